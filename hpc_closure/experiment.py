@@ -1,0 +1,419 @@
+"""The schema of an experiment, and what its stages' hashes cover.
+
+Every field carries its description, unit and range here, once; ``hpc-closure config show --doc``
+prints them. What an experiment *is* lives in ``physics generate model train rollout evaluate``;
+how it is run lives in ``cluster`` and is part of no hash.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+EvenGrid = Annotated[int, Field(ge=8, le=65536, multiple_of=2)]
+
+
+# how a training is run, not what it learns
+TRANSIENT_TRAIN = ("engine", "zero_stage", "accumulate", "validate_every", "checkpoint_every")
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of plain data, independent of key order."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
+
+
+def _check_steps(key: str, time: float, step: float) -> None:
+    ratio = time / step
+    if abs(ratio - round(ratio)) > 1e-6 * max(1.0, abs(ratio)):
+        raise ValueError(
+            f"{key}={time:g} is not a multiple of {step:g}; nearest: {round(ratio) * step:g}"
+        )
+
+
+def seconds(text: str) -> float:
+    """``"3h50m"``, ``"90m"``, ``"45s"``, ``"1d"`` or plain seconds, in seconds."""
+    match = re.fullmatch(
+        r"\s*(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+)s?)?\s*", str(text)
+    )
+    if not match or not any(match.groups()):
+        raise ValueError(f"{text!r} is not a duration; write for example 45s, 90m, 3h50m or 1d")
+    days, hours, minutes, secs = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + secs)
+
+
+class Section(BaseModel):
+    """Strict: unknown keys and wrong types are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Forcing(Section):
+    kind: Literal["none", "published", "kolmogorov", "ring"] = Field(
+        "published",
+        description="steady forcing of the vorticity; published = 0.1 (sin + cos)(2 pi (x + y))",
+    )
+    amplitude: Finite = Field(0.1, description="amplitude, 1/time^2")
+    wavenumber: Count = Field(4, description="integer wavenumber of kolmogorov and ring forcing")
+
+
+class Noise(Section):
+    kind: Literal["none", "q_wiener", "ring", "ornstein_uhlenbeck"] = Field(
+        "q_wiener", description="stochastic forcing; q_wiener is the published one"
+    )
+    amplitude: NonNegative = Field(
+        5e-5, description="beta of q_wiener; rms rate of ornstein_uhlenbeck"
+    )
+    draws: Count = Field(
+        10, description="q_wiener: the law is that of this many summed draws (one is drawn)"
+    )
+    correlation: Positive = Field(
+        5e-3, description="q_wiener: a in the spectrum exp(-a |2 pi k|^2)"
+    )
+    wavenumber: Positive = Field(
+        8.0, description="ring, ornstein_uhlenbeck: centre, integer wavenumbers"
+    )
+    bandwidth: Positive = Field(
+        2.0, description="ring, ornstein_uhlenbeck: full width, integer wavenumbers"
+    )
+    injection_rate: NonNegative = Field(1e-3, description="ring: exact mean energy injection rate")
+    correlation_time: Positive = Field(0.1, description="ornstein_uhlenbeck: memory, time units")
+
+
+class Initial(Section):
+    kind: Literal["gaussian_random_field"] = "gaussian_random_field"
+    alpha: Positive = Field(2.5, description="mode weights (4 pi^2 k^2 + tau^2)^(-alpha/2)")
+    tau: Positive = Field(7.0, description="inverse length of the initial law")
+
+
+class Physics(Section):
+    """The full system dv/dt = M(v)."""
+
+    equation: Literal["vorticity2d", "kuramoto_sivashinsky1d"] = "vorticity2d"
+    length: Positive = Field(1.0, description="side of the periodic box")
+    viscosity: NonNegative = Field(1e-3, description="nu, length^2/time")
+    hyperviscosity: NonNegative = Field(0.0, description="coefficient of (-Lap)^order")
+    hyperviscosity_order: Annotated[int, Field(ge=2, le=8)] = 4
+    drag: NonNegative = Field(0.0, description="linear drag, 1/time")
+    beta_plane: Finite = Field(0.0, description="gradient of the planetary vorticity")
+    forcing: Forcing = Forcing()
+    noise: Noise = Noise()
+    initial: Initial = Initial()
+
+
+class Record(Section):
+    start: NonNegative = Field(20.0, description="time of the first snapshot")
+    every: Positive = Field(0.1, description="time between snapshots; a multiple of dt")
+    grid: EvenGrid | None = Field(
+        None, description="grid of the stored fields; none = the grid of the DNS"
+    )
+    precision: Literal["float32", "float64"] = "float32"
+
+
+class Generate(Section):
+    """The DNS ensemble and the closure target taken from it."""
+
+    grid: EvenGrid = 64
+    members: Annotated[int, Field(ge=1, le=10_000_000)] = Field(100, description="trajectories")
+    dt: Positive = Field(1e-3, description="time step")
+    scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3"] = "cn_euler"
+    form: Literal["advective", "flux", "basdevant", "packed"] = Field(
+        "basdevant", description="algebraic form of the nonlinear term"
+    )
+    precision: Literal["float32", "float64"] = Field("float64", description="of the computation")
+    t_end: Positive = 40.0
+    record: Record = Record()
+    closure: Literal["diffusion", "convection", "subgrid"] = Field(
+        "diffusion",
+        description="what the reduced solver lacks: the published G, H, or the unresolved scales",
+    )
+    interval: Count = Field(1, description="solver steps that one closure target stands for")
+
+
+class Conditions(Section):
+    sensors: Literal["none", "optional", "required"] = Field(
+        "optional", description="point values of the true closure as a condition"
+    )
+    history: Annotated[int, Field(ge=0, le=8)] = Field(
+        0, description="earlier states used as conditions"
+    )
+    physics: bool = Field(
+        False, description="grant the known term as an input (declared in every table)"
+    )
+
+
+class Model(Section):
+    preset: Literal["default", "paper"] = "default"
+    conditions: Conditions = Conditions()
+    modes: Annotated[int, Field(ge=2, le=256)] | None = Field(
+        None, description="kept modes per side; none = preset"
+    )
+    width: Annotated[int, Field(ge=4, le=1024)] | None = Field(
+        None, description="channels; none = preset"
+    )
+    layers: Annotated[int, Field(ge=1, le=32)] | None = None
+
+
+class Train(Section):
+    """Batches are global: the processes share them."""
+
+    grid: EvenGrid | None = Field(
+        None, description="train on fields strided to this grid; none = stored grid"
+    )
+    window: tuple[float, float] | None = Field(
+        None, description="train on snapshots in [from, to]; none = all"
+    )
+    split: tuple[NonNegative, NonNegative, NonNegative] = Field(
+        (0.8, 0.1, 0.1),
+        description="shares of train, valid, test by trajectory; stable under growth",
+    )
+    steps: Count = 20000
+    batch: Count = Field(80, description="global batch")
+    lr: Positive = 1e-3
+    schedule: Literal["constant", "cosine", "published"] = "cosine"
+    weight_decay: NonNegative = 0.0
+    clip: NonNegative = Field(1.0, description="gradient norm; 0 = off")
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    engine: Literal["auto", "deepspeed", "torch"] = "auto"
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: Count = 1
+    validate_every: Count = 500
+    checkpoint_every: Count = 500
+    patience: Annotated[int, Field(ge=0)] = Field(
+        0, description="early stop after this many validations; 0 = off"
+    )
+
+
+class Sampler(Section):
+    method: Literal["preset", "euler", "ancestral", "heun", "dpmpp_2m", "midpoint", "one_pass"] = (
+        "preset"
+    )
+    evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="none = the model's own"
+    )
+
+
+class SensorLayout(Section):
+    layout: Literal["regular", "scattered"] = "regular"
+    number: Count = Field(16, description="regular: per side; scattered: in all")
+    noise: NonNegative = Field(
+        0.0, description="standard deviation of the sensor error / rms of the closure"
+    )
+
+
+class Rollout(Section):
+    """The closure-coupled ensemble, started from test trajectories."""
+
+    members: Annotated[int, Field(ge=1, le=10_000_000)] = 20
+    cases: Count = Field(1, description="test trajectories to start from")
+    t_start: NonNegative = 30.0
+    t_end: Positive = 50.0
+    every: Positive = Field(1.0, description="time between stored states; a multiple of dt")
+    interval: Count = Field(5, description="solver steps between closure calls")
+    sampler: Sampler = Sampler()
+    sensors: SensorLayout | None = None
+    references: tuple[Literal["none", "oracle"], ...] = Field(
+        ("none", "oracle"), description="ensembles run beside the model's"
+    )
+
+
+class Evaluate(Section):
+    lead_times: tuple[Positive, ...] = (5.0, 10.0, 15.0, 20.0)
+    grids: tuple[EvenGrid, ...] | None = Field(
+        None, description="grids scored (strided data); none = training grid"
+    )
+    sensors: tuple[SensorLayout, ...] = Field((), description="layouts scored beside 'no sensors'")
+    samples: Count = Field(200, description="held-out snapshots scored")
+    members: Annotated[int, Field(ge=2)] = Field(32, description="closure samples per snapshot")
+    sampler: Sampler = Sampler()
+    seed: int = 0
+
+
+class Cluster(Section):
+    """How, never what: part of no hash (docs/design.md says what equal means)."""
+
+    members_per_block: Count = 20
+    domain_ranks: Count = Field(1, description="MPI ranks that share one field")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="CPU threads per process; 0 = decide"
+    )
+    checkpoint_every: Positive = Field(60.0, description="seconds between restart files of a unit")
+    stale_after: Positive = Field(
+        600.0, description="seconds after which a silent claim may be taken over"
+    )
+    max_attempts: Count = 3
+    executor: Literal["inline", "local", "slurm"] = "inline"
+    profile: str | None = Field(
+        None, description="site profile: a name in slurm/profiles or a path"
+    )
+    walltime: str = Field("1h", description="per task, e.g. 90m, 3h50m")
+    signal_lead: str = Field("5m", description="warning before the wall-time limit")
+    throttle: Count = Field(64, description="array tasks that run at once")
+    max_requeues: Annotated[int, Field(ge=0)] = 20
+    units_per_task: Count = Field(1, description="blocks that one array task works through")
+    devices_per_task: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _times(self):
+        lead, wall = seconds(self.signal_lead), seconds(self.walltime)
+        if lead > max(600.0, 0.2 * wall):
+            raise ValueError(
+                f"signal_lead={self.signal_lead} is longer than max(10m, 20 % of walltime={self.walltime}); "
+                "submitit would take the signal for a preemption: shorten it"
+            )
+        return self
+
+
+class Experiment(Section):
+    base: str | None = Field(None, description="preset that this file starts from")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "experiment"
+    root: str = Field("runs", description="folder of runs; environment variables are expanded")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    physics: Physics = Physics()
+    generate: Generate = Generate()
+    model: Model = Model()
+    train: Train = Train()
+    rollout: Rollout = Rollout()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+
+    @property
+    def folder(self) -> Path:
+        return Path(os.path.expandvars(os.path.expanduser(self.root))) / self.name
+
+    @property
+    def data_grid(self) -> int:
+        return self.generate.record.grid or self.generate.grid
+
+    @property
+    def train_grid(self) -> int:
+        return self.train.grid or self.data_grid
+
+    @property
+    def score_grids(self) -> tuple[int, ...]:
+        return self.evaluate.grids or (self.train_grid,)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        generate, rollout, train = self.generate, self.rollout, self.train
+        _check_steps("generate.t_end", generate.t_end, generate.dt)
+        _check_steps("generate.record.start", generate.record.start, generate.dt)
+        _check_steps("generate.record.every", generate.record.every, generate.dt)
+        _check_steps("rollout.every", rollout.every, generate.dt)
+        _check_steps("rollout.t_start", rollout.t_start, generate.dt)
+        if generate.record.start > generate.t_end:
+            raise ValueError(
+                f"generate.record.start={generate.record.start} is after generate.t_end={generate.t_end}: "
+                "nothing would be stored"
+            )
+        for key, grid, of in [
+            ("generate.record.grid", self.data_grid, generate.grid),
+            ("train.grid", self.train_grid, self.data_grid),
+            *[("evaluate.grids", grid, self.data_grid) for grid in self.score_grids],
+        ]:
+            if of % grid:
+                raise ValueError(f"{key}={grid} does not divide {of}, the grid it is taken from")
+        if generate.closure == "subgrid" and self.data_grid == generate.grid:
+            raise ValueError(
+                "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
+                f"{generate.grid}: the reduced solver runs on the stored grid"
+            )
+        if generate.form == "packed" and self.cluster.domain_ranks > 1:
+            raise ValueError(
+                "generate.form=packed needs mode -k beside k, so one rank per member: set "
+                "cluster.domain_ranks=1 or generate.form=basdevant"
+            )
+        if self.cluster.domain_ranks > generate.grid // 3:
+            raise ValueError(
+                f"cluster.domain_ranks={self.cluster.domain_ranks} is more than the retained rows of a "
+                f"{generate.grid}^2 field can feed; at most {generate.grid // 3}"
+            )
+        if abs(sum(train.split) - 1) > 1e-6:
+            raise ValueError(
+                f"train.split={list(train.split)} sums to {sum(train.split):g}, expected 1"
+            )
+        if (
+            train.window
+            and not generate.record.start <= train.window[0] < train.window[1] <= generate.t_end
+        ):
+            raise ValueError(
+                f"train.window={list(train.window)} must lie in [record.start, t_end] = "
+                f"[{generate.record.start:g}, {generate.t_end:g}]"
+            )
+        if rollout.t_end <= rollout.t_start:
+            raise ValueError(
+                f"rollout.t_end={rollout.t_end} must be after rollout.t_start={rollout.t_start}"
+            )
+        if not generate.record.start <= rollout.t_start <= generate.t_end:
+            raise ValueError(
+                f"rollout.t_start={rollout.t_start} must be a stored time of generate, in "
+                f"[{generate.record.start:g}, {generate.t_end:g}]"
+            )
+        _check_steps(
+            "rollout.t_start", rollout.t_start - generate.record.start, generate.record.every
+        )
+        horizon = rollout.t_end - rollout.t_start
+        for lead in self.evaluate.lead_times:
+            if lead > horizon + 1e-9:
+                raise ValueError(
+                    f"evaluate.lead_times: {lead:g} is beyond the horizon {horizon:g} of rollout"
+                )
+            _check_steps("evaluate.lead_times", lead, rollout.every)
+        if rollout.sensors and self.model.conditions.sensors == "none":
+            raise ValueError(
+                "rollout.sensors is set but model.conditions.sensors=none: set it to optional"
+            )
+        if self.evaluate.sensors and self.model.conditions.sensors == "none":
+            raise ValueError(
+                "evaluate.sensors is set but model.conditions.sensors=none: set it to optional"
+            )
+        if self.model.modes and 2 * self.model.modes > self.train_grid:
+            raise ValueError(
+                f"model.modes={self.model.modes} needs a grid of at least {2 * self.model.modes}, "
+                f"train.grid is {self.train_grid}"
+            )
+        if generate.closure == "subgrid" and (rollout.sensors or self.evaluate.sensors):
+            raise ValueError(
+                "closure subgrid has no sensors: remove rollout.sensors and evaluate.sensors"
+            )
+        return self
+
+    def stage_settings(self, stage: str) -> dict:
+        """What decides the product of ``stage``; each stage includes the stage that it reads."""
+        plain = self.model_dump(mode="json")
+        generate = {
+            key: value
+            for key, value in plain["generate"].items()
+            if key not in ("members", "t_end")
+        }
+        settings = {"seed": plain["seed"], "physics": plain["physics"], "generate": generate}
+        if stage == "generate":
+            return settings
+        train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
+        settings.update(model=plain["model"], train=train, members=plain["generate"]["members"])
+        if stage == "train":
+            return settings
+        rollout = {
+            key: value
+            for key, value in plain["rollout"].items()
+            if key not in ("members", "t_end", "references")
+        }
+        if stage == "rollout":
+            return {**settings, "rollout": rollout}
+        if stage == "evaluate":
+            return {**settings, "rollout": plain["rollout"], "evaluate": plain["evaluate"]}
+        raise ValueError(f"unknown stage {stage!r}")
+
+    def stage_hash(self, stage: str) -> str:
+        return sha256_json(self.stage_settings(stage))
