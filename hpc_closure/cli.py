@@ -1,0 +1,318 @@
+"""The command line: four verbs that run an experiment in order, and their helpers.
+
+Only the parser lives here. Each verb imports what it needs when it runs, so that ``--help`` and
+shell completion answer at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    name="hpc-closure",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Learn a stochastic closure from DNS ensembles and use it in large coupled ensembles.
+
+    One YAML file describes an experiment; four verbs run it in order, each reading the folder that
+    the previous one filled:
+
+        hpc-closure generate  experiment.yaml    MPI DNS ensemble               RUN/data
+        hpc-closure train     experiment.yaml    score-based closure model      RUN/train
+        hpc-closure rollout   experiment.yaml    closure-coupled ensemble       RUN/rollout
+        hpc-closure evaluate  experiment.yaml    scores, figures, report        RUN/evaluate
+
+    The same command again does only what is missing. Exit codes: 0 done, 1 error, 2 bad config or
+    usage, 3 some units failed, 75 stopped early (run it again).""",
+)
+config_app = typer.Typer(
+    no_args_is_help=True, help="List, show, check, compare and copy experiment files."
+)
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Measure on this machine: every claim of the docs can be repeated."
+)
+
+
+def _complete_experiment(incomplete: str) -> list[str]:
+    shipped = Path(__file__).parent / "configs"
+    names = [path.stem for path in shipped.glob("*.yaml")]
+    names += [str(path) for path in Path(".").glob("*.y*ml")]
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+Experiment = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="An experiment file, or the name of a shipped preset (`config list`).",
+        autocompletion=_complete_experiment,
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    Optional[list[str]],
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, for example train.lr=3e-4."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved plan and its cost; write nothing.")
+]
+MaxElapsed = Annotated[
+    Optional[str],
+    typer.Option(help="Stop cleanly (exit 75) after this long, e.g. 3h50m.", metavar="TIME"),
+]
+Redo = Annotated[bool, typer.Option("--redo", help="Delete this stage's products first; asks.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Answer yes to questions.")]
+Parts = Annotated[
+    Optional[str],
+    typer.Option(help="Work on part I of N of the units (1-based), e.g. 2/8.", metavar="I/N"),
+]
+Members = Annotated[
+    Optional[str], typer.Option(help="Only these members, e.g. 0-31 or 4,7,9.", metavar="LIST")
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try failed units again.")]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings and errors only.")]
+
+
+def _experiment(name: str, overrides: list[str] | None):
+    from hpc_closure import config
+
+    try:
+        return config.load(name, overrides)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+class UsageError(Exception):
+    """Bad config or usage: one line, exit code 2."""
+
+
+@app.command()
+def generate(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    members: Members = None,
+    parts: Parts = None,
+    retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
+    max_elapsed: MaxElapsed = None,
+    redo: Redo = False,
+    yes: Yes = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+):
+    """Make the DNS ensemble and its closure targets: RUN/data.
+
+    Under MPI (`mpirun -n 4 hpc-closure generate x.yaml`) the members are shared among the ranks;
+    with cluster.domain_ranks=k each field is split over k ranks. The numbers are the same.
+    """
+    from hpc_closure.commands import generate as verb
+
+    _finish(
+        verb.run,
+        _experiment(experiment, overrides),
+        members=members,
+        parts=parts,
+        retry_failed=retry_failed,
+        dry_run=dry_run,
+        max_elapsed=max_elapsed,
+        redo=redo,
+        yes=yes,
+        verbosity=verbose - quiet,
+    )
+
+
+@app.command()
+def train(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    max_elapsed: MaxElapsed = None,
+    redo: Redo = False,
+    yes: Yes = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+):
+    """Fit the closure model to the data: RUN/train/model.safetensors.
+
+    One process or many (`launch/train -n 4 x.yaml`); DeepSpeed when installed, plain torch
+    otherwise. Resumes from the newest whole checkpoint.
+    """
+    from hpc_closure.commands import train as verb
+
+    _finish(
+        verb.run,
+        _experiment(experiment, overrides),
+        dry_run=dry_run,
+        max_elapsed=max_elapsed,
+        redo=redo,
+        yes=yes,
+        verbosity=verbose - quiet,
+    )
+
+
+@app.command()
+def rollout(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    executor: Annotated[
+        Optional[str],
+        typer.Option(help="inline, local (submitit on this machine) or slurm.", metavar="WHERE"),
+    ] = None,
+    members: Members = None,
+    parts: Parts = None,
+    retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
+    max_elapsed: MaxElapsed = None,
+    redo: Redo = False,
+    yes: Yes = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+):
+    """Run the closure inside the solver, many members at once: RUN/rollout.
+
+    With --executor slurm the missing units go to the queue through submitit and the command
+    returns; run it again whenever something was lost.
+    """
+    from hpc_closure.commands import rollout as verb
+
+    overrides = [*(overrides or []), *([f"cluster.executor={executor}"] if executor else [])]
+    _finish(
+        verb.run,
+        _experiment(experiment, overrides),
+        members=members,
+        parts=parts,
+        retry_failed=retry_failed,
+        dry_run=dry_run,
+        max_elapsed=max_elapsed,
+        redo=redo,
+        yes=yes,
+        source=experiment,
+        overrides=overrides,
+        verbosity=verbose - quiet,
+    )
+
+
+@app.command()
+def evaluate(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score what there is; the report says so.")
+    ] = False,
+    dry_run: DryRun = False,
+    max_elapsed: MaxElapsed = None,
+    redo: Redo = False,
+    yes: Yes = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+):
+    """Score the closure beside exact laws and baselines: RUN/evaluate/report.html."""
+    from hpc_closure.commands import evaluate as verb
+
+    _finish(
+        verb.run,
+        _experiment(experiment, overrides),
+        partial=partial,
+        dry_run=dry_run,
+        max_elapsed=max_elapsed,
+        redo=redo,
+        yes=yes,
+        verbosity=verbose - quiet,
+    )
+
+
+@app.command()
+def status(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="List the failures.")] = False,
+    watch: Annotated[
+        Optional[float],
+        typer.Option(help="Repeat every SECONDS (at least 30 on a cluster).", metavar="SECONDS"),
+    ] = None,
+):
+    """Say what is done, running, queued, failed and missing, and the command to go on."""
+    from hpc_closure.commands import status as verb
+
+    _finish(
+        verb.run,
+        _experiment(experiment, overrides),
+        source=experiment,
+        overrides=overrides or [],
+        json=json,
+        failed=failed,
+        watch=watch,
+    )
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A data file, model, checkpoint or run folder.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Read every value.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+):
+    """Show what a product holds: header, shapes, statistics, certificate, provenance."""
+    from hpc_closure.commands import inspect as verb
+
+    _finish(verb.run, path, deep=deep, json=json)
+
+
+@config_app.command("list")
+def config_list():
+    """Name the shipped presets."""
+    from hpc_closure.commands import config as verb
+
+    _finish(verb.list_presets)
+
+
+@config_app.command("show")
+def config_show(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    doc: Annotated[bool, typer.Option("--doc", help="With descriptions and ranges.")] = False,
+):
+    """Print the resolved experiment."""
+    from hpc_closure.commands import config as verb
+
+    _finish(verb.show, _experiment(experiment, overrides), doc=doc)
+
+
+@config_app.command("check")
+def config_check(experiment: Experiment, overrides: Overrides = None):
+    """Check an experiment file; silence and exit code 0 when it is right."""
+    from hpc_closure.commands import config as verb
+
+    _finish(verb.check, _experiment(experiment, overrides), experiment)
+
+
+@config_app.command("diff")
+def config_diff(one: Experiment, other: Experiment):
+    """Print the keys in which two experiments differ."""
+    from hpc_closure.commands import config as verb
+
+    _finish(verb.diff, _experiment(one, None), _experiment(other, None))
+
+
+@config_app.command("copy")
+def config_copy(
+    preset: Experiment,
+    target: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
+):
+    """Write a preset to a file of your own, comments included."""
+    from hpc_closure.commands import config as verb
+
+    _finish(verb.copy, preset, target)
+
+
+app.add_typer(config_app, name="config")
+app.add_typer(bench_app, name="bench")
+
+
+def _finish(verb, *args, **options) -> None:
+    code = verb(*args, **options)
+    if code:
+        raise typer.Exit(code)

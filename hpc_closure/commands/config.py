@@ -1,0 +1,65 @@
+"""``hpc-closure config``: list, show, check, diff and copy experiment files."""
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from hpc_closure import config
+from hpc_closure.experiment import Experiment
+
+
+def list_presets() -> int:
+    for name in config.presets():
+        text, _ = config.read_source(name)
+        comment = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
+        print(f"{name:20s} {' '.join(comment)}")
+    return 0
+
+
+def show(experiment: Experiment, doc: bool = False) -> int:
+    if doc:
+        print("\n".join(describe(experiment)))
+    else:
+        print(config.dump(experiment), end="")
+    return 0
+
+
+def describe(section: BaseModel, prefix: str = "") -> list[str]:
+    """One line per key: its value, type and description."""
+    lines = []
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            lines += ["", f"# {key}  {(type(value).__doc__ or '').strip().splitlines()[0:1] or ''}"]
+            lines[-1] = lines[-1].replace("['", "").replace("']", "").rstrip()
+            lines += describe(value, f"{key}.")
+        else:
+            text = field.description or ""
+            lines.append(f"{key} = {value!r:<12}" + (f"  # {text}" if text else ""))
+    return lines
+
+
+def check(experiment: Experiment, source: str) -> int:
+    hashes = {stage: experiment.stage_hash(stage)[:10] for stage in ("generate", "train", "rollout")}
+    print(f"{source}: right. run folder {experiment.folder}; hashes {hashes}")
+    return 0
+
+
+def diff(one: Experiment, other: Experiment) -> int:
+    rows = config.differences(one.model_dump(mode="json"), other.model_dump(mode="json"))
+    for key, left, right in rows:
+        if key != "base":
+            print(f"{key}: {left} -> {right}")
+    return 0
+
+
+def copy(preset: str, target: Path) -> int:
+    text, source = config.read_source(preset)
+    if target.exists():
+        raise ValueError(f"{target}: exists already; choose another name")
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RuntimeError(f"{target}: cannot be written ({error.strerror})") from None
+    print(f"{target}: copied from {source}")
+    return 0

@@ -1,0 +1,296 @@
+"""Trajectories on disk: The Well's HDF5 layout, one file per block of members.
+
+::
+
+    /                    attributes: dataset_name, grid_type, n_spatial_dims, n_trajectories,
+                         simulation_parameters, members, stage_hash, recipe, provenance, complete
+    /dimensions          time (T,), x (n,), y (n,)
+    /boundary_conditions x_periodic, y_periodic
+    /scalars             one (B, T) series per diagnostic
+    /t0_fields           vorticity, closure: (B, T, n, n)
+    /restart             what the solver needs to go on from the last stored time
+
+Storage is contiguous and allocated when the file is made. Writing a snapshot then moves raw bytes
+only and never the file's structure, so a file whose writer was killed still opens, and is continued
+from its last restart point.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpc_closure.files import open_hdf5
+
+LAYOUT_VERSION = 1
+FIELDS = ("vorticity", "closure")
+
+
+class BlockWriter:
+    """Writes the block file of ``members`` snapshot by snapshot.
+
+    Args:
+        path: the unfinished file (``*.part``); an existing one is continued when it holds the same
+            members, times, grid and fields, else made anew.
+        members: global member indices, one trajectory each.
+        times: stored times, (T,).
+        grid: points per side.
+        attributes: plain values for the root (strings, numbers, lists of them).
+        series: names of the (B, T) diagnostics.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        members: Sequence[int],
+        times: np.ndarray,
+        grid: int,
+        attributes: dict,
+        *,
+        fields: Sequence[str] = FIELDS,
+        series: Sequence[str] = (),
+        precision: str = "float32",
+    ):
+        self.path = Path(path)
+        shape = (len(members), len(times), grid, grid)
+        self.file = self._continue(shape, members, times, fields, series)
+        if self.file is None:
+            length = float(attributes.get("length", 1.0))
+            self.file = open_hdf5(self.path, "w")
+            self._header(members, times, grid, length, attributes)
+            self._allocate("t0_fields", fields, shape, precision)
+            self._allocate("scalars", series, shape[:2], "float64")
+            self.file.flush()
+
+    def _continue(self, shape, members, times, fields, series):
+        if not self.path.exists():
+            return None
+        try:
+            file = h5py.File(self.path, "r+")
+        except OSError:
+            return None
+        try:
+            same = (
+                list(file.attrs["members"]) == list(members)
+                and np.array_equal(file["dimensions/time"][:], times)
+                and list(file["t0_fields"]) == sorted(fields)
+                and list(file["scalars"]) == sorted(series)
+                and all(dataset.shape == shape for dataset in file["t0_fields"].values())
+            )
+        except KeyError:
+            same = False
+        if same:
+            return file
+        file.close()
+        return None
+
+    def _header(self, members, times, grid, length, attributes):
+        root = self.file
+        plain = {key: value for key, value in attributes.items() if value is not None}
+        numbers = sorted(key for key, value in plain.items() if isinstance(value, (int, float)))
+        root.attrs["layout_version"] = LAYOUT_VERSION
+        root.attrs["grid_type"] = "cartesian"
+        root.attrs["n_spatial_dims"] = 2
+        root.attrs["n_trajectories"] = len(members)
+        root.attrs["members"] = np.asarray(members, dtype=np.int64)
+        root.attrs["simulation_parameters"] = numbers
+        for key, value in plain.items():
+            root.attrs[key] = value
+        points = np.arange(grid) * (length / grid)
+        dimensions = root.create_group("dimensions")
+        dimensions.attrs["spatial_dims"] = ["x", "y"]
+        for name, values in (("time", times), ("x", points), ("y", points)):
+            dataset = dimensions.create_dataset(name, data=np.asarray(values, dtype=np.float64))
+            dataset.attrs["sample_varying"] = False
+            dataset.attrs["time_varying"] = False
+        for axis in ("x", "y"):
+            boundary = root.create_group(f"boundary_conditions/{axis}_periodic")
+            boundary.attrs["associated_dims"] = [axis]
+            boundary.attrs["associated_fields"] = []
+            boundary.attrs["bc_type"] = "periodic"
+            boundary.attrs["sample_varying"] = False
+            boundary.attrs["time_varying"] = False
+            ends = np.zeros(grid, dtype=bool)
+            ends[[0, -1]] = True
+            boundary["mask"] = ends
+        for rank in (1, 2):
+            root.create_group(f"t{rank}_fields").attrs["field_names"] = np.array([], dtype="S1")
+
+    def _allocate(self, group, names, shape, dtype):
+        holder = self.file.create_group(group)
+        holder.attrs["field_names"] = list(names)
+        for name in names:
+            creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            creation.set_layout(h5py.h5d.CONTIGUOUS)
+            creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            low = h5py.h5d.create(
+                holder.id,
+                name.encode(),
+                h5py.h5t.py_create(np.dtype(dtype)),
+                h5py.h5s.create_simple(shape),
+                creation,
+            )
+            dataset = h5py.Dataset(low)
+            dataset.attrs["sample_varying"] = True
+            dataset.attrs["time_varying"] = True
+            if len(shape) == 4:
+                dataset.attrs["dim_varying"] = [True, True]
+
+    def write(self, index: int, fields: dict, series: dict | None = None) -> None:
+        """Store snapshot ``index``: fields of shape (B, n, n) and series of shape (B,)."""
+        for name, values in fields.items():
+            self.file["t0_fields"][name][:, index] = values
+        for name, values in (series or {}).items():
+            self.file["scalars"][name][:, index] = values
+
+    def copy_from(self, other: Path, count: int) -> None:
+        """Take the first ``count`` snapshots from a shorter file of the same members."""
+        with open_hdf5(other, "r") as source:
+            for group in ("t0_fields", "scalars"):
+                for name, dataset in self.file[group].items():
+                    dataset[:, :count] = source[group][name][:, :count]
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def finish(self, restart: dict | None = None, attributes: dict | None = None) -> None:
+        """Add restart arrays and last attributes, mark the file complete and close it."""
+        if "restart" in self.file:
+            del self.file["restart"]
+        group = self.file.create_group("restart")
+        for name, value in (restart or {}).items():
+            group[name] = value
+        for key, value in (attributes or {}).items():
+            self.file.attrs[key] = value
+        self.file.attrs["complete"] = 1
+        self.file.close()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def validate_block(path: Path, members: Sequence[int] | None = None) -> None:
+    """Check that a finished block can be used. Raises ValueError with the reason, in one line."""
+    with open_hdf5(path, "r") as file:
+        if file.attrs.get("complete") != 1:
+            raise ValueError(f"{path}: not complete; run the same command again")
+        if members is not None and list(file.attrs["members"]) != list(members):
+            raise ValueError(
+                f"{path}: holds members {list(file.attrs['members'])[:4]}..., "
+                f"expected {list(members)[:4]}..."
+            )
+        for name, dataset in file["t0_fields"].items():
+            for row in range(dataset.shape[0]):
+                if not np.isfinite(dataset[row]).all():
+                    member = file.attrs["members"][row]
+                    raise ValueError(f"{path}: member {member}: {name} has non-finite values")
+
+
+class DataSet:
+    """The trajectories of a folder of block files, read lazily.
+
+    Attributes:
+        members: sorted global member indices.
+        times: stored times common to all blocks, (T,).
+        grid: points per side of the stored fields.
+        recipe: plain dict of the physics and numerics that made them.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self._rows: dict[int, tuple[Path, int]] = {}
+        self._open: dict[Path, h5py.File] = {}
+        paths = sorted(self.folder.glob("*.h5"))
+        if not paths:
+            raise ValueError(f"{self.folder}: no data files; run `hpc-closure generate` first")
+        times = None
+        for path in paths:
+            file = self._file(path)
+            if file.attrs.get("complete") != 1:
+                raise ValueError(f"{path}: not complete; run `hpc-closure generate` again")
+            stored = file["dimensions/time"][:]
+            times = stored if times is None or len(stored) < len(times) else times
+            for row, member in enumerate(file.attrs["members"]):
+                self._rows[int(member)] = (path, row)
+            first = file if path == paths[0] else first  # noqa: F821
+        self.members = sorted(self._rows)
+        self.times = times
+        self.grid = first["t0_fields/vorticity"].shape[-1]
+        self.recipe = json.loads(first.attrs["recipe"])
+        self.attributes = {key: first.attrs[key] for key in first.attrs}
+
+    def _file(self, path: Path) -> h5py.File:
+        if path not in self._open:
+            if len(self._open) > 64:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[path] = open_hdf5(path, "r")
+        return self._open[path]
+
+    def series(self, member: int, name: str) -> np.ndarray:
+        """Diagnostic ``name`` of one trajectory, (T,)."""
+        path, row = self._rows[member]
+        return self._file(path)["scalars"][name][row, : len(self.times)]
+
+    def read(
+        self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
+    ) -> np.ndarray:
+        """Field of one trajectory at time ``index``: (n, n), or (t, n, n) for a slice.
+
+        ``grid`` smaller than the stored one takes every other point (strided, as published).
+        """
+        path, row = self._rows[member]
+        values = self._file(path)["t0_fields"][field][row, index]
+        stride = self.grid // (grid or self.grid)
+        return values[..., ::stride, ::stride]
+
+    def time_index(self, time: float) -> int:
+        """Index of a stored time. Raises ValueError when it was not stored."""
+        index = int(np.argmin(np.abs(self.times - time)))
+        if abs(self.times[index] - time) > 1e-6 * max(1.0, abs(time)):
+            raise ValueError(
+                f"{self.folder}: time {time:g} is not stored; "
+                f"stored are {self.times[0]:g} to {self.times[-1]:g}, {len(self.times)} times"
+            )
+        return index
+
+    def window(self, start: float, stop: float) -> range:
+        """Indices of the stored times in [start, stop]."""
+        inside = np.flatnonzero((self.times >= start - 1e-9) & (self.times <= stop + 1e-9))
+        return range(int(inside[0]), int(inside[-1]) + 1) if len(inside) else range(0)
+
+    def blocks(
+        self, members: Sequence[int], indices: range, grid: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield (member, state (t, n, n), closure (t, n, n)) trajectory by trajectory."""
+        chosen = slice(indices.start, indices.stop)
+        for member in members:
+            state = self.read(member, chosen, "vorticity", grid)
+            yield member, state, self.read(member, chosen, "closure", grid)
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+
+def split_members(members: Sequence[int], shares: Sequence[float]) -> dict[str, list[int]]:
+    """Trajectories of train, valid and test.
+
+    Member ``i`` joins a held-out part whenever the cumulated share passes a whole number at ``i``,
+    so an ensemble that grows keeps every earlier member where it was.
+    """
+    _, valid, test = shares
+    parts: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
+    for member in members:
+        tests = int((member + 1) * test + 1e-9) - int(member * test + 1e-9)
+        held = int((member + 1) * (test + valid) + 1e-9) - int(member * (test + valid) + 1e-9)
+        if tests:
+            parts["test"].append(member)
+        elif held:
+            parts["valid"].append(member)
+        else:
+            parts["train"].append(member)
+    return parts
