@@ -1,0 +1,584 @@
+"""Work units: blocks of consecutive members, one file each, shared by any number of processes.
+
+A unit is *done* when its validated file has its final name and holds what is asked for, *running*
+when somebody keeps a fresh claim on it, *queued* when the scheduler lists it, *failed* when its
+last attempt left an error file, else *missing*; tested in this order. Only files are kept:
+
+    RUN/.units/<stage>/000000-000019.claim   who computes it, touched now and then
+    RUN/.units/<stage>/000000-000019.error   last failure: trace, attempt, host, job, log
+    RUN/.units/<stage>/manifest.jsonl        cache of product headers, by (name, size, mtime)
+
+Doneness is decided per member, so more members, a longer horizon or another block size compute
+only what is missing.
+
+    ledger = Ledger(run, "generate", recipe=problem.member_hash(), holds={"t_end": 40.0})
+    units = ledger.plan(range(100), per_block=20)
+    outcome = work(ledger, units, run_unit, stop=stop, world=world, groups=groups)
+"""
+
+import contextlib
+import json
+import os
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from . import claims, files, log, provenance
+from .parallel import Groups, World
+from .run import Run
+from .stop import Stop, Stopped
+
+STATES = ("done", "running", "queued", "failed", "missing")
+_BLOCK = re.compile(r"block_(\d{6,})-(\d{6,})\.h5")
+_NAME = re.compile(r"(\d{6,})-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Consecutive members that are computed together.
+
+    Attributes:
+        index: position in the plan.
+        members: member indices.
+        extends: a product of these members exists but ends too early (or lacks an output); the
+            new one replaces it.
+    """
+
+    index: int
+    members: tuple[int, ...]
+    extends: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.members[0]:06d}-{self.members[-1]:06d}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def parse(name: str) -> tuple[int, int]:
+    """First and last member of a unit name."""
+    found = _NAME.fullmatch(name)
+    if not found:
+        raise ValueError(f"unit {name!r}: expected FIRST-LAST with six digits each")
+    return int(found.group(1)), int(found.group(2))
+
+
+def plan(members: int | Iterable[int], per_block: int) -> list[Unit]:
+    """Blocks of ``per_block`` members, aligned to multiples of it.
+
+    The alignment makes a block the same whichever other members are asked for.
+
+    Args:
+        members: their number, or which.
+        per_block: ``cluster.members_per_block``.
+
+    Raises:
+        ValueError: no members, or a size below 1.
+    """
+    wanted = sorted(set(range(members) if isinstance(members, int) else members))
+    if not wanted or wanted[0] < 0:
+        raise ValueError(f"members={members!r}: expected at least one member, none negative")
+    if per_block < 1:
+        raise ValueError(f"cluster.members_per_block={per_block}: expected at least 1")
+    return [Unit(index, block) for index, block in enumerate(_blocks(wanted, per_block))]
+
+
+def _blocks(members: Sequence[int], per_block: int) -> list[tuple[int, ...]]:
+    """Consecutive runs of sorted ``members`` cut at multiples of ``per_block``."""
+    blocks: list[list[int]] = []
+    for member in members:
+        if blocks and member == blocks[-1][-1] + 1 and member % per_block:
+            blocks[-1].append(member)
+        else:
+            blocks.append([member])
+    return [tuple(block) for block in blocks]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Header of a published block."""
+
+    path: Path
+    first: int
+    last: int
+    recipe: str
+    holds: dict = field(default_factory=dict)
+    finished: str = ""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        return tuple(range(self.first, self.last + 1))
+
+
+def satisfies(holds: dict, wanted: dict) -> bool:
+    """Whether a product that ``holds`` this has all that is ``wanted``.
+
+    A number must be at least the wanted one, a list contain the wanted entries, anything else be
+    equal.
+    """
+    for key, value in wanted.items():
+        have = holds.get(key)
+        if isinstance(value, (list, tuple)):
+            if not isinstance(have, list) or not set(value) <= set(have):
+                return False
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not isinstance(have, (int, float)) or have < value - 1e-9 * abs(value):
+                return False
+        elif have != value:
+            return False
+    return True
+
+
+def stamp(file, unit_members: Sequence[int], recipe: str, holds: dict) -> None:
+    """Write the attributes by which a product is recognised; ``complete`` last of all."""
+    file.attrs["members"] = np.asarray(unit_members, dtype=np.int64)
+    file.attrs["recipe_hash"] = recipe
+    file.attrs["holds"] = json.dumps(holds, sort_keys=True)
+    file.attrs["complete"] = 1
+
+
+def read_product(path: Path | str) -> Product:
+    """Header of a block file.
+
+    Raises:
+        ValueError: unfinished, damaged or foreign.
+    """
+    path = Path(path)
+    with files.open_hdf5(path) as file:
+        if int(np.asarray(file.attrs.get("complete", 0)).ravel()[:1].sum()) != 1:
+            raise ValueError(f"{path}: not marked complete; delete it and run the verb again")
+        members = np.atleast_1d(np.asarray(file.attrs["members"]))
+        try:
+            holds = json.loads(file.attrs.get("holds", "{}"))
+            members = members.astype(np.int64)
+        except (ValueError, TypeError):
+            holds, members = None, np.zeros(0, dtype=np.int64)
+        if not isinstance(holds, dict) or not len(members) \
+                or (np.diff(members) != 1).any():
+            raise ValueError(f"{path}: its header is damaged; delete it and run the verb again")
+        product = Product(path, int(members[0]), int(members[-1]),
+                          str(file.attrs.get("recipe_hash", "")), holds,
+                          str(file.attrs.get("finished", "")))
+    found = _BLOCK.fullmatch(path.name)
+    if found and (int(found.group(1)), int(found.group(2))) != (product.first, product.last):
+        raise ValueError(f"{path}: holds members {product.first}-{product.last}, not those of "
+                         "its name; it was renamed or is of another run")
+    return product
+
+
+@dataclass
+class Survey:
+    """State of a stage at one moment.
+
+    Attributes:
+        states: units by name of state.
+        damaged: message for every damaged product (its members count as missing).
+        errors: content of the error file of every failed unit, by name.
+        claims: content of the claim of every running unit, by name.
+        products: headers of the sound products, in member order.
+    """
+
+    states: dict[str, list[Unit]]
+    damaged: dict[Path, str]
+    errors: dict[str, dict]
+    claims: dict[str, dict]
+    products: list[Product]
+
+    def counts(self) -> dict[str, int]:
+        """``{units, done, running, queued, failed, missing}``."""
+        counts = {state: len(self.states[state]) for state in STATES}
+        return {"units": sum(counts.values()), **counts}
+
+
+class Ledger:
+    """Books of one stage of a run.
+
+    Args:
+        run: the run folder.
+        stage: ``generate`` or ``rollout``.
+        recipe: hash that decides whether a product is of this experiment.
+        holds: what a product must hold to be done, compared by :func:`satisfies`, for example
+            ``{"t_end": 40.0, "fields": ["vorticity"]}``.
+        stale_after: seconds without a sign of life after which a claim counts no more.
+    """
+
+    def __init__(self, run: Run, stage: str, recipe: str, holds: dict | None = None,
+                 stale_after: float = claims.STALE_AFTER):
+        self.run, self.stage, self.recipe = run, stage, recipe
+        self.holds = json.loads(json.dumps(holds or {}))
+        self.stale_after = stale_after
+
+    # Reading
+
+    def products(self, damaged: dict[Path, str] | None = None) -> list[Product]:
+        """Headers of all sound products, in member order; the folder is listed once.
+
+        Headers come from the manifest when name, size and time of change agree, so a thousand
+        products cost one listing. ``damaged`` collects the messages about unusable files.
+        """
+        known = {record.get("name"): record
+                 for record in files.read_jsonl(self.run.manifest(self.stage))}
+        found, fresh = [], []
+        for entry in _listing(self.run.folder(self.stage)):
+            if not _BLOCK.fullmatch(entry.name):
+                continue
+            try:
+                stat = entry.stat()
+            except FileNotFoundError:  # replaced between listing and asking
+                continue
+            record = known.get(entry.name)
+            try:
+                if record and record.get("size") == stat.st_size \
+                        and record.get("mtime") == stat.st_mtime_ns:
+                    product = Product(Path(entry.path), record["first"], record["last"],
+                                      record["recipe"], record["holds"], record["finished"])
+                else:
+                    product = read_product(entry.path)
+                    fresh.append(_manifest_record(product, stat))
+            except (ValueError, KeyError, FileNotFoundError) as error:
+                if damaged is not None:
+                    damaged[Path(entry.path)] = str(error)
+                continue
+            found.append(product)
+        if fresh:
+            with contextlib.suppress(files.DiskError):  # only a cache: a reader may not write
+                self._remember(fresh)
+        return sorted(found, key=lambda product: product.first)
+
+    def _remember(self, records: list[dict]) -> None:
+        path = self.run.manifest(self.stage)
+        if not self.run.root.is_dir():
+            return
+        with files.disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
+                file.write(b"".join((json.dumps(record) + "\n").encode() for record in records))
+
+    def sound(self, product: Product) -> bool:
+        """Whether a product is of this experiment and holds all that is asked for.
+
+        Raises:
+            ValueError: it is of another experiment.
+        """
+        if product.recipe != self.recipe:
+            raise ValueError(
+                f"{product.path}: made by another experiment (hash {product.recipe[:12] or '-'}, "
+                f"expected {self.recipe[:12]}); change `name`, or remove {product.path.parent}")
+        return satisfies(product.holds, self.holds)
+
+    def plan(self, members: int | Iterable[int], per_block: int) -> list[Unit]:
+        """All units that make up ``members``: the existing products, and blocks for the rest."""
+        units, _ = self._plan(members, per_block, {})
+        return units
+
+    def _plan(self, members, per_block, damaged):
+        wanted = {member for unit in plan(members, per_block) for member in unit.members}
+        products = self.products(damaged)
+        done, blocks, have = set(), [], set()
+        for product in products:
+            own = set(product.members)
+            if not own & wanted or own & have:
+                continue
+            have |= own
+            ready = self.sound(product)
+            blocks.append((product.members, not ready))
+            if ready:
+                done.add(product.first)
+        blocks += [(block, False) for block in _blocks(sorted(wanted - have), per_block)]
+        blocks.sort()
+        units = [Unit(index, *block) for index, block in enumerate(blocks)]
+        return units, ({unit.name for unit in units if unit.members[0] in done}, products)
+
+    def survey(self, members: int | Iterable[int], per_block: int,
+               queued: Iterable[int] = ()) -> Survey:
+        """States of all units of ``members``; ``queued`` are the members the scheduler lists."""
+        damaged: dict[Path, str] = {}
+        units, (done, products) = self._plan(members, per_block, damaged)
+        folder = self.run.units(self.stage)
+        marks = {entry.name for entry in _listing(folder)}
+        held = claims.living(folder, marks, self.stale_after)
+        errors = {}
+        for name in marks:
+            if name.endswith(".error"):
+                with contextlib.suppress(ValueError, FileNotFoundError, files.DiskError):
+                    error = files.read_json(folder / name)
+                    if isinstance(error, dict) and error.get("recipe") == self.recipe:
+                        errors[name.removesuffix(".error")] = error
+        busy = {member for name in held for member in _range(name)}
+        broken = {member for name in errors for member in _range(name)}
+        waiting = set(queued)
+        states: dict[str, list[Unit]] = {state: [] for state in STATES}
+        for unit in units:
+            own = set(unit.members)
+            state = ("done" if unit.name in done else "running" if own & busy else
+                     "queued" if own & waiting else "failed" if own & broken else "missing")
+            states[state].append(unit)
+        return Survey(states, damaged, errors, held, products)
+
+    # Writing
+
+    def publish(self, unit: Unit, claim: "claims.Claim | None" = None,
+                validate: Callable[[Path], object] | None = None):
+        """``files.publish`` of the product of ``unit``; its header and our claim are checked."""
+
+        def check(part: Path) -> None:
+            product = read_product(part)
+            if product.members != unit.members or not self.sound(product):
+                raise RuntimeError(f"{part}: members or contents differ from what unit {unit} "
+                                   "was asked for")
+            if validate is not None:
+                validate(part)
+            if claim is not None:
+                claim.check()
+
+        return files.publish(self.run.product(self.stage, unit), check)
+
+    def done(self, unit: Unit) -> bool:
+        """Whether the product of ``unit`` is there by now (one look at one file)."""
+        path = self.run.product(self.stage, unit)
+        try:
+            return path.exists() and self.sound(read_product(path))
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def finish(self, unit: Unit) -> None:
+        """Book a published unit: note it, drop its error and its restart files."""
+        path = self.run.product(self.stage, unit)
+        self._remember([_manifest_record(read_product(path), path.stat())])
+        self.run.error(self.stage, unit).unlink(missing_ok=True)
+        files.remove(self.run.restart(self.stage, unit))
+
+    def fail(self, unit: Unit, error: BaseException, log_path: Path | str = "") -> None:
+        """Book a failure: trace, attempt, host, job and log."""
+        path = self.run.error(self.stage, unit)
+        attempt = 1
+        with contextlib.suppress(ValueError, FileNotFoundError, AttributeError, TypeError):
+            attempt = int(files.read_json(path).get("attempt", 0)) + 1
+        text = " ".join(str(error).split()) or "(no message)"
+        files.write_json(path, {
+            "unit": unit.name, "recipe": self.recipe, "attempt": attempt,
+            "message": f"{type(error).__name__}: {text}",
+            "trace": traceback.format_exception(error), "host": claims.owner()["host"],
+            **provenance.job(), "log": str(log_path), "time": provenance.now()})
+
+
+def _listing(folder: Path):
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise files.DiskError(f"{folder}: cannot be listed ({error.strerror})") from error
+
+
+def _range(name: str) -> range:
+    try:
+        first, last = parse(name)
+    except ValueError:
+        return range(0)
+    return range(first, last + 1)
+
+
+def _manifest_record(product: Product, stat) -> dict:
+    return {"name": product.path.name, "size": stat.st_size, "mtime": stat.st_mtime_ns,
+            "first": product.first, "last": product.last, "recipe": product.recipe,
+            "holds": product.holds, "finished": product.finished}
+
+
+@dataclass
+class Outcome:
+    """What :func:`work` did, the same on every rank.
+
+    Attributes:
+        done, failed: names of the units that this program finished or failed.
+        skipped: number of units that were done before.
+        elsewhere: units that somebody else still computes.
+        stopped: reason of an early stop, or empty.
+    """
+
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    skipped: int = 0
+    elsewhere: list[str] = field(default_factory=list)
+    stopped: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return 75 if self.stopped or self.elsewhere else 3 if self.failed else 0
+
+
+def work(ledger: Ledger, units: Sequence[Unit], run_unit: Callable, *, stop: Stop,
+         world: World | None = None, groups: Groups | None = None, retry_failed: bool = False,
+         wait: bool = True) -> Outcome:
+    """Claim and run the units that are not done, until none is left.
+
+    Args:
+        ledger: the books.
+        units: what to run, of ``ledger.plan``.
+        run_unit: ``run_unit(unit, claim)`` computes and publishes the unit through
+            ``ledger.publish``; calls ``claim.refresh()`` between steps; on ``stop.agree(domain)``
+            it saves a restart file and raises ``Stopped``. Called on all ranks of a domain.
+        stop: the flag.
+        world, groups: for MPI; every group takes units of its own.
+        retry_failed: run units again whose last attempt failed.
+        wait: wait for units that another program computes, and take them over if it dies.
+
+    Returns:
+        The outcome, equal on all ranks. A failed unit does not end the loop; a full or
+        unwritable disk does.
+    """
+    world = world or World()
+    groups = groups or Groups(0, 1, World())
+    domain = groups.domain.prepare()
+    worker = _Worker(ledger, units, retry_failed, wait, groups)
+    while True:
+        unit = domain.bcast(worker.next(stop) if domain.root else None)
+        if unit is None:
+            break
+        error = domain.settle(_attempt(ledger, unit, run_unit, worker.claim, domain))
+        if domain.root:
+            worker.settle(unit, error)
+        if isinstance(error, files.DiskError):
+            raise error
+        if isinstance(error, Stopped):
+            stop.request(error.reason)
+    return _merge(world.allgather(worker.close(stop) if domain.root else None))
+
+
+def _attempt(ledger, unit, run_unit, claim, domain) -> BaseException | None:
+    log.get().info(f"{ledger.stage} {unit}: start")
+    try:
+        run_unit(unit, claim if domain.root else claims.NO_CLAIM)
+    except (Stopped, Exception) as error:
+        return error
+    return None
+
+
+class _Worker:
+    """Chooses the next unit of a group; lives on the first rank of its domain."""
+
+    def __init__(self, ledger, units, retry_failed, wait, groups):
+        self.ledger, self.wait = ledger, wait
+        self.claim = None
+        self.outcome = Outcome()
+        self.pending: list[Unit] = []
+        if not groups.domain.root:
+            return
+        damaged: dict[Path, str] = {}
+        sound = {product.members for product in ledger.products(damaged)
+                 if ledger.sound(product)}
+        if groups.index == 0:
+            for path, message in damaged.items():
+                log.get().warning(f"not used: {message}")
+        marks = {entry.name for entry in _listing(ledger.run.units(ledger.stage))}
+        for unit in units:
+            if unit.members in sound:
+                self.outcome.skipped += 1
+            elif not retry_failed and self._failed(unit, marks):
+                self.outcome.failed.append(unit.name)
+                if groups.index == 0:
+                    log.get().warning(f"{ledger.stage} {unit}: failed before; --retry-failed runs "
+                                      "it again")
+            else:
+                self.pending.append(unit)
+        # Every group starts with units of its own and then helps the others.
+        mine = self.pending[groups.index::groups.count]
+        self.pending = mine + [unit for unit in self.pending if unit not in set(mine)]
+        files_needed = ledger.run.units(ledger.stage)
+        if self.pending:
+            with files.disk_errors(files_needed):
+                files_needed.mkdir(parents=True, exist_ok=True)
+
+    def _failed(self, unit, marks) -> bool:
+        if f"{unit}.error" not in marks:
+            return False
+        try:
+            record = files.read_json(self.ledger.run.error(self.ledger.stage, unit))
+            return isinstance(record, dict) and record.get("recipe") == self.ledger.recipe
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def next(self, stop: Stop) -> Unit | None:
+        """Claim a unit; None when none is left or the stop flag is set."""
+        stage, run = self.ledger.stage, self.ledger.run
+        pause, told = 0.5, False
+        while self.pending and not stop.requested:
+            # Free units first; then those with a claim, which may be stale.
+            held = {unit for unit in self.pending if run.claim(stage, unit).exists()}
+            for unit in [*(unit for unit in self.pending if unit not in held), *held]:
+                if stop.requested:
+                    return None
+                if self.ledger.done(unit):  # by another group or program
+                    self.pending.remove(unit)
+                    continue
+                self.claim = claims.take(run.claim(stage, unit), self.ledger.stale_after)
+                if self.claim is None:
+                    continue
+                if self.ledger.done(unit):  # published between our look and our claim
+                    self.claim.release()
+                    self.pending.remove(unit)
+                    continue
+                self._clear_way(unit)
+                return unit
+            if not self.pending or not self.wait:
+                return None
+            if not told:
+                log.get().info(f"waiting for {len(self.pending)} unit(s) that other processes "
+                               f"compute, {self.pending[0]} first")
+                told = True
+            time.sleep(max(0.0, min(pause, stop.remaining)))
+            pause = min(10.0, 1.5 * pause)
+        return None
+
+    def close(self, stop: Stop) -> Outcome:
+        """The outcome of this group."""
+        if self.pending:
+            ready = {product.members for product in self.ledger.products()
+                     if self.ledger.sound(product)}
+            left = [unit.name for unit in self.pending if unit.members not in ready]
+            if stop.requested:
+                self.outcome.stopped = stop.reason if left else ""
+            else:
+                self.outcome.elsewhere = left
+        return self.outcome
+
+    def _clear_way(self, unit) -> None:
+        path = self.ledger.run.product(self.ledger.stage, unit)
+        if path.exists() and not unit.extends:
+            aside = files.set_aside(path)
+            log.get().warning(f"{path.name} was not usable; kept as {aside.name}, made again")
+
+    def settle(self, unit: Unit, error: BaseException | None) -> None:
+        """Book how an attempt ended and give the claim back."""
+        stage = self.ledger.stage
+        if error is None and not self.ledger.done(unit):
+            error = RuntimeError(f"unit {unit} ended without a product")
+        if error is None:
+            self.ledger.finish(unit)
+            self.pending.remove(unit)
+            self.outcome.done.append(unit.name)
+        elif isinstance(error, claims.Lost):
+            log.get().warning(f"{stage} {unit}: {error}")  # still pending: we wait for the other
+        elif not isinstance(error, (Stopped, files.DiskError)):
+            self.ledger.fail(unit, error, self.ledger.run.log(stage, unit))
+            self.pending.remove(unit)
+            self.outcome.failed.append(unit.name)
+            log.get().error(f"{stage} {unit} failed: {type(error).__name__}: {error}")
+        self.claim.release()
+
+
+def _merge(outcomes: list[Outcome | None]) -> Outcome:
+    parts = [outcome for outcome in outcomes if outcome is not None]
+    return Outcome(
+        done=sorted({name for part in parts for name in part.done}),
+        failed=sorted({name for part in parts for name in part.failed}),
+        skipped=parts[0].skipped,
+        elsewhere=sorted({name for part in parts for name in part.elsewhere}),
+        stopped=next((part.stopped for part in parts if part.stopped), ""))
