@@ -86,7 +86,8 @@ def fsync(path: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def publish(path: Path | str, validate: Callable[[Path], object] | None = None) -> Iterator[Path]:
+def publish(path: Path | str, validate: Callable[[Path], object] | None = None, *,
+            resume: bool = False) -> Iterator[Path]:
     """Write a file (or folder) so that ``path`` is either the whole product or what it was before.
 
         with publish(run.product("generate", unit), validate=store.check) as part:
@@ -95,9 +96,12 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None) 
     Args:
         path: final name; its folder is created.
         validate: called with the written ``.part``; an exception keeps the product unpublished.
+        resume: adopt the ``.part`` of an earlier writer, which must be known to be dead, and keep
+            ours when we are stopped or the disk is full. The caller decides what of it is valid.
 
     Yields:
-        The private path to write to: a file that does not exist yet, or make it a folder.
+        The private path to write to: a file that does not exist yet (with ``resume`` it may), or
+        make it a folder.
 
     Raises:
         DiskError: disk full, not writable, ...
@@ -108,7 +112,10 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None) 
     try:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            remove(part)
+            if resume:
+                _adopt(path, part)
+            else:
+                remove(part)
             yield part
             if not part.exists():
                 raise RuntimeError(f"{path.name}: its unfinished file was removed by another "
@@ -116,13 +123,29 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None) 
             if validate is not None:
                 validate(part)
             _replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            remove(part)
+    except BaseException as error:
+        keep = resume and (isinstance(error, DiskError) or not isinstance(error, Exception))
+        if not keep:
+            with contextlib.suppress(OSError):
+                remove(part)
         raise
     for left in path.parent.glob(f"{path.name}.*.part"):  # of writers that were killed
         with contextlib.suppress(OSError):
             remove(left)
+
+
+def _adopt(path: Path, part: Path) -> None:
+    """Make the newest unfinished file of ``path`` ours; its writer, if alive, loses it."""
+
+    def changed(left):
+        with contextlib.suppress(FileNotFoundError):
+            return left.stat().st_mtime
+        return 0.0
+
+    for left in sorted(path.parent.glob(f"{path.name}.*.part"), key=changed):
+        if left != part:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(left, part)
 
 
 def _replace(part: Path, path: Path) -> None:

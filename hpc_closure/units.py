@@ -135,14 +135,6 @@ def satisfies(holds: dict, wanted: dict) -> bool:
     return True
 
 
-def stamp(file, unit_members: Sequence[int], recipe: str, holds: dict) -> None:
-    """Write the attributes by which a product is recognised; ``complete`` last of all."""
-    file.attrs["members"] = np.asarray(unit_members, dtype=np.int64)
-    file.attrs["recipe_hash"] = recipe
-    file.attrs["holds"] = json.dumps(holds, sort_keys=True)
-    file.attrs["complete"] = 1
-
-
 def read_product(path: Path | str) -> Product:
     """Header of a block file.
 
@@ -323,9 +315,17 @@ class Ledger:
 
     # Writing
 
+    def attributes(self, unit: Unit) -> dict:
+        """Root attributes by which the product of ``unit`` is recognised."""
+        return {"members": np.asarray(unit.members, dtype=np.int64), "recipe_hash": self.recipe,
+                "holds": json.dumps(self.holds, sort_keys=True)}
+
     def publish(self, unit: Unit, claim: "claims.Claim | None" = None,
-                validate: Callable[[Path], object] | None = None):
-        """``files.publish`` of the product of ``unit``; its header and our claim are checked."""
+                validate: Callable[[Path], object] | None = None, *, resume: bool = False):
+        """``files.publish`` of the product of ``unit``; its header and our claim are checked.
+
+        The writer puts :meth:`attributes` and, last, ``complete = 1`` into the root attributes.
+        """
 
         def check(part: Path) -> None:
             product = read_product(part)
@@ -337,7 +337,7 @@ class Ledger:
             if claim is not None:
                 claim.check()
 
-        return files.publish(self.run.product(self.stage, unit), check)
+        return files.publish(self.run.product(self.stage, unit), check, resume=resume)
 
     def done(self, unit: Unit) -> bool:
         """Whether the product of ``unit`` is there by now (one look at one file)."""
