@@ -1,0 +1,173 @@
+r"""Fourier layers: a spectral convolution with real-stored weights, in two interchangeable forms.
+
+For a field :math:`f` on an n x n periodic grid, with coefficients in the forward norm,
+
+.. math:: (Kf)(x) = \mathrm{Re} \sum_{k_y=0}^{M-1} c_{k_y} \sum_{k_x=-M}^{M-1}
+          R(k)\,\hat f(k)\, e^{2\pi i\,k\cdot x}, \qquad c_0 = 1,\ c_{k_y>0} = 2 .
+
+``fft`` does it by FFT and projects the :math:`k_y = 0` column on Hermitian symmetry before the
+complex-to-real transform: learned weights break that symmetry, and cuFFT then returns values that
+depend on the batch size (pytorch#154496). ``matrix`` computes only the kept modes, by products
+with real cosine and sine matrices; taking the real part *is* the projection, so both forms agree.
+The matrix form compiles, runs under autocast and wins while M is small beside n.
+
+Source of the layer: Li et al., "Fourier neural operator for parametric PDEs", ICLR 2021.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["SpectralConv2d", "Pointwise", "dft_matrices"]
+
+
+@lru_cache(maxsize=64)
+def dft_matrices(size: int, modes: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    """Real matrices of the truncated transform and its inverse, to multiply from the right.
+
+    Returns:
+        ``forward_y`` (n, 2M), ``forward_x`` (2n, 4M), ``inverse_x`` (4M, 2n), ``inverse_y``
+        (2M, n); of the paired axes, 2n runs over (x, re/im) and 4M over (re/im, kx). Computed in
+        float64, stored as ``dtype``.
+    """
+    points = torch.arange(size, dtype=torch.float64) * (2 * math.pi / size)
+    ky = torch.arange(modes, dtype=torch.float64)
+    kx = torch.cat([ky, ky - modes])
+    angle_y, angle_x = torch.outer(points, ky), torch.outer(points, kx)
+    weight = torch.full_like(ky, 2.0)
+    weight[0] = 1.0
+    forward_y = torch.cat([angle_y.cos(), -angle_y.sin()], dim=1) / size
+    cos, sin = angle_x.cos(), angle_x.sin()
+    forward_x = torch.stack([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)], dim=1) / size
+    inverse_x = torch.cat([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], dim=-1)
+    inverse_y = torch.cat([(weight * angle_y.cos()).T, -(weight * angle_y.sin()).T], dim=0)
+    return tuple(
+        matrix.to(dtype=dtype, device=device).contiguous()
+        for matrix in (forward_y, forward_x.flatten(0, 1), inverse_x.flatten(0, 1).T, inverse_y)
+    )
+
+
+class _Contiguous(torch.autograd.Function):
+    """Identity whose gradient is made contiguous: batched products copy row by row otherwise."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
+class SpectralConv2d(nn.Module):
+    """Mixing of channels per kept mode, ``|kx| <= M`` (row -M included), ``0 <= ky < M``.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        modes: M; the grid must have at least 2M points per side.
+        form: ``"matrix"``, ``"fft"`` or ``"auto"`` (matrix while M <= n/3).
+        gain: standard deviation of the initial weights times sqrt(2 in_channels).
+
+    The one parameter is real, shape (2M, M, in, out, 2): real and imaginary parts. Optimizers and
+    ZeRO partitions that do not know complex numbers therefore work.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        modes: int,
+        form: str = "auto",
+        gain: float = 1.0,
+    ):
+        super().__init__()
+        if form not in ("auto", "fft", "matrix"):
+            raise ValueError(f"form={form!r}, expected auto, fft or matrix")
+        self.in_channels, self.out_channels, self.modes = in_channels, out_channels, modes
+        self.form = form
+        scale = gain / math.sqrt(2 * in_channels)
+        self.weight = nn.Parameter(
+            scale * torch.randn(2 * modes, modes, in_channels, out_channels, 2)
+        )
+
+    def mix(self, x_hat: Tensor) -> Tensor:
+        """Kept modes (2M * M, B, 2 in) times the weights: one batched real product.
+
+        The last axis runs over (channel, re/im).
+        """
+        re, im = self.weight.to(x_hat.dtype).unbind(-1)
+        block = torch.stack([torch.stack([re, im], -1), torch.stack([-im, re], -1)], dim=-3)
+        return _Contiguous.apply(torch.bmm(x_hat, block.flatten(0, 1).flatten(1, 2).flatten(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, n, n) real -> (B, out, n, n) real."""
+        size = x.shape[-1]
+        if size < 2 * self.modes or x.shape[-2] != size:
+            raise ValueError(
+                f"field is {x.shape[-2]}x{size}; modes={self.modes} needs a square grid of at "
+                f"least {2 * self.modes}"
+            )
+        matrix = self.form == "matrix" or (self.form == "auto" and 3 * self.modes <= size)
+        return self._matrix(x) if matrix else self._fft(x)
+
+    def _matrix(self, x: Tensor) -> Tensor:
+        batch, _, size, _ = x.shape
+        modes, rows = self.modes, 2 * self.modes
+        forward_y, forward_x, inverse_x, inverse_y = dft_matrices(
+            size, modes, x.dtype, str(x.device)
+        )
+        lines = (x.reshape(-1, size) @ forward_y).view(-1, 2 * size, modes).transpose(1, 2)
+        x_hat = lines.reshape(-1, 2 * size) @ forward_x
+        x_hat = x_hat.view(batch, self.in_channels, modes, 2, rows).permute(4, 2, 0, 1, 3)
+        mixed = self.mix(x_hat.reshape(rows * modes, batch, -1))
+        mixed = mixed.view(rows, modes, batch, self.out_channels, 2).permute(2, 3, 1, 4, 0)
+        columns = (mixed.reshape(-1, 2 * rows) @ inverse_x).view(-1, modes, 2 * size)
+        columns = columns.transpose(1, 2).reshape(-1, 2 * modes)
+        return (columns @ inverse_y).view(batch, self.out_channels, size, size)
+
+    def _fft(self, x: Tensor) -> Tensor:
+        size, modes = x.shape[-1], self.modes
+        dtype = x.dtype
+        if dtype in (torch.bfloat16, torch.float16):
+            x = x.float()
+        x_hat = torch.fft.rfft2(x, norm="forward")
+        kept = torch.cat([x_hat[..., :modes, :modes], x_hat[..., -modes:, :modes]], dim=-2)
+        flat = torch.view_as_real(kept).permute(2, 3, 0, 1, 4)
+        mixed = self.mix(flat.reshape(2 * modes * modes, x.shape[0], -1))
+        mixed = mixed.view(2 * modes, modes, x.shape[0], self.out_channels, 2)
+        out = torch.view_as_complex(mixed.permute(2, 3, 0, 1, 4).contiguous())
+        first = hermitian_column(out[..., 0], size)
+        rest = out.new_zeros(*out.shape[:-2], size, modes - 1)
+        rest[..., :modes, :] = out[..., :modes, 1:]
+        rest[..., -modes:, :] = out[..., modes:, 1:]
+        full = torch.cat([first[..., None], rest], dim=-1)
+        full = nn.functional.pad(full, (0, size // 2 + 1 - modes))
+        return torch.fft.irfft2(full, s=(size, size), norm="forward").to(dtype)
+
+
+def hermitian_column(column: Tensor, size: int) -> Tensor:
+    """The ky = 0 column (..., 2M) spread to n rows and projected on Hermitian symmetry."""
+    modes = column.shape[-1] // 2
+    full = column.new_zeros(*column.shape[:-1], size)
+    full[..., :modes] = column[..., :modes]
+    full[..., -modes:] = full[..., -modes:] + column[..., modes:]
+    mirror = torch.roll(torch.flip(full, dims=(-1,)), 1, dims=-1).conj()
+    return 0.5 * (full + mirror)
+
+
+class Pointwise(nn.Module):
+    """The same linear map of channels at every point: (B, in, n, n) -> (B, out, n, n)."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True, gain: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(
+            torch.randn(out_channels, in_channels) * (gain / math.sqrt(in_channels))
+        )
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.matmul(self.weight.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
+        return out if self.bias is None else out + self.bias.to(x.dtype)[:, None, None]
