@@ -8,11 +8,12 @@ how it is run lives in ``cluster`` and is part of no hash.
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hpc_closure.stop import seconds
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -38,17 +39,6 @@ def _check_steps(key: str, time: float, step: float) -> None:
         raise ValueError(
             f"{key}={time:g} is not a multiple of {step:g}; nearest: {round(ratio) * step:g}"
         )
-
-
-def seconds(text: str) -> float:
-    """``"3h50m"``, ``"90m"``, ``"45s"``, ``"1d"`` or plain seconds, in seconds."""
-    match = re.fullmatch(
-        r"\s*(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+)s?)?\s*", str(text)
-    )
-    if not match or not any(match.groups()):
-        raise ValueError(f"{text!r} is not a duration; write for example 45s, 90m, 3h50m or 1d")
-    days, hours, minutes, secs = (int(part or 0) for part in match.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + secs)
 
 
 class Section(BaseModel):
@@ -401,7 +391,7 @@ class Experiment(Section):
         if stage == "generate":
             return settings
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
-        settings.update(model=plain["model"], train=train, members=plain["generate"]["members"])
+        settings.update(model=plain["model"], train=train)
         if stage == "train":
             return settings
         rollout = {

@@ -15,6 +15,7 @@ only and never the file's structure, so a file whose writer was killed still ope
 from its last restart point.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,7 +39,12 @@ class BlockWriter:
         times: stored times, (T,).
         grid: points per side.
         attributes: plain values for the root (strings, numbers, lists of them).
+        fields: names of the (B, T, n, n) fields.
         series: names of the (B, T) diagnostics.
+        references: rows by name of fields that are not one per member, (rows, T, n, n).
+
+    Attributes:
+        continued: whether the file was there and is gone on with.
     """
 
     def __init__(
@@ -51,25 +57,30 @@ class BlockWriter:
         *,
         fields: Sequence[str] = FIELDS,
         series: Sequence[str] = (),
+        references: dict[str, int] | None = None,
         precision: str = "float32",
     ):
         self.path = Path(path)
+        self._closing = contextlib.ExitStack()
         shape = (len(members), len(times), grid, grid)
         self.file = self._continue(shape, members, times, fields, series)
-        if self.file is None:
+        self.continued = self.file is not None
+        if not self.continued:
             length = float(attributes.get("length", 1.0))
-            self.file = open_hdf5(self.path, "w")
+            self.file = self._keep(open_hdf5(self.path, "w"))
             self._header(members, times, grid, length, attributes)
             self._allocate("t0_fields", fields, shape, precision)
             self._allocate("scalars", series, shape[:2], "float64")
+            for name, rows in (references or {}).items():
+                self._allocate("references", [name], (rows, *shape[1:]), precision)
             self.file.flush()
 
     def _continue(self, shape, members, times, fields, series):
         if not self.path.exists():
             return None
         try:
-            file = h5py.File(self.path, "r+")
-        except OSError:
+            file = self._keep(open_hdf5(self.path, "r+"))
+        except ValueError:  # its writer was killed while it made the file
             return None
         try:
             same = (
@@ -83,8 +94,11 @@ class BlockWriter:
             same = False
         if same:
             return file
-        file.close()
+        self._closing.close()
         return None
+
+    def _keep(self, opened) -> h5py.File:
+        return self._closing.enter_context(opened)
 
     def _header(self, members, times, grid, length, attributes):
         root = self.file
@@ -119,8 +133,8 @@ class BlockWriter:
             root.create_group(f"t{rank}_fields").attrs["field_names"] = np.array([], dtype="S1")
 
     def _allocate(self, group, names, shape, dtype):
-        holder = self.file.create_group(group)
-        holder.attrs["field_names"] = list(names)
+        holder = self.file.require_group(group)
+        holder.attrs["field_names"] = [*holder.keys(), *names]
         for name in names:
             creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             creation.set_layout(h5py.h5d.CONTIGUOUS)
@@ -139,18 +153,18 @@ class BlockWriter:
             if len(shape) == 4:
                 dataset.attrs["dim_varying"] = [True, True]
 
-    def write(self, index: int, fields: dict, series: dict | None = None) -> None:
-        """Store snapshot ``index``: fields of shape (B, n, n) and series of shape (B,)."""
-        for name, values in fields.items():
-            self.file["t0_fields"][name][:, index] = values
-        for name, values in (series or {}).items():
-            self.file["scalars"][name][:, index] = values
+    def write(self, index: int, fields: dict, series: dict, references: dict) -> None:
+        """Store snapshot ``index``: fields (B, n, n), series (B,), references (rows, n, n)."""
+        groups = {"t0_fields": fields, "scalars": series, "references": references}
+        for group, entries in groups.items():
+            for name, values in entries.items():
+                self.file[group][name][:, index] = values
 
     def copy_from(self, other: Path, count: int) -> None:
         """Take the first ``count`` snapshots from a shorter file of the same members."""
         with open_hdf5(other, "r") as source:
-            for group in ("t0_fields", "scalars"):
-                for name, dataset in self.file[group].items():
+            for group in ("t0_fields", "scalars", "references"):
+                for name, dataset in self.file.get(group, {}).items():
                     dataset[:, :count] = source[group][name][:, :count]
 
     def flush(self) -> None:
@@ -166,10 +180,10 @@ class BlockWriter:
         for key, value in (attributes or {}).items():
             self.file.attrs[key] = value
         self.file.attrs["complete"] = 1
-        self.file.close()
+        self.close()
 
     def close(self) -> None:
-        self.file.close()
+        self._closing.close()
 
 
 def validate_block(path: Path, members: Sequence[int] | None = None) -> None:
@@ -202,7 +216,7 @@ class DataSet:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self._rows: dict[int, tuple[Path, int]] = {}
-        self._open: dict[Path, h5py.File] = {}
+        self._open: dict[Path, tuple[contextlib.ExitStack, h5py.File]] = {}
         paths = sorted(self.folder.glob("*.h5"))
         if not paths:
             raise ValueError(f"{self.folder}: no data files; run `hpc-closure generate` first")
@@ -225,9 +239,10 @@ class DataSet:
     def _file(self, path: Path) -> h5py.File:
         if path not in self._open:
             if len(self._open) > 64:
-                self._open.pop(next(iter(self._open))).close()
-            self._open[path] = open_hdf5(path, "r")
-        return self._open[path]
+                self._open.pop(next(iter(self._open)))[0].close()
+            closing = contextlib.ExitStack()
+            self._open[path] = closing, closing.enter_context(open_hdf5(path))
+        return self._open[path][1]
 
     def series(self, member: int, name: str) -> np.ndarray:
         """Diagnostic ``name`` of one trajectory, (T,)."""
@@ -271,8 +286,8 @@ class DataSet:
             yield member, state, self.read(member, chosen, "closure", grid)
 
     def close(self) -> None:
-        for file in self._open.values():
-            file.close()
+        for closing, _ in self._open.values():
+            closing.close()
         self._open.clear()
 
 

@@ -1,0 +1,181 @@
+"""What every verb does first and last: run folder, log, provenance, stop flag, device.
+
+    with Session(experiment, "generate", max_elapsed="3h50m") as session:
+        ... session.run, session.world, session.stop, session.device ...
+"""
+
+import contextlib
+import os
+import shutil
+
+from hpc_closure import config, files, log, parallel, provenance
+from hpc_closure.experiment import Experiment
+from hpc_closure.run import STAGES, Run
+from hpc_closure.stop import Stop, seconds
+
+
+class Session:
+    """One invocation of a verb on one experiment.
+
+    Attributes:
+        run: paths of the run folder.
+        world: the MPI world (one rank when no launcher started it).
+        stop: the flag set by signals and by ``--max-elapsed``.
+        device: torch device name.
+        record: provenance of this invocation, for the products.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        verb: str,
+        *,
+        max_elapsed: str | None = None,
+        redo: bool = False,
+        yes: bool = False,
+        verbosity: int = 0,
+    ):
+        self.experiment, self.verb, self.verbosity = experiment, verb, verbosity
+        self.run = Run(experiment.folder)
+        self.world = parallel.world()
+        self.stop = Stop(seconds(max_elapsed) if max_elapsed else None)
+        self._redo, self._yes = redo, yes
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> "Session":
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(self.world.guard())
+            closing.enter_context(self.stop)
+            self.device = choose_device(self.experiment.cluster.device)
+            set_threads(self.experiment.cluster.threads)
+            check_recipe(self.run, self.experiment, self.verb, redo=self._redo)
+            if self.world.root:
+                self._open_folder()
+            self.world.barrier()
+            log.setup(
+                self.world.rank,
+                self.world.size,
+                verbosity=self.verbosity,
+                file=self.run.log(self.verb),
+            )
+            self.record = provenance.collect(
+                ranks=self.world.size,
+                device=device_name(self.device),
+                verb=self.verb,
+                hashes={stage: self.experiment.stage_hash(stage) for stage in self._inputs()},
+                run=str(self.run),
+            )
+            if self.world.root:
+                provenance.append(self.run, self.record)
+                log.banner(f"{self.verb} {self.experiment.name}", self.record)
+            self._closing = closing.pop_all()
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._closing.__exit__(*error)
+
+    def _inputs(self) -> tuple[str, ...]:
+        return STAGES[: STAGES.index(self.verb) + 1]
+
+    def _open_folder(self) -> None:
+        if self._redo:
+            self._clear()
+        with files.disk_errors(self.run.root):
+            self.run.folder(self.verb).mkdir(parents=True, exist_ok=True)
+        text = config.dump(self.experiment)
+        if not self.run.config.exists() or self.run.config.read_text() != text:
+            files.write_text(self.run.config, text)
+
+    def _clear(self) -> None:
+        folder = self.run.folder(self.verb)
+        if not folder.exists():
+            return
+        if not self._yes:
+            answer = input(f"delete {folder} and what it holds? [y/N] ")
+            if answer.strip().lower() not in ("y", "yes"):
+                raise RuntimeError(f"{folder}: kept, nothing done")
+        for path in (folder, self.run.units(self.verb)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False) -> None:
+    """Refuse to mix products of two experiments in one folder, naming the keys that differ.
+
+    Raises:
+        ValueError: the folder's products of ``verb``, or of a stage that it reads, were made with
+            other settings.
+    """
+    if not run.config.exists():
+        return
+    stored = config.load(run.config)
+    for stage in STAGES[: STAGES.index(verb) + 1]:
+        if stage == verb and (redo or stage == "evaluate"):
+            continue
+        folder = run.folder(stage)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            continue
+        rows = config.differences(stored.stage_settings(stage), experiment.stage_settings(stage))
+        if rows:
+            told = ", ".join(f"{key}: {old} -> {new}" for key, old, new in rows[:4])
+            more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
+            raise ValueError(
+                f"{folder} was made with other settings ({told}{more}); "
+                f"change `name`, or run `{stage} --redo`"
+            )
+
+
+def choose_device(wanted: str) -> str:
+    """``cpu`` or ``cuda:<local rank>``. Raises RuntimeError when a GPU is asked for in vain."""
+    import torch
+
+    if wanted == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return f"cuda:{parallel.launch().local_rank % torch.cuda.device_count()}"
+    if wanted == "cuda":
+        raise RuntimeError("cluster.device=cuda, but torch sees no CUDA device; use cpu or auto")
+    return "cpu"
+
+
+def device_name(device: str) -> str:
+    """``cpu``, or the model of the GPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def set_threads(wanted: int) -> None:
+    """Share the cores of this machine among the processes that a launcher started."""
+    import torch
+
+    if not wanted:
+        if os.environ.get("OMP_NUM_THREADS"):
+            return
+        wanted = max(1, len(os.sched_getaffinity(0)) // max(1, parallel.launch().size))
+    torch.set_num_threads(wanted)
+
+
+def chosen_members(text: str | None, total: int) -> list[int]:
+    """``"0-31"``, ``"4,7,9"`` or all, as indices below ``total``."""
+    if not text:
+        return list(range(total))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"--members {text}: expected numbers and ranges, e.g. 0-31 or 4,7,9")
+        chosen.update(range(int(first), int(last if dash else first) + 1))
+    outside = sorted(member for member in chosen if member >= total)
+    if outside or not chosen:
+        raise ValueError(f"--members {text}: the experiment has members 0 to {total - 1}")
+    return sorted(chosen)
+
+
+def chosen_part(text: str | None, units: list) -> list:
+    """Part ``i/n`` (1-based) of the units; every n-th, so that parts stay alike under growth."""
+    if not text:
+        return units
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"--parts {text}: expected I/N with 1 <= I <= N, for example 2/8")
+    return units[int(part) - 1 :: int(parts)]

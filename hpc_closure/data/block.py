@@ -1,0 +1,208 @@
+"""Computing one unit: a base class owns the loop, its leaves own the physics.
+
+The loop advances to each stored time, records it, keeps restart files, looks at the stop flag, and
+publishes the finished file. Everything unfinished lives in the unit's restart folder: a working
+file, whose structure never changes after it was made, and the newest two restart files. A killed
+unit goes on from the newest whole one, so at most one checkpoint interval is lost.
+"""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from hpc_closure import files, log
+from hpc_closure.data.store import BlockWriter, validate_block
+from hpc_closure.stop import Stopped
+
+LOOK_EVERY = 2.0  # seconds between looks at the stop flag
+
+
+class Block(ABC):
+    """One block of members that is being computed.
+
+    Args:
+        unit: the members.
+        books: ledger of the stage.
+        session: run folder, stop flag, device, provenance.
+        domain: the ranks that share one field; the first one writes.
+    """
+
+    record_steps: range
+    stride = 1  # steps that cannot be taken apart
+    series: Sequence[str] = ()
+
+    def __init__(self, unit, books, session, domain):
+        self.unit, self.books, self.session, self.domain = unit, books, session, domain
+
+    @property
+    @abstractmethod
+    def step_index(self) -> int:
+        """Steps taken since t = 0."""
+
+    @abstractmethod
+    def initialise(self) -> None:
+        """Start from the beginning."""
+
+    @abstractmethod
+    def advance(self, steps: int) -> None:
+        """Advance by a multiple of ``stride`` steps."""
+
+    @abstractmethod
+    def record(self) -> tuple[dict, dict, dict]:
+        """Fields (B, n, n), series (B,) and references (C, n, n) at the present time."""
+
+    @abstractmethod
+    def save_state(self) -> dict:
+        """Numpy arrays from which ``load_state`` goes on, bit for bit."""
+
+    @abstractmethod
+    def load_state(self, state: dict) -> None: ...
+
+    @abstractmethod
+    def open_writer(self, path) -> BlockWriter: ...
+
+    def extend_from(self, product) -> None:
+        """Called when a shorter product is continued, before ``load_state``."""
+
+    def certificate(self, state: dict) -> dict:
+        """What vouches for the block; raises RuntimeError when it must not be kept."""
+        return {}
+
+    def cost(self) -> dict:
+        """Wall seconds by part, for the provenance."""
+        return {}
+
+    # the loop
+
+    def run(self, claim, checkpoint_every: float) -> None:
+        """Compute and publish the block."""
+        writer, index = self._start()
+        try:
+            self._loop(claim, checkpoint_every, writer, index)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def _loop(self, claim, checkpoint_every, writer, index):
+        stop, steps = self.session.stop, self.record_steps
+        saved = looked = time.monotonic()
+        batch = self.stride
+        state: dict = {}
+        label = f"{self.books.stage} {self.unit}"
+        initial = self.step_index
+        with log.progress(steps[-1], label, initial=initial, show=self.domain.root) as bar:
+            while index < len(steps):
+                while self.step_index < steps[index]:
+                    began = time.monotonic()
+                    count = min(batch, steps[index] - self.step_index)
+                    self.advance(count)
+                    bar.update(count)
+                    claim.refresh()
+                    now = time.monotonic()
+                    if self.domain.size == 1 and now - began < 0.1 * LOOK_EVERY:
+                        batch *= 2
+                    if self.domain.size > 1:
+                        batch = 100 * self.stride
+                    if now - looked < LOOK_EVERY and self.domain.size == 1:
+                        continue
+                    looked = now
+                    due = self.domain.bcast(now - saved > checkpoint_every)
+                    stopping = stop.agree(self.domain)
+                    if due or stopping:
+                        self._save(writer, index)
+                        saved = time.monotonic()
+                    if stopping:
+                        raise Stopped(stop.reason)
+                if index == len(steps) - 1:
+                    state = self.save_state()
+                fields, series, references = self.record()
+                if writer is not None:
+                    writer.write(index, fields, series, references)
+                index += 1
+        self._publish(writer, state)
+
+    def _start(self):
+        """The writer (on the first rank) and the index of the next snapshot."""
+        folder = self.books.run.restart(self.books.stage, self.unit)
+        writer, restart = None, None
+        if self.domain.root:
+            with files.disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            writer = self.open_writer(folder / "working.h5")
+            restart = self._restart_point(writer)
+        restart = self.domain.bcast(restart)
+        if restart is None:
+            self.initialise()
+            return writer, 0
+        index, state = restart
+        self.load_state(state)
+        log.get().info(f"{self.books.stage} {self.unit}: go on from step {self.step_index}")
+        return writer, index
+
+    def _restart_point(self, writer):
+        """(next snapshot, state) of the newest whole restart file, or of a shorter product."""
+        stage, run = self.books.stage, self.books.run
+        if writer.continued:
+            for path in sorted(run.restart(stage, self.unit).glob("step_*.h5"), reverse=True):
+                try:
+                    with files.open_hdf5(path) as file:
+                        if file.attrs["recipe_hash"] != self.books.recipe:
+                            continue
+                        index = int(file.attrs["next_snapshot"])
+                        return index, {name: file[name][()] for name in file}
+                except ValueError as error:
+                    log.get().warning(f"not used: {error}")
+        product = run.product(stage, self.unit)
+        if not (self.unit.extends and product.exists()):
+            return None
+        with files.open_hdf5(product) as file:
+            index = len(file["dimensions/time"])
+            state = {name: file["restart"][name][()] for name in file["restart"]}
+        writer.copy_from(product, index)
+        return index, state
+
+    def _save(self, writer, index) -> None:
+        state = self.save_state()
+        if not self.domain.root:
+            return
+        writer.flush()
+        path = self.books.run.restart(self.books.stage, self.unit, self.step_index)
+        with files.publish(path) as part, files.open_hdf5(part, "w") as file:
+            for name, value in state.items():
+                file[name] = value
+            file.attrs["next_snapshot"] = index
+            file.attrs["recipe_hash"] = self.books.recipe
+        for old in sorted(path.parent.glob("step_*.h5"))[:-2]:
+            old.unlink()
+
+    def _publish(self, writer, state) -> None:
+        if not self.domain.root:
+            return
+        certificate = self.certificate(state)
+        record = {**self.session.record, "seconds": self.cost()}
+        with self.books.publish(self.unit, self._validate) as part:
+            writer.finish(
+                restart=state,
+                attributes={
+                    "recipe_hash": self.books.recipe,
+                    "holds": json.dumps(self.books.holds, sort_keys=True),
+                    "certificate": json.dumps(certificate),
+                    "provenance": json.dumps(record),
+                },
+            )
+            writer.path.rename(part)
+
+    def _validate(self, part) -> None:
+        validate_block(part, self.unit.members)
+
+
+def record_steps(start: float, stop: float, every: float, dt: float) -> range:
+    """Step numbers of the stored times start, start + every, ..., stop."""
+    return range(round(start / dt), round(stop / dt) + 1, round(every / dt))
+
+
+def times_of(steps: range, dt: float) -> np.ndarray:
+    return np.array([step * dt for step in steps])

@@ -1,0 +1,83 @@
+"""Closure targets: what the reduced solver lacks, in one convention, dV/dt = M~(V) + U.
+
+``diffusion``
+    G = nu Lap w + 2 beta xi of Dong, Chen, Wu (JCP 2025) enters the published Crank-Nicolson scheme
+    with weight 1/2 and leaves the implicit half of the viscosity in the solver, so here U = G / 2.
+``convection``
+    U = H = -(u . grad w) + beta xi.
+``subgrid``
+    the defect of the map that the reduced solver runs, U = [K v(t + D) - Phi_D(K v(t))] / D with
+    D = interval * dt, Phi the reduced solver and K the cut to its retained modes.
+
+For ``interval`` m > 1 the first two are means over the m coming steps. All functions take and give
+retained spectra.
+"""
+
+import torch
+
+from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulate import Simulation
+
+QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
+
+
+def quoted(closure, kind: str):
+    """The closure as the published tables quote it: G = 2 U for diffusion, U otherwise."""
+    return QUOTED_FACTOR[kind] * closure
+
+
+def removed_terms_hat(simulation: Simulation, kind: str) -> torch.Tensor:
+    """U of this very step, (B, 2K+1, K+1): removed term plus the noise that the step uses."""
+    noise = simulation.noise_hat(simulation.step_index)
+    if kind == "diffusion":
+        symbol = -0.5 * simulation.problem.viscosity * simulation.grid.k2
+        known = torch.view_as_real(simulation.state) * symbol[..., None]
+    elif kind == "convection":
+        known = torch.view_as_real(-simulation.nonlinear_hat())
+    else:
+        raise ValueError(f"closure {kind!r} removes no term of the full system")
+    return torch.view_as_complex(known + torch.view_as_real(noise))
+
+
+class Target:
+    """Computes the target of a running simulation at snapshot times.
+
+    Args:
+        kind: diffusion, convection or subgrid.
+        interval: solver steps one target stands for.
+        reduced: the problem that the reduced solver runs (subgrid only).
+    """
+
+    def __init__(self, kind: str, interval: int, reduced: Problem | None = None):
+        self.kind, self.interval, self.reduced = kind, interval, reduced
+
+    @property
+    def lookahead(self) -> int:
+        """Steps beyond the snapshot that the target needs."""
+        return 0 if self.interval == 1 and self.kind != "subgrid" else self.interval
+
+    def compute(self, simulation: Simulation) -> torch.Tensor:
+        """U_hat at the present time; advances ``simulation`` by :attr:`lookahead` steps."""
+        if self.kind == "subgrid":
+            return self._defect(simulation)
+        if self.interval == 1:
+            return removed_terms_hat(simulation, self.kind)
+        total = None
+        for _ in range(self.interval):
+            part = removed_terms_hat(simulation, self.kind)
+            total = part if total is None else total + part
+            simulation.advance(1)
+        return total / self.interval
+
+    def _defect(self, simulation: Simulation) -> torch.Tensor:
+        modes = Grid(self.reduced.size, self.reduced.length).modes
+        start = simulation.grid.resize(simulation.state, modes)
+        reduced = Simulation(
+            self.reduced, simulation.members, simulation.seed, device=simulation.device
+        )
+        reduced.load_state({"step_index": simulation.step_index, "state": start})
+        reduced.advance(self.interval)
+        simulation.advance(self.interval)
+        end = simulation.grid.resize(simulation.state, modes)
+        return (end - reduced.state) / (self.interval * simulation.problem.dt)
