@@ -11,7 +11,7 @@ import shutil
 from hpc_closure import config, files, log, parallel, provenance
 from hpc_closure.experiment import Experiment
 from hpc_closure.run import STAGES, Run
-from hpc_closure.stop import Stop, seconds
+from hpc_closure.stop import SIGNALS, Stop, seconds
 
 
 class Session:
@@ -34,11 +34,12 @@ class Session:
         redo: bool = False,
         yes: bool = False,
         verbosity: int = 0,
+        signals: tuple[str, ...] = SIGNALS,
     ):
         self.experiment, self.verb, self.verbosity = experiment, verb, verbosity
         self.run = Run(experiment.folder)
         self.world = parallel.world()
-        self.stop = Stop(seconds(max_elapsed) if max_elapsed else None)
+        self.stop = Stop(seconds(max_elapsed) if max_elapsed else None, signals)
         self._redo, self._yes = redo, yes
         self._closing = contextlib.ExitStack()
 

@@ -1,0 +1,172 @@
+"""The closure inside the reduced solver, next to the truth and to the exact law.
+
+One :class:`CoupledRun` advances, from the same resolved state,
+
+* ``model``: the reduced solver with a fresh sample of the closure every ``interval`` steps, held
+  in between. The closure knows the interval: an m-step mean of white noise has 1/m of its variance,
+  so the spread of the run does not depend on m.
+* ``oracle``: the full system with independent noise, that is the exact law with fresh noise in
+  every step: the true ensemble.
+* ``none``: the reduced solver without a closure.
+* ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of the
+  closure's mean over the coming interval.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hpc_closure.closure.conditions import Sensors
+from hpc_closure.data.sensors import observe
+from hpc_closure.data.targets import Target
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulate import Simulation
+
+
+class CoupledRun:
+    """Model, oracle, none and truth side by side.
+
+    Args:
+        problem: the full system.
+        kind: closure kind.
+        grid: points per side of the reduced solver.
+        closure: object with ``sample(state, members=, seed=, call=, interval=, sensors=)``.
+        rows: (case, member) of every trajectory of the model and oracle ensembles.
+        cases: test trajectories, member indices of the data set.
+        seed: of the experiment.
+        interval: solver steps between closure calls.
+        sensors: layout (``layout, number, noise``) or None.
+        sampler: keyword arguments for ``closure.sample``.
+        references: which of ``none`` and ``oracle`` run along.
+        device: torch device.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        kind: str,
+        grid: int,
+        closure,
+        rows: Sequence[tuple[int, int]],
+        cases: Sequence[int],
+        *,
+        seed: int,
+        interval: int,
+        sensors=None,
+        sampler: dict | None = None,
+        references: Sequence[str] = ("none", "oracle"),
+        device: str = "cpu",
+    ):
+        self.kind, self.closure, self.seed, self.interval = kind, closure, seed, interval
+        self.rows, self.cases, self.sampler = list(rows), list(cases), dict(sampler or {})
+        self.layout, self.device, self.calls = sensors, device, 0
+        self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
+        reduced, full = problem.reduced(grid, kind), problem.on_grid(grid)
+        self.exact = kind != "subgrid"
+        self.target = Target(kind, interval) if self.exact else None
+        self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
+        # members that start from different cases draw different noise
+        self.names = names = [case * 1_000_003 + member for case, member in self.rows]
+        self.simulations = {"model": self._simulation(reduced, names)}
+        if "none" in references:
+            self.simulations["none"] = self._simulation(reduced, self.cases)
+        if "oracle" in references and self.exact:
+            self.simulations["oracle"] = self._simulation(full, names, "rollout")
+        if self.exact:
+            self.simulations["truth"] = self._simulation(full, self.cases)
+
+    def _simulation(self, problem, members, stage="generate") -> Simulation:
+        return Simulation(problem, members, self.seed, device=self.device, stage=stage)
+
+    @property
+    def step_index(self) -> int:
+        return self.simulations["model"].step_index
+
+    def start(self, states: np.ndarray, step: int) -> None:
+        """Start every run from the test trajectories' states, (cases, n, n), at ``step``."""
+        model = self.simulations["model"]
+        spectra = model.spectral(torch.as_tensor(states, device=self.device))
+        for name, simulation in self.simulations.items():
+            each = spectra if name in ("none", "truth") else spectra[self.case_of_row]
+            simulation.load_state({"step_index": step, "state": each.clone().cpu().numpy()})
+
+    def advance(self, calls: int = 1) -> None:
+        """Advance all runs by ``calls`` closure intervals."""
+        for _ in range(calls):
+            self._interval()
+
+    def _interval(self) -> None:
+        clock = [time.perf_counter()]
+        sensors = self._advance_truth()
+        for name in ("oracle", "none"):
+            if name in self.simulations:
+                self.simulations[name].advance(self.interval)
+        clock.append(time.perf_counter())
+        model = self.simulations["model"]
+        tendency = self._tendency_hat(model, sensors)
+        clock.append(time.perf_counter())
+        if self.exact:
+            model.advance(self.interval, tendency_hat=tendency)
+        else:
+            # the subgrid target is the defect of the reduced map, so it is added after the map
+            model.advance(self.interval)
+            model.add_hat(tendency * (self.interval * model.problem.dt))
+        clock.append(time.perf_counter())
+        for part, (begin, end) in zip(
+            ("references", "closure", "solver"), zip(clock[:-1], clock[1:])
+        ):
+            self.seconds[part] += end - begin
+        self.calls += 1
+
+    def _tendency_hat(self, model: Simulation, sensors) -> torch.Tensor:
+        state = model.physical(model.state)
+        sample = self.closure.sample(
+            state,
+            sensors=sensors,
+            members=self.names,
+            seed=self.seed,
+            call=self.calls,
+            interval=self.interval,
+            **self.sampler,
+        )
+        return model.spectral(sample)
+
+    def _advance_truth(self):
+        """Advance the truth by one interval; the sensors see its closure's mean meanwhile."""
+        if "truth" not in self.simulations:
+            return None
+        truth = self.simulations["truth"]
+        if self.layout is None:
+            truth.advance(self.interval)
+            return None
+        closure = truth.physical(self.target.compute(truth))
+        truth.advance(self.interval - self.target.lookahead)
+        readings = observe(closure, self.layout, self.seed, self.cases, self.calls)
+        values, positions, noise_std = readings
+        return Sensors(values[self.case_of_row], positions, noise_std)
+
+    def fields(self) -> dict[str, torch.Tensor]:
+        """Present vorticity of every run, (trajectories, n, n)."""
+        return {name: run.physical(run.state) for name, run in self.simulations.items()}
+
+    def save_state(self) -> dict:
+        """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
+        saved: dict = {"calls": np.int64(self.calls)}
+        for name, simulation in self.simulations.items():
+            for key, value in simulation.save_state().items():
+                saved[f"{name}.{key}"] = value
+        return saved
+
+    def load_state(self, state: dict) -> None:
+        self.calls = int(state["calls"])
+        for name, simulation in self.simulations.items():
+            prefix = f"{name}."
+            simulation.load_state(
+                {
+                    key.removeprefix(prefix): value
+                    for key, value in state.items()
+                    if key.startswith(prefix)
+                }
+            )
