@@ -246,7 +246,10 @@ def _take_over(path: Path, record: dict, stale_after: float) -> bool:
 
 
 def _overlaps(path: Path, stale_after: float) -> bool:
-    first, last = (int(text) for text in _NAME.fullmatch(path.name).groups())
+    own = _NAME.fullmatch(path.name)
+    if own is None:
+        raise ValueError(f"{path}: not the name of a claim")
+    first, last = int(own.group(1)), int(own.group(2))
     others = []
     with os.scandir(path.parent) as entries:
         for entry in entries:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 NAME = "hpc_closure"
 EVERY_SECONDS = 30.0
@@ -79,7 +80,7 @@ def warn_once(message: str) -> None:
     _logger.warning(message)
 
 
-def banner(title: str, facts: Mapping[str, object]) -> None:
+def banner(title: str, facts: Mapping[str, Any]) -> None:
     """First lines of a log: what runs, and everything one asks for when it went wrong.
 
     Args:
@@ -129,14 +130,15 @@ class Progress:
         self.show = show and _logger.isEnabledFor(logging.INFO)
         self.started = self.last_time = time.monotonic()
         self.last_done = self.done
-        self._bar = None
-        self._task = None
+        self._bar: Any = None
+        self._task: Any = None
 
     def __enter__(self) -> "Progress":
         if self.show and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn
             from rich.progress import Progress as Bar
+            from rich.progress import TextColumn, TimeRemainingColumn
 
             self._bar = Bar(TextColumn("{task.description}"), BarColumn(),
                             TextColumn("{task.percentage:3.0f} % {task.fields[rate]}"),

@@ -12,6 +12,7 @@ import re
 import signal
 import threading
 import time
+from typing import Any
 
 EXIT_STOPPED = 75
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
@@ -44,7 +45,7 @@ class Stop:
         self.max_elapsed = max_elapsed
         self.reason = ""
         self._interrupts = 0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():

@@ -179,6 +179,7 @@ def test_who_may_not_write_still_reads():
         folder.chmod(0o755)
         foreign(path_of(folder))
         code = (f"import os; from hpc_closure import claims; from pathlib import Path\n"
-                f"os.setuid(65534); p = Path({name!r}); print(len(claims.living(p, os.listdir(p))))")
+                f"os.setuid(65534); p = Path({name!r})\n"
+                "print(len(claims.living(p, os.listdir(p))))")
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout.strip() == "1", done.stderr
