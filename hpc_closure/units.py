@@ -320,8 +320,8 @@ class Ledger:
         return {"members": np.asarray(unit.members, dtype=np.int64), "recipe_hash": self.recipe,
                 "holds": json.dumps(self.holds, sort_keys=True)}
 
-    def publish(self, unit: Unit, claim: "claims.Claim | None" = None,
-                validate: Callable[[Path], object] | None = None, *, resume: bool = False):
+    def publish(self, unit: Unit, validate: Callable[[Path], object] | None = None, *,
+                claim: claims.Claim | None = None, resume: bool = False):
         """``files.publish`` of the product of ``unit``; its header and our claim are checked.
 
         The writer puts :meth:`attributes` and, last, ``complete = 1`` into the root attributes.

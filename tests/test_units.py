@@ -24,7 +24,7 @@ def ledger_of(run, recipe="abc", **holds):
 
 
 def write(ledger, unit, claim=None, **changes):
-    with ledger.publish(unit, claim) as part, files.open_hdf5(part, "w") as file:
+    with ledger.publish(unit, claim=claim) as part, files.open_hdf5(part, "w") as file:
         file["t0_fields/w"] = np.asarray(unit.members, dtype=float)
         file.attrs.update({**ledger.attributes(unit), "complete": 1, **changes})
 
@@ -320,7 +320,7 @@ with world.guard(), Stop() as stop:
             if stop.agree(groups.domain):
                 raise Stopped(stop.reason)
         if groups.domain.root:
-            with ledger.publish(unit, claim) as part, files.open_hdf5(part, "w") as file:
+            with ledger.publish(unit, claim=claim) as part, files.open_hdf5(part, "w") as file:
                 file["t0_fields/w"] = np.asarray(unit.members, dtype=float)
                 file.attrs.update({**ledger.attributes(unit), "complete": 1})
 
