@@ -1,0 +1,66 @@
+r"""The vorticity equation on a periodic square.
+
+.. math::
+   w_t + u\cdot\nabla w + \beta_y v = \nu\Delta w - \nu_h(-\Delta)^p w - \alpha w + f + \beta\xi,
+   \qquad -\Delta\psi = w,\quad u = (\psi_y, -\psi_x)
+
+An equation is its linear symbol and its nonlinear term; see :mod:`kuramoto_sivashinsky` for another.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpc_closure.spectral.advection import FORMS
+from hpc_closure.spectral.transform import Transform
+
+
+class Vorticity2D:
+    """Linear symbol and nonlinear term of the vorticity equation.
+
+    Args:
+        transform: transform of the grid (precision, device and slabs come from it).
+        viscosity: ``nu``, length^2 / time.
+        hyperviscosity: ``nu_h``, length^(2p) / time.
+        hyperviscosity_order: ``p`` in ``-nu_h k^(2p)``.
+        drag: ``alpha``, 1 / time.
+        beta: planetary vorticity gradient ``beta_y``, 1 / (length time).
+        form: form of the nonlinear term, see :mod:`advection`.
+        advect: False leaves the nonlinear term out.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        *,
+        viscosity: float,
+        hyperviscosity: float = 0.0,
+        hyperviscosity_order: int = 4,
+        drag: float = 0.0,
+        beta: float = 0.0,
+        form: str = "basdevant",
+        advect: bool = True,
+    ):
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {sorted(FORMS)}, got {form!r}")
+        grid = transform.grid
+        self.transform = transform
+        self.advection = FORMS[form](transform)
+        self.advect = advect
+        k2 = transform.local(grid.k2)
+        damping = -viscosity * k2 - drag * (k2 > 0)
+        if hyperviscosity:
+            damping = damping - hyperviscosity * k2**hyperviscosity_order
+        rossby = beta * transform.local(grid.kx) * transform.local(grid.inverse_k2)
+        # Eigenvalue of the linear part, (2K + 1, local columns) complex128.
+        self.linear = torch.complex(damping, rossby + torch.zeros_like(k2))
+
+    def nonlinear(self, w: Tensor, out: Tensor) -> Tensor:
+        """``out = -(u . grad w)`` as real pairs ``(members, 2K + 1, columns, 2)``."""
+        return self.advection.tendency(w, out) if self.advect else out.zero_()
+
+    def speed(self, w: Tensor) -> Tensor:
+        """Largest ``|u| + |v|`` of each member on this rank's rows, ``(members,)``."""
+        velocity = self.advection.velocity(w).abs_()
+        return velocity[0].add_(velocity[1]).amax((-2, -1))

@@ -1,0 +1,348 @@
+"""Randomness that depends on who asks and for what, never on how the work is arranged.
+
+Uniform bits come from the counter-based generator Philox4x64-10 (Salmon et al., SC 2011). The key is
+a digest of (seed, stage, member), the counter is (item, stream), where an item is a step or a call.
+So a member's draws are the same in any batch, on any rank, in any order and after any restart, and
+no file holds a generator state. Each 64-bit word gives two uniforms of 32 bits and, by Box-Muller in
+float64, one complex or two real normals; ``|z| <= 6.8``.
+
+Wiener paths refine: the path drawn with step ``dt / 2`` sums to the path drawn with step ``dt``
+(Brownian bridge, Levy's construction), so a run can be repeated with another step on the same path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.spectral.grid import Grid
+
+WORDS_PER_COUNTER = 4
+_LOCAL = threading.local()
+
+# Streams of one (seed, stage, member): what a draw is for.
+STREAM_INITIAL = 1
+STREAM_PATH = 2
+STREAM_STATIONARY = 3
+STREAM_BRIDGE = 1 << 16  # + level
+
+
+def key_of(seed: int, stage: str, member: int) -> np.ndarray:
+    """Philox key ``(2,)`` uint64 of a member: the first 128 bits of a SHA-256."""
+    digest = hashlib.sha256(f"{int(seed)}/{stage}/{int(member)}".encode()).digest()
+    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+
+
+def uniform_bits(key: np.ndarray, stream: int, first: int, num_counters: int) -> np.ndarray:
+    """Raw words of counters ``(first + 1 .. first + num_counters, 0, stream, 0)``.
+
+    Args:
+        key: ``(2,)`` uint64.
+        stream: what the draw is for.
+        first: counters already used by earlier items.
+        num_counters: counters to use now, four words each.
+
+    Returns:
+        ``(4 * num_counters,)`` uint64.
+    """
+    generator = getattr(_LOCAL, "philox", None)
+    if generator is None:
+        generator = _LOCAL.philox = np.random.Philox(key=0)
+        _LOCAL.state = generator.state
+    state = _LOCAL.state
+    state["state"]["key"] = key
+    state["state"]["counter"] = np.array([first, 0, stream, 0], dtype=np.uint64)
+    state["buffer_pos"] = WORDS_PER_COUNTER
+    generator.state = state
+    return generator.random_raw(num_counters * WORDS_PER_COUNTER)
+
+
+def box_muller(words: np.ndarray) -> np.ndarray:
+    """Complex normals with ``E |z|^2 = 2`` (two real ones) from 64-bit words, same shape."""
+    radius = ((words >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    angle = (words & np.uint64(0xFFFFFFFF)).astype(np.float64)
+    angle *= 2.0 * np.pi * 2.0**-32
+    out = np.empty(words.shape, dtype=np.complex128)
+    np.multiply(np.cos(angle), radius, out=out.real)
+    np.multiply(np.sin(angle, out=angle), radius, out=out.imag)
+    return out
+
+
+def complex_normals(key: np.ndarray, stream: int, first: int, num: int, width: int) -> np.ndarray:
+    """Complex normals of items ``first .. first + num - 1``, ``(num, width)``, ``E |z|^2 = 2``.
+
+    An item always uses ``ceil(width / 4)`` counters, so any item can be drawn by itself.
+    """
+    counters = -(-width // WORDS_PER_COUNTER)
+    words = uniform_bits(key, stream, first * counters, num * counters)
+    return box_muller(words.reshape(num, counters * WORDS_PER_COUNTER)[:, :width])
+
+
+def standard_normals(
+    seed: int, stage: str, member: int, *, stream: int = 0, first: int = 0, num: int = 1, width: int
+) -> np.ndarray:
+    """Real standard normals ``(num, width)`` float64 of items ``first .. first + num - 1``."""
+    z = complex_normals(key_of(seed, stage, member), stream, first, num, -(-width // 2))
+    return z.view(np.float64)[:, :width]
+
+
+def half_plane(wavevectors: np.ndarray) -> np.ndarray:
+    """Select one of each pair ``k, -k``: ``ky > 0``, or ``ky = 0`` and ``kx >= 0``."""
+    kx, ky = wavevectors[:, 0], wavevectors[:, 1]
+    return wavevectors[(ky > 0) | ((ky == 0) & (kx >= 0))]
+
+
+def wavevectors_within(radius: int, inner: float = 0.0, outer: float | None = None) -> np.ndarray:
+    """Half-plane wavevectors with ``inner <= |k| <= outer``, ordered by length, ``(M, 2)`` int64."""
+    side = np.arange(-radius, radius + 1)
+    pairs = half_plane(np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2))
+    square = (pairs**2).sum(1)
+    keep = square >= inner**2
+    if outer is not None:
+        keep &= square <= outer**2
+    pairs, square = pairs[keep], square[keep]
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], square))]
+
+
+class ModeDraws:
+    """Places draws for half-plane wavevectors in a box of a retained spectrum.
+
+    The box is rows ``0..R, -R..-1`` and columns ``0..C``, the smallest that holds the drawn modes.
+
+    Args:
+        wavevectors: ``(M, 2)`` integer wavevectors of the half plane, in the order drawn; those that
+            a grid does not retain are drawn all the same (equal paths on every grid) and dropped.
+        modes: retained modes ``K`` of the grid.
+    """
+
+    def __init__(self, wavevectors: np.ndarray, modes: int):
+        self.wavevectors = wavevectors
+        kx, ky = wavevectors[:, 0], wavevectors[:, 1]
+        kept = np.flatnonzero((np.abs(kx) <= modes) & (ky <= modes))
+        self.rows = int(np.abs(kx[kept]).max(initial=0))
+        self.columns = int(ky[kept].max(initial=0))
+        mirrored = kept[(ky[kept] == 0) & (kx[kept] > 0)]
+        width = self.columns + 1
+        self.box = (2 * self.rows + 1, width)
+        self._source = kept
+        self._target = (kx[kept] % self.box[0]) * width + ky[kept]
+        self._mirror_source = mirrored
+        self._mirror_target = (-kx[mirrored] % self.box[0]) * width
+        self._mean = kept[(kx[kept] == 0) & (ky[kept] == 0)]
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """``(..., M)`` complex values to ``(..., *box)``; the field that they make is real."""
+        out = np.zeros((*values.shape[:-1], self.box[0] * self.box[1]), dtype=values.dtype)
+        out[..., self._target] = values[..., self._source]
+        out[..., self._mirror_target] = values[..., self._mirror_source].conj()
+        if self._mean.size:
+            # A real field's mean has one degree of freedom: sqrt(2) Re z keeps its variance E |z|^2.
+            out[..., 0] = np.sqrt(2.0) * values[..., self._mean[0]].real
+        return out.reshape(*values.shape[:-1], *self.box)
+
+    def spread(self, box: Tensor, shape: tuple[int, int]) -> Tensor:
+        """``(..., *box)`` to the whole retained spectrum ``(..., *shape)``."""
+        out = box.new_zeros(*box.shape[:-2], *shape)
+        upper, width = self.rows + 1, self.columns + 1
+        out[..., :upper, :width] = box[..., :upper, :]
+        if self.rows:
+            out[..., -self.rows :, :width] = box[..., upper:, :]
+        return out
+
+
+class NoiseModel:
+    """White-in-time (or Ornstein-Uhlenbeck) Gaussian forcing, diagonal in Fourier space.
+
+    The noise enters ``dw/dt`` as the rate ``beta xi``, held over a step ``dt``: a Wiener increment
+    divided by ``dt``. It is additive, so Ito and Stratonovich calculus agree. Kinds:
+
+    * ``q_wiener``: ``amplitude`` (beta), ``draws`` (kappa), ``correlation`` (a, length squared).
+      ``E |beta xi_hat|^2 = beta^2 kappa exp(-a k^2) / dt``, the mean included: covariance
+      proportional to ``exp(-r^2 / 4a)``. The published code sums kappa draws; one draw times
+      ``sqrt(kappa)`` has the same law. (Dong, Chen, Wu 2025; Lord, Powell, Shardlow 2014, ch. 10.)
+    * ``ring``: ``wavenumber`` k_f, ``width`` (half width) and ``energy_rate``: equal energy to every
+      mode of ``|k| in [k_f - width, k_f + width]`` (integer units), the mean rate of kinetic energy
+      injection being exactly ``energy_rate`` (Ito: half the quadratic variation).
+    * ``ornstein_uhlenbeck``: the same ring of modes, ``rms`` of the rate (field units) and
+      ``correlation_time``; driven by the same refinable Wiener path.
+
+    Args:
+        kind: one of the above, or ``none``.
+        grid: the solver's grid.
+        dt: step of the run.
+        seed: seed of the experiment.
+        stage: stage whose draws these are.
+        path_dt: step in which the path is drawn; ``dt`` may be it times or over a power of two.
+        parameters: the parameters of the kind.
+    """
+
+    # Modes below this fraction of the largest amplitude are left out (1e-12 of the variance).
+    CUT = 1e-6
+
+    def __init__(
+        self,
+        kind: str,
+        grid: Grid,
+        dt: float,
+        seed: int,
+        stage: str = "generate",
+        *,
+        path_dt: float | None = None,
+        **parameters: float,
+    ):
+        laws = {"q_wiener": q_wiener_law, "ring": ring_law, "ornstein_uhlenbeck": ou_law}
+        if kind not in laws:
+            raise ValueError(f"noise kind must be one of {sorted(laws)}, got {kind!r}")
+        if grid.dimensions != 2:
+            raise ValueError("noise is defined on 2-D grids")
+        self.kind, self.grid, self.dt, self.seed, self.stage = kind, grid, dt, seed, stage
+        self.level = path_level(dt, path_dt)
+        self.correlation_time = parameters.get("correlation_time", 0.0)
+        vectors, self.variance_rate = laws[kind](grid, **parameters)
+        self.draws = ModeDraws(vectors, grid.modes)
+        # Standard deviation of the rate at dt: sqrt(E |beta xi_hat|^2), one per drawn mode.
+        if kind == "ornstein_uhlenbeck":
+            self.std = np.sqrt(self.variance_rate)
+        else:
+            self.std = np.sqrt(self.variance_rate / dt)
+        self._keys: dict[int, np.ndarray] = {}
+
+    @property
+    def std_hat(self) -> Tensor:
+        """``sqrt(E |beta xi_hat|^2)`` per retained mode at ``dt``, ``(2K + 1, K + 1)`` float64."""
+        values = self.std.astype(np.complex128)
+        box = self.draws.place(values)
+        if self.draws._mean.size:
+            box[0, 0] = values[self.draws._mean[0]]
+        return self.draws.spread(torch.from_numpy(box).real, self.grid.shape)
+
+    @property
+    def box(self) -> tuple[int, int]:
+        """Rows and columns of the compact form."""
+        return self.draws.box
+
+    def draw(self, members: Sequence[int], first_step: int, steps: int, level: int = 0) -> np.ndarray:
+        """Rates ``beta xi_hat`` in compact form (kind ``ornstein_uhlenbeck``: the driving normals).
+
+        Args:
+            members: member ids.
+            first_step: first step, in steps of ``dt / 2**level``.
+            steps: number of steps.
+            level: refinement of ``dt``.
+
+        Returns:
+            ``(steps, members, *box)`` complex128.
+        """
+        out = np.empty((steps, len(members), len(self.std)), dtype=np.complex128)
+        for column, member in enumerate(members):
+            out[:, column] = self._rates(self._key(member), first_step, steps, self.level + level)
+        scale = np.sqrt(0.5) * (1.0 if self.correlation_time else self.std)
+        # The path is drawn in units of the rate at its own step; scale it to the rate at dt.
+        out *= scale * 2.0 ** (-self.level / 2)
+        return self.draws.place(out)
+
+    def spread(self, box: np.ndarray) -> Tensor:
+        """Compact form to the whole retained spectrum."""
+        return self.draws.spread(torch.from_numpy(box), self.grid.shape)
+
+    def stationary(self, members: Sequence[int]) -> np.ndarray:
+        """Initial rates of an Ornstein-Uhlenbeck forcing, ``(members, *box)`` complex128."""
+        rows = [
+            complex_normals(self._key(m), STREAM_STATIONARY, 0, 1, len(self.std))[0] for m in members
+        ]
+        return self.draws.place(np.stack(rows) * (np.sqrt(0.5) * self.std))
+
+    def relaxation(self, dt: float) -> tuple[float, Tensor]:
+        """``(decay, kick)``: ``y(t + dt) = decay y(t) + kick z`` with ``z`` from :meth:`draw`.
+
+        ``z`` is drawn at the level of ``dt``, so its variance is ``self.dt / dt``; the kick takes it
+        out again, which makes the law exact for every step and the path common to all of them.
+        """
+        decay = float(np.exp(-dt / self.correlation_time))
+        kick = np.sqrt((1.0 - decay**2) * (dt / self.dt)) * self.std
+        return decay, self.draws.place(kick.astype(np.complex128)).real
+
+    def _key(self, member: int) -> np.ndarray:
+        if member not in self._keys:
+            self._keys[member] = key_of(self.seed, self.stage, member)
+        return self._keys[member]
+
+    def _rates(self, key: np.ndarray, first: int, num: int, level: int) -> np.ndarray:
+        """Rates of the path in units where a step of the path itself (level 0) has ``E |z|^2 = 2``."""
+        width = len(self.std)
+        if level == 0:
+            return complex_normals(key, STREAM_PATH, first, num, width)
+        if level < 0:
+            fine = self._rates(key, 2 * first, 2 * num, level + 1)
+            return (fine[0::2] + fine[1::2]) * 0.5
+        start, stop = first // 2, -(-(first + num) // 2)
+        parent = self._rates(key, start, stop - start, level - 1)
+        bridge = complex_normals(key, STREAM_BRIDGE + level, start, stop - start, width)
+        bridge *= 2.0 ** ((level - 1) / 2)
+        halves = np.stack([parent + bridge, parent - bridge], axis=1).reshape(-1, width)
+        return halves[first - 2 * start :][:num]
+
+
+def path_level(dt: float, path_dt: float | None) -> int:
+    """``j`` with ``dt = path_dt * 2**-j``."""
+    if path_dt is None:
+        return 0
+    level = round(float(np.log2(path_dt / dt)))
+    if abs(path_dt * 2.0**-level - dt) > 1e-12 * dt:
+        raise ValueError(
+            f"noise path_dt must be dt times or over a power of two: dt = {dt}, path_dt = {path_dt}"
+        )
+    return level
+
+
+def q_wiener_law(grid: Grid, *, amplitude: float, draws: int = 1, correlation: float):
+    """Drawn modes and ``E |d(beta W_hat)|^2 / dt`` of the published forcing."""
+    if not correlation > 0:
+        raise ValueError(f"noise correlation must be positive, got {correlation}")
+    reach = np.sqrt(-2.0 * np.log(NoiseModel.CUT) / correlation) / grid.unit
+    vectors = wavevectors_within(int(reach), outer=reach)
+    k2 = (vectors**2).sum(1) * grid.unit**2
+    return vectors, amplitude**2 * draws * np.exp(-correlation * k2)
+
+
+def ring_modes(wavenumber: float, width: float) -> np.ndarray:
+    """Half-plane wavevectors of a ring, which must not be empty nor hold the mean."""
+    inner, outer = max(wavenumber - width, 0.5), wavenumber + width
+    vectors = wavevectors_within(int(outer), inner, outer)
+    if not len(vectors):
+        raise ValueError(f"no wavevector has length in [{inner}, {outer}]: widen the ring")
+    return vectors
+
+
+def _multiplicity(vectors: np.ndarray) -> int:
+    """Modes of the full plane: each half-plane wavevector and its negative."""
+    return 2 * len(vectors)
+
+
+def ring_law(grid: Grid, *, wavenumber: float, width: float = 0.5, energy_rate: float):
+    """Drawn modes and variance rate of a ring that injects ``energy_rate`` on the average.
+
+    Energy is ``1/2 sum |w_hat|^2 / k^2`` over the full plane; white noise of variance rate ``s``
+    injects ``s / (2 k^2)`` per mode.
+    """
+    vectors = ring_modes(wavenumber, width)
+    k2 = (vectors**2).sum(1) * grid.unit**2
+    return vectors, 2.0 * energy_rate * k2 / _multiplicity(vectors)
+
+
+def ou_law(
+    grid: Grid, *, wavenumber: float, width: float = 0.5, rms: float, correlation_time: float
+):
+    """Drawn modes and variance of a time-correlated ring forcing of given pointwise rms."""
+    if not correlation_time > 0:
+        raise ValueError(f"noise correlation_time must be positive, got {correlation_time}")
+    vectors = ring_modes(wavenumber, width)
+    return vectors, np.full(len(vectors), rms**2 / _multiplicity(vectors))

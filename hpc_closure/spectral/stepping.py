@@ -1,0 +1,232 @@
+r"""Time schemes for :math:`\dot w = L w + R(w)`, L diagonal, R explicit (nonlinear term and forcings).
+
+Forcings are held over a step: white noise enters as its increment over ``dt``. One class per scheme,
+formulas in the docstrings; a scheme changes ``w`` in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hpc_closure.spectral.symbols import Symbol
+
+Explicit = Callable[[Tensor, Tensor], Tensor]
+
+
+class Scheme:
+    """Coefficients of one scheme for one step size.
+
+    Args:
+        linear: eigenvalues of L, complex128, local retained shape.
+        dt: step.
+        like: real tensor that gives dtype and device.
+        implicit_only: leave the explicit half of L out (``removed: diffusion``).
+    """
+
+    #: registers besides ``w``, right-hand sides per step, and whether the last R is kept
+    num_registers = 1
+    num_stages = 1
+    keeps_previous = False
+
+    def __init__(self, linear: Tensor, dt: float, like: Tensor, implicit_only: bool = False):
+        if implicit_only and not isinstance(self, CNEuler):
+            raise ValueError("removed: diffusion is defined for cn_euler and cn_ab2 only")
+        self.dt, self.like = dt, like
+        self._registers: dict[int, Tensor] = {}
+        self.prepare(linear.cpu(), dt, implicit_only)
+
+    def prepare(self, linear: Tensor, dt: float, implicit_only: bool) -> None:
+        """Compute the coefficients."""
+        raise NotImplementedError
+
+    def step(self, w: Tensor, explicit: Explicit, previous: Tensor | None) -> None:
+        """Advance ``w`` by one step; ``explicit(w, out)`` fills ``out`` with R."""
+        raise NotImplementedError
+
+    def symbol(self, values: Tensor) -> Symbol:
+        """Diagonal operator in the working precision."""
+        return Symbol(values, self.like)
+
+    def registers(self, w: Tensor) -> Tensor:
+        """``num_registers`` work spectra of the shape of ``w``."""
+        members = w.shape[0]
+        if members not in self._registers:
+            self._registers[members] = w.new_empty(self.num_registers + 1, *w.shape)
+        return self._registers[members]
+
+
+class CNEuler(Scheme):
+    r"""Crank-Nicolson and explicit Euler, the published scheme.
+
+    .. math:: w^+ = \frac{(1 + \tfrac{dt}{2} L) w + dt R(w)}{1 - \tfrac{dt}{2} L}
+
+    With ``implicit_only`` the factor of w in the numerator is 1: the published "diffusion" closure
+    carries the explicit half of the viscosity.
+    """
+
+    def prepare(self, linear, dt, implicit_only):
+        inverse = 1.0 / (1.0 - 0.5 * dt * linear)
+        numerator = torch.ones_like(linear) if implicit_only else 1.0 + 0.5 * dt * linear
+        self.a = self.symbol(numerator * inverse)
+        self.b = self.symbol(dt * inverse)
+
+    def step(self, w, explicit, previous):
+        rate, scratch = self.registers(w)
+        explicit(w, rate)
+        self.a.scale(w, scratch)
+        self.b.scale(rate, scratch)
+        w.add_(rate)
+
+
+class CNAB2(CNEuler):
+    r"""Crank-Nicolson and Adams-Bashforth 2; the first step is CN-Euler.
+
+    .. math:: w^+ = \frac{(1 + \tfrac{dt}{2} L) w + dt (\tfrac32 R_n - \tfrac12 R_{n-1})}
+                         {1 - \tfrac{dt}{2} L}
+
+    The held forcing belongs to its step and is not extrapolated: the driver passes it by ``hold``.
+    """
+
+    keeps_previous = True
+
+    def step(self, w, explicit, previous):
+        raise RuntimeError("cn_ab2 steps through step_with_memory")
+
+    def step_with_memory(
+        self, w: Tensor, nonlinear: Explicit, held: Tensor, previous: Tensor, first: bool
+    ) -> None:
+        """``previous`` holds the last nonlinear term and receives this one."""
+        rate, scratch = self.registers(w)
+        nonlinear(w, rate)
+        if first:
+            previous.copy_(rate)
+        else:
+            scratch.copy_(rate)
+            rate.mul_(1.5)
+            rate.sub_(previous.mul_(0.5))
+            previous.copy_(scratch)
+        rate.add_(held)
+        self.a.scale(w, scratch)
+        self.b.scale(rate, scratch)
+        w.add_(rate)
+
+
+class ETDRK4(Scheme):
+    r"""Exponential time differencing, fourth order (Cox and Matthews 2002, eqs 26-29).
+
+    .. math::
+       a &= e^{L dt/2} w + dt Q R(w), \quad b = e^{L dt/2} w + dt Q R(a), \\
+       c &= e^{L dt/2} a + dt Q (2 R(b) - R(w)), \\
+       w^+ &= e^{L dt} w + dt [f_1 R(w) + f_2 (R(a) + R(b)) + f_3 R(c)]
+
+    Coefficients by contour integrals (Kassam and Trefethen 2005), free of cancellation.
+    """
+
+    num_registers = 5
+    num_stages = 4
+    CONTOUR = 64
+
+    def prepare(self, linear, dt, implicit_only):
+        z = linear * dt
+        angle = (torch.arange(self.CONTOUR, dtype=torch.float64) + 0.5) * (
+            2 * math.pi / self.CONTOUR
+        )
+        q, f1, f2, f3 = (torch.zeros_like(z) for _ in range(4))
+        for theta in angle.tolist():
+            r = z + complex(math.cos(theta), math.sin(theta))
+            e = torch.exp(r)
+            q += (torch.exp(r / 2) - 1) / r
+            f1 += (-4 - r + e * (4 - 3 * r + r**2)) / r**3
+            f2 += (2 + r + e * (r - 2)) / r**3
+            f3 += (-4 - 3 * r - r**2 + e * (4 - r)) / r**3
+        scale = dt / self.CONTOUR
+        if not bool((linear.imag != 0).any()):
+            # The contour is symmetric about the real axis: what is left of the imaginary part is
+            # round-off, and a real symbol is half the work.
+            q, f1, f2, f3 = (torch.complex(x.real, torch.zeros_like(x.real)) for x in (q, f1, f2, f3))
+        self.e_half, self.e_full = self.symbol(torch.exp(z / 2)), self.symbol(torch.exp(z))
+        self.q, self.f1 = self.symbol(q * scale), self.symbol(f1 * scale)
+        self.f2, self.f3 = self.symbol(2 * f2 * scale), self.symbol(f3 * scale)
+
+    def step(self, w, explicit, previous):
+        r1, r2, r3, a, b, scratch = self.registers(w)
+        explicit(w, r1)
+        half = self.e_half.apply(w, r2, scratch)
+        self.q.apply(r1, a, scratch)
+        a.add_(half)
+        # r2 holds e^{Ldt/2} w until b is formed, so R(a) goes to r3 first.
+        explicit(a, r3)
+        self.q.apply(r3, b, scratch)
+        b.add_(half)
+        explicit(b, r2)
+        r3.add_(r2)  # R(a) + R(b)
+        r2.mul_(2.0).sub_(r1)
+        self.q.scale(r2, scratch)
+        self.e_half.apply(a, b, scratch)
+        b.add_(r2)  # c
+        explicit(b, r2)
+        self.e_full.scale(w, scratch)
+        self.f1.scale(r1, scratch)
+        w.add_(r1)
+        self.f2.scale(r3, scratch)
+        w.add_(r3)
+        self.f3.scale(r2, scratch)
+        w.add_(r2)
+
+
+class IMEXRK3(Scheme):
+    r"""ARS(3,4,3), third order, L-stable (Ascher, Ruuth, Spiteri 1997, sec. 2.7).
+
+    .. math::
+       w_i &= w + dt \sum_{j<i} (\hat a_{ij} R_j + a_{ij} L w_j) + dt\,\gamma L w_i, \\
+       w^+ &= w_4 + dt \sum_j (\hat b_j - \hat a_{4j}) R_j
+
+    ``a_4j = b_j`` (stiffly accurate), so only the explicit weights differ in the last line.
+    """
+
+    num_registers = 8
+    num_stages = 4
+    GAMMA = 0.4358665215084590  # root of 6 g^3 - 18 g^2 + 9 g - 1
+
+    def prepare(self, linear, dt, implicit_only):
+        g = self.GAMMA
+        b1, b2 = -1.5 * g**2 + 4 * g - 0.25, 1.5 * g**2 - 5 * g + 1.25
+        a42 = a43 = 0.5529291479
+        a31 = (1 - 4.5 * g + 1.5 * g**2) * a42 + (2.75 - 10.5 * g + 3.75 * g**2) * a43
+        a31 += -3.5 + 13 * g - 4.5 * g**2
+        a32 = (1 + g) / 2 - a31
+        self.implicit = [[], [0.0], [0.0, (1 - g) / 2], [0.0, b1, b2]]
+        self.explicit = [[], [g], [a31, a32], [1 - a42 - a43, a42, a43]]
+        self.weights = [0.0, b1, b2, g]
+        self.linear = self.symbol(linear)
+        self.solve = self.symbol(1.0 / (1.0 - dt * g * linear))
+
+    def _accumulate(self, target: Tensor, scale: float, term: Tensor, scratch: Tensor) -> None:
+        if scale:
+            torch.mul(term, scale, out=scratch)
+            target.add_(scratch)
+
+    def step(self, w, explicit, previous):
+        *registers, scratch = self.registers(w)
+        rates, linears, stage = registers[:4], [None, *registers[4:6]], registers[6]
+        explicit(w, rates[0])
+        for i in range(1, 4):
+            stage.copy_(w)
+            for j in range(i):
+                self._accumulate(stage, self.dt * self.explicit[i][j], rates[j], scratch)
+                self._accumulate(stage, self.dt * self.implicit[i][j], linears[j], scratch)
+            self.solve.scale(stage, scratch)
+            if i < 3:
+                self.linear.apply(stage, linears[i], scratch)
+            explicit(stage, rates[i])
+        w.copy_(stage)
+        for j in range(4):
+            last = self.explicit[3][j] if j < 3 else 0.0
+            self._accumulate(w, self.dt * (self.weights[j] - last), rates[j], scratch)
+
+
+SCHEMES = {"cn_euler": CNEuler, "cn_ab2": CNAB2, "etdrk4": ETDRK4, "imex_rk3": IMEXRK3}
