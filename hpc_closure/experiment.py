@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -47,42 +47,75 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class Forcing(Section):
+class Law(Section):
+    """A law chosen by ``kind``; the other keys belong to the kinds that their description names."""
+
+    kind: str
+
+    def parameters(self) -> dict:
+        """``kind`` and the keys that belong to it."""
+        keys = self.KEYS[self.kind]
+        return {"kind": self.kind, **{key: getattr(self, key) for key in keys}}
+
+
+class Forcing(Law):
+    KEYS: ClassVar[dict] = {
+        "none": (),
+        "published": ("amplitude",),
+        "kolmogorov": ("amplitude", "wavenumber"),
+        "ring": ("amplitude", "wavenumber", "width"),
+    }
+
     kind: Literal["none", "published", "kolmogorov", "ring"] = Field(
-        "published",
-        description="steady forcing of the vorticity; published = 0.1 (sin + cos)(2 pi (x + y))",
+        "published", description="steady forcing; published = amplitude (sin + cos)(2 pi (x + y))"
     )
-    amplitude: Finite = Field(0.1, description="amplitude, 1/time^2")
-    wavenumber: Count = Field(4, description="integer wavenumber of kolmogorov and ring forcing")
+    amplitude: Finite = Field(0.1, description="published, kolmogorov, ring: 1/time^2")
+    wavenumber: Count = Field(4, description="kolmogorov, ring: integer wavenumber")
+    width: Positive = Field(0.5, description="ring: half width, integer wavenumbers")
 
 
-class Noise(Section):
+class Noise(Law):
+    KEYS: ClassVar[dict] = {
+        "none": (),
+        "q_wiener": ("amplitude", "draws", "correlation"),
+        "ring": ("wavenumber", "width", "energy_rate"),
+        "ornstein_uhlenbeck": ("wavenumber", "width", "rms", "correlation_time"),
+    }
+
     kind: Literal["none", "q_wiener", "ring", "ornstein_uhlenbeck"] = Field(
         "q_wiener", description="stochastic forcing; q_wiener is the published one"
     )
-    amplitude: NonNegative = Field(
-        5e-5, description="beta of q_wiener; rms rate of ornstein_uhlenbeck"
-    )
+    amplitude: NonNegative = Field(5e-5, description="q_wiener: beta")
     draws: Count = Field(
         10, description="q_wiener: the law is that of this many summed draws (one is drawn)"
     )
     correlation: Positive = Field(
         5e-3, description="q_wiener: a in the spectrum exp(-a |2 pi k|^2)"
     )
-    wavenumber: Positive = Field(
-        8.0, description="ring, ornstein_uhlenbeck: centre, integer wavenumbers"
-    )
-    bandwidth: Positive = Field(
-        2.0, description="ring, ornstein_uhlenbeck: full width, integer wavenumbers"
-    )
-    injection_rate: NonNegative = Field(1e-3, description="ring: exact mean energy injection rate")
+    wavenumber: Positive = Field(8.0, description="ring, ornstein_uhlenbeck: integer wavenumber")
+    width: Positive = Field(1.0, description="ring, ornstein_uhlenbeck: half width")
+    energy_rate: NonNegative = Field(1e-3, description="ring: exact mean energy injection rate")
+    rms: NonNegative = Field(0.1, description="ornstein_uhlenbeck: pointwise rms, 1/time^2")
     correlation_time: Positive = Field(0.1, description="ornstein_uhlenbeck: memory, time units")
 
 
-class Initial(Section):
-    kind: Literal["gaussian_random_field"] = "gaussian_random_field"
-    alpha: Positive = Field(2.5, description="mode weights (4 pi^2 k^2 + tau^2)^(-alpha/2)")
-    tau: Positive = Field(7.0, description="inverse length of the initial law")
+class Initial(Law):
+    KEYS: ClassVar[dict] = {
+        "gaussian_field": ("alpha", "tau"),
+        "band": ("wavenumber", "width", "energy"),
+        "zero": (),
+    }
+
+    kind: Literal["gaussian_field", "band", "zero"] = Field(
+        "gaussian_field", description="initial law; gaussian_field is the published one"
+    )
+    alpha: Positive = Field(
+        2.5, description="gaussian_field: weights (4 pi^2 k^2 + tau^2)^(-alpha/2)"
+    )
+    tau: Positive = Field(7.0, description="gaussian_field: inverse length")
+    wavenumber: Positive = Field(6.0, description="band: centre, integer wavenumber")
+    width: Positive = Field(2.0, description="band: half width")
+    energy: Positive = Field(0.5, description="band: kinetic energy")
 
 
 class Physics(Section):
@@ -94,10 +127,16 @@ class Physics(Section):
     hyperviscosity: NonNegative = Field(0.0, description="coefficient of (-Lap)^order")
     hyperviscosity_order: Annotated[int, Field(ge=2, le=8)] = 4
     drag: NonNegative = Field(0.0, description="linear drag, 1/time")
-    beta_plane: Finite = Field(0.0, description="gradient of the planetary vorticity")
+    beta: Finite = Field(0.0, description="gradient of the planetary vorticity")
     forcing: Forcing = Forcing()
     noise: Noise = Noise()
     initial: Initial = Initial()
+
+    def parameters(self) -> dict:
+        """Plain values, each law with the keys of its kind only."""
+        plain = self.model_dump(mode="json")
+        laws = {name: getattr(self, name).parameters() for name in ("forcing", "noise", "initial")}
+        return {**plain, **laws}
 
 
 class Record(Section):
@@ -300,7 +339,7 @@ class Experiment(Section):
         _check_steps("generate.t_end", generate.t_end, generate.dt)
         _check_steps("generate.record.start", generate.record.start, generate.dt)
         _check_steps("generate.record.every", generate.record.every, generate.dt)
-        _check_steps("rollout.every", rollout.every, generate.dt)
+        _check_steps("rollout.every", rollout.every, rollout.interval * generate.dt)
         _check_steps("rollout.t_start", rollout.t_start, generate.dt)
         if generate.record.start > generate.t_end:
             raise ValueError(
@@ -387,7 +426,8 @@ class Experiment(Section):
             for key, value in plain["generate"].items()
             if key not in ("members", "t_end")
         }
-        settings = {"seed": plain["seed"], "physics": plain["physics"], "generate": generate}
+        physics = self.physics.parameters()
+        settings = {"seed": plain["seed"], "physics": physics, "generate": generate}
         if stage == "generate":
             return settings
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}

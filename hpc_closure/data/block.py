@@ -122,7 +122,7 @@ class Block(ABC):
                 if writer is not None:
                     writer.write(index, fields, series, references)
                 index += 1
-        self._publish(writer, state)
+        self._publish(writer, state, claim)
 
     def _start(self):
         """The writer (on the first rank) and the index of the next snapshot."""
@@ -178,12 +178,12 @@ class Block(ABC):
         for old in sorted(path.parent.glob("step_*.h5"))[:-2]:
             old.unlink()
 
-    def _publish(self, writer, state) -> None:
+    def _publish(self, writer, state, claim) -> None:
         if not self.domain.root:
             return
         certificate = self.certificate(state)
         record = {**self.session.record, "seconds": self.cost()}
-        with self.books.publish(self.unit, self._validate) as part:
+        with self.books.publish(self.unit, self._validate, claim=claim) as part:
             writer.finish(
                 restart=state,
                 attributes={

@@ -6,19 +6,20 @@ import numpy as np
 
 from hpc_closure.data.block import Block, record_steps, times_of
 from hpc_closure.data.store import BlockWriter
-from hpc_closure.data.targets import Target
+from hpc_closure.data.targets import Target, reduced_problem
 from hpc_closure.experiment import Experiment
-from hpc_closure.spectral import diagnostics
+from hpc_closure.spectral.grid import Grid, resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.transform import Transform
 
-SERIES = ("energy", "enstrophy", "cfl")
+SERIES: tuple[str, ...] = ()
 
 
 def full_problem(experiment: Experiment) -> Problem:
     """The full system on the grid of the DNS."""
-    plain = experiment.model_dump(mode="json")
-    return Problem.from_dict(plain["physics"], plain["generate"])
+    generate = experiment.generate
+    return Problem.from_dict(experiment.physics.parameters(), generate.model_dump(mode="json"))
 
 
 def stored_steps(experiment: Experiment) -> range:
@@ -45,7 +46,10 @@ class DNSBlock(Block):
         self.target = Target(
             generate.closure,
             generate.interval,
-            self.problem.reduced(self.grid) if generate.closure == "subgrid" else None,
+            reduced_problem(self.problem, self.grid, generate.closure),
+        )
+        self.stored = Transform(
+            Grid(self.grid, self.problem.length), self.problem.precision, session.device
         )
         self.simulation = Simulation(
             self.problem,
@@ -67,22 +71,27 @@ class DNSBlock(Block):
 
     def record(self):
         state = self._stored(self.simulation.state)
-        series = diagnostics.series(self.simulation, SERIES)
+        series = {}
         closure = self._stored(self.target.compute(self.simulation))
         return {"vorticity": state, "closure": closure}, series, {}
 
     def _stored(self, spectrum) -> np.ndarray:
-        field = self.simulation.physical(spectrum, self.grid)
+        transform = self.simulation.transform
+        if self.grid == self.simulation.grid.size:
+            field = transform.gather_field(transform.to_physical(spectrum))
+        else:
+            whole = resize(transform.gather(spectrum), self.stored.grid.modes)
+            field = self.stored.to_physical(whole)
         return field.cpu().numpy().astype(self.dtype)
 
     def save_state(self) -> dict:
         return self.simulation.save_state()
 
     def load_state(self, state: dict) -> None:
-        self.simulation.load_state(state)
+        self.simulation.load_state(**state)
 
     def certificate(self, state: dict) -> dict:
-        return diagnostics.certificate(self.problem, state)
+        return {}
 
     def open_writer(self, path) -> BlockWriter:
         experiment = self.experiment

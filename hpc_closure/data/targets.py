@@ -13,13 +13,23 @@ For ``interval`` m > 1 the first two are means over the m coming steps. All func
 retained spectra.
 """
 
+from dataclasses import replace
+
 import torch
 
-from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.grid import resize, retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
 
 QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
+EXACT = ("diffusion", "convection")  # the full system runs on the reduced grid, so p(U | V) is known
+
+
+def reduced_problem(problem: Problem, grid: int, kind: str) -> Problem:
+    """What the reduced solver runs, M~: without the term that the closure supplies."""
+    if kind in EXACT:
+        return replace(problem, grid=grid, removed=kind)
+    return replace(problem, grid=grid, noise={"kind": "none"})
 
 
 def quoted(closure, kind: str):
@@ -31,10 +41,11 @@ def removed_terms_hat(simulation: Simulation, kind: str) -> torch.Tensor:
     """U of this very step, (B, 2K+1, K+1): removed term plus the noise that the step uses."""
     noise = simulation.noise_hat(simulation.step_index)
     if kind == "diffusion":
-        symbol = -0.5 * simulation.problem.viscosity * simulation.grid.k2
+        k2 = simulation.transform.local(simulation.grid.k2)
+        symbol = (-0.5 * simulation.problem.viscosity * k2).to(simulation.state.real)
         known = torch.view_as_real(simulation.state) * symbol[..., None]
     elif kind == "convection":
-        known = torch.view_as_real(-simulation.nonlinear_hat())
+        known = torch.view_as_real(simulation.nonlinear_hat())
     else:
         raise ValueError(f"closure {kind!r} removes no term of the full system")
     return torch.view_as_complex(known + torch.view_as_real(noise))
@@ -71,13 +82,13 @@ class Target:
         return total / self.interval
 
     def _defect(self, simulation: Simulation) -> torch.Tensor:
-        modes = Grid(self.reduced.size, self.reduced.length).modes
-        start = simulation.grid.resize(simulation.state, modes)
+        modes = retained_modes(self.reduced.grid)
+        start = resize(simulation.state, modes)
         reduced = Simulation(
             self.reduced, simulation.members, simulation.seed, device=simulation.device
         )
-        reduced.load_state({"step_index": simulation.step_index, "state": start})
+        reduced.load_state(simulation.step_index, start)
         reduced.advance(self.interval)
         simulation.advance(self.interval)
-        end = simulation.grid.resize(simulation.state, modes)
+        end = resize(simulation.state, modes)
         return (end - reduced.state) / (self.interval * simulation.problem.dt)

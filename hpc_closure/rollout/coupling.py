@@ -14,13 +14,14 @@ One :class:`CoupledRun` advances, from the same resolved state,
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from hpc_closure.closure.conditions import Sensors
 from hpc_closure.data.sensors import observe
-from hpc_closure.data.targets import Target
+from hpc_closure.data.targets import EXACT, Target, reduced_problem
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
 
@@ -63,8 +64,8 @@ class CoupledRun:
         self.rows, self.cases, self.sampler = list(rows), list(cases), dict(sampler or {})
         self.layout, self.device, self.calls = sensors, device, 0
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
-        reduced, full = problem.reduced(grid, kind), problem.on_grid(grid)
-        self.exact = kind != "subgrid"
+        reduced, full = reduced_problem(problem, grid, kind), replace(problem, grid=grid)
+        self.exact = kind in EXACT
         self.target = Target(kind, interval) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
         # members that start from different cases draw different noise
@@ -87,10 +88,10 @@ class CoupledRun:
     def start(self, states: np.ndarray, step: int) -> None:
         """Start every run from the test trajectories' states, (cases, n, n), at ``step``."""
         model = self.simulations["model"]
-        spectra = model.spectral(torch.as_tensor(states, device=self.device))
+        spectra = model.transform.to_spectral(torch.as_tensor(states, device=self.device))
         for name, simulation in self.simulations.items():
             each = spectra if name in ("none", "truth") else spectra[self.case_of_row]
-            simulation.load_state({"step_index": step, "state": each.clone().cpu().numpy()})
+            simulation.load_state(step, each)
 
     def advance(self, calls: int = 1) -> None:
         """Advance all runs by ``calls`` closure intervals."""
@@ -112,7 +113,7 @@ class CoupledRun:
         else:
             # the subgrid target is the defect of the reduced map, so it is added after the map
             model.advance(self.interval)
-            model.add_hat(tendency * (self.interval * model.problem.dt))
+            model.state.add_(tendency, alpha=self.interval * model.problem.dt)
         clock.append(time.perf_counter())
         for part, (begin, end) in zip(
             ("references", "closure", "solver"), zip(clock[:-1], clock[1:])
@@ -121,7 +122,7 @@ class CoupledRun:
         self.calls += 1
 
     def _tendency_hat(self, model: Simulation, sensors) -> torch.Tensor:
-        state = model.physical(model.state)
+        state = model.transform.to_physical(model.state)
         sample = self.closure.sample(
             state,
             sensors=sensors,
@@ -131,7 +132,7 @@ class CoupledRun:
             interval=self.interval,
             **self.sampler,
         )
-        return model.spectral(sample)
+        return model.transform.to_spectral(sample.to(state))
 
     def _advance_truth(self):
         """Advance the truth by one interval; the sensors see its closure's mean meanwhile."""
@@ -141,7 +142,7 @@ class CoupledRun:
         if self.layout is None:
             truth.advance(self.interval)
             return None
-        closure = truth.physical(self.target.compute(truth))
+        closure = truth.transform.to_physical(self.target.compute(truth))
         truth.advance(self.interval - self.target.lookahead)
         readings = observe(closure, self.layout, self.seed, self.cases, self.calls)
         values, positions, noise_std = readings
@@ -149,7 +150,9 @@ class CoupledRun:
 
     def fields(self) -> dict[str, torch.Tensor]:
         """Present vorticity of every run, (trajectories, n, n)."""
-        return {name: run.physical(run.state) for name, run in self.simulations.items()}
+        return {
+            name: run.transform.to_physical(run.state) for name, run in self.simulations.items()
+        }
 
     def save_state(self) -> dict:
         """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
@@ -163,10 +166,5 @@ class CoupledRun:
         self.calls = int(state["calls"])
         for name, simulation in self.simulations.items():
             prefix = f"{name}."
-            simulation.load_state(
-                {
-                    key.removeprefix(prefix): value
-                    for key, value in state.items()
-                    if key.startswith(prefix)
-                }
-            )
+            own = {key: value for key, value in state.items() if key.startswith(prefix)}
+            simulation.load_state(**{key.removeprefix(prefix): own[key] for key in own})
