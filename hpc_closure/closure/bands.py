@@ -1,0 +1,121 @@
+r"""Band-limited fields: the model's own representation, the same on every grid.
+
+A field is its retained spectrum, ``(..., 2K + 1, K + 1)`` in the forward norm (see
+:mod:`hpc_closure.spectral.grid`). Whatever grid a caller brings is cut to the model's band, the
+model is evaluated on its own grid, and the answer is zero-padded to the caller's grid: resolution
+invariance by construction, at a cost that does not depend on the caller's grid.
+"""
+
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.spectral.grid import Grid, resize
+from hpc_closure.spectral.noise import ModeDraws, wavevectors_within
+
+__all__ = ["Band", "band"]
+
+
+class Band:
+    """The modes ``|kx|, |ky| <= K`` of a periodic square of side ``length``."""
+
+    def __init__(self, modes: int, length: float = 1.0):
+        if modes < 1:
+            raise ValueError(f"modes={modes}, expected at least 1")
+        self.modes, self.length = modes, length
+        self.grid = Grid(2 * ((3 * modes + 2) // 2), length)
+        self.shape = self.grid.shape
+        self._cache: dict = {}
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """Index of each mode's group of equal ``|k|^2``, int64, shape of the spectrum."""
+        return torch.unique(self.grid.integer_k2, return_inverse=True)[1]
+
+    @cached_property
+    def group_k2(self) -> Tensor:
+        """Integer ``|k|^2`` of every group, int64."""
+        return torch.unique(self.grid.integer_k2)
+
+    @cached_property
+    def group_size(self) -> Tensor:
+        """Modes (of the whole plane) in every group, float64."""
+        size = torch.zeros(len(self.group_k2), dtype=torch.float64)
+        return size.index_add_(0, self.groups.flatten(), self.weights.flatten())
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Parseval weights, shape of the spectrum, float64."""
+        return self.grid.weights.expand(self.shape).contiguous()
+
+    @cached_property
+    def draws(self) -> ModeDraws:
+        """Places normals of the half plane in the spectrum; ordered by ``|k|``."""
+        return ModeDraws(wavevectors_within(self.modes), self.modes)
+
+    def on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Attribute ``name`` (here or of the grid) as a tensor on ``device``, kept for reuse."""
+        key = (name, str(device), dtype)
+        if key not in self._cache:
+            value = getattr(self, name) if hasattr(type(self), name) else getattr(self.grid, name)
+            self._cache[key] = value.to(device=device, dtype=dtype)
+        return self._cache[key]
+
+    def to_spectral(self, field: Tensor) -> Tensor:
+        """Fields (..., n, n), n > 2K or n = 2K + 2 at least, to retained spectra."""
+        modes, size = self.modes, field.shape[-1]
+        if field.shape[-2] != size or size < 2 * modes + 1:
+            raise ValueError(
+                f"field is {field.shape[-2]}x{size}; a band of {modes} modes needs a square grid "
+                f"of at least {2 * modes + 2}"
+            )
+        full = torch.fft.rfft2(field, norm="forward")[..., : modes + 1]
+        return torch.cat([full[..., : modes + 1, :], full[..., -modes:, :]], dim=-2)
+
+    def to_physical(self, w_hat: Tensor, size: int) -> Tensor:
+        """Retained spectra to fields (..., n, n); modes that n cannot carry are cut."""
+        modes = min(self.modes, (size - 1) // 2)
+        if modes < self.modes:
+            w_hat = resize(w_hat, modes)
+        shape = (*w_hat.shape[:-2], size - 2 * modes - 1, modes + 1)
+        rows = [w_hat[..., : modes + 1, :], w_hat.new_zeros(shape), w_hat[..., -modes:, :]]
+        full = torch.nn.functional.pad(torch.cat(rows, dim=-2), (0, size // 2 - modes))
+        return torch.fft.irfft2(full, s=(size, size), norm="forward")
+
+    def phases(self, positions: Tensor) -> Tensor:
+        """exp(i k.x) at ``positions`` (S, 2), complex128 (S, modes); field = Re sum(w hat e)."""
+        positions = positions.double().cpu()
+        x = torch.exp(1j * positions[:, :1] * self.grid.kx.reshape(1, -1))
+        y = torch.exp(1j * positions[:, 1:] * self.grid.ky.reshape(1, -1))
+        return (x[:, :, None] * y[:, None, :]).flatten(1)
+
+    def at(self, w_hat: Tensor, phases: Tensor) -> Tensor:
+        """Values (..., S) in float64 of spectra at the points of ``phases``."""
+        weighted = w_hat.to(torch.complex128) * self.on("weights", w_hat.device, torch.float64)
+        return (weighted.flatten(-2) @ phases.to(w_hat.device).T).real
+
+    def by_group(self, values: Tensor) -> Tensor:
+        """Sum over the plane of mode values (..., 2K + 1, K + 1) within groups, (..., groups)."""
+        weighted = values * self.on("weights", values.device, values.dtype)
+        out = values.new_zeros(*values.shape[:-2], len(self.group_k2))
+        return out.index_add_(-1, self.on("groups", values.device, torch.int64).flatten(),
+                              weighted.flatten(-2))
+
+    def spread(self, by_group: Tensor) -> Tensor:
+        """Group values (..., groups) to every mode of the spectrum."""
+        return by_group[..., self.groups.to(by_group.device)]
+
+    def normals(self, words: np.ndarray) -> Tensor:
+        """Complex normals (B, half plane), ``E|z|^2 = 2``, to unit-variance spectra complex128.
+
+        Every mode then has ``E|z_hat|^2 = 1``: white noise of pointwise variance (2K + 1)^2.
+        """
+        return torch.from_numpy(self.draws.place(words * np.sqrt(0.5)))
+
+
+@lru_cache(maxsize=32)
+def band(modes: int, length: float = 1.0) -> Band:
+    """The band of ``modes`` modes; built once."""
+    return Band(modes, length)

@@ -1,0 +1,48 @@
+r"""Keyed draws: the same (seed, stage, id, item) gives the same numbers in any batch, on any rank."""
+
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.bands import Band
+from hpc_closure.spectral.noise import complex_normals, key_of, uniform_bits
+
+__all__ = ["uniforms", "white_spectra", "normals"]
+
+# Streams of one (seed, stage, id): what a draw is for. Stochastic steps use STREAM_STEP + step.
+STREAM_CHOICE = 101
+STREAM_BASE = 102
+STREAM_SENSOR = 103
+STREAM_STEP = 1 << 8
+
+
+def _keys(seed: int, stage: str, ids: Sequence[int]) -> list[np.ndarray]:
+    return [key_of(seed, stage, int(one)) for one in ids]
+
+
+def uniforms(seed: int, stage: str, ids: Sequence[int], item: int, width: int = 4) -> Tensor:
+    """Uniforms in (0, 1), (len(ids), width <= 4), float64."""
+    words = np.stack([uniform_bits(k, STREAM_CHOICE, item, 1) for k in _keys(seed, stage, ids)])
+    return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)[
+        :, :width
+    ]
+
+
+def normals(
+    seed: int, stage: str, ids: Sequence[int], item: int, width: int, stream: int = STREAM_SENSOR
+) -> Tensor:
+    """Standard normals (len(ids), width), float64."""
+    half = -(-width // 2)
+    rows = [complex_normals(k, stream, item, 1, half)[0] for k in _keys(seed, stage, ids)]
+    return torch.from_numpy(np.stack(rows).view(np.float64)[:, :width].copy())
+
+
+def white_spectra(
+    band: Band, seed: int, stage: str, ids: Sequence[int], item: int, stream: int = STREAM_BASE
+) -> Tensor:
+    """Spectra (len(ids), 2K + 1, K + 1), complex128, of real white noise with E|z_hat|^2 = 1."""
+    width = len(band.draws.wavevectors)
+    rows = [complex_normals(k, stream, item, 1, width)[0] for k in _keys(seed, stage, ids)]
+    return band.normals(np.stack(rows))

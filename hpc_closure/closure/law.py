@@ -1,0 +1,114 @@
+r"""The Gaussian base law of the residual, and kriging under it.
+
+The residual q of the mean has, per group of equal :math:`|k|^2`, the variance :math:`S(|k|^2)` of
+members that the mean did not see. The base law is N(0, Q) with that spectrum. Point sensors
+condition it exactly (fp64, stated nugget), and Matheron's rule draws from the conditioned law:
+
+.. math:: P = Q - QH^T(HQH^T + R)^{-1}HQ, \qquad
+          \xi_P = \xi - QH^T(HQH^T + R)^{-1}(H\xi + \eta), \quad \xi \sim N(0, Q), \eta \sim N(0, R).
+"""
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.bands import Band
+
+__all__ = ["BaseLaw", "Kriging"]
+
+CAP = 1e-6
+NUGGET = 1e-12
+
+
+class BaseLaw:
+    """Stationary Gaussian law with one variance per group.
+
+    Args:
+        band: band of the residual.
+        spectrum: (groups,) float64, variance per mode ``E|q_hat|^2``.
+        tail: variance of the field beyond the band: treated as an error of every sensor.
+    """
+
+    def __init__(self, band: Band, spectrum: Tensor, tail: float = 0.0):
+        self.band, self.spectrum, self.tail = band, spectrum.double().cpu(), float(tail)
+        self.variance = float((self.spectrum * band.group_size).sum())
+        self._on: dict = {}
+
+    def modes(self, name: str, like: Tensor) -> Tensor:
+        """Per-mode ``std``, ``whiten``, ``mask`` or ``variance`` on the device of ``like``.
+
+        ``whiten`` is 1 / std where the mode's shell carries more than ``CAP`` of the variance and
+        0 elsewhere: beyond, a network would model amplified round-off. ``mask`` is that choice.
+        """
+        dtype = like.real.dtype if like.is_complex() else like.dtype
+        key = (name, str(like.device), dtype)
+        if key not in self._on:
+            shell = torch.round(self.band.group_k2.double().sqrt()).long()
+            power = torch.zeros(int(shell.max()) + 1, dtype=torch.float64)
+            power.index_add_(0, shell, self.spectrum * self.band.group_size)
+            mask = (power[shell] > CAP * self.variance) & (self.spectrum > 0)
+            std = self.spectrum.sqrt()
+            values = {
+                "std": std,
+                "variance": self.spectrum,
+                "mask": mask.double(),
+                "whiten": torch.where(mask, 1 / std.clamp(min=1e-300), 0.0),
+                "colour": torch.where(mask, std, 0.0),
+            }[name]
+            self._on[key] = self.band.spread(values).to(device=like.device, dtype=dtype)
+        return self._on[key]
+
+
+class Kriging:
+    """Conditioning of a base law on point values at fixed positions.
+
+    Args:
+        law: the base law.
+        positions: (S, 2).
+        noise_variance: (S,) or (B, S), variance of the sensors' errors in units of q.
+    """
+
+    def __init__(self, law: BaseLaw, positions: Tensor, noise_variance: Tensor):
+        self.law, self.band = law, law.band
+        device = noise_variance.device
+        self.phases = law.band.phases(positions).to(device)
+        weights = law.band.weights.flatten().to(device)
+        self._variance = law.band.spread(law.spectrum).flatten().to(device)
+        weighted = self.phases * (weights * self._variance)
+        covariance = (weighted @ self.phases.conj().T).real
+        self.error = noise_variance.double() + law.tail
+        nugget = NUGGET * law.variance
+        matrix = covariance + torch.diag_embed(self.error + nugget)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if bool((info > 0).any()):
+            # sensors at one place, or more exact sensors than modes: state a larger nugget
+            factor = torch.linalg.cholesky(matrix + torch.diag_embed(
+                torch.full_like(self.error, 1e-8 * law.variance)))
+        self.factor = factor
+
+    def at_sensors(self, q_hat: Tensor) -> Tensor:
+        """Values (..., S), float64, of a spectrum at the sensors."""
+        return self.band.at(q_hat, self.phases)
+
+    def field(self, innovation: Tensor) -> Tensor:
+        """Posterior mean spectrum (B, 2K + 1, K + 1), complex128, of innovations (B, S)."""
+        alpha = torch.cholesky_solve(innovation.double()[..., None], self.factor)[..., 0]
+        flat = (alpha.to(torch.complex128) @ self.phases.conj()) * self._variance
+        return flat.unflatten(-1, self.band.shape)
+
+    def remove(self, q_hat: Tensor, errors: Tensor | None = None) -> Tensor:
+        """q - K(Hq + errors): a prior draw to a posterior draw (Matheron), spectra complex128."""
+        values = self.at_sensors(q_hat)
+        if errors is not None:
+            values = values + errors
+        return q_hat.to(torch.complex128) - self.field(values)
+
+    def std(self, size: int) -> Tensor:
+        """Posterior standard deviation (B or 1, n, n) on a grid, as a share of the prior's."""
+        x = torch.arange(size, dtype=torch.float64) * (self.band.length / size)
+        points = self.band.phases(torch.cartesian_prod(x, x)).to(self.phases.device)
+        weights = self.band.weights.flatten().to(points.device) * self._variance
+        cross = ((self.phases * weights) @ points.conj().T).real
+        factor = self.factor if self.factor.ndim == 3 else self.factor[None]
+        half = torch.linalg.solve_triangular(factor, cross.expand(len(factor), -1, -1), upper=False)
+        left = 1 - half.square().sum(1) / self.law.variance
+        return left.clamp(min=0).sqrt().unflatten(-1, (size, size))

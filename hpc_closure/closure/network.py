@@ -1,0 +1,157 @@
+r"""The two networks of the default model, both Fourier neural operators with product paths.
+
+A block adds to its input
+
+.. math:: W_o\,[\,\mathrm{gelu}(Kx + Wx + b)\cdot(1 + g)\,;\ (Px)\cdot(P'x)\,]
+
+with K a spectral convolution. The product path makes quadratic laws such as
+:math:`-u\cdot\nabla w` one block deep; the gate g comes from the conditions.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from hpc_closure.closure.fno import Pointwise, SpectralConv2d
+
+__all__ = ["MeanNetwork", "ScoreNetwork"]
+
+
+class Block(nn.Module):
+    """One residual Fourier block.
+
+    Args:
+        width: channels.
+        modes: kept modes.
+        products: channels of the product path.
+        form: form of the spectral convolution.
+    """
+
+    def __init__(self, width: int, modes: int, products: int, form: str = "auto"):
+        super().__init__()
+        self.products = products
+        self.spectral = SpectralConv2d(width, width, modes, form=form, gain=0.7)
+        self.local = Pointwise(width, width + 2 * products, gain=0.7)
+        self.out = Pointwise(width + products, width, bias=False, gain=0.5)
+
+    def forward(
+        self, x: Tensor, shift: Tensor | None = None, gate: Tensor | None = None
+    ) -> Tensor:
+        """(B, width, n, n); ``shift`` is added before the activation, ``1 + gate`` multiplies."""
+        width = x.shape[1]
+        local = self.local(x)
+        hidden = self.spectral(x) + local[:, :width]
+        hidden = gelu(hidden if shift is None else hidden + shift)
+        if gate is not None:
+            hidden = hidden + hidden * gate
+        one, other = local[:, width:].chunk(2, dim=1)
+        return x + self.out(torch.cat([hidden, one * other], dim=1))
+
+
+class MeanNetwork(nn.Module):
+    """Conditions (B, C, n, n) to the whitened mean correction and the log-amplitude (B, 2, n, n).
+
+    The last layer starts at zero: an untrained network changes nothing.
+    """
+
+    def __init__(self, channels: int, width: int, modes: int, layers: int, form: str = "auto"):
+        super().__init__()
+        self.lift = Pointwise(channels, width)
+        self.blocks = nn.ModuleList(Block(width, modes, width // 2, form) for _ in range(layers))
+        self.head = Pointwise(width, 2)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, conditions: Tensor) -> Tensor:
+        x = self.lift(conditions)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class AngleEmbedding(nn.Module):
+    """Angle of the noise level (B,) to features (B, width): harmonics, then two linear maps."""
+
+    def __init__(self, width: int, harmonics: int = 8):
+        super().__init__()
+        self.harmonics = harmonics
+        self.net = nn.Sequential(
+            nn.Linear(2 * harmonics, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
+        )
+
+    def forward(self, angle: Tensor) -> Tensor:
+        order = torch.arange(1, self.harmonics + 1, device=angle.device, dtype=angle.dtype)
+        phase = angle[:, None] * order
+        return self.net(torch.cat([phase.sin(), phase.cos()], dim=1))
+
+
+class ScoreNetwork(nn.Module):
+    """Velocity of the trigonometric flow in whitened units, F(x_t, angle, conditions).
+
+    The conditions are encoded once (:meth:`encode`), for all noise levels and members.
+
+    Args:
+        channels: channels of the conditions.
+        width: channels inside.
+        modes: kept modes.
+        layers: blocks of the noisy branch; the encoder has ``encoder_layers``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        modes: int,
+        layers: int,
+        encoder_layers: int = 2,
+        form: str = "auto",
+    ):
+        super().__init__()
+        self.width = width
+        self.encode_lift = Pointwise(channels, width)
+        self.encode_blocks = nn.ModuleList(
+            Block(width, modes, width // 2, form) for _ in range(encoder_layers)
+        )
+        # every block of the noisy branch gets a shift and a gate, per point
+        self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
+        self.angle = AngleEmbedding(2 * width)
+        self.angle_head = nn.Linear(2 * width, 2 * width * layers)
+        self.lift = Pointwise(2, width)
+        self.blocks = nn.ModuleList(Block(width, modes, width // 2, form) for _ in range(layers))
+        self.head = Pointwise(width, 1)
+        nn.init.zeros_(self.head.weight)
+
+    def encode(self, conditions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Conditions (B, C, n, n) to one (shift, gate) per block, each (B, width, n, n)."""
+        x = self.encode_lift(conditions)
+        for block in self.encode_blocks:
+            x = block(x)
+        maps = self.encode_head(x).chunk(2 * len(self.blocks), dim=1)
+        return list(zip(maps[::2], maps[1::2]))
+
+    def forward(self, x: Tensor, angle: Tensor, encoded: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Velocity.
+
+        Args:
+            x: (B, 2, n, n): the noisy residual whitened, and in units of its standard deviation.
+            angle: (B,) or (1,) in [0, pi/2].
+            encoded: from :meth:`encode`, with batch B or 1.
+
+        Returns:
+            (B, n, n): velocity in whitened units.
+        """
+        modulation = self.angle_head(self.angle(angle)).chunk(2 * len(self.blocks), dim=1)
+        h = self.lift(x)
+        for index, (block, (shift, gate)) in enumerate(zip(self.blocks, encoded)):
+            add, scale = modulation[2 * index], modulation[2 * index + 1]
+            h = block(h, shift + add[..., None, None], gate + scale[..., None, None])
+        return self.head(h)[:, 0]
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Real parameters; refuses complex ones, which DeepSpeed would silently corrupt."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_complex():
+            raise ValueError(f"parameter {name} is complex; store it as real (..., 2)")
+    return sum(math.prod(p.shape) for p in module.parameters())
