@@ -1,0 +1,374 @@
+"""Training, from the first batch to model.safetensors.
+
+A model is anything with
+
+* ``loss(batch, seed, step)``: mean loss of a batch, its randomness keyed by ``sample_index``;
+* ``phases``: (name, share of the steps) in order, each with a learning-rate cycle of its own;
+* ``begin(phase)``: which weights the phase trains (``requires_grad``);
+* ``fit_statistics(phase, data)``: parts with a closed form, before the phase's first step;
+* ``sample_batch(batch, members, seed)``: (members, B, n, n), for the scores.
+
+All but ``loss`` are optional. After a phase the averaged weights are the model's.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_closure import log
+from hpc_closure.data.dataset import Share, TrainingSet
+from hpc_closure.run import Run
+from hpc_closure.stop import Stop, Stopped
+from hpc_closure.train import checkpoint, engine, validate
+from hpc_closure.train.average import Average
+from hpc_closure.train.checkpoint import Checkpoint, Progress
+from hpc_closure.train.metrics import Metrics
+from hpc_closure.train.processes import Processes
+from hpc_closure.train.settings import TrainSettings
+
+READ_EVERY = 10  # steps between looks at losses and stop flag on a GPU, which would wait each time
+# what decides the losses; a run that goes on must not change it
+LEARNED = (
+    "steps", "batch", "lr", "schedule", "warmup", "weight_decay", "clip", "ema", "precision",
+    "augment", "seed",
+)  # fmt: skip
+
+
+@dataclass
+class TrainData:
+    """Samples to fit, and samples of other members to judge by."""
+
+    train: TrainingSet
+    valid: TrainingSet
+
+
+def fit(
+    model: nn.Module,
+    data: TrainData,
+    settings: TrainSettings,
+    run: Run,
+    export: Callable[[nn.Module, Path], None],
+    *,
+    processes: Processes | None = None,
+    stop: Stop | None = None,
+) -> None:
+    """Train ``model`` on ``data``, or go on from the newest restart point, then export it.
+
+    Args:
+        model: built alike on every process.
+        data: read alike on every process.
+        settings: what to do.
+        run: where restart points, metrics and the model go.
+        export: writes the model (averaged weights, float32, on the CPU) to a path.
+        processes: from :func:`hpc_closure.train.processes.join`; None = this one alone.
+        stop: looked at between steps.
+
+    Raises:
+        Stopped: asked to stop; everything is saved, the same call continues.
+        ValueError: settings, data and restart point do not fit together.
+        RuntimeError: the loss is not finite.
+    """
+    trainer = Trainer(model, data, settings, run, processes or Processes(), stop or Stop())
+    try:
+        trainer.restore()
+        for number, (name, steps) in enumerate(trainer.phases):
+            if number >= trainer.progress.phase:
+                trainer.train_phase(name, steps)
+        trainer.on_first(lambda: export(trainer.model.cpu(), run.model))
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """The state of a training; :func:`fit` says what happens in which order."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: TrainData,
+        settings: TrainSettings,
+        run: Run,
+        processes: Processes,
+        stop: Stop,
+    ):
+        settings.check_shares(processes.size)
+        engine.refuse_complex(model)
+        self.model, self.data, self.settings, self.run = model, data, settings, run
+        self.processes, self.stop = processes, stop
+        self.logger = log.get()
+        self.share = Share(settings.batch, processes.rank, processes.size)
+        model.to(processes.device)
+        data.train.to(processes.device)
+        data.valid.to(processes.device)
+        self.fixed = {
+            "train": data.train.some(settings.validation),
+            "valid": data.valid.some(settings.validation),
+        }
+        self.phases = _steps_of(getattr(model, "phases", None) or [("all", 1.0)], settings.steps)
+        self.progress = Progress(settings=self._learned())
+        self.restored: Checkpoint | None = None
+        self.metrics: Metrics | None = None
+        self.best: dict[str, Tensor] = {}
+        self.unread: list[Tensor] = []
+        self.steps_now = 0
+
+    def _learned(self) -> dict:
+        learned = {key: getattr(self.settings, key) for key in LEARNED}
+        return {**learned, "samples": len(self.data.train)}
+
+    # Restart points
+
+    def restore(self) -> None:
+        """Go on from the newest whole restart point, if there is one."""
+        found = self.on_first(lambda: checkpoint.newest(self.run.checkpoints), share=True)
+        if found:
+            self.restored = checkpoint.load(found)
+            self.progress = self.restored.progress
+            self._check_restored(found)
+            self.best = self.restored.tensors.get("best", {})
+            self.model.load_state_dict(
+                {**self.model.state_dict(), **self.restored.tensors["weights"]}
+            )
+            if self.processes.first:
+                self.logger.info(f"going on from restart point {found.name}")
+        self.started = time.monotonic() - self.progress.seconds
+        if self.processes.first:
+            self.metrics = Metrics(self.run.metrics, self.run.tensorboard, self.progress.step)
+
+    def _check_restored(self, path: Path) -> None:
+        now, then = self._learned(), self.progress.settings
+        changed = [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
+        if changed:
+            raise ValueError(
+                f"{path} was made with other settings ({', '.join(changed)}); "
+                "change `name`, or run `train --redo`"
+            )
+        weights = {
+            key: value
+            for key, value in self.restored.tensors["weights"].items()
+            if key in dict(self.model.named_parameters())
+        }
+        reason = checkpoint.same_weights(weights, dict(self.model.named_parameters()))
+        if reason:
+            raise ValueError(f"{path} holds another model ({reason}); run `train --redo`")
+
+    def save(self) -> None:
+        """Write a restart point (collective)."""
+        whole = self.engine.whole
+        buffers = dict(self.model.named_buffers())
+        kept = {key: buffers[key] for key in self.shadow.state_dict() if key in buffers}
+        tensors = {
+            "weights": {**whole(self.engine.held()), **kept},
+            "average": whole(self.average.tensors),
+            "best": self.best,
+            "optimizer": self.engine.save(),
+        }
+        self._publish(tensors)
+
+    def _publish(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        self.progress.seconds = time.monotonic() - self.started
+        self.on_first(
+            lambda: checkpoint.save(self.run.checkpoints, Checkpoint(self.progress, tensors))
+        )
+        if self.metrics:
+            self.metrics.flush()
+
+    def on_first(self, work: Callable[[], Any], share: bool = False) -> Any:
+        """Do something on the first process only; when it fails, all fail with its message."""
+        value, error = None, None
+        if self.processes.first:
+            try:
+                value = work()
+            except Exception as raised:
+                error = raised
+        told = self.processes.share(None if error is None else f"{error}")
+        if error is not None:
+            raise error
+        if told is not None:
+            raise RuntimeError(f"the first process failed: {told}")
+        return self.processes.share(value) if share else value
+
+    # One phase
+
+    def train_phase(self, name: str, steps: int) -> None:
+        """All (remaining) steps of a phase; afterwards the averaged weights are the model's."""
+        progress, settings = self.progress, self.settings
+        self._begin(name)
+        label = f"train {name}" if len(self.phases) > 1 else "train"
+        with log.progress(
+            steps, label, initial=progress.phase_step, show=self.processes.first
+        ) as bar:
+            while progress.phase_step < steps:
+                lr = settings.rate(progress.phase_step, steps)
+                self.unread.append(self.engine.step(self._micro_batches(), lr))
+                progress.step += 1
+                progress.phase_step += 1
+                self.steps_now += 1
+                self.average.update(self.engine.held(), progress.phase_step)
+
+                last = progress.phase_step == steps
+                validating = last or progress.phase_step % settings.validate_every == 0
+                saving = not last and progress.step % settings.checkpoint_every == 0
+                row = progress.step % settings.log_every == 0 or validating
+                stopping = self._read(force=row or saving)
+                if row:
+                    loss = self._write_row(name, lr, self._validate() if validating else {})
+                    bar.update(progress.phase_step - bar.done, f"loss {loss:.4g}")
+                if self._out_of_patience():
+                    break
+                if saving or (stopping and not last):
+                    self.save()
+                if stopping and not last:
+                    raise Stopped(self.stop.reason)
+        self._end()
+
+    def _begin(self, name: str) -> None:
+        """Statistics, engine and average of a phase, fresh or as they were."""
+        if hasattr(self.model, "begin"):
+            self.model.begin(name)
+        fresh = self.restored is None or self.progress.phase_step == 0
+        if fresh and hasattr(self.model, "fit_statistics"):
+            self.model.fit_statistics(name, self.data)
+        self.shadow = copy.deepcopy(self.model).eval()
+        self.shadow_loss = engine.Loss(
+            self.shadow, self.processes.device, self.settings.precision
+        )
+        self.engine = engine.initialize(self.model, self.settings, self.processes)
+        self.average = Average(self.engine.held(), self.settings.ema)
+        if not fresh:
+            self.engine.load(self.restored.tensors.get("optimizer", {}))
+            parts = self.engine.parts(self.restored.tensors["average"])
+            for key, value in self.average.tensors.items():
+                value.copy_(parts[key])
+        self.restored = None
+        if self.processes.first and not self.steps_now:
+            self._describe()
+
+    def _describe(self) -> None:
+        count = sum(weight.numel() for weight in self.model.parameters())
+        held = "in memory" if self.data.train.resident else "streamed"
+        self.logger.info(
+            f"{self.engine.name} engine, {self.processes.size} process(es), ZeRO stage "
+            f"{self.settings.zero_stage}, {self.settings.precision}; {count} weights; "
+            f"{len(self.data.train)} training samples ({held}), {len(self.data.valid)} held out"
+        )
+
+    def _micro_batches(self) -> list[tuple[dict, int, int]]:
+        """This process's slice of the step's global batch, cut for accumulation."""
+        settings, step = self.settings, self.progress.step
+        size = settings.batch // (self.processes.size * settings.accumulate)
+        first = step * settings.batch + self.processes.rank * settings.accumulate * size
+        return [
+            (self.data.train.batch(first + part * size, size, self.share), settings.seed, step)
+            for part in range(settings.accumulate)
+        ]
+
+    def _read(self, force: bool) -> bool:
+        """Fetch the losses of the last steps, averaged over the processes.
+
+        Returns:
+            True when some process was asked to stop, on all of them at the same step.
+        """
+        if self.processes.device.type == "cuda" and len(self.unread) < READ_EVERY and not force:
+            return False
+        limit = self.settings.max_steps
+        if limit and self.steps_now >= limit:
+            self.stop.request(f"{limit} steps done")
+        wanted = torch.tensor(float(self.stop.requested), device=self.processes.device)
+        values = self.processes.mean(torch.stack([wanted, *self.unread])).tolist()
+        self.unread.clear()
+        self.progress.pending += values[1:]
+        for back, loss in enumerate(reversed(values[1:])):
+            if loss != loss or abs(loss) == float("inf"):
+                raise RuntimeError(
+                    f"loss is {loss} at step {self.progress.step - back}: lower train.lr or set "
+                    "train.clip; earlier restart points are kept"
+                )
+        if values[0] > 0:
+            self.stop.request("another process was asked to stop")
+        return values[0] > 0
+
+    def _write_row(self, name: str, lr: float, extra: dict[str, float]) -> float:
+        loss = sum(self.progress.pending) / len(self.progress.pending)
+        self.progress.pending = []
+        if self.metrics:
+            seconds = round(time.monotonic() - self.started, 3)
+            row = {"phase": name, "loss": loss, "lr": lr, "seconds": seconds, **extra}
+            self.metrics.write({"step": self.progress.step, **row})
+        return loss
+
+    # Judging
+
+    def _validate(self) -> dict[str, float]:
+        """Train and held-out loss and scores of the averaged weights, side by side."""
+        settings, processes = self.settings, self.processes
+        averaged = self.engine.whole(self.average.tensors)
+        self.shadow.load_state_dict({**self.shadow.state_dict(), **averaged})
+        size = max(1, settings.batch // (processes.size * settings.accumulate))
+        row = {}
+        for part in ("train", "valid"):
+            samples, numbers = getattr(self.data, part), self.fixed[part]
+            row[f"{part}_loss"] = validate.mean_loss(
+                self.shadow_loss, samples, numbers, size, settings.seed + 1, processes
+            )
+            if settings.score_members and hasattr(self.shadow, "sample_batch"):
+                few = samples.some(min(validate.SCORED, len(numbers)))
+                found = validate.scores(
+                    self.shadow, samples, few, settings.score_members, settings.seed + 1, processes
+                )
+                row.update({f"{part}_{key}": value for key, value in found.items()})
+        self._judge(row["valid_loss"], averaged)
+        return row
+
+    def _judge(self, loss: float, averaged: dict[str, Tensor]) -> None:
+        progress = self.progress
+        if progress.best is None or loss < progress.best:
+            progress.best, progress.strikes = loss, 0
+            if self.settings.patience:
+                self.best = {key: value.cpu().clone() for key, value in averaged.items()}
+        else:
+            progress.strikes += 1
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        if not patience or self.progress.strikes < patience:
+            return False
+        if self.processes.first:
+            self.logger.info(
+                f"early stop at step {self.progress.step}: no better held-out loss than "
+                f"{self.progress.best:.6g} in {patience} validations"
+            )
+        return True
+
+    def _end(self) -> None:
+        """Give the model its averaged (or best) weights and mark the phase done."""
+        averaged = self.best or self.engine.whole(self.average.tensors)
+        self.shadow.load_state_dict({**self.shadow.state_dict(), **averaged})
+        self.engine.close()
+        self.model, self.best = self.shadow.train(), {}
+        progress = self.progress
+        progress.phase += 1
+        progress.phase_step, progress.best, progress.strikes = 0, None, 0
+        self._publish({"weights": self.model.state_dict()})
+
+    def close(self) -> None:
+        if self.metrics:
+            self.metrics.close()
+        self.data.train.close()
+        self.data.valid.close()
+
+
+def _steps_of(phases, steps: int) -> list[tuple[str, int]]:
+    """Steps of each phase; the shares need not sum to one."""
+    total = sum(share for _, share in phases)
+    bounds, done = [0], 0.0
+    for _, share in phases:
+        done += share
+        bounds.append(round(steps * done / total))
+    return [(name, bounds[i + 1] - bounds[i]) for i, (name, _) in enumerate(phases)]

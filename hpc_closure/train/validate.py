@@ -1,0 +1,86 @@
+"""Loss and simple scores of the averaged weights, on held-out members and on training members."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpc_closure.data.dataset import TrainingSet
+from hpc_closure.train.processes import Processes
+
+SCORED = 32  # snapshots sampled for the scores
+
+
+def mine(numbers: np.ndarray, processes: Processes) -> np.ndarray:
+    """This process's part of the sample numbers."""
+    return numbers[processes.rank :: processes.size]
+
+
+def _batches(part: TrainingSet, numbers: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
+    for first in range(0, len(numbers), size):
+        yield part.gather(numbers[first : first + size])
+
+
+@torch.no_grad()
+def mean_loss(
+    loss: nn.Module, part: TrainingSet, numbers: np.ndarray, size: int, seed: int, processes
+) -> float:
+    """Mean loss over samples, with the same noise at every call; shared by the processes."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for batch in _batches(part, mine(numbers, processes), size):
+        count = len(batch["state"])
+        total += torch.tensor([loss(batch, seed, 0).item() * count, count], dtype=torch.float64)
+    total = processes.mean(total)
+    return float(total[0] / total[1])
+
+
+@torch.no_grad()
+def scores(
+    model: nn.Module, part: TrainingSet, numbers: np.ndarray, members: int, seed: int, processes
+) -> dict[str, float]:
+    """Scores of an ensemble of ``members`` samples per snapshot.
+
+    ``error``: relative error of the ensemble mean; ``crps``: fair CRPS over the target's rms;
+    ``spread_skill``: 1 when the spread explains the error of the mean.
+    """
+    sums = torch.zeros(4, dtype=torch.float64)
+    for batch in _batches(part, mine(numbers, processes), 8):
+        samples = model.sample_batch(batch, members=members, seed=seed).double()
+        sums += score_sums(samples, batch["target"].double()).cpu()
+    error, size, variance, crps = processes.mean(sums).tolist()
+    return {
+        "error": math.sqrt(error / size),
+        "crps": crps / math.sqrt(size * _points(part, numbers, processes)),
+        "spread_skill": math.sqrt((members + 1) / members * variance / error) if error else 1.0,
+    }
+
+
+def _points(part: TrainingSet, numbers: np.ndarray, processes: Processes) -> float:
+    return len(numbers) * part.grid**2 / processes.size
+
+
+def score_sums(samples: Tensor, target: Tensor) -> Tensor:
+    """Sums over points of (mean - target)^2, target^2, variance and fair CRPS.
+
+    Args:
+        samples: (members, B, n, n).
+        target: (B, n, n).
+    """
+    members = len(samples)
+    mean = samples.mean(0)
+    ranks = torch.arange(1, members + 1, dtype=samples.dtype, device=samples.device)
+    weights = (2 * ranks - members - 1).view(-1, 1, 1, 1)
+    # mean |x - x'| over pairs, by sorting: 2 / (m (m - 1)) sum_i (2 i - m - 1) x_(i)
+    pairs = (weights * samples.sort(0).values).sum(0) * 2 / (members * (members - 1))
+    crps = (samples - target).abs().mean(0) - 0.5 * pairs
+    return torch.stack(
+        [
+            ((mean - target) ** 2).sum(),
+            (target**2).sum(),
+            samples.var(0).sum(),
+            crps.sum(),
+        ]
+    )

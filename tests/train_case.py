@@ -1,0 +1,173 @@
+"""Programs that the training tests start on several processes.
+
+::
+
+    python tests/train_case.py engines OUT.json torch:0 deepspeed:2 ...
+    python tests/train_case.py fit RUN key=value ...
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpc_closure import log, parallel
+from hpc_closure.data.dataset import TrainingSet
+from hpc_closure.run import Run
+from hpc_closure.spectral.noise import standard_normals
+from hpc_closure.stop import Stop
+from hpc_closure.train import engine, processes
+from hpc_closure.train.settings import TrainSettings
+from hpc_closure.train.trainer import TrainData, fit
+
+GRID = 16
+
+
+class FourierLayer(nn.Module):
+    """A spectral convolution whose complex weights are stored as real pairs."""
+
+    def __init__(self, width: int, modes: int):
+        super().__init__()
+        self.modes = modes
+        scale = 0.5 / width
+        self.weight = nn.Parameter(scale * torch.randn(2, modes, modes, width, width, 2))
+        self.pointwise = nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        modes, x_hat = self.modes, torch.fft.rfft2(x.float())
+        # not view_as_complex: engines place weights at odd offsets of one long buffer
+        weight = torch.complex(self.weight[..., 0], self.weight[..., 1])
+        out = torch.zeros_like(x_hat)
+        for side, rows in enumerate((slice(0, modes), slice(-modes, None))):
+            kept = x_hat[:, :, rows, :modes]
+            out[:, :, rows, :modes] = torch.einsum("bixy,xyio->boxy", kept, weight[side])
+        return nn.functional.gelu(torch.fft.irfft2(out, s=x.shape[-2:]) + self.pointwise(x))
+
+
+class StandIn(nn.Module):
+    """Denoises a target given a state: a small FNO with weights of odd sizes at odd places."""
+
+    def __init__(self, width: int = 8, modes: int = 3, phases=(("all", 1.0),)):
+        super().__init__()
+        torch.manual_seed(0)
+        self.phases = phases
+        self.gain = nn.Parameter(torch.ones(7))
+        self.register_buffer("scale", torch.ones(()))
+        self.lift = nn.Conv2d(2, width, 1)
+        self.layers = nn.Sequential(FourierLayer(width, modes), FourierLayer(width, modes))
+        self.project = nn.Conv2d(width, 1, 1)
+
+    def begin(self, phase):
+        for name, weight in self.named_parameters():
+            weight.requires_grad_(phase != "second" or not name.startswith("lift"))
+
+    def fit_statistics(self, phase, data):
+        squares = [float((batch["target"] ** 2).mean()) for batch in data.train.passes(64)]
+        self.scale.fill_(float(np.mean(squares)) ** 0.5)
+
+    def denoise(self, state, noisy):
+        both = torch.stack([state, noisy], dim=1)
+        return self.project(self.layers(self.lift(both)))[:, 0] * self.gain.mean()
+
+    def loss(self, batch, seed, step):
+        state, target = batch["state"], batch["target"] / self.scale
+        noise = torch.stack(
+            [
+                torch.from_numpy(standard_normals(seed, "standin", int(index), width=GRID**2))
+                for index in batch["sample_index"]
+            ]
+        ).reshape(target.shape)
+        noise = noise.to(target)
+        return ((self.denoise(state, target + noise) - target) ** 2).mean()
+
+    def sample_batch(self, batch, members, seed):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(members, *batch["state"].shape, generator=generator)
+        out = [self.denoise(batch["state"], one.to(batch["state"])) for one in noise]
+        return torch.stack(out) * self.scale
+
+
+class Memory:
+    """A data set in memory: states are noise, closures a quadratic function of them."""
+
+    def __init__(self, members=12, times=20, grid=GRID):
+        self.members, self.grid = list(range(members)), grid
+        self.times = np.arange(times) * 0.1
+        shape = (members, times, grid, grid)
+        state = standard_normals(3, "memory", 0, width=int(np.prod(shape))).reshape(shape)
+        closure = 0.3 * np.roll(state, 1, -1) + 0.1 * state**2
+        self.fields = {"vorticity": state.astype("f4"), "closure": closure.astype("f4")}
+
+    def read(self, member, index, field="vorticity", grid=None):
+        stride = self.grid // (grid or self.grid)
+        return self.fields[field][member, index, ::stride, ::stride]
+
+
+def training_data(**options) -> TrainData:
+    store = Memory()
+    return TrainData(TrainingSet(store, range(9), **options), TrainingSet(store, range(9, 12)))
+
+
+def losses(name: str, stage: int, found, steps: int = 50, accumulate: int = 1) -> list[float]:
+    """Losses of the stand-in on the same global batches, by one engine."""
+    settings = TrainSettings(
+        batch=8, engine=name, zero_stage=stage, schedule="constant", accumulate=accumulate
+    )
+    model, data = StandIn(), training_data()
+    model.fit_statistics("all", data)
+    chosen = engine.initialize(model, settings, found)
+    size = 8 // found.size // accumulate
+    seen = []
+    for step in range(steps):
+        first = step * 8 + found.rank * size * accumulate
+        micro = [
+            (data.train.batch(first + part * size, size), 1, step) for part in range(accumulate)
+        ]
+        seen.append(float(found.mean(chosen.step(micro, settings.lr))))
+    chosen.close()
+    return seen
+
+
+def export(model, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(path))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    what, target, *rest = sys.argv[1:]
+    world = parallel.world()
+    found = processes.join("cpu", world.bcast if world.size > 1 else None)
+    log.setup(found.rank, found.size)
+    if what == "engines":
+        results = {}
+        for variant in rest:
+            name, stage, *accumulate = variant.split(":")
+            results[variant] = losses(name, int(stage), found, 50, *map(int, accumulate))
+        if found.first:
+            Path(target).write_text(json.dumps(results))
+    else:
+        values = dict(item.split("=") for item in rest)
+        phases = (("first", 1.0), ("second", 2.0)) if values.pop("phases", "") else (("all", 1),)
+        options = {"budget": int(values["budget"])} if "budget" in values else {}
+        typed = {
+            key: type(getattr(TrainSettings, key))(value) for key, value in values.items()
+        }
+        settings = TrainSettings(
+            **{"batch": 8, "log_every": 1, "validate_every": 10, "checkpoint_every": 10, **typed}
+        )
+        with Stop() as stop:
+            data = training_data(**options)
+            fit(
+                StandIn(phases=phases), data, settings, Run(target), export,
+                processes=found, stop=stop,
+            )
+    processes.leave()
+
+
+if __name__ == "__main__":
+    main()
