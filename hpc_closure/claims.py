@@ -75,7 +75,7 @@ def _count(value) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _read(path: Path) -> dict | None:
+def read(path: Path) -> dict | None:
     """Content of a claim; None when it is gone, {} when it is torn."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def living(folder: Path, names, stale_after: float = STALE_AFTER) -> dict[str, d
     now = server_time(folder)
     found = {}
     for name in names:
-        record = _read(folder / name)
+        record = read(folder / name)
         if record is not None and not _stale(folder / name, record, now, stale_after):
             found[name.removesuffix(".claim")] = record
     return found
@@ -152,14 +152,14 @@ class Claim:
 
     def check(self) -> None:
         """Raise :class:`Lost` when the claim is no longer ours."""
-        record = _read(self.path)
+        record = read(self.path)
         if record is None or record.get("mark") != self.mark:
             raise Lost(f"claim {self.path.name} was taken over by another process after "
                        f"{self.stale_after:g} s without a sign of life")
 
     def release(self) -> None:
         """Give the unit back."""
-        record = _read(self.path)
+        record = read(self.path)
         if record is not None and record.get("mark") == self.mark:
             self.path.unlink(missing_ok=True)
 
@@ -222,19 +222,19 @@ def _create(path: Path, record: dict) -> bool:
 
 def _take_over(path: Path, record: dict, stale_after: float) -> bool:
     """Replace a stale claim; one process at a time, so that nobody replaces a fresh one."""
-    old = _read(path)
+    old = read(path)
     if old is None:
         return False  # released just now; the next round gets it
     if not _stale(path, old, server_time(path.parent), stale_after):
         return False
     lock = path.with_suffix(".takeover")
     if not _create(lock, record):
-        left = _read(lock)
+        left = read(lock)
         if left is not None and _stale(lock, left, server_time(path.parent), 60.0):
             lock.unlink(missing_ok=True)
         return False
     try:
-        old = _read(path)
+        old = read(path)
         if old is None or not _stale(path, old, server_time(path.parent), stale_after):
             return False
         private = path.with_name(f".{path.name}.{files.token()}.{record['mark']}")

@@ -52,12 +52,12 @@ def setup(rank: int = 0, size: int = 1, *, verbosity: int = 0, file: Path | str 
         handler.close()
     handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
     if file is not None:
-        path = Path(file)
+        name = Path(file)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(path, mode="a", encoding="utf-8", delay=True))
+            name.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(name, mode="a", encoding="utf-8", delay=True))
         except OSError as error:
-            raise RuntimeError(f"cannot write the log {path}: {error.strerror}") from error
+            raise RuntimeError(f"cannot write the log {name}: {error.strerror}") from error
     for handler in handlers:
         handler.setFormatter(_Formatter(rank, size))
         _logger.addHandler(handler)
@@ -72,6 +72,14 @@ def setup(rank: int = 0, size: int = 1, *, verbosity: int = 0, file: Path | str 
 def get() -> logging.Logger:
     """The logger of the program."""
     return _logger
+
+
+def path() -> Path | None:
+    """The file that this process logs to, if any."""
+    for handler in _logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            return Path(handler.baseFilename)
+    return None
 
 
 @functools.cache

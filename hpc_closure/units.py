@@ -11,27 +11,25 @@ last attempt left an error file, else *missing*; tested in this order. Only file
 Doneness is decided per member, so more members, a longer horizon or another block size compute
 only what is missing.
 
-    ledger = Ledger(run, "generate", recipe=problem.member_hash(), holds={"t_end": 40.0})
+    ledger = Ledger(run, "generate", recipe=experiment.stage_hash("generate"),
+                    holds={"t_end": 40.0})
     units = ledger.plan(range(100), per_block=20)
-    outcome = work(ledger, units, run_unit, stop=stop, world=world, groups=groups)
+    ledger.survey(range(100), per_block=20).counts()
+
+``worker.work`` runs them.
 """
 
 import contextlib
 import json
 import os
 import re
-import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from . import claims, files, log, provenance
-from .parallel import Groups, World
 from .run import Run
-from .stop import Stop, Stopped
 
 STATES = ("done", "running", "queued", "failed", "missing")
 _BLOCK = re.compile(r"block_(\d{6,})-(\d{6,})\.h5")
@@ -102,14 +100,21 @@ def _blocks(members: Sequence[int], per_block: int) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Product:
-    """Header of a published block."""
+    """Header of a published block.
+
+    Attributes:
+        path: the file.
+        first, last: its members.
+        recipe, holds: what it is and holds, see :class:`Ledger`.
+        changed: when it was published, seconds since the epoch.
+    """
 
     path: Path
     first: int
     last: int
     recipe: str
     holds: dict = field(default_factory=dict)
-    finished: str = ""
+    changed: float = 0.0
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -141,6 +146,8 @@ def read_product(path: Path | str) -> Product:
     Raises:
         ValueError: unfinished, damaged or foreign.
     """
+    import numpy as np
+
     path = Path(path)
     with files.open_hdf5(path) as file:
         if int(np.asarray(file.attrs.get("complete", 0)).ravel()[:1].sum()) != 1:
@@ -156,7 +163,7 @@ def read_product(path: Path | str) -> Product:
             raise ValueError(f"{path}: its header is damaged; delete it and run the verb again")
         product = Product(path, int(members[0]), int(members[-1]),
                           str(file.attrs.get("recipe_hash", "")), holds,
-                          str(file.attrs.get("finished", "")))
+                          path.stat().st_mtime)
     found = _BLOCK.fullmatch(path.name)
     if found and (int(found.group(1)), int(found.group(2))) != (product.first, product.last):
         raise ValueError(f"{path}: holds members {product.first}-{product.last}, not those of "
@@ -217,7 +224,7 @@ class Ledger:
         known = {record.get("name"): record
                  for record in files.read_jsonl(self.run.manifest(self.stage))}
         found, fresh = [], []
-        for entry in _listing(self.run.folder(self.stage)):
+        for entry in listing(self.run.folder(self.stage)):
             if not _BLOCK.fullmatch(entry.name):
                 continue
             try:
@@ -229,7 +236,7 @@ class Ledger:
                 if record and record.get("size") == stat.st_size \
                         and record.get("mtime") == stat.st_mtime_ns:
                     product = Product(Path(entry.path), record["first"], record["last"],
-                                      record["recipe"], record["holds"], record["finished"])
+                                      record["recipe"], record["holds"], stat.st_mtime)
                 else:
                     product = read_product(entry.path)
                     fresh.append(_manifest_record(product, stat))
@@ -293,7 +300,7 @@ class Ledger:
         damaged: dict[Path, str] = {}
         units, (done, products) = self._plan(members, per_block, damaged)
         folder = self.run.units(self.stage)
-        marks = {entry.name for entry in _listing(folder)}
+        marks = {entry.name for entry in listing(folder)}
         held = claims.living(folder, marks, self.stale_after)
         errors = {}
         for name in marks:
@@ -317,7 +324,7 @@ class Ledger:
 
     def attributes(self, unit: Unit) -> dict:
         """Root attributes by which the product of ``unit`` is recognised."""
-        return {"members": np.asarray(unit.members, dtype=np.int64), "recipe_hash": self.recipe,
+        return {"members": list(unit.members), "recipe_hash": self.recipe,
                 "holds": json.dumps(self.holds, sort_keys=True)}
 
     def publish(self, unit: Unit, validate: Callable[[Path], object] | None = None, *,
@@ -354,8 +361,8 @@ class Ledger:
         self.run.error(self.stage, unit).unlink(missing_ok=True)
         files.remove(self.run.restart(self.stage, unit))
 
-    def fail(self, unit: Unit, error: BaseException, log_path: Path | str = "") -> None:
-        """Book a failure: trace, attempt, host, job and log."""
+    def fail(self, unit: Unit, error: BaseException) -> None:
+        """Book a failure: trace, attempt, host, job and the log that this process writes."""
         path = self.run.error(self.stage, unit)
         attempt = 1
         with contextlib.suppress(ValueError, FileNotFoundError, AttributeError, TypeError):
@@ -365,10 +372,11 @@ class Ledger:
             "unit": unit.name, "recipe": self.recipe, "attempt": attempt,
             "message": f"{type(error).__name__}: {text}",
             "trace": traceback.format_exception(error), "host": claims.owner()["host"],
-            **provenance.job(), "log": str(log_path), "time": provenance.now()})
+            **provenance.job(), "log": str(log.path() or ""), "time": provenance.now()})
 
 
-def _listing(folder: Path):
+def listing(folder: Path) -> list[os.DirEntry]:
+    """Entries of a folder; none when it is not there."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -389,196 +397,4 @@ def _range(name: str) -> range:
 def _manifest_record(product: Product, stat) -> dict:
     return {"name": product.path.name, "size": stat.st_size, "mtime": stat.st_mtime_ns,
             "first": product.first, "last": product.last, "recipe": product.recipe,
-            "holds": product.holds, "finished": product.finished}
-
-
-@dataclass
-class Outcome:
-    """What :func:`work` did, the same on every rank.
-
-    Attributes:
-        done, failed: names of the units that this program finished or failed.
-        skipped: number of units that were done before.
-        elsewhere: units that somebody else still computes.
-        stopped: reason of an early stop, or empty.
-    """
-
-    done: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    skipped: int = 0
-    elsewhere: list[str] = field(default_factory=list)
-    stopped: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        return 75 if self.stopped or self.elsewhere else 3 if self.failed else 0
-
-
-def work(ledger: Ledger, units: Sequence[Unit], run_unit: Callable, *, stop: Stop,
-         world: World | None = None, groups: Groups | None = None, retry_failed: bool = False,
-         wait: bool = True) -> Outcome:
-    """Claim and run the units that are not done, until none is left.
-
-    Args:
-        ledger: the books.
-        units: what to run, of ``ledger.plan``.
-        run_unit: ``run_unit(unit, claim)`` computes and publishes the unit through
-            ``ledger.publish``; calls ``claim.refresh()`` between steps; on ``stop.agree(domain)``
-            it saves a restart file and raises ``Stopped``. Called on all ranks of a domain.
-        stop: the flag.
-        world, groups: for MPI; every group takes units of its own.
-        retry_failed: run units again whose last attempt failed.
-        wait: wait for units that another program computes, and take them over if it dies.
-
-    Returns:
-        The outcome, equal on all ranks. A failed unit does not end the loop; a full or
-        unwritable disk does.
-    """
-    world = world or World()
-    groups = groups or Groups(0, 1, World())
-    domain = groups.domain.prepare()
-    worker = _Worker(ledger, units, retry_failed, wait, groups)
-    while True:
-        unit = domain.bcast(worker.next(stop) if domain.root else None)
-        if unit is None:
-            break
-        error = domain.settle(_attempt(ledger, unit, run_unit, worker.claim, domain))
-        if domain.root:
-            worker.settle(unit, error)
-        if isinstance(error, files.DiskError):
-            raise error
-        if isinstance(error, Stopped):
-            stop.request(error.reason)
-    return _merge(world.allgather(worker.close(stop) if domain.root else None))
-
-
-def _attempt(ledger, unit, run_unit, claim, domain) -> BaseException | None:
-    log.get().info(f"{ledger.stage} {unit}: start")
-    try:
-        run_unit(unit, claim if domain.root else claims.NO_CLAIM)
-    except (Stopped, Exception) as error:
-        return error
-    return None
-
-
-class _Worker:
-    """Chooses the next unit of a group; lives on the first rank of its domain."""
-
-    def __init__(self, ledger, units, retry_failed, wait, groups):
-        self.ledger, self.wait = ledger, wait
-        self.claim = None
-        self.outcome = Outcome()
-        self.pending: list[Unit] = []
-        if not groups.domain.root:
-            return
-        damaged: dict[Path, str] = {}
-        sound = {product.members for product in ledger.products(damaged)
-                 if ledger.sound(product)}
-        if groups.index == 0:
-            for path, message in damaged.items():
-                log.get().warning(f"not used: {message}")
-        marks = {entry.name for entry in _listing(ledger.run.units(ledger.stage))}
-        for unit in units:
-            if unit.members in sound:
-                self.outcome.skipped += 1
-            elif not retry_failed and self._failed(unit, marks):
-                self.outcome.failed.append(unit.name)
-                if groups.index == 0:
-                    log.get().warning(f"{ledger.stage} {unit}: failed before; --retry-failed runs "
-                                      "it again")
-            else:
-                self.pending.append(unit)
-        # Every group starts with units of its own and then helps the others.
-        mine = self.pending[groups.index::groups.count]
-        self.pending = mine + [unit for unit in self.pending if unit not in set(mine)]
-        files_needed = ledger.run.units(ledger.stage)
-        if self.pending:
-            with files.disk_errors(files_needed):
-                files_needed.mkdir(parents=True, exist_ok=True)
-
-    def _failed(self, unit, marks) -> bool:
-        if f"{unit}.error" not in marks:
-            return False
-        try:
-            record = files.read_json(self.ledger.run.error(self.ledger.stage, unit))
-            return isinstance(record, dict) and record.get("recipe") == self.ledger.recipe
-        except (ValueError, FileNotFoundError):
-            return False
-
-    def next(self, stop: Stop) -> Unit | None:
-        """Claim a unit; None when none is left or the stop flag is set."""
-        stage, run = self.ledger.stage, self.ledger.run
-        pause, told = 0.5, False
-        while self.pending and not stop.requested:
-            # Free units first; then those with a claim, which may be stale.
-            held = {unit for unit in self.pending if run.claim(stage, unit).exists()}
-            for unit in [*(unit for unit in self.pending if unit not in held), *held]:
-                if stop.requested:
-                    return None
-                if self.ledger.done(unit):  # by another group or program
-                    self.pending.remove(unit)
-                    continue
-                self.claim = claims.take(run.claim(stage, unit), self.ledger.stale_after)
-                if self.claim is None:
-                    continue
-                if self.ledger.done(unit):  # published between our look and our claim
-                    self.claim.release()
-                    self.pending.remove(unit)
-                    continue
-                self._clear_way(unit)
-                return unit
-            if not self.pending or not self.wait:
-                return None
-            if not told:
-                log.get().info(f"waiting for {len(self.pending)} unit(s) that other processes "
-                               f"compute, {self.pending[0]} first")
-                told = True
-            time.sleep(max(0.0, min(pause, stop.remaining)))
-            pause = min(10.0, 1.5 * pause)
-        return None
-
-    def close(self, stop: Stop) -> Outcome:
-        """The outcome of this group."""
-        if self.pending:
-            ready = {product.members for product in self.ledger.products()
-                     if self.ledger.sound(product)}
-            left = [unit.name for unit in self.pending if unit.members not in ready]
-            if stop.requested:
-                self.outcome.stopped = stop.reason if left else ""
-            else:
-                self.outcome.elsewhere = left
-        return self.outcome
-
-    def _clear_way(self, unit) -> None:
-        path = self.ledger.run.product(self.ledger.stage, unit)
-        if path.exists() and not unit.extends:
-            aside = files.set_aside(path)
-            log.get().warning(f"{path.name} was not usable; kept as {aside.name}, made again")
-
-    def settle(self, unit: Unit, error: BaseException | None) -> None:
-        """Book how an attempt ended and give the claim back."""
-        stage = self.ledger.stage
-        if error is None and not self.ledger.done(unit):
-            error = RuntimeError(f"unit {unit} ended without a product")
-        if error is None:
-            self.ledger.finish(unit)
-            self.pending.remove(unit)
-            self.outcome.done.append(unit.name)
-        elif isinstance(error, claims.Lost):
-            log.get().warning(f"{stage} {unit}: {error}")  # still pending: we wait for the other
-        elif not isinstance(error, (Stopped, files.DiskError)):
-            self.ledger.fail(unit, error, self.ledger.run.log(stage, unit))
-            self.pending.remove(unit)
-            self.outcome.failed.append(unit.name)
-            log.get().error(f"{stage} {unit} failed: {type(error).__name__}: {error}")
-        self.claim.release()
-
-
-def _merge(outcomes: list[Outcome | None]) -> Outcome:
-    parts = [outcome for outcome in outcomes if outcome is not None]
-    return Outcome(
-        done=sorted({name for part in parts for name in part.done}),
-        failed=sorted({name for part in parts for name in part.failed}),
-        skipped=parts[0].skipped,
-        elsewhere=sorted({name for part in parts for name in part.elsewhere}),
-        stopped=next((part.stopped for part in parts if part.stopped), ""))
+            "holds": product.holds}

@@ -11,7 +11,8 @@ import pytest
 from hpc_closure import claims, files, log, units
 from hpc_closure.run import Run
 from hpc_closure.stop import Stop, Stopped
-from hpc_closure.units import Ledger, Unit, plan, work
+from hpc_closure.units import Ledger, Unit, plan
+from hpc_closure.worker import work
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_a_failed_unit_is_recorded_and_the_rest_goes_on(run):
     assert outcome.exit_code == 3
     record = files.read_json(run.error("generate", "000004-000007"))
     assert record["attempt"] == 1 and "CFL 3.1" in record["message"]
-    assert any("run_unit" in line for line in record["trace"]) and record["log"]
+    assert "log" in record and any("run_unit" in line for line in record["trace"])
     assert not list(run.units("generate").glob("*.claim"))
     # again: not without being asked
     outcome, done = run_all(ledger, 12, 4)
@@ -301,7 +302,7 @@ def test_restart_files_go_with_the_finished_unit(run):
 PROGRAM = """
 import sys, time
 import numpy as np
-from hpc_closure import files, log, parallel, units
+from hpc_closure import files, log, parallel, units, worker
 from hpc_closure.run import Run
 from hpc_closure.stop import Stop, Stopped
 
@@ -324,7 +325,7 @@ with world.guard(), Stop() as stop:
                 file["t0_fields/w"] = np.asarray(unit.members, dtype=float)
                 file.attrs.update({**ledger.attributes(unit), "complete": 1})
 
-    outcome = units.work(ledger, ledger.plan(12, 2), run_unit, stop=stop, world=world,
+    outcome = worker.work(ledger, ledger.plan(12, 2), run_unit, stop=stop, world=world,
                          groups=groups)
 if world.root:
     print(len(outcome.done), outcome.exit_code)
@@ -395,8 +396,8 @@ def books_of(run, num_units, per_block):
         stat = path.stat()
         lines.append(json.dumps({
             "name": path.name, "size": stat.st_size, "mtime": stat.st_mtime_ns, "first": low,
-            "last": low + per_block - 1, "recipe": "abc", "holds": {"t_end": 4.0},
-            "finished": ""}))
+            "last": low + per_block - 1, "recipe": "abc",
+            "holds": {"t_end": 4.0}}))
     run.units("generate").mkdir(parents=True)
     run.manifest("generate").write_text("\n".join(lines) + "\n")
     return ledger

@@ -1,6 +1,6 @@
 """``hpc-closure generate``: the DNS ensemble and its closure targets, block by block."""
 
-from hpc_closure import log, units
+from hpc_closure import log, units, worker
 from hpc_closure.commands.session import Session, chosen_members, chosen_part
 from hpc_closure.experiment import Experiment
 from hpc_closure.run import Run
@@ -38,7 +38,7 @@ def run(
             block.run(claim, experiment.cluster.checkpoint_every)
 
         plan = books.plan(wanted, experiment.cluster.members_per_block)
-        outcome = units.work(
+        outcome = worker.work(
             books,
             chosen_part(parts, plan),
             run_unit,
@@ -52,7 +52,7 @@ def run(
         return outcome.exit_code
 
 
-def tell(outcome: units.Outcome) -> None:
+def tell(outcome: worker.Outcome) -> None:
     """The last lines of a verb that works on units."""
     logger = log.get()
     done, failed = len(outcome.done), len(outcome.failed)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hpc_closure import config, log, units
+from hpc_closure import config, log, units, worker
 from hpc_closure.commands.generate import tell
 from hpc_closure.commands.session import Session, chosen_members, chosen_part
 from hpc_closure.experiment import Experiment
@@ -67,7 +67,7 @@ def check_model(run: Run) -> None:
         raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
 
 
-def work(experiment, session, books, plan, retry_failed=False, wait=True) -> units.Outcome:
+def work(experiment, session, books, plan, retry_failed=False, wait=True) -> worker.Outcome:
     """Run units in this process (or MPI program)."""
     import hpc_closure
     from hpc_closure.data.store import DataSet
@@ -82,7 +82,7 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> uni
         block = RolloutBlock(unit, books, session, groups.domain, closure, data)
         block.run(claim, experiment.cluster.checkpoint_every)
 
-    return units.work(
+    return worker.work(
         books,
         plan,
         run_unit,

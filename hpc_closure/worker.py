@@ -1,0 +1,261 @@
+"""Working through units: claim, run, publish, book; several programs may do it at once.
+
+    outcome = work(ledger, ledger.plan(range(100), per_block=20), run_unit, stop=stop)
+    sys.exit(outcome.exit_code)
+
+Stages without members are one unit, held by :func:`single`.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import claims, files, log
+from .parallel import Groups, World
+from .run import Run
+from .stop import Stop, Stopped
+from .units import Ledger, Unit, listing
+
+SINGLE = Unit(0, (0,))  # the one unit of train and of evaluate
+
+
+@dataclass
+class Outcome:
+    """What :func:`work` did, the same on every rank.
+
+    Attributes:
+        done, failed: names of the units that this program finished or failed.
+        skipped: number of units that were done before.
+        elsewhere: units that somebody else still computes.
+        stopped: reason of an early stop, or empty.
+    """
+
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    skipped: int = 0
+    elsewhere: list[str] = field(default_factory=list)
+    stopped: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return 75 if self.stopped or self.elsewhere else 3 if self.failed else 0
+
+
+def work(ledger: Ledger, units: Sequence[Unit], run_unit: Callable, *, stop: Stop,
+         world: World | None = None, groups: Groups | None = None, retry_failed: bool = False,
+         wait: bool = True) -> Outcome:
+    """Claim and run the units that are not done, until none is left.
+
+    Args:
+        ledger: the books.
+        units: what to run, of ``ledger.plan``.
+        run_unit: ``run_unit(unit, claim)`` computes and publishes the unit through
+            ``ledger.publish``; calls ``claim.refresh()`` between steps; on ``stop.agree(domain)``
+            it saves a restart file and raises ``Stopped``. Called on all ranks of a domain.
+        stop: the flag.
+        world, groups: for MPI; every group takes units of its own.
+        retry_failed: run units again whose last attempt failed.
+        wait: wait for units that another program computes, and take them over if it dies.
+
+    Returns:
+        The outcome, equal on all ranks. A failed unit does not end the loop; a full or
+        unwritable disk does.
+    """
+    world = world or World()
+    groups = groups or Groups(0, 1, World())
+    domain = groups.domain.prepare()
+    worker = _Worker(ledger, units, retry_failed, wait, groups)
+    while True:
+        unit = domain.bcast(worker.next(stop) if domain.root else None)
+        if unit is None:
+            break
+        error = domain.settle(_attempt(ledger, unit, run_unit, worker.claim, domain))
+        if domain.root:
+            worker.settle(unit, error)
+        if isinstance(error, files.DiskError):
+            raise error
+        if isinstance(error, Stopped):
+            stop.request(error.reason)
+    return _merge(world.allgather(worker.close(stop) if domain.root else None))
+
+
+def _attempt(ledger, unit, run_unit, claim, domain) -> BaseException | None:
+    log.get().info(f"{ledger.stage} {unit}: start")
+    try:
+        run_unit(unit, claim if domain.root else claims.NO_CLAIM)
+    except (Stopped, Exception) as error:
+        return error
+    return None
+
+
+class _Worker:
+    """Chooses the next unit of a group; lives on the first rank of its domain."""
+
+    def __init__(self, ledger, units, retry_failed, wait, groups):
+        self.ledger, self.wait = ledger, wait
+        self.claim = None
+        self.outcome = Outcome()
+        self.pending: list[Unit] = []
+        if not groups.domain.root:
+            return
+        damaged: dict[Path, str] = {}
+        sound = {product.members for product in ledger.products(damaged)
+                 if ledger.sound(product)}
+        if groups.index == 0:
+            for path, message in damaged.items():
+                log.get().warning(f"not used: {message}")
+        marks = {entry.name for entry in listing(ledger.run.units(ledger.stage))}
+        for unit in units:
+            if unit.members in sound:
+                self.outcome.skipped += 1
+            elif not retry_failed and self._failed(unit, marks):
+                self.outcome.failed.append(unit.name)
+                if groups.index == 0:
+                    log.get().warning(f"{ledger.stage} {unit}: failed before; --retry-failed runs "
+                                      "it again")
+            else:
+                self.pending.append(unit)
+        # Every group starts with units of its own and then helps the others.
+        mine = self.pending[groups.index::groups.count]
+        self.pending = mine + [unit for unit in self.pending if unit not in set(mine)]
+        files_needed = ledger.run.units(ledger.stage)
+        if self.pending:
+            with files.disk_errors(files_needed):
+                files_needed.mkdir(parents=True, exist_ok=True)
+
+    def _failed(self, unit, marks) -> bool:
+        if f"{unit}.error" not in marks:
+            return False
+        try:
+            record = files.read_json(self.ledger.run.error(self.ledger.stage, unit))
+            return isinstance(record, dict) and record.get("recipe") == self.ledger.recipe
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def next(self, stop: Stop) -> Unit | None:
+        """Claim a unit; None when none is left or the stop flag is set."""
+        stage, run = self.ledger.stage, self.ledger.run
+        pause, told = 0.5, False
+        while self.pending and not stop.requested:
+            # Free units first; then those with a claim, which may be stale.
+            held = {unit for unit in self.pending if run.claim(stage, unit).exists()}
+            for unit in [*(unit for unit in self.pending if unit not in held), *held]:
+                if stop.requested:
+                    return None
+                if self.ledger.done(unit):  # by another group or program
+                    self.pending.remove(unit)
+                    continue
+                self.claim = claims.take(run.claim(stage, unit), self.ledger.stale_after)
+                if self.claim is None:
+                    continue
+                if self.ledger.done(unit):  # published between our look and our claim
+                    self.claim.release()
+                    self.pending.remove(unit)
+                    continue
+                self._clear_way(unit)
+                return unit
+            if not self.pending or not self.wait:
+                return None
+            if not told:
+                log.get().info(f"waiting for {len(self.pending)} unit(s) that other processes "
+                               f"compute, {self.pending[0]} first")
+                told = True
+            time.sleep(max(0.0, min(pause, stop.remaining)))
+            pause = min(10.0, 1.5 * pause)
+        return None
+
+    def close(self, stop: Stop) -> Outcome:
+        """The outcome of this group."""
+        if self.pending:
+            ready = {product.members for product in self.ledger.products()
+                     if self.ledger.sound(product)}
+            left = [unit.name for unit in self.pending if unit.members not in ready]
+            if stop.requested:
+                self.outcome.stopped = stop.reason if left else ""
+            else:
+                self.outcome.elsewhere = left
+        return self.outcome
+
+    def _clear_way(self, unit) -> None:
+        path = self.ledger.run.product(self.ledger.stage, unit)
+        if path.exists() and not unit.extends:
+            aside = files.set_aside(path)
+            log.get().warning(f"{path.name} was not usable; kept as {aside.name}, made again")
+
+    def settle(self, unit: Unit, error: BaseException | None) -> None:
+        """Book how an attempt ended and give the claim back."""
+        stage = self.ledger.stage
+        if error is None and not self.ledger.done(unit):
+            error = RuntimeError(f"unit {unit} ended without a product")
+        if error is None:
+            self.ledger.finish(unit)
+            self.pending.remove(unit)
+            self.outcome.done.append(unit.name)
+        elif isinstance(error, claims.Lost):
+            log.get().warning(f"{stage} {unit}: {error}")  # still pending: we wait for the other
+        elif not isinstance(error, (Stopped, files.DiskError)):
+            self.ledger.fail(unit, error)
+            self.pending.remove(unit)
+            self.outcome.failed.append(unit.name)
+            log.get().error(f"{stage} {unit} failed: {type(error).__name__}: {error}")
+        self.claim.release()
+
+
+def _merge(outcomes: list[Outcome | None]) -> Outcome:
+    parts = [outcome for outcome in outcomes if outcome is not None]
+    return Outcome(
+        done=sorted({name for part in parts for name in part.done}),
+        failed=sorted({name for part in parts for name in part.failed}),
+        skipped=parts[0].skipped,
+        elsewhere=sorted({name for part in parts for name in part.elsewhere}),
+        stopped=next((part.stopped for part in parts if part.stopped), ""))
+
+
+@contextlib.contextmanager
+def single(run: Run, stage: str, recipe: str,
+           stale_after: float = claims.STALE_AFTER) -> Iterator[None]:
+    """Hold a stage that is one unit, and book its failure.
+
+        with single(run, "train", experiment.stage_hash("train")):
+            ...
+
+    A thread gives the sign of life, because such a stage has long phases without a loop of ours.
+
+    Raises:
+        RuntimeError: another process is at it.
+    """
+    ledger = Ledger(run, stage, recipe, stale_after=stale_after)
+    path = run.claim(stage, SINGLE)
+    with files.disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    claim = claims.take(path, stale_after) or claims.take(path, stale_after)
+    if claim is None:
+        other = claims.read(path) or {}
+        raise RuntimeError(
+            f"{run}: {stage} is being run by process {other.get('pid', '?')} on "
+            f"{other.get('host', '?')} since {other.get('since', '?')}; wait for it or end it "
+            f"(a claim without a sign of life for {stale_after:g} s is taken over)")
+    over = threading.Event()
+
+    def alive():
+        while not over.wait(stale_after / 20):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=alive, daemon=True)
+    thread.start()
+    try:
+        yield
+        run.error(stage, SINGLE).unlink(missing_ok=True)
+    except Exception as error:
+        if not isinstance(error, files.DiskError):
+            ledger.fail(SINGLE, error)
+        raise
+    finally:
+        over.set()
+        thread.join()
+        claim.release()
