@@ -216,6 +216,7 @@ class Train(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     accumulate: Count = 1
+    augment: bool = Field(False, description="use the symmetries that the forcing leaves")
     validate_every: Count = 500
     checkpoint_every: Count = 500
     patience: Annotated[int, Field(ge=0)] = Field(

@@ -19,7 +19,8 @@ class Session:
 
     Attributes:
         run: paths of the run folder.
-        world: the MPI world (one rank when no launcher started it).
+        world: the MPI world (one rank when no MPI launcher started it).
+        rank, size: of this process, torchrun's included.
         stop: the flag set by signals and by ``--max-elapsed``.
         device: torch device name.
         record: provenance of this invocation, for the products.
@@ -39,6 +40,9 @@ class Session:
         self.experiment, self.verb, self.verbosity = experiment, verb, verbosity
         self.run = Run(experiment.folder)
         self.world = parallel.world()
+        started = parallel.launch()
+        self.rank = started.rank if started.launcher == "torchrun" else self.world.rank
+        self.size = started.size if started.launcher == "torchrun" else self.world.size
         self.stop = Stop(seconds(max_elapsed) if max_elapsed else None, signals)
         self._redo, self._yes = redo, yes
         self._closing = contextlib.ExitStack()
@@ -50,23 +54,23 @@ class Session:
             self.device = choose_device(self.experiment.cluster.device)
             set_threads(self.experiment.cluster.threads)
             check_recipe(self.run, self.experiment, self.verb, redo=self._redo)
-            if self.world.root:
+            if self.rank == 0:
                 self._open_folder()
             self.world.barrier()
             log.setup(
-                self.world.rank,
-                self.world.size,
+                self.rank,
+                self.size,
                 verbosity=self.verbosity,
                 file=self.run.log(self.verb),
             )
             self.record = provenance.collect(
-                ranks=self.world.size,
+                ranks=self.size,
                 device=device_name(self.device),
                 verb=self.verb,
                 hashes={stage: self.experiment.stage_hash(stage) for stage in self._inputs()},
                 run=str(self.run),
             )
-            if self.world.root:
+            if self.rank == 0:
                 provenance.append(self.run, self.record)
                 log.banner(f"{self.verb} {self.experiment.name}", self.record)
             self._closing = closing.pop_all()

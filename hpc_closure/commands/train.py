@@ -1,0 +1,158 @@
+"""``hpc-closure train``: fit the closure model to the data of generate."""
+
+import json
+from pathlib import Path
+
+from hpc_closure import log, units
+from hpc_closure.commands import generate
+from hpc_closure.commands.session import Session
+from hpc_closure.experiment import Experiment
+from hpc_closure.run import Run
+
+
+def run(
+    experiment: Experiment,
+    *,
+    dry_run: bool = False,
+    max_elapsed: str | None = None,
+    redo: bool = False,
+    yes: bool = False,
+    verbosity: int = 0,
+) -> int:
+    """Train, or go on training, and write RUN/train/model.safetensors. Returns the exit code."""
+    if dry_run:
+        return print_plan(experiment)
+    check_data(experiment)
+    with Session(
+        experiment, "train", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
+    ) as session:
+        if is_trained(session.run.model, experiment.stage_hash("train")):
+            log.get().info(f"{session.run.model} is there already; nothing to do")
+            return 0
+        fit(experiment, session)
+        log.get().info(f"wrote {session.run.model}")
+    return 0
+
+
+def fit(experiment: Experiment, session: Session) -> None:
+    """Build the model, read the data, train and export."""
+    import torch
+
+    from hpc_closure import closure
+    from hpc_closure.closure import artifact
+    from hpc_closure.data.dataset import TrainingSet
+    from hpc_closure.data.store import DataSet, split_members
+    from hpc_closure.data.symmetry import Symmetry
+    from hpc_closure.train import processes, trainer
+    from hpc_closure.train.settings import TrainSettings
+
+    section, grid = experiment.train, experiment.train_grid
+    joined = processes.join(experiment.cluster.device, session.world.bcast)
+    store = DataSet(session.run.data)
+    indices = range(len(store.times))
+    if section.window:
+        indices = store.window(*section.window)
+    parts = split_members(store.members, section.split)
+    for name in ("train", "valid"):
+        if not parts[name]:
+            raise ValueError(
+                f"train.split={list(section.split)} leaves no {name} trajectory among "
+                f"{len(store.members)}: raise generate.members or the share"
+            )
+    symmetry = Symmetry(forcing_field(experiment, grid)) if section.augment else None
+    history = experiment.model.conditions.history
+    data = trainer.TrainData(
+        *(
+            TrainingSet(
+                store,
+                parts[name],
+                indices,
+                grid=grid,
+                history=history,
+                seed=experiment.seed,
+                symmetry=symmetry if name == "train" else None,
+            )
+            for name in ("train", "valid")
+        )
+    )
+    torch.manual_seed(experiment.seed)
+    model = closure.build(model_settings(experiment), grid)
+    settings = TrainSettings(
+        **section.model_dump(exclude={"grid", "window", "split"}),
+        seed=experiment.seed,
+        device=experiment.cluster.device,
+    )
+
+    def export(trained, path: Path) -> None:
+        artifact.save(trained, path, provenance=session.record)
+
+    try:
+        trainer.fit(
+            model,
+            data,
+            settings,
+            session.run,
+            export,
+            processes=joined,
+            stop=session.stop,
+        )
+    finally:
+        processes.leave()
+        store.close()
+
+
+def model_settings(experiment: Experiment) -> dict:
+    """What the closure model is told about itself and about the reduced solver's problem."""
+    physics, target = experiment.physics, experiment.generate
+    return {
+        **experiment.model.model_dump(mode="json"),
+        "closure": target.closure,
+        "interval": target.interval,
+        "dt": target.dt,
+        "length": physics.length,
+        "viscosity": physics.viscosity,
+    }
+
+
+def forcing_field(experiment: Experiment, grid: int):
+    """The steady forcing on a grid, (n, n), by which symmetries are checked."""
+    from hpc_closure.spectral.forcing import steady_forcing
+    from hpc_closure.spectral.grid import Grid
+    from hpc_closure.spectral.transform import Transform
+
+    points = Grid(grid, experiment.physics.length)
+    spectrum = steady_forcing(points, **experiment.physics.forcing.parameters())
+    return Transform(points).to_physical(spectrum[None])[0].numpy()
+
+
+def is_trained(path: Path, wanted: str) -> bool:
+    """Whether a model is there that these settings made."""
+    if not path.exists():
+        return False
+    from hpc_closure.closure import artifact
+
+    return artifact.read_header(path)["provenance"].get("hashes", {}).get("train") == wanted
+
+
+def check_data(experiment: Experiment) -> None:
+    """Raise ValueError unless all data are there."""
+    survey = generate.ledger(experiment).survey(
+        experiment.generate.members, experiment.cluster.members_per_block
+    )
+    counts = survey.counts()
+    if counts["done"] < counts["units"]:
+        states = ", ".join(f"{counts[state]} {state}" for state in units.STATES if counts[state])
+        raise ValueError(
+            f"{Run(experiment.folder).data}: the data are not complete ({states} of "
+            f"{counts['units']} units); run `hpc-closure generate` first"
+        )
+
+
+def print_plan(experiment: Experiment) -> int:
+    """What a training would do; writes nothing."""
+    run_folder, section = Run(experiment.folder), experiment.train
+    print(f"run folder {run_folder}")
+    state = "done" if run_folder.model.exists() else "to train"
+    print(f"model: {state}, {section.steps} steps of batch {section.batch} on {experiment.train_grid}^2")
+    print("settings: " + json.dumps(model_settings(experiment)))
+    return 0
