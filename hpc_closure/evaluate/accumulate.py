@@ -1,0 +1,183 @@
+"""From blocks of samples to scores: gather statistics per sample, take means, form scores.
+
+A statistic is a number per sample (and per shell); a score is a formula of means of statistics.
+Nothing else is kept of an ensemble, so any number of samples passes through bounded memory, and
+every score gets its interval from the same statistics (:mod:`~hpc_closure.evaluate.bootstrap`).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hpc_closure.evaluate import scores
+from hpc_closure.evaluate.bootstrap import Means, block_bootstrap
+from hpc_closure.evaluate.spectra import shell_statistics
+
+COVERAGE = 0.9
+SHELL_FLOOR = 1e-6  # shells below this share of the variance hold round-off, not signal
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A score: the statistics it needs, how it follows from their means, and for whom."""
+
+    needs: tuple[str, ...]
+    form: Callable[[Means, int], Tensor]
+    ensembles_only: bool = False
+
+
+# "reference_" marks a statistic of the exact law or true ensemble over the same samples
+TOTAL = {
+    "relative_error": Formula(("relative_error",), lambda s, m: s["relative_error"]),
+    "relative_error_mean": Formula(
+        ("relative_error_mean",), lambda s, m: s["relative_error_mean"]
+    ),
+    "mse": Formula(("mse",), lambda s, m: s["mse"]),
+    "bias2": Formula(
+        ("mean_mse", "variance", "floor"),
+        lambda s, m: s["mean_mse"] - s["variance"] / m - s["floor"],
+    ),
+    "bias2_ratio": Formula(
+        ("mean_mse", "variance", "floor"),
+        lambda s, m: (s["mean_mse"] - s["variance"] / m) / s["floor"] - 1,
+    ),
+    "crps": Formula(("crps",), lambda s, m: s["crps"]),
+    "crps_ratio": Formula(
+        ("crps", "reference_crps"), lambda s, m: scores.crps_ratio(s["crps"], s["reference_crps"])
+    ),
+    "energy_score": Formula(("energy_score",), lambda s, m: s["energy_score"]),
+    "spread": Formula(("variance",), lambda s, m: scores.spread(s["variance"]), True),
+    "spread_skill": Formula(
+        ("variance", "mean_mse"),
+        lambda s, m: scores.spread_skill(s["variance"], s["mean_mse"], m),
+        True,
+    ),
+    "spread_ratio": Formula(
+        ("variance", "reference_variance"),
+        lambda s, m: scores.spread_ratio(s["variance"], s["reference_variance"]),
+        True,
+    ),
+    "coverage_90": Formula(("coverage",), lambda s, m: s["coverage"], True),
+    "energy_ratio": Formula(
+        ("energy", "truth_energy"),
+        lambda s, m: scores.energy_ratio(s["energy"], s["truth_energy"]),
+    ),
+}
+PER_SHELL = ("spread_skill", "spread_ratio", "energy_ratio")
+
+
+@dataclass
+class Statistics:
+    """Per-sample statistics of one method, appended block by block.
+
+    Attributes:
+        members: ensemble size; 1 is a point forecast.
+        total: name -> list of (s,) tensors.
+        shells: name -> list of (s, shells) tensors.
+    """
+
+    members: int = 0
+    total: dict[str, list[Tensor]] = field(default_factory=dict)
+    shells: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, ensemble: Tensor, truth: Tensor, floor: Tensor | None = None) -> None:
+        """Add a block.
+
+        Args:
+            ensemble: (M, s, n, n) float64; a sample with any value that is not finite scores as
+                infinitely wrong.
+            truth: (s, n, n) float64.
+            floor: (s,) squared distance of the truth from its exact conditional mean, if known.
+        """
+        self.members = len(ensemble)
+        total = {
+            "relative_error": scores.relative_error(ensemble, truth),
+            "relative_error_mean": scores.relative_error(ensemble.mean(0, keepdim=True), truth),
+            "mse": scores.mse(ensemble, truth),
+            "mean_mse": scores.mean_mse(ensemble, truth),
+            "variance": scores.variance(ensemble),
+            "crps": scores.crps(ensemble, truth),
+            "energy_score": scores.energy_score(ensemble, truth),
+            "energy": ensemble.square().mean((0, 2, 3)),
+            "truth_energy": truth.square().mean((1, 2)),
+        }
+        if COVERAGE * (self.members + 1) <= self.members - 1:
+            total["coverage"] = scores.coverage(ensemble, truth, COVERAGE)
+        if floor is not None:
+            total["floor"] = floor
+        for into, parts in (
+            (self.total, total),
+            (self.shells, shell_statistics(ensemble, truth)),
+        ):
+            for name, part in parts.items():
+                part = part.double().cpu()
+                part = torch.where(part.isfinite(), part, torch.inf)
+                into.setdefault(name, []).append(part)
+
+    def joined(self, which: str) -> dict[str, Tensor]:
+        """All samples: ``which`` is ``total`` or ``shells``."""
+        return {name: torch.cat(parts) for name, parts in getattr(self, which).items()}
+
+
+def _gather(which: str, own: Statistics, reference: Statistics | None) -> dict[str, Tensor]:
+    """Statistics of a method with those of its reference beside them."""
+    values = own.joined(which)
+    # a point forecast has no spread to divide by
+    if reference is not None and reference.members > 1:
+        values |= {f"reference_{name}": part for name, part in reference.joined(which).items()}
+    return values
+
+
+def form_scores(
+    statistics: Statistics, blocks: Tensor, reference: Statistics | None = None
+) -> Iterator[dict]:
+    """Every score that the statistics allow, in total and per shell.
+
+    Args:
+        statistics: of the method.
+        blocks: (S,) trajectory or case of each sample, for the intervals.
+        reference: of the exact law or true ensemble, same samples.
+
+    Yields:
+        Columns ``score, shell, value, low, high, members, samples`` of a score row.
+    """
+    columns = {"members": statistics.members, "samples": len(blocks)}
+    for which in ("total", "shells"):
+        values = _gather(which, statistics, reference)
+        for name, formula in TOTAL.items():
+            if which == "shells" and name not in PER_SHELL:
+                continue
+            if formula.ensembles_only and statistics.members == 1:
+                continue
+            if not all(need in values for need in formula.needs):
+                continue
+            value, low, high = block_bootstrap(
+                {need: values[need] for need in formula.needs},
+                blocks,
+                lambda means, form=formula.form: form(means, statistics.members),  # type: ignore
+            )
+            lost = any(not values[need].isfinite().all() for need in formula.needs)
+            if lost:  # a run that diverged: no number describes it
+                value, low, high = (
+                    torch.full_like(part, torch.inf) for part in (value, low, high)
+                )
+            for place in _places(which, values[formula.needs[-1]].mean(0)):
+                if value[place].isnan():  # 0 / 0, as at lead time zero
+                    continue
+                yield {
+                    "score": name,
+                    "shell": None if which == "total" else place,
+                    "value": value[place],
+                    "low": low[place],
+                    "high": high[place],
+                    **columns,
+                }
+
+
+def _places(which: str, denominator: Tensor) -> list:
+    """Where a score is taken: () in total, or the shells whose denominator holds signal."""
+    if which == "total":
+        return [()]
+    return (denominator > SHELL_FLOOR * denominator.sum()).nonzero()[:, 0].tolist()

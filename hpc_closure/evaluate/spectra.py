@@ -1,0 +1,90 @@
+"""Power of fields per wavenumber shell; shell s holds the integer wavevectors with round(|k|) = s.
+
+A field is any real ``(..., n, n)``, n even or odd. Every mode of its grid is counted, not only the
+retained ones of :mod:`hpc_closure.spectral.grid` (a strided field has others too), so that
+
+    sum_s power[s] = mean of the squared field                                    (Parseval)
+
+exactly. The half-plane transform holds the columns ky = 0..n/2; all but ky = 0 (and n/2 for even
+n) stand for two modes.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def shell_numbers(size: int) -> Tensor:
+    """Shell of each mode of ``rfft2``: (n, n // 2 + 1), int64."""
+    kx = torch.fft.fftfreq(size, d=1 / size, dtype=torch.float64)
+    ky = torch.fft.rfftfreq(size, d=1 / size, dtype=torch.float64)
+    return (kx[:, None] ** 2 + ky**2).sqrt().round().long()
+
+
+def num_shells(size: int) -> int:
+    """Number of shells of an n x n grid, the corners included."""
+    return int(shell_numbers(size).max()) + 1
+
+
+def shell_sum(density: Tensor, size: int) -> Tensor:
+    """Sum a quadratic density over shells.
+
+    Args:
+        density: real (..., n, n // 2 + 1), e.g. ``|w_hat|^2`` with "forward" normalisation.
+        size: n.
+
+    Returns:
+        (..., shells).
+    """
+    weights = torch.full((size // 2 + 1,), 2.0, dtype=density.dtype, device=density.device)
+    weights[0] = 1
+    if size % 2 == 0:
+        weights[-1] = 1
+    density = (density * weights).flatten(-2)
+    shells = shell_numbers(size).flatten().to(density.device)
+    out = density.new_zeros(*density.shape[:-1], num_shells(size))
+    return out.index_add_(-1, shells, density)
+
+
+def transform(fields: Tensor) -> Tensor:
+    """Half-plane Fourier coefficients (..., n, n // 2 + 1), normalised by the number of points."""
+    if fields.shape[-1] != fields.shape[-2]:
+        raise ValueError(f"fields {tuple(fields.shape)} are not square in the last two axes")
+    return torch.fft.rfft2(fields, norm="forward")
+
+
+def _power(coefficients: Tensor) -> Tensor:
+    return torch.view_as_real(coefficients).square().sum(-1)
+
+
+def shell_power(fields: Tensor) -> Tensor:
+    """Mean square per shell of fields (..., n, n): (..., shells)."""
+    return shell_sum(_power(transform(fields)), fields.shape[-1])
+
+
+def shell_statistics(ensemble: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """What the scores per shell are made of, one value per sample and shell.
+
+    Args:
+        ensemble: (M, S, n, n).
+        truth: (S, n, n).
+
+    Returns:
+        (S, shells) each: ``energy`` of one member, ``truth_energy``, unbiased ``variance`` over
+        members (zero for one member) and ``mean_mse``, the squared error of the ensemble mean. In
+        all, each sums over shells to the mean over the grid of the same quantity. Differences of
+        squares are taken: give float64.
+    """
+    num, size = len(ensemble), truth.shape[-1]
+    truth_hat, error_hat = transform(truth), transform(ensemble - truth)
+    mean_hat, square = error_hat.mean(0), _power(error_hat).mean(0)
+    parts = {  # all from the first two moments of the error: one pass over the members
+        "energy": square + 2 * (truth_hat.conj() * mean_hat).real + _power(truth_hat),
+        "truth_energy": _power(truth_hat),
+        "variance": (square - _power(mean_hat)).clamp_min(0)
+        * (num / (num - 1) if num > 1 else 0.0),
+        "mean_mse": _power(mean_hat),
+    }
+    return {name: shell_sum(part, size) for name, part in parts.items()}

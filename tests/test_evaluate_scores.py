@@ -1,0 +1,318 @@
+"""Scores against closed forms, an independent package, and laws where the answer is known."""
+
+import math
+
+import pytest
+import scoringrules
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from hpc_closure.evaluate import bootstrap, ranks, scores, spectra
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gaussian_crps(mean, std, y):
+    """Closed form of E|X - y| - E|X - X'| / 2 for X ~ N(mean, std^2)."""
+    z = (y - mean) / std
+    return std * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / math.sqrt(math.pi))
+
+
+def stationary(count, size, seed, length=0.1):
+    """Gaussian random fields (count, size, size) with unit variance and a smooth spectrum."""
+    shells = spectra.shell_numbers(size).double()
+    amplitude = (-((math.pi * length * shells) ** 2) / 2).exp()
+    white = torch.fft.rfft2(normal(count, size, size, seed=seed), norm="ortho")
+    weight = spectra.shell_sum(amplitude**2, size).sum().sqrt()
+    return torch.fft.irfft2(white * amplitude * size / weight, s=(size, size), norm="ortho")
+
+
+# ---- deterministic scores -------------------------------------------------------------------
+
+
+def test_relative_error_is_the_mean_over_snapshots_of_frobenius_ratios():
+    truth = normal(5, 8, 8)
+    field = normal(5, 8, 8, seed=1)
+    expected = [
+        torch.linalg.norm(field[i] - truth[i]) / torch.linalg.norm(truth[i]) for i in range(5)
+    ]
+    assert torch.allclose(scores.relative_error(field[None], truth), torch.stack(expected))
+    both = scores.relative_error(torch.stack((field, truth)), truth)
+    assert torch.allclose(both, torch.stack(expected) / 2)
+
+
+def test_shape_mismatch_is_named():
+    with pytest.raises(ValueError, match=r"\(3, 4\) is not \(members,\) \+ truth \(5,\)"):
+        scores.mse(torch.zeros(3, 4), torch.zeros(5))
+
+
+@pytest.mark.parametrize("members", [2, 5, 20])
+def test_mse_of_a_perfect_ensemble(members):
+    """Member error 2 s^2, mean error (1 + 1/M) s^2, variance s^2, squared bias 0."""
+    s, samples = 0.7, 200_000
+    ensemble, truth = s * normal(members, samples), s * normal(samples, seed=9)
+    assert scores.mse(ensemble, truth).mean() == pytest.approx(2 * s**2, rel=0.01)
+    mean_error = scores.mean_mse(ensemble, truth).mean()
+    assert mean_error == pytest.approx((1 + 1 / members) * s**2, rel=0.01)
+    assert scores.variance(ensemble).mean() == pytest.approx(s**2, rel=0.01)
+    floor = truth**2  # the exact mean is zero
+    assert scores.bias2(ensemble, truth, floor).mean() == pytest.approx(0, abs=0.006)
+    assert scores.bias2(ensemble, truth).mean() == pytest.approx(s**2, rel=0.02)
+
+
+def test_bias2_finds_a_known_bias_whatever_the_ensemble_size():
+    samples = 200_000
+    truth = normal(samples)
+    for members in (2, 8):
+        ensemble = normal(members, samples, seed=members) + 0.3
+        value = scores.bias2(ensemble, truth, truth**2).mean()
+        assert value == pytest.approx(0.09, abs=0.008)
+
+
+# ---- CRPS and energy score --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("members", [2, 3, 16, 64])
+def test_crps_agrees_with_scoringrules(members):
+    ensemble, truth = normal(members, 40), normal(40, seed=1)
+    ours = scores.crps(ensemble, truth)
+    oracle = scoringrules.crps_ensemble(truth.numpy(), ensemble.numpy().T, estimator="fair")
+    assert torch.allclose(ours, torch.as_tensor(oracle), rtol=1e-12, atol=1e-14)
+    biased = scoringrules.crps_ensemble(truth.numpy(), ensemble.numpy().T, estimator="nrg")
+    ours = scores.crps(ensemble, truth, alpha=0.0)
+    assert torch.allclose(ours, torch.as_tensor(biased), rtol=1e-12, atol=1e-14)
+
+
+@given(alpha=st.floats(0, 1), members=st.integers(2, 9))
+def test_almost_fair_crps_interpolates(alpha, members):
+    ensemble, truth = normal(members, 3, 4), normal(3, 4, seed=1)
+    fair, empirical = scores.crps(ensemble, truth), scores.crps(ensemble, truth, alpha=0)
+    between = scores.crps(ensemble, truth, alpha=alpha)
+    assert torch.allclose(between, alpha * fair + (1 - alpha) * empirical, atol=1e-13)
+
+
+def test_fair_crps_expectation_is_the_closed_form_for_every_size():
+    mean, std, samples = 0.4, 1.3, 200_000
+    truth = normal(samples)
+    expected = gaussian_crps(mean, std, truth.numpy()).mean()
+    for members in (2, 4, 16):
+        ensemble = mean + std * normal(members, samples, seed=members)
+        assert scores.crps(ensemble, truth).mean() == pytest.approx(expected, rel=0.01)
+    small = scores.crps(ensemble[:2], truth, alpha=0).mean()
+    assert small > 1.2 * expected  # the empirical score does depend on the size
+
+
+def test_crps_of_a_point_forecast_is_the_absolute_error():
+    field, truth = normal(1, 6, 4), normal(6, 4, seed=1)
+    assert torch.allclose(scores.crps(field, truth), (field[0] - truth).abs().mean(1))
+
+
+def test_crps_keeps_digits_under_a_large_offset_and_has_finite_gradients():
+    ensemble = (1e6 + 1e-3 * normal(8, 10)).requires_grad_()
+    truth = 1e6 + 1e-3 * normal(10, seed=1)
+    value = scores.crps(ensemble, truth)
+    small = scores.crps((ensemble - 1e6) * 1e3, (truth - 1e6) * 1e3)
+    assert torch.allclose(value, 1e-3 * small, rtol=1e-5)
+    value.sum().backward()
+    assert ensemble.grad.isfinite().all() and ensemble.grad.abs().max() > 0
+
+
+def test_energy_score_agrees_with_scoringrules():
+    ensemble, truth = normal(7, 12, 3, 3), normal(12, 3, 3, seed=1)
+    oracle = scoringrules.es_ensemble(
+        truth.flatten(1).numpy(), ensemble.flatten(2).transpose(0, 1).numpy(), estimator="fair"
+    )
+    ours = scores.energy_score(ensemble, truth) * 3  # root mean square instead of root sum
+    assert torch.allclose(ours, torch.as_tensor(oracle), rtol=1e-10)
+
+
+def test_energy_score_of_numbers_is_the_crps():
+    ensemble, truth = normal(6, 30), normal(30, seed=1)
+    assert torch.allclose(
+        scores.energy_score(ensemble, truth), scores.crps(ensemble, truth), atol=1e-12
+    )
+
+
+def test_energy_score_sees_a_joint_law_that_the_crps_cannot():
+    samples, members = 4000, 16
+    shared = normal(samples, 1).expand(-1, 8)  # eight equal points
+    joint = normal(members, samples, 1, seed=1).expand(-1, -1, 8)
+    pointwise = normal(members, samples, 8, seed=2)
+    crps = [float(scores.crps(x, shared).mean()) for x in (joint, pointwise)]
+    assert crps[1] == pytest.approx(crps[0], rel=0.03)
+    energy = [float(scores.energy_score(x, shared).mean()) for x in (joint, pointwise)]
+    assert energy[1] > 1.1 * energy[0]
+
+
+# ---- calibration ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("members", [2, 5, 40])
+def test_spread_skill_is_one_for_a_calibrated_ensemble_of_any_size(members):
+    """The spread varies from sample to sample: only aggregation before the ratio gives 1."""
+    std = torch.linspace(0.1, 3, 100_000, dtype=torch.float64)
+    ensemble, truth = std * normal(members, len(std)), std * normal(len(std), seed=1)
+    variance, error = scores.variance(ensemble).mean(), scores.mean_mse(ensemble, truth).mean()
+    assert scores.spread_skill(variance, error, members) == pytest.approx(1, abs=0.01)
+    narrow = scores.variance(0.5 * ensemble).mean()
+    assert scores.spread_ratio(narrow, variance) == pytest.approx(0.5)
+    assert scores.spread(variance) == pytest.approx(float(std.square().mean().sqrt()), rel=0.02)
+
+
+@pytest.mark.parametrize("members, level", [(19, 0.9), (20, 0.9), (7, 0.5), (64, 0.95), (4, 0.2)])
+def test_coverage_of_a_calibrated_ensemble_is_its_level(members, level):
+    samples = 200_000
+    ensemble, truth = normal(members, samples), normal(samples, seed=1)
+    covered = scores.coverage(ensemble, truth, level).mean()
+    assert covered == pytest.approx(level, abs=0.005)
+    assert scores.coverage(0.9 * ensemble, truth, level).mean() < level - 0.01
+
+
+@pytest.mark.parametrize("members, level", [(10, 0.9), (4, 0.1)])
+def test_coverage_out_of_reach_is_refused(members, level):
+    with pytest.raises(ValueError, match=f"{members} members"):
+        scores.coverage(normal(members, 3), normal(3), level)
+
+
+def test_ranks_break_ties_at_random():
+    generator = torch.Generator().manual_seed(3)
+    same = ranks.ranks(torch.zeros(9, 20_000), torch.zeros(20_000), generator)
+    assert ranks.rank_p(ranks.rank_counts(same, 9)) > 0.001
+    assert set(same.unique().tolist()) == set(range(10))
+    sorted_ = ranks.ranks(torch.arange(4.0)[:, None], torch.tensor([-1.0]), generator)
+    assert sorted_.tolist() == [0]
+
+
+def test_rank_p_is_scipys_chi_squared_and_refuses_few_ranks():
+    counts = torch.randint(50, 90, (10,), generator=torch.Generator().manual_seed(0))
+    assert ranks.rank_p(counts) == pytest.approx(stats.chisquare(counts.numpy()).pvalue, rel=1e-9)
+    assert math.isnan(ranks.rank_p(torch.tensor([1, 2, 1, 0])))
+    merged, widths = ranks.merge(torch.ones(65), 13)
+    assert merged.tolist() == widths.tolist() == [5] * 13
+
+
+def test_rank_p_is_uniform_under_the_law():
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randint(0, 17, (400, 2000), generator=generator)
+    values = [ranks.rank_p(ranks.rank_counts(row, 16)) for row in drawn]
+    assert stats.kstest(values, "uniform").pvalue > 0.01
+
+
+def test_calibration_test_can_fail():
+    """Ranks of whitened modes: the oracle passes, the oracle with 95 % of its spread fails."""
+    members, samples, size = 32, 260, 16
+    passed = failed = pooled = 0
+    for seed in range(10):
+        truth = stationary(samples, size, seed=seed)
+        ensemble = stationary(members * samples, size, seed=100 + seed)
+        ensemble = ensemble.unflatten(0, (members, samples))
+        x, y = (ranks.fourier_coordinates(fields, 5) for fields in (ensemble, truth))
+
+        def p_value(x, y):
+            drawn = ranks.ranks(x, y, torch.Generator().manual_seed(0))
+            return ranks.rank_p(ranks.rank_counts(drawn, members))
+
+        passed += p_value(x, y) > 0.01
+        failed += p_value(0.95 * x, y) < 0.001
+        # pooled pixels are correlated: the same test rejects the right law
+        pooled += p_value(ensemble, truth) < 0.01
+    assert x[0].numel() > ranks.MAX_RANKS and passed >= 9 and failed == 10
+    assert pooled >= 5
+
+
+def test_fourier_coordinates_are_independent_and_complete():
+    coordinates = ranks.fourier_coordinates(stationary(40_000, 8, seed=1), 3)
+    inside = (torch.cartesian_prod(*[torch.fft.fftfreq(8) * 8] * 2).norm(dim=1).round() <= 3).sum()
+    assert coordinates.shape[1] == inside  # as many real numbers as wavevectors
+    correlation = torch.corrcoef(coordinates.T) - torch.eye(int(inside), dtype=torch.float64)
+    assert correlation.abs().max() < 0.03
+    with pytest.raises(ValueError, match="max_shell 4"):
+        ranks.fourier_coordinates(torch.zeros(8, 8), 4)
+
+
+# ---- spectra ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [8, 9, 64])
+def test_shell_power_of_one_wave_and_parseval(size):
+    x = torch.arange(size, dtype=torch.float64) / size
+    wave = torch.cos(2 * math.pi * (2 * x[:, None] + 2 * x))  # |k| = 2.83
+    power = spectra.shell_power(wave)
+    assert power[3] == pytest.approx(0.5) and power.sum() == pytest.approx(0.5)
+    noise = normal(3, size, size)
+    assert torch.allclose(spectra.shell_power(noise).sum(-1), noise.square().mean((1, 2)))
+
+
+@pytest.mark.parametrize("members", [1, 6])
+def test_shell_statistics_sum_to_the_grid_statistics(members):
+    ensemble, truth = normal(members, 5, 12, 12), normal(5, 12, 12, seed=1)
+    parts = spectra.shell_statistics(ensemble, truth)
+    assert torch.allclose(parts["variance"].sum(-1), scores.variance(ensemble))
+    assert torch.allclose(parts["mean_mse"].sum(-1), scores.mean_mse(ensemble, truth))
+    assert torch.allclose(parts["energy"].sum(-1), ensemble.square().mean((0, 2, 3)))
+    single = spectra.shell_power(ensemble).mean(0)
+    assert torch.allclose(parts["energy"], single)
+
+
+def test_spread_per_shell_sees_what_the_total_hides():
+    """Halving the spread of shells that hold little variance hardly shows in total."""
+    fields = stationary(20 * 50, 32, seed=2, length=0.2).unflatten(0, (20, 50))
+    damped = torch.fft.rfft2(fields)
+    damped = damped * torch.where(spectra.shell_numbers(32) >= 4, 0.5, 1.0)
+    damped = torch.fft.irfft2(damped, s=(32, 32))
+    truth = torch.zeros(50, 32, 32, dtype=torch.float64)
+    full = spectra.shell_statistics(fields, truth)["variance"].mean(0)
+    half = spectra.shell_statistics(damped, truth)["variance"].mean(0)
+    ratio = scores.spread_ratio(half, full)
+    assert ratio[3] == pytest.approx(1) and ratio[5] == pytest.approx(0.5)
+    assert scores.spread_ratio(half.sum(), full.sum()) > 0.95
+
+
+# ---- time, distributions, intervals -------------------------------------------------------------
+
+
+def test_valid_time_interpolates_and_is_censored():
+    times = torch.tensor([0.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+    error = torch.tensor(
+        [[0.1, 0.3, 0.4, 0.8], [0.0, 0.1, 0.1, 0.2], [0.9, 1, 1, 1], [0, 0.2, math.inf, math.nan]],
+        dtype=torch.float64,
+    )
+    expected = torch.tensor([2.5, 4.0, 0.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(scores.valid_time(error, times, 0.5), expected)
+
+
+def test_wasserstein_agrees_with_scipy():
+    first, second = normal(300), 1.5 * normal(170, seed=1) + 0.2
+    expected = stats.wasserstein_distance(first.numpy(), second.numpy())
+    assert scores.wasserstein1(first, second) == pytest.approx(expected, rel=1e-12)
+    assert scores.wasserstein1(first, first + 2) == pytest.approx(2)
+
+
+def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
+    """20 correlated blocks of 10: blocks must be drawn whole, snapshots alone are too sure."""
+    blocks = torch.arange(20).repeat_interleave(10)
+    inside = {"blocks": 0, "snapshots": 0}
+    for seed in range(200):
+        values = normal(20, seed=seed).repeat_interleave(10) + 0.1 * normal(200, seed=1000 + seed)
+        for name, which in (("blocks", blocks), ("snapshots", torch.arange(200))):
+            _, low, high = bootstrap.block_bootstrap(
+                {"v": values}, which, lambda means: means["v"], resamples=200, seed=seed
+            )
+            inside[name] += bool(low <= 0 <= high)
+    assert 0.88 <= inside["blocks"] / 200 <= 0.98
+    assert inside["snapshots"] / 200 < 0.6
+
+
+def test_bootstrap_aggregates_before_the_ratio_and_is_reproducible():
+    values = {"a": normal(50).square(), "b": normal(50, seed=1).square() + 1}
+    args = (values, torch.arange(50), lambda means: means["a"] / means["b"])
+    value, low, high = bootstrap.block_bootstrap(*args)
+    assert value == pytest.approx(float(values["a"].mean() / values["b"].mean()))
+    assert low < value < high
+    assert bootstrap.block_bootstrap(*args)[1] == low
+    _, low, _ = bootstrap.block_bootstrap(values, torch.zeros(50, dtype=int), args[2])
+    assert math.isnan(low)
