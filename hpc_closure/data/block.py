@@ -9,7 +9,6 @@ unit goes on from the newest whole one, so at most one checkpoint interval is lo
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,7 +31,6 @@ class Block(ABC):
 
     record_steps: range
     stride = 1  # steps that cannot be taken apart
-    series: Sequence[str] = ()
 
     def __init__(self, unit, books, session, domain):
         self.unit, self.books, self.session, self.domain = unit, books, session, domain

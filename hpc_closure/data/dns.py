@@ -8,12 +8,11 @@ from hpc_closure.data.block import Block, record_steps, times_of
 from hpc_closure.data.store import BlockWriter
 from hpc_closure.data.targets import Target, reduced_problem
 from hpc_closure.experiment import Experiment
+from hpc_closure.spectral.diagnostics import SERIES, Diagnostics
 from hpc_closure.spectral.grid import Grid, resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
 from hpc_closure.spectral.transform import Transform
-
-SERIES: tuple[str, ...] = ()
 
 
 def full_problem(experiment: Experiment) -> Problem:
@@ -31,8 +30,6 @@ def stored_steps(experiment: Experiment) -> range:
 
 class DNSBlock(Block):
     """Trajectories of the full system from their initial law to ``generate.t_end``."""
-
-    series = SERIES
 
     def __init__(self, unit, books, session, domain):
         super().__init__(unit, books, session, domain)
@@ -71,7 +68,7 @@ class DNSBlock(Block):
 
     def record(self):
         state = self._stored(self.simulation.state)
-        series = {}
+        series = Diagnostics(self.simulation).measure()
         closure = self._stored(self.target.compute(self.simulation))
         return {"vorticity": state, "closure": closure}, series, {}
 
