@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-NOT_CONTENT = ("provenance", "certificate", "created", "finished", "complete", "stage_hash")
+RECIPE = ("members", "recipe", "recipe_hash")  # root attributes that count as content
 _CHUNK = 1 << 24  # values hashed at a time
 
 
@@ -243,14 +243,16 @@ def _hdf5_reason(path: Path, error: BaseException) -> str:
 
 
 def sha256_datasets(path: Path | str) -> str:
-    """Content hash: data sets and attributes, without provenance and time stamps.
+    """Content hash: data sets and recipe attributes, not provenance and time stamps.
 
     Two products are *equal* when this is equal.
     """
     digest = hashlib.sha256()
     for name, item in _content(path):
-        _hash_attributes(digest, name, item)
-        if hasattr(item, "shape"):
+        if name == "/":
+            for key in RECIPE:
+                _hash_attribute(digest, key, item.attrs.get(key, ""))
+        else:
             _hash_values(digest, name, item, slice(None))
     return digest.hexdigest()
 
@@ -268,7 +270,7 @@ def sha256_members(path: Path | str) -> dict[int, str]:
             hashes = [hashlib.sha256(f"{member}".encode()) for member in members]
             for digest in hashes:
                 _hash_attribute(digest, "recipe", item.attrs.get("recipe", ""))
-        elif hasattr(item, "shape"):
+        else:
             own = bool(item.shape) and item.shape[0] == len(members) \
                 and not name.startswith("/dimensions")
             for row, digest in enumerate(hashes):
@@ -279,24 +281,14 @@ def sha256_members(path: Path | str) -> dict[int, str]:
 
 
 def _content(path):
-    """Every object of a file in sorted order, root first, without the excluded ones."""
+    """The root, then every data set in sorted order."""
     with open_hdf5(path) as file:
-        found = {"/": file}
-
-        def visit(name, item):
-            if not set(name.split("/")) & set(NOT_CONTENT):
-                found["/" + name] = item
-
-        file.visititems(visit)
+        found = {}
+        file.visititems(lambda name, item: found.update({"/" + name: item})
+                        if hasattr(item, "shape") else None)
+        yield "/", file
         for name in sorted(found):
             yield name, found[name]
-
-
-def _hash_attributes(digest, name, item) -> None:
-    digest.update(name.encode() + b"\0")
-    for key in sorted(item.attrs):
-        if key not in NOT_CONTENT and not key.isupper():  # upper case: HDF5's dimension scales
-            _hash_attribute(digest, key, item.attrs[key])
 
 
 def _hash_attribute(digest, key, value) -> None:

@@ -216,7 +216,7 @@ def test_damaged_bytes_never_give_a_traceback_of_h5py(tmp_path, seed):
 def test_equal_means_data_sets_and_recipe(tmp_path):
     one, two = tmp_path / "1.h5", tmp_path / "2.h5"
     write_block(one, provenance="here", created="now")
-    write_block(two, provenance="there", created="then", complete=1)
+    write_block(two, provenance="there", created="then", complete=1, dataset_name="other")
     assert files.sha256_datasets(one) == files.sha256_datasets(two)
     write_block(two, recipe="{1}")
     assert files.sha256_datasets(one) != files.sha256_datasets(two)
