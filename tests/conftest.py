@@ -47,3 +47,41 @@ def mpirun(environment):
         )
 
     return start
+
+
+TINY = """
+base: quickstart
+name: tiny
+root: {root}
+generate: {{grid: 16, members: 8, t_end: 0.4, dt: 0.005, record: {{start: 0.2, every: 0.02}}}}
+train: {{grid: 16, window: [0.2, 0.4], split: [0.5, 0.25, 0.25], steps: 4, batch: 4,
+        validate_every: 2, checkpoint_every: 2}}
+rollout: {{members: 4, cases: 2, t_start: 0.2, t_end: 0.4, every: 0.1, interval: 2}}
+evaluate: {{lead_times: [0.1, 0.2], grids: [16], samples: 4, members: 4}}
+cluster: {{members_per_block: 2, device: cpu}}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """An experiment of seconds: its file; the run folder is ``runs/tiny`` beside it."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(root=tmp_path / "runs"), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def hpc_closure_command(environment):
+    """Run ``hpc-closure`` as a user does: ``hpc_closure_command("status", path)``."""
+
+    def start(*words, timeout=120, cwd=None, **variables):
+        return subprocess.run(
+            [sys.executable, "-m", "hpc_closure", *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd,
+            env={**environment, **variables},
+        )
+
+    return start
