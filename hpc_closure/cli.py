@@ -13,25 +13,28 @@ app = typer.Typer(
     name="hpc-closure",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help answers three times sooner
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Learn a stochastic closure from DNS ensembles and use it in large coupled ensembles.
+    help="""Learn a stochastic closure from DNS ensembles, use it in coupled ensembles.
 
-    One YAML file describes an experiment; four verbs run it in order, each reading the folder that
-    the previous one filled:
+    One YAML file describes an experiment; four verbs run it in order, and each reads the folder
+    that the previous one filled:
 
-        hpc-closure generate  experiment.yaml    MPI DNS ensemble               RUN/data
-        hpc-closure train     experiment.yaml    score-based closure model      RUN/train
-        hpc-closure rollout   experiment.yaml    closure-coupled ensemble       RUN/rollout
-        hpc-closure evaluate  experiment.yaml    scores, figures, report        RUN/evaluate
+    \b
+        hpc-closure generate  x.yaml   MPI DNS ensemble            RUN/data
+        hpc-closure train     x.yaml   score-based closure model   RUN/train
+        hpc-closure rollout   x.yaml   closure-coupled ensemble    RUN/rollout
+        hpc-closure evaluate  x.yaml   scores, figures, report     RUN/evaluate
 
-    The same command again does only what is missing. Exit codes: 0 done, 1 error, 2 bad config or
-    usage, 3 some units failed, 75 stopped early (run it again).""",
+    The same command again does only what is missing. `config list` names the presets, `config
+    show --doc` explains every key. Exit codes: 0 done, 1 error, 2 bad config or usage, 3 some
+    units failed, 75 stopped early (run it again).""",
 )
 config_app = typer.Typer(
     no_args_is_help=True, help="List, show, check, compare and copy experiment files."
 )
 bench_app = typer.Typer(
-    no_args_is_help=True, help="Measure on this machine: every claim of the docs can be repeated."
+    no_args_is_help=True, help="Measure speed and calibration on this machine."
 )
 
 
@@ -103,7 +106,7 @@ def generate(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ):
-    """Make the DNS ensemble and its closure targets: RUN/data.
+    """Make the DNS ensemble and its targets: RUN/data.
 
     Under MPI (`mpirun -n 4 hpc-closure generate x.yaml`) the members are shared among the ranks;
     with cluster.domain_ranks=k each field is split over k ranks. The numbers are the same.
@@ -135,7 +138,7 @@ def train(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ):
-    """Fit the closure model to the data: RUN/train/model.safetensors.
+    """Fit the closure model: RUN/train/model.safetensors.
 
     One process or many (`launch/train -n 4 x.yaml`); DeepSpeed when installed, plain torch
     otherwise. Resumes from the newest whole checkpoint.
@@ -171,7 +174,7 @@ def rollout(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ):
-    """Run the closure inside the solver, many members at once: RUN/rollout.
+    """Run the closure inside the solver: RUN/rollout.
 
     With --executor slurm the missing units go to the queue through submitit and the command
     returns; run it again whenever something was lost.
@@ -209,7 +212,7 @@ def evaluate(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ):
-    """Score the closure beside exact laws and baselines: RUN/evaluate/report.html."""
+    """Score it beside exact laws: RUN/evaluate/report.html."""
     from hpc_closure.commands import evaluate as verb
 
     _finish(
@@ -235,7 +238,7 @@ def status(
         typer.Option(help="Repeat every SECONDS (at least 30 on a cluster).", metavar="SECONDS"),
     ] = None,
 ):
-    """Say what is done, running, queued, failed and missing, and the command to go on."""
+    """Say what is done, failed and missing, and how to go on."""
     from hpc_closure.commands import status as verb
 
     _finish(
@@ -255,7 +258,7 @@ def inspect(
     deep: Annotated[bool, typer.Option("--deep", help="Read every value.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ):
-    """Show what a product holds: header, shapes, statistics, certificate, provenance."""
+    """Show what a file of a run holds, and where it is from."""
     from hpc_closure.commands import inspect as verb
 
     _finish(verb.run, path, deep=deep, json=json)
