@@ -1,0 +1,64 @@
+"""What the queue says about our submissions: decoration, the truth is in the files."""
+
+import os
+import re
+import subprocess
+
+from hpc_closure import files, log
+from hpc_closure.run import Run
+from hpc_closure.units import parse
+
+_ID = re.compile(r"(?P<job>\d+)(?:_(?:(?P<task>\d+)|\[(?P<tasks>[^\]]*)\]))?")
+
+
+def queued_units(run: Run, stage: str = "rollout", timeout: float = 10.0) -> dict[str, str]:
+    """Units of submissions that the queue still lists: ``{unit: "pending" or "running"}``.
+
+    At most one call of squeue, none without submissions; empty when there is no Slurm or it does
+    not answer.
+    """
+    submissions = {record["job"]: record for record in files.read_jsonl(run.submissions(stage))
+                   if record.get("executor") == "slurm" and isinstance(record.get("job"), str)}
+    if not submissions:
+        return {}
+    try:
+        answer = subprocess.run(
+            ["squeue", "--me", "--noheader", "--format=%i %T"], timeout=timeout, check=True,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            # Lists of array tasks are cut at 64 characters otherwise.
+            env={**os.environ, "SLURM_BITSTR_LEN": "0"}).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        log.get().debug(f"squeue did not answer: {error}")
+        return {}
+    found: dict[str, str] = {}
+    for line in answer.splitlines():
+        word, _, state = line.strip().partition(" ")
+        match = _ID.fullmatch(word)
+        if match and match["job"] in submissions:
+            label = "pending" if state.strip() in ("PENDING", "REQUEUED") else "running"
+            tasks = submissions[match["job"]]["tasks"]
+            for at in _listed(match["task"], match["tasks"], len(tasks)):
+                found.update(dict.fromkeys(tasks[at], label))
+    return found
+
+
+def queued_members(run: Run, stage: str = "rollout") -> set[int]:
+    """Members of the units that the queue lists."""
+    found: set[int] = set()
+    for unit in queued_units(run, stage):
+        first, last = parse(unit)
+        found.update(range(first, last + 1))
+    return found
+
+
+def _listed(task: str | None, tasks: str | None, number: int) -> list[int]:
+    """Tasks named by ``12_3``, by ``12_[0-4,7,10-20:5%2]``, or by ``12`` alone: all."""
+    if task is None and (tasks is None or "..." in tasks):
+        return list(range(number))
+    listed: list[int] = []
+    for part in (task or tasks or "").partition("%")[0].split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if found:
+            first, last, step = found.groups()
+            listed += range(int(first), int(last or first) + 1, int(step or 1))
+    return [at for at in listed if at < number]

@@ -1,0 +1,56 @@
+"""Units with empty physics, for tests of submission, requeueing and bookkeeping.
+
+The experiment file is JSON: ``{"run", "members", "per_block", "steps", "seconds"}``. A unit takes
+``steps`` steps, saves every tenth, and writes a file whose content depends on its members alone.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpc_closure import files, units, worker
+from hpc_closure.run import Run
+from hpc_closure.stop import Stop, Stopped
+
+STAGE = "rollout"
+
+
+def ledger(plan: dict) -> units.Ledger:
+    return units.Ledger(Run(Path(plan["run"])), STAGE, recipe="empty physics",
+                        holds={"t_end": 1.0}, stale_after=plan.get("stale_after", 4.0))
+
+
+def read(config_path) -> dict:
+    return json.loads(Path(config_path).read_text())
+
+
+def run_units(config_path, names) -> int:
+    plan = read(config_path)
+    books = ledger(plan)
+    chosen = [unit for unit in books.plan(plan["members"], plan["per_block"])
+              if unit.name in set(names)]
+    with Stop() as stop:
+        def run_unit(unit, claim):
+            saved = books.run.restart(STAGE, unit) / "step.json"
+            step = files.read_json(saved)["step"] if saved.exists() else 0
+            print(f"unit {unit} from step {step}", flush=True)
+            while step < plan["steps"]:
+                if stop.requested:
+                    files.write_json(saved, {"step": step})
+                    raise Stopped(stop.reason)
+                time.sleep(plan["seconds"] / plan["steps"])
+                step += 1
+                claim.refresh()
+                if step % 10 == 0:
+                    files.write_json(saved, {"step": step})
+            digest = hashlib.sha256(repr(unit.members).encode()).digest()
+            with books.publish(unit, claim=claim) as part, h5py.File(part, "w") as file:
+                file["values"] = np.frombuffer(digest, dtype=np.uint8)
+                file.attrs.update({**books.attributes(unit), "complete": 1})
+
+        outcome = worker.work(books, chosen, run_unit, stop=stop)
+    return outcome.exit_code

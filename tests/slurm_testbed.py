@@ -1,0 +1,102 @@
+"""The one-machine Slurm of slurm/testbed for tests: the fixture ``testbed``."""
+
+import atexit
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "slurm" / "testbed"
+RUNNING = Path("/run/slurm-testbed")
+SPOOL = Path("/var/lib/slurm-testbed")
+
+
+def _alive(name: str) -> bool:
+    """Whether a daemon runs (a zombie has an empty command line)."""
+    with_pid = RUNNING / f"{name}.pid"
+    try:
+        return bool(Path(f"/proc/{with_pid.read_text().strip()}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+class Testbed:
+    """Commands of the tests; every wait ends in an error that shows the queue."""
+
+    def up(self, *options: str) -> None:
+        done = subprocess.run([FOLDER / "up", *options], capture_output=True, text=True)
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            pytest.skip(lines[-1] if lines else "slurm/testbed/up failed")
+
+    def call(self, *command: str) -> str:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def sbatch(self, *options: str) -> str:
+        return self.call("sbatch", "--parsable", *options).partition(";")[0]
+
+    def jobs(self) -> dict[str, str]:
+        """``{"12_3": "RUNNING", ...}`` of all that is queued or runs."""
+        lines = self.call("squeue", "-h", "-r", "-o", "%i %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def show(self, job: str) -> dict[str, str]:
+        """What scontrol says about a job."""
+        words = self.call("scontrol", "show", "job", "-o", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait(self, condition, seconds: float = 60.0, what: str = "condition"):
+        """Poll until ``condition()`` is true; returns its value."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            value = condition()
+            if value:
+                return value
+            time.sleep(0.2)
+        raise AssertionError(f"{what}: not within {seconds:g} s; queue: {self.jobs()}")
+
+    def drain(self, seconds: float = 60.0) -> None:
+        """Wait until nothing is queued or runs."""
+        self.wait(lambda: not self.jobs(), seconds, "an empty queue")
+
+    def clear(self) -> None:
+        """Cancel everything."""
+        for job in {name.partition("_")[0] for name in self.jobs()}:
+            subprocess.run(["scancel", job], check=False)
+        self.drain()
+
+    def processes(self, word: str) -> list[int]:
+        """Living Python processes whose command line holds ``word``."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                except OSError:
+                    continue
+                if "python" in words[0] and any(word in one for one in words):
+                    found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Testbed:
+    if os.geteuid():
+        pytest.skip("not root: no one-machine Slurm (slurm/testbed/up)")
+    bed = Testbed()
+    was_up = _alive("slurmctld")
+    bed.up()
+    if not was_up:
+        atexit.register(subprocess.run, [FOLDER / "down"], capture_output=True)
+    return bed
+
+
+@pytest.fixture
+def testbed(cluster: Testbed):
+    """A testbed with an empty queue, before and after the test."""
+    cluster.up()
+    cluster.clear()
+    yield cluster
+    cluster.clear()
