@@ -21,7 +21,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.symbols import Symbol
 from hpc_closure.spectral.transform import Transform
 
 
@@ -32,18 +31,9 @@ class Advection:
 
     def __init__(self, transform: Transform):
         grid, self.transform = transform.grid, transform
-        self.like = torch.empty(0, dtype=transform.real, device=transform.device)
-        local = transform.local
-        kx, ky, inverse = local(grid.kx), local(grid.ky), local(grid.inverse_k2)
-        self.u = self.symbol(1j * ky * inverse)
-        self.v = self.symbol(-1j * kx * inverse)
-        self.dx = self.symbol(1j * kx * torch.ones_like(ky))
-        self.dy = self.symbol(1j * ky * torch.ones_like(kx))
+        self.u = transform.symbol(1j * grid.ky * grid.inverse_k2)
+        self.v = transform.symbol(-1j * grid.kx * grid.inverse_k2)
         self._work: dict[int, Tensor] = {}
-
-    def symbol(self, values: Tensor) -> Symbol:
-        """Diagonal operator in the transform's precision, on its device."""
-        return Symbol(values, self.like)
 
     def work(self, w: Tensor) -> Tensor:
         """Buffer for ``num_fields`` spectra of the shape of ``w``."""
@@ -54,10 +44,10 @@ class Advection:
 
     def velocity(self, w: Tensor) -> Tensor:
         """Physical velocity ``(2, members, rows, n)``."""
-        uv = self.work(w)
+        uv = self.work(w)[:2]
         self.u.apply(w, uv[0])
         self.v.apply(w, uv[1])
-        return self.transform.to_physical(torch.view_as_complex(uv[:2]))
+        return self.transform.to_physical(torch.view_as_complex(uv))
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         """``out = -(u . grad w)``."""
@@ -68,6 +58,12 @@ class Advective(Advection):
     """``-(u w_x + v w_y)``."""
 
     num_fields = 4
+
+    def __init__(self, transform: Transform):
+        super().__init__(transform)
+        grid = transform.grid
+        self.dx = transform.symbol(1j * grid.kx * torch.ones_like(grid.ky))
+        self.dy = transform.symbol(1j * grid.ky * torch.ones_like(grid.kx))
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         work = self.work(w)
@@ -85,8 +81,9 @@ class Flux(Advection):
 
     def __init__(self, transform: Transform):
         super().__init__(transform)
-        self.minus_dx = self.symbol(-torch.complex(*_parts(self.dx)))
-        self.minus_dy = self.symbol(-torch.complex(*_parts(self.dy)))
+        grid = transform.grid
+        self.minus_dx = transform.symbol(-1j * grid.kx * torch.ones_like(grid.ky))
+        self.minus_dy = transform.symbol(-1j * grid.ky * torch.ones_like(grid.kx))
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         work = self.work(w)
@@ -106,18 +103,17 @@ class Basdevant(Advection):
 
     def __init__(self, transform: Transform):
         super().__init__(transform)
-        kx, ky = transform.local(transform.grid.kx), transform.local(transform.grid.ky)
-        self.s_uv = self.symbol(kx**2 - ky**2)
-        self.s_difference = self.symbol(kx * ky)
+        grid = transform.grid
+        self.s_uv = transform.symbol(grid.kx**2 - grid.ky**2)
+        self.s_difference = transform.symbol(grid.kx * grid.ky)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         products = self.velocity(w)
         u, v = products
-        uv = u * v
-        # v^2 - u^2 = (v - u)(v + u): keeps relative precision where the two are close.
         difference = torch.sub(v, u)
-        v.add_(u).mul_(difference)
-        u.copy_(uv)
+        total = torch.add(v, u)
+        u.mul_(v)
+        torch.mul(difference, total, out=v)
         spectra = torch.view_as_real(self.transform.to_spectral(products))
         self.s_uv.apply(spectra[0], out)
         self.s_difference.apply(spectra[1], spectra[1])
@@ -125,7 +121,7 @@ class Basdevant(Advection):
 
 
 class Packed(Advection):
-    """One complex transform each way: ``z = u + i v`` in, ``z^2`` out; in full spectra."""
+    """One complex transform each way: ``z = u + i v`` in, ``z^2`` out, on full spectra."""
 
     def __init__(self, transform: Transform):
         super().__init__(transform)
@@ -134,57 +130,43 @@ class Packed(Advection):
                 "the packed form needs modes k and -k on one rank: set form: basdevant or "
                 "domain_ranks: 1"
             )
-        grid = transform.grid
-        K, kx, ky = grid.modes, grid.kx, grid.ky
-        # z_hat(k) = (kx + i ky) / k^2 w_hat(k); at -k the sign changes and w_hat is conjugate.
-        z = torch.complex(kx * grid.inverse_k2, ky * grid.inverse_k2)
-        self.z_plus = self.symbol(z)
-        self.z_minus = self.symbol(-z[:, 1:])
-        self.s_uv = self.symbol(kx**2 - ky**2)
-        self.s_difference = self.symbol(kx * ky)
-        self.minus_rows = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(2 * K, 0, -1)])
-        self.minus_rows = self.minus_rows.to(transform.device)
+        grid, device = transform.grid, transform.device
+        K, n = grid.modes, grid.size
+        # z_hat(k) = (kx + i ky) / k^2 w_hat(k); at -k the factor changes sign, w_hat is conjugate.
+        z = torch.complex(grid.kx * grid.inverse_k2, grid.ky * grid.inverse_k2)
+        self.z_plus, self.z_minus = transform.symbol(z), transform.symbol(-z)
+        self.s_uv = transform.symbol(grid.kx**2 - grid.ky**2)
+        self.s_difference = transform.symbol(grid.kx * grid.ky)
+        minus = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(2 * K, 0, -1)])
+        self.minus_rows = minus.to(device)
+        self.rows = torch.cat([torch.arange(K + 1), torch.arange(n - K, n)]).to(device)
+        self.minus_columns = (-torch.arange(K + 1) % n).to(device)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        transform, K = self.transform, self.transform.grid.modes
-        n = transform.grid.size
+        transform, lines = self.transform, self.transform.lines
+        n, K = transform.grid.size, transform.grid.modes
         scratch = self.work(w)
-        plus = self.z_plus.apply(w, torch.empty_like(w), scratch[0])
-        conjugate = w[:, :, 1:].clone()
+        conjugate = w.clone()
         conjugate[..., 1].neg_()
-        minus = torch.empty_like(conjugate)
-        self.z_minus.apply(conjugate, minus, scratch[1][:, :, 1:])
+        plus = self.z_plus.apply(w, torch.empty_like(w), scratch[0])
+        minus = self.z_minus.apply(conjugate, torch.empty_like(w), scratch[0])
         z = w.new_zeros(w.shape[0], n, n, 2)
-        rows = torch.cat([torch.arange(K + 1), torch.arange(n - K, n)]).to(w.device)
-        z[:, rows, : K + 1] = plus
-        z[:, rows, n - K :] = minus[:, self.minus_rows].flip(2)
-        z = transform.lines.x_to_physical(torch.view_as_complex(z))
-        z = transform.lines.y_complex_to_physical(z)
-        zr = torch.view_as_real(z)
-        u, v = zr[..., 0], zr[..., 1]
-        square = torch.empty_like(zr)
-        square[..., 0] = (v - u) * (v + u)
-        square[..., 1] = u * v
-        s = transform.lines.y_complex_to_spectral(torch.view_as_complex(square))
-        s = torch.view_as_real(transform.lines.x_to_spectral(s))
-        s_plus = s[:, rows, : K + 1]
-        columns = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(n - 1, n - K - 1, -1)])
-        s_minus = s[:, rows[self.minus_rows]][:, :, columns.to(w.device)]
-        # S = A + i B with A, B transforms of real fields: A = (S(k) + S*(-k)) / 2, B = -i (S - S*) / 2.
-        difference = torch.stack(
-            [s_plus[..., 0] + s_minus[..., 0], s_plus[..., 1] - s_minus[..., 1]], -1
-        ).mul_(0.5)
-        uv = torch.stack(
-            [s_plus[..., 1] + s_minus[..., 1], s_minus[..., 0] - s_plus[..., 0]], -1
-        ).mul_(0.5)
+        z[:, self.rows, : K + 1] = plus
+        z[:, self.rows, n - K :] = minus[:, self.minus_rows, 1:].flip(2)
+        z = lines.y_complex_to_physical(lines.x_to_physical(torch.view_as_complex(z)))
+        u, v = torch.view_as_real(z).unbind(-1)
+        square = torch.stack([(v - u) * (v + u), u * v], -1)
+        s = lines.y_complex_to_spectral(torch.view_as_complex(square))
+        s = torch.view_as_real(lines.x_to_spectral(s))
+        # S = A + i B, A and B transforms of real fields: A = (S(k) + S*(-k)) / 2, iB = the rest.
+        s_plus = s[:, self.rows, : K + 1]
+        s_minus = s[:, self.rows[self.minus_rows]][:, :, self.minus_columns]
+        (p_re, p_im), (m_re, m_im) = s_plus.unbind(-1), s_minus.unbind(-1)
+        difference = torch.stack([p_re + m_re, p_im - m_im], -1).mul_(0.5)
+        uv = torch.stack([p_im + m_im, m_re - p_re], -1).mul_(0.5)
         self.s_uv.apply(uv, out)
         self.s_difference.apply(difference, difference)
         return out.add_(difference)
-
-
-def _parts(symbol: Symbol) -> tuple[Tensor, Tensor]:
-    imag = symbol.imag[..., 1].double()
-    return torch.zeros_like(imag), imag
 
 
 FORMS = {"advective": Advective, "flux": Flux, "basdevant": Basdevant, "packed": Packed}

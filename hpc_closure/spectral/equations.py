@@ -27,7 +27,6 @@ class Vorticity2D:
         drag: ``alpha``, 1 / time.
         beta: planetary vorticity gradient ``beta_y``, 1 / (length time).
         form: form of the nonlinear term, see :mod:`advection`.
-        advect: False leaves the nonlinear term out.
     """
 
     def __init__(
@@ -40,25 +39,23 @@ class Vorticity2D:
         drag: float = 0.0,
         beta: float = 0.0,
         form: str = "basdevant",
-        advect: bool = True,
     ):
         if form not in FORMS:
             raise ValueError(f"form must be one of {sorted(FORMS)}, got {form!r}")
         grid = transform.grid
         self.transform = transform
         self.advection = FORMS[form](transform)
-        self.advect = advect
-        k2 = transform.local(grid.k2)
-        damping = -viscosity * k2 - drag * (k2 > 0)
+        k2 = grid.k2
+        damping = -viscosity * k2 - drag
         if hyperviscosity:
             damping = damping - hyperviscosity * k2**hyperviscosity_order
-        rossby = beta * transform.local(grid.kx) * transform.local(grid.inverse_k2)
-        # Eigenvalue of the linear part, (2K + 1, local columns) complex128.
+        rossby = beta * grid.kx * grid.inverse_k2
+        # Eigenvalue of the linear part per mode, whole retained shape, complex128.
         self.linear = torch.complex(damping, rossby + torch.zeros_like(k2))
 
     def nonlinear(self, w: Tensor, out: Tensor) -> Tensor:
         """``out = -(u . grad w)`` as real pairs ``(members, 2K + 1, columns, 2)``."""
-        return self.advection.tendency(w, out) if self.advect else out.zero_()
+        return self.advection.tendency(w, out)
 
     def speed(self, w: Tensor) -> Tensor:
         """Largest ``|u| + |v|`` of each member on this rank's rows, ``(members,)``."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.symbols import Symbol
 from hpc_closure.spectral.transform import Transform
 
 
@@ -17,22 +16,18 @@ class KuramotoSivashinsky1D:
 
     Args:
         transform: transform of a 1-D grid.
-        advect: False leaves the nonlinear term out.
     """
 
-    def __init__(self, transform: Transform, *, advect: bool = True):
+    def __init__(self, transform: Transform):
         if transform.grid.dimensions != 1:
             raise ValueError("kuramoto_sivashinsky1d needs a grid with dimensions: 1")
         k = transform.grid.ky
-        self.transform, self.advect = transform, advect
+        self.transform = transform
         self.linear = torch.complex(k**2 - k**4, torch.zeros_like(k))
-        like = torch.empty(0, dtype=transform.real, device=transform.device)
-        self.minus_half_dx = Symbol(-0.5j * k, like)
+        self.minus_half_dx = transform.symbol(-0.5j * k)
 
     def nonlinear(self, w: Tensor, out: Tensor) -> Tensor:
         """``out = -(u^2)_x / 2`` as real pairs ``(members, K + 1, 2)``."""
-        if not self.advect:
-            return out.zero_()
         u = self.transform.to_physical(torch.view_as_complex(w))
         square = torch.view_as_real(self.transform.to_spectral(u.mul_(u)))
         return self.minus_half_dx.apply(square, out)

@@ -144,9 +144,8 @@ class Problem:
 
     def make_equation(self, transform: Transform):
         """The equation on a transform."""
-        advect = self.removed != "convection"
         if self.equation == "kuramoto_sivashinsky1d":
-            return KuramotoSivashinsky1D(transform, advect=advect)
+            return KuramotoSivashinsky1D(transform)
         return Vorticity2D(
             transform,
             viscosity=self.viscosity,
@@ -155,7 +154,6 @@ class Problem:
             drag=self.drag,
             beta=self.beta,
             form=self.form,
-            advect=advect,
         )
 
     def make_noise(self, seed: int, stage: str = "generate") -> NoiseModel | None:
@@ -167,10 +165,10 @@ class Problem:
             self.noise["kind"], self.make_grid(), self.dt, seed, stage, **parameters
         )
 
-    def make_scheme(self, linear, like, level: int = 0) -> Scheme:
+    def make_scheme(self, linear, transform: Transform, level: int = 0) -> Scheme:
         """The time scheme at step ``dt / 2**level``."""
         implicit_only = self.removed == "diffusion"
-        return SCHEMES[self.scheme](linear, self.dt * 2.0**-level, like, implicit_only)
+        return SCHEMES[self.scheme](linear, self.dt * 2.0**-level, transform, implicit_only)
 
 
 def _choice(name: str, value: Any, allowed) -> None:

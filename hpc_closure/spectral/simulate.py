@@ -173,6 +173,16 @@ class Simulation:
         self._lanes[0].equation.nonlinear(self._w, out)
         return torch.view_as_complex(out)
 
+    def nonlinear_hat(self) -> Tensor:
+        """The nonlinear term on the right-hand side, ``-(u . grad w)``, of the present state.
+
+        ``(members, 2K + 1, K + 1)``; on slabs this rank's columns.
+        """
+        out = torch.empty_like(self._w)
+        for chunk in self._chunks:
+            self._lanes[0].equation.nonlinear(self._w[chunk], out[chunk])
+        return torch.view_as_complex(out)
+
     # -- time ------------------------------------------------------------------------------------
 
     def advance(self, num_steps: int, tendency_hat: Tensor | None = None) -> Simulation:
@@ -207,6 +217,15 @@ class Simulation:
             self._fresh = False
         self.step_index += num_steps
         return self
+
+    @property
+    def linear(self) -> Tensor:
+        """Eigenvalue of the linear part per mode, whole retained shape, complex128."""
+        return self._lanes[0].equation.linear
+
+    def speed(self) -> np.ndarray:
+        """Largest ``|u| + |v|`` of each member, ``(members,)`` float64."""
+        return np.concatenate([self._lanes[0].speed(self._w[chunk]) for chunk in self._chunks])
 
     def levels(self) -> np.ndarray:
         """Refinement level that each member takes in its next step, int (zeros with a fixed step)."""
@@ -247,7 +266,9 @@ class _Lane:
         if simulation.device.type == "cpu":
             self.transform = Transform(shared.grid, problem.precision, "cpu", simulation.comm)
         self.equation = problem.make_equation(self.transform)
-        self.like = torch.empty(0, dtype=shared.real, device=shared.device)
+        self.nonlinear = self.equation.nonlinear
+        if problem.removed == "convection":
+            self.nonlinear = _zero
         steady = shared.local(steady_forcing(shared.grid, **problem.forcing))
         self.steady = torch.view_as_real(steady.to(shared.device, shared.complex).contiguous())
         self._schemes: dict[int, object] = {}
@@ -256,20 +277,25 @@ class _Lane:
         """Scheme at ``dt / 2**level``, coefficients cached."""
         if level not in self._schemes:
             self._schemes[level] = self.owner.problem.make_scheme(
-                self.equation.linear, self.like, level
+                self.equation.linear, self.transform, level
             )
         return self._schemes[level]
+
+    def speed(self, w: Tensor) -> np.ndarray:
+        """Largest speed of each member over all ranks, float64."""
+        speed = self.equation.speed(w).double().cpu().numpy()
+        if self.transform.comm:
+            everyone = np.empty((self.transform.num_ranks, len(speed)))
+            self.transform.comm.Allgather(speed, everyone)
+            speed = everyone.max(0)
+        return speed
 
     def levels(self, w: Tensor) -> np.ndarray:
         """Refinement level of each member from its own largest speed."""
         problem, grid = self.owner.problem, self.owner.grid
         if not problem.cfl:
             return np.zeros(w.shape[0], dtype=np.int64)
-        speed = self.equation.speed(w).double().cpu().numpy()
-        if self.transform.comm:
-            everyone = np.empty((self.transform.num_ranks, len(speed)))
-            self.transform.comm.Allgather(speed, everyone)
-            speed = everyone.max(0)
+        speed = self.speed(w)
         number = speed * (problem.dt * grid.size / grid.length / problem.cfl)
         levels = np.ceil(np.log2(np.maximum(number, 1.0)))
         if not np.isfinite(number).all() or levels.max() > problem.max_level:
@@ -295,15 +321,15 @@ class _Lane:
                 self._hold(held, base, rate)
             if previous is not None:
                 first = self.owner._fresh and index == 0
-                scheme.step_with_memory(w, self.equation.nonlinear, held, previous, first)
+                scheme.step_with_memory(w, self.nonlinear, held, previous, first)
             else:
                 scheme.step(w, self._explicit(held), None)
 
     def _explicit(self, held: Tensor):
-        nonlinear = self.equation.nonlinear
+        """R(w): the nonlinear term unless a closure supplies it, and the held forcings."""
 
         def explicit(w: Tensor, out: Tensor) -> Tensor:
-            return nonlinear(w, out).add_(held)
+            return self.nonlinear(w, out).add_(held)
 
         return explicit
 
@@ -376,6 +402,10 @@ def _split(members: int, size: int, threads: int) -> list[slice]:
     num = min(members, -(-num // threads) * threads)
     edges = [round(i * members / num) for i in range(num + 1)]
     return [slice(a, b) for a, b in zip(edges, edges[1:])]
+
+
+def _zero(w: Tensor, out: Tensor) -> Tensor:
+    return out.zero_()
 
 
 def _one_torch_thread() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.symbols import Symbol
+from hpc_closure.spectral.transform import Transform
 
 Explicit = Callable[[Tensor, Tensor], Tensor]
 
@@ -21,9 +22,10 @@ class Scheme:
     """Coefficients of one scheme for one step size.
 
     Args:
-        linear: eigenvalues of L, complex128, local retained shape.
+        linear: eigenvalues of L, complex128, whole retained shape. Coefficients are computed for
+            all modes and then cut to this rank's, so their bits do not depend on the ranks.
         dt: step.
-        like: real tensor that gives dtype and device.
+        transform: gives precision, device and this rank's columns.
         implicit_only: leave the explicit half of L out (``removed: diffusion``).
     """
 
@@ -32,12 +34,12 @@ class Scheme:
     num_stages = 1
     keeps_previous = False
 
-    def __init__(self, linear: Tensor, dt: float, like: Tensor, implicit_only: bool = False):
+    def __init__(self, linear: Tensor, dt: float, transform: Transform, implicit_only: bool = False):
         if implicit_only and not isinstance(self, CNEuler):
             raise ValueError("removed: diffusion is defined for cn_euler and cn_ab2 only")
-        self.dt, self.like = dt, like
+        self.dt, self.transform = dt, transform
         self._registers: dict[int, Tensor] = {}
-        self.prepare(linear.cpu(), dt, implicit_only)
+        self.prepare(linear, dt, implicit_only)
 
     def prepare(self, linear: Tensor, dt: float, implicit_only: bool) -> None:
         """Compute the coefficients."""
@@ -49,7 +51,7 @@ class Scheme:
 
     def symbol(self, values: Tensor) -> Symbol:
         """Diagonal operator in the working precision."""
-        return Symbol(values, self.like)
+        return self.transform.symbol(values)
 
     def registers(self, w: Tensor) -> Tensor:
         """``num_registers`` work spectra of the shape of ``w``."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.symbols import Symbol
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
@@ -126,6 +127,10 @@ class Transform:
         if self.num_ranks == 1 or spectrum.shape[-1] == 1:
             return spectrum
         return spectrum[..., self.columns]
+
+    def symbol(self, values: Tensor) -> Symbol:
+        """Diagonal operator with ``values`` per mode (whole retained shape), on this rank."""
+        return Symbol(self.local(values), torch.empty(0, dtype=self.real, device=self.device))
 
     def to_physical(self, w_hat: Tensor, size: int | None = None) -> Tensor:
         """Evaluate spectra on the grid, or on one of ``size`` points per side.

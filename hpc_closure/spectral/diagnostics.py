@@ -1,0 +1,182 @@
+r"""Energy, enstrophy, their budgets and spectra of a running ensemble, summed in a fixed order.
+
+Kinetic energy is :math:`E = \tfrac12\langle|u|^2\rangle`, enstrophy
+:math:`Z = \tfrac12\langle w^2\rangle`, means over the domain (on a line,
+:math:`E = \tfrac12\langle u^2\rangle`). All are sums over retained modes; the modes are gathered
+and each member's are added in the order of its whole spectrum, so no figure depends on the number
+of ranks or on the other members.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpc_closure.spectral.forcing import steady_forcing
+from hpc_closure.spectral.simulate import Simulation
+
+SERIES = (
+    "energy",
+    "energy_dissipation",
+    "energy_injection",
+    "enstrophy",
+    "enstrophy_dissipation",
+    "enstrophy_injection",
+    "cfl",
+)
+
+
+class Diagnostics:
+    """Diagnostics of one simulation.
+
+    Figures are ``(members,)`` float64, spectra ``(members, shells)``, the same on every rank.
+    """
+
+    def __init__(self, simulation: Simulation):
+        self.simulation = simulation
+        grid = simulation.grid
+        self.two_dimensional = grid.dimensions == 2
+        self.weights = np.broadcast_to(grid.weights.numpy(), grid.shape)
+        # |u|^2 = |w|^2 / k^2 in two dimensions; on a line the state is the velocity.
+        ones = np.ones(grid.shape)
+        self.to_energy = grid.inverse_k2.numpy() if self.two_dimensional else ones
+        self.damping = -simulation.linear.real.numpy()
+        self.forcing = steady_forcing(grid, **simulation.problem.forcing).numpy()
+        self.shell = grid.shell().numpy().ravel()
+
+    def measure(self) -> dict[str, np.ndarray]:
+        """Energy, enstrophy, dissipation, injection and CFL number of the present state.
+
+        Dissipation counts every linear term and is positive where they damp. Injection is that of
+        the steady forcing, ``Re <f w*>``, plus the Ito mean rate of a white forcing. The keys are
+        those of ``SERIES``; on a line there is no enstrophy.
+        """
+        w = self.state()
+        power = self.weights * _square(w)
+        work = self.weights * _inner(self.forcing, w)
+        energy_rate, enstrophy_rate = self.mean_noise_injection()
+        out = {
+            "energy": 0.5 * _sum(power * self.to_energy),
+            "energy_dissipation": _sum(power * self.to_energy * self.damping),
+            "energy_injection": _sum(work * self.to_energy) + energy_rate,
+            "cfl": self.cfl(),
+        }
+        if self.two_dimensional:
+            out["enstrophy"] = 0.5 * _sum(power)
+            out["enstrophy_dissipation"] = _sum(power * self.damping)
+            out["enstrophy_injection"] = _sum(work) + enstrophy_rate
+        return out
+
+    def mean_noise_injection(self) -> tuple[float, float]:
+        """Mean rates of energy and enstrophy injection by a white forcing (Ito correction)."""
+        noise = self.simulation.noise
+        if noise is None or noise.correlation_time:
+            return 0.0, 0.0
+        half_rate = 0.5 * noise.dt * self.weights * noise.std_hat.numpy() ** 2
+        return float(_sum((half_rate * self.to_energy)[None])[0]), float(_sum(half_rate[None])[0])
+
+    def cfl(self) -> np.ndarray:
+        """``max(|u| + |v|) dt / dx`` of each member at ``problem.dt``."""
+        simulation = self.simulation
+        grid = simulation.grid
+        return simulation.speed() * (simulation.problem.dt * grid.size / grid.length)
+
+    def spectrum(self, quantity: str = "energy") -> np.ndarray:
+        """Shell sums ``(members, shells)``; shells are ``|k|`` rounded, in integer units.
+
+        Args:
+            quantity: ``energy``, ``enstrophy``, ``energy_transfer`` or ``enstrophy_transfer`` (what
+                the nonlinear term brings to each shell per unit time).
+        """
+        w = self.state()
+        kind, _, transfer = quantity.partition("_")
+        if kind not in ("energy", "enstrophy") or transfer not in ("", "transfer"):
+            raise ValueError(f"no spectrum of {quantity!r}")
+        density = _inner(self.nonlinear(), w) if transfer else 0.5 * _square(w)
+        density = self.weights * density * (self.to_energy if kind == "energy" else 1.0)
+        shells = self.simulation.grid.num_shells
+        # bincount adds in the order of the array
+        return np.stack([np.bincount(self.shell, row.ravel(), shells) for row in density])
+
+    def transfer(self) -> dict[str, np.ndarray]:
+        """Sums of the nonlinear transfers, which vanish, and of their magnitudes."""
+        density = self.weights * _inner(self.nonlinear(), self.state())
+        return {
+            "energy": _sum(density * self.to_energy),
+            "energy_magnitude": _sum(abs(density) * self.to_energy),
+            "enstrophy": _sum(density),
+            "enstrophy_magnitude": _sum(abs(density)),
+        }
+
+    def budget(self, num_steps: int) -> dict[str, np.ndarray]:
+        r"""Advance by ``num_steps`` and account for the change of energy (on a line too).
+
+        With :math:`\bar w = (w^+ + w)/2` every step obeys, for a scheme that is Crank-Nicolson in
+        the linear term and explicit Euler in the rest, exactly
+
+        .. math:: E^+ - E = dt\,[\langle L\bar w, \bar w\rangle + \langle f, \bar w\rangle
+                            + \langle\beta\xi, \bar w\rangle + \langle N(w), \bar w\rangle].
+
+        The last term, which the flow itself does not have, is the scheme's own, of order dt. For
+        other schemes it is left out of the residual's meaning: the residual is then their error.
+
+        Returns:
+            ``change``, ``dissipation``, ``injection``, ``noise``, ``scheme``, their ``residual``
+            and ``scale`` (the sum of the magnitudes), each ``(members,)``, summed over the steps.
+        """
+        simulation = self.simulation
+        if simulation.problem.removed != "none" or simulation.problem.cfl:
+            raise ValueError("a budget needs the full system and a fixed step")
+        dt = simulation.problem.dt
+        names = ("change", "dissipation", "injection", "noise", "scheme")
+        out = {name: np.zeros(len(simulation.members)) for name in names}
+        scale = np.zeros(len(simulation.members))
+        w = self.state()
+        for _ in range(num_steps):
+            noise = simulation.transform.gather(simulation.noise_hat()).cpu().numpy()
+            nonlinear = self.nonlinear()
+            simulation.advance(1)
+            new = self.state()
+            mean = 0.5 * (w + new)
+            terms = {
+                "change": 0.5 * (_square(new) - _square(w)),
+                "dissipation": dt * self.damping * _square(mean),
+                "injection": dt * _inner(self.forcing, mean),
+                "noise": dt * _inner(noise, mean),
+                "scheme": dt * _inner(nonlinear, mean),
+            }
+            for name, density in terms.items():
+                total = _sum(self.weights * self.to_energy * density)
+                out[name] += total
+                if name != "change":
+                    scale += abs(total)
+            w = new
+        out["residual"] = out["change"] - (
+            out["injection"] + out["noise"] + out["scheme"] - out["dissipation"]
+        )
+        out["scale"] = scale
+        return out
+
+    def state(self) -> np.ndarray:
+        """Whole spectra of the present state, complex128."""
+        transform = self.simulation.transform
+        return transform.gather(self.simulation.state).cpu().numpy().astype(np.complex128)
+
+    def nonlinear(self) -> np.ndarray:
+        """Whole spectra of the nonlinear term, complex128."""
+        transform = self.simulation.transform
+        rate = transform.gather(self.simulation.nonlinear_hat())
+        return rate.cpu().numpy().astype(np.complex128)
+
+
+def _square(w: np.ndarray) -> np.ndarray:
+    return w.real**2 + w.imag**2
+
+
+def _inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``Re(a b*)``."""
+    return a.real * b.real + a.imag * b.imag
+
+
+def _sum(density: np.ndarray) -> np.ndarray:
+    """Each member's sum over its modes, one member at a time: one order for any batch."""
+    return np.array([np.ascontiguousarray(row).ravel().sum() for row in density])
