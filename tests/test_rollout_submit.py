@@ -211,6 +211,7 @@ GOLDEN = """\
 module load gcc cuda
 source /somewhere/bin/activate
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
+export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 export HPC_CLOSURE_MAX_REQUEUES=20
 
 # command

@@ -1,5 +1,6 @@
 """``hpc-closure rollout``: the closure-coupled ensemble, here or through a scheduler."""
 
+import shlex
 from pathlib import Path
 
 from hpc_closure import config, log, units, worker
@@ -7,7 +8,6 @@ from hpc_closure.commands.generate import tell
 from hpc_closure.commands.session import Session, chosen_members, chosen_part
 from hpc_closure.experiment import Experiment
 from hpc_closure.run import Run
-from hpc_closure.stop import SIGNALS
 
 
 def run(
@@ -28,7 +28,7 @@ def run(
     wanted = chosen_members(members, num_rows(experiment))
     books = ledger(experiment)
     if dry_run:
-        return print_plan(experiment, books, wanted)
+        return print_plan(experiment, books, wanted, parts, retry_failed)
     with Session(
         experiment, "rollout", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
     ) as session:
@@ -36,7 +36,7 @@ def run(
         plan = books.plan(wanted, experiment.cluster.members_per_block)
         plan = chosen_part(parts, plan)
         if experiment.cluster.executor != "inline":
-            return submit(experiment, session, books, plan, retry_failed)
+            return submit(experiment, session, books, plan, retry_failed, source, overrides)
         outcome = work(experiment, session, books, plan, retry_failed)
         if session.world.root:
             tell(outcome)
@@ -101,8 +101,7 @@ def run_units(config_path: str, unit_ids: list[str]) -> int:
     """
     experiment = config.load(Path(config_path))
     books = ledger(experiment)
-    signals = tuple(name for name in SIGNALS if name != "SIGUSR2")  # submitit's own
-    with Session(experiment, "rollout", signals=signals) as session:
+    with Session(experiment, "rollout") as session:
         plan = books.plan(range(num_rows(experiment)), experiment.cluster.members_per_block)
         named = [unit for unit in plan if unit.name in set(unit_ids)]
         outcome = work(experiment, session, books, named, retry_failed=True, wait=False)
@@ -110,33 +109,43 @@ def run_units(config_path: str, unit_ids: list[str]) -> int:
         return outcome.exit_code
 
 
-def submit(experiment, session, books, plan, retry_failed) -> int:
+def submit(experiment, session, books, plan, retry_failed, source="", overrides=None) -> int:
     """Hand the units that nobody works on to submitit; returns at once."""
     from hpc_closure.rollout import submit as submission
 
-    survey = books.survey(
-        range(num_rows(experiment)),
-        experiment.cluster.members_per_block,
-        queued=submission.queued_members(session.run, experiment.cluster.executor),
-    )
-    states = ("missing", "failed") if retry_failed else ("missing",)
-    ready = {unit.name for state in states for unit in survey.states[state]}
-    names = [unit.name for unit in plan if unit.name in ready]
-    failed = len(survey.states["failed"])
+    names, failed = ready(experiment, books, plan, retry_failed)
     if failed and not retry_failed:
         log.get().warning(f"{failed} unit(s) failed before; --retry-failed submits them again")
     if not names:
-        log.get().info("nothing to submit: " + str(survey.counts()))
-        return 3 if failed else 0
-    submission.submit(experiment, session.run, names)
-    log.get().info("follow it with `hpc-closure status`; run the same command again if lost")
+        log.get().info("nothing to submit: every unit is done, running, queued or failed")
+        return 3 if failed and not retry_failed else 0
+    request = submission.Request.of(experiment, session.run.config, session.run, names)
+    print(submission.cost(request))
+    for sent in submission.submit(request, experiment.cluster.executor):
+        print(f"job {sent.job}: {len(sent.tasks)} task(s), logs {sent.log}")
+    follow = shlex.join(["hpc-closure", "status", source or str(session.run.config),
+                         *(overrides or [])])
+    print(f"follow it with: {follow}")
     return 0
 
 
-def print_plan(experiment: Experiment, books: units.Ledger, wanted: list[int]) -> int:
-    """What a run would do and cost, and the exact batch text; writes nothing."""
+def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
+    """Names of the units to submit, and how many failed before."""
     from hpc_closure.rollout import submit as submission
 
+    slurm = experiment.cluster.executor == "slurm"
+    survey = books.survey(
+        range(num_rows(experiment)),
+        experiment.cluster.members_per_block,
+        queued=submission.queued_members(books.run) if slurm else (),
+    )
+    states = ("missing", "failed") if retry_failed else ("missing",)
+    found = {unit.name for state in states for unit in survey.states[state]}
+    return [unit.name for unit in plan if unit.name in found], len(survey.states["failed"])
+
+
+def print_plan(experiment, books, wanted, parts=None, retry_failed=False) -> int:
+    """What a run would do and cost, and the exact batch text; writes nothing."""
     survey = books.survey(wanted, experiment.cluster.members_per_block)
     rollout, grid = experiment.rollout, experiment.train_grid
     rows = sum(
@@ -149,8 +158,12 @@ def print_plan(experiment: Experiment, books: units.Ledger, wanted: list[int]) -
     print(f"trajectories to compute: {rows}, on {grid}^2, {times} stored times")
     print(f"bytes to write: {fields * rows * times * grid**2 * 4 / 1e9:.3g} GB")
     if experiment.cluster.executor != "inline":
-        names = [
-            unit.name for state in ("missing", "failed") for unit in survey.states[state]
-        ]
-        print(submission.describe_plan(experiment, books.run, names))
+        from hpc_closure.rollout import submit as submission
+
+        plan = chosen_part(parts, books.plan(wanted, experiment.cluster.members_per_block))
+        names, _ = ready(experiment, books, plan, retry_failed)
+        request = submission.Request.of(experiment, books.run.config, books.run, names)
+        print("cost: " + submission.cost(request))
+        if experiment.cluster.executor == "slurm":
+            print(*submission.batch_text(request), sep="\n")
     return 0

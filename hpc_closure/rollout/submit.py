@@ -266,6 +266,7 @@ def _slurm(request: Request, throttle: int) -> _Slurm:
     setup = [*profile.shell_lines(),
              # srun stopped taking this from sbatch in Slurm 22.05.
              "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
+             "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
              f"export {_MAX_REQUEUES}={request.max_requeues}"]
     executor = _Slurm(request.folder, max_num_timeout=request.max_requeues, python=profile.python)
     executor.update_parameters(
