@@ -16,6 +16,9 @@ result does not depend, to the last bit, on the batch or on the number of ranks 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import scipy.fft
 import torch
@@ -65,11 +68,27 @@ class LineFFT:
 
     def y_to_physical(self, lines: Tensor, size: int) -> Tensor:
         """Half-complex to real along the last axis; missing modes are zero."""
-        return torch.fft.irfft(lines, n=size, dim=-1, norm="forward")
+        with _one_thread(self.on_cpu):
+            return torch.fft.irfft(lines, n=size, dim=-1, norm="forward")
 
     def y_to_spectral(self, field: Tensor) -> Tensor:
         """Real to half-complex along the last axis."""
-        return torch.fft.rfft(field, dim=-1, norm="forward")
+        with _one_thread(self.on_cpu):
+            return torch.fft.rfft(field, dim=-1, norm="forward")
+
+
+@contextlib.contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """MKL's last bits depend on how it shares the lines among threads, so it gets one."""
+    threads = torch.get_num_threads() if wanted else 1
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def blocks(length: int, parts: int) -> list[slice]:
