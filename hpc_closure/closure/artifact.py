@@ -1,0 +1,222 @@
+"""The trained closure as one file, and as an object that any solver can call.
+
+``model.safetensors`` holds float32 weights and float64 statistics; its header holds, as JSON, the
+configuration, what the closure stands for and the provenance. Reading it cannot run code.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hpc_closure import files
+from hpc_closure.closure.conditions import Sensors
+from hpc_closure.closure.model import ClosureModel, build
+
+__all__ = ["Closure", "load", "save", "read_header", "shipped"]
+
+FORMAT = "hpc_closure model 1"
+STATISTICS = "statistics/"
+
+
+def save(
+    model: ClosureModel, path: str | Path, *, target: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    """Write a model.
+
+    Args:
+        model: trained, on any device.
+        path: of the ``.safetensors`` file; whole or absent, never half.
+        target: what U stands for: ``kind``, ``interval`` (solver steps), ``dt``.
+        provenance: how it was made.
+    """
+    tensors = {
+        key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()
+    }
+    for key, value in model.statistics.items():
+        tensors[STATISTICS + key] = value.detach().double().cpu().contiguous().clone()
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(model.config),
+        "grid": json.dumps({"size": model.grid, "length": model.length}),
+        "target": json.dumps(target),
+        "provenance": json.dumps(provenance, default=str),
+    }
+    with files.publish(path) as part:
+        save_file(tensors, part, metadata=header)
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """``config, grid, target, provenance`` of a model file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: truncated, foreign or damaged.
+    """
+    with _opened(Path(path)) as file:
+        return _header(Path(path), file)
+
+
+def _opened(path: Path):
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, expected a model.safetensors file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a whole model file ({error}); train again or fetch it again"
+        ) from None
+
+
+def _header(path: Path, file) -> dict[str, Any]:
+    header = file.metadata() or {}
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: a safetensors file, but not a model of this package "
+            f"(format {header.get('format')!r}, expected {FORMAT!r})"
+        )
+    try:
+        return {key: json.loads(header[key]) for key in ("config", "grid", "target", "provenance")}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: its header is damaged ({error}); train again") from None
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    folder = resources.files("hpc_closure") / "models"
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name.removesuffix(".safetensors") for entry in folder.iterdir()
+                  if entry.name.endswith(".safetensors"))
+
+
+def load(path: str | Path) -> "Closure":
+    """Read a model file, or a shipped model by its name.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file.
+    """
+    if str(path) in shipped():
+        path = str(resources.files("hpc_closure") / "models" / f"{path}.safetensors")
+    path = Path(path)
+    if not path.exists() and not path.suffix:
+        raise FileNotFoundError(
+            f"{path}: neither a file nor a shipped model ({', '.join(shipped()) or 'none'})"
+        )
+    with _opened(path) as file:
+        header = _header(path, file)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    statistics = {
+        key.removeprefix(STATISTICS): value
+        for key, value in tensors.items()
+        if key.startswith(STATISTICS)
+    }
+    weights = {key: value for key, value in tensors.items() if not key.startswith(STATISTICS)}
+    try:
+        model = build(header["config"], header["grid"]["size"], header["grid"]["length"])
+        model.load_state_dict(weights)
+        model.load_statistics(statistics)
+    except (KeyError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: weights and configuration do not fit ({reason})") from None
+    return Closure(model.eval(), header["target"], header["provenance"])
+
+
+class Closure:
+    """A trained closure: draws U in dV/dt = M~(V) + U. Holds no state, so calls may overlap.
+
+    Attributes:
+        target: what U stands for (``kind``, ``interval``, ``dt``).
+        provenance: how the model was made.
+    """
+
+    def __init__(self, model: ClosureModel, target: dict, provenance: dict):
+        self.model, self.target, self.provenance = model, target, provenance
+
+    @property
+    def config(self) -> dict:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> "Closure":
+        """Move the model; returns self."""
+        self.model.to(device)
+        return self
+
+    def sample(
+        self,
+        state: Any,
+        *,
+        sensors: Sensors | None = None,
+        history: Any = None,
+        members: int | Sequence[int] = 64,
+        seed: int = 0,
+        call: int = 0,
+        interval: int | None = None,
+        evaluations: int | None = None,
+        method: str | None = None,
+    ) -> Any:
+        """Draw closures for one resolved state, or one for each row of states.
+
+        Args:
+            state: vorticity (n, n), or (M, n, n) with one row per member; numpy or torch.
+            sensors: point values of the true closure, or None.
+            history: earlier states (H, n, n) or (M, H, n, n), newest first, where trained with.
+            members: how many, or their ids. A member's draw depends on (seed, member, call) only.
+            seed, call: a fresh draw for each call; the same for the same numbers.
+            interval: solver steps that the draw is held; other than the trained one the white
+                part is rescaled: an m-step mean of white noise has 1/m of its variance.
+            evaluations, method: of the sampler; None = the model's own.
+
+        Returns:
+            U, (M, n, n), of the type and precision of ``state``.
+
+        Raises:
+            ValueError: shapes, grid or conditions do not fit.
+        """
+        ids = list(range(members)) if isinstance(members, int) else [int(m) for m in members]
+        if not ids:
+            raise ValueError("members=0: at least one sample must be asked for")
+        given = torch.as_tensor(state)
+        if given.ndim not in (2, 3) or given.shape[-1] != given.shape[-2]:
+            raise ValueError(f"state has shape {tuple(given.shape)}, expected (n, n) or (M, n, n)")
+        if given.ndim == 3 and len(given) not in (1, len(ids)):
+            raise ValueError(f"{len(given)} states for {len(ids)} members: one row per member")
+        if not bool(torch.isfinite(given).all()):
+            raise ValueError("state has non-finite values: the solver has blown up")
+        frames = None
+        if history is not None:
+            frames = torch.as_tensor(history).to(self.device)
+            frames = frames[None] if frames.ndim == 3 else frames
+        relative = None
+        if interval is not None and interval != self.target.get("interval", 1):
+            relative = interval / self.target.get("interval", 1)
+        with torch.no_grad():
+            out = self.model.sample_batch(
+                given.reshape(-1, *given.shape[-2:]).to(self.device),
+                members=ids,
+                seed=seed,
+                call=call,
+                sensors=sensors,
+                history=frames,
+                interval=relative,
+                evaluations=evaluations,
+                method=method,
+            )
+        if isinstance(state, np.ndarray):
+            kept = state.dtype if state.dtype in (np.float32, np.float64) else np.float64
+            return out.cpu().numpy().astype(kept)
+        return out.to(device=given.device, dtype=given.dtype)
