@@ -38,8 +38,8 @@ def fit(experiment: Experiment, session: Session) -> None:
     """Build the model, read the data, train and export."""
     import torch
 
-    from hpc_closure import closure
     from hpc_closure.closure import artifact
+    from hpc_closure.closure.model import build
     from hpc_closure.data.dataset import TrainingSet
     from hpc_closure.data.store import DataSet, split_members
     from hpc_closure.data.symmetry import Symmetry
@@ -76,21 +76,22 @@ def fit(experiment: Experiment, session: Session) -> None:
         )
     )
     torch.manual_seed(experiment.seed)
-    model = closure.build(model_settings(experiment), grid)
-    settings = TrainSettings(
+    settings = experiment.model.model_dump(mode="json")
+    model = build(settings, grid, experiment.physics.length)
+    told = TrainSettings(
         **section.model_dump(exclude={"grid", "window", "split"}),
         seed=experiment.seed,
         device=experiment.cluster.device,
     )
 
     def export(trained, path: Path) -> None:
-        artifact.save(trained, path, provenance=session.record)
+        artifact.save(trained, path, target=target_of(experiment), provenance=session.record)
 
     try:
         trainer.fit(
             model,
             data,
-            settings,
+            told,
             session.run,
             export,
             processes=joined,
@@ -101,17 +102,10 @@ def fit(experiment: Experiment, session: Session) -> None:
         store.close()
 
 
-def model_settings(experiment: Experiment) -> dict:
-    """What the closure model is told about itself and about the reduced solver's problem."""
-    physics, target = experiment.physics, experiment.generate
-    return {
-        **experiment.model.model_dump(mode="json"),
-        "closure": target.closure,
-        "interval": target.interval,
-        "dt": target.dt,
-        "length": physics.length,
-        "viscosity": physics.viscosity,
-    }
+def target_of(experiment: Experiment) -> dict:
+    """What the closure stands for, for the artifact."""
+    generate = experiment.generate
+    return {"kind": generate.closure, "interval": generate.interval, "dt": generate.dt}
 
 
 def forcing_field(experiment: Experiment, grid: int):
@@ -153,6 +147,7 @@ def print_plan(experiment: Experiment) -> int:
     run_folder, section = Run(experiment.folder), experiment.train
     print(f"run folder {run_folder}")
     state = "done" if run_folder.model.exists() else "to train"
-    print(f"model: {state}, {section.steps} steps of batch {section.batch} on {experiment.train_grid}^2")
-    print("settings: " + json.dumps(model_settings(experiment)))
+    grid = experiment.train_grid
+    print(f"model: {state}, {section.steps} steps of batch {section.batch} on {grid}^2 fields")
+    print("settings: " + json.dumps(experiment.model.model_dump(mode="json")))
     return 0
