@@ -1,0 +1,249 @@
+r"""Closed-form statistics of the default model, phase by phase.
+
+``mean``: feature scales, library regression, first residual spectrum, sizes. ``generator``: gains
+of the mean network on members it has not seen, amplitude, law of the residual. ``check``: gains of
+the generator. A gain is the regression of the truth on the output, per shell, clipped to [0, 1],
+and zero where its t-value over snapshots is below 3: an unneeded network drops out exactly.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure import draws
+from hpc_closure.closure.bands import band
+from hpc_closure.closure.conditions import Sensors, feature_spectra, regular_positions
+from hpc_closure.closure.model import iterate, unpack
+from hpc_closure.spectral.grid import resize
+
+# Sizes of the generator's grid: even, with small prime factors.
+SIZES = (16, 20, 24, 32, 36, 40, 48, 60, 64, 72, 80, 96, 108, 120, 128, 144, 160, 192, 216, 256)
+SIGNIFICANT = 3.0
+CHECK_SEED = 20240807
+
+
+def choose_layout(uniform: Tensor, sensors: str) -> Tensor:
+    """Layout number of each sample: 0 = no sensors, else an index of the training layouts."""
+    if sensors == "none":
+        return torch.zeros_like(uniform, dtype=torch.int64)
+    number = 1 + (uniform * 2 * NUM_LAYOUTS).long() % NUM_LAYOUTS
+    if sensors == "required":
+        return number
+    return torch.where(uniform < 0.5, number, torch.zeros_like(number))
+
+
+NUM_LAYOUTS = 8
+
+
+@lru_cache(maxsize=32)
+def training_layout(number: int, length: float, rms: float) -> Sensors:
+    """Regular and scattered layouts, exact and noisy; values are taken from the target."""
+    kinds = [("regular", 4, 0.0), ("regular", 8, 0.0), ("scattered", 6, 0.0),
+             ("scattered", 24, 0.0), ("regular", 4, 0.3), ("regular", 8, 0.3),
+             ("scattered", 12, 0.3), ("scattered", 80, 0.1)]
+    kind, size, noise = kinds[number - 1]
+    if kind == "regular":
+        positions = regular_positions(size, length)
+    else:
+        positions = draws.uniforms(CHECK_SEED, "layout", range(size), number, 2) * length
+    return Sensors(torch.zeros(len(positions)), positions, noise * rms)
+
+
+def _spectra(model, reader):
+    """(frames_hat, target_hat, state, history) of every batch, float64."""
+    device = next(model.parameters()).device
+    for batch in iterate(reader):
+        state, target, history = unpack(batch)
+        state, target = state.to(device).double(), target.to(device).double()
+        stack = state[:, None]
+        if history is not None:
+            history = history.to(device).double()
+            stack = torch.cat([stack, history], dim=1)
+        yield model.band.to_spectral(stack), model.band.to_spectral(target), state, history
+
+
+def fit_mean(model, reader) -> dict[str, Any]:
+    """Scales, library, first residual spectrum and the generator's grid, from ``fit`` members."""
+    b = model.band
+    model.statistics = {}
+    active = model.library.fit((f, t) for f, t, _, _ in _spectra(model, reader))
+    power = torch.zeros(5, dtype=torch.float64)
+    spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
+    total = torch.zeros(len(b.group_k2), dtype=torch.float64)
+    num = 0
+    for frames_hat, target_hat, _, _ in _spectra(model, reader):
+        features = feature_spectra(frames_hat[:, 0], b).abs().square()
+        power += b.by_group(features).sum((0, -1)).cpu()
+        residual = target_hat - model.library(frames_hat)
+        spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
+        total += b.by_group(target_hat.abs().square()).sum(0).cpu()
+        num += len(target_hat)
+    rms = (power / num).sqrt()
+    variance = spectrum / num
+    if not float(total.sum()) > 0:
+        raise ValueError("the closure targets are all zero: nothing to learn")
+    modes, size, tail = generator_grid(b, variance, model.config["modes"])
+    kept = band(modes, model.length)
+    inside = torch.isin(b.group_k2, kept.group_k2)
+    per_mode = resize(b.spread(variance / b.group_size), modes)
+    model.statistics = {
+        "library": model.library.coefficients,
+        "features/rms": rms.clamp(min=1e-30),
+        "target/rms": (total.sum() / num).sqrt(),
+        "first/spectrum": _group_values(kept, per_mode),
+        "first/tail": torch.tensor(tail, dtype=torch.float64),
+        "generator/modes": torch.tensor(float(modes), dtype=torch.float64),
+        "generator/size": torch.tensor(float(size), dtype=torch.float64),
+    }
+    del inside
+    model.refresh()
+    return {
+        "terms": active,
+        "residual": math.sqrt(float(variance.sum()) / float(total.sum() / num)),
+        "generator_grid": size,
+        "generator_modes": modes,
+        "snapshots": num,
+    }
+
+
+def _group_values(kept, per_mode: Tensor) -> Tensor:
+    """Group averages (groups,) of per-mode values."""
+    return kept.by_group(per_mode) / kept.group_size
+
+
+def generator_grid(b, variance: Tensor, network_modes: int) -> tuple[int, int, float]:
+    """(modes, grid, variance beyond) that hold the residual.
+
+    All but 1e-7 of its variance on a grid of at most 32, else all but 1e-4, within the band.
+    """
+    per_mode = b.spread(variance / b.group_size) * b.weights
+    whole = float(variance.sum())
+
+    def tail(modes: int) -> float:
+        return max(whole - float(resize(per_mode, modes).sum()), 0.0)
+
+    options = list(range(min(4, b.modes), b.modes + 1))
+    small = [m for m in options if m <= 15 and tail(m) <= 1e-7 * whole]
+    loose = [m for m in options if tail(m) <= 1e-4 * whole]
+    modes = (small or loose or [b.modes])[0]
+    need = max(2 * modes + 2, 2 * network_modes)
+    size = next((s for s in SIZES if s >= need), need + need % 2)
+    return modes, size, tail(modes)
+
+
+def _shell_sums(kept, values: Tensor) -> Tensor:
+    """(B, shells) sums over the plane of per-mode values (B, ...)."""
+    shell = kept.grid.shell().to(values.device).flatten()
+    out = values.new_zeros(len(values), kept.grid.num_shells)
+    return out.index_add_(1, shell, (values * kept.on("weights", values.device, values.dtype)).flatten(1))
+
+
+def shell_gain(products: Tensor, squares: Tensor) -> Tensor:
+    """Gain per shell (shells,) from per-snapshot sums <truth, output> and <output, output>."""
+    total, power = products.sum(0), squares.sum(0)
+    error = products.square().sum(0).sqrt()
+    gain = (total / power.clamp(min=1e-300)).clamp(0.0, 1.0)
+    return torch.where((total > SIGNIFICANT * error) & (power > 0), gain, 0.0)
+
+
+def fit_law(model, reader) -> dict[str, Any]:
+    """Gains of the mean network, amplitude and law of the residual, from ``hold`` members."""
+    kept = model.residual_band
+    for key in ("mean/gain", "amplitude/gain", "law/spectrum", "law/tail", "score/gain"):
+        model.statistics.pop(key, None)
+    shares = torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    products, squares = [], []
+    for frames_hat, target_hat, state, history in _spectra(model, reader):
+        encoding = model.encode(state, history, raw=True)
+        output = kept.to_spectral(encoding.raw[:, 0].double())
+        residual = resize(target_hat - encoding.mean_hat, kept.modes)
+        white = residual * model.first.modes("whiten", residual)
+        output = output * model.first.modes("mask", residual)
+        products.append(_shell_sums(kept, (white.conj() * output).real).cpu())
+        squares.append(_shell_sums(kept, output.abs().square()).cpu())
+    model.statistics["mean/gain"] = shell_gain(torch.cat(products), torch.cat(squares))
+    if model.config["amplitude"]:
+        model.statistics["amplitude/gain"] = _amplitude_gain(model, reader, shares)
+    kept_power = torch.zeros(len(kept.group_k2), dtype=torch.float64)
+    tail, num = 0.0, 0
+    for frames_hat, target_hat, state, history in _spectra(model, reader):
+        encoding = model.encode(state, history)
+        residual = target_hat - encoding.mean_hat
+        q_hat = model.standardise(residual, encoding.log_amplitude)
+        kept_power += kept.by_group(q_hat.abs().square()).sum(0).cpu()
+        inside = resize(resize(residual, kept.modes), model.band.modes)
+        tail += float(model.band.by_group((residual - inside).abs().square()).sum())
+        num += len(q_hat)
+    spectrum = kept_power / num / kept.group_size
+    if model.config["base_noise"] == "white":
+        spectrum = torch.full_like(spectrum, float((kept_power / num).sum() / kept.group_size.sum()))
+    elif model.config["base_noise"] != "matched":
+        raise ValueError(f"base_noise={model.config['base_noise']!r}, expected matched or white")
+    model.statistics["law/spectrum"] = spectrum
+    model.statistics["law/tail"] = torch.tensor(tail / num, dtype=torch.float64)
+    model.refresh()
+    gain = model.statistics["mean/gain"]
+    return {
+        "mean_gain": [round(float(g), 3) for g in gain],
+        "amplitude_gain": float(model.statistics.get("amplitude/gain", 0.0)),
+        "residual": math.sqrt(float((spectrum * kept.group_size).sum()) + tail / num)
+        / float(model.statistics["target/rms"]),
+        "snapshots": num,
+    }
+
+
+def _amplitude_gain(model, reader, shares: Tensor) -> Tensor:
+    """Share of log D, 0 to 1, that is most likely on unseen members; 0 unless significant."""
+    kept, gains = model.residual_band, []
+    scale = math.sqrt(model.first.variance)
+    for frames_hat, target_hat, state, history in _spectra(model, reader):
+        encoding = model.encode(state, history, raw=True)
+        residual = resize(target_hat - encoding.mean_hat, kept.modes)
+        field = kept.to_physical(residual, model.size) / scale
+        log = model.log_amplitude(encoding.raw).double()
+        log = log - log.mean()
+        # likelihood of D and of a constant, each with its own best overall factor
+        rows = [-0.5 * torch.log(field.square().mean((-2, -1)))]
+        for share in shares:
+            scaled = field.square() * torch.exp(-2 * share * log)
+            rows.append(-(share * log).mean((-2, -1)) - 0.5 * torch.log(scaled.mean((-2, -1))))
+        gains.append(torch.stack([row - rows[0] for row in rows[1:]], dim=1).cpu())
+    table = torch.cat(gains)
+    total, error = table.sum(0), (table - table.mean(0)).square().sum(0).sqrt()
+    best = int(total.argmax())
+    significant = float(total[best]) > SIGNIFICANT * float(error[best])
+    # a uniform amplitude costs accuracy and buys nothing below a part in a thousand
+    worth = significant and float(table[:, best].mean()) > 1e-3
+    return shares[best] if worth else torch.tensor(0.0, dtype=torch.float64)
+
+
+def check_generator(model, reader) -> dict[str, Any]:
+    """Gains of the generator's velocity per shell, from ``valid`` members."""
+    kept = model.residual_band
+    model.statistics.pop("score/gain", None)
+    if model.config["generator"] != "score":
+        return {}
+    products, squares, first = [], [], 0
+    for repeat in range(2):
+        for frames_hat, target_hat, state, history in _spectra(model, reader):
+            encoding = model.encode(state, history)
+            q_hat = model.standardise(target_hat - encoding.mean_hat, encoding.log_amplitude)
+            ids = range(first, first + len(q_hat))
+            first += len(q_hat)
+            uniform = draws.uniforms(CHECK_SEED, "check", ids, 0).to(q_hat.device)
+            z = model.base_noise(CHECK_SEED, "check", ids, 0, like=q_hat)
+            angle = uniform[:, 0] * (math.pi / 2)
+            cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+            x = (cos * q_hat + sin * z).to(torch.complex64)
+            velocity = (cos * z - sin * q_hat) * model.law.modes("whiten", q_hat)
+            encoded = model.score_network.encode(model.conditions(encoding, None, None))
+            output = model.whitened_velocity(x, angle, encoded).to(torch.complex128)
+            output = output * model.law.modes("mask", q_hat)
+            products.append(_shell_sums(kept, (velocity.conj() * output).real).cpu())
+            squares.append(_shell_sums(kept, output.abs().square()).cpu())
+    gain = shell_gain(torch.cat(products), torch.cat(squares))
+    model.statistics["score/gain"] = gain
+    return {"score_gain": [round(float(g), 3) for g in gain], "snapshots": first // 2}
