@@ -3,8 +3,8 @@
 import os
 import sys
 
-# the variables in which launchers tell a process its rank; read before anything heavy is imported
-RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "RANK", "SLURM_PROCID")
+# the variables in which MPI launchers tell a process its rank; its peers end with the same error
+RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
 
 def _first_rank() -> bool:
@@ -12,21 +12,45 @@ def _first_rank() -> bool:
     return not ranks or ranks[0] == "0"
 
 
+def _end(message: object, code: int) -> None:
+    if _first_rank():
+        print(f"hpc-closure: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
 def main() -> None:
     from hpc_closure.cli import UsageError, app
 
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except SystemExit as end:
+        if hasattr(end, "reason"):  # stop.Stopped: saved, not finished
+            _end(end, 75)
+        raise
     except UsageError as error:
-        if _first_rank():
-            print(f"hpc-closure: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, RuntimeError, OSError) as error:
+        _end(error, 2)
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if os.environ.get("HPC_CLOSURE_TRACEBACK"):
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"hpc-closure: {message}", file=sys.stderr)
-        sys.exit(1)
+        _end(str(error).strip() or type(error).__name__, 1)
+    except Exception as error:
+        _usage(error)
+        raise
+
+
+def _usage(error: Exception) -> None:
+    """The parser's own complaints, which typer would spread over several lines."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "Abort" in kinds:
+        _end("interrupted; the same command goes on", 130)
+    if "NoArgsIsHelpError" in kinds:
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+    if "ClickException" in kinds:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "hpc-closure"
+        _end(f"{error.format_message()} See `{command} --help`.",  # type: ignore[attr-defined]
+             error.exit_code)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ def _merge(lower: dict, upper: dict) -> dict:
 
 def _compose(name_or_path: str | Path, seen: tuple[str, ...] = ()) -> dict:
     text, source = read_source(name_or_path)
+    if not text.strip():
+        raise ValueError(f"{source}: empty; a first line `base: quickstart` names a preset")
     if source in seen:
         raise ValueError(f"{source}: base leads back to itself ({' -> '.join((*seen, source))})")
     values = parse_yaml(text, source)
@@ -141,6 +143,11 @@ def _compose(name_or_path: str | Path, seen: tuple[str, ...] = ()) -> dict:
 def _apply_overrides(values: dict, overrides: list[str]) -> dict:
     for text in overrides:
         key, equals, raw = text.partition("=")
+        if key.strip() == "base":
+            raise ValueError(
+                f"{text!r}: base cannot be overridden; name that preset itself, or copy it with "
+                "`hpc-closure config copy`"
+            )
         if not equals or not key.strip():
             raise ValueError(f"{text!r}: an override is key=value, for example train.lr=3e-4")
         parsed = parse_yaml(f"value: {raw}", f"override {text}")["value"] if raw.strip() else None
@@ -176,6 +183,10 @@ def _one_line(error: dict, source: str) -> str:
         hint = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}? " if near else ""
         return f"{source}: unknown key {key}; {hint}valid here: {', '.join(valid)}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing" and location and isinstance(location[-1], int):
+        read = error.get("input")
+        key = key.rpartition(".")[0]
+        return f"{source}: {key}={read}: too few values, at least {location[-1] + 1} expected"
     if not key:
         return f"{source}: {message}"
     if error["type"] == "value_error":

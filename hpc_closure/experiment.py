@@ -8,10 +8,11 @@ how it is run lives in ``cluster`` and is part of no hash.
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hpc_closure.stop import seconds
 
@@ -258,8 +259,8 @@ class Rollout(Section):
 
 
 class Evaluate(Section):
-    lead_times: tuple[Positive, ...] = (5.0, 10.0, 15.0, 20.0)
-    grids: tuple[EvenGrid, ...] | None = Field(
+    lead_times: Annotated[tuple[Positive, ...], Field(min_length=1)] = (5.0, 10.0, 15.0, 20.0)
+    grids: Annotated[tuple[EvenGrid, ...], Field(min_length=1)] | None = Field(
         None, description="grids scored (strided data); none = training grid"
     )
     sensors: tuple[SensorLayout, ...] = Field((), description="layouts scored beside 'no sensors'")
@@ -318,6 +319,14 @@ class Experiment(Section):
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
 
+    @field_validator("root")
+    @classmethod
+    def _expands(cls, root: str) -> str:
+        left = re.search(r"\$\{?\w+\}?", os.path.expandvars(root))
+        if left:
+            raise ValueError(f"environment variable {left.group()} of root={root} is not set")
+        return root
+
     @property
     def folder(self) -> Path:
         return Path(os.path.expandvars(os.path.expanduser(self.root))) / self.name
@@ -372,6 +381,18 @@ class Experiment(Section):
         if abs(sum(train.split) - 1) > 1e-6:
             raise ValueError(
                 f"train.split={list(train.split)} sums to {sum(train.split):g}, expected 1"
+            )
+        if not train.split[0]:
+            raise ValueError(f"train.split={list(train.split)} leaves nothing to train on")
+        if train.batch % train.accumulate:
+            raise ValueError(
+                f"train.batch={train.batch} cannot be cut into train.accumulate="
+                f"{train.accumulate} equal parts"
+            )
+        if generate.closure == "subgrid" and rollout.t_end > generate.t_end:
+            raise ValueError(
+                f"rollout.t_end={rollout.t_end:g} is after generate.t_end={generate.t_end:g}, but "
+                "the truth of closure subgrid is the stored DNS: lower it or generate longer"
             )
         if (
             train.window

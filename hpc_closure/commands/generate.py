@@ -23,6 +23,7 @@ def run(
 ) -> int:
     """Compute the missing blocks of RUN/data. Returns the exit code."""
     wanted = chosen_members(members, experiment.generate.members)
+    chosen_part(parts, [])
     books = ledger(experiment)
     if dry_run:
         return print_plan(experiment, books, wanted)
@@ -31,7 +32,7 @@ def run(
     ) as session:
         from hpc_closure.data.dns import DNSBlock
 
-        groups = session.world.groups(experiment.cluster.domain_ranks)
+        groups = session.groups
 
         def run_unit(unit, claim):
             block = DNSBlock(unit, books, session, groups.domain)

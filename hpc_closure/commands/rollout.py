@@ -26,13 +26,15 @@ def run(
 ) -> int:
     """Compute or submit the missing blocks of RUN/rollout. Returns the exit code."""
     wanted = chosen_members(members, num_rows(experiment))
+    chosen_part(parts, [])
     books = ledger(experiment)
     if dry_run:
         return print_plan(experiment, books, wanted, parts, retry_failed)
+    check_cases(experiment)
+    check_model(books.run)
     with Session(
         experiment, "rollout", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
     ) as session:
-        check_model(session.run)
         plan = books.plan(wanted, experiment.cluster.members_per_block)
         plan = chosen_part(parts, plan)
         if experiment.cluster.executor != "inline":
@@ -60,6 +62,18 @@ def ledger(experiment: Experiment) -> units.Ledger:
         },
         stale_after=experiment.cluster.stale_after,
     )
+
+
+def check_cases(experiment: Experiment) -> None:
+    """Raise ValueError when there are fewer test trajectories than cases to start from."""
+    members, share = experiment.generate.members, experiment.train.split[2]
+    tests = int(members * share + 1e-9)
+    if experiment.rollout.cases > tests:
+        raise ValueError(
+            f"rollout.cases={experiment.rollout.cases}, but generate.members={members} with "
+            f"train.split={list(experiment.train.split)} leave {tests} test trajectories to start "
+            "from: lower it, or raise the members or the test share"
+        )
 
 
 def check_model(run: Run) -> None:

@@ -21,6 +21,7 @@ class Session:
         run: paths of the run folder.
         world: the MPI world (one rank when no MPI launcher started it).
         rank, size: of this process, torchrun's included.
+        groups: the ranks in groups that share one field.
         stop: the flag set by signals and by ``--max-elapsed``.
         device: torch device name.
         record: provenance of this invocation, for the products.
@@ -53,10 +54,12 @@ class Session:
             closing.enter_context(self.stop)
             self.device = choose_device(self.experiment.cluster.device)
             set_threads(self.experiment.cluster.threads)
+            ranks = self.experiment.cluster.domain_ranks if self.verb == "generate" else 1
+            self.groups = self.world.groups(ranks)
             check_recipe(self.run, self.experiment, self.verb, redo=self._redo)
-            if self.rank == 0:
-                self._open_folder()
-            self.world.barrier()
+            error = self.world.settle(self._open_folder() if self.rank == 0 else None)
+            if error is not None:
+                raise error
             log.setup(
                 self.rank,
                 self.size,
@@ -82,14 +85,19 @@ class Session:
     def _inputs(self) -> tuple[str, ...]:
         return STAGES[: STAGES.index(self.verb) + 1]
 
-    def _open_folder(self) -> None:
-        if self._redo:
-            self._clear()
-        with files.disk_errors(self.run.root):
-            self.run.folder(self.verb).mkdir(parents=True, exist_ok=True)
-        text = config.dump(self.experiment)
-        if not self.run.config.exists() or self.run.config.read_text() != text:
-            files.write_text(self.run.config, text)
+    def _open_folder(self) -> Exception | None:
+        """Make the folder and store the settings; the error, for all ranks to know."""
+        try:
+            if self._redo:
+                self._clear()
+            with files.disk_errors(self.run.root):
+                self.run.folder(self.verb).mkdir(parents=True, exist_ok=True)
+            text = config.dump(self.experiment)
+            if not self.run.config.exists() or self.run.config.read_text() != text:
+                files.write_text(self.run.config, text)
+        except Exception as error:
+            return error
+        return None
 
     def _clear(self) -> None:
         folder = self.run.folder(self.verb)
