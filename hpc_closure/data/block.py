@@ -30,6 +30,7 @@ class Block(ABC):
     """
 
     record_steps: range
+    first_step = 0
     stride = 1  # steps that cannot be taken apart
 
     def __init__(self, unit, books, session, domain):
@@ -90,8 +91,8 @@ class Block(ABC):
         batch = self.stride
         state: dict = {}
         label = f"{self.books.stage} {self.unit}"
-        initial = self.step_index
-        with log.progress(steps[-1], label, initial=initial, show=self.domain.root) as bar:
+        total, done = steps[-1] - self.first_step, self.step_index - self.first_step
+        with log.progress(total, label, initial=done, show=self.domain.root) as bar:
             while index < len(steps):
                 while self.step_index < steps[index]:
                     began = time.monotonic()

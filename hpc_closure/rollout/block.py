@@ -44,6 +44,7 @@ class RolloutBlock(Block):
         rows = [(cases[row % len(cases)], row // len(cases)) for row in unit.members]
         self.cases = [case for case in cases if any(case == own for own, _ in rows)]
         self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
+        self.first_step = self.record_steps[0]
         sampler = rollout.sampler.model_dump(exclude_none=True)
         if sampler.get("method") == "preset":
             del sampler["method"]
