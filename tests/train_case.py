@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hpc_closure import log, parallel
+from hpc_closure.closure.model import Phase
 from hpc_closure.data.dataset import TrainingSet
 from hpc_closure.run import Run
 from hpc_closure.spectral.noise import standard_normals
@@ -50,27 +51,37 @@ class FourierLayer(nn.Module):
 class StandIn(nn.Module):
     """Denoises a target given a state: a small FNO with weights of odd sizes at odd places."""
 
-    def __init__(self, width: int = 8, modes: int = 3, phases=(("all", 1.0),)):
+    def __init__(self, width: int = 8, modes: int = 3, phases=(Phase("all", 1.0, "train"),)):
         super().__init__()
         torch.manual_seed(0)
         self.phases = phases
+        self.config, self.length = {"conditions": {"sensors": "none"}}, 1.0
+        self.statistics = {}
         self.gain = nn.Parameter(torch.ones(7))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("two", torch.full((), 2.0))
         self.lift = nn.Conv2d(2, width, 1)
         self.layers = nn.Sequential(FourierLayer(width, modes), FourierLayer(width, modes))
         self.project = nn.Conv2d(width, 1, 1)
 
-    def begin(self, phase):
-        for name, weight in self.named_parameters():
-            weight.requires_grad_(phase != "second" or not name.startswith("lift"))
+    def begin(self, phase, reader):
+        squares = [float((batch["target"] ** 2).mean()) for batch in reader()]
+        self.statistics = {**self.statistics, phase: torch.tensor(np.mean(squares) ** 0.5)}
+        return {"rms": float(self.statistics[phase])}
 
-    def fit_statistics(self, phase, data):
-        squares = [float((batch["target"] ** 2).mean()) for batch in data.train.passes(64)]
-        self.scale.fill_(float(np.mean(squares)) ** 0.5)
+    def load_statistics(self, statistics):
+        self.statistics = dict(statistics)
+
+    def parameters_of(self, phase):
+        named = self.named_parameters()
+        return [weight for name, weight in named if phase != "second" or "lift" not in name]
+
+    @property
+    def scale(self):
+        return float(list(self.statistics.values())[-1])
 
     def denoise(self, state, noisy):
         both = torch.stack([state, noisy], dim=1)
-        return self.project(self.layers(self.lift(both)))[:, 0] * self.gain.mean()
+        return self.project(self.layers(self.lift(both)))[:, 0] * self.gain.mean() * self.two / 2
 
     def loss(self, batch, seed, step):
         state, target = batch["state"], batch["target"] / self.scale
@@ -83,11 +94,11 @@ class StandIn(nn.Module):
         noise = noise.to(target)
         return ((self.denoise(state, target + noise) - target) ** 2).mean()
 
-    def sample_batch(self, batch, members, seed):
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(members, *batch["state"].shape, generator=generator)
-        out = [self.denoise(batch["state"], one.to(batch["state"])) for one in noise]
-        return torch.stack(out) * self.scale
+    @torch.no_grad()
+    def sample_batch(self, state, *, members, seed, history=None, sensors=None):
+        noise = [standard_normals(seed, "sample", one, width=GRID**2)[0] for one in members]
+        noise = torch.from_numpy(np.stack(noise)).reshape(state.shape)
+        return self.denoise(state, noise.to(state)) * self.scale
 
 
 class Memory:
@@ -117,7 +128,7 @@ def losses(name: str, stage: int, found, steps: int = 50, accumulate: int = 1) -
         batch=8, engine=name, zero_stage=stage, schedule="constant", accumulate=accumulate
     )
     model, data = StandIn(), training_data()
-    model.fit_statistics("all", data)
+    model.begin("all", data.train.passes)
     chosen = engine.initialize(model, settings, found)
     size = 8 // found.size // accumulate
     seen = []
@@ -137,6 +148,20 @@ def export(model, path: Path) -> None:
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(path))
 
 
+def run_fit(target: Path, found=processes.Processes(), model=None, **values) -> None:
+    """A training of the stand-in; ``values`` are settings, as text or typed."""
+    two = (Phase("first", 1.0, "fit"), Phase("second", 2.0, "hold"), Phase("last", 0.0, "valid"))
+    phases = two if values.pop("phases", None) else (Phase("all", 1.0, "train"),)
+    typed = {key: type(getattr(TrainSettings, key))(value) for key, value in values.items()}
+    settings = TrainSettings(
+        **{"batch": 8, "log_every": 1, "validate_every": 10, "checkpoint_every": 10, **typed}
+    )
+    model = StandIn(phases=phases) if model is None else model
+    with Stop() as stop:
+        data = training_data(budget=settings.budget)
+        fit(model, data, settings, Run(target), export, processes=found, stop=stop)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     what, target, *rest = sys.argv[1:]
@@ -151,21 +176,7 @@ def main() -> None:
         if found.first:
             Path(target).write_text(json.dumps(results))
     else:
-        values = dict(item.split("=") for item in rest)
-        phases = (("first", 1.0), ("second", 2.0)) if values.pop("phases", "") else (("all", 1),)
-        options = {"budget": int(values["budget"])} if "budget" in values else {}
-        typed = {
-            key: type(getattr(TrainSettings, key))(value) for key, value in values.items()
-        }
-        settings = TrainSettings(
-            **{"batch": 8, "log_every": 1, "validate_every": 10, "checkpoint_every": 10, **typed}
-        )
-        with Stop() as stop:
-            data = training_data(**options)
-            fit(
-                StandIn(phases=phases), data, settings, Run(target), export,
-                processes=found, stop=stop,
-            )
+        run_fit(Path(target), found, **dict(item.split("=") for item in rest))
     processes.leave()
 
 

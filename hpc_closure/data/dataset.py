@@ -1,14 +1,16 @@
 """Training samples in an order that depends on seed and step only.
 
-The samples seen by a training form one endless stream: epoch after epoch, each a permutation of all
-samples drawn from a counter. Position p of the stream belongs to step p // batch, whatever number of
-processes share the batch, so a process reads any step's samples without knowing the earlier ones.
+The samples seen by a training form one endless stream: epoch after epoch, each a permutation of
+all samples drawn from a counter. Position p of the stream belongs to step p // batch, whatever
+number of processes share the batch, so a process reads any step's samples without knowing the
+earlier ones.
 
 A set that fits ``budget`` is held in memory, on the device if that has room. A larger one is
-streamed: trajectories are cut into runs of consecutive snapshots, runs are shuffled, and a window of
-runs is shuffled again while the next one is read in the background, in file order.
+streamed: trajectories are cut into runs of consecutive snapshots, runs are shuffled, and a window
+of runs is shuffled again while the next one is read in the background, in file order.
 """
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -132,26 +134,41 @@ class TrainingSet:
         if not len(self.members) or not len(self.indices):
             raise ValueError(
                 f"no samples: {len(self.members)} trajectories and {len(self.indices)} of "
-                f"{len(store.times)} stored times; generate more, or widen train.split, train.window"
+                f"{len(store.times)} stored times; generate more, or widen train.split or "
+                "train.window"
             )
+        self.chosen = np.arange(len(self.members))
         self.store, self.grid = store, grid or store.grid
         self.history, self.lag, self.seed, self.symmetry = history, lag, seed, symmetry
         self.num_samples = len(self.members) * len(self.indices)
         self.sample_bytes = 4 * self.grid**2 * 2
         self.resident = self.num_samples * self.sample_bytes <= budget
         self.device = torch.device("cpu")
+        self.window = 0
         if self.resident:
-            self.order = Order(self.num_samples, seed)
             self._state, self._target = self._read_all()
         else:
-            window = max(1, budget // (2 * (2 + history) * self.grid**2 * 4) // RUN) * RUN
-            self.order = Order(self.num_samples, seed, RUN, window)
+            self.window = max(1, budget // (2 * (2 + history) * self.grid**2 * 4) // RUN) * RUN
+        self._lock = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        """The stream of the chosen trajectories, from its beginning."""
+        self.num_samples = len(self.chosen) * len(self.indices)
+        self.order = Order(self.num_samples, self.seed, RUN if self.window else 0, self.window)
         self._reader: ThreadPoolExecutor | None = None
         self._windows: dict[tuple[int, int], Future] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.num_samples
+
+    def part(self, index: int, count: int) -> "TrainingSet":
+        """Every ``count``-th trajectory from number ``index`` on; all when there are too few."""
+        other = copy.copy(self)
+        if len(self.chosen) >= count:
+            other.chosen = self.chosen[index::count]
+        other._start()
+        return other
 
     def to(self, device: torch.device) -> "TrainingSet":
         """Hold the samples on ``device`` if they leave half of its memory free."""
@@ -182,7 +199,9 @@ class TrainingSet:
         return state, target
 
     def _rows(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.divmod(samples, len(self.indices))
+        """(trajectory, time) of sample numbers, both from 0."""
+        rows, times = np.divmod(samples, len(self.indices))
+        return self.chosen[rows], times
 
     def gather(self, samples: np.ndarray) -> dict[str, Any]:
         """The samples by number, unchanged, on the device."""
@@ -224,9 +243,10 @@ class TrainingSet:
 
     def _finish(self, fields, rows, times, numbers) -> dict[str, Any]:
         batch = {key: value.to(self.device) for key, value in fields.items()}
-        batch["sample_index"] = torch.as_tensor(numbers, device=self.device)
-        batch["member"] = torch.as_tensor(self.members[rows], device=self.device)
-        batch["time_index"] = torch.as_tensor(times + self.indices.start, device=self.device)
+        # keys of random draws are read on the CPU, one by one
+        batch["sample_index"] = torch.as_tensor(numbers)
+        batch["member"] = torch.as_tensor(self.members[rows])
+        batch["time_index"] = torch.as_tensor(times + self.indices.start)
         return batch
 
     def batch(self, first: int, count: int, share: "Share | None" = None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Symmetries of the equation on a periodic grid: more samples from the same trajectories.
 
-A map of the square (one of its 8 rotations and reflections, then a translation by grid points) takes
-solutions to solutions when it maps the forcing to itself. Vorticity and its closures are
-pseudo-scalars: a reflection changes their sign. The laws of the noise are homogeneous and isotropic
-and need no check; the forcing is checked point by point, so that nothing has to be known about it.
+A map of the square (one of its 8 rotations and reflections, then a translation by grid points)
+takes solutions to solutions when it maps the forcing to itself. Vorticity and its closures are
+pseudo-scalars: a reflection changes their sign. The laws of the noise are homogeneous and
+isotropic and need no check; the forcing is checked point by point, so that nothing has to be known
+about it.
 The published one, 0.1 (sin + cos)(2 pi (x + y)), leaves one direction of translation,
-(x, y) -> (x + s, y - s), with each of the 8 maps at a fitting shift.
+(x, y) -> (x + s, y - s), and four of the maps, each at a fitting shift.
 """
 
 import numpy as np
@@ -63,7 +64,7 @@ class Symmetry:
 
 
 def _fitting_shifts(forcing: np.ndarray, turn: int, row: int, column: int) -> np.ndarray:
-    """Shifts (m, 2) after which a mapped forcing equals itself; those of the largest correlation."""
+    """Shifts (m, 2) after which a mapped forcing equals itself: of the largest correlation."""
     size = forcing.shape[-1]
     index = np.arange(size)
     mapped = (forcing.T if turn else forcing)[np.ix_(row * index % size, column * index % size)]

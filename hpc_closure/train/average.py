@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class Average:
-    """a <- a + (1 - d) (w - a), with d = min(decay, (1 + t) / (10 + t)) so that the start is forgotten.
+    """a <- a + (1 - d) (w - a) with d = min(decay, (1 + t) / (10 + t)): the start is forgotten.
 
     Args:
         weights: by name; ``decay`` = 0 makes the average the latest weights.

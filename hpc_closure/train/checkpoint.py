@@ -3,6 +3,7 @@
 ::
 
     weights.safetensors     weights and buffers of the model, whole, float32
+    statistics.safetensors  the model's closed-form parts, float64
     average.safetensors     their exponential average
     best.safetensors        averaged weights of the best validation, with early stopping
     optimizer.safetensors   Adam's moments by weight name, whole
@@ -19,7 +20,6 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch import Tensor
 from hpc_closure import files, log
 
 KEPT = 2
-TENSORS = ("weights", "average", "best", "optimizer")
+TENSORS = ("weights", "statistics", "average", "best", "optimizer")
 LAYOUT = 1
 
 
@@ -153,10 +153,3 @@ def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None
         if shapes[0].get(key) != shapes[1].get(key):
             return f"{key}: {shapes[0].get(key)} in the file, {shapes[1].get(key)} in the model"
     return None
-
-
-def to_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        key: value.float() if torch.is_floating_point(value) else value
-        for key, value in tensors.items()
-    }

@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from hpc_closure.closure.model import ClosureModel
 from hpc_closure.train.processes import Processes, join_alone
 from hpc_closure.train.settings import TrainSettings
 
@@ -54,7 +55,7 @@ class Engine(Protocol):
         """This process's parts of full tensors: the inverse of :meth:`whole`."""
 
     def save(self) -> dict[str, Tensor]:
-        """The optimiser's state as full tensors, ``exp_avg/<weight>`` ... and ``step``. Collective."""
+        """The optimiser's state, full: ``exp_avg/<weight>`` ... and ``step``. Collective."""
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Continue from what any engine has saved. The weights themselves come with the model."""
@@ -66,17 +67,13 @@ class Engine(Protocol):
 class Loss(nn.Module):
     """The model's loss as a forward pass, because that is where engines place their hooks."""
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str):
+    def __init__(self, model: ClosureModel, device: torch.device, precision: str):
         super().__init__()
         self.model = model
-        self.autocast = {
-            "device_type": device.type,
-            "dtype": torch.bfloat16,
-            "enabled": precision == "bfloat16",
-        }
+        self.device_type, self.mixed = device.type, precision == "bfloat16"
 
     def forward(self, batch: dict, seed: int, step: int) -> Tensor:
-        with torch.autocast(**self.autocast):
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.mixed):
             return self.model.loss(batch, seed, step).float()
 
 
@@ -101,20 +98,20 @@ def deepspeed_installed() -> bool:
 
 
 def choose(settings: TrainSettings) -> str:
-    """Name of the engine for these settings. Raises ValueError when DeepSpeed is asked and absent."""
+    """Name of the engine. Raises ValueError when DeepSpeed is asked for and absent."""
     if settings.engine == "torch":
         return "torch"
     if deepspeed_installed():
         return "deepspeed"
     if settings.engine == "deepspeed" or settings.zero_stage or settings.deepspeed:
         raise ValueError(
-            f"train.engine={settings.engine}, train.zero_stage={settings.zero_stage}: DeepSpeed is "
-            "not installed; pip install deepspeed, or set train.engine=torch train.zero_stage=0"
+            f"train.engine={settings.engine}, train.zero_stage={settings.zero_stage}: DeepSpeed "
+            "is not installed; pip install deepspeed, or set train.engine=torch train.zero_stage=0"
         )
     return "torch"
 
 
-def initialize(model: nn.Module, settings: TrainSettings, processes: Processes) -> Engine:
+def initialize(model: ClosureModel, settings: TrainSettings, processes: Processes) -> Engine:
     """Prepare ``model`` (on its device, equal on every rank) for training."""
     refuse_complex(model)
     settings.check_shares(processes.size)
@@ -126,7 +123,7 @@ def initialize(model: nn.Module, settings: TrainSettings, processes: Processes) 
     return DeepSpeedEngine(model, settings, processes)
 
 
-def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def _optimizer(model: ClosureModel, settings: TrainSettings) -> torch.optim.Optimizer:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     return torch.optim.AdamW(
         weights, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -142,7 +139,7 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, processes: Processes):
+    def __init__(self, model: ClosureModel, settings: TrainSettings, processes: Processes):
         self.model, self.settings, self.processes = model, settings, processes
         self.loss = Loss(model, processes.device, settings.precision)
         self.weights = list(_trained(model).values())
@@ -217,7 +214,7 @@ class DeepSpeedEngine:
 
     name = "deepspeed"
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, processes: Processes):
+    def __init__(self, model: ClosureModel, settings: TrainSettings, processes: Processes):
         self.settings, self.processes = settings, processes
         deepspeed = _import_deepspeed(processes)
         self.config = deepspeed_config(settings, processes.size)
@@ -243,7 +240,7 @@ class DeepSpeedEngine:
 
     def held(self) -> dict[str, Tensor]:
         return {
-            name: weight.ds_tensor.data if self.stage == 3 else weight.data
+            name: _sharded(weight).ds_tensor.data if self.stage == 3 else weight.data
             for name, weight in self.model.named_parameters()
         }
 
@@ -267,11 +264,11 @@ class DeepSpeedEngine:
         part = part.reshape(-1).contiguous()
         parts = [torch.empty_like(part) for _ in range(self.processes.size)]
         dist.all_gather(parts, part)
-        return torch.cat(parts)[: weight.ds_numel].view(weight.ds_shape)
+        return torch.cat(parts)[: _sharded(weight).ds_numel].view(_sharded(weight).ds_shape)
 
     def _part(self, weight: nn.Parameter, whole: Tensor) -> Tensor:
         """This process's part of a whole tensor, padded by zeros."""
-        size = weight.ds_tensor.numel()
+        size = _sharded(weight).ds_tensor.numel()
         flat = torch.zeros(size * self.processes.size, dtype=whole.dtype)
         flat[: whole.numel()] = whole.flatten()
         return flat[self.processes.rank * size :][:size].to(self.processes.device)
@@ -328,6 +325,11 @@ class DeepSpeedEngine:
                 else:
                     whole = whole.to(self.processes.device)
                     safe_set_full_optimizer_state(weight, whole, key)
+
+
+def _sharded(weight: nn.Parameter) -> Any:
+    """A weight of ZeRO stage 3: ``ds_tensor`` is this process's part of it."""
+    return weight
 
 
 def deepspeed_config(settings: TrainSettings, num_processes: int) -> dict[str, Any]:

@@ -183,7 +183,10 @@ def _meet(found: Processes, broadcast: Callable | None) -> dist.Store | None:
             "them: install mpi4py, or start with torchrun"
         )
     if not found.first:
-        host, port = broadcast(None)
+        met = broadcast(None)
+        if met is None:
+            raise RuntimeError("MPI sees one process only, its launcher several; see launch/train")
+        host, port = met
         return dist.TCPStore(host, port, found.size, False, TIMEOUT)
     host = _own_address(found.local_size == found.size)
     store = dist.TCPStore(host, 0, found.size, True, TIMEOUT, wait_for_workers=False)

@@ -69,7 +69,8 @@ class TrainSettings:
     device: str = "auto"
 
     def __post_init__(self):
-        for key, valid in (("engine", ENGINES), ("precision", PRECISIONS), ("schedule", SCHEDULES)):
+        words = {"engine": ENGINES, "precision": PRECISIONS, "schedule": SCHEDULES}
+        for key, valid in words.items():
             if getattr(self, key) not in valid:
                 raise ValueError(
                     f"train.{key}={getattr(self, key)!r}: expected one of {', '.join(valid)}"
@@ -88,7 +89,7 @@ class TrainSettings:
                 raise ValueError(f"train.{key}={getattr(self, key)}: expected at least 1")
 
     def check_shares(self, num_processes: int) -> None:
-        """Raise ValueError unless every process and micro-batch gets the same number of samples."""
+        """Raise ValueError unless processes and micro-batches get equal numbers of samples."""
         parts = num_processes * self.accumulate
         if self.batch % parts:
             raise ValueError(

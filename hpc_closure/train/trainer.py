@@ -1,27 +1,23 @@
 """Training, from the first batch to model.safetensors.
 
-A model is anything with
-
-* ``loss(batch, seed, step)``: mean loss of a batch, its randomness keyed by ``sample_index``;
-* ``phases``: (name, share of the steps) in order, each with a learning-rate cycle of its own;
-* ``begin(phase)``: which weights the phase trains (``requires_grad``);
-* ``fit_statistics(phase, data)``: parts with a closed form, before the phase's first step;
-* ``sample_batch(batch, members, seed)``: (members, B, n, n), for the scores.
-
-All but ``loss`` are optional. After a phase the averaged weights are the model's.
+The model's phases (:class:`hpc_closure.closure.model.ClosureModel`) run in order, each with its
+closed-form statistics, its trainable weights and a learning-rate cycle of its own; a phase may
+have no steps at all. The training members are split in two, every other one: ``fit`` and ``hold``.
+After a phase the averaged weights are the model's.
 """
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpc_closure import log
+from hpc_closure.closure.model import ClosureModel, Phase
 from hpc_closure.data.dataset import Share, TrainingSet
 from hpc_closure.run import Run
 from hpc_closure.stop import Stop, Stopped
@@ -47,13 +43,19 @@ class TrainData:
     train: TrainingSet
     valid: TrainingSet
 
+    def of(self, kind: str) -> TrainingSet:
+        """Members of a kind that phases name: fit, hold, valid or train."""
+        if kind in ("fit", "hold"):
+            return self.train.part(("fit", "hold").index(kind), 2)
+        return getattr(self, kind)
+
 
 def fit(
-    model: nn.Module,
+    model: ClosureModel,
     data: TrainData,
     settings: TrainSettings,
     run: Run,
-    export: Callable[[nn.Module, Path], None],
+    export: Callable[[ClosureModel, Path], None],
     *,
     processes: Processes | None = None,
     stop: Stop | None = None,
@@ -77,9 +79,9 @@ def fit(
     trainer = Trainer(model, data, settings, run, processes or Processes(), stop or Stop())
     try:
         trainer.restore()
-        for number, (name, steps) in enumerate(trainer.phases):
+        for number, (phase, steps) in enumerate(trainer.phases):
             if number >= trainer.progress.phase:
-                trainer.train_phase(name, steps)
+                trainer.train_phase(phase, steps)
         trainer.on_first(lambda: export(trainer.model.cpu(), run.model))
     finally:
         trainer.close()
@@ -90,7 +92,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ClosureModel,
         data: TrainData,
         settings: TrainSettings,
         run: Run,
@@ -106,11 +108,7 @@ class Trainer:
         model.to(processes.device)
         data.train.to(processes.device)
         data.valid.to(processes.device)
-        self.fixed = {
-            "train": data.train.some(settings.validation),
-            "valid": data.valid.some(settings.validation),
-        }
-        self.phases = _steps_of(getattr(model, "phases", None) or [("all", 1.0)], settings.steps)
+        self.phases = _steps_of(model.phases, settings.steps)
         self.progress = Progress(settings=self._learned())
         self.restored: Checkpoint | None = None
         self.metrics: Metrics | None = None
@@ -128,33 +126,31 @@ class Trainer:
         """Go on from the newest whole restart point, if there is one."""
         found = self.on_first(lambda: checkpoint.newest(self.run.checkpoints), share=True)
         if found:
-            self.restored = checkpoint.load(found)
-            self.progress = self.restored.progress
-            self._check_restored(found)
-            self.best = self.restored.tensors.get("best", {})
-            self.model.load_state_dict(
-                {**self.model.state_dict(), **self.restored.tensors["weights"]}
-            )
+            self.restored = restored = checkpoint.load(found)
+            self.progress = restored.progress
+            self._check_restored(found, restored.tensors["weights"])
+            self.best = restored.tensors.get("best", {})
+            self.model.load_state_dict({**self.model.state_dict(), **restored.tensors["weights"]})
+            self.model.load_statistics(restored.tensors.get("statistics", {}))
             if self.processes.first:
                 self.logger.info(f"going on from restart point {found.name}")
         self.started = time.monotonic() - self.progress.seconds
         if self.processes.first:
             self.metrics = Metrics(self.run.metrics, self.run.tensorboard, self.progress.step)
 
-    def _check_restored(self, path: Path) -> None:
+    def _check_restored(self, path: Path, weights: dict[str, Tensor]) -> None:
         now, then = self._learned(), self.progress.settings
-        changed = [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
+        changed = [
+            f"{key}: {then.get(key)} -> {value}"
+            for key, value in now.items()
+            if then.get(key) != value
+        ]
         if changed:
             raise ValueError(
                 f"{path} was made with other settings ({', '.join(changed)}); "
                 "change `name`, or run `train --redo`"
             )
-        weights = {
-            key: value
-            for key, value in self.restored.tensors["weights"].items()
-            if key in dict(self.model.named_parameters())
-        }
-        reason = checkpoint.same_weights(weights, dict(self.model.named_parameters()))
+        reason = checkpoint.same_weights(weights, self.model.state_dict())
         if reason:
             raise ValueError(f"{path} holds another model ({reason}); run `train --redo`")
 
@@ -165,6 +161,7 @@ class Trainer:
         kept = {key: buffers[key] for key in self.shadow.state_dict() if key in buffers}
         tensors = {
             "weights": {**whole(self.engine.held()), **kept},
+            "statistics": self.model.statistics,
             "average": whole(self.average.tensors),
             "best": self.best,
             "optimizer": self.engine.save(),
@@ -196,13 +193,15 @@ class Trainer:
 
     # One phase
 
-    def train_phase(self, name: str, steps: int) -> None:
+    def train_phase(self, phase: Phase, steps: int) -> None:
         """All (remaining) steps of a phase; afterwards the averaged weights are the model's."""
         progress, settings = self.progress, self.settings
-        self._begin(name)
-        label = f"train {name}" if len(self.phases) > 1 else "train"
+        self._begin(phase)
+        if not steps:
+            return self._end()
+        self._prepare(phase)
         with log.progress(
-            steps, label, initial=progress.phase_step, show=self.processes.first
+            steps, f"train {phase.name}", initial=progress.phase_step, show=self.processes.first
         ) as bar:
             while progress.phase_step < steps:
                 lr = settings.rate(progress.phase_step, steps)
@@ -218,7 +217,7 @@ class Trainer:
                 row = progress.step % settings.log_every == 0 or validating
                 stopping = self._read(force=row or saving)
                 if row:
-                    loss = self._write_row(name, lr, self._validate() if validating else {})
+                    loss = self._write_row(phase.name, lr, self._validate() if validating else {})
                     bar.update(progress.phase_step - bar.done, f"loss {loss:.4g}")
                 if self._out_of_patience():
                     break
@@ -228,20 +227,33 @@ class Trainer:
                     raise Stopped(self.stop.reason)
         self._end()
 
-    def _begin(self, name: str) -> None:
-        """Statistics, engine and average of a phase, fresh or as they were."""
-        if hasattr(self.model, "begin"):
-            self.model.begin(name)
-        fresh = self.restored is None or self.progress.phase_step == 0
-        if fresh and hasattr(self.model, "fit_statistics"):
-            self.model.fit_statistics(name, self.data)
+    def _begin(self, phase: Phase) -> None:
+        """Statistics of a phase, computed or as they were, and which weights it trains."""
+        model, self.part = self.model, self.data.of(phase.members)
+        if self.progress.phase_step == 0:
+            report = self.on_first(lambda: model.begin(phase.name, self.part.passes))
+            model.load_statistics(self.processes.share(model.statistics))
+            for key, value in (report or {}).items():
+                self.logger.info(f"{phase.name}: {key} {value}")
+        model.phase = phase.name
+        trained = {id(weight) for weight in model.parameters_of(phase.name)}
+        for weight in model.parameters():
+            weight.requires_grad_(id(weight) in trained)
+
+    def _prepare(self, phase: Phase) -> None:
+        """Engine and average of a phase, fresh or as they were."""
+        self.fixed = {
+            "train": self.part.some(self.settings.validation),
+            "valid": self.data.valid.some(self.settings.validation),
+        }
+        self.scored = bool(self.settings.score_members) and phase is self._last_trained()
         self.shadow = copy.deepcopy(self.model).eval()
         self.shadow_loss = engine.Loss(
             self.shadow, self.processes.device, self.settings.precision
         )
         self.engine = engine.initialize(self.model, self.settings, self.processes)
         self.average = Average(self.engine.held(), self.settings.ema)
-        if not fresh:
+        if self.restored is not None and self.progress.phase_step:
             self.engine.load(self.restored.tensors.get("optimizer", {}))
             parts = self.engine.parts(self.restored.tensors["average"])
             for key, value in self.average.tensors.items():
@@ -249,6 +261,10 @@ class Trainer:
         self.restored = None
         if self.processes.first and not self.steps_now:
             self._describe()
+
+    def _last_trained(self) -> Phase:
+        """The last phase that has steps: only then can the model be sampled."""
+        return [phase for phase, steps in self.phases if steps][-1]
 
     def _describe(self) -> None:
         count = sum(weight.numel() for weight in self.model.parameters())
@@ -265,7 +281,7 @@ class Trainer:
         size = settings.batch // (self.processes.size * settings.accumulate)
         first = step * settings.batch + self.processes.rank * settings.accumulate * size
         return [
-            (self.data.train.batch(first + part * size, size, self.share), settings.seed, step)
+            (self.part.batch(first + part * size, size, self.share), settings.seed, step)
             for part in range(settings.accumulate)
         ]
 
@@ -312,12 +328,12 @@ class Trainer:
         self.shadow.load_state_dict({**self.shadow.state_dict(), **averaged})
         size = max(1, settings.batch // (processes.size * settings.accumulate))
         row = {}
-        for part in ("train", "valid"):
-            samples, numbers = getattr(self.data, part), self.fixed[part]
+        for part, samples in (("train", self.part), ("valid", self.data.valid)):
+            numbers = self.fixed[part]
             row[f"{part}_loss"] = validate.mean_loss(
                 self.shadow_loss, samples, numbers, size, settings.seed + 1, processes
             )
-            if settings.score_members and hasattr(self.shadow, "sample_batch"):
+            if self.scored:
                 few = samples.some(min(validate.SCORED, len(numbers)))
                 found = validate.scores(
                     self.shadow, samples, few, settings.score_members, settings.seed + 1, processes
@@ -348,14 +364,17 @@ class Trainer:
 
     def _end(self) -> None:
         """Give the model its averaged (or best) weights and mark the phase done."""
-        averaged = self.best or self.engine.whole(self.average.tensors)
-        self.shadow.load_state_dict({**self.shadow.state_dict(), **averaged})
-        self.engine.close()
-        self.model, self.best = self.shadow.train(), {}
         progress = self.progress
+        if progress.phase_step:
+            averaged = self.best or self.engine.whole(self.average.tensors)
+            self.shadow.load_state_dict({**self.shadow.state_dict(), **averaged})
+            self.engine.close()
+            self.model, self.best = self.shadow.train(), {}
+        self.part.close()
         progress.phase += 1
         progress.phase_step, progress.best, progress.strikes = 0, None, 0
-        self._publish({"weights": self.model.state_dict()})
+        statistics = self.model.statistics
+        self._publish({"weights": self.model.state_dict(), "statistics": statistics})
 
     def close(self) -> None:
         if self.metrics:
@@ -364,11 +383,11 @@ class Trainer:
         self.data.valid.close()
 
 
-def _steps_of(phases, steps: int) -> list[tuple[str, int]]:
+def _steps_of(phases: Sequence[Phase], steps: int) -> list[tuple[Phase, int]]:
     """Steps of each phase; the shares need not sum to one."""
-    total = sum(share for _, share in phases)
+    total = sum(phase.share for phase in phases)
     bounds, done = [0], 0.0
-    for _, share in phases:
-        done += share
+    for phase in phases:
+        done += phase.share
         bounds.append(round(steps * done / total))
-    return [(name, bounds[i + 1] - bounds[i]) for i, (name, _) in enumerate(phases)]
+    return [(phase, bounds[i + 1] - bounds[i]) for i, phase in enumerate(phases)]

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpc_closure.closure.conditions import Sensors, regular_positions
+from hpc_closure.closure.model import ClosureModel
 from hpc_closure.data.dataset import TrainingSet
 from hpc_closure.train.processes import Processes
 
-SCORED = 32  # snapshots sampled for the scores
+SCORED = 16  # snapshots sampled for the scores
 
 
 def mine(numbers: np.ndarray, processes: Processes) -> np.ndarray:
@@ -39,7 +41,12 @@ def mean_loss(
 
 @torch.no_grad()
 def scores(
-    model: nn.Module, part: TrainingSet, numbers: np.ndarray, members: int, seed: int, processes
+    model: ClosureModel,
+    part: TrainingSet,
+    numbers: np.ndarray,
+    members: int,
+    seed: int,
+    processes: Processes,
 ) -> dict[str, float]:
     """Scores of an ensemble of ``members`` samples per snapshot.
 
@@ -48,7 +55,7 @@ def scores(
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for batch in _batches(part, mine(numbers, processes), 8):
-        samples = model.sample_batch(batch, members=members, seed=seed).double()
+        samples = ensemble(model, batch, members, seed).double()
         sums += score_sums(samples, batch["target"].double()).cpu()
     error, size, variance, crps = processes.mean(sums).tolist()
     return {
@@ -56,6 +63,26 @@ def scores(
         "crps": crps / math.sqrt(size * _points(part, numbers, processes)),
         "spread_skill": math.sqrt((members + 1) / members * variance / error) if error else 1.0,
     }
+
+
+def ensemble(model: ClosureModel, batch: dict[str, Any], members: int, seed: int) -> Tensor:
+    """Samples (members, B, n, n), an ensemble per state; with sensors where they are required."""
+
+    def repeat(field: Tensor) -> Tensor:
+        return field.repeat(members, *[1] * (field.ndim - 1))
+
+    target = batch["target"]
+    state, truth = repeat(batch["state"]), repeat(target)
+    history = repeat(batch["history"]) if "history" in batch else None
+    sensors = None
+    if model.config["conditions"]["sensors"] == "required":
+        size = target.shape[-1]
+        side = next(side for side in (16, 12, 10, 8, 6, 5, 4, 3, 2, 1) if size % side == 0)
+        values = truth[:, :: size // side, :: size // side].flatten(1)
+        sensors = Sensors(values, regular_positions(side, model.length))
+    ids = range(int(batch["sample_index"][0]) * members, 2**62)[: len(state)]
+    samples = model.sample_batch(state, members=ids, seed=seed, history=history, sensors=sensors)
+    return samples.view(members, *target.shape)
 
 
 def _points(part: TrainingSet, numbers: np.ndarray, processes: Processes) -> float:

@@ -1,0 +1,99 @@
+"""Engines: equal losses for any engine, process count and ZeRO stage; what they refuse."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hpc_closure.train import engine
+from hpc_closure.train.processes import Processes
+from hpc_closure.train.settings import TrainSettings
+
+CASE = Path(__file__).with_name("train_case.py")
+CONFIGS = Path(__file__).parent.parent / "launch" / "deepspeed"
+VARIANTS = {
+    1: ["torch:0", "deepspeed:0", "deepspeed:1", "deepspeed:3", "torch:0:4", "deepspeed:2:2"],
+    2: ["torch:0", "deepspeed:0", "deepspeed:1", "deepspeed:2", "deepspeed:3", "deepspeed:1:2"],
+    4: ["torch:0", "deepspeed:0", "deepspeed:1", "deepspeed:2", "deepspeed:3"],
+}
+needs_deepspeed = pytest.mark.skipif(
+    not engine.deepspeed_installed(), reason="DeepSpeed is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, mpirun):
+    """Losses of plain torch in one process."""
+    out = tmp_path_factory.mktemp("reference") / "losses.json"
+    done = mpirun(1, [sys.executable, CASE, "engines", out, "torch:0"])
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())["torch:0"]
+
+
+@needs_deepspeed
+@pytest.mark.mpi
+@pytest.mark.parametrize("processes", VARIANTS)
+def test_losses_are_those_of_plain_torch(processes, reference, tmp_path, mpirun):
+    out = tmp_path / "losses.json"
+    command = [sys.executable, CASE, "engines", out, *VARIANTS[processes]]
+    done = mpirun(processes, command, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and done.stderr == "", "the engines are not quiet"
+    for variant, losses in json.loads(out.read_text()).items():
+        assert len(losses) == 50
+        assert losses == pytest.approx(reference, rel=1e-6), variant
+
+
+def test_complex_weights_are_refused():
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3, dtype=torch.cfloat))
+
+    with pytest.raises(ValueError, match=r"weight is complex64: store it as real"):
+        engine.initialize(Complex(), TrainSettings(), Processes())
+
+
+def test_absent_deepspeed(monkeypatch):
+    monkeypatch.setattr(engine, "deepspeed_installed", lambda: False)
+    assert engine.choose(TrainSettings()) == "torch"
+    with pytest.raises(ValueError, match="DeepSpeed is not installed"):
+        engine.choose(TrainSettings(engine="deepspeed"))
+    with pytest.raises(ValueError, match="train.zero_stage=1"):
+        engine.choose(TrainSettings(zero_stage=1))
+
+
+def test_batch_must_divide():
+    with pytest.raises(ValueError, match="train.batch=10 .* 4 processes x 1.*nearest: 8"):
+        TrainSettings(batch=10).check_shares(4)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_shipped_configurations(stage):
+    path = CONFIGS / f"zero{stage}.json"
+    settings = TrainSettings(batch=32, accumulate=2, deepspeed=str(path))
+    config = engine.deepspeed_config(settings, 4)
+    assert config["zero_optimization"]["stage"] == stage
+    assert config["train_micro_batch_size_per_gpu"] == 4
+    if engine.deepspeed_installed():
+        from deepspeed.runtime.config import DeepSpeedConfig
+
+        DeepSpeedConfig({**config, "train_micro_batch_size_per_gpu": 16})
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("{", "not JSON"),
+        ("{}", "expected a key zero_optimization"),
+        ('{"zero_optimization": {"stage": 1}, "optimizer": {}}', "belongs to the experiment file"),
+    ],
+)
+def test_wrong_configuration(text, told, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        engine.deepspeed_config(TrainSettings(deepspeed=str(path)), 1)
