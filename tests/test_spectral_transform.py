@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hpc_closure.spectral.grid import Grid, hermitian
-from hpc_closure.spectral.transform import Transform, blocks
+from hpc_closure.spectral.slabs import blocks
+from hpc_closure.spectral.transform import Transform
 
 
 def random_spectrum(grid, members=4, dtype=torch.complex128):

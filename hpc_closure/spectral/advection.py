@@ -27,27 +27,29 @@ from hpc_closure.spectral.transform import Transform
 class Advection:
     """``-u . grad w`` from ``w_hat``, both as real pairs ``(members, 2K + 1, columns, 2)``."""
 
-    num_fields = 2
-
     def __init__(self, transform: Transform):
         grid, self.transform = transform.grid, transform
-        self.u = transform.symbol(1j * grid.ky * grid.inverse_k2)
-        self.v = transform.symbol(-1j * grid.kx * grid.inverse_k2)
-        self._work: dict[int, Tensor] = {}
+        # i times these, per mode: u_hat = i ky / k^2 w_hat, v_hat = -i kx / k^2 w_hat
+        self.to_velocity = transform.factors(grid.ky * grid.inverse_k2, -grid.kx * grid.inverse_k2)
+        self._work: dict[tuple, Tensor] = {}
 
-    def work(self, w: Tensor) -> Tensor:
-        """Buffer for ``num_fields`` spectra of the shape of ``w``."""
-        members = w.shape[0]
-        if members not in self._work:
-            self._work[members] = w.new_empty(self.num_fields, *w.shape)
-        return self._work[members]
+    def work(self, name: str, like: Tensor) -> Tensor:
+        """Work array of the shape of ``like``."""
+        key = (name, like.shape)
+        if key not in self._work:
+            self._work[key] = torch.empty_like(like)
+        return self._work[key]
+
+    def rotate(self, w: Tensor) -> Tensor:
+        """``i w_hat``."""
+        out = self.work("rotated", w)
+        torch.neg(w[..., 1], out=out[..., 0])
+        out[..., 1].copy_(w[..., 0])
+        return out
 
     def velocity(self, w: Tensor) -> Tensor:
         """Physical velocity ``(2, members, rows, n)``."""
-        uv = self.work(w)[:2]
-        self.u.apply(w, uv[0])
-        self.v.apply(w, uv[1])
-        return self.transform.to_physical(torch.view_as_complex(uv))
+        return self.transform.synthesize((self.rotate(w), self.to_velocity))
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         """``out = -(u . grad w)``."""
@@ -57,45 +59,35 @@ class Advection:
 class Advective(Advection):
     """``-(u w_x + v w_y)``."""
 
-    num_fields = 4
-
     def __init__(self, transform: Transform):
         super().__init__(transform)
         grid = transform.grid
-        self.dx = transform.symbol(1j * grid.kx * torch.ones_like(grid.ky))
-        self.dy = transform.symbol(1j * grid.ky * torch.ones_like(grid.kx))
+        kx, ky, inverse = grid.kx, grid.ky, grid.inverse_k2
+        self.to_fields = transform.factors(ky * inverse, -kx * inverse, kx, ky)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        work = self.work(w)
-        for field, symbol in zip(work, (self.u, self.v, self.dx, self.dy)):
-            symbol.apply(w, field)
-        u, v, w_x, w_y = self.transform.to_physical(torch.view_as_complex(work))
-        product = u.mul_(w_x).add_(v.mul_(w_y)).neg_()
-        return out.copy_(torch.view_as_real(self.transform.to_spectral(product)))
+        fields = self.transform.synthesize((self.rotate(w), self.to_fields))
+        fields[:2].mul_(fields[2:])
+        product = fields[0].add_(fields[1])
+        return torch.neg(self.transform.analyse(product[None])[0], out=out)
 
 
 class Flux(Advection):
     """``-((u w)_x + (v w)_y)``."""
 
-    num_fields = 3
-
     def __init__(self, transform: Transform):
         super().__init__(transform)
-        grid = transform.grid
-        self.minus_dx = transform.symbol(-1j * grid.kx * torch.ones_like(grid.ky))
-        self.minus_dy = transform.symbol(-1j * grid.ky * torch.ones_like(grid.kx))
+        self.divergence = transform.factors(transform.grid.kx, transform.grid.ky)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        work = self.work(w)
-        self.u.apply(w, work[0])
-        self.v.apply(w, work[1])
-        work[2].copy_(w)
-        fields = self.transform.to_physical(torch.view_as_complex(work))
+        fields = self.transform.synthesize((self.rotate(w), self.to_velocity), (w, None))
         fields[:2].mul_(fields[2])
-        flux = torch.view_as_real(self.transform.to_spectral(fields[:2]))
-        self.minus_dx.apply(flux[0], out)
-        self.minus_dy.apply(flux[1], work[0])
-        return out.add_(work[0])
+        flux = self.transform.analyse(fields[:2], self.divergence)
+        total = flux[0].add_(flux[1])
+        # -i (kx F_x + ky F_y)
+        out[..., 0].copy_(total[..., 1])
+        torch.neg(total[..., 0], out=out[..., 1])
+        return out
 
 
 class Basdevant(Advection):
@@ -103,21 +95,18 @@ class Basdevant(Advection):
 
     def __init__(self, transform: Transform):
         super().__init__(transform)
-        grid = transform.grid
-        self.s_uv = transform.symbol(grid.kx**2 - grid.ky**2)
-        self.s_difference = transform.symbol(grid.kx * grid.ky)
+        kx, ky = transform.grid.kx, transform.grid.ky
+        self.to_tendency = transform.factors(kx**2 - ky**2, kx * ky)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         products = self.velocity(w)
         u, v = products
-        difference = torch.sub(v, u)
-        total = torch.add(v, u)
+        difference = torch.sub(v, u, out=self.work("difference", u))
+        total = torch.add(v, u, out=self.work("sum", u))
         u.mul_(v)
         torch.mul(difference, total, out=v)
-        spectra = torch.view_as_real(self.transform.to_spectral(products))
-        self.s_uv.apply(spectra[0], out)
-        self.s_difference.apply(spectra[1], spectra[1])
-        return out.add_(spectra[1])
+        spectra = self.transform.analyse(products, self.to_tendency)
+        return torch.add(spectra[0], spectra[1], out=out)
 
 
 class Packed(Advection):
@@ -145,11 +134,11 @@ class Packed(Advection):
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         transform, lines = self.transform, self.transform.lines
         n, K = transform.grid.size, transform.grid.modes
-        scratch = self.work(w)
+        scratch = self.work("scratch", w)
         conjugate = w.clone()
         conjugate[..., 1].neg_()
-        plus = self.z_plus.apply(w, torch.empty_like(w), scratch[0])
-        minus = self.z_minus.apply(conjugate, torch.empty_like(w), scratch[0])
+        plus = self.z_plus.apply(w, torch.empty_like(w), scratch)
+        minus = self.z_minus.apply(conjugate, torch.empty_like(w), scratch)
         z = w.new_zeros(w.shape[0], n, n, 2)
         z[:, self.rows, : K + 1] = plus
         z[:, self.rows, n - K :] = minus[:, self.minus_rows, 1:].flip(2)

@@ -62,17 +62,46 @@ def uniform_bits(key: np.ndarray, stream: int, first: int, num_counters: int) ->
     return generator.random_raw(num_counters * WORDS_PER_COUNTER)
 
 
+# cos and sin of 2 pi j / 4096: a third of the cost of libm's, and without its differences.
+_TURN_BITS = 12
+_COS = np.cos(2 * np.pi * np.arange(1 << _TURN_BITS) / (1 << _TURN_BITS))
+_SIN = np.sin(2 * np.pi * np.arange(1 << _TURN_BITS) / (1 << _TURN_BITS))
+
+
 def box_muller(words: np.ndarray) -> np.ndarray:
-    """Complex normals with ``E |z|^2 = 2`` (two real ones) from 64-bit words, same shape."""
-    radius = ((words >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
+    """Complex normals with ``E |z|^2 = 2`` (two real ones) from 64-bit words, same shape.
+
+    ``z = sqrt(-2 log((h + 1/2) / 2^32)) exp(2 pi i l / 2^32)``, h and l the high and low half of a
+    word. The angle is split in a table's and a rest below 2 pi / 4096, where short series are exact.
+    """
+    radius = (words >> np.uint64(32)).astype(np.float64)
+    radius += 0.5
+    radius *= 2.0**-32
     np.log(radius, out=radius)
     radius *= -2.0
     np.sqrt(radius, out=radius)
-    angle = (words & np.uint64(0xFFFFFFFF)).astype(np.float64)
-    angle *= 2.0 * np.pi * 2.0**-32
+    low = words.astype(np.uint32)
+    index = (low >> np.uint32(32 - _TURN_BITS)).astype(np.intp)
+    rest = (low & np.uint32((1 << (32 - _TURN_BITS)) - 1)).astype(np.float64)
+    rest *= 2.0 * np.pi * 2.0**-32
+    square = rest * rest
+    sin = square * (1 / 120)
+    sin -= 1 / 6
+    sin *= square
+    sin += 1.0
+    sin *= rest
+    cos = square * (1 / 24)
+    cos -= 0.5
+    cos *= square
+    cos += 1.0
+    cos *= radius
+    sin *= radius
+    cos_table, sin_table = _COS.take(index), _SIN.take(index)
     out = np.empty(words.shape, dtype=np.complex128)
-    np.multiply(np.cos(angle), radius, out=out.real)
-    np.multiply(np.sin(angle, out=angle), radius, out=out.imag)
+    np.subtract(cos_table * cos, np.multiply(sin_table, sin, out=square), out=out.real)
+    sin_table *= cos
+    cos_table *= sin
+    np.add(sin_table, cos_table, out=out.imag)
     return out
 
 

@@ -59,7 +59,7 @@ class Simulation:
         if problem.removed == "none":
             self.noise = problem.make_noise(seed, stage)
         self.step_index = 0
-        if self.transform.comm or self.device.type != "cpu":
+        if self.transform.slabs or self.device.type != "cpu":
             threads = 1
         threads = min(threads or torch.get_num_threads(), len(self.members))
         self._chunks = _split(len(self.members), chunk or self._chunk_size(), threads)
@@ -239,7 +239,7 @@ class Simulation:
 
     def _chunk_size(self) -> int:
         """Members whose work arrays stay in the outer cache of a core; all of them on a GPU."""
-        if self.device.type != "cpu" or self.transform.comm:
+        if self.device.type != "cpu" or self.transform.slabs:
             return len(self.members)
         points = self.grid.size**self.grid.dimensions
         return max(1, min(64, (1 << 16) // points))
@@ -283,12 +283,7 @@ class _Lane:
 
     def speed(self, w: Tensor) -> np.ndarray:
         """Largest speed of each member over all ranks, float64."""
-        speed = self.equation.speed(w).double().cpu().numpy()
-        if self.transform.comm:
-            everyone = np.empty((self.transform.num_ranks, len(speed)))
-            self.transform.comm.Allgather(speed, everyone)
-            speed = everyone.max(0)
-        return speed
+        return self.transform.maximum(self.equation.speed(w).double().cpu().numpy())
 
     def levels(self, w: Tensor) -> np.ndarray:
         """Refinement level of each member from its own largest speed."""

@@ -8,7 +8,7 @@ of fields and members at once::
     # mpirun -n 3 python example.py
     from mpi4py import MPI
     transform = Transform(Grid(64), comm=MPI.COMM_WORLD)
-    w = transform.to_physical(transform.local(w_hat))      # (..., rows of this rank, 64)
+    field = transform.to_physical(transform.local(w_hat))      # (..., rows of this rank, 64)
 
 Every line is transformed by itself with the same arithmetic however many lines there are, so the
 result does not depend, to the last bit, on the batch or on the number of ranks (CPU).
@@ -16,90 +16,37 @@ result does not depend, to the last bit, on the batch or on the number of ranks 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 import torch
 from torch import Tensor
 
 from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.lines import LineFFT
+from hpc_closure.spectral.slabs import Slabs
 from hpc_closure.spectral.symbols import Symbol
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
-
-class LineFFT:
-    """The four line transforms, unnormalised towards physical space (the ``forward`` norm).
-
-    On the CPU the strided complex lines go through SciPy (pocketfft: equal bits for any number of
-    lines, which MKL behind torch does not give at sizes such as 24 and 48) and the contiguous
-    real lines through torch, which is the faster there.
-    """
-
-    def __init__(self, device: torch.device):
-        self.on_cpu = device.type == "cpu"
-
-    def x_to_physical(self, lines: Tensor) -> Tensor:
-        """Complex inverse along the second-to-last axis."""
-        if self.on_cpu:
-            return torch.from_numpy(scipy.fft.ifft(lines.numpy(), axis=-2, norm="forward"))
-        return torch.fft.ifft(lines, dim=-2, norm="forward")
-
-    def x_to_spectral(self, lines: Tensor) -> Tensor:
-        """Complex forward along the second-to-last axis."""
-        if self.on_cpu:
-            return torch.from_numpy(scipy.fft.fft(lines.numpy(), axis=-2, norm="forward"))
-        return torch.fft.fft(lines, dim=-2, norm="forward")
-
-    def y_complex_to_physical(self, lines: Tensor) -> Tensor:
-        """Complex inverse along the last axis."""
-        if self.on_cpu:
-            return torch.from_numpy(scipy.fft.ifft(lines.numpy(), axis=-1, norm="forward"))
-        return torch.fft.ifft(lines, dim=-1, norm="forward")
-
-    def y_complex_to_spectral(self, lines: Tensor) -> Tensor:
-        """Complex forward along the last axis."""
-        if self.on_cpu:
-            return torch.from_numpy(scipy.fft.fft(lines.numpy(), axis=-1, norm="forward"))
-        return torch.fft.fft(lines, dim=-1, norm="forward")
-
-    def y_to_physical(self, lines: Tensor, size: int) -> Tensor:
-        """Half-complex to real along the last axis; missing modes are zero."""
-        with _one_thread(self.on_cpu):
-            return torch.fft.irfft(lines, n=size, dim=-1, norm="forward")
-
-    def y_to_spectral(self, field: Tensor) -> Tensor:
-        """Real to half-complex along the last axis."""
-        with _one_thread(self.on_cpu):
-            return torch.fft.rfft(field, dim=-1, norm="forward")
+#: a spectrum as real pairs, and real factors per field and mode (or None)
+Part = tuple[Tensor, Tensor | None]
 
 
-@contextlib.contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """MKL's last bits depend on how it shares the lines among threads, so it gets one."""
-    threads = torch.get_num_threads() if wanted else 1
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+@dataclass
+class _Padded:
+    """Work array of an inverse transform and the parts of it that have a meaning."""
 
-
-def blocks(length: int, parts: int) -> list[slice]:
-    """Split ``length`` items in ``parts`` consecutive slices that differ by at most one item."""
-    base, extra = divmod(length, parts)
-    starts = [part * base + min(part, extra) for part in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(starts, starts[1:])]
+    whole: Tensor  # (fields, members, n, columns or n // 2 + 1) complex
+    lines: Tensor  # the retained columns of it
+    upper: Tensor  # real pairs of rows 0..K
+    middle: Tensor  # rows of modes that are not retained
+    lower: Tensor  # real pairs of rows -K..-1
 
 
 class Transform:
-    """Transforms of one grid.
+    """Transforms of one grid; holds work arrays, so one per thread.
 
     Args:
         grid: the grid of the retained spectrum.
@@ -116,30 +63,34 @@ class Transform:
         self.real = PRECISIONS[precision]
         self.complex = COMPLEX[self.real]
         self.lines = LineFFT(self.device)
-        self.comm = comm if comm is not None and comm.Get_size() > 1 else None
-        self.num_ranks = self.comm.Get_size() if self.comm else 1
-        self.rank = self.comm.Get_rank() if self.comm else 0
-        if self.comm and (grid.dimensions == 1 or self.device.type != "cpu"):
-            raise ValueError("domain ranks need a 2-D grid and the CPU; use domain_ranks: 1")
-        if self.num_ranks > grid.modes + 1:
-            raise ValueError(
-                f"a grid of {grid.size} has {grid.modes + 1} columns of modes: at most that many "
-                f"domain ranks, got {self.num_ranks}"
-            )
-        self._columns = blocks(grid.modes + 1, self.num_ranks)
-        self.columns = self._columns[self.rank]
-        self._padded: dict[tuple, Tensor] = {}
+        self.slabs = None
+        if comm is not None and comm.Get_size() > 1:
+            if grid.dimensions == 1 or self.device.type != "cpu":
+                raise ValueError("domain ranks need a 2-D grid on the CPU: set domain_ranks: 1")
+            self.slabs = Slabs(comm, grid.modes + 1)
+        self._padded: dict[tuple, _Padded] = {}
+        self._spectra: dict[tuple, Tensor] = {}
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that share a field."""
+        return self.slabs.num_ranks if self.slabs else 1
+
+    @property
+    def columns(self) -> slice:
+        """Columns (ky) of the retained spectrum that this rank holds."""
+        return self.slabs.columns if self.slabs else slice(0, self.grid.modes + 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one member's retained spectrum on this rank."""
-        if self.grid.dimensions == 1:
-            return self.grid.shape
-        return (self.grid.shape[0], self.columns.stop - self.columns.start)
+        columns = self.columns.stop - self.columns.start
+        return (*self.grid.shape[:-1], columns)
 
     def rows(self, size: int | None = None) -> slice:
         """Rows (x) of a physical field of ``size`` points that this rank holds."""
-        return blocks(size or self.grid.size, self.num_ranks)[self.rank]
+        size = size or self.grid.size
+        return self.slabs.rows(size) if self.slabs else slice(0, size)
 
     def local(self, spectrum: Tensor) -> Tensor:
         """This rank's columns of a tensor that broadcasts to the whole retained spectrum."""
@@ -151,96 +102,148 @@ class Transform:
         """Diagonal operator with ``values`` per mode (whole retained shape), on this rank."""
         return Symbol(self.local(values), torch.empty(0, dtype=self.real, device=self.device))
 
+    def factors(self, *values: Tensor) -> Tensor:
+        """Real factors of several fields for :meth:`synthesize` and :meth:`analyse`.
+
+        Args:
+            values: real tensors that broadcast to the whole retained spectrum, one per field.
+
+        Returns:
+            ``(fields, 1, 2K + 1, local columns, 2)``, or ``(fields, 1, K + 1, 2)`` on a line.
+        """
+        whole = torch.stack([value.expand(self.grid.shape) for value in values]).unsqueeze(1)
+        mine = self.local(whole).to(self.device, self.real)
+        return torch.stack([mine, mine], -1).contiguous()
+
+    # -- complex spectra, any leading axes -------------------------------------------------------
+
     def to_physical(self, w_hat: Tensor, size: int | None = None) -> Tensor:
         """Evaluate spectra on the grid, or on one of ``size`` points per side.
 
         Args:
-            w_hat: ``(..., 2K + 1, local columns)`` complex (``(..., K + 1)`` in one dimension).
+            w_hat: ``(..., 2K + 1, local columns)`` complex (``(..., K + 1)`` on a line).
             size: points per side, at least ``2K + 2``; the grid's own by default.
 
         Returns:
-            ``(..., local rows, size)`` real.
+            ``(..., local rows, size)`` real, a new tensor.
         """
-        n = size or self.grid.size
-        K = self.grid.modes
-        if n < 2 * K + 1:
-            raise ValueError(f"{n} points cannot carry {K} modes: resize the spectrum first")
-        if self.grid.dimensions == 1:
-            return self.lines.y_to_physical(w_hat, n)
-        padded = self._zero_padded(tuple(w_hat.shape[:-2]), n, w_hat.shape[-1])
-        padded[..., : K + 1, :] = w_hat[..., : K + 1, :]
-        padded[..., n - K :, :] = w_hat[..., K + 1 :, :]
-        lines = self.lines.x_to_physical(padded)
-        if self.comm:
-            lines = self._to_rows(lines, n)
-        return self.lines.y_to_physical(lines, n)
+        lead = w_hat.shape[: -self.grid.dimensions]
+        pairs = torch.view_as_real(w_hat.resolve_conj().contiguous())
+        field = self.synthesize((pairs.reshape(-1, *self.shape, 2), None), size=size)
+        return field.reshape(*lead, *field.shape[2:])
 
     def to_spectral(self, field: Tensor) -> Tensor:
         """Retained spectra of fields ``(..., local rows, size)``, cut to the grid's modes."""
-        K, n = self.grid.modes, field.shape[-1]
+        lead = field.shape[: -self.grid.dimensions]
+        fields = field.reshape(1, -1, *field.shape[-self.grid.dimensions :])
+        spectra = torch.view_as_complex(self.analyse(fields))
+        return spectra.reshape(*lead, *self.shape).clone()
+
+    # -- the solver's form: real pairs, several fields at once -----------------------------------
+
+    def synthesize(self, *parts: Part, size: int | None = None) -> Tensor:
+        """Physical fields of spectra times real factors, all in one transform.
+
+        Args:
+            parts: ``(w, factors)``: real pairs ``(members, 2K + 1, local columns, 2)`` and factors
+                ``(fields, 1, ...)`` or None for the one field that ``w`` is.
+            size: points per side; the grid's own by default.
+
+        Returns:
+            ``(fields, members, local rows, size)`` real, a new tensor, parts in order.
+        """
+        n, K = size or self.grid.size, self.grid.modes
+        if n < 2 * K + 1:
+            raise ValueError(f"{n} points cannot carry {K} modes: resize the spectrum first")
+        fields = sum(1 if f is None else len(f) for _, f in parts)
+        padded = self._work(fields, parts[0][0].shape[0], n)
+        if self.grid.dimensions == 1:
+            _fill(padded.upper, parts)
+            return self.lines.y_to_physical(padded.whole, n)
+        _fill(padded.upper, [(w[:, : K + 1], _rows(f, slice(0, K + 1))) for w, f in parts])
+        _fill(padded.lower, [(w[:, K + 1 :], _rows(f, slice(K + 1, None))) for w, f in parts])
+        padded.middle.zero_()
+        self.lines.x_to_physical(padded.lines)
+        if self.slabs:
+            return self.lines.y_to_physical(self.slabs.to_rows(padded.whole), n)
+        return self.lines.y_to_physical(padded.whole, n)
+
+    def analyse(self, fields: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Retained spectra of fields, times real factors.
+
+        Args:
+            fields: ``(fields, members, local rows, size)`` real.
+            factors: ``(fields, 1, 2K + 1, local columns, 2)`` or None.
+
+        Returns:
+            ``(fields, members, 2K + 1, local columns, 2)`` real pairs in a work array that the next
+            call overwrites.
+        """
+        K, n = self.grid.modes, fields.shape[-1]
         if n < 2 * K + 1:
             raise ValueError(f"{n} points cannot carry {K} modes")
-        lines = self.lines.y_to_spectral(field)[..., : K + 1]
+        lines = self.lines.y_to_spectral(fields)[..., : K + 1]
+        out = self._output(*fields.shape[:2])
         if self.grid.dimensions == 1:
-            return lines.contiguous()
-        if self.comm:
-            lines = self._to_columns(lines, n)
-        lines = self.lines.x_to_spectral(lines)
-        out = lines.new_empty(*lines.shape[:-2], 2 * K + 1, lines.shape[-1])
-        out[..., : K + 1, :] = lines[..., : K + 1, :]
-        out[..., K + 1 :, :] = lines[..., n - K :, :]
+            _fill(out, [(torch.view_as_real(lines), factors)], paired=True)
+            return out
+        if self.slabs:
+            lines = self.slabs.to_columns(lines, n)
+        lines = torch.view_as_real(self.lines.x_to_spectral(lines))
+        upper, lower = slice(0, K + 1), slice(K + 1, None)
+        _fill(out[:, :, upper], [(lines[:, :, : K + 1], _rows(factors, upper))], paired=True)
+        _fill(out[:, :, lower], [(lines[:, :, n - K :], _rows(factors, lower))], paired=True)
         return out
 
-    def _zero_padded(self, lead: tuple, n: int, columns: int) -> Tensor:
-        """Buffer whose middle rows, the modes beyond K, are zero and stay zero."""
-        key = (*lead, n, columns)
+    def _work(self, fields: int, members: int, n: int) -> _Padded:
+        key = (fields, members, n)
         if key not in self._padded:
-            self._padded[key] = torch.zeros(key, dtype=self.complex, device=self.device)
+            K, width = self.grid.modes, self.shape[-1]
+            columns = width if self.slabs else n // 2 + 1
+            lead = (fields, members) if self.grid.dimensions == 1 else (fields, members, n)
+            whole = torch.zeros(*lead, columns, dtype=self.complex, device=self.device)
+            lines = whole[..., :width]
+            pairs = torch.view_as_real(lines)
+            if self.grid.dimensions == 1:
+                self._padded[key] = _Padded(whole, lines, pairs, pairs, pairs)
+            else:
+                cuts = pairs[:, :, : K + 1], pairs[:, :, K + 1 : n - K], pairs[:, :, n - K :]
+                self._padded[key] = _Padded(whole, lines, *cuts)
         return self._padded[key]
 
-    # -- slabs -----------------------------------------------------------------------------------
+    def _output(self, fields: int, members: int) -> Tensor:
+        key = (fields, members)
+        if key not in self._spectra:
+            shape = (fields, members, *self.shape, 2)
+            self._spectra[key] = torch.empty(shape, dtype=self.real, device=self.device)
+        return self._spectra[key]
 
-    def _exchange(self, sends: list[Tensor], shapes: list[tuple]) -> list[Tensor]:
-        """One all-to-all: piece ``r`` of ``sends`` goes to rank ``r``; pieces of ``shapes`` return."""
-        outgoing = torch.cat([piece.reshape(-1) for piece in sends]).numpy()
-        counts = [int(np.prod(shape)) for shape in shapes]
-        incoming = np.empty(sum(counts), dtype=outgoing.dtype)
-        self.comm.Alltoallv([outgoing, [p.numel() for p in sends]], [incoming, counts])
-        pieces = torch.from_numpy(incoming).split(counts)
-        return [piece.reshape(shape) for piece, shape in zip(pieces, shapes)]
-
-    def _to_rows(self, lines: Tensor, n: int) -> Tensor:
-        """``(..., n, local columns)`` to ``(..., local rows, K + 1)``."""
-        rows, lead = blocks(n, self.num_ranks), lines.shape[:-2]
-        mine = rows[self.rank].stop - rows[self.rank].start
-        shapes = [(*lead, mine, c.stop - c.start) for c in self._columns]
-        return torch.cat(self._exchange([lines[..., r, :] for r in rows], shapes), dim=-1)
-
-    def _to_columns(self, lines: Tensor, n: int) -> Tensor:
-        """``(..., local rows, K + 1)`` to ``(..., n, local columns)``."""
-        rows, lead = blocks(n, self.num_ranks), lines.shape[:-2]
-        mine = self.columns.stop - self.columns.start
-        shapes = [(*lead, r.stop - r.start, mine) for r in rows]
-        return torch.cat(self._exchange([lines[..., c] for c in self._columns], shapes), dim=-2)
+    # -- whole arrays ----------------------------------------------------------------------------
 
     def gather(self, w_hat: Tensor) -> Tensor:
         """Whole retained spectra, on every rank, from each rank's columns."""
-        return self._gather(w_hat, self._columns, -1)
+        return self.slabs.gather_columns(w_hat) if self.slabs else w_hat
 
     def gather_field(self, field: Tensor) -> Tensor:
         """Whole physical fields, on every rank, from each rank's rows."""
-        return self._gather(field, blocks(field.shape[-1], self.num_ranks), -2)
+        return self.slabs.gather_rows(field) if self.slabs else field
 
-    def _gather(self, mine: Tensor, parts: list[slice], axis: int) -> Tensor:
-        if not self.comm:
-            return mine
-        shapes = []
-        for part in parts:
-            shape = list(mine.shape)
-            shape[axis] = part.stop - part.start
-            shapes.append(shape)
-        counts = [int(np.prod(shape)) for shape in shapes]
-        incoming = np.empty(sum(counts), dtype=mine.contiguous().numpy().dtype)
-        self.comm.Allgatherv(mine.contiguous().numpy().reshape(-1), [incoming, counts])
-        pieces = torch.from_numpy(incoming).split(counts)
-        return torch.cat([p.reshape(s) for p, s in zip(pieces, shapes)], dim=axis)
+    def maximum(self, values: np.ndarray) -> np.ndarray:
+        """Largest value over the ranks, element by element."""
+        return self.slabs.maximum(values) if self.slabs else values
+
+
+def _rows(factors: Tensor | None, rows: slice) -> Tensor | None:
+    return None if factors is None else factors[:, :, rows]
+
+
+def _fill(target: Tensor, parts, paired: bool = False) -> None:
+    """Write ``w * factors`` of each part to its fields of ``target``; ``paired``: w has fields."""
+    first = 0
+    for w, factors in parts:
+        if factors is None:
+            target[first : first + (len(w) if paired else 1)].copy_(w)
+            first += 1
+        else:
+            torch.mul(w, factors, out=target[first : first + len(factors)])
+            first += len(factors)
