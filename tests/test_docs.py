@@ -1,0 +1,107 @@
+"""What README and docs say can be done: every command parses, every file named exists."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from hpc_closure import config
+from hpc_closure.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+
+
+def blocks(kind):
+    for page in PAGES:
+        for language, text in FENCE.findall(page.read_text()):
+            if language == kind:
+                yield page.name, text
+
+
+def commands():
+    for page, text in blocks("bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            line = line.split("  #")[0].strip()
+            if line and not line.startswith("#"):
+                yield page, line
+
+
+def words_of(line):
+    words = shlex.split(line)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    return words
+
+
+def test_there_are_commands():
+    assert len(list(commands())) > 15
+
+
+@pytest.mark.parametrize("page, line", list(commands()))
+def test_every_command_is_one_that_exists(page, line):
+    words = words_of(line)
+    for index, word in enumerate(words):
+        if word.startswith(("launch/", "slurm/")) and not word.endswith((".yaml", "/")):
+            assert (ROOT / word).exists(), f"{page}: {word}"
+    if "hpc-closure" in words:
+        parse(words[words.index("hpc-closure") + 1 :])
+
+
+def parse(words):
+    """Parse a command line without running it; usage errors raise."""
+    command = typer.main.get_command(app)
+    context = command.make_context("hpc-closure", list(words), resilient_parsing=False)
+    name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    while hasattr(found, "resolve_command"):
+        if not rest or rest[0].startswith("-"):
+            return
+        context = found.make_context(name, rest, parent=context)
+        name, found, rest = found.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+    found.make_context(name, rest, parent=context)
+
+
+def test_the_parser_of_this_test_refuses_a_wrong_command():
+    with pytest.raises(Exception, match="(?i)no such (option|command)"):
+        parse(["generate", "x.yaml", "--no-such-option"])
+
+
+@pytest.mark.parametrize("page, text", list(blocks("yaml")))
+def test_every_experiment_in_the_docs_loads(page, text, tmp_path, monkeypatch):
+    if not re.search(r"^(base|name|generate|train):", text, re.M):
+        pytest.skip("not an experiment")
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    config.load(path)
+
+
+@pytest.mark.parametrize("page, text", list(blocks("python")))
+def test_every_python_example_compiles(page, text):
+    compile(text, page, "exec")
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([\w/.-]+\.md)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.slow
+def test_the_documentation_builds(tmp_path):
+    pytest.importorskip("sphinx")
+    pytest.importorskip("furo")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
