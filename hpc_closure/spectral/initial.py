@@ -49,9 +49,11 @@ def _nested_square(modes: int) -> np.ndarray:
 def _random_modes(grid: Grid, keys: list, vectors: np.ndarray, std: np.ndarray) -> Tensor:
     """Complex Gaussian coefficients of standard deviation ``sqrt(E |w_hat|^2) = std``."""
     draws = ModeDraws(vectors, grid.modes)
-    rows = [complex_normals(key, STREAM_INITIAL, 0, 1, len(vectors))[0] for key in keys]
-    box = draws.place(np.stack(rows) * (np.sqrt(0.5) * std))
-    return draws.spread(torch.from_numpy(box), grid.shape)
+    values = draws.empty(len(keys))
+    for row, key in zip(values, keys):
+        row[:-1] = complex_normals(key, STREAM_INITIAL, 0, 1, len(vectors))[0]
+    values[:, :-1] *= np.sqrt(0.5) * std
+    return draws.spread(torch.from_numpy(draws.place(values)), grid.shape)
 
 
 def _gaussian_field(

@@ -147,35 +147,47 @@ class ModeDraws:
     The box is rows ``0..R, -R..-1`` and columns ``0..C``, the smallest that holds the drawn modes.
 
     Args:
-        wavevectors: ``(M, 2)`` integer wavevectors of the half plane, in the order drawn; those that
-            a grid does not retain are drawn all the same (equal paths on every grid) and dropped.
+        wavevectors: ``(M, 2)`` integer wavevectors of the half plane, in the order drawn; those
+            that a grid does not retain are drawn all the same (one path for every grid) and
+            dropped.
         modes: retained modes ``K`` of the grid.
     """
 
     def __init__(self, wavevectors: np.ndarray, modes: int):
-        self.wavevectors = wavevectors
         kx, ky = wavevectors[:, 0], wavevectors[:, 1]
         kept = np.flatnonzero((np.abs(kx) <= modes) & (ky <= modes))
+        self.num_drawn = len(wavevectors)
         self.rows = int(np.abs(kx[kept]).max(initial=0))
         self.columns = int(ky[kept].max(initial=0))
-        mirrored = kept[(ky[kept] == 0) & (kx[kept] > 0)]
         width = self.columns + 1
         self.box = (2 * self.rows + 1, width)
-        self._source = kept
-        self._target = (kx[kept] % self.box[0]) * width + ky[kept]
-        self._mirror_source = mirrored
-        self._mirror_target = (-kx[mirrored] % self.box[0]) * width
-        self._mean = kept[(kx[kept] == 0) & (ky[kept] == 0)]
+        # Where each mode of the box finds its draw; the draw after the last is zero.
+        self._source = np.full(self.box[0] * width, self.num_drawn)
+        self._source[(kx[kept] % self.box[0]) * width + ky[kept]] = kept
+        mirrored = kept[(ky[kept] == 0) & (kx[kept] > 0)]
+        self._conjugate = (-kx[mirrored] % self.box[0]) * width
+        self._source[self._conjugate] = mirrored
+        self.has_mean = bool(((kx[kept] == 0) & (ky[kept] == 0)).any())
+
+    def empty(self, *lead: int) -> np.ndarray:
+        """Array ``(*lead, M + 1)`` for draws, the last entry zero."""
+        out = np.empty((*lead, self.num_drawn + 1), dtype=np.complex128)
+        out[..., -1] = 0.0
+        return out
 
     def place(self, values: np.ndarray) -> np.ndarray:
-        """``(..., M)`` complex values to ``(..., *box)``; the field that they make is real."""
-        out = np.zeros((*values.shape[:-1], self.box[0] * self.box[1]), dtype=values.dtype)
-        out[..., self._target] = values[..., self._source]
-        out[..., self._mirror_target] = values[..., self._mirror_source].conj()
-        if self._mean.size:
-            # A real field's mean has one degree of freedom: sqrt(2) Re z keeps its variance E |z|^2.
-            out[..., 0] = np.sqrt(2.0) * values[..., self._mean[0]].real
+        """``(..., M + 1)`` draws to ``(..., *box)``; the field that they make is real."""
+        out = values.take(self._source, axis=-1)
+        if len(self._conjugate):
+            out[..., self._conjugate] = out[..., self._conjugate].conj()
+        if self.has_mean:
+            # The mean of a real field is real: sqrt(2) Re z keeps its variance E |z|^2.
+            out[..., 0] = np.sqrt(2.0) * out[..., 0].real
         return out.reshape(*values.shape[:-1], *self.box)
+
+    def place_std(self, std: np.ndarray) -> np.ndarray:
+        """``(M,)`` standard deviations to ``box``, real."""
+        return np.append(std, 0.0).take(self._source).reshape(self.box)
 
     def spread(self, box: Tensor, shape: tuple[int, int]) -> Tensor:
         """``(..., *box)`` to the whole retained spectrum ``(..., *shape)``."""
@@ -247,11 +259,8 @@ class NoiseModel:
     @property
     def std_hat(self) -> Tensor:
         """``sqrt(E |beta xi_hat|^2)`` per retained mode at ``dt``, ``(2K + 1, K + 1)`` float64."""
-        values = self.std.astype(np.complex128)
-        box = self.draws.place(values)
-        if self.draws._mean.size:
-            box[0, 0] = values[self.draws._mean[0]]
-        return self.draws.spread(torch.from_numpy(box).real, self.grid.shape)
+        box = torch.from_numpy(self.draws.place_std(self.std))
+        return self.draws.spread(box, self.grid.shape)
 
     @property
     def box(self) -> tuple[int, int]:
@@ -270,12 +279,16 @@ class NoiseModel:
         Returns:
             ``(steps, members, *box)`` complex128.
         """
-        out = np.empty((steps, len(members), len(self.std)), dtype=np.complex128)
+        out = self.draws.empty(steps, len(members))
+        # The path is drawn in units of the rate at its own step: scale it to the rate at dt.
+        scale = np.sqrt(0.5) * 2.0 ** (-self.level / 2) * np.ones(len(self.std))
+        if not self.correlation_time:
+            scale *= self.std
+        scale = np.repeat(scale, 2)  # real times real pairs: rounds once
         for column, member in enumerate(members):
-            out[:, column] = self._rates(self._key(member), first_step, steps, self.level + level)
-        scale = np.sqrt(0.5) * (1.0 if self.correlation_time else self.std)
-        # The path is drawn in units of the rate at its own step; scale it to the rate at dt.
-        out *= scale * 2.0 ** (-self.level / 2)
+            rates = self._rates(self._key(member), first_step, steps, self.level + level)
+            rates.view(np.float64)[:] *= scale
+            out[:, column, :-1] = rates
         return self.draws.place(out)
 
     def spread(self, box: np.ndarray) -> Tensor:
@@ -284,12 +297,13 @@ class NoiseModel:
 
     def stationary(self, members: Sequence[int]) -> np.ndarray:
         """Initial rates of an Ornstein-Uhlenbeck forcing, ``(members, *box)`` complex128."""
-        rows = [
-            complex_normals(self._key(m), STREAM_STATIONARY, 0, 1, len(self.std))[0] for m in members
-        ]
-        return self.draws.place(np.stack(rows) * (np.sqrt(0.5) * self.std))
+        out = self.draws.empty(len(members))
+        for row, member in zip(out, members):
+            row[:-1] = complex_normals(self._key(member), STREAM_STATIONARY, 0, 1, len(self.std))[0]
+        out[:, :-1] *= np.sqrt(0.5) * self.std
+        return self.draws.place(out)
 
-    def relaxation(self, dt: float) -> tuple[float, Tensor]:
+    def relaxation(self, dt: float) -> tuple[float, np.ndarray]:
         """``(decay, kick)``: ``y(t + dt) = decay y(t) + kick z`` with ``z`` from :meth:`draw`.
 
         ``z`` is drawn at the level of ``dt``, so its variance is ``self.dt / dt``; the kick takes it
@@ -297,7 +311,7 @@ class NoiseModel:
         """
         decay = float(np.exp(-dt / self.correlation_time))
         kick = np.sqrt((1.0 - decay**2) * (dt / self.dt)) * self.std
-        return decay, self.draws.place(kick.astype(np.complex128)).real
+        return decay, self.draws.place_std(kick)
 
     def _key(self, member: int) -> np.ndarray:
         if member not in self._keys:
