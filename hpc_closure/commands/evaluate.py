@@ -8,6 +8,7 @@ from hpc_closure.commands import generate, rollout
 from hpc_closure.commands.session import Session
 from hpc_closure.experiment import Experiment, SensorLayout
 from hpc_closure.run import Run
+from hpc_closure.stop import Stopped
 
 
 def run(
@@ -27,10 +28,11 @@ def run(
     notes = check_complete(experiment, partial)
     with Session(
         experiment, "evaluate", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
-    ) as session:
+    ) as session, session.alone():
         evaluation = Evaluation(experiment, session)
         generated = evaluation.generated()
         coupled = evaluation.coupled()
+        evaluation.look()
         evaluation.write(generated, coupled, notes)
         log.get().info(f"report: {session.run.report}")
     return 0
@@ -66,6 +68,11 @@ class Evaluation:
         self.data = DataSet(self.run.data)
         self.parts = split_members(self.data.members, experiment.train.split)
         self.conditions = experiment.model.conditions
+
+    def look(self) -> None:
+        """Leave when asked to stop; scores are quick to make again."""
+        if self.session.stop.requested:
+            raise Stopped(self.session.stop.reason)
 
     # generated: samples of U for held-out states
 
@@ -132,6 +139,7 @@ class Evaluation:
         def model(indices, members):
             drawn = []
             for index in indices.tolist():
+                self.look()
                 ids = [member * 1_000_003 + index for member in range(members)]
                 drawn.append(
                     self.closure.sample(

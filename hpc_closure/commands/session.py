@@ -8,7 +8,7 @@ import contextlib
 import os
 import shutil
 
-from hpc_closure import config, files, log, parallel, provenance
+from hpc_closure import config, files, log, parallel, provenance, worker
 from hpc_closure.experiment import Experiment
 from hpc_closure.run import STAGES, Run
 from hpc_closure.stop import SIGNALS, Stop, seconds
@@ -81,6 +81,23 @@ class Session:
 
     def __exit__(self, *error) -> bool | None:
         return self._closing.__exit__(*error)
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Hold a stage that cannot be shared; two programs at it would spoil its files."""
+        with contextlib.ExitStack() as held:
+            error = None
+            if self.rank == 0:
+                recipe = self.experiment.stage_hash(self.verb)
+                stale_after = self.experiment.cluster.stale_after
+                try:
+                    held.enter_context(worker.single(self.run, self.verb, recipe, stale_after))
+                except RuntimeError as busy:
+                    error = busy
+            error = self.world.settle(error)
+            if error is not None:
+                raise error
+            yield
 
     def _inputs(self) -> tuple[str, ...]:
         return STAGES[: STAGES.index(self.verb) + 1]

@@ -6,6 +6,7 @@ file, whose structure never changes after it was made, and the newest two restar
 unit goes on from the newest whole one, so at most one checkpoint interval is lost.
 """
 
+import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +17,7 @@ from hpc_closure import files, log
 from hpc_closure.data.store import BlockWriter, validate_block
 from hpc_closure.stop import Stopped
 
-LOOK_EVERY = 2.0  # seconds between looks at the stop flag
+LOOK_EVERY = 2.0  # seconds within which the stop flag is seen
 
 
 class Block(ABC):
@@ -78,16 +79,17 @@ class Block(ABC):
 
     def run(self, claim, checkpoint_every: float) -> None:
         """Compute and publish the block."""
-        writer, index = self._start()
-        try:
-            self._loop(claim, checkpoint_every, writer, index)
-        finally:
-            if writer is not None:
-                writer.close()
+        with files.disk_errors(self.books.run.product(self.books.stage, self.unit)):
+            writer, index = self._start()
+            try:
+                self._loop(claim, checkpoint_every, writer, index)
+            finally:
+                if writer is not None:
+                    writer.close()
 
     def _loop(self, claim, checkpoint_every, writer, index):
         stop, steps = self.session.stop, self.record_steps
-        saved = looked = time.monotonic()
+        saved = time.monotonic()
         batch = self.stride
         state: dict = {}
         label = f"{self.books.stage} {self.unit}"
@@ -105,10 +107,10 @@ class Block(ABC):
                         batch *= 2
                     if self.domain.size > 1:
                         batch = 100 * self.stride
-                    if now - looked < LOOK_EVERY and self.domain.size == 1:
+                    due = now - saved > checkpoint_every
+                    if self.domain.size == 1 and not (due or stop.requested):
                         continue
-                    looked = now
-                    due = self.domain.bcast(now - saved > checkpoint_every)
+                    due = self.domain.bcast(due)
                     stopping = stop.agree(self.domain)
                     if due or stopping:
                         self._save(writer, index)
@@ -151,7 +153,10 @@ class Block(ABC):
                         if file.attrs["recipe_hash"] != self.books.recipe:
                             continue
                         index = int(file.attrs["next_snapshot"])
-                        return index, {name: file[name][()] for name in file}
+                        state = {name: file[name][()] for name in file}
+                        if file.attrs["sha256"] != _digest(state):
+                            raise ValueError(f"{path}: damaged restart file")
+                        return index, state
                 except ValueError as error:
                     log.get().warning(f"not used: {error}")
         product = run.product(stage, self.unit)
@@ -168,12 +173,15 @@ class Block(ABC):
         if not self.domain.root:
             return
         writer.flush()
+        # The restart file says that these snapshots are there, so they reach the disk before it.
+        files.fsync(writer.path)
         path = self.books.run.restart(self.books.stage, self.unit, self.step_index)
         with files.publish(path) as part, files.open_hdf5(part, "w") as file:
             for name, value in state.items():
                 file[name] = value
             file.attrs["next_snapshot"] = index
             file.attrs["recipe_hash"] = self.books.recipe
+            file.attrs["sha256"] = _digest(state)
         for old in sorted(path.parent.glob("step_*.h5"))[:-2]:
             old.unlink()
 
@@ -196,6 +204,15 @@ class Block(ABC):
 
     def _validate(self, part) -> None:
         validate_block(part, self.unit.members)
+
+
+def _digest(state: dict) -> str:
+    """sha256 over the arrays of a restart file."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(state[name]).tobytes())
+    return digest.hexdigest()
 
 
 def record_steps(start: float, stop: float, every: float, dt: float) -> range:
