@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.grid import Grid, resize
-from hpc_closure.spectral.noise import ModeDraws, wavevectors_within
+from hpc_closure.spectral.noise import wavevectors_within
 
 __all__ = ["Band", "band"]
 
@@ -51,9 +51,9 @@ class Band:
         return self.grid.weights.expand(self.shape).contiguous()
 
     @cached_property
-    def draws(self) -> ModeDraws:
-        """Places normals of the half plane in the spectrum; ordered by ``|k|``."""
-        return ModeDraws(wavevectors_within(self.modes), self.modes)
+    def half_plane(self) -> np.ndarray:
+        """Wavevectors (H, 2) with ky > 0, or ky = 0 and kx >= 0, ordered by |k|."""
+        return wavevectors_within(self.modes)
 
     def on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Attribute ``name`` (here or of the grid) as a tensor on ``device``, kept for reuse."""
@@ -107,12 +107,21 @@ class Band:
         """Group values (..., groups) to every mode of the spectrum."""
         return by_group[..., self.groups.to(by_group.device)]
 
-    def normals(self, words: np.ndarray) -> Tensor:
-        """Complex normals (B, half plane), ``E|z|^2 = 2``, to unit-variance spectra complex128.
+    def white(self, normals: np.ndarray) -> Tensor:
+        """Complex normals (B, H) of the half plane, E|z|^2 = 2, to the spectrum of white noise.
 
-        Every mode then has ``E|z_hat|^2 = 1``: white noise of pointwise variance (2K + 1)^2.
+        Every mode has E|z_hat|^2 = 1; the field is real.
         """
-        return torch.from_numpy(self.draws.place(words * np.sqrt(0.5)))
+        kx, ky = self.half_plane.T
+        rows, columns = self.shape
+        out = np.zeros((len(normals), rows, columns), dtype=np.complex128)
+        scaled = normals * np.sqrt(0.5)
+        out[:, kx % rows, ky] = scaled
+        mirror = (ky == 0) & (kx > 0)
+        out[:, -kx[mirror] % rows, 0] = scaled[:, mirror].conj()
+        # the mean of a real field is real: twice the variance of a real part
+        out[:, 0, 0] = np.sqrt(2.0) * out[:, 0, 0].real
+        return torch.from_numpy(out)
 
 
 @lru_cache(maxsize=32)

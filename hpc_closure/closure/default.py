@@ -15,23 +15,17 @@ by the regression of the truth on it, and dropped where that is not significant.
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure import draws, fitting
+from hpc_closure.closure import draws, fitting, training
 from hpc_closure.closure.bands import band
 from hpc_closure.closure.conditions import FEATURES, Sensors, coordinates, feature_spectra
 from hpc_closure.closure.law import BaseLaw, Kriging
 from hpc_closure.closure.library import Library
-from hpc_closure.closure.loss import (
-    almost_fair_crps,
-    gaussian_likelihood,
-    spectral_energy_score,
-    spectral_square,
-)
 from hpc_closure.closure.model import ClosureModel, Phase
 from hpc_closure.closure.network import MeanNetwork, ScoreNetwork
 from hpc_closure.closure.sample import build_sampler
@@ -123,6 +117,7 @@ class DefaultModel(ClosureModel):
         self.first = BaseLaw(self.residual_band, s["first/spectrum"], float(s["first/tail"]))
         if "law/spectrum" in s:
             self.law = BaseLaw(self.residual_band, s["law/spectrum"], float(s["law/tail"]))
+            self.plain = BaseLaw(self.residual_band, s["plain/spectrum"], float(s["law/tail"]))
 
     def _gain(self, name: str, like: Tensor) -> Tensor | None:
         """Per-mode gain of a learned part; None when it is zero everywhere."""
@@ -131,6 +126,11 @@ class DefaultModel(ClosureModel):
             return None
         dtype = like.real.dtype if like.is_complex() else like.dtype
         return shells[self.residual_band.grid.shell()].to(device=like.device, dtype=dtype)
+
+    @property
+    def amplitude_share(self) -> float:
+        """Share of log D in use; 0 = D is 1."""
+        return float(self.statistics.get("amplitude/gain", 0.0))
 
     @property
     def score_active(self) -> bool:
@@ -158,7 +158,7 @@ class DefaultModel(ClosureModel):
         mean_hat = self.library(frames_hat)
         features = self.features(frames_hat)
         gain = self._gain("mean/gain", features)
-        share = float(self.statistics.get("amplitude/gain", 0.0))
+        share = self.amplitude_share
         out, log_amplitude = None, None
         if raw or gain is not None or share:
             out = self.mean_network(features)
@@ -200,9 +200,12 @@ class DefaultModel(ClosureModel):
         grid_band = band(min(self.size // 2 - 1, self.band.modes), self.length)
         return resize(grid_band.to_spectral(field), self.band.modes)
 
-    def kriging(self, sensors: Sensors, log_amplitude: Tensor | None, device) -> Kriging:
-        """Gain of a layout under the law of q; kept when it is the same for every state."""
-        key = (*sensors.key, str(device))
+    def kriging(
+        self, sensors: Sensors, log_amplitude: Tensor | None, device, law: BaseLaw | None = None
+    ) -> Kriging:
+        """Gain of a layout under a law (of q); kept when it is the same for every state."""
+        law = law or self.law
+        key = (*sensors.key, str(device), law is self.law)
         fixed = log_amplitude is None or sensors.noise_std == 0
         if fixed and key in self._kriging:
             self._kriging.move_to_end(key)
@@ -211,7 +214,7 @@ class DefaultModel(ClosureModel):
                               dtype=torch.float64, device=device)
         if not fixed:
             variance = variance * torch.exp(-2 * self.at(log_amplitude, sensors.positions))
-        out = Kriging(self.law, sensors.positions, variance)
+        out = Kriging(law, sensors.positions, variance)
         if fixed:
             self._kriging[key] = out
             while len(self._kriging) > KRIGING_CACHE:
@@ -224,7 +227,7 @@ class DefaultModel(ClosureModel):
         return whole.at(whole.to_spectral(field), whole.phases(positions))
 
     def observe(
-        self, encoding: Encoding, sensors: Sensors, scale: float = 1.0
+        self, encoding: Encoding, sensors: Sensors, scale: float, law: BaseLaw
     ) -> tuple[Kriging, Tensor, Tensor]:
         """(gain, kriged field of q, errors' std (., S)) from sensor values; see the class."""
         device = encoding.mean_hat.device
@@ -236,25 +239,31 @@ class DefaultModel(ClosureModel):
         if encoding.log_amplitude is not None:
             innovation = innovation * torch.exp(
                 -self.at(encoding.log_amplitude.double(), sensors.positions))
-        gain = self.kriging(scaled, encoding.log_amplitude, device)
+        gain = self.kriging(scaled, encoding.log_amplitude, device, law)
         return gain, gain.field(innovation), gain.error.sqrt()
 
     # -- generator -------------------------------------------------------------------------------
 
-    def conditions(self, encoding: Encoding, gain: Kriging | None, kriged: Tensor | None) -> Tensor:
-        """Channels (B, C + 3, g, g) of the generator: features, kriged field, its std, log D."""
+    def conditions(self, encoding: Encoding, kriged: Tensor | None, std: Tensor | None) -> Tensor:
+        """Channels (B, C + 3, g, g) of the generator: features, kriged field, its std, log D.
+
+        Args:
+            encoding: of B or 1 states.
+            kriged: spectra (B or 1, ...) of the posterior mean; None without sensors.
+            std: (B or 1, g, g) posterior standard deviation as a share of the prior's.
+        """
         features = encoding.features
-        batch = len(features) if kriged is None else max(len(features), len(kriged))
-        shape = (batch, self.size, self.size)
-        scale = math.sqrt(self.law.variance)
-        field, std = features.new_zeros(shape), features.new_ones(shape)
-        if gain is not None:
-            field = (self.residual_band.to_physical(kriged, self.size) / scale).to(features)
-            std = gain.std(self.size).to(features).expand(shape)
-        log = features.new_zeros(shape) if encoding.log_amplitude is None else (
-            encoding.log_amplitude.expand(shape))
-        extra = torch.stack([field.expand(shape), std, log], dim=1)
-        return torch.cat([features.expand(batch, -1, -1, -1), extra], dim=1)
+        sizes = [len(x) for x in (features, kriged, std) if x is not None]
+        shape = (max(sizes), self.size, self.size)
+        field = features.new_zeros(shape)
+        if kriged is not None:
+            field = self.residual_band.to_physical(kriged, self.size)
+            field = (field / math.sqrt(self.law.variance)).to(features).expand(shape)
+        std = features.new_ones(shape) if std is None else std.to(features).expand(shape)
+        log = encoding.log_amplitude
+        log = features.new_zeros(shape) if log is None else log.to(features).expand(shape)
+        extra = torch.stack([field, std, log], dim=1)
+        return torch.cat([features.expand(shape[0], -1, -1, -1), extra], dim=1)
 
     def whitened_velocity(self, x_hat: Tensor, angle: Tensor, encoded) -> Tensor:
         """Network output, spectra (B, ...) in whitened units, at noisy x of unit-norm schedule."""
@@ -264,109 +273,31 @@ class DefaultModel(ClosureModel):
         inputs = torch.stack([white, plain], dim=1).float()
         return self.residual_band.to_spectral(self.score_network(inputs, angle.float(), encoded))
 
-    def base_noise(self, seed: int, stage: str, ids: Sequence[int], item: int,
-                   stream: int = draws.STREAM_BASE, like: Tensor | None = None) -> Tensor:
-        """Draws of the base law, spectra (len(ids), ...) complex128."""
+    def base_noise(
+        self,
+        seed: int,
+        stage: str,
+        ids: Sequence[int],
+        item: int,
+        stream: int = draws.STREAM_BASE,
+        like: Tensor | None = None,
+        law: BaseLaw | None = None,
+    ) -> Tensor:
+        """Draws of a base law, spectra (len(ids), ...) complex128."""
         white = draws.white_spectra(self.residual_band, seed, stage, ids, item, stream)
         white = white if like is None else white.to(like.device)
-        return white * self.law.modes("std", white)
-
-    # -- losses ----------------------------------------------------------------------------------
+        return white * (law or self.law).modes("std", white)
 
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        if self.phase == "mean":
-            return self._mean_loss(batch)
-        if self.phase != "generator":
+        losses = {"mean": training.mean_loss, "generator": training.generator_loss}
+        if self.phase not in losses:
             raise ValueError(f"phase {self.phase!r} has no loss; call begin('mean', reader) first")
-        with torch.no_grad():
-            encoding = self.encode(batch["state"], batch.get("history"))
-            residual = self.band.to_spectral(batch["target"]) - encoding.mean_hat
-            q_hat = self.standardise(residual, encoding.log_amplitude)
-        ids = [int(i) for i in batch["sample_index"]]
-        choice = draws.uniforms(seed, "train", ids, step)
-        out = residual.new_zeros(len(ids), dtype=torch.float32)
-        layout = fitting.choose_layout(choice[:, 1], self.sensors_allowed)
-        for number in sorted(set(layout.tolist())):
-            rows = torch.nonzero(layout == number)[:, 0]
-            part = rows.to(q_hat.device)
-            some = Encoding(
-                encoding.mean_hat[part],
-                encoding.features[part],
-                None if encoding.log_amplitude is None else encoding.log_amplitude[part],
-                None,
-            )
-            keys = [ids[i] for i in rows]
-            value = self._generator_loss(some, q_hat[part], number, choice[rows], keys, seed, step)
-            out = out.index_put((part,), value.float())
-        return out
-
-    def _mean_loss(self, batch: dict[str, Any]) -> Tensor:
-        encoding = self.encode(batch["state"], batch.get("history"), raw=True)
-        target_hat = self.band.to_spectral(batch["target"])
-        residual = resize(target_hat - encoding.mean_hat, self.residual_band.modes)
-        whiten = self.first.modes("whiten", encoding.features)
-        guess = self.residual_band.to_spectral(encoding.raw[:, 0])
-        white = (residual * whiten).to(guess.dtype) - guess
-        loss = spectral_square(self.residual_band, white, self.first.modes("mask", guess))
-        if self.config["amplitude"]:
-            colour = self.first.modes("colour", encoding.features)
-            left = residual.to(guess.dtype) - guess.detach() * colour
-            field = self.residual_band.to_physical(left, self.size) / math.sqrt(self.first.variance)
-            loss = loss + gaussian_likelihood(field, self.log_amplitude(encoding.raw))
-        return loss
-
-    def training_sensors(self, number: int, q_hat: Tensor, encoding: Encoding, keys, seed, step):
-        """(gain, kriged field, errors) of layout ``number``, its values taken from q itself."""
-        sensors = fitting.training_layout(number, self.length, math.sqrt(self.law.variance))
-        gain = self.kriging(sensors, encoding.log_amplitude, q_hat.device)
-        error = gain.error.sqrt().expand(len(q_hat), -1)
-        noise = draws.normals(seed, "train", keys, step, 2 * error.shape[-1]).to(error)
-        one, other = noise.chunk(2, dim=-1)
-        kriged = gain.field(gain.at_sensors(q_hat) + one * error)
-        return gain, kriged, other * error
-
-    def _generator_loss(self, encoding, q_hat, number, choice, keys, seed, step) -> Tensor:
-        gain, kriged = None, None
-        with torch.no_grad():
-            x0 = q_hat.to(torch.complex128)
-            many = 1 if self.config["generator"] == "score" else 4
-            z = [self.base_noise(seed, "train", keys, step, draws.STREAM_STEP + i, x0)
-                 for i in range(many)]
-            if number:
-                gain, kriged, errors = self.training_sensors(
-                    number, q_hat, encoding, keys, seed, step)
-                x0 = x0 - kriged
-                z = [gain.remove(one, errors) for one in z]
-            x0 = x0.to(torch.complex64)
-            z = [one.to(torch.complex64) for one in z]
-        encoded = self.score_network.encode(self.conditions(encoding, gain, kriged))
-        whiten, mask = self.law.modes("whiten", x0), self.law.modes("mask", x0)
-        if many > 1:
-            return self._one_pass_loss(x0, z, gain, encoded, whiten, mask)
-        angle = (choice[:, 0] * (math.pi / 2)).to(x0.real)
-        cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-        x, velocity = cos * x0 + sin * z[0], cos * z[0] - sin * x0
-        guess = self.project(self.whitened_velocity(x, angle, encoded), gain)
-        error = (guess - velocity) * whiten
-        return spectral_square(self.residual_band, error, mask)
+        return losses[self.phase](self, batch, seed, step)
 
     def project(self, white_hat: Tensor, gain: Kriging | None) -> Tensor:
         """A Q^(1/2) f: colour a whitened spectrum and take the kriged part out of it."""
         coloured = white_hat * self.law.modes("colour", white_hat)
         return coloured if gain is None else gain.remove(coloured).to(coloured.dtype)
-
-    def one_pass(self, z: Tensor, gain: Kriging | None, encoded) -> Tensor:
-        """The one-pass generator's member from base noise z, spectra."""
-        angle = torch.full((1,), math.pi / 2, device=z.device)
-        return z + self.project(self.whitened_velocity(z, angle, encoded), gain).to(z.dtype)
-
-    def _one_pass_loss(self, x0, z, gain, encoded, whiten, mask) -> Tensor:
-        members = torch.stack([self.one_pass(one, gain, encoded) for one in z])
-        scale = math.sqrt(self.law.variance)
-        fields = self.residual_band.to_physical(members, self.size) / scale
-        truth = self.residual_band.to_physical(x0, self.size) / scale
-        return almost_fair_crps(fields, truth) + spectral_energy_score(
-            self.residual_band, members * whiten, x0 * whiten, mask)
 
     # -- sampling --------------------------------------------------------------------------------
 
@@ -384,21 +315,27 @@ class DefaultModel(ClosureModel):
         evaluations: int | None = None,
         method: str | None = None,
     ) -> Tensor:
-        """See :class:`~.model.ClosureModel`; ``interval`` is relative to the trained one."""
+        """See :class:`~.model.ClosureModel`; ``interval`` is relative to the trained one.
+
+        ``method="mean_gp"`` is the baseline of that name: mean plus a stationary Gaussian process.
+        """
         if sensors is None and self.sensors_allowed == "required":
             raise ValueError("this model was trained with conditions.sensors=required: give sensors")
         if sensors is not None and self.sensors_allowed == "none":
             raise ValueError("this model was trained with conditions.sensors=none: give none")
         scale = 1.0 if interval is None else 1.0 / math.sqrt(interval)
         encoding = self.encode(state, history)
-        gain, kriged, errors = None, None, None
-        z = self.base_noise(seed, "sample", members, call, like=state)
+        law = self.plain if method == "mean_gp" else self.law
+        if method == "mean_gp":
+            encoding = replace(encoding, log_amplitude=None)
+        gain, kriged = None, None
+        z = self.base_noise(seed, "sample", members, call, like=state, law=law)
         if sensors is not None:
-            gain, kriged, error = self.observe(encoding, sensors, scale)
+            gain, kriged, error = self.observe(encoding, sensors, scale, law)
             errors = draws.normals(seed, "sample", members, call, error.shape[-1]).to(error) * error
             z = gain.remove(z, errors)
         x = z
-        if self.score_active:
+        if self.score_active and method != "mean_gp":
             x = self.generate(encoding, gain, kriged, z, members, seed, call, evaluations, method)
         q_hat = x if kriged is None else x + kriged
         q_hat = (q_hat * scale).to(encoding.mean_hat.dtype)
@@ -407,10 +344,12 @@ class DefaultModel(ClosureModel):
 
     def generate(self, encoding, gain, kriged, z, members, seed, call, evaluations, method):
         """Carry base noise z (M, ...) to residuals q - k with the sampler."""
-        encoded = self.score_network.encode(self.conditions(encoding, gain, kriged))
+        std = None if gain is None else gain.std(self.size)
+        encoded = self.score_network.encode(self.conditions(encoding, kriged, std))
         z = z.to(torch.complex64)
         if self.config["generator"] == "crps":
-            return self.one_pass(z, gain, encoded)
+            angle = torch.full((1,), math.pi / 2, device=z.device)
+            return z + self.project(self.whitened_velocity(z, angle, encoded), gain)
         schedule = SCHEDULES[self.config["schedule"]]()
         shells = self._gain("score/gain", z)
         kept = 1.0 if shells is None else shells

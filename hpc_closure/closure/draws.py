@@ -43,6 +43,6 @@ def white_spectra(
     band: Band, seed: int, stage: str, ids: Sequence[int], item: int, stream: int = STREAM_BASE
 ) -> Tensor:
     """Spectra (len(ids), 2K + 1, K + 1), complex128, of real white noise with E|z_hat|^2 = 1."""
-    width = len(band.draws.wavevectors)
+    width = len(band.half_plane)
     rows = [complex_normals(k, stream, item, 1, width)[0] for k in _keys(seed, stage, ids)]
-    return band.normals(np.stack(rows))
+    return band.white(np.stack(rows))

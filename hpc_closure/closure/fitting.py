@@ -7,7 +7,6 @@ and zero where its t-value over snapshots is below 3: an unneeded network drops 
 """
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.bands import band
-from hpc_closure.closure.conditions import Sensors, feature_spectra, regular_positions
+from hpc_closure.closure.conditions import feature_spectra
 from hpc_closure.closure.model import iterate, unpack
 from hpc_closure.spectral.grid import resize
 
@@ -23,33 +22,6 @@ from hpc_closure.spectral.grid import resize
 SIZES = (16, 20, 24, 32, 36, 40, 48, 60, 64, 72, 80, 96, 108, 120, 128, 144, 160, 192, 216, 256)
 SIGNIFICANT = 3.0
 CHECK_SEED = 20240807
-
-
-def choose_layout(uniform: Tensor, sensors: str) -> Tensor:
-    """Layout number of each sample: 0 = no sensors, else an index of the training layouts."""
-    if sensors == "none":
-        return torch.zeros_like(uniform, dtype=torch.int64)
-    number = 1 + (uniform * 2 * NUM_LAYOUTS).long() % NUM_LAYOUTS
-    if sensors == "required":
-        return number
-    return torch.where(uniform < 0.5, number, torch.zeros_like(number))
-
-
-NUM_LAYOUTS = 8
-
-
-@lru_cache(maxsize=32)
-def training_layout(number: int, length: float, rms: float) -> Sensors:
-    """Regular and scattered layouts, exact and noisy; values are taken from the target."""
-    kinds = [("regular", 4, 0.0), ("regular", 8, 0.0), ("scattered", 6, 0.0),
-             ("scattered", 24, 0.0), ("regular", 4, 0.3), ("regular", 8, 0.3),
-             ("scattered", 12, 0.3), ("scattered", 80, 0.1)]
-    kind, size, noise = kinds[number - 1]
-    if kind == "regular":
-        positions = regular_positions(size, length)
-    else:
-        positions = draws.uniforms(CHECK_SEED, "layout", range(size), number, 2) * length
-    return Sensors(torch.zeros(len(positions)), positions, noise * rms)
 
 
 def _spectra(model, reader):
@@ -87,7 +59,6 @@ def fit_mean(model, reader) -> dict[str, Any]:
         raise ValueError("the closure targets are all zero: nothing to learn")
     modes, size, tail = generator_grid(b, variance, model.config["modes"])
     kept = band(modes, model.length)
-    inside = torch.isin(b.group_k2, kept.group_k2)
     per_mode = resize(b.spread(variance / b.group_size), modes)
     model.statistics = {
         "library": model.library.coefficients,
@@ -95,10 +66,10 @@ def fit_mean(model, reader) -> dict[str, Any]:
         "target/rms": (total.sum() / num).sqrt(),
         "first/spectrum": _group_values(kept, per_mode),
         "first/tail": torch.tensor(tail, dtype=torch.float64),
+        "first/snapshots": torch.tensor(float(num), dtype=torch.float64),
         "generator/modes": torch.tensor(float(modes), dtype=torch.float64),
         "generator/size": torch.tensor(float(size), dtype=torch.float64),
     }
-    del inside
     model.refresh()
     return {
         "terms": active,
@@ -107,6 +78,11 @@ def fit_mean(model, reader) -> dict[str, Any]:
         "generator_modes": modes,
         "snapshots": num,
     }
+
+
+def power_of(spectrum: Tensor, kept) -> float:
+    """Pointwise variance of a group spectrum."""
+    return float((spectrum * kept.group_size).sum())
 
 
 def _group_values(kept, per_mode: Tensor) -> Tensor:
@@ -168,28 +144,37 @@ def fit_law(model, reader) -> dict[str, Any]:
     if model.config["amplitude"]:
         model.statistics["amplitude/gain"] = _amplitude_gain(model, reader, shares)
     kept_power = torch.zeros(len(kept.group_k2), dtype=torch.float64)
-    tail, num = 0.0, 0
+    plain_power, tail, num = torch.zeros_like(kept_power), 0.0, 0
     for frames_hat, target_hat, state, history in _spectra(model, reader):
         encoding = model.encode(state, history)
         residual = target_hat - encoding.mean_hat
         q_hat = model.standardise(residual, encoding.log_amplitude)
         kept_power += kept.by_group(q_hat.abs().square()).sum(0).cpu()
-        inside = resize(resize(residual, kept.modes), model.band.modes)
-        tail += float(model.band.by_group((residual - inside).abs().square()).sum())
+        inside = resize(residual, kept.modes)
+        plain_power += kept.by_group(inside.abs().square()).sum(0).cpu()
+        beyond = residual - resize(inside, model.band.modes)
+        tail += float(model.band.by_group(beyond.abs().square()).sum())
         num += len(q_hat)
-    spectrum = kept_power / num / kept.group_size
+    spectrum, tail = kept_power / num / kept.group_size, tail / num
+    plain = plain_power / num / kept.group_size
+    if not bool((model.statistics["mean/gain"] != 0).any()) and model.amplitude_share == 0:
+        # nothing was learned by gradients: the members of ``fit`` are as good as unseen
+        share = num / (num + float(model.statistics["first/snapshots"]))
+        spectrum = share * spectrum + (1 - share) * model.statistics["first/spectrum"]
+        tail = share * tail + (1 - share) * float(model.statistics["first/tail"])
     if model.config["base_noise"] == "white":
-        spectrum = torch.full_like(spectrum, float((kept_power / num).sum() / kept.group_size.sum()))
+        spectrum = torch.full_like(spectrum, power_of(spectrum, kept) / float(kept.group_size.sum()))
     elif model.config["base_noise"] != "matched":
         raise ValueError(f"base_noise={model.config['base_noise']!r}, expected matched or white")
     model.statistics["law/spectrum"] = spectrum
-    model.statistics["law/tail"] = torch.tensor(tail / num, dtype=torch.float64)
+    model.statistics["plain/spectrum"] = plain
+    model.statistics["law/tail"] = torch.tensor(tail, dtype=torch.float64)
     model.refresh()
     gain = model.statistics["mean/gain"]
     return {
         "mean_gain": [round(float(g), 3) for g in gain],
-        "amplitude_gain": float(model.statistics.get("amplitude/gain", 0.0)),
-        "residual": math.sqrt(float((spectrum * kept.group_size).sum()) + tail / num)
+        "amplitude_gain": model.amplitude_share,
+        "residual": math.sqrt(power_of(spectrum, kept) + tail)
         / float(model.statistics["target/rms"]),
         "snapshots": num,
     }
@@ -197,21 +182,22 @@ def fit_law(model, reader) -> dict[str, Any]:
 
 def _amplitude_gain(model, reader, shares: Tensor) -> Tensor:
     """Share of log D, 0 to 1, that is most likely on unseen members; 0 unless significant."""
-    kept, gains = model.residual_band, []
-    scale = math.sqrt(model.first.variance)
+    kept, rows = model.residual_band, []
     for frames_hat, target_hat, state, history in _spectra(model, reader):
         encoding = model.encode(state, history, raw=True)
-        residual = resize(target_hat - encoding.mean_hat, kept.modes)
-        field = kept.to_physical(residual, model.size) / scale
+        field = kept.to_physical(
+            resize(target_hat - encoding.mean_hat, kept.modes), model.size).square()
         log = model.log_amplitude(encoding.raw).double()
-        log = log - log.mean()
-        # likelihood of D and of a constant, each with its own best overall factor
-        rows = [-0.5 * torch.log(field.square().mean((-2, -1)))]
-        for share in shares:
-            scaled = field.square() * torch.exp(-2 * share * log)
-            rows.append(-(share * log).mean((-2, -1)) - 0.5 * torch.log(scaled.mean((-2, -1))))
-        gains.append(torch.stack([row - rows[0] for row in rows[1:]], dim=1).cpu())
-    table = torch.cat(gains)
+        scaled = [(field * torch.exp(-2 * share * log)).mean((-2, -1)) for share in (0.0, *shares)]
+        rows.append(torch.stack([log.mean((-2, -1)), *scaled], dim=1).cpu())
+    table = torch.cat(rows)
+    level, scaled = table[:, :1], table[:, 1:]
+    # each amplitude, the uniform one included, with its own best overall factor
+    factor = scaled.mean(0)
+    shares = torch.cat([torch.zeros(1, dtype=torch.float64), shares])
+    loss = shares * level + 0.5 * (factor.log() + scaled / factor)
+    table = loss[:, :1] - loss[:, 1:]
+    shares = shares[1:]
     total, error = table.sum(0), (table - table.mean(0)).square().sum(0).sqrt()
     best = int(total.argmax())
     significant = float(total[best]) > SIGNIFICANT * float(error[best])

@@ -68,7 +68,7 @@ class SpectralConv2d(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         modes: M; the grid must have at least 2M points per side.
-        form: ``"matrix"``, ``"fft"`` or ``"auto"`` (matrix while M <= n/3).
+        form: ``"matrix"``, ``"fft"`` or ``"auto"`` (matrix while M <= n/3 or n <= 32).
         gain: standard deviation of the initial weights times sqrt(2 in_channels).
 
     The one parameter is real, shape (2M, M, in, out, 2): real and imaginary parts. Optimizers and
@@ -110,7 +110,8 @@ class SpectralConv2d(nn.Module):
                 f"field is {x.shape[-2]}x{size}; modes={self.modes} needs a square grid of at "
                 f"least {2 * self.modes}"
             )
-        matrix = self.form == "matrix" or (self.form == "auto" and 3 * self.modes <= size)
+        few = 3 * self.modes <= size or size <= 32
+        matrix = self.form == "matrix" or (self.form == "auto" and few)
         return self._matrix(x) if matrix else self._fft(x)
 
     def _matrix(self, x: Tensor) -> Tensor:

@@ -149,13 +149,14 @@ PAPER = {
     "modes": 8,
     "layers": 4,
     "upscaling": "interp",
+    "target_factor": 1.0,
     "method": "euler_maruyama",
     "evaluations": 10,
     "form": "fft",
 }
 
-PRESETS = {"default": DEFAULT, "one_pass": {**DEFAULT, "preset": "one_pass", "generator": "crps",
-                                            "evaluations": 1}, "paper": PAPER}
+ONE_PASS = {**DEFAULT, "preset": "one_pass", "generator": "crps", "evaluations": 1}
+PRESETS = {"default": DEFAULT, "one_pass": ONE_PASS, "paper": PAPER}
 
 
 def resolve(model: dict[str, Any]) -> dict[str, Any]:

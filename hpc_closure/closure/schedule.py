@@ -136,6 +136,10 @@ class PublishedVE(Schedule):
         """sigma of a tensor of times."""
         return torch.sqrt((self.base ** (2 * t) - 1) / (2 * math.log(self.base)))
 
+    def norm(self, t: float) -> float:
+        # as published: the start has the noise's std alone, the data's variance left out
+        return self.sigma(t)
+
     def alpha_dot(self, t: float) -> float:
         return 0.0
 
