@@ -116,8 +116,8 @@ class Diagnostics:
         .. math:: E^+ - E = dt\,[\langle L\bar w, \bar w\rangle + \langle f, \bar w\rangle
                             + \langle\beta\xi, \bar w\rangle + \langle N(w), \bar w\rangle].
 
-        The last term, which the flow itself does not have, is the scheme's own, of order dt. For
-        other schemes it is left out of the residual's meaning: the residual is then their error.
+        The last term, which the flow itself does not have, is the scheme's own, of order dt. Of
+        other schemes no such term is known: theirs is zero, and the residual is their error.
 
         Returns:
             ``change``, ``dissipation``, ``injection``, ``noise``, ``scheme``, their ``residual``
@@ -130,10 +130,11 @@ class Diagnostics:
         names = ("change", "dissipation", "injection", "noise", "scheme")
         out = {name: np.zeros(len(simulation.members)) for name in names}
         scale = np.zeros(len(simulation.members))
+        euler = simulation.problem.scheme == "cn_euler"
         w = self.state()
         for _ in range(num_steps):
             noise = simulation.transform.gather(simulation.noise_hat()).cpu().numpy()
-            nonlinear = self.nonlinear()
+            nonlinear = self.nonlinear() if euler else None
             simulation.advance(1)
             new = self.state()
             mean = 0.5 * (w + new)
@@ -142,8 +143,9 @@ class Diagnostics:
                 "dissipation": dt * self.damping * _square(mean),
                 "injection": dt * _inner(self.forcing, mean),
                 "noise": dt * _inner(noise, mean),
-                "scheme": dt * _inner(nonlinear, mean),
             }
+            if euler:
+                terms["scheme"] = dt * _inner(nonlinear, mean)
             for name, density in terms.items():
                 total = _sum(self.weights * self.to_energy * density)
                 out[name] += total
