@@ -212,6 +212,24 @@ def test_generated_without_a_law_ranks_one_pixel_per_field():
     assert not names & {"bias2", "crps_ratio", "spread_ratio", "floor"}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_generated_scores_are_the_same_on_a_gpu():
+    truth, samplers, law = stationary_case(samples=24)
+    fixed = {name: sample(torch.arange(24), 6) for name, sample in samplers.items()}
+    results = []
+    for device in ("cpu", "cuda"):
+        moved = {
+            name: lambda indices, members, x=x.to(device): x[:, indices.to(x.device)]
+            for name, x in fixed.items()
+        }
+        exact = Law(lambda i, d=device: law.mean(i).to(d), law.variance, law.whiten)
+        results.append(score_generated(truth, moved, LABELS, members=6, law=exact))
+    for first, second in zip(results[0].rows, results[1].rows, strict=True):
+        if first.score != "cost_ms":
+            assert first.value == pytest.approx(second.value, rel=1e-9, abs=1e-12), first
+
+
 def test_generated_refuses_wrong_shapes():
     truth = normal(3, 8, 8)
     with pytest.raises(ValueError, match=r"model returned \(4, 2, 8, 8\) for 3 states"):

@@ -35,6 +35,7 @@ TOTAL = {
         ("relative_error_mean",), lambda s, m: s["relative_error_mean"]
     ),
     "mse": Formula(("mse",), lambda s, m: s["mse"]),
+    "rmse_mean": Formula(("mean_mse",), lambda s, m: s["mean_mse"].sqrt()),
     "bias2": Formula(
         ("mean_mse", "variance", "floor"),
         lambda s, m: s["mean_mse"] - s["variance"] / m - s["floor"],

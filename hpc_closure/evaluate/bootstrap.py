@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+MIN_BLOCKS = 4  # fewer blocks say nothing about their spread
+
 Means = Mapping[str, Tensor]
 
 
@@ -33,7 +35,8 @@ def block_bootstrap(
         seed: of the draws; the same blocks are drawn for every score.
 
     Returns:
-        value, low, high, each with the shape of the score; low and high are NaN for one block.
+        value, low, high, each with the shape of the score; low and high are NaN for fewer than
+        four blocks.
     """
     names, index = torch.unique(blocks.cpu(), return_inverse=True)
     sums = {
@@ -42,7 +45,7 @@ def block_bootstrap(
     }
     counts = torch.bincount(index, minlength=len(names)).double()
     value = formula({name: part.sum(0) / counts.sum() for name, part in sums.items()})
-    if len(names) < 2:
+    if len(names) < MIN_BLOCKS:
         return value, torch.full_like(value, torch.nan), torch.full_like(value, torch.nan)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(names), (resamples, len(names)), generator=generator)

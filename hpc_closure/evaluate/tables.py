@@ -67,12 +67,16 @@ _FLOATS = ("lead_time", "value", "low", "high")
 
 @dataclass(frozen=True)
 class Absent:
-    """A method that a table lacks, and why (printed under the table)."""
+    """A method that a table lacks, and why (printed under the table).
+
+    ``sensors`` names the layout it is lacking for; None = for all.
+    """
 
     stage: str
     closure: str
     method: str
     reason: str
+    sensors: str | None = None
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Rows:
         for name in _FLOATS:
             if columns.get(name) is not None:
                 columns[name] = float(columns[name])
-        for name in ("low", "high"):  # no interval from a single block
+        for name in ("low", "high"):  # no interval from too few blocks
             if columns.get(name) is not None and math.isnan(columns[name]):
                 columns[name] = None
         self.rows.append(Row(**columns))
@@ -105,9 +109,11 @@ class Rows:
         self.rows.extend(other.rows)
         self.absent.extend(note for note in other.absent if note not in self.absent)
 
-    def leave_out(self, stage: str, closure: str, method: str, reason: str) -> None:
-        """Note that a method has no rows, and why."""
-        note = Absent(stage, closure, method, reason)
+    def leave_out(
+        self, stage: str, closure: str, method: str, reason: str, sensors: str | None = None
+    ) -> None:
+        """Note that a method has no rows, and why (see :class:`Absent`)."""
+        note = Absent(stage, closure, method, reason, sensors)
         if note not in self.absent:
             self.absent.append(note)
 
@@ -204,8 +210,8 @@ def sort_methods(names: Iterable[str]) -> list[str]:
 
     def position(name: str) -> float:
         if name in METHODS:
-            return METHODS.index(name) + (0 if name == "model" else 1)
-        return 1.5 if name.startswith("oracle") else 0.5
+            return METHODS.index(name)
+        return METHODS.index("oracle" if name.startswith("oracle") else "model") + 0.5
 
     return sorted(names, key=position)
 

@@ -1,0 +1,376 @@
+"""Figures of the report, one function each; every figure is written as PNG and PDF.
+
+Methods keep one colour, line style and marker in all figures (Okabe and Ito's colours, which
+colour-blind readers can tell apart; the truth is black). Functions take numbers, not files, and
+return the figure.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from torch import Tensor
+
+from hpc_closure.evaluate.ranks import merge, rank_p
+from hpc_closure.evaluate.tables import Rows, format_value, sort_methods
+from hpc_closure.files import publish
+
+# method -> colour, line style, marker
+STYLES = {
+    "truth": ("#000000", "-", ""),
+    "true ensemble": ("#000000", (0, (1, 1)), ""),
+    "model": ("#0072B2", "-", "o"),
+    "oracle": ("#E69F00", "--", "s"),
+    "oracle_x0.95": ("#D55E00", ":", "v"),
+    "physics": ("#009E73", "-.", "D"),
+    "fourier": ("#56B4E9", "--", "P"),
+    "climatology": ("#CC79A7", "-.", "X"),
+    "none": ("#777777", ":", "^"),
+}
+DPI = 200
+FURTHER = ("#D55E00", "#8C6BB1", "#A6761D", "#1B7837", "#4D4D4D")
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "hpc_closure",
+}
+
+
+@contextmanager
+def _style():
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
+    """Write ``stem.png`` and ``stem.pdf``; the same figure gives the same bytes."""
+    paths = []
+    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+        path = Path(f"{stem}{suffix}")
+        with publish(path) as part, _style():
+            figure.savefig(part, format=suffix[1:], dpi=DPI, metadata=metadata)
+        figure.set_layout_engine("none")  # laid out once, which is half the cost
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def method_style(method: str, others: Iterable[str] = ()) -> dict[str, Any]:
+    """Line properties of a method; names without a style of their own get one by their order."""
+    if method in STYLES:
+        colour, line, marker = STYLES[method]
+    else:
+        unnamed = [name for name in dict.fromkeys([*others, method]) if name not in STYLES]
+        index = unnamed.index(method)
+        colour, line, marker = FURTHER[index % len(FURTHER)], "-", "<>h*p"[index % 5]
+    return {"color": colour, "linestyle": line, "marker": marker, "label": method}
+
+
+def fields(
+    examples: Mapping[str, Tensor],
+    methods: Sequence[str] = ("model",),
+    *,
+    quantity: str = "U",
+    unit: str = r"s$^{-2}$",
+) -> Figure:
+    """Truth, one member, ensemble mean and ensemble standard deviation, a row for each method.
+
+    Args:
+        examples: ``truth`` -> (n, n); method -> (3, n, n), see ``Scored.examples``.
+        methods: rows of the figure.
+        quantity: symbol or name of the field.
+        unit: its unit.
+    """
+    methods = [method for method in methods if method in examples]
+    truth = np.asarray(examples["truth"], dtype=float)
+    panels = {method: np.asarray(examples[method], dtype=float) for method in methods}
+    scale, signed_unit = _scaled(np.abs(truth).max(), unit)
+    spread_scale, spread_unit = _scaled(max(panel[2].max() for panel in panels.values()), unit)
+    limit = np.abs(truth).max() * scale or 1.0
+    widest = max(panel[2].max() for panel in panels.values()) * spread_scale or 1.0
+    with _style():
+        figure = Figure(figsize=(9.2, 0.85 + 2.3 * len(methods)), layout="compressed")
+        axes = figure.subplots(len(methods), 4, squeeze=False, sharex=True, sharey=True)
+        for line, (method, (member, mean, std)) in zip(axes, panels.items(), strict=True):
+            titles = ("truth (DNS)", f"{method}: one sample", f"{method}: ensemble mean")
+            for axis, image, title in zip(line, (truth, member, mean), titles, strict=False):
+                signed = _image(axis, image * scale, title, "RdBu_r", -limit, limit)
+            title = f"{method}: ensemble std"
+            spread = _image(line[3], std * spread_scale, title, "viridis", 0, widest)
+            line[0].set_ylabel("y / L")
+        for axis in axes[-1]:
+            axis.set_xlabel("x / L")
+        for image, part, label, aspect in (
+            (signed, axes[:, :3], f"{quantity} [{signed_unit}]", 60),
+            (spread, axes[:, 3], f"std of {quantity} [{spread_unit}]", 20),
+        ):
+            bar = figure.colorbar(image, ax=part, label=label, location="bottom", aspect=aspect)
+            bar.outline.set_linewidth(0.6)
+            bar.locator = MaxNLocator(7 if aspect == 60 else 4)
+    return figure
+
+
+def _scaled(largest: float, unit: str) -> tuple[float, str]:
+    """Factor and unit that keep the numbers of an axis between 0.1 and 1000."""
+    if largest == 0 or 0.1 <= largest < 1000:
+        return 1.0, unit
+    exponent = int(np.floor(np.log10(largest)))
+    return 10.0**-exponent, rf"$10^{{{exponent}}}$ {unit}"
+
+
+def _image(axis, values, title, colours, low, high):
+    axis.grid(False)
+    axis.set_title(title)
+    axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    # the first index is x: transposed, x runs to the right and y upwards
+    return axis.imshow(
+        values.T, origin="lower", extent=(0, 1, 0, 1), cmap=colours, vmin=low, vmax=high,
+        interpolation="nearest",
+    )  # fmt: skip
+
+
+def spectra(
+    power: Mapping[str, Tensor],
+    spread: Mapping[str, Tensor],
+    *,
+    reference: str = "oracle",
+    quantity: str = "U",
+    unit: str = r"s$^{-4}$",
+) -> Figure:
+    """Power per wavenumber shell, and spread per shell over the spread of the reference.
+
+    Args:
+        power: ``truth`` and methods -> (shells,) mean square of one member.
+        spread: ensembles -> (shells,) variance over members.
+        reference: key of ``spread``; where it is missing, the variances themselves are drawn.
+    """
+    # "none" has no power; the controls of the oracle have its power
+    shown = [m for m in power if float(power[m].sum()) > 0 and not m.startswith("oracle_")]
+    with _style():
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        names = ["truth", *sort_methods(set(shown) - {"truth"})]
+        _shell_lines(left, {name: power[name] for name in names})
+        left.set(title=f"Power of {quantity}", ylabel=f"mean square per shell [{unit}]")
+        if reference in spread:
+            _spread_ratios(right, spread, reference)
+        else:
+            _shell_lines(right, {name: spread[name] for name in sort_methods(spread)})
+            right.set(title="Variance over members", ylabel=f"variance per shell [{unit}]")
+        for axis in (left, right):
+            axis.set_xlabel("wavenumber shell |k| L / 2π")
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend()
+    return figure
+
+
+def _shell_lines(axis, lines: Mapping[str, Tensor]) -> None:
+    """Spectra on logarithmic axes, ten decades deep, markers staggered where lines coincide."""
+    floor = 1e-10 * max((float(part.sum()) for part in lines.values()), default=0.0)
+    axis.set(xscale="log", yscale="log")
+    for index, (method, part) in enumerate(lines.items()):
+        values = np.asarray(part, dtype=float)
+        shells = np.arange(len(values))
+        keep = (values > floor) & (shells > 0)
+        style = method_style(method, lines)
+        style["linewidth"] = 4 if method == "truth" else 1.4  # the truth shows beneath the others
+        axis.plot(shells[keep], values[keep], markevery=(index % 3, 3), **style)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _spread_ratios(axis, spread: Mapping[str, Tensor], reference: str) -> None:
+    """Spread per shell over the reference's, where that has signal; climatology has its own."""
+    base = np.asarray(spread[reference], dtype=float)
+    shells = np.flatnonzero(base > 1e-6 * base.sum())
+    axis.axhspan(0.95, 1.05, color="#e8e8e8", zorder=0)
+    axis.axhline(1, color="black", linewidth=0.8)
+    limits = [0.88, 1.12]
+    for method in sort_methods(set(spread) - {reference, "climatology"}):
+        ratio = np.sqrt(np.asarray(spread[method], dtype=float)[shells] / base[shells])
+        axis.plot(shells, ratio, **method_style(method, spread))
+        limits += [ratio.min() - 0.03, ratio.max() + 0.03]
+    axis.set_ylim(max(0, min(limits)), min(2, max(limits)))
+    axis.set(title=f"Spread over that of the {reference} (band: ±5 %)", ylabel="spread ratio")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def error_growth(rows: Rows, *, methods: Iterable[str] | None = None, unit: str = "s") -> Figure:
+    """Error of the ensemble mean against lead time, with the spread of the ensemble.
+
+    Args:
+        rows: rows of the coupled stage (one closure, grid and sensor layout).
+        methods: those to draw; None = all.
+        unit: of time.
+    """
+    kept = rows.where(stage="coupled", shell=None)
+    names = sort_methods(methods or kept.distinct("method"))
+    with _style():
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for method in names:
+            style = method_style(method, names)
+            error = _series(kept.where(method=method, score="relative_error_mean"))
+            left.plot(error[:, 0], error[:, 1], **style)
+            low, high = error[:, 2], error[:, 3]
+            if np.isfinite(low).any():
+                left.fill_between(error[:, 0], low, high, color=style["color"], alpha=0.18, lw=0)
+            skill = _series(kept.where(method=method, score="rmse_mean"))
+            right.plot(skill[:, 0], skill[:, 1], **style)
+            spread = _series(kept.where(method=method, score="spread"))
+            dashed = {**style, "linestyle": (0, (2, 2)), "marker": "", "label": None}
+            right.plot(spread[:, 0], spread[:, 1], **dashed)
+        left.set(title="Relative error of the ensemble mean (band: 95 % interval)")
+        left.set(ylabel="||mean − truth|| / ||truth||", xlabel=f"lead time [{unit}]", yscale="log")
+        right.set(title="Error of the mean (solid) and spread (dashed)")
+        right.set(xlabel=f"lead time [{unit}]", ylabel="rms vorticity [1/s]", yscale="log")
+        for axis in (left, right):
+            axis.yaxis.set_major_locator(LogLocator(numticks=8))
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend()
+    return figure
+
+
+def _series(rows: Rows) -> np.ndarray:
+    """(times, 4): lead time, value, low, high, where a logarithmic axis can show them."""
+    lines = [
+        (row.lead_time, row.value, row.low or np.nan, row.high or np.nan)
+        for row in rows
+        if row.lead_time and np.isfinite(row.value) and row.value > 0
+    ]
+    return np.array(sorted(lines)).reshape(-1, 4)
+
+
+def rank_histograms(counts: Mapping[str, Tensor]) -> Figure:
+    """Rank histograms beside each other; the band holds 95 % of the bars of a calibrated one.
+
+    Args:
+        counts: ensemble -> (M + 1,) histogram, see ``Scored.ranks``.
+    """
+    names = sort_methods(counts)
+    with _style():
+        columns = min(4, len(names))
+        lines = -(-len(names) // columns)
+        figure = Figure(figsize=(2.3 * columns, 0.2 + 2.3 * lines), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+        for axis, method in zip(axes, names, strict=False):
+            merged, widths = (part.double().numpy() for part in merge(counts[method]))
+            edges = np.concatenate(([0], widths.cumsum())) / widths.sum()
+            density = merged / (counts[method].sum().item() * np.diff(edges))
+            share = 1 / len(merged)
+            deviation = 1.96 * np.sqrt((1 - share) / (share * float(counts[method].sum())))
+            axis.axhspan(1 - deviation, 1 + deviation, color="#e0e0e0", zorder=0)
+            axis.axhline(1, color="black", linewidth=0.8, zorder=3)
+            colour = method_style(method, names)["color"]
+            axis.bar(edges[:-1], density, np.diff(edges), align="edge", color=colour, alpha=0.75,
+                     edgecolor="white", linewidth=0.5)  # fmt: skip
+            p = format_value("rank_p", rank_p(counts[method]))
+            axis.set_title(f"{method}\np {p if p.startswith('<') else '= ' + p}")
+            axis.set(xlim=(0, 1), xticks=[0, 0.5, 1], xlabel="rank of the truth / members")
+        for axis in axes[len(names) :]:
+            axis.set_visible(False)
+        for axis in axes[::columns]:
+            axis.set_ylabel("relative frequency")
+    return figure
+
+
+def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Training and held-out loss against step, phases of the training side by side.
+
+    Args:
+        history: rows of ``train/metrics.csv``: ``step, loss`` and, where validated, ``train_loss,
+            valid_loss``; ``phase`` names parts whose losses differ in kind.
+    """
+    phases = list(dict.fromkeys(row.get("phase", "") for row in history)) or [""]
+    with _style():
+        width = max(4.6, min(9.2, 4.6 * len(phases)))
+        figure = Figure(figsize=(width, 3.2), layout="constrained")
+        axes = figure.subplots(1, len(phases), squeeze=False)[0]
+        for axis, phase in zip(axes, phases, strict=True):
+            rows = [row for row in history if row.get("phase", "") == phase]
+            for name, colour, label, marker in (
+                ("loss", "#9ecae1", "batch", ""),
+                ("train_loss", "#0072B2", "training members", "o"),
+                ("valid_loss", "#D55E00", "held-out members", "s"),
+            ):
+                points = [(row["step"], row[name]) for row in rows if name in row]
+                if points:
+                    x, y = np.array(points, dtype=float).T
+                    axis.plot(x, y, color=colour, label=label, marker=marker,
+                              linewidth=1.0 if name == "loss" else 1.6)  # fmt: skip
+            positive = all(row[n] > 0 for row in rows for n in row if n.endswith("loss"))
+            if positive:
+                _log_axis(axis)
+            axis.set(title=f"Training: {phase}" if phase else "Training", xlabel="step")
+            axis.legend()
+        axes[0].set_ylabel("loss")
+    return figure
+
+
+def _log_axis(axis) -> None:
+    """Logarithmic ordinate with plain numbers; between the decades too when they are few."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_formatter("{x:g}")
+    narrow = high / low < 10
+    axis.yaxis.set_minor_formatter("{x:g}" if narrow else NullFormatter())
+    if narrow:
+        axis.yaxis.set_minor_locator(LogLocator(subs=(1, 2, 3, 4, 5, 6, 7, 8)))
+
+
+def cost(rows: Rows) -> Figure:
+    """Milliseconds per closure sample and per coupled member step, a bar for each method.
+
+    Args:
+        rows: any rows; those with the score ``cost_ms`` are drawn.
+    """
+    stages = [
+        (stage, what)
+        for stage, what in (
+            ("generated", "one closure sample"),
+            ("coupled", "one member, one solver step"),
+        )
+        if len(rows.where(stage=stage, score="cost_ms"))
+    ]
+    with _style():
+        heights = [len(rows.where(stage=s, score="cost_ms").distinct("method")) for s, _ in stages]
+        size = (4.6 * max(1, len(stages)), 1.1 + 0.3 * max(heights, default=1))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, max(1, len(stages)), squeeze=False)[0]
+        for axis, (stage, what) in zip(axes, stages, strict=False):
+            costs = {row.method: row.value for row in rows.where(stage=stage, score="cost_ms")}
+            names = sort_methods(costs)[::-1]
+            values = [costs[name] for name in names]
+            colours = [method_style(name, names)["color"] for name in names]
+            bars = axis.barh(names, values, color=colours, height=0.62)
+            labels = [format_value("cost_ms", value) for value in values]
+            axis.bar_label(bars, labels, padding=3, fontsize=8.5)
+            axis.set(title=what, xlabel="wall time [ms]", xscale="log")
+            axis.set_xlim(min(values) / 2, max(values) * 6)
+            axis.grid(axis="y", visible=False)
+    return figure

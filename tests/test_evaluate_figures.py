@@ -1,0 +1,206 @@
+"""Figures: files of both kinds, the same bytes again, and no text on other text or cut off."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
+from matplotlib.text import Text
+from test_evaluate_scores import normal, stationary
+
+from hpc_closure.evaluate import figures
+from hpc_closure.evaluate.coupled import score_coupled
+from hpc_closure.evaluate.generated import Law, score_generated
+from hpc_closure.evaluate.illustrate import (
+    illustrate_cost,
+    illustrate_coupled,
+    illustrate_generated,
+    illustrate_training,
+)
+from hpc_closure.evaluate.ranks import fourier_coordinates
+from hpc_closure.evaluate.tables import Rows
+
+LABELS = {"closure": "diffusion", "sensors": "none", "interval": 1}
+
+
+@pytest.fixture(scope="module")
+def generated():
+    mean, size = 0.1 * stationary(40, 32, seed=1), 32
+
+    def law(scale):
+        def sample(indices, members):
+            noise = stationary(members * len(indices), size, seed=int(1e4 * scale))
+            return mean[indices] + scale * noise.unflatten(0, (members, len(indices)))
+
+        return sample
+
+    truth = mean + 0.04 * stationary(40, size, seed=2)
+    samplers = {
+        "model": law(0.039),
+        "one-pass ensemble": law(0.05),
+        "oracle": law(0.04),
+        "physics": lambda indices, members: mean[None, indices],
+        "none": lambda indices, members: 0 * truth[None, indices],
+    }
+    exact = Law(lambda i: mean[i], 0.04**2, lambda f: fourier_coordinates(f, 5))
+    return score_generated(truth, samplers, LABELS, members=12, law=exact)
+
+
+@pytest.fixture(scope="module")
+def coupled():
+    start = stationary(5, 24, seed=3)[:, None]
+    truth = start + 0.01 * stationary(20, 24, seed=4).unflatten(0, (5, 4)).cumsum(1)
+    noise = stationary(6 * 20, 24, seed=5).unflatten(0, (6, 5, 4)).cumsum(2)
+    truth[:, 0], noise[:, :, 0] = start[:, 0], 0
+    ensembles = {
+        "model": start + 0.011 * noise,
+        "oracle": start + 0.01 * noise.flip(0),
+        "none": (1 + 0.2 * torch.arange(4.0))[None, None, :, None, None] * start[None],
+    }
+    costs = {"model": 2.4, "oracle": 0.36, "none": 0.31}
+    return score_coupled(truth, ensembles, [0, 5, 10, 20], LABELS, costs=costs)
+
+
+def history(phases):
+    rows = []
+    for phase in phases:
+        for step in range(0, 400, 10):
+            row = {"step": len(rows) * 10, "phase": phase, "loss": 0.1 + math.exp(-step / 90)}
+            if step % 100 == 0:
+                row |= {"train_loss": 0.9 * row["loss"], "valid_loss": 1.1 * row["loss"]}
+            rows.append(row)
+    return rows
+
+
+def drawn_texts(figure):
+    """Texts on the page with their boxes in pixels."""
+    canvas = FigureCanvasAgg(figure)
+    with figures._style():
+        canvas.draw()
+    hidden = ticks_out_of_view(figure)
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip() and text not in hidden:
+            yield text.get_text(), text.get_window_extent(canvas.get_renderer())
+
+
+def ticks_out_of_view(figure):
+    """Labels that exist but are not drawn: matplotlib keeps ticks beyond the axis."""
+    hidden = set()
+    for axes in figure.axes:
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            low, high = sorted(limits)
+            shown = axis.get_visible() and axes.get_visible()
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if not shown or not low <= tick.get_loc() <= high:
+                    hidden |= {tick.label1, tick.label2}
+    return hidden
+
+
+def check_layout(figure):
+    """No text on another, none outside of the page."""
+    texts = list(drawn_texts(figure))
+    assert texts
+    width, height = figure.bbox.size
+    for text, box in texts:
+        assert box.x0 > -1 and box.y0 > -1 and box.x1 < width + 1 and box.y1 < height + 1, text
+    for (first, a), (second, b) in itertools.combinations(texts, 2):
+        overlap_x = min(a.x1, b.x1) - max(a.x0, b.x0)
+        overlap_y = min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert overlap_x < 1 or overlap_y < 1, (first, second)
+
+
+def all_figures(generated, coupled):
+    yield figures.fields(generated.examples, ("model", "oracle"), quantity="G")
+    yield figures.fields(coupled.examples, ("model",), quantity="vorticity", unit="1/s")
+    yield figures.spectra(generated.spectra, generated.spread_spectra, quantity="G")
+    yield figures.spectra(coupled.spectra, coupled.spread_spectra)
+    alone = {"model": generated.spread_spectra["model"]}
+    yield figures.spectra(generated.spectra, alone)
+    yield figures.error_growth(coupled.rows)
+    yield figures.rank_histograms(generated.ranks)
+    yield figures.loss_curve(history(["mean", "residual"]))
+    yield figures.loss_curve(history([""]))
+    yield figures.cost(Rows([*generated.rows, *coupled.rows]))
+    yield figures.cost(coupled.rows)
+
+
+def test_no_text_overlaps_or_is_cut_off(generated, coupled):
+    for figure in all_figures(generated, coupled):
+        check_layout(figure)
+
+
+def test_the_layout_check_can_fail(coupled):
+    figure = figures.error_growth(coupled.rows)
+    check_layout(figure)
+    figure.axes[0].set_title("a title that runs on and on into the title of its neighbour")
+    with pytest.raises(AssertionError):
+        check_layout(figure)
+
+
+def test_axes_are_labelled_with_units(generated, coupled):
+    for figure in all_figures(generated, coupled):
+        for axes in figure.axes:
+            if axes.get_visible() and axes.lines:
+                assert axes.get_xlabel()
+    growth = figures.error_growth(coupled.rows).axes
+    assert growth[0].get_xlabel() == "lead time [s]" and "[1/s]" in growth[1].get_ylabel()
+
+
+def test_save_writes_png_and_pdf_reproducibly(tmp_path, coupled):
+    first = figures.save(figures.error_growth(coupled.rows), tmp_path / "a" / "error")
+    second = figures.save(figures.error_growth(coupled.rows), tmp_path / "b" / "error")
+    assert [path.name for path in first] == ["error.png", "error.pdf"]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    assert imread(first[0]).shape[1] == 1840
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["error.pdf", "error.png"]
+
+
+def test_methods_keep_their_style():
+    styles = [figures.method_style(name) for name in figures.STYLES]
+    assert len({(s["color"], str(s["linestyle"])) for s in styles}) == len(styles)
+    names = ["model", "smagorinsky", "leith"]
+    further = [figures.method_style(name, names) for name in names[1:]]
+    assert further[0]["color"] != further[1]["color"]
+    assert figures.method_style("leith", names) == further[1]
+
+
+def test_field_panels_share_the_scale_of_the_truth(generated):
+    figure = figures.fields(generated.examples, ("model",), quantity="G")
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    limits = {image.get_clim() for image in images[:3]}
+    assert len(limits) == 1 and limits.pop() == pytest.approx(
+        [sign * float(generated.examples["truth"].abs().max()) for sign in (-1, 1)]
+    )
+    # the first index of a field is x, to the right
+    assert torch.allclose(torch.as_tensor(images[0].get_array()).T, generated.examples["truth"])
+
+
+def test_diverged_and_missing_values_are_left_out_of_lines():
+    start = normal(1, 8, 8)
+    ensemble = start + 0.1 * normal(4, 3, 8, 8)
+    ensemble[:, 2] = math.inf
+    scored = score_coupled(
+        start.expand(3, 8, 8), {"model": ensemble}, [1, 2, 3], LABELS
+    )  # fmt: skip
+    line = figures.error_growth(scored.rows).axes[0].lines[0]
+    assert list(line.get_xdata()) == [1, 2]
+
+
+def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch):
+    monkeypatch.setattr(figures, "DPI", 40)
+    pictures = [
+        *illustrate_generated(generated, tmp_path, "diffusion_32", "diffusion, no sensors"),
+        *illustrate_coupled(coupled, tmp_path, "diffusion_24", "diffusion, no sensors"),
+        *illustrate_training(history(["mean"]), tmp_path),
+        *illustrate_cost(coupled.rows, tmp_path, "2 CPU cores"),
+    ]
+    assert [picture.section for picture in pictures] == (
+        ["generated"] * 3 + ["coupled"] * 3 + ["training", "cost"]
+    )
+    for picture in pictures:
+        assert picture.png.exists() and picture.png.with_suffix(".pdf").exists()
+        assert picture.caption.endswith(".")
+    assert illustrate_training([], tmp_path) == [] == illustrate_cost(Rows(), tmp_path, "")
