@@ -258,6 +258,17 @@ class Rollout(Section):
     )
 
 
+class Event(Section):
+    """The question of an uncertainty study: P(observable > above) at a lead time."""
+
+    observable: Literal["enstrophy", "peak", "large_scale"] = "enstrophy"
+    above: Finite = Field(description="threshold, in units of the observable")
+    lead_time: Positive = Field(description="a stored lead time")
+    tolerance: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.02, description="half width for which the ensemble size is worked out"
+    )
+
+
 class Evaluate(Section):
     lead_times: Annotated[tuple[Positive, ...], Field(min_length=1)] = (5.0, 10.0, 15.0, 20.0)
     grids: Annotated[tuple[EvenGrid, ...], Field(min_length=1)] | None = Field(
@@ -267,6 +278,7 @@ class Evaluate(Section):
     samples: Count = Field(200, description="held-out snapshots scored")
     members: Annotated[int, Field(ge=2)] = Field(32, description="closure samples per snapshot")
     sampler: Sampler = Sampler()
+    event: Event | None = Field(None, description="probability asked of the coupled ensemble")
     seed: int = 0
 
 
@@ -415,7 +427,8 @@ class Experiment(Section):
             "rollout.t_start", rollout.t_start - generate.record.start, generate.record.every
         )
         horizon = rollout.t_end - rollout.t_start
-        for lead in self.evaluate.lead_times:
+        event = self.evaluate.event
+        for lead in (*self.evaluate.lead_times, *([event.lead_time] if event else [])):
             if lead > horizon + 1e-9:
                 raise ValueError(
                     f"evaluate.lead_times: {lead:g} is beyond the horizon {horizon:g} of rollout"

@@ -300,12 +300,32 @@ class Evaluation:
             method_labels={"model": {"evaluations": evaluations}},
             seed=experiment.evaluate.seed,
         )
+        if experiment.evaluate.event:
+            self.event(scored.rows, ensemble)
         for method in ("fourier", "physics"):
             scored.rows.leave_out("coupled", self.kind, method, "scored as generated closure only")
         if "oracle" not in ensembles:
             reason = "no exact law is known for this closure, or rollout.references leaves it out"
             scored.rows.leave_out("coupled", self.kind, "oracle", reason)
         return scored
+
+    def event(self, rows, ensemble) -> None:
+        """Append the probability that the experiment asks for."""
+        import torch
+
+        from hpc_closure.evaluate.event import score_event
+
+        event = self.experiment.evaluate.event
+        index = ensemble.index(event.lead_time)
+        names = [name for name in ("model", "oracle", "none", "truth") if name in ensemble.names]
+        fields = {name: torch.from_numpy(ensemble.read(name, index)) for name in names}
+        labels = {
+            "stage": "coupled",
+            "closure": self.kind,
+            "grid": self.experiment.train_grid,
+            "interval": self.experiment.rollout.interval,
+        }
+        score_event(rows, fields, event, labels)
 
     # products
 
