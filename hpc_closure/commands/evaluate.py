@@ -199,8 +199,13 @@ class Evaluation:
         seed = self.experiment.evaluate.seed
 
         def oracle(indices, members):
+            # draws are keyed by member, row and call: a call of its own for each block of snapshots
             return law.sample(
-                states[indices], members=range(members), seed=seed, sensors=sensors(indices)
+                states[indices],
+                members=range(members),
+                seed=seed,
+                call=int(indices[0]),
+                sensors=sensors(indices),
             )
 
         def granted(indices, members):
