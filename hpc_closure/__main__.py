@@ -22,7 +22,7 @@ def main() -> None:
     from hpc_closure.cli import UsageError, app
 
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="hpc-closure", standalone_mode=False))
     except SystemExit as end:
         if hasattr(end, "reason"):  # stop.Stopped: saved, not finished
             _end(end, 75)

@@ -68,6 +68,17 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         raise DiskError(f"cannot write {which}: {_DISK_ERRORS[code]}") from error
 
 
+def make_folder(path: Path | str) -> None:
+    """Make a folder and those above it. Raises DiskError when that cannot be."""
+    with disk_errors(path):
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # inside /proc, say
+            raise DiskError(f"cannot write {path}: {error.strerror}; change `root`") from error
+        except FileExistsError as error:
+            raise DiskError(f"cannot write {path}: it is a file, not a folder") from error
+
+
 def token() -> str:
     """Name of this process, unique among the processes that share a file system."""
     return f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
@@ -111,7 +122,7 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None, 
     part = path.with_name(f"{path.name}.{token()}.part")
     try:
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             if resume:
                 _adopt(path, part)
             else:

@@ -167,17 +167,19 @@ def print_plan(experiment, books, wanted, parts=None, retry_failed=False) -> int
     )
     times = 1 + round((rollout.t_end - rollout.t_start) / rollout.every)
     fields = 1 + ("oracle" in rollout.references)
-    print(f"run folder {books.run}")
-    print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
-    print(f"trajectories to compute: {rows}, on {grid}^2, {times} stored times")
-    print(f"bytes to write: {fields * rows * times * grid**2 * 4 / 1e9:.3g} GB")
+    batch: list[str] = []
     if experiment.cluster.executor != "inline":
         from hpc_closure.rollout import submit as submission
 
         plan = chosen_part(parts, books.plan(wanted, experiment.cluster.members_per_block))
         names, _ = ready(experiment, books, plan, retry_failed)
         request = submission.Request.of(experiment, books.run.config, books.run, names)
-        print("cost: " + submission.cost(request))
+        batch.append("cost: " + submission.cost(request))
         if experiment.cluster.executor == "slurm":
-            print(*submission.batch_text(request), sep="\n")
+            batch += submission.batch_text(request)
+    print(f"run folder {books.run}")
+    print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
+    print(f"trajectories to compute: {rows}, on {grid}^2, {times} stored times")
+    print(f"bytes to write: {fields * rows * times * grid**2 * 4 / 1e9:.3g} GB")
+    print(*batch, sep="\n", end="\n" if batch else "")
     return 0

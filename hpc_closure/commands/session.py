@@ -107,8 +107,7 @@ class Session:
         try:
             if self._redo:
                 self._clear()
-            with files.disk_errors(self.run.root):
-                self.run.folder(self.verb).mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.run.folder(self.verb))
             text = config.dump(self.experiment)
             if not self.run.config.exists() or self.run.config.read_text() != text:
                 files.write_text(self.run.config, text)

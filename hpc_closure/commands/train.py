@@ -137,9 +137,10 @@ def check_data(experiment: Experiment) -> None:
     counts = survey.counts()
     if counts["done"] < counts["units"]:
         states = ", ".join(f"{counts[state]} {state}" for state in units.STATES if counts[state])
+        broken = "".join(f"; not used: {message}" for message in survey.damaged.values())
         raise ValueError(
             f"{Run(experiment.folder).data}: the data are not complete ({states} of "
-            f"{counts['units']} units); run `hpc-closure generate` first"
+            f"{counts['units']} units); run `hpc-closure generate` first{broken}"
         )
 
 
