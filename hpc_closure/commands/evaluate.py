@@ -199,7 +199,7 @@ class Evaluation:
         seed = self.experiment.evaluate.seed
 
         def oracle(indices, members):
-            # draws are keyed by member, row and call: a call of its own for each block of snapshots
+            # draws are keyed by member, row and call: each block of snapshots has its own call
             return law.sample(
                 states[indices],
                 members=range(members),
