@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from train_case import losses
 
 from hpc_closure.train import engine
 from hpc_closure.train.processes import Processes
@@ -25,12 +26,9 @@ needs_deepspeed = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory, mpirun):
+def reference():
     """Losses of plain torch in one process."""
-    out = tmp_path_factory.mktemp("reference") / "losses.json"
-    done = mpirun(1, [sys.executable, CASE, "engines", out, "torch:0"])
-    assert done.returncode == 0, done.stderr
-    return json.loads(out.read_text())["torch:0"]
+    return losses("torch", 0, Processes())
 
 
 @needs_deepspeed
@@ -42,9 +40,9 @@ def test_losses_are_those_of_plain_torch(processes, reference, tmp_path, mpirun)
     done = mpirun(processes, command, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "" and done.stderr == "", "the engines are not quiet"
-    for variant, losses in json.loads(out.read_text()).items():
-        assert len(losses) == 50
-        assert losses == pytest.approx(reference, rel=1e-6), variant
+    for variant, seen in json.loads(out.read_text()).items():
+        assert len(seen) == 50
+        assert seen == pytest.approx(reference, rel=1e-6), variant
 
 
 def test_complex_weights_are_refused():

@@ -15,7 +15,7 @@ from train_case import StandIn, run_fit, training_data
 
 from hpc_closure import log
 from hpc_closure.stop import Stopped
-from hpc_closure.train import checkpoint, engine, metrics
+from hpc_closure.train import checkpoint, engine, metrics, processes
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.validate import mean_loss
 
@@ -45,11 +45,13 @@ def events(run: Path) -> list[int]:
 
 @pytest.fixture
 def on_ranks(mpirun):
-    """A training on MPI ranks; a CompletedProcess."""
+    """Trainings on MPI ranks, one after another: (run, settings) each; a CompletedProcess."""
 
-    def start(ranks, run, **settings):
-        words = [f"{key}={value}" for key, value in settings.items()]
-        return mpirun(ranks, [sys.executable, CASE, "fit", run, *words])
+    def start(ranks, *jobs):
+        words = []
+        for run, settings in jobs:
+            words += ["+", run, *(f"{key}={value}" for key, value in settings.items())]
+        return mpirun(ranks, [sys.executable, CASE, "fit", *words[1:]], timeout=300)
 
     return start
 
@@ -154,16 +156,23 @@ def test_signal(environment, tmp_path):
 
 @needs_deepspeed
 @pytest.mark.mpi
-@pytest.mark.parametrize("stage", [1, 3])
-def test_deepspeed_resumes_bit_equal(stage, on_ranks, tmp_path):
-    settings = {"steps": 24, "engine": "deepspeed", "zero_stage": stage, "score_members": 0}
-    whole = on_ranks(2, tmp_path / "whole", **settings)
-    assert whole.returncode == 0, whole.stderr
-    first = on_ranks(2, tmp_path / "parts", max_steps=13, **settings)
-    assert first.returncode != 0
-    second = on_ranks(2, tmp_path / "parts", **settings)
+def test_deepspeed_resumes_bit_equal(on_ranks, tmp_path):
+    """Stopped and continued by new processes, stages 1 and 3: bit-equal losses."""
+    settings = {"steps": 24, "engine": "deepspeed", "score_members": 0}
+
+    def jobs(name, **more):
+        return [
+            (tmp_path / f"{name}{stage}", {**settings, "zero_stage": stage, **more})
+            for stage in (1, 3)
+        ]
+
+    first = on_ranks(2, *jobs("whole"), *jobs("parts", max_steps=13))
+    assert "Traceback" not in first.stderr, first.stderr
+    second = on_ranks(2, *jobs("parts"))
     assert second.returncode == 0, second.stderr
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert "going on from restart point step_0000013" in second.stderr
+    for stage in (1, 3):
+        assert losses(tmp_path / f"parts{stage}") == losses(tmp_path / f"whole{stage}")
 
 
 @needs_deepspeed
@@ -171,19 +180,21 @@ def test_deepspeed_resumes_bit_equal(stage, on_ranks, tmp_path):
 def test_any_engine_continues_from_any(on_ranks, tmp_path):
     """Process count, ZeRO stage and engine change at each stop; the losses stay, to round-off."""
     settings = {"steps": 36, "score_members": 0}
+    run = tmp_path / "parts"
     train(tmp_path / "whole", engine="torch", **settings)
-    for processes, name, stage in [
-        (1, "torch", 0),
-        (2, "deepspeed", 3),
-        (1, "deepspeed", 1),
-        (2, "torch", 0),
-        (2, "deepspeed", 2),
-    ]:
-        done = on_ranks(
-            processes, tmp_path / "parts", engine=name, zero_stage=stage, max_steps=8, **settings
-        )
+    with pytest.raises(Stopped):
+        train(run, engine="torch", max_steps=8, **settings)
+    on_ranks(2, (run, {**settings, "engine": "deepspeed", "zero_stage": 3, "max_steps": 8}))
+    with pytest.raises(Stopped):
+        train(run, engine="deepspeed", zero_stage=1, max_steps=8, **settings)
+    processes.leave()
+    done = on_ranks(
+        2,
+        (run, {**settings, "engine": "torch", "max_steps": 6}),
+        (run, {**settings, "engine": "deepspeed", "zero_stage": 2}),
+    )
     assert done.returncode == 0, done.stderr
-    one, other = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    one, other = losses(tmp_path / "whole"), losses(run)
     assert [row[0] for row in one] == [row[0] for row in other]
     assert [row[2] for row in other] == pytest.approx([row[2] for row in one], rel=1e-6)
 

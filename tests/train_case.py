@@ -3,7 +3,9 @@
 ::
 
     python tests/train_case.py engines OUT.json torch:0 deepspeed:2 ...
-    python tests/train_case.py fit RUN key=value ...
+    python tests/train_case.py fit RUN key=value ... [+ RUN key=value ...]
+
+Trainings that are asked to stop let the next one start; the exit code is the last one's.
 """
 
 import json
@@ -19,7 +21,7 @@ from hpc_closure.closure.model import Phase
 from hpc_closure.data.dataset import TrainingSet
 from hpc_closure.run import Run
 from hpc_closure.spectral.noise import standard_normals
-from hpc_closure.stop import Stop
+from hpc_closure.stop import Stop, Stopped
 from hpc_closure.train import engine, processes
 from hpc_closure.train.settings import TrainSettings
 from hpc_closure.train.trainer import TrainData, fit
@@ -164,20 +166,28 @@ def run_fit(target: Path, found=processes.Processes(), model=None, **values) -> 
 
 def main() -> None:
     torch.set_num_threads(1)
-    what, target, *rest = sys.argv[1:]
+    what, *rest = sys.argv[1:]
     world = parallel.world()
     found = processes.join("cpu", world.bcast if world.size > 1 else None)
     log.setup(found.rank, found.size)
     if what == "engines":
+        target, *variants = rest
         results = {}
-        for variant in rest:
+        for variant in variants:
             name, stage, *accumulate = variant.split(":")
             results[variant] = losses(name, int(stage), found, 50, *map(int, accumulate))
         if found.first:
             Path(target).write_text(json.dumps(results))
-    else:
-        run_fit(Path(target), found, **dict(item.split("=") for item in rest))
+    for job in " ".join(rest).split(" + ") if what == "fit" else ():
+        target, *words = job.split()
+        stopped = None
+        try:
+            run_fit(Path(target), found, **dict(word.split("=") for word in words))
+        except Stopped as reason:
+            stopped = reason
     processes.leave()
+    if what == "fit" and stopped:
+        raise stopped
 
 
 if __name__ == "__main__":
