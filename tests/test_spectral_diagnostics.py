@@ -12,12 +12,15 @@ from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
 
 WIENER = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
+COLOURED = {"kind": "ornstein_uhlenbeck", "wavenumber": 3, "rms": 1, "correlation_time": 1}
 PUBLISHED = Problem(grid=32, forcing={"kind": "published"}, noise=WIENER)
 
 
 def test_taylor_green_figures():
     problem = Problem(
-        grid=32, viscosity=0.01, initial={"kind": "taylor_green", "amplitude": 3.0, "wavenumber": 2}
+        grid=32,
+        viscosity=0.01,
+        initial={"kind": "taylor_green", "amplitude": 3.0, "wavenumber": 2},
     )
     sim = Simulation(problem, [0], 0).initialise()
     figures = Diagnostics(sim).measure()
@@ -127,7 +130,7 @@ def test_certificate_of_a_broken_run_names_the_members():
     "change",
     [
         {"scheme": "cn_ab2"},
-        {"noise": {"kind": "ornstein_uhlenbeck", "wavenumber": 3, "rms": 1, "correlation_time": 1}},
+        {"noise": COLOURED},
         {"cfl": 0.5},
         {"precision": "float32"},
         {"removed": "diffusion"},

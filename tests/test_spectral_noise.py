@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.noise import (
-    NoiseModel,
+from hpc_closure.spectral.counters import (
     box_muller,
     key_of,
     standard_normals,
     uniform_bits,
 )
+from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.noise import NoiseModel
 from hpc_closure.spectral.transform import Transform
 
 PUBLISHED = {"amplitude": 5e-5, "draws": 10, "correlation": 0.005}
@@ -117,7 +117,10 @@ def test_paths_refine(fine):
     np.testing.assert_allclose(sums, path, rtol=0, atol=1e-15)
     level = int(np.log2(fine))
     np.testing.assert_allclose(
-        refined.draw([3], 5 * fine, 9), coarse.draw([3], 5 * fine, 9, level), rtol=1e-13, atol=1e-18
+        refined.draw([3], 5 * fine, 9),
+        coarse.draw([3], 5 * fine, 9, level),
+        rtol=1e-13,
+        atol=1e-18,
     )
     ratio = refined.draw([1], 0, 400).std() / coarse.draw([1], 0, 400).std()
     assert abs(ratio / fine**0.5 - 1) < 0.05

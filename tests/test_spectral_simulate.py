@@ -85,8 +85,8 @@ def test_a_granted_closure_gives_the_full_system_back(removed):
 
 
 def test_initial_field_follows_the_published_law():
-    # E <w^2> = sum 2 tau^3 (k^2 + tau^2)^-2.5 = 0.262^2. The 0.274 quoted for the published data is
-    # the rms of its own few fields; one field scatters by 20 % about the law's value.
+    # E <w^2> = sum 2 tau^3 (k^2 + tau^2)^-2.5 = 0.262^2. The 0.274 quoted for the published data
+    # is the rms of its own few fields; one field scatters by 20 % about the law's value.
     sim = Simulation(dataclasses.replace(PUBLISHED, grid=64), range(400), 0).initialise()
     squares = sim.fields(["vorticity"])["vorticity"].square().mean((-2, -1))
     law = 2 * 7.0**3 * (sim.grid.k2 + 49.0) ** -2.5 * sim.grid.weights
@@ -175,7 +175,8 @@ def test_fine_and_coarse_grids_agree_while_resolved():
 
 def test_recipe_round_trip_and_hash():
     problem = Problem.from_dict(
-        {"viscosity": 1e-3, "forcing": {"kind": "published"}}, {"grid": 64, "members": 3, "dt": 1e-3}
+        {"viscosity": 1e-3, "forcing": {"kind": "published"}},
+        {"grid": 64, "members": 3, "dt": 1e-3},
     )
     explicit = Problem(forcing={"kind": "published", "amplitude": 0.1})
     assert problem.member_hash() == explicit.member_hash()

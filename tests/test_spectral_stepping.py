@@ -84,7 +84,7 @@ def test_order_of_convergence_on_a_forced_flow(scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_steady_state_of_a_forced_mode_is_exact(scheme):
-    # A single forced mode has no nonlinear term: its steady state is f / (nu k^2) for every scheme.
+    # A single forced mode has no nonlinear term: its steady state is f / (nu k^2).
     problem = Problem(
         grid=16,
         viscosity=0.1,

@@ -4,8 +4,8 @@ Run at the end of a block, on copies of its state; it changes nothing. The check
 
 * every state is finite, and the CFL number is below its limit;
 * the energy budget closes, the scheme's own term included (:meth:`Diagnostics.budget`);
-* the smallest scale is resolved: ``k_max eta`` with ``eta = (nu^3 / chi)^(1/6)``, chi the enstrophy
-  dissipation (for hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``);
+* the smallest scale is resolved: ``k_max eta`` with ``eta = (nu^3 / chi)^(1/6)``, chi the
+  enstrophy dissipation (for hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``);
 * the enstrophy spectrum falls off: its last shells against its highest;
 * aliasing and truncation are small: the same members, from the same state and on the same noise
   path, advanced on a grid 1.5 times finer.

@@ -84,8 +84,8 @@ class Diagnostics:
         """Shell sums ``(members, shells)``; shells are ``|k|`` rounded, in integer units.
 
         Args:
-            quantity: ``energy``, ``enstrophy``, ``energy_transfer`` or ``enstrophy_transfer`` (what
-                the nonlinear term brings to each shell per unit time).
+            quantity: ``energy``, ``enstrophy``, ``energy_transfer`` or ``enstrophy_transfer``
+                (what the nonlinear term brings to each shell per unit time).
         """
         w = self.state()
         kind, _, transfer = quantity.partition("_")

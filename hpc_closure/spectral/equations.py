@@ -4,7 +4,7 @@ r"""The vorticity equation on a periodic square.
    w_t + u\cdot\nabla w + \beta_y v = \nu\Delta w - \nu_h(-\Delta)^p w - \alpha w + f + \beta\xi,
    \qquad -\Delta\psi = w,\quad u = (\psi_y, -\psi_x)
 
-An equation is its linear symbol and its nonlinear term; see :mod:`kuramoto_sivashinsky` for another.
+An equation is its linear symbol and its nonlinear term; :mod:`kuramoto_sivashinsky` is another.
 """
 
 from __future__ import annotations

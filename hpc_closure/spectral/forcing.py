@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral.counters import standard_normals
 from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.noise import ring_modes
 
 
 def steady_forcing(grid: Grid, kind: str, **parameters: float) -> Tensor:
@@ -44,12 +46,12 @@ def _none(grid: Grid, out: Tensor) -> None:
 
 
 def _published(grid: Grid, out: Tensor, *, amplitude: float = 0.1) -> None:
-    """``f = amplitude (sin 2 pi (x + y) + cos 2 pi (x + y))`` in units of the side (Li et al. 2021)."""
+    """``f = amplitude (sin 2 pi (x + y) + cos 2 pi (x + y))``, x, y in sides (Li et al. 2021)."""
     _set(grid, out, 1, 1, amplitude * complex(0.5, -0.5))
 
 
 def _kolmogorov(grid: Grid, out: Tensor, *, amplitude: float = 1.0, wavenumber: int = 4) -> None:
-    """Force ``amplitude sin(k y)`` on u, so ``f = -amplitude k cos(k y)``, k = 2 pi wavenumber / L."""
+    """Force ``amplitude sin(k y)`` on u: ``f = -amplitude k cos(k y)``, k = 2 pi wavenumber / L."""
     _set(grid, out, 0, int(wavenumber), complex(-0.5 * amplitude * grid.unit * wavenumber))
 
 
@@ -66,8 +68,6 @@ def _ring(
 
     ``amplitude`` is the rms of the forcing.
     """
-    from hpc_closure.spectral.noise import ring_modes, standard_normals
-
     vectors = ring_modes(wavenumber, width)
     phases = standard_normals(phase_seed, "forcing", 0, width=2 * len(vectors)).reshape(-1, 2)
     size = amplitude / math.sqrt(2 * len(vectors))

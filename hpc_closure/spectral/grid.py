@@ -1,10 +1,10 @@
 """Periodic grids, their retained modes, and changes of resolution in spectral space.
 
 A field on ``n`` points per side keeps the modes ``|kx|, |ky| <= K`` with ``K`` the largest integer
-such that ``n >= 3 K + 1``: products of two retained fields are then free of aliasing (the 2/3 rule).
-Only these modes are stored, ``(2K + 1, K + 1)`` complex numbers: rows ``kx = 0..K, -K..-1``, columns
-``ky = 0..K``. Coefficients are divided by the number of points, so one array means one field on
-every grid.
+such that ``n >= 3 K + 1``: products of two retained fields are then free of aliasing (2/3 rule).
+Only these modes are stored, ``(2K + 1, K + 1)`` complex numbers: rows ``kx = 0..K, -K..-1``,
+columns ``ky = 0..K``. Coefficients are divided by the number of points, so one array means one
+field on every grid.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Grid:
 
     @cached_property
     def integer_ky(self) -> Tensor:
-        """Integer wavenumbers of the columns, ``(1, K + 1)`` int64 (``(K + 1,)`` in one dimension)."""
+        """Integer wavenumbers of the columns, ``(1, K + 1)`` int64 (``(K + 1,)`` on a line)."""
         columns = torch.arange(self.modes + 1)
         return columns.reshape(1, -1) if self.dimensions == 2 else columns
 
@@ -106,7 +106,7 @@ class Grid:
 
     @cached_property
     def weights(self) -> Tensor:
-        """Parseval weights of the half plane: 1 for ``ky = 0``, else 2; ``sum(weights |w|^2) = <w^2>``."""
+        """Parseval weights, 1 for ``ky = 0``, else 2: ``sum(weights |w_hat|^2) = <w^2>``."""
         return torch.where(self.integer_ky == 0, 1.0, 2.0).double()
 
     @cached_property

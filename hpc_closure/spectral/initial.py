@@ -8,14 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral.counters import STREAM_INITIAL, complex_normals, key_of
 from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.noise import (
-    STREAM_INITIAL,
-    ModeDraws,
-    complex_normals,
-    key_of,
-    wavevectors_within,
-)
+from hpc_closure.spectral.noise import ModeDraws, wavevectors_within
 
 
 def initial_spectrum(
@@ -26,8 +21,8 @@ def initial_spectrum(
     Args:
         grid: the solver's grid.
         kind: ``gaussian_field`` (``alpha``, ``tau``, ``amplitude``), ``band`` (``wavenumber``,
-            ``width``, ``energy``), ``taylor_green`` (``amplitude``, ``wavenumber``), ``zero``, or, on
-            a line, ``line`` (``amplitude``, ``wavenumber``).
+            ``width``, ``energy``), ``taylor_green`` (``amplitude``, ``wavenumber``), ``zero``, or,
+            on a line, ``line`` (``amplitude``, ``wavenumber``).
         members: member ids.
         seed: seed of the experiment.
         stage: stage whose draws these are.
@@ -66,8 +61,8 @@ def _gaussian_field(
 ) -> Tensor:
     """Gaussian random field, ``E |w_hat|^2 = 2 amplitude^2 (k^2 + tau^2)^-alpha``, zero mean.
 
-    The law of the published code (Li et al. 2021): the real part of a field with independent complex
-    coefficients; ``amplitude`` is ``tau^(alpha - 1)`` unless given.
+    The law of the published code (Li et al. 2021): the real part of a field with independent
+    complex coefficients; ``amplitude`` is ``tau^(alpha - 1)`` unless given.
     """
     vectors = _nested_square(grid.modes)
     vectors = vectors[(vectors != 0).any(1)]
@@ -92,7 +87,9 @@ def _band(
     return _random_modes(grid, keys, vectors, np.sqrt(energy * k2 / len(vectors)))
 
 
-def _taylor_green(grid: Grid, keys: list, *, amplitude: float = 1.0, wavenumber: int = 1) -> Tensor:
+def _taylor_green(
+    grid: Grid, keys: list, *, amplitude: float = 1.0, wavenumber: int = 1
+) -> Tensor:
     """``w = 2 k amplitude sin(k x) sin(k y)``, an exact solution that only decays."""
     out = torch.zeros(len(keys), *grid.shape, dtype=torch.complex128)
     m = int(wavenumber)

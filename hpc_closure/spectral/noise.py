@@ -1,126 +1,38 @@
-"""Randomness that depends on who asks and for what, never on how the work is arranged.
-
-Uniform bits come from the counter-based generator Philox4x64-10 (Salmon et al., SC 2011). The key is
-a digest of (seed, stage, member), the counter is (item, stream), where an item is a step or a call.
-So a member's draws are the same in any batch, on any rank, in any order and after any restart, and
-no file holds a generator state. Each 64-bit word gives two uniforms of 32 bits and, by Box-Muller in
-float64, one complex or two real normals; ``|z| <= 6.8``.
+"""Stochastic forcings: Gaussian, diagonal in Fourier space, drawn by counters.
 
 Wiener paths refine: the path drawn with step ``dt / 2`` sums to the path drawn with step ``dt``
 (Brownian bridge, Levy's construction), so a run can be repeated with another step on the same path.
+Only the modes that matter are drawn, many steps at once, in an order that no grid changes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral.counters import (
+    STREAM_BRIDGE,
+    STREAM_PATH,
+    STREAM_STATIONARY,
+    complex_normals,
+    key_of,
+    standard_normals,
+    uniform_bits,
+)
 from hpc_closure.spectral.grid import Grid
 
-WORDS_PER_COUNTER = 4
-_LOCAL = threading.local()
-
-# Streams of one (seed, stage, member): what a draw is for.
-STREAM_INITIAL = 1
-STREAM_PATH = 2
-STREAM_STATIONARY = 3
-STREAM_BRIDGE = 1 << 16  # + level
-
-
-def key_of(seed: int, stage: str, member: int) -> np.ndarray:
-    """Philox key ``(2,)`` uint64 of a member: the first 128 bits of a SHA-256."""
-    digest = hashlib.sha256(f"{int(seed)}/{stage}/{int(member)}".encode()).digest()
-    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
-
-
-def uniform_bits(key: np.ndarray, stream: int, first: int, num_counters: int) -> np.ndarray:
-    """Raw words of counters ``(first + 1 .. first + num_counters, 0, stream, 0)``.
-
-    Args:
-        key: ``(2,)`` uint64.
-        stream: what the draw is for.
-        first: counters already used by earlier items.
-        num_counters: counters to use now, four words each.
-
-    Returns:
-        ``(4 * num_counters,)`` uint64.
-    """
-    generator = getattr(_LOCAL, "philox", None)
-    if generator is None:
-        generator = _LOCAL.philox = np.random.Philox(key=0)
-        _LOCAL.state = generator.state
-    state = _LOCAL.state
-    state["state"]["key"] = key
-    state["state"]["counter"] = np.array([first, 0, stream, 0], dtype=np.uint64)
-    state["buffer_pos"] = WORDS_PER_COUNTER
-    generator.state = state
-    return generator.random_raw(num_counters * WORDS_PER_COUNTER)
-
-
-# cos and sin of 2 pi j / 4096: a third of the cost of libm's, and without its differences.
-_TURN_BITS = 12
-_COS = np.cos(2 * np.pi * np.arange(1 << _TURN_BITS) / (1 << _TURN_BITS))
-_SIN = np.sin(2 * np.pi * np.arange(1 << _TURN_BITS) / (1 << _TURN_BITS))
-
-
-def box_muller(words: np.ndarray) -> np.ndarray:
-    """Complex normals with ``E |z|^2 = 2`` (two real ones) from 64-bit words, same shape.
-
-    ``z = sqrt(-2 log((h + 1/2) / 2^32)) exp(2 pi i l / 2^32)``, h and l the high and low half of a
-    word. The angle is split in a table's and a rest below 2 pi / 4096, where short series are exact.
-    """
-    radius = (words >> np.uint64(32)).astype(np.float64)
-    radius += 0.5
-    radius *= 2.0**-32
-    np.log(radius, out=radius)
-    radius *= -2.0
-    np.sqrt(radius, out=radius)
-    low = words.astype(np.uint32)
-    index = (low >> np.uint32(32 - _TURN_BITS)).astype(np.intp)
-    rest = (low & np.uint32((1 << (32 - _TURN_BITS)) - 1)).astype(np.float64)
-    rest *= 2.0 * np.pi * 2.0**-32
-    square = rest * rest
-    sin = square * (1 / 120)
-    sin -= 1 / 6
-    sin *= square
-    sin += 1.0
-    sin *= rest
-    cos = square * (1 / 24)
-    cos -= 0.5
-    cos *= square
-    cos += 1.0
-    cos *= radius
-    sin *= radius
-    cos_table, sin_table = _COS.take(index), _SIN.take(index)
-    out = np.empty(words.shape, dtype=np.complex128)
-    np.subtract(cos_table * cos, np.multiply(sin_table, sin, out=square), out=out.real)
-    sin_table *= cos
-    cos_table *= sin
-    np.add(sin_table, cos_table, out=out.imag)
-    return out
-
-
-def complex_normals(key: np.ndarray, stream: int, first: int, num: int, width: int) -> np.ndarray:
-    """Complex normals of items ``first .. first + num - 1``, ``(num, width)``, ``E |z|^2 = 2``.
-
-    An item always uses ``ceil(width / 4)`` counters, so any item can be drawn by itself.
-    """
-    counters = -(-width // WORDS_PER_COUNTER)
-    words = uniform_bits(key, stream, first * counters, num * counters)
-    return box_muller(words.reshape(num, counters * WORDS_PER_COUNTER)[:, :width])
-
-
-def standard_normals(
-    seed: int, stage: str, member: int, *, stream: int = 0, first: int = 0, num: int = 1, width: int
-) -> np.ndarray:
-    """Real standard normals ``(num, width)`` float64 of items ``first .. first + num - 1``."""
-    z = complex_normals(key_of(seed, stage, member), stream, first, num, -(-width // 2))
-    return z.view(np.float64)[:, :width]
+__all__ = [
+    "ModeDraws",
+    "NoiseModel",
+    "complex_normals",
+    "key_of",
+    "standard_normals",
+    "uniform_bits",
+    "wavevectors_within",
+]
 
 
 def half_plane(wavevectors: np.ndarray) -> np.ndarray:
@@ -130,7 +42,7 @@ def half_plane(wavevectors: np.ndarray) -> np.ndarray:
 
 
 def wavevectors_within(radius: int, inner: float = 0.0, outer: float | None = None) -> np.ndarray:
-    """Half-plane wavevectors with ``inner <= |k| <= outer``, ordered by length, ``(M, 2)`` int64."""
+    """Half-plane wavevectors with ``inner <= |k| <= outer`` by length, ``(M, 2)`` int64."""
     side = np.arange(-radius, radius + 1)
     pairs = half_plane(np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2))
     square = (pairs**2).sum(1)
@@ -209,9 +121,9 @@ class NoiseModel:
       ``E |beta xi_hat|^2 = beta^2 kappa exp(-a k^2) / dt``, the mean included: covariance
       proportional to ``exp(-r^2 / 4a)``. The published code sums kappa draws; one draw times
       ``sqrt(kappa)`` has the same law. (Dong, Chen, Wu 2025; Lord, Powell, Shardlow 2014, ch. 10.)
-    * ``ring``: ``wavenumber`` k_f, ``width`` (half width) and ``energy_rate``: equal energy to every
-      mode of ``|k| in [k_f - width, k_f + width]`` (integer units), the mean rate of kinetic energy
-      injection being exactly ``energy_rate`` (Ito: half the quadratic variation).
+    * ``ring``: ``wavenumber`` k_f, ``width`` (half width) and ``energy_rate``: equal energy to
+      every mode of ``|k| in [k_f - width, k_f + width]`` (integer units), the mean rate of kinetic
+      energy injection being exactly ``energy_rate`` (Ito: half the quadratic variation).
     * ``ornstein_uhlenbeck``: the same ring of modes, ``rms`` of the rate (field units) and
       ``correlation_time``; driven by the same refinable Wiener path.
 
@@ -267,8 +179,10 @@ class NoiseModel:
         """Rows and columns of the compact form."""
         return self.draws.box
 
-    def draw(self, members: Sequence[int], first_step: int, steps: int, level: int = 0) -> np.ndarray:
-        """Rates ``beta xi_hat`` in compact form (kind ``ornstein_uhlenbeck``: the driving normals).
+    def draw(
+        self, members: Sequence[int], first_step: int, steps: int, level: int = 0
+    ) -> np.ndarray:
+        """Rates ``beta xi_hat`` in compact form (kind ``ornstein_uhlenbeck``: driving normals).
 
         Args:
             members: member ids.
@@ -298,16 +212,17 @@ class NoiseModel:
     def stationary(self, members: Sequence[int]) -> np.ndarray:
         """Initial rates of an Ornstein-Uhlenbeck forcing, ``(members, *box)`` complex128."""
         out = self.draws.empty(len(members))
+        width = len(self.std)
         for row, member in zip(out, members):
-            row[:-1] = complex_normals(self._key(member), STREAM_STATIONARY, 0, 1, len(self.std))[0]
+            row[:-1] = complex_normals(self._key(member), STREAM_STATIONARY, 0, 1, width)[0]
         out[:, :-1] *= np.sqrt(0.5) * self.std
         return self.draws.place(out)
 
     def relaxation(self, dt: float) -> tuple[float, np.ndarray]:
         """``(decay, kick)``: ``y(t + dt) = decay y(t) + kick z`` with ``z`` from :meth:`draw`.
 
-        ``z`` is drawn at the level of ``dt``, so its variance is ``self.dt / dt``; the kick takes it
-        out again, which makes the law exact for every step and the path common to all of them.
+        ``z`` is drawn at the level of ``dt``, so its variance is ``self.dt / dt``; the kick takes
+        it out again, which makes the law exact for every step and the path common to all of them.
         """
         decay = float(np.exp(-dt / self.correlation_time))
         kick = np.sqrt((1.0 - decay**2) * (dt / self.dt)) * self.std
@@ -319,7 +234,7 @@ class NoiseModel:
         return self._keys[member]
 
     def _rates(self, key: np.ndarray, first: int, num: int, level: int) -> np.ndarray:
-        """Rates of the path in units where a step of the path itself (level 0) has ``E |z|^2 = 2``."""
+        """Rates in units where a step of the path itself (level 0) has ``E |z|^2 = 2``."""
         width = len(self.std)
         if level == 0:
             return complex_normals(key, STREAM_PATH, first, num, width)
@@ -341,7 +256,8 @@ def path_level(dt: float, path_dt: float | None) -> int:
     level = round(float(np.log2(path_dt / dt)))
     if abs(path_dt * 2.0**-level - dt) > 1e-12 * dt:
         raise ValueError(
-            f"noise path_dt must be dt times or over a power of two: dt = {dt}, path_dt = {path_dt}"
+            "noise path_dt must be dt times or over a power of two: "
+            f"dt = {dt}, path_dt = {path_dt}"
         )
     return level
 

@@ -188,7 +188,9 @@ def _complete(name: str, given: Mapping[str, Any], laws: Mapping[str, Callable |
         path = given.pop("path_dt", None)
     unknown = set(given) - set(known)
     if unknown:
-        raise ValueError(f"unknown {name} keys {sorted(unknown)} for {kind!r}; known: {sorted(known)}")
+        raise ValueError(
+            f"unknown {name} keys {sorted(unknown)} for {kind!r}; known: {sorted(known)}"
+        )
     out: dict[str, Any] = {"kind": kind}
     for key, parameter in known.items():
         value = given.get(key, parameter.default)

@@ -1,7 +1,7 @@
-r"""Time schemes for :math:`\dot w = L w + R(w)`, L diagonal, R explicit (nonlinear term and forcings).
+r"""Time schemes for :math:`\dot w = L w + R(w)`, L diagonal, R explicit (flow and forcings).
 
-Forcings are held over a step: white noise enters as its increment over ``dt``. One class per scheme,
-formulas in the docstrings; a scheme changes ``w`` in place.
+Forcings are held over a step: white noise enters as its increment over ``dt``. One class per
+scheme, formulas in the docstrings; a scheme changes ``w`` in place.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Scheme:
     num_stages = 1
     keeps_previous = False
 
-    def __init__(self, linear: Tensor, dt: float, transform: Transform, implicit_only: bool = False):
+    def __init__(
+        self, linear: Tensor, dt: float, transform: Transform, implicit_only: bool = False
+    ):
         if implicit_only and not isinstance(self, CNEuler):
             raise ValueError("removed: diffusion is defined for cn_euler and cn_ab2 only")
         self.dt, self.transform = dt, transform
@@ -149,7 +151,7 @@ class ETDRK4(Scheme):
         if not bool((linear.imag != 0).any()):
             # The contour is symmetric about the real axis: what is left of the imaginary part is
             # round-off, and a real symbol is half the work.
-            q, f1, f2, f3 = (torch.complex(x.real, torch.zeros_like(x.real)) for x in (q, f1, f2, f3))
+            q, f1, f2, f3 = q.real, f1.real, f2.real, f3.real
         self.e_half, self.e_full = self.symbol(torch.exp(z / 2)), self.symbol(torch.exp(z))
         self.q, self.f1 = self.symbol(q * scale), self.symbol(f1 * scale)
         self.f2, self.f3 = self.symbol(2 * f2 * scale), self.symbol(f3 * scale)

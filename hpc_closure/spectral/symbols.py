@@ -1,8 +1,9 @@
 """Diagonal operators in spectral space, applied with operations that round once.
 
 Spectra are held as real pairs ``(..., 2)``. A product of two complex tensors rounds differently in
-the vector body and in the tail of a CPU loop, so its last bit would depend on the batch. Multiplying
-and adding reals, one operation at a time, does not: every result here is a function of its own mode.
+the vector body and in the tail of a CPU loop, so its last bit would depend on the batch.
+Multiplying and adding reals, one operation at a time, does not: every result here is a function of
+its own mode.
 """
 
 from __future__ import annotations

@@ -162,6 +162,8 @@ class Transform:
             return self.lines.y_to_physical(padded.whole, n)
         _fill(padded.upper, [(w[:, : K + 1], _rows(f, slice(0, K + 1))) for w, f in parts])
         _fill(padded.lower, [(w[:, K + 1 :], _rows(f, slice(K + 1, None))) for w, f in parts])
+        if not self.lines.on_cpu:
+            return self.lines.plane_to_physical(padded.whole, n)
         padded.middle.zero_()
         self.lines.x_to_physical(padded.lines)
         if self.slabs:
@@ -176,24 +178,33 @@ class Transform:
             factors: ``(fields, 1, 2K + 1, local columns, 2)`` or None.
 
         Returns:
-            ``(fields, members, 2K + 1, local columns, 2)`` real pairs in a work array that the next
-            call overwrites.
+            ``(fields, members, 2K + 1, local columns, 2)`` real pairs in a work array that the
+            next call overwrites.
         """
         K, n = self.grid.modes, fields.shape[-1]
         if n < 2 * K + 1:
             raise ValueError(f"{n} points cannot carry {K} modes")
-        lines = self.lines.y_to_spectral(fields)[..., : K + 1]
         out = self._output(*fields.shape[:2])
+        if not self.lines.on_cpu and self.grid.dimensions == 2:
+            lines = torch.view_as_real(self.lines.plane_to_spectral(fields)[..., : K + 1])
+        else:
+            lines = self._line_spectra(fields, K, n)
         if self.grid.dimensions == 1:
-            _fill(out, [(torch.view_as_real(lines), factors)], paired=True)
+            _fill(out, [(lines, factors)], paired=True)
             return out
-        if self.slabs:
-            lines = self.slabs.to_columns(lines, n)
-        lines = torch.view_as_real(self.lines.x_to_spectral(lines))
         upper, lower = slice(0, K + 1), slice(K + 1, None)
         _fill(out[:, :, upper], [(lines[:, :, : K + 1], _rows(factors, upper))], paired=True)
         _fill(out[:, :, lower], [(lines[:, :, n - K :], _rows(factors, lower))], paired=True)
         return out
+
+    def _line_spectra(self, fields: Tensor, K: int, n: int) -> Tensor:
+        """Line by line, the columns beyond K cut before anything is exchanged."""
+        lines = self.lines.y_to_spectral(fields)[..., : K + 1]
+        if self.grid.dimensions == 2:
+            if self.slabs:
+                lines = self.slabs.to_columns(lines, n)
+            lines = self.lines.x_to_spectral(lines)
+        return torch.view_as_real(lines)
 
     def _work(self, fields: int, members: int, n: int) -> _Padded:
         key = (fields, members, n)

@@ -1,0 +1,123 @@
+"""Randomness that depends on who asks and for what, never on how the work is arranged.
+
+Uniform bits come from the counter-based generator Philox4x64-10 (Salmon et al., SC 2011). The key
+is a digest of (seed, stage, member), the counter is (item, stream), where an item is a step or a
+call. So a member's draws are the same in any batch, on any rank, in any order and after any
+restart, and no file holds a generator state. Each 64-bit word gives two uniforms of 32 bits and, by
+Box-Muller in float64, one complex or two real normals; ``|z| <= 6.8``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+import numpy as np
+
+WORDS_PER_COUNTER = 4
+_LOCAL = threading.local()
+
+# Streams of one (seed, stage, member): what a draw is for.
+STREAM_INITIAL = 1
+STREAM_PATH = 2
+STREAM_STATIONARY = 3
+STREAM_BRIDGE = 1 << 16  # + level
+
+
+def key_of(seed: int, stage: str, member: int) -> np.ndarray:
+    """Philox key ``(2,)`` uint64 of a member: the first 128 bits of a SHA-256."""
+    digest = hashlib.sha256(f"{int(seed)}/{stage}/{int(member)}".encode()).digest()
+    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+
+
+def uniform_bits(key: np.ndarray, stream: int, first: int, num_counters: int) -> np.ndarray:
+    """Raw words of counters ``(first + 1 .. first + num_counters, 0, stream, 0)``.
+
+    Args:
+        key: ``(2,)`` uint64.
+        stream: what the draw is for.
+        first: counters already used by earlier items.
+        num_counters: counters to use now, four words each.
+
+    Returns:
+        ``(4 * num_counters,)`` uint64.
+    """
+    generator = getattr(_LOCAL, "philox", None)
+    if generator is None:
+        generator = _LOCAL.philox = np.random.Philox(key=0)
+        _LOCAL.state = generator.state
+    state = _LOCAL.state
+    state["state"]["key"] = key
+    state["state"]["counter"] = np.array([first, 0, stream, 0], dtype=np.uint64)
+    state["buffer_pos"] = WORDS_PER_COUNTER
+    generator.state = state
+    return generator.random_raw(num_counters * WORDS_PER_COUNTER)
+
+
+# cos and sin of 2 pi j / 4096: a third of the cost of libm's, and without its differences.
+_TURN_BITS = 12
+_COS = np.cos(2 * np.pi * np.arange(1 << _TURN_BITS) / (1 << _TURN_BITS))
+_SIN = np.sin(2 * np.pi * np.arange(1 << _TURN_BITS) / (1 << _TURN_BITS))
+
+
+def box_muller(words: np.ndarray) -> np.ndarray:
+    """Complex normals with ``E |z|^2 = 2`` (two real ones) from 64-bit words, same shape.
+
+    ``z = sqrt(-2 log((h + 1/2) / 2^32)) exp(2 pi i l / 2^32)``, h and l the high and low half of a
+    word. The angle is split in a table's and a rest below 2 pi / 4096, where short series are
+    exact.
+    """
+    radius = (words >> np.uint64(32)).astype(np.float64)
+    radius += 0.5
+    radius *= 2.0**-32
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    low = words.astype(np.uint32)
+    index = (low >> np.uint32(32 - _TURN_BITS)).astype(np.intp)
+    rest = (low & np.uint32((1 << (32 - _TURN_BITS)) - 1)).astype(np.float64)
+    rest *= 2.0 * np.pi * 2.0**-32
+    square = rest * rest
+    sin = square * (1 / 120)
+    sin -= 1 / 6
+    sin *= square
+    sin += 1.0
+    sin *= rest
+    cos = square * (1 / 24)
+    cos -= 0.5
+    cos *= square
+    cos += 1.0
+    cos *= radius
+    sin *= radius
+    cos_table, sin_table = _COS.take(index), _SIN.take(index)
+    out = np.empty(words.shape, dtype=np.complex128)
+    np.subtract(cos_table * cos, np.multiply(sin_table, sin, out=square), out=out.real)
+    sin_table *= cos
+    cos_table *= sin
+    np.add(sin_table, cos_table, out=out.imag)
+    return out
+
+
+def complex_normals(key: np.ndarray, stream: int, first: int, num: int, width: int) -> np.ndarray:
+    """Complex normals of items ``first .. first + num - 1``, ``(num, width)``, ``E |z|^2 = 2``.
+
+    An item always uses ``ceil(width / 4)`` counters, so any item can be drawn by itself.
+    """
+    counters = -(-width // WORDS_PER_COUNTER)
+    words = uniform_bits(key, stream, first * counters, num * counters)
+    return box_muller(words.reshape(num, counters * WORDS_PER_COUNTER)[:, :width])
+
+
+def standard_normals(
+    seed: int,
+    stage: str,
+    member: int,
+    *,
+    stream: int = 0,
+    first: int = 0,
+    num: int = 1,
+    width: int,
+) -> np.ndarray:
+    """Real standard normals ``(num, width)`` float64 of items ``first .. first + num - 1``."""
+    z = complex_normals(key_of(seed, stage, member), stream, first, num, -(-width // 2))
+    return z.view(np.float64)[:, :width]
