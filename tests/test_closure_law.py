@@ -47,7 +47,8 @@ def test_matheron_draws_have_the_posterior_covariance():
     variance = torch.full((5,), 0.5, dtype=torch.float64)
     gain = Kriging(law, positions, variance)
     prior = draws.white_spectra(B, 3, "draw", range(count), 0) * law.modes(
-        "std", torch.zeros(1, dtype=torch.complex128))
+        "std", torch.zeros(1, dtype=torch.complex128)
+    )
     errors = draws.normals(3, "draw", range(count), 0, 5) * variance.sqrt()
     points = regular_positions(4)
     values = B.at(gain.remove(prior, errors), B.phases(points))
@@ -80,6 +81,7 @@ def test_capped_gain_leaves_weak_shells_alone():
     whiten, mask = law.modes("whiten", like), law.modes("mask", like)
     shell = B.grid.shell()
     power = torch.zeros(B.grid.num_shells, dtype=torch.float64).index_add_(
-        0, shell.flatten(), (B.spread(law.spectrum) * B.weights).flatten())
+        0, shell.flatten(), (B.spread(law.spectrum) * B.weights).flatten()
+    )
     assert torch.equal(mask.bool(), (power > 1e-6 * law.variance)[shell])
     assert bool((whiten[mask == 0] == 0).all()) and bool((mask == 0).any())

@@ -31,14 +31,16 @@ def test_linear_law():
     w_hat = states(400)
     target = -1e-3 * B.grid.k2 * w_hat + noise(400, 0.02)
     library = Library(B, "quadratic")
-    assert library.fit([(w_hat[:200, None], target[:200]), (w_hat[200:, None], target[200:])]) == ["w"]
+    halves = [(w_hat[:200, None], target[:200]), (w_hat[200:, None], target[200:])]
+    assert library.fit(halves) == ["w"]
     symbol = B.spread(library.coefficients[library.names.index("w")])
     well_seen = B.grid.integer_k2 > 20
     exact = (-1e-3 * B.grid.k2)[well_seen]
     assert ((symbol[well_seen] - exact).abs() < 0.01 * exact.abs()).all()
     error = library(w_hat[:, None]) - (-1e-3 * B.grid.k2 * w_hat)
     assert float((error.abs().square() * B.weights).sum()) < 2e-3 * float(
-        (noise(400, 0.02).abs().square() * B.weights).sum())
+        (noise(400, 0.02).abs().square() * B.weights).sum()
+    )
 
 
 def test_quadratic_law():

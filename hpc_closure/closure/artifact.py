@@ -94,8 +94,11 @@ def shipped() -> list[str]:
     folder = resources.files("hpc_closure") / "models"
     if not folder.is_dir():
         return []
-    return sorted(entry.name.removesuffix(".safetensors") for entry in folder.iterdir()
-                  if entry.name.endswith(".safetensors"))
+    return sorted(
+        entry.name.removesuffix(".safetensors")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".safetensors")
+    )
 
 
 def load(path: str | Path) -> "Closure":

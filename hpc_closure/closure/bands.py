@@ -100,8 +100,9 @@ class Band:
         """Sum over the plane of mode values (..., 2K + 1, K + 1) within groups, (..., groups)."""
         weighted = values * self.on("weights", values.device, values.dtype)
         out = values.new_zeros(*values.shape[:-2], len(self.group_k2))
-        return out.index_add_(-1, self.on("groups", values.device, torch.int64).flatten(),
-                              weighted.flatten(-2))
+        return out.index_add_(
+            -1, self.on("groups", values.device, torch.int64).flatten(), weighted.flatten(-2)
+        )
 
     def spread(self, by_group: Tensor) -> Tensor:
         """Group values (..., groups) to every mode of the spectrum."""

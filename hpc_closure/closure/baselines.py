@@ -21,7 +21,9 @@ def fourier(sensors: Sensors, size: int) -> Tensor:
     side = math.isqrt(count)
     values = sensors.values.double().reshape(-1, count)
     if side * side != count or not _is_regular(sensors.positions, side):
-        raise ValueError(f"{count} sensors are not a regular square layout: nothing to interpolate")
+        raise ValueError(
+            f"{count} sensors are not a regular square layout: nothing to interpolate"
+        )
     full = torch.fft.fft2(values.reshape(-1, side, side), norm="forward")
     out = full.new_zeros(len(full), size, size)
     # an even layout's highest mode is shared equally by +k and -k, so that the field is real

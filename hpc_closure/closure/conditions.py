@@ -42,7 +42,9 @@ class Sensors:
         values = torch.as_tensor(self.values)
         positions = torch.as_tensor(self.positions, dtype=torch.float64).cpu()
         if positions.ndim != 2 or positions.shape[-1] != 2 or not len(positions):
-            raise ValueError(f"sensor positions have shape {tuple(positions.shape)}, expected (S, 2)")
+            raise ValueError(
+                f"sensor positions have shape {tuple(positions.shape)}, expected (S, 2)"
+            )
         if values.ndim < 1 or values.shape[-1] != len(positions):
             raise ValueError(
                 f"{len(positions)} sensor positions but values of shape {tuple(values.shape)}; "

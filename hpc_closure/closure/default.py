@@ -152,8 +152,11 @@ class DefaultModel(ClosureModel):
             )
         if state.dtype not in (torch.float32, torch.float64):
             state = state.float()
-        stack = state[:, None] if history is None else torch.cat(
-            [state[:, None], history.to(state)], dim=1)
+        stack = (
+            state[:, None]
+            if history is None
+            else torch.cat([state[:, None], history.to(state)], dim=1)
+        )
         frames_hat = self.band.to_spectral(stack)
         mean_hat = self.library(frames_hat)
         features = self.features(frames_hat)
@@ -210,9 +213,10 @@ class DefaultModel(ClosureModel):
         if fixed and key in self._kriging:
             self._kriging.move_to_end(key)
             return self._kriging[key]
-        variance = torch.full((len(sensors.positions),), sensors.noise_std**2,
-                              dtype=torch.float64, device=device)
-        if not fixed:
+        variance = torch.full(
+            (len(sensors.positions),), sensors.noise_std**2, dtype=torch.float64, device=device
+        )
+        if log_amplitude is not None and not fixed:
             variance = variance * torch.exp(-2 * self.at(log_amplitude, sensors.positions))
         out = Kriging(law, sensors.positions, variance)
         if fixed:
@@ -222,7 +226,7 @@ class DefaultModel(ClosureModel):
         return out
 
     def at(self, field: Tensor, positions: Tensor) -> Tensor:
-        """Values (B, S) of fields on the generator's grid at positions, by Fourier interpolation."""
+        """Values (B, S), by Fourier interpolation, of fields on the generator's grid."""
         whole = band(self.size // 2 - 1, self.length)
         return whole.at(whole.to_spectral(field), whole.phases(positions))
 
@@ -234,11 +238,15 @@ class DefaultModel(ClosureModel):
         values = sensors.values.to(device).double().reshape(-1, len(sensors.positions))
         phases = self.band.phases(sensors.positions).to(device)
         innovation = (values - self.band.at(encoding.mean_hat, phases)) / scale
-        scaled = sensors if scale == 1.0 else Sensors(
-            sensors.values, sensors.positions, sensors.noise_std / scale)
+        scaled = (
+            sensors
+            if scale == 1.0
+            else Sensors(sensors.values, sensors.positions, sensors.noise_std / scale)
+        )
         if encoding.log_amplitude is not None:
             innovation = innovation * torch.exp(
-                -self.at(encoding.log_amplitude.double(), sensors.positions))
+                -self.at(encoding.log_amplitude.double(), sensors.positions)
+            )
         gain = self.kriging(scaled, encoding.log_amplitude, device, law)
         return gain, gain.field(innovation), gain.error.sqrt()
 
@@ -320,7 +328,7 @@ class DefaultModel(ClosureModel):
         ``method="mean_gp"`` is the baseline of that name: mean plus a stationary Gaussian process.
         """
         if sensors is None and self.sensors_allowed == "required":
-            raise ValueError("this model was trained with conditions.sensors=required: give sensors")
+            raise ValueError("this model was trained with conditions.sensors=required: give some")
         if sensors is not None and self.sensors_allowed == "none":
             raise ValueError("this model was trained with conditions.sensors=none: give none")
         scale = 1.0 if interval is None else 1.0 / math.sqrt(interval)
@@ -332,7 +340,8 @@ class DefaultModel(ClosureModel):
         z = self.base_noise(seed, "sample", members, call, like=state, law=law)
         if sensors is not None:
             gain, kriged, error = self.observe(encoding, sensors, scale, law)
-            errors = draws.normals(seed, "sample", members, call, error.shape[-1]).to(error) * error
+            errors = draws.normals(seed, "sample", members, call, error.shape[-1])
+            errors = errors.to(error) * error
             z = gain.remove(z, errors)
         x = z
         if self.score_active and method != "mean_gp":
@@ -363,7 +372,8 @@ class DefaultModel(ClosureModel):
 
         def fresh(index: int) -> Tensor:
             more = self.base_noise(
-                seed, "sample", members, call, draws.STREAM_STEP + index, like=z)
+                seed, "sample", members, call, draws.STREAM_STEP + index, like=z
+            )
             if gain is not None:
                 error = gain.error.sqrt()
                 stream = draws.STREAM_STEP + (1 << 10) + index
@@ -372,5 +382,6 @@ class DefaultModel(ClosureModel):
             return more.to(z.dtype)
 
         sampler = build_sampler(
-            method or self.config["method"], schedule, evaluations or self.config["evaluations"])
+            method or self.config["method"], schedule, evaluations or self.config["evaluations"]
+        )
         return sampler(denoise, z, fresh)

@@ -1,4 +1,4 @@
-r"""Keyed draws: the same (seed, stage, id, item) gives the same numbers in any batch, on any rank."""
+"""Keyed draws: equal (seed, stage, id, item) give equal numbers in any batch, on any rank."""
 
 from typing import Sequence
 

@@ -1,6 +1,6 @@
 r"""Closed-form laws of the closure, against which calibration is certified.
 
-With the published stochastic forcing the closures of one step are Gaussian given the resolved state,
+With the published stochastic forcing the closures of one step are Gaussian given the state,
 
 .. math:: U_\mathrm{diffusion} \sim N(\tfrac{\nu}{2}\Delta w,\ \beta^2 Q), \qquad
           U_\mathrm{convection} \sim N(-u\cdot\nabla w,\ \beta^2 Q),
@@ -91,7 +91,7 @@ class ExactLaw:
         for member in members:
             ids = [member * 1_000_003 + row for row in range(len(states))]
             noise = draws.white_spectra(self.band, seed, "oracle", ids, call) * std
-            if kriging is not None:
+            if sensors is not None and kriging is not None:
                 if sensors.noise_std:
                     shape = len(sensors.positions)
                     errors = draws.normals(seed, "oracle", ids, call, shape) * sensors.noise_std

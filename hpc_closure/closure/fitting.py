@@ -2,7 +2,7 @@ r"""Closed-form statistics of the default model, phase by phase.
 
 ``mean``: feature scales, library regression, first residual spectrum, sizes. ``generator``: gains
 of the mean network on members it has not seen, amplitude, law of the residual. ``check``: gains of
-the generator. A gain is the regression of the truth on the output, per shell, clipped to [0, 1],
+the generator. A gain is the regression of the truth on the output, per shell, within [0, 2],
 and zero where its t-value over snapshots is below 3: an unneeded network drops out exactly.
 """
 
@@ -114,14 +114,15 @@ def _shell_sums(kept, values: Tensor) -> Tensor:
     """(B, shells) sums over the plane of per-mode values (B, ...)."""
     shell = kept.grid.shell().to(values.device).flatten()
     out = values.new_zeros(len(values), kept.grid.num_shells)
-    return out.index_add_(1, shell, (values * kept.on("weights", values.device, values.dtype)).flatten(1))
+    weighted = values * kept.on("weights", values.device, values.dtype)
+    return out.index_add_(1, shell, weighted.flatten(1))
 
 
 def shell_gain(products: Tensor, squares: Tensor) -> Tensor:
     """Gain per shell (shells,) from per-snapshot sums <truth, output> and <output, output>."""
     total, power = products.sum(0), squares.sum(0)
     error = products.square().sum(0).sqrt()
-    gain = (total / power.clamp(min=1e-300)).clamp(0.0, 1.0)
+    gain = (total / power.clamp(min=1e-300)).clamp(0.0, 2.0)
     return torch.where((total > SIGNIFICANT * error) & (power > 0), gain, 0.0)
 
 
@@ -163,7 +164,8 @@ def fit_law(model, reader) -> dict[str, Any]:
         spectrum = share * spectrum + (1 - share) * model.statistics["first/spectrum"]
         tail = share * tail + (1 - share) * float(model.statistics["first/tail"])
     if model.config["base_noise"] == "white":
-        spectrum = torch.full_like(spectrum, power_of(spectrum, kept) / float(kept.group_size.sum()))
+        level = power_of(spectrum, kept) / float(kept.group_size.sum())
+        spectrum = torch.full_like(spectrum, level)
     elif model.config["base_noise"] != "matched":
         raise ValueError(f"base_noise={model.config['base_noise']!r}, expected matched or white")
     model.statistics["law/spectrum"] = spectrum
@@ -182,15 +184,16 @@ def fit_law(model, reader) -> dict[str, Any]:
 
 def _amplitude_gain(model, reader, shares: Tensor) -> Tensor:
     """Share of log D, 0 to 1, that is most likely on unseen members; 0 unless significant."""
-    kept, rows = model.residual_band, []
+    kept, found = model.residual_band, []
     for frames_hat, target_hat, state, history in _spectra(model, reader):
         encoding = model.encode(state, history, raw=True)
         field = kept.to_physical(
-            resize(target_hat - encoding.mean_hat, kept.modes), model.size).square()
+            resize(target_hat - encoding.mean_hat, kept.modes), model.size
+        ).square()
         log = model.log_amplitude(encoding.raw).double()
-        scaled = [(field * torch.exp(-2 * share * log)).mean((-2, -1)) for share in (0.0, *shares)]
-        rows.append(torch.stack([log.mean((-2, -1)), *scaled], dim=1).cpu())
-    table = torch.cat(rows)
+        powers = [(field * torch.exp(-2 * share * log)).mean((-2, -1)) for share in (0.0, *shares)]
+        found.append(torch.stack([log.mean((-2, -1)), *powers], dim=1).cpu())
+    table = torch.cat(found)
     level, scaled = table[:, :1], table[:, 1:]
     # each amplitude, the uniform one included, with its own best overall factor
     factor = scaled.mean(0)

@@ -5,7 +5,9 @@ members that the mean did not see. The base law is N(0, Q) with that spectrum. P
 condition it exactly (fp64, stated nugget), and Matheron's rule draws from the conditioned law:
 
 .. math:: P = Q - QH^T(HQH^T + R)^{-1}HQ, \qquad
-          \xi_P = \xi - QH^T(HQH^T + R)^{-1}(H\xi + \eta), \quad \xi \sim N(0, Q), \eta \sim N(0, R).
+          \xi_P = \xi - QH^T(HQH^T + R)^{-1}(H\xi + \eta),
+
+with :math:`\xi \sim N(0, Q)` and sensor errors :math:`\eta \sim N(0, R)`.
 """
 
 import torch
@@ -81,8 +83,9 @@ class Kriging:
         factor, info = torch.linalg.cholesky_ex(matrix)
         if bool((info > 0).any()):
             # sensors at one place, or more exact sensors than modes: state a larger nugget
-            factor = torch.linalg.cholesky(matrix + torch.diag_embed(
-                torch.full_like(self.error, 1e-8 * law.variance)))
+            factor = torch.linalg.cholesky(
+                matrix + torch.diag_embed(torch.full_like(self.error, 1e-8 * law.variance))
+            )
         self.factor = factor
 
     def at_sensors(self, q_hat: Tensor) -> Tensor:
@@ -109,6 +112,7 @@ class Kriging:
         weights = self.band.weights.flatten().to(points.device) * self._variance
         cross = ((self.phases * weights) @ points.conj().T).real
         factor = self.factor if self.factor.ndim == 3 else self.factor[None]
-        half = torch.linalg.solve_triangular(factor, cross.expand(len(factor), -1, -1), upper=False)
+        cross = cross.expand(len(factor), -1, -1)
+        half = torch.linalg.solve_triangular(factor, cross, upper=False)
         left = 1 - half.square().sum(1) / self.law.variance
         return left.clamp(min=0).sqrt().unflatten(-1, (size, size))

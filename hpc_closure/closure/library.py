@@ -45,14 +45,16 @@ class Library:
         coefficients: (terms, groups) float64; zeros when None.
     """
 
-    def __init__(self, band: Band, kind: str, history: int = 0, coefficients: Tensor | None = None):
+    def __init__(
+        self, band: Band, kind: str, history: int = 0, coefficients: Tensor | None = None
+    ):
         self.band, self.history = band, history
         self.names = term_names(kind, history)
         shape = (len(self.names), len(band.group_k2))
         if coefficients is None:
             coefficients = torch.zeros(shape, dtype=torch.float64)
         if tuple(coefficients.shape) != shape:
-            raise ValueError(f"library coefficients are {tuple(coefficients.shape)}, expected {shape}")
+            raise ValueError(f"coefficients are {tuple(coefficients.shape)}, expected {shape}")
         self.coefficients = coefficients
         self._on: dict = {}
 
@@ -99,7 +101,7 @@ class Library:
         return torch.view_as_complex((terms * self._on[key][..., None]).sum(1))
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[str]:
-        """Choose terms and coefficients from (frames_hat, target_hat) batches; returns the names."""
+        """Choose terms and coefficients from (frames_hat, target_hat) batches; return names."""
         band, num = self.band, len(self.names)
         groups = len(band.group_k2)
         gram = torch.zeros(groups, num, num, dtype=torch.float64)
@@ -143,12 +145,18 @@ def select(gram: Tensor, cross: Tensor, power: Tensor, counts: Tensor) -> Tensor
     # single precision of stored fields: what lies below cannot be told from round-off
     floor = 1e-14 * (power / counts).max()
     penalty = counts.log().sum()
-    scale = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-300).sqrt()
+    size = gram.diagonal(dim1=1, dim2=2)
+    # a term that is round-off in a group (the mean of a derivative, say) must not be amplified
+    seen = size > 1e-14 * (size.sum(0) / counts.sum()) * counts[:, None]
+    scale = size.clamp(min=1e-300).sqrt()
     gram = gram / (scale[:, :, None] * scale[:, None, :])
-    cross = cross / scale
+    gram = torch.where(seen[:, :, None] & seen[:, None, :], gram, 0.0)
+    cross = torch.where(seen, cross / scale, 0.0)
 
     def solve(chosen: list[int]) -> Tensor:
-        matrix = gram[:, chosen][:, :, chosen] + 1e-12 * torch.eye(len(chosen), dtype=gram.dtype)
+        unseen = torch.diag_embed((~seen[:, chosen]).to(gram.dtype))
+        matrix = gram[:, chosen][:, :, chosen] + unseen
+        matrix = matrix + 1e-12 * torch.eye(len(chosen), dtype=gram.dtype)
         return torch.linalg.solve(matrix, cross[:, chosen])
 
     def cost(chosen: list[int]) -> float:

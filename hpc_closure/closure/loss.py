@@ -49,8 +49,9 @@ def almost_fair_crps(samples: Tensor, truth: Tensor, alpha: float = 0.95) -> Ten
     return score.flatten(1).mean(1)
 
 
-def spectral_energy_score(band: Band, samples_hat: Tensor, truth_hat: Tensor, mask: Tensor,
-                          alpha: float = 0.95) -> Tensor:
+def spectral_energy_score(
+    band: Band, samples_hat: Tensor, truth_hat: Tensor, mask: Tensor, alpha: float = 0.95
+) -> Tensor:
     """Almost-fair energy score of each coefficient, |.| the modulus, averaged over modes, (B,).
 
     Seen in whitened units every scale counts alike, which the pointwise score does not give.

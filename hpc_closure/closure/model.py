@@ -115,8 +115,8 @@ def unpack(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         parts = [batch["state"], batch["target"], batch.get("history")]
     else:
         parts = [batch[0], batch[1], None]
-    state, target, history = (None if p is None else torch.as_tensor(p) for p in parts)
-    return state, target, history
+    history = None if parts[2] is None else torch.as_tensor(parts[2])
+    return torch.as_tensor(parts[0]), torch.as_tensor(parts[1]), history
 
 
 def iterate(reader: Callable[[], Iterable] | Iterable) -> Iterable:
@@ -124,7 +124,7 @@ def iterate(reader: Callable[[], Iterable] | Iterable) -> Iterable:
     return reader() if callable(reader) else iter(reader)
 
 
-DEFAULT = {
+DEFAULT: dict[str, Any] = {
     "preset": "default",
     "conditions": {"sensors": "optional", "history": 0, "physics": False},
     "library": "quadratic",
@@ -142,7 +142,7 @@ DEFAULT = {
     "form": "auto",
 }
 
-PAPER = {
+PAPER: dict[str, Any] = {
     "preset": "paper",
     "conditions": {"sensors": "required", "history": 0, "physics": False},
     "width": 20,
@@ -155,7 +155,7 @@ PAPER = {
     "form": "fft",
 }
 
-ONE_PASS = {**DEFAULT, "preset": "one_pass", "generator": "crps", "evaluations": 1}
+ONE_PASS: dict[str, Any] = {**DEFAULT, "preset": "one_pass", "generator": "crps", "evaluations": 1}
 PRESETS = {"default": DEFAULT, "one_pass": ONE_PASS, "paper": PAPER}
 
 

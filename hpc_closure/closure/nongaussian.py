@@ -1,9 +1,11 @@
 r"""Closed-form laws that a mean plus a stationary Gaussian process cannot represent.
 
-Both take the mean :math:`\bar U` and the noise :math:`\beta\xi \sim N(0, \beta^2 Q)` of an exact law:
+Both take the mean :math:`\bar U` and the noise :math:`\beta\xi \sim N(0, \beta^2 Q)` of an exact
+law:
 
-* :class:`StateAmplitude`: :math:`U = \bar U + D\,\beta\xi`, :math:`D = 1 + c\,|w| / \mathrm{rms}(w)`:
-  Gaussian given w, with a covariance D Q D that follows the flow;
+* :class:`StateAmplitude`: :math:`U = \bar U + D\,\beta\xi` with
+  :math:`D = 1 + c\,|w| / \mathrm{rms}(w)`: Gaussian given w, with a covariance D Q D that
+  follows the flow;
 * :class:`TwoRegimes`: with probability p(w), :math:`U = \bar U + b_1\beta\xi + a\phi`, else
   :math:`U = \bar U + b_2\beta\xi - a\phi`: bimodal, with a sign-flipped large-scale pattern
   :math:`\phi = \sqrt2\cos(2\pi x / L)`, a in units of the noise's pointwise standard deviation.
@@ -40,10 +42,12 @@ class _Law:
     ) -> Tensor:
         """Draws (members, B, n, n) float64; each member and state draws for itself."""
         rows = range(len(states))
-        return torch.stack([
-            self.draw(states, [member * 1_000_003 + row for row in rows], seed, call)
-            for member in members
-        ])
+        return torch.stack(
+            [
+                self.draw(states, [member * 1_000_003 + row for row in rows], seed, call)
+                for member in members
+            ]
+        )
 
     def noise(self, ids: Sequence[int], seed: int, call: int) -> Tensor:
         """beta xi, (len(ids), n, n) float64."""
@@ -83,8 +87,8 @@ class TwoRegimes(_Law):
         base: exact law of the mean and the noise.
         amplitudes: b1, b2, factors of the noise in the two regimes.
         pattern: a, in units of the noise's pointwise standard deviation.
-        scale: p(w) = 1 / (1 + exp(-s / scale)), s the correlation of w with sqrt(2) sin(2 pi y / L)
-            over rms(w).
+        scale: p(w) = 1 / (1 + exp(-s / scale)), s the correlation of w with
+            sqrt(2) sin(2 pi y / L) over rms(w).
     """
 
     def __init__(

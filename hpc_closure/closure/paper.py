@@ -2,12 +2,13 @@ r"""The published model (Dong, Chen, Wu, J. Comput. Phys. 2025), for comparison.
 
 Three parallel Fourier networks (noisy closure, vorticity, sensors) of 4 layers, 8 x 8 modes and
 width 20, joined by 1 x 1 convolutions, learn the score of a variance-exploding SDE,
-:math:`dx = 26^t\,dW`; a sample takes 10 Euler-Maruyama steps on a rho = 7 grid of the SDE time from
-0.1 to 1e-3. Kept as published: coordinates that include both end points, one time embedding for
-all layers, t uniform in (0, 2) in training, white noise on the grid's points, no normalisation of
-the fields, sensors on a regular subgrid carried to the grid by bicubic interpolation of their lift
-(``interp``) or by a normalised box filter (``conv``). Changed: weights are stored as real numbers
-and the k_y = 0 column is Hermitian, without which the output depends on the batch size on GPUs.
+:math:`dx = 26^t\,dW`; a sample takes 10 Euler-Maruyama steps on a rho = 7 grid of the SDE time
+from 0.1 to 1e-3. Kept as published: coordinates that include both end points, one time embedding
+for all layers, t uniform in (0, 2) in training, white noise on the grid's points, no normalisation
+of the fields, sensors on a regular subgrid carried to the grid by bicubic interpolation of their
+lift (``interp``) or by a normalised box filter (``conv``). Changed: weights are stored as real
+numbers, and the k_y = 0 column is made Hermitian, without which the output depends on the batch
+size on GPUs.
 """
 
 import math
@@ -79,6 +80,7 @@ class PublishedNetwork(nn.Module):
                 _spectral(width, modes, form), nn.GELU(), _spectral(width, modes, form)
             )
         # fixed random frequencies, part of the state but never trained
+        self.frequencies: Tensor
         self.register_buffer("frequencies", 30.0 * torch.randn(EMBEDDING // 2))
         self.embed = nn.Linear(EMBEDDING, EMBEDDING)
         self.shift = nn.Linear(EMBEDDING, width)
@@ -104,7 +106,7 @@ class PublishedNetwork(nn.Module):
             self.noisy(self.noisy.lifted(x), shift),
             self.state(self.state.lifted(state)),
         ]
-        if self.upscaling != "none":
+        if sensors is not None:
             lifted = self.sensors.lifted(sensors)
             if self.upscaling == "interp":
                 size = x.shape[-1]
@@ -222,8 +224,10 @@ class PaperModel(ClosureModel):
             return x + self.schedule.sigma(t) * self.network(times, x, given, field)
 
         sampler = build_sampler(
-            method or self.config["method"], self.schedule,
-            evaluations or self.config["evaluations"])
+            method or self.config["method"],
+            self.schedule,
+            evaluations or self.config["evaluations"],
+        )
         z = white(draws.STREAM_BASE)
         # the published start has the std of the noise alone
         out = sampler(denoise, z, lambda index: white(draws.STREAM_STEP + index))

@@ -1,9 +1,10 @@
 r"""Samplers: the base class owns the loop, a leaf owns one step.
 
 A sampler turns base noise z into a sample of the data by way of a denoiser
-:math:`D(x, t) = E[x_0 | x_t = x]`. With :math:`x_t = \alpha x_0 + \sigma z` the probability flow is
+:math:`D(x, t) = E[x_0 | x_t = x]`. With :math:`x_t = \alpha x_0 + \sigma z` the probability flow
+is
 
-.. math:: \dot x_t = \dot\alpha\,D + \dot\sigma\,\hat z, \qquad \hat z = (x_t - \alpha D) / \sigma .
+.. math:: \dot x_t = \dot\alpha\,D + \dot\sigma\,\hat z, \quad \hat z = (x_t - \alpha D) / \sigma.
 
 The number of evaluations of the denoiser is what is budgeted: a Heun or midpoint step costs two.
 """
@@ -31,6 +32,9 @@ class Sampler(ABC):
 
     cost = 1
     stochastic = False
+    fresh: Callable[[int], Tensor]
+    memory: tuple[Tensor, float] | None
+    index: int
 
     def __init__(self, schedule: Schedule, evaluations: int):
         if evaluations < 1:
@@ -51,7 +55,9 @@ class Sampler(ABC):
         """
         times = self.schedule.times(self.num_steps)
         x = z * self.schedule.norm(times[0])
-        self.fresh, self.memory = fresh, None
+        if fresh is not None:
+            self.fresh = fresh
+        self.memory = None
         for self.index, (t, s) in enumerate(zip(times, times[1:])):
             x = self.step(denoiser, x, t, s)
         return x
@@ -167,7 +173,7 @@ class EulerMaruyama(Sampler):
         return mean if last else mean + g * math.sqrt(dt) * self.fresh(self.index)
 
 
-SAMPLERS = {
+SAMPLERS: dict[str, type[Sampler]] = {
     "euler": Euler,
     "midpoint": Midpoint,
     "heun": Heun,

@@ -2,7 +2,8 @@ r"""Noise schedules: :math:`x_t = \alpha(t)\,x_0 + \sigma(t)\,z`, and the times 
 
 The base noise z is the model's: white, or drawn from the law of the residual ("matched"). With
 matched noise both ends have the same covariance, the trigonometric schedule keeps it at every t,
-and for a Gaussian law the velocity :math:`E[\dot x_t | x_t]` is zero: any number of steps is exact.
+and for a Gaussian law the velocity :math:`E[\dot x_t | x_t]` is zero: any number of steps is
+exact.
 
 References: Song et al. 2021 (VE); Karras et al. 2022 (EDM); Lipman et al. 2023 (flow matching);
 Lu and Song 2024 (trigonometric form); Dong, Chen, Wu 2025 (the published closure model).
@@ -18,7 +19,7 @@ __all__ = ["Schedule", "Trigonometric", "FlowMatching", "EDM", "PublishedVE", "S
 
 
 class Schedule(ABC):
-    """alpha, sigma and their derivatives; ``times(n)`` are n + 1 decreasing times, the last clean."""
+    """alpha, sigma, their derivatives, and ``times(n)``: n + 1 decreasing, the last clean."""
 
     @abstractmethod
     def alpha(self, t: float) -> float:

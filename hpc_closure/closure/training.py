@@ -1,8 +1,8 @@
 r"""Losses of the default model.
 
 ``mean``: whitened square error of the mean network plus the likelihood of its amplitude.
-``generator``: score matching in its velocity form, :math:`|F(x_t, t) - (\cos t\,z - \sin t\,x_0)|^2`
-in whitened units, with base noise z and residual :math:`x_0` conditioned on the same sensors; or,
+``generator``: score matching as a velocity, :math:`|F(x_t, t) - (\cos t\,z - \sin t\,x_0)|^2` in
+whitened units, with base noise z and residual :math:`x_0` conditioned on the same sensors; or,
 for the one-pass ensemble, almost-fair CRPS plus a spectral energy score.
 
 Half of the samples see sensors, in layouts drawn from a fixed list, so that one model serves with
@@ -88,10 +88,12 @@ def generator_loss(model, batch: dict[str, Any], seed: int, step: int) -> Tensor
         x0 = model.standardise(residual, encoding.log_amplitude).to(torch.complex128)
         choice = draws.uniforms(seed, "train", ids, step).to(x0.device)
         score = model.config["generator"] == "score"
-        z = torch.stack([
-            model.base_noise(seed, "train", ids, step, draws.STREAM_STEP + i, like=x0)
-            for i in range(1 if score else CRPS_MEMBERS)
-        ])
+        z = torch.stack(
+            [
+                model.base_noise(seed, "train", ids, step, draws.STREAM_STEP + i, like=x0)
+                for i in range(1 if score else CRPS_MEMBERS)
+            ]
+        )
         layouts = choose_layouts(choice[:, 1].cpu(), model.sensors_allowed)
         kriged, std, gains = observe_training(model, encoding, x0, z, layouts, ids, seed, step)
         x0, z = (x0 - kriged).to(torch.complex64), z.to(torch.complex64)
@@ -105,15 +107,18 @@ def generator_loss(model, batch: dict[str, Any], seed: int, step: int) -> Tensor
         error = (guess - (cos * z[0] - sin * x0)) * whiten
         return spectral_square(model.residual_band, error, mask)
     angle = torch.full((1,), math.pi / 2, device=x0.device)
-    members = torch.stack([
-        one + project_groups(model, model.whitened_velocity(one, angle, encoded), gains)
-        for one in z
-    ])
+    members = torch.stack(
+        [
+            one + project_groups(model, model.whitened_velocity(one, angle, encoded), gains)
+            for one in z
+        ]
+    )
     scale = math.sqrt(model.law.variance)
     fields = model.residual_band.to_physical(members, model.size) / scale
     truth = model.residual_band.to_physical(x0, model.size) / scale
     return almost_fair_crps(fields, truth) + spectral_energy_score(
-        model.residual_band, members * whiten, x0 * whiten, mask)
+        model.residual_band, members * whiten, x0 * whiten, mask
+    )
 
 
 def observe_training(model, encoding, x0, z, layouts, ids, seed, step):
