@@ -155,6 +155,21 @@ def test_headlines_put_the_references_beside_the_model():
     assert spread.endswith("A member step costs 1.50 ms, 4.90 times the bare solver.")
 
 
+def test_the_event_asked_for_has_a_headline_and_a_table(tmp_path):
+    rows = Rows()
+    base = {"stage": "coupled", "closure": "diffusion", "grid": 64, "interval": 5, "samples": 1}
+    for method, share in (("model", 0.31), ("oracle", 0.29), ("truth", 1.0)):
+        columns = {**base, "method": method, "lead_time": 10.0, "members": 1000}
+        rows.add(**columns, score="probability", value=share, low=share - 0.02, high=share + 0.02)
+        rows.add(**columns, score="members_needed", value=2305)
+    (sentence,) = headlines(rows)
+    assert "lead time 10) has probability 0.310 [0.290, 0.330] by 1000 members" in sentence
+    assert sentence.endswith("the exact law 0.290. 2305 members would give it to the tolerance "
+                             "asked for.")  # fmt: skip
+    page = Page(write_report(tmp_path / "r.html", rows, title="t", summary={}).read_text())
+    assert {"probability", "members needed", "truth"} <= set(page.texts["th"])
+
+
 def test_headlines_say_when_the_test_could_not_fail():
     assert "this test could not tell them apart" in headlines(run_rows(p_control=0.3))[1]
 

@@ -53,6 +53,7 @@ def headlines(rows: Rows, start: float | None = None) -> list[str]:
         sentences += [_generated_error(columns, group), _calibration(columns, group)]
     for columns, group in groups(rows, "coupled"):
         sentences += [_coupled_error(columns, group, start), _coupled_spread(columns, group)]
+        sentences.append(_event(columns, group))
     return [sentence for sentence in sentences if sentence]
 
 
@@ -180,3 +181,19 @@ def _coupled_spread(columns: dict, rows: Rows) -> str:
             text += f", {format_value('cost_ratio', ratio.value)} times the bare solver"
         text += "."
     return text.strip()
+
+
+def _event(columns: dict, rows: Rows) -> str:
+    row = next(iter(rows.where(method="model", score="probability")), None)
+    if row is None:
+        return ""
+    text = (
+        f"The event asked for ({describe(columns)}, lead time {row.lead_time:g}) has probability "
+        f"{_say(row)} by {row.members} members"
+    )
+    others = _others(rows, "probability", row.lead_time)
+    text += f"; {others}" if others else ""
+    needed = _value(rows, "model", "members_needed", row.lead_time)
+    if needed is not None:
+        text += f". {needed.value:.0f} members would give it to the tolerance asked for"
+    return text + "."
