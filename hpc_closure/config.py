@@ -66,9 +66,8 @@ def parse_yaml(text: str, source: str) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise ValueError(
-            f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}"
-        ) from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{where}: not valid YAML: {problem}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):

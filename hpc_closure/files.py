@@ -223,11 +223,19 @@ def open_hdf5(path: Path | str, mode: str = "r", **options):
     # Products never change and claims keep writers apart, so HDF5's own locks, which fail on some
     # cluster file systems, are not needed.
     options.setdefault("locking", False)
-    try:
+    with hdf5_errors(path):
         with disk_errors(path) if not reading else contextlib.nullcontext():
             with h5py.File(path, mode, **options) as file:
                 yield file
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+
+
+@contextlib.contextmanager
+def hdf5_errors(path: Path | str) -> Iterator[None]:
+    """Turn what h5py raises about ``path`` into one line, see :func:`open_hdf5`."""
+    path = Path(path)
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         if isinstance(error, DiskError) or not _from_h5py(error):
             raise
         if isinstance(error, PermissionError) or "errno = 13" in str(error):
@@ -259,12 +267,11 @@ def sha256_datasets(path: Path | str) -> str:
     Two products are *equal* when this is equal.
     """
     digest = hashlib.sha256()
-    for name, item in _content(path):
-        if name == "/":
-            for key in RECIPE:
-                _hash_attribute(digest, key, item.attrs.get(key, ""))
-        else:
-            _hash_values(digest, name, item, slice(None))
+    with open_hdf5(path) as file:
+        for key in RECIPE:
+            _hash_attribute(digest, key, file.attrs.get(key, ""))
+        for name, values in _datasets(file):
+            _hash_values(digest, name, values, slice(None))
     return digest.hexdigest()
 
 
@@ -274,32 +281,28 @@ def sha256_members(path: Path | str) -> dict[int, str]:
     A data set belongs to the members when its first axis has their number; all others (axes, ...)
     and the attribute ``recipe`` count for every member.
     """
-    digests: dict[int, str] = {}
-    for name, item in _content(path):
-        if name == "/":
-            members = [int(member) for member in item.attrs["members"]]
-            hashes = [hashlib.sha256(f"{member}".encode()) for member in members]
-            for digest in hashes:
-                _hash_attribute(digest, "recipe", item.attrs.get("recipe", ""))
-        else:
-            own = bool(item.shape) and item.shape[0] == len(members) \
-                and not name.startswith("/dimensions")
-            for row, digest in enumerate(hashes):
-                _hash_values(digest, name, item, slice(row, row + 1) if own else slice(None))
-    for member, digest in zip(members, hashes):
-        digests[member] = digest.hexdigest()
-    return digests
-
-
-def _content(path):
-    """The root, then every data set in sorted order."""
     with open_hdf5(path) as file:
-        found = {}
-        file.visititems(lambda name, item: found.update({"/" + name: item})
-                        if hasattr(item, "shape") else None)
-        yield "/", file
-        for name in sorted(found):
-            yield name, found[name]
+        try:
+            members = [int(member) for member in file.attrs["members"]]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its members are no list of numbers") from error
+        digests = [hashlib.sha256(f"{member}".encode()) for member in members]
+        for digest in digests:
+            _hash_attribute(digest, "recipe", file.attrs.get("recipe", ""))
+        for name, values in _datasets(file):
+            own = bool(values.shape) and values.shape[0] == len(members) \
+                and not name.startswith("dimensions")
+            for row, digest in enumerate(digests):
+                _hash_values(digest, name, values, slice(row, row + 1) if own else slice(None))
+    return {member: digest.hexdigest() for member, digest in zip(members, digests)}
+
+
+def _datasets(file):
+    """Every data set of an open file, in sorted order."""
+    found = {}
+    file.visititems(lambda name, item: found.update({name: item})
+                    if hasattr(item, "shape") else None)
+    return sorted(found.items())
 
 
 def _hash_attribute(digest, key, value) -> None:

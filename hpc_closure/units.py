@@ -150,16 +150,16 @@ def read_product(path: Path | str) -> Product:
 
     path = Path(path)
     with files.open_hdf5(path) as file:
-        if int(np.asarray(file.attrs.get("complete", 0)).ravel()[:1].sum()) != 1:
+        complete = file.attrs.get("complete", 0)
+        if np.ndim(complete) or complete != 1:
             raise ValueError(f"{path}: not marked complete; delete it and run the verb again")
         members = np.atleast_1d(np.asarray(file.attrs["members"]))
         try:
             holds = json.loads(file.attrs.get("holds", "{}"))
-            members = members.astype(np.int64)
-        except (ValueError, TypeError):
-            holds, members = None, np.zeros(0, dtype=np.int64)
-        if not isinstance(holds, dict) or not len(members) \
-                or (np.diff(members) != 1).any():
+        except (ValueError, TypeError, RecursionError):
+            holds = None
+        if not isinstance(holds, dict) or members.dtype.kind not in "iu" or members.ndim != 1 \
+                or not len(members) or (np.diff(members) != 1).any():
             raise ValueError(f"{path}: its header is damaged; delete it and run the verb again")
         product = Product(path, int(members[0]), int(members[-1]),
                           str(file.attrs.get("recipe_hash", "")), holds,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpc_closure import files
+from hpc_closure.data.layout import check_layout
 from hpc_closure.run import STAGES, Run
 
 Report = dict[str, Any]
@@ -55,11 +56,7 @@ def block(path: Path, deep: bool = False) -> Report:
         if "next_snapshot" in attributes:
             return {"file": str(path), "kind": "restart file", **attributes,
                     "data sets": _shapes(file), **_checked(file, path, deep)}
-        if "t0_fields" not in file or "members" not in attributes:
-            raise ValueError(f"{path}: an HDF5 file, but not a block of this package (it has no "
-                             "t0_fields or members)")
-        if attributes.get("complete") != 1:
-            raise ValueError(f"{path}: unfinished (not marked complete); run the same verb again")
+        check_layout(file, path)
         members, times = attributes["members"], file["dimensions/time"][:]
         fields = file["t0_fields"]
         report: Report = {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_closure.data.layout import check_layout
 from hpc_closure.files import open_hdf5
 
 
@@ -34,6 +35,7 @@ class CoupledEnsemble:
         times = names = None
         for path in paths:
             with open_hdf5(path) as file:
+                check_layout(file, path)
                 for row, key in enumerate(zip(file.attrs["row_case"], file.attrs["row_member"])):
                     self._rows[int(key[0]), int(key[1])] = (path, row)
                 for row, case in enumerate(file.attrs["cases"]):

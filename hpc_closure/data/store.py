@@ -23,7 +23,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpc_closure.files import open_hdf5
+from hpc_closure.data.layout import check_layout
+from hpc_closure.files import hdf5_errors, open_hdf5
 
 LAYOUT_VERSION = 1
 FIELDS = ("vorticity", "closure")
@@ -189,8 +190,7 @@ class BlockWriter:
 def validate_block(path: Path, members: Sequence[int] | None = None) -> None:
     """Check that a finished block can be used. Raises ValueError with the reason, in one line."""
     with open_hdf5(path, "r") as file:
-        if file.attrs.get("complete") != 1:
-            raise ValueError(f"{path}: not complete; run the same command again")
+        check_layout(file, path)
         if members is not None and list(file.attrs["members"]) != list(members):
             raise ValueError(
                 f"{path}: holds members {list(file.attrs['members'])[:4]}..., "
@@ -223,8 +223,8 @@ class DataSet:
         times = None
         for path in paths:
             file = self._file(path)
-            if file.attrs.get("complete") != 1:
-                raise ValueError(f"{path}: not complete; run `hpc-closure generate` again")
+            with hdf5_errors(path):
+                check_layout(file, path)
             stored = file["dimensions/time"][:]
             times = stored if times is None or len(stored) < len(times) else times
             for row, member in enumerate(file.attrs["members"]):
@@ -247,7 +247,9 @@ class DataSet:
     def series(self, member: int, name: str) -> np.ndarray:
         """Diagnostic ``name`` of one trajectory, (T,)."""
         path, row = self._rows[member]
-        return self._file(path)["scalars"][name][row, : len(self.times)]
+        file = self._file(path)
+        with hdf5_errors(path):
+            return file["scalars"][name][row, : len(self.times)]
 
     def read(
         self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
@@ -257,7 +259,9 @@ class DataSet:
         ``grid`` smaller than the stored one takes every other point (strided, as published).
         """
         path, row = self._rows[member]
-        values = self._file(path)["t0_fields"][field][row, index]
+        file = self._file(path)
+        with hdf5_errors(path):
+            values = file["t0_fields"][field][row, index]
         stride = self.grid // (grid or self.grid)
         return values[..., ::stride, ::stride]
 
