@@ -76,6 +76,19 @@ def test_parameters_are_real_and_errors_name_the_sizes():
         SpectralConv2d(2, 2, 8, form="fast")
 
 
+def test_evaluation_follows_the_weights():
+    layer = SpectralConv2d(2, 2, 4).eval()
+    x = torch.randn(1, 2, 16, 16)
+    with torch.no_grad():
+        before = layer(x)
+        assert torch.equal(layer(x), before)
+        layer.weight.mul_(2)
+        assert torch.allclose(layer(x), 2 * before, atol=1e-6)
+        layer.load_state_dict({"weight": layer.weight / 2})
+        assert torch.allclose(layer(x), before, atol=1e-6)
+        assert torch.allclose(layer.double()(x.double()).float(), before, atol=1e-5)
+
+
 def test_matrices_are_inverse_on_kept_modes():
     forward_y, _, _, inverse_y = dft_matrices(16, 5, torch.float64, "cpu")
     signal = torch.cos(2 * math.pi * 3 * torch.arange(16, dtype=torch.float64) / 16 + 0.3)

@@ -17,6 +17,8 @@ from hpc_closure.spectral.noise import wavevectors_within
 
 __all__ = ["Band", "band"]
 
+KEPT_LAYOUTS = 8
+
 
 class Band:
     """The modes ``|kx|, |ky| <= K`` of a periodic square of side ``length``."""
@@ -28,6 +30,7 @@ class Band:
         self.grid = Grid(2 * ((3 * modes + 2) // 2), length)
         self.shape = self.grid.shape
         self._cache: dict = {}
+        self._phases: dict = {}
 
     @cached_property
     def groups(self) -> Tensor:
@@ -84,9 +87,20 @@ class Band:
         full = torch.nn.functional.pad(torch.cat(rows, dim=-2), (0, size // 2 - modes))
         return torch.fft.irfft2(full, s=(size, size), norm="forward")
 
-    def phases(self, positions: Tensor) -> Tensor:
-        """exp(i k.x) at ``positions`` (S, 2), complex128 (S, modes); field = Re sum(w hat e)."""
-        positions = positions.double().cpu()
+    def phases(self, positions: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """exp(i k.x) at ``positions`` (S, 2), complex128 (S, modes); field = Re sum(w hat e).
+
+        The last few are kept: a layout is used for many states.
+        """
+        positions = positions.double().cpu().contiguous()
+        key = (positions.numpy().tobytes(), str(device))
+        if key not in self._phases:
+            self._phases[key] = self._phases_of(positions).to(device)
+            while len(self._phases) > KEPT_LAYOUTS:
+                self._phases.pop(next(iter(self._phases)), None)
+        return self._phases[key]
+
+    def _phases_of(self, positions: Tensor) -> Tensor:
         x = torch.exp(1j * positions[:, :1] * self.grid.kx.reshape(1, -1))
         y = torch.exp(1j * positions[:, 1:] * self.grid.ky.reshape(1, -1))
         return (x[:, :, None] * y[:, None, :]).flatten(1)

@@ -228,7 +228,7 @@ class DefaultModel(ClosureModel):
     def at(self, field: Tensor, positions: Tensor) -> Tensor:
         """Values (B, S), by Fourier interpolation, of fields on the generator's grid."""
         whole = band(self.size // 2 - 1, self.length)
-        return whole.at(whole.to_spectral(field), whole.phases(positions))
+        return whole.at(whole.to_spectral(field), whole.phases(positions, field.device))
 
     def observe(
         self, encoding: Encoding, sensors: Sensors, scale: float, law: BaseLaw
@@ -236,7 +236,7 @@ class DefaultModel(ClosureModel):
         """(gain, kriged field of q, errors' std (., S)) from sensor values; see the class."""
         device = encoding.mean_hat.device
         values = sensors.values.to(device).double().reshape(-1, len(sensors.positions))
-        phases = self.band.phases(sensors.positions).to(device)
+        phases = self.band.phases(sensors.positions, device)
         innovation = (values - self.band.at(encoding.mean_hat, phases)) / scale
         scaled = (
             sensors

@@ -88,6 +88,7 @@ class SpectralConv2d(nn.Module):
             raise ValueError(f"form={form!r}, expected auto, fft or matrix")
         self.in_channels, self.out_channels, self.modes = in_channels, out_channels, modes
         self.form = form
+        self._kept: tuple | None = None
         scale = gain / math.sqrt(2 * in_channels)
         self.weight = nn.Parameter(
             scale * torch.randn(2 * modes, modes, in_channels, out_channels, 2)
@@ -98,9 +99,20 @@ class SpectralConv2d(nn.Module):
 
         The last axis runs over (channel, re/im).
         """
-        re, im = self.weight.to(x_hat.dtype).unbind(-1)
+        return _Contiguous.apply(torch.bmm(x_hat, self.blocks(x_hat.dtype)))
+
+    def blocks(self, dtype: torch.dtype) -> Tensor:
+        """Weights as real matrices (2M * M, 2 in, 2 out); kept between calls in eval mode."""
+        weight = self.weight
+        key = (weight._version, weight.data_ptr(), dtype)
+        keep = not self.training and not torch.is_grad_enabled()
+        if keep and self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        re, im = weight.to(dtype).unbind(-1)
         block = torch.stack([torch.stack([re, im], -1), torch.stack([-im, re], -1)], dim=-3)
-        return _Contiguous.apply(torch.bmm(x_hat, block.flatten(0, 1).flatten(1, 2).flatten(2)))
+        block = block.flatten(0, 1).flatten(1, 2).flatten(2)
+        self._kept = (key, block) if keep else None
+        return block
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, n, n) real -> (B, out, n, n) real."""

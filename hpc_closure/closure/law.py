@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.bands import Band
+from hpc_closure.closure.conditions import regular_positions
 
 __all__ = ["BaseLaw", "Kriging"]
 
@@ -72,7 +73,7 @@ class Kriging:
     def __init__(self, law: BaseLaw, positions: Tensor, noise_variance: Tensor):
         self.law, self.band = law, law.band
         device = noise_variance.device
-        self.phases = law.band.phases(positions).to(device)
+        self.phases = law.band.phases(positions, device)
         weights = law.band.weights.flatten().to(device)
         self._variance = law.band.spread(law.spectrum).flatten().to(device)
         weighted = self.phases * (weights * self._variance)
@@ -87,6 +88,7 @@ class Kriging:
                 matrix + torch.diag_embed(torch.full_like(self.error, 1e-8 * law.variance))
             )
         self.factor = factor
+        self._std: dict[int, Tensor] = {}
 
     def at_sensors(self, q_hat: Tensor) -> Tensor:
         """Values (..., S), float64, of a spectrum at the sensors."""
@@ -107,12 +109,14 @@ class Kriging:
 
     def std(self, size: int) -> Tensor:
         """Posterior standard deviation (B or 1, n, n) on a grid, as a share of the prior's."""
-        x = torch.arange(size, dtype=torch.float64) * (self.band.length / size)
-        points = self.band.phases(torch.cartesian_prod(x, x)).to(self.phases.device)
+        if size in self._std:
+            return self._std[size]
+        points = self.band.phases(regular_positions(size, self.band.length), self.phases.device)
         weights = self.band.weights.flatten().to(points.device) * self._variance
         cross = ((self.phases * weights) @ points.conj().T).real
         factor = self.factor if self.factor.ndim == 3 else self.factor[None]
         cross = cross.expand(len(factor), -1, -1)
         half = torch.linalg.solve_triangular(factor, cross, upper=False)
         left = 1 - half.square().sum(1) / self.law.variance
-        return left.clamp(min=0).sqrt().unflatten(-1, (size, size))
+        self._std[size] = left.clamp(min=0).sqrt().unflatten(-1, (size, size))
+        return self._std[size]

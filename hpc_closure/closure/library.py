@@ -36,7 +36,7 @@ def term_names(kind: str, history: int = 0) -> list[str]:
 
 
 class Library:
-    """Terms and their coefficients.
+    """Terms and their coefficients; ``active`` are the names of the terms in use.
 
     Args:
         band: the model's band; products are formed on its alias-free grid.
@@ -55,13 +55,13 @@ class Library:
             coefficients = torch.zeros(shape, dtype=torch.float64)
         if tuple(coefficients.shape) != shape:
             raise ValueError(f"coefficients are {tuple(coefficients.shape)}, expected {shape}")
-        self.coefficients = coefficients
-        self._on: dict = {}
+        self._take(coefficients)
 
-    @property
-    def active(self) -> list[str]:
-        """Names of the terms in use."""
-        return [n for n, row in zip(self.names, self.coefficients) if bool((row != 0).any())]
+    def _take(self, coefficients: Tensor) -> None:
+        self.coefficients = coefficients
+        used = (coefficients != 0).any(-1).tolist()
+        self.active = [name for name, use in zip(self.names, used) if use]
+        self._on: dict = {}
 
     def terms(self, frames_hat: Tensor, names: list[str]) -> Tensor:
         """Spectra (B, len(names), 2K + 1, K + 1) of terms.
@@ -122,8 +122,7 @@ class Library:
                 cross.index_add_(0, index, weights[..., 0] * (terms @ target[..., None])[..., 0])
         if not samples:
             raise ValueError("the library was given no snapshots to fit")
-        self.coefficients = select(gram, cross, power, band.group_size * samples)
-        self._on = {}
+        self._take(select(gram, cross, power, band.group_size * samples))
         return self.active
 
 
