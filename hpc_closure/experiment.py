@@ -23,6 +23,8 @@ Count = Annotated[int, Field(ge=1)]
 EvenGrid = Annotated[int, Field(ge=8, le=65536, multiple_of=2)]
 
 
+# what may change without touching the trajectories that are there
+GROWS_GENERATE = ("members", "t_end", "certificate")
 # how a training is run, not what it learns
 TRANSIENT_TRAIN = ("engine", "zero_stage", "accumulate", "validate_every", "checkpoint_every")
 
@@ -167,6 +169,9 @@ class Generate(Section):
         description="what the reduced solver lacks: the published G, H, or the unresolved scales",
     )
     interval: Count = Field(1, description="solver steps that one closure target stands for")
+    certificate: Literal["required", "reported"] = Field(
+        "required", description="a block that fails its checks is failed, or kept with the reasons"
+    )
 
 
 class Conditions(Section):
@@ -232,6 +237,11 @@ class Sampler(Section):
     evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="none = the model's own"
     )
+
+    def options(self) -> dict:
+        """Keyword arguments for ``closure.sample``; None = the model's own."""
+        method = None if self.method == "preset" else self.method
+        return {"method": method, "evaluations": self.evaluations}
 
 
 class SensorLayout(Section):
@@ -434,6 +444,8 @@ class Experiment(Section):
                     f"evaluate.lead_times: {lead:g} is beyond the horizon {horizon:g} of rollout"
                 )
             _check_steps("evaluate.lead_times", lead, rollout.every)
+        if self.model.conditions.sensors == "required" and not rollout.sensors:
+            raise ValueError("model.conditions.sensors=required, but rollout.sensors is not set")
         if rollout.sensors and self.model.conditions.sensors == "none":
             raise ValueError(
                 "rollout.sensors is set but model.conditions.sensors=none: set it to optional"
@@ -457,9 +469,7 @@ class Experiment(Section):
         """What decides the product of ``stage``; each stage includes the stage that it reads."""
         plain = self.model_dump(mode="json")
         generate = {
-            key: value
-            for key, value in plain["generate"].items()
-            if key not in ("members", "t_end")
+            key: value for key, value in plain["generate"].items() if key not in GROWS_GENERATE
         }
         physics = self.physics.parameters()
         settings = {"seed": plain["seed"], "physics": physics, "generate": generate}

@@ -53,7 +53,8 @@ TINY = """
 base: quickstart
 name: tiny
 root: {root}
-generate: {{grid: 16, members: 8, t_end: 0.4, dt: 0.005, record: {{start: 0.2, every: 0.02}}}}
+generate: {{grid: 16, members: 8, t_end: 0.4, dt: 0.005, certificate: reported,
+           record: {{start: 0.2, every: 0.02}}}}
 train: {{grid: 16, window: [0.2, 0.4], split: [0.5, 0.25, 0.25], steps: 4, batch: 4,
         validate_every: 2, checkpoint_every: 2}}
 rollout: {{members: 4, cases: 2, t_start: 0.2, t_end: 0.4, every: 0.1, interval: 2}}

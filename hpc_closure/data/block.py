@@ -67,8 +67,8 @@ class Block(ABC):
     def extend_from(self, product) -> None:
         """Called when a shorter product is continued, before ``load_state``."""
 
-    def certificate(self, state: dict) -> dict:
-        """What vouches for the block; raises RuntimeError when it must not be kept."""
+    def certificate(self) -> dict:
+        """What vouches for the block (collective); RuntimeError when it must not be kept."""
         return {}
 
     def cost(self) -> dict:
@@ -186,9 +186,9 @@ class Block(ABC):
             old.unlink()
 
     def _publish(self, writer, state, claim) -> None:
+        certificate = self.certificate()
         if not self.domain.root:
             return
-        certificate = self.certificate(state)
         record = {**self.session.record, "seconds": self.cost()}
         with self.books.publish(self.unit, self._validate, claim=claim) as part:
             writer.finish(

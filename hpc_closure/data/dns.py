@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 
+from hpc_closure import log
 from hpc_closure.data.block import Block, record_steps, times_of
 from hpc_closure.data.store import BlockWriter
 from hpc_closure.data.targets import Target, reduced_problem
 from hpc_closure.experiment import Experiment
+from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import SERIES, Diagnostics
 from hpc_closure.spectral.grid import Grid, resize
 from hpc_closure.spectral.problem import Problem
@@ -87,8 +89,13 @@ class DNSBlock(Block):
     def load_state(self, state: dict) -> None:
         self.simulation.load_state(**state)
 
-    def certificate(self, state: dict) -> dict:
-        return {}
+    def certificate(self) -> dict:
+        found = certify(self.simulation)
+        if self.experiment.generate.certificate == "required":
+            found.check()
+        elif found.reasons and self.domain.root:
+            log.get().warning(f"members {self.unit}: " + "; ".join(found.reasons))
+        return found.as_dict()
 
     def open_writer(self, path) -> BlockWriter:
         experiment = self.experiment

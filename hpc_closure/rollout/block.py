@@ -45,9 +45,6 @@ class RolloutBlock(Block):
         self.cases = [case for case in cases if any(case == own for own, _ in rows)]
         self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
         self.first_step = self.record_steps[0]
-        sampler = rollout.sampler.model_dump(exclude_none=True)
-        if sampler.get("method") == "preset":
-            del sampler["method"]
         self.coupled = CoupledRun(
             full_problem(experiment),
             experiment.generate.closure,
@@ -58,7 +55,7 @@ class RolloutBlock(Block):
             seed=experiment.seed,
             interval=rollout.interval,
             sensors=rollout.sensors,
-            sampler=sampler,
+            sampler=rollout.sampler.options(),
             references=rollout.references,
             device=session.device,
         )
