@@ -45,6 +45,21 @@ def test_losses_are_those_of_plain_torch(processes, reference, tmp_path, mpirun)
         assert seen == pytest.approx(reference, rel=1e-6), variant
 
 
+@needs_deepspeed
+@pytest.mark.mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_losses_of_the_models(preset, tmp_path, mpirun):
+    """The real networks in every ZeRO stage on two processes, and on one."""
+    out = tmp_path / "losses.json"
+    variants = [f"deepspeed:{stage}:1:{preset}" for stage in range(4)]
+    done = mpirun(2, [sys.executable, CASE, "engines", out, *variants], timeout=300)
+    assert done.returncode == 0, done.stderr
+    expected = losses("torch", 0, Processes(), preset=preset)
+    for variant, seen in json.loads(out.read_text()).items():
+        assert seen == pytest.approx(expected, rel=1e-6), variant
+
+
 def test_complex_weights_are_refused():
     class Complex(nn.Module):
         def __init__(self):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hpc_closure import log, parallel
-from hpc_closure.closure.model import Phase
+from hpc_closure.closure.model import Phase, build
 from hpc_closure.data.dataset import TrainingSet
 from hpc_closure.run import Run
 from hpc_closure.spectral.noise import standard_normals
@@ -124,13 +124,28 @@ def training_data(**options) -> TrainData:
     return TrainData(TrainingSet(store, range(9), **options), TrainingSet(store, range(9, 12)))
 
 
-def losses(name: str, stage: int, found, steps: int = 50, accumulate: int = 1) -> list[float]:
-    """Losses of the stand-in on the same global batches, by one engine."""
+def small_model(preset: str):
+    """The real model, small; the part of its training that is under test has begun."""
+    torch.manual_seed(0)
+    model = build({"preset": preset, "width": 8, "modes": 4}, GRID)
+    data = training_data()
+    for phase in model.phases[:2]:
+        model.begin(phase.name, data.of(phase.members).passes)
+    return model
+
+
+def losses(
+    name: str, stage: int, found, accumulate: int = 1, preset: str = "", steps: int = 50
+) -> list[float]:
+    """Losses of the stand-in or of a preset, on the same global batches, by one engine."""
     settings = TrainSettings(
         batch=8, engine=name, zero_stage=stage, schedule="constant", accumulate=accumulate
     )
-    model, data = StandIn(), training_data()
-    model.begin("all", data.train.passes)
+    model, data = small_model(preset) if preset else StandIn(), training_data()
+    model.to(found.device)
+    data.train.to(found.device)
+    if not preset:
+        model.begin("all", data.train.passes)
     chosen = engine.initialize(model, settings, found)
     size = 8 // found.size // accumulate
     seen = []
@@ -174,8 +189,9 @@ def main() -> None:
         target, *variants = rest
         results = {}
         for variant in variants:
-            name, stage, *accumulate = variant.split(":")
-            results[variant] = losses(name, int(stage), found, 50, *map(int, accumulate))
+            name, stage, *more = variant.split(":")
+            accumulate, preset = int(more[0]) if more else 1, more[1] if more[1:] else ""
+            results[variant] = losses(name, int(stage), found, accumulate, preset)
         if found.first:
             Path(target).write_text(json.dumps(results))
     for job in " ".join(rest).split(" + ") if what == "fit" else ():

@@ -229,16 +229,15 @@ class TrainingSet:
         out = {"state": np.empty(shape, np.float32), "target": np.empty(shape, np.float32)}
         if self.history:
             out["history"] = np.empty((len(rows), self.history, *shape[1:]), np.float32)
-        with self._lock:
-            for place in np.lexsort((times, rows)):
-                member, index = int(self.members[rows[place]]), self.indices[times[place]]
-                out["state"][place] = self.store.read(member, index, "vorticity", self.grid)
-                out["target"][place] = self.store.read(member, index, "closure", self.grid)
+        read = self.store.read
+        for place in np.lexsort((times, rows)):
+            member, index = int(self.members[rows[place]]), self.indices[times[place]]
+            with self._lock:  # the store is not made for threads
+                out["state"][place] = read(member, index, "vorticity", self.grid)
+                out["target"][place] = read(member, index, "closure", self.grid)
                 for back in range(self.history):
                     earlier = index - (back + 1) * self.lag
-                    out["history"][place, back] = self.store.read(
-                        member, earlier, "vorticity", self.grid
-                    )
+                    out["history"][place, back] = read(member, earlier, "vorticity", self.grid)
         return {key: torch.from_numpy(value) for key, value in out.items()}
 
     def _finish(self, fields, rows, times, numbers) -> dict[str, Any]:
@@ -309,8 +308,11 @@ class TrainingSet:
         return (np.arange(count) * self.num_samples) // count
 
     def close(self) -> None:
+        """End the reading in the background; a later batch starts it again."""
         if self._reader is not None:
             self._reader.shutdown(cancel_futures=True)
+        self._reader = None
+        self._windows = {}
 
 
 class Share:

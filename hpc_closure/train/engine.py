@@ -115,6 +115,7 @@ def initialize(model: ClosureModel, settings: TrainSettings, processes: Processe
     """Prepare ``model`` (on its device, equal on every rank) for training."""
     refuse_complex(model)
     settings.check_shares(processes.size)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is meant
     if processes.size > 1:
         for value in [*model.parameters(), *model.buffers()]:
             dist.broadcast(value.data, 0)

@@ -267,7 +267,7 @@ class Trainer:
         return [phase for phase, steps in self.phases if steps][-1]
 
     def _describe(self) -> None:
-        count = sum(weight.numel() for weight in self.model.parameters())
+        count = sum(weight.numel() for weight in self.shadow.parameters())
         held = "in memory" if self.data.train.resident else "streamed"
         self.logger.info(
             f"{self.engine.name} engine, {self.processes.size} process(es), ZeRO stage "

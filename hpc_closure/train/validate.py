@@ -80,7 +80,8 @@ def ensemble(model: ClosureModel, batch: dict[str, Any], members: int, seed: int
         side = next(side for side in (16, 12, 10, 8, 6, 5, 4, 3, 2, 1) if size % side == 0)
         values = truth[:, :: size // side, :: size // side].flatten(1)
         sensors = Sensors(values, regular_positions(side, model.length))
-    ids = range(int(batch["sample_index"][0]) * members, 2**62)[: len(state)]
+    numbers = batch["sample_index"].tolist()
+    ids = [number * members + member for member in range(members) for number in numbers]
     samples = model.sample_batch(state, members=ids, seed=seed, history=history, sensors=sensors)
     return samples.view(members, *target.shape)
 

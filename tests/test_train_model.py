@@ -1,0 +1,68 @@
+"""The real models through the trainer: phases, scores, restart, export."""
+
+import pytest
+import torch
+from train_case import GRID, run_fit
+
+from hpc_closure import log
+from hpc_closure.closure.model import build
+from hpc_closure.run import Run
+from hpc_closure.stop import Stopped
+from hpc_closure.train import checkpoint, metrics
+
+SETTINGS = {"steps": 24, "engine": "torch", "validate_every": 8, "score_members": 4}
+
+
+def train(folder, preset="default", **settings):
+    log.setup()
+    torch.manual_seed(0)
+    run_fit(folder, model=build({"preset": preset, "width": 8, "modes": 4}, GRID), **settings)
+
+
+def rows(folder):
+    keys = ("seconds",)
+    found = metrics.read(Run(folder).metrics)
+    return [{key: value for key, value in row.items() if key not in keys} for row in found]
+
+
+@pytest.fixture(scope="module", params=["default", "paper"])
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    train(folder, request.param, **SETTINGS)
+    return request.param, folder
+
+
+def test_phases_and_scores(trained):
+    preset, folder = trained
+    found = rows(folder)
+    names = [phase.name for phase in build({"preset": preset}, GRID).phases if phase.share]
+    assert list(dict.fromkeys(row["phase"] for row in found)) == names
+    assert {"train_error", "valid_error", "valid_crps", "valid_spread_skill"} <= set(found[-1])
+    assert Run(folder).model.exists()
+
+
+def test_stopped_in_every_phase(trained, tmp_path):
+    """Bit-equal losses, scores and statistics, wherever it was stopped."""
+    preset, folder = trained
+    for _ in range(5):
+        try:
+            train(tmp_path, preset, max_steps=6, **SETTINGS)
+        except Stopped:
+            continue
+        break
+    assert rows(tmp_path) == rows(folder)
+    ours, theirs = (
+        checkpoint.load(checkpoint.newest(Run(run).checkpoints)).tensors
+        for run in (tmp_path, folder)
+    )
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert ours[name].keys() == theirs[name].keys()
+        assert all((ours[name][key] == theirs[name][key]).all() for key in theirs[name])
+
+
+def test_bfloat16(tmp_path):
+    train(tmp_path / "half", precision="bfloat16", **SETTINGS)
+    train(tmp_path / "full", **SETTINGS)
+    one, other = ([row["loss"] for row in rows(tmp_path / name)] for name in ("full", "half"))
+    assert one != other and other == pytest.approx(one, rel=3e-2)
