@@ -153,8 +153,8 @@ class Packed(Advection):
         (p_re, p_im), (m_re, m_im) = s_plus.unbind(-1), s_minus.unbind(-1)
         difference = torch.stack([p_re + m_re, p_im - m_im], -1).mul_(0.5)
         uv = torch.stack([p_im + m_im, m_re - p_re], -1).mul_(0.5)
-        self.s_uv.apply(uv, out)
-        self.s_difference.apply(difference, difference)
+        self.s_uv.apply(uv, out, scratch)
+        self.s_difference.scale(difference, scratch)
         return out.add_(difference)
 
 

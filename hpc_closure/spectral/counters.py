@@ -3,8 +3,8 @@
 Uniform bits come from the counter-based generator Philox4x64-10 (Salmon et al., SC 2011). The key
 is a digest of (seed, stage, member), the counter is (item, stream), where an item is a step or a
 call. So a member's draws are the same in any batch, on any rank, in any order and after any
-restart, and no file holds a generator state. Each 64-bit word gives two uniforms of 32 bits and, by
-Box-Muller in float64, one complex or two real normals; ``|z| <= 6.8``.
+restart, and no file holds a generator state. Each 64-bit word gives two uniforms of 32 bits and,
+by Box-Muller in float64, one complex or two real normals; ``|z| <= 6.8``.
 """
 
 from __future__ import annotations

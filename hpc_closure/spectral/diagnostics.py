@@ -134,7 +134,7 @@ class Diagnostics:
         w = self.state()
         for _ in range(num_steps):
             noise = simulation.transform.gather(simulation.noise_hat()).cpu().numpy()
-            nonlinear = self.nonlinear() if euler else None
+            nonlinear = self.nonlinear() if euler else w
             simulation.advance(1)
             new = self.state()
             mean = 0.5 * (w + new)

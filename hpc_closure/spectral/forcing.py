@@ -36,9 +36,9 @@ def _set(grid: Grid, out: Tensor, kx: int, ky: int, value: complex) -> None:
         kx, ky, value = -kx, -ky, value.conjugate()
     if max(abs(kx), ky) > grid.modes:
         raise ValueError(f"forcing mode ({kx}, {ky}) is beyond the retained {grid.modes} modes")
-    out[kx, ky] = value
+    out[kx, ky] = torch.tensor(value, dtype=out.dtype)
     if ky == 0 and kx:
-        out[-kx, 0] = value.conjugate()
+        out[-kx, 0] = out[kx, 0].conj()
 
 
 def _none(grid: Grid, out: Tensor) -> None:
@@ -51,7 +51,7 @@ def _published(grid: Grid, out: Tensor, *, amplitude: float = 0.1) -> None:
 
 
 def _kolmogorov(grid: Grid, out: Tensor, *, amplitude: float = 1.0, wavenumber: int = 4) -> None:
-    """Force ``amplitude sin(k y)`` on u: ``f = -amplitude k cos(k y)``, k = 2 pi wavenumber / L."""
+    """``amplitude sin(k y)`` on u: ``f = -amplitude k cos(k y)``, k = 2 pi wavenumber / L."""
     _set(grid, out, 0, int(wavenumber), complex(-0.5 * amplitude * grid.unit * wavenumber))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def _line(grid: Grid, keys: list, *, amplitude: float = 1.0, wavenumber: int = 4
     return out
 
 
-INITIAL = {
+INITIAL: dict[str, Callable[..., Tensor]] = {
     "gaussian_field": _gaussian_field,
     "band": _band,
     "taylor_green": _taylor_green,

@@ -78,8 +78,8 @@ class LineFFT:
 def _torch_is_exact(size: int, dtype: torch.dtype) -> bool:
     """Whether torch's real lines of this size have the same bits however many there are.
 
-    They have on the machines seen, with one thread; MKL promises nothing, so each process asks once
-    per size and takes SciPy's pocketfft where the answer is no.
+    They have on the machines seen, with one thread; MKL promises nothing, so each process asks
+    once per size and takes SciPy's pocketfft where the answer is no.
     """
     real = {torch.complex128: torch.float64, torch.complex64: torch.float32}.get(dtype, dtype)
     generator = torch.Generator().manual_seed(0)

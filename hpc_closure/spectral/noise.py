@@ -1,13 +1,13 @@
 """Stochastic forcings: Gaussian, diagonal in Fourier space, drawn by counters.
 
 Wiener paths refine: the path drawn with step ``dt / 2`` sums to the path drawn with step ``dt``
-(Brownian bridge, Levy's construction), so a run can be repeated with another step on the same path.
-Only the modes that matter are drawn, many steps at once, in an order that no grid changes.
+(Brownian bridge, Levy's construction), so a run can be repeated with another step on the same
+path. Only the modes that matter are drawn, many steps at once, in an order that no grid changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -81,6 +81,14 @@ class ModeDraws:
         self._source[self._conjugate] = mirrored
         self.has_mean = bool(((kx[kept] == 0) & (ky[kept] == 0)).any())
 
+    def assignment(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draw and sign (1, -1: conjugate, 0: real mean) of each mode of the box."""
+        sign = np.ones(len(self._source), dtype=np.int64)
+        sign[self._conjugate] = -1
+        if self.has_mean:
+            sign[0] = 0
+        return self._source, sign
+
     def empty(self, *lead: int) -> np.ndarray:
         """Array ``(*lead, M + 1)`` for draws, the last entry zero."""
         out = np.empty((*lead, self.num_drawn + 1), dtype=np.complex128)
@@ -101,7 +109,7 @@ class ModeDraws:
         """``(M,)`` standard deviations to ``box``, real."""
         return np.append(std, 0.0).take(self._source).reshape(self.box)
 
-    def spread(self, box: Tensor, shape: tuple[int, int]) -> Tensor:
+    def spread(self, box: Tensor, shape: tuple[int, ...]) -> Tensor:
         """``(..., *box)`` to the whole retained spectrum ``(..., *shape)``."""
         out = box.new_zeros(*box.shape[:-2], *shape)
         upper, width = self.rows + 1, self.columns + 1
@@ -151,7 +159,11 @@ class NoiseModel:
         path_dt: float | None = None,
         **parameters: float,
     ):
-        laws = {"q_wiener": q_wiener_law, "ring": ring_law, "ornstein_uhlenbeck": ou_law}
+        laws: dict[str, Callable] = {
+            "q_wiener": q_wiener_law,
+            "ring": ring_law,
+            "ornstein_uhlenbeck": ou_law,
+        }
         if kind not in laws:
             raise ValueError(f"noise kind must be one of {sorted(laws)}, got {kind!r}")
         if grid.dimensions != 2:
@@ -179,6 +191,17 @@ class NoiseModel:
         """Rows and columns of the compact form."""
         return self.draws.box
 
+    @property
+    def num_drawn(self) -> int:
+        """Complex normals per member and step."""
+        return len(self.std)
+
+    def compact_law(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How a device fills the box: for each mode the draw it takes (``num_drawn``: none), its
+        sign (1, -1 for the conjugate, 0 for the real mean) and its standard deviation."""
+        source, sign = self.draws.assignment()
+        return source, sign, self.draws.place_std(self.std).ravel()
+
     def draw(
         self, members: Sequence[int], first_step: int, steps: int, level: int = 0
     ) -> np.ndarray:
@@ -200,7 +223,7 @@ class NoiseModel:
             scale *= self.std
         scale = np.repeat(scale, 2)  # real times real pairs: rounds once
         for column, member in enumerate(members):
-            rates = self._rates(self._key(member), first_step, steps, self.level + level)
+            rates = self._rates(self.key(member), first_step, steps, self.level + level)
             rates.view(np.float64)[:] *= scale
             out[:, column, :-1] = rates
         return self.draws.place(out)
@@ -214,7 +237,7 @@ class NoiseModel:
         out = self.draws.empty(len(members))
         width = len(self.std)
         for row, member in zip(out, members):
-            row[:-1] = complex_normals(self._key(member), STREAM_STATIONARY, 0, 1, width)[0]
+            row[:-1] = complex_normals(self.key(member), STREAM_STATIONARY, 0, 1, width)[0]
         out[:, :-1] *= np.sqrt(0.5) * self.std
         return self.draws.place(out)
 
@@ -228,7 +251,8 @@ class NoiseModel:
         kick = np.sqrt((1.0 - decay**2) * (dt / self.dt)) * self.std
         return decay, self.draws.place_std(kick)
 
-    def _key(self, member: int) -> np.ndarray:
+    def key(self, member: int) -> np.ndarray:
+        """Philox key of a member."""
         if member not in self._keys:
             self._keys[member] = key_of(self.seed, self.stage, member)
         return self._keys[member]

@@ -119,7 +119,7 @@ class Problem:
         unknown = set(physics) - known
         if unknown:
             raise ValueError(f"unknown physics keys {sorted(unknown)}; known: {sorted(known)}")
-        chosen = {key: generate[key] for key in GENERATE_KEYS if key in (generate or {})}
+        chosen = {k: v for k, v in (generate or {}).items() if k in GENERATE_KEYS}
         return cls(**dict(physics), **chosen)
 
     @classmethod

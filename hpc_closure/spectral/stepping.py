@@ -47,7 +47,7 @@ class Scheme:
         """Compute the coefficients."""
         raise NotImplementedError
 
-    def step(self, w: Tensor, explicit: Explicit, previous: Tensor | None) -> None:
+    def step(self, w: Tensor, explicit: Explicit) -> None:
         """Advance ``w`` by one step; ``explicit(w, out)`` fills ``out`` with R."""
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class CNEuler(Scheme):
         self.a = self.symbol(numerator * inverse)
         self.b = self.symbol(dt * inverse)
 
-    def step(self, w, explicit, previous):
+    def step(self, w, explicit):
         rate, scratch = self.registers(w)
         explicit(w, rate)
         self.a.scale(w, scratch)
@@ -92,12 +92,12 @@ class CNAB2(CNEuler):
     .. math:: w^+ = \frac{(1 + \tfrac{dt}{2} L) w + dt (\tfrac32 R_n - \tfrac12 R_{n-1})}
                          {1 - \tfrac{dt}{2} L}
 
-    The held forcing belongs to its step and is not extrapolated: the driver passes it by ``hold``.
+    The held forcings belong to their step and are not extrapolated.
     """
 
     keeps_previous = True
 
-    def step(self, w, explicit, previous):
+    def step(self, w, explicit):
         raise RuntimeError("cn_ab2 steps through step_with_memory")
 
     def step_with_memory(
@@ -156,7 +156,7 @@ class ETDRK4(Scheme):
         self.q, self.f1 = self.symbol(q * scale), self.symbol(f1 * scale)
         self.f2, self.f3 = self.symbol(2 * f2 * scale), self.symbol(f3 * scale)
 
-    def step(self, w, explicit, previous):
+    def step(self, w, explicit):
         r1, r2, r3, a, b, scratch = self.registers(w)
         explicit(w, r1)
         half = self.e_half.apply(w, r2, scratch)
@@ -214,7 +214,7 @@ class IMEXRK3(Scheme):
             torch.mul(term, scale, out=scratch)
             target.add_(scratch)
 
-    def step(self, w, explicit, previous):
+    def step(self, w, explicit):
         *registers, scratch = self.registers(w)
         rates, linears, stage = registers[:4], [None, *registers[4:6]], registers[6]
         explicit(w, rates[0])

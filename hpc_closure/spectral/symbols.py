@@ -22,33 +22,32 @@ class Symbol:
 
     def __init__(self, values: Tensor, like: Tensor):
         values = values.to(torch.complex128)
-        self.real = self.imag = None
-        if bool((values.real != 0).any()) or not bool((values.imag != 0).any()):
-            self.real = torch.stack([values.real, values.real], -1).to(like)
-        if bool((values.imag != 0).any()):
-            self.imag = torch.stack([-values.imag, values.imag], -1).to(like)
+        self.is_real = not bool((values.imag != 0).any())
+        self.is_imaginary = not self.is_real and not bool((values.real != 0).any())
+        self.real = torch.stack([values.real, values.real], -1).to(like)
+        self.imag = torch.stack([-values.imag, values.imag], -1).to(like)
 
-    def apply(self, z: Tensor, out: Tensor, scratch: Tensor | None = None) -> Tensor:
-        """``out = symbol * z`` for real pairs; ``out`` may be ``z`` only when the symbol is real.
-
-        ``scratch`` is needed by symbols with both parts.
-        """
-        if self.imag is None:
+    def apply(self, z: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+        """``out = symbol * z`` for real pairs; neither ``out`` nor ``scratch`` may be ``z``."""
+        if self.is_real:
             return torch.mul(z, self.real, out=out)
-        target = out if self.real is None else scratch
-        torch.mul(z[..., 1], self.imag[..., 0], out=target[..., 0])
-        torch.mul(z[..., 0], self.imag[..., 1], out=target[..., 1])
-        if self.real is not None:
-            torch.mul(z, self.real, out=out)
-            out.add_(scratch)
-        return out
+        if self.is_imaginary:
+            return self._turn(z, out)
+        self._turn(z, scratch)
+        torch.mul(z, self.real, out=out)
+        return out.add_(scratch)
 
     def scale(self, z: Tensor, scratch: Tensor) -> Tensor:
         """``z *= symbol`` in place."""
-        if self.imag is None:
+        if self.is_real:
             return z.mul_(self.real)
-        torch.mul(z[..., 1], self.imag[..., 0], out=scratch[..., 0])
-        torch.mul(z[..., 0], self.imag[..., 1], out=scratch[..., 1])
-        if self.real is None:
+        self._turn(z, scratch)
+        if self.is_imaginary:
             return z.copy_(scratch)
         return z.mul_(self.real).add_(scratch)
+
+    def _turn(self, z: Tensor, out: Tensor) -> Tensor:
+        """``out = i imag * z``."""
+        torch.mul(z[..., 1], self.imag[..., 0], out=out[..., 0])
+        torch.mul(z[..., 0], self.imag[..., 1], out=out[..., 1])
+        return out
