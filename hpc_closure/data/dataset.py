@@ -23,6 +23,7 @@ from hpc_closure.data.symmetry import Symmetry
 from hpc_closure.spectral.noise import key_of, uniform_bits
 
 RUN = 16  # consecutive snapshots that stay together while streaming
+GAP = 4  # snapshots that are rather read in vain than skipped
 STREAM = 10
 
 
@@ -229,15 +230,19 @@ class TrainingSet:
         out = {"state": np.empty(shape, np.float32), "target": np.empty(shape, np.float32)}
         if self.history:
             out["history"] = np.empty((len(rows), self.history, *shape[1:]), np.float32)
-        read = self.store.read
-        for place in np.lexsort((times, rows)):
-            member, index = int(self.members[rows[place]]), self.indices[times[place]]
+        for places in _near(rows, times):
+            member, lead = int(self.members[rows[places[0]]]), self.history * self.lag
+            start, stop = (self.indices[times[places[end]]] for end in (0, -1))
             with self._lock:  # the store is not made for threads
-                out["state"][place] = read(member, index, "vorticity", self.grid)
-                out["target"][place] = read(member, index, "closure", self.grid)
-                for back in range(self.history):
-                    earlier = index - (back + 1) * self.lag
-                    out["history"][place, back] = read(member, earlier, "vorticity", self.grid)
+                state = self.store.read(
+                    member, slice(start - lead, stop + 1), "vorticity", self.grid
+                )
+                target = self.store.read(member, slice(start, stop + 1), "closure", self.grid)
+            offset = times[places] - times[places[0]]
+            out["state"][places] = state[offset + lead]
+            out["target"][places] = target[offset]
+            for back in range(self.history):
+                out["history"][places, back] = state[offset + lead - (back + 1) * self.lag]
         return {key: torch.from_numpy(value) for key, value in out.items()}
 
     def _finish(self, fields, rows, times, numbers) -> dict[str, Any]:
@@ -313,6 +318,13 @@ class TrainingSet:
             self._reader.shutdown(cancel_futures=True)
         self._reader = None
         self._windows = {}
+
+
+def _near(rows: np.ndarray, times: np.ndarray) -> list[np.ndarray]:
+    """Places of samples that one read fetches: one trajectory, small gaps in time; file order."""
+    order = np.lexsort((times, rows))
+    apart = (np.diff(rows[order]) != 0) | (np.diff(times[order]) > GAP)
+    return np.split(order, np.flatnonzero(apart) + 1)
 
 
 class Share:
