@@ -16,7 +16,7 @@ from hpc_closure.spectral.transform import Transform
 if TYPE_CHECKING:
     from hpc_closure.spectral.simulate import Simulation
 
-# Bytes of noise drawn ahead per chunk of members.
+# Bytes of noise drawn at once per chunk of members.
 NOISE_BYTES = 4 << 20
 
 
@@ -134,15 +134,35 @@ class Lane:
             yield from (None for _ in range(steps))
             return
         rows = np.arange(len(self.simulation.members))[where]
-        members = [self.simulation.members[row] for row in rows]
-        per_step = len(members) * noise.box[0] * noise.box[1] * 16
-        block = max(1, NOISE_BYTES // per_step)
-        for start in range(0, steps, block):
-            count = min(block, steps - start)
-            draws = noise.draw(members, first + start, count, level)
+        block = max(1, NOISE_BYTES // (len(rows) * noise.box[0] * noise.box[1] * 16))
+        for start in range(first, first + steps, block):
+            count = min(block, first + steps - start)
             if noise.correlation_time:
-                draws = self._relax(rows, draws, level)
-            yield from torch.view_as_real(torch.from_numpy(draws)).to(self.simulation.pairs)
+                draws = noise.draw(self._members(rows), start, count, level)
+                yield from self._pairs(self._relax(rows, draws, level))
+            elif isinstance(where, slice) and count < block:
+                yield from self._drawn_ahead(where, start, count, block)
+            else:
+                yield from self._pairs(noise.draw(self._members(rows), start, count, level))
+
+    def _members(self, rows: np.ndarray) -> list[int]:
+        return [self.simulation.members[row] for row in rows]
+
+    def _pairs(self, draws: np.ndarray) -> Tensor:
+        return torch.view_as_real(torch.from_numpy(draws)).to(self.simulation.pairs)
+
+    def _drawn_ahead(self, chunk: slice, first: int, count: int, block: int) -> Tensor:
+        """Rates of a few steps, from a longer draw when the last call ended where this begins."""
+        noise, kept = self.simulation.noise, self.simulation.drawn_ahead
+        assert noise is not None
+        start, rates = kept.get(chunk.start, (first, self.simulation.pairs[:0]))
+        if not start <= first <= first + count <= start + len(rates):
+            goes_on = len(rates) > 0 and first == start + len(rates)
+            num = min(max(count, 2 * len(rates)), block) if goes_on else count
+            members = self.simulation.members[chunk]
+            start, rates = first, self._pairs(noise.draw(members, first, num))
+            kept[chunk.start] = start, rates
+        return rates[first - start : first - start + count]
 
     def _relax(self, rows: np.ndarray, draws: np.ndarray, level: int) -> np.ndarray:
         """Ornstein-Uhlenbeck rates of the steps from their driving normals; keeps the last."""

@@ -60,12 +60,14 @@ class Simulation:
             self.noise = problem.make_noise(seed, stage)
         self.step_index = 0
         # State as real pairs (members, ..., 2); the last nonlinear term of schemes that keep it;
-        # the state of a coloured forcing; whether such a scheme starts afresh.
+        # the state of a coloured forcing; noise drawn for coming steps (chunk -> first step,
+        # rates); whether a scheme that keeps its last term starts afresh.
         self.pairs = self._zeros()
         self._make_lanes(chunk, threads)
         keeps = self._lanes[0].scheme().keeps_previous
         self.previous = self._zeros() if keeps else self.pairs.new_empty(0)
         self.rates = np.empty(0)
+        self.drawn_ahead: dict[int, tuple[int, Tensor]] = {}
         self.fresh = True
 
     # -- state -----------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ class Transform:
         n, K = size or self.grid.size, self.grid.modes
         if n < 2 * K + 1:
             raise ValueError(f"{n} points cannot carry {K} modes: resize the spectrum first")
-        fields = sum(1 if f is None else len(f) for _, f in parts)
+        fields = sum(1 if f is None else f.shape[0] for _, f in parts)
         padded = self._work(fields, parts[0][0].shape[0], n)
         if self.grid.dimensions == 1:
             _fill(padded.upper, parts)
@@ -253,8 +253,9 @@ def _fill(target: Tensor, parts, paired: bool = False) -> None:
     first = 0
     for w, factors in parts:
         if factors is None:
-            target[first : first + (len(w) if paired else 1)].copy_(w)
+            target[first : first + (w.shape[0] if paired else 1)].copy_(w)
             first += 1
         else:
-            torch.mul(w, factors, out=target[first : first + len(factors)])
-            first += len(factors)
+            number = factors.shape[0]
+            torch.mul(w, factors, out=target[first : first + number])
+            first += number
