@@ -400,6 +400,13 @@ class Experiment(Section):
                 f"cluster.domain_ranks={self.cluster.domain_ranks} is more than the retained rows of a "
                 f"{generate.grid}^2 field can feed; at most {generate.grid // 3}"
             )
+        least = 2 * ((self.train_grid - 1) // 3) + 2
+        for grid in self.score_grids:
+            if grid < least:
+                raise ValueError(
+                    f"evaluate.grids: {grid} cannot carry a model trained at {self.train_grid}; "
+                    f"at least {least}"
+                )
         if abs(sum(train.split) - 1) > 1e-6:
             raise ValueError(
                 f"train.split={list(train.split)} sums to {sum(train.split):g}, expected 1"

@@ -1,0 +1,134 @@
+"""The experiment from the first verb to the report, small; the contracts of its products."""
+
+import csv
+import json
+
+import pytest
+
+from hpc_closure import config
+from hpc_closure.evaluate.tables import COLUMNS
+
+EXPERIMENT = """
+base: quickstart
+name: small
+root: {root}
+generate: {{grid: 64, members: 10, t_end: 4.0, record: {{start: 2.0, every: 0.1}}}}
+train: {{grid: 32, window: null, split: [0.6, 0.2, 0.2], steps: 20, batch: 16,
+        validate_every: 10, checkpoint_every: 10}}
+rollout: {{members: 8, t_start: 3.0, t_end: 4.0, every: 0.25, interval: 5}}
+evaluate: {{lead_times: [0.5, 1.0], grids: [32, 64], samples: 40, members: 8,
+           sensors: [{{number: 8}}, {{layout: scattered, number: 20, noise: 0.1}}]}}
+cluster: {{members_per_block: 5, device: cpu}}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, hpc_closure_command):
+    """All four verbs, run as a user does."""
+    folder = tmp_path_factory.mktemp("small")
+    path = folder / "small.yaml"
+    path.write_text(EXPERIMENT.format(root=folder / "runs"))
+    for verb in ("generate", "train", "rollout", "evaluate"):
+        done = hpc_closure_command(verb, path, timeout=400)
+        assert done.returncode == 0, f"{verb}: {done.stderr}"
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(finished):
+    with open(config.load(finished).folder / "evaluate/scores.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def value(rows, method, score, **where):
+    found = [
+        float(row["value"])
+        for row in rows
+        if row["method"] == method and row["score"] == score and row["shell"] == ""
+        and all(row[key] == str(wanted) for key, wanted in where.items())
+    ]  # fmt: skip
+    assert len(found) == 1, (method, score, where, found)
+    return found[0]
+
+
+def test_products_have_the_promised_names(finished):
+    folder = config.load(finished).folder
+    for name in (
+        "config.yaml", "provenance.jsonl", "train/model.safetensors", "train/metrics.csv",
+        "evaluate/scores.csv", "evaluate/scores.json", "evaluate/report.html",
+    ):  # fmt: skip
+        assert (folder / name).stat().st_size > 0, name
+    assert {p.suffix for p in (folder / "evaluate/figures").iterdir()} == {".png", ".pdf"}
+    assert list((folder / "train/tensorboard").iterdir())
+
+
+def test_score_rows_have_the_columns_of_the_contract(finished, rows):
+    assert list(rows[0]) == list(COLUMNS) == (
+        "stage,closure,method,grid,lead_time,shell,score,value,low,high,sensors,evaluations,"
+        "interval,members,samples,split"
+    ).split(",")
+    for method in ("model", "none", "oracle", "physics", "climatology"):
+        assert any(row["method"] == method and row["stage"] == "generated" for row in rows)
+    assert any(row["method"] == "fourier" and row["sensors"] == "8x8" for row in rows)
+    assert not any(row["method"] == "fourier" and row["sensors"] == "none" for row in rows)
+    plain = json.loads((config.load(finished).folder / "evaluate/scores.json").read_text())
+    assert plain
+
+
+def test_the_oracle_is_the_exact_law_of_the_runs_own_data(rows):
+    """Its error is sigma / rms(U), up to the noise that these few snapshots realised."""
+    where = {"stage": "generated", "grid": 32, "sensors": "none"}
+    floor = value(rows, "oracle", "floor", **where)
+    realised = value(rows, "oracle", "floor_realised", **where)
+    assert realised == pytest.approx(floor, rel=0.06)
+    mean = value(rows, "oracle", "relative_error_mean", **where)
+    assert mean == pytest.approx(realised * (1 + 1 / 8) ** 0.5, rel=0.05)
+
+
+def test_the_model_is_near_the_oracle_and_far_from_nothing(rows):
+    for grid in (32, 64):
+        where = {"stage": "generated", "grid": grid, "sensors": "none"}
+        assert value(rows, "model", "crps_ratio", **where) < 1.15
+        assert 0.85 < value(rows, "model", "spread_ratio", **where) < 1.15
+    where = {"stage": "generated", "grid": 32, "sensors": "8x8"}
+    model, alone = (value(rows, m, "relative_error_mean", **where) for m in ("model", "fourier"))
+    assert model < alone
+
+
+def test_the_coupled_run_beats_no_closure_and_climatology(rows):
+    where = {"stage": "coupled", "lead_time": 1.0}
+    error = {m: value(rows, m, "relative_error_mean", **where) for m in
+             ("model", "none", "climatology", "oracle")}  # fmt: skip
+    assert error["model"] * 5 < error["none"]
+    assert error["model"] < error["climatology"]
+    assert error["model"] < 5 * error["oracle"]
+    assert 0.6 < value(rows, "model", "spread_ratio", **where) < 1.6
+
+
+def test_a_second_run_does_nothing(finished, hpc_closure_command):
+    done = hpc_closure_command("generate", finished)
+    assert "0 unit(s) done now, 2 before" in done.stderr
+    done = hpc_closure_command("train", finished)
+    assert "nothing to do" in done.stderr
+    done = hpc_closure_command("status", finished)
+    assert "all done" in done.stdout
+
+
+def test_other_settings_are_refused_with_the_keys_that_differ(finished, hpc_closure_command):
+    done = hpc_closure_command("rollout", finished, "physics.viscosity=2e-3")
+    assert done.returncode == 1
+    assert "physics.viscosity: 0.001 -> 0.002" in done.stderr
+
+
+def test_the_closure_answers_in_somebody_elses_solver(finished):
+    import numpy as np
+
+    import hpc_closure
+
+    closure = hpc_closure.load(config.load(finished).folder / "train/model.safetensors")
+    state = np.random.default_rng(0).standard_normal((64, 64))
+    drawn = closure.sample(state, members=[3, 9], seed=1, call=2)
+    again = closure.sample(state, members=[9], seed=1, call=2)
+    assert drawn.shape == (2, 64, 64) and drawn.dtype == state.dtype
+    assert np.allclose(drawn[1], again[0], atol=1e-5 * drawn.std())
+    assert not np.allclose(drawn, closure.sample(state, members=[3, 9], seed=1, call=3))
