@@ -29,6 +29,7 @@ cases = {
     "ab2": {"scheme": "cn_ab2", "noise": ring},
     "etdrk4": {"scheme": "etdrk4", "beta": 5.0, "drag": 0.1, "hyperviscosity": 1e-9},
     "imex_rk3": {"scheme": "imex_rk3", "noise": ring, "forcing": {"kind": "ring"}},
+    "taylor green": {"viscosity": 0.02, "initial": {"kind": "taylor_green", "wavenumber": 2}},
     "adaptive": {"dt": 8e-3, "cfl": 0.01, "noise": wiener, "max_level": 5},
 }
 result = {}
@@ -36,6 +37,10 @@ for name, change in cases.items():
     problem = Problem(**{"grid": 32, **change})
     sim = Simulation(problem, [0, 4, 7], 3, comm=world).initialise().advance(6)
     saved = sim.save_state()
+    if name == "taylor green":
+        z = -0.02 * 8 * sim.grid.unit**2 * problem.dt / 2
+        exact = ((1 + z) / (1 - z)) ** 6 * sim.grid.unit
+        assert abs(abs(saved["w_hat"]).max() - exact) < 1e-12 * exact
     extra = sim.noise_hat() * 2
     sim.load_state(**saved).advance(2, extra)
     series = Diagnostics(sim).measure()

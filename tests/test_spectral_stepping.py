@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.stepping import SCHEMES as SCHEME_CLASSES
+from hpc_closure.spectral.transform import Transform
 
 SCHEMES = ("cn_euler", "cn_ab2", "etdrk4", "imex_rk3")
 ORDERS = {"cn_euler": 1, "cn_ab2": 2, "etdrk4": 4, "imex_rk3": 3}
@@ -52,6 +55,36 @@ def test_schemes_are_close_to_the_exact_decay():
     for scheme, order in ORDERS.items():
         order = max(order, 2)  # Crank-Nicolson alone is second order
         assert abs(amplification(scheme, z) - math.exp(z)) < abs(z) ** (order + 1)
+
+
+def end_of_ode(scheme, steps):
+    """w' = -w + w^2, w(0) = 1/4 and 1/2, to t = 1, with -w as the implicit part."""
+    transform = Transform(Grid(4, dimensions=1))
+    stepper = SCHEME_CLASSES[scheme](-torch.ones(2, dtype=torch.complex128), 1 / steps, transform)
+    w = torch.tensor([[[0.25, 0.0], [0.5, 0.0]]], dtype=torch.float64)
+    previous, nothing = torch.zeros_like(w), torch.zeros_like(w)
+
+    def explicit(w, out):
+        return torch.mul(w, w, out=out)
+
+    for step in range(steps):
+        if stepper.keeps_previous:
+            stepper.step_with_memory(w, explicit, nothing, previous, step == 0)
+        else:
+            stepper.step(w, explicit)
+    return w[0, :, 0]
+
+
+@pytest.mark.parametrize(
+    "scheme, tolerance",
+    [("cn_euler", 3e-3), ("cn_ab2", 8e-5), ("imex_rk3", 3e-7), ("etdrk4", 2e-9)],
+)
+def test_closed_form_ode(scheme, tolerance):
+    exact = 1 / (1 + math.e * torch.tensor([3.0, 1.0], dtype=torch.float64))
+    error = (end_of_ode(scheme, 32) - exact).abs().max()
+    finer = (end_of_ode(scheme, 64) - exact).abs().max()
+    assert error < tolerance
+    assert abs(math.log2(error / finer) - ORDERS[scheme]) < 0.15
 
 
 def order_problem(scheme, dt):
