@@ -26,7 +26,10 @@ EvenGrid = Annotated[int, Field(ge=8, le=65536, multiple_of=2)]
 # what may change without touching the trajectories that are there
 GROWS_GENERATE = ("members", "t_end", "certificate")
 # how a training is run, not what it learns
-TRANSIENT_TRAIN = ("engine", "zero_stage", "accumulate", "validate_every", "checkpoint_every")
+TRANSIENT_TRAIN = (
+    "engine", "zero_stage", "deepspeed", "memory", "accumulate", "validate_every",
+    "checkpoint_every",
+)  # fmt: skip
 
 
 def sha256_json(value: Any) -> str:
@@ -220,6 +223,10 @@ class Train(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     engine: Literal["auto", "deepspeed", "torch"] = "auto"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    deepspeed: str | None = Field(
+        None, description="JSON file whose keys replace the built-in DeepSpeed configuration's"
+    )
+    memory: Positive = Field(4.0, description="GiB of fields held; larger data are streamed")
     precision: Literal["float32", "bfloat16"] = "float32"
     accumulate: Count = 1
     augment: bool = Field(False, description="use the symmetries that the forcing leaves")

@@ -215,8 +215,10 @@ def launch(environ=os.environ) -> Launch:
     for name, rank, size, local in _LAUNCHERS:
         if rank in environ and (not size or size in environ):
             try:
+                # srun --mpi=pmi2 looks like hydra, but only Slurm tells the local rank
+                here = environ.get(local) or environ.get("SLURM_LOCALID") or 0
                 return Launch(int(environ[rank]), int(environ.get(size, 0)) if size else 0,
-                              int(environ.get(local, 0)) if local else 0, name)
+                              int(here), name)
             except ValueError:
                 continue
     return Launch()

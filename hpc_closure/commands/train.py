@@ -70,6 +70,7 @@ def fit(experiment: Experiment, session: Session) -> None:
                 indices,
                 grid=grid,
                 history=history,
+                budget=round(section.memory * 2**30),
                 seed=experiment.seed,
                 symmetry=symmetry if name == "train" else None,
             )
@@ -80,7 +81,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     settings = experiment.model.model_dump(mode="json")
     model = build(settings, grid, experiment.physics.length)
     told = TrainSettings(
-        **section.model_dump(exclude={"grid", "window", "split"}),
+        **section.model_dump(exclude={"grid", "window", "split", "memory"}),
         seed=experiment.seed,
         device=experiment.cluster.device,
     )
