@@ -54,7 +54,7 @@ class Section(BaseModel):
 
 
 class Law(Section):
-    """A law chosen by ``kind``; the other keys belong to the kinds that their description names."""
+    """A law chosen by ``kind``; each other key belongs to the kinds that it names."""
 
     kind: str
 
@@ -329,7 +329,8 @@ class Cluster(Section):
         lead, wall = seconds(self.signal_lead), seconds(self.walltime)
         if lead > max(600.0, 0.2 * wall):
             raise ValueError(
-                f"signal_lead={self.signal_lead} is longer than max(10m, 20 % of walltime={self.walltime}); "
+                f"signal_lead={self.signal_lead} is longer than max(10m, 20 % of walltime="
+                f"{self.walltime}); "
                 "submitit would take the signal for a preemption: shorten it"
             )
         return self
@@ -382,7 +383,8 @@ class Experiment(Section):
         _check_steps("rollout.t_start", rollout.t_start, generate.dt)
         if generate.record.start > generate.t_end:
             raise ValueError(
-                f"generate.record.start={generate.record.start} is after generate.t_end={generate.t_end}: "
+                f"generate.record.start={generate.record.start} is after generate.t_end="
+                f"{generate.t_end}: "
                 "nothing would be stored"
             )
         for key, grid, of in [
@@ -404,7 +406,8 @@ class Experiment(Section):
             )
         if self.cluster.domain_ranks > generate.grid // 3:
             raise ValueError(
-                f"cluster.domain_ranks={self.cluster.domain_ranks} is more than the retained rows of a "
+                f"cluster.domain_ranks={self.cluster.domain_ranks} is more than the retained rows "
+                "of a "
                 f"{generate.grid}^2 field can feed; at most {generate.grid // 3}"
             )
         least = 2 * ((self.train_grid - 1) // 3) + 2

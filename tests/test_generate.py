@@ -1,4 +1,4 @@
-"""The data do not depend on ranks, domain ranks, block size or interruptions, and they can grow."""
+"""The data do not depend on ranks, domain ranks, blocks or interruptions, and they can grow."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The coupled run against what is known: the true closure gives the truth, the exact law the spread."""
+"""The coupled run: the true closure gives the truth, the exact law gives the spread."""
 
 from dataclasses import replace
 
