@@ -122,6 +122,17 @@ class Band:
         """Group values (..., groups) to every mode of the spectrum."""
         return by_group[..., self.groups.to(by_group.device)]
 
+    def largest(self, w_hat: Tensor, modes: int = 2) -> Tensor:
+        """The modes |kx|, |ky| <= ``modes`` as real numbers, (..., (2 modes + 1)^2)."""
+        low = resize(w_hat, modes)
+        column = low[..., : modes + 1, 0]
+        parts = [
+            column.real,
+            column[..., 1:].imag,
+            *(half.flatten(-2) for half in (low[..., 1:].real, low[..., 1:].imag)),
+        ]
+        return torch.cat(parts, dim=-1)
+
     def white(self, normals: np.ndarray) -> Tensor:
         """Complex normals (B, H) of the half plane, E|z|^2 = 2, to the spectrum of white noise.
 

@@ -44,12 +44,14 @@ class Encoding:
     Attributes:
         mean_hat: (B, ...) spectrum of m(V) in the model's band.
         features: (B, C, g, g) condition channels on the generator's grid.
+        largest: (B, 25) largest modes of the state, normalised.
         log_amplitude: (B, g, g) log D, or None where D = 1.
         raw: the mean network's output before gains, (B, 2, g, g), or None when not evaluated.
     """
 
     mean_hat: Tensor
     features: Tensor
+    largest: Tensor
     log_amplitude: Tensor | None
     raw: Tensor | None
 
@@ -160,18 +162,20 @@ class DefaultModel(ClosureModel):
         frames_hat = self.band.to_spectral(stack)
         mean_hat = self.library(frames_hat)
         features = self.features(frames_hat)
+        shift, scale = (self.statistics[f"largest/{name}"].to(state) for name in ("mean", "std"))
+        largest = ((self.band.largest(frames_hat[:, 0]) - shift) / scale).float()
         gain = self._gain("mean/gain", features)
         share = self.amplitude_share
         out, log_amplitude = None, None
         if raw or gain is not None or share:
-            out = self.mean_network(features)
+            out = self.mean_network(features, largest)
             if gain is not None:
                 colour = self.first.modes("colour", features) * gain
                 correction = self.residual_band.to_spectral(out[:, 0]) * colour
                 mean_hat = mean_hat + resize(correction, self.band.modes).to(mean_hat.dtype)
             if share:
                 log_amplitude = share * self.log_amplitude(out)
-        return Encoding(mean_hat, features, log_amplitude, out)
+        return Encoding(mean_hat, features, largest, log_amplitude, out)
 
     def features(self, frames_hat: Tensor) -> Tensor:
         """Normalised condition channels (B, 9 + H, g, g), float32, on the generator's grid."""
@@ -273,13 +277,22 @@ class DefaultModel(ClosureModel):
         extra = torch.stack([field, std, log], dim=1)
         return torch.cat([features.expand(shape[0], -1, -1, -1), extra], dim=1)
 
+    def encode_conditions(self, encoding: Encoding, kriged: Tensor | None, std: Tensor | None):
+        """What the noisy branch needs of the conditions; once for all noise levels."""
+        fields = self.conditions(encoding, kriged, std)
+        return self.score_network.encode(fields, encoding.largest)
+
     def whitened_velocity(self, x_hat: Tensor, angle: Tensor, encoded) -> Tensor:
-        """Network output, spectra (B, ...) in whitened units, at noisy x of unit-norm schedule."""
-        white = self.residual_band.to_physical(x_hat * self.law.modes("whiten", x_hat), self.size)
+        """Network output, spectra (B, ...) in whitened units, at unit-norm noisy x."""
+        white_hat = x_hat * self.law.modes("whiten", x_hat)
+        largest = self.residual_band.largest(white_hat).float()
+        white = self.residual_band.to_physical(white_hat, self.size)
         white = white / (2 * self.residual_band.modes + 1)
         plain = self.residual_band.to_physical(x_hat, self.size) / math.sqrt(self.law.variance)
         inputs = torch.stack([white, plain], dim=1).float()
-        return self.residual_band.to_spectral(self.score_network(inputs, angle.float(), encoded))
+        return self.residual_band.to_spectral(
+            self.score_network(inputs, largest, angle.float(), encoded)
+        )
 
     def base_noise(
         self,
@@ -354,7 +367,7 @@ class DefaultModel(ClosureModel):
     def generate(self, encoding, gain, kriged, z, members, seed, call, evaluations, method):
         """Carry base noise z (M, ...) to residuals q - k with the sampler."""
         std = None if gain is None else gain.std(self.size)
-        encoded = self.score_network.encode(self.conditions(encoding, kriged, std))
+        encoded = self.encode_conditions(encoding, kriged, std)
         z = z.to(torch.complex64)
         if self.config["generator"] == "crps":
             angle = torch.full((1,), math.pi / 2, device=z.device)

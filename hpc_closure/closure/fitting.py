@@ -45,8 +45,9 @@ def fit_mean(model, reader) -> dict[str, Any]:
     power = torch.zeros(5, dtype=torch.float64)
     spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
     total = torch.zeros(len(b.group_k2), dtype=torch.float64)
-    num = 0
+    num, largest = 0, []
     for frames_hat, target_hat, _, _ in _spectra(model, reader):
+        largest.append(b.largest(frames_hat[:, 0]).cpu())
         features = feature_spectra(frames_hat[:, 0], b).abs().square()
         power += b.by_group(features).sum((0, -1)).cpu()
         residual = target_hat - model.library(frames_hat)
@@ -54,6 +55,8 @@ def fit_mean(model, reader) -> dict[str, Any]:
         total += b.by_group(target_hat.abs().square()).sum(0).cpu()
         num += len(target_hat)
     rms = (power / num).sqrt()
+    low = torch.cat(largest)
+    low_std = low.std(0).clamp(min=1e-6 * float(rms[2]))
     variance = spectrum / num
     if not float(total.sum()) > 0:
         raise ValueError("the closure targets are all zero: nothing to learn")
@@ -63,6 +66,8 @@ def fit_mean(model, reader) -> dict[str, Any]:
     model.statistics = {
         "library": model.library.coefficients,
         "features/rms": rms.clamp(min=1e-30),
+        "largest/mean": low.mean(0),
+        "largest/std": low_std,
         "target/rms": (total.sum() / num).sqrt(),
         "first/spectrum": _group_values(kept, per_mode),
         "first/tail": torch.tensor(tail, dtype=torch.float64),
@@ -228,7 +233,7 @@ def check_generator(model, reader) -> dict[str, Any]:
             cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
             x = (cos * q_hat + sin * z).to(torch.complex64)
             velocity = (cos * z - sin * q_hat) * model.law.modes("whiten", q_hat)
-            encoded = model.score_network.encode(model.conditions(encoding, None, None))
+            encoded = model.encode_conditions(encoding, None, None)
             output = model.whitened_velocity(x, angle, encoded).to(torch.complex128)
             output = output * model.law.modes("mask", q_hat)
             products.append(_shell_sums(kept, (velocity.conj() * output).real).cpu())

@@ -37,10 +37,13 @@ class BaseLaw:
         self._on: dict = {}
 
     def modes(self, name: str, like: Tensor) -> Tensor:
-        """Per-mode ``std``, ``whiten``, ``mask`` or ``variance`` on the device of ``like``.
+        """A property of every mode, on the device of ``like``.
 
-        ``whiten`` is 1 / std where the mode's shell carries more than ``CAP`` of the variance and
-        0 elsewhere: beyond, a network would model amplified round-off. ``mask`` is that choice.
+        ``std``, ``variance``; ``whiten``: 1 / std where the mode's shell carries more than ``CAP``
+        of the variance and 0 elsewhere (beyond, a network would model amplified round-off);
+        ``mask``: that choice; ``colour``: its std; ``importance``: weight of a whitened error in
+        losses, half equal for all modes and half by variance, so that neither the few modes that
+        carry the field nor the many small ones are drowned.
         """
         dtype = like.real.dtype if like.is_complex() else like.dtype
         key = (name, str(like.device), dtype)
@@ -50,11 +53,13 @@ class BaseLaw:
             power.index_add_(0, shell, self.spectrum * self.band.group_size)
             mask = (power[shell] > CAP * self.variance) & (self.spectrum > 0)
             std = self.spectrum.sqrt()
+            count = (mask * self.band.group_size).sum().clamp(min=1)
             values = {
                 "std": std,
                 "variance": self.spectrum,
                 "mask": mask.double(),
                 "whiten": torch.where(mask, 1 / std.clamp(min=1e-300), 0.0),
+                "importance": 0.5 * mask * (1 / count + self.spectrum / self.variance),
                 "colour": torch.where(mask, std, 0.0),
             }[name]
             self._on[key] = self.band.spread(values).to(device=like.device, dtype=dtype)

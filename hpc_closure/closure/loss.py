@@ -8,12 +8,12 @@ from hpc_closure.closure.bands import Band
 __all__ = ["spectral_square", "gaussian_likelihood", "almost_fair_crps", "spectral_energy_score"]
 
 
-def spectral_square(band: Band, error_hat: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the modes of ``mask`` of |error|^2, Parseval-weighted, (B,).
+def spectral_square(band: Band, error_hat: Tensor, importance: Tensor) -> Tensor:
+    """Mean over modes of |error|^2, weighted by ``importance`` and Parseval, (B,).
 
     With errors in whitened units a prediction of zero scores 1 when the law is the base law.
     """
-    weights = band.on("weights", error_hat.device, mask.dtype) * mask
+    weights = band.on("weights", error_hat.device, importance.dtype) * importance
     square = torch.view_as_real(error_hat).square().sum(-1)
     return (square * weights).sum((-2, -1)) / weights.sum().clamp(min=1e-30)
 
@@ -50,9 +50,9 @@ def almost_fair_crps(samples: Tensor, truth: Tensor, alpha: float = 0.95) -> Ten
 
 
 def spectral_energy_score(
-    band: Band, samples_hat: Tensor, truth_hat: Tensor, mask: Tensor, alpha: float = 0.95
+    band: Band, samples_hat: Tensor, truth_hat: Tensor, importance: Tensor, alpha: float = 0.95
 ) -> Tensor:
-    """Almost-fair energy score of each coefficient, |.| the modulus, averaged over modes, (B,).
+    """Almost-fair energy score of each coefficient, |.| the modulus, weighted mean, (B,).
 
     Seen in whitened units every scale counts alike, which the pointwise score does not give.
     """
@@ -65,5 +65,5 @@ def spectral_energy_score(
     skill = modulus(samples_hat - truth_hat).mean(0)
     pairs = modulus(_pairs(samples_hat)) - 1e-6
     score = skill - (1 - (1 - alpha) / num) * pairs.sum((0, 1)) / (2 * num * (num - 1))
-    weights = band.on("weights", mask.device, mask.dtype) * mask
+    weights = band.on("weights", importance.device, importance.dtype) * importance
     return (score * weights).sum((-2, -1)) / weights.sum().clamp(min=1e-30)

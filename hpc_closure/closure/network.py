@@ -5,10 +5,13 @@ A block adds to its input
 .. math:: W_o\,[\,\mathrm{gelu}(Kx + Wx + b)\cdot(1 + g)\,;\ (Px)\cdot(P'x)\,]
 
 with K a spectral convolution. The product path makes quadratic laws such as
-:math:`-u\cdot\nabla w` one block deep; the gate g comes from the conditions.
+:math:`-u\cdot\nabla w` one block deep; b and g come from the conditions. Regimes of the flow are
+seen in its largest scales: the modes |kx|, |ky| <= 2, as plain numbers, pass through a small
+perceptron into b and g of every block.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +19,10 @@ from torch.nn.functional import gelu
 
 from hpc_closure.closure.fno import Pointwise, SpectralConv2d
 
-__all__ = ["MeanNetwork", "ScoreNetwork"]
+__all__ = ["MeanNetwork", "ScoreNetwork", "Encoded"]
+
+LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
+HARMONICS = 8  # of the noise level's angle
 
 
 class Block(nn.Module):
@@ -50,8 +56,27 @@ class Block(nn.Module):
         return x + self.out(torch.cat([hidden, one * other], dim=1))
 
 
+class Modulation(nn.Module):
+    """Numbers (B, inputs) to one (shift, gate) per block, each (B, width, 1, 1)."""
+
+    def __init__(self, inputs: int, width: int, layers: int):
+        super().__init__()
+        self.layers = layers
+        self.net = nn.Sequential(
+            nn.Linear(inputs, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, 2 * width * layers),
+        )
+
+    def forward(self, numbers: Tensor) -> list[tuple[Tensor, Tensor]]:
+        maps = self.net(numbers)[..., None, None].chunk(2 * self.layers, dim=1)
+        return list(zip(maps[::2], maps[1::2]))
+
+
 class MeanNetwork(nn.Module):
-    """Conditions (B, C, n, n) to the whitened mean correction and the log-amplitude (B, 2, n, n).
+    """Conditions to the whitened mean correction and the log-amplitude.
 
     The last layer starts at zero: an untrained network changes nothing.
     """
@@ -59,31 +84,25 @@ class MeanNetwork(nn.Module):
     def __init__(self, channels: int, width: int, modes: int, layers: int, form: str = "auto"):
         super().__init__()
         self.lift = Pointwise(channels, width)
+        self.modulation = Modulation(LARGEST, width, layers)
         self.blocks = nn.ModuleList(Block(width, modes, width // 2, form) for _ in range(layers))
         self.head = Pointwise(width, 2)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, conditions: Tensor) -> Tensor:
+    def forward(self, conditions: Tensor, largest: Tensor) -> Tensor:
+        """(B, C, n, n) fields and (B, 25) numbers to (B, 2, n, n)."""
         x = self.lift(conditions)
-        for block in self.blocks:
-            x = block(x)
+        for block, (shift, gate) in zip(self.blocks, self.modulation(largest)):
+            x = block(x, shift, gate)
         return self.head(x)
 
 
-class AngleEmbedding(nn.Module):
-    """Angle of the noise level (B,) to features (B, width): harmonics, then two linear maps."""
+@dataclass
+class Encoded:
+    """Conditions as the noisy branch sees them: per-point maps of each block, and numbers."""
 
-    def __init__(self, width: int, harmonics: int = 8):
-        super().__init__()
-        self.harmonics = harmonics
-        self.net = nn.Sequential(
-            nn.Linear(2 * harmonics, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
-        )
-
-    def forward(self, angle: Tensor) -> Tensor:
-        order = torch.arange(1, self.harmonics + 1, device=angle.device, dtype=angle.dtype)
-        phase = angle[:, None] * order
-        return self.net(torch.cat([phase.sin(), phase.cos()], dim=1))
+    maps: list[tuple[Tensor, Tensor]]
+    largest: Tensor
 
 
 class ScoreNetwork(nn.Module):
@@ -115,37 +134,39 @@ class ScoreNetwork(nn.Module):
         )
         # every block of the noisy branch gets a shift and a gate, per point
         self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
-        self.angle = AngleEmbedding(2 * width)
-        self.angle_head = nn.Linear(2 * width, 2 * width * layers)
+        self.modulation = Modulation(2 * HARMONICS + 2 * LARGEST, width, layers)
         self.lift = Pointwise(2, width)
         self.blocks = nn.ModuleList(Block(width, modes, width // 2, form) for _ in range(layers))
         self.head = Pointwise(width, 1)
         nn.init.zeros_(self.head.weight)
 
-    def encode(self, conditions: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Conditions (B, C, n, n) to one (shift, gate) per block, each (B, width, n, n)."""
+    def encode(self, conditions: Tensor, largest: Tensor) -> Encoded:
+        """Encode fields (B, C, n, n) and numbers (B, 25)."""
         x = self.encode_lift(conditions)
         for block in self.encode_blocks:
             x = block(x)
         maps = self.encode_head(x).chunk(2 * len(self.blocks), dim=1)
-        return list(zip(maps[::2], maps[1::2]))
+        return Encoded(list(zip(maps[::2], maps[1::2])), largest)
 
-    def forward(self, x: Tensor, angle: Tensor, encoded: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, largest: Tensor, angle: Tensor, encoded: Encoded) -> Tensor:
         """Velocity.
 
         Args:
             x: (B, 2, n, n): the noisy residual whitened, and in units of its standard deviation.
+            largest: (B, 25) largest modes of x, whitened.
             angle: (B,) or (1,) in [0, pi/2].
             encoded: from :meth:`encode`, with batch B or 1.
 
         Returns:
             (B, n, n): velocity in whitened units.
         """
-        modulation = self.angle_head(self.angle(angle)).chunk(2 * len(self.blocks), dim=1)
+        order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
+        phase = (angle[:, None] * order).expand(len(x), -1)
+        state = encoded.largest.expand(len(x), -1)
+        numbers = torch.cat([phase.sin(), phase.cos(), largest, state], dim=1)
         h = self.lift(x)
-        for index, (block, (shift, gate)) in enumerate(zip(self.blocks, encoded)):
-            add, scale = modulation[2 * index], modulation[2 * index + 1]
-            h = block(h, shift + add[..., None, None], gate + scale[..., None, None])
+        for block, local, whole in zip(self.blocks, encoded.maps, self.modulation(numbers)):
+            h = block(h, local[0] + whole[0], local[1] + whole[1])
         return self.head(h)[:, 0]
 
 

@@ -71,7 +71,7 @@ def mean_loss(model, batch: dict[str, Any], seed: int, step: int) -> Tensor:
     residual = resize(residual, model.residual_band.modes).to(torch.complex64)
     guess = model.residual_band.to_spectral(encoding.raw[:, 0])
     white = residual * model.first.modes("whiten", residual) - guess
-    loss = spectral_square(model.residual_band, white, model.first.modes("mask", guess))
+    loss = spectral_square(model.residual_band, white, model.first.modes("importance", guess))
     if model.config["amplitude"]:
         left = residual - guess.detach() * model.first.modes("colour", guess)
         field = model.residual_band.to_physical(left, model.size) / math.sqrt(model.first.variance)
@@ -97,15 +97,15 @@ def generator_loss(model, batch: dict[str, Any], seed: int, step: int) -> Tensor
         layouts = choose_layouts(choice[:, 1].cpu(), model.sensors_allowed)
         kriged, std, gains = observe_training(model, encoding, x0, z, layouts, ids, seed, step)
         x0, z = (x0 - kriged).to(torch.complex64), z.to(torch.complex64)
-    encoded = model.score_network.encode(model.conditions(encoding, kriged, std))
-    whiten, mask = model.law.modes("whiten", x0), model.law.modes("mask", x0)
+    encoded = model.encode_conditions(encoding, kriged, std)
+    whiten, importance = model.law.modes("whiten", x0), model.law.modes("importance", x0)
     if score:
         angle = (choice[:, 0] * (math.pi / 2)).to(x0.real)
         cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
         guess = model.whitened_velocity(cos * x0 + sin * z[0], angle, encoded)
         guess = project_groups(model, guess, gains)
         error = (guess - (cos * z[0] - sin * x0)) * whiten
-        return spectral_square(model.residual_band, error, mask)
+        return spectral_square(model.residual_band, error, importance)
     angle = torch.full((1,), math.pi / 2, device=x0.device)
     members = torch.stack(
         [
@@ -117,7 +117,7 @@ def generator_loss(model, batch: dict[str, Any], seed: int, step: int) -> Tensor
     fields = model.residual_band.to_physical(members, model.size) / scale
     truth = model.residual_band.to_physical(x0, model.size) / scale
     return almost_fair_crps(fields, truth) + spectral_energy_score(
-        model.residual_band, members * whiten, x0 * whiten, mask
+        model.residual_band, members * whiten, x0 * whiten, importance
     )
 
 
