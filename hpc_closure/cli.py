@@ -311,8 +311,159 @@ def config_copy(
     _finish(verb.copy, preset, target)
 
 
+Threads = Annotated[int, typer.Option(help="Threads in all; 0 = as torch has it.", metavar="N")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+BenchSteps = Annotated[
+    int, typer.Option(help="Steps per timed block; 0 = what fills --seconds.", metavar="N")
+]
+Repeats = Annotated[int, typer.Option(help="Timed blocks; medians are given.", metavar="N")]
+Seconds = Annotated[float, typer.Option(help="Length of a timed block.")]
+Json = Annotated[
+    Optional[Path], typer.Option("--json", help="Write the records there too.", metavar="FILE")
+]
+
+
+@bench_app.command("dns")
+def bench_dns(
+    grid: Annotated[str, typer.Option(help="Points per side.", metavar="N,...")] = "64,256",
+    members: Annotated[str, typer.Option(help="Ensemble sizes.", metavar="N,...")] = "20",
+    precision: Annotated[
+        str, typer.Option(help="float64, float32 or both.", metavar="WORD,...")
+    ] = "float64",
+    ranks: Annotated[
+        str, typer.Option(help="Processes; more than one are started by mpirun.", metavar="N,...")
+    ] = "1",
+    domain_ranks: Annotated[
+        int, typer.Option(help="Ranks that share one field; the others share members.")
+    ] = 1,
+    against: Annotated[
+        Optional[str],
+        typer.Option(
+            help="published (ten draws), published-1 (one), one-rank, exponax, jax-cfd, shenfun, "
+            "fluidsim, dedalus; several with commas.",
+            metavar="METHOD,...",
+        ),
+    ] = None,
+    scheme: Annotated[str, typer.Option(help="Our time scheme.")] = "cn_euler",
+    noise: Annotated[bool, typer.Option(help="With the published stochastic forcing.")] = True,
+    steps: BenchSteps = 0,
+    repeats: Repeats = 5,
+    seconds: Seconds = 0.5,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Speed of the DNS, beside other methods in the same run.
+
+    A ratio is our speed over the method's: medians of blocks timed by turns, the first ones left
+    out. Other solvers are measured when installed, without stochastic forcing, which they lack.
+    """
+    from hpc_closure.commands import bench as verb
+
+    _measure(
+        verb.dns,
+        grids=grid,
+        members=members,
+        precisions=precision,
+        num_ranks=ranks,
+        domain_ranks=domain_ranks,
+        against=against,
+        scheme=scheme,
+        noise=noise,
+        steps=steps,
+        repeats=repeats,
+        seconds=seconds,
+        threads=threads,
+        device=device,
+        json=json,
+    )
+
+
+@bench_app.command("training")
+def bench_training(
+    grid: Annotated[int, typer.Option(help="Points per side.")] = 64,
+    batch: Annotated[int, typer.Option(help="Batch of the training step.")] = 80,
+    samples: Annotated[
+        str, typer.Option(help="Members sampled at once.", metavar="N,...")
+    ] = "1,20",
+    steps: BenchSteps = 0,
+    repeats: Repeats = 5,
+    seconds: Seconds = 1.0,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Speed of training and sampling, beside the published network's form in eager PyTorch."""
+    from hpc_closure.commands import bench as verb
+
+    _measure(
+        verb.training,
+        grid=grid,
+        batch=batch,
+        samples=samples,
+        steps=steps,
+        repeats=repeats,
+        seconds=seconds,
+        threads=threads,
+        device=device,
+        json=json,
+    )
+
+
+@bench_app.command("sampling")
+def bench_sampling(
+    case: Annotated[
+        str, typer.Option(help="Law of the data: diffusion, amplitude or regimes.")
+    ] = "diffusion",
+    grid: Annotated[int, typer.Option(help="Points per side.")] = 64,
+    model: Annotated[
+        Optional[str],
+        typer.Option(help="A trained model; without it one is trained first.", metavar="FILE"),
+    ] = None,
+    methods: Annotated[
+        Optional[str], typer.Option(help="Samplers; all without it.", metavar="NAME,...")
+    ] = None,
+    evaluations: Annotated[
+        str, typer.Option(help="Evaluations per sample.", metavar="N,...")
+    ] = "1,2,4,8,16,32",
+    states: Annotated[int, typer.Option(help="Unseen states.")] = 32,
+    members: Annotated[int, typer.Option(help="Members per state.")] = 32,
+    steps: Annotated[int, typer.Option(help="Training steps; 0 = closed form only.")] = 2000,
+    samples: Annotated[int, typer.Option(help="States to train on.")] = 2000,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Error, spread per shell and cost of every sampler on data with a known law."""
+    from hpc_closure.commands import bench as verb
+
+    _measure(
+        verb.sampling,
+        case=case,
+        grid=grid,
+        model=model,
+        methods=methods,
+        evaluations=evaluations,
+        states=states,
+        members=members,
+        steps=steps,
+        samples=samples,
+        threads=threads,
+        device=device,
+        json=json,
+    )
+
+
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
+
+
+def _measure(verb, **options) -> None:
+    """A bench reads nothing but its options, so what is wrong is wrong in them."""
+    try:
+        _finish(verb, **options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _finish(verb, *args, **options) -> None:

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "train": {"data", "closure", "spectral"},
     "rollout": {"spectral", "data", "closure"},
     "evaluate": {"spectral", "data", "closure"},
+    "bench": {"spectral", "data", "closure", "train", "evaluate"},
 }
 DOORS = {
     "mpi4py": {"parallel.py"},

@@ -1,0 +1,306 @@
+"""Speed of the DNS: ours alone, or beside another method in the same run.
+
+The problem is the published one (nu = 1e-3, dt = 1e-3, CN-Euler, its steady and stochastic
+forcing), on any grid. Per point and right-hand side, our four pruned transforms move about 20
+words (:data:`WORDS`): that traffic over the measured copy bandwidth is ``fraction_of_copy``. A
+number above 1 means that the work stayed in the cache.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpc_closure.bench import measure, peers
+from hpc_closure.bench.measure import Contender
+from hpc_closure.bench.published import PublishedSolver
+from hpc_closure.parallel import World
+from hpc_closure.spectral.forcing import steady_forcing
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.stepping import SCHEMES
+from hpc_closure.spectral.transform import Transform
+
+#: words of one real per point and right-hand side: pruned transforms 11.1 (four, two passes each,
+#: read and written), products 4, spectral factors before and after 2.7, update 1.8
+WORDS = 19.6
+OURS = "hpc_closure"
+ONE_RANK = "one-rank"
+PUBLISHED = {"published": 10, "published-1": 1}  # draws per step
+AGAINST = (*PUBLISHED, ONE_RANK, *peers.PEERS)
+NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
+COLUMNS = {
+    "case": "", "grid": "d", "members": "d", "ranks": "d", "precision": "", "method": "",
+    "ns_per_point_rhs": ".2f", "member_steps_per_s": ".1f", "fraction_of_copy": ".3f",
+    "ratio": ".2f",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    Attributes:
+        grid, members, precision: of the problem.
+        against: methods timed by turns with ours.
+        noise: with the published stochastic forcing; peers have none, so there it is left out.
+        scheme: a key of ``SCHEMES``.
+        steps: per block, 0 = what fills ``seconds``.
+        ranks, domain_ranks: processes, and how many share one field.
+        threads: of each process, 0 = as torch has it.
+    """
+
+    grid: int = 64
+    members: int = 20
+    precision: str = "float64"
+    against: tuple[str, ...] = ()
+    noise: bool = True
+    scheme: str = "cn_euler"
+    steps: int = 0
+    repeats: int = 5
+    seconds: float = 0.5
+    device: str = "cpu"
+    ranks: int = 1
+    domain_ranks: int = 1
+    threads: int = 0
+
+    def __post_init__(self):
+        for name in self.against:
+            if name not in AGAINST:
+                raise ValueError(f"against {name!r}: expected one of {', '.join(AGAINST)}")
+        if self.members < 1:
+            raise ValueError(f"members={self.members}: expected at least 1")
+        if self.ranks % self.domain_ranks:
+            raise ValueError(
+                f"domain ranks {self.domain_ranks} do not divide the {self.ranks} ranks"
+            )
+        if self.members < self.ranks // self.domain_ranks:
+            raise ValueError(
+                f"{self.members} members for {self.ranks // self.domain_ranks} groups of ranks: "
+                "give each at least one"
+            )
+        if ONE_RANK in self.against and self.ranks == 1:
+            raise ValueError("against one-rank needs several ranks: --ranks 2")
+        if self.scheme != "cn_euler" and set(self.against) & set(PUBLISHED):
+            raise ValueError("the published solver has one scheme, cn_euler")
+
+    @property
+    def name(self) -> str:
+        """``dns``, or ``dns-quiet`` without stochastic forcing."""
+        return "dns" if self.noise else "dns-quiet"
+
+
+def problem_of(case: Case) -> Problem:
+    """The published problem on the grid of a case."""
+    return Problem(
+        grid=case.grid,
+        forcing={"kind": "published"},
+        noise=NOISE if case.noise else {"kind": "none"},
+        scheme=case.scheme,
+        precision=case.precision,
+    )
+
+
+def split(case: Case) -> list[Case]:
+    """Cases that can be timed on the same problem: the peers have no stochastic forcing."""
+    quiet = tuple(name for name in case.against if name in peers.PEERS)
+    if not quiet or not case.noise:
+        return [case]
+    noisy = tuple(name for name in case.against if name not in quiet)
+    first = [replace(case, against=noisy)] if noisy else []
+    return [*first, replace(case, against=quiet, noise=False)]
+
+
+def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Time one case on the ranks of ``world`` (collective).
+
+    Returns:
+        Records, ours first, and remarks, one line each; both complete on the first rank only.
+    """
+    world = world or World()
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    ranks = _Ranks(world)
+    problem = problem_of(case)
+    contenders, remarks = {}, []
+    contenders[OURS] = Contender(_ours(case, problem, world), case.steps)
+    peer_fields = {}
+    for name in case.against:
+        try:
+            advance, peer = _other(name, case, problem, world)
+        except peers.NotInstalled as error:
+            remarks.append(str(error))
+            continue
+        contenders[name] = Contender(advance, case.steps)
+        if peer is not None:
+            peer_fields[name] = difference(peer, problem, case)
+    taken = measure.interleave(
+        contenders,
+        repeats=case.repeats,
+        seconds=case.seconds,
+        finish=measure.wait_for(case.device),
+        meet=ranks.meet,
+        agree=ranks.largest,
+    )
+    copy = ranks.total(measure.copy_bandwidth(case.device, meet=ranks.meet))
+    records = [_record(case, name, taken, copy) for name in contenders]
+    for record in records:
+        if record["method"] in peer_fields:
+            record["difference"] = peer_fields[record["method"]]
+    return records, remarks
+
+
+def _record(case: Case, name: str, taken: dict[str, list[float]], copy: float) -> dict[str, Any]:
+    """One row; times are of a step of all members."""
+    seconds = statistics.median(taken[name])
+    stages = SCHEMES[case.scheme].num_stages if name in (OURS, ONE_RANK) else 1
+    points = case.members * case.grid**2 * stages
+    bandwidth = WORDS * points * (8 if case.precision == "float64" else 4) / seconds
+    return {
+        "case": case.name,
+        "grid": case.grid,
+        "members": case.members,
+        "ranks": 1 if name == ONE_RANK else case.ranks,
+        "domain_ranks": 1 if name == ONE_RANK else case.domain_ranks,
+        "precision": case.precision,
+        "scheme": case.scheme if name in (OURS, ONE_RANK) else "first order",
+        "method": name,
+        "ns_per_point_rhs": 1e9 * seconds / points,
+        "member_steps_per_s": case.members / seconds,
+        "fraction_of_copy": bandwidth / copy if name in (OURS, ONE_RANK) else None,
+        # by right-hand sides, so that schemes of other orders can be compared
+        "ratio": None if name == OURS else _ratio(case, name, taken, stages),
+        "copy_bytes_per_s": copy,
+        "device": case.device,
+        "threads": torch.get_num_threads(),
+        "repeats": case.repeats,
+    }
+
+
+def _ratio(case: Case, name: str, taken: dict[str, list[float]], stages: int) -> float:
+    ours = SCHEMES[case.scheme].num_stages
+    return measure.ratio(taken[OURS], taken[name]) * ours / stages
+
+
+class _Ranks:
+    """Meeting and agreeing; a rank that waits leaves its core alone."""
+
+    def __init__(self, world: World):
+        self.world = world
+
+    def meet(self) -> None:
+        if self.world.comm is not None:
+            self.world.everybody(float("inf"))
+
+    def largest(self, value: float) -> float:
+        return max(self.world.allgather(value))
+
+    def total(self, value: float) -> float:
+        return sum(self.world.allgather(value))
+
+
+def _ours(case: Case, problem: Problem, world: World) -> Callable[[int], None]:
+    """Our solver: members over groups of ranks, fields over the ranks of a group."""
+    groups = world.groups(case.domain_ranks)
+    mine = range(case.members)[groups.index :: groups.count]
+    simulation = Simulation(problem, mine, 0, device=case.device, comm=groups.domain.comm)
+    return _advance(simulation.initialise())
+
+
+def _advance(simulation: Simulation) -> Callable[[int], None]:
+    """Blocks of steps that go on from each other."""
+
+    def advance(num_steps: int) -> None:
+        simulation.advance(num_steps)
+
+    return advance
+
+
+def _other(name: str, case: Case, problem: Problem, world: World):
+    """(advance, peer or None) of a method on this rank's share of the members."""
+    if name == ONE_RANK:
+        if not world.root:
+            return (lambda num_steps: None), None
+        whole = Simulation(problem, range(case.members), 0, device=case.device)
+        return _advance(whole.initialise()), None
+    mine = range(case.members)[world.rank :: world.size]
+    if not mine:
+        return (lambda num_steps: None), None
+    start = initial_fields(problem, mine)
+    if name in PUBLISHED:
+        solver = published_solver(problem, PUBLISHED[name], case.device, seed=world.rank)
+        return solver.start(start).advance, None
+    peer = peers.make(
+        name,
+        start.numpy(),
+        forcing_field(problem).numpy(),
+        viscosity=problem.viscosity,
+        dt=problem.dt,
+        precision=case.precision,
+    )
+    return peer.advance, peer
+
+
+def initial_fields(problem: Problem, members: Sequence[int]) -> torch.Tensor:
+    """Vorticity (members, n, n) float64 at t = 0, the same for every method."""
+    double = replace(problem, precision="float64")
+    simulation = Simulation(double, members, 0, threads=1).initialise()
+    return simulation.fields(["vorticity"])["vorticity"]
+
+
+def forcing_field(problem: Problem) -> torch.Tensor:
+    """The steady forcing (n, n) float64."""
+    grid = problem.make_grid()
+    return Transform(grid).to_physical(steady_forcing(grid, **problem.forcing)[None])[0]
+
+
+def published_solver(
+    problem: Problem, draws: int, device: str = "cpu", seed: int = 0
+) -> PublishedSolver:
+    """The published solver on our problem; with fewer draws of the same law in total."""
+    noise = dict(problem.noise)
+    beta = 0.0
+    if noise["kind"] == "q_wiener":
+        beta = noise["amplitude"] * (noise["draws"] / draws) ** 0.5
+    return PublishedSolver(
+        problem.grid,
+        viscosity=problem.viscosity,
+        dt=problem.dt,
+        forcing=forcing_field(problem),
+        noise=beta,
+        draws=draws,
+        correlation=noise.get("correlation", 0.005),
+        precision=torch.float64 if problem.precision == "float64" else torch.float32,
+        device=device,
+        seed=seed,
+    )
+
+
+def difference(peer: peers.Peer, problem: Problem, case: Case, steps: int = 10) -> float:
+    """Relative distance of a fresh peer from us after some steps, over what happened in them.
+
+    Two first-order schemes differ in their O(dt) error only, so this is of the order of dt times
+    a rate: far below 1. A peer that solved another problem would be at 1 or more.
+    """
+    simulation = Simulation(problem, range(case.members), 0, device=case.device).initialise()
+    start = simulation.fields(["vorticity"])["vorticity"].cpu().double().numpy()
+    simulation.advance(steps)
+    peer.advance(steps)
+    ours = simulation.fields(["vorticity"])["vorticity"].cpu().double().numpy()
+    theirs = np.asarray(peer.field(), dtype=np.float64)
+    return float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours - start))
+
+
+def as_plain(case: Case) -> dict[str, Any]:
+    """For another process; inverse of ``from_plain``."""
+    return asdict(case)
+
+
+def from_plain(values: dict[str, Any]) -> Case:
+    """A case from :func:`as_plain`."""
+    return Case(**{**values, "against": tuple(values["against"])})

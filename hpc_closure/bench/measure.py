@@ -1,0 +1,161 @@
+"""How everything here is timed: side by side in one run, the first pass thrown away.
+
+A machine is never quiet for long, so two programs are compared by turns: each pass runs every
+contender once, and a ratio is the median over the passes of the quotient *within* a pass. What
+slows the machine for a second then hits both.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+COPY_BYTES = 1 << 28  # of the array that is copied: far beyond any cache
+MOST_STEPS = 100_000
+
+
+def machine(device: str = "cpu") -> dict[str, object]:
+    """What the numbers were measured on."""
+    found: dict[str, object] = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if torch.device(device).type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def describe(found: Mapping[str, object]) -> str:
+    """One line about the machine."""
+    line = (
+        f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, "
+        f"torch {found['torch']}"
+    )
+    return f"{line}, {found['gpu']}" if "gpu" in found else line
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def wait_for(device: str) -> Callable[[], None]:
+    """What makes sure that work given to a device is done."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.synchronize
+    return lambda: None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time.
+
+    Attributes:
+        advance: does a number of steps.
+        steps: how many per pass; 0: as many as fill the time.
+    """
+
+    advance: Callable[[int], None]
+    steps: int = 0
+
+
+def interleave(
+    contenders: Mapping[str, Contender],
+    *,
+    repeats: int = 5,
+    seconds: float = 0.5,
+    finish: Callable[[], None] = lambda: None,
+    meet: Callable[[], None] = lambda: None,
+    agree: Callable[[float], float] = lambda value: value,
+) -> dict[str, list[float]]:
+    """Seconds per step of each contender in each pass, the contenders by turns.
+
+    Args:
+        contenders: by name; each takes one step and then one whole block before the first pass.
+        repeats: passes.
+        seconds: length of a block whose number of steps is not given.
+        finish: waits for the device.
+        meet: waits for the other ranks, before and after each block.
+        agree: the largest of the ranks' numbers; a block's time is that of its last rank.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: expected at least 1")
+
+    def block(advance: Callable[[int], None], steps: int) -> float:
+        meet()
+        finish()
+        start = time.perf_counter()
+        advance(steps)
+        finish()
+        taken = time.perf_counter() - start
+        meet()
+        return agree(taken) / steps
+
+    steps = {}
+    for name, contender in contenders.items():
+        block(contender.advance, contender.steps or 1)  # compiles, allocates
+        guess = block(contender.advance, contender.steps or 1)
+        steps[name] = contender.steps or min(MOST_STEPS, max(1, round(seconds / guess)))
+        block(contender.advance, steps[name])
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, contender in contenders.items():
+            taken[name].append(block(contender.advance, steps[name]))
+    return taken
+
+
+def ratio(ours: list[float], others: list[float]) -> float:
+    """How many times faster we are: median over the passes of other / ours within a pass."""
+    return statistics.median(other / our for our, other in zip(ours, others, strict=True))
+
+
+def copy_bandwidth(
+    device: str = "cpu",
+    *,
+    size: int = COPY_BYTES,
+    repeats: int = 5,
+    meet: Callable[[], None] = lambda: None,
+) -> float:
+    """Bytes per second, read and written, of copying a large array with all threads."""
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    finish, taken = wait_for(device), []
+    for _ in range(repeats + 1):
+        meet()
+        finish()
+        start = time.perf_counter()
+        target.copy_(source)
+        finish()
+        taken.append(time.perf_counter() - start)
+    return 2 * source.nbytes / statistics.median(taken[1:])
+
+
+def table(rows: list[dict], columns: Mapping[str, str], widths: int = 0) -> str:
+    """Rows as aligned text, ``columns`` mapping keys to formats; None is shown as ``-``.
+
+    ``widths`` is the least width of a column, so that tables printed one after another align.
+    """
+    cells = [list(columns)]
+    for row in rows:
+        cells.append(
+            ["-" if row.get(key) is None else format(row[key], form)
+             for key, form in columns.items()]
+        )
+    wide = [max(widths, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, wide)).rstrip()
+        for line in cells
+    )

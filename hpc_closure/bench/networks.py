@@ -1,0 +1,93 @@
+"""The published network in the form in which it was published: complex weights, eager PyTorch.
+
+Our ``paper`` preset is the same function with real-stored weights and products that suit the
+machine. To measure what that is worth, its spectral layers are put back to the published form:
+complex parameters, a whole array of zeros filled at two corners, one complex ``einsum`` for each.
+(Li et al., ICLR 2021; Dong, Chen, Wu, JCP 2025.)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hpc_closure.closure.fno import SpectralConv2d
+from hpc_closure.closure.paper import PublishedNetwork
+from hpc_closure.closure.schedule import PublishedVE
+
+SENSORS = 16  # per side
+EVALUATIONS = 10
+
+
+class ComplexSpectral(nn.Module):
+    """Spectral convolution as published, with the weights of one of our layers.
+
+    No Hermitian projection of the ky = 0 column: the complex-to-real transform ignores what breaks
+    the symmetry there, on the CPU.
+    """
+
+    def __init__(self, layer: SpectralConv2d):
+        super().__init__()
+        self.modes, self.out_channels = layer.modes, layer.out_channels
+        weight = torch.view_as_complex(layer.weight.detach().contiguous()).permute(2, 3, 0, 1)
+        self.upper = nn.Parameter(weight[:, :, : self.modes].clone())
+        self.lower = nn.Parameter(weight[:, :, self.modes :].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, n, n) -> (B, out, n, n)."""
+        size, m = x.shape[-1], self.modes
+        x_hat = torch.fft.rfft2(x)
+        out = torch.zeros(
+            len(x), self.out_channels, size, size // 2 + 1, dtype=x_hat.dtype, device=x.device
+        )
+        out[:, :, :m, :m] = torch.einsum("bixy,ioxy->boxy", x_hat[:, :, :m, :m], self.upper)
+        out[:, :, -m:, :m] = torch.einsum("bixy,ioxy->boxy", x_hat[:, :, -m:, :m], self.lower)
+        return torch.fft.irfft2(out, s=(size, size))
+
+
+def published_network(
+    width: int = 20, modes: int = 8, layers: int = 4, upscaling: str = "interp"
+) -> PublishedNetwork:
+    """The published network with complex spectral layers."""
+    network = PublishedNetwork(width, modes, layers, upscaling)
+    to_published_form(network)
+    return network
+
+
+def to_published_form(module: nn.Module) -> None:
+    """Replace every spectral layer of ours inside ``module``."""
+    for name, child in module.named_children():
+        if isinstance(child, SpectralConv2d):
+            setattr(module, name, ComplexSpectral(child))
+        else:
+            to_published_form(child)
+
+
+def published_loss(network: PublishedNetwork, state: Tensor, target: Tensor) -> Tensor:
+    """Denoising score matching, summed over points, averaged over the batch."""
+    schedule = PublishedVE()
+    t = 2 * (torch.rand(len(target), device=target.device) * (1 - 1e-5) + 1e-5)
+    z = torch.randn_like(target)
+    sigma = schedule.sigmas(t)[:, None, None]
+    score = network(t, target + sigma * z, state, sensors_of(target))
+    return (score + z).square().sum((-2, -1)).mean()
+
+
+def sensors_of(target: Tensor) -> Tensor:
+    """Values on the 16 x 16 subgrid."""
+    stride = target.shape[-1] // SENSORS
+    return target[:, ::stride, ::stride]
+
+
+@torch.no_grad()
+def published_sample(network: PublishedNetwork, state: Tensor, sensors: Tensor) -> Tensor:
+    """Ten Euler-Maruyama steps of the reverse SDE; every step evaluates the whole network."""
+    schedule = PublishedVE()
+    times = schedule.times(EVALUATIONS)
+    x = torch.randn_like(state) * schedule.norm(times[0])
+    mean = x
+    for t, s in zip(times, times[1:]):
+        g, dt = schedule.diffusion(t), t - s
+        at = torch.full((len(state),), t, device=state.device)
+        score = network(at, x, state, sensors) / schedule.sigma(t)
+        mean = x + g * g * dt * score
+        x = mean + g * dt**0.5 * torch.randn_like(x)
+    return mean

@@ -1,0 +1,322 @@
+"""Other solvers on the same problem, for those that are installed.
+
+Each adapter starts from our initial vorticity and takes first-order steps of one right-hand side,
+in double or single precision, without noise: unit square, viscosity, steady forcing, 2/3 rule.
+Codes with a member axis (exponax, jax-cfd: ``vmap``) advance all members in one call; the others
+one member after another, which is how their users run ensembles.
+
+    pip install 'hpc_closure[peers]'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Peer(Protocol):
+    """A solver with members of vorticity on an n x n grid."""
+
+    def advance(self, num_steps: int) -> None:
+        """Take steps."""
+
+    def field(self) -> np.ndarray:
+        """Vorticity (members, n, n)."""
+
+
+class NotInstalled(Exception):
+    """A peer that cannot be imported; the message is one line."""
+
+
+def make(
+    name: str,
+    initial: np.ndarray,
+    forcing: np.ndarray,
+    *,
+    viscosity: float,
+    dt: float,
+    precision: str,
+) -> Peer:
+    """A peer at t = 0.
+
+    Args:
+        name: a key of ``PEERS``.
+        initial: vorticity (members, n, n), first axis of the grid x.
+        forcing: steady forcing of the vorticity (n, n).
+        viscosity, dt: of the problem.
+        precision: ``float64`` or ``float32``.
+
+    Raises:
+        NotInstalled: the package is missing, or cannot be used here.
+        ValueError: unknown name, or a precision that the peer does not have.
+    """
+    if name not in PEERS:
+        raise ValueError(f"against {name!r}: expected one of {', '.join(['published', *PEERS])}")
+    modules, adapter, single = PEERS[name]
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise NotInstalled(f"{name}: not installed (pip install {name})")
+    if precision == "float32" and not single:
+        raise ValueError(f"{name} computes in float64 only")
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return adapter(initial, forcing, viscosity, dt, precision)
+    except ImportError as error:
+        raise NotInstalled(f"{name}: installed, but cannot be imported ({error})") from None
+
+
+def _jax(precision: str):
+    """JAX with as many threads as we have; must be told before it is first imported."""
+    import torch
+
+    if torch.get_num_threads() == 1:
+        flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        os.environ.setdefault("XLA_FLAGS", flags)
+    import jax
+
+    jax.config.update("jax_enable_x64", precision == "float64")
+    return jax
+
+
+class _Jitted:
+    """State of a jitted step that takes and gives all members."""
+
+    def __init__(self, jax, step: Callable, state: Any, to_field: Callable):
+        self.jax, self.state, self.to_field = jax, state, to_field
+        # the number of steps is an argument, so that one compilation serves every block
+        self.many = jax.jit(
+            lambda state, num: jax.lax.fori_loop(0, num, lambda i, s: step(s), state)
+        )
+
+    def advance(self, num_steps: int) -> None:
+        self.state = self.many(self.state, num_steps)
+        self.jax.block_until_ready(self.state)
+
+    def field(self) -> np.ndarray:
+        return np.asarray(self.to_field(self.state))
+
+
+def _exponax(initial, forcing, viscosity, dt, precision):
+    """exponax: ETDRK1 of its vorticity equation; the forcing as a constant nonlinear term."""
+    jax = _jax(precision)
+    import exponax
+    import jax.numpy as jnp
+    from exponax import spectral
+
+    size = initial.shape[-1]
+    f_hat = spectral.fft(jnp.asarray(forcing, precision)[None], num_spatial_dims=2)
+
+    class Forced(exponax.stepper.NavierStokesVorticity):
+        """Its own nonlinear term, and the forcing."""
+
+        def _build_nonlinear_fun(self, derivative_operator):
+            flow = super()._build_nonlinear_fun(derivative_operator)
+            return lambda w_hat: flow(w_hat) + f_hat
+
+    # its stream function has the other sign, and so its velocity; the scale turns it round
+    stepper = Forced(
+        2, 1.0, size, dt, diffusivity=viscosity, vorticity_convection_scale=-1.0, order=1,
+        dealiasing_fraction=2 / 3,
+    )
+    # it works with spectra of one channel; staying there saves it two transforms per step
+    step = jax.vmap(stepper.step_fourier)
+    to_spectrum = jax.vmap(lambda w: spectral.fft(w, num_spatial_dims=2))
+    to_field = jax.vmap(lambda w: spectral.ifft(w, num_spatial_dims=2, num_points=size))
+    start = to_spectrum(jnp.asarray(initial, precision)[:, None])
+    return _Jitted(jax, step, start, lambda state: to_field(state)[:, 0])
+
+
+def _jax_cfd(initial, forcing, viscosity, dt, precision):
+    """jax-cfd: its NavierStokes2D with one explicit Euler, implicit Euler step."""
+    jax = _jax(precision)
+    import jax.numpy as jnp
+    from jax_cfd.base import grids
+    from jax_cfd.spectral import equations, time_stepping
+
+    size = initial.shape[-1]
+    grid = grids.Grid((size, size), domain=((0, 1), (0, 1)))
+    f_hat = jnp.fft.rfftn(jnp.asarray(forcing, precision))
+    equation = equations.NavierStokes2D(viscosity, grid, smooth=True)
+    flow = equation.explicit_terms
+    terms = time_stepping.ImplicitExplicitODE()
+    terms.explicit_terms = lambda w_hat: flow(w_hat) + f_hat
+    terms.implicit_terms, terms.implicit_solve = equation.implicit_terms, equation.implicit_solve
+    step = jax.vmap(time_stepping.backward_forward_euler(terms, dt))
+    start = jnp.fft.rfftn(jnp.asarray(initial, precision), axes=(1, 2))
+    return _Jitted(jax, step, start, lambda state: jnp.fft.irfftn(state, axes=(1, 2)))
+
+
+class _OneByOne:
+    """Members one after another."""
+
+    def __init__(self, members: list):
+        self.members = members
+
+    def advance(self, num_steps: int) -> None:
+        for member in self.members:
+            member.advance(num_steps)
+
+    def field(self) -> np.ndarray:
+        return np.stack([member.field() for member in self.members])
+
+
+class _Shenfun:
+    """shenfun: tensor-product Fourier space; its users write the right-hand side."""
+
+    def __init__(self, initial, forcing, viscosity, dt, space, kx, ky):
+        from shenfun import Array, Function
+
+        self.space, self.kx, self.ky, self.dt = space, kx, ky, dt
+        k2 = kx**2 + ky**2
+        self.inverse = np.where(k2 == 0, 0.0, 1 / np.where(k2 == 0, 1.0, k2))
+        self.solve = 1 / (1 + 0.5 * dt * viscosity * k2)
+        self.keep = (1 - 0.5 * dt * viscosity * k2) * self.solve
+        limit = 2 * math.pi * (len(initial) // 2 * 2 / 3)
+        self.cut = (abs(kx) <= limit) & (abs(ky) <= limit)
+        self.w_hat, self.scratch = Function(space), Function(space)
+        self.fields = [Array(space) for _ in range(4)]
+        self.product = Array(space)
+        self.f_hat = np.array(self._forward(forcing))
+        self.w_hat[:] = self._forward(initial)
+
+    def _forward(self, field):
+        from shenfun import Array, Function
+
+        values = Array(self.space)
+        values[:] = field
+        return values.forward(Function(self.space))
+
+    def advance(self, num_steps: int) -> None:
+        w, scratch, (u, v, w_x, w_y) = self.w_hat, self.scratch, self.fields
+        for _ in range(num_steps):
+            psi = w * self.inverse
+            for out, factor, of in (
+                (u, 1j * self.ky, psi), (v, -1j * self.kx, psi),
+                (w_x, 1j * self.kx, w), (w_y, 1j * self.ky, w),
+            ):
+                scratch[:] = factor * of
+                scratch.backward(out)
+            self.product[:] = u * w_x + v * w_y
+            self.product.forward(scratch)
+            rate = self.f_hat - scratch * self.cut
+            w[:] = self.keep * w + self.dt * self.solve * rate
+
+    def field(self) -> np.ndarray:
+        return np.array(self.w_hat.backward())
+
+
+def _shenfun(initial, forcing, viscosity, dt, precision):
+    from shenfun import FunctionSpace, TensorProductSpace, comm
+
+    size = initial.shape[-1]
+    x = FunctionSpace(size, "F", dtype="D", domain=(0, 1))
+    y = FunctionSpace(size, "F", dtype="d", domain=(0, 1))
+    space = TensorProductSpace(comm, (x, y), dtype="d")
+    kx, ky = (np.asarray(k, float) for k in space.local_wavenumbers(scaled=True))
+    return _OneByOne(
+        [_Shenfun(one, forcing, viscosity, dt, space, kx, ky) for one in initial]
+    )
+
+
+class _Fluidsim:
+    """fluidsim: its ns2d solver's own explicit Euler with the viscosity integrated exactly."""
+
+    def __init__(self, initial, forcing, viscosity, dt):
+        from fluidsim.solvers.ns2d.solver import Simul
+
+        size = initial.shape[-1]
+        parameters = Simul.create_default_params()
+        parameters.oper.nx = parameters.oper.ny = size
+        parameters.oper.Lx = parameters.oper.Ly = 1.0
+        parameters.oper.coef_dealiasing = 2 / 3
+        parameters.nu_2 = viscosity
+        parameters.output.HAS_TO_SAVE = False
+        parameters.init_fields.type = "in_script"
+        parameters.time_stepping.type_time_scheme = "Euler"
+        parameters.time_stepping.USE_CFL = False
+        parameters.time_stepping.deltat0 = dt
+        parameters.forcing.enable = True
+        parameters.forcing.type = "in_script"
+        parameters.forcing.key_forced = "rot_fft"
+        self.sim = sim = Simul(parameters)
+        # its first axis is y
+        rot = np.ascontiguousarray(initial.T)
+        sim.state.init_statespect_from(rot_fft=sim.oper.fft(rot))
+        f_hat = sim.oper.fft(np.ascontiguousarray(forcing.T))
+        maker = sim.forcing.forcing_maker
+        maker.monkeypatch_compute_forcing_fft_each_time(lambda _: f_hat)
+        sim.forcing.compute()  # steady: once
+
+    def advance(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.sim.time_stepping.one_time_step_computation()
+
+    def field(self) -> np.ndarray:
+        return np.array(self.sim.state.get_var("rot")).T
+
+
+def _fluidsim(initial, forcing, viscosity, dt, precision):
+    os.environ.setdefault("FLUIDSIM_PATH", tempfile.gettempdir())
+    return _OneByOne([_Fluidsim(one, forcing, viscosity, dt) for one in initial])
+
+
+class _Dedalus:
+    """Dedalus v3: the stream function and vorticity equations typed in, scheme RK111."""
+
+    def __init__(self, initial, forcing, viscosity, dt):
+        import dedalus.public as d3
+
+        size, self.dt = initial.shape[-1], dt
+        coordinates = d3.CartesianCoordinates("x", "y")
+        dist = d3.Distributor(coordinates, dtype=np.float64)
+        bases = [
+            d3.RealFourier(coordinates[name], size, bounds=(0, 1), dealias=3 / 2)
+            for name in ("x", "y")
+        ]
+        w, psi, f = (dist.Field(name=name, bases=bases) for name in ("w", "psi", "f"))
+        tau = dist.Field(name="tau")
+        f["g"], w["g"] = forcing, initial
+        u = d3.skew(d3.grad(psi))
+        names = {"w": w, "psi": psi, "f": f, "tau": tau, "u": u, "nu": viscosity,
+                 "lap": d3.lap, "grad": d3.grad, "dot": d3.dot, "integ": d3.integ, "dt": d3.dt}
+        problem = d3.IVP([w, psi, tau], namespace=names)
+        # skew(grad psi) = (-psi_y, psi_x): the sign of psi makes it our u
+        problem.add_equation("dt(w) - nu*lap(w) = f - u@grad(w)")
+        problem.add_equation("lap(psi) - w + tau = 0")
+        problem.add_equation("integ(psi) = 0")
+        self.solver, self.w = problem.build_solver(d3.RK111), w
+
+    def advance(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.solver.step(self.dt)
+
+    def field(self) -> np.ndarray:
+        self.w.change_scales(1)
+        return np.array(self.w["g"])
+
+
+def _dedalus(initial, forcing, viscosity, dt, precision):
+    import logging
+
+    logging.getLogger("dedalus").setLevel(logging.ERROR)
+    return _OneByOne([_Dedalus(one, forcing, viscosity, dt) for one in initial])
+
+
+#: modules that must be there, adapter, whether it has single precision
+PEERS: dict[str, tuple[tuple[str, ...], Callable[..., Peer], bool]] = {
+    "exponax": (("jax", "exponax"), _exponax, True),
+    "jax-cfd": (("jax", "jax_cfd"), _jax_cfd, True),
+    "shenfun": (("shenfun",), _shenfun, False),
+    "fluidsim": (("fluidsim",), _fluidsim, False),
+    "dedalus": (("dedalus",), _dedalus, False),
+}

@@ -1,0 +1,250 @@
+"""The benches: what they compare is the same problem, and what they report is what they say."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hpc_closure.bench import dns, measure, peers, ranks, sampling, training
+from hpc_closure.bench.known import Known, fit
+from hpc_closure.bench.measure import Contender
+from hpc_closure.bench.networks import published_network, to_published_form
+from hpc_closure.closure.paper import PublishedNetwork
+from hpc_closure.evaluate.spectra import shell_power
+from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.train.settings import TrainSettings
+
+FIELDS = {
+    "case", "grid", "members", "ranks", "precision", "method", "ns_per_point_rhs",
+    "member_steps_per_s", "fraction_of_copy", "ratio",
+}  # fmt: skip
+TINY = dns.Case(grid=32, members=2, steps=2, repeats=2)
+
+
+@pytest.fixture(autouse=True)
+def small_copy(monkeypatch):
+    monkeypatch.setattr(measure.copy_bandwidth, "__kwdefaults__",
+                        {**measure.copy_bandwidth.__kwdefaults__, "size": 1 << 20})
+
+
+# The published solver
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_published_solver_and_ours_take_the_same_path_without_noise(size):
+    problem = dns.problem_of(replace(TINY, grid=size, noise=False))
+    ours = Simulation(problem, range(2), 0).initialise()
+    other = dns.published_solver(problem, 10).start(dns.initial_fields(problem, range(2)))
+    ours.advance(50)
+    other.advance(50)
+    field = ours.fields(["vorticity"])["vorticity"]
+    assert (other.field() - field).abs().max() < 1e-10 * field.abs().max()
+
+
+@pytest.mark.parametrize("draws", [1, 10])
+def test_published_noise_has_the_variance_of_ours_in_every_shell(draws):
+    problem = dns.problem_of(TINY)
+    members, steps = 20, 20
+    other = dns.published_solver(problem, draws).start(torch.zeros(members, 32, 32))
+    theirs = torch.stack([other.noise * other.increment() / other.dt for _ in range(steps)])
+    std = problem.make_noise(0).std_hat
+    expected = torch.zeros(6, dtype=torch.float64)
+    grid = problem.make_grid()
+    weighted = (std**2 * grid.weights).flatten()
+    shells = grid.shell().flatten()
+    near = shells < 6
+    expected.index_add_(0, shells[near], weighted[near])
+    found = shell_power(theirs).mean((0, 1))[:6]
+    # a shell of few modes has a relative error of sqrt(2 / (modes x draws))
+    count = torch.bincount(shells[near]) * members * steps
+    assert torch.all((found / expected - 1).abs() < 5 * (2 / count).sqrt())
+    assert math.sqrt(float(theirs.square().mean())) == pytest.approx(0.01995, rel=0.05)
+
+
+def test_published_network_in_its_own_form_is_the_same_function():
+    torch.manual_seed(0)
+    ours = PublishedNetwork(4, 4, 2, "interp")
+    x, w, s = torch.randn(3, 32, 32), torch.randn(3, 32, 32), torch.randn(3, 16, 16)
+    t = torch.rand(3)
+    with torch.no_grad():
+        before = ours(t, x, w, s)
+        to_published_form(ours)
+        after = ours(t, x, w, s)
+    assert torch.allclose(before, after, atol=1e-5 * float(before.abs().max()))
+    assert any(parameter.is_complex() for parameter in published_network(4, 4, 1).parameters())
+
+
+# How it is timed
+
+
+def test_contenders_take_turns_and_the_warm_up_is_not_counted(monkeypatch):
+    """A clock that the contenders themselves move shows what is timed."""
+    now, order = [0.0], []
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    def contender(name, seconds):
+        def advance(steps):
+            first = name not in order
+            order.append(name)
+            slow = 1 + len(order) / 100  # the machine becomes slower all the time
+            now[0] += (100.0 if first else seconds * slow) * steps
+
+        return Contender(advance, steps=3)
+
+    taken = measure.interleave({"ours": contender("ours", 1.0), "other": contender("other", 4.0)},
+                               repeats=5)
+    assert order[-10:] == ["ours", "other"] * 5
+    assert all(len(times) == 5 for times in taken.values())
+    assert max(taken["ours"]) < 2
+    assert measure.ratio(taken["ours"], taken["other"]) == pytest.approx(4, rel=0.02)
+
+
+def test_ratio_is_the_median_of_quotients_within_a_pass():
+    """One slow moment hits one pass; quotients of medians would mix passes."""
+    assert measure.ratio([1.0, 2.0, 10.0], [3.0, 6.0, 20.0]) == 3.0
+
+
+def test_blocks_fill_the_time_asked_for(monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    def advance(steps):
+        asked.append(steps)
+        now[0] += 0.01 * steps
+
+    measure.interleave({"ours": Contender(advance)}, repeats=1, seconds=0.5)
+    assert asked[-1] == 50
+
+
+# Records
+
+
+def test_dns_records(capsys):
+    records, remarks = dns.run(replace(TINY, against=("published", "published-1")))
+    assert [record["method"] for record in records] == ["hpc_closure", "published", "published-1"]
+    assert not remarks
+    for record in records:
+        assert FIELDS <= set(record)
+        nanoseconds = 1e9 / (record["member_steps_per_s"] * 32**2)
+        assert record["ns_per_point_rhs"] == pytest.approx(nanoseconds)
+    ours = records[0]
+    assert ours["ratio"] is None and all(record["ratio"] > 0 for record in records[1:])
+    moved = dns.WORDS * 8 * ours["member_steps_per_s"] * 32**2
+    assert ours["fraction_of_copy"] == pytest.approx(moved / ours["copy_bytes_per_s"])
+
+
+def test_right_hand_sides_are_counted_per_scheme():
+    record = dns.run(replace(TINY, scheme="etdrk4"))[0][0]
+    assert record["ns_per_point_rhs"] == pytest.approx(
+        1e9 / (record["member_steps_per_s"] * 4 * 32**2)
+    )
+
+
+def test_peers_are_compared_without_noise():
+    cases = dns.split(replace(TINY, against=("published", "exponax")))
+    assert [(case.against, case.noise) for case in cases] == [
+        (("published",), True), (("exponax",), False)
+    ]
+    assert dns.split(TINY) == [TINY]
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_solves_the_same_problem_or_says_that_it_is_not_installed(name):
+    case = replace(TINY, grid=64, against=(name,), noise=False)
+    records, remarks = dns.run(case)
+    if len(records) == 1:
+        assert len(remarks) == 1 and remarks[0].startswith(f"{name}: ")
+        pytest.skip(remarks[0])
+    assert records[1]["difference"] < 0.05
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"against": ("fortran",)}, "expected one of published"),
+        ({"against": ("one-rank",)}, "several ranks"),
+        ({"members": 1, "ranks": 2}, "1 members for 2 groups"),
+        ({"ranks": 3, "domain_ranks": 2}, "do not divide"),
+        ({"scheme": "etdrk4", "against": ("published",)}, "one scheme"),
+    ],
+)
+def test_cases_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("domain_ranks", [1, 2])
+def test_ranks_are_started_and_compared_with_one(domain_ranks):
+    pytest.importorskip("mpi4py")
+    try:
+        ranks.mpirun()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    case = replace(TINY, ranks=2, domain_ranks=domain_ranks, against=("one-rank",))
+    records, _, machine = ranks.start(case)
+    assert [record["ranks"] for record in records] == [2, 1]
+    assert records[1]["ratio"] > 0 and machine["threads"] == 1
+
+
+def test_training_records():
+    records = training.run(
+        grid=32, batch=2, samples=(1,), repeats=1, steps=1, config={"width": 8, "layers": 1}
+    )
+    assert [(r["case"], r["method"]) for r in records] == [
+        ("training_step", "default"), ("training_step", "published"),
+        ("sample", "default"), ("sample", "published"),
+    ]  # fmt: skip
+    assert all(r["milliseconds"] > 0 for r in records)
+    assert [r["evaluations"] for r in records] == [1, 1, 4, 10]
+
+
+@pytest.mark.parametrize("case", ["diffusion", "amplitude", "regimes"])
+def test_sampling_records(case):
+    known = Known(case, 16)
+    model = fit(
+        known, samples=200, settings=TrainSettings(steps=2, batch=8, engine="torch"),
+        config={"width": 8, "modes": 4, "layers": 1, "mean_layers": 1},
+    )  # fmt: skip
+    records = sampling.run(
+        known, model, methods=("euler", "heun"), evaluations=(1, 2), states=12, members=16,
+        repeats=1,
+    )
+    assert [r["method"] for r in records[:3]] == ["oracle", "mean_gp", "euler"]
+    oracle = records[0]
+    assert oracle["crps_ratio"] == pytest.approx(1, abs=0.1)
+    assert oracle["spread_ratio"] == pytest.approx(1, abs=0.15)
+    for record in records:
+        assert len(record["shells"]) == len(record["spread_ratio_shells"])
+        assert record["lowest"] <= record["highest"]
+    if case == "diffusion":  # the closed-form law is nearly the exact one
+        assert records[1]["crps_ratio"] == pytest.approx(1, abs=0.1)
+
+
+def test_two_kinds_of_states_share_none():
+    known = Known("diffusion", 16)
+    assert not torch.allclose(known.states("fit", 2), known.states("test", 2))
+    assert torch.equal(known.states("fit", 3)[1:], known.states("fit", 2, first=1))
+
+
+def test_the_command_prints_the_machine_first_and_writes_records(hpc_closure_command, tmp_path):
+    path = tmp_path / "records.json"
+    done = hpc_closure_command(
+        "bench", "dns", "--grid", "16,32", "--members", "1", "--steps", "1", "--repeats", "1",
+        "--against", "published", "--threads", "1", "--json", path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cores" in done.stdout.splitlines()[0] and "torch" in done.stdout.splitlines()[0]
+    found = json.loads(path.read_text())
+    assert len(found["records"]) == 4 and FIELDS <= set(found["records"][0])
+    assert found["machine"]["cpu"]
+
+
+def test_a_wrong_number_is_one_line(hpc_closure_command):
+    done = hpc_closure_command("bench", "dns", "--grid", "large")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        "hpc-closure: --grid large: expected numbers, for example 64,256"
+    ]
