@@ -51,6 +51,7 @@ def run_units(config_path, names) -> int:
             with books.publish(unit, claim=claim) as part, h5py.File(part, "w") as file:
                 file["values"] = np.frombuffer(digest, dtype=np.uint8)
                 file.attrs.update({**books.attributes(unit), "complete": 1})
+            files.append_jsonl(books.run.root / "published.jsonl", {"unit": unit.name})
 
         outcome = worker.work(books, chosen, run_unit, stop=stop)
     return outcome.exit_code

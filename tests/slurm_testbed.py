@@ -1,16 +1,21 @@
-"""The one-machine Slurm of slurm/testbed for tests: the fixture ``testbed``."""
+"""The one-machine Slurm of slurm/testbed for tests: the fixtures ``testbed`` and ``ensemble``."""
 
 import atexit
+import json
 import os
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import slurm_payload
+
+from hpc_closure.rollout import submit
+from hpc_closure.rollout.profile import load_profile
+from hpc_closure.run import Run
 
 FOLDER = Path(__file__).resolve().parents[1] / "slurm" / "testbed"
 RUNNING = Path("/run/slurm-testbed")
-SPOOL = Path("/var/lib/slurm-testbed")
 
 
 def _alive(name: str) -> bool:
@@ -67,6 +72,11 @@ class Testbed:
             subprocess.run(["scancel", job], check=False)
         self.drain()
 
+    def kill_daemon(self, name: str) -> None:
+        pid = (RUNNING / f"{name}.pid").read_text().strip()
+        subprocess.run(["kill", "-9", pid], check=False)
+        self.wait(lambda: not _alive(name), 10, f"the end of {name}")
+
     def processes(self, word: str) -> list[int]:
         """Living Python processes whose command line holds ``word``."""
         found = []
@@ -100,3 +110,51 @@ def testbed(cluster: Testbed):
     cluster.clear()
     yield cluster
     cluster.clear()
+
+
+class Ensemble:
+    """A run of empty physics (see slurm_payload) and its submission."""
+
+    def __init__(self, folder, **changes):
+        folder.mkdir(exist_ok=True)
+        self.plan = {"run": str(folder / "run"), "members": 4, "per_block": 1, "steps": 100,
+                     "seconds": 1.0} | changes
+        self.config = folder / "experiment.json"
+        self.config.write_text(json.dumps(self.plan))
+        self.run = Run(folder / "run")
+        self.books = slurm_payload.ledger(self.plan)
+
+    def state(self):
+        return self.books.survey(self.plan["members"], self.plan["per_block"],
+                                 submit.queued_members(self.run))
+
+    def counts(self):
+        return {key: value for key, value in self.state().counts().items() if value}
+
+    def submit(self, profile=None, **settings):
+        survey = self.state()
+        missing = [unit.name for state in ("missing", "failed") for unit in survey.states[state]]
+        return self.submit_units(missing, profile, **settings)
+
+    def submit_units(self, units, profile=None, **settings):
+        return submit.submit(self.request(units, profile, **settings))
+
+    def request(self, units, profile=None, **settings):
+        profile = (profile or load_profile("testbed")).for_stage("rollout")
+        settings = {"walltime": 600.0, "signal_lead": 60.0} | settings
+        return submit.Request(self.config, self.run, tuple(units), profile,
+                              payload="slurm_payload:run_units", **settings)
+
+    def done(self):
+        return self.counts().get("done") == self.counts()["units"]
+
+    def log(self, submission, task="0"):
+        return Path(str(submission.log).replace("%a", task)).read_text()
+
+
+@pytest.fixture
+def ensemble(tmp_path, monkeypatch):
+    """Makes a run of empty physics: ``ensemble(members=8, seconds=2) -> Ensemble``."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return lambda **changes: Ensemble(tmp_path, **changes)

@@ -4,61 +4,15 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
-import slurm_payload
 
 from hpc_closure.rollout import submit
 from hpc_closure.rollout.profile import load_profile
-from hpc_closure.run import Run
 
 pytest_plugins = ["slurm_testbed"]
 pytestmark = pytest.mark.slurm
-TESTS = str(Path(__file__).parent)
 SPARE = load_profile("testbed").model_copy(update={"partition": "spare"})
-
-
-@pytest.fixture
-def ensemble(tmp_path, monkeypatch):
-    """Makes a run of empty physics: ``ensemble(members=8, seconds=2) -> Ensemble``."""
-    monkeypatch.setenv("PYTHONPATH", TESTS)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return lambda **changes: Ensemble(tmp_path, **changes)
-
-
-class Ensemble:
-    def __init__(self, folder, **changes):
-        self.plan = {"run": str(folder / "run"), "members": 4, "per_block": 1, "steps": 100,
-                     "seconds": 1.0} | changes
-        self.config = folder / "experiment.json"
-        self.config.write_text(json.dumps(self.plan))
-        self.run = Run(folder / "run")
-        self.books = slurm_payload.ledger(self.plan)
-
-    def state(self):
-        return self.books.survey(self.plan["members"], self.plan["per_block"],
-                                 submit.queued_members(self.run))
-
-    def counts(self):
-        return {key: value for key, value in self.state().counts().items() if value}
-
-    def submit(self, profile=None, **settings):
-        survey = self.state()
-        missing = [unit.name for state in ("missing", "failed") for unit in survey.states[state]]
-        return submit.submit(self.request(missing, profile, **settings))
-
-    def request(self, units, profile=None, **settings):
-        profile = (profile or load_profile("testbed")).for_stage("rollout")
-        settings = {"walltime": 600.0, "signal_lead": 60.0} | settings
-        return submit.Request(self.config, self.run, tuple(units), profile,
-                              payload="slurm_payload:run_units", **settings)
-
-    def done(self):
-        return self.counts().get("done") == self.counts()["units"]
-
-    def log(self, submission, task="0"):
-        return Path(str(submission.log).replace("%a", task)).read_text()
 
 
 def test_an_array_runs_and_the_queue_says_so(testbed, ensemble):
@@ -166,8 +120,9 @@ def test_submitting_from_inside_a_job(testbed, ensemble):
     work = ensemble(members=2, seconds=0.2)
     script = work.config.with_suffix(".py")
     script.write_text(
-        "import test_slurm_submit as t, pathlib\n"
-        f"work = t.Ensemble(pathlib.Path({str(work.config.parent)!r}), members=2, seconds=0.2)\n"
+        "import slurm_testbed, pathlib\n"
+        f"folder = pathlib.Path({str(work.config.parent)!r})\n"
+        "work = slurm_testbed.Ensemble(folder, members=2, seconds=0.2)\n"
         "print(work.submit()[0].job)\n")
     testbed.sbatch("-n3", "--mem=100", "-o", f"{work.config.parent}/outer.log",
                    "--wrap", f"{sys.executable} {script}")

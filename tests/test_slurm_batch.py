@@ -1,0 +1,191 @@
+"""The batch scripts and slurm/pipeline, on the one-machine Slurm."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpc_closure import config, files
+from hpc_closure.commands import generate, rollout
+from hpc_closure.run import Run
+
+pytest_plugins = ["slurm_testbed"]
+pytestmark = pytest.mark.slurm
+SLURM = Path(__file__).resolve().parents[1] / "slurm"
+
+STEPS = """
+import pathlib, sys, time
+from hpc_closure.stop import Stop
+saved = pathlib.Path(sys.argv[1])
+start = int(saved.read_text()) if saved.exists() else 0
+print("from", start, flush=True)
+with Stop() as stop:
+    for step in range(start, 60):
+        time.sleep(0.05)
+        if stop.requested:
+            saved.write_text(str(step))
+            print("stopped by", stop.reason, flush=True)
+            sys.exit(75)
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def loop(testbed, tmp_path):
+    """Submits a loop of 3 s that saves and stops when told: ``loop(code) -> (job, log)``."""
+    (tmp_path / "steps.py").write_text(STEPS)
+
+    def start(*options, code=0, **environment):
+        number = len(list(tmp_path.glob("*.sh")))
+        script = tmp_path / f"{number}.sh"
+        script.write_text(f"""#!/bin/bash
+#SBATCH --signal=B:USR2@60 --requeue --open-mode=append -n1 -t 10
+source {SLURM}/env.sh
+run srun $python {tmp_path}/steps.py {tmp_path}/saved.{number} {code}
+finish $?
+""")
+        log = tmp_path / f"{number}.log"
+        done = subprocess.run(
+            ["sbatch", "--parsable", "-o", log, *options, script], check=True, text=True,
+            capture_output=True,
+            env={**os.environ, "HPC_CLOSURE_INTERPRETER": sys.executable, **environment})
+        return done.stdout.strip(), log
+
+    return start
+
+
+def started(log):
+    return log.exists() and "from" in log.read_text()
+
+
+def test_how_batch_jobs_end(testbed, loop):
+    """Five jobs at once: warned, cancelled, capped, failed, finished."""
+    jobs = {"warned": loop(), "cancelled": loop(), "capped": loop(HPC_CLOSURE_MAX_REQUEUES="0"),
+            "failed": loop(code=3), "finished": loop()}
+    for name in ("warned", "cancelled", "capped"):
+        testbed.wait(lambda: started(jobs[name][1]), what=name)  # noqa: B023
+        job = jobs[name][0]
+        testbed.call("scancel", *(["-b", "--signal=USR2"] if name != "cancelled" else []), job)
+    testbed.drain()
+    shown = {name: testbed.show(job) for name, (job, _) in jobs.items()}
+    text = {name: log.read_text() for name, (_, log) in jobs.items()}
+    states = {name: (one["JobState"], one["ExitCode"], one["Restarts"])
+              for name, one in shown.items()}
+    assert states == {
+        "warned": ("COMPLETED", "0:0", "1"), "cancelled": ("CANCELLED", "75:0", "0"),
+        "capped": ("FAILED", "75:0", "0"), "failed": ("FAILED", "3:0", "0"),
+        "finished": ("COMPLETED", "0:0", "0")}, text
+    assert "requeue 1 of at most 20" in text["warned"]
+    step = re.search(r"stopped by SIGUSR2[\s\S]*from (\d+)", text["warned"])
+    assert step and int(step[1]) > 0
+    assert "not requeued: cancelled" in text["cancelled"]
+    assert "not requeued: started 1 times already" in text["capped"]
+
+
+def test_preempted_once_started_twice(testbed, loop):
+    job, log = loop()
+    testbed.wait(lambda: started(log))
+    testbed.sbatch("-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true")
+    testbed.drain()
+    shown = testbed.show(job)
+    assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "1"), log.read_text()
+    assert "Slurm does it itself" in log.read_text()
+
+
+EXPERIMENT = """
+base: quickstart
+name: NAME
+root: ROOT
+generate: {grid: 32, members: 8, t_end: 0.1, record: {start: 0.05, every: 0.01}}
+train: {grid: 32, window: null, split: [0.5, 0.25, 0.25], steps: 60, batch: 4,
+        validate_every: 20, checkpoint_every: 20}
+rollout: {members: 4, t_start: 0.05, t_end: 0.1, every: 0.01, interval: 5, sensors: null}
+evaluate: {lead_times: [0.05], grids: [32], samples: 4, members: 4, sensors: [{number: 16}]}
+cluster: {members_per_block: 2, profile: testbed, walltime: 10m, signal_lead: 1m, threads: 1}
+"""
+
+
+def hpc_closure(*arguments):
+    done = subprocess.run([sys.executable, "-m", "hpc_closure", *map(str, arguments)], text=True,
+                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, tmp_path_factory):
+    """An experiment whose four stages slurm/pipeline ran on two nodes, and its inline twin.
+
+    The training is warned while it runs, goes back to the queue, and goes on with one process
+    instead of two.
+    """
+    folder = tmp_path_factory.mktemp("pipeline")
+    paths = {name: folder / f"{name}.yaml" for name in ("queue", "inline")}
+    for name, path in paths.items():
+        path.write_text(EXPERIMENT.replace("NAME", name).replace("ROOT", str(folder)))
+    cluster.up()
+    cluster.clear()
+    done = subprocess.run([sys.executable, SLURM / "pipeline", paths["queue"]], text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    jobs = re.findall(r"job (\d+), log (\S+)", done.stdout)
+    assert len(jobs) == 4 and len(cluster.jobs()) >= 4
+    (train, train_log), run = jobs[1], Run(folder / "queue")
+    for verb in ("generate", "train"):  # meanwhile, and without the queue
+        hpc_closure(verb, paths["inline"])
+    cluster.wait(lambda: run.metrics.exists() and len(run.metrics.read_text().splitlines()) > 1,
+                 120, "a training step")
+    cluster.call("scancel", "-b", "--signal=USR2", train)
+    cluster.wait(lambda: cluster.jobs().get(train) == "PENDING", 30, "the training in the queue")
+    cluster.call("scontrol", "update", f"JobId={train}", "NumNodes=1", "NumTasks=1")
+    cluster.drain(240)
+    logs = "\n".join(Path(log.replace("%a", "1")).read_text()[-1500:] for _, log in jobs)
+    assert run.report.exists(), logs
+    assert "requeue 1 of at most 20" in Path(train_log).read_text()
+    return paths, {name: Run(folder / name) for name in paths}
+
+
+def test_four_ranks_on_two_nodes_make_the_data_of_one(finished):
+    paths, runs = finished
+    assert "0/4" in runs["queue"].log("generate").read_text()
+    for unit in generate.ledger(config.load(paths["inline"])).plan(8, 2):
+        hashes = {files.sha256_datasets(run.product("generate", unit)) for run in runs.values()}
+        assert len(hashes) == 1, f"block {unit} differs"
+
+
+def test_two_nodes_and_then_one_train_like_one_process(finished):
+    _, runs = finished
+    losses = {}
+    for name, run in runs.items():
+        with open(run.metrics) as rows:
+            losses[name] = {row["step"]: float(row["train"]) for row in csv.DictReader(rows)
+                            if row["train"]}
+    assert len(losses["inline"]) >= 2
+    assert losses["queue"] == pytest.approx(losses["inline"], rel=1e-6)
+
+
+def test_submitit_makes_what_the_batch_script_made(finished, testbed):
+    """rollout --executor slurm: dry run, submission, the same command again, products."""
+    paths, runs = finished
+    path, run = paths["queue"], runs["queue"]
+    books = rollout.ledger(config.load(path))
+    done = books.survey(4, 2).states["done"]
+    assert [unit.name for unit in done] == ["000000-000001", "000002-000003"]
+    hashes = {unit.name: files.sha256_datasets(run.product("rollout", unit)) for unit in done}
+    run.rollout.rename(run.root / "rollout.batch")
+
+    slurm = ("rollout", path, "--executor", "slurm")
+    plan = hpc_closure(*slurm, "--dry-run")
+    assert "#SBATCH --array=0-1%2" in plan and "cost: 2 tasks x" in plan
+    said = hpc_closure(*slurm)
+    assert re.search(r"job \d+: 2 task\(s\), logs \S+", said) and "hpc-closure status" in said
+    assert "job" not in hpc_closure(*slurm)  # nothing is missing: it is queued or runs
+    testbed.drain(120)
+    logs = "\n".join(one.read_text()[-1500:] for one in run.root.rglob("*_log.out"))
+    assert books.survey(4, 2).counts()["done"] == 2, logs
+    for name, digest in hashes.items():
+        assert files.sha256_datasets(run.product("rollout", name)) == digest
