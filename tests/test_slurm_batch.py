@@ -162,8 +162,8 @@ def test_two_nodes_and_then_one_train_like_one_process(finished):
     losses = {}
     for name, run in runs.items():
         with open(run.metrics) as rows:
-            losses[name] = {row["step"]: float(row["train"]) for row in csv.DictReader(rows)
-                            if row["train"]}
+            losses[name] = {row["step"]: float(row["loss"]) for row in csv.DictReader(rows)
+                            if row["loss"]}
     assert len(losses["inline"]) >= 2
     assert losses["queue"] == pytest.approx(losses["inline"], rel=1e-6)
 

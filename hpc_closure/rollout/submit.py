@@ -34,7 +34,7 @@ from submitit.helpers import DelayedSubmission, clean_env
 
 from hpc_closure import files
 from hpc_closure.experiment import seconds
-from hpc_closure.rollout.profile import Profile, load_profile
+from hpc_closure.rollout.profile import Profile, Stage, load_profile
 from hpc_closure.rollout.queue import queued_members, queued_units
 from hpc_closure.run import Run
 from hpc_closure.stop import EXIT_STOPPED
@@ -47,6 +47,7 @@ Task = tuple[str, ...]  # names of units that one array task works through
 
 # Settings that the experiment and the profile both know; the experiment wins where it states one.
 _SHARED = ("walltime", "signal_lead", "throttle", "max_requeues")
+_OTHER_WALLTIMES = {("walltime", stage) for stage in ("generate", "train", "evaluate")}
 
 
 @dataclass(frozen=True)
@@ -92,24 +93,25 @@ class Request:
 
     @classmethod
     def of(cls, experiment, config_path: str | Path, run: Run, units: Iterable,
-           profile: Profile | None = None) -> "Request":
-        """The request for ``units`` (or their names) of an experiment's rollout.
+           profile: Profile | None = None, stage: Stage = "rollout") -> "Request":
+        """The request for ``units`` (or their names) of an experiment.
 
         Raises:
             ValueError: unknown profile, or a signal lead that submitit would misread.
         """
         cluster = experiment.cluster
-        site = (profile or load_profile(cluster.profile)).for_stage("rollout")
+        site = (profile or load_profile(cluster.profile)).for_stage(stage)
         shared = {}
         for name in _SHARED:
             own = getattr(site, name)
-            stated = name in cluster.model_fields_set or own is None
-            shared[name] = getattr(cluster, name) if stated else own
+            # The experiment's walltime is that of a rollout task.
+            stated = name in cluster.model_fields_set and (name, stage) not in _OTHER_WALLTIMES
+            shared[name] = getattr(cluster, name) if stated or own is None else own
         for name in ("walltime", "signal_lead"):
             shared[name] = seconds(shared[name])
         return cls(config_path=Path(config_path).absolute(), run=run,
                    units=tuple(str(unit) for unit in units), profile=site,
-                   units_per_task=cluster.units_per_task,
+                   units_per_task=cluster.units_per_task, stage=stage,
                    devices=cluster.devices_per_task or site.devices, **shared)
 
     @property
@@ -311,7 +313,8 @@ def cost(request: Request) -> str:
             f"{'s' * (number != 1)} <= {tasks * hours * number:g} {unit}-hours")
 
 
-def _check_shared(request: Request) -> None:
+def check_shared(request: Request) -> None:
+    """Raise ValueError when the run folder is on a disk that other nodes do not see."""
     root = request.run.root.resolve()
     for folder in request.profile.node_local:
         if root.is_relative_to(folder):
@@ -338,7 +341,7 @@ def submit(request: Request, executor: str = "slurm") -> list[Submission]:
         return _submit_local(request)
     if executor != "slurm":
         raise ValueError(f"executor={executor!r}: expected slurm or local")
-    _check_shared(request)
+    check_shared(request)
     if submitit.SlurmExecutor.affinity() < 0:
         raise RuntimeError("no Slurm here (srun is not on PATH); use --executor local or inline, "
                            "or --dry-run to see the batch scripts")
