@@ -33,12 +33,17 @@ def save(
     Args:
         model: trained, on any device.
         path: of the ``.safetensors`` file; whole or absent, never half.
-        target: what U stands for: ``kind``, ``interval`` (solver steps), ``dt``.
+        target: what U stands for: ``kind``, ``interval`` (solver steps), ``dt``, and ``every``,
+            the time between the snapshots it was trained on (memory needs it).
         provenance: how it was made.
     """
     tensors = {
         key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()
     }
+    if "memory/times" in model.statistics and target.get("every"):
+        spacing = target["every"] / (target.get("interval", 1) * target["dt"])
+        model.statistics["memory/spacing"] = torch.tensor(spacing, dtype=torch.float64)
+        model.load_statistics(model.statistics)
     for key, value in model.statistics.items():
         tensors[STATISTICS + key] = value.detach().double().cpu().contiguous().clone()
     header = {

@@ -14,70 +14,43 @@ by the regression of the truth on it, and dropped where that is not significant.
 """
 
 import math
-from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure import draws, fitting, training
-from hpc_closure.closure.bands import band
-from hpc_closure.closure.conditions import FEATURES, Sensors, coordinates, feature_spectra
+from hpc_closure.closure.conditions import Sensors
+from hpc_closure.closure.encoding import Encoder, Encoding
 from hpc_closure.closure.law import BaseLaw, Kriging
-from hpc_closure.closure.library import Library
-from hpc_closure.closure.model import ClosureModel, Phase
-from hpc_closure.closure.network import MeanNetwork, ScoreNetwork
+from hpc_closure.closure.memory import position
+from hpc_closure.closure.model import Phase
+from hpc_closure.closure.network import Encoded, ScoreNetwork
 from hpc_closure.closure.sample import build_sampler
 from hpc_closure.closure.schedule import SCHEDULES
-from hpc_closure.spectral.grid import resize
 
-__all__ = ["DefaultModel", "Encoding"]
-
-KRIGING_CACHE = 32
+__all__ = ["DefaultModel"]
 
 
-@dataclass
-class Encoding:
-    """What the state alone decides, for B states.
-
-    Attributes:
-        mean_hat: (B, ...) spectrum of m(V) in the model's band.
-        features: (B, C, g, g) condition channels on the generator's grid.
-        largest: (B, 25) largest modes of the state, normalised.
-        log_amplitude: (B, g, g) log D, or None where D = 1.
-        raw: the mean network's output before gains, (B, 2, g, g), or None when not evaluated.
-    """
-
-    mean_hat: Tensor
-    features: Tensor
-    largest: Tensor
-    log_amplitude: Tensor | None
-    raw: Tensor | None
-
-
-class DefaultModel(ClosureModel):
+class DefaultModel(Encoder):
     """See the module's docstring; ``config`` as resolved by :func:`~.model.resolve`."""
 
     def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
         super().__init__(config, grid, length)
-        self.band = band((grid - 1) // 3, length)
-        self.history = int(config["conditions"]["history"])
-        self.sensors_allowed = config["conditions"]["sensors"]
-        width, modes, form = config["width"], config["modes"], config["form"]
-        channels = len(FEATURES) + self.history + 4
-        self.mean_network = MeanNetwork(channels, width, modes, config["mean_layers"], form)
-        self.score_network = ScoreNetwork(channels + 3, width, modes, config["layers"], form=form)
+        self.score_network = ScoreNetwork(
+            self.channels + 3,
+            config["width"],
+            config["modes"],
+            config["layers"],
+            form=config["form"],
+        )
         mean_share, score_share = config["shares"]
         self.phases = (
             Phase("mean", mean_share, "fit"),
             Phase("generator", score_share, "hold"),
             Phase("check", 0.0, "valid"),
         )
-        self.library = Library(self.band, config["library"], self.history)
-        self._kriging: OrderedDict = OrderedDict()
-
-    # -- statistics ------------------------------------------------------------------------------
 
     def begin(self, phase: str, reader) -> dict[str, Any]:
         """Start ``mean``, ``generator`` or ``check`` (see :class:`~.model.ClosureModel`)."""
@@ -102,159 +75,11 @@ class DefaultModel(ClosureModel):
         part = {"mean": self.mean_network, "generator": self.score_network}.get(phase)
         return [] if part is None else list(part.parameters())
 
-    def load_statistics(self, statistics: dict[str, Tensor]) -> None:
-        super().load_statistics(statistics)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Rebuild everything that follows from ``statistics``."""
-        s = self.statistics
-        kind = self.config["library"]
-        self.library = Library(self.band, kind, self.history, s.get("library"))
-        self._kriging.clear()
-        if "generator/size" not in s:
-            return
-        self.size = int(s["generator/size"])
-        self.residual_band = band(int(s["generator/modes"]), self.length)
-        self.first = BaseLaw(self.residual_band, s["first/spectrum"], float(s["first/tail"]))
-        if "law/spectrum" in s:
-            self.law = BaseLaw(self.residual_band, s["law/spectrum"], float(s["law/tail"]))
-            self.plain = BaseLaw(self.residual_band, s["plain/spectrum"], float(s["law/tail"]))
-
-    def _gain(self, name: str, like: Tensor) -> Tensor | None:
-        """Per-mode gain of a learned part; None when it is zero everywhere."""
-        shells = self.statistics.get(name)
-        if shells is None or not bool((shells != 0).any()):
-            return None
-        dtype = like.real.dtype if like.is_complex() else like.dtype
-        return shells[self.residual_band.grid.shell()].to(device=like.device, dtype=dtype)
-
-    @property
-    def amplitude_share(self) -> float:
-        """Share of log D in use; 0 = D is 1."""
-        return float(self.statistics.get("amplitude/gain", 0.0))
-
     @property
     def score_active(self) -> bool:
         """Whether the generator earned its place (it is skipped otherwise)."""
         gain = self.statistics.get("score/gain")
         return gain is None or bool((gain != 0).any())
-
-    # -- conditions ------------------------------------------------------------------------------
-
-    def encode(self, state: Tensor, history: Tensor | None = None, raw: bool = False) -> Encoding:
-        """Mean, features and amplitude of states (B, n, n) with history (B, H, n, n).
-
-        ``raw``: evaluate the mean network even where it has no gain yet.
-        """
-        if (0 if history is None else history.shape[1]) != self.history:
-            raise ValueError(
-                f"history has {0 if history is None else history.shape[1]} frames, this model was "
-                f"built with conditions.history={self.history}"
-            )
-        if state.dtype not in (torch.float32, torch.float64):
-            state = state.float()
-        stack = (
-            state[:, None]
-            if history is None
-            else torch.cat([state[:, None], history.to(state)], dim=1)
-        )
-        frames_hat = self.band.to_spectral(stack)
-        mean_hat = self.library(frames_hat)
-        features = self.features(frames_hat)
-        shift, scale = (self.statistics[f"largest/{name}"].to(state) for name in ("mean", "std"))
-        largest = ((self.band.largest(frames_hat[:, 0]) - shift) / scale).float()
-        gain = self._gain("mean/gain", features)
-        share = self.amplitude_share
-        out, log_amplitude = None, None
-        if raw or gain is not None or share:
-            out = self.mean_network(features, largest)
-            if gain is not None:
-                colour = self.first.modes("colour", features) * gain
-                correction = self.residual_band.to_spectral(out[:, 0]) * colour
-                mean_hat = mean_hat + resize(correction, self.band.modes).to(mean_hat.dtype)
-            if share:
-                log_amplitude = share * self.log_amplitude(out)
-        return Encoding(mean_hat, features, largest, log_amplitude, out)
-
-    def features(self, frames_hat: Tensor) -> Tensor:
-        """Normalised condition channels (B, 9 + H, g, g), float32, on the generator's grid."""
-        spectra = feature_spectra(frames_hat[:, 0], self.band)
-        spectra = torch.cat([spectra, frames_hat[:, 1:]], dim=1)
-        scale = self.statistics["features/rms"]
-        scale = torch.cat([scale, scale[2:3].expand(self.history)]).to(frames_hat.real)
-        fields = (self.band.to_physical(spectra, self.size) / scale[:, None, None]).float()
-        places = coordinates(self.size, fields).expand(len(fields), -1, -1, -1)
-        return torch.cat([fields, places], dim=1)
-
-    def log_amplitude(self, out: Tensor) -> Tensor:
-        """log D (B, g, g) from the mean network's output; bounded to a factor of 20."""
-        return 3.0 * torch.tanh(out[:, 1] / 3.0)
-
-    def standardise(self, residual_hat: Tensor, log_amplitude: Tensor | None) -> Tensor:
-        """Residual spectra in the model's band to q spectra (B, ...) in the residual band."""
-        if log_amplitude is None:
-            return resize(residual_hat, self.residual_band.modes)
-        field = self.band.to_physical(residual_hat, self.size)
-        return self.residual_band.to_spectral(field * torch.exp(-log_amplitude).to(field))
-
-    def amplify(self, q_hat: Tensor, log_amplitude: Tensor | None) -> Tensor:
-        """Inverse of :meth:`standardise`: spectra in the model's band."""
-        if log_amplitude is None:
-            return resize(q_hat, self.band.modes)
-        field = self.residual_band.to_physical(q_hat, self.size)
-        field = field * torch.exp(log_amplitude).to(field)
-        grid_band = band(min(self.size // 2 - 1, self.band.modes), self.length)
-        return resize(grid_band.to_spectral(field), self.band.modes)
-
-    def kriging(
-        self, sensors: Sensors, log_amplitude: Tensor | None, device, law: BaseLaw | None = None
-    ) -> Kriging:
-        """Gain of a layout under a law (of q); kept when it is the same for every state."""
-        law = law or self.law
-        key = (*sensors.key, str(device), law is self.law)
-        fixed = log_amplitude is None or sensors.noise_std == 0
-        if fixed and key in self._kriging:
-            self._kriging.move_to_end(key)
-            return self._kriging[key]
-        variance = torch.full(
-            (len(sensors.positions),), sensors.noise_std**2, dtype=torch.float64, device=device
-        )
-        if log_amplitude is not None and not fixed:
-            variance = variance * torch.exp(-2 * self.at(log_amplitude, sensors.positions))
-        out = Kriging(law, sensors.positions, variance)
-        if fixed:
-            self._kriging[key] = out
-            while len(self._kriging) > KRIGING_CACHE:
-                self._kriging.popitem(last=False)
-        return out
-
-    def at(self, field: Tensor, positions: Tensor) -> Tensor:
-        """Values (B, S), by Fourier interpolation, of fields on the generator's grid."""
-        whole = band(self.size // 2 - 1, self.length)
-        return whole.at(whole.to_spectral(field), whole.phases(positions, field.device))
-
-    def observe(
-        self, encoding: Encoding, sensors: Sensors, scale: float, law: BaseLaw
-    ) -> tuple[Kriging, Tensor, Tensor]:
-        """(gain, kriged field of q, errors' std (., S)) from sensor values; see the class."""
-        device = encoding.mean_hat.device
-        values = sensors.values.to(device).double().reshape(-1, len(sensors.positions))
-        phases = self.band.phases(sensors.positions, device)
-        innovation = (values - self.band.at(encoding.mean_hat, phases)) / scale
-        scaled = (
-            sensors
-            if scale == 1.0
-            else Sensors(sensors.values, sensors.positions, sensors.noise_std / scale)
-        )
-        if encoding.log_amplitude is not None:
-            innovation = innovation * torch.exp(
-                -self.at(encoding.log_amplitude.double(), sensors.positions)
-            )
-        gain = self.kriging(scaled, encoding.log_amplitude, device, law)
-        return gain, gain.field(innovation), gain.error.sqrt()
-
-    # -- generator -------------------------------------------------------------------------------
 
     def conditions(self, encoding: Encoding, kriged: Tensor | None, std: Tensor | None) -> Tensor:
         """Channels (B, C + 3, g, g) of the generator: features, kriged field, its std, log D.
@@ -277,12 +102,14 @@ class DefaultModel(ClosureModel):
         extra = torch.stack([field, std, log], dim=1)
         return torch.cat([features.expand(shape[0], -1, -1, -1), extra], dim=1)
 
-    def encode_conditions(self, encoding: Encoding, kriged: Tensor | None, std: Tensor | None):
+    def encode_conditions(
+        self, encoding: Encoding, kriged: Tensor | None, std: Tensor | None
+    ) -> Encoded:
         """What the noisy branch needs of the conditions; once for all noise levels."""
         fields = self.conditions(encoding, kriged, std)
         return self.score_network.encode(fields, encoding.largest)
 
-    def whitened_velocity(self, x_hat: Tensor, angle: Tensor, encoded) -> Tensor:
+    def whitened_velocity(self, x_hat: Tensor, angle: Tensor, encoded: Encoded) -> Tensor:
         """Network output, spectra (B, ...) in whitened units, at unit-norm noisy x."""
         white_hat = x_hat * self.law.modes("whiten", x_hat)
         largest = self.residual_band.largest(white_hat).float()
@@ -309,6 +136,38 @@ class DefaultModel(ClosureModel):
         white = white if like is None else white.to(like.device)
         return white * (law or self.law).modes("std", white)
 
+    def noise_of_call(
+        self, seed: int, ids: Sequence[int], call: int, relative: float, like: Tensor, law: BaseLaw
+    ) -> Tensor:
+        """Base noise of a call, with the residual's memory (:mod:`memory`) where it has one.
+
+        ``relative``: interval between calls over the trained one.
+        """
+        fresh = self.base_noise(seed, "sample", ids, call, like=like, law=law)
+        if not bool((self.knots > 0).any()):
+            return fresh
+        shell = self.residual_band.grid.shell().to(like.device)
+        for knots in sorted(set(self.knots[self.knots > 0].tolist())):
+            first, cos, sin = position(call * relative, knots)
+            stream = draws.STREAM_MEMORY + round(math.log2(knots))
+            one, two = (
+                self.base_noise(seed, "sample", ids, first + i, stream, like, law) for i in (0, 1)
+            )
+            rows = (self.knots == knots).to(like.device)[shell]
+            fresh = torch.where(rows, cos * one + sin * two, fresh)
+        return fresh
+
+    def scale_of(self, relative: float) -> float:
+        """Factor of the residual's std for another interval: the white part averages out."""
+        shares = (
+            (self.knots.clamp(min=1.0) / relative).clamp(max=1.0)
+            if relative > 1
+            else (torch.where(self.knots > 0, 1.0, 1.0 / relative))
+        )
+        power = self.residual_band.by_group(self.residual_band.spread(self.law.spectrum))
+        shell = torch.round(self.residual_band.group_k2.double().sqrt()).long()
+        return math.sqrt(float((power * shares[shell]).sum() / power.sum()))
+
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
         losses = {"mean": training.mean_loss, "generator": training.generator_loss}
         if self.phase not in losses:
@@ -319,8 +178,6 @@ class DefaultModel(ClosureModel):
         """A Q^(1/2) f: colour a whitened spectrum and take the kriged part out of it."""
         coloured = white_hat * self.law.modes("colour", white_hat)
         return coloured if gain is None else gain.remove(coloured).to(coloured.dtype)
-
-    # -- sampling --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample_batch(
@@ -344,13 +201,14 @@ class DefaultModel(ClosureModel):
             raise ValueError("this model was trained with conditions.sensors=required: give some")
         if sensors is not None and self.sensors_allowed == "none":
             raise ValueError("this model was trained with conditions.sensors=none: give none")
-        scale = 1.0 if interval is None else 1.0 / math.sqrt(interval)
+        relative = 1.0 if interval is None else float(interval)
+        scale = self.scale_of(relative)
         encoding = self.encode(state, history)
         law = self.plain if method == "mean_gp" else self.law
         if method == "mean_gp":
             encoding = replace(encoding, log_amplitude=None)
         gain, kriged = None, None
-        z = self.base_noise(seed, "sample", members, call, like=state, law=law)
+        z = self.noise_of_call(seed, members, call, relative, state, law)
         if sensors is not None:
             gain, kriged, error = self.observe(encoding, sensors, scale, law)
             errors = draws.normals(seed, "sample", members, call, error.shape[-1])

@@ -15,6 +15,7 @@ from torch import Tensor
 from hpc_closure.closure import draws
 from hpc_closure.closure.bands import band
 from hpc_closure.closure.conditions import feature_spectra
+from hpc_closure.closure.memory import LagCorrelation
 from hpc_closure.closure.model import iterate, unpack
 from hpc_closure.spectral.grid import resize
 
@@ -24,8 +25,15 @@ SIGNIFICANT = 3.0
 CHECK_SEED = 20240807
 
 
-def _spectra(model, reader):
-    """(frames_hat, target_hat, state, history) of every batch, float64."""
+def _tags(batch) -> tuple[Tensor, Tensor] | None:
+    """(member, time index) of a batch's snapshots, where the reader tells."""
+    if not isinstance(batch, dict) or "time_index" not in batch or "member" not in batch:
+        return None
+    return torch.as_tensor(batch["member"]), torch.as_tensor(batch["time_index"])
+
+
+def _spectra(model, reader, tagged: bool = False):
+    """(frames_hat, target_hat, state, history or tags) of every batch, float64."""
     device = next(model.parameters()).device
     for batch in iterate(reader):
         state, target, history = unpack(batch)
@@ -34,7 +42,8 @@ def _spectra(model, reader):
         if history is not None:
             history = history.to(device).double()
             stack = torch.cat([stack, history], dim=1)
-        yield model.band.to_spectral(stack), model.band.to_spectral(target), state, history
+        spectra = model.band.to_spectral(stack), model.band.to_spectral(target)
+        yield (*spectra, state, history, _tags(batch)) if tagged else (*spectra, state, history)
 
 
 def fit_mean(model, reader) -> dict[str, Any]:
@@ -151,11 +160,13 @@ def fit_law(model, reader) -> dict[str, Any]:
         model.statistics["amplitude/gain"] = _amplitude_gain(model, reader, shares)
     kept_power = torch.zeros(len(kept.group_k2), dtype=torch.float64)
     plain_power, tail, num = torch.zeros_like(kept_power), 0.0, 0
-    for frames_hat, target_hat, state, history in _spectra(model, reader):
+    memory = LagCorrelation(kept)
+    for frames_hat, target_hat, state, history, tags in _spectra(model, reader, tagged=True):
         encoding = model.encode(state, history)
         residual = target_hat - encoding.mean_hat
         q_hat = model.standardise(residual, encoding.log_amplitude)
         kept_power += kept.by_group(q_hat.abs().square()).sum(0).cpu()
+        memory.add(q_hat, tags)
         inside = resize(residual, kept.modes)
         plain_power += kept.by_group(inside.abs().square()).sum(0).cpu()
         beyond = residual - resize(inside, model.band.modes)
@@ -175,12 +186,14 @@ def fit_law(model, reader) -> dict[str, Any]:
         raise ValueError(f"base_noise={model.config['base_noise']!r}, expected matched or white")
     model.statistics["law/spectrum"] = spectrum
     model.statistics["plain/spectrum"] = plain
+    model.statistics["memory/times"] = memory.times()
     model.statistics["law/tail"] = torch.tensor(tail, dtype=torch.float64)
     model.refresh()
     gain = model.statistics["mean/gain"]
     return {
         "mean_gain": [round(float(g), 3) for g in gain],
         "amplitude_gain": model.amplitude_share,
+        "memory": [round(float(t), 2) for t in model.statistics["memory/times"]],
         "residual": math.sqrt(power_of(spectrum, kept) + tail)
         / float(model.statistics["target/rms"]),
         "snapshots": num,

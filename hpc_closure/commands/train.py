@@ -107,7 +107,12 @@ def fit(experiment: Experiment, session: Session) -> None:
 def target_of(experiment: Experiment) -> dict:
     """What the closure stands for, for the artifact."""
     generate = experiment.generate
-    return {"kind": generate.closure, "interval": generate.interval, "dt": generate.dt}
+    return {
+        "kind": generate.closure,
+        "interval": generate.interval,
+        "dt": generate.dt,
+        "every": generate.record.every,
+    }
 
 
 def forcing_field(experiment: Experiment, grid: int):

@@ -1,0 +1,76 @@
+r"""Memory of the residual: base noise that is correlated from call to call, without any state.
+
+A residual whose correlation time, per wavenumber shell, exceeds the interval between calls must
+not be drawn afresh each time. Between knots that are T calls apart the noise turns from one draw
+into the next,
+
+.. math:: \xi(t) = \cos\theta\,\eta_k + \sin\theta\,\eta_{k+1}, \qquad
+          t / T = k + 2\theta/\pi,
+
+a unit-variance Gaussian process with integral time :math:`8T/\pi^2`, which is matched to
+:math:`\tau = -\Delta / \ln\rho` of the snapshots' correlation :math:`\rho` at their spacing
+:math:`\Delta`. Every draw is keyed, so a call needs no earlier call: members, blocks, restarts and
+threads do not matter. White residuals have T = 0 and are drawn afresh.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["LagCorrelation", "knot_spacing", "position"]
+
+# Shortest and least certain memory that is believed: correlation of neighbouring snapshots.
+LEAST = 0.2
+INTEGRAL = 8 / math.pi**2
+
+
+class LagCorrelation:
+    """Correlation, per shell, of spectra of neighbouring snapshots of a member."""
+
+    def __init__(self, kept):
+        self.kept = kept
+        self.product = torch.zeros(kept.grid.num_shells, dtype=torch.float64)
+        self.power = torch.zeros_like(self.product)
+        self.last: dict[int, tuple[int, Tensor]] = {}
+
+    def add(self, q_hat: Tensor, tags: tuple[Tensor, Tensor] | None) -> None:
+        """Take in spectra (B, ...) with their (member, time index); no tags, no memory."""
+        if tags is None:
+            return
+        for row, member, time in zip(q_hat, tags[0].tolist(), tags[1].tolist()):
+            before = self.last.get(member)
+            self.last[member] = (time, row)
+            if before is not None and time == before[0] + 1:
+                self._count((before[1].conj() * row).real, self.product)
+                both = 0.5 * (before[1].abs().square() + row.abs().square())
+                self._count(both, self.power)
+
+    def _count(self, values: Tensor, into: Tensor) -> None:
+        weighted = values.double().cpu() * self.kept.weights
+        into.index_add_(0, self.kept.grid.shell().flatten(), weighted.flatten())
+
+    def times(self) -> Tensor:
+        """Correlation time per shell in units of the snapshots' spacing; 0 = none seen."""
+        rho = self.product / self.power.clamp(min=1e-300)
+        tau = -1 / rho.clamp(min=1e-6, max=0.999).log()
+        return torch.where((rho > LEAST) & (self.power > 0), tau, 0.0)
+
+
+def knot_spacing(times: Tensor, spacing: float) -> Tensor:
+    """Knot spacing T per shell in trained intervals, a power of two; 0 = white.
+
+    Args:
+        times: correlation times in snapshots, 0 = white.
+        spacing: trained intervals from one snapshot to the next.
+    """
+    calls = times * spacing / INTEGRAL
+    rounded = 2.0 ** torch.round(torch.log2(calls.clamp(min=1e-9)))
+    return torch.where(calls > 1, rounded, 0.0)
+
+
+def position(call: float, knots: float) -> tuple[int, float, float]:
+    """(k, cos theta, sin theta) of a call."""
+    whole = math.floor(call / knots)
+    theta = 0.5 * math.pi * (call / knots - whole)
+    return whole, math.cos(theta), math.sin(theta)
