@@ -40,10 +40,10 @@ _DISK_ERRORS = {
 
 
 def _disk_errno(error: BaseException) -> int | None:
-    """The disk-related errno of an exception; h5py puts it only into the text."""
+    """The disk-related errno of an exception; h5py and safetensors put it only into the text."""
     code = getattr(error, "errno", None)
-    if code is None and _from_h5py(error):
-        found = re.search(r"errno = (\d+)", str(error))
+    if code is None:
+        found = re.search(r"(?:errno = |os error )(\d+)", str(error))
         code = int(found.group(1)) if found else None
     return code if code in _DISK_ERRORS else None
 
@@ -60,7 +60,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         yield
     except DiskError:
         raise
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         code = _disk_errno(error)
         if code is None:
             raise

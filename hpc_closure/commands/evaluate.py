@@ -23,7 +23,7 @@ def run(
     """Write RUN/evaluate: scores.csv, scores.json, figures, report.html. Returns the exit code."""
     if dry_run:
         return print_plan(experiment)
-    rollout.check_model(Run(experiment.folder))
+    rollout.check_model(experiment)
     notes = check_complete(experiment, partial)
     with Session(
         experiment, "evaluate", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity

@@ -31,7 +31,7 @@ def run(
     if dry_run:
         return print_plan(experiment, books, wanted, parts, retry_failed)
     check_cases(experiment)
-    check_model(books.run)
+    check_model(experiment)
     with Session(
         experiment, "rollout", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
     ) as session:
@@ -76,7 +76,9 @@ def check_cases(experiment: Experiment) -> None:
         )
 
 
-def check_model(run: Run) -> None:
+def check_model(experiment: Experiment) -> None:
+    """Raise ValueError unless the experiment's own model is there."""
+    run = Run(experiment.folder)
     if not run.model.exists():
         raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hpc_closure import log, units
+from hpc_closure import files, log, units
 from hpc_closure.commands import generate
 from hpc_closure.commands.session import Session
 from hpc_closure.experiment import Experiment
@@ -132,7 +132,13 @@ def is_trained(path: Path, wanted: str) -> bool:
         return False
     from hpc_closure.closure import artifact
 
-    return artifact.read_header(path)["provenance"].get("hashes", {}).get("train") == wanted
+    try:
+        header = artifact.read_header(path)
+    except ValueError as error:
+        aside = files.set_aside(path)
+        log.get().warning(f"not used: {error} (kept as {aside.name})")
+        return False
+    return header["provenance"].get("hashes", {}).get("train") == wanted
 
 
 def check_data(experiment: Experiment) -> None:

@@ -217,7 +217,7 @@ class DataSet:
         self.folder = Path(folder)
         self._rows: dict[int, tuple[Path, int]] = {}
         self._open: dict[Path, tuple[contextlib.ExitStack, h5py.File]] = {}
-        paths = sorted(self.folder.glob("*.h5"))
+        paths = sorted(self.folder.glob("block_*-*.h5"))
         if not paths:
             raise ValueError(f"{self.folder}: no data files; run `hpc-closure generate` first")
         times = None
