@@ -81,6 +81,15 @@ def check_model(experiment: Experiment) -> None:
     run = Run(experiment.folder)
     if not run.model.exists():
         raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
+    from hpc_closure.closure import artifact
+
+    made = artifact.read_header(run.model)["provenance"].get("hashes", {}).get("train", "")
+    wanted = experiment.stage_hash("train")
+    if made != wanted:
+        raise ValueError(
+            f"{run.model}: trained by another experiment (hash {made[:12] or 'none'}, expected "
+            f"{wanted[:12]}); change `name`, or run `hpc-closure train --redo`"
+        )
 
 
 def work(experiment, session, books, plan, retry_failed=False, wait=True) -> worker.Outcome:
