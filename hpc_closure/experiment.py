@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from hpc_closure.consistency import check
 from hpc_closure.stop import seconds
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -37,14 +38,6 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
     ).hexdigest()
-
-
-def _check_steps(key: str, time: float, step: float) -> None:
-    ratio = time / step
-    if abs(ratio - round(ratio)) > 1e-6 * max(1.0, abs(ratio)):
-        raise ValueError(
-            f"{key}={time:g} is not a multiple of {step:g}; nearest: {round(ratio) * step:g}"
-        )
 
 
 class Section(BaseModel):
@@ -375,111 +368,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
-        generate, rollout, train = self.generate, self.rollout, self.train
-        _check_steps("generate.t_end", generate.t_end, generate.dt)
-        _check_steps("generate.record.start", generate.record.start, generate.dt)
-        _check_steps("generate.record.every", generate.record.every, generate.dt)
-        _check_steps("rollout.every", rollout.every, rollout.interval * generate.dt)
-        _check_steps("rollout.t_start", rollout.t_start, generate.dt)
-        if generate.record.start > generate.t_end:
-            raise ValueError(
-                f"generate.record.start={generate.record.start} is after generate.t_end="
-                f"{generate.t_end}: "
-                "nothing would be stored"
-            )
-        for key, grid, of in [
-            ("generate.record.grid", self.data_grid, generate.grid),
-            ("train.grid", self.train_grid, self.data_grid),
-            *[("evaluate.grids", grid, self.data_grid) for grid in self.score_grids],
-        ]:
-            if of % grid:
-                raise ValueError(f"{key}={grid} does not divide {of}, the grid it is taken from")
-        if generate.closure == "subgrid" and self.data_grid == generate.grid:
-            raise ValueError(
-                "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
-                f"{generate.grid}: the reduced solver runs on the stored grid"
-            )
-        if generate.form == "packed" and self.cluster.domain_ranks > 1:
-            raise ValueError(
-                "generate.form=packed needs mode -k beside k, so one rank per member: set "
-                "cluster.domain_ranks=1 or generate.form=basdevant"
-            )
-        if self.cluster.domain_ranks > generate.grid // 3:
-            raise ValueError(
-                f"cluster.domain_ranks={self.cluster.domain_ranks} is more than the retained rows "
-                "of a "
-                f"{generate.grid}^2 field can feed; at most {generate.grid // 3}"
-            )
-        least = 2 * ((self.train_grid - 1) // 3) + 2
-        for grid in self.score_grids:
-            if grid < least:
-                raise ValueError(
-                    f"evaluate.grids: {grid} cannot carry a model trained at {self.train_grid}; "
-                    f"at least {least}"
-                )
-        if abs(sum(train.split) - 1) > 1e-6:
-            raise ValueError(
-                f"train.split={list(train.split)} sums to {sum(train.split):g}, expected 1"
-            )
-        if not train.split[0]:
-            raise ValueError(f"train.split={list(train.split)} leaves nothing to train on")
-        if train.batch % train.accumulate:
-            raise ValueError(
-                f"train.batch={train.batch} cannot be cut into train.accumulate="
-                f"{train.accumulate} equal parts"
-            )
-        if generate.closure == "subgrid" and rollout.t_end > generate.t_end:
-            raise ValueError(
-                f"rollout.t_end={rollout.t_end:g} is after generate.t_end={generate.t_end:g}, but "
-                "the truth of closure subgrid is the stored DNS: lower it or generate longer"
-            )
-        if (
-            train.window
-            and not generate.record.start <= train.window[0] < train.window[1] <= generate.t_end
-        ):
-            raise ValueError(
-                f"train.window={list(train.window)} must lie in [record.start, t_end] = "
-                f"[{generate.record.start:g}, {generate.t_end:g}]"
-            )
-        if rollout.t_end <= rollout.t_start:
-            raise ValueError(
-                f"rollout.t_end={rollout.t_end} must be after rollout.t_start={rollout.t_start}"
-            )
-        if not generate.record.start <= rollout.t_start <= generate.t_end:
-            raise ValueError(
-                f"rollout.t_start={rollout.t_start} must be a stored time of generate, in "
-                f"[{generate.record.start:g}, {generate.t_end:g}]"
-            )
-        _check_steps(
-            "rollout.t_start", rollout.t_start - generate.record.start, generate.record.every
-        )
-        horizon = rollout.t_end - rollout.t_start
-        event = self.evaluate.event
-        for lead in (*self.evaluate.lead_times, *([event.lead_time] if event else [])):
-            if lead > horizon + 1e-9:
-                raise ValueError(
-                    f"evaluate.lead_times: {lead:g} is beyond the horizon {horizon:g} of rollout"
-                )
-            _check_steps("evaluate.lead_times", lead, rollout.every)
-        if self.model.conditions.sensors == "required" and not rollout.sensors:
-            raise ValueError("model.conditions.sensors=required, but rollout.sensors is not set")
-        if rollout.sensors and self.model.conditions.sensors == "none":
-            raise ValueError(
-                "rollout.sensors is set but model.conditions.sensors=none: set it to optional"
-            )
-        if self.evaluate.sensors and self.model.conditions.sensors == "none":
-            raise ValueError(
-                "evaluate.sensors is set but model.conditions.sensors=none: set it to optional"
-            )
-        if self.model.modes and 2 * self.model.modes > self.train_grid:
-            raise ValueError(
-                f"model.modes={self.model.modes} needs a grid of at least {2 * self.model.modes}, "
-                f"train.grid is {self.train_grid}"
-            )
-        if generate.closure == "subgrid" and (rollout.sensors or self.evaluate.sensors):
-            raise ValueError(
-                "closure subgrid has no sensors: remove rollout.sensors and evaluate.sensors"
-            )
+        check(self)
         return self
 
     def stage_settings(self, stage: str) -> dict:

@@ -1,0 +1,134 @@
+"""What must hold between the sections of an experiment; each breach is one clear line."""
+
+
+def check(experiment) -> None:
+    """Raise ValueError when the sections do not fit together."""
+    _check_data(experiment)
+    _check_training(experiment)
+    _check_rollout(experiment)
+    _check_sensors(experiment)
+
+
+def _check_data(experiment) -> None:
+    generate = experiment.generate
+    _check_steps("generate.t_end", generate.t_end, generate.dt)
+    _check_steps("generate.record.start", generate.record.start, generate.dt)
+    _check_steps("generate.record.every", generate.record.every, generate.dt)
+    if generate.record.start > generate.t_end:
+        raise ValueError(
+            f"generate.record.start={generate.record.start} is after generate.t_end="
+            f"{generate.t_end}: nothing would be stored"
+        )
+    for key, grid, of in [
+        ("generate.record.grid", experiment.data_grid, generate.grid),
+        ("train.grid", experiment.train_grid, experiment.data_grid),
+        *[("evaluate.grids", grid, experiment.data_grid) for grid in experiment.score_grids],
+    ]:
+        if of % grid:
+            raise ValueError(f"{key}={grid} does not divide {of}, the grid it is taken from")
+    if generate.closure == "subgrid" and experiment.data_grid == generate.grid:
+        raise ValueError(
+            "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
+            f"{generate.grid}: the reduced solver runs on the stored grid"
+        )
+    if generate.form == "packed" and experiment.cluster.domain_ranks > 1:
+        raise ValueError(
+            "generate.form=packed needs mode -k beside k, so one rank per member: set "
+            "cluster.domain_ranks=1 or generate.form=basdevant"
+        )
+    if experiment.cluster.domain_ranks > generate.grid // 3:
+        raise ValueError(
+            f"cluster.domain_ranks={experiment.cluster.domain_ranks} is more than the retained "
+            f"rows of a {generate.grid}^2 field can feed; at most {generate.grid // 3}"
+        )
+
+
+def _check_training(experiment) -> None:
+    generate, train = experiment.generate, experiment.train
+    least = 2 * ((experiment.train_grid - 1) // 3) + 2
+    for grid in experiment.score_grids:
+        if grid < least:
+            raise ValueError(
+                f"evaluate.grids: {grid} cannot carry a model trained at {experiment.train_grid}; "
+                f"at least {least}"
+            )
+    if abs(sum(train.split) - 1) > 1e-6:
+        raise ValueError(
+            f"train.split={list(train.split)} sums to {sum(train.split):g}, expected 1"
+        )
+    if not train.split[0]:
+        raise ValueError(f"train.split={list(train.split)} leaves nothing to train on")
+    if train.batch % train.accumulate:
+        raise ValueError(
+            f"train.batch={train.batch} cannot be cut into train.accumulate="
+            f"{train.accumulate} equal parts"
+        )
+    if (
+        train.window
+        and not generate.record.start <= train.window[0] < train.window[1] <= generate.t_end
+    ):
+        raise ValueError(
+            f"train.window={list(train.window)} must lie in [record.start, t_end] = "
+            f"[{generate.record.start:g}, {generate.t_end:g}]"
+        )
+
+
+def _check_rollout(experiment) -> None:
+    generate, rollout = experiment.generate, experiment.rollout
+    _check_steps("rollout.every", rollout.every, rollout.interval * generate.dt)
+    _check_steps("rollout.t_start", rollout.t_start, generate.dt)
+    if generate.closure == "subgrid" and rollout.t_end > generate.t_end:
+        raise ValueError(
+            f"rollout.t_end={rollout.t_end:g} is after generate.t_end={generate.t_end:g}, but "
+            "the truth of closure subgrid is the stored DNS: lower it or generate longer"
+        )
+    if rollout.t_end <= rollout.t_start:
+        raise ValueError(
+            f"rollout.t_end={rollout.t_end} must be after rollout.t_start={rollout.t_start}"
+        )
+    if not generate.record.start <= rollout.t_start <= generate.t_end:
+        raise ValueError(
+            f"rollout.t_start={rollout.t_start} must be a stored time of generate, in "
+            f"[{generate.record.start:g}, {generate.t_end:g}]"
+        )
+    _check_steps("rollout.t_start", rollout.t_start - generate.record.start, generate.record.every)
+    horizon = rollout.t_end - rollout.t_start
+    event = experiment.evaluate.event
+    for lead in (*experiment.evaluate.lead_times, *([event.lead_time] if event else [])):
+        if lead > horizon + 1e-9:
+            raise ValueError(
+                f"evaluate.lead_times: {lead:g} is beyond the horizon {horizon:g} of rollout"
+            )
+        _check_steps("evaluate.lead_times", lead, rollout.every)
+
+
+def _check_sensors(experiment) -> None:
+    generate, rollout = experiment.generate, experiment.rollout
+    if experiment.model.conditions.sensors == "required" and not rollout.sensors:
+        raise ValueError("model.conditions.sensors=required, but rollout.sensors is not set")
+    if rollout.sensors and experiment.model.conditions.sensors == "none":
+        raise ValueError(
+            "rollout.sensors is set but model.conditions.sensors=none: set it to optional"
+        )
+    if experiment.evaluate.sensors and experiment.model.conditions.sensors == "none":
+        raise ValueError(
+            "evaluate.sensors is set but model.conditions.sensors=none: set it to optional"
+        )
+    if experiment.model.modes and 2 * experiment.model.modes > experiment.train_grid:
+        raise ValueError(
+            f"model.modes={experiment.model.modes} needs a grid of at least "
+            f"{2 * experiment.model.modes}, "
+            f"train.grid is {experiment.train_grid}"
+        )
+    if generate.closure == "subgrid" and (rollout.sensors or experiment.evaluate.sensors):
+        raise ValueError(
+            "closure subgrid has no sensors: remove rollout.sensors and evaluate.sensors"
+        )
+
+
+def _check_steps(key: str, time: float, step: float) -> None:
+    ratio = time / step
+    if abs(ratio - round(ratio)) > 1e-6 * max(1.0, abs(ratio)):
+        raise ValueError(
+            f"{key}={time:g} is not a multiple of {step:g}; nearest: {round(ratio) * step:g}"
+        )
