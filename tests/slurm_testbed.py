@@ -154,7 +154,7 @@ class Ensemble:
 
 @pytest.fixture
 def ensemble(tmp_path, monkeypatch):
-    """Makes a run of empty physics: ``ensemble(members=8, seconds=2) -> Ensemble``."""
+    """Makes a run of empty physics: ``ensemble("name", members=8, seconds=2) -> Ensemble``."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return lambda **changes: Ensemble(tmp_path, **changes)
+    return lambda name="study", **changes: Ensemble(tmp_path / name, **changes)

@@ -33,53 +33,61 @@ def test_an_array_runs_and_the_queue_says_so(testbed, ensemble):
     assert "Job completed successfully" in work.log(found, "2")
 
 
-def test_a_signal_saves_and_requeues(testbed, ensemble):
-    work = ensemble(members=1, seconds=4.0)
-    [found] = work.submit()
-    testbed.wait(lambda: found.log.exists() and "from step 0" in work.log(found))
-    testbed.call("scancel", "--signal=USR2", found.job)
-    testbed.wait(lambda: testbed.jobs().get(found.job) == "PENDING")
-    step = json.loads((work.run.restart("rollout", "000000-000000") / "step.json").read_text())
-    assert work.counts() == {"units": 1, "queued": 1}
+def saved_step(work, unit):
+    return json.loads((work.run.restart("rollout", unit) / "step.json").read_text())["step"]
+
+
+def test_how_tasks_end(testbed, ensemble):
+    """Three arrays at once: one is warned, one cancelled, one warned that may not be requeued."""
+    kinds = ("warned", "cancelled", "capped")
+    works = {kind: ensemble(kind, members=2, seconds=3.0) for kind in kinds}
+    sent = {kind: work.submit(max_requeues=0 if kind == "capped" else 20)[0]
+            for kind, work in works.items()}
+    for kind, work in works.items():
+        testbed.wait(lambda: work.counts().get("running") == 2, what=kind)  # noqa: B023
+        testbed.call("scancel", *([] if kind == "cancelled" else ["--signal=USR2"]),
+                     sent[kind].job)
+    testbed.wait(lambda: testbed.jobs().get(sent["warned"].job + "_1") == "PENDING")
+    step = saved_step(works["warned"], "000001-000001")
     testbed.drain()
-    assert work.done()
-    # It goes on from the very step at which it was told, not from the last regular save.
-    assert f"from step {step['step']}" in work.log(found)
-
-
-def test_scancel_saves_and_is_obeyed(testbed, ensemble):
-    work = ensemble(members=2, seconds=4.0)
-    [found] = work.submit()
-    testbed.wait(lambda: work.counts().get("running") == 2)
-    testbed.call("scancel", found.job)
+    assert works["warned"].done()
+    # It goes on from the very step at which it was warned, not from the last regular save.
+    assert f"from step {step}" in works["warned"].log(sent["warned"], "1")
+    assert "not requeued: started 1 times already" in works["capped"].log(sent["capped"])
+    steps = {}
+    for kind in ("cancelled", "capped"):
+        # Saved, claims given back, no failure booked; and the cancelled one stays cancelled.
+        assert works[kind].counts() == {"units": 2, "missing": 2}
+        assert testbed.show(sent[kind].job + "_1")["Restarts"] == "0"
+        steps[kind] = saved_step(works[kind], "000001-000001")
+        sent[kind] = works[kind].submit()[0]  # the same command again
     testbed.drain()
-    assert work.counts() == {"units": 2, "missing": 2}
-    assert testbed.show(found.job + "_1")["Restarts"] == "0"
-    step = json.loads((work.run.restart("rollout", "000001-000001") / "step.json").read_text())
-    [again] = work.submit()
-    testbed.drain()
-    assert work.done()
-    assert f"from step {step['step']}" in work.log(again, "1")
+    for kind, step in steps.items():
+        assert works[kind].done() and f"from step {step}" in works[kind].log(sent[kind], "1")
 
 
-def test_preempted_and_requeued(testbed, ensemble):
-    work = ensemble(members=1, seconds=4.0)
-    [found] = work.submit()
-    testbed.wait(lambda: work.counts().get("running") == 1)
-    testbed.sbatch("-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-    testbed.wait(lambda: testbed.jobs().get(found.job) == "PENDING")
-    testbed.drain()
-    assert work.done() and testbed.show(found.job)["Restarts"] == "1"
-
-
-def test_preempted_by_cancel(testbed, ensemble):
-    """The partition cancels; the tasks get themselves requeued."""
-    work = ensemble(members=2, seconds=4.0)
-    [found] = work.submit(SPARE)
-    testbed.wait(lambda: work.counts().get("running") == 2)
+def test_preemption(testbed, ensemble, tmp_path):
+    """By a partition that requeues, by one that cancels, by one where nodes have no scontrol."""
+    only = tmp_path / "bin"
+    only.mkdir()
+    for name in ("srun", "bash"):
+        (only / name).symlink_to(f"/usr/bin/{name}")
+    profiles = {"main": load_profile("testbed"), "spare": SPARE,
+                "bare": SPARE.model_copy(update={"setup": [f"export PATH={only}"]})}
+    works = {kind: ensemble(kind, members=1, seconds=3.0) for kind in profiles}
+    sent = {kind: work.submit(profiles[kind])[0] for kind, work in works.items()}
+    for work in works.values():
+        testbed.wait(lambda: work.counts().get("running") == 1)  # noqa: B023
     testbed.sbatch("-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true")
     testbed.drain()
-    assert work.done() and testbed.show(found.job + "_0")["Restarts"] == "1"
+    for kind in ("main", "spare"):  # started twice, and not once more after the end
+        assert works[kind].done() and testbed.show(sent[kind].job)["Restarts"] == "1"
+    assert "Slurm does it itself" in works["main"].log(sent["main"])
+    assert "there is no scontrol on this node" in works["bare"].log(sent["bare"])
+    assert works["bare"].counts() == {"units": 1, "missing": 1}
+    works["bare"].submit()
+    testbed.drain()
+    assert works["bare"].done()
 
 
 def test_killed_task_without_accounting(testbed, ensemble):
@@ -98,24 +106,6 @@ def test_killed_task_without_accounting(testbed, ensemble):
     assert work.done()
 
 
-def test_preempted_by_cancel_where_nodes_have_no_scontrol(testbed, ensemble, tmp_path):
-    only = tmp_path / "bin"
-    only.mkdir()
-    for name in ("srun", "bash"):
-        (only / name).symlink_to(f"/usr/bin/{name}")
-    profile = SPARE.model_copy(update={"setup": [f"export PATH={only}"]})
-    work = ensemble(members=1, seconds=4.0)
-    [found] = work.submit(profile)
-    testbed.wait(lambda: work.counts().get("running") == 1)
-    testbed.sbatch("-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true")
-    testbed.drain()
-    assert "not requeued: there is no scontrol on this node" in work.log(found)
-    assert work.counts() == {"units": 1, "missing": 1}  # saved, claim given back, no failure
-    work.submit()
-    testbed.drain()
-    assert work.done()
-
-
 def test_submitting_from_inside_a_job(testbed, ensemble):
     work = ensemble(members=2, seconds=0.2)
     script = work.config.with_suffix(".py")
@@ -128,12 +118,3 @@ def test_submitting_from_inside_a_job(testbed, ensemble):
                    "--wrap", f"{sys.executable} {script}")
     testbed.drain()
     assert work.done(), (work.config.parent / "outer.log").read_text()
-
-
-def test_requeues_are_capped(testbed, ensemble):
-    work = ensemble(members=1, seconds=4.0)
-    [found] = work.submit(max_requeues=0)
-    testbed.wait(lambda: work.counts().get("running") == 1)
-    testbed.call("scancel", "--signal=USR2", found.job)
-    testbed.drain()
-    assert "not requeued: started 1 times already" in work.log(found)
