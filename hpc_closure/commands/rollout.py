@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hpc_closure import config, log, units, worker
 from hpc_closure.commands.generate import tell
-from hpc_closure.commands.session import Session, chosen_members, chosen_part
+from hpc_closure.commands.session import Session, check_recipe, chosen_members, chosen_part
 from hpc_closure.experiment import Experiment
 from hpc_closure.run import Run
 
@@ -86,6 +86,7 @@ def check_model(experiment: Experiment) -> None:
     made = artifact.read_header(run.model)["provenance"].get("hashes", {}).get("train", "")
     wanted = experiment.stage_hash("train")
     if made != wanted:
+        check_recipe(run, experiment, "rollout", redo=True)  # names the keys, where it can
         raise ValueError(
             f"{run.model}: trained by another experiment (hash {made[:12] or 'none'}, expected "
             f"{wanted[:12]}); change `name`, or run `hpc-closure train --redo`"
