@@ -90,6 +90,15 @@ def test_profiles_by_name_in_the_working_folder_and_by_path(tmp_path, monkeypatc
     assert load_profile(None).options() == {}
 
 
+def test_the_profile_in_the_docs_loads(tmp_path):
+    page = (Path(TESTS).parent / "docs" / "cluster.md").read_text()
+    text = page.split("```text\n")[1].split("```")[0]
+    (tmp_path / "site.yaml").write_text(text)
+    site = load_profile(tmp_path / "site.yaml")
+    assert site.for_stage("train").options() == {
+        "account": "my_project", "partition": "gpu", "gpus-per-node": 4, "cpus-per-task": 8}
+
+
 @pytest.mark.parametrize("text, message", [
     ("acount: x", "unknown key acount; did you mean account?"),
     ("stages: {train: {gpus: 4}}", "unknown key stages.train.gpus; did you mean gres?"),
