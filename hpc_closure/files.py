@@ -222,10 +222,14 @@ def open_hdf5(path: Path | str, mode: str = "r", **options):
             raise ValueError(f"{path}: a folder, expected an HDF5 file")
     # Products never change and claims keep writers apart, so HDF5's own locks, which fail on some
     # cluster file systems, are not needed.
-    options.setdefault("locking", False)
     with hdf5_errors(path):
-        with disk_errors(path) if not reading else contextlib.nullcontext():
-            with h5py.File(path, mode, **options) as file:
+        if reading:
+            with h5py.File(path, mode, locking=False, **options) as file:
+                yield file
+        else:
+            from .guarded import WritableHDF5
+
+            with disk_errors(path), WritableHDF5(path, mode, **options) as file:
                 yield file
 
 

@@ -79,13 +79,28 @@ class Block(ABC):
 
     def run(self, claim, checkpoint_every: float) -> None:
         """Compute and publish the block."""
-        with files.disk_errors(self.books.run.product(self.books.stage, self.unit)):
-            writer, index = self._start()
+        stage, run = self.books.stage, self.books.run
+        folder = run.restart(stage, self.unit)
+        with files.disk_errors(run.product(stage, self.unit)):
             try:
-                self._loop(claim, checkpoint_every, writer, index)
-            finally:
-                if writer is not None:
-                    writer.close()
+                continued = (folder / "working.h5").exists()
+                with files.hdf5_errors(folder / "working.h5"):
+                    self._attempt(claim, checkpoint_every)
+            except ValueError as error:
+                if not continued or self.domain.size > 1:
+                    raise
+                # A kill in the middle of a write can leave a working file that only looks sound.
+                log.get().warning(f"{stage} {self.unit}: begins anew: {error}")
+                files.remove(folder)
+                self._attempt(claim, checkpoint_every)
+
+    def _attempt(self, claim, checkpoint_every: float) -> None:
+        writer, index = self._start()
+        try:
+            self._loop(claim, checkpoint_every, writer, index)
+        finally:
+            if writer is not None:
+                writer.close()
 
     def _loop(self, claim, checkpoint_every, writer, index):
         stop, steps = self.session.stop, self.record_steps

@@ -69,12 +69,15 @@ class BlockWriter:
         if not self.continued:
             length = float(attributes.get("length", 1.0))
             self.file = self._keep(open_hdf5(self.path, "w"))
-            self._header(members, times, grid, length, attributes)
-            self._allocate("t0_fields", fields, shape, precision)
-            self._allocate("scalars", series, shape[:2], "float64")
-            for name, rows in (references or {}).items():
-                self._allocate("references", [name], (rows, *shape[1:]), precision)
-            self.file.flush()
+            with contextlib.ExitStack() as unless_made:
+                unless_made.callback(self.close)
+                self._header(members, times, grid, length, attributes)
+                self._allocate("t0_fields", fields, shape, precision)
+                self._allocate("scalars", series, shape[:2], "float64")
+                for name, rows in (references or {}).items():
+                    self._allocate("references", [name], (rows, *shape[1:]), precision)
+                self.file.flush()
+                unless_made.pop_all()
 
     def _continue(self, shape, members, times, fields, series):
         if not self.path.exists():
