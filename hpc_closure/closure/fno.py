@@ -182,5 +182,7 @@ class Pointwise(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.matmul(self.weight.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
+        # one product per sample: matmul would fold the batch into columns, by copies
+        weight = self.weight.to(x.dtype).expand(len(x), -1, -1)
+        out = torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
         return out if self.bias is None else out + self.bias.to(x.dtype)[:, None, None]
