@@ -37,10 +37,13 @@ class Stop:
     Args:
         max_elapsed: seconds until the flag is set by itself, or None.
         signals: names to handle; a task started by submitit leaves SIGUSR2 to submitit.
+        at_once: raise :class:`Stopped` right away instead of setting the flag; for a stage that
+            has nothing to save.
     """
 
-    def __init__(self, max_elapsed: float | None = None, signals: tuple[str, ...] = SIGNALS):
-        self.signals = signals
+    def __init__(self, max_elapsed: float | None = None, signals: tuple[str, ...] = SIGNALS,
+                 at_once: bool = False):
+        self.signals, self.at_once = signals, at_once
         self.deadline = None if max_elapsed is None else time.monotonic() + max_elapsed
         self.max_elapsed = max_elapsed
         self.reason = ""
@@ -52,9 +55,14 @@ class Stop:
             for name in self.signals:
                 number = getattr(signal, name)
                 self._previous[number] = signal.signal(number, self._handle)
+            if self.at_once and self.max_elapsed is not None:
+                self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
+                signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.remaining))
         return self
 
     def __exit__(self, *_) -> None:
+        if signal.SIGALRM in self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._previous = {}
@@ -65,8 +73,14 @@ class Stop:
             if self._interrupts > 1:
                 raise KeyboardInterrupt
             # os.write, because printing inside a handler may re-enter the stream.
-            os.write(2, b"\nstopping after this step; Ctrl-C again aborts\n")
-        self.request("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+            if not self.at_once:
+                os.write(2, b"\nstopping after this step; Ctrl-C again aborts\n")
+        if number == signal.SIGALRM:
+            self.request(f"time limit of {self.max_elapsed:g} s reached")
+        else:
+            self.request("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+        if self.at_once:
+            raise Stopped(self.reason)
 
     def request(self, reason: str) -> None:
         """Set the flag from code."""

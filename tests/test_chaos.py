@@ -1,8 +1,8 @@
 """Kills at random moments of every verb; the same command again gives the undisturbed products.
 
 The verbs run in children of a fork server that has torch and the package loaded, so a kill costs
-the work of the verb and not the start of Python. The seeds are fixed; the moments are not, and need
-not be: the claim is that no moment matters.
+the work of the verb and not the start of Python. The seeds are fixed; the moments are not, and
+need not be: the claim is that no moment matters.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from hpc_closure.run import Run
 KILL = signal.SIGKILL
 POLITE = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
 SIGNALS = [KILL, KILL, KILL, *POLITE]
-KILLS = {"generate": 11, "train": 9, "rollout": 9, "evaluate": 4}  # at least 30 in all
+KILLS = {"generate": 11, "train": 9, "rollout": 9, "evaluate": 3}  # at least 30 in all
 PRELOAD = ["hpc_closure.cli", "hpc_closure.commands.generate", "hpc_closure.commands.train",
            "hpc_closure.commands.rollout", "hpc_closure.commands.evaluate",
            "hpc_closure.data.dns", "hpc_closure.rollout.block", "hpc_closure.closure.artifact",

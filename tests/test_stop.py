@@ -34,6 +34,19 @@ def test_time_limit():
     assert stop.requested and "time limit of 0.05 s" in stop.reason
 
 
+def test_at_once():
+    with pytest.raises(Stopped, match="SIGTERM"), Stop(at_once=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    began = time.monotonic()
+    with pytest.raises(Stopped, match="time limit of 0.1 s"), Stop(0.1, at_once=True):
+        time.sleep(5)
+    assert time.monotonic() - began < 2
+    with Stop(0.1, at_once=True):
+        pass
+    time.sleep(0.15)  # the alarm is off
+
+
 def test_signals_left_to_others():
     before = signal.getsignal(signal.SIGUSR2)
     with Stop(signals=("SIGTERM",)):

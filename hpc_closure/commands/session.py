@@ -8,7 +8,7 @@ import contextlib
 import os
 import shutil
 
-from hpc_closure import config, files, log, parallel, provenance, worker
+from hpc_closure import claims, config, files, log, parallel, provenance, units, worker
 from hpc_closure.experiment import Experiment
 from hpc_closure.run import STAGES, Run
 from hpc_closure.stop import SIGNALS, Stop, seconds
@@ -44,7 +44,8 @@ class Session:
         started = parallel.launch()
         self.rank = started.rank if started.launcher == "torchrun" else self.world.rank
         self.size = started.size if started.launcher == "torchrun" else self.world.size
-        self.stop = Stop(seconds(max_elapsed) if max_elapsed else None, signals)
+        limit = seconds(max_elapsed) if max_elapsed else None
+        self.stop = Stop(limit, signals, at_once=verb == "evaluate")
         self._redo, self._yes = redo, yes
         self._closing = contextlib.ExitStack()
 
@@ -76,6 +77,8 @@ class Session:
             if self.rank == 0:
                 provenance.append(self.run, self.record)
                 log.banner(f"{self.verb} {self.experiment.name}", self.record)
+            if self.verb in ("train", "evaluate"):
+                closing.enter_context(self._alone())
             self._closing = closing.pop_all()
         return self
 
@@ -83,7 +86,7 @@ class Session:
         return self._closing.__exit__(*error)
 
     @contextlib.contextmanager
-    def alone(self):
+    def _alone(self):
         """Hold a stage that cannot be shared; two programs at it would spoil its files."""
         with contextlib.ExitStack() as held:
             error = None
@@ -116,14 +119,20 @@ class Session:
         return None
 
     def _clear(self) -> None:
-        folder = self.run.folder(self.verb)
+        folder, books = self.run.folder(self.verb), self.run.units(self.verb)
         if not folder.exists():
             return
+        names = [entry.name for entry in units.listing(books)]
+        for name, owner in claims.living(books, names, self.experiment.cluster.stale_after).items():
+            raise RuntimeError(
+                f"{folder}: {name} is being computed by process {owner.get('pid', '?')} on "
+                f"{owner.get('host', '?')}; end it before --redo"
+            )
         if not self._yes:
             answer = input(f"delete {folder} and what it holds? [y/N] ")
             if answer.strip().lower() not in ("y", "yes"):
                 raise RuntimeError(f"{folder}: kept, nothing done")
-        for path in (folder, self.run.units(self.verb)):
+        for path in (folder, books):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -26,12 +26,11 @@ def run(
     with Session(
         experiment, "train", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
     ) as session:
-        with session.alone():
-            if is_trained(session.run.model, experiment.stage_hash("train")):
-                log.get().info(f"{session.run.model} is there already; nothing to do")
-                return 0
-            fit(experiment, session)
-            log.get().info(f"wrote {session.run.model}")
+        if is_trained(session.run.model, experiment.stage_hash("train")):
+            log.get().info(f"{session.run.model} is there already; nothing to do")
+            return 0
+        fit(experiment, session)
+        log.get().info(f"wrote {session.run.model}")
     return 0
 
 
