@@ -13,6 +13,8 @@ import h5py
 import numpy as np
 
 from hpc_closure import files, units, worker
+from hpc_closure.rollout import submit
+from hpc_closure.rollout.queue import queued_members
 from hpc_closure.run import Run
 from hpc_closure.stop import Stop, Stopped
 
@@ -55,3 +57,43 @@ def run_units(config_path, names) -> int:
 
         outcome = worker.work(books, chosen, run_unit, stop=stop)
     return outcome.exit_code
+
+
+class Ensemble:
+    """A run of empty physics and its submission."""
+
+    def __init__(self, folder, **changes):
+        folder.mkdir(exist_ok=True)
+        self.plan = {"run": str(folder / "run"), "members": 4, "per_block": 1, "steps": 100,
+                     "seconds": 1.0} | changes
+        self.config = folder / "experiment.json"
+        self.config.write_text(json.dumps(self.plan))
+        self.run = Run(folder / "run")
+        self.books = ledger(self.plan)
+
+    def state(self):
+        return self.books.survey(self.plan["members"], self.plan["per_block"],
+                                 queued_members(self.run))
+
+    def counts(self):
+        return {key: value for key, value in self.state().counts().items() if value}
+
+    def submit(self, profile=None, **settings):
+        survey = self.state()
+        missing = [unit.name for state in ("missing", "failed") for unit in survey.states[state]]
+        return self.submit_units(missing, profile, **settings)
+
+    def submit_units(self, units, profile=None, **settings):
+        return submit.submit(self.request(units, profile, **settings))
+
+    def request(self, units, profile=None, **settings):
+        profile = (profile or submit.load_profile("testbed")).for_stage("rollout")
+        settings = {"walltime": 600.0, "signal_lead": 60.0} | settings
+        return submit.Request(self.config, self.run, tuple(units), profile,
+                              payload="slurm_payload:run_units", **settings)
+
+    def done(self):
+        return self.counts().get("done") == self.counts()["units"]
+
+    def log(self, submission, task="0"):
+        return Path(str(submission.log).replace("%a", task)).read_text()

@@ -1,18 +1,14 @@
 """The one-machine Slurm of slurm/testbed for tests: the fixtures ``testbed`` and ``ensemble``."""
 
 import atexit
-import json
+import fcntl
 import os
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-import slurm_payload
-
-from hpc_closure.rollout import submit
-from hpc_closure.rollout.profile import load_profile
-from hpc_closure.run import Run
+from slurm_payload import Ensemble
 
 FOLDER = Path(__file__).resolve().parents[1] / "slurm" / "testbed"
 RUNNING = Path("/run/slurm-testbed")
@@ -52,7 +48,7 @@ class Testbed:
         words = self.call("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, condition, seconds: float = 60.0, what: str = "condition"):
+    def wait(self, condition, seconds: float = 180.0, what: str = "condition"):
         """Poll until ``condition()`` is true; returns its value."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -62,7 +58,7 @@ class Testbed:
             time.sleep(0.2)
         raise AssertionError(f"{what}: not within {seconds:g} s; queue: {self.jobs()}")
 
-    def drain(self, seconds: float = 60.0) -> None:
+    def drain(self, seconds: float = 300.0) -> None:
         """Wait until nothing is queued or runs."""
         self.wait(lambda: not self.jobs(), seconds, "an empty queue")
 
@@ -91,10 +87,23 @@ class Testbed:
         return found
 
 
+def _one_session_at_a_time() -> None:
+    """There is one testbed on a machine, and the tests cancel what they find on it."""
+    handle = os.open("/run/slurm-testbed.lock", os.O_CREAT | os.O_RDWR)
+    for _ in range(1200):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+            return
+        except BlockingIOError:
+            time.sleep(0.5)
+    pytest.skip("the testbed is in use by another test session")
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Testbed:
     if os.geteuid():
         pytest.skip("not root: no one-machine Slurm (slurm/testbed/up)")
+    _one_session_at_a_time()
     bed = Testbed()
     was_up = _alive("slurmctld")
     bed.up()
@@ -110,46 +119,6 @@ def testbed(cluster: Testbed):
     cluster.clear()
     yield cluster
     cluster.clear()
-
-
-class Ensemble:
-    """A run of empty physics (see slurm_payload) and its submission."""
-
-    def __init__(self, folder, **changes):
-        folder.mkdir(exist_ok=True)
-        self.plan = {"run": str(folder / "run"), "members": 4, "per_block": 1, "steps": 100,
-                     "seconds": 1.0} | changes
-        self.config = folder / "experiment.json"
-        self.config.write_text(json.dumps(self.plan))
-        self.run = Run(folder / "run")
-        self.books = slurm_payload.ledger(self.plan)
-
-    def state(self):
-        return self.books.survey(self.plan["members"], self.plan["per_block"],
-                                 submit.queued_members(self.run))
-
-    def counts(self):
-        return {key: value for key, value in self.state().counts().items() if value}
-
-    def submit(self, profile=None, **settings):
-        survey = self.state()
-        missing = [unit.name for state in ("missing", "failed") for unit in survey.states[state]]
-        return self.submit_units(missing, profile, **settings)
-
-    def submit_units(self, units, profile=None, **settings):
-        return submit.submit(self.request(units, profile, **settings))
-
-    def request(self, units, profile=None, **settings):
-        profile = (profile or load_profile("testbed")).for_stage("rollout")
-        settings = {"walltime": 600.0, "signal_lead": 60.0} | settings
-        return submit.Request(self.config, self.run, tuple(units), profile,
-                              payload="slurm_payload:run_units", **settings)
-
-    def done(self):
-        return self.counts().get("done") == self.counts()["units"]
-
-    def log(self, submission, task="0"):
-        return Path(str(submission.log).replace("%a", task)).read_text()
 
 
 @pytest.fixture

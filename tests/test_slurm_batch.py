@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from slurm_payload import Ensemble
 
 from hpc_closure import config, files
 from hpc_closure.commands import generate, rollout
@@ -121,7 +122,7 @@ def finished(cluster, tmp_path_factory):
     """An experiment whose four stages slurm/pipeline ran on two nodes, and its inline twin.
 
     The training is warned while it runs, goes back to the queue, and goes on with one process
-    instead of two.
+    instead of two. Meanwhile a task of submitit's runs into its time limit.
     """
     folder = tmp_path_factory.mktemp("pipeline")
     paths = {name: folder / f"{name}.yaml" for name in ("queue", "inline")}
@@ -132,25 +133,38 @@ def finished(cluster, tmp_path_factory):
     done = subprocess.run([sys.executable, SLURM / "pipeline", paths["queue"]], text=True,
                           capture_output=True)
     assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        limited = Ensemble(folder / "limited", members=1, seconds=50.0, steps=500)
+        [sent] = limited.submit(walltime=60.0, signal_lead=45.0)
     jobs = re.findall(r"job (\d+), log (\S+)", done.stdout)
     assert len(jobs) == 4 and len(cluster.jobs()) >= 4
     (train, train_log), run = jobs[1], Run(folder / "queue")
     for verb in ("generate", "train"):  # meanwhile, and without the queue
         hpc_closure(verb, paths["inline"])
     cluster.wait(lambda: run.metrics.exists() and len(run.metrics.read_text().splitlines()) > 1,
-                 120, "a training step")
+                 what="a training step")
     cluster.call("scancel", "-b", "--signal=USR2", train)
-    cluster.wait(lambda: cluster.jobs().get(train) == "PENDING", 30, "the training in the queue")
+    cluster.wait(lambda: cluster.jobs().get(train) == "PENDING", what="the training in the queue")
     cluster.call("scontrol", "update", f"JobId={train}", "NumNodes=1", "NumTasks=1")
-    cluster.drain(240)
+    cluster.drain()
     logs = "\n".join(Path(log.replace("%a", "1")).read_text()[-1500:] for _, log in jobs)
     assert run.report.exists(), logs
     assert "requeue 1 of at most 20" in Path(train_log).read_text()
-    return paths, {name: Run(folder / name) for name in paths}
+    return paths, {name: Run(folder / name) for name in paths}, limited, sent
+
+
+def test_a_real_time_limit(finished):
+    """A task that needs longer than its walltime of one minute, beside the pipeline."""
+    _, _, work, sent = finished
+    text = work.log(sent)
+    assert work.done() and "Job has timed out" in text and "19 remaining timeouts" in text
+    steps = [int(step) for step in re.findall(r"from step (\d+)", text)]
+    assert len(steps) == 2 and steps[0] == 0 < steps[1]
 
 
 def test_four_ranks_on_two_nodes_make_the_data_of_one(finished):
-    paths, runs = finished
+    paths, runs, *_ = finished
     assert "0/4" in runs["queue"].log("generate").read_text()
     for unit in generate.ledger(config.load(paths["inline"])).plan(8, 2):
         hashes = {files.sha256_datasets(run.product("generate", unit)) for run in runs.values()}
@@ -158,7 +172,7 @@ def test_four_ranks_on_two_nodes_make_the_data_of_one(finished):
 
 
 def test_two_nodes_and_then_one_train_like_one_process(finished):
-    _, runs = finished
+    _, runs, *_ = finished
     losses = {}
     for name, run in runs.items():
         with open(run.metrics) as rows:
@@ -170,7 +184,7 @@ def test_two_nodes_and_then_one_train_like_one_process(finished):
 
 def test_submitit_makes_what_the_batch_script_made(finished, testbed):
     """rollout --executor slurm: dry run, submission, the same command again, products."""
-    paths, runs = finished
+    paths, runs, *_ = finished
     path, run = paths["queue"], runs["queue"]
     books = rollout.ledger(config.load(path))
     done = books.survey(4, 2).states["done"]
@@ -184,7 +198,7 @@ def test_submitit_makes_what_the_batch_script_made(finished, testbed):
     said = hpc_closure(*slurm)
     assert re.search(r"job \d+: 2 task\(s\), logs \S+", said) and "hpc-closure status" in said
     assert "job" not in hpc_closure(*slurm)  # nothing is missing: it is queued or runs
-    testbed.drain(120)
+    testbed.drain()
     logs = "\n".join(one.read_text()[-1500:] for one in run.root.rglob("*_log.out"))
     assert books.survey(4, 2).counts()["done"] == 2, logs
     for name, digest in hashes.items():

@@ -10,8 +10,7 @@ import time
 from collections import Counter
 
 import pytest
-import slurm_payload
-from slurm_testbed import Ensemble
+from slurm_payload import Ensemble, ledger
 
 from hpc_closure import files
 
@@ -82,7 +81,7 @@ def test_nothing_is_lost_and_nothing_is_made_twice(testbed, ensemble, tmp_path):
         time.sleep(chaos.random.uniform(0.3, 1.2))
     assert 0 < work.counts().get("done", 0) < 64  # it hit while there was work to do
     for _ in range(5):
-        testbed.drain(150)
+        testbed.drain()
         if work.done():
             break
         time.sleep(work.plan["stale_after"])  # claims of the killed
@@ -100,4 +99,4 @@ def test_nothing_is_lost_and_nothing_is_made_twice(testbed, ensemble, tmp_path):
         work.run.root / "published.jsonl"))
     assert max(written.values()) == 1 and set(written) <= set(names)
     left = {path.suffix for path in work.run.root.rglob("*") if path.suffix in (".part", ".claim")}
-    assert left <= {".claim"} and not slurm_payload.ledger(work.plan).survey(64, 1).claims
+    assert left <= {".claim"} and not ledger(work.plan).survey(64, 1).claims

@@ -110,9 +110,9 @@ def test_submitting_from_inside_a_job(testbed, ensemble):
     work = ensemble(members=2, seconds=0.2)
     script = work.config.with_suffix(".py")
     script.write_text(
-        "import slurm_testbed, pathlib\n"
+        "import slurm_payload, pathlib\n"
         f"folder = pathlib.Path({str(work.config.parent)!r})\n"
-        "work = slurm_testbed.Ensemble(folder, members=2, seconds=0.2)\n"
+        "work = slurm_payload.Ensemble(folder, members=2, seconds=0.2)\n"
         "print(work.submit()[0].job)\n")
     testbed.sbatch("-n3", "--mem=100", "-o", f"{work.config.parent}/outer.log",
                    "--wrap", f"{sys.executable} {script}")
