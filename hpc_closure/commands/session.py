@@ -123,7 +123,8 @@ class Session:
         if not folder.exists():
             return
         names = [entry.name for entry in units.listing(books)]
-        for name, owner in claims.living(books, names, self.experiment.cluster.stale_after).items():
+        held = claims.living(books, names, self.experiment.cluster.stale_after)
+        for name, owner in held.items():
             raise RuntimeError(
                 f"{folder}: {name} is being computed by process {owner.get('pid', '?')} on "
                 f"{owner.get('host', '?')}; end it before --redo"
@@ -143,8 +144,9 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
         ValueError: the folder's products of ``verb``, or of a stage that it reads, were made with
             other settings.
     """
-    if not run.config.exists():
-        return
+    with files.disk_errors(run.root):
+        if not run.config.exists():
+            return
     stored = config.load(run.config)
     for stage in STAGES[: STAGES.index(verb) + 1]:
         if stage == verb and (redo or stage == "evaluate"):
