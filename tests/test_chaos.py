@@ -222,8 +222,10 @@ def test_kills_of_ranks(reference, context, environment, tmp_path, verb, ranks, 
 
     def start(each):
         words = [*program, each.path, *CHANGES, *changes]
-        return subprocess.Popen([str(word) for word in words], env=environment,
-                                stdout=open(each.log, "a"), stderr=subprocess.STDOUT)
+        # A session of its own, because a killed mpirun signals its whole process group.
+        with open(each.log, "a") as told:
+            return subprocess.Popen([str(word) for word in words], env=environment, stdout=told,
+                                    stderr=subprocess.STDOUT, start_new_session=True)
 
     began = time.monotonic()
     assert start(whole).wait(300) == 0, whole.log.read_text()[-3000:]
