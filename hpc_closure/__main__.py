@@ -6,6 +6,8 @@ import sys
 # the variables in which MPI launchers tell a process its rank; its peers end with the same error
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
+INTERRUPTED = "interrupted; the same command goes on"
+
 
 def _first_rank() -> bool:
     ranks = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
@@ -19,6 +21,13 @@ def _end(message: object, code: int) -> None:
 
 
 def main() -> None:
+    try:
+        _main()
+    except KeyboardInterrupt:  # before a verb listens, or the second one
+        _end(INTERRUPTED, 130)
+
+
+def _main() -> None:
     from hpc_closure.cli import UsageError, app
 
     try:
@@ -42,7 +51,7 @@ def _usage(error: Exception) -> None:
     """The parser's own complaints, which typer would spread over several lines."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "Abort" in kinds:
-        _end("interrupted; the same command goes on", 130)
+        _end(INTERRUPTED, 130)
     if "NoArgsIsHelpError" in kinds:
         error.show()  # type: ignore[attr-defined]
         sys.exit(2)

@@ -42,10 +42,10 @@ def verb_in_child(words, log_path):
     handle = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["hpc-closure", *map(str, words)]
     from hpc_closure.__main__ import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
 
 
