@@ -1,4 +1,4 @@
-"""Stochastic closures for turbulent and multiscale systems: DNS ensembles, score-based models, coupled runs."""
+"""Stochastic closures: DNS ensembles, score-based closure models, coupled ensembles."""
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import h5py
 
-
 _open: "weakref.WeakSet[WritableHDF5]" = weakref.WeakSet()
 
 

@@ -19,7 +19,8 @@ def test_presets_load_and_survive_a_round_trip(name, tmp_path):
 
 
 def test_the_shipped_presets_are_the_promised_ones():
-    assert {"quickstart", "paper_diffusion", "paper_convection", "subgrid"} <= set(config.presets())
+    promised = {"quickstart", "paper_diffusion", "paper_convection", "subgrid"}
+    assert promised <= set(config.presets())
 
 
 def test_numbers_without_a_dot_are_numbers():

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,7 @@ def test_how_batch_jobs_end(testbed, loop):
             "failed": loop(code=3), "finished": loop()}
     for name in ("warned", "cancelled", "capped"):
         testbed.wait(lambda: started(jobs[name][1]), what=name)  # noqa: B023
+        time.sleep(1.0)  # some steps
         job = jobs[name][0]
         testbed.call("scancel", *(["-b", "--signal=USR2"] if name != "cancelled" else []), job)
     testbed.drain()
@@ -102,7 +104,7 @@ base: quickstart
 name: NAME
 root: ROOT
 generate: {grid: 32, members: 8, t_end: 0.1, record: {start: 0.05, every: 0.01}}
-train: {grid: 32, window: null, split: [0.5, 0.25, 0.25], steps: 60, batch: 4,
+train: {grid: 32, window: null, split: [0.5, 0.25, 0.25], steps: 150, batch: 4,
         validate_every: 20, checkpoint_every: 20}
 rollout: {members: 4, t_start: 0.05, t_end: 0.1, every: 0.01, interval: 5, sensors: null}
 evaluate: {lead_times: [0.05], grids: [32], samples: 4, members: 4, sensors: [{number: 16}]}
@@ -140,13 +142,13 @@ def finished(cluster, tmp_path_factory):
     jobs = re.findall(r"job (\d+), log (\S+)", done.stdout)
     assert len(jobs) == 4 and len(cluster.jobs()) >= 4
     (train, train_log), run = jobs[1], Run(folder / "queue")
-    for verb in ("generate", "train"):  # meanwhile, and without the queue
-        hpc_closure(verb, paths["inline"])
     cluster.wait(lambda: run.metrics.exists() and len(run.metrics.read_text().splitlines()) > 1,
                  what="a training step")
     cluster.call("scancel", "-b", "--signal=USR2", train)
     cluster.wait(lambda: cluster.jobs().get(train) == "PENDING", what="the training in the queue")
     cluster.call("scontrol", "update", f"JobId={train}", "NumNodes=1", "NumTasks=1")
+    for verb in ("generate", "train"):  # meanwhile, and without the queue
+        hpc_closure(verb, paths["inline"])
     cluster.drain()
     logs = "\n".join(Path(log.replace("%a", "1")).read_text()[-1500:] for _, log in jobs)
     assert run.report.exists(), logs
@@ -154,6 +156,7 @@ def finished(cluster, tmp_path_factory):
     return paths, {name: Run(folder / name) for name in paths}, limited, sent
 
 
+@pytest.mark.slow
 def test_a_real_time_limit(finished):
     """A task that needs longer than its walltime of one minute, beside the pipeline."""
     _, _, work, sent = finished
@@ -177,7 +180,7 @@ def test_two_nodes_and_then_one_train_like_one_process(finished):
     for name, run in runs.items():
         with open(run.metrics) as rows:
             losses[name] = {row["step"]: float(row["loss"]) for row in csv.DictReader(rows)
-                            if row["loss"]}
+                            if row["loss"] and int(row["step"]) <= 60}
     assert len(losses["inline"]) >= 2
     assert losses["queue"] == pytest.approx(losses["inline"], rel=1e-6)
 

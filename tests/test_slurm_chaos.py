@@ -15,7 +15,7 @@ from slurm_payload import Ensemble, ledger
 from hpc_closure import files
 
 pytest_plugins = ["slurm_testbed"]
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 class Chaos:

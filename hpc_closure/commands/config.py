@@ -30,8 +30,8 @@ def describe(section: BaseModel, prefix: str = "") -> list[str]:
     for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), f"{prefix}{name}"
         if isinstance(value, BaseModel):
-            lines += ["", f"# {key}  {(type(value).__doc__ or '').strip().splitlines()[0:1] or ''}"]
-            lines[-1] = lines[-1].replace("['", "").replace("']", "").rstrip()
+            text = (type(value).__doc__ or "").strip().partition("\n")[0]
+            lines += ["", f"# {key}  {text}".rstrip()]
             lines += describe(value, f"{key}.")
         else:
             text = field.description or ""
@@ -40,8 +40,9 @@ def describe(section: BaseModel, prefix: str = "") -> list[str]:
 
 
 def check(experiment: Experiment, source: str) -> int:
-    hashes = {stage: experiment.stage_hash(stage)[:10] for stage in ("generate", "train", "rollout")}
-    print(f"{source}: right. run folder {experiment.folder}; hashes {hashes}")
+    stages = ("generate", "train", "rollout")
+    hashes = ", ".join(f"{stage} {experiment.stage_hash(stage)[:10]}" for stage in stages)
+    print(f"{source}: right; run folder {experiment.folder}; hashes {hashes}")
     return 0
 
 

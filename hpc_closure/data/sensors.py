@@ -1,4 +1,4 @@
-"""What sensors read off a field: point values on a regular or scattered layout, with their error."""
+"""What sensors read off a field: point values, regular or scattered, with their error."""
 
 from collections.abc import Sequence
 

@@ -11,8 +11,8 @@
     /restart             what the solver needs to go on from the last stored time
 
 Storage is contiguous and allocated when the file is made. Writing a snapshot then moves raw bytes
-only and never the file's structure, so a file whose writer was killed still opens, and is continued
-from its last restart point.
+only and never the file's structure, so a file whose writer was killed still opens, and is
+continued from its last restart point.
 """
 
 import contextlib

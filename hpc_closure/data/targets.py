@@ -1,8 +1,8 @@
 """Closure targets: what the reduced solver lacks, in one convention, dV/dt = M~(V) + U.
 
 ``diffusion``
-    G = nu Lap w + 2 beta xi of Dong, Chen, Wu (JCP 2025) enters the published Crank-Nicolson scheme
-    with weight 1/2 and leaves the implicit half of the viscosity in the solver, so here U = G / 2.
+    G = nu Lap w + 2 beta xi of Dong, Chen, Wu (JCP 2025) enters the published Crank-Nicolson
+    scheme with weight 1/2 and leaves the implicit half of the viscosity in the solver, so here U = G / 2.
 ``convection``
     U = H = -(u . grad w) + beta xi.
 ``subgrid``
@@ -22,7 +22,8 @@ from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
 
 QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
-EXACT = ("diffusion", "convection")  # the full system runs on the reduced grid, so p(U | V) is known
+# the full system runs on the reduced grid, so p(U | V) is known
+EXACT = ("diffusion", "convection")
 
 
 def reduced_problem(problem: Problem, grid: int, kind: str) -> Problem:

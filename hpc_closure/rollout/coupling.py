@@ -3,13 +3,13 @@
 One :class:`CoupledRun` advances, from the same resolved state,
 
 * ``model``: the reduced solver with a fresh sample of the closure every ``interval`` steps, held
-  in between. The closure knows the interval: an m-step mean of white noise has 1/m of its variance,
-  so the spread of the run does not depend on m.
+  in between. The closure knows the interval: an m-step mean of white noise has 1/m of its
+  variance, so the spread of the run does not depend on m.
 * ``oracle``: the full system with independent noise, that is the exact law with fresh noise in
   every step: the true ensemble.
 * ``none``: the reduced solver without a closure.
-* ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of the
-  closure's mean over the coming interval.
+* ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of
+  the closure's mean over the coming interval.
 """
 
 import time
