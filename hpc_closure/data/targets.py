@@ -2,7 +2,8 @@
 
 ``diffusion``
     G = nu Lap w + 2 beta xi of Dong, Chen, Wu (JCP 2025) enters the published Crank-Nicolson
-    scheme with weight 1/2 and leaves the implicit half of the viscosity in the solver, so here U = G / 2.
+    scheme with weight 1/2 and leaves the implicit half of the viscosity in the solver, so here
+    U = G / 2.
 ``convection``
     U = H = -(u . grad w) + beta xi.
 ``subgrid``
