@@ -46,7 +46,7 @@ def test_help_and_completion_answer_at_once(environment):
     for extra in ({}, {"_HPC_CLOSURE_COMPLETE": "complete_bash", "COMP_WORDS": "hpc-closure gen",
                        "COMP_CWORD": "1"}):
         best = 9.0
-        for _ in range(3):
+        for _ in range(8):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             began = time.perf_counter()
             words = [] if extra else ["--help"]
