@@ -6,6 +6,7 @@
 Stages without members are one unit, held by :func:`single`.
 """
 
+import collections
 import contextlib
 import os
 import threading
@@ -99,16 +100,18 @@ class _Worker:
         self.ledger, self.wait = ledger, wait
         self.claim = None
         self.outcome = Outcome()
-        self.pending: list[Unit] = []
+        self.pending: dict[Unit, None] = {}  # to do, in order
+        self.fresh: collections.deque[Unit] = collections.deque()  # of these, not tried yet
         if not groups.domain.root:
             return
         damaged: dict[Path, str] = {}
         sound = {product.members for product in ledger.products(damaged)
                  if ledger.sound(product)}
         if groups.index == 0:
-            for path, message in damaged.items():
+            for message in damaged.values():
                 log.get().warning(f"not used: {message}")
         marks = {entry.name for entry in listing(ledger.run.units(ledger.stage))}
+        left = []
         for unit in units:
             if unit.members in sound:
                 self.outcome.skipped += 1
@@ -118,14 +121,14 @@ class _Worker:
                     log.get().warning(f"{ledger.stage} {unit}: failed before; --retry-failed runs "
                                       "it again")
             else:
-                self.pending.append(unit)
+                left.append(unit)
         # Every group starts with units of its own and then helps the others.
-        mine = self.pending[groups.index::groups.count]
-        self.pending = mine + [unit for unit in self.pending if unit not in set(mine)]
-        files_needed = ledger.run.units(ledger.stage)
-        if self.pending:
-            with files.disk_errors(files_needed):
-                files_needed.mkdir(parents=True, exist_ok=True)
+        mine = set(left[groups.index::groups.count])
+        left.sort(key=lambda unit: (unit not in mine, unit.index))
+        self.pending = dict.fromkeys(left)
+        self.fresh = collections.deque(left)
+        if left:
+            files.make_folder(ledger.run.units(ledger.stage))
 
     def _failed(self, unit, marks) -> bool:
         if f"{unit}.error" not in marks:
@@ -138,35 +141,43 @@ class _Worker:
 
     def next(self, stop: Stop) -> Unit | None:
         """Claim a unit; None when none is left or the stop flag is set."""
-        stage, run = self.ledger.stage, self.ledger.run
         pause, told = 0.5, False
-        while self.pending and not stop.requested:
-            # Free units first; then those with a claim, which may be stale.
-            held = {unit for unit in self.pending if run.claim(stage, unit).exists()}
-            for unit in [*(unit for unit in self.pending if unit not in held), *held]:
-                if stop.requested:
-                    return None
-                if self.ledger.done(unit):  # by another group or program
-                    self.pending.remove(unit)
-                    continue
-                self.claim = claims.take(run.claim(stage, unit), self.ledger.stale_after)
-                if self.claim is None:
-                    continue
-                if self.ledger.done(unit):  # published between our look and our claim
-                    self.claim.release()
-                    self.pending.remove(unit)
-                    continue
-                self._clear_way(unit)
-                return unit
+        while not stop.requested:
+            while self.fresh and not stop.requested:
+                unit = self.fresh.popleft()
+                if self._taken(unit):
+                    return unit
+            if stop.requested or not self.pending:
+                return None
+            # What is left has a claim, which others give back, or which gets stale.
+            for unit in list(self.pending):
+                if self._taken(unit):
+                    return unit
             if not self.pending or not self.wait:
                 return None
             if not told:
                 log.get().info(f"waiting for {len(self.pending)} unit(s) that other processes "
-                               f"compute, {self.pending[0]} first")
+                               f"compute, {next(iter(self.pending))} first")
                 told = True
             time.sleep(max(0.0, min(pause, stop.remaining)))
             pause = min(10.0, 1.5 * pause)
         return None
+
+    def _taken(self, unit: Unit) -> bool:
+        """Claim a unit that is still to be done; drop it when it is done."""
+        if self.ledger.done(unit):  # by another group or program
+            del self.pending[unit]
+            return False
+        path = self.ledger.run.claim(self.ledger.stage, unit)
+        self.claim = claims.take(path, self.ledger.stale_after)
+        if self.claim is None:
+            return False
+        if self.ledger.done(unit):  # published between our look and our claim
+            self.claim.release()
+            del self.pending[unit]
+            return False
+        self._clear_way(unit)
+        return True
 
     def close(self, stop: Stop) -> Outcome:
         """The outcome of this group."""
@@ -193,13 +204,13 @@ class _Worker:
             error = RuntimeError(f"unit {unit} ended without a product")
         if error is None:
             self.ledger.finish(unit)
-            self.pending.remove(unit)
+            del self.pending[unit]
             self.outcome.done.append(unit.name)
         elif isinstance(error, claims.Lost):
             log.get().warning(f"{stage} {unit}: {error}")  # still pending: we wait for the other
         elif not isinstance(error, (Stopped, files.DiskError)):
             self.ledger.fail(unit, error)
-            self.pending.remove(unit)
+            del self.pending[unit]
             self.outcome.failed.append(unit.name)
             log.get().error(f"{stage} {unit} failed: {type(error).__name__}: {error}")
         self.claim.release()
@@ -230,8 +241,7 @@ def single(run: Run, stage: str, recipe: str,
     """
     ledger = Ledger(run, stage, recipe, stale_after=stale_after)
     path = run.claim(stage, SINGLE)
-    with files.disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     claim = claims.take(path, stale_after) or claims.take(path, stale_after)
     if claim is None:
         other = claims.read(path) or {}

@@ -415,6 +415,24 @@ def test_survey_is_quick(run, members, per_block, limit):
     assert min(times) < limit, times
 
 
+@pytest.mark.parametrize("members", [
+    10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_bookkeeping_of_many_members_with_empty_physics(run, members):
+    log.setup(verbosity=-1)
+    ledger = ledger_of(run)
+    began = time.perf_counter()
+    outcome, done = run_all(ledger, members, 20)
+    per_unit = (time.perf_counter() - began) / len(done)
+    assert len(done) == members // 20 and outcome.exit_code == 0
+    assert per_unit < 0.1
+    # few files beside the products, whatever their number
+    assert [path.name for path in run.units("generate").iterdir()] == ["manifest.jsonl"]
+    began = time.perf_counter()
+    assert ledger.survey(members, 20).counts()["done"] == members // 20
+    assert time.perf_counter() - began < 2.0
+    log.setup()
+
+
 def test_work_looks_only_at_what_is_missing(run, monkeypatch):
     ledger = books_of(run, 500, 20)
     run.product("generate", "000020-000039").unlink()

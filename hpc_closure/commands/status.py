@@ -193,11 +193,18 @@ def _training(folder: Run) -> str:
         last.update({key: value for key, value in row.items() if key and value})
     words = [f"step {last['step']}"] if "step" in last else []
     words += [
-        f"{name.removesuffix('_loss')} {last[name]}"
+        f"{name.removesuffix('_loss')} {_short(last[name])}"
         for name in ("train_loss", "loss", "valid_loss")
         if name in last
     ]
     return ", ".join(words)
+
+
+def _short(number: str) -> str:
+    try:
+        return f"{float(number):.4g}"
+    except ValueError:
+        return number
 
 
 def _check_order(folder: Run, found: dict[str, Stage]) -> None:
