@@ -84,7 +84,7 @@ def collect(*, ranks: int = 1, device: str = "cpu", **extra) -> dict:
         "git": git(),
         "versions": versions(),
         "host": socket.gethostname(),
-        "user": os.environ.get("USER", ""),
+        "user": os.environ.get("USER") or os.environ.get("LOGNAME", ""),
         "pid": os.getpid(),
         **job(),
         "ranks": ranks,

@@ -243,8 +243,9 @@ def folder(path: Path, deep: bool = False) -> Report:
         except (ValueError, OSError) as error:
             damaged.append(str(error))
             continue
-        words = [str(inner[key]) for key in ("kind", "size", "members", "times", "step", "rows")
-                 if inner.get(key) is not None]
+        words = [str(inner[key]) for key in ("kind", "size") if key in inner]
+        words += [f"{key} {inner[key]}" for key in ("members", "times", "step", "rows")
+                  if isinstance(inner.get(key), (str, int))]
         found[entry.name] = ", ".join(words)
     if not found and not damaged:
         raise ValueError(f"{path}: no product of this package in this folder")
