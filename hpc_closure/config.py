@@ -141,6 +141,8 @@ def _compose(name_or_path: str | Path, seen: tuple[str, ...] = ()) -> dict:
 
 def _apply_overrides(values: dict, overrides: list[str]) -> dict:
     for text in overrides:
+        if len(text.splitlines()) > 1:
+            raise ValueError(f"{text!r}: an override is one line")
         key, equals, raw = text.partition("=")
         if key.strip() == "base":
             raise ValueError(
