@@ -38,10 +38,14 @@ class Testbed:
     def sbatch(self, *options: str) -> str:
         return self.call("sbatch", "--parsable", *options).partition(";")[0]
 
-    def jobs(self) -> dict[str, str]:
-        """``{"12_3": "RUNNING", ...}`` of all that is queued or runs."""
-        lines = self.call("squeue", "-h", "-r", "-o", "%i %T").splitlines()
-        return dict(line.split() for line in lines)
+    def jobs(self, stuck: bool = False) -> dict[str, str]:
+        """``{"12_3": "RUNNING", ...}`` of all that is queued or runs.
+
+        Without those that Slurm holds because their node died while it started them.
+        """
+        lines = self.call("squeue", "-h", "-r", "-o", "%i %T %r").splitlines()
+        return dict(line.split()[:2] for line in lines
+                    if stuck or "launch failed requeued held" not in line)
 
     def show(self, job: str) -> dict[str, str]:
         """What scontrol says about a job."""
@@ -64,9 +68,9 @@ class Testbed:
 
     def clear(self) -> None:
         """Cancel everything."""
-        for job in {name.partition("_")[0] for name in self.jobs()}:
+        for job in {name.partition("_")[0] for name in self.jobs(stuck=True)}:
             subprocess.run(["scancel", job], check=False)
-        self.drain()
+        self.wait(lambda: not self.jobs(stuck=True), what="an empty queue")
 
     def kill_daemon(self, name: str) -> None:
         pid = (RUNNING / f"{name}.pid").read_text().strip()

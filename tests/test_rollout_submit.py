@@ -328,6 +328,8 @@ def submissions(run):
     ("101_[1-3,5,...] PENDING", list(range(40)), []),
     ("102 PENDING\n999_[0-3] PENDING\n998 RUNNING\n103 RUNNING", [40], []),
     ("101_0 COMPLETING\n102 CONFIGURING\n101_1 REQUEUED", [2, 3], [0, 1, 40]),
+    ("101_0 PENDING Resources\n101_1 PENDING launch failed requeued held\n"
+     "102 PENDING DependencyNeverSatisfied\n101_2 RUNNING None", [0, 1], [4, 5]),
     ("101_77 RUNNING\nslurm_load_jobs error: timed out\n\n101_[x] PENDING", [], []),
 ])
 def test_what_the_queue_says(tmp_path, programs, answer, queued, running):

@@ -26,7 +26,7 @@ saved = pathlib.Path(sys.argv[1])
 start = int(saved.read_text()) if saved.exists() else 0
 print("from", start, flush=True)
 with Stop() as stop:
-    for step in range(start, 60):
+    for step in range(start, 80):
         time.sleep(0.05)
         if stop.requested:
             saved.write_text(str(step))
@@ -38,7 +38,7 @@ sys.exit(int(sys.argv[2]))
 
 @pytest.fixture
 def loop(testbed, tmp_path):
-    """Submits a loop of 3 s that saves and stops when told: ``loop(code) -> (job, log)``."""
+    """Submits a loop of 4 s that saves and stops when told: ``loop(code) -> (job, log)``."""
     (tmp_path / "steps.py").write_text(STEPS)
 
     def start(*options, code=0, **environment):
@@ -156,14 +156,13 @@ def finished(cluster, tmp_path_factory):
     return paths, {name: Run(folder / name) for name in paths}, limited, sent
 
 
-@pytest.mark.slow
 def test_a_real_time_limit(finished):
     """A task that needs longer than its walltime of one minute, beside the pipeline."""
     _, _, work, sent = finished
     text = work.log(sent)
     assert work.done() and "Job has timed out" in text and "19 remaining timeouts" in text
     steps = [int(step) for step in re.findall(r"from step (\d+)", text)]
-    assert len(steps) == 2 and steps[0] == 0 < steps[1]
+    assert len(steps) >= 2 and steps[0] == 0 and steps == sorted(set(steps))
 
 
 def test_four_ranks_on_two_nodes_make_the_data_of_one(finished):

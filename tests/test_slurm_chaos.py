@@ -13,9 +13,10 @@ import pytest
 from slurm_payload import Ensemble, ledger
 
 from hpc_closure import files
+from hpc_closure.rollout.queue import queued_units
 
 pytest_plugins = ["slurm_testbed"]
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = pytest.mark.slurm
 
 
 class Chaos:
@@ -53,6 +54,8 @@ class Chaos:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
+        # As a site's health check does; by itself Slurm takes a minute or two to notice.
+        self.testbed.call("scontrol", "update", "nodename=node2", "state=down", "reason=crash")
         time.sleep(1.0)
         self.testbed.up()
 
@@ -68,20 +71,20 @@ class Chaos:
 
 
 def test_nothing_is_lost_and_nothing_is_made_twice(testbed, ensemble, tmp_path):
-    work = ensemble(members=64, seconds=0.7, steps=50, stale_after=4.0)
+    work = ensemble(members=64, seconds=1.5, steps=50, stale_after=4.0)
     work.submit(units_per_task=4)
     chaos = Chaos(testbed, work, seed=2026)
     troubles = [chaos.kill_a_task, chaos.requeue, chaos.warn, chaos.cancel, chaos.preempt,
                 chaos.lose_a_node, chaos.restart_the_controller, chaos.submit_again,
                 chaos.kill_a_task, chaos.preempt]
     chaos.random.shuffle(troubles)
-    testbed.wait(lambda: work.counts().get("running", 0) >= 4)
+    testbed.wait(lambda: work.counts().get("done", 0) >= 1)
     for trouble in troubles:
         trouble()
         time.sleep(chaos.random.uniform(0.3, 1.2))
-    assert 0 < work.counts().get("done", 0) < 64  # it hit while there was work to do
+    assert not work.done()  # it hit while there was work to do
     for _ in range(5):
-        testbed.drain()
+        testbed.wait(lambda: not queued_units(work.run), 300, "the end of our jobs")
         if work.done():
             break
         time.sleep(work.plan["stale_after"])  # claims of the killed

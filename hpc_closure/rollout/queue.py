@@ -8,6 +8,9 @@ from hpc_closure import files, log
 from hpc_closure.run import Run
 from hpc_closure.units import parse
 
+# A node died while it started the task, or a dependency failed: nobody but a person moves such a
+# job, so its units are to be submitted again.
+_STUCK = ("launch failed requeued held", "DependencyNeverSatisfied")
 _ID = re.compile(r"(?P<job>\d+)(?:_(?:(?P<task>\d+)|\[(?P<tasks>[^\]]*)\]))?")
 
 
@@ -15,7 +18,7 @@ def queued_units(run: Run, stage: str = "rollout", timeout: float = 10.0) -> dic
     """Units of submissions that the queue still lists: ``{unit: "pending" or "running"}``.
 
     At most one call of squeue, none without submissions; empty when there is no Slurm or it does
-    not answer.
+    not answer. Jobs that will never start by themselves are left out.
     """
     submissions = {record["job"]: record for record in files.read_jsonl(run.submissions(stage))
                    if record.get("executor") == "slurm" and isinstance(record.get("job"), str)}
@@ -23,7 +26,7 @@ def queued_units(run: Run, stage: str = "rollout", timeout: float = 10.0) -> dic
         return {}
     try:
         answer = subprocess.run(
-            ["squeue", "--me", "--noheader", "--format=%i %T"], timeout=timeout, check=True,
+            ["squeue", "--me", "--noheader", "--format=%i %T %r"], timeout=timeout, check=True,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             # Lists of array tasks are cut at 64 characters otherwise.
             env={**os.environ, "SLURM_BITSTR_LEN": "0"}).stdout
@@ -32,10 +35,10 @@ def queued_units(run: Run, stage: str = "rollout", timeout: float = 10.0) -> dic
         return {}
     found: dict[str, str] = {}
     for line in answer.splitlines():
-        word, _, state = line.strip().partition(" ")
+        word, state, reason = [*line.strip().split(" ", 2), "", ""][:3]
         match = _ID.fullmatch(word)
-        if match and match["job"] in submissions:
-            label = "pending" if state.strip() in ("PENDING", "REQUEUED") else "running"
+        if match and match["job"] in submissions and reason.strip() not in _STUCK:
+            label = "pending" if state in ("PENDING", "REQUEUED") else "running"
             tasks = submissions[match["job"]]["tasks"]
             for at in _listed(match["task"], match["tasks"], len(tasks)):
                 found.update(dict.fromkeys(tasks[at], label))
