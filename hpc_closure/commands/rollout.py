@@ -146,7 +146,8 @@ def submit(experiment, session, books, plan, retry_failed, source="", overrides=
         log.get().info("nothing to submit: every unit is done, running, queued or failed")
         return 3 if failed and not retry_failed else 0
     request = submission.Request.of(experiment, session.run.config, session.run, names)
-    print(submission.cost(request))
+    if experiment.cluster.executor == "slurm":
+        print(submission.cost(request))
     for sent in submission.submit(request, experiment.cluster.executor):
         print(f"job {sent.job}: {len(sent.tasks)} task(s), logs {sent.log}")
     follow = shlex.join(["hpc-closure", "status", source or str(session.run.config),

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
-from submitit.core.utils import JobPaths
+from submitit.core.utils import JobPaths, environment_variables
 from submitit.helpers import DelayedSubmission, clean_env
 
 from hpc_closure import files
@@ -309,8 +309,8 @@ def cost(request: Request) -> str:
     hours = request.walltime / 3600
     number, unit = (request.devices, "GPU") if request.devices else (
         request.profile.cpus_per_task or 1, "core")
-    return (f"{tasks} task{'s' * (tasks != 1)} x {hours:g} h x {number} {unit}"
-            f"{'s' * (number != 1)} <= {tasks * hours * number:g} {unit}-hours")
+    return (f"{tasks} task{'s' * (tasks != 1)} x {hours:.3g} h x {number} {unit}"
+            f"{'s' * (number != 1)} <= {tasks * hours * number:.6g} {unit}-hours")
 
 
 def check_shared(request: Request) -> None:
@@ -389,9 +389,9 @@ def _record(request: Request, job: str, tasks: list[Task], path: Path, executor:
 def _submit_local(request: Request) -> list[Submission]:
     import torch
 
-    devices = torch.cuda.device_count()
-    at_once = min(len(request.units), request.throttle,
-                  devices or len(os.sched_getaffinity(0)))
+    devices, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    at_once = min(len(request.units), request.throttle, devices or cores)
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, cores // at_once)
     found = []
     for slot in range(at_once):
         task = request.units[slot::at_once]
@@ -400,6 +400,7 @@ def _submit_local(request: Request) -> list[Submission]:
             timeout_min=request.walltime / 60, signal_delay_s=request.signal_lead,
             stderr_to_stdout=True, gpus_per_node=1 if devices else 0,
             visible_gpus=(slot,) if devices else ())
-        job = executor.submit(Payload(str(request.config_path), task, request.payload))
+        with environment_variables(OMP_NUM_THREADS=threads):
+            job = executor.submit(Payload(str(request.config_path), task, request.payload))
         found.append(_record(request, job.job_id, [task], job.paths.stdout, "local"))
     return found
