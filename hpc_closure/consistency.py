@@ -4,6 +4,11 @@
 def check(experiment) -> None:
     """Raise ValueError when the sections do not fit together."""
     _check_data(experiment)
+    _check_equation(experiment)
+    _check_time_step(experiment.generate)
+    _check_outputs(experiment)
+    if experiment.generate.closure == "none":
+        return
     _check_training(experiment)
     _check_rollout(experiment)
     _check_sensors(experiment)
@@ -19,13 +24,7 @@ def _check_data(experiment) -> None:
             f"generate.record.start={generate.record.start} is after generate.t_end="
             f"{generate.t_end}: nothing would be stored"
         )
-    for key, grid, of in [
-        ("generate.record.grid", experiment.data_grid, generate.grid),
-        ("train.grid", experiment.train_grid, experiment.data_grid),
-        *[("evaluate.grids", grid, experiment.data_grid) for grid in experiment.score_grids],
-    ]:
-        if of % grid:
-            raise ValueError(f"{key}={grid} does not divide {of}, the grid it is taken from")
+    _check_divides("generate.record.grid", experiment.data_grid, generate.grid)
     if generate.closure == "subgrid" and experiment.data_grid == generate.grid:
         raise ValueError(
             "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
@@ -43,8 +42,84 @@ def _check_data(experiment) -> None:
         )
 
 
+def _check_equation(experiment) -> None:
+    """On a line there is no 2-D forcing, noise, closure or domain split."""
+    physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
+    line = physics.equation == "kuramoto_sivashinsky1d"
+    if (physics.initial.kind == "line") != line and physics.initial.kind != "zero":
+        kinds = "line or zero" if line else "gaussian_field, band or zero"
+        raise ValueError(
+            f"physics.initial.kind={physics.initial.kind} does not fit {physics.equation}; "
+            f"expected {kinds}"
+        )
+    if not line:
+        return
+    wrong = [
+        ("physics.forcing.kind", physics.forcing.kind, "none"),
+        ("physics.noise.kind", physics.noise.kind, "none"),
+        ("generate.closure", generate.closure, "none"),
+        ("cluster.domain_ranks", experiment.cluster.domain_ranks, 1),
+        ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
+        ("generate.record.spectra", [name for name in record.spectra if name[:2] == "enst"], []),
+    ]
+    for key, value, expected in wrong:
+        if value != expected:
+            raise ValueError(
+                f"{key}={value} is for flows in two dimensions; {physics.equation} needs "
+                f"{expected}"
+            )
+
+
+def _check_time_step(generate) -> None:
+    if generate.cfl is None:
+        return
+    if generate.closure in ("diffusion", "convection"):
+        raise ValueError(
+            f"generate.cfl={generate.cfl:g}: closure {generate.closure} is defined for steps of "
+            "one length; remove cfl, or set generate.closure to subgrid or none"
+        )
+    if generate.scheme == "cn_ab2":
+        raise ValueError(
+            f"generate.cfl={generate.cfl:g}: scheme cn_ab2 needs steps of one length; remove cfl, "
+            "or set generate.scheme to cn_euler, etdrk4 or imex_rk3"
+        )
+
+
+def _check_outputs(experiment) -> None:
+    generate, record = experiment.generate, experiment.generate.record
+    if record.series_every is not None:
+        _check_steps("generate.record.series_every", record.series_every, generate.dt)
+    elif record.spectra:
+        raise ValueError(
+            f"generate.record.spectra={list(record.spectra)} are part of the series: set "
+            "generate.record.series_every"
+        )
+    for item in record.filters:
+        modes = item.modes(experiment.physics.length)
+        most = (generate.grid - 1) // 3
+        if item.kind == "sharp" and not 1 <= modes < most:
+            raise ValueError(
+                f"generate.record.filters: sharp, width={item.width:g} keeps {modes} modes of the "
+                f"{most} of the DNS; expected 1 to {most - 1}"
+            )
+        if modes < 1:
+            raise ValueError(
+                f"generate.record.filters: {item.kind}, width={item.width:g} leaves nothing in a "
+                f"box of side {experiment.physics.length:g}"
+            )
+    ahead = generate.interval * generate.dt
+    if generate.closure != "none" and ahead > record.every * (1 + 1e-9):
+        raise ValueError(
+            f"generate.record.every={record.every:g} is shorter than the {ahead:g} that one "
+            f"closure target stands for (generate.interval={generate.interval} steps)"
+        )
+
+
 def _check_training(experiment) -> None:
     generate, train = experiment.generate, experiment.train
+    _check_divides("train.grid", experiment.train_grid, experiment.data_grid)
+    for grid in experiment.score_grids:
+        _check_divides("evaluate.grids", grid, experiment.data_grid)
     least = 2 * ((experiment.train_grid - 1) // 3) + 2
     for grid in experiment.score_grids:
         if grid < least:
@@ -124,6 +199,11 @@ def _check_sensors(experiment) -> None:
         raise ValueError(
             "closure subgrid has no sensors: remove rollout.sensors and evaluate.sensors"
         )
+
+
+def _check_divides(key: str, grid: int, of: int) -> None:
+    if of % grid:
+        raise ValueError(f"{key}={grid} does not divide {of}, the grid it is taken from")
 
 
 def _check_steps(key: str, time: float, step: float) -> None:

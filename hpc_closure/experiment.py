@@ -10,22 +10,27 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hpc_closure.consistency import check
+from hpc_closure.flow import (
+    Count,
+    EvenGrid,
+    Finite,
+    Generate,
+    NonNegative,
+    Physics,
+    Positive,
+    Section,
+)
 from hpc_closure.stop import seconds
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-EvenGrid = Annotated[int, Field(ge=8, le=65536, multiple_of=2)]
-
 
 # what may change without touching the trajectories that are there
 GROWS_GENERATE = ("members", "t_end", "certificate")
+# what is written besides: a block that lacks some is computed again, its trajectories are the same
+OUTPUTS = ("fields", "filters", "series_every", "spectra")
 # how a training is run, not what it learns
 TRANSIENT_TRAIN = (
     "engine", "zero_stage", "deepspeed", "memory", "accumulate", "validate_every",
@@ -38,136 +43,6 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
     ).hexdigest()
-
-
-class Section(BaseModel):
-    """Strict: unknown keys and wrong types are errors, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class Law(Section):
-    """A law chosen by ``kind``; each other key belongs to the kinds that it names."""
-
-    kind: str
-
-    def parameters(self) -> dict:
-        """``kind`` and the keys that belong to it."""
-        keys = self.KEYS[self.kind]
-        return {"kind": self.kind, **{key: getattr(self, key) for key in keys}}
-
-
-class Forcing(Law):
-    KEYS: ClassVar[dict] = {
-        "none": (),
-        "published": ("amplitude",),
-        "kolmogorov": ("amplitude", "wavenumber"),
-        "ring": ("amplitude", "wavenumber", "width"),
-    }
-
-    kind: Literal["none", "published", "kolmogorov", "ring"] = Field(
-        "published", description="steady forcing; published = amplitude (sin + cos)(2 pi (x + y))"
-    )
-    amplitude: Finite = Field(0.1, description="published, kolmogorov, ring: 1/time^2")
-    wavenumber: Count = Field(4, description="kolmogorov, ring: integer wavenumber")
-    width: Positive = Field(0.5, description="ring: half width, integer wavenumbers")
-
-
-class Noise(Law):
-    KEYS: ClassVar[dict] = {
-        "none": (),
-        "q_wiener": ("amplitude", "draws", "correlation"),
-        "ring": ("wavenumber", "width", "energy_rate"),
-        "ornstein_uhlenbeck": ("wavenumber", "width", "rms", "correlation_time"),
-    }
-
-    kind: Literal["none", "q_wiener", "ring", "ornstein_uhlenbeck"] = Field(
-        "q_wiener", description="stochastic forcing; q_wiener is the published one"
-    )
-    amplitude: NonNegative = Field(5e-5, description="q_wiener: beta")
-    draws: Count = Field(
-        10, description="q_wiener: the law is that of this many summed draws (one is drawn)"
-    )
-    correlation: Positive = Field(
-        5e-3, description="q_wiener: a in the spectrum exp(-a |2 pi k|^2)"
-    )
-    wavenumber: Positive = Field(8.0, description="ring, ornstein_uhlenbeck: integer wavenumber")
-    width: Positive = Field(1.0, description="ring, ornstein_uhlenbeck: half width")
-    energy_rate: NonNegative = Field(1e-3, description="ring: exact mean energy injection rate")
-    rms: NonNegative = Field(0.1, description="ornstein_uhlenbeck: pointwise rms, 1/time^2")
-    correlation_time: Positive = Field(0.1, description="ornstein_uhlenbeck: memory, time units")
-
-
-class Initial(Law):
-    KEYS: ClassVar[dict] = {
-        "gaussian_field": ("alpha", "tau"),
-        "band": ("wavenumber", "width", "energy"),
-        "zero": (),
-    }
-
-    kind: Literal["gaussian_field", "band", "zero"] = Field(
-        "gaussian_field", description="initial law; gaussian_field is the published one"
-    )
-    alpha: Positive = Field(
-        2.5, description="gaussian_field: weights (4 pi^2 k^2 + tau^2)^(-alpha/2)"
-    )
-    tau: Positive = Field(7.0, description="gaussian_field: inverse length")
-    wavenumber: Positive = Field(6.0, description="band: centre, integer wavenumber")
-    width: Positive = Field(2.0, description="band: half width")
-    energy: Positive = Field(0.5, description="band: kinetic energy")
-
-
-class Physics(Section):
-    """The full system dv/dt = M(v)."""
-
-    equation: Literal["vorticity2d", "kuramoto_sivashinsky1d"] = "vorticity2d"
-    length: Positive = Field(1.0, description="side of the periodic box")
-    viscosity: NonNegative = Field(1e-3, description="nu, length^2/time")
-    hyperviscosity: NonNegative = Field(0.0, description="coefficient of (-Lap)^order")
-    hyperviscosity_order: Annotated[int, Field(ge=2, le=8)] = 4
-    drag: NonNegative = Field(0.0, description="linear drag, 1/time")
-    beta: Finite = Field(0.0, description="gradient of the planetary vorticity")
-    forcing: Forcing = Forcing()
-    noise: Noise = Noise()
-    initial: Initial = Initial()
-
-    def parameters(self) -> dict:
-        """Plain values, each law with the keys of its kind only."""
-        plain = self.model_dump(mode="json")
-        laws = {name: getattr(self, name).parameters() for name in ("forcing", "noise", "initial")}
-        return {**plain, **laws}
-
-
-class Record(Section):
-    start: NonNegative = Field(20.0, description="time of the first snapshot")
-    every: Positive = Field(0.1, description="time between snapshots; a multiple of dt")
-    grid: EvenGrid | None = Field(
-        None, description="grid of the stored fields; none = the grid of the DNS"
-    )
-    precision: Literal["float32", "float64"] = "float32"
-
-
-class Generate(Section):
-    """The DNS ensemble and the closure target taken from it."""
-
-    grid: EvenGrid = 64
-    members: Annotated[int, Field(ge=1, le=10_000_000)] = Field(100, description="trajectories")
-    dt: Positive = Field(1e-3, description="time step")
-    scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3"] = "cn_euler"
-    form: Literal["advective", "flux", "basdevant", "packed"] = Field(
-        "basdevant", description="algebraic form of the nonlinear term"
-    )
-    precision: Literal["float32", "float64"] = Field("float64", description="of the computation")
-    t_end: Positive = 40.0
-    record: Record = Record()
-    closure: Literal["diffusion", "convection", "subgrid"] = Field(
-        "diffusion",
-        description="what the reduced solver lacks: the published G, H, or the unresolved scales",
-    )
-    interval: Count = Field(1, description="solver steps that one closure target stands for")
-    certificate: Literal["required", "reported"] = Field(
-        "required", description="a block that fails its checks is failed, or kept with the reasons"
-    )
 
 
 class Conditions(Section):
@@ -329,11 +204,25 @@ class Cluster(Section):
         return self
 
 
+class Use(Section):
+    """Products of other runs, instead of making them again."""
+
+    data: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="run (its name under root, or its folder) whose data are used"
+    )
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="trained model that is used: a run, a .safetensors file, or a shipped model "
+        "(diffusion, convection)",
+    )
+
+
 class Experiment(Section):
     base: str | None = Field(None, description="preset that this file starts from")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "experiment"
     root: str = Field("runs", description="folder of runs; environment variables are expanded")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    use: Use = Use()
     physics: Physics = Physics()
     generate: Generate = Generate()
     model: Model = Model()
@@ -353,6 +242,12 @@ class Experiment(Section):
     @property
     def folder(self) -> Path:
         return Path(os.path.expandvars(os.path.expanduser(self.root))) / self.name
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Verbs that have something to do."""
+        later = ("train", "rollout", "evaluate") if self.generate.closure != "none" else ()
+        return ("generate", *later)
 
     @property
     def data_grid(self) -> int:
@@ -377,12 +272,19 @@ class Experiment(Section):
         generate = {
             key: value for key, value in plain["generate"].items() if key not in GROWS_GENERATE
         }
+        record = generate["record"]
+        generate["record"] = {key: record[key] for key in record if key not in OUTPUTS}
+        if generate["cfl"] is None:  # a fixed step has no ladder
+            del generate["cfl"], generate["max_level"]
         physics = self.physics.parameters()
         settings = {"seed": plain["seed"], "physics": physics, "generate": generate}
         if stage == "generate":
             return settings
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
         settings.update(model=plain["model"], train=train)
+        if self.use.model:  # of the training only what chooses snapshots and grid matters
+            kept = {key: train[key] for key in ("grid", "window", "split")}
+            settings.update(model={"use": self.use.model}, train=kept)
         if stage == "train":
             return settings
         rollout = {

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STAGES = ("generate", "train", "rollout", "evaluate")
+SHIPPED = Path(__file__).parent / "models"  # trained models that come with the package
 FOLDERS = {"generate": "data", "train": "train", "rollout": "rollout", "evaluate": "evaluate"}
 
 
@@ -27,12 +28,36 @@ class Run:
 
     Args:
         root: the run folder.
+        data_root: the run folder whose data are read; None = this one (``use.data``).
+        model_file: the trained model that is used; None = this run's own (``use.model``).
     """
 
     root: Path
+    data_root: Path | None = None
+    model_file: Path | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "root", Path(self.root).expanduser().absolute())
+        for key in ("root", "data_root", "model_file"):
+            if getattr(self, key) is not None:
+                whole = Path(getattr(self, key)).expanduser().absolute()
+                object.__setattr__(self, key, whole)
+
+    @classmethod
+    def of(cls, experiment) -> "Run":
+        """The run of an experiment: its own folder, and what it takes from elsewhere."""
+        root, use = experiment.folder, experiment.use
+        data = model = None
+        if use.data:
+            data = _beside(root, use.data)
+        if use.model:
+            model = _beside(root, use.model)
+            if model.suffix == ".safetensors":
+                pass
+            elif model.is_dir():
+                model = cls(model).model
+            else:
+                model = SHIPPED / f"{use.model}.safetensors"
+        return cls(root, data, model)
 
     def __str__(self) -> str:
         return str(self.root)
@@ -51,7 +76,10 @@ class Run:
         """Folder that holds the products of ``stage``."""
         if stage not in FOLDERS:
             raise ValueError(f"stage {stage!r} is none of {', '.join(STAGES)}")
-        return self.root / FOLDERS[stage]
+        return self._home(stage) / FOLDERS[stage]
+
+    def _home(self, stage: str) -> Path:
+        return self.data_root if stage == "generate" and self.data_root else self.root
 
     @property
     def data(self) -> Path:
@@ -89,7 +117,7 @@ class Run:
 
     def units(self, stage: str) -> Path:
         """Bookkeeping folder of a stage."""
-        return self.units_dir / stage
+        return self._home(stage) / ".units" / stage
 
     def claim(self, stage: str, unit) -> Path:
         return self.units(stage) / f"{unit}.claim"
@@ -112,7 +140,7 @@ class Run:
 
     @property
     def model(self) -> Path:
-        return self.train / "model.safetensors"
+        return self.model_file or self.train / "model.safetensors"
 
     @property
     def checkpoints(self) -> Path:
@@ -143,3 +171,9 @@ class Run:
     @property
     def report(self) -> Path:
         return self.evaluate / "report.html"
+
+
+def _beside(root: Path, name: str) -> Path:
+    """A run beside this one, by its name, or a path."""
+    neighbour = root.parent / name
+    return neighbour if neighbour.is_dir() else Path(name).expanduser()

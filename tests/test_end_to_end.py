@@ -120,6 +120,28 @@ def test_other_settings_are_refused_with_the_keys_that_differ(finished, hpc_clos
     assert "physics.viscosity: 0.001 -> 0.002" in done.stderr
 
 
+def test_another_run_uses_its_data_and_model(finished, hpc_closure_command):
+    """Other rollout settings beside the first ones; nothing is generated or trained again."""
+    other = [finished, "name=other", "rollout.interval=10", "use.data=small", "use.model=small"]
+    status = hpc_closure_command("status", *other)
+    assert status.stdout.count("model.safetensors") == 1 and "next: hpc-closure rollout" in (
+        status.stdout
+    )
+    assert hpc_closure_command("rollout", *other, timeout=400).returncode == 0
+    folder = config.load(finished).folder.parent / "other"
+    assert list((folder / "rollout").glob("*.h5")) and not (folder / "data").exists()
+    done = hpc_closure_command("generate", *other)
+    assert done.returncode == 1 and "use.data=small: the data are those of another" in done.stderr
+    done = hpc_closure_command("train", *other)
+    assert done.returncode == 1 and "use.model=small: the model is there already" in done.stderr
+    wrong = hpc_closure_command("rollout", *other, "physics.viscosity=2e-3", "name=third")
+    assert wrong.returncode == 1 and "physics.viscosity: 0.001 -> 0.002" in wrong.stderr
+    wrong = hpc_closure_command("rollout", *other[:-1], "use.model=nobody", "name=third")
+    assert wrong.returncode == 1
+    assert "use.model=nobody: no run, file or shipped model of this name" in wrong.stderr
+    assert not (folder.parent / "third").exists()
+
+
 def test_the_closure_answers_in_somebody_elses_solver(finished):
     import numpy as np
 

@@ -72,16 +72,16 @@ class Evaluation:
         from hpc_closure.evaluate.generated import score_generated
 
         experiment, settings = self.experiment, self.experiment.evaluate
-        conditions = experiment.model.conditions
+        conditions = self.closure.config["conditions"]
         layouts = [*settings.sensors]
-        if conditions.sensors != "required":
+        if conditions["sensors"] != "required":
             layouts.insert(0, None)
         evaluations = settings.sampler.evaluations or self.closure.config.get("evaluations")
         found = {}
         for grid in experiment.score_grids:
             snapshots = Snapshots.read(
                 self.data, self.parts["test"], self.window, grid, settings.samples,
-                conditions.history,
+                conditions["history"],
             )  # fmt: skip
             for layout in layouts:
                 contenders = Contenders(
@@ -267,7 +267,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 def print_plan(experiment: Experiment) -> int:
     """What would be scored; writes nothing."""
-    settings, run_folder = experiment.evaluate, Run(experiment.folder)
+    settings, run_folder = experiment.evaluate, Run.of(experiment)
     size = experiment.cluster.members_per_block
     data = generate.ledger(experiment).survey(experiment.generate.members, size).counts()
     runs = rollout.ledger(experiment).survey(rollout.num_rows(experiment), size).counts()

@@ -67,7 +67,7 @@ def tell(outcome: worker.Outcome) -> None:
 def ledger(experiment: Experiment) -> units.Ledger:
     """The books of the stage: what a block must be and hold to count as done."""
     return units.Ledger(
-        Run(experiment.folder),
+        Run.of(experiment),
         "generate",
         recipe=experiment.stage_hash("generate"),
         holds={"t_end": experiment.generate.t_end},

@@ -53,7 +53,7 @@ def num_rows(experiment: Experiment) -> int:
 def ledger(experiment: Experiment) -> units.Ledger:
     """The books of the stage; what a block must be and hold to count as done."""
     return units.Ledger(
-        Run(experiment.folder),
+        Run.of(experiment),
         "rollout",
         recipe=experiment.stage_hash("rollout"),
         holds={
@@ -77,8 +77,10 @@ def check_cases(experiment: Experiment) -> None:
 
 
 def check_model(experiment: Experiment) -> None:
-    """Raise ValueError unless the experiment's own model is there."""
-    run = Run(experiment.folder)
+    """Raise ValueError unless the experiment's own model, or the one it uses, is there."""
+    run = Run.of(experiment)
+    if run.model_file:
+        return check_used_model(experiment, run.model_file)
     if not run.model.exists():
         raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
     from hpc_closure.closure import artifact
@@ -91,6 +93,36 @@ def check_model(experiment: Experiment) -> None:
             f"{run.model}: trained by another experiment (hash {made[:12] or 'none'}, expected "
             f"{wanted[:12]}); change `name`, or run `hpc-closure train --redo`"
         )
+
+
+def check_used_model(experiment: Experiment, path: Path) -> None:
+    """Raise ValueError unless a model from elsewhere fits the experiment."""
+    from hpc_closure.closure import artifact
+
+    key = f"use.model={experiment.use.model}"
+    if not path.exists():
+        shipped = ", ".join(artifact.shipped()) or "none"
+        raise ValueError(
+            f"{key}: no run, file or shipped model of this name (shipped: {shipped}; looked for "
+            f"{path})"
+        )
+    header = artifact.read_header(path)
+    generate, target = experiment.generate, header["target"]
+    for name, have, want in (
+        ("closure", target["kind"], generate.closure),
+        ("dt", target["dt"], generate.dt),
+        ("interval", target["interval"], generate.interval),
+        ("length", header["grid"]["length"], experiment.physics.length),
+    ):
+        if have != want:
+            raise ValueError(f"{key}: its {name} is {have}, the experiment's is {want}")
+    least = 2 * ((header["grid"]["size"] - 1) // 3) + 2
+    for grid in (experiment.train_grid, *experiment.score_grids):
+        if grid < least:
+            raise ValueError(
+                f"{key}: trained at {header['grid']['size']}^2, it needs a grid of at least "
+                f"{least}^2; got {grid}^2"
+            )
 
 
 def work(experiment, session, books, plan, retry_failed=False, wait=True) -> worker.Outcome:
@@ -150,8 +182,9 @@ def submit(experiment, session, books, plan, retry_failed, source="", overrides=
         print(submission.cost(request))
     for sent in submission.submit(request, experiment.cluster.executor):
         print(f"job {sent.job}: {len(sent.tasks)} task(s), logs {sent.log}")
-    follow = shlex.join(["hpc-closure", "status", source or str(session.run.config),
-                         *(overrides or [])])
+    follow = shlex.join(
+        ["hpc-closure", "status", source or str(session.run.config), *(overrides or [])]
+    )
     print(f"follow it with: {follow}")
     return 0
 

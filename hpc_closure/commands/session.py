@@ -39,7 +39,7 @@ class Session:
         signals: tuple[str, ...] = SIGNALS,
     ):
         self.experiment, self.verb, self.verbosity = experiment, verb, verbosity
-        self.run = Run(experiment.folder)
+        self.run = Run.of(experiment)
         self.world = parallel.world()
         started = parallel.launch()
         self.rank = started.rank if started.launcher == "torchrun" else self.world.rank
@@ -61,12 +61,7 @@ class Session:
             error = self.world.settle(self._open_folder() if self.rank == 0 else None)
             if error is not None:
                 raise error
-            log.setup(
-                self.rank,
-                self.size,
-                verbosity=self.verbosity,
-                file=self.run.log(self.verb),
-            )
+            log.setup(self.rank, self.size, verbosity=self.verbosity, file=self.run.log(self.verb))
             self.record = provenance.collect(
                 ranks=self.size,
                 device=device_name(self.device),
@@ -144,11 +139,25 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
         ValueError: the folder's products of ``verb``, or of a stage that it reads, were made with
             other settings.
     """
+    if run.data_root:
+        if verb == "generate":
+            raise ValueError(
+                f"use.data={experiment.use.data}: the data are those of another run; "
+                "there is nothing to generate here"
+            )
+        check_recipe(Run(run.data_root), experiment, "generate")
+    if run.model_file and verb == "train":
+        raise ValueError(
+            f"use.model={experiment.use.model}: the model is there already; there is "
+            "nothing to train here"
+        )
     with files.disk_errors(run.root):
         if not run.config.exists():
             return
     stored = config.load(run.config)
     for stage in STAGES[: STAGES.index(verb) + 1]:
+        if run.data_root and stage == "generate":
+            continue
         if stage == verb and (redo or stage == "evaluate"):
             continue
         folder = run.folder(stage)

@@ -64,7 +64,7 @@ def run(
     watch: float | None = None,
 ) -> int:
     """Print the state of a run. Returns the exit code."""
-    folder = Run(experiment.folder)
+    folder = Run.of(experiment)
     if watch is not None:
         queue = any(folder.submissions(stage).exists() for stage in STAGES)
         least = QUICKEST_QUEUE if queue else QUICKEST
@@ -96,7 +96,7 @@ def survey(experiment: Experiment) -> dict[str, Stage]:
     """State of all stages, in their order."""
     from hpc_closure.commands import generate, rollout
 
-    folder = Run(experiment.folder)
+    folder = Run.of(experiment)
     members = {"generate": experiment.generate.members, "rollout": rollout.num_rows(experiment)}
     ledgers = {"generate": generate.ledger, "rollout": rollout.ledger}
     found = {}
@@ -166,15 +166,13 @@ def _of_one(experiment: Experiment, folder: Run, stage: str) -> Stage:
             failures = {SINGLE.name: files.read_json(folder.error(stage, SINGLE))}
         except (ValueError, OSError):
             pass
-    note = _training(folder) if stage == "train" else ""
+    note = ""
+    if stage == "train":
+        note = f"uses {folder.model}" if folder.model_file else _training(folder)
     state = (
         "running"
         if running
-        else "done"
-        if product.exists()
-        else "failed"
-        if failures
-        else "missing"
+        else "done" if product.exists() else "failed" if failures else "missing"
     )
     counts = {"units": 1, **dict.fromkeys(STATES, 0), state: 1}
     changed = product.stat().st_mtime if product.exists() else 0.0
@@ -257,16 +255,14 @@ def as_json(experiment: Experiment, stages: dict[str, Stage], command: str) -> d
 
 
 def as_text(experiment: Experiment, stages: dict[str, Stage], command: str, failed: bool) -> str:
-    folder = Run(experiment.folder)
+    folder = Run.of(experiment)
     header = ("stage", "units", *STATES, "last change")
     rows: list[tuple[str, ...]] = [header]
     for name, stage in stages.items():
         change = f"{log.duration(time.time() - stage.changed)} ago" if stage.changed else "-"
         notes = [stage.note] if stage.note else []
         if stage.seconds_left is not None:
-            notes.append(
-                f"{stage.per_hour:.3g} units/h, {log.duration(stage.seconds_left)} left"
-            )
+            notes.append(f"{stage.per_hour:.3g} units/h, {log.duration(stage.seconds_left)} left")
         rows.append((name, *map(str, stage.counts.values()), ", ".join([change, *notes])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
     lines = [f"{experiment.name}   {folder}" + ("" if folder.root.exists() else "   (empty)")]

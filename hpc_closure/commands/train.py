@@ -89,15 +89,7 @@ def fit(experiment: Experiment, session: Session) -> None:
         artifact.save(trained, path, target=target_of(experiment), provenance=session.record)
 
     try:
-        trainer.fit(
-            model,
-            data,
-            told,
-            session.run,
-            export,
-            processes=joined,
-            stop=session.stop,
-        )
+        trainer.fit(model, data, told, session.run, export, processes=joined, stop=session.stop)
     finally:
         processes.leave()
         store.close()
@@ -150,15 +142,18 @@ def check_data(experiment: Experiment) -> None:
         states = ", ".join(f"{counts[state]} {state}" for state in units.STATES if counts[state])
         broken = "".join(f"; not used: {message}" for message in survey.damaged.values())
         raise ValueError(
-            f"{Run(experiment.folder).data}: the data are not complete ({states} of "
+            f"{Run.of(experiment).data}: the data are not complete ({states} of "
             f"{counts['units']} units); run `hpc-closure generate` first{broken}"
         )
 
 
 def print_plan(experiment: Experiment) -> int:
     """What a training would do; writes nothing."""
-    run_folder, section = Run(experiment.folder), experiment.train
+    run_folder, section = Run.of(experiment), experiment.train
     print(f"run folder {run_folder}")
+    if run_folder.model_file:
+        print(f"model: {run_folder.model}, from use.model; nothing to train")
+        return 0
     state = "done" if run_folder.model.exists() else "to train"
     grid = experiment.train_grid
     print(f"model: {state}, {section.steps} steps of batch {section.batch} on {grid}^2 fields")

@@ -14,6 +14,7 @@ For ``interval`` m > 1 the first two are means over the m coming steps. All func
 retained spectra.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -70,27 +71,35 @@ class Target:
         """Steps beyond the snapshot that the target needs."""
         return 0 if self.interval == 1 and self.kind != "subgrid" else self.interval
 
-    def compute(self, simulation: Simulation) -> torch.Tensor:
-        """U_hat at the present time; advances ``simulation`` by :attr:`lookahead` steps."""
+    def compute(
+        self, simulation: Simulation, advance: Callable[[int], object] | None = None
+    ) -> torch.Tensor:
+        """U_hat at the present time; advances ``simulation`` by :attr:`lookahead` steps.
+
+        Args:
+            simulation: the full system.
+            advance: what to call instead of ``simulation.advance``.
+        """
+        advance = advance or simulation.advance
         if self.kind == "subgrid":
-            return self._defect(simulation)
+            return self._defect(simulation, advance)
         if self.interval == 1:
             return removed_terms_hat(simulation, self.kind)
         total = None
         for _ in range(self.interval):
             part = removed_terms_hat(simulation, self.kind)
             total = part if total is None else total + part
-            simulation.advance(1)
+            advance(1)
         return total / self.interval
 
-    def _defect(self, simulation: Simulation) -> torch.Tensor:
-        modes = retained_modes(self.reduced.grid)
-        start = resize(simulation.state, modes)
+    def _defect(self, simulation: Simulation, advance) -> torch.Tensor:
+        modes, gather = retained_modes(self.reduced.grid), simulation.transform.gather
+        start = resize(gather(simulation.state), modes)
         reduced = Simulation(
             self.reduced, simulation.members, simulation.seed, device=simulation.device
         )
         reduced.load_state(simulation.step_index, start)
         reduced.advance(self.interval)
-        simulation.advance(self.interval)
-        end = resize(simulation.state, modes)
+        advance(self.interval)
+        end = resize(gather(simulation.state), modes)
         return (end - reduced.state) / (self.interval * simulation.problem.dt)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from hpc_closure.spectral.forcing import steady_forcing
+from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
 
 SERIES = (
@@ -23,6 +24,13 @@ SERIES = (
     "enstrophy_injection",
     "cfl",
 )
+SPECTRA = ("energy", "enstrophy", "energy_transfer", "enstrophy_transfer")
+
+
+def series_names(problem: Problem) -> tuple[str, ...]:
+    """Keys of :meth:`Diagnostics.measure`."""
+    names = SERIES if problem.dimensions == 2 else [n for n in SERIES if n[:9] != "enstrophy"]
+    return (*names, "dt") if problem.cfl else tuple(names)
 
 
 class Diagnostics:
@@ -48,7 +56,8 @@ class Diagnostics:
 
         Dissipation counts every linear term and is positive where they damp. Injection is that of
         the steady forcing, ``Re <f w*>``, plus the Ito mean rate of a white forcing. The keys are
-        those of ``SERIES``; on a line there is no enstrophy.
+        :func:`series_names`: on a line there is no enstrophy, and with an adaptive step each
+        member's own ``dt`` of its next step is there, which its CFL number is of.
         """
         w = self.state()
         power = self.weights * _square(w)
@@ -58,8 +67,11 @@ class Diagnostics:
             "energy": 0.5 * _sum(power * self.to_energy),
             "energy_dissipation": _sum(power * self.to_energy * self.damping),
             "energy_injection": _sum(work * self.to_energy) + energy_rate,
-            "cfl": self.cfl(),
         }
+        dt = self.steps()
+        out["cfl"] = self.cfl(dt)
+        if self.simulation.problem.cfl:
+            out["dt"] = dt
         if self.two_dimensional:
             out["enstrophy"] = 0.5 * _sum(power)
             out["enstrophy_dissipation"] = _sum(power * self.damping)
@@ -74,11 +86,17 @@ class Diagnostics:
         half_rate = 0.5 * noise.dt * self.weights * noise.std_hat.numpy() ** 2
         return float(_sum((half_rate * self.to_energy)[None])[0]), float(_sum(half_rate[None])[0])
 
-    def cfl(self) -> np.ndarray:
-        """``max(|u| + |v|) dt / dx`` of each member at ``problem.dt``."""
+    def steps(self) -> np.ndarray:
+        """Length of each member's next step."""
+        simulation = self.simulation
+        return np.ldexp(simulation.problem.dt, -simulation.levels().astype(np.int32))
+
+    def cfl(self, dt: np.ndarray | float | None = None) -> np.ndarray:
+        """``max(|u| + |v|) dt / dx`` of each member at steps ``dt``, by default ``problem.dt``."""
         simulation = self.simulation
         grid = simulation.grid
-        return simulation.speed() * (simulation.problem.dt * grid.size / grid.length)
+        dt = simulation.problem.dt if dt is None else dt
+        return simulation.speed() * (dt * grid.size / grid.length)
 
     def spectrum(self, quantity: str = "energy") -> np.ndarray:
         """Shell sums ``(members, shells)``; shells are ``|k|`` rounded, in integer units.
@@ -89,7 +107,7 @@ class Diagnostics:
         """
         w = self.state()
         kind, _, transfer = quantity.partition("_")
-        if kind not in ("energy", "enstrophy") or transfer not in ("", "transfer"):
+        if quantity not in SPECTRA:
             raise ValueError(f"no spectrum of {quantity!r}")
         density = _inner(self.nonlinear(), w) if transfer else 0.5 * _square(w)
         density = self.weights * density * (self.to_energy if kind == "energy" else 1.0)

@@ -4,7 +4,9 @@ r"""The vorticity equation on a periodic square.
    w_t + u\cdot\nabla w + \beta_y v = \nu\Delta w - \nu_h(-\Delta)^p w - \alpha w + f + \beta\xi,
    \qquad -\Delta\psi = w,\quad u = (\psi_y, -\psi_x)
 
-An equation is its linear symbol and its nonlinear term; :mod:`kuramoto_sivashinsky` is another.
+An equation is a class with ``dimensions``, the ``parameters`` that it takes from the problem, its
+eigenvalues ``linear``, its ``nonlinear`` term and its ``speed``; ``EQUATIONS`` lists them.
+:mod:`kuramoto_sivashinsky` is another one in one file.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.advection import FORMS
+from hpc_closure.spectral.kuramoto_sivashinsky import KuramotoSivashinsky1D
 from hpc_closure.spectral.transform import Transform
 
 
@@ -28,6 +31,9 @@ class Vorticity2D:
         beta: planetary vorticity gradient ``beta_y``, 1 / (length time).
         form: form of the nonlinear term, see :mod:`advection`.
     """
+
+    dimensions = 2
+    parameters = ("viscosity", "hyperviscosity", "hyperviscosity_order", "drag", "beta", "form")
 
     def __init__(
         self,
@@ -61,3 +67,6 @@ class Vorticity2D:
         """Largest ``|u| + |v|`` of each member on this rank's rows, ``(members,)``."""
         velocity = self.advection.velocity(w).abs_()
         return velocity[0].add_(velocity[1]).amax((-2, -1))
+
+
+EQUATIONS = {"vorticity2d": Vorticity2D, "kuramoto_sivashinsky1d": KuramotoSivashinsky1D}

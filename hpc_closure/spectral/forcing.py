@@ -25,6 +25,8 @@ def steady_forcing(grid: Grid, kind: str, **parameters: float) -> Tensor:
     """
     if kind not in FORCINGS:
         raise ValueError(f"forcing kind must be one of {sorted(FORCINGS)}, got {kind!r}")
+    if grid.dimensions != 2 and kind != "none":
+        raise ValueError(f"forcing kind {kind!r} is defined on 2-D grids")
     out = torch.zeros(grid.shape, dtype=torch.complex128)
     FORCINGS[kind](grid, out, **parameters)
     return out

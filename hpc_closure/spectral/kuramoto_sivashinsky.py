@@ -18,6 +18,9 @@ class KuramotoSivashinsky1D:
         transform: transform of a 1-D grid.
     """
 
+    dimensions = 1
+    parameters = ()
+
     def __init__(self, transform: Transform):
         if transform.grid.dimensions != 1:
             raise ValueError("kuramoto_sivashinsky1d needs a grid with dimensions: 1")

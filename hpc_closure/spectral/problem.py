@@ -10,16 +10,14 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hpc_closure.spectral.advection import FORMS
-from hpc_closure.spectral.equations import Vorticity2D
+from hpc_closure.spectral.equations import EQUATIONS
 from hpc_closure.spectral.forcing import FORCINGS, steady_forcing
 from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.initial import INITIAL
-from hpc_closure.spectral.kuramoto_sivashinsky import KuramotoSivashinsky1D
 from hpc_closure.spectral.noise import NoiseModel, ou_law, q_wiener_law, ring_law
 from hpc_closure.spectral.stepping import SCHEMES, Scheme
 from hpc_closure.spectral.transform import PRECISIONS, Transform
 
-EQUATIONS = ("vorticity2d", "kuramoto_sivashinsky1d")
 NOISES = {"none": None, "q_wiener": q_wiener_law, "ring": ring_law, "ornstein_uhlenbeck": ou_law}
 REMOVED = ("none", "diffusion", "convection")
 # Keys of the experiment's physics and generate sections that are part of the recipe.
@@ -35,7 +33,7 @@ class Problem:
     """One periodic flow and how it is discretised.
 
     Attributes:
-        equation: ``vorticity2d`` or ``kuramoto_sivashinsky1d``.
+        equation: a key of ``equations.EQUATIONS``.
         grid: points per side.
         length: side of the domain.
         viscosity: nu, length^2 / time.
@@ -89,7 +87,7 @@ class Problem:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.dt > 0:
             raise ValueError(f"dt must be positive, got {self.dt}")
-        if self.equation == "kuramoto_sivashinsky1d" and self.initial["kind"] == "gaussian_field":
+        if self.dimensions == 1 and self.initial["kind"] == "gaussian_field":
             object.__setattr__(self, "initial", {"kind": "line"})
         for name, laws in (("forcing", FORCINGS), ("noise", NOISES), ("initial", INITIAL)):
             object.__setattr__(self, name, _complete(name, getattr(self, name), laws))
@@ -120,6 +118,8 @@ class Problem:
         if unknown:
             raise ValueError(f"unknown physics keys {sorted(unknown)}; known: {sorted(known)}")
         chosen = {k: v for k, v in (generate or {}).items() if k in GENERATE_KEYS}
+        if chosen.get("cfl", 0.0) is None:  # a fixed step
+            del chosen["cfl"]
         return cls(**dict(physics), **chosen)
 
     @classmethod
@@ -138,32 +138,26 @@ class Problem:
 
     # -- parts -----------------------------------------------------------------------------------
 
+    @property
+    def dimensions(self) -> int:
+        """Dimensions of the flow, 1 or 2."""
+        return EQUATIONS[self.equation].dimensions
+
     def make_grid(self) -> Grid:
         """The grid."""
-        return Grid(self.grid, self.length, 2 if self.equation == "vorticity2d" else 1)
+        return Grid(self.grid, self.length, self.dimensions)
 
     def make_equation(self, transform: Transform):
         """The equation on a transform."""
-        if self.equation == "kuramoto_sivashinsky1d":
-            return KuramotoSivashinsky1D(transform)
-        return Vorticity2D(
-            transform,
-            viscosity=self.viscosity,
-            hyperviscosity=self.hyperviscosity,
-            hyperviscosity_order=self.hyperviscosity_order,
-            drag=self.drag,
-            beta=self.beta,
-            form=self.form,
-        )
+        equation = EQUATIONS[self.equation]
+        return equation(transform, **{name: getattr(self, name) for name in equation.parameters})
 
     def make_noise(self, seed: int, stage: str = "generate") -> NoiseModel | None:
         """The stochastic forcing, or None."""
         parameters = dict(self.noise)
         if parameters.pop("kind") == "none":
             return None
-        return NoiseModel(
-            self.noise["kind"], self.make_grid(), self.dt, seed, stage, **parameters
-        )
+        return NoiseModel(self.noise["kind"], self.make_grid(), self.dt, seed, stage, **parameters)
 
     def make_scheme(self, linear, transform: Transform, level: int = 0) -> Scheme:
         """The time scheme at step ``dt / 2**level``."""
