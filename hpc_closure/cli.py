@@ -79,13 +79,19 @@ Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say m
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings and errors only.")]
 
 
-def _experiment(name: str, overrides: list[str] | None):
+def _experiment(name: str, overrides: list[str] | None, verb: str = "generate"):
     from hpc_closure import config
 
     try:
-        return config.load(name, overrides)
+        experiment = config.load(name, overrides)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if verb not in experiment.stages:
+        raise UsageError(
+            f"{name}: generate.closure={experiment.generate.closure} makes data without a closure: "
+            f"there is nothing to {verb}"
+        )
+    return experiment
 
 
 class UsageError(Exception):
@@ -147,7 +153,7 @@ def train(
 
     _finish(
         verb.run,
-        _experiment(experiment, overrides),
+        _experiment(experiment, overrides, "train"),
         dry_run=dry_run,
         max_elapsed=max_elapsed,
         redo=redo,
@@ -184,7 +190,7 @@ def rollout(
     overrides = [*(overrides or []), *([f"cluster.executor={executor}"] if executor else [])]
     _finish(
         verb.run,
-        _experiment(experiment, overrides),
+        _experiment(experiment, overrides, "rollout"),
         members=members,
         parts=parts,
         retry_failed=retry_failed,
@@ -217,7 +223,7 @@ def evaluate(
 
     _finish(
         verb.run,
-        _experiment(experiment, overrides),
+        _experiment(experiment, overrides, "evaluate"),
         partial=partial,
         dry_run=dry_run,
         max_elapsed=max_elapsed,

@@ -30,7 +30,7 @@ def run(
     ) as session:
         evaluation = Evaluation(experiment, session)
         generated = evaluation.generated()
-        coupled = evaluation.coupled()
+        coupled = evaluation.coupled() if evaluation.products() else None
         evaluation.write(generated, coupled, notes)
         log.get().info(f"report: {session.run.report}")
     return 0
@@ -43,11 +43,13 @@ def check_complete(experiment: Experiment, partial: bool) -> list[str]:
     counts = survey.counts()
     if counts["done"] == counts["units"]:
         return []
-    if not partial or not counts["done"]:
+    if not partial:
         raise ValueError(
             f"{books.run.rollout}: {counts['done']} of {counts['units']} units are done; run "
             "`hpc-closure rollout` first, or score what there is with --partial"
         )
+    if not counts["done"]:
+        return ["Partial: no rollout unit was done, so only the generated closure is scored."]
     return [f"Partial: {counts['done']} of {counts['units']} rollout units were done."]
 
 
@@ -68,7 +70,7 @@ class Evaluation:
 
     def generated(self) -> dict:
         """{(grid, sensors in words): Scored} of samples of U for held-out states."""
-        from hpc_closure.evaluate.contenders import Contenders, Snapshots
+        from hpc_closure.evaluate.contenders import Contenders, Snapshots, climatology_pool
         from hpc_closure.evaluate.generated import score_generated
 
         experiment, settings = self.experiment, self.experiment.evaluate
@@ -83,11 +85,11 @@ class Evaluation:
                 self.data, self.parts["test"], self.window, grid, settings.samples,
                 conditions["history"],
             )  # fmt: skip
+            pool = climatology_pool(
+                self.data, self.parts["train"], self.window, grid, settings.seed
+            )
             for layout in layouts:
-                contenders = Contenders(
-                    experiment, self.closure, snapshots, layout, self.data, self.parts["train"],
-                    self.window,
-                )  # fmt: skip
+                contenders = Contenders(experiment, self.closure, snapshots, layout, pool)
                 log.get().info(
                     f"scoring {len(snapshots.states)} snapshots at {grid}^2, "
                     f"sensors: {contenders.name}"
@@ -111,6 +113,10 @@ class Evaluation:
                 found[grid, contenders.name] = scored
         return found
 
+    def products(self) -> list[Path]:
+        """Files of the coupled ensemble that are done."""
+        return [product.path for product in rollout.ledger(self.experiment).products()]
+
     def coupled(self):
         """Scored of the coupled runs."""
         import numpy as np
@@ -121,8 +127,7 @@ class Evaluation:
         from hpc_closure.evaluate.coupled import score_coupled
 
         experiment = self.experiment
-        products = rollout.ledger(experiment).products()
-        ensemble = CoupledEnsemble([product.path for product in products])
+        ensemble = CoupledEnsemble(self.products())
         stored = [float(time - ensemble.times[0]) for time in ensemble.times[1:]]
         leads = sorted({round(time, 9) for time in (*stored, *experiment.evaluate.lead_times)})
         indices = [ensemble.index(lead) for lead in leads]
@@ -200,9 +205,10 @@ class Evaluation:
             label = f"{self.kind}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
             words = f"{self.kind}, sensors: {sensors}, {grid}² grid"
             pictures += illustrate.illustrate_generated(scored, folder, label, words)
-        rows.extend(coupled.rows)
-        words = f"{self.kind}, started at t = {self.experiment.rollout.t_start:g}"
-        pictures += illustrate.illustrate_coupled(coupled, folder, self.kind, words)
+        if coupled:
+            rows.extend(coupled.rows)
+            words = f"{self.kind}, started at t = {self.experiment.rollout.t_start:g}"
+            pictures += illustrate.illustrate_coupled(coupled, folder, self.kind, words)
         pictures += illustrate.illustrate_training(read_metrics(self.run.metrics), folder)
         pictures += illustrate.illustrate_cost(rows, folder, self.session.record["device"])
         rows.write(self.run.evaluate)

@@ -20,6 +20,7 @@ from hpc_closure.evaluate.generated import Law
 from hpc_closure.evaluate.ranks import fourier_coordinates
 
 ROW = 1_000_003  # a member's id on snapshot i is member * ROW + i, so no two draws are the same
+POOL = 512  # closures that climatology draws from
 RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance
 
 
@@ -62,6 +63,16 @@ class Snapshots:
         )
 
 
+def climatology_pool(data: DataSet, members, indices: range, grid: int, seed: int) -> Tensor:
+    """Closures (P, n, n) of random members and stored times, which climatology draws from."""
+    rng = np.random.default_rng(seed)
+    count = min(POOL, len(members) * len(indices))
+    keys = rng.choice(len(members) * len(indices), count, replace=False)
+    picks = [divmod(int(key), len(indices)) for key in sorted(keys)]
+    fields = [data.read(members[m], indices[t], "closure", grid) for m, t in picks]
+    return torch.from_numpy(np.stack(fields))
+
+
 class Contenders:
     """The contenders of one grid and one sensor layout.
 
@@ -70,14 +81,12 @@ class Contenders:
         closure: the loaded model.
         snapshots: what is answered.
         layout: of the sensors, or None.
-        data: for climatology.
-        train: training members.
-        window: stored times that climatology draws from.
+        pool: (P, n, n), see :func:`climatology_pool`.
     """
 
-    def __init__(self, experiment, closure, snapshots: Snapshots, layout, data, train, window):
+    def __init__(self, experiment, closure, snapshots: Snapshots, layout, pool: Tensor):
         self.experiment, self.closure, self.snapshots = experiment, closure, snapshots
-        self.layout, self.data, self.train, self.window = layout, data, train, window
+        self.layout, self.pool = layout, pool
         self.name = describe(layout)
         self.seed = experiment.evaluate.seed
         self.grid = snapshots.states.shape[-1]
@@ -180,9 +189,7 @@ class Contenders:
         return physics(self.law, self.snapshots.states[indices], regular)[None]
 
     def climatology(self, indices: Tensor, members: int) -> Tensor:
-        """Closures of random training members and times, other ones for every snapshot."""
+        """Closures of the training members, other ones for every snapshot."""
         rng = np.random.default_rng((self.seed, int(indices[0])))
-        shape = (members, len(indices))
-        picks = zip(rng.choice(self.train, shape).flat, rng.choice(self.window, shape).flat)
-        fields = [self.data.read(int(m), int(t), "closure", self.grid) for m, t in picks]
-        return torch.from_numpy(np.stack(fields)).unflatten(0, shape)
+        picks = rng.integers(len(self.pool), size=(members, len(indices)))
+        return self.pool[torch.from_numpy(picks)]
