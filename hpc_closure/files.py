@@ -25,6 +25,10 @@ class DiskError(RuntimeError):
     """The disk is full, read-only or not ours: no unit's fault, so the whole verb stops."""
 
 
+class DamagedFile(ValueError):
+    """Truncated, foreign or torn: what it held has to be made again."""
+
+
 _DISK_ERRORS = {
     errno.ENOSPC: "no space left on the device; free some or change `root`, then run again",
     errno.EDQUOT: "the disk quota is used up; free some or change `root`, then run again",
@@ -34,6 +38,7 @@ _DISK_ERRORS = {
     errno.EPERM: "not permitted; change `root` or ask the owner of the folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "a folder of this name is in the way",
+    errno.EEXIST: "a file is in the way where a folder is to be; move it or change `root`",
     errno.EIO: "the device reports an input/output error",
     errno.ESTALE: "the file server dropped the file (stale handle); run again",
 }
@@ -97,8 +102,8 @@ def fsync(path: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def publish(path: Path | str, validate: Callable[[Path], object] | None = None, *,
-            resume: bool = False) -> Iterator[Path]:
+def publish(path: Path | str,
+            validate: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """Write a file (or folder) so that ``path`` is either the whole product or what it was before.
 
         with publish(run.product("generate", unit), validate=store.check) as part:
@@ -107,12 +112,9 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None, 
     Args:
         path: final name; its folder is created.
         validate: called with the written ``.part``; an exception keeps the product unpublished.
-        resume: adopt the ``.part`` of an earlier writer, which must be known to be dead, and keep
-            ours when we are stopped or the disk is full. The caller decides what of it is valid.
 
     Yields:
-        The private path to write to: a file that does not exist yet (with ``resume`` it may), or
-        make it a folder.
+        The private path to write to: a file that does not exist yet, or make it a folder.
 
     Raises:
         DiskError: disk full, not writable, ...
@@ -123,10 +125,7 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None, 
     try:
         with disk_errors(path):
             make_folder(path.parent)
-            if resume:
-                _adopt(path, part)
-            else:
-                remove(part)
+            remove(part)
             yield part
             if not part.exists():
                 raise RuntimeError(f"{path.name}: its unfinished file was removed by another "
@@ -134,19 +133,17 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None, 
             if validate is not None:
                 validate(part)
             _replace(part, path)
-    except BaseException as error:
-        keep = resume and (isinstance(error, DiskError) or not isinstance(error, Exception))
-        if not keep:
-            with contextlib.suppress(OSError):
-                remove(part)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(part)
         raise
     for left in path.parent.glob(f"{path.name}.*.part"):  # of writers that were killed
         with contextlib.suppress(OSError):
             remove(left)
 
 
-def _adopt(path: Path, part: Path) -> None:
-    """Make the newest unfinished file of ``path`` ours; its writer, if alive, loses it."""
+def adopt(path: Path, target: Path) -> None:
+    """Rename the newest ``.part`` of ``path``, whose writer is dead, to ``target``."""
 
     def changed(left):
         with contextlib.suppress(FileNotFoundError):
@@ -154,9 +151,8 @@ def _adopt(path: Path, part: Path) -> None:
         return 0.0
 
     for left in sorted(path.parent.glob(f"{path.name}.*.part"), key=changed):
-        if left != part:
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(left, part)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(left, target)
 
 
 def _replace(part: Path, path: Path) -> None:
@@ -208,7 +204,7 @@ def open_hdf5(path: Path | str, mode: str = "r", **options):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, damaged, or not an HDF5 file, or a data set is not in it.
+        DamagedFile: truncated, damaged, or not an HDF5 file, or a data set is not in it.
         DiskError: while writing, see :func:`publish`.
     """
     import h5py
@@ -244,7 +240,7 @@ def hdf5_errors(path: Path | str) -> Iterator[None]:
             raise
         if isinstance(error, PermissionError) or "errno = 13" in str(error):
             raise DiskError(f"{path}: permission denied") from error
-        raise ValueError(f"{path}: {_hdf5_reason(path, error)}") from error
+        raise DamagedFile(f"{path}: {_hdf5_reason(path, error)}") from error
 
 
 def _hdf5_reason(path: Path, error: BaseException) -> str:

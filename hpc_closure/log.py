@@ -32,6 +32,33 @@ class _Formatter(logging.Formatter):
         return f"{stamp}{self.where}{level}  {text}"
 
 
+class _LogFile(logging.FileHandler):
+    """A file that may be unwritable (full disk, another user's file): told once, work goes on."""
+
+    broken = False
+
+    def emit(self, record):
+        try:
+            super().emit(record)
+        except OSError as error:  # it is opened by the first line
+            self._give_up(error)
+
+    def handleError(self, record):
+        self._give_up(sys.exc_info()[1])
+
+    def close(self):
+        try:
+            super().close()
+        except OSError as error:  # what was still to be written
+            self._give_up(error)
+
+    def _give_up(self, error):
+        if not self.broken:
+            self.broken = True
+            reason = getattr(error, "strerror", None) or error
+            print(f"no more lines to {self.baseFilename}: {reason}", file=sys.stderr)
+
+
 def setup(rank: int = 0, size: int = 1, *, verbosity: int = 0, file: Path | str | None = None,
           stream=None) -> logging.Logger:
     """Set up the logger of the program; calling it again replaces the handlers.
@@ -55,7 +82,7 @@ def setup(rank: int = 0, size: int = 1, *, verbosity: int = 0, file: Path | str 
         name = Path(file)
         try:
             name.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(name, mode="a", encoding="utf-8", delay=True))
+            handlers.append(_LogFile(name, mode="a", encoding="utf-8", delay=True))
         except OSError as error:
             raise RuntimeError(f"cannot write the log {name}: {error.strerror}") from error
     for handler in handlers:

@@ -32,7 +32,7 @@ from . import claims, files, log, provenance
 from .run import Run
 
 STATES = ("done", "running", "queued", "failed", "missing")
-_BLOCK = re.compile(r"block_(\d{6,})-(\d{6,})\.h5")
+BLOCK = re.compile(r"block_(\d{6,})-(\d{6,})\.h5")  # name of a product
 _NAME = re.compile(r"(\d{6,})-(\d{6,})")
 
 
@@ -164,7 +164,7 @@ def read_product(path: Path | str) -> Product:
         product = Product(path, int(members[0]), int(members[-1]),
                           str(file.attrs.get("recipe_hash", "")), holds,
                           path.stat().st_mtime)
-    found = _BLOCK.fullmatch(path.name)
+    found = BLOCK.fullmatch(path.name)
     if found and (int(found.group(1)), int(found.group(2))) != (product.first, product.last):
         raise ValueError(f"{path}: holds members {product.first}-{product.last}, not those of "
                          "its name; it was renamed or is of another run")
@@ -225,7 +225,7 @@ class Ledger:
                  for record in files.read_jsonl(self.run.manifest(self.stage))}
         found, fresh = [], []
         for entry in listing(self.run.folder(self.stage)):
-            if not _BLOCK.fullmatch(entry.name):
+            if not BLOCK.fullmatch(entry.name):
                 continue
             try:
                 stat = entry.stat()
@@ -328,7 +328,7 @@ class Ledger:
                 "holds": json.dumps(self.holds, sort_keys=True)}
 
     def publish(self, unit: Unit, validate: Callable[[Path], object] | None = None, *,
-                claim: claims.Claim | None = None, resume: bool = False):
+                claim: claims.Claim | None = None):
         """``files.publish`` of the product of ``unit``; its header and our claim are checked.
 
         The writer puts :meth:`attributes` and, last, ``complete = 1`` into the root attributes.
@@ -344,7 +344,7 @@ class Ledger:
             if claim is not None:
                 claim.check()
 
-        return files.publish(self.run.product(self.stage, unit), check, resume=resume)
+        return files.publish(self.run.product(self.stage, unit), check)
 
     def done(self, unit: Unit) -> bool:
         """Whether the product of ``unit`` is there by now (one look at one file)."""

@@ -58,23 +58,25 @@ def test_a_left_part_does_no_harm(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.h5"]
 
 
-def test_resume_adopts_the_part_of_a_dead_writer(tmp_path):
-    (tmp_path / "x.h5.elsewhere-1.part").write_text("half")
-    with files.publish(tmp_path / "x.h5", resume=True) as part:
-        assert part.read_text() == "half"
-        part.write_text("whole")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+def test_the_newest_part_of_dead_writers_is_adopted(tmp_path):
+    files.adopt(tmp_path / "x.h5", tmp_path / "working.h5")
+    assert not list(tmp_path.iterdir())
+    for number, name in enumerate(("x.h5.one-1.part", "x.h5.two-2.part", "y.h5.one-1.part")):
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, (number, number))
+    files.adopt(tmp_path / "x.h5", tmp_path / "working.h5")
+    assert (tmp_path / "working.h5").read_text() == "x.h5.two-2.part"
+    assert (tmp_path / "y.h5.one-1.part").exists() and len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("error, kept", [(SystemExit(75), True), (KeyboardInterrupt(), True),
-                                         (OSError(errno.ENOSPC, "full"), True),
-                                         (ValueError("NaN"), False)])
-def test_resume_keeps_the_part_when_stopped_not_when_failed(tmp_path, error, kept):
+@pytest.mark.parametrize("error", [SystemExit(75), KeyboardInterrupt(), ValueError("NaN"),
+                                   OSError(errno.ENOSPC, "full")])
+def test_no_part_is_left_by_a_writer_that_ends_in_order(tmp_path, error):
     with pytest.raises(BaseException):
-        with files.publish(tmp_path / "x.h5", resume=True) as part:
+        with files.publish(tmp_path / "x.h5") as part:
             part.write_text("half")
             raise error
-    assert bool(list(tmp_path.iterdir())) == kept
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_slower_of_two_writers_is_refused(tmp_path):
@@ -148,9 +150,11 @@ def test_other_errors_pass_unchanged(tmp_path):
 
 def test_a_file_where_a_folder_is_needed(tmp_path):
     (tmp_path / "data").write_text("")
-    with pytest.raises((files.DiskError, FileExistsError)):
+    with pytest.raises(files.DiskError, match="it is a file, not a folder"):
         with files.publish(tmp_path / "data" / "x.h5"):
             pass
+    with pytest.raises(files.DiskError, match="a file is in the way where a folder is to be"):
+        files.append_jsonl(tmp_path / "data" / "x.jsonl", {})
 
 
 # HDF5

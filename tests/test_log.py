@@ -68,6 +68,27 @@ def test_file(lines, tmp_path):
     assert [line.split("  ")[1] for line in path.read_text().splitlines()] == ["kept", "appended"]
 
 
+def test_an_unwritable_file_is_told_once_and_the_work_goes_on(lines, tmp_path, capsys):
+    (tmp_path / "main.log").mkdir()  # root may write every file, but not a folder
+    read = lines(file=tmp_path / "main.log")
+    for _ in range(3):
+        log.get().info("hello")
+    assert len(read()) == 3
+    told = capsys.readouterr().err
+    assert told == f"no more lines to {tmp_path}/main.log: Is a directory\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_under_the_log_is_told_once(lines, capsys):
+    read = lines(file="/dev/full")
+    for _ in range(3):
+        log.get().info("hello")
+    log.setup()
+    assert len(read()) == 3
+    told = capsys.readouterr().err
+    assert told == "no more lines to /dev/full: No space left on device\n"
+
+
 def test_banner(lines):
     read = lines()
     log.banner("generate mine", {

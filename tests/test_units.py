@@ -405,12 +405,13 @@ def books_of(run, num_units, per_block):
 
 @pytest.mark.parametrize("members, per_block, limit", [(20_000, 20, 0.5), (100_000, 20, 2.0)])
 def test_survey_is_quick(run, members, per_block, limit):
+    """Processor seconds, as below: other processes may share the machine."""
     ledger = books_of(run, members // per_block, per_block)
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         counts = ledger.survey(members, per_block).counts()
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     assert counts["done"] == counts["units"] == members // per_block
     assert min(times) < limit, times
 
@@ -420,16 +421,16 @@ def test_survey_is_quick(run, members, per_block, limit):
 def test_bookkeeping_of_many_members_with_empty_physics(run, members):
     log.setup(verbosity=-1)
     ledger = ledger_of(run)
-    began = time.perf_counter()
+    began = time.process_time()
     outcome, done = run_all(ledger, members, 20)
-    per_unit = (time.perf_counter() - began) / len(done)
+    per_unit = (time.process_time() - began) / len(done)
     assert len(done) == members // 20 and outcome.exit_code == 0
     assert per_unit < 0.1
     # few files beside the products, whatever their number
     assert [path.name for path in run.units("generate").iterdir()] == ["manifest.jsonl"]
-    began = time.perf_counter()
+    began = time.process_time()
     assert ledger.survey(members, 20).counts()["done"] == members // 20
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
     log.setup()
 
 

@@ -125,9 +125,12 @@ class Session:
                 f"{owner.get('host', '?')}; end it before --redo"
             )
         if not self._yes:
-            answer = input(f"delete {folder} and what it holds? [y/N] ")
+            try:
+                answer = input(f"delete {folder} and what it holds? [y/N] ")
+            except EOFError:  # nobody there to ask, in a batch job say
+                answer = ""
             if answer.strip().lower() not in ("y", "yes"):
-                raise RuntimeError(f"{folder}: kept, nothing done")
+                raise RuntimeError(f"{folder}: kept, nothing done; --yes deletes without asking")
         for path in (folder, books):
             shutil.rmtree(path, ignore_errors=True)
 
