@@ -142,7 +142,7 @@ def select(gram: Tensor, cross: Tensor, power: Tensor, counts: Tensor) -> Tensor
     """
     groups, num = cross.shape
     # single precision of stored fields: what lies below cannot be told from round-off
-    floor = 1e-14 * (power / counts).max()
+    floor = 1e-11 * (power / counts).max()
     penalty = counts.log().sum()
     size = gram.diagonal(dim1=1, dim2=2)
     # a term that is round-off in a group (the mean of a derivative, say) must not be amplified
