@@ -171,12 +171,6 @@ class Record(Section):
     def _filters_once(cls, filters):
         return tuple(sorted(set(filters), key=lambda item: (item.kind, item.width)))
 
-    @property
-    def outputs(self) -> list[str]:
-        """Fields per snapshot that a block must hold, besides those that every block holds."""
-        fields = [name for name in self.fields if name != "vorticity"]
-        return [*fields, *(item.name for item in self.filters)]
-
 
 class Generate(Section):
     """The DNS ensemble and the closure target taken from it."""
@@ -208,3 +202,44 @@ class Generate(Section):
     certificate: Literal["required", "reported"] = Field(
         "required", description="a block that fails its checks is failed, or kept with the reasons"
     )
+
+    @property
+    def holds(self) -> dict:
+        """What a block must hold to be done, in the form that the ledger compares."""
+        record = self.record
+        holds: dict = {"t_end": self.t_end}
+        outputs = [name for name in record.fields if name != "vorticity"]
+        outputs += [item.name for item in record.filters]
+        if outputs:
+            holds["outputs"] = outputs
+        if record.series_every is not None:
+            holds["series_every"] = repr(record.series_every)
+        if record.spectra:
+            holds["spectra"] = list(record.spectra)
+        return holds
+
+    def keeping(self, holds: dict) -> "Generate":
+        """These settings with the end time and the outputs that an older block ``holds``, too."""
+        record, filters = self.record, {item.name: item for item in self.record.filters}
+        fields = set(record.fields)
+        for name in holds.get("outputs", ()):
+            kind, found, width = name.partition("_")
+            if found:
+                filters.setdefault(name, Filter(kind=kind, width=float(width)))
+            else:
+                fields.add(name)
+        every = record.series_every
+        if every is None and "series_every" in holds:
+            every = float(holds["series_every"])
+        update = {
+            "fields": sorted(fields),
+            "filters": list(filters.values()),
+            "series_every": every,
+            "spectra": [*record.spectra, *holds.get("spectra", ())],
+        }
+        return self.model_copy(
+            update={
+                "t_end": max(self.t_end, holds.get("t_end", 0.0)),
+                "record": Record(**{**record.model_dump(), **update}),
+            }
+        )

@@ -70,7 +70,7 @@ def ledger(experiment: Experiment) -> units.Ledger:
         Run.of(experiment),
         "generate",
         recipe=experiment.stage_hash("generate"),
-        holds={"t_end": experiment.generate.t_end},
+        holds=experiment.generate.holds,
         stale_after=experiment.cluster.stale_after,
     )
 

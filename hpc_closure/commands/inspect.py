@@ -67,8 +67,7 @@ def block(path: Path, deep: bool = False) -> Report:
             "times": _range_of(times),
             "holds": _json(attributes.get("holds")),
             "data sets": _shapes(file),
-            "statistics": {name: _statistics(path, name, fields[name], deep)
-                           for name in fields if fields[name].ndim == 4},
+            "statistics": {name: _statistics(path, name, fields[name], deep) for name in fields},
             "series": {name: _series(file["scalars"][name]) for name in file.get("scalars", ())},
             "certificate": _json(attributes.get("certificate")) or "none",
             "hashes": {key: attributes[key] for key in ("recipe_hash", "member_hash")
@@ -260,7 +259,8 @@ def run_folder(path: Path, deep: bool = False) -> Report:
     layout = Run(path)
     experiment = config.load(layout.config)
     report: Report = {"run": str(path), "experiment": experiment.name,
-                      "hashes": {stage: experiment.stage_hash(stage)[:12] for stage in STAGES}}
+                      "hashes": {stage: experiment.stage_hash(stage)[:12]
+                                 for stage in experiment.stages}}
     damaged: list[str] = []
     if experiment.folder.resolve() == path.resolve():
         report["state"] = {

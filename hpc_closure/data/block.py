@@ -36,6 +36,7 @@ class Block(ABC):
 
     def __init__(self, unit, books, session, domain):
         self.unit, self.books, self.session, self.domain = unit, books, session, domain
+        self.writer: BlockWriter | None = None  # of the unfinished file; on the first rank only
 
     @property
     @abstractmethod
@@ -64,8 +65,10 @@ class Block(ABC):
     @abstractmethod
     def open_writer(self, path) -> BlockWriter: ...
 
-    def extend_from(self, product) -> None:
-        """Called when a shorter product is continued, before ``load_state``."""
+    @property
+    def holds(self) -> dict:
+        """What the product will hold: at least what the books ask for."""
+        return self.books.holds
 
     def certificate(self) -> dict:
         """What vouches for the block (collective); RuntimeError when it must not be kept."""
@@ -150,6 +153,7 @@ class Block(ABC):
             writer = self.open_writer(folder / "working.h5")
             restart = self._restart_point(writer)
         restart = self.domain.bcast(restart)
+        self.writer = writer
         if restart is None:
             self.initialise()
             return writer, 0
@@ -174,8 +178,15 @@ class Block(ABC):
                         return index, state
                 except ValueError as error:
                     log.get().warning(f"not used: {error}")
+        else:  # a restart file of another working file speaks of snapshots that are not there
+            for path in run.restart(stage, self.unit).glob("step_*.h5"):
+                path.unlink()
         product = run.product(stage, self.unit)
         if not (self.unit.extends and product.exists()):
+            return None
+        lacking = writer.lacking(product)
+        if lacking:
+            log.get().info(f"{stage} {self.unit}: computed again for {', '.join(lacking)}")
             return None
         with files.open_hdf5(product) as file:
             index = len(file["dimensions/time"])
@@ -210,7 +221,7 @@ class Block(ABC):
                 restart=state,
                 attributes={
                     "recipe_hash": self.books.recipe,
-                    "holds": json.dumps(self.books.holds, sort_keys=True),
+                    "holds": json.dumps(self.holds, sort_keys=True),
                     "certificate": json.dumps(certificate),
                     "provenance": json.dumps(record),
                 },

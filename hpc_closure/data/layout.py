@@ -36,13 +36,24 @@ def check_layout(file, path: Path) -> None:
     times = file.get("dimensions/time")
     expect(times is not None and times.ndim == 1 and times.dtype.kind == "f", "it has no times")
     shape = (len(members), len(times))
-    expect("vorticity" in file["t0_fields"], "it has no vorticity")
-    groups = (("t0_fields", 4, shape), ("scalars", 2, shape), ("references", 4, None))
-    for group, ndim, rows in groups:
+    sides = file.attrs.get("n_spatial_dims", 2)
+    expect(np.ndim(sides) == 0 and sides in (1, 2), "it is of neither one nor two dimensions")
+    x = file.get("dimensions/x")
+    expect(x is not None and x.ndim == 1, "it has no points x")
+    state = "vorticity" if sides == 2 else "state"
+    expect(state in file["t0_fields"], f"it has no {state}")
+    fields = ("t0_fields", 2 + sides), ("t1_fields", 3 + sides), ("filtered", 2 + sides)
+    groups = [(group, ndim, shape) for group, ndim in (*fields, ("scalars", 2))]
+    for group, ndim, rows in [*groups, ("references", 4, None)]:
         for name, values in file.get(group, {}).items():
             fits = hasattr(values, "dtype") and values.ndim == ndim and values.dtype.kind == "f"
             fits = fits and (values.shape[:2] == rows if rows else values.shape[1] == shape[1])
             expect(fits, f"{group}/{name} is not of {shape[0]} members and {shape[1]} times")
+    moments = file.get("dimensions/series_time")
+    for name, values in file.get("series", {}).items():
+        fits = moments is not None and moments.ndim == 1 and hasattr(values, "dtype")
+        fits = fits and values.shape[:2] == (len(members), len(moments))
+        expect(fits, f"series/{name} is not of {shape[0]} members and its times")
 
 
 def _is_json(text) -> bool:

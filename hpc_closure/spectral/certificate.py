@@ -174,7 +174,7 @@ def _aliasing(simulation: Simulation, members, saved: dict, steps: int) -> float
     """Relative difference, on the retained modes, from a run on a grid 1.5 times finer."""
     problem = simulation.problem
     dimensions = simulation.grid.dimensions
-    finer = replace(problem, grid=2 * -(-3 * problem.grid // 4))
+    finer = replace(problem, grid=2 * -(-3 * problem.grid // 4), max_level=problem.max_level + 1)
     coarse = _copy(simulation, problem, members, saved).advance(steps)
     state = {"step_index": saved["step_index"]}
     fine_modes = finer.make_grid().modes

@@ -11,6 +11,8 @@ eigenvalues ``linear``, its ``nonlinear`` term and its ``speed``; ``EQUATIONS`` 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -69,4 +71,7 @@ class Vorticity2D:
         return velocity[0].add_(velocity[1]).amax((-2, -1))
 
 
-EQUATIONS = {"vorticity2d": Vorticity2D, "kuramoto_sivashinsky1d": KuramotoSivashinsky1D}
+EQUATIONS: dict[str, Any] = {
+    "vorticity2d": Vorticity2D,
+    "kuramoto_sivashinsky1d": KuramotoSivashinsky1D,
+}

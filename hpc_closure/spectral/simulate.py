@@ -136,11 +136,12 @@ class Simulation:
         """
         out = {}
         for name in names:
-            field = self.transform.to_physical(self._field_spectra(name), size)
+            field = self.transform.to_physical(self.field_spectra(name), size)
             out[name] = self.transform.gather_field(field)
         return out
 
-    def _field_spectra(self, name: str) -> Tensor:
+    def field_spectra(self, name: str) -> Tensor:
+        """Spectra of a field of :meth:`fields`; on slabs this rank's columns."""
         grid, local, w = self.grid, self.transform.local, self.state
         if name in ("vorticity", "state"):
             return w
