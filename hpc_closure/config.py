@@ -87,7 +87,9 @@ def presets() -> list[str]:
 def read_source(name_or_path: str | Path) -> tuple[str, str]:
     """Text and source name of an experiment file or of a shipped preset."""
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.exists() or os.sep in str(name_or_path):
+    run_of_preset = path.is_dir() and str(name_or_path) in presets()  # seen from `root`
+    there = path.exists() and not run_of_preset
+    if path.suffix in (".yaml", ".yml") or there or os.sep in str(name_or_path):
         try:
             return path.read_text(encoding="utf-8"), str(path)
         except FileNotFoundError:

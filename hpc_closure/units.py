@@ -67,6 +67,15 @@ def parse(name: str) -> tuple[int, int]:
     return int(found.group(1)), int(found.group(2))
 
 
+def members_of(names: Iterable[str]) -> set[int]:
+    """Members of the units of these names."""
+    found: set[int] = set()
+    for name in names:
+        first, last = parse(name)
+        found.update(range(first, last + 1))
+    return found
+
+
 def plan(members: int | Iterable[int], per_block: int) -> list[Unit]:
     """Blocks of ``per_block`` members, aligned to multiples of it.
 

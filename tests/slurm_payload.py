@@ -6,6 +6,7 @@ The experiment file is JSON: ``{"run", "members", "per_block", "steps", "seconds
 
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def run_units(config_path, names) -> int:
 
         outcome = worker.work(books, chosen, run_unit, stop=stop)
     return outcome.exit_code
+
+
+def with_tests() -> str:
+    """PYTHONPATH on which jobs find the module of their payload."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parent),
+                                         os.environ.get("PYTHONPATH")]))
 
 
 class Ensemble:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_payload import Ensemble
+from slurm_payload import Ensemble, with_tests
 
 FOLDER = Path(__file__).resolve().parents[1] / "slurm" / "testbed"
 RUNNING = Path("/run/slurm-testbed")
@@ -52,7 +52,7 @@ class Testbed:
         words = self.call("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, condition, seconds: float = 180.0, what: str = "condition"):
+    def wait(self, condition, seconds: float = 300.0, what: str = "condition"):
         """Poll until ``condition()`` is true; returns its value."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -62,7 +62,7 @@ class Testbed:
             time.sleep(0.2)
         raise AssertionError(f"{what}: not within {seconds:g} s; queue: {self.jobs()}")
 
-    def drain(self, seconds: float = 300.0) -> None:
+    def drain(self, seconds: float = 400.0) -> None:
         """Wait until nothing is queued or runs."""
         self.wait(lambda: not self.jobs(), seconds, "an empty queue")
 
@@ -128,6 +128,6 @@ def testbed(cluster: Testbed):
 @pytest.fixture
 def ensemble(tmp_path, monkeypatch):
     """Makes a run of empty physics: ``ensemble("name", members=8, seconds=2) -> Ensemble``."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", with_tests())
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return lambda name="study", **changes: Ensemble(tmp_path / name, **changes)

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_payload import Ensemble
+from slurm_payload import Ensemble, with_tests
 
 from hpc_closure import config, files
-from hpc_closure.commands import generate, rollout
+from hpc_closure.commands import generate, rollout, status
 from hpc_closure.run import Run
 
 pytest_plugins = ["slurm_testbed"]
@@ -136,9 +136,11 @@ def finished(cluster, tmp_path_factory):
                           capture_output=True)
     assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", with_tests())
+        # Slurm looks every 30 s and warns up to 30 s early: 25 to 55 s after the start
         limited = Ensemble(folder / "limited", members=1, seconds=50.0, steps=500)
-        [sent] = limited.submit(walltime=60.0, signal_lead=45.0)
+        [sent] = limited.submit(walltime=60.0, signal_lead=5.0)
+    early = status.survey(config.load(paths["queue"]))
     jobs = re.findall(r"job (\d+), log (\S+)", done.stdout)
     assert len(jobs) == 4 and len(cluster.jobs()) >= 4
     (train, train_log), run = jobs[1], Run(folder / "queue")
@@ -152,13 +154,27 @@ def finished(cluster, tmp_path_factory):
     cluster.drain()
     logs = "\n".join(Path(log.replace("%a", "1")).read_text()[-1500:] for _, log in jobs)
     assert run.report.exists(), logs
-    assert "requeue 1 of at most 20" in Path(train_log).read_text()
-    return paths, {name: Run(folder / name) for name in paths}, limited, sent
+    text = Path(train_log).read_text()
+    requeued = text.partition("requeue 1 of at most 20")[2]
+    resumed = re.search(r"going on from restart point step_(\d+)", requeued)
+    assert resumed and int(resumed[1]) < 60, text
+    runs = {name: Run(folder / name) for name in paths}
+    return paths, runs, early, (limited, sent)
+
+
+def test_status_knows_the_jobs_of_the_pipeline(finished):
+    paths, _, early, _ = finished
+    for stage, number in (("generate", 4), ("train", 1), ("rollout", 2), ("evaluate", 1)):
+        counts = early[stage].counts
+        assert (counts["units"], counts["missing"]) == (number, 0), (stage, counts)
+    assert early["rollout"].counts["queued"] == 2
+    late = status.survey(config.load(paths["queue"]))
+    assert all(stage.done for stage in late.values())
 
 
 def test_a_real_time_limit(finished):
     """A task that needs longer than its walltime of one minute, beside the pipeline."""
-    _, _, work, sent = finished
+    work, sent = finished[-1]
     text = work.log(sent)
     assert work.done() and "Job has timed out" in text and "19 remaining timeouts" in text
     steps = [int(step) for step in re.findall(r"from step (\d+)", text)]

@@ -1,11 +1,14 @@
 """Submission through submitit, on the one-machine Slurm."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
 
 import pytest
+from slurm_payload import Ensemble, with_tests
+from test_faults import mounted
 
 from hpc_closure.rollout import submit
 from hpc_closure.rollout.profile import load_profile
@@ -104,6 +107,30 @@ def test_killed_task_without_accounting(testbed, ensemble):
     work.submit()
     testbed.drain()
     assert work.done()
+
+
+def test_full_disk(testbed, tmp_path, monkeypatch):
+    """The file system of the run fills up under four tasks; freed, the same command goes on."""
+    monkeypatch.setenv("PYTHONPATH", with_tests())
+    shared = tmp_path / "shared"
+    with mounted(shared, "8m"):
+        for node in ("node1", "node2"):  # they see what was mounted before they started
+            testbed.kill_daemon(f"slurmd.{node}")
+        testbed.up()
+        work = Ensemble(shared / "study", members=4, seconds=3.0)
+        [first] = work.submit()
+        testbed.wait(lambda: work.counts().get("running") == 4)
+        with contextlib.suppress(OSError), open(shared / "ballast", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        testbed.drain()
+        assert work.counts() == {"units": 4, "missing": 4}  # claims given back, none a failure
+        assert not list(work.run.root.rglob("*.h5"))
+        (shared / "ballast").unlink()
+        [again] = work.submit()
+        testbed.drain()
+        assert work.done(), work.log(again)
+        assert testbed.show(first.job + "_0")["JobState"] == "FAILED"
 
 
 def test_submitting_from_inside_a_job(testbed, ensemble):

@@ -99,27 +99,28 @@ def survey(experiment: Experiment) -> dict[str, Stage]:
     folder = Run.of(experiment)
     members = {"generate": experiment.generate.members, "rollout": rollout.num_rows(experiment)}
     ledgers = {"generate": generate.ledger, "rollout": rollout.ledger}
-    found = {}
-    for stage in STAGES:
+    found, queue = {}, _queued(folder)
+    for stage in experiment.stages:
         if stage in ledgers:
             found[stage] = _of_blocks(
                 ledgers[stage](experiment),
                 members[stage],
                 experiment.cluster.members_per_block,
-                _queued(folder, stage),
+                units.members_of(queue[stage]),
             )
         else:
-            found[stage] = _of_one(experiment, folder, stage)
+            found[stage] = _of_one(experiment, folder, stage, bool(queue[stage]))
     _check_order(folder, found)
     return found
 
 
-def _queued(folder: Run, stage: str) -> set[int]:
-    if stage != "rollout" or not folder.submissions(stage).exists():
-        return set()
-    from hpc_closure.rollout.submit import queued_members
+def _queued(folder: Run) -> dict[str, dict[str, str]]:
+    """Units that the scheduler lists, by stage."""
+    if not any(folder.submissions(stage).exists() for stage in STAGES):
+        return {stage: {} for stage in STAGES}
+    from hpc_closure.rollout.queue import queued
 
-    return queued_members(folder, stage)
+    return queued(folder, STAGES)
 
 
 def _of_blocks(ledger: units.Ledger, members: int, per_block: int, queued: set[int]) -> Stage:
@@ -154,7 +155,7 @@ def _rate(times: list[float], running: dict) -> float | None:
     return 3600 / pace if pace > 0 else None
 
 
-def _of_one(experiment: Experiment, folder: Run, stage: str) -> Stage:
+def _of_one(experiment: Experiment, folder: Run, stage: str, queued: bool) -> Stage:
     """A stage that is one unit: train, evaluate."""
     product = {"train": folder.model, "evaluate": folder.report}[stage]
     place = folder.units(stage)
@@ -169,11 +170,8 @@ def _of_one(experiment: Experiment, folder: Run, stage: str) -> Stage:
     note = ""
     if stage == "train":
         note = f"uses {folder.model}" if folder.model_file else _training(folder)
-    state = (
-        "running"
-        if running
-        else "done" if product.exists() else "failed" if failures else "missing"
-    )
+    state = "running" if running else "done" if product.exists() else (
+        "queued" if queued else "failed" if failures else "missing")
     counts = {"units": 1, **dict.fromkeys(STATES, 0), state: 1}
     changed = product.stat().st_mtime if product.exists() else 0.0
     return Stage(counts, failures if state == "failed" else {}, running, changed, note=note)
@@ -208,6 +206,8 @@ def _short(number: str) -> str:
 def _check_order(folder: Run, found: dict[str, Stage]) -> None:
     """Say so when an earlier stage has changed after a later one was made from it."""
     for earlier, later in (("train", "rollout"), ("rollout", "evaluate"), ("train", "evaluate")):
+        if later not in found:
+            continue
         if found[later].counts["done"] and found[earlier].changed > found[later].changed:
             found[later].problems.append(
                 f"{earlier} is newer than the last product of {later}: `{later} --redo` makes it "

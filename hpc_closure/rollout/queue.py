@@ -1,29 +1,33 @@
-"""What the queue says about our submissions: decoration, the truth is in the files."""
+"""What the queue says about units that were submitted: decoration, the truth is in the files."""
 
 import os
 import re
 import subprocess
+from collections.abc import Iterable
 
 from hpc_closure import files, log
 from hpc_closure.run import Run
-from hpc_closure.units import parse
+from hpc_closure.units import members_of
 
-# A node died while it started the task, or a dependency failed: nobody but a person moves such a
-# job, so its units are to be submitted again.
-_STUCK = ("launch failed requeued held", "DependencyNeverSatisfied")
+# Nobody but a person moves such a job, so its units are to be submitted again: its node died while
+# it was started, it was requeued too often, a job before it failed.
+_STUCK = ("launch failed requeued held", "JobHoldMaxRequeue", "JobHeldAdmin",
+          "DependencyNeverSatisfied")
 _ID = re.compile(r"(?P<job>\d+)(?:_(?:(?P<task>\d+)|\[(?P<tasks>[^\]]*)\]))?")
 
 
-def queued_units(run: Run, stage: str = "rollout", timeout: float = 10.0) -> dict[str, str]:
-    """Units of submissions that the queue still lists: ``{unit: "pending" or "running"}``.
+def queued(run: Run, stages: Iterable[str], timeout: float = 10.0) -> dict[str, dict[str, str]]:
+    """Units that the queue still lists: ``{stage: {unit: "pending" or "running"}}``.
 
     At most one call of squeue, none without submissions; empty when there is no Slurm or it does
     not answer. Jobs that will never start by themselves are left out.
     """
-    submissions = {record["job"]: record for record in files.read_jsonl(run.submissions(stage))
+    found: dict[str, dict[str, str]] = {stage: {} for stage in stages}
+    submissions = {record["job"]: (stage, record["tasks"])
+                   for stage in found for record in files.read_jsonl(run.submissions(stage))
                    if record.get("executor") == "slurm" and isinstance(record.get("job"), str)}
     if not submissions:
-        return {}
+        return found
     try:
         answer = subprocess.run(
             ["squeue", "--me", "--noheader", "--format=%i %T %r"], timeout=timeout, check=True,
@@ -32,26 +36,26 @@ def queued_units(run: Run, stage: str = "rollout", timeout: float = 10.0) -> dic
             env={**os.environ, "SLURM_BITSTR_LEN": "0"}).stdout
     except (OSError, subprocess.SubprocessError) as error:
         log.get().debug(f"squeue did not answer: {error}")
-        return {}
-    found: dict[str, str] = {}
+        return found
     for line in answer.splitlines():
         word, state, reason = [*line.strip().split(" ", 2), "", ""][:3]
         match = _ID.fullmatch(word)
-        if match and match["job"] in submissions and reason.strip() not in _STUCK:
+        if match and match["job"] in submissions and reason.replace("_", " ") not in _STUCK:
             label = "pending" if state in ("PENDING", "REQUEUED") else "running"
-            tasks = submissions[match["job"]]["tasks"]
+            stage, tasks = submissions[match["job"]]
             for at in _listed(match["task"], match["tasks"], len(tasks)):
-                found.update(dict.fromkeys(tasks[at], label))
+                found[stage].update(dict.fromkeys(tasks[at], label))
     return found
+
+
+def queued_units(run: Run, stage: str = "rollout", timeout: float = 10.0) -> dict[str, str]:
+    """Units of one stage that the queue lists."""
+    return queued(run, [stage], timeout)[stage]
 
 
 def queued_members(run: Run, stage: str = "rollout") -> set[int]:
-    """Members of the units that the queue lists."""
-    found: set[int] = set()
-    for unit in queued_units(run, stage):
-        first, last = parse(unit)
-        found.update(range(first, last + 1))
-    return found
+    """Members of the units of one stage that the queue lists."""
+    return members_of(queued_units(run, stage))
 
 
 def _listed(task: str | None, tasks: str | None, number: int) -> list[int]:

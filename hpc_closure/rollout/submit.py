@@ -40,7 +40,7 @@ from hpc_closure.run import Run
 from hpc_closure.stop import EXIT_STOPPED
 
 __all__ = ["Payload", "Profile", "Request", "Submission", "batch_text", "cost", "load_profile",
-           "plan_arrays", "queued_members", "queued_units", "submit"]
+           "plan_arrays", "queued_members", "queued_units", "record", "submit"]
 
 _MAX_REQUEUES = "HPC_CLOSURE_MAX_REQUEUES"
 Task = tuple[str, ...]  # names of units that one array task works through
@@ -359,8 +359,9 @@ def submit(request: Request, executor: str = "slurm") -> list[Submission]:
         job = jobs[0].job_id.partition("_")[0]
         pattern = "%A_%a" if len(tasks) > 1 else "%j"
         name = JobPaths(request.folder).stdout.name.replace("%j", pattern).replace("%t", "0")
-        found.append(_record(request, job, tasks, request.folder / name.replace(
-            "%A", job).replace("%j", job), "slurm"))
+        log = request.folder / name.replace("%A", job).replace("%j", job)
+        record(request.run, request.stage, job, tasks, log)
+        found.append(Submission(job, tasks, log))
     return found
 
 
@@ -378,12 +379,16 @@ def _last_line(error: Exception) -> str:
     return (lines[-1] if lines else str(error).strip().splitlines()[-1]).strip()
 
 
-def _record(request: Request, job: str, tasks: list[Task], path: Path, executor: str):
-    files.append_jsonl(request.run.submissions(request.stage), {
+def record(run: Run, stage: str, job: str, tasks: Sequence[Sequence[str]], log: Path | str,
+           executor: str = "slurm") -> None:
+    """Note a submission in the run folder: how ``status`` knows what the queue's jobs are.
+
+    Args:
+        tasks: units of task 0, 1, ... of the job; of a job that is no array, one entry.
+    """
+    files.append_jsonl(run.submissions(stage), {
         "job": job, "executor": executor, "tasks": [list(task) for task in tasks],
-        "log": str(path),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-    return Submission(job, tasks, path)
+        "log": str(log), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
 def _submit_local(request: Request) -> list[Submission]:
@@ -402,5 +407,6 @@ def _submit_local(request: Request) -> list[Submission]:
             visible_gpus=(slot,) if devices else ())
         with environment_variables(OMP_NUM_THREADS=threads):
             job = executor.submit(Payload(str(request.config_path), task, request.payload))
-        found.append(_record(request, job.job_id, [task], job.paths.stdout, "local"))
+        record(request.run, request.stage, job.job_id, [task], job.paths.stdout, "local")
+        found.append(Submission(job.job_id, [task], job.paths.stdout))
     return found

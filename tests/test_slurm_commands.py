@@ -1,0 +1,117 @@
+"""What `rollout --dry-run` and `status` say about a cluster, on a machine without a Slurm."""
+
+import json
+import os
+import shutil
+import stat
+import time
+
+import pytest
+
+from hpc_closure import config, files
+from hpc_closure.commands import generate, rollout, status
+from hpc_closure.rollout import submit
+from hpc_closure.run import Run
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """PATH with nothing but fake programs: ``programs("squeue", text)``; calls are counted."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def make(name, text=""):
+        path = folder / name
+        path.write_text(f"#!{BASH}\necho {name} >> {tmp_path}/asked\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    make.asked = lambda: (tmp_path / "asked").read_text().split()
+    return make
+
+
+BASH = shutil.which("bash")
+SLURM = ("squeue", "sacct", "scontrol", "sinfo", "sbatch", "srun", "scancel")
+
+
+def test_dry_run_on_a_laptop(tiny, tmp_path, programs, hpc_closure_command):
+    """Units, GPU-hours, bytes and the exact batch text; nothing is written, nobody is asked."""
+    for name in SLURM:
+        programs(name)
+    (tmp_path / "site.yaml").write_text("account: abc\nmax_array: 2\nmodules: [gcc]\n"
+                                        "stages: {rollout: {gpus_per_node: 2}}\n")
+    changes = [f"cluster.profile={tmp_path}/site.yaml", "rollout.members=10",
+               "cluster.walltime=90m", "cluster.units_per_task=4", "cluster.executor=slurm"]
+    before = sorted(tmp_path.rglob("*"))
+    done = hpc_closure_command("rollout", tiny, *changes, "--dry-run", PATH=os.environ["PATH"])
+    assert done.returncode == 0, done.stderr
+    experiment = config.load(tiny, changes)
+    run = Run.of(experiment)
+    names = [unit.name for unit in rollout.ledger(experiment).plan(20, 2)]
+    texts = submit.batch_text(submit.Request.of(experiment, run.config, run, names))
+    assert len(texts) == 2 and "#SBATCH --gpus-per-node=2" in texts[0]
+    for text in texts:
+        assert text in done.stdout
+    assert "units: 10 units, 0 done, 0 running, 0 queued, 0 failed, 10 missing" in done.stdout
+    assert "cost: 3 tasks x 1.5 h x 2 GPUs <= 9 GPU-hours" in done.stdout
+    # model and oracle, 20 trajectories, 3 stored times, 16 x 16 numbers of 4 bytes
+    assert f"{2 * 20 * 3 * 16 * 16 * 4 / 1e9:.3g} GB" in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_status_asks_squeue_once(tiny, programs, capsys):
+    experiment = config.load(tiny)
+    run = Run.of(experiment)
+    blocks = {"generate": generate.ledger(experiment).plan(8, 2),
+              "rollout": rollout.ledger(experiment).plan(8, 2)}
+    submit.record(run, "generate", "7", [[unit.name for unit in blocks["generate"]]], "x.log")
+    submit.record(run, "train", "8", [["000000-000000"]], "x.log")
+    # as slurm/pipeline does: tasks are numbered from 1
+    submit.record(run, "rollout", "9", [[], *([unit.name] for unit in blocks["rollout"])], "x.log")
+    for name in SLURM:
+        programs(name)
+    programs("squeue", "echo 7 RUNNING; echo 8 PENDING Dependency; echo '9_[2-3] PENDING'")
+    assert status.run(experiment, json=True) == 0
+    assert programs.asked() == ["squeue"]
+    counts = json.loads(capsys.readouterr().out)["stages"]
+    queued = {stage: count["queued"] for stage, count in counts.items()}
+    assert queued == {"generate": 4, "train": 1, "rollout": 2, "evaluate": 0}
+    assert counts["rollout"]["missing"] == 2 and counts["evaluate"]["missing"] == 1
+
+
+def test_status_of_a_hundred_thousand_members(tiny, programs, monkeypatch):
+    """5,000 units in five arrays: half of them done, the others in the queue, within 2 s."""
+    experiment = config.load(tiny, ["rollout.members=50000", "cluster.members_per_block=20",
+                                    "cluster.max_attempts=1"])
+    books = rollout.ledger(experiment)
+    run, plan = books.run, books.plan(100_000, 20)
+    assert len(plan) == 5000
+    arrays = submit.plan_arrays([unit.name for unit in plan], 1, 1000)
+    for number, tasks in enumerate(arrays):
+        submit.record(run, "rollout", str(number), tasks, "x.log")
+    done, lines = plan[:2500], []
+    with books.publish(done[0]) as part, files.open_hdf5(part, "w") as file:
+        file.attrs.update({**books.attributes(done[0]), "complete": 1})
+    first = run.product("rollout", done[0])
+    for unit in done:
+        path = run.product("rollout", unit)
+        if unit is not done[0]:
+            os.link(first, path)
+        facts = path.stat()
+        lines.append(json.dumps({
+            "name": path.name, "size": facts.st_size, "mtime": facts.st_mtime_ns,
+            "first": unit.members[0], "last": unit.members[-1], "recipe": books.recipe,
+            "holds": books.holds}))
+    files.write_text(run.manifest("rollout"), "\n".join(lines) + "\n")
+    programs("squeue", "echo '2_[500-999] PENDING'; echo '3_[0-999%10] PENDING'\n"
+             + "".join(f"echo 4_{task} RUNNING\n" for task in range(999)))
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        found = status.survey(experiment)
+        times.append(time.process_time() - began)
+    counts = found["rollout"].counts
+    assert (counts["units"], counts["done"], counts["queued"], counts["missing"]) \
+        == (5000, 2500, 2499, 1)
+    assert programs.asked() == ["squeue"] * 3
+    assert min(times) < 2.0, times  # processor time, so that a loaded machine does not matter
