@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from hpc_closure import files
 from hpc_closure.closure.conditions import Sensors
@@ -54,7 +54,7 @@ def save(
         "provenance": json.dumps(provenance, default=str),
     }
     with files.publish(path) as part:
-        save_file(tensors, part, metadata=header)
+        part.write_bytes(serialize(tensors, metadata=header))  # save_file makes it private
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from hpc_closure import files, log
@@ -73,7 +74,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         for name, tensors in checkpoint.tensors.items():
             if tensors:
                 plain = {key: _plain(value) for key, value in tensors.items()}
-                save_file(plain, str(part / f"{name}.safetensors"))
+                (part / f"{name}.safetensors").write_bytes(serialize(plain))
         text = json.dumps({"layout": LAYOUT, **vars(checkpoint.progress)}, indent=1)
         (part / "progress.json").write_text(text, encoding="utf-8")
         sums = {path.name: _sha256(path) for path in sorted(part.iterdir())}
