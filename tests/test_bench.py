@@ -212,15 +212,20 @@ def test_sampling_records(case):
         known, model, methods=("euler", "heun"), evaluations=(1, 2), states=12, members=16,
         repeats=1,
     )
-    assert [r["method"] for r in records[:3]] == ["oracle", "mean_gp", "euler"]
-    oracle = records[0]
+    methods = [r["method"] for r in records[:4]]
+    assert methods == ["oracle", "oracle_x0.95", "mean_gp", "euler"]
+    oracle, shrunk, plain = records[:3]
+    assert shrunk["spread_ratio"] == pytest.approx(0.95 * oracle["spread_ratio"], rel=1e-6)
+    if case == "amplitude":  # a spread that does not follow the flow is wrong where it matters
+        assert plain["calm"] > 1.1 and plain["wild"] < 0.95
+        assert abs(oracle["calm"] - 1) < 0.1 and abs(oracle["wild"] - 1) < 0.1
     assert oracle["crps_ratio"] == pytest.approx(1, abs=0.1)
     assert oracle["spread_ratio"] == pytest.approx(1, abs=0.15)
     for record in records:
         assert len(record["shells"]) == len(record["spread_ratio_shells"])
         assert record["lowest"] <= record["highest"]
     if case == "diffusion":  # the closed-form law is nearly the exact one
-        assert records[1]["crps_ratio"] == pytest.approx(1, abs=0.1)
+        assert plain["crps_ratio"] == pytest.approx(1, abs=0.1)
 
 
 def test_two_kinds_of_states_share_none():

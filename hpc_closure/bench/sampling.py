@@ -7,7 +7,12 @@ of evaluations:
 * ``relative_error`` of one member and ``crps_ratio`` to the oracle (1 is the best there is);
 * ``spread_ratio`` to the oracle, in all and per shell; ``lowest`` and ``highest`` of the shells
   with more than 1e-3 of the noise's variance (``shells``);
+* ``calm`` and ``wild``: the spread ratio over the quarter of all points and states where the law
+  spreads least and most; a law that knows nothing of the state fails there;
+* ``rank_p``: of the truth's ranks at the point of each state where the law spreads most;
 * ``cost_ms`` of ``members`` samples for one state.
+
+The row ``oracle_x0.95`` is the control: the oracle with its spread shrunk.
 """
 
 from __future__ import annotations
@@ -24,17 +29,20 @@ from hpc_closure.bench.known import Known
 from hpc_closure.closure.model import ClosureModel
 from hpc_closure.closure.sample import SAMPLERS
 from hpc_closure.evaluate import scores
+from hpc_closure.evaluate.generated import CONTROL
+from hpc_closure.evaluate.ranks import rank_counts, rank_p, ranks
 from hpc_closure.evaluate.spectra import shell_power
 
 METHODS = ("euler", "midpoint", "heun", "adams", "ddim", "ancestral", "dpmpp_2m")
 EVALUATIONS = (1, 2, 4, 8, 16, 32)
 FLOOR = 1e-3  # share of the noise's variance that a shell must have to be judged
 REFERENCE = 4  # times as many draws of the law as of the model
+CHUNK = 25  # states at a time
 ORACLE = "oracle"
 MEAN_GP = "mean_gp"
 COLUMNS = {"case": "", "method": "", "evaluations": "d", "relative_error": ".4g",
            "crps_ratio": ".4f", "spread_ratio": ".4f", "lowest": ".3f", "highest": ".3f",
-           "cost_ms": ".2f"}  # fmt: skip
+           "calm": ".3f", "wild": ".3f", "rank_p": ".2g", "cost_ms": ".2f"}  # fmt: skip
 
 
 def run(
@@ -65,38 +73,114 @@ def run(
         raise ValueError(f"members={members}: a spread needs at least 2")
     given = known.states("test", states)
     truth = known.draw(given, 9_000_000)
-    own, many = range(members), range(members, (1 + REFERENCE) * members)
-    reference = _statistics(known.law.sample(given, members=many, seed=known.seed + 2), truth)
+    reference = Reference(known, given, truth, members)
+    rows = []
+
+    def add(method: str, budget: int | None, draw, cost: float | None = None) -> None:
+        rows.append({"case": known.case, "method": method, "evaluations": budget,
+                     **reference.judge(draw), "cost_ms": cost})  # fmt: skip
+
     # draws of its own for the oracle's row, which so shows what chance does
-    again = known.law.sample(given, members=own, seed=known.seed + 2)
-    judged = (reference["shells"] / reference["shells"].sum()) > FLOOR
-    rows = [_row(known, ORACLE, None, _statistics(again, truth), reference, judged, None)]
+    own = range(members)
+    add(ORACLE, None, lambda chosen: reference.law(chosen, own))
 
-    def add(method: str, budget: int | None) -> None:
-        drawn = _draw(model, given, members, method, budget, device)
+    def control(chosen: slice) -> Tensor:
+        drawn, mean = reference.law(chosen, own), known.law.mean(given[chosen])
+        return mean + CONTROL * (drawn - mean)
+
+    add(f"{ORACLE}_x{CONTROL:g}", None, control)
+    budgets = [(method, budget) for method in methods for budget in evaluations
+               if not (budget % SAMPLERS[method].cost and method != "heun")]  # fmt: skip
+    for method, budget in [(MEAN_GP, None), *budgets]:
         cost = _cost(model, given[:1], members, method, budget, device, repeats)
-        found = _statistics(drawn, truth)
-        rows.append(_row(known, method, budget, found, reference, judged, cost))
-
-    add(MEAN_GP, None)
-    for method in methods:
-        for budget in evaluations:
-            if budget % SAMPLERS[method].cost and method != "heun":
-                continue
-            add(method, budget)
+        add(method, budget,
+            lambda chosen: _draw(model, given, chosen, members, method, budget, device),
+            cost)  # fmt: skip
     for row in rows:
         row.update(grid=known.grid, states=states, members=members, device=device)
     return rows
 
 
-def _draw(model, states: Tensor, members: int, method, budget, device) -> Tensor:
+class Reference:
+    """The law on some states, by many draws, and one truth for each state."""
+
+    def __init__(self, known: Known, states: Tensor, truth: Tensor, members: int):
+        self.known, self.states, self.truth, self.members = known, states, truth, members
+        first, second = (
+            self._sum(range(start, start + REFERENCE * members // 2))
+            for start in (members, members + REFERENCE * members // 2)
+        )
+        # the places are chosen by one half of the draws and measured by the other
+        order = first["variance_map"].flatten().argsort()
+        quarter = len(order) // 4
+        self.calm, self.wild = order[:quarter], order[-quarter:]
+        self.widest = first["variance_map"].flatten(1).argmax(1)
+        self.found = {key: (first[key] + second[key]) / 2 for key in first if "map" not in key}
+        self.found["map"] = second["variance_map"].flatten()
+        self.judged = (self.found["shells"] / self.found["shells"].sum()) > FLOOR
+
+    def law(self, chosen: slice, members: range) -> Tensor:
+        """Draws of the law, (members, states, n, n), a seed of its own for each chunk."""
+        seed = self.known.seed + 2 + chosen.start
+        return self.known.law.sample(self.states[chosen], members=members, seed=seed)
+
+    def _sum(self, members: range) -> dict[str, Tensor]:
+        return self._statistics(lambda chosen: self.law(chosen, members))
+
+    def _statistics(self, draw, widest: Tensor | None = None) -> dict[str, Tensor]:
+        """Means over the states of what the scores are made of; ``draw(slice)`` gives members."""
+        parts: dict[str, list[Tensor]] = {}
+        ties = torch.Generator().manual_seed(self.known.seed)
+        for start in range(0, len(self.states), CHUNK):
+            chosen = slice(start, min(start + CHUNK, len(self.states)))
+            ensemble, truth = draw(chosen).double(), self.truth[chosen].double()
+            shells = shell_power(ensemble - ensemble.mean(0)).sum(0) / (len(ensemble) - 1)
+            found = {
+                "relative_error": scores.relative_error(ensemble, truth),
+                "crps": scores.crps(ensemble, truth),
+                "variance": scores.variance(ensemble),
+                "shells": shells,
+                "variance_map": ensemble.var(0).float(),
+            }
+            if widest is not None:
+                place = widest[chosen]
+                rows = torch.arange(len(place))
+                at = ensemble.flatten(2)[:, rows, place], truth.flatten(1)[rows, place]
+                found["rank_map"] = ranks(*at, ties)
+            for key, value in found.items():
+                parts.setdefault(key, []).append(value)
+        whole = {key: torch.cat(value) for key, value in parts.items()}
+        return {key: value if "map" in key else value.mean(0) for key, value in whole.items()}
+
+    def judge(self, draw) -> dict[str, Any]:
+        """Columns of a row for the ensembles that ``draw(slice)`` gives."""
+        found, law = self._statistics(draw, self.widest), self.found
+        shells = scores.spread_ratio(found["shells"], law["shells"])[self.judged]
+        own = found["variance_map"].flatten()
+        places = {
+            name: float(scores.spread_ratio(own[place].mean(), law["map"][place].mean()))
+            for name, place in (("calm", self.calm), ("wild", self.wild))
+        }
+        return {
+            "relative_error": float(found["relative_error"]),
+            "crps_ratio": float(scores.crps_ratio(found["crps"], law["crps"])),
+            "spread_ratio": float(scores.spread_ratio(found["variance"], law["variance"])),
+            "lowest": float(shells.min()),
+            "highest": float(shells.max()),
+            "shells": self.judged.nonzero()[:, 0].tolist(),
+            "spread_ratio_shells": shells.tolist(),
+            **places,
+            "rank_p": rank_p(rank_counts(found["rank_map"], self.members)),
+        }
+
+
+def _draw(model, states: Tensor, chosen: slice, members: int, method, budget, device) -> Tensor:
     """(members, states, n, n) float64."""
     out = []
-    for number, state in enumerate(states.float()):
+    for number in range(chosen.start, chosen.stop):
         ids = range(number * members, (number + 1) * members)
-        drawn = model.sample_batch(
-            state[None].to(device), members=ids, seed=7, method=method, evaluations=budget
-        )
+        given = states[number : number + 1].float().to(device)
+        drawn = model.sample_batch(given, members=ids, seed=7, method=method, evaluations=budget)
         out.append(drawn.double().cpu())
     return torch.stack(out, 1)
 
@@ -112,32 +196,3 @@ def _cost(model, state: Tensor, members: int, method, budget, device, repeats: i
         float(drawn[0, 0, 0])  # waits for the device
         taken.append(time.perf_counter() - start)
     return 1e3 * statistics.median(taken[1:])
-
-
-def _statistics(ensemble: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Means over the states of what the scores are made of."""
-    anomaly = ensemble - ensemble.mean(0)
-    num = len(ensemble)
-    return {
-        "relative_error": scores.relative_error(ensemble, truth).mean(),
-        "crps": scores.crps(ensemble, truth).mean(),
-        "variance": scores.variance(ensemble).mean(),
-        "shells": shell_power(anomaly).sum(0).mean(0) / (num - 1),
-    }
-
-
-def _row(known, method, budget, found, reference, judged: Tensor, cost) -> dict[str, Any]:
-    shells = scores.spread_ratio(found["shells"], reference["shells"])[judged]
-    return {
-        "case": known.case,
-        "method": method,
-        "evaluations": budget,
-        "relative_error": float(found["relative_error"]),
-        "crps_ratio": float(scores.crps_ratio(found["crps"], reference["crps"])),
-        "spread_ratio": float(scores.spread_ratio(found["variance"], reference["variance"])),
-        "lowest": float(shells.min()),
-        "highest": float(shells.max()),
-        "shells": judged.nonzero()[:, 0].tolist(),
-        "spread_ratio_shells": shells.tolist(),
-        "cost_ms": cost,
-    }
