@@ -165,9 +165,12 @@ class Diagnostics:
             if euler:
                 terms["scheme"] = dt * _inner(nonlinear, mean)
             for name, density in terms.items():
-                total = _sum(self.weights * self.to_energy * density)
+                density = self.weights * self.to_energy * density
+                total = _sum(density)
                 out[name] += total
-                if name != "change":
+                if name == "dissipation":  # of modes that are fed and modes that are damped
+                    scale += _sum(abs(density))
+                elif name != "change":
                     scale += abs(total)
             w = new
         out["residual"] = out["change"] - (

@@ -1,0 +1,295 @@
+"""What `generate` writes besides: adaptive steps, further and filtered fields, series, a line."""
+
+import re
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from hpc_closure import config, files
+from hpc_closure.commands import generate, inspect, status
+from hpc_closure.data.store import BlockWriter, DataSet
+from hpc_closure.flow import Filter
+
+PLAIN = """
+base: quickstart
+name: plain
+root: {root}
+generate: {{grid: 32, members: 4, t_end: 0.12, dt: 0.01, certificate: reported, closure: none,
+           record: {{start: 0.04, every: 0.02, precision: float64}}}}
+cluster: {{members_per_block: 2, device: cpu, threads: 1}}
+"""
+# speeds that cross a step of the ladder during the run, at another time in every member
+ADAPTIVE = ["generate.cfl=0.1", "generate.max_level=3", "generate.record.series_every=0.01",
+            "physics.initial.kind=band", "physics.initial.energy=0.02"]  # fmt: skip
+OUTPUTS = ["generate.record.fields=[velocity, streamfunction]",
+           "generate.record.filters=[{kind: sharp, width: 0.1}, {kind: gaussian, width: 0.3}]",
+           "generate.record.series_every=0.01",
+           "generate.record.spectra=[energy, enstrophy_transfer]"]  # fmt: skip
+LINE = """
+base: kuramoto_sivashinsky
+name: line
+root: {root}
+physics: {{length: 25.0, initial: {{wavenumber: 4}}}}
+generate: {{grid: 64, members: 4, t_end: 4, record: {{start: 1, every: 0.5, series_every: 0.5}}}}
+cluster: {{members_per_block: 2, device: cpu, threads: 1}}
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Run `generate` in this process: ``make("name", *changes)``; its data folder."""
+
+    def run(name, *changes, text=PLAIN, expected=0, **options):
+        path = tmp_path / "plain.yaml"
+        path.write_text(text.format(root=tmp_path / "runs"))
+        experiment = config.load(path, [f"name={name}", *changes])
+        assert generate.run(experiment, **{"verbosity": -1, **options}) == expected
+        return experiment.folder / "data"
+
+    return run
+
+
+def members_of(folder):
+    hashes = {}
+    for path in sorted(folder.glob("*.h5")):
+        hashes.update(files.sha256_members(path))
+    return hashes
+
+
+def stored(folder, name):
+    """A data set of all blocks, members first."""
+    parts = []
+    for path in sorted(folder.glob("*.h5")):
+        with h5py.File(path) as file:
+            parts.append(file[name][...])
+    return np.concatenate(parts)
+
+
+@pytest.fixture
+def crash(monkeypatch):
+    """Let the writing of the fifth snapshot fail, with a restart file at every look."""
+
+    def run(call):
+        write = BlockWriter.write
+
+        def fails(self, index, *rest):
+            if index == 4:
+                raise RuntimeError("pulled the plug")
+            write(self, index, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BlockWriter, "write", fails)
+            return call()
+
+    return run
+
+
+# adaptive step
+
+
+def test_adaptive_steps_belong_to_the_member(make):
+    first = make("blocks_of_two", *ADAPTIVE)
+    dt, cfl = stored(first, "scalars/dt"), stored(first, "scalars/cfl")
+    levels = np.log2(0.01 / dt)
+    assert (levels == np.round(levels)).all() and 2 <= len(np.unique(levels))
+    assert (cfl <= 0.1).all() and (cfl > 0.05)[levels > 0].all()
+    assert levels[0, 0] != levels[1, 0]  # of one block
+    expected = members_of(first)
+    assert members_of(make("one_block", *ADAPTIVE, "cluster.members_per_block=4")) == expected
+    alone = [*ADAPTIVE, "cluster.members_per_block=1", "cluster.threads=2"]
+    assert members_of(make("alone", *alone)) == expected
+    np.testing.assert_allclose(DataSet(first).times, np.arange(0.04, 0.121, 0.02), rtol=1e-12)
+
+
+def test_adaptive_steps_are_the_steps_of_a_fixed_run_where_nothing_is_refined(make):
+    fixed = make("fixed", "generate.record.series_every=0.01")
+    loose = make("loose", "generate.cfl=1.0", "generate.record.series_every=0.01")
+    np.testing.assert_array_equal(
+        stored(loose, "t0_fields/vorticity"), stored(fixed, "t0_fields/vorticity")
+    )
+    assert (stored(loose, "series/dt") == 0.01).all()
+
+
+def test_adaptive_steps_survive_a_crash_and_a_longer_run(make, crash):
+    expected = members_of(make("whole", *ADAPTIVE))
+    every = [*ADAPTIVE, "cluster.checkpoint_every=1e-9"]
+    crash(lambda: make("crashed", *every, expected=3))
+    assert members_of(make("crashed", *every, retry_failed=True)) == expected
+    make("grown", *ADAPTIVE, "generate.t_end=0.08")
+    assert members_of(make("grown", *ADAPTIVE)) == expected
+
+
+@pytest.mark.mpi
+def test_ranks_share_adaptive_fields_and_all_outputs(make, mpirun, tmp_path):
+    changes = [*ADAPTIVE, *OUTPUTS, "generate.closure=subgrid", "generate.record.grid=16",
+               "generate.interval=2", "rollout.t_start=0.04", "rollout.t_end=0.12",
+               "rollout.every=0.02", "rollout.interval=2", "rollout.sensors=null",
+               "evaluate.sensors=[]", "evaluate.lead_times=[0.04]", "evaluate.grids=[16]",
+               "train.grid=16", "train.window=[0.04,0.12]"]  # fmt: skip
+    expected = members_of(make("one", *changes))
+    program = [sys.executable, "-m", "hpc_closure", "generate", tmp_path / "plain.yaml"]
+    done = mpirun(2, [*program, *changes, "name=two", "cluster.domain_ranks=2"], timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert members_of(tmp_path / "runs/two/data") == expected
+
+
+def test_a_member_that_needs_more_than_the_ladder_fails_its_block(make, capfd):
+    make("short", "generate.cfl=1e-4", "generate.max_level=2", expected=3)
+    assert "needs a step below dt / 2^2 for cfl 0.0001: lower dt or raise max_level" in (
+        capfd.readouterr().err
+    )
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_member_that_blows_up_is_named(make, capfd):
+    changes = ["generate.dt=0.02", "generate.t_end=0.8", "physics.viscosity=0",
+               "physics.noise.amplitude=500"]  # fmt: skip
+    folder = make("nan", *changes, expected=3)
+    assert re.search(r"member \d is not finite at step \d+ \(t = ", capfd.readouterr().err)
+    assert not list(folder.glob("*.h5"))
+
+
+def test_defaults_are_in_no_hash():
+    plain = config.load("quickstart")
+    settings = plain.stage_settings("generate")["generate"]
+    assert set(settings["record"]) == {"start", "every", "grid", "precision"}
+    assert not {"cfl", "max_level"} & set(settings)
+    more = config.load("quickstart", OUTPUTS)
+    assert all(more.stage_hash(s) == plain.stage_hash(s) for s in ("generate", "train", "rollout"))
+    adaptive = config.load("quickstart", ["generate.closure=none", "generate.cfl=0.5"])
+    assert adaptive.stage_settings("generate")["generate"]["max_level"] == 6
+
+
+# outputs
+
+
+def spectra(field):
+    return np.fft.rfft2(field) / field.shape[-1] ** 2
+
+
+def test_further_fields_filters_and_series_are_right(make):
+    folder = make("outputs", *OUTPUTS)
+    w, psi = stored(folder, "t0_fields/vorticity"), stored(folder, "t0_fields/streamfunction")
+    velocity = stored(folder, "t1_fields/velocity")
+    assert velocity.shape == (*w.shape, 2)
+    k = 2 * np.pi * np.fft.fftfreq(32, 1 / 32)
+    kx, ky = k[:, None], k[None, :17].copy()
+    ky[..., -1] = 0.0
+    u, v = velocity[..., 0], velocity[..., 1]
+    np.testing.assert_allclose(spectra(u), 1j * ky * spectra(psi), atol=1e-12)
+    np.testing.assert_allclose(
+        1j * kx * spectra(v) - 1j * ky * spectra(u), spectra(w - w.mean((2, 3), keepdims=True)),
+        atol=1e-10,
+    )  # fmt: skip
+    # sharp, width 0.1: |kx|, |ky| <= 5; on 16 points; gaussian: everything that the DNS retains
+    sharp, gaussian = stored(folder, "filtered/sharp_0.1"), stored(folder, "filtered/gaussian_0.3")
+    assert sharp.shape == (4, 5, 16, 16) and gaussian.shape[2:] == (20, 20)
+    keep = (abs(kx) <= 10.1 * np.pi) & (abs(k[None, :17]) <= 10.1 * np.pi)
+    whole = np.fft.irfft2(np.fft.rfft2(w) * keep)
+    np.testing.assert_allclose(sharp, whole[..., ::2, ::2], atol=1e-12)
+    energy = (np.abs(spectra(w)) ** 2 * np.exp(-(kx**2 + k[:17] ** 2) * 0.09 / 12))[..., 1:8]
+    np.testing.assert_allclose((np.abs(spectra(gaussian)) ** 2)[..., 1:8].sum((2, 3)),
+                               energy.sum((2, 3)), rtol=1e-4)  # fmt: skip
+    # series from t = 0, the same figures as beside the snapshots
+    with h5py.File(sorted(folder.glob("*.h5"))[0]) as file:
+        times = file["dimensions/series_time"][:]
+    np.testing.assert_allclose(times, np.arange(13) * 0.01, atol=1e-12)
+    for name in ("energy", "enstrophy_injection", "cfl"):
+        series, beside = stored(folder, f"series/{name}"), stored(folder, f"scalars/{name}")
+        np.testing.assert_array_equal(series[:, 4::2], beside)
+        assert len(np.unique(series)) > 12
+    np.testing.assert_allclose(
+        stored(folder, "series/energy_spectrum").sum(-1), stored(folder, "series/energy")
+    )
+    transfer = stored(folder, "series/enstrophy_transfer_spectrum")
+    assert (abs(transfer.sum(-1)) < 1e-12 * abs(transfer).sum(-1)).all()
+
+
+def test_another_output_list_computes_what_lacks_and_keeps_the_rest(make, capfd):
+    folder = make("run")
+    plain = stored(folder, "t0_fields/vorticity")
+    make("run", *OUTPUTS[:1], verbosity=0)
+    told = capfd.readouterr().err
+    assert "computed again for t0_fields/streamfunction, t1_fields/velocity" in told
+    np.testing.assert_array_equal(stored(folder, "t0_fields/vorticity"), plain)
+    # fewer, or members that are there: nothing to do
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
+    make("run")
+    make("run", "generate.record.fields=[velocity]", "generate.record.fields=[vorticity]")
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")} == before
+    # another list and a longer run: what was there stays there, and equals one run with all
+    make("run", *OUTPUTS[1:], "generate.t_end=0.16", "generate.members=6")
+    whole = make("whole", *OUTPUTS, "generate.t_end=0.16", "generate.members=6")
+    both = members_of(folder), members_of(whole)
+    assert {m: both[0][m] for m in range(4)} == {m: both[1][m] for m in range(4)}
+    # once all is there, a longer run only goes on, from what is there
+    capfd.readouterr()
+    make("whole", *OUTPUTS[2:], "generate.t_end=0.2", "generate.members=6", verbosity=0)
+    told = capfd.readouterr().err
+    assert "go on from step 16" in told and "computed again" not in told
+    at_once = make("at_once", *OUTPUTS, "generate.t_end=0.2", "generate.members=6")
+    assert members_of(whole) == members_of(at_once)
+
+
+def test_a_shorter_horizon_with_more_outputs_loses_nothing(make):
+    folder = make("run")
+    make("run", "generate.t_end=0.08", "generate.record.fields=[velocity]")
+    assert stored(folder, "t1_fields/velocity").shape[:2] == (4, 5)
+
+
+def test_the_series_does_not_lose_the_steps_of_the_targets(make):
+    changes = ["generate.record.series_every=0.01", "generate.interval=2"]
+    plain = make("plain", *changes)
+    target = make("target", *changes, "generate.closure=diffusion", "train.grid=16",
+                  "train.window=[0.04,0.12]", "rollout.t_start=0.04", "rollout.t_end=0.12",
+                  "rollout.every=0.02", "rollout.interval=2", "rollout.sensors=null",
+                  "evaluate.sensors=[]", "evaluate.lead_times=[0.04]",
+                  "evaluate.grids=[16]")  # fmt: skip
+    np.testing.assert_array_equal(stored(plain, "series/energy"), stored(target, "series/energy"))
+
+
+def test_restart_files_of_another_working_file_are_not_used(make, crash, monkeypatch):
+    """A crash, another horizon, a crash before its first restart file, and once more."""
+    every = ["cluster.members_per_block=4", "cluster.checkpoint_every=1e-9"]
+    crash(lambda: make("run", *every, expected=3))
+    longer = ["cluster.members_per_block=4", "generate.t_end=0.16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockWriter, "write", lambda *_: 1 / 0)
+        make("run", *longer, retry_failed=True, expected=3)
+    folder = make("run", *longer, retry_failed=True)
+    assert members_of(folder) == members_of(make("whole", *longer))
+
+
+def test_filters_say_what_they_need():
+    assert Filter(kind="sharp", width=0.1).modes(1.0) == 5
+    assert Filter(kind="sharp", width=5.0).modes(100.0) == 10
+    gaussian = Filter(kind="gaussian", width=0.1).modes(1.0)
+    assert np.exp(-((2 * np.pi * gaussian * 0.1) ** 2) / 24) >= 1e-3
+    assert np.exp(-((2 * np.pi * (gaussian + 1) * 0.1) ** 2) / 24) < 1e-3
+
+
+# another equation
+
+
+def test_kuramoto_sivashinsky_from_a_yaml_file(make, crash, capsys):
+    folder = make("line", text=LINE)
+    u = stored(folder, "t0_fields/state")
+    assert u.shape == (4, 7, 64) and 0.3 < u[:, -1].std() < 3
+    data = DataSet(folder)
+    assert data.dimensions == 1 and data.grid == 64
+    np.testing.assert_array_equal(data.read(1, slice(None), "state"), u[1])
+    report = inspect.inspect(sorted(folder.glob("*.h5"))[0], deep=True)
+    assert report["certificate"]["passed"] and report["statistics"]["state"]["rms"] > 0.3
+    assert "viscosity" not in report["recipe"]["physics"]
+    every = ["cluster.checkpoint_every=1e-9"]
+    crash(lambda: make("crashed", *every, text=LINE, expected=3))
+    again = make("crashed", *every, text=LINE, retry_failed=True)
+    assert members_of(again) == members_of(folder)
+    make("grown", "generate.t_end=2", text=LINE)
+    assert members_of(make("grown", text=LINE)) == members_of(folder)
+    experiment = config.load(folder.parent / "config.yaml")
+    capsys.readouterr()
+    assert status.run(experiment, source="x.yaml") == 0
+    assert capsys.readouterr().out.endswith("all done\n")
