@@ -1,7 +1,8 @@
 """Units with empty physics, for tests of submission, requeueing and bookkeeping.
 
-The experiment file is JSON: ``{"run", "members", "per_block", "steps", "seconds"}``. A unit takes
-``steps`` steps, saves every tenth, and writes a file whose content depends on its members alone.
+The experiment file is JSON: ``{"run", "members", "per_block", "steps", "seconds", "again"}``. A
+unit takes ``steps`` steps in ``seconds``, goes on from a save at the pace of ``again`` seconds,
+saves every tenth step, and writes a file whose content depends on its members alone.
 """
 
 import hashlib
@@ -39,13 +40,15 @@ def run_units(config_path, names) -> int:
     with Stop() as stop:
         def run_unit(unit, claim):
             saved = books.run.restart(STAGE, unit) / "step.json"
-            step = files.read_json(saved)["step"] if saved.exists() else 0
+            step, seconds = 0, plan["seconds"]
+            if saved.exists():
+                step, seconds = files.read_json(saved)["step"], plan.get("again", seconds)
             print(f"unit {unit} from step {step}", flush=True)
             while step < plan["steps"]:
                 if stop.requested:
                     files.write_json(saved, {"step": step})
                     raise Stopped(stop.reason)
-                time.sleep(plan["seconds"] / plan["steps"])
+                time.sleep(seconds / plan["steps"])
                 step += 1
                 claim.refresh()
                 if step % 10 == 0:

@@ -26,7 +26,7 @@ saved = pathlib.Path(sys.argv[1])
 start = int(saved.read_text()) if saved.exists() else 0
 print("from", start, flush=True)
 with Stop() as stop:
-    for step in range(start, 80):
+    for step in range(start, start + 20 if start else int(sys.argv[3])):
         time.sleep(0.05)
         if stop.requested:
             saved.write_text(str(step))
@@ -38,16 +38,19 @@ sys.exit(int(sys.argv[2]))
 
 @pytest.fixture
 def loop(testbed, tmp_path):
-    """Submits a loop of 4 s that saves and stops when told: ``loop(code) -> (job, log)``."""
+    """Submits a loop that saves and stops when told: ``loop(code) -> (job, log)``.
+
+    It takes 60 s or ``steps`` of 50 ms, and 1 s more after it was stopped.
+    """
     (tmp_path / "steps.py").write_text(STEPS)
 
-    def start(*options, code=0, **environment):
+    def start(*options, code=0, steps=1200, **environment):
         number = len(list(tmp_path.glob("*.sh")))
         script = tmp_path / f"{number}.sh"
         script.write_text(f"""#!/bin/bash
 #SBATCH --signal=B:USR2@60 --requeue --open-mode=append -n1 -t 10
 source {SLURM}/env.sh
-run srun $python {tmp_path}/steps.py {tmp_path}/saved.{number} {code}
+run srun $python {tmp_path}/steps.py {tmp_path}/saved.{number} {code} {steps}
 finish $?
 """)
         log = tmp_path / f"{number}.log"
@@ -67,7 +70,7 @@ def started(log):
 def test_how_batch_jobs_end(testbed, loop):
     """Five jobs at once: warned, cancelled, capped, failed, finished."""
     jobs = {"warned": loop(), "cancelled": loop(), "capped": loop(HPC_CLOSURE_MAX_REQUEUES="0"),
-            "failed": loop(code=3), "finished": loop()}
+            "failed": loop(code=3, steps=20), "finished": loop(steps=20)}
     for name in ("warned", "cancelled", "capped"):
         testbed.wait(lambda: started(jobs[name][1]), what=name)  # noqa: B023
         time.sleep(1.0)  # some steps

@@ -43,7 +43,7 @@ def saved_step(work, unit):
 def test_how_tasks_end(testbed, ensemble):
     """Three arrays at once: one is warned, one cancelled, one warned that may not be requeued."""
     kinds = ("warned", "cancelled", "capped")
-    works = {kind: ensemble(kind, members=2, seconds=3.0) for kind in kinds}
+    works = {kind: ensemble(kind, members=2, seconds=30.0, again=1.0) for kind in kinds}
     sent = {kind: work.submit(max_requeues=0 if kind == "capped" else 20)[0]
             for kind, work in works.items()}
     for kind, work in works.items():
@@ -77,7 +77,7 @@ def test_preemption(testbed, ensemble, tmp_path):
         (only / name).symlink_to(f"/usr/bin/{name}")
     profiles = {"main": load_profile("testbed"), "spare": SPARE,
                 "bare": SPARE.model_copy(update={"setup": [f"export PATH={only}"]})}
-    works = {kind: ensemble(kind, members=1, seconds=3.0) for kind in profiles}
+    works = {kind: ensemble(kind, members=1, seconds=30.0, again=1.0) for kind in profiles}
     sent = {kind: work.submit(profiles[kind])[0] for kind, work in works.items()}
     for work in works.values():
         testbed.wait(lambda: work.counts().get("running") == 1)  # noqa: B023
@@ -95,7 +95,7 @@ def test_preemption(testbed, ensemble, tmp_path):
 
 def test_killed_task_without_accounting(testbed, ensemble):
     testbed.up("--no-accounting")
-    work = ensemble(members=2, seconds=4.0)
+    work = ensemble(members=2, seconds=15.0, again=1.0)
     [found] = work.submit()
     testbed.wait(lambda: work.counts().get("running") == 2)
     victims = testbed.processes(str(work.run))
@@ -117,7 +117,7 @@ def test_full_disk(testbed, tmp_path, monkeypatch):
         for node in ("node1", "node2"):  # they see what was mounted before they started
             testbed.kill_daemon(f"slurmd.{node}")
         testbed.up()
-        work = Ensemble(shared / "study", members=4, seconds=3.0)
+        work = Ensemble(shared / "study", members=4, seconds=15.0, again=1.0)
         [first] = work.submit()
         testbed.wait(lambda: work.counts().get("running") == 4)
         with contextlib.suppress(OSError), open(shared / "ballast", "wb", buffering=0) as file:
