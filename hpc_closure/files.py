@@ -244,7 +244,7 @@ def hdf5_errors(path: Path | str) -> Iterator[None]:
 
 
 def _hdf5_reason(path: Path, error: BaseException) -> str:
-    way_out = "delete it and run the verb that makes it again"
+    way_out = "run the verb that makes it: it is set aside and made again"
     text = str(error).strip("'\"")
     if "file signature not found" in text:
         size = path.stat().st_size

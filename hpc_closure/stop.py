@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 EXIT_STOPPED = 75
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")
 
 
 class Stopped(SystemExit):
@@ -30,9 +30,9 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """One flag, set by SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C or the time limit.
+    """One flag, set by SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C, a closed terminal or the time limit.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once. Under ``nohup`` a closed terminal does nothing.
 
     Args:
         max_elapsed: seconds until the flag is set by itself, or None.
@@ -54,6 +54,8 @@ class Stop:
         if threading.current_thread() is threading.main_thread():
             for name in self.signals:
                 number = getattr(signal, name)
+                if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._handle)
             if self.at_once and self.max_elapsed is not None:
                 self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)

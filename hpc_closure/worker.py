@@ -115,6 +115,8 @@ class _Worker:
         for unit in units:
             if unit.members in sound:
                 self.outcome.skipped += 1
+                if groups.index == 0 and {f"{unit}.claim", f"{unit}.restart"} & marks:
+                    self._sweep(unit)
             elif not retry_failed and self._failed(unit, marks):
                 self.outcome.failed.append(unit.name)
                 if groups.index == 0:
@@ -129,6 +131,17 @@ class _Worker:
         self.fresh = collections.deque(left)
         if left:
             files.make_folder(ledger.run.units(ledger.stage))
+
+    def _sweep(self, unit) -> None:
+        """Remove what a process left that was killed after it had published."""
+        stage, run = self.ledger.stage, self.ledger.run
+        claim = claims.take(run.claim(stage, unit), self.ledger.stale_after)
+        if claim is None:  # somebody is just about to do it, or makes the product longer
+            return
+        left = run.restart(stage, unit)
+        if not (left / "working.h5").exists():  # else a longer product that was not finished
+            files.remove(left)
+        claim.release()
 
     def _failed(self, unit, marks) -> bool:
         if f"{unit}.error" not in marks:

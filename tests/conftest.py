@@ -15,6 +15,14 @@ for launcher_variable in ("PMI_RANK", "PMI_SIZE", "RANK", "WORLD_SIZE"):
 BIN = Path(sys.executable).parent
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests marked long run when they are asked for by that name."""
+    if "long" not in config.option.markexpr:
+        left_out = [item for item in items if "long" in item.keywords]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def environment():
     """Environment of child processes: the environment's own programs first on PATH."""
@@ -36,7 +44,7 @@ def mpirun(environment):
     version = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
     extra = ["--oversubscribe"] if "Open MPI" in version else []
 
-    def start(ranks, command, timeout=120, **options):
+    def start(ranks, command, timeout=400, **options):
         return subprocess.run(
             [program, *extra, "-n", str(ranks), *map(str, command)],
             capture_output=True,
@@ -75,7 +83,7 @@ def tiny(tmp_path):
 def hpc_closure_command(environment):
     """Run ``hpc-closure`` as a user does: ``hpc_closure_command("status", path)``."""
 
-    def start(*words, timeout=120, cwd=None, **variables):
+    def start(*words, timeout=400, cwd=None, **variables):
         return subprocess.run(
             [sys.executable, "-m", "hpc_closure", *map(str, words)],
             capture_output=True,

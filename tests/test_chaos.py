@@ -25,16 +25,18 @@ from hpc_closure import files
 from hpc_closure.run import Run
 
 KILL = signal.SIGKILL
-POLITE = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
+POLITE = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP]
 SIGNALS = [KILL, KILL, KILL, *POLITE]
 KILLS = {"generate": 11, "train": 9, "rollout": 9, "evaluate": 3}  # at least 30 in all
+LONGER = int(os.environ.get("HPC_CLOSURE_KILLS", 300))  # of the long test, over the verbs
 PRELOAD = ["hpc_closure.cli", "hpc_closure.commands.generate", "hpc_closure.commands.train",
            "hpc_closure.commands.rollout", "hpc_closure.commands.evaluate",
            "hpc_closure.data.dns", "hpc_closure.rollout.block", "hpc_closure.closure.artifact",
            "hpc_closure.train.trainer", "hpc_closure.evaluate.report",
            "hpc_closure.evaluate.figures", "safetensors.torch", "pydantic"]
-CHANGES = ["generate.dt=0.0005", "train.steps=12", "train.validate_every=6", "rollout.interval=4",
-           "train.checkpoint_every=2", "cluster.checkpoint_every=0.1", "evaluate.samples=4"]
+CHANGES = ["generate.dt=0.0025", "train.steps=12", "train.validate_every=6", "rollout.interval=4",
+           "train.checkpoint_every=2", "cluster.checkpoint_every=0.02", "evaluate.samples=4"]
+PATIENCE = 300  # seconds until a process counts as hung, on a machine busy with other work
 
 
 def verb_in_child(words, log_path):
@@ -70,7 +72,7 @@ class Bench:
         """Run the verb undisturbed; returns the seconds it took."""
         began = time.monotonic()
         process = self.start(verb)
-        process.join(300)
+        process.join(PATIENCE)
         assert process.exitcode == 0, self.log.read_text()[-3000:]
         return time.monotonic() - began
 
@@ -132,21 +134,35 @@ def reference(tmp_path_factory, context):
 
 @pytest.mark.parametrize("verb", KILLS)
 def test_kills_do_not_matter(reference, context, tmp_path, verb):
+    kill_again_and_again(reference, context, tmp_path, verb, KILLS[verb], f"chaos {verb}")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("verb", KILLS)
+def test_many_kills_do_not_matter(reference, context, tmp_path, verb):
+    kills = -(-LONGER * KILLS[verb] // sum(KILLS.values()))
+    kill_again_and_again(reference, context, tmp_path, verb, kills, f"long chaos {verb}")
+
+
+def kill_again_and_again(reference, context, tmp_path, verb, kills, seed):
     undisturbed, seconds, expected = reference
-    rng = random.Random(f"chaos {verb}")
+    rng, span = random.Random(seed), seconds[verb]
     bench = Bench(tmp_path, context)
     shutil.copytree(undisturbed.run.root, bench.run.root)
     bench.wipe(verb)
     hits = rounds = 0
-    while hits < KILLS[verb]:
+    fresh = True
+    while hits < kills:
         rounds += 1
-        assert rounds < 10 * KILLS[verb]
+        assert rounds < 20 * kills
+        began = time.monotonic()
         process = bench.start(verb)
-        time.sleep(rng.uniform(0.02, 1.0) * seconds[verb])
+        process.join(rng.uniform(0.02, 1.0) * span)
         number = rng.choice(SIGNALS)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
-        process.join(120)
+        process.join(PATIENCE)
         code = process.exitcode
         assert code is not None, f"{verb} hangs after {number.name}"
         told = bench.log.read_text()[-3000:]
@@ -156,7 +172,11 @@ def test_kills_do_not_matter(reference, context, tmp_path, verb):
         if code == 0:
             assert products(bench.run, verb) == expected[verb]
             bench.wipe(verb)
+            if fresh:  # the machine may be quieter than when the reference was made
+                span = time.monotonic() - began
+            fresh = True
         else:
+            fresh = False
             hits += 1
             if number == KILL and rng.random() < 0.3:
                 damage_newest(bench.run, verb, rng)
@@ -171,12 +191,12 @@ def test_two_people_at_once(reference, context, tmp_path):
     bench = Bench(tmp_path, context)
     both = [bench.start("generate") for _ in range(2)]
     for process in both:
-        process.join(120)
+        process.join(PATIENCE)
     assert [process.exitcode for process in both] == [0, 0], bench.log.read_text()[-3000:]
     assert products(bench.run, "generate") == expected["generate"]
     both = [bench.start("train") for _ in range(2)]
     for process in both:
-        process.join(120)
+        process.join(PATIENCE)
     codes = sorted(process.exitcode for process in both)
     assert codes in ([0, 1], [0, 0]), bench.log.read_text()[-3000:]
     if codes == [0, 1]:
@@ -190,13 +210,15 @@ def test_time_limit(reference, context, tmp_path, verb):
     bench = Bench(tmp_path, context)
     shutil.copytree(undisturbed.run.root, bench.run.root)
     bench.wipe(verb)
-    for _ in range(100):
-        process = bench.start(verb, "--max-elapsed", "0.3s")
-        process.join(120)
+    limit, stops = 0.05, 0
+    while (process := bench.start(verb, "--max-elapsed", f"{limit:.3f}s")):
+        process.join(PATIENCE)
         if process.exitcode == 0:
             break
         assert process.exitcode == 75, bench.log.read_text()[-3000:]
-    assert process.exitcode == 0
+        stops += 1
+        limit *= 1.3  # on a busy machine the first ones end before the first step
+    assert stops >= 2
     assert "time limit of" in bench.log.read_text()
     assert products(bench.run, verb) == expected[verb]
 
@@ -228,19 +250,19 @@ def test_kills_of_ranks(reference, context, environment, tmp_path, verb, ranks, 
                                     stderr=subprocess.STDOUT, start_new_session=True)
 
     began = time.monotonic()
-    assert start(whole).wait(300) == 0, whole.log.read_text()[-3000:]
+    assert start(whole).wait(PATIENCE) == 0, whole.log.read_text()[-3000:]
     seconds = time.monotonic() - began
-    for _ in range(5):
+    for _ in range(4):
         process = start(bench)
         time.sleep(rng.uniform(0.3, 1.0) * seconds)
         family = ranks_of(process.pid, verb)
         victim = rng.choice([process.pid, *family])
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, rng.choice([KILL, KILL, signal.SIGTERM]))
-        process.wait(120)
+        process.wait(PATIENCE)
         for pid in family:  # orphans of a killed launcher end by themselves
-            wait_for_end(pid, 60)
-    assert start(bench).wait(300) == 0, bench.log.read_text()[-3000:]
+            wait_for_end(pid, PATIENCE)
+    assert start(bench).wait(PATIENCE) == 0, bench.log.read_text()[-3000:]
     if verb == "generate":
         assert products(bench.run, verb) == expected[verb]
     else:
@@ -281,4 +303,4 @@ def wait_for_end(pid, seconds):
 
 
 def test_numbers_of_this_test():
-    assert sum(KILLS.values()) >= 30 and np.unique(SIGNALS).size == 5
+    assert sum(KILLS.values()) >= 30 and np.unique(SIGNALS).size == 6

@@ -60,6 +60,53 @@ def test_block(capsys, made, deep):
     assert "members: 0 to 1 (2)" in text and max(map(len, text.splitlines())) < 200
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, one unit of which was stopped on its way when it was made again."""
+    from conftest import TINY
+    from hpc_closure.commands import evaluate, rollout, train
+    from hpc_closure.data.store import BlockWriter
+    from hpc_closure.stop import Stopped
+
+    path = tmp_path_factory.mktemp("finished") / "tiny.yaml"
+    path.write_text(TINY.format(root=path.parent / "runs"))
+    experiment = config.load(path, ["cluster.checkpoint_every=1e-9"])
+    for verb in (generate, train, rollout, evaluate):
+        assert verb.run(experiment, verbosity=-1) == 0
+    run = Run(experiment.folder)
+    run.product("rollout", "000000-000001").unlink()
+    write, calls = BlockWriter.write, []
+
+    def second_stops(*words):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stopped("a test")
+        write(*words)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockWriter, "write", second_stops)
+        assert rollout.run(experiment, verbosity=-1) == 75
+    return run
+
+
+PRODUCTS = {"data/block_000000-000001.h5": "values read", "train/model.safetensors": "values read",
+            "rollout/block_000002-000003.h5": "values read", "train/metrics.csv": "values read",
+            "evaluate/scores.csv": "values read", "evaluate/scores.json": "provenance",
+            "data": "block_000006-000007.h5", "rollout": "block_000002-000003.h5",
+            "train": "model.safetensors", "evaluate": "scores.csv", "": "checkpoints",
+            ".units/rollout/000000-000001.restart/step_*.h5": "values read",
+            "train/checkpoints/step_0000004": "tensors"}
+
+
+@pytest.mark.parametrize("name, word", PRODUCTS.items())
+def test_deep_reads_every_kind_of_product(capsys, finished, name, word):
+    path = sorted(finished.root.glob(name))[-1] if name else finished.root
+    found = json.loads(told(capsys, path, deep=True, json=True))
+    assert word in json.dumps(found) and found.get("values read", 1) > 0
+    text = told(capsys, path, deep=True)
+    assert word in text and max(map(len, text.splitlines())) < 220
+
+
 def test_damaged_blocks(block):
     whole = block.read_bytes()
     block.write_bytes(whole[: len(whole) // 2])
@@ -139,6 +186,10 @@ def test_tables_and_records(capsys, tmp_path):
     assert found["rows"] == 1 and found["method values"] == "model"
     path.write_text("stage,method\ncoupled\n")
     refused(path, "damaged CSV table")
+    path.write_text("stage,value\ncoupled,1\ncoupled,inf\ncoupled,\n")
+    assert json.loads(told(capsys, path, json=True, deep=True))["values read"] == 6
+    path.write_text("stage,value\ncoupled,1\ncoupled,1.\x00\n")
+    refused(path, "column value mixes numbers and words|not a readable CSV", deep=True)
     path = tmp_path / "scores.json"
     path.write_text("[1, 2]")
     assert "JSON list of 2" in told(capsys, path)

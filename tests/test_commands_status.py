@@ -2,7 +2,9 @@ import json
 import os
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from hpc_closure import claims, config, files
 from hpc_closure.commands import generate, rollout, status
@@ -18,6 +20,18 @@ def experiment(tiny):
 def publish(ledger, unit):
     with ledger.publish(unit) as part, files.open_hdf5(part, "w") as file:
         file.attrs.update({**ledger.attributes(unit), "complete": 1})
+
+
+def made_by(experiment, stage):
+    """A model or scores of these settings, as far as status looks at them."""
+    run, provenance = Run(experiment.folder), {"hashes": {stage: experiment.stage_hash(stage)}}
+    if stage == "train":
+        run.model.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"a": np.ones(3, np.float32)}, run.model,
+                  metadata={"provenance": json.dumps(provenance)})
+    else:
+        files.write_text(run.report, "x")
+        files.write_json(run.scores_json, {"provenance": provenance})
 
 
 def told(capsys, experiment, **options):
@@ -84,17 +98,38 @@ def test_train_and_evaluate(capsys, experiment):
     claim.release()
     files.write_json(run.error("train", SINGLE), {"message": "RuntimeError: diverged"})
     assert seen(capsys, experiment)["stages"]["train"]["failed"] == 1
-    files.write_text(run.model, "x")
+    made_by(experiment, "train")
     assert seen(capsys, experiment)["stages"]["train"]["done"] == 1
-    files.write_text(run.report, "x")
+    made_by(experiment, "evaluate")
     assert seen(capsys, experiment)["stages"]["evaluate"]["done"] == 1
+
+
+def test_a_model_and_scores_of_other_settings_do_not_count(capsys, tiny, experiment):
+    made_by(experiment, "train")
+    made_by(experiment, "evaluate")
+    other = config.load(tiny, ["train.lr=0.5", "evaluate.seed=3"])
+    found = seen(capsys, other)
+    assert found["stages"]["train"]["missing"] == found["stages"]["evaluate"]["missing"] == 1
+    text = told(capsys, other)
+    assert "model.safetensors: made with other settings; change `name`, or run `train --" in text
+    assert "report.html: made with other settings; `evaluate` makes it again" in text
+    run = Run(experiment.folder)
+    whole = run.model.read_bytes()
+    for damage in (b"", b"x", whole[:-1], whole[:40], b"\xff" * 50):
+        run.model.write_bytes(damage)
+        assert seen(capsys, experiment)["stages"]["train"]["missing"] == 1
+        assert "not a whole model file" in told(capsys, experiment)
+    run.scores_json.write_text("[1, 2")
+    assert "not used: " in told(capsys, experiment)
+    run.scores_json.write_text("[1, 2]")
+    assert seen(capsys, experiment)["stages"]["evaluate"]["missing"] == 1
 
 
 def test_a_stage_older_than_its_input_is_named(capsys, experiment):
     run = Run(experiment.folder)
-    files.write_text(run.report, "x")
+    made_by(experiment, "evaluate")
     os.utime(run.report, (1e9, 1e9))
-    files.write_text(run.model, "x")
+    made_by(experiment, "train")
     assert "train is newer than the last product of evaluate" in told(capsys, experiment)
 
 
@@ -132,11 +167,28 @@ def test_all_done(capsys, experiment):
     for books, members in ((generate.ledger(experiment), 8), (rollout.ledger(experiment), 8)):
         for unit in books.plan(members, 2):
             publish(books, unit)
-    run = Run(experiment.folder)
-    files.write_text(run.model, "x")
-    files.write_text(run.report, "x")
+    made_by(experiment, "train")
+    made_by(experiment, "evaluate")
     found = seen(capsys, experiment, watch=5)  # ends by itself
     assert found["next"] == "" and "all done" in told(capsys, experiment)
+
+
+def test_watch_repeats_until_all_is_done_or_ctrl_c(capsys, experiment, monkeypatch):
+    looks = []
+
+    def pause(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+        publish(ledger, units[len(looks) - 1])
+
+    ledger = generate.ledger(experiment)
+    units = ledger.plan(8, 2)
+    monkeypatch.setattr(status.time, "sleep", pause)
+    text = told(capsys, experiment, watch=2.0)
+    assert looks == [2.0] * 3 and text.count("generate      4") == 3
+    assert "generate      4     0" in text and "generate      4     2" in text
+    assert "\033" not in text  # not a terminal
 
 
 def test_watch_asks_the_scheduler_seldom(experiment):
@@ -159,6 +211,7 @@ def test_writes_nothing_but_its_cache(capsys, experiment):
 
 @pytest.mark.parametrize("num_units, limit", [(1000, 0.5), (5000, 2.0)])
 def test_is_quick(tiny, num_units, limit):
+    """Processor seconds: other processes may share the machine."""
     experiment = config.load(tiny, [f"generate.members={20 * num_units}",
                                     "cluster.members_per_block=20"])
     ledger = generate.ledger(experiment)
@@ -178,8 +231,8 @@ def test_is_quick(tiny, num_units, limit):
     files.write_text(ledger.run.manifest("generate"), "\n".join(lines) + "\n")
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         found = status.survey(experiment)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     assert found["generate"].counts["done"] == num_units
     assert min(times) < limit, times

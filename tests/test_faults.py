@@ -1,10 +1,13 @@
 """The world fails: full disks, read-only folders, foreign and cut files. Nothing is lost."""
 
 import contextlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -197,6 +200,211 @@ def test_lost_books_are_written_again(copy, hpc_closure_command):
     assert done.returncode == 0, done.stderr
     assert "1 unit(s) done now, 4 before" in done.stderr
     assert expected.items() <= contents(run.data).items()
+
+
+# kills at the worst moments, and growth
+
+KILLER = """
+import importlib, os, signal, sys
+from hpc_closure.__main__ import main
+module, owner, function, count = sys.argv[1:5]
+place = importlib.import_module(module)
+place = getattr(place, owner) if owner else place
+original, calls = getattr(place, function), []
+
+def patched(*words, **options):
+    if str(words).count({needle!r}) or not {needle!r}:
+        calls.append(1)
+        if len(calls) == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return original(*words, **options)
+
+setattr(place, function, patched)
+sys.argv = ["hpc-closure", *sys.argv[5:]]
+main()
+"""
+
+
+def killed_at(environment, where, count, words, needle=""):
+    """Run a verb that kills itself (-9) at a call of ``module:owner.function``."""
+    module, _, name = where.partition(":")
+    owner, _, function = name.rpartition(".")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER.format(needle=needle), module, owner, function, str(count),
+         *map(str, words)], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == -9, done.stderr
+
+
+@pytest.mark.parametrize("where, needle", [
+    ("hpc_closure.files:_replace", "block_"),  # validated, not yet renamed
+    ("hpc_closure.data.block:validate_block", ""),  # complete, not yet validated
+    ("hpc_closure.units:Ledger.finish", "")])  # published, not yet booked
+def test_a_kill_while_publishing_loses_at_most_one_interval(copy, environment, where, needle,
+                                                            hpc_closure_command):
+    path, run = copy
+    expected = contents(run.data)
+    shutil.rmtree(run.data)
+    words = ["generate", path, "cluster.checkpoint_every=1e-9"]
+    killed_at(environment, where, 2, words, needle)
+    done = hpc_closure_command(*words)
+    assert done.returncode == 0, done.stderr
+    number = 3 if "finish" not in where else 2
+    assert f"{number} unit(s) done now, {4 - number} before" in done.stderr
+    if number == 3:
+        assert "000002-000003: go on from step 80" in done.stderr  # of 80
+    assert contents(run.data) == expected and not list(run.data.glob("*.part"))
+    assert not list(run.units("generate").glob("*.restart"))
+
+
+@pytest.fixture(scope="module")
+def rolled(trained, tmp_path_factory, hpc_closure_command):
+    """The run folder with the whole rollout, and what it holds."""
+    folder = tmp_path_factory.mktemp("rolled")
+    (folder / "tiny.yaml").write_text(TINY.format(root=folder / "runs"))
+    shutil.copytree(trained.root, folder / "runs/tiny")
+    done = hpc_closure_command("rollout", folder / "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    run = Run(folder / "runs/tiny")
+    return run, contents(run.rollout)
+
+
+@pytest.mark.parametrize("before, told", [
+    (["rollout.t_end=0.3"], "go on from step 60"),  # a longer horizon
+    (["rollout.references=[none]"], "4 unit(s) done now"),  # another output list
+    (["rollout.references=[oracle]", "rollout.t_end=0.3"], "4 unit(s) done now"),
+    (["rollout.members=2"], "2 unit(s) done now, 2 before")])
+def test_growth_of_the_coupled_ensemble(copy, rolled, hpc_closure_command, before, told):
+    path, run = copy
+    assert hpc_closure_command("rollout", path, *before).returncode == 0
+    done = hpc_closure_command("rollout", path)
+    assert done.returncode == 0 and told in done.stderr, done.stderr
+    assert contents(run.rollout) == rolled[1]
+    less = hpc_closure_command("rollout", path, *before)
+    assert "0 unit(s) done now" in less.stderr and contents(run.rollout) == rolled[1]
+
+
+@pytest.mark.parametrize("before, after", [("[none]", "[none, oracle]"), ("[oracle]", "[none]"),
+                                           ("[none, oracle]", "[oracle]")])
+def test_an_unfinished_unit_with_other_outputs_begins_anew(copy, environment, before, after,
+                                                           hpc_closure_command):
+    path, run = copy
+    words = ["rollout", path, "cluster.checkpoint_every=1e-9"]
+    killed_at(environment, "hpc_closure.data.store:BlockWriter.write", 2,
+              [*words, f"rollout.references={before}"])
+    assert list(run.restart("rollout", "000000-000001").glob("step_*.h5"))
+    done = hpc_closure_command(*words, f"rollout.references={after}")
+    assert done.returncode == 0 and "go on" not in done.stderr, done.stderr
+    found = contents(run.rollout)
+    shutil.rmtree(run.rollout)
+    assert hpc_closure_command(*words, f"rollout.references={after}").returncode == 0
+    assert contents(run.rollout) == found
+
+
+@pytest.mark.parametrize("change, key", [("rollout.every=0.05", "rollout.every: 0.1 -> 0.05"),
+                                         ("rollout.sensors.number=8", "rollout.sensors: None")])
+def test_another_coupled_run_in_the_same_folder_is_refused(rolled, tmp_path, change, key,
+                                                           hpc_closure_command):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(root=rolled[0].root.parent))
+    done = hpc_closure_command("rollout", path, change)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert f"was made with other settings ({key}" in done.stderr
+    assert "change `name`, or run `rollout --redo`" in done.stderr
+    assert contents(rolled[0].rollout) == rolled[1]
+
+
+def test_scores_are_made_again_when_something_changed(rolled, tmp_path, hpc_closure_command):
+    shutil.copytree(rolled[0].root, tmp_path / "runs/tiny")
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(root=tmp_path / "runs"))
+
+    def evaluate(*changes):
+        done = hpc_closure_command("evaluate", path, *changes)
+        assert done.returncode == 0, done.stderr
+        return "is there already; --redo makes it again" not in done.stderr
+
+    other = ["evaluate.lead_times=[0.2]", "evaluate.sensors=[{number: 8}]"]
+    assert [evaluate(), evaluate(), evaluate(*other), evaluate(*other)] == [1, 0, 1, 0]
+    text = Run(tmp_path / "runs/tiny").scores_csv.read_text()
+    assert "8x8" in text
+    grown = [*other, "rollout.members=5"]
+    assert hpc_closure_command("rollout", path, *grown).returncode == 0
+    assert evaluate(*grown)
+
+
+def test_a_training_of_other_data_is_never_gone_on_with(copy, hpc_closure_command):
+    """Not even when another verb has noted the new settings in between."""
+    path, run = copy
+    other = ["physics.viscosity=2e-3"]
+    run.model.unlink()
+    assert hpc_closure_command("generate", path, *other, "--redo", "--yes").returncode == 0
+    done = hpc_closure_command("train", path, *other)
+    assert done.returncode == 1 and not run.model.exists()
+    assert "was made with other settings (recipe: " in last_line(done), done.stderr
+    assert "change `name`, or run `train --redo`" in last_line(done)
+    assert hpc_closure_command("train", path, *other, "--redo", "--yes").returncode == 0
+
+
+def test_redo_asks_and_without_an_answer_deletes_nothing(copy, environment):
+    path, run = copy
+    expected = contents(run.data)
+    program = [sys.executable, "-m", "hpc_closure", "generate", path, "--redo"]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert f"{run.data}: kept, nothing done; --yes deletes without asking" in done.stderr
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, input="n\n")
+    assert done.returncode == 1 and contents(run.data) == expected
+
+
+def test_redo_does_not_delete_what_is_being_computed(copy, hpc_closure_command):
+    path, run = copy
+    expected = contents(run.data)
+    claim = run.claim("generate", "000002-000003")
+    files.write_json(claim, {**claims.owner(), "host": "node7", "machine": "x", "mark": "y"})
+    done = hpc_closure_command("generate", path, "--redo", "--yes")
+    assert done.returncode == 1 and "end it before --redo" in last_line(done), done.stderr
+    assert "000002-000003 is being computed" in done.stderr and "node7" in done.stderr
+    assert contents(run.data) == expected
+
+
+def test_a_run_that_was_moved(copy, hpc_closure_command):
+    path, run = copy  # it was made elsewhere
+    for verb, words in (("generate", "0 unit(s) done now, 4 before"),
+                        ("train", "model.safetensors is there already; nothing to do")):
+        done = hpc_closure_command(verb, path)
+        assert done.returncode == 0 and words in done.stderr, done.stderr
+    assert "done" in hpc_closure_command("status", path).stdout
+
+
+def test_a_killed_task_on_this_machine(copy, rolled, hpc_closure_command):
+    """submitit's local executor: its task is killed, the same command submits what is missing."""
+    path, run = copy
+    words = ["rollout", path, "--executor", "local", "cluster.checkpoint_every=0.01",
+             "cluster.throttle=1"]
+    assert hpc_closure_command(*words).returncode == 0
+
+    def claimed():
+        found = [claims.read(entry) for entry in run.units("rollout").glob("*.claim")]
+        return [record["pid"] for record in found if record and "pid" in record]
+
+    wait_until(claimed)
+    for pid in claimed():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    status = hpc_closure_command("status", path, "--json")
+    assert json.loads(status.stdout)["stages"]["rollout"]["done"] < 4
+    done = hpc_closure_command(*words)
+    assert done.returncode == 0 and "job" in done.stdout, done.stderr
+    wait_until(lambda: len(list(run.rollout.glob("block_*.h5"))) == 4 and not claimed())
+    assert contents(run.rollout) == rolled[1]
+
+
+def wait_until(condition, seconds=100):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 # others at work

@@ -166,7 +166,7 @@ def test_foreign_truncated_missing(tmp_path):
         with files.open_hdf5(path):
             pass
     path.write_text("hello")
-    with pytest.raises(ValueError, match="x.h5: not an HDF5 file .5 bytes.; delete it"):
+    with pytest.raises(ValueError, match="x.h5: not an HDF5 file .5 bytes.; run the verb"):
         with files.open_hdf5(path):
             pass
     write_block(path)

@@ -101,6 +101,25 @@ def test_banner(lines):
         assert word in text
 
 
+@pytest.mark.mpi
+def test_the_log_of_two_ranks_begins_with_what_runs_and_says_it_once(mpirun, tiny):
+    changes = ["generate.members=4", "generate.certificate=reported"]
+    done = mpirun(2, [sys.executable, "-m", "hpc_closure", "generate", tiny, *changes],
+                  env={"JOB_ID": "77"})
+    assert done.returncode == 0, done.stderr
+    told = [line.split("  ", 1) for line in done.stderr.splitlines()]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d 0/2", where)
+               for where, *text in told if text)
+    text = [line[1] for line in told if len(line) > 1]
+    version = r"generate tiny: hpc-closure [\d.]+( git [0-9a-f]{12}(\+dirty)?)?"
+    assert re.fullmatch(version, text[0])
+    assert re.fullmatch(r"host \S+, job 77, 2 rank\(s\), device cpu, 1 thread\(s\)", text[1])
+    assert re.fullmatch(r"hashes generate [0-9a-f]{12}", text[2])
+    assert text[3] == f"run folder {tiny.parent}/runs/tiny" and len(set(text)) == len(text)
+    kept = (tiny.parent / "runs/tiny/logs/generate/main.log").read_text()
+    assert kept.splitlines()[:4] == done.stderr.splitlines()[:4]
+
+
 def test_progress_off_a_terminal_is_a_few_lines(lines, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])

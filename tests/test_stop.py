@@ -9,7 +9,7 @@ import pytest
 from hpc_closure.stop import Stop, Stopped, seconds
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP"])
 def test_signals_set_the_flag(name):
     before = signal.getsignal(getattr(signal, name))
     with Stop() as stop:
@@ -18,6 +18,16 @@ def test_signals_set_the_flag(name):
         assert stop.requested and stop.agree()
         assert stop.reason == ("Ctrl-C" if name == "SIGINT" else name)
     assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_a_closed_terminal_does_nothing_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_second_interrupt_aborts():

@@ -299,6 +299,23 @@ def test_restart_files_go_with_the_finished_unit(run):
     assert not run.restart("generate", "000000-000003").exists()
 
 
+def test_what_a_killed_publisher_left_is_swept(run):
+    ledger = ledger_of(run)
+    run_all(ledger, 12, 4)
+    for name in ("000000-000003", "000004-000007", "000008-000011"):
+        files.write_text(run.restart("generate", name, 7), "state")
+    dead = {**claims.owner(), "born": "0", "mark": "x"}  # not when this process was
+    files.write_json(run.claim("generate", "000000-000003"), dead)
+    alive = {**dead, "machine": "other"}
+    files.write_json(run.claim("generate", "000004-000007"), alive)
+    working = run.restart("generate", "000008-000011") / "working.h5"
+    working.write_text("a longer product, interrupted")
+    assert not run_all(ledger, 12, 4)[1]
+    left = sorted(path.name for path in run.units("generate").iterdir())
+    assert left == ["000004-000007.claim", "000004-000007.restart", "000008-000011.restart",
+                    "manifest.jsonl"] and working.exists()
+
+
 PROGRAM = """
 import sys, time
 import numpy as np

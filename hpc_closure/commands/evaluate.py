@@ -3,10 +3,10 @@
 import csv
 from pathlib import Path
 
-from hpc_closure import log
+from hpc_closure import files, log
 from hpc_closure.commands import generate, rollout
 from hpc_closure.commands.session import Session
-from hpc_closure.experiment import Experiment
+from hpc_closure.experiment import Experiment, sha256_json
 from hpc_closure.run import Run
 
 
@@ -28,12 +28,38 @@ def run(
     with Session(
         experiment, "evaluate", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
     ) as session:
+        session.record["inputs"] = fingerprint(session.run)
+        if made_from(session.run, session.record) and session.run.report.exists():
+            log.get().info(f"{session.run.report} is there already; --redo makes it again")
+            return 0
         evaluation = Evaluation(experiment, session)
         generated = evaluation.generated()
         coupled = evaluation.coupled() if evaluation.products() else None
         evaluation.write(generated, coupled, notes)
         log.get().info(f"report: {session.run.report}")
     return 0
+
+
+def fingerprint(run: Run) -> str:
+    """Hash of names, sizes and times of change of all files that the scores are made from."""
+    stamps = []
+    paths = [run.model, *run.data.glob("block_*.h5"), *run.rollout.glob("block_*.h5")]
+    for path in sorted(paths):
+        stat = path.stat()
+        stamps.append([path.name, stat.st_size, stat.st_mtime_ns])
+    return sha256_json(stamps)
+
+
+def made_from(run: Run, record: dict) -> bool:
+    """Whether the scores that are there are of these settings and these files."""
+    try:
+        made = files.read_json(run.scores_json)["provenance"]
+        keys = ("inputs", "version")
+        return made["hashes"]["evaluate"] == record["hashes"]["evaluate"] and all(
+            made[key] == record[key] for key in keys
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
 
 
 def check_complete(experiment: Experiment, partial: bool) -> list[str]:
@@ -211,7 +237,6 @@ class Evaluation:
             pictures += illustrate.illustrate_coupled(coupled, folder, self.kind, words)
         pictures += illustrate.illustrate_training(read_metrics(self.run.metrics), folder)
         pictures += illustrate.illustrate_cost(rows, folder, self.session.record["device"])
-        rows.write(self.run.evaluate)
         write_report(
             self.run.report,
             rows,
@@ -223,6 +248,8 @@ class Evaluation:
             start=self.experiment.rollout.t_start,
             lead_times=self.experiment.evaluate.lead_times,
         )
+        # last, because they say what all of it was made from
+        rows.write(self.run.evaluate, self.session.record)
 
     def summary(self) -> dict:
         """Heading -> facts on what was run."""

@@ -212,7 +212,21 @@ def table(path: Path, deep: bool = False) -> Report:
         if key in header:
             values = sorted({row[header.index(key)] for row in rows})
             report[f"{key} values"] = ", ".join(values)
+    if deep:
+        for name, column in zip(header, zip(*rows)):
+            if len({_is_number(cell) for cell in column if cell}) > 1:
+                raise ValueError(f"{path}: column {name} mixes numbers and words; delete it and "
+                                 "run the verb that makes it again")
+        report["values read"] = len(rows) * len(header)
     return report
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+        return True
+    except ValueError:
+        return False
 
 
 def record(path: Path, deep: bool = False) -> Report:

@@ -170,11 +170,54 @@ def _of_one(experiment: Experiment, folder: Run, stage: str, queued: bool) -> St
     note = ""
     if stage == "train":
         note = f"uses {folder.model}" if folder.model_file else _training(folder)
-    state = "running" if running else "done" if product.exists() else (
+    problems = []
+    present = product.exists()
+    if present and not (stage == "train" and folder.model_file):
+        try:
+            made = _made_by(folder, stage)
+            if made != experiment.stage_hash(stage):
+                way_out = "change `name`, or run `train --redo`"
+                way_out = "`evaluate` makes it again" if stage == "evaluate" else way_out
+                problems = [f"{product}: made with other settings; {way_out}"]
+        except ValueError as error:
+            problems = [f"not used: {error}"]
+    sound = present and not problems
+    state = "running" if running else "done" if sound else (
         "queued" if queued else "failed" if failures else "missing")
     counts = {"units": 1, **dict.fromkeys(STATES, 0), state: 1}
-    changed = product.stat().st_mtime if product.exists() else 0.0
-    return Stage(counts, failures if state == "failed" else {}, running, changed, note=note)
+    return Stage(
+        counts,
+        failures if state == "failed" else {},
+        running,
+        changed=product.stat().st_mtime if present else 0.0,
+        note=note,
+        problems=problems,
+    )
+
+
+def _made_by(folder: Run, stage: str) -> str:
+    """Hash of the settings of a model or of scores. Raises ValueError when they are damaged."""
+    if stage == "evaluate":
+        path = folder.scores_json
+        record = files.read_json(path) if path.exists() else {}
+    else:
+        # the header by hand: the library that reads models takes a second to import
+        path = folder.model
+        with open(path, "rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            try:
+                header = json_format.loads(stream.read(min(size, 10**8)))
+                end = max(part["data_offsets"][1] for name, part in header.items()
+                          if name != "__metadata__")
+                if path.stat().st_size != 8 + size + end:
+                    raise ValueError("its size is wrong")
+                record = {"provenance": json_format.loads(header["__metadata__"]["provenance"])}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise ValueError(f"{path}: not a whole model file ({error})") from None
+    try:
+        return str(record["provenance"]["hashes"][stage])
+    except (KeyError, TypeError):
+        return ""
 
 
 def _training(folder: Run) -> str:
@@ -205,8 +248,10 @@ def _short(number: str) -> str:
 
 def _check_order(folder: Run, found: dict[str, Stage]) -> None:
     """Say so when an earlier stage has changed after a later one was made from it."""
-    for earlier, later in (("train", "rollout"), ("rollout", "evaluate"), ("train", "evaluate")):
-        if later not in found:
+    orders = ("generate", "train"), ("train", "rollout"), ("train", "evaluate"), (
+        "rollout", "evaluate")
+    for earlier, later in orders:
+        if earlier not in found or later not in found:
             continue
         if found[later].counts["done"] and found[earlier].changed > found[later].changed:
             found[later].problems.append(

@@ -89,7 +89,10 @@ def fit(experiment: Experiment, session: Session) -> None:
         artifact.save(trained, path, target=target_of(experiment), provenance=session.record)
 
     try:
-        trainer.fit(model, data, told, session.run, export, processes=joined, stop=session.stop)
+        trainer.fit(
+            model, data, told, session.run, export, processes=joined, stop=session.stop,
+            recipe=experiment.stage_hash("train"),
+        )  # fmt: skip
     finally:
         processes.leave()
         store.close()

@@ -86,15 +86,16 @@ class Block(ABC):
         folder = run.restart(stage, self.unit)
         with files.disk_errors(run.product(stage, self.unit)):
             try:
-                continued = (folder / "working.h5").exists()
                 with files.hdf5_errors(folder / "working.h5"):
                     self._attempt(claim, checkpoint_every)
-            except ValueError as error:
-                if not continued or self.domain.size > 1:
-                    raise
+            except files.DamagedFile as error:
                 # A kill in the middle of a write can leave a working file that only looks sound.
-                log.get().warning(f"{stage} {self.unit}: begins anew: {error}")
+                if str(folder) not in str(error):
+                    raise
                 files.remove(folder)
+                if self.domain.size > 1:  # the other ranks do not know: the next attempt can
+                    raise
+                log.get().warning(f"{stage} {self.unit}: begins anew: {error}")
                 self._attempt(claim, checkpoint_every)
 
     def _attempt(self, claim, checkpoint_every: float) -> None:
@@ -109,7 +110,8 @@ class Block(ABC):
         stop, steps = self.session.stop, self.record_steps
         saved = time.monotonic()
         batch = self.stride
-        state: dict = {}
+        # a product that lacks only what needs no computing is copied whole
+        state = self.save_state() if index == len(steps) else {}
         label = f"{self.books.stage} {self.unit}"
         total, done = steps[-1] - self.first_step, self.step_index - self.first_step
         with log.progress(total, label, initial=done, show=self.domain.root) as bar:
@@ -145,12 +147,15 @@ class Block(ABC):
 
     def _start(self):
         """The writer (on the first rank) and the index of the next snapshot."""
-        folder = self.books.run.restart(self.books.stage, self.unit)
+        run, stage = self.books.run, self.books.stage
+        folder = run.restart(stage, self.unit)
         writer, restart = None, None
         if self.domain.root:
-            with files.disk_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            writer = self.open_writer(folder / "working.h5")
+            files.make_folder(folder)
+            working = folder / "working.h5"
+            if not working.exists():  # the writer may have been killed while it published
+                files.adopt(run.product(stage, self.unit), working)
+            writer = self.open_writer(working)
             restart = self._restart_point(writer)
         restart = self.domain.bcast(restart)
         self.writer = writer
@@ -159,7 +164,7 @@ class Block(ABC):
             return writer, 0
         index, state = restart
         self.load_state(state)
-        log.get().info(f"{self.books.stage} {self.unit}: go on from step {self.step_index}")
+        log.get().info(f"{stage} {self.unit}: go on from step {self.step_index}")
         return writer, index
 
     def _restart_point(self, writer):
@@ -174,9 +179,9 @@ class Block(ABC):
                         index = int(file.attrs["next_snapshot"])
                         state = {name: file[name][()] for name in file}
                         if file.attrs["sha256"] != _digest(state):
-                            raise ValueError(f"{path}: damaged restart file")
+                            raise files.DamagedFile(f"{path}: damaged restart file")
                         return index, state
-                except ValueError as error:
+                except files.DamagedFile as error:
                     log.get().warning(f"not used: {error}")
         else:  # a restart file of another working file speaks of snapshots that are not there
             for path in run.restart(stage, self.unit).glob("step_*.h5"):

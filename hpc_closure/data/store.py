@@ -30,6 +30,7 @@ import numpy as np
 
 from hpc_closure.data.layout import check_layout
 from hpc_closure.files import hdf5_errors, open_hdf5
+from hpc_closure.units import BLOCK
 
 LAYOUT_VERSION = 1
 FIELDS = ("vorticity", "closure")
@@ -308,7 +309,7 @@ class DataSet:
         self.folder = Path(folder)
         self._rows: dict[int, tuple[Path, int]] = {}
         self._open: dict[Path, tuple[contextlib.ExitStack, h5py.File]] = {}
-        paths = sorted(self.folder.glob("block_*-*.h5"))
+        paths = sorted(path for path in self.folder.glob("*.h5") if BLOCK.fullmatch(path.name))
         if not paths:
             raise ValueError(f"{self.folder}: no data files; run `hpc-closure generate` first")
         times = None

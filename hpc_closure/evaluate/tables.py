@@ -8,7 +8,7 @@ scored at all (no exact law, no sensors) is kept beside the rows with its reason
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,13 @@ class Rows:
 
     # ---- files ------------------------------------------------------------------------------
 
-    def write(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write ``scores.csv`` and ``scores.json`` into ``folder``; each is whole or absent."""
+    def write(
+        self, folder: str | Path, provenance: Mapping[str, Any] | None = None
+    ) -> tuple[Path, Path]:
+        """Write ``scores.csv`` and ``scores.json`` into ``folder``; each is whole or absent.
+
+        ``provenance`` goes into ``scores.json``, for who wants to know what the scores are of.
+        """
         csv_path, json_path = Path(folder) / "scores.csv", Path(folder) / "scores.json"
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -159,6 +164,7 @@ class Rows:
             writer.writerow({k: "" if v is None else v for k, v in asdict(row).items()})
         write_text(csv_path, text.getvalue())
         document = {
+            "provenance": dict(provenance or {}),
             "columns": COLUMNS,
             "rows": [{k: _to_json(v) for k, v in asdict(row).items()} for row in self.rows],
             "absent": [asdict(note) for note in self.absent],

@@ -59,6 +59,7 @@ def fit(
     *,
     processes: Processes | None = None,
     stop: Stop | None = None,
+    recipe: str = "",
 ) -> None:
     """Train ``model`` on ``data``, or go on from the newest restart point, then export it.
 
@@ -70,13 +71,17 @@ def fit(
         export: writes the model (averaged weights, float32, on the CPU) to a path.
         processes: from :func:`hpc_closure.train.processes.join`; None = this one alone.
         stop: looked at between steps.
+        recipe: hash of all that decides what is learned, the data included; a restart point of
+            another one is refused.
 
     Raises:
         Stopped: asked to stop; everything is saved, the same call continues.
         ValueError: settings, data and restart point do not fit together.
         RuntimeError: the loss is not finite.
     """
-    trainer = Trainer(model, data, settings, run, processes or Processes(), stop or Stop())
+    trainer = Trainer(
+        model, data, settings, run, processes or Processes(), stop or Stop(), recipe
+    )
     try:
         trainer.restore()
         for number, (phase, steps) in enumerate(trainer.phases):
@@ -98,11 +103,12 @@ class Trainer:
         run: Run,
         processes: Processes,
         stop: Stop,
+        recipe: str,
     ):
         settings.check_shares(processes.size)
         engine.refuse_complex(model)
         self.model, self.data, self.settings, self.run = model, data, settings, run
-        self.processes, self.stop = processes, stop
+        self.processes, self.stop, self.recipe = processes, stop, recipe
         self.logger = log.get()
         self.share = Share(settings.batch, processes.rank, processes.size)
         model.to(processes.device)
@@ -118,7 +124,7 @@ class Trainer:
 
     def _learned(self) -> dict:
         learned = {key: getattr(self.settings, key) for key in LEARNED}
-        return {**learned, "samples": len(self.data.train)}
+        return {**learned, "samples": len(self.data.train), "recipe": self.recipe[:12]}
 
     # Restart points
 
