@@ -142,6 +142,17 @@ class Rollout(Section):
         ("none", "oracle"), description="ensembles run beside the model's"
     )
 
+    @property
+    def holds(self) -> dict:
+        """What a block must hold to be done, in the form that the ledger compares."""
+        return {"t_end": self.t_end, "references": list(self.references)}
+
+    def keeping(self, holds: dict) -> "Rollout":
+        """These settings with the end time and references that an older block ``holds``, too."""
+        names = {*self.references, *holds.get("references", ())}
+        t_end = max(self.t_end, holds.get("t_end", 0.0))
+        return self.model_copy(update={"t_end": t_end, "references": tuple(sorted(names))})
+
 
 class Event(Section):
     """The question of an uncertainty study: P(observable > above) at a lead time."""

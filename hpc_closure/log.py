@@ -196,7 +196,7 @@ class Progress:
         rate = (self.done - self.initial) / elapsed if elapsed > 0 else 0.0
         if rate <= 0:
             return ""
-        text = f", {rate:.3g} {self.unit}/s"
+        text = f", {rate:,.0f} {self.unit}/s" if rate >= 1000 else f", {rate:.3g} {self.unit}/s"
         return text + f", {duration((self.total - self.done) / rate)} left" if left else text
 
     def update(self, amount: float = 1, note: str = "") -> None:

@@ -35,7 +35,8 @@ PRELOAD = ["hpc_closure.cli", "hpc_closure.commands.generate", "hpc_closure.comm
            "hpc_closure.train.trainer", "hpc_closure.evaluate.report",
            "hpc_closure.evaluate.figures", "safetensors.torch", "pydantic"]
 CHANGES = ["generate.dt=0.0025", "train.steps=12", "train.validate_every=6", "rollout.interval=4",
-           "train.checkpoint_every=2", "cluster.checkpoint_every=0.02", "evaluate.samples=4"]
+           "train.checkpoint_every=2", "cluster.checkpoint_every=0.02", "evaluate.samples=4",
+           "evaluate.sensors=[]"]
 PATIENCE = 300  # seconds until a process counts as hung, on a machine busy with other work
 
 

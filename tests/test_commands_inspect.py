@@ -64,6 +64,7 @@ def test_block(capsys, made, deep):
 def finished(tmp_path_factory):
     """A finished run, one unit of which was stopped on its way when it was made again."""
     from conftest import TINY
+
     from hpc_closure.commands import evaluate, rollout, train
     from hpc_closure.data.store import BlockWriter
     from hpc_closure.stop import Stopped

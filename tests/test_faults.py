@@ -268,10 +268,13 @@ def rolled(trained, tmp_path_factory, hpc_closure_command):
     return run, contents(run.rollout)
 
 
+SHORT = ["rollout.t_end=0.3", "evaluate.lead_times=[0.1]"]
+
+
 @pytest.mark.parametrize("before, told", [
-    (["rollout.t_end=0.3"], "go on from step 60"),  # a longer horizon
-    (["rollout.references=[none]"], "4 unit(s) done now"),  # another output list
-    (["rollout.references=[oracle]", "rollout.t_end=0.3"], "4 unit(s) done now"),
+    (SHORT, "go on from step 60"),  # a longer horizon
+    (["rollout.references=[none]"], "computed again for t0_fields/oracle"),  # other outputs
+    (["rollout.references=[oracle]", *SHORT], "computed again for references/none"),
     (["rollout.members=2"], "2 unit(s) done now, 2 before")])
 def test_growth_of_the_coupled_ensemble(copy, rolled, hpc_closure_command, before, told):
     path, run = copy
@@ -281,6 +284,14 @@ def test_growth_of_the_coupled_ensemble(copy, rolled, hpc_closure_command, befor
     assert contents(run.rollout) == rolled[1]
     less = hpc_closure_command("rollout", path, *before)
     assert "0 unit(s) done now" in less.stderr and contents(run.rollout) == rolled[1]
+
+
+def test_more_outputs_on_a_shorter_horizon_lose_nothing(copy, rolled, hpc_closure_command):
+    path, run = copy
+    assert hpc_closure_command("rollout", path, "rollout.references=[none]").returncode == 0
+    less = ["rollout.references=[oracle]", *SHORT]
+    assert hpc_closure_command("rollout", path, *less).returncode == 0
+    assert contents(run.rollout) == rolled[1]
 
 
 @pytest.mark.parametrize("before, after", [("[none]", "[none, oracle]"), ("[oracle]", "[none]"),

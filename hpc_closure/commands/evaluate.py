@@ -54,7 +54,7 @@ def made_from(run: Run, record: dict) -> bool:
     """Whether the scores that are there are of these settings and these files."""
     try:
         made = files.read_json(run.scores_json)["provenance"]
-        keys = ("inputs", "version")
+        keys = ("inputs", "version", "git")
         return made["hashes"]["evaluate"] == record["hashes"]["evaluate"] and all(
             made[key] == record[key] for key in keys
         )

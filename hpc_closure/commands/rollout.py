@@ -57,10 +57,7 @@ def ledger(experiment: Experiment) -> units.Ledger:
         Run.of(experiment),
         "rollout",
         recipe=experiment.stage_hash("rollout"),
-        holds={
-            "t_end": experiment.rollout.t_end,
-            "references": list(experiment.rollout.references),
-        },
+        holds=experiment.rollout.holds,
         stale_after=experiment.cluster.stale_after,
     )
 

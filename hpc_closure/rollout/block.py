@@ -13,6 +13,7 @@ from hpc_closure.data.block import Block, record_steps, times_of
 from hpc_closure.data.dns import full_problem
 from hpc_closure.data.store import BlockWriter, DataSet, split_members
 from hpc_closure.rollout.coupling import CoupledRun
+from hpc_closure.units import read_product
 
 
 def start_cases(experiment, data: DataSet) -> list[int]:
@@ -37,7 +38,11 @@ class RolloutBlock(Block):
 
     def __init__(self, unit, books, session, domain, closure, data: DataSet):
         super().__init__(unit, books, session, domain)
-        self.experiment = experiment = session.experiment
+        experiment, product = session.experiment, books.run.product(books.stage, unit)
+        if unit.extends and product.exists():  # it is replaced: nothing of it is to be lost
+            there = experiment.rollout.keeping(read_product(product).holds)
+            experiment = experiment.model_copy(update={"rollout": there})
+        self.experiment = experiment
         rollout, self.dt = experiment.rollout, experiment.generate.dt
         self.data, self.grid, self.stride = data, experiment.train_grid, rollout.interval
         cases = start_cases(experiment, data)
@@ -63,6 +68,10 @@ class RolloutBlock(Block):
     @property
     def step_index(self) -> int:
         return self.coupled.step_index
+
+    @property
+    def holds(self) -> dict:
+        return self.experiment.rollout.holds
 
     def initialise(self) -> None:
         index = self.data.time_index(self.experiment.rollout.t_start)
