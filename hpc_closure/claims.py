@@ -23,6 +23,7 @@ from . import files, provenance
 
 STALE_AFTER = 600.0
 _NAME = re.compile(r"(\d{6,})-(\d{6,})\.claim")
+_ON_THE_WAY = re.compile(r"\.clock\..+|\..+\.(claim|takeover)\..+|.+\.takeover")
 
 
 @functools.cache
@@ -243,6 +244,22 @@ def _take_over(path: Path, record: dict, stale_after: float) -> bool:
         return True
     finally:
         lock.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, names, age: float = 3600.0) -> None:
+    """Remove the private files of processes that were killed on their way to a claim.
+
+    Args:
+        folder: of the bookkeeping.
+        names: its files.
+        age: seconds for which they are left alone; their owners need them for milliseconds.
+    """
+    left = [folder / name for name in names if _ON_THE_WAY.fullmatch(name)]
+    now = server_time(folder) if left else 0.0
+    for path in left:
+        with contextlib.suppress(OSError):
+            if now - path.stat().st_mtime > age:
+                path.unlink()
 
 
 def _overlaps(path: Path, stale_after: float) -> bool:

@@ -131,6 +131,8 @@ class _Worker:
         self.fresh = collections.deque(left)
         if left:
             files.make_folder(ledger.run.units(ledger.stage))
+        if groups.index == 0:
+            claims.sweep(ledger.run.units(ledger.stage), marks)
 
     def _sweep(self, unit) -> None:
         """Remove what a process left that was killed after it had published."""

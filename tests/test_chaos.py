@@ -183,7 +183,7 @@ def kill_again_and_again(reference, context, tmp_path, verb, kills, seed):
                 damage_newest(bench.run, verb, rng)
     bench.finish(verb)
     assert products(bench.run, verb) == expected[verb]
-    left = [path for path in bench.run.units(verb).glob("*") if path.suffix != ".jsonl"]
+    left = [path for path in bench.run.units(verb).glob("[!.]*") if path.suffix != ".jsonl"]
     assert not left and not list(bench.run.folder(verb).glob("*.part"))
 
 

@@ -183,3 +183,17 @@ def test_who_may_not_write_still_reads():
                 "print(len(claims.living(p, os.listdir(p))))")
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout.strip() == "1", done.stderr
+
+
+def test_private_files_of_killed_processes_are_swept_in_time(tmp_path):
+    names = [".000000-000001.claim.node-7.ab12", ".clock.node-7", "000000-000001.takeover",
+             ".000000-000001.takeover.node-7.ab12"]
+    others = ["000000-000001.claim", "000000-000001.error", "manifest.jsonl", ".nfs0001"]
+    for name in [*names, *others]:
+        (tmp_path / name).write_text("{}")
+        os.utime(tmp_path / name, (1e9, 1e9))
+    fresh = ".000002-000003.claim.node-8.cd34"
+    (tmp_path / fresh).write_text("{}")
+    claims.sweep(tmp_path, [path.name for path in tmp_path.iterdir()])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, fresh])
+    claims.sweep(tmp_path / "absent", [])
