@@ -1,6 +1,7 @@
 """The coupled run: the true closure gives the truth, the exact law gives the spread."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.data.targets import Target, reduced_problem, removed_terms_hat
-from hpc_closure.experiment import SensorLayout
+from hpc_closure.experiment import Experiment, SensorLayout
+from hpc_closure.rollout.block import RolloutBlock, history_of
 from hpc_closure.rollout.coupling import CoupledRun
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
@@ -148,3 +150,63 @@ def test_members_of_different_starts_draw_different_noise():
     run.advance(2)
     model = run.fields()["model"]
     assert not torch.equal(model[0], model[1]) and not torch.equal(model[0], model[2])
+
+
+class Reader:
+    """A closure that does nothing but keep what it was shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    def sample(self, state, *, members, seed, call, interval=1, sensors=None, history=None):
+        self.seen.append((state.clone(), history.clone()))
+        return torch.zeros_like(state)
+
+
+def test_history_is_the_runs_own_past_and_survives_a_restart():
+    def run():
+        return CoupledRun(
+            PROBLEM, "diffusion", 32, Reader(), [(0, 0), (0, 1)], [0], seed=1, interval=5,
+            history=(2, 3), references=(),
+        )  # fmt: skip
+
+    earlier = [np.full((1, 32, 32), float(number)) for number in range(6)]
+    whole = run()
+    whole.start(start_state(), 200, earlier)
+    whole.advance(9)
+    seen = whole.closure.seen
+    assert seen[0][1].shape == (2, 2, 32, 32)
+    # before the start: 3 and 6 calls back of the states 0 .. 5
+    assert torch.allclose(seen[0][1][:, 0], torch.full((2, 32, 32), 3.0).double())
+    assert torch.allclose(seen[2][1][:, 1], torch.full((2, 32, 32), 2.0).double())
+    for call in range(6, 9):  # and then its own states
+        assert torch.allclose(seen[call][1][:, 0], seen[call - 3][0], atol=1e-13)
+        assert torch.allclose(seen[call][1][:, 1], seen[call - 6][0], atol=1e-13)
+    first, second = run(), run()
+    first.start(start_state(), 200, earlier)
+    first.advance(4)
+    second.load_state(first.save_state())
+    second.advance(5)
+    for (_, kept), (_, again) in zip(seen[4:], second.closure.seen):
+        assert torch.equal(kept, again)
+
+
+def test_states_before_the_start_are_read_between_the_stored_ones():
+    block = RolloutBlock.__new__(RolloutBlock)
+    block.coupled, block.cases, block.grid = SimpleNamespace(frames=2, lag=4), [0], 2
+    block.data = SimpleNamespace(read=lambda case, index, grid: np.full((2, 2), float(index)))
+    values = [float(state[0, 0, 0]) for state in block._earlier(10)]
+    assert values == pytest.approx([8, 8.25, 8.5, 8.75, 9, 9.25, 9.5, 9.75])
+
+
+def test_history_that_the_run_cannot_give_is_refused():
+    closure = SimpleNamespace(config={"conditions": {"history": 2}}, target={"every": 0.1})
+    settings = {"generate": {"record": {"start": 20.0, "every": 0.1}}}
+    assert history_of(Experiment(**settings), closure) == (2, 20)
+    closure.config["conditions"]["history"] = 0
+    assert history_of(Experiment(**settings), closure) == (0, 0)
+    closure.config["conditions"]["history"] = 2
+    with pytest.raises(ValueError, match="not a whole number of closure intervals"):
+        history_of(Experiment(**settings, rollout={"interval": 8}), closure)
+    with pytest.raises(ValueError, match="rollout.t_start at least 20.2"):
+        history_of(Experiment(**settings, rollout={"t_start": 20.1, "t_end": 40.1}), closure)

@@ -10,7 +10,9 @@ r"""The default model: closed-form mean, learned correction and amplitude, score
   f = 0 is exact for a Gaussian law, with or without sensors, in any number of steps.
 
 Each learned part must earn its place on members it has not seen: per shell, its output is scaled
-by the regression of the truth on it, and dropped where that is not significant.
+by the regression of the truth on it, and dropped where that is not significant. What few steps and
+a finite network leave of too little spread is made up on the same members: without sensors, and
+with the model's own sampler, each shell of q is scaled to the variance seen.
 """
 
 import math
@@ -255,4 +257,9 @@ class DefaultModel(Encoder):
         sampler = build_sampler(
             method or self.config["method"], schedule, evaluations or self.config["evaluations"]
         )
-        return sampler(denoise, z, fresh)
+        x = sampler(denoise, z, fresh)
+        own = method in (None, self.config["method"]) and (
+            evaluations in (None, self.config["evaluations"])
+        )
+        spread = self._gain("score/spread", z) if own and gain is None else None
+        return x if spread is None else x * spread

@@ -228,9 +228,10 @@ def _amplitude_gain(model, reader, shares: Tensor) -> Tensor:
 
 
 def check_generator(model, reader) -> dict[str, Any]:
-    """Gains of the generator's velocity per shell, from ``valid`` members."""
+    """Gains of the generator's velocity and of its samples' spread, from ``valid`` members."""
     kept = model.residual_band
-    model.statistics.pop("score/gain", None)
+    for key in ("score/gain", "score/spread"):
+        model.statistics.pop(key, None)
     if model.config["generator"] != "score":
         return {}
     products, squares, first = [], [], 0
@@ -253,4 +254,27 @@ def check_generator(model, reader) -> dict[str, Any]:
             squares.append(_shell_sums(kept, output.abs().square()).cpu())
     gain = shell_gain(torch.cat(products), torch.cat(squares))
     model.statistics["score/gain"] = gain
-    return {"score_gain": [round(float(g), 3) for g in gain], "snapshots": first // 2}
+    report = {"score_gain": [round(float(g), 3) for g in gain], "snapshots": first // 2}
+    if model.score_active:
+        spread = _spread_gain(model, reader)
+        model.statistics["score/spread"] = spread
+        report["spread_gain"] = [round(float(s), 3) for s in spread]
+    return report
+
+
+def _spread_gain(model, reader) -> Tensor:
+    """Standard deviation of the residual over that of the generator's samples, per shell."""
+    kept, first = model.residual_band, 0
+    seen = torch.zeros(kept.grid.num_shells, dtype=torch.float64)
+    drawn = torch.zeros_like(seen)
+    for _, target_hat, state, history in _spectra(model, reader):
+        encoding = model.encode(state, history)
+        q_hat = model.standardise(target_hat - encoding.mean_hat, encoding.log_amplitude)
+        ids = range(first, first + len(q_hat))
+        first += len(q_hat)
+        z = model.base_noise(CHECK_SEED, "check", ids, 1, like=q_hat)
+        x = model.generate(encoding, None, None, z, ids, CHECK_SEED, 1, None, None)
+        seen += _shell_sums(kept, q_hat.abs().square()).sum(0).cpu()
+        drawn += _shell_sums(kept, x.abs().square().double()).sum(0).cpu()
+    ratio = (seen / drawn.clamp(min=1e-300)).sqrt()
+    return torch.where((seen > 0) & (drawn > 0), ratio.clamp(0.5, 2.0), 1.0)

@@ -32,7 +32,6 @@ def run(
         return print_plan(experiment, books, wanted, parts, retry_failed)
     check_cases(experiment)
     check_model(experiment)
-    check_history(experiment)
     with Session(
         experiment, "rollout", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
     ) as session:
@@ -90,19 +89,6 @@ def check_model(experiment: Experiment) -> None:
         raise ValueError(
             f"{run.model}: trained by another experiment (hash {made[:12] or 'none'}, expected "
             f"{wanted[:12]}); change `name`, or run `hpc-closure train --redo`"
-        )
-
-
-def check_history(experiment: Experiment) -> None:
-    """Raise ValueError for a model that reads earlier states: the coupled run keeps none."""
-    from hpc_closure.closure import artifact
-
-    path = Run.of(experiment).model
-    frames = artifact.read_header(path)["config"]["conditions"]["history"]
-    if frames:
-        raise ValueError(
-            f"{path}: trained with model.conditions.history={frames}, but the coupled run keeps "
-            "no earlier states; score its samples with `evaluate --partial`, or train with 0"
         )
 
 

@@ -5,7 +5,7 @@ more members append rows.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -26,6 +26,32 @@ def start_cases(experiment, data: DataSet) -> list[int]:
             "lower it, raise generate.members or the test share in train.split"
         )
     return test[:cases]
+
+
+def history_of(experiment, closure) -> tuple[int, int]:
+    """(frames, closure calls from one to the next) of the history that a closure reads.
+
+    Raises:
+        ValueError: the calls or the stored data do not give it.
+    """
+    frames = closure.config["conditions"]["history"]
+    if not frames:
+        return 0, 0
+    generate, rollout = experiment.generate, experiment.rollout
+    every = closure.target["every"]
+    lag = every / (rollout.interval * generate.dt)
+    if abs(lag - round(lag)) > 1e-6:
+        raise ValueError(
+            f"rollout.interval={rollout.interval}: the model reads states {every:g} apart, not a "
+            f"whole number of closure intervals of {rollout.interval * generate.dt:g}"
+        )
+    least = generate.record.start + frames * every
+    if every != generate.record.every or rollout.t_start < least - 1e-9:
+        raise ValueError(
+            f"the model reads {frames} earlier state(s) {every:g} apart: generate.record.every "
+            f"must be {every:g} and rollout.t_start at least {least:g}"
+        )
+    return frames, round(lag)
 
 
 class RolloutBlock(Block):
@@ -61,6 +87,7 @@ class RolloutBlock(Block):
             interval=rollout.interval,
             sensors=rollout.sensors,
             sampler=rollout.sampler.options(),
+            history=history_of(experiment, closure),
             references=rollout.references,
             device=session.device,
         )
@@ -76,7 +103,25 @@ class RolloutBlock(Block):
     def initialise(self) -> None:
         index = self.data.time_index(self.experiment.rollout.t_start)
         states = [self.data.read(case, index, grid=self.grid) for case in self.cases]
-        self.coupled.start(np.stack(states).astype(np.float64), self.record_steps[0])
+        self.coupled.start(
+            np.stack(states).astype(np.float64), self.record_steps[0], self._earlier(index)
+        )
+
+    def _earlier(self, index: int) -> Iterator[np.ndarray]:
+        """States (cases, n, n) before the start, one closure interval apart, oldest first.
+
+        Between stored times they are interpolated linearly; this ends as soon as the run is older
+        than its history.
+        """
+        frames, lag = self.coupled.frames, self.coupled.lag
+        for before in range(frames * lag, 0, -1):
+            older = -(-before // lag)
+            share = older - before / lag
+            stored = [
+                np.stack([self.data.read(case, at, grid=self.grid) for case in self.cases])
+                for at in (index - older, index - older + 1)
+            ]
+            yield ((1 - share) * stored[0] + share * stored[1]).astype(np.float64)
 
     def advance(self, steps: int) -> None:
         self.coupled.advance(steps // self.stride)

@@ -13,7 +13,8 @@ One :class:`CoupledRun` advances, from the same resolved state,
 """
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,7 @@ class CoupledRun:
         interval: solver steps between closure calls.
         sensors: layout (``layout, number, noise``) or None.
         sampler: keyword arguments for ``closure.sample``.
+        history: (frames, calls from one to the next) of earlier states that the closure reads.
         references: which of ``none`` and ``oracle`` run along.
         device: torch device.
     """
@@ -57,12 +59,15 @@ class CoupledRun:
         interval: int,
         sensors=None,
         sampler: dict | None = None,
+        history: tuple[int, int] = (0, 0),
         references: Sequence[str] = ("none", "oracle"),
         device: str = "cpu",
     ):
         self.kind, self.closure, self.seed, self.interval = kind, closure, seed, interval
         self.rows, self.cases, self.sampler = list(rows), list(cases), dict(sampler or {})
         self.layout, self.device, self.calls = sensors, device, 0
+        self.frames, self.lag = history
+        self.past: deque[torch.Tensor] = deque(maxlen=self.frames * self.lag)  # newest last
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
         reduced, full = reduced_problem(problem, grid, kind), replace(problem, grid=grid)
         self.exact = kind in EXACT
@@ -85,13 +90,23 @@ class CoupledRun:
     def step_index(self) -> int:
         return self.simulations["model"].step_index
 
-    def start(self, states: np.ndarray, step: int) -> None:
-        """Start every run from the test trajectories' states, (cases, n, n), at ``step``."""
+    def start(self, states: np.ndarray, step: int, earlier: Iterable[np.ndarray] = ()) -> None:
+        """Start every run from the test trajectories' states, (cases, n, n), at ``step``.
+
+        Args:
+            states: at the start.
+            step: solver step of the start.
+            earlier: ``frames x lag`` states before it, one closure interval apart, oldest first.
+        """
         model = self.simulations["model"]
         spectra = model.transform.to_spectral(torch.as_tensor(states, device=self.device))
         for name, simulation in self.simulations.items():
             each = spectra if name in ("none", "truth") else spectra[self.case_of_row]
             simulation.load_state(step, each)
+        self.past.clear()
+        for state in earlier:
+            frame = model.transform.to_spectral(torch.as_tensor(state, device=self.device))
+            self.past.append(frame[self.case_of_row])
 
     def advance(self, calls: int = 1) -> None:
         """Advance all runs by ``calls`` closure intervals."""
@@ -130,9 +145,17 @@ class CoupledRun:
             seed=self.seed,
             call=self.calls,
             interval=self.interval,
+            **({"history": self._history(model)} if self.frames else {}),
             **self.sampler,
         )
+        if self.frames:
+            self.past.append(model.state.clone())
         return model.transform.to_spectral(sample.to(state))
+
+    def _history(self, model: Simulation) -> torch.Tensor:
+        """(rows, frames, n, n), newest first."""
+        frames = [self.past[-number * self.lag] for number in range(1, self.frames + 1)]
+        return model.transform.to_physical(torch.stack(frames, dim=1))
 
     def _advance_truth(self):
         """Advance the truth by one interval; the sensors see its closure's mean meanwhile."""
@@ -157,6 +180,8 @@ class CoupledRun:
     def save_state(self) -> dict:
         """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
         saved: dict = {"calls": np.int64(self.calls)}
+        if self.past:
+            saved["past"] = torch.stack(list(self.past)).cpu().numpy()
         for name, simulation in self.simulations.items():
             for key, value in simulation.save_state().items():
                 saved[f"{name}.{key}"] = value
@@ -164,6 +189,9 @@ class CoupledRun:
 
     def load_state(self, state: dict) -> None:
         self.calls = int(state["calls"])
+        self.past.clear()
+        if "past" in state:
+            self.past.extend(torch.as_tensor(state["past"], device=self.device))
         for name, simulation in self.simulations.items():
             prefix = f"{name}."
             own = {key: value for key, value in state.items() if key.startswith(prefix)}
