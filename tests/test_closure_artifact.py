@@ -11,8 +11,13 @@ import torch
 from closure_case import batches_of, fitted, law_of, states_of
 
 import hpc_closure
+from hpc_closure import config
 from hpc_closure.closure import artifact
 from hpc_closure.closure.conditions import Sensors, regular_positions
+from hpc_closure.closure.exact import ExactLaw
+from hpc_closure.run import Run
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulate import Simulation
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +126,33 @@ def test_damaged_and_foreign_files(saved, tmp_path):
         hpc_closure.load(tmp_path / "foreign.safetensors")
     with pytest.raises(FileNotFoundError):
         hpc_closure.load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "convection"])
+def test_shipped_models_are_those_of_the_shipped_presets(kind):
+    """Made by ``generate`` and ``train`` of the preset as it is now; nothing of the maker's."""
+    assert artifact.shipped() == ["convection", "diffusion"]
+    path = Run.of(config.load(f"{kind}_64", [f"use.model={kind}"])).model
+    provenance = artifact.read_header(path)["provenance"]
+    assert provenance["hashes"]["train"] == config.load(f"{kind}_64").stage_hash("train")
+    assert not {"host", "user", "run"} & set(provenance)
+
+
+@pytest.mark.parametrize("grid", [64, 128])
+@pytest.mark.parametrize("kind, bound", [("diffusion", 2.5e-3), ("convection", 8e-3)])
+def test_shipped_models_sample_right_after_installation(kind, bound, grid):
+    """Developed flow: with sensors near the truth, without them as wide as the exact law."""
+    noise = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
+    problem = Problem(grid=grid, noise=noise, forcing={"kind": "published", "amplitude": 0.1})
+    flow = Simulation(problem, [0, 1], seed=11).initialise()
+    flow.advance(1500)
+    states = flow.transform.to_physical(flow.state)
+    law, closure = ExactLaw(problem, kind), hpc_closure.load(kind)
+    truth = law.sample(states, members=[5], seed=3)[0]
+    stride = grid // 16
+    values = truth[:, ::stride, ::stride].flatten(1)
+    drawn = closure.sample(states, members=2, sensors=Sensors(values, regular_positions(16)))
+    error = (drawn - truth).square().mean((-2, -1)).sqrt() / truth.square().mean((-2, -1)).sqrt()
+    assert float(error.max()) < bound
+    free = closure.sample(states[0], members=64, seed=1)
+    assert float(free.var(0).mean() / law.variance) == pytest.approx(1, abs=0.1)
