@@ -124,8 +124,9 @@ def sampling(
     found = _machine(device, threads)
     known = Known(case, grid)
     if model is None:
-        settings = TrainSettings(steps=max(steps, 1), engine="torch")
-        trained = fit(known, samples=samples, settings=settings, optimise=steps > 0)
+        settings = TrainSettings(steps=max(steps, 1), batch=64, lr=2e-3, engine="torch")
+        small = {"width": 16, "modes": 6, "layers": 2}  # as in the presets on 64^2
+        trained = fit(known, samples=samples, settings=settings, config=small, optimise=steps > 0)
     else:
         trained = artifact.load(model).model
     if getattr(trained, "score_active", True) is False:
