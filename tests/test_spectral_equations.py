@@ -1,10 +1,18 @@
 """The nonlinear terms: forms, conservation, known fields."""
 
 import math
+import re
+from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
+from hpc_closure.flow import Physics
+from hpc_closure.spectral.certificate import certify
+from hpc_closure.spectral.diagnostics import Diagnostics
+from hpc_closure.spectral.equations import EQUATIONS
 from hpc_closure.spectral.grid import Grid, hermitian
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
@@ -177,3 +185,36 @@ def test_kuramoto_sivashinsky_is_chaotic_and_bounded():
     rms = sim.fields(["state"])["state"].square().mean().sqrt()
     assert 1.0 < rms < 1.7  # attractor of L = 22: rms about 1.3
     assert sim.state[:, 0].abs().max() < 1e-12  # the mean is conserved
+
+
+def test_the_equation_of_the_documentation(monkeypatch):
+    """docs/config.md adds viscous Burgers: its code, against its own equation."""
+    page = (Path(__file__).resolve().parent.parent / "docs/config.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    code = next(text for text in blocks if "Burgers" in text)
+    names: dict = {}
+    exec(code, names)
+    monkeypatch.setitem(EQUATIONS, "burgers1d", names["Burgers1D"])
+    problem = Problem(
+        equation="burgers1d", grid=64, length=TURN, viscosity=0.05, scheme="etdrk4", dt=0.01
+    )
+    sim = Simulation(problem, [0, 3], 1).initialise()
+    u = sim.fields(["state"])["state"].numpy()
+    k = np.arange(33)
+    slope = np.fft.irfft(1j * k * np.fft.rfft(u))
+    rate = np.fft.irfft(np.fft.rfft(u * slope) * (k <= 21))
+    term = sim.transform.to_physical(sim.nonlinear_hat()).numpy()
+    np.testing.assert_allclose(term, -rate, atol=1e-12)
+    # d/dt <u^2>/2 = -nu <u_x^2>
+    figures = Diagnostics(sim).measure()
+    dissipation = 0.05 * (slope**2).mean(1)
+    np.testing.assert_allclose(figures["energy_dissipation"], dissipation, rtol=1e-10)
+    sim.advance(10)
+    assert certify(sim, steps=3).passed
+    assert (Diagnostics(sim).measure()["energy"] < figures["energy"]).all()
+
+
+def test_the_schema_names_the_equations():
+    assert set(get_args(Physics.model_fields["equation"].annotation)) == set(EQUATIONS)
+    for name, keys in Physics.KEYS.items():
+        assert set(EQUATIONS[name].parameters) - {"form"} == set(keys)
