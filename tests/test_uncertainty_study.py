@@ -61,11 +61,11 @@ def test_twin(tmp_path):
     few = answer(run, "model")
     assert few["probability"] == pytest.approx((0.3, expected.low, expected.high))
     # the least favourable share in the interval is 1/2, the tolerance that of the preset
-    assert 0.5 < expected.high and few["members_needed"][0] == 1537
+    assert 0.5 < expected.high and few["members_needed"][0] == 1068
     share = (enstrophies(run, "oracle") > above).mean()
     assert answer(run, "oracle")["probability"][0] == pytest.approx(share)
     text = re.sub(r"<[^>]+>", " ", run.report.read_text())
-    assert "The event asked for" in text and "1537 members would give it" in text
+    assert "The event asked for" in text and "1068 members would give it" in text
 
     # more members: those that are there stay
     kept = {path.name: files.sha256_datasets(path) for path in run.rollout.glob("*.h5")}
