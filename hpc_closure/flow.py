@@ -139,6 +139,11 @@ class Filter(Section):
         cut = math.pi if self.kind == "sharp" else math.sqrt(24 * math.log(1e3))
         return int(cut * length / (2 * math.pi * self.width) + 1e-9)
 
+    def points(self, length: float, grid: int) -> int:
+        """Points per side of the smallest even grid that retains what it passes (2/3 rule)."""
+        modes = self.modes(length)
+        return grid if modes >= (grid - 1) // 3 else 2 * -(-(3 * modes + 1) // 2)
+
 
 class Record(Section):
     start: NonNegative = Field(20.0, description="time of the first snapshot")
@@ -202,6 +207,17 @@ class Generate(Section):
     certificate: Literal["required", "reported"] = Field(
         "required", description="a block that fails its checks is failed, or kept with the reasons"
     )
+
+    def bytes_per_member(self, physics: Physics) -> float:
+        """Size of the fields of one member on the disk."""
+        record, plane = self.record, physics.equation == "vorticity2d"
+        grid, sides = record.grid or self.grid, 2 if plane else 1
+        further = {"velocity": 2, "streamfunction": 1}
+        number = 1 + (self.closure != "none") + sum(further.get(name, 0) for name in record.fields)
+        points = number * grid**sides
+        points += sum(item.points(physics.length, self.grid) ** sides for item in record.filters)
+        snapshots = 1 + round((self.t_end - record.start) / record.every)
+        return points * snapshots * (4 if record.precision == "float32" else 8)
 
     @property
     def holds(self) -> dict:

@@ -285,6 +285,17 @@ def test_restart_files_of_another_working_file_are_not_used(make, crash, monkeyp
     assert members_of(folder) == members_of(make("whole", *longer))
 
 
+def test_the_plan_knows_the_size_of_the_fields(make, tmp_path):
+    folder = make("size", *OUTPUTS)
+    experiment = config.load(folder.parent / "config.yaml")
+    stored_bytes = 0
+    for path in folder.glob("*.h5"):
+        with h5py.File(path) as file:
+            for group in ("t0_fields", "t1_fields", "filtered"):
+                stored_bytes += sum(values.nbytes for values in file[group].values())
+    assert 4 * experiment.generate.bytes_per_member(experiment.physics) == stored_bytes
+
+
 def test_filters_say_what_they_need():
     assert Filter(kind="sharp", width=0.1).modes(1.0) == 5
     assert Filter(kind="sharp", width=5.0).modes(100.0) == 10

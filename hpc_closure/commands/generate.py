@@ -78,17 +78,17 @@ def ledger(experiment: Experiment) -> units.Ledger:
 def print_plan(experiment: Experiment, books: units.Ledger, wanted: list[int]) -> int:
     """What a run would do and cost; writes nothing."""
     survey = books.survey(wanted, experiment.cluster.members_per_block)
-    generate, grid = experiment.generate, experiment.data_grid
+    generate = experiment.generate
     missing = sum(
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
-    snapshots = 1 + round((generate.t_end - generate.record.start) / generate.record.every)
-    size = 4 if generate.record.precision == "float32" else 8
     steps = round(generate.t_end / generate.dt)
-    core_hours = missing * steps * generate.grid**2 * NS_PER_POINT_AND_STEP * 1e-9 / 3600
+    sides = 2 if experiment.physics.equation == "vorticity2d" else 1
+    size = missing * generate.bytes_per_member(experiment.physics)
+    core_hours = missing * steps * generate.grid**sides * NS_PER_POINT_AND_STEP * 1e-9 / 3600
     print(f"run folder {books.run}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
-    print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^2")
-    print(f"bytes to write: {2 * missing * snapshots * grid**2 * size / 1e9:.3g} GB")
+    print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")
+    print(f"bytes to write: {size / 1e9:.3g} GB")
     print(f"cost: about {core_hours:.2g} core-hours on CPU; `hpc-closure bench dns` measures it")
     return 0

@@ -29,7 +29,7 @@ class Filtered:
         self.name, dimensions = filter.name, problem.dimensions
         most = problem.make_grid().modes
         self.modes = min(filter.modes(problem.length), most)
-        self.grid = problem.grid if self.modes == most else 2 * -(-(3 * self.modes + 1) // 2)
+        self.grid = filter.points(problem.length, problem.grid)
         grid = Grid(self.grid, problem.length, dimensions)
         self.transform = Transform(grid, problem.precision, device)
         inside = (grid.integer_kx.abs() <= self.modes) & (grid.integer_ky <= self.modes)
