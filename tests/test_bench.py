@@ -157,7 +157,8 @@ def test_a_peer_solves_the_same_problem_or_says_that_it_is_not_installed(name):
     if len(records) == 1:
         assert len(remarks) == 1 and remarks[0].startswith(f"{name}: ")
         pytest.skip(remarks[0])
-    assert records[1]["difference"] < 0.05
+    # shenfun's is our scheme on its transforms and modes; the others differ in the O(dt) error
+    assert records[1]["difference"] < (1e-11 if name == "shenfun" else 0.05)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import SERIES, Diagnostics
+from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulate import Simulation
 
@@ -115,6 +116,23 @@ def test_certificate_of_an_unresolved_flow():
     assert not certificate.passed
     with pytest.raises(RuntimeError, match="tail"):
         certificate.check()
+
+
+def test_aliasing_probe_is_the_distance_from_a_grid_one_and_a_half_times_finer():
+    figures, smooth = {}, {"kind": "band", "wavenumber": 3, "width": 1, "energy": 0.1}
+    for grid in (24, 48):
+        problem = dataclasses.replace(PUBLISHED, grid=grid, initial=smooth)
+        sim = Simulation(problem, [0, 1], 0).initialise().advance(10)
+        figures[grid] = certify(sim, steps=4).figures["aliasing"]
+        finer = dataclasses.replace(problem, grid=3 * grid // 2)
+        fine = Simulation(finer, [0, 1], 0).load_state(
+            10, resize(sim.state, finer.make_grid().modes)
+        )
+        expected = resize(fine.advance(4).state, sim.grid.modes)
+        distance = (sim.advance(4).state - expected).flatten(1).norm(dim=1)
+        by_hand = float((distance / expected.flatten(1).norm(dim=1)).max())
+        assert figures[grid] == pytest.approx(by_hand, rel=1e-6)
+    assert 0 < figures[48] < 0.2 * figures[24]
 
 
 def test_certificate_of_a_broken_run_names_the_members():
