@@ -71,7 +71,8 @@ finish() {
   if [ "$code" -ne 75 ]; then say "exit code $code"; exit "$code"; fi
   case $heard in
     *USR2*) ;;
-    *TERM*) why="cancelled or killed" ;; # a requeue would undo scancel
+    # A requeue would undo scancel; past the time limit the warning was lost.
+    *TERM*) [ "$(date +%s)" -ge "${SLURM_JOB_END_TIME:-99999999999}" ] || why="cancelled or killed" ;;
   esac
   if [ -z "$why" ] && [ "$restarts" -ge "$most" ]; then
     why="started $((restarts + 1)) times already (HPC_CLOSURE_MAX_REQUEUES=$most)"

@@ -443,8 +443,13 @@ def stopped_by(*signals):
 def test_which_stops_go_back_to_the_queue(programs, monkeypatch, handler):
     assert run_payload(lambda *_: 0, monkeypatch) == 0
     assert run_payload(lambda *_: 3, monkeypatch) == 3
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 60))
     assert run_payload(stopped_by(signal.SIGTERM), monkeypatch) == 75  # scancel
     assert handler == []
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() - 1))  # and the warning was lost
+    assert run_payload(stopped_by(signal.SIGTERM), monkeypatch) == 255
+    assert handler.pop() == signal.SIGUSR2
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
     assert run_payload(stopped_by(), monkeypatch) == 255  # --max-elapsed
     assert run_payload(stopped_by(signal.SIGUSR2), monkeypatch) == 255  # time limit
     assert run_payload(stopped_by(signal.SIGTERM, signal.SIGUSR2), monkeypatch) == 255

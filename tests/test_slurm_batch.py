@@ -36,31 +36,31 @@ sys.exit(int(sys.argv[2]))
 """
 
 
+def submit_loop(folder, *options, code=0, steps=1200, **environment):
+    (folder / "steps.py").write_text(STEPS)
+    number = len(list(folder.glob("*.sh")))
+    script, log = folder / f"{number}.sh", folder / f"{number}.log"
+    script.write_text(f"""#!/bin/bash
+#SBATCH --requeue --open-mode=append -n1
+source {SLURM}/env.sh
+run srun $python {folder}/steps.py {folder}/saved.{number} {code} {steps}
+finish $?
+""")
+    options = options or ("--signal=B:USR2@60", "-t", "10")
+    done = subprocess.run(
+        ["sbatch", "--parsable", "-o", log, *options, script], check=True, text=True,
+        capture_output=True,
+        env={**os.environ, "HPC_CLOSURE_INTERPRETER": sys.executable, **environment})
+    return done.stdout.strip(), log
+
+
 @pytest.fixture
 def loop(testbed, tmp_path):
     """Submits a loop that saves and stops when told: ``loop(code) -> (job, log)``.
 
     It takes 60 s or ``steps`` of 50 ms, and 1 s more after it was stopped.
     """
-    (tmp_path / "steps.py").write_text(STEPS)
-
-    def start(*options, code=0, steps=1200, **environment):
-        number = len(list(tmp_path.glob("*.sh")))
-        script = tmp_path / f"{number}.sh"
-        script.write_text(f"""#!/bin/bash
-#SBATCH --signal=B:USR2@60 --requeue --open-mode=append -n1 -t 10
-source {SLURM}/env.sh
-run srun $python {tmp_path}/steps.py {tmp_path}/saved.{number} {code} {steps}
-finish $?
-""")
-        log = tmp_path / f"{number}.log"
-        done = subprocess.run(
-            ["sbatch", "--parsable", "-o", log, *options, script], check=True, text=True,
-            capture_output=True,
-            env={**os.environ, "HPC_CLOSURE_INTERPRETER": sys.executable, **environment})
-        return done.stdout.strip(), log
-
-    return start
+    return lambda *options, **settings: submit_loop(tmp_path, *options, **settings)
 
 
 def started(log):
@@ -143,12 +143,13 @@ def finished(cluster, tmp_path_factory):
         # Slurm looks every 30 s and warns up to 30 s early: 25 to 55 s after the start
         limited = Ensemble(folder / "limited", members=1, seconds=50.0, steps=500)
         [sent] = limited.submit(walltime=60.0, signal_lead=5.0)
+    unwarned = submit_loop(folder, "-t", "1", steps=6000)  # its warning is lost: it has none
     early = status.survey(config.load(paths["queue"]))
     jobs = re.findall(r"job (\d+), log (\S+)", done.stdout)
     assert len(jobs) == 4 and len(cluster.jobs()) >= 4
     (train, train_log), run = jobs[1], Run(folder / "queue")
     cluster.wait(lambda: run.metrics.exists() and len(run.metrics.read_text().splitlines()) > 1,
-                 what="a training step")
+                 600, "a training step")
     cluster.call("scancel", "-b", "--signal=USR2", train)
     cluster.wait(lambda: cluster.jobs().get(train) == "PENDING", what="the training in the queue")
     cluster.call("scontrol", "update", f"JobId={train}", "NumNodes=1", "NumTasks=1")
@@ -162,7 +163,7 @@ def finished(cluster, tmp_path_factory):
     resumed = re.search(r"going on from restart point step_(\d+)", requeued)
     assert resumed and int(resumed[1]) < 60, text
     runs = {name: Run(folder / name) for name in paths}
-    return paths, runs, early, (limited, sent)
+    return paths, runs, early, (limited, sent, unwarned)
 
 
 def test_status_knows_the_jobs_of_the_pipeline(finished):
@@ -175,13 +176,17 @@ def test_status_knows_the_jobs_of_the_pipeline(finished):
     assert all(stage.done for stage in late.values())
 
 
-def test_a_real_time_limit(finished):
+def test_a_real_time_limit(finished, cluster):
     """A task that needs longer than its walltime of one minute, beside the pipeline."""
-    work, sent = finished[-1]
+    work, sent, (job, log) = finished[-1]
     text = work.log(sent)
     assert work.done() and "Job has timed out" in text and "19 remaining timeouts" in text
     steps = [int(step) for step in re.findall(r"from step (\d+)", text)]
     assert len(steps) >= 2 and steps[0] == 0 and steps == sorted(set(steps))
+    text = log.read_text()
+    assert "stopped by SIGTERM" in text and "requeue 1 of at most 20" in text, text
+    shown = cluster.show(job)
+    assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "1"), text
 
 
 def test_four_ranks_on_two_nodes_make_the_data_of_one(finished):

@@ -90,6 +90,8 @@ QUIET = 'echo "JobState=RUNNING PreemptTime=None PreemptMode=REQUEUE"; echo "$@"
     ("heard=USR2; finish 75", {"SLURM_RESTART_COUNT": "2"}, QUIET, 75, "requeue 3 of", True),
     ("heard=' USR2 TERM'; finish 75", {}, QUIET, 75, "back to the queue", True),
     ("heard=TERM; finish 75", {}, QUIET, 75, "not requeued: cancelled", False),
+    ("heard=TERM; finish 75", {"SLURM_JOB_END_TIME": "4000000000"}, QUIET, 75, "cancelled", False),
+    ("heard=TERM; finish 75", {"SLURM_JOB_END_TIME": "9"}, QUIET, 75, "back to the queue", True),
     ("finish 75", {"SLURM_RESTART_COUNT": "20"}, QUIET, 75, "started 21 times already", False),
     ("finish 75", {"HPC_CLOSURE_MAX_REQUEUES": "0"}, QUIET, 75, "started 1 times", False),
     ("heard=USR2; finish 75", {}, PREEMPTED, 75, "Slurm does it itself", False),

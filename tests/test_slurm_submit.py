@@ -93,6 +93,19 @@ def test_preemption(testbed, ensemble, tmp_path):
     assert works["bare"].done()
 
 
+def test_a_held_job_does_not_block(testbed, ensemble):
+    """Nobody but an administrator moves such a job; the same command submits its units again."""
+    work = ensemble(members=2, seconds=0.2)
+    later = load_profile("testbed").model_copy(update={"extra": {"begin": "now+3600"}})
+    [held] = work.submit(later)
+    assert work.submit() == []  # it is queued
+    testbed.call("scontrol", "hold", held.job)
+    assert testbed.call("squeue", "-h", "-o", "%r") == "JobHeldAdmin"
+    [again] = work.submit()
+    testbed.wait(work.done, what=f"the units of job {again.job}")
+    testbed.wait(lambda: set(testbed.jobs()) == {held.job + "_0", held.job + "_1"})
+
+
 def test_killed_task_without_accounting(testbed, ensemble):
     testbed.up("--no-accounting")
     work = ensemble(members=2, seconds=15.0, again=1.0)

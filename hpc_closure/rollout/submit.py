@@ -11,7 +11,8 @@ starts, so a requeued, repeated or duplicated task is harmless, and nobody ever 
 
 How a task ends: exit code 75 of the units' loop (saved, not finished) is requeued when the cluster
 sent SIGUSR2 (time limit or preemption) or the loop stopped by itself, at most ``max_requeues``
-times; not after a bare SIGTERM, which is ``scancel``, or a preemption that requeues by itself.
+times; not after a preemption that requeues by itself, nor after a bare SIGTERM, which is
+``scancel`` unless the time is up.
 (submitit counts time limits only, and takes every signal in a job of up to ten minutes for one.)
 """
 
@@ -160,8 +161,8 @@ class Payload:
                 code = run_units(self.config_path, list(self.units)) or 0
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
-        cancelled = signal.SIGTERM in heard.signals and signal.SIGUSR2 not in heard.signals
-        if code == EXIT_STOPPED and not cancelled:
+        cancelled = heard.signals & {signal.SIGTERM, signal.SIGUSR2} == {signal.SIGTERM}
+        if code == EXIT_STOPPED and (not cancelled or _time_is_up()):
             _requeue(submitit_handler)
         if code:
             sys.exit(code)
@@ -193,6 +194,13 @@ class _Heard:
             self.signals = set(os.read(self._read, 4096))
         os.close(self._read)
         os.close(self._write)
+
+
+def _time_is_up() -> bool:
+    """Whether the job is past its time limit: its warning was lost, for it had just started."""
+    with contextlib.suppress(ValueError):
+        return 0 < float(os.environ.get("SLURM_JOB_END_TIME") or 0) <= time.time()
+    return False
 
 
 def _requeue(submitit_handler) -> None:
