@@ -16,7 +16,7 @@ TWIN = """
 base: uncertainty_study
 name: twin
 root: {root}
-generate: {{grid: 16, members: 8, t_end: 0.4, dt: 0.005, certificate: reported,
+generate: {{grid: 16, members: 8, t_end: 0.4, dt: 0.005, interval: 2, certificate: reported,
            record: {{start: 0.2, every: 0.02}}}}
 train: {{grid: 16, window: [0.2, 0.4], split: [0.5, 0.25, 0.25], steps: 4, batch: 4,
         validate_every: 2, checkpoint_every: 2}}
