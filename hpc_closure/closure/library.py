@@ -2,7 +2,8 @@ r"""The closed-form part of the mean: a regression of U on simple terms, per gro
 
 .. math:: \hat m(k) = \sum_p c_p(|k|^2)\, \hat\phi_p(k)
 
-with real coefficients and generic terms: the features u, v, w, w_x, w_y (of each history frame:
+with real coefficients (free in each group, or polynomials in |k|^2 where the criterion prefers them)
+and generic terms: the features u, v, w, w_x, w_y (of each history frame:
 w) and the 15 products of two features, free of aliasing. Nothing is granted: the terms that stay
 are chosen by forward selection under the Bayesian information criterion, so a law that is linear
 in V costs one product per mode, and one that no such term explains costs nothing. It is the
@@ -122,57 +123,119 @@ class Library:
                 cross.index_add_(0, index, weights[..., 0] * (terms @ target[..., None])[..., 0])
         if not samples:
             raise ValueError("the library was given no snapshots to fit")
-        self._take(select(gram, cross, power, band.group_size * samples))
+        counts = band.group_size * samples
+        self._take(select(gram, cross, power, counts, band.group_k2))
         return self.active
 
 
-def select(gram: Tensor, cross: Tensor, power: Tensor, counts: Tensor) -> Tensor:
-    """Forward selection of terms for all groups together.
+class _Fit:
+    """Least squares of all groups, for coefficients of one kind.
 
-    Minimises ``sum_g N_g log(RSS_g / N_g) + (terms) sum_g log N_g`` (BIC).
+    Args:
+        gram, cross, power, counts: as :func:`select` has them.
+        k2: (groups,) integer |k|^2.
+        degree: the coefficients are polynomials of this degree in |k|^2; None = free per group.
+    """
+
+    def __init__(self, gram, cross, power, counts, k2, degree: int | None):
+        self.power, self.counts = power, counts
+        # what lies a millionth below the largest amplitude is not looked for
+        self.floor = 1e-11 * (power / counts).max()
+        size = gram.diagonal(dim1=1, dim2=2)
+        # a term that is round-off in a group (the mean of a derivative) must not be amplified
+        self.seen = size > 1e-14 * (size.sum(0) / counts.sum()) * counts[:, None]
+        self.scale = size.clamp(min=1e-300).sqrt()
+        gram = gram / (self.scale[:, :, None] * self.scale[:, None, :])
+        self.gram = torch.where(self.seen[:, :, None] & self.seen[:, None, :], gram, 0.0)
+        self.cross = torch.where(self.seen, cross / self.scale, 0.0)
+        self.degree = degree
+        if degree is None:
+            self.price = counts.log().sum()
+            return
+        self.price = (degree + 1) * counts.sum().log()
+        x = k2.double() / k2.max().clamp(min=1)
+        # (groups, P, degree + 1): what a polynomial's coefficient is in a scaled group
+        powers = torch.stack([x**n for n in range(degree + 1)], dim=-1)
+        self.basis = torch.where(self.seen, self.scale, 0.0)[..., None] * powers[:, None]
+        every = list(range(cross.shape[1]))
+        free = _Fit.free(self, every)
+        self.weights = 1 / (self._rest(free, every) / counts).clamp(min=self.floor)
+
+    def free(self, chosen: list[int]) -> Tensor:
+        """Scaled coefficients (groups, chosen), each group for itself."""
+        unseen = torch.diag_embed((~self.seen[:, chosen]).to(self.gram.dtype))
+        matrix = self.gram[:, chosen][:, :, chosen] + unseen
+        matrix = matrix + 1e-12 * torch.eye(len(chosen), dtype=matrix.dtype)
+        return torch.linalg.solve(matrix, self.cross[:, chosen])
+
+    def smooth(self, chosen: list[int]) -> Tensor:
+        """Scaled coefficients (groups, chosen) that are polynomials in |k|^2."""
+        basis, num = self.basis[:, chosen], len(chosen)
+        gram, cross = self.gram[:, chosen][:, :, chosen], self.cross[:, chosen]
+        weighted = basis * self.weights[:, None, None]
+        matrix = torch.einsum("gpi,gpq,gqj->piqj", weighted, gram, basis)
+        matrix = matrix.reshape(num * basis.shape[-1], -1)
+        vector = torch.einsum("gpi,gp->pi", weighted, cross).flatten()
+        size = matrix.diagonal().clamp(min=1e-300).sqrt()
+        matrix = matrix / (size[:, None] * size)
+        found = torch.linalg.lstsq(matrix, (vector / size)[:, None], driver="gelsd").solution[:, 0]
+        return (basis * (found / size).unflatten(0, (num, -1))).sum(-1)
+
+    def solve(self, chosen: list[int]) -> Tensor:
+        """Scaled coefficients (groups, chosen)."""
+        return self.free(chosen) if self.degree is None else self.smooth(chosen)
+
+    def _rest(self, solved: Tensor, chosen: list[int]) -> Tensor:
+        """Residual sums of squares (groups,)."""
+        fitted = (self.gram[:, chosen][:, :, chosen] @ solved[..., None])[..., 0]
+        return self.power + (solved * (fitted - 2 * self.cross[:, chosen])).sum(1)
+
+    def cost(self, chosen: list[int]) -> float:
+        """Bayesian information criterion."""
+        rest = self._rest(self.solve(chosen), chosen) if chosen else self.power
+        fit = (self.counts * (rest / self.counts).clamp(min=self.floor).log()).sum()
+        return float(fit + len(chosen) * self.price)
+
+    def forward(self) -> tuple[float, list[int]]:
+        """Forward selection: (cost, terms)."""
+        chosen: list[int] = []
+        best, num = self.cost(chosen), self.cross.shape[1]
+        while len(chosen) < num:
+            left = [p for p in range(num) if p not in chosen]
+            value, term = min((self.cost(chosen + [p]), p) for p in left)
+            if not value < best:
+                break
+            chosen.append(term)
+            best = value
+        return best, chosen
+
+    def coefficients(self, chosen: list[int]) -> Tensor:
+        """(P, groups), zero for terms left out."""
+        groups, num = self.cross.shape
+        out = torch.zeros(num, groups, dtype=torch.float64)
+        if chosen:
+            solved = self.solve(chosen) / self.scale[:, chosen]
+            out[chosen] = torch.where(self.seen[:, chosen], solved, 0.0).T
+        return out
+
+
+def select(gram: Tensor, cross: Tensor, power: Tensor, counts: Tensor, k2: Tensor) -> Tensor:
+    """Terms and coefficients of least Bayesian information criterion, for all groups together.
+
+    Minimises ``sum_g N_g log(RSS_g / N_g)`` plus the price of the numbers fitted: one for each
+    term and group, or few for each term where its coefficient may be a polynomial in |k|^2. The
+    second is what a damping or an advection is, and is known far better from the same data.
 
     Args:
         gram: (groups, P, P) sums of products of terms.
         cross: (groups, P) sums of terms times target.
         power: (groups,) sums of the target's squares.
         counts: (groups,) real degrees of freedom N_g.
+        k2: (groups,) integer |k|^2.
 
     Returns:
         (P, groups) coefficients, zero for terms left out.
     """
-    groups, num = cross.shape
-    # single precision of stored fields: what lies below cannot be told from round-off
-    floor = 1e-11 * (power / counts).max()
-    penalty = counts.log().sum()
-    size = gram.diagonal(dim1=1, dim2=2)
-    # a term that is round-off in a group (the mean of a derivative, say) must not be amplified
-    seen = size > 1e-14 * (size.sum(0) / counts.sum()) * counts[:, None]
-    scale = size.clamp(min=1e-300).sqrt()
-    gram = gram / (scale[:, :, None] * scale[:, None, :])
-    gram = torch.where(seen[:, :, None] & seen[:, None, :], gram, 0.0)
-    cross = torch.where(seen, cross / scale, 0.0)
-
-    def solve(chosen: list[int]) -> Tensor:
-        unseen = torch.diag_embed((~seen[:, chosen]).to(gram.dtype))
-        matrix = gram[:, chosen][:, :, chosen] + unseen
-        matrix = matrix + 1e-12 * torch.eye(len(chosen), dtype=gram.dtype)
-        return torch.linalg.solve(matrix, cross[:, chosen])
-
-    def cost(chosen: list[int]) -> float:
-        rest = power if not chosen else power - (solve(chosen) * cross[:, chosen]).sum(1)
-        fit = (counts * (rest / counts).clamp(min=floor).log()).sum()
-        return float(fit + len(chosen) * penalty)
-
-    chosen: list[int] = []
-    best = cost(chosen)
-    while len(chosen) < num:
-        left = [p for p in range(num) if p not in chosen]
-        value, term = min((cost(chosen + [p]), p) for p in left)
-        if not value < best:
-            break
-        chosen.append(term)
-        best = value
-    coefficients = torch.zeros(num, groups, dtype=torch.float64)
-    if chosen:
-        coefficients[chosen] = (solve(chosen) / scale[:, chosen]).T
-    return coefficients
+    fits = [_Fit(gram, cross, power, counts, k2, degree) for degree in (0, 1, 2, None)]
+    _, chosen, best = min(((*fit.forward(), fit) for fit in fits), key=lambda found: found[0])
+    return best.coefficients(chosen)
