@@ -2,10 +2,10 @@ r"""The closed-form part of the mean: a regression of U on simple terms, per gro
 
 .. math:: \hat m(k) = \sum_p c_p(|k|^2)\, \hat\phi_p(k)
 
-with real coefficients (free in each group, or polynomials in |k|^2 where the criterion prefers them)
-and generic terms: the features u, v, w, w_x, w_y (of each history frame:
-w) and the 15 products of two features, free of aliasing. Nothing is granted: the terms that stay
-are chosen by forward selection under the Bayesian information criterion, so a law that is linear
+with real coefficients (free in each group, or polynomials in |k|^2 where the criterion prefers
+those) and generic terms: the features u, v, w, w_x, w_y (of each history frame: w) and the 15
+products of two features, free of aliasing. Nothing is granted: the terms that stay are chosen by
+forward selection under the Bayesian information criterion, so a law that is linear
 in V costs one product per mode, and one that no such term explains costs nothing. It is the
 sparse regression of Brunton, Proctor, Kutz (PNAS 2016) with a spectrum as each coefficient.
 """
