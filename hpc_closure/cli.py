@@ -88,7 +88,7 @@ def _experiment(name: str, overrides: list[str] | None, verb: str = "generate"):
         raise UsageError(str(error)) from None
     if verb not in experiment.stages:
         raise UsageError(
-            f"{name}: generate.closure={experiment.generate.closure} makes data without a closure: "
+            f"{name}: generate.closure={experiment.generate.closure} makes data but no closure: "
             f"there is nothing to {verb}"
         )
     return experiment

@@ -132,7 +132,7 @@ COMMANDS = [
     ("generate tiny.yaml cluster.domain_ranks=2", 1, r"cluster.domain_ranks=2 does not divide th"),
     ("generate tiny.yaml root=/dev/null", 1, r"cannot write /dev/null.*a part of the path is a f"),
     ("generate tiny.yaml root=/proc/nope", 1, r"cannot write /proc/nope.*: No such file"),
-    ("train kuramoto_sivashinsky", 2, r"closure=none makes data without a closure: there is noth"),
+    ("train kuramoto_sivashinsky", 2, r"closure=none makes data but no closure: there is nothing"),
     ("rollout tiny.yaml generate.closure=none", 2, r"closure: there is nothing to rollout"),
     ("generate kuramoto_sivashinsky physics.forcing.kind=ring", 2,
      r"physics.forcing.kind=ring is for flows in two dimensions; kuramoto_sivashinsky1d needs no"),
