@@ -411,7 +411,7 @@ def test_a_killed_task_on_this_machine(copy, rolled, hpc_closure_command):
     assert contents(run.rollout) == rolled[1]
 
 
-def wait_until(condition, seconds=100):
+def wait_until(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -140,7 +140,7 @@ class _Fit:
     def __init__(self, gram, cross, power, counts, k2, degree: int | None):
         self.power, self.counts = power, counts
         # what lies a millionth below the largest amplitude is not looked for
-        self.floor = 1e-11 * (power / counts).max()
+        self.floor = (1e-11 * (power / counts).max()).clamp(min=1e-60)
         size = gram.diagonal(dim1=1, dim2=2)
         # a term that is round-off in a group (the mean of a derivative) must not be amplified
         self.seen = size > 1e-14 * (size.sum(0) / counts.sum()) * counts[:, None]
@@ -159,7 +159,7 @@ class _Fit:
         self.basis = torch.where(self.seen, self.scale, 0.0)[..., None] * powers[:, None]
         every = list(range(cross.shape[1]))
         free = _Fit.free(self, every)
-        self.weights = 1 / (self._rest(free, every) / counts).clamp(min=self.floor)
+        self.weights = self.floor / (self._rest(free, every) / counts).clamp(min=self.floor)
 
     def free(self, chosen: list[int]) -> Tensor:
         """Scaled coefficients (groups, chosen), each group for itself."""

@@ -20,8 +20,10 @@ from torch import Tensor
 
 __all__ = ["LagCorrelation", "knot_spacing", "position"]
 
-# Shortest and least certain memory that is believed: correlation of neighbouring snapshots.
+# Shortest memory that is believed, as correlation of neighbouring snapshots, and how many standard
+# errors of a white residual's correlation it must exceed.
 LEAST = 0.2
+CERTAIN = 4.0
 INTEGRAL = 8 / math.pi**2
 
 
@@ -32,6 +34,7 @@ class LagCorrelation:
         self.kept = kept
         self.product = torch.zeros(kept.grid.num_shells, dtype=torch.float64)
         self.power = torch.zeros_like(self.product)
+        self.pairs = 0
         self.last: dict[int, tuple[int, Tensor]] = {}
 
     def add(self, q_hat: Tensor, tags: tuple[Tensor, Tensor] | None) -> None:
@@ -45,6 +48,7 @@ class LagCorrelation:
                 self._count((before[1].conj() * row).real, self.product)
                 both = 0.5 * (before[1].abs().square() + row.abs().square())
                 self._count(both, self.power)
+                self.pairs += 1
 
     def _count(self, values: Tensor, into: Tensor) -> None:
         weighted = values.double().cpu() * self.kept.weights
@@ -54,7 +58,11 @@ class LagCorrelation:
         """Correlation time per shell in units of the snapshots' spacing; 0 = none seen."""
         rho = self.product / self.power.clamp(min=1e-300)
         tau = -1 / rho.clamp(min=1e-6, max=0.999).log()
-        return torch.where((rho > LEAST) & (self.power > 0), tau, 0.0)
+        numbers = torch.zeros_like(rho)  # real degrees of freedom of each shell
+        self._count(torch.ones(self.kept.shape), numbers)
+        error = (self.pairs * numbers.clamp(min=1)).clamp(min=1).rsqrt()
+        seen = (rho > LEAST) & (rho > CERTAIN * error) & (self.power > 0)
+        return torch.where(seen, tau, 0.0)
 
 
 def knot_spacing(times: Tensor, spacing: float) -> Tensor:

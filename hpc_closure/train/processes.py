@@ -20,6 +20,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -240,6 +241,11 @@ def join_alone(processes: Processes) -> None:
 
 
 def leave() -> None:
-    """Close what :func:`join` opened."""
-    if dist.is_initialized():
+    """Close what :func:`join` opened; DeepSpeed forgets the groups that it keeps, too."""
+    if not dist.is_initialized():
+        return
+    comm = sys.modules.get("deepspeed.comm.comm")
+    if comm is not None and comm.cdb is not None:
+        comm.destroy_process_group()
+    else:
         dist.destroy_process_group()
