@@ -115,12 +115,17 @@ def _check_outputs(experiment) -> None:
         )
 
 
+def smallest_grid(trained: int) -> int:
+    """Points per side that carry the retained modes of a model trained on ``trained`` points."""
+    return 2 * ((trained - 1) // 3) + 2
+
+
 def _check_training(experiment) -> None:
     generate, train = experiment.generate, experiment.train
     _check_divides("train.grid", experiment.train_grid, experiment.data_grid)
     for grid in experiment.score_grids:
         _check_divides("evaluate.grids", grid, experiment.data_grid)
-    least = 2 * ((experiment.train_grid - 1) // 3) + 2
+    least = smallest_grid(experiment.train_grid)
     for grid in experiment.score_grids:
         if grid < least:
             raise ValueError(

@@ -51,12 +51,9 @@ class Run:
             data = _beside(root, use.data)
         if use.model:
             model = _beside(root, use.model)
-            if model.suffix == ".safetensors":
-                pass
-            elif model.is_dir():
-                model = cls(model).model
-            else:
-                model = SHIPPED / f"{use.model}.safetensors"
+            if model.suffix != ".safetensors":
+                shipped = SHIPPED / f"{use.model}.safetensors"
+                model = cls(model).model if model.is_dir() else shipped
         return cls(root, data, model)
 
     def __str__(self) -> str:

@@ -6,7 +6,6 @@ configuration, what the closure stands for and the provenance. Reading it cannot
 
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.torch import save as serialize
 from hpc_closure import files
 from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.model import ClosureModel, build
+from hpc_closure.run import SHIPPED
 
 __all__ = ["Closure", "load", "save", "read_header", "shipped"]
 
@@ -96,14 +96,7 @@ def _header(path: Path, file) -> dict[str, Any]:
 
 def shipped() -> list[str]:
     """Names of the models that come with the package."""
-    folder = resources.files("hpc_closure") / "models"
-    if not folder.is_dir():
-        return []
-    return sorted(
-        entry.name.removesuffix(".safetensors")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".safetensors")
-    )
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 
 def load(path: str | Path) -> "Closure":
@@ -113,7 +106,7 @@ def load(path: str | Path) -> "Closure":
         FileNotFoundError, ValueError: one line that names the file.
     """
     if str(path) in shipped():
-        path = str(resources.files("hpc_closure") / "models" / f"{path}.safetensors")
+        path = SHIPPED / f"{path}.safetensors"
     path = Path(path)
     if not path.exists() and not path.suffix:
         raise FileNotFoundError(

@@ -34,7 +34,7 @@ def run(
             return 0
         evaluation = Evaluation(experiment, session)
         generated = evaluation.generated()
-        coupled = evaluation.coupled() if evaluation.products() else None
+        coupled = evaluation.coupled()
         evaluation.write(generated, coupled, notes)
         log.get().info(f"report: {session.run.report}")
     return 0
@@ -139,12 +139,8 @@ class Evaluation:
                 found[grid, contenders.name] = scored
         return found
 
-    def products(self) -> list[Path]:
-        """Files of the coupled ensemble that are done."""
-        return [product.path for product in rollout.ledger(self.experiment).products()]
-
     def coupled(self):
-        """Scored of the coupled runs."""
+        """Scored of the coupled runs; None when there are none."""
         import numpy as np
         import torch
 
@@ -153,7 +149,10 @@ class Evaluation:
         from hpc_closure.evaluate.coupled import score_coupled
 
         experiment = self.experiment
-        ensemble = CoupledEnsemble(self.products())
+        paths = [product.path for product in rollout.ledger(experiment).products()]
+        if not paths:
+            return None
+        ensemble = CoupledEnsemble(paths)
         stored = [float(time - ensemble.times[0]) for time in ensemble.times[1:]]
         leads = sorted({round(time, 9) for time in (*stored, *experiment.evaluate.lead_times)})
         indices = [ensemble.index(lead) for lead in leads]

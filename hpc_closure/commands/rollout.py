@@ -6,6 +6,7 @@ from pathlib import Path
 from hpc_closure import config, log, units, worker
 from hpc_closure.commands.generate import tell
 from hpc_closure.commands.session import Session, check_recipe, chosen_members, chosen_part
+from hpc_closure.consistency import smallest_grid
 from hpc_closure.experiment import Experiment
 from hpc_closure.run import Run
 
@@ -113,7 +114,7 @@ def check_used_model(experiment: Experiment, path: Path) -> None:
     ):
         if have != want:
             raise ValueError(f"{key}: its {name} is {have}, the experiment's is {want}")
-    least = 2 * ((header["grid"]["size"] - 1) // 3) + 2
+    least = smallest_grid(header["grid"]["size"])
     for grid in (experiment.train_grid, *experiment.score_grids):
         if grid < least:
             raise ValueError(

@@ -4,6 +4,7 @@ Row ``e`` of the ensemble is member ``e // cases`` started from test trajectory 
 more members append rows.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 
@@ -114,14 +115,16 @@ class RolloutBlock(Block):
         than its history.
         """
         frames, lag = self.coupled.frames, self.coupled.lag
-        for before in range(frames * lag, 0, -1):
-            older = -(-before // lag)
-            share = older - before / lag
-            stored = [
-                np.stack([self.data.read(case, at, grid=self.grid) for case in self.cases])
-                for at in (index - older, index - older + 1)
-            ]
-            yield ((1 - share) * stored[0] + share * stored[1]).astype(np.float64)
+        if not frames:
+            return
+        stored = [
+            np.stack([self.data.read(case, at, grid=self.grid) for case in self.cases])
+            for at in range(index - frames, index + 1)
+        ]
+        for older, newer in itertools.pairwise(stored):
+            for call in range(lag):
+                share = call / lag
+                yield ((1 - share) * older + share * newer).astype(np.float64)
 
     def advance(self, steps: int) -> None:
         self.coupled.advance(steps // self.stride)
