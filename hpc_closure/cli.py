@@ -436,6 +436,9 @@ def bench_sampling(
     members: Annotated[int, typer.Option(help="Members per state.")] = 32,
     steps: Annotated[int, typer.Option(help="Training steps; 0 = closed form only.")] = 2000,
     samples: Annotated[int, typer.Option(help="States to train on.")] = 2000,
+    one_pass: Annotated[
+        bool, typer.Option("--one-pass", help="Train a one-pass CRPS ensemble, too: one more row.")
+    ] = False,
     threads: Threads = 0,
     device: Device = "cpu",
     json: Json = None,
@@ -454,6 +457,7 @@ def bench_sampling(
         members=members,
         steps=steps,
         samples=samples,
+        one_pass=one_pass,
         threads=threads,
         device=device,
         json=json,

@@ -205,16 +205,19 @@ def test_training_records():
 @pytest.mark.parametrize("case", ["diffusion", "amplitude", "regimes"])
 def test_sampling_records(case):
     known = Known(case, 16)
-    model = fit(
-        known, samples=200, settings=TrainSettings(steps=2, batch=8, engine="torch"),
-        config={"width": 8, "modes": 4, "layers": 1, "mean_layers": 1},
+    model, one_pass = (
+        fit(
+            known, samples=200, settings=TrainSettings(steps=2, batch=8, engine="torch"),
+            config={"preset": preset, "width": 8, "modes": 4, "layers": 1, "mean_layers": 1},
+        )
+        for preset in ("default", "one_pass")
     )  # fmt: skip
     records = sampling.run(
         known, model, methods=("euler", "heun"), evaluations=(1, 2), states=12, members=16,
-        repeats=1,
+        repeats=1, one_pass=one_pass,
     )
-    methods = [r["method"] for r in records[:4]]
-    assert methods == ["oracle", "oracle_x0.95", "mean_gp", "euler"]
+    methods = [r["method"] for r in records[:5]]
+    assert methods == ["oracle", "oracle_x0.95", "mean_gp", "one_pass", "euler"]
     oracle, shrunk, plain = records[:3]
     assert shrunk["spread_ratio"] == pytest.approx(0.95 * oracle["spread_ratio"], rel=1e-6)
     if case == "amplitude":  # a spread that does not follow the flow is wrong where it matters

@@ -40,6 +40,7 @@ REFERENCE = 4  # times as many draws of the law as of the model
 CHUNK = 25  # states at a time
 ORACLE = "oracle"
 MEAN_GP = "mean_gp"
+ONE_PASS = "one_pass"
 COLUMNS = {"case": "", "method": "", "evaluations": "d", "relative_error": ".4g",
            "crps_ratio": ".4f", "spread_ratio": ".4f", "lowest": ".3f", "highest": ".3f",
            "calm": ".3f", "wild": ".3f", "rank_p": ".2g", "cost_ms": ".2f"}  # fmt: skip
@@ -55,8 +56,9 @@ def run(
     members: int = 32,
     repeats: int = 3,
     device: str = "cpu",
+    one_pass: ClosureModel | None = None,
 ) -> list[dict[str, Any]]:
-    """Records: the oracle, mean + Gaussian process, then methods x evaluations.
+    """Records: the oracle, mean + Gaussian process, one pass, then methods x evaluations.
 
     Args:
         known: the law.
@@ -65,6 +67,7 @@ def run(
         evaluations: budgets; those that a method cannot spend are left out.
         states, members: unseen states, and members drawn for each.
         repeats: timings of the cost; their median is given.
+        one_pass: a model whose generator was trained by CRPS, on ``device``; a row of its own.
     """
     for method in methods:
         if method not in SAMPLERS:
@@ -91,11 +94,18 @@ def run(
     add(f"{ORACLE}_x{CONTROL:g}", None, control)
     budgets = [(method, budget) for method in methods for budget in evaluations
                if not (budget % SAMPLERS[method].cost and method != "heun")]  # fmt: skip
-    for method, budget in [(MEAN_GP, None), *budgets]:
-        cost = _cost(model, given[:1], members, method, budget, device, repeats)
+
+    def measure(method: str, drawer: ClosureModel, own: str | None, budget: int | None) -> None:
+        cost = _cost(drawer, given[:1], members, own, budget, device, repeats)
         add(method, budget,
-            lambda chosen: _draw(model, given, chosen, members, method, budget, device),
+            lambda chosen: _draw(drawer, given, chosen, members, own, budget, device),
             cost)  # fmt: skip
+
+    measure(MEAN_GP, model, MEAN_GP, None)
+    if one_pass is not None:
+        measure(ONE_PASS, one_pass, None, 1)
+    for method, budget in budgets:
+        measure(method, model, method, budget)
     for row in rows:
         row.update(grid=known.grid, states=states, members=members, device=device)
     return rows

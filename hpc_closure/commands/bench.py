@@ -112,6 +112,7 @@ def sampling(
     members: int,
     steps: int,
     samples: int,
+    one_pass: bool,
     threads: int,
     device: str,
     json: Path | None,
@@ -123,12 +124,14 @@ def sampling(
 
     found = _machine(device, threads)
     known = Known(case, grid)
-    if model is None:
+
+    def train(**config):
         settings = TrainSettings(steps=max(steps, 1), batch=64, lr=2e-3, engine="torch")
         small = {"width": 16, "modes": 6, "layers": 2}  # as in the presets on 64^2
-        trained = fit(known, samples=samples, settings=settings, config=small, optimise=steps > 0)
-    else:
-        trained = artifact.load(model).model
+        config = {**small, **config}
+        return fit(known, samples=samples, settings=settings, config=config, optimise=steps > 0)
+
+    trained = train() if model is None else artifact.load(model).model
     if getattr(trained, "score_active", True) is False:
         print("the score network did not earn its place on this law: the samplers do not differ")
     records = sampling_bench.run(
@@ -139,6 +142,7 @@ def sampling(
         states=states,
         members=members,
         device=device,
+        one_pass=train(preset=sampling_bench.ONE_PASS).to(device) if one_pass else None,
     )
     _print(records, sampling_bench.COLUMNS)
     return _save(json, found, records)
