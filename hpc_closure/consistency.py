@@ -10,6 +10,7 @@ def check(experiment) -> None:
     if experiment.generate.closure == "none":
         return
     _check_training(experiment)
+    _check_model(experiment)
     _check_rollout(experiment)
     _check_sensors(experiment)
 
@@ -151,6 +152,47 @@ def _check_training(experiment) -> None:
             f"train.window={list(train.window)} must lie in [record.start, t_end] = "
             f"[{generate.record.start:g}, {generate.t_end:g}]"
         )
+
+
+def _check_model(experiment) -> None:
+    """Settings that the chosen kind of model does not have are errors, not silence."""
+    model, conditions = experiment.model, experiment.model.conditions
+    if experiment.use.model:
+        return
+    if model.preset == "paper":
+        if conditions.sensors == "optional":
+            raise ValueError(
+                "model.preset=paper is trained either with sensors or without: set "
+                "model.conditions.sensors to required or none"
+            )
+        for key, value in (("history", conditions.history), ("physics", conditions.physics)):
+            if value:
+                raise ValueError(f"model.preset=paper has no {key}: remove model.conditions.{key}")
+        layouts = [experiment.rollout.sensors, *experiment.evaluate.sensors]
+        if any(layout and layout.layout == "scattered" for layout in layouts):
+            raise ValueError("model.preset=paper reads sensors of layout regular only")
+        if experiment.rollout.interval != experiment.generate.interval:
+            raise ValueError(
+                "model.preset=paper cannot be rescaled to another interval: set generate.interval "
+                f"to rollout.interval={experiment.rollout.interval}"
+            )
+    foreign = {
+        "paper": ("schedule", "base_noise"), "one_pass": ("schedule", "upscaling"),
+        "default": ("upscaling",),
+    }  # fmt: skip
+    for key in foreign[model.preset]:
+        if getattr(model, key) is not None:
+            raise ValueError(
+                f"model.{key} is no setting of model.preset={model.preset}: remove it"
+            )
+    for stage in ("rollout", "evaluate"):
+        sampler = getattr(experiment, stage).sampler
+        if model.preset == "one_pass" and (sampler.method, sampler.evaluations or 1) != (
+            "preset", 1,
+        ):  # fmt: skip
+            raise ValueError(
+                f"{stage}.sampler: model.preset=one_pass has one evaluation and no method"
+            )
 
 
 def _check_rollout(experiment) -> None:

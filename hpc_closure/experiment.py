@@ -53,12 +53,17 @@ class Conditions(Section):
         0, description="earlier states used as conditions"
     )
     physics: bool = Field(
-        False, description="grant the known term as an input (declared in every table)"
+        False,
+        description="grant an estimate of the closure as an input: the removed term, for subgrid "
+        "a Leith model; the rows of such a model are named model+physics",
     )
 
 
 class Model(Section):
-    preset: Literal["default", "paper"] = "default"
+    preset: Literal["default", "one_pass", "paper"] = Field(
+        "default",
+        description="score-based model; the same with a generator trained by CRPS; as published",
+    )
     conditions: Conditions = Conditions()
     modes: Annotated[int, Field(ge=2, le=256)] | None = Field(
         None, description="kept modes per side; none = preset"
@@ -67,6 +72,15 @@ class Model(Section):
         None, description="channels; none = preset"
     )
     layers: Annotated[int, Field(ge=1, le=32)] | None = None
+    schedule: Literal["trigonometric", "flow_matching", "edm"] | None = Field(
+        None, description="default: noise levels that the sampler passes; none = preset"
+    )
+    base_noise: Literal["matched", "white"] | None = Field(
+        None, description="default, one_pass: noise with the residual's spectrum, or white"
+    )
+    upscaling: Literal["interp", "conv"] | None = Field(
+        None, description="paper: how sensors are carried to the grid; none = preset"
+    )
 
 
 class Train(Section):
@@ -106,9 +120,9 @@ class Train(Section):
 
 
 class Sampler(Section):
-    method: Literal["preset", "euler", "ancestral", "heun", "dpmpp_2m", "midpoint", "one_pass"] = (
-        "preset"
-    )
+    method: Literal[
+        "preset", "euler", "midpoint", "heun", "adams", "ddim", "ancestral", "dpmpp_2m"
+    ] = Field("preset", description="preset = the model's own")
     evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="none = the model's own"
     )
@@ -292,7 +306,8 @@ class Experiment(Section):
         if stage == "generate":
             return settings
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
-        settings.update(model=plain["model"], train=train)
+        model = {key: value for key, value in plain["model"].items() if value is not None}
+        settings.update(model=model, train=train)
         if self.use.model:  # of the training only what chooses snapshots and grid matters
             kept = {key: train[key] for key in ("grid", "window", "split")}
             settings.update(model={"use": self.use.model}, train=kept)

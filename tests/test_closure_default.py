@@ -7,7 +7,7 @@ import torch
 from closure_case import SMALL, batches_of, fitted, law_of, states_of
 
 from hpc_closure.closure.bands import band
-from hpc_closure.closure.conditions import Sensors, regular_positions
+from hpc_closure.closure.conditions import Sensors, physics_estimate, regular_positions
 from hpc_closure.closure.model import PRESETS, build
 from hpc_closure.spectral.grid import resize
 
@@ -211,6 +211,35 @@ def test_history_is_a_condition(diffusion):
     model.begin("generator", [batch])
     with pytest.raises(ValueError, match="history has 0 frames"):
         model.sample_batch(states[:1], members=[0], seed=0)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "convection"])
+def test_a_physics_estimate_is_a_condition(kind):
+    """The estimate is the known term; granted to a model, it is the mean, with coefficient one."""
+    law = law_of(kind)
+    granted = {"kind": kind, "viscosity": law.problem.viscosity}
+    w_hat = law.band.to_spectral(states_of(3))
+    exact = law.mean_hat(states_of(3))
+    assert torch.allclose(physics_estimate(w_hat, law.band, **granted), exact, atol=1e-12)
+    model = fitted(law, 200, conditions={"physics": granted})
+    assert model.library.active == ["physics"]
+    used = model.library.coefficients[model.library.names.index("physics")]
+    assert float((used[1:10] - 1).abs().max()) < 0.05
+    twin = build({**SMALL, "conditions": {"physics": granted}}, law.grid.size)
+    twin.load_statistics(model.statistics)
+    twin.load_state_dict(model.state_dict())
+    one, other = (m.sample_batch(states_of(1), members=[0], seed=0) for m in (model, twin))
+    assert torch.equal(one, other)
+
+
+def test_the_estimate_of_a_subgrid_closure_dissipates_enstrophy():
+    b = band(10)
+    w_hat = b.to_spectral(states_of(4))
+    leith = physics_estimate(w_hat, b, "subgrid", 0.0)
+    transfer = (b.weights * (w_hat.conj() * leith).real).sum((-2, -1))
+    assert (transfer < 0).all()
+    with pytest.raises(ValueError, match="no physics estimate of closure 'none'"):
+        physics_estimate(w_hat, b, "none", 0.0)
 
 
 def test_presets_and_errors(diffusion):

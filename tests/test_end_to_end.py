@@ -114,6 +114,36 @@ def test_a_second_run_does_nothing(finished, hpc_closure_command):
     assert "all done" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "change, method",
+    [
+        ("model.conditions.physics=true", "model+physics"),
+        ("model.preset=one_pass", "model"),
+        ("model={preset: default, width: 8, base_noise: white, schedule: edm}", "model"),
+        ("model={preset: paper, width: 8, conditions: {sensors: required}}", "model"),
+    ],
+)
+def test_every_kind_of_model_goes_from_the_file_to_the_report(
+    finished, hpc_closure_command, change, method
+):
+    """On the data of the other run; what was granted has a name of its own, and no certificate."""
+    side = "evaluate.sensors=[{number: 16}]"
+    own = ["name=other", "use.data=small", change, side, "rollout.interval=1",
+           "evaluate.grids=[32]", "rollout.sensors={number: 16}"]  # fmt: skip
+    for verb, *more in (("train",), ("evaluate", "--partial")):
+        done = hpc_closure_command(verb, finished, *own, *more, *(["--redo", "--yes"]))
+        assert done.returncode == 0, done.stderr
+    folder = config.load(finished, own).folder / "evaluate"
+    with open(folder / "scores.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    names = {row["method"] for row in found}
+    assert method in names and {"oracle", "physics"} <= names
+    assert ("model" in names) == (method == "model")
+    page = (folder / "report.html").read_text()
+    assert ("granted an estimate of the closure" in page) == (method != "model")
+    assert ("Calibration (diffusion" in page) == (method == "model")
+
+
 def test_other_settings_are_refused_with_the_keys_that_differ(finished, hpc_closure_command):
     done = hpc_closure_command("rollout", finished, "physics.viscosity=2e-3")
     assert done.returncode == 1

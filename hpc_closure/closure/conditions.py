@@ -1,4 +1,4 @@
-r"""Conditions of the closure: the resolved state, its history, sensors of the true closure.
+r"""Conditions of the closure: the resolved state, its history, sensors, an estimate of it.
 
 From the vorticity spectrum, with :math:`-\Delta\psi = w` and :math:`(u, v) = (\psi_y, -\psi_x)`,
 the features are u, v, w, w_x, w_y, computed by spectral derivatives: exact on any grid.
@@ -13,7 +13,10 @@ from torch import Tensor
 
 from hpc_closure.closure.bands import Band
 
-__all__ = ["FEATURES", "Sensors", "coordinates", "feature_spectra", "regular_positions"]
+__all__ = [
+    "FEATURES", "Sensors", "coordinates", "feature_spectra", "physics_estimate",
+    "regular_positions",
+]  # fmt: skip
 
 FEATURES = ("u", "v", "w", "w_x", "w_y")
 
@@ -72,6 +75,27 @@ def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
     iw = torch.complex(-w_hat.imag, w_hat.real)
     parts = [iw * (ky * inverse), iw * (-kx * inverse), w_hat, iw * kx, iw * ky]
     return torch.stack(parts, dim=-3)
+
+
+def physics_estimate(w_hat: Tensor, band: Band, kind: str, viscosity: float) -> Tensor:
+    r"""Spectra of what physics says of the closure, for vorticity spectra (..., 2K + 1, K + 1).
+
+    ``diffusion``: :math:`\tfrac\nu2\Delta w`; ``convection``: :math:`-u\cdot\nabla w`;
+    ``subgrid``: the form of Leith's model, :math:`\nabla\cdot(|\nabla w|\nabla w)`, whose
+    constant the model fits (Leith, Physica D 1996).
+    """
+    if kind == "diffusion":
+        return w_hat * (-0.5 * viscosity * band.on("k2", w_hat.device, w_hat.real.dtype))
+    size = band.grid.size
+    u, v, _, w_x, w_y = band.to_physical(feature_spectra(w_hat, band), size).unbind(-3)
+    if kind == "convection":
+        return band.to_spectral(-(u * w_x + v * w_y))
+    if kind != "subgrid":
+        raise ValueError(f"no physics estimate of closure {kind!r}")
+    gradient = torch.hypot(w_x, w_y)
+    flux = band.to_spectral(torch.stack([gradient * w_x, gradient * w_y], dim=-3))
+    kx, ky = (band.on(name, w_hat.device, w_hat.real.dtype) for name in ("kx", "ky"))
+    return 1j * (kx * flux[..., 0, :, :] + ky * flux[..., 1, :, :])
 
 
 @lru_cache(maxsize=32)

@@ -5,13 +5,20 @@ r"""What the state decides: the mean m(V), the amplitude D(V), the conditions of
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpc_closure.closure.bands import band
-from hpc_closure.closure.conditions import FEATURES, Sensors, coordinates, feature_spectra
+from hpc_closure.closure.conditions import (
+    FEATURES,
+    Sensors,
+    coordinates,
+    feature_spectra,
+    physics_estimate,
+)
 from hpc_closure.closure.law import BaseLaw, Kriging
 from hpc_closure.closure.library import Library
 from hpc_closure.closure.memory import knot_spacing
@@ -51,7 +58,9 @@ class Encoder(ClosureModel):
         self.band = band((grid - 1) // 3, length)
         self.history = int(config["conditions"]["history"])
         self.sensors_allowed = config["conditions"]["sensors"]
-        self.channels = len(FEATURES) + self.history + 4
+        granted = config["conditions"]["physics"]
+        self.estimate = partial(physics_estimate, band=self.band, **granted) if granted else None
+        self.channels = len(FEATURES) + bool(granted) + self.history + 4
         self.mean_network = MeanNetwork(
             self.channels,
             config["width"],
@@ -59,7 +68,7 @@ class Encoder(ClosureModel):
             config["mean_layers"],
             config["form"],
         )
-        self.library = Library(self.band, config["library"], self.history)
+        self.library = self._library()
         self._kriging: OrderedDict = OrderedDict()
 
     def load_statistics(self, statistics: dict[str, Tensor]) -> None:
@@ -69,8 +78,7 @@ class Encoder(ClosureModel):
     def refresh(self) -> None:
         """Rebuild everything that follows from ``statistics``."""
         s = self.statistics
-        kind = self.config["library"]
-        self.library = Library(self.band, kind, self.history, s.get("library"))
+        self.library = self._library(s.get("library"))
         self._kriging.clear()
         if "generator/size" not in s:
             return
@@ -81,6 +89,17 @@ class Encoder(ClosureModel):
             self.law = BaseLaw(self.residual_band, s["law/spectrum"], float(s["law/tail"]))
             self.knots = knot_spacing(s["memory/times"], float(s.get("memory/spacing", 0.0)))
             self.plain = BaseLaw(self.residual_band, s["plain/spectrum"], float(s["law/tail"]))
+
+    def _library(self, coefficients: Tensor | None = None) -> Library:
+        kind = self.config["library"]
+        return Library(self.band, kind, self.history, coefficients, self.estimate)
+
+    def present_features(self, w_hat: Tensor) -> Tensor:
+        """Spectra (..., F, 2K + 1, K + 1) of the features of a state, the estimate last."""
+        spectra = feature_spectra(w_hat, self.band)
+        if self.estimate is None:
+            return spectra
+        return torch.cat([spectra, self.estimate(w_hat).unsqueeze(-3)], dim=-3)
 
     def _gain(self, name: str, like: Tensor) -> Tensor | None:
         """Per-mode gain of a learned part; None when it is zero everywhere."""
@@ -131,8 +150,8 @@ class Encoder(ClosureModel):
         return Encoding(mean_hat, features, largest, log_amplitude, out)
 
     def features(self, frames_hat: Tensor) -> Tensor:
-        """Normalised condition channels (B, 9 + H, g, g), float32, on the generator's grid."""
-        spectra = feature_spectra(frames_hat[:, 0], self.band)
+        """Normalised condition channels (B, C, g, g), float32, on the generator's grid."""
+        spectra = self.present_features(frames_hat[:, 0])
         spectra = torch.cat([spectra, frames_hat[:, 1:]], dim=1)
         scale = self.statistics["features/rms"]
         scale = torch.cat([scale, scale[2:3].expand(self.history)]).to(frames_hat.real)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.bands import band
-from hpc_closure.closure.conditions import feature_spectra
 from hpc_closure.closure.memory import LagCorrelation
 from hpc_closure.closure.model import iterate, unpack
 from hpc_closure.spectral.grid import resize
@@ -51,14 +50,14 @@ def fit_mean(model, reader) -> dict[str, Any]:
     b = model.band
     model.statistics = {}
     active = model.library.fit((f, t) for f, t, _, _ in _spectra(model, reader))
-    power = torch.zeros(5, dtype=torch.float64)
+    power = torch.zeros((), dtype=torch.float64)  # (features,)
     spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
     total = torch.zeros(len(b.group_k2), dtype=torch.float64)
     num, largest = 0, []
     for frames_hat, target_hat, _, _ in _spectra(model, reader):
         largest.append(b.largest(frames_hat[:, 0]).cpu())
-        features = feature_spectra(frames_hat[:, 0], b).abs().square()
-        power += b.by_group(features).sum((0, -1)).cpu()
+        features = b.by_group(model.present_features(frames_hat[:, 0]).abs().square())
+        power = power + features.sum((0, -1)).cpu()
         residual = target_hat - model.library(frames_hat)
         spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
         total += b.by_group(target_hat.abs().square()).sum(0).cpu()

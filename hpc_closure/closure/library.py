@@ -4,14 +4,15 @@ r"""The closed-form part of the mean: a regression of U on simple terms, per gro
 
 with real coefficients (free in each group, or polynomials in |k|^2 where the criterion prefers
 those) and generic terms: the features u, v, w, w_x, w_y (of each history frame: w) and the 15
-products of two features, free of aliasing. Nothing is granted: the terms that stay are chosen by
-forward selection under the Bayesian information criterion, so a law that is linear
-in V costs one product per mode, and one that no such term explains costs nothing. It is the
+products of two features, free of aliasing. Nothing is granted, unless ``conditions.physics`` adds
+an estimate of the closure to the candidates. The terms that stay are chosen by forward selection
+under the Bayesian information criterion, so a law that is linear in V costs one product per mode,
+and one that no such term explains costs nothing. It is the
 sparse regression of Brunton, Proctor, Kutz (PNAS 2016) with a spectrum as each coefficient.
 """
 
 from itertools import combinations_with_replacement
-from typing import Iterable
+from typing import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -24,13 +25,14 @@ __all__ = ["Library", "term_names"]
 KINDS = ("none", "linear", "quadratic")
 
 
-def term_names(kind: str, history: int = 0) -> list[str]:
+def term_names(kind: str, history: int = 0, physics: bool = False) -> list[str]:
     """Names of the candidate terms, in the order of the coefficients."""
     if kind not in KINDS:
         raise ValueError(f"library={kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "none":
         return []
     names = list(FEATURES) + [f"w[-{lag}]" for lag in range(1, history + 1)]
+    names += ["physics"] * physics
     if kind == "quadratic":
         names += [f"{a}*{b}" for a, b in combinations_with_replacement(FEATURES, 2)]
     return names
@@ -44,13 +46,19 @@ class Library:
         kind: ``none``, ``linear`` or ``quadratic``.
         history: number of history frames.
         coefficients: (terms, groups) float64; zeros when None.
+        estimate: state spectra -> spectra of an estimate of the closure, a further term.
     """
 
     def __init__(
-        self, band: Band, kind: str, history: int = 0, coefficients: Tensor | None = None
+        self,
+        band: Band,
+        kind: str,
+        history: int = 0,
+        coefficients: Tensor | None = None,
+        estimate: Callable[[Tensor], Tensor] | None = None,
     ):
-        self.band, self.history = band, history
-        self.names = term_names(kind, history)
+        self.band, self.history, self.estimate = band, history, estimate
+        self.names = term_names(kind, history, estimate is not None)
         shape = (len(self.names), len(band.group_k2))
         if coefficients is None:
             coefficients = torch.zeros(shape, dtype=torch.float64)
@@ -84,6 +92,8 @@ class Library:
                 out.append(self.band.to_spectral(fields[one] * fields[other]))
             elif name.startswith("w["):
                 out.append(frames_hat[:, int(name[3:-1])])
+            elif name == "physics":
+                out.append(self.estimate(frames_hat[:, 0]))
             else:
                 out.append(features[:, FEATURES.index(name)])
         return torch.stack(out, dim=1)

@@ -85,9 +85,11 @@ class Evaluation:
     def __init__(self, experiment: Experiment, session: Session):
         import hpc_closure
         from hpc_closure.data.store import DataSet, split_members
+        from hpc_closure.evaluate.contenders import name_of
 
         self.experiment, self.session, self.run = experiment, session, session.run
         self.closure = hpc_closure.load(self.run.model).to(session.device)
+        self.method = name_of(self.closure)
         self.kind = experiment.generate.closure
         self.data = DataSet(self.run.data)
         self.parts = split_members(self.data.members, experiment.train.split)
@@ -131,7 +133,7 @@ class Evaluation:
                     members=settings.members,
                     trajectories=snapshots.trajectories,
                     law=contenders.reference(),
-                    method_labels={"model": {"evaluations": evaluations}},
+                    method_labels={self.method: {"evaluations": evaluations}},
                     seed=settings.seed,
                 )
                 for method, reason in contenders.absent.items():
@@ -173,7 +175,7 @@ class Evaluation:
             states = [self.data.read(member, index, "vorticity", grid) for member in train]
             return torch.from_numpy(np.stack(states))[:, None].expand(-1, cases, -1, -1)
 
-        names = ["model", *(name for name in ("none", "oracle") if name in ensemble.names)]
+        names = [name for name in ("none", "oracle") if name in ensemble.names]
         steps = max(ensemble.member_steps, 1.0)
         bare = 1e3 * ensemble.seconds.get("solver", 0.0) / steps
         closure = 1e3 * ensemble.seconds.get("closure", 0.0) / steps
@@ -185,12 +187,16 @@ class Evaluation:
         }
         scored = score_coupled(
             truth,
-            {**{name: reader(name) for name in names}, "climatology": climatology},
+            {
+                self.method: reader("model"),
+                **{name: reader(name) for name in names},
+                "climatology": climatology,
+            },
             leads,
             labels,
-            costs={"none": bare, "model": bare + closure},
+            costs={"none": bare, self.method: bare + closure},
             method_labels={
-                "model": {
+                self.method: {
                     "evaluations": sampler.evaluations or self.closure.config.get("evaluations")
                 }
             },
@@ -213,8 +219,9 @@ class Evaluation:
 
         event = self.experiment.evaluate.event
         index = ensemble.index(event.lead_time)
-        names = [name for name in ("model", "oracle", "none", "truth") if name in ensemble.names]
+        names = [name for name in ("oracle", "none", "truth") if name in ensemble.names]
         fields = {name: torch.from_numpy(ensemble.read(name, index)) for name in names}
+        fields = {self.method: torch.from_numpy(ensemble.read("model", index)), **fields}
         score_event(rows, fields, event, labels)
 
     def write(self, generated: dict, coupled, notes: list[str]) -> None:

@@ -78,6 +78,9 @@ def fit(experiment: Experiment, session: Session) -> None:
     )
     torch.manual_seed(experiment.seed)
     settings = experiment.model.model_dump(mode="json")
+    if experiment.model.conditions.physics:
+        known = {"kind": experiment.generate.closure, "viscosity": experiment.physics.viscosity}
+        settings["conditions"]["physics"] = known
     model = build(settings, grid, experiment.physics.length)
     told = TrainSettings(
         **section.model_dump(exclude={"grid", "window", "split", "memory"}),

@@ -18,6 +18,7 @@ from hpc_closure.data.sensors import describe, observe
 from hpc_closure.data.store import DataSet
 from hpc_closure.evaluate.generated import Law
 from hpc_closure.evaluate.ranks import fourier_coordinates
+from hpc_closure.evaluate.tables import GRANTED
 
 ROW = 1_000_003  # a member's id on snapshot i is member * ROW + i, so no two draws are the same
 POOL = 512  # closures that climatology draws from
@@ -61,6 +62,11 @@ class Snapshots:
             torch.stack(earlier, dim=1) if earlier else None,
             torch.tensor([member for member, _ in keys]),
         )
+
+
+def name_of(closure) -> str:
+    """The method's name of a trained closure."""
+    return GRANTED if closure.config["conditions"]["physics"] else "model"
 
 
 def climatology_pool(data: DataSet, members, indices: range, grid: int, seed: int) -> Tensor:
@@ -117,7 +123,8 @@ class Contenders:
     @property
     def samplers(self) -> dict:
         """Method -> sampler, those that apply."""
-        found = {"model": self.model, "none": self.none, "climatology": self.climatology}
+        own = name_of(self.closure)
+        found = {own: self.model, "none": self.none, "climatology": self.climatology}
         if self.law is not None:
             found |= {"oracle": self.oracle, "physics": self.physics}
         if self._regular:

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from hpc_closure.evaluate.ranks import merge, rank_p
-from hpc_closure.evaluate.tables import Rows, format_value, sort_methods
+from hpc_closure.evaluate.tables import GRANTED, Rows, format_value, sort_methods
 from hpc_closure.files import publish
 
 # method -> colour, line style, marker
@@ -25,6 +25,7 @@ STYLES = {
     "truth": ("#000000", "-", ""),
     "true ensemble": ("#000000", (0, (1, 1)), ""),
     "model": ("#0072B2", "-", "o"),
+    GRANTED: ("#0072B2", "--", "o"),
     "oracle": ("#E69F00", "--", "s"),
     "oracle_x0.95": ("#D55E00", ":", "v"),
     "physics": ("#009E73", "-.", "D"),

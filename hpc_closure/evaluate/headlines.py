@@ -7,11 +7,12 @@ there is one, and the best answer that needs no network.
 import math
 from collections.abc import Iterator
 
-from hpc_closure.evaluate.tables import Row, Rows, format_value
+from hpc_closure.evaluate.tables import GRANTED, MODELS, Row, Rows, format_value
 
 PASS = 0.01  # p-value below which a rank histogram fails
 NAMES = {
     "model": "the model",
+    GRANTED: "the model, granted an estimate of the closure",
     "oracle": "the exact law",
     "physics": "the granted physics",
     "fourier": "Fourier interpolation of the sensors alone",
@@ -50,7 +51,9 @@ def headlines(rows: Rows, start: float | None = None) -> list[str]:
     """
     sentences = []
     for columns, group in groups(rows, "generated"):
-        sentences += [_generated_error(columns, group), _calibration(columns, group)]
+        sentences.append(_generated_error(columns, group))
+        if _model(group) != GRANTED:  # what was granted certifies nothing
+            sentences.append(_calibration(columns, group))
     for columns, group in groups(rows, "coupled"):
         sentences += [_coupled_error(columns, group, start), _coupled_spread(columns, group)]
         sentences.append(_event(columns, group))
@@ -59,6 +62,11 @@ def headlines(rows: Rows, start: float | None = None) -> list[str]:
 
 def _value(rows: Rows, method: str, score: str, lead_time: float | None = None) -> Row | None:
     return rows.find(method=method, score=score, shell=None, lead_time=lead_time)
+
+
+def _model(rows: Rows) -> str:
+    """The name of the trained closure in these rows."""
+    return GRANTED if any(row.method == GRANTED for row in rows) else "model"
 
 
 def _say(row: Row) -> str:
@@ -71,7 +79,7 @@ def _say(row: Row) -> str:
 
 def _others(rows: Rows, score: str, lead_time: float | None = None) -> str:
     """The same score of the methods that a reader compares with."""
-    names = [name for name in NAMES if name != "model"]
+    names = [name for name in NAMES if name not in MODELS]
     found = [(name, _value(rows, name, score, lead_time)) for name in names]
     return ", ".join(
         f"{NAMES[name]} {format_value(score, row.value)}" for name, row in found if row is not None
@@ -79,11 +87,12 @@ def _others(rows: Rows, score: str, lead_time: float | None = None) -> str:
 
 
 def _generated_error(columns: dict, rows: Rows) -> str:
-    row = _value(rows, "model", "relative_error")
+    row = _value(rows, _model(rows), "relative_error")
     if row is None:
         return ""
     effort = f" with {row.evaluations} network evaluations" if row.evaluations else ""
-    text = f"{_start(columns)}: one sample{effort} is at relative error {_say(row)}"
+    granted = ", granted an estimate of the closure," if _model(rows) == GRANTED else ""
+    text = f"{_start(columns)}: one sample{effort}{granted} is at relative error {_say(row)}"
     others = _others(rows, "relative_error")
     floor = _value(rows, "oracle", "floor")
     text += f"; {others}." if others else "."
@@ -100,14 +109,14 @@ def _start(columns: dict) -> str:
 
 
 def _calibration(columns: dict, rows: Rows) -> str:
-    crps, spread = (_value(rows, "model", score) for score in ("crps_ratio", "spread_ratio"))
-    p = _value(rows, "model", "rank_p")
+    crps, spread = (_value(rows, _model(rows), score) for score in ("crps_ratio", "spread_ratio"))
+    p = _value(rows, _model(rows), "rank_p")
     parts = []
     if crps is not None:
         parts.append(f"CRPS {_say(crps)} times the exact law's")
     if spread is not None:
         parts.append(f"spread {_say(spread)} of the exact law's")
-    if not parts and (skill := _value(rows, "model", "spread_skill")) is not None:
+    if not parts and (skill := _value(rows, _model(rows), "spread_skill")) is not None:
         parts.append(f"spread over skill {_say(skill)}")
     if p is not None:
         verdict = "passes" if p.value >= PASS else "fails"
@@ -132,7 +141,7 @@ def _p(row: Row) -> str:
 
 
 def _last(rows: Rows, score: str) -> float | None:
-    times = [row.lead_time for row in rows.where(method="model", score=score, shell=None)]
+    times = [row.lead_time for row in rows.where(method=_model(rows), score=score, shell=None)]
     return max((time for time in times if time is not None), default=None)
 
 
@@ -140,7 +149,7 @@ def _coupled_error(columns: dict, rows: Rows, start: float | None) -> str:
     last = _last(rows, "relative_error_mean")
     if last is None:
         return ""
-    row = _value(rows, "model", "relative_error_mean", last)
+    row = _value(rows, _model(rows), "relative_error_mean", last)
     none = _value(rows, "none", "relative_error_mean", last)
     assert row is not None
     when = "the end" if start is None else f"t = {start + last:g}"
@@ -168,13 +177,13 @@ def _coupled_spread(columns: dict, rows: Rows) -> str:
             ("spread_ratio", "of the true ensemble's"),
             ("spread_skill", "of its error"),
         ):
-            row = _value(rows, "model", score, last)
+            row = _value(rows, _model(rows), score, last)
             if row is not None:
                 parts.append(f"{_say(row)} {words}")
     text = (
         f"Spread of that ensemble at the last lead time: {' and '.join(parts)}." if parts else ""
     )
-    cost, ratio = (_value(rows, "model", score) for score in ("cost_ms", "cost_ratio"))
+    cost, ratio = (_value(rows, _model(rows), score) for score in ("cost_ms", "cost_ratio"))
     if cost is not None:
         text += f" A member step costs {format_value('cost_ms', cost.value)} ms"
         if ratio is not None:
@@ -184,7 +193,7 @@ def _coupled_spread(columns: dict, rows: Rows) -> str:
 
 
 def _event(columns: dict, rows: Rows) -> str:
-    row = next(iter(rows.where(method="model", score="probability")), None)
+    row = next(iter(rows.where(method=_model(rows), score="probability")), None)
     if row is None:
         return ""
     text = (
@@ -193,7 +202,7 @@ def _event(columns: dict, rows: Rows) -> str:
     )
     others = _others(rows, "probability", row.lead_time)
     text += f"; {others}" if others else ""
-    needed = _value(rows, "model", "members_needed", row.lead_time)
+    needed = _value(rows, _model(rows), "members_needed", row.lead_time)
     if needed is not None:
         text += f". {needed.value:.0f} members would give it to the tolerance asked for"
     return text + "."

@@ -11,7 +11,7 @@ from typing import Any
 from hpc_closure.evaluate import figures
 from hpc_closure.evaluate.generated import Scored
 from hpc_closure.evaluate.report import Picture
-from hpc_closure.evaluate.tables import Rows
+from hpc_closure.evaluate.tables import MODELS, Rows
 
 
 def illustrate_generated(
@@ -26,7 +26,7 @@ def illustrate_generated(
         words: what was scored, for the captions, e.g. ``diffusion, no sensors, 64² grid``.
         quantity: symbol of the closure as it is quoted.
     """
-    shown = [name for name in ("model", "oracle") if name in scored.examples]
+    shown = [name for name in (*MODELS, "oracle") if name in scored.examples]
     against = ", and of the exact law" if "oracle" in shown else ""
     pictures = []
     if shown:
@@ -74,7 +74,7 @@ def illustrate_coupled(
             f"Error of the ensemble mean against lead time, and the spread beside it ({words}).",
         )
     ]
-    shown = [name for name in ("model", "none") if name in scored.examples]
+    shown = [name for name in (*MODELS, "none") if name in scored.examples]
     if shown:
         drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit=rf"1/{unit}")
         caption = f"Vorticity at the last lead time ({words})."

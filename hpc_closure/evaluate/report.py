@@ -15,7 +15,16 @@ from typing import Any
 
 from hpc_closure.evaluate.headlines import describe, groups, headlines
 from hpc_closure.evaluate.page import PAGE, STYLE
-from hpc_closure.evaluate.tables import Absent, Pivot, Row, Rows, format_value, pivot
+from hpc_closure.evaluate.tables import (
+    GRANTED,
+    MODELS,
+    Absent,
+    Pivot,
+    Row,
+    Rows,
+    format_value,
+    pivot,
+)
 from hpc_closure.files import write_text
 
 # score -> heading, meaning; the order of the columns
@@ -81,6 +90,7 @@ TABLES = {
 }  # fmt: skip
 METHODS = {
     "model": "the trained closure",
+    GRANTED: "the trained closure, granted an estimate of the closure (conditions.physics)",
     "oracle": "draws of the exact law; in the coupled run the full system with other noise",
     "oracle_x0.95": "the exact law with its spread shrunk to 95 %: a control that must fail",
     "physics": "the known term granted, no network",
@@ -262,7 +272,7 @@ def _coupled(rows: Rows, lead_times: Sequence[float] | None) -> str:
         shown = [time for time in lead_times or times if time in times] or times
         if len(shown) > 6:
             shown = [shown[round(i * (len(shown) - 1) / 5)] for i in range(6)]
-        first = next(iter(total.where(method="model")), None)
+        first = next((row for row in total if row.method in MODELS), None)
         parts.append(f"<h3>{_escape(describe(columns).capitalize())}</h3>")
         parts.append(
             f'<p class="note">Closure called every {columns["interval"]} solver step(s)'
@@ -303,7 +313,7 @@ def _table(table: Pivot, caption: str, absent: Sequence[Absent], plain: bool = F
     lines = []
     for method, cells in zip(table.index, table.cells, strict=True):
         mark = "*" if method in reasons and not any(cells) else ""
-        kind = ' class="model"' if method == "model" else ""
+        kind = ' class="model"' if method in MODELS else ""
         values = "".join(_cell(cell, plain) for cell in cells)
         lines.append(f'<tr{kind}><th scope="row">{_escape(method)}{mark}</th>{values}</tr>')
     missing = "".join(

@@ -17,6 +17,9 @@ from hpc_closure.files import read_json, write_json, write_text
 
 # the order in which methods are printed; further names come after "model"
 METHODS = ("model", "oracle", "physics", "fourier", "climatology", "none")
+# the model's name where conditions.physics grants it an estimate of the closure
+GRANTED = "model+physics"
+MODELS = ("model", GRANTED)
 
 
 @dataclass(frozen=True)
