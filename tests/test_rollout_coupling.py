@@ -27,13 +27,7 @@ class Exact:
 
     def sample(self, state, *, members, seed, call, interval=1, sensors=None):
         law = ExactLaw(self.problem, self.kind, interval)
-        mean = law.mean(state)
-        rows = [
-            law.sample(state[row : row + 1], members=[member], seed=seed, call=call)[0, 0]
-            - mean[row]
-            for row, member in enumerate(members)
-        ]
-        return mean + torch.stack(rows)
+        return law.draw(state, members, seed + 1, call, sensors)
 
 
 def start_state(steps=200):
@@ -120,6 +114,28 @@ def test_sensors_see_the_mean_closure_of_the_coming_interval():
     closure = truth.transform.to_physical(Target("diffusion", 5).compute(truth))
     expected = closure[0, ::4, ::4].flatten()
     assert torch.allclose(seen["sensors"].values[0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layout", [{"number": 8}, {"layout": "scattered", "number": 40, "noise": 0.05}]
+)
+def test_with_sensors_the_oracle_is_the_exact_law_given_what_they_read(layout):
+    """Two ensembles of that law spread alike, whatever the sensors take from the law's spread."""
+    rows = [(7, member) for member in range(24)]
+
+    def run(sensors):
+        out = CoupledRun(
+            PROBLEM, "diffusion", 32, Exact(PROBLEM, "diffusion"), rows, [7], seed=3, interval=5,
+            sensors=sensors,
+        )  # fmt: skip
+        out.start(start_state(), 200)
+        out.advance(20)
+        fields = out.fields()
+        return {name: fields[name].var(0).mean().sqrt() for name in ("model", "oracle")}
+
+    seen, unseen = run(SensorLayout(**layout)), run(None)
+    assert float(seen["model"] / seen["oracle"]) == pytest.approx(1.0, abs=0.2)
+    assert float(seen["oracle"]) < 0.8 * float(unseen["oracle"])
 
 
 def test_a_restart_goes_on_bit_for_bit():

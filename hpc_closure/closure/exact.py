@@ -49,6 +49,7 @@ class ExactLaw:
         self.band = band(self.grid.modes, problem.length)
         spectrum = self.band.by_group(noise.std_hat.double() ** 2) / interval
         self.law = BaseLaw(self.band, spectrum / self.band.group_size)
+        self._kept: tuple[tuple, Kriging] | None = None  # of the last layout
 
     @property
     def variance(self) -> float:
@@ -66,10 +67,7 @@ class ExactLaw:
 
     def mean(self, states: Tensor, sensors: Sensors | None = None) -> Tensor:
         """E[U | V, sensors], (B, n, n) float64."""
-        mean_hat = self.mean_hat(states)
-        if sensors is not None:
-            mean_hat = mean_hat + self._kriging(sensors).field(self._innovation(mean_hat, sensors))
-        return self.transform.to_physical(mean_hat)
+        return self.transform.to_physical(self._centre(states, sensors))
 
     def sample(
         self,
@@ -81,23 +79,38 @@ class ExactLaw:
         sensors: Sensors | None = None,
     ) -> Tensor:
         """Draws of U, (members, B, n, n) float64; each member and state draws for itself."""
+        rows, centre = range(len(states)), self._centre(states, sensors)
+        keys = [[member * 1_000_003 + row for row in rows] for member in members]
+        return torch.stack([self._draw(centre, ids, seed, call, sensors) for ids in keys])
+
+    def draw(
+        self,
+        states: Tensor,
+        ids: Sequence[int],
+        seed: int,
+        call: int,
+        sensors: Sensors | None = None,
+    ) -> Tensor:
+        """One U for each state, (B, n, n) float64; ``ids`` key the draws."""
+        return self._draw(self._centre(states, sensors), ids, seed, call, sensors)
+
+    def _centre(self, states: Tensor, sensors: Sensors | None) -> Tensor:
+        """Spectra of E[U | V, sensors]."""
         mean_hat = self.mean_hat(states)
-        kriging = errors = None
+        if sensors is None:
+            return mean_hat
+        return mean_hat + self._kriging(sensors).field(self._innovation(mean_hat, sensors))
+
+    def _draw(self, centre: Tensor, ids, seed: int, call: int, sensors) -> Tensor:
+        noise = draws.white_spectra(self.band, seed, "oracle", ids, call)
+        noise = noise * self.law.modes("std", noise)
         if sensors is not None:
-            kriging = self._kriging(sensors)
-            mean_hat = mean_hat + kriging.field(self._innovation(mean_hat, sensors))
-        std = self.law.modes("std", mean_hat)
-        out = []
-        for member in members:
-            ids = [member * 1_000_003 + row for row in range(len(states))]
-            noise = draws.white_spectra(self.band, seed, "oracle", ids, call) * std
-            if sensors is not None and kriging is not None:
-                if sensors.noise_std:
-                    shape = len(sensors.positions)
-                    errors = draws.normals(seed, "oracle", ids, call, shape) * sensors.noise_std
-                noise = kriging.remove(noise, errors)
-            out.append(self.transform.to_physical(mean_hat + noise))
-        return torch.stack(out)
+            errors = None
+            if sensors.noise_std:
+                number = len(sensors.positions)
+                errors = draws.normals(seed, "oracle", ids, call, number) * sensors.noise_std
+            noise = self._kriging(sensors).remove(noise, errors)
+        return self.transform.to_physical(centre + noise)
 
     def posterior_variance(self, sensors: Sensors) -> float:
         """Pointwise variance of U given exact positions, averaged over the grid."""
@@ -105,8 +118,11 @@ class ExactLaw:
         return float(share.square().mean() * self.law.variance)
 
     def _kriging(self, sensors: Sensors) -> Kriging:
-        noise = torch.full((len(sensors.positions),), sensors.noise_std**2, dtype=torch.float64)
-        return Kriging(self.law, sensors.positions, noise)
+        if self._kept is None or self._kept[0] != sensors.key:
+            number = len(sensors.positions)
+            noise = torch.full((number,), sensors.noise_std**2, dtype=torch.float64)
+            self._kept = sensors.key, Kriging(self.law, sensors.positions, noise)
+        return self._kept[1]
 
     def _innovation(self, mean_hat: Tensor, sensors: Sensors) -> Tensor:
         values = sensors.values.double().cpu().reshape(-1, len(sensors.positions))

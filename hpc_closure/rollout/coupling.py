@@ -6,7 +6,8 @@ One :class:`CoupledRun` advances, from the same resolved state,
   in between. The closure knows the interval: an m-step mean of white noise has 1/m of its
   variance, so the spread of the run does not depend on m.
 * ``oracle``: the full system with independent noise, that is the exact law with fresh noise in
-  every step: the true ensemble.
+  every step: the true ensemble. With sensors it is the reduced solver with draws of the exact law
+  given what they read, once an interval as the model: what a perfect closure would do.
 * ``none``: the reduced solver without a closure.
 * ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of
   the closure's mean over the coming interval.
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from hpc_closure.closure.conditions import Sensors
+from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.data.sensors import observe
 from hpc_closure.data.targets import EXACT, Target, reduced_problem
 from hpc_closure.spectral.problem import Problem
@@ -42,7 +44,7 @@ class CoupledRun:
         sensors: layout (``layout, number, noise``) or None.
         sampler: keyword arguments for ``closure.sample``.
         history: (frames, calls from one to the next) of earlier states that the closure reads.
-        references: which of ``none`` and ``oracle`` run along.
+        references: which of ``none`` and ``oracle`` run along (the latter where it is known).
         device: torch device.
     """
 
@@ -78,8 +80,12 @@ class CoupledRun:
         self.simulations = {"model": self._simulation(reduced, names)}
         if "none" in references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
+        self.law: ExactLaw | None = None
         if "oracle" in references and self.exact:
-            self.simulations["oracle"] = self._simulation(full, names, "rollout")
+            if sensors is not None:
+                self.law = ExactLaw(full, kind, interval)
+            driven = full if sensors is None else reduced
+            self.simulations["oracle"] = self._simulation(driven, names, "rollout")
         if self.exact:
             self.simulations["truth"] = self._simulation(full, self.cases)
 
@@ -118,7 +124,8 @@ class CoupledRun:
         sensors = self._advance_truth()
         for name in ("oracle", "none"):
             if name in self.simulations:
-                self.simulations[name].advance(self.interval)
+                tendency = self._exact_hat(sensors) if name == "oracle" else None
+                self.simulations[name].advance(self.interval, tendency_hat=tendency)
         clock.append(time.perf_counter())
         model = self.simulations["model"]
         tendency = self._tendency_hat(model, sensors)
@@ -135,6 +142,15 @@ class CoupledRun:
         ):
             self.seconds[part] += end - begin
         self.calls += 1
+
+    def _exact_hat(self, sensors) -> torch.Tensor | None:
+        """Draws of the exact law given the sensors, for the oracle; None without them."""
+        if self.law is None:
+            return None
+        oracle = self.simulations["oracle"]
+        state = oracle.transform.to_physical(oracle.state)
+        drawn = self.law.draw(state, self.names, self.seed, self.calls, sensors)
+        return oracle.transform.to_spectral(drawn.to(state))
 
     def _tendency_hat(self, model: Simulation, sensors) -> torch.Tensor:
         state = model.transform.to_physical(model.state)
