@@ -169,12 +169,12 @@ def resolve(model: dict[str, Any]) -> dict[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"model.preset={name!r}, expected one of {', '.join(PRESETS)}")
     preset = PRESETS[name]
-    unknown = sorted(set(model) - set(preset))
+    given = {key: value for key, value in model.items() if value is not None}
+    unknown = sorted(set(given) - set(preset))
     if unknown:
         raise ValueError(
             f"model.{unknown[0]}: unknown key for preset {name}; valid: {', '.join(preset)}"
         )
-    given = {key: value for key, value in model.items() if value is not None}
     conditions = {**preset["conditions"], **(given.pop("conditions", None) or {})}
     return {**preset, **given, "conditions": conditions}
 

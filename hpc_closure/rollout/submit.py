@@ -399,6 +399,23 @@ def record(run: Run, stage: str, job: str, tasks: Sequence[Sequence[str]], log: 
         "log": str(log), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
+@contextlib.contextmanager
+def _quiet_children():
+    """Give processes started here no pipe of ours: whoever reads our words would wait for them."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept, null = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        yield
+    finally:
+        for number, own in zip((1, 2), kept):
+            os.dup2(own, number)
+        for handle in (*kept, null):
+            os.close(handle)
+
+
 def _submit_local(request: Request) -> list[Submission]:
     import torch
 
@@ -413,7 +430,7 @@ def _submit_local(request: Request) -> list[Submission]:
             timeout_min=request.walltime / 60, signal_delay_s=request.signal_lead,
             stderr_to_stdout=True, gpus_per_node=1 if devices else 0,
             visible_gpus=(slot,) if devices else ())
-        with environment_variables(OMP_NUM_THREADS=threads):
+        with environment_variables(OMP_NUM_THREADS=threads), _quiet_children():
             job = executor.submit(Payload(str(request.config_path), task, request.payload))
         record(request.run, request.stage, job.job_id, [task], job.paths.stdout, "local")
         found.append(Submission(job.job_id, [task], job.paths.stdout))
