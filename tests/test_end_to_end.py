@@ -128,7 +128,7 @@ def test_every_kind_of_model_goes_from_the_file_to_the_report(
 ):
     """On the data of the other run; what was granted has a name of its own, and no certificate."""
     side = "evaluate.sensors=[{number: 16}]"
-    own = ["name=other", "use.data=small", change, side, "rollout.interval=1",
+    own = ["name=kind", "use.data=small", change, side, "rollout.interval=1",
            "evaluate.grids=[32]", "rollout.sensors={number: 16}"]  # fmt: skip
     for verb, *more in (("train",), ("evaluate", "--partial")):
         done = hpc_closure_command(verb, finished, *own, *more, *(["--redo", "--yes"]))
