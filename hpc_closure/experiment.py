@@ -205,7 +205,6 @@ class Cluster(Section):
     stale_after: Positive = Field(
         600.0, description="seconds after which a silent claim may be taken over"
     )
-    max_attempts: Count = 3
     executor: Literal["inline", "local", "slurm"] = "inline"
     profile: str | None = Field(
         None, description="site profile: a name in slurm/profiles or a path"

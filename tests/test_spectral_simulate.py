@@ -185,7 +185,7 @@ def test_recipe_round_trip_and_hash():
     )
     explicit = Problem(forcing={"kind": "published", "amplitude": 0.1})
     assert problem.member_hash() == explicit.member_hash()
-    assert Problem.from_recipe(problem.recipe()) == problem
+    assert Problem(**problem.recipe()) == problem
     assert dataclasses.replace(problem, dt=2e-3).member_hash() != problem.member_hash()
 
 

@@ -122,13 +122,8 @@ class Problem:
             del chosen["cfl"]
         return cls(**dict(physics), **chosen)
 
-    @classmethod
-    def from_recipe(cls, recipe: Mapping[str, Any]):
-        """Inverse of :meth:`recipe`."""
-        return cls(**recipe)
-
     def recipe(self) -> dict[str, Any]:
-        """All settings, defaults included, as plain JSON-able values."""
+        """All settings, defaults included, as plain JSON-able values: ``Problem(**recipe)``."""
         return asdict(self)
 
     def member_hash(self) -> str:
