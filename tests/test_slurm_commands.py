@@ -81,8 +81,7 @@ def test_status_asks_squeue_once(tiny, programs, capsys):
 
 def test_status_of_a_hundred_thousand_members(tiny, programs, monkeypatch):
     """5,000 units in five arrays: half of them done, the others in the queue, within 2 s."""
-    experiment = config.load(tiny, ["rollout.members=50000", "cluster.members_per_block=20",
-                                    "cluster.max_attempts=1"])
+    experiment = config.load(tiny, ["rollout.members=50000", "cluster.members_per_block=20"])
     books = rollout.ledger(experiment)
     run, plan = books.run, books.plan(100_000, 20)
     assert len(plan) == 5000
