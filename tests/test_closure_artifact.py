@@ -45,6 +45,16 @@ def test_loads_to_the_same_closure(saved):
     assert artifact.read_header(path)["provenance"] == {"seed": 0}
 
 
+def test_a_network_that_is_switched_off_is_not_evaluated(saved):
+    closure = hpc_closure.load(saved[2])
+    assert closure.evaluations() == closure.evaluations(8) == 0
+    closure.model.statistics["score/gain"] = torch.ones_like(
+        closure.model.statistics["score/gain"]
+    )
+    assert closure.evaluations() == closure.config["evaluations"] == 4
+    assert closure.evaluations(8) == 8
+
+
 def test_numpy_and_torch_single_and_double(saved):
     closure = hpc_closure.load(saved[2])
     state = states_of(1)[0]

@@ -143,7 +143,7 @@ def test_every_table_column_is_explained():
 def test_headlines_put_the_references_beside_the_model():
     error, calibration, coupled, spread = headlines(run_rows(), start=30.0)
     assert error.startswith("Generated closure (diffusion, no sensors, 64² grid): one sample with")
-    assert "2 network evaluations is at relative error 0.481 [0.471, 0.491]" in error
+    assert "2 evaluations of the score network is at relative error 0.481 [0.471, 0.491]" in error
     assert "the exact law 0.478, the granted physics 0.338, no closure 1.00" in error
     assert error.endswith("σ/rms(U) = 0.338.")
     assert "CRPS 1.00 [0.984, 1.02] times the exact law's, spread 0.995" in calibration

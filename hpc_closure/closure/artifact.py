@@ -152,6 +152,12 @@ class Closure:
         """Where the model computes."""
         return next(self.model.parameters()).device
 
+    def evaluations(self, asked: int | None = None) -> int:
+        """Evaluations of the generator for a sample; 0 where training switched it off."""
+        if not getattr(self.model, "score_active", True):
+            return 0
+        return asked or int(self.config["evaluations"])
+
     def to(self, device: str | torch.device) -> "Closure":
         """Move the model; returns self."""
         self.model.to(device)

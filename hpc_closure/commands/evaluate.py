@@ -106,7 +106,7 @@ class Evaluation:
         layouts = [*settings.sensors]
         if conditions["sensors"] != "required":
             layouts.insert(0, None)
-        evaluations = settings.sampler.evaluations or self.closure.config.get("evaluations")
+        evaluations = self.closure.evaluations(settings.sampler.evaluations)
         found = {}
         for grid in experiment.score_grids:
             snapshots = Snapshots.read(
@@ -196,9 +196,7 @@ class Evaluation:
             labels,
             costs={"none": bare, self.method: bare + closure},
             method_labels={
-                self.method: {
-                    "evaluations": sampler.evaluations or self.closure.config.get("evaluations")
-                }
+                self.method: {"evaluations": self.closure.evaluations(sampler.evaluations)}
             },
             seed=experiment.evaluate.seed,
         )

@@ -90,7 +90,10 @@ def _generated_error(columns: dict, rows: Rows) -> str:
     row = _value(rows, _model(rows), "relative_error")
     if row is None:
         return ""
-    effort = f" with {row.evaluations} network evaluations" if row.evaluations else ""
+    effort = ""
+    if row.evaluations is not None:
+        effort = f" with {row.evaluations or 'no'} evaluation{'s' * (row.evaluations != 1)}"
+        effort += " of the score network" + " (switched off)" * (not row.evaluations)
     granted = ", granted an estimate of the closure," if _model(rows) == GRANTED else ""
     text = f"{_start(columns)}: one sample{effort}{granted} is at relative error {_say(row)}"
     others = _others(rows, "relative_error")

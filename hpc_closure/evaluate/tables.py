@@ -38,7 +38,7 @@ class Row:
         low: lower end of the 95 % interval.
         high: upper end.
         sensors: layout of the sensors in words, ``none`` without.
-        evaluations: network evaluations per closure sample.
+        evaluations: of the score network per closure sample; 0 where it is switched off.
         interval: solver steps that one closure sample stands for.
         members: ensemble size.
         samples: snapshots (generated) or cases (coupled) averaged over.
