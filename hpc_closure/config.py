@@ -153,7 +153,9 @@ def _apply_overrides(values: dict, overrides: list[str]) -> dict:
             )
         if not equals or not key.strip():
             raise ValueError(f"{text!r}: an override is key=value, for example train.lr=3e-4")
-        parsed = parse_yaml(f"value: {raw}", f"override {text}")["value"] if raw.strip() else None
+        parsed: Any = None
+        if raw.strip():
+            parsed = parse_yaml(f"value: {raw}", f"override {text}")["value"]
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
         values = _merge(values, parsed)
@@ -212,7 +214,7 @@ def load(name_or_path: str | Path, overrides: list[str] | None = None) -> Experi
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        lines = [_one_line(item, source) for item in error.errors()]
+        lines = [_one_line(dict(item), source) for item in error.errors()]
         extra = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise ValueError(lines[0] + extra) from None
 

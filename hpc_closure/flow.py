@@ -21,6 +21,7 @@ class Section(BaseModel):
 class Law(Section):
     """A law chosen by ``kind``; each other key belongs to the kinds that it names."""
 
+    KEYS: ClassVar[dict]
     kind: str
 
     def parameters(self) -> dict:
@@ -224,7 +225,7 @@ class Generate(Section):
         """What a block must hold to be done, in the form that the ledger compares."""
         record = self.record
         holds: dict = {"t_end": self.t_end}
-        outputs = [name for name in record.fields if name != "vorticity"]
+        outputs: list[str] = [name for name in record.fields if name != "vorticity"]
         outputs += [item.name for item in record.filters]
         if outputs:
             holds["outputs"] = outputs

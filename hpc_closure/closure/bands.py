@@ -88,9 +88,10 @@ class Band:
         return torch.fft.irfft2(full, s=(size, size), norm="forward")
 
     def phases(self, positions: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """exp(i k.x) at ``positions`` (S, 2), complex128 (S, modes); field = Re sum(w hat e).
+        """cos k.x and -sin k.x of every mode at ``positions`` (S, 2): real pairs (S, 2 modes).
 
-        The last few are kept: a layout is used for many states.
+        Products with real pairs of spectra are the real part of sum(w hat e^(i k.x)), at half the
+        cost of complex ones. The last few are kept: a layout is used for many states.
         """
         positions = positions.double().cpu().contiguous()
         key = (positions.numpy().tobytes(), str(device))
@@ -103,12 +104,13 @@ class Band:
     def _phases_of(self, positions: Tensor) -> Tensor:
         x = torch.exp(1j * positions[:, :1] * self.grid.kx.reshape(1, -1))
         y = torch.exp(1j * positions[:, 1:] * self.grid.ky.reshape(1, -1))
-        return (x[:, :, None] * y[:, None, :]).flatten(1)
+        phases = (x[:, :, None] * y[:, None, :]).flatten(1)
+        return torch.view_as_real(phases.conj().resolve_conj()).flatten(1)
 
     def at(self, w_hat: Tensor, phases: Tensor) -> Tensor:
         """Values (..., S) in float64 of spectra at the points of ``phases``."""
         weighted = w_hat.to(torch.complex128) * self.on("weights", w_hat.device, torch.float64)
-        return (weighted.flatten(-2) @ phases.to(w_hat.device).T).real
+        return torch.view_as_real(weighted).flatten(-3) @ phases.to(w_hat.device).T
 
     def by_group(self, values: Tensor) -> Tensor:
         """Sum over the plane of mode values (..., 2K + 1, K + 1) within groups, (..., groups)."""

@@ -5,7 +5,6 @@ r"""What the state decides: the mean m(V), the amplitude D(V), the conditions of
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -58,9 +57,8 @@ class Encoder(ClosureModel):
         self.band = band((grid - 1) // 3, length)
         self.history = int(config["conditions"]["history"])
         self.sensors_allowed = config["conditions"]["sensors"]
-        granted = config["conditions"]["physics"]
-        self.estimate = partial(physics_estimate, band=self.band, **granted) if granted else None
-        self.channels = len(FEATURES) + bool(granted) + self.history + 4
+        self.granted: dict | None = config["conditions"]["physics"] or None
+        self.channels = len(FEATURES) + bool(self.granted) + self.history + 4
         self.mean_network = MeanNetwork(
             self.channels,
             config["width"],
@@ -92,12 +90,17 @@ class Encoder(ClosureModel):
 
     def _library(self, coefficients: Tensor | None = None) -> Library:
         kind = self.config["library"]
-        return Library(self.band, kind, self.history, coefficients, self.estimate)
+        estimate = self.estimate if self.granted else None
+        return Library(self.band, kind, self.history, coefficients, estimate)
+
+    def estimate(self, w_hat: Tensor) -> Tensor:
+        """What physics says of the closure, where ``conditions.physics`` grants it."""
+        return physics_estimate(w_hat, self.band, **(self.granted or {}))
 
     def present_features(self, w_hat: Tensor) -> Tensor:
         """Spectra (..., F, 2K + 1, K + 1) of the features of a state, the estimate last."""
         spectra = feature_spectra(w_hat, self.band)
-        if self.estimate is None:
+        if not self.granted:
             return spectra
         return torch.cat([spectra, self.estimate(w_hat).unsqueeze(-3)], dim=-3)
 

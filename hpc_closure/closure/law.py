@@ -66,6 +66,11 @@ class BaseLaw:
         return self._on[key]
 
 
+def _paired(values: Tensor) -> Tensor:
+    """One value for the real and one for the imaginary part of every mode, (2 modes,)."""
+    return values.flatten().repeat_interleave(2)
+
+
 class Kriging:
     """Conditioning of a base law on point values at fixed positions.
 
@@ -79,10 +84,9 @@ class Kriging:
         self.law, self.band = law, law.band
         device = noise_variance.device
         self.phases = law.band.phases(positions, device)
-        weights = law.band.weights.flatten().to(device)
-        self._variance = law.band.spread(law.spectrum).flatten().to(device)
-        weighted = self.phases * (weights * self._variance)
-        covariance = (weighted @ self.phases.conj().T).real
+        self._variance = _paired(law.band.spread(law.spectrum)).to(device)
+        self._weighted = _paired(law.band.weights).to(device) * self._variance
+        covariance = (self.phases * self._weighted) @ self.phases.T
         self.error = noise_variance.double() + law.tail
         nugget = NUGGET * law.variance
         matrix = covariance + torch.diag_embed(self.error + nugget)
@@ -94,6 +98,7 @@ class Kriging:
             )
         self.factor = factor
         self._std: dict[int, Tensor] = {}
+        self._gain: Tensor | None = None
 
     def at_sensors(self, q_hat: Tensor) -> Tensor:
         """Values (..., S), float64, of a spectrum at the sensors."""
@@ -101,9 +106,14 @@ class Kriging:
 
     def field(self, innovation: Tensor) -> Tensor:
         """Posterior mean spectrum (B, 2K + 1, K + 1), complex128, of innovations (B, S)."""
-        alpha = torch.cholesky_solve(innovation.double()[..., None], self.factor)[..., 0]
-        flat = (alpha.to(torch.complex128) @ self.phases.conj()) * self._variance
-        return flat.unflatten(-1, self.band.shape)
+        if self.factor.ndim == 3:
+            alpha = torch.cholesky_solve(innovation.double()[..., None], self.factor)[..., 0]
+            pairs = alpha @ (self.phases * self._variance)
+        else:
+            if self._gain is None:
+                self._gain = torch.cholesky_solve(self.phases * self._variance, self.factor)
+            pairs = innovation.double() @ self._gain
+        return torch.view_as_complex(pairs.unflatten(-1, (*self.band.shape, 2)))
 
     def remove(self, q_hat: Tensor, errors: Tensor | None = None) -> Tensor:
         """q - K(Hq + errors): a prior draw to a posterior draw (Matheron), spectra complex128."""
@@ -117,8 +127,7 @@ class Kriging:
         if size in self._std:
             return self._std[size]
         points = self.band.phases(regular_positions(size, self.band.length), self.phases.device)
-        weights = self.band.weights.flatten().to(points.device) * self._variance
-        cross = ((self.phases * weights) @ points.conj().T).real
+        cross = (self.phases * self._weighted) @ points.T
         factor = self.factor if self.factor.ndim == 3 else self.factor[None]
         cross = cross.expand(len(factor), -1, -1)
         half = torch.linalg.solve_triangular(factor, cross, upper=False)

@@ -92,7 +92,7 @@ class Library:
                 out.append(self.band.to_spectral(fields[one] * fields[other]))
             elif name.startswith("w["):
                 out.append(frames_hat[:, int(name[3:-1])])
-            elif name == "physics":
+            elif name == "physics" and self.estimate is not None:
                 out.append(self.estimate(frames_hat[:, 0]))
             else:
                 out.append(features[:, FEATURES.index(name)])

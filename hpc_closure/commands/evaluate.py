@@ -103,9 +103,8 @@ class Evaluation:
 
         experiment, settings = self.experiment, self.experiment.evaluate
         conditions = self.closure.config["conditions"]
-        layouts = [*settings.sensors]
-        if conditions["sensors"] != "required":
-            layouts.insert(0, None)
+        bare = [None] if conditions["sensors"] != "required" else []
+        layouts = [*bare, *settings.sensors]
         evaluations = self.closure.evaluations(settings.sampler.evaluations)
         found = {}
         for grid in experiment.score_grids:
@@ -216,6 +215,7 @@ class Evaluation:
         from hpc_closure.evaluate.event import score_event
 
         event = self.experiment.evaluate.event
+        assert event is not None
         index = ensemble.index(event.lead_time)
         names = [name for name in ("oracle", "none", "truth") if name in ensemble.names]
         fields = {name: torch.from_numpy(ensemble.read(name, index)) for name in names}

@@ -32,7 +32,8 @@ class CoupledEnsemble:
         self._cases: dict[int, tuple[Path, int]] = {}
         self.seconds: dict[str, float] = {}
         self.member_steps = 0.0
-        times = names = None
+        times: list[np.ndarray] = []
+        names: set[str] | None = None
         for path in paths:
             with open_hdf5(path) as file:
                 check_layout(file, path)
@@ -40,13 +41,12 @@ class CoupledEnsemble:
                     self._rows[int(key[0]), int(key[1])] = (path, row)
                 for row, case in enumerate(file.attrs["cases"]):
                     self._cases.setdefault(int(case), (path, row))
-                stored = file["dimensions/time"][:]
-                times = stored if times is None or len(stored) < len(times) else times
+                times.append(file["dimensions/time"][:])
                 own = {name for name, where in self.FIELDS.items() if where in file}
                 own |= {name for name in self.REFERENCES if f"references/{name}" in file}
                 names = own if names is None else names & own
                 self._add_cost(file)
-        self.times, self.names = times, names or set()
+        self.times, self.names = min(times, key=len), names or set()
         self.cases = sorted(self._cases)
         counts = [{m for c, m in self._rows if c == case} for case in self.cases]
         self.members = sorted(set.intersection(*counts))
@@ -70,15 +70,12 @@ class CoupledEnsemble:
         for m, line in enumerate(keys):
             for c, (path, row) in enumerate(line):
                 wanted.setdefault(path, []).append((m, c, row))
-        out = None
+        found: dict[tuple[int, int], np.ndarray] = {}
         for path, places in wanted.items():
             with open_hdf5(path) as file:
-                dataset = file[where]
-                if out is None:
-                    out = np.empty((len(keys), len(self.cases), *dataset.shape[2:]), np.float32)
                 for m, c, row in places:
-                    out[m, c] = dataset[row, index]
-        return out
+                    found[m, c] = file[where][row, index]
+        return np.array([[found[m, c] for c in range(len(self.cases))] for m in range(len(keys))])
 
     def index(self, lead_time: float) -> int:
         """Index of a lead time. Raises ValueError when it was not stored."""

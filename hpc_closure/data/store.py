@@ -301,6 +301,9 @@ def _shapes_in(file) -> dict[str, tuple[int, ...]]:
     }
 
 
+OPEN_FILES = 64  # of a data set at once
+
+
 class DataSet:
     """The trajectories of a folder of block files, read lazily.
 
@@ -319,18 +322,17 @@ class DataSet:
         paths = sorted(path for path in self.folder.glob("*.h5") if BLOCK.fullmatch(path.name))
         if not paths:
             raise ValueError(f"{self.folder}: no data files; run `hpc-closure generate` first")
-        times = None
+        times: list[np.ndarray] = []
         for path in paths:
             file = self._file(path)
             with hdf5_errors(path):
                 check_layout(file, path)
-            stored = file["dimensions/time"][:]
-            times = stored if times is None or len(stored) < len(times) else times
+            times.append(file["dimensions/time"][:])
             for row, member in enumerate(file.attrs["members"]):
                 self._rows[int(member)] = (path, row)
-            first = file if path == paths[0] else first  # noqa: F821
-        self.members = sorted(self._rows)
-        self.times = times
+        self.members: Sequence[int] = sorted(self._rows)
+        self.times: np.ndarray = min(times, key=len)
+        first = self._file(paths[0])
         self.grid = len(first["dimensions/x"])
         self.dimensions = int(first.attrs["n_spatial_dims"])
         self.recipe = json.loads(first.attrs["recipe"])
@@ -338,7 +340,7 @@ class DataSet:
 
     def _file(self, path: Path) -> h5py.File:
         if path not in self._open:
-            if len(self._open) > 64:
+            if len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open)))[0].close()
             closing = contextlib.ExitStack()
             self._open[path] = closing, closing.enter_context(open_hdf5(path))

@@ -85,14 +85,14 @@ class Target:
             return self._defect(simulation, advance)
         if self.interval == 1:
             return removed_terms_hat(simulation, self.kind)
-        total = None
+        total = torch.zeros_like(simulation.state)
         for _ in range(self.interval):
-            part = removed_terms_hat(simulation, self.kind)
-            total = part if total is None else total + part
+            total = total + removed_terms_hat(simulation, self.kind)
             advance(1)
         return total / self.interval
 
     def _defect(self, simulation: Simulation, advance) -> torch.Tensor:
+        assert self.reduced is not None
         modes, gather = retained_modes(self.reduced.grid), simulation.transform.gather
         start = resize(gather(simulation.state), modes)
         reduced = Simulation(

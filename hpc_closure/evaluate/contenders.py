@@ -128,9 +128,7 @@ class Contenders:
         if self.law is not None:
             found |= {"oracle": self.oracle, "physics": self.physics}
         if self._regular:
-            found["fourier"] = lambda indices, members: fourier(
-                self.sensors(indices), self.grid
-            )[None]
+            found["fourier"] = self.fourier
         return found
 
     @property
@@ -183,6 +181,7 @@ class Contenders:
         return torch.zeros_like(self.snapshots.closures[indices])[None]
 
     def oracle(self, indices: Tensor, members: int) -> Tensor:
+        assert self.law is not None
         return self.law.sample(
             self.snapshots.states[indices],
             members=range(members),
@@ -192,8 +191,14 @@ class Contenders:
         )
 
     def physics(self, indices: Tensor, members: int) -> Tensor:
+        assert self.law is not None
         regular = self.sensors(indices) if self._regular else None
         return physics(self.law, self.snapshots.states[indices], regular)[None]
+
+    def fourier(self, indices: Tensor, members: int) -> Tensor:
+        sensors = self.sensors(indices)
+        assert sensors is not None
+        return fourier(sensors, self.grid)[None]
 
     def climatology(self, indices: Tensor, members: int) -> Tensor:
         """Closures of the training members, other ones for every snapshot."""
