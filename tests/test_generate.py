@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hpc_closure import config, files
+from hpc_closure.data import store
 from hpc_closure.data.store import DataSet, split_members
 
 
@@ -107,6 +108,16 @@ def test_files_follow_the_layout_of_the_well(reference):
         assert file["boundary_conditions/x_periodic"].attrs["bc_type"] == "periodic"
         for name in file.attrs["simulation_parameters"]:
             assert np.isscalar(file.attrs[name])
+
+
+def test_a_data_set_of_more_files_than_are_open_at_once(reference, monkeypatch):
+    folder = config.load(reference[0]).folder / "data"
+    whole = DataSet(folder)
+    monkeypatch.setattr(store, "OPEN_FILES", 1)
+    few = DataSet(folder)
+    assert (few.grid, few.members) == (whole.grid, whole.members) == (16, list(range(8)))
+    for member in few.members:
+        assert np.array_equal(few.read(member, 3), whole.read(member, 3))
 
 
 def test_the_stored_closure_is_that_of_the_scheme(reference):
