@@ -439,6 +439,14 @@ def bench_sampling(
     one_pass: Annotated[
         bool, typer.Option("--one-pass", help="Train a one-pass CRPS ensemble, too: one more row.")
     ] = False,
+    correct: Annotated[
+        bool,
+        typer.Option(
+            "--correct",
+            help="Make up the spread that each setting lacks on unseen states, as training does "
+            "for the model's own.",
+        ),
+    ] = False,
     threads: Threads = 0,
     device: Device = "cpu",
     json: Json = None,
@@ -458,6 +466,7 @@ def bench_sampling(
         steps=steps,
         samples=samples,
         one_pass=one_pass,
+        correct=correct,
         threads=threads,
         device=device,
         json=json,

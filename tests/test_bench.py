@@ -228,6 +228,12 @@ def test_sampling_records(case):
     for record in records:
         assert len(record["shells"]) == len(record["spread_ratio_shells"])
         assert record["lowest"] <= record["highest"]
+    del model.statistics["score/gain"]  # so the generator is used, and found unneeded again
+    sampling.run(
+        known, model, methods=("euler",), evaluations=(1,), states=4, members=4, repeats=1,
+        unseen=known.batches("valid", 50),
+    )  # fmt: skip
+    assert model.config["evaluations"] == 1 and not model.score_active
     if case == "diffusion":  # the closed-form law is nearly the exact one
         assert plain["crps_ratio"] == pytest.approx(1, abs=0.1)
 

@@ -113,6 +113,7 @@ def sampling(
     steps: int,
     samples: int,
     one_pass: bool,
+    correct: bool,
     threads: int,
     device: str,
     json: Path | None,
@@ -143,6 +144,7 @@ def sampling(
         members=members,
         device=device,
         one_pass=train(preset=sampling_bench.ONE_PASS).to(device) if one_pass else None,
+        unseen=known.batches("valid", max(samples // 4, 1)) if correct else (),
     )
     _print(records, sampling_bench.COLUMNS)
     return _save(json, found, records)
