@@ -73,8 +73,8 @@ class CoupledEnsemble:
         found: dict[tuple[int, int], np.ndarray] = {}
         for path, places in wanted.items():
             with open_hdf5(path) as file:
-                for m, c, row in places:
-                    found[m, c] = file[where][row, index]
+                dataset = file[where]
+                found |= {(m, c): dataset[row, index] for m, c, row in places}
         return np.array([[found[m, c] for c in range(len(self.cases))] for m in range(len(keys))])
 
     def index(self, lead_time: float) -> int:
