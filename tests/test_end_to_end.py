@@ -131,7 +131,7 @@ def test_every_kind_of_model_goes_from_the_file_to_the_report(
     own = ["name=kind", "use.data=small", change, side, "rollout.interval=1",
            "evaluate.grids=[32]", "rollout.sensors={number: 16}"]  # fmt: skip
     for verb, *more in (("train",), ("evaluate", "--partial")):
-        done = hpc_closure_command(verb, finished, *own, *more, *(["--redo", "--yes"]))
+        done = hpc_closure_command(verb, finished, *own, *more, "--redo", "--yes")
         assert done.returncode == 0, done.stderr
     folder = config.load(finished, own).folder / "evaluate"
     with open(folder / "scores.csv", newline="") as file:

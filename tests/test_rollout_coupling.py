@@ -138,6 +138,17 @@ def test_with_sensors_the_oracle_is_the_exact_law_given_what_they_read(layout):
     assert float(seen["oracle"]) < 0.8 * float(unseen["oracle"])
 
 
+def test_with_sensors_and_no_closed_form_there_is_no_oracle():
+    coloured = {"kind": "ornstein_uhlenbeck", "wavenumber": 3, "width": 1.0, "rms": 0.1,
+                "correlation_time": 0.5}  # fmt: skip
+    problem = replace(PROBLEM, noise=coloured)
+    for sensors, names in ((SensorLayout(number=8), {"model", "none", "truth"}),
+                           (None, {"model", "none", "truth", "oracle"})):  # fmt: skip
+        run = CoupledRun(problem, "diffusion", 32, None, [(7, 0)], [7], seed=3, interval=5,
+                         sensors=sensors)  # fmt: skip
+        assert set(run.simulations) == names
+
+
 def test_a_restart_goes_on_bit_for_bit():
     def make():
         rows = [(7, 0), (7, 1)]

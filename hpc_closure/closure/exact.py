@@ -51,6 +51,14 @@ class ExactLaw:
         self.law = BaseLaw(self.band, spectrum / self.band.group_size)
         self._kept: tuple[tuple, Kriging] | None = None  # of the last layout
 
+    @classmethod
+    def of(cls, problem: Problem, kind: str, interval: int = 1) -> "ExactLaw | None":
+        """The law, or None where no closed form is known."""
+        try:
+            return cls(problem, kind, interval)
+        except ValueError:
+            return None
+
     @property
     def variance(self) -> float:
         """Pointwise variance of U without sensors."""

@@ -103,15 +103,9 @@ class Contenders:
             self.readings = observe(
                 snapshots.closures, layout, experiment.seed, rows, 0, length
             )
-        self.law = self._exact()
-
-    def _exact(self) -> ExactLaw | None:
-        generate = self.experiment.generate
-        problem = replace(full_problem(self.experiment), grid=self.grid)
-        try:
-            return ExactLaw(problem, generate.closure, generate.interval)
-        except ValueError:
-            return None
+        problem = replace(full_problem(experiment), grid=self.grid)
+        generate = experiment.generate
+        self.law = ExactLaw.of(problem, generate.closure, generate.interval)
 
     def sensors(self, index) -> Sensors | None:
         """Readings of some snapshots."""

@@ -80,10 +80,9 @@ class CoupledRun:
         self.simulations = {"model": self._simulation(reduced, names)}
         if "none" in references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
-        self.law: ExactLaw | None = None
-        if "oracle" in references and self.exact:
-            if sensors is not None:
-                self.law = ExactLaw(full, kind, interval)
+        # with sensors: what the oracle draws from; without a closed form there is no oracle then
+        self.law = None if sensors is None else ExactLaw.of(full, kind, interval)
+        if "oracle" in references and self.exact and (sensors is None or self.law is not None):
             driven = full if sensors is None else reduced
             self.simulations["oracle"] = self._simulation(driven, names, "rollout")
         if self.exact:
