@@ -39,7 +39,7 @@ bench_app = typer.Typer(
 
 
 def _complete_experiment(incomplete: str) -> list[str]:
-    shipped = Path(__file__).parent / "configs"
+    shipped = Path(__file__).parent / "experiment" / "presets"
     names = [path.stem for path in shipped.glob("*.yaml")]
     names += [str(path) for path in Path(".").glob("*.y*ml")]
     return sorted(name for name in names if name.startswith(incomplete))
@@ -80,10 +80,10 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings and errors 
 
 
 def _experiment(name: str, overrides: list[str] | None, verb: str = "generate"):
-    from hpc_closure import config
+    from hpc_closure.experiment import reading
 
     try:
-        experiment = config.load(name, overrides)
+        experiment = reading.load(name, overrides)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if verb not in experiment.stages:
@@ -117,7 +117,7 @@ def generate(
     Under MPI (`mpirun -n 4 hpc-closure generate x.yaml`) the members are shared among the ranks;
     with cluster.domain_ranks=k each field is split over k ranks. The numbers are the same.
     """
-    from hpc_closure.commands import generate as verb
+    from hpc_closure.generate import verb as verb
 
     _finish(
         verb.run,
@@ -149,7 +149,7 @@ def train(
     One process or many (`launch/train -n 4 x.yaml`); DeepSpeed when installed, plain torch
     otherwise. Resumes from the newest whole checkpoint.
     """
-    from hpc_closure.commands import train as verb
+    from hpc_closure.train import verb as verb
 
     _finish(
         verb.run,
@@ -185,7 +185,7 @@ def rollout(
     With --executor slurm the missing units go to the queue through submitit and the command
     returns; run it again whenever something was lost.
     """
-    from hpc_closure.commands import rollout as verb
+    from hpc_closure.rollout import verb as verb
 
     overrides = [*(overrides or []), *([f"cluster.executor={executor}"] if executor else [])]
     _finish(
@@ -219,7 +219,7 @@ def evaluate(
     quiet: Quiet = False,
 ):
     """Score it beside exact laws: RUN/evaluate/report.html."""
-    from hpc_closure.commands import evaluate as verb
+    from hpc_closure.evaluate import verb as verb
 
     _finish(
         verb.run,
@@ -245,7 +245,7 @@ def status(
     ] = None,
 ):
     """Say what is done, failed and missing, and how to go on."""
-    from hpc_closure.commands import status as verb
+    from hpc_closure.tools import status as verb
 
     _finish(
         verb.run,
@@ -265,7 +265,7 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ):
     """Show what a file of a run holds, and where it is from."""
-    from hpc_closure.commands import inspect as verb
+    from hpc_closure.tools import inspect as verb
 
     _finish(verb.run, path, deep=deep, json=json)
 
@@ -273,7 +273,7 @@ def inspect(
 @config_app.command("list")
 def config_list():
     """Name the shipped presets."""
-    from hpc_closure.commands import config as verb
+    from hpc_closure.tools import config as verb
 
     _finish(verb.list_presets)
 
@@ -285,7 +285,7 @@ def config_show(
     doc: Annotated[bool, typer.Option("--doc", help="With descriptions and ranges.")] = False,
 ):
     """Print the resolved experiment."""
-    from hpc_closure.commands import config as verb
+    from hpc_closure.tools import config as verb
 
     _finish(verb.show, _experiment(experiment, overrides), doc=doc)
 
@@ -293,7 +293,7 @@ def config_show(
 @config_app.command("check")
 def config_check(experiment: Experiment, overrides: Overrides = None):
     """Check an experiment file; silence and exit code 0 when it is right."""
-    from hpc_closure.commands import config as verb
+    from hpc_closure.tools import config as verb
 
     _finish(verb.check, _experiment(experiment, overrides), experiment)
 
@@ -301,7 +301,7 @@ def config_check(experiment: Experiment, overrides: Overrides = None):
 @config_app.command("diff")
 def config_diff(one: Experiment, other: Experiment):
     """Print the keys in which two experiments differ."""
-    from hpc_closure.commands import config as verb
+    from hpc_closure.tools import config as verb
 
     _finish(verb.diff, _experiment(one, None), _experiment(other, None))
 
@@ -312,7 +312,7 @@ def config_copy(
     target: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
 ):
     """Write a preset to a file of your own, comments included."""
-    from hpc_closure.commands import config as verb
+    from hpc_closure.tools import config as verb
 
     _finish(verb.copy, preset, target)
 
@@ -364,7 +364,7 @@ def bench_dns(
     A ratio is our speed over the method's: medians of blocks timed by turns, the first ones left
     out. Other solvers are measured when installed, without stochastic forcing, which they lack.
     """
-    from hpc_closure.commands import bench as verb
+    from hpc_closure.bench import verb as verb
 
     _measure(
         verb.dns,
@@ -400,7 +400,7 @@ def bench_training(
     json: Json = None,
 ):
     """Speed of training and sampling, beside the published network's form in eager PyTorch."""
-    from hpc_closure.commands import bench as verb
+    from hpc_closure.bench import verb as verb
 
     _measure(
         verb.training,
@@ -452,7 +452,7 @@ def bench_sampling(
     json: Json = None,
 ):
     """Error, spread per shell and cost of every sampler on data with a known law."""
-    from hpc_closure.commands import bench as verb
+    from hpc_closure.bench import verb as verb
 
     _measure(
         verb.sampling,

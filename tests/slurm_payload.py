@@ -14,18 +14,23 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpc_closure import files, units, worker
+from hpc_closure.experiment.folder import Run
 from hpc_closure.rollout import submit
-from hpc_closure.rollout.queue import queued_members
-from hpc_closure.run import Run
-from hpc_closure.stop import Stop, Stopped
+from hpc_closure.rollout.squeue import queued_members
+from hpc_closure.work import atomic, loop, units
+from hpc_closure.work.stop import Stop, Stopped
 
 STAGE = "rollout"
 
 
 def ledger(plan: dict) -> units.Ledger:
-    return units.Ledger(Run(Path(plan["run"])), STAGE, recipe="empty physics",
-                        holds={"t_end": 1.0}, stale_after=plan.get("stale_after", 4.0))
+    return units.Ledger(
+        Run(Path(plan["run"])),
+        STAGE,
+        recipe="empty physics",
+        holds={"t_end": 1.0},
+        stale_after=plan.get("stale_after", 4.0),
+    )
 
 
 def read(config_path) -> dict:
@@ -35,38 +40,41 @@ def read(config_path) -> dict:
 def run_units(config_path, names) -> int:
     plan = read(config_path)
     books = ledger(plan)
-    chosen = [unit for unit in books.plan(plan["members"], plan["per_block"])
-              if unit.name in set(names)]
+    chosen = [
+        unit for unit in books.plan(plan["members"], plan["per_block"]) if unit.name in set(names)
+    ]
     with Stop() as stop:
+
         def run_unit(unit, claim):
             saved = books.run.restart(STAGE, unit) / "step.json"
             step, seconds = 0, plan["seconds"]
             if saved.exists():
-                step, seconds = files.read_json(saved)["step"], plan.get("again", seconds)
+                step, seconds = atomic.read_json(saved)["step"], plan.get("again", seconds)
             print(f"unit {unit} from step {step}", flush=True)
             while step < plan["steps"]:
                 if stop.requested:
-                    files.write_json(saved, {"step": step})
+                    atomic.write_json(saved, {"step": step})
                     raise Stopped(stop.reason)
                 time.sleep(seconds / plan["steps"])
                 step += 1
                 claim.refresh()
                 if step % 10 == 0:
-                    files.write_json(saved, {"step": step})
+                    atomic.write_json(saved, {"step": step})
             digest = hashlib.sha256(repr(unit.members).encode()).digest()
             with books.publish(unit, claim=claim) as part, h5py.File(part, "w") as file:
                 file["values"] = np.frombuffer(digest, dtype=np.uint8)
                 file.attrs.update({**books.attributes(unit), "complete": 1})
-            files.append_jsonl(books.run.root / "published.jsonl", {"unit": unit.name})
+            atomic.append_jsonl(books.run.root / "published.jsonl", {"unit": unit.name})
 
-        outcome = worker.work(books, chosen, run_unit, stop=stop)
+        outcome = loop.work(books, chosen, run_unit, stop=stop)
     return outcome.exit_code
 
 
 def with_tests() -> str:
     """PYTHONPATH on which jobs find the module of their payload."""
-    return os.pathsep.join(filter(None, [str(Path(__file__).parent),
-                                         os.environ.get("PYTHONPATH")]))
+    return os.pathsep.join(
+        filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    )
 
 
 class Ensemble:
@@ -74,16 +82,22 @@ class Ensemble:
 
     def __init__(self, folder, **changes):
         folder.mkdir(exist_ok=True)
-        self.plan = {"run": str(folder / "run"), "members": 4, "per_block": 1, "steps": 100,
-                     "seconds": 1.0} | changes
+        self.plan = {
+            "run": str(folder / "run"),
+            "members": 4,
+            "per_block": 1,
+            "steps": 100,
+            "seconds": 1.0,
+        } | changes
         self.config = folder / "experiment.json"
         self.config.write_text(json.dumps(self.plan))
         self.run = Run(folder / "run")
         self.books = ledger(self.plan)
 
     def state(self):
-        return self.books.survey(self.plan["members"], self.plan["per_block"],
-                                 queued_members(self.run))
+        return self.books.survey(
+            self.plan["members"], self.plan["per_block"], queued_members(self.run)
+        )
 
     def counts(self):
         return {key: value for key, value in self.state().counts().items() if value}
@@ -99,8 +113,14 @@ class Ensemble:
     def request(self, units, profile=None, **settings):
         profile = (profile or submit.load_profile("testbed")).for_stage("rollout")
         settings = {"walltime": 600.0, "signal_lead": 60.0} | settings
-        return submit.Request(self.config, self.run, tuple(units), profile,
-                              payload="slurm_payload:run_units", **settings)
+        return submit.Request(
+            self.config,
+            self.run,
+            tuple(units),
+            profile,
+            payload="slurm_payload:run_units",
+            **settings,
+        )
 
     def done(self):
         return self.counts().get("done") == self.counts()["units"]

@@ -44,8 +44,11 @@ class Testbed:
         Without those that Slurm holds because their node died while it started them.
         """
         lines = self.call("squeue", "-h", "-r", "-o", "%i %T %r").splitlines()
-        return dict(line.split()[:2] for line in lines
-                    if stuck or "launch failed requeued held" not in line)
+        return dict(
+            line.split()[:2]
+            for line in lines
+            if stuck or "launch failed requeued held" not in line
+        )
 
     def show(self, job: str) -> dict[str, str]:
         """What scontrol says about a job."""

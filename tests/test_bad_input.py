@@ -78,8 +78,10 @@ CONFIG = [
     ("evaluate.lead_times=[0.13]", r"evaluate.lead_times=0.13 is not a multiple of 0.1"),
     ("model.modes=100", r"model.modes=100 needs a grid of at least 200, train.grid is 16"),
     ("model.preset=paper", r"preset=paper is trained either with sensors or without: set "),
-    ("model={preset: paper, conditions: {sensors: none, history: 1}}",
-     r"model.preset=paper has no history: remove model.conditions.history"),
+    (
+        "model={preset: paper, conditions: {sensors: none, history: 1}}",
+        r"model.preset=paper has no history: remove model.conditions.history",
+    ),
     ("model.upscaling=conv", r"model.upscaling is no setting of model.preset=default: remove it"),
     ("model={preset: one_pass, schedule: edm}", r"model.schedule is no setting of model.preset"),
     ("cluster.domain_ranks=64", r"cluster.domain_ranks=64 is more than the retained rows of a 16"),
@@ -140,13 +142,22 @@ COMMANDS = [
     ("generate tiny.yaml root=/proc/nope", 1, r"cannot write /proc/nope.*: No such file"),
     ("train kuramoto_sivashinsky", 2, r"closure=none makes data but no closure: there is nothing"),
     ("rollout tiny.yaml generate.closure=none", 2, r"closure: there is nothing to rollout"),
-    ("generate kuramoto_sivashinsky physics.forcing.kind=ring", 2,
-     r"physics.forcing.kind=ring is for flows in two dimensions; kuramoto_sivashinsky1d needs no"),
+    (
+        "generate kuramoto_sivashinsky physics.forcing.kind=ring",
+        2,
+        r"physics.forcing.kind=ring is for flows in two dimensions; kuramoto_sivashinsky1d needs",
+    ),
     ("generate kuramoto_sivashinsky cluster.domain_ranks=2", 2, r"domain_ranks=2 is for flows in"),
-    ("generate kuramoto_sivashinsky generate.record.spectra=[enstrophy]", 2,
-     r"generate.record.spectra=\['enstrophy'\] is for flows in two dimensions"),
-    ("generate tiny.yaml generate.closure=none generate.cfl=1 generate.scheme=cn_ab2", 2,
-     r"generate.cfl=1: scheme cn_ab2 needs steps of one length"),
+    (
+        "generate kuramoto_sivashinsky generate.record.spectra=[enstrophy]",
+        2,
+        r"generate.record.spectra=\['enstrophy'\] is for flows in two dimensions",
+    ),
+    (
+        "generate tiny.yaml generate.closure=none generate.cfl=1 generate.scheme=cn_ab2",
+        2,
+        r"generate.cfl=1: scheme cn_ab2 needs steps of one length",
+    ),
     ("train tiny.yaml", 1, r"data are not complete \(4 missing of 4 units\); run `hpc-closure ge"),
     ("rollout tiny.yaml", 1, r"model.safetensors: no trained model; run `hpc-closure train` firs"),
     ("rollout tiny.yaml rollout.cases=50", 1, r"rollout.cases=50, but .* leave 2 test trajector"),
@@ -201,7 +212,7 @@ def test_the_table_is_long_enough():
 
 
 @pytest.mark.parametrize("change, line", CONFIG, ids=[change for change, _ in CONFIG])
-def test_config(refused, change, line):
+def test_experiment_reading(refused, change, line):
     refused(["generate", "tiny.yaml", change], 2, line)
 
 
@@ -218,18 +229,26 @@ def test_commands(refused, words, code, line):
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")
 def test_unavailable_device(refused):
-    refused(["generate", "tiny.yaml", "cluster.device=cuda"], 1,
-            "cluster.device=cuda, but torch sees no CUDA device; use cpu or auto")
+    refused(
+        ["generate", "tiny.yaml", "cluster.device=cuda"],
+        1,
+        "cluster.device=cuda, but torch sees no CUDA device; use cpu or auto",
+    )
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("change, line", [
-    ("cluster.domain_ranks=3", "cluster.domain_ranks=3 does not divide the 2 ranks"),
-    ("generate.gird=3", "unknown key generate.gird"),
-    ("root=/dev/null", "cannot write /dev/null")])
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        ("cluster.domain_ranks=3", "cluster.domain_ranks=3 does not divide the 2 ranks"),
+        ("generate.gird=3", "unknown key generate.gird"),
+        ("root=/dev/null", "cannot write /dev/null"),
+    ],
+)
 def test_ranks_speak_with_one_voice(place, mpirun, change, line):
-    done = mpirun(2, [sys.executable, "-m", "hpc_closure", "generate", "tiny.yaml", change],
-                  cwd=place)
+    done = mpirun(
+        2, [sys.executable, "-m", "hpc_closure", "generate", "tiny.yaml", change], cwd=place
+    )
     assert done.returncode in (1, 2)
     lines = [text for text in done.stderr.splitlines() if text.startswith("hpc-closure:")]
     assert len(lines) == 1 and line in lines[0], done.stderr
@@ -241,12 +260,12 @@ def test_ranks_speak_with_one_voice(place, mpirun, change, line):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    from hpc_closure import config
-    from hpc_closure.commands import generate
+    from hpc_closure.experiment import reading
+    from hpc_closure.generate import verb as generate
 
     folder = tmp_path_factory.mktemp("made")
     (folder / "tiny.yaml").write_text(TINY.format(root=folder / "runs"))
-    assert generate.run(config.load(folder / "tiny.yaml"), verbosity=-1) == 0
+    assert generate.run(reading.load(folder / "tiny.yaml"), verbosity=-1) == 0
     return folder
 
 

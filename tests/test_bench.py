@@ -11,22 +11,33 @@ from hpc_closure.bench import dns, measure, peers, ranks, sampling, training
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.measure import Contender
 from hpc_closure.bench.networks import published_network, to_published_form
-from hpc_closure.closure.paper import PublishedNetwork
+from hpc_closure.closure.published import PublishedNetwork
 from hpc_closure.evaluate.spectra import shell_power
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train.settings import TrainSettings
 
 FIELDS = {
-    "case", "grid", "members", "ranks", "precision", "method", "ns_per_point_rhs",
-    "member_steps_per_s", "fraction_of_copy", "ratio",
-}  # fmt: skip
+    "case",
+    "grid",
+    "members",
+    "ranks",
+    "precision",
+    "method",
+    "ns_per_point_rhs",
+    "member_steps_per_s",
+    "fraction_of_copy",
+    "ratio",
+}
 TINY = dns.Case(grid=32, members=2, steps=2, repeats=2)
 
 
 @pytest.fixture(autouse=True)
 def small_copy(monkeypatch):
-    monkeypatch.setattr(measure.copy_bandwidth, "__kwdefaults__",
-                        {**measure.copy_bandwidth.__kwdefaults__, "size": 1 << 20})
+    monkeypatch.setattr(
+        measure.copy_bandwidth,
+        "__kwdefaults__",
+        {**measure.copy_bandwidth.__kwdefaults__, "size": 1 << 20},
+    )
 
 
 # The published solver
@@ -93,8 +104,9 @@ def test_contenders_take_turns_and_the_warm_up_is_not_counted(monkeypatch):
 
         return Contender(advance, steps=3)
 
-    taken = measure.interleave({"ours": contender("ours", 1.0), "other": contender("other", 4.0)},
-                               repeats=5)
+    taken = measure.interleave(
+        {"ours": contender("ours", 1.0), "other": contender("other", 4.0)}, repeats=5
+    )
     assert order[-10:] == ["ours", "other"] * 5
     assert all(len(times) == 5 for times in taken.values())
     assert max(taken["ours"]) < 2
@@ -145,7 +157,8 @@ def test_right_hand_sides_are_counted_per_scheme():
 def test_peers_are_compared_without_noise():
     cases = dns.split(replace(TINY, against=("published", "exponax")))
     assert [(case.against, case.noise) for case in cases] == [
-        (("published",), True), (("exponax",), False)
+        (("published",), True),
+        (("exponax",), False),
     ]
     assert dns.split(TINY) == [TINY]
 
@@ -195,9 +208,11 @@ def test_training_records():
         grid=32, batch=2, samples=(1,), repeats=1, steps=1, config={"width": 8, "layers": 1}
     )
     assert [(r["case"], r["method"]) for r in records] == [
-        ("training_step", "default"), ("training_step", "published"),
-        ("sample", "default"), ("sample", "published"),
-    ]  # fmt: skip
+        ("training_step", "default"),
+        ("training_step", "published"),
+        ("sample", "default"),
+        ("sample", "published"),
+    ]
     assert all(r["milliseconds"] > 0 for r in records)
     assert [r["evaluations"] for r in records] == [1, 1, 4, 10]
 
@@ -207,14 +222,22 @@ def test_sampling_records(case):
     known = Known(case, 16)
     model, one_pass = (
         fit(
-            known, samples=200, settings=TrainSettings(steps=2, batch=8, engine="torch"),
+            known,
+            samples=200,
+            settings=TrainSettings(steps=2, batch=8, engine="torch"),
             config={"preset": preset, "width": 8, "modes": 4, "layers": 1, "mean_layers": 1},
         )
         for preset in ("default", "one_pass")
-    )  # fmt: skip
+    )
     records = sampling.run(
-        known, model, methods=("euler", "heun"), evaluations=(1, 2), states=12, members=16,
-        repeats=1, one_pass=one_pass,
+        known,
+        model,
+        methods=("euler", "heun"),
+        evaluations=(1, 2),
+        states=12,
+        members=16,
+        repeats=1,
+        one_pass=one_pass,
     )
     methods = [r["method"] for r in records[:5]]
     assert methods == ["oracle", "oracle_x0.95", "mean_gp", "one_pass", "euler"]
@@ -230,9 +253,15 @@ def test_sampling_records(case):
         assert record["lowest"] <= record["highest"]
     del model.statistics["score/gain"]  # so the generator is used, and found unneeded again
     sampling.run(
-        known, model, methods=("euler",), evaluations=(1,), states=4, members=4, repeats=1,
+        known,
+        model,
+        methods=("euler",),
+        evaluations=(1,),
+        states=4,
+        members=4,
+        repeats=1,
         unseen=known.batches("valid", 50),
-    )  # fmt: skip
+    )
     assert model.config["evaluations"] == 1 and not model.score_active
     if case == "diffusion":  # the closed-form law is nearly the exact one
         assert plain["crps_ratio"] == pytest.approx(1, abs=0.1)
@@ -247,9 +276,23 @@ def test_two_kinds_of_states_share_none():
 def test_the_command_prints_the_machine_first_and_writes_records(hpc_closure_command, tmp_path):
     path = tmp_path / "records.json"
     done = hpc_closure_command(
-        "bench", "dns", "--grid", "16,32", "--members", "1", "--steps", "1", "--repeats", "1",
-        "--against", "published", "--threads", "1", "--json", path,
-    )  # fmt: skip
+        "bench",
+        "dns",
+        "--grid",
+        "16,32",
+        "--members",
+        "1",
+        "--steps",
+        "1",
+        "--repeats",
+        "1",
+        "--against",
+        "published",
+        "--threads",
+        "1",
+        "--json",
+        path,
+    )
     assert done.returncode == 0, done.stderr
     assert "cores" in done.stdout.splitlines()[0] and "torch" in done.stdout.splitlines()[0]
     found = json.loads(path.read_text())

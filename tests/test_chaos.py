@@ -21,22 +21,39 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from hpc_closure import files
-from hpc_closure.run import Run
+from hpc_closure.experiment.folder import Run
+from hpc_closure.work import hdf5
 
 KILL = signal.SIGKILL
 POLITE = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP]
 SIGNALS = [KILL, KILL, KILL, *POLITE]
 KILLS = {"generate": 11, "train": 9, "rollout": 9, "evaluate": 2}  # at least 30 in all
 LONGER = int(os.environ.get("HPC_CLOSURE_KILLS", 300))  # of the long test, over the verbs
-PRELOAD = ["hpc_closure.cli", "hpc_closure.commands.generate", "hpc_closure.commands.train",
-           "hpc_closure.commands.rollout", "hpc_closure.commands.evaluate",
-           "hpc_closure.data.dns", "hpc_closure.rollout.block", "hpc_closure.closure.artifact",
-           "hpc_closure.train.trainer", "hpc_closure.evaluate.report",
-           "hpc_closure.evaluate.figures", "safetensors.torch", "pydantic"]
-CHANGES = ["generate.dt=0.0025", "train.steps=12", "train.validate_every=6", "rollout.interval=4",
-           "train.checkpoint_every=2", "cluster.checkpoint_every=0.02", "evaluate.samples=4",
-           "evaluate.sensors=[]"]
+PRELOAD = [
+    "hpc_closure.cli",
+    "hpc_closure.generate.verb",
+    "hpc_closure.train.verb",
+    "hpc_closure.rollout.verb",
+    "hpc_closure.evaluate.verb",
+    "hpc_closure.generate.dns",
+    "hpc_closure.rollout.rows",
+    "hpc_closure.closure.artifact",
+    "hpc_closure.train.trainer",
+    "hpc_closure.evaluate.report",
+    "hpc_closure.evaluate.figures",
+    "safetensors.torch",
+    "pydantic",
+]
+CHANGES = [
+    "generate.dt=0.0025",
+    "train.steps=12",
+    "train.validate_every=6",
+    "rollout.interval=4",
+    "train.checkpoint_every=2",
+    "cluster.checkpoint_every=0.02",
+    "evaluate.samples=4",
+    "evaluate.sensors=[]",
+]
 PATIENCE = 300  # seconds until a process counts as hung, on a machine busy with other work
 
 
@@ -86,8 +103,9 @@ class Bench:
 
 def losses(path):
     with open(path, newline="") as stream:
-        return [{key: row[key] for key in row if key != "seconds"}
-                for row in csv.DictReader(stream)]
+        return [
+            {key: row[key] for key in row if key != "seconds"} for row in csv.DictReader(stream)
+        ]
 
 
 def scores(path):
@@ -107,14 +125,16 @@ def products(run, verb):
         return weights(run.model), losses(run.metrics)
     if verb == "evaluate":
         return scores(run.scores_csv)
-    return {path.name: files.sha256_datasets(path)
-            for path in sorted(run.folder(verb).iterdir())}
+    return {path.name: hdf5.sha256_datasets(path) for path in sorted(run.folder(verb).iterdir())}
 
 
 def damage_newest(run, verb, rng):
     """What a dying disk or node leaves: the newest restart point cut short."""
-    found = [*run.units(verb).glob("*.restart/step_*.h5")] if verb != "train" else [
-        *run.checkpoints.glob("step_*/weights.safetensors")]
+    found = (
+        [*run.units(verb).glob("*.restart/step_*.h5")]
+        if verb != "train"
+        else [*run.checkpoints.glob("step_*/weights.safetensors")]
+    )
     if found:
         newest = max(found, key=lambda path: path.stat().st_mtime)
         newest.write_bytes(newest.read_bytes()[: rng.randrange(newest.stat().st_size)])
@@ -226,7 +246,7 @@ def test_time_limit(reference, context, tmp_path, verb):
     shutil.copytree(undisturbed.run.root, bench.run.root)
     bench.wipe(verb)
     limit, stops = 0.05, 0
-    while (process := bench.start(verb, "--max-elapsed", f"{limit:.3f}s")):
+    while process := bench.start(verb, "--max-elapsed", f"{limit:.3f}s"):
         process.join(PATIENCE)
         if process.exitcode == 0:
             break
@@ -240,11 +260,15 @@ def test_time_limit(reference, context, tmp_path, verb):
 
 @pytest.mark.slow
 @pytest.mark.mpi
-@pytest.mark.parametrize("verb, ranks, changes", [
-    ("generate", 2, []),
-    ("generate", 2, ["cluster.domain_ranks=2"]),
-    ("train", 2, ["train.engine=torch"]),
-    ("train", 2, ["train.engine=deepspeed"])])
+@pytest.mark.parametrize(
+    "verb, ranks, changes",
+    [
+        ("generate", 2, []),
+        ("generate", 2, ["cluster.domain_ranks=2"]),
+        ("train", 2, ["train.engine=torch"]),
+        ("train", 2, ["train.engine=deepspeed"]),
+    ],
+)
 def test_kills_of_ranks(reference, context, environment, tmp_path, verb, ranks, changes):
     """The same with several ranks: a rank or the launcher is killed."""
     undisturbed, _, expected = reference
@@ -254,15 +278,27 @@ def test_kills_of_ranks(reference, context, environment, tmp_path, verb, ranks, 
     for each in (bench, whole):
         shutil.copytree(undisturbed.run.root, each.run.root)
         each.wipe(verb)
-    program = [shutil.which("mpirun", path=environment["PATH"]), "-n", str(ranks),
-               sys.executable, "-m", "hpc_closure", verb]
+    program = [
+        shutil.which("mpirun", path=environment["PATH"]),
+        "-n",
+        str(ranks),
+        sys.executable,
+        "-m",
+        "hpc_closure",
+        verb,
+    ]
 
     def start(each):
         words = [*program, each.path, *CHANGES, *changes]
         # A session of its own, because a killed mpirun signals its whole process group.
         with open(each.log, "a") as told:
-            return subprocess.Popen([str(word) for word in words], env=environment, stdout=told,
-                                    stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen(
+                [str(word) for word in words],
+                env=environment,
+                stdout=told,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     began = time.monotonic()
     assert start(whole).wait(PATIENCE) == 0, whole.log.read_text()[-3000:]
@@ -298,8 +334,13 @@ def ranks_of(launcher, verb):
             line = parents[line]
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if line == launcher and pid != launcher and b"hpc_closure" in words \
-                    and b"mpi" not in words[0] and b"hydra" not in words[0]:
+            if (
+                line == launcher
+                and pid != launcher
+                and b"hpc_closure" in words
+                and b"mpi" not in words[0]
+                and b"hydra" not in words[0]
+            ):
                 found.append(pid)
     return found
 

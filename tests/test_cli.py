@@ -39,8 +39,10 @@ def test_help_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("words", ["hpc-closure gen", "hpc-closure rollout quickstart a=3 --ex",
-                                   "hpc-closure bench dns --thr"])
+@pytest.mark.parametrize(
+    "words",
+    ["hpc-closure gen", "hpc-closure rollout quickstart a=3 --ex", "hpc-closure bench dns --thr"],
+)
 def test_completion_imports_nothing_heavy(environment, words):
     code = (
         "import sys\n"
@@ -51,10 +53,17 @@ def test_completion_imports_nothing_heavy(environment, words):
         "found = heavy & set(sys.modules)\n"
         "assert not found, found\n"
     )
-    asked = {"_HPC_CLOSURE_COMPLETE": "complete_bash", "COMP_WORDS": words,
-             "COMP_CWORD": str(len(words.split()) - 1)}
-    done = subprocess.run([sys.executable, "-c", code, "hpc-closure"], capture_output=True,
-                          text=True, env={**environment, **asked})
+    asked = {
+        "_HPC_CLOSURE_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, "hpc-closure"],
+        capture_output=True,
+        text=True,
+        env={**environment, **asked},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().startswith(words.split()[-1])
 
@@ -63,8 +72,14 @@ def test_help_and_completion_answer_at_once(environment):
     """Processor seconds, not wall: other processes may share the machine."""
     import resource
 
-    for extra in ({}, {"_HPC_CLOSURE_COMPLETE": "complete_bash", "COMP_WORDS": "hpc-closure gen",
-                       "COMP_CWORD": "1"}):
+    for extra in (
+        {},
+        {
+            "_HPC_CLOSURE_COMPLETE": "complete_bash",
+            "COMP_WORDS": "hpc-closure gen",
+            "COMP_CWORD": "1",
+        },
+    ):
         best = 9.0
         for _ in range(8):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)

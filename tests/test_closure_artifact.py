@@ -11,13 +11,13 @@ import torch
 from closure_case import batches_of, fitted, law_of, states_of
 
 import hpc_closure
-from hpc_closure import config
 from hpc_closure.closure import artifact
 from hpc_closure.closure.conditions import Sensors, regular_positions
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.run import Run
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +142,9 @@ def test_damaged_and_foreign_files(saved, tmp_path):
 def test_shipped_models_are_those_of_the_shipped_presets(kind):
     """Made by ``generate`` and ``train`` of the preset as it is now; nothing of the maker's."""
     assert artifact.shipped() == ["convection", "diffusion"]
-    path = Run.of(config.load(f"{kind}_64", [f"use.model={kind}"])).model
+    path = Run.of(reading.load(f"{kind}_64", [f"use.model={kind}"])).model
     provenance = artifact.read_header(path)["provenance"]
-    assert provenance["hashes"]["train"] == config.load(f"{kind}_64").stage_hash("train")
+    assert provenance["hashes"]["train"] == reading.load(f"{kind}_64").stage_hash("train")
     assert not {"host", "user", "run"} & set(provenance)
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from closure_case import SMALL, batches_of, fitted, law_of, states_of
 
-from hpc_closure.closure.bands import band
+from hpc_closure.closure.band import band
 from hpc_closure.closure.conditions import Sensors, physics_estimate, regular_positions
-from hpc_closure.closure.model import PRESETS, build
+from hpc_closure.closure.interface import PRESETS, build
 from hpc_closure.spectral.grid import resize
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from closure_case import law_of, states_of
 
+from hpc_closure.bench.laws import StateAmplitude, TwoRegimes
 from hpc_closure.closure.baselines import fourier, physics
 from hpc_closure.closure.conditions import Sensors, regular_positions
-from hpc_closure.closure.nongaussian import StateAmplitude, TwoRegimes
 
 
 def test_published_noise_level():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpc_closure.closure import draws
-from hpc_closure.closure.bands import band
+from hpc_closure.closure.band import band
 from hpc_closure.closure.conditions import regular_positions
 from hpc_closure.closure.law import BaseLaw, Kriging
 

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpc_closure import __main__, config, files, units
-from hpc_closure.commands import inspect
-from hpc_closure.data.store import DataSet
+from hpc_closure import __main__
+from hpc_closure.data.reader import DataSet
+from hpc_closure.experiment import reading
+from hpc_closure.tools import inspect
+from hpc_closure.work import hdf5, units
 
 quick = settings(
     max_examples=60,
@@ -55,7 +57,11 @@ def damaged(data, how):
 # experiment files
 
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
     st.lists(st.integers(), max_size=3),
 )
 
@@ -66,7 +72,7 @@ def test_any_text_is_an_experiment_or_one_line(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8", newline="")
     with clean(""):
-        config.load(path)
+        reading.load(path)
 
 
 @quick
@@ -75,7 +81,7 @@ def test_any_bytes_are_an_experiment_or_one_line(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(data)
     with clean("any.yaml"):
-        config.load(path)
+        reading.load(path)
 
 
 def keys(values, prefix=""):
@@ -85,7 +91,7 @@ def keys(values, prefix=""):
             yield from keys(value, f"{prefix}{key}.")
 
 
-KEYS = sorted(keys(config.load("quickstart").model_dump(mode="json")))
+KEYS = sorted(keys(reading.load("quickstart").model_dump(mode="json")))
 
 
 @settings(quick, max_examples=400)
@@ -93,9 +99,9 @@ KEYS = sorted(keys(config.load("quickstart").model_dump(mode="json")))
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line(key, value):
     text = repr(value) if not isinstance(value, str) else value
     with clean(""):
-        loaded = config.load("quickstart", [f"{key}={text}"])
-        again = config.dump(loaded)
-        assert config.parse_yaml(again, "dump")
+        loaded = reading.load("quickstart", [f"{key}={text}"])
+        again = reading.dump(loaded)
+        assert reading.parse_yaml(again, "dump")
 
 
 @quick
@@ -120,14 +126,19 @@ def test_any_command_line_ends_in_order(words):
 @pytest.fixture(scope="module")
 def block(tmp_path_factory):
     """A small block, as bytes."""
-    from hpc_closure.data.store import BlockWriter
+    from hpc_closure.data.writer import BlockWriter
 
     path = tmp_path_factory.mktemp("block") / "block_000000-000001.h5"
-    writer = BlockWriter(path, (0, 1), np.arange(3.0), 8, {"dataset_name": "x", "recipe": "{}"},
-                         series=("energy",))
+    writer = BlockWriter(
+        path, (0, 1), np.arange(3.0), 8, {"dataset_name": "x", "recipe": "{}"}, series=("energy",)
+    )
     for index in range(3):
-        writer.write(index, {name: np.ones((2, 8, 8)) for name in ("vorticity", "closure")},
-                     {"energy": np.ones(2)}, {})
+        writer.write(
+            index,
+            {name: np.ones((2, 8, 8)) for name in ("vorticity", "closure")},
+            {"energy": np.ones(2)},
+            {},
+        )
     writer.finish({"w_hat": np.ones((2, 5), complex)}, {"recipe_hash": "abc", "holds": "{}"})
     return path.read_bytes()
 
@@ -138,9 +149,9 @@ def read_everything(path):
     with clean(path.name):
         inspect.inspect(path, deep=True)
     with clean(path.name):
-        files.sha256_datasets(path)
+        hdf5.sha256_datasets(path)
     with clean(path.name):
-        files.sha256_members(path)
+        hdf5.sha256_members(path)
     with clean(path.name):
         data = DataSet(path.parent)
         try:
@@ -169,31 +180,43 @@ def test_foreign_blocks(tmp_path, data):
     read_everything(path)
 
 
-@pytest.mark.parametrize("change", [
-    lambda file: file.attrs.__setitem__("members", "x"),
-    lambda file: file.attrs.__setitem__("members", np.zeros(0)),
-    lambda file: file.attrs.__setitem__("members", [5.5, np.nan]),
-    lambda file: file.attrs.__setitem__("members", [0, 10**12]),
-    lambda file: file.attrs.__setitem__("holds", "[1"),
-    lambda file: file.attrs.__setitem__("holds", 3),
-    lambda file: file.attrs.__setitem__("complete", "yes"),
-    lambda file: file.attrs.__setitem__("complete", [1, 1]),
-    lambda file: file.attrs.__setitem__("recipe", 7),
-    lambda file: file.attrs.__setitem__("recipe", "{"),
-    lambda file: file.attrs.__delitem__("members"),
-    lambda file: file.__delitem__("dimensions"),
-    lambda file: file.__delitem__("dimensions/time"),
-    lambda file: file.__delitem__("t0_fields/vorticity"),
-    lambda file: file.__delitem__("t0_fields"),
-    lambda file: (file.__delitem__("dimensions/time"),
-                  file.__setitem__("dimensions/time", "a word")),
-    lambda file: (file.__delitem__("t0_fields/vorticity"),
-                  file.__setitem__("t0_fields/vorticity", np.zeros(3))),
-    lambda file: (file.__delitem__("t0_fields/vorticity"),
-                  file.__setitem__("t0_fields/vorticity", ["a", "b"])),
-    lambda file: (file.__delitem__("scalars/energy"),
-                  file.__setitem__("scalars/energy", "none")),
-], ids=range(19))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.attrs.__setitem__("members", "x"),
+        lambda file: file.attrs.__setitem__("members", np.zeros(0)),
+        lambda file: file.attrs.__setitem__("members", [5.5, np.nan]),
+        lambda file: file.attrs.__setitem__("members", [0, 10**12]),
+        lambda file: file.attrs.__setitem__("holds", "[1"),
+        lambda file: file.attrs.__setitem__("holds", 3),
+        lambda file: file.attrs.__setitem__("complete", "yes"),
+        lambda file: file.attrs.__setitem__("complete", [1, 1]),
+        lambda file: file.attrs.__setitem__("recipe", 7),
+        lambda file: file.attrs.__setitem__("recipe", "{"),
+        lambda file: file.attrs.__delitem__("members"),
+        lambda file: file.__delitem__("dimensions"),
+        lambda file: file.__delitem__("dimensions/time"),
+        lambda file: file.__delitem__("t0_fields/vorticity"),
+        lambda file: file.__delitem__("t0_fields"),
+        lambda file: (
+            file.__delitem__("dimensions/time"),
+            file.__setitem__("dimensions/time", "a word"),
+        ),
+        lambda file: (
+            file.__delitem__("t0_fields/vorticity"),
+            file.__setitem__("t0_fields/vorticity", np.zeros(3)),
+        ),
+        lambda file: (
+            file.__delitem__("t0_fields/vorticity"),
+            file.__setitem__("t0_fields/vorticity", ["a", "b"]),
+        ),
+        lambda file: (
+            file.__delitem__("scalars/energy"),
+            file.__setitem__("scalars/energy", "none"),
+        ),
+    ],
+    ids=range(19),
+)
 def test_wrong_but_whole_blocks(block, tmp_path, change):
     path = tmp_path / "block_000000-000001.h5"
     path.write_bytes(block)
@@ -233,8 +256,10 @@ def point(tmp_path_factory):
     from hpc_closure.train import checkpoint
 
     folder = tmp_path_factory.mktemp("point")
-    checkpoint.save(folder, checkpoint.Checkpoint(
-        checkpoint.Progress(step=3), {"weights": {"a": torch.ones(5)}}))
+    checkpoint.save(
+        folder,
+        checkpoint.Checkpoint(checkpoint.Progress(step=3), {"weights": {"a": torch.ones(5)}}),
+    )
     return {path.name: path.read_bytes() for path in (folder / "step_0000003").iterdir()}
 
 
@@ -261,14 +286,21 @@ def test_damaged_restart_points(point, tmp_path_factory, data):
 @quick
 @given(text=st.text(max_size=100))
 def test_any_text_in_the_books(tmp_path, text):
-    from hpc_closure.run import Run
+    from hpc_closure.experiment.folder import Run
 
     run = Run(tmp_path)
     ledger = units.Ledger(run, "generate", "abc")
     folder = run.units("generate")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("manifest.jsonl", "000000-000001.claim", "000002-000003.error",
-                 "submissions.jsonl", "junk", "9-3.claim", "000009-000003.claim"):
+    for name in (
+        "manifest.jsonl",
+        "000000-000001.claim",
+        "000002-000003.error",
+        "submissions.jsonl",
+        "junk",
+        "9-3.claim",
+        "000009-000003.claim",
+    ):
         (folder / name).write_text(text, encoding="utf-8")
     counts = ledger.survey(8, 2).counts()
     assert counts["units"] == 4 and counts["done"] == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from hpc_closure import config
 from hpc_closure.cli import app
+from hpc_closure.experiment import reading
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -80,7 +80,7 @@ def test_every_experiment_in_the_docs_loads(page, text, tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    config.load(path)
+    reading.load(path)
 
 
 @pytest.mark.parametrize("page, text", list(blocks("python")))
@@ -113,9 +113,9 @@ def test_the_closure_in_a_solver_of_ones_own():
     import torch
 
     import hpc_closure
-    from hpc_closure.data.targets import reduced_problem
+    from hpc_closure.closure.targets import reduced_problem
     from hpc_closure.spectral.problem import Problem
-    from hpc_closure.spectral.simulate import Simulation
+    from hpc_closure.spectral.simulation import Simulation
 
     example = next(text for page, text in blocks("python") if page == "api.md" and "force" in text)
     told: dict = {}

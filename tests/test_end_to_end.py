@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from hpc_closure import config
-from hpc_closure.evaluate.tables import COLUMNS
+from hpc_closure.evaluate.rows import COLUMNS
+from hpc_closure.experiment import reading
 
 EXPERIMENT = """
 base: quickstart
@@ -36,7 +36,7 @@ def finished(tmp_path_factory, hpc_closure_command):
 
 @pytest.fixture(scope="module")
 def rows(finished):
-    with open(config.load(finished).folder / "evaluate/scores.csv", newline="") as file:
+    with open(reading.load(finished).folder / "evaluate/scores.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -44,34 +44,45 @@ def value(rows, method, score, **where):
     found = [
         float(row["value"])
         for row in rows
-        if row["method"] == method and row["score"] == score and row["shell"] == ""
+        if row["method"] == method
+        and row["score"] == score
+        and row["shell"] == ""
         and all(row[key] == str(wanted) for key, wanted in where.items())
-    ]  # fmt: skip
+    ]
     assert len(found) == 1, (method, score, where, found)
     return found[0]
 
 
 def test_products_have_the_promised_names(finished):
-    folder = config.load(finished).folder
+    folder = reading.load(finished).folder
     for name in (
-        "config.yaml", "provenance.jsonl", "train/model.safetensors", "train/metrics.csv",
-        "evaluate/scores.csv", "evaluate/scores.json", "evaluate/report.html",
-    ):  # fmt: skip
+        "config.yaml",
+        "provenance.jsonl",
+        "train/model.safetensors",
+        "train/metrics.csv",
+        "evaluate/scores.csv",
+        "evaluate/scores.json",
+        "evaluate/report.html",
+    ):
         assert (folder / name).stat().st_size > 0, name
     assert {p.suffix for p in (folder / "evaluate/figures").iterdir()} == {".png", ".pdf"}
     assert list((folder / "train/tensorboard").iterdir())
 
 
 def test_score_rows_have_the_columns_of_the_contract(finished, rows):
-    assert list(rows[0]) == list(COLUMNS) == (
-        "stage,closure,method,grid,lead_time,shell,score,value,low,high,sensors,evaluations,"
-        "interval,members,samples,split"
-    ).split(",")
+    assert (
+        list(rows[0])
+        == list(COLUMNS)
+        == (
+            "stage,closure,method,grid,lead_time,shell,score,value,low,high,sensors,evaluations,"
+            "interval,members,samples,split"
+        ).split(",")
+    )
     for method in ("model", "none", "oracle", "physics", "climatology"):
         assert any(row["method"] == method and row["stage"] == "generated" for row in rows)
     assert any(row["method"] == "fourier" and row["sensors"] == "8x8" for row in rows)
     assert not any(row["method"] == "fourier" and row["sensors"] == "none" for row in rows)
-    plain = json.loads((config.load(finished).folder / "evaluate/scores.json").read_text())
+    plain = json.loads((reading.load(finished).folder / "evaluate/scores.json").read_text())
     assert plain
 
 
@@ -97,8 +108,10 @@ def test_the_model_is_near_the_oracle_and_far_from_nothing(rows):
 
 def test_the_coupled_run_beats_no_closure_and_climatology(rows):
     where = {"stage": "coupled", "lead_time": 1.0}
-    error = {m: value(rows, m, "relative_error_mean", **where) for m in
-             ("model", "none", "climatology", "oracle")}  # fmt: skip
+    error = {
+        m: value(rows, m, "relative_error_mean", **where)
+        for m in ("model", "none", "climatology", "oracle")
+    }
     assert error["model"] * 5 < error["none"]
     assert error["model"] < error["climatology"]
     assert error["model"] < 5 * error["oracle"]
@@ -128,12 +141,19 @@ def test_every_kind_of_model_goes_from_the_file_to_the_report(
 ):
     """On the data of the other run; what was granted has a name of its own, and no certificate."""
     side = "evaluate.sensors=[{number: 16}]"
-    own = ["name=kind", "use.data=small", change, side, "rollout.interval=1",
-           "evaluate.grids=[32]", "rollout.sensors={number: 16}"]  # fmt: skip
+    own = [
+        "name=kind",
+        "use.data=small",
+        change,
+        side,
+        "rollout.interval=1",
+        "evaluate.grids=[32]",
+        "rollout.sensors={number: 16}",
+    ]
     for verb, *more in (("train",), ("evaluate", "--partial")):
         done = hpc_closure_command(verb, finished, *own, *more, "--redo", "--yes")
         assert done.returncode == 0, done.stderr
-    folder = config.load(finished, own).folder / "evaluate"
+    folder = reading.load(finished, own).folder / "evaluate"
     with open(folder / "scores.csv", newline="") as file:
         found = list(csv.DictReader(file))
     names = {row["method"] for row in found}
@@ -158,7 +178,7 @@ def test_another_run_uses_its_data_and_model(finished, hpc_closure_command):
         status.stdout
     )
     assert hpc_closure_command("rollout", *other, timeout=400).returncode == 0
-    folder = config.load(finished).folder.parent / "other"
+    folder = reading.load(finished).folder.parent / "other"
     assert list((folder / "rollout").glob("*.h5")) and not (folder / "data").exists()
     done = hpc_closure_command("generate", *other)
     assert done.returncode == 1 and "use.data=small: the data are those of another" in done.stderr
@@ -177,7 +197,7 @@ def test_the_closure_answers_in_somebody_elses_solver(finished):
 
     import hpc_closure
 
-    closure = hpc_closure.load(config.load(finished).folder / "train/model.safetensors")
+    closure = hpc_closure.load(reading.load(finished).folder / "train/model.safetensors")
     state = np.random.default_rng(0).standard_normal((64, 64))
     drawn = closure.sample(state, members=[3, 9], seed=1, call=2)
     again = closure.sample(state, members=[9], seed=1, call=2)

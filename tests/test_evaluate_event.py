@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpc_closure.evaluate.event import OBSERVABLES, members_needed, score_event, wilson
-from hpc_closure.evaluate.tables import Rows
+from hpc_closure.evaluate.rows import Rows
 
 
 def test_wilson_against_published_values():

@@ -13,14 +13,14 @@ from test_evaluate_scores import normal, stationary
 from hpc_closure.evaluate import figures
 from hpc_closure.evaluate.coupled import score_coupled
 from hpc_closure.evaluate.generated import Law, score_generated
-from hpc_closure.evaluate.illustrate import (
+from hpc_closure.evaluate.pictures import (
     illustrate_cost,
     illustrate_coupled,
     illustrate_generated,
     illustrate_training,
 )
-from hpc_closure.evaluate.ranks import fourier_coordinates
-from hpc_closure.evaluate.tables import Rows
+from hpc_closure.evaluate.rank_histogram import fourier_coordinates
+from hpc_closure.evaluate.rows import Rows
 
 LABELS = {"closure": "diffusion", "sensors": "none", "interval": 1}
 
@@ -182,9 +182,7 @@ def test_diverged_and_missing_values_are_left_out_of_lines():
     start = normal(1, 8, 8)
     ensemble = start + 0.1 * normal(4, 3, 8, 8)
     ensemble[:, 2] = math.inf
-    scored = score_coupled(
-        start.expand(3, 8, 8), {"model": ensemble}, [1, 2, 3], LABELS
-    )  # fmt: skip
+    scored = score_coupled(start.expand(3, 8, 8), {"model": ensemble}, [1, 2, 3], LABELS)
     line = figures.error_growth(scored.rows).axes[0].lines[0]
     assert list(line.get_xdata()) == [1, 2]
 

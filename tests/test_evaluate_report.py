@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hpc_closure.evaluate.headlines import describe, headlines
 from hpc_closure.evaluate.report import SCORES, TABLES, Picture, write_report
-from hpc_closure.evaluate.tables import Rows
+from hpc_closure.evaluate.rows import Rows
+from hpc_closure.evaluate.summary import describe, headlines
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 PIXEL = base64.b64decode(
@@ -48,23 +48,29 @@ def run_rows(p_control=1e-9):
     base = {"closure": "diffusion", "grid": 64, "interval": 1, "members": 32, "samples": 200}
     table = {
         "model": {
-            "relative_error": 0.481, "crps_ratio": 1.004, "spread_ratio": 0.995, "rank_p": 0.4
+            "relative_error": 0.481,
+            "crps_ratio": 1.004,
+            "spread_ratio": 0.995,
+            "rank_p": 0.4,
         },
         "oracle": {"relative_error": 0.478, "crps_ratio": 1.0, "rank_p": 0.6, "floor": 0.338},
         "oracle_x0.95": {"rank_p": p_control},
         "physics": {"relative_error": 0.338},
         "none": {"relative_error": 1.0},
-    }  # fmt: skip
+    }
     for method, scores in table.items():
         for score, value in scores.items():
             rows.add(
-                **base, stage="generated", method=method, score=score, value=value,
-                low=0.98 * value, high=1.02 * value,
+                **base,
+                stage="generated",
+                method=method,
+                score=score,
+                value=value,
+                low=0.98 * value,
+                high=1.02 * value,
                 evaluations=2 if method == "model" else None,
-            )  # fmt: skip
-    rows.add(
-        **base, stage="generated", method="model", shell=2, score="spread_ratio", value=0.97
-    )  # fmt: skip
+            )
+    rows.add(**base, stage="generated", method="model", shell=2, score="spread_ratio", value=0.97)
     base |= {"interval": 5, "members": 20, "samples": 1}
     for lead, factor in ((0.0, 0.0), (5.0, 0.5), (20.0, 1.0)):
         for method, value in (("model", 0.002), ("oracle", 0.0015), ("none", 0.7)):
@@ -110,9 +116,14 @@ def test_report_is_well_formed_and_needs_nothing_else(report):
 def test_report_holds_what_was_run_and_escapes_it(report):
     page = Page(report)
     assert page.texts["h2"] == [
-        "Headlines", "What was run", "Generated closure", "Coupled run", "Training",
-        "Methods and scores", "Provenance",
-    ]  # fmt: skip
+        "Headlines",
+        "What was run",
+        "Generated closure",
+        "Coupled run",
+        "Training",
+        "Methods and scores",
+        "Provenance",
+    ]
     assert "quickstart &lt;b&gt;&amp; co&lt;/b&gt;" in report
     assert {"vorticity2d", "0.001"} <= set(page.texts["dd"])
     assert "18 of 20 planned members are present." in page.texts["li"]
@@ -164,8 +175,9 @@ def test_the_event_asked_for_has_a_headline_and_a_table(tmp_path):
         rows.add(**columns, score="members_needed", value=2305)
     (sentence,) = headlines(rows)
     assert "lead time 10) has probability 0.310 [0.290, 0.330] by 1000 members" in sentence
-    assert sentence.endswith("the exact law 0.290. 2305 members would give it to the tolerance "
-                             "asked for.")  # fmt: skip
+    assert sentence.endswith(
+        "the exact law 0.290. 2305 members would give it to the tolerance " "asked for."
+    )
     page = Page(write_report(tmp_path / "r.html", rows, title="t", summary={}).read_text())
     assert {"probability", "members needed", "truth"} <= set(page.texts["th"])
 
@@ -178,8 +190,15 @@ def test_headlines_of_other_runs():
     rows = Rows()
     base = {"stage": "coupled", "closure": "subgrid", "sensors": "none", "grid": 64, "interval": 5}
     for method, value in (("model", math.inf), ("none", 0.5)):
-        rows.add(**base, method=method, lead_time=3.0, score="relative_error_mean", value=value,
-                 members=4, samples=2)  # fmt: skip
+        rows.add(
+            **base,
+            method=method,
+            lead_time=3.0,
+            score="relative_error_mean",
+            value=value,
+            members=4,
+            samples=2,
+        )
     (sentence,) = headlines(rows)
     assert "at the end (horizon 3; 4 members, 2 starts)" in sentence
     assert sentence.endswith("is at relative error diverged; no closure 0.500.")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_closure.evaluate import bootstrap, ranks, scores, spectra
+from hpc_closure.evaluate import bootstrap, rank_histogram, scores, spectra
 
 
 def normal(*shape, seed=0):
@@ -180,25 +180,27 @@ def test_coverage_out_of_reach_is_refused(members, level):
 
 def test_ranks_break_ties_at_random():
     generator = torch.Generator().manual_seed(3)
-    same = ranks.ranks(torch.zeros(9, 20_000), torch.zeros(20_000), generator)
-    assert ranks.rank_p(ranks.rank_counts(same, 9)) > 0.001
+    same = rank_histogram.ranks(torch.zeros(9, 20_000), torch.zeros(20_000), generator)
+    assert rank_histogram.rank_p(rank_histogram.rank_counts(same, 9)) > 0.001
     assert set(same.unique().tolist()) == set(range(10))
-    sorted_ = ranks.ranks(torch.arange(4.0)[:, None], torch.tensor([-1.0]), generator)
+    sorted_ = rank_histogram.ranks(torch.arange(4.0)[:, None], torch.tensor([-1.0]), generator)
     assert sorted_.tolist() == [0]
 
 
 def test_rank_p_is_scipys_chi_squared_and_refuses_few_ranks():
     counts = torch.randint(50, 90, (10,), generator=torch.Generator().manual_seed(0))
-    assert ranks.rank_p(counts) == pytest.approx(stats.chisquare(counts.numpy()).pvalue, rel=1e-9)
-    assert math.isnan(ranks.rank_p(torch.tensor([1, 2, 1, 0])))
-    merged, widths = ranks.merge(torch.ones(65), 13)
+    assert rank_histogram.rank_p(counts) == pytest.approx(
+        stats.chisquare(counts.numpy()).pvalue, rel=1e-9
+    )
+    assert math.isnan(rank_histogram.rank_p(torch.tensor([1, 2, 1, 0])))
+    merged, widths = rank_histogram.merge(torch.ones(65), 13)
     assert merged.tolist() == widths.tolist() == [5] * 13
 
 
 def test_rank_p_is_uniform_under_the_law():
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randint(0, 17, (400, 2000), generator=generator)
-    values = [ranks.rank_p(ranks.rank_counts(row, 16)) for row in drawn]
+    values = [rank_histogram.rank_p(rank_histogram.rank_counts(row, 16)) for row in drawn]
     assert stats.kstest(values, "uniform").pvalue > 0.01
 
 
@@ -210,28 +212,28 @@ def test_calibration_test_can_fail():
         truth = stationary(samples, size, seed=seed)
         ensemble = stationary(members * samples, size, seed=100 + seed)
         ensemble = ensemble.unflatten(0, (members, samples))
-        x, y = (ranks.fourier_coordinates(fields, 5) for fields in (ensemble, truth))
+        x, y = (rank_histogram.fourier_coordinates(fields, 5) for fields in (ensemble, truth))
 
         def p_value(x, y):
-            drawn = ranks.ranks(x, y, torch.Generator().manual_seed(0))
-            return ranks.rank_p(ranks.rank_counts(drawn, members))
+            drawn = rank_histogram.ranks(x, y, torch.Generator().manual_seed(0))
+            return rank_histogram.rank_p(rank_histogram.rank_counts(drawn, members))
 
         passed += p_value(x, y) > 0.01
         failed += p_value(0.95 * x, y) < 0.001
         # pooled pixels are correlated: the same test rejects the right law
         pooled += p_value(ensemble, truth) < 0.01
-    assert x[0].numel() > ranks.MAX_RANKS and passed >= 9 and failed == 10
+    assert x[0].numel() > rank_histogram.MAX_RANKS and passed >= 9 and failed == 10
     assert pooled >= 5
 
 
 def test_fourier_coordinates_are_independent_and_complete():
-    coordinates = ranks.fourier_coordinates(stationary(40_000, 8, seed=1), 3)
+    coordinates = rank_histogram.fourier_coordinates(stationary(40_000, 8, seed=1), 3)
     inside = (torch.cartesian_prod(*[torch.fft.fftfreq(8) * 8] * 2).norm(dim=1).round() <= 3).sum()
     assert coordinates.shape[1] == inside  # as many real numbers as wavevectors
     correlation = torch.corrcoef(coordinates.T) - torch.eye(int(inside), dtype=torch.float64)
     assert correlation.abs().max() < 0.03
     with pytest.raises(ValueError, match="max_shell 4"):
-        ranks.fourier_coordinates(torch.zeros(8, 8), 4)
+        rank_histogram.fourier_coordinates(torch.zeros(8, 8), 4)
 
 
 # ---- spectra ----------------------------------------------------------------------------------

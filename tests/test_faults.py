@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from hpc_closure import claims, config, files
-from hpc_closure.commands import generate, train
-from hpc_closure.run import Run
-from hpc_closure.worker import SINGLE
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.generate import verb as generate
+from hpc_closure.train import verb as train
+from hpc_closure.work import atomic, claims, hdf5
+from hpc_closure.work.loop import SINGLE
 
 QUIET = {"verbosity": -1}
 
@@ -27,7 +29,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     path = folder / "tiny.yaml"
     path.write_text(TINY.format(root=folder / "runs"))
-    experiment = config.load(path)
+    experiment = reading.load(path)
     assert generate.run(experiment, **QUIET) == 0
     assert train.run(experiment, **QUIET) == 0
     return Run(experiment.folder)
@@ -43,7 +45,7 @@ def copy(trained, tmp_path):
 
 
 def contents(folder):
-    return {path.name: files.sha256_datasets(path) for path in folder.glob("block_*.h5")}
+    return {path.name: hdf5.sha256_datasets(path) for path in folder.glob("block_*.h5")}
 
 
 def last_line(done):
@@ -54,8 +56,9 @@ def last_line(done):
 def mounted(folder, size):
     """A small file system of its own."""
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder],
-                          capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    )
     if done.returncode:
         pytest.skip("no right to mount a file system")
     try:
@@ -69,16 +72,20 @@ def mounted(folder, size):
 
 def limited(words, size, environment):
     """Run a command whose files may not grow beyond ``size`` bytes."""
-    code = (f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); "
-            f"sys.argv = ['hpc-closure', *{[str(word) for word in words]!r}]; "
-            "from hpc_closure.__main__ import main; main()")
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
-                          text=True, timeout=200)
+    code = (
+        f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); "
+        f"sys.argv = ['hpc-closure', *{[str(word) for word in words]!r}]; "
+        "from hpc_closure.__main__ import main; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200
+    )
 
 
-@pytest.mark.parametrize("verb, size", [("generate", 30_000), ("train", 1_000_000),
-                                        ("rollout", 8_000)])
+@pytest.mark.parametrize(
+    "verb, size", [("generate", 30_000), ("train", 1_000_000), ("rollout", 8_000)]
+)
 def test_files_may_not_grow(copy, environment, hpc_closure_command, verb, size):
     path, run = copy
     expected = contents(run.data)
@@ -123,8 +130,11 @@ def test_read_only_file_system(tmp_path, hpc_closure_command, copy):
             assert done.returncode == 1, done.stderr
             assert "read-only; change `root`" in last_line(done), done.stderr
             assert done.stderr.count("\n") == 1
-        for words in (["status", path], ["inspect", disk / "tiny"],
-                      ["generate", path, "--dry-run"]):
+        for words in (
+            ["status", path],
+            ["inspect", disk / "tiny"],
+            ["generate", path, "--dry-run"],
+        ):
             done = hpc_closure_command(*words)
             assert done.returncode == 0, done.stderr
 
@@ -180,8 +190,16 @@ def test_files_of_others_in_the_folders_do_no_harm(copy, hpc_closure_command):
     path, run = copy
     for folder in (run.data, run.train, run.checkpoints, run.units("generate"), run.root):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (".nfs0001", "notes.txt", "other.h5", "block_1.h5", "step_x", "x.part",
-                     "block_000000-000001.h5.other-7.part", "Thumbs.db"):
+        for name in (
+            ".nfs0001",
+            "notes.txt",
+            "other.h5",
+            "block_1.h5",
+            "step_x",
+            "x.part",
+            "block_000000-000001.h5.other-7.part",
+            "Thumbs.db",
+        ):
             (folder / name).write_text("not ours")
     run.model.unlink()
     for verb in ("generate", "train", "rollout", "status"):
@@ -230,17 +248,35 @@ def killed_at(environment, where, count, words, needle=""):
     module, _, name = where.partition(":")
     owner, _, function = name.rpartition(".")
     done = subprocess.run(
-        [sys.executable, "-c", KILLER.format(needle=needle), module, owner, function, str(count),
-         *map(str, words)], env=environment, capture_output=True, text=True, timeout=200)
+        [
+            sys.executable,
+            "-c",
+            KILLER.format(needle=needle),
+            module,
+            owner,
+            function,
+            str(count),
+            *map(str, words),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == -9, done.stderr
 
 
-@pytest.mark.parametrize("where, needle", [
-    ("hpc_closure.files:_replace", "block_"),  # validated, not yet renamed
-    ("hpc_closure.data.block:validate_block", ""),  # complete, not yet validated
-    ("hpc_closure.units:Ledger.finish", "")])  # published, not yet booked
-def test_a_kill_while_publishing_loses_at_most_one_interval(copy, environment, where, needle,
-                                                            hpc_closure_command):
+@pytest.mark.parametrize(
+    "where, needle",
+    [
+        ("hpc_closure.work.atomic:_replace", "block_"),  # validated, not yet renamed
+        ("hpc_closure.work.block:validate_block", ""),  # complete, not yet validated
+        ("hpc_closure.work.units:Ledger.finish", ""),
+    ],
+)  # published, not yet booked
+def test_a_kill_while_publishing_loses_at_most_one_interval(
+    copy, environment, where, needle, hpc_closure_command
+):
     path, run = copy
     expected = contents(run.data)
     shutil.rmtree(run.data)
@@ -271,11 +307,15 @@ def rolled(trained, tmp_path_factory, hpc_closure_command):
 SHORT = ["rollout.t_end=0.3", "evaluate.lead_times=[0.1]"]
 
 
-@pytest.mark.parametrize("before, told", [
-    (SHORT, "go on from step 60"),  # a longer horizon
-    (["rollout.references=[none]"], "computed again for t0_fields/oracle"),  # other outputs
-    (["rollout.references=[oracle]", *SHORT], "computed again for references/none"),
-    (["rollout.members=2"], "2 unit(s) done now, 2 before")])
+@pytest.mark.parametrize(
+    "before, told",
+    [
+        (SHORT, "go on from step 60"),  # a longer horizon
+        (["rollout.references=[none]"], "computed again for t0_fields/oracle"),  # other outputs
+        (["rollout.references=[oracle]", *SHORT], "computed again for references/none"),
+        (["rollout.members=2"], "2 unit(s) done now, 2 before"),
+    ],
+)
 def test_growth_of_the_coupled_ensemble(copy, rolled, hpc_closure_command, before, told):
     path, run = copy
     assert hpc_closure_command("rollout", path, *before).returncode == 0
@@ -294,14 +334,21 @@ def test_more_outputs_on_a_shorter_horizon_lose_nothing(copy, rolled, hpc_closur
     assert contents(run.rollout) == rolled[1]
 
 
-@pytest.mark.parametrize("before, after", [("[none]", "[none, oracle]"), ("[oracle]", "[none]"),
-                                           ("[none, oracle]", "[oracle]")])
-def test_an_unfinished_unit_with_other_outputs_begins_anew(copy, environment, before, after,
-                                                           hpc_closure_command):
+@pytest.mark.parametrize(
+    "before, after",
+    [("[none]", "[none, oracle]"), ("[oracle]", "[none]"), ("[none, oracle]", "[oracle]")],
+)
+def test_an_unfinished_unit_with_other_outputs_begins_anew(
+    copy, environment, before, after, hpc_closure_command
+):
     path, run = copy
     words = ["rollout", path, "cluster.checkpoint_every=1e-9"]
-    killed_at(environment, "hpc_closure.data.store:BlockWriter.write", 2,
-              [*words, f"rollout.references={before}"])
+    killed_at(
+        environment,
+        "hpc_closure.data.writer:BlockWriter.write",
+        2,
+        [*words, f"rollout.references={before}"],
+    )
     assert list(run.restart("rollout", "000000-000001").glob("step_*.h5"))
     done = hpc_closure_command(*words, f"rollout.references={after}")
     assert done.returncode == 0 and "go on" not in done.stderr, done.stderr
@@ -311,10 +358,16 @@ def test_an_unfinished_unit_with_other_outputs_begins_anew(copy, environment, be
     assert contents(run.rollout) == found
 
 
-@pytest.mark.parametrize("change, key", [("rollout.every=0.05", "rollout.every: 0.1 -> 0.05"),
-                                         ("rollout.sensors.number=8", "rollout.sensors: None")])
-def test_another_coupled_run_in_the_same_folder_is_refused(rolled, tmp_path, change, key,
-                                                           hpc_closure_command):
+@pytest.mark.parametrize(
+    "change, key",
+    [
+        ("rollout.every=0.05", "rollout.every: 0.1 -> 0.05"),
+        ("rollout.sensors.number=8", "rollout.sensors: None"),
+    ],
+)
+def test_another_coupled_run_in_the_same_folder_is_refused(
+    rolled, tmp_path, change, key, hpc_closure_command
+):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.format(root=rolled[0].root.parent))
     done = hpc_closure_command("rollout", path, change)
@@ -360,8 +413,9 @@ def test_redo_asks_and_without_an_answer_deletes_nothing(copy, environment):
     path, run = copy
     expected = contents(run.data)
     program = [sys.executable, "-m", "hpc_closure", "generate", path, "--redo"]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        program, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert f"{run.data}: kept, nothing done; --yes deletes without asking" in done.stderr
     done = subprocess.run(program, env=environment, capture_output=True, text=True, input="n\n")
@@ -372,7 +426,7 @@ def test_redo_does_not_delete_what_is_being_computed(copy, hpc_closure_command):
     path, run = copy
     expected = contents(run.data)
     claim = run.claim("generate", "000002-000003")
-    files.write_json(claim, {**claims.owner(), "host": "node7", "machine": "x", "mark": "y"})
+    atomic.write_json(claim, {**claims.owner(), "host": "node7", "machine": "x", "mark": "y"})
     done = hpc_closure_command("generate", path, "--redo", "--yes")
     assert done.returncode == 1 and "end it before --redo" in last_line(done), done.stderr
     assert "000002-000003 is being computed" in done.stderr and "node7" in done.stderr
@@ -381,8 +435,10 @@ def test_redo_does_not_delete_what_is_being_computed(copy, hpc_closure_command):
 
 def test_a_run_that_was_moved(copy, hpc_closure_command):
     path, run = copy  # it was made elsewhere
-    for verb, words in (("generate", "0 unit(s) done now, 4 before"),
-                        ("train", "model.safetensors is there already; nothing to do")):
+    for verb, words in (
+        ("generate", "0 unit(s) done now, 4 before"),
+        ("train", "model.safetensors is there already; nothing to do"),
+    ):
         done = hpc_closure_command(verb, path)
         assert done.returncode == 0 and words in done.stderr, done.stderr
     assert "done" in hpc_closure_command("status", path).stdout
@@ -391,8 +447,14 @@ def test_a_run_that_was_moved(copy, hpc_closure_command):
 def test_a_killed_task_on_this_machine(copy, rolled, hpc_closure_command):
     """submitit's local executor: its task is killed, the same command submits what is missing."""
     path, run = copy
-    words = ["rollout", path, "--executor", "local", "cluster.checkpoint_every=0.01",
-             "cluster.throttle=1"]
+    words = [
+        "rollout",
+        path,
+        "--executor",
+        "local",
+        "cluster.checkpoint_every=0.01",
+        "cluster.throttle=1",
+    ]
 
     def claimed():
         found = [claims.read(entry) for entry in run.units("rollout").glob("*.claim")]
@@ -433,7 +495,7 @@ def test_another_host_at_work_is_waited_for_and_taken_over_when_silent(copy, hpc
     expected = contents(run.data)
     run.product("generate", "000002-000003").unlink()
     claim = run.claim("generate", "000002-000003")
-    files.write_json(claim, {**claims.owner(), "host": "x", "machine": "x", "mark": "y"})
+    atomic.write_json(claim, {**claims.owner(), "host": "x", "machine": "x", "mark": "y"})
     done = hpc_closure_command("generate", path, "--max-elapsed", "5s")
     assert done.returncode == 75 and "waiting for 1 unit(s)" in done.stderr
     done = hpc_closure_command("generate", path, "cluster.stale_after=4")
@@ -445,8 +507,9 @@ def test_train_is_held_by_one(copy, hpc_closure_command):
     path, run = copy
     run.model.unlink()
     claim = run.claim("train", SINGLE)
-    files.write_json(claim, {**claims.owner(), "host": "node7", "machine": "x", "mark": "y",
-                             "since": "today"})
+    atomic.write_json(
+        claim, {**claims.owner(), "host": "node7", "machine": "x", "mark": "y", "since": "today"}
+    )
     done = hpc_closure_command("train", path)
     assert done.returncode == 1
     assert "train is being run by process" in last_line(done) and "node7" in last_line(done)

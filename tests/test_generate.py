@@ -9,16 +9,17 @@ import h5py
 import numpy as np
 import pytest
 
-from hpc_closure import config, files
-from hpc_closure.data import store
-from hpc_closure.data.store import DataSet, split_members
+from hpc_closure.data import reader
+from hpc_closure.data.reader import DataSet, split_members
+from hpc_closure.experiment import reading
+from hpc_closure.work import hdf5
 
 
 def members_of(folder):
     """sha256 of every member in a data folder."""
     hashes = {}
     for path in sorted(folder.glob("*.h5")):
-        hashes.update(files.sha256_members(path))
+        hashes.update(hdf5.sha256_members(path))
     return hashes
 
 
@@ -93,7 +94,7 @@ def test_growth_computes_only_what_is_missing(reference, hpc_closure_command, tm
 
 def test_files_follow_the_layout_of_the_well(reference):
     path, _ = reference
-    experiment = config.load(path)
+    experiment = reading.load(path)
     block = sorted((experiment.folder / "data").glob("*.h5"))[0]
     with h5py.File(block) as file:
         assert file.attrs["grid_type"] == "cartesian"
@@ -111,9 +112,9 @@ def test_files_follow_the_layout_of_the_well(reference):
 
 
 def test_a_data_set_of_more_files_than_are_open_at_once(reference, monkeypatch):
-    folder = config.load(reference[0]).folder / "data"
+    folder = reading.load(reference[0]).folder / "data"
     whole = DataSet(folder)
-    monkeypatch.setattr(store, "OPEN_FILES", 1)
+    monkeypatch.setattr(reader, "OPEN_FILES", 1)
     few = DataSet(folder)
     assert (few.grid, few.members) == (whole.grid, whole.members) == (16, list(range(8)))
     for member in few.members:
@@ -123,7 +124,7 @@ def test_a_data_set_of_more_files_than_are_open_at_once(reference, monkeypatch):
 def test_the_stored_closure_is_that_of_the_scheme(reference):
     """G - nu Lap w has the pointwise variance of 2 beta xi, and U = G / 2."""
     path, _ = reference
-    experiment = config.load(path)
+    experiment = reading.load(path)
     data = DataSet(experiment.folder / "data")
     k = np.fft.fftfreq(16, 1 / 16) * 2 * np.pi
     laplacian = -(k[:, None] ** 2 + k[None, :] ** 2)

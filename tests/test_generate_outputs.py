@@ -7,10 +7,13 @@ import h5py
 import numpy as np
 import pytest
 
-from hpc_closure import config, files
-from hpc_closure.commands import generate, inspect, status
-from hpc_closure.data.store import BlockWriter, DataSet
-from hpc_closure.flow import Filter
+from hpc_closure.data.reader import DataSet
+from hpc_closure.data.writer import BlockWriter
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.schema import Filter
+from hpc_closure.generate import verb as generate
+from hpc_closure.tools import inspect, status
+from hpc_closure.work import hdf5
 
 PLAIN = """
 base: quickstart
@@ -21,12 +24,19 @@ generate: {{grid: 32, members: 4, t_end: 0.12, dt: 0.01, certificate: reported, 
 cluster: {{members_per_block: 2, device: cpu, threads: 1}}
 """
 # speeds that cross a step of the ladder during the run, at another time in every member
-ADAPTIVE = ["generate.cfl=0.1", "generate.max_level=3", "generate.record.series_every=0.01",
-            "physics.initial.kind=band", "physics.initial.energy=0.02"]  # fmt: skip
-OUTPUTS = ["generate.record.fields=[velocity, streamfunction]",
-           "generate.record.filters=[{kind: sharp, width: 0.1}, {kind: gaussian, width: 0.3}]",
-           "generate.record.series_every=0.01",
-           "generate.record.spectra=[energy, enstrophy_transfer]"]  # fmt: skip
+ADAPTIVE = [
+    "generate.cfl=0.1",
+    "generate.max_level=3",
+    "generate.record.series_every=0.01",
+    "physics.initial.kind=band",
+    "physics.initial.energy=0.02",
+]
+OUTPUTS = [
+    "generate.record.fields=[velocity, streamfunction]",
+    "generate.record.filters=[{kind: sharp, width: 0.1}, {kind: gaussian, width: 0.3}]",
+    "generate.record.series_every=0.01",
+    "generate.record.spectra=[energy, enstrophy_transfer]",
+]
 LINE = """
 base: kuramoto_sivashinsky
 name: line
@@ -44,7 +54,7 @@ def make(tmp_path):
     def run(name, *changes, text=PLAIN, expected=0, **options):
         path = tmp_path / "plain.yaml"
         path.write_text(text.format(root=tmp_path / "runs"))
-        experiment = config.load(path, [f"name={name}", *changes])
+        experiment = reading.load(path, [f"name={name}", *changes])
         assert generate.run(experiment, **{"verbosity": -1, **options}) == expected
         return experiment.folder / "data"
 
@@ -54,7 +64,7 @@ def make(tmp_path):
 def members_of(folder):
     hashes = {}
     for path in sorted(folder.glob("*.h5")):
-        hashes.update(files.sha256_members(path))
+        hashes.update(hdf5.sha256_members(path))
     return hashes
 
 
@@ -123,11 +133,23 @@ def test_adaptive_steps_survive_a_crash_and_a_longer_run(make, crash):
 
 @pytest.mark.mpi
 def test_ranks_share_adaptive_fields_and_all_outputs(make, mpirun, tmp_path):
-    changes = [*ADAPTIVE, *OUTPUTS, "generate.closure=subgrid", "generate.record.grid=16",
-               "generate.interval=2", "rollout.t_start=0.04", "rollout.t_end=0.12",
-               "rollout.every=0.02", "rollout.interval=2", "rollout.sensors=null",
-               "evaluate.sensors=[]", "evaluate.lead_times=[0.04]", "evaluate.grids=[16]",
-               "train.grid=16", "train.window=[0.04,0.12]"]  # fmt: skip
+    changes = [
+        *ADAPTIVE,
+        *OUTPUTS,
+        "generate.closure=subgrid",
+        "generate.record.grid=16",
+        "generate.interval=2",
+        "rollout.t_start=0.04",
+        "rollout.t_end=0.12",
+        "rollout.every=0.02",
+        "rollout.interval=2",
+        "rollout.sensors=null",
+        "evaluate.sensors=[]",
+        "evaluate.lead_times=[0.04]",
+        "evaluate.grids=[16]",
+        "train.grid=16",
+        "train.window=[0.04,0.12]",
+    ]
     expected = members_of(make("one", *changes))
     program = [sys.executable, "-m", "hpc_closure", "generate", tmp_path / "plain.yaml"]
     done = mpirun(2, [*program, *changes, "name=two", "cluster.domain_ranks=2"], timeout=600)
@@ -137,12 +159,12 @@ def test_ranks_share_adaptive_fields_and_all_outputs(make, mpirun, tmp_path):
 
 SHARED = """
 import sys
-from hpc_closure import config
-from hpc_closure.commands import generate
-from hpc_closure.data import dns
+from hpc_closure.experiment import reading
+from hpc_closure.generate import verb as generate
+from hpc_closure.generate import dns
 write, calls = dns.write_rows, []
 dns.write_rows = lambda *words: (calls.append(sorted(words[2])), write(*words))
-assert generate.run(config.load(sys.argv[1], sys.argv[2:]), verbosity=-1) == 0
+assert generate.run(reading.load(sys.argv[1], sys.argv[2:]), verbosity=-1) == 0
 names = ["t0_fields/streamfunction", "t0_fields/vorticity", "t1_fields/velocity"]
 assert calls == 10 * [names], calls
 """
@@ -167,21 +189,25 @@ def test_a_member_that_needs_more_than_the_ladder_fails_its_block(make, capfd):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_member_that_blows_up_is_named(make, capfd):
-    changes = ["generate.dt=0.02", "generate.t_end=0.8", "physics.viscosity=0",
-               "physics.noise.amplitude=500"]  # fmt: skip
+    changes = [
+        "generate.dt=0.02",
+        "generate.t_end=0.8",
+        "physics.viscosity=0",
+        "physics.noise.amplitude=500",
+    ]
     folder = make("nan", *changes, expected=3)
     assert re.search(r"member \d is not finite at step \d+ \(t = ", capfd.readouterr().err)
     assert not list(folder.glob("*.h5"))
 
 
 def test_defaults_are_in_no_hash():
-    plain = config.load("quickstart")
+    plain = reading.load("quickstart")
     settings = plain.stage_settings("generate")["generate"]
     assert set(settings["record"]) == {"start", "every", "grid", "precision"}
     assert not {"cfl", "max_level"} & set(settings)
-    more = config.load("quickstart", OUTPUTS)
+    more = reading.load("quickstart", OUTPUTS)
     assert all(more.stage_hash(s) == plain.stage_hash(s) for s in ("generate", "train", "rollout"))
-    adaptive = config.load("quickstart", ["generate.closure=none", "generate.cfl=0.5"])
+    adaptive = reading.load("quickstart", ["generate.closure=none", "generate.cfl=0.5"])
     assert adaptive.stage_settings("generate")["generate"]["max_level"] == 6
 
 
@@ -203,9 +229,10 @@ def test_further_fields_filters_and_series_are_right(make):
     u, v = velocity[..., 0], velocity[..., 1]
     np.testing.assert_allclose(spectra(u), 1j * ky * spectra(psi), atol=1e-12)
     np.testing.assert_allclose(
-        1j * kx * spectra(v) - 1j * ky * spectra(u), spectra(w - w.mean((2, 3), keepdims=True)),
+        1j * kx * spectra(v) - 1j * ky * spectra(u),
+        spectra(w - w.mean((2, 3), keepdims=True)),
         atol=1e-10,
-    )  # fmt: skip
+    )
     # sharp, width 0.1: |kx|, |ky| <= 5; on 16 points; gaussian: everything that the DNS retains
     sharp, gaussian = stored(folder, "filtered/sharp_0.1"), stored(folder, "filtered/gaussian_0.3")
     assert sharp.shape == (4, 5, 16, 16) and gaussian.shape[2:] == (20, 20)
@@ -213,8 +240,9 @@ def test_further_fields_filters_and_series_are_right(make):
     whole = np.fft.irfft2(np.fft.rfft2(w) * keep)
     np.testing.assert_allclose(sharp, whole[..., ::2, ::2], atol=1e-12)
     energy = (np.abs(spectra(w)) ** 2 * np.exp(-(kx**2 + k[:17] ** 2) * 0.09 / 12))[..., 1:8]
-    np.testing.assert_allclose((np.abs(spectra(gaussian)) ** 2)[..., 1:8].sum((2, 3)),
-                               energy.sum((2, 3)), rtol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        (np.abs(spectra(gaussian)) ** 2)[..., 1:8].sum((2, 3)), energy.sum((2, 3)), rtol=1e-4
+    )
     # series from t = 0, the same figures as beside the snapshots
     with h5py.File(sorted(folder.glob("*.h5"))[0]) as file:
         times = file["dimensions/series_time"][:]
@@ -265,11 +293,21 @@ def test_a_shorter_horizon_with_more_outputs_loses_nothing(make):
 def test_the_series_does_not_lose_the_steps_of_the_targets(make):
     changes = ["generate.record.series_every=0.01", "generate.interval=2"]
     plain = make("plain", *changes)
-    target = make("target", *changes, "generate.closure=diffusion", "train.grid=16",
-                  "train.window=[0.04,0.12]", "rollout.t_start=0.04", "rollout.t_end=0.12",
-                  "rollout.every=0.02", "rollout.interval=2", "rollout.sensors=null",
-                  "evaluate.sensors=[]", "evaluate.lead_times=[0.04]",
-                  "evaluate.grids=[16]")  # fmt: skip
+    target = make(
+        "target",
+        *changes,
+        "generate.closure=diffusion",
+        "train.grid=16",
+        "train.window=[0.04,0.12]",
+        "rollout.t_start=0.04",
+        "rollout.t_end=0.12",
+        "rollout.every=0.02",
+        "rollout.interval=2",
+        "rollout.sensors=null",
+        "evaluate.sensors=[]",
+        "evaluate.lead_times=[0.04]",
+        "evaluate.grids=[16]",
+    )
     np.testing.assert_array_equal(stored(plain, "series/energy"), stored(target, "series/energy"))
 
 
@@ -287,7 +325,7 @@ def test_restart_files_of_another_working_file_are_not_used(make, crash, monkeyp
 
 def test_the_plan_knows_the_size_of_the_fields(make, tmp_path):
     folder = make("size", *OUTPUTS)
-    experiment = config.load(folder.parent / "config.yaml")
+    experiment = reading.load(folder.parent / "config.yaml")
     stored_bytes = 0
     for path in folder.glob("*.h5"):
         with h5py.File(path) as file:
@@ -323,7 +361,7 @@ def test_kuramoto_sivashinsky_from_a_yaml_file(make, crash, capsys):
     assert members_of(again) == members_of(folder)
     make("grown", "generate.t_end=2", text=LINE)
     assert members_of(make("grown", text=LINE)) == members_of(folder)
-    experiment = config.load(folder.parent / "config.yaml")
+    experiment = reading.load(folder.parent / "config.yaml")
     capsys.readouterr()
     assert status.run(experiment, source="x.yaml") == 0
     assert capsys.readouterr().out.endswith("all done\n")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.data.targets import Target, reduced_problem, removed_terms_hat
-from hpc_closure.experiment import Experiment, SensorLayout
-from hpc_closure.rollout.block import RolloutBlock, history_of
+from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
+from hpc_closure.experiment.schema import Experiment, SensorLayout
 from hpc_closure.rollout.coupling import CoupledRun
+from hpc_closure.rollout.rows import RolloutBlock, history_of
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
 PROBLEM = Problem(grid=32, dt=1e-3, noise=NOISE, forcing={"kind": "published"})
@@ -83,9 +83,15 @@ def test_spread_does_not_depend_on_the_interval(interval):
     """The exact law, held for m steps with 1/m of the variance, spreads like fresh noise does."""
     rows = [(7, member) for member in range(24)]
     run = CoupledRun(
-        PROBLEM, "diffusion", 32, Exact(PROBLEM, "diffusion"), rows, [7], seed=3,
+        PROBLEM,
+        "diffusion",
+        32,
+        Exact(PROBLEM, "diffusion"),
+        rows,
+        [7],
+        seed=3,
         interval=interval,
-    )  # fmt: skip
+    )
     run.start(start_state(), 200)
     run.advance(100 // interval)
     fields = run.fields()
@@ -104,9 +110,16 @@ def test_sensors_see_the_mean_closure_of_the_coming_interval():
 
     layout = SensorLayout(layout="regular", number=8)
     run = CoupledRun(
-        PROBLEM, "diffusion", 32, Spy(PROBLEM, "diffusion"), [(7, 0)], [7], seed=3, interval=5,
+        PROBLEM,
+        "diffusion",
+        32,
+        Spy(PROBLEM, "diffusion"),
+        [(7, 0)],
+        [7],
+        seed=3,
+        interval=5,
         sensors=layout,
-    )  # fmt: skip
+    )
     run.start(start_state(), 200)
     run.advance(1)
     truth = Simulation(PROBLEM, [7], 3).initialise()
@@ -125,9 +138,16 @@ def test_with_sensors_the_oracle_is_the_exact_law_given_what_they_read(layout):
 
     def run(sensors):
         out = CoupledRun(
-            PROBLEM, "diffusion", 32, Exact(PROBLEM, "diffusion"), rows, [7], seed=3, interval=5,
+            PROBLEM,
+            "diffusion",
+            32,
+            Exact(PROBLEM, "diffusion"),
+            rows,
+            [7],
+            seed=3,
+            interval=5,
             sensors=sensors,
-        )  # fmt: skip
+        )
         out.start(start_state(), 200)
         out.advance(20)
         fields = out.fields()
@@ -139,13 +159,21 @@ def test_with_sensors_the_oracle_is_the_exact_law_given_what_they_read(layout):
 
 
 def test_with_sensors_and_no_closed_form_there_is_no_oracle():
-    coloured = {"kind": "ornstein_uhlenbeck", "wavenumber": 3, "width": 1.0, "rms": 0.1,
-                "correlation_time": 0.5}  # fmt: skip
+    coloured = {
+        "kind": "ornstein_uhlenbeck",
+        "wavenumber": 3,
+        "width": 1.0,
+        "rms": 0.1,
+        "correlation_time": 0.5,
+    }
     problem = replace(PROBLEM, noise=coloured)
-    for sensors, names in ((SensorLayout(number=8), {"model", "none", "truth"}),
-                           (None, {"model", "none", "truth", "oracle"})):  # fmt: skip
-        run = CoupledRun(problem, "diffusion", 32, None, [(7, 0)], [7], seed=3, interval=5,
-                         sensors=sensors)  # fmt: skip
+    for sensors, names in (
+        (SensorLayout(number=8), {"model", "none", "truth"}),
+        (None, {"model", "none", "truth", "oracle"}),
+    ):
+        run = CoupledRun(
+            problem, "diffusion", 32, None, [(7, 0)], [7], seed=3, interval=5, sensors=sensors
+        )
         assert set(run.simulations) == names
 
 
@@ -193,9 +221,17 @@ class Reader:
 def test_history_is_the_runs_own_past_and_survives_a_restart():
     def run():
         return CoupledRun(
-            PROBLEM, "diffusion", 32, Reader(), [(0, 0), (0, 1)], [0], seed=1, interval=5,
-            history=(2, 3), references=(),
-        )  # fmt: skip
+            PROBLEM,
+            "diffusion",
+            32,
+            Reader(),
+            [(0, 0), (0, 1)],
+            [0],
+            seed=1,
+            interval=5,
+            history=(2, 3),
+            references=(),
+        )
 
     earlier = [np.full((1, 32, 32), float(number)) for number in range(6)]
     whole = run()

@@ -16,11 +16,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_closure import config, files
-from hpc_closure.rollout import profile as profiles
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.rollout import site as profiles
 from hpc_closure.rollout import submit
-from hpc_closure.rollout.profile import Profile, load_profile
-from hpc_closure.run import Run
+from hpc_closure.rollout.site import Profile, load_profile
+from hpc_closure.work import atomic
 
 TESTS = str(Path(__file__).parent)
 
@@ -50,8 +51,13 @@ def programs(tmp_path, monkeypatch):
 def request_of(tmp_path):
     def make(units=4, profile=None, **changes):
         profile = profile or Profile(python="python", node_local=[])
-        return submit.Request(tmp_path / "config.yaml", Run(tmp_path / "runs" / "study"),
-                              tuple(names(units)), profile, **changes)
+        return submit.Request(
+            tmp_path / "config.yaml",
+            Run(tmp_path / "runs" / "study"),
+            tuple(names(units)),
+            profile,
+            **changes,
+        )
 
     return make
 
@@ -59,13 +65,16 @@ def request_of(tmp_path):
 def fake_slurm(programs, refuse=""):
     """sbatch that numbers jobs from 101, keeps script and environment; srun only exists."""
     programs("srun", "exit 1")
-    programs("sbatch", f"""
+    programs(
+        "sbatch",
+        f"""
         number=$(( $(cat $here/last 2>/dev/null || echo 100) + 1 ))
         {refuse}
         echo $number > $here/last
         cp "$1" $here/script.$number
         env > $here/env.$number
-        echo "Submitted batch job $number" """)
+        echo "Submitted batch job $number" """,
+    )
 
 
 # Profiles
@@ -96,17 +105,24 @@ def test_the_profile_in_the_docs_loads(tmp_path):
     (tmp_path / "site.yaml").write_text(text)
     site = load_profile(tmp_path / "site.yaml")
     assert site.for_stage("train").options() == {
-        "account": "my_project", "partition": "gpu", "gpus-per-node": 4, "cpus-per-task": 8}
+        "account": "my_project",
+        "partition": "gpu",
+        "gpus-per-node": 4,
+        "cpus-per-task": 8,
+    }
 
 
-@pytest.mark.parametrize("text, message", [
-    ("acount: x", "unknown key acount; did you mean account?"),
-    ("stages: {train: {gpus: 4}}", "unknown key stages.train.gpus; did you mean gres?"),
-    ("max_array: 0", "max_array=0"),
-    ("stages: {trian: {}}", "stages.trian"),
-    ("walltime: soon", "'soon'"),
-    ("a: [", "not valid YAML"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("acount: x", "unknown key acount; did you mean account?"),
+        ("stages: {train: {gpus: 4}}", "unknown key stages.train.gpus; did you mean gres?"),
+        ("max_array: 0", "max_array=0"),
+        ("stages: {trian: {}}", "stages.trian"),
+        ("walltime: soon", "'soon'"),
+        ("a: [", "not valid YAML"),
+    ],
+)
 def test_profile_errors_name_the_key(tmp_path, text, message):
     path = tmp_path / "site.yaml"
     path.write_text(text)
@@ -124,20 +140,36 @@ def test_unknown_profiles_name_the_known():
 
 
 def test_a_stage_replaces_what_it_states():
-    site = Profile.model_validate({
-        "account": "a", "gres": "gpu:a100:4", "extra": {"exclusive": True},
-        "stages": {"generate": {"gpus_per_node": 0, "partition": "cpu"},
-                   "train": {"extra": {"mail-type": "END"}}}})
+    site = Profile.model_validate(
+        {
+            "account": "a",
+            "gres": "gpu:a100:4",
+            "extra": {"exclusive": True},
+            "stages": {
+                "generate": {"gpus_per_node": 0, "partition": "cpu"},
+                "train": {"extra": {"mail-type": "END"}},
+            },
+        }
+    )
     assert site.devices == 4
     assert site.for_stage("generate").options() == {
-        "account": "a", "partition": "cpu", "exclusive": True}
+        "account": "a",
+        "partition": "cpu",
+        "exclusive": True,
+    }
     assert site.for_stage("train").options() == {
-        "account": "a", "gres": "gpu:a100:4", "exclusive": True, "mail-type": "END"}
+        "account": "a",
+        "gres": "gpu:a100:4",
+        "exclusive": True,
+        "mail-type": "END",
+    }
     assert site.for_stage("rollout") is site
 
 
-@pytest.mark.parametrize("gres, devices", [
-    (None, 0), ("gpu", 1), ("gpu:4", 4), ("gpu:a100", 1), ("gpu:a100:2", 2), ("shard:8", 0)])
+@pytest.mark.parametrize(
+    "gres, devices",
+    [(None, 0), ("gpu", 1), ("gpu:4", 4), ("gpu:a100", 1), ("gpu:a100:2", 2), ("shard:8", 0)],
+)
 def test_devices_of_gres(gres, devices):
     assert Profile(gres=gres).devices == devices
 
@@ -147,17 +179,33 @@ def test_devices_of_gres(gres, devices):
 
 def test_the_experiment_wins_over_the_profile_where_it_states_something(tmp_path):
     path = tmp_path / "x.yaml"
-    path.write_text(yaml.safe_dump({"base": "quickstart", "root": str(tmp_path), "cluster": {
-        "walltime": "2h", "members_per_block": 10, "units_per_task": 3}}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "base": "quickstart",
+                "root": str(tmp_path),
+                "cluster": {"walltime": "2h", "members_per_block": 10, "units_per_task": 3},
+            }
+        )
+    )
     site = Profile(walltime="9h", throttle=7, signal_lead="4m", gpus_per_node=2, max_requeues=5)
-    request = submit.Request.of(config.load(path), path, Run(tmp_path), names(4), site)
+    request = submit.Request.of(reading.load(path), path, Run(tmp_path), names(4), site)
     assert (request.walltime, request.throttle, request.signal_lead) == (7200.0, 7, 240.0)
     assert (request.max_requeues, request.units_per_task, request.devices) == (5, 3, 2)
 
 
-@pytest.mark.parametrize("walltime, lead, fits", [
-    (3600, 600, True), (3600, 720, True), (3600, 721, False), (14400, 3000, False),
-    (14400, 2880, True), (60, 59, True), (60, 60, False)])
+@pytest.mark.parametrize(
+    "walltime, lead, fits",
+    [
+        (3600, 600, True),
+        (3600, 720, True),
+        (3600, 721, False),
+        (14400, 3000, False),
+        (14400, 2880, True),
+        (60, 59, True),
+        (60, 60, False),
+    ],
+)
 def test_signal_lead_rule(request_of, walltime, lead, fits):
     if fits:
         request_of(walltime=walltime, signal_lead=lead)
@@ -168,12 +216,17 @@ def test_signal_lead_rule(request_of, walltime, lead, fits):
 
 def test_cost_in_one_line(request_of):
     profile = Profile(cpus_per_task=4)
-    assert submit.cost(request_of(16, devices=2, walltime=4 * 3600)) \
+    assert (
+        submit.cost(request_of(16, devices=2, walltime=4 * 3600))
         == "16 tasks x 4 h x 2 GPUs <= 128 GPU-hours"
-    assert submit.cost(request_of(1, profile, walltime=1800)) \
+    )
+    assert (
+        submit.cost(request_of(1, profile, walltime=1800))
         == "1 task x 0.5 h x 4 cores <= 2 core-hours"
-    assert submit.cost(request_of(10, units_per_task=4)) \
-        == "3 tasks x 1 h x 1 core <= 3 core-hours"
+    )
+    assert (
+        submit.cost(request_of(10, units_per_task=4)) == "3 tasks x 1 h x 1 core <= 3 core-hours"
+    )
 
 
 @given(st.integers(0, 60), st.integers(1, 7), st.integers(1, 5))
@@ -189,8 +242,12 @@ def test_arrays_hold_every_unit_once_in_order(number, per_task, max_array):
 
 def test_the_throttle_is_shared_by_the_arrays(request_of):
     request = request_of(5, Profile(max_array=2), throttle=4)
-    found = [line for text in submit.batch_text(request) for line in text.splitlines()
-             if "--array" in line]
+    found = [
+        line
+        for text in submit.batch_text(request)
+        for line in text.splitlines()
+        if "--array" in line
+    ]
     # the third array is a single task, so a plain job
     assert found == ["#SBATCH --array=0-1%2", "#SBATCH --array=0-1%1"]
 
@@ -231,9 +288,16 @@ python -u -m submitit.core._submit {folder}
 
 
 def test_golden_batch_text_needs_no_slurm_and_writes_nothing(request_of, programs, tmp_path):
-    site = Profile(account="abc", partition="gpu", cpus_per_task=8, gpus_per_node=1,
-                   modules=["gcc", "cuda"], setup=["source /somewhere/bin/activate"],
-                   extra={"mail-type": "END"}, python="python")
+    site = Profile(
+        account="abc",
+        partition="gpu",
+        cpus_per_task=8,
+        gpus_per_node=1,
+        modules=["gcc", "cuda"],
+        setup=["source /somewhere/bin/activate"],
+        extra={"mail-type": "END"},
+        python="python",
+    )
     before = sorted(tmp_path.rglob("*"))
     request = request_of(4, site, devices=1, walltime=5400.0, throttle=2)
     [text] = submit.batch_text(request)
@@ -251,33 +315,44 @@ def test_sbatch_gets_the_batch_text(request_of, programs, tmp_path):
         assert (tmp_path / f"script.{one.job}").read_text() == text
         assert one.log.parent.is_dir()
     assert found[0].log.name == "101_%a_0_log.out" and found[2].log.name == "103_0_log.out"
-    records = files.read_jsonl(request.run.submissions("rollout"))
+    records = atomic.read_jsonl(request.run.submissions("rollout"))
     assert [unit for record in records for task in record["tasks"] for unit in task] == names(7)
 
 
 def test_sites_that_refuse_the_wckey(request_of, programs, tmp_path):
-    fake_slurm(programs, refuse="""if grep -q wckey "$1"; then
+    fake_slurm(
+        programs,
+        refuse="""if grep -q wckey "$1"; then
         echo "sbatch: error: Batch job submission failed: Invalid wckey specification" >&2
-        exit 1; fi""")
+        exit 1; fi""",
+    )
     assert submit.submit(request_of())[0].job == "101"
     with pytest.raises(RuntimeError, match="^sbatch refused: sbatch: error: .*Invalid wckey"):
         submit.submit(request_of(profile=Profile(wckey="mine", node_local=[])))
 
 
 def test_a_refusal_names_what_was_accepted(request_of, programs):
-    fake_slurm(programs, refuse="""if [ $number = 102 ]; then
-        echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi""")
+    fake_slurm(
+        programs,
+        refuse="""if [ $number = 102 ]; then
+        echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi""",
+    )
     request = request_of(6, Profile(max_array=3, node_local=[]))
     with pytest.raises(RuntimeError, match="QOSMax.*accepted before: 101"):
         submit.submit(request)
-    [record] = files.read_jsonl(request.run.submissions("rollout"))
+    [record] = atomic.read_jsonl(request.run.submissions("rollout"))
     assert record["job"] == "101" and record["tasks"] == [[name] for name in names(3)]
 
 
 def test_settings_of_a_surrounding_job_are_left_out(request_of, programs, tmp_path, monkeypatch):
     fake_slurm(programs)
-    for name, value in {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3", "SBATCH_PARTITION": "debug",
-                        "MASTER_PORT": "1", "HOME_OF": "kept"}.items():
+    for name, value in {
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS": "3",
+        "SBATCH_PARTITION": "debug",
+        "MASTER_PORT": "1",
+        "HOME_OF": "kept",
+    }.items():
         monkeypatch.setenv(name, value)
     submit.submit(request_of())
     text = (tmp_path / "env.101").read_text()
@@ -312,44 +387,67 @@ def test_no_slurm_is_said_in_one_line(request_of, programs):
 
 
 def submissions(run):
-    files.append_jsonl(run.submissions("rollout"), {
-        "job": "101", "executor": "slurm",
-        "tasks": [names(40)[2 * at:2 * at + 2] for at in range(20)]})
-    files.append_jsonl(run.submissions("rollout"), {
-        "job": "102", "executor": "slurm", "tasks": [["000040-000040"]]})
-    files.append_jsonl(run.submissions("rollout"), {
-        "job": "103", "executor": "local", "tasks": [["000041-000041"]]})
+    atomic.append_jsonl(
+        run.submissions("rollout"),
+        {
+            "job": "101",
+            "executor": "slurm",
+            "tasks": [names(40)[2 * at : 2 * at + 2] for at in range(20)],
+        },
+    )
+    atomic.append_jsonl(
+        run.submissions("rollout"),
+        {"job": "102", "executor": "slurm", "tasks": [["000040-000040"]]},
+    )
+    atomic.append_jsonl(
+        run.submissions("rollout"),
+        {"job": "103", "executor": "local", "tasks": [["000041-000041"]]},
+    )
 
 
-@pytest.mark.parametrize("answer, queued, running", [
-    ("", [], []),
-    ("101_3 RUNNING", [], [6, 7]),
-    ("101_[0-1,5,8-12:2%4] PENDING", [0, 1, 2, 3, 10, 11, 16, 17, 20, 21, 24, 25], []),
-    ("101_[1-3,5,...] PENDING", list(range(40)), []),
-    ("102 PENDING\n999_[0-3] PENDING\n998 RUNNING\n103 RUNNING", [40], []),
-    ("101_0 COMPLETING\n102 CONFIGURING\n101_1 REQUEUED", [2, 3], [0, 1, 40]),
-    ("101_0 PENDING Resources\n101_1 PENDING launch failed requeued held\n"
-     "102 PENDING DependencyNeverSatisfied\n101_2 RUNNING None", [0, 1], [4, 5]),
-    ("101_77 RUNNING\nslurm_load_jobs error: timed out\n\n101_[x] PENDING", [], []),
-])
+@pytest.mark.parametrize(
+    "answer, queued, running",
+    [
+        ("", [], []),
+        ("101_3 RUNNING", [], [6, 7]),
+        ("101_[0-1,5,8-12:2%4] PENDING", [0, 1, 2, 3, 10, 11, 16, 17, 20, 21, 24, 25], []),
+        ("101_[1-3,5,...] PENDING", list(range(40)), []),
+        ("102 PENDING\n999_[0-3] PENDING\n998 RUNNING\n103 RUNNING", [40], []),
+        ("101_0 COMPLETING\n102 CONFIGURING\n101_1 REQUEUED", [2, 3], [0, 1, 40]),
+        (
+            "101_0 PENDING Resources\n101_1 PENDING launch failed requeued held\n"
+            "102 PENDING DependencyNeverSatisfied\n101_2 RUNNING None",
+            [0, 1],
+            [4, 5],
+        ),
+        ("101_77 RUNNING\nslurm_load_jobs error: timed out\n\n101_[x] PENDING", [], []),
+    ],
+)
 def test_what_the_queue_says(tmp_path, programs, answer, queued, running):
     run = Run(tmp_path / "run")
     submissions(run)
-    programs("squeue", f"""echo "$@ SLURM_BITSTR_LEN=$SLURM_BITSTR_LEN" >> $here/calls
-        cat <<'X'\n{answer}\nX""")
+    programs(
+        "squeue",
+        f"""echo "$@ SLURM_BITSTR_LEN=$SLURM_BITSTR_LEN" >> $here/calls
+        cat <<'X'\n{answer}\nX""",
+    )
     found = submit.queued_units(run)
     assert sorted(unit for unit in found if found[unit] == "pending") == [
-        f"{at:06d}-{at:06d}" for at in queued]
+        f"{at:06d}-{at:06d}" for at in queued
+    ]
     assert sorted(unit for unit in found if found[unit] == "running") == [
-        f"{at:06d}-{at:06d}" for at in running]
+        f"{at:06d}-{at:06d}" for at in running
+    ]
     [call] = (tmp_path / "calls").read_text().splitlines()
     assert "--me" in call and "SLURM_BITSTR_LEN=0" in call
 
 
 def test_members_of_queued_units(tmp_path, programs):
     run = Run(tmp_path / "run")
-    files.append_jsonl(run.submissions("rollout"), {
-        "job": "7", "executor": "slurm", "tasks": [["000000-000019"], ["000020-000021"]]})
+    atomic.append_jsonl(
+        run.submissions("rollout"),
+        {"job": "7", "executor": "slurm", "tasks": [["000000-000019"], ["000020-000021"]]},
+    )
     programs("squeue", "echo 7_1 PENDING")
     assert submit.queued_members(run) == {20, 21}
 
@@ -365,8 +463,7 @@ def test_a_queue_that_does_not_answer_is_no_error(tmp_path, programs, squeue):
     assert time.monotonic() - start < 5
 
 
-def test_the_queue_is_asked_only_about_submissions_and_sacct_never(tmp_path, programs,
-                                                                   request_of):
+def test_the_queue_is_asked_only_about_submissions_and_sacct_never(tmp_path, programs, request_of):
     fake_slurm(programs)
     for name in ("squeue", "sacct", "scontrol"):
         programs(name, f"echo {name} >> $here/asked")
@@ -390,8 +487,11 @@ def test_the_payload_is_small_and_holds_no_progress(tmp_path):
 
 
 def test_a_task_killed_while_it_was_queued_again_is_queued_again(tmp_path, monkeypatch):
-    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(tmp_path),
-                        "SLURM_JOB_ID": "12"}.items():
+    for name, value in {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SUBMITIT_FOLDER": str(tmp_path),
+        "SLURM_JOB_ID": "12",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     left = tmp_path / "12_submitted.pkl.save_tmp"
@@ -423,8 +523,10 @@ def handler():
         calls.append(number)
         sys.exit(255)
 
-    previous = {name: signal.signal(name, requeue if name == signal.SIGUSR2 else signal.SIG_IGN)
-                for name in (signal.SIGUSR2, signal.SIGTERM)}
+    previous = {
+        name: signal.signal(name, requeue if name == signal.SIGUSR2 else signal.SIG_IGN)
+        for name in (signal.SIGUSR2, signal.SIGTERM)
+    }
     yield calls
     for name, old in previous.items():
         signal.signal(name, old)
@@ -479,8 +581,10 @@ def test_no_scontrol_is_no_failure_of_the_unit(programs, monkeypatch, capsys):
     import submitit.core.utils
 
     for error, message in (
-            (FileNotFoundError("scontrol"), "there is no scontrol on this node"),
-            (submitit.core.utils.UncompletedJobError("timed-out too many times"), "too many")):
+        (FileNotFoundError("scontrol"), "there is no scontrol on this node"),
+        (submitit.core.utils.UncompletedJobError("timed-out too many times"), "too many"),
+    ):
+
         def requeue(number, frame, error=error):
             raise error
 
@@ -495,14 +599,20 @@ def test_no_scontrol_is_no_failure_of_the_unit(programs, monkeypatch, capsys):
 def test_units_on_this_machine(tmp_path, monkeypatch):
     """The local executor: real processes of submitit, no Slurm."""
     monkeypatch.setenv("PYTHONPATH", TESTS)
-    plan = {"run": str(tmp_path / "run"), "members": 6, "per_block": 2, "steps": 10,
-            "seconds": 0.1}
+    plan = {
+        "run": str(tmp_path / "run"),
+        "members": 6,
+        "per_block": 2,
+        "steps": 10,
+        "seconds": 0.1,
+    }
     path = tmp_path / "experiment.json"
     path.write_text(json.dumps(plan))
     books = slurm_payload.ledger(plan)
     units = tuple(unit.name for unit in books.plan(6, 2))
-    request = submit.Request(path, books.run, units, Profile(),
-                             payload="slurm_payload:run_units", throttle=2)
+    request = submit.Request(
+        path, books.run, units, Profile(), payload="slurm_payload:run_units", throttle=2
+    )
     found = submit.submit(request, "local")
     assert sum(len(task) for one in found for task in one.tasks) == 3 and len(found) <= 2
     for _ in range(300):

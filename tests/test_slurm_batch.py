@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from slurm_payload import Ensemble, with_tests
 
-from hpc_closure import config, files
-from hpc_closure.commands import generate, rollout, status
-from hpc_closure.run import Run
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import verb as rollout
+from hpc_closure.tools import status
+from hpc_closure.work import hdf5
 
 pytest_plugins = ["slurm_testbed"]
 pytestmark = pytest.mark.slurm
@@ -21,7 +24,7 @@ SLURM = Path(__file__).resolve().parents[1] / "slurm"
 
 STEPS = """
 import pathlib, sys, time
-from hpc_closure.stop import Stop
+from hpc_closure.work.stop import Stop
 saved = pathlib.Path(sys.argv[1])
 start = int(saved.read_text()) if saved.exists() else 0
 print("from", start, flush=True)
@@ -48,9 +51,12 @@ finish $?
 """)
     options = options or ("--signal=B:USR2@60", "-t", "10")
     done = subprocess.run(
-        ["sbatch", "--parsable", "-o", log, *options, script], check=True, text=True,
+        ["sbatch", "--parsable", "-o", log, *options, script],
+        check=True,
+        text=True,
         capture_output=True,
-        env={**os.environ, "HPC_CLOSURE_INTERPRETER": sys.executable, **environment})
+        env={**os.environ, "HPC_CLOSURE_INTERPRETER": sys.executable, **environment},
+    )
     return done.stdout.strip(), log
 
 
@@ -69,8 +75,13 @@ def started(log):
 
 def test_how_batch_jobs_end(testbed, loop):
     """Five jobs at once: warned, cancelled, capped, failed, finished."""
-    jobs = {"warned": loop(), "cancelled": loop(), "capped": loop(HPC_CLOSURE_MAX_REQUEUES="0"),
-            "failed": loop(code=3, steps=20), "finished": loop(steps=20)}
+    jobs = {
+        "warned": loop(),
+        "cancelled": loop(),
+        "capped": loop(HPC_CLOSURE_MAX_REQUEUES="0"),
+        "failed": loop(code=3, steps=20),
+        "finished": loop(steps=20),
+    }
     for name in ("warned", "cancelled", "capped"):
         testbed.wait(lambda: started(jobs[name][1]), what=name)  # noqa: B023
         time.sleep(1.0)  # some steps
@@ -79,12 +90,16 @@ def test_how_batch_jobs_end(testbed, loop):
     testbed.drain()
     shown = {name: testbed.show(job) for name, (job, _) in jobs.items()}
     text = {name: log.read_text() for name, (_, log) in jobs.items()}
-    states = {name: (one["JobState"], one["ExitCode"], one["Restarts"])
-              for name, one in shown.items()}
+    states = {
+        name: (one["JobState"], one["ExitCode"], one["Restarts"]) for name, one in shown.items()
+    }
     assert states == {
-        "warned": ("COMPLETED", "0:0", "1"), "cancelled": ("CANCELLED", "75:0", "0"),
-        "capped": ("FAILED", "75:0", "0"), "failed": ("FAILED", "3:0", "0"),
-        "finished": ("COMPLETED", "0:0", "0")}, text
+        "warned": ("COMPLETED", "0:0", "1"),
+        "cancelled": ("CANCELLED", "75:0", "0"),
+        "capped": ("FAILED", "75:0", "0"),
+        "failed": ("FAILED", "3:0", "0"),
+        "finished": ("COMPLETED", "0:0", "0"),
+    }, text
     assert "requeue 1 of at most 20" in text["warned"]
     step = re.search(r"stopped by SIGUSR2[\s\S]*from (\d+)", text["warned"])
     assert step and int(step[1]) > 0
@@ -116,8 +131,12 @@ cluster: {members_per_block: 2, profile: testbed, walltime: 10m, signal_lead: 1m
 
 
 def hpc_closure(*arguments):
-    done = subprocess.run([sys.executable, "-m", "hpc_closure", *map(str, arguments)], text=True,
-                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", "hpc_closure", *map(str, arguments)],
+        text=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -135,8 +154,9 @@ def finished(cluster, tmp_path_factory):
         path.write_text(EXPERIMENT.replace("NAME", name).replace("ROOT", str(folder)))
     cluster.up()
     cluster.clear()
-    done = subprocess.run([sys.executable, SLURM / "pipeline", paths["queue"]], text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, SLURM / "pipeline", paths["queue"]], text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", with_tests())
@@ -144,12 +164,15 @@ def finished(cluster, tmp_path_factory):
         limited = Ensemble(folder / "limited", members=1, seconds=50.0, steps=500)
         [sent] = limited.submit(walltime=60.0, signal_lead=5.0)
     unwarned = submit_loop(folder, "-t", "1", steps=6000)  # its warning is lost: it has none
-    early = status.survey(config.load(paths["queue"]))
+    early = status.survey(reading.load(paths["queue"]))
     jobs = re.findall(r"job (\d+), log (\S+)", done.stdout)
     assert len(jobs) == 4 and len(cluster.jobs()) >= 4
     (train, train_log), run = jobs[1], Run(folder / "queue")
-    cluster.wait(lambda: run.metrics.exists() and len(run.metrics.read_text().splitlines()) > 1,
-                 600, "a training step")
+    cluster.wait(
+        lambda: run.metrics.exists() and len(run.metrics.read_text().splitlines()) > 1,
+        600,
+        "a training step",
+    )
     cluster.call("scancel", "-b", "--signal=USR2", train)
     cluster.wait(lambda: cluster.jobs().get(train) == "PENDING", what="the training in the queue")
     cluster.call("scontrol", "update", f"JobId={train}", "NumNodes=1", "NumTasks=1")
@@ -172,7 +195,7 @@ def test_status_knows_the_jobs_of_the_pipeline(finished):
         counts = early[stage].counts
         assert (counts["units"], counts["missing"]) == (number, 0), (stage, counts)
     assert early["rollout"].counts["queued"] == 2
-    late = status.survey(config.load(paths["queue"]))
+    late = status.survey(reading.load(paths["queue"]))
     assert all(stage.done for stage in late.values())
 
 
@@ -192,8 +215,8 @@ def test_a_real_time_limit(finished, cluster):
 def test_four_ranks_on_two_nodes_make_the_data_of_one(finished):
     paths, runs, *_ = finished
     assert "0/4" in runs["queue"].log("generate").read_text()
-    for unit in generate.ledger(config.load(paths["inline"])).plan(8, 2):
-        hashes = {files.sha256_datasets(run.product("generate", unit)) for run in runs.values()}
+    for unit in generate.ledger(reading.load(paths["inline"])).plan(8, 2):
+        hashes = {hdf5.sha256_datasets(run.product("generate", unit)) for run in runs.values()}
         assert len(hashes) == 1, f"block {unit} differs"
 
 
@@ -202,8 +225,11 @@ def test_two_nodes_and_then_one_train_like_one_process(finished):
     losses = {}
     for name, run in runs.items():
         with open(run.metrics) as rows:
-            losses[name] = {row["step"]: float(row["loss"]) for row in csv.DictReader(rows)
-                            if row["loss"] and int(row["step"]) <= 60}
+            losses[name] = {
+                row["step"]: float(row["loss"])
+                for row in csv.DictReader(rows)
+                if row["loss"] and int(row["step"]) <= 60
+            }
     assert len(losses["inline"]) >= 2
     assert losses["queue"] == pytest.approx(losses["inline"], rel=1e-6)
 
@@ -212,10 +238,10 @@ def test_submitit_makes_what_the_batch_script_made(finished, testbed):
     """rollout --executor slurm: dry run, submission, the same command again, products."""
     paths, runs, *_ = finished
     path, run = paths["queue"], runs["queue"]
-    books = rollout.ledger(config.load(path))
+    books = rollout.ledger(reading.load(path))
     done = books.survey(4, 2).states["done"]
     assert [unit.name for unit in done] == ["000000-000001", "000002-000003"]
-    hashes = {unit.name: files.sha256_datasets(run.product("rollout", unit)) for unit in done}
+    hashes = {unit.name: hdf5.sha256_datasets(run.product("rollout", unit)) for unit in done}
     run.rollout.rename(run.root / "rollout.batch")
 
     slurm = ("rollout", path, "--executor", "slurm")
@@ -228,4 +254,4 @@ def test_submitit_makes_what_the_batch_script_made(finished, testbed):
     logs = "\n".join(one.read_text()[-1500:] for one in run.root.rglob("*_log.out"))
     assert books.survey(4, 2).counts()["done"] == 2, logs
     for name, digest in hashes.items():
-        assert files.sha256_datasets(run.product("rollout", name)) == digest
+        assert hdf5.sha256_datasets(run.product("rollout", name)) == digest

@@ -12,8 +12,8 @@ from collections import Counter
 import pytest
 from slurm_payload import Ensemble, ledger
 
-from hpc_closure import files
-from hpc_closure.rollout.queue import queued_units
+from hpc_closure.rollout.squeue import queued_units
+from hpc_closure.work import atomic, hdf5
 
 pytest_plugins = ["slurm_testbed"]
 pytestmark = pytest.mark.slurm
@@ -74,9 +74,18 @@ def test_nothing_is_lost_and_nothing_is_made_twice(testbed, ensemble, tmp_path):
     work = ensemble(members=64, seconds=1.5, steps=50, stale_after=4.0)
     work.submit(units_per_task=4)
     chaos = Chaos(testbed, work, seed=2026)
-    troubles = [chaos.kill_a_task, chaos.requeue, chaos.warn, chaos.cancel, chaos.preempt,
-                chaos.lose_a_node, chaos.restart_the_controller, chaos.submit_again,
-                chaos.kill_a_task, chaos.preempt]
+    troubles = [
+        chaos.kill_a_task,
+        chaos.requeue,
+        chaos.warn,
+        chaos.cancel,
+        chaos.preempt,
+        chaos.lose_a_node,
+        chaos.restart_the_controller,
+        chaos.submit_again,
+        chaos.kill_a_task,
+        chaos.preempt,
+    ]
     chaos.random.shuffle(troubles)
     testbed.wait(lambda: work.counts().get("done", 0) >= 1)
     for trouble in troubles:
@@ -99,9 +108,10 @@ def test_nothing_is_lost_and_nothing_is_made_twice(testbed, ensemble, tmp_path):
     subprocess.run([sys.executable, "-c", command], check=True, capture_output=True)
     for name in names:
         one, other = work.run.product("rollout", name), quiet.run.product("rollout", name)
-        assert files.sha256_datasets(one) == files.sha256_datasets(other)
-    written = Counter(record["unit"] for record in files.read_jsonl(
-        work.run.root / "published.jsonl"))
+        assert hdf5.sha256_datasets(one) == hdf5.sha256_datasets(other)
+    written = Counter(
+        record["unit"] for record in atomic.read_jsonl(work.run.root / "published.jsonl")
+    )
     assert max(written.values()) == 1 and set(written) <= set(names)
     left = {path.suffix for path in work.run.root.rglob("*") if path.suffix in (".part", ".claim")}
     assert left <= {".claim"} and not ledger(work.plan).survey(64, 1).claims

@@ -8,10 +8,12 @@ import stat
 import pytest
 from status_case import best_survey, publish_copies
 
-from hpc_closure import config
-from hpc_closure.commands import generate, rollout, status
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import submit
-from hpc_closure.run import Run
+from hpc_closure.rollout import verb as rollout
+from hpc_closure.tools import status
 
 
 @pytest.fixture
@@ -38,14 +40,20 @@ def test_dry_run_on_a_laptop(tiny, tmp_path, programs, hpc_closure_command):
     """Units, GPU-hours, bytes and the exact batch text; nothing is written, nobody is asked."""
     for name in SLURM:
         programs(name)
-    (tmp_path / "site.yaml").write_text("account: abc\nmax_array: 2\nmodules: [gcc]\n"
-                                        "stages: {rollout: {gpus_per_node: 2}}\n")
-    changes = [f"cluster.profile={tmp_path}/site.yaml", "rollout.members=10",
-               "cluster.walltime=90m", "cluster.units_per_task=4", "cluster.executor=slurm"]
+    (tmp_path / "site.yaml").write_text(
+        "account: abc\nmax_array: 2\nmodules: [gcc]\n" "stages: {rollout: {gpus_per_node: 2}}\n"
+    )
+    changes = [
+        f"cluster.profile={tmp_path}/site.yaml",
+        "rollout.members=10",
+        "cluster.walltime=90m",
+        "cluster.units_per_task=4",
+        "cluster.executor=slurm",
+    ]
     before = sorted(tmp_path.rglob("*"))
     done = hpc_closure_command("rollout", tiny, *changes, "--dry-run", PATH=os.environ["PATH"])
     assert done.returncode == 0, done.stderr
-    experiment = config.load(tiny, changes)
+    experiment = reading.load(tiny, changes)
     run = Run.of(experiment)
     names = [unit.name for unit in rollout.ledger(experiment).plan(20, 2)]
     texts = submit.batch_text(submit.Request.of(experiment, run.config, run, names))
@@ -60,10 +68,12 @@ def test_dry_run_on_a_laptop(tiny, tmp_path, programs, hpc_closure_command):
 
 
 def test_status_asks_squeue_once(tiny, programs, capsys):
-    experiment = config.load(tiny)
+    experiment = reading.load(tiny)
     run = Run.of(experiment)
-    blocks = {"generate": generate.ledger(experiment).plan(8, 2),
-              "rollout": rollout.ledger(experiment).plan(8, 2)}
+    blocks = {
+        "generate": generate.ledger(experiment).plan(8, 2),
+        "rollout": rollout.ledger(experiment).plan(8, 2),
+    }
     submit.record(run, "generate", "7", [[unit.name for unit in blocks["generate"]]], "x.log")
     submit.record(run, "train", "8", [["000000-000000"]], "x.log")
     # as slurm/pipeline does: tasks are numbered from 1
@@ -81,7 +91,7 @@ def test_status_asks_squeue_once(tiny, programs, capsys):
 
 def test_status_of_a_hundred_thousand_members(tiny, programs, monkeypatch):
     """5,000 units in five arrays: half of them done, the others in the queue, within 2 s."""
-    experiment = config.load(tiny, ["rollout.members=50000", "cluster.members_per_block=20"])
+    experiment = reading.load(tiny, ["rollout.members=50000", "cluster.members_per_block=20"])
     books = rollout.ledger(experiment)
     run, plan = books.run, books.plan(100_000, 20)
     assert len(plan) == 5000
@@ -89,11 +99,18 @@ def test_status_of_a_hundred_thousand_members(tiny, programs, monkeypatch):
     for number, tasks in enumerate(arrays):
         submit.record(run, "rollout", str(number), tasks, "x.log")
     publish_copies(books, plan[:2500])
-    programs("squeue", "echo '2_[500-999] PENDING'; echo '3_[0-999%10] PENDING'\n"
-             + "".join(f"echo 4_{task} RUNNING\n" for task in range(999)))
+    programs(
+        "squeue",
+        "echo '2_[500-999] PENDING'; echo '3_[0-999%10] PENDING'\n"
+        + "".join(f"echo 4_{task} RUNNING\n" for task in range(999)),
+    )
     found, seconds = best_survey(experiment)
     counts = found["rollout"].counts
-    assert (counts["units"], counts["done"], counts["queued"], counts["missing"]) \
-        == (5000, 2500, 2499, 1)
+    assert (counts["units"], counts["done"], counts["queued"], counts["missing"]) == (
+        5000,
+        2500,
+        2499,
+        1,
+    )
     assert programs.asked() == ["squeue"] * 3
     assert seconds < 2.0  # processor time, so that a loaded machine does not matter

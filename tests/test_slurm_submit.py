@@ -11,7 +11,7 @@ from slurm_payload import Ensemble, with_tests
 from test_faults import mounted
 
 from hpc_closure.rollout import submit
-from hpc_closure.rollout.profile import load_profile
+from hpc_closure.rollout.site import load_profile
 
 pytest_plugins = ["slurm_testbed"]
 pytestmark = pytest.mark.slurm
@@ -20,8 +20,9 @@ SPARE = load_profile("testbed").model_copy(update={"partition": "spare"})
 
 def test_an_array_runs_and_the_queue_says_so(testbed, ensemble):
     work = ensemble(members=6, seconds=1.5)
-    request = work.request([unit.name for unit in work.state().states["missing"]], throttle=4,
-                           units_per_task=2)
+    request = work.request(
+        [unit.name for unit in work.state().states["missing"]], throttle=4, units_per_task=2
+    )
     [found] = submit.submit(request)
     assert [len(task) for task in found.tasks] == [2, 2, 2]
     queue = submit.queued_units(work.run)
@@ -44,12 +45,15 @@ def test_how_tasks_end(testbed, ensemble):
     """Three arrays at once: one is warned, one cancelled, one warned that may not be requeued."""
     kinds = ("warned", "cancelled", "capped")
     works = {kind: ensemble(kind, members=2, seconds=30.0, again=1.0) for kind in kinds}
-    sent = {kind: work.submit(max_requeues=0 if kind == "capped" else 20)[0]
-            for kind, work in works.items()}
+    sent = {
+        kind: work.submit(max_requeues=0 if kind == "capped" else 20)[0]
+        for kind, work in works.items()
+    }
     for kind, work in works.items():
         testbed.wait(lambda: work.counts().get("running") == 2, what=kind)  # noqa: B023
-        testbed.call("scancel", *([] if kind == "cancelled" else ["--signal=USR2"]),
-                     sent[kind].job)
+        testbed.call(
+            "scancel", *([] if kind == "cancelled" else ["--signal=USR2"]), sent[kind].job
+        )
     testbed.wait(lambda: testbed.jobs().get(sent["warned"].job + "_1") == "PENDING")
     step = saved_step(works["warned"], "000001-000001")
     testbed.drain()
@@ -75,8 +79,11 @@ def test_preemption(testbed, ensemble, tmp_path):
     only.mkdir()
     for name in ("srun", "bash"):
         (only / name).symlink_to(f"/usr/bin/{name}")
-    profiles = {"main": load_profile("testbed"), "spare": SPARE,
-                "bare": SPARE.model_copy(update={"setup": [f"export PATH={only}"]})}
+    profiles = {
+        "main": load_profile("testbed"),
+        "spare": SPARE,
+        "bare": SPARE.model_copy(update={"setup": [f"export PATH={only}"]}),
+    }
     works = {kind: ensemble(kind, members=1, seconds=30.0, again=1.0) for kind in profiles}
     sent = {kind: work.submit(profiles[kind])[0] for kind, work in works.items()}
     for work in works.values():
@@ -153,8 +160,15 @@ def test_submitting_from_inside_a_job(testbed, ensemble):
         "import slurm_payload, pathlib\n"
         f"folder = pathlib.Path({str(work.config.parent)!r})\n"
         "work = slurm_payload.Ensemble(folder, members=2, seconds=0.2)\n"
-        "print(work.submit()[0].job)\n")
-    testbed.sbatch("-n3", "--mem=100", "-o", f"{work.config.parent}/outer.log",
-                   "--wrap", f"{sys.executable} {script}")
+        "print(work.submit()[0].job)\n"
+    )
+    testbed.sbatch(
+        "-n3",
+        "--mem=100",
+        "-o",
+        f"{work.config.parent}/outer.log",
+        "--wrap",
+        f"{sys.executable} {script}",
+    )
     testbed.drain()
     assert work.done(), (work.config.parent / "outer.log").read_text()

@@ -10,7 +10,7 @@ from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import SERIES, Diagnostics
 from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 
 WIENER = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
 COLOURED = {"kind": "ornstein_uhlenbeck", "wavenumber": 3, "rms": 1, "correlation_time": 1}

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.flow import Physics
+from hpc_closure.experiment.schema import Physics
 from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import Diagnostics
 from hpc_closure.spectral.equations import EQUATIONS
 from hpc_closure.spectral.grid import Grid, hermitian
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 
 TURN = 2 * math.pi
 FORMS = ("advective", "flux", "basdevant", "packed")

@@ -13,7 +13,7 @@ import torch
 from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
 from hpc_closure.spectral.device_counters import complex_normals_on, keys_on, uniform_bits_on
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 
 WIENER = {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005}
 RING = {"kind": "ring", "wavenumber": 6, "width": 1, "energy_rate": 0.02}
@@ -48,7 +48,7 @@ import dataclasses, torch
 torch.manual_seed(0)
 from hpc_closure.spectral import graphs
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 assert graphs.have_triton()
 wiener = {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005}
 ring = {"kind": "ring", "wavenumber": 4, "width": 1, "energy_rate": 0.02}

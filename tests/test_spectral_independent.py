@@ -11,7 +11,7 @@ import torch
 
 from hpc_closure.bench.dns import forcing_field
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 
 # Half a turn-over of a flow that fills its grid: the nonlinear term decides where it ends.
 PROBLEM = Problem(
@@ -59,10 +59,16 @@ def exponax_end(field, forcing):
     # the scale turns round its velocity, whose sign is not ours; it cuts at fraction n/2 - 1
     modes = PROBLEM.make_grid().modes
     stepper = Forced(
-        2, 1.0, PROBLEM.grid, PROBLEM.dt, diffusivity=PROBLEM.viscosity, order=4,
-        vorticity_convection_scale=-1.0, num_circle_points=64,
+        2,
+        1.0,
+        PROBLEM.grid,
+        PROBLEM.dt,
+        diffusivity=PROBLEM.viscosity,
+        order=4,
+        vorticity_convection_scale=-1.0,
+        num_circle_points=64,
         dealiasing_fraction=(modes + 1) / (PROBLEM.grid // 2),
-    )  # fmt: skip
+    )
     state = exponax.repeat(stepper, STEPS)(jax.numpy.asarray(field)[None])
     return np.asarray(state[0])
 

@@ -13,7 +13,7 @@ import hashlib, json
 import numpy as np, torch
 torch.set_num_threads(1)
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.diagnostics import Diagnostics
 
 world = MPI.COMM_WORLD

@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.spectral.counters import (
-    box_muller,
-    key_of,
-    standard_normals,
-    uniform_bits,
-)
+from hpc_closure.spectral.counters import box_muller, key_of, standard_normals, uniform_bits
 from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.noise import NoiseModel
 from hpc_closure.spectral.transform import Transform

@@ -49,8 +49,13 @@ def test_shared_and_strided_tensors(tmp_path):
     assert all((found[key] == views[key]).all() for key in views)
 
 
-FILES = ["weights.safetensors", "statistics.safetensors", "optimizer.safetensors",
-         "progress.json", "complete.json"]  # fmt: skip
+FILES = [
+    "weights.safetensors",
+    "statistics.safetensors",
+    "optimizer.safetensors",
+    "progress.json",
+    "complete.json",
+]
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from train_case import StandIn, losses, run_fit, training_data
 
-from hpc_closure import log
-from hpc_closure.stop import Stopped
 from hpc_closure.train import engine, metrics, processes
+from hpc_closure.work import log
+from hpc_closure.work.stop import Stopped
 
 pytestmark = [
     pytest.mark.gpu,

@@ -22,18 +22,19 @@ def show(tmp_path, environment):
         clean = {key: value for key, value in environment.items() if not key.startswith("SLURM")}
         search = os.pathsep.join([str(tmp_path), path or clean["PATH"]])
         return subprocess.run(
-            [LAUNCH, "--show", *arguments], capture_output=True, text=True, timeout=60,
+            [LAUNCH, "--show", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
             env={**clean, "PATH": search, "HPC_CLOSURE_VENV": "/nonexistent", **environ},
-        )  # fmt: skip
+        )
 
     return run
 
 
 def test_one_process(show):
     done = show("quickstart", "train.lr=1e-4", "--max-elapsed", "1h")
-    assert done.stdout.endswith(
-        "-m hpc_closure train quickstart train.lr=1e-4 --max-elapsed 1h\n"
-    )
+    assert done.stdout.endswith("-m hpc_closure train quickstart train.lr=1e-4 --max-elapsed 1h\n")
     assert "mpirun" not in done.stdout
 
 
@@ -44,9 +45,10 @@ def test_several_processes(show):
 
 
 def test_without_mpi(show, tmp_path):
-    for name, target in (("python", sys.executable), *((n, f"/usr/bin/{n}") for n in (
-        "bash", "dirname", "nproc", "sed", "env"
-    ))):  # fmt: skip
+    for name, target in (
+        ("python", sys.executable),
+        *((n, f"/usr/bin/{n}") for n in ("bash", "dirname", "nproc", "sed", "env")),
+    ):
         (tmp_path / name).symlink_to(target)
     done = show("-n", "2", "x.yaml", path=str(tmp_path))
     assert "torch.distributed.run --standalone --nproc-per-node 2 -m hpc_closure" in done.stdout

@@ -4,11 +4,11 @@ import pytest
 import torch
 from train_case import GRID, run_fit
 
-from hpc_closure import log
-from hpc_closure.closure.model import build
-from hpc_closure.run import Run
-from hpc_closure.stop import Stopped
+from hpc_closure.closure.interface import build
+from hpc_closure.experiment.folder import Run
 from hpc_closure.train import checkpoint, metrics
+from hpc_closure.work import log
+from hpc_closure.work.stop import Stopped
 
 SETTINGS = {"steps": 24, "engine": "torch", "validate_every": 8, "score_members": 4}
 

@@ -9,9 +9,9 @@ from hpc_closure.train.processes import bind, identify
 
 ASK = """
 import sys, torch
-from hpc_closure import parallel
+from hpc_closure.work import mpi
 from hpc_closure.train import processes
-world = parallel.world()
+world = mpi.world()
 found = processes.join("cpu", world.bcast if world.size > 1 else None)
 total = float(found.mean(torch.tensor(float(found.rank))))
 word = found.share("hello" if found.first else None)
@@ -22,14 +22,20 @@ processes.leave()
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 OPENMPI = {
-    "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-}  # fmt: skip
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
 HYDRA = {"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}
 SRUN = {
-    "SLURM_PROCID": "6", "SLURM_STEP_NUM_TASKS": "7", "SLURM_LOCALID": "2", "SLURM_NODEID": "1",
-    "SLURM_STEP_TASKS_PER_NODE": "4,3", "SLURM_NTASKS": "7",
-}  # fmt: skip
+    "SLURM_PROCID": "6",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_LOCALID": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "4,3",
+    "SLURM_NTASKS": "7",
+}
 BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "12"}
 
 
@@ -55,9 +61,7 @@ BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_
 )
 def test_identify(environ, expected):
     found = identify(environ)
-    assert (
-        found.rank, found.size, found.local_rank, found.local_size, found.launcher
-    ) == expected  # fmt: skip
+    assert (found.rank, found.size, found.local_rank, found.local_size, found.launcher) == expected
 
 
 def test_identify_refuses_nonsense():
@@ -88,10 +92,20 @@ def test_processes_of_torchrun_meet(environment, tmp_path):
     script.write_text(ASK)
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     done = subprocess.run(
-        [sys.executable, *command, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-         str(script)],
-        capture_output=True, text=True, env=environment, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            *command,
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            "localhost:0",
+            str(script),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split("\n")[:-1]) == ["0 2 0 0.5 hello", "1 2 1 0.5 hello"]
 
@@ -99,8 +113,11 @@ def test_processes_of_torchrun_meet(environment, tmp_path):
 def test_a_launcher_without_a_meeting_point_is_named(environment):
     code = "from hpc_closure.train import processes; processes.join('cpu')"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
-        env={**environment, "PMI_RANK": "0", "PMI_SIZE": "2"}, timeout=60,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**environment, "PMI_RANK": "0", "PMI_SIZE": "2"},
+        timeout=60,
+    )
     assert done.returncode == 1
     assert "RuntimeError: 2 processes, but neither MASTER_ADDR" in done.stderr

@@ -13,11 +13,11 @@ import pytest
 from safetensors.torch import load_file
 from train_case import StandIn, run_fit, training_data
 
-from hpc_closure import log
-from hpc_closure.stop import Stopped
 from hpc_closure.train import checkpoint, engine, metrics, processes
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.validate import mean_loss
+from hpc_closure.work import log
+from hpc_closure.work.stop import Stopped
 
 CASE = Path(__file__).with_name("train_case.py")
 ENGINE = "deepspeed" if engine.deepspeed_installed() else "torch"

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from hpc_closure import config, files
-from hpc_closure.commands import evaluate, generate, rollout, train
-from hpc_closure.run import Run
+from hpc_closure.evaluate import verb as evaluate
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import verb as rollout
+from hpc_closure.train import verb as train
+from hpc_closure.work import hdf5
 
 TWIN = """
 base: uncertainty_study
@@ -40,15 +44,17 @@ def enstrophies(run, field="vorticity"):
 def answer(run, method):
     """{score: (value, low, high)} of the event."""
     with open(run.root / "evaluate/scores.csv", newline="") as file:
-        return {row["score"]: tuple(float(row[key] or "nan") for key in ("value", "low", "high"))
-                for row in csv.DictReader(file)
-                if row["method"] == method and row["score"] in ("probability", "members_needed")}
+        return {
+            row["score"]: tuple(float(row[key] or "nan") for key in ("value", "low", "high"))
+            for row in csv.DictReader(file)
+            if row["method"] == method and row["score"] in ("probability", "members_needed")
+        }
 
 
 def test_twin(tmp_path):
     path = tmp_path / "twin.yaml"
     path.write_text(TWIN.format(root=tmp_path))
-    experiment = config.load(path)
+    experiment = reading.load(path)
     run = Run.of(experiment)
     for verb in (generate, train, rollout):
         assert verb.run(experiment, verbosity=-1) == 0
@@ -56,7 +62,7 @@ def test_twin(tmp_path):
     assert len(values) == 20 and len(set(values)) == 20
     above = float(np.sort(values)[13:15].mean())  # 6 of 20
     threshold = f"evaluate.event.above={above!r}"
-    assert evaluate.run(config.load(path, [threshold]), verbosity=-1) == 0
+    assert evaluate.run(reading.load(path, [threshold]), verbosity=-1) == 0
     expected = binomtest(6, 20).proportion_ci(method="wilson")
     few = answer(run, "model")
     assert few["probability"] == pytest.approx((0.3, expected.low, expected.high))
@@ -68,10 +74,10 @@ def test_twin(tmp_path):
     assert "The event asked for" in text and "1068 members would give it" in text
 
     # more members: those that are there stay
-    kept = {path.name: files.sha256_datasets(path) for path in run.rollout.glob("*.h5")}
-    larger = config.load(path, [threshold, "rollout.members=40"])
+    kept = {path.name: hdf5.sha256_datasets(path) for path in run.rollout.glob("*.h5")}
+    larger = reading.load(path, [threshold, "rollout.members=40"])
     assert rollout.run(larger, verbosity=-1) == 0 and evaluate.run(larger, verbosity=-1) == 0
-    now = {path.name: files.sha256_datasets(path) for path in run.rollout.glob("*.h5")}
+    now = {path.name: hdf5.sha256_datasets(path) for path in run.rollout.glob("*.h5")}
     assert len(now) == 4 and {name: now[name] for name in kept} == kept
     share, low, high = answer(run, "model")["probability"]
     assert share == pytest.approx((enstrophies(run) > above).mean())
@@ -79,7 +85,7 @@ def test_twin(tmp_path):
 
 
 def test_the_preset_is_the_study_of_the_page():
-    experiment = config.load("uncertainty_study")
+    experiment = reading.load("uncertainty_study")
     event, horizon = experiment.evaluate.event, experiment.rollout
     assert experiment.rollout.members == 1000
     assert event.lead_time == horizon.t_end - horizon.t_start

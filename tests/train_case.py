@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpc_closure import log, parallel
-from hpc_closure.closure.model import Phase, build
-from hpc_closure.data.dataset import TrainingSet
-from hpc_closure.run import Run
+from hpc_closure.closure.interface import Phase, build
+from hpc_closure.data.samples import TrainingSet
+from hpc_closure.experiment.folder import Run
 from hpc_closure.spectral.noise import standard_normals
-from hpc_closure.stop import Stop, Stopped
 from hpc_closure.train import engine, processes
 from hpc_closure.train.settings import TrainSettings
 from hpc_closure.train.trainer import TrainData, fit
+from hpc_closure.work import log, mpi
+from hpc_closure.work.stop import Stop, Stopped
 
 GRID = 16
 
@@ -182,7 +182,7 @@ def run_fit(target: Path, found=processes.Processes(), model=None, **values) -> 
 def main() -> None:
     torch.set_num_threads(1)
     what, *rest = sys.argv[1:]
-    world = parallel.world()
+    world = mpi.world()
     found = processes.join("cpu", world.bcast if world.size > 1 else None)
     log.setup(found.rank, found.size)
     if what == "engines":

@@ -19,12 +19,12 @@ import torch
 from hpc_closure.bench import measure, peers
 from hpc_closure.bench.measure import Contender
 from hpc_closure.bench.published import PublishedSolver
-from hpc_closure.parallel import World
 from hpc_closure.spectral.forcing import steady_forcing
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
-from hpc_closure.spectral.stepping import SCHEMES
+from hpc_closure.spectral.schemes import SCHEMES
+from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
+from hpc_closure.work.mpi import World
 
 #: words of one real per point and right-hand side: pruned transforms 11.1 (four, two passes each,
 #: read and written), products 4, spectral factors before and after 2.7, update 1.8
@@ -35,10 +35,17 @@ PUBLISHED = {"published": 10, "published-1": 1}  # draws per step
 AGAINST = (*PUBLISHED, ONE_RANK, *peers.PEERS)
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
 COLUMNS = {
-    "case": "", "grid": "d", "members": "d", "ranks": "d", "precision": "", "method": "",
-    "ns_per_point_rhs": ".2f", "member_steps_per_s": ".1f", "fraction_of_copy": ".3f",
+    "case": "",
+    "grid": "d",
+    "members": "d",
+    "ranks": "d",
+    "precision": "",
+    "method": "",
+    "ns_per_point_rhs": ".2f",
+    "member_steps_per_s": ".1f",
+    "fraction_of_copy": ".3f",
     "ratio": ".2f",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

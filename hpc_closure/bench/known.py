@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpc_closure.bench.laws import StateAmplitude, TwoRegimes
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.model import ClosureModel, build
-from hpc_closure.closure.nongaussian import StateAmplitude, TwoRegimes
+from hpc_closure.closure.interface import ClosureModel, build
 from hpc_closure.spectral.initial import initial_spectrum
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.transform import Transform
@@ -110,8 +110,7 @@ def fit(
         choose = torch.Generator().manual_seed(settings.seed)
         for step in range(steps):
             indices = torch.randint(samples, (settings.batch,), generator=choose)
-            batch = {"state": states[indices], "target": targets[indices],
-                     "sample_index": indices}
+            batch = {"state": states[indices], "target": targets[indices], "sample_index": indices}
             worker.step([(batch, settings.seed, step)], settings.rate(step, steps))
             average.update(worker.held(), step + 1)
         weights = worker.whole(average.tensors)

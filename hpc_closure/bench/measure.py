@@ -23,8 +23,9 @@ def machine(device: str = "cpu") -> dict[str, object]:
     """What the numbers were measured on."""
     found: dict[str, object] = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -151,11 +152,12 @@ def table(rows: list[dict], columns: Mapping[str, str], widths: int = 0) -> str:
     cells = [list(columns)]
     for row in rows:
         cells.append(
-            ["-" if row.get(key) is None else format(row[key], form)
-             for key, form in columns.items()]
+            [
+                "-" if row.get(key) is None else format(row[key], form)
+                for key, form in columns.items()
+            ]
         )
     wide = [max(widths, *(len(line[i]) for line in cells)) for i in range(len(columns))]
     return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, wide)).rstrip()
-        for line in cells
+        "  ".join(cell.rjust(width) for cell, width in zip(line, wide)).rstrip() for line in cells
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure.fno import SpectralConv2d
-from hpc_closure.closure.paper import PublishedNetwork
+from hpc_closure.closure.published import PublishedNetwork
 from hpc_closure.closure.schedule import PublishedVE
 
 SENSORS = 16  # per side

@@ -125,7 +125,13 @@ def _exponax(initial, forcing, viscosity, dt, precision):
 
     # its stream function has the other sign, and so its velocity; the scale turns it round
     stepper = Forced(
-        2, 1.0, size, dt, diffusivity=viscosity, vorticity_convection_scale=-1.0, order=1,
+        2,
+        1.0,
+        size,
+        dt,
+        diffusivity=viscosity,
+        vorticity_convection_scale=-1.0,
+        order=1,
         dealiasing_fraction=2 / 3,
     )
     # it works with spectra of one channel; staying there saves it two transforms per step
@@ -201,8 +207,10 @@ class _Shenfun:
         for _ in range(num_steps):
             psi = w * self.inverse
             for out, factor, of in (
-                (u, 1j * self.ky, psi), (v, -1j * self.kx, psi),
-                (w_x, 1j * self.kx, w), (w_y, 1j * self.ky, w),
+                (u, 1j * self.ky, psi),
+                (v, -1j * self.kx, psi),
+                (w_x, 1j * self.kx, w),
+                (w_y, 1j * self.ky, w),
             ):
                 scratch[:] = factor * of
                 scratch.backward(out)
@@ -223,9 +231,7 @@ def _shenfun(initial, forcing, viscosity, dt, precision):
     y = FunctionSpace(size, "F", dtype="d", domain=(0, 1))
     space = TensorProductSpace(comm, (x, y), dtype="d")
     kx, ky = (np.asarray(k, float) for k in space.local_wavenumbers(scaled=True))
-    return _OneByOne(
-        [_Shenfun(one, forcing, viscosity, dt, space, kx, ky) for one in initial]
-    )
+    return _OneByOne([_Shenfun(one, forcing, viscosity, dt, space, kx, ky) for one in initial])
 
 
 class _Fluidsim:
@@ -287,8 +293,19 @@ class _Dedalus:
         tau = dist.Field(name="tau")
         f["g"], w["g"] = forcing, initial
         u = d3.skew(d3.grad(psi))
-        names = {"w": w, "psi": psi, "f": f, "tau": tau, "u": u, "nu": viscosity,
-                 "lap": d3.lap, "grad": d3.grad, "dot": d3.dot, "integ": d3.integ, "dt": d3.dt}
+        names = {
+            "w": w,
+            "psi": psi,
+            "f": f,
+            "tau": tau,
+            "u": u,
+            "nu": viscosity,
+            "lap": d3.lap,
+            "grad": d3.grad,
+            "dot": d3.dot,
+            "integ": d3.integ,
+            "dt": d3.dt,
+        }
         problem = d3.IVP([w, psi, tau], namespace=names)
         # skew(grad psi) = (-psi_y, psi_x): the sign of psi makes it our u
         problem.add_equation("dt(w) - nu*lap(w) = f - u@grad(w)")

@@ -1,6 +1,6 @@
 """A case on several MPI ranks: start them, and what each of them runs.
 
-    mpirun -n 2 python -m hpc_closure.bench.ranks CASE.json OUT.json
+mpirun -n 2 python -m hpc_closure.bench.ranks CASE.json OUT.json
 """
 
 import json
@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hpc_closure import parallel
 from hpc_closure.bench import dns, measure
+from hpc_closure.work import mpi
 
 
 def start(case: dns.Case) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
@@ -28,8 +28,16 @@ def start(case: dns.Case) -> tuple[list[dict[str, Any]], list[str], dict[str, An
         asked.write_text(json.dumps(dns.as_plain(case)), encoding="utf-8")
         threads = str(case.threads or 1)
         done = subprocess.run(
-            [*program, "-n", str(case.ranks), sys.executable, "-m", __name__,
-             str(asked), str(answer)],
+            [
+                *program,
+                "-n",
+                str(case.ranks),
+                sys.executable,
+                "-m",
+                __name__,
+                str(asked),
+                str(answer),
+            ],
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": threads},
@@ -53,7 +61,7 @@ def mpirun() -> list[str]:
 
 def main(asked: str, answer: str) -> None:
     """One rank."""
-    world = parallel.world()
+    world = mpi.world()
     with world.guard():
         case = dns.from_plain(json.loads(Path(asked).read_text(encoding="utf-8")))
         records, remarks = dns.run(case, world)

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from hpc_closure.bench.known import Known
-from hpc_closure.closure.model import ClosureModel
-from hpc_closure.closure.sample import SAMPLERS
+from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.closure.sampling import SAMPLERS
 from hpc_closure.evaluate import scores
 from hpc_closure.evaluate.generated import CONTROL
-from hpc_closure.evaluate.ranks import rank_counts, rank_p, ranks
+from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks
 from hpc_closure.evaluate.spectra import shell_power
 
 METHODS = ("euler", "midpoint", "heun", "adams", "ddim", "ancestral", "dpmpp_2m")
@@ -41,9 +41,20 @@ CHUNK = 25  # states at a time
 ORACLE = "oracle"
 MEAN_GP = "mean_gp"
 ONE_PASS = "one_pass"
-COLUMNS = {"case": "", "method": "", "evaluations": "d", "relative_error": ".4g",
-           "crps_ratio": ".4f", "spread_ratio": ".4f", "lowest": ".3f", "highest": ".3f",
-           "calm": ".3f", "wild": ".3f", "rank_p": ".2g", "cost_ms": ".2f"}  # fmt: skip
+COLUMNS = {
+    "case": "",
+    "method": "",
+    "evaluations": "d",
+    "relative_error": ".4g",
+    "crps_ratio": ".4f",
+    "spread_ratio": ".4f",
+    "lowest": ".3f",
+    "highest": ".3f",
+    "calm": ".3f",
+    "wild": ".3f",
+    "rank_p": ".2g",
+    "cost_ms": ".2f",
+}
 
 
 def run(
@@ -83,8 +94,15 @@ def run(
     rows = []
 
     def add(method: str, budget: int | None, draw, cost: float | None = None) -> None:
-        rows.append({"case": known.case, "method": method, "evaluations": budget,
-                     **reference.judge(draw), "cost_ms": cost})  # fmt: skip
+        rows.append(
+            {
+                "case": known.case,
+                "method": method,
+                "evaluations": budget,
+                **reference.judge(draw),
+                "cost_ms": cost,
+            }
+        )
 
     # draws of its own for the oracle's row, which so shows what chance does
     own = range(members)
@@ -95,14 +113,21 @@ def run(
         return mean + CONTROL * (drawn - mean)
 
     add(f"{ORACLE}_x{CONTROL:g}", None, control)
-    budgets = [(method, budget) for method in methods for budget in evaluations
-               if not (budget % SAMPLERS[method].cost and method != "heun")]  # fmt: skip
+    budgets = [
+        (method, budget)
+        for method in methods
+        for budget in evaluations
+        if not (budget % SAMPLERS[method].cost and method != "heun")
+    ]
 
     def measure(method: str, drawer: ClosureModel, own: str | None, budget: int | None) -> None:
         cost = _cost(drawer, given[:1], members, own, budget, device, repeats)
-        add(method, budget,
+        add(
+            method,
+            budget,
             lambda chosen: _draw(drawer, given, chosen, members, own, budget, device),
-            cost)  # fmt: skip
+            cost,
+        )
 
     measure(MEAN_GP, model, MEAN_GP, None)
     if one_pass is not None:

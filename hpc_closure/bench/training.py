@@ -25,14 +25,21 @@ from hpc_closure.bench.networks import (
     sensors_of,
 )
 from hpc_closure.closure.conditions import Sensors, regular_positions
-from hpc_closure.closure.model import ClosureModel
+from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.train import engine
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.settings import TrainSettings
 
 OURS, PUBLISHED = "default", "published"
-COLUMNS = {"case": "", "grid": "d", "batch": "d", "method": "", "evaluations": "d",
-           "milliseconds": ".3f", "ratio": ".2f"}  # fmt: skip
+COLUMNS = {
+    "case": "",
+    "grid": "d",
+    "batch": "d",
+    "method": "",
+    "evaluations": "d",
+    "milliseconds": ".3f",
+    "ratio": ".2f",
+}
 
 
 def run(
@@ -67,22 +74,22 @@ def run(
     records = []
 
     def add(case: str, number: int, evaluations: dict[str, int], contenders: dict) -> None:
-        taken = measure.interleave(
-            contenders, repeats=repeats, seconds=seconds, finish=finish
-        )
+        taken = measure.interleave(contenders, repeats=repeats, seconds=seconds, finish=finish)
         for name in contenders:
-            records.append({
-                "case": case,
-                "grid": grid,
-                "batch": number,
-                "method": name,
-                "evaluations": evaluations[name],
-                "milliseconds": 1e3 * statistics.median(taken[name]),
-                "ratio": None if name == OURS else measure.ratio(taken[OURS], taken[name]),
-                "device": device,
-                "threads": torch.get_num_threads(),
-                "repeats": repeats,
-            })
+            records.append(
+                {
+                    "case": case,
+                    "grid": grid,
+                    "batch": number,
+                    "method": name,
+                    "evaluations": evaluations[name],
+                    "milliseconds": 1e3 * statistics.median(taken[name]),
+                    "ratio": None if name == OURS else measure.ratio(taken[OURS], taken[name]),
+                    "device": device,
+                    "threads": torch.get_num_threads(),
+                    "repeats": repeats,
+                }
+            )
 
     add(
         "training_step",
@@ -102,9 +109,7 @@ def run(
             evaluations,
             {
                 OURS: Contender(_our_sample(model, state[:1], target[:1], number), steps),
-                PUBLISHED: Contender(
-                    _their_sample(network, state[:1], target[:1], number), steps
-                ),
+                PUBLISHED: Contender(_their_sample(network, state[:1], target[:1], number), steps),
             },
         )
     return records

@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from hpc_closure import files
 from hpc_closure.closure.conditions import Sensors
-from hpc_closure.closure.model import ClosureModel, build
-from hpc_closure.run import SHIPPED
+from hpc_closure.closure.interface import ClosureModel, build
+from hpc_closure.experiment.folder import SHIPPED
+from hpc_closure.work import atomic
 
 __all__ = ["Closure", "load", "save", "read_header", "shipped"]
 
@@ -53,7 +53,7 @@ def save(
         "target": json.dumps(target),
         "provenance": json.dumps(provenance, default=str),
     }
-    with files.publish(path) as part:
+    with atomic.publish(path) as part:
         part.write_bytes(serialize(tensors, metadata=header))  # save_file makes it private
 
 

@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.bands import Band
+from hpc_closure.closure.band import Band
 
 __all__ = [
-    "FEATURES", "Sensors", "coordinates", "feature_spectra", "physics_estimate",
+    "FEATURES",
+    "Sensors",
+    "coordinates",
+    "feature_spectra",
+    "physics_estimate",
     "regular_positions",
-]  # fmt: skip
+]
 
 FEATURES = ("u", "v", "w", "w_x", "w_y")
 

@@ -22,14 +22,14 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure import draws, fitting, training
+from hpc_closure.closure import draws, losses, statistics
 from hpc_closure.closure.conditions import Sensors
-from hpc_closure.closure.encoding import Encoder, Encoding
+from hpc_closure.closure.interface import Phase
 from hpc_closure.closure.law import BaseLaw, Kriging
-from hpc_closure.closure.memory import position
-from hpc_closure.closure.model import Phase
+from hpc_closure.closure.mean import Encoder, Encoding
 from hpc_closure.closure.network import Encoded, ScoreNetwork
-from hpc_closure.closure.sample import build_sampler
+from hpc_closure.closure.residual_memory import position
+from hpc_closure.closure.sampling import build_sampler
 from hpc_closure.closure.schedule import SCHEDULES
 
 __all__ = ["DefaultModel"]
@@ -57,9 +57,9 @@ class DefaultModel(Encoder):
     def begin(self, phase: str, reader) -> dict[str, Any]:
         """Start ``mean``, ``generator`` or ``check`` (see :class:`~.model.ClosureModel`)."""
         work = {
-            "mean": fitting.fit_mean,
-            "generator": fitting.fit_law,
-            "check": fitting.check_generator,
+            "mean": statistics.fit_mean,
+            "generator": statistics.fit_law,
+            "check": statistics.check_generator,
         }
         if phase not in work:
             raise ValueError(f"phase {phase!r}, expected one of {', '.join(work)}")
@@ -171,10 +171,10 @@ class DefaultModel(Encoder):
         return math.sqrt(float((power * shares[shell]).sum() / power.sum()))
 
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        losses = {"mean": training.mean_loss, "generator": training.generator_loss}
-        if self.phase not in losses:
+        of_phase = {"mean": losses.mean_loss, "generator": losses.generator_loss}
+        if self.phase not in of_phase:
             raise ValueError(f"phase {self.phase!r} has no loss; call begin('mean', reader) first")
-        return losses[self.phase](self, batch, seed, step)
+        return of_phase[self.phase](self, batch, seed, step)
 
     def project(self, white_hat: Tensor, gain: Kriging | None) -> Tensor:
         """A Q^(1/2) f: colour a whitened spectrum and take the kriged part out of it."""

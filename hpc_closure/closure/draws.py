@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.bands import Band
+from hpc_closure.closure.band import Band
 from hpc_closure.spectral.noise import complex_normals, key_of, uniform_bits
 
 __all__ = ["uniforms", "white_spectra", "normals"]

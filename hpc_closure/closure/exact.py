@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure import draws
-from hpc_closure.closure.bands import band
+from hpc_closure.closure.band import band
 from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.law import BaseLaw, Kriging
 from hpc_closure.spectral.problem import Problem

@@ -13,7 +13,7 @@ with :math:`\xi \sim N(0, Q)` and sensor errors :math:`\eta \sim N(0, R)`.
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.bands import Band
+from hpc_closure.closure.band import Band
 from hpc_closure.closure.conditions import regular_positions
 
 __all__ = ["BaseLaw", "Kriging"]

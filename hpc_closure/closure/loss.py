@@ -3,7 +3,7 @@ r"""Losses, each a value per sample (B,), so that a batch split over processes a
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.bands import Band
+from hpc_closure.closure.band import Band
 
 __all__ = ["spectral_square", "gaussian_likelihood", "almost_fair_crps", "spectral_energy_score"]
 

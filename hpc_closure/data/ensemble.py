@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc_closure.data.layout import check_layout
-from hpc_closure.files import open_hdf5
+from hpc_closure.work.hdf5 import open_hdf5
 
 
 class CoupledEnsemble:

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpc_closure.files import DiskError
+from hpc_closure.work.atomic import DiskError
 
 
 @dataclass(frozen=True)

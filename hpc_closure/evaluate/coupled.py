@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_closure.evaluate.accumulate import Statistics, form_scores
 from hpc_closure.evaluate.bootstrap import block_bootstrap
 from hpc_closure.evaluate.generated import Scored
-from hpc_closure.evaluate.ranks import rank_counts, rank_p, ranks
+from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
+from hpc_closure.evaluate.statistics import Statistics, form_scores
 
 VALID = 0.5  # relative error of the ensemble mean at which a forecast ends
 POOL_VALUES = 20_000  # values of each lead time that enter a Wasserstein distance

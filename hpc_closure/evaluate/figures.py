@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from hpc_closure.evaluate.ranks import merge, rank_p
-from hpc_closure.evaluate.tables import GRANTED, Rows, format_value, sort_methods
-from hpc_closure.files import publish
+from hpc_closure.evaluate.rank_histogram import merge, rank_p
+from hpc_closure.evaluate.rows import GRANTED, Rows, format_value, sort_methods
+from hpc_closure.work.atomic import publish
 
 # method -> colour, line style, marker
 STYLES = {
@@ -149,9 +149,14 @@ def _image(axis, values, title, colours, low, high):
     axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     # the first index is x: transposed, x runs to the right and y upwards
     return axis.imshow(
-        values.T, origin="lower", extent=(0, 1, 0, 1), cmap=colours, vmin=low, vmax=high,
+        values.T,
+        origin="lower",
+        extent=(0, 1, 0, 1),
+        cmap=colours,
+        vmin=low,
+        vmax=high,
         interpolation="nearest",
-    )  # fmt: skip
+    )
 
 
 def spectra(
@@ -288,8 +293,16 @@ def rank_histograms(counts: Mapping[str, Tensor]) -> Figure:
             axis.axhspan(1 - deviation, 1 + deviation, color="#e0e0e0", zorder=0)
             axis.axhline(1, color="black", linewidth=0.8, zorder=3)
             colour = method_style(method, names)["color"]
-            axis.bar(edges[:-1], density, np.diff(edges), align="edge", color=colour, alpha=0.75,
-                     edgecolor="white", linewidth=0.5)  # fmt: skip
+            axis.bar(
+                edges[:-1],
+                density,
+                np.diff(edges),
+                align="edge",
+                color=colour,
+                alpha=0.75,
+                edgecolor="white",
+                linewidth=0.5,
+            )
             p = format_value("rank_p", rank_p(counts[method]))
             axis.set_title(f"{method}\np {p if p.startswith('<') else '= ' + p}")
             axis.set(xlim=(0, 1), xticks=[0, 0.5, 1], xlabel="rank of the truth / members")
@@ -322,8 +335,14 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
                 points = [(row["step"], row[name]) for row in rows if name in row]
                 if points:
                     x, y = np.array(points, dtype=float).T
-                    axis.plot(x, y, color=colour, label=label, marker=marker,
-                              linewidth=1.0 if name == "loss" else 1.6)  # fmt: skip
+                    axis.plot(
+                        x,
+                        y,
+                        color=colour,
+                        label=label,
+                        marker=marker,
+                        linewidth=1.0 if name == "loss" else 1.6,
+                    )
             positive = all(row[n] > 0 for row in rows for n in row if n.endswith("loss"))
             if positive:
                 _log_axis(axis)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_closure.evaluate.accumulate import Statistics, form_scores
-from hpc_closure.evaluate.ranks import MAX_RANKS, rank_counts, rank_p, ranks
+from hpc_closure.evaluate.rank_histogram import MAX_RANKS, rank_counts, rank_p, ranks
+from hpc_closure.evaluate.rows import Rows
 from hpc_closure.evaluate.scores import mse
-from hpc_closure.evaluate.tables import Rows
+from hpc_closure.evaluate.statistics import Statistics, form_scores
 
 # a block's float64 ensemble; the scores hold a few copies of it at a time
 BLOCK_BYTES = 2**27

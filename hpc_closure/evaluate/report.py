@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_closure.evaluate.headlines import describe, groups, headlines
 from hpc_closure.evaluate.page import PAGE, STYLE
-from hpc_closure.evaluate.tables import (
+from hpc_closure.evaluate.rows import (
     GRANTED,
     MODELS,
     Absent,
@@ -25,7 +24,8 @@ from hpc_closure.evaluate.tables import (
     format_value,
     pivot,
 )
-from hpc_closure.files import write_text
+from hpc_closure.evaluate.summary import describe, groups, headlines
+from hpc_closure.work.atomic import write_text
 
 # score -> heading, meaning; the order of the columns
 SCORES = {
@@ -79,15 +79,28 @@ SCORES = {
 }
 TABLES = {
     "Accuracy and cost": (
-        "relative_error", "relative_error_mean", "crps", "energy_score", "valid_time",
-        "wasserstein1", "diverged", "cost_ms", "cost_ratio",
+        "relative_error",
+        "relative_error_mean",
+        "crps",
+        "energy_score",
+        "valid_time",
+        "wasserstein1",
+        "diverged",
+        "cost_ms",
+        "cost_ratio",
     ),
     "The event asked for": ("probability", "members_needed"),
     "Calibration": (
-        "crps_ratio", "spread", "spread_ratio", "spread_skill", "bias2_ratio", "coverage_90",
-        "rank_p", "energy_ratio",
+        "crps_ratio",
+        "spread",
+        "spread_ratio",
+        "spread_skill",
+        "bias2_ratio",
+        "coverage_90",
+        "rank_p",
+        "energy_ratio",
     ),
-}  # fmt: skip
+}
 METHODS = {
     "model": "the trained closure",
     GRANTED: "the trained closure, granted an estimate of the closure (conditions.physics)",

@@ -23,10 +23,10 @@ import torch
 
 from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.data.sensors import observe
-from hpc_closure.data.targets import EXACT, Target, reduced_problem
+from hpc_closure.closure.sensors import observe
+from hpc_closure.closure.targets import EXACT, Target, reduced_problem
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 
 
 class CoupledRun:

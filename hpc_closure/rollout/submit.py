@@ -33,15 +33,27 @@ import submitit
 from submitit.core.utils import JobPaths, environment_variables
 from submitit.helpers import DelayedSubmission, clean_env
 
-from hpc_closure import files
-from hpc_closure.experiment import seconds
-from hpc_closure.rollout.profile import Profile, Stage, load_profile
-from hpc_closure.rollout.queue import queued_members, queued_units
-from hpc_closure.run import Run
-from hpc_closure.stop import EXIT_STOPPED
+from hpc_closure.experiment.duration import seconds
+from hpc_closure.experiment.folder import Run
+from hpc_closure.rollout.site import Profile, Stage, load_profile
+from hpc_closure.rollout.squeue import queued_members, queued_units
+from hpc_closure.work import atomic
+from hpc_closure.work.stop import EXIT_STOPPED
 
-__all__ = ["Payload", "Profile", "Request", "Submission", "batch_text", "cost", "load_profile",
-           "plan_arrays", "queued_members", "queued_units", "record", "submit"]
+__all__ = [
+    "Payload",
+    "Profile",
+    "Request",
+    "Submission",
+    "batch_text",
+    "cost",
+    "load_profile",
+    "plan_arrays",
+    "queued_members",
+    "queued_units",
+    "record",
+    "submit",
+]
 
 _MAX_REQUEUES = "HPC_CLOSURE_MAX_REQUEUES"
 Task = tuple[str, ...]  # names of units that one array task works through
@@ -79,7 +91,7 @@ class Request:
     units_per_task: int = 1
     devices: int = 0
     stage: str = "rollout"
-    payload: str = "hpc_closure.commands.rollout:run_units"
+    payload: str = "hpc_closure.rollout.verb:run_units"
 
     def __post_init__(self):
         limit = max(600.0, 0.2 * self.walltime)
@@ -87,14 +99,24 @@ class Request:
             raise ValueError(
                 f"signal_lead={self.signal_lead:g} s is longer than max(600 s, 20 % of walltime="
                 f"{self.walltime:g} s) = {limit:g} s; submitit would take the time limit for a "
-                "preemption and requeue without end: shorten it, or ask for more walltime")
+                "preemption and requeue without end: shorten it, or ask for more walltime"
+            )
         if self.signal_lead >= self.walltime:
-            raise ValueError(f"signal_lead={self.signal_lead:g} s leaves nothing of walltime="
-                             f"{self.walltime:g} s: shorten it")
+            raise ValueError(
+                f"signal_lead={self.signal_lead:g} s leaves nothing of walltime="
+                f"{self.walltime:g} s: shorten it"
+            )
 
     @classmethod
-    def of(cls, experiment, config_path: str | Path, run: Run, units: Iterable,
-           profile: Profile | None = None, stage: Stage = "rollout") -> "Request":
+    def of(
+        cls,
+        experiment,
+        config_path: str | Path,
+        run: Run,
+        units: Iterable,
+        profile: Profile | None = None,
+        stage: Stage = "rollout",
+    ) -> "Request":
         """The request for ``units`` (or their names) of an experiment.
 
         Raises:
@@ -110,10 +132,16 @@ class Request:
             shared[name] = getattr(cluster, name) if stated or own is None else own
         for name in ("walltime", "signal_lead"):
             shared[name] = seconds(shared[name])
-        return cls(config_path=Path(config_path).absolute(), run=run,
-                   units=tuple(str(unit) for unit in units), profile=site,
-                   units_per_task=cluster.units_per_task, stage=stage,
-                   devices=cluster.devices_per_task or site.devices, **shared)
+        return cls(
+            config_path=Path(config_path).absolute(),
+            run=run,
+            units=tuple(str(unit) for unit in units),
+            profile=site,
+            units_per_task=cluster.units_per_task,
+            stage=stage,
+            devices=cluster.devices_per_task or site.devices,
+            **shared,
+        )
 
     @property
     def arrays(self) -> list[list[Task]]:
@@ -222,8 +250,11 @@ def _requeue(submitit_handler) -> None:
             why = f"the cluster refused ({error})"
         except Exception as error:
             why = str(error)
-    print(f"stopped, all is saved; not requeued: {why}; in any case the same command continues",
-          file=sys.stderr, flush=True)
+    print(
+        f"stopped, all is saved; not requeued: {why}; in any case the same command continues",
+        file=sys.stderr,
+        flush=True,
+    )
     sys.exit(EXIT_STOPPED)
 
 
@@ -233,14 +264,21 @@ def _preempted_to_queue() -> bool:
     Slurm then requeues a job that ends in its grace time; one that was also requeued by hand is
     started once more after it has finished (seen with Slurm 24.11).
     """
+
     def show(what: str, variable: str) -> str:
-        return subprocess.run(["scontrol", "show", "-o", what, os.environ[variable]], text=True,
-                              capture_output=True, check=True, timeout=30).stdout
+        return subprocess.run(
+            ["scontrol", "show", "-o", what, os.environ[variable]],
+            text=True,
+            capture_output=True,
+            check=True,
+            timeout=30,
+        ).stdout
 
     with contextlib.suppress(OSError, subprocess.SubprocessError, KeyError):
         preempted = re.search(r"\bPreemptTime=\d", show("job", "SLURM_JOB_ID"))
-        return bool(preempted) and "PreemptMode=REQUEUE" in show("partition",
-                                                                 "SLURM_JOB_PARTITION")
+        return bool(preempted) and "PreemptMode=REQUEUE" in show(
+            "partition", "SLURM_JOB_PARTITION"
+        )
     return False
 
 
@@ -252,8 +290,8 @@ def plan_arrays(units: Sequence[str], per_task: int, max_array: int) -> list[lis
     """
     if per_task < 1 or max_array < 1:
         raise ValueError(f"per_task={per_task}, max_array={max_array}: expected at least 1")
-    tasks = [tuple(units[at:at + per_task]) for at in range(0, len(units), per_task)]
-    return [tasks[at:at + max_array] for at in range(0, len(tasks), max_array)]
+    tasks = [tuple(units[at : at + per_task]) for at in range(0, len(units), per_task)]
+    return [tasks[at : at + max_array] for at in range(0, len(tasks), max_array)]
 
 
 class _Slurm(submitit.SlurmExecutor):
@@ -273,11 +311,13 @@ def _slurm(request: Request, throttle: int) -> _Slurm:
     options = profile.options() | {"requeue": True}
     if request.devices and not profile.gres:
         options["gpus-per-node"] = request.devices
-    setup = [*profile.shell_lines(),
-             # srun stopped taking this from sbatch in Slurm 22.05.
-             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
-             "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
-             f"export {_MAX_REQUEUES}={request.max_requeues}"]
+    setup = [
+        *profile.shell_lines(),
+        # srun stopped taking this from sbatch in Slurm 22.05.
+        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
+        "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
+        f"export {_MAX_REQUEUES}={request.max_requeues}",
+    ]
     executor = _Slurm(request.folder, max_num_timeout=request.max_requeues, python=profile.python)
     executor.update_parameters(
         job_name=f"{request.run.root.name}-{request.stage}",
@@ -291,7 +331,8 @@ def _slurm(request: Request, throttle: int) -> _Slurm:
         setup=setup,
         # A task is one process without MPI, whatever MpiDefault of the site expects.
         srun_args=["--mpi=none"],
-        additional_parameters=options)
+        additional_parameters=options,
+    )
     return executor
 
 
@@ -315,10 +356,15 @@ def cost(request: Request) -> str:
     """What the submission costs at most, in one line."""
     tasks = sum(map(len, request.arrays))
     hours = request.walltime / 3600
-    number, unit = (request.devices, "GPU") if request.devices else (
-        request.profile.cpus_per_task or 1, "core")
-    return (f"{tasks} task{'s' * (tasks != 1)} x {hours:.3g} h x {number} {unit}"
-            f"{'s' * (number != 1)} <= {tasks * hours * number:.6g} {unit}-hours")
+    number, unit = (
+        (request.devices, "GPU")
+        if request.devices
+        else (request.profile.cpus_per_task or 1, "core")
+    )
+    return (
+        f"{tasks} task{'s' * (tasks != 1)} x {hours:.3g} h x {number} {unit}"
+        f"{'s' * (number != 1)} <= {tasks * hours * number:.6g} {unit}-hours"
+    )
 
 
 def check_shared(request: Request) -> None:
@@ -329,7 +375,8 @@ def check_shared(request: Request) -> None:
             raise ValueError(
                 f"{request.run.root}: {folder} is usually a node's own disk, which other nodes "
                 "and you do not see; set `root` to a shared folder, or, if this one is shared, "
-                f"`node_local: []` in profile {request.profile.name}")
+                f"`node_local: []` in profile {request.profile.name}"
+            )
 
 
 def submit(request: Request, executor: str = "slurm") -> list[Submission]:
@@ -351,8 +398,10 @@ def submit(request: Request, executor: str = "slurm") -> list[Submission]:
         raise ValueError(f"executor={executor!r}: expected slurm or local")
     check_shared(request)
     if submitit.SlurmExecutor.affinity() < 0:
-        raise RuntimeError("no Slurm here (srun is not on PATH); use --executor local or inline, "
-                           "or --dry-run to see the batch scripts")
+        raise RuntimeError(
+            "no Slurm here (srun is not on PATH); use --executor local or inline, "
+            "or --dry-run to see the batch scripts"
+        )
     arrays, found = request.arrays, list[Submission]()
     for tasks, throttle in zip(arrays, _throttles(request.throttle, len(arrays))):
         try:
@@ -361,9 +410,13 @@ def submit(request: Request, executor: str = "slurm") -> list[Submission]:
         except Exception as error:
             already = ", ".join(one.job for one in found)
             raise RuntimeError(
-                f"sbatch refused: {_last_line(error)}" + (
+                f"sbatch refused: {_last_line(error)}"
+                + (
                     f" (accepted before: {already}; the same command submits the rest later)"
-                    if already else "")) from error
+                    if already
+                    else ""
+                )
+            ) from error
         job = jobs[0].job_id.partition("_")[0]
         pattern = "%A_%a" if len(tasks) > 1 else "%j"
         name = JobPaths(request.folder).stdout.name.replace("%j", pattern).replace("%t", "0")
@@ -387,16 +440,29 @@ def _last_line(error: Exception) -> str:
     return (lines[-1] if lines else str(error).strip().splitlines()[-1]).strip()
 
 
-def record(run: Run, stage: str, job: str, tasks: Sequence[Sequence[str]], log: Path | str,
-           executor: str = "slurm") -> None:
+def record(
+    run: Run,
+    stage: str,
+    job: str,
+    tasks: Sequence[Sequence[str]],
+    log: Path | str,
+    executor: str = "slurm",
+) -> None:
     """Note a submission in the run folder: how ``status`` knows what the queue's jobs are.
 
     Args:
         tasks: units of task 0, 1, ... of the job; of a job that is no array, one entry.
     """
-    files.append_jsonl(run.submissions(stage), {
-        "job": job, "executor": executor, "tasks": [list(task) for task in tasks],
-        "log": str(log), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    atomic.append_jsonl(
+        run.submissions(stage),
+        {
+            "job": job,
+            "executor": executor,
+            "tasks": [list(task) for task in tasks],
+            "log": str(log),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
 
 
 @contextlib.contextmanager
@@ -427,9 +493,12 @@ def _submit_local(request: Request) -> list[Submission]:
         task = request.units[slot::at_once]
         executor = submitit.LocalExecutor(request.folder, max_num_timeout=request.max_requeues)
         executor.update_parameters(
-            timeout_min=request.walltime / 60, signal_delay_s=request.signal_lead,
-            stderr_to_stdout=True, gpus_per_node=1 if devices else 0,
-            visible_gpus=(slot,) if devices else ())
+            timeout_min=request.walltime / 60,
+            signal_delay_s=request.signal_lead,
+            stderr_to_stdout=True,
+            gpus_per_node=1 if devices else 0,
+            visible_gpus=(slot,) if devices else (),
+        )
         with environment_variables(OMP_NUM_THREADS=threads), _quiet_children():
             job = executor.submit(Payload(str(request.config_path), task, request.payload))
         record(request.run, request.stage, job.job_id, [task], job.paths.stdout, "local")

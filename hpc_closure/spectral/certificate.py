@@ -22,7 +22,7 @@ import torch
 from hpc_closure.spectral.diagnostics import Diagnostics
 from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 
 #: largest values allowed (``kmax_eta``: smallest); a figure that does not apply is None
 LIMITS = {"cfl": 1.0, "budget": 1e-3, "kmax_eta": 0.5, "tail": 0.1, "aliasing": 0.05}

@@ -13,7 +13,7 @@ import numpy as np
 
 from hpc_closure.spectral.forcing import steady_forcing
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulate import Simulation
+from hpc_closure.spectral.simulation import Simulation
 
 SERIES = (
     "energy",

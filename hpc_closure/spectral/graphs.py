@@ -21,10 +21,10 @@ from hpc_closure.spectral.counters import STREAM_PATH, WORDS_PER_COUNTER
 from hpc_closure.spectral.device_counters import CONSTANTS, complex_normals_on, keys_on
 from hpc_closure.spectral.lanes import NOISE_BYTES, Lane
 from hpc_closure.spectral.noise import NoiseModel
-from hpc_closure.spectral.stepping import CNAB2, CNEuler
+from hpc_closure.spectral.schemes import CNAB2, CNEuler
 
 if TYPE_CHECKING:
-    from hpc_closure.spectral.simulate import Simulation
+    from hpc_closure.spectral.simulation import Simulation
 
 # Steps of the longer of the two captured graphs, and bytes of noise drawn ahead.
 GRAPH_STEPS = 16

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.forcing import steady_forcing
-from hpc_closure.spectral.stepping import CNAB2, Scheme
+from hpc_closure.spectral.schemes import CNAB2, Scheme
 from hpc_closure.spectral.transform import Transform
 
 if TYPE_CHECKING:
-    from hpc_closure.spectral.simulate import Simulation
+    from hpc_closure.spectral.simulation import Simulation
 
 # Bytes of noise drawn at once per chunk of members.
 NOISE_BYTES = 4 << 20

@@ -15,7 +15,7 @@ from hpc_closure.spectral.forcing import FORCINGS, steady_forcing
 from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.initial import INITIAL
 from hpc_closure.spectral.noise import NoiseModel, ou_law, q_wiener_law, ring_law
-from hpc_closure.spectral.stepping import SCHEMES, Scheme
+from hpc_closure.spectral.schemes import SCHEMES, Scheme
 from hpc_closure.spectral.transform import PRECISIONS, Transform
 
 NOISES = {"none": None, "q_wiener": q_wiener_law, "ring": ring_law, "ornstein_uhlenbeck": ou_law}

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.lines import LineFFT
+from hpc_closure.spectral.line_fft import LineFFT
 from hpc_closure.spectral.slabs import Slabs
 from hpc_closure.spectral.symbols import Symbol
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from hpc_closure import files, log
+from hpc_closure.work import atomic, log
 
 KEPT = 2
 TENSORS = ("weights", "statistics", "average", "best", "optimizer")
@@ -69,7 +69,7 @@ def name_of(step: int) -> str:
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Publish a restart point and drop all but the newest two. Call on one process."""
     target = folder / name_of(checkpoint.progress.step)
-    with files.publish(target) as part:
+    with atomic.publish(target) as part:
         part.mkdir(parents=True)
         for name, tensors in checkpoint.tensors.items():
             if tensors:
@@ -80,7 +80,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         sums = {path.name: _sha256(path) for path in sorted(part.iterdir())}
         (part / "complete.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
     for old in _found(folder)[KEPT:]:
-        files.remove(old)
+        atomic.remove(old)
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def newest(folder: Path) -> Path | None:
         reason = damage(path)
         if reason is None:
             return path
-        aside = files.set_aside(path)
+        aside = atomic.set_aside(path)
         log.get().warning(f"restart point {path.name} is skipped: {reason} (kept as {aside.name})")
     return None
 

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from hpc_closure.closure.model import ClosureModel
+from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.train.processes import Processes, join_alone
 from hpc_closure.train.settings import TrainSettings
 

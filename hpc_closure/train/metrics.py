@@ -9,7 +9,7 @@ import io
 import math
 from pathlib import Path
 
-from hpc_closure import files
+from hpc_closure.work import atomic
 
 FIRST = ("step", "phase", "loss", "lr", "seconds", "train_loss", "valid_loss")
 
@@ -42,7 +42,7 @@ class Metrics:
         return bool(fresh)
 
     def _rewrite(self, rows: list[dict]) -> None:
-        files.write_text(self.path, self._text([dict(zip(self.columns, self.columns)), *rows]))
+        atomic.write_text(self.path, self._text([dict(zip(self.columns, self.columns)), *rows]))
 
     def _text(self, rows: list[dict]) -> str:
         buffer = io.StringIO()
@@ -58,7 +58,7 @@ class Metrics:
         if self._admit(row):
             self._rewrite([*read(self.path), row])
         else:
-            with files.disk_errors(self.path), open(self.path, "a", encoding="utf-8") as stream:
+            with atomic.disk_errors(self.path), open(self.path, "a", encoding="utf-8") as stream:
                 stream.write(self._text([row]))
         self._event(row)
 
@@ -91,7 +91,7 @@ def _events(folder: Path | None):
     except ImportError:
         return None
     for old in Path(folder).glob("events.out.tfevents.*"):
-        files.remove(old)
+        atomic.remove(old)
     return SummaryWriter(str(folder), max_queue=1000)
 
 

@@ -83,7 +83,12 @@ class TrainSettings:
                 "set train.engine=deepspeed or train.zero_stage=0"
             )
         for key in (
-            "steps", "batch", "accumulate", "validate_every", "checkpoint_every", "log_every"
+            "steps",
+            "batch",
+            "accumulate",
+            "validate_every",
+            "checkpoint_every",
+            "log_every",
         ):
             if getattr(self, key) < 1:
                 raise ValueError(f"train.{key}={getattr(self, key)}: expected at least 1")

@@ -16,24 +16,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_closure import log
-from hpc_closure.closure.model import ClosureModel, Phase
-from hpc_closure.data.dataset import Share, TrainingSet
-from hpc_closure.run import Run
-from hpc_closure.stop import Stop, Stopped
+from hpc_closure.closure.interface import ClosureModel, Phase
+from hpc_closure.data.samples import Share, TrainingSet
+from hpc_closure.experiment.folder import Run
 from hpc_closure.train import checkpoint, engine, validate
 from hpc_closure.train.average import Average
 from hpc_closure.train.checkpoint import Checkpoint, Progress
 from hpc_closure.train.metrics import Metrics
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.settings import TrainSettings
+from hpc_closure.work import log
+from hpc_closure.work.stop import Stop, Stopped
 
 READ_EVERY = 10  # steps between looks at losses and stop flag on a GPU, which would wait each time
 # what decides the losses; a run that goes on must not change it
 LEARNED = (
-    "steps", "batch", "lr", "schedule", "warmup", "weight_decay", "clip", "ema", "precision",
-    "augment", "seed",
-)  # fmt: skip
+    "steps",
+    "batch",
+    "lr",
+    "schedule",
+    "warmup",
+    "weight_decay",
+    "clip",
+    "ema",
+    "precision",
+    "augment",
+    "seed",
+)
 
 
 @dataclass
@@ -79,9 +88,7 @@ def fit(
         ValueError: settings, data and restart point do not fit together.
         RuntimeError: the loss is not finite.
     """
-    trainer = Trainer(
-        model, data, settings, run, processes or Processes(), stop or Stop(), recipe
-    )
+    trainer = Trainer(model, data, settings, run, processes or Processes(), stop or Stop(), recipe)
     try:
         trainer.restore()
         for number, (phase, steps) in enumerate(trainer.phases):
@@ -254,9 +261,7 @@ class Trainer:
         }
         self.scored = bool(self.settings.score_members) and phase is self._last_trained()
         self.shadow = copy.deepcopy(self.model).eval()
-        self.shadow_loss = engine.Loss(
-            self.shadow, self.processes.device, self.settings.precision
-        )
+        self.shadow_loss = engine.Loss(self.shadow, self.processes.device, self.settings.precision)
         self.engine = engine.initialize(self.model, self.settings, self.processes)
         self.average = Average(self.engine.held(), self.settings.ema)
         if self.restored is not None and self.progress.phase_step:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure.conditions import Sensors, regular_positions
-from hpc_closure.closure.model import ClosureModel
-from hpc_closure.data.dataset import TrainingSet
+from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
 
 SCORED = 16  # snapshots sampled for the scores

@@ -1,0 +1,237 @@
+r"""The published model (Dong, Chen, Wu, J. Comput. Phys. 2025), for comparison.
+
+Three parallel Fourier networks (noisy closure, vorticity, sensors) of 4 layers, 8 x 8 modes and
+width 20, joined by 1 x 1 convolutions, learn the score of a variance-exploding SDE,
+:math:`dx = 26^t\,dW`; a sample takes 10 Euler-Maruyama steps on a rho = 7 grid of the SDE time
+from 0.1 to 1e-3. Kept as published: coordinates that include both end points, one time embedding
+for all layers, t uniform in (0, 2) in training, white noise on the grid's points, no normalisation
+of the fields, sensors on a regular subgrid carried to the grid by bicubic interpolation of their
+lift (``interp``) or by a normalised box filter (``conv``). Changed: weights are stored as real
+numbers, and the k_y = 0 column is made Hermitian, without which the output depends on the batch
+size on GPUs.
+"""
+
+import math
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpc_closure.closure import draws
+from hpc_closure.closure.conditions import Sensors
+from hpc_closure.closure.fno import SpectralConv2d
+from hpc_closure.closure.interface import ClosureModel, Phase
+from hpc_closure.closure.sampling import build_sampler
+from hpc_closure.closure.schedule import PublishedVE
+
+__all__ = ["PaperModel", "PublishedNetwork"]
+
+EMBEDDING = 256
+SENSORS_PER_SIDE = 16
+
+
+def _spectral(width: int, modes: int, form: str) -> SpectralConv2d:
+    layer = SpectralConv2d(width, width, modes, form=form)
+    nn.init.uniform_(layer.weight, 0.0, 1.0 / width**2)
+    return layer
+
+
+class Branch(nn.Module):
+    """Lift of (field, x, y), then layers of spectral plus 1 x 1 convolution; GELU in between."""
+
+    def __init__(self, width: int, modes: int, layers: int, form: str):
+        super().__init__()
+        self.lift = nn.Linear(3, width)
+        self.spectral = nn.ModuleList(_spectral(width, modes, form) for _ in range(layers))
+        self.local = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(layers))
+
+    def lifted(self, field: Tensor) -> Tensor:
+        """(B, n, n) with coordinates to (B, width, n, n)."""
+        size = field.shape[-1]
+        line = torch.linspace(0, 1, size, device=field.device, dtype=field.dtype)
+        x, y = line[:, None].expand(size, size), line[None, :].expand(size, size)
+        stacked = torch.stack([field, x.expand_as(field), y.expand_as(field)], dim=-1)
+        return self.lift(stacked).permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        last = len(self.spectral) - 1
+        for index, (spectral, local) in enumerate(zip(self.spectral, self.local)):
+            x = spectral(x) + local(x)
+            x = x if shift is None else x + shift
+            x = x if index == last else functional.gelu(x)
+        return x
+
+
+class PublishedNetwork(nn.Module):
+    """Score s(x, t | w, sensors), times sigma(t)."""
+
+    def __init__(self, width: int, modes: int, layers: int, upscaling: str, form: str = "fft"):
+        super().__init__()
+        self.upscaling = upscaling
+        self.noisy = Branch(width, modes, layers, form)
+        self.state = Branch(width, modes, layers, form)
+        count = 2
+        if upscaling != "none":
+            count = 3
+            self.sensors = Branch(width, modes, layers, form)
+        if upscaling == "interp":
+            self.smooth = nn.Sequential(
+                _spectral(width, modes, form), nn.GELU(), _spectral(width, modes, form)
+            )
+        # fixed random frequencies, part of the state but never trained
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", 30.0 * torch.randn(EMBEDDING // 2))
+        self.embed = nn.Linear(EMBEDDING, EMBEDDING)
+        self.shift = nn.Linear(EMBEDDING, width)
+        self.join = nn.Sequential(
+            nn.Conv2d(count * width, 2 * width, 1),
+            nn.GELU(),
+            nn.Conv2d(2 * width, width, 1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 1),
+            nn.GELU(),
+        )
+        self.head = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 1))
+
+    def forward(self, t: Tensor, x: Tensor, state: Tensor, sensors: Tensor | None) -> Tensor:
+        """Score times sigma, (B, n, n).
+
+        Args:
+            t: (B,) SDE times.
+            x, state: (B, n, n).
+            sensors: (B, s, s) for ``interp``, (B, n, n) for ``conv``, None for ``none``.
+        """
+        phase = 2 * math.pi * t[:, None] * self.frequencies
+        embedded = self.embed(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        shift = self.shift(functional.silu(embedded))[..., None, None]
+        parts = [
+            self.noisy(self.noisy.lifted(x), shift),
+            self.state(self.state.lifted(state)),
+        ]
+        if sensors is not None:
+            lifted = self.sensors.lifted(sensors)
+            if self.upscaling == "interp":
+                size = x.shape[-1]
+                lifted = functional.interpolate(lifted, size=(size, size), mode="bicubic")
+                lifted = self.smooth(lifted)
+            parts.append(self.sensors(lifted))
+        joined = self.join(torch.cat(parts, dim=1))
+        return self.head(joined.permute(0, 2, 3, 1))[..., 0]
+
+
+def box_filter(values: Tensor, size: int) -> Tensor:
+    """Sensor values (B, s, s) to (B, n, n): normalised box filter of two spacings, replicated."""
+    stride = size // values.shape[-1]
+    field = values.new_zeros(len(values), 1, size, size)
+    mask = values.new_zeros(1, 1, size, size)
+    field[:, 0, ::stride, ::stride] = values
+    mask[:, 0, ::stride, ::stride] = 1
+    kernel = values.new_ones(1, 1, 2 * stride + 1, 2 * stride + 1)
+    pad = (stride,) * 4
+
+    def smooth(x: Tensor) -> Tensor:
+        return functional.conv2d(functional.pad(x, pad, mode="replicate"), kernel)
+
+    return (smooth(field) / smooth(mask))[:, 0]
+
+
+class PaperModel(ClosureModel):
+    """The published network, loss and sampler behind the package's interface."""
+
+    phases = (Phase("score", 1.0, "train"),)
+
+    def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
+        super().__init__(config, grid, length)
+        sensors = config["conditions"]["sensors"]
+        if config["conditions"]["history"]:
+            raise ValueError("model.preset=paper has no history: set conditions.history=0")
+        if sensors == "optional":
+            raise ValueError(
+                "model.preset=paper is trained either with sensors or without: set "
+                "conditions.sensors to required or none"
+            )
+        upscaling = "none" if sensors == "none" else config["upscaling"]
+        if upscaling not in ("none", "interp", "conv"):
+            raise ValueError(f"model.upscaling={upscaling!r}, expected interp or conv")
+        self.network = PublishedNetwork(
+            config["width"], config["modes"], config["layers"], upscaling, config["form"]
+        )
+        self.factor = float(config["target_factor"])
+        self.schedule = PublishedVE()
+
+    def begin(self, phase: str, reader) -> dict[str, Any]:
+        if phase != "score":
+            raise ValueError(f"phase {phase!r}, expected score")
+        self.phase = phase
+        return {}
+
+    def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
+        """Denoising score matching, summed over the points of a sample."""
+        state = batch["state"].float()
+        target = self.factor * batch["target"].float()
+        size = target.shape[-1]
+        ids = [int(i) for i in batch["sample_index"]]
+        t = draws.uniforms(seed, "train", ids, step, 1)[:, 0].to(target)
+        t = 2 * (t * (1 - 1e-5) + 1e-5)
+        z = draws.normals(seed, "train", ids, step, size * size).to(target)
+        z = z.view(-1, size, size)
+        sigma = self.schedule.sigmas(t)[:, None, None]
+        sensors = None
+        if self.network.upscaling != "none":
+            stride = size // SENSORS_PER_SIDE
+            sensors = self._field(target[:, ::stride, ::stride], size)
+        score = self.network(t, target + sigma * z, state, sensors)
+        return (score + z).square().sum((-2, -1))
+
+    def _field(self, values: Tensor, size: int) -> Tensor:
+        return box_filter(values, size) if self.network.upscaling == "conv" else values
+
+    @torch.no_grad()
+    def sample_batch(
+        self,
+        state: Tensor,
+        *,
+        members: Sequence[int],
+        seed: int,
+        call: int = 0,
+        sensors: Sensors | None = None,
+        history: Tensor | None = None,
+        interval: float | None = None,
+        evaluations: int | None = None,
+        method: str | None = None,
+    ) -> Tensor:
+        """See :class:`~.model.ClosureModel`; regular sensors only, the trained interval only."""
+        if interval is not None and interval != 1:
+            raise ValueError("model.preset=paper cannot be rescaled to another interval")
+        size, count = state.shape[-1], len(members)
+        field = None
+        if self.network.upscaling != "none":
+            if sensors is None:
+                raise ValueError("this model was trained with sensors: give sensors")
+            side = math.isqrt(len(sensors.positions))
+            if side * side != len(sensors.positions) or size % side:
+                raise ValueError("model.preset=paper needs sensors on a regular subgrid")
+            values = self.factor * sensors.values.to(state.device).float()
+            field = self._field(values.reshape(-1, side, side), size).expand(count, -1, -1)
+        elif sensors is not None:
+            raise ValueError("this model was trained with conditions.sensors=none: give none")
+        given = state.float().expand(count, -1, -1)
+
+        def white(stream: int) -> Tensor:
+            flat = draws.normals(seed, "sample", members, call, size * size, stream)
+            return flat.to(given).view(count, size, size)
+
+        def denoise(x: Tensor, t: float) -> Tensor:
+            times = torch.full((count,), t, device=given.device)
+            return x + self.schedule.sigma(t) * self.network(times, x, given, field)
+
+        sampler = build_sampler(
+            method or self.config["method"],
+            self.schedule,
+            evaluations or self.config["evaluations"],
+        )
+        z = white(draws.STREAM_BASE)
+        # the published start has the std of the noise alone
+        out = sampler(denoise, z, lambda index: white(draws.STREAM_STEP + index))
+        return (out / self.factor).to(state.dtype)

@@ -1,0 +1,251 @@
+r"""The closed-form part of the mean: a regression of U on simple terms, per group of |k|^2.
+
+.. math:: \hat m(k) = \sum_p c_p(|k|^2)\, \hat\phi_p(k)
+
+with real coefficients (free in each group, or polynomials in |k|^2 where the criterion prefers
+those) and generic terms: the features u, v, w, w_x, w_y (of each history frame: w) and the 15
+products of two features, free of aliasing. Nothing is granted, unless ``conditions.physics`` adds
+an estimate of the closure to the candidates. The terms that stay are chosen by forward selection
+under the Bayesian information criterion, so a law that is linear in V costs one product per mode,
+and one that no such term explains costs nothing. It is the
+sparse regression of Brunton, Proctor, Kutz (PNAS 2016) with a spectrum as each coefficient.
+"""
+
+from itertools import combinations_with_replacement
+from typing import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.band import Band
+from hpc_closure.closure.conditions import FEATURES, feature_spectra
+
+__all__ = ["Library", "term_names"]
+
+KINDS = ("none", "linear", "quadratic")
+
+
+def term_names(kind: str, history: int = 0, physics: bool = False) -> list[str]:
+    """Names of the candidate terms, in the order of the coefficients."""
+    if kind not in KINDS:
+        raise ValueError(f"library={kind!r}, expected one of {', '.join(KINDS)}")
+    if kind == "none":
+        return []
+    names = list(FEATURES) + [f"w[-{lag}]" for lag in range(1, history + 1)]
+    names += ["physics"] * physics
+    if kind == "quadratic":
+        names += [f"{a}*{b}" for a, b in combinations_with_replacement(FEATURES, 2)]
+    return names
+
+
+class Library:
+    """Terms and their coefficients; ``active`` are the names of the terms in use.
+
+    Args:
+        band: the model's band; products are formed on its alias-free grid.
+        kind: ``none``, ``linear`` or ``quadratic``.
+        history: number of history frames.
+        coefficients: (terms, groups) float64; zeros when None.
+        estimate: state spectra -> spectra of an estimate of the closure, a further term.
+    """
+
+    def __init__(
+        self,
+        band: Band,
+        kind: str,
+        history: int = 0,
+        coefficients: Tensor | None = None,
+        estimate: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.band, self.history, self.estimate = band, history, estimate
+        self.names = term_names(kind, history, estimate is not None)
+        shape = (len(self.names), len(band.group_k2))
+        if coefficients is None:
+            coefficients = torch.zeros(shape, dtype=torch.float64)
+        if tuple(coefficients.shape) != shape:
+            raise ValueError(f"coefficients are {tuple(coefficients.shape)}, expected {shape}")
+        self._take(coefficients)
+
+    def _take(self, coefficients: Tensor) -> None:
+        self.coefficients = coefficients
+        used = (coefficients != 0).any(-1).tolist()
+        self.active = [name for name, use in zip(self.names, used) if use]
+        self._on: dict = {}
+
+    def terms(self, frames_hat: Tensor, names: list[str]) -> Tensor:
+        """Spectra (B, len(names), 2K + 1, K + 1) of terms.
+
+        Args:
+            frames_hat: (B, 1 + history, 2K + 1, K + 1), the present state first.
+            names: a subset of ``self.names``.
+        """
+        features = feature_spectra(frames_hat[:, 0], self.band)
+        size = self.band.grid.size
+        needed = sorted({f for name in names if "*" in name for f in name.split("*")})
+        fields = {
+            name: self.band.to_physical(features[:, FEATURES.index(name)], size) for name in needed
+        }
+        out = []
+        for name in names:
+            if "*" in name:
+                one, other = name.split("*")
+                out.append(self.band.to_spectral(fields[one] * fields[other]))
+            elif name.startswith("w["):
+                out.append(frames_hat[:, int(name[3:-1])])
+            elif name == "physics" and self.estimate is not None:
+                out.append(self.estimate(frames_hat[:, 0]))
+            else:
+                out.append(features[:, FEATURES.index(name)])
+        return torch.stack(out, dim=1)
+
+    def __call__(self, frames_hat: Tensor) -> Tensor:
+        """Closed-form mean (B, 2K + 1, K + 1) of frames (B, 1 + history, 2K + 1, K + 1)."""
+        active = self.active
+        if not active:
+            return torch.zeros_like(frames_hat[:, 0])
+        key = (str(frames_hat.device), frames_hat.real.dtype)
+        if key not in self._on:
+            rows = [self.names.index(name) for name in active]
+            modes = self.band.spread(self.coefficients[rows])
+            self._on[key] = modes.to(device=frames_hat.device, dtype=frames_hat.real.dtype)
+        terms = torch.view_as_real(self.terms(frames_hat, active))
+        return torch.view_as_complex((terms * self._on[key][..., None]).sum(1))
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[str]:
+        """Choose terms and coefficients from (frames_hat, target_hat) batches; return names."""
+        band, num = self.band, len(self.names)
+        groups = len(band.group_k2)
+        gram = torch.zeros(groups, num, num, dtype=torch.float64)
+        cross = torch.zeros(groups, num, dtype=torch.float64)
+        power = torch.zeros(groups, dtype=torch.float64)
+        samples = 0
+        for frames_hat, target_hat in batches:
+            target = target_hat.to(torch.complex128).cpu()
+            power += band.by_group(target.abs().square()).sum(0)
+            samples += len(target)
+            if num:
+                terms = self.terms(frames_hat.to(torch.complex128).cpu(), self.names)
+                terms = torch.view_as_real(terms).permute(2, 3, 1, 0, 4).flatten(3).flatten(0, 1)
+                target = torch.view_as_real(target).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+                weights = band.weights.flatten()[:, None, None]
+                index = band.groups.flatten()
+                gram.index_add_(0, index, weights * (terms @ terms.transpose(1, 2)))
+                cross.index_add_(0, index, weights[..., 0] * (terms @ target[..., None])[..., 0])
+        if not samples:
+            raise ValueError("the library was given no snapshots to fit")
+        counts = band.group_size * samples
+        self._take(select(gram, cross, power, counts, band.group_k2))
+        return self.active
+
+
+class _Fit:
+    """Least squares of all groups, for coefficients of one kind.
+
+    Args:
+        gram, cross, power, counts: as :func:`select` has them.
+        k2: (groups,) integer |k|^2.
+        degree: the coefficients are polynomials of this degree in |k|^2; None = free per group.
+    """
+
+    def __init__(self, gram, cross, power, counts, k2, degree: int | None):
+        self.power, self.counts = power, counts
+        # what lies a millionth below the largest amplitude is not looked for
+        self.floor = (1e-11 * (power / counts).max()).clamp(min=1e-60)
+        size = gram.diagonal(dim1=1, dim2=2)
+        # a term that is round-off in a group (the mean of a derivative) must not be amplified
+        self.seen = size > 1e-14 * (size.sum(0) / counts.sum()) * counts[:, None]
+        self.scale = size.clamp(min=1e-300).sqrt()
+        gram = gram / (self.scale[:, :, None] * self.scale[:, None, :])
+        self.gram = torch.where(self.seen[:, :, None] & self.seen[:, None, :], gram, 0.0)
+        self.cross = torch.where(self.seen, cross / self.scale, 0.0)
+        self.degree = degree
+        if degree is None:
+            self.price = counts.log().sum()
+            return
+        self.price = (degree + 1) * counts.sum().log()
+        x = k2.double() / k2.max().clamp(min=1)
+        # (groups, P, degree + 1): what a polynomial's coefficient is in a scaled group
+        powers = torch.stack([x**n for n in range(degree + 1)], dim=-1)
+        self.basis = torch.where(self.seen, self.scale, 0.0)[..., None] * powers[:, None]
+        every = list(range(cross.shape[1]))
+        free = _Fit.free(self, every)
+        self.weights = self.floor / (self._rest(free, every) / counts).clamp(min=self.floor)
+
+    def free(self, chosen: list[int]) -> Tensor:
+        """Scaled coefficients (groups, chosen), each group for itself."""
+        unseen = torch.diag_embed((~self.seen[:, chosen]).to(self.gram.dtype))
+        matrix = self.gram[:, chosen][:, :, chosen] + unseen
+        matrix = matrix + 1e-12 * torch.eye(len(chosen), dtype=matrix.dtype)
+        return torch.linalg.solve(matrix, self.cross[:, chosen])
+
+    def smooth(self, chosen: list[int]) -> Tensor:
+        """Scaled coefficients (groups, chosen) that are polynomials in |k|^2."""
+        basis, num = self.basis[:, chosen], len(chosen)
+        gram, cross = self.gram[:, chosen][:, :, chosen], self.cross[:, chosen]
+        weighted = basis * self.weights[:, None, None]
+        matrix = torch.einsum("gpi,gpq,gqj->piqj", weighted, gram, basis)
+        matrix = matrix.reshape(num * basis.shape[-1], -1)
+        vector = torch.einsum("gpi,gp->pi", weighted, cross).flatten()
+        size = matrix.diagonal().clamp(min=1e-300).sqrt()
+        matrix = matrix / (size[:, None] * size)
+        found = torch.linalg.lstsq(matrix, (vector / size)[:, None], driver="gelsd").solution[:, 0]
+        return (basis * (found / size).unflatten(0, (num, -1))).sum(-1)
+
+    def solve(self, chosen: list[int]) -> Tensor:
+        """Scaled coefficients (groups, chosen)."""
+        return self.free(chosen) if self.degree is None else self.smooth(chosen)
+
+    def _rest(self, solved: Tensor, chosen: list[int]) -> Tensor:
+        """Residual sums of squares (groups,)."""
+        fitted = (self.gram[:, chosen][:, :, chosen] @ solved[..., None])[..., 0]
+        return self.power + (solved * (fitted - 2 * self.cross[:, chosen])).sum(1)
+
+    def cost(self, chosen: list[int]) -> float:
+        """Bayesian information criterion."""
+        rest = self._rest(self.solve(chosen), chosen) if chosen else self.power
+        fit = (self.counts * (rest / self.counts).clamp(min=self.floor).log()).sum()
+        return float(fit + len(chosen) * self.price)
+
+    def forward(self) -> tuple[float, list[int]]:
+        """Forward selection: (cost, terms)."""
+        chosen: list[int] = []
+        best, num = self.cost(chosen), self.cross.shape[1]
+        while len(chosen) < num:
+            left = [p for p in range(num) if p not in chosen]
+            value, term = min((self.cost(chosen + [p]), p) for p in left)
+            if not value < best:
+                break
+            chosen.append(term)
+            best = value
+        return best, chosen
+
+    def coefficients(self, chosen: list[int]) -> Tensor:
+        """(P, groups), zero for terms left out."""
+        groups, num = self.cross.shape
+        out = torch.zeros(num, groups, dtype=torch.float64)
+        if chosen:
+            solved = self.solve(chosen) / self.scale[:, chosen]
+            out[chosen] = torch.where(self.seen[:, chosen], solved, 0.0).T
+        return out
+
+
+def select(gram: Tensor, cross: Tensor, power: Tensor, counts: Tensor, k2: Tensor) -> Tensor:
+    """Terms and coefficients of least Bayesian information criterion, for all groups together.
+
+    Minimises ``sum_g N_g log(RSS_g / N_g)`` plus the price of the numbers fitted: one for each
+    term and group, or few for each term where its coefficient may be a polynomial in |k|^2. The
+    second is what a damping or an advection is, and is known far better from the same data.
+
+    Args:
+        gram: (groups, P, P) sums of products of terms.
+        cross: (groups, P) sums of terms times target.
+        power: (groups,) sums of the target's squares.
+        counts: (groups,) real degrees of freedom N_g.
+        k2: (groups,) integer |k|^2.
+
+    Returns:
+        (P, groups) coefficients, zero for terms left out.
+    """
+    fits = [_Fit(gram, cross, power, counts, k2, degree) for degree in (0, 1, 2, None)]
+    _, chosen, best = min(((*fit.forward(), fit) for fit in fits), key=lambda found: found[0])
+    return best.coefficients(chosen)

@@ -1,0 +1,105 @@
+"""Closure targets: what the reduced solver lacks, in one convention, dV/dt = M~(V) + U.
+
+``diffusion``
+    G = nu Lap w + 2 beta xi of Dong, Chen, Wu (JCP 2025) enters the published Crank-Nicolson
+    scheme with weight 1/2 and leaves the implicit half of the viscosity in the solver, so here
+    U = G / 2.
+``convection``
+    U = H = -(u . grad w) + beta xi.
+``subgrid``
+    the defect of the map that the reduced solver runs, U = [K v(t + D) - Phi_D(K v(t))] / D with
+    D = interval * dt, Phi the reduced solver and K the cut to its retained modes.
+
+For ``interval`` m > 1 the first two are means over the m coming steps. All functions take and give
+retained spectra.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from hpc_closure.spectral.grid import resize, retained_modes
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulation import Simulation
+
+QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
+# the full system runs on the reduced grid, so p(U | V) is known
+EXACT = ("diffusion", "convection")
+
+
+def reduced_problem(problem: Problem, grid: int, kind: str) -> Problem:
+    """What the reduced solver runs, M~: without the term that the closure supplies."""
+    if kind in EXACT:
+        return replace(problem, grid=grid, removed=kind)
+    return replace(problem, grid=grid, noise={"kind": "none"})
+
+
+def quoted(closure, kind: str):
+    """The closure as the published tables quote it: G = 2 U for diffusion, U otherwise."""
+    return QUOTED_FACTOR[kind] * closure
+
+
+def removed_terms_hat(simulation: Simulation, kind: str) -> torch.Tensor:
+    """U of this very step, (B, 2K+1, K+1): removed term plus the noise that the step uses."""
+    noise = simulation.noise_hat(simulation.step_index)
+    if kind == "diffusion":
+        k2 = simulation.transform.local(simulation.grid.k2)
+        symbol = (-0.5 * simulation.problem.viscosity * k2).to(simulation.state.real)
+        known = torch.view_as_real(simulation.state) * symbol[..., None]
+    elif kind == "convection":
+        known = torch.view_as_real(simulation.nonlinear_hat())
+    else:
+        raise ValueError(f"closure {kind!r} removes no term of the full system")
+    return torch.view_as_complex(known + torch.view_as_real(noise))
+
+
+class Target:
+    """Computes the target of a running simulation at snapshot times.
+
+    Args:
+        kind: diffusion, convection or subgrid.
+        interval: solver steps one target stands for.
+        reduced: the problem that the reduced solver runs (subgrid only).
+    """
+
+    def __init__(self, kind: str, interval: int, reduced: Problem | None = None):
+        self.kind, self.interval, self.reduced = kind, interval, reduced
+
+    @property
+    def lookahead(self) -> int:
+        """Steps beyond the snapshot that the target needs."""
+        return 0 if self.interval == 1 and self.kind != "subgrid" else self.interval
+
+    def compute(
+        self, simulation: Simulation, advance: Callable[[int], object] | None = None
+    ) -> torch.Tensor:
+        """U_hat at the present time; advances ``simulation`` by :attr:`lookahead` steps.
+
+        Args:
+            simulation: the full system.
+            advance: what to call instead of ``simulation.advance``.
+        """
+        advance = advance or simulation.advance
+        if self.kind == "subgrid":
+            return self._defect(simulation, advance)
+        if self.interval == 1:
+            return removed_terms_hat(simulation, self.kind)
+        total = torch.zeros_like(simulation.state)
+        for _ in range(self.interval):
+            total = total + removed_terms_hat(simulation, self.kind)
+            advance(1)
+        return total / self.interval
+
+    def _defect(self, simulation: Simulation, advance) -> torch.Tensor:
+        assert self.reduced is not None
+        modes, gather = retained_modes(self.reduced.grid), simulation.transform.gather
+        start = resize(gather(simulation.state), modes)
+        reduced = Simulation(
+            self.reduced, simulation.members, simulation.seed, device=simulation.device
+        )
+        reduced.load_state(simulation.step_index, start)
+        reduced.advance(self.interval)
+        advance(self.interval)
+        end = resize(gather(simulation.state), modes)
+        return (end - reduced.state) / (self.interval * simulation.problem.dt)

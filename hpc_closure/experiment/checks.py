@@ -1,0 +1,263 @@
+"""What must hold between the sections of an experiment; each breach is one clear line."""
+
+
+def check(experiment) -> None:
+    """Raise ValueError when the sections do not fit together."""
+    _check_data(experiment)
+    _check_equation(experiment)
+    _check_time_step(experiment.generate)
+    _check_outputs(experiment)
+    if experiment.generate.closure == "none":
+        return
+    _check_training(experiment)
+    _check_model(experiment)
+    _check_rollout(experiment)
+    _check_sensors(experiment)
+
+
+def _check_data(experiment) -> None:
+    generate = experiment.generate
+    _check_steps("generate.t_end", generate.t_end, generate.dt)
+    _check_steps("generate.record.start", generate.record.start, generate.dt)
+    _check_steps("generate.record.every", generate.record.every, generate.dt)
+    if generate.record.start > generate.t_end:
+        raise ValueError(
+            f"generate.record.start={generate.record.start} is after generate.t_end="
+            f"{generate.t_end}: nothing would be stored"
+        )
+    _check_divides("generate.record.grid", experiment.data_grid, generate.grid)
+    if generate.closure == "subgrid" and experiment.data_grid == generate.grid:
+        raise ValueError(
+            "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
+            f"{generate.grid}: the reduced solver runs on the stored grid"
+        )
+    if generate.form == "packed" and experiment.cluster.domain_ranks > 1:
+        raise ValueError(
+            "generate.form=packed needs mode -k beside k, so one rank per member: set "
+            "cluster.domain_ranks=1 or generate.form=basdevant"
+        )
+    if experiment.cluster.domain_ranks > generate.grid // 3:
+        raise ValueError(
+            f"cluster.domain_ranks={experiment.cluster.domain_ranks} is more than the retained "
+            f"rows of a {generate.grid}^2 field can feed; at most {generate.grid // 3}"
+        )
+
+
+def _check_equation(experiment) -> None:
+    """On a line there is no 2-D forcing, noise, closure or domain split."""
+    physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
+    line = physics.equation == "kuramoto_sivashinsky1d"
+    if (physics.initial.kind == "line") != line and physics.initial.kind != "zero":
+        kinds = "line or zero" if line else "gaussian_field, band or zero"
+        raise ValueError(
+            f"physics.initial.kind={physics.initial.kind} does not fit {physics.equation}; "
+            f"expected {kinds}"
+        )
+    if not line:
+        return
+    wrong = [
+        ("physics.forcing.kind", physics.forcing.kind, "none"),
+        ("physics.noise.kind", physics.noise.kind, "none"),
+        ("generate.closure", generate.closure, "none"),
+        ("cluster.domain_ranks", experiment.cluster.domain_ranks, 1),
+        ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
+        ("generate.record.spectra", [name for name in record.spectra if "enst" in name], []),
+    ]
+    for key, value, expected in wrong:
+        if value != expected:
+            raise ValueError(
+                f"{key}={value} is for flows in two dimensions; {physics.equation} needs "
+                f"{expected}"
+            )
+
+
+def _check_time_step(generate) -> None:
+    if generate.cfl is None:
+        return
+    if generate.closure in ("diffusion", "convection"):
+        raise ValueError(
+            f"generate.cfl={generate.cfl:g}: closure {generate.closure} is defined for steps of "
+            "one length; remove cfl, or set generate.closure to subgrid or none"
+        )
+    if generate.scheme == "cn_ab2":
+        raise ValueError(
+            f"generate.cfl={generate.cfl:g}: scheme cn_ab2 needs steps of one length; remove cfl, "
+            "or set generate.scheme to cn_euler, etdrk4 or imex_rk3"
+        )
+
+
+def _check_outputs(experiment) -> None:
+    generate, record = experiment.generate, experiment.generate.record
+    if record.series_every is not None:
+        _check_steps("generate.record.series_every", record.series_every, generate.dt)
+    elif record.spectra:
+        raise ValueError(
+            f"generate.record.spectra={list(record.spectra)} are part of the series: set "
+            "generate.record.series_every"
+        )
+    for item in record.filters:
+        modes = item.modes(experiment.physics.length)
+        most = (generate.grid - 1) // 3
+        if item.kind == "sharp" and not 1 <= modes < most:
+            raise ValueError(
+                f"generate.record.filters: sharp, width={item.width:g} keeps {modes} modes of the "
+                f"{most} of the DNS; expected 1 to {most - 1}"
+            )
+        if modes < 1:
+            raise ValueError(
+                f"generate.record.filters: {item.kind}, width={item.width:g} leaves nothing in a "
+                f"box of side {experiment.physics.length:g}"
+            )
+    ahead = generate.interval * generate.dt
+    if generate.closure != "none" and ahead > record.every * (1 + 1e-9):
+        raise ValueError(
+            f"generate.record.every={record.every:g} is shorter than the {ahead:g} that one "
+            f"closure target stands for (generate.interval={generate.interval} steps)"
+        )
+
+
+def smallest_grid(trained: int) -> int:
+    """Points per side that carry the retained modes of a model trained on ``trained`` points."""
+    return 2 * ((trained - 1) // 3) + 2
+
+
+def _check_training(experiment) -> None:
+    generate, train = experiment.generate, experiment.train
+    _check_divides("train.grid", experiment.train_grid, experiment.data_grid)
+    for grid in experiment.score_grids:
+        _check_divides("evaluate.grids", grid, experiment.data_grid)
+    least = smallest_grid(experiment.train_grid)
+    for grid in experiment.score_grids:
+        if grid < least:
+            raise ValueError(
+                f"evaluate.grids: {grid} cannot carry a model trained at {experiment.train_grid}; "
+                f"at least {least}"
+            )
+    if abs(sum(train.split) - 1) > 1e-6:
+        raise ValueError(
+            f"train.split={list(train.split)} sums to {sum(train.split):g}, expected 1"
+        )
+    if not train.split[0]:
+        raise ValueError(f"train.split={list(train.split)} leaves nothing to train on")
+    if train.batch % train.accumulate:
+        raise ValueError(
+            f"train.batch={train.batch} cannot be cut into train.accumulate="
+            f"{train.accumulate} equal parts"
+        )
+    if (
+        train.window
+        and not generate.record.start <= train.window[0] < train.window[1] <= generate.t_end
+    ):
+        raise ValueError(
+            f"train.window={list(train.window)} must lie in [record.start, t_end] = "
+            f"[{generate.record.start:g}, {generate.t_end:g}]"
+        )
+
+
+def _check_model(experiment) -> None:
+    """Settings that the chosen kind of model does not have are errors, not silence."""
+    model, conditions = experiment.model, experiment.model.conditions
+    if experiment.use.model:
+        return
+    if model.preset == "paper":
+        if conditions.sensors == "optional":
+            raise ValueError(
+                "model.preset=paper is trained either with sensors or without: set "
+                "model.conditions.sensors to required or none"
+            )
+        for key, value in (("history", conditions.history), ("physics", conditions.physics)):
+            if value:
+                raise ValueError(f"model.preset=paper has no {key}: remove model.conditions.{key}")
+        layouts = [experiment.rollout.sensors, *experiment.evaluate.sensors]
+        if any(layout and layout.layout == "scattered" for layout in layouts):
+            raise ValueError("model.preset=paper reads sensors of layout regular only")
+        if experiment.rollout.interval != experiment.generate.interval:
+            raise ValueError(
+                "model.preset=paper cannot be rescaled to another interval: set generate.interval "
+                f"to rollout.interval={experiment.rollout.interval}"
+            )
+    foreign = {
+        "paper": ("schedule", "base_noise"),
+        "one_pass": ("schedule", "upscaling"),
+        "default": ("upscaling",),
+    }
+    for key in foreign[model.preset]:
+        if getattr(model, key) is not None:
+            raise ValueError(
+                f"model.{key} is no setting of model.preset={model.preset}: remove it"
+            )
+    for stage in ("rollout", "evaluate"):
+        sampler = getattr(experiment, stage).sampler
+        if model.preset == "one_pass" and (sampler.method, sampler.evaluations or 1) != (
+            "preset",
+            1,
+        ):
+            raise ValueError(
+                f"{stage}.sampler: model.preset=one_pass has one evaluation and no method"
+            )
+
+
+def _check_rollout(experiment) -> None:
+    generate, rollout = experiment.generate, experiment.rollout
+    _check_steps("rollout.every", rollout.every, rollout.interval * generate.dt)
+    _check_steps("rollout.t_start", rollout.t_start, generate.dt)
+    if generate.closure == "subgrid" and rollout.t_end > generate.t_end:
+        raise ValueError(
+            f"rollout.t_end={rollout.t_end:g} is after generate.t_end={generate.t_end:g}, but "
+            "the truth of closure subgrid is the stored DNS: lower it or generate longer"
+        )
+    if rollout.t_end <= rollout.t_start:
+        raise ValueError(
+            f"rollout.t_end={rollout.t_end} must be after rollout.t_start={rollout.t_start}"
+        )
+    if not generate.record.start <= rollout.t_start <= generate.t_end:
+        raise ValueError(
+            f"rollout.t_start={rollout.t_start} must be a stored time of generate, in "
+            f"[{generate.record.start:g}, {generate.t_end:g}]"
+        )
+    _check_steps("rollout.t_start", rollout.t_start - generate.record.start, generate.record.every)
+    horizon = rollout.t_end - rollout.t_start
+    event = experiment.evaluate.event
+    for lead in (*experiment.evaluate.lead_times, *([event.lead_time] if event else [])):
+        if lead > horizon + 1e-9:
+            raise ValueError(
+                f"evaluate.lead_times: {lead:g} is beyond the horizon {horizon:g} of rollout"
+            )
+        _check_steps("evaluate.lead_times", lead, rollout.every)
+
+
+def _check_sensors(experiment) -> None:
+    generate, rollout = experiment.generate, experiment.rollout
+    if experiment.model.conditions.sensors == "required" and not rollout.sensors:
+        raise ValueError("model.conditions.sensors=required, but rollout.sensors is not set")
+    if rollout.sensors and experiment.model.conditions.sensors == "none":
+        raise ValueError(
+            "rollout.sensors is set but model.conditions.sensors=none: set it to optional"
+        )
+    if experiment.evaluate.sensors and experiment.model.conditions.sensors == "none":
+        raise ValueError(
+            "evaluate.sensors is set but model.conditions.sensors=none: set it to optional"
+        )
+    if experiment.model.modes and 2 * experiment.model.modes > experiment.train_grid:
+        raise ValueError(
+            f"model.modes={experiment.model.modes} needs a grid of at least "
+            f"{2 * experiment.model.modes}, "
+            f"train.grid is {experiment.train_grid}"
+        )
+    if generate.closure == "subgrid" and (rollout.sensors or experiment.evaluate.sensors):
+        raise ValueError(
+            "closure subgrid has no sensors: remove rollout.sensors and evaluate.sensors"
+        )
+
+
+def _check_divides(key: str, grid: int, of: int) -> None:
+    if of % grid:
+        raise ValueError(f"{key}={grid} does not divide {of}, the grid it is taken from")
+
+
+def _check_steps(key: str, time: float, step: float) -> None:
+    ratio = time / step
+    if abs(ratio - round(ratio)) > 1e-6 * max(1.0, abs(ratio)):
+        raise ValueError(
+            f"{key}={time:g} is not a multiple of {step:g}; nearest: {round(ratio) * step:g}"
+        )

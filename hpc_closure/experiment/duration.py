@@ -1,0 +1,33 @@
+"""Durations as people write them: ``90s``, ``45m``, ``3h50m``, ``03:50:00``."""
+
+import re
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str | float) -> float:
+    """Read a duration: ``90``, ``90s``, ``45m``, ``3h50m``, ``1d``, ``03:50:00``, in seconds.
+
+    Raises:
+        ValueError: not a positive duration.
+    """
+    value = str(text).strip().lower()
+    try:
+        if re.fullmatch(r"\d+:\d{1,2}(:\d{1,2})?", value):
+            parts = [int(part) for part in value.split(":")]
+            total = float(sum(part * 60**power for power, part in enumerate(reversed(parts))))
+        elif re.fullmatch(r"(\d+(\.\d*)?[smhd])+", value):
+            total = sum(
+                float(number) * _UNITS[unit]
+                for number, _, unit in re.findall(r"(\d+(\.\d*)?)([smhd])", value)
+            )
+        else:
+            total = float(value)
+    except ValueError:
+        total = float("nan")
+    if not 0 < total < float("inf"):
+        raise ValueError(
+            f"duration {text!r}: expected seconds or for example 90s, 45m, 3h50m, "
+            "1d, 03:50:00, more than 0"
+        )
+    return total

@@ -1,0 +1,178 @@
+"""Layout of a run folder; no other module spells these paths.
+
+    RUN = root/name
+      config.yaml           the resolved experiment, written by the first verb
+      provenance.jsonl      one line per invocation of any verb
+      data/                 block_000000-000019.h5 ...     (generate)
+      train/                model.safetensors metrics.csv tensorboard/ checkpoints/
+      rollout/              block_000000-000019.h5 ...
+      evaluate/             scores.csv scores.json report.html figures/
+      logs/                 <stage>/<unit>.log
+      .units/<stage>/       claims, failures, restart files, manifest, submissions
+
+A block is named by its first and last member, so a changed block size never makes two blocks share
+a name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STAGES = ("generate", "train", "rollout", "evaluate")
+SHIPPED = (
+    Path(__file__).parents[1] / "closure" / "models"
+)  # trained models that come with the package
+FOLDERS = {"generate": "data", "train": "train", "rollout": "rollout", "evaluate": "evaluate"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run; building one touches no file.
+
+    Args:
+        root: the run folder.
+        data_root: the run folder whose data are read; None = this one (``use.data``).
+        model_file: the trained model that is used; None = this run's own (``use.model``).
+    """
+
+    root: Path
+    data_root: Path | None = None
+    model_file: Path | None = None
+
+    def __post_init__(self):
+        for key in ("root", "data_root", "model_file"):
+            if getattr(self, key) is not None:
+                whole = Path(getattr(self, key)).expanduser().absolute()
+                object.__setattr__(self, key, whole)
+
+    @classmethod
+    def of(cls, experiment) -> "Run":
+        """The run of an experiment: its own folder, and what it takes from elsewhere."""
+        root, use = experiment.folder, experiment.use
+        data = model = None
+        if use.data:
+            data = _beside(root, use.data)
+        if use.model:
+            model = _beside(root, use.model)
+            if model.suffix != ".safetensors":
+                shipped = SHIPPED / f"{use.model}.safetensors"
+                model = cls(model).model if model.is_dir() else shipped
+        return cls(root, data, model)
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    # The folder as a whole.
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / "provenance.jsonl"
+
+    def folder(self, stage: str) -> Path:
+        """Folder that holds the products of ``stage``."""
+        if stage not in FOLDERS:
+            raise ValueError(f"stage {stage!r} is none of {', '.join(STAGES)}")
+        return self._home(stage) / FOLDERS[stage]
+
+    def _home(self, stage: str) -> Path:
+        return self.data_root if stage == "generate" and self.data_root else self.root
+
+    @property
+    def data(self) -> Path:
+        return self.folder("generate")
+
+    @property
+    def train(self) -> Path:
+        return self.folder("train")
+
+    @property
+    def rollout(self) -> Path:
+        return self.folder("rollout")
+
+    @property
+    def evaluate(self) -> Path:
+        return self.folder("evaluate")
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def log(self, stage: str, unit="main") -> Path:
+        """Log file of a unit (or of the whole stage)."""
+        return self.logs / stage / f"{unit}.log"
+
+    # Units: generate and rollout.
+
+    def product(self, stage: str, unit) -> Path:
+        """Published file of a unit (a ``units.Unit`` or its name ``000000-000019``)."""
+        return self.folder(stage) / f"block_{unit}.h5"
+
+    @property
+    def units_dir(self) -> Path:
+        return self.root / ".units"
+
+    def units(self, stage: str) -> Path:
+        """Bookkeeping folder of a stage."""
+        return self._home(stage) / ".units" / stage
+
+    def claim(self, stage: str, unit) -> Path:
+        return self.units(stage) / f"{unit}.claim"
+
+    def error(self, stage: str, unit) -> Path:
+        return self.units(stage) / f"{unit}.error"
+
+    def restart(self, stage: str, unit, step: int | None = None) -> Path:
+        """Restart file of a unit at ``step``; without a step the folder that holds them."""
+        folder = self.units(stage) / f"{unit}.restart"
+        return folder if step is None else folder / f"step_{step:010d}.h5"
+
+    def manifest(self, stage: str) -> Path:
+        return self.units(stage) / "manifest.jsonl"
+
+    def submissions(self, stage: str) -> Path:
+        return self.units(stage) / "submissions.jsonl"
+
+    # Train.
+
+    @property
+    def model(self) -> Path:
+        return self.model_file or self.train / "model.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.train / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.train / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.train / "tensorboard"
+
+    # Evaluate.
+
+    @property
+    def scores_csv(self) -> Path:
+        return self.evaluate / "scores.csv"
+
+    @property
+    def scores_json(self) -> Path:
+        return self.evaluate / "scores.json"
+
+    @property
+    def figures(self) -> Path:
+        return self.evaluate / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.evaluate / "report.html"
+
+
+def _beside(root: Path, name: str) -> Path:
+    """A run beside this one, by its name, or a path."""
+    neighbour = root.parent / name
+    return neighbour if neighbour.is_dir() else Path(name).expanduser()

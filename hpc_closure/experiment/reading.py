@@ -1,0 +1,234 @@
+"""Reading experiments: one YAML file, ``base`` names a preset, the file states the differences.
+
+Precedence: preset < file < ``key=value`` overrides. Every error is one line that names the
+source, the key, the value read and what was expected.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hpc_closure.experiment.schema import Experiment
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (1e-4 is a number, on and no are words); a key stated twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not a word", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stated twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag
+        not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> dict:
+    """Parse one YAML mapping. Raises ValueError naming ``source``, line and column."""
+    try:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{where}: not valid YAML: {problem}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: read a {type(value).__name__}, expected key: value lines")
+    return value
+
+
+def presets() -> list[str]:
+    """Names of the shipped experiment presets."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in PRESETS.iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def read_source(name_or_path: str | Path) -> tuple[str, str]:
+    """Text and source name of an experiment file or of a shipped preset."""
+    path = Path(name_or_path)
+    run_of_preset = path.is_dir() and str(name_or_path) in presets()  # seen from `root`
+    there = path.exists() and not run_of_preset
+    if path.suffix in (".yaml", ".yml") or there or os.sep in str(name_or_path):
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{path}: no such file; `hpc-closure config list` names the presets"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ValueError(
+                f"{path}: cannot be read ({reason}); expected a YAML experiment file"
+            ) from None
+    if str(name_or_path) in presets():
+        return (PRESETS / f"{name_or_path}.yaml").read_text(
+            encoding="utf-8"
+        ), f"preset {name_or_path}"
+    near = difflib.get_close_matches(str(name_or_path), presets(), 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{name_or_path}: neither a file nor a preset ({', '.join(presets())}){hint}")
+
+
+def _merge(lower: dict, upper: dict) -> dict:
+    merged = dict(lower)
+    for key, value in upper.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _compose(name_or_path: str | Path, seen: tuple[str, ...] = ()) -> dict:
+    text, source = read_source(name_or_path)
+    if not text.strip():
+        raise ValueError(f"{source}: empty; a first line `base: quickstart` names a preset")
+    if source in seen:
+        raise ValueError(f"{source}: base leads back to itself ({' -> '.join((*seen, source))})")
+    values = parse_yaml(text, source)
+    base = values.get("base")
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{source}: base={base!r} is not a preset's name")
+    if (
+        base.endswith((".yaml", ".yml"))
+        and not Path(base).is_absolute()
+        and not source.startswith("preset ")
+    ):
+        base = str(Path(source).parent / base)
+    return _merge(_compose(base, (*seen, source)), values)
+
+
+def _apply_overrides(values: dict, overrides: list[str]) -> dict:
+    for text in overrides:
+        if len(text.splitlines()) > 1:
+            raise ValueError(f"{text!r}: an override is one line")
+        key, equals, raw = text.partition("=")
+        if key.strip() == "base":
+            raise ValueError(
+                f"{text!r}: base cannot be overridden; name that preset itself, or copy it with "
+                "`hpc-closure config copy`"
+            )
+        if not equals or not key.strip():
+            raise ValueError(f"{text!r}: an override is key=value, for example train.lr=3e-4")
+        parsed: Any = None
+        if raw.strip():
+            parsed = parse_yaml(f"value: {raw}", f"override {text}")["value"]
+        for part in reversed(key.strip().split(".")):
+            parsed = {part: parsed}
+        values = _merge(values, parsed)
+    return values
+
+
+def _valid_keys(location: tuple) -> list[str]:
+    fields: Any = Experiment
+    for part in location:
+        annotation = (
+            fields.model_fields[part].annotation
+            if part in getattr(fields, "model_fields", {})
+            else None
+        )
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                fields = candidate
+                break
+    return list(fields.model_fields)
+
+
+def _one_line(error: dict, source: str) -> str:
+    location = tuple(
+        part for part in error["loc"] if isinstance(part, str) or isinstance(part, int)
+    )
+    key = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        valid = _valid_keys(tuple(part for part in location[:-1] if isinstance(part, str)))
+        near = difflib.get_close_matches(str(location[-1]), valid, 1)
+        hint = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}? " if near else ""
+        return f"{source}: unknown key {key}; {hint}valid here: {', '.join(valid)}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing" and location and isinstance(location[-1], int):
+        read = error.get("input")
+        key = key.rpartition(".")[0]
+        return f"{source}: {key}={read}: too few values, at least {location[-1] + 1} expected"
+    if not key:
+        return f"{source}: {message}"
+    if error["type"] == "value_error":
+        return f"{source}: {key}: {message}"
+    value = error.get("input")
+    shown = value if isinstance(value, (int, float, bool)) else repr(value)
+    return f"{source}: {key}={shown}: {message}"
+
+
+def load(name_or_path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment: preset < file < overrides.
+
+    Raises:
+        ValueError: one line that names the source, the key, the value read and what was expected.
+    """
+    source = str(name_or_path)
+    values = _apply_overrides(_compose(name_or_path), list(overrides or ()))
+    if "name" not in values:
+        values["name"] = Path(source).stem
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        lines = [_one_line(dict(item), source) for item in error.errors()]
+        extra = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise ValueError(lines[0] + extra) from None
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML; it loads again to the same experiment."""
+    values = experiment.model_dump(mode="json", exclude={"base"})
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
+
+
+def differences(one: Any, other: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves that differ between two plain trees, as (key, one, other)."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        rows: list[tuple[str, Any, Any]] = []
+        for key in [*one, *(key for key in other if key not in one)]:
+            rows += differences(one.get(key), other.get(key), f"{prefix}.{key}" if prefix else key)
+        return rows
+    return [] if one == other else [(prefix, one, other)]

@@ -1,0 +1,580 @@
+"""The schema of an experiment, and what its stages' hashes cover.
+
+Every field carries its description, unit and range here, once; ``hpc-closure config show --doc``
+prints them. What an experiment *is* lives in ``physics generate model train rollout evaluate``;
+how it is run lives in ``cluster`` and is part of no hash.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from hpc_closure.experiment.checks import check
+from hpc_closure.experiment.duration import seconds
+
+# what may change without touching the trajectories that are there
+GROWS_GENERATE = ("members", "t_end", "certificate")
+# what is written besides: a block that lacks some is computed again, its trajectories are the same
+OUTPUTS = ("fields", "filters", "series_every", "spectra")
+# how a training is run, not what it learns
+TRANSIENT_TRAIN = (
+    "engine",
+    "zero_stage",
+    "deepspeed",
+    "memory",
+    "accumulate",
+    "validate_every",
+    "checkpoint_every",
+)
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+EvenGrid = Annotated[int, Field(ge=8, le=65536, multiple_of=2)]
+
+
+class Section(BaseModel):
+    """Strict: unknown keys and wrong types are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Law(Section):
+    """A law chosen by ``kind``; each other key belongs to the kinds that it names."""
+
+    KEYS: ClassVar[dict]
+    kind: str
+
+    def parameters(self) -> dict:
+        """``kind`` and the keys that belong to it."""
+        keys = self.KEYS[self.kind]
+        return {"kind": self.kind, **{key: getattr(self, key) for key in keys}}
+
+
+class Forcing(Law):
+    KEYS: ClassVar[dict] = {
+        "none": (),
+        "published": ("amplitude",),
+        "kolmogorov": ("amplitude", "wavenumber"),
+        "ring": ("amplitude", "wavenumber", "width"),
+    }
+
+    kind: Literal["none", "published", "kolmogorov", "ring"] = Field(
+        "published", description="steady forcing; published = amplitude (sin + cos)(2 pi (x + y))"
+    )
+    amplitude: Finite = Field(0.1, description="published, kolmogorov, ring: 1/time^2")
+    wavenumber: Count = Field(4, description="kolmogorov, ring: integer wavenumber")
+    width: Positive = Field(0.5, description="ring: half width, integer wavenumbers")
+
+
+class Noise(Law):
+    KEYS: ClassVar[dict] = {
+        "none": (),
+        "q_wiener": ("amplitude", "draws", "correlation"),
+        "ring": ("wavenumber", "width", "energy_rate"),
+        "ornstein_uhlenbeck": ("wavenumber", "width", "rms", "correlation_time"),
+    }
+
+    kind: Literal["none", "q_wiener", "ring", "ornstein_uhlenbeck"] = Field(
+        "q_wiener", description="stochastic forcing; q_wiener is the published one"
+    )
+    amplitude: NonNegative = Field(5e-5, description="q_wiener: beta")
+    draws: Count = Field(
+        10, description="q_wiener: the law is that of this many summed draws (one is drawn)"
+    )
+    correlation: Positive = Field(
+        5e-3, description="q_wiener: a in the spectrum exp(-a |2 pi k|^2)"
+    )
+    wavenumber: Positive = Field(8.0, description="ring, ornstein_uhlenbeck: integer wavenumber")
+    width: Positive = Field(1.0, description="ring, ornstein_uhlenbeck: half width")
+    energy_rate: NonNegative = Field(1e-3, description="ring: exact mean energy injection rate")
+    rms: NonNegative = Field(0.1, description="ornstein_uhlenbeck: pointwise rms, 1/time^2")
+    correlation_time: Positive = Field(0.1, description="ornstein_uhlenbeck: memory, time units")
+
+
+class Initial(Law):
+    KEYS: ClassVar[dict] = {
+        "gaussian_field": ("alpha", "tau"),
+        "band": ("wavenumber", "width", "energy"),
+        "zero": (),
+        "line": ("amplitude", "wavenumber"),
+    }
+
+    kind: Literal["gaussian_field", "band", "zero", "line"] = Field(
+        "gaussian_field", description="initial law; gaussian_field is the published one"
+    )
+    alpha: Positive = Field(
+        2.5, description="gaussian_field: weights (4 pi^2 k^2 + tau^2)^(-alpha/2)"
+    )
+    tau: Positive = Field(7.0, description="gaussian_field: inverse length")
+    wavenumber: Positive = Field(
+        6.0, description="band: centre, integer wavenumber; line: the highest one"
+    )
+    amplitude: Positive = Field(1.0, description="line (on a line): rms of the state")
+    width: Positive = Field(2.0, description="band: half width")
+    energy: Positive = Field(0.5, description="band: kinetic energy")
+
+
+class Physics(Section):
+    """The full system dv/dt = M(v)."""
+
+    # which keys belong to an equation besides its length and its laws
+    KEYS: ClassVar[dict] = {
+        "vorticity2d": ("viscosity", "hyperviscosity", "hyperviscosity_order", "drag", "beta"),
+        "kuramoto_sivashinsky1d": (),
+    }
+
+    equation: Literal["vorticity2d", "kuramoto_sivashinsky1d"] = "vorticity2d"
+    length: Positive = Field(1.0, description="side of the periodic box")
+    viscosity: NonNegative = Field(1e-3, description="nu, length^2/time")
+    hyperviscosity: NonNegative = Field(0.0, description="coefficient of (-Lap)^order")
+    hyperviscosity_order: Annotated[int, Field(ge=2, le=8)] = 4
+    drag: NonNegative = Field(0.0, description="linear drag, 1/time")
+    beta: Finite = Field(0.0, description="gradient of the planetary vorticity")
+    forcing: Forcing = Forcing()
+    noise: Noise = Noise()
+    initial: Initial = Initial()
+
+    def parameters(self) -> dict:
+        """Plain values: the equation's keys, each law with the keys of its kind."""
+        keys = ("equation", "length", *self.KEYS[self.equation])
+        plain = self.model_dump(mode="json", include=set(keys))
+        laws = {name: getattr(self, name).parameters() for name in ("forcing", "noise", "initial")}
+        return {**plain, **laws}
+
+
+class Filter(Section):
+    """A homogeneous filter; the width is that of large-eddy simulation (Pope 2000, sec. 13.2)."""
+
+    kind: Literal["sharp", "gaussian"] = Field(
+        description="sharp: |kx|, |ky| <= pi / width; gaussian: exp(-k^2 width^2 / 24)"
+    )
+    width: Positive = Field(description="length")
+
+    @property
+    def name(self) -> str:
+        """Name of its data sets."""
+        return f"{self.kind}_{self.width!r}"
+
+    def modes(self, length: float) -> int:
+        """Highest integer wavenumber that it passes in a box (gaussian: at least 1e-3 of it)."""
+        cut = math.pi if self.kind == "sharp" else math.sqrt(24 * math.log(1e3))
+        return int(cut * length / (2 * math.pi * self.width) + 1e-9)
+
+    def points(self, length: float, grid: int) -> int:
+        """Points per side of the smallest even grid that retains what it passes (2/3 rule)."""
+        modes = self.modes(length)
+        return grid if modes >= (grid - 1) // 3 else 2 * -(-(3 * modes + 1) // 2)
+
+
+class Record(Section):
+    start: NonNegative = Field(20.0, description="time of the first snapshot")
+    every: Positive = Field(0.1, description="time between snapshots; a multiple of dt")
+    grid: EvenGrid | None = Field(
+        None, description="grid of the stored fields; none = the grid of the DNS"
+    )
+    precision: Literal["float32", "float64"] = "float32"
+    fields: tuple[Literal["vorticity", "velocity", "streamfunction"], ...] = Field(
+        (), description="stored beside the vorticity (on a line: the state), which always is"
+    )
+    filters: tuple[Filter, ...] = Field(
+        (), description="filtered vorticity stored at each {kind, width}, on its own small grid"
+    )
+    series_every: Positive | None = Field(
+        None,
+        description="time between entries of the diagnostics from t = 0; none = no such series",
+    )
+    spectra: tuple[
+        Literal["energy", "enstrophy", "energy_transfer", "enstrophy_transfer"], ...
+    ] = Field((), description="shell spectra in the series (series_every)")
+
+    @field_validator("fields", "spectra")
+    @classmethod
+    def _once(cls, names):
+        return tuple(sorted(set(names)))
+
+    @field_validator("filters")
+    @classmethod
+    def _filters_once(cls, filters):
+        return tuple(sorted(set(filters), key=lambda item: (item.kind, item.width)))
+
+
+class Generate(Section):
+    """The DNS ensemble and the closure target taken from it."""
+
+    grid: EvenGrid = 64
+    members: Annotated[int, Field(ge=1, le=10_000_000)] = Field(100, description="trajectories")
+    dt: Positive = Field(1e-3, description="time step; with cfl the longest one")
+    cfl: Positive | None = Field(
+        None,
+        description="a member takes 2^j steps of dt / 2^j, with the least j that keeps "
+        "max(|u| + |v|) dt / 2^j <= cfl dx; none = all steps are dt",
+    )
+    max_level: Annotated[int, Field(ge=1, le=20)] = Field(
+        6, description="with cfl: largest j; a block with a member that needs more is failed"
+    )
+    scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3"] = "cn_euler"
+    form: Literal["advective", "flux", "basdevant", "packed"] = Field(
+        "basdevant", description="algebraic form of the nonlinear term"
+    )
+    precision: Literal["float32", "float64"] = Field("float64", description="of the computation")
+    t_end: Positive = 40.0
+    record: Record = Record()
+    closure: Literal["diffusion", "convection", "subgrid", "none"] = Field(
+        "diffusion",
+        description="what the reduced solver lacks: the published G, H, or the unresolved scales; "
+        "none = data only, nothing to train",
+    )
+    interval: Count = Field(1, description="solver steps that one closure target stands for")
+    certificate: Literal["required", "reported"] = Field(
+        "required", description="a block that fails its checks is failed, or kept with the reasons"
+    )
+
+    def bytes_per_member(self, physics: Physics) -> float:
+        """Size of the fields of one member on the disk."""
+        record, plane = self.record, physics.equation == "vorticity2d"
+        grid, sides = record.grid or self.grid, 2 if plane else 1
+        further = {"velocity": 2, "streamfunction": 1}
+        number = 1 + (self.closure != "none") + sum(further.get(name, 0) for name in record.fields)
+        points = number * grid**sides
+        points += sum(item.points(physics.length, self.grid) ** sides for item in record.filters)
+        snapshots = 1 + round((self.t_end - record.start) / record.every)
+        return points * snapshots * (4 if record.precision == "float32" else 8)
+
+    @property
+    def holds(self) -> dict:
+        """What a block must hold to be done, in the form that the ledger compares."""
+        record = self.record
+        holds: dict = {"t_end": self.t_end}
+        outputs: list[str] = [name for name in record.fields if name != "vorticity"]
+        outputs += [item.name for item in record.filters]
+        if outputs:
+            holds["outputs"] = outputs
+        if record.series_every is not None:
+            holds["series_every"] = repr(record.series_every)
+        if record.spectra:
+            holds["spectra"] = list(record.spectra)
+        return holds
+
+    def keeping(self, holds: dict) -> "Generate":
+        """These settings with the end time and the outputs that an older block ``holds``, too."""
+        record, filters = self.record, {item.name: item for item in self.record.filters}
+        fields = set(record.fields)
+        for name in holds.get("outputs", ()):
+            kind, found, width = name.partition("_")
+            if found:
+                filters.setdefault(name, Filter(kind=kind, width=float(width)))
+            else:
+                fields.add(name)
+        every = record.series_every
+        if every is None and "series_every" in holds:
+            every = float(holds["series_every"])
+        update = {
+            "fields": sorted(fields),
+            "filters": list(filters.values()),
+            "series_every": every,
+            "spectra": [*record.spectra, *holds.get("spectra", ())],
+        }
+        return self.model_copy(
+            update={
+                "t_end": max(self.t_end, holds.get("t_end", 0.0)),
+                "record": Record(**{**record.model_dump(), **update}),
+            }
+        )
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of plain data, independent of key order."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
+
+
+class Conditions(Section):
+    sensors: Literal["none", "optional", "required"] = Field(
+        "optional", description="point values of the true closure as a condition"
+    )
+    history: Annotated[int, Field(ge=0, le=8)] = Field(
+        0, description="earlier states used as conditions"
+    )
+    physics: bool = Field(
+        False,
+        description="grant an estimate of the closure as an input: the removed term, for subgrid "
+        "a Leith model; the rows of such a model are named model+physics",
+    )
+
+
+class Model(Section):
+    preset: Literal["default", "one_pass", "paper"] = Field(
+        "default",
+        description="score-based model; the same with a generator trained by CRPS; as published",
+    )
+    conditions: Conditions = Conditions()
+    modes: Annotated[int, Field(ge=2, le=256)] | None = Field(
+        None, description="kept modes per side; none = preset"
+    )
+    width: Annotated[int, Field(ge=4, le=1024)] | None = Field(
+        None, description="channels; none = preset"
+    )
+    layers: Annotated[int, Field(ge=1, le=32)] | None = None
+    schedule: Literal["trigonometric", "flow_matching", "edm"] | None = Field(
+        None, description="default: noise levels that the sampler passes; none = preset"
+    )
+    base_noise: Literal["matched", "white"] | None = Field(
+        None, description="default, one_pass: noise with the residual's spectrum, or white"
+    )
+    upscaling: Literal["interp", "conv"] | None = Field(
+        None, description="paper: how sensors are carried to the grid; none = preset"
+    )
+
+
+class Train(Section):
+    """Batches are global: the processes share them."""
+
+    grid: EvenGrid | None = Field(
+        None, description="train on fields strided to this grid; none = stored grid"
+    )
+    window: tuple[float, float] | None = Field(
+        None, description="train on snapshots in [from, to]; none = all"
+    )
+    split: tuple[NonNegative, NonNegative, NonNegative] = Field(
+        (0.8, 0.1, 0.1),
+        description="shares of train, valid, test by trajectory; stable under growth",
+    )
+    steps: Count = 20000
+    batch: Count = Field(80, description="global batch")
+    lr: Positive = 1e-3
+    schedule: Literal["constant", "cosine", "published"] = "cosine"
+    weight_decay: NonNegative = 0.0
+    clip: NonNegative = Field(1.0, description="gradient norm; 0 = off")
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    engine: Literal["auto", "deepspeed", "torch"] = "auto"
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    deepspeed: str | None = Field(
+        None, description="JSON file whose keys replace the built-in DeepSpeed configuration's"
+    )
+    memory: Positive = Field(4.0, description="GiB of fields held; larger data are streamed")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: Count = 1
+    augment: bool = Field(False, description="use the symmetries that the forcing leaves")
+    validate_every: Count = 500
+    checkpoint_every: Count = 500
+    patience: Annotated[int, Field(ge=0)] = Field(
+        0, description="early stop after this many validations; 0 = off"
+    )
+
+
+class Sampler(Section):
+    method: Literal[
+        "preset", "euler", "midpoint", "heun", "adams", "ddim", "ancestral", "dpmpp_2m"
+    ] = Field("preset", description="preset = the model's own")
+    evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="none = the model's own"
+    )
+
+    def options(self) -> dict:
+        """Keyword arguments for ``closure.sample``; None = the model's own."""
+        method = None if self.method == "preset" else self.method
+        return {"method": method, "evaluations": self.evaluations}
+
+
+class SensorLayout(Section):
+    layout: Literal["regular", "scattered"] = "regular"
+    number: Count = Field(16, description="regular: per side; scattered: in all")
+    noise: NonNegative = Field(
+        0.0, description="standard deviation of the sensor error / rms of the closure"
+    )
+
+
+class Rollout(Section):
+    """The closure-coupled ensemble, started from test trajectories."""
+
+    members: Annotated[int, Field(ge=1, le=10_000_000)] = 20
+    cases: Count = Field(1, description="test trajectories to start from")
+    t_start: NonNegative = 30.0
+    t_end: Positive = 50.0
+    every: Positive = Field(1.0, description="time between stored states; a multiple of dt")
+    interval: Count = Field(5, description="solver steps between closure calls")
+    sampler: Sampler = Sampler()
+    sensors: SensorLayout | None = None
+    references: tuple[Literal["none", "oracle"], ...] = Field(
+        ("none", "oracle"), description="ensembles run beside the model's"
+    )
+
+    @property
+    def holds(self) -> dict:
+        """What a block must hold to be done, in the form that the ledger compares."""
+        return {"t_end": self.t_end, "references": list(self.references)}
+
+    def keeping(self, holds: dict) -> "Rollout":
+        """These settings with the end time and references that an older block ``holds``, too."""
+        names = {*self.references, *holds.get("references", ())}
+        t_end = max(self.t_end, holds.get("t_end", 0.0))
+        return self.model_copy(update={"t_end": t_end, "references": tuple(sorted(names))})
+
+
+class Event(Section):
+    """The question of an uncertainty study: P(observable > above) at a lead time."""
+
+    observable: Literal["enstrophy", "peak", "large_scale"] = "enstrophy"
+    above: Finite = Field(description="threshold, in units of the observable")
+    lead_time: Positive = Field(description="a stored lead time")
+    tolerance: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.02, description="half width for which the ensemble size is worked out"
+    )
+
+
+class Evaluate(Section):
+    lead_times: Annotated[tuple[Positive, ...], Field(min_length=1)] = (5.0, 10.0, 15.0, 20.0)
+    grids: Annotated[tuple[EvenGrid, ...], Field(min_length=1)] | None = Field(
+        None, description="grids scored (strided data); none = training grid"
+    )
+    sensors: tuple[SensorLayout, ...] = Field((), description="layouts scored beside 'no sensors'")
+    samples: Count = Field(200, description="held-out snapshots scored")
+    members: Annotated[int, Field(ge=2)] = Field(32, description="closure samples per snapshot")
+    sampler: Sampler = Sampler()
+    event: Event | None = Field(None, description="probability asked of the coupled ensemble")
+    seed: int = 0
+
+
+class Cluster(Section):
+    """How, never what: part of no hash (docs/design.md says what equal means)."""
+
+    members_per_block: Count = 20
+    domain_ranks: Count = Field(1, description="MPI ranks that share one field")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="CPU threads per process; 0 = decide"
+    )
+    checkpoint_every: Positive = Field(60.0, description="seconds between restart files of a unit")
+    stale_after: Positive = Field(
+        600.0, description="seconds after which a silent claim may be taken over"
+    )
+    executor: Literal["inline", "local", "slurm"] = "inline"
+    profile: str | None = Field(
+        None, description="site profile: a name in slurm/profiles or a path"
+    )
+    walltime: str = Field("1h", description="per task, e.g. 90m, 3h50m")
+    signal_lead: str = Field("5m", description="warning before the wall-time limit")
+    throttle: Count = Field(64, description="array tasks that run at once")
+    max_requeues: Annotated[int, Field(ge=0)] = 20
+    units_per_task: Count = Field(1, description="blocks that one array task works through")
+    devices_per_task: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _times(self):
+        lead, wall = seconds(self.signal_lead), seconds(self.walltime)
+        if lead > max(600.0, 0.2 * wall):
+            raise ValueError(
+                f"signal_lead={self.signal_lead} is longer than max(10m, 20 % of walltime="
+                f"{self.walltime}); "
+                "submitit would take the signal for a preemption: shorten it"
+            )
+        return self
+
+
+class Use(Section):
+    """Products of other runs, instead of making them again."""
+
+    data: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="run (its name under root, or its folder) whose data are used"
+    )
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="trained model that is used: a run, a .safetensors file, or a shipped model "
+        "(diffusion, convection)",
+    )
+
+
+class Experiment(Section):
+    base: str | None = Field(None, description="preset that this file starts from")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "experiment"
+    root: str = Field("runs", description="folder of runs; environment variables are expanded")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    use: Use = Use()
+    physics: Physics = Physics()
+    generate: Generate = Generate()
+    model: Model = Model()
+    train: Train = Train()
+    rollout: Rollout = Rollout()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+
+    @field_validator("root")
+    @classmethod
+    def _expands(cls, root: str) -> str:
+        left = re.search(r"\$\{?\w+\}?", os.path.expandvars(root))
+        if left:
+            raise ValueError(f"environment variable {left.group()} of root={root} is not set")
+        return root
+
+    @property
+    def folder(self) -> Path:
+        return Path(os.path.expandvars(os.path.expanduser(self.root))) / self.name
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Verbs that have something to do."""
+        later = ("train", "rollout", "evaluate") if self.generate.closure != "none" else ()
+        return ("generate", *later)
+
+    @property
+    def data_grid(self) -> int:
+        return self.generate.record.grid or self.generate.grid
+
+    @property
+    def train_grid(self) -> int:
+        return self.train.grid or self.data_grid
+
+    @property
+    def score_grids(self) -> tuple[int, ...]:
+        return self.evaluate.grids or (self.train_grid,)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        check(self)
+        return self
+
+    def stage_settings(self, stage: str) -> dict:
+        """What decides the product of ``stage``; each stage includes the stage that it reads."""
+        plain = self.model_dump(mode="json")
+        generate = {
+            key: value for key, value in plain["generate"].items() if key not in GROWS_GENERATE
+        }
+        record = generate["record"]
+        generate["record"] = {key: record[key] for key in record if key not in OUTPUTS}
+        if generate["cfl"] is None:  # a fixed step has no ladder
+            del generate["cfl"], generate["max_level"]
+        physics = self.physics.parameters()
+        settings = {"seed": plain["seed"], "physics": physics, "generate": generate}
+        if stage == "generate":
+            return settings
+        train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
+        model = {key: value for key, value in plain["model"].items() if value is not None}
+        settings.update(model=model, train=train)
+        if self.use.model:  # of the training only what chooses snapshots and grid matters
+            kept = {key: train[key] for key in ("grid", "window", "split")}
+            settings.update(model={"use": self.use.model}, train=kept)
+        if stage == "train":
+            return settings
+        rollout = {
+            key: value
+            for key, value in plain["rollout"].items()
+            if key not in ("members", "t_end", "references")
+        }
+        if stage == "rollout":
+            return {**settings, "rollout": rollout}
+        if stage == "evaluate":
+            return {**settings, "rollout": plain["rollout"], "evaluate": plain["evaluate"]}
+        raise ValueError(f"unknown stage {stage!r}")
+
+    def stage_hash(self, stage: str) -> str:
+        return sha256_json(self.stage_settings(stage))

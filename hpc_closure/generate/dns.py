@@ -1,0 +1,229 @@
+"""The DNS block: members of the full system, their closure targets and diagnostics."""
+
+import contextlib
+import json
+
+import numpy as np
+
+from hpc_closure.closure.targets import Target, reduced_problem
+from hpc_closure.data.shared_file import Rows, available, write_rows
+from hpc_closure.data.writer import BlockWriter, SeriesLayout
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.generate.filters import Filtered
+from hpc_closure.spectral.certificate import certify
+from hpc_closure.spectral.diagnostics import Diagnostics, series_names
+from hpc_closure.spectral.grid import Grid, resize
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.transform import Transform
+from hpc_closure.work import log
+from hpc_closure.work.block import Block, record_steps, times_of
+from hpc_closure.work.units import read_product
+
+NUMBERS = ("viscosity", "drag", "length")  # of the physics, as attributes of the file
+
+
+def full_problem(experiment: Experiment) -> Problem:
+    """The full system on the grid of the DNS."""
+    generate = experiment.generate
+    return Problem.from_dict(experiment.physics.parameters(), generate.model_dump(mode="json"))
+
+
+def stored_steps(experiment: Experiment) -> range:
+    generate = experiment.generate
+    return record_steps(generate.record.start, generate.t_end, generate.record.every, generate.dt)
+
+
+def series_steps(experiment: Experiment) -> range:
+    """Steps at which the diagnostics of the running series are taken; empty without one."""
+    generate = experiment.generate
+    every = generate.record.series_every
+    return range(0) if every is None else record_steps(0.0, generate.t_end, every, generate.dt)
+
+
+class DNSBlock(Block):
+    """Trajectories of the full system from their initial law to ``generate.t_end``."""
+
+    def __init__(self, unit, books, session, domain):
+        super().__init__(unit, books, session, domain)
+        experiment: Experiment = session.experiment
+        product = books.run.product(books.stage, unit)
+        if unit.extends and product.exists():  # it is replaced: nothing of it is to be lost
+            there = experiment.generate.keeping(read_product(product).holds)
+            experiment = experiment.model_copy(update={"generate": there})
+        self.experiment, generate = experiment, experiment.generate
+        self.problem = full_problem(experiment)
+        self.record_steps = stored_steps(experiment)
+        self.series_steps = series_steps(experiment)
+        self.grid, self.precision = experiment.data_grid, np.dtype(generate.record.precision)
+        self.target = None
+        if generate.closure != "none":
+            reduced = reduced_problem(self.problem, self.grid, generate.closure)
+            self.target = Target(generate.closure, generate.interval, reduced)
+        self.simulation = Simulation(
+            self.problem,
+            list(unit.members),
+            experiment.seed,
+            device=session.device,
+            comm=domain.comm,
+        )
+        self.diagnostics = Diagnostics(self.simulation)
+        self.shares_file = domain.size > 1 and available()
+        self.stored = Transform(
+            Grid(self.grid, self.problem.length, self.problem.dimensions),
+            self.problem.precision,
+            session.device,
+        )
+        self.filters = [
+            Filtered(item, self.problem, session.device) for item in generate.record.filters
+        ]
+
+    @property
+    def step_index(self) -> int:
+        return self.simulation.step_index
+
+    @property
+    def holds(self) -> dict:
+        return self.experiment.generate.holds
+
+    def initialise(self) -> None:
+        self.simulation.initialise()
+        self._write_series()
+
+    def advance(self, steps: int) -> None:
+        """Advance, with a stop at every step of the series."""
+        end = self.step_index + steps
+        while self.step_index < end:
+            stride = self.series_steps.step
+            coming = (self.step_index // stride + 1) * stride
+            to = min(end, coming) if coming in self.series_steps else end
+            self.simulation.advance(to - self.step_index)
+            self._write_series()
+
+    def _write_series(self) -> None:
+        """The running series at the present step, when it is one of theirs."""
+        if self.step_index not in self.series_steps:
+            return
+        entries = self.diagnostics.measure()
+        for name in self.experiment.generate.record.spectra:
+            entries[f"{name}_spectrum"] = self.diagnostics.spectrum(name)
+        self._check_finite(entries)
+        if self.writer is not None:
+            self.writer.write_series(self.series_steps.index(self.step_index), entries)
+
+    def _check_finite(self, series: dict) -> None:
+        for row, member in enumerate(self.unit.members):
+            if not np.isfinite(series["energy"][row]):
+                raise RuntimeError(
+                    f"member {member} is not finite at step {self.step_index} "
+                    f"(t = {self.simulation.time:g}): lower generate.dt"
+                )
+
+    def record(self):
+        simulation, names = self.simulation, self.experiment.generate.record.fields
+        series = self.diagnostics.measure()
+        self._check_finite(series)
+        fields = {self.state_name: self._at_grid(simulation.state)}
+        for name in names:
+            if name != "vorticity":
+                fields[name] = self._at_grid(simulation.field_spectra(name))
+        whole = simulation.transform.gather(simulation.state)
+        for item in self.filters:
+            fields[item.name] = self._plain(item.field(whole))
+        if self.target is not None:  # last: it may advance the members
+            closure = self.target.compute(simulation, self.advance)
+            if self.target.kind == "subgrid":  # whole, of the reduced solver
+                fields["closure"] = self._plain(self.stored.to_physical(closure))
+            else:
+                fields["closure"] = self._at_grid(closure)
+        return fields, series, {}
+
+    @property
+    def state_name(self) -> str:
+        return "vorticity" if self.problem.dimensions == 2 else "state"
+
+    def _at_grid(self, spectrum) -> np.ndarray | Rows:
+        """Field on the grid of the data from this rank's spectra; its rows, if all ranks write."""
+        transform, stored = self.simulation.transform, self.stored
+        if self.grid == self.simulation.grid.size:
+            field = transform.to_physical(spectrum)
+            if self.shares_file:
+                return Rows(self._plain(field), transform.rows())
+            return self._plain(transform.gather_field(field))
+        whole = resize(transform.gather(spectrum), stored.grid.modes, stored.grid.dimensions)
+        return self._plain(stored.to_physical(whole))
+
+    def _plain(self, field) -> np.ndarray:
+        """(B, n, n), or (B, n, n, 2): components last, as in The Well."""
+        plain = field.cpu().numpy().astype(self.precision)
+        return np.moveaxis(plain, 1, -1) if plain.ndim > 1 + self.problem.dimensions else plain
+
+    def store(self, index, fields, series, references):
+        mine = {name: part for name, part in fields.items() if isinstance(part, Rows)}
+        whole = {name: part for name, part in fields.items() if name not in mine}
+        super().store(index, whole, series, references)
+        if not mine:
+            return
+        path = self.books.run.restart(self.books.stage, self.unit) / "working.h5"
+        places = {f"t{int(name == 'velocity')}_fields/{name}": mine[name] for name in mine}
+        with self.writer.lent() if self.writer else contextlib.nullcontext():
+            write_rows(path, index, places, self.domain.comm)
+
+    def save_state(self) -> dict:
+        return self.simulation.save_state()
+
+    def load_state(self, state: dict) -> None:
+        self.simulation.load_state(**state)
+
+    def certificate(self) -> dict:
+        found = certify(self.simulation)
+        if self.experiment.generate.certificate == "required":
+            found.check()
+        elif found.reasons and self.domain.root:
+            log.get().warning(f"members {self.unit}: " + "; ".join(found.reasons))
+        return found.as_dict()
+
+    def open_writer(self, path) -> BlockWriter:
+        experiment = self.experiment
+        physics, generate = experiment.physics, experiment.generate
+        record = generate.record
+        more = [name for name in record.fields if name != "vorticity"]
+        closure = ("closure",) if self.target is not None else ()
+        fields = (self.state_name, *closure, *(name for name in more if name != "velocity"))
+        return BlockWriter(
+            path,
+            self.unit.members,
+            times_of(self.record_steps, generate.dt),
+            self.grid,
+            {
+                "dataset_name": experiment.name,
+                "stage": "generate",
+                "closure_kind": generate.closure,
+                "interval": generate.interval,
+                **{key: value for key, value in physics.parameters().items() if key in NUMBERS},
+                "dt": generate.dt,
+                "seed": experiment.seed,
+                "member_hash": self.problem.member_hash(),
+                "recipe": json.dumps(experiment.stage_settings("generate"), sort_keys=True),
+            },
+            fields=fields,
+            vectors=[name for name in more if name == "velocity"],
+            filtered={item.name: item.grid for item in self.filters},
+            series=series_names(self.problem),
+            running=self._running(),
+            precision=record.precision,
+            dimensions=self.problem.dimensions,
+        )
+
+    def _running(self) -> SeriesLayout | None:
+        if not self.series_steps:
+            return None
+        shells = self.simulation.grid.num_shells
+        spectra = self.experiment.generate.record.spectra
+        return SeriesLayout(
+            times_of(self.series_steps, self.experiment.generate.dt),
+            {
+                **dict.fromkeys(series_names(self.problem), 0),
+                **{f"{name}_spectrum": shells for name in spectra},
+            },
+        )

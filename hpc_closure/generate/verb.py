@@ -1,0 +1,94 @@
+"""``hpc-closure generate``: the DNS ensemble and its closure targets, block by block."""
+
+from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.work import log, loop, units
+from hpc_closure.work.session import Session, chosen_members, chosen_part
+
+# one core, float64, forcing and noise included; `bench dns` measures it
+NS_PER_POINT_AND_STEP = 25.0
+
+
+def run(
+    experiment: Experiment,
+    *,
+    members: str | None = None,
+    parts: str | None = None,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+    max_elapsed: str | None = None,
+    redo: bool = False,
+    yes: bool = False,
+    verbosity: int = 0,
+) -> int:
+    """Compute the missing blocks of RUN/data. Returns the exit code."""
+    wanted = chosen_members(members, experiment.generate.members)
+    chosen_part(parts, [])
+    books = ledger(experiment)
+    if dry_run:
+        return print_plan(experiment, books, wanted)
+    with Session(
+        experiment, "generate", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
+    ) as session:
+        from hpc_closure.generate.dns import DNSBlock
+
+        groups = session.groups
+
+        def run_unit(unit, claim):
+            block = DNSBlock(unit, books, session, groups.domain)
+            block.run(claim, experiment.cluster.checkpoint_every)
+
+        plan = books.plan(wanted, experiment.cluster.members_per_block)
+        outcome = loop.work(
+            books,
+            chosen_part(parts, plan),
+            run_unit,
+            stop=session.stop,
+            world=session.world,
+            groups=groups,
+            retry_failed=retry_failed,
+        )
+        if session.world.root:
+            tell(outcome)
+        return outcome.exit_code
+
+
+def tell(outcome: loop.Outcome) -> None:
+    """The last lines of a verb that works on units."""
+    logger = log.get()
+    done, failed = len(outcome.done), len(outcome.failed)
+    logger.info(f"{done} unit(s) done now, {outcome.skipped} before, {failed} failed")
+    if outcome.stopped:
+        logger.warning(f"stopped early ({outcome.stopped}); the same command goes on")
+    if failed:
+        logger.error("`hpc-closure status --failed` names the failed units and their logs")
+
+
+def ledger(experiment: Experiment) -> units.Ledger:
+    """The books of the stage: what a block must be and hold to count as done."""
+    return units.Ledger(
+        Run.of(experiment),
+        "generate",
+        recipe=experiment.stage_hash("generate"),
+        holds=experiment.generate.holds,
+        stale_after=experiment.cluster.stale_after,
+    )
+
+
+def print_plan(experiment: Experiment, books: units.Ledger, wanted: list[int]) -> int:
+    """What a run would do and cost; writes nothing."""
+    survey = books.survey(wanted, experiment.cluster.members_per_block)
+    generate = experiment.generate
+    missing = sum(
+        len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
+    )
+    steps = round(generate.t_end / generate.dt)
+    sides = 2 if experiment.physics.equation == "vorticity2d" else 1
+    size = missing * generate.bytes_per_member(experiment.physics)
+    core_hours = missing * steps * generate.grid**sides * NS_PER_POINT_AND_STEP * 1e-9 / 3600
+    print(f"run folder {books.run}")
+    print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
+    print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")
+    print(f"bytes to write: {size / 1e9:.3g} GB")
+    print(f"cost: about {core_hours:.2g} core-hours on CPU; `hpc-closure bench dns` measures it")
+    return 0

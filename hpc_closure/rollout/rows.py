@@ -1,0 +1,188 @@
+"""The rollout block: rows of the coupled ensemble with their references.
+
+Row ``e`` of the ensemble is member ``e // cases`` started from test trajectory ``e % cases``, so
+more members append rows.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from hpc_closure.data.reader import DataSet, split_members
+from hpc_closure.data.writer import BlockWriter
+from hpc_closure.generate.dns import full_problem
+from hpc_closure.rollout.coupling import CoupledRun
+from hpc_closure.work.block import Block, record_steps, times_of
+from hpc_closure.work.units import read_product
+
+
+def start_cases(experiment, data: DataSet) -> list[int]:
+    """Test trajectories to start from. Raises ValueError when there are too few."""
+    test = split_members(data.members, experiment.train.split)["test"]
+    cases = experiment.rollout.cases
+    if len(test) < cases:
+        raise ValueError(
+            f"rollout.cases={cases}, but the data hold {len(test)} test trajectories; "
+            "lower it, raise generate.members or the test share in train.split"
+        )
+    return test[:cases]
+
+
+def history_of(experiment, closure) -> tuple[int, int]:
+    """(frames, closure calls from one to the next) of the history that a closure reads.
+
+    Raises:
+        ValueError: the calls or the stored data do not give it.
+    """
+    frames = closure.config["conditions"]["history"]
+    if not frames:
+        return 0, 0
+    generate, rollout = experiment.generate, experiment.rollout
+    every = closure.target["every"]
+    lag = every / (rollout.interval * generate.dt)
+    if abs(lag - round(lag)) > 1e-6:
+        raise ValueError(
+            f"rollout.interval={rollout.interval}: the model reads states {every:g} apart, not a "
+            f"whole number of closure intervals of {rollout.interval * generate.dt:g}"
+        )
+    least = generate.record.start + frames * every
+    if every != generate.record.every or rollout.t_start < least - 1e-9:
+        raise ValueError(
+            f"the model reads {frames} earlier state(s) {every:g} apart: generate.record.every "
+            f"must be {every:g} and rollout.t_start at least {least:g}"
+        )
+    return frames, round(lag)
+
+
+class RolloutBlock(Block):
+    """Rows of the closure-coupled ensemble from ``rollout.t_start`` to ``rollout.t_end``.
+
+    Args:
+        closure: the loaded model.
+        data: the DNS, for the states to start from.
+    """
+
+    def __init__(self, unit, books, session, domain, closure, data: DataSet):
+        super().__init__(unit, books, session, domain)
+        experiment, product = session.experiment, books.run.product(books.stage, unit)
+        if unit.extends and product.exists():  # it is replaced: nothing of it is to be lost
+            there = experiment.rollout.keeping(read_product(product).holds)
+            experiment = experiment.model_copy(update={"rollout": there})
+        self.experiment = experiment
+        rollout, self.dt = experiment.rollout, experiment.generate.dt
+        self.data, self.grid, self.stride = data, experiment.train_grid, rollout.interval
+        cases = start_cases(experiment, data)
+        rows = [(cases[row % len(cases)], row // len(cases)) for row in unit.members]
+        self.cases = [case for case in cases if any(case == own for own, _ in rows)]
+        self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
+        self.first_step = self.record_steps[0]
+        self.coupled = CoupledRun(
+            full_problem(experiment),
+            experiment.generate.closure,
+            self.grid,
+            closure,
+            rows,
+            self.cases,
+            seed=experiment.seed,
+            interval=rollout.interval,
+            sensors=rollout.sensors,
+            sampler=rollout.sampler.options(),
+            history=history_of(experiment, closure),
+            references=rollout.references,
+            device=session.device,
+        )
+
+    @property
+    def step_index(self) -> int:
+        return self.coupled.step_index
+
+    @property
+    def holds(self) -> dict:
+        return self.experiment.rollout.holds
+
+    def initialise(self) -> None:
+        index = self.data.time_index(self.experiment.rollout.t_start)
+        states = [self.data.read(case, index, grid=self.grid) for case in self.cases]
+        self.coupled.start(
+            np.stack(states).astype(np.float64), self.record_steps[0], self._earlier(index)
+        )
+
+    def _earlier(self, index: int) -> Iterator[np.ndarray]:
+        """States (cases, n, n) before the start, one closure interval apart, oldest first.
+
+        Between stored times they are interpolated linearly; this ends as soon as the run is older
+        than its history.
+        """
+        frames, lag = self.coupled.frames, self.coupled.lag
+        if not frames:
+            return
+        stored = [
+            np.stack([self.data.read(case, at, grid=self.grid) for case in self.cases])
+            for at in range(index - frames, index + 1)
+        ]
+        for older, newer in itertools.pairwise(stored):
+            for call in range(lag):
+                share = call / lag
+                yield ((1 - share) * older + share * newer).astype(np.float64)
+
+    def advance(self, steps: int) -> None:
+        self.coupled.advance(steps // self.stride)
+
+    def record(self):
+        fields = {
+            name: value.cpu().numpy().astype(np.float32)
+            for name, value in self.coupled.fields().items()
+        }
+        references = {name: fields.pop(name) for name in self._references() if name in fields}
+        if not self.coupled.exact:
+            now = self.step_index * self.dt
+            index = self.data.time_index(now)
+            references["truth"] = np.stack(
+                [self.data.read(case, index, grid=self.grid) for case in self.cases]
+            )
+        fields["vorticity"] = fields.pop("model")
+        return fields, {}, references
+
+    def _references(self) -> Sequence[str]:
+        return ("none", "truth")
+
+    def save_state(self) -> dict:
+        return self.coupled.save_state()
+
+    def load_state(self, state: dict) -> None:
+        self.coupled.load_state(state)
+
+    def cost(self) -> dict:
+        return dict(self.coupled.seconds)
+
+    def open_writer(self, path) -> BlockWriter:
+        experiment = self.experiment
+        rollout = experiment.rollout
+        names = ["vorticity"] + ["oracle"] * ("oracle" in self.coupled.simulations)
+        shared = {"truth": len(self.cases)}
+        if "none" in self.coupled.simulations:
+            shared["none"] = len(self.cases)
+        rows = self.coupled.rows
+        return BlockWriter(
+            path,
+            self.unit.members,
+            times_of(self.record_steps, self.dt),
+            self.grid,
+            {
+                "dataset_name": experiment.name,
+                "stage": "rollout",
+                "closure_kind": experiment.generate.closure,
+                "interval": rollout.interval,
+                "length": experiment.physics.length,
+                "dt": self.dt,
+                "seed": experiment.seed,
+                "row_case": [case for case, _ in rows],
+                "row_member": [member for _, member in rows],
+                "cases": list(self.cases),
+                "recipe": json.dumps(experiment.stage_settings("rollout"), sort_keys=True),
+            },
+            fields=names,
+            references=shared,
+        )

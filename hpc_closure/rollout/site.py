@@ -1,0 +1,166 @@
+"""Site profiles: what a cluster wants to hear from a batch job, as data.
+
+A profile is one YAML file, ``slurm/profiles/<name>.yaml`` in the checkout or the working folder,
+or any path. It says nothing about the science: the experiment names it (``cluster.profile``), and
+every key has a default that suits a plain cluster.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hpc_closure.experiment.duration import seconds
+from hpc_closure.experiment.reading import parse_yaml
+
+Count = Annotated[int, Field(ge=1)]
+Stage = Literal["generate", "train", "rollout", "evaluate"]
+# Folders that a compute node does not share with the others.
+NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class Settings(BaseModel):
+    """What may differ from stage to stage, all of it optional."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gres: str | None = Field(None, description="e.g. gpu:a100:4; or use gpus_per_node")
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    cpus_per_task: Count | None = None
+    mem: str | None = Field(None, description="per node, in sbatch's words, e.g. 32G")
+    nodes: Count | None = Field(None, description="generate, train and evaluate; a rollout has 1")
+    ntasks_per_node: Count | None = Field(None, description="MPI ranks, or training processes")
+    walltime: str | None = None
+    extra: dict[str, str | int | bool] = Field({}, description="further sbatch options, by name")
+
+    @property
+    def devices(self) -> int:
+        """GPUs of one node."""
+        if self.gpus_per_node is not None:
+            return self.gpus_per_node
+        found = re.search(r"\bgpu(?::[A-Za-z][^:,]*)?(?::(\d+))?", self.gres or "")
+        return int(found.group(1) or 1) if found else 0
+
+    def options(self) -> dict[str, str | int | bool]:
+        """As sbatch options: ``{"account": "x", "gpus-per-node": 4, ...}``."""
+        names = (
+            "account",
+            "partition",
+            "qos",
+            "constraint",
+            "gres",
+            "gpus_per_node",
+            "cpus_per_task",
+            "mem",
+        )
+        found = {name.replace("_", "-"): getattr(self, name) for name in names}
+        if not self.gpus_per_node:
+            found["gpus-per-node"] = None
+        return {name: value for name, value in found.items() if value is not None} | self.extra
+
+
+class Profile(Settings):
+    """A site.
+
+    ``stages`` states what differs for one stage, for example a GPU partition for ``train``.
+    """
+
+    name: str = "none"
+    modules: list[str] = Field([], description="loaded in every job: module load ...")
+    setup: list[str] = Field([], description="shell lines run in every job, after the modules")
+    python: str | None = Field(None, description="how to start Python, e.g. in a container")
+    mpi: str = Field("auto", description="srun --mpi=...; auto asks the MPI library")
+    max_array: Count = Field(1000, description="largest job array of the site (MaxArraySize - 1)")
+    throttle: Count | None = Field(None, description="array tasks that run at once")
+    signal_lead: str | None = Field(None, description="warning before the wall-time limit")
+    max_requeues: Annotated[int, Field(ge=0)] | None = None
+    wckey: str | None = Field(None, description="null leaves --wckey out: many sites refuse it")
+    node_local: list[str] = Field(list(NODE_LOCAL), description="folders no run may be in")
+    stages: dict[Stage, Settings] = {}
+
+    def for_stage(self, stage: Stage) -> "Profile":
+        """This profile with what ``stages`` says about ``stage``."""
+        own = self.stages.get(stage)
+        if own is None:
+            return self
+        changes = {name: getattr(own, name) for name in own.model_fields_set}
+        if "extra" in changes:
+            changes["extra"] = {**self.extra, **own.extra}
+        # A stage that names its devices replaces them, however the profile named them.
+        if {"gres", "gpus_per_node"} & set(changes):
+            changes = {"gres": None, "gpus_per_node": None} | changes
+        return self.model_copy(update=changes)
+
+    def shell_lines(self) -> list[str]:
+        """What a job's shell runs before anything else."""
+        modules = [f"module load {' '.join(self.modules)}"] if self.modules else []
+        return modules + self.setup
+
+
+def _folders() -> list[Path]:
+    here = Path("slurm/profiles").absolute()
+    shipped = _CHECKOUT / "slurm" / "profiles"
+    return [here] if here == shipped else [here, shipped]
+
+
+def profiles() -> list[str]:
+    """Names of the profiles that are found by name."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
+
+
+def _find(name_or_path: str) -> Path:
+    path = Path(name_or_path).expanduser()
+    if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
+        if not path.is_file():
+            raise ValueError(f"profile {name_or_path}: no such file")
+        return path
+    for folder in _folders():
+        if (folder / f"{name_or_path}.yaml").is_file():
+            return folder / f"{name_or_path}.yaml"
+    near = difflib.get_close_matches(name_or_path, profiles(), 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(
+        f"profile {name_or_path}: not in {' or '.join(map(str, _folders()))} "
+        f"({', '.join(profiles()) or 'empty'}){hint}"
+    )
+
+
+def load_profile(name_or_path: str | Path | None) -> Profile:
+    """Read a site profile; None is a cluster that needs no settings.
+
+    Raises:
+        ValueError: not found, or a key, type or range is wrong; one line that names it.
+    """
+    if name_or_path is None:
+        return Profile.model_validate({})
+    path = _find(str(name_or_path))
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    values.setdefault("name", path.stem)
+    try:
+        profile = Profile.model_validate(values)
+        for one in (profile, *profile.stages.values()):
+            for key in ("walltime", "signal_lead"):
+                if getattr(one, key, None) is not None:
+                    seconds(getattr(one, key))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_one_line(error.errors()[0])}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return profile
+
+
+def _one_line(error) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{key}={error['input']!r}: {error['msg']}"
+    valid = list((Settings if "stages" in error["loc"] else Profile).model_fields)
+    near = difflib.get_close_matches(str(error["loc"][-1]), valid, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown key {key}; {hint}valid here: {', '.join(valid)}"

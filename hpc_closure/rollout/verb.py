@@ -1,0 +1,230 @@
+"""``hpc-closure rollout``: the closure-coupled ensemble, here or through a scheduler."""
+
+import shlex
+from pathlib import Path
+
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.checks import smallest_grid
+from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.generate.verb import tell
+from hpc_closure.work import log, loop, units
+from hpc_closure.work.session import Session, check_recipe, chosen_members, chosen_part
+
+
+def run(
+    experiment: Experiment,
+    *,
+    members: str | None = None,
+    parts: str | None = None,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+    max_elapsed: str | None = None,
+    redo: bool = False,
+    yes: bool = False,
+    verbosity: int = 0,
+    source: str = "",
+    overrides: list[str] | None = None,
+) -> int:
+    """Compute or submit the missing blocks of RUN/rollout. Returns the exit code."""
+    wanted = chosen_members(members, num_rows(experiment))
+    chosen_part(parts, [])
+    books = ledger(experiment)
+    if dry_run:
+        return print_plan(experiment, books, wanted, parts, retry_failed)
+    check_cases(experiment)
+    check_model(experiment)
+    with Session(
+        experiment, "rollout", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
+    ) as session:
+        plan = books.plan(wanted, experiment.cluster.members_per_block)
+        plan = chosen_part(parts, plan)
+        if experiment.cluster.executor != "inline":
+            return submit(experiment, session, books, plan, retry_failed, source, overrides)
+        outcome = work(experiment, session, books, plan, retry_failed)
+        if session.world.root:
+            tell(outcome)
+        return outcome.exit_code
+
+
+def num_rows(experiment: Experiment) -> int:
+    """Trajectories of the ensemble: members times starting cases."""
+    return experiment.rollout.members * experiment.rollout.cases
+
+
+def ledger(experiment: Experiment) -> units.Ledger:
+    """The books of the stage; what a block must be and hold to count as done."""
+    return units.Ledger(
+        Run.of(experiment),
+        "rollout",
+        recipe=experiment.stage_hash("rollout"),
+        holds=experiment.rollout.holds,
+        stale_after=experiment.cluster.stale_after,
+    )
+
+
+def check_cases(experiment: Experiment) -> None:
+    """Raise ValueError when there are fewer test trajectories than cases to start from."""
+    members, share = experiment.generate.members, experiment.train.split[2]
+    tests = int(members * share + 1e-9)
+    if experiment.rollout.cases > tests:
+        raise ValueError(
+            f"rollout.cases={experiment.rollout.cases}, but generate.members={members} with "
+            f"train.split={list(experiment.train.split)} leave {tests} test trajectories to start "
+            "from: lower it, or raise the members or the test share"
+        )
+
+
+def check_model(experiment: Experiment) -> None:
+    """Raise ValueError unless the experiment's own model, or the one it uses, is there."""
+    run = Run.of(experiment)
+    if run.model_file:
+        return check_used_model(experiment, run.model_file)
+    if not run.model.exists():
+        raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
+    from hpc_closure.closure import artifact
+
+    made = artifact.read_header(run.model)["provenance"].get("hashes", {}).get("train", "")
+    wanted = experiment.stage_hash("train")
+    if made != wanted:
+        check_recipe(run, experiment, "rollout", redo=True)  # names the keys, where it can
+        raise ValueError(
+            f"{run.model}: trained by another experiment (hash {made[:12] or 'none'}, expected "
+            f"{wanted[:12]}); change `name`, or run `hpc-closure train --redo`"
+        )
+
+
+def check_used_model(experiment: Experiment, path: Path) -> None:
+    """Raise ValueError unless a model from elsewhere fits the experiment."""
+    from hpc_closure.closure import artifact
+
+    key = f"use.model={experiment.use.model}"
+    if not path.exists():
+        shipped = ", ".join(artifact.shipped()) or "none"
+        raise ValueError(
+            f"{key}: no run, file or shipped model of this name (shipped: {shipped}; looked for "
+            f"{path})"
+        )
+    header = artifact.read_header(path)
+    generate, target = experiment.generate, header["target"]
+    for name, have, want in (
+        ("closure", target["kind"], generate.closure),
+        ("dt", target["dt"], generate.dt),
+        ("interval", target["interval"], generate.interval),
+        ("length", header["grid"]["length"], experiment.physics.length),
+    ):
+        if have != want:
+            raise ValueError(f"{key}: its {name} is {have}, the experiment's is {want}")
+    least = smallest_grid(header["grid"]["size"])
+    for grid in (experiment.train_grid, *experiment.score_grids):
+        if grid < least:
+            raise ValueError(
+                f"{key}: trained at {header['grid']['size']}^2, it needs a grid of at least "
+                f"{least}^2; got {grid}^2"
+            )
+
+
+def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loop.Outcome:
+    """Run units in this process (or MPI program)."""
+    import hpc_closure
+    from hpc_closure.data.reader import DataSet
+    from hpc_closure.rollout.rows import RolloutBlock
+
+    groups = session.world.groups(1)
+    closure = hpc_closure.load(session.run.model)
+    closure = closure.to(session.device) if session.device != "cpu" else closure
+    data = DataSet(session.run.data)
+
+    def run_unit(unit, claim):
+        block = RolloutBlock(unit, books, session, groups.domain, closure, data)
+        block.run(claim, experiment.cluster.checkpoint_every)
+
+    return loop.work(
+        books,
+        plan,
+        run_unit,
+        stop=session.stop,
+        world=session.world,
+        groups=groups,
+        retry_failed=retry_failed,
+        wait=wait,
+    )
+
+
+def run_units(config_path: str, unit_ids: list[str]) -> int:
+    """Body of one scheduler task: read the resolved experiment again, run the named units.
+
+    Nothing but names travels to the task; what is done already is looked up on disk.
+    """
+    experiment = reading.load(Path(config_path))
+    books = ledger(experiment)
+    with Session(experiment, "rollout") as session:
+        plan = books.plan(range(num_rows(experiment)), experiment.cluster.members_per_block)
+        named = [unit for unit in plan if unit.name in set(unit_ids)]
+        outcome = work(experiment, session, books, named, retry_failed=True, wait=False)
+        tell(outcome)
+        return outcome.exit_code
+
+
+def submit(experiment, session, books, plan, retry_failed, source="", overrides=None) -> int:
+    """Hand the units that nobody works on to submitit; returns at once."""
+    from hpc_closure.rollout import submit as submission
+
+    names, failed = ready(experiment, books, plan, retry_failed)
+    if failed and not retry_failed:
+        log.get().warning(f"{failed} unit(s) failed before; --retry-failed submits them again")
+    if not names:
+        log.get().info("nothing to submit: every unit is done, running, queued or failed")
+        return 3 if failed and not retry_failed else 0
+    request = submission.Request.of(experiment, session.run.config, session.run, names)
+    if experiment.cluster.executor == "slurm":
+        print(submission.cost(request))
+    for sent in submission.submit(request, experiment.cluster.executor):
+        print(f"job {sent.job}: {len(sent.tasks)} task(s), logs {sent.log}")
+    follow = shlex.join(
+        ["hpc-closure", "status", source or str(session.run.config), *(overrides or [])]
+    )
+    print(f"follow it with: {follow}")
+    return 0
+
+
+def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
+    """Names of the units to submit, and how many failed before."""
+    from hpc_closure.rollout import submit as submission
+
+    slurm = experiment.cluster.executor == "slurm"
+    survey = books.survey(
+        range(num_rows(experiment)),
+        experiment.cluster.members_per_block,
+        queued=submission.queued_members(books.run) if slurm else (),
+    )
+    states = ("missing", "failed") if retry_failed else ("missing",)
+    found = {unit.name for state in states for unit in survey.states[state]}
+    return [unit.name for unit in plan if unit.name in found], len(survey.states["failed"])
+
+
+def print_plan(experiment, books, wanted, parts=None, retry_failed=False) -> int:
+    """What a run would do and cost, and the exact batch text; writes nothing."""
+    survey = books.survey(wanted, experiment.cluster.members_per_block)
+    rollout, grid = experiment.rollout, experiment.train_grid
+    rows = sum(
+        len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
+    )
+    times = 1 + round((rollout.t_end - rollout.t_start) / rollout.every)
+    fields = 1 + ("oracle" in rollout.references)
+    batch: list[str] = []
+    if experiment.cluster.executor != "inline":
+        from hpc_closure.rollout import submit as submission
+
+        plan = chosen_part(parts, books.plan(wanted, experiment.cluster.members_per_block))
+        names, _ = ready(experiment, books, plan, retry_failed)
+        request = submission.Request.of(experiment, books.run.config, books.run, names)
+        batch.append("cost: " + submission.cost(request))
+        if experiment.cluster.executor == "slurm":
+            batch += submission.batch_text(request)
+    print(f"run folder {books.run}")
+    print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
+    print(f"trajectories to compute: {rows}, on {grid}^2, {times} stored times")
+    print(f"bytes to write: {fields * rows * times * grid**2 * 4 / 1e9:.3g} GB")
+    print(*batch, sep="\n", end="\n" if batch else "")
+    return 0

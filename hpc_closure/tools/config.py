@@ -1,0 +1,66 @@
+"""``hpc-closure config``: list, show, check, diff and copy experiment files."""
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.schema import Experiment
+
+
+def list_presets() -> int:
+    for name in reading.presets():
+        text, _ = reading.read_source(name)
+        comment = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
+        print(f"{name:20s} {' '.join(comment)}")
+    return 0
+
+
+def show(experiment: Experiment, doc: bool = False) -> int:
+    if doc:
+        print("\n".join(describe(experiment)))
+    else:
+        print(reading.dump(experiment), end="")
+    return 0
+
+
+def describe(section: BaseModel, prefix: str = "") -> list[str]:
+    """One line per key: its value, type and description."""
+    lines = []
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            text = (type(value).__doc__ or "").strip().partition("\n")[0]
+            lines += ["", f"# {key}  {text}".rstrip()]
+            lines += describe(value, f"{key}.")
+        else:
+            text = field.description or ""
+            lines.append(f"{key} = {value!r:<12}" + (f"  # {text}" if text else ""))
+    return lines
+
+
+def check(experiment: Experiment, source: str) -> int:
+    stages = ("generate", "train", "rollout")
+    hashes = ", ".join(f"{stage} {experiment.stage_hash(stage)[:10]}" for stage in stages)
+    print(f"{source}: right; run folder {experiment.folder}; hashes {hashes}")
+    return 0
+
+
+def diff(one: Experiment, other: Experiment) -> int:
+    rows = reading.differences(one.model_dump(mode="json"), other.model_dump(mode="json"))
+    for key, left, right in rows:
+        if key != "base":
+            print(f"{key}: {left} -> {right}")
+    return 0
+
+
+def copy(preset: str, target: Path) -> int:
+    text, source = reading.read_source(preset)
+    if target.exists():
+        raise ValueError(f"{target}: exists already; choose another name")
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RuntimeError(f"{target}: cannot be written ({error.strerror})") from None
+    print(f"{target}: copied from {source}")
+    return 0

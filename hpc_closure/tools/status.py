@@ -1,0 +1,371 @@
+"""``hpc-closure status``: what is done, running, queued, failed and missing, from files alone.
+
+At most one call of ``squeue``, and only when the run folder records a submission.
+"""
+
+import csv
+import json as json_format
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpc_closure.experiment.folder import STAGES, Run
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.work import atomic, claims, log, units
+from hpc_closure.work.loop import SINGLE
+from hpc_closure.work.units import STATES
+
+RECENT = 20  # finished units from which the rate is taken
+QUICKEST = 1.0  # seconds between two looks of --watch
+QUICKEST_QUEUE = 30.0  # the same when every look asks the scheduler
+
+
+@dataclass
+class Stage:
+    """State of one stage.
+
+    Attributes:
+        counts: ``{units, done, running, queued, failed, missing}``.
+        failures: content of the error files, by unit.
+        running: content of the claims, by unit.
+        changed: when the last product came, seconds since the epoch; 0 for never.
+        per_hour: units that get done in an hour; None when nothing runs or it cannot be known.
+        note: a word on the stage (step and loss of a training, ...).
+        problems: damaged products and the like, a line each.
+    """
+
+    counts: dict[str, int]
+    failures: dict[str, dict] = field(default_factory=dict)
+    running: dict[str, dict] = field(default_factory=dict)
+    changed: float = 0.0
+    per_hour: float | None = None
+    note: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.counts["done"] == self.counts["units"]
+
+    @property
+    def seconds_left(self) -> float | None:
+        left = self.counts["units"] - self.counts["done"]
+        return 3600 * left / self.per_hour if self.per_hour and left else None
+
+
+def run(
+    experiment: Experiment,
+    *,
+    source: str = "",
+    overrides: list[str] | None = None,
+    json: bool = False,
+    failed: bool = False,
+    watch: float | None = None,
+) -> int:
+    """Print the state of a run. Returns the exit code."""
+    folder = Run.of(experiment)
+    if watch is not None:
+        queue = any(folder.submissions(stage).exists() for stage in STAGES)
+        least = QUICKEST_QUEUE if queue else QUICKEST
+        if not watch >= least:
+            reason = ", each look asks the scheduler" if queue else ""
+            raise ValueError(f"--watch {watch:g}: expected at least {least:g} seconds{reason}")
+    command = " ".join(["{verb}", shlex.quote(str(source)), *map(shlex.quote, overrides or [])])
+    while True:
+        stages = survey(experiment)
+        if json:
+            text = json_format.dumps(as_json(experiment, stages, command), indent=1)
+        else:
+            text = as_text(experiment, stages, command, failed)
+        if watch is not None and sys.stdout.isatty():
+            text = "\033[H\033[2J" + text
+        print(text, flush=True)
+        if watch is None or all(stage.done for stage in stages.values()):
+            return 0
+        try:
+            time.sleep(watch)
+        except KeyboardInterrupt:
+            return 0
+
+
+# looking
+
+
+def survey(experiment: Experiment) -> dict[str, Stage]:
+    """State of all stages, in their order."""
+    from hpc_closure.generate import verb as generate
+    from hpc_closure.rollout import verb as rollout
+
+    folder = Run.of(experiment)
+    members = {"generate": experiment.generate.members, "rollout": rollout.num_rows(experiment)}
+    ledgers = {"generate": generate.ledger, "rollout": rollout.ledger}
+    found, queue = {}, _queued(folder)
+    for stage in experiment.stages:
+        if stage in ledgers:
+            found[stage] = _of_blocks(
+                ledgers[stage](experiment),
+                members[stage],
+                experiment.cluster.members_per_block,
+                units.members_of(queue[stage]),
+            )
+        else:
+            found[stage] = _of_one(experiment, folder, stage, bool(queue[stage]))
+    _check_order(folder, found)
+    return found
+
+
+def _queued(folder: Run) -> dict[str, dict[str, str]]:
+    """Units that the scheduler lists, by stage."""
+    if not any(folder.submissions(stage).exists() for stage in STAGES):
+        return {stage: {} for stage in STAGES}
+    from hpc_closure.rollout.squeue import queued
+
+    return queued(folder, STAGES)
+
+
+def _of_blocks(ledger: units.Ledger, members: int, per_block: int, queued: set[int]) -> Stage:
+    try:
+        found = ledger.survey(members, per_block, queued)
+    except ValueError as error:  # products of another experiment
+        number = len(units.plan(members, per_block))
+        counts = {"units": number, **dict.fromkeys(STATES, 0), "missing": number}
+        return Stage(counts, problems=[str(error)])
+    broken = {unit.name for unit in found.states["failed"]}
+    times = sorted(product.changed for product in found.products)
+    return Stage(
+        counts=found.counts(),
+        failures={name: error for name, error in found.errors.items() if name in broken},
+        running=found.claims,
+        changed=times[-1] if times else 0.0,
+        per_hour=_rate(times, found.claims),
+        problems=[f"not used: {message}" for message in found.damaged.values()],
+    )
+
+
+def _rate(times: list[float], running: dict) -> float | None:
+    """Units per hour of the present effort: from the last products to now."""
+    if not running:
+        return None
+    recent = times[-RECENT - 1 :]
+    if len(recent) < 2:
+        return None
+    # Until the next product is later than expected, the time since the last one tells nothing.
+    pace = (recent[-1] - recent[0]) / (len(recent) - 1)
+    pace = max(pace, (time.time() - recent[0]) / len(recent))
+    return 3600 / pace if pace > 0 else None
+
+
+def _of_one(experiment: Experiment, folder: Run, stage: str, queued: bool) -> Stage:
+    """A stage that is one unit: train, evaluate."""
+    product = {"train": folder.model, "evaluate": folder.report}[stage]
+    place = folder.units(stage)
+    marks = {entry.name for entry in units.listing(place)}
+    running = claims.living(place, marks, experiment.cluster.stale_after)
+    failures = {}
+    if folder.error(stage, SINGLE).name in marks:
+        try:
+            failures = {SINGLE.name: atomic.read_json(folder.error(stage, SINGLE))}
+        except (ValueError, OSError):
+            pass
+    note = ""
+    if stage == "train":
+        note = f"uses {folder.model}" if folder.model_file else _training(folder)
+    problems = []
+    present = product.exists()
+    if present and not (stage == "train" and folder.model_file):
+        try:
+            made = _made_by(folder, stage)
+            if made != experiment.stage_hash(stage):
+                way_out = "change `name`, or run `train --redo`"
+                way_out = "`evaluate` makes it again" if stage == "evaluate" else way_out
+                problems = [f"{product}: made with other settings; {way_out}"]
+        except ValueError as error:
+            problems = [f"not used: {error}"]
+    sound = present and not problems
+    state = (
+        "running"
+        if running
+        else "done" if sound else ("queued" if queued else "failed" if failures else "missing")
+    )
+    counts = {"units": 1, **dict.fromkeys(STATES, 0), state: 1}
+    return Stage(
+        counts,
+        failures if state == "failed" else {},
+        running,
+        changed=product.stat().st_mtime if present else 0.0,
+        note=note,
+        problems=problems,
+    )
+
+
+def _made_by(folder: Run, stage: str) -> str:
+    """Hash of the settings of a model or of scores. Raises ValueError when they are damaged."""
+    if stage == "evaluate":
+        path = folder.scores_json
+        record = atomic.read_json(path) if path.exists() else {}
+    else:
+        # the header by hand: the library that reads models takes a second to import
+        path = folder.model
+        with open(path, "rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            try:
+                header = json_format.loads(stream.read(min(size, 10**8)))
+                end = max(
+                    part["data_offsets"][1]
+                    for name, part in header.items()
+                    if name != "__metadata__"
+                )
+                if path.stat().st_size != 8 + size + end:
+                    raise ValueError("its size is wrong")
+                record = {"provenance": json_format.loads(header["__metadata__"]["provenance"])}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise ValueError(f"{path}: not a whole model file ({error})") from None
+    try:
+        return str(record["provenance"]["hashes"][stage])
+    except (KeyError, TypeError):
+        return ""
+
+
+def _training(folder: Run) -> str:
+    """Step and losses of the last rows of the metrics."""
+    try:
+        with open(folder.metrics, newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, ValueError, csv.Error):
+        return ""
+    last: dict[str, str] = {}
+    for row in rows:
+        last.update({key: value for key, value in row.items() if key and value})
+    words = [f"step {last['step']}"] if "step" in last else []
+    words += [
+        f"{name.removesuffix('_loss')} {_short(last[name])}"
+        for name in ("train_loss", "loss", "valid_loss")
+        if name in last
+    ]
+    return ", ".join(words)
+
+
+def _short(number: str) -> str:
+    try:
+        return f"{float(number):.4g}"
+    except ValueError:
+        return number
+
+
+def _check_order(folder: Run, found: dict[str, Stage]) -> None:
+    """Say so when an earlier stage has changed after a later one was made from it."""
+    orders = (
+        ("generate", "train"),
+        ("train", "rollout"),
+        ("train", "evaluate"),
+        ("rollout", "evaluate"),
+    )
+    for earlier, later in orders:
+        if earlier not in found or later not in found:
+            continue
+        if found[later].counts["done"] and found[earlier].changed > found[later].changed:
+            found[later].problems.append(
+                f"{earlier} is newer than the last product of {later}: `{later} --redo` makes it "
+                "again from what is there now"
+            )
+
+
+# telling
+
+
+def next_command(stages: dict[str, Stage], command: str) -> str:
+    """The one command to go on, or what to wait for; empty when all is done."""
+    for name, stage in stages.items():
+        counts = stage.counts
+        if stage.done:
+            continue
+        line = "hpc-closure " + command.format(verb=name)
+        if counts["missing"] == 0 and counts["running"] + counts["queued"]:
+            return f"wait: {name} is running" if counts["running"] else f"wait: {name} is queued"
+        if counts["failed"] and not counts["missing"] and name in ("generate", "rollout"):
+            return f"{line} --retry-failed"
+        return line
+    return ""
+
+
+def as_json(experiment: Experiment, stages: dict[str, Stage], command: str) -> dict:
+    return {
+        "experiment": experiment.name,
+        "run": str(experiment.folder),
+        "stages": {name: stage.counts for name, stage in stages.items()},
+        "details": {
+            name: {
+                "changed": stage.changed or None,
+                "units_per_hour": stage.per_hour,
+                "seconds_left": stage.seconds_left,
+                "note": stage.note,
+                "problems": stage.problems,
+                "failures": list(stage.failures.values()),
+                "running": list(stage.running.values()),
+            }
+            for name, stage in stages.items()
+        },
+        "next": next_command(stages, command),
+    }
+
+
+def as_text(experiment: Experiment, stages: dict[str, Stage], command: str, failed: bool) -> str:
+    folder = Run.of(experiment)
+    header = ("stage", "units", *STATES, "last change")
+    rows: list[tuple[str, ...]] = [header]
+    for name, stage in stages.items():
+        change = f"{log.duration(time.time() - stage.changed)} ago" if stage.changed else "-"
+        notes = [stage.note] if stage.note else []
+        if stage.seconds_left is not None:
+            notes.append(f"{stage.per_hour:.3g} units/h, {log.duration(stage.seconds_left)} left")
+        rows.append((name, *map(str, stage.counts.values()), ", ".join([change, *notes])))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
+    lines = [f"{experiment.name}   {folder}" + ("" if folder.root.exists() else "   (empty)")]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [text.rjust(width) for text, width in zip(row[1:-1], widths[1:])]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    for name, stage in stages.items():
+        lines += [f"{name}: {problem}" for problem in stage.problems]
+        if stage.failures:
+            lines += _failures(name, stage.failures, failed, command)
+    follow = next_command(stages, command)
+    prefix = "" if not follow or follow.startswith("wait:") else "next: "
+    lines.append(prefix + (follow or "all done"))
+    return "\n".join(lines)
+
+
+def _failures(name: str, failures: dict[str, dict], long: bool, command: str) -> list[str]:
+    number = len(failures)
+    lines = []
+    shown = sorted(failures.items())[: None if long else 3]
+    for unit, error in shown:
+        where = "" if name in ("train", "evaluate") else f" {unit}"
+        lines.append(f"{name}{where} failed: {error.get('message', '?')}")
+        if long:
+            job = f", job {error['job']}" if error.get("job") else ""
+            lines.append(
+                f"    attempt {error.get('attempt', '?')}, {error.get('time', '?')}, host "
+                f"{error.get('host', '?')}{job}"
+            )
+        if error.get("log"):
+            lines.append(f"    log {error['log']}")
+            if long and (last := last_line(Path(error["log"]))):
+                lines.append(f"    last line: {last}")
+    if number > len(shown):
+        more = "hpc-closure " + command.format(verb="status") + " --failed"
+        lines.append(f"{name}: {number - len(shown)} more failed: {more}")
+    return lines
+
+
+def last_line(path: Path) -> str:
+    """Last line of a log that has text; its end is read only."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - 4096))
+            lines = stream.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")

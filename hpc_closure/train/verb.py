@@ -1,0 +1,173 @@
+"""``hpc-closure train``: fit the closure model to the data of generate."""
+
+import json
+from pathlib import Path
+
+from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.generate import verb as generate
+from hpc_closure.work import atomic, log, units
+from hpc_closure.work.session import Session
+
+
+def run(
+    experiment: Experiment,
+    *,
+    dry_run: bool = False,
+    max_elapsed: str | None = None,
+    redo: bool = False,
+    yes: bool = False,
+    verbosity: int = 0,
+) -> int:
+    """Train, or go on training, and write RUN/train/model.safetensors. Returns the exit code."""
+    if dry_run:
+        return print_plan(experiment)
+    check_data(experiment)
+    with Session(
+        experiment, "train", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
+    ) as session:
+        if is_trained(session.run.model, experiment.stage_hash("train")):
+            log.get().info(f"{session.run.model} is there already; nothing to do")
+            return 0
+        fit(experiment, session)
+        log.get().info(f"wrote {session.run.model}")
+    return 0
+
+
+def fit(experiment: Experiment, session: Session) -> None:
+    """Build the model, read the data, train and export."""
+    import torch
+
+    from hpc_closure.closure import artifact
+    from hpc_closure.closure.interface import build
+    from hpc_closure.data.reader import DataSet, split_members
+    from hpc_closure.data.samples import TrainingSet
+    from hpc_closure.data.symmetry import Symmetry
+    from hpc_closure.train import processes, trainer
+    from hpc_closure.train.settings import TrainSettings
+
+    section, grid = experiment.train, experiment.train_grid
+    joined = processes.join(experiment.cluster.device, session.world.bcast)
+    store = DataSet(session.run.data)
+    indices = range(len(store.times))
+    if section.window:
+        indices = store.window(*section.window)
+    parts = split_members(store.members, section.split)
+    for name in ("train", "valid"):
+        if not parts[name]:
+            raise ValueError(
+                f"train.split={list(section.split)} leaves no {name} trajectory among "
+                f"{len(store.members)}: raise generate.members or the share"
+            )
+    symmetry = Symmetry(forcing_field(experiment, grid)) if section.augment else None
+    history = experiment.model.conditions.history
+    data = trainer.TrainData(
+        *(
+            TrainingSet(
+                store,
+                parts[name],
+                indices,
+                grid=grid,
+                history=history,
+                budget=round(section.memory * 2**30),
+                seed=experiment.seed,
+                symmetry=symmetry if name == "train" else None,
+            )
+            for name in ("train", "valid")
+        )
+    )
+    torch.manual_seed(experiment.seed)
+    settings = experiment.model.model_dump(mode="json")
+    if experiment.model.conditions.physics:
+        known = {"kind": experiment.generate.closure, "viscosity": experiment.physics.viscosity}
+        settings["conditions"]["physics"] = known
+    model = build(settings, grid, experiment.physics.length)
+    told = TrainSettings(
+        **section.model_dump(exclude={"grid", "window", "split", "memory"}),
+        seed=experiment.seed,
+        device=experiment.cluster.device,
+    )
+
+    def export(trained, path: Path) -> None:
+        artifact.save(trained, path, target=target_of(experiment), provenance=session.record)
+
+    try:
+        trainer.fit(
+            model,
+            data,
+            told,
+            session.run,
+            export,
+            processes=joined,
+            stop=session.stop,
+            recipe=experiment.stage_hash("train"),
+        )
+    finally:
+        processes.leave()
+        store.close()
+
+
+def target_of(experiment: Experiment) -> dict:
+    """What the closure stands for, for the artifact."""
+    generate = experiment.generate
+    return {
+        "kind": generate.closure,
+        "interval": generate.interval,
+        "dt": generate.dt,
+        "every": generate.record.every,
+    }
+
+
+def forcing_field(experiment: Experiment, grid: int):
+    """The steady forcing on a grid, (n, n), by which symmetries are checked."""
+    from hpc_closure.spectral.forcing import steady_forcing
+    from hpc_closure.spectral.grid import Grid
+    from hpc_closure.spectral.transform import Transform
+
+    points = Grid(grid, experiment.physics.length)
+    spectrum = steady_forcing(points, **experiment.physics.forcing.parameters())
+    return Transform(points).to_physical(spectrum[None])[0].numpy()
+
+
+def is_trained(path: Path, wanted: str) -> bool:
+    """Whether a model is there that these settings made."""
+    if not path.exists():
+        return False
+    from hpc_closure.closure import artifact
+
+    try:
+        header = artifact.read_header(path)
+    except ValueError as error:
+        aside = atomic.set_aside(path)
+        log.get().warning(f"not used: {error} (kept as {aside.name})")
+        return False
+    return header["provenance"].get("hashes", {}).get("train") == wanted
+
+
+def check_data(experiment: Experiment) -> None:
+    """Raise ValueError unless all data are there."""
+    survey = generate.ledger(experiment).survey(
+        experiment.generate.members, experiment.cluster.members_per_block
+    )
+    counts = survey.counts()
+    if counts["done"] < counts["units"]:
+        states = ", ".join(f"{counts[state]} {state}" for state in units.STATES if counts[state])
+        broken = "".join(f"; not used: {message}" for message in survey.damaged.values())
+        raise ValueError(
+            f"{Run.of(experiment).data}: the data are not complete ({states} of "
+            f"{counts['units']} units); run `hpc-closure generate` first{broken}"
+        )
+
+
+def print_plan(experiment: Experiment) -> int:
+    """What a training would do; writes nothing."""
+    run_folder, section = Run.of(experiment), experiment.train
+    print(f"run folder {run_folder}")
+    if run_folder.model_file:
+        print(f"model: {run_folder.model}, from use.model; nothing to train")
+        return 0
+    state = "done" if run_folder.model.exists() else "to train"
+    grid = experiment.train_grid
+    print(f"model: {state}, {section.steps} steps of batch {section.batch} on {grid}^2 fields")
+    print("settings: " + json.dumps(experiment.model.model_dump(mode="json")))
+    return 0

@@ -1,0 +1,251 @@
+"""Files that are either whole or absent, and errors that say which file and what to do.
+
+A product is written to a private ``NAME.<host>-<pid>.part``, validated by reopening it, flushed to
+the disk and renamed, so a reader never sees half a file and a killed writer leaves only a
+``.part`` that nobody reads.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+class DiskError(RuntimeError):
+    """The disk is full, read-only or not ours: no unit's fault, so the whole verb stops."""
+
+
+class DamagedFile(ValueError):
+    """Truncated, foreign or torn: what it held has to be made again."""
+
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "no space left on the device; free some or change `root`, then run again",
+    errno.EDQUOT: "the disk quota is used up; free some or change `root`, then run again",
+    errno.EFBIG: "the file would exceed the file-size limit (ulimit -f)",
+    errno.EROFS: "the file system is read-only; change `root`",
+    errno.EACCES: "permission denied; change `root` or ask the owner of the folder",
+    errno.EPERM: "not permitted; change `root` or ask the owner of the folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "a folder of this name is in the way",
+    errno.EEXIST: "a file is in the way where a folder is to be; move it or change `root`",
+    errno.EIO: "the device reports an input/output error",
+    errno.ESTALE: "the file server dropped the file (stale handle); run again",
+}
+
+
+def _disk_errno(error: BaseException) -> int | None:
+    """The disk-related errno of an exception; h5py and safetensors put it only into the text."""
+    code = getattr(error, "errno", None)
+    if code is None:
+        found = re.search(r"(?:errno = |os error )(\d+)", str(error))
+        code = int(found.group(1)) if found else None
+    return code if code in _DISK_ERRORS else None
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Turn disk-full, permission and similar errors about ``path`` into one clear DiskError."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        code = _disk_errno(error)
+        if code is None:
+            raise
+        which = getattr(error, "filename", None) or path
+        raise DiskError(f"cannot write {which}: {_DISK_ERRORS[code]}") from error
+
+
+def make_folder(path: Path | str) -> None:
+    """Make a folder and those above it. Raises DiskError when that cannot be."""
+    with disk_errors(path):
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # inside /proc, say
+            raise DiskError(f"cannot write {path}: {error.strerror}; change `root`") from error
+        except FileExistsError as error:
+            raise DiskError(f"cannot write {path}: it is a file, not a folder") from error
+
+
+def token() -> str:
+    """Name of this process, unique among the processes that share a file system."""
+    return f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
+
+
+def fsync(path: Path | str) -> None:
+    """Flush a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some file systems cannot flush a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def publish(path: Path | str, validate: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """Write a file (or folder) so that ``path`` is either the whole product or what it was before.
+
+        with publish(run.product("generate", unit), validate=store.check) as part:
+            write(part)
+
+    Args:
+        path: final name; its folder is created.
+        validate: called with the written ``.part``; an exception keeps the product unpublished.
+
+    Yields:
+        The private path to write to: a file that does not exist yet, or make it a folder.
+
+    Raises:
+        DiskError: disk full, not writable, ...
+        RuntimeError: another process published the file meanwhile and removed our ``.part``.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{token()}.part")
+    try:
+        with disk_errors(path):
+            make_folder(path.parent)
+            remove(part)
+            yield part
+            if not part.exists():
+                raise RuntimeError(
+                    f"{path.name}: its unfinished file was removed by another "
+                    "process that published the product first"
+                )
+            if validate is not None:
+                validate(part)
+            _replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(part)
+        raise
+    for left in path.parent.glob(f"{path.name}.*.part"):  # of writers that were killed
+        with contextlib.suppress(OSError):
+            remove(left)
+
+
+def adopt(path: Path, target: Path) -> None:
+    """Rename the newest ``.part`` of ``path``, whose writer is dead, to ``target``."""
+
+    def changed(left):
+        with contextlib.suppress(FileNotFoundError):
+            return left.stat().st_mtime
+        return 0.0
+
+    for left in sorted(path.parent.glob(f"{path.name}.*.part"), key=changed):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(left, target)
+
+
+def _replace(part: Path, path: Path) -> None:
+    if part.is_dir():
+        for entry in sorted(part.rglob("*")):
+            fsync(entry)
+        fsync(part)
+        if path.exists():  # rename cannot replace a folder that has entries
+            old = path.with_name(f"{path.name}.{token()}.old.part")
+            os.rename(path, old)
+            os.rename(part, path)
+            remove(old)
+        else:
+            os.rename(part, path)
+    else:
+        fsync(part)
+        os.replace(part, path)
+    fsync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged or foreign file so that it stays but is never read again."""
+    for number in range(1000):
+        aside = path.with_name(f"{path.name}.damaged" + (f".{number}" if number else ""))
+        if not aside.exists():
+            break
+    with disk_errors(path):
+        os.rename(path, aside)
+    return aside
+
+
+# JSON and text
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a small text file atomically."""
+    with publish(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_json(path: Path | str):
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError, ValueError: missing or damaged, naming the file.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not a valid JSON file ({error}); delete it and run again"
+        ) from error
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def append_jsonl(path: Path | str, record: dict) -> None:
+    """Append one line; a single write, so that lines of several processes stay apart."""
+    path = Path(path)
+    line = (json.dumps(record, default=str) + "\n").encode()
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            end = os.fstat(handle).st_size
+            if end and os.pread(handle, 1, end - 1) != b"\n":  # a torn line of a killed writer
+                line = b"\n" + line
+            os.write(handle, line)
+        finally:
+            os.close(handle)
+
+
+def read_jsonl(path: Path | str) -> list[dict]:
+    """All whole lines of a JSON-lines file (none when it is absent); torn lines are skipped."""
+    try:
+        text = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be read ({error.strerror})") from error
+    records = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

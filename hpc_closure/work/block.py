@@ -1,0 +1,258 @@
+"""Computing one unit: a base class owns the loop, its leaves own the physics.
+
+The loop advances to each stored time, records it, keeps restart files, looks at the stop flag, and
+publishes the finished file. Everything unfinished lives in the unit's restart folder: a working
+file, whose structure never changes after it was made, and the newest two restart files. A killed
+unit goes on from the newest whole one, so at most one checkpoint interval is lost.
+"""
+
+import hashlib
+import json
+import time
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from hpc_closure.data.writer import BlockWriter, validate_block
+from hpc_closure.work import atomic, hdf5, log
+from hpc_closure.work.stop import Stopped
+
+LOOK_EVERY = 2.0  # seconds within which the stop flag is seen
+
+
+class Block(ABC):
+    """One block of members that is being computed.
+
+    Args:
+        unit: the members.
+        books: ledger of the stage.
+        session: run folder, stop flag, device, provenance.
+        domain: the ranks that share one field; the first one writes.
+    """
+
+    record_steps: range
+    first_step = 0
+    stride = 1  # steps that cannot be taken apart
+
+    def __init__(self, unit, books, session, domain):
+        self.unit, self.books, self.session, self.domain = unit, books, session, domain
+        self.writer: BlockWriter | None = None  # of the unfinished file; on the first rank only
+
+    @property
+    @abstractmethod
+    def step_index(self) -> int:
+        """Steps taken since t = 0."""
+
+    @abstractmethod
+    def initialise(self) -> None:
+        """Start from the beginning."""
+
+    @abstractmethod
+    def advance(self, steps: int) -> None:
+        """Advance by a multiple of ``stride`` steps."""
+
+    @abstractmethod
+    def record(self) -> tuple[dict, dict, dict]:
+        """Fields (B, n, n), series (B,) and references (C, n, n) at the present time."""
+
+    def store(self, index: int, fields: dict, series: dict, references: dict) -> None:
+        """Write what ``record`` gave."""
+        if self.writer is not None:
+            self.writer.write(index, fields, series, references)
+
+    @abstractmethod
+    def save_state(self) -> dict:
+        """Numpy arrays from which ``load_state`` goes on, bit for bit."""
+
+    @abstractmethod
+    def load_state(self, state: dict) -> None: ...
+
+    @abstractmethod
+    def open_writer(self, path) -> BlockWriter: ...
+
+    @property
+    def holds(self) -> dict:
+        """What the product will hold: at least what the books ask for."""
+        return self.books.holds
+
+    def certificate(self) -> dict:
+        """What vouches for the block (collective); RuntimeError when it must not be kept."""
+        return {}
+
+    def cost(self) -> dict:
+        """Wall seconds by part, for the provenance."""
+        return {}
+
+    # the loop
+
+    def run(self, claim, checkpoint_every: float) -> None:
+        """Compute and publish the block."""
+        stage, run = self.books.stage, self.books.run
+        folder = run.restart(stage, self.unit)
+        with atomic.disk_errors(run.product(stage, self.unit)):
+            try:
+                with hdf5.hdf5_errors(folder / "working.h5"):
+                    self._attempt(claim, checkpoint_every)
+            except atomic.DamagedFile as error:
+                # A kill in the middle of a write can leave a working file that only looks sound.
+                if str(folder) not in str(error):
+                    raise
+                atomic.remove(folder)
+                if self.domain.size > 1:  # the other ranks do not know: the next attempt can
+                    raise
+                log.get().warning(f"{stage} {self.unit}: begins anew: {error}")
+                self._attempt(claim, checkpoint_every)
+
+    def _attempt(self, claim, checkpoint_every: float) -> None:
+        writer, index = self._start()
+        try:
+            self._loop(claim, checkpoint_every, writer, index)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def _loop(self, claim, checkpoint_every, writer, index):
+        stop, steps = self.session.stop, self.record_steps
+        saved = time.monotonic()
+        batch = self.stride
+        # a product that lacks only what needs no computing is copied whole
+        state = self.save_state() if index == len(steps) else {}
+        label = f"{self.books.stage} {self.unit}"
+        total, done = steps[-1] - self.first_step, self.step_index - self.first_step
+        with log.progress(total, label, initial=done, show=self.domain.root) as bar:
+            while index < len(steps):
+                while self.step_index < steps[index]:
+                    began = time.monotonic()
+                    count = min(batch, steps[index] - self.step_index)
+                    self.advance(count)
+                    bar.update(count)
+                    claim.refresh()
+                    now = time.monotonic()
+                    if self.domain.size == 1 and now - began < 0.1 * LOOK_EVERY:
+                        batch *= 2
+                    if self.domain.size > 1:
+                        batch = 100 * self.stride
+                    due = now - saved > checkpoint_every
+                    if self.domain.size == 1 and not (due or stop.requested):
+                        continue
+                    due = self.domain.bcast(due)
+                    stopping = stop.agree(self.domain)
+                    if due or stopping:
+                        self._save(writer, index)
+                        saved = time.monotonic()
+                    if stopping:
+                        raise Stopped(stop.reason)
+                if index == len(steps) - 1:
+                    state = self.save_state()
+                self.store(index, *self.record())
+                index += 1
+        self._publish(writer, state, claim)
+
+    def _start(self):
+        """The writer (on the first rank) and the index of the next snapshot."""
+        run, stage = self.books.run, self.books.stage
+        folder = run.restart(stage, self.unit)
+        writer, restart = None, None
+        if self.domain.root:
+            atomic.make_folder(folder)
+            working = folder / "working.h5"
+            if not working.exists():  # the writer may have been killed while it published
+                atomic.adopt(run.product(stage, self.unit), working)
+            writer = self.open_writer(working)
+            restart = self._restart_point(writer)
+        restart = self.domain.bcast(restart)
+        self.writer = writer
+        if restart is None:
+            self.initialise()
+            return writer, 0
+        index, state = restart
+        self.load_state(state)
+        log.get().info(f"{stage} {self.unit}: go on from step {self.step_index}")
+        return writer, index
+
+    def _restart_point(self, writer):
+        """(next snapshot, state) of the newest whole restart file, or of a shorter product."""
+        stage, run = self.books.stage, self.books.run
+        if writer.continued:
+            for path in sorted(run.restart(stage, self.unit).glob("step_*.h5"), reverse=True):
+                try:
+                    with hdf5.open_hdf5(path) as file:
+                        if file.attrs["recipe_hash"] != self.books.recipe:
+                            continue
+                        index = int(file.attrs["next_snapshot"])
+                        state = {name: file[name][()] for name in file}
+                        if file.attrs["sha256"] != _digest(state):
+                            raise atomic.DamagedFile(f"{path}: damaged restart file")
+                        return index, state
+                except atomic.DamagedFile as error:
+                    log.get().warning(f"not used: {error}")
+        else:  # a restart file of another working file speaks of snapshots that are not there
+            for path in run.restart(stage, self.unit).glob("step_*.h5"):
+                path.unlink()
+        product = run.product(stage, self.unit)
+        if not (self.unit.extends and product.exists()):
+            return None
+        lacking = writer.lacking(product)
+        if lacking:
+            log.get().info(f"{stage} {self.unit}: computed again for {', '.join(lacking)}")
+            return None
+        with hdf5.open_hdf5(product) as file:
+            index = len(file["dimensions/time"])
+            state = {name: file["restart"][name][()] for name in file["restart"]}
+        writer.copy_from(product, index)
+        return index, state
+
+    def _save(self, writer, index) -> None:
+        state = self.save_state()
+        if not self.domain.root:
+            return
+        writer.flush()
+        # The restart file says that these snapshots are there, so they reach the disk before it.
+        atomic.fsync(writer.path)
+        path = self.books.run.restart(self.books.stage, self.unit, self.step_index)
+        with atomic.publish(path) as part, hdf5.open_hdf5(part, "w") as file:
+            for name, value in state.items():
+                file[name] = value
+            file.attrs["next_snapshot"] = index
+            file.attrs["recipe_hash"] = self.books.recipe
+            file.attrs["sha256"] = _digest(state)
+        for old in sorted(path.parent.glob("step_*.h5"))[:-2]:
+            old.unlink()
+
+    def _publish(self, writer, state, claim) -> None:
+        certificate = self.certificate()
+        if not self.domain.root:
+            return
+        record = {**self.session.record, "seconds": self.cost()}
+        with self.books.publish(self.unit, self._validate, claim=claim) as part:
+            writer.finish(
+                restart=state,
+                attributes={
+                    "recipe_hash": self.books.recipe,
+                    "holds": json.dumps(self.holds, sort_keys=True),
+                    "certificate": json.dumps(certificate),
+                    "provenance": json.dumps(record),
+                },
+            )
+            writer.path.rename(part)
+
+    def _validate(self, part) -> None:
+        validate_block(part, self.unit.members)
+
+
+def _digest(state: dict) -> str:
+    """sha256 over the arrays of a restart file."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(state[name]).tobytes())
+    return digest.hexdigest()
+
+
+def record_steps(start: float, stop: float, every: float, dt: float) -> range:
+    """Step numbers of the stored times start, start + every, ..., stop."""
+    return range(round(start / dt), round(stop / dt) + 1, round(every / dt))
+
+
+def times_of(steps: range, dt: float) -> np.ndarray:
+    return np.array([step * dt for step in steps])

@@ -1,0 +1,251 @@
+"""HDF5 files: errors in one line, content hashes, and writers that survive a full disk.
+
+When a write fails inside the HDF5 library (disk full, quota, file-size limit), the file can no
+longer be closed in order: the library complains from its destructors and may crash the process at
+its end. So HDF5 writes through a Python file here, which notes the first failure and keeps the
+library content; the failure is then raised by us, as the OSError that it is, at the next flush or
+at closing. The file is unfinished and never published.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import io
+import re
+import traceback
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpc_closure.work.atomic import DamagedFile, DiskError, disk_errors
+
+RECIPE = ("members", "recipe", "recipe_hash")  # root attributes that count as content
+_CHUNK = 1 << 24  # values hashed at a time
+
+_open: "weakref.WeakSet[WritableHDF5]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """HDF5 must not meet a file object of Python after the interpreter's end."""
+    for file in list(_open):
+        with contextlib.suppress(Exception):
+            file.close()
+
+
+class GuardedFile(io.FileIO):
+    """A raw file whose failed writes are noted instead of raised.
+
+    Attributes:
+        failure: the first failure, or None.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self.failure is None:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.failure = self.failure or error
+        return size
+
+    def truncate(self, size=None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self.failure = self.failure or error
+
+    def check(self) -> None:
+        """Raise the failure, if there was one."""
+        if self.failure is not None:
+            raise self.failure
+
+
+class WritableHDF5(h5py.File):
+    """An HDF5 file opened for writing; flushing and closing raise what went wrong on the disk.
+
+    Args:
+        path: the file.
+        mode: ``w`` (new), ``w-`` or ``x`` (must not exist), ``r+`` (must exist).
+    """
+
+    def __init__(self, path: Path | str, mode: str, **options):
+        raw = {"w": "w+b", "w-": "x+b", "x": "x+b", "r+": "r+b"}[mode]
+        self._raw = GuardedFile(path, raw.replace("b", ""))
+        try:
+            super().__init__(self._raw, "r+" if mode == "r+" else "w", **options)
+        except BaseException:
+            failure = self._raw.failure
+            self._raw.close()
+            if failure is not None:
+                raise failure from None
+            raise
+        _open.add(self)
+
+    def flush(self) -> None:
+        super().flush()
+        self._raw.check()
+
+    def close(self) -> None:
+        if not self:
+            return
+        super().close()
+        self._raw.close()
+        self._raw.check()
+
+
+def _from_h5py(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "h5py" in frames[-1].filename.replace("\\", "/")
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path | str, mode: str = "r", **options):
+    """``h5py.File`` whose errors are one line that names the file and the way out.
+
+        with open_hdf5(path) as file:
+            file["t0_fields/vorticity"][...]
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFile: truncated, damaged, or not an HDF5 file, or a data set is not in it.
+        DiskError: while writing, see :func:`~hpc_closure.work.atomic.publish`.
+    """
+    path = Path(path)
+    reading = mode == "r"
+    if reading:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file")
+        if path.is_dir():
+            raise ValueError(f"{path}: a folder, expected an HDF5 file")
+    # Products never change and claims keep writers apart, so HDF5's own locks, which fail on some
+    # cluster file systems, are not needed.
+    with hdf5_errors(path):
+        if reading:
+            with h5py.File(path, mode, locking=False, **options) as file:
+                yield file
+        else:
+            with disk_errors(path), WritableHDF5(path, mode, **options) as file:
+                yield file
+
+
+@contextlib.contextmanager
+def hdf5_errors(path: Path | str) -> Iterator[None]:
+    """Turn what h5py raises about ``path`` into one line, see :func:`open_hdf5`."""
+    path = Path(path)
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, DiskError) or not _from_h5py(error):
+            raise
+        if isinstance(error, PermissionError) or "errno = 13" in str(error):
+            raise DiskError(f"{path}: permission denied") from error
+        raise DamagedFile(f"{path}: {_hdf5_reason(path, error)}") from error
+
+
+def _hdf5_reason(path: Path, error: BaseException) -> str:
+    way_out = "run the verb that makes it: it is set aside and made again"
+    text = str(error).strip("'\"")
+    if "file signature not found" in text:
+        size = path.stat().st_size
+        return f"not an HDF5 file ({size} bytes); {way_out}"
+    if "truncated" in text:
+        return f"truncated HDF5 file ({path.stat().st_size} bytes); {way_out}"
+    missing = re.search(r"object '([^']*)' doesn't exist", text)
+    if missing:
+        return f"has no {missing.group(1)!r}: not a product of this package, or of another version"
+    if isinstance(error, KeyError) and "can't locate attribute" in text.lower():
+        name = re.search(r"attribute: '([^']*)'|name '([^']*)'", text)
+        which = next((part for part in name.groups() if part), "") if name else ""
+        return f"has no attribute {which!r}: not a product of this package, or of another version"
+    return f"damaged HDF5 file ({text.splitlines()[0][:160] if text else 'unreadable'}); {way_out}"
+
+
+def sha256_datasets(path: Path | str) -> str:
+    """Content hash: data sets and recipe attributes, not provenance and time stamps.
+
+    Two products are *equal* when this is equal.
+    """
+    digest = hashlib.sha256()
+    with open_hdf5(path) as file:
+        for key in RECIPE:
+            _hash_attribute(digest, key, file.attrs.get(key, ""))
+        for name, values in _datasets(file):
+            _hash_values(digest, name, values, slice(None))
+    return digest.hexdigest()
+
+
+def sha256_members(path: Path | str) -> dict[int, str]:
+    """Content hash of every member of a block: equal for any block size.
+
+    A data set belongs to the members when its first axis has their number; all others (axes, ...)
+    and the attribute ``recipe`` count for every member.
+    """
+    with open_hdf5(path) as file:
+        try:
+            members = [int(member) for member in file.attrs["members"]]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its members are no list of numbers") from error
+        digests = [hashlib.sha256(f"{member}".encode()) for member in members]
+        for digest in digests:
+            _hash_attribute(digest, "recipe", file.attrs.get("recipe", ""))
+        for name, values in _datasets(file):
+            own = (
+                bool(values.shape)
+                and values.shape[0] == len(members)
+                and not name.startswith("dimensions")
+            )
+            for row, digest in enumerate(digests):
+                _hash_values(digest, name, values, slice(row, row + 1) if own else slice(None))
+    return {member: digest.hexdigest() for member, digest in zip(members, digests)}
+
+
+def _datasets(file):
+    """Every data set of an open file, in sorted order."""
+    found = {}
+    file.visititems(
+        lambda name, item: found.update({name: item}) if hasattr(item, "shape") else None
+    )
+    return sorted(found.items())
+
+
+def _hash_attribute(digest, key, value) -> None:
+    if isinstance(value, (str, bytes)):
+        text = value.encode() if isinstance(value, str) else value
+    else:
+        value = np.asarray(value)
+        text = repr(value.tolist()).encode()
+    digest.update(key.encode() + b"=" + text + b"\0")
+
+
+def _hash_values(digest, name, item, rows) -> None:
+    shape = list(item.shape)
+    if shape:
+        start, stop, _ = rows.indices(shape[0])
+        shape[0] = stop - start
+    digest.update(f"{name} {item.dtype.str} {shape}".encode() + b"\0")
+    if not item.shape:
+        value = item[()]
+        digest.update(value if isinstance(value, bytes) else np.asarray(value).tobytes())
+        return
+    per_row = max(1, int(np.prod(item.shape[1:], dtype=np.int64)))
+    step = max(1, _CHUNK // per_row)
+    for first in range(start, stop, step):
+        values = item[first : min(stop, first + step)]
+        if values.dtype == object:
+            digest.update(repr([str(value) for value in values.ravel()]).encode())
+        else:
+            digest.update(np.ascontiguousarray(values).tobytes())

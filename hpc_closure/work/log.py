@@ -1,0 +1,247 @@
+"""Logging: one logger, rank-aware; a bar on a terminal, a line now and then in a file.
+
+Rank 0 writes from INFO on, the others from WARNING, each line with a time and, in a parallel run,
+``rank/size``. Everything goes to standard error, so standard output stays for results.
+"""
+
+import functools
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NAME = "hpc_closure"
+EVERY_SECONDS = 30.0
+EVERY_FRACTION = 0.1
+_logger = logging.getLogger(NAME)
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, rank: int, size: int):
+        super().__init__(datefmt="%Y-%m-%d %H:%M:%S")
+        self.where = f" {rank}/{size}" if size > 1 else ""
+
+    def format(self, record):
+        stamp = self.formatTime(record, self.datefmt)
+        level = "" if record.levelno == logging.INFO else f" {record.levelname}"
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return f"{stamp}{self.where}{level}  {text}"
+
+
+class _LogFile(logging.FileHandler):
+    """A file that may be unwritable (full disk, another user's file): told once, work goes on."""
+
+    broken = False
+
+    def emit(self, record):
+        try:
+            super().emit(record)
+        except OSError as error:  # it is opened by the first line
+            self._give_up(error)
+
+    def handleError(self, record):
+        self._give_up(sys.exc_info()[1])
+
+    def close(self):
+        try:
+            super().close()
+        except OSError as error:  # what was still to be written
+            self._give_up(error)
+
+    def _give_up(self, error):
+        if not self.broken:
+            self.broken = True
+            reason = getattr(error, "strerror", None) or error
+            print(f"no more lines to {self.baseFilename}: {reason}", file=sys.stderr)
+
+
+def setup(
+    rank: int = 0,
+    size: int = 1,
+    *,
+    verbosity: int = 0,
+    file: Path | str | None = None,
+    stream=None,
+) -> logging.Logger:
+    """Set up the logger of the program; calling it again replaces the handlers.
+
+    Args:
+        rank, size: of this process.
+        verbosity: 1 shows debug lines, -1 only warnings.
+        file: also append rank 0's lines (and everybody's warnings) to this file.
+        stream: standard error by default.
+    """
+    level = {1: logging.DEBUG, 0: logging.INFO}.get(max(-1, min(1, verbosity)), logging.WARNING)
+    if rank > 0:
+        level = max(level, logging.WARNING)
+    _logger.setLevel(level)
+    _logger.propagate = False
+    for handler in list(_logger.handlers):
+        _logger.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
+    if file is not None:
+        name = Path(file)
+        try:
+            name.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(_LogFile(name, mode="a", encoding="utf-8", delay=True))
+        except OSError as error:
+            raise RuntimeError(f"cannot write the log {name}: {error.strerror}") from error
+    for handler in handlers:
+        handler.setFormatter(_Formatter(rank, size))
+        _logger.addHandler(handler)
+    logging.captureWarnings(True)
+    warnings = logging.getLogger("py.warnings")
+    warnings.handlers = list(_logger.handlers) if rank == 0 else [logging.NullHandler()]
+    warnings.propagate = False
+    warn_once.cache_clear()
+    return _logger
+
+
+def get() -> logging.Logger:
+    """The logger of the program."""
+    return _logger
+
+
+def path() -> Path | None:
+    """The file that this process logs to, if any."""
+    for handler in _logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            return Path(handler.baseFilename)
+    return None
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn once per process; call it on rank 0 for what concerns all ranks."""
+    _logger.warning(message)
+
+
+def banner(title: str, facts: Mapping[str, Any]) -> None:
+    """First lines of a log: what runs, and everything one asks for when it went wrong.
+
+    Args:
+        title: the verb and the run.
+        facts: a record of :func:`hpc_closure.provenance.collect`, plus what the verb adds.
+    """
+    git = facts.get("git") or {}
+    revision = f" git {git['revision'][:12]}{'+dirty' if git.get('dirty') else ''}" if git else ""
+    _logger.info(f"{title}: hpc-closure {facts.get('version', '?')}{revision}")
+    job = f", job {facts['job']}" if facts.get("job") else ""
+    if job and facts.get("restarts"):
+        job += f" (restart {facts['restarts']})"
+    _logger.info(
+        f"host {facts.get('host', '?')}{job}, {facts.get('ranks', 1)} rank(s), "
+        f"device {facts.get('device', 'cpu')}, {facts.get('threads', '?')} thread(s)"
+    )
+    hashes = facts.get("hashes") or {}
+    if hashes:
+        _logger.info("hashes " + ", ".join(f"{key} {value[:12]}" for key, value in hashes.items()))
+    if facts.get("run"):
+        _logger.info(f"run folder {facts['run']}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``42 s``, ``3.5 min``, ``2.1 h``, ``4.0 d``."""
+    if seconds < 0 or seconds != seconds or seconds == float("inf"):
+        return "?"
+    for limit, scale, unit in ((100, 1, "s"), (6000, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / scale:.{0 if unit == 's' and seconds >= 10 else 1}f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+class Progress:
+    """Progress of a loop: a bar on a terminal, otherwise lines through the logger.
+
+        with log.progress(num_steps, "members 0-19", unit="steps") as bar:
+            for ...:
+                bar.update(10)
+
+    Off a terminal a line comes at most every 30 s and at least every 10 % (but never two within a
+    second), with the rate and the time left.
+    """
+
+    def __init__(
+        self,
+        total: float,
+        label: str,
+        unit: str = "steps",
+        *,
+        initial: float = 0,
+        show: bool = True,
+    ):
+        self.total, self.label, self.unit = max(float(total), 1e-300), label, unit
+        self.done = self.initial = float(initial)
+        self.show = show and _logger.isEnabledFor(logging.INFO)
+        self.started = self.last_time = time.monotonic()
+        self.last_done = self.done
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        if self.show and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn
+            from rich.progress import Progress as Bar
+            from rich.progress import TextColumn, TimeRemainingColumn
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f} % {task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self.label, total=self.total, completed=self.done, rate=""
+            )
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self.show and kind is None:
+            elapsed = time.monotonic() - self.started
+            _logger.info(
+                f"{self.label}: {self.done:g} {self.unit} in {duration(elapsed)}" f"{self._rate()}"
+            )
+
+    def _rate(self, left: bool = False) -> str:
+        elapsed = time.monotonic() - self.started
+        rate = (self.done - self.initial) / elapsed if elapsed > 0 else 0.0
+        if rate <= 0:
+            return ""
+        text = f", {rate:,.0f} {self.unit}/s" if rate >= 1000 else f", {rate:.3g} {self.unit}/s"
+        return text + f", {duration((self.total - self.done) / rate)} left" if left else text
+
+    def update(self, amount: float = 1, note: str = "") -> None:
+        """Count ``amount`` more; ``note`` (a loss, say) goes into the line."""
+        self.done += amount
+        if not self.show:
+            return
+        if self._bar is not None:
+            text = f"{self._rate()[2:]}{' ' + note if note else ''}"
+            self._bar.update(self._task, completed=self.done, rate=text)
+            return
+        now = time.monotonic()
+        part = (self.done - self.last_done) / self.total
+        waited = now - self.last_time
+        if waited >= EVERY_SECONDS or (part >= EVERY_FRACTION and waited >= 1.0):
+            self.last_time, self.last_done = now, self.done
+            _logger.info(
+                f"{self.label}: {100 * self.done / self.total:.0f} % "
+                f"({self.done:g}/{self.total:g} {self.unit}){self._rate(left=True)}"
+                f"{', ' + note if note else ''}"
+            )
+
+
+def progress(total: float, label: str, unit: str = "steps", **options) -> Progress:
+    """A :class:`Progress`; ``show=False`` on ranks that stay silent."""
+    return Progress(total, label, unit, **options)

@@ -1,0 +1,300 @@
+"""Working through units: claim, run, publish, book; several programs may do it at once.
+
+    outcome = work(ledger, ledger.plan(range(100), per_block=20), run_unit, stop=stop)
+    sys.exit(outcome.exit_code)
+
+Stages without members are one unit, held by :func:`single`.
+"""
+
+import collections
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpc_closure.experiment.folder import Run
+from hpc_closure.work import atomic, claims, log
+from hpc_closure.work.mpi import Groups, World
+from hpc_closure.work.stop import Stop, Stopped
+from hpc_closure.work.units import Ledger, Unit, listing
+
+SINGLE = Unit(0, (0,))  # the one unit of train and of evaluate
+
+
+@dataclass
+class Outcome:
+    """What :func:`work` did, the same on every rank.
+
+    Attributes:
+        done, failed: names of the units that this program finished or failed.
+        skipped: number of units that were done before.
+        elsewhere: units that somebody else still computes.
+        stopped: reason of an early stop, or empty.
+    """
+
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    skipped: int = 0
+    elsewhere: list[str] = field(default_factory=list)
+    stopped: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return 75 if self.stopped or self.elsewhere else 3 if self.failed else 0
+
+
+def work(
+    ledger: Ledger,
+    units: Sequence[Unit],
+    run_unit: Callable,
+    *,
+    stop: Stop,
+    world: World | None = None,
+    groups: Groups | None = None,
+    retry_failed: bool = False,
+    wait: bool = True,
+) -> Outcome:
+    """Claim and run the units that are not done, until none is left.
+
+    Args:
+        ledger: the books.
+        units: what to run, of ``ledger.plan``.
+        run_unit: ``run_unit(unit, claim)`` computes and publishes the unit through
+            ``ledger.publish``; calls ``claim.refresh()`` between steps; on ``stop.agree(domain)``
+            it saves a restart file and raises ``Stopped``. Called on all ranks of a domain.
+        stop: the flag.
+        world, groups: for MPI; every group takes units of its own.
+        retry_failed: run units again whose last attempt failed.
+        wait: wait for units that another program computes, and take them over if it dies.
+
+    Returns:
+        The outcome, equal on all ranks. A failed unit does not end the loop; a full or
+        unwritable disk does.
+    """
+    world = world or World()
+    groups = groups or Groups(0, 1, World())
+    domain = groups.domain.prepare()
+    worker = _Worker(ledger, units, retry_failed, wait, groups)
+    while True:
+        unit = domain.bcast(worker.next(stop) if domain.root else None)
+        if unit is None:
+            break
+        error = domain.settle(_attempt(ledger, unit, run_unit, worker.claim, domain))
+        if domain.root:
+            worker.settle(unit, error)
+        if isinstance(error, atomic.DiskError):
+            raise error
+        if isinstance(error, Stopped):
+            stop.request(error.reason)
+    return _merge(world.allgather(worker.close(stop) if domain.root else None))
+
+
+def _attempt(ledger, unit, run_unit, claim, domain) -> BaseException | None:
+    log.get().info(f"{ledger.stage} {unit}: start")
+    try:
+        run_unit(unit, claim if domain.root else claims.NO_CLAIM)
+    except (Stopped, Exception) as error:
+        return error
+    return None
+
+
+class _Worker:
+    """Chooses the next unit of a group; lives on the first rank of its domain."""
+
+    def __init__(self, ledger, units, retry_failed, wait, groups):
+        self.ledger, self.wait = ledger, wait
+        self.claim = None
+        self.outcome = Outcome()
+        self.pending: dict[Unit, None] = {}  # to do, in order
+        self.fresh: collections.deque[Unit] = collections.deque()  # of these, not tried yet
+        if not groups.domain.root:
+            return
+        damaged: dict[Path, str] = {}
+        sound = {product.members for product in ledger.products(damaged) if ledger.sound(product)}
+        if groups.index == 0:
+            for message in damaged.values():
+                log.get().warning(f"not used: {message}")
+        marks = {entry.name for entry in listing(ledger.run.units(ledger.stage))}
+        left = []
+        for unit in units:
+            if unit.members in sound:
+                self.outcome.skipped += 1
+                if groups.index == 0 and {f"{unit}.claim", f"{unit}.restart"} & marks:
+                    self._sweep(unit)
+            elif not retry_failed and self._failed(unit, marks):
+                self.outcome.failed.append(unit.name)
+                if groups.index == 0:
+                    log.get().warning(
+                        f"{ledger.stage} {unit}: failed before; --retry-failed runs " "it again"
+                    )
+            else:
+                left.append(unit)
+        # Every group starts with units of its own and then helps the others.
+        mine = set(left[groups.index :: groups.count])
+        left.sort(key=lambda unit: (unit not in mine, unit.index))
+        self.pending = dict.fromkeys(left)
+        self.fresh = collections.deque(left)
+        if left:
+            atomic.make_folder(ledger.run.units(ledger.stage))
+        if groups.index == 0:
+            claims.sweep(ledger.run.units(ledger.stage), marks)
+
+    def _sweep(self, unit) -> None:
+        """Remove what a process left that was killed after it had published."""
+        stage, run = self.ledger.stage, self.ledger.run
+        claim = claims.take(run.claim(stage, unit), self.ledger.stale_after)
+        if claim is None:  # somebody is just about to do it, or makes the product longer
+            return
+        left = run.restart(stage, unit)
+        if not (left / "working.h5").exists():  # else a longer product that was not finished
+            atomic.remove(left)
+        claim.release()
+
+    def _failed(self, unit, marks) -> bool:
+        if f"{unit}.error" not in marks:
+            return False
+        try:
+            record = atomic.read_json(self.ledger.run.error(self.ledger.stage, unit))
+            return isinstance(record, dict) and record.get("recipe") == self.ledger.recipe
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def next(self, stop: Stop) -> Unit | None:
+        """Claim a unit; None when none is left or the stop flag is set."""
+        pause, told = 0.5, False
+        while not stop.requested:
+            while self.fresh and not stop.requested:
+                unit = self.fresh.popleft()
+                if self._taken(unit):
+                    return unit
+            if stop.requested or not self.pending:
+                return None
+            # What is left has a claim, which others give back, or which gets stale.
+            for unit in list(self.pending):
+                if self._taken(unit):
+                    return unit
+            if not self.pending or not self.wait:
+                return None
+            if not told:
+                log.get().info(
+                    f"waiting for {len(self.pending)} unit(s) that other processes "
+                    f"compute, {next(iter(self.pending))} first"
+                )
+                told = True
+            time.sleep(max(0.0, min(pause, stop.remaining)))
+            pause = min(10.0, 1.5 * pause)
+        return None
+
+    def _taken(self, unit: Unit) -> bool:
+        """Claim a unit that is still to be done; drop it when it is done."""
+        if self.ledger.done(unit):  # by another group or program
+            del self.pending[unit]
+            return False
+        path = self.ledger.run.claim(self.ledger.stage, unit)
+        self.claim = claims.take(path, self.ledger.stale_after)
+        if self.claim is None:
+            return False
+        if self.ledger.done(unit):  # published between our look and our claim
+            self.claim.release()
+            del self.pending[unit]
+            return False
+        self._clear_way(unit)
+        return True
+
+    def close(self, stop: Stop) -> Outcome:
+        """The outcome of this group."""
+        if self.pending:
+            ready = {
+                product.members for product in self.ledger.products() if self.ledger.sound(product)
+            }
+            left = [unit.name for unit in self.pending if unit.members not in ready]
+            if stop.requested:
+                self.outcome.stopped = stop.reason if left else ""
+            else:
+                self.outcome.elsewhere = left
+        return self.outcome
+
+    def _clear_way(self, unit) -> None:
+        path = self.ledger.run.product(self.ledger.stage, unit)
+        if path.exists() and not unit.extends:
+            aside = atomic.set_aside(path)
+            log.get().warning(f"{path.name} was not usable; kept as {aside.name}, made again")
+
+    def settle(self, unit: Unit, error: BaseException | None) -> None:
+        """Book how an attempt ended and give the claim back."""
+        stage = self.ledger.stage
+        if error is None and not self.ledger.done(unit):
+            error = RuntimeError(f"unit {unit} ended without a product")
+        if error is None:
+            self.ledger.finish(unit)
+            del self.pending[unit]
+            self.outcome.done.append(unit.name)
+        elif isinstance(error, claims.Lost):
+            log.get().warning(f"{stage} {unit}: {error}")  # still pending: we wait for the other
+        elif not isinstance(error, (Stopped, atomic.DiskError)):
+            self.ledger.fail(unit, error)
+            del self.pending[unit]
+            self.outcome.failed.append(unit.name)
+            log.get().error(f"{stage} {unit} failed: {type(error).__name__}: {error}")
+        self.claim.release()
+
+
+def _merge(outcomes: list[Outcome | None]) -> Outcome:
+    parts = [outcome for outcome in outcomes if outcome is not None]
+    return Outcome(
+        done=sorted({name for part in parts for name in part.done}),
+        failed=sorted({name for part in parts for name in part.failed}),
+        skipped=parts[0].skipped,
+        elsewhere=sorted({name for part in parts for name in part.elsewhere}),
+        stopped=next((part.stopped for part in parts if part.stopped), ""),
+    )
+
+
+@contextlib.contextmanager
+def single(
+    run: Run, stage: str, recipe: str, stale_after: float = claims.STALE_AFTER
+) -> Iterator[None]:
+    """Hold a stage that is one unit, and book its failure.
+
+        with single(run, "train", experiment.stage_hash("train")):
+            ...
+
+    A thread gives the sign of life, because such a stage has long phases without a loop of ours.
+
+    Raises:
+        RuntimeError: another process is at it.
+    """
+    ledger = Ledger(run, stage, recipe, stale_after=stale_after)
+    path = run.claim(stage, SINGLE)
+    atomic.make_folder(path.parent)
+    claim = claims.take(path, stale_after) or claims.take(path, stale_after)
+    if claim is None:
+        other = claims.read(path) or {}
+        raise RuntimeError(
+            f"{run}: {stage} is being run by process {other.get('pid', '?')} on "
+            f"{other.get('host', '?')} since {other.get('since', '?')}; wait for it or end it "
+            f"(a claim without a sign of life for {stale_after:g} s is taken over)"
+        )
+    over = threading.Event()
+
+    def alive():
+        while not over.wait(stale_after / 20):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=alive, daemon=True)
+    thread.start()
+    try:
+        yield
+        run.error(stage, SINGLE).unlink(missing_ok=True)
+    except Exception as error:
+        if not isinstance(error, atomic.DiskError):
+            ledger.fail(SINGLE, error)
+        raise
+    finally:
+        over.set()
+        thread.join()
+        claim.release()

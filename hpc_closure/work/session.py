@@ -1,0 +1,235 @@
+"""What every verb does first and last: run folder, log, provenance, stop flag, device.
+
+with Session(experiment, "generate", max_elapsed="3h50m") as session:
+    ... session.run, session.world, session.stop, session.device ...
+"""
+
+import contextlib
+import os
+import shutil
+
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.duration import seconds
+from hpc_closure.experiment.folder import STAGES, Run
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.work import atomic, claims, log, loop, mpi, provenance, units
+from hpc_closure.work.stop import SIGNALS, Stop
+
+
+class Session:
+    """One invocation of a verb on one experiment.
+
+    Attributes:
+        run: paths of the run folder.
+        world: the MPI world (one rank when no MPI launcher started it).
+        rank, size: of this process, torchrun's included.
+        groups: the ranks in groups that share one field.
+        stop: the flag set by signals and by ``--max-elapsed``.
+        device: torch device name.
+        record: provenance of this invocation, for the products.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        verb: str,
+        *,
+        max_elapsed: str | None = None,
+        redo: bool = False,
+        yes: bool = False,
+        verbosity: int = 0,
+        signals: tuple[str, ...] = SIGNALS,
+    ):
+        self.experiment, self.verb, self.verbosity = experiment, verb, verbosity
+        self.run = Run.of(experiment)
+        self.world = mpi.world()
+        started = mpi.launch()
+        self.rank = started.rank if started.launcher == "torchrun" else self.world.rank
+        self.size = started.size if started.launcher == "torchrun" else self.world.size
+        limit = seconds(max_elapsed) if max_elapsed else None
+        self.stop = Stop(limit, signals, at_once=verb == "evaluate")
+        self._redo, self._yes = redo, yes
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> "Session":
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(self.world.guard())
+            closing.enter_context(self.stop)
+            self.device = choose_device(self.experiment.cluster.device)
+            set_threads(self.experiment.cluster.threads)
+            ranks = self.experiment.cluster.domain_ranks if self.verb == "generate" else 1
+            self.groups = self.world.groups(ranks)
+            check_recipe(self.run, self.experiment, self.verb, redo=self._redo)
+            error = self.world.settle(self._open_folder() if self.rank == 0 else None)
+            if error is not None:
+                raise error
+            log.setup(self.rank, self.size, verbosity=self.verbosity, file=self.run.log(self.verb))
+            self.record = provenance.collect(
+                ranks=self.size,
+                device=device_name(self.device),
+                verb=self.verb,
+                hashes={stage: self.experiment.stage_hash(stage) for stage in self._inputs()},
+                run=str(self.run),
+            )
+            if self.rank == 0:
+                provenance.append(self.run, self.record)
+                log.banner(f"{self.verb} {self.experiment.name}", self.record)
+            if self.verb in ("train", "evaluate"):
+                closing.enter_context(self._alone())
+            self._closing = closing.pop_all()
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._closing.__exit__(*error)
+
+    @contextlib.contextmanager
+    def _alone(self):
+        """Hold a stage that cannot be shared; two programs at it would spoil its files."""
+        with contextlib.ExitStack() as held:
+            error = None
+            if self.rank == 0:
+                recipe = self.experiment.stage_hash(self.verb)
+                stale_after = self.experiment.cluster.stale_after
+                try:
+                    held.enter_context(loop.single(self.run, self.verb, recipe, stale_after))
+                except RuntimeError as busy:
+                    error = busy
+            error = self.world.settle(error)
+            if error is not None:
+                raise error
+            yield
+
+    def _inputs(self) -> tuple[str, ...]:
+        return STAGES[: STAGES.index(self.verb) + 1]
+
+    def _open_folder(self) -> Exception | None:
+        """Make the folder and store the settings; the error, for all ranks to know."""
+        try:
+            if self._redo:
+                self._clear()
+            atomic.make_folder(self.run.folder(self.verb))
+            text = reading.dump(self.experiment)
+            if not self.run.config.exists() or self.run.config.read_text() != text:
+                atomic.write_text(self.run.config, text)
+        except Exception as error:
+            return error
+        return None
+
+    def _clear(self) -> None:
+        folder, books = self.run.folder(self.verb), self.run.units(self.verb)
+        if not folder.exists():
+            return
+        names = [entry.name for entry in units.listing(books)]
+        held = claims.living(books, names, self.experiment.cluster.stale_after)
+        for name, owner in held.items():
+            raise RuntimeError(
+                f"{folder}: {name} is being computed by process {owner.get('pid', '?')} on "
+                f"{owner.get('host', '?')}; end it before --redo"
+            )
+        if not self._yes:
+            try:
+                answer = input(f"delete {folder} and what it holds? [y/N] ")
+            except EOFError:  # nobody there to ask, in a batch job say
+                answer = ""
+            if answer.strip().lower() not in ("y", "yes"):
+                raise RuntimeError(f"{folder}: kept, nothing done; --yes deletes without asking")
+        for path in (folder, books):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False) -> None:
+    """Refuse to mix products of two experiments in one folder, naming the keys that differ.
+
+    Raises:
+        ValueError: the folder's products of ``verb``, or of a stage that it reads, were made with
+            other settings.
+    """
+    if run.data_root:
+        if verb == "generate":
+            raise ValueError(
+                f"use.data={experiment.use.data}: the data are those of another run; "
+                "there is nothing to generate here"
+            )
+        check_recipe(Run(run.data_root), experiment, "generate")
+    if run.model_file and verb == "train":
+        raise ValueError(
+            f"use.model={experiment.use.model}: the model is there already; there is "
+            "nothing to train here"
+        )
+    with atomic.disk_errors(run.root):
+        if not run.config.exists():
+            return
+    stored = reading.load(run.config)
+    for stage in STAGES[: STAGES.index(verb) + 1]:
+        if run.data_root and stage == "generate":
+            continue
+        if stage == verb and (redo or stage == "evaluate"):
+            continue
+        folder = run.folder(stage)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            continue
+        rows = reading.differences(stored.stage_settings(stage), experiment.stage_settings(stage))
+        if rows:
+            told = ", ".join(f"{key}: {old} -> {new}" for key, old, new in rows[:4])
+            more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
+            raise ValueError(
+                f"{folder} was made with other settings ({told}{more}); "
+                f"change `name`, or run `{stage} --redo`"
+            )
+
+
+def choose_device(wanted: str) -> str:
+    """``cpu`` or ``cuda:<local rank>``. Raises RuntimeError when a GPU is asked for in vain."""
+    import torch
+
+    if wanted == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return f"cuda:{mpi.launch().local_rank % torch.cuda.device_count()}"
+    if wanted == "cuda":
+        raise RuntimeError("cluster.device=cuda, but torch sees no CUDA device; use cpu or auto")
+    return "cpu"
+
+
+def device_name(device: str) -> str:
+    """``cpu``, or the model of the GPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def set_threads(wanted: int) -> None:
+    """Share the cores of this machine among the processes that a launcher started."""
+    import torch
+
+    if not wanted:
+        if os.environ.get("OMP_NUM_THREADS"):
+            return
+        wanted = max(1, len(os.sched_getaffinity(0)) // max(1, mpi.launch().size))
+    torch.set_num_threads(wanted)
+
+
+def chosen_members(text: str | None, total: int) -> list[int]:
+    """``"0-31"``, ``"4,7,9"`` or all, as indices below ``total``."""
+    if not text:
+        return list(range(total))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"--members {text}: expected numbers and ranges, e.g. 0-31 or 4,7,9")
+        chosen.update(range(int(first), int(last if dash else first) + 1))
+    outside = sorted(member for member in chosen if member >= total)
+    if outside or not chosen:
+        raise ValueError(f"--members {text}: the experiment has members 0 to {total - 1}")
+    return sorted(chosen)
+
+
+def chosen_part(text: str | None, units: list) -> list:
+    """Part ``i/n`` (1-based) of the units; every n-th, so that parts stay alike under growth."""
+    if not text:
+        return units
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"--parts {text}: expected I/N with 1 <= I <= N, for example 2/8")
+    return units[int(part) - 1 :: int(parts)]

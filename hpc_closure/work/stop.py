@@ -1,0 +1,114 @@
+"""Stopping early: signals and a time limit set one flag; loops look at it between steps.
+
+with Stop(max_elapsed=3 * 3600) as stop:
+    for step in ...:
+        if stop.agree(world):
+            save()
+            raise Stopped(stop.reason)      # exit code 75: run me again
+"""
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+EXIT_STOPPED = 75
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")
+
+
+class Stopped(SystemExit):
+    """Work was saved and is to be continued by the same command; exit code 75."""
+
+    def __init__(self, reason: str = "stopped"):
+        super().__init__(EXIT_STOPPED)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}; everything is saved, the same command continues"
+
+
+class Stop:
+    """One flag, set by SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C, a closed terminal or the time limit.
+
+    A second Ctrl-C interrupts at once. Under ``nohup`` a closed terminal does nothing.
+
+    Args:
+        max_elapsed: seconds until the flag is set by itself, or None.
+        signals: names to handle; a task started by submitit leaves SIGUSR2 to submitit.
+        at_once: raise :class:`Stopped` right away instead of setting the flag; for a stage that
+            has nothing to save.
+    """
+
+    def __init__(
+        self,
+        max_elapsed: float | None = None,
+        signals: tuple[str, ...] = SIGNALS,
+        at_once: bool = False,
+    ):
+        self.signals, self.at_once = signals, at_once
+        self.deadline = None if max_elapsed is None else time.monotonic() + max_elapsed
+        self.max_elapsed = max_elapsed
+        self.reason = ""
+        self._interrupts = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            for name in self.signals:
+                number = getattr(signal, name)
+                if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
+                self._previous[number] = signal.signal(number, self._handle)
+            if self.at_once and self.max_elapsed is not None:
+                self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
+                signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.remaining))
+        return self
+
+    def __exit__(self, *_) -> None:
+        if signal.SIGALRM in self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._previous = {}
+
+    def _handle(self, number, frame) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+            # os.write, because printing inside a handler may re-enter the stream.
+            if not self.at_once:
+                os.write(2, b"\nstopping after this step; Ctrl-C again aborts\n")
+        if number == signal.SIGALRM:
+            self.request(f"time limit of {self.max_elapsed:g} s reached")
+        else:
+            self.request("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+        if self.at_once:
+            raise Stopped(self.reason)
+
+    def request(self, reason: str) -> None:
+        """Set the flag from code."""
+        if not self.reason:
+            self.reason = reason
+
+    @property
+    def requested(self) -> bool:
+        """True when this process was asked to stop."""
+        if not self.reason and self.deadline is not None and time.monotonic() >= self.deadline:
+            self.request(f"time limit of {self.max_elapsed:g} s reached")
+        return bool(self.reason)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the time limit (infinite without one)."""
+        return float("inf") if self.deadline is None else self.deadline - time.monotonic()
+
+    def agree(self, world=None) -> bool:
+        """True on every rank of ``world`` when one of them was asked to stop (collective)."""
+        wanted = self.requested
+        if world is None or world.size == 1:
+            return wanted
+        if world.any(wanted):
+            self.request("another rank was asked to stop")
+        return bool(self.reason)

@@ -1,0 +1,471 @@
+"""Work units: blocks of consecutive members, one file each, shared by any number of processes.
+
+A unit is *done* when its validated file has its final name and holds what is asked for, *running*
+when somebody keeps a fresh claim on it, *queued* when the scheduler lists it, *failed* when its
+last attempt left an error file, else *missing*; tested in this order. Only files are kept:
+
+    RUN/.units/<stage>/000000-000019.claim   who computes it, touched now and then
+    RUN/.units/<stage>/000000-000019.error   last failure: trace, attempt, host, job, log
+    RUN/.units/<stage>/manifest.jsonl        cache of product headers, by (name, size, mtime)
+
+Doneness is decided per member, so more members, a longer horizon or another block size compute
+only what is missing.
+
+    ledger = Ledger(run, "generate", recipe=experiment.stage_hash("generate"),
+                    holds={"t_end": 40.0})
+    units = ledger.plan(range(100), per_block=20)
+    ledger.survey(range(100), per_block=20).counts()
+
+``worker.work`` runs them.
+"""
+
+import contextlib
+import json
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpc_closure.experiment.folder import Run
+from hpc_closure.work import atomic, claims, hdf5, log, provenance
+
+STATES = ("done", "running", "queued", "failed", "missing")
+BLOCK = re.compile(r"block_(\d{6,})-(\d{6,})\.h5")  # name of a product
+_NAME = re.compile(r"(\d{6,})-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Consecutive members that are computed together.
+
+    Attributes:
+        index: position in the plan.
+        members: member indices.
+        extends: a product of these members exists but ends too early (or lacks an output); the
+            new one replaces it.
+    """
+
+    index: int
+    members: tuple[int, ...]
+    extends: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.members[0]:06d}-{self.members[-1]:06d}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def parse(name: str) -> tuple[int, int]:
+    """First and last member of a unit name."""
+    found = _NAME.fullmatch(name)
+    if not found:
+        raise ValueError(f"unit {name!r}: expected FIRST-LAST with six digits each")
+    return int(found.group(1)), int(found.group(2))
+
+
+def members_of(names: Iterable[str]) -> set[int]:
+    """Members of the units of these names."""
+    found: set[int] = set()
+    for name in names:
+        first, last = parse(name)
+        found.update(range(first, last + 1))
+    return found
+
+
+def plan(members: int | Iterable[int], per_block: int) -> list[Unit]:
+    """Blocks of ``per_block`` members, aligned to multiples of it.
+
+    The alignment makes a block the same whichever other members are asked for.
+
+    Args:
+        members: their number, or which.
+        per_block: ``cluster.members_per_block``.
+
+    Raises:
+        ValueError: no members, or a size below 1.
+    """
+    wanted = sorted(set(range(members) if isinstance(members, int) else members))
+    if not wanted or wanted[0] < 0:
+        raise ValueError(f"members={members!r}: expected at least one member, none negative")
+    if per_block < 1:
+        raise ValueError(f"cluster.members_per_block={per_block}: expected at least 1")
+    return [Unit(index, block) for index, block in enumerate(_blocks(wanted, per_block))]
+
+
+def _blocks(members: Sequence[int], per_block: int) -> list[tuple[int, ...]]:
+    """Consecutive runs of sorted ``members`` cut at multiples of ``per_block``."""
+    blocks: list[list[int]] = []
+    for member in members:
+        if blocks and member == blocks[-1][-1] + 1 and member % per_block:
+            blocks[-1].append(member)
+        else:
+            blocks.append([member])
+    return [tuple(block) for block in blocks]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Header of a published block.
+
+    Attributes:
+        path: the file.
+        first, last: its members.
+        recipe, holds: what it is and holds, see :class:`Ledger`.
+        changed: when it was published, seconds since the epoch.
+    """
+
+    path: Path
+    first: int
+    last: int
+    recipe: str
+    holds: dict = field(default_factory=dict)
+    changed: float = 0.0
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        return tuple(range(self.first, self.last + 1))
+
+
+def satisfies(holds: dict, wanted: dict) -> bool:
+    """Whether a product that ``holds`` this has all that is ``wanted``.
+
+    A number must be at least the wanted one, a list contain the wanted entries, anything else be
+    equal.
+    """
+    for key, value in wanted.items():
+        have = holds.get(key)
+        if isinstance(value, (list, tuple)):
+            if not isinstance(have, list) or not set(value) <= set(have):
+                return False
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not isinstance(have, (int, float)) or have < value - 1e-9 * abs(value):
+                return False
+        elif have != value:
+            return False
+    return True
+
+
+def read_product(path: Path | str) -> Product:
+    """Header of a block file.
+
+    Raises:
+        ValueError: unfinished, damaged or foreign.
+    """
+    import numpy as np
+
+    path = Path(path)
+    with hdf5.open_hdf5(path) as file:
+        complete = file.attrs.get("complete", 0)
+        if np.ndim(complete) or complete != 1:
+            raise ValueError(f"{path}: not marked complete; delete it and run the verb again")
+        members = np.atleast_1d(np.asarray(file.attrs["members"]))
+        try:
+            holds = json.loads(file.attrs.get("holds", "{}"))
+        except (ValueError, TypeError, RecursionError):
+            holds = None
+        if (
+            not isinstance(holds, dict)
+            or members.dtype.kind not in "iu"
+            or members.ndim != 1
+            or not len(members)
+            or (np.diff(members) != 1).any()
+        ):
+            raise ValueError(f"{path}: its header is damaged; delete it and run the verb again")
+        product = Product(
+            path,
+            int(members[0]),
+            int(members[-1]),
+            str(file.attrs.get("recipe_hash", "")),
+            holds,
+            path.stat().st_mtime,
+        )
+    found = BLOCK.fullmatch(path.name)
+    if found and (int(found.group(1)), int(found.group(2))) != (product.first, product.last):
+        raise ValueError(
+            f"{path}: holds members {product.first}-{product.last}, not those of "
+            "its name; it was renamed or is of another run"
+        )
+    return product
+
+
+@dataclass
+class Survey:
+    """State of a stage at one moment.
+
+    Attributes:
+        states: units by name of state.
+        damaged: message for every damaged product (its members count as missing).
+        errors: content of the error file of every failed unit, by name.
+        claims: content of the claim of every running unit, by name.
+        products: headers of the sound products, in member order.
+    """
+
+    states: dict[str, list[Unit]]
+    damaged: dict[Path, str]
+    errors: dict[str, dict]
+    claims: dict[str, dict]
+    products: list[Product]
+
+    def counts(self) -> dict[str, int]:
+        """``{units, done, running, queued, failed, missing}``."""
+        counts = {state: len(self.states[state]) for state in STATES}
+        return {"units": sum(counts.values()), **counts}
+
+
+class Ledger:
+    """Books of one stage of a run.
+
+    Args:
+        run: the run folder.
+        stage: ``generate`` or ``rollout``.
+        recipe: hash that decides whether a product is of this experiment.
+        holds: what a product must hold to be done, compared by :func:`satisfies`, for example
+            ``{"t_end": 40.0, "fields": ["vorticity"]}``.
+        stale_after: seconds without a sign of life after which a claim counts no more.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stage: str,
+        recipe: str,
+        holds: dict | None = None,
+        stale_after: float = claims.STALE_AFTER,
+    ):
+        self.run, self.stage, self.recipe = run, stage, recipe
+        self.holds = json.loads(json.dumps(holds or {}))
+        self.stale_after = stale_after
+
+    # Reading
+
+    def products(self, damaged: dict[Path, str] | None = None) -> list[Product]:
+        """Headers of all sound products, in member order; the folder is listed once.
+
+        Headers come from the manifest when name, size and time of change agree, so a thousand
+        products cost one listing. ``damaged`` collects the messages about unusable files.
+        """
+        known = {
+            record.get("name"): record
+            for record in atomic.read_jsonl(self.run.manifest(self.stage))
+        }
+        found, fresh = [], []
+        for entry in listing(self.run.folder(self.stage)):
+            if not BLOCK.fullmatch(entry.name):
+                continue
+            try:
+                stat = entry.stat()
+            except FileNotFoundError:  # replaced between listing and asking
+                continue
+            record = known.get(entry.name)
+            try:
+                if (
+                    record
+                    and record.get("size") == stat.st_size
+                    and record.get("mtime") == stat.st_mtime_ns
+                ):
+                    product = Product(
+                        Path(entry.path),
+                        record["first"],
+                        record["last"],
+                        record["recipe"],
+                        record["holds"],
+                        stat.st_mtime,
+                    )
+                else:
+                    product = read_product(entry.path)
+                    fresh.append(_manifest_record(product, stat))
+            except (ValueError, KeyError, FileNotFoundError) as error:
+                if damaged is not None:
+                    damaged[Path(entry.path)] = str(error)
+                continue
+            found.append(product)
+        if fresh:
+            with contextlib.suppress(atomic.DiskError):  # only a cache: a reader may not write
+                self._remember(fresh)
+        return sorted(found, key=lambda product: product.first)
+
+    def _remember(self, records: list[dict]) -> None:
+        path = self.run.manifest(self.stage)
+        if not self.run.root.is_dir():
+            return
+        with atomic.disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
+                file.write(b"".join((json.dumps(record) + "\n").encode() for record in records))
+
+    def sound(self, product: Product) -> bool:
+        """Whether a product is of this experiment and holds all that is asked for.
+
+        Raises:
+            ValueError: it is of another experiment.
+        """
+        if product.recipe != self.recipe:
+            raise ValueError(
+                f"{product.path}: made by another experiment (hash {product.recipe[:12] or '-'}, "
+                f"expected {self.recipe[:12]}); change `name`, or remove {product.path.parent}"
+            )
+        return satisfies(product.holds, self.holds)
+
+    def plan(self, members: int | Iterable[int], per_block: int) -> list[Unit]:
+        """All units that make up ``members``: the existing products, and blocks for the rest."""
+        units, _ = self._plan(members, per_block, {})
+        return units
+
+    def _plan(self, members, per_block, damaged):
+        wanted = {member for unit in plan(members, per_block) for member in unit.members}
+        products = self.products(damaged)
+        done, blocks, have = set(), [], set()
+        for product in products:
+            own = set(product.members)
+            if not own & wanted or own & have:
+                continue
+            have |= own
+            ready = self.sound(product)
+            blocks.append((product.members, not ready))
+            if ready:
+                done.add(product.first)
+        blocks += [(block, False) for block in _blocks(sorted(wanted - have), per_block)]
+        blocks.sort()
+        units = [Unit(index, *block) for index, block in enumerate(blocks)]
+        return units, ({unit.name for unit in units if unit.members[0] in done}, products)
+
+    def survey(
+        self, members: int | Iterable[int], per_block: int, queued: Iterable[int] = ()
+    ) -> Survey:
+        """States of all units of ``members``; ``queued`` are the members the scheduler lists."""
+        damaged: dict[Path, str] = {}
+        units, (done, products) = self._plan(members, per_block, damaged)
+        folder = self.run.units(self.stage)
+        marks = {entry.name for entry in listing(folder)}
+        held = claims.living(folder, marks, self.stale_after)
+        errors = {}
+        for name in marks:
+            if name.endswith(".error"):
+                with contextlib.suppress(ValueError, FileNotFoundError, atomic.DiskError):
+                    error = atomic.read_json(folder / name)
+                    if isinstance(error, dict) and error.get("recipe") == self.recipe:
+                        errors[name.removesuffix(".error")] = error
+        busy = {member for name in held for member in _range(name)}
+        broken = {member for name in errors for member in _range(name)}
+        waiting = set(queued)
+        states: dict[str, list[Unit]] = {state: [] for state in STATES}
+        for unit in units:
+            own = set(unit.members)
+            state = (
+                "done"
+                if unit.name in done
+                else (
+                    "running"
+                    if own & busy
+                    else "queued" if own & waiting else "failed" if own & broken else "missing"
+                )
+            )
+            states[state].append(unit)
+        return Survey(states, damaged, errors, held, products)
+
+    # Writing
+
+    def attributes(self, unit: Unit) -> dict:
+        """Root attributes by which the product of ``unit`` is recognised."""
+        return {
+            "members": list(unit.members),
+            "recipe_hash": self.recipe,
+            "holds": json.dumps(self.holds, sort_keys=True),
+        }
+
+    def publish(
+        self,
+        unit: Unit,
+        validate: Callable[[Path], object] | None = None,
+        *,
+        claim: claims.Claim | None = None,
+    ):
+        """``atomic.publish`` of the product of ``unit``; its header and our claim are checked.
+
+        The writer puts :meth:`attributes` and, last, ``complete = 1`` into the root attributes.
+        """
+
+        def check(part: Path) -> None:
+            product = read_product(part)
+            if product.members != unit.members or not self.sound(product):
+                raise RuntimeError(
+                    f"{part}: members or contents differ from what unit {unit} " "was asked for"
+                )
+            if validate is not None:
+                validate(part)
+            if claim is not None:
+                claim.check()
+
+        return atomic.publish(self.run.product(self.stage, unit), check)
+
+    def done(self, unit: Unit) -> bool:
+        """Whether the product of ``unit`` is there by now (one look at one file)."""
+        path = self.run.product(self.stage, unit)
+        try:
+            return path.exists() and self.sound(read_product(path))
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def finish(self, unit: Unit) -> None:
+        """Book a published unit: note it, drop its error and its restart files."""
+        path = self.run.product(self.stage, unit)
+        self._remember([_manifest_record(read_product(path), path.stat())])
+        self.run.error(self.stage, unit).unlink(missing_ok=True)
+        atomic.remove(self.run.restart(self.stage, unit))
+
+    def fail(self, unit: Unit, error: BaseException) -> None:
+        """Book a failure: trace, attempt, host, job and the log that this process writes."""
+        path = self.run.error(self.stage, unit)
+        attempt = 1
+        with contextlib.suppress(ValueError, FileNotFoundError, AttributeError, TypeError):
+            attempt = int(atomic.read_json(path).get("attempt", 0)) + 1
+        text = " ".join(str(error).split()) or "(no message)"
+        atomic.write_json(
+            path,
+            {
+                "unit": unit.name,
+                "recipe": self.recipe,
+                "attempt": attempt,
+                "message": f"{type(error).__name__}: {text}",
+                "trace": traceback.format_exception(error),
+                "host": claims.owner()["host"],
+                **provenance.job(),
+                "log": str(log.path() or ""),
+                "time": provenance.now(),
+            },
+        )
+
+
+def listing(folder: Path) -> list[os.DirEntry]:
+    """Entries of a folder; none when it is not there."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise atomic.DiskError(f"{folder}: cannot be listed ({error.strerror})") from error
+
+
+def _range(name: str) -> range:
+    try:
+        first, last = parse(name)
+    except ValueError:
+        return range(0)
+    return range(first, last + 1)
+
+
+def _manifest_record(product: Product, stat) -> dict:
+    return {
+        "name": product.path.name,
+        "size": stat.st_size,
+        "mtime": stat.st_mtime_ns,
+        "first": product.first,
+        "last": product.last,
+        "recipe": product.recipe,
+        "holds": product.holds,
+    }

@@ -1,0 +1,120 @@
+"""Memory of the residual: estimated from snapshots, drawn without state."""
+
+import math
+
+import pytest
+import torch
+from closure_case import SMALL, law_of, states_of
+
+from hpc_closure.closure import draws
+from hpc_closure.closure.band import band
+from hpc_closure.closure.interface import build
+from hpc_closure.closure.residual_memory import LagCorrelation, knot_spacing, position
+
+B = band(4)
+
+
+def autoregressive(members, times, rho, seed=0):
+    """AR(1) spectra (members, times, ...) of unit variance."""
+    out = []
+    for member in range(members):
+        noise = draws.white_spectra(B, seed, "ar", range(1000 * member, 1000 * member + times), 0)
+        rows = [noise[0]]
+        for one in noise[1:]:
+            rows.append(rho * rows[-1] + math.sqrt(1 - rho**2) * one)
+        out.append(torch.stack(rows))
+    return torch.stack(out)
+
+
+def test_correlation_time_is_estimated_across_batches():
+    series = autoregressive(20, 50, 0.8)
+    memory = LagCorrelation(B)
+    for member, rows in enumerate(series):
+        for first in (0, 30):
+            part = rows[first : first + 30]
+            times = torch.arange(first, first + len(part))
+            memory.add(part, (torch.full_like(times, member), times))
+    tau = memory.times()
+    assert torch.allclose(tau, torch.full_like(tau, -1 / math.log(0.8)), rtol=0.35)
+    white = LagCorrelation(B)
+    rows = draws.white_spectra(B, 1, "white", range(400), 0)
+    white.add(rows, (torch.zeros(400), torch.arange(400)))
+    assert float(white.times().abs().max()) == 0
+
+
+def test_knots():
+    times = torch.tensor([0.0, 0.5, 4.0], dtype=torch.float64)
+    assert knot_spacing(times, 1.0).tolist() == [0.0, 0.0, 4.0]
+    assert knot_spacing(times, 20.0).tolist() == [0.0, 16.0, 128.0]
+    assert knot_spacing(times, 0.0).tolist() == [0.0, 0.0, 0.0]
+    whole, cos, sin = position(13.0, 4.0)
+    assert whole == 3 and cos == pytest.approx(math.cos(math.pi / 8))
+    assert cos**2 + sin**2 == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def remembering():
+    """A model of a residual that remembers 5 snapshots, 4 calls apart."""
+    law, rho, times = law_of(), math.exp(-1 / 5), 60
+    kept, batches = law.band, []
+    for member in range(8):
+        state = states_of(times, first=1000 * member)
+        white = draws.white_spectra(kept, 4, "ar", range(1000 * member, 1000 * member + times), 0)
+        rows = [white[0]]
+        for one in white[1:]:
+            rows.append(rho * rows[-1] + math.sqrt(1 - rho**2) * one)
+        noise = torch.stack(rows) * law.law.modes("std", white)
+        target = law.mean(state) + law.transform.to_physical(noise)
+        index = torch.arange(times)
+        batches.append(
+            {
+                "state": state,
+                "target": target,
+                "time_index": index,
+                "member": torch.full_like(index, member),
+            }
+        )
+    torch.manual_seed(0)
+    model = build(SMALL, 32)
+    for phase in ("mean", "generator", "check"):
+        model.begin(phase, batches)
+    model.statistics["memory/spacing"] = torch.tensor(4.0).double()
+    model.load_statistics(model.statistics)
+    return law, model
+
+
+def test_calls_are_correlated_and_each_has_the_law(remembering):
+    law, model = remembering
+    assert float(model.statistics["memory/times"][1:6].mean()) == pytest.approx(5, rel=0.4)
+    state = states_of(1)
+    mean = model.sample_batch(state, members=range(300), seed=0).mean(0)
+    calls = {
+        call: model.sample_batch(state, members=range(300), seed=0, call=call) - mean
+        for call in (0, 2, 7, 200)
+    }
+    for sample in calls.values():
+        assert float(sample.square().mean()) == pytest.approx(law.variance, rel=0.15)
+
+    def correlation(one, other):
+        return float((calls[one] * calls[other]).mean() / law.variance)
+
+    assert correlation(0, 2) > 0.8
+    assert 0.2 < correlation(0, 7) < correlation(0, 2)
+    assert abs(correlation(0, 200)) < 0.15
+
+
+def test_a_longer_interval_does_not_average_memory_away(remembering):
+    _, model = remembering
+    assert model.scale_of(4.0) > 0.95
+    assert model.scale_of(1000.0) < 0.3
+
+
+def test_without_times_the_residual_is_white(remembering):
+    _, model = remembering
+    assert bool((model.knots > 0).any())
+    model = build(SMALL, 32)
+    batch = [(states_of(50), states_of(50, first=99))]
+    model.begin("mean", batch)
+    model.begin("generator", batch)
+    assert not bool((model.knots > 0).any())
+    assert model.scale_of(4.0) == pytest.approx(0.5)

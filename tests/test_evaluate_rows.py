@@ -1,0 +1,331 @@
+"""Rows of scores: files, printing, and the two drivers on laws whose scores are known."""
+
+import json
+import math
+from functools import partial
+
+import pytest
+import torch
+from test_evaluate_scores import normal, stationary
+
+from hpc_closure.evaluate import rows
+from hpc_closure.evaluate.coupled import score_coupled
+from hpc_closure.evaluate.generated import Law, score_generated
+from hpc_closure.evaluate.rank_histogram import fourier_coordinates
+from hpc_closure.evaluate.rows import Rows
+
+LABELS = {"closure": "diffusion", "sensors": "none", "interval": 1}
+
+
+# ---- rows and files -----------------------------------------------------------------------------
+
+
+def example_rows():
+    rows = Rows()
+    for method, value in (("none", 1.0), ("model", 0.4781), ("oracle", 5.45e-5)):
+        rows.add(
+            **LABELS,
+            stage="generated",
+            method=method,
+            grid=64,
+            score="relative_error",
+            value=torch.tensor(value),
+            low=0.9 * value,
+            high=math.nan,
+            members=32,
+        )
+    rows.add(**LABELS, stage="coupled", method="none", lead_time=5, score="mse", value=math.inf)
+    rows.add(**LABELS, stage="generated", method="model", shell=3, score="spread_ratio", value=1)
+    rows.leave_out("generated", "diffusion", "fourier", "there are no sensors to interpolate")
+    return rows
+
+
+def test_columns_are_the_contract():
+    assert rows.COLUMNS == tuple(
+        "stage,closure,method,grid,lead_time,shell,score,value,low,high,sensors,evaluations,"
+        "interval,members,samples,split".split(",")
+    )
+
+
+def test_files_round_trip_and_leave_nothing_behind(tmp_path):
+    rows = example_rows()
+    csv_path, json_path = rows.write(tmp_path / "evaluate")
+    assert rows.read(csv_path).rows == rows.rows
+    back = rows.read(json_path)
+    assert back.rows == rows.rows and back.absent == rows.absent
+    assert csv_path.read_text().splitlines()[0] == ",".join(rows.COLUMNS)
+    assert "Infinity" not in json_path.read_text() and json.loads(json_path.read_text())
+    rows.add(**LABELS, stage="generated", method="model", score="crps", value=1)
+    rows.write(csv_path.parent)
+    assert len(rows.read(csv_path)) == len(rows)
+    assert sorted(p.name for p in csv_path.parent.iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("stage,value\ngenerated,1\n")
+    with pytest.raises(ValueError, match="scores.csv: read the columns stage, value; expected"):
+        rows.read(path)
+    path.write_text(",".join(rows.COLUMNS) + "\n" + "generated,d,model,x,,,mse,1,,,,,,,,test\n")
+    with pytest.raises(ValueError, match="grid='x' is not a number"):
+        rows.read(path)
+
+
+def test_where_find_and_pivot():
+    rows = example_rows()
+    assert len(rows.where(stage="generated", shell=None)) == 3
+    assert rows.find(stage="generated", method="model", shell=None).low == 0.9 * 0.4781
+    assert rows.find(score="no such score") is None
+    with pytest.raises(ValueError, match="rows have"):
+        rows.find(method="model")
+    with pytest.raises(ValueError, match="no column"):
+        rows.where(scores="mse")
+    table = rows.pivot(rows.where(stage="generated", shell=None))
+    assert table.index == ["model", "oracle", "fourier", "none"]
+    assert table.text() == (
+        "         relative_error\n"
+        "model             0.478\n"
+        "oracle         5.45e-05\n"
+        "fourier             n/a\n"
+        "none               1.00"
+    )
+    with pytest.raises(ValueError, match="several rows"):
+        rows.pivot(rows.where(stage="generated"), columns="closure")
+
+
+@pytest.mark.parametrize(
+    "score, value, text",
+    [
+        ("mse", 0.047812, "0.0478"),
+        ("mse", 583.2, "583"),
+        ("mse", 5.45e-5, "5.45e-05"),
+        ("mse", math.inf, "diverged"),
+        ("mse", None, "n/a"),
+        ("rank_p", 1e-9, "< 1e-6"),
+        ("rank_p", 0.31, "0.31"),
+        ("spread_ratio", 0.9996, "1.00"),
+        ("mse", 0.0, "0"),
+        ("mse", 1234567.0, "1.23e+06"),
+        ("bias2", -0.0123, "-0.0123"),
+        ("mse", 99.96, "100"),
+    ],
+)
+def test_format_value(score, value, text):
+    assert rows.format_value(score, value) == text
+
+
+# ---- generated: a Gaussian law with known mean, spread and floors ------------------------------
+
+SIGMA = 0.4
+
+
+def stationary_case(samples=240, size=16):
+    """U = mean + SIGMA xi with a mean of unit variance: floor SIGMA / sqrt(1 + SIGMA^2)."""
+    mean = stationary(samples, size, seed=11, length=0.3)
+    truth = mean + SIGMA * stationary(samples, size, seed=12)
+
+    def law(scale, bias, indices, members):
+        noise = stationary(members * len(indices), size, seed=50 + int(indices[0]))
+        noise = noise.unflatten(0, (members, len(indices)))
+        return (1 + bias) * mean[indices] + scale * SIGMA * noise
+
+    samplers = {
+        "model": partial(law, 0.8, 0.0),
+        "biased": partial(law, 1.0, 0.2),
+        "oracle": partial(law, 1.0, 0.0),
+        "physics": lambda indices, members: mean[None, indices],
+        "none": lambda indices, members: torch.zeros_like(truth[None, indices]),
+    }
+    exact = Law(lambda i: mean[i], SIGMA**2, partial(fourier_coordinates, max_shell=4))
+    return truth, samplers, exact
+
+
+@pytest.fixture(scope="module")
+def scored():
+    truth, samplers, law = stationary_case()
+    return score_generated(
+        truth,
+        samplers,
+        LABELS,
+        members=24,
+        law=law,
+        trajectories=torch.arange(240) // 24,
+        method_labels={"model": {"evaluations": 2}},
+    )
+
+
+def value(scored, method, score, **columns):
+    return scored.rows.find(method=method, score=score, **{"shell": None, **columns}).value
+
+
+def test_generated_scores_of_known_laws(scored):
+    floor = SIGMA / math.sqrt(1 + SIGMA**2)
+    assert value(scored, "oracle", "floor") == pytest.approx(floor, rel=0.03)
+    assert value(scored, "oracle", "floor_realised") == pytest.approx(floor, rel=0.05)
+    assert value(scored, "oracle", "relative_error_mean") == pytest.approx(floor, rel=0.1)
+    assert value(scored, "oracle", "spread_ratio") == 1 == value(scored, "oracle", "crps_ratio")
+    assert value(scored, "oracle", "spread_skill") == pytest.approx(1, abs=0.05)
+    assert value(scored, "oracle", "coverage_90") == pytest.approx(0.9, abs=0.02)
+    assert value(scored, "oracle", "bias2_ratio") == pytest.approx(0, abs=0.02)
+    assert value(scored, "model", "spread_ratio") == pytest.approx(0.8, rel=1e-6)
+    assert value(scored, "model", "spread_ratio", shell=2) == pytest.approx(0.8, rel=1e-6)
+    assert value(scored, "model", "spread") == pytest.approx(0.8 * SIGMA, rel=0.05)
+    assert value(scored, "model", "crps_ratio") > 1.005
+    # the bias is 0.2 of a mean of unit variance; its floor SIGMA^2
+    assert value(scored, "biased", "bias2_ratio") == pytest.approx(0.04 / SIGMA**2, rel=0.2)
+    assert value(scored, "none", "relative_error") == 1
+    assert value(scored, "none", "crps") == value(scored, "none", "crps")
+    assert value(scored, "oracle_x0.95", "spread_ratio") == pytest.approx(0.95, rel=1e-6)
+
+
+def test_generated_calibration_passes_the_oracle_and_fails_the_control(scored):
+    assert value(scored, "oracle", "rank_p") > 0.01
+    assert value(scored, "oracle_x0.95", "rank_p") < 0.001
+    assert value(scored, "model", "rank_p") < 1e-6
+    assert scored.ranks["oracle"].sum() == scored.ranks["model"].sum() > 10_000
+
+
+def test_generated_point_forecasts_have_no_ensemble_scores(scored):
+    names = set(scored.rows.where(method="physics").distinct("score"))
+    assert {"relative_error", "crps", "crps_ratio", "mse", "cost_ms"} <= names
+    assert not names & {"spread", "spread_skill", "spread_ratio", "rank_p", "coverage_90"}
+
+
+def test_generated_rows_carry_labels_and_intervals(scored):
+    row = scored.rows.find(method="model", score="crps", shell=None)
+    assert (row.stage, row.closure, row.grid, row.interval) == ("generated", "diffusion", 16, 1)
+    assert (row.evaluations, row.members, row.samples, row.split) == (2, 24, 240, "test")
+    assert row.low < row.value < row.high
+    assert scored.rows.find(method="oracle", score="crps", shell=None).evaluations is None
+    assert scored.examples["model"].shape == (3, 16, 16) and "truth" in scored.examples
+    assert scored.spectra["truth"].sum() == pytest.approx(1 + SIGMA**2, rel=0.1)
+    assert set(scored.spread_spectra) == {"model", "biased", "oracle", "oracle_x0.95"}
+
+
+def test_generated_scores_do_not_depend_on_the_block_size():
+    truth, samplers, law = stationary_case(samples=12)
+    fixed = {name: sample(torch.arange(12), 6) for name, sample in samplers.items()}
+    samplers = {name: lambda indices, members, x=x: x[:, indices] for name, x in fixed.items()}
+    whole, small = (
+        score_generated(truth.numpy(), samplers, LABELS, members=6, law=law, block_bytes=size)
+        for size in (2**27, 8 * 6 * 16 * 16 * 5)
+    )
+    for first, second in zip(whole.rows, small.rows, strict=True):
+        if first.score != "cost_ms":
+            assert first.value == pytest.approx(second.value, rel=1e-9), first
+
+
+def test_generated_without_a_law_ranks_one_pixel_per_field():
+    truth, samplers, _ = stationary_case(samples=60)
+    scored = score_generated(truth, {"model": samplers["biased"]}, LABELS, members=8)
+    assert scored.ranks["model"].sum() == 60
+    names = set(scored.rows.distinct("score"))
+    assert not names & {"bias2", "crps_ratio", "spread_ratio", "floor"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_generated_scores_are_the_same_on_a_gpu():
+    truth, samplers, law = stationary_case(samples=24)
+    fixed = {name: sample(torch.arange(24), 6) for name, sample in samplers.items()}
+    results = []
+    for device in ("cpu", "cuda"):
+        moved = {
+            name: lambda indices, members, x=x.to(device): x[:, indices.to(x.device)]
+            for name, x in fixed.items()
+        }
+        exact = Law(lambda i, d=device: law.mean(i).to(d), law.variance, law.whiten)
+        results.append(score_generated(truth, moved, LABELS, members=6, law=exact))
+    for first, second in zip(results[0].rows, results[1].rows, strict=True):
+        if first.score != "cost_ms":
+            assert first.value == pytest.approx(second.value, rel=1e-9, abs=1e-12), first
+
+
+def test_generated_refuses_wrong_shapes():
+    truth = normal(3, 8, 8)
+    with pytest.raises(ValueError, match=r"model returned \(4, 2, 8, 8\) for 3 states"):
+        score_generated(truth, {"model": lambda i, m: normal(m, 2, 8, 8)}, LABELS, members=4)
+    with pytest.raises(ValueError, match="no held-out snapshots"):
+        score_generated(truth[:0], {}, LABELS, members=4)
+
+
+# ---- coupled: independent random walks, whose errors grow as sqrt(t) ----------------------------
+
+
+def walks(members, cases, times, seed, size=12):
+    steps = stationary(members * cases * times, size, seed=seed)
+    return steps.unflatten(0, (members, cases, times)).cumsum(2)
+
+
+@pytest.fixture(scope="module")
+def coupled():
+    cases, times = 12, 4
+    start = 2 * stationary(cases, 12, seed=1, length=0.3)[:, None]
+    truth = start + 0.3 * walks(1, cases, times, seed=2)[0]
+    model = start + 0.15 * walks(16, cases, times, seed=3)
+    lost = model.clone()
+    lost[3, :, 2:] = math.inf
+    ensembles = {
+        "model": lambda index: model[:, :, index],
+        "oracle": start + 0.3 * walks(16, cases, times, seed=4),
+        "lost": lost,
+        "none": start.expand(1, cases, times, 12, 12),
+    }
+    return score_coupled(
+        truth,
+        ensembles,
+        [1, 2, 3, 4],
+        LABELS,
+        true_ensemble=start + 0.3 * walks(24, cases, times, seed=5),
+        costs={"model": 3.0, "none": 0.5},
+    )
+
+
+def test_coupled_scores_of_random_walks(coupled):
+    for lead in (1, 4):
+        assert value(coupled, "oracle", "spread", lead_time=lead) == pytest.approx(
+            0.3 * math.sqrt(lead), rel=0.08
+        )
+        assert value(coupled, "oracle", "spread_ratio", lead_time=lead) == pytest.approx(
+            1, abs=0.05
+        )
+        assert value(coupled, "model", "spread_ratio", lead_time=lead) == pytest.approx(
+            0.5, rel=0.1
+        )
+    assert value(coupled, "oracle", "spread_skill", lead_time=4) == pytest.approx(1, abs=0.2)
+    assert value(coupled, "model", "spread_skill", lead_time=4) < 0.7
+    assert value(coupled, "none", "relative_error", lead_time=4) > value(
+        coupled, "none", "relative_error", lead_time=1
+    )
+    row = coupled.rows.find(method="model", score="mse", lead_time=2.0, shell=None)
+    assert (row.stage, row.samples, row.members, row.grid) == ("coupled", 12, 16, 12)
+    assert value(coupled, "model", "cost_ratio", lead_time=None) == 6
+    assert 0 < value(coupled, "oracle", "wasserstein1", lead_time=None) < 0.5
+    assert value(coupled, "oracle", "valid_time", lead_time=None) <= 4
+
+
+def test_coupled_divergence_is_said(coupled):
+    assert value(coupled, "lost", "diverged", lead_time=2) == 0
+    assert value(coupled, "lost", "diverged", lead_time=3) == pytest.approx(1 / 16)
+    assert value(coupled, "lost", "mse", lead_time=3) == math.inf
+    assert value(coupled, "lost", "valid_time", lead_time=None) <= 3
+    assert coupled.rows.find(method="lost", score="wasserstein1") is None
+
+
+def test_coupled_takes_one_case_and_the_start_itself():
+    truth = normal(3, 8, 8)
+    ensemble = truth + 0.1 * normal(5, 3, 8, 8, seed=1)
+    ensemble[:, 0] = truth[0]
+    scored = score_coupled(truth, {"model": ensemble}, [0, 1, 2], LABELS)
+    assert value(scored, "model", "relative_error", lead_time=0) == 0
+    assert scored.rows.find(method="model", score="spread_skill", lead_time=0.0) is None
+    row = scored.rows.find(method="model", score="crps", lead_time=2.0)
+    assert row.low is None and row.samples == 1
+    assert scored.rows.find(method="model", score="rank_p", lead_time=2.0) is None
+
+
+def test_coupled_refuses_wrong_shapes():
+    with pytest.raises(ValueError, match="2 lead times for a truth of 3 times"):
+        score_coupled(normal(3, 8, 8), {}, [1, 2], LABELS)
+    with pytest.raises(ValueError, match="expected \\(members, 1, 8, 8\\)"):
+        score_coupled(normal(3, 8, 8), {"model": normal(5, 3, 4, 4)}, [1, 2, 3], LABELS)

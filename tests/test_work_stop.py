@@ -1,0 +1,113 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpc_closure.experiment.duration import seconds
+from hpc_closure.work.stop import Stop, Stopped
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP"])
+def test_signals_set_the_flag(name):
+    before = signal.getsignal(getattr(signal, name))
+    with Stop() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), getattr(signal, name))
+        assert stop.requested and stop.agree()
+        assert stop.reason == ("Ctrl-C" if name == "SIGINT" else name)
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_a_closed_terminal_does_nothing_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_second_interrupt_aborts():
+    with Stop():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_time_limit():
+    stop = Stop(max_elapsed=0.05)
+    assert not stop.requested and 0 < stop.remaining <= 0.05
+    time.sleep(0.06)
+    assert stop.requested and "time limit of 0.05 s" in stop.reason
+
+
+def test_at_once():
+    with pytest.raises(Stopped, match="SIGTERM"), Stop(at_once=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    began = time.monotonic()
+    with pytest.raises(Stopped, match="time limit of 0.1 s"), Stop(0.1, at_once=True):
+        time.sleep(5)
+    assert time.monotonic() - began < 2
+    with Stop(0.1, at_once=True):
+        pass
+    time.sleep(0.15)  # the alarm is off
+
+
+def test_signals_left_to_others():
+    before = signal.getsignal(signal.SIGUSR2)
+    with Stop(signals=("SIGTERM",)):
+        assert signal.getsignal(signal.SIGUSR2) == before
+
+
+def test_exit_code():
+    code = "from hpc_closure.work.stop import Stopped; raise Stopped('SIGTERM')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 75 and done.stderr == ""
+    assert "the same command continues" in str(Stopped("SIGTERM"))
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("45m", 2700),
+        ("3h50m", 13800),
+        ("1d", 86400),
+        ("1.5h", 5400),
+        ("03:50:00", 13800),
+        ("10:00", 600),
+        (7, 7),
+    ],
+)
+def test_durations(text, value):
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "0", "3h50", "nan", "inf", "1:2:3:4", "5 m 3"])
+def test_bad_durations(text):
+    with pytest.raises(ValueError, match="expected seconds or for example"):
+        seconds(text)
+
+
+@pytest.mark.mpi
+def test_ranks_agree(mpirun):
+    code = """
+from hpc_closure.work import mpi
+from hpc_closure.work.stop import Stop
+world = mpi.world()
+stop = Stop()
+assert not stop.agree(world)
+if world.rank == 1:
+    stop.request("SIGUSR1")
+assert stop.agree(world)
+print(world.allgather(stop.reason)[world.rank])
+"""
+    done = mpirun(2, [sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n"))[1:] == ["SIGUSR1", "another rank was asked to stop"]
