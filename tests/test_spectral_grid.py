@@ -1,9 +1,10 @@
 """Grids, retained modes and changes of resolution."""
 
+import numpy as np
 import pytest
 import torch
 
-from hpc_closure.spectral.grid import Grid, hermitian, resize, retained_modes
+from hpc_closure.spectral.grid import Grid, hermitian, resize, retained_modes, shell_sum
 from hpc_closure.spectral.transform import Transform
 
 
@@ -41,3 +42,29 @@ def test_shells_count_every_mode():
     grid = Grid(24)
     assert int(grid.shell().max()) + 1 == grid.num_shells
     assert grid.shell()[0, 0] == 0 and grid.shell()[1, 1] == 1 and grid.shell()[-3, 4] == 5
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_shell_sums_of_a_spectrum_add_up_to_the_mean_square(dimensions):
+    grid = Grid(24, length=3.0, dimensions=dimensions)
+    w_hat = hermitian(torch.randn(5, *grid.shape, dtype=torch.complex128), dimensions)
+    sums = grid.shell_sum(w_hat.abs() ** 2)
+    assert sums.shape == (5, grid.num_shells) and sums.dtype == torch.float64
+    field = Transform(grid).to_physical(w_hat)
+    mean_square = field.square().flatten(1).mean(1)
+    torch.testing.assert_close(sums.sum(1), mean_square, rtol=1e-13, atol=0)
+    one = torch.zeros(grid.shape)
+    one[..., 3] = 1.0  # |ky| = 3 has a second mode each, -k, that is not stored
+    expected = [2.0 * int((grid.shell()[..., 3] == s).sum()) for s in range(grid.num_shells)]
+    assert grid.shell_sum(one).tolist() == expected
+
+
+def test_shell_sums_add_in_the_order_of_the_modes():
+    grid = Grid(24)
+    values = torch.randn(2, 3, *grid.shape, dtype=torch.float64)
+    sums = shell_sum(values, grid.shell())
+    by_hand = [
+        np.bincount(grid.shell().numpy().ravel(), row.ravel())
+        for row in values.numpy().reshape(6, -1)
+    ]
+    assert torch.equal(sums, torch.from_numpy(np.stack(by_hand)).reshape(2, 3, -1))

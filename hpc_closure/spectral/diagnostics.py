@@ -10,6 +10,7 @@ of ranks or on the other members.
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from hpc_closure.spectral.forcing import steady_forcing
 from hpc_closure.spectral.problem import Problem
@@ -49,7 +50,6 @@ class Diagnostics:
         self.to_energy = grid.inverse_k2.numpy() if self.two_dimensional else ones
         self.damping = -simulation.linear.real.numpy()
         self.forcing = steady_forcing(grid, **simulation.problem.forcing).numpy()
-        self.shell = grid.shell().numpy().ravel()
 
     def measure(self) -> dict[str, np.ndarray]:
         """Energy, enstrophy, dissipation, injection and CFL number of the present state.
@@ -110,10 +110,8 @@ class Diagnostics:
         if quantity not in SPECTRA:
             raise ValueError(f"no spectrum of {quantity!r}")
         density = _inner(self.nonlinear(), w) if transfer else 0.5 * _square(w)
-        density = self.weights * density * (self.to_energy if kind == "energy" else 1.0)
-        shells = self.simulation.grid.num_shells
-        # bincount adds in the order of the array
-        return np.stack([np.bincount(self.shell, row.ravel(), shells) for row in density])
+        density = density * (self.to_energy if kind == "energy" else 1.0)
+        return self.simulation.grid.shell_sum(torch.from_numpy(density)).numpy()
 
     def transfer(self) -> dict[str, np.ndarray]:
         """Sums of the nonlinear transfers, which vanish, and of their magnitudes."""

@@ -122,10 +122,35 @@ class Grid:
         """Number of shells, the corners ``|k| > K`` included."""
         return int(self._shell.max()) + 1
 
+    def shell_sum(self, values: Tensor) -> Tensor:
+        """Parseval-weighted sums over shells of values per retained mode, ``(..., shells)``.
+
+        With ``values = |w_hat|^2`` the shells add up to ``<w^2>``. See :func:`shell_sum`.
+        """
+        return shell_sum(values, self._shell, self.weights)
+
     def coordinates(self) -> tuple[Tensor, ...]:
         """Point coordinates, broadcastable to a field: ``(x, y)``, or ``(x,)`` on a line."""
         x = torch.arange(self.size, dtype=torch.float64) * (self.length / self.size)
         return (x,) if self.dimensions == 1 else (x.reshape(-1, 1), x.reshape(1, -1))
+
+
+def shell_sum(values: Tensor, shell: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sum values per mode over wavenumber shells; on the CPU in the order of the modes.
+
+    Args:
+        values: real ``(..., *shell.shape)``; the sums keep its precision and device.
+        shell: shell of each mode, int64 (or of each group of modes).
+        weights: how many modes each value stands for, broadcast to them; by default one.
+
+    Returns:
+        ``(..., shells)``, shells up to the largest in ``shell``.
+    """
+    if weights is not None:
+        values = values * weights.to(values)
+    values = values.flatten(-shell.dim())
+    out = values.new_zeros(*values.shape[:-1], int(shell.max()) + 1)
+    return out.index_add_(-1, shell.flatten().to(values.device), values)
 
 
 def resize(w_hat: Tensor, modes: int, dimensions: int = 2) -> Tensor:
