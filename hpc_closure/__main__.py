@@ -80,10 +80,8 @@ def _usage(error: Exception) -> None:
     if "ClickException" in kinds:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "hpc-closure"
-        _end(
-            f"{error.format_message()} See `{command} --help`.",  # type: ignore[attr-defined]
-            error.exit_code,
-        )  # type: ignore[attr-defined]
+        message, code = error.format_message(), error.exit_code  # type: ignore[attr-defined]
+        _end(f"{message} See `{command} --help`.", code)
 
 
 if __name__ == "__main__":

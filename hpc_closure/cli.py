@@ -100,6 +100,7 @@ class UsageError(Exception):
 
 @app.command()
 def generate(
+    context: typer.Context,
     experiment: Experiment,
     overrides: Overrides = None,
     members: Members = None,
@@ -117,24 +118,14 @@ def generate(
     Under MPI (`mpirun -n 4 hpc-closure generate x.yaml`) the members are shared among the ranks;
     with cluster.domain_ranks=k each field is split over k ranks. The numbers are the same.
     """
-    from hpc_closure.generate import verb as verb
+    from hpc_closure.generate import verb
 
-    _finish(
-        verb.run,
-        _experiment(experiment, overrides),
-        members=members,
-        parts=parts,
-        retry_failed=retry_failed,
-        dry_run=dry_run,
-        max_elapsed=max_elapsed,
-        redo=redo,
-        yes=yes,
-        verbosity=verbose - quiet,
-    )
+    _work(verb.run, context)
 
 
 @app.command()
 def train(
+    context: typer.Context,
     experiment: Experiment,
     overrides: Overrides = None,
     dry_run: DryRun = False,
@@ -149,21 +140,14 @@ def train(
     One process or many (`launch/train -n 4 x.yaml`); DeepSpeed when installed, plain torch
     otherwise. Resumes from the newest whole checkpoint.
     """
-    from hpc_closure.train import verb as verb
+    from hpc_closure.train import verb
 
-    _finish(
-        verb.run,
-        _experiment(experiment, overrides, "train"),
-        dry_run=dry_run,
-        max_elapsed=max_elapsed,
-        redo=redo,
-        yes=yes,
-        verbosity=verbose - quiet,
-    )
+    _work(verb.run, context)
 
 
 @app.command()
 def rollout(
+    context: typer.Context,
     experiment: Experiment,
     overrides: Overrides = None,
     executor: Annotated[
@@ -185,27 +169,14 @@ def rollout(
     With --executor slurm the missing units go to the queue through submitit and the command
     returns; run it again whenever something was lost.
     """
-    from hpc_closure.rollout import verb as verb
+    from hpc_closure.rollout import verb
 
-    overrides = [*(overrides or []), *([f"cluster.executor={executor}"] if executor else [])]
-    _finish(
-        verb.run,
-        _experiment(experiment, overrides, "rollout"),
-        members=members,
-        parts=parts,
-        retry_failed=retry_failed,
-        dry_run=dry_run,
-        max_elapsed=max_elapsed,
-        redo=redo,
-        yes=yes,
-        source=experiment,
-        overrides=overrides,
-        verbosity=verbose - quiet,
-    )
+    _work(verb.run, context, (f"cluster.executor={executor}",) if executor else ())
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     experiment: Experiment,
     overrides: Overrides = None,
     partial: Annotated[
@@ -219,18 +190,9 @@ def evaluate(
     quiet: Quiet = False,
 ):
     """Score it beside exact laws: RUN/evaluate/report.html."""
-    from hpc_closure.evaluate import verb as verb
+    from hpc_closure.evaluate import verb
 
-    _finish(
-        verb.run,
-        _experiment(experiment, overrides, "evaluate"),
-        partial=partial,
-        dry_run=dry_run,
-        max_elapsed=max_elapsed,
-        redo=redo,
-        yes=yes,
-        verbosity=verbose - quiet,
-    )
+    _work(verb.run, context)
 
 
 @app.command()
@@ -483,6 +445,21 @@ def _measure(verb, **options) -> None:
         _finish(verb, **options)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _work(run, context: typer.Context, more: tuple[str, ...] = ()) -> None:
+    """Run a verb on its experiment; ``more`` are overrides that an option stands for."""
+    from hpc_closure.work.options import Options
+
+    asked = context.params
+    overrides = [*(asked["overrides"] or []), *more]
+    known = {key: asked[key] for key in Options.__dataclass_fields__ if key in asked}
+    options = Options(
+        **known,
+        verbosity=asked["verbose"] - asked["quiet"],
+        typed=(asked["experiment"], *overrides),
+    )
+    _finish(run, _experiment(asked["experiment"], overrides, str(context.info_name)), options)
 
 
 def _finish(verb, *args, **options) -> None:

@@ -262,10 +262,11 @@ def test_ranks_speak_with_one_voice(place, mpirun, change, line):
 def made(tmp_path_factory):
     from hpc_closure.experiment import reading
     from hpc_closure.generate import verb as generate
+    from hpc_closure.work.options import Options
 
     folder = tmp_path_factory.mktemp("made")
     (folder / "tiny.yaml").write_text(TINY.format(root=folder / "runs"))
-    assert generate.run(reading.load(folder / "tiny.yaml"), verbosity=-1) == 0
+    assert generate.run(reading.load(folder / "tiny.yaml"), Options(verbosity=-1)) == 0
     return folder
 
 

@@ -19,8 +19,9 @@ from hpc_closure.generate import verb as generate
 from hpc_closure.train import verb as train
 from hpc_closure.work import atomic, claims, hdf5
 from hpc_closure.work.loop import SINGLE
+from hpc_closure.work.options import Options
 
-QUIET = {"verbosity": -1}
+QUIET = Options(verbosity=-1)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,8 @@ def trained(tmp_path_factory):
     path = folder / "tiny.yaml"
     path.write_text(TINY.format(root=folder / "runs"))
     experiment = reading.load(path)
-    assert generate.run(experiment, **QUIET) == 0
-    assert train.run(experiment, **QUIET) == 0
+    assert generate.run(experiment, QUIET) == 0
+    assert train.run(experiment, QUIET) == 0
     return Run(experiment.folder)
 
 

@@ -14,6 +14,7 @@ from hpc_closure.experiment.schema import Filter
 from hpc_closure.generate import verb as generate
 from hpc_closure.tools import inspect, status
 from hpc_closure.work import hdf5
+from hpc_closure.work.options import Options
 
 PLAIN = """
 base: quickstart
@@ -55,7 +56,7 @@ def make(tmp_path):
         path = tmp_path / "plain.yaml"
         path.write_text(text.format(root=tmp_path / "runs"))
         experiment = reading.load(path, [f"name={name}", *changes])
-        assert generate.run(experiment, **{"verbosity": -1, **options}) == expected
+        assert generate.run(experiment, Options(**{"verbosity": -1, **options})) == expected
         return experiment.folder / "data"
 
     return run
@@ -162,9 +163,10 @@ import sys
 from hpc_closure.experiment import reading
 from hpc_closure.generate import verb as generate
 from hpc_closure.generate import dns
+from hpc_closure.work.options import Options
 write, calls = dns.write_rows, []
 dns.write_rows = lambda *words: (calls.append(sorted(words[2])), write(*words))
-assert generate.run(reading.load(sys.argv[1], sys.argv[2:]), verbosity=-1) == 0
+assert generate.run(reading.load(sys.argv[1], sys.argv[2:]), Options(verbosity=-1)) == 0
 names = ["t0_fields/streamfunction", "t0_fields/vorticity", "t1_fields/velocity"]
 assert calls == 10 * [names], calls
 """

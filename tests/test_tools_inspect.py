@@ -9,6 +9,7 @@ from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
 from hpc_closure.tools import inspect
 from hpc_closure.work import hdf5
+from hpc_closure.work.options import Options
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def made(tmp_path_factory):
     path = folder / "tiny.yaml"
     path.write_text(TINY.format(root=folder / "runs"))
     experiment = reading.load(path, ["generate.members=4"])
-    assert generate.run(experiment, verbosity=-1) == 0
+    assert generate.run(experiment, Options(verbosity=-1)) == 0
     return Run(experiment.folder)
 
 
@@ -77,7 +78,7 @@ def finished(tmp_path_factory):
     path.write_text(TINY.format(root=path.parent / "runs"))
     experiment = reading.load(path, ["cluster.checkpoint_every=1e-9"])
     for verb in (generate, train, rollout, evaluate):
-        assert verb.run(experiment, verbosity=-1) == 0
+        assert verb.run(experiment, Options(verbosity=-1)) == 0
     run = Run(experiment.folder)
     run.product("rollout", "000000-000001").unlink()
     write, calls = BlockWriter.write, []
@@ -90,7 +91,7 @@ def finished(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BlockWriter, "write", second_stops)
-        assert rollout.run(experiment, verbosity=-1) == 75
+        assert rollout.run(experiment, Options(verbosity=-1)) == 75
     return run
 
 

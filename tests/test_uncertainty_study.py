@@ -15,6 +15,7 @@ from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
 from hpc_closure.train import verb as train
 from hpc_closure.work import hdf5
+from hpc_closure.work.options import Options
 
 TWIN = """
 base: uncertainty_study
@@ -57,12 +58,12 @@ def test_twin(tmp_path):
     experiment = reading.load(path)
     run = Run.of(experiment)
     for verb in (generate, train, rollout):
-        assert verb.run(experiment, verbosity=-1) == 0
+        assert verb.run(experiment, Options(verbosity=-1)) == 0
     values = enstrophies(run)
     assert len(values) == 20 and len(set(values)) == 20
     above = float(np.sort(values)[13:15].mean())  # 6 of 20
     threshold = f"evaluate.event.above={above!r}"
-    assert evaluate.run(reading.load(path, [threshold]), verbosity=-1) == 0
+    assert evaluate.run(reading.load(path, [threshold]), Options(verbosity=-1)) == 0
     expected = binomtest(6, 20).proportion_ci(method="wilson")
     few = answer(run, "model")
     assert few["probability"] == pytest.approx((0.3, expected.low, expected.high))
@@ -76,7 +77,8 @@ def test_twin(tmp_path):
     # more members: those that are there stay
     kept = {path.name: hdf5.sha256_datasets(path) for path in run.rollout.glob("*.h5")}
     larger = reading.load(path, [threshold, "rollout.members=40"])
-    assert rollout.run(larger, verbosity=-1) == 0 and evaluate.run(larger, verbosity=-1) == 0
+    for verb in (rollout, evaluate):
+        assert verb.run(larger, Options(verbosity=-1)) == 0
     now = {path.name: hdf5.sha256_datasets(path) for path in run.rollout.glob("*.h5")}
     assert len(now) == 4 and {name: now[name] for name in kept} == kept
     share, low, high = answer(run, "model")["probability"]

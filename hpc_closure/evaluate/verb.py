@@ -8,27 +8,17 @@ from hpc_closure.experiment.schema import Experiment, sha256_json
 from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
 from hpc_closure.work import atomic, log
+from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
 
 
-def run(
-    experiment: Experiment,
-    *,
-    partial: bool = False,
-    dry_run: bool = False,
-    max_elapsed: str | None = None,
-    redo: bool = False,
-    yes: bool = False,
-    verbosity: int = 0,
-) -> int:
+def run(experiment: Experiment, options: Options = Options()) -> int:
     """Write RUN/evaluate: scores.csv, scores.json, figures, report.html. Returns the exit code."""
-    if dry_run:
+    if options.dry_run:
         return print_plan(experiment)
     rollout.check_model(experiment)
-    notes = check_complete(experiment, partial)
-    with Session(
-        experiment, "evaluate", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
-    ) as session:
+    notes = check_complete(experiment, options.partial)
+    with Session(experiment, "evaluate", options) as session:
         session.record["inputs"] = fingerprint(session.run)
         if made_from(session.run, session.record) and session.run.report.exists():
             log.get().info(f"{session.run.report} is there already; --redo makes it again")

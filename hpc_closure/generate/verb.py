@@ -3,33 +3,21 @@
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import log, loop, units
-from hpc_closure.work.session import Session, chosen_members, chosen_part
+from hpc_closure.work.options import Options, chosen_members, chosen_part
+from hpc_closure.work.session import Session
 
 # one core, float64, forcing and noise included; `bench dns` measures it
 NS_PER_POINT_AND_STEP = 25.0
 
 
-def run(
-    experiment: Experiment,
-    *,
-    members: str | None = None,
-    parts: str | None = None,
-    retry_failed: bool = False,
-    dry_run: bool = False,
-    max_elapsed: str | None = None,
-    redo: bool = False,
-    yes: bool = False,
-    verbosity: int = 0,
-) -> int:
+def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute the missing blocks of RUN/data. Returns the exit code."""
-    wanted = chosen_members(members, experiment.generate.members)
-    chosen_part(parts, [])
+    wanted = chosen_members(options.members, experiment.generate.members)
+    chosen_part(options.parts, [])
     books = ledger(experiment)
-    if dry_run:
+    if options.dry_run:
         return print_plan(experiment, books, wanted)
-    with Session(
-        experiment, "generate", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
-    ) as session:
+    with Session(experiment, "generate", options) as session:
         from hpc_closure.generate.dns import DNSBlock
 
         groups = session.groups
@@ -41,12 +29,12 @@ def run(
         plan = books.plan(wanted, experiment.cluster.members_per_block)
         outcome = loop.work(
             books,
-            chosen_part(parts, plan),
+            chosen_part(options.parts, plan),
             run_unit,
             stop=session.stop,
             world=session.world,
             groups=groups,
-            retry_failed=retry_failed,
+            retry_failed=options.retry_failed,
         )
         if session.world.root:
             tell(outcome)

@@ -9,39 +9,25 @@ from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate.verb import tell
 from hpc_closure.work import log, loop, units
-from hpc_closure.work.session import Session, check_recipe, chosen_members, chosen_part
+from hpc_closure.work.options import Options, chosen_members, chosen_part
+from hpc_closure.work.session import Session, check_recipe
 
 
-def run(
-    experiment: Experiment,
-    *,
-    members: str | None = None,
-    parts: str | None = None,
-    retry_failed: bool = False,
-    dry_run: bool = False,
-    max_elapsed: str | None = None,
-    redo: bool = False,
-    yes: bool = False,
-    verbosity: int = 0,
-    source: str = "",
-    overrides: list[str] | None = None,
-) -> int:
+def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute or submit the missing blocks of RUN/rollout. Returns the exit code."""
-    wanted = chosen_members(members, num_rows(experiment))
-    chosen_part(parts, [])
+    wanted = chosen_members(options.members, num_rows(experiment))
+    chosen_part(options.parts, [])
     books = ledger(experiment)
-    if dry_run:
-        return print_plan(experiment, books, wanted, parts, retry_failed)
+    if options.dry_run:
+        return print_plan(experiment, books, wanted, options)
     check_cases(experiment)
     check_model(experiment)
-    with Session(
-        experiment, "rollout", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
-    ) as session:
+    with Session(experiment, "rollout", options) as session:
         plan = books.plan(wanted, experiment.cluster.members_per_block)
-        plan = chosen_part(parts, plan)
+        plan = chosen_part(options.parts, plan)
         if experiment.cluster.executor != "inline":
-            return submit(experiment, session, books, plan, retry_failed, source, overrides)
-        outcome = work(experiment, session, books, plan, retry_failed)
+            return submit(experiment, session, books, plan, options)
+        outcome = work(experiment, session, books, plan, options.retry_failed)
         if session.world.root:
             tell(outcome)
         return outcome.exit_code
@@ -166,24 +152,23 @@ def run_units(config_path: str, unit_ids: list[str]) -> int:
         return outcome.exit_code
 
 
-def submit(experiment, session, books, plan, retry_failed, source="", overrides=None) -> int:
+def submit(experiment, session, books, plan, options=Options()) -> int:
     """Hand the units that nobody works on to submitit; returns at once."""
     from hpc_closure.rollout import submit as submission
 
-    names, failed = ready(experiment, books, plan, retry_failed)
-    if failed and not retry_failed:
+    names, failed = ready(experiment, books, plan, options.retry_failed)
+    if failed and not options.retry_failed:
         log.get().warning(f"{failed} unit(s) failed before; --retry-failed submits them again")
     if not names:
         log.get().info("nothing to submit: every unit is done, running, queued or failed")
-        return 3 if failed and not retry_failed else 0
+        return 3 if failed and not options.retry_failed else 0
     request = submission.Request.of(experiment, session.run.config, session.run, names)
     if experiment.cluster.executor == "slurm":
         print(submission.cost(request))
     for sent in submission.submit(request, experiment.cluster.executor):
         print(f"job {sent.job}: {len(sent.tasks)} task(s), logs {sent.log}")
-    follow = shlex.join(
-        ["hpc-closure", "status", source or str(session.run.config), *(overrides or [])]
-    )
+    typed = options.typed or (str(session.run.config),)
+    follow = shlex.join(["hpc-closure", "status", *typed])
     print(f"follow it with: {follow}")
     return 0
 
@@ -203,7 +188,7 @@ def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
     return [unit.name for unit in plan if unit.name in found], len(survey.states["failed"])
 
 
-def print_plan(experiment, books, wanted, parts=None, retry_failed=False) -> int:
+def print_plan(experiment, books, wanted, options=Options()) -> int:
     """What a run would do and cost, and the exact batch text; writes nothing."""
     survey = books.survey(wanted, experiment.cluster.members_per_block)
     rollout, grid = experiment.rollout, experiment.train_grid
@@ -216,8 +201,8 @@ def print_plan(experiment, books, wanted, parts=None, retry_failed=False) -> int
     if experiment.cluster.executor != "inline":
         from hpc_closure.rollout import submit as submission
 
-        plan = chosen_part(parts, books.plan(wanted, experiment.cluster.members_per_block))
-        names, _ = ready(experiment, books, plan, retry_failed)
+        plan = chosen_part(options.parts, books.plan(wanted, experiment.cluster.members_per_block))
+        names, _ = ready(experiment, books, plan, options.retry_failed)
         request = submission.Request.of(experiment, books.run.config, books.run, names)
         batch.append("cost: " + submission.cost(request))
         if experiment.cluster.executor == "slurm":

@@ -7,25 +7,16 @@ from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate import verb as generate
 from hpc_closure.work import atomic, log, units
+from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
 
 
-def run(
-    experiment: Experiment,
-    *,
-    dry_run: bool = False,
-    max_elapsed: str | None = None,
-    redo: bool = False,
-    yes: bool = False,
-    verbosity: int = 0,
-) -> int:
+def run(experiment: Experiment, options: Options = Options()) -> int:
     """Train, or go on training, and write RUN/train/model.safetensors. Returns the exit code."""
-    if dry_run:
+    if options.dry_run:
         return print_plan(experiment)
     check_data(experiment)
-    with Session(
-        experiment, "train", max_elapsed=max_elapsed, redo=redo, yes=yes, verbosity=verbosity
-    ) as session:
+    with Session(experiment, "train", options) as session:
         if is_trained(session.run.model, experiment.stage_hash("train")):
             log.get().info(f"{session.run.model} is there already; nothing to do")
             return 0

@@ -1,6 +1,6 @@
 """What every verb does first and last: run folder, log, provenance, stop flag, device.
 
-with Session(experiment, "generate", max_elapsed="3h50m") as session:
+with Session(experiment, "generate", Options(max_elapsed="3h50m")) as session:
     ... session.run, session.world, session.stop, session.device ...
 """
 
@@ -13,7 +13,8 @@ from hpc_closure.experiment.duration import seconds
 from hpc_closure.experiment.folder import STAGES, Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, claims, log, loop, mpi, provenance, units
-from hpc_closure.work.stop import SIGNALS, Stop
+from hpc_closure.work.options import Options
+from hpc_closure.work.stop import Stop
 
 
 class Session:
@@ -33,22 +34,16 @@ class Session:
         self,
         experiment: Experiment,
         verb: str,
-        *,
-        max_elapsed: str | None = None,
-        redo: bool = False,
-        yes: bool = False,
-        verbosity: int = 0,
-        signals: tuple[str, ...] = SIGNALS,
+        options: Options = Options(),
     ):
-        self.experiment, self.verb, self.verbosity = experiment, verb, verbosity
+        self.experiment, self.verb, self.options = experiment, verb, options
         self.run = Run.of(experiment)
         self.world = mpi.world()
         started = mpi.launch()
         self.rank = started.rank if started.launcher == "torchrun" else self.world.rank
         self.size = started.size if started.launcher == "torchrun" else self.world.size
-        limit = seconds(max_elapsed) if max_elapsed else None
-        self.stop = Stop(limit, signals, at_once=verb == "evaluate")
-        self._redo, self._yes = redo, yes
+        limit = seconds(options.max_elapsed) if options.max_elapsed else None
+        self.stop = Stop(limit, at_once=verb == "evaluate")
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> "Session":
@@ -59,11 +54,16 @@ class Session:
             set_threads(self.experiment.cluster.threads)
             ranks = self.experiment.cluster.domain_ranks if self.verb == "generate" else 1
             self.groups = self.world.groups(ranks)
-            check_recipe(self.run, self.experiment, self.verb, redo=self._redo)
+            check_recipe(self.run, self.experiment, self.verb, redo=self.options.redo)
             error = self.world.settle(self._open_folder() if self.rank == 0 else None)
             if error is not None:
                 raise error
-            log.setup(self.rank, self.size, verbosity=self.verbosity, file=self.run.log(self.verb))
+            log.setup(
+                self.rank,
+                self.size,
+                verbosity=self.options.verbosity,
+                file=self.run.log(self.verb),
+            )
             self.record = provenance.collect(
                 ranks=self.size,
                 device=device_name(self.device),
@@ -105,7 +105,7 @@ class Session:
     def _open_folder(self) -> Exception | None:
         """Make the folder and store the settings; the error, for all ranks to know."""
         try:
-            if self._redo:
+            if self.options.redo:
                 self._clear()
             atomic.make_folder(self.run.folder(self.verb))
             text = reading.dump(self.experiment)
@@ -126,7 +126,7 @@ class Session:
                 f"{folder}: {name} is being computed by process {owner.get('pid', '?')} on "
                 f"{owner.get('host', '?')}; end it before --redo"
             )
-        if not self._yes:
+        if not self.options.yes:
             try:
                 answer = input(f"delete {folder} and what it holds? [y/N] ")
             except EOFError:  # nobody there to ask, in a batch job say
@@ -207,29 +207,3 @@ def set_threads(wanted: int) -> None:
             return
         wanted = max(1, len(os.sched_getaffinity(0)) // max(1, mpi.launch().size))
     torch.set_num_threads(wanted)
-
-
-def chosen_members(text: str | None, total: int) -> list[int]:
-    """``"0-31"``, ``"4,7,9"`` or all, as indices below ``total``."""
-    if not text:
-        return list(range(total))
-    chosen: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"--members {text}: expected numbers and ranges, e.g. 0-31 or 4,7,9")
-        chosen.update(range(int(first), int(last if dash else first) + 1))
-    outside = sorted(member for member in chosen if member >= total)
-    if outside or not chosen:
-        raise ValueError(f"--members {text}: the experiment has members 0 to {total - 1}")
-    return sorted(chosen)
-
-
-def chosen_part(text: str | None, units: list) -> list:
-    """Part ``i/n`` (1-based) of the units; every n-th, so that parts stay alike under growth."""
-    if not text:
-        return units
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise ValueError(f"--parts {text}: expected I/N with 1 <= I <= N, for example 2/8")
-    return units[int(part) - 1 :: int(parts)]
