@@ -19,7 +19,7 @@ from torch import nn
 from hpc_closure.closure.interface import Phase, build
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
-from hpc_closure.spectral.noise import standard_normals
+from hpc_closure.spectral.counters import standard_normals
 from hpc_closure.train import engine, processes
 from hpc_closure.train.settings import TrainSettings
 from hpc_closure.train.trainer import TrainData, fit

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.grid import Grid, resize
-from hpc_closure.spectral.noise import wavevectors_within
+from hpc_closure.spectral.half_plane import wavevectors_within
 
 __all__ = ["Band", "band"]
 

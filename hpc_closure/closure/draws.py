@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
-from hpc_closure.spectral.noise import complex_normals, key_of, uniform_bits
+from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
 
 __all__ = ["uniforms", "white_spectra", "normals"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hpc_closure.spectral.noise import standard_normals
+from hpc_closure.spectral.counters import standard_normals
 
 
 def sensor_points(layout, size: int, seed: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from hpc_closure.data.symmetry import Symmetry
-from hpc_closure.spectral.noise import key_of, uniform_bits
+from hpc_closure.spectral.counters import key_of, uniform_bits
 
 RUN = 16  # consecutive snapshots that stay together while streaming
 GAP = 4  # snapshots that are rather read in vain than skipped

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.noise import key_of, uniform_bits
+from hpc_closure.spectral.counters import key_of, uniform_bits
 
 MAPS = tuple((turn, row, column) for turn in (0, 1) for row in (1, -1) for column in (1, -1))
 STREAM = 11

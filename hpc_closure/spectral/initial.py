@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hpc_closure.spectral.counters import STREAM_INITIAL, complex_normals, key_of
 from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.noise import ModeDraws, wavevectors_within
+from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
 
 
 def initial_spectrum(

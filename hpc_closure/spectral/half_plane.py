@@ -1,0 +1,92 @@
+"""The half plane of a real field's modes: its wavevectors, and where their draws are placed."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+
+def half_plane(wavevectors: np.ndarray) -> np.ndarray:
+    """Select one of each pair ``k, -k``: ``ky > 0``, or ``ky = 0`` and ``kx >= 0``."""
+    kx, ky = wavevectors[:, 0], wavevectors[:, 1]
+    return wavevectors[(ky > 0) | ((ky == 0) & (kx >= 0))]
+
+
+def wavevectors_within(radius: int, inner: float = 0.0, outer: float | None = None) -> np.ndarray:
+    """Half-plane wavevectors with ``inner <= |k| <= outer`` by length, ``(M, 2)`` int64."""
+    side = np.arange(-radius, radius + 1)
+    pairs = half_plane(np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2))
+    square = (pairs**2).sum(1)
+    keep = square >= inner**2
+    if outer is not None:
+        keep &= square <= outer**2
+    pairs, square = pairs[keep], square[keep]
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], square))]
+
+
+class ModeDraws:
+    """Where draws for half-plane wavevectors go in a box of a retained spectrum.
+
+    A mode of the column ``ky = 0`` with ``kx < 0`` takes the conjugate of its mirror image's draw;
+    the mean takes ``sqrt(2) Re z``, which keeps its variance ``E |z|^2``. So the field is real.
+    The box is rows ``0..R, -R..-1`` and columns ``0..C``, the smallest that holds the drawn modes;
+    draws for all of a grid's wavevectors fill its whole retained spectrum.
+
+    Args:
+        wavevectors: ``(M, 2)`` integer wavevectors of the half plane, in the order drawn; those
+            that a grid does not retain are drawn all the same (one path for every grid) and
+            dropped.
+        modes: retained modes ``K`` of the grid.
+    """
+
+    def __init__(self, wavevectors: np.ndarray, modes: int):
+        kx, ky = wavevectors[:, 0], wavevectors[:, 1]
+        kept = np.flatnonzero((np.abs(kx) <= modes) & (ky <= modes))
+        self.num_drawn = len(wavevectors)
+        self.rows = int(np.abs(kx[kept]).max(initial=0))
+        self.columns = int(ky[kept].max(initial=0))
+        width = self.columns + 1
+        self.box = (2 * self.rows + 1, width)
+        # Where each mode of the box finds its draw; the draw after the last is zero.
+        self._source = np.full(self.box[0] * width, self.num_drawn)
+        self._source[(kx[kept] % self.box[0]) * width + ky[kept]] = kept
+        mirrored = kept[(ky[kept] == 0) & (kx[kept] > 0)]
+        self._conjugate = (-kx[mirrored] % self.box[0]) * width
+        self._source[self._conjugate] = mirrored
+        self.has_mean = bool(((kx[kept] == 0) & (ky[kept] == 0)).any())
+
+    def assignment(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draw and sign (1, -1: conjugate, 0: real mean) of each mode of the box."""
+        sign = np.ones(len(self._source), dtype=np.int64)
+        sign[self._conjugate] = -1
+        if self.has_mean:
+            sign[0] = 0
+        return self._source, sign
+
+    def empty(self, *lead: int) -> np.ndarray:
+        """Array ``(*lead, M + 1)`` for draws, the last entry zero."""
+        out = np.empty((*lead, self.num_drawn + 1), dtype=np.complex128)
+        out[..., -1] = 0.0
+        return out
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """``(..., M + 1)`` draws to ``(..., *box)``; the field that they make is real."""
+        out = values.take(self._source, axis=-1)
+        if len(self._conjugate):
+            out[..., self._conjugate] = out[..., self._conjugate].conj()
+        if self.has_mean:
+            out[..., 0] = np.sqrt(2.0) * out[..., 0].real
+        return out.reshape(*values.shape[:-1], *self.box)
+
+    def place_std(self, std: np.ndarray) -> np.ndarray:
+        """``(M,)`` standard deviations to ``box``, real."""
+        return np.append(std, 0.0).take(self._source).reshape(self.box)
+
+    def spread(self, box: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """``(..., *box)`` to the whole retained spectrum ``(..., *shape)``."""
+        out = box.new_zeros(*box.shape[:-2], *shape)
+        upper, width = self.rows + 1, self.columns + 1
+        out[..., :upper, :width] = box[..., :upper, :]
+        if self.rows:
+            out[..., -self.rows :, :width] = box[..., upper:, :]
+        return out
