@@ -13,10 +13,9 @@ from slurm_payload import Ensemble, with_tests
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.generate import verb as generate
-from hpc_closure.rollout import verb as rollout
 from hpc_closure.tools import status
 from hpc_closure.work import hdf5
+from hpc_closure.work.units import Ledger
 
 pytest_plugins = ["slurm_testbed"]
 pytestmark = pytest.mark.slurm
@@ -215,7 +214,7 @@ def test_a_real_time_limit(finished, cluster):
 def test_four_ranks_on_two_nodes_make_the_data_of_one(finished):
     paths, runs, *_ = finished
     assert "0/4" in runs["queue"].log("generate").read_text()
-    for unit in generate.ledger(reading.load(paths["inline"])).plan(8, 2):
+    for unit in Ledger.of(reading.load(paths["inline"]), "generate").plan(8, 2):
         hashes = {hdf5.sha256_datasets(run.product("generate", unit)) for run in runs.values()}
         assert len(hashes) == 1, f"block {unit} differs"
 
@@ -238,7 +237,7 @@ def test_submitit_makes_what_the_batch_script_made(finished, testbed):
     """rollout --executor slurm: dry run, submission, the same command again, products."""
     paths, runs, *_ = finished
     path, run = paths["queue"], runs["queue"]
-    books = rollout.ledger(reading.load(path))
+    books = Ledger.of(reading.load(path), "rollout")
     done = books.survey(4, 2).states["done"]
     assert [unit.name for unit in done] == ["000000-000001", "000002-000003"]
     hashes = {unit.name: hdf5.sha256_datasets(run.product("rollout", unit)) for unit in done}

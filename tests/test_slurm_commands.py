@@ -10,10 +10,9 @@ from status_case import best_survey, publish_copies
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import submit
-from hpc_closure.rollout import verb as rollout
 from hpc_closure.tools import status
+from hpc_closure.work.units import Ledger
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def test_dry_run_on_a_laptop(tiny, tmp_path, programs, hpc_closure_command):
     assert done.returncode == 0, done.stderr
     experiment = reading.load(tiny, changes)
     run = Run.of(experiment)
-    names = [unit.name for unit in rollout.ledger(experiment).plan(20, 2)]
+    names = [unit.name for unit in Ledger.of(experiment, "rollout").plan(20, 2)]
     texts = submit.batch_text(submit.Request.of(experiment, run.config, run, names))
     assert len(texts) == 2 and "#SBATCH --gpus-per-node=2" in texts[0]
     for text in texts:
@@ -71,8 +70,8 @@ def test_status_asks_squeue_once(tiny, programs, capsys):
     experiment = reading.load(tiny)
     run = Run.of(experiment)
     blocks = {
-        "generate": generate.ledger(experiment).plan(8, 2),
-        "rollout": rollout.ledger(experiment).plan(8, 2),
+        "generate": Ledger.of(experiment, "generate").plan(8, 2),
+        "rollout": Ledger.of(experiment, "rollout").plan(8, 2),
     }
     submit.record(run, "generate", "7", [[unit.name for unit in blocks["generate"]]], "x.log")
     submit.record(run, "train", "8", [["000000-000000"]], "x.log")
@@ -92,7 +91,7 @@ def test_status_asks_squeue_once(tiny, programs, capsys):
 def test_status_of_a_hundred_thousand_members(tiny, programs, monkeypatch):
     """5,000 units in five arrays: half of them done, the others in the queue, within 2 s."""
     experiment = reading.load(tiny, ["rollout.members=50000", "cluster.members_per_block=20"])
-    books = rollout.ledger(experiment)
+    books = Ledger.of(experiment, "rollout")
     run, plan = books.run, books.plan(100_000, 20)
     assert len(plan) == 5000
     arrays = submit.plan_arrays([unit.name for unit in plan], 1, 1000)

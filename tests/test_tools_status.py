@@ -9,11 +9,10 @@ from status_case import best_survey, publish_copies
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.generate import verb as generate
-from hpc_closure.rollout import verb as rollout
 from hpc_closure.tools import status
 from hpc_closure.work import atomic, claims, hdf5
 from hpc_closure.work.loop import SINGLE
+from hpc_closure.work.units import Ledger
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def test_of_nothing(capsys, experiment):
 
 def test_states_and_the_next_command(capsys, experiment):
     run = Run(experiment.folder)
-    ledger = generate.ledger(experiment)
+    ledger = Ledger.of(experiment, "generate")
     units = ledger.plan(8, 2)
     publish(ledger, units[0])
     run.units("generate").mkdir(parents=True)
@@ -95,7 +94,7 @@ def test_failures_with_last_line_and_log(capsys, experiment):
     run = Run(experiment.folder)
     log_path = run.log("generate")
     atomic.write_text(log_path, "first\nlast words of the unit\n\n")
-    ledger = generate.ledger(experiment)
+    ledger = Ledger.of(experiment, "generate")
     for unit in ledger.plan(8, 2):
         ledger.fail(unit, ValueError("CFL 3.1"))
         record = atomic.read_json(run.error("generate", unit))
@@ -153,7 +152,7 @@ def test_a_stage_older_than_its_input_is_named(capsys, experiment):
 
 
 def test_damaged_and_foreign_products_are_named(capsys, experiment):
-    ledger = generate.ledger(experiment)
+    ledger = Ledger.of(experiment, "generate")
     units = ledger.plan(8, 2)
     publish(ledger, units[0])
     path = ledger.run.product("generate", units[0])
@@ -167,7 +166,7 @@ def test_damaged_and_foreign_products_are_named(capsys, experiment):
 
 
 def test_rate_and_time_left(capsys, experiment):
-    ledger = generate.ledger(experiment)
+    ledger = Ledger.of(experiment, "generate")
     units = ledger.plan(8, 2)
     now = time.time()
     for index in range(3):
@@ -183,8 +182,9 @@ def test_rate_and_time_left(capsys, experiment):
 
 
 def test_all_done(capsys, experiment):
-    for books, members in ((generate.ledger(experiment), 8), (rollout.ledger(experiment), 8)):
-        for unit in books.plan(members, 2):
+    for stage in ("generate", "rollout"):
+        books = Ledger.of(experiment, stage)
+        for unit in books.plan(8, 2):
             publish(books, unit)
     made_by(experiment, "train")
     made_by(experiment, "evaluate")
@@ -201,7 +201,7 @@ def test_watch_repeats_until_all_is_done_or_ctrl_c(capsys, experiment, monkeypat
             raise KeyboardInterrupt
         publish(ledger, units[len(looks) - 1])
 
-    ledger = generate.ledger(experiment)
+    ledger = Ledger.of(experiment, "generate")
     units = ledger.plan(8, 2)
     monkeypatch.setattr(status.time, "sleep", pause)
     text = told(capsys, experiment, watch=2.0)
@@ -219,7 +219,7 @@ def test_watch_asks_the_scheduler_seldom(experiment):
 
 
 def test_writes_nothing_but_its_cache(capsys, experiment):
-    ledger = generate.ledger(experiment)
+    ledger = Ledger.of(experiment, "generate")
     publish(ledger, ledger.plan(8, 2)[0])
     before = {path for path in experiment.folder.rglob("*")}
     told(capsys, experiment)
@@ -237,7 +237,7 @@ def test_is_quick(tiny, num_units, limit):
     experiment = reading.load(
         tiny, [f"generate.members={20 * num_units}", "cluster.members_per_block=20"]
     )
-    ledger = generate.ledger(experiment)
+    ledger = Ledger.of(experiment, "generate")
     publish_copies(ledger, ledger.plan(20 * num_units, 20))
     found, seconds = best_survey(experiment)
     assert found["generate"].counts["done"] == num_units

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment, sha256_json
-from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
 from hpc_closure.work import atomic, log
 from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
+from hpc_closure.work.units import Ledger
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
@@ -55,16 +55,13 @@ def made_from(run: Run, record: dict) -> bool:
 
 def check_complete(experiment: Experiment, partial: bool) -> list[str]:
     """Notes for the report; raises ValueError when rollouts are missing and that was not said."""
-    books = rollout.ledger(experiment)
-    survey = books.survey(rollout.num_rows(experiment), experiment.cluster.members_per_block)
-    counts = survey.counts()
-    if counts["done"] == counts["units"]:
+    books = Ledger.of(experiment, "rollout")
+    survey = books.survey()
+    counts, reason = survey.counts(), books.incomplete(survey)
+    if not reason:
         return []
     if not partial:
-        raise ValueError(
-            f"{books.run.rollout}: {counts['done']} of {counts['units']} units are done; run "
-            "`hpc-closure rollout` first, or score what there is with --partial"
-        )
+        raise ValueError(f"{reason}; or score what there is with --partial")
     if not counts["done"]:
         return ["Partial: no rollout unit was done, so only the generated closure is scored."]
     return [f"Partial: {counts['done']} of {counts['units']} rollout units were done."]
@@ -145,7 +142,7 @@ class Evaluation:
         from hpc_closure.evaluate.coupled import score_coupled
 
         experiment = self.experiment
-        paths = [product.path for product in rollout.ledger(experiment).products()]
+        paths = [product.path for product in Ledger.of(experiment, "rollout").products()]
         if not paths:
             return None
         ensemble = CoupledEnsemble(paths)
@@ -300,9 +297,8 @@ def read_metrics(path: Path) -> list[dict]:
 def print_plan(experiment: Experiment) -> int:
     """What would be scored; writes nothing."""
     settings, run_folder = experiment.evaluate, Run.of(experiment)
-    size = experiment.cluster.members_per_block
-    data = generate.ledger(experiment).survey(experiment.generate.members, size).counts()
-    runs = rollout.ledger(experiment).survey(rollout.num_rows(experiment), size).counts()
+    data = Ledger.of(experiment, "generate").survey().counts()
+    runs = Ledger.of(experiment, "rollout").survey().counts()
     print(f"run folder {run_folder}")
     print(f"data: {data['done']} of {data['units']} units")
     print(f"model: {'there' if run_folder.model.exists() else 'missing'}")

@@ -410,6 +410,11 @@ class Rollout(Section):
     )
 
     @property
+    def trajectories(self) -> int:
+        """Number of coupled trajectories: every member from every case."""
+        return self.members * self.cases
+
+    @property
     def holds(self) -> dict:
         """What a block must hold to be done, in the form that the ledger compares."""
         return {"t_end": self.t_end, "references": list(self.references)}

@@ -1,10 +1,10 @@
 """``hpc-closure generate``: the DNS ensemble and its closure targets, block by block."""
 
-from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.work import log, loop, units
+from hpc_closure.work import loop
 from hpc_closure.work.options import Options, chosen_members, chosen_part
 from hpc_closure.work.session import Session
+from hpc_closure.work.units import Ledger
 
 # one core, float64, forcing and noise included; `bench dns` measures it
 NS_PER_POINT_AND_STEP = 25.0
@@ -14,7 +14,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute the missing blocks of RUN/data. Returns the exit code."""
     wanted = chosen_members(options.members, experiment.generate.members)
     chosen_part(options.parts, [])
-    books = ledger(experiment)
+    books = Ledger.of(experiment, "generate")
     if options.dry_run:
         return print_plan(experiment, books, wanted)
     with Session(experiment, "generate", options) as session:
@@ -26,7 +26,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
             block = DNSBlock(unit, books, session, groups.domain)
             block.run(claim, experiment.cluster.checkpoint_every)
 
-        plan = books.plan(wanted, experiment.cluster.members_per_block)
+        plan = books.plan(wanted)
         outcome = loop.work(
             books,
             chosen_part(options.parts, plan),
@@ -37,35 +37,13 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
             retry_failed=options.retry_failed,
         )
         if session.world.root:
-            tell(outcome)
+            outcome.report()
         return outcome.exit_code
 
 
-def tell(outcome: loop.Outcome) -> None:
-    """The last lines of a verb that works on units."""
-    logger = log.get()
-    done, failed = len(outcome.done), len(outcome.failed)
-    logger.info(f"{done} unit(s) done now, {outcome.skipped} before, {failed} failed")
-    if outcome.stopped:
-        logger.warning(f"stopped early ({outcome.stopped}); the same command goes on")
-    if failed:
-        logger.error("`hpc-closure status --failed` names the failed units and their logs")
-
-
-def ledger(experiment: Experiment) -> units.Ledger:
-    """The books of the stage: what a block must be and hold to count as done."""
-    return units.Ledger(
-        Run.of(experiment),
-        "generate",
-        recipe=experiment.stage_hash("generate"),
-        holds=experiment.generate.holds,
-        stale_after=experiment.cluster.stale_after,
-    )
-
-
-def print_plan(experiment: Experiment, books: units.Ledger, wanted: list[int]) -> int:
+def print_plan(experiment: Experiment, books: Ledger, wanted: list[int]) -> int:
     """What a run would do and cost; writes nothing."""
-    survey = books.survey(wanted, experiment.cluster.members_per_block)
+    survey = books.survey(wanted)
     generate = experiment.generate
     missing = sum(
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]

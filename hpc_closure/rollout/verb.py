@@ -7,46 +7,29 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.checks import smallest_grid
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.generate.verb import tell
-from hpc_closure.work import log, loop, units
+from hpc_closure.work import log, loop
 from hpc_closure.work.options import Options, chosen_members, chosen_part
 from hpc_closure.work.session import Session, check_recipe
+from hpc_closure.work.units import Ledger
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute or submit the missing blocks of RUN/rollout. Returns the exit code."""
-    wanted = chosen_members(options.members, num_rows(experiment))
+    wanted = chosen_members(options.members, experiment.rollout.trajectories)
     chosen_part(options.parts, [])
-    books = ledger(experiment)
+    books = Ledger.of(experiment, "rollout")
     if options.dry_run:
         return print_plan(experiment, books, wanted, options)
     check_cases(experiment)
     check_model(experiment)
     with Session(experiment, "rollout", options) as session:
-        plan = books.plan(wanted, experiment.cluster.members_per_block)
-        plan = chosen_part(options.parts, plan)
+        plan = chosen_part(options.parts, books.plan(wanted))
         if experiment.cluster.executor != "inline":
             return submit(experiment, session, books, plan, options)
         outcome = work(experiment, session, books, plan, options.retry_failed)
         if session.world.root:
-            tell(outcome)
+            outcome.report()
         return outcome.exit_code
-
-
-def num_rows(experiment: Experiment) -> int:
-    """Trajectories of the ensemble: members times starting cases."""
-    return experiment.rollout.members * experiment.rollout.cases
-
-
-def ledger(experiment: Experiment) -> units.Ledger:
-    """The books of the stage; what a block must be and hold to count as done."""
-    return units.Ledger(
-        Run.of(experiment),
-        "rollout",
-        recipe=experiment.stage_hash("rollout"),
-        holds=experiment.rollout.holds,
-        stale_after=experiment.cluster.stale_after,
-    )
 
 
 def check_cases(experiment: Experiment) -> None:
@@ -143,12 +126,12 @@ def run_units(config_path: str, unit_ids: list[str]) -> int:
     Nothing but names travels to the task; what is done already is looked up on disk.
     """
     experiment = reading.load(Path(config_path))
-    books = ledger(experiment)
+    books = Ledger.of(experiment, "rollout")
     with Session(experiment, "rollout") as session:
-        plan = books.plan(range(num_rows(experiment)), experiment.cluster.members_per_block)
+        plan = books.plan()
         named = [unit for unit in plan if unit.name in set(unit_ids)]
         outcome = work(experiment, session, books, named, retry_failed=True, wait=False)
-        tell(outcome)
+        outcome.report()
         return outcome.exit_code
 
 
@@ -178,11 +161,7 @@ def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
     from hpc_closure.rollout import submit as submission
 
     slurm = experiment.cluster.executor == "slurm"
-    survey = books.survey(
-        range(num_rows(experiment)),
-        experiment.cluster.members_per_block,
-        queued=submission.queued_members(books.run) if slurm else (),
-    )
+    survey = books.survey(queued=submission.queued_members(books.run) if slurm else ())
     states = ("missing", "failed") if retry_failed else ("missing",)
     found = {unit.name for state in states for unit in survey.states[state]}
     return [unit.name for unit in plan if unit.name in found], len(survey.states["failed"])
@@ -190,7 +169,7 @@ def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
 
 def print_plan(experiment, books, wanted, options=Options()) -> int:
     """What a run would do and cost, and the exact batch text; writes nothing."""
-    survey = books.survey(wanted, experiment.cluster.members_per_block)
+    survey = books.survey(wanted)
     rollout, grid = experiment.rollout, experiment.train_grid
     rows = sum(
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
@@ -201,7 +180,7 @@ def print_plan(experiment, books, wanted, options=Options()) -> int:
     if experiment.cluster.executor != "inline":
         from hpc_closure.rollout import submit as submission
 
-        plan = chosen_part(options.parts, books.plan(wanted, experiment.cluster.members_per_block))
+        plan = chosen_part(options.parts, books.plan(wanted))
         names, _ = ready(experiment, books, plan, options.retry_failed)
         request = submission.Request.of(experiment, books.run.config, books.run, names)
         batch.append("cost: " + submission.cost(request))

@@ -94,21 +94,12 @@ def run(
 
 def survey(experiment: Experiment) -> dict[str, Stage]:
     """State of all stages, in their order."""
-    from hpc_closure.generate import verb as generate
-    from hpc_closure.rollout import verb as rollout
-
     folder = Run.of(experiment)
-    members = {"generate": experiment.generate.members, "rollout": rollout.num_rows(experiment)}
-    ledgers = {"generate": generate.ledger, "rollout": rollout.ledger}
     found, queue = {}, _queued(folder)
     for stage in experiment.stages:
-        if stage in ledgers:
-            found[stage] = _of_blocks(
-                ledgers[stage](experiment),
-                members[stage],
-                experiment.cluster.members_per_block,
-                units.members_of(queue[stage]),
-            )
+        if stage in ("generate", "rollout"):
+            books = units.Ledger.of(experiment, stage)
+            found[stage] = _of_blocks(books, units.members_of(queue[stage]))
         else:
             found[stage] = _of_one(experiment, folder, stage, bool(queue[stage]))
     _check_order(folder, found)
@@ -124,11 +115,11 @@ def _queued(folder: Run) -> dict[str, dict[str, str]]:
     return queued(folder, STAGES)
 
 
-def _of_blocks(ledger: units.Ledger, members: int, per_block: int, queued: set[int]) -> Stage:
+def _of_blocks(ledger: units.Ledger, queued: set[int]) -> Stage:
     try:
-        found = ledger.survey(members, per_block, queued)
+        found = ledger.survey(queued=queued)
     except ValueError as error:  # products of another experiment
-        number = len(units.plan(members, per_block))
+        number = len(units.plan(ledger.members, ledger.per_block))
         counts = {"units": number, **dict.fromkeys(STATES, 0), "missing": number}
         return Stage(counts, problems=[str(error)])
     broken = {unit.name for unit in found.states["failed"]}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.generate import verb as generate
-from hpc_closure.work import atomic, log, units
+from hpc_closure.work import atomic, log
 from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
+from hpc_closure.work.units import Ledger
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
@@ -137,17 +137,10 @@ def is_trained(path: Path, wanted: str) -> bool:
 
 def check_data(experiment: Experiment) -> None:
     """Raise ValueError unless all data are there."""
-    survey = generate.ledger(experiment).survey(
-        experiment.generate.members, experiment.cluster.members_per_block
-    )
-    counts = survey.counts()
-    if counts["done"] < counts["units"]:
-        states = ", ".join(f"{counts[state]} {state}" for state in units.STATES if counts[state])
-        broken = "".join(f"; not used: {message}" for message in survey.damaged.values())
-        raise ValueError(
-            f"{Run.of(experiment).data}: the data are not complete ({states} of "
-            f"{counts['units']} units); run `hpc-closure generate` first{broken}"
-        )
+    books = Ledger.of(experiment, "generate")
+    reason = books.incomplete(books.survey())
+    if reason:
+        raise ValueError(reason)
 
 
 def print_plan(experiment: Experiment) -> int:

@@ -1,6 +1,6 @@
 """Working through units: claim, run, publish, book; several programs may do it at once.
 
-    outcome = work(ledger, ledger.plan(range(100), per_block=20), run_unit, stop=stop)
+    outcome = work(ledger, ledger.plan(), run_unit, stop=stop)
     sys.exit(outcome.exit_code)
 
 Stages without members are one unit, held by :func:`single`.
@@ -44,6 +44,16 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         return 75 if self.stopped or self.elsewhere else 3 if self.failed else 0
+
+    def report(self) -> None:
+        """Log the last lines of a verb that works on units."""
+        logger = log.get()
+        done, failed = len(self.done), len(self.failed)
+        logger.info(f"{done} unit(s) done now, {self.skipped} before, {failed} failed")
+        if self.stopped:
+            logger.warning(f"stopped early ({self.stopped}); the same command goes on")
+        if failed:
+            logger.error("`hpc-closure status --failed` names the failed units and their logs")
 
 
 def work(

@@ -11,12 +11,11 @@ last attempt left an error file, else *missing*; tested in this order. Only file
 Doneness is decided per member, so more members, a longer horizon or another block size compute
 only what is missing.
 
-    ledger = Ledger(run, "generate", recipe=experiment.stage_hash("generate"),
-                    holds={"t_end": 40.0})
-    units = ledger.plan(range(100), per_block=20)
-    ledger.survey(range(100), per_block=20).counts()
+    ledger = Ledger.of(experiment, "generate")
+    units = ledger.plan()
+    ledger.survey().counts()
 
-``worker.work`` runs them.
+``loop.work`` runs them.
 """
 
 import contextlib
@@ -29,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, claims, hdf5, log, provenance
 
 STATES = ("done", "running", "queued", "failed", "missing")
@@ -226,6 +226,8 @@ class Ledger:
         holds: what a product must hold to be done, compared by :func:`satisfies`, for example
             ``{"t_end": 40.0, "fields": ["vorticity"]}``.
         stale_after: seconds without a sign of life after which a claim counts no more.
+        members: number of all members of the stage.
+        per_block: members computed together.
     """
 
     def __init__(
@@ -235,10 +237,26 @@ class Ledger:
         recipe: str,
         holds: dict | None = None,
         stale_after: float = claims.STALE_AFTER,
+        members: int = 0,
+        per_block: int = 1,
     ):
         self.run, self.stage, self.recipe = run, stage, recipe
         self.holds = json.loads(json.dumps(holds or {}))
-        self.stale_after = stale_after
+        self.stale_after, self.members, self.per_block = stale_after, members, per_block
+
+    @classmethod
+    def of(cls, experiment: Experiment, stage: str) -> "Ledger":
+        """Books of a stage of an experiment: what a block must be and hold to count as done."""
+        generate, rollout = experiment.generate, experiment.rollout
+        return cls(
+            Run.of(experiment),
+            stage,
+            recipe=experiment.stage_hash(stage),
+            holds=generate.holds if stage == "generate" else rollout.holds,
+            stale_after=experiment.cluster.stale_after,
+            members=generate.members if stage == "generate" else rollout.trajectories,
+            per_block=experiment.cluster.members_per_block,
+        )
 
     # Reading
 
@@ -310,12 +328,19 @@ class Ledger:
             )
         return satisfies(product.holds, self.holds)
 
-    def plan(self, members: int | Iterable[int], per_block: int) -> list[Unit]:
-        """All units that make up ``members``: the existing products, and blocks for the rest."""
+    def plan(
+        self, members: int | Iterable[int] | None = None, per_block: int | None = None
+    ) -> list[Unit]:
+        """All units that make up ``members``: the existing products, and blocks for the rest.
+
+        Without arguments: of all members, in blocks of the ledger's size.
+        """
         units, _ = self._plan(members, per_block, {})
         return units
 
     def _plan(self, members, per_block, damaged):
+        members = self.members if members is None else members
+        per_block = per_block or self.per_block
         wanted = {member for unit in plan(members, per_block) for member in unit.members}
         products = self.products(damaged)
         done, blocks, have = set(), [], set()
@@ -333,10 +358,26 @@ class Ledger:
         units = [Unit(index, *block) for index, block in enumerate(blocks)]
         return units, ({unit.name for unit in units if unit.members[0] in done}, products)
 
+    def incomplete(self, survey: Survey) -> str:
+        """What a verb that reads this stage says when units are missing; empty when none is."""
+        counts = survey.counts()
+        if counts["done"] == counts["units"]:
+            return ""
+        what = {"generate": "the data are", "rollout": "the rollout is"}[self.stage]
+        states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        broken = "".join(f"; not used: {message}" for message in survey.damaged.values())
+        return (
+            f"{self.run.folder(self.stage)}: {what} not complete ({states} of {counts['units']} "
+            f"units); run `hpc-closure {self.stage}` first{broken}"
+        )
+
     def survey(
-        self, members: int | Iterable[int], per_block: int, queued: Iterable[int] = ()
+        self,
+        members: int | Iterable[int] | None = None,
+        per_block: int | None = None,
+        queued: Iterable[int] = (),
     ) -> Survey:
-        """States of all units of ``members``; ``queued`` are the members the scheduler lists."""
+        """States of the units that :meth:`plan` gives; ``queued``: members in the scheduler."""
         damaged: dict[Path, str] = {}
         units, (done, products) = self._plan(members, per_block, damaged)
         folder = self.run.units(self.stage)
