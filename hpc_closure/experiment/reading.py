@@ -161,28 +161,23 @@ def _apply_overrides(values: dict, overrides: list[str]) -> dict:
     return values
 
 
-def _valid_keys(location: tuple) -> list[str]:
-    fields: Any = Experiment
-    for part in location:
-        annotation = (
-            fields.model_fields[part].annotation
-            if part in getattr(fields, "model_fields", {})
-            else None
-        )
-        for candidate in (annotation, *getattr(annotation, "__args__", ())):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                fields = candidate
-                break
-    return list(fields.model_fields)
+def explain(error: ValidationError, source: str, model: type[BaseModel]) -> str:
+    """The first of the errors as one line, and how many more there are.
+
+    Args:
+        error: what ``model`` found.
+        source: file or preset that the values are from.
+        model: the schema; its keys are offered where an unknown one stands.
+    """
+    lines = [_one_line(dict(item), source, model) for item in error.errors()]
+    return lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
 
 
-def _one_line(error: dict, source: str) -> str:
-    location = tuple(
-        part for part in error["loc"] if isinstance(part, str) or isinstance(part, int)
-    )
-    key = ".".join(str(part) for part in location)
+def _one_line(error: dict, source: str, model: type[BaseModel]) -> str:
+    location = error["loc"]
+    key = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
-        valid = _valid_keys(tuple(part for part in location[:-1] if isinstance(part, str)))
+        valid = _valid_keys(model, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), valid, 1)
         hint = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}? " if near else ""
         return f"{source}: unknown key {key}; {hint}valid here: {', '.join(valid)}"
@@ -200,6 +195,18 @@ def _one_line(error: dict, source: str) -> str:
     return f"{source}: {key}={shown}: {message}"
 
 
+def _valid_keys(model: type[BaseModel], location: tuple) -> list[str]:
+    """Keys of the section at ``location``; indices and free names lead nowhere."""
+    for part in location:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+                break
+    return list(model.model_fields)
+
+
 def load(name_or_path: str | Path, overrides: list[str] | None = None) -> Experiment:
     """Read an experiment: preset < file < overrides.
 
@@ -213,9 +220,7 @@ def load(name_or_path: str | Path, overrides: list[str] | None = None) -> Experi
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        lines = [_one_line(dict(item), source) for item in error.errors()]
-        extra = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        raise ValueError(lines[0] + extra) from None
+        raise ValueError(explain(error, source, Experiment)) from None
 
 
 def dump(experiment: Experiment) -> str:
