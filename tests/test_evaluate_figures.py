@@ -201,4 +201,5 @@ def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch)
     for picture in pictures:
         assert picture.png.exists() and picture.png.with_suffix(".pdf").exists()
         assert picture.caption.endswith(".")
-    assert illustrate_training([], tmp_path) == [] == illustrate_cost(Rows(), tmp_path, "")
+    assert not list(illustrate_training([], tmp_path))
+    assert not list(illustrate_cost(Rows(), tmp_path, ""))

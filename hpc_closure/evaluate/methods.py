@@ -19,6 +19,7 @@ from hpc_closure.evaluate.generated import Law
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
 from hpc_closure.evaluate.rows import GRANTED
 from hpc_closure.generate.dns import full_problem
+from hpc_closure.work.stop import Stop
 
 ROW = 1_000_003  # a member's id on snapshot i is member * ROW + i, so no two draws are the same
 POOL = 512  # closures that climatology draws from
@@ -88,11 +89,14 @@ class Contenders:
         snapshots: what is answered.
         layout: of the sensors, or None.
         pool: (P, n, n), see :func:`climatology_pool`.
+        stop: looked at before every answer.
     """
 
-    def __init__(self, experiment, closure, snapshots: Snapshots, layout, pool: Tensor):
+    def __init__(
+        self, experiment, closure, snapshots: Snapshots, layout, pool: Tensor, stop: Stop
+    ):
         self.experiment, self.closure, self.snapshots = experiment, closure, snapshots
-        self.layout, self.pool = layout, pool
+        self.layout, self.pool, self.stop = layout, pool, stop
         self.name = describe(layout)
         self.seed = experiment.evaluate.seed
         self.grid = snapshots.states.shape[-1]
@@ -121,7 +125,14 @@ class Contenders:
             found |= {"oracle": self.oracle, "physics": self.physics}
         if self._regular:
             found["fourier"] = self.fourier
-        return found
+        return {name: self._stoppable(sample) for name, sample in found.items()}
+
+    def _stoppable(self, sample):
+        def watched(indices: Tensor, members: int) -> Tensor:
+            self.stop.check()
+            return sample(indices, members)
+
+        return watched
 
     @property
     def absent(self) -> dict[str, str]:
@@ -157,6 +168,7 @@ class Contenders:
     def model(self, indices: Tensor, members: int) -> Tensor:
         drawn, history = [], self.snapshots.history
         for index in indices.tolist():
+            self.stop.check()
             drawn.append(
                 self.closure.sample(
                     self.snapshots.states[index],

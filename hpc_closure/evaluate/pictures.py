@@ -1,10 +1,10 @@
 """The figures of a run, drawn and captioned for the report.
 
-Each function draws what its results allow into a folder and returns the pictures in the order in
-which the report shows them.
+Each function draws what its results allow into a folder and yields the pictures, one when it is
+drawn, in the order in which the report shows them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hpc_closure.evaluate.rows import MODELS, Rows
 
 def illustrate_generated(
     scored: Scored, folder: Path, label: str, words: str, quantity: str = "U"
-) -> list[Picture]:
+) -> Iterator[Picture]:
     """Fields, spectra and rank histograms of the generated closure.
 
     Args:
@@ -28,14 +28,13 @@ def illustrate_generated(
     """
     shown = [name for name in (*MODELS, "oracle") if name in scored.examples]
     against = ", and of the exact law" if "oracle" in shown else ""
-    pictures = []
     if shown:
         drawn = figures.fields(scored.examples, shown, quantity=quantity)
         caption = (
             f"Closure at one held-out state ({words}): truth, one sample, ensemble mean and "
             f"standard deviation of the model{against}."
         )
-        pictures.append(_picture("generated", drawn, folder / f"fields_{label}", caption))
+        yield _picture("generated", drawn, folder / f"fields_{label}", caption)
     drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=quantity)
     right = (
         "spread per shell over that of the exact law"
@@ -43,20 +42,19 @@ def illustrate_generated(
         else "variance over members per shell"
     )
     caption = f"Power of the closure per wavenumber shell; right: {right} ({words})."
-    pictures.append(_picture("generated", drawn, folder / f"spectra_{label}", caption))
+    yield _picture("generated", drawn, folder / f"spectra_{label}", caption)
     if scored.ranks:
         drawn = figures.rank_histograms(scored.ranks)
         caption = (
             f"Rank of the truth among the members ({words}); the grey band holds 95 % of the bars "
             "of a calibrated ensemble."
         )
-        pictures.append(_picture("generated", drawn, folder / f"ranks_{label}", caption))
-    return pictures
+        yield _picture("generated", drawn, folder / f"ranks_{label}", caption)
 
 
 def illustrate_coupled(
     scored: Scored, folder: Path, label: str, words: str, unit: str = "s"
-) -> list[Picture]:
+) -> Iterator[Picture]:
     """Error growth, fields and spectra at the last lead time of the coupled run.
 
     Args:
@@ -66,19 +64,14 @@ def illustrate_coupled(
         words: what was scored, for the captions.
         unit: of time.
     """
-    pictures = [
-        _picture(
-            "coupled",
-            figures.error_growth(scored.rows, unit=unit),
-            folder / f"error_{label}",
-            f"Error of the ensemble mean against lead time, and the spread beside it ({words}).",
-        )
-    ]
+    caption = f"Error of the ensemble mean against lead time, and the spread beside it ({words})."
+    drawn = figures.error_growth(scored.rows, unit=unit)
+    yield _picture("coupled", drawn, folder / f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]
     if shown:
         drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit=rf"1/{unit}")
         caption = f"Vorticity at the last lead time ({words})."
-        pictures.append(_picture("coupled", drawn, folder / f"vorticity_{label}", caption))
+        yield _picture("coupled", drawn, folder / f"vorticity_{label}", caption)
     reference = "true ensemble" if "true ensemble" in scored.spread_spectra else "oracle"
     drawn = figures.spectra(
         scored.spectra,
@@ -88,23 +81,20 @@ def illustrate_coupled(
         unit=rf"{unit}$^{{-2}}$",
     )
     caption = f"Power of the vorticity and spread per shell at the last lead time ({words})."
-    pictures.append(_picture("coupled", drawn, folder / f"vorticity_spectra_{label}", caption))
-    return pictures
+    yield _picture("coupled", drawn, folder / f"vorticity_spectra_{label}", caption)
 
 
-def illustrate_training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[Picture]:
+def illustrate_training(history: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[Picture]:
     """Loss curve from the rows of ``train/metrics.csv``; nothing without rows."""
-    if not history:
-        return []
-    caption = "Loss of the batches, and of fixed samples of training and held-out members."
-    return [_picture("training", figures.loss_curve(history), folder / "loss", caption)]
+    if history:
+        caption = "Loss of the batches, and of fixed samples of training and held-out members."
+        yield _picture("training", figures.loss_curve(history), folder / "loss", caption)
 
 
-def illustrate_cost(rows: Rows, folder: Path, words: str) -> list[Picture]:
+def illustrate_cost(rows: Rows, folder: Path, words: str) -> Iterator[Picture]:
     """Cost bars; ``words`` names the machine. Nothing where no cost was measured."""
-    if not len(rows.where(score="cost_ms")):
-        return []
-    return [_picture("cost", figures.cost(rows), folder / "cost", f"Wall time, {words}.")]
+    if len(rows.where(score="cost_ms")):
+        yield _picture("cost", figures.cost(rows), folder / "cost", f"Wall time, {words}.")
 
 
 def _picture(section: str, figure, stem: Path, caption: str) -> Picture:

@@ -1,6 +1,7 @@
 """``hpc-closure evaluate``: score rows, figures and the report."""
 
 import csv
+import itertools
 from pathlib import Path
 
 from hpc_closure.experiment.folder import Run
@@ -108,7 +109,9 @@ class Evaluation:
                 self.data, self.parts["train"], self.window, grid, settings.seed
             )
             for layout in layouts:
-                contenders = Contenders(experiment, self.closure, snapshots, layout, pool)
+                contenders = Contenders(
+                    experiment, self.closure, snapshots, layout, pool, self.session.stop
+                )
                 log.get().info(
                     f"scoring {len(snapshots.states)} snapshots at {grid}^2, "
                     f"sensors: {contenders.name}"
@@ -157,7 +160,11 @@ class Evaluation:
         train, cases, grid = self.parts["train"], len(ensemble.cases), experiment.train_grid
 
         def reader(name):
-            return lambda number: torch.from_numpy(ensemble.read(name, indices[number]))
+            def read(number):
+                self.session.stop.check()
+                return torch.from_numpy(ensemble.read(name, indices[number]))
+
+            return read
 
         def climatology(number):
             """States of the training members at that time, or at the last one stored."""
@@ -220,19 +227,23 @@ class Evaluation:
         from hpc_closure.evaluate.report import write_report
         from hpc_closure.evaluate.rows import Rows
 
-        rows, made, folder = Rows(), [], self.run.figures
+        rows, drawn, folder = Rows(), [], self.run.figures
         folder.mkdir(parents=True, exist_ok=True)
         for (grid, sensors), scored in generated.items():
             rows.extend(scored.rows)
             label = f"{self.kind}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
             words = f"{self.kind}, sensors: {sensors}, {grid}² grid"
-            made += pictures.illustrate_generated(scored, folder, label, words)
+            drawn.append(pictures.illustrate_generated(scored, folder, label, words))
         if coupled:
             rows.extend(coupled.rows)
             words = f"{self.kind}, started at t = {self.experiment.rollout.t_start:g}"
-            made += pictures.illustrate_coupled(coupled, folder, self.kind, words)
-        made += pictures.illustrate_training(read_metrics(self.run.metrics), folder)
-        made += pictures.illustrate_cost(rows, folder, self.session.record["device"])
+            drawn.append(pictures.illustrate_coupled(coupled, folder, self.kind, words))
+        drawn.append(pictures.illustrate_training(read_metrics(self.run.metrics), folder))
+        drawn.append(pictures.illustrate_cost(rows, folder, self.session.record["device"]))
+        made = []
+        for picture in itertools.chain.from_iterable(drawn):
+            made.append(picture)
+            self.session.stop.check()
         write_report(
             self.run.report,
             rows,

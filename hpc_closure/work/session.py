@@ -43,7 +43,7 @@ class Session:
         self.rank = started.rank if started.launcher == "torchrun" else self.world.rank
         self.size = started.size if started.launcher == "torchrun" else self.world.size
         limit = seconds(options.max_elapsed) if options.max_elapsed else None
-        self.stop = Stop(limit, at_once=verb == "evaluate")
+        self.stop = Stop(limit)
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> "Session":

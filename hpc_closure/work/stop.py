@@ -5,6 +5,9 @@ with Stop(max_elapsed=3 * 3600) as stop:
         if stop.agree(world):
             save()
             raise Stopped(stop.reason)      # exit code 75: run me again
+
+The signal handler raises nothing at the first signal: Python runs it between any two instructions,
+and an exception raised inside a destructor or the callback of a weak reference is lost there.
 """
 
 import os
@@ -36,17 +39,10 @@ class Stop:
     Args:
         max_elapsed: seconds until the flag is set by itself, or None.
         signals: names to handle; a task started by submitit leaves SIGUSR2 to submitit.
-        at_once: raise :class:`Stopped` right away instead of setting the flag; for a stage that
-            has nothing to save.
     """
 
-    def __init__(
-        self,
-        max_elapsed: float | None = None,
-        signals: tuple[str, ...] = SIGNALS,
-        at_once: bool = False,
-    ):
-        self.signals, self.at_once = signals, at_once
+    def __init__(self, max_elapsed: float | None = None, signals: tuple[str, ...] = SIGNALS):
+        self.signals = signals
         self.deadline = None if max_elapsed is None else time.monotonic() + max_elapsed
         self.max_elapsed = max_elapsed
         self.reason = ""
@@ -60,14 +56,9 @@ class Stop:
                 if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                     continue
                 self._previous[number] = signal.signal(number, self._handle)
-            if self.at_once and self.max_elapsed is not None:
-                self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
-                signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.remaining))
         return self
 
     def __exit__(self, *_) -> None:
-        if signal.SIGALRM in self._previous:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._previous = {}
@@ -78,14 +69,8 @@ class Stop:
             if self._interrupts > 1:
                 raise KeyboardInterrupt
             # os.write, because printing inside a handler may re-enter the stream.
-            if not self.at_once:
-                os.write(2, b"\nstopping after this step; Ctrl-C again aborts\n")
-        if number == signal.SIGALRM:
-            self.request(f"time limit of {self.max_elapsed:g} s reached")
-        else:
-            self.request("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-        if self.at_once:
-            raise Stopped(self.reason)
+            os.write(2, b"\nstopping after this step; Ctrl-C again aborts\n")
+        self.request("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
     def request(self, reason: str) -> None:
         """Set the flag from code."""
@@ -98,6 +83,11 @@ class Stop:
         if not self.reason and self.deadline is not None and time.monotonic() >= self.deadline:
             self.request(f"time limit of {self.max_elapsed:g} s reached")
         return bool(self.reason)
+
+    def check(self) -> None:
+        """Raise :class:`Stopped` when this process was asked to stop; it has nothing to save."""
+        if self.requested:
+            raise Stopped(self.reason)
 
     @property
     def remaining(self) -> float:
