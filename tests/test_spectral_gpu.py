@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from advection_oracles import oracle_forms  # noqa: F401
 
 from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
 from hpc_closure.spectral.device_counters import complex_normals_on, keys_on, uniform_bits_on
@@ -121,6 +122,7 @@ def cases():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("change", [c for _, c in cases()], ids=[name for name, _ in cases()])
+@pytest.mark.usefixtures("oracle_forms")
 def test_gpu_is_the_cpu_to_round_off(change):
     skip_without_gpu("cuda")
     problem = dataclasses.replace(PUBLISHED, **change)

@@ -24,7 +24,7 @@ cases = {
     "published": {"noise": wiener, "forcing": {"kind": "published"}},
     "published32": {"noise": wiener, "precision": "float32"},
     "odd grid": {"noise": wiener, "grid": 48},
-    "advective": {"form": "advective", "noise": ou},
+    "coloured": {"noise": ou},
     "flux": {"form": "flux", "forcing": {"kind": "kolmogorov", "wavenumber": 3}},
     "ab2": {"scheme": "cn_ab2", "noise": ring},
     "etdrk4": {"scheme": "etdrk4", "beta": 5.0, "drag": 0.1, "hyperviscosity": 1e-9},
@@ -85,9 +85,8 @@ def test_the_adaptive_case_adapts(result):
     assert max(result(1)["levels"]) > 0
 
 
-def test_packed_form_refuses_slabs():
+def test_a_line_is_not_split():
     from hpc_closure.spectral.grid import Grid
-    from hpc_closure.spectral.problem import Problem
     from hpc_closure.spectral.transform import Transform
 
     class TwoRanks:
@@ -97,8 +96,5 @@ def test_packed_form_refuses_slabs():
         def Get_rank(self):
             return 0
 
-    transform = Transform(Grid(16), comm=TwoRanks())
-    with pytest.raises(ValueError, match="packed"):
-        Problem(form="packed", grid=16).make_equation(transform)
     with pytest.raises(ValueError, match="domain_ranks"):
         Transform(Grid(16, dimensions=1), comm=TwoRanks())

@@ -31,11 +31,6 @@ def _check_data(experiment) -> None:
             "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
             f"{generate.grid}: the reduced solver runs on the stored grid"
         )
-    if generate.form == "packed" and experiment.cluster.domain_ranks > 1:
-        raise ValueError(
-            "generate.form=packed needs mode -k beside k, so one rank per member: set "
-            "cluster.domain_ranks=1 or generate.form=basdevant"
-        )
     if experiment.cluster.domain_ranks > generate.grid // 3:
         raise ValueError(
             f"cluster.domain_ranks={experiment.cluster.domain_ranks} is more than the retained "

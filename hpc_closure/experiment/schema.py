@@ -222,7 +222,7 @@ class Generate(Section):
         6, description="with cfl: largest j; a block with a member that needs more is failed"
     )
     scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3"] = "cn_euler"
-    form: Literal["advective", "flux", "basdevant", "packed"] = Field(
+    form: Literal["basdevant", "flux"] = Field(
         "basdevant", description="algebraic form of the nonlinear term"
     )
     precision: Literal["float32", "float64"] = Field("float64", description="of the computation")

@@ -1,19 +1,16 @@
-r"""Four algebraic forms of ``-u . grad w`` in two dimensions.
+r"""Two algebraic forms of ``-u . grad w`` in two dimensions.
 
 With ``u = psi_y``, ``v = -psi_x``, ``-Lap psi = w``:
 
 ========== ================================================ =====================
 form       u . grad w                                       real FFTs, in + out
 ========== ================================================ =====================
-advective  u w_x + v w_y                                    4 + 1
 flux       (u w)_x + (v w)_y                                3 + 2
 basdevant  (dxx - dyy)(u v) + dxy(v^2 - u^2)                2 + 2
-packed     1/2 Im[(dx - i dy)^2 z^2],  z = u + i v          1 + 1 complex
 ========== ================================================ =====================
 
-They agree to round-off on the retained modes. Basdevant (J. Comput. Phys. 50, 1983) has the fewest
-transforms; in float32 its error at the end of the spectrum is 1e-5 at 256^2, flux has 2e-6. Packed
-needs mode -k beside k, so one device must hold the member.
+They agree to round-off on the retained modes. Basdevant (J. Comput. Phys. 50, 1983) has fewer
+transforms; in float32 its error at the end of the spectrum is 1e-5 at 256^2, flux has 2e-6.
 """
 
 from __future__ import annotations
@@ -56,22 +53,6 @@ class Advection:
         raise NotImplementedError
 
 
-class Advective(Advection):
-    """``-(u w_x + v w_y)``."""
-
-    def __init__(self, transform: Transform):
-        super().__init__(transform)
-        grid = transform.grid
-        kx, ky, inverse = grid.kx, grid.ky, grid.inverse_k2
-        self.to_fields = transform.factors(ky * inverse, -kx * inverse, kx, ky)
-
-    def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        fields = self.transform.synthesize((self.rotate(w), self.to_fields))
-        fields[:2].mul_(fields[2:])
-        product = fields[0].add_(fields[1])
-        return torch.neg(self.transform.analyse(product[None])[0], out=out)
-
-
 class Flux(Advection):
     """``-((u w)_x + (v w)_y)``."""
 
@@ -109,53 +90,4 @@ class Basdevant(Advection):
         return torch.add(spectra[0], spectra[1], out=out)
 
 
-class Packed(Advection):
-    """One complex transform each way: ``z = u + i v`` in, ``z^2`` out, on full spectra."""
-
-    def __init__(self, transform: Transform):
-        super().__init__(transform)
-        if transform.num_ranks > 1:
-            raise ValueError(
-                "the packed form needs modes k and -k on one rank: set form: basdevant or "
-                "domain_ranks: 1"
-            )
-        grid, device = transform.grid, transform.device
-        K, n = grid.modes, grid.size
-        # z_hat(k) = (kx + i ky) / k^2 w_hat(k); at -k the factor changes sign, w_hat is conjugate.
-        z = torch.complex(grid.kx * grid.inverse_k2, grid.ky * grid.inverse_k2)
-        self.z_plus, self.z_minus = transform.symbol(z), transform.symbol(-z)
-        self.s_uv = transform.symbol(grid.kx**2 - grid.ky**2)
-        self.s_difference = transform.symbol(grid.kx * grid.ky)
-        minus = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(2 * K, 0, -1)])
-        self.minus_rows = minus.to(device)
-        self.rows = torch.cat([torch.arange(K + 1), torch.arange(n - K, n)]).to(device)
-        self.minus_columns = (-torch.arange(K + 1) % n).to(device)
-
-    def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        transform, lines = self.transform, self.transform.lines
-        n, K = transform.grid.size, transform.grid.modes
-        scratch = self.work("scratch", w)
-        conjugate = w.clone()
-        conjugate[..., 1].neg_()
-        plus = self.z_plus.apply(w, torch.empty_like(w), scratch)
-        minus = self.z_minus.apply(conjugate, torch.empty_like(w), scratch)
-        z = w.new_zeros(w.shape[0], n, n, 2)
-        z[:, self.rows, : K + 1] = plus
-        z[:, self.rows, n - K :] = minus[:, self.minus_rows, 1:].flip(2)
-        z = lines.y_complex_to_physical(lines.x_to_physical(torch.view_as_complex(z)))
-        u, v = torch.view_as_real(z).unbind(-1)
-        square = torch.stack([(v - u) * (v + u), u * v], -1)
-        s = lines.y_complex_to_spectral(torch.view_as_complex(square))
-        s = torch.view_as_real(lines.x_to_spectral(s))
-        # S = A + i B, A and B transforms of real fields: A = (S(k) + S*(-k)) / 2, iB = the rest.
-        s_plus = s[:, self.rows, : K + 1]
-        s_minus = s[:, self.rows[self.minus_rows]][:, :, self.minus_columns]
-        (p_re, p_im), (m_re, m_im) = s_plus.unbind(-1), s_minus.unbind(-1)
-        difference = torch.stack([p_re + m_re, p_im - m_im], -1).mul_(0.5)
-        uv = torch.stack([p_im + m_im, m_re - p_re], -1).mul_(0.5)
-        self.s_uv.apply(uv, out, scratch)
-        self.s_difference.scale(difference, scratch)
-        return out.add_(difference)
-
-
-FORMS = {"advective": Advective, "flux": Flux, "basdevant": Basdevant, "packed": Packed}
+FORMS = {"flux": Flux, "basdevant": Basdevant}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class LineFFT:
-    """The line transforms of one device. Those along x may work in place: use what they return."""
+    """The transforms of one device: line by line on the CPU, whole planes on a GPU."""
 
     def __init__(self, device: torch.device):
         self.on_cpu = device.type == "cpu"
@@ -28,28 +28,12 @@ class LineFFT:
             keep_freed_memory()
 
     def x_to_physical(self, lines: Tensor) -> Tensor:
-        """Complex inverse along the second-to-last axis, result in ``lines``."""
-        if self.on_cpu:
-            return _in_place(scipy.fft.ifft, lines, -2)
-        return lines.copy_(torch.fft.ifft(lines, dim=-2, norm="forward"))
+        """Complex inverse along the second-to-last axis, in place (CPU)."""
+        return _in_place(scipy.fft.ifft, lines)
 
     def x_to_spectral(self, lines: Tensor) -> Tensor:
-        """Complex forward along the second-to-last axis."""
-        if self.on_cpu:
-            return _in_place(scipy.fft.fft, lines, -2)
-        return torch.fft.fft(lines, dim=-2, norm="forward")
-
-    def y_complex_to_physical(self, lines: Tensor) -> Tensor:
-        """Complex inverse along the last axis."""
-        if self.on_cpu:
-            return _in_place(scipy.fft.ifft, lines, -1)
-        return torch.fft.ifft(lines, dim=-1, norm="forward")
-
-    def y_complex_to_spectral(self, lines: Tensor) -> Tensor:
-        """Complex forward along the last axis."""
-        if self.on_cpu:
-            return _in_place(scipy.fft.fft, lines, -1)
-        return torch.fft.fft(lines, dim=-1, norm="forward")
+        """Complex forward along the second-to-last axis, in place (CPU)."""
+        return _in_place(scipy.fft.fft, lines)
 
     def y_to_physical(self, lines: Tensor, size: int) -> Tensor:
         """Half-complex to real along the last axis; missing modes are zero."""
@@ -111,10 +95,10 @@ def _one_thread(wanted: bool) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _in_place(transform, lines: Tensor, axis: int) -> Tensor:
+def _in_place(transform, lines: Tensor) -> Tensor:
     """SciPy may overwrite its argument or return a new array: ``lines`` has the result."""
     array = lines.numpy()
-    result = transform(array, axis=axis, norm="forward", overwrite_x=True)
+    result = transform(array, axis=-2, norm="forward", overwrite_x=True)
     if result.__array_interface__["data"] != array.__array_interface__["data"]:
         np.copyto(array, result)
     return lines
