@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.symbols import Symbol
-from hpc_closure.spectral.transform import Transform
+from hpc_closure.spectral.transform import Symbol, Transform
 
 Explicit = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,4 +1,4 @@
-"""Transforms between physical fields and retained spectra: line FFTs, pruned, split in MPI slabs.
+"""Physical fields and retained spectra: line FFTs, pruned, split in MPI slabs; diagonal operators.
 
 A 2-D transform is a real FFT along y and a complex FFT along x. Modes outside the retained set are
 cut between the two, before anything is exchanged. On several ranks a physical field is split in
@@ -12,6 +12,11 @@ of fields and members at once::
 
 Every line is transformed by itself with the same arithmetic however many lines there are, so the
 result does not depend, to the last bit, on the batch or on the number of ranks (CPU).
+
+Spectra are held as real pairs ``(..., 2)``. A product of two complex tensors rounds differently in
+the vector body and in the tail of a CPU loop, so its last bit would depend on the batch.
+Multiplying and adding reals, one operation at a time, does not: what a :class:`Symbol` gives is a
+function of its own mode.
 """
 
 from __future__ import annotations
@@ -25,13 +30,53 @@ from torch import Tensor
 from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.line_fft import LineFFT
 from hpc_closure.spectral.slabs import Slabs
-from hpc_closure.spectral.symbols import Symbol
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 #: a spectrum as real pairs, and real factors per field and mode (or None)
 Part = tuple[Tensor, Tensor | None]
+
+
+class Symbol:
+    """Diagonal operator: one complex number, often real or imaginary, per retained mode.
+
+    Args:
+        values: complex or real tensor of the retained shape (this rank's columns).
+        like: real tensor whose dtype and device the symbol takes.
+    """
+
+    def __init__(self, values: Tensor, like: Tensor):
+        values = values.to(torch.complex128)
+        self.is_real = not bool((values.imag != 0).any())
+        self.is_imaginary = not self.is_real and not bool((values.real != 0).any())
+        self.real = torch.stack([values.real, values.real], -1).to(like)
+        self.imag = torch.stack([-values.imag, values.imag], -1).to(like)
+
+    def apply(self, z: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+        """``out = symbol * z`` for real pairs; neither ``out`` nor ``scratch`` may be ``z``."""
+        if self.is_real:
+            return torch.mul(z, self.real, out=out)
+        if self.is_imaginary:
+            return self._turn(z, out)
+        self._turn(z, scratch)
+        torch.mul(z, self.real, out=out)
+        return out.add_(scratch)
+
+    def scale(self, z: Tensor, scratch: Tensor) -> Tensor:
+        """``z *= symbol`` in place."""
+        if self.is_real:
+            return z.mul_(self.real)
+        self._turn(z, scratch)
+        if self.is_imaginary:
+            return z.copy_(scratch)
+        return z.mul_(self.real).add_(scratch)
+
+    def _turn(self, z: Tensor, out: Tensor) -> Tensor:
+        """``out = i imag * z``."""
+        torch.mul(z[..., 1], self.imag[..., 0], out=out[..., 0])
+        torch.mul(z[..., 0], self.imag[..., 1], out=out[..., 1])
+        return out
 
 
 @dataclass
