@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import math
 import os
 import tempfile
 import warnings
@@ -176,64 +175,6 @@ class _OneByOne:
         return np.stack([member.field() for member in self.members])
 
 
-class _Shenfun:
-    """shenfun: tensor-product Fourier space; its users write the right-hand side."""
-
-    def __init__(self, initial, forcing, viscosity, dt, space, kx, ky):
-        from shenfun import Array, Function
-
-        self.space, self.kx, self.ky, self.dt = space, kx, ky, dt
-        k2 = kx**2 + ky**2
-        self.inverse = np.where(k2 == 0, 0.0, 1 / np.where(k2 == 0, 1.0, k2))
-        self.solve = 1 / (1 + 0.5 * dt * viscosity * k2)
-        self.keep = (1 - 0.5 * dt * viscosity * k2) * self.solve
-        limit = 2 * math.pi * (len(initial) // 2 * 2 / 3)
-        self.cut = (abs(kx) <= limit) & (abs(ky) <= limit)
-        self.w_hat, self.scratch = Function(space), Function(space)
-        self.fields = [Array(space) for _ in range(4)]
-        self.product = Array(space)
-        self.f_hat = np.array(self._forward(forcing))
-        self.w_hat[:] = self._forward(initial)
-
-    def _forward(self, field):
-        from shenfun import Array, Function
-
-        values = Array(self.space)
-        values[:] = field
-        return values.forward(Function(self.space))
-
-    def advance(self, num_steps: int) -> None:
-        w, scratch, (u, v, w_x, w_y) = self.w_hat, self.scratch, self.fields
-        for _ in range(num_steps):
-            psi = w * self.inverse
-            for out, factor, of in (
-                (u, 1j * self.ky, psi),
-                (v, -1j * self.kx, psi),
-                (w_x, 1j * self.kx, w),
-                (w_y, 1j * self.ky, w),
-            ):
-                scratch[:] = factor * of
-                scratch.backward(out)
-            self.product[:] = u * w_x + v * w_y
-            self.product.forward(scratch)
-            rate = self.f_hat - scratch * self.cut
-            w[:] = self.keep * w + self.dt * self.solve * rate
-
-    def field(self) -> np.ndarray:
-        return np.array(self.w_hat.backward())
-
-
-def _shenfun(initial, forcing, viscosity, dt, precision):
-    from shenfun import FunctionSpace, TensorProductSpace, comm
-
-    size = initial.shape[-1]
-    x = FunctionSpace(size, "F", dtype="D", domain=(0, 1))
-    y = FunctionSpace(size, "F", dtype="d", domain=(0, 1))
-    space = TensorProductSpace(comm, (x, y), dtype="d")
-    kx, ky = (np.asarray(k, float) for k in space.local_wavenumbers(scaled=True))
-    return _OneByOne([_Shenfun(one, forcing, viscosity, dt, space, kx, ky) for one in initial])
-
-
 class _Fluidsim:
     """fluidsim: its ns2d solver's own explicit Euler with the viscosity integrated exactly."""
 
@@ -276,64 +217,9 @@ def _fluidsim(initial, forcing, viscosity, dt, precision):
     return _OneByOne([_Fluidsim(one, forcing, viscosity, dt) for one in initial])
 
 
-class _Dedalus:
-    """Dedalus v3: the stream function and vorticity equations typed in, scheme RK111."""
-
-    def __init__(self, initial, forcing, viscosity, dt):
-        import dedalus.public as d3
-
-        size, self.dt = initial.shape[-1], dt
-        coordinates = d3.CartesianCoordinates("x", "y")
-        dist = d3.Distributor(coordinates, dtype=np.float64)
-        bases = [
-            d3.RealFourier(coordinates[name], size, bounds=(0, 1), dealias=3 / 2)
-            for name in ("x", "y")
-        ]
-        w, psi, f = (dist.Field(name=name, bases=bases) for name in ("w", "psi", "f"))
-        tau = dist.Field(name="tau")
-        f["g"], w["g"] = forcing, initial
-        u = d3.skew(d3.grad(psi))
-        names = {
-            "w": w,
-            "psi": psi,
-            "f": f,
-            "tau": tau,
-            "u": u,
-            "nu": viscosity,
-            "lap": d3.lap,
-            "grad": d3.grad,
-            "dot": d3.dot,
-            "integ": d3.integ,
-            "dt": d3.dt,
-        }
-        problem = d3.IVP([w, psi, tau], namespace=names)
-        # skew(grad psi) = (-psi_y, psi_x): the sign of psi makes it our u
-        problem.add_equation("dt(w) - nu*lap(w) = f - u@grad(w)")
-        problem.add_equation("lap(psi) - w + tau = 0")
-        problem.add_equation("integ(psi) = 0")
-        self.solver, self.w = problem.build_solver(d3.RK111), w
-
-    def advance(self, num_steps: int) -> None:
-        for _ in range(num_steps):
-            self.solver.step(self.dt)
-
-    def field(self) -> np.ndarray:
-        self.w.change_scales(1)
-        return np.array(self.w["g"])
-
-
-def _dedalus(initial, forcing, viscosity, dt, precision):
-    import logging
-
-    logging.getLogger("dedalus").setLevel(logging.ERROR)
-    return _OneByOne([_Dedalus(one, forcing, viscosity, dt) for one in initial])
-
-
 #: modules that must be there, adapter, whether it has single precision
 PEERS: dict[str, tuple[tuple[str, ...], Callable[..., Peer], bool]] = {
     "exponax": (("jax", "exponax"), _exponax, True),
     "jax-cfd": (("jax", "jax_cfd"), _jax_cfd, True),
-    "shenfun": (("shenfun",), _shenfun, False),
     "fluidsim": (("fluidsim",), _fluidsim, False),
-    "dedalus": (("dedalus",), _dedalus, False),
 }
