@@ -3,54 +3,20 @@
 import os
 import sys
 
-# the variables in which MPI launchers tell a process its rank; its peers end with the same error
-RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
-
 INTERRUPTED = "interrupted; the same command goes on"
 
 
-def _first_rank() -> bool:
-    ranks = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
-    return not ranks or ranks[0] == "0"
-
-
-def _end(message: object, code: int) -> None:
-    if _first_rank():
-        print(f"hpc-closure: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(code)
-
-
-def _complete_quickly() -> None:
-    """Spare shell completion the import of pydantic, by which newer typers convert values.
-
-    It doubles the time to the answer, and completion needs no values. This reaches into typer:
-    in a version that looks different inside, completion is slower and nothing else.
-    """
-    try:
-        from typer import _coercion, core
-
-        class AsTyped(_coercion.RuntimeParam):
-            def _coerce_value(self, value, param, ctx):
-                return value
-
-        core.build_runtime_param = lambda descriptor: AsTyped(
-            parameter_info=descriptor.parameter_info, annotation=descriptor.annotation
-        )
-    except (ImportError, AttributeError, TypeError):
-        pass
-
-
 def main() -> None:
-    if "_HPC_CLOSURE_COMPLETE" in os.environ:
-        _complete_quickly()
+    """Run the command line and end with its exit code: 0, 1, 2, 3, 75, or 130 for Ctrl-C."""
     try:
-        _main()
+        _run()
     except KeyboardInterrupt:  # before a verb listens, or the second one
         _end(INTERRUPTED, 130)
 
 
-def _main() -> None:
-    from hpc_closure.cli import UsageError, app
+def _run() -> None:
+    from hpc_closure.cli import app
+    from hpc_closure.work.options import UsageError
 
     try:
         sys.exit(app(prog_name="hpc-closure", standalone_mode=False))
@@ -65,11 +31,11 @@ def _main() -> None:
             raise
         _end(str(error).strip() or type(error).__name__, 1)
     except Exception as error:
-        _usage(error)
+        _refuse(error)
         raise
 
 
-def _usage(error: Exception) -> None:
+def _refuse(error: Exception) -> None:
     """The parser's own complaints, which typer would spread over several lines."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "Abort" in kinds:
@@ -82,6 +48,16 @@ def _usage(error: Exception) -> None:
         command = context.command_path if context else "hpc-closure"
         message, code = error.format_message(), error.exit_code  # type: ignore[attr-defined]
         _end(f"{message} See `{command} --help`.", code)
+
+
+def _end(message: object, code: int) -> None:
+    """Say it in one line, on the first of the ranks that end alike."""
+    from hpc_closure.work.mpi import launch
+
+    started = launch()
+    if not (started.mpi and started.rank):
+        print(f"hpc-closure: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -365,5 +365,5 @@ def test_kuramoto_sivashinsky_from_a_yaml_file(make, crash, capsys):
     assert members_of(make("grown", text=LINE)) == members_of(folder)
     experiment = reading.load(folder.parent / "config.yaml")
     capsys.readouterr()
-    assert status.run(experiment, source="x.yaml") == 0
+    assert status.run(experiment, ["x.yaml"]) == 0
     assert capsys.readouterr().out.endswith("all done\n")

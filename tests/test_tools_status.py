@@ -40,17 +40,17 @@ def made_by(experiment, stage):
         atomic.write_json(run.scores_json, {"provenance": provenance})
 
 
-def told(capsys, experiment, **options):
-    assert status.run(experiment, source="tiny.yaml", **options) == 0
+def told(capsys, experiment, changes=(), **options):
+    assert status.run(experiment, ["tiny.yaml", *changes], **options) == 0
     return capsys.readouterr().out
 
 
-def seen(capsys, experiment, **options):
-    return json.loads(told(capsys, experiment, json=True, **options))
+def seen(capsys, experiment, changes=(), **options):
+    return json.loads(told(capsys, experiment, changes, json=True, **options))
 
 
 def test_of_nothing(capsys, experiment):
-    found = seen(capsys, experiment, overrides=["seed=3", "name=a b"])
+    found = seen(capsys, experiment, ["seed=3", "name=a b"])
     assert list(found["stages"]) == ["generate", "train", "rollout", "evaluate"]
     assert found["stages"]["generate"] == {
         "units": 4,

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from hpc_closure.bench import measure, peers
-from hpc_closure.bench.measure import Contender
+from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.published import PublishedSolver
 from hpc_closure.spectral.forcing import steady_forcing
 from hpc_closure.spectral.problem import Problem
@@ -57,9 +57,8 @@ class Case:
         against: methods timed by turns with ours.
         noise: with the published stochastic forcing; peers have none, so there it is left out.
         scheme: a key of ``SCHEMES``.
-        steps: per block, 0 = what fills ``seconds``.
         ranks, domain_ranks: processes, and how many share one field.
-        threads: of each process, 0 = as torch has it.
+        timing: of the blocks.
     """
 
     grid: int = 64
@@ -68,13 +67,9 @@ class Case:
     against: tuple[str, ...] = ()
     noise: bool = True
     scheme: str = "cn_euler"
-    steps: int = 0
-    repeats: int = 5
-    seconds: float = 0.5
-    device: str = "cpu"
     ranks: int = 1
     domain_ranks: int = 1
-    threads: int = 0
+    timing: Timing = Timing()
 
     def __post_init__(self):
         for name in self.against:
@@ -92,7 +87,7 @@ class Case:
                 "give each at least one"
             )
         if ONE_RANK in self.against and self.ranks == 1:
-            raise ValueError("against one-rank needs several ranks: --ranks 2")
+            raise ValueError("against one-rank needs several ranks: start it with mpirun -n 2")
         if self.scheme != "cn_euler" and set(self.against) & set(PUBLISHED):
             raise ValueError("the published solver has one scheme, cn_euler")
 
@@ -130,12 +125,9 @@ def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], l
         Records, ours first, and remarks, one line each; both complete on the first rank only.
     """
     world = world or World()
-    if case.threads:
-        torch.set_num_threads(case.threads)
     ranks = _Ranks(world)
     problem = problem_of(case)
-    contenders, remarks = {}, []
-    contenders[OURS] = Contender(_ours(case, problem, world), case.steps)
+    contenders, remarks = {OURS: _ours(case, problem, world)}, []
     peer_fields = {}
     for name in case.against:
         try:
@@ -143,23 +135,25 @@ def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], l
         except peers.NotInstalled as error:
             remarks.append(str(error))
             continue
-        contenders[name] = Contender(advance, case.steps)
+        contenders[name] = advance
         if peer is not None:
             peer_fields[name] = difference(peer, problem, case)
-    taken = measure.interleave(
-        contenders,
-        repeats=case.repeats,
-        seconds=case.seconds,
-        finish=measure.wait_for(case.device),
-        meet=ranks.meet,
-        agree=ranks.largest,
-    )
-    copy = ranks.total(measure.copy_bandwidth(case.device, meet=ranks.meet))
+    taken = measure.interleave(contenders, case.timing, meet=ranks.meet, agree=ranks.largest)
+    copy = ranks.total(measure.copy_bandwidth(case.timing.device, meet=ranks.meet))
     records = [_record(case, name, taken, copy) for name in contenders]
     for record in records:
         if record["method"] in peer_fields:
             record["difference"] = peer_fields[record["method"]]
     return records, remarks
+
+
+def differences(records: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for every peer on how far it is from us."""
+    return [
+        f"  {record['method']}: after ten steps {record['difference']:.1e} of the change from ours"
+        for record in records
+        if "difference" in record
+    ]
 
 
 def _record(case: Case, name: str, taken: dict[str, list[float]], copy: float) -> dict[str, Any]:
@@ -183,9 +177,9 @@ def _record(case: Case, name: str, taken: dict[str, list[float]], copy: float) -
         # by right-hand sides, so that schemes of other orders can be compared
         "ratio": None if name == OURS else _ratio(case, name, taken, stages),
         "copy_bytes_per_s": copy,
-        "device": case.device,
+        "device": case.timing.device,
         "threads": torch.get_num_threads(),
-        "repeats": case.repeats,
+        "repeats": case.timing.repeats,
     }
 
 
@@ -215,7 +209,7 @@ def _ours(case: Case, problem: Problem, world: World) -> Callable[[int], None]:
     """Our solver: members over groups of ranks, fields over the ranks of a group."""
     groups = world.groups(case.domain_ranks)
     mine = range(case.members)[groups.index :: groups.count]
-    simulation = Simulation(problem, mine, 0, device=case.device, comm=groups.domain.comm)
+    simulation = Simulation(problem, mine, 0, device=case.timing.device, comm=groups.domain.comm)
     return _advance(simulation.initialise())
 
 
@@ -233,14 +227,14 @@ def _other(name: str, case: Case, problem: Problem, world: World):
     if name == ONE_RANK:
         if not world.root:
             return (lambda num_steps: None), None
-        whole = Simulation(problem, range(case.members), 0, device=case.device)
+        whole = Simulation(problem, range(case.members), 0, device=case.timing.device)
         return _advance(whole.initialise()), None
     mine = range(case.members)[world.rank :: world.size]
     if not mine:
         return (lambda num_steps: None), None
     start = initial_fields(problem, mine)
     if name in PUBLISHED:
-        solver = published_solver(problem, PUBLISHED[name], case.device, seed=world.rank)
+        solver = published_solver(problem, PUBLISHED[name], case.timing.device, seed=world.rank)
         return solver.start(start).advance, None
     peer = peers.make(
         name,
@@ -274,16 +268,14 @@ def published_solver(
     beta = 0.0
     if noise["kind"] == "q_wiener":
         beta = noise["amplitude"] * (noise["draws"] / draws) ** 0.5
+    precision = torch.float64 if problem.precision == "float64" else torch.float32
     return PublishedSolver(
-        problem.grid,
+        forcing_field(problem).to(device, precision),
         viscosity=problem.viscosity,
         dt=problem.dt,
-        forcing=forcing_field(problem),
         noise=beta,
         draws=draws,
         correlation=noise.get("correlation", 0.005),
-        precision=torch.float64 if problem.precision == "float64" else torch.float32,
-        device=device,
         seed=seed,
     )
 
@@ -294,20 +286,12 @@ def difference(peer: peers.Peer, problem: Problem, case: Case, steps: int = 10) 
     Two first-order schemes differ in their O(dt) error only, so this is of the order of dt times
     a rate: far below 1. A peer that solved another problem would be at 1 or more.
     """
-    simulation = Simulation(problem, range(case.members), 0, device=case.device).initialise()
+    simulation = Simulation(
+        problem, range(case.members), 0, device=case.timing.device
+    ).initialise()
     start = simulation.fields(["vorticity"])["vorticity"].cpu().double().numpy()
     simulation.advance(steps)
     peer.advance(steps)
     ours = simulation.fields(["vorticity"])["vorticity"].cpu().double().numpy()
     theirs = np.asarray(peer.field(), dtype=np.float64)
     return float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours - start))
-
-
-def as_plain(case: Case) -> dict[str, Any]:
-    """For another process; inverse of ``from_plain``."""
-    return asdict(case)
-
-
-def from_plain(values: dict[str, Any]) -> Case:
-    """A case from :func:`as_plain`."""
-    return Case(**{**values, "against": tuple(values["against"])})

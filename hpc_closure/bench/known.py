@@ -77,19 +77,20 @@ def fit(
     known: Known,
     *,
     samples: int = 2000,
-    settings: TrainSettings,
+    steps: int = 2000,
+    batch: int = 64,
     config: dict | None = None,
-    optimise: bool = True,
 ) -> ClosureModel:
     """The default model, trained on fresh draws of the law, phase after phase.
 
     Args:
         known: the law.
         samples: states of each of ``fit`` and ``hold``; a quarter of it for ``valid``.
-        settings: of the optimiser.
+        steps: of the optimiser, all phases together; 0 fits the closed-form parts only.
+        batch: of a step.
         config: differences from the ``default`` preset.
-        optimise: False fits the closed-form parts only.
     """
+    settings = TrainSettings(steps=max(steps, 1), batch=batch, lr=2e-3, engine="torch")
     torch.manual_seed(settings.seed)
     model = build(config or {}, known.grid)
     data = {
@@ -100,18 +101,18 @@ def fit(
     total = sum(phase.share for phase in model.phases)
     for phase in model.phases:
         model.begin(phase.name, data[phase.members])
-        steps = round(settings.steps * phase.share / total)
-        if not (steps and optimise):
+        phase_steps = round(steps * phase.share / total)
+        if not phase_steps:
             continue
         worker = engine.initialize(model, settings, Processes())
         average = Average(worker.held(), settings.ema)
         states = torch.cat([state for state, _ in data[phase.members]])
         targets = torch.cat([target for _, target in data[phase.members]])
         choose = torch.Generator().manual_seed(settings.seed)
-        for step in range(steps):
+        for step in range(phase_steps):
             indices = torch.randint(samples, (settings.batch,), generator=choose)
-            batch = {"state": states[indices], "target": targets[indices], "sample_index": indices}
-            worker.step([(batch, settings.seed, step)], settings.rate(step, steps))
+            drawn = {"state": states[indices], "target": targets[indices], "sample_index": indices}
+            worker.step([(drawn, settings.seed, step)], settings.rate(step, phase_steps))
             average.update(worker.held(), step + 1)
         weights = worker.whole(average.tensors)
         worker.close()

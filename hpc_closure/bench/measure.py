@@ -61,39 +61,42 @@ def wait_for(device: str) -> Callable[[], None]:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Something to time.
+class Timing:
+    """How a comparison is timed.
 
     Attributes:
-        advance: does a number of steps.
-        steps: how many per pass; 0: as many as fill the time.
+        steps: per block; 0 = as many as fill ``seconds``.
+        repeats: passes.
+        seconds: length of a block whose number of steps is not given.
+        device: what is waited for.
     """
 
-    advance: Callable[[int], None]
     steps: int = 0
+    repeats: int = 5
+    seconds: float = 0.5
+    device: str = "cpu"
+
+    def __post_init__(self):
+        if self.repeats < 1:
+            raise ValueError(f"repeats={self.repeats}: expected at least 1")
 
 
 def interleave(
-    contenders: Mapping[str, Contender],
+    contenders: Mapping[str, Callable[[int], None]],
+    timing: Timing,
     *,
-    repeats: int = 5,
-    seconds: float = 0.5,
-    finish: Callable[[], None] = lambda: None,
     meet: Callable[[], None] = lambda: None,
     agree: Callable[[float], float] = lambda value: value,
 ) -> dict[str, list[float]]:
     """Seconds per step of each contender in each pass, the contenders by turns.
 
     Args:
-        contenders: by name; each takes one step and then one whole block before the first pass.
-        repeats: passes.
-        seconds: length of a block whose number of steps is not given.
-        finish: waits for the device.
+        contenders: by name, what does a number of steps; each takes one step and then one whole
+            block before the first pass.
         meet: waits for the other ranks, before and after each block.
         agree: the largest of the ranks' numbers; a block's time is that of its last rank.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats}: expected at least 1")
+    finish = wait_for(timing.device)
 
     def block(advance: Callable[[int], None], steps: int) -> float:
         meet()
@@ -106,15 +109,15 @@ def interleave(
         return agree(taken) / steps
 
     steps = {}
-    for name, contender in contenders.items():
-        block(contender.advance, contender.steps or 1)  # compiles, allocates
-        guess = block(contender.advance, contender.steps or 1)
-        steps[name] = contender.steps or min(MOST_STEPS, max(1, round(seconds / guess)))
-        block(contender.advance, steps[name])
+    for name, advance in contenders.items():
+        block(advance, timing.steps or 1)  # compiles, allocates
+        guess = block(advance, timing.steps or 1)
+        steps[name] = timing.steps or min(MOST_STEPS, max(1, round(timing.seconds / guess)))
+        block(advance, steps[name])
     taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repeats):
-        for name, contender in contenders.items():
-            taken[name].append(block(contender.advance, steps[name]))
+    for _ in range(timing.repeats):
+        for name, advance in contenders.items():
+            taken[name].append(block(advance, steps[name]))
     return taken
 
 

@@ -27,33 +27,29 @@ class PublishedSolver:
     """Members advanced together on an n x n grid of the unit square.
 
     Args:
-        size: n.
+        forcing: f, (n, n), in the precision and on the device of all arrays.
         viscosity: nu.
         dt: step.
-        forcing: f, (n, n).
         noise: beta, 0 = none.
         draws: kappa, normal draws summed per mode and step.
         correlation: a, length squared.
-        precision, device: of all arrays.
         seed: of the draws.
     """
 
     def __init__(
         self,
-        size: int,
+        forcing: Tensor,
         *,
         viscosity: float = 1e-3,
         dt: float = 1e-3,
-        forcing: Tensor | None = None,
         noise: float = 5e-5,
         draws: int = 10,
         correlation: float = 0.005,
-        precision: torch.dtype = torch.float64,
-        device: str = "cpu",
         seed: int = 0,
     ):
-        self.size, self.dt, self.noise, self.draws = size, dt, noise, draws
-        self.device, self.precision = torch.device(device), precision
+        self.size, self.dt, self.noise, self.draws = len(forcing), dt, noise, draws
+        self.device, self.precision = device, precision = forcing.device, forcing.dtype
+        size = self.size
         whole = torch.fft.fftfreq(size, 1 / size, dtype=precision, device=device)
         half = torch.fft.rfftfreq(size, 1 / size, dtype=precision, device=device)
         self.kx, self.ky = 2 * math.pi * whole[:, None], 2 * math.pi * half[None, :]
@@ -63,8 +59,7 @@ class PublishedSolver:
         limit = size // 2 * 2 / 3
         self.kept = (whole.abs()[:, None] <= limit) & (half[None, :] <= limit)
         self.half_viscous = 0.5 * dt * viscosity * self.k2
-        field = torch.zeros(size, size) if forcing is None else forcing
-        self.f_hat = torch.fft.rfft2(field.to(self.device, precision))
+        self.f_hat = torch.fft.rfft2(forcing)
         k2 = (2 * math.pi) ** 2 * (whole[:, None] ** 2 + whole[None, :] ** 2)
         self.root = torch.sqrt(dt * torch.exp(-correlation * k2))
         self.generator = torch.Generator(device=device).manual_seed(seed)

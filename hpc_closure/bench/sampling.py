@@ -20,6 +20,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,16 +58,48 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a model.
+
+    Attributes:
+        methods: keys of ``SAMPLERS``.
+        evaluations: budgets; those that a method cannot spend are left out.
+        states, members: unseen states, and members drawn for each.
+        repeats: timings of the cost; their median is given.
+        device: where the models compute.
+    """
+
+    methods: Sequence[str] = METHODS
+    evaluations: Sequence[int] = EVALUATIONS
+    states: int = 32
+    members: int = 32
+    repeats: int = 3
+    device: str = "cpu"
+
+    def __post_init__(self):
+        for method in self.methods:
+            if method not in SAMPLERS:
+                raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
+        if self.members < 2:
+            raise ValueError(f"members={self.members}: a spread needs at least 2")
+
+    @property
+    def settings(self) -> list[tuple[str, int]]:
+        """Method and budget of each row."""
+        return [
+            (method, budget)
+            for method in self.methods
+            for budget in self.evaluations
+            if not (budget % SAMPLERS[method].cost and method != "heun")
+        ]
+
+
 def run(
     known: Known,
     model: ClosureModel,
+    plan: Plan = Plan(),
     *,
-    methods: Sequence[str] = METHODS,
-    evaluations: Sequence[int] = EVALUATIONS,
-    states: int = 32,
-    members: int = 32,
-    repeats: int = 3,
-    device: str = "cpu",
     one_pass: ClosureModel | None = None,
     unseen: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> list[dict[str, Any]]:
@@ -74,21 +107,14 @@ def run(
 
     Args:
         known: the law.
-        model: fitted to it, on ``device``.
-        methods: keys of ``SAMPLERS``.
-        evaluations: budgets; those that a method cannot spend are left out.
-        states, members: unseen states, and members drawn for each.
-        repeats: timings of the cost; their median is given.
-        one_pass: a model whose generator was trained by CRPS, on ``device``; a row of its own.
+        model: fitted to it.
+        plan: what is asked of it.
+        one_pass: a model whose generator was trained by CRPS; a row of its own.
         unseen: batches on which the spread of every setting is made up, as training does for the
             model's own setting; without them only that one is corrected.
     """
-    for method in methods:
-        if method not in SAMPLERS:
-            raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
-    if members < 2:
-        raise ValueError(f"members={members}: a spread needs at least 2")
-    given = known.states("test", states)
+    members, device = plan.members, plan.device
+    given = known.states("test", plan.states)
     truth = known.draw(given, 9_000_000)
     reference = Reference(known, given, truth, members)
     rows = []
@@ -113,15 +139,10 @@ def run(
         return mean + CONTROL * (drawn - mean)
 
     add(f"{ORACLE}_x{CONTROL:g}", None, control)
-    budgets = [
-        (method, budget)
-        for method in methods
-        for budget in evaluations
-        if not (budget % SAMPLERS[method].cost and method != "heun")
-    ]
 
     def measure(method: str, drawer: ClosureModel, own: str | None, budget: int | None) -> None:
-        cost = _cost(drawer, given[:1], members, own, budget, device, repeats)
+        drawer = drawer.to(device)
+        cost = _cost(drawer, given[:1], own, budget, plan)
         add(
             method,
             budget,
@@ -132,14 +153,14 @@ def run(
     measure(MEAN_GP, model, MEAN_GP, None)
     if one_pass is not None:
         measure(ONE_PASS, one_pass, None, 1)
-    for method, budget in budgets:
+    for method, budget in plan.settings:
         if unseen:
             model.config.update(method=method, evaluations=budget)
             model.begin("check", unseen)
             model.eval()
         measure(method, model, method, budget)
     for row in rows:
-        row.update(grid=known.grid, states=states, members=members, device=device)
+        row.update(grid=known.grid, states=plan.states, members=members, device=device)
     return rows
 
 
@@ -227,13 +248,18 @@ def _draw(model, states: Tensor, chosen: slice, members: int, method, budget, de
     return torch.stack(out, 1)
 
 
-def _cost(model, state: Tensor, members: int, method, budget, device, repeats: int) -> float:
+def _cost(model, state: Tensor, method, budget, plan: Plan) -> float:
     """Milliseconds for the members of one state."""
-    given, taken = state.float().to(device), []
-    for call in range(repeats + 1):
+    given, taken = state.float().to(plan.device), []
+    for call in range(plan.repeats + 1):
         start = time.perf_counter()
         drawn = model.sample_batch(
-            given, members=range(members), seed=7, call=call, method=method, evaluations=budget
+            given,
+            members=range(plan.members),
+            seed=7,
+            call=call,
+            method=method,
+            evaluations=budget,
         )
         float(drawn[0, 0, 0])  # waits for the device
         taken.append(time.perf_counter() - start)

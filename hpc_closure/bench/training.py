@@ -9,14 +9,14 @@ Adam, ten evaluations per sample.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from hpc_closure.bench import measure
 from hpc_closure.bench.known import Known, fit
-from hpc_closure.bench.measure import Contender
+from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.networks import (
     SENSORS,
     published_loss,
@@ -46,11 +46,8 @@ def run(
     *,
     grid: int = 64,
     batch: int = 80,
-    samples: tuple[int, ...] = (1, 20),
-    device: str = "cpu",
-    repeats: int = 5,
-    seconds: float = 1.0,
-    steps: int = 0,
+    samples: Sequence[int] = (1, 20),
+    timing: Timing = Timing(seconds=1.0),
     config: dict | None = None,
 ) -> list[dict[str, Any]]:
     """Records: case ``training_step`` and ``sample`` at each batch size, two methods each.
@@ -59,22 +56,20 @@ def run(
         grid: points per side.
         batch: of the training step.
         samples: numbers of members drawn at once for one state.
-        steps: per block, 0 = what fills ``seconds``.
+        timing: of the blocks.
         config: differences from the ``default`` preset.
     """
-    known = Known("diffusion", grid)
-    few = max(batch, 64)
+    known, device = Known("diffusion", grid), timing.device
     settings = TrainSettings(steps=1, batch=batch, engine="torch", lr=1e-3)
     # closed-form parts only: the weights do not matter for the speed
-    model = fit(known, samples=few, settings=settings, config=config, optimise=False)
+    model = fit(known, samples=max(batch, 64), steps=0, config=config)
     model.to(device)
     state, target = (x[:batch].to(device) for x in _whole(known.batches("hold", batch)))
-    finish = measure.wait_for(device)
     network = published_network().to(device)
     records = []
 
     def add(case: str, number: int, evaluations: dict[str, int], contenders: dict) -> None:
-        taken = measure.interleave(contenders, repeats=repeats, seconds=seconds, finish=finish)
+        taken = measure.interleave(contenders, timing)
         for name in contenders:
             records.append(
                 {
@@ -87,7 +82,7 @@ def run(
                     "ratio": None if name == OURS else measure.ratio(taken[OURS], taken[name]),
                     "device": device,
                     "threads": torch.get_num_threads(),
-                    "repeats": repeats,
+                    "repeats": timing.repeats,
                 }
             )
 
@@ -96,8 +91,8 @@ def run(
         batch,
         {OURS: 1, PUBLISHED: 1},
         {
-            OURS: Contender(_our_training(model, settings, state, target, device), steps),
-            PUBLISHED: Contender(_their_training(network, settings, state, target), steps),
+            OURS: _our_training(model, settings, state, target, device),
+            PUBLISHED: _their_training(network, settings, state, target),
         },
     )
     _switch_on(model)
@@ -108,8 +103,8 @@ def run(
             number,
             evaluations,
             {
-                OURS: Contender(_our_sample(model, state[:1], target[:1], number), steps),
-                PUBLISHED: Contender(_their_sample(network, state[:1], target[:1], number), steps),
+                OURS: _our_sample(model, state[:1], target[:1], number),
+                PUBLISHED: _their_sample(network, state[:1], target[:1], number),
             },
         )
     return records

@@ -8,20 +8,20 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.schema import Experiment
 
 
-def list_presets() -> int:
+def list_presets() -> None:
+    """Print every shipped preset and what its file says about itself."""
     for name in reading.presets():
         text, _ = reading.read_source(name)
         comment = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
         print(f"{name:20s} {' '.join(comment)}")
-    return 0
 
 
-def show(experiment: Experiment, doc: bool = False) -> int:
+def show(experiment: Experiment, doc: bool = False) -> None:
+    """Print the resolved experiment, as YAML or key by key with its description."""
     if doc:
         print("\n".join(describe(experiment)))
     else:
         print(reading.dump(experiment), end="")
-    return 0
 
 
 def describe(section: BaseModel, prefix: str = "") -> list[str]:
@@ -39,22 +39,23 @@ def describe(section: BaseModel, prefix: str = "") -> list[str]:
     return lines
 
 
-def check(experiment: Experiment, source: str) -> int:
+def check(experiment: Experiment, source: str) -> None:
+    """Print where the run of a right experiment lies, and its hashes."""
     stages = ("generate", "train", "rollout")
     hashes = ", ".join(f"{stage} {experiment.stage_hash(stage)[:10]}" for stage in stages)
     print(f"{source}: right; run folder {experiment.folder}; hashes {hashes}")
-    return 0
 
 
-def diff(one: Experiment, other: Experiment) -> int:
+def diff(one: Experiment, other: Experiment) -> None:
+    """Print the keys in which two experiments differ."""
     rows = reading.differences(one.model_dump(mode="json"), other.model_dump(mode="json"))
     for key, left, right in rows:
         if key != "base":
             print(f"{key}: {left} -> {right}")
-    return 0
 
 
-def copy(preset: str, target: Path) -> int:
+def copy(preset: str, target: Path) -> None:
+    """Write the text of a preset, comments included, to a new file."""
     text, source = reading.read_source(preset)
     if target.exists():
         raise ValueError(f"{target}: exists already; choose another name")
@@ -63,4 +64,3 @@ def copy(preset: str, target: Path) -> int:
     except OSError as error:
         raise RuntimeError(f"{target}: cannot be written ({error.strerror})") from None
     print(f"{target}: copied from {source}")
-    return 0

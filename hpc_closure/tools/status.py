@@ -8,6 +8,7 @@ import json as json_format
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,14 +57,19 @@ class Stage:
 
 def run(
     experiment: Experiment,
+    typed: Sequence[str] = (),
     *,
-    source: str = "",
-    overrides: list[str] | None = None,
     json: bool = False,
     failed: bool = False,
     watch: float | None = None,
 ) -> int:
-    """Print the state of a run. Returns the exit code."""
+    """Print the state of a run, every ``watch`` seconds if given. Returns the exit code.
+
+    Args:
+        typed: experiment and overrides as they were typed, for the command to go on with.
+        json: machine-readable.
+        failed: every failure, with the last line of its log.
+    """
     folder = Run.of(experiment)
     if watch is not None:
         queue = any(folder.submissions(stage).exists() for stage in STAGES)
@@ -71,7 +77,7 @@ def run(
         if not watch >= least:
             reason = ", each look asks the scheduler" if queue else ""
             raise ValueError(f"--watch {watch:g}: expected at least {least:g} seconds{reason}")
-    command = " ".join(["{verb}", shlex.quote(str(source)), *map(shlex.quote, overrides or [])])
+    command = " ".join(["{verb}", *map(shlex.quote, typed)])
     while True:
         stages = survey(experiment)
         if json:

@@ -59,3 +59,7 @@ def chosen_part(text: str | None, units: list) -> list:
     if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise ValueError(f"--parts {text}: expected I/N with 1 <= I <= N, for example 2/8")
     return units[int(part) - 1 :: int(parts)]
+
+
+class UsageError(Exception):
+    """Bad config or usage: one line, exit code 2."""

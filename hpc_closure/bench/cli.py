@@ -1,0 +1,251 @@
+"""``hpc-closure bench``: options, tables and records of what is measured on this machine.
+
+A bench reads nothing but its options, so what is wrong is wrong in them: one line, exit code 2.
+"""
+
+import contextlib
+import json as json_format
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from hpc_closure.work import mpi
+from hpc_closure.work.mpi import World
+from hpc_closure.work.options import UsageError
+
+SMALL = {"width": 16, "modes": 6, "layers": 2}  # as in the presets on 64^2
+
+app = typer.Typer(no_args_is_help=True, help="Measure speed and calibration on this machine.")
+
+Threads = Annotated[int, typer.Option(help="Threads in all; 0 = as torch has it.", metavar="N")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Steps = Annotated[
+    int, typer.Option(help="Steps per timed block; 0 = what fills --seconds.", metavar="N")
+]
+Repeats = Annotated[int, typer.Option(help="Timed blocks; medians are given.", metavar="N")]
+Seconds = Annotated[float, typer.Option(help="Length of a timed block.")]
+Json = Annotated[
+    Optional[Path], typer.Option("--json", help="Write the records there too.", metavar="FILE")
+]
+
+
+@app.command()
+def dns(
+    grid: Annotated[str, typer.Option(help="Points per side.", metavar="N,...")] = "64,256",
+    members: Annotated[str, typer.Option(help="Ensemble sizes.", metavar="N,...")] = "20",
+    precision: Annotated[
+        str, typer.Option(help="float64, float32 or both.", metavar="WORD,...")
+    ] = "float64",
+    domain_ranks: Annotated[
+        int, typer.Option(help="Ranks that share one field; the others share members.")
+    ] = 1,
+    against: Annotated[
+        str,
+        typer.Option(
+            help="published (ten draws), published-1 (one), one-rank, exponax, jax-cfd, fluidsim; "
+            "several with commas.",
+            metavar="METHOD,...",
+            show_default=False,
+        ),
+    ] = "",
+    scheme: Annotated[str, typer.Option(help="Our time scheme.")] = "cn_euler",
+    noise: Annotated[bool, typer.Option(help="With the published stochastic forcing.")] = True,
+    steps: Steps = 0,
+    repeats: Repeats = 5,
+    seconds: Seconds = 0.5,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Speed of the DNS, beside other methods in the same run.
+
+    A ratio is our speed over the method's: medians of blocks timed by turns, the first ones left
+    out. Other solvers are measured when installed, without stochastic forcing, which they lack.
+    Several ranks: `mpirun -n 2 hpc-closure bench dns`.
+    """
+    world = mpi.world()  # before torch
+    from hpc_closure.bench import dns as bench
+    from hpc_closure.bench.measure import Timing
+
+    records: list[dict[str, Any]] = []
+    with _usage(), world.guard():
+        machine = _machine(device, threads, world)
+        cases = [
+            case
+            for size in _numbers("--grid", grid)
+            for count in _numbers("--members", members)
+            for word in _words(precision)
+            for case in bench.split(
+                bench.Case(
+                    grid=size,
+                    members=count,
+                    precision=word,
+                    against=_words(against),
+                    noise=noise,
+                    scheme=scheme,
+                    ranks=world.size,
+                    domain_ranks=domain_ranks,
+                    timing=Timing(steps, repeats, seconds, device),
+                )
+            )
+        ]
+        for case in cases:
+            rows, remarks = bench.run(case, world)
+            if world.root:
+                for line in remarks:
+                    print(line)
+                _print(rows, bench.COLUMNS, header=not records)
+                for line in bench.differences(rows):
+                    print(line, flush=True)
+            records += rows
+        if world.root:
+            _save(json, machine, records)
+
+
+@app.command()
+def training(
+    grid: Annotated[int, typer.Option(help="Points per side.")] = 64,
+    batch: Annotated[int, typer.Option(help="Batch of the training step.")] = 80,
+    samples: Annotated[
+        str, typer.Option(help="Members sampled at once.", metavar="N,...")
+    ] = "1,20",
+    steps: Steps = 0,
+    repeats: Repeats = 5,
+    seconds: Seconds = 1.0,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Speed of training and sampling, beside the published network's form in eager PyTorch."""
+    from hpc_closure.bench import training as bench
+    from hpc_closure.bench.measure import Timing
+
+    with _usage():
+        machine = _machine(device, threads)
+        numbers, timing = _numbers("--samples", samples), Timing(steps, repeats, seconds, device)
+        records = bench.run(grid=grid, batch=batch, samples=numbers, timing=timing)
+        _print(records, bench.COLUMNS)
+        _save(json, machine, records)
+
+
+@app.command()
+def sampling(
+    case: Annotated[
+        str, typer.Option(help="Law of the data: diffusion, amplitude or regimes.")
+    ] = "diffusion",
+    grid: Annotated[int, typer.Option(help="Points per side.")] = 64,
+    model: Annotated[
+        Optional[str],
+        typer.Option(help="A trained model; without it one is trained first.", metavar="FILE"),
+    ] = None,
+    methods: Annotated[
+        Optional[str], typer.Option(help="Samplers; all without it.", metavar="NAME,...")
+    ] = None,
+    evaluations: Annotated[
+        str, typer.Option(help="Evaluations per sample.", metavar="N,...")
+    ] = "1,2,4,8,16,32",
+    states: Annotated[int, typer.Option(help="Unseen states.")] = 32,
+    members: Annotated[int, typer.Option(help="Members per state.")] = 32,
+    steps: Annotated[int, typer.Option(help="Training steps; 0 = closed form only.")] = 2000,
+    samples: Annotated[int, typer.Option(help="States to train on.")] = 2000,
+    one_pass: Annotated[
+        bool, typer.Option("--one-pass", help="Train a one-pass CRPS ensemble, too: one more row.")
+    ] = False,
+    correct: Annotated[
+        bool,
+        typer.Option(
+            "--correct",
+            help="Make up the spread that each setting lacks on unseen states, as training does "
+            "for the model's own.",
+        ),
+    ] = False,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Error, spread per shell and cost of every sampler on data with a known law."""
+    from hpc_closure.bench import sampling as bench
+    from hpc_closure.bench.known import Known, fit
+    from hpc_closure.closure import artifact
+
+    with _usage():
+        machine = _machine(device, threads)
+        known = Known(case, grid)
+
+        def train(preset: str):
+            return fit(known, samples=samples, steps=steps, config={**SMALL, "preset": preset})
+
+        trained = artifact.load(model).model if model else train("default")
+        if getattr(trained, "score_active", True) is False:
+            print("the score network did not earn its place: the samplers do not differ")
+        plan = bench.Plan(
+            methods=_words(methods) if methods else bench.METHODS,
+            evaluations=_numbers("--evaluations", evaluations),
+            states=states,
+            members=members,
+            device=device,
+        )
+        records = bench.run(
+            known,
+            trained,
+            plan,
+            one_pass=train(bench.ONE_PASS) if one_pass else None,
+            unseen=known.batches("valid", max(samples // 4, 1)) if correct else (),
+        )
+        _print(records, bench.COLUMNS)
+        _save(json, machine, records)
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _machine(device: str, threads: int, world: World = World()) -> dict[str, object]:
+    """Share the threads among the ranks, and print where this runs."""
+    import torch
+
+    from hpc_closure.bench import measure
+
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU here; leave it out to use the CPU")
+    torch.set_num_threads(max(1, (threads or torch.get_num_threads()) // world.size))
+    machine = measure.machine(device)
+    if world.root:
+        print(measure.describe(machine), flush=True)
+    return machine
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(word) for word in _words(text)]
+    except ValueError:
+        raise ValueError(f"{option} {text}: expected numbers, for example 64,256") from None
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"{option} {text}: expected positive numbers, for example 64,256")
+    return numbers
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _print(rows: list[dict], columns: dict[str, str], header: bool = True) -> None:
+    from hpc_closure.bench import measure
+
+    lines = measure.table(rows, columns, widths=9).splitlines()
+    print("\n".join(lines if header else lines[1:]), flush=True)
+
+
+def _save(path: Path | None, machine: dict, records: list[dict]) -> None:
+    from hpc_closure.work import atomic
+
+    if path is not None:
+        text = json_format.dumps({"machine": machine, "records": records}, indent=1)
+        atomic.write_text(path, text + "\n")
+        print(f"wrote {path}")
