@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from train_case import losses
 
+from hpc_closure.experiment.schema import Train
 from hpc_closure.train import engine
 from hpc_closure.train.processes import Processes
-from hpc_closure.train.settings import TrainSettings
 
 CASE = Path(__file__).with_name("train_case.py")
 CONFIGS = Path(__file__).parent.parent / "launch" / "deepspeed"
@@ -67,27 +67,27 @@ def test_complex_weights_are_refused():
             self.weight = nn.Parameter(torch.zeros(3, dtype=torch.cfloat))
 
     with pytest.raises(ValueError, match=r"weight is complex64: store it as real"):
-        engine.initialize(Complex(), TrainSettings(), Processes())
+        engine.initialize(Complex(), Train(), Processes())
 
 
 def test_absent_deepspeed(monkeypatch):
     monkeypatch.setattr(engine, "deepspeed_installed", lambda: False)
-    assert engine.choose(TrainSettings()) == "torch"
+    assert engine.choose(Train()) == "torch"
     with pytest.raises(ValueError, match="DeepSpeed is not installed"):
-        engine.choose(TrainSettings(engine="deepspeed"))
+        engine.choose(Train(engine="deepspeed"))
     with pytest.raises(ValueError, match="train.zero_stage=1"):
-        engine.choose(TrainSettings(zero_stage=1))
+        engine.choose(Train(zero_stage=1))
 
 
 def test_batch_must_divide():
     with pytest.raises(ValueError, match="train.batch=10 .* 4 processes x 1.*nearest: 8"):
-        TrainSettings(batch=10).check_shares(4)
+        engine.check(nn.Module(), Train(batch=10), Processes(size=4))
 
 
 @pytest.mark.parametrize("stage", range(4))
 def test_shipped_configurations(stage):
     path = CONFIGS / f"zero{stage}.json"
-    settings = TrainSettings(batch=32, accumulate=2, deepspeed=str(path))
+    settings = Train(batch=32, accumulate=2, deepspeed=str(path))
     config = engine.deepspeed_config(settings, 4)
     assert config["zero_optimization"]["stage"] == stage
     assert config["train_micro_batch_size_per_gpu"] == 4
@@ -109,4 +109,4 @@ def test_wrong_configuration(text, told, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=told):
-        engine.deepspeed_config(TrainSettings(deepspeed=str(path)), 1)
+        engine.deepspeed_config(Train(deepspeed=str(path)), 1)

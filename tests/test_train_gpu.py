@@ -44,7 +44,7 @@ def test_a_restart_point_crosses_devices(name, gpu, tmp_path):
     if name == "deepspeed" and not engine.deepspeed_installed():
         pytest.skip("DeepSpeed is not installed")
     log.setup()
-    settings = {"steps": 30, "score_members": 0}
+    settings = {"steps": 30}
     run_fit(tmp_path / "cpu", engine="torch", **settings)
     with pytest.raises(Stopped):
         run_fit(tmp_path / "both", gpu, engine=name, max_steps=13, **settings)

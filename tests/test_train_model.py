@@ -10,7 +10,7 @@ from hpc_closure.train import checkpoint, metrics
 from hpc_closure.work import log
 from hpc_closure.work.stop import Stopped
 
-SETTINGS = {"steps": 24, "engine": "torch", "validate_every": 8, "score_members": 4}
+SETTINGS = {"steps": 24, "engine": "torch", "validate_every": 8}
 
 
 def train(folder, preset="default", **settings):

@@ -158,7 +158,7 @@ def test_signal(environment, tmp_path):
 @pytest.mark.mpi
 def test_deepspeed_resumes_bit_equal(on_ranks, tmp_path):
     """Stopped and continued by new processes, stages 1 and 3: bit-equal losses."""
-    settings = {"steps": 24, "engine": "deepspeed", "score_members": 0}
+    settings = {"steps": 24, "engine": "deepspeed"}
 
     def jobs(name, **more):
         return [
@@ -179,7 +179,7 @@ def test_deepspeed_resumes_bit_equal(on_ranks, tmp_path):
 @pytest.mark.mpi
 def test_any_engine_continues_from_any(on_ranks, tmp_path):
     """Process count, ZeRO stage and engine change at each stop; the losses stay, to round-off."""
-    settings = {"steps": 36, "score_members": 0}
+    settings = {"steps": 36}
     run = tmp_path / "parts"
     train(tmp_path / "whole", engine="torch", **settings)
     with pytest.raises(Stopped):
@@ -202,7 +202,7 @@ def test_any_engine_continues_from_any(on_ranks, tmp_path):
 @pytest.mark.mpi
 def test_a_killed_rank_ends_the_others(environment, tmp_path, mpirun):
     """A killed rank ends the others, and the same command goes on."""
-    settings = {"steps": 30, "engine": "torch", "score_members": 0}
+    settings = {"steps": 30, "engine": "torch"}
     train(tmp_path / "whole", **settings)
     program = shutil.which("mpirun", path=environment["PATH"])
     words = [f"{key}={value}" for key, value in settings.items()]
@@ -221,7 +221,7 @@ def test_a_killed_rank_ends_the_others(environment, tmp_path, mpirun):
 
 def test_streamed_like_any_other(tmp_path, capfd):
     """A data set larger than the budget: other order, same bits when resumed."""
-    settings = {"steps": 36, "engine": "torch", "budget": 100_000, "score_members": 0, "phases": 1}
+    settings = {"steps": 36, "engine": "torch", "budget": 100_000, "phases": 1}
     train(tmp_path / "whole", **settings)
     assert "streamed" in capfd.readouterr().err
     with pytest.raises(Stopped):
@@ -231,7 +231,7 @@ def test_streamed_like_any_other(tmp_path, capfd):
 
 
 def test_early_stop_keeps_the_best(tmp_path, capfd):
-    settings = {"schedule": "constant", "clip": 0, "ema": 0.5, "score_members": 0}
+    settings = {"schedule": "constant", "clip": 0, "ema": 0.5}
     train(tmp_path, steps=400, lr=0.2, patience=2, engine="torch", **settings)
     assert "early stop at step" in capfd.readouterr().err
     judged = [row["valid_loss"] for row in rows(tmp_path) if "valid_loss" in row]
@@ -258,7 +258,7 @@ def test_diverged(tmp_path):
 
 
 def test_damaged_restart_points_are_skipped(tmp_path, capfd):
-    settings = {"steps": 40, "engine": "torch", "score_members": 0}
+    settings = {"steps": 40, "engine": "torch"}
     with pytest.raises(Stopped):
         train(tmp_path, max_steps=25, **settings)
     folder = tmp_path / "train" / "checkpoints"

@@ -19,14 +19,15 @@ from torch import nn
 from hpc_closure.closure.interface import Phase, build
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral.counters import standard_normals
-from hpc_closure.train import engine, processes
-from hpc_closure.train.settings import TrainSettings
-from hpc_closure.train.trainer import TrainData, fit
+from hpc_closure.train import engine, processes, trainer
+from hpc_closure.train.trainer import Plan, TrainData, fit
 from hpc_closure.work import log, mpi
 from hpc_closure.work.stop import Stop, Stopped
 
 GRID = 16
+trainer.ROW_EVERY = 1  # the tests compare each step
 
 
 class FourierLayer(nn.Module):
@@ -138,7 +139,7 @@ def losses(
     name: str, stage: int, found, accumulate: int = 1, preset: str = "", steps: int = 50
 ) -> list[float]:
     """Losses of the stand-in or of a preset, on the same global batches, by one engine."""
-    settings = TrainSettings(
+    settings = Train(
         batch=8, engine=name, zero_stage=stage, schedule="constant", accumulate=accumulate
     )
     model, data = small_model(preset) if preset else StandIn(), training_data()
@@ -165,18 +166,37 @@ def export(model, path: Path) -> None:
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(path))
 
 
-def run_fit(target: Path, found=processes.Processes(), model=None, **values) -> None:
-    """A training of the stand-in; ``values`` are settings, as text or typed."""
+class StopAfter(Stop):
+    """Asks to stop when the trainer has looked, once a step, this many times."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps, self.looks = steps, 0
+
+    @property
+    def requested(self) -> bool:
+        self.looks += 1
+        if self.looks == self.steps:
+            self.request(f"{self.steps} steps done")
+        return super().requested
+
+
+def run_fit(
+    target: Path, found=processes.Processes(), model=None, max_steps=0, budget=2**32, **values
+) -> None:
+    """A training of the stand-in; ``values`` are settings, as text or typed.
+
+    Args:
+        max_steps: ask it to stop after so many steps; 0 = do not.
+        budget: bytes of samples held in memory.
+    """
     two = (Phase("first", 1.0, "fit"), Phase("second", 2.0, "hold"), Phase("last", 0.0, "valid"))
     phases = two if values.pop("phases", None) else (Phase("all", 1.0, "train"),)
-    typed = {key: type(getattr(TrainSettings, key))(value) for key, value in values.items()}
-    settings = TrainSettings(
-        **{"batch": 8, "log_every": 1, "validate_every": 10, "checkpoint_every": 10, **typed}
-    )
+    settings = Train(**{"batch": 8, "validate_every": 10, "checkpoint_every": 10, **values})
     model = StandIn(phases=phases) if model is None else model
-    with Stop() as stop:
-        data = training_data(budget=settings.budget)
-        fit(model, data, settings, Run(target), export, processes=found, stop=stop)
+    with StopAfter(int(max_steps)) as stop:
+        plan = Plan(settings, 0, Run(target))
+        fit(model, training_data(budget=budget), plan, export, processes=found, stop=stop)
 
 
 def main() -> None:

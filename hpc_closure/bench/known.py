@@ -8,13 +8,14 @@ from torch import Tensor
 from hpc_closure.bench.laws import StateAmplitude, TwoRegimes
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.interface import ClosureModel, build
+from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral.initial import initial_spectrum
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.transform import Transform
 from hpc_closure.train import engine
 from hpc_closure.train.average import Average
 from hpc_closure.train.processes import Processes
-from hpc_closure.train.settings import TrainSettings
+from hpc_closure.train.trainer import learning_rate
 
 CASES = ("diffusion", "amplitude", "regimes")
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
@@ -90,8 +91,8 @@ def fit(
         batch: of a step.
         config: differences from the ``default`` preset.
     """
-    settings = TrainSettings(steps=max(steps, 1), batch=batch, lr=2e-3, engine="torch")
-    torch.manual_seed(settings.seed)
+    settings = Train(steps=max(steps, 1), batch=batch, lr=2e-3, engine="torch")
+    torch.manual_seed(known.seed)
     model = build(config or {}, known.grid)
     data = {
         "fit": known.batches("fit", samples),
@@ -108,11 +109,12 @@ def fit(
         average = Average(worker.held(), settings.ema)
         states = torch.cat([state for state, _ in data[phase.members]])
         targets = torch.cat([target for _, target in data[phase.members]])
-        choose = torch.Generator().manual_seed(settings.seed)
+        choose = torch.Generator().manual_seed(known.seed)
         for step in range(phase_steps):
             indices = torch.randint(samples, (settings.batch,), generator=choose)
             drawn = {"state": states[indices], "target": targets[indices], "sample_index": indices}
-            worker.step([(drawn, settings.seed, step)], settings.rate(step, phase_steps))
+            lr = learning_rate(settings, step, phase_steps)
+            worker.step([(drawn, known.seed, step)], lr)
             average.update(worker.held(), step + 1)
         weights = worker.whole(average.tensors)
         worker.close()

@@ -26,9 +26,9 @@ from hpc_closure.bench.networks import (
 )
 from hpc_closure.closure.conditions import Sensors, regular_positions
 from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.experiment.schema import Train
 from hpc_closure.train import engine
 from hpc_closure.train.processes import Processes
-from hpc_closure.train.settings import TrainSettings
 
 OURS, PUBLISHED = "default", "published"
 COLUMNS = {
@@ -60,7 +60,7 @@ def run(
         config: differences from the ``default`` preset.
     """
     known, device = Known("diffusion", grid), timing.device
-    settings = TrainSettings(steps=1, batch=batch, engine="torch", lr=1e-3)
+    settings = Train(steps=1, batch=batch, engine="torch", lr=1e-3)
     # closed-form parts only: the weights do not matter for the speed
     model = fit(known, samples=max(batch, 64), steps=0, config=config)
     model.to(device)

@@ -349,27 +349,54 @@ class Train(Section):
         (0.8, 0.1, 0.1),
         description="shares of train, valid, test by trajectory; stable under growth",
     )
-    steps: Count = 20000
-    batch: Count = Field(80, description="global batch")
-    lr: Positive = 1e-3
-    schedule: Literal["constant", "cosine", "published"] = "cosine"
-    weight_decay: NonNegative = 0.0
-    clip: NonNegative = Field(1.0, description="gradient norm; 0 = off")
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    engine: Literal["auto", "deepspeed", "torch"] = "auto"
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    steps: Count = Field(20000, description="optimiser steps, all phases together")
+    batch: Count = Field(
+        80, description="samples per step over all processes; a multiple of processes x accumulate"
+    )
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    schedule: Literal["constant", "cosine", "published"] = Field(
+        "cosine",
+        description="learning rate of a phase; cosine: to zero, after a short linear rise; "
+        "published: halved every fifth of the steps",
+    )
+    weight_decay: NonNegative = Field(0.0, description="decoupled (AdamW)")
+    clip: NonNegative = Field(1.0, description="largest norm of the whole gradient; 0 = off")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999,
+        description="decay of the averaged weights, which are validated and exported; 0 = off",
+    )
+    engine: Literal["auto", "deepspeed", "torch"] = Field(
+        "auto", description="auto: DeepSpeed where it is installed, else plain torch"
+    )
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
+        0,
+        description="DeepSpeed shards: 0 nothing, 1 optimiser, 2 and gradients, 3 and weights",
+    )
     deepspeed: str | None = Field(
         None, description="JSON file whose keys replace the built-in DeepSpeed configuration's"
     )
     memory: Positive = Field(4.0, description="GiB of fields held; larger data are streamed")
-    precision: Literal["float32", "bfloat16"] = "float32"
-    accumulate: Count = 1
-    augment: bool = Field(False, description="use the symmetries that the forcing leaves")
-    validate_every: Count = 500
-    checkpoint_every: Count = 500
-    patience: Annotated[int, Field(ge=0)] = Field(
-        0, description="early stop after this many validations; 0 = off"
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: autocast for pointwise parts; weights stay float32"
     )
+    accumulate: Count = Field(1, description="micro-batches per step and process")
+    augment: bool = Field(False, description="use the symmetries that the forcing leaves")
+    validate_every: Count = Field(500, description="steps between held-out losses")
+    checkpoint_every: Count = Field(500, description="steps between restart points")
+    patience: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="end a phase after this many validations without improvement and keep its "
+        "best weights; 0 = off",
+    )
+
+    @model_validator(mode="after")
+    def _engine_shards(self):
+        if self.engine == "torch" and self.zero_stage:
+            raise ValueError(
+                f"zero_stage={self.zero_stage} needs DeepSpeed, but engine=torch: "
+                "set engine=deepspeed or zero_stage=0"
+            )
+        return self
 
 
 class Sampler(Section):

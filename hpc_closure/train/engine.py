@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.experiment.schema import Train
 from hpc_closure.train.processes import Processes, join_alone
-from hpc_closure.train.settings import TrainSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -77,12 +77,19 @@ class Loss(nn.Module):
             return self.model.loss(batch, seed, step).float()
 
 
-def refuse_complex(model: nn.Module) -> None:
-    """Raise ValueError when a weight is complex.
+def check(model: nn.Module, settings: Train, processes: Processes) -> None:
+    """Raise ValueError when the batch has no equal shares, or a weight is complex.
 
     DeepSpeed 0.19 crashes on complex parameters or, when all are complex under ZeRO 1 and 2, sets
     every imaginary part to zero without a word.
     """
+    parts = processes.size * settings.accumulate
+    if settings.batch % parts:
+        raise ValueError(
+            f"train.batch={settings.batch} is global and does not divide into {processes.size} "
+            f"processes x {settings.accumulate} micro-batches; nearest: "
+            f"{max(1, round(settings.batch / parts)) * parts}"
+        )
     for name, weight in model.named_parameters():
         if weight.is_complex():
             raise ValueError(
@@ -97,7 +104,7 @@ def deepspeed_installed() -> bool:
     return find_spec("deepspeed") is not None
 
 
-def choose(settings: TrainSettings) -> str:
+def choose(settings: Train) -> str:
     """Name of the engine. Raises ValueError when DeepSpeed is asked for and absent."""
     if settings.engine == "torch":
         return "torch"
@@ -111,10 +118,9 @@ def choose(settings: TrainSettings) -> str:
     return "torch"
 
 
-def initialize(model: ClosureModel, settings: TrainSettings, processes: Processes) -> Engine:
+def initialize(model: ClosureModel, settings: Train, processes: Processes) -> Engine:
     """Prepare ``model`` (on its device, equal on every rank) for training."""
-    refuse_complex(model)
-    settings.check_shares(processes.size)
+    check(model, settings, processes)
     torch.backends.cudnn.allow_tf32 = False  # float32 is meant
     if processes.size > 1:
         for value in [*model.parameters(), *model.buffers()]:
@@ -124,7 +130,7 @@ def initialize(model: ClosureModel, settings: TrainSettings, processes: Processe
     return DeepSpeedEngine(model, settings, processes)
 
 
-def _optimizer(model: ClosureModel, settings: TrainSettings) -> torch.optim.Optimizer:
+def _optimizer(model: ClosureModel, settings: Train) -> torch.optim.Optimizer:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     return torch.optim.AdamW(
         weights, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -140,7 +146,7 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: ClosureModel, settings: TrainSettings, processes: Processes):
+    def __init__(self, model: ClosureModel, settings: Train, processes: Processes):
         self.model, self.settings, self.processes = model, settings, processes
         self.loss = Loss(model, processes.device, settings.precision)
         self.weights = list(_trained(model).values())
@@ -215,7 +221,7 @@ class DeepSpeedEngine:
 
     name = "deepspeed"
 
-    def __init__(self, model: ClosureModel, settings: TrainSettings, processes: Processes):
+    def __init__(self, model: ClosureModel, settings: Train, processes: Processes):
         self.settings, self.processes = settings, processes
         deepspeed = _import_deepspeed(processes)
         self.config = deepspeed_config(settings, processes.size)
@@ -333,7 +339,7 @@ def _sharded(weight: nn.Parameter) -> Any:
     return weight
 
 
-def deepspeed_config(settings: TrainSettings, num_processes: int) -> dict[str, Any]:
+def deepspeed_config(settings: Train, num_processes: int) -> dict[str, Any]:
     """DeepSpeed's configuration: ours, then the keys of the file ``settings.deepspeed``.
 
     Batch, clipping and accumulation always are the experiment's.

@@ -7,6 +7,7 @@ After a phase the averaged weights are the model's.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,30 +20,42 @@ from torch import Tensor
 from hpc_closure.closure.interface import ClosureModel, Phase
 from hpc_closure.data.samples import Share, TrainingSet
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import TRANSIENT_TRAIN, Train
 from hpc_closure.train import checkpoint, engine, validate
 from hpc_closure.train.average import Average
 from hpc_closure.train.checkpoint import Checkpoint, Progress
 from hpc_closure.train.metrics import Metrics
 from hpc_closure.train.processes import Processes
-from hpc_closure.train.settings import TrainSettings
 from hpc_closure.work import log
 from hpc_closure.work.stop import Stop, Stopped
 
 READ_EVERY = 10  # steps between looks at losses and stop flag on a GPU, which would wait each time
-# what decides the losses; a run that goes on must not change it
-LEARNED = (
-    "steps",
-    "batch",
-    "lr",
-    "schedule",
-    "warmup",
-    "weight_decay",
-    "clip",
-    "ema",
-    "precision",
-    "augment",
-    "seed",
-)
+ROW_EVERY = 10  # steps averaged in one row of the metrics
+WARM_UP = 0.02  # share of a phase's steps in which the cosine schedule rises
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained, and where it goes.
+
+    Attributes:
+        settings: the experiment's section ``train``.
+        seed: of batches, augmentation and the model's noise.
+        run: where restart points, metrics and the model go.
+        recipe: hash of all that decides what is learned, the data included; a restart point of
+            another one is refused.
+    """
+
+    settings: Train
+    seed: int
+    run: Run
+    recipe: str = ""
+
+    @property
+    def learned(self) -> dict:
+        """What decides the losses; a training that goes on must not change it."""
+        settings = self.settings.model_dump(mode="json", exclude=set(TRANSIENT_TRAIN))
+        return {**settings, "seed": self.seed, "recipe": self.recipe[:12]}
 
 
 @dataclass
@@ -62,39 +75,34 @@ class TrainData:
 def fit(
     model: ClosureModel,
     data: TrainData,
-    settings: TrainSettings,
-    run: Run,
+    plan: Plan,
     export: Callable[[ClosureModel, Path], None],
     *,
     processes: Processes | None = None,
     stop: Stop | None = None,
-    recipe: str = "",
 ) -> None:
     """Train ``model`` on ``data``, or go on from the newest restart point, then export it.
 
     Args:
         model: built alike on every process.
         data: read alike on every process.
-        settings: what to do.
-        run: where restart points, metrics and the model go.
+        plan: what to do, and where its products go.
         export: writes the model (averaged weights, float32, on the CPU) to a path.
         processes: from :func:`hpc_closure.train.processes.join`; None = this one alone.
         stop: looked at between steps.
-        recipe: hash of all that decides what is learned, the data included; a restart point of
-            another one is refused.
 
     Raises:
         Stopped: asked to stop; everything is saved, the same call continues.
         ValueError: settings, data and restart point do not fit together.
         RuntimeError: the loss is not finite.
     """
-    trainer = Trainer(model, data, settings, run, processes or Processes(), stop or Stop(), recipe)
+    trainer = Trainer(model, data, plan, processes or Processes(), stop or Stop())
     try:
         trainer.restore()
         for number, (phase, steps) in enumerate(trainer.phases):
             if number >= trainer.progress.phase:
                 trainer.train_phase(phase, steps)
-        trainer.on_first(lambda: export(trainer.model.cpu(), run.model))
+        trainer.on_first(lambda: export(trainer.model.cpu(), plan.run.model))
     finally:
         trainer.close()
 
@@ -106,32 +114,27 @@ class Trainer:
         self,
         model: ClosureModel,
         data: TrainData,
-        settings: TrainSettings,
-        run: Run,
+        plan: Plan,
         processes: Processes,
         stop: Stop,
-        recipe: str,
     ):
-        settings.check_shares(processes.size)
-        engine.refuse_complex(model)
-        self.model, self.data, self.settings, self.run = model, data, settings, run
-        self.processes, self.stop, self.recipe = processes, stop, recipe
+        settings = plan.settings
+        engine.check(model, settings, processes)
+        self.model, self.data, self.processes, self.stop = model, data, processes, stop
+        self.settings, self.seed, self.run = settings, plan.seed, plan.run
         self.logger = log.get()
         self.share = Share(settings.batch, processes.rank, processes.size)
         model.to(processes.device)
         data.train.to(processes.device)
         data.valid.to(processes.device)
         self.phases = _steps_of(model.phases, settings.steps)
-        self.progress = Progress(settings=self._learned())
+        self.learned = {**plan.learned, "samples": len(data.train)}
+        self.progress = Progress(settings=self.learned)
         self.restored: Checkpoint | None = None
         self.metrics: Metrics | None = None
         self.best: dict[str, Tensor] = {}
         self.unread: list[Tensor] = []
         self.steps_now = 0
-
-    def _learned(self) -> dict:
-        learned = {key: getattr(self.settings, key) for key in LEARNED}
-        return {**learned, "samples": len(self.data.train), "recipe": self.recipe[:12]}
 
     # Restart points
 
@@ -152,11 +155,11 @@ class Trainer:
             self.metrics = Metrics(self.run.metrics, self.run.tensorboard, self.progress.step)
 
     def _check_restored(self, path: Path, weights: dict[str, Tensor]) -> None:
-        now, then = self._learned(), self.progress.settings
+        then = self.progress.settings
         changed = [
-            f"{key}: {then.get(key)} -> {value}"
-            for key, value in now.items()
-            if then.get(key) != value
+            f"{key}: {then[key]} -> {value}"
+            for key, value in self.learned.items()
+            if key in then and then[key] != value
         ]
         if changed:
             raise ValueError(
@@ -217,7 +220,7 @@ class Trainer:
             steps, f"train {phase.name}", initial=progress.phase_step, show=self.processes.first
         ) as bar:
             while progress.phase_step < steps:
-                lr = settings.rate(progress.phase_step, steps)
+                lr = learning_rate(settings, progress.phase_step, steps)
                 self.unread.append(self.engine.step(self._micro_batches(), lr))
                 progress.step += 1
                 progress.phase_step += 1
@@ -227,7 +230,7 @@ class Trainer:
                 last = progress.phase_step == steps
                 validating = last or progress.phase_step % settings.validate_every == 0
                 saving = not last and progress.step % settings.checkpoint_every == 0
-                row = progress.step % settings.log_every == 0 or validating
+                row = progress.step % ROW_EVERY == 0 or validating
                 stopping = self._read(force=row or saving)
                 if row:
                     loss = self._write_row(phase.name, lr, self._validate() if validating else {})
@@ -256,10 +259,10 @@ class Trainer:
     def _prepare(self, phase: Phase) -> None:
         """Engine and average of a phase, fresh or as they were."""
         self.fixed = {
-            "train": self.part.some(self.settings.validation),
-            "valid": self.data.valid.some(self.settings.validation),
+            "train": self.part.some(validate.JUDGED),
+            "valid": self.data.valid.some(validate.JUDGED),
         }
-        self.scored = bool(self.settings.score_members) and phase is self._last_trained()
+        self.scored = phase is self._last_trained()
         self.shadow = copy.deepcopy(self.model).eval()
         self.shadow_loss = engine.Loss(self.shadow, self.processes.device, self.settings.precision)
         self.engine = engine.initialize(self.model, self.settings, self.processes)
@@ -292,7 +295,7 @@ class Trainer:
         size = settings.batch // (self.processes.size * settings.accumulate)
         first = step * settings.batch + self.processes.rank * settings.accumulate * size
         return [
-            (self.part.batch(first + part * size, size, self.share), settings.seed, step)
+            (self.part.batch(first + part * size, size, self.share), self.seed, step)
             for part in range(settings.accumulate)
         ]
 
@@ -304,9 +307,6 @@ class Trainer:
         """
         if self.processes.device.type == "cuda" and len(self.unread) < READ_EVERY and not force:
             return False
-        limit = self.settings.max_steps
-        if limit and self.steps_now >= limit:
-            self.stop.request(f"{limit} steps done")
         wanted = torch.tensor(float(self.stop.requested), device=self.processes.device)
         values = self.processes.mean(torch.stack([wanted, *self.unread])).tolist()
         self.unread.clear()
@@ -342,14 +342,12 @@ class Trainer:
         for part, samples in (("train", self.part), ("valid", self.data.valid)):
             numbers = self.fixed[part]
             row[f"{part}_loss"] = validate.mean_loss(
-                self.shadow_loss, samples, numbers, size, settings.seed + 1, processes
+                self.shadow_loss, samples, numbers, size, self.seed + 1, processes
             )
             if self.scored:
                 few = samples.some(min(validate.SCORED, len(numbers)))
-                found = validate.scores(
-                    self.shadow, samples, few, settings.score_members, settings.seed + 1, processes
-                )
-                row.update({f"{part}_{key}": value for key, value in found.items()})
+                scores = validate.scores(self.shadow, samples, few, self.seed + 1, processes)
+                row.update({f"{part}_{key}": value for key, value in scores.items()})
         self._judge(row["valid_loss"], averaged)
         return row
 
@@ -392,6 +390,23 @@ class Trainer:
             self.metrics.close()
         self.data.train.close()
         self.data.valid.close()
+
+
+def learning_rate(settings: Train, step: int, steps: int) -> float:
+    """Learning rate of step ``step`` of a phase of ``steps`` steps.
+
+    "cosine" falls to zero after a linear rise; "published" is halved every fifth of the steps
+    (Dong, Chen, Wu 2025: every 200 of 1000 epochs).
+    """
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "published":
+        return settings.lr * 0.5 ** (5 * step // steps)
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    falling = (step - warm) / max(1, steps - warm)
+    return 0.5 * settings.lr * (1 + math.cos(math.pi * falling))
 
 
 def _steps_of(phases: Sequence[Phase], steps: int) -> list[tuple[Phase, int]]:

@@ -13,7 +13,9 @@ from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
 
-SCORED = 16  # snapshots sampled for the scores
+JUDGED = 512  # most samples used in one validation
+SCORED = 16  # snapshots sampled for the scores beside the loss
+MEMBERS = 8  # samples of each of them
 
 
 def mine(numbers: np.ndarray, processes: Processes) -> np.ndarray:
@@ -44,24 +46,23 @@ def scores(
     model: ClosureModel,
     part: TrainingSet,
     numbers: np.ndarray,
-    members: int,
     seed: int,
     processes: Processes,
 ) -> dict[str, float]:
-    """Scores of an ensemble of ``members`` samples per snapshot.
+    """Scores of an ensemble of ``MEMBERS`` samples per snapshot.
 
     ``error``: relative error of the ensemble mean; ``crps``: fair CRPS over the target's rms;
     ``spread_skill``: 1 when the spread explains the error of the mean.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for batch in _batches(part, mine(numbers, processes), 8):
-        samples = ensemble(model, batch, members, seed).double()
+        samples = ensemble(model, batch, MEMBERS, seed).double()
         sums += score_sums(samples, batch["target"].double()).cpu()
     error, size, variance, crps = processes.mean(sums).tolist()
     return {
         "error": math.sqrt(error / size),
         "crps": crps / math.sqrt(size * _points(part, numbers, processes)),
-        "spread_skill": math.sqrt((members + 1) / members * variance / error) if error else 1.0,
+        "spread_skill": math.sqrt((MEMBERS + 1) / MEMBERS * variance / error) if error else 1.0,
     }
 
 

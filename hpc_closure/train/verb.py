@@ -35,7 +35,6 @@ def fit(experiment: Experiment, session: Session) -> None:
     from hpc_closure.data.samples import TrainingSet
     from hpc_closure.data.symmetry import Symmetry
     from hpc_closure.train import processes, trainer
-    from hpc_closure.train.settings import TrainSettings
 
     section, grid = experiment.train, experiment.train_grid
     joined = processes.join(experiment.cluster.device, session.world.bcast)
@@ -73,26 +72,14 @@ def fit(experiment: Experiment, session: Session) -> None:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.physics.viscosity}
         settings["conditions"]["physics"] = known
     model = build(settings, grid, experiment.physics.length)
-    told = TrainSettings(
-        **section.model_dump(exclude={"grid", "window", "split", "memory"}),
-        seed=experiment.seed,
-        device=experiment.cluster.device,
-    )
+    recipe = experiment.stage_hash("train")
+    plan = trainer.Plan(section, experiment.seed, session.run, recipe)
 
     def export(trained, path: Path) -> None:
         artifact.save(trained, path, target=target_of(experiment), provenance=session.record)
 
     try:
-        trainer.fit(
-            model,
-            data,
-            told,
-            session.run,
-            export,
-            processes=joined,
-            stop=session.stop,
-            recipe=experiment.stage_hash("train"),
-        )
+        trainer.fit(model, data, plan, export, processes=joined, stop=session.stop)
     finally:
         processes.leave()
         store.close()
