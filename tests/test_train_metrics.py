@@ -45,6 +45,17 @@ def test_a_step_cannot_come_twice(tmp_path):
         metrics.write({"step": 3, "loss": 1.0})
 
 
+@pytest.mark.parametrize("line", ["4,all,0.2,0.1x,", "4,all", "x,all,0.2,0.1", "4,all,0.2,,,,,,9"])
+def test_lines_that_are_no_rows_are_skipped(line, tmp_path):
+    path = tmp_path / "metrics.csv"
+    metrics = Metrics(path)
+    metrics.write({"step": 3, "phase": "all", "loss": 0.5, "lr": 0.1})
+    with open(path, "a") as stream:
+        stream.write(line + "\n")
+    metrics.write({"step": 5, "phase": "all", "loss": 0.25, "lr": 0.1})
+    assert [(row["step"], row["loss"]) for row in read(path)] == [(3, 0.5), (5, 0.25)]
+
+
 def test_torn_last_line_is_ignored(tmp_path):
     path = tmp_path / "metrics.csv"
     metrics = Metrics(path)

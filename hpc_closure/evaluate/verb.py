@@ -1,12 +1,11 @@
 """``hpc-closure evaluate``: score rows, figures and the report."""
 
-import csv
 import itertools
-from pathlib import Path
 
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment, sha256_json
 from hpc_closure.rollout import verb as rollout
+from hpc_closure.train import metrics
 from hpc_closure.work import atomic, log
 from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
@@ -238,7 +237,7 @@ class Evaluation:
             rows.extend(coupled.rows)
             words = f"{self.kind}, started at t = {self.experiment.rollout.t_start:g}"
             drawn.append(pictures.illustrate_coupled(coupled, folder, self.kind, words))
-        drawn.append(pictures.illustrate_training(read_metrics(self.run.metrics), folder))
+        drawn.append(pictures.illustrate_training(metrics.read(self.run.metrics), folder))
         drawn.append(pictures.illustrate_cost(rows, folder, self.session.record["device"]))
         made = []
         for picture in itertools.chain.from_iterable(drawn):
@@ -290,19 +289,6 @@ class Evaluation:
                 "closure called": f"every {coupled.interval} step(s)",
             },
         }
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """Rows of a metrics file as numbers; empty cells are left out."""
-    if not path.exists():
-        return []
-    rows = []
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            filled = {key: value for key, value in row.items() if value not in ("", None)}
-            phase = {"phase": filled.pop("phase")} if "phase" in filled else {}
-            rows.append({**phase, **{key: float(value) for key, value in filled.items()}})
-    return rows
 
 
 def print_plan(experiment: Experiment) -> int:

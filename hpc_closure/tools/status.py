@@ -3,7 +3,6 @@
 At most one call of ``squeue``, and only when the run folder records a submission.
 """
 
-import csv
 import json as json_format
 import shlex
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from hpc_closure.experiment.folder import STAGES, Run
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.train import metrics
 from hpc_closure.work import atomic, claims, log, units
 from hpc_closure.work.loop import SINGLE
 from hpc_closure.work.units import STATES
@@ -227,27 +227,19 @@ def _made_by(folder: Run, stage: str) -> str:
 def _training(folder: Run) -> str:
     """Step and losses of the last rows of the metrics."""
     try:
-        with open(folder.metrics, newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, ValueError, csv.Error):
+        rows = metrics.read(folder.metrics)
+    except OSError:
         return ""
-    last: dict[str, str] = {}
+    last: dict = {}
     for row in rows:
-        last.update({key: value for key, value in row.items() if key and value})
+        last.update(row)
     words = [f"step {last['step']}"] if "step" in last else []
     words += [
-        f"{name.removesuffix('_loss')} {_short(last[name])}"
+        f"{name.removesuffix('_loss')} {last[name]:.4g}"
         for name in ("train_loss", "loss", "valid_loss")
         if name in last
     ]
     return ", ".join(words)
-
-
-def _short(number: str) -> str:
-    try:
-        return f"{float(number):.4g}"
-    except ValueError:
-        return number
 
 
 def _check_order(folder: Run, found: dict[str, Stage]) -> None:

@@ -96,7 +96,10 @@ def _events(folder: Path | None):
 
 
 def read(path: Path) -> list[dict]:
-    """Rows of a metrics.csv, numbers as numbers, empty cells left out; torn lines are skipped."""
+    """Rows of a metrics.csv: numbers by column, ``phase`` a word, empty cells left out.
+
+    Lines that are torn or no row of this table are skipped; without a file there are no rows.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -106,19 +109,20 @@ def read(path: Path) -> list[dict]:
     for values in csv.DictReader(io.StringIO(whole)):
         if None in values or None in values.values():
             continue
-        row = {key: _number(value) for key, value in values.items() if value != ""}
+        try:
+            row = {key: _value(key, text) for key, text in values.items() if text != ""}
+        except ValueError:
+            continue
         if isinstance(row.get("step"), int):
             rows.append(row)
     return rows
 
 
-def _number(text: str):
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        value = float(text)
-    except ValueError:
+def _value(column: str, text: str) -> str | int | float:
+    """A cell; raises ValueError when a number is none."""
+    if column == "phase":
         return text
+    if column == "step":
+        return int(text)
+    value = float(text)
     return value if math.isfinite(value) else math.nan
