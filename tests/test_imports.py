@@ -24,7 +24,7 @@ FLOORS = (
 )
 DOORS = {
     "mpi4py": {"work/mpi.py"},
-    "deepspeed": {"train/engine.py"},
+    "deepspeed": {"train/deepspeed.py"},
     "submitit": {"rollout/submit.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_closure.train import checkpoint
-from hpc_closure.train.checkpoint import Checkpoint, Progress
+from hpc_closure.train.checkpoint import Checkpoint, Position
 
 
 def make(step: int) -> Checkpoint:
@@ -16,7 +16,7 @@ def make(step: int) -> Checkpoint:
     statistics = {"mean/gain": torch.tensor([0.1], dtype=torch.float64)}
     moments = {"exp_avg/a": torch.ones(2, 3), "step": torch.tensor(float(step))}
     tensors = {"weights": weights, "statistics": statistics, "optimizer": moments, "best": {}}
-    return Checkpoint(Progress(step=step, pending=[0.1, 1 / 3], best=2.0), tensors)
+    return Checkpoint(Position(step=step, pending=[0.1, 1 / 3], best=2.0), tensors)
 
 
 def test_round_trip(tmp_path):
@@ -24,7 +24,7 @@ def test_round_trip(tmp_path):
     path = checkpoint.newest(tmp_path)
     assert path.name == "step_0000007"
     found = checkpoint.load(path)
-    assert found.progress == make(7).progress
+    assert found.position == make(7).position
     assert "best" not in found.tensors
     for name, tensors in found.tensors.items():
         for key, value in tensors.items():
@@ -44,7 +44,7 @@ def test_two_are_kept_and_leftovers_removed(tmp_path):
 def test_shared_and_strided_tensors(tmp_path):
     flat = torch.arange(10.0)
     views = {"one": flat[:4], "two": flat[2:8:2], "three": flat[:4].view(2, 2).T}
-    checkpoint.save(tmp_path, Checkpoint(Progress(step=1), {"weights": views}))
+    checkpoint.save(tmp_path, Checkpoint(Position(step=1), {"weights": views}))
     found = checkpoint.load(checkpoint.newest(tmp_path)).tensors["weights"]
     assert all((found[key] == views[key]).all() for key in views)
 

@@ -10,7 +10,7 @@ from torch import nn
 from train_case import losses
 
 from hpc_closure.experiment.schema import Train
-from hpc_closure.train import engine
+from hpc_closure.train import deepspeed, engine, trainer
 from hpc_closure.train.processes import Processes
 
 CASE = Path(__file__).with_name("train_case.py")
@@ -21,7 +21,7 @@ VARIANTS = {
     4: ["torch:0", "deepspeed:0", "deepspeed:1", "deepspeed:2", "deepspeed:3"],
 }
 needs_deepspeed = pytest.mark.skipif(
-    not engine.deepspeed_installed(), reason="DeepSpeed is not installed"
+    not deepspeed.installed(), reason="DeepSpeed is not installed"
 )
 
 
@@ -67,16 +67,16 @@ def test_complex_weights_are_refused():
             self.weight = nn.Parameter(torch.zeros(3, dtype=torch.cfloat))
 
     with pytest.raises(ValueError, match=r"weight is complex64: store it as real"):
-        engine.initialize(Complex(), Train(), Processes())
+        trainer.start_engine(Complex(), Train(), Processes())
 
 
 def test_absent_deepspeed(monkeypatch):
-    monkeypatch.setattr(engine, "deepspeed_installed", lambda: False)
-    assert engine.choose(Train()) == "torch"
+    monkeypatch.setattr(deepspeed, "installed", lambda: False)
+    assert trainer.choose_engine(Train()) == "torch"
     with pytest.raises(ValueError, match="DeepSpeed is not installed"):
-        engine.choose(Train(engine="deepspeed"))
+        trainer.choose_engine(Train(engine="deepspeed"))
     with pytest.raises(ValueError, match="train.zero_stage=1"):
-        engine.choose(Train(zero_stage=1))
+        trainer.choose_engine(Train(zero_stage=1))
 
 
 def test_batch_must_divide():
@@ -88,10 +88,10 @@ def test_batch_must_divide():
 def test_shipped_configurations(stage):
     path = CONFIGS / f"zero{stage}.json"
     settings = Train(batch=32, accumulate=2, deepspeed=str(path))
-    config = engine.deepspeed_config(settings, 4)
+    config = deepspeed.configuration(settings, 4)
     assert config["zero_optimization"]["stage"] == stage
     assert config["train_micro_batch_size_per_gpu"] == 4
-    if engine.deepspeed_installed():
+    if deepspeed.installed():
         from deepspeed.runtime.config import DeepSpeedConfig
 
         DeepSpeedConfig({**config, "train_micro_batch_size_per_gpu": 16})
@@ -109,4 +109,4 @@ def test_wrong_configuration(text, told, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=told):
-        engine.deepspeed_config(Train(deepspeed=str(path)), 1)
+        deepspeed.configuration(Train(deepspeed=str(path)), 1)

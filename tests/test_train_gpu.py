@@ -4,7 +4,7 @@ import pytest
 import torch
 from train_case import StandIn, losses, run_fit, training_data
 
-from hpc_closure.train import engine, metrics, processes
+from hpc_closure.train import deepspeed, engine, metrics, processes
 from hpc_closure.work import log
 from hpc_closure.work.stop import Stopped
 
@@ -25,7 +25,7 @@ def test_engines_agree_on_the_gpu(gpu):
     """DeepSpeed under NCCL, all ZeRO stages, and plain torch; the CPU's losses to round-off."""
     reference = losses("torch", 0, gpu)
     assert reference == pytest.approx(losses("torch", 0, processes.Processes()), rel=1e-5)
-    if not engine.deepspeed_installed():
+    if not deepspeed.installed():
         pytest.skip("DeepSpeed is not installed")
     for stage in range(4):
         assert losses("deepspeed", stage, gpu) == pytest.approx(reference, rel=1e-6)
@@ -41,7 +41,7 @@ def test_small_data_live_on_the_device(gpu):
 
 @pytest.mark.parametrize("name", ["torch", "deepspeed"])
 def test_a_restart_point_crosses_devices(name, gpu, tmp_path):
-    if name == "deepspeed" and not engine.deepspeed_installed():
+    if name == "deepspeed" and not deepspeed.installed():
         pytest.skip("DeepSpeed is not installed")
     log.setup()
     settings = {"steps": 30}

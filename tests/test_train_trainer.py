@@ -13,14 +13,14 @@ import pytest
 from safetensors.torch import load_file
 from train_case import StandIn, run_fit, training_data
 
-from hpc_closure.train import checkpoint, engine, metrics, processes
+from hpc_closure.train import checkpoint, deepspeed, engine, metrics, processes
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.validate import mean_loss
 from hpc_closure.work import log
 from hpc_closure.work.stop import Stopped
 
 CASE = Path(__file__).with_name("train_case.py")
-ENGINE = "deepspeed" if engine.deepspeed_installed() else "torch"
+ENGINE = "deepspeed" if deepspeed.installed() else "torch"
 needs_deepspeed = pytest.mark.skipif(ENGINE == "torch", reason="DeepSpeed is not installed")
 
 
@@ -151,7 +151,7 @@ def test_signal(environment, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == 75
     saved = checkpoint.newest(tmp_path / "train" / "checkpoints")
-    assert checkpoint.load(saved).progress.step == rows(tmp_path)[-1]["step"]
+    assert checkpoint.load(saved).position.step == rows(tmp_path)[-1]["step"]
 
 
 @needs_deepspeed

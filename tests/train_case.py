@@ -21,7 +21,7 @@ from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral.counters import standard_normals
-from hpc_closure.train import engine, processes, trainer
+from hpc_closure.train import processes, trainer
 from hpc_closure.train.trainer import Plan, TrainData, fit
 from hpc_closure.work import log, mpi
 from hpc_closure.work.stop import Stop, Stopped
@@ -147,7 +147,7 @@ def losses(
     data.train.to(found.device)
     if not preset:
         model.begin("all", data.train.passes)
-    chosen = engine.initialize(model, settings, found)
+    chosen = trainer.start_engine(model, settings, found)
     size = 8 // found.size // accumulate
     seen = []
     for step in range(steps):

@@ -12,10 +12,8 @@ from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral.initial import initial_spectrum
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.transform import Transform
-from hpc_closure.train import engine
-from hpc_closure.train.average import Average
 from hpc_closure.train.processes import Processes
-from hpc_closure.train.trainer import learning_rate
+from hpc_closure.train.trainer import Average, learning_rate, start_engine
 
 CASES = ("diffusion", "amplitude", "regimes")
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
@@ -105,7 +103,7 @@ def fit(
         phase_steps = round(steps * phase.share / total)
         if not phase_steps:
             continue
-        worker = engine.initialize(model, settings, Processes())
+        worker = start_engine(model, settings, Processes())
         average = Average(worker.held(), settings.ema)
         states = torch.cat([state for state, _ in data[phase.members]])
         targets = torch.cat([target for _, target in data[phase.members]])

@@ -27,7 +27,7 @@ from hpc_closure.bench.networks import (
 from hpc_closure.closure.conditions import Sensors, regular_positions
 from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.experiment.schema import Train
-from hpc_closure.train import engine
+from hpc_closure.train.engine import TorchEngine
 from hpc_closure.train.processes import Processes
 
 OURS, PUBLISHED = "default", "published"
@@ -121,7 +121,7 @@ def _our_training(model: ClosureModel, settings, state, target, device) -> Calla
     trained = {id(weight) for weight in model.parameters_of("generator")}
     for weight in model.parameters():
         weight.requires_grad_(id(weight) in trained)
-    worker = engine.initialize(model, settings, Processes(device=torch.device(device)))
+    worker = TorchEngine(model, settings, Processes(device=torch.device(device)))
     count = 0
 
     def advance(num_steps: int) -> None:

@@ -33,7 +33,7 @@ LAYOUT = 1
 
 
 @dataclass
-class Progress:
+class Position:
     """Where a training stands.
 
     Attributes:
@@ -58,7 +58,7 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    progress: Progress
+    position: Position
     tensors: dict[str, dict[str, Tensor]]
 
 
@@ -68,14 +68,14 @@ def name_of(step: int) -> str:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Publish a restart point and drop all but the newest two. Call on one process."""
-    target = folder / name_of(checkpoint.progress.step)
+    target = folder / name_of(checkpoint.position.step)
     with atomic.publish(target) as part:
         part.mkdir(parents=True)
         for name, tensors in checkpoint.tensors.items():
             if tensors:
                 plain = {key: _plain(value) for key, value in tensors.items()}
                 (part / f"{name}.safetensors").write_bytes(serialize(plain))
-        text = json.dumps({"layout": LAYOUT, **vars(checkpoint.progress)}, indent=1)
+        text = json.dumps({"layout": LAYOUT, **vars(checkpoint.position)}, indent=1)
         (part / "progress.json").write_text(text, encoding="utf-8")
         sums = {path.name: _sha256(path) for path in sorted(part.iterdir())}
         (part / "complete.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
@@ -140,7 +140,7 @@ def load(path: Path) -> Checkpoint:
             for name in TENSORS
             if (path / f"{name}.safetensors").exists()
         }
-        return Checkpoint(Progress(**values), tensors)
+        return Checkpoint(Position(**values), tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{path}: damaged restart point ({error}); delete it and go on") from None
 

@@ -16,11 +16,11 @@ none            0, 1                      0, 1                            none n
 ==============  ========================  ==============================  =====================
 """
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 
 TIMEOUT = timedelta(minutes=30)  # a rank may wait while another reads data or writes weights
+closing = contextlib.ExitStack()  # what an engine has opened beside; closed by leave()
 
 
 @dataclass(frozen=True)
@@ -241,11 +242,7 @@ def join_alone(processes: Processes) -> None:
 
 
 def leave() -> None:
-    """Close what :func:`join` opened; DeepSpeed forgets the groups that it keeps, too."""
-    if not dist.is_initialized():
-        return
-    comm = sys.modules.get("deepspeed.comm.comm")
-    if comm is not None and comm.cdb is not None:
-        comm.destroy_process_group()
-    else:
+    """Close what :func:`join` and the engines have opened."""
+    closing.close()
+    if dist.is_initialized():
         dist.destroy_process_group()

@@ -21,9 +21,9 @@ from hpc_closure.closure.interface import ClosureModel, Phase
 from hpc_closure.data.samples import Share, TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import TRANSIENT_TRAIN, Train
-from hpc_closure.train import checkpoint, engine, validate
-from hpc_closure.train.average import Average
-from hpc_closure.train.checkpoint import Checkpoint, Progress
+from hpc_closure.train import checkpoint, deepspeed, engine, validate
+from hpc_closure.train.checkpoint import Checkpoint, Position
+from hpc_closure.train.engine import Engine, TorchEngine
 from hpc_closure.train.metrics import Metrics
 from hpc_closure.train.processes import Processes
 from hpc_closure.work import log
@@ -100,7 +100,7 @@ def fit(
     try:
         trainer.restore()
         for number, (phase, steps) in enumerate(trainer.phases):
-            if number >= trainer.progress.phase:
+            if number >= trainer.position.phase:
                 trainer.train_phase(phase, steps)
         trainer.on_first(lambda: export(trainer.model.cpu(), plan.run.model))
     finally:
@@ -129,7 +129,7 @@ class Trainer:
         data.valid.to(processes.device)
         self.phases = _steps_of(model.phases, settings.steps)
         self.learned = {**plan.learned, "samples": len(data.train)}
-        self.progress = Progress(settings=self.learned)
+        self.position = Position(settings=self.learned)
         self.restored: Checkpoint | None = None
         self.metrics: Metrics | None = None
         self.best: dict[str, Tensor] = {}
@@ -143,19 +143,19 @@ class Trainer:
         found = self.on_first(lambda: checkpoint.newest(self.run.checkpoints), share=True)
         if found:
             self.restored = restored = checkpoint.load(found)
-            self.progress = restored.progress
+            self.position = restored.position
             self._check_restored(found, restored.tensors["weights"])
             self.best = restored.tensors.get("best", {})
             self.model.load_state_dict({**self.model.state_dict(), **restored.tensors["weights"]})
             self.model.load_statistics(restored.tensors.get("statistics", {}))
             if self.processes.first:
                 self.logger.info(f"going on from restart point {found.name}")
-        self.started = time.monotonic() - self.progress.seconds
+        self.started = time.monotonic() - self.position.seconds
         if self.processes.first:
-            self.metrics = Metrics(self.run.metrics, self.run.tensorboard, self.progress.step)
+            self.metrics = Metrics(self.run.metrics, self.run.tensorboard, self.position.step)
 
     def _check_restored(self, path: Path, weights: dict[str, Tensor]) -> None:
-        then = self.progress.settings
+        then = self.position.settings
         changed = [
             f"{key}: {then[key]} -> {value}"
             for key, value in self.learned.items()
@@ -185,9 +185,9 @@ class Trainer:
         self._publish(tensors)
 
     def _publish(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        self.progress.seconds = time.monotonic() - self.started
+        self.position.seconds = time.monotonic() - self.started
         self.on_first(
-            lambda: checkpoint.save(self.run.checkpoints, Checkpoint(self.progress, tensors))
+            lambda: checkpoint.save(self.run.checkpoints, Checkpoint(self.position, tensors))
         )
         if self.metrics:
             self.metrics.flush()
@@ -211,30 +211,30 @@ class Trainer:
 
     def train_phase(self, phase: Phase, steps: int) -> None:
         """All (remaining) steps of a phase; afterwards the averaged weights are the model's."""
-        progress, settings = self.progress, self.settings
+        position, settings = self.position, self.settings
         self._begin(phase)
         if not steps:
             return self._end()
         self._prepare(phase)
         with log.progress(
-            steps, f"train {phase.name}", initial=progress.phase_step, show=self.processes.first
+            steps, f"train {phase.name}", initial=position.phase_step, show=self.processes.first
         ) as bar:
-            while progress.phase_step < steps:
-                lr = learning_rate(settings, progress.phase_step, steps)
+            while position.phase_step < steps:
+                lr = learning_rate(settings, position.phase_step, steps)
                 self.unread.append(self.engine.step(self._micro_batches(), lr))
-                progress.step += 1
-                progress.phase_step += 1
+                position.step += 1
+                position.phase_step += 1
                 self.steps_now += 1
-                self.average.update(self.engine.held(), progress.phase_step)
+                self.average.update(self.engine.held(), position.phase_step)
 
-                last = progress.phase_step == steps
-                validating = last or progress.phase_step % settings.validate_every == 0
-                saving = not last and progress.step % settings.checkpoint_every == 0
-                row = progress.step % ROW_EVERY == 0 or validating
+                last = position.phase_step == steps
+                validating = last or position.phase_step % settings.validate_every == 0
+                saving = not last and position.step % settings.checkpoint_every == 0
+                row = position.step % ROW_EVERY == 0 or validating
                 stopping = self._read(force=row or saving)
                 if row:
                     loss = self._write_row(phase.name, lr, self._validate() if validating else {})
-                    bar.update(progress.phase_step - bar.done, f"loss {loss:.4g}")
+                    bar.update(position.phase_step - bar.done, f"loss {loss:.4g}")
                 if self._out_of_patience():
                     break
                 if saving or (stopping and not last):
@@ -246,7 +246,7 @@ class Trainer:
     def _begin(self, phase: Phase) -> None:
         """Statistics of a phase, computed or as they were, and which weights it trains."""
         model, self.part = self.model, self.data.of(phase.members)
-        if self.progress.phase_step == 0:
+        if self.position.phase_step == 0:
             report = self.on_first(lambda: model.begin(phase.name, self.part.passes))
             model.load_statistics(self.processes.share(model.statistics))
             for key, value in (report or {}).items():
@@ -265,9 +265,9 @@ class Trainer:
         self.scored = phase is self._last_trained()
         self.shadow = copy.deepcopy(self.model).eval()
         self.shadow_loss = engine.Loss(self.shadow, self.processes.device, self.settings.precision)
-        self.engine = engine.initialize(self.model, self.settings, self.processes)
+        self.engine = start_engine(self.model, self.settings, self.processes)
         self.average = Average(self.engine.held(), self.settings.ema)
-        if self.restored is not None and self.progress.phase_step:
+        if self.restored is not None and self.position.phase_step:
             self.engine.load(self.restored.tensors.get("optimizer", {}))
             parts = self.engine.parts(self.restored.tensors["average"])
             for key, value in self.average.tensors.items():
@@ -291,7 +291,7 @@ class Trainer:
 
     def _micro_batches(self) -> list[tuple[dict, int, int]]:
         """This process's slice of the step's global batch, cut for accumulation."""
-        settings, step = self.settings, self.progress.step
+        settings, step = self.settings, self.position.step
         size = settings.batch // (self.processes.size * settings.accumulate)
         first = step * settings.batch + self.processes.rank * settings.accumulate * size
         return [
@@ -310,11 +310,11 @@ class Trainer:
         wanted = torch.tensor(float(self.stop.requested), device=self.processes.device)
         values = self.processes.mean(torch.stack([wanted, *self.unread])).tolist()
         self.unread.clear()
-        self.progress.pending += values[1:]
+        self.position.pending += values[1:]
         for back, loss in enumerate(reversed(values[1:])):
             if loss != loss or abs(loss) == float("inf"):
                 raise RuntimeError(
-                    f"loss is {loss} at step {self.progress.step - back}: lower train.lr or set "
+                    f"loss is {loss} at step {self.position.step - back}: lower train.lr or set "
                     "train.clip; earlier restart points are kept"
                 )
         if values[0] > 0:
@@ -322,12 +322,12 @@ class Trainer:
         return values[0] > 0
 
     def _write_row(self, name: str, lr: float, extra: dict[str, float]) -> float:
-        loss = sum(self.progress.pending) / len(self.progress.pending)
-        self.progress.pending = []
+        loss = sum(self.position.pending) / len(self.position.pending)
+        self.position.pending = []
         if self.metrics:
             seconds = round(time.monotonic() - self.started, 3)
             row = {"phase": name, "loss": loss, "lr": lr, "seconds": seconds, **extra}
-            self.metrics.write({"step": self.progress.step, **row})
+            self.metrics.write({"step": self.position.step, **row})
         return loss
 
     # Judging
@@ -352,36 +352,36 @@ class Trainer:
         return row
 
     def _judge(self, loss: float, averaged: dict[str, Tensor]) -> None:
-        progress = self.progress
-        if progress.best is None or loss < progress.best:
-            progress.best, progress.strikes = loss, 0
+        position = self.position
+        if position.best is None or loss < position.best:
+            position.best, position.strikes = loss, 0
             if self.settings.patience:
                 self.best = {key: value.cpu().clone() for key, value in averaged.items()}
         else:
-            progress.strikes += 1
+            position.strikes += 1
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
-        if not patience or self.progress.strikes < patience:
+        if not patience or self.position.strikes < patience:
             return False
         if self.processes.first:
             self.logger.info(
-                f"early stop at step {self.progress.step}: no better held-out loss than "
-                f"{self.progress.best:.6g} in {patience} validations"
+                f"early stop at step {self.position.step}: no better held-out loss than "
+                f"{self.position.best:.6g} in {patience} validations"
             )
         return True
 
     def _end(self) -> None:
         """Give the model its averaged (or best) weights and mark the phase done."""
-        progress = self.progress
-        if progress.phase_step:
+        position = self.position
+        if position.phase_step:
             averaged = self.best or self.engine.whole(self.average.tensors)
             self.shadow.load_state_dict({**self.shadow.state_dict(), **averaged})
             self.engine.close()
             self.model, self.best = self.shadow.train(), {}
         self.part.close()
-        progress.phase += 1
-        progress.phase_step, progress.best, progress.strikes = 0, None, 0
+        position.phase += 1
+        position.phase_step, position.best, position.strikes = 0, None, 0
         statistics = self.model.statistics
         self._publish({"weights": self.model.state_dict(), "statistics": statistics})
 
@@ -390,6 +390,49 @@ class Trainer:
             self.metrics.close()
         self.data.train.close()
         self.data.valid.close()
+
+
+class Average:
+    """Exponential average of the weights a process holds, in float32.
+
+    a <- a + (1 - d) (w - a) with d = min(decay, (1 + t) / (10 + t)): the start is forgotten.
+
+    Args:
+        weights: by name; ``decay`` = 0 makes the average the latest weights.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], decay: float):
+        self.decay = decay
+        self.tensors = {key: value.detach().float().clone() for key, value in weights.items()}
+
+    @torch.no_grad()
+    def update(self, weights: dict[str, Tensor], step: int) -> None:
+        """Take in the weights after ``step`` steps of the phase (1, 2, ...)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(
+            list(self.tensors.values()), [weights[key] for key in self.tensors], 1 - decay
+        )
+
+
+def choose_engine(settings: Train) -> str:
+    """Name of the engine. Raises ValueError when DeepSpeed is asked for and absent."""
+    if settings.engine == "torch":
+        return "torch"
+    if deepspeed.installed():
+        return "deepspeed"
+    if settings.engine == "deepspeed" or settings.zero_stage or settings.deepspeed:
+        raise ValueError(
+            f"train.engine={settings.engine}, train.zero_stage={settings.zero_stage}: DeepSpeed "
+            "is not installed; pip install deepspeed, or set train.engine=torch train.zero_stage=0"
+        )
+    return "torch"
+
+
+def start_engine(model: ClosureModel, settings: Train, processes: Processes) -> Engine:
+    """Prepare ``model`` (on its device, equal on every rank) for training."""
+    if choose_engine(settings) == "torch":
+        return TorchEngine(model, settings, processes)
+    return deepspeed.DeepSpeedEngine(model, settings, processes)
 
 
 def learning_rate(settings: Train, step: int, steps: int) -> float:
