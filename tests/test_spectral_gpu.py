@@ -1,5 +1,6 @@
-"""The GPU's parts: device draws and kernels, on the CPU where that can be; graphs on a GPU."""
+"""The GPU's parts: kernels and replays, on the CPU where that can be; graphs on a GPU."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -11,6 +12,7 @@ import pytest
 import torch
 from advection_oracles import oracle_forms  # noqa: F401
 
+from hpc_closure.spectral import graphs
 from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
 from hpc_closure.spectral.device_counters import complex_normals_on, keys_on, uniform_bits_on
 from hpc_closure.spectral.problem import Problem
@@ -48,9 +50,10 @@ INTERPRETED = """
 import dataclasses, torch
 torch.manual_seed(0)
 from hpc_closure.spectral import graphs
+from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
+from hpc_closure.spectral.device_counters import complex_normals_on, keys_on, uniform_bits_on
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
-assert graphs.have_triton()
 wiener = {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005}
 ring = {"kind": "ring", "wavenumber": 4, "width": 1, "energy_rate": 0.02}
 for noise in (wiener, ring, {"kind": "none"}):
@@ -58,23 +61,22 @@ for noise in (wiener, ring, {"kind": "none"}):
         problem = Problem(grid=16, forcing={"kind": "published"}, noise=noise, drag=0.1)
         truth = Simulation(problem, [0, 5, 9], 2, threads=1).initialise().advance(3)
         sim = Simulation(problem, [0, 5, 9], 2, threads=1).load_state(**truth.save_state())
-        lane = sim._lanes[0]
-        assert graphs.FusedStep.fits(lane)
-        block = graphs.DeviceNoise(sim.noise, sim) if sim.noise is not None else None
-        row = torch.zeros(1, dtype=torch.int64)
-        step = graphs.FusedStep(lane, sim.pairs, block, row)
-        extra = torch.randn_like(sim.pairs) if closure else None
+        worker, row = sim._workers[0], torch.zeros(1, dtype=torch.int64)
+        chosen = graphs.GraphSteps(
+            sim.pairs, worker.equation, worker.nonlinear, sim.scheme, sim.rates
+        )
+        step, block = chosen.choose_step(), chosen.noise
+        assert isinstance(step, graphs.FusedStep)
+        extra = torch.randn_like(sim.pairs) if closure else 0.0
         if block is not None:
-            block.draw(3, 4)
-            drawn = torch.view_as_real(torch.from_numpy(sim.noise.draw(sim.members, 3, 4)))
-            assert (block.rates[:4] - drawn).abs().max() < 1e-14 * drawn.abs().max()
-            torch_block = block._draw_with_torch(3, 4)
-            assert (torch_block - drawn).abs().max() < 1e-14 * drawn.abs().max()
-        base = lane.steady.expand_as(sim.pairs)
-        step.prepare(base if extra is None else base + extra)
+            for first in (123456789012, 3):  # counters beyond 32 bits, too
+                block.draw(first, 4)
+                drawn = torch.view_as_real(torch.from_numpy(sim.noise.draw(sim.members, first, 4)))
+                assert (block.rates[:4] - drawn).abs().max() < 1e-14 * drawn.abs().max()
+        step.prepare(truth._base(slice(None), None) + extra)
         for offset in range(4):
             step.step(offset)
-        truth.advance(4, None if extra is None else torch.view_as_complex(extra))
+        truth.advance(4, torch.view_as_complex(extra) if closure else None)
         assert (sim.state - truth.state).abs().max() < 1e-14 * truth.state.abs().max()
 print("equal")
 """
@@ -92,6 +94,54 @@ def test_kernels_are_the_cpus_step_to_round_off():
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip() == "equal"
+
+
+SCHEMES = {
+    "flux": {"form": "flux"},
+    "ab2": {"scheme": "cn_ab2"},
+    "etdrk4": {"scheme": "etdrk4", "beta": 5.0},
+    "imex_rk3": {"scheme": "imex_rk3"},
+    "convection": {"removed": "convection"},
+    "single ab2": {"scheme": "cn_ab2", "precision": "float32"},
+}
+
+
+@pytest.mark.parametrize("change", SCHEMES.values(), ids=SCHEMES)
+def test_replayed_steps_are_the_cpus(change, monkeypatch):
+    """All that surrounds a graph, bit for bit: steps are repeated instead of replayed."""
+
+    def repeat(self, step, steps):
+        assert not self.scheme.is_starting  # a graph has no other first step
+
+        def run():
+            for offset in range(steps):
+                step.step(offset)
+            self._row.add_(steps)
+
+        run()  # warms up
+        return run
+
+    monkeypatch.setattr(graphs.GraphSteps, "_capture", repeat)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    # a refined path is drawn on the host, which needs no Triton
+    problem = dataclasses.replace(PUBLISHED, noise={**WIENER, "path_dt": 2e-3}, **change)
+    truth = Simulation(problem, [0, 3, 8], 4, threads=1).initialise()
+    sim = Simulation(problem, [0, 3, 8], 4, threads=1).initialise()
+    worker = sim._workers[0]
+    sim._graphs = graphs.GraphSteps(
+        sim.pairs, worker.equation, worker.nonlinear, sim.scheme, sim.rates
+    )
+    extra = None
+    for steps in (1, 37, 5):
+        truth.advance(steps, extra)
+        sim.advance(steps, extra)
+        extra = 0.01 * truth.state
+        assert torch.equal(sim.state, truth.state)
+    saved = sim.save_state()
+    assert sim.load_state(**saved).advance(3).step_index == 46
+    assert torch.equal(sim.state, truth.advance(3).state)
+    sim.load_state(0, truth.state)  # a fresh history, in the same graphs
+    assert torch.equal(sim.advance(20).state, truth.load_state(0, truth.state).advance(20).state)
 
 
 def cases():
@@ -139,6 +189,17 @@ def test_gpu_is_the_cpu_to_round_off(change):
     torch.testing.assert_close(
         gpu.noise_hat().cpu(), cpu.noise_hat(), rtol=0, atol=tolerance * float(scale)
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("first", [3, 123456789012])
+def test_device_draws_are_the_cpus_to_round_off(first):
+    skip_without_gpu("cuda")
+    sim = Simulation(PUBLISHED, [0, 3, 8], 4, device="cuda").initialise()
+    block = graphs.DeviceNoise(sim.rates, sim.pairs)
+    block.draw(first, 4)
+    drawn = torch.view_as_real(torch.from_numpy(sim.noise.draw(sim.members, first, 4)))
+    assert (block.rates[:4].cpu() - drawn).abs().max() < 1e-14 * drawn.abs().max()
 
 
 @pytest.mark.gpu

@@ -8,9 +8,7 @@ device, at a step counter that lives there too, so a replay needs nothing from t
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,46 +16,37 @@ from torch import Tensor
 
 from hpc_closure.spectral.advection import Basdevant
 from hpc_closure.spectral.counters import STREAM_PATH, WORDS_PER_COUNTER
-from hpc_closure.spectral.device_counters import CONSTANTS, complex_normals_on, keys_on
-from hpc_closure.spectral.lanes import NOISE_BYTES, Lane
-from hpc_closure.spectral.noise import NoiseModel
-from hpc_closure.spectral.schemes import CNAB2, CNEuler
-
-if TYPE_CHECKING:
-    from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.device_counters import CONSTANTS
+from hpc_closure.spectral.rates import NOISE_BYTES, Rates
+from hpc_closure.spectral.schemes import Explicit, Scheme, Term
 
 # Steps of the longer of the two captured graphs, and bytes of noise drawn ahead.
 GRAPH_STEPS = 16
 DEVICE_NOISE_BYTES = 16 * NOISE_BYTES
 
 
-def have_triton() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
-
-
 class DeviceNoise:
     """Rates of a block of steps on the device, ``rates[step - first]``; same bits as on the CPU.
 
     Args:
-        noise: the forcing.
-        simulation: its members are drawn, in its precision, on its device.
+        source: the white forcing and the members that are drawn.
+        like: the state, whose precision and device the rates take.
     """
 
-    def __init__(self, noise: NoiseModel, simulation: Simulation):
-        self.noise, self.members = noise, simulation.members
-        like = simulation.pairs
+    def __init__(self, source: Rates, like: Tensor):
+        assert source.noise is not None
+        self.noise, self.members = source.noise, source.members
         rows, columns = self.noise.box
         per_step = len(self.members) * rows * columns * 2 * like.element_size()
         self.steps = max(1, min(256, DEVICE_NOISE_BYTES // per_step))
         self.rates = like.new_zeros(self.steps, len(self.members), rows, columns, 2)
-        self.on_device = self.noise.level == 0 and not self.noise.correlation_time
+        self.on_device = self.noise.level == 0
         if not self.on_device:
             return
-        keys = [self.noise.key(member) for member in self.members]
-        self.keys = keys_on(keys, like.device)
-        source, sign, std = self.noise.compact_law()
-        self.source = torch.from_numpy(source).to(like.device, torch.int32)
+        keys = np.stack([self.noise.key(member) for member in self.members])
+        source_of, sign, std = self.noise.compact_law()
+        self.keys = torch.from_numpy(keys.view(np.int64)).to(like.device)
+        self.source = torch.from_numpy(source_of).to(like.device, torch.int32)
         self.sign = torch.from_numpy(sign).to(like.device, torch.int32)
         self.std = torch.from_numpy(std * np.sqrt(0.5)).to(like.device)
         self.first = torch.zeros(1, dtype=torch.int64, device=like.device)
@@ -65,14 +54,11 @@ class DeviceNoise:
 
     def draw(self, first: int, count: int) -> None:
         """Fill the first ``count`` rows with the rates of steps ``first ...``."""
-        target = self.rates[:count]
-        if not self.on_device:
-            draws = self.noise.draw(self.members, first, count)
-            target.copy_(torch.view_as_real(torch.from_numpy(draws)))
-        elif have_triton():
+        if self.on_device:
             self._launch(first, count)
         else:
-            target.copy_(self._draw_with_torch(first, count))
+            draws = self.noise.draw(self.members, first, count)
+            self.rates[:count].copy_(torch.view_as_real(torch.from_numpy(draws)))
 
     def _launch(self, first: int, count: int) -> None:
         from hpc_closure.spectral.kernels import draw_kernel
@@ -94,25 +80,31 @@ class DeviceNoise:
             BLOCK=block,
         )
 
-    def _draw_with_torch(self, first: int, count: int) -> Tensor:
-        drawn = complex_normals_on(self.keys, STREAM_PATH, first, count, self.noise.num_drawn)
-        drawn = torch.nn.functional.pad(torch.view_as_real(drawn), (0, 0, 0, 1))
-        box = drawn[:, :, self.source.long()] * self.std[:, None]
-        real = torch.where(self.sign == 0, box[..., 0] * 2**0.5, box[..., 0])
-        return torch.stack([real, box[..., 1] * self.sign], -1).reshape(self.rates[:count].shape)
-
 
 class PlainStep:
-    """Any scheme with a fixed step, by the operations of the CPU lane on static arrays.
+    """Any scheme with a fixed step, by the operations of the CPU on static arrays.
 
     Args:
-        lane: the lane whose scheme and equation are used.
         w: the state, real pairs; changed in place by every step.
+        nonlinear: the explicit term of the equation.
+        scheme: of the step.
+        rates: adds a rate to what is held.
+        noise: rates of the coming steps, or None.
+        row: row of ``noise`` of the next step, on the device.
     """
 
-    def __init__(self, lane: Lane, w: Tensor, noise: DeviceNoise | None, step: Tensor):
-        self.lane, self.w, self.noise, self.step_row = lane, w, noise, step
+    def __init__(
+        self,
+        w: Tensor,
+        nonlinear: Term,
+        scheme: Scheme,
+        rates: Rates,
+        noise: DeviceNoise | None,
+        row: Tensor,
+    ):
+        self.w, self.scheme, self.rates, self.noise, self.row = w, scheme, rates, noise, row
         self.base, self.held = torch.empty_like(w), torch.empty_like(w)
+        self.explicit, self.registers = Explicit(nonlinear, self.held), scheme.make_registers(w)
 
     def prepare(self, base: Tensor) -> None:
         """Take the steady forcing and closure of the coming steps."""
@@ -120,51 +112,41 @@ class PlainStep:
         self.held.copy_(base)
 
     def step(self, offset: int) -> None:
-        """One step with the noise of row ``step_row + offset``."""
-        lane, scheme = self.lane, self.lane.scheme()
+        """One step with the noise of row ``row + offset``."""
         if self.noise is not None:
-            row = self.noise.rates.index_select(0, self.step_row + offset)[0]
-            lane.hold(self.held, self.base, row)
-        if isinstance(scheme, CNAB2):
-            previous = lane.simulation.previous
-            scheme.step_with_memory(self.w, lane.nonlinear, self.held, previous, False)
-        else:
-            scheme.step(self.w, lane.explicit(self.held))
+            rate = self.noise.rates.index_select(0, self.row + offset)[0]
+            self.rates.add(self.base, rate, self.held, slice(0, self.w.shape[2]))
+        self.scheme.step(self.w, self.explicit, self.registers)
 
 
 class FusedStep:
     """The published scheme in the Basdevant form: two transforms and two kernels per step.
 
     Args:
-        lane: the lane whose coefficients are used.
         w: the state, real pairs; changed in place by every step.
+        advection: gives the symbols of velocity and tendency.
+        euler: what :meth:`Scheme.real_euler` gave.
+        noise: rates of the coming steps, or None.
+        row: row of ``noise`` of the next step, on the device.
     """
 
-    def __init__(self, lane: Lane, w: Tensor, noise: DeviceNoise | None, step: Tensor):
-        self.lane, self.w, self.noise, self.step_row = lane, w, noise, step
-        grid, scheme = lane.transform.grid, lane.scheme()
-        assert isinstance(scheme, CNEuler) and isinstance(lane.equation.advection, Basdevant)
-        self.n, self.members = grid.size, len(w)
+    def __init__(
+        self,
+        w: Tensor,
+        advection: Basdevant,
+        euler: tuple[Tensor, Tensor],
+        noise: DeviceNoise | None,
+        row: Tensor,
+    ):
+        self.w, self.noise, self.row = w, noise, row
+        self.n, self.members = advection.transform.grid.size, len(w)
         # The forward transform is left unnormalised and 1 / n^2 put here: one pass less.
-        s_uv, s_difference = lane.equation.advection.to_tendency[:, 0, ..., 0] / self.n**2
-        f_u, f_v = lane.equation.advection.to_velocity[:, 0, ..., 0]
-        a, b = scheme.a.real[..., 0], scheme.b.real[..., 0]
-        self.symbols = torch.stack([a, b, s_uv, s_difference, f_u, f_v]).contiguous()
+        s_uv, s_difference = advection.to_tendency[:, 0, ..., 0] / self.n**2
+        f_u, f_v = advection.to_velocity[:, 0, ..., 0]
+        self.symbols = torch.stack([*euler, s_uv, s_difference, f_u, f_v]).contiguous()
         width = self.n // 2 + 1
         self.velocity = w.new_zeros(2, self.members, self.n, width, 2)
         self.base = torch.empty_like(w)
-
-    @staticmethod
-    def fits(lane: Lane) -> bool:
-        """Whether the recipe is one that the kernels know."""
-        scheme = lane.scheme()
-        return (
-            lane.transform.grid.dimensions == 2
-            and type(scheme) is CNEuler
-            and scheme.a.is_real
-            and lane.problem.removed != "convection"
-            and isinstance(lane.equation.advection, Basdevant)
-        )
 
     def prepare(self, base: Tensor) -> None:
         """Take the steady forcing and closure of the coming steps, and the present velocity."""
@@ -172,7 +154,7 @@ class FusedStep:
         self._update(self.velocity, 0, advance=False)
 
     def step(self, offset: int) -> None:
-        """One step with the noise of row ``step_row + offset``."""
+        """One step with the noise of row ``row + offset``."""
         from hpc_closure.spectral.kernels import product_kernel
 
         spectra = torch.view_as_complex(self.velocity)
@@ -197,7 +179,7 @@ class FusedStep:
             self.symbols,
             self.base,
             rates,
-            self.step_row,
+            self.row,
             offset,
             self.members,
             self.n,
@@ -212,76 +194,85 @@ class FusedStep:
         )
 
 
-class GraphLane(Lane):
-    """The lane of a CUDA device: one chunk, steps replayed from graphs.
+class GraphSteps:
+    """Steps of all members on a CUDA device, replayed from graphs.
 
-    An adaptive step or a coloured forcing needs the host between steps and takes the plain way.
+    For a fixed step and white noise or none: an adaptive step and a coloured forcing need the host
+    between steps.
+
+    Args:
+        w: the state, real pairs; changed in place.
+        equation: gives the symbols that the fused kernels need.
+        nonlinear: its explicit term, or what stands for it where a closure supplies that.
+        scheme: of the step; its memory is that of ``w``.
+        rates: the stochastic forcing.
     """
 
-    def __init__(self, simulation: Simulation):
-        super().__init__(simulation)
+    def __init__(self, w: Tensor, equation, nonlinear: Term, scheme: Scheme, rates: Rates):
+        self.w, self.equation, self.nonlinear = w, equation, nonlinear
+        self.scheme, self.rates = scheme, rates
         self._graphs: dict[int, Callable[[], None]] = {}
         self._step: FusedStep | PlainStep | None = None
-        self._noise_block: DeviceNoise | None = None
-        self._row = torch.zeros(1, dtype=torch.int64, device=simulation.device)
+        self.noise: DeviceNoise | None = None
+        self._row = torch.zeros(1, dtype=torch.int64, device=w.device)
 
-    def advance(self, chunk: slice, num_steps: int, extra: Tensor | None) -> None:
-        """Advance all members by ``num_steps``; ``extra`` is held over them."""
-        simulation = self.simulation
-        noise = simulation.noise
-        by_host = self.problem.cfl or (noise is not None and noise.correlation_time)
-        if by_host or len(simulation.members) != chunk.stop - chunk.start:
-            super().advance(chunk, num_steps, extra)
-            return
-        with torch.cuda.device(simulation.device):
-            self._replay(chunk, num_steps, extra)
+    def advance(self, first: int, num_steps: int, base: Tensor) -> None:
+        """Advance all members, not at the start of a scheme's history.
 
-    def _replay(self, chunk: slice, num_steps: int, extra: Tensor | None) -> None:
-        simulation = self.simulation
-        first = simulation.step_index
-        if simulation.fresh and isinstance(self.scheme(), CNAB2):
-            super().advance(chunk, 1, extra)  # the first step has no history
-            first, num_steps = first + 1, num_steps - 1
-        step, w = self._step or self._make_step(), simulation.pairs
-        step.prepare(self.steady.expand_as(w) if extra is None else self.steady + extra)
-        block = num_steps if self._noise_block is None else self._noise_block.steps
-        for start in range(0, num_steps, max(block, 1)):
-            count = min(block, num_steps - start)
-            self._row.zero_()
-            if self._noise_block is not None:
-                self._noise_block.draw(first + start, count)
-            for steps in [GRAPH_STEPS] * (count // GRAPH_STEPS) + [1] * (count % GRAPH_STEPS):
-                self._graphs[steps]()
+        Args:
+            first: steps taken before.
+            num_steps: steps to take.
+            base: steady forcing and closure, held over these steps.
+        """
+        with torch.cuda.device(self.w.device):
+            step = self._step or self._make_step(base)
+            step.prepare(base)
+            block = num_steps if self.noise is None else self.noise.steps
+            for start in range(0, num_steps, block):
+                count = min(block, num_steps - start)
+                self._row.zero_()
+                if self.noise is not None:
+                    self.noise.draw(first + start, count)
+                for steps in [GRAPH_STEPS] * (count // GRAPH_STEPS) + [1] * (count % GRAPH_STEPS):
+                    self._graphs[steps]()
 
-    def _make_step(self) -> FusedStep | PlainStep:
-        simulation = self.simulation
-        if simulation.noise is not None:
-            self._noise_block = DeviceNoise(simulation.noise, simulation)
-        kind = FusedStep if have_triton() and FusedStep.fits(self) else PlainStep
-        step = self._step = kind(self, simulation.pairs, self._noise_block, self._row)
-        saved, previous = simulation.pairs.clone(), simulation.previous.clone()
-        step.prepare(self.steady.expand_as(simulation.pairs))
+    def choose_step(self) -> FusedStep | PlainStep:
+        """The fused step where the kernels know the recipe, else the plain one."""
+        noise = self.noise = (
+            DeviceNoise(self.rates, self.w) if self.rates.noise is not None else None
+        )
+        advection, euler = getattr(self.equation, "advection", None), self.scheme.real_euler()
+        supplied = self.nonlinear != self.equation.nonlinear
+        if isinstance(advection, Basdevant) and euler is not None and not supplied:
+            return FusedStep(self.w, advection, euler, noise, self._row)
+        return PlainStep(self.w, self.nonlinear, self.scheme, self.rates, noise, self._row)
+
+    def _make_step(self, base: Tensor) -> FusedStep | PlainStep:
+        """Choose and capture a step; what the steps taken to warm up did is undone."""
+        step = self._step = self.choose_step()
+        w, memory = self.w.clone(), {name: x.clone() for name, x in self.scheme.save().items()}
+        step.prepare(base)
         for steps in (1, GRAPH_STEPS):
             self._graphs[steps] = self._capture(step, steps)
-        simulation.pairs.copy_(saved)
-        simulation.previous.copy_(previous)
+        self.w.copy_(w)
+        self.scheme.load(self.w, memory)
         return step
 
     def _capture(self, step: FusedStep | PlainStep, steps: int) -> Callable[[], None]:
-        """Graph of ``steps`` steps; the steps taken here to warm up are undone by the caller."""
+        """Graph of ``steps`` steps."""
 
         def run() -> None:
             for offset in range(steps):
                 step.step(offset)
             self._row.add_(steps)
 
-        stream = torch.cuda.Stream(self.simulation.device)
-        stream.wait_stream(torch.cuda.current_stream(self.simulation.device))
+        stream = torch.cuda.Stream(self.w.device)
+        stream.wait_stream(torch.cuda.current_stream(self.w.device))
         self._row.zero_()
         with torch.cuda.stream(stream):
             step.step(0)  # compile kernels, make transform plans and work arrays
             step.step(0)
-        torch.cuda.current_stream(self.simulation.device).wait_stream(stream)
+        torch.cuda.current_stream(self.w.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()

@@ -44,7 +44,7 @@ class Problem:
         forcing: steady forcing, ``kind`` and its parameters (:mod:`forcing`).
         noise: stochastic forcing, ``kind`` and its parameters (:mod:`noise`).
         initial: initial law, ``kind`` and its parameters (:mod:`initial`).
-        scheme: a key of ``stepping.SCHEMES``.
+        scheme: a key of ``schemes.SCHEMES``.
         dt: step; with ``cfl`` the longest one.
         form: form of the nonlinear term (:mod:`advection`).
         precision: ``float64`` or ``float32``.
@@ -95,10 +95,10 @@ class Problem:
             if item.type in ("float", "int"):
                 kind = float if item.type == "float" else int
                 object.__setattr__(self, item.name, kind(getattr(self, item.name)))
-        if self.cfl and self.scheme == "cn_ab2":
-            raise ValueError("cn_ab2 needs a fixed step: take another scheme, or cfl: 0")
+        if self.cfl and SCHEMES[self.scheme].has_memory:
+            raise ValueError(f"{self.scheme} needs a fixed step: take another scheme, or cfl: 0")
         if self.removed == "diffusion":
-            if self.scheme not in ("cn_euler", "cn_ab2"):
+            if not SCHEMES[self.scheme].has_explicit_half:
                 raise ValueError("removed: diffusion is defined for cn_euler and cn_ab2 only")
             if self.drag or self.hyperviscosity or self.beta:
                 raise ValueError("removed: diffusion allows viscosity as the only linear term")

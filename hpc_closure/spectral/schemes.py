@@ -7,18 +7,40 @@ scheme, formulas in the docstrings; a scheme changes ``w`` in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hpc_closure.spectral.transform import Symbol, Transform
 
-Explicit = Callable[[Tensor, Tensor], Tensor]
+#: fills its second argument with a term at the state that is its first, and returns it
+Term = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Explicit:
+    """``R(w) = N(w) + held``, what a scheme treats explicitly: ``explicit(w, out)`` fills ``out``.
+
+    Attributes:
+        nonlinear: N.
+        held: forcings and closure, held over the step; like ``w``.
+    """
+
+    nonlinear: Term
+    held: Tensor
+
+    def __call__(self, w: Tensor, out: Tensor) -> Tensor:
+        return self.nonlinear(w, out).add_(self.held)
 
 
 class Scheme:
-    """Coefficients of one scheme for one step size.
+    """One scheme for one step size: its coefficients, and what it keeps of past steps.
+
+    Threads may share one object: coefficients are only read, work arrays are handed in, and what
+    is kept of past steps stands in rows like the state.
 
     Args:
         linear: eigenvalues of L, complex128, whole retained shape. Coefficients are computed for
@@ -28,48 +50,81 @@ class Scheme:
         implicit_only: leave the explicit half of L out (``removed: diffusion``).
     """
 
-    #: registers besides ``w``, right-hand sides per step, and whether the last R is kept
-    num_registers = 1
+    #: work spectra and right-hand sides of a step
+    num_registers = 2
     num_stages = 1
-    keeps_previous = False
+    #: whether L has an explicit half that can be left out
+    has_explicit_half = False
+    #: whether steps need spectra of past ones: then dt is fixed
+    has_memory = False
 
     def __init__(
         self, linear: Tensor, dt: float, transform: Transform, implicit_only: bool = False
     ):
-        if implicit_only and not isinstance(self, CNEuler):
+        if implicit_only and not self.has_explicit_half:
             raise ValueError("removed: diffusion is defined for cn_euler and cn_ab2 only")
         self.dt, self.transform = dt, transform
-        self._registers: dict[int, Tensor] = {}
         self.prepare(linear, dt, implicit_only)
 
     def prepare(self, linear: Tensor, dt: float, implicit_only: bool) -> None:
         """Compute the coefficients."""
         raise NotImplementedError
 
-    def step(self, w: Tensor, explicit: Explicit) -> None:
-        """Advance ``w`` by one step; ``explicit(w, out)`` fills ``out`` with R."""
+    def step(self, w: Tensor, explicit: Explicit, registers: Tensor, rows=slice(None)) -> None:
+        """Advance ``w`` by one step.
+
+        Args:
+            w: state as real pairs, changed in place.
+            explicit: R.
+            registers: of :meth:`make_registers`; what they hold before and after has no meaning.
+            rows: which rows of the ensemble ``w`` is.
+        """
         raise NotImplementedError
 
     def symbol(self, values: Tensor) -> Symbol:
         """Diagonal operator in the working precision."""
         return self.transform.symbol(values)
 
-    def registers(self, w: Tensor) -> Tensor:
+    def make_registers(self, w: Tensor) -> Tensor:
         """``num_registers`` work spectra of the shape of ``w``."""
-        members = w.shape[0]
-        if members not in self._registers:
-            self._registers[members] = w.new_empty(self.num_registers + 1, *w.shape)
-        return self._registers[members]
+        return w.new_empty(self.num_registers, *w.shape)
+
+    # -- memory: nothing, unless a scheme has some -----------------------------------------------
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the next step begins a history, and so differs from those after it."""
+        return False
+
+    def load(self, w: Tensor, memory: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`save` gave, or with nothing in ``memory`` begin a history.
+
+        Args:
+            w: the state of all members.
+            memory: spectra of past steps by name, as real pairs like ``w``.
+        """
+        if memory:
+            raise ValueError(f"{type(self).__name__} keeps no {', '.join(sorted(memory))}")
+
+    def save(self) -> dict[str, Tensor]:
+        """Spectra of past steps that the next one needs."""
+        return {}
+
+    # -- for fused kernels -----------------------------------------------------------------------
+
+    def real_euler(self) -> tuple[Tensor, Tensor] | None:
+        """``(a, b)`` per mode if a step is ``w^+ = a w + b R(w)`` with real a and b, else None."""
+        return None
 
 
-class CNEuler(Scheme):
-    r"""Crank-Nicolson and explicit Euler, the published scheme.
+class CrankNicolson(Scheme):
+    """The coefficients ``(1 + dt L / 2) / (1 - dt L / 2)`` and ``dt / (1 - dt L / 2)``.
 
-    .. math:: w^+ = \frac{(1 + \tfrac{dt}{2} L) w + dt R(w)}{1 - \tfrac{dt}{2} L}
-
-    With ``implicit_only`` the factor of w in the numerator is 1: the published "diffusion" closure
+    With ``implicit_only`` the numerator of the first is 1: the published "diffusion" closure
     carries the explicit half of the viscosity.
     """
+
+    has_explicit_half = True
 
     def prepare(self, linear, dt, implicit_only):
         inverse = 1.0 / (1.0 - 0.5 * dt * linear)
@@ -77,45 +132,77 @@ class CNEuler(Scheme):
         self.a = self.symbol(numerator * inverse)
         self.b = self.symbol(dt * inverse)
 
-    def step(self, w, explicit):
-        rate, scratch = self.registers(w)
-        explicit(w, rate)
+    def _finish(self, w: Tensor, rate: Tensor, scratch: Tensor) -> None:
+        """``w = a w + b rate``."""
         self.a.scale(w, scratch)
         self.b.scale(rate, scratch)
         w.add_(rate)
 
 
-class CNAB2(CNEuler):
-    r"""Crank-Nicolson and Adams-Bashforth 2; the first step is CN-Euler.
+class CNEuler(CrankNicolson):
+    r"""Crank-Nicolson and explicit Euler, the published scheme.
 
-    .. math:: w^+ = \frac{(1 + \tfrac{dt}{2} L) w + dt (\tfrac32 R_n - \tfrac12 R_{n-1})}
-                         {1 - \tfrac{dt}{2} L}
-
-    The held forcings belong to their step and are not extrapolated.
+    .. math:: w^+ = \frac{(1 + \tfrac{dt}{2} L) w + dt R(w)}{1 - \tfrac{dt}{2} L}
     """
 
-    keeps_previous = True
+    def step(self, w, explicit, registers, rows=slice(None)):
+        rate, scratch = registers
+        explicit(w, rate)
+        self._finish(w, rate, scratch)
 
-    def step(self, w, explicit):
-        raise RuntimeError("cn_ab2 steps through step_with_memory")
+    def real_euler(self):
+        if not self.a.is_real:
+            return None
+        return self.a.real[..., 0], self.b.real[..., 0]
 
-    def step_with_memory(
-        self, w: Tensor, nonlinear: Explicit, held: Tensor, previous: Tensor, first: bool
-    ) -> None:
-        """``previous`` holds the last nonlinear term and receives this one."""
-        rate, scratch = self.registers(w)
-        nonlinear(w, rate)
-        if first:
+
+class CNAB2(CrankNicolson):
+    r"""Crank-Nicolson and Adams-Bashforth 2; the first step is CN-Euler.
+
+    .. math:: w^+ = \frac{(1 + \tfrac{dt}{2} L) w + dt (\tfrac32 N_n - \tfrac12 N_{n-1} + held)}
+                         {1 - \tfrac{dt}{2} L}
+
+    The held forcings belong to their step and are not extrapolated. ``previous_hat`` is
+    :math:`N_{n-1}`.
+    """
+
+    has_memory = True
+
+    def prepare(self, linear, dt, implicit_only):
+        super().prepare(linear, dt, implicit_only)
+        self._previous, self._starting = torch.empty(0), np.empty(0, dtype=bool)  # row by row
+
+    def step(self, w, explicit, registers, rows=slice(None)):
+        rate, scratch = registers
+        previous, starting = self._previous[rows], self._starting[rows]
+        explicit.nonlinear(w, rate)
+        if starting.any():
             previous.copy_(rate)
+            starting[:] = False
         else:
             scratch.copy_(rate)
             rate.mul_(1.5)
             rate.sub_(previous.mul_(0.5))
             previous.copy_(scratch)
-        rate.add_(held)
-        self.a.scale(w, scratch)
-        self.b.scale(rate, scratch)
-        w.add_(rate)
+        rate.add_(explicit.held)
+        self._finish(w, rate, scratch)
+
+    @property
+    def is_starting(self):
+        return bool(self._starting.any())
+
+    def load(self, w, memory):
+        memory = dict(memory)
+        previous = memory.pop("previous_hat", None)
+        super().load(w, memory)
+        if self._previous.shape != w.shape:  # else in place: a graph may hold its address
+            self._previous = torch.zeros_like(w)
+        self._starting = np.full(len(w), previous is None)
+        if previous is not None:
+            self._previous.copy_(previous)
+
+    def save(self):
+        return {} if self.is_starting else {"previous_hat": self._previous}
 
 
 class ETDRK4(Scheme):
@@ -129,7 +216,7 @@ class ETDRK4(Scheme):
     Coefficients by contour integrals (Kassam and Trefethen 2005), free of cancellation.
     """
 
-    num_registers = 5
+    num_registers = 6
     num_stages = 4
     CONTOUR = 64
 
@@ -155,8 +242,8 @@ class ETDRK4(Scheme):
         self.q, self.f1 = self.symbol(q * scale), self.symbol(f1 * scale)
         self.f2, self.f3 = self.symbol(2 * f2 * scale), self.symbol(f3 * scale)
 
-    def step(self, w, explicit):
-        r1, r2, r3, a, b, scratch = self.registers(w)
+    def step(self, w, explicit, registers, rows=slice(None)):
+        r1, r2, r3, a, b, scratch = registers
         explicit(w, r1)
         half = self.e_half.apply(w, r2, scratch)
         self.q.apply(r1, a, scratch)
@@ -213,9 +300,9 @@ class IMEXRK3(Scheme):
             torch.mul(term, scale, out=scratch)
             target.add_(scratch)
 
-    def step(self, w, explicit):
-        *registers, scratch = self.registers(w)
-        rates, linears, stage = registers[:4], [None, *registers[4:6]], registers[6]
+    def step(self, w, explicit, registers, rows=slice(None)):
+        *rates, l1, l2, stage, scratch = registers
+        linears = [None, l1, l2]
         explicit(w, rates[0])
         for i in range(1, 4):
             stage.copy_(w)

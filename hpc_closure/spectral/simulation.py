@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral.forcing import steady_forcing
 from hpc_closure.spectral.initial import initial_spectrum
-from hpc_closure.spectral.lanes import Lane
-from hpc_closure.spectral.noise import NoiseModel
 from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.rates import Rates
+from hpc_closure.spectral.schemes import Explicit, Scheme
 from hpc_closure.spectral.transform import Transform
 
 # Points of a chunk of members: large enough to hide the interpreter, small enough for the cache.
@@ -55,20 +57,21 @@ class Simulation:
         self.grid = problem.make_grid()
         self.device, self.comm = torch.device(device), comm
         self.transform = Transform(self.grid, problem.precision, device, comm)
-        self.noise: NoiseModel | None = None
-        if problem.removed == "none":
-            self.noise = problem.make_noise(seed, stage)
         self.step_index = 0
-        # State as real pairs (members, ..., 2); the last nonlinear term of schemes that keep it;
-        # the state of a coloured forcing; noise drawn for coming steps (chunk -> first step,
-        # rates); whether a scheme that keeps its last term starts afresh.
-        self.pairs = self._zeros()
-        self._make_lanes(chunk, threads)
-        keeps = self._lanes[0].scheme().keeps_previous
-        self.previous = self._zeros() if keeps else self.pairs.new_empty(0)
-        self.rates = np.empty(0)
-        self.drawn_ahead: dict[int, tuple[int, Tensor]] = {}
-        self.fresh = True
+        # State as real pairs (members, ..., 2).
+        shape = (len(self.members), *self.transform.shape, 2)
+        self.pairs = torch.zeros(shape, dtype=self.transform.real, device=self.device)
+        self.noise = problem.make_noise(seed, stage) if problem.removed == "none" else None
+        self.rates = Rates(self.noise, self.members, self.pairs)
+        self._steady = self._own_pairs(steady_forcing(self.grid, **problem.forcing))
+        self._workers, self._chunks = self._make_workers(chunk, threads)
+        self._pool = None
+        if len(self._workers) > 1:
+            workers = len(self._workers)
+            self._pool = ThreadPoolExecutor(workers, "chunks", torch.set_num_threads, (1,))
+        self.scheme = self._workers[0].scheme_at(0)
+        self.scheme.load(self.pairs, {})
+        self._graphs = self._make_graphs()
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -94,37 +97,32 @@ class Simulation:
         self,
         step_index: int,
         w_hat: np.ndarray | Tensor,
-        previous_hat: np.ndarray | None = None,
         rates: np.ndarray | None = None,
+        **memory: np.ndarray | Tensor,
     ) -> Simulation:
         """Continue from ``save_state``, or from whole retained spectra of another run.
 
         Args:
             step_index: steps taken.
             w_hat: ``(members, 2K + 1, K + 1)`` complex.
-            previous_hat: last nonlinear term, for schemes that keep it; without it they restart.
             rates: state of an Ornstein-Uhlenbeck forcing; by default drawn stationary.
+            memory: spectra of past steps that the scheme keeps; without them it starts afresh.
         """
         self.step_index = int(step_index)
-        self._put(self.pairs, w_hat)
-        self.fresh = previous_hat is None
-        if len(self.previous) and previous_hat is not None:
-            self._put(self.previous, previous_hat)
-        if self.noise is not None and self.noise.correlation_time:
-            self.rates = self.noise.stationary(self.members) if rates is None else rates.copy()
+        self.pairs.copy_(self._checked_pairs(w_hat))
+        kept = {name: self._checked_pairs(value) for name, value in memory.items()}
+        self.scheme.load(self.pairs, kept)
+        self.rates.load(rates)
         return self
 
     def save_state(self) -> dict[str, np.ndarray | int]:
         """All that a restart needs, bit-exact: ``sim.load_state(**saved)``. Whole spectra."""
-        saved: dict[str, np.ndarray | int] = {
-            "step_index": self.step_index,
-            "w_hat": self._whole(self.pairs),
-        }
-        if len(self.previous) and not self.fresh:
-            saved["previous_hat"] = self._whole(self.previous)
-        if len(self.rates):
-            saved["rates"] = self.rates.copy()
-        return saved
+        spectra = {"w_hat": self.pairs, **self.scheme.save()}
+        saved: dict[str, np.ndarray | int] = {"step_index": self.step_index}
+        for name, pairs in spectra.items():
+            whole = self.transform.gather(torch.view_as_complex(pairs))
+            saved[name] = whole.cpu().numpy().copy()
+        return {**saved, **self.rates.save()}
 
     def fields(self, names: Sequence[str], size: int | None = None) -> dict[str, Tensor]:
         """Whole physical fields on the grid, or on ``size`` points per side, on every rank.
@@ -160,16 +158,12 @@ class Simulation:
         columns.
         """
         step = self.step_index if step is None else step
-        noise = self.noise
-        if noise is None:
+        if self.noise is None:
             return torch.zeros_like(self.state)
-        if noise.correlation_time:
-            if step != self.step_index:
-                raise ValueError("a coloured forcing is known at the present step only")
-            box = self.rates
-        else:
-            box = noise.draw(self.members, step, 1)[0]
-        return self.transform.local(noise.spread(box)).to(self.state)
+        if self.rates.coloured and step != self.step_index:
+            raise ValueError("a coloured forcing is known at the present step only")
+        whole = self.noise.spread(self.rates.at(step))
+        return self.transform.local(whole).to(self.state)
 
     def nonlinear_hat(self) -> Tensor:
         """The nonlinear term on the right-hand side, ``-(u . grad w)``, of the present state.
@@ -179,21 +173,23 @@ class Simulation:
         """
         out = torch.empty_like(self.pairs)
         for chunk in self._chunks:
-            self._lanes[0].equation.nonlinear(self.pairs[chunk], out[chunk])
+            self._workers[0].equation.nonlinear(self.pairs[chunk], out[chunk])
         return torch.view_as_complex(out)
 
     @property
     def linear(self) -> Tensor:
         """Eigenvalue of the linear part per mode, whole retained shape, complex128."""
-        return self._lanes[0].equation.linear
+        return self._workers[0].equation.linear
 
     def speed(self) -> np.ndarray:
         """Largest ``|u| + |v|`` of each member, ``(members,)`` float64."""
-        return np.concatenate([self._lanes[0].speed(self.pairs[chunk]) for chunk in self._chunks])
+        worker = self._workers[0]
+        return np.concatenate([worker.speed(self.pairs[chunk]) for chunk in self._chunks])
 
     def levels(self) -> np.ndarray:
         """Refinement level of each member's next step, int64 (zeros with a fixed step)."""
-        return np.concatenate([self._lanes[0].levels(self.pairs[chunk]) for chunk in self._chunks])
+        worker = self._workers[0]
+        return np.concatenate([worker.levels(self.pairs[chunk]) for chunk in self._chunks])
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -210,66 +206,179 @@ class Simulation:
         extra = None
         if tendency_hat is not None:
             extra = torch.view_as_real(tendency_hat.to(self.state).resolve_conj().contiguous())
-        if num_steps:
-            self._advance_chunks(num_steps, extra)
-            self.fresh = False
-            self.step_index += num_steps
+        end = self.step_index + num_steps
+        while self.step_index < end:
+            steps = end - self.step_index
+            if self._graphs is None:
+                self._advance_chunks(steps, extra)
+            elif self.scheme.is_starting:
+                steps = 1  # the first step of a history is not the one in the graphs
+                self._advance_chunks(steps, extra)
+            else:
+                base = self._base(slice(None), extra)
+                self._graphs.advance(self.step_index, steps, base)
+            self.step_index += steps
         return self
 
     def _advance_chunks(self, num_steps: int, extra: Tensor | None) -> None:
         """Each worker takes the next chunk through all steps while it is in its cache."""
         queue, lock = iter(self._chunks), threading.Lock()
 
-        def work(lane: Lane) -> None:
+        def work(worker: Worker) -> None:
             while True:
                 with lock:
                     chunk = next(queue, None)
                 if chunk is None:
                     return
-                lane.advance(chunk, num_steps, None if extra is None else extra[chunk])
+                w, base = self.pairs[chunk], self._base(chunk, extra)
+                worker.advance(chunk, w, base, self.step_index, num_steps)
 
         if self._pool is None:
-            work(self._lanes[0])
+            work(self._workers[0])
             return
-        list(self._pool.map(work, self._lanes))
+        list(self._pool.map(work, self._workers))
         # The workers' single thread is their own; new threads elsewhere keep this thread's number.
         torch.set_num_threads(torch.get_num_threads())
 
     # -- internals -------------------------------------------------------------------------------
 
-    def _make_lanes(self, chunk: int | None, threads: int | None) -> None:
+    def _base(self, chunk: slice, extra: Tensor | None) -> Tensor:
+        """Steady forcing and closure of a chunk."""
+        if extra is None:
+            return self._steady.expand_as(self.pairs[chunk])
+        return self._steady + extra[chunk]
+
+    def _make_workers(
+        self, chunk: int | None, threads: int | None
+    ) -> tuple[list[Worker], list[slice]]:
+        """Workers, one per thread, and the chunks of members that they share out."""
         num = len(self.members)
         if self.device.type != "cpu" or self.transform.slabs:
             # one launch, one exchange for all members
             threads, chunk = 1, chunk or num
         elif chunk is None:
             chunk = max(1, CHUNK_POINTS // self.grid.size**self.grid.dimensions)
-        self._chunks = _split(num, chunk, min(threads or torch.get_num_threads(), num))
-        threads = min(threads or torch.get_num_threads(), len(self._chunks))
-        if self.device.type == "cuda":
-            from hpc_closure.spectral.graphs import GraphLane
+        threads = min(threads or torch.get_num_threads(), num)
+        chunks = _split(num, chunk, threads)
+        problem = self.problem
+        transforms = [self.transform]
+        for _ in range(1, min(threads, len(chunks))):
+            transforms.append(Transform(self.grid, problem.precision, self.device))
+        equations = [problem.make_equation(transform) for transform in transforms]
+        linear, transform = equations[0].linear, self.transform
+        scheme_at = cache(lambda level: problem.make_scheme(linear, transform, level))
+        return [Worker(problem, each, self.rates, scheme_at) for each in equations], chunks
 
-            self._lanes: list[Lane] = [GraphLane(self)]
-        else:
-            self._lanes = [Lane(self) for _ in range(threads)]
-        self._pool: ThreadPoolExecutor | None = None
-        if threads > 1:
-            self._pool = ThreadPoolExecutor(threads, "lane", torch.set_num_threads, (1,))
+    def _make_graphs(self):
+        """The steps of a CUDA device, where they need nothing from the host; else None."""
+        by_host = self.problem.cfl or self.rates.coloured or len(self._chunks) > 1
+        if self.device.type != "cuda" or by_host:
+            return None
+        from hpc_closure.spectral.graphs import GraphSteps
 
-    def _zeros(self) -> Tensor:
-        shape = (len(self.members), *self.transform.shape, 2)
-        return torch.zeros(shape, dtype=self.transform.real, device=self.device)
+        worker = self._workers[0]
+        return GraphSteps(self.pairs, worker.equation, worker.nonlinear, self.scheme, self.rates)
 
-    def _put(self, target: Tensor, whole: np.ndarray | Tensor) -> None:
+    def _checked_pairs(self, whole: np.ndarray | Tensor) -> Tensor:
+        """Whole spectra of all members as this rank's real pairs."""
         whole = torch.as_tensor(whole)
         expected = (len(self.members), *self.grid.shape)
         if tuple(whole.shape) != expected:
             raise ValueError(f"expected spectra of shape {expected}, got {tuple(whole.shape)}")
-        mine = self.transform.local(whole).to(self.device, self.transform.complex)
-        target.copy_(torch.view_as_real(mine.contiguous()))
+        return self._own_pairs(whole)
 
-    def _whole(self, pairs: Tensor) -> np.ndarray:
-        return self.transform.gather(torch.view_as_complex(pairs)).cpu().numpy().copy()
+    def _own_pairs(self, whole: Tensor) -> Tensor:
+        mine = self.transform.local(whole).to(self.device, self.transform.complex)
+        return torch.view_as_real(mine.contiguous())
+
+
+class Worker:
+    """Steps chunks of members, with the equation and the work arrays of one thread.
+
+    Args:
+        problem: the recipe.
+        equation: on a transform that no other worker uses.
+        rates: the stochastic forcing of the ensemble.
+        scheme_at: the scheme at ``dt / 2**level``; the workers share them.
+    """
+
+    def __init__(
+        self, problem: Problem, equation, rates: Rates, scheme_at: Callable[[int], Scheme]
+    ):
+        self.problem, self.equation, self.rates = problem, equation, rates
+        self.scheme_at, self.transform = scheme_at, equation.transform
+        self.nonlinear = equation.nonlinear
+        if problem.removed == "convection":
+            self.nonlinear = _zero
+        self._registers: dict[int, Tensor] = {}
+
+    def advance(self, chunk: slice, w: Tensor, base: Tensor, first: int, num_steps: int) -> None:
+        """Advance a chunk in place.
+
+        Args:
+            chunk: rows of the ensemble.
+            w: their state, real pairs.
+            base: their steady forcing and closure, held over these steps.
+            first: steps taken before.
+            num_steps: steps to take.
+        """
+        if self.problem.cfl:
+            self._advance_adaptive(chunk, w, base, first, num_steps)
+        else:
+            self._advance_steps(chunk, w, base, self.rates.steps(chunk, first, num_steps), 0)
+
+    def _advance_steps(self, rows, w: Tensor, base: Tensor, rates, level: int) -> None:
+        """One step of ``dt / 2**level`` for each of the rates."""
+        held = torch.empty_like(w).copy_(base)
+        explicit = Explicit(self.nonlinear, held)
+        scheme, registers = self.scheme_at(level), self._registers_for(w)
+        for rate in rates:
+            if rate is not None:
+                self.rates.add(base, rate, held, self.transform.columns)
+            scheme.step(w, explicit, registers, rows)
+
+    def _advance_adaptive(
+        self, chunk: slice, w: Tensor, base: Tensor, first: int, num_steps: int
+    ) -> None:
+        """Each member takes ``2^j`` substeps per step; members of one level go together."""
+        for step in range(first, first + num_steps):
+            levels = self.levels(w)
+            for level in np.unique(levels).tolist():
+                chosen = np.flatnonzero(levels == level)
+                rows, part, count = chunk.start + chosen, w[chosen], 2**level
+                rates = self.rates.steps(rows, step * count, count, level)
+                self._advance_steps(rows, part, base[chosen], rates, level)
+                w[chosen] = part
+
+    def speed(self, w: Tensor) -> np.ndarray:
+        """Largest speed of each member over all ranks, float64."""
+        return self.transform.maximum(self.equation.speed(w).double().cpu().numpy())
+
+    def levels(self, w: Tensor) -> np.ndarray:
+        """Refinement level of each member's next step, from its own largest speed."""
+        problem, grid = self.problem, self.transform.grid
+        if not problem.cfl:
+            return np.zeros(w.shape[0], dtype=np.int64)
+        speed = self.speed(w)
+        number = speed * (problem.dt * grid.size / grid.length / problem.cfl)
+        levels = np.ceil(np.log2(np.maximum(number, 1.0)))
+        good = np.isfinite(number) & (levels <= problem.max_level)
+        if not good.all():
+            worst = speed[~good][0]
+            raise RuntimeError(
+                f"a member's speed {worst:.4g} needs a step below dt / 2^{problem.max_level} for "
+                f"cfl {problem.cfl}: lower dt or raise max_level"
+            )
+        return levels.astype(np.int64)
+
+    def _registers_for(self, w: Tensor) -> Tensor:
+        if len(w) not in self._registers:
+            self._registers[len(w)] = self.scheme_at(0).make_registers(w)
+        return self._registers[len(w)]
+
+
+def _zero(w: Tensor, out: Tensor) -> Tensor:
+    return out.zero_()
 
 
 def _split(members: int, size: int, threads: int) -> list[slice]:
