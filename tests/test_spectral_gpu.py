@@ -7,21 +7,17 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from advection_oracles import oracle_forms  # noqa: F401
 
 from hpc_closure.spectral import graphs
-from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
-from hpc_closure.spectral.device_counters import complex_normals_on, keys_on, uniform_bits_on
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
 WIENER = {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005}
 RING = {"kind": "ring", "wavenumber": 6, "width": 1, "energy_rate": 0.02}
 PUBLISHED = Problem(grid=32, forcing={"kind": "published"}, noise=WIENER)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def skip_without_gpu(device):
@@ -29,29 +25,10 @@ def skip_without_gpu(device):
         pytest.skip("no CUDA device")
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_device_bits_are_the_cpus(device):
-    skip_without_gpu(device)
-    keys = [key_of(3, "generate", member) for member in (0, 7)]
-    words = uniform_bits_on(keys_on(keys, device), 2, 123456789012, 9).cpu().numpy()
-    for row, key in zip(words, keys):
-        assert np.array_equal(row.view(np.uint64), uniform_bits(key, 2, 123456789012, 9))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_device_normals_are_the_cpus_to_round_off(device):
-    skip_without_gpu(device)
-    key = key_of(3, "generate", 1)
-    on_device = complex_normals_on(keys_on([key], device), 2, 5, 4, 219)[:, 0].cpu().numpy()
-    np.testing.assert_allclose(on_device, complex_normals(key, 2, 5, 4, 219), rtol=0, atol=1e-14)
-
-
 INTERPRETED = """
 import dataclasses, torch
 torch.manual_seed(0)
 from hpc_closure.spectral import graphs
-from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
-from hpc_closure.spectral.device_counters import complex_normals_on, keys_on, uniform_bits_on
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 wiener = {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005}

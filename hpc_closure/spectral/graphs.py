@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hpc_closure.spectral.advection import Basdevant
 from hpc_closure.spectral.counters import STREAM_PATH, WORDS_PER_COUNTER
-from hpc_closure.spectral.device_counters import CONSTANTS
 from hpc_closure.spectral.rates import NOISE_BYTES, Rates
 from hpc_closure.spectral.schemes import Explicit, Scheme, Term
 
@@ -43,6 +42,8 @@ class DeviceNoise:
         self.on_device = self.noise.level == 0
         if not self.on_device:
             return
+        from hpc_closure.spectral.kernels import PHILOX_CONSTANTS
+
         keys = np.stack([self.noise.key(member) for member in self.members])
         source_of, sign, std = self.noise.compact_law()
         self.keys = torch.from_numpy(keys.view(np.int64)).to(like.device)
@@ -50,7 +51,7 @@ class DeviceNoise:
         self.sign = torch.from_numpy(sign).to(like.device, torch.int32)
         self.std = torch.from_numpy(std * np.sqrt(0.5)).to(like.device)
         self.first = torch.zeros(1, dtype=torch.int64, device=like.device)
-        self.constants = torch.tensor(CONSTANTS, dtype=torch.int64, device=like.device)
+        self.constants = torch.tensor(PHILOX_CONSTANTS, dtype=torch.int64, device=like.device)
 
     def draw(self, first: int, count: int) -> None:
         """Fill the first ``count`` rows with the rates of steps ``first ...``."""

@@ -8,6 +8,23 @@ import triton
 import triton.language as tl
 
 
+def _signed(word: int) -> int:
+    """Value of an int64 with these 64 bits."""
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+#: Philox4x64's two multipliers and two Weyl increments (Salmon et al. 2011) as int64
+PHILOX_CONSTANTS = tuple(
+    _signed(word)
+    for word in (
+        0xD2E7470EE14C6C93,
+        0xCA5A826395121157,
+        0x9E3779B97F4A7C15,
+        0xBB67AE8584CAA73B,
+    )
+)
+
+
 @triton.jit
 def _philox(c0, c2, k0, k1, m0, m1, w0, w1):
     """Philox4x64-10 of counters ``(c0, 0, c2, 0)``."""
@@ -31,7 +48,7 @@ def _philox(c0, c2, k0, k1, m0, m1, w0, w1):
 def draw_kernel(
     out,  # (steps, members, box, 2) in the working precision
     keys,  # (members, 2) int64
-    constants,  # (4,) int64: multipliers and Weyl increments
+    constants,  # (4,) int64: PHILOX_CONSTANTS
     first,  # (1,) int64: the first step
     source,  # (box,) int32: draw of each mode of the box; num_drawn for none
     sign,  # (box,) int32: 1, or -1 for a conjugate, or 0 for the real mean
@@ -60,8 +77,8 @@ def draw_kernel(
     w0 = tl.load(constants + 2).to(tl.uint64, bitcast=True)
     w1 = tl.load(constants + 3).to(tl.uint64, bitcast=True)
     a, b, c, d = _philox(c0, c2, k0, k1, m0, m1, w0, w1)
-    lane = index % 4
-    word = tl.where(lane == 0, a, tl.where(lane == 1, b, tl.where(lane == 2, c, d)))
+    fourth = index % 4
+    word = tl.where(fourth == 0, a, tl.where(fourth == 1, b, tl.where(fourth == 2, c, d)))
     high = (word >> 32).to(tl.int64).to(tl.float64)
     low = (word & 0xFFFFFFFF).to(tl.int64).to(tl.float64)
     radius = scale * tl.sqrt(-2.0 * tl.log((high + 0.5) * 2.3283064365386963e-10))
