@@ -86,7 +86,7 @@ def test_an_executor_is_an_override(monkeypatch):
     assert options.typed == ("quickstart", "cluster.executor=slurm")
 
 
-HEAVY = {"torch", "numpy", "mpi4py", "deepspeed", "h5py", "submitit"}
+HEAVY = {"torch", "numpy", "pandas", "mpi4py", "deepspeed", "h5py", "submitit"}
 
 
 def test_help_imports_nothing_heavy():

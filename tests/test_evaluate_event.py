@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.evaluate.event import OBSERVABLES, members_needed, score_event, wilson
-from hpc_closure.evaluate.rows import Rows
+from hpc_closure.evaluate.event import OBSERVABLES, event_records, members_needed, wilson
+from hpc_closure.evaluate.rows import find, frame
 
 
 def test_wilson_against_published_values():
@@ -43,8 +43,8 @@ def test_rows_of_an_event():
     event = SimpleNamespace(observable="peak", above=1.5, lead_time=2.0, tolerance=0.05)
     fields = torch.zeros(4, 1, 8, 8)
     fields[0] += 2.0
-    rows = Rows()
-    score_event(rows, {"model": fields}, event, {"stage": "coupled", "closure": "diffusion"})
-    row = rows.find(method="model", score="probability")
+    labels = {"stage": "coupled", "closure": "diffusion"}
+    rows = frame(event_records({"model": fields}, event, labels))
+    row = find(rows, method="model", score="probability")
     assert row.value == 0.25 and row.low < 0.25 < row.high
-    assert rows.find(score="members_needed").value > 300
+    assert find(rows, score="members_needed").value > 300

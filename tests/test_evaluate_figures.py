@@ -12,7 +12,8 @@ from test_evaluate_scores import normal, stationary
 
 from hpc_closure.evaluate import figures
 from hpc_closure.evaluate.coupled import score_coupled
-from hpc_closure.evaluate.generated import Law, score_generated
+from hpc_closure.evaluate.generated import score_generated
+from hpc_closure.evaluate.methods import Moments
 from hpc_closure.evaluate.pictures import (
     illustrate_cost,
     illustrate_coupled,
@@ -20,9 +21,9 @@ from hpc_closure.evaluate.pictures import (
     illustrate_training,
 )
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
-from hpc_closure.evaluate.rows import Rows
+from hpc_closure.evaluate.rows import Labels, frame
 
-LABELS = {"closure": "diffusion", "sensors": "none", "interval": 1}
+LABELS = Labels({"closure": "diffusion", "sensors": "none", "interval": 1})
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def generated():
         "physics": lambda indices, members: mean[None, indices],
         "none": lambda indices, members: 0 * truth[None, indices],
     }
-    exact = Law(lambda i: mean[i], 0.04**2, lambda f: fourier_coordinates(f, 5))
+    exact = Moments(lambda i: mean[i], 0.04**2, lambda f: fourier_coordinates(f, 5))
     return score_generated(truth, samplers, LABELS, members=12, law=exact)
 
 
@@ -122,7 +123,7 @@ def all_figures(generated, coupled):
     yield figures.rank_histograms(generated.ranks)
     yield figures.loss_curve(history(["mean", "residual"]))
     yield figures.loss_curve(history([""]))
-    yield figures.cost(Rows([*generated.rows, *coupled.rows]))
+    yield figures.cost(frame([*generated.records, *coupled.records]))
     yield figures.cost(coupled.rows)
 
 
@@ -202,4 +203,4 @@ def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch)
         assert picture.png.exists() and picture.png.with_suffix(".pdf").exists()
         assert picture.caption.endswith(".")
     assert not list(illustrate_training([], tmp_path))
-    assert not list(illustrate_cost(Rows(), tmp_path, ""))
+    assert not list(illustrate_cost(frame([]), tmp_path, ""))

@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hpc_closure.evaluate.report import SCORES, TABLES, Picture, write_report
-from hpc_closure.evaluate.rows import Rows
-from hpc_closure.evaluate.summary import describe, headlines
+from hpc_closure.evaluate.pictures import Picture
+from hpc_closure.evaluate.report import SCORES, TABLES, Report
+from hpc_closure.evaluate.rows import Absent, frame
+from hpc_closure.evaluate.summary import heading, summarise
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 PIXEL = base64.b64decode(
@@ -43,9 +44,19 @@ class Page(HTMLParser):
             self.texts.setdefault(self.open[-1], []).append(data.strip())
 
 
+ABSENT = [
+    Absent("generated", "diffusion", "fourier", "there are no sensors to interpolate"),
+    Absent("coupled", "diffusion", "smagorinsky", "G is not a <subgrid> term & more"),
+]
+
+
 def run_rows(p_control=1e-9):
-    rows = Rows()
+    records = []
     base = {"closure": "diffusion", "grid": 64, "interval": 1, "members": 32, "samples": 200}
+
+    def add(**columns):
+        records.append({**base, **columns})
+
     table = {
         "model": {
             "relative_error": 0.481,
@@ -60,8 +71,7 @@ def run_rows(p_control=1e-9):
     }
     for method, scores in table.items():
         for score, value in scores.items():
-            rows.add(
-                **base,
+            add(
                 stage="generated",
                 method=method,
                 score=score,
@@ -70,37 +80,36 @@ def run_rows(p_control=1e-9):
                 high=1.02 * value,
                 evaluations=2 if method == "model" else None,
             )
-    rows.add(**base, stage="generated", method="model", shell=2, score="spread_ratio", value=0.97)
+    add(stage="generated", method="model", shell=2, score="spread_ratio", value=0.97)
     base |= {"interval": 5, "members": 20, "samples": 1}
     for lead, factor in ((0.0, 0.0), (5.0, 0.5), (20.0, 1.0)):
         for method, value in (("model", 0.002), ("oracle", 0.0015), ("none", 0.7)):
-            columns = {**base, "stage": "coupled", "method": method, "lead_time": lead}
-            rows.add(**columns, score="relative_error_mean", value=factor * value)
-            rows.add(**columns, score="diverged", value=0)
+            columns = {"stage": "coupled", "method": method, "lead_time": lead}
+            add(**columns, score="relative_error_mean", value=factor * value)
+            add(**columns, score="diverged", value=0)
             if lead and method == "model":
-                rows.add(**columns, score="spread_ratio", value=1.01)
-                rows.add(**columns, score="spread_skill", value=0.97)
-    rows.add(**base, stage="coupled", method="model", score="cost_ms", value=1.5)
-    rows.add(**base, stage="coupled", method="model", score="cost_ratio", value=4.9)
-    rows.leave_out("generated", "diffusion", "fourier", "there are no sensors to interpolate")
-    rows.leave_out("coupled", "diffusion", "smagorinsky", "G is not a <subgrid> term & more")
-    return rows
+                add(**columns, score="spread_ratio", value=1.01)
+                add(**columns, score="spread_skill", value=0.97)
+    add(stage="coupled", method="model", score="cost_ms", value=1.5)
+    add(stage="coupled", method="model", score="cost_ratio", value=4.9)
+    return frame(records)
 
 
 @pytest.fixture
 def report(tmp_path):
     picture = tmp_path / "loss.png"
     picture.write_bytes(PIXEL)
-    path = write_report(
-        tmp_path / "evaluate" / "report.html",
-        run_rows(),
+    path = tmp_path / "report.html"
+    Report(
         title="quickstart <b>& co</b>",
-        summary={"Physics": {"equation": "vorticity2d", "viscosity": 1e-3}, "Data": {"grid": 64}},
+        rows=run_rows(),
+        absent=ABSENT,
+        facts={"Physics": {"equation": "vorticity2d", "viscosity": 1e-3}, "Data": {"grid": 64}},
         pictures=[Picture("training", picture, "Loss of training and held-out members.")],
-        provenance={"git": {"revision": "abc123", "dirty": False}, "host": "node1"},
         notes=["18 of 20 planned members are present."],
+        provenance={"git": {"revision": "abc123", "dirty": False}, "host": "node1"},
         start=30.0,
-    )
+    ).write(path)
     return path.read_text()
 
 
@@ -151,65 +160,76 @@ def test_every_table_column_is_explained():
     assert set(names) == set(SCORES) and len(names) == len(set(names))
 
 
-def test_headlines_put_the_references_beside_the_model():
-    error, calibration, coupled, spread = headlines(run_rows(), start=30.0)
-    assert error.startswith("Generated closure (diffusion, no sensors, 64² grid): one sample with")
-    assert "2 evaluations of the score network is at relative error 0.481 [0.471, 0.491]" in error
-    assert "the exact law 0.478, the granted physics 0.338, no closure 1.00" in error
-    assert error.endswith("σ/rms(U) = 0.338.")
-    assert "CRPS 1.00 [0.984, 1.02] times the exact law's, spread 0.995" in calibration
-    assert "passes (p = 0.4)" in calibration and "p < 1e-6: this test can tell" in calibration
-    assert "at t = 50 (start 30, horizon 20; 20 members, 1 start)" in coupled
-    assert "relative error 0.00200; the exact law 0.00150, no closure 0.700" in coupled
-    assert coupled.endswith("350 times nearer than without closure.")
-    assert "1.01 of the true ensemble's and 0.970 of its error" in spread
-    assert spread.endswith("A member step costs 1.50 ms, 4.90 times the bare solver.")
+def test_the_summary_puts_the_references_beside_the_model():
+    error, calibration, coupled, spread, cost = summarise(run_rows(), start=30.0)
+    assert error.what.startswith("Generated closure (diffusion, no sensors, 64² grid): relative")
+    assert error.what.endswith("error of one sample, 2 evaluations of the score network")
+    assert error.model == "0.481 [0.471, 0.491]"
+    assert "the exact law 0.478, the granted physics 0.338, no closure 1.00" in error.beside
+    assert error.beside.endswith("can be nearer than σ/rms(U) = 0.338")
+    assert calibration.what == "Calibration (diffusion, no sensors, 64² grid)"
+    assert "CRPS 1.00 [0.984, 1.02] times the exact law's, spread 0.995" in calibration.model
+    assert "passes (p = 0.4)" in calibration.model
+    assert "the exact law has p = 0.6" in calibration.beside
+    assert "p < 1e-6: this test can tell" in calibration.beside
+    assert "a sample held for 5 solver steps" in coupled.what
+    assert "at t = 50 (start 30, horizon 20; 20 members, 1 start)" in coupled.what
+    assert coupled.model == "0.00200"
+    assert coupled.beside.startswith("the exact law 0.00150, no closure 0.700")
+    assert coupled.beside.endswith("350 times nearer than without closure")
+    assert spread.model == "1.01 of the true ensemble's and 0.970 of its error"
+    assert (cost.model, cost.beside) == ("1.50 ms", "4.90 times the bare solver")
 
 
-def test_the_event_asked_for_has_a_headline_and_a_table(tmp_path):
-    rows = Rows()
+def test_the_event_asked_for_has_a_line_and_a_table(tmp_path):
     base = {"stage": "coupled", "closure": "diffusion", "grid": 64, "interval": 5, "samples": 1}
+    records = []
     for method, share in (("model", 0.31), ("oracle", 0.29), ("truth", 1.0)):
         columns = {**base, "method": method, "lead_time": 10.0, "members": 1000}
-        rows.add(**columns, score="probability", value=share, low=share - 0.02, high=share + 0.02)
-        rows.add(**columns, score="members_needed", value=2305)
-    (sentence,) = headlines(rows)
-    assert "lead time 10) has probability 0.310 [0.290, 0.330] by 1000 members" in sentence
-    assert sentence.endswith(
-        "the exact law 0.290. 2305 members would give it to the tolerance " "asked for."
+        ends = {"low": share - 0.02, "high": share + 0.02}
+        records.append({**columns, "score": "probability", "value": share, **ends})
+        records.append({**columns, "score": "members_needed", "value": 2305})
+    rows = frame(records)
+    (line,) = summarise(rows)
+    assert line.what.endswith("lead time 10): probability")
+    assert line.model == "0.310 [0.290, 0.330] by 1000 members"
+    assert line.beside == (
+        "the exact law 0.290; 2305 members would give it to the tolerance asked for"
     )
-    page = Page(write_report(tmp_path / "r.html", rows, title="t", summary={}).read_text())
+    Report("t", rows).write(tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text())
     assert {"probability", "members needed", "truth"} <= set(page.texts["th"])
 
 
-def test_headlines_say_when_the_test_could_not_fail():
-    assert "this test could not tell them apart" in headlines(run_rows(p_control=0.3))[1]
+def test_the_summary_says_when_the_test_could_not_fail():
+    assert "this test could not tell them apart" in summarise(run_rows(p_control=0.3))[1].beside
 
 
-def test_headlines_of_other_runs():
-    rows = Rows()
+def test_the_summary_says_when_the_network_is_off_and_what_was_granted():
+    base = {"stage": "generated", "closure": "diffusion", "grid": 64, "score": "relative_error"}
+    records = [{**base, "method": "model+physics", "value": 0.3, "evaluations": 0}]
+    (line,) = summarise(frame([*records, {**records[0], "score": "rank_p", "value": 0.5}]))
+    assert line.what.endswith(
+        "one sample, score network switched off, granted an estimate of the closure"
+    )
+
+
+def test_the_summary_of_other_runs():
     base = {"stage": "coupled", "closure": "subgrid", "sensors": "none", "grid": 64, "interval": 5}
-    for method, value in (("model", math.inf), ("none", 0.5)):
-        rows.add(
-            **base,
-            method=method,
-            lead_time=3.0,
-            score="relative_error_mean",
-            value=value,
-            members=4,
-            samples=2,
-        )
-    (sentence,) = headlines(rows)
-    assert "at the end (horizon 3; 4 members, 2 starts)" in sentence
-    assert sentence.endswith("is at relative error diverged; no closure 0.500.")
-    assert headlines(Rows()) == []
+    common = {"lead_time": 3.0, "score": "relative_error_mean", "members": 4, "samples": 2}
+    values = (("model", math.inf), ("none", 0.5))
+    rows = frame([{**base, **common, "method": name, "value": value} for name, value in values])
+    (line,) = summarise(rows)
+    assert "at the end (horizon 3; 4 members, 2 starts)" in line.what
+    assert (line.model, line.beside) == ("diverged", "no closure 0.500")
+    assert summarise(frame([])) == []
     columns = {"closure": "convection", "sensors": "8x8", "grid": 128}
-    assert describe(columns) == "convection, sensors: 8x8, 128² grid"
+    assert heading(columns) == "convection, sensors: 8x8, 128² grid"
 
 
 def test_report_without_a_model_still_stands(tmp_path):
-    rows = Rows()
-    rows.add(stage="generated", closure="subgrid", method="none", grid=32, score="mse", value=1)
-    path = write_report(tmp_path / "report.html", rows, title="empty", summary={})
+    base = {"stage": "generated", "closure": "subgrid", "method": "none", "grid": 32}
+    path = tmp_path / "report.html"
+    Report("empty", frame([{**base, "score": "mse", "value": 1}])).write(path)
     page = Page(path.read_text())
     assert "No model was scored." in page.texts["p"]

@@ -2,95 +2,96 @@
 
 import json
 import math
+from dataclasses import asdict
 from functools import partial
 
+import pandas
 import pytest
 import torch
 from test_evaluate_scores import normal, stationary
 
-from hpc_closure.evaluate import rows
+from hpc_closure.evaluate import generated, rows
 from hpc_closure.evaluate.coupled import score_coupled
-from hpc_closure.evaluate.generated import Law, score_generated
+from hpc_closure.evaluate.generated import score_generated
+from hpc_closure.evaluate.methods import Moments
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
-from hpc_closure.evaluate.rows import Rows
+from hpc_closure.evaluate.rows import Absent, Labels, find, select
 
-LABELS = {"closure": "diffusion", "sensors": "none", "interval": 1}
+LABELS = Labels({"closure": "diffusion", "sensors": "none", "interval": 1})
 
 
 # ---- rows and files -----------------------------------------------------------------------------
 
 
-def example_rows():
-    rows = Rows()
-    for method, value in (("none", 1.0), ("model", 0.4781), ("oracle", 5.45e-5)):
-        rows.add(
-            **LABELS,
-            stage="generated",
-            method=method,
-            grid=64,
-            score="relative_error",
-            value=torch.tensor(value),
-            low=0.9 * value,
-            high=math.nan,
-            members=32,
-        )
-    rows.add(**LABELS, stage="coupled", method="none", lead_time=5, score="mse", value=math.inf)
-    rows.add(**LABELS, stage="generated", method="model", shell=3, score="spread_ratio", value=1)
-    rows.leave_out("generated", "diffusion", "fourier", "there are no sensors to interpolate")
-    return rows
+def example_records():
+    records = [
+        {
+            **LABELS.of(method),
+            "stage": "generated",
+            "grid": 64,
+            "score": "relative_error",
+            "value": torch.tensor(value, dtype=torch.float64),
+            "low": 0.9 * value,
+            "high": math.nan,
+            "members": 32,
+        }
+        for method, value in (("none", 1.0), ("model", 0.4781), ("oracle", 5.45e-5))
+    ]
+    none, model = LABELS.of("none"), LABELS.of("model")
+    records.append({**none, "stage": "coupled", "lead_time": 5, "score": "mse", "value": math.inf})
+    records.append(
+        {**model, "stage": "generated", "shell": 3, "score": "spread_ratio", "value": 1}
+    )
+    return records
+
+
+ABSENT = Absent("generated", "diffusion", "fourier", "there are no sensors to interpolate")
 
 
 def test_columns_are_the_contract():
-    assert rows.COLUMNS == tuple(
+    assert tuple(rows.COLUMNS) == tuple(
         "stage,closure,method,grid,lead_time,shell,score,value,low,high,sensors,evaluations,"
         "interval,members,samples,split".split(",")
     )
 
 
 def test_files_round_trip_and_leave_nothing_behind(tmp_path):
-    rows = example_rows()
-    csv_path, json_path = rows.write(tmp_path / "evaluate")
-    assert rows.read(csv_path).rows == rows.rows
-    back = rows.read(json_path)
-    assert back.rows == rows.rows and back.absent == rows.absent
-    assert csv_path.read_text().splitlines()[0] == ",".join(rows.COLUMNS)
-    assert "Infinity" not in json_path.read_text() and json.loads(json_path.read_text())
-    rows.add(**LABELS, stage="generated", method="model", score="crps", value=1)
-    rows.write(csv_path.parent)
-    assert len(rows.read(csv_path)) == len(rows)
-    assert sorted(p.name for p in csv_path.parent.iterdir()) == ["scores.csv", "scores.json"]
-
-
-def test_damaged_files_are_named(tmp_path):
-    path = tmp_path / "scores.csv"
-    path.write_text("stage,value\ngenerated,1\n")
-    with pytest.raises(ValueError, match="scores.csv: read the columns stage, value; expected"):
-        rows.read(path)
-    path.write_text(",".join(rows.COLUMNS) + "\n" + "generated,d,model,x,,,mse,1,,,,,,,,test\n")
-    with pytest.raises(ValueError, match="grid='x' is not a number"):
-        rows.read(path)
-
-
-def test_where_find_and_pivot():
-    rows = example_rows()
-    assert len(rows.where(stage="generated", shell=None)) == 3
-    assert rows.find(stage="generated", method="model", shell=None).low == 0.9 * 0.4781
-    assert rows.find(score="no such score") is None
-    with pytest.raises(ValueError, match="rows have"):
-        rows.find(method="model")
-    with pytest.raises(ValueError, match="no column"):
-        rows.where(scores="mse")
-    table = rows.pivot(rows.where(stage="generated", shell=None))
-    assert table.index == ["model", "oracle", "fourier", "none"]
-    assert table.text() == (
-        "         relative_error\n"
-        "model             0.478\n"
-        "oracle         5.45e-05\n"
-        "fourier             n/a\n"
-        "none               1.00"
+    scores = rows.frame(example_records())
+    rows.write(tmp_path, scores, [ABSENT], {"host": "here"})
+    csv_path, json_path = tmp_path / "scores.csv", tmp_path / "scores.json"
+    assert pandas.read_csv(csv_path, dtype=rows.COLUMNS).equals(scores)
+    lines = csv_path.read_text().splitlines()
+    assert lines[0] == ",".join(rows.COLUMNS)
+    assert lines[2] == (
+        "generated,diffusion,model,64,,,relative_error,0.4781,0.43029,,none,,1,32,,test"
     )
-    with pytest.raises(ValueError, match="several rows"):
-        rows.pivot(rows.where(stage="generated"), columns="closure")
+    assert lines[4] == "coupled,diffusion,none,,5.0,,mse,inf,,,none,,1,,,test"
+    back = json.loads(json_path.read_text())
+    assert rows.frame(back["rows"]).equals(scores) and back["rows"][3]["value"] == "inf"
+    assert back["absent"] == [asdict(ABSENT)] and back["provenance"] == {"host": "here"}
+    assert "Infinity" not in json_path.read_text() and "NaN" not in json_path.read_text()
+    rows.write(tmp_path, scores[:2], [], {})
+    assert len(pandas.read_csv(csv_path)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_select_find_and_pivot():
+    scores = rows.frame(example_records())
+    assert len(select(scores, stage="generated", shell=None)) == 3
+    assert find(scores, stage="generated", method="model", shell=None).low == 0.9 * 0.4781
+    assert find(scores, score="no such score") is None
+    with pytest.raises(ValueError, match="rows have"):
+        find(scores, method="model")
+    with pytest.raises(ValueError, match="no column"):
+        select(scores, scores="mse")
+    with pytest.raises(ValueError, match="no column"):
+        rows.frame([{"scores": "mse"}])
+    table = rows.pivot(select(scores, stage="generated", shell=None), also=["fourier"])
+    assert list(table.index) == ["model", "oracle", "fourier", "none"]
+    cells = [row and rows.format_value(row.score, row.value) for row in table["relative_error"]]
+    assert cells == ["0.478", "5.45e-05", None, "1.00"]
+    with pytest.raises(ValueError, match="duplicate entries"):
+        rows.pivot(select(scores, stage="generated"), across="closure")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def stationary_case(samples=240, size=16):
         "physics": lambda indices, members: mean[None, indices],
         "none": lambda indices, members: torch.zeros_like(truth[None, indices]),
     }
-    exact = Law(lambda i: mean[i], SIGMA**2, partial(fourier_coordinates, max_shell=4))
+    exact = Moments(lambda i: mean[i], SIGMA**2, partial(fourier_coordinates, max_shell=4))
     return truth, samplers, exact
 
 
@@ -146,16 +147,15 @@ def scored():
     return score_generated(
         truth,
         samplers,
-        LABELS,
+        Labels(LABELS.shared, {"model": {"evaluations": 2}}),
         members=24,
         law=law,
         trajectories=torch.arange(240) // 24,
-        method_labels={"model": {"evaluations": 2}},
     )
 
 
 def value(scored, method, score, **columns):
-    return scored.rows.find(method=method, score=score, **{"shell": None, **columns}).value
+    return find(scored.rows, method=method, score=score, **{"shell": None, **columns}).value
 
 
 def test_generated_scores_of_known_laws(scored):
@@ -186,40 +186,48 @@ def test_generated_calibration_passes_the_oracle_and_fails_the_control(scored):
 
 
 def test_generated_point_forecasts_have_no_ensemble_scores(scored):
-    names = set(scored.rows.where(method="physics").distinct("score"))
+    names = set(select(scored.rows, method="physics")["score"])
     assert {"relative_error", "crps", "crps_ratio", "mse", "cost_ms"} <= names
     assert not names & {"spread", "spread_skill", "spread_ratio", "rank_p", "coverage_90"}
 
 
 def test_generated_rows_carry_labels_and_intervals(scored):
-    row = scored.rows.find(method="model", score="crps", shell=None)
+    row = find(scored.rows, method="model", score="crps", shell=None)
     assert (row.stage, row.closure, row.grid, row.interval) == ("generated", "diffusion", 16, 1)
     assert (row.evaluations, row.members, row.samples, row.split) == (2, 24, 240, "test")
     assert row.low < row.value < row.high
-    assert scored.rows.find(method="oracle", score="crps", shell=None).evaluations is None
+    oracle = find(scored.rows, method="oracle", score="crps", shell=None)
+    assert oracle.evaluations is pandas.NA
     assert scored.examples["model"].shape == (3, 16, 16) and "truth" in scored.examples
     assert scored.spectra["truth"].sum() == pytest.approx(1 + SIGMA**2, rel=0.1)
     assert set(scored.spread_spectra) == {"model", "biased", "oracle", "oracle_x0.95"}
 
 
-def test_generated_scores_do_not_depend_on_the_block_size():
+def same_scores(first, second, **tolerance):
+    """Equal labels in equal order, and near values; costs are measured and differ."""
+    pairs = zip(first.rows.itertuples(), second.rows.itertuples(), strict=True)
+    for one, two in pairs:
+        assert (one.method, one.score, str(one.shell)) == (two.method, two.score, str(two.shell))
+        if one.score != "cost_ms":
+            assert one.value == pytest.approx(two.value, **tolerance), one
+
+
+def test_generated_scores_do_not_depend_on_the_block_size(monkeypatch):
     truth, samplers, law = stationary_case(samples=12)
     fixed = {name: sample(torch.arange(12), 6) for name, sample in samplers.items()}
     samplers = {name: lambda indices, members, x=x: x[:, indices] for name, x in fixed.items()}
-    whole, small = (
-        score_generated(truth.numpy(), samplers, LABELS, members=6, law=law, block_bytes=size)
-        for size in (2**27, 8 * 6 * 16 * 16 * 5)
-    )
-    for first, second in zip(whole.rows, small.rows, strict=True):
-        if first.score != "cost_ms":
-            assert first.value == pytest.approx(second.value, rel=1e-9), first
+    results = []
+    for size in (2**27, 8 * 6 * 16 * 16 * 5):
+        monkeypatch.setattr(generated, "BLOCK_BYTES", size)
+        results.append(score_generated(truth.numpy(), samplers, LABELS, members=6, law=law))
+    same_scores(*results, rel=1e-9)
 
 
 def test_generated_without_a_law_ranks_one_pixel_per_field():
     truth, samplers, _ = stationary_case(samples=60)
     scored = score_generated(truth, {"model": samplers["biased"]}, LABELS, members=8)
     assert scored.ranks["model"].sum() == 60
-    names = set(scored.rows.distinct("score"))
+    names = set(scored.rows["score"])
     assert not names & {"bias2", "crps_ratio", "spread_ratio", "floor"}
 
 
@@ -234,11 +242,9 @@ def test_generated_scores_are_the_same_on_a_gpu():
             name: lambda indices, members, x=x.to(device): x[:, indices.to(x.device)]
             for name, x in fixed.items()
         }
-        exact = Law(lambda i, d=device: law.mean(i).to(d), law.variance, law.whiten)
+        exact = Moments(lambda i, d=device: law.mean(i).to(d), law.variance, law.whiten)
         results.append(score_generated(truth, moved, LABELS, members=6, law=exact))
-    for first, second in zip(results[0].rows, results[1].rows, strict=True):
-        if first.score != "cost_ms":
-            assert first.value == pytest.approx(second.value, rel=1e-9, abs=1e-12), first
+    same_scores(*results, rel=1e-9, abs=1e-12)
 
 
 def test_generated_refuses_wrong_shapes():
@@ -297,7 +303,7 @@ def test_coupled_scores_of_random_walks(coupled):
     assert value(coupled, "none", "relative_error", lead_time=4) > value(
         coupled, "none", "relative_error", lead_time=1
     )
-    row = coupled.rows.find(method="model", score="mse", lead_time=2.0, shell=None)
+    row = find(coupled.rows, method="model", score="mse", lead_time=2.0, shell=None)
     assert (row.stage, row.samples, row.members, row.grid) == ("coupled", 12, 16, 12)
     assert value(coupled, "model", "cost_ratio", lead_time=None) == 6
     assert 0 < value(coupled, "oracle", "wasserstein1", lead_time=None) < 0.5
@@ -309,7 +315,7 @@ def test_coupled_divergence_is_said(coupled):
     assert value(coupled, "lost", "diverged", lead_time=3) == pytest.approx(1 / 16)
     assert value(coupled, "lost", "mse", lead_time=3) == math.inf
     assert value(coupled, "lost", "valid_time", lead_time=None) <= 3
-    assert coupled.rows.find(method="lost", score="wasserstein1") is None
+    assert find(coupled.rows, method="lost", score="wasserstein1") is None
 
 
 def test_coupled_takes_one_case_and_the_start_itself():
@@ -318,10 +324,10 @@ def test_coupled_takes_one_case_and_the_start_itself():
     ensemble[:, 0] = truth[0]
     scored = score_coupled(truth, {"model": ensemble}, [0, 1, 2], LABELS)
     assert value(scored, "model", "relative_error", lead_time=0) == 0
-    assert scored.rows.find(method="model", score="spread_skill", lead_time=0.0) is None
-    row = scored.rows.find(method="model", score="crps", lead_time=2.0)
-    assert row.low is None and row.samples == 1
-    assert scored.rows.find(method="model", score="rank_p", lead_time=2.0) is None
+    assert find(scored.rows, method="model", score="spread_skill", lead_time=0.0) is None
+    row = find(scored.rows, method="model", score="crps", lead_time=2.0)
+    assert math.isnan(row.low) and row.samples == 1
+    assert find(scored.rows, method="model", score="rank_p", lead_time=2.0) is None
 
 
 def test_coupled_refuses_wrong_shapes():

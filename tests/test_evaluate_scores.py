@@ -27,7 +27,7 @@ def stationary(count, size, seed, length=0.1):
     shells = spectra.shell_numbers(size).double()
     amplitude = (-((math.pi * length * shells) ** 2) / 2).exp()
     white = torch.fft.rfft2(normal(count, size, size, seed=seed), norm="ortho")
-    weight = spectra.shell_sum(amplitude**2, size).sum().sqrt()
+    weight = spectra.per_shell(amplitude**2, size).sum().sqrt()
     return torch.fft.irfft2(white * amplitude * size / weight, s=(size, size), norm="ortho")
 
 

@@ -8,14 +8,21 @@ from the same resolved state; the ratios refer to it, else to the members of ``o
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.closure.sensors import describe
+from hpc_closure.data.ensemble import CoupledEnsemble
 from hpc_closure.evaluate.bootstrap import block_bootstrap
-from hpc_closure.evaluate.generated import Scored
+from hpc_closure.evaluate.event import event_records
+from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks
+from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
-from hpc_closure.evaluate.statistics import Statistics, form_scores
+from hpc_closure.evaluate.statistics import Scored, Statistics, form_scores
+from hpc_closure.work import log
+from hpc_closure.work.units import Ledger
 
 VALID = 0.5  # relative error of the ensemble mean at which a forecast ends
 POOL_VALUES = 20_000  # values of each lead time that enter a Wasserstein distance
@@ -24,15 +31,90 @@ _LOST = torch.tensor([torch.nan], dtype=torch.float64)
 Source = Tensor | Callable[[int], Tensor] | Any
 
 
+def score_run(inputs: Inputs) -> Scored | None:
+    """Scored of the coupled runs of an experiment; None when there are none."""
+    experiment, settings = inputs.experiment, inputs.experiment.rollout
+    paths = [product.path for product in Ledger.of(experiment, "rollout").products()]
+    if not paths:
+        return None
+    ensemble = CoupledEnsemble(paths)
+    stored = [float(time - ensemble.times[0]) for time in ensemble.times[1:]]
+    leads = sorted({round(time, 9) for time in (*stored, *experiment.evaluate.lead_times)})
+    indices = [ensemble.index(lead) for lead in leads]
+    log.get().info(
+        f"scoring the coupled ensemble: {len(ensemble.members)} members, "
+        f"{len(ensemble.cases)} start(s), {len(leads)} lead times"
+    )
+
+    def reader(name):
+        def read(number):
+            inputs.stop.check()
+            return torch.from_numpy(ensemble.read(name, indices[number]))
+
+        return read
+
+    def climatology(number):
+        """States of the training members at that time, or at the last one stored."""
+        time = min(ensemble.times[indices[number]], inputs.data.times[-1])
+        index = int(np.argmin(np.abs(inputs.data.times - time)))
+        states = [
+            inputs.data.read(member, index, "vorticity", experiment.train_grid)
+            for member in inputs.parts["train"]
+        ]
+        return torch.from_numpy(np.stack(states))[:, None].expand(-1, len(ensemble.cases), -1, -1)
+
+    labels = Labels(
+        {
+            "closure": inputs.target,
+            "sensors": describe(settings.sensors),
+            "interval": settings.interval,
+        },
+        {inputs.model: {"evaluations": inputs.closure.evaluations(settings.sampler.evaluations)}},
+    )
+    names = [name for name in ("none", "oracle") if name in ensemble.names]
+    steps = max(ensemble.member_steps, 1.0)
+    bare, closure = (
+        1e3 * ensemble.seconds.get(part, 0.0) / steps for part in ("solver", "closure")
+    )
+    scored = score_coupled(
+        np.stack([ensemble.read("truth", index)[0] for index in indices], axis=1),
+        {
+            inputs.model: reader("model"),
+            **{name: reader(name) for name in names},
+            "climatology": climatology,
+        },
+        leads,
+        labels,
+        costs={"none": bare, inputs.model: bare + closure},
+        seed=experiment.evaluate.seed,
+    )
+    if event := experiment.evaluate.event:
+        index = ensemble.index(event.lead_time)
+        asked = [name for name in ("model", "oracle", "none", "truth") if name in ensemble.names]
+        fields = {
+            inputs.model if name == "model" else name: torch.from_numpy(ensemble.read(name, index))
+            for name in asked
+        }
+        stage = {"stage": "coupled", "grid": experiment.train_grid, **labels.shared}
+        scored.records += event_records(fields, event, stage)
+    scored.absent = [
+        Absent("coupled", inputs.target, method, "scored as generated closure only")
+        for method in ("fourier", "physics")
+    ]
+    if "oracle" not in names:
+        reason = "no exact law is known for this closure, or rollout.references leaves it out"
+        scored.absent.append(Absent("coupled", inputs.target, "oracle", reason))
+    return scored
+
+
 def score_coupled(
     truth: Any,
     ensembles: Mapping[str, Source],
     lead_times: Sequence[float],
-    labels: Mapping[str, Any],
+    labels: Labels,
     *,
     true_ensemble: Source | None = None,
     costs: Mapping[str, float] | None = None,
-    method_labels: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
 ) -> Scored:
     """Score coupled ensembles at every lead time.
@@ -42,10 +124,9 @@ def score_coupled(
         ensembles: method -> (M, L, n, n) or (M, cases, L, n, n), or ``read(l)`` -> (M, cases, n,
             n), which need not hold all times at once. M = 1 is a point forecast.
         lead_times: (L,) times since the start, increasing.
-        labels: columns of every row: ``closure`` and what else applies.
+        labels: columns of the rows: ``closure`` and what else applies.
         true_ensemble: like an entry of ``ensembles``; reference of the ratios.
         costs: method -> milliseconds per member and solver step; ``none`` is the bare solver.
-        method_labels: further columns of single methods.
         seed: of ties, pixels and bootstrap.
     """
     truth = torch.as_tensor(truth)
@@ -56,8 +137,7 @@ def score_coupled(
         raise ValueError(f"{len(times)} lead times for a truth of {num_times} times")
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.arange(cases)
-    common = {"stage": "coupled", "grid": size, **labels}
-    further = method_labels or {}
+    stage = {"stage": "coupled", "grid": size}
     errors: dict[str, list[Tensor]] = {}
     pools: dict[str, list[Tensor]] = {}
     sizes: dict[str, dict[str, int]] = {}
@@ -73,12 +153,12 @@ def score_coupled(
         pixels = torch.randint(size * size, (1, cases, 1), generator=generator)
         for method, source in ensembles.items():
             x = _at(source, index, y)
-            own = {**common, **further.get(method, {}), "method": method, "lead_time": lead_time}
+            own = {**stage, **labels.of(method), "lead_time": lead_time}
             sizes[method] = {"members": len(x), "samples": cases}
             statistics[method] = Statistics()
             statistics[method].add(x, y)
             lost = 1 - x.isfinite().flatten(1).all(1).double().mean()
-            scored.rows.add(**own, score="diverged", value=lost, **sizes[method])
+            scored.add(**own, score="diverged", value=lost, **sizes[method])
             pools.setdefault(method, []).append(_some(x, generator) if lost == 0 else _LOST)
             if len(x) > 1:
                 drawn = ranks(
@@ -90,14 +170,14 @@ def score_coupled(
                 scored.ranks[method] = counts
                 p = rank_p(counts)
                 if p == p:  # one pixel per case: n/a for few cases
-                    scored.rows.add(**own, score="rank_p", value=p, **sizes[method])
+                    scored.add(**own, score="rank_p", value=p, **sizes[method])
             if index == num_times - 1:
                 scored.examples["truth"] = y[0].cpu()
                 scored.keep_example(method, x[:, 0])
         for method, parts in statistics.items():
-            own = {**common, **further.get(method, {}), "method": method, "lead_time": lead_time}
+            own = {**stage, **labels.of(method), "lead_time": lead_time}
             for columns in form_scores(parts, blocks, reference or statistics.get("oracle")):
-                scored.rows.add(**own, **columns)
+                scored.add(**own, **columns)
             errors.setdefault(method, []).append(parts.joined("total")["relative_error_mean"])
             if index == num_times - 1:
                 scored.keep_spectra(method, parts)
@@ -105,18 +185,18 @@ def score_coupled(
             scored.spread_spectra["true ensemble"] = reference.joined("shells")["variance"].mean(0)
 
     for method, parts_list in errors.items():
-        own = {**common, **further.get(method, {}), "method": method, **sizes[method]}
+        own = {**stage, **labels.of(method), **sizes[method]}
         reached = valid_time(torch.stack(parts_list, -1), times, VALID)
         value, low, high = block_bootstrap({"t": reached}, blocks, lambda means: means["t"])
-        scored.rows.add(**own, score="valid_time", value=value, low=low, high=high)
+        scored.add(**own, score="valid_time", value=value, low=low, high=high)
         pool = torch.cat(pools[method])
         if bool(pool.isfinite().all()):
             law = torch.cat(pools["truth"])
-            scored.rows.add(**own, score="wasserstein1", value=wasserstein1(pool, law) / law.std())
+            scored.add(**own, score="wasserstein1", value=wasserstein1(pool, law) / law.std())
         if costs and method in costs:
-            scored.rows.add(**own, score="cost_ms", value=costs[method])
+            scored.add(**own, score="cost_ms", value=costs[method])
             if "none" in costs:
-                scored.rows.add(**own, score="cost_ratio", value=costs[method] / costs["none"])
+                scored.add(**own, score="cost_ratio", value=costs[method] / costs["none"])
     return scored
 
 

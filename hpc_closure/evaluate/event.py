@@ -5,7 +5,7 @@ down to a stated half width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -57,11 +57,10 @@ def members_needed(low: float, high: float, tolerance: float) -> int:
     return math.ceil(QUANTILE**2 * worst * (1 - worst) / tolerance**2)
 
 
-def score_event(rows, fields: dict[str, Tensor], event, labels: dict) -> None:
-    """Append ``probability`` and ``members_needed`` rows.
+def event_records(fields: dict[str, Tensor], event, labels: dict) -> Iterator[dict]:
+    """Records of the scores ``probability`` and ``members_needed``.
 
     Args:
-        rows: :class:`hpc_closure.evaluate.tables.Rows`.
         fields: method -> (members, cases, n, n) at the event's lead time.
         event: object with ``observable, above, lead_time, tolerance``.
         labels: columns of every row.
@@ -70,6 +69,6 @@ def score_event(rows, fields: dict[str, Tensor], event, labels: dict) -> None:
         values = OBSERVABLES[event.observable](torch.as_tensor(ensemble)).flatten()
         share, low, high = wilson(int((values > event.above).sum()), len(values))
         own = {**labels, "method": method, "lead_time": event.lead_time, "members": len(values)}
-        rows.add(**own, score="probability", value=share, low=low, high=high)
+        yield {**own, "score": "probability", "value": share, "low": low, "high": high}
         needed = members_needed(low, high, event.tolerance)
-        rows.add(**own, score="members_needed", value=needed)
+        yield {**own, "score": "members_needed", "value": needed}

@@ -14,10 +14,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from pandas import DataFrame
 from torch import Tensor
 
 from hpc_closure.evaluate.rank_histogram import merge, rank_p
-from hpc_closure.evaluate.rows import GRANTED, Rows, format_value, sort_methods
+from hpc_closure.evaluate.rows import GRANTED, format_value, select, sort_methods
 from hpc_closure.work.atomic import publish
 
 # method -> colour, line style, marker
@@ -226,29 +227,28 @@ def _spread_ratios(axis, spread: Mapping[str, Tensor], reference: str) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def error_growth(rows: Rows, *, methods: Iterable[str] | None = None, unit: str = "s") -> Figure:
+def error_growth(rows: DataFrame, *, unit: str = "s") -> Figure:
     """Error of the ensemble mean against lead time, with the spread of the ensemble.
 
     Args:
         rows: rows of the coupled stage (one closure, grid and sensor layout).
-        methods: those to draw; None = all.
         unit: of time.
     """
-    kept = rows.where(stage="coupled", shell=None)
-    names = sort_methods(methods or kept.distinct("method"))
+    total = select(rows, stage="coupled", shell=None)
+    names = sort_methods(total["method"])
     with _style():
         figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         for method in names:
             style = method_style(method, names)
-            error = _series(kept.where(method=method, score="relative_error_mean"))
+            error = _series(select(total, method=method, score="relative_error_mean"))
             left.plot(error[:, 0], error[:, 1], **style)
             low, high = error[:, 2], error[:, 3]
             if np.isfinite(low).any():
                 left.fill_between(error[:, 0], low, high, color=style["color"], alpha=0.18, lw=0)
-            skill = _series(kept.where(method=method, score="rmse_mean"))
+            skill = _series(select(total, method=method, score="rmse_mean"))
             right.plot(skill[:, 0], skill[:, 1], **style)
-            spread = _series(kept.where(method=method, score="spread"))
+            spread = _series(select(total, method=method, score="spread"))
             dashed = {**style, "linestyle": (0, (2, 2)), "marker": "", "label": None}
             right.plot(spread[:, 0], spread[:, 1], **dashed)
         left.set(title="Relative error of the ensemble mean (band: 95 % interval)")
@@ -262,14 +262,11 @@ def error_growth(rows: Rows, *, methods: Iterable[str] | None = None, unit: str 
     return figure
 
 
-def _series(rows: Rows) -> np.ndarray:
+def _series(rows: DataFrame) -> np.ndarray:
     """(times, 4): lead time, value, low, high, where a logarithmic axis can show them."""
-    lines = [
-        (row.lead_time, row.value, row.low or np.nan, row.high or np.nan)
-        for row in rows
-        if row.lead_time and np.isfinite(row.value) and row.value > 0
-    ]
-    return np.array(sorted(lines)).reshape(-1, 4)
+    drawn = (rows["lead_time"] > 0) & (rows["value"] > 0) & np.isfinite(rows["value"])
+    lines = rows[drawn].sort_values("lead_time")
+    return lines[["lead_time", "value", "low", "high"]].to_numpy()
 
 
 def rank_histograms(counts: Mapping[str, Tensor]) -> Figure:
@@ -363,34 +360,32 @@ def _log_axis(axis) -> None:
         axis.yaxis.set_minor_locator(LogLocator(subs=(1, 2, 3, 4, 5, 6, 7, 8)))
 
 
-def cost(rows: Rows) -> Figure:
+def cost(rows: DataFrame) -> Figure:
     """Milliseconds per closure sample and per coupled member step, a bar for each method.
 
     Args:
         rows: any rows; those with the score ``cost_ms`` are drawn.
     """
-    stages = [
-        (stage, what)
-        for stage, what in (
-            ("generated", "one closure sample"),
-            ("coupled", "one member, one solver step"),
-        )
-        if len(rows.where(stage=stage, score="cost_ms"))
-    ]
+    costs = []
+    for stage, title in (
+        ("generated", "one closure sample"),
+        ("coupled", "one member, one solver step"),
+    ):
+        measured = select(rows, stage=stage, score="cost_ms")
+        if len(measured):
+            costs.append((title, dict(zip(measured["method"], measured["value"], strict=True))))
     with _style():
-        heights = [len(rows.where(stage=s, score="cost_ms").distinct("method")) for s, _ in stages]
-        size = (4.6 * max(1, len(stages)), 1.1 + 0.3 * max(heights, default=1))
+        size = (4.6 * len(costs), 1.1 + 0.3 * max(len(bars) for _, bars in costs))
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(1, max(1, len(stages)), squeeze=False)[0]
-        for axis, (stage, what) in zip(axes, stages, strict=False):
-            costs = {row.method: row.value for row in rows.where(stage=stage, score="cost_ms")}
-            names = sort_methods(costs)[::-1]
-            values = [costs[name] for name in names]
+        axes = figure.subplots(1, len(costs), squeeze=False)[0]
+        for axis, (title, values) in zip(axes, costs, strict=True):
+            names = sort_methods(values)[::-1]
+            widths = [values[name] for name in names]
             colours = [method_style(name, names)["color"] for name in names]
-            bars = axis.barh(names, values, color=colours, height=0.62)
-            labels = [format_value("cost_ms", value) for value in values]
+            bars = axis.barh(names, widths, color=colours, height=0.62)
+            labels = [format_value("cost_ms", value) for value in widths]
             axis.bar_label(bars, labels, padding=3, fontsize=8.5)
-            axis.set(title=what, xlabel="wall time [ms]", xscale="log")
-            axis.set_xlim(min(values) / 2, max(values) * 6)
+            axis.set(title=title, xlabel="wall time [ms]", xscale="log")
+            axis.set_xlim(min(widths) / 2, max(widths) * 6)
             axis.grid(axis="y", visible=False)
     return figure

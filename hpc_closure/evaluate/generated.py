@@ -6,85 +6,72 @@ shrunk to 95 %, so that a reader sees whether the calibration test could have fa
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpc_closure.evaluate.inputs import Inputs
+from hpc_closure.evaluate.methods import Method, Methods, Moments
 from hpc_closure.evaluate.rank_histogram import MAX_RANKS, rank_counts, rank_p, ranks
-from hpc_closure.evaluate.rows import Rows
+from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import mse
-from hpc_closure.evaluate.statistics import Statistics, form_scores
+from hpc_closure.evaluate.statistics import Scored, Statistics, form_scores
+from hpc_closure.work import log
 
 # a block's float64 ensemble; the scores hold a few copies of it at a time
 BLOCK_BYTES = 2**27
 CONTROL = 0.95
 
-Sampler = Callable[[Tensor, int], Tensor]
 
-
-@dataclass(frozen=True)
-class Law:
-    """What is known exactly about p(U | y).
-
-    Attributes:
-        mean: indices (s,) -> conditional mean (s, n, n).
-        variance: pointwise variance averaged over the grid: a number, or indices -> (s,).
-        whiten: fields (..., n, n) -> coordinates (..., d) that are independent under the law
-            (:func:`hpc_closure.evaluate.ranks.fourier_coordinates`); None = one pixel per field.
-    """
-
-    mean: Callable[[Tensor], Tensor]
-    variance: float | Callable[[Tensor], Tensor] | None = None
-    whiten: Callable[[Tensor], Tensor] | None = None
-
-
-@dataclass
-class Scored:
-    """Rows, and what the figures need beside them.
-
-    Attributes:
-        rows: score rows.
-        spectra: method or ``truth`` -> mean square per shell (shells,).
-        spread_spectra: ensemble method -> variance over members per shell (shells,).
-        ranks: ensemble method -> rank histogram (M + 1,).
-        examples: ``truth`` -> (n, n); method -> (3, n, n): one member, ensemble mean, ensemble
-            standard deviation (zero for a point forecast).
-    """
-
-    rows: Rows = field(default_factory=Rows)
-    spectra: dict[str, Tensor] = field(default_factory=dict)
-    spread_spectra: dict[str, Tensor] = field(default_factory=dict)
-    ranks: dict[str, Tensor] = field(default_factory=dict)
-    examples: dict[str, Tensor] = field(default_factory=dict)
-
-    def keep_example(self, method: str, ensemble: Tensor) -> None:
-        """Keep one member, mean and standard deviation of an ensemble (M, n, n)."""
-        std = ensemble.std(0) if len(ensemble) > 1 else torch.zeros_like(ensemble[0])
-        self.examples[method] = torch.stack((ensemble[0], ensemble.mean(0), std)).cpu()
-
-    def keep_spectra(self, method: str, statistics: Statistics) -> None:
-        """Keep the mean spectra of a method."""
-        shells = statistics.joined("shells")
-        self.spectra[method] = shells["energy"].mean(0)
-        self.spectra["truth"] = shells["truth_energy"].mean(0)
-        if statistics.members > 1:
-            self.spread_spectra[method] = shells["variance"].mean(0)
+def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
+    """{(grid, sensors in words): Scored} of samples of U for the held-out states of a run."""
+    experiment, settings = inputs.experiment, inputs.experiment.evaluate
+    bare = [None] if inputs.closure.config["conditions"]["sensors"] != "required" else []
+    evaluations = inputs.closure.evaluations(settings.sampler.evaluations)
+    results = {}
+    for grid in experiment.score_grids:
+        snapshots, pool = inputs.snapshots(grid), inputs.climatology(grid)
+        for layout in [*bare, *settings.sensors]:
+            methods = Methods(inputs, snapshots, layout, pool)
+            sensors = methods.sensors_in_words
+            log.get().info(
+                f"scoring {len(snapshots.states)} snapshots at {grid}^2, sensors: {sensors}"
+            )
+            labels = Labels(
+                {
+                    "closure": inputs.target,
+                    "sensors": sensors,
+                    "interval": experiment.generate.interval,
+                },
+                {inputs.model: {"evaluations": evaluations}},
+            )
+            results[grid, sensors] = scored = score_generated(
+                snapshots.closures,
+                methods.samplers,
+                labels,
+                members=settings.members,
+                trajectories=snapshots.trajectories,
+                law=methods.moments(),
+                seed=settings.seed,
+            )
+            scored.absent = [
+                Absent("generated", inputs.target, method, reason)
+                for method, reason in methods.absent.items()
+            ]
+    return results
 
 
 def score_generated(
     truth: Any,
-    samplers: Mapping[str, Sampler],
-    labels: Mapping[str, Any],
+    samplers: Mapping[str, Method],
+    labels: Labels,
     *,
     members: int,
     trajectories: Tensor | None = None,
-    law: Law | None = None,
-    method_labels: Mapping[str, Mapping[str, Any]] | None = None,
+    law: Moments | None = None,
     seed: int = 0,
-    block_bytes: int = BLOCK_BYTES,
 ) -> Scored:
     """Score samples of the closure.
 
@@ -93,13 +80,11 @@ def score_generated(
         samplers: method -> ``sample(indices, members)``, indices (s,) into ``truth``; returns
             (members, s, n, n), or (1, s, n, n) for a point forecast. ``oracle`` is the reference
             of the ratios.
-        labels: columns of every row: ``closure`` and what else applies (``sensors``, ``split``).
+        labels: columns of the rows: ``closure`` and what else applies (``sensors``, ``split``).
         members: ensemble size asked for.
         trajectories: (S,) trajectory of each snapshot; None = each its own.
-        law: the exact law, where there is one.
-        method_labels: further columns of single methods, e.g. ``{"model": {"evaluations": 2}}``.
+        law: what is known exactly, where the law is.
         seed: of ties, rank coordinates and bootstrap.
-        block_bytes: bound on one ensemble in memory.
     """
     num_samples, size = int(truth.shape[0]), int(truth.shape[-1])
     if num_samples == 0:
@@ -107,7 +92,7 @@ def score_generated(
     blocks = torch.arange(num_samples) if trajectories is None else torch.as_tensor(trajectories)
     if blocks.shape != (num_samples,):
         raise ValueError(f"trajectories {tuple(blocks.shape)} for {num_samples} snapshots")
-    step = max(1, block_bytes // (8 * members * size * size))
+    step = max(1, BLOCK_BYTES // (8 * members * size * size))
     ties, chooser = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
     statistics: dict[str, Statistics] = {}
     counts: dict[str, Tensor] = {}
@@ -152,37 +137,34 @@ def score_generated(
             if start == 0:
                 scored.keep_example(method, ensemble[:, 0])
 
-    common = {"stage": "generated", "grid": size, **labels}
+    stage = {"stage": "generated", "grid": size}
     reference = statistics.get("oracle")
     for method, parts in statistics.items():
-        own = {**common, **(method_labels or {}).get(method, {}), "method": method}
+        own = {**stage, **labels.of(method)}
         for columns in form_scores(parts, blocks, reference):
-            scored.rows.add(**own, **columns)
+            scored.add(**own, **columns)
         sizes = {"members": parts.members, "samples": num_samples}
         if method in counts:
             scored.ranks[method] = counts[method]
             p = rank_p(counts[method])
             if p == p:
-                scored.rows.add(**own, score="rank_p", value=p, **sizes)
+                scored.add(**own, score="rank_p", value=p, **sizes)
         if method in costs:
-            cost = torch.tensor(costs[method]).median()
-            scored.rows.add(**own, score="cost_ms", value=cost, **sizes)
+            cost = float(torch.tensor(costs[method]).median())
+            scored.add(**own, score="cost_ms", value=cost, **sizes)
         scored.keep_spectra(method, parts)
     if law is not None:
-        own = {**common, "method": "oracle", "samples": num_samples}
+        own = {**stage, **labels.of("oracle"), "samples": num_samples}
         energy = next(iter(statistics.values())).joined("total")["truth_energy"].mean()
-        realised = (torch.cat(floors).mean() / energy).sqrt()
-        scored.rows.add(**own, score="floor_realised", value=realised)
+        realised = float((torch.cat(floors).mean() / energy).sqrt())
+        scored.add(**own, score="floor_realised", value=realised)
         if variances:
-            scored.rows.add(
-                **own, score="floor", value=(torch.cat(variances).mean() / energy).sqrt()
-            )
+            floor = (torch.cat(variances).mean() / energy).sqrt()
+            scored.add(**own, score="floor", value=float(floor))
     return scored
 
 
-def _ensembles(
-    samplers: Mapping[str, Sampler], indices: Tensor, members: int, mean: Tensor | None
-):
+def _ensembles(samplers: Mapping[str, Method], indices: Tensor, members: int, mean: Tensor | None):
     """Yield (method, ensemble float64, seconds), the control after the oracle."""
     for method, sample in samplers.items():
         begin = time.perf_counter()
@@ -197,14 +179,14 @@ def _ensembles(
             yield f"oracle_x{CONTROL:g}", centre + CONTROL * (ensemble - centre), None
 
 
-def _coordinates(law: Law | None, fields: Tensor) -> Tensor:
+def _coordinates(law: Moments | None, fields: Tensor) -> Tensor:
     if law is not None and law.whiten is not None:
         return law.whiten(fields)
     return fields.flatten(-2)
 
 
 def _pick(
-    dimensions: int, here: int, samples: int, law: Law | None, generator: torch.Generator
+    dimensions: int, here: int, samples: int, law: Moments | None, generator: torch.Generator
 ) -> Tensor:
     """Coordinates ranked for each snapshot, (s, q): enough for MAX_RANKS in all, one if pixels."""
     whitened = law is not None and law.whiten is not None

@@ -1,9 +1,10 @@
 """Who answers: the model and everything that stands beside it in the tables.
 
-A contender for generated closures is ``sample(indices, members) -> (members, s, n, n)`` on
-:class:`Snapshots`; see :func:`hpc_closure.evaluate.generated.score_generated`.
+A method for generated closures is ``sample(indices, members) -> (members, s, n, n)`` on the
+:class:`~hpc_closure.evaluate.inputs.Snapshots`, (1, s, n, n) for a point forecast.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,90 +15,48 @@ from hpc_closure.closure.baselines import fourier, physics
 from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.sensors import describe, observe
-from hpc_closure.data.reader import DataSet
-from hpc_closure.evaluate.generated import Law
+from hpc_closure.evaluate.inputs import Inputs, Snapshots
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
-from hpc_closure.evaluate.rows import GRANTED
 from hpc_closure.generate.dns import full_problem
-from hpc_closure.work.stop import Stop
 
 ROW = 1_000_003  # a member's id on snapshot i is member * ROW + i, so no two draws are the same
-POOL = 512  # closures that climatology draws from
 RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance
 
+Method = Callable[[Tensor, int], Tensor]
 
-@dataclass
-class Snapshots:
-    """Held-out snapshots, evenly spread over trajectories and times.
+
+@dataclass(frozen=True)
+class Moments:
+    """What is known exactly about p(U | y).
 
     Attributes:
-        states, closures: (S, n, n).
-        history: (S, H, n, n), newest first, or None.
-        trajectories: (S,) member of each.
+        mean: indices (s,) -> conditional mean (s, n, n).
+        variance: pointwise variance averaged over the grid: a number, or indices -> (s,).
+        whiten: fields (..., n, n) -> coordinates (..., d) that are independent under the law
+            (:func:`~hpc_closure.evaluate.rank_histogram.fourier_coordinates`); None = one pixel
+            per field.
     """
 
-    states: Tensor
-    closures: Tensor
-    history: Tensor | None
-    trajectories: Tensor
-
-    @classmethod
-    def read(cls, data: DataSet, members, indices: range, grid: int, count: int, history: int):
-        """Up to ``count`` snapshots of ``members`` at the stored times ``indices``."""
-        indices = range(max(indices.start, history), indices.stop)
-        total = len(members) * len(indices)
-        count = min(count, total)
-        if not count:
-            raise ValueError("there are no held-out snapshots; see train.split and train.window")
-        chosen = [divmod(number * total // count, len(indices)) for number in range(count)]
-        keys = [(members[m], indices[t]) for m, t in chosen]
-
-        def fields(name, lag=0):
-            rows = [data.read(member, index - lag, name, grid) for member, index in keys]
-            return torch.from_numpy(np.stack(rows))
-
-        earlier = [fields("vorticity", lag) for lag in range(1, history + 1)]
-        return cls(
-            fields("vorticity"),
-            fields("closure"),
-            torch.stack(earlier, dim=1) if earlier else None,
-            torch.tensor([member for member, _ in keys]),
-        )
+    mean: Callable[[Tensor], Tensor]
+    variance: float | Callable[[Tensor], Tensor] | None = None
+    whiten: Callable[[Tensor], Tensor] | None = None
 
 
-def name_of(closure) -> str:
-    """The method's name of a trained closure."""
-    return GRANTED if closure.config["conditions"]["physics"] else "model"
-
-
-def climatology_pool(data: DataSet, members, indices: range, grid: int, seed: int) -> Tensor:
-    """Closures (P, n, n) of random members and stored times, which climatology draws from."""
-    rng = np.random.default_rng(seed)
-    count = min(POOL, len(members) * len(indices))
-    keys = rng.choice(len(members) * len(indices), count, replace=False)
-    picks = [divmod(int(key), len(indices)) for key in sorted(keys)]
-    fields = [data.read(members[m], indices[t], "closure", grid) for m, t in picks]
-    return torch.from_numpy(np.stack(fields))
-
-
-class Contenders:
-    """The contenders of one grid and one sensor layout.
+class Methods:
+    """The methods on one grid with one sensor layout.
 
     Args:
-        experiment: the experiment.
-        closure: the loaded model.
+        inputs: what the evaluation reads.
         snapshots: what is answered.
         layout: of the sensors, or None.
-        pool: (P, n, n), see :func:`climatology_pool`.
-        stop: looked at before every answer.
+        pool: (P, n, n) closures that climatology draws from.
     """
 
-    def __init__(
-        self, experiment, closure, snapshots: Snapshots, layout, pool: Tensor, stop: Stop
-    ):
-        self.experiment, self.closure, self.snapshots = experiment, closure, snapshots
-        self.layout, self.pool, self.stop = layout, pool, stop
-        self.name = describe(layout)
+    def __init__(self, inputs: Inputs, snapshots: Snapshots, layout, pool: Tensor):
+        self.inputs, self.snapshots = inputs, snapshots
+        self.layout, self.pool = layout, pool
+        experiment = inputs.experiment
+        self.sensors_in_words = describe(layout)
         self.seed = experiment.evaluate.seed
         self.grid = snapshots.states.shape[-1]
         self.readings = None
@@ -106,8 +65,7 @@ class Contenders:
             length = experiment.physics.length
             self.readings = observe(snapshots.closures, layout, experiment.seed, rows, 0, length)
         problem = replace(full_problem(experiment), grid=self.grid)
-        generate = experiment.generate
-        self.law = ExactLaw.of(problem, generate.closure, generate.interval)
+        self.law = ExactLaw.of(problem, inputs.target, experiment.generate.interval)
 
     def sensors(self, index) -> Sensors | None:
         """Readings of some snapshots."""
@@ -117,22 +75,22 @@ class Contenders:
         return Sensors(values[index], positions, noise_std)
 
     @property
-    def samplers(self) -> dict:
-        """Method -> sampler, those that apply."""
-        own = name_of(self.closure)
-        found = {own: self.model, "none": self.none, "climatology": self.climatology}
+    def samplers(self) -> dict[str, Method]:
+        """Methods by name, those that apply; each looks at the stop flag before it answers."""
+        own = self.inputs.model
+        samplers = {own: self.model, "none": self.none, "climatology": self.climatology}
         if self.law is not None:
-            found |= {"oracle": self.oracle, "physics": self.physics}
+            samplers |= {"oracle": self.oracle, "physics": self.physics}
         if self._regular:
-            found["fourier"] = self.fourier
-        return {name: self._stoppable(sample) for name, sample in found.items()}
+            samplers["fourier"] = self.fourier
+        return {name: self._stoppable(sample) for name, sample in samplers.items()}
 
-    def _stoppable(self, sample):
-        def watched(indices: Tensor, members: int) -> Tensor:
-            self.stop.check()
+    def _stoppable(self, sample: Method) -> Method:
+        def checked(indices: Tensor, members: int) -> Tensor:
+            self.inputs.stop.check()
             return sample(indices, members)
 
-        return watched
+        return checked
 
     @property
     def absent(self) -> dict[str, str]:
@@ -150,33 +108,33 @@ class Contenders:
     def _regular(self) -> bool:
         return self.layout is not None and self.layout.layout == "regular"
 
-    def reference(self) -> Law | None:
+    def moments(self) -> Moments | None:
         """The exact law in the words of the scores."""
         law, states = self.law, self.snapshots.states
         if law is None:
             return None
         free = self.layout is None  # sensors leave almost no variance in the large scales
         shells = min(RANKED_SHELLS, self.grid // 2 - 1)
-        return Law(
+        return Moments(
             mean=lambda indices: law.mean(states[indices], self.sensors(indices)),
             variance=law.variance if free else None,
             whiten=(lambda fields: fourier_coordinates(fields, shells)) if free else None,
         )
 
-    # the contenders
+    # the methods
 
     def model(self, indices: Tensor, members: int) -> Tensor:
         drawn, history = [], self.snapshots.history
         for index in indices.tolist():
-            self.stop.check()
+            self.inputs.stop.check()
             drawn.append(
-                self.closure.sample(
+                self.inputs.closure.sample(
                     self.snapshots.states[index],
                     sensors=self.sensors(index),
                     history=None if history is None else history[index],
                     members=[member * ROW + index for member in range(members)],
                     seed=self.seed,
-                    **self.experiment.evaluate.sampler.options(),
+                    **self.inputs.experiment.evaluate.sampler.options(),
                 )
             )
         return torch.stack(drawn, dim=1)

@@ -5,13 +5,55 @@ drawn, in the order in which the report shows them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pandas import DataFrame
+
 from hpc_closure.evaluate import figures
-from hpc_closure.evaluate.generated import Scored
-from hpc_closure.evaluate.report import Picture
-from hpc_closure.evaluate.rows import MODELS, Rows
+from hpc_closure.evaluate.inputs import Inputs
+from hpc_closure.evaluate.rows import MODELS, select
+from hpc_closure.evaluate.statistics import Scored
+from hpc_closure.train import metrics
+
+SECTIONS = ("generated", "coupled", "training", "cost")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report.
+
+    Attributes:
+        section: one of ``SECTIONS``.
+        png: its file.
+        caption: what it shows.
+    """
+
+    section: str
+    png: Path
+    caption: str
+
+
+def draw(
+    inputs: Inputs,
+    generated: Mapping[tuple[int, str], Scored],
+    coupled: Scored | None,
+    rows: DataFrame,
+    device: str,
+) -> Iterator[Picture]:
+    """All pictures of a run; ``device`` names the machine that the costs were measured on."""
+    folder, target = inputs.run.figures, inputs.target
+    folder.mkdir(parents=True, exist_ok=True)
+    for (grid, sensors), scored in generated.items():
+        label = f"{target}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
+        words = f"{target}, sensors: {sensors}, {grid}² grid"
+        yield from illustrate_generated(scored, folder, label, words)
+    if coupled:
+        words = f"{target}, started at t = {inputs.experiment.rollout.t_start:g}"
+        yield from illustrate_coupled(coupled, folder, target, words)
+    yield from illustrate_training(metrics.read(inputs.run.metrics), folder)
+    yield from illustrate_cost(rows, folder, device)
 
 
 def illustrate_generated(
@@ -91,9 +133,9 @@ def illustrate_training(history: Sequence[Mapping[str, Any]], folder: Path) -> I
         yield _picture("training", figures.loss_curve(history), folder / "loss", caption)
 
 
-def illustrate_cost(rows: Rows, folder: Path, words: str) -> Iterator[Picture]:
+def illustrate_cost(rows: DataFrame, folder: Path, words: str) -> Iterator[Picture]:
     """Cost bars; ``words`` names the machine. Nothing where no cost was measured."""
-    if len(rows.where(score="cost_ms")):
+    if len(select(rows, score="cost_ms")):
         yield _picture("cost", figures.cost(rows), folder / "cost", f"Wall time, {words}.")
 
 

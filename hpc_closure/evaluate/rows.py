@@ -1,19 +1,56 @@
 """Score rows in long form: the contract between ``evaluate`` and everybody who reads its numbers.
 
-One row is one number: which stage, closure and method, on which grid, at which lead time, in which
-wavenumber shell, under which score. An empty field means "does not apply". What could not be
-scored at all (no exact law, no sensors) is kept beside the rows with its reason.
+Rows are a pandas data frame, one number a row, an empty cell where a column does not apply:
+
+    stage        ``generated`` (samples of the closure) or ``coupled`` (the closure in the solver)
+    closure      target, e.g. ``diffusion``
+    method       ``model``, ``none``, ``fourier``, ``oracle``, ``physics``, ``climatology``, others
+    grid         points per side
+    lead_time    time since the start of the coupled run
+    shell        integer wavenumber shell; empty = in total
+    score        name of the score
+    value        its value; infinite where the run diverged
+    low, high    ends of the 95 % interval
+    sensors      layout of the sensors in words, ``none`` without
+    evaluations  of the score network per closure sample; 0 where it is switched off
+    interval     solver steps that one closure sample stands for
+    members      ensemble size
+    samples      snapshots (generated) or cases (coupled) averaged over
+    split        part of the data, e.g. ``test``
+
+What could not be scored at all (no exact law, no sensors) stands beside the rows as notes with
+reasons, see :class:`Absent`.
 """
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_closure.work.atomic import read_json, write_json, write_text
+from pandas import DataFrame
+
+from hpc_closure.work.atomic import write_json, write_text
+
+COLUMNS = {
+    "stage": "str",
+    "closure": "str",
+    "method": "str",
+    "grid": "Int64",
+    "lead_time": "float64",
+    "shell": "Int64",
+    "score": "str",
+    "value": "float64",
+    "low": "float64",
+    "high": "float64",
+    "sensors": "str",
+    "evaluations": "Int64",
+    "interval": "Int64",
+    "members": "Int64",
+    "samples": "Int64",
+    "split": "str",
+}
+DEFAULTS = {"sensors": "none", "split": "test"}
 
 # the order in which methods are printed; further names come after "model"
 METHODS = ("model", "oracle", "physics", "fourier", "climatology", "none")
@@ -23,54 +60,8 @@ MODELS = ("model", GRANTED)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One number of an evaluation; None where a column does not apply.
-
-    Attributes:
-        stage: ``generated`` (samples of the closure) or ``coupled`` (the closure in the solver).
-        closure: target, e.g. ``diffusion``.
-        method: ``model``, ``none``, ``fourier``, ``oracle``, ``physics``, ``climatology``, others.
-        grid: points per side.
-        lead_time: time since the start of the coupled run.
-        shell: integer wavenumber shell; None = in total.
-        score: name of the score.
-        value: its value; infinite where the run diverged.
-        low: lower end of the 95 % interval.
-        high: upper end.
-        sensors: layout of the sensors in words, ``none`` without.
-        evaluations: of the score network per closure sample; 0 where it is switched off.
-        interval: solver steps that one closure sample stands for.
-        members: ensemble size.
-        samples: snapshots (generated) or cases (coupled) averaged over.
-        split: part of the data, e.g. ``test``.
-    """
-
-    stage: str
-    closure: str
-    method: str
-    grid: int | None = None
-    lead_time: float | None = None
-    shell: int | None = None
-    score: str = ""
-    value: float = math.nan
-    low: float | None = None
-    high: float | None = None
-    sensors: str = "none"
-    evaluations: int | None = None
-    interval: int | None = None
-    members: int | None = None
-    samples: int | None = None
-    split: str = "test"
-
-
-COLUMNS = tuple(column.name for column in fields(Row))
-_INTEGERS = ("grid", "shell", "evaluations", "interval", "members", "samples")
-_FLOATS = ("lead_time", "value", "low", "high")
-
-
-@dataclass(frozen=True)
 class Absent:
-    """A method that a table lacks, and why (printed under the table).
+    """A method that has no rows, and why (printed under the tables).
 
     ``sensors`` names the layout it is lacking for; None = for all.
     """
@@ -82,133 +73,71 @@ class Absent:
     sensors: str | None = None
 
 
-@dataclass
-class Rows:
-    """A growing list of rows, with the methods that do not apply."""
+@dataclass(frozen=True)
+class Labels:
+    """Columns that are known before scoring: those of all rows, and those of single methods."""
 
-    rows: list[Row] = field(default_factory=list)
-    absent: list[Absent] = field(default_factory=list)
+    shared: Mapping[str, Any]
+    single: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
+    def of(self, method: str) -> dict[str, Any]:
+        return {**self.shared, **self.single.get(method, {}), "method": method}
 
-    def __len__(self) -> int:
-        return len(self.rows)
 
-    def add(self, **columns: Any) -> None:
-        """Append one row; numbers may be tensors or numpy scalars."""
-        for name in _INTEGERS:
-            if columns.get(name) is not None:
-                columns[name] = int(columns[name])
-        for name in _FLOATS:
-            if columns.get(name) is not None:
-                columns[name] = float(columns[name])
-        for name in ("low", "high"):  # no interval from too few blocks
-            if columns.get(name) is not None and math.isnan(columns[name]):
-                columns[name] = None
-        self.rows.append(Row(**columns))
+def frame(records: Iterable[Mapping[str, Any]]) -> DataFrame:
+    """Rows from dictionaries of columns; numbers may be tensors or numpy scalars."""
+    rows = [{**DEFAULTS, **record} for record in records]
+    unknown = {name for row in rows for name in row} - set(COLUMNS)
+    _refuse(unknown)
+    return DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
-    def extend(self, other: "Rows") -> None:
-        self.rows.extend(other.rows)
-        self.absent.extend(note for note in other.absent if note not in self.absent)
 
-    def leave_out(
-        self, stage: str, closure: str, method: str, reason: str, sensors: str | None = None
-    ) -> None:
-        """Note that a method has no rows, and why (see :class:`Absent`)."""
-        note = Absent(stage, closure, method, reason, sensors)
-        if note not in self.absent:
-            self.absent.append(note)
+def select(rows: DataFrame, **columns: Any) -> DataFrame:
+    """Rows whose columns equal the given values, None for empty: ``select(rows, shell=None)``."""
+    _refuse(set(columns) - set(COLUMNS))
+    for name, value in columns.items():
+        rows = rows[rows[name].isna() if value is None else rows[name] == value]
+    return rows
 
-    def where(self, **columns: Any) -> "Rows":
-        """Rows whose columns equal the given values, e.g. ``where(score="crps", shell=None)``."""
-        unknown = set(columns) - set(COLUMNS)
-        if unknown:
-            raise ValueError(f"no column {sorted(unknown)}; the columns are {', '.join(COLUMNS)}")
-        kept = [
-            row
-            for row in self.rows
-            if all(getattr(row, name) == value for name, value in columns.items())
-        ]
-        shared = {k: v for k, v in columns.items() if k in ("stage", "closure", "method")}
-        notes = [n for n in self.absent if all(getattr(n, k) == v for k, v in shared.items())]
-        return Rows(kept, notes)
 
-    def find(self, **columns: Any) -> Row | None:
-        """The single row with these columns, or None.
+def find(rows: DataFrame, **columns: Any):
+    """The single row with these columns as a named tuple, or None.
 
-        Raises:
-            ValueError: several rows have them.
-        """
-        found = self.where(**columns).rows
-        if len(found) > 1:
-            raise ValueError(f"{len(found)} rows have {columns}; name more columns")
-        return found[0] if found else None
+    Raises:
+        ValueError: several rows have them.
+    """
+    matching = select(rows, **columns)
+    if len(matching) > 1:
+        raise ValueError(f"{len(matching)} rows have {columns}; name more columns")
+    return next(matching.itertuples(index=False), None)
 
-    def distinct(self, column: str) -> list:
-        """Values of a column in order of appearance; methods in printing order."""
-        values = list(dict.fromkeys(getattr(row, column) for row in self.rows))
-        return sort_methods(values) if column == "method" else values
 
-    # ---- files ------------------------------------------------------------------------------
+def _refuse(unknown: set[str]) -> None:
+    if unknown:
+        raise ValueError(f"no column {sorted(unknown)}; the columns are {', '.join(COLUMNS)}")
 
-    def write(
-        self, folder: str | Path, provenance: Mapping[str, Any] | None = None
-    ) -> tuple[Path, Path]:
-        """Write ``scores.csv`` and ``scores.json`` into ``folder``; each is whole or absent.
 
-        ``provenance`` goes into ``scores.json``, for who wants to know what the scores are of.
-        """
-        csv_path, json_path = Path(folder) / "scores.csv", Path(folder) / "scores.json"
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            writer.writerow({k: "" if v is None else v for k, v in asdict(row).items()})
-        write_text(csv_path, text.getvalue())
-        document = {
-            "provenance": dict(provenance or {}),
-            "columns": COLUMNS,
-            "rows": [{k: _to_json(v) for k, v in asdict(row).items()} for row in self.rows],
-            "absent": [asdict(note) for note in self.absent],
-        }
-        write_json(json_path, document)
-        return csv_path, json_path
+def write(
+    folder: Path, rows: DataFrame, absent: Iterable[Absent], provenance: Mapping[str, Any]
+) -> None:
+    """Write ``scores.csv`` and ``scores.json`` into ``folder``; each is whole or absent.
+
+    ``provenance`` goes into ``scores.json``, for who wants to know what the scores are of.
+    """
+    write_text(folder / "scores.csv", rows.to_csv(index=False, lineterminator="\n"))
+    plain = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    document = {
+        "provenance": dict(provenance),
+        "columns": list(COLUMNS),
+        "rows": [{name: _to_json(value) for name, value in row.items()} for row in plain],
+        "absent": [asdict(note) for note in absent],
+    }
+    write_json(folder / "scores.json", document)
 
 
 def _to_json(value: Any) -> Any:
-    """JSON has no NaN or infinity: they are written as the words that ``float`` reads."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _row(columns: dict[str, Any], source: Path) -> Row:
-    if set(columns) != set(COLUMNS):
-        raise ValueError(
-            f"{source}: read the columns {', '.join(map(str, columns))}; expected "
-            f"{', '.join(COLUMNS)}"
-        )
-    columns = {k: None if v == "" else v for k, v in columns.items()}
-    for names, kind in ((_INTEGERS, int), (_FLOATS, float)):
-        for name in names:
-            if columns[name] is not None:
-                try:
-                    columns[name] = kind(columns[name])
-                except ValueError:
-                    raise ValueError(
-                        f"{source}: {name}={columns[name]!r} is not a number"
-                    ) from None
-    return Row(**columns)
-
-
-def read(path: str | Path) -> Rows:
-    """Read ``scores.csv`` (rows only) or ``scores.json`` (with the notes on what is absent)."""
-    path = Path(path)
-    if path.suffix == ".json":
-        document = read_json(path)
-        rows = [_row(columns, path) for columns in document["rows"]]
-        return Rows(rows, [Absent(**note) for note in document["absent"]])
-    with path.open(newline="", encoding="utf-8") as file:
-        return Rows([_row(columns, path) for columns in csv.DictReader(file)])
+    """JSON has no infinity: it is written as the word that ``float`` reads."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 # ---- printing -------------------------------------------------------------------------------
@@ -222,7 +151,7 @@ def sort_methods(names: Iterable[str]) -> list[str]:
             return METHODS.index(name)
         return METHODS.index("oracle" if name.startswith("oracle") else "model") + 0.5
 
-    return sorted(names, key=position)
+    return sorted(dict.fromkeys(names), key=position)
 
 
 def format_value(score: str, value: float | None) -> str:
@@ -242,53 +171,31 @@ def format_value(score: str, value: float | None) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(size)))}f}"
 
 
-@dataclass(frozen=True)
-class Pivot:
-    """A table for printing: ``cells[index][column]`` is a row or None."""
-
-    index: list
-    columns: list
-    cells: list[list[Row | None]]
-
-    def text(self) -> str:
-        """Plain text, columns aligned."""
-        lines = [["", *map(_label, self.columns)]]
-        for name, cells in zip(self.index, self.cells, strict=True):
-            values = [format_value(c.score, c.value) if c else "n/a" for c in cells]
-            lines.append([_label(name), *values])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        padded = [
-            [line[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-            for line in lines
-        ]
-        return "\n".join("  ".join(line).rstrip() for line in padded)
-
-
-def _label(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def pivot(
-    rows: Rows, index: str = "method", columns: str = "score", order: Iterable | None = None
-) -> Pivot:
-    """Lay rows out with one column's values down and another's across.
+    rows: DataFrame, across: str = "score", order: Iterable | None = None, also: Iterable = ()
+) -> DataFrame:
+    """Rows laid out for printing: methods down, another column's values across.
 
     Args:
-        rows: narrowed with :meth:`Rows.where` until each cell holds one row.
-        index: column whose values go down; methods that are absent get an empty line.
-        columns: column whose values go across.
-        order: the values across, in this order; None = as they appear.
+        rows: narrowed with :func:`select` until each cell holds one row.
+        across: the column.
+        order: its values, in this order; None = as they appear.
+        also: further methods, which get an empty line.
+
+    Returns:
+        Cells are named tuples of a row, or None.
+
+    Raises:
+        ValueError: several rows for one cell.
     """
-    across = list(order) if order is not None else rows.distinct(columns)
-    down = rows.distinct(index)
-    if index == "method":
-        down = sort_methods(dict.fromkeys([*down, *(note.method for note in rows.absent)]))
-    table: dict[tuple, Row] = {}
-    for row in rows:
-        key = getattr(row, index), getattr(row, columns)
-        if key in table:
-            raise ValueError(f"several rows for {key}: narrow with where() first")
-        table[key] = row
-    cells = [[table.get((name, column)) for column in across] for name in down]
-    return Pivot(down, across, cells)
+    cells = DataFrame(
+        {
+            "method": rows["method"],
+            "across": rows[across],
+            "cell": list(rows.itertuples(index=False)),
+        }
+    )
+    table = cells.pivot(index="method", columns="across", values="cell")
+    order = rows[across].unique() if order is None else order
+    table = table.reindex(index=sort_methods([*rows["method"], *also]), columns=list(order))
+    return table.astype(object).where(table.notna(), None)

@@ -14,6 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral.grid import shell_sum
+
 
 @lru_cache(maxsize=16)
 def shell_numbers(size: int) -> Tensor:
@@ -23,12 +25,7 @@ def shell_numbers(size: int) -> Tensor:
     return (kx[:, None] ** 2 + ky**2).sqrt().round().long()
 
 
-def num_shells(size: int) -> int:
-    """Number of shells of an n x n grid, the corners included."""
-    return int(shell_numbers(size).max()) + 1
-
-
-def shell_sum(density: Tensor, size: int) -> Tensor:
+def per_shell(density: Tensor, size: int) -> Tensor:
     """Sum a quadratic density over shells.
 
     Args:
@@ -38,14 +35,11 @@ def shell_sum(density: Tensor, size: int) -> Tensor:
     Returns:
         (..., shells).
     """
-    weights = torch.full((size // 2 + 1,), 2.0, dtype=density.dtype, device=density.device)
+    weights = torch.full((size // 2 + 1,), 2.0)
     weights[0] = 1
     if size % 2 == 0:
         weights[-1] = 1
-    density = (density * weights).flatten(-2)
-    shells = shell_numbers(size).flatten().to(density.device)
-    out = density.new_zeros(*density.shape[:-1], num_shells(size))
-    return out.index_add_(-1, shells, density)
+    return shell_sum(density, shell_numbers(size), weights)
 
 
 def transform(fields: Tensor) -> Tensor:
@@ -61,7 +55,7 @@ def _power(coefficients: Tensor) -> Tensor:
 
 def shell_power(fields: Tensor) -> Tensor:
     """Mean square per shell of fields (..., n, n): (..., shells)."""
-    return shell_sum(_power(transform(fields)), fields.shape[-1])
+    return per_shell(_power(transform(fields)), fields.shape[-1])
 
 
 def shell_statistics(ensemble: Tensor, truth: Tensor) -> dict[str, Tensor]:
@@ -87,4 +81,4 @@ def shell_statistics(ensemble: Tensor, truth: Tensor) -> dict[str, Tensor]:
         * (num / (num - 1) if num > 1 else 0.0),
         "mean_mse": _power(mean_hat),
     }
-    return {name: shell_sum(part, size) for name, part in parts.items()}
+    return {name: per_shell(part, size) for name, part in parts.items()}

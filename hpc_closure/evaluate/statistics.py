@@ -7,12 +7,15 @@ every score gets its interval from the same statistics (:mod:`~hpc_closure.evalu
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from pandas import DataFrame
 from torch import Tensor
 
 from hpc_closure.evaluate import scores
 from hpc_closure.evaluate.bootstrap import Means, block_bootstrap
+from hpc_closure.evaluate.rows import Absent, frame
 from hpc_closure.evaluate.spectra import shell_statistics
 
 COVERAGE = 0.9
@@ -170,9 +173,9 @@ def form_scores(
                 yield {
                     "score": name,
                     "shell": None if which == "total" else place,
-                    "value": value[place],
-                    "low": low[place],
-                    "high": high[place],
+                    "value": float(value[place]),
+                    "low": float(low[place]),
+                    "high": float(high[place]),
                     **columns,
                 }
 
@@ -182,3 +185,47 @@ def _places(which: str, denominator: Tensor) -> list:
     if which == "total":
         return [()]
     return (denominator > SHELL_FLOOR * denominator.sum()).nonzero()[:, 0].tolist()
+
+
+@dataclass
+class Scored:
+    """What scoring leaves: rows, and what the figures need beside them.
+
+    Attributes:
+        records: score rows as dictionaries of columns, see :mod:`~hpc_closure.evaluate.rows`.
+        absent: methods without rows, and why.
+        spectra: method or ``truth`` -> mean square per shell (shells,).
+        spread_spectra: ensemble method -> variance over members per shell (shells,).
+        ranks: ensemble method -> rank histogram (M + 1,).
+        examples: ``truth`` -> (n, n); method -> (3, n, n): one member, ensemble mean, ensemble
+            standard deviation (zero for a point forecast).
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    absent: list[Absent] = field(default_factory=list)
+    spectra: dict[str, Tensor] = field(default_factory=dict)
+    spread_spectra: dict[str, Tensor] = field(default_factory=dict)
+    ranks: dict[str, Tensor] = field(default_factory=dict)
+    examples: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> DataFrame:
+        """The records as a table."""
+        return frame(self.records)
+
+    def add(self, **columns: Any) -> None:
+        """Append one row."""
+        self.records.append(columns)
+
+    def keep_example(self, method: str, ensemble: Tensor) -> None:
+        """Keep one member, mean and standard deviation of an ensemble (M, n, n)."""
+        std = ensemble.std(0) if len(ensemble) > 1 else torch.zeros_like(ensemble[0])
+        self.examples[method] = torch.stack((ensemble[0], ensemble.mean(0), std)).cpu()
+
+    def keep_spectra(self, method: str, statistics: Statistics) -> None:
+        """Keep the mean spectra of a method."""
+        shells = statistics.joined("shells")
+        self.spectra[method] = shells["energy"].mean(0)
+        self.spectra["truth"] = shells["truth_energy"].mean(0)
+        if statistics.members > 1:
+            self.spread_spectra[method] = shells["variance"].mean(0)
