@@ -3,6 +3,12 @@
 import os
 import sys
 
+from hpc_closure.work.launch import Launch, launch
+
+# Threads that wait give way: spinning ones on cores that others use, too, take 10 times longer.
+# The OpenMP of torch reads this when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 INTERRUPTED = "interrupted; the same command goes on"
 
 
@@ -52,9 +58,10 @@ def _refuse(error: Exception) -> None:
 
 def _end(message: object, code: int) -> None:
     """Say it in one line, on the first of the ranks that end alike."""
-    from hpc_closure.work.mpi import launch
-
-    started = launch()
+    try:
+        started = launch()
+    except ValueError:  # which then is the message
+        started = Launch()
     if not (started.mpi and started.rank):
         print(f"hpc-closure: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(code)

@@ -5,7 +5,7 @@ import torch
 from train_case import StandIn, losses, run_fit, training_data
 
 from hpc_closure.train import deepspeed, engine, metrics, processes
-from hpc_closure.work import log
+from hpc_closure.work import launch, log
 from hpc_closure.work.stop import Stopped
 
 pytestmark = [
@@ -16,7 +16,7 @@ pytestmark = [
 
 @pytest.fixture
 def gpu():
-    found = processes.join("cuda")
+    found = processes.join(launch.choose_device("cuda", shared=False))
     yield found
     processes.leave()
 

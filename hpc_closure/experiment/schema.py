@@ -484,7 +484,9 @@ class Cluster(Section):
     domain_ranks: Count = Field(1, description="MPI ranks that share one field")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = Field(
-        0, description="CPU threads per process; 0 = decide"
+        0,
+        description="CPU threads per process; 0 = its share of the cores, in training no more "
+        "than a batch has work for",
     )
     checkpoint_every: Positive = Field(60.0, description="seconds between restart files of a unit")
     stale_after: Positive = Field(

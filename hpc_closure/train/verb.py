@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.work import atomic, log
+from hpc_closure.work import atomic, launch, log
 from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
@@ -37,7 +37,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     from hpc_closure.train import processes, trainer
 
     section, grid = experiment.train, experiment.train_grid
-    joined = processes.join(experiment.cluster.device, session.world.bcast)
+    joined = processes.join(session.device, session.world.bcast)
     store = DataSet(session.run.data)
     indices = range(len(store.times))
     if section.window:
@@ -72,6 +72,12 @@ def fit(experiment: Experiment, session: Session) -> None:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.physics.viscosity}
         settings["conditions"]["physics"] = known
     model = build(settings, grid, experiment.physics.length)
+    samples = section.batch // (joined.size * section.accumulate)
+    threads = launch.set_threads(
+        experiment.cluster.threads, values=samples * grid**2 * model.config["width"]
+    )
+    session.record["threads"] = torch.get_num_threads()
+    log.get().info(f"training on {threads}")
     recipe = experiment.stage_hash("train")
     plan = trainer.Plan(section, experiment.seed, session.run, recipe)
 

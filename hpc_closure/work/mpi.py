@@ -11,12 +11,13 @@ split over groups of ranks, and each group shares its fields over a domain commu
 
 import contextlib
 import functools
-import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from hpc_closure.work.launch import launch
 
 _PATIENCE = 20.0  # seconds that a failing rank waits for its peers to fail alike
 
@@ -186,48 +187,6 @@ class Groups:
     index: int
     count: int
     domain: World
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the environment says about how this process was started (MPI is not touched)."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    launcher: str = ""
-
-    @property
-    def mpi(self) -> bool:
-        return self.launcher in ("hydra", "openmpi", "pmix", "slurm")
-
-
-_LAUNCHERS = (
-    # launcher, rank, size, local rank
-    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("openmpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("hydra", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    ("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    ("pmix", "PMIX_RANK", "", ""),
-)
-
-
-def launch(environ=os.environ) -> Launch:
-    """How this process was started, from the environment alone.
-
-    A batch script also sees SLURM_PROCID, but only a job step has SLURM_STEP_NUM_TASKS.
-    """
-    for name, rank, size, local in _LAUNCHERS:
-        if rank in environ and (not size or size in environ):
-            try:
-                # srun --mpi=pmi2 looks like hydra, but only Slurm tells the local rank
-                here = environ.get(local) or environ.get("SLURM_LOCALID") or 0
-                return Launch(
-                    int(environ[rank]), int(environ.get(size, 0)) if size else 0, int(here), name
-                )
-            except ValueError:
-                continue
-    return Launch()
 
 
 @functools.cache

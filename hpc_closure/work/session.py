@@ -5,14 +5,13 @@ with Session(experiment, "generate", Options(max_elapsed="3h50m")) as session:
 """
 
 import contextlib
-import os
 import shutil
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.duration import seconds
 from hpc_closure.experiment.folder import STAGES, Run
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.work import atomic, claims, log, loop, mpi, provenance, units
+from hpc_closure.work import atomic, claims, launch, log, loop, mpi, provenance, units
 from hpc_closure.work.options import Options
 from hpc_closure.work.stop import Stop
 
@@ -39,7 +38,7 @@ class Session:
         self.experiment, self.verb, self.options = experiment, verb, options
         self.run = Run.of(experiment)
         self.world = mpi.world()
-        started = mpi.launch()
+        started = launch.launch()
         self.rank = started.rank if started.launcher == "torchrun" else self.world.rank
         self.size = started.size if started.launcher == "torchrun" else self.world.size
         limit = seconds(options.max_elapsed) if options.max_elapsed else None
@@ -50,9 +49,10 @@ class Session:
         with contextlib.ExitStack() as closing:
             closing.enter_context(self.world.guard())
             closing.enter_context(self.stop)
-            self.device = choose_device(self.experiment.cluster.device)
-            set_threads(self.experiment.cluster.threads)
-            ranks = self.experiment.cluster.domain_ranks if self.verb == "generate" else 1
+            cluster, shared = self.experiment.cluster, self.verb != "train"
+            self.device = launch.choose_device(cluster.device, shared=shared)
+            launch.set_threads(cluster.threads)
+            ranks = cluster.domain_ranks if self.verb == "generate" else 1
             self.groups = self.world.groups(ranks)
             check_recipe(self.run, self.experiment, self.verb, redo=self.options.redo)
             error = self.world.settle(self._open_folder() if self.rank == 0 else None)
@@ -66,7 +66,8 @@ class Session:
             )
             self.record = provenance.collect(
                 ranks=self.size,
-                device=device_name(self.device),
+                device=launch.device_name(self.device),
+                threads=launch.num_threads(),
                 verb=self.verb,
                 hashes={stage: self.experiment.stage_hash(stage) for stage in self._inputs()},
                 run=str(self.run),
@@ -176,34 +177,3 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
                 f"{folder} was made with other settings ({told}{more}); "
                 f"change `name`, or run `{stage} --redo`"
             )
-
-
-def choose_device(wanted: str) -> str:
-    """``cpu`` or ``cuda:<local rank>``. Raises RuntimeError when a GPU is asked for in vain."""
-    import torch
-
-    if wanted == "cpu":
-        return "cpu"
-    if torch.cuda.is_available():
-        return f"cuda:{mpi.launch().local_rank % torch.cuda.device_count()}"
-    if wanted == "cuda":
-        raise RuntimeError("cluster.device=cuda, but torch sees no CUDA device; use cpu or auto")
-    return "cpu"
-
-
-def device_name(device: str) -> str:
-    """``cpu``, or the model of the GPU."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
-def set_threads(wanted: int) -> None:
-    """Share the cores of this machine among the processes that a launcher started."""
-    import torch
-
-    if not wanted:
-        if os.environ.get("OMP_NUM_THREADS"):
-            return
-        wanted = max(1, len(os.sched_getaffinity(0)) // max(1, mpi.launch().size))
-    torch.set_num_threads(wanted)
