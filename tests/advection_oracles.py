@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.advection import FORMS, Advection
+from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.transform import Transform
 
 
@@ -74,6 +75,11 @@ ORACLES = {"advective": Advective, "packed": Packed}
 
 @pytest.fixture
 def oracle_forms(monkeypatch):
-    """Lets a ``Problem`` name these forms too."""
+    """These forms are there too, for a problem :func:`in_form`."""
     for name, form in ORACLES.items():
         monkeypatch.setitem(FORMS, name, form)
+
+
+def in_form(problem: Problem, form: str) -> Problem:
+    """The problem with another form of the nonlinear term, of those here too."""
+    return problem.model_copy(update={"form": form})

@@ -86,6 +86,27 @@ CONFIG = [
     ("model={preset: one_pass, schedule: edm}", r"model.schedule is no setting of model.preset"),
     ("cluster.domain_ranks=64", r"cluster.domain_ranks=64 is more than the retained rows of a 16"),
     ("generate.cfl=0.5", r"generate.cfl=0.5: closure diffusion is defined for steps of one len"),
+    (
+        "physics.drag=0.1",
+        r"physics.drag=0.1: closure diffusion is defined for viscosity as the on",
+    ),
+    (
+        "physics.beta=1",
+        r"physics.beta=1: closure diffusion is .* set physics.beta to 0, or set gen",
+    ),
+    (
+        "generate.scheme=etdrk4",
+        r"generate.scheme=etdrk4: closure diffusion is half the viscous te",
+    ),
+    (
+        "physics.forcing={kind: kolmogorov, wavenumber: 9}",
+        r"physics.forcing.kind=kolmogorov: mode \(0, 9\) is beyond the 5 that a grid of 16 points",
+    ),
+    (
+        "generate={closure: subgrid, grid: 64, record: {grid: 16}, cfl: 0.5, scheme: cn_ab2}",
+        r"generate.cfl=0.5: scheme cn_ab2 needs steps of one length",
+    ),
+    ("physics.noise={kind: none, draws: 0}", r"physics.noise.draws=0: Input should be greater th"),
     ("generate.cfl=0", r"generate.cfl=0: Input should be greater than 0"),
     ("generate.max_level=0", r"generate.max_level=0: Input should be greater than or equal to 1"),
     ("generate.interval=5", r"generate.record.every=0.02 is shorter than the 0.025 that one"),

@@ -1,5 +1,8 @@
 """Experiment files: presets load, mistakes are one clear line, hashes cover what and not how."""
 
+import subprocess
+import sys
+
 import pytest
 
 from hpc_closure.experiment import reading
@@ -21,6 +24,40 @@ def test_presets_load_and_survive_a_round_trip(name, tmp_path):
 def test_the_shipped_presets_are_the_promised_ones():
     promised = {"quickstart", "paper_diffusion", "paper_convection", "subgrid"}
     assert promised <= set(reading.presets())
+
+
+def test_reading_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from hpc_closure.experiment import reading\n"
+        "reading.load('quickstart', ['physics.noise.kind=ornstein_uhlenbeck'])\n"
+        "heavy = {'torch', 'numpy', 'h5py', 'mpi4py'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_old_resolved_file_loads(tmp_path):
+    """It holds the keys of every kind, and those of the plane beside an equation on a line."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "name: old\nphysics: {equation: kuramoto_sivashinsky1d, length: 60.0, viscosity: 0.001, "
+        "hyperviscosity: 0.0, hyperviscosity_order: 4, drag: 0.0, beta: 0.0, "
+        "forcing: {kind: none, amplitude: 0.1, wavenumber: 4, width: 0.5}, "
+        "noise: {kind: none, amplitude: 5.0e-05, draws: 10, correlation: 0.005, wavenumber: 8.0, "
+        "width: 1.0, energy_rate: 0.001, rms: 0.1, correlation_time: 0.1}, "
+        "initial: {kind: line, alpha: 2.5, tau: 7.0, wavenumber: 8.0, amplitude: 1.0, "
+        "width: 2.0, energy: 0.5}}\n"
+        "generate: {closure: none, scheme: etdrk4, dt: 0.025, record: {every: 0.5}}\n"
+    )
+    assert reading.load(path).physics.parameters() == {
+        "equation": "kuramoto_sivashinsky1d",
+        "length": 60.0,
+        "forcing": {"kind": "none"},
+        "noise": {"kind": "none"},
+        "initial": {"kind": "line", "amplitude": 1.0, "wavenumber": 8.0},
+    }
 
 
 def test_numbers_without_a_dot_are_numbers():

@@ -1,6 +1,5 @@
 """The coupled run: the true closure gives the truth, the exact law gives the spread."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,7 +48,7 @@ def test_the_true_closure_turns_the_reduced_solver_into_the_full_one(kind):
 
 
 def test_the_subgrid_target_is_the_defect_of_the_reduced_map():
-    fine = replace(PROBLEM, noise={"kind": "none"}, viscosity=1e-4)
+    fine = PROBLEM.replace(noise={"kind": "none"}, viscosity=1e-4)
     coarse = reduced_problem(fine, 16, "subgrid")
     simulation = Simulation(fine, [0], 1).initialise()
     simulation.advance(50)
@@ -166,7 +165,7 @@ def test_with_sensors_and_no_closed_form_there_is_no_oracle():
         "rms": 0.1,
         "correlation_time": 0.5,
     }
-    problem = replace(PROBLEM, noise=coloured)
+    problem = PROBLEM.replace(noise=coloured)
     for sensors, names in (
         (SensorLayout(number=8), {"model", "none", "truth"}),
         (None, {"model", "none", "truth", "oracle"}),

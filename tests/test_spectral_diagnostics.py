@@ -1,7 +1,5 @@
 """Budgets, spectra and the certificate."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -59,12 +57,12 @@ def test_figures_do_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("noise", [{"kind": "none"}, WIENER], ids=["deterministic", "stochastic"])
 def test_the_published_schemes_budget_closes_to_round_off(noise):
-    problem = dataclasses.replace(PUBLISHED, noise=noise, drag=0.1)
+    problem = PUBLISHED.replace(noise=noise, drag=0.1)
     sim = Simulation(problem, [0, 1], 0).initialise()
     budget = Diagnostics(sim).budget(20)
     assert (abs(budget["residual"]) < 1e-11 * budget["scale"]).all()
     # the scheme's own term is of order dt: halving dt halves it over the same time
-    finer = dataclasses.replace(problem, dt=problem.dt / 2)
+    finer = problem.replace(dt=problem.dt / 2)
     if noise["kind"] == "none":
         half = Diagnostics(Simulation(finer, [0, 1], 0).initialise()).budget(40)
         np.testing.assert_allclose(budget["scheme"] / half["scheme"], 2.0, rtol=0.02)
@@ -72,7 +70,7 @@ def test_the_published_schemes_budget_closes_to_round_off(noise):
 
 @pytest.mark.parametrize("scheme", ["cn_ab2", "etdrk4", "imex_rk3"])
 def test_deterministic_budget_of_the_other_schemes(scheme):
-    problem = dataclasses.replace(PUBLISHED, noise={"kind": "none"}, scheme=scheme, viscosity=5e-3)
+    problem = PUBLISHED.replace(noise={"kind": "none"}, scheme=scheme, viscosity=5e-3)
     sim = Simulation(problem, [0, 1], 0).initialise().advance(1)
     budget = Diagnostics(sim).budget(20)
     assert (abs(budget["residual"]) < 1e-4 * budget["scale"]).all()
@@ -98,7 +96,7 @@ def test_stochastic_injection_rate_within_its_error_bar():
 
 
 def test_certificate_of_a_resolved_flow():
-    problem = dataclasses.replace(PUBLISHED, grid=64)
+    problem = PUBLISHED.replace(grid=64)
     sim = Simulation(problem, [0, 1], 0).initialise().advance(50)
     before = sim.state.clone()
     certificate = certify(sim, steps=5).check()
@@ -121,10 +119,10 @@ def test_certificate_of_an_unresolved_flow():
 def test_aliasing_probe_is_the_distance_from_a_grid_one_and_a_half_times_finer():
     figures, smooth = {}, {"kind": "band", "wavenumber": 3, "width": 1, "energy": 0.1}
     for grid in (24, 48):
-        problem = dataclasses.replace(PUBLISHED, grid=grid, initial=smooth)
+        problem = PUBLISHED.replace(grid=grid, initial=smooth)
         sim = Simulation(problem, [0, 1], 0).initialise().advance(10)
         figures[grid] = certify(sim, steps=4).figures["aliasing"]
-        finer = dataclasses.replace(problem, grid=3 * grid // 2)
+        finer = problem.replace(grid=3 * grid // 2)
         fine = Simulation(finer, [0, 1], 0).load_state(
             10, resize(sim.state, finer.make_grid().modes)
         )
@@ -156,7 +154,7 @@ def test_certificate_of_a_broken_run_names_the_members():
     ids=lambda change: next(iter(change)),
 )
 def test_certificate_runs_on_every_kind_of_problem(change):
-    sim = Simulation(dataclasses.replace(PUBLISHED, **change), [0, 1], 0).initialise().advance(3)
+    sim = Simulation(PUBLISHED.replace(**change), [0, 1], 0).initialise().advance(3)
     assert certify(sim, steps=3).figures["aliasing"] < 0.2
 
 

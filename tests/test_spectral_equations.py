@@ -8,15 +8,20 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from advection_oracles import oracle_forms  # noqa: F401
+from advection_oracles import in_form, oracle_forms  # noqa: F401
 
-from hpc_closure.experiment.schema import Physics
+from hpc_closure.spectral.advection import FORMS as ADVECTION_FORMS
 from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import Diagnostics
-from hpc_closure.spectral.equations import EQUATIONS
+from hpc_closure.spectral.equations import Equation
+from hpc_closure.spectral.forcing import Forcing, RingForcing
 from hpc_closure.spectral.grid import Grid, hermitian
-from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.initial import Initial
+from hpc_closure.spectral.noise import Noise, RingNoise
+from hpc_closure.spectral.problem import WITH_EXPLICIT_HALF, WITH_MEMORY, Numerics, Problem
+from hpc_closure.spectral.schemes import SCHEMES
 from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.transform import PRECISIONS, Transform
 
 TURN = 2 * math.pi
 FORMS = ("advective", "flux", "basdevant", "packed")
@@ -34,7 +39,7 @@ def rough_state(grid, members=3):
 
 
 def nonlinear(form, grid=64, precision="float64", state=None, **physics):
-    problem = Problem(grid=grid, form=form, precision=precision, **physics)
+    problem = in_form(Problem(grid=grid, precision=precision, **physics), form)
     sim = Simulation(problem, range(len(state)), 0).load_state(0, state)
     return sim.nonlinear_hat()
 
@@ -91,7 +96,7 @@ def test_energy_and_enstrophy_transfers_vanish(form):
     from hpc_closure.spectral.diagnostics import Diagnostics
 
     grid = Grid(64)
-    sim = Simulation(Problem(form=form), range(3), 0).load_state(0, rough_state(grid))
+    sim = Simulation(in_form(Problem(), form), range(3), 0).load_state(0, rough_state(grid))
     sums = Diagnostics(sim).transfer()
     assert (abs(sums["energy"]) < 1e-13 * sums["energy_magnitude"]).all()
     assert (abs(sums["enstrophy"]) < 1e-13 * sums["enstrophy_magnitude"]).all()
@@ -146,20 +151,15 @@ def test_rossby_wave_moves_west():
     ],
 )
 def test_steady_forcings_are_the_stated_fields(forcing, field):
-    from hpc_closure.spectral.forcing import steady_forcing
-    from hpc_closure.spectral.transform import Transform
-
     grid = Grid(32)
-    spectrum = steady_forcing(grid, **forcing)
+    spectrum = Forcing.model_validate(forcing).spectrum(grid)
     computed = Transform(grid).to_physical(spectrum[None])[0]
     torch.testing.assert_close(computed, field(*grid.coordinates()), rtol=0, atol=1e-13)
 
 
 def test_ring_forcing_has_the_stated_rms_and_modes():
-    from hpc_closure.spectral.forcing import steady_forcing
-
     grid = Grid(32)
-    f = steady_forcing(grid, "ring", amplitude=0.7, wavenumber=6, width=1)
+    f = RingForcing(amplitude=0.7, wavenumber=6, width=1).spectrum(grid)
     assert abs((grid.weights * f.abs() ** 2).sum() - 0.49) < 1e-13
     lengths = grid.integer_k2[f != 0].double().sqrt()
     assert lengths.min() >= 5 and lengths.max() <= 7
@@ -193,16 +193,21 @@ def test_kuramoto_sivashinsky_is_chaotic_and_bounded():
     assert sim.state[:, 0].abs().max() < 1e-12  # the mean is conserved
 
 
-def test_the_equation_of_the_documentation(monkeypatch):
+def test_the_equation_of_the_documentation():
     """docs/config.md adds viscous Burgers: its code, against its own equation."""
     page = (Path(__file__).resolve().parent.parent / "docs/config.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     code = next(text for text in blocks if "Burgers" in text)
     names: dict = {}
     exec(code, names)
-    monkeypatch.setitem(EQUATIONS, "burgers1d", names["Burgers1D"])
     problem = Problem(
-        equation="burgers1d", grid=64, length=TURN, viscosity=0.05, scheme="etdrk4", dt=0.01
+        equation="burgers1d",
+        grid=64,
+        length=TURN,
+        viscosity=0.05,
+        scheme="etdrk4",
+        dt=0.01,
+        initial={"kind": "line", "wavenumber": 4},
     )
     sim = Simulation(problem, [0, 3], 1).initialise()
     u = sim.fields(["state"])["state"].numpy()
@@ -220,7 +225,33 @@ def test_the_equation_of_the_documentation(monkeypatch):
     assert (Diagnostics(sim).measure()["energy"] < figures["energy"]).all()
 
 
-def test_the_schema_names_the_equations():
-    assert set(get_args(Physics.model_fields["equation"].annotation)) == set(EQUATIONS)
-    for name, keys in Physics.KEYS.items():
-        assert set(EQUATIONS[name].parameters) - {"form"} == set(keys)
+def test_every_choice_of_a_recipe_is_there():
+    """Names that a recipe may state without loading torch, against what carries them out."""
+    for key, known in (("scheme", SCHEMES), ("form", ADVECTION_FORMS), ("precision", PRECISIONS)):
+        assert set(get_args(Numerics.model_fields[key].annotation)) == set(known)
+    assert {name for name, one in SCHEMES.items() if one.has_memory} == set(WITH_MEMORY)
+    halves = {name for name, one in SCHEMES.items() if one.has_explicit_half}
+    assert halves == set(WITH_EXPLICIT_HALF)
+
+
+@pytest.mark.parametrize("family", [Equation, Forcing, Noise, Initial])
+def test_every_kind_can_be_chosen_and_explains_itself(family):
+    for name, kind in family.kinds.items():
+        chosen = family.model_validate({family.chooser: name})
+        assert type(chosen) is kind and kind.__doc__
+        assert all(
+            field.description
+            for key, field in kind.model_fields.items()
+            if key not in (*Equation.model_fields, "kind", "hyperviscosity_order")
+        )
+
+
+def test_keys_of_another_kind_are_checked_and_dropped():
+    values = {"kind": "ring", "amplitude": 1e-3, "draws": 3, "energy_rate": 0.1}
+    assert Noise.model_validate(values) == RingNoise(energy_rate=0.1)
+    with pytest.raises(ValueError, match="draws"):
+        Noise.model_validate({**values, "draws": 0})
+    with pytest.raises(ValueError, match="colour"):
+        Noise.model_validate({**values, "colour": 2})
+    line = Equation.model_validate({"equation": "kuramoto_sivashinsky1d", "viscosity": 1e-3})
+    assert "viscosity" not in line.parameters()

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ def initial_field():
 
 def end(**changes):
     """Our vorticity (n, n) at ``TIME``."""
-    problem = replace(PROBLEM, **changes)
+    problem = PROBLEM.replace(**changes)
     simulation = Simulation(problem, [0], 0).initialise()
     simulation.advance(round(TIME / problem.dt))
     return simulation.fields(["vorticity"])["vorticity"][0]

@@ -6,14 +6,15 @@ import torch
 
 from hpc_closure.spectral.counters import box_muller, key_of, standard_normals, uniform_bits
 from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.noise import NoiseModel
+from hpc_closure.spectral.noise import Noise, OrnsteinUhlenbeck, QWiener, RingNoise
+from hpc_closure.spectral.noise_model import NoiseModel
 from hpc_closure.spectral.transform import Transform
 
 PUBLISHED = {"amplitude": 5e-5, "draws": 10, "correlation": 0.005}
 
 
 def published(grid=64, dt=1e-3, **more):
-    return NoiseModel("q_wiener", Grid(grid), dt, seed=1, **PUBLISHED, **more)
+    return NoiseModel(QWiener(**PUBLISHED), Grid(grid), dt, seed=1, **more)
 
 
 def philox4x64(counter, key):
@@ -130,7 +131,7 @@ def test_paths_coarsen():
 
 def test_ring_injects_what_it_says():
     grid = Grid(64, length=2.0)
-    noise = NoiseModel("ring", grid, 1e-2, 0, wavenumber=8, width=1, energy_rate=0.3)
+    noise = NoiseModel(RingNoise(wavenumber=8, width=1, energy_rate=0.3), grid, 1e-2, 0)
     rate = (grid.weights * grid.inverse_k2 * noise.std_hat**2).sum() * 1e-2 / 2
     assert abs(rate - 0.3) < 1e-13
     assert noise.std_hat[0, 0] == 0
@@ -140,9 +141,8 @@ def test_ring_injects_what_it_says():
 
 def test_ornstein_uhlenbeck_is_stationary_and_correlated():
     grid = Grid(16)
-    noise = NoiseModel(
-        "ornstein_uhlenbeck", grid, 0.1, 0, wavenumber=3, width=1, rms=2.0, correlation_time=0.5
-    )
+    law = OrnsteinUhlenbeck(wavenumber=3, width=1, rms=2.0, correlation_time=0.5)
+    noise = NoiseModel(law, grid, 0.1, 0)
     members = range(200)
     y = noise.stationary(members)
     first = y.copy()
@@ -157,6 +157,8 @@ def test_ornstein_uhlenbeck_is_stationary_and_correlated():
 
 def test_bad_noise_is_refused():
     with pytest.raises(ValueError, match="kind"):
-        NoiseModel("pink", Grid(16), 1e-3, 0)
+        Noise.model_validate({"kind": "pink"})
+    with pytest.raises(ValueError, match="1 dimensions"):
+        NoiseModel(RingNoise(), Grid(16, dimensions=1), 1e-3, 0)
     with pytest.raises(ValueError, match="power of two"):
         published(path_dt=2.5e-3)

@@ -1,6 +1,5 @@
 """Time schemes: amplification factors, orders, Brownian paths."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -240,11 +239,11 @@ def test_strong_order_on_one_brownian_path(scheme):
     # Additive noise: the Euler-Maruyama family converges strongly with order one.
     time, coarsest, levels = 0.25, 16, 4
     noise = {"kind": "ring", "wavenumber": 2, "width": 1, "energy_rate": 0.2}
-    noise["path_dt"] = time / coarsest
     ends = []
     for level in range(levels + 2):
         dt = time / coarsest / 2**level
-        problem = dataclasses.replace(order_problem(scheme, dt), noise=noise, grid=16)
+        problem = order_problem(scheme, dt)
+        problem = problem.replace(noise=noise, path_dt=time / coarsest, grid=16)
         sim = Simulation(problem, range(8), 0).initialise()
         ends.append(sim.advance(coarsest * 2**level).state)
     errors = [(e - ends[-1]).abs().square().sum().sqrt().item() for e in ends[:levels]]
@@ -294,7 +293,7 @@ def test_adaptive_step_equals_the_fixed_small_step():
     sim = Simulation(ladder, [0], 0).initialise()
     level = int(sim.levels()[0])
     assert level > 0
-    fixed = Problem(grid=32, dt=8e-3 / 2**level, noise={**noise, "path_dt": 8e-3}, initial=smooth)
+    fixed = Problem(grid=32, dt=8e-3 / 2**level, noise=noise, path_dt=8e-3, initial=smooth)
     other = Simulation(fixed, [0], 0).initialise().advance(2 * 2**level)
     sim.advance(2)
     torch.testing.assert_close(sim.state, other.state, rtol=0, atol=1e-14)

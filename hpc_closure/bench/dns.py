@@ -19,7 +19,6 @@ import torch
 from hpc_closure.bench import measure, peers
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.published import PublishedSolver
-from hpc_closure.spectral.forcing import steady_forcing
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.schemes import SCHEMES
 from hpc_closure.spectral.simulation import Simulation
@@ -249,7 +248,7 @@ def _other(name: str, case: Case, problem: Problem, world: World):
 
 def initial_fields(problem: Problem, members: Sequence[int]) -> torch.Tensor:
     """Vorticity (members, n, n) float64 at t = 0, the same for every method."""
-    double = replace(problem, precision="float64")
+    double = problem.replace(precision="float64")
     simulation = Simulation(double, members, 0, threads=1).initialise()
     return simulation.fields(["vorticity"])["vorticity"]
 
@@ -257,14 +256,14 @@ def initial_fields(problem: Problem, members: Sequence[int]) -> torch.Tensor:
 def forcing_field(problem: Problem) -> torch.Tensor:
     """The steady forcing (n, n) float64."""
     grid = problem.make_grid()
-    return Transform(grid).to_physical(steady_forcing(grid, **problem.forcing)[None])[0]
+    return Transform(grid).to_physical(problem.physics.forcing.spectrum(grid)[None])[0]
 
 
 def published_solver(
     problem: Problem, draws: int, device: str = "cpu", seed: int = 0
 ) -> PublishedSolver:
     """The published solver on our problem; with fewer draws of the same law in total."""
-    noise = dict(problem.noise)
+    noise = problem.physics.noise.parameters()
     beta = 0.0
     if noise["kind"] == "q_wiener":
         beta = noise["amplitude"] * (noise["draws"] / draws) ** 0.5

@@ -9,7 +9,6 @@ from hpc_closure.bench.laws import StateAmplitude, TwoRegimes
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.interface import ClosureModel, build
 from hpc_closure.experiment.schema import Train
-from hpc_closure.spectral.initial import initial_spectrum
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.transform import Transform
 from hpc_closure.train.processes import Processes
@@ -51,8 +50,7 @@ class Known:
         """Vorticity (count, n, n) float64 of a kind of ``FIRST``."""
         ids = range(FIRST[kind] + first, FIRST[kind] + first + count)
         grid = self.problem.make_grid()
-        law = dict(self.problem.initial)
-        w_hat = initial_spectrum(grid, law.pop("kind"), ids, self.seed, "bench", **law)
+        w_hat = self.problem.physics.initial.draw(grid, ids, self.seed, "bench")
         return Transform(grid).to_physical(w_hat)
 
     def draw(self, states: Tensor, first: int) -> Tensor:

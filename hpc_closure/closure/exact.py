@@ -40,7 +40,8 @@ class ExactLaw:
         noise = problem.make_noise(0)
         if kind not in ("diffusion", "convection") or noise is None or noise.correlation_time:
             raise ValueError(
-                f"no exact law is known for closure {kind!r} with noise {problem.noise['kind']!r}"
+                f"no exact law is known for closure {kind!r} with noise "
+                f"{problem.physics.noise.kind!r}"
             )
         self.problem, self.kind = problem, kind
         self.grid = problem.make_grid()

@@ -15,24 +15,22 @@ retained spectra.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
-from hpc_closure.spectral.grid import resize, retained_modes
-from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.problem import REMOVABLE, Problem
+from hpc_closure.spectral.resolution import retained_modes
 from hpc_closure.spectral.simulation import Simulation
 
 QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
-# the full system runs on the reduced grid, so p(U | V) is known
-EXACT = ("diffusion", "convection")
 
 
 def reduced_problem(problem: Problem, grid: int, kind: str) -> Problem:
     """What the reduced solver runs, M~: without the term that the closure supplies."""
-    if kind in EXACT:
-        return replace(problem, grid=grid, removed=kind)
-    return replace(problem, grid=grid, noise={"kind": "none"})
+    if kind in REMOVABLE:
+        return problem.replace(grid=grid, removed=kind)
+    return problem.replace(grid=grid, noise={"kind": "none"})
 
 
 def quoted(closure, kind: str):

@@ -5,7 +5,7 @@ A method for generated closures is ``sample(indices, members) -> (members, s, n,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.sensors import describe, observe
 from hpc_closure.evaluate.inputs import Inputs, Snapshots
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
-from hpc_closure.generate.dns import full_problem
 
 ROW = 1_000_003  # a member's id on snapshot i is member * ROW + i, so no two draws are the same
 RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance
@@ -64,7 +63,7 @@ class Methods:
             rows = range(len(snapshots.states))
             length = experiment.physics.length
             self.readings = observe(snapshots.closures, layout, experiment.seed, rows, 0, length)
-        problem = replace(full_problem(experiment), grid=self.grid)
+        problem = experiment.problem.replace(grid=self.grid)
         self.law = ExactLaw.of(problem, inputs.target, experiment.generate.interval)
 
     def sensors(self, index) -> Sensors | None:

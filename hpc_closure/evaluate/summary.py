@@ -42,7 +42,7 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
     return {
         "Problem": {
             "equation": physics.equation,
-            "viscosity": physics.viscosity,
+            "viscosity": experiment.problem.viscosity,
             "forcing, noise": f"{physics.forcing.kind}, {physics.noise.kind}",
             "closure": f"{inputs.target}, mean of {dns.interval} step(s)",
         },

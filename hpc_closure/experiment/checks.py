@@ -1,11 +1,14 @@
 """What must hold between the sections of an experiment; each breach is one clear line."""
 
+from hpc_closure.spectral.problem import REMOVABLE, Problem
+from hpc_closure.spectral.resolution import retained_modes
+
 
 def check(experiment) -> None:
     """Raise ValueError when the sections do not fit together."""
     _check_data(experiment)
-    _check_equation(experiment)
-    _check_time_step(experiment.generate)
+    _check_problem(experiment)
+    _check_dimensions(experiment)
     _check_outputs(experiment)
     if experiment.generate.closure == "none":
         return
@@ -38,21 +41,21 @@ def _check_data(experiment) -> None:
         )
 
 
-def _check_equation(experiment) -> None:
-    """On a line there is no 2-D forcing, noise, closure or domain split."""
+def _check_problem(experiment) -> None:
+    """The full system, and the reduced one that a closure is to complete, must be possible."""
+    physics, generate = experiment.physics, experiment.generate
+    removed = generate.closure if generate.closure in REMOVABLE else "none"
+    Problem.of(physics, generate, removed)
+    if generate.closure != "none":
+        physics.forcing.retained(experiment.data_grid, physics.length)
+
+
+def _check_dimensions(experiment) -> None:
+    """On a line there is no closure, domain split, velocity or enstrophy."""
     physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
-    line = physics.equation == "kuramoto_sivashinsky1d"
-    if (physics.initial.kind == "line") != line and physics.initial.kind != "zero":
-        kinds = "line or zero" if line else "gaussian_field, band or zero"
-        raise ValueError(
-            f"physics.initial.kind={physics.initial.kind} does not fit {physics.equation}; "
-            f"expected {kinds}"
-        )
-    if not line:
+    if physics.dimensions == 2:
         return
     wrong = [
-        ("physics.forcing.kind", physics.forcing.kind, "none"),
-        ("physics.noise.kind", physics.noise.kind, "none"),
         ("generate.closure", generate.closure, "none"),
         ("cluster.domain_ranks", experiment.cluster.domain_ranks, 1),
         ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
@@ -66,21 +69,6 @@ def _check_equation(experiment) -> None:
             )
 
 
-def _check_time_step(generate) -> None:
-    if generate.cfl is None:
-        return
-    if generate.closure in ("diffusion", "convection"):
-        raise ValueError(
-            f"generate.cfl={generate.cfl:g}: closure {generate.closure} is defined for steps of "
-            "one length; remove cfl, or set generate.closure to subgrid or none"
-        )
-    if generate.scheme == "cn_ab2":
-        raise ValueError(
-            f"generate.cfl={generate.cfl:g}: scheme cn_ab2 needs steps of one length; remove cfl, "
-            "or set generate.scheme to cn_euler, etdrk4 or imex_rk3"
-        )
-
-
 def _check_outputs(experiment) -> None:
     generate, record = experiment.generate, experiment.generate.record
     if record.series_every is not None:
@@ -92,7 +80,7 @@ def _check_outputs(experiment) -> None:
         )
     for item in record.filters:
         modes = item.modes(experiment.physics.length)
-        most = (generate.grid - 1) // 3
+        most = retained_modes(generate.grid)
         if item.kind == "sharp" and not 1 <= modes < most:
             raise ValueError(
                 f"generate.record.filters: sharp, width={item.width:g} keeps {modes} modes of the "
@@ -113,7 +101,7 @@ def _check_outputs(experiment) -> None:
 
 def smallest_grid(trained: int) -> int:
     """Points per side that carry the retained modes of a model trained on ``trained`` points."""
-    return 2 * ((trained - 1) // 3) + 2
+    return 2 * retained_modes(trained) + 2
 
 
 def _check_training(experiment) -> None:

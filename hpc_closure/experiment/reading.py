@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.recipe import Section
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -204,7 +205,7 @@ def _valid_keys(model: type[BaseModel], location: tuple) -> list[str]:
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate
                 break
-    return list(model.model_fields)
+    return model.keys() if issubclass(model, Section) else list(model.model_fields)
 
 
 def load(name_or_path: str | Path, overrides: list[str] | None = None) -> Experiment:

@@ -11,12 +11,23 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import seconds
+from hpc_closure.spectral.equations import Equation, Vorticity2D
+from hpc_closure.spectral.problem import Numerics, Problem
+from hpc_closure.spectral.recipe import (
+    Count,
+    EvenGrid,
+    Finite,
+    NonNegative,
+    Positive,
+    Section,
+)
+from hpc_closure.spectral.resolution import points_for, retained_modes
 
 # what may change without touching the trajectories that are there
 GROWS_GENERATE = ("members", "t_end", "certificate")
@@ -32,123 +43,6 @@ TRANSIENT_TRAIN = (
     "validate_every",
     "checkpoint_every",
 )
-
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-EvenGrid = Annotated[int, Field(ge=8, le=65536, multiple_of=2)]
-
-
-class Section(BaseModel):
-    """Strict: unknown keys and wrong types are errors, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class Law(Section):
-    """A law chosen by ``kind``; each other key belongs to the kinds that it names."""
-
-    KEYS: ClassVar[dict]
-    kind: str
-
-    def parameters(self) -> dict:
-        """``kind`` and the keys that belong to it."""
-        keys = self.KEYS[self.kind]
-        return {"kind": self.kind, **{key: getattr(self, key) for key in keys}}
-
-
-class Forcing(Law):
-    KEYS: ClassVar[dict] = {
-        "none": (),
-        "published": ("amplitude",),
-        "kolmogorov": ("amplitude", "wavenumber"),
-        "ring": ("amplitude", "wavenumber", "width"),
-    }
-
-    kind: Literal["none", "published", "kolmogorov", "ring"] = Field(
-        "published", description="steady forcing; published = amplitude (sin + cos)(2 pi (x + y))"
-    )
-    amplitude: Finite = Field(0.1, description="published, kolmogorov, ring: 1/time^2")
-    wavenumber: Count = Field(4, description="kolmogorov, ring: integer wavenumber")
-    width: Positive = Field(0.5, description="ring: half width, integer wavenumbers")
-
-
-class Noise(Law):
-    KEYS: ClassVar[dict] = {
-        "none": (),
-        "q_wiener": ("amplitude", "draws", "correlation"),
-        "ring": ("wavenumber", "width", "energy_rate"),
-        "ornstein_uhlenbeck": ("wavenumber", "width", "rms", "correlation_time"),
-    }
-
-    kind: Literal["none", "q_wiener", "ring", "ornstein_uhlenbeck"] = Field(
-        "q_wiener", description="stochastic forcing; q_wiener is the published one"
-    )
-    amplitude: NonNegative = Field(5e-5, description="q_wiener: beta")
-    draws: Count = Field(
-        10, description="q_wiener: the law is that of this many summed draws (one is drawn)"
-    )
-    correlation: Positive = Field(
-        5e-3, description="q_wiener: a in the spectrum exp(-a |2 pi k|^2)"
-    )
-    wavenumber: Positive = Field(8.0, description="ring, ornstein_uhlenbeck: integer wavenumber")
-    width: Positive = Field(1.0, description="ring, ornstein_uhlenbeck: half width")
-    energy_rate: NonNegative = Field(1e-3, description="ring: exact mean energy injection rate")
-    rms: NonNegative = Field(0.1, description="ornstein_uhlenbeck: pointwise rms, 1/time^2")
-    correlation_time: Positive = Field(0.1, description="ornstein_uhlenbeck: memory, time units")
-
-
-class Initial(Law):
-    KEYS: ClassVar[dict] = {
-        "gaussian_field": ("alpha", "tau"),
-        "band": ("wavenumber", "width", "energy"),
-        "zero": (),
-        "line": ("amplitude", "wavenumber"),
-    }
-
-    kind: Literal["gaussian_field", "band", "zero", "line"] = Field(
-        "gaussian_field", description="initial law; gaussian_field is the published one"
-    )
-    alpha: Positive = Field(
-        2.5, description="gaussian_field: weights (4 pi^2 k^2 + tau^2)^(-alpha/2)"
-    )
-    tau: Positive = Field(7.0, description="gaussian_field: inverse length")
-    wavenumber: Positive = Field(
-        6.0, description="band: centre, integer wavenumber; line: the highest one"
-    )
-    amplitude: Positive = Field(1.0, description="line (on a line): rms of the state")
-    width: Positive = Field(2.0, description="band: half width")
-    energy: Positive = Field(0.5, description="band: kinetic energy")
-
-
-class Physics(Section):
-    """The full system dv/dt = M(v)."""
-
-    # which keys belong to an equation besides its length and its laws
-    KEYS: ClassVar[dict] = {
-        "vorticity2d": ("viscosity", "hyperviscosity", "hyperviscosity_order", "drag", "beta"),
-        "kuramoto_sivashinsky1d": (),
-    }
-
-    equation: Literal["vorticity2d", "kuramoto_sivashinsky1d"] = "vorticity2d"
-    length: Positive = Field(1.0, description="side of the periodic box")
-    viscosity: NonNegative = Field(1e-3, description="nu, length^2/time")
-    hyperviscosity: NonNegative = Field(0.0, description="coefficient of (-Lap)^order")
-    hyperviscosity_order: Annotated[int, Field(ge=2, le=8)] = 4
-    drag: NonNegative = Field(0.0, description="linear drag, 1/time")
-    beta: Finite = Field(0.0, description="gradient of the planetary vorticity")
-    forcing: Forcing = Forcing()
-    noise: Noise = Noise()
-    initial: Initial = Initial()
-
-    def parameters(self) -> dict:
-        """Plain values: the equation's keys, each law with the keys of its kind."""
-        keys = ("equation", "length", *self.KEYS[self.equation])
-        plain = self.model_dump(mode="json", include=set(keys))
-        laws = {name: getattr(self, name).parameters() for name in ("forcing", "noise", "initial")}
-        return {**plain, **laws}
 
 
 class Filter(Section):
@@ -172,7 +66,7 @@ class Filter(Section):
     def points(self, length: float, grid: int) -> int:
         """Points per side of the smallest even grid that retains what it passes (2/3 rule)."""
         modes = self.modes(length)
-        return grid if modes >= (grid - 1) // 3 else 2 * -(-(3 * modes + 1) // 2)
+        return grid if modes >= retained_modes(grid) else points_for(modes)
 
 
 class Record(Section):
@@ -207,25 +101,10 @@ class Record(Section):
         return tuple(sorted(set(filters), key=lambda item: (item.kind, item.width)))
 
 
-class Generate(Section):
+class Generate(Numerics):
     """The DNS ensemble and the closure target taken from it."""
 
-    grid: EvenGrid = 64
     members: Annotated[int, Field(ge=1, le=10_000_000)] = Field(100, description="trajectories")
-    dt: Positive = Field(1e-3, description="time step; with cfl the longest one")
-    cfl: Positive | None = Field(
-        None,
-        description="a member takes 2^j steps of dt / 2^j, with the least j that keeps "
-        "max(|u| + |v|) dt / 2^j <= cfl dx; none = all steps are dt",
-    )
-    max_level: Annotated[int, Field(ge=1, le=20)] = Field(
-        6, description="with cfl: largest j; a block with a member that needs more is failed"
-    )
-    scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3"] = "cn_euler"
-    form: Literal["basdevant", "flux"] = Field(
-        "basdevant", description="algebraic form of the nonlinear term"
-    )
-    precision: Literal["float32", "float64"] = Field("float64", description="of the computation")
     t_end: Positive = 40.0
     record: Record = Record()
     closure: Literal["diffusion", "convection", "subgrid", "none"] = Field(
@@ -238,10 +117,10 @@ class Generate(Section):
         "required", description="a block that fails its checks is failed, or kept with the reasons"
     )
 
-    def bytes_per_member(self, physics: Physics) -> float:
+    def bytes_per_member(self, physics: Equation) -> float:
         """Size of the fields of one member on the disk."""
-        record, plane = self.record, physics.equation == "vorticity2d"
-        grid, sides = record.grid or self.grid, 2 if plane else 1
+        record, sides = self.record, physics.dimensions
+        grid = record.grid or self.grid
         further = {"velocity": 2, "streamfunction": 1}
         number = 1 + (self.closure != "none") + sum(further.get(name, 0) for name in record.fields)
         points = number * grid**sides
@@ -534,7 +413,7 @@ class Experiment(Section):
     root: str = Field("runs", description="folder of runs; environment variables are expanded")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     use: Use = Use()
-    physics: Physics = Physics()
+    physics: SerializeAsAny[Equation] = Vorticity2D()
     generate: Generate = Generate()
     model: Model = Model()
     train: Train = Train()
@@ -559,6 +438,11 @@ class Experiment(Section):
         """Verbs that have something to do."""
         later = ("train", "rollout", "evaluate") if self.generate.closure != "none" else ()
         return ("generate", *later)
+
+    @property
+    def problem(self) -> Problem:
+        """The full system on the grid of the DNS."""
+        return Problem.of(self.physics, self.generate)
 
     @property
     def data_grid(self) -> int:

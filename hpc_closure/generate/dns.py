@@ -13,7 +13,6 @@ from hpc_closure.generate.filters import Filtered
 from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import Diagnostics, series_names
 from hpc_closure.spectral.grid import Grid, resize
-from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
 from hpc_closure.work import log
@@ -21,12 +20,6 @@ from hpc_closure.work.block import Block, record_steps, times_of
 from hpc_closure.work.units import read_product
 
 NUMBERS = ("viscosity", "drag", "length")  # of the physics, as attributes of the file
-
-
-def full_problem(experiment: Experiment) -> Problem:
-    """The full system on the grid of the DNS."""
-    generate = experiment.generate
-    return Problem.from_dict(experiment.physics.parameters(), generate.model_dump(mode="json"))
 
 
 def stored_steps(experiment: Experiment) -> range:
@@ -52,7 +45,7 @@ class DNSBlock(Block):
             there = experiment.generate.keeping(read_product(product).holds)
             experiment = experiment.model_copy(update={"generate": there})
         self.experiment, generate = experiment, experiment.generate
-        self.problem = full_problem(experiment)
+        self.problem = experiment.problem
         self.record_steps = stored_steps(experiment)
         self.series_steps = series_steps(experiment)
         self.grid, self.precision = experiment.data_grid, np.dtype(generate.record.precision)

@@ -49,7 +49,7 @@ def print_plan(experiment: Experiment, books: Ledger, wanted: list[int]) -> int:
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
     steps = round(generate.t_end / generate.dt)
-    sides = 2 if experiment.physics.equation == "vorticity2d" else 1
+    sides = experiment.physics.dimensions
     size = missing * generate.bytes_per_member(experiment.physics)
     core_hours = missing * steps * generate.grid**sides * NS_PER_POINT_AND_STEP * 1e-9 / 3600
     print(f"run folder {books.run}")

@@ -16,7 +16,6 @@ One :class:`CoupledRun` advances, from the same resolved state,
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ import torch
 from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.sensors import observe
-from hpc_closure.closure.targets import EXACT, Target, reduced_problem
-from hpc_closure.spectral.problem import Problem
+from hpc_closure.closure.targets import Target, reduced_problem
+from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
 
 
@@ -71,8 +70,8 @@ class CoupledRun:
         self.frames, self.lag = history
         self.past: deque[torch.Tensor] = deque(maxlen=self.frames * self.lag)  # newest last
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
-        reduced, full = reduced_problem(problem, grid, kind), replace(problem, grid=grid)
-        self.exact = kind in EXACT
+        reduced, full = reduced_problem(problem, grid, kind), problem.replace(grid=grid)
+        self.exact = kind in REMOVABLE
         self.target = Target(kind, interval) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
         # members that start from different cases draw different noise

@@ -12,7 +12,6 @@ import numpy as np
 
 from hpc_closure.data.reader import DataSet, split_members
 from hpc_closure.data.writer import BlockWriter
-from hpc_closure.generate.dns import full_problem
 from hpc_closure.rollout.coupling import CoupledRun
 from hpc_closure.work.block import Block, record_steps, times_of
 from hpc_closure.work.units import read_product
@@ -79,7 +78,7 @@ class RolloutBlock(Block):
         self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
         self.first_step = self.record_steps[0]
         self.coupled = CoupledRun(
-            full_problem(experiment),
+            experiment.problem,
             experiment.generate.closure,
             self.grid,
             closure,

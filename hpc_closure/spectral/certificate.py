@@ -13,7 +13,7 @@ Run at the end of a block, on copies of its state; it changes nothing. The check
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -151,22 +151,17 @@ def _tail(diagnostics: Diagnostics) -> float:
 
 def _kmax_eta(diagnostics: Diagnostics, problem: Problem) -> float | None:
     """Smallest ``k_max eta`` over the members; None where nothing damps the small scales."""
-    grid = diagnostics.simulation.grid
-    if grid.dimensions != 2 or not (problem.viscosity or problem.hyperviscosity):
+    grid, damping = diagnostics.simulation.grid, problem.physics.damping
+    if grid.dimensions != 2 or not damping:
         return None
     k2 = grid.k2.numpy()
-    small = problem.viscosity * k2
-    order = 1
-    if problem.hyperviscosity:
-        hyper = problem.hyperviscosity * k2**problem.hyperviscosity_order
-        small = small + hyper
-        if hyper.max() > 0.5 * small.max():
-            order = problem.hyperviscosity_order
+    terms = {order: value * k2**order for order, value in damping.items()}
+    small = sum(terms.values())
+    order = max(terms, key=lambda one: terms[one].max())  # which damps the smallest scales
     w = diagnostics.state()
     density = diagnostics.weights * (w.real**2 + w.imag**2) * small
     chi = np.array([row.sum() for row in density])
-    viscosity = problem.viscosity if order == 1 else problem.hyperviscosity
-    eta = (viscosity**3 / np.maximum(chi, 1e-300)) ** (1 / (6 * order))
+    eta = (damping[order] ** 3 / np.maximum(chi, 1e-300)) ** (1 / (6 * order))
     return float((grid.modes * grid.unit * eta).min())
 
 
@@ -174,7 +169,9 @@ def _aliasing(simulation: Simulation, members, saved: dict, steps: int) -> float
     """Relative difference, on the retained modes, from a run on a grid 1.5 times finer."""
     problem = simulation.problem
     dimensions = simulation.grid.dimensions
-    finer = replace(problem, grid=2 * -(-3 * problem.grid // 4), max_level=problem.max_level + 1)
+    finer = problem.model_copy(
+        update={"grid": 2 * -(-3 * problem.grid // 4), "max_level": problem.max_level + 1}
+    )
     coarse = _copy(simulation, problem, members, saved).advance(steps)
     state = {"step_index": saved["step_index"]}
     fine_modes = finer.make_grid().modes

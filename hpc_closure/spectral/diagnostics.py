@@ -12,7 +12,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hpc_closure.spectral.forcing import steady_forcing
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -49,7 +48,7 @@ class Diagnostics:
         ones = np.ones(grid.shape)
         self.to_energy = grid.inverse_k2.numpy() if self.two_dimensional else ones
         self.damping = -simulation.linear.real.numpy()
-        self.forcing = steady_forcing(grid, **simulation.problem.forcing).numpy()
+        self.forcing = simulation.problem.physics.forcing.spectrum(grid).numpy()
 
     def measure(self) -> dict[str, np.ndarray]:
         """Energy, enstrophy, dissipation, injection and CFL number of the present state.

@@ -1,80 +1,127 @@
-"""Steady forcings of the vorticity equation, as retained spectra."""
+"""Steady forcings of the vorticity equation, as retained spectra; one class per kind."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from hpc_closure.spectral.counters import standard_normals
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.noise import ring_modes
+from hpc_closure.spectral.recipe import Count, Family, Finite, Positive
+from hpc_closure.spectral.resolution import retained_modes
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def steady_forcing(grid: Grid, kind: str, **parameters: float) -> Tensor:
-    """Retained spectrum of a steady forcing, complex128.
-
-    Args:
-        grid: the solver's grid.
-        kind: ``none``; ``published`` (``amplitude`` 0.1); ``kolmogorov`` (``amplitude``,
-            ``wavenumber``); ``ring`` (``amplitude``, ``wavenumber``, ``width``, ``phase_seed``).
-
-    Raises:
-        ValueError: unknown kind, or modes that the grid does not retain.
-    """
-    if kind not in FORCINGS:
-        raise ValueError(f"forcing kind must be one of {sorted(FORCINGS)}, got {kind!r}")
-    if grid.dimensions != 2 and kind != "none":
-        raise ValueError(f"forcing kind {kind!r} is defined on 2-D grids")
-    out = torch.zeros(grid.shape, dtype=torch.complex128)
-    FORCINGS[kind](grid, out, **parameters)
-    return out
+    from hpc_closure.spectral.grid import Grid
 
 
-def _set(grid: Grid, out: Tensor, kx: int, ky: int, value: complex) -> None:
-    """Give mode ``(kx, ky)`` a coefficient, and its negative the conjugate when that is stored."""
-    if ky < 0 or (ky == 0 and kx < 0):
-        kx, ky, value = -kx, -ky, value.conjugate()
-    if max(abs(kx), ky) > grid.modes:
-        raise ValueError(f"forcing mode ({kx}, {ky}) is beyond the retained {grid.modes} modes")
-    out[kx, ky] = torch.tensor(value, dtype=out.dtype)
-    if ky == 0 and kx:
-        out[-kx, 0] = out[kx, 0].conj()
+class Forcing(Family):
+    """Steady forcing f."""
+
+    default: ClassVar[str] = "published"
+    #: of the flows that it is for
+    dimensions: ClassVar[tuple[int, ...]] = (2,)
+
+    kind: str
+
+    def modes(self, unit: float) -> Iterator[tuple[int, int, complex]]:
+        """Its half-plane modes ``(kx, ky, f_hat)``.
+
+        Args:
+            unit: smallest wavenumber, ``2 pi / length``.
+        """
+        raise NotImplementedError
+
+    def retained(self, size: int, length: float) -> list[tuple[int, int, complex]]:
+        """:meth:`modes`, all of which a grid must retain.
+
+        Args:
+            size: points per side.
+            length: side of the box.
+
+        Raises:
+            ValueError: one is beyond.
+        """
+        modes, most = list(self.modes(2 * math.pi / length)), retained_modes(size)
+        for kx, ky, _ in modes:
+            if max(abs(kx), ky) > most:
+                raise ValueError(
+                    f"physics.forcing.kind={self.kind}: mode ({kx}, {ky}) is beyond the {most} "
+                    f"that a grid of {size} points per side retains"
+                )
+        return modes
+
+    def spectrum(self, grid: Grid) -> Tensor:
+        """Retained spectrum on a grid, complex128."""
+        import torch
+
+        out = torch.zeros(grid.shape, dtype=torch.complex128)
+        for kx, ky, value in self.retained(grid.size, grid.length):
+            out[kx, ky] = torch.tensor(value, dtype=out.dtype)
+            if ky == 0 and kx:
+                out[-kx, 0] = out[kx, 0].conj()
+        return out
 
 
-def _none(grid: Grid, out: Tensor) -> None:
-    """No forcing."""
+class NoForcing(Forcing):
+    """No steady forcing."""
+
+    dimensions: ClassVar[tuple[int, ...]] = (1, 2)
+
+    kind: Literal["none"] = "none"
+
+    def modes(self, unit):
+        return iter(())
 
 
-def _published(grid: Grid, out: Tensor, *, amplitude: float = 0.1) -> None:
-    """``f = amplitude (sin 2 pi (x + y) + cos 2 pi (x + y))``, x, y in sides (Li et al. 2021)."""
-    _set(grid, out, 1, 1, amplitude * complex(0.5, -0.5))
+class PublishedForcing(Forcing):
+    """f = amplitude (sin 2 pi (x + y) + cos 2 pi (x + y)), x, y in sides (Li et al. 2021)."""
+
+    kind: Literal["published"] = Field(
+        "published", description="steady forcing; published = amplitude (sin + cos)(2 pi (x + y))"
+    )
+    amplitude: Finite = Field(0.1, description="1/time^2")
+
+    def modes(self, unit):
+        yield 1, 1, self.amplitude * complex(0.5, -0.5)
 
 
-def _kolmogorov(grid: Grid, out: Tensor, *, amplitude: float = 1.0, wavenumber: int = 4) -> None:
-    """``amplitude sin(k y)`` on u: ``f = -amplitude k cos(k y)``, k = 2 pi wavenumber / L."""
-    _set(grid, out, 0, int(wavenumber), complex(-0.5 * amplitude * grid.unit * wavenumber))
+class KolmogorovForcing(Forcing):
+    """amplitude sin(k y) on u: f = -amplitude k cos(k y), k = 2 pi wavenumber / L."""
+
+    kind: Literal["kolmogorov"] = Field("kolmogorov", description="steady forcing")
+    amplitude: Finite = Field(0.1, description="1/time^2")
+    wavenumber: Count = Field(4, description="integer wavenumber")
+
+    def modes(self, unit):
+        yield 0, self.wavenumber, complex(-0.5 * self.amplitude * unit * self.wavenumber)
 
 
-def _ring(
-    grid: Grid,
-    out: Tensor,
-    *,
-    amplitude: float = 1.0,
-    wavenumber: float = 4,
-    width: float = 0.5,
-    phase_seed: int = 0,
-) -> None:
-    """Equal coefficients with fixed random phases on ``|k|`` within ``width`` of ``wavenumber``.
+class RingForcing(Forcing):
+    """Equal coefficients with fixed random phases on all |k| within width of wavenumber.
 
     ``amplitude`` is the rms of the forcing.
     """
-    vectors = ring_modes(wavenumber, width)
-    phases = standard_normals(phase_seed, "forcing", 0, width=2 * len(vectors)).reshape(-1, 2)
-    size = amplitude / math.sqrt(2 * len(vectors))
-    for (kx, ky), (a, b) in zip(vectors.tolist(), phases.tolist()):
-        _set(grid, out, kx, ky, size * complex(a, b) / math.hypot(a, b))
 
+    PHASE_SEED: ClassVar[int] = 0
 
-FORCINGS = {"none": _none, "published": _published, "kolmogorov": _kolmogorov, "ring": _ring}
+    kind: Literal["ring"] = Field("ring", description="steady forcing")
+    amplitude: Finite = Field(0.1, description="1/time^2")
+    wavenumber: Count = Field(4, description="integer wavenumber")
+    width: Positive = Field(0.5, description="half width, integer wavenumbers")
+
+    def modes(self, unit):
+        from hpc_closure.spectral.counters import standard_normals
+        from hpc_closure.spectral.half_plane import ring
+
+        vectors = ring(self.wavenumber, self.width)
+        draws = standard_normals(self.PHASE_SEED, "forcing", 0, width=2 * len(vectors))
+        size = self.amplitude / math.sqrt(2 * len(vectors))
+        for (kx, ky), (a, b) in zip(vectors.tolist(), draws.reshape(-1, 2).tolist()):
+            yield kx, ky, size * complex(a, b) / math.hypot(a, b)
+
+    def named(self) -> dict:
+        wavenumber = float(self.wavenumber)
+        return {**super().named(), "wavenumber": wavenumber, "phase_seed": self.PHASE_SEED}

@@ -16,10 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-
-def retained_modes(size: int) -> int:
-    """Largest ``K`` with ``size >= 3 K + 1``."""
-    return (size - 1) // 3
+from hpc_closure.spectral.resolution import retained_modes
 
 
 @dataclass(frozen=True)

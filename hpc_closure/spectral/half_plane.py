@@ -24,6 +24,15 @@ def wavevectors_within(radius: int, inner: float = 0.0, outer: float | None = No
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], square))]
 
 
+def ring(wavenumber: float, width: float) -> np.ndarray:
+    """Half-plane wavevectors of a ring, which must not be empty nor hold the mean."""
+    inner, outer = max(wavenumber - width, 0.5), wavenumber + width
+    vectors = wavevectors_within(int(outer), inner, outer)
+    if not len(vectors):
+        raise ValueError(f"no wavevector has length in [{inner}, {outer}]: widen the ring")
+    return vectors
+
+
 class ModeDraws:
     """Where draws for half-plane wavevectors go in a box of a retained spectrum.
 

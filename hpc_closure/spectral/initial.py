@@ -2,122 +2,178 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from hpc_closure.spectral.counters import STREAM_INITIAL, complex_normals, key_of
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
+from hpc_closure.spectral.recipe import Count, Family, Finite, Positive
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from hpc_closure.spectral.grid import Grid
 
 
-def initial_spectrum(
-    grid: Grid, kind: str, members: Sequence[int], seed: int, stage: str, **parameters: float
-) -> Tensor:
-    """Retained spectra ``(members, ...)`` complex128 at t = 0.
+class Initial(Family):
+    """Initial law."""
 
-    Args:
-        grid: the solver's grid.
-        kind: ``gaussian_field`` (``alpha``, ``tau``, ``amplitude``), ``band`` (``wavenumber``,
-            ``width``, ``energy``), ``taylor_green`` (``amplitude``, ``wavenumber``), ``zero``, or,
-            on a line, ``line`` (``amplitude``, ``wavenumber``).
-        members: member ids.
-        seed: seed of the experiment.
-        stage: stage whose draws these are.
+    default: ClassVar[str] = "gaussian_field"
+    #: of the flows that it is for
+    dimensions: ClassVar[tuple[int, ...]] = (2,)
+
+    kind: str
+
+    def draw(self, grid: Grid, members: Sequence[int], seed: int, stage: str) -> Tensor:
+        """Retained spectra ``(members, ...)`` complex128 at t = 0.
+
+        Args:
+            grid: the solver's grid.
+            members: member ids.
+            seed: seed of the experiment.
+            stage: stage whose draws these are.
+        """
+        from hpc_closure.spectral.counters import key_of
+
+        return self.spectra(grid, [key_of(seed, stage, member) for member in members])
+
+    def spectra(self, grid: Grid, keys: list[np.ndarray]) -> Tensor:
+        """:meth:`draw` for the Philox keys of the members."""
+        raise NotImplementedError
+
+
+class GaussianField(Initial):
+    """Gaussian random field, E |w_hat|^2 = 2 sigma^2 (k^2 + tau^2)^-alpha, zero mean.
+
+    ``sigma = tau^(alpha - 1)``. The law of the published code (Li et al. 2021): the real part of a
+    field with independent complex coefficients.
     """
-    if kind not in INITIAL:
-        raise ValueError(f"initial kind must be one of {sorted(INITIAL)}, got {kind!r}")
-    if (kind == "line") != (grid.dimensions == 1) and kind != "zero":
-        raise ValueError(f"initial kind {kind!r} does not fit a {grid.dimensions}-D grid")
-    keys = [key_of(seed, stage, member) for member in members]
-    return INITIAL[kind](grid, keys, **parameters)
+
+    kind: Literal["gaussian_field"] = Field(
+        "gaussian_field", description="initial law; gaussian_field is the published one"
+    )
+    alpha: Positive = Field(2.5, description="weights (4 pi^2 k^2 + tau^2)^(-alpha/2)")
+    tau: Positive = Field(7.0, description="inverse length")
+
+    def spectra(self, grid, keys):
+        import numpy as np
+
+        vectors = _nested_square(grid.modes)
+        vectors = vectors[(vectors != 0).any(1)]
+        sigma = self.tau ** (self.alpha - 1.0)
+        k2 = (vectors**2).sum(1) * grid.unit**2
+        std = np.sqrt(2.0) * sigma * (k2 + self.tau**2) ** (-self.alpha / 2)
+        return _random_modes(grid, keys, vectors, std)
+
+    def named(self) -> dict:
+        return {**super().named(), "amplitude": None}
+
+
+class Band(Initial):
+    """Random phases and Gaussian amplitudes on |k| within width of wavenumber.
+
+    Equal energy to every mode, ``energy`` in the mean.
+    """
+
+    kind: Literal["band"] = Field("band", description="initial law")
+    wavenumber: Positive = Field(6.0, description="centre, integer wavenumber")
+    width: Positive = Field(2.0, description="half width")
+    energy: Positive = Field(0.5, description="kinetic energy")
+
+    def spectra(self, grid, keys):
+        import numpy as np
+
+        vectors = _nested_square(grid.modes)
+        length = np.sqrt((vectors**2).sum(1))
+        vectors = vectors[(np.abs(length - self.wavenumber) <= self.width) & (length > 0)]
+        if not len(vectors):
+            raise ValueError(
+                f"no retained mode within {self.width} of wavenumber {self.wavenumber}"
+            )
+        k2 = (vectors**2).sum(1) * grid.unit**2
+        return _random_modes(grid, keys, vectors, np.sqrt(self.energy * k2 / len(vectors)))
+
+
+class TaylorGreen(Initial):
+    """w = 2 k amplitude sin(k x) sin(k y), an exact solution that only decays."""
+
+    kind: Literal["taylor_green"] = Field("taylor_green", description="initial law")
+    amplitude: Finite = Field(1.0, description="largest speed")
+    wavenumber: Count = Field(1, description="integer wavenumber")
+
+    def spectra(self, grid, keys):
+        out = _zeros(grid, keys)
+        m = self.wavenumber
+        value = 2 * grid.unit * m * self.amplitude / 4
+        out[:, m, m] = -value
+        out[:, -m, m] = value
+        return out
+
+
+class AtRest(Initial):
+    """At rest."""
+
+    dimensions: ClassVar[tuple[int, ...]] = (1, 2)
+
+    kind: Literal["zero"] = "zero"
+
+    def spectra(self, grid, keys):
+        return _zeros(grid, keys)
+
+
+class LineModes(Initial):
+    """On a line: Gaussian modes 1 .. wavenumber, rms amplitude in the mean."""
+
+    dimensions: ClassVar[tuple[int, ...]] = (1,)
+
+    kind: Literal["line"] = Field("line", description="initial law")
+    wavenumber: Positive = Field(6.0, description="the highest one, integer")
+    amplitude: Positive = Field(1.0, description="rms of the state")
+
+    def spectra(self, grid, keys):
+        import torch
+
+        from hpc_closure.spectral.counters import STREAM_INITIAL, complex_normals
+
+        num = min(int(self.wavenumber), grid.modes)
+        out = _zeros(grid, keys)
+        for row, key in enumerate(keys):
+            z = complex_normals(key, STREAM_INITIAL, 0, 1, num)[0]
+            out[row, 1 : num + 1] = torch.from_numpy(z) * (self.amplitude / 2 / num**0.5)
+        return out
+
+    def named(self) -> dict:
+        return {**super().named(), "wavenumber": int(self.wavenumber)}
+
+
+def _zeros(grid: Grid, keys: list[np.ndarray]) -> Tensor:
+    import torch
+
+    return torch.zeros(len(keys), *grid.shape, dtype=torch.complex128)
 
 
 def _nested_square(modes: int) -> np.ndarray:
     """Half-plane wavevectors in square rings: those of a smaller grid come first."""
+    import numpy as np
+
+    from hpc_closure.spectral.half_plane import wavevectors_within
+
     vectors = wavevectors_within(modes)
     return vectors[np.argsort(np.abs(vectors).max(1), kind="stable")]
 
 
 def _random_modes(grid: Grid, keys: list, vectors: np.ndarray, std: np.ndarray) -> Tensor:
     """Complex Gaussian coefficients of standard deviation ``sqrt(E |w_hat|^2) = std``."""
+    import numpy as np
+    import torch
+
+    from hpc_closure.spectral.counters import STREAM_INITIAL, complex_normals
+    from hpc_closure.spectral.half_plane import ModeDraws
+
     draws = ModeDraws(vectors, grid.modes)
     values = draws.empty(len(keys))
     for row, key in zip(values, keys):
         row[:-1] = complex_normals(key, STREAM_INITIAL, 0, 1, len(vectors))[0]
     values[:, :-1] *= np.sqrt(0.5) * std
     return draws.spread(torch.from_numpy(draws.place(values)), grid.shape)
-
-
-def _gaussian_field(
-    grid: Grid,
-    keys: list,
-    *,
-    alpha: float = 2.5,
-    tau: float = 7.0,
-    amplitude: float | None = None,
-) -> Tensor:
-    """Gaussian random field, ``E |w_hat|^2 = 2 amplitude^2 (k^2 + tau^2)^-alpha``, zero mean.
-
-    The law of the published code (Li et al. 2021): the real part of a field with independent
-    complex coefficients; ``amplitude`` is ``tau^(alpha - 1)`` unless given.
-    """
-    vectors = _nested_square(grid.modes)
-    vectors = vectors[(vectors != 0).any(1)]
-    sigma = tau ** (alpha - 1.0) if amplitude is None else amplitude
-    k2 = (vectors**2).sum(1) * grid.unit**2
-    return _random_modes(grid, keys, vectors, np.sqrt(2.0) * sigma * (k2 + tau**2) ** (-alpha / 2))
-
-
-def _band(
-    grid: Grid, keys: list, *, wavenumber: float = 6, width: float = 2, energy: float = 0.5
-) -> Tensor:
-    """Random phases and Gaussian amplitudes on ``|k|`` within ``width`` of ``wavenumber``.
-
-    Equal energy to every mode, ``energy`` in the mean.
-    """
-    vectors = _nested_square(grid.modes)
-    length = np.sqrt((vectors**2).sum(1))
-    vectors = vectors[(np.abs(length - wavenumber) <= width) & (length > 0)]
-    if not len(vectors):
-        raise ValueError(f"no retained mode within {width} of wavenumber {wavenumber}")
-    k2 = (vectors**2).sum(1) * grid.unit**2
-    return _random_modes(grid, keys, vectors, np.sqrt(energy * k2 / len(vectors)))
-
-
-def _taylor_green(
-    grid: Grid, keys: list, *, amplitude: float = 1.0, wavenumber: int = 1
-) -> Tensor:
-    """``w = 2 k amplitude sin(k x) sin(k y)``, an exact solution that only decays."""
-    out = torch.zeros(len(keys), *grid.shape, dtype=torch.complex128)
-    m = int(wavenumber)
-    value = 2 * grid.unit * m * amplitude / 4
-    out[:, m, m] = -value
-    out[:, -m, m] = value
-    return out
-
-
-def _zero(grid: Grid, keys: list) -> Tensor:
-    """At rest."""
-    return torch.zeros(len(keys), *grid.shape, dtype=torch.complex128)
-
-
-def _line(grid: Grid, keys: list, *, amplitude: float = 1.0, wavenumber: int = 4) -> Tensor:
-    """Gaussian modes ``1 .. wavenumber`` on a line, rms ``amplitude`` in the mean."""
-    num = min(int(wavenumber), grid.modes)
-    out = torch.zeros(len(keys), *grid.shape, dtype=torch.complex128)
-    for row, key in enumerate(keys):
-        z = complex_normals(key, STREAM_INITIAL, 0, 1, num)[0]
-        out[row, 1 : num + 1] = torch.from_numpy(z) * (amplitude / 2 / num**0.5)
-    return out
-
-
-INITIAL: dict[str, Callable[..., Tensor]] = {
-    "gaussian_field": _gaussian_field,
-    "band": _band,
-    "taylor_green": _taylor_green,
-    "zero": _zero,
-    "line": _line,
-}

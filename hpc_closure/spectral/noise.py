@@ -1,236 +1,126 @@
-"""Stochastic forcings: Gaussian, diagonal in Fourier space, drawn by counters.
-
-Wiener paths refine: the path drawn with step ``dt / 2`` sums to the path drawn with step ``dt``
-(Brownian bridge, Levy's construction), so a run can be repeated with another step on the same
-path. Only the modes that matter are drawn, many steps at once, in an order that no grid changes.
-"""
+"""Stochastic forcings: Gaussian, diagonal in Fourier space; one class per kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from hpc_closure.spectral.counters import (
-    STREAM_BRIDGE,
-    STREAM_PATH,
-    STREAM_STATIONARY,
-    complex_normals,
-    key_of,
-)
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
+from hpc_closure.spectral.recipe import Count, Family, NonNegative, Positive
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hpc_closure.spectral.grid import Grid
 
 
-class NoiseModel:
-    """White-in-time (or Ornstein-Uhlenbeck) Gaussian forcing, diagonal in Fourier space.
+class Noise(Family):
+    """Stochastic forcing beta xi."""
 
-    The noise enters ``dw/dt`` as the rate ``beta xi``, held over a step ``dt``: a Wiener increment
-    divided by ``dt``. It is additive, so Ito and Stratonovich calculus agree. Kinds:
+    default: ClassVar[str] = "q_wiener"
+    #: of the flows that it is for
+    dimensions: ClassVar[tuple[int, ...]] = (2,)
 
-    * ``q_wiener``: ``amplitude`` (beta), ``draws`` (kappa), ``correlation`` (a, length squared).
-      ``E |beta xi_hat|^2 = beta^2 kappa exp(-a k^2) / dt``, the mean included: covariance
-      proportional to ``exp(-r^2 / 4a)``. The published code sums kappa draws; one draw times
-      ``sqrt(kappa)`` has the same law. (Dong, Chen, Wu 2025; Lord, Powell, Shardlow 2014, ch. 10.)
-    * ``ring``: ``wavenumber`` k_f, ``width`` (half width) and ``energy_rate``: equal energy to
-      every mode of ``|k| in [k_f - width, k_f + width]`` (integer units), the mean rate of kinetic
-      energy injection being exactly ``energy_rate`` (Ito: half the quadratic variation).
-    * ``ornstein_uhlenbeck``: the same ring of modes, ``rms`` of the rate (field units) and
-      ``correlation_time``; driven by the same refinable Wiener path.
+    kind: str
 
-    Args:
-        kind: one of the above, or ``none``.
-        grid: the solver's grid.
-        dt: step of the run.
-        seed: seed of the experiment.
-        stage: stage whose draws these are.
-        path_dt: step in which the path is drawn; ``dt`` may be it times or over a power of two.
-        parameters: the parameters of the kind.
+    @property
+    def memory(self) -> float:
+        """Correlation time; 0 = white."""
+        return 0.0
+
+    def law(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+        """Drawn modes and their variance.
+
+        Returns:
+            Half-plane wavevectors ``(M, 2)`` in the order drawn (on a line ``(0, k)``), and for
+            each ``E |d(beta W_hat)|^2 / dt``, with memory ``E |beta xi_hat|^2``.
+        """
+        raise NotImplementedError
+
+
+class NoNoise(Noise):
+    """No stochastic forcing."""
+
+    dimensions: ClassVar[tuple[int, ...]] = (1, 2)
+
+    kind: Literal["none"] = "none"
+
+
+class QWiener(Noise):
+    """The published forcing, covariance proportional to exp(-r^2 / 4a).
+
+    ``E |beta xi_hat|^2 = beta^2 kappa exp(-a k^2) / dt``, the mean included. The published code
+    sums kappa draws; one draw times ``sqrt(kappa)`` has the same law. (Dong, Chen, Wu 2025; Lord,
+    Powell, Shardlow 2014, ch. 10.)
     """
 
     # Modes below this fraction of the largest amplitude are left out (1e-12 of the variance).
-    CUT = 1e-6
+    CUT: ClassVar[float] = 1e-6
 
-    def __init__(
-        self,
-        kind: str,
-        grid: Grid,
-        dt: float,
-        seed: int,
-        stage: str = "generate",
-        *,
-        path_dt: float | None = None,
-        **parameters: float,
-    ):
-        laws: dict[str, Callable] = {
-            "q_wiener": q_wiener_law,
-            "ring": ring_law,
-            "ornstein_uhlenbeck": ou_law,
-        }
-        if kind not in laws:
-            raise ValueError(f"noise kind must be one of {sorted(laws)}, got {kind!r}")
-        if grid.dimensions != 2:
-            raise ValueError("noise is defined on 2-D grids")
-        self.kind, self.grid, self.dt, self.seed, self.stage = kind, grid, dt, seed, stage
-        self.level = path_level(dt, path_dt)
-        self.correlation_time = parameters.get("correlation_time", 0.0)
-        vectors, self.variance_rate = laws[kind](grid, **parameters)
-        self.draws = ModeDraws(vectors, grid.modes)
-        # Standard deviation of the rate at dt: sqrt(E |beta xi_hat|^2), one per drawn mode.
-        if kind == "ornstein_uhlenbeck":
-            self.std = np.sqrt(self.variance_rate)
-        else:
-            self.std = np.sqrt(self.variance_rate / dt)
-        self._keys: dict[int, np.ndarray] = {}
+    kind: Literal["q_wiener"] = Field(
+        "q_wiener", description="stochastic forcing; q_wiener is the published one"
+    )
+    amplitude: NonNegative = Field(5e-5, description="beta")
+    draws: Count = Field(
+        10, description="kappa: the law is that of this many summed draws (one is drawn)"
+    )
+    correlation: Positive = Field(5e-3, description="a in the spectrum exp(-a |2 pi k|^2)")
 
-    @property
-    def std_hat(self) -> Tensor:
-        """``sqrt(E |beta xi_hat|^2)`` per retained mode at ``dt``, ``(2K + 1, K + 1)`` float64."""
-        box = torch.from_numpy(self.draws.place_std(self.std))
-        return self.draws.spread(box, self.grid.shape)
+    def law(self, grid):
+        import numpy as np
 
-    @property
-    def box(self) -> tuple[int, int]:
-        """Rows and columns of the compact form."""
-        return self.draws.box
+        from hpc_closure.spectral.half_plane import wavevectors_within
 
-    @property
-    def num_drawn(self) -> int:
-        """Complex normals per member and step."""
-        return len(self.std)
-
-    def compact_law(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How a device fills the box: for each mode the draw it takes (``num_drawn``: none), its
-        sign (1, -1 for the conjugate, 0 for the real mean) and its standard deviation."""
-        source, sign = self.draws.assignment()
-        return source, sign, self.draws.place_std(self.std).ravel()
-
-    def draw(
-        self, members: Sequence[int], first_step: int, steps: int, level: int = 0
-    ) -> np.ndarray:
-        """Rates ``beta xi_hat`` in compact form (kind ``ornstein_uhlenbeck``: driving normals).
-
-        Args:
-            members: member ids.
-            first_step: first step, in steps of ``dt / 2**level``.
-            steps: number of steps.
-            level: refinement of ``dt``.
-
-        Returns:
-            ``(steps, members, *box)`` complex128.
-        """
-        out = self.draws.empty(steps, len(members))
-        # The path is drawn in units of the rate at its own step: scale it to the rate at dt.
-        scale = np.sqrt(0.5) * 2.0 ** (-self.level / 2) * np.ones(len(self.std))
-        if not self.correlation_time:
-            scale *= self.std
-        scale = np.repeat(scale, 2)  # real times real pairs: rounds once
-        for column, member in enumerate(members):
-            rates = self._rates(self.key(member), first_step, steps, self.level + level)
-            rates.view(np.float64)[:] *= scale
-            out[:, column, :-1] = rates
-        return self.draws.place(out)
-
-    def spread(self, box: np.ndarray) -> Tensor:
-        """Compact form to the whole retained spectrum."""
-        return self.draws.spread(torch.from_numpy(box), self.grid.shape)
-
-    def stationary(self, members: Sequence[int]) -> np.ndarray:
-        """Initial rates of an Ornstein-Uhlenbeck forcing, ``(members, *box)`` complex128."""
-        out = self.draws.empty(len(members))
-        width = len(self.std)
-        for row, member in zip(out, members):
-            row[:-1] = complex_normals(self.key(member), STREAM_STATIONARY, 0, 1, width)[0]
-        out[:, :-1] *= np.sqrt(0.5) * self.std
-        return self.draws.place(out)
-
-    def relaxation(self, dt: float) -> tuple[float, np.ndarray]:
-        """``(decay, kick)``: ``y(t + dt) = decay y(t) + kick z`` with ``z`` from :meth:`draw`.
-
-        ``z`` is drawn at the level of ``dt``, so its variance is ``self.dt / dt``; the kick takes
-        it out again, which makes the law exact for every step and the path common to all of them.
-        """
-        decay = float(np.exp(-dt / self.correlation_time))
-        kick = np.sqrt((1.0 - decay**2) * (dt / self.dt)) * self.std
-        return decay, self.draws.place_std(kick)
-
-    def key(self, member: int) -> np.ndarray:
-        """Philox key of a member."""
-        if member not in self._keys:
-            self._keys[member] = key_of(self.seed, self.stage, member)
-        return self._keys[member]
-
-    def _rates(self, key: np.ndarray, first: int, num: int, level: int) -> np.ndarray:
-        """Rates in units where a step of the path itself (level 0) has ``E |z|^2 = 2``."""
-        width = len(self.std)
-        if level == 0:
-            return complex_normals(key, STREAM_PATH, first, num, width)
-        if level < 0:
-            fine = self._rates(key, 2 * first, 2 * num, level + 1)
-            return (fine[0::2] + fine[1::2]) * 0.5
-        start, stop = first // 2, -(-(first + num) // 2)
-        parent = self._rates(key, start, stop - start, level - 1)
-        bridge = complex_normals(key, STREAM_BRIDGE + level, start, stop - start, width)
-        bridge *= 2.0 ** ((level - 1) / 2)
-        halves = np.stack([parent + bridge, parent - bridge], axis=1).reshape(-1, width)
-        return halves[first - 2 * start :][:num]
+        reach = math.sqrt(-2.0 * math.log(self.CUT) / self.correlation) / grid.unit
+        vectors = wavevectors_within(int(reach), outer=reach)
+        k2 = (vectors**2).sum(1) * grid.unit**2
+        return vectors, self.amplitude**2 * self.draws * np.exp(-self.correlation * k2)
 
 
-def path_level(dt: float, path_dt: float | None) -> int:
-    """``j`` with ``dt = path_dt * 2**-j``."""
-    if path_dt is None:
-        return 0
-    level = round(float(np.log2(path_dt / dt)))
-    if abs(path_dt * 2.0**-level - dt) > 1e-12 * dt:
-        raise ValueError(
-            "noise path_dt must be dt times or over a power of two: "
-            f"dt = {dt}, path_dt = {path_dt}"
-        )
-    return level
+class RingNoise(Noise):
+    """White forcing of all modes with |k| in [wavenumber - width, wavenumber + width].
 
-
-def q_wiener_law(grid: Grid, *, amplitude: float, draws: int = 1, correlation: float):
-    """Drawn modes and ``E |d(beta W_hat)|^2 / dt`` of the published forcing."""
-    if not correlation > 0:
-        raise ValueError(f"noise correlation must be positive, got {correlation}")
-    reach = np.sqrt(-2.0 * np.log(NoiseModel.CUT) / correlation) / grid.unit
-    vectors = wavevectors_within(int(reach), outer=reach)
-    k2 = (vectors**2).sum(1) * grid.unit**2
-    return vectors, amplitude**2 * draws * np.exp(-correlation * k2)
-
-
-def ring_modes(wavenumber: float, width: float) -> np.ndarray:
-    """Half-plane wavevectors of a ring, which must not be empty nor hold the mean."""
-    inner, outer = max(wavenumber - width, 0.5), wavenumber + width
-    vectors = wavevectors_within(int(outer), inner, outer)
-    if not len(vectors):
-        raise ValueError(f"no wavevector has length in [{inner}, {outer}]: widen the ring")
-    return vectors
-
-
-def _multiplicity(vectors: np.ndarray) -> int:
-    """Modes of the full plane: each half-plane wavevector and its negative."""
-    return 2 * len(vectors)
-
-
-def ring_law(grid: Grid, *, wavenumber: float, width: float = 0.5, energy_rate: float):
-    """Drawn modes and variance rate of a ring that injects ``energy_rate`` on the average.
-
-    Energy is ``1/2 sum |w_hat|^2 / k^2`` over the full plane; white noise of variance rate ``s``
-    injects ``s / (2 k^2)`` per mode.
+    It brings equal energy to each mode, on the average exactly ``energy_rate`` in all (Ito: half
+    the quadratic variation). Energy is ``1/2 sum |w_hat|^2 / k^2`` over the full plane; white
+    noise of variance rate ``s`` injects ``s / (2 k^2)`` per mode.
     """
-    vectors = ring_modes(wavenumber, width)
-    k2 = (vectors**2).sum(1) * grid.unit**2
-    return vectors, 2.0 * energy_rate * k2 / _multiplicity(vectors)
+
+    kind: Literal["ring"] = Field("ring", description="stochastic forcing")
+    wavenumber: Positive = Field(8.0, description="integer wavenumber")
+    width: Positive = Field(1.0, description="half width")
+    energy_rate: NonNegative = Field(1e-3, description="exact mean energy injection rate")
+
+    def law(self, grid):
+        from hpc_closure.spectral.half_plane import ring
+
+        vectors = ring(self.wavenumber, self.width)
+        k2 = (vectors**2).sum(1) * grid.unit**2
+        return vectors, 2.0 * self.energy_rate * k2 / (2 * len(vectors))
 
 
-def ou_law(
-    grid: Grid, *, wavenumber: float, width: float = 0.5, rms: float, correlation_time: float
-):
-    """Drawn modes and variance of a time-correlated ring forcing of given pointwise rms."""
-    if not correlation_time > 0:
-        raise ValueError(f"noise correlation_time must be positive, got {correlation_time}")
-    vectors = ring_modes(wavenumber, width)
-    return vectors, np.full(len(vectors), rms**2 / _multiplicity(vectors))
+class OrnsteinUhlenbeck(Noise):
+    """Time-correlated forcing of all modes with |k| in [wavenumber - width, wavenumber + width].
+
+    Every mode has the same variance, in all ``rms^2`` at a point.
+    """
+
+    kind: Literal["ornstein_uhlenbeck"] = Field(
+        "ornstein_uhlenbeck", description="stochastic forcing"
+    )
+    wavenumber: Positive = Field(8.0, description="integer wavenumber")
+    width: Positive = Field(1.0, description="half width")
+    rms: NonNegative = Field(0.1, description="pointwise rms, 1/time^2")
+    correlation_time: Positive = Field(0.1, description="memory, time units")
+
+    @property
+    def memory(self) -> float:
+        return self.correlation_time
+
+    def law(self, grid):
+        import numpy as np
+
+        from hpc_closure.spectral.half_plane import ring
+
+        vectors = ring(self.wavenumber, self.width)
+        return vectors, np.full(len(vectors), self.rms**2 / (2 * len(vectors)))

@@ -3,132 +3,133 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from hpc_closure.spectral.advection import FORMS
-from hpc_closure.spectral.equations import EQUATIONS
-from hpc_closure.spectral.forcing import FORCINGS, steady_forcing
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.initial import INITIAL
-from hpc_closure.spectral.noise import NoiseModel, ou_law, q_wiener_law, ring_law
-from hpc_closure.spectral.schemes import SCHEMES, Scheme
-from hpc_closure.spectral.transform import PRECISIONS, Transform
+from pydantic import Field, SerializeAsAny, model_validator
 
-NOISES = {"none": None, "q_wiener": q_wiener_law, "ring": ring_law, "ornstein_uhlenbeck": ou_law}
-REMOVED = ("none", "diffusion", "convection")
-# Keys of the experiment's physics and generate sections that are part of the recipe.
-GENERATE_KEYS = ("grid", "dt", "scheme", "form", "precision", "cfl", "max_level")
+from hpc_closure.spectral.equations import Equation
+from hpc_closure.spectral.recipe import EvenGrid, Positive, Section
 
+if TYPE_CHECKING:
+    from hpc_closure.spectral.equation import Terms
+    from hpc_closure.spectral.grid import Grid
+    from hpc_closure.spectral.noise_model import NoiseModel
+    from hpc_closure.spectral.schemes import Scheme
+    from hpc_closure.spectral.transform import Transform
 
-def _none() -> dict:
-    return {"kind": "none"}
+# Closures that stand for a term of the full system, which the reduced solver then lacks.
+REMOVABLE = ("diffusion", "convection")
+# Schemes that remember earlier steps, and those with an explicit half of the linear term.
+WITH_MEMORY = ("cn_ab2",)
+WITH_EXPLICIT_HALF = ("cn_euler", "cn_ab2")
 
 
-@dataclass(frozen=True)
-class Problem:
+class Numerics(Section):
+    """How a flow is discretised."""
+
+    grid: EvenGrid = Field(64, description="points per side")
+    dt: Positive = Field(1e-3, description="time step; with cfl the longest one")
+    cfl: Positive | None = Field(
+        None,
+        description="a member takes 2^j steps of dt / 2^j, with the least j that keeps "
+        "max(|u| + |v|) dt / 2^j <= cfl dx; none = all steps are dt",
+    )
+    max_level: Annotated[int, Field(ge=1, le=20)] = Field(
+        6, description="with cfl: largest j; a block with a member that needs more is failed"
+    )
+    scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3"] = "cn_euler"
+    form: Literal["basdevant", "flux"] = Field(
+        "basdevant", description="algebraic form of the nonlinear term"
+    )
+    precision: Literal["float32", "float64"] = Field("float64", description="of the computation")
+
+
+class Problem(Numerics):
     """One periodic flow and how it is discretised.
 
+    ``Problem(grid=32, viscosity=1e-2, noise={"kind": "ring"})`` takes the keys of the equation
+    beside its own; forcing and noise are then none unless stated.
+
     Attributes:
-        equation: a key of ``equations.EQUATIONS``.
-        grid: points per side.
-        length: side of the domain.
-        viscosity: nu, length^2 / time.
-        hyperviscosity: nu_h in ``-nu_h k^(2p)``.
-        hyperviscosity_order: p.
-        drag: linear drag, 1 / time.
-        beta: planetary vorticity gradient, 1 / (length time).
-        forcing: steady forcing, ``kind`` and its parameters (:mod:`forcing`).
-        noise: stochastic forcing, ``kind`` and its parameters (:mod:`noise`).
-        initial: initial law, ``kind`` and its parameters (:mod:`initial`).
-        scheme: a key of ``schemes.SCHEMES``.
-        dt: step; with ``cfl`` the longest one.
-        form: form of the nonlinear term (:mod:`advection`).
-        precision: ``float64`` or ``float32``.
-        cfl: when positive, a member takes ``2^j`` steps of ``dt / 2^j`` per step, j the least that
-            keeps ``max(|u| + |v|) dt / 2^j <= cfl dx``.
-        max_level: largest j; a member that needs more has failed.
-        removed: term that a closure must supply, ``none``, ``diffusion`` or ``convection``.
+        physics: the equation, its forcings and its initial law.
+        removed: term that a closure must supply.
+        path_dt: step in which the noise path is drawn; by default ``dt``.
+
+    Raises:
+        ValueError: a value is out of range, or the settings do not fit together; one line says
+            which, in the words of an experiment file.
     """
 
-    equation: str = "vorticity2d"
-    grid: int = 64
-    length: float = 1.0
-    viscosity: float = 1e-3
-    hyperviscosity: float = 0.0
-    hyperviscosity_order: int = 4
-    drag: float = 0.0
-    beta: float = 0.0
-    forcing: dict = field(default_factory=_none)
-    noise: dict = field(default_factory=_none)
-    initial: dict = field(default_factory=lambda: {"kind": "gaussian_field"})
-    scheme: str = "cn_euler"
-    dt: float = 1e-3
-    form: str = "basdevant"
-    precision: str = "float64"
-    cfl: float = 0.0
-    max_level: int = 6
-    removed: str = "none"
+    physics: SerializeAsAny[Equation]
+    removed: Literal["none", "diffusion", "convection"] = "none"
+    path_dt: Positive | None = None
 
-    def __post_init__(self):
-        for name, allowed in (
-            ("equation", EQUATIONS),
-            ("scheme", SCHEMES),
-            ("form", FORMS),
-            ("precision", PRECISIONS),
-            ("removed", REMOVED),
-        ):
-            _choice(name, getattr(self, name), allowed)
-        for name in ("viscosity", "hyperviscosity", "drag", "cfl"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.dt > 0:
-            raise ValueError(f"dt must be positive, got {self.dt}")
-        if self.dimensions == 1 and self.initial["kind"] == "gaussian_field":
-            object.__setattr__(self, "initial", {"kind": "line"})
-        for name, laws in (("forcing", FORCINGS), ("noise", NOISES), ("initial", INITIAL)):
-            object.__setattr__(self, name, _complete(name, getattr(self, name), laws))
-        for item in fields(self):
-            if item.type in ("float", "int"):
-                kind = float if item.type == "float" else int
-                object.__setattr__(self, item.name, kind(getattr(self, item.name)))
-        if self.cfl and SCHEMES[self.scheme].has_memory:
-            raise ValueError(f"{self.scheme} needs a fixed step: take another scheme, or cfl: 0")
-        if self.removed == "diffusion":
-            if not SCHEMES[self.scheme].has_explicit_half:
-                raise ValueError("removed: diffusion is defined for cn_euler and cn_ab2 only")
-            if self.drag or self.hyperviscosity or self.beta:
-                raise ValueError("removed: diffusion allows viscosity as the only linear term")
-        steady_forcing(self.make_grid(), **self.forcing)
+    def __init__(self, **settings: Any):
+        if "physics" not in settings:
+            own = {key: settings.pop(key) for key in list(settings) if key in type(self).keys()}
+            physics = {"forcing": {"kind": "none"}, "noise": {"kind": "none"}, **settings}
+            equation = Equation.kinds.get(physics.get("equation", Equation.default))
+            if equation and equation.dimensions == 1:
+                physics.setdefault("initial", {"kind": "line"})
+            settings = {**own, "physics": physics}
+        super().__init__(**settings)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.physics.check()
+        self.physics.forcing.retained(self.grid, self.physics.length)
+        if self.removed != "none":
+            self._check_removed()
+        if self.cfl and self.scheme in WITH_MEMORY:
+            raise ValueError(
+                f"generate.cfl={self.cfl:g}: scheme {self.scheme} needs steps of one length; "
+                "remove cfl, or set generate.scheme to cn_euler, etdrk4 or imex_rk3"
+            )
+        return self
+
+    def _check_removed(self) -> None:
+        other = "or set generate.closure to convection, subgrid or none"
+        if self.cfl:
+            raise ValueError(
+                f"generate.cfl={self.cfl:g}: closure {self.removed} is defined for steps of one "
+                "length; remove cfl, or set generate.closure to subgrid or none"
+            )
+        if self.removed != "diffusion":
+            return
+        if self.scheme not in WITH_EXPLICIT_HALF:
+            raise ValueError(
+                f"generate.scheme={self.scheme}: closure diffusion is half the viscous term of "
+                f"Crank-Nicolson; set generate.scheme to cn_euler or cn_ab2, {other}"
+            )
+        for key in self.physics.beyond_viscosity:
+            raise ValueError(
+                f"physics.{key}={getattr(self.physics, key):g}: closure diffusion is defined for "
+                f"viscosity as the only linear term; set physics.{key} to 0, {other}"
+            )
 
     @classmethod
-    def from_dict(cls, physics: Mapping[str, Any], generate: Mapping[str, Any] | None = None):
-        """Build from the ``physics`` and ``generate`` sections of an experiment.
+    def of(cls, physics: Equation, numerics: Numerics, removed: str = "none") -> Problem:
+        """The problem of an experiment's ``physics`` and ``generate`` sections."""
+        shared = {name: getattr(numerics, name) for name in Numerics.model_fields}
+        return cls(physics=physics, removed=removed, **shared)
 
-        Keys of ``generate`` that do not decide a member's bits (members, t_end, ...) are ignored.
-
-        Raises:
-            ValueError: unknown physics key or value.
-        """
-        known = {item.name for item in fields(cls)} - set(GENERATE_KEYS) - {"removed"}
-        unknown = set(physics) - known
-        if unknown:
-            raise ValueError(f"unknown physics keys {sorted(unknown)}; known: {sorted(known)}")
-        chosen = {k: v for k, v in (generate or {}).items() if k in GENERATE_KEYS}
-        if chosen.get("cfl", 0.0) is None:  # a fixed step
-            del chosen["cfl"]
-        return cls(**dict(physics), **chosen)
+    def replace(self, **changes: Any) -> Problem:
+        """The problem with other settings, of the equation's or its own."""
+        return type(self)(**{**self.recipe(), **changes})
 
     def recipe(self) -> dict[str, Any]:
         """All settings, defaults included, as plain JSON-able values: ``Problem(**recipe)``."""
-        return asdict(self)
+        plain = self.model_dump(mode="json")
+        return {**plain.pop("physics"), **plain}
 
     def member_hash(self) -> str:
         """SHA-256 of the recipe: with seed and index it names a member."""
-        text = json.dumps(self.recipe(), sort_keys=True, separators=(",", ":"))
+        named = {**self.recipe(), **self.physics.named(), "cfl": self.cfl or 0.0}
+        path = named.pop("path_dt")
+        if named["noise"]["kind"] != "none":
+            named["noise"] = {**named["noise"], "path_dt": path}
+        text = json.dumps(named, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     # -- parts -----------------------------------------------------------------------------------
@@ -136,57 +137,40 @@ class Problem:
     @property
     def dimensions(self) -> int:
         """Dimensions of the flow, 1 or 2."""
-        return EQUATIONS[self.equation].dimensions
+        return self.physics.dimensions
+
+    @property
+    def length(self) -> float:
+        """Side of the domain."""
+        return self.physics.length
+
+    @property
+    def viscosity(self) -> float:
+        """Coefficient of the Laplacian; 0 where the equation has none."""
+        return self.physics.damping.get(1, 0.0)
 
     def make_grid(self) -> Grid:
         """The grid."""
+        from hpc_closure.spectral.grid import Grid
+
         return Grid(self.grid, self.length, self.dimensions)
 
-    def make_equation(self, transform: Transform):
+    def make_equation(self, transform: Transform) -> Terms:
         """The equation on a transform."""
-        equation = EQUATIONS[self.equation]
-        return equation(transform, **{name: getattr(self, name) for name in equation.parameters})
+        return self.physics.terms(transform, self.form)
 
     def make_noise(self, seed: int, stage: str = "generate") -> NoiseModel | None:
         """The stochastic forcing, or None."""
-        parameters = dict(self.noise)
-        if parameters.pop("kind") == "none":
+        from hpc_closure.spectral.noise_model import NoiseModel
+
+        noise = self.physics.noise
+        if noise.kind == "none":
             return None
-        return NoiseModel(self.noise["kind"], self.make_grid(), self.dt, seed, stage, **parameters)
+        return NoiseModel(noise, self.make_grid(), self.dt, seed, stage, self.path_dt)
 
     def make_scheme(self, linear, transform: Transform, level: int = 0) -> Scheme:
         """The time scheme at step ``dt / 2**level``."""
+        from hpc_closure.spectral.schemes import SCHEMES
+
         implicit_only = self.removed == "diffusion"
         return SCHEMES[self.scheme](linear, self.dt * 2.0**-level, transform, implicit_only)
-
-
-def _choice(name: str, value: Any, allowed) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {sorted(allowed)}, got {value!r}")
-
-
-def _complete(name: str, given: Mapping[str, Any], laws: Mapping[str, Callable | None]) -> dict:
-    """Parameters of a law with its defaults filled in, so that equal laws have equal hashes."""
-    given = dict(given)
-    kind = given.pop("kind", None)
-    _choice(f"{name} kind", kind, laws)
-    law = laws[kind]
-    signature = inspect.signature(law).parameters if law else {}
-    known = {k: p for k, p in signature.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    if name == "noise" and law:
-        path = given.pop("path_dt", None)
-    unknown = set(given) - set(known)
-    if unknown:
-        raise ValueError(
-            f"unknown {name} keys {sorted(unknown)} for {kind!r}; known: {sorted(known)}"
-        )
-    out: dict[str, Any] = {"kind": kind}
-    for key, parameter in known.items():
-        value = given.get(key, parameter.default)
-        if value is inspect.Parameter.empty:
-            raise ValueError(f"{name} kind {kind!r} needs {key}")
-        whole = parameter.annotation == "int"
-        out[key] = None if value is None else int(value) if whole else float(value)
-    if name == "noise" and law:
-        out["path_dt"] = None if path is None else float(path)
-    return out

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.noise import NoiseModel
+from hpc_closure.spectral.noise_model import NoiseModel
 
 # Bytes of noise drawn at once per chunk of members.
 NOISE_BYTES = 4 << 20

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.forcing import steady_forcing
-from hpc_closure.spectral.initial import initial_spectrum
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.rates import Rates
 from hpc_closure.spectral.schemes import Explicit, Scheme
@@ -63,7 +61,7 @@ class Simulation:
         self.pairs = torch.zeros(shape, dtype=self.transform.real, device=self.device)
         self.noise = problem.make_noise(seed, stage) if problem.removed == "none" else None
         self.rates = Rates(self.noise, self.members, self.pairs)
-        self._steady = self._own_pairs(steady_forcing(self.grid, **problem.forcing))
+        self._steady = self._own_pairs(problem.physics.forcing.spectrum(self.grid))
         self._workers, self._chunks = self._make_workers(chunk, threads)
         self._pool = None
         if len(self._workers) > 1:
@@ -87,10 +85,7 @@ class Simulation:
 
     def initialise(self) -> Simulation:
         """Draw the initial state of every member and set the clock to zero."""
-        kind = dict(self.problem.initial)
-        start = initial_spectrum(
-            self.grid, kind.pop("kind"), self.members, self.seed, self.stage, **kind
-        )
+        start = self.problem.physics.initial.draw(self.grid, self.members, self.seed, self.stage)
         return self.load_state(0, start)
 
     def load_state(

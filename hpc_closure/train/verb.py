@@ -69,7 +69,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     torch.manual_seed(experiment.seed)
     settings = experiment.model.model_dump(mode="json")
     if experiment.model.conditions.physics:
-        known = {"kind": experiment.generate.closure, "viscosity": experiment.physics.viscosity}
+        known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics"] = known
     model = build(settings, grid, experiment.physics.length)
     samples = section.batch // (joined.size * section.accumulate)
@@ -104,12 +104,11 @@ def target_of(experiment: Experiment) -> dict:
 
 def forcing_field(experiment: Experiment, grid: int):
     """The steady forcing on a grid, (n, n), by which symmetries are checked."""
-    from hpc_closure.spectral.forcing import steady_forcing
     from hpc_closure.spectral.grid import Grid
     from hpc_closure.spectral.transform import Transform
 
     points = Grid(grid, experiment.physics.length)
-    spectrum = steady_forcing(points, **experiment.physics.forcing.parameters())
+    spectrum = experiment.physics.forcing.spectrum(points)
     return Transform(points).to_physical(spectrum[None])[0].numpy()
 
 
