@@ -179,6 +179,35 @@ def evaluate(
 
 
 @app.command()
+def submit(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    stages: Annotated[
+        str, typer.Option(help="Verbs to submit; they run in order.", metavar="VERB,...")
+    ] = "generate,train,rollout,evaluate",
+    after: Annotated[
+        str, typer.Option(help="Start after this job has succeeded.", metavar="JOB")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print cost and batch scripts; write nothing.")
+    ] = False,
+):
+    """Queue the verbs as Slurm jobs, each after the one before.
+
+    Account, partition, modules and sizes come from the profile that the experiment names
+    (cluster.profile, see slurm/profiles/template.yaml). A job that was stopped early goes back
+    to the queue by itself. The same command again does what is missing.
+    """
+    from hpc_closure.tools import submit
+
+    typed = (experiment, *(overrides or []))
+    try:
+        submit.run(_experiment(*typed), stages, after, dry_run, typed)
+    except ValueError as error:  # what cannot be submitted was asked wrongly
+        raise UsageError(str(error)) from None
+
+
+@app.command()
 def status(
     experiment: Experiment,
     overrides: Overrides = None,

@@ -1,8 +1,9 @@
 """Units with empty physics, for tests of submission, requeueing and bookkeeping.
 
-The experiment file is JSON: ``{"run", "members", "per_block", "steps", "seconds", "again"}``. A
-unit takes ``steps`` steps in ``seconds``, goes on from a save at the pace of ``again`` seconds,
-saves every tenth step, and writes a file whose content depends on its members alone.
+``config.yaml`` of the run folder is JSON: ``{"run", "members", "per_block", "steps", "seconds",
+"again"}``. A unit takes ``steps`` steps in ``seconds``, goes on from a save at the pace of
+``again`` seconds, saves every tenth step, and writes a file whose content depends on its members
+alone.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import numpy as np
 
 from hpc_closure.experiment.folder import Run
 from hpc_closure.rollout import submit
+from hpc_closure.rollout.site import load_profile
 from hpc_closure.rollout.squeue import queued_members
 from hpc_closure.work import atomic, loop, units
 from hpc_closure.work.stop import Stop, Stopped
@@ -89,9 +91,9 @@ class Ensemble:
             "steps": 100,
             "seconds": 1.0,
         } | changes
-        self.config = folder / "experiment.json"
-        self.config.write_text(json.dumps(self.plan))
-        self.run = Run(folder / "run")
+        self.folder, self.run = folder, Run(folder / "run")
+        self.config = self.run.config
+        atomic.write_text(self.config, json.dumps(self.plan))
         self.books = ledger(self.plan)
 
     def state(self):
@@ -111,16 +113,9 @@ class Ensemble:
         return submit.submit(self.request(units, profile, **settings))
 
     def request(self, units, profile=None, **settings):
-        profile = (profile or submit.load_profile("testbed")).for_stage("rollout")
+        profile = (profile or load_profile("testbed")).for_stage("rollout")
         settings = {"walltime": 600.0, "signal_lead": 60.0} | settings
-        return submit.Request(
-            self.config,
-            self.run,
-            tuple(units),
-            profile,
-            payload="slurm_payload:run_units",
-            **settings,
-        )
+        return submit.Request(self.run, tuple(units), run_units, profile, **settings)
 
     def done(self):
         return self.counts().get("done") == self.counts()["units"]

@@ -1,10 +1,9 @@
-"""Submission without a Slurm: profiles, batch text, arrays, queue; fake programs on PATH."""
+"""Submission without a Slurm: requests, cost, batch text, arrays; fake programs on PATH."""
 
 import json
 import os
 import pickle
 import signal
-import stat
 import sys
 import time
 from pathlib import Path
@@ -18,11 +17,11 @@ from hypothesis import strategies as st
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.rollout import site as profiles
-from hpc_closure.rollout import submit
-from hpc_closure.rollout.site import Profile, load_profile
+from hpc_closure.rollout import requeue, squeue, submit
+from hpc_closure.rollout.site import Profile
 from hpc_closure.work import atomic
 
+pytest_plugins = ["fake_programs"]
 TESTS = str(Path(__file__).parent)
 
 
@@ -31,33 +30,12 @@ def names(number):
 
 
 @pytest.fixture
-def programs(tmp_path, monkeypatch):
-    """PATH with nothing but the fake programs that a test makes: ``programs("squeue", text)``."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
-        monkeypatch.delenv(name, raising=False)
-
-    def make(name, text):
-        path = folder / name
-        path.write_text(f"#!/bin/bash\nPATH=/usr/bin:/bin\nhere={tmp_path}\n{text}\n")
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-
-    return make
-
-
-@pytest.fixture
 def request_of(tmp_path):
     def make(units=4, profile=None, **changes):
         profile = profile or Profile(python="python", node_local=[])
-        return submit.Request(
-            tmp_path / "config.yaml",
-            Run(tmp_path / "runs" / "study"),
-            tuple(names(units)),
-            profile,
-            **changes,
-        )
+        run = Run(tmp_path / "runs" / "study")
+        work = slurm_payload.run_units
+        return submit.Request(run, tuple(names(units)), work, profile, **changes)
 
     return make
 
@@ -77,103 +55,6 @@ def fake_slurm(programs, refuse=""):
     )
 
 
-# Profiles
-
-
-@pytest.mark.parametrize("name", profiles.profiles())
-def test_shipped_profiles_load(name):
-    profile = load_profile(name)
-    assert profile.name == name
-    for stage in ("generate", "train", "rollout", "evaluate"):
-        assert profile.for_stage(stage).options() is not None
-
-
-def test_profiles_by_name_in_the_working_folder_and_by_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "slurm" / "profiles"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("account: abc\nmem: 4000\n")
-    assert load_profile("mine").options() == {"account": "abc", "mem": "4000"}
-    assert load_profile(folder / "mine.yaml").name == "mine"
-    assert load_profile("testbed").partition == "main"  # of the checkout, still found
-    assert load_profile(None).options() == {}
-
-
-def test_the_profile_in_the_docs_loads(tmp_path):
-    page = (Path(TESTS).parent / "docs" / "cluster.md").read_text()
-    text = page.split("```text\n")[1].split("```")[0]
-    (tmp_path / "site.yaml").write_text(text)
-    site = load_profile(tmp_path / "site.yaml")
-    assert site.for_stage("train").options() == {
-        "account": "my_project",
-        "partition": "gpu",
-        "gpus-per-node": 4,
-        "cpus-per-task": 8,
-    }
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("acount: x", "unknown key acount; did you mean account?"),
-        ("stages: {train: {gpus: 4}}", "unknown key stages.train.gpus; did you mean gres?"),
-        ("max_array: 0", "max_array=0"),
-        ("stages: {trian: {}}", "stages.trian"),
-        ("walltime: soon", "'soon'"),
-        ("a: [", "not valid YAML"),
-    ],
-)
-def test_profile_errors_name_the_key(tmp_path, text, message):
-    path = tmp_path / "site.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="site.yaml") as error:
-        load_profile(path)
-    if "did you mean gres" not in message:
-        assert message in str(error.value)
-
-
-def test_unknown_profiles_name_the_known():
-    with pytest.raises(ValueError, match="did you mean testbed"):
-        load_profile("testbad")
-    with pytest.raises(ValueError, match="no such file"):
-        load_profile("./testbed.yaml.not")
-
-
-def test_a_stage_replaces_what_it_states():
-    site = Profile.model_validate(
-        {
-            "account": "a",
-            "gres": "gpu:a100:4",
-            "extra": {"exclusive": True},
-            "stages": {
-                "generate": {"gpus_per_node": 0, "partition": "cpu"},
-                "train": {"extra": {"mail-type": "END"}},
-            },
-        }
-    )
-    assert site.devices == 4
-    assert site.for_stage("generate").options() == {
-        "account": "a",
-        "partition": "cpu",
-        "exclusive": True,
-    }
-    assert site.for_stage("train").options() == {
-        "account": "a",
-        "gres": "gpu:a100:4",
-        "exclusive": True,
-        "mail-type": "END",
-    }
-    assert site.for_stage("rollout") is site
-
-
-@pytest.mark.parametrize(
-    "gres, devices",
-    [(None, 0), ("gpu", 1), ("gpu:4", 4), ("gpu:a100", 1), ("gpu:a100:2", 2), ("shard:8", 0)],
-)
-def test_devices_of_gres(gres, devices):
-    assert Profile(gres=gres).devices == devices
-
-
 # Requests
 
 
@@ -189,9 +70,13 @@ def test_the_experiment_wins_over_the_profile_where_it_states_something(tmp_path
         )
     )
     site = Profile(walltime="9h", throttle=7, signal_lead="4m", gpus_per_node=2, max_requeues=5)
-    request = submit.Request.of(reading.load(path), path, Run(tmp_path), names(4), site)
+    experiment, run, work = reading.load(path), Run(tmp_path), slurm_payload.run_units
+    request = submit.Request.of(experiment, run, names(4), work, profile=site)
     assert (request.walltime, request.throttle, request.signal_lead) == (7200.0, 7, 240.0)
     assert (request.max_requeues, request.units_per_task, request.devices) == (5, 3, 2)
+    # the experiment's walltime is that of a rollout task
+    request = submit.Request.of(experiment, run, names(4), work, "train", site)
+    assert (request.walltime, request.throttle, request.devices) == (9 * 3600.0, 7, 2)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +190,29 @@ def test_golden_batch_text_needs_no_slurm_and_writes_nothing(request_of, program
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_program_of_many_processes(request_of, tmp_path):
+    """Nodes and tasks of the profile, one log, what srun must know, jobs that come before."""
+    site = Profile(python="python", nodes=2, ntasks_per_node=4, cpus_per_task=1)
+    changes = {"stage": "generate", "walltime": 1800.0, "after": "12:13"}
+    request = request_of(4, site, **changes)
+    [text] = submit.batch_text(request)
+    log = tmp_path / "runs/study/logs/generate/jobs/%j_0_log.out"
+    lines = text.splitlines()
+    assert "--array" not in text and f"#SBATCH --output={log}" in lines
+    assert "#SBATCH --nodes=2" in lines and "#SBATCH --ntasks-per-node=4" in lines
+    assert "#SBATCH --dependency=afterok:12:13" in lines
+    assert "#SBATCH --kill-on-invalid-dep=yes" in lines
+    assert 'eval "$(python -m hpc_closure.rollout.environment)"' in lines
+    assert f"--output={log} python -u" in text and "--mpi" not in text
+    assert submit.cost(request) == "2 nodes x 0.5 h x 4 cores <= 4 core-hours"
+    assert request.arrays == [[tuple(names(4))]]
+    [text] = submit.batch_text(request_of(4, site.model_copy(update={"mpi": "pmix"}), **changes))
+    assert "--mpi=pmix python -u" in text
+    [text] = submit.batch_text(request_of(1, site, stage="evaluate"))
+    assert "#SBATCH --nodes=1" in text and "#SBATCH --ntasks-per-node=1" in text
+    assert "--mpi=none" in text and "dependency" not in text
+
+
 def test_sbatch_gets_the_batch_text(request_of, programs, tmp_path):
     fake_slurm(programs)
     request = request_of(7, Profile(max_array=3, python="python", node_local=[]), throttle=4)
@@ -369,7 +277,9 @@ def test_settings_of_the_login_shell_stay(request_of, programs, tmp_path, monkey
 
 def test_a_run_on_a_node_local_disk_is_refused(programs):
     fake_slurm(programs)
-    request = submit.Request(Path("x.yaml"), Run("/tmp/runs/study"), tuple(names(1)), Profile())
+    request = submit.Request(
+        Run("/tmp/runs/study"), tuple(names(1)), slurm_payload.run_units, Profile()
+    )
     with pytest.raises(ValueError, match="/tmp is usually a node's own disk.*node_local"):
         submit.submit(request)
     assert not Path("/tmp/runs/study/.units").exists()
@@ -383,129 +293,39 @@ def test_no_slurm_is_said_in_one_line(request_of, programs):
     assert submit.submit(request_of(0)) == []
 
 
-# The queue
-
-
-def submissions(run):
-    atomic.append_jsonl(
-        run.submissions("rollout"),
-        {
-            "job": "101",
-            "executor": "slurm",
-            "tasks": [names(40)[2 * at : 2 * at + 2] for at in range(20)],
-        },
-    )
-    atomic.append_jsonl(
-        run.submissions("rollout"),
-        {"job": "102", "executor": "slurm", "tasks": [["000040-000040"]]},
-    )
-    atomic.append_jsonl(
-        run.submissions("rollout"),
-        {"job": "103", "executor": "local", "tasks": [["000041-000041"]]},
-    )
-
-
-@pytest.mark.parametrize(
-    "answer, queued, running",
-    [
-        ("", [], []),
-        ("101_3 RUNNING", [], [6, 7]),
-        ("101_[0-1,5,8-12:2%4] PENDING", [0, 1, 2, 3, 10, 11, 16, 17, 20, 21, 24, 25], []),
-        ("101_[1-3,5,...] PENDING", list(range(40)), []),
-        ("102 PENDING\n999_[0-3] PENDING\n998 RUNNING\n103 RUNNING", [40], []),
-        ("101_0 COMPLETING\n102 CONFIGURING\n101_1 REQUEUED", [2, 3], [0, 1, 40]),
-        (
-            "101_0 PENDING Resources\n101_1 PENDING launch failed requeued held\n"
-            "102 PENDING DependencyNeverSatisfied\n101_2 RUNNING None",
-            [0, 1],
-            [4, 5],
-        ),
-        ("101_77 RUNNING\nslurm_load_jobs error: timed out\n\n101_[x] PENDING", [], []),
-    ],
-)
-def test_what_the_queue_says(tmp_path, programs, answer, queued, running):
-    run = Run(tmp_path / "run")
-    submissions(run)
-    programs(
-        "squeue",
-        f"""echo "$@ SLURM_BITSTR_LEN=$SLURM_BITSTR_LEN" >> $here/calls
-        cat <<'X'\n{answer}\nX""",
-    )
-    found = submit.queued_units(run)
-    assert sorted(unit for unit in found if found[unit] == "pending") == [
-        f"{at:06d}-{at:06d}" for at in queued
-    ]
-    assert sorted(unit for unit in found if found[unit] == "running") == [
-        f"{at:06d}-{at:06d}" for at in running
-    ]
-    [call] = (tmp_path / "calls").read_text().splitlines()
-    assert "--me" in call and "SLURM_BITSTR_LEN=0" in call
-
-
-def test_members_of_queued_units(tmp_path, programs):
-    run = Run(tmp_path / "run")
-    atomic.append_jsonl(
-        run.submissions("rollout"),
-        {"job": "7", "executor": "slurm", "tasks": [["000000-000019"], ["000020-000021"]]},
-    )
-    programs("squeue", "echo 7_1 PENDING")
-    assert submit.queued_members(run) == {20, 21}
-
-
-@pytest.mark.parametrize("squeue", [None, "exit 1", "sleep 30"])
-def test_a_queue_that_does_not_answer_is_no_error(tmp_path, programs, squeue):
-    run = Run(tmp_path / "run")
-    submissions(run)
-    if squeue:
-        programs("squeue", squeue)
-    start = time.monotonic()
-    assert submit.queued_units(run, timeout=0.5) == {}
-    assert time.monotonic() - start < 5
-
-
 def test_the_queue_is_asked_only_about_submissions_and_sacct_never(tmp_path, programs, request_of):
     fake_slurm(programs)
     for name in ("squeue", "sacct", "scontrol"):
         programs(name, f"echo {name} >> $here/asked")
-    assert submit.queued_units(Run(tmp_path / "none")) == {}
+    assert squeue.queued_units(Run(tmp_path / "none")) == {}
     request = request_of(6, Profile(max_array=2, node_local=[]))
     submit.submit(request)
-    submit.queued_units(request.run)
+    squeue.queued_units(request.run)
     assert (tmp_path / "asked").read_text().split() == ["squeue"]
 
 
 # The payload
 
 
-def test_the_payload_is_small_and_holds_no_progress(tmp_path):
-    payload = submit.Payload("/x/config.yaml", ("000000-000019",), "slurm_payload:run_units")
-    again = payload.checkpoint()
-    assert again.function is payload and not again.args and not again.kwargs
+def test_the_payload_is_small_and_holds_no_progress():
+    payload = submit.Payload(slurm_payload.run_units, "/x/config.yaml", ("000000-000019",))
     copy = pickle.loads(cloudpickle.dumps(payload))
-    assert vars(copy) == vars(payload)
+    assert copy == payload and copy.work is slurm_payload.run_units
     assert len(cloudpickle.dumps(payload)) < 300
 
 
-def test_a_task_killed_while_it_was_queued_again_is_queued_again(tmp_path, monkeypatch):
-    for name, value in {
-        "SUBMITIT_EXECUTOR": "slurm",
-        "SUBMITIT_FOLDER": str(tmp_path),
-        "SLURM_JOB_ID": "12",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
-    left = tmp_path / "12_submitted.pkl.save_tmp"
-    left.touch()
-    submit.Payload("x", ("000000-000000",), "slurm_payload:run_units").checkpoint()
-    assert not left.exists()
+def code_of(work, monkeypatch, settled=None):
+    """Exit code of a payload; what reaches the policy goes to ``settled``."""
 
+    def settle(code, signals):
+        if settled is not None:
+            settled.append((code, signals & {signal.SIGTERM, signal.SIGUSR2}))
+        return code
 
-def run_payload(function, monkeypatch):
-    """Exit code of a payload whose units' loop is ``function``."""
-    monkeypatch.setattr(slurm_payload, "run_units", function)
+    monkeypatch.setattr(requeue, "settle", settle)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
     try:
-        submit.Payload("x", ("000000-000000",), "slurm_payload:run_units")()
+        submit.Payload(work, "x", ("000000-000000",))()
     except SystemExit as end:
         return end.code
     finally:
@@ -514,86 +334,39 @@ def run_payload(function, monkeypatch):
     return 0
 
 
-@pytest.fixture
-def handler():
-    """Stands for submitit's handler of SIGUSR2, which requeues and exits."""
-    calls = []
+def test_the_policy_hears_how_a_task_ended_and_which_signals_came(monkeypatch):
+    def stopped_by(*signals):
+        def run_units(config_path, units):
+            for number in signals:
+                signal.signal(number, lambda *_: None)  # as hpc_closure.work.stop.Stop does
+                os.kill(os.getpid(), number)
+            return 75
 
-    def requeue(number, frame):
-        calls.append(number)
-        sys.exit(255)
+        return run_units
 
-    previous = {
-        name: signal.signal(name, requeue if name == signal.SIGUSR2 else signal.SIG_IGN)
-        for name in (signal.SIGUSR2, signal.SIGTERM)
-    }
-    yield calls
-    for name, old in previous.items():
-        signal.signal(name, old)
+    def warned_before_it_listens(config_path, units):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(5)
 
-
-def stopped_by(*signals):
-    def run_units(config_path, units):
-        for number in signals:
-            signal.signal(number, lambda *_: None)  # as hpc_closure.stop.Stop does
-            os.kill(os.getpid(), number)
-        return 75
-
-    return run_units
-
-
-def test_which_stops_go_back_to_the_queue(programs, monkeypatch, handler):
-    assert run_payload(lambda *_: 0, monkeypatch) == 0
-    assert run_payload(lambda *_: 3, monkeypatch) == 3
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 60))
-    assert run_payload(stopped_by(signal.SIGTERM), monkeypatch) == 75  # scancel
-    assert handler == []
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() - 1))  # and the warning was lost
-    assert run_payload(stopped_by(signal.SIGTERM), monkeypatch) == 255
-    assert handler.pop() == signal.SIGUSR2
-    monkeypatch.delenv("SLURM_JOB_END_TIME")
-    assert run_payload(stopped_by(), monkeypatch) == 255  # --max-elapsed
-    assert run_payload(stopped_by(signal.SIGUSR2), monkeypatch) == 255  # time limit
-    assert run_payload(stopped_by(signal.SIGTERM, signal.SIGUSR2), monkeypatch) == 255
-    assert len(handler) == 3
-
-
-def test_a_partition_that_requeues_is_left_alone(programs, monkeypatch, handler, capsys):
-    programs("scontrol", 'echo "$3=x PreemptTime=2030-01-01T00:00:00 PreemptMode=REQUEUE"')
-    monkeypatch.setenv("SLURM_JOB_ID", "5")
-    monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
-    assert run_payload(stopped_by(signal.SIGUSR2), monkeypatch) == 75
-    assert handler == [] and "Slurm does it itself" in capsys.readouterr().err
-    programs("scontrol", 'echo "PreemptTime=None PreemptMode=REQUEUE"')
-    assert run_payload(stopped_by(signal.SIGUSR2), monkeypatch) == 255
-
-
-def test_requeues_end(programs, monkeypatch, handler, capsys):
-    monkeypatch.setenv("HPC_CLOSURE_MAX_REQUEUES", "2")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert run_payload(stopped_by(signal.SIGUSR2), monkeypatch) == 255
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    assert run_payload(stopped_by(signal.SIGUSR2), monkeypatch) == 75
-    assert "started 3 times already (cluster.max_requeues)" in capsys.readouterr().err
-
-
-def test_no_scontrol_is_no_failure_of_the_unit(programs, monkeypatch, capsys):
-    import submitit.core.utils
-
-    for error, message in (
-        (FileNotFoundError("scontrol"), "there is no scontrol on this node"),
-        (submitit.core.utils.UncompletedJobError("timed-out too many times"), "too many"),
-    ):
-
-        def requeue(number, frame, error=error):
-            raise error
-
-        previous = signal.signal(signal.SIGUSR2, requeue)
-        try:
-            assert run_payload(stopped_by(signal.SIGUSR2), monkeypatch) == 75
-        finally:
-            signal.signal(signal.SIGUSR2, previous)
-        assert message in capsys.readouterr().err
+    settled: list = []
+    assert code_of(lambda *_: None, monkeypatch, settled) == 0
+    assert code_of(lambda *_: 3, monkeypatch, settled) == 3
+    assert code_of(lambda *_: sys.exit(4), monkeypatch, settled) == 4
+    assert code_of(lambda *_: sys.exit("a word"), monkeypatch, settled) == 1
+    assert code_of(stopped_by(), monkeypatch, settled) == 75
+    assert code_of(stopped_by(signal.SIGTERM), monkeypatch, settled) == 75
+    assert code_of(stopped_by(signal.SIGTERM, signal.SIGUSR2), monkeypatch, settled) == 75
+    assert code_of(warned_before_it_listens, monkeypatch, settled) == 75
+    assert settled == [
+        (0, set()),
+        (3, set()),
+        (4, set()),
+        (1, set()),
+        (75, set()),
+        (75, {signal.SIGTERM}),
+        (75, {signal.SIGTERM, signal.SIGUSR2}),
+        (75, {signal.SIGUSR2}),
+    ]
 
 
 def test_units_on_this_machine(tmp_path, monkeypatch):
@@ -606,13 +379,10 @@ def test_units_on_this_machine(tmp_path, monkeypatch):
         "steps": 10,
         "seconds": 0.1,
     }
-    path = tmp_path / "experiment.json"
-    path.write_text(json.dumps(plan))
     books = slurm_payload.ledger(plan)
+    atomic.write_text(books.run.config, json.dumps(plan))
     units = tuple(unit.name for unit in books.plan(6, 2))
-    request = submit.Request(
-        path, books.run, units, Profile(), payload="slurm_payload:run_units", throttle=2
-    )
+    request = submit.Request(books.run, units, slurm_payload.run_units, Profile(), throttle=2)
     found = submit.submit(request, "local")
     assert sum(len(task) for one in found for task in one.tasks) == 3 and len(found) <= 2
     for _ in range(300):
@@ -621,4 +391,4 @@ def test_units_on_this_machine(tmp_path, monkeypatch):
         time.sleep(0.1)
     else:
         raise AssertionError("\n".join(one.log.read_text() for one in found))
-    assert submit.queued_units(books.run) == {}
+    assert squeue.queued_units(books.run) == {}

@@ -1,8 +1,9 @@
-"""The batch scripts and slurm/pipeline, on the one-machine Slurm."""
+"""slurm/pipeline and jobs submitted by hand, on the one-machine Slurm."""
 
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from hpc_closure.work.units import Ledger
 pytest_plugins = ["slurm_testbed"]
 pytestmark = pytest.mark.slurm
 SLURM = Path(__file__).resolve().parents[1] / "slurm"
+PYTHON = sys.executable
 
 STEPS = """
 import pathlib, sys, time
@@ -44,9 +46,8 @@ def submit_loop(folder, *options, code=0, steps=1200, **environment):
     script, log = folder / f"{number}.sh", folder / f"{number}.log"
     script.write_text(f"""#!/bin/bash
 #SBATCH --requeue --open-mode=append -n1
-source {SLURM}/env.sh
-run srun $python {folder}/steps.py {folder}/saved.{number} {code} {steps}
-finish $?
+exec {PYTHON} -m hpc_closure.rollout.requeue \\
+  srun {PYTHON} {folder}/steps.py {folder}/saved.{number} {code} {steps}
 """)
     options = options or ("--signal=B:USR2@60", "-t", "10")
     done = subprocess.run(
@@ -54,7 +55,7 @@ finish $?
         check=True,
         text=True,
         capture_output=True,
-        env={**os.environ, "HPC_CLOSURE_INTERPRETER": sys.executable, **environment},
+        env={**os.environ, **environment},
     )
     return done.stdout.strip(), log
 
@@ -140,23 +141,34 @@ def hpc_closure(*arguments):
     return done.stdout
 
 
+def slurm(*command):
+    """Run a command that finds our Python as python3; what it printed."""
+    path = f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*map(str, command)], text=True, capture_output=True, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def finished(cluster, tmp_path_factory):
     """An experiment whose four stages slurm/pipeline ran on two nodes, and its inline twin.
+
+    A third one has its data made by slurm/example.sbatch.
 
     The training is warned while it runs, goes back to the queue, and goes on with one process
     instead of two. Meanwhile a task of submitit's runs into its time limit.
     """
     folder = tmp_path_factory.mktemp("pipeline")
-    paths = {name: folder / f"{name}.yaml" for name in ("queue", "inline")}
+    paths = {name: folder / f"{name}.yaml" for name in ("queue", "inline", "hand")}
     for name, path in paths.items():
         path.write_text(EXPERIMENT.replace("NAME", name).replace("ROOT", str(folder)))
     cluster.up()
     cluster.clear()
-    done = subprocess.run(
-        [sys.executable, SLURM / "pipeline", paths["queue"]], text=True, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr
+    said = slurm(SLURM / "pipeline", paths["queue"])
+    example = ("sbatch", "-N2", "--ntasks-per-node=2", "-o", folder / "hand.log")
+    slurm(*example, SLURM / "example.sbatch", "generate", paths["hand"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", with_tests())
         # Slurm looks every 30 s and warns up to 30 s early: 25 to 55 s after the start
@@ -164,7 +176,7 @@ def finished(cluster, tmp_path_factory):
         [sent] = limited.submit(walltime=60.0, signal_lead=5.0)
     unwarned = submit_loop(folder, "-t", "1", steps=6000)  # its warning is lost: it has none
     early = status.survey(reading.load(paths["queue"]))
-    jobs = re.findall(r"job (\d+), log (\S+)", done.stdout)
+    jobs = re.findall(r"job (\d+): \d task\(s\), logs (\S+)", said)
     assert len(jobs) == 4 and len(cluster.jobs()) >= 4
     (train, train_log), run = jobs[1], Run(folder / "queue")
     cluster.wait(
@@ -172,13 +184,13 @@ def finished(cluster, tmp_path_factory):
         600,
         "a training step",
     )
-    cluster.call("scancel", "-b", "--signal=USR2", train)
+    cluster.call("scancel", "--signal=USR2", train)
     cluster.wait(lambda: cluster.jobs().get(train) == "PENDING", what="the training in the queue")
     cluster.call("scontrol", "update", f"JobId={train}", "NumNodes=1", "NumTasks=1")
     for verb in ("generate", "train"):  # meanwhile, and without the queue
         hpc_closure(verb, paths["inline"])
     cluster.drain()
-    logs = "\n".join(Path(log.replace("%a", "1")).read_text()[-1500:] for _, log in jobs)
+    logs = "\n".join(Path(log.replace("%a", "0")).read_text()[-1500:] for _, log in jobs)
     assert run.report.exists(), logs
     text = Path(train_log).read_text()
     requeued = text.partition("requeue 1 of at most 20")[2]
@@ -202,7 +214,7 @@ def test_a_real_time_limit(finished, cluster):
     """A task that needs longer than its walltime of one minute, beside the pipeline."""
     work, sent, (job, log) = finished[-1]
     text = work.log(sent)
-    assert work.done() and "Job has timed out" in text and "19 remaining timeouts" in text
+    assert work.done() and "requeue 1 of at most 20" in text
     steps = [int(step) for step in re.findall(r"from step (\d+)", text)]
     assert len(steps) >= 2 and steps[0] == 0 and steps == sorted(set(steps))
     text = log.read_text()
@@ -222,8 +234,8 @@ def test_four_ranks_on_two_nodes_make_the_data_of_one(finished):
 def test_two_nodes_and_then_one_train_like_one_process(finished):
     _, runs, *_ = finished
     losses = {}
-    for name, run in runs.items():
-        with open(run.metrics) as rows:
+    for name in ("queue", "inline"):
+        with open(runs[name].metrics) as rows:
             losses[name] = {
                 row["step"]: float(row["loss"])
                 for row in csv.DictReader(rows)
@@ -233,7 +245,7 @@ def test_two_nodes_and_then_one_train_like_one_process(finished):
     assert losses["queue"] == pytest.approx(losses["inline"], rel=1e-6)
 
 
-def test_submitit_makes_what_the_batch_script_made(finished, testbed):
+def test_rollouts_by_submitit_and_by_hand_are_those_of_the_pipeline(finished, testbed):
     """rollout --executor slurm: dry run, submission, the same command again, products."""
     paths, runs, *_ = finished
     path, run = paths["queue"], runs["queue"]
@@ -241,16 +253,24 @@ def test_submitit_makes_what_the_batch_script_made(finished, testbed):
     done = books.survey(4, 2).states["done"]
     assert [unit.name for unit in done] == ["000000-000001", "000002-000003"]
     hashes = {unit.name: hdf5.sha256_datasets(run.product("rollout", unit)) for unit in done}
-    run.rollout.rename(run.root / "rollout.batch")
+    run.rollout.rename(run.root / "rollout.pipeline")
 
-    slurm = ("rollout", path, "--executor", "slurm")
-    plan = hpc_closure(*slurm, "--dry-run")
+    words = ("rollout", path, "--executor", "slurm")
+    plan = hpc_closure(*words, "--dry-run")
     assert "#SBATCH --array=0-1%2" in plan and "cost: 2 tasks x" in plan
-    said = hpc_closure(*slurm)
+    said = hpc_closure(*words)
     assert re.search(r"job \d+: 2 task\(s\), logs \S+", said) and "hpc-closure status" in said
-    assert "job" not in hpc_closure(*slurm)  # nothing is missing: it is queued or runs
+    assert "job" not in hpc_closure(*words)  # nothing is missing: it is queued or runs
+    shutil.copytree(run.folder("train"), runs["hand"].folder("train"))
+    example = ("sbatch", "--ntasks-per-node=1", "--array=1-2", "-o", run.root / "hand.%a.log")
+    inline = ("--executor", "inline")
+    slurm(*example, SLURM / "example.sbatch", "rollout", paths["hand"], *inline)
     testbed.drain()
     logs = "\n".join(one.read_text()[-1500:] for one in run.root.rglob("*_log.out"))
     assert books.survey(4, 2).counts()["done"] == 2, logs
     for name, digest in hashes.items():
         assert hdf5.sha256_datasets(run.product("rollout", name)) == digest
+        assert hdf5.sha256_datasets(runs["hand"].product("rollout", name)) == digest
+        task = int(name == "000002-000003") + 1
+        log = (run.root / f"hand.{task}.log").read_text()
+        assert f"rollout {name}: start" in log

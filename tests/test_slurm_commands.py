@@ -10,7 +10,8 @@ from status_case import best_survey, publish_copies
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.rollout import submit
+from hpc_closure.rollout import squeue, submit
+from hpc_closure.rollout import verb as rollout
 from hpc_closure.tools import status
 from hpc_closure.work.units import Ledger
 
@@ -55,7 +56,8 @@ def test_dry_run_on_a_laptop(tiny, tmp_path, programs, hpc_closure_command):
     experiment = reading.load(tiny, changes)
     run = Run.of(experiment)
     names = [unit.name for unit in Ledger.of(experiment, "rollout").plan(20, 2)]
-    texts = submit.batch_text(submit.Request.of(experiment, run.config, run, names))
+    request = submit.Request.of(experiment, run, names, rollout.run_units)
+    texts = submit.batch_text(request)
     assert len(texts) == 2 and "#SBATCH --gpus-per-node=2" in texts[0]
     for text in texts:
         assert text in done.stdout
@@ -73,13 +75,12 @@ def test_status_asks_squeue_once(tiny, programs, capsys):
         "generate": Ledger.of(experiment, "generate").plan(8, 2),
         "rollout": Ledger.of(experiment, "rollout").plan(8, 2),
     }
-    submit.record(run, "generate", "7", [[unit.name for unit in blocks["generate"]]], "x.log")
-    submit.record(run, "train", "8", [["000000-000000"]], "x.log")
-    # as slurm/pipeline does: tasks are numbered from 1
-    submit.record(run, "rollout", "9", [[], *([unit.name] for unit in blocks["rollout"])], "x.log")
+    squeue.record(run, "generate", "7", [[unit.name for unit in blocks["generate"]]], "x.log")
+    squeue.record(run, "train", "8", [["000000-000000"]], "x.log")
+    squeue.record(run, "rollout", "9", [[unit.name] for unit in blocks["rollout"]], "x.log")
     for name in SLURM:
         programs(name)
-    programs("squeue", "echo 7 RUNNING; echo 8 PENDING Dependency; echo '9_[2-3] PENDING'")
+    programs("squeue", "echo 7 RUNNING; echo 8 PENDING Dependency; echo '9_[1-2] PENDING'")
     assert status.run(experiment, json=True) == 0
     assert programs.asked() == ["squeue"]
     counts = json.loads(capsys.readouterr().out)["stages"]
@@ -96,7 +97,7 @@ def test_status_of_a_hundred_thousand_members(tiny, programs, monkeypatch):
     assert len(plan) == 5000
     arrays = submit.plan_arrays([unit.name for unit in plan], 1, 1000)
     for number, tasks in enumerate(arrays):
-        submit.record(run, "rollout", str(number), tasks, "x.log")
+        squeue.record(run, "rollout", str(number), tasks, "x.log")
     publish_copies(books, plan[:2500])
     programs(
         "squeue",

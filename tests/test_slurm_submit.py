@@ -12,6 +12,7 @@ from test_faults import mounted
 
 from hpc_closure.rollout import submit
 from hpc_closure.rollout.site import load_profile
+from hpc_closure.rollout.squeue import queued_units
 
 pytest_plugins = ["slurm_testbed"]
 pytestmark = pytest.mark.slurm
@@ -25,15 +26,15 @@ def test_an_array_runs_and_the_queue_says_so(testbed, ensemble):
     )
     [found] = submit.submit(request)
     assert [len(task) for task in found.tasks] == [2, 2, 2]
-    queue = submit.queued_units(work.run)
+    queue = queued_units(work.run)
     assert set(queue) == {f"{member:06d}-{member:06d}" for member in range(6)}
     assert work.submit() == []  # nothing is missing, it is queued
-    testbed.wait(lambda: "running" in submit.queued_units(work.run).values())
+    testbed.wait(lambda: "running" in queued_units(work.run).values())
     sent = testbed.call("scontrol", "write", "batch_script", found.job, "-")
     assert sent.strip() == submit.batch_text(request)[0].strip()
     testbed.drain()
     assert work.counts() == {"units": 6, "done": 6}
-    assert submit.queued_units(work.run) == {}
+    assert queued_units(work.run) == {}
     assert "Job completed successfully" in work.log(found, "2")
 
 
@@ -155,10 +156,10 @@ def test_full_disk(testbed, tmp_path, monkeypatch):
 
 def test_submitting_from_inside_a_job(testbed, ensemble):
     work = ensemble(members=2, seconds=0.2)
-    script = work.config.with_suffix(".py")
+    script = work.folder / "inside.py"
     script.write_text(
         "import slurm_payload, pathlib\n"
-        f"folder = pathlib.Path({str(work.config.parent)!r})\n"
+        f"folder = pathlib.Path({str(work.folder)!r})\n"
         "work = slurm_payload.Ensemble(folder, members=2, seconds=0.2)\n"
         "print(work.submit()[0].job)\n"
     )
@@ -166,9 +167,9 @@ def test_submitting_from_inside_a_job(testbed, ensemble):
         "-n3",
         "--mem=100",
         "-o",
-        f"{work.config.parent}/outer.log",
+        f"{work.folder}/outer.log",
         "--wrap",
         f"{sys.executable} {script}",
     )
     testbed.drain()
-    assert work.done(), (work.config.parent / "outer.log").read_text()
+    assert work.done(), (work.folder / "outer.log").read_text()

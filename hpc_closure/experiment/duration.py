@@ -31,3 +31,12 @@ def seconds(text: str | float) -> float:
             "1d, 03:50:00, more than 0"
         )
     return total
+
+
+def check_lead(signal_lead: str | float, walltime: str | float) -> None:
+    """Raise ValueError when a job is warned so early that much of its time is not used."""
+    if seconds(signal_lead) > max(600.0, 0.2 * seconds(walltime)):
+        raise ValueError(
+            f"signal_lead={signal_lead} is longer than max(10m, 20 % of walltime={walltime}), "
+            "time in which a job does nothing: shorten it, or ask for more walltime"
+        )

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from hpc_closure.experiment.checks import check
-from hpc_closure.experiment.duration import seconds
+from hpc_closure.experiment.duration import check_lead
 from hpc_closure.spectral.equations import Equation, Vorticity2D
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
@@ -384,13 +384,7 @@ class Cluster(Section):
 
     @model_validator(mode="after")
     def _times(self):
-        lead, wall = seconds(self.signal_lead), seconds(self.walltime)
-        if lead > max(600.0, 0.2 * wall):
-            raise ValueError(
-                f"signal_lead={self.signal_lead} is longer than max(10m, 20 % of walltime="
-                f"{self.walltime}); "
-                "submitit would take the signal for a preemption: shorten it"
-            )
+        check_lead(self.signal_lead, self.walltime)
         return self
 
 

@@ -10,12 +10,19 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hpc_closure.experiment.duration import seconds
-from hpc_closure.experiment.reading import parse_yaml
+from hpc_closure.experiment.reading import explain, parse_yaml
+
+
+def _a_duration(text: str) -> str:
+    seconds(text)
+    return text
+
 
 Count = Annotated[int, Field(ge=1)]
+Duration = Annotated[str, AfterValidator(_a_duration)]
 Stage = Literal["generate", "train", "rollout", "evaluate"]
 # Folders that a compute node does not share with the others.
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -35,9 +42,9 @@ class Settings(BaseModel):
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     cpus_per_task: Count | None = None
     mem: str | None = Field(None, description="per node, in sbatch's words, e.g. 32G")
-    nodes: Count | None = Field(None, description="generate, train and evaluate; a rollout has 1")
+    nodes: Count | None = Field(None, description="generate and train; the other verbs have 1")
     ntasks_per_node: Count | None = Field(None, description="MPI ranks, or training processes")
-    walltime: str | None = None
+    walltime: Duration | None = None
     extra: dict[str, str | int | bool] = Field({}, description="further sbatch options, by name")
 
     @property
@@ -79,7 +86,7 @@ class Profile(Settings):
     mpi: str = Field("auto", description="srun --mpi=...; auto asks the MPI library")
     max_array: Count = Field(1000, description="largest job array of the site (MaxArraySize - 1)")
     throttle: Count | None = Field(None, description="array tasks that run at once")
-    signal_lead: str | None = Field(None, description="warning before the wall-time limit")
+    signal_lead: Duration | None = Field(None, description="warning before the wall-time limit")
     max_requeues: Annotated[int, Field(ge=0)] | None = None
     wckey: str | None = Field(None, description="null leaves --wckey out: many sites refuse it")
     node_local: list[str] = Field(list(NODE_LOCAL), description="folders no run may be in")
@@ -141,26 +148,8 @@ def load_profile(name_or_path: str | Path | None) -> Profile:
     if name_or_path is None:
         return Profile.model_validate({})
     path = _find(str(name_or_path))
-    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    values.setdefault("name", path.stem)
+    values = {"name": path.stem} | parse_yaml(path.read_text(encoding="utf-8"), str(path))
     try:
-        profile = Profile.model_validate(values)
-        for one in (profile, *profile.stages.values()):
-            for key in ("walltime", "signal_lead"):
-                if getattr(one, key, None) is not None:
-                    seconds(getattr(one, key))
+        return Profile.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_one_line(error.errors()[0])}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return profile
-
-
-def _one_line(error) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        return f"{key}={error['input']!r}: {error['msg']}"
-    valid = list((Settings if "stages" in error["loc"] else Profile).model_fields)
-    near = difflib.get_close_matches(str(error["loc"][-1]), valid, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"unknown key {key}; {hint}valid here: {', '.join(valid)}"
+        raise ValueError(explain(error, str(path), Profile)) from None

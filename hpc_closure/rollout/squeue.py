@@ -1,9 +1,14 @@
-"""What the queue says about units that were submitted: decoration, the truth is in the files."""
+"""Which units were submitted, and what the queue says about them.
+
+Decoration: what is done and what runs is in the files of the run.
+"""
 
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from hpc_closure.experiment.folder import Run
 from hpc_closure.work import atomic, log
@@ -18,6 +23,31 @@ _STUCK = (
     "DependencyNeverSatisfied",
 )
 _ID = re.compile(r"(?P<job>\d+)(?:_(?:(?P<task>\d+)|\[(?P<tasks>[^\]]*)\]))?")
+
+
+def record(
+    run: Run,
+    stage: str,
+    job: str,
+    tasks: Sequence[Sequence[str]],
+    log: Path | str,
+    executor: str = "slurm",
+) -> None:
+    """Note a submission in the run folder: how we know later what the queue's jobs are.
+
+    Args:
+        tasks: units of task 0, 1, ... of the job; of a job that is no array, one entry.
+    """
+    atomic.append_jsonl(
+        run.submissions(stage),
+        {
+            "job": job,
+            "executor": executor,
+            "tasks": [list(task) for task in tasks],
+            "log": str(log),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
 
 
 def queued(run: Run, stages: Iterable[str], timeout: float = 10.0) -> dict[str, dict[str, str]]:

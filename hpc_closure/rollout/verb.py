@@ -120,17 +120,22 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
     )
 
 
-def run_units(config_path: str, unit_ids: list[str]) -> int:
+def run_units(config_path: str, unit_ids: list[str], wait: bool = False) -> int:
     """Body of one scheduler task: read the resolved experiment again, run the named units.
 
     Nothing but names travels to the task; what is done already is looked up on disk.
+
+    Args:
+        wait: wait for units that another program computes, for a job that needs them all.
     """
     experiment = reading.load(Path(config_path))
+    check_cases(experiment)
+    check_model(experiment)
     books = Ledger.of(experiment, "rollout")
     with Session(experiment, "rollout") as session:
         plan = books.plan()
         named = [unit for unit in plan if unit.name in set(unit_ids)]
-        outcome = work(experiment, session, books, named, retry_failed=True, wait=False)
+        outcome = work(experiment, session, books, named, retry_failed=True, wait=wait)
         outcome.report()
         return outcome.exit_code
 
@@ -145,11 +150,11 @@ def submit(experiment, session, books, plan, options=Options()) -> int:
     if not names:
         log.get().info("nothing to submit: every unit is done, running, queued or failed")
         return 3 if failed and not options.retry_failed else 0
-    request = submission.Request.of(experiment, session.run.config, session.run, names)
+    request = submission.Request.of(experiment, session.run, names, run_units)
     if experiment.cluster.executor == "slurm":
         print(submission.cost(request))
     for sent in submission.submit(request, experiment.cluster.executor):
-        print(f"job {sent.job}: {len(sent.tasks)} task(s), logs {sent.log}")
+        print(sent)
     typed = options.typed or (str(session.run.config),)
     follow = shlex.join(["hpc-closure", "status", *typed])
     print(f"follow it with: {follow}")
@@ -158,10 +163,10 @@ def submit(experiment, session, books, plan, options=Options()) -> int:
 
 def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
     """Names of the units to submit, and how many failed before."""
-    from hpc_closure.rollout import submit as submission
+    from hpc_closure.rollout.squeue import queued_members
 
     slurm = experiment.cluster.executor == "slurm"
-    survey = books.survey(queued=submission.queued_members(books.run) if slurm else ())
+    survey = books.survey(queued=queued_members(books.run) if slurm else ())
     states = ("missing", "failed") if retry_failed else ("missing",)
     found = {unit.name for state in states for unit in survey.states[state]}
     return [unit.name for unit in plan if unit.name in found], len(survey.states["failed"])
@@ -182,7 +187,7 @@ def print_plan(experiment, books, wanted, options=Options()) -> int:
 
         plan = chosen_part(options.parts, books.plan(wanted))
         names, _ = ready(experiment, books, plan, options.retry_failed)
-        request = submission.Request.of(experiment, books.run.config, books.run, names)
+        request = submission.Request.of(experiment, books.run, names, run_units)
         batch.append("cost: " + submission.cost(request))
         if experiment.cluster.executor == "slurm":
             batch += submission.batch_text(request)

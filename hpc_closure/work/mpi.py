@@ -217,3 +217,15 @@ def world() -> World:
             "--mpi=pmix (Open MPI)"
         )
     return World(MPI.COMM_WORLD).prepare() if size > 1 else World()
+
+
+def library() -> str:
+    """Version text of the MPI library, "" when there is none; MPI cannot be started afterwards."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        return ""
+    return MPI.Get_library_version()

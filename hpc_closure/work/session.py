@@ -109,9 +109,7 @@ class Session:
             if self.options.redo:
                 self._clear()
             atomic.make_folder(self.run.folder(self.verb))
-            text = reading.dump(self.experiment)
-            if not self.run.config.exists() or self.run.config.read_text() != text:
-                atomic.write_text(self.run.config, text)
+            store_settings(self.run, self.experiment)
         except Exception as error:
             return error
         return None
@@ -136,6 +134,13 @@ class Session:
                 raise RuntimeError(f"{folder}: kept, nothing done; --yes deletes without asking")
         for path in (folder, books):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def store_settings(run: Run, experiment: Experiment) -> None:
+    """Write RUN/config.yaml; :func:`check_recipe` comes first."""
+    text = reading.dump(experiment)
+    if not run.config.exists() or run.config.read_text() != text:
+        atomic.write_text(run.config, text)
 
 
 def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False) -> None:

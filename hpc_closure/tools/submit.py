@@ -1,0 +1,106 @@
+"""``hpc-closure submit``: the verbs of an experiment as batch jobs, each after the one before."""
+
+import functools
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from hpc_closure.evaluate import verb as evaluate
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import STAGES, Run
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import submit as submission
+from hpc_closure.rollout import verb as rollout
+from hpc_closure.rollout.site import Stage, load_profile
+from hpc_closure.train import verb as train
+from hpc_closure.work.loop import SINGLE
+from hpc_closure.work.session import check_recipe, store_settings
+from hpc_closure.work.units import Ledger
+
+
+def run(
+    experiment: Experiment,
+    stages: str = ",".join(STAGES),
+    after: str = "",
+    dry_run: bool = False,
+    typed: Sequence[str] = (),
+) -> None:
+    """Submit stages, or print what would be submitted.
+
+    Args:
+        stages: names with commas between them; they run in the order of the verbs.
+        after: job that must have succeeded before the first one starts.
+        typed: experiment and overrides as they were typed, for the advice at the end.
+
+    Raises:
+        ValueError: no such stage, or the experiment or its profile cannot be submitted.
+        RuntimeError: no Slurm here, or it refused.
+    """
+    requests = requested(experiment, stages)
+    if not dry_run:
+        place = Run.of(experiment)
+        for request in requests:
+            submission.check_place(request)
+            check_recipe(place, experiment, request.stage)
+        store_settings(place, experiment)
+    for request in requests:
+        request = replace(request, after=after)
+        print(f"{request.stage}: {submission.cost(request)}")
+        if dry_run:
+            print(*submission.batch_text(request), sep="\n")
+            after = f"<job of {request.stage}>"
+        else:
+            after = send(request)
+    if not dry_run:
+        print("follow it with: " + shlex.join(["hpc-closure", "status", *typed]))
+
+
+def requested(experiment: Experiment, stages: str) -> list[submission.Request]:
+    """What to submit for each of the stages, in their order."""
+    names = stages.split(",")
+    if not set(names) <= set(STAGES):
+        raise ValueError(f"--stages {stages}: expected some of {','.join(STAGES)}")
+    place, profile = Run.of(experiment), load_profile(experiment.cluster.profile)
+    return [
+        submission.Request.of(
+            experiment,
+            place,
+            units_of(experiment, stage),
+            functools.partial(run_stage, stage),
+            stage,
+            profile,
+        )
+        for stage in get_args(Stage)
+        if stage in names and stage in experiment.stages
+    ]
+
+
+def send(request: submission.Request) -> str:
+    """Submit a stage; the ids of its jobs, with colons between them."""
+    try:
+        sent = submission.submit(request)
+    except RuntimeError as error:
+        before = request.after.replace(":", " ")
+        earlier = f"; `scancel {before}` takes the stage before back"
+        raise RuntimeError(f"{error}{earlier if request.after else ''}") from error
+    for one in sent:
+        print(f"  {one}")
+    return ":".join(one.job for one in sent)
+
+
+def units_of(experiment: Experiment, stage: str) -> list[str]:
+    """Names of all units of a stage; what is done is left out when the job runs."""
+    blocks = stage in ("generate", "rollout")
+    plan = Ledger.of(experiment, stage).plan() if blocks else [SINGLE]
+    return [unit.name for unit in plan]
+
+
+def run_stage(stage: str, config_path: str, units: list[str]) -> int:
+    """Body of a job: the verb, as in a terminal. A stage that is one job does all its units."""
+    if stage == "rollout":
+        return rollout.run_units(config_path, units, wait=True)
+    verbs = {"generate": generate, "train": train, "evaluate": evaluate}
+    return verbs[stage].run(reading.load(Path(config_path)))
