@@ -1,8 +1,8 @@
 """``hpc-closure evaluate``: score rows, figures and the report."""
 
+from hpc_closure.closure.match import check_model
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment, sha256_json
-from hpc_closure.rollout import verb as rollout
 from hpc_closure.work import atomic, log
 from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
@@ -13,7 +13,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     """Write RUN/evaluate: scores.csv, scores.json, figures, report.html. Returns the exit code."""
     if options.dry_run:
         return print_plan(experiment)
-    rollout.check_model(experiment)
+    check_model(experiment)
     notes = check_complete(experiment, options.partial)
     with Session(experiment, "evaluate", options) as session:
         session.record["inputs"] = fingerprint(session.run)
