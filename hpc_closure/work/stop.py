@@ -38,11 +38,9 @@ class Stop:
 
     Args:
         max_elapsed: seconds until the flag is set by itself, or None.
-        signals: names to handle; a task started by submitit leaves SIGUSR2 to submitit.
     """
 
-    def __init__(self, max_elapsed: float | None = None, signals: tuple[str, ...] = SIGNALS):
-        self.signals = signals
+    def __init__(self, max_elapsed: float | None = None):
         self.deadline = None if max_elapsed is None else time.monotonic() + max_elapsed
         self.max_elapsed = max_elapsed
         self.reason = ""
@@ -51,7 +49,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            for name in self.signals:
+            for name in SIGNALS:
                 number = getattr(signal, name)
                 if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                     continue
