@@ -1,8 +1,9 @@
 """Scores of the coupled run: ensembles of the reduced solver with the closure in it.
 
 A *case* is one start: a resolved state at t0 whose DNS continuation is the truth. Each method runs
-M members from every case. The true ensemble, where there is one, is what the full system would do
-from the same resolved state; the ratios refer to it, else to the members of ``oracle``.
+M members from every case. The ratios refer to the members of ``oracle``: what the full system
+would do from the same resolved state, or with sensors the reduced solver with draws of the exact
+law.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +114,6 @@ def score_coupled(
     lead_times: Sequence[float],
     labels: Labels,
     *,
-    true_ensemble: Source | None = None,
     costs: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Scored:
@@ -125,7 +125,6 @@ def score_coupled(
             n), which need not hold all times at once. M = 1 is a point forecast.
         lead_times: (L,) times since the start, increasing.
         labels: columns of the rows: ``closure`` and what else applies.
-        true_ensemble: like an entry of ``ensembles``; reference of the ratios.
         costs: method -> milliseconds per member and solver step; ``none`` is the bare solver.
         seed: of ties, pixels and bootstrap.
     """
@@ -146,9 +145,6 @@ def score_coupled(
     for index, lead_time in enumerate(times.tolist()):
         y = truth[:, index].double()
         pools.setdefault("truth", []).append(_some(y, generator))
-        reference = Statistics() if true_ensemble is not None else None
-        if reference is not None:
-            reference.add(_at(true_ensemble, index, y), y)
         statistics: dict[str, Statistics] = {}
         pixels = torch.randint(size * size, (1, cases, 1), generator=generator)
         for method, source in ensembles.items():
@@ -176,13 +172,11 @@ def score_coupled(
                 scored.keep_example(method, x[:, 0])
         for method, parts in statistics.items():
             own = {**stage, **labels.of(method), "lead_time": lead_time}
-            for columns in form_scores(parts, blocks, reference or statistics.get("oracle")):
+            for columns in form_scores(parts, blocks, statistics.get("oracle")):
                 scored.add(**own, **columns)
             errors.setdefault(method, []).append(parts.joined("total")["relative_error_mean"])
             if index == num_times - 1:
                 scored.keep_spectra(method, parts)
-        if reference is not None and index == num_times - 1:
-            scored.spread_spectra["true ensemble"] = reference.joined("shells")["variance"].mean(0)
 
     for method, parts_list in errors.items():
         own = {**stage, **labels.of(method), **sizes[method]}

@@ -6,7 +6,6 @@ return the figure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from hpc_closure.work.atomic import publish
 # method -> colour, line style, marker
 STYLES = {
     "truth": ("#000000", "-", ""),
-    "true ensemble": ("#000000", (0, (1, 1)), ""),
     "model": ("#0072B2", "-", "o"),
     GRANTED: ("#0072B2", "--", "o"),
     "oracle": ("#E69F00", "--", "s"),
@@ -62,10 +60,8 @@ STYLE = {
 }
 
 
-@contextmanager
 def _style():
-    with matplotlib.rc_context(STYLE):
-        yield
+    return matplotlib.rc_context(STYLE)
 
 
 def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
@@ -109,10 +105,10 @@ def fields(
     methods = [method for method in methods if method in examples]
     truth = np.asarray(examples["truth"], dtype=float)
     panels = {method: np.asarray(examples[method], dtype=float) for method in methods}
-    scale, signed_unit = _scaled(np.abs(truth).max(), unit)
-    spread_scale, spread_unit = _scaled(max(panel[2].max() for panel in panels.values()), unit)
-    limit = np.abs(truth).max() * scale or 1.0
-    widest = max(panel[2].max() for panel in panels.values()) * spread_scale or 1.0
+    largest, widest = np.abs(truth).max(), max(std.max() for _, _, std in panels.values())
+    scale, signed_unit = _scaled(largest, unit)
+    spread_scale, spread_unit = _scaled(widest, unit)
+    limit, top = largest * scale or 1.0, widest * spread_scale or 1.0
     with _style():
         figure = Figure(figsize=(9.2, 0.85 + 2.3 * len(methods)), layout="compressed")
         axes = figure.subplots(len(methods), 4, squeeze=False, sharex=True, sharey=True)
@@ -121,7 +117,7 @@ def fields(
             for axis, image, title in zip(line, (truth, member, mean), titles, strict=False):
                 signed = _image(axis, image * scale, title, "RdBu_r", -limit, limit)
             title = f"{method}: ensemble std"
-            spread = _image(line[3], std * spread_scale, title, "viridis", 0, widest)
+            spread = _image(line[3], std * spread_scale, title, "viridis", 0, top)
             line[0].set_ylabel("y / L")
         for axis in axes[-1]:
             axis.set_xlabel("x / L")
@@ -164,16 +160,17 @@ def spectra(
     power: Mapping[str, Tensor],
     spread: Mapping[str, Tensor],
     *,
-    reference: str = "oracle",
     quantity: str = "U",
     unit: str = r"s$^{-4}$",
 ) -> Figure:
-    """Power per wavenumber shell, and spread per shell over the spread of the reference.
+    """Power per wavenumber shell, and spread per shell over that of the oracle.
 
     Args:
         power: ``truth`` and methods -> (shells,) mean square of one member.
-        spread: ensembles -> (shells,) variance over members.
-        reference: key of ``spread``; where it is missing, the variances themselves are drawn.
+        spread: ensembles -> (shells,) variance over members; without an oracle among them the
+            variances themselves are drawn.
+        quantity: symbol or name of the field.
+        unit: of its square.
     """
     # "none" has no power; the controls of the oracle have its power
     shown = [m for m in power if float(power[m].sum()) > 0 and not m.startswith("oracle_")]
@@ -183,8 +180,8 @@ def spectra(
         names = ["truth", *sort_methods(set(shown) - {"truth"})]
         _shell_lines(left, {name: power[name] for name in names})
         left.set(title=f"Power of {quantity}", ylabel=f"mean square per shell [{unit}]")
-        if reference in spread:
-            _spread_ratios(right, spread, reference)
+        if "oracle" in spread:
+            _spread_ratios(right, spread)
         else:
             _shell_lines(right, {name: spread[name] for name in sort_methods(spread)})
             right.set(title="Variance over members", ylabel=f"variance per shell [{unit}]")
@@ -211,28 +208,27 @@ def _shell_lines(axis, lines: Mapping[str, Tensor]) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _spread_ratios(axis, spread: Mapping[str, Tensor], reference: str) -> None:
-    """Spread per shell over the reference's, where that has signal; climatology has its own."""
-    base = np.asarray(spread[reference], dtype=float)
+def _spread_ratios(axis, spread: Mapping[str, Tensor]) -> None:
+    """Spread per shell over the oracle's, where that has signal; climatology has its own."""
+    base = np.asarray(spread["oracle"], dtype=float)
     shells = np.flatnonzero(base > 1e-6 * base.sum())
     axis.axhspan(0.95, 1.05, color="#e8e8e8", zorder=0)
     axis.axhline(1, color="black", linewidth=0.8)
     limits = [0.88, 1.12]
-    for method in sort_methods(set(spread) - {reference, "climatology"}):
+    for method in sort_methods(set(spread) - {"oracle", "climatology"}):
         ratio = np.sqrt(np.asarray(spread[method], dtype=float)[shells] / base[shells])
         axis.plot(shells, ratio, **method_style(method, spread))
         limits += [ratio.min() - 0.03, ratio.max() + 0.03]
     axis.set_ylim(max(0, min(limits)), min(2, max(limits)))
-    axis.set(title=f"Spread over that of the {reference} (band: ±5 %)", ylabel="spread ratio")
+    axis.set(title="Spread over that of the oracle (band: ±5 %)", ylabel="spread ratio")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def error_growth(rows: DataFrame, *, unit: str = "s") -> Figure:
+def error_growth(rows: DataFrame) -> Figure:
     """Error of the ensemble mean against lead time, with the spread of the ensemble.
 
     Args:
         rows: rows of the coupled stage (one closure, grid and sensor layout).
-        unit: of time.
     """
     total = select(rows, stage="coupled", shell=None)
     names = sort_methods(total["method"])
@@ -252,9 +248,9 @@ def error_growth(rows: DataFrame, *, unit: str = "s") -> Figure:
             dashed = {**style, "linestyle": (0, (2, 2)), "marker": "", "label": None}
             right.plot(spread[:, 0], spread[:, 1], **dashed)
         left.set(title="Relative error of the ensemble mean (band: 95 % interval)")
-        left.set(ylabel="||mean − truth|| / ||truth||", xlabel=f"lead time [{unit}]", yscale="log")
+        left.set(ylabel="||mean − truth|| / ||truth||", xlabel="lead time [s]", yscale="log")
         right.set(title="Error of the mean (solid) and spread (dashed)")
-        right.set(xlabel=f"lead time [{unit}]", ylabel="rms vorticity [1/s]", yscale="log")
+        right.set(xlabel="lead time [s]", ylabel="rms vorticity [1/s]", yscale="log")
         for axis in (left, right):
             axis.yaxis.set_major_locator(LogLocator(numticks=8))
             if axis.get_legend_handles_labels()[0]:

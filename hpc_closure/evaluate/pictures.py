@@ -57,7 +57,7 @@ def draw(
 
 
 def illustrate_generated(
-    scored: Scored, folder: Path, label: str, words: str, quantity: str = "U"
+    scored: Scored, folder: Path, label: str, words: str
 ) -> Iterator[Picture]:
     """Fields, spectra and rank histograms of the generated closure.
 
@@ -66,18 +66,17 @@ def illustrate_generated(
         folder: for the files.
         label: of the file names, e.g. ``diffusion_64_none``.
         words: what was scored, for the captions, e.g. ``diffusion, no sensors, 64² grid``.
-        quantity: symbol of the closure as it is quoted.
     """
     shown = [name for name in (*MODELS, "oracle") if name in scored.examples]
     against = ", and of the exact law" if "oracle" in shown else ""
     if shown:
-        drawn = figures.fields(scored.examples, shown, quantity=quantity)
+        drawn = figures.fields(scored.examples, shown)
         caption = (
             f"Closure at one held-out state ({words}): truth, one sample, ensemble mean and "
             f"standard deviation of the model{against}."
         )
         yield _picture("generated", drawn, folder / f"fields_{label}", caption)
-    drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=quantity)
+    drawn = figures.spectra(scored.spectra, scored.spread_spectra)
     right = (
         "spread per shell over that of the exact law"
         if "oracle" in scored.spread_spectra
@@ -94,9 +93,7 @@ def illustrate_generated(
         yield _picture("generated", drawn, folder / f"ranks_{label}", caption)
 
 
-def illustrate_coupled(
-    scored: Scored, folder: Path, label: str, words: str, unit: str = "s"
-) -> Iterator[Picture]:
+def illustrate_coupled(scored: Scored, folder: Path, label: str, words: str) -> Iterator[Picture]:
     """Error growth, fields and spectra at the last lead time of the coupled run.
 
     Args:
@@ -104,23 +101,17 @@ def illustrate_coupled(
         folder: for the files.
         label: of the file names.
         words: what was scored, for the captions.
-        unit: of time.
     """
     caption = f"Error of the ensemble mean against lead time, and the spread beside it ({words})."
-    drawn = figures.error_growth(scored.rows, unit=unit)
+    drawn = figures.error_growth(scored.rows)
     yield _picture("coupled", drawn, folder / f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]
     if shown:
-        drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit=rf"1/{unit}")
+        drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit="1/s")
         caption = f"Vorticity at the last lead time ({words})."
         yield _picture("coupled", drawn, folder / f"vorticity_{label}", caption)
-    reference = "true ensemble" if "true ensemble" in scored.spread_spectra else "oracle"
     drawn = figures.spectra(
-        scored.spectra,
-        scored.spread_spectra,
-        reference=reference,
-        quantity="vorticity",
-        unit=rf"{unit}$^{{-2}}$",
+        scored.spectra, scored.spread_spectra, quantity="vorticity", unit=r"s$^{-2}$"
     )
     caption = f"Power of the vorticity and spread per shell at the last lead time ({words})."
     yield _picture("coupled", drawn, folder / f"vorticity_spectra_{label}", caption)
