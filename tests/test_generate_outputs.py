@@ -158,30 +158,6 @@ def test_ranks_share_adaptive_fields_and_all_outputs(make, mpirun, tmp_path):
     assert members_of(tmp_path / "runs/two/data") == expected
 
 
-SHARED = """
-import sys
-from hpc_closure.experiment import reading
-from hpc_closure.generate import verb as generate
-from hpc_closure.generate import dns
-from hpc_closure.work.options import Options
-write, calls = dns.write_rows, []
-dns.write_rows = lambda *words: (calls.append(sorted(words[2])), write(*words))
-assert generate.run(reading.load(sys.argv[1], sys.argv[2:]), Options(verbosity=-1)) == 0
-names = ["t0_fields/streamfunction", "t0_fields/vorticity", "t1_fields/velocity"]
-assert calls == 10 * [names], calls
-"""
-
-
-@pytest.mark.mpi
-@pytest.mark.skipif(not h5py.get_config().mpi, reason="this h5py was built without MPI")
-def test_ranks_write_one_file_through_mpi_io(make, mpirun, tmp_path):
-    expected = members_of(make("one", *OUTPUTS))
-    words = [tmp_path / "plain.yaml", *OUTPUTS, "name=two", "cluster.domain_ranks=2"]
-    done = mpirun(2, [sys.executable, "-c", SHARED, *words])
-    assert done.returncode == 0, done.stderr
-    assert members_of(tmp_path / "runs/two/data") == expected
-
-
 def test_a_member_that_needs_more_than_the_ladder_fails_its_block(make, capfd):
     make("short", "generate.cfl=1e-4", "generate.max_level=2", expected=3)
     assert "needs a step below dt / 2^2 for cfl 0.0001: lower dt or raise max_level" in (

@@ -242,13 +242,6 @@ class BlockWriter:
                 stop = source[name].shape[1] if name.startswith("series/") else count
                 self.file[name][:, :stop] = source[name][:, :stop]
 
-    @contextlib.contextmanager
-    def lent(self):
-        """Close the file while others write into it."""
-        self._closing.close()
-        yield
-        self.file = self._keep(open_hdf5(self.path, "r+"))
-
     def flush(self) -> None:
         self.file.flush()
 

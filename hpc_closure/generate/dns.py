@@ -1,12 +1,10 @@
 """The DNS block: members of the full system, their closure targets and diagnostics."""
 
-import contextlib
 import json
 
 import numpy as np
 
 from hpc_closure.closure.targets import Target, reduced_problem
-from hpc_closure.data.shared_file import Rows, available, write_rows
 from hpc_closure.data.writer import BlockWriter, SeriesLayout
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate.filters import Filtered
@@ -61,7 +59,6 @@ class DNSBlock(Block):
             comm=domain.comm,
         )
         self.diagnostics = Diagnostics(self.simulation)
-        self.shares_file = domain.size > 1 and available()
         self.stored = Transform(
             Grid(self.grid, self.problem.length, self.problem.dimensions),
             self.problem.precision,
@@ -135,13 +132,11 @@ class DNSBlock(Block):
     def state_name(self) -> str:
         return "vorticity" if self.problem.dimensions == 2 else "state"
 
-    def _at_grid(self, spectrum) -> np.ndarray | Rows:
-        """Field on the grid of the data from this rank's spectra; its rows, if all ranks write."""
+    def _at_grid(self, spectrum) -> np.ndarray:
+        """Field on the grid of the data from this rank's spectra."""
         transform, stored = self.simulation.transform, self.stored
         if self.grid == self.simulation.grid.size:
             field = transform.to_physical(spectrum)
-            if self.shares_file:
-                return Rows(self._plain(field), transform.rows())
             return self._plain(transform.gather_field(field))
         whole = resize(transform.gather(spectrum), stored.grid.modes, stored.grid.dimensions)
         return self._plain(stored.to_physical(whole))
@@ -150,17 +145,6 @@ class DNSBlock(Block):
         """(B, n, n), or (B, n, n, 2): components last, as in The Well."""
         plain = field.cpu().numpy().astype(self.precision)
         return np.moveaxis(plain, 1, -1) if plain.ndim > 1 + self.problem.dimensions else plain
-
-    def store(self, index, fields, series, references):
-        mine = {name: part for name, part in fields.items() if isinstance(part, Rows)}
-        whole = {name: part for name, part in fields.items() if name not in mine}
-        super().store(index, whole, series, references)
-        if not mine:
-            return
-        path = self.books.run.restart(self.books.stage, self.unit) / "working.h5"
-        places = {f"t{int(name == 'velocity')}_fields/{name}": mine[name] for name in mine}
-        with self.writer.lent() if self.writer else contextlib.nullcontext():
-            write_rows(path, index, places, self.domain.comm)
 
     def save_state(self) -> dict:
         return self.simulation.save_state()

@@ -55,11 +55,6 @@ class Block(ABC):
     def record(self) -> tuple[dict, dict, dict]:
         """Fields (B, n, n), series (B,) and references (C, n, n) at the present time."""
 
-    def store(self, index: int, fields: dict, series: dict, references: dict) -> None:
-        """Write what ``record`` gave."""
-        if self.writer is not None:
-            self.writer.write(index, fields, series, references)
-
     @abstractmethod
     def save_state(self) -> dict:
         """Numpy arrays from which ``load_state`` goes on, bit for bit."""
@@ -144,7 +139,9 @@ class Block(ABC):
                         raise Stopped(stop.reason)
                 if index == len(steps) - 1:
                     state = self.save_state()
-                self.store(index, *self.record())
+                snapshot = self.record()
+                if writer is not None:
+                    writer.write(index, *snapshot)
                 index += 1
         self._publish(writer, state, claim)
 
