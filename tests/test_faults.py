@@ -312,8 +312,6 @@ SHORT = ["rollout.t_end=0.3", "evaluate.lead_times=[0.1]"]
     "before, told",
     [
         (SHORT, "go on from step 60"),  # a longer horizon
-        (["rollout.references=[none]"], "computed again for t0_fields/oracle"),  # other outputs
-        (["rollout.references=[oracle]", *SHORT], "computed again for references/none"),
         (["rollout.members=2"], "2 unit(s) done now, 2 before"),
     ],
 )
@@ -325,14 +323,6 @@ def test_growth_of_the_coupled_ensemble(copy, rolled, hpc_closure_command, befor
     assert contents(run.rollout) == rolled[1]
     less = hpc_closure_command("rollout", path, *before)
     assert "0 unit(s) done now" in less.stderr and contents(run.rollout) == rolled[1]
-
-
-def test_more_outputs_on_a_shorter_horizon_lose_nothing(copy, rolled, hpc_closure_command):
-    path, run = copy
-    assert hpc_closure_command("rollout", path, "rollout.references=[none]").returncode == 0
-    less = ["rollout.references=[oracle]", *SHORT]
-    assert hpc_closure_command("rollout", path, *less).returncode == 0
-    assert contents(run.rollout) == rolled[1]
 
 
 @pytest.mark.parametrize(
@@ -364,6 +354,7 @@ def test_an_unfinished_unit_with_other_outputs_begins_anew(
     [
         ("rollout.every=0.05", "rollout.every: 0.1 -> 0.05"),
         ("rollout.sensors.number=8", "rollout.sensors: None"),
+        ("rollout.references=[none]", "rollout.references: ['none', 'oracle'] -> ['none']"),
     ],
 )
 def test_another_coupled_run_in_the_same_folder_is_refused(

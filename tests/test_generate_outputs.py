@@ -236,36 +236,32 @@ def test_further_fields_filters_and_series_are_right(make):
     assert (abs(transfer.sum(-1)) < 1e-12 * abs(transfer).sum(-1)).all()
 
 
-def test_another_output_list_computes_what_lacks_and_keeps_the_rest(make, capfd):
-    folder = make("run")
-    plain = stored(folder, "t0_fields/vorticity")
-    make("run", *OUTPUTS[:1], verbosity=0)
-    told = capfd.readouterr().err
-    assert "computed again for t0_fields/streamfunction, t1_fields/velocity" in told
-    np.testing.assert_array_equal(stored(folder, "t0_fields/vorticity"), plain)
-    # fewer, or members that are there: nothing to do
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
-    make("run")
-    make("run", "generate.record.fields=[velocity]", "generate.record.fields=[vorticity]")
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")} == before
-    # another list and a longer run: what was there stays there, and equals one run with all
-    make("run", *OUTPUTS[1:], "generate.t_end=0.16", "generate.members=6")
-    whole = make("whole", *OUTPUTS, "generate.t_end=0.16", "generate.members=6")
-    both = members_of(folder), members_of(whole)
-    assert {m: both[0][m] for m in range(4)} == {m: both[1][m] for m in range(4)}
-    # once all is there, a longer run only goes on, from what is there
+def test_another_output_list_in_the_same_folder_is_refused(make):
+    folder = make("run", *OUTPUTS[:1])
+    before = members_of(folder)
+    for change, key in [
+        ("generate.record.fields=[velocity]", "generate.record.fields: "),
+        ("generate.record.series_every=0.01", "generate.record.series_every: None -> 0.01"),
+        (OUTPUTS[1], "generate.record.filters: "),
+    ]:
+        with pytest.raises(ValueError, match=f"made with other settings .*{key}.*change `name`"):
+            make("run", *OUTPUTS[:1], change)
+    (folder.parent / "config.yaml").unlink()  # the blocks know it themselves
+    with pytest.raises(ValueError, match="holds other outputs than asked for .*change `name`"):
+        make("run", *OUTPUTS)
+    assert members_of(folder) == before
+
+
+def test_a_longer_run_with_all_outputs_goes_on_from_what_is_there(make, capfd):
+    folder = make("run", *OUTPUTS)
     capfd.readouterr()
-    make("whole", *OUTPUTS[2:], "generate.t_end=0.2", "generate.members=6", verbosity=0)
-    told = capfd.readouterr().err
-    assert "go on from step 16" in told and "computed again" not in told
-    at_once = make("at_once", *OUTPUTS, "generate.t_end=0.2", "generate.members=6")
-    assert members_of(whole) == members_of(at_once)
-
-
-def test_a_shorter_horizon_with_more_outputs_loses_nothing(make):
-    folder = make("run")
-    make("run", "generate.t_end=0.08", "generate.record.fields=[velocity]")
-    assert stored(folder, "t1_fields/velocity").shape[:2] == (4, 5)
+    longer = [*OUTPUTS, "generate.t_end=0.16", "generate.members=6"]
+    make("run", *longer, verbosity=0)
+    assert "go on from step 12" in capfd.readouterr().err
+    assert members_of(folder) == members_of(make("at_once", *longer))
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
+    make("run", *OUTPUTS)  # a shorter one: nothing to do
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")} == before
 
 
 def test_the_series_does_not_lose_the_steps_of_the_targets(make):

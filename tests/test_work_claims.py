@@ -125,21 +125,6 @@ def test_refresh_touches(tmp_path):
     assert time.time() - claim.path.stat().st_mtime < 10
 
 
-@pytest.mark.parametrize(
-    "name, free",
-    [
-        ("000000-000004", False),
-        ("000009-000020", False),
-        ("000010-000019", True),
-        ("000003-000004", False),
-    ],
-)
-def test_overlapping_members_exclude_each_other(tmp_path, name, free):
-    foreign(path_of(tmp_path))
-    assert (claims.take(path_of(tmp_path, name)) is not None) == free
-    assert path_of(tmp_path, name).exists() == free
-
-
 def test_a_takeover_that_was_killed_does_not_block(tmp_path):
     path = path_of(tmp_path)
     foreign(path)

@@ -119,21 +119,16 @@ def test_longer_horizon_extends_the_products(run):
     assert ledger_of(run).survey(10, 4).counts()["done"] == 3  # and the shorter one still is
 
 
-@pytest.mark.parametrize(
-    "holds, wanted, enough",
-    [
-        ({"t_end": 4.0}, {"t_end": 4.0}, True),
-        ({"t_end": 4.0}, {"t_end": 2.0}, True),
-        ({"t_end": 4.0}, {"t_end": 4.1}, False),
-        ({}, {"t_end": 1.0}, False),
-        ({"fields": ["a", "b"]}, {"fields": ["b"]}, True),
-        ({"fields": ["a"]}, {"fields": ["a", "b"]}, False),
-        ({"precision": "float32"}, {"precision": "float64"}, False),
-        ({"x": 1}, {}, True),
-    ],
-)
-def test_satisfies(holds, wanted, enough):
-    assert units.satisfies(holds, wanted) == enough
+def test_a_shorter_horizon_is_done(run):
+    run_all(ledger_of(run), 4, 4)
+    assert not run_all(ledger_of(run, t_end=2.0), 4, 4)[1]
+
+
+@pytest.mark.parametrize("holds", [{}, {"fields": ["a"]}, {"fields": ["a", "b", "c"]}])
+def test_other_outputs_are_refused(run, holds):
+    run_all(ledger_of(run, t_end=4.0, fields=["a", "b"]), 4, 4)
+    with pytest.raises(ValueError, match="holds other outputs than asked for.*change `name`"):
+        ledger_of(run, t_end=4.0, **holds).plan(4, 4)
 
 
 def test_another_experiment_is_refused(run):

@@ -130,7 +130,10 @@ class BlockWriter:
                 list(file.attrs["members"]) == list(members)
                 and np.array_equal(file["dimensions/time"][:], times)
                 and _shapes_in(file) == self._shapes
-                and self._series_goes_on(file)
+                and (
+                    self.running is None
+                    or np.array_equal(file["dimensions/series_time"][:], self.running.times)
+                )
             )
         except KeyError:
             same = False
@@ -138,13 +141,6 @@ class BlockWriter:
             return file
         self._closing.close()
         return None
-
-    def _series_goes_on(self, file) -> bool:
-        """Whether the series in ``file`` has our times, or the first of them."""
-        if self.running is None:
-            return True
-        have = file["dimensions/series_time"][:]
-        return np.array_equal(have, self.running.times[: len(have)])
 
     def _keep(self, opened) -> h5py.File:
         return self._closing.enter_context(opened)
@@ -225,14 +221,6 @@ class BlockWriter:
         """Store entry ``index`` of the running series: (B,) or (B, width) by name."""
         for name, values in entries.items():
             self.file["series"][name][:, index] = values
-
-    def lacking(self, other: Path) -> list[str]:
-        """Data sets of ours that a shorter file of the same members cannot give the start of."""
-        with open_hdf5(other, "r") as source:
-            missing = [name for name in self._shapes if name not in source]
-            if not missing and not self._series_goes_on(source):
-                missing = ["series"]
-        return missing
 
     def copy_from(self, other: Path, count: int) -> None:
         """Take the first ``count`` snapshots, and the series, from a shorter file of the same

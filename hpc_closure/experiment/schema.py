@@ -31,7 +31,7 @@ from hpc_closure.spectral.resolution import points_for, retained_modes
 
 # what may change without touching the trajectories that are there
 GROWS_GENERATE = ("members", "t_end", "certificate")
-# what is written besides: a block that lacks some is computed again, its trajectories are the same
+# what is written besides: changes no trajectory, so it is in no hash; one list for a run
 OUTPUTS = ("fields", "filters", "series_every", "spectra")
 # how a training is run, not what it learns
 TRANSIENT_TRAIN = (
@@ -93,7 +93,7 @@ class Record(Section):
     @field_validator("fields", "spectra")
     @classmethod
     def _once(cls, names):
-        return tuple(sorted(set(names)))
+        return tuple(sorted({*names} - {"vorticity"}))  # which always is stored
 
     @field_validator("filters")
     @classmethod
@@ -133,8 +133,7 @@ class Generate(Numerics):
         """What a block must hold to be done, in the form that the ledger compares."""
         record = self.record
         holds: dict = {"t_end": self.t_end}
-        outputs: list[str] = [name for name in record.fields if name != "vorticity"]
-        outputs += [item.name for item in record.filters]
+        outputs = [*record.fields, *(item.name for item in record.filters)]
         if outputs:
             holds["outputs"] = outputs
         if record.series_every is not None:
@@ -142,32 +141,6 @@ class Generate(Numerics):
         if record.spectra:
             holds["spectra"] = list(record.spectra)
         return holds
-
-    def keeping(self, holds: dict) -> "Generate":
-        """These settings with the end time and the outputs that an older block ``holds``, too."""
-        record, filters = self.record, {item.name: item for item in self.record.filters}
-        fields = set(record.fields)
-        for name in holds.get("outputs", ()):
-            kind, found, width = name.partition("_")
-            if found:
-                filters.setdefault(name, Filter(kind=kind, width=float(width)))
-            else:
-                fields.add(name)
-        every = record.series_every
-        if every is None and "series_every" in holds:
-            every = float(holds["series_every"])
-        update = {
-            "fields": sorted(fields),
-            "filters": list(filters.values()),
-            "series_every": every,
-            "spectra": [*record.spectra, *holds.get("spectra", ())],
-        }
-        return self.model_copy(
-            update={
-                "t_end": max(self.t_end, holds.get("t_end", 0.0)),
-                "record": Record(**{**record.model_dump(), **update}),
-            }
-        )
 
 
 def sha256_json(value: Any) -> str:
@@ -315,6 +288,11 @@ class Rollout(Section):
         ("none", "oracle"), description="ensembles run beside the model's"
     )
 
+    @field_validator("references")
+    @classmethod
+    def _once(cls, names):
+        return tuple(sorted(set(names)))
+
     @property
     def trajectories(self) -> int:
         """Number of coupled trajectories: every member from every case."""
@@ -324,12 +302,6 @@ class Rollout(Section):
     def holds(self) -> dict:
         """What a block must hold to be done, in the form that the ledger compares."""
         return {"t_end": self.t_end, "references": list(self.references)}
-
-    def keeping(self, holds: dict) -> "Rollout":
-        """These settings with the end time and references that an older block ``holds``, too."""
-        names = {*self.references, *holds.get("references", ())}
-        t_end = max(self.t_end, holds.get("t_end", 0.0))
-        return self.model_copy(update={"t_end": t_end, "references": tuple(sorted(names))})
 
 
 class Event(Section):
@@ -487,6 +459,14 @@ class Experiment(Section):
         if stage == "evaluate":
             return {**settings, "rollout": plain["rollout"], "evaluate": plain["evaluate"]}
         raise ValueError(f"unknown stage {stage!r}")
+
+    def stage_outputs(self, stage: str) -> dict:
+        """What the blocks of ``stage`` hold beside their trajectories: one list for a run."""
+        record = self.generate.record.model_dump(mode="json", include=set(OUTPUTS))
+        return {
+            "generate": {"generate": {"record": record}},
+            "rollout": {"rollout": {"references": list(self.rollout.references)}},
+        }.get(stage, {})
 
     def stage_hash(self, stage: str) -> str:
         return sha256_json(self.stage_settings(stage))

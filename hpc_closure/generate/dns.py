@@ -15,7 +15,6 @@ from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
 from hpc_closure.work import log
 from hpc_closure.work.block import Block, record_steps, times_of
-from hpc_closure.work.units import read_product
 
 NUMBERS = ("viscosity", "drag", "length")  # of the physics, as attributes of the file
 
@@ -38,10 +37,6 @@ class DNSBlock(Block):
     def __init__(self, unit, books, session, domain):
         super().__init__(unit, books, session, domain)
         experiment: Experiment = session.experiment
-        product = books.run.product(books.stage, unit)
-        if unit.extends and product.exists():  # it is replaced: nothing of it is to be lost
-            there = experiment.generate.keeping(read_product(product).holds)
-            experiment = experiment.model_copy(update={"generate": there})
         self.experiment, generate = experiment, experiment.generate
         self.problem = experiment.problem
         self.record_steps = stored_steps(experiment)
@@ -71,10 +66,6 @@ class DNSBlock(Block):
     @property
     def step_index(self) -> int:
         return self.simulation.step_index
-
-    @property
-    def holds(self) -> dict:
-        return self.experiment.generate.holds
 
     def initialise(self) -> None:
         self.simulation.initialise()
@@ -115,8 +106,7 @@ class DNSBlock(Block):
         self._check_finite(series)
         fields = {self.state_name: self._at_grid(simulation.state)}
         for name in names:
-            if name != "vorticity":
-                fields[name] = self._at_grid(simulation.field_spectra(name))
+            fields[name] = self._at_grid(simulation.field_spectra(name))
         whole = simulation.transform.gather(simulation.state)
         for item in self.filters:
             fields[item.name] = self._plain(item.field(whole))
@@ -164,9 +154,12 @@ class DNSBlock(Block):
         experiment = self.experiment
         physics, generate = experiment.physics, experiment.generate
         record = generate.record
-        more = [name for name in record.fields if name != "vorticity"]
         closure = ("closure",) if self.target is not None else ()
-        fields = (self.state_name, *closure, *(name for name in more if name != "velocity"))
+        fields = (
+            self.state_name,
+            *closure,
+            *(name for name in record.fields if name != "velocity"),
+        )
         return BlockWriter(
             path,
             self.unit.members,
@@ -184,7 +177,7 @@ class DNSBlock(Block):
                 "recipe": json.dumps(experiment.stage_settings("generate"), sort_keys=True),
             },
             fields=fields,
-            vectors=[name for name in more if name == "velocity"],
+            vectors=[name for name in record.fields if name == "velocity"],
             filtered={item.name: item.grid for item in self.filters},
             series=series_names(self.problem),
             running=self._running(),

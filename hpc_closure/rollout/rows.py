@@ -14,7 +14,6 @@ from hpc_closure.data.reader import DataSet, split_members
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.rollout.coupling import CoupledRun
 from hpc_closure.work.block import Block, record_steps, times_of
-from hpc_closure.work.units import read_product
 
 
 def start_cases(experiment, data: DataSet) -> list[int]:
@@ -65,11 +64,7 @@ class RolloutBlock(Block):
 
     def __init__(self, unit, books, session, domain, closure, data: DataSet):
         super().__init__(unit, books, session, domain)
-        experiment, product = session.experiment, books.run.product(books.stage, unit)
-        if unit.extends and product.exists():  # it is replaced: nothing of it is to be lost
-            there = experiment.rollout.keeping(read_product(product).holds)
-            experiment = experiment.model_copy(update={"rollout": there})
-        self.experiment = experiment
+        self.experiment = experiment = session.experiment
         rollout, self.dt = experiment.rollout, experiment.generate.dt
         self.data, self.grid, self.stride = data, experiment.train_grid, rollout.interval
         cases = start_cases(experiment, data)
@@ -96,10 +91,6 @@ class RolloutBlock(Block):
     @property
     def step_index(self) -> int:
         return self.coupled.step_index
-
-    @property
-    def holds(self) -> dict:
-        return self.experiment.rollout.holds
 
     def initialise(self) -> None:
         index = self.data.time_index(self.experiment.rollout.t_start)

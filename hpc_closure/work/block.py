@@ -65,11 +65,6 @@ class Block(ABC):
     @abstractmethod
     def open_writer(self, path) -> BlockWriter: ...
 
-    @property
-    def holds(self) -> dict:
-        """What the product will hold: at least what the books ask for."""
-        return self.books.holds
-
     def certificate(self) -> dict:
         """What vouches for the block (collective); RuntimeError when it must not be kept."""
         return {}
@@ -110,7 +105,7 @@ class Block(ABC):
         stop, steps = self.session.stop, self.record_steps
         saved = time.monotonic()
         batch = self.stride
-        # a product that lacks only what needs no computing is copied whole
+        # a later end without a further snapshot: the product is copied whole
         state = self.save_state() if index == len(steps) else {}
         label = f"{self.books.stage} {self.unit}"
         total, done = steps[-1] - self.first_step, self.step_index - self.first_step
@@ -189,10 +184,6 @@ class Block(ABC):
         product = run.product(stage, self.unit)
         if not (self.unit.extends and product.exists()):
             return None
-        lacking = writer.lacking(product)
-        if lacking:
-            log.get().info(f"{stage} {self.unit}: computed again for {', '.join(lacking)}")
-            return None
         with hdf5.open_hdf5(product) as file:
             index = len(file["dimensions/time"])
             state = {name: file["restart"][name][()] for name in file["restart"]}
@@ -226,7 +217,7 @@ class Block(ABC):
                 restart=state,
                 attributes={
                     "recipe_hash": self.books.recipe,
-                    "holds": json.dumps(self.holds, sort_keys=True),
+                    "holds": json.dumps(self.books.holds, sort_keys=True),
                     "certificate": json.dumps(certificate),
                     "provenance": json.dumps(record),
                 },

@@ -5,8 +5,6 @@ touched for ``stale_after`` seconds by the clock of the file server (the time of
 touched just now), so clocks of the nodes may differ. It is stale at once when its process is known
 to be dead: same host and dead process, or an earlier start of the same job. A stale claim is taken
 over by an atomic rename.
-
-Claims of overlapping members exclude each other, so two block sizes can be in use at once.
 """
 
 import contextlib
@@ -191,7 +189,7 @@ NO_CLAIM = _NoClaim()
 
 
 def take(path: Path, stale_after: float = STALE_AFTER) -> Claim | None:
-    """Claim a unit; None when somebody else has it, or members of it.
+    """Claim a unit; None when somebody else has it.
 
     Raises:
         DiskError: the bookkeeping folder cannot be written.
@@ -201,13 +199,7 @@ def take(path: Path, stale_after: float = STALE_AFTER) -> Claim | None:
         if not _create(path, record):
             if not _take_over(path, record, stale_after):
                 return None
-    claim = Claim(path, record["mark"], stale_after)
-    # Look for overlapping claims only now that ours is visible: of two processes at least one
-    # sees the other, and who sees the other gives way.
-    if _overlaps(path, stale_after):
-        claim.release()
-        return None
-    return claim
+    return Claim(path, record["mark"], stale_after)
 
 
 def _create(path: Path, record: dict) -> bool:
@@ -270,22 +262,3 @@ def sweep(folder: Path, names, age: float = 3600.0) -> None:
         with contextlib.suppress(OSError):
             if now - path.stat().st_mtime > age:
                 path.unlink()
-
-
-def _overlaps(path: Path, stale_after: float) -> bool:
-    own = _NAME.fullmatch(path.name)
-    if own is None:
-        raise ValueError(f"{path}: not the name of a claim")
-    first, last = int(own.group(1)), int(own.group(2))
-    others = []
-    with os.scandir(path.parent) as entries:
-        for entry in entries:
-            found = _NAME.fullmatch(entry.name)
-            if (
-                found
-                and entry.name != path.name
-                and int(found.group(1)) <= last
-                and first <= int(found.group(2))
-            ):
-                others.append(entry.name)
-    return bool(living(path.parent, others, stale_after))

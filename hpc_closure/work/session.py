@@ -175,6 +175,10 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
         if not folder.is_dir() or not any(folder.iterdir()):
             continue
         rows = reading.differences(stored.stage_settings(stage), experiment.stage_settings(stage))
+        if run.root == experiment.folder:  # data of another run may hold what they like
+            rows += reading.differences(
+                stored.stage_outputs(stage), experiment.stage_outputs(stage)
+            )
         if rows:
             told = ", ".join(f"{key}: {old} -> {new}" for key, old, new in rows[:4])
             more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""

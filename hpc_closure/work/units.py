@@ -8,8 +8,8 @@ last attempt left an error file, else *missing*; tested in this order. Only file
     RUN/.units/<stage>/000000-000019.error   last failure: trace, attempt, host, job, log
     RUN/.units/<stage>/manifest.jsonl        cache of product headers, by (name, size, mtime)
 
-Doneness is decided per member, so more members, a longer horizon or another block size compute
-only what is missing.
+Doneness is decided per member, so more members, a later end or another block size compute only
+what is missing.
 
     ledger = Ledger.of(experiment, "generate")
     units = ledger.plan()
@@ -43,8 +43,7 @@ class Unit:
     Attributes:
         index: position in the plan.
         members: member indices.
-        extends: a product of these members exists but ends too early (or lacks an output); the
-            new one replaces it.
+        extends: a product of these members exists but ends too early; the new one replaces it.
     """
 
     index: int
@@ -130,25 +129,6 @@ class Product:
         return tuple(range(self.first, self.last + 1))
 
 
-def satisfies(holds: dict, wanted: dict) -> bool:
-    """Whether a product that ``holds`` this has all that is ``wanted``.
-
-    A number must be at least the wanted one, a list contain the wanted entries, anything else be
-    equal.
-    """
-    for key, value in wanted.items():
-        have = holds.get(key)
-        if isinstance(value, (list, tuple)):
-            if not isinstance(have, list) or not set(value) <= set(have):
-                return False
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not isinstance(have, (int, float)) or have < value - 1e-9 * abs(value):
-                return False
-        elif have != value:
-            return False
-    return True
-
-
 def read_product(path: Path | str) -> Product:
     """Header of a block file.
 
@@ -169,6 +149,7 @@ def read_product(path: Path | str) -> Product:
             holds = None
         if (
             not isinstance(holds, dict)
+            or not isinstance(holds.get("t_end", 0.0), (int, float))
             or members.dtype.kind not in "iu"
             or members.ndim != 1
             or not len(members)
@@ -223,8 +204,8 @@ class Ledger:
         run: the run folder.
         stage: ``generate`` or ``rollout``.
         recipe: hash that decides whether a product is of this experiment.
-        holds: what a product must hold to be done, compared by :func:`satisfies`, for example
-            ``{"t_end": 40.0, "fields": ["vorticity"]}``.
+        holds: what a product must hold to be done: exactly these outputs, up to ``t_end`` or
+            later, for example ``{"t_end": 40.0, "outputs": ["velocity"]}``.
         stale_after: seconds without a sign of life after which a claim counts no more.
         members: number of all members of the stage.
         per_block: members computed together.
@@ -316,17 +297,24 @@ class Ledger:
                 file.write(b"".join((json.dumps(record) + "\n").encode() for record in records))
 
     def sound(self, product: Product) -> bool:
-        """Whether a product is of this experiment and holds all that is asked for.
+        """Whether a product is of this experiment and goes on for long enough.
 
         Raises:
-            ValueError: it is of another experiment.
+            ValueError: it is of another experiment, or holds other outputs.
         """
         if product.recipe != self.recipe:
             raise ValueError(
                 f"{product.path}: made by another experiment (hash {product.recipe[:12] or '-'}, "
                 f"expected {self.recipe[:12]}); change `name`, or remove {product.path.parent}"
             )
-        return satisfies(product.holds, self.holds)
+        there, wanted = dict(product.holds), dict(self.holds)
+        t_end, least = there.pop("t_end", 0.0), wanted.pop("t_end", 0.0)
+        if there != wanted and not (self.stage == "generate" and self.run.data_root):
+            raise ValueError(
+                f"{product.path}: holds other outputs than asked for ({there or 'none'}, expected "
+                f"{wanted or 'none'}); change `name`, or remove {product.path.parent}"
+            )
+        return t_end >= least * (1 - 1e-9)
 
     def plan(
         self, members: int | Iterable[int] | None = None, per_block: int | None = None
