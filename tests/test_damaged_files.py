@@ -16,6 +16,7 @@ from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment import reading
 from hpc_closure.tools import inspect
 from hpc_closure.work import hdf5, units
+from hpc_closure.work.header import Header
 
 quick = settings(
     max_examples=60,
@@ -126,12 +127,12 @@ def test_any_command_line_ends_in_order(words):
 @pytest.fixture(scope="module")
 def block(tmp_path_factory):
     """A small block, as bytes."""
+    from hpc_closure.data.layout import Layout
     from hpc_closure.data.writer import BlockWriter
 
     path = tmp_path_factory.mktemp("block") / "block_000000-000001.h5"
-    writer = BlockWriter(
-        path, (0, 1), np.arange(3.0), 8, {"dataset_name": "x", "recipe": "{}"}, series=("energy",)
-    )
+    layout = Layout((0, 1), np.arange(3.0), 8, scalars=("energy",))
+    writer = BlockWriter(path, layout, {"dataset_name": "x", "recipe": "{}"})
     for index in range(3):
         writer.write(
             index,
@@ -145,7 +146,7 @@ def block(tmp_path_factory):
 
 def read_everything(path):
     with clean(path.name):
-        units.read_product(path)
+        Header.read(path)
     with clean(path.name):
         inspect.inspect(path, deep=True)
     with clean(path.name):

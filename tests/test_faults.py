@@ -271,7 +271,7 @@ def killed_at(environment, where, count, words, needle=""):
     "where, needle",
     [
         ("hpc_closure.work.atomic:_replace", "block_"),  # validated, not yet renamed
-        ("hpc_closure.work.block:validate_block", ""),  # complete, not yet validated
+        ("hpc_closure.data.writer:BlockWriter.check", ""),  # complete, not yet validated
         ("hpc_closure.work.units:Ledger.finish", ""),
     ],
 )  # published, not yet booked

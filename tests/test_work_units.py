@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpc_closure.experiment.folder import Run
-from hpc_closure.work import atomic, claims, hdf5, log, units
+from hpc_closure.work import atomic, claims, hdf5, header, log, units
 from hpc_closure.work.loop import work
 from hpc_closure.work.stop import Stop, Stopped
 from hpc_closure.work.units import Ledger, Unit, plan
@@ -497,8 +497,8 @@ def test_work_looks_only_at_what_is_missing(run, monkeypatch):
     ledger = books_of(run, 500, 20)
     run.product("generate", "000020-000039").unlink()
     opened = []
-    original = units.read_product
-    monkeypatch.setattr(units, "read_product", lambda path: opened.append(path) or original(path))
+    original = header.open_hdf5
+    monkeypatch.setattr(header, "open_hdf5", lambda path: opened.append(path) or original(path))
     log.setup(verbosity=-1)
     outcome, done = run_all(ledger, 10_000, 20)
     log.setup()

@@ -1,63 +1,198 @@
-"""What readers of a block file rely on, checked once when it is opened."""
+"""The layout of a block file, after The Well: its data sets, and one check for all readers.
 
-import json
+::
+
+    /                    attributes: dataset_name, grid_type, n_spatial_dims, n_trajectories,
+                         simulation_parameters, members, recipe_hash, holds, recipe, certificate,
+                         provenance, complete
+    /dimensions          time (T,), x (n,), y (n,)
+    /boundary_conditions x_periodic, y_periodic
+    /scalars             one (B, T) series per diagnostic
+    /t0_fields           vorticity, closure, streamfunction: (B, T, n, n); on a line (B, T, n)
+    /t1_fields           velocity: (B, T, n, n, 2)
+    /filtered            one (B, T, m, m) field per filter, on its own grid
+    /references          truth, none: (cases, T, n, n), in a rollout
+    /series              one (B, S) or (B, S, shells) series per diagnostic, at series_time
+    /restart             what the solver needs to go on from the last stored time
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from hpc_closure.work.header import Header, expect, json_object
 
-def check_layout(file, path: Path) -> None:
-    """Check header and shapes of an open block.
+VERSION = 1
+FIELDS = ("vorticity", "closure")
+SNAPSHOTS = ("t0_fields", "t1_fields", "filtered", "scalars", "references")  # (B, T, ...) each
 
-    Args:
-        file: an open ``h5py.File``.
-        path: for the message.
 
-    Raises:
-        ValueError: unfinished, foreign or damaged; one line that names the file.
+@dataclass(frozen=True)
+class SeriesLayout:
+    """Diagnostics with a time axis of their own.
+
+    Attributes:
+        times: (S,).
+        widths: name of each series and the number of its values per member and time (0: one
+            number, stored as (B, S)).
     """
 
-    def expect(condition: bool, what: str) -> None:
-        if not condition:
-            raise ValueError(
-                f"{path}: {what}: not a block of this package, or damaged; delete it and run the "
-                "verb that makes it again"
-            )
+    times: np.ndarray
+    widths: Mapping[str, int] = field(default_factory=dict)
 
-    complete = file.attrs.get("complete", 0)
-    expect("t0_fields" in file and "members" in file.attrs, "it has no t0_fields or members")
-    if np.ndim(complete) or complete != 1:
-        raise ValueError(f"{path}: unfinished (not marked complete); run the same verb again")
-    members = np.asarray(file.attrs["members"])
-    expect(members.ndim == 1 and members.dtype.kind in "iu", "its members are no list of numbers")
-    expect(len(members) > 0 and len(np.unique(members)) == len(members), "its members repeat")
-    for name in ("recipe", "provenance", "holds", "certificate"):
-        expect(_is_json(file.attrs.get(name, "{}")), f"its {name} is not JSON")
-    times = file.get("dimensions/time")
-    expect(times is not None and times.ndim == 1 and times.dtype.kind == "f", "it has no times")
-    shape = (len(members), len(times))
-    sides = file.attrs.get("n_spatial_dims", 2)
-    expect(np.ndim(sides) == 0 and sides in (1, 2), "it is of neither one nor two dimensions")
-    x = file.get("dimensions/x")
-    expect(x is not None and x.ndim == 1, "it has no points x")
+
+@dataclass(frozen=True)
+class Layout:
+    """The data sets of a block.
+
+    Attributes:
+        members: global member indices, one trajectory each.
+        times: stored times, (T,).
+        grid: points per side.
+        dimensions: 2, or 1 for fields on a line, (B, T, n).
+        precision: of the fields.
+        fields: names of the (B, T, n, n) fields.
+        vectors: names of the (B, T, n, n, 2) fields.
+        filtered: points per side by name of (B, T, m, m) fields.
+        scalars: names of the (B, T) diagnostics.
+        references: rows by name of fields that are not one per member, (rows, T, n, n).
+        series: diagnostics with a time axis of their own.
+    """
+
+    members: Sequence[int]
+    times: np.ndarray
+    grid: int
+    dimensions: int = 2
+    precision: str = "float32"
+    fields: Sequence[str] = FIELDS
+    vectors: Sequence[str] = ()
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    scalars: Sequence[str] = ()
+    references: Mapping[str, int] = field(default_factory=dict)
+    series: SeriesLayout | None = None
+
+    @property
+    def sides(self) -> list[str]:
+        return ["x", "y"][: self.dimensions]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every data set by its path in the file."""
+        block, side = (len(self.members), len(self.times)), (self.grid,) * self.dimensions
+        shapes: dict[str, tuple[int, ...]] = {}
+        shapes |= {f"t0_fields/{name}": (*block, *side) for name in self.fields}
+        shapes |= {f"t1_fields/{name}": (*block, *side, self.dimensions) for name in self.vectors}
+        for name, points in self.filtered.items():
+            shapes[f"filtered/{name}"] = (*block, *(points,) * self.dimensions)
+        shapes |= {f"scalars/{name}": block for name in self.scalars}
+        for name, rows in self.references.items():
+            shapes[f"references/{name}"] = (rows, len(self.times), *side)
+        if self.series is not None:
+            for name, width in self.series.widths.items():
+                more = (width,) if width else ()
+                shapes[f"series/{name}"] = (len(self.members), len(self.series.times), *more)
+        return shapes
+
+    def axes(self) -> dict[str, np.ndarray]:
+        """Time axes by name."""
+        return {
+            "time": self.times,
+            **({} if self.series is None else {"series_time": self.series.times}),
+        }
+
+    def is_of(self, file) -> bool:
+        """Whether an open, perhaps unfinished, file has these members, times and data sets."""
+        try:
+            return (
+                list(file.attrs["members"]) == list(self.members)
+                and all(
+                    np.array_equal(file[f"dimensions/{name}"][:], times)
+                    for name, times in self.axes().items()
+                )
+                and _shapes_in(file) == self.shapes()
+            )
+        except KeyError:
+            return False
+
+
+def _shapes_in(file) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{group}/{name}": dataset.shape
+        for group in (*SNAPSHOTS, "series")
+        for name, dataset in file.get(group, {}).items()
+    }
+
+
+@dataclass(frozen=True)
+class BlockHeader(Header):
+    """Header of a finished block whose data sets were checked, too.
+
+    Attributes:
+        times: stored times, (T,).
+        grid: points per side of its fields.
+        dimensions: of the flow, 2 or 1.
+        settings: plain dict of the physics and numerics that made it.
+        certificate, provenance: plain dicts.
+    """
+
+    times: np.ndarray
+    grid: int
+    dimensions: int
+    settings: dict
+    certificate: dict
+    provenance: dict
+
+    @classmethod
+    def of(cls, file, path: Path) -> "BlockHeader":
+        """Header of an open block; its header and shapes are checked.
+
+        Raises:
+            ValueError: unfinished, foreign or damaged; one line that names the file.
+        """
+        expect(path, "t0_fields" in file, "it has no t0_fields")
+        header = Header.of(file, path)
+        records = [json_object(file.attrs.get(name, "{}")) for name in RECORDS]
+        for name, record in zip(RECORDS, records):
+            expect(path, record is not None, f"its {name} is not JSON")
+        times, points = file.get("dimensions/time"), file.get("dimensions/x")
+        expect(path, _is_floats(times, 1), "it has no times")
+        expect(path, _is_floats(points, 1), "it has no points x")
+        sides = file.attrs.get("n_spatial_dims", 2)
+        plane_or_line = np.ndim(sides) == 0 and sides in (1, 2)
+        expect(path, plane_or_line, "it is of neither one nor two dimensions")
+        _check_shapes(file, path, (len(header.members), len(times)), int(sides))
+        return cls(
+            **{name: getattr(header, name) for name in Header.__dataclass_fields__},
+            times=times[:],
+            grid=len(points),
+            dimensions=int(sides),
+            **dict(zip(("settings", "certificate", "provenance"), records)),
+        )
+
+
+RECORDS = ("recipe", "certificate", "provenance")  # attributes of a block that are JSON
+
+
+def _check_shapes(file, path: Path, shape: tuple[int, int], sides: int) -> None:
+    """Check that all data sets are floats of (members, times) ``shape``."""
     state = "vorticity" if sides == 2 else "state"
-    expect(state in file["t0_fields"], f"it has no {state}")
-    fields = ("t0_fields", 2 + sides), ("t1_fields", 3 + sides), ("filtered", 2 + sides)
-    groups = [(group, ndim, shape) for group, ndim in (*fields, ("scalars", 2))]
-    for group, ndim, rows in [*groups, ("references", 4, None)]:
+    expect(path, state in file.get("t0_fields", {}), f"it has no t0_fields/{state}")
+    words = f"is not of {shape[0]} members and {shape[1]} times"
+    ndims = {"t0_fields": 2 + sides, "t1_fields": 3 + sides, "filtered": 2 + sides, "scalars": 2}
+    for group, ndim in ndims.items():
         for name, values in file.get(group, {}).items():
-            fits = hasattr(values, "dtype") and values.ndim == ndim and values.dtype.kind == "f"
-            fits = fits and (values.shape[:2] == rows if rows else values.shape[1] == shape[1])
-            expect(fits, f"{group}/{name} is not of {shape[0]} members and {shape[1]} times")
+            fits = _is_floats(values, ndim) and values.shape[:2] == shape
+            expect(path, fits, f"{group}/{name} {words}")
+    for name, values in file.get("references", {}).items():
+        fits = _is_floats(values, 2 + sides) and values.shape[1] == shape[1]
+        expect(path, fits, f"references/{name} {words}")
     moments = file.get("dimensions/series_time")
     for name, values in file.get("series", {}).items():
-        fits = moments is not None and moments.ndim == 1 and hasattr(values, "dtype")
-        fits = fits and values.shape[:2] == (len(members), len(moments))
-        expect(fits, f"series/{name} is not of {shape[0]} members and its times")
+        fits = _is_floats(moments, 1) and hasattr(values, "dtype")
+        fits = fits and values.shape[:2] == (shape[0], len(moments))
+        expect(path, fits, f"series/{name} is not of {shape[0]} members and its times")
 
 
-def _is_json(text) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (TypeError, ValueError, RecursionError):
-        return False
+def _is_floats(values, ndim: int) -> bool:
+    return hasattr(values, "dtype") and values.ndim == ndim and values.dtype.kind == "f"

@@ -1,16 +1,15 @@
-"""Reading the trajectories of a folder of block files, lazily."""
+"""Reading block files: the data set of ``generate`` and the coupled ensemble of ``rollout``."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from hpc_closure.data.layout import check_layout
+from hpc_closure.data.layout import BlockHeader
 from hpc_closure.work.hdf5 import hdf5_errors, open_hdf5
-from hpc_closure.work.units import BLOCK
+from hpc_closure.work.header import BLOCK
 
 OPEN_FILES = 64  # of a data set at once
 
@@ -33,21 +32,16 @@ class DataSet:
         paths = sorted(path for path in self.folder.glob("*.h5") if BLOCK.fullmatch(path.name))
         if not paths:
             raise ValueError(f"{self.folder}: no data files; run `hpc-closure generate` first")
-        times: list[np.ndarray] = []
+        headers = []
         for path in paths:
-            file = self._file(path)
             with hdf5_errors(path):
-                check_layout(file, path)
-            times.append(file["dimensions/time"][:])
-            for row, member in enumerate(file.attrs["members"]):
-                self._rows[int(member)] = (path, row)
+                header = BlockHeader.of(self._file(path), path)
+            headers.append(header)
+            self._rows |= {member: (path, row) for row, member in enumerate(header.members)}
         self.members: Sequence[int] = sorted(self._rows)
-        self.times: np.ndarray = min(times, key=len)
-        first = self._file(paths[0])
-        self.grid = len(first["dimensions/x"])
-        self.dimensions = int(first.attrs["n_spatial_dims"])
-        self.recipe = json.loads(first.attrs["recipe"])
-        self.attributes = {key: first.attrs[key] for key in first.attrs}
+        self.times: np.ndarray = min((header.times for header in headers), key=len)
+        self.grid, self.dimensions = headers[0].grid, headers[0].dimensions
+        self.recipe = headers[0].settings
 
     def _file(self, path: Path) -> h5py.File:
         if path not in self._open:
@@ -56,13 +50,6 @@ class DataSet:
             closing = contextlib.ExitStack()
             self._open[path] = closing, closing.enter_context(open_hdf5(path))
         return self._open[path][1]
-
-    def series(self, member: int, name: str) -> np.ndarray:
-        """Diagnostic ``name`` of one trajectory, (T,)."""
-        path, row = self._rows[member]
-        file = self._file(path)
-        with hdf5_errors(path):
-            return file["scalars"][name][row, : len(self.times)]
 
     def read(
         self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
@@ -110,6 +97,80 @@ class DataSet:
         for closing, _ in self._open.values():
             closing.close()
         self._open.clear()
+
+
+class CoupledEnsemble:
+    """Blocks of the rollout as one ensemble.
+
+    Attributes:
+        cases: test trajectories that the runs started from.
+        members: members that every case has.
+        times: stored times, (T,); the first is the start.
+        names: what can be read: ``model``, ``truth`` and, where they ran, ``oracle``, ``none``.
+        seconds: wall seconds by part, summed over the blocks.
+        member_steps: solver steps times trajectories.
+    """
+
+    FIELDS = {"model": "t0_fields/vorticity", "oracle": "t0_fields/oracle"}
+    REFERENCES = ("truth", "none")
+
+    def __init__(self, paths: Sequence[Path]):
+        if not paths:
+            raise ValueError("no rollout files; run `hpc-closure rollout` first")
+        self._rows: dict[tuple[int, int], tuple[Path, int]] = {}
+        self._cases: dict[int, tuple[Path, int]] = {}
+        self.seconds: dict[str, float] = {}
+        self.member_steps = 0.0
+        times: list[np.ndarray] = []
+        names: set[str] | None = None
+        for path in paths:
+            with open_hdf5(path) as file:
+                header = BlockHeader.of(file, path)
+                for row, key in enumerate(zip(file.attrs["row_case"], file.attrs["row_member"])):
+                    self._rows[int(key[0]), int(key[1])] = (path, row)
+                for row, case in enumerate(file.attrs["cases"]):
+                    self._cases.setdefault(int(case), (path, row))
+                times.append(header.times)
+                there = {name for name, where in self.FIELDS.items() if where in file}
+                there |= {name for name in self.REFERENCES if f"references/{name}" in file}
+                names = there if names is None else names & there
+                self._add_cost(header, float(file.attrs["dt"]))
+        self.times, self.names = min(times, key=len), names or set()
+        self.cases = sorted(self._cases)
+        counts = [{m for c, m in self._rows if c == case} for case in self.cases]
+        self.members = sorted(set.intersection(*counts))
+
+    def _add_cost(self, header: BlockHeader, dt: float) -> None:
+        for part, seconds in header.provenance.get("seconds", {}).items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+        steps = round(float(header.times[-1] - header.times[0]) / dt)
+        self.member_steps += steps * len(header.members)
+
+    def read(self, name: str, index: int) -> np.ndarray:
+        """Vorticity at time ``index``: ensembles (M, C, n, n), references (1, C, n, n)."""
+        if name in self.REFERENCES:
+            where, keys = f"references/{name}", [[self._cases[case] for case in self.cases]]
+        else:
+            where = self.FIELDS[name]
+            keys = [[self._rows[case, member] for case in self.cases] for member in self.members]
+        places: dict[Path, list[tuple[int, int, int]]] = {}
+        for m, line in enumerate(keys):
+            for c, (path, row) in enumerate(line):
+                places.setdefault(path, []).append((m, c, row))
+        states: dict[tuple[int, int], np.ndarray] = {}
+        for path, rows in places.items():
+            with open_hdf5(path) as file:
+                dataset = file[where]
+                states |= {(m, c): dataset[row, index] for m, c, row in rows}
+        return np.array([[states[m, c] for c in range(len(self.cases))] for m in range(len(keys))])
+
+    def index(self, lead_time: float) -> int:
+        """Index of a lead time. Raises ValueError when it was not stored."""
+        wanted = self.times[0] + lead_time
+        index = int(np.argmin(np.abs(self.times - wanted)))
+        if abs(self.times[index] - wanted) > 1e-6 * max(1.0, abs(wanted)):
+            raise ValueError(f"lead time {lead_time:g} was not stored by rollout")
+        return index
 
 
 def split_members(members: Sequence[int], shares: Sequence[float]) -> dict[str, list[int]]:

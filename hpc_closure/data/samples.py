@@ -28,7 +28,7 @@ STREAM = 10
 
 
 class Store(Protocol):
-    """What is read of a :class:`hpc_closure.data.store.DataSet`."""
+    """What is read of a :class:`hpc_closure.data.reader.DataSet`."""
 
     members: Sequence[int]
     times: np.ndarray

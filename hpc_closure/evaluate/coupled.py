@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.sensors import describe
-from hpc_closure.data.ensemble import CoupledEnsemble
+from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.evaluate.bootstrap import block_bootstrap
 from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.inputs import Inputs

@@ -5,7 +5,8 @@ import json
 import numpy as np
 
 from hpc_closure.closure.targets import Target, reduced_problem
-from hpc_closure.data.writer import BlockWriter, SeriesLayout
+from hpc_closure.data.layout import Layout, SeriesLayout
+from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate.filters import Filtered
 from hpc_closure.spectral.certificate import certify
@@ -155,37 +156,36 @@ class DNSBlock(Block):
         physics, generate = experiment.physics, experiment.generate
         record = generate.record
         closure = ("closure",) if self.target is not None else ()
-        fields = (
-            self.state_name,
-            *closure,
-            *(name for name in record.fields if name != "velocity"),
-        )
-        return BlockWriter(
-            path,
+        layout = Layout(
             self.unit.members,
             times_of(self.record_steps, generate.dt),
             self.grid,
-            {
-                "dataset_name": experiment.name,
-                "stage": "generate",
-                "closure_kind": generate.closure,
-                "interval": generate.interval,
-                **{key: value for key, value in physics.parameters().items() if key in NUMBERS},
-                "dt": generate.dt,
-                "seed": experiment.seed,
-                "member_hash": self.problem.member_hash(),
-                "recipe": json.dumps(experiment.stage_settings("generate"), sort_keys=True),
-            },
-            fields=fields,
+            self.problem.dimensions,
+            record.precision,
+            fields=(
+                self.state_name,
+                *closure,
+                *(name for name in record.fields if name != "velocity"),
+            ),
             vectors=[name for name in record.fields if name == "velocity"],
             filtered={item.name: item.grid for item in self.filters},
-            series=series_names(self.problem),
-            running=self._running(),
-            precision=record.precision,
-            dimensions=self.problem.dimensions,
+            scalars=series_names(self.problem),
+            series=self._series_layout(),
         )
+        attributes = {
+            "dataset_name": experiment.name,
+            "stage": "generate",
+            "closure_kind": generate.closure,
+            "interval": generate.interval,
+            **{key: value for key, value in physics.parameters().items() if key in NUMBERS},
+            "dt": generate.dt,
+            "seed": experiment.seed,
+            "member_hash": self.problem.member_hash(),
+            "recipe": json.dumps(experiment.stage_settings("generate"), sort_keys=True),
+        }
+        return BlockWriter(path, layout, attributes)
 
-    def _running(self) -> SeriesLayout | None:
+    def _series_layout(self) -> SeriesLayout | None:
         if not self.series_steps:
             return None
         shells = self.simulation.grid.num_shells

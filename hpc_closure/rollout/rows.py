@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hpc_closure.data.layout import Layout
 from hpc_closure.data.reader import DataSet, split_members
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.rollout.coupling import CoupledRun
@@ -155,24 +156,24 @@ class RolloutBlock(Block):
         if "none" in self.coupled.simulations:
             shared["none"] = len(self.cases)
         rows = self.coupled.rows
-        return BlockWriter(
-            path,
+        layout = Layout(
             self.unit.members,
             times_of(self.record_steps, self.dt),
             self.grid,
-            {
-                "dataset_name": experiment.name,
-                "stage": "rollout",
-                "closure_kind": experiment.generate.closure,
-                "interval": rollout.interval,
-                "length": experiment.physics.length,
-                "dt": self.dt,
-                "seed": experiment.seed,
-                "row_case": [case for case, _ in rows],
-                "row_member": [member for _, member in rows],
-                "cases": list(self.cases),
-                "recipe": json.dumps(experiment.stage_settings("rollout"), sort_keys=True),
-            },
             fields=names,
             references=shared,
         )
+        attributes = {
+            "dataset_name": experiment.name,
+            "stage": "rollout",
+            "closure_kind": experiment.generate.closure,
+            "interval": rollout.interval,
+            "length": experiment.physics.length,
+            "dt": self.dt,
+            "seed": experiment.seed,
+            "row_case": [case for case, _ in rows],
+            "row_member": [member for _, member in rows],
+            "cases": list(self.cases),
+            "recipe": json.dumps(experiment.stage_settings("rollout"), sort_keys=True),
+        }
+        return BlockWriter(path, layout, attributes)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_closure.data.layout import check_layout
+from hpc_closure.data.layout import BlockHeader
 from hpc_closure.experiment.folder import STAGES, Run
 from hpc_closure.work import atomic, hdf5
 
@@ -69,25 +69,24 @@ def block(path: Path, deep: bool = False) -> Report:
                 "data sets": _shapes(file),
                 **_checked(file, path, deep),
             }
-        check_layout(file, path)
-        members, times = attributes["members"], file["dimensions/time"][:]
+        header = BlockHeader.of(file, path)
         fields = file["t0_fields"]
         report: Report = {
             "file": str(path),
             "kind": f"{attributes.get('stage', 'data')} block",
-            "size": f"{path.stat().st_size / 1e6:.3g} MB",
-            "members": f"{members[0]} to {members[-1]} ({len(members)})",
-            "times": _range_of(times),
-            "holds": _json(attributes.get("holds")),
+            "size": f"{header.size / 1e6:.3g} MB",
+            "members": f"{header.first} to {header.last} ({len(header.members)})",
+            "times": _range_of(header.times),
+            "holds": header.holds,
             "data sets": _shapes(file),
             "statistics": {name: _statistics(path, name, fields[name], deep) for name in fields},
             "series": {name: _series(file["scalars"][name]) for name in file.get("scalars", ())},
-            "certificate": _json(attributes.get("certificate")) or "none",
+            "certificate": header.certificate or "none",
             "hashes": {
                 key: attributes[key] for key in ("recipe_hash", "member_hash") if key in attributes
             },
-            "recipe": _json(attributes.get("recipe")),
-            "provenance": _json(attributes.get("provenance")),
+            "recipe": header.settings,
+            "provenance": header.provenance,
         }
         if deep:
             report.update(_checked(file, path, deep))

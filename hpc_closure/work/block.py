@@ -10,14 +10,44 @@ import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from hpc_closure.data.writer import BlockWriter, validate_block
 from hpc_closure.work import atomic, hdf5, log
+from hpc_closure.work.header import Header
 from hpc_closure.work.stop import Stopped
 
 LOOK_EVERY = 2.0  # seconds within which the stop flag is seen
+
+
+class Writer(Protocol):
+    """What a block asks of the writer of its unfinished file.
+
+    Attributes:
+        path: of the file.
+        continued: whether it was there and is gone on with.
+    """
+
+    path: Path
+    continued: bool
+
+    def write(self, index: int, fields: dict, scalars: dict, references: dict) -> None:
+        """Store snapshot ``index``."""
+
+    def go_on_from(self, product: Path) -> tuple[int, dict]:
+        """Take over a finished block with a nearer end: its snapshots and its state."""
+
+    def flush(self) -> None: ...
+
+    def finish(self, restart: dict, attributes: dict) -> None:
+        """Add the last state and attributes, mark the file complete and close it."""
+
+    def close(self) -> None: ...
+
+    def check(self, path: Path) -> Header:
+        """Header of the finished file, now at ``path``; ValueError when it cannot be used."""
 
 
 class Block(ABC):
@@ -36,7 +66,7 @@ class Block(ABC):
 
     def __init__(self, unit, books, session, domain):
         self.unit, self.books, self.session, self.domain = unit, books, session, domain
-        self.writer: BlockWriter | None = None  # of the unfinished file; on the first rank only
+        self.writer: Writer | None = None  # of the unfinished file; on the first rank only
 
     @property
     @abstractmethod
@@ -53,7 +83,7 @@ class Block(ABC):
 
     @abstractmethod
     def record(self) -> tuple[dict, dict, dict]:
-        """Fields (B, n, n), series (B,) and references (C, n, n) at the present time."""
+        """Fields (B, n, n), scalars (B,) and references (C, n, n) at the present time."""
 
     @abstractmethod
     def save_state(self) -> dict:
@@ -63,7 +93,8 @@ class Block(ABC):
     def load_state(self, state: dict) -> None: ...
 
     @abstractmethod
-    def open_writer(self, path) -> BlockWriter: ...
+    def open_writer(self, path: Path) -> Writer:
+        """Writer of the unfinished file."""
 
     def certificate(self) -> dict:
         """What vouches for the block (collective); RuntimeError when it must not be kept."""
@@ -184,11 +215,7 @@ class Block(ABC):
         product = run.product(stage, self.unit)
         if not (self.unit.extends and product.exists()):
             return None
-        with hdf5.open_hdf5(product) as file:
-            index = len(file["dimensions/time"])
-            state = {name: file["restart"][name][()] for name in file["restart"]}
-        writer.copy_from(product, index)
-        return index, state
+        return writer.go_on_from(product)
 
     def _save(self, writer, index) -> None:
         state = self.save_state()
@@ -212,7 +239,7 @@ class Block(ABC):
         if not self.domain.root:
             return
         record = {**self.session.record, "seconds": self.cost()}
-        with self.books.publish(self.unit, self._validate, claim=claim) as part:
+        with self.books.publish(self.unit, writer.check, claim=claim) as part:
             writer.finish(
                 restart=state,
                 attributes={
@@ -223,9 +250,6 @@ class Block(ABC):
                 },
             )
             writer.path.rename(part)
-
-    def _validate(self, part) -> None:
-        validate_block(part, self.unit.members)
 
 
 def _digest(state: dict) -> str:

@@ -19,20 +19,21 @@ what is missing.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.work import atomic, claims, hdf5, log, provenance
+from hpc_closure.work import atomic, claims, log, provenance
+from hpc_closure.work.header import BLOCK, Header
 
 STATES = ("done", "running", "queued", "failed", "missing")
-BLOCK = re.compile(r"block_(\d{6,})-(\d{6,})\.h5")  # name of a product
 _NAME = re.compile(r"(\d{6,})-(\d{6,})")
 
 
@@ -106,73 +107,6 @@ def _blocks(members: Sequence[int], per_block: int) -> list[tuple[int, ...]]:
     return [tuple(block) for block in blocks]
 
 
-@dataclass(frozen=True)
-class Product:
-    """Header of a published block.
-
-    Attributes:
-        path: the file.
-        first, last: its members.
-        recipe, holds: what it is and holds, see :class:`Ledger`.
-        changed: when it was published, seconds since the epoch.
-    """
-
-    path: Path
-    first: int
-    last: int
-    recipe: str
-    holds: dict = field(default_factory=dict)
-    changed: float = 0.0
-
-    @property
-    def members(self) -> tuple[int, ...]:
-        return tuple(range(self.first, self.last + 1))
-
-
-def read_product(path: Path | str) -> Product:
-    """Header of a block file.
-
-    Raises:
-        ValueError: unfinished, damaged or foreign.
-    """
-    import numpy as np
-
-    path = Path(path)
-    with hdf5.open_hdf5(path) as file:
-        complete = file.attrs.get("complete", 0)
-        if np.ndim(complete) or complete != 1:
-            raise ValueError(f"{path}: not marked complete; delete it and run the verb again")
-        members = np.atleast_1d(np.asarray(file.attrs["members"]))
-        try:
-            holds = json.loads(file.attrs.get("holds", "{}"))
-        except (ValueError, TypeError, RecursionError):
-            holds = None
-        if (
-            not isinstance(holds, dict)
-            or not isinstance(holds.get("t_end", 0.0), (int, float))
-            or members.dtype.kind not in "iu"
-            or members.ndim != 1
-            or not len(members)
-            or (np.diff(members) != 1).any()
-        ):
-            raise ValueError(f"{path}: its header is damaged; delete it and run the verb again")
-        product = Product(
-            path,
-            int(members[0]),
-            int(members[-1]),
-            str(file.attrs.get("recipe_hash", "")),
-            holds,
-            path.stat().st_mtime,
-        )
-    found = BLOCK.fullmatch(path.name)
-    if found and (int(found.group(1)), int(found.group(2))) != (product.first, product.last):
-        raise ValueError(
-            f"{path}: holds members {product.first}-{product.last}, not those of "
-            "its name; it was renamed or is of another run"
-        )
-    return product
-
-
 @dataclass
 class Survey:
     """State of a stage at one moment.
@@ -189,7 +123,7 @@ class Survey:
     damaged: dict[Path, str]
     errors: dict[str, dict]
     claims: dict[str, dict]
-    products: list[Product]
+    products: list[Header]
 
     def counts(self) -> dict[str, int]:
         """``{units, done, running, queued, failed, missing}``."""
@@ -224,6 +158,8 @@ class Ledger:
         self.run, self.stage, self.recipe = run, stage, recipe
         self.holds = json.loads(json.dumps(holds or {}))
         self.stale_after, self.members, self.per_block = stale_after, members, per_block
+        self._known: dict[str, dict] = {}  # records of the manifest by name of the file
+        self._new: list[dict] = []  # those that are not in it yet
 
     @classmethod
     def of(cls, experiment: Experiment, stage: str) -> "Ledger":
@@ -241,62 +177,56 @@ class Ledger:
 
     # Reading
 
-    def products(self, damaged: dict[Path, str] | None = None) -> list[Product]:
+    def products(self, damaged: dict[Path, str] | None = None) -> list[Header]:
         """Headers of all sound products, in member order; the folder is listed once.
 
         Headers come from the manifest when name, size and time of change agree, so a thousand
         products cost one listing. ``damaged`` collects the messages about unusable files.
         """
-        known = {
-            record.get("name"): record
-            for record in atomic.read_jsonl(self.run.manifest(self.stage))
-        }
-        found, fresh = [], []
+        for record in atomic.read_jsonl(self.run.manifest(self.stage)):
+            self._known[record.get("name")] = record
+        headers = []
         for entry in listing(self.run.folder(self.stage)):
             if not BLOCK.fullmatch(entry.name):
                 continue
             try:
-                stat = entry.stat()
+                headers.append(self._header(Path(entry.path), entry.stat()))
             except FileNotFoundError:  # replaced between listing and asking
                 continue
-            record = known.get(entry.name)
-            try:
-                if (
-                    record
-                    and record.get("size") == stat.st_size
-                    and record.get("mtime") == stat.st_mtime_ns
-                ):
-                    product = Product(
-                        Path(entry.path),
-                        record["first"],
-                        record["last"],
-                        record["recipe"],
-                        record["holds"],
-                        stat.st_mtime,
-                    )
-                else:
-                    product = read_product(entry.path)
-                    fresh.append(_manifest_record(product, stat))
-            except (ValueError, KeyError, FileNotFoundError) as error:
+            except ValueError as error:
                 if damaged is not None:
                     damaged[Path(entry.path)] = str(error)
-                continue
-            found.append(product)
-        if fresh:
-            with contextlib.suppress(atomic.DiskError):  # only a cache: a reader may not write
-                self._remember(fresh)
-        return sorted(found, key=lambda product: product.first)
+        with contextlib.suppress(atomic.DiskError):  # only a cache: a reader may not write
+            self._remember()
+        return sorted(headers, key=lambda header: header.first)
 
-    def _remember(self, records: list[dict]) -> None:
+    def _header(self, path: Path, stat: os.stat_result) -> Header:
+        """Header of a product; the file is opened only if it is not known as it is now."""
+        record = self._known.get(path.name, {})
+        if record.get("size") == stat.st_size and record.get("mtime") == stat.st_mtime_ns:
+            known = Header.from_record(path, record)
+            if known is not None:
+                return known
+        return self._note(Header.read(path))
+
+    def _note(self, header: Header) -> Header:
+        record = header.as_record()
+        self._known[header.path.name] = record
+        self._new.append(record)
+        return header
+
+    def _remember(self) -> None:
+        """Write the headers that were read since the last time into the manifest."""
         path = self.run.manifest(self.stage)
-        if not self.run.root.is_dir():
+        if not self._new or not self.run.root.is_dir():
             return
         with atomic.disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "ab") as file:
-                file.write(b"".join((json.dumps(record) + "\n").encode() for record in records))
+                file.write(b"".join((json.dumps(record) + "\n").encode() for record in self._new))
+        self._new = []
 
-    def sound(self, product: Product) -> bool:
+    def sound(self, product: Header) -> bool:
         """Whether a product is of this experiment and goes on for long enough.
 
         Raises:
@@ -406,43 +336,51 @@ class Ledger:
             "holds": json.dumps(self.holds, sort_keys=True),
         }
 
+    @contextlib.contextmanager
     def publish(
         self,
         unit: Unit,
-        validate: Callable[[Path], object] | None = None,
+        check: Callable[[Path], Header] = Header.read,
         *,
         claim: claims.Claim | None = None,
-    ):
-        """``atomic.publish`` of the product of ``unit``; its header and our claim are checked.
+    ) -> Iterator[Path]:
+        """``atomic.publish`` of the product of ``unit``, which is opened again once, to check it.
 
         The writer puts :meth:`attributes` and, last, ``complete = 1`` into the root attributes.
-        """
 
-        def check(part: Path) -> None:
-            product = read_product(part)
-            if product.members != unit.members or not self.sound(product):
+        Args:
+            unit: what the file is of.
+            check: reads and checks the written file; its header.
+            claim: is still ours.
+        """
+        checked: list[Header] = []
+
+        def validate(part: Path) -> None:
+            header = check(part)
+            if header.members != unit.members or not self.sound(header):
                 raise RuntimeError(
-                    f"{part}: members or contents differ from what unit {unit} " "was asked for"
+                    f"{part}: members or contents differ from what unit {unit} was asked for"
                 )
-            if validate is not None:
-                validate(part)
             if claim is not None:
                 claim.check()
+            checked.append(header)
 
-        return atomic.publish(self.run.product(self.stage, unit), check)
+        path = self.run.product(self.stage, unit)
+        with atomic.publish(path, validate) as part:
+            yield part
+        self._note(dataclasses.replace(checked[0], path=path))
 
     def done(self, unit: Unit) -> bool:
-        """Whether the product of ``unit`` is there by now (one look at one file)."""
+        """Whether the product of ``unit`` is there by now."""
         path = self.run.product(self.stage, unit)
         try:
-            return path.exists() and self.sound(read_product(path))
-        except (ValueError, FileNotFoundError):
+            return self.sound(self._header(path, path.stat()))
+        except (ValueError, FileNotFoundError, NotADirectoryError):
             return False
 
     def finish(self, unit: Unit) -> None:
         """Book a published unit: note it, drop its error and its restart files."""
-        path = self.run.product(self.stage, unit)
-        self._remember([_manifest_record(read_product(path), path.stat())])
+        self._remember()
         self.run.error(self.stage, unit).unlink(missing_ok=True)
         atomic.remove(self.run.restart(self.stage, unit))
 
@@ -486,15 +424,3 @@ def _range(name: str) -> range:
     except ValueError:
         return range(0)
     return range(first, last + 1)
-
-
-def _manifest_record(product: Product, stat) -> dict:
-    return {
-        "name": product.path.name,
-        "size": stat.st_size,
-        "mtime": stat.st_mtime_ns,
-        "first": product.first,
-        "last": product.last,
-        "recipe": product.recipe,
-        "holds": product.holds,
-    }
