@@ -259,7 +259,7 @@ def point(tmp_path_factory):
     folder = tmp_path_factory.mktemp("point")
     checkpoint.save(
         folder,
-        checkpoint.Checkpoint(checkpoint.Progress(step=3), {"weights": {"a": torch.ones(5)}}),
+        checkpoint.Checkpoint(checkpoint.Position(step=3), {"weights": {"a": torch.ones(5)}}),
     )
     return {path.name: path.read_bytes() for path in (folder / "step_0000003").iterdir()}
 

@@ -172,7 +172,7 @@ def test_checkpoint(capsys, tmp_path):
     from hpc_closure.train import checkpoint
 
     point = checkpoint.Checkpoint(
-        checkpoint.Progress(step=7),
+        checkpoint.Position(step=7),
         {
             "weights": {"a": torch.ones(3)},
             "average": {"a": torch.ones(3)},
