@@ -63,6 +63,7 @@ class Target:
 
     def __init__(self, kind: str, interval: int, reduced: Problem | None = None):
         self.kind, self.interval, self.reduced = kind, interval, reduced
+        self._solver: Simulation | None = None  # of the reduced problem, made at the first use
 
     @property
     def lookahead(self) -> int:
@@ -93,10 +94,11 @@ class Target:
         assert self.reduced is not None
         modes, gather = retained_modes(self.reduced.grid), simulation.transform.gather
         start = resize(gather(simulation.state), modes)
-        reduced = Simulation(
-            self.reduced, simulation.members, simulation.seed, device=simulation.device
-        )
-        reduced.load_state(simulation.step_index, start)
+        if self._solver is None or self._solver.members != simulation.members:
+            self._solver = Simulation(
+                self.reduced, simulation.members, simulation.seed, device=simulation.device
+            )
+        reduced = self._solver.load_state(simulation.step_index, start)
         reduced.advance(self.interval)
         advance(self.interval)
         end = resize(gather(simulation.state), modes)

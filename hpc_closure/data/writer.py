@@ -103,10 +103,10 @@ class BlockWriter:
         creation.set_layout(h5py.h5d.CONTIGUOUS)
         creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        group, _, own = name.partition("/")
+        group, _, short = name.partition("/")
         low = h5py.h5d.create(
             file.require_group(group).id,
-            own.encode(),
+            short.encode(),
             h5py.h5t.py_create(np.dtype(dtype)),
             h5py.h5s.create_simple(shape),
             creation,

@@ -108,9 +108,9 @@ class DNSBlock(Block):
         fields = {self.state_name: self._at_grid(simulation.state)}
         for name in names:
             fields[name] = self._at_grid(simulation.field_spectra(name))
-        whole = simulation.transform.gather(simulation.state)
+        w_hat = simulation.transform.gather(simulation.state)
         for item in self.filters:
-            fields[item.name] = self._plain(item.field(whole))
+            fields[item.name] = self._plain(item.field(w_hat))
         if self.target is not None:  # last: it may advance the members
             closure = self.target.compute(simulation, self.advance)
             if self.target.kind == "subgrid":  # whole, of the reduced solver
@@ -129,8 +129,8 @@ class DNSBlock(Block):
         if self.grid == self.simulation.grid.size:
             field = transform.to_physical(spectrum)
             return self._plain(transform.gather_field(field))
-        whole = resize(transform.gather(spectrum), stored.grid.modes, stored.grid.dimensions)
-        return self._plain(stored.to_physical(whole))
+        small = resize(transform.gather(spectrum), stored.grid.modes, stored.grid.dimensions)
+        return self._plain(stored.to_physical(small))
 
     def _plain(self, field) -> np.ndarray:
         """(B, n, n), or (B, n, n, 2): components last, as in The Well."""
@@ -144,12 +144,12 @@ class DNSBlock(Block):
         self.simulation.load_state(**state)
 
     def certificate(self) -> dict:
-        found = certify(self.simulation)
+        certificate = certify(self.simulation)
         if self.experiment.generate.certificate == "required":
-            found.check()
-        elif found.reasons and self.domain.root:
-            log.get().warning(f"members {self.unit}: " + "; ".join(found.reasons))
-        return found.as_dict()
+            certificate.check()
+        elif certificate.reasons and self.domain.root:
+            log.get().warning(f"members {self.unit}: " + "; ".join(certificate.reasons))
+        return certificate.as_dict()
 
     def open_writer(self, path) -> BlockWriter:
         experiment = self.experiment

@@ -41,5 +41,5 @@ class Filtered:
     def field(self, w_hat: torch.Tensor) -> torch.Tensor:
         """Filtered fields (B, m, m) of whole retained spectra."""
         cut = resize(w_hat, self.transform.grid.modes, self.transform.grid.dimensions)
-        kept = torch.view_as_real(cut) * self.factor
-        return self.transform.to_physical(torch.view_as_complex(kept))
+        passed = torch.view_as_real(cut) * self.factor
+        return self.transform.to_physical(torch.view_as_complex(passed))

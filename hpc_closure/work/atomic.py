@@ -43,8 +43,8 @@ def _disk_errno(error: BaseException) -> int | None:
     """The disk-related errno of an exception; h5py and safetensors put it only into the text."""
     code = getattr(error, "errno", None)
     if code is None:
-        found = re.search(r"(?:errno = |os error )(\d+)", str(error))
-        code = int(found.group(1)) if found else None
+        number = re.search(r"(?:errno = |os error )(\d+)", str(error))
+        code = int(number.group(1)) if number else None
     return code if code in _DISK_ERRORS else None
 
 
@@ -128,22 +128,22 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None) 
         with contextlib.suppress(OSError):
             remove(part)
         raise
-    for left in path.parent.glob(f"{path.name}.*.part"):  # of writers that were killed
+    for orphan in path.parent.glob(f"{path.name}.*.part"):  # of writers that were killed
         with contextlib.suppress(OSError):
-            remove(left)
+            remove(orphan)
 
 
 def adopt(path: Path, target: Path) -> None:
     """Rename the newest ``.part`` of ``path``, whose writer is dead, to ``target``."""
 
-    def changed(left):
+    def changed(part):
         with contextlib.suppress(FileNotFoundError):
-            return left.stat().st_mtime
+            return part.stat().st_mtime
         return 0.0
 
-    for left in sorted(path.parent.glob(f"{path.name}.*.part"), key=changed):
+    for part in sorted(path.parent.glob(f"{path.name}.*.part"), key=changed):
         with contextlib.suppress(FileNotFoundError):
-            os.rename(left, target)
+            os.rename(part, target)
 
 
 def _replace(part: Path, path: Path) -> None:

@@ -125,12 +125,12 @@ def living(folder: Path, names, stale_after: float = STALE_AFTER) -> dict[str, d
     if not names:
         return {}
     now = server_time(folder)
-    found = {}
+    fresh = {}
     for name in names:
         record = read(folder / name)
         if record is not None and not _stale(folder / name, record, now, stale_after):
-            found[name.removesuffix(".claim")] = record
-    return found
+            fresh[name.removesuffix(".claim")] = record
+    return fresh
 
 
 class Lost(RuntimeError):
@@ -232,8 +232,8 @@ def _take_over(path: Path, record: dict, stale_after: float) -> bool:
         return False
     lock = path.with_suffix(".takeover")
     if not _create(lock, record):
-        left = read(lock)
-        if left is not None and _stale(lock, left, server_time(path.parent), 60.0):
+        other = read(lock)
+        if other is not None and _stale(lock, other, server_time(path.parent), 60.0):
             lock.unlink(missing_ok=True)
         return False
     try:
@@ -256,9 +256,9 @@ def sweep(folder: Path, names, age: float = 3600.0) -> None:
         names: its files.
         age: seconds for which they are left alone; their owners need them for milliseconds.
     """
-    left = [folder / name for name in names if _ON_THE_WAY.fullmatch(name)]
-    now = server_time(folder) if left else 0.0
-    for path in left:
+    private = [folder / name for name in names if _ON_THE_WAY.fullmatch(name)]
+    now = server_time(folder) if private else 0.0
+    for path in private:
         with contextlib.suppress(OSError):
             if now - path.stat().st_mtime > age:
                 path.unlink()

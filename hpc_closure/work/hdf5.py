@@ -46,11 +46,11 @@ class GuardedFile(io.FileIO):
     failure: OSError | None = None
 
     def write(self, data) -> int:
-        left = memoryview(data).cast("B")
-        size = len(left)
+        rest = memoryview(data).cast("B")
+        size = len(rest)
         try:
-            while len(left) and self.failure is None:
-                left = left[super().write(left) or 0 :]
+            while len(rest) and self.failure is None:
+                rest = rest[super().write(rest) or 0 :]
         except OSError as error:
             self.failure = self.failure or error
         return size
@@ -203,23 +203,25 @@ def sha256_members(path: Path | str) -> dict[int, str]:
         for digest in digests:
             _hash_attribute(digest, "recipe", file.attrs.get("recipe", ""))
         for name, values in _datasets(file):
-            own = (
+            by_member = (
                 bool(values.shape)
                 and values.shape[0] == len(members)
                 and not name.startswith("dimensions")
             )
             for row, digest in enumerate(digests):
-                _hash_values(digest, name, values, slice(row, row + 1) if own else slice(None))
+                _hash_values(
+                    digest, name, values, slice(row, row + 1) if by_member else slice(None)
+                )
     return {member: digest.hexdigest() for member, digest in zip(members, digests)}
 
 
 def _datasets(file):
     """Every data set of an open file, in sorted order."""
-    found = {}
+    items = {}
     file.visititems(
-        lambda name, item: found.update({name: item}) if hasattr(item, "shape") else None
+        lambda name, item: items.update({name: item}) if hasattr(item, "shape") else None
     )
-    return sorted(found.items())
+    return sorted(items.items())
 
 
 def _hash_attribute(digest, key, value) -> None:

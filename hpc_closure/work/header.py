@@ -65,8 +65,8 @@ class Header:
                 f"{path}: unfinished (not marked complete); run the verb that makes it again"
             )
         members = np.atleast_1d(np.asarray(file.attrs.get("members", ())))
-        whole = members.ndim == 1 and members.dtype.kind in "iu" and len(members) > 0
-        expect(path, whole and (np.diff(members) == 1).all(), "it has no list of members")
+        integers = members.ndim == 1 and members.dtype.kind in "iu" and len(members) > 0
+        expect(path, integers and (np.diff(members) == 1).all(), "it has no list of members")
         holds = json_object(file.attrs.get("holds", "{}"))
         end = (holds or {}).get("t_end", 0.0)
         expect(path, holds is not None and isinstance(end, (int, float)), "its holds is damaged")

@@ -128,7 +128,7 @@ class _Worker:
             for message in damaged.values():
                 log.get().warning(f"not used: {message}")
         marks = {entry.name for entry in listing(ledger.run.units(ledger.stage))}
-        left = []
+        todo = []
         for unit in units:
             if unit.members in sound:
                 self.outcome.skipped += 1
@@ -141,13 +141,13 @@ class _Worker:
                         f"{ledger.stage} {unit}: failed before; --retry-failed runs " "it again"
                     )
             else:
-                left.append(unit)
+                todo.append(unit)
         # Every group starts with units of its own and then helps the others.
-        mine = set(left[groups.index :: groups.count])
-        left.sort(key=lambda unit: (unit not in mine, unit.index))
-        self.pending = dict.fromkeys(left)
-        self.fresh = collections.deque(left)
-        if left:
+        mine = set(todo[groups.index :: groups.count])
+        todo.sort(key=lambda unit: (unit not in mine, unit.index))
+        self.pending = dict.fromkeys(todo)
+        self.fresh = collections.deque(todo)
+        if todo:
             atomic.make_folder(ledger.run.units(ledger.stage))
         if groups.index == 0:
             claims.sweep(ledger.run.units(ledger.stage), marks)
@@ -158,9 +158,9 @@ class _Worker:
         claim = claims.take(run.claim(stage, unit), self.ledger.stale_after)
         if claim is None:  # somebody is just about to do it, or makes the product longer
             return
-        left = run.restart(stage, unit)
-        if not (left / "working.h5").exists():  # else a longer product that was not finished
-            atomic.remove(left)
+        restart = run.restart(stage, unit)
+        if not (restart / "working.h5").exists():  # else a longer product that was not finished
+            atomic.remove(restart)
         claim.release()
 
     def _failed(self, unit, marks) -> bool:
@@ -174,7 +174,7 @@ class _Worker:
 
     def next(self, stop: Stop) -> Unit | None:
         """Claim a unit; None when none is left or the stop flag is set."""
-        pause, told = 0.5, False
+        pause, said = 0.5, False
         while not stop.requested:
             while self.fresh and not stop.requested:
                 unit = self.fresh.popleft()
@@ -188,12 +188,12 @@ class _Worker:
                     return unit
             if not self.pending or not self.wait:
                 return None
-            if not told:
+            if not said:
                 log.get().info(
                     f"waiting for {len(self.pending)} unit(s) that other processes "
                     f"compute, {next(iter(self.pending))} first"
                 )
-                told = True
+                said = True
             time.sleep(max(0.0, min(pause, stop.remaining)))
             pause = min(10.0, 1.5 * pause)
         return None
@@ -220,11 +220,11 @@ class _Worker:
             ready = {
                 product.members for product in self.ledger.products() if self.ledger.sound(product)
             }
-            left = [unit.name for unit in self.pending if unit.members not in ready]
+            lacking = [unit.name for unit in self.pending if unit.members not in ready]
             if stop.requested:
-                self.outcome.stopped = stop.reason if left else ""
+                self.outcome.stopped = stop.reason if lacking else ""
             else:
-                self.outcome.elsewhere = left
+                self.outcome.elsewhere = lacking
         return self.outcome
 
     def _clear_way(self, unit) -> None:

@@ -24,13 +24,13 @@ def now() -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter, without importing them."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 @functools.cache

@@ -61,19 +61,19 @@ class Unit:
 
 def parse(name: str) -> tuple[int, int]:
     """First and last member of a unit name."""
-    found = _NAME.fullmatch(name)
-    if not found:
+    numbers = _NAME.fullmatch(name)
+    if not numbers:
         raise ValueError(f"unit {name!r}: expected FIRST-LAST with six digits each")
-    return int(found.group(1)), int(found.group(2))
+    return int(numbers.group(1)), int(numbers.group(2))
 
 
 def members_of(names: Iterable[str]) -> set[int]:
     """Members of the units of these names."""
-    found: set[int] = set()
+    members: set[int] = set()
     for name in names:
         first, last = parse(name)
-        found.update(range(first, last + 1))
-    return found
+        members.update(range(first, last + 1))
+    return members
 
 
 def plan(members: int | Iterable[int], per_block: int) -> list[Unit]:
@@ -263,10 +263,10 @@ class Ledger:
         products = self.products(damaged)
         done, blocks, have = set(), [], set()
         for product in products:
-            own = set(product.members)
-            if not own & wanted or own & have:
+            there = set(product.members)
+            if not there & wanted or there & have:
                 continue
-            have |= own
+            have |= there
             ready = self.sound(product)
             blocks.append((product.members, not ready))
             if ready:
@@ -313,16 +313,15 @@ class Ledger:
         waiting = set(queued)
         states: dict[str, list[Unit]] = {state: [] for state in STATES}
         for unit in units:
-            own = set(unit.members)
-            state = (
-                "done"
-                if unit.name in done
-                else (
-                    "running"
-                    if own & busy
-                    else "queued" if own & waiting else "failed" if own & broken else "missing"
-                )
-            )
+            members = set(unit.members)
+            if unit.name in done:
+                state = "done"
+            elif members & busy:
+                state = "running"
+            elif members & waiting:
+                state = "queued"
+            else:
+                state = "failed" if members & broken else "missing"
             states[state].append(unit)
         return Survey(states, damaged, errors, held, products)
 
