@@ -372,8 +372,7 @@ with world.guard(), Stop() as stop:
                 file["t0_fields/w"] = np.asarray(unit.members, dtype=float)
                 file.attrs.update({**ledger.attributes(unit), "complete": 1})
 
-    outcome = loop.work(ledger, ledger.plan(12, 2), run_unit, stop=stop, world=world,
-                         groups=groups)
+    outcome = loop.work(ledger, ledger.plan(12, 2), run_unit, stop=stop, groups=groups)
 if world.root:
     print(len(outcome.done), outcome.exit_code)
 sys.exit(outcome.exit_code)

@@ -108,11 +108,9 @@ class TrainingSet:
         members: trajectories to use.
         indices: stored times to use.
         grid: read fields strided to this grid; None = as stored.
-        history: earlier states given with each sample.
-        lag: stored times between them.
+        history: earlier stored states given with each sample.
         budget: bytes that may be held in memory.
         seed: of order and symmetries.
-        symmetry: maps applied to the samples of :meth:`batch`.
     """
 
     def __init__(
@@ -123,13 +121,11 @@ class TrainingSet:
         *,
         grid: int | None = None,
         history: int = 0,
-        lag: int = 1,
         budget: int = 2**32,
         seed: int = 0,
-        symmetry: Symmetry | None = None,
     ):
         indices = range(len(store.times)) if indices is None else indices
-        first = max(indices.start, history * lag)
+        first = max(indices.start, history)
         self.indices = range(first, indices.stop)
         self.members = np.asarray(members, dtype=np.int64)
         if not len(self.members) or not len(self.indices):
@@ -140,7 +136,8 @@ class TrainingSet:
             )
         self.chosen = np.arange(len(self.members))
         self.store, self.grid = store, grid or store.grid
-        self.history, self.lag, self.seed, self.symmetry = history, lag, seed, symmetry
+        self.history, self.seed = history, seed
+        self.symmetry: Symmetry | None = None
         self.num_samples = len(self.members) * len(self.indices)
         self.sample_bytes = 4 * self.grid**2 * 2
         self.resident = self.num_samples * self.sample_bytes <= budget
@@ -163,6 +160,13 @@ class TrainingSet:
     def __len__(self) -> int:
         return self.num_samples
 
+    def augmented(self, symmetry: Symmetry) -> "TrainingSet":
+        """The same samples, each moved by a drawn map in :meth:`batch`."""
+        other = copy.copy(self)
+        other.symmetry = symmetry
+        other._start()
+        return other
+
     def part(self, index: int, count: int) -> "TrainingSet":
         """Every ``count``-th trajectory from number ``index`` on; all when there are too few."""
         other = copy.copy(self)
@@ -183,8 +187,7 @@ class TrainingSet:
 
     def _read_all(self) -> tuple[torch.Tensor, torch.Tensor]:
         """States (members, lead + times, n, n) and targets (members, times, n, n), float32."""
-        lead = self.history * self.lag
-        times = len(self.indices)
+        lead, times = self.history, len(self.indices)
         state = torch.empty(len(self.members), lead + times, self.grid, self.grid)
         target = torch.empty(len(self.members), times, self.grid, self.grid)
         earlier = slice(self.indices.start - lead, self.indices.stop)
@@ -217,11 +220,13 @@ class TrainingSet:
         where = self._state.device
         row = torch.as_tensor(rows, device=where)
         time = torch.as_tensor(times, device=where)
-        lead = self.history * self.lag
-        fields = {"state": self._state[row, time + lead], "target": self._target[row, time]}
+        fields = {
+            "state": self._state[row, time + self.history],
+            "target": self._target[row, time],
+        }
         if self.history:
-            lags = self.lag * torch.arange(1, self.history + 1, device=where)
-            fields["history"] = self._state[row[:, None], time[:, None] + lead - lags]
+            back = torch.arange(1, self.history + 1, device=where)
+            fields["history"] = self._state[row[:, None], time[:, None] + self.history - back]
         return fields
 
     def _read(self, rows: np.ndarray, times: np.ndarray) -> dict[str, torch.Tensor]:
@@ -231,7 +236,7 @@ class TrainingSet:
         if self.history:
             out["history"] = np.empty((len(rows), self.history, *shape[1:]), np.float32)
         for places in _near(rows, times):
-            member, lead = int(self.members[rows[places[0]]]), self.history * self.lag
+            member, lead = int(self.members[rows[places[0]]]), self.history
             start, stop = (self.indices[times[places[end]]] for end in (0, -1))
             with self._lock:  # the store is not made for threads
                 state = self.store.read(
@@ -242,7 +247,7 @@ class TrainingSet:
             out["state"][places] = state[offset + lead]
             out["target"][places] = target[offset]
             for back in range(self.history):
-                out["history"][places, back] = state[offset + lead - (back + 1) * self.lag]
+                out["history"][places, back] = state[offset + lead - (back + 1)]
         return {key: torch.from_numpy(value) for key, value in out.items()}
 
     def _finish(self, fields, rows, times, numbers) -> dict[str, Any]:

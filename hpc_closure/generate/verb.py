@@ -32,7 +32,6 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
             chosen_part(options.parts, plan),
             run_unit,
             stop=session.stop,
-            world=session.world,
             groups=groups,
             retry_failed=options.retry_failed,
         )

@@ -63,7 +63,6 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
         plan,
         run_unit,
         stop=session.stop,
-        world=session.world,
         groups=groups,
         retry_failed=retry_failed,
         wait=wait,

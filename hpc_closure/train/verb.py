@@ -49,23 +49,21 @@ def fit(experiment: Experiment, session: Session) -> None:
                 f"train.split={list(section.split)} leaves no {name} trajectory among "
                 f"{len(store.members)}: raise generate.members or the share"
             )
-    symmetry = Symmetry(forcing_field(experiment, grid)) if section.augment else None
-    history = experiment.model.conditions.history
-    data = trainer.TrainData(
-        *(
-            TrainingSet(
-                store,
-                parts[name],
-                indices,
-                grid=grid,
-                history=history,
-                budget=round(section.memory * 2**30),
-                seed=experiment.seed,
-                symmetry=symmetry if name == "train" else None,
-            )
-            for name in ("train", "valid")
+    train, valid = (
+        TrainingSet(
+            store,
+            parts[name],
+            indices,
+            grid=grid,
+            history=experiment.model.conditions.history,
+            budget=round(section.memory * 2**30),
+            seed=experiment.seed,
         )
+        for name in ("train", "valid")
     )
+    if section.augment:
+        train = train.augmented(Symmetry(forcing_field(experiment, grid)))
+    data = trainer.TrainData(train, valid)
     torch.manual_seed(experiment.seed)
     settings = experiment.model.model_dump(mode="json")
     if experiment.model.conditions.physics:

@@ -62,7 +62,6 @@ def work(
     run_unit: Callable,
     *,
     stop: Stop,
-    world: World | None = None,
     groups: Groups | None = None,
     retry_failed: bool = False,
     wait: bool = True,
@@ -76,7 +75,7 @@ def work(
             ``ledger.publish``; calls ``claim.refresh()`` between steps; on ``stop.agree(domain)``
             it saves a restart file and raises ``Stopped``. Called on all ranks of a domain.
         stop: the flag.
-        world, groups: for MPI; every group takes units of its own.
+        groups: of MPI ranks; every group takes units of its own.
         retry_failed: run units again whose last attempt failed.
         wait: wait for units that another program computes, and take them over if it dies.
 
@@ -84,8 +83,7 @@ def work(
         The outcome, equal on all ranks. A failed unit does not end the loop; a full or
         unwritable disk does.
     """
-    world = world or World()
-    groups = groups or Groups(0, 1, World())
+    groups = groups or World().groups()
     domain = groups.domain.prepare()
     worker = _Worker(ledger, units, retry_failed, wait, groups)
     while True:
@@ -99,7 +97,7 @@ def work(
             raise error
         if isinstance(error, Stopped):
             stop.request(error.reason)
-    return _merge(world.allgather(worker.close(stop) if domain.root else None))
+    return _merge(groups.world.allgather(worker.close(stop) if domain.root else None))
 
 
 def _attempt(ledger, unit, run_unit, claim, domain) -> BaseException | None:

@@ -77,8 +77,8 @@ class World:
             )
         index, count = self.rank // domain_ranks, self.size // domain_ranks
         if self.comm is None or domain_ranks == 1:
-            return Groups(index, count, World())
-        return Groups(index, count, World(self.comm.Split(index, self.rank)))
+            return Groups(self, index, count, World())
+        return Groups(self, index, count, World(self.comm.Split(index, self.rank)))
 
     def everybody(self, patience: float = _PATIENCE) -> bool:
         """Whether every rank arrives here within ``patience`` seconds (collective).
@@ -180,10 +180,12 @@ class Groups:
     """The member group of this rank.
 
     Attributes:
+        world: all ranks of the program.
         index, count: which of how many groups; group g runs units g, g + count, ...
         domain: the ranks that share one field; ``domain.root`` writes the files.
     """
 
+    world: World
     index: int
     count: int
     domain: World
