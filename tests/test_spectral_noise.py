@@ -8,6 +8,7 @@ from hpc_closure.spectral.counters import box_muller, key_of, standard_normals, 
 from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.noise import Noise, OrnsteinUhlenbeck, QWiener, RingNoise
 from hpc_closure.spectral.noise_model import NoiseModel
+from hpc_closure.spectral.rates import Rates
 from hpc_closure.spectral.transform import Transform
 
 PUBLISHED = {"amplitude": 5e-5, "draws": 10, "correlation": 0.005}
@@ -137,6 +138,30 @@ def test_ring_injects_what_it_says():
     assert noise.std_hat[0, 0] == 0
     lengths = grid.integer_k2[noise.std_hat > 0].double().sqrt()
     assert lengths.min() >= 7 and lengths.max() <= 9
+
+
+def test_noise_on_a_line_fills_its_modes():
+    """Drawn modes lie where they belong, in the spectrum and in what a step adds."""
+
+    class Line(Noise):
+        dimensions = (1,)
+        kind: str = "on_a_line_for_a_test"
+
+        def law(self, grid):
+            return np.array([[0, 2], [0, 5]]), np.array([4.0, 9.0])
+
+    grid = Grid(24, dimensions=1)
+    noise = NoiseModel(Line(), grid, 1.0, 0)
+    expected = torch.tensor([0.0, 0, 2, 0, 0, 3, 0, 0], dtype=torch.float64)
+    assert torch.equal(noise.std_hat, expected)
+    like = torch.zeros(3, *grid.shape, 2, dtype=torch.float64)
+    rates = Rates(noise, [0, 4, 7], like)
+    added = torch.ones_like(like)
+    (rate,) = rates.steps(slice(0, 3), 5, 1)
+    rates.add(like + 1, rate, added, slice(0, grid.modes + 1))
+    drawn = torch.view_as_real(noise.spread(noise.draw([0, 4, 7], 5, 1)[0]))
+    assert torch.equal(added, drawn + 1) and drawn[:, [2, 5]].abs().min() > 0
+    Noise.kinds.pop("on_a_line_for_a_test")
 
 
 def test_ornstein_uhlenbeck_is_stationary_and_correlated():

@@ -92,8 +92,11 @@ class ModeDraws:
         return np.append(std, 0.0).take(self._source).reshape(self.box)
 
     def spread(self, box: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """``(..., *box)`` to the whole retained spectrum ``(..., *shape)``."""
+        """``(..., *box)`` to the whole retained spectrum ``(..., *shape)``; a line has one row."""
         out = box.new_zeros(*box.shape[:-2], *shape)
+        if len(shape) == 1:
+            out[..., : self.columns + 1] = box[..., 0, :]
+            return out
         upper, width = self.rows + 1, self.columns + 1
         out[..., :upper, :width] = box[..., :upper, :]
         if self.rows:

@@ -81,7 +81,7 @@ class Rates:
         """``out = base + rate`` in the box of drawn modes; elsewhere ``out`` stays.
 
         Args:
-            base: real pairs ``(rows, 2K + 1, columns, 2)``.
+            base: real pairs ``(rows, 2K + 1, columns, 2)``, on a line ``(rows, K + 1, 2)``.
             rate: of these rows.
             out: like ``base``.
             columns: which columns of the whole spectrum ``base`` holds.
@@ -91,6 +91,8 @@ class Rates:
         width = min(draws.columns + 1, columns.stop) - columns.start
         if width <= 0:
             return
+        if base.dim() == 3:
+            base, out = base[:, None], out[:, None]
         rate = rate[:, :, columns.start : columns.start + width]
         upper = draws.rows + 1
         torch.add(base[:, :upper, :width], rate[:, :upper], out=out[:, :upper, :width])

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.recipe import Family
 
 
 def list_presets() -> None:
@@ -26,17 +27,18 @@ def show(experiment: Experiment, doc: bool = False) -> None:
 
 def describe(section: BaseModel, prefix: str = "") -> list[str]:
     """One line per key: its value, type and description."""
-    lines = []
+    lines, sections = [], []
     for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), f"{prefix}{name}"
         if isinstance(value, BaseModel):
             text = (type(value).__doc__ or "").strip().partition("\n")[0]
-            lines += ["", f"# {key}  {text}".rstrip()]
-            lines += describe(value, f"{key}.")
-        else:
-            text = field.description or ""
-            lines.append(f"{key} = {value!r:<12}" + (f"  # {text}" if text else ""))
-    return lines
+            sections += ["", f"# {key}  {text}".rstrip(), *describe(value, f"{key}.")]
+            continue
+        text = field.description or ""
+        if isinstance(section, Family) and name == section.chooser:
+            text = "; ".join([*filter(None, [text]), f"one of {', '.join(section.kinds)}"])
+        lines.append(f"{key} = {value!r:<12}" + (f"  # {text}" if text else ""))
+    return lines + sections
 
 
 def check(experiment: Experiment, source: str) -> None:
