@@ -1,10 +1,8 @@
 """The solver: ensembles of periodic, forced-dissipative flows on retained spectra.
 
-Read the modules in this order: :mod:`grid` (modes, wavenumbers, shells), :mod:`transform` (fields
-and retained spectra, by :mod:`line_fft` and :mod:`slabs`), :mod:`counters` and :mod:`half_plane`
-(draws and where they go), :mod:`noise`, :mod:`forcing` and :mod:`initial` (laws), :mod:`equations`
-and :mod:`advection`, :mod:`schemes` (time), :mod:`problem` (the recipe that names a member),
-:mod:`rates` (noise, step by step) and :mod:`simulation` (members, the step loop). On a GPU
-:mod:`graphs` replays whole steps, with :mod:`kernels`. :mod:`diagnostics` measures, and
-:mod:`certificate` vouches for a block.
+Read the modules in this order: :mod:`recipe` (strict sections of keys), :mod:`forcing`,
+:mod:`noise`, :mod:`initial` and :mod:`equation` with :mod:`equations` (one class per kind),
+:mod:`problem` (the recipe that names a member); :mod:`grid` (modes and wavenumbers),
+:mod:`transform` (line FFTs, MPI slabs), :mod:`counters` and :mod:`noise_model` (draws),
+:mod:`schemes` and :mod:`simulation` (members, run). The first row needs no torch.
 """
