@@ -1,8 +1,6 @@
 """The nonlinear terms: forms, conservation, known fields."""
 
 import math
-import re
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -193,13 +191,7 @@ def test_kuramoto_sivashinsky_is_chaotic_and_bounded():
     assert sim.state[:, 0].abs().max() < 1e-12  # the mean is conserved
 
 
-def test_the_equation_of_the_documentation():
-    """docs/config.md adds viscous Burgers: its code, against its own equation."""
-    page = (Path(__file__).resolve().parent.parent / "docs/config.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    code = next(text for text in blocks if "Burgers" in text)
-    names: dict = {}
-    exec(code, names)
+def test_burgers_nonlinear_term_and_dissipation():
     problem = Problem(
         equation="burgers1d",
         grid=64,

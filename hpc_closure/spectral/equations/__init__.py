@@ -6,5 +6,6 @@ from hpc_closure.spectral.equation import Equation
 # isort: off
 from hpc_closure.spectral.equations.vorticity import Vorticity2D
 from hpc_closure.spectral.equations.kuramoto_sivashinsky import KuramotoSivashinsky1D
+from hpc_closure.spectral.equations.burgers import Burgers1D
 
-__all__ = ["Equation", "KuramotoSivashinsky1D", "Vorticity2D"]
+__all__ = ["Burgers1D", "Equation", "KuramotoSivashinsky1D", "Vorticity2D"]
