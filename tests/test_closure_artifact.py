@@ -12,8 +12,8 @@ from closure_case import batches_of, fitted, law_of, states_of
 
 import hpc_closure
 from hpc_closure.closure import artifact
-from hpc_closure.closure.conditions import Sensors, regular_positions
 from hpc_closure.closure.exact import ExactLaw
+from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.spectral.problem import Problem

@@ -7,7 +7,8 @@ import torch
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
-from hpc_closure.closure.conditions import Sensors, feature_spectra, regular_positions
+from hpc_closure.closure.features import feature_spectra
+from hpc_closure.closure.sensors import Sensors, regular_positions
 
 
 def random_hat(b, count=3, seed=0):

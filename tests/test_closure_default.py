@@ -7,8 +7,9 @@ import torch
 from closure_case import SMALL, batches_of, fitted, law_of, states_of
 
 from hpc_closure.closure.band import band
-from hpc_closure.closure.conditions import Sensors, physics_estimate, regular_positions
+from hpc_closure.closure.features import physics_estimate
 from hpc_closure.closure.interface import PRESETS, build
+from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.spectral.grid import resize
 
 
@@ -188,7 +189,7 @@ def test_generator_with_sensors_keeps_exact_values(diffusion):
     states = states_of(3, first=70_000)
     truth = law.sample(states, members=[5], seed=2)[0]
     sensors = Sensors(truth[:, ::8, ::8].reshape(3, -1), regular_positions(4))
-    for method in ("euler", "heun", "dpmpp_2m", "ancestral", "ddim", "midpoint", "adams"):
+    for method in ("euler", "heun", "dpmpp_2m"):
         out = model.sample_batch(
             states, members=[0, 1, 2], seed=0, sensors=sensors, method=method, evaluations=3
         )

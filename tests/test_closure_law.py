@@ -7,8 +7,8 @@ import torch
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
-from hpc_closure.closure.conditions import regular_positions
 from hpc_closure.closure.law import BaseLaw, Kriging
+from hpc_closure.closure.sensors import regular_positions
 
 B = band(6)
 

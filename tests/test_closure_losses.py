@@ -9,7 +9,8 @@ from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.loss import (
-    almost_fair_crps,
+    ALMOST_FAIR,
+    crps,
     gaussian_likelihood,
     spectral_energy_score,
     spectral_square,
@@ -25,7 +26,7 @@ def normals(*shape, seed=0):
 @pytest.mark.parametrize("members", [2, 4, 16])
 def test_fair_crps_does_not_depend_on_the_number_of_members(members):
     """E of the fair score for equal normal laws: 1 / sqrt(pi) at any size."""
-    score = almost_fair_crps(normals(members, 1, 200_000), normals(1, 200_000, seed=1), alpha=1.0)
+    score = crps(normals(members, 1, 200_000), normals(1, 200_000, seed=1), alpha=1.0)
     assert float(score[0]) == pytest.approx(1 / math.sqrt(math.pi), rel=0.01)
 
 
@@ -33,15 +34,15 @@ def test_ensemble_crps_is_the_limit_alpha_zero():
     x, y = normals(5, 1, 50), normals(1, 50, seed=1)
     spread = (x[:, None] - x[None]).abs().mean((0, 1)) / 2
     expected = ((x - y).abs().mean(0) - spread).mean(1)
-    assert torch.allclose(almost_fair_crps(x, y, alpha=0.0), expected)
+    assert torch.allclose(crps(x, y, alpha=0.0), expected)
 
 
 def test_crps_prefers_the_right_spread():
     y = normals(1, 100_000, seed=1)
     x = normals(4, 1, 100_000)
-    right = float(almost_fair_crps(x, y))
-    assert right < float(almost_fair_crps(0.8 * x, y)) and right < float(
-        almost_fair_crps(1.2 * x, y)
+    right = float(crps(x, y, ALMOST_FAIR))
+    assert right < float(crps(0.8 * x, y, ALMOST_FAIR)) and right < float(
+        crps(1.2 * x, y, ALMOST_FAIR)
     )
 
 
@@ -71,12 +72,12 @@ def test_energy_score_prefers_the_right_spread_and_has_a_gradient():
     weight = torch.ones(B.shape, dtype=torch.float64)
 
     def score(factor):
-        return spectral_energy_score(B, factor * samples, truth, weight).mean()
+        return spectral_energy_score(B, factor * samples, truth, weight, ALMOST_FAIR).mean()
 
     assert float(score(1.0)) < float(score(0.7)) and float(score(1.0)) < float(score(1.3))
     factor = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     score(factor).backward()
     assert torch.isfinite(factor.grad) and abs(float(factor.grad)) < 0.1
     zero = torch.zeros_like(samples).requires_grad_(True)
-    spectral_energy_score(B, zero, truth, weight).sum().backward()
+    spectral_energy_score(B, zero, truth, weight, ALMOST_FAIR).sum().backward()
     assert torch.isfinite(torch.view_as_real(zero.grad)).all()

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from hpc_closure.closure.conditions import Sensors, regular_positions
 from hpc_closure.closure.interface import build
 from hpc_closure.closure.published import box_filter
+from hpc_closure.closure.sensors import Sensors, regular_positions
 
 
 def paper(**config):

@@ -6,7 +6,7 @@ import torch
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
-from hpc_closure.closure.conditions import feature_spectra
+from hpc_closure.closure.features import feature_spectra
 from hpc_closure.closure.regression import Library, term_names
 
 B = band(10)

@@ -5,8 +5,14 @@ import math
 import pytest
 import torch
 
-from hpc_closure.closure.sampling import SAMPLERS, build_sampler
-from hpc_closure.closure.schedule import EDM, FlowMatching, PublishedVE, Trigonometric
+from hpc_closure.closure.sampling import (
+    EDM,
+    SAMPLERS,
+    FlowMatching,
+    PublishedVE,
+    Trigonometric,
+    build_sampler,
+)
 
 SCHEDULES = {"trigonometric": Trigonometric(), "flow_matching": FlowMatching(), "edm": EDM(20.0)}
 
@@ -40,7 +46,7 @@ def test_every_sampler_converges(method, schedule):
     assert errors[1] < errors[0] + 0.02
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "adams"])
+@pytest.mark.parametrize("method", ["euler", "heun"])
 @pytest.mark.parametrize("evaluations", [1, 2, 4])
 def test_matched_base_is_exact_in_any_number_of_steps(method, evaluations):
     s = Trigonometric()
@@ -74,8 +80,7 @@ def test_order_of_accuracy():
         return abs(float(x) - 0.7)
 
     assert error("euler", 64) / error("euler", 128) == pytest.approx(2, rel=0.3)
-    for method in ("midpoint", "adams"):
-        assert error(method, 64) / error(method, 128) == pytest.approx(4, rel=0.5)
+    assert error("heun", 64) / error("heun", 128) == pytest.approx(4, rel=0.5)
 
 
 def test_two_points_are_found():

@@ -44,7 +44,7 @@ class _Law:
         rows = range(len(states))
         return torch.stack(
             [
-                self.draw(states, [member * 1_000_003 + row for row in rows], seed, call)
+                self.draw(states, [draws.pair(member, row) for row in rows], seed, call)
                 for member in members
             ]
         )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.fno import SpectralConv2d
 from hpc_closure.closure.published import PublishedNetwork
-from hpc_closure.closure.schedule import PublishedVE
+from hpc_closure.closure.sampling import PublishedVE
+from hpc_closure.closure.sensors import subgrid
 
 SENSORS = 16  # per side
 EVALUATIONS = 10
@@ -67,14 +68,8 @@ def published_loss(network: PublishedNetwork, state: Tensor, target: Tensor) -> 
     t = 2 * (torch.rand(len(target), device=target.device) * (1 - 1e-5) + 1e-5)
     z = torch.randn_like(target)
     sigma = schedule.sigmas(t)[:, None, None]
-    score = network(t, target + sigma * z, state, sensors_of(target))
+    score = network(t, target + sigma * z, state, subgrid(target, SENSORS))
     return (score + z).square().sum((-2, -1)).mean()
-
-
-def sensors_of(target: Tensor) -> Tensor:
-    """Values on the 16 x 16 subgrid."""
-    stride = target.shape[-1] // SENSORS
-    return target[:, ::stride, ::stride]
 
 
 @torch.no_grad()

@@ -22,10 +22,9 @@ from hpc_closure.bench.networks import (
     published_loss,
     published_network,
     published_sample,
-    sensors_of,
 )
-from hpc_closure.closure.conditions import Sensors, regular_positions
 from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.closure.sensors import read_regular, subgrid
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train.engine import TorchEngine
 from hpc_closure.train.processes import Processes
@@ -158,9 +157,7 @@ def _switch_on(model: ClosureModel) -> None:
 
 
 def _our_sample(model, state, target, number: int) -> Callable[[int], None]:
-    stride = target.shape[-1] // SENSORS
-    values = target[:, ::stride, ::stride].reshape(1, -1)
-    sensors = Sensors(values, regular_positions(SENSORS))
+    sensors = read_regular(target, SENSORS)
     call = 0
 
     def advance(num_steps: int) -> None:
@@ -174,7 +171,7 @@ def _our_sample(model, state, target, number: int) -> Callable[[int], None]:
 
 def _their_sample(network, state, target, number: int) -> Callable[[int], None]:
     given = state.expand(number, -1, -1)
-    sensors = sensors_of(target).expand(number, -1, -1)
+    sensors = subgrid(target, SENSORS).expand(number, -1, -1)
 
     def advance(num_steps: int) -> None:
         for _ in range(num_steps):

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.interface import ClosureModel, build
+from hpc_closure.closure.sensors import Sensors
 from hpc_closure.experiment.folder import SHIPPED
 from hpc_closure.work import atomic
 

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure import draws, losses, statistics
-from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.interface import Phase
 from hpc_closure.closure.law import BaseLaw, Kriging
 from hpc_closure.closure.mean import Encoder, Encoding
 from hpc_closure.closure.network import Encoded, ScoreNetwork
 from hpc_closure.closure.residual_memory import position
-from hpc_closure.closure.sampling import build_sampler
-from hpc_closure.closure.schedule import SCHEDULES
+from hpc_closure.closure.sampling import SCHEDULES, build_sampler
+from hpc_closure.closure.sensors import Sensors
 
 __all__ = ["DefaultModel"]
 
@@ -243,21 +242,10 @@ class DefaultModel(Encoder):
             white = self.whitened_velocity(unit, angles, encoded) * kept
             return math.cos(angle) * unit - math.sin(angle) * self.project(white, gain)
 
-        def fresh(index: int) -> Tensor:
-            more = self.base_noise(
-                seed, "sample", members, call, draws.STREAM_STEP + index, like=z
-            )
-            if gain is not None:
-                error = gain.error.sqrt()
-                stream = draws.STREAM_STEP + (1 << 10) + index
-                eta = draws.normals(seed, "sample", members, call, error.shape[-1], stream)
-                more = gain.remove(more, eta.to(error) * error)
-            return more.to(z.dtype)
-
         sampler = build_sampler(
             method or self.config["method"], schedule, evaluations or self.config["evaluations"]
         )
-        x = sampler(denoise, z, fresh)
+        x = sampler(denoise, z)
         own = method in (None, self.config["method"]) and (
             evaluations in (None, self.config["evaluations"])
         )

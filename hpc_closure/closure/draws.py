@@ -9,7 +9,7 @@ from torch import Tensor
 from hpc_closure.closure.band import Band
 from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
 
-__all__ = ["uniforms", "white_spectra", "normals"]
+__all__ = ["pair", "uniforms", "white_spectra", "normals"]
 
 # Streams of one (seed, stage, id): what a draw is for. Stochastic steps use STREAM_STEP + step.
 STREAM_CHOICE = 101
@@ -17,6 +17,14 @@ STREAM_BASE = 102
 STREAM_SENSOR = 103
 STREAM_MEMORY = 1 << 7
 STREAM_STEP = 1 << 8
+
+
+SECONDS = 1_000_003
+
+
+def pair(first: int, second: int) -> int:
+    """One id for two indices: a member's draws for a state are its own (second < 1,000,003)."""
+    return first * SECONDS + second
 
 
 def _keys(seed: int, stage: str, ids: Sequence[int]) -> list[np.ndarray]:

@@ -10,14 +10,15 @@ condition the law exactly (kriging).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
-from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.law import BaseLaw, Kriging
+from hpc_closure.closure.sensors import Sensors, fourier_interpolation, values_at
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.transform import Transform
 
@@ -78,6 +79,18 @@ class ExactLaw:
         """E[U | V, sensors], (B, n, n) float64."""
         return self.transform.to_physical(self._centre(states, sensors))
 
+    def known_term(self, states: Tensor, sensors: Sensors | None = None) -> Tensor:
+        """The baseline ``physics``, (B, n, n): E[U | V], plus what sensors see beyond it.
+
+        That is interpolated between the sensors of a regular layout, without the law's help.
+        """
+        known = self.mean(states)
+        if sensors is None:
+            return known
+        at_sensors = values_at(known, sensors.positions, self.problem.length)
+        beyond = replace(sensors, values=sensors.values.double() - at_sensors)
+        return known + fourier_interpolation(beyond, states.shape[-1])
+
     def sample(
         self,
         states: Tensor,
@@ -89,7 +102,7 @@ class ExactLaw:
     ) -> Tensor:
         """Draws of U, (members, B, n, n) float64; each member and state draws for itself."""
         rows, centre = range(len(states)), self._centre(states, sensors)
-        keys = [[member * 1_000_003 + row for row in rows] for member in members]
+        keys = [[draws.pair(member, row) for row in rows] for member in members]
         return torch.stack([self._draw(centre, ids, seed, call, sensors) for ids in keys])
 
     def draw(

@@ -21,8 +21,8 @@ from typing import Any, Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.network import num_parameters
+from hpc_closure.closure.sensors import Sensors
 
 __all__ = ["ClosureModel", "Phase", "build", "PRESETS"]
 

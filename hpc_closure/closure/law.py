@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
-from hpc_closure.closure.conditions import regular_positions
+from hpc_closure.closure.sensors import regular_positions
 
 __all__ = ["BaseLaw", "Kriging"]
 

@@ -10,58 +10,25 @@ and without them. Every draw is keyed by (seed, step, sample).
 """
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpc_closure.closure import draws
-from hpc_closure.closure.conditions import Sensors, regular_positions
 from hpc_closure.closure.loss import (
-    almost_fair_crps,
+    ALMOST_FAIR,
+    crps,
     gaussian_likelihood,
     spectral_energy_score,
     spectral_square,
 )
+from hpc_closure.closure.sensors import choose_layouts, training_layout
 from hpc_closure.spectral.grid import resize
 
-__all__ = ["mean_loss", "generator_loss", "training_layout", "LAYOUTS"]
+__all__ = ["mean_loss", "generator_loss"]
 
-# kind, size (per side or in all), noise / rms of the residual
-LAYOUTS = (
-    ("regular", 4, 0.0),
-    ("regular", 8, 0.0),
-    ("scattered", 6, 0.0),
-    ("scattered", 24, 0.0),
-    ("regular", 4, 0.3),
-    ("regular", 8, 0.3),
-    ("scattered", 12, 0.3),
-    ("scattered", 80, 0.1),
-)
-LAYOUT_SEED = 5
 CRPS_MEMBERS = 4
-
-
-@lru_cache(maxsize=64)
-def training_layout(number: int, length: float, rms: float) -> Sensors:
-    """Layout ``number`` >= 1; its values are to be taken from the target."""
-    kind, size, noise = LAYOUTS[number - 1]
-    if kind == "regular":
-        positions = regular_positions(size, length)
-    else:
-        positions = draws.uniforms(LAYOUT_SEED, "layout", range(size), number, 2) * length
-    return Sensors(torch.zeros(len(positions)), positions, noise * rms)
-
-
-def choose_layouts(uniform: Tensor, sensors: str) -> Tensor:
-    """Layout number of each sample from uniforms (B,): 0 = no sensors."""
-    count = len(LAYOUTS)
-    if sensors == "none":
-        return torch.zeros_like(uniform, dtype=torch.int64)
-    if sensors == "required":
-        return 1 + (uniform * count).long()
-    return torch.where(uniform < 0.5, 1 + (uniform * 2 * count).long(), 0)
 
 
 def mean_loss(model, batch: dict[str, Any], seed: int, step: int) -> Tensor:
@@ -116,8 +83,8 @@ def generator_loss(model, batch: dict[str, Any], seed: int, step: int) -> Tensor
     scale = math.sqrt(model.law.variance)
     fields = model.residual_band.to_physical(members, model.size) / scale
     truth = model.residual_band.to_physical(x0, model.size) / scale
-    return almost_fair_crps(fields, truth) + spectral_energy_score(
-        model.residual_band, members * whiten, x0 * whiten, importance
+    return crps(fields, truth, ALMOST_FAIR) + spectral_energy_score(
+        model.residual_band, members * whiten, x0 * whiten, importance, ALMOST_FAIR
     )
 
 

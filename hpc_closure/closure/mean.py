@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import band
-from hpc_closure.closure.conditions import (
+from hpc_closure.closure.features import (
     FEATURES,
-    Sensors,
     coordinates,
     feature_spectra,
     physics_estimate,
@@ -23,6 +22,7 @@ from hpc_closure.closure.law import BaseLaw, Kriging
 from hpc_closure.closure.network import MeanNetwork
 from hpc_closure.closure.regression import Library
 from hpc_closure.closure.residual_memory import knot_spacing
+from hpc_closure.closure.sensors import Sensors
 from hpc_closure.spectral.grid import resize
 
 __all__ = ["Encoder", "Encoding"]

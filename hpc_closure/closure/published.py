@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpc_closure.closure import draws
-from hpc_closure.closure.conditions import Sensors
 from hpc_closure.closure.fno import SpectralConv2d
 from hpc_closure.closure.interface import ClosureModel, Phase
-from hpc_closure.closure.sampling import build_sampler
-from hpc_closure.closure.schedule import PublishedVE
+from hpc_closure.closure.sampling import PublishedVE, build_sampler
+from hpc_closure.closure.sensors import Sensors, subgrid
 
 __all__ = ["PaperModel", "PublishedNetwork"]
 
@@ -179,8 +178,7 @@ class PaperModel(ClosureModel):
         sigma = self.schedule.sigmas(t)[:, None, None]
         sensors = None
         if self.network.upscaling != "none":
-            stride = size // SENSORS_PER_SIDE
-            sensors = self._field(target[:, ::stride, ::stride], size)
+            sensors = self._field(subgrid(target, SENSORS_PER_SIDE), size)
         score = self.network(t, target + sigma * z, state, sensors)
         return (score + z).square().sum((-2, -1))
 

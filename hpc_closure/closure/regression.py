@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
-from hpc_closure.closure.conditions import FEATURES, feature_spectra
+from hpc_closure.closure.features import FEATURES, feature_spectra
 
 __all__ = ["Library", "term_names"]
 

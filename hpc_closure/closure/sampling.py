@@ -1,4 +1,4 @@
-r"""Samplers: the base class owns the loop, a leaf owns one step.
+r"""Noise schedules and samplers: a base class owns the loop, a leaf owns one step.
 
 A sampler turns base noise z into a sample of the data by way of a denoiser
 :math:`D(x, t) = E[x_0 | x_t = x]`. With :math:`x_t = \alpha x_0 + \sigma z` the probability flow
@@ -6,20 +6,173 @@ is
 
 .. math:: \dot x_t = \dot\alpha\,D + \dot\sigma\,\hat z, \quad \hat z = (x_t - \alpha D) / \sigma.
 
-The number of evaluations of the denoiser is what is budgeted: a Heun or midpoint step costs two.
+The base noise z is the model's: white, or drawn from the law of the residual ("matched"). With
+matched noise both ends have the same covariance, the trigonometric schedule keeps it at every t,
+and for a Gaussian law the velocity :math:`E[\dot x_t | x_t]` is zero: any number of steps is
+exact. The number of evaluations of the denoiser is what is budgeted: a Heun step costs two.
+
+References: Song et al. 2021 (VE); Karras et al. 2022 (EDM); Lipman et al. 2023 (flow matching);
+Lu et al. 2022 (DPM-Solver++); Lu and Song 2024 (trigonometric form); Dong, Chen, Wu 2025 (the
+published closure model).
 """
 
 import math
 from abc import ABC, abstractmethod
 from typing import Callable
 
+import torch
 from torch import Tensor
 
-from hpc_closure.closure.schedule import PublishedVE, Schedule
-
-__all__ = ["Sampler", "SAMPLERS", "build_sampler"]
+__all__ = ["PublishedVE", "SAMPLERS", "SCHEDULES", "Sampler", "Schedule", "build_sampler"]
 
 Denoiser = Callable[[Tensor, float], Tensor]
+
+
+class Schedule(ABC):
+    """alpha, sigma, their derivatives, and ``times(n)``: n + 1 decreasing, the last clean."""
+
+    @abstractmethod
+    def alpha(self, t: float) -> float:
+        """Share of the data."""
+
+    @abstractmethod
+    def sigma(self, t: float) -> float:
+        """Share of the noise."""
+
+    @abstractmethod
+    def alpha_dot(self, t: float) -> float:
+        """d alpha / dt."""
+
+    @abstractmethod
+    def sigma_dot(self, t: float) -> float:
+        """d sigma / dt."""
+
+    @abstractmethod
+    def times(self, num_steps: int) -> list[float]:
+        """Times of a sampler with ``num_steps`` steps."""
+
+    def angle(self, t: float) -> float:
+        """atan2(sigma, alpha): the only thing about t that a matched network needs to know."""
+        return math.atan2(self.sigma(t), self.alpha(t))
+
+    def norm(self, t: float) -> float:
+        """sqrt(alpha^2 + sigma^2): std of x_t when data and noise have unit variance."""
+        return math.hypot(self.alpha(t), self.sigma(t))
+
+
+class Trigonometric(Schedule):
+    r""":math:`x_t = \cos t\,x_0 + \sin t\,z`, t from pi/2 to 0, equal steps of the angle."""
+
+    def alpha(self, t: float) -> float:
+        return math.cos(t) if t < math.pi / 2 - 1e-12 else 0.0
+
+    def sigma(self, t: float) -> float:
+        return math.sin(t)
+
+    def alpha_dot(self, t: float) -> float:
+        return -math.sin(t)
+
+    def sigma_dot(self, t: float) -> float:
+        return math.cos(t) if t < math.pi / 2 - 1e-12 else 0.0
+
+    def times(self, num_steps: int) -> list[float]:
+        return [math.pi / 2 * (1 - i / num_steps) for i in range(num_steps + 1)]
+
+
+class FlowMatching(Schedule):
+    r""":math:`x_t = (1 - t)\,x_0 + t\,z`, t from 1 to 0, equal steps."""
+
+    def alpha(self, t: float) -> float:
+        return 1.0 - t
+
+    def sigma(self, t: float) -> float:
+        return t
+
+    def alpha_dot(self, t: float) -> float:
+        return -1.0
+
+    def sigma_dot(self, t: float) -> float:
+        return 1.0
+
+    def times(self, num_steps: int) -> list[float]:
+        return [1 - i / num_steps for i in range(num_steps + 1)]
+
+
+class EDM(Schedule):
+    r""":math:`x_\sigma = x_0 + \sigma z` on the grid of Karras et al. (2022), eq. 5, rho = 7.
+
+    Args:
+        sigma_max: first noise level, in units of the data.
+        sigma_min: last noise level before zero.
+        rho: exponent of the grid.
+    """
+
+    def __init__(self, sigma_max: float = 80.0, sigma_min: float = 2e-3, rho: float = 7.0):
+        self.sigma_max, self.sigma_min, self.rho = sigma_max, sigma_min, rho
+
+    def alpha(self, t: float) -> float:
+        return 1.0
+
+    def sigma(self, t: float) -> float:
+        return t
+
+    def alpha_dot(self, t: float) -> float:
+        return 0.0
+
+    def sigma_dot(self, t: float) -> float:
+        return 1.0
+
+    def times(self, num_steps: int) -> list[float]:
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        last = max(num_steps - 1, 1)
+        return [(high + i / last * (low - high)) ** self.rho for i in range(num_steps)] + [0.0]
+
+
+class PublishedVE(Schedule):
+    r"""The published SDE, :math:`dx = 26^t dW`: sigma(t)^2 = (26^{2t} - 1) / (2 ln 26).
+
+    Sampled on a rho = 7 grid of the SDE time from 0.1 to 1e-3.
+    """
+
+    def __init__(self, base: float = 26.0, t_max: float = 0.1, t_min: float = 1e-3):
+        self.base, self.t_max, self.t_min = base, t_max, t_min
+
+    def alpha(self, t: float) -> float:
+        return 1.0
+
+    def sigma(self, t: float) -> float:
+        return math.sqrt(max(self.base ** (2 * t) - 1, 0.0) / (2 * math.log(self.base)))
+
+    def sigmas(self, t: Tensor) -> Tensor:
+        """sigma of a tensor of times."""
+        return torch.sqrt((self.base ** (2 * t) - 1) / (2 * math.log(self.base)))
+
+    def norm(self, t: float) -> float:
+        # as published: the start has the noise's std alone, the data's variance left out
+        return self.sigma(t)
+
+    def alpha_dot(self, t: float) -> float:
+        return 0.0
+
+    def sigma_dot(self, t: float) -> float:
+        return self.base ** (2 * t) / (2 * self.sigma(t))
+
+    def diffusion(self, t: float) -> float:
+        """g(t) of the SDE."""
+        return self.base**t
+
+    def times(self, num_steps: int) -> list[float]:
+        high, low = self.t_max ** (1 / 7), self.t_min ** (1 / 7)
+        last = max(num_steps - 1, 1)
+        return [(high + i / last * (low - high)) ** 7 for i in range(num_steps)] + [0.0]
+
+
+SCHEDULES = {
+    "trigonometric": Trigonometric,
+    "flow_matching": FlowMatching,
+    "edm": EDM,
+    "published_ve": PublishedVE,
+}
 
 
 class Sampler(ABC):
@@ -27,21 +180,18 @@ class Sampler(ABC):
 
     Args:
         schedule: alpha, sigma and the grid of times.
-        evaluations: budget of denoiser evaluations; at least ``cost``.
+        evaluations: budget of denoiser evaluations.
     """
 
-    cost = 1
-    stochastic = False
     fresh: Callable[[int], Tensor]
-    memory: tuple[Tensor, float] | None
+    previous: tuple[Tensor, float] | None
     index: int
 
     def __init__(self, schedule: Schedule, evaluations: int):
         if evaluations < 1:
             raise ValueError(f"evaluations={evaluations}, expected at least 1")
         self.schedule = schedule
-        self.evaluations = evaluations
-        self.num_steps = max(1, evaluations // self.cost)
+        self.num_steps = evaluations
 
     def __call__(
         self, denoiser: Denoiser, z: Tensor, fresh: Callable[[int], Tensor] | None = None
@@ -51,13 +201,13 @@ class Sampler(ABC):
         Args:
             denoiser: D(x, t), same shape as x.
             z: base noise.
-            fresh: i -> further base noise for step i; stochastic samplers need it.
+            fresh: i -> further base noise for step i; Euler-Maruyama needs it.
         """
         times = self.schedule.times(self.num_steps)
         x = z * self.schedule.norm(times[0])
         if fresh is not None:
             self.fresh = fresh
-        self.memory = None
+        self.previous = None
         for self.index, (t, s) in enumerate(zip(times, times[1:])):
             x = self.step(denoiser, x, t, s)
         return x
@@ -80,21 +230,8 @@ class Euler(Sampler):
         return x + (s - t) * self.velocity(denoiser, x, t)
 
 
-class Midpoint(Sampler):
-    """Half an Euler step, then a whole one with the velocity found there."""
-
-    cost = 2
-
-    def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
-        middle = 0.5 * (t + s)
-        half = x + (middle - t) * self.velocity(denoiser, x, t)
-        return x + (s - t) * self.velocity(denoiser, half, middle)
-
-
 class Heun(Sampler):
     """Trapezoidal rule with an Euler predictor; the step to zero noise is Euler's (EDM alg. 1)."""
-
-    cost = 2
 
     def __init__(self, schedule: Schedule, evaluations: int):
         super().__init__(schedule, evaluations)
@@ -108,44 +245,11 @@ class Heun(Sampler):
         return x + 0.5 * (s - t) * (slope + self.velocity(denoiser, ahead, s))
 
 
-class Adams(Sampler):
-    """Two-step Adams-Bashforth: second order at one evaluation per step."""
-
-    def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
-        slope, previous = self.velocity(denoiser, x, t), self.memory
-        self.memory = (slope, s - t)
-        if previous is None:
-            return x + (s - t) * slope
-        return x + (s - t) * (slope + 0.5 * (s - t) / previous[1] * (slope - previous[0]))
-
-
-class DDIM(Sampler):
-    """alpha(s) D + sigma(s) z-hat: Euler for EDM noise, exact when D does not change."""
-
-    def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
-        c, denoised = self.schedule, denoiser(x, t)
-        return c.alpha(s) * denoised + c.sigma(s) / c.sigma(t) * (x - c.alpha(t) * denoised)
-
-
-class Ancestral(Sampler):
-    """A draw from q(x_s | x_t, x_0 = D): as much fresh noise as the forward process put in."""
-
-    stochastic = True
-
-    def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
-        c, denoised = self.schedule, denoiser(x, t)
-        if c.sigma(s) < 1e-9:
-            return denoised
-        ratio = c.sigma(s) * c.alpha(t) / (c.alpha(s) * c.sigma(t))
-        mean = c.alpha(s) * (1 - ratio**2) * denoised + ratio * c.sigma(s) / c.sigma(t) * x
-        return mean + c.sigma(s) * math.sqrt(max(1 - ratio**2, 0.0)) * self.fresh(self.index)
-
-
 class DPMSolver2M(Sampler):
     """DPM-Solver++(2M) of Lu et al. 2022: two-step, in log(alpha / sigma), data prediction."""
 
     def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
-        c, denoised, previous = self.schedule, denoiser(x, t), self.memory
+        c, denoised, previous = self.schedule, denoiser(x, t), self.previous
         if c.sigma(s) < 1e-9:
             return denoised
         # alpha = 0 at the start of some schedules: an infinite first step in log-SNR
@@ -154,14 +258,12 @@ class DPMSolver2M(Sampler):
         target = denoised
         if previous is not None and math.isfinite(previous[1]):
             target = denoised + 0.5 * width / previous[1] * (denoised - previous[0])
-        self.memory = (denoised, width)
+        self.previous = (denoised, width)
         return c.sigma(s) / c.sigma(t) * x + c.alpha(s) * (1 - decay) * target
 
 
 class EulerMaruyama(Sampler):
     """The reverse SDE as published: x + g^2 score dt + g sqrt(dt) z; returns the last mean."""
-
-    stochastic = True
 
     def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
         if not isinstance(self.schedule, PublishedVE):
@@ -175,11 +277,7 @@ class EulerMaruyama(Sampler):
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "euler": Euler,
-    "midpoint": Midpoint,
     "heun": Heun,
-    "adams": Adams,
-    "ddim": DDIM,
-    "ancestral": Ancestral,
     "dpmpp_2m": DPMSolver2M,
     "euler_maruyama": EulerMaruyama,
 }

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.sensors import describe
+from hpc_closure.closure.sensors import layout_name
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.evaluate.bootstrap import block_bootstrap
 from hpc_closure.evaluate.event import event_records
@@ -67,7 +67,7 @@ def score_run(inputs: Inputs) -> Scored | None:
     labels = Labels(
         {
             "closure": inputs.target,
-            "sensors": describe(settings.sensors),
+            "sensors": layout_name(settings.sensors),
             "interval": settings.interval,
         },
         {inputs.model: {"evaluations": inputs.closure.evaluations(settings.sampler.evaluations)}},

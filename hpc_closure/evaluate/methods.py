@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.baselines import fourier, physics
-from hpc_closure.closure.conditions import Sensors
+from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.sensors import describe, observe
+from hpc_closure.closure.sensors import Sensors, fourier_interpolation, layout_name, observe
 from hpc_closure.evaluate.inputs import Inputs, Snapshots
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
 
-ROW = 1_000_003  # a member's id on snapshot i is member * ROW + i, so no two draws are the same
 RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance
 
 Method = Callable[[Tensor, int], Tensor]
@@ -55,7 +53,7 @@ class Methods:
         self.inputs, self.snapshots = inputs, snapshots
         self.layout, self.pool = layout, pool
         experiment = inputs.experiment
-        self.sensors_in_words = describe(layout)
+        self.sensors_in_words = layout_name(layout)
         self.seed = experiment.evaluate.seed
         self.grid = snapshots.states.shape[-1]
         self.readings = None
@@ -70,8 +68,7 @@ class Methods:
         """Readings of some snapshots."""
         if self.readings is None:
             return None
-        values, positions, noise_std = self.readings
-        return Sensors(values[index], positions, noise_std)
+        return self.readings.rows(index)
 
     @property
     def samplers(self) -> dict[str, Method]:
@@ -131,7 +128,7 @@ class Methods:
                     self.snapshots.states[index],
                     sensors=self.sensors(index),
                     history=None if history is None else history[index],
-                    members=[member * ROW + index for member in range(members)],
+                    members=[draws.pair(member, index) for member in range(members)],
                     seed=self.seed,
                     **self.inputs.experiment.evaluate.sampler.options(),
                 )
@@ -154,12 +151,12 @@ class Methods:
     def physics(self, indices: Tensor, members: int) -> Tensor:
         assert self.law is not None
         regular = self.sensors(indices) if self._regular else None
-        return physics(self.law, self.snapshots.states[indices], regular)[None]
+        return self.law.known_term(self.snapshots.states[indices], regular)[None]
 
     def fourier(self, indices: Tensor, members: int) -> Tensor:
         sensors = self.sensors(indices)
         assert sensors is not None
-        return fourier(sensors, self.grid)[None]
+        return fourier_interpolation(sensors, self.grid)[None]
 
     def climatology(self, indices: Tensor, members: int) -> Tensor:
         """Closures of the training members, other ones for every snapshot."""

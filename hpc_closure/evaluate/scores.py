@@ -13,7 +13,8 @@ the same per-sample values.
     energy score    the same with fields for numbers and the norm for | |
     spread-skill    sqrt((M + 1) / M  <s^2> / <|x_mean - y|^2>)
 
-A single member is a point forecast: its variance is zero and its CRPS the absolute error.
+A single member is a point forecast: its variance is zero and its CRPS the absolute error. The CRPS
+is :func:`hpc_closure.closure.losses.crps`, which trains, too.
 
 Sources: Ferro, Q. J. R. Meteorol. Soc. 140 (2014) 1917 (fair scores); Lang et al., arXiv
 2412.15832 (almost-fair CRPS); Fortin et al., J. Hydrometeorol. 15 (2014) 1708 (spread-skill).
@@ -22,17 +23,12 @@ Sources: Ferro, Q. J. R. Meteorol. Soc. 140 (2014) 1917 (fair scores); Lang et a
 import torch
 from torch import Tensor
 
+from hpc_closure.closure.loss import check_ensemble
+
 
 def _mean_points(values: Tensor, leading: int) -> Tensor:
     """Mean over every axis after the first ``leading``."""
     return values.flatten(leading).mean(-1) if values.ndim > leading else values
-
-
-def _check(ensemble: Tensor, truth: Tensor) -> None:
-    if ensemble.ndim < 2 or ensemble.shape[1:] != truth.shape:
-        raise ValueError(
-            f"ensemble {tuple(ensemble.shape)} is not (members,) + truth {tuple(truth.shape)}"
-        )
 
 
 # ---- values per sample ----------------------------------------------------------------------
@@ -51,20 +47,20 @@ def relative_error(ensemble: Tensor, truth: Tensor) -> Tensor:
     Returns:
         (S,), dimensionless.
     """
-    _check(ensemble, truth)
+    check_ensemble(ensemble, truth)
     error = _mean_points((ensemble - truth).square(), 2).sqrt()
     return (error / _mean_points(truth.square(), 1).sqrt()).mean(0)
 
 
 def mse(ensemble: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of one member, averaged over members: (S,), in units of truth squared."""
-    _check(ensemble, truth)
+    check_ensemble(ensemble, truth)
     return _mean_points((ensemble - truth).square(), 2).mean(0)
 
 
 def mean_mse(ensemble: Tensor, truth: Tensor) -> Tensor:
     """Squared error of the ensemble mean: (S,), in units of truth squared."""
-    _check(ensemble, truth)
+    check_ensemble(ensemble, truth)
     return _mean_points((ensemble - truth).mean(0).square(), 1)
 
 
@@ -90,36 +86,12 @@ def bias2(ensemble: Tensor, truth: Tensor, floor: Tensor | float = 0.0) -> Tenso
     return mean_mse(ensemble, truth) - variance(ensemble) / len(ensemble) - floor
 
 
-def crps(ensemble: Tensor, truth: Tensor, alpha: float = 1.0) -> Tensor:
-    """Continuous ranked probability score, averaged over the grid: (S,), in units of the truth.
-
-    With sorted members ``sum_{i<j} |x_i - x_j| = sum_i (2 i - M - 1) x_(i)``, so the cost is
-    O(M log M). The truth is subtracted first, which keeps digits where the spread is far below the
-    signal. Differentiable.
-
-    Args:
-        ensemble: (M, S, ...).
-        truth: (S, ...).
-        alpha: 1 is the fair score (its expectation does not depend on M), 0 the score of the
-            empirical law; between them, almost fair, ``alpha fair + (1 - alpha) empirical``.
-    """
-    _check(ensemble, truth)
-    error = (ensemble - truth).movedim(0, -1).contiguous()  # sorting along a stride is slow
-    skill = error.abs().mean(-1)
-    num = len(ensemble)
-    if num > 1:
-        weights = 2.0 * torch.arange(num, dtype=error.dtype, device=error.device) - (num - 1)
-        pairs = error.sort(-1).values @ weights
-        skill = skill - (1 - (1 - alpha) / num) * pairs / (num * (num - 1))
-    return _mean_points(skill, 1)
-
-
 def energy_score(ensemble: Tensor, truth: Tensor) -> Tensor:
     """Fair energy score with the root-mean-square norm over the grid: (S,), units of the truth.
 
     Sees the joint law of all points, which the CRPS does not.
     """
-    _check(ensemble, truth)
+    check_ensemble(ensemble, truth)
     error = (ensemble - truth).flatten(1)
     error = error.unflatten(1, (truth.shape[0], -1)).transpose(0, 1)  # (S, M, points)
     skill = error.square().mean(-1).sqrt().mean(1)
@@ -143,7 +115,7 @@ def coverage(ensemble: Tensor, truth: Tensor, level: float = 0.9) -> Tensor:
     Raises:
         ValueError: ``level`` is outside 1 / (M + 1) .. (M - 1) / (M + 1).
     """
-    _check(ensemble, truth)
+    check_ensemble(ensemble, truth)
     num = len(ensemble)
     outside = (1 - level) / 2 * (num + 1)
     if not 1 <= level * (num + 1) <= num - 1:

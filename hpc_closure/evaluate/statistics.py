@@ -13,6 +13,7 @@ import torch
 from pandas import DataFrame
 from torch import Tensor
 
+from hpc_closure.closure.loss import crps
 from hpc_closure.evaluate import scores
 from hpc_closure.evaluate.bootstrap import Means, block_bootstrap
 from hpc_closure.evaluate.rows import Absent, frame
@@ -102,7 +103,7 @@ class Statistics:
             "mse": scores.mse(ensemble, truth),
             "mean_mse": scores.mean_mse(ensemble, truth),
             "variance": scores.variance(ensemble),
-            "crps": scores.crps(ensemble, truth),
+            "crps": crps(ensemble, truth),
             "energy_score": scores.energy_score(ensemble, truth),
             "energy": ensemble.square().mean((0, 2, 3)),
             "truth_energy": truth.square().mean((1, 2)),

@@ -252,9 +252,9 @@ class Train(Section):
 
 
 class Sampler(Section):
-    method: Literal[
-        "preset", "euler", "midpoint", "heun", "adams", "ddim", "ancestral", "dpmpp_2m"
-    ] = Field("preset", description="preset = the model's own")
+    method: Literal["preset", "euler", "heun", "dpmpp_2m"] = Field(
+        "preset", description="preset = the model's own"
+    )
     evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="none = the model's own"
     )

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from hpc_closure.closure.conditions import Sensors
+from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.sensors import observe
 from hpc_closure.closure.targets import Target, reduced_problem
@@ -75,7 +75,7 @@ class CoupledRun:
         self.target = Target(kind, interval) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
         # members that start from different cases draw different noise
-        self.names = names = [case * 1_000_003 + member for case, member in self.rows]
+        self.names = names = [draws.pair(case, member) for case, member in self.rows]
         self.simulations = {"model": self._simulation(reduced, names)}
         if "none" in references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
@@ -181,9 +181,9 @@ class CoupledRun:
             return None
         closure = truth.transform.to_physical(self.target.compute(truth))
         truth.advance(self.interval - self.target.lookahead)
-        readings = observe(closure, self.layout, self.seed, self.cases, self.calls)
-        values, positions, noise_std = readings
-        return Sensors(values[self.case_of_row], positions, noise_std)
+        length = truth.problem.length
+        readings = observe(closure, self.layout, self.seed, self.cases, self.calls, length)
+        return readings.rows(self.case_of_row)
 
     def fields(self) -> dict[str, torch.Tensor]:
         """Present vorticity of every run, (trajectories, n, n)."""

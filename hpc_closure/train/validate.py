@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure.conditions import Sensors, regular_positions
 from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.closure.loss import crps
+from hpc_closure.closure.sensors import read_regular
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
 
@@ -79,8 +80,7 @@ def ensemble(model: ClosureModel, batch: dict[str, Any], members: int, seed: int
     if model.config["conditions"]["sensors"] == "required":
         size = target.shape[-1]
         side = next(side for side in (16, 12, 10, 8, 6, 5, 4, 3, 2, 1) if size % side == 0)
-        values = truth[:, :: size // side, :: size // side].flatten(1)
-        sensors = Sensors(values, regular_positions(side, model.length))
+        sensors = read_regular(truth, side, model.length)
     numbers = batch["sample_index"].tolist()
     ids = [number * members + member for member in range(members) for number in numbers]
     samples = model.sample_batch(state, members=ids, seed=seed, history=history, sensors=sensors)
@@ -98,18 +98,12 @@ def score_sums(samples: Tensor, target: Tensor) -> Tensor:
         samples: (members, B, n, n).
         target: (B, n, n).
     """
-    members = len(samples)
-    mean = samples.mean(0)
-    ranks = torch.arange(1, members + 1, dtype=samples.dtype, device=samples.device)
-    weights = (2 * ranks - members - 1).view(-1, 1, 1, 1)
-    # mean |x - x'| over pairs, by sorting: 2 / (m (m - 1)) sum_i (2 i - m - 1) x_(i)
-    pairs = (weights * samples.sort(0).values).sum(0) * 2 / (members * (members - 1))
-    crps = (samples - target).abs().mean(0) - 0.5 * pairs
+    points = target[0].numel()
     return torch.stack(
         [
-            ((mean - target) ** 2).sum(),
+            ((samples.mean(0) - target) ** 2).sum(),
             (target**2).sum(),
             samples.var(0).sum(),
-            crps.sum(),
+            crps(samples, target).sum() * points,
         ]
     )

@@ -1,74 +1,19 @@
-r"""Conditions of the closure: the resolved state, its history, sensors, an estimate of it.
+r"""Features of a resolved state, and what physics says of its closure.
 
 From the vorticity spectrum, with :math:`-\Delta\psi = w` and :math:`(u, v) = (\psi_y, -\psi_x)`,
 the features are u, v, w, w_x, w_y, computed by spectral derivatives: exact on any grid.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
 
-__all__ = [
-    "FEATURES",
-    "Sensors",
-    "coordinates",
-    "feature_spectra",
-    "physics_estimate",
-    "regular_positions",
-]
+__all__ = ["FEATURES", "coordinates", "feature_spectra", "physics_estimate"]
 
 FEATURES = ("u", "v", "w", "w_x", "w_y")
-
-
-def regular_positions(per_side: int, length: float = 1.0) -> Tensor:
-    """Positions (per_side^2, 2), float64, of a regular layout that starts at the origin."""
-    x = torch.arange(per_side, dtype=torch.float64) * (length / per_side)
-    return torch.cartesian_prod(x, x).reshape(-1, 2)
-
-
-@dataclass(frozen=True)
-class Sensors:
-    """Point values of the true closure.
-
-    Args:
-        values: (..., S), one row per state, in the convention of the target U.
-        positions: (S, 2) coordinates (x, y), any real numbers: the domain is periodic.
-        noise_std: standard deviation of the sensors' error, in units of U; 0 = exact.
-    """
-
-    values: Any
-    positions: Any
-    noise_std: float = 0.0
-
-    def __post_init__(self):
-        values = torch.as_tensor(self.values)
-        positions = torch.as_tensor(self.positions, dtype=torch.float64).cpu()
-        if positions.ndim != 2 or positions.shape[-1] != 2 or not len(positions):
-            raise ValueError(
-                f"sensor positions have shape {tuple(positions.shape)}, expected (S, 2)"
-            )
-        if values.ndim < 1 or values.shape[-1] != len(positions):
-            raise ValueError(
-                f"{len(positions)} sensor positions but values of shape {tuple(values.shape)}; "
-                "expected (..., S)"
-            )
-        if not 0 <= float(self.noise_std) < float("inf"):
-            raise ValueError(f"sensor noise_std={self.noise_std}, expected a number >= 0")
-        if not torch.isfinite(values).all() or not torch.isfinite(positions).all():
-            raise ValueError("sensor values and positions must be finite; drop the silent sensors")
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "positions", positions)
-        object.__setattr__(self, "noise_std", float(self.noise_std))
-
-    @property
-    def key(self) -> tuple:
-        """What decides the gain of a layout."""
-        return (self.positions.numpy().tobytes(), self.noise_std)
 
 
 def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
