@@ -25,7 +25,7 @@ LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 HARMONICS = 8  # of the noise level's angle
 
 
-class Block(nn.Module):
+class FourierBlock(nn.Module):
     """One residual Fourier block.
 
     Args:
@@ -85,7 +85,9 @@ class MeanNetwork(nn.Module):
         super().__init__()
         self.lift = Pointwise(channels, width)
         self.modulation = Modulation(LARGEST, width, layers)
-        self.blocks = nn.ModuleList(Block(width, modes, width // 2, form) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            FourierBlock(width, modes, width // 2, form) for _ in range(layers)
+        )
         self.head = Pointwise(width, 2)
         nn.init.zeros_(self.head.weight)
 
@@ -130,13 +132,15 @@ class ScoreNetwork(nn.Module):
         self.width = width
         self.encode_lift = Pointwise(channels, width)
         self.encode_blocks = nn.ModuleList(
-            Block(width, modes, width // 2, form) for _ in range(encoder_layers)
+            FourierBlock(width, modes, width // 2, form) for _ in range(encoder_layers)
         )
         # every block of the noisy branch gets a shift and a gate, per point
         self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
         self.modulation = Modulation(2 * HARMONICS + 2 * LARGEST, width, layers)
         self.lift = Pointwise(2, width)
-        self.blocks = nn.ModuleList(Block(width, modes, width // 2, form) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            FourierBlock(width, modes, width // 2, form) for _ in range(layers)
+        )
         self.head = Pointwise(width, 1)
         nn.init.zeros_(self.head.weight)
 
@@ -165,8 +169,8 @@ class ScoreNetwork(nn.Module):
         state = encoded.largest.expand(len(x), -1)
         numbers = torch.cat([phase.sin(), phase.cos(), largest, state], dim=1)
         h = self.lift(x)
-        for block, local, whole in zip(self.blocks, encoded.maps, self.modulation(numbers)):
-            h = block(h, local[0] + whole[0], local[1] + whole[1])
+        for block, local, everywhere in zip(self.blocks, encoded.maps, self.modulation(numbers)):
+            h = block(h, local[0] + everywhere[0], local[1] + everywhere[1])
         return self.head(h)[:, 0]
 
 
