@@ -4,6 +4,13 @@ A field is its retained spectrum, ``(..., 2K + 1, K + 1)`` in the forward norm (
 :mod:`hpc_closure.spectral.grid`). Whatever grid a caller brings is cut to the model's band, the
 model is evaluated on its own grid, and the answer is zero-padded to the caller's grid: resolution
 invariance by construction, at a cost that does not depend on the caller's grid.
+
+There are two transforms between fields and retained spectra, for two uses.
+:class:`~hpc_closure.spectral.transform.Transform` is the solver's: it reuses its work arrays,
+transforms in place, and is split over ranks. This one is what a network and its training need: it
+holds no work arrays, so calls may overlap, and autograd goes through it. Where the modes sit and
+how draws fill them is the same, :mod:`~hpc_closure.spectral.grid` and
+:mod:`~hpc_closure.spectral.half_plane`.
 """
 
 from functools import cached_property, lru_cache
@@ -13,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.grid import Grid, resize
-from hpc_closure.spectral.half_plane import wavevectors_within
+from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
 
 __all__ = ["Band", "band"]
 
@@ -49,14 +56,19 @@ class Band:
         return size.index_add_(0, self.groups.flatten(), self.weights.flatten())
 
     @cached_property
+    def group_shell(self) -> Tensor:
+        """Shell of every group, int64."""
+        return torch.round(self.group_k2.double().sqrt()).long()
+
+    @cached_property
     def weights(self) -> Tensor:
         """Parseval weights, shape of the spectrum, float64."""
         return self.grid.weights.expand(self.shape).contiguous()
 
     @cached_property
-    def half_plane(self) -> np.ndarray:
-        """Wavevectors (H, 2) with ky > 0, or ky = 0 and kx >= 0, ordered by |k|."""
-        return wavevectors_within(self.modes)
+    def half_plane(self) -> ModeDraws:
+        """Where the draws of white noise go: the wavevectors of the half plane, by |k|."""
+        return ModeDraws(wavevectors_within(self.modes), self.modes)
 
     def on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Attribute ``name`` (here or of the grid) as a tensor on ``device``, kept for reuse."""
@@ -69,13 +81,17 @@ class Band:
     def to_spectral(self, field: Tensor) -> Tensor:
         """Fields (..., n, n), n > 2K or n = 2K + 2 at least, to retained spectra."""
         modes, size = self.modes, field.shape[-1]
-        if field.shape[-2] != size or size < 2 * modes + 1:
-            raise ValueError(
-                f"field is {field.shape[-2]}x{size}; a band of {modes} modes needs a square grid "
-                f"of at least {2 * modes + 2}"
-            )
+        self.check_grid(field.shape[-2], size)
         full = torch.fft.rfft2(field, norm="forward")[..., : modes + 1]
         return torch.cat([full[..., : modes + 1, :], full[..., -modes:, :]], dim=-2)
+
+    def check_grid(self, rows: int, columns: int) -> None:
+        """Raise ValueError unless a field is square and fine enough for the band."""
+        if rows != columns or columns < 2 * self.modes + 1:
+            raise ValueError(
+                f"field is {rows}x{columns}; a band of {self.modes} modes needs a square grid "
+                f"of at least {2 * self.modes + 2}"
+            )
 
     def to_physical(self, w_hat: Tensor, size: int) -> Tensor:
         """Retained spectra to fields (..., n, n); modes that n cannot carry are cut."""
@@ -120,6 +136,10 @@ class Band:
             -1, self.on("groups", values.device, torch.int64).flatten(), weighted.flatten(-2)
         )
 
+    def variance(self, spectrum: Tensor) -> float:
+        """Pointwise variance of a field with variances per mode (groups,)."""
+        return float((spectrum * self.group_size).sum())
+
     def spread(self, by_group: Tensor) -> Tensor:
         """Group values (..., groups) to every mode of the spectrum."""
         return by_group[..., self.groups.to(by_group.device)]
@@ -140,16 +160,9 @@ class Band:
 
         Every mode has E|z_hat|^2 = 1; the field is real.
         """
-        kx, ky = self.half_plane.T
-        rows, columns = self.shape
-        out = np.zeros((len(normals), rows, columns), dtype=np.complex128)
-        scaled = normals * np.sqrt(0.5)
-        out[:, kx % rows, ky] = scaled
-        mirror = (ky == 0) & (kx > 0)
-        out[:, -kx[mirror] % rows, 0] = scaled[:, mirror].conj()
-        # the mean of a real field is real: twice the variance of a real part
-        out[:, 0, 0] = np.sqrt(2.0) * out[:, 0, 0].real
-        return torch.from_numpy(out)
+        padded = self.half_plane.empty(len(normals))
+        padded[:, :-1] = normals * np.sqrt(0.5)
+        return torch.from_numpy(self.half_plane.place(padded))
 
 
 @lru_cache(maxsize=32)

@@ -1,6 +1,7 @@
 """Keyed draws: equal (seed, stage, id, item) give equal numbers in any batch, on any rank."""
 
-from typing import Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from hpc_closure.closure.band import Band
 from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
 
-__all__ = ["pair", "uniforms", "white_spectra", "normals"]
+__all__ = ["Key", "pair", "uniforms", "white_spectra", "normals"]
 
 # Streams of one (seed, stage, id): what a draw is for. Stochastic steps use STREAM_STEP + step.
 STREAM_CHOICE = 101
@@ -20,6 +21,22 @@ STREAM_STEP = 1 << 8
 
 
 SECONDS = 1_000_003
+
+
+class Key(NamedTuple):
+    """What a draw is for; the functions below take it unpacked.
+
+    Attributes:
+        seed: of the experiment.
+        stage: of its use, such as ``train`` or ``sample``.
+        ids: one for each row drawn.
+        item: step or call.
+    """
+
+    seed: int
+    stage: str
+    ids: Sequence[int]
+    item: int
 
 
 def pair(first: int, second: int) -> int:
@@ -52,6 +69,6 @@ def white_spectra(
     band: Band, seed: int, stage: str, ids: Sequence[int], item: int, stream: int = STREAM_BASE
 ) -> Tensor:
     """Spectra (len(ids), 2K + 1, K + 1), complex128, of real white noise with E|z_hat|^2 = 1."""
-    width = len(band.half_plane)
+    width = band.half_plane.num_drawn
     rows = [complex_normals(k, stream, item, 1, width)[0] for k in _keys(seed, stage, ids)]
     return band.white(np.stack(rows))

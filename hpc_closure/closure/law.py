@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpc_closure.closure.band import Band
 from hpc_closure.closure.sensors import regular_positions
+from hpc_closure.spectral.grid import shell_sum
 
 __all__ = ["BaseLaw", "Kriging"]
 
@@ -33,7 +34,7 @@ class BaseLaw:
 
     def __init__(self, band: Band, spectrum: Tensor, tail: float = 0.0):
         self.band, self.spectrum, self.tail = band, spectrum.double().cpu(), float(tail)
-        self.variance = float((self.spectrum * band.group_size).sum())
+        self.variance = band.variance(self.spectrum)
         self._on: dict = {}
 
     def modes(self, name: str, like: Tensor) -> Tensor:
@@ -48,9 +49,8 @@ class BaseLaw:
         dtype = like.real.dtype if like.is_complex() else like.dtype
         key = (name, str(like.device), dtype)
         if key not in self._on:
-            shell = torch.round(self.band.group_k2.double().sqrt()).long()
-            power = torch.zeros(int(shell.max()) + 1, dtype=torch.float64)
-            power.index_add_(0, shell, self.spectrum * self.band.group_size)
+            shell = self.band.group_shell
+            power = shell_sum(self.spectrum, shell, self.band.group_size)
             mask = (power[shell] > CAP * self.variance) & (self.spectrum > 0)
             std = self.spectrum.sqrt()
             count = (mask * self.band.group_size).sum().clamp(min=1)
@@ -64,6 +64,10 @@ class BaseLaw:
             }[name]
             self._on[key] = self.band.spread(values).to(device=like.device, dtype=dtype)
         return self._on[key]
+
+    def coloured(self, white: Tensor) -> Tensor:
+        """Spectra (..., 2K + 1, K + 1) of white noise to draws of this law."""
+        return white * self.modes("std", white)
 
 
 def _paired(values: Tensor) -> Tensor:

@@ -18,7 +18,11 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["LagCorrelation", "knot_spacing", "position"]
+from hpc_closure.closure.band import Band
+
+__all__ = ["LagCorrelation", "Tags", "knot_spacing", "position"]
+
+Tags = tuple[Tensor, Tensor] | None  # (member, time index) of snapshots, where they are known
 
 # Shortest memory that is believed, as correlation of neighbouring snapshots, and how many standard
 # errors of a white residual's correlation it must exceed.
@@ -30,14 +34,14 @@ INTEGRAL = 8 / math.pi**2
 class LagCorrelation:
     """Correlation, per shell, of spectra of neighbouring snapshots of a member."""
 
-    def __init__(self, kept):
+    def __init__(self, kept: Band):
         self.kept = kept
         self.product = torch.zeros(kept.grid.num_shells, dtype=torch.float64)
         self.power = torch.zeros_like(self.product)
         self.pairs = 0
         self.last: dict[int, tuple[int, Tensor]] = {}
 
-    def add(self, q_hat: Tensor, tags: tuple[Tensor, Tensor] | None) -> None:
+    def add(self, q_hat: Tensor, tags: Tags) -> None:
         """Take in spectra (B, ...) with their (member, time index); no tags, no memory."""
         if tags is None:
             return
@@ -45,21 +49,23 @@ class LagCorrelation:
             before = self.last.get(member)
             self.last[member] = (time, row)
             if before is not None and time == before[0] + 1:
-                self._count((before[1].conj() * row).real, self.product)
+                self._add((before[1].conj() * row).real, self.product)
                 both = 0.5 * (before[1].abs().square() + row.abs().square())
-                self._count(both, self.power)
+                self._add(both, self.power)
                 self.pairs += 1
 
-    def _count(self, values: Tensor, into: Tensor) -> None:
+    def _add(self, values: Tensor, sums: Tensor) -> None:
+        # mode after mode into the running sums: other bits than sums of sums
         weighted = values.double().cpu() * self.kept.weights
-        into.index_add_(0, self.kept.grid.shell().flatten(), weighted.flatten())
+        sums.index_add_(0, self.kept.grid.shell().flatten(), weighted.flatten())
 
     def times(self) -> Tensor:
         """Correlation time per shell in units of the snapshots' spacing; 0 = none seen."""
         rho = self.product / self.power.clamp(min=1e-300)
         tau = -1 / rho.clamp(min=1e-6, max=0.999).log()
-        numbers = torch.zeros_like(rho)  # real degrees of freedom of each shell
-        self._count(torch.ones(self.kept.shape), numbers)
+        numbers = self.kept.grid.shell_sum(
+            torch.ones(self.kept.shape).double()
+        )  # real degrees of freedom
         error = (self.pairs * numbers.clamp(min=1)).clamp(min=1).rsqrt()
         seen = (rho > LEAST) & (rho > CERTAIN * error) & (self.power > 0)
         return torch.where(seen, tau, 0.0)
