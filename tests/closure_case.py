@@ -5,7 +5,7 @@ import torch
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.interface import build
+from hpc_closure.closure.presets import build
 from hpc_closure.spectral.problem import Problem
 
 SIZE = 32

@@ -4,6 +4,7 @@ import json
 import math
 import struct
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,14 @@ from closure_case import batches_of, fitted, law_of, states_of
 
 import hpc_closure
 from hpc_closure.closure import artifact
+from hpc_closure.closure.band import band
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.sensors import Sensors, regular_positions
+from hpc_closure.closure.interface import Request
+from hpc_closure.closure.presets import build
+from hpc_closure.closure.sensors import Sensors, read_regular, regular_positions
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
+from hpc_closure.spectral.grid import hermitian, retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -39,7 +44,7 @@ def test_loads_to_the_same_closure(saved):
     _, model, path = saved
     closure = hpc_closure.load(path)
     state = states_of(1)[0]
-    expected = model.sample_batch(state[None], members=range(4), seed=2)
+    expected = model.sample_batch(Request(state[None], members=range(4), seed=2))
     assert torch.equal(closure.sample(state, members=4, seed=2), expected)
     assert closure.config["width"] == 8 and closure.target["kind"] == "diffusion"
     assert artifact.read_header(path)["provenance"] == {"seed": 0}
@@ -48,9 +53,8 @@ def test_loads_to_the_same_closure(saved):
 def test_a_network_that_is_switched_off_is_not_evaluated(saved):
     closure = hpc_closure.load(saved[2])
     assert closure.evaluations() == closure.evaluations(8) == 0
-    closure.model.statistics["score/gain"] = torch.ones_like(
-        closure.model.statistics["score/gain"]
-    )
+    fitted = closure.model.statistics
+    closure.model.adopt(replace(fitted, score_gain=torch.ones_like(fitted.score_gain)))
     assert closure.evaluations() == closure.config["evaluations"] == 4
     assert closure.evaluations(8) == 8
 
@@ -74,6 +78,73 @@ def test_rows_are_members(saved):
     rows = closure.sample(states, members=[5, 6, 7], seed=1, call=4)
     alone = closure.sample(states[1], members=[6], seed=1, call=4)
     assert torch.allclose(rows[1], alone[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", [32, 28, 48])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("number", [0, 4])
+def test_fields_and_spectra_give_the_same_draw(saved, grid, learned, number):
+    """The same request in either form, on any grid, with sensors and without."""
+    closure = hpc_closure.load(saved[2])
+    if learned:
+        model = closure.model
+        torch.nn.init.normal_(model.score_network.head.weight, std=0.3)
+        ones = torch.ones(model.residual_band.grid.num_shells).double()
+        model.adopt(replace(model.statistics, score_gain=ones))
+    solver = band(retained_modes(grid))
+    states = solver.to_physical(solver.to_spectral(states_of(3, size=grid)), grid)
+    sensors = read_regular(torch.ones(3, grid, grid).double(), number) if number else None
+    drawn = closure.sample(states, members=[4, 5, 6], seed=2, call=3, interval=2, sensors=sensors)
+    request = Request(solver.to_spectral(states), [4, 5, 6], 2, 3, sensors, held=closure.held(2))
+    drawn_hat = closure.sample_hat(request)
+    assert drawn_hat.dtype == torch.complex128 and drawn_hat.shape == (3, *solver.shape)
+    expected = solver.to_spectral(drawn)
+    error = (drawn_hat - expected).abs().max() / expected.abs().max()
+    assert float(error) < (1e-5 if learned else 1e-12)  # a network works in single precision
+    assert torch.equal(drawn_hat, hermitian(drawn_hat))
+
+
+def test_the_published_model_takes_spectra_too():
+    config = {"preset": "paper", "width": 4, "modes": 4, "layers": 1}
+    model = build({**config, "conditions": {"sensors": "none"}}, 32)
+    closure = artifact.Closure(model.eval(), {"interval": 1}, {})
+    states = states_of(2)
+    b = band(10)
+    request = Request(b.to_spectral(states), [0, 1], 5)
+    expected = b.to_spectral(closure.sample(states, members=2, seed=5))
+    assert torch.allclose(closure.sample_hat(request), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (dict(state=torch.zeros(21, 12)), r"expected \(2K \+ 1, K \+ 1\)"),
+        (dict(state=torch.zeros(2, 21, 11)), "one row per member"),
+        (dict(state=torch.full((21, 11), math.nan)), "blown up"),
+        (dict(members=[]), "at least one"),
+        (dict(state=torch.zeros(11, 6)), "at least 22"),
+        (dict(history=torch.zeros(1, 21, 11)), "conditions.history=0"),
+    ],
+)
+def test_misuse_with_spectra_is_the_same_line(saved, change, message):
+    request = Request(torch.zeros(21, 11), [0, 1, 2])
+    if "state" in change:
+        change["state"] = change["state"].to(torch.complex128)
+    with pytest.raises(ValueError, match=message):
+        hpc_closure.load(saved[2]).sample_hat(replace(request, **change))
+
+
+def test_saving_leaves_the_model_as_it_was(saved, tmp_path):
+    """The spacing of the snapshots is the file's, told by the target."""
+    model = saved[1]
+    before = model.saved_statistics()
+    target = {"kind": "diffusion", "interval": 2, "dt": 1e-3, "every": 0.1}
+    artifact.save(model, tmp_path / "model.safetensors", target=target, provenance={})
+    after = model.saved_statistics()
+    assert before.keys() == after.keys() and "memory/spacing" not in after
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    loaded = hpc_closure.load(tmp_path / "model.safetensors").model
+    assert loaded.statistics.memory_spacing == pytest.approx(50)
 
 
 def test_calls_may_overlap(saved):

@@ -1,6 +1,7 @@
 """The default model: closed-form calibration, conditions, invariances, reproducible draws."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from closure_case import SMALL, batches_of, fitted, law_of, states_of
 
 from hpc_closure.closure.band import band
 from hpc_closure.closure.features import physics_estimate
-from hpc_closure.closure.interface import PRESETS, build
+from hpc_closure.closure.interface import Request
+from hpc_closure.closure.presets import PRESETS, build
 from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.spectral.grid import resize
 
@@ -35,7 +37,7 @@ def test_mean_and_spread_are_those_of_the_law(case):
     states = states_of(60, first=50_000)
     draws_of = torch.stack(
         [
-            model.sample_batch(states, members=range(100 * i, 100 * i + 60), seed=1)
+            model.sample_batch(Request(states, members=range(100 * i, 100 * i + 60), seed=1))
             for i in range(20)
         ]
     )
@@ -63,7 +65,7 @@ def test_sensors_meet_the_kriging_floor(case):
         samples = torch.stack(
             [
                 model.sample_batch(
-                    states, members=range(50 * i, 50 * i + 30), seed=1, sensors=sensors
+                    Request(states, members=range(50 * i, 50 * i + 30), seed=1, sensors=sensors)
                 )
                 for i in range(10)
             ]
@@ -86,7 +88,9 @@ def test_noisy_scattered_sensors(diffusion):
     sensors = Sensors(exact + errors, positions, noise)
     samples = torch.stack(
         [
-            model.sample_batch(states, members=range(50 * i, 50 * i + 40), seed=1, sensors=sensors)
+            model.sample_batch(
+                Request(states, members=range(50 * i, 50 * i + 40), seed=1, sensors=sensors)
+            )
             for i in range(10)
         ]
     )
@@ -100,16 +104,16 @@ def test_untrained_networks_change_nothing(diffusion):
     _, model = diffusion
     assert not model.score_active
     assert model.amplitude_share == 0
-    assert float(model.statistics["mean/gain"].abs().max()) == 0
+    assert float(model.statistics.mean_gain.abs().max()) == 0
 
 
 def test_same_member_same_draw_in_any_batch(diffusion):
     _, model = diffusion
     state = states_of(1)
-    many = model.sample_batch(state, members=[4, 9, 2], seed=3, call=1)
-    alone = model.sample_batch(state, members=[9], seed=3, call=1)
+    many = model.sample_batch(Request(state, members=[4, 9, 2], seed=3, call=1))
+    alone = model.sample_batch(Request(state, members=[9], seed=3, call=1))
     assert torch.allclose(many[1:2], alone, atol=1e-10)
-    later = model.sample_batch(state, members=[9], seed=3, call=2)
+    later = model.sample_batch(Request(state, members=[9], seed=3, call=2))
     assert (later - alone).abs().max() > 1e-3
 
 
@@ -118,8 +122,8 @@ def test_answer_is_one_field_on_every_grid(diffusion):
     fine = band(model.band.modes)
     states = states_of(2)
     w_hat = fine.to_spectral(states)
-    coarse = model.sample_batch(states, members=[0, 1], seed=0)
-    dense = model.sample_batch(fine.to_physical(w_hat, 96), members=[0, 1], seed=0)
+    coarse = model.sample_batch(Request(states, members=[0, 1], seed=0))
+    dense = model.sample_batch(Request(fine.to_physical(w_hat, 96), members=[0, 1], seed=0))
     assert torch.allclose(dense[:, ::3, ::3], coarse, atol=1e-8)
     assert torch.allclose(
         resize(band(40).to_spectral(dense), model.band.modes), fine.to_spectral(coarse), atol=1e-10
@@ -129,8 +133,8 @@ def test_answer_is_one_field_on_every_grid(diffusion):
 def test_interval_rescales_the_white_part(diffusion):
     law, model = diffusion
     state = states_of(1)
-    one = model.sample_batch(state, members=range(200), seed=0)
-    five = model.sample_batch(state, members=range(200), seed=0, interval=5)
+    one = model.sample_batch(Request(state, members=range(200), seed=0))
+    five = model.sample_batch(Request(state, members=range(200), seed=0, held=5))
     assert float(five.var(0).mean() / one.var(0).mean()) == pytest.approx(0.2, rel=1e-6)
     mean = law.mean(state)
     assert torch.allclose(five.mean(0) - mean, (one.mean(0) - mean) / math.sqrt(5), atol=5e-3)
@@ -185,13 +189,16 @@ def test_generator_with_sensors_keeps_exact_values(diffusion):
     law, _ = diffusion
     model = fitted(law, 200)
     randomise(model)
-    model.statistics["score/gain"] = torch.ones(model.residual_band.grid.num_shells).double()
+    gain = torch.ones(model.residual_band.grid.num_shells).double()
+    model.adopt(replace(model.statistics, score_gain=gain))
     states = states_of(3, first=70_000)
     truth = law.sample(states, members=[5], seed=2)[0]
     sensors = Sensors(truth[:, ::8, ::8].reshape(3, -1), regular_positions(4))
     for method in ("euler", "heun", "dpmpp_2m"):
         out = model.sample_batch(
-            states, members=[0, 1, 2], seed=0, sensors=sensors, method=method, evaluations=3
+            Request(
+                states, members=[0, 1, 2], seed=0, sensors=sensors, method=method, evaluations=3
+            )
         )
         seen = out[:, ::8, ::8].reshape(3, -1)
         assert (seen - sensors.values).abs().max() < 1e-4 * float(truth.std())
@@ -211,7 +218,7 @@ def test_history_is_a_condition(diffusion):
     assert report["terms"] == ["w[-1]"]
     model.begin("generator", [batch])
     with pytest.raises(ValueError, match="history has 0 frames"):
-        model.sample_batch(states[:1], members=[0], seed=0)
+        model.sample_batch(Request(states[:1], members=[0], seed=0))
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "convection"])
@@ -220,16 +227,18 @@ def test_a_physics_estimate_is_a_condition(kind):
     law = law_of(kind)
     granted = {"kind": kind, "viscosity": law.problem.viscosity}
     w_hat = law.band.to_spectral(states_of(3))
-    exact = law.mean_hat(states_of(3))
+    exact = law.mean_hat(w_hat)
     assert torch.allclose(physics_estimate(w_hat, law.band, **granted), exact, atol=1e-12)
     model = fitted(law, 200, conditions={"physics": granted})
     assert model.library.active == ["physics"]
     used = model.library.coefficients[model.library.names.index("physics")]
     assert float((used[1:10] - 1).abs().max()) < 0.05
     twin = build({**SMALL, "conditions": {"physics": granted}}, law.grid.size)
-    twin.load_statistics(model.statistics)
+    twin.load_statistics(model.saved_statistics())
     twin.load_state_dict(model.state_dict())
-    one, other = (m.sample_batch(states_of(1), members=[0], seed=0) for m in (model, twin))
+    one, other = (
+        m.sample_batch(Request(states_of(1), members=[0], seed=0)) for m in (model, twin)
+    )
     assert torch.equal(one, other)
 
 
@@ -252,10 +261,10 @@ def test_presets_and_errors(diffusion):
     with pytest.raises(ValueError, match="all zero"):
         build(SMALL, 32).begin("mean", [(torch.ones(4, 32, 32), torch.zeros(4, 32, 32))])
     alone = build({**SMALL, "conditions": {"sensors": "none"}}, 32)
-    alone.load_statistics(model.statistics)
+    alone.load_statistics(model.saved_statistics())
     sensors = Sensors(torch.zeros(1), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="sensors=none"):
-        alone.sample_batch(states_of(1), members=[0], seed=0, sensors=sensors)
+        alone.sample_batch(Request(states_of(1), members=[0], seed=0, sensors=sensors))
     for name in PRESETS:
         config = {"preset": name}
         if name == "paper":

@@ -8,7 +8,7 @@ import torch
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.law import BaseLaw
-from hpc_closure.closure.loss import (
+from hpc_closure.closure.losses import (
     ALMOST_FAIR,
     crps,
     gaussian_likelihood,

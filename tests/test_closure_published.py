@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hpc_closure.closure.interface import build
+from hpc_closure.closure.interface import Request
+from hpc_closure.closure.presets import build
 from hpc_closure.closure.published import box_filter
 from hpc_closure.closure.sensors import Sensors, regular_positions
 
@@ -45,15 +46,17 @@ def test_loss_and_sample(sensors, upscaling):
     if sensors == "required":
         values = batch["target"][:, ::2, ::2].reshape(4, -1)
         given = Sensors(values, regular_positions(16))
-    one = model.sample_batch(batch["state"], members=[0, 1, 2, 3], seed=0, sensors=given)
+    one = model.sample_batch(Request(batch["state"], members=[0, 1, 2, 3], seed=0, sensors=given))
     assert one.shape == (4, 32, 32) and torch.isfinite(one).all()
-    again = model.sample_batch(batch["state"], members=[0, 1, 2, 3], seed=0, sensors=given)
+    again = model.sample_batch(
+        Request(batch["state"], members=[0, 1, 2, 3], seed=0, sensors=given)
+    )
     assert torch.equal(one, again)
 
 
 def test_other_grid_than_trained():
     model = paper(conditions={"sensors": "none"})
-    out = model.sample_batch(torch.randn(1, 48, 48), members=[0, 1], seed=0)
+    out = model.sample_batch(Request(torch.randn(1, 48, 48), members=[0, 1], seed=0))
     assert out.shape == (2, 48, 48)
 
 
@@ -71,7 +74,7 @@ def test_score_of_a_known_law_is_sampled_with_the_published_steps():
 
     model.network = Exact()
     model.register_parameter("dummy", torch.nn.Parameter(torch.zeros(1)))
-    out = model.sample_batch(torch.zeros(1, 32, 32), members=range(50), seed=0)
+    out = model.sample_batch(Request(torch.zeros(1, 32, 32), members=range(50), seed=0))
     assert 0.75 < float(out.std()) / std < 0.98
 
 
@@ -88,5 +91,5 @@ def test_errors():
         paper(upscaling="nearest")
     model = paper(conditions={"sensors": "none"})
     with pytest.raises(ValueError, match="another interval"):
-        model.sample_batch(torch.zeros(1, 32, 32), members=[0], seed=0, interval=5)
+        model.sample_batch(Request(torch.zeros(1, 32, 32), members=[0], seed=0, held=5))
     assert math.isclose(model.factor, 1.0)

@@ -8,7 +8,8 @@ from closure_case import SMALL, law_of, states_of
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
-from hpc_closure.closure.interface import build
+from hpc_closure.closure.interface import Request
+from hpc_closure.closure.presets import build
 from hpc_closure.closure.residual_memory import LagCorrelation, knot_spacing, position
 
 B = band(4)
@@ -78,18 +79,17 @@ def remembering():
     model = build(SMALL, 32)
     for phase in ("mean", "generator", "check"):
         model.begin(phase, batches)
-    model.statistics["memory/spacing"] = torch.tensor(4.0).double()
-    model.load_statistics(model.statistics)
+    model.load_statistics(model.saved_statistics(spacing=4.0))
     return law, model
 
 
 def test_calls_are_correlated_and_each_has_the_law(remembering):
     law, model = remembering
-    assert float(model.statistics["memory/times"][1:6].mean()) == pytest.approx(5, rel=0.4)
+    assert float(model.statistics.memory_times[1:6].mean()) == pytest.approx(5, rel=0.4)
     state = states_of(1)
-    mean = model.sample_batch(state, members=range(300), seed=0).mean(0)
+    mean = model.sample_batch(Request(state, members=range(300), seed=0)).mean(0)
     calls = {
-        call: model.sample_batch(state, members=range(300), seed=0, call=call) - mean
+        call: model.sample_batch(Request(state, members=range(300), seed=0, call=call)) - mean
         for call in (0, 2, 7, 200)
     }
     for sample in calls.values():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_closure.closure.loss import crps
+from hpc_closure.closure.losses import crps
 from hpc_closure.evaluate import bootstrap, rank_histogram, scores, spectra
 
 

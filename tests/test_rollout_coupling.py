@@ -1,5 +1,6 @@
 """The coupled run: the true closure gives the truth, the exact law gives the spread."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
-from hpc_closure.experiment.schema import Experiment, SensorLayout
-from hpc_closure.rollout.coupling import CoupledRun
+from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
+from hpc_closure.rollout.coupling import CoupledRun, Coupling
 from hpc_closure.rollout.rows import RolloutBlock, history_of
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.transform import Transform
 
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
 PROBLEM = Problem(grid=32, dt=1e-3, noise=NOISE, forcing={"kind": "published"})
@@ -24,9 +26,22 @@ class Exact:
     def __init__(self, problem, kind):
         self.problem, self.kind = problem, kind
 
-    def sample(self, state, *, members, seed, call, interval=1, sensors=None):
-        law = ExactLaw(self.problem, self.kind, interval)
-        return law.draw(state, members, seed + 1, call, sensors)
+    def held(self, interval):
+        return interval
+
+    def sample_hat(self, request):
+        law = ExactLaw(self.problem, self.kind, request.held)
+        seed, sensors = request.seed + 1, request.sensors
+        return law.draw_hat(request.state, request.members, seed, request.call, sensors)
+
+
+def coupled(closure, rows, cases=(7,), *, interval=5, seed=3, history=(0, 0), **settings):
+    """A coupled run of PROBLEM; ``problem`` and the keys of ``rollout`` in ``settings``."""
+    problem = settings.pop("problem", PROBLEM)
+    rollout = Rollout(interval=interval, **settings)
+    return CoupledRun(
+        Coupling(problem, "diffusion", 32, seed, rollout, history), closure, rows, cases
+    )
 
 
 def start_state(steps=200):
@@ -81,16 +96,7 @@ def test_a_target_of_several_steps_is_their_mean():
 def test_spread_does_not_depend_on_the_interval(interval):
     """The exact law, held for m steps with 1/m of the variance, spreads like fresh noise does."""
     rows = [(7, member) for member in range(24)]
-    run = CoupledRun(
-        PROBLEM,
-        "diffusion",
-        32,
-        Exact(PROBLEM, "diffusion"),
-        rows,
-        [7],
-        seed=3,
-        interval=interval,
-    )
+    run = coupled(Exact(PROBLEM, "diffusion"), rows, interval=interval)
     run.start(start_state(), 200)
     run.advance(100 // interval)
     fields = run.fields()
@@ -103,22 +109,12 @@ def test_sensors_see_the_mean_closure_of_the_coming_interval():
     seen = {}
 
     class Spy(Exact):
-        def sample(self, state, *, sensors, **options):
-            seen["sensors"] = sensors
-            return super().sample(state, **options)
+        def sample_hat(self, request):
+            seen["sensors"] = request.sensors
+            return super().sample_hat(replace(request, sensors=None))
 
     layout = SensorLayout(layout="regular", number=8)
-    run = CoupledRun(
-        PROBLEM,
-        "diffusion",
-        32,
-        Spy(PROBLEM, "diffusion"),
-        [(7, 0)],
-        [7],
-        seed=3,
-        interval=5,
-        sensors=layout,
-    )
+    run = coupled(Spy(PROBLEM, "diffusion"), [(7, 0)], sensors=layout)
     run.start(start_state(), 200)
     run.advance(1)
     truth = Simulation(PROBLEM, [7], 3).initialise()
@@ -136,17 +132,7 @@ def test_with_sensors_the_oracle_is_the_exact_law_given_what_they_read(layout):
     rows = [(7, member) for member in range(24)]
 
     def run(sensors):
-        out = CoupledRun(
-            PROBLEM,
-            "diffusion",
-            32,
-            Exact(PROBLEM, "diffusion"),
-            rows,
-            [7],
-            seed=3,
-            interval=5,
-            sensors=sensors,
-        )
+        out = coupled(Exact(PROBLEM, "diffusion"), rows, sensors=sensors)
         out.start(start_state(), 200)
         out.advance(20)
         fields = out.fields()
@@ -170,18 +156,34 @@ def test_with_sensors_and_no_closed_form_there_is_no_oracle():
         (SensorLayout(number=8), {"model", "none", "truth"}),
         (None, {"model", "none", "truth", "oracle"}),
     ):
-        run = CoupledRun(
-            problem, "diffusion", 32, None, [(7, 0)], [7], seed=3, interval=5, sensors=sensors
-        )
+        run = coupled(None, [(7, 0)], problem=problem, sensors=sensors)
         assert set(run.simulations) == names
+
+
+@pytest.mark.parametrize("layout", [None, {"number": 8, "noise": 0.05}])
+def test_between_solver_and_closure_no_field_is_formed(monkeypatch, layout):
+    """A coupled interval transforms for the sensors only, and inside the solver's own steps."""
+    calls = {"to_physical": 0, "to_spectral": 0}
+    for name in calls:
+        plain = getattr(Transform, name)
+
+        def counted(self, *arguments, name=name, plain=plain):
+            calls[name] += 1
+            return plain(self, *arguments)
+
+        monkeypatch.setattr(Transform, name, counted)
+    sensors = layout and SensorLayout(**layout)
+    run = coupled(Exact(PROBLEM, "diffusion"), [(7, 0), (7, 1)], sensors=sensors)
+    run.start(start_state(), 200)
+    calls.update(to_physical=0, to_spectral=0)
+    run.advance(4)
+    assert calls == {"to_physical": 4 if layout else 0, "to_spectral": 0}
 
 
 def test_a_restart_goes_on_bit_for_bit():
     def make():
         rows = [(7, 0), (7, 1)]
-        return CoupledRun(
-            PROBLEM, "diffusion", 32, Exact(PROBLEM, "diffusion"), rows, [7], seed=3, interval=5
-        )
+        return coupled(Exact(PROBLEM, "diffusion"), rows)
 
     whole, first, second = make(), make(), make()
     whole.start(start_state(), 200)
@@ -197,9 +199,7 @@ def test_a_restart_goes_on_bit_for_bit():
 def test_members_of_different_starts_draw_different_noise():
     states = np.concatenate([start_state(), start_state()])
     rows = [(7, 0), (8, 0), (7, 1)]
-    run = CoupledRun(
-        PROBLEM, "diffusion", 32, Exact(PROBLEM, "diffusion"), rows, [7, 8], seed=3, interval=5
-    )
+    run = coupled(Exact(PROBLEM, "diffusion"), rows, [7, 8])
     run.start(states, 200)
     run.advance(2)
     model = run.fields()["model"]
@@ -212,35 +212,29 @@ class Reader:
     def __init__(self):
         self.seen = []
 
-    def sample(self, state, *, members, seed, call, interval=1, sensors=None, history=None):
-        self.seen.append((state.clone(), history.clone()))
-        return torch.zeros_like(state)
+    def held(self, interval):
+        return 1.0
+
+    def sample_hat(self, request):
+        self.seen.append((request.state.clone(), request.history.clone()))
+        return torch.zeros_like(request.state)
 
 
 def test_history_is_the_runs_own_past_and_survives_a_restart():
     def run():
-        return CoupledRun(
-            PROBLEM,
-            "diffusion",
-            32,
-            Reader(),
-            [(0, 0), (0, 1)],
-            [0],
-            seed=1,
-            interval=5,
-            history=(2, 3),
-            references=(),
-        )
+        rows = [(0, 0), (0, 1)]
+        return coupled(Reader(), rows, [0], seed=1, history=(2, 3), references=())
 
     earlier = [np.full((1, 32, 32), float(number)) for number in range(6)]
     whole = run()
     whole.start(start_state(), 200, earlier)
     whole.advance(9)
     seen = whole.closure.seen
-    assert seen[0][1].shape == (2, 2, 32, 32)
+    assert seen[0][1].shape == (2, 2, 21, 11)
     # before the start: 3 and 6 calls back of the states 0 .. 5
-    assert torch.allclose(seen[0][1][:, 0], torch.full((2, 32, 32), 3.0).double())
-    assert torch.allclose(seen[2][1][:, 1], torch.full((2, 32, 32), 2.0).double())
+    means = [frames[:, :, 0, 0].real for _, frames in seen]
+    assert torch.allclose(means[0][:, 0], torch.full((2,), 3.0).double())
+    assert torch.allclose(means[2][:, 1], torch.full((2,), 2.0).double())
     for call in range(6, 9):  # and then its own states
         assert torch.allclose(seen[call][1][:, 0], seen[call - 3][0], atol=1e-13)
         assert torch.allclose(seen[call][1][:, 1], seen[call - 6][0], atol=1e-13)

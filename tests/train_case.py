@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpc_closure.closure.interface import Phase, build
+from hpc_closure.closure.interface import Phase
+from hpc_closure.closure.presets import build
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train
@@ -71,6 +72,9 @@ class StandIn(nn.Module):
         self.statistics = {**self.statistics, phase: torch.tensor(np.mean(squares) ** 0.5)}
         return {"rms": float(self.statistics[phase])}
 
+    def saved_statistics(self):
+        return dict(self.statistics)
+
     def load_statistics(self, statistics):
         self.statistics = dict(statistics)
 
@@ -98,8 +102,11 @@ class StandIn(nn.Module):
         return ((self.denoise(state, target + noise) - target) ** 2).mean()
 
     @torch.no_grad()
-    def sample_batch(self, state, *, members, seed, history=None, sensors=None):
-        noise = [standard_normals(seed, "sample", one, width=GRID**2)[0] for one in members]
+    def sample_batch(self, request):
+        state, seed = request.state, request.seed
+        noise = [
+            standard_normals(seed, "sample", one, width=GRID**2)[0] for one in request.members
+        ]
         noise = torch.from_numpy(np.stack(noise)).reshape(state.shape)
         return self.denoise(state, noise.to(state)) * self.scale
 

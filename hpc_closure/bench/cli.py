@@ -178,7 +178,7 @@ def sampling(
             return fit(known, samples=samples, steps=steps, config={**SMALL, "preset": preset})
 
         trained = artifact.load(model).model if model else train("default")
-        if getattr(trained, "score_active", True) is False:
+        if not trained.score_active:
             print("the score network did not earn its place: the samplers do not differ")
         plan = bench.Plan(
             methods=_words(methods) if methods else bench.METHODS,

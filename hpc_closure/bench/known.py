@@ -7,7 +7,8 @@ from torch import Tensor
 
 from hpc_closure.bench.laws import StateAmplitude, TwoRegimes
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.interface import ClosureModel, build
+from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.closure.presets import build
 from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.transform import Transform

@@ -23,8 +23,8 @@ from hpc_closure.closure.exact import ExactLaw
 __all__ = ["StateAmplitude", "TwoRegimes"]
 
 
-class _Law:
-    """Shared: draws of the exact law's mean and noise on the grid of the states."""
+class StateLaw:
+    """What both share: the mean and noise of an exact law on the grid of the states."""
 
     def __init__(self, base: ExactLaw):
         self.base = base
@@ -52,10 +52,10 @@ class _Law:
     def noise(self, ids: Sequence[int], seed: int, call: int) -> Tensor:
         """beta xi, (len(ids), n, n) float64."""
         white = draws.white_spectra(self.base.band, seed, "oracle", ids, call)
-        return self.base.transform.to_physical(white * self.base.law.modes("std", white))
+        return self.base.transform.to_physical(self.base.law.coloured(white))
 
 
-class StateAmplitude(_Law):
+class StateAmplitude(StateLaw):
     """N(mean, D Q D), D = 1 + c |w| / rms(w).
 
     Args:
@@ -80,7 +80,7 @@ class StateAmplitude(_Law):
         return self.mean(states) + self.amplitude(states) * self.noise(ids, seed, call)
 
 
-class TwoRegimes(_Law):
+class TwoRegimes(StateLaw):
     """Two-component mixture whose weights depend on the flow.
 
     Args:

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from hpc_closure.bench.known import Known
-from hpc_closure.closure.interface import ClosureModel
-from hpc_closure.closure.loss import crps
+from hpc_closure.closure.interface import ClosureModel, Request
+from hpc_closure.closure.losses import crps
 from hpc_closure.closure.sampling import SAMPLERS
 from hpc_closure.evaluate import scores
 from hpc_closure.evaluate.generated import CONTROL
@@ -239,7 +239,7 @@ def _draw(model, states: Tensor, chosen: slice, members: int, method, budget, de
     for number in range(chosen.start, chosen.stop):
         ids = range(number * members, (number + 1) * members)
         given = states[number : number + 1].float().to(device)
-        drawn = model.sample_batch(given, members=ids, seed=7, method=method, evaluations=budget)
+        drawn = model.sample_batch(Request(given, ids, 7, method=method, evaluations=budget))
         out.append(drawn.double().cpu())
     return torch.stack(out, 1)
 
@@ -249,14 +249,9 @@ def _cost(model, state: Tensor, method, budget, plan: Plan) -> float:
     given, taken = state.float().to(plan.device), []
     for call in range(plan.repeats + 1):
         start = time.perf_counter()
-        drawn = model.sample_batch(
-            given,
-            members=range(plan.members),
-            seed=7,
-            call=call,
-            method=method,
-            evaluations=budget,
-        )
+        members = range(plan.members)
+        request = Request(given, members, 7, call, method=method, evaluations=budget)
+        drawn = model.sample_batch(request)
         float(drawn[0, 0, 0])  # waits for the device
         taken.append(time.perf_counter() - start)
     return 1e3 * statistics.median(taken[1:])

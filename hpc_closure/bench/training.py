@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from hpc_closure.bench.networks import (
     published_network,
     published_sample,
 )
-from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.closure.default import DefaultModel
+from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.sensors import read_regular, subgrid
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train.engine import TorchEngine
@@ -149,11 +151,10 @@ def _their_training(network, settings, state, target) -> Callable[[int], None]:
 def _switch_on(model: ClosureModel) -> None:
     """Use the generator in every shell, whatever it has learned."""
     model.eval()
-    found = dict(model.statistics)
-    for key in ("mean/gain", "score/gain"):
-        found[key] = torch.ones_like(found[key])
-    found["amplitude/gain"] = torch.tensor(1.0, dtype=torch.float64)
-    model.load_statistics(found)
+    assert isinstance(model, DefaultModel)
+    ones = torch.ones(model.residual_band.grid.num_shells, dtype=torch.float64)
+    fitted = replace(model.statistics, mean_gain=ones, score_gain=ones, amplitude_gain=1.0)
+    model.adopt(fitted)
 
 
 def _our_sample(model, state, target, number: int) -> Callable[[int], None]:
@@ -164,7 +165,7 @@ def _our_sample(model, state, target, number: int) -> Callable[[int], None]:
         nonlocal call
         for _ in range(num_steps):
             call += 1
-            model.sample_batch(state, members=range(number), seed=0, call=call, sensors=sensors)
+            model.sample_batch(Request(state, range(number), 0, call, sensors))
 
     return advance
 

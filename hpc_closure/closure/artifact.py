@@ -5,7 +5,8 @@ configuration, what the closure stands for and the provenance. Reading it cannot
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
+from torch import Tensor
 
-from hpc_closure.closure.interface import ClosureModel, build
+from hpc_closure.closure.interface import ClosureModel, Request
+from hpc_closure.closure.presets import build
 from hpc_closure.closure.sensors import Sensors
 from hpc_closure.experiment.folder import SHIPPED
 from hpc_closure.work import atomic
@@ -40,12 +43,11 @@ def save(
     tensors = {
         key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()
     }
-    if "memory/times" in model.statistics and target.get("every"):
+    spacing = None
+    if target.get("every"):
         spacing = target["every"] / (target.get("interval", 1) * target["dt"])
-        model.statistics["memory/spacing"] = torch.tensor(spacing, dtype=torch.float64)
-        model.load_statistics(model.statistics)
-    for key, value in model.statistics.items():
-        tensors[STATISTICS + key] = value.detach().double().cpu().contiguous().clone()
+    for key, value in model.saved_statistics(spacing).items():
+        tensors[STATISTICS + key] = value.contiguous().clone()
     header = {
         "format": FORMAT,
         "config": json.dumps(model.config),
@@ -154,7 +156,7 @@ class Closure:
 
     def evaluations(self, asked: int | None = None) -> int:
         """Evaluations of the generator for a sample; 0 where training switched it off."""
-        if not getattr(self.model, "score_active", True):
+        if not self.model.score_active:
             return 0
         return asked or int(self.config["evaluations"])
 
@@ -162,6 +164,10 @@ class Closure:
         """Move the model; returns self."""
         self.model.to(device)
         return self
+
+    def held(self, interval: int | None) -> float:
+        """How long a draw that is held for ``interval`` solver steps is, in trained intervals."""
+        return 1.0 if interval is None else interval / self.target.get("interval", 1)
 
     def sample(
         self,
@@ -194,36 +200,61 @@ class Closure:
         Raises:
             ValueError: shapes, grid or conditions do not fit.
         """
-        ids = list(range(members)) if isinstance(members, int) else [int(m) for m in members]
-        if not ids:
-            raise ValueError("members=0: at least one sample must be asked for")
+        ids = range(members) if isinstance(members, int) else members
         given = torch.as_tensor(state)
         if given.ndim not in (2, 3) or given.shape[-1] != given.shape[-2]:
             raise ValueError(f"state has shape {tuple(given.shape)}, expected (n, n) or (M, n, n)")
-        if given.ndim == 3 and len(given) not in (1, len(ids)):
-            raise ValueError(f"{len(given)} states for {len(ids)} members: one row per member")
+        request = Request(
+            given,
+            [int(member) for member in ids],
+            seed,
+            call,
+            sensors,
+            None if history is None else torch.as_tensor(history),
+            self.held(interval),
+            evaluations,
+            method,
+        )
+        out = self._answer(self.model.sample_batch, request)
+        if isinstance(state, np.ndarray):
+            precision = state.dtype if state.dtype in (np.float32, np.float64) else np.float64
+            return out.cpu().numpy().astype(precision)
+        return out.to(device=given.device, dtype=given.dtype)
+
+    def sample_hat(self, request: Request) -> Tensor:
+        """The same for solvers that keep retained spectra: no field is formed.
+
+        Args:
+            request: ``state`` (2K + 1, K + 1) or (M, 2K + 1, K + 1), of the solver's K modes in
+                the forward norm (:mod:`hpc_closure.spectral.grid`), and ``history`` likewise.
+
+        Returns:
+            Spectra of U, (M, 2K + 1, K + 1), of the device and precision of ``state``.
+
+        Raises:
+            ValueError: shapes, grid or conditions do not fit.
+        """
+        given = request.state
+        if given.ndim not in (2, 3) or given.shape[-2] != 2 * given.shape[-1] - 1:
+            raise ValueError(
+                f"state has shape {tuple(given.shape)}, expected (2K + 1, K + 1) or "
+                "(M, 2K + 1, K + 1)"
+            )
+        out = self._answer(self.model.sample_hat, request)
+        return out.to(device=given.device, dtype=given.dtype)
+
+    def _answer(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
+        """Check a request and bring it to the model, in either form of ``state``."""
+        given, members, history = request.state, request.members, request.history
+        if not members:
+            raise ValueError("members=0: at least one sample must be asked for")
+        if given.ndim == 3 and len(given) not in (1, len(members)):
+            raise ValueError(f"{len(given)} states for {len(members)} members: one row per member")
         if not bool(torch.isfinite(given).all()):
             raise ValueError("state has non-finite values: the solver has blown up")
-        frames = None
         if history is not None:
-            frames = torch.as_tensor(history).to(self.device)
-            frames = frames[None] if frames.ndim == 3 else frames
-        relative = None
-        if interval is not None and interval != self.target.get("interval", 1):
-            relative = interval / self.target.get("interval", 1)
+            history = history.to(self.device)
+            history = history[None] if history.ndim == 3 else history
+        state = given.reshape(-1, *given.shape[-2:]).to(self.device)
         with torch.no_grad():
-            out = self.model.sample_batch(
-                given.reshape(-1, *given.shape[-2:]).to(self.device),
-                members=ids,
-                seed=seed,
-                call=call,
-                sensors=sensors,
-                history=frames,
-                interval=relative,
-                evaluations=evaluations,
-                method=method,
-            )
-        if isinstance(state, np.ndarray):
-            kept = state.dtype if state.dtype in (np.float32, np.float64) else np.float64
-            return out.cpu().numpy().astype(kept)
-        return out.to(device=given.device, dtype=given.dtype)
+            return draw(replace(request, state=state, history=history))

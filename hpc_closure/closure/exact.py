@@ -10,7 +10,6 @@ condition the law exactly (kriging).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -66,18 +65,11 @@ class ExactLaw:
         """Pointwise variance of U without sensors."""
         return self.law.variance
 
-    def mean_hat(self, states: Tensor) -> Tensor:
-        """Spectra of E[U | V] without sensors, for states (B, n, n)."""
-        w_hat = self.transform.to_spectral(states.double().cpu())
-        if self.kind == "diffusion":
-            return w_hat * (-0.5 * self.problem.viscosity * self.grid.k2)
-        pairs = torch.view_as_real(w_hat.contiguous())
-        out = torch.zeros_like(pairs)
-        return torch.view_as_complex(self.equation.nonlinear(pairs, out))
+    # given fields
 
     def mean(self, states: Tensor, sensors: Sensors | None = None) -> Tensor:
-        """E[U | V, sensors], (B, n, n) float64."""
-        return self.transform.to_physical(self._centre(states, sensors))
+        """E[U | V, sensors], (B, n, n) float64, for states (B, n, n)."""
+        return self.transform.to_physical(self._centre(self.spectra(states), sensors))
 
     def known_term(self, states: Tensor, sensors: Sensors | None = None) -> Tensor:
         """The baseline ``physics``, (B, n, n): E[U | V], plus what sensors see beyond it.
@@ -88,7 +80,7 @@ class ExactLaw:
         if sensors is None:
             return known
         at_sensors = values_at(known, sensors.positions, self.problem.length)
-        beyond = replace(sensors, values=sensors.values.double() - at_sensors)
+        beyond = Sensors(sensors.values.double() - at_sensors, sensors.positions)
         return known + fourier_interpolation(beyond, states.shape[-1])
 
     def sample(
@@ -101,9 +93,10 @@ class ExactLaw:
         sensors: Sensors | None = None,
     ) -> Tensor:
         """Draws of U, (members, B, n, n) float64; each member and state draws for itself."""
-        rows, centre = range(len(states)), self._centre(states, sensors)
+        rows, w_hat = range(len(states)), self.spectra(states)
         keys = [[draws.pair(member, row) for row in rows] for member in members]
-        return torch.stack([self._draw(centre, ids, seed, call, sensors) for ids in keys])
+        drawn = torch.stack([self.draw_hat(w_hat, ids, seed, call, sensors) for ids in keys])
+        return self.transform.to_physical(drawn)
 
     def draw(
         self,
@@ -114,25 +107,48 @@ class ExactLaw:
         sensors: Sensors | None = None,
     ) -> Tensor:
         """One U for each state, (B, n, n) float64; ``ids`` key the draws."""
-        return self._draw(self._centre(states, sensors), ids, seed, call, sensors)
+        drawn = self.draw_hat(self.spectra(states), ids, seed, call, sensors)
+        return self.transform.to_physical(drawn)
 
-    def _centre(self, states: Tensor, sensors: Sensors | None) -> Tensor:
-        """Spectra of E[U | V, sensors]."""
-        mean_hat = self.mean_hat(states)
-        if sensors is None:
-            return mean_hat
-        return mean_hat + self._kriging(sensors).field(self._innovation(mean_hat, sensors))
+    def spectra(self, states: Tensor) -> Tensor:
+        """Retained spectra, complex128 on the CPU, of states (B, n, n)."""
+        return self.transform.to_spectral(states.double().cpu())
 
-    def _draw(self, centre: Tensor, ids, seed: int, call: int, sensors) -> Tensor:
-        noise = draws.white_spectra(self.band, seed, "oracle", ids, call)
-        noise = noise * self.law.modes("std", noise)
+    # given retained spectra
+
+    def mean_hat(self, w_hat: Tensor) -> Tensor:
+        """Spectra of E[U | V] without sensors, of those of the states; float64 on the CPU."""
+        w_hat = w_hat.to(device="cpu", dtype=torch.complex128)
+        if self.kind == "diffusion":
+            return w_hat * (-0.5 * self.problem.viscosity * self.grid.k2)
+        pairs = torch.view_as_real(w_hat.contiguous())
+        out = torch.zeros_like(pairs)
+        return torch.view_as_complex(self.equation.nonlinear(pairs, out))
+
+    def draw_hat(
+        self,
+        w_hat: Tensor,
+        ids: Sequence[int],
+        seed: int,
+        call: int,
+        sensors: Sensors | None = None,
+    ) -> Tensor:
+        """One U for each state, spectra (B, 2K + 1, K + 1); ``ids`` key the draws."""
+        key = draws.Key(seed, "oracle", ids, call)
+        noise = self.law.coloured(draws.white_spectra(self.band, *key))
         if sensors is not None:
             errors = None
             if sensors.noise_std:
-                number = len(sensors.positions)
-                errors = draws.normals(seed, "oracle", ids, call, number) * sensors.noise_std
+                errors = draws.normals(*key, len(sensors.positions)) * sensors.noise_std
             noise = self._kriging(sensors).remove(noise, errors)
-        return self.transform.to_physical(centre + noise)
+        return self._centre(w_hat, sensors) + noise
+
+    def _centre(self, w_hat: Tensor, sensors: Sensors | None) -> Tensor:
+        """Spectra of E[U | V, sensors]."""
+        mean_hat = self.mean_hat(w_hat)
+        if sensors is None:
+            return mean_hat
+        return mean_hat + self._kriging(sensors).field(self._innovation(mean_hat, sensors))
 
     def posterior_variance(self, sensors: Sensors) -> float:
         """Pointwise variance of U given exact positions, averaged over the grid."""

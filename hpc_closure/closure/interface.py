@@ -12,19 +12,23 @@ Training runs the ``phases`` in order::
 * ``fit``: the part of the training members that fits the mean;
 * ``hold``: the rest of the training members, from which the residual's law is learned;
 * ``valid``: the validation members, on which the generator must earn its place.
+
+A trained model answers a :class:`Request`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure.network import num_parameters
 from hpc_closure.closure.sensors import Sensors
 
-__all__ = ["ClosureModel", "Phase", "build", "PRESETS"]
+__all__ = ["ClosureModel", "Phase", "Reader", "Request"]
+
+Reader = Callable[[], Iterable] | Iterable
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,40 @@ class Phase:
     members: str
 
 
+@dataclass(frozen=True)
+class Request:
+    """A draw of the closure: for whom, given what, and which.
+
+    Attributes:
+        state: one for all members, or one for each: fields (B, n, n) for ``sample_batch``,
+            retained spectra (B, 2K + 1, K + 1) for ``sample_hat``.
+        members: ids. A member's draw depends on (seed, member, call) only.
+        seed, call: a fresh draw for each call; the same for the same numbers.
+        sensors: point values of the true closure, or None.
+        history: earlier states (B, H, ...) in the form of ``state``, newest first.
+        held: how long the draw is held, in trained intervals.
+        evaluations, method: of the sampler; None = the model's own.
+        grid: points per side of the caller's grid where ``state`` is a spectrum; None = the
+            fewest that retain its modes.
+    """
+
+    state: Tensor
+    members: Sequence[int]
+    seed: int = 0
+    call: int = 0
+    sensors: Sensors | None = None
+    history: Tensor | None = None
+    held: float = 1.0
+    evaluations: int | None = None
+    method: str | None = None
+    grid: int | None = None
+
+
 class ClosureModel(nn.Module, ABC):
     """Base class: p(U | state, sensors, history).
 
-    ``statistics`` holds every closed-form result as float64 CPU tensors; with the parameters it is
-    the whole model. It is no buffer, so that no engine casts it.
+    Parameters and closed-form statistics together are the whole model. Statistics are no buffers,
+    so that no engine casts them.
     """
 
     phases: Sequence[Phase]
@@ -54,12 +87,13 @@ class ClosureModel(nn.Module, ABC):
     def __init__(self, config: dict[str, Any], grid: int, length: float):
         super().__init__()
         self.config, self.grid, self.length = dict(config), int(grid), float(length)
-        self.statistics: dict[str, Tensor] = {}
         self.phase = ""
 
+    # training
+
     @abstractmethod
-    def begin(self, phase: str, reader: Callable[[], Iterable] | Iterable) -> dict[str, Any]:
-        """Start a phase: closed-form statistics from its members; returns what was found."""
+    def begin(self, phase: str, reader: Reader) -> dict[str, Any]:
+        """Start a phase: closed-form statistics from its members; returns what came of them."""
 
     @abstractmethod
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
@@ -84,117 +118,39 @@ class ClosureModel(nn.Module, ABC):
         """Parameters that the phase trains; the others are frozen."""
         return list(self.parameters())
 
-    @abstractmethod
-    def sample_batch(
-        self,
-        state: Tensor,
-        *,
-        members: Sequence[int],
-        seed: int,
-        call: int = 0,
-        sensors: Sensors | None = None,
-        history: Tensor | None = None,
-        interval: float | None = None,
-        evaluations: int | None = None,
-        method: str | None = None,
-    ) -> Tensor:
-        """Draw U (members, n, n) given states (1 or members, n, n)."""
-
-    def load_statistics(self, statistics: dict[str, Tensor]) -> None:
-        """Take over saved statistics."""
-        self.statistics = {key: value.double().cpu() for key, value in statistics.items()}
-
     def num_parameters(self) -> int:
         """Real parameters; raises ValueError if one is complex."""
         return num_parameters(self)
 
+    # sampling
 
-def unpack(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(state, target, history or None) of a reader's batch."""
-    if isinstance(batch, dict):
-        parts = [batch["state"], batch["target"], batch.get("history")]
-    else:
-        parts = [batch[0], batch[1], None]
-    history = None if parts[2] is None else torch.as_tensor(parts[2])
-    return torch.as_tensor(parts[0]), torch.as_tensor(parts[1]), history
+    @property
+    def score_active(self) -> bool:
+        """Whether the generator is evaluated at all."""
+        return True
 
+    @abstractmethod
+    def sample_batch(self, request: Request) -> Tensor:
+        """Draw U (members, n, n) given fields.
 
-def iterate(reader: Callable[[], Iterable] | Iterable) -> Iterable:
-    """A reader is a callable that starts over, or an iterable that can be iterated again."""
-    return reader() if callable(reader) else iter(reader)
+        Raises:
+            ValueError: grid, history or sensors are not those of the training.
+        """
 
+    @abstractmethod
+    def sample_hat(self, request: Request) -> Tensor:
+        """Draw U (members, 2K + 1, K + 1) given retained spectra; otherwise the same."""
 
-DEFAULT: dict[str, Any] = {
-    "preset": "default",
-    "conditions": {"sensors": "optional", "history": 0, "physics": False},
-    "library": "quadratic",
-    "generator": "score",
-    "width": 24,
-    "modes": 8,
-    "layers": 3,
-    "mean_layers": 3,
-    "amplitude": True,
-    "base_noise": "matched",
-    "schedule": "trigonometric",
-    "method": "euler",
-    "evaluations": 4,
-    "shares": [0.4, 0.6],
-    "form": "auto",
-}
+    # what a file holds beside the parameters
 
-PAPER: dict[str, Any] = {
-    "preset": "paper",
-    "conditions": {"sensors": "required", "history": 0, "physics": False},
-    "width": 20,
-    "modes": 8,
-    "layers": 4,
-    "upscaling": "interp",
-    "target_factor": 1.0,
-    "method": "euler_maruyama",
-    "evaluations": 10,
-    "form": "fft",
-}
+    def saved_statistics(self, spacing: float | None = None) -> dict[str, Tensor]:
+        """The closed-form results as float64 CPU tensors.
 
-ONE_PASS: dict[str, Any] = {**DEFAULT, "preset": "one_pass", "generator": "crps", "evaluations": 1}
-PRESETS = {"default": DEFAULT, "one_pass": ONE_PASS, "paper": PAPER}
+        Args:
+            spacing: trained intervals from one snapshot of the training to the next, for a file;
+                None = as the model knows it.
+        """
+        return {}
 
-
-def resolve(model: dict[str, Any]) -> dict[str, Any]:
-    """A preset with the differences of ``model``; None means the preset's value.
-
-    Raises:
-        ValueError: unknown preset or key.
-    """
-    name = model.get("preset", "default")
-    if name not in PRESETS:
-        raise ValueError(f"model.preset={name!r}, expected one of {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    given = {key: value for key, value in model.items() if value is not None}
-    unknown = sorted(set(given) - set(preset))
-    if unknown:
-        raise ValueError(
-            f"model.{unknown[0]}: unknown key for preset {name}; valid: {', '.join(preset)}"
-        )
-    conditions = {**preset["conditions"], **(given.pop("conditions", None) or {})}
-    return {**preset, **given, "conditions": conditions}
-
-
-def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel:
-    """A fresh model.
-
-    Args:
-        model: the experiment's ``model`` section; keys left out or None come from the preset.
-        grid: points per side of the training fields; sets the band, |k| <= (grid - 1) // 3.
-        length: side of the periodic square.
-    """
-    config = resolve(model)
-    if config["preset"] == "paper":
-        from hpc_closure.closure.published import PaperModel
-
-        out: ClosureModel = PaperModel(config, grid, length)
-    else:
-        from hpc_closure.closure.default import DefaultModel
-
-        out = DefaultModel(config, grid, length)
-    out.num_parameters()
-    return out
+    def load_statistics(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what :meth:`saved_statistics` gave."""

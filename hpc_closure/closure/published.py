@@ -12,17 +12,20 @@ size on GPUs.
 """
 
 import math
-from typing import Any, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hpc_closure.closure import draws
+from hpc_closure.closure.band import band
 from hpc_closure.closure.fno import SpectralConv2d
-from hpc_closure.closure.interface import ClosureModel, Phase
+from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
 from hpc_closure.closure.sampling import PublishedVE, build_sampler
-from hpc_closure.closure.sensors import Sensors, subgrid
+from hpc_closure.closure.sensors import subgrid
+from hpc_closure.spectral.grid import retained_modes
 
 __all__ = ["PaperModel", "PublishedNetwork"]
 
@@ -159,7 +162,7 @@ class PaperModel(ClosureModel):
         self.factor = float(config["target_factor"])
         self.schedule = PublishedVE()
 
-    def begin(self, phase: str, reader) -> dict[str, Any]:
+    def begin(self, phase: str, reader: Reader) -> dict[str, Any]:
         if phase != "score":
             raise ValueError(f"phase {phase!r}, expected score")
         self.phase = phase
@@ -186,23 +189,12 @@ class PaperModel(ClosureModel):
         return box_filter(values, size) if self.network.upscaling == "conv" else values
 
     @torch.no_grad()
-    def sample_batch(
-        self,
-        state: Tensor,
-        *,
-        members: Sequence[int],
-        seed: int,
-        call: int = 0,
-        sensors: Sensors | None = None,
-        history: Tensor | None = None,
-        interval: float | None = None,
-        evaluations: int | None = None,
-        method: str | None = None,
-    ) -> Tensor:
-        """See :class:`~.model.ClosureModel`; regular sensors only, the trained interval only."""
-        if interval is not None and interval != 1:
+    def sample_batch(self, request: Request) -> Tensor:
+        """See :class:`~.interface.ClosureModel`; regular sensors, the trained interval only."""
+        if request.held != 1:
             raise ValueError("model.preset=paper cannot be rescaled to another interval")
-        size, count = state.shape[-1], len(members)
+        state, sensors = request.state, request.sensors
+        size, count = state.shape[-1], len(request.members)
         field = None
         if self.network.upscaling != "none":
             if sensors is None:
@@ -214,10 +206,11 @@ class PaperModel(ClosureModel):
             field = self._field(values.reshape(-1, side, side), size).expand(count, -1, -1)
         elif sensors is not None:
             raise ValueError("this model was trained with conditions.sensors=none: give none")
+        key = draws.Key(request.seed, "sample", request.members, request.call)
         given = state.float().expand(count, -1, -1)
 
         def white(stream: int) -> Tensor:
-            flat = draws.normals(seed, "sample", members, call, size * size, stream)
+            flat = draws.normals(*key, size * size, stream)
             return flat.to(given).view(count, size, size)
 
         def denoise(x: Tensor, t: float) -> Tensor:
@@ -225,11 +218,21 @@ class PaperModel(ClosureModel):
             return x + self.schedule.sigma(t) * self.network(times, x, given, field)
 
         sampler = build_sampler(
-            method or self.config["method"],
+            request.method or self.config["method"],
             self.schedule,
-            evaluations or self.config["evaluations"],
+            request.evaluations or self.config["evaluations"],
         )
         z = white(draws.STREAM_BASE)
         # the published start has the std of the noise alone
         out = sampler(denoise, z, lambda index: white(draws.STREAM_STEP + index))
         return (out / self.factor).to(state.dtype)
+
+    @torch.no_grad()
+    def sample_hat(self, request: Request) -> Tensor:
+        """By way of fields: this model works on the points of a grid."""
+        modes = request.state.shape[-1] - 1
+        solver = band(modes, self.length)
+        own = self.grid if retained_modes(self.grid) == modes else solver.grid.size
+        size = request.grid or own
+        fields = replace(request, state=solver.to_physical(request.state, size))
+        return solver.to_spectral(self.sample_batch(fields))

@@ -167,11 +167,10 @@ class PublishedVE(Schedule):
         return [(high + i / last * (low - high)) ** 7 for i in range(num_steps)] + [0.0]
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "trigonometric": Trigonometric,
     "flow_matching": FlowMatching,
     "edm": EDM,
-    "published_ve": PublishedVE,
 }
 
 

@@ -23,7 +23,7 @@ Sources: Ferro, Q. J. R. Meteorol. Soc. 140 (2014) 1917 (fair scores); Lang et a
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.loss import check_ensemble
+from hpc_closure.closure.losses import check_ensemble
 
 
 def _mean_points(values: Tensor, leading: int) -> Tensor:

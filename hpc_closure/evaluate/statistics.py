@@ -13,7 +13,7 @@ import torch
 from pandas import DataFrame
 from torch import Tensor
 
-from hpc_closure.closure.loss import crps
+from hpc_closure.closure.losses import crps
 from hpc_closure.evaluate import scores
 from hpc_closure.evaluate.bootstrap import Means, block_bootstrap
 from hpc_closure.evaluate.rows import Absent, frame

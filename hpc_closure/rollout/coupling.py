@@ -11,84 +11,96 @@ One :class:`CoupledRun` advances, from the same resolved state,
 * ``none``: the reduced solver without a closure.
 * ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of
   the closure's mean over the coming interval.
+
+States and closures pass as retained spectra; fields are formed where sensors read and where states
+are written.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.sensors import observe
+from hpc_closure.closure.interface import Request
+from hpc_closure.closure.sensors import Sensors, observe
 from hpc_closure.closure.targets import Target, reduced_problem
+from hpc_closure.experiment.schema import Rollout
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """What is coupled, and how.
+
+    Attributes:
+        problem: the full system.
+        kind: closure kind.
+        grid: points per side of the reduced solver.
+        seed: of the experiment.
+        rollout: the experiment's section, or what has its ``interval`` (solver steps between
+            closure calls), ``sensors``, ``sampler`` and ``references``; an oracle that is asked
+            for runs where it is known.
+        history: (frames, calls from one to the next) of earlier states that the closure reads.
+        device: torch device.
+    """
+
+    problem: Problem
+    kind: str
+    grid: int
+    seed: int
+    rollout: Rollout
+    history: tuple[int, int] = (0, 0)
+    device: str = "cpu"
 
 
 class CoupledRun:
     """Model, oracle, none and truth side by side.
 
     Args:
-        problem: the full system.
-        kind: closure kind.
-        grid: points per side of the reduced solver.
-        closure: object with ``sample(state, members=, seed=, call=, interval=, sensors=)``.
+        coupling: the systems and settings.
+        closure: object with ``sample_hat(request)`` and ``held(interval)``, as
+            :class:`~hpc_closure.closure.artifact.Closure`.
         rows: (case, member) of every trajectory of the model and oracle ensembles.
         cases: test trajectories, member indices of the data set.
-        seed: of the experiment.
-        interval: solver steps between closure calls.
-        sensors: layout (``layout, number, noise``) or None.
-        sampler: keyword arguments for ``closure.sample``.
-        history: (frames, calls from one to the next) of earlier states that the closure reads.
-        references: which of ``none`` and ``oracle`` run along (the latter where it is known).
-        device: torch device.
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        kind: str,
-        grid: int,
-        closure,
-        rows: Sequence[tuple[int, int]],
-        cases: Sequence[int],
-        *,
-        seed: int,
-        interval: int,
-        sensors=None,
-        sampler: dict | None = None,
-        history: tuple[int, int] = (0, 0),
-        references: Sequence[str] = ("none", "oracle"),
-        device: str = "cpu",
+        self, coupling: Coupling, closure, rows: Sequence[tuple[int, int]], cases: Sequence[int]
     ):
-        self.kind, self.closure, self.seed, self.interval = kind, closure, seed, interval
-        self.rows, self.cases, self.sampler = list(rows), list(cases), dict(sampler or {})
-        self.layout, self.device, self.calls = sensors, device, 0
-        self.frames, self.lag = history
+        self.coupling, self.closure, self.calls = coupling, closure, 0
+        self.rows, self.cases = list(rows), list(cases)
+        rollout, problem, kind = coupling.rollout, coupling.problem, coupling.kind
+        self.interval, self.layout, self.seed = rollout.interval, rollout.sensors, coupling.seed
+        self.frames, self.lag = coupling.history
         self.past: deque[torch.Tensor] = deque(maxlen=self.frames * self.lag)  # newest last
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
-        reduced, full = reduced_problem(problem, grid, kind), problem.replace(grid=grid)
+        reduced = reduced_problem(problem, coupling.grid, kind)
+        full = problem.replace(grid=coupling.grid)
         self.exact = kind in REMOVABLE
-        self.target = Target(kind, interval) if self.exact else None
+        self.target = Target(kind, self.interval) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
         # members that start from different cases draw different noise
         self.names = names = [draws.pair(case, member) for case, member in self.rows]
         self.simulations = {"model": self._simulation(reduced, names)}
-        if "none" in references:
+        if "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         # with sensors: what the oracle draws from; without a closed form there is no oracle then
-        self.law = None if sensors is None else ExactLaw.of(full, kind, interval)
-        if "oracle" in references and self.exact and (sensors is None or self.law is not None):
-            driven = full if sensors is None else reduced
+        free = self.layout is None
+        self.law = None if free else ExactLaw.of(full, kind, self.interval)
+        if "oracle" in rollout.references and self.exact and (free or self.law is not None):
+            driven = full if free else reduced
             self.simulations["oracle"] = self._simulation(driven, names, "rollout")
         if self.exact:
             self.simulations["truth"] = self._simulation(full, self.cases)
 
     def _simulation(self, problem, members, stage="generate") -> Simulation:
-        return Simulation(problem, members, self.seed, device=self.device, stage=stage)
+        return Simulation(problem, members, self.seed, device=self.coupling.device, stage=stage)
 
     @property
     def step_index(self) -> int:
@@ -103,13 +115,15 @@ class CoupledRun:
             earlier: ``frames x lag`` states before it, one closure interval apart, oldest first.
         """
         model = self.simulations["model"]
-        spectra = model.transform.to_spectral(torch.as_tensor(states, device=self.device))
+        spectra = model.transform.to_spectral(torch.as_tensor(states, device=self.coupling.device))
         for name, simulation in self.simulations.items():
             each = spectra if name in ("none", "truth") else spectra[self.case_of_row]
             simulation.load_state(step, each)
         self.past.clear()
         for state in earlier:
-            frame = model.transform.to_spectral(torch.as_tensor(state, device=self.device))
+            frame = model.transform.to_spectral(
+                torch.as_tensor(state, device=self.coupling.device)
+            )
             self.past.append(frame[self.case_of_row])
 
     def advance(self, calls: int = 1) -> None:
@@ -126,7 +140,7 @@ class CoupledRun:
                 self.simulations[name].advance(self.interval, tendency_hat=tendency)
         clock.append(time.perf_counter())
         model = self.simulations["model"]
-        tendency = self._tendency_hat(model, sensors)
+        tendency = self._tendency_hat(sensors)
         clock.append(time.perf_counter())
         if self.exact:
             model.advance(self.interval, tendency_hat=tendency)
@@ -141,39 +155,42 @@ class CoupledRun:
             self.seconds[part] += end - begin
         self.calls += 1
 
-    def _exact_hat(self, sensors) -> torch.Tensor | None:
+    def _exact_hat(self, sensors: Sensors | None) -> torch.Tensor | None:
         """Draws of the exact law given the sensors, for the oracle; None without them."""
         if self.law is None:
             return None
-        oracle = self.simulations["oracle"]
-        state = oracle.transform.to_physical(oracle.state)
-        drawn = self.law.draw(state, self.names, self.seed, self.calls, sensors)
-        return oracle.transform.to_spectral(drawn.to(state))
+        state = self.simulations["oracle"].state
+        return self.law.draw_hat(state, self.names, self.seed, self.calls, sensors).to(state)
 
-    def _tendency_hat(self, model: Simulation, sensors) -> torch.Tensor:
-        state = model.transform.to_physical(model.state)
-        sample = self.closure.sample(
+    def _tendency_hat(self, sensors: Sensors | None) -> torch.Tensor:
+        """A fresh sample of the closure for every row."""
+        state = self.simulations["model"].state
+        request = Request(
             state,
-            sensors=sensors,
-            members=self.names,
-            seed=self.seed,
-            call=self.calls,
-            interval=self.interval,
-            **({"history": self._history(model)} if self.frames else {}),
-            **self.sampler,
+            self.names,
+            self.seed,
+            self.calls,
+            sensors,
+            self._history(),
+            self.closure.held(self.interval),
+            **self.coupling.rollout.sampler.options(),
+            grid=self.coupling.grid,
         )
+        drawn = self.closure.sample_hat(request)
         if self.frames:
-            self.past.append(model.state.clone())
-        return model.transform.to_spectral(sample.to(state))
+            self.past.append(state.clone())
+        return drawn
 
-    def _history(self, model: Simulation) -> torch.Tensor:
-        """(rows, frames, n, n), newest first."""
+    def _history(self) -> torch.Tensor | None:
+        """Earlier states (rows, frames, ...), newest first."""
+        if not self.frames:
+            return None
         frames = [self.past[-number * self.lag] for number in range(1, self.frames + 1)]
-        return model.transform.to_physical(torch.stack(frames, dim=1))
+        return torch.stack(frames, dim=1)
 
-    def _advance_truth(self):
+    def _advance_truth(self) -> Sensors | None:
         """Advance the truth by one interval; the sensors see its closure's mean meanwhile."""
-        if "truth" not in self.simulations:
+        if self.target is None:
             return None
         truth = self.simulations["truth"]
         if self.layout is None:
@@ -205,7 +222,7 @@ class CoupledRun:
         self.calls = int(state["calls"])
         self.past.clear()
         if "past" in state:
-            self.past.extend(torch.as_tensor(state["past"], device=self.device))
+            self.past.extend(torch.as_tensor(state["past"], device=self.coupling.device))
         for name, simulation in self.simulations.items():
             prefix = f"{name}."
             own = {key: value for key, value in state.items() if key.startswith(prefix)}

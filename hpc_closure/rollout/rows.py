@@ -13,7 +13,7 @@ import numpy as np
 from hpc_closure.data.layout import Layout
 from hpc_closure.data.reader import DataSet, split_members
 from hpc_closure.data.writer import BlockWriter
-from hpc_closure.rollout.coupling import CoupledRun
+from hpc_closure.rollout.coupling import CoupledRun, Coupling
 from hpc_closure.work.block import Block, record_steps, times_of
 
 
@@ -73,21 +73,16 @@ class RolloutBlock(Block):
         self.cases = [case for case in cases if any(case == own for own, _ in rows)]
         self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
         self.first_step = self.record_steps[0]
-        self.coupled = CoupledRun(
+        coupling = Coupling(
             experiment.problem,
             experiment.generate.closure,
             self.grid,
-            closure,
-            rows,
-            self.cases,
-            seed=experiment.seed,
-            interval=rollout.interval,
-            sensors=rollout.sensors,
-            sampler=rollout.sampler.options(),
-            history=history_of(experiment, closure),
-            references=rollout.references,
-            device=session.device,
+            experiment.seed,
+            rollout,
+            history_of(experiment, closure),
+            session.device,
         )
+        self.coupled = CoupledRun(coupling, closure, rows, self.cases)
 
     @property
     def step_index(self) -> int:

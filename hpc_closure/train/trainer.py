@@ -177,7 +177,7 @@ class Trainer:
         kept = {key: buffers[key] for key in self.shadow.state_dict() if key in buffers}
         tensors = {
             "weights": {**whole(self.engine.held()), **kept},
-            "statistics": self.model.statistics,
+            "statistics": self.model.saved_statistics(),
             "average": whole(self.average.tensors),
             "best": self.best,
             "optimizer": self.engine.save(),
@@ -248,7 +248,7 @@ class Trainer:
         model, self.part = self.model, self.data.of(phase.members)
         if self.position.phase_step == 0:
             report = self.on_first(lambda: model.begin(phase.name, self.part.passes))
-            model.load_statistics(self.processes.share(model.statistics))
+            model.load_statistics(self.processes.share(model.saved_statistics()))
             for key, value in (report or {}).items():
                 self.logger.info(f"{phase.name}: {key} {value}")
         model.phase = phase.name
@@ -382,7 +382,7 @@ class Trainer:
         self.part.close()
         position.phase += 1
         position.phase_step, position.best, position.strikes = 0, None, 0
-        statistics = self.model.statistics
+        statistics = self.model.saved_statistics()
         self._publish({"weights": self.model.state_dict(), "statistics": statistics})
 
     def close(self) -> None:

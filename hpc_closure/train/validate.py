@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure.interface import ClosureModel
-from hpc_closure.closure.loss import crps
+from hpc_closure.closure.interface import ClosureModel, Request
+from hpc_closure.closure.losses import crps
 from hpc_closure.closure.sensors import read_regular
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
@@ -83,7 +83,8 @@ def ensemble(model: ClosureModel, batch: dict[str, Any], members: int, seed: int
         sensors = read_regular(truth, side, model.length)
     numbers = batch["sample_index"].tolist()
     ids = [number * members + member for member in range(members) for number in numbers]
-    samples = model.sample_batch(state, members=ids, seed=seed, history=history, sensors=sensors)
+    request = Request(state, ids, seed, sensors=sensors, history=history)
+    samples = model.sample_batch(request)
     return samples.view(members, *target.shape)
 
 

@@ -30,7 +30,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     import torch
 
     from hpc_closure.closure import artifact
-    from hpc_closure.closure.interface import build
+    from hpc_closure.closure.presets import build
     from hpc_closure.data.reader import DataSet, split_members
     from hpc_closure.data.samples import TrainingSet
     from hpc_closure.data.symmetry import Symmetry
