@@ -15,6 +15,7 @@ import hpc_closure
 from hpc_closure.closure import artifact
 from hpc_closure.closure.band import band
 from hpc_closure.closure.exact import ExactLaw
+from hpc_closure.closure.header import read_header, shipped
 from hpc_closure.closure.interface import Request
 from hpc_closure.closure.presets import build
 from hpc_closure.closure.sensors import Sensors, read_regular, regular_positions
@@ -47,7 +48,7 @@ def test_loads_to_the_same_closure(saved):
     expected = model.sample_batch(Request(state[None], members=range(4), seed=2))
     assert torch.equal(closure.sample(state, members=4, seed=2), expected)
     assert closure.config["width"] == 8 and closure.target["kind"] == "diffusion"
-    assert artifact.read_header(path)["provenance"] == {"seed": 0}
+    assert read_header(path).provenance == {"seed": 0}
 
 
 def test_a_network_that_is_switched_off_is_not_evaluated(saved):
@@ -212,9 +213,9 @@ def test_damaged_and_foreign_files(saved, tmp_path):
 @pytest.mark.parametrize("kind", ["diffusion", "convection"])
 def test_shipped_models_are_those_of_the_shipped_presets(kind):
     """Made by ``generate`` and ``train`` of the preset as it is now; nothing of the maker's."""
-    assert artifact.shipped() == ["convection", "diffusion"]
+    assert shipped() == ["convection", "diffusion"]
     path = Run.of(reading.load(f"{kind}_64", [f"use.model={kind}"])).model
-    provenance = artifact.read_header(path)["provenance"]
+    provenance = read_header(path).provenance
     assert provenance["hashes"]["train"] == reading.load(f"{kind}_64").stage_hash("train")
     assert not {"host", "user", "run"} & set(provenance)
 

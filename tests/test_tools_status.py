@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 from status_case import best_survey, publish_copies
 
+from hpc_closure.closure.header import Header
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.tools import status
@@ -33,7 +34,7 @@ def made_by(experiment, stage):
         save_file(
             {"a": np.ones(3, np.float32)},
             run.model,
-            metadata={"provenance": json.dumps(provenance)},
+            metadata=Header({}, 32, 1.0, {}, provenance).metadata,
         )
     else:
         atomic.write_text(run.report, "x")

@@ -1,10 +1,10 @@
 """The trained closure as one file, and as an object that any solver can call.
 
-``model.safetensors`` holds float32 weights and float64 statistics; its header holds, as JSON, the
-configuration, what the closure stands for and the provenance. Reading it cannot run code.
+``model.safetensors`` holds float32 weights and float64 statistics; its header
+(:mod:`hpc_closure.closure.header`) the configuration, what the closure stands for and the
+provenance. Reading it cannot run code.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.presets import build
 from hpc_closure.closure.sensors import Sensors
 from hpc_closure.experiment.folder import SHIPPED
 from hpc_closure.work import atomic
 
-__all__ = ["Closure", "load", "save", "read_header", "shipped"]
+__all__ = ["Closure", "load", "save"]
 
-FORMAT = "hpc_closure model 1"
 STATISTICS = "statistics/"
 
 
@@ -36,9 +36,7 @@ def save(
     Args:
         model: trained, on any device.
         path: of the ``.safetensors`` file; whole or absent, never half.
-        target: what U stands for: ``kind``, ``interval`` (solver steps), ``dt``, and ``every``,
-            the time between the snapshots it was trained on (memory needs it).
-        provenance: how it was made.
+        target, provenance: see :class:`~hpc_closure.closure.header.Header`.
     """
     tensors = {
         key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()
@@ -48,57 +46,10 @@ def save(
         spacing = target["every"] / (target.get("interval", 1) * target["dt"])
     for key, value in model.saved_statistics(spacing).items():
         tensors[STATISTICS + key] = value.contiguous().clone()
-    header = {
-        "format": FORMAT,
-        "config": json.dumps(model.config),
-        "grid": json.dumps({"size": model.grid, "length": model.length}),
-        "target": json.dumps(target),
-        "provenance": json.dumps(provenance, default=str),
-    }
+    header = Header(model.config, model.grid, model.length, target, provenance)
     with atomic.publish(path) as part:
-        part.write_bytes(serialize(tensors, metadata=header))  # save_file makes it private
-
-
-def read_header(path: str | Path) -> dict[str, Any]:
-    """``config, grid, target, provenance`` of a model file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: truncated, foreign or damaged.
-    """
-    with _opened(Path(path)) as file:
-        return _header(Path(path), file)
-
-
-def _opened(path: Path):
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder, expected a model.safetensors file")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a whole model file ({error}); train again or fetch it again"
-        ) from None
-
-
-def _header(path: Path, file) -> dict[str, Any]:
-    header = file.metadata() or {}
-    if header.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: a safetensors file, but not a model of this package "
-            f"(format {header.get('format')!r}, expected {FORMAT!r})"
-        )
-    try:
-        return {key: json.loads(header[key]) for key in ("config", "grid", "target", "provenance")}
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path}: its header is damaged ({error}); train again") from None
-
-
-def shipped() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+        # save_file makes the file private
+        part.write_bytes(serialize(tensors, metadata=header.metadata))
 
 
 def load(path: str | Path) -> "Closure":
@@ -114,9 +65,14 @@ def load(path: str | Path) -> "Closure":
         raise FileNotFoundError(
             f"{path}: neither a file nor a shipped model ({', '.join(shipped()) or 'none'})"
         )
-    with _opened(path) as file:
-        header = _header(path, file)
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    header = read_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a whole model file ({error}); train again or fetch it again"
+        ) from None
     statistics = {
         key.removeprefix(STATISTICS): value
         for key, value in tensors.items()
@@ -124,13 +80,13 @@ def load(path: str | Path) -> "Closure":
     }
     weights = {key: value for key, value in tensors.items() if not key.startswith(STATISTICS)}
     try:
-        model = build(header["config"], header["grid"]["size"], header["grid"]["length"])
+        model = build(header.config, header.size, header.length)
         model.load_state_dict(weights)
         model.load_statistics(statistics)
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: weights and configuration do not fit ({reason})") from None
-    return Closure(model.eval(), header["target"], header["provenance"])
+    return Closure(model.eval(), header.target, header.provenance)
 
 
 class Closure:

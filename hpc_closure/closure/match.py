@@ -2,56 +2,59 @@
 
 from pathlib import Path
 
+from hpc_closure.closure.header import read_header, shipped
 from hpc_closure.experiment.checks import smallest_grid
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work.session import check_recipe
 
 
+def is_made_by(path: Path, experiment: Experiment) -> bool:
+    """Whether the model at ``path`` is what the experiment's training makes.
+
+    Raises:
+        ValueError: there is a file, but not a whole model.
+    """
+    return path.exists() and read_header(path).train_hash == experiment.stage_hash("train")
+
+
 def check_model(experiment: Experiment) -> None:
     """Raise ValueError unless the experiment's own model, or the one it uses, is there."""
     run = Run.of(experiment)
     if run.model_file:
-        return _check_used_model(experiment, run.model_file)
+        return _check_used(experiment, run.model_file)
     if not run.model.exists():
         raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
-    from hpc_closure.closure import artifact  # late: it brings PyTorch
-
-    made = artifact.read_header(run.model)["provenance"].get("hashes", {}).get("train", "")
-    wanted = experiment.stage_hash("train")
-    if made != wanted:
+    if not is_made_by(run.model, experiment):
         check_recipe(run, experiment, "rollout", redo=True)  # names the keys, where it can
+        made, wanted = read_header(run.model).train_hash, experiment.stage_hash("train")
         raise ValueError(
             f"{run.model}: trained by another experiment (hash {made[:12] or 'none'}, expected "
             f"{wanted[:12]}); change `name`, or run `hpc-closure train --redo`"
         )
 
 
-def _check_used_model(experiment: Experiment, path: Path) -> None:
+def _check_used(experiment: Experiment, path: Path) -> None:
     """Raise ValueError unless a model from elsewhere fits the experiment."""
-    from hpc_closure.closure import artifact
-
     key = f"use.model={experiment.use.model}"
     if not path.exists():
-        shipped = ", ".join(artifact.shipped()) or "none"
         raise ValueError(
-            f"{key}: no run, file or shipped model of this name (shipped: {shipped}; looked for "
-            f"{path})"
+            f"{key}: no run, file or shipped model of this name "
+            f"(shipped: {', '.join(shipped()) or 'none'}; looked for {path})"
         )
-    header = artifact.read_header(path)
-    generate, target = experiment.generate, header["target"]
+    header, generate = read_header(path), experiment.generate
     for name, have, want in (
-        ("closure", target["kind"], generate.closure),
-        ("dt", target["dt"], generate.dt),
-        ("interval", target["interval"], generate.interval),
-        ("length", header["grid"]["length"], experiment.physics.length),
+        ("closure", header.target["kind"], generate.closure),
+        ("dt", header.target["dt"], generate.dt),
+        ("interval", header.target["interval"], generate.interval),
+        ("length", header.length, experiment.physics.length),
     ):
         if have != want:
             raise ValueError(f"{key}: its {name} is {have}, the experiment's is {want}")
-    least = smallest_grid(header["grid"]["size"])
+    least = smallest_grid(header.size)
     for grid in (experiment.train_grid, *experiment.score_grids):
         if grid < least:
             raise ValueError(
-                f"{key}: trained at {header['grid']['size']}^2, it needs a grid of at least "
+                f"{key}: trained at {header.size}^2, it needs a grid of at least "
                 f"{least}^2; got {grid}^2"
             )

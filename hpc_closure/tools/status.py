@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpc_closure.closure.header import read_header
 from hpc_closure.experiment.folder import STAGES, Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.train import metrics
@@ -198,26 +199,10 @@ def _of_one(experiment: Experiment, folder: Run, stage: str, queued: bool) -> St
 
 def _made_by(folder: Run, stage: str) -> str:
     """Hash of the settings of a model or of scores. Raises ValueError when they are damaged."""
-    if stage == "evaluate":
-        path = folder.scores_json
-        record = atomic.read_json(path) if path.exists() else {}
-    else:
-        # the header by hand: the library that reads models takes a second to import
-        path = folder.model
-        with open(path, "rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            try:
-                header = json_format.loads(stream.read(min(size, 10**8)))
-                end = max(
-                    part["data_offsets"][1]
-                    for name, part in header.items()
-                    if name != "__metadata__"
-                )
-                if path.stat().st_size != 8 + size + end:
-                    raise ValueError("its size is wrong")
-                record = {"provenance": json_format.loads(header["__metadata__"]["provenance"])}
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ValueError(f"{path}: not a whole model file ({error})") from None
+    if stage == "train":
+        return read_header(folder.model).train_hash
+    path = folder.scores_json
+    record = atomic.read_json(path) if path.exists() else {}
     try:
         return str(record["provenance"]["hashes"][stage])
     except (KeyError, TypeError):

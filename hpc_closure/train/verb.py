@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from hpc_closure.closure.match import is_made_by
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, launch, log
@@ -17,7 +18,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         return print_plan(experiment)
     check_data(experiment)
     with Session(experiment, "train", options) as session:
-        if is_trained(session.run.model, experiment.stage_hash("train")):
+        if is_trained(experiment, session.run.model):
             log.get().info(f"{session.run.model} is there already; nothing to do")
             return 0
         fit(experiment, session)
@@ -110,19 +111,14 @@ def forcing_field(experiment: Experiment, grid: int):
     return Transform(points).to_physical(spectrum[None])[0].numpy()
 
 
-def is_trained(path: Path, wanted: str) -> bool:
-    """Whether a model is there that these settings made."""
-    if not path.exists():
-        return False
-    from hpc_closure.closure import artifact
-
+def is_trained(experiment: Experiment, path: Path) -> bool:
+    """Whether a model is there that the experiment made; a damaged one is set aside."""
     try:
-        header = artifact.read_header(path)
+        return is_made_by(path, experiment)
     except ValueError as error:
         aside = atomic.set_aside(path)
         log.get().warning(f"not used: {error} (kept as {aside.name})")
         return False
-    return header["provenance"].get("hashes", {}).get("train") == wanted
 
 
 def check_data(experiment: Experiment) -> None:
