@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_closure.closure.match import is_made_by
 from hpc_closure.experiment.folder import Run
@@ -10,6 +11,11 @@ from hpc_closure.work import atomic, launch, log
 from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
+
+if TYPE_CHECKING:
+    from hpc_closure.closure.interface import ClosureModel
+    from hpc_closure.data.reader import DataSet
+    from hpc_closure.data.samples import TrainingSet
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
@@ -31,18 +37,41 @@ def fit(experiment: Experiment, session: Session) -> None:
     import torch
 
     from hpc_closure.closure import artifact
-    from hpc_closure.closure.presets import build
-    from hpc_closure.data.reader import DataSet, split_members
-    from hpc_closure.data.samples import TrainingSet
-    from hpc_closure.data.symmetry import Symmetry
+    from hpc_closure.data.reader import DataSet
     from hpc_closure.train import processes, trainer
 
-    section, grid = experiment.train, experiment.train_grid
+    section = experiment.train
     joined = processes.join(session.device, session.world.bcast)
     store = DataSet(session.run.data)
-    indices = range(len(store.times))
-    if section.window:
-        indices = store.window(*section.window)
+    data = trainer.TrainData(*samples(experiment, store))
+    torch.manual_seed(experiment.seed)
+    model = build_model(experiment)
+    share = section.batch // (joined.size * section.accumulate)
+    values = share * experiment.train_grid**2 * model.config["width"]
+    threads = launch.set_threads(experiment.cluster.threads, values)
+    session.record["threads"] = launch.num_threads()
+    log.get().info(f"training on {threads}")
+    recipe = experiment.stage_hash("train")
+    plan = trainer.Plan(section, experiment.seed, session.run, recipe)
+
+    def export(trained, path: Path) -> None:
+        artifact.save(trained, path, target=target_of(experiment), provenance=session.record)
+
+    try:
+        trainer.fit(model, data, plan, export, processes=joined, stop=session.stop)
+    finally:
+        processes.leave()
+        store.close()
+
+
+def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, TrainingSet]":
+    """Samples of the members to fit, and of those to judge by."""
+    from hpc_closure.data.reader import split_members
+    from hpc_closure.data.samples import TrainingSet
+    from hpc_closure.data.symmetry import Symmetry
+
+    section, grid = experiment.train, experiment.train_grid
+    indices = store.window(*section.window) if section.window else range(len(store.times))
     parts = split_members(store.members, section.split)
     for name in ("train", "valid"):
         if not parts[name]:
@@ -64,30 +93,18 @@ def fit(experiment: Experiment, session: Session) -> None:
     )
     if section.augment:
         train = train.augmented(Symmetry(forcing_field(experiment, grid)))
-    data = trainer.TrainData(train, valid)
-    torch.manual_seed(experiment.seed)
+    return train, valid
+
+
+def build_model(experiment: Experiment) -> "ClosureModel":
+    """The model that the experiment describes, with fresh weights."""
+    from hpc_closure.closure.presets import build
+
     settings = experiment.model.model_dump(mode="json")
     if experiment.model.conditions.physics:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics"] = known
-    model = build(settings, grid, experiment.physics.length)
-    samples = section.batch // (joined.size * section.accumulate)
-    threads = launch.set_threads(
-        experiment.cluster.threads, values=samples * grid**2 * model.config["width"]
-    )
-    session.record["threads"] = torch.get_num_threads()
-    log.get().info(f"training on {threads}")
-    recipe = experiment.stage_hash("train")
-    plan = trainer.Plan(section, experiment.seed, session.run, recipe)
-
-    def export(trained, path: Path) -> None:
-        artifact.save(trained, path, target=target_of(experiment), provenance=session.record)
-
-    try:
-        trainer.fit(model, data, plan, export, processes=joined, stop=session.stop)
-    finally:
-        processes.leave()
-        store.close()
+    return build(settings, experiment.train_grid, experiment.physics.length)
 
 
 def target_of(experiment: Experiment) -> dict:
