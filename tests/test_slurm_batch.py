@@ -167,7 +167,7 @@ def finished(cluster, tmp_path_factory):
     cluster.up()
     cluster.clear()
     said = slurm(SLURM / "pipeline", paths["queue"])
-    example = ("sbatch", "-N2", "--ntasks-per-node=2", "-o", folder / "hand.log")
+    example = ("sbatch", "-N2", "--ntasks-per-node=1", "-o", folder / "hand.log")
     slurm(*example, SLURM / "example.sbatch", "generate", paths["hand"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", with_tests())
