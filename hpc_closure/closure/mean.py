@@ -398,8 +398,8 @@ class Encoder(ClosureModel):
 
     def at(self, field: Tensor, positions: Tensor) -> Tensor:
         """Values (B, S), by Fourier interpolation, of fields on the generator's grid."""
-        whole = band(self.size // 2 - 1, self.length)
-        return whole.at(whole.to_spectral(field), whole.phases(positions, field.device))
+        full = band(self.size // 2 - 1, self.length)
+        return full.at(full.to_spectral(field), full.phases(positions, field.device))
 
     def observe(
         self, encoding: Encoding, sensors: Sensors, scale: float, law: BaseLaw

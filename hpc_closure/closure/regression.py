@@ -188,8 +188,9 @@ class _Fit:
         vector = torch.einsum("gpi,gp->pi", weighted, cross).flatten()
         size = matrix.diagonal().clamp(min=1e-300).sqrt()
         matrix = matrix / (size[:, None] * size)
-        found = torch.linalg.lstsq(matrix, (vector / size)[:, None], driver="gelsd").solution[:, 0]
-        return (basis * (found / size).unflatten(0, (num, -1))).sum(-1)
+        scaled = (vector / size)[:, None]
+        powers = torch.linalg.lstsq(matrix, scaled, driver="gelsd").solution[:, 0]
+        return (basis * (powers / size).unflatten(0, (num, -1))).sum(-1)
 
     def solve(self, chosen: list[int]) -> Tensor:
         """Scaled coefficients (groups, chosen)."""
@@ -247,5 +248,7 @@ def select(gram: Tensor, cross: Tensor, power: Tensor, counts: Tensor, k2: Tenso
         (P, groups) coefficients, zero for terms left out.
     """
     fits = [_Fit(gram, cross, power, counts, k2, degree) for degree in (0, 1, 2, None)]
-    _, chosen, best = min(((*fit.forward(), fit) for fit in fits), key=lambda found: found[0])
+    _, chosen, best = min(
+        ((*fit.forward(), fit) for fit in fits), key=lambda selection: selection[0]
+    )
     return best.coefficients(chosen)

@@ -85,6 +85,6 @@ def knot_spacing(times: Tensor, spacing: float) -> Tensor:
 
 def position(call: float, knots: float) -> tuple[int, float, float]:
     """(k, cos theta, sin theta) of a call."""
-    whole = math.floor(call / knots)
-    theta = 0.5 * math.pi * (call / knots - whole)
-    return whole, math.cos(theta), math.sin(theta)
+    before = math.floor(call / knots)
+    theta = 0.5 * math.pi * (call / knots - before)
+    return before, math.cos(theta), math.sin(theta)
