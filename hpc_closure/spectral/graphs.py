@@ -239,24 +239,24 @@ class GraphSteps:
 
     def choose_step(self) -> FusedStep | PlainStep:
         """The fused step where the kernels know the recipe, else the plain one."""
-        noise = self.noise = (
-            DeviceNoise(self.rates, self.w) if self.rates.noise is not None else None
-        )
-        advection, euler = getattr(self.equation, "advection", None), self.scheme.real_euler()
+        if self.rates.noise is not None:
+            self.noise = DeviceNoise(self.rates, self.w)
+        advection, euler = self.equation.advection, self.scheme.real_euler()
         supplied = self.nonlinear != self.equation.nonlinear
         if isinstance(advection, Basdevant) and euler is not None and not supplied:
-            return FusedStep(self.w, advection, euler, noise, self._row)
-        return PlainStep(self.w, self.nonlinear, self.scheme, self.rates, noise, self._row)
+            return FusedStep(self.w, advection, euler, self.noise, self._row)
+        return PlainStep(self.w, self.nonlinear, self.scheme, self.rates, self.noise, self._row)
 
     def _make_step(self, base: Tensor) -> FusedStep | PlainStep:
         """Choose and capture a step; what the steps taken to warm up did is undone."""
-        step = self._step = self.choose_step()
+        step = self.choose_step()
         w, memory = self.w.clone(), {name: x.clone() for name, x in self.scheme.save().items()}
         step.prepare(base)
         for steps in (1, GRAPH_STEPS):
             self._graphs[steps] = self._capture(step, steps)
         self.w.copy_(w)
         self.scheme.load(self.w, memory)
+        self._step = step
         return step
 
     def _capture(self, step: FusedStep | PlainStep, steps: int) -> Callable[[], None]:

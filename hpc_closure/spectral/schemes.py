@@ -62,7 +62,8 @@ class Scheme:
         self, linear: Tensor, dt: float, transform: Transform, implicit_only: bool = False
     ):
         if implicit_only and not self.has_explicit_half:
-            raise ValueError("removed: diffusion is defined for cn_euler and cn_ab2 only")
+            name = type(self).__name__
+            raise ValueError(f"{name} has no explicit half of the linear term to leave out")
         self.dt, self.transform = dt, transform
         self.prepare(linear, dt, implicit_only)
 
