@@ -2,7 +2,11 @@
 
 Read the modules in this order: :mod:`recipe` (strict sections of keys), :mod:`forcing`,
 :mod:`noise`, :mod:`initial` and :mod:`equation` with :mod:`equations` (one class per kind),
-:mod:`problem` (the recipe that names a member); :mod:`grid` (modes and wavenumbers),
-:mod:`transform` (line FFTs, MPI slabs), :mod:`counters` and :mod:`noise_model` (draws),
-:mod:`schemes` and :mod:`simulation` (members, run). The first row needs no torch.
+:mod:`problem` (the recipe that names a member); :mod:`grid` (modes, wavenumbers, shells),
+:mod:`transform` (fields and retained spectra, by :mod:`line_fft` and :mod:`slabs`),
+:mod:`counters` and :mod:`half_plane` (draws and where they go), :mod:`advection`,
+:mod:`schemes` (time), :mod:`noise_model` and :mod:`rates` (noise, step by step),
+:mod:`simulation` (members, the step loop). The first row needs no torch. On a GPU :mod:`graphs`
+replays whole steps, with :mod:`kernels`. :mod:`diagnostics` measures, :mod:`certificate` vouches
+for a block.
 """
