@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure.fno import SpectralConv2d
-from hpc_closure.closure.published import PublishedNetwork
+from hpc_closure.closure.published import SENSORS_PER_SIDE, PublishedNetwork
 from hpc_closure.closure.sampling import PublishedVE
 from hpc_closure.closure.sensors import subgrid
 
-SENSORS = 16  # per side
 EVALUATIONS = 10
 
 
@@ -68,7 +67,7 @@ def published_loss(network: PublishedNetwork, state: Tensor, target: Tensor) -> 
     t = 2 * (torch.rand(len(target), device=target.device) * (1 - 1e-5) + 1e-5)
     z = torch.randn_like(target)
     sigma = schedule.sigmas(t)[:, None, None]
-    score = network(t, target + sigma * z, state, subgrid(target, SENSORS))
+    score = network(t, target + sigma * z, state, subgrid(target, SENSORS_PER_SIDE))
     return (score + z).square().sum((-2, -1)).mean()
 
 

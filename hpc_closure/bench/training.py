@@ -19,13 +19,13 @@ from hpc_closure.bench import measure
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.networks import (
-    SENSORS,
     published_loss,
     published_network,
     published_sample,
 )
 from hpc_closure.closure.default import DefaultModel
 from hpc_closure.closure.interface import ClosureModel, Request
+from hpc_closure.closure.published import SENSORS_PER_SIDE
 from hpc_closure.closure.sensors import read_regular, subgrid
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train.engine import TorchEngine
@@ -158,7 +158,7 @@ def _switch_on(model: ClosureModel) -> None:
 
 
 def _our_sample(model, state, target, number: int) -> Callable[[int], None]:
-    sensors = read_regular(target, SENSORS)
+    sensors = read_regular(target, SENSORS_PER_SIDE)
     call = 0
 
     def advance(num_steps: int) -> None:
@@ -172,7 +172,7 @@ def _our_sample(model, state, target, number: int) -> Callable[[int], None]:
 
 def _their_sample(network, state, target, number: int) -> Callable[[int], None]:
     given = state.expand(number, -1, -1)
-    sensors = subgrid(target, SENSORS).expand(number, -1, -1)
+    sensors = subgrid(target, SENSORS_PER_SIDE).expand(number, -1, -1)
 
     def advance(num_steps: int) -> None:
         for _ in range(num_steps):

@@ -28,7 +28,7 @@ from hpc_closure.closure.residual_memory import LagCorrelation, Tags, knot_spaci
 from hpc_closure.closure.sensors import Sensors
 from hpc_closure.closure.statistics import (
     AMPLITUDE_SHARES,
-    Snapshots,
+    Batch,
     Statistics,
     amplitude_share,
     generator_grid,
@@ -218,7 +218,7 @@ class Encoder(ClosureModel):
     def snapshots(self, reader: Reader) -> Iterable[tuple[Tensor, Tensor, Tags]]:
         """(frames, target spectra, tags) of every batch, float64, on the model's device."""
         device = next(self.parameters()).device
-        for batch in Snapshots.read(reader):
+        for batch in Batch.read(reader):
             history = None if batch.history is None else batch.history.to(device)
             frames_hat = self.frames(batch.state.to(device).double(), history)
             yield frames_hat, self.band.to_spectral(batch.target.to(device).double()), batch.tags

@@ -19,7 +19,7 @@ from hpc_closure.closure.interface import Reader
 from hpc_closure.closure.residual_memory import Tags
 from hpc_closure.spectral.grid import resize
 
-__all__ = ["Snapshots", "Statistics", "amplitude_share", "generator_grid", "shell_gain"]
+__all__ = ["Batch", "Statistics", "amplitude_share", "generator_grid", "shell_gain"]
 
 # Sizes of the generator's grid: even, with small prime factors.
 SIZES = (16, 20, 24, 32, 36, 40, 48, 60, 64, 72, 80, 96, 108, 120, 128, 144, 160, 192, 216, 256)
@@ -103,7 +103,7 @@ def _held(value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Snapshots:
+class Batch:
     """A reader's batch.
 
     Attributes:
@@ -118,13 +118,13 @@ class Snapshots:
     tags: Tags
 
     @classmethod
-    def read(cls, reader: Reader) -> Iterable["Snapshots"]:
+    def read(cls, reader: Reader) -> Iterable["Batch"]:
         """All of a reader: a callable that starts over, or an iterable of use more than once."""
         for batch in reader() if callable(reader) else iter(reader):
             yield cls._of(batch)
 
     @classmethod
-    def _of(cls, batch: Any) -> "Snapshots":
+    def _of(cls, batch: Any) -> "Batch":
         if not isinstance(batch, dict):
             batch = {"state": batch[0], "target": batch[1]}
         history, tags = batch.get("history"), None
