@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from hpc_closure.closure.header import read_header, shipped
-from hpc_closure.experiment.checks import smallest_grid
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.resolution import smallest_grid
 from hpc_closure.work.session import check_recipe
 
 

@@ -1,7 +1,7 @@
 """What must hold between the sections of an experiment; each breach is one clear line."""
 
 from hpc_closure.spectral.problem import REMOVABLE, Problem
-from hpc_closure.spectral.resolution import retained_modes
+from hpc_closure.spectral.resolution import retained_modes, smallest_grid
 
 
 def check(experiment) -> None:
@@ -97,11 +97,6 @@ def _check_outputs(experiment) -> None:
             f"generate.record.every={record.every:g} is shorter than the {ahead:g} that one "
             f"closure target stands for (generate.interval={generate.interval} steps)"
         )
-
-
-def smallest_grid(trained: int) -> int:
-    """Points per side that carry the retained modes of a model trained on ``trained`` points."""
-    return 2 * retained_modes(trained) + 2
 
 
 def _check_training(experiment) -> None:

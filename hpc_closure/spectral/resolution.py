@@ -9,3 +9,8 @@ def retained_modes(size: int) -> int:
 def points_for(modes: int) -> int:
     """Points per side of the smallest even grid that retains ``modes``."""
     return 2 * -(-(3 * modes + 1) // 2)
+
+
+def smallest_grid(trained: int) -> int:
+    """Points per side that carry the retained modes of a model trained on ``trained`` points."""
+    return 2 * retained_modes(trained) + 2
