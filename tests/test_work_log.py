@@ -146,7 +146,7 @@ def test_progress_off_a_terminal_is_a_few_lines(lines, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
     read = lines()
-    with log.progress(1000, "members 0-19") as bar:
+    with log.Progress(1000, "members 0-19") as bar:
         for _ in range(1000):
             clock[0] += 0.2
             bar.update(1, note="loss 0.5")
@@ -159,7 +159,7 @@ def test_progress_of_a_slow_loop_speaks_every_thirty_seconds(lines, monkeypatch)
     clock = [0.0]
     monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
     read = lines()
-    with log.progress(100000, "x") as bar:
+    with log.Progress(100000, "x") as bar:
         for _ in range(100):
             clock[0] += 1.0
             bar.update(1)
@@ -168,7 +168,7 @@ def test_progress_of_a_slow_loop_speaks_every_thirty_seconds(lines, monkeypatch)
 
 def test_progress_of_a_fast_loop_is_one_line(lines):
     read = lines()
-    with log.progress(10000, "x") as bar:
+    with log.Progress(10000, "x") as bar:
         for _ in range(10000):
             bar.update()
     assert len(read()) == 1
@@ -177,7 +177,8 @@ def test_progress_of_a_fast_loop_is_one_line(lines):
 def test_progress_is_a_bar_on_a_terminal():
     code = (
         "from hpc_closure.work import log\nlog.setup()\n"
-        "with log.progress(10, 'members') as bar:\n    [bar.update(1) for _ in range(10)]\n"
+        "with log.Progress(10, 'members') as bar:\n    [bar.update(1) for _ in range(10)]\n"
+        "    log.get().info('a line between')\n"
     )
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -194,6 +195,9 @@ def test_progress_is_a_bar_on_a_terminal():
         pass
     assert process.wait() == 0
     assert b"\x1b[" in shown and b"members" in shown and b"100 %" in shown
+    screen = [line.strip().rpartition(b"\x1b[K")[2] for line in shown.strip().split(b"\n")]
+    assert re.fullmatch(rb"[\d: -]+  a line between", screen[0]), "the bar is left behind"
+    assert screen[1].partition(b"  ")[2].startswith(b"members: 10 steps in")
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ class Trainer:
         if not steps:
             return self._end()
         self._prepare(phase)
-        with log.progress(
+        with log.Progress(
             steps, f"train {phase.name}", initial=position.phase_step, show=self.processes.first
         ) as bar:
             while position.phase_step < steps:

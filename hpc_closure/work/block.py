@@ -140,7 +140,7 @@ class Block(ABC):
         state = self.save_state() if index == len(steps) else {}
         label = f"{self.books.stage} {self.unit}"
         total, done = steps[-1] - self.first_step, self.step_index - self.first_step
-        with log.progress(total, label, initial=done, show=self.domain.root) as bar:
+        with log.Progress(total, label, initial=done, show=self.domain.root) as bar:
             while index < len(steps):
                 while self.step_index < steps[index]:
                     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Logging: one logger, rank-aware; a bar on a terminal, a line now and then in a file.
+"""Logging: one logger, rank-aware; how far a loop is, moving on a terminal, else in lines.
 
 Rank 0 writes from INFO on, the others from WARNING, each line with a time and, in a parallel run,
 ``rank/size``. Everything goes to standard error, so standard output stays for results.
@@ -6,6 +6,7 @@ Rank 0 writes from INFO on, the others from WARNING, each line with a time and, 
 
 import functools
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from typing import Any
 NAME = "hpc_closure"
 EVERY_SECONDS = 30.0
 EVERY_FRACTION = 0.1
+EVERY_FRAME = 0.1  # seconds, of the line that moves on a terminal
+BAR = 20  # characters of its bar
+CLEAR = "\r\x1b[K"  # back to the start of the line, and empty it
 _logger = logging.getLogger(NAME)
 
 
@@ -30,6 +34,15 @@ class _Formatter(logging.Formatter):
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return f"{stamp}{self.where}{level}  {text}"
+
+
+class _Screen(logging.StreamHandler):
+    """A stream; on a terminal a line takes the place of the one that moves."""
+
+    def emit(self, record):
+        if self.stream.isatty():
+            self.stream.write(CLEAR)
+        super().emit(record)
 
 
 class _LogFile(logging.FileHandler):
@@ -83,7 +96,7 @@ def setup(
     for handler in list(_logger.handlers):
         _logger.removeHandler(handler)
         handler.close()
-    handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
+    handlers: list[logging.Handler] = [_Screen(stream or sys.stderr)]
     if file is not None:
         name = Path(file)
         try:
@@ -156,14 +169,14 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of a loop: a bar on a terminal, otherwise lines through the logger.
+    """Progress of a loop: one line that moves on a terminal, a line now and then elsewhere.
 
-        with log.progress(num_steps, "members 0-19", unit="steps") as bar:
+        with log.Progress(num_steps, "members 0-19", unit="steps") as bar:
             for ...:
                 bar.update(10)
 
     Off a terminal a line comes at most every 30 s and at least every 10 % (but never two within a
-    second), with the rate and the time left.
+    second), with the rate and the time left. ``show=False`` on ranks that stay silent.
     """
 
     def __init__(
@@ -178,40 +191,43 @@ class Progress:
         self.total, self.label, self.unit = max(float(total), 1e-300), label, unit
         self.done = self.initial = float(initial)
         self.show = show and _logger.isEnabledFor(logging.INFO)
+        self.moving = self.show and sys.stderr.isatty()
         self.started = self.last_time = time.monotonic()
         self.last_done = self.done
-        self._bar: Any = None
-        self._task: Any = None
 
     def __enter__(self) -> "Progress":
-        if self.show and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn
-            from rich.progress import Progress as Bar
-            from rich.progress import TextColumn, TimeRemainingColumn
-
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:3.0f} % {task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(
-                self.label, total=self.total, completed=self.done, rate=""
-            )
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self.moving:
+            self._draw("")
         if self.show and kind is None:
-            elapsed = time.monotonic() - self.started
-            _logger.info(
-                f"{self.label}: {self.done:g} {self.unit} in {duration(elapsed)}" f"{self._rate()}"
-            )
+            elapsed = duration(time.monotonic() - self.started)
+            _logger.info(f"{self.label}: {self.done:g} {self.unit} in {elapsed}{self._rate()}")
+
+    def update(self, amount: float = 1, note: str = "") -> None:
+        """Count ``amount`` more; ``note`` (a loss, say) goes into the line."""
+        self.done += amount
+        if not self.show:
+            return
+        now = time.monotonic()
+        part = (self.done - self.last_done) / self.total
+        waited = now - self.last_time
+        if self.moving:
+            due = waited >= EVERY_FRAME or self.done >= self.total
+        else:
+            due = waited >= EVERY_SECONDS or (part >= EVERY_FRACTION and waited >= 1.0)
+        if due:
+            self.last_time, self.last_done = now, self.done
+            show = self._draw if self.moving else _logger.info
+            show(self._line(note))
+
+    def _line(self, note: str) -> str:
+        return (
+            f"{self.label}: {100 * self.done / self.total:.0f} % "
+            f"({self.done:g}/{self.total:g} {self.unit}){self._rate(left=True)}"
+            f"{', ' + note if note else ''}"
+        )
 
     def _rate(self, left: bool = False) -> str:
         elapsed = time.monotonic() - self.started
@@ -221,27 +237,10 @@ class Progress:
         text = f", {rate:,.0f} {self.unit}/s" if rate >= 1000 else f", {rate:.3g} {self.unit}/s"
         return text + f", {duration((self.total - self.done) / rate)} left" if left else text
 
-    def update(self, amount: float = 1, note: str = "") -> None:
-        """Count ``amount`` more; ``note`` (a loss, say) goes into the line."""
-        self.done += amount
-        if not self.show:
-            return
-        if self._bar is not None:
-            text = f"{self._rate()[2:]}{' ' + note if note else ''}"
-            self._bar.update(self._task, completed=self.done, rate=text)
-            return
-        now = time.monotonic()
-        part = (self.done - self.last_done) / self.total
-        waited = now - self.last_time
-        if waited >= EVERY_SECONDS or (part >= EVERY_FRACTION and waited >= 1.0):
-            self.last_time, self.last_done = now, self.done
-            _logger.info(
-                f"{self.label}: {100 * self.done / self.total:.0f} % "
-                f"({self.done:g}/{self.total:g} {self.unit}){self._rate(left=True)}"
-                f"{', ' + note if note else ''}"
-            )
-
-
-def progress(total: float, label: str, unit: str = "steps", **options) -> Progress:
-    """A :class:`Progress`; ``show=False`` on ranks that stay silent."""
-    return Progress(total, label, unit, **options)
+    def _draw(self, line: str) -> None:
+        """The moving line in the place of the last one; "" takes it away."""
+        if line:
+            filled = round(BAR * min(1.0, self.done / self.total))
+            line = f"{'█' * filled}{'░' * (BAR - filled)} {line}"
+        width = shutil.get_terminal_size().columns - 1  # a longer one would not go away
+        print(f"{CLEAR}{line[:width]}", end="", file=sys.stderr, flush=True)
