@@ -264,8 +264,8 @@ def test_sampling_records(case):
 
 def test_two_kinds_of_states_share_none():
     known = Known("diffusion", 16)
-    assert not torch.allclose(known.states("fit", 2), known.states("test", 2))
-    assert torch.equal(known.states("fit", 3)[1:], known.states("fit", 2, first=1))
+    assert not torch.allclose(known.states("train", 2), known.states("test", 2))
+    assert torch.equal(known.states("train", 3)[1:], known.states("train", 2, first=1))
 
 
 def test_the_command_prints_the_machine_first_and_writes_records(hpc_closure_command, tmp_path):

@@ -1,7 +1,11 @@
 """Data with a known law, and a model fitted to them, for measurements without a run folder."""
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,17 +13,18 @@ from hpc_closure.bench.laws import StateAmplitude, TwoRegimes
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.closure.presets import build
+from hpc_closure.data.samples import TrainingSet
+from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.transform import Transform
-from hpc_closure.train.processes import Processes
-from hpc_closure.train.trainer import Average, learning_rate, start_engine
+from hpc_closure.train import trainer
 
 CASES = ("diffusion", "amplitude", "regimes")
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
 CHUNK = 100
 # first state of each kind: no two kinds share one
-FIRST = {"fit": 0, "hold": 1_000_000, "valid": 2_000_000, "test": 3_000_000}
+FIRST = {"train": 0, "valid": 2_000_000, "test": 3_000_000}
 
 
 @dataclass
@@ -71,6 +76,32 @@ class Known:
         return out
 
 
+class Drawn:
+    """Draws of a law as a data set in memory, each state a trajectory of its own.
+
+    Args:
+        known: the law.
+        kind, count: of the states.
+    """
+
+    times = np.zeros(1)
+
+    def __init__(self, known: Known, kind: str, count: int):
+        self.members: Sequence[int] = range(count)
+        self.grid = known.grid
+        pairs = known.batches(kind, count)
+        self.fields = {
+            name: torch.cat([pair[part] for pair in pairs])[:, None].numpy()
+            for part, name in enumerate(("vorticity", "closure"))
+        }
+
+    def read(
+        self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
+    ) -> np.ndarray:
+        """(times, n, n) of a member; every grid is the stored one."""
+        return self.fields[field][member, index]
+
+
 def fit(
     known: Known,
     *,
@@ -79,41 +110,27 @@ def fit(
     batch: int = 64,
     config: dict | None = None,
 ) -> ClosureModel:
-    """The default model, trained on fresh draws of the law, phase after phase.
+    """The default model, trained on fresh draws of the law.
 
     Args:
         known: the law.
-        samples: states of each of ``fit`` and ``hold``; a quarter of it for ``valid``.
+        samples: states of each half of the training data; a quarter of it to judge by.
         steps: of the optimiser, all phases together; 0 fits the closed-form parts only.
         batch: of a step.
         config: differences from the ``default`` preset.
     """
-    settings = Train(steps=max(steps, 1), batch=batch, lr=2e-3, engine="torch")
     torch.manual_seed(known.seed)
     model = build(config or {}, known.grid)
-    data = {
-        "fit": known.batches("fit", samples),
-        "hold": known.batches("hold", samples),
-        "valid": known.batches("valid", max(samples // 4, 1)),
-    }
-    total = sum(phase.share for phase in model.phases)
-    for phase in model.phases:
-        model.begin(phase.name, data[phase.members])
-        phase_steps = round(steps * phase.share / total)
-        if not phase_steps:
-            continue
-        worker = start_engine(model, settings, Processes())
-        average = Average(worker.held(), settings.ema)
-        states = torch.cat([state for state, _ in data[phase.members]])
-        targets = torch.cat([target for _, target in data[phase.members]])
-        choose = torch.Generator().manual_seed(known.seed)
-        for step in range(phase_steps):
-            indices = torch.randint(samples, (settings.batch,), generator=choose)
-            drawn = {"state": states[indices], "target": targets[indices], "sample_index": indices}
-            lr = learning_rate(settings, step, phase_steps)
-            worker.step([(drawn, known.seed, step)], lr)
-            average.update(worker.held(), step + 1)
-        weights = worker.whole(average.tensors)
-        worker.close()
-        model.load_state_dict({**model.state_dict(), **weights})
-    return model.eval()
+    drawn = (("train", 2 * samples), ("valid", max(samples // 4, 1)))
+    sets = [Drawn(known, kind, count) for kind, count in drawn]
+    data = trainer.TrainData(*(TrainingSet(one, one.members, seed=known.seed) for one in sets))
+    if not steps:
+        for phase in model.phases:
+            model.begin(phase.name, data.of(phase.members).passes)
+        return model.eval()
+    trained: list[ClosureModel] = []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Train(steps=steps, batch=batch, lr=2e-3, engine="torch")
+        plan = trainer.Plan(settings, known.seed, Run(Path(folder)))
+        trainer.fit(model, data, plan, lambda model, path: trained.append(model))
+    return trained[0].eval()

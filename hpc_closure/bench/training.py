@@ -65,7 +65,7 @@ def run(
     # closed-form parts only: the weights do not matter for the speed
     model = fit(known, samples=max(batch, 64), steps=0, config=config)
     model.to(device)
-    state, target = (x[:batch].to(device) for x in _whole(known.batches("hold", batch)))
+    state, target = (x[:batch].to(device) for x in _whole(known.batches("test", batch)))
     network = published_network().to(device)
     records = []
 
