@@ -277,7 +277,7 @@ def test_adaptive_steps_are_the_members_own():
         initial={"kind": "gaussian_field", "amplitude": 60.0},
         noise={"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005},
     )
-    sim = Simulation(problem, range(6), 0, chunk=6, threads=1).initialise()
+    sim = Simulation(problem, range(6), 0, threads=1).initialise()
     levels = sim.levels()
     assert len(set(levels.tolist())) > 1
     sim.advance(5)

@@ -24,7 +24,7 @@ class Simulation:
     """Members of one problem, advanced together.
 
     What a member does depends on the problem, the seed, the stage and its id only; on the CPU to
-    the last bit, whatever ``chunk``, ``threads`` and the number of domain ranks.
+    the last bit, whatever the chunks, ``threads`` and the number of domain ranks.
 
     Args:
         problem: the recipe.
@@ -33,7 +33,6 @@ class Simulation:
         device: ``cpu`` or a CUDA device.
         comm: mpi4py communicator whose ranks share each field (slabs), or None.
         stage: stage whose draws these are.
-        chunk: members advanced together, by default by size.
         threads: worker threads over chunks; by default torch's number of threads.
     """
 
@@ -46,7 +45,6 @@ class Simulation:
         device="cpu",
         comm=None,
         stage: str = "generate",
-        chunk: int | None = None,
         threads: int | None = None,
     ):
         if not len(members):
@@ -62,7 +60,7 @@ class Simulation:
         self.noise = problem.make_noise(seed, stage) if problem.removed == "none" else None
         self.rates = Rates(self.noise, self.members, self.pairs)
         self._steady = self._own_pairs(problem.physics.forcing.spectrum(self.grid))
-        self._workers, self._chunks = self._make_workers(chunk, threads)
+        self._workers, self._chunks = self._make_workers(threads)
         self._pool = None
         if len(self._workers) > 1:
             workers = len(self._workers)
@@ -243,16 +241,13 @@ class Simulation:
             return self._steady.expand_as(self.pairs[chunk])
         return self._steady + extra[chunk]
 
-    def _make_workers(
-        self, chunk: int | None, threads: int | None
-    ) -> tuple[list[Worker], list[slice]]:
+    def _make_workers(self, threads: int | None) -> tuple[list[Worker], list[slice]]:
         """Workers, one per thread, and the chunks of members that they share out."""
         num = len(self.members)
+        chunk = max(1, CHUNK_POINTS // self.grid.size**self.grid.dimensions)
         if self.device.type != "cpu" or self.transform.slabs:
             # one launch, one exchange for all members
-            threads, chunk = 1, chunk or num
-        elif chunk is None:
-            chunk = max(1, CHUNK_POINTS // self.grid.size**self.grid.dimensions)
+            threads, chunk = 1, num
         threads = min(threads or torch.get_num_threads(), num)
         chunks = _split(num, chunk, threads)
         problem = self.problem
