@@ -155,6 +155,7 @@ class BlockHeader(Header):
         records = [json_object(file.attrs.get(name, "{}")) for name in RECORDS]
         for name, record in zip(RECORDS, records):
             expect(path, record is not None, f"its {name} is not JSON")
+        settings, certificate, provenance = (record or {} for record in records)
         times, points = file.get("dimensions/time"), file.get("dimensions/x")
         expect(path, _is_floats(times, 1), "it has no times")
         expect(path, _is_floats(points, 1), "it has no points x")
@@ -167,7 +168,9 @@ class BlockHeader(Header):
             times=times[:],
             grid=len(points),
             dimensions=int(sides),
-            **dict(zip(("settings", "certificate", "provenance"), records)),
+            settings=settings,
+            certificate=certificate,
+            provenance=provenance,
         )
 
 

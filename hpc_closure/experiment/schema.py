@@ -463,10 +463,11 @@ class Experiment(Section):
     def stage_outputs(self, stage: str) -> dict:
         """What the blocks of ``stage`` hold beside their trajectories: one list for a run."""
         record = self.generate.record.model_dump(mode="json", include=set(OUTPUTS))
-        return {
+        outputs: dict[str, dict] = {
             "generate": {"generate": {"record": record}},
             "rollout": {"rollout": {"references": list(self.rollout.references)}},
-        }.get(stage, {})
+        }
+        return outputs.get(stage, {})
 
     def stage_hash(self, stage: str) -> str:
         return sha256_json(self.stage_settings(stage))

@@ -36,6 +36,9 @@ class Writer(Protocol):
     def write(self, index: int, fields: dict, scalars: dict, references: dict) -> None:
         """Store snapshot ``index``."""
 
+    def write_series(self, index: int, entries: dict) -> None:
+        """Store the series at their time ``index``."""
+
     def go_on_from(self, product: Path) -> tuple[int, dict]:
         """Take over a finished block with a nearer end: its snapshots and its state."""
 

@@ -184,7 +184,7 @@ class Ledger:
         products cost one listing. ``damaged`` collects the messages about unusable files.
         """
         for record in atomic.read_jsonl(self.run.manifest(self.stage)):
-            self._known[record.get("name")] = record
+            self._known[record.get("name", "")] = record
         headers = []
         for entry in listing(self.run.folder(self.stage)):
             if not BLOCK.fullmatch(entry.name):
