@@ -137,3 +137,15 @@ def test_the_closure_in_a_solver_of_ones_own():
     difference = ours.transform.to_physical(ours.state).numpy() - theirs
     change = theirs - start.numpy()
     assert np.abs(difference).max() < 1e-6 * np.abs(change).max()
+
+
+def test_every_test_file_is_of_a_module_or_of_a_theme_that_the_readme_names():
+    tests = Path(__file__).parent
+    themes = re.findall(r"`(test_[\w*]+)\.py`", (tests / "README.md").read_text())
+    for path in tests.glob("test_*.py"):
+        wing, _, module = path.stem.removeprefix("test_").partition("_")
+        place = ROOT / "hpc_closure" / wing / module
+        of_module = place.with_suffix(".py").exists() or place.is_dir()
+        assert of_module or any(path.match(f"{theme}.py") for theme in themes), path.name
+    for theme in themes:
+        assert list(tests.glob(f"{theme}.py")), f"tests/README.md names {theme}.py"
