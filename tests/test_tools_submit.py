@@ -82,6 +82,15 @@ def test_stages_are_chosen_and_what_is_wrong_is_said(tmp_path, submit_command):
     assert not list(tmp_path.iterdir())
 
 
+def test_stages_of_another_run_are_left_out(submit_command):
+    used = ("quickstart", "use.data=there", "use.model=diffusion", "--dry-run")
+    done = submit_command(*used)
+    costs = [line for line in done.stdout.splitlines() if line.startswith(STAGES)]
+    assert [line.partition(":")[0] for line in costs] == ["rollout", "evaluate"], done.stderr
+    done = submit_command(*used, "--stages", "generate,train")
+    assert done.returncode == 2 and "leave nothing to do" in done.stderr
+
+
 def test_slurm_pipeline_is_the_same_command(tmp_path, submit_command, programs):
     programs("python3", f'exec {sys.executable} "$@"')
     words = ("quickstart", "train.steps=7", "--stages", "train,rollout", "--dry-run")

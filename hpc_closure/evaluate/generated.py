@@ -57,7 +57,7 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                 seed=settings.seed,
             )
             scored.absent = [
-                Absent("generated", inputs.target, method, reason)
+                Absent("generated", inputs.target, method, reason, sensors)
                 for method, reason in methods.absent.items()
             ]
     return results

@@ -59,11 +59,18 @@ def run(
 
 
 def requested(experiment: Experiment, stages: str) -> list[submission.Request]:
-    """What to submit for each of the stages, in their order."""
+    """What to submit for each of the stages, in their order.
+
+    A stage whose product is that of another run (``use.data``, ``use.model``) is left out.
+    """
     names = stages.split(",")
     if not set(names) <= set(STAGES):
         raise ValueError(f"--stages {stages}: expected some of {','.join(STAGES)}")
     place, profile = Run.of(experiment), load_profile(experiment.cluster.profile)
+    elsewhere = {"generate": experiment.use.data, "train": experiment.use.model}
+    names = [stage for stage in names if not elsewhere.get(stage)]
+    if not names:
+        raise ValueError(f"--stages {stages}: use.data and use.model leave nothing to do there")
     return [
         submission.Request.of(
             experiment,
