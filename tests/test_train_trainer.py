@@ -175,6 +175,29 @@ def test_deepspeed_resumes_bit_equal(on_ranks, tmp_path):
         assert losses(tmp_path / f"parts{stage}") == losses(tmp_path / f"whole{stage}")
 
 
+LEFT = """
+import gc, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import train_case
+from hpc_closure.train import processes
+found = processes.join("cpu")
+train_case.run_fit(Path(sys.argv[2]), found, steps=2, engine="deepspeed")
+processes.leave()
+import deepspeed
+print(sum(isinstance(one, deepspeed.DeepSpeedEngine) for one in gc.get_objects()))
+"""
+
+
+@needs_deepspeed
+def test_no_engine_outlives_the_training(environment, tmp_path):
+    """Its process groups would abort the process at the end of Python, now and then."""
+    words = [sys.executable, "-c", LEFT, CASE.parent, tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0"]
+
+
 @needs_deepspeed
 @pytest.mark.mpi
 def test_any_engine_continues_from_any(on_ranks, tmp_path):

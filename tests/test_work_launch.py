@@ -80,8 +80,8 @@ def test_gpus():
 def test_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
     assert launch.choose_device("cpu", shared=False) == "cpu"
     assert launch.choose_device("auto", shared=True) == "cuda:1"
     with pytest.raises(RuntimeError, match="start at most 2 processes per machine"):
