@@ -217,7 +217,7 @@ def _machine(device: str, threads: int, world: World = World()) -> dict[str, obj
     torch.set_num_threads(max(1, (threads or torch.get_num_threads()) // world.size))
     machine = measure.machine(device)
     if world.root:
-        print(measure.describe(machine), flush=True)
+        print(measure.one_line(machine), flush=True)
     return machine
 
 

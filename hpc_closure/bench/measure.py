@@ -34,7 +34,7 @@ def machine(device: str = "cpu") -> dict[str, object]:
     return found
 
 
-def describe(found: Mapping[str, object]) -> str:
+def one_line(found: Mapping[str, object]) -> str:
     """One line about the machine."""
     line = (
         f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, "

@@ -251,7 +251,7 @@ class Train(Section):
         return self
 
 
-class Sampler(Section):
+class Sampling(Section):
     method: Literal["preset", "euler", "heun", "dpmpp_2m"] = Field(
         "preset", description="preset = the model's own"
     )
@@ -282,7 +282,7 @@ class Rollout(Section):
     t_end: Positive = 50.0
     every: Positive = Field(1.0, description="time between stored states; a multiple of dt")
     interval: Count = Field(5, description="solver steps between closure calls")
-    sampler: Sampler = Sampler()
+    sampler: Sampling = Sampling()
     sensors: SensorLayout | None = None
     references: tuple[Literal["none", "oracle"], ...] = Field(
         ("none", "oracle"), description="ensembles run beside the model's"
@@ -323,7 +323,7 @@ class Evaluate(Section):
     sensors: tuple[SensorLayout, ...] = Field((), description="layouts scored beside 'no sensors'")
     samples: Count = Field(200, description="held-out snapshots scored")
     members: Annotated[int, Field(ge=2)] = Field(32, description="closure samples per snapshot")
-    sampler: Sampler = Sampler()
+    sampler: Sampling = Sampling()
     event: Event | None = Field(None, description="probability asked of the coupled ensemble")
     seed: int = 0
 

@@ -274,13 +274,13 @@ class Trainer:
                 value.copy_(parts[key])
         self.restored = None
         if self.processes.first and not self.steps_now:
-            self._describe()
+            self._announce()
 
     def _last_trained(self) -> Phase:
         """The last phase that has steps: only then can the model be sampled."""
         return [phase for phase, steps in self.phases if steps][-1]
 
-    def _describe(self) -> None:
+    def _announce(self) -> None:
         count = sum(weight.numel() for weight in self.shadow.parameters())
         held = "in memory" if self.data.train.resident else "streamed"
         self.logger.info(
