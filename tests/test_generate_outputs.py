@@ -38,6 +38,19 @@ OUTPUTS = [
     "generate.record.series_every=0.01",
     "generate.record.spectra=[energy, enstrophy_transfer]",
 ]
+# what else must fit where a closure is to be made of few steps on 16 points
+CLOSURE = [
+    "train.grid=16",
+    "train.window=[0.04,0.12]",
+    "rollout.t_start=0.04",
+    "rollout.t_end=0.12",
+    "rollout.every=0.02",
+    "rollout.interval=2",
+    "rollout.sensors=null",
+    "evaluate.sensors=[]",
+    "evaluate.lead_times=[0.04]",
+    "evaluate.grids=[16]",
+]
 LINE = """
 base: kuramoto_sivashinsky
 name: line
@@ -137,19 +150,10 @@ def test_ranks_share_adaptive_fields_and_all_outputs(make, mpirun, tmp_path):
     changes = [
         *ADAPTIVE,
         *OUTPUTS,
+        *CLOSURE,
         "generate.closure=subgrid",
         "generate.record.grid=16",
         "generate.interval=2",
-        "rollout.t_start=0.04",
-        "rollout.t_end=0.12",
-        "rollout.every=0.02",
-        "rollout.interval=2",
-        "rollout.sensors=null",
-        "evaluate.sensors=[]",
-        "evaluate.lead_times=[0.04]",
-        "evaluate.grids=[16]",
-        "train.grid=16",
-        "train.window=[0.04,0.12]",
     ]
     expected = members_of(make("one", *changes))
     program = [sys.executable, "-m", "hpc_closure", "generate", tmp_path / "plain.yaml"]
@@ -267,21 +271,7 @@ def test_a_longer_run_with_all_outputs_goes_on_from_what_is_there(make, capfd):
 def test_the_series_does_not_lose_the_steps_of_the_targets(make):
     changes = ["generate.record.series_every=0.01", "generate.interval=2"]
     plain = make("plain", *changes)
-    target = make(
-        "target",
-        *changes,
-        "generate.closure=diffusion",
-        "train.grid=16",
-        "train.window=[0.04,0.12]",
-        "rollout.t_start=0.04",
-        "rollout.t_end=0.12",
-        "rollout.every=0.02",
-        "rollout.interval=2",
-        "rollout.sensors=null",
-        "evaluate.sensors=[]",
-        "evaluate.lead_times=[0.04]",
-        "evaluate.grids=[16]",
-    )
+    target = make("target", *changes, *CLOSURE, "generate.closure=diffusion")
     np.testing.assert_array_equal(stored(plain, "series/energy"), stored(target, "series/energy"))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import hpc_closure
 from hpc_closure.work import mpi
 from hpc_closure.work.mpi import World
 
@@ -45,7 +46,7 @@ def test_no_mpi_on_one_rank_is_fine_and_on_two_is_an_error(tmp_path):
         assert word in done.stdout + done.stderr
 
 
-def test_only_parallel_imports_mpi4py():
+def test_only_this_module_imports_mpi4py():
     def imports(path):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -53,7 +54,7 @@ def test_only_parallel_imports_mpi4py():
             elif isinstance(node, ast.ImportFrom):
                 yield node.module or ""
 
-    package = Path(mpi.__file__).parent
+    package = Path(hpc_closure.__file__).parent
     importers = [
         path.name
         for path in package.rglob("*.py")
