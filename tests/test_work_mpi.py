@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import hpc_closure
-from hpc_closure.work import mpi
 from hpc_closure.work.mpi import World
 
 

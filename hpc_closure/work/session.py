@@ -1,7 +1,9 @@
 """What every verb does first and last: run folder, log, provenance, stop flag, device.
 
-with Session(experiment, "generate", Options(max_elapsed="3h50m")) as session:
-    ... session.run, session.world, session.stop, session.device ...
+    with Session(experiment, "generate", Options(max_elapsed="3h50m")) as session:
+        ... session.run, session.world, session.stop, session.device ...
+
+Verbs that cannot be shared, train and evaluate, are held by one program at a time.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
 """Stopping early: signals and a time limit set one flag; loops look at it between steps.
 
-with Stop(max_elapsed=3 * 3600) as stop:
-    for step in ...:
-        if stop.agree(world):
-            save()
-            raise Stopped(stop.reason)      # exit code 75: run me again
+    with Stop(max_elapsed=3 * 3600) as stop:
+        for step in ...:
+            if stop.agree(world):
+                save()
+                raise Stopped(stop.reason)      # exit code 75: run me again
 
 The signal handler raises nothing at the first signal: Python runs it between any two instructions,
 and an exception raised inside a destructor or the callback of a weak reference is lost there.
