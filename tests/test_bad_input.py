@@ -77,10 +77,13 @@ CONFIG = [
     ("evaluate.lead_times=[5]", r"evaluate.lead_times: 5 is beyond the horizon 0.2 of rollout"),
     ("evaluate.lead_times=[0.13]", r"evaluate.lead_times=0.13 is not a multiple of 0.1"),
     ("model.modes=100", r"model.modes=100 needs a grid of at least 200, train.grid is 16"),
-    ("model.preset=paper", r"preset=paper is trained either with sensors or without: set "),
     (
-        "model={preset: paper, conditions: {sensors: none, history: 1}}",
-        r"model.preset=paper has no history: remove model.conditions.history",
+        "model.preset=published",
+        r"preset=published is trained either with sensors or without: set ",
+    ),
+    (
+        "model={preset: published, conditions: {sensors: none, history: 1}}",
+        r"model.preset=published has no history: remove model.conditions.history",
     ),
     ("model.upscaling=conv", r"model.upscaling is no setting of model.preset=default: remove it"),
     ("model={preset: one_pass, schedule: edm}", r"model.schedule is no setting of model.preset"),

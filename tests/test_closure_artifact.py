@@ -106,7 +106,7 @@ def test_fields_and_spectra_give_the_same_draw(saved, grid, learned, number):
 
 
 def test_the_published_model_takes_spectra_too():
-    config = {"preset": "paper", "width": 4, "modes": 4, "layers": 1}
+    config = {"preset": "published", "width": 4, "modes": 4, "layers": 1}
     model = build({**config, "conditions": {"sensors": "none"}}, 32)
     closure = artifact.Closure(model.eval(), {"interval": 1}, {})
     states = states_of(2)

@@ -267,6 +267,6 @@ def test_presets_and_errors(diffusion):
         alone.sample_batch(Request(states_of(1), members=[0], seed=0, sensors=sensors))
     for name in PRESETS:
         config = {"preset": name}
-        if name == "paper":
+        if name == "published":
             config["conditions"] = {"sensors": "none"}
         assert build(config, 64).num_parameters() > 1e5

@@ -11,9 +11,9 @@ from hpc_closure.closure.published import box_filter
 from hpc_closure.closure.sensors import Sensors, regular_positions
 
 
-def paper(**config):
+def published(**config):
     torch.manual_seed(0)
-    return build({"preset": "paper", **config}, 32)
+    return build({"preset": "published", **config}, 32)
 
 
 def batch_of(count=4, size=32):
@@ -23,7 +23,7 @@ def batch_of(count=4, size=32):
 
 
 def test_size_of_the_published_network():
-    full = build({"preset": "paper"}, 64)
+    full = build({"preset": "published"}, 64)
     # three branches x 4 layers x 2 x (20 x 20 x 8 x 8) complex, two more that smooth the sensors
     spectral = 2 * 2 * 20 * 20 * 8 * 8 * (3 * 4 + 2)
     assert full.num_parameters() - spectral == pytest.approx(8.3e4, rel=0.01)
@@ -34,7 +34,7 @@ def test_size_of_the_published_network():
     "sensors,upscaling", [("none", "interp"), ("required", "interp"), ("required", "conv")]
 )
 def test_loss_and_sample(sensors, upscaling):
-    model = paper(conditions={"sensors": sensors}, upscaling=upscaling)
+    model = published(conditions={"sensors": sensors}, upscaling=upscaling)
     model.begin("score", None)
     batch = batch_of()
     losses = model.loss_per_sample(batch, 0, 0)
@@ -55,14 +55,14 @@ def test_loss_and_sample(sensors, upscaling):
 
 
 def test_other_grid_than_trained():
-    model = paper(conditions={"sensors": "none"})
+    model = published(conditions={"sensors": "none"})
     out = model.sample_batch(Request(torch.randn(1, 48, 48), members=[0, 1], seed=0))
     assert out.shape == (2, 48, 48)
 
 
 def test_score_of_a_known_law_is_sampled_with_the_published_steps():
     """With the exact score of N(0, s^2), s = 0.3, the ten published steps are under-dispersed."""
-    model = paper(conditions={"sensors": "none"})
+    model = published(conditions={"sensors": "none"})
     schedule, std = model.schedule, 0.3
 
     class Exact(torch.nn.Module):
@@ -84,12 +84,12 @@ def test_box_filter_keeps_a_constant_and_the_sensors_scale():
 
 def test_errors():
     with pytest.raises(ValueError, match="required or none"):
-        paper(conditions={"sensors": "optional"})
+        published(conditions={"sensors": "optional"})
     with pytest.raises(ValueError, match="no history"):
-        paper(conditions={"sensors": "none", "history": 2})
+        published(conditions={"sensors": "none", "history": 2})
     with pytest.raises(ValueError, match="expected interp or conv"):
-        paper(upscaling="nearest")
-    model = paper(conditions={"sensors": "none"})
+        published(upscaling="nearest")
+    model = published(conditions={"sensors": "none"})
     with pytest.raises(ValueError, match="another interval"):
         model.sample_batch(Request(torch.zeros(1, 32, 32), members=[0], seed=0, held=5))
     assert math.isclose(model.factor, 1.0)

@@ -134,7 +134,7 @@ def test_a_second_run_does_nothing(finished, hpc_closure_command):
         ("model.conditions.physics=true", "model+physics"),
         ("model.preset=one_pass", "model"),
         ("model={preset: default, width: 8, base_noise: white, schedule: edm}", "model"),
-        ("model={preset: paper, width: 8, conditions: {sensors: required}}", "model"),
+        ("model={preset: published, width: 8, conditions: {sensors: required}}", "model"),
     ],
 )
 def test_every_kind_of_model_goes_from_the_file_to_the_report(

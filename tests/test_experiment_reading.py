@@ -22,7 +22,7 @@ def test_presets_load_and_survive_a_round_trip(name, tmp_path):
 
 
 def test_the_shipped_presets_are_the_promised_ones():
-    promised = {"quickstart", "paper_diffusion", "paper_convection", "subgrid"}
+    promised = {"quickstart", "diffusion_256", "convection_256", "subgrid"}
     assert promised <= set(reading.presets())
 
 

@@ -25,7 +25,7 @@ def rows(folder):
     return [{key: value for key, value in row.items() if key not in keys} for row in found]
 
 
-@pytest.fixture(scope="module", params=["default", "paper"])
+@pytest.fixture(scope="module", params=["default", "published"])
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     train(folder, request.param, **SETTINGS)

@@ -1,6 +1,6 @@
 """The published network in the form in which it was published: complex weights, eager PyTorch.
 
-Our ``paper`` preset is the same function with real-stored weights and products that suit the
+Our ``published`` preset is the same function with real-stored weights and products that suit the
 machine. To measure what that is worth, its spectral layers are put back to the published form:
 complex parameters, a whole array of zeros filled at two corners, one complex ``einsum`` for each.
 (Li et al., ICLR 2021; Dong, Chen, Wu, JCP 2025.)

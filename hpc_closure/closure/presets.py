@@ -4,7 +4,7 @@ from typing import Any
 
 from hpc_closure.closure.default import DefaultModel
 from hpc_closure.closure.interface import ClosureModel
-from hpc_closure.closure.published import PaperModel
+from hpc_closure.closure.published import PublishedModel
 
 __all__ = ["PRESETS", "build", "resolve"]
 
@@ -26,8 +26,8 @@ DEFAULT: dict[str, Any] = {
     "form": "auto",
 }
 
-PAPER: dict[str, Any] = {
-    "preset": "paper",
+PUBLISHED: dict[str, Any] = {
+    "preset": "published",
     "conditions": {"sensors": "required", "history": 0, "physics": False},
     "width": 20,
     "modes": 8,
@@ -40,7 +40,7 @@ PAPER: dict[str, Any] = {
 }
 
 ONE_PASS: dict[str, Any] = {**DEFAULT, "preset": "one_pass", "generator": "crps", "evaluations": 1}
-PRESETS = {"default": DEFAULT, "one_pass": ONE_PASS, "paper": PAPER}
+PRESETS = {"default": DEFAULT, "one_pass": ONE_PASS, "published": PUBLISHED}
 
 
 def resolve(model: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel
         length: side of the periodic square.
     """
     config = resolve(model)
-    chosen = PaperModel if config["preset"] == "paper" else DefaultModel
+    chosen = PublishedModel if config["preset"] == "published" else DefaultModel
     built = chosen(config, grid, length)
     built.num_parameters()  # refuses complex ones
     return built

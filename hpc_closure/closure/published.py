@@ -27,7 +27,7 @@ from hpc_closure.closure.sampling import PublishedVE, build_sampler
 from hpc_closure.closure.sensors import subgrid
 from hpc_closure.spectral.grid import retained_modes
 
-__all__ = ["PaperModel", "PublishedNetwork"]
+__all__ = ["PublishedModel", "PublishedNetwork"]
 
 EMBEDDING = 256
 SENSORS_PER_SIDE = 16
@@ -138,7 +138,7 @@ def box_filter(values: Tensor, size: int) -> Tensor:
     return (smooth(field) / smooth(mask))[:, 0]
 
 
-class PaperModel(ClosureModel):
+class PublishedModel(ClosureModel):
     """The published network, loss and sampler behind the package's interface."""
 
     phases = (Phase("score", 1.0, "train"),)
@@ -147,10 +147,10 @@ class PaperModel(ClosureModel):
         super().__init__(config, grid, length)
         sensors = config["conditions"]["sensors"]
         if config["conditions"]["history"]:
-            raise ValueError("model.preset=paper has no history: set conditions.history=0")
+            raise ValueError("model.preset=published has no history: set conditions.history=0")
         if sensors == "optional":
             raise ValueError(
-                "model.preset=paper is trained either with sensors or without: set "
+                "model.preset=published is trained either with sensors or without: set "
                 "conditions.sensors to required or none"
             )
         upscaling = "none" if sensors == "none" else config["upscaling"]
@@ -192,7 +192,7 @@ class PaperModel(ClosureModel):
     def sample_batch(self, request: Request) -> Tensor:
         """See :class:`~.interface.ClosureModel`; regular sensors, the trained interval only."""
         if request.held != 1:
-            raise ValueError("model.preset=paper cannot be rescaled to another interval")
+            raise ValueError("model.preset=published cannot be rescaled to another interval")
         state, sensors = request.state, request.sensors
         size, count = state.shape[-1], len(request.members)
         field = None
@@ -201,7 +201,7 @@ class PaperModel(ClosureModel):
                 raise ValueError("this model was trained with sensors: give sensors")
             side = math.isqrt(len(sensors.positions))
             if side * side != len(sensors.positions) or size % side:
-                raise ValueError("model.preset=paper needs sensors on a regular subgrid")
+                raise ValueError("model.preset=published needs sensors on a regular subgrid")
             values = self.factor * sensors.values.to(state.device).float()
             field = self._field(values.reshape(-1, side, side), size).expand(count, -1, -1)
         elif sensors is not None:

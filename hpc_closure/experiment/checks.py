@@ -137,25 +137,27 @@ def _check_model(experiment) -> None:
     model, conditions = experiment.model, experiment.model.conditions
     if experiment.use.model:
         return
-    if model.preset == "paper":
+    if model.preset == "published":
         if conditions.sensors == "optional":
             raise ValueError(
-                "model.preset=paper is trained either with sensors or without: set "
+                "model.preset=published is trained either with sensors or without: set "
                 "model.conditions.sensors to required or none"
             )
         for key, value in (("history", conditions.history), ("physics", conditions.physics)):
             if value:
-                raise ValueError(f"model.preset=paper has no {key}: remove model.conditions.{key}")
+                raise ValueError(
+                    f"model.preset=published has no {key}: remove model.conditions.{key}"
+                )
         layouts = [experiment.rollout.sensors, *experiment.evaluate.sensors]
         if any(layout and layout.layout == "scattered" for layout in layouts):
-            raise ValueError("model.preset=paper reads sensors of layout regular only")
+            raise ValueError("model.preset=published reads sensors of layout regular only")
         if experiment.rollout.interval != experiment.generate.interval:
             raise ValueError(
-                "model.preset=paper cannot be rescaled to another interval: set generate.interval "
-                f"to rollout.interval={experiment.rollout.interval}"
+                "model.preset=published cannot be rescaled to another interval: set "
+                f"generate.interval to rollout.interval={experiment.rollout.interval}"
             )
     foreign = {
-        "paper": ("schedule", "base_noise"),
+        "published": ("schedule", "base_noise"),
         "one_pass": ("schedule", "upscaling"),
         "default": ("upscaling",),
     }

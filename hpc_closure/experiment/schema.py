@@ -165,7 +165,7 @@ class Conditions(Section):
 
 
 class Model(Section):
-    preset: Literal["default", "one_pass", "paper"] = Field(
+    preset: Literal["default", "one_pass", "published"] = Field(
         "default",
         description="score-based model; the same with a generator trained by CRPS; as published",
     )
@@ -184,7 +184,7 @@ class Model(Section):
         None, description="default, one_pass: noise with the residual's spectrum, or white"
     )
     upscaling: Literal["interp", "conv"] | None = Field(
-        None, description="paper: how sensors are carried to the grid; none = preset"
+        None, description="published: how sensors are carried to the grid; none = preset"
     )
 
 
