@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hpc_closure.bench import dns, measure, peers, sampling, training
+from hpc_closure.bench import dns, intervals, measure, peers, sampling, training
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.networks import published_network, to_published_form
@@ -260,6 +260,18 @@ def test_sampling_records(case):
     assert model.config["evaluations"] == 1 and not model.score_active
     if case == "diffusion":  # the closed-form law is nearly the exact one
         assert plain["crps_ratio"] == pytest.approx(1, abs=0.1)
+
+
+def test_interval_records_show_which_intervals_hold_the_truth():
+    records = intervals.run([5], 400)
+    assert [(r["score"], r["scale"], r["blocks"]) for r in records] == [
+        (score, scale, 5) for score in ("ratio", "root") for scale in (0.3, 1.0)
+    ]
+    for record in records:
+        assert 0.7 < record["percentile"] < 0.88 < record["t"] < 0.99
+        assert 0.7 < record["bca"] < record["t"]
+    with pytest.raises(ValueError, match="--blocks 3: an interval needs at least 4"):
+        intervals.run([3, 8], 10)
 
 
 def test_two_kinds_of_states_share_none():

@@ -198,6 +198,24 @@ def sampling(
         _save(json, machine, records)
 
 
+@app.command()
+def intervals(
+    blocks: Annotated[
+        str, typer.Option(help="Trajectories that are scored.", metavar="N,...")
+    ] = "4,5,8,20",
+    repeats: Annotated[int, typer.Option(help="Intervals of each kind.", metavar="N")] = 2000,
+    json: Json = None,
+):
+    """How often 95 % intervals of scores hold the truth, beside the bootstrap's."""
+    from hpc_closure.bench import intervals as bench
+
+    with _usage():
+        machine = _machine("cpu", 0)
+        records = bench.run(_numbers("--blocks", blocks), repeats)
+        _print(records, bench.COLUMNS)
+        _save(json, machine, records)
+
+
 @contextlib.contextmanager
 def _usage() -> Iterator[None]:
     try:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hpc_closure.closure.sensors import layout_name
 from hpc_closure.data.reader import CoupledEnsemble
-from hpc_closure.evaluate.bootstrap import block_bootstrap
 from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.inputs import Inputs
+from hpc_closure.evaluate.intervals import block_interval
 from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
@@ -126,7 +126,7 @@ def score_coupled(
         lead_times: (L,) times since the start, increasing.
         labels: columns of the rows: ``closure`` and what else applies.
         costs: method -> milliseconds per member and solver step; ``none`` is the bare solver.
-        seed: of ties, pixels and bootstrap.
+        seed: of ties and pixels.
     """
     truth = torch.as_tensor(truth)
     truth = truth[None] if truth.ndim == 3 else truth
@@ -181,7 +181,7 @@ def score_coupled(
     for method, parts_list in errors.items():
         own = {**stage, **labels.of(method), **sizes[method]}
         reached = valid_time(torch.stack(parts_list, -1), times, VALID)
-        value, low, high = block_bootstrap({"t": reached}, blocks, lambda means: means["t"])
+        value, low, high = block_interval({"t": reached}, blocks, lambda means: means["t"])
         scored.add(**own, score="valid_time", value=value, low=low, high=high)
         pool = torch.cat(pools[method])
         if bool(pool.isfinite().all()):

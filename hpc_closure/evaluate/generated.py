@@ -84,7 +84,7 @@ def score_generated(
         members: ensemble size asked for.
         trajectories: (S,) trajectory of each snapshot; None = each its own.
         law: what is known exactly, where the law is.
-        seed: of ties, rank coordinates and bootstrap.
+        seed: of ties and rank coordinates.
     """
     num_samples, size = int(truth.shape[0]), int(truth.shape[-1])
     if num_samples == 0:

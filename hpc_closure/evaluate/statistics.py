@@ -2,7 +2,7 @@
 
 A statistic is a number per sample (and per shell); a score is a formula of means of statistics.
 Nothing else is kept of an ensemble, so any number of samples passes through bounded memory, and
-every score gets its interval from the same statistics (:mod:`~hpc_closure.evaluate.bootstrap`).
+every score gets its interval from the same statistics (:mod:`~hpc_closure.evaluate.intervals`).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpc_closure.closure.losses import crps
 from hpc_closure.evaluate import scores
-from hpc_closure.evaluate.bootstrap import Means, block_bootstrap
+from hpc_closure.evaluate.intervals import Means, block_interval
 from hpc_closure.evaluate.rows import Absent, frame
 from hpc_closure.evaluate.spectra import shell_statistics
 
@@ -158,7 +158,7 @@ def form_scores(
                 continue
             if not all(need in values for need in formula.needs):
                 continue
-            value, low, high = block_bootstrap(
+            value, low, high = block_interval(
                 {need: values[need] for need in formula.needs},
                 blocks,
                 lambda means, form=formula.form: form(means, statistics.members),  # type: ignore
