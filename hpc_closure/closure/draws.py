@@ -19,8 +19,7 @@ STREAM_SENSOR = 103
 STREAM_MEMORY = 1 << 7
 STREAM_STEP = 1 << 8
 
-
-SECONDS = 1_000_003
+LARGEST_INDEX = (1 << 31) - 2  # an id of two is below 2^63
 
 
 class Key(NamedTuple):
@@ -40,8 +39,18 @@ class Key(NamedTuple):
 
 
 def pair(first: int, second: int) -> int:
-    """One id for two indices: a member's draws for a state are its own (second < 1,000,003)."""
-    return first * SECONDS + second
+    """One id for two indices, such as a case and a member, so that each draws for itself.
+
+    ``2^32 (first + 1) + second``: different pairs have different ids, and none is an index by
+    itself. An id fits a signed word and is in no file; the key of its draws is a hash of it.
+
+    Raises:
+        ValueError: an index is negative or beyond.
+    """
+    for index in (first, second):
+        if not 0 <= index <= LARGEST_INDEX:
+            raise ValueError(f"index {index} of a draw: expected 0 to {LARGEST_INDEX}")
+    return ((int(first) + 1) << 32) + int(second)
 
 
 def _keys(seed: int, stage: str, ids: Sequence[int]) -> list[np.ndarray]:
