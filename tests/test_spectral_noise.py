@@ -36,6 +36,8 @@ def test_words_are_philox_of_key_and_counter():
     words = uniform_bits(key, stream=5, first=41, num_counters=2)
     expected = philox4x64([42, 0, 5, 0], key.tolist()) + philox4x64([43, 0, 5, 0], key.tolist())
     assert words.tolist() == expected
+    words = uniform_bits(key, stream=5, first=0, num_counters=1, item=2**63 + 1)
+    assert words.tolist() == philox4x64([1, 2**63 + 1, 5, 0], key.tolist())
 
 
 def test_keys_differ_by_seed_stage_and_member():

@@ -1,4 +1,8 @@
-"""Keyed draws: equal (seed, stage, id, item) give equal numbers in any batch, on any rank."""
+"""Keyed draws: equal (seed, stage, id, item) give equal numbers in any batch, on any rank.
+
+An item has its own counter word, so draws of different items share nothing, however wide each is;
+the narrower of two draws of one item is the beginning of the wider.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
-from hpc_closure.spectral.counters import complex_normals, key_of, uniform_bits
+from hpc_closure.spectral.counters import WORDS_PER_COUNTER, box_muller, key_of, uniform_bits
 
 __all__ = ["Key", "pair", "uniforms", "white_spectra", "normals"]
 
@@ -53,31 +57,33 @@ def pair(first: int, second: int) -> int:
     return ((int(first) + 1) << 32) + int(second)
 
 
-def _keys(seed: int, stage: str, ids: Sequence[int]) -> list[np.ndarray]:
-    return [key_of(seed, stage, int(one)) for one in ids]
+def _words(stream: int, key: Key, width: int) -> np.ndarray:
+    """Raw words (len(ids), width) of an item."""
+    if key.item < 0:
+        raise ValueError(f"item {key.item} of a draw: expected a step or call from 0 on")
+    counters = -(-width // WORDS_PER_COUNTER)
+    keys = [key_of(key.seed, key.stage, one) for one in key.ids]
+    rows = [uniform_bits(one, stream, 0, counters, key.item) for one in keys]
+    return np.stack(rows)[:, :width]
 
 
 def uniforms(seed: int, stage: str, ids: Sequence[int], item: int, width: int = 4) -> Tensor:
-    """Uniforms in (0, 1), (len(ids), width <= 4), float64."""
-    words = np.stack([uniform_bits(k, STREAM_CHOICE, item, 1) for k in _keys(seed, stage, ids)])
-    return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)[
-        :, :width
-    ]
+    """Uniforms in (0, 1), (len(ids), width), float64."""
+    words = _words(STREAM_CHOICE, Key(seed, stage, ids, item), width)
+    return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 
 
 def normals(
     seed: int, stage: str, ids: Sequence[int], item: int, width: int, stream: int = STREAM_SENSOR
 ) -> Tensor:
-    """Standard normals (len(ids), width), float64."""
-    half = -(-width // 2)
-    rows = [complex_normals(k, stream, item, 1, half)[0] for k in _keys(seed, stage, ids)]
-    return torch.from_numpy(np.stack(rows).view(np.float64)[:, :width].copy())
+    """Standard normals (len(ids), width), float64; none is beyond 6.8."""
+    rows = box_muller(_words(stream, Key(seed, stage, ids, item), -(-width // 2)))
+    return torch.from_numpy(rows.view(np.float64)[:, :width].copy())
 
 
 def white_spectra(
     band: Band, seed: int, stage: str, ids: Sequence[int], item: int, stream: int = STREAM_BASE
 ) -> Tensor:
     """Spectra (len(ids), 2K + 1, K + 1), complex128, of real white noise with E|z_hat|^2 = 1."""
-    width = band.half_plane.num_drawn
-    rows = [complex_normals(k, stream, item, 1, width)[0] for k in _keys(seed, stage, ids)]
-    return band.white(np.stack(rows))
+    words = _words(stream, Key(seed, stage, ids, item), band.half_plane.num_drawn)
+    return band.white(box_muller(words))

@@ -139,11 +139,8 @@ def observe(
     noise_std = 0.0
     if layout.noise:
         noise_std = float(layout.noise * field.double().square().mean().sqrt())
-        errors = [
-            standard_normals(seed, "sensor error", row, first=call, width=len(points))[0]
-            for row in rows
-        ]
-        values = values + noise_std * torch.as_tensor(np.stack(errors)).to(values)
+        errors = draws.normals(seed, "sensor error", rows, call, len(points))
+        values = values + noise_std * errors.to(values)
     return Sensors(values, points.to(torch.float64) * (length / field.shape[-1]), noise_std)
 
 

@@ -1,10 +1,14 @@
 """Randomness that depends on who asks and for what, never on how the work is arranged.
 
 Uniform bits come from the counter-based generator Philox4x64-10 (Salmon et al., SC 2011). The key
-is a digest of (seed, stage, member), the counter is (item, stream), where an item is a step or a
-call. So a member's draws are the same in any batch, on any rank, in any order and after any
-restart, and no file holds a generator state. Each 64-bit word gives two uniforms of 32 bits and,
-by Box-Muller in float64, one complex or two real normals; ``|z| <= 6.8``.
+is a digest of (seed, stage, member), the counter is (position, item, stream, 0), a word of 64 bits
+each: where an item is a call its draws may have any width; a path has steps of one width, placed
+one after the other in item 0. So a member's draws are the same in any batch, on any rank, in any
+order and after any restart, and no file holds a generator state.
+
+Each 64-bit word gives two uniforms of 32 bits and, by Box-Muller in float64, one complex or two
+real normals. The radius has 32 bits, so ``|z| <= sqrt(2 log 2^33) = 6.76`` and there is no
+tail beyond, where a real normal should be once in 7e10 draws.
 """
 
 from __future__ import annotations
@@ -30,14 +34,17 @@ def key_of(seed: int, stage: str, member: int) -> np.ndarray:
     return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
 
 
-def uniform_bits(key: np.ndarray, stream: int, first: int, num_counters: int) -> np.ndarray:
-    """Raw words of counters ``(first + 1 .. first + num_counters, 0, stream, 0)``.
+def uniform_bits(
+    key: np.ndarray, stream: int, first: int, num_counters: int, item: int = 0
+) -> np.ndarray:
+    """Raw words of counters ``(first + 1 .. first + num_counters, item, stream, 0)``.
 
     Args:
         key: ``(2,)`` uint64.
         stream: what the draw is for.
-        first: counters already used by earlier items.
+        first: counters already used, by earlier steps of a path.
         num_counters: counters to use now, four words each.
+        item: what has a counter word of its own, such as a call; 0 for a path.
 
     Returns:
         ``(4 * num_counters,)`` uint64.
@@ -48,7 +55,7 @@ def uniform_bits(key: np.ndarray, stream: int, first: int, num_counters: int) ->
         _LOCAL.state = generator.state
     state = _LOCAL.state
     state["state"]["key"] = key
-    state["state"]["counter"] = np.array([first, 0, stream, 0], dtype=np.uint64)
+    state["state"]["counter"] = np.array([first, item, stream, 0], dtype=np.uint64)
     state["buffer_pos"] = WORDS_PER_COUNTER
     generator.state = state
     return generator.random_raw(num_counters * WORDS_PER_COUNTER)
@@ -99,9 +106,10 @@ def box_muller(words: np.ndarray) -> np.ndarray:
 
 
 def complex_normals(key: np.ndarray, stream: int, first: int, num: int, width: int) -> np.ndarray:
-    """Complex normals of items ``first .. first + num - 1``, ``(num, width)``, ``E |z|^2 = 2``.
+    """Complex normals of steps ``first .. first + num - 1``, ``(num, width)``, ``E |z|^2 = 2``.
 
-    An item always uses ``ceil(width / 4)`` counters, so any item can be drawn by itself.
+    A step always uses ``ceil(width / 4)`` counters, so any step can be drawn by itself; ``width``
+    must be the same for all steps of a path.
     """
     counters = -(-width // WORDS_PER_COUNTER)
     words = uniform_bits(key, stream, first * counters, num * counters)
@@ -118,6 +126,6 @@ def standard_normals(
     num: int = 1,
     width: int,
 ) -> np.ndarray:
-    """Real standard normals ``(num, width)`` float64 of items ``first .. first + num - 1``."""
+    """Real standard normals ``(num, width)`` float64 of steps ``first .. first + num - 1``."""
     z = complex_normals(key_of(seed, stage, member), stream, first, num, -(-width // 2))
     return z.view(np.float64)[:, :width]
