@@ -25,6 +25,8 @@ from hpc_closure.spectral.grid import hermitian, retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
+FINE = torch.zeros(32, 32, dtype=torch.float64)
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
@@ -119,18 +121,28 @@ def test_the_published_model_takes_spectra_too():
 @pytest.mark.parametrize(
     "change,message",
     [
+        (dict(state="vorticity"), r"state is a str; expected a tensor \(2K \+ 1, K \+ 1\) or"),
+        (dict(state=FINE), r"state holds float64; expected complex spectra \(sample takes fields"),
         (dict(state=torch.zeros(21, 12)), r"expected \(2K \+ 1, K \+ 1\)"),
+        (dict(state=torch.zeros(1, 1)), r"shape \(1, 1\), expected \(2K \+ 1, K \+ 1\)"),
+        (dict(state=torch.zeros(1, 3, 21, 11)), r"shape \(1, 3, 21, 11\), expected"),
         (dict(state=torch.zeros(2, 21, 11)), "one row per member"),
         (dict(state=torch.full((21, 11), math.nan)), "blown up"),
         (dict(members=[]), "at least one"),
+        (dict(members=[-1, 0, 1]), "ids from 0 on"),
+        (dict(call=-1), "call=-1: expected an integer"),
+        (dict(sensors=FINE), "sensors is a Tensor"),
         (dict(state=torch.zeros(11, 6)), "at least 22"),
+        (dict(history=FINE), "history holds float64"),
+        (dict(history=torch.zeros(21, 11)), r"expected \(H, 2K \+ 1, K \+ 1\) or \(M, H"),
         (dict(history=torch.zeros(1, 21, 11)), "conditions.history=0"),
     ],
 )
 def test_misuse_with_spectra_is_the_same_line(saved, change, message):
-    request = Request(torch.zeros(21, 11), [0, 1, 2])
-    if "state" in change:
-        change["state"] = change["state"].to(torch.complex128)
+    request = Request(torch.zeros(21, 11).to(torch.complex128), [0, 1, 2])
+    for name, value in change.items():
+        if isinstance(value, torch.Tensor) and value is not FINE:
+            change = {**change, name: value.to(torch.complex128)}
     with pytest.raises(ValueError, match=message):
         hpc_closure.load(saved[2]).sample_hat(replace(request, **change))
 
@@ -176,18 +188,87 @@ def test_interval_is_relative_to_the_trained_one(saved):
 @pytest.mark.parametrize(
     "call,message",
     [
-        (dict(state=torch.zeros(32)), "expected"),
-        (dict(state=torch.zeros(2, 32, 32), members=3), "one row per member"),
-        (dict(state=torch.full((32, 32), math.nan)), "blown up"),
-        (dict(state=torch.zeros(32, 32), members=0), "at least one"),
-        (dict(state=torch.zeros(16, 16)), "at least 22"),
-        (dict(state=torch.zeros(32, 32), history=torch.zeros(1, 32, 32)), "conditions.history=0"),
+        # no fields
+        (
+            dict(state="vorticity"),
+            r"state is a str; expected an array or tensor \(n, n\) or \(M, n",
+        ),
+        (dict(state=object()), "state is a object; expected an array or tensor"),
+        (dict(state=None), "state is a NoneType; expected an array or tensor"),
+        (dict(state=np.array([["a"] * 32] * 32)), "state is a ndarray; .* of numbers"),
+        (dict(state=FINE.to(torch.complex64)), "state is complex; expected real fields"),
+        (dict(state=FINE.numpy() + 0j), "state is complex; expected real fields"),
+        (dict(state=FINE.long()), "state holds int64; expected floating-point numbers"),
+        (dict(state=FINE > 0), "state holds bool; expected floating-point numbers"),
+        # shapes and grids
+        (
+            dict(state=torch.zeros(32)),
+            r"state has shape \(32,\), expected \(n, n\) or \(M, n, n\)",
+        ),
+        (dict(state=torch.zeros(())), r"state has shape \(\), expected"),
+        (dict(state=torch.zeros(0, 0)), r"state has shape \(0, 0\), expected"),
+        (dict(state=torch.zeros(32, 30)), r"state has shape \(32, 30\), expected"),
+        (dict(state=torch.zeros(1, 1, 32, 32)), r"state has shape \(1, 1, 32, 32\), expected"),
+        (dict(state=torch.zeros(33, 33)), "an even number of points per side, not 33"),
+        (dict(state=torch.zeros(23, 23)), "an even number of points per side, not 23"),
+        (
+            dict(state=torch.zeros(20, 20)),
+            "field is 20x20; a band of 10 modes needs .* at least 22",
+        ),
+        (dict(state=torch.zeros(2, 32, 32), members=3), "2 states for 3 members: one row per mem"),
+        # no numbers
+        (
+            dict(state=torch.full((32, 32), math.nan)),
+            "state has non-finite values: the solver has",
+        ),
+        (dict(state=torch.full((32, 32), math.inf)), "state has non-finite values"),
+        (dict(history=torch.full((1, 32, 32), math.nan)), "history has non-finite values"),
+        # members, call, interval, evaluations
+        (dict(members=0), "members=0: at least one sample must be asked for"),
+        (dict(members=-2), "members=-2: at least one"),
+        (dict(members=[]), r"members=\[\]: at least one"),
+        (dict(members=[0, -1]), r"members=\[0, -1\]: expected how many, or their ids from 0 on"),
+        (dict(members=2.0), "members=2.0: expected how many"),
+        (dict(members="2"), "members='2': expected how many"),
+        (dict(members=True), "members=True: expected how many"),
+        (dict(members=[0.5]), r"members=\[0.5\]: expected how many"),
+        (dict(seed=-1), "seed=-1: expected an integer from 0 on"),
+        (dict(seed="a"), "seed='a': expected an integer from 0 on"),
+        (dict(call=-1), "call=-1: expected an integer from 0 on"),
+        (dict(call=1.5), "call=1.5: expected an integer"),
+        (dict(interval=0), "interval=0: expected an integer from 1 on"),
+        (dict(evaluations=0), "evaluations=0: expected an integer from 1 on"),
+        # conditions
+        (
+            dict(sensors=torch.zeros(16)),
+            r"sensors is a Tensor; expected Sensors\(values, positions",
+        ),
+        (dict(history="past"), r"history is a str; expected an array or tensor \(H, n, n\) or"),
+        (dict(history=torch.zeros(32, 32)), r"history has shape \(32, 32\), expected \(H, n, n\)"),
+        (dict(history=torch.zeros(1, 24, 24)), "expected the same grid"),
+        (
+            dict(history=torch.zeros(2, 1, 32, 32)),
+            "history of 2 states for 1: expected one for ea",
+        ),
+        (dict(history=torch.zeros(1, 32, 32)), "conditions.history=0"),
     ],
+    ids=str,
 )
 def test_misuse_is_one_clear_line(saved, call, message):
     with pytest.raises(ValueError, match=message) as error:
-        hpc_closure.load(saved[2]).sample(**call)
+        hpc_closure.load(saved[2]).sample(**{"state": FINE, **call})
     assert "\n" not in str(error.value)
+
+
+def test_what_means_the_same_is_the_same(saved):
+    """Lists of ids in any form of integers; arrays with the other byte order or turned over."""
+    closure = hpc_closure.load(saved[2])
+    state = states_of(1)[0].numpy()
+    expected = closure.sample(state, members=3)
+    for members in (np.int64(3), range(3), (0, 1, 2), np.arange(3), torch.arange(3)):
+        assert np.array_equal(closure.sample(state, members=members), expected)
+    assert np.array_equal(closure.sample(state.astype(">f8"), members=3), expected)
+    assert np.array_equal(closure.sample(state[::-1].copy()[::-1], members=3), expected)
 
 
 def test_damaged_and_foreign_files(saved, tmp_path):

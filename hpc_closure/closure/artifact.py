@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from hpc_closure.closure import asked
 from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.presets import build
@@ -154,20 +155,17 @@ class Closure:
             U, (M, n, n), of the type and precision of ``state``.
 
         Raises:
-            ValueError: shapes, grid or conditions do not fit.
+            ValueError: one line: what was given, what was expected.
         """
-        ids = range(members) if isinstance(members, int) else members
-        given = torch.as_tensor(state)
-        if given.ndim not in (2, 3) or given.shape[-1] != given.shape[-2]:
-            raise ValueError(f"state has shape {tuple(given.shape)}, expected (n, n) or (M, n, n)")
+        given = asked.fields("state", state)
         request = Request(
             given,
-            [int(member) for member in ids],
+            members,  # type: ignore[arg-type]
             seed,
             call,
             sensors,
-            None if history is None else torch.as_tensor(history),
-            self.held(interval),
+            None if history is None else asked.fields("history", history),
+            self.held(asked.interval_of(interval)),
             evaluations,
             method,
         )
@@ -188,26 +186,18 @@ class Closure:
             Spectra of U, (M, 2K + 1, K + 1), of the device and precision of ``state``.
 
         Raises:
-            ValueError: shapes, grid or conditions do not fit.
+            ValueError: one line: what was given, what was expected.
         """
-        given = request.state
-        if given.ndim not in (2, 3) or given.shape[-2] != 2 * given.shape[-1] - 1:
-            raise ValueError(
-                f"state has shape {tuple(given.shape)}, expected (2K + 1, K + 1) or "
-                "(M, 2K + 1, K + 1)"
-            )
+        given = asked.spectra("state", request.state)
+        if request.history is not None:
+            asked.spectra("history", request.history)
         out = self._answer(self.model.sample_hat, request)
         return out.to(device=given.device, dtype=given.dtype)
 
     def _answer(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
         """Check a request and bring it to the model, in either form of ``state``."""
-        given, members, history = request.state, request.members, request.history
-        if not members:
-            raise ValueError("members=0: at least one sample must be asked for")
-        if given.ndim == 3 and len(given) not in (1, len(members)):
-            raise ValueError(f"{len(given)} states for {len(members)} members: one row per member")
-        if not bool(torch.isfinite(given).all()):
-            raise ValueError("state has non-finite values: the solver has blown up")
+        request = asked.check(request)
+        given, history = request.state, request.history
         if history is not None:
             history = history.to(self.device)
             history = history[None] if history.ndim == 3 else history
