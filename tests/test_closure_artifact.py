@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 import threading
 from dataclasses import replace
@@ -269,6 +270,67 @@ def test_what_means_the_same_is_the_same(saved):
         assert np.array_equal(closure.sample(state, members=members), expected)
     assert np.array_equal(closure.sample(state.astype(">f8"), members=3), expected)
     assert np.array_equal(closure.sample(state[::-1].copy()[::-1], members=3), expected)
+
+
+def beyond(share, grid=64, seed=3):
+    """A state on a finer grid with a share of its variance outside the band of 10 modes."""
+    inner, own = band(10), band(retained_modes(grid))
+    state = inner.to_physical(inner.to_spectral(states_of(1, size=grid)), grid)[0]
+    rough = torch.randn(grid, grid, generator=torch.Generator().manual_seed(seed)).double()
+    w_hat = own.to_spectral(rough)
+    w_hat[..., :11, :11] = w_hat[..., -10:, :11] = 0
+    rough = own.to_physical(w_hat, grid)
+    return state + rough * (share / (1 - share) * state.var() / rough.var()).sqrt()
+
+
+@pytest.mark.parametrize("share", [1e-5, 0.3])
+def test_what_lies_outside_the_band_is_told_once_or_refused(saved, caplog, share):
+    state, own = beyond(share), band(21)
+    message = rf"{share:.2g} of the state's variance is outside the model's band of 10 modes .*32"
+    asks = Request(own.to_spectral(state), [0, 1])
+    for ask in ("sample", "sample_hat"):
+        closure = hpc_closure.load(saved[2])
+        call = {
+            "sample": lambda **more: closure.sample(state, members=2, **more),
+            "sample_hat": lambda **more: closure.sample_hat(asks, **more),
+        }[ask]
+        with pytest.raises(ValueError, match=message):
+            call(strict=True)
+        caplog.clear()
+        first, second = call(), call()
+        assert len(caplog.records) == 1 and torch.equal(first, second)
+        assert re.match(message, caplog.records[0].getMessage())
+        with pytest.raises(ValueError, match=message):  # told or not
+            call(strict=True)
+
+
+def test_a_state_within_the_band_is_not_told(saved, caplog):
+    """Nor one whose rest is below a millionth, nor a constant, nor a coarser grid's."""
+    closure = hpc_closure.load(saved[2])
+    for state in (states_of(1)[0], beyond(1e-8), beyond(1e-8).float(), 1 + 0 * beyond(0.1)):
+        closure.sample(state, members=1, strict=True)
+        size = len(state)
+        spectra = band(retained_modes(size)).to_spectral(state)
+        closure.sample_hat(Request(spectra, [0]), strict=True)
+    closure.sample(band(10).to_physical(band(10).to_spectral(states_of(1)), 22)[0], members=1)
+    assert not caplog.records
+
+
+def test_the_largest_share_of_the_rows_counts(saved):
+    states = torch.stack([beyond(0.0), beyond(0.2)])
+    with pytest.raises(ValueError, match="0.2 of the state's variance"):
+        hpc_closure.load(saved[2]).sample(states, members=2, strict=True)
+
+
+def test_shares_count_every_mode_once():
+    """White noise on a grid of even size, the last column of a whole spectrum included."""
+    field = torch.randn(24, 24, generator=torch.Generator().manual_seed(0)).double()
+    full = torch.fft.fft2(field).abs().square()
+    k = torch.fft.fftfreq(24, 1 / 24).abs()
+    outside = (k[:, None] > 6) | (k > 6)
+    expected = full[outside].sum() / (full.sum() - full[0, 0])
+    share = band(6).share_beyond(torch.fft.rfft2(field), 24)
+    assert float(share) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_damaged_and_foreign_files(saved, tmp_path):

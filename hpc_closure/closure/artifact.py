@@ -22,11 +22,12 @@ from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.presets import build
 from hpc_closure.closure.sensors import Sensors
 from hpc_closure.experiment.folder import SHIPPED
-from hpc_closure.work import atomic
+from hpc_closure.work import atomic, log
 
 __all__ = ["Closure", "load", "save"]
 
 STATISTICS = "statistics/"
+SHARE_BEYOND = 1e-6  # of a state's variance, above which it is told
 
 
 def save(
@@ -91,7 +92,11 @@ def load(path: str | Path) -> "Closure":
 
 
 class Closure:
-    """A trained closure: draws U in dV/dt = M~(V) + U. Holds no state, so calls may overlap.
+    """A trained closure: draws U in dV/dt = M~(V) + U. No draw leaves a trace: calls may overlap.
+
+    Outside the band that it was trained in (``|kx|, |ky| <= (grid - 1) // 3`` of the training's
+    grid) a closure is zero. A state with more than a millionth of its variance there is told of
+    once, by a warning, or refused where the call is ``strict``.
 
     Attributes:
         target: what U stands for (``kind``, ``interval``, ``dt``).
@@ -100,6 +105,7 @@ class Closure:
 
     def __init__(self, model: ClosureModel, target: dict, provenance: dict):
         self.model, self.target, self.provenance = model, target, provenance
+        self._told = False
 
     @property
     def config(self) -> dict:
@@ -138,6 +144,7 @@ class Closure:
         interval: int | None = None,
         evaluations: int | None = None,
         method: str | None = None,
+        strict: bool = False,
     ) -> Any:
         """Draw closures for one resolved state, or one for each row of states.
 
@@ -150,6 +157,7 @@ class Closure:
             interval: solver steps that the draw is held; other than the trained one the white
                 part is rescaled: an m-step mean of white noise has 1/m of its variance.
             evaluations, method: of the sampler; None = the model's own.
+            strict: refuse a state with variance outside the model's band.
 
         Returns:
             U, (M, n, n), of the type and precision of ``state``.
@@ -169,18 +177,21 @@ class Closure:
             evaluations,
             method,
         )
+        request = asked.check(request)
+        self._look_beyond(given, strict)
         out = self._answer(self.model.sample_batch, request)
         if isinstance(state, np.ndarray):
             precision = state.dtype if state.dtype in (np.float32, np.float64) else np.float64
             return out.cpu().numpy().astype(precision)
         return out.to(device=given.device, dtype=given.dtype)
 
-    def sample_hat(self, request: Request) -> Tensor:
+    def sample_hat(self, request: Request, *, strict: bool = False) -> Tensor:
         """The same for solvers that keep retained spectra: no field is formed.
 
         Args:
             request: ``state`` (2K + 1, K + 1) or (M, 2K + 1, K + 1), of the solver's K modes in
                 the forward norm (:mod:`hpc_closure.spectral.grid`), and ``history`` likewise.
+            strict: see :meth:`sample`.
 
         Returns:
             Spectra of U, (M, 2K + 1, K + 1), of the device and precision of ``state``.
@@ -191,12 +202,13 @@ class Closure:
         given = asked.spectra("state", request.state)
         if request.history is not None:
             asked.spectra("history", request.history)
+        request = asked.check(request)
+        self._look_beyond(given, strict)
         out = self._answer(self.model.sample_hat, request)
         return out.to(device=given.device, dtype=given.dtype)
 
     def _answer(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
-        """Check a request and bring it to the model, in either form of ``state``."""
-        request = asked.check(request)
+        """Bring a request to the model, in either form of ``state``."""
         given, history = request.state, request.history
         if history is not None:
             history = history.to(self.device)
@@ -204,3 +216,29 @@ class Closure:
         state = given.reshape(-1, *given.shape[-2:]).to(self.device)
         with torch.no_grad():
             return draw(replace(request, state=state, history=history))
+
+    def _look_beyond(self, state: Tensor, strict: bool) -> None:
+        """Tell once, or refuse where ``strict``, that a state goes beyond the model's band."""
+        own = getattr(self.model, "band", None)  # a model without works on the caller's grid
+        if own is None or (self._told and not strict):
+            return
+        if state.is_complex():
+            if state.shape[-1] - 1 <= own.modes:
+                return
+            share = own.share_beyond(state)
+        else:
+            own.check_grid(*state.shape[-2:])
+            single = state if state.dtype == torch.float64 else state.float()
+            share = own.share_beyond(torch.fft.rfft2(single), state.shape[-1])
+        most = float(share.max())
+        if most <= SHARE_BEYOND:
+            return
+        line = (
+            f"{most:.2g} of the state's variance is outside the model's band of {own.modes} modes "
+            f"(training grid {self.model.grid}), where the closure is zero: train on a finer "
+            "train.grid, or filter the state to the band"
+        )
+        if strict:
+            raise ValueError(line)
+        self._told = True
+        log.get().warning(line)

@@ -93,6 +93,25 @@ class Band:
                 f"of at least {2 * self.modes + 2}"
             )
 
+    def share_beyond(self, w_hat: Tensor, size: int | None = None) -> Tensor:
+        """Share (...) of the variance of states that is outside this band; 0 where there is none.
+
+        Args:
+            w_hat: retained spectra (..., 2K + 1, K + 1), or whole ones as ``rfft2`` gives them.
+            size: points per side of the fields of whole ones, even.
+        """
+        power = torch.view_as_real(w_hat).double().square().sum(-1)
+        # a column with ky > 0 stands for two, but for the last of a whole spectrum
+        power[..., 1:] *= 2.0
+        if size is not None:
+            power[..., size // 2] *= 0.5
+        power[..., 0, 0] = 0.0
+        modes = self.modes
+        beyond = power[..., modes + 1 :].sum((-2, -1))
+        if w_hat.shape[-2] > 2 * modes + 1:
+            beyond = beyond + power[..., modes + 1 : -modes, : modes + 1].sum((-2, -1))
+        return beyond / power.sum((-2, -1)).clamp(min=torch.finfo(power.dtype).tiny)
+
     def to_physical(self, w_hat: Tensor, size: int) -> Tensor:
         """Retained spectra to fields (..., n, n); modes that n cannot carry are cut."""
         modes = min(self.modes, (size - 1) // 2)
