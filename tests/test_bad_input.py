@@ -58,7 +58,10 @@ CONFIG = [
     ("rollout.sampler.method=rk4", r"rollout.sampler.method='rk4': Input should be 'preset', "),
     ("cluster.device=tpu", r"cluster.device='tpu': Input should be 'auto', 'cpu' or 'cuda'"),
     ("cluster.executor=pbs", r"cluster.executor='pbs': Input should be 'inline', 'local' or 'sl"),
-    ("rollout.references=[x]", r"rollout.references.0='x': Input should be 'none' or 'oracle'"),
+    (
+        "rollout.references=[x]",
+        r"rollout.references.0='x': Input should be 'none', 'oracle' or 'mean_gp'",
+    ),
     ("name=a/b", r"name='a/b': String should match pattern"),
     # impossible combinations
     ("generate.t_end=0.4012", r"generate.t_end=0.4012 is not a multiple of 0.005; nearest: 0.4"),

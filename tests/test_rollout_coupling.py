@@ -247,6 +247,63 @@ def test_history_is_the_runs_own_past_and_survives_a_restart():
         assert torch.equal(kept, again)
 
 
+class TwoLaws(Exact):
+    """A closure whose mean_gp is nothing, and that keeps the history it was shown."""
+
+    config = {"preset": "default"}
+
+    def __init__(self):
+        super().__init__(PROBLEM, "diffusion")
+        self.seen = {}
+
+    def sample_hat(self, request):
+        if request.history is not None:
+            self.seen.setdefault(request.method, []).append(request.history.clone())
+        if request.method == "mean_gp":
+            return torch.zeros_like(request.state)
+        return super().sample_hat(request)
+
+
+def test_mean_gp_is_a_run_of_its_own_with_draws_of_that_name():
+    references = ("none", "mean_gp")
+    run = coupled(TwoLaws(), [(7, 0), (7, 1)], references=references)
+    run.start(start_state(), 200)
+    run.advance(3)
+    fields = run.fields()
+    assert set(fields) == {"model", "mean_gp", "none", "truth"}
+    for row in fields["mean_gp"]:
+        assert torch.equal(row, fields["none"][0])
+    alone = coupled(TwoLaws(), [(7, 0), (7, 1)], references=("none",))
+    alone.start(start_state(), 200)
+    alone.advance(3)
+    assert torch.equal(alone.fields()["model"], fields["model"])
+    published = TwoLaws()
+    published.config = {"preset": "published"}
+    assert "mean_gp" not in coupled(published, [(7, 0)], references=references).simulations
+
+
+def test_mean_gp_reads_its_own_past_also_after_a_restart():
+    def run():
+        rows = [(0, 0), (0, 1)]
+        return coupled(TwoLaws(), rows, [0], history=(1, 2), references=("mean_gp",))
+
+    earlier = [np.full((1, 32, 32), float(number)) for number in range(2)]
+    whole, first, second = run(), run(), run()
+    whole.start(start_state(), 200, earlier)
+    whole.advance(6)
+    seen = whole.closure.seen
+    assert torch.equal(seen["mean_gp"][1], seen[None][1])  # before the start
+    assert not torch.equal(seen["mean_gp"][4], seen[None][4])
+    first.start(start_state(), 200, earlier)
+    first.advance(3)
+    second.load_state(first.save_state())
+    second.advance(3)
+    for name, frames in second.closure.seen.items():
+        assert all(torch.equal(*pair) for pair in zip(frames, seen[name][3:], strict=True))
+    for name, field in second.fields().items():
+        assert torch.equal(field, whole.fields()[name])
+
+
 def test_states_before_the_start_are_read_between_the_stored_ones():
     block = RolloutBlock.__new__(RolloutBlock)
     block.coupled, block.cases, block.grid = SimpleNamespace(frames=2, lag=4), [0], 2

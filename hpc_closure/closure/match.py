@@ -1,6 +1,8 @@
 """Whether the model file of a run is the one that its experiment describes."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hpc_closure.closure.header import read_header, shipped
 from hpc_closure.experiment.folder import Run
@@ -16,6 +18,11 @@ def is_made_by(path: Path, experiment: Experiment) -> bool:
         ValueError: there is a file, but not a whole model.
     """
     return path.exists() and read_header(path).train_hash == experiment.stage_hash("train")
+
+
+def has_mean_gp(config: Mapping[str, Any]) -> bool:
+    """Whether models of a configuration have a mean and a Gaussian law beside the generator."""
+    return config["preset"] != "published"
 
 
 def check_model(experiment: Experiment) -> None:

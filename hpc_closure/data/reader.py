@@ -106,12 +106,15 @@ class CoupledEnsemble:
         cases: test trajectories that the runs started from.
         members: members that every case has.
         times: stored times, (T,); the first is the start.
-        names: what can be read: ``model``, ``truth`` and, where they ran, ``oracle``, ``none``.
+        names: what can be read: ``model``, ``truth`` and, where they ran, ``oracle``,
+            ``mean_gp``, ``none``.
         seconds: wall seconds by part, summed over the blocks.
         member_steps: solver steps times trajectories.
     """
 
-    FIELDS = {"model": "t0_fields/vorticity", "oracle": "t0_fields/oracle"}
+    FIELDS = {"model": "t0_fields/vorticity"} | {
+        name: f"t0_fields/{name}" for name in ("oracle", "mean_gp")
+    }
     REFERENCES = ("truth", "none")
 
     def __init__(self, paths: Sequence[Path]):

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import layout_name
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
+from hpc_closure.evaluate.methods import NO_MEAN_GP
 from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
@@ -70,9 +72,14 @@ def score_run(inputs: Inputs) -> Scored | None:
             "sensors": layout_name(settings.sensors),
             "interval": settings.interval,
         },
-        {inputs.model: {"evaluations": inputs.closure.evaluations(settings.sampler.evaluations)}},
+        {
+            inputs.model: {
+                "evaluations": inputs.closure.evaluations(settings.sampler.evaluations)
+            },
+            "mean_gp": {"evaluations": 0},
+        },
     )
-    names = [name for name in ("none", "oracle") if name in ensemble.names]
+    names = [name for name in ("mean_gp", "none", "oracle") if name in ensemble.names]
     steps = max(ensemble.member_steps, 1.0)
     bare, closure = (
         1e3 * ensemble.seconds.get(part, 0.0) / steps for part in ("solver", "closure")
@@ -91,21 +98,31 @@ def score_run(inputs: Inputs) -> Scored | None:
     )
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
-        asked = [name for name in ("model", "oracle", "none", "truth") if name in ensemble.names]
+        asked = [
+            name
+            for name in ("model", "mean_gp", "oracle", "none", "truth")
+            if name in ensemble.names
+        ]
         fields = {
             inputs.model if name == "model" else name: torch.from_numpy(ensemble.read(name, index))
             for name in asked
         }
         stage = {"stage": "coupled", "grid": experiment.train_grid, **labels.shared}
         scored.records += event_records(fields, event, stage)
-    scored.absent = [
-        Absent("coupled", inputs.target, method, "scored as generated closure only")
-        for method in ("fourier", "physics")
-    ]
-    if "oracle" not in names:
-        reason = "no exact law is known for this closure, or rollout.references leaves it out"
-        scored.absent.append(Absent("coupled", inputs.target, "oracle", reason))
+    scored.absent = absent_references(inputs, names)
     return scored
+
+
+def absent_references(inputs: Inputs, names: Sequence[str]) -> list[Absent]:
+    """Why methods are not in the coupled tables; ``names`` of the references that are."""
+    reasons = dict.fromkeys(("fourier", "physics"), "scored as generated closure only")
+    left_out = "rollout.references leaves it out"
+    if "oracle" not in names:
+        reasons["oracle"] = f"no exact law is known for this closure, or {left_out}"
+    if "mean_gp" not in names:
+        has = has_mean_gp(inputs.closure.config)
+        reasons["mean_gp"] = left_out if has else NO_MEAN_GP
+    return [Absent("coupled", inputs.target, *reason) for reason in reasons.items()]
 
 
 def score_coupled(

@@ -25,6 +25,7 @@ STYLES = {
     "truth": ("#000000", "-", ""),
     "model": ("#0072B2", "-", "o"),
     GRANTED: ("#0072B2", "--", "o"),
+    "mean_gp": ("#8C6BB1", ":", "d"),
     "oracle": ("#E69F00", "--", "s"),
     "oracle_x0.95": ("#D55E00", ":", "v"),
     "physics": ("#009E73", "-.", "D"),
@@ -33,7 +34,7 @@ STYLES = {
     "none": ("#777777", ":", "^"),
 }
 DPI = 200
-FURTHER = ("#D55E00", "#8C6BB1", "#A6761D", "#1B7837", "#4D4D4D")
+FURTHER = ("#D55E00", "#B15928", "#A6761D", "#1B7837", "#4D4D4D")
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

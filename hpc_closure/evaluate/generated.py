@@ -45,7 +45,7 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                     "sensors": sensors,
                     "interval": experiment.generate.interval,
                 },
-                {inputs.model: {"evaluations": evaluations}},
+                {inputs.model: {"evaluations": evaluations}, "mean_gp": {"evaluations": 0}},
             )
             results[grid, sensors] = scored = score_generated(
                 snapshots.closures,

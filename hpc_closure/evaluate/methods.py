@@ -4,8 +4,9 @@ A method for generated closures is ``sample(indices, members) -> (members, s, n,
 :class:`~hpc_closure.evaluate.inputs.Snapshots`, (1, s, n, n) for a point forecast.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
+from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import Sensors, fourier_interpolation, layout_name, observe
 from hpc_closure.evaluate.inputs import Inputs, Snapshots
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
 
+NO_MEAN_GP = "the published network has no mean and Gaussian law of its own"
 RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance
 
 Method = Callable[[Tensor, int], Tensor]
@@ -75,6 +78,8 @@ class Methods:
         """Methods by name, those that apply; each looks at the stop flag before it answers."""
         own = self.inputs.model
         samplers = {own: self.model, "none": self.none, "climatology": self.climatology}
+        if has_mean_gp(self.inputs.closure.config):
+            samplers["mean_gp"] = self.mean_gp
         if self.law is not None:
             samplers |= {"oracle": self.oracle, "physics": self.physics}
         if self._regular:
@@ -92,6 +97,8 @@ class Methods:
     def absent(self) -> dict[str, str]:
         """Methods that do not apply, and why."""
         reasons = {}
+        if not has_mean_gp(self.inputs.closure.config):
+            reasons["mean_gp"] = NO_MEAN_GP
         if self.layout is None:
             reasons["fourier"] = "there are no sensors"
         elif not self._regular:
@@ -120,6 +127,14 @@ class Methods:
     # the methods
 
     def model(self, indices: Tensor, members: int) -> Tensor:
+        options = self.inputs.experiment.evaluate.sampler.options()
+        return self._draw(indices, members, options)
+
+    def mean_gp(self, indices: Tensor, members: int) -> Tensor:
+        # the same noise as the model's: what differs is the generator's work
+        return self._draw(indices, members, {"method": "mean_gp"})
+
+    def _draw(self, indices: Tensor, members: int, options: Mapping[str, Any]) -> Tensor:
         drawn, history = [], self.snapshots.history
         for index in indices.tolist():
             self.inputs.stop.check()
@@ -130,7 +145,7 @@ class Methods:
                     history=None if history is None else history[index],
                     members=[draws.pair(member, index) for member in range(members)],
                     seed=self.seed,
-                    **self.inputs.experiment.evaluate.sampler.options(),
+                    **options,
                 )
             )
         return torch.stack(drawn, dim=1)

@@ -110,6 +110,7 @@ TABLES = {
 METHODS = {
     "model": "the trained closure",
     GRANTED: "the trained closure, granted an estimate of the closure (conditions.physics)",
+    "mean_gp": "the trained closure's own mean and Gaussian law, without its generator",
     "oracle": "draws of the exact law; in the coupled run the full system with other noise, with "
     "sensors the reduced solver with draws of the exact law given what they read",
     "oracle_x0.95": "the exact law with its spread shrunk to 95 %: a control that must fail",

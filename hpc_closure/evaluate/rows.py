@@ -4,7 +4,8 @@ Rows are a pandas data frame, one number a row, an empty cell where a column doe
 
     stage        ``generated`` (samples of the closure) or ``coupled`` (the closure in the solver)
     closure      target, e.g. ``diffusion``
-    method       ``model``, ``none``, ``fourier``, ``oracle``, ``physics``, ``climatology``, others
+    method       ``model``, ``mean_gp`` (its own mean and Gaussian law, no generator), ``oracle``,
+                 ``physics``, ``fourier``, ``climatology``, ``none``, others
     grid         points per side
     lead_time    time since the start of the coupled run
     shell        integer wavenumber shell; empty = in total
@@ -53,7 +54,7 @@ COLUMNS = {
 DEFAULTS = {"sensors": "none", "split": "test"}
 
 # the order in which methods are printed; further names come after "model"
-METHODS = ("model", "oracle", "physics", "fourier", "climatology", "none")
+METHODS = ("model", "mean_gp", "oracle", "physics", "fourier", "climatology", "none")
 # the model's name where conditions.physics grants it an estimate of the closure
 GRANTED = "model+physics"
 MODELS = ("model", GRANTED)

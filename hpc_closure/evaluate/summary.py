@@ -17,6 +17,7 @@ from hpc_closure.evaluate.rows import GRANTED, find, format_value, select
 PASS = 0.01  # p-value below which a rank histogram fails
 REFERENCES = {
     "oracle": "the exact law",
+    "mean_gp": "mean + Gaussian process",
     "physics": "the granted physics",
     "fourier": "Fourier interpolation of the sensors alone",
     "climatology": "climatology",

@@ -284,8 +284,10 @@ class Rollout(Section):
     interval: Count = Field(5, description="solver steps between closure calls")
     sampler: Sampling = Sampling()
     sensors: SensorLayout | None = None
-    references: tuple[Literal["none", "oracle"], ...] = Field(
-        ("none", "oracle"), description="ensembles run beside the model's"
+    references: tuple[Literal["none", "oracle", "mean_gp"], ...] = Field(
+        ("none", "oracle"),
+        description="ensembles run beside the model's; mean_gp: the model's own mean and Gaussian "
+        "law, no generator",
     )
 
     @field_validator("references")

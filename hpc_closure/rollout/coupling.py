@@ -8,6 +8,8 @@ One :class:`CoupledRun` advances, from the same resolved state,
 * ``oracle``: the full system with independent noise, that is the exact law with fresh noise in
   every step: the true ensemble. With sensors it is the reduced solver with draws of the exact law
   given what they read, once an interval as the model: what a perfect closure would do.
+* ``mean_gp``: the reduced solver with draws of the closure's own mean and Gaussian law, no
+  generator: what the generator adds is the difference to ``model``.
 * ``none``: the reduced solver without a closure.
 * ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of
   the closure's mean over the coming interval.
@@ -27,11 +29,15 @@ import torch
 from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.interface import Request
+from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import Sensors, observe
 from hpc_closure.closure.targets import Target, reduced_problem
 from hpc_closure.experiment.schema import Rollout
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
+
+# runs of the reduced solver that draw from the closure, and the names of their pasts in a restart
+PAST = {"model": "past", "mean_gp": "past_mean_gp"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Coupling:
         seed: of the experiment.
         rollout: the experiment's section, or what has its ``interval`` (solver steps between
             closure calls), ``sensors``, ``sampler`` and ``references``; an oracle that is asked
-            for runs where it is known.
+            for runs where it is known, ``mean_gp`` where the closure has it.
         history: (frames, calls from one to the next) of earlier states that the closure reads.
         device: torch device.
     """
@@ -65,8 +71,8 @@ class CoupledRun:
     Args:
         coupling: the systems and settings.
         closure: object with ``sample_hat(request)`` and ``held(interval)``, as
-            :class:`~hpc_closure.closure.artifact.Closure`.
-        rows: (case, member) of every trajectory of the model and oracle ensembles.
+            :class:`~hpc_closure.closure.artifact.Closure`; and ``config`` for ``mean_gp``.
+        rows: (case, member) of every trajectory of the ensembles.
         cases: test trajectories, member indices of the data set.
     """
 
@@ -78,7 +84,6 @@ class CoupledRun:
         rollout, problem, kind = coupling.rollout, coupling.problem, coupling.kind
         self.interval, self.layout, self.seed = rollout.interval, rollout.sensors, coupling.seed
         self.frames, self.lag = coupling.history
-        self.past: deque[torch.Tensor] = deque(maxlen=self.frames * self.lag)  # newest last
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
         reduced = reduced_problem(problem, coupling.grid, kind)
         full = problem.replace(grid=coupling.grid)
@@ -88,6 +93,11 @@ class CoupledRun:
         # members that start from different cases draw different noise
         self.names = names = [draws.pair(case, member) for case, member in self.rows]
         self.simulations = {"model": self._simulation(reduced, names)}
+        if "mean_gp" in rollout.references and has_mean_gp(closure.config):
+            self.simulations["mean_gp"] = self._simulation(reduced, names)
+        kept = self.frames * self.lag
+        self.past: dict[str, deque[torch.Tensor]]
+        self.past = {name: deque(maxlen=kept) for name in self.simulations}  # newest last
         if "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         # with sensors: what the oracle draws from; without a closed form there is no oracle then
@@ -119,12 +129,14 @@ class CoupledRun:
         for name, simulation in self.simulations.items():
             each = spectra if name in ("none", "truth") else spectra[self.case_of_row]
             simulation.load_state(step, each)
-        self.past.clear()
+        for past in self.past.values():
+            past.clear()
         for state in earlier:
             frame = model.transform.to_spectral(
                 torch.as_tensor(state, device=self.coupling.device)
             )
-            self.past.append(frame[self.case_of_row])
+            for past in self.past.values():
+                past.append(frame[self.case_of_row])
 
     def advance(self, calls: int = 1) -> None:
         """Advance all runs by ``calls`` closure intervals."""
@@ -138,22 +150,28 @@ class CoupledRun:
             if name in self.simulations:
                 tendency = self._exact_hat(sensors) if name == "oracle" else None
                 self.simulations[name].advance(self.interval, tendency_hat=tendency)
+        if "mean_gp" in self.simulations:
+            self._advance_closed("mean_gp", self._tendency_hat("mean_gp", sensors))
         clock.append(time.perf_counter())
-        model = self.simulations["model"]
-        tendency = self._tendency_hat(sensors)
+        tendency = self._tendency_hat("model", sensors)
         clock.append(time.perf_counter())
-        if self.exact:
-            model.advance(self.interval, tendency_hat=tendency)
-        else:
-            # the subgrid target is the defect of the reduced map, so it is added after the map
-            model.advance(self.interval)
-            model.state.add_(tendency, alpha=self.interval * model.problem.dt)
+        self._advance_closed("model", tendency)
         clock.append(time.perf_counter())
         for part, (begin, end) in zip(
             ("references", "closure", "solver"), zip(clock[:-1], clock[1:])
         ):
             self.seconds[part] += end - begin
         self.calls += 1
+
+    def _advance_closed(self, name: str, tendency: torch.Tensor) -> None:
+        """Advance a run of the reduced solver with a closure by one interval."""
+        run = self.simulations[name]
+        if self.exact:
+            run.advance(self.interval, tendency_hat=tendency)
+        else:
+            # the subgrid target is the defect of the reduced map, so it is added after the map
+            run.advance(self.interval)
+            run.state.add_(tendency, alpha=self.interval * run.problem.dt)
 
     def _exact_hat(self, sensors: Sensors | None) -> torch.Tensor | None:
         """Draws of the exact law given the sensors, for the oracle; None without them."""
@@ -162,30 +180,31 @@ class CoupledRun:
         state = self.simulations["oracle"].state
         return self.law.draw_hat(state, self.names, self.seed, self.calls, sensors).to(state)
 
-    def _tendency_hat(self, sensors: Sensors | None) -> torch.Tensor:
-        """A fresh sample of the closure for every row."""
-        state = self.simulations["model"].state
+    def _tendency_hat(self, name: str, sensors: Sensors | None) -> torch.Tensor:
+        """A fresh sample of the closure for every row of ``model`` or ``mean_gp``."""
+        state = self.simulations[name].state
+        sampler = self.coupling.rollout.sampler.options()
         request = Request(
             state,
             self.names,
             self.seed,
             self.calls,
             sensors,
-            self._history(),
+            self._history(self.past[name]),
             self.closure.held(self.interval),
-            **self.coupling.rollout.sampler.options(),
+            **({"method": "mean_gp"} if name == "mean_gp" else sampler),
             grid=self.coupling.grid,
         )
         drawn = self.closure.sample_hat(request)
         if self.frames:
-            self.past.append(state.clone())
+            self.past[name].append(state.clone())
         return drawn
 
-    def _history(self) -> torch.Tensor | None:
+    def _history(self, past: deque[torch.Tensor]) -> torch.Tensor | None:
         """Earlier states (rows, frames, ...), newest first."""
         if not self.frames:
             return None
-        frames = [self.past[-number * self.lag] for number in range(1, self.frames + 1)]
+        frames = [past[-number * self.lag] for number in range(1, self.frames + 1)]
         return torch.stack(frames, dim=1)
 
     def _advance_truth(self) -> Sensors | None:
@@ -211,8 +230,9 @@ class CoupledRun:
     def save_state(self) -> dict:
         """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
         saved: dict = {"calls": np.int64(self.calls)}
-        if self.past:
-            saved["past"] = torch.stack(list(self.past)).cpu().numpy()
+        for name, past in self.past.items():
+            if past:
+                saved[PAST[name]] = torch.stack(list(past)).cpu().numpy()
         for name, simulation in self.simulations.items():
             for key, value in simulation.save_state().items():
                 saved[f"{name}.{key}"] = value
@@ -220,9 +240,10 @@ class CoupledRun:
 
     def load_state(self, state: dict) -> None:
         self.calls = int(state["calls"])
-        self.past.clear()
-        if "past" in state:
-            self.past.extend(torch.as_tensor(state["past"], device=self.coupling.device))
+        for name, past in self.past.items():
+            past.clear()
+            if PAST[name] in state:
+                past.extend(torch.as_tensor(state[PAST[name]], device=self.coupling.device))
         for name, simulation in self.simulations.items():
             prefix = f"{name}."
             own = {key: value for key, value in state.items() if key.startswith(prefix)}

@@ -146,7 +146,7 @@ class RolloutBlock(Block):
     def open_writer(self, path) -> BlockWriter:
         experiment = self.experiment
         rollout = experiment.rollout
-        names = ["vorticity"] + ["oracle"] * ("oracle" in self.coupled.simulations)
+        beside = [name for name in ("oracle", "mean_gp") if name in self.coupled.simulations]
         shared = {"truth": len(self.cases)}
         if "none" in self.coupled.simulations:
             shared["none"] = len(self.cases)
@@ -155,7 +155,7 @@ class RolloutBlock(Block):
             self.unit.members,
             times_of(self.record_steps, self.dt),
             self.grid,
-            fields=names,
+            fields=["vorticity", *beside],
             references=shared,
         )
         attributes = {
