@@ -138,4 +138,4 @@ def test_documentation_of_every_key(capsys):
     verb.show(reading.load("quickstart"), doc=True)
     out = capsys.readouterr().out
     assert "generate.record.every" in out and "train.batch" in out
-    assert "one of none, q_wiener, ring, ornstein_uhlenbeck" in out
+    assert "one of none, q_wiener, ring, ornstein_uhlenbeck, state_amplitude" in out

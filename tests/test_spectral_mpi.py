@@ -30,6 +30,9 @@ cases = {
     "etdrk4": {"scheme": "etdrk4", "beta": 5.0, "drag": 0.1, "hyperviscosity": 1e-9},
     "imex_rk3": {"scheme": "imex_rk3", "noise": ring, "forcing": {"kind": "ring"}},
     "taylor green": {"viscosity": 0.02, "initial": {"kind": "taylor_green", "wavenumber": 2}},
+    "amplitude": {"noise": {**wiener, "kind": "state_amplitude", "strength": 2.0}},
+    "amplitude32": {"noise": {**wiener, "kind": "state_amplitude"}, "precision": "float32"},
+    "regimes": {"noise": {**wiener, "kind": "two_regimes", "hold": 4e-3}, "scheme": "cn_ab2"},
     "adaptive": {"dt": 8e-3, "cfl": 0.01, "noise": wiener, "max_level": 5},
 }
 result = {}

@@ -12,6 +12,7 @@ def check(experiment) -> None:
     _check_outputs(experiment)
     if experiment.generate.closure == "none":
         return
+    _check_intervals(experiment)
     _check_training(experiment)
     _check_model(experiment)
     _check_rollout(experiment)
@@ -97,6 +98,25 @@ def _check_outputs(experiment) -> None:
             f"generate.record.every={record.every:g} is shorter than the {ahead:g} that one "
             f"closure target stands for (generate.interval={generate.interval} steps)"
         )
+
+
+def _check_intervals(experiment) -> None:
+    """A forcing that holds its regime for an interval wants closures of just those intervals."""
+    physics, generate = experiment.physics, experiment.generate
+    hold = getattr(physics.noise, "hold", None)
+    if hold is None or generate.closure not in REMOVABLE:
+        return
+    steps = physics.noise.steps(generate.dt)
+    for section in ("generate", "rollout"):
+        interval = getattr(experiment, section).interval
+        if interval != steps:
+            raise ValueError(
+                f"{section}.interval={interval} steps of {generate.dt:g} are not "
+                f"physics.noise.hold={hold:g}, the time that a regime lasts: set "
+                f"{section}.interval to {steps}, or hold to {interval * generate.dt:g}"
+            )
+    _check_steps("generate.record.start", generate.record.start, hold)
+    _check_steps("generate.record.every", generate.record.every, hold)
 
 
 def _check_training(experiment) -> None:

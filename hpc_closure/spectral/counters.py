@@ -25,6 +25,7 @@ _LOCAL = threading.local()
 STREAM_INITIAL = 1
 STREAM_PATH = 2
 STREAM_STATIONARY = 3
+STREAM_REGIME = 4
 STREAM_BRIDGE = 1 << 16  # + level
 
 
@@ -59,6 +60,12 @@ def uniform_bits(
     state["buffer_pos"] = WORDS_PER_COUNTER
     generator.state = state
     return generator.random_raw(num_counters * WORDS_PER_COUNTER)
+
+
+def uniform(key: np.ndarray, stream: int, item: int) -> float:
+    """One uniform in (0, 1) of 53 bits for an item."""
+    word = int(uniform_bits(key, stream, item, 1)[0])
+    return ((word >> 11) + 0.5) * 2.0**-53
 
 
 # cos and sin of 2 pi j / 4096: a third of the cost of libm's, and without its differences.

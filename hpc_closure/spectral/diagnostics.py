@@ -77,13 +77,22 @@ class Diagnostics:
             out["enstrophy_injection"] = _sum(work) + enstrophy_rate
         return out
 
-    def mean_noise_injection(self) -> tuple[float, float]:
-        """Mean rates of energy and enstrophy injection by a white forcing (Ito correction)."""
-        noise = self.simulation.noise
+    def mean_noise_injection(self) -> tuple[float | np.ndarray, float | np.ndarray]:
+        """Mean rates of energy and enstrophy injection by a white forcing (Ito correction).
+
+        Of a forcing that follows the state one of each member, given its present state.
+        """
+        simulation = self.simulation
+        noise, response = simulation.noise, simulation.rates.response
         if noise is None or noise.correlation_time:
             return 0.0, 0.0
-        half_rate = 0.5 * noise.dt * self.weights * noise.std_hat.numpy() ** 2
-        return float(_sum((half_rate * self.to_energy)[None])[0]), float(_sum(half_rate[None])[0])
+        if response is None:
+            half_rate = 0.5 * noise.dt * self.weights * noise.std_hat.numpy() ** 2
+            energy = _sum((half_rate * self.to_energy)[None])[0]
+            return float(energy), float(_sum(half_rate[None])[0])
+        mean, variance = response.moments(simulation.start())
+        rate = self.weights * (0.5 * noise.dt * variance + _inner(mean, self.state()))
+        return _sum(rate * self.to_energy), _sum(rate)
 
     def steps(self) -> np.ndarray:
         """Length of each member's next step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -90,6 +91,27 @@ class ModeDraws:
     def place_std(self, std: np.ndarray) -> np.ndarray:
         """``(M,)`` standard deviations to ``box``, real."""
         return np.append(std, 0.0).take(self._source).reshape(self.box)
+
+    def add(self, base: Tensor, rate: Tensor, out: Tensor, columns: slice) -> None:
+        """``out = base + rate`` in the box; elsewhere ``out`` stays.
+
+        Args:
+            base: real pairs ``(rows, 2K + 1, columns, 2)``, on a line ``(rows, K + 1, 2)``.
+            rate: real pairs ``(rows, *box, 2)``.
+            out: like ``base``.
+            columns: which columns of the whole spectrum ``base`` holds.
+        """
+        width = min(self.columns + 1, columns.stop) - columns.start
+        if width <= 0:
+            return
+        if base.dim() == 3:
+            base, out = base[:, None], out[:, None]
+        rate = rate[:, :, columns.start : columns.start + width]
+        upper = self.rows + 1
+        torch.add(base[:, :upper, :width], rate[:, :upper], out=out[:, :upper, :width])
+        if self.rows:
+            lower = slice(-self.rows, None)
+            torch.add(base[:, lower, :width], rate[:, upper:], out=out[:, lower, :width])
 
     def spread(self, box: Tensor, shape: tuple[int, ...]) -> Tensor:
         """``(..., *box)`` to the whole retained spectrum ``(..., *shape)``; a line has one row."""

@@ -1,4 +1,7 @@
-"""Stochastic forcings: Gaussian, diagonal in Fourier space; one class per kind."""
+"""Stochastic forcings: Gaussian draws, diagonal in Fourier space, that the state may shape.
+
+One class per kind.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from pydantic import Field
 from hpc_closure.spectral.recipe import Count, Family, NonNegative, Positive
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from hpc_closure.spectral.grid import Grid
+    from hpc_closure.spectral.state_noise import Response
 
 
 class Noise(Family):
@@ -37,6 +43,18 @@ class Noise(Family):
             each ``E |d(beta W_hat)|^2 / dt``, with memory ``E |beta xi_hat|^2``.
         """
         raise NotImplementedError
+
+    def response(self, model, members: Sequence[int]) -> Response | None:
+        """How a step's noise follows from what is drawn and the state; None = it is the draw.
+
+        Args:
+            model: the :class:`~hpc_closure.spectral.noise_model.NoiseModel` that draws.
+            members: ids of the ensemble.
+        """
+        return None
+
+    def check(self, dt: float, cfl: float | None) -> None:
+        """Raise ValueError unless the forcing can be had with these steps."""
 
 
 class NoNoise(Noise):
@@ -124,3 +142,81 @@ class OrnsteinUhlenbeck(Noise):
 
         vectors = ring(self.wavenumber, self.width)
         return vectors, np.full(len(vectors), self.rms**2 / (2 * len(vectors)))
+
+
+class FollowsState(QWiener):
+    """White noise that the state at the start of each step shapes, in the sense of Ito."""
+
+    kind: str  # type: ignore[assignment]
+
+    def check(self, dt, cfl):
+        if cfl:
+            raise ValueError(
+                f"generate.cfl={cfl:g}: noise {self.kind} takes the state at the start of steps "
+                "of one length; remove cfl, or choose another physics.noise.kind"
+            )
+
+
+class StateAmplitude(FollowsState):
+    """Noise whose amplitude follows the flow: D(w) beta xi, D = 1 + c |w| / rms(w).
+
+    w is the state at the start of the step (Ito); the product is taken on the points of the
+    solver's grid and cut to its modes.
+    """
+
+    kind: Literal["state_amplitude"] = Field(
+        "state_amplitude", description="stochastic forcing"
+    )  # type: ignore[assignment]
+    strength: NonNegative = Field(
+        1.0, description="c: the noise is multiplied by 1 + c |w| / rms(w)"
+    )
+
+    def response(self, model, members):
+        from hpc_closure.spectral.state_noise import Amplitude
+
+        return Amplitude(self.strength, model)
+
+
+class TwoRegimes(FollowsState):
+    """Noise with two regimes, drawn anew for every interval of length ``hold``.
+
+    With probability p(w) of the state at its start the noise in an interval is
+    b1 beta xi + a phi, else b2 beta xi - a phi, phi = sqrt(2) cos(2 pi x / L) times the pointwise
+    standard deviation of the interval's mean of beta xi. So the mean over the interval is the
+    same mixture for any number of steps in it. p(w) = 1 / (1 + exp(-s / scale)), s the mean of
+    w sqrt(2) sin(2 pi y / L) over rms(w).
+    """
+
+    kind: Literal["two_regimes"] = Field(
+        "two_regimes", description="stochastic forcing"
+    )  # type: ignore[assignment]
+    amplitudes: tuple[NonNegative, NonNegative] = Field(
+        (0.6, 1.0), description="b1, b2: factors of the noise in the two regimes"
+    )
+    pattern: NonNegative = Field(
+        1.0, description="a: size of the pattern, in standard deviations of an interval's mean"
+    )
+    scale: Positive = Field(
+        0.25, description="of the regimes' probability p(w): the smaller, the more it varies"
+    )
+    hold: Positive = Field(
+        1e-2, description="time that a regime lasts, a multiple of dt: the closure's interval"
+    )
+
+    def steps(self, dt: float) -> int:
+        """Steps of ``dt`` in an interval."""
+        return max(1, round(self.hold / dt))
+
+    def check(self, dt, cfl):
+        super().check(dt, cfl)
+        whole = self.steps(dt) * dt
+        if abs(whole - self.hold) > 1e-6 * self.hold:
+            raise ValueError(
+                f"physics.noise.hold={self.hold:g} is not a multiple of generate.dt={dt:g}; "
+                f"nearest: {whole:g}"
+            )
+
+    def response(self, model, members):
+        from hpc_closure.spectral.state_noise import Regimes
+
+        return Regimes(self, model, members)

@@ -8,6 +8,7 @@ that matter are drawn, many steps at once, in an order that no grid changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,13 +25,17 @@ from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.half_plane import ModeDraws
 from hpc_closure.spectral.noise import Noise
 
+if TYPE_CHECKING:
+    from hpc_closure.spectral.state_noise import Response
+
 
 class NoiseModel:
     """A stochastic forcing on a grid, drawn for members and steps.
 
     The noise enters ``dw/dt`` as the rate ``beta xi``, held over a step ``dt``: a Wiener increment
-    divided by ``dt``. It is additive, so Ito and Stratonovich calculus agree. A forcing with
-    memory is driven by the same refinable path.
+    divided by ``dt``. Where it is additive, Ito and Stratonovich calculus agree; where the state
+    shapes it (:meth:`response`), it is meant as Ito. A forcing with memory is driven by the same
+    refinable path.
 
     Args:
         noise: its law.
@@ -55,6 +60,7 @@ class NoiseModel:
         self.grid, self.dt, self.seed, self.stage = grid, dt, seed, stage
         self.level = path_level(dt, path_dt)
         self.correlation_time = noise.memory
+        self._noise = noise
         vectors, variance = noise.law(grid)
         self.draws = ModeDraws(vectors, grid.modes)
         # Standard deviation of the rate at dt: sqrt(E |beta xi_hat|^2), one per drawn mode.
@@ -66,6 +72,17 @@ class NoiseModel:
         """``sqrt(E |beta xi_hat|^2)`` per retained mode at ``dt``, ``(2K + 1, K + 1)`` float64."""
         box = torch.from_numpy(self.draws.place_std(self.std))
         return self.draws.spread(box, self.grid.shape)
+
+    @property
+    def variance(self) -> float:
+        """Pointwise variance of the rate at ``dt``, of all modes drawn, on whatever grid."""
+        vectors, _ = self._noise.law(self.grid)
+        both = np.where((vectors != 0).any(1), 2.0, 1.0)  # k and -k; the mean is one mode
+        return float((both * self.std**2).sum())
+
+    def response(self, members: Sequence[int]) -> Response | None:
+        """How the noise of ``members`` follows the state; None where it does not."""
+        return self._noise.response(self, members)
 
     @property
     def box(self) -> tuple[int, int]:

@@ -79,6 +79,7 @@ class Problem(Numerics):
     def _fits(self) -> Self:
         self.physics.check()
         self.physics.forcing.retained(self.grid, self.physics.length)
+        self.physics.noise.check(self.dt, self.cfl)
         if self.removed != "none":
             self._check_removed()
         if self.cfl and self.scheme in WITH_MEMORY:

@@ -1,4 +1,7 @@
-"""Rates of a stochastic forcing for the steps of an ensemble, drawn many steps at once."""
+"""Rates of a stochastic forcing for the steps of an ensemble, drawn many steps at once.
+
+What a step adds is the rate itself, or what a :class:`~state_noise.Response` makes of it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.noise_model import NoiseModel
+from hpc_closure.spectral.state_noise import Start
 
 # Bytes of noise drawn at once per chunk of members.
 NOISE_BYTES = 4 << 20
@@ -34,6 +38,8 @@ class Rates:
         self._state = np.empty(0)
         # Drawn for coming steps: first row of a chunk -> first step, rates.
         self._ahead: dict[int, tuple[int, Tensor]] = {}
+        #: how the noise follows the state, or None: it is the rate
+        self.response = None if noise is None else noise.response(self.members)
 
     @property
     def coloured(self) -> bool:
@@ -41,15 +47,18 @@ class Rates:
         return self.noise is not None and self.noise.correlation_time > 0
 
     def load(self, state: np.ndarray | None) -> None:
-        """Take up a state that :meth:`save` gave; without one it is drawn stationary."""
+        """Take up a state that :meth:`save` gave; without one it begins anew."""
+        if self.response is not None:
+            self.response.load(state)
         if self.noise is not None and self.coloured:
             if state is None:
                 state = self.noise.stationary(self.members)
             self._state = state.copy()
 
     def save(self) -> dict[str, np.ndarray]:
-        """``rates``, the state, where there is one."""
-        return {"rates": self._state.copy()} if len(self._state) else {}
+        """``rates``, the state of the forcing, where there is one."""
+        state = self._state if self.response is None else self.response.state
+        return {"rates": state.copy()} if len(state) else {}
 
     def at(self, step: int) -> np.ndarray:
         """Rates of all members from ``step`` on, ``(members, *box)``; the state if coloured."""
@@ -87,18 +96,15 @@ class Rates:
             columns: which columns of the whole spectrum ``base`` holds.
         """
         assert self.noise is not None
-        draws = self.noise.draws
-        width = min(draws.columns + 1, columns.stop) - columns.start
-        if width <= 0:
-            return
-        if base.dim() == 3:
-            base, out = base[:, None], out[:, None]
-        rate = rate[:, :, columns.start : columns.start + width]
-        upper = draws.rows + 1
-        torch.add(base[:, :upper, :width], rate[:, :upper], out=out[:, :upper, :width])
-        if draws.rows:
-            lower = slice(-draws.rows, None)
-            torch.add(base[:, lower, :width], rate[:, upper:], out=out[:, lower, :width])
+        self.noise.draws.add(base, rate, out, columns)
+
+    def shaped(self, start: Start) -> Tensor:
+        """The noise of the step from ``start`` where it follows the state, real pairs like it."""
+        assert self.response is not None
+        out = torch.zeros_like(start.w)
+        (rate,) = self._pairs(self.at(start.step)[None])
+        self.response.add(start, torch.zeros_like(out), rate, out)
+        return out
 
     def _pairs(self, draws: np.ndarray) -> Tensor:
         return torch.view_as_real(torch.from_numpy(draws)).to(self._like)

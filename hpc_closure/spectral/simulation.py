@@ -14,6 +14,7 @@ from torch import Tensor
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.rates import Rates
 from hpc_closure.spectral.schemes import Explicit, Scheme
+from hpc_closure.spectral.state_noise import Start
 from hpc_closure.spectral.transform import Transform
 
 # Points of a chunk of members: large enough to hide the interpreter, small enough for the cache.
@@ -98,7 +99,7 @@ class Simulation:
         Args:
             step_index: steps taken.
             w_hat: ``(members, 2K + 1, K + 1)`` complex.
-            rates: state of an Ornstein-Uhlenbeck forcing; by default drawn stationary.
+            rates: state of a forcing that has one; by default it begins anew.
             memory: spectra of past steps that the scheme keeps; without them it starts afresh.
         """
         self.step_index = int(step_index)
@@ -147,16 +148,24 @@ class Simulation:
     def noise_hat(self, step: int | None = None) -> Tensor:
         """``beta xi_hat`` of the step from ``step`` to ``step + 1``, ``(members, 2K + 1, K + 1)``.
 
-        Zero without noise; a coloured forcing knows the present step only. On slabs this rank's
-        columns.
+        Zero without noise; a forcing that is coloured or follows the state knows the present step
+        only. On slabs this rank's columns.
         """
         step = self.step_index if step is None else step
         if self.noise is None:
             return torch.zeros_like(self.state)
-        if self.rates.coloured and step != self.step_index:
-            raise ValueError("a coloured forcing is known at the present step only")
+        follows = self.rates.response is not None
+        if (self.rates.coloured or follows) and step != self.step_index:
+            kind = "forcing that follows the state" if follows else "coloured forcing"
+            raise ValueError(f"a {kind} is known at the present step only")
+        if follows:
+            return torch.view_as_complex(self.rates.shaped(self.start()))
         whole = self.noise.spread(self.rates.at(step))
         return self.transform.local(whole).to(self.state)
+
+    def start(self) -> Start:
+        """All members at the start of the coming step."""
+        return Start(self.step_index, slice(None), self.pairs, self.transform)
 
     def nonlinear_hat(self) -> Tensor:
         """The nonlinear term on the right-hand side, ``-(u . grad w)``, of the present state.
@@ -261,7 +270,8 @@ class Simulation:
 
     def _make_graphs(self):
         """The steps of a CUDA device, where they need nothing from the host; else None."""
-        by_host = self.problem.cfl or self.rates.coloured or len(self._chunks) > 1
+        by_host = self.problem.cfl or self.rates.coloured or self.rates.response is not None
+        by_host = by_host or len(self._chunks) > 1
         if self.device.type != "cuda" or by_host:
             return None
         from hpc_closure.spectral.graphs import GraphSteps
@@ -315,15 +325,19 @@ class Worker:
         if self.problem.cfl:
             self._advance_adaptive(chunk, w, base, first, num_steps)
         else:
-            self._advance_steps(chunk, w, base, self.rates.steps(chunk, first, num_steps), 0)
+            rates = self.rates.steps(chunk, first, num_steps)
+            self._advance_steps(chunk, w, base, enumerate(rates, first), 0)
 
     def _advance_steps(self, rows, w: Tensor, base: Tensor, rates, level: int) -> None:
-        """One step of ``dt / 2**level`` for each of the rates."""
+        """One step of ``dt / 2**level`` for each of the numbered rates."""
         held = torch.empty_like(w).copy_(base)
         explicit = Explicit(self.nonlinear, held)
         scheme, registers = self.scheme_at(level), self._registers_for(w)
-        for rate in rates:
-            if rate is not None:
+        response = self.rates.response
+        for step, rate in rates:
+            if response is not None:
+                response.add(Start(step, rows, w, self.transform), base, rate, held)
+            elif rate is not None:
                 self.rates.add(base, rate, held, self.transform.columns)
             scheme.step(w, explicit, registers, rows)
 
@@ -337,7 +351,7 @@ class Worker:
                 chosen = np.flatnonzero(levels == level)
                 rows, part, count = chunk.start + chosen, w[chosen], 2**level
                 rates = self.rates.steps(rows, step * count, count, level)
-                self._advance_steps(rows, part, base[chosen], rates, level)
+                self._advance_steps(rows, part, base[chosen], enumerate(rates), level)
                 w[chosen] = part
 
     def speed(self, w: Tensor) -> np.ndarray:
