@@ -14,8 +14,10 @@ from hpc_closure.evaluate import generated, rows
 from hpc_closure.evaluate.coupled import score_coupled
 from hpc_closure.evaluate.generated import score_generated
 from hpc_closure.evaluate.methods import Moments
+from hpc_closure.evaluate.quarters import Quarters
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
 from hpc_closure.evaluate.rows import Absent, Labels, find, select
+from hpc_closure.evaluate.spectra import shell_numbers
 
 LABELS = Labels({"closure": "diffusion", "sensors": "none", "interval": 1})
 
@@ -137,7 +139,7 @@ def stationary_case(samples=240, size=16):
         "physics": lambda indices, members: mean[None, indices],
         "none": lambda indices, members: torch.zeros_like(truth[None, indices]),
     }
-    exact = Moments(lambda i: mean[i], SIGMA**2, partial(fourier_coordinates, max_shell=4))
+    exact = Moments(lambda i: mean[i], SIGMA**2, whiten=partial(fourier_coordinates, max_shell=4))
     return truth, samplers, exact
 
 
@@ -231,6 +233,84 @@ def test_generated_without_a_law_ranks_one_pixel_per_field():
     assert not names & {"bias2", "crps_ratio", "spread_ratio", "floor"}
 
 
+LEVELS = (0.25, 1.0, 1.0, 4.0)  # pointwise variance over the four quarters of a field
+
+
+def state_dependent_case(samples=120, size=16):
+    """U = a xi, a^2 a pattern of LEVELS that moves with the snapshot; the model's is its mean."""
+    columns = torch.tensor(LEVELS, dtype=torch.float64).repeat_interleave(size // 4)
+    variance = torch.stack([columns.roll(i) for i in range(samples)])[:, None, :]
+    variance = variance.expand(samples, size, size)
+    white = partial(normal, samples, size, size)
+    truth = variance.sqrt() * white(seed=1)
+
+    def noise(seed, indices, members):
+        return normal(members, samples, size, size, seed=seed)[:, indices]
+
+    level = math.sqrt(sum(LEVELS) / 4)
+    samplers = {
+        "model": lambda i, m: level * noise(2, i, m),
+        "oracle": lambda i, m: variance[i].sqrt() * noise(3, i, m),
+        "none": lambda i, m: torch.zeros_like(truth[None, i]),
+    }
+    law = Moments(lambda i: torch.zeros_like(truth[i]), level**2, lambda i: variance[i])
+    return truth, samplers, law
+
+
+def test_calm_and_wild_quarters_show_a_law_that_ignores_the_state(monkeypatch):
+    truth, samplers, law = state_dependent_case()
+    args = (truth, samplers, LABELS)
+    groups = {"members": 16, "law": law, "trajectories": torch.arange(120) // 15}
+    scored = score_generated(*args, **groups)
+    flat = sum(LEVELS) / 4
+    for name, level in (("calm", LEVELS[0]), ("wild", LEVELS[-1])):
+        expected = {"model": math.sqrt(flat / level), "oracle": 1, "oracle_x0.95": 0.95}
+        for method, ratio in expected.items():
+            row = find(scored.rows, method=method, score=f"spread_ratio_{name}", shell=None)
+            assert row.value == pytest.approx(ratio, rel=0.01)
+            assert row.low < row.value < row.high < 1.1 * row.low
+            assert value(scored, method, f"spread_{name}") == pytest.approx(
+                ratio * math.sqrt(level), rel=0.01
+            )
+        assert find(scored.rows, method="none", score=f"spread_ratio_{name}") is None
+    assert value(scored, "model", "spread_ratio") == pytest.approx(1, abs=0.02)
+    monkeypatch.setattr(generated, "BLOCK_BYTES", 8 * 16 * 16 * 16 * 7)
+    same_scores(scored, score_generated(*args, **groups), rel=1e-9, abs=1e-9)
+
+
+def test_quarters_are_of_the_points_of_all_snapshots_together():
+    """One calm and one wild snapshot: the quarters are half of each, not of every snapshot."""
+    levels = torch.tensor([1.0, 2.0, 3.0, 9.0], dtype=torch.float64)
+    fields = levels[:, None, None].expand(4, 8, 8)
+    found = Quarters.of(lambda indices: fields[indices], 4, 3)
+    masks = {name: mask for name, (mask, _) in found.at(torch.arange(4)).items()}
+    assert masks["calm"].double().mean((1, 2)).tolist() == [1, 0, 0, 0]
+    assert masks["wild"].double().mean((1, 2)).tolist() == [0, 0, 0, 1]
+    assert Quarters.of(lambda indices: torch.ones(len(indices), 8, 8), 4, 3) is None
+    assert Quarters.of(None, 4, 3) is None
+
+
+def test_the_extreme_shells_are_those_that_carry_the_law(scored):
+    truth, samplers, law = stationary_case(samples=40)
+
+    def damped(indices, members):
+        field = torch.fft.rfft2(samplers["oracle"](indices, members))
+        shells = shell_numbers(16)
+        factor = torch.where(shells == 2, 0.5, 1.0) * torch.where(shells == 9, 30.0, 1.0)
+        return torch.fft.irfft2(field * factor, s=(16, 16))
+
+    # without the mean only the spread counts; shell 9 holds less than 1e-3 of the variance
+    named = {"model": damped, "oracle": samplers["oracle"]}
+    found = score_generated(truth, named, LABELS, members=8, law=law)
+    variance = found.spread_spectra["oracle"]
+    assert variance[9] < 1e-3 * variance.sum() < variance[2]
+    assert value(found, "model", "spread_ratio_lowest") == pytest.approx(0.5, rel=1e-6)
+    assert value(found, "model", "spread_ratio_highest") == pytest.approx(1.0, rel=1e-6)
+    shells = select(found.rows, method="model", score="spread_ratio")
+    assert shells["value"].max() == pytest.approx(30, rel=1e-6)
+    assert value(scored, "model", "spread_ratio_highest") == pytest.approx(0.8, rel=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_generated_scores_are_the_same_on_a_gpu():
@@ -242,7 +322,7 @@ def test_generated_scores_are_the_same_on_a_gpu():
             name: lambda indices, members, x=x.to(device): x[:, indices.to(x.device)]
             for name, x in fixed.items()
         }
-        exact = Moments(lambda i, d=device: law.mean(i).to(d), law.variance, law.whiten)
+        exact = Moments(lambda i, d=device: law.mean(i).to(d), law.variance, None, law.whiten)
         results.append(score_generated(truth, moved, LABELS, members=6, law=exact))
     same_scores(*results, rel=1e-9, abs=1e-12)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
+from hpc_closure.evaluate.quarters import Quarters
 from hpc_closure.evaluate.rank_histogram import MAX_RANKS, rank_counts, rank_p, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import mse
@@ -98,6 +99,7 @@ def score_generated(
     counts: dict[str, Tensor] = {}
     costs: dict[str, list[float]] = {}
     floors, variances = [], []
+    quarters = Quarters.of(None if law is None else law.variance_at, num_samples, step)
     scored = Scored()
 
     for start in range(0, num_samples, step):
@@ -124,7 +126,8 @@ def score_generated(
                 )
             y = block.to(ensemble.device)
             num = len(ensemble)
-            statistics.setdefault(method, Statistics()).add(ensemble, y, floor)
+            places = {} if quarters is None else quarters.at(indices)
+            statistics.setdefault(method, Statistics()).add(ensemble, y, floor, places)
             if seconds is not None:
                 costs.setdefault(method, []).append(1e3 * seconds / (num * len(indices)))
             if num > 1:

@@ -32,6 +32,7 @@ class Moments:
     Attributes:
         mean: indices (s,) -> conditional mean (s, n, n).
         variance: pointwise variance averaged over the grid: a number, or indices -> (s,).
+        variance_at: indices -> pointwise variance (s, n, n).
         whiten: fields (..., n, n) -> coordinates (..., d) that are independent under the law
             (:func:`~hpc_closure.evaluate.rank_histogram.fourier_coordinates`); None = one pixel
             per field.
@@ -39,6 +40,7 @@ class Moments:
 
     mean: Callable[[Tensor], Tensor]
     variance: float | Callable[[Tensor], Tensor] | None = None
+    variance_at: Callable[[Tensor], Tensor] | None = None
     whiten: Callable[[Tensor], Tensor] | None = None
 
 
@@ -117,10 +119,12 @@ class Methods:
         if law is None:
             return None
         free = self.layout is None  # sensors leave almost no variance in the large scales
+        at = getattr(law, "variance_at", None)
         shells = min(RANKED_SHELLS, self.grid // 2 - 1)
         return Moments(
             mean=lambda indices: law.mean(states[indices], self.sensors(indices)),
             variance=law.variance if free else None,
+            variance_at=(lambda i: at(states[i])) if free and at else None,
             whiten=(lambda fields: fourier_coordinates(fields, shells)) if free else None,
         )
 

@@ -54,6 +54,22 @@ SCORES = {
         "spread ratio",
         "spread over that of the exact law (or true ensemble); 1 is right",
     ),
+    "spread_ratio_calm": (
+        "in calm quarters",
+        "spread ratio over the quarter of all points and snapshots where the exact law spreads "
+        "least, to that law's own",
+    ),
+    "spread_ratio_wild": (
+        "in wild quarters",
+        "the same where the exact law spreads most; who ignores the state fails in both",
+    ),
+    "spread_calm": ("spread, calm", "spread over the calm quarter"),
+    "spread_wild": ("spread, wild", "spread over the wild quarter"),
+    "spread_ratio_lowest": (
+        "lowest shell",
+        "least spread ratio of the wavenumber shells with more than 1e-3 of the variance",
+    ),
+    "spread_ratio_highest": ("highest shell", "the largest of these"),
     "spread_skill": (
         "spread / skill",
         "spread over error of the ensemble mean, finite ensemble size corrected; 1 is calibrated",
@@ -100,6 +116,12 @@ TABLES = {
         "crps_ratio",
         "spread",
         "spread_ratio",
+        "spread_ratio_calm",
+        "spread_ratio_wild",
+        "spread_calm",
+        "spread_wild",
+        "spread_ratio_lowest",
+        "spread_ratio_highest",
         "spread_skill",
         "bias2_ratio",
         "coverage_90",

@@ -19,6 +19,22 @@ Rows are a pandas data frame, one number a row, an empty cell where a column doe
     samples      snapshots (generated) or cases (coupled) averaged over
     split        part of the data, e.g. ``test``
 
+Scores, with what they need:
+
+    always                  ``relative_error`` of one member and ``relative_error_mean``, ``mse``,
+                            ``rmse_mean``, ``crps``, ``energy_score``, ``energy_ratio``
+    several members         ``spread``, ``spread_skill``, ``coverage_90``, ``rank_p``
+    reference ensemble      ``crps_ratio``, ``spread_ratio`` to the method ``oracle``;
+                            ``spread_ratio_lowest`` and ``spread_ratio_highest`` of the shells with
+                            more than 1e-3 of its variance
+    exact law (generated)   ``bias2``, ``bias2_ratio``, ``floor``, ``floor_realised``
+    its variance follows    ``spread_ratio_calm``, ``spread_ratio_wild``, ``spread_calm``,
+    the state (generated)   ``spread_wild``: over the quarter of all points and snapshots where the
+                            law spreads least and most, the ratios to that law itself
+    coupled                 ``diverged``, ``valid_time``, ``wasserstein1``, ``probability``,
+                            ``members_needed``; ``cost_ratio``
+    timed                   ``cost_ms``
+
 What could not be scored at all (no exact law, no sensors) stands beside the rows as notes with
 reasons, see :class:`Absent`.
 """

@@ -5,7 +5,7 @@ Nothing else is kept of an ensemble, so any number of samples passes through bou
 every score gets its interval from the same statistics (:mod:`~hpc_closure.evaluate.intervals`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from hpc_closure.evaluate.rows import Absent, frame
 from hpc_closure.evaluate.spectra import shell_statistics
 
 COVERAGE = 0.9
+JUDGED = 1e-3  # share of the reference's variance that a shell of the extremes must have
 SHELL_FLOOR = 1e-6  # shells below this share of the variance hold round-off, not signal
 
 
@@ -30,6 +31,19 @@ class Formula:
     needs: tuple[str, ...]
     form: Callable[[Means, int], Tensor]
     ensembles_only: bool = False
+
+
+def _of_quarter(name: str) -> dict[str, Formula]:
+    """Spread over a quarter of all points, and over that of the exact law there."""
+    own, law, share = (f"{word}_{name}" for word in ("variance", "law_variance", "share"))
+    return {
+        f"spread_ratio_{name}": Formula(
+            (own, law), lambda s, m: scores.spread_ratio(s[own], s[law]), True
+        ),
+        f"spread_{name}": Formula(
+            (own, share), lambda s, m: scores.spread(s[own] / s[share]), True
+        ),
+    }
 
 
 # "reference_" marks a statistic of the exact law or true ensemble over the same samples
@@ -64,6 +78,8 @@ TOTAL = {
         lambda s, m: scores.spread_ratio(s["variance"], s["reference_variance"]),
         True,
     ),
+    **_of_quarter("calm"),
+    **_of_quarter("wild"),
     "coverage_90": Formula(("coverage",), lambda s, m: s["coverage"], True),
     "energy_ratio": Formula(
         ("energy", "truth_energy"),
@@ -87,7 +103,13 @@ class Statistics:
     total: dict[str, list[Tensor]] = field(default_factory=dict)
     shells: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def add(self, ensemble: Tensor, truth: Tensor, floor: Tensor | None = None) -> None:
+    def add(
+        self,
+        ensemble: Tensor,
+        truth: Tensor,
+        floor: Tensor | None = None,
+        places: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         """Add a block.
 
         Args:
@@ -95,6 +117,8 @@ class Statistics:
                 infinitely wrong.
             truth: (s, n, n) float64.
             floor: (s,) squared distance of the truth from its exact conditional mean, if known.
+            places: name -> mask and exact pointwise variance, (s, n, n) both, as
+                :meth:`~hpc_closure.evaluate.quarters.Quarters.at` gives them.
         """
         self.members = len(ensemble)
         total = {
@@ -112,6 +136,13 @@ class Statistics:
             total["coverage"] = scores.coverage(ensemble, truth, COVERAGE)
         if floor is not None:
             total["floor"] = floor
+        if places and self.members > 1:
+            own = ensemble.var(0)
+            for name, (mask, exact) in places.items():
+                mask = mask.to(own.device)
+                total[f"variance_{name}"] = (own * mask).mean((1, 2))
+                total[f"law_variance_{name}"] = (exact.to(own.device) * mask).mean((1, 2))
+                total[f"share_{name}"] = mask.double().mean((1, 2))
         for into, parts in (
             (self.total, total),
             (self.shells, shell_statistics(ensemble, truth)),
@@ -179,6 +210,35 @@ def form_scores(
                     "high": float(high[place]),
                     **columns,
                 }
+    if statistics.members > 1 and reference is not None and reference.members > 1:
+        for record in _extremes(_gather("shells", statistics, reference), blocks):
+            yield {**record, **columns}
+
+
+def _extremes(shells: Mapping[str, Tensor], blocks: Tensor) -> Iterator[dict]:
+    """The spread ratios of the shells that spread least and most, of those that carry the law."""
+    values = {name: shells[name] for name in ("variance", "reference_variance")}
+    if not all(part.isfinite().all() for part in values.values()):
+        return
+    carried = values["reference_variance"].mean(0)
+    judged = carried > JUDGED * carried.sum()
+    if not judged.any():
+        return
+    for name, extreme in (("lowest", torch.amin), ("highest", torch.amax)):
+        value, low, high = block_interval(
+            {key: part[:, judged] for key, part in values.items()},
+            blocks,
+            lambda s, pick=extreme: pick(  # type: ignore
+                scores.spread_ratio(s["variance"], s["reference_variance"]), -1
+            ),
+        )
+        yield {
+            "score": f"spread_ratio_{name}",
+            "shell": None,
+            "value": float(value),
+            "low": float(low),
+            "high": float(high),
+        }
 
 
 def _places(which: str, denominator: Tensor) -> list:
