@@ -1,11 +1,15 @@
 """Small closures with known laws, for the tests of the model."""
 
+import math
+
 import torch
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.presets import build
+from hpc_closure.closure.published import LATEST, SENSORS_PER_SIDE, PublishedModel
+from hpc_closure.closure.sensors import subgrid
 from hpc_closure.spectral.problem import Problem
 
 SIZE = 32
@@ -48,3 +52,17 @@ def fitted(law, count=400, **config):
     model.begin("generator", batches_of(law, count, first=10_000))
     model.begin("check", batches_of(law, count // 4, first=20_000))
     return model
+
+
+@torch.no_grad()
+def score_loss(model: PublishedModel, states, targets, seed=0) -> float:
+    """Denoising score matching of the published network, written again, with draws of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    t = LATEST * torch.rand(len(states), generator=generator).clamp(min=1e-5)
+    z = torch.randn(states.shape, generator=generator)
+    sigma = torch.sqrt((26.0 ** (2 * t) - 1) / (2 * math.log(26.0)))[:, None, None]
+    clean, sensors = model.factor * targets, None
+    if model.network.upscaling != "none":
+        sensors = model._field(subgrid(clean, SENSORS_PER_SIDE), states.shape[-1])
+    out = model.network(t, clean + sigma * z, states, sensors)
+    return float((out + z).square().sum((-2, -1)).mean())

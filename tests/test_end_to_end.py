@@ -147,7 +147,6 @@ def test_every_kind_of_model_goes_from_the_file_to_the_report(
         "use.data=small",
         change,
         side,
-        "rollout.interval=1",
         "evaluate.grids=[32]",
         "rollout.sensors={number: 16}",
     ]
@@ -163,6 +162,7 @@ def test_every_kind_of_model_goes_from_the_file_to_the_report(
     page = (folder / "report.html").read_text()
     assert ("granted an estimate of the closure" in page) == (method != "model")
     assert ("Calibration (diffusion" in page) == (method == "model")
+    assert ("held 5 steps as published, not rescaled" in page) == ("published" in change)
 
 
 def test_other_settings_are_refused_with_the_keys_that_differ(finished, hpc_closure_command):

@@ -22,7 +22,7 @@ def test_presets_load_and_survive_a_round_trip(name, tmp_path):
 
 
 def test_the_shipped_presets_are_the_promised_ones():
-    promised = {"quickstart", "diffusion_256", "convection_256", "subgrid"}
+    promised = {"quickstart", "diffusion_256", "published_diffusion", "subgrid"}
     assert promised <= set(reading.presets())
 
 

@@ -29,6 +29,9 @@ class Exact:
     def held(self, interval):
         return interval
 
+    def meant(self, interval):
+        return interval
+
     def sample_hat(self, request):
         law = ExactLaw(self.problem, self.kind, request.held)
         seed, sensors = request.seed + 1, request.sensors
@@ -156,7 +159,7 @@ def test_with_sensors_and_no_closed_form_there_is_no_oracle():
         (SensorLayout(number=8), {"model", "none", "truth"}),
         (None, {"model", "none", "truth", "oracle"}),
     ):
-        run = coupled(None, [(7, 0)], problem=problem, sensors=sensors)
+        run = coupled(Exact(problem, "diffusion"), [(7, 0)], problem=problem, sensors=sensors)
         assert set(run.simulations) == names
 
 
@@ -214,6 +217,9 @@ class Reader:
 
     def held(self, interval):
         return 1.0
+
+    def meant(self, interval):
+        return interval
 
     def sample_hat(self, request):
         self.seen.append((request.state.clone(), request.history.clone()))

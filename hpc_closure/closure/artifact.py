@@ -128,9 +128,33 @@ class Closure:
         self.model.to(device)
         return self
 
+    def meant(self, interval: int) -> int:
+        """Solver steps whose mean a draw is that is held for ``interval`` of them.
+
+        All of them: the white part is rescaled. The published network's draws are held as they
+        come, as published: they stand for the steps that it was trained at.
+
+        Raises:
+            ValueError: the published network is to be held for less.
+        """
+        trained = self.target.get("interval", 1)
+        if self.config["preset"] != "published":
+            return interval
+        if interval < trained:
+            raise ValueError(
+                f"interval={interval}: the published network was trained at {trained} steps and "
+                "is not rescaled; hold its draws at least as long"
+            )
+        return trained
+
     def held(self, interval: int | None) -> float:
-        """How long a draw that is held for ``interval`` solver steps is, in trained intervals."""
-        return 1.0 if interval is None else interval / self.target.get("interval", 1)
+        """What a draw stands for that is held for ``interval`` steps, in trained intervals."""
+        return 1.0 if interval is None else self.meant(interval) / self.target.get("interval", 1)
+
+    def hold(self, interval: int) -> str:
+        """In words how a draw is held; the same words wherever a coupled run is reported."""
+        words = f"held {interval} step{'' if interval == 1 else 's'}"
+        return words if self.meant(interval) == interval else words + " as published, not rescaled"
 
     def sample(
         self,
@@ -155,7 +179,8 @@ class Closure:
             members: how many, or their ids. A member's draw depends on (seed, member, call) only.
             seed, call: a fresh draw for each call; the same for the same numbers.
             interval: solver steps that the draw is held; other than the trained one the white
-                part is rescaled: an m-step mean of white noise has 1/m of its variance.
+                part is rescaled: an m-step mean of white noise has 1/m of its variance. The
+                published network's is not.
             evaluations, method: of the sampler; None = the model's own.
             strict: refuse a state with variance outside the model's band.
 

@@ -62,7 +62,8 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
         "Coupled run": {
             "members, starts": f"{coupled.members}, {coupled.cases}",
             "time": f"{coupled.t_start:g} to {coupled.t_end:g}",
-            "closure called": f"every {coupled.interval} step(s)",
+            "closure called": f"every {coupled.interval} step(s), "
+            f"{inputs.closure.hold(coupled.interval)}",
         },
     }
 

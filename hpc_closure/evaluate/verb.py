@@ -33,6 +33,9 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     from hpc_closure.evaluate.summary import facts
 
     inputs = Inputs(experiment, session)
+    hold = inputs.closure.hold(experiment.rollout.interval)
+    if "not rescaled" in hold:
+        notes = [*notes, f"In the coupled run samples of the closure are {hold}."]
     by_layout, ensembles = generated.score_run(inputs), coupled.score_run(inputs)
     scored = [*by_layout.values(), *([ensembles] if ensembles else [])]
     table = rows.frame(record for part in scored for record in part.records)

@@ -171,10 +171,11 @@ def _check_model(experiment) -> None:
         layouts = [experiment.rollout.sensors, *experiment.evaluate.sensors]
         if any(layout and layout.layout == "scattered" for layout in layouts):
             raise ValueError("model.preset=published reads sensors of layout regular only")
-        if experiment.rollout.interval != experiment.generate.interval:
+        if experiment.rollout.interval < experiment.generate.interval:
             raise ValueError(
-                "model.preset=published cannot be rescaled to another interval: set "
-                f"generate.interval to rollout.interval={experiment.rollout.interval}"
+                f"rollout.interval={experiment.rollout.interval}: model.preset=published is never "
+                "rescaled and is held at least as long as it was trained at, "
+                f"generate.interval={experiment.generate.interval}"
             )
     foreign = {
         "published": ("schedule", "base_noise"),

@@ -70,7 +70,7 @@ class CoupledRun:
 
     Args:
         coupling: the systems and settings.
-        closure: object with ``sample_hat(request)`` and ``held(interval)``, as
+        closure: object with ``sample_hat(request)``, ``held`` and ``meant``, as
             :class:`~hpc_closure.closure.artifact.Closure`; and ``config`` for ``mean_gp``.
         rows: (case, member) of every trajectory of the ensembles.
         cases: test trajectories, member indices of the data set.
@@ -83,12 +83,13 @@ class CoupledRun:
         self.rows, self.cases = list(rows), list(cases)
         rollout, problem, kind = coupling.rollout, coupling.problem, coupling.kind
         self.interval, self.layout, self.seed = rollout.interval, rollout.sensors, coupling.seed
+        meant = closure.meant(self.interval)
         self.frames, self.lag = coupling.history
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
         reduced = reduced_problem(problem, coupling.grid, kind)
         full = problem.replace(grid=coupling.grid)
         self.exact = kind in REMOVABLE
-        self.target = Target(kind, self.interval) if self.exact else None
+        self.target = Target(kind, meant) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
         # members that start from different cases draw different noise
         self.names = names = [draws.pair(case, member) for case, member in self.rows]
@@ -102,7 +103,7 @@ class CoupledRun:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         # with sensors: what the oracle draws from; without a closed form there is no oracle then
         free = self.layout is None
-        self.law = None if free else ExactLaw.of(full, kind, self.interval)
+        self.law = None if free else ExactLaw.of(full, kind, meant)
         if "oracle" in rollout.references and self.exact and (free or self.law is not None):
             driven = full if free else reduced
             self.simulations["oracle"] = self._simulation(driven, names, "rollout")
@@ -208,7 +209,10 @@ class CoupledRun:
         return torch.stack(frames, dim=1)
 
     def _advance_truth(self) -> Sensors | None:
-        """Advance the truth by one interval; the sensors see its closure's mean meanwhile."""
+        """Advance the truth by one interval; the sensors see its closure's mean over it.
+
+        Where a draw stands for fewer steps than it is held, the mean is over the first of them.
+        """
         if self.target is None:
             return None
         truth = self.simulations["truth"]

@@ -51,6 +51,8 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
 
     groups = session.world.groups(1)
     closure = hpc_closure.load(session.run.model)
+    if session.world.root:
+        log.get().info(f"samples of the closure are {closure.hold(experiment.rollout.interval)}")
     closure = closure.to(session.device) if session.device != "cpu" else closure
     data = DataSet(session.run.data)
 

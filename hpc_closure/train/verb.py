@@ -99,8 +99,11 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
 def build_model(experiment: Experiment) -> "ClosureModel":
     """The model that the experiment describes, with fresh weights."""
     from hpc_closure.closure.presets import build
+    from hpc_closure.closure.targets import QUOTED_FACTOR
 
     settings = experiment.model.model_dump(mode="json")
+    if experiment.model.preset == "published":  # it learns the closure as it is quoted, G = 2U
+        settings["target_factor"] = QUOTED_FACTOR[experiment.generate.closure]
     if experiment.model.conditions.physics:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics"] = known
