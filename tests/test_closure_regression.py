@@ -2,9 +2,10 @@
 
 import math
 
+import pytest
 import torch
 
-from hpc_closure.closure import draws
+from hpc_closure.closure import draws, regression
 from hpc_closure.closure.band import band
 from hpc_closure.closure.features import feature_spectra
 from hpc_closure.closure.regression import Library, term_names
@@ -61,6 +62,67 @@ def test_quadratic_law():
     fresh = states(50, seed=1)
     error = library(fresh[:, None]) - advection(fresh)
     assert float(error.norm()) < 0.01 * float(advection(fresh).norm())
+
+
+WIDE, HALF_VISCOSITY = band(42), -0.5e-3
+
+
+def steep(count, seed, level=1e-4):
+    """(frames, target) of a damping and noise, in single precision: round-off from |k| = 20 on."""
+    k2 = WIDE.grid.integer_k2.double()
+    w_hat = draws.white_spectra(WIDE, seed, "state", range(count), 0)
+    w_hat = w_hat * torch.exp(-0.8 * k2.sqrt()) * (k2 > 0)
+    white = draws.white_spectra(WIDE, seed, "noise", range(count), 0)
+    target = HALF_VISCOSITY * WIDE.grid.k2 * w_hat + level * white * torch.exp(-0.1 * k2)
+    stored = [WIDE.to_physical(one, 128).float().double() for one in (w_hat, target)]
+    state, target = (WIDE.to_spectral(one) for one in stored)
+    return state[:, None], target
+
+
+def ratio(library, mode):
+    """Coefficient of w in a mode, in units of the exact one."""
+    symbol = WIDE.spread(library.coefficients[library.names.index("w")])
+    return float(symbol[mode] / (HALF_VISCOSITY * WIDE.grid.k2[mode]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_polynomial_holds_where_the_training_saw_round_off(seed):
+    """The shipped closure once gave nothing at (20, 1), where half the viscosity is."""
+    library = Library(WIDE, "linear")
+    assert library.fit([steep(100, seed)]) == ["w"]
+    for mode in [(5, 0), (19, 3), (20, 1), (30, 0), (42, 42), (-42, 42)]:
+        assert ratio(library, mode) == pytest.approx(1, abs=1e-3), mode
+
+
+@pytest.mark.parametrize("level", [1.0, 100.0])
+def test_a_polynomial_whose_sign_is_not_known_is_not_used_beyond(monkeypatch, level):
+    """Degree 2 where the law has 1: near the law, or nothing beyond; never a growth."""
+    found = {}
+
+    def degree_2(gram, cross, power, counts, k2):
+        found["fit"] = fit = regression._Fit(gram, cross, power, counts, k2, 2)
+        return fit.coefficients([2])
+
+    monkeypatch.setattr(regression, "select", degree_2)
+    for seed in range(4):
+        library = Library(WIDE, "linear")
+        library.fit([steep(100, seed, level)])
+        told = [ratio(library, (k, 0)) for k in range(22, 43)]
+        assert all(one == 0 or 0 < one < 2 for one in told), told
+        assert (told[-1] == 0) == (level == 100.0)
+        # the standard errors are what the coefficients differ by
+        fit = found["fit"]
+        law = HALF_VISCOSITY * (2 * math.pi) ** 2 * WIDE.group_k2
+        sigma = ((fit.polynomials([2]) @ fit.powers.T)[0] - law) / fit.errors([2])[0]
+        assert 1e-3 < float(sigma[-1].abs()) < 4
+
+
+def test_free_coefficients_stay_zero_where_nothing_was_seen():
+    state, target = steep(100, 0)
+    wild = target + (torch.cos(WIDE.grid.integer_k2.double()) + 2) * state[:, 0]
+    library = Library(WIDE, "linear")
+    assert library.fit([(state, wild)]) == ["w"]
+    assert abs(ratio(library, (5, 0))) > 0 and ratio(library, (30, 0)) == 0.0
 
 
 def test_history_is_found():

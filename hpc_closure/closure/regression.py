@@ -2,12 +2,13 @@ r"""The closed-form part of the mean: a regression of U on simple terms, per gro
 
 .. math:: \hat m(k) = \sum_p c_p(|k|^2)\, \hat\phi_p(k)
 
-with real coefficients (free in each group, or polynomials in |k|^2 where the criterion prefers
-those) and generic terms: the features u, v, w, w_x, w_y (of each history frame: w) and the 15
-products of two features, free of aliasing. Nothing is granted, unless ``conditions.physics`` adds
-an estimate of the closure to the candidates. The terms that stay are chosen by forward selection
-under the Bayesian information criterion, so a law that is linear in V costs one product per mode,
-and one that no such term explains costs nothing. It is the
+with real coefficients and generic terms: the features u, v, w, w_x, w_y (of each history frame: w)
+and the 15 products of two features, free of aliasing. A coefficient is free in each group, or a
+polynomial in |k|^2 where the criterion prefers those; a polynomial holds in the whole band, also
+where the training saw nothing above round-off. Nothing is granted, unless ``conditions.physics``
+adds an estimate of the closure to the candidates. The terms that stay are chosen by forward
+selection under the Bayesian information criterion, so a law that is linear in V costs one product
+per mode, and one that no such term explains costs nothing. It is the
 sparse regression of Brunton, Proctor, Kutz (PNAS 2016) with a spectrum as each coefficient.
 """
 
@@ -23,6 +24,7 @@ from hpc_closure.closure.features import FEATURES, feature_spectra
 __all__ = ["Library", "term_names"]
 
 KINDS = ("none", "linear", "quadratic")
+SIGNIFICANT = 3.0
 
 
 def term_names(kind: str, history: int = 0, physics: bool = False) -> list[str]:
@@ -164,9 +166,9 @@ class _Fit:
             return
         self.price = (degree + 1) * counts.sum().log()
         x = k2.double() / k2.max().clamp(min=1)
+        self.powers = torch.stack([x**n for n in range(degree + 1)], dim=-1)
         # (groups, P, degree + 1): what a polynomial's coefficient is in a scaled group
-        powers = torch.stack([x**n for n in range(degree + 1)], dim=-1)
-        self.basis = torch.where(self.seen, self.scale, 0.0)[..., None] * powers[:, None]
+        self.basis = torch.where(self.seen, self.scale, 0.0)[..., None] * self.powers[:, None]
         every = list(range(cross.shape[1]))
         free = _Fit.free(self, every)
         self.weights = self.floor / (self._rest(free, every) / counts).clamp(min=self.floor)
@@ -178,8 +180,9 @@ class _Fit:
         matrix = matrix + 1e-12 * torch.eye(len(chosen), dtype=matrix.dtype)
         return torch.linalg.solve(matrix, self.cross[:, chosen])
 
-    def smooth(self, chosen: list[int]) -> Tensor:
-        """Scaled coefficients (groups, chosen) that are polynomials in |k|^2."""
+    def normal(self, chosen: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Normal equations of polynomials: matrix (n, n) and vector (n,) of a unit diagonal, and
+        the scale (n,) of the unknowns, n = chosen x (degree + 1)."""
         basis, num = self.basis[:, chosen], len(chosen)
         gram, cross = self.gram[:, chosen][:, :, chosen], self.cross[:, chosen]
         weighted = basis * self.weights[:, None, None]
@@ -187,14 +190,30 @@ class _Fit:
         matrix = matrix.reshape(num * basis.shape[-1], -1)
         vector = torch.einsum("gpi,gp->pi", weighted, cross).flatten()
         size = matrix.diagonal().clamp(min=1e-300).sqrt()
-        matrix = matrix / (size[:, None] * size)
-        scaled = (vector / size)[:, None]
-        powers = torch.linalg.lstsq(matrix, scaled, driver="gelsd").solution[:, 0]
-        return (basis * (powers / size).unflatten(0, (num, -1))).sum(-1)
+        return matrix / (size[:, None] * size), vector / size, size
+
+    def polynomials(self, chosen: list[int]) -> Tensor:
+        """Factors (chosen, degree + 1) of the powers of |k|^2 / max |k|^2."""
+        matrix, vector, size = self.normal(chosen)
+        factors = torch.linalg.lstsq(matrix, vector[:, None], driver="gelsd").solution[:, 0]
+        return (factors / size).unflatten(0, (len(chosen), -1))
+
+    def errors(self, chosen: list[int]) -> Tensor:
+        """Standard errors (chosen, groups) of what the polynomials are in every group."""
+        matrix, _, size = self.normal(chosen)
+        # the weights are the inverse variances of the residual in units of the floor
+        spread = self.floor * torch.linalg.pinv(matrix, hermitian=True)
+        spread = (spread / (size[:, None] * size)).reshape(len(chosen), self.powers.shape[1], -1)
+        own = torch.stack(
+            [one.unflatten(1, (len(chosen), -1))[:, p] for p, one in enumerate(spread)]
+        )
+        return torch.einsum("gi,pij,gj->pg", self.powers, own, self.powers).clamp(min=0).sqrt()
 
     def solve(self, chosen: list[int]) -> Tensor:
         """Scaled coefficients (groups, chosen)."""
-        return self.free(chosen) if self.degree is None else self.smooth(chosen)
+        if self.degree is None:
+            return self.free(chosen)
+        return (self.basis[:, chosen] * self.polynomials(chosen)).sum(-1)
 
     def _rest(self, solved: Tensor, chosen: list[int]) -> Tensor:
         """Residual sums of squares (groups,)."""
@@ -221,12 +240,22 @@ class _Fit:
         return best, chosen
 
     def coefficients(self, chosen: list[int]) -> Tensor:
-        """(P, groups), zero for terms left out."""
+        """(P, groups), zero for terms left out.
+
+        Where the training saw no more than round-off, free coefficients are zero, and polynomials
+        hold on as far as their sign is known (SIGNIFICANT standard errors from zero).
+        """
         groups, num = self.cross.shape
         out = torch.zeros(num, groups, dtype=torch.float64)
-        if chosen:
-            solved = self.solve(chosen) / self.scale[:, chosen]
-            out[chosen] = torch.where(self.seen[:, chosen], solved, 0.0).T
+        if not chosen:
+            return out
+        known = self.seen[:, chosen].T
+        if self.degree is None:
+            found = self.free(chosen).T / self.scale[:, chosen].T
+        else:
+            found = self.polynomials(chosen) @ self.powers.T
+            known = known | (found.abs() > SIGNIFICANT * self.errors(chosen))
+        out[chosen] = torch.where(known, found, 0.0)
         return out
 
 
