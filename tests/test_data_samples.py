@@ -130,7 +130,7 @@ def test_parts_split_the_members():
 
 def test_symmetries_move_state_target_and_history_together():
     store = Memory()
-    symmetry = Symmetry(np.zeros((16, 16)))
+    symmetry = Symmetry([np.zeros((16, 16))])
     plain = TrainingSet(store, range(9), history=1, seed=3)
     moved = plain.augmented(symmetry)
     one, other = plain.batch(24, 8), moved.batch(24, 8)

@@ -1,10 +1,15 @@
-"""Symmetries: maps of solutions to solutions, found from the forcing alone."""
+"""Symmetries: maps of solutions to solutions, found from equation, forcing and noise."""
 
 import numpy as np
 import pytest
 import torch
 
 from hpc_closure.data.symmetry import MAPS, Symmetry
+from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.noise_model import NoiseModel
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.transform import Transform
 
 N = 16
 X, Y = np.meshgrid(np.arange(N) / N, np.arange(N) / N, indexing="ij")
@@ -43,7 +48,7 @@ def tendency(w, forcing):
     ids=["none", "published", "kolmogorov", "ring"],
 )
 def test_the_equation_commutes_with_every_map(forcing, number):
-    symmetry = Symmetry(forcing)
+    symmetry = Symmetry([forcing])
     assert len(symmetry) == number
     w = torch.from_numpy(fields(count=1))
     expected = torch.from_numpy(tendency(w.numpy(), forcing))
@@ -58,7 +63,7 @@ def test_the_equation_commutes_with_every_map(forcing, number):
 
 def test_a_wrong_map_is_noticed():
     """The test above can fail: a shift along x alone does not leave the published forcing."""
-    symmetry = Symmetry(0 * X)
+    symmetry = Symmetry([0 * X])
     w = torch.from_numpy(fields(count=1))
     shift = np.array([[0, 3, 0]])
     found = tendency(symmetry.apply(w, shift).numpy(), PUBLISHED)
@@ -66,18 +71,88 @@ def test_a_wrong_map_is_noticed():
     assert np.abs(found - expected).max() > 0.01
 
 
+EVERY = np.array([(m, i, j) for m in range(8) for i in range(N) for j in range(N)])
+NONE = {"kind": "none"}
+
+
+@pytest.mark.parametrize(
+    "physics, number",
+    [
+        (dict(forcing=NONE), 8 * N * N),
+        (dict(forcing=NONE, drag=0.3), 8 * N * N),
+        (dict(forcing=NONE, beta=5.0), 2 * N * N),
+        (dict(forcing={"kind": "published"}), 4 * N),
+        (dict(forcing={"kind": "published"}, drag=0.3), 4 * N),
+        (dict(forcing={"kind": "published"}, beta=5.0), N),
+        (dict(forcing={"kind": "kolmogorov"}), 4 * 4 * N),
+        (dict(forcing={"kind": "kolmogorov"}, beta=-5.0), 2 * 4 * N),
+    ],
+    ids=str,
+)
+def test_a_step_of_the_solver_commutes_with_what_is_kept_and_with_nothing_else(physics, number):
+    """All 8 maps at all shifts, each followed by a step, against the step followed by it."""
+    problem = Problem(grid=N, dt=1e-2, noise=NONE, **physics)
+    symmetry = Symmetry.of(problem.physics, N)
+    kept = {tuple(row) for row in symmetry.elements.tolist()}
+    assert len(kept) == len(symmetry) == number
+    free, w = Symmetry([0 * X]), torch.from_numpy(fields(count=1))
+
+    def step(states):
+        flow = Simulation(problem, list(range(len(states))), seed=0)
+        flow.load_state(0, flow.transform.to_spectral(states))
+        flow.advance(1)
+        return flow.transform.to_physical(flow.state)
+
+    every = w.expand(len(EVERY), N, N)
+    after = step(w)
+    mapped = free.apply(after.expand(len(EVERY), N, N).contiguous(), EVERY)
+    error = (step(free.apply(every.contiguous(), EVERY)) - mapped).abs().amax((-2, -1))
+    error = (error / (after - w).abs().max()).tolist()
+    for element, one in zip(EVERY.tolist(), error):
+        assert one < 1e-9 if tuple(element) in kept else one > 1e-3, (element, one)
+
+
+def test_two_regimes_leave_four_maps():
+    """A pattern cos(x) and a probe sin(y): each map at the one shift that leaves both."""
+    problem = Problem(grid=N, dt=1e-2, forcing=NONE, noise={"kind": "two_regimes"})
+    symmetry = Symmetry.of(problem.physics, N)
+    found = {tuple(row) for row in symmetry.elements.tolist()}
+    half = N // 2
+    turned = {(1, 1): (0, 0), (1, -1): (half, 0), (-1, 1): (half, half), (-1, -1): (0, half)}
+    assert found == {(MAPS.index((0, *signs)), *shift) for signs, shift in turned.items()}
+    # the law's own probability and pattern: left by these, and one of them by no other
+    noise, grid = problem.physics.noise, Grid(N)
+    response = noise.response(NoiseModel(noise, grid, 1e-2, seed=0), range(len(EVERY)))
+    free, transform = Symmetry([0 * X]), Transform(grid)
+    w = torch.from_numpy(fields(count=1)).expand(len(EVERY), N, N).contiguous()
+    mapped = transform.to_spectral(free.apply(w, EVERY)).numpy()
+    moved = np.abs(np.array(response.probability(mapped)) - response.probability(mapped[:1])[0])
+    pattern = torch.from_numpy(np.cos(2 * np.pi * X)).expand(len(EVERY), N, N).contiguous()
+    turned = (free.apply(pattern, EVERY) - pattern).abs().amax((-2, -1)).numpy()
+    for element, one in zip(EVERY.tolist(), np.maximum(moved, turned)):
+        assert one < 1e-12 if tuple(element) in found else one > 1e-4, (element, one)
+
+
+def test_an_amplitude_that_follows_the_state_leaves_what_the_forcing_leaves():
+    for forcing in (NONE, {"kind": "published"}):
+        problem = Problem(grid=N, forcing=forcing, noise={"kind": "state_amplitude"})
+        plain = Problem(grid=N, forcing=forcing)
+        found, expected = (Symmetry.of(one.physics, N) for one in (problem, plain))
+        assert np.array_equal(found.elements, expected.elements)
+
+
 def test_published_translations_are_the_diagonal_ones():
-    symmetry = Symmetry(PUBLISHED, reflections=False)
+    symmetry = Symmetry([PUBLISHED], MAPS[:1])
     assert {tuple(row) for row in symmetry.elements[:, 1:]} == {(s, -s % N) for s in range(N)}
 
 
 def test_identity_and_shapes():
-    symmetry = Symmetry(RING)
+    symmetry = Symmetry([RING])
     assert (symmetry.elements == [[0, 0, 0]]).all() and MAPS[0] == (0, 1, 1)
     w = torch.from_numpy(fields(count=4)).float()
     assert (symmetry.apply(w, symmetry.draw(0, 0, 4)) == w).all()
     history = torch.stack([w, 2 * w], dim=1)
-    free = Symmetry(0 * X)
+    free = Symmetry([0 * X])
     elements = free.draw(0, 10, 4)
     moved = free.apply(history, elements)
     assert moved.shape == history.shape
@@ -85,7 +160,7 @@ def test_identity_and_shapes():
 
 
 def test_draws_cover_the_group():
-    symmetry = Symmetry(PUBLISHED)
+    symmetry = Symmetry([PUBLISHED])
     drawn = symmetry.draw(1, 0, 4000)
     counts = np.unique(drawn, axis=0, return_counts=True)[1]
     assert len(counts) == len(symmetry) and counts.min() > 8

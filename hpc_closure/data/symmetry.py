@@ -1,39 +1,61 @@
 """Symmetries of the equation on a periodic grid: more samples from the same trajectories.
 
 A map of the square (one of its 8 rotations and reflections, then a translation by grid points)
-takes solutions to solutions when it maps the forcing to itself. Vorticity and its closures are
-pseudo-scalars: a reflection changes their sign. The laws of the noise are homogeneous and
-isotropic and need no check; the forcing is checked point by point, so that nothing has to be known
-about it.
-The published one, 0.1 (sin + cos)(2 pi (x + y)), leaves one direction of translation,
-(x, y) -> (x + s, y - s), and four of the maps, each at a fitting shift.
+takes solutions to solutions when it leaves the equation, its forcing and the law of its noise.
+Vorticity and its closures are pseudo-scalars: a reflection changes their sign.
+
+* Advection, viscosity and drag are left by every map. A beta plane is left by translations and by
+  (x, y) -> (x, -y): there the planetary vorticity beta y changes its sign as w does, while a map
+  that turns x over or exchanges the axes takes beta v to another term. The equation tells
+  (:meth:`~hpc_closure.spectral.equation.Equation.leaves`).
+* The forcing is checked point by point, so that nothing has to be known about it. The published
+  one, 0.1 (sin + cos)(2 pi (x + y)), leaves one direction of translation, (x + s, y - s), and four
+  of the maps, each at a fitting shift.
+* A law of noise that is homogeneous and isotropic on the square is left by every map; one that is
+  not tells the fields that mark places in it (:meth:`~hpc_closure.spectral.noise.Noise.marks`),
+  and these are checked as the forcing is.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpc_closure.spectral.counters import key_of, uniform_bits
+from hpc_closure.spectral.equations import Equation
+from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.transform import Transform
 
+# (axes exchanged, sign of x, sign of y)
 MAPS = tuple((turn, row, column) for turn in (0, 1) for row in (1, -1) for column in (1, -1))
 STREAM = 11
 
 
 class Symmetry:
-    """The maps that leave a forcing unchanged.
+    """The maps that leave some fields unchanged.
 
     Args:
-        forcing: (n, n) steady forcing of the vorticity on the training grid.
-        reflections: False keeps translations only (a planet's rotation tells left from right).
+        fields: pseudo-scalars (n, n) on the training grid, such as the steady forcing.
+        maps: those of ``MAPS`` that come into question.
     """
 
-    def __init__(self, forcing: np.ndarray, reflections: bool = True):
-        self.size = forcing.shape[-1]
+    def __init__(self, fields: Sequence[np.ndarray], maps: Sequence[tuple] = MAPS):
+        self.size = fields[0].shape[-1]
         rows = []
-        for number, chosen in enumerate(MAPS if reflections else MAPS[:1]):
-            for shift_x, shift_y in _fitting_shifts(forcing, *chosen):
-                rows.append((number, shift_x, shift_y))
+        for chosen in maps:
+            fitting = np.logical_and.reduce([_fitting_shifts(one, *chosen) for one in fields])
+            rows += [(MAPS.index(chosen), *shift) for shift in np.argwhere(fitting)]
         self.elements = np.array(rows, dtype=np.int64)
+
+    @classmethod
+    def of(cls, equation: Equation, size: int) -> "Symmetry":
+        """The maps of a grid of ``size`` points per side that leave an equation."""
+        grid = Grid(size, equation.length)
+        spectrum = equation.forcing.spectrum(grid)
+        forcing = Transform(grid).to_physical(spectrum[None])[0]
+        fields = [one.numpy() for one in (forcing, *equation.noise.marks(grid))]
+        return cls(fields, [one for one in MAPS if equation.leaves(*one)])
 
     def __len__(self) -> int:
         return len(self.elements)
@@ -63,15 +85,13 @@ class Symmetry:
         return (out * sign[:, None, None].to(field.dtype)).view_as(field)
 
 
-def _fitting_shifts(forcing: np.ndarray, turn: int, row: int, column: int) -> np.ndarray:
-    """Shifts (m, 2) after which a mapped forcing equals itself: of the largest correlation."""
-    size = forcing.shape[-1]
+def _fitting_shifts(field: np.ndarray, turn: int, row: int, column: int) -> np.ndarray:
+    """Whether a mapped field equals itself after each shift (n, n): of the largest correlation."""
+    size = field.shape[-1]
     index = np.arange(size)
-    mapped = (forcing.T if turn else forcing)[np.ix_(row * index % size, column * index % size)]
+    mapped = (field.T if turn else field)[np.ix_(row * index % size, column * index % size)]
     mapped = mapped * (1 - 2 * turn) * row * column
-    norm = float((forcing**2).sum())
-    correlation = np.fft.irfft2(
-        np.fft.rfft2(forcing) * np.conj(np.fft.rfft2(mapped)), s=forcing.shape
-    )
+    norm = float((field**2).sum())
+    correlation = np.fft.irfft2(np.fft.rfft2(field) * np.conj(np.fft.rfft2(mapped)), s=field.shape)
     # |f - shifted g|^2 = 2 |f|^2 - 2 correlation
-    return np.argwhere(norm - correlation <= 1e-9 * norm)
+    return norm - correlation <= 1e-9 * norm

@@ -232,7 +232,9 @@ class Train(Section):
         "float32", description="bfloat16: autocast for pointwise parts; weights stay float32"
     )
     accumulate: Count = Field(1, description="micro-batches per step and process")
-    augment: bool = Field(False, description="use the symmetries that the forcing leaves")
+    augment: bool = Field(
+        False, description="use the symmetries that equation, forcing and noise leave"
+    )
     validate_every: Count = Field(500, description="steps between held-out losses")
     checkpoint_every: Count = Field(500, description="steps between restart points")
     patience: Annotated[int, Field(ge=0)] = Field(

@@ -60,6 +60,15 @@ class Equation(Family):
         """
         raise NotImplementedError
 
+    def leaves(self, exchanged: int, sign_x: int, sign_y: int) -> bool:
+        """Whether a map of the square takes solutions to solutions, where nothing forces them.
+
+        Args:
+            exchanged: 1 where the axes are exchanged, after
+            sign_x, sign_y: -1 where an axis is turned over.
+        """
+        return True
+
     def check(self) -> None:
         """Raise ValueError unless the forcings and the initial law are for these dimensions."""
         for name in ("initial", "forcing", "noise"):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    from torch import Tensor
 
     from hpc_closure.spectral.grid import Grid
     from hpc_closure.spectral.state_noise import Response
@@ -55,6 +56,13 @@ class Noise(Family):
 
     def check(self, dt: float, cfl: float | None) -> None:
         """Raise ValueError unless the forcing can be had with these steps."""
+
+    def marks(self, grid: Grid) -> list[Tensor]:
+        """Fields ``(n, n)`` that mark places in the law; a map that leaves them leaves it.
+
+        None where the law is homogeneous, and isotropic as far as a square is.
+        """
+        return []
 
 
 class NoNoise(Noise):
@@ -215,6 +223,14 @@ class TwoRegimes(FollowsState):
                 f"physics.noise.hold={self.hold:g} is not a multiple of generate.dt={dt:g}; "
                 f"nearest: {whole:g}"
             )
+
+    def marks(self, grid):
+        import torch
+
+        # the pattern and the probe that p(w) looks at
+        x, y = ((2 * math.pi / grid.length) * one for one in grid.coordinates())
+        shape = (grid.size, grid.size)
+        return [torch.cos(x).expand(shape), torch.sin(y).expand(shape)]
 
     def response(self, model, members):
         from hpc_closure.spectral.state_noise import Regimes

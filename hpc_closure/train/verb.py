@@ -92,7 +92,7 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
         for name in ("train", "valid")
     )
     if section.augment:
-        train = train.augmented(Symmetry(forcing_field(experiment, grid)))
+        train = train.augmented(Symmetry.of(experiment.physics, grid))
     return train, valid
 
 
@@ -119,16 +119,6 @@ def target_of(experiment: Experiment) -> dict:
         "dt": generate.dt,
         "every": generate.record.every,
     }
-
-
-def forcing_field(experiment: Experiment, grid: int):
-    """The steady forcing on a grid, (n, n), by which symmetries are checked."""
-    from hpc_closure.spectral.grid import Grid
-    from hpc_closure.spectral.transform import Transform
-
-    points = Grid(grid, experiment.physics.length)
-    spectrum = experiment.physics.forcing.spectrum(points)
-    return Transform(points).to_physical(spectrum[None])[0].numpy()
 
 
 def is_trained(experiment: Experiment, path: Path) -> bool:

@@ -46,6 +46,10 @@ class Vorticity2D(Equation):
         rossby = self.beta * grid.kx * grid.inverse_k2
         return torch.complex(damping, rossby + torch.zeros_like(k2))
 
+    def leaves(self, exchanged, sign_x, sign_y):
+        # beta y is a part of the vorticity: it must change its sign as w does
+        return not self.beta or (not exchanged and sign_x == 1)
+
     def terms(self, transform, form):
         return VorticityTerms(self, transform, form)
 
