@@ -322,6 +322,20 @@ def test_the_largest_share_of_the_rows_counts(saved):
         hpc_closure.load(saved[2]).sample(states, members=2, strict=True)
 
 
+def test_every_row_is_looked_at_where_the_call_is_strict(saved, caplog):
+    """A warning looks at every third of 20 states; a strict call at all."""
+    states = beyond(0.0).expand(20, 64, 64).clone()
+    states[1] = beyond(0.2)
+    closure = hpc_closure.load(saved[2])
+    closure.sample(states, members=20)
+    assert not caplog.records
+    with pytest.raises(ValueError, match="0.2 of the state's variance"):
+        closure.sample(states, members=20, strict=True)
+    states[3] = states[1]
+    closure.sample(states, members=20)
+    assert len(caplog.records) == 1
+
+
 def test_shares_count_every_mode_once():
     """White noise on a grid of even size, the last column of a whole spectrum included."""
     field = torch.randn(24, 24, generator=torch.Generator().manual_seed(0)).double()
