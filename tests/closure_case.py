@@ -6,8 +6,8 @@ import torch
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
+from hpc_closure.closure.build import build
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.presets import build
 from hpc_closure.closure.published import LATEST, SENSORS_PER_SIDE, PublishedModel
 from hpc_closure.closure.sensors import subgrid
 from hpc_closure.spectral.problem import Problem

@@ -54,7 +54,10 @@ CONFIG = [
     ("physics.noise.kind=qwiener", r"physics.noise.kind='qwiener': Input should be 'none', 'q_w"),
     ("generate.scheme=rk4", r"generate.scheme='rk4': Input should be 'cn_euler', 'cn_ab2'"),
     ("generate.closure=all", r"generate.closure='all': Input should be 'diffusion', 'convection'"),
-    ("model.preset=huge", r"model.preset='huge': Input should be 'default', 'one_pass' or"),
+    (
+        "model.preset=huge",
+        r"model.preset='huge': Input should be 'default', 'fno_score', 'one_pass', 'gaussian' or",
+    ),
     ("rollout.sampler.method=rk4", r"rollout.sampler.method='rk4': Input should be 'preset', "),
     ("cluster.device=tpu", r"cluster.device='tpu': Input should be 'auto', 'cpu' or 'cuda'"),
     ("cluster.executor=pbs", r"cluster.executor='pbs': Input should be 'inline', 'local' or 'sl"),

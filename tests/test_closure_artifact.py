@@ -15,10 +15,11 @@ from closure_case import batches_of, fitted, law_of, states_of
 import hpc_closure
 from hpc_closure.closure import artifact
 from hpc_closure.closure.band import band
+from hpc_closure.closure.build import build
 from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.header import read_header, shipped
+from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.interface import Request
-from hpc_closure.closure.presets import build
+from hpc_closure.closure.parts import describe
 from hpc_closure.closure.sensors import Sensors, read_regular, regular_positions
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
@@ -29,19 +30,30 @@ from hpc_closure.spectral.simulation import Simulation
 FINE = torch.zeros(32, 32, dtype=torch.float64)
 
 
+TARGET = {"kind": "diffusion", "interval": 1, "dt": 1e-3}
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     law = law_of()
     model = fitted(law)
     model.begin("check", batches_of(law, 50))
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    artifact.save(
-        model,
-        path,
-        target={"kind": "diffusion", "interval": 1, "dt": 1e-3},
-        provenance={"seed": 0},
-    )
+    artifact.save(model, path, target=TARGET, provenance={"seed": 0})
     return law, model, path
+
+
+@pytest.fixture(scope="module")
+def learned(saved, tmp_path_factory):
+    """A file whose generator acts, as if it had learned something."""
+    law, model, _ = saved
+    acting = build(model.config, law.grid.size)
+    ones = torch.ones(model.frame.kept.grid.num_shells).double()
+    acting.adopt(replace(model.statistics, score_gain=ones))
+    torch.nn.init.normal_(acting.residual.network.head.weight, std=0.3)
+    path = tmp_path_factory.mktemp("learned") / "model.safetensors"
+    artifact.save(acting, path, target=TARGET, provenance={})
+    return path
 
 
 def test_loads_to_the_same_closure(saved):
@@ -54,13 +66,18 @@ def test_loads_to_the_same_closure(saved):
     assert read_header(path).provenance == {"seed": 0}
 
 
-def test_a_network_that_is_switched_off_is_not_evaluated(saved):
-    closure = hpc_closure.load(saved[2])
-    assert closure.evaluations() == closure.evaluations(8) == 0
-    fitted = closure.model.statistics
-    closure.model.adopt(replace(fitted, score_gain=torch.ones_like(fitted.score_gain)))
-    assert closure.evaluations() == closure.config["evaluations"] == 4
-    assert closure.evaluations(8) == 8
+def test_weights_that_no_sample_evaluates_are_not_in_the_file(saved, learned):
+    _, model, path = saved
+    closed, acting = hpc_closure.load(path), hpc_closure.load(learned)
+    assert closed.evaluations() == closed.evaluations(8) == 0
+    assert closed.model.num_parameters() == 0 < model.num_parameters()
+    told = {part.name: part.acts for part in closed.parts()}
+    assert told["mean: regression"] and not told["residual: score"] and not told["mean: fno"]
+    assert describe(closed.parts()).startswith("closed form: mean: regression (w)")
+    assert acting.evaluations() == acting.config["evaluations"] == 4
+    assert acting.evaluations(8) == 8
+    assert acting.model.num_parameters() == sum(w.numel() for w in model.residual.parameters())
+    assert describe(acting.parts()).startswith("parts that act")
 
 
 def test_numpy_and_torch_single_and_double(saved):
@@ -85,16 +102,11 @@ def test_rows_are_members(saved):
 
 
 @pytest.mark.parametrize("grid", [32, 28, 48])
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("acts", [False, True])
 @pytest.mark.parametrize("number", [0, 4])
-def test_fields_and_spectra_give_the_same_draw(saved, grid, learned, number):
+def test_fields_and_spectra_give_the_same_draw(saved, learned, grid, acts, number):
     """The same request in either form, on any grid, with sensors and without."""
-    closure = hpc_closure.load(saved[2])
-    if learned:
-        model = closure.model
-        torch.nn.init.normal_(model.score_network.head.weight, std=0.3)
-        ones = torch.ones(model.residual_band.grid.num_shells).double()
-        model.adopt(replace(model.statistics, score_gain=ones))
+    closure = hpc_closure.load(learned if acts else saved[2])
     solver = band(retained_modes(grid))
     states = solver.to_physical(solver.to_spectral(states_of(3, size=grid)), grid)
     sensors = read_regular(torch.ones(3, grid, grid).double(), number) if number else None
@@ -104,14 +116,14 @@ def test_fields_and_spectra_give_the_same_draw(saved, grid, learned, number):
     assert drawn_hat.dtype == torch.complex128 and drawn_hat.shape == (3, *solver.shape)
     expected = solver.to_spectral(drawn)
     error = (drawn_hat - expected).abs().max() / expected.abs().max()
-    assert float(error) < (1e-5 if learned else 1e-12)  # a network works in single precision
+    assert float(error) < (1e-5 if acts else 1e-12)  # a network works in single precision
     assert torch.equal(drawn_hat, hermitian(drawn_hat))
 
 
 def test_the_published_model_takes_spectra_too():
     config = {"preset": "published", "width": 4, "modes": 4, "layers": 1}
     model = build({**config, "conditions": {"sensors": "none"}}, 32)
-    closure = artifact.Closure(model.eval(), {"interval": 1}, {})
+    closure = artifact.Closure(model.eval(), Header({}, 32, 1.0, {"interval": 1}, {}))
     states = states_of(2)
     b = band(10)
     request = Request(b.to_spectral(states), [0, 1], 5)

@@ -7,9 +7,10 @@ import torch
 from closure_case import batches_of, law_of, score_loss, states_of
 
 from hpc_closure.closure import artifact
+from hpc_closure.closure.build import build
 from hpc_closure.closure.fno import SpectralConv2d
+from hpc_closure.closure.header import Header
 from hpc_closure.closure.interface import Request
-from hpc_closure.closure.presets import build
 from hpc_closure.closure.published import box_filter, constant_loss, white_loss
 from hpc_closure.closure.sampling import PublishedVE
 from hpc_closure.closure.sensors import Sensors, regular_positions
@@ -234,7 +235,8 @@ def test_presets_have_the_published_recipe():
 
 def closure_of(**config):
     model = published(width=8, modes=4, layers=1, target_factor=2.0, **config)
-    return artifact.Closure(model.eval(), {"kind": "diffusion", "interval": 1, "dt": 1e-3}, {})
+    target = {"kind": "diffusion", "interval": 1, "dt": 1e-3}
+    return artifact.Closure(model.eval(), Header(model.config, model.grid, 1.0, target, {}))
 
 
 def test_samples_are_held_as_published():
@@ -247,7 +249,7 @@ def test_samples_are_held_as_published():
     closure.target["interval"] = 10
     with pytest.raises(ValueError, match="interval=5: the published network was trained at 10"):
         closure.hold(5)
-    default = artifact.Closure(build({}, 32), {"interval": 1}, {})
+    default = artifact.Closure(build({}, 32), Header({}, 32, 1.0, {"interval": 1}, {}))
     assert default.hold(5) == "held 5 steps" and default.held(5) == 5
 
 

@@ -8,8 +8,8 @@ from closure_case import SMALL, law_of, states_of
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
+from hpc_closure.closure.build import build
 from hpc_closure.closure.interface import Request
-from hpc_closure.closure.presets import build
 from hpc_closure.closure.residual_memory import LagCorrelation, knot_spacing, position
 
 B = band(4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from train_case import GRID, run_fit
 
-from hpc_closure.closure.presets import build
+from hpc_closure.closure.build import build
 from hpc_closure.experiment.folder import Run
 from hpc_closure.train import checkpoint, metrics
 from hpc_closure.work import log

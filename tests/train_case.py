@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpc_closure.closure.build import build
 from hpc_closure.closure.interface import Phase
-from hpc_closure.closure.presets import build
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train

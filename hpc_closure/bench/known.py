@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hpc_closure.bench.laws import StateAmplitude, TwoRegimes
+from hpc_closure.closure.build import build
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.interface import ClosureModel
-from hpc_closure.closure.presets import build
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train

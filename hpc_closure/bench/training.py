@@ -23,7 +23,7 @@ from hpc_closure.bench.networks import (
     published_network,
     published_sample,
 )
-from hpc_closure.closure.default import DefaultModel
+from hpc_closure.closure.composed import ComposedModel
 from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.published import SENSORS_PER_SIDE
 from hpc_closure.closure.sensors import read_regular, subgrid
@@ -151,8 +151,8 @@ def _their_training(network, settings, state, target) -> Callable[[int], None]:
 def _switch_on(model: ClosureModel) -> None:
     """Use the generator in every shell, whatever it has learned."""
     model.eval()
-    assert isinstance(model, DefaultModel)
-    ones = torch.ones(model.residual_band.grid.num_shells, dtype=torch.float64)
+    assert isinstance(model, ComposedModel)
+    ones = torch.ones(model.frame.kept.grid.num_shells, dtype=torch.float64)
     fitted = replace(model.statistics, mean_gain=ones, score_gain=ones, amplitude_gain=1.0)
     model.adopt(fitted)
 

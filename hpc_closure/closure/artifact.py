@@ -17,9 +17,10 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from hpc_closure.closure import asked
+from hpc_closure.closure.build import build
 from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.interface import ClosureModel, Request
-from hpc_closure.closure.presets import build
+from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.sensors import Sensors
 from hpc_closure.experiment.folder import SHIPPED
 from hpc_closure.work import atomic, log
@@ -41,6 +42,8 @@ def save(
         path: of the ``.safetensors`` file; whole or absent, never half.
         target, provenance: see :class:`~hpc_closure.closure.header.Header`.
     """
+    parts = tuple(model.parts())
+    model = model.compact()
     tensors = {
         key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()
     }
@@ -49,7 +52,7 @@ def save(
         spacing = target["every"] / (target.get("interval", 1) * target["dt"])
     for key, value in model.saved_statistics(spacing).items():
         tensors[STATISTICS + key] = value.contiguous().clone()
-    header = Header(model.config, model.grid, model.length, target, provenance)
+    header = Header(model.config, model.grid, model.length, target, provenance, parts)
     with atomic.publish(path) as part:
         # save_file makes the file private
         part.write_bytes(serialize(tensors, metadata=header.metadata))
@@ -89,7 +92,7 @@ def load(path: str | Path) -> "Closure":
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: weights and configuration do not fit ({reason})") from None
-    return Closure(model.eval(), header.target, header.provenance)
+    return Closure(model.eval(), header)
 
 
 class Closure:
@@ -100,13 +103,27 @@ class Closure:
     once, by a warning (of many states 8 are looked at), or refused where the call is ``strict``.
 
     Attributes:
-        target: what U stands for (``kind``, ``interval``, ``dt``).
-        provenance: how the model was made.
+        model: its parts.
+        header: what its file tells of it.
     """
 
-    def __init__(self, model: ClosureModel, target: dict, provenance: dict):
-        self.model, self.target, self.provenance = model, target, provenance
+    def __init__(self, model: ClosureModel, header: Header):
+        self.model, self.header = model, header
         self._told = False
+
+    @property
+    def target(self) -> dict:
+        """What U stands for (``kind``, ``interval``, ``dt``)."""
+        return self.header.target
+
+    @property
+    def provenance(self) -> dict:
+        """How the model was made."""
+        return self.header.provenance
+
+    def parts(self) -> tuple[PartReport, ...]:
+        """Which parts act; those that its training has dropped are told, too."""
+        return self.header.parts
 
     @property
     def config(self) -> dict:
@@ -116,7 +133,7 @@ class Closure:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return next(self.model.parameters()).device
+        return self.model.device
 
     def evaluations(self, asked: int | None = None) -> int:
         """Evaluations of the generator for a sample; 0 where training switched it off."""

@@ -6,15 +6,16 @@ does not import torch; reading cannot run code.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_closure.closure.parts import PartReport
 from hpc_closure.experiment.folder import SHIPPED
 
 __all__ = ["Header", "read_header", "shipped"]
 
-FORMAT = "hpc_closure model 1"
+FORMAT = "hpc_closure model 2"
 LONGEST = 10**8  # bytes of a header
 
 
@@ -29,6 +30,7 @@ class Header:
         target: what U stands for: ``kind``, ``interval`` (solver steps), ``dt``, and ``every``,
             the time between the snapshots it was trained on (memory needs it).
         provenance: how it was made.
+        parts: which parts act; those that were dropped from the file are told, too.
     """
 
     config: dict[str, Any]
@@ -36,6 +38,7 @@ class Header:
     length: float
     target: dict[str, Any]
     provenance: dict[str, Any]
+    parts: tuple[PartReport, ...] = ()
 
     @property
     def train_hash(self) -> str:
@@ -52,6 +55,7 @@ class Header:
             "grid": json.dumps({"size": self.size, "length": self.length}),
             "target": json.dumps(self.target),
             "provenance": json.dumps(self.provenance, default=str),
+            "parts": json.dumps([asdict(part) for part in self.parts]),
         }
 
 
@@ -80,7 +84,8 @@ def read_header(path: str | Path) -> Header:
         )
     try:
         parts = {key: json.loads(metadata[key]) for key in ("config", "target", "provenance")}
-        return Header(**parts, **json.loads(metadata["grid"]))
+        told = tuple(PartReport(**part) for part in json.loads(metadata["parts"]))
+        return Header(**parts, **json.loads(metadata["grid"]), parts=told)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: its header is damaged ({error}); train again") from None
 

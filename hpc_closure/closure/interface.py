@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure.network import num_parameters
+from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.sensors import Sensors
 
 __all__ = ["ClosureModel", "Phase", "Reader", "Request"]
@@ -88,6 +90,22 @@ class ClosureModel(nn.Module, ABC):
         super().__init__()
         self.config, self.grid, self.length = dict(config), int(grid), float(length)
         self.phase = ""
+        # a closed form has no weights that tell where it computes
+        self.register_buffer("_place", torch.zeros(()), persistent=False)
+        self._place: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._place.device
+
+    @abstractmethod
+    def parts(self) -> list[PartReport]:
+        """Its parts, in a row."""
+
+    def compact(self) -> "ClosureModel":
+        """The model without the weights that no sample evaluates; itself where all act."""
+        return self
 
     # training
 

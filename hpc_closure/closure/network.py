@@ -1,4 +1,4 @@
-r"""The two networks of the default model, both Fourier neural operators with product paths.
+r"""The networks of a closure model, Fourier neural operators with product paths.
 
 A block adds to its input
 
@@ -19,7 +19,7 @@ from torch.nn.functional import gelu
 
 from hpc_closure.closure.fno import Pointwise, SpectralConv2d
 
-__all__ = ["MeanNetwork", "ScoreNetwork", "Encoded"]
+__all__ = ["Encoded", "FieldNetwork", "ScoreNetwork"]
 
 LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 HARMONICS = 8  # of the noise level's angle
@@ -75,8 +75,8 @@ class Modulation(nn.Module):
         return list(zip(maps[::2], maps[1::2]))
 
 
-class MeanNetwork(nn.Module):
-    """Conditions to the whitened mean correction and the log-amplitude.
+class FieldNetwork(nn.Module):
+    """Conditions to one field: the whitened mean correction, or the log-amplitude.
 
     The last layer starts at zero: an untrained network changes nothing.
     """
@@ -88,15 +88,15 @@ class MeanNetwork(nn.Module):
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
         )
-        self.head = Pointwise(width, 2)
+        self.head = Pointwise(width, 1)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, conditions: Tensor, largest: Tensor) -> Tensor:
-        """(B, C, n, n) fields and (B, 25) numbers to (B, 2, n, n)."""
+        """(B, C, n, n) fields and (B, 25) numbers to (B, n, n)."""
         x = self.lift(conditions)
         for block, (shift, gate) in zip(self.blocks, self.modulation(largest)):
             x = block(x, shift, gate)
-        return self.head(x)
+        return self.head(x)[:, 0]
 
 
 @dataclass

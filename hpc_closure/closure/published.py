@@ -23,6 +23,7 @@ from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.fno import SpectralConv2d
 from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
+from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.sampling import PublishedVE, build_sampler
 from hpc_closure.closure.sensors import subgrid
 from hpc_closure.spectral.grid import retained_modes
@@ -180,6 +181,9 @@ class PublishedModel(ClosureModel):
         )
         self.factor = float(config["target_factor"])
         self.schedule = PublishedVE()
+
+    def parts(self) -> list[PartReport]:
+        return [PartReport("published score network", True, True)]
 
     def begin(self, phase: str, reader: Reader) -> dict[str, Any]:
         if phase != "score":

@@ -2,9 +2,8 @@
 
 :class:`Statistics` is filled phase by phase: ``mean`` gives feature scales, the regression, the
 first residual spectrum and sizes; ``generator`` the gains of the mean network on members it has
-not seen, the amplitude and the law of the residual; ``check`` the gains of the generator. A gain
-is the regression of the truth on the output, per shell, within [0, 2], and zero where its t-value
-over snapshots is below 3: an unneeded network drops out exactly.
+not seen, the amplitude and the law of the residual; ``check`` the gains of the generator (see
+:mod:`gate`).
 """
 
 from collections.abc import Callable, Iterable
@@ -19,13 +18,11 @@ from hpc_closure.closure.interface import Reader
 from hpc_closure.closure.residual_memory import Tags
 from hpc_closure.spectral.grid import resize
 
-__all__ = ["Batch", "Statistics", "amplitude_share", "generator_grid", "shell_gain"]
+__all__ = ["Batch", "Statistics", "generator_grid"]
 
 # Sizes of the generator's grid: even, with small prime factors.
 SIZES = (16, 20, 24, 32, 36, 40, 48, 60, 64, 72, 80, 96, 108, 120, 128, 144, 160, 192, 216, 256)
-SIGNIFICANT = 3.0
 NOT_YET: Any = None
-AMPLITUDE_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,13 @@ class Statistics:
         first_tail: variance of that beyond the residual band.
         first_snapshots: that the mean was fitted on.
         generator_modes, generator_size: modes of the residual band, points per side of its grid.
-        mean_gain: (shells,) of the mean network.
-        amplitude_gain: share of log D in use; 0 = D is 1.
+        mean_gain: (shells,) of the mean network; ``mean_members`` have decided.
+        amplitude_gain: share of log D in use; 0 = D is 1; ``amplitude_members`` have decided.
         law_spectrum, law_tail: of the residual, like those of ``first``.
         plain_spectrum: (groups,) of the residual where D = 1.
         memory_times: (shells,) correlation times in snapshots; 0 = none.
         memory_spacing: trained intervals from one snapshot to the next.
-        score_gain: (shells,) of the generator.
+        score_gain: (shells,) of the generator; ``score_members`` have decided.
         score_spread: (shells,) std of the residual over that of the generator's samples.
     """
 
@@ -64,13 +61,16 @@ class Statistics:
     generator_modes: int = NOT_YET
     generator_size: int = NOT_YET
     mean_gain: Tensor | None = None
+    mean_members: float | None = None
     amplitude_gain: float | None = None
+    amplitude_members: float | None = None
     law_spectrum: Tensor = NOT_YET
     law_tail: float = NOT_YET
     plain_spectrum: Tensor = NOT_YET
     memory_times: Tensor = NOT_YET
     memory_spacing: float | None = None
     score_gain: Tensor | None = None
+    score_members: float | None = None
     score_spread: Tensor | None = None
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -117,6 +117,11 @@ class Batch:
     history: Tensor | None
     tags: Tags
 
+    @property
+    def members(self) -> Tensor | None:
+        """(B,), or None where the reader does not tell."""
+        return None if self.tags is None else self.tags[0]
+
     @classmethod
     def read(cls, reader: Reader) -> Iterable["Batch"]:
         """All of a reader: a callable that starts over, or an iterable of use more than once."""
@@ -161,31 +166,3 @@ def generator_grid(band: Band, variance: Tensor, network_modes: int) -> tuple[in
     need = max(2 * modes + 2, 2 * network_modes)
     size = next((s for s in SIZES if s >= need), need + need % 2)
     return modes, size, tail(modes)
-
-
-def shell_gain(products: Tensor, squares: Tensor) -> Tensor:
-    """Gain per shell (shells,) from per-snapshot sums <truth, output> and <output, output>."""
-    total, power = products.sum(0), squares.sum(0)
-    error = products.square().sum(0).sqrt()
-    gain = (total / power.clamp(min=1e-300)).clamp(0.0, 2.0)
-    return torch.where((total > SIGNIFICANT * error) & (power > 0), gain, 0.0)
-
-
-def amplitude_share(level: Tensor, scaled: Tensor) -> float:
-    """Share of log D, 0 to 1, that is most likely on unseen members; 0 unless significant.
-
-    Args:
-        level: (snapshots,) mean of log D.
-        scaled: (snapshots, 1 + shares) mean square of the residual over D^share, share 0 first.
-    """
-    # each amplitude, the uniform one included, with its own best overall factor
-    factor = scaled.mean(0)
-    shares = torch.tensor((0.0, *AMPLITUDE_SHARES), dtype=torch.float64)
-    loss = shares * level[:, None] + 0.5 * (factor.log() + scaled / factor)
-    gain = loss[:, :1] - loss[:, 1:]
-    total, error = gain.sum(0), (gain - gain.mean(0)).square().sum(0).sqrt()
-    best = int(total.argmax())
-    significant = float(total[best]) > SIGNIFICANT * float(error[best])
-    # a uniform amplitude costs accuracy and buys nothing below a part in a thousand
-    worth = significant and float(gain[:, best].mean()) > 1e-3
-    return AMPLITUDE_SHARES[best] if worth else 0.0

@@ -1,5 +1,6 @@
 """What must hold between the sections of an experiment; each breach is one clear line."""
 
+from hpc_closure.experiment.models import resolve
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.resolution import retained_modes, smallest_grid
 
@@ -177,25 +178,31 @@ def _check_model(experiment) -> None:
                 "rescaled and is held at least as long as it was trained at, "
                 f"generate.interval={experiment.generate.interval}"
             )
-    foreign = {
-        "published": ("schedule", "base_noise"),
-        "one_pass": ("schedule", "upscaling"),
-        "default": ("upscaling",),
-    }
-    for key in foreign[model.preset]:
-        if getattr(model, key) is not None:
+    given = model.model_dump(exclude_none=True)
+    config = resolve(given)
+    if model.preset == "published":
+        return
+    residual, networks = config["residual"], "fno" in (*config["mean"], config["amplitude"])
+    for key, used in (
+        ("schedule", residual == "score"),
+        ("evaluations", residual == "score"),
+        ("layers", residual != "gaussian"),
+        ("base_noise", residual != "gaussian"),
+        ("library", "regression" in config["mean"]),
+        ("mean_layers", networks),
+    ):
+        if key in given and not used:
             raise ValueError(
-                f"model.{key} is no setting of model.preset={model.preset}: remove it"
+                f"model.{key} is no setting of model.preset={model.preset} with mean "
+                f"{config['mean'] or 'none'}, residual {residual}: remove it"
             )
-    for stage in ("rollout", "evaluate"):
-        sampler = getattr(experiment, stage).sampler
-        if model.preset == "one_pass" and (sampler.method, sampler.evaluations or 1) != (
-            "preset",
-            1,
-        ):
-            raise ValueError(
-                f"{stage}.sampler: model.preset=one_pass has one evaluation and no method"
-            )
+    if residual == "crps":
+        for stage in ("rollout", "evaluate"):
+            sampler = getattr(experiment, stage).sampler
+            if (sampler.method, sampler.evaluations or 1) != ("preset", 1):
+                raise ValueError(
+                    f"{stage}.sampler: model.residual=crps has one evaluation and no method"
+                )
 
 
 def _check_rollout(experiment) -> None:

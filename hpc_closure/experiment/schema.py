@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import check_lead
@@ -164,27 +164,66 @@ class Conditions(Section):
     )
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads on and off as booleans."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class Model(Section):
-    preset: Literal["default", "one_pass", "published"] = Field(
+    """Parts in a row, U = m(V) + D(V) q; what is none here is as the preset has it."""
+
+    preset: Literal["default", "fno_score", "one_pass", "gaussian", "published"] = Field(
         "default",
-        description="score-based model; the same with a generator trained by CRPS; as published",
+        description="default: all parts, gated; fno_score: the score network alone, with learned "
+        "sensors; one_pass: a generator trained by CRPS; gaussian: closed forms only; "
+        "published: the network of Dong, Chen, Wu 2025",
     )
     conditions: Conditions = Conditions()
+    mean: Literal["none"] | tuple[Literal["regression", "fno"], ...] | None = Field(
+        None, description="m: a regression, a Fourier neural operator for what it leaves, or none"
+    )
+    library: Literal["none", "linear", "quadratic"] | None = Field(
+        None, description="terms of the regression"
+    )
+    amplitude: Literal["fno", "none"] | None = Field(None, description="D: learned, or 1")
+    residual: Literal["score", "crps", "gaussian"] | None = Field(
+        None, description="how q is drawn: by a score, in one pass, from its Gaussian law"
+    )
+    sensors: Literal["kriging", "learned"] | None = Field(
+        None, description="how sensors enter: kriged under the Gaussian law, or learned"
+    )
+    base_noise: Literal["matched", "white"] | None = Field(
+        None,
+        description="noise that a generator starts from: of the residual's spectrum, or white",
+    )
+    gate: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
+        None,
+        description="on: a trained part acts as far as it helps on unseen members, of which it "
+        "takes 8; off: always",
+    )
     modes: Annotated[int, Field(ge=2, le=256)] | None = Field(
         None, description="kept modes per side; none = preset"
     )
     width: Annotated[int, Field(ge=4, le=1024)] | None = Field(
         None, description="channels; none = preset"
     )
-    layers: Annotated[int, Field(ge=1, le=32)] | None = None
-    schedule: Literal["trigonometric", "flow_matching", "edm"] | None = Field(
-        None, description="default: noise levels that the sampler passes; none = preset"
+    layers: Annotated[int, Field(ge=1, le=32)] | None = Field(
+        None, description="blocks of the generator"
     )
-    base_noise: Literal["matched", "white"] | None = Field(
-        None, description="default, one_pass: noise with the residual's spectrum, or white"
+    mean_layers: Annotated[int, Field(ge=1, le=32)] | None = Field(
+        None, description="blocks of the networks of mean and amplitude"
+    )
+    schedule: Literal["trigonometric", "flow_matching", "edm"] | None = Field(
+        None, description="noise levels that the sampler passes"
+    )
+    evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="of the generator for a sample"
+    )
+    form: Literal["auto", "fft", "matrix"] | None = Field(
+        None, description="how spectral convolutions are computed"
     )
     upscaling: Literal["interp", "conv"] | None = Field(
-        None, description="published: how sensors are carried to the grid; none = preset"
+        None, description="published: how sensors are carried to the grid"
     )
 
 

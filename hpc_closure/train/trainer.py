@@ -458,5 +458,5 @@ def _steps_of(phases: Sequence[Phase], steps: int) -> list[tuple[Phase, int]]:
     bounds, done = [0], 0.0
     for phase in phases:
         done += phase.share
-        bounds.append(round(steps * done / total))
+        bounds.append(round(steps * done / total) if total else 0)
     return [(phase, bounds[i + 1] - bounds[i]) for i, phase in enumerate(phases)]

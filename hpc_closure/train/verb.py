@@ -98,7 +98,7 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
 
 def build_model(experiment: Experiment) -> "ClosureModel":
     """The model that the experiment describes, with fresh weights."""
-    from hpc_closure.closure.presets import build
+    from hpc_closure.closure.build import build
     from hpc_closure.closure.targets import QUOTED_FACTOR
 
     settings = experiment.model.model_dump(mode="json")

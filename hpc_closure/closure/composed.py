@@ -1,0 +1,649 @@
+r"""A closure model as parts in a row, each chosen in the experiment.
+
+.. math:: U = m(V) + D(V)\,q, \qquad q \sim p(q\,|\,V, y)
+
+* mean m: a regression on generic terms (:mod:`regression`), a Fourier neural operator for what it
+  leaves (:mod:`mean`), both or neither;
+* amplitude D: a field that such an operator gives, or 1;
+* base law: q is N(0, Q) with the spectrum and the memory of the residual (:mod:`law`,
+  :mod:`residual_memory`); alone it is the baseline ``mean_gp``;
+* sensors: kriged under the base law, or learned (:mod:`conditioning`);
+* residual: what is not Gaussian, learned by a score or in one pass (:mod:`residual`), or nothing.
+
+A trained part acts as far as it helps on members that it has not seen (:mod:`gate`), or always.
+What few steps and a finite network leave of too little spread is made up on the same members:
+without sensors, and with the model's own sampler, each shell of q is scaled to the variance seen.
+"""
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_closure.closure import draws
+from hpc_closure.closure.band import band
+from hpc_closure.closure.conditioning import Conditioning, Kriged, Learned, Observed
+from hpc_closure.closure.features import (
+    FEATURES,
+    coordinates,
+    feature_spectra,
+    physics_estimate,
+)
+from hpc_closure.closure.frame import Encoding, Frame
+from hpc_closure.closure.gate import LEAST, ShareGate, ShellGate
+from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
+from hpc_closure.closure.law import BaseLaw
+from hpc_closure.closure.mean import FourierAmplitude, FourierMean
+from hpc_closure.closure.parts import PartReport
+from hpc_closure.closure.regression import Library
+from hpc_closure.closure.residual import RESIDUALS, Effort, Gaussian, Generator, Posterior
+from hpc_closure.closure.residual_memory import LagCorrelation, knot_spacing, position
+from hpc_closure.closure.sensors import choose_layouts
+from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
+from hpc_closure.spectral.grid import hermitian, resize
+
+__all__ = ["ComposedModel"]
+
+CHECK_SEED = 20240807
+CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
+MEAN_GP = "mean_gp"
+
+
+class ComposedModel(ClosureModel):
+    """See the module's docstring.
+
+    Args:
+        config: as :func:`hpc_closure.experiment.models.resolve` gives it.
+        grid, length: see :class:`~.interface.ClosureModel`.
+    """
+
+    def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
+        super().__init__(config, grid, length)
+        self.band = band((grid - 1) // 3, length)
+        conditions = config["conditions"]
+        self.history = int(conditions["history"])
+        self.sensors_allowed = conditions["sensors"]
+        self.granted: dict | None = conditions["physics"] or None
+        self.gated = config["gate"] == "on"
+        channels = len(FEATURES) + bool(self.granted) + self.history + 4
+        self.mean, self.amplitude = None, None
+        if "fno" in config["mean"]:
+            self.mean = FourierMean(channels, config)
+        if config["amplitude"] == "fno":
+            self.amplitude = FourierAmplitude(channels, config)
+        self.kriged = Kriged()
+        self.conditioning: Conditioning = self.kriged
+        if config["sensors"] == "learned":
+            self.conditioning = Learned()
+        channels += self.conditioning.channels + 1
+        self.residual = RESIDUALS[config["residual"]](channels, self.config)
+        self.phases = self._phases(config["shares"])
+        self.statistics = Statistics()
+        self.library = self._library()
+        self.frame: Frame
+
+    def _phases(self, shares: tuple[float, float]) -> tuple[Phase, ...]:
+        mean = shares[0] if self.mean or self.amplitude else 0.0
+        if not isinstance(self.residual, Generator):
+            return Phase("mean", mean, "fit"), Phase("law", 0.0, "hold")
+        return (
+            Phase("mean", mean, "fit"),
+            Phase("generator", shares[1], "hold"),
+            Phase("check", 0.0, "valid"),
+        )
+
+    # ---- phases ---------------------------------------------------------------------------------
+
+    def begin(self, phase: str, reader: Reader) -> dict[str, Any]:
+        """Start ``mean``, ``generator`` (``law`` where none is trained) or ``check``."""
+        work = {
+            "mean": self.fit_mean,
+            "generator": self.fit_law,
+            "law": self.fit_law,
+            "check": self.check_generator,
+        }
+        if phase not in work:
+            raise ValueError(f"phase {phase!r}, expected one of {', '.join(work)}")
+        self.phase = phase
+        with torch.no_grad():
+            report = work[phase](reader)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.parameters_of(phase):
+            parameter.requires_grad_(True)
+        return report
+
+    def parameters_of(self, phase: str) -> list[nn.Parameter]:
+        """``mean`` trains mean and amplitude, ``generator`` the residual."""
+        trained = {"mean": (self.mean, self.amplitude), "generator": (self.residual,)}
+        return [
+            weight
+            for part in trained.get(phase, ())
+            if part is not None
+            for weight in part.parameters()
+        ]
+
+    def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
+        if self.phase == "mean" and self.parameters_of("mean"):
+            return self.mean_loss(batch)
+        if self.phase == "generator":
+            return self.generator_loss(batch, seed, step)
+        raise ValueError(f"phase {self.phase!r} has no loss; call begin('mean', reader) first")
+
+    # ---- closed-form statistics -----------------------------------------------------------------
+
+    def saved_statistics(self, spacing: float | None = None) -> dict[str, Tensor]:
+        told = self.statistics
+        if spacing is not None and told.memory_times is not None:
+            told = replace(told, memory_spacing=spacing)
+        return told.to_tensors()
+
+    def load_statistics(self, tensors: dict[str, Tensor]) -> None:
+        self.adopt(Statistics.from_tensors(tensors))
+
+    def adopt(self, statistics: Statistics) -> None:
+        """Take over statistics, and rebuild everything that follows from them."""
+        self.statistics = s = statistics
+        self.library = self._library(s.library)
+        self.kriged.clear()
+        if s.generator_size is None:
+            return
+        kept = band(s.generator_modes, self.length)
+        first = law = plain = BaseLaw(kept, s.first_spectrum, s.first_tail)
+        if s.law_spectrum is not None:
+            law = BaseLaw(kept, s.law_spectrum, s.law_tail)
+            plain = BaseLaw(kept, s.plain_spectrum, s.law_tail)
+            self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
+        self.frame = Frame(self.band, kept, s.generator_size, first, law, plain)
+
+    def _library(self, coefficients: Tensor | None = None) -> Library:
+        kind = self.config["library"] if "regression" in self.config["mean"] else "none"
+        estimate = self.estimate if self.granted else None
+        if kind == "none":
+            estimate = None
+        return Library(self.band, kind, self.history, coefficients, estimate)
+
+    def estimate(self, w_hat: Tensor) -> Tensor:
+        """What physics says of the closure, where ``conditions.physics`` grants it."""
+        return physics_estimate(w_hat, self.band, **(self.granted or {}))
+
+    @property
+    def score_active(self) -> bool:
+        """Whether a generator acts (it is not evaluated otherwise)."""
+        if not isinstance(self.residual, Generator):
+            return False
+        gain = self.statistics.score_gain
+        return gain is None or bool((gain != 0).any())
+
+    @property
+    def amplitude_share(self) -> float:
+        """Share of log D in use; 0 = D is 1."""
+        return self.statistics.amplitude_gain or 0.0
+
+    def _modes_of(self, shells: Tensor | None, like: Tensor) -> Tensor | None:
+        """Gains (shells,) of a trained part at every mode; None when they are zero everywhere."""
+        if shells is None or not bool((shells != 0).any()):
+            return None
+        dtype = like.real.dtype if like.is_complex() else like.dtype
+        return shells[self.frame.kept.grid.shell()].to(device=like.device, dtype=dtype)
+
+    def parts(self) -> list[PartReport]:
+        s, config = self.statistics, self.config
+        out = []
+        if "regression" in config["mean"]:
+            terms = ", ".join(self.library.active)
+            out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
+        if self.mean is not None:
+            out.append(self._trained("mean: fno", s.mean_gain, s.mean_members))
+        if self.amplitude is not None:
+            gain = torch.tensor([self.amplitude_share])
+            out.append(self._trained("amplitude: fno", gain, s.amplitude_members))
+        out.append(PartReport("Gaussian process", False, True))
+        if self.sensors_allowed != "none":
+            learned = config["sensors"] == "learned"
+            acts = self.score_active or not learned
+            out.append(PartReport(f"sensors: {config['sensors']}", learned, acts))
+        if isinstance(self.residual, Generator):
+            name = f"residual: {config['residual']}"
+            out.append(self._trained(name, s.score_gain, s.score_members))
+        return out
+
+    def _trained(self, name: str, gain: Tensor | None, members: float | None) -> PartReport:
+        gains = () if gain is None else tuple(gain.tolist())
+        acts = any(gains)
+        note = ""
+        if not acts:
+            note = "not judged yet" if members is None else "no significant gain"
+            if members is not None and members < LEAST:
+                note = f"{members:.0f} members cannot decide, {LEAST} are needed"
+        elif not self.gated:
+            note = "not gated"
+        return PartReport(name, True, acts, gains, note)
+
+    def compact(self) -> "ComposedModel":
+        config = dict(self.config)
+        gains = {part.name.split(":")[0]: part.acts for part in self.parts() if part.trained}
+        small = copy.copy(self)
+        small._modules = dict(self._modules)
+        if self.mean is not None and not gains["mean"]:
+            config["mean"] = [name for name in config["mean"] if name != "fno"]
+            small.mean = None
+        if self.amplitude is not None and not gains["amplitude"]:
+            config["amplitude"] = "none"
+            small.amplitude = None
+        if isinstance(self.residual, Generator) and not gains["residual"]:
+            config["residual"] = "gaussian"
+            small.residual = Gaussian(0, config)
+        small.config = config
+        return small
+
+    # ---- what a state decides -------------------------------------------------------------------
+
+    def frames(self, state: Tensor, history: Tensor | None = None) -> Tensor:
+        """Spectra (B, 1 + H, ...) in the model's band of fields (B, n, n) and (B, H, n, n)."""
+        self._check_history(history)
+        if state.dtype not in (torch.float32, torch.float64):
+            state = state.float()
+        stack = state[:, None]
+        if history is not None:
+            stack = torch.cat([stack, history.to(state)], dim=1)
+        return self.band.to_spectral(stack)
+
+    def frames_hat(self, state: Tensor, history: Tensor | None = None) -> Tensor:
+        """The same of retained spectra (B, ...) and (B, H, ...) of any number of modes."""
+        self._check_history(history)
+        stack = state[:, None]
+        if history is not None:
+            stack = torch.cat([stack, history.to(state)], dim=1)
+        return resize(stack, self.band.modes)
+
+    def _check_history(self, history: Tensor | None) -> None:
+        number = 0 if history is None else history.shape[1]
+        if number != self.history:
+            raise ValueError(
+                f"history has {number} frames, this model was built with "
+                f"conditions.history={self.history}"
+            )
+
+    def encode(self, frames_hat: Tensor) -> Encoding:
+        """Mean, features and amplitude of states with their history, as :meth:`frames` gives them.
+
+        The trained parts as far as they have a gain.
+        """
+        s, like = self.statistics, frames_hat.real
+        shift, scale = s.largest_mean.to(like), s.largest_std.to(like)
+        largest = ((self.band.largest(frames_hat[:, 0]) - shift) / scale).float()
+        encoding = Encoding(self.library(frames_hat), self.features(frames_hat), largest)
+        gain = self._modes_of(s.mean_gain, encoding.features)
+        if self.mean is not None and gain is not None:
+            correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
+            correction = resize(correction, self.band.modes)
+            encoding.mean_hat = encoding.mean_hat + correction.to(encoding.mean_hat.dtype)
+        if self.amplitude is not None and self.amplitude_share:
+            encoding.log_amplitude = self.amplitude_share * self.amplitude(encoding)
+        return encoding
+
+    def present_features(self, w_hat: Tensor) -> Tensor:
+        """Spectra (..., F, 2K + 1, K + 1) of the features of a state, the estimate last."""
+        spectra = feature_spectra(w_hat, self.band)
+        if not self.granted:
+            return spectra
+        return torch.cat([spectra, self.estimate(w_hat).unsqueeze(-3)], dim=-3)
+
+    def features(self, frames_hat: Tensor) -> Tensor:
+        """Normalised condition channels (B, C, g, g), float32, on the generator's grid."""
+        spectra = self.present_features(frames_hat[:, 0])
+        spectra = torch.cat([spectra, frames_hat[:, 1:]], dim=1)
+        scale = self.statistics.features_rms
+        scale = torch.cat([scale, scale[2:3].expand(self.history)]).to(frames_hat.real)
+        size = self.frame.size
+        fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).float()
+        places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
+        return torch.cat([fields, places], dim=1)
+
+    # ---- mean and amplitude ---------------------------------------------------------------------
+
+    def snapshots(self, reader: Reader) -> Iterable[tuple[Tensor, Tensor, Batch]]:
+        """(frames, target spectra, batch) of every batch, float64, on the model's device."""
+        device = self.device
+        for batch in Batch.read(reader):
+            history = None if batch.history is None else batch.history.to(device)
+            frames_hat = self.frames(batch.state.to(device).double(), history)
+            yield frames_hat, self.band.to_spectral(batch.target.to(device).double()), batch
+
+    def fit_mean(self, reader: Reader) -> dict[str, Any]:
+        """Scales, regression, first residual spectrum and the generator's grid (``fit``)."""
+        b = self.band
+        active = self.library.fit((f, t) for f, t, _ in self.snapshots(reader))
+        power = torch.zeros((), dtype=torch.float64)  # (features,)
+        spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
+        total = torch.zeros(len(b.group_k2), dtype=torch.float64)
+        num, largest = 0, []
+        for frames_hat, target_hat, _ in self.snapshots(reader):
+            largest.append(b.largest(frames_hat[:, 0]).cpu())
+            features = b.by_group(self.present_features(frames_hat[:, 0]).abs().square())
+            power = power + features.sum((0, -1)).cpu()
+            residual = target_hat - self.library(frames_hat)
+            spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
+            total += b.by_group(target_hat.abs().square()).sum(0).cpu()
+            num += len(target_hat)
+        rms, low, variance = (power / num).sqrt(), torch.cat(largest), spectrum / num
+        if not float(total.sum()) > 0:
+            raise ValueError("the closure targets are all zero: nothing to learn")
+        modes, size, tail = generator_grid(b, variance, self.config["modes"])
+        kept = band(modes, self.length)
+        per_mode = resize(b.spread(variance / b.group_size), modes)
+        self.adopt(
+            Statistics(
+                library=self.library.coefficients,
+                features_rms=rms.clamp(min=1e-30),
+                largest_mean=low.mean(0),
+                largest_std=low.std(0).clamp(min=1e-6 * float(rms[2])),
+                target_rms=float((total.sum() / num).sqrt()),
+                first_spectrum=kept.by_group(per_mode) / kept.group_size,
+                first_tail=tail,
+                first_snapshots=float(num),
+                generator_modes=modes,
+                generator_size=size,
+            )
+        )
+        return {
+            "terms": active,
+            "residual": math.sqrt(float(variance.sum()) / float(total.sum() / num)),
+            "generator_grid": size,
+            "generator_modes": modes,
+            "snapshots": num,
+        }
+
+    def mean_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Loss (B,) of mean and amplitude; 1 + 1/2 where they add nothing."""
+        frames_hat = self.frames(batch["state"], batch.get("history"))
+        encoding, frame = self.encode(frames_hat), self.frame
+        left = self.band.to_spectral(batch["target"]) - encoding.mean_hat
+        left = resize(left, frame.kept.modes).to(torch.complex64)
+        loss = left.real.new_zeros(len(left))
+        if self.mean is not None:
+            guess = self.mean(frame, encoding)
+            loss = loss + self.mean.loss(frame, left, guess)
+            left = left - self.mean.correction(frame, guess.detach())
+        if self.amplitude is not None:
+            loss = loss + self.amplitude.loss(frame, left, self.amplitude(encoding))
+        return loss
+
+    # ---- the law of the residual ----------------------------------------------------------------
+
+    def fit_law(self, reader: Reader) -> dict[str, Any]:
+        """Gains of mean and amplitude, and the law of the residual (``hold``)."""
+        self.statistics = replace(self.statistics, mean_gain=None, amplitude_gain=None)
+        if self.mean is not None:
+            self._judge_mean(reader)
+        if self.amplitude is not None:
+            self._judge_amplitude(reader)
+        frame, s = self.frame, self.statistics
+        kept = frame.kept
+        power = torch.zeros(len(kept.group_k2), dtype=torch.float64)
+        plain_power, tail, num = torch.zeros_like(power), 0.0, 0
+        memory = LagCorrelation(kept)
+        for frames_hat, target_hat, batch in self.snapshots(reader):
+            encoding = self.encode(frames_hat)
+            residual = target_hat - encoding.mean_hat
+            q_hat = frame.standardise(residual, encoding.log_amplitude)
+            power += kept.by_group(q_hat.abs().square()).sum(0).cpu()
+            memory.add(q_hat, batch.tags)
+            inside = resize(residual, kept.modes)
+            plain_power += kept.by_group(inside.abs().square()).sum(0).cpu()
+            beyond = residual - resize(inside, self.band.modes)
+            tail += float(self.band.by_group(beyond.abs().square()).sum())
+            num += len(q_hat)
+        spectrum, tail = power / num / kept.group_size, tail / num
+        if self._modes_of(s.mean_gain, power) is None and not self.amplitude_share:
+            # nothing was learned by gradients: the members of ``fit`` are as good as unseen
+            share = num / (num + s.first_snapshots)
+            spectrum = share * spectrum + (1 - share) * s.first_spectrum
+            tail = share * tail + (1 - share) * s.first_tail
+        if self.config["base_noise"] == "white":
+            level = kept.variance(spectrum) / float(kept.group_size.sum())
+            spectrum = torch.full_like(spectrum, level)
+        self.adopt(
+            replace(
+                s,
+                law_spectrum=spectrum,
+                law_tail=tail,
+                plain_spectrum=plain_power / num / kept.group_size,
+                memory_times=memory.times(),
+                score_gain=None,
+            )
+        )
+        gains: dict[str, Any] = {"amplitude_gain": self.amplitude_share}
+        if s.mean_gain is not None:
+            gains["mean_gain"] = _rounded(s.mean_gain)
+        return {
+            **gains,
+            "memory": _rounded(self.statistics.memory_times, 2),
+            "residual": math.sqrt(kept.variance(spectrum) + tail) / s.target_rms,
+            "snapshots": num,
+        }
+
+    def _judge_mean(self, reader: Reader) -> None:
+        """Gain per shell of the mean's network on what the regression leaves."""
+        frame, gate = self.frame, ShellGate(self.frame.kept)
+        assert self.mean is not None
+        for frames_hat, target_hat, batch in self.snapshots(reader):
+            encoding = self.encode(frames_hat)
+            output = self.mean(frame, encoding).to(torch.complex128)
+            residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
+            white = residual * frame.first.modes("whiten", residual)
+            gate.add(white, output * frame.first.modes("mask", residual), batch.members)
+        gain = gate.gains() if self.gated else torch.ones(frame.kept.grid.num_shells).double()
+        self.statistics = replace(
+            self.statistics, mean_gain=gain, mean_members=float(gate.members)
+        )
+
+    def _judge_amplitude(self, reader: Reader) -> None:
+        """Share of log D."""
+        frame, gate = self.frame, ShareGate()
+        assert self.amplitude is not None
+        for frames_hat, target_hat, batch in self.snapshots(reader):
+            encoding = self.encode(frames_hat)
+            residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
+            log = self.amplitude(encoding).double()
+            gate.add(log, frame.field(residual).square(), batch.members)
+        self.statistics = replace(
+            self.statistics,
+            amplitude_gain=gate.share() if self.gated else 1.0,
+            amplitude_members=float(gate.members),
+        )
+
+    # ---- base noise -----------------------------------------------------------------------------
+
+    def base_noise(self, law: BaseLaw, key: draws.Key, stream: int) -> Tensor:
+        """Draws of a base law, spectra (ids, ...) complex128."""
+        white = draws.white_spectra(self.frame.kept, *key, stream)
+        return law.coloured(white.to(self.device))
+
+    def noise_of_call(self, request: Request, law: BaseLaw) -> Tensor:
+        """Base noise of a call, with the residual's memory (:mod:`residual_memory`) if any."""
+        key = draws.Key(request.seed, "sample", request.members, request.call)
+        fresh = self.base_noise(law, key, draws.STREAM_BASE)
+        if not bool((self.knots > 0).any()):
+            return fresh
+        shell = self.frame.kept.grid.shell().to(fresh.device)
+        for knots in sorted(set(self.knots[self.knots > 0].tolist())):
+            first, cos, sin = position(request.call * request.held, knots)
+            stream = draws.STREAM_MEMORY + round(math.log2(knots))
+            one, two = (self.base_noise(law, key._replace(item=first + i), stream) for i in (0, 1))
+            rows = (self.knots == knots).to(fresh.device)[shell]
+            fresh = torch.where(rows, cos * one + sin * two, fresh)
+        return fresh
+
+    def scale_of(self, held: float) -> float:
+        """Factor of the residual's std for another interval: the white part averages out."""
+        shares = (
+            (self.knots.clamp(min=1.0) / held).clamp(max=1.0)
+            if held > 1
+            else (torch.where(self.knots > 0, 1.0, 1.0 / held))
+        )
+        kept = self.frame.kept
+        power = kept.by_group(kept.spread(self.frame.law.spectrum))
+        shares = shares[kept.group_shell]
+        return math.sqrt(float((power * shares).sum() / power.sum()))
+
+    # ---- the generator --------------------------------------------------------------------------
+
+    def posterior(self, encoding: Encoding, fields: Tensor, gains: list) -> Posterior:
+        """Channels (B, C, g, g) of the generator: features, those of the sensors, log D."""
+        features, log = encoding.features, encoding.log_amplitude
+        if log is None:
+            log = features.new_zeros(1, self.frame.size, self.frame.size)
+        parts = (features, fields, log[:, None].to(features))
+        count = max(map(len, parts))
+        channels = torch.cat([part.expand(count, -1, -1, -1) for part in parts], dim=1)
+        return Posterior(channels, encoding.largest, gains)
+
+    def generator_loss(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
+        """Loss (B,) of the generator (:class:`~.residual.Generator`).
+
+        Half of the samples see sensors, in layouts drawn from a fixed list, so that one model
+        serves with and without them. Every draw is keyed by (seed, step, sample).
+        """
+        assert isinstance(self.residual, Generator)
+        key = draws.Key(seed, "train", [int(i) for i in batch["sample_index"]], step)
+        with torch.no_grad():
+            encoding = self.encode(self.frames(batch["state"], batch.get("history")))
+            target_hat = self.band.to_spectral(batch["target"])
+            drawn = self._training_draws(encoding, target_hat, key, draws.STREAM_STEP)
+        return self.residual.loss(self.frame, *drawn)
+
+    def _training_draws(
+        self, encoding: Encoding, target_hat: Tensor, key: draws.Key, stream: int
+    ) -> tuple[Posterior, Tensor, Tensor, Tensor]:
+        """Arguments of a generator's loss: given, x0, base noise and uniforms."""
+        assert isinstance(self.residual, Generator)
+        frame = self.frame
+        residual = target_hat - encoding.mean_hat
+        x0 = frame.standardise(residual, encoding.log_amplitude).to(torch.complex128)
+        uniform = draws.uniforms(*key).to(x0.device)
+        noises = range(self.residual.noises)
+        z = torch.stack([self.base_noise(frame.law, key, stream + i) for i in noises])
+        layouts = choose_layouts(uniform[:, 1].cpu(), self.sensors_allowed)
+        seen = self.conditioning.observe_training(frame, encoding, x0, z, layouts, key)
+        given = self.posterior(encoding, seen.fields, list(seen.gains))
+        return given, x0 - seen.mean, z, uniform[:, 0]
+
+    def check_generator(self, reader: Reader) -> dict[str, Any]:
+        """Gains of the generator and of its samples' spread (``valid``)."""
+        assert isinstance(self.residual, Generator)
+        frame, ones = self.frame, torch.ones(self.frame.kept.grid.num_shells).double()
+        self.statistics = replace(self.statistics, score_gain=ones, score_spread=None)
+        gate, first = self.residual.gate(frame), 0
+        for _ in range(CHECKS):
+            for frames_hat, target_hat, batch in self.snapshots(reader):
+                key = draws.Key(CHECK_SEED, "check", range(first, first + len(target_hat)), 0)
+                first += len(target_hat)
+                encoding = self.encode(frames_hat)
+                drawn = self._training_draws(encoding, target_hat, key, draws.STREAM_STEP)
+                gate.add(*self.residual.evidence(frame, *drawn), batch.members)
+        gain = gate.gains() if self.gated else ones
+        self.statistics = replace(
+            self.statistics, score_gain=gain, score_members=float(gate.members)
+        )
+        report = {
+            "score_gain": _rounded(gain),
+            "members": gate.members,
+            "snapshots": first // CHECKS,
+        }
+        if self.score_active and self.sensors_allowed != "required":
+            spread = self._spread_gain(reader)
+            self.statistics = replace(self.statistics, score_spread=spread)
+            report["spread_gain"] = _rounded(spread)
+        return report
+
+    def _spread_gain(self, reader: Reader) -> Tensor:
+        """Standard deviation of the residual over that of the generator's samples, per shell."""
+        frame, first = self.frame, 0
+        kept = frame.kept
+        seen = torch.zeros(kept.grid.num_shells, dtype=torch.float64)
+        drawn = torch.zeros_like(seen)
+        for frames_hat, target_hat, _ in self.snapshots(reader):
+            encoding = self.encode(frames_hat)
+            residual = target_hat - encoding.mean_hat
+            q_hat = frame.standardise(residual, encoding.log_amplitude)
+            key = draws.Key(CHECK_SEED, "check", range(first, first + len(q_hat)), 1)
+            first += len(q_hat)
+            z = self.base_noise(frame.law, key, draws.STREAM_BASE)
+            x = self.generate(encoding, z, None, Effort())
+            seen += kept.grid.shell_sum(q_hat.abs().square()).sum(0).cpu()
+            drawn += kept.grid.shell_sum(x.abs().square().double()).sum(0).cpu()
+        ratio = (seen / drawn.clamp(min=1e-300)).sqrt()
+        return torch.where((seen > 0) & (drawn > 0), ratio.clamp(0.5, 2.0), 1.0)
+
+    # ---- sampling -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample_batch(self, request: Request) -> Tensor:
+        """See :class:`~.interface.ClosureModel`.
+
+        ``method="mean_gp"`` is the baseline of that name: the mean and a stationary Gaussian
+        process, with sensors kriged under it; no generator, no amplitude.
+        """
+        frames_hat = self.frames(request.state, request.history)
+        return self.band.to_physical(self._draw(frames_hat, request), request.state.shape[-1])
+
+    @torch.no_grad()
+    def sample_hat(self, request: Request) -> Tensor:
+        modes = request.state.shape[-1] - 1
+        size = request.grid or band(modes).grid.size
+        self.band.check_grid(size, size)
+        u_hat = self._draw(self.frames_hat(request.state, request.history), request)
+        # no transform has made the column ky = 0 that of a real field
+        return hermitian(resize(u_hat, modes))
+
+    def _draw(self, frames_hat: Tensor, request: Request) -> Tensor:
+        """Spectra of U (members, ...) in the model's band."""
+        sensors, baseline = request.sensors, request.method == MEAN_GP
+        if sensors is None and self.sensors_allowed == "required":
+            raise ValueError("this model was trained with conditions.sensors=required: give some")
+        if sensors is not None and self.sensors_allowed == "none":
+            raise ValueError("this model was trained with conditions.sensors=none: give none")
+        scale, frame = self.scale_of(request.held), self.frame
+        encoding = self.encode(frames_hat)
+        law = frame.law
+        if baseline:
+            encoding, law = replace(encoding, log_amplitude=None), frame.plain
+        z = self.noise_of_call(request, law)
+        observed = None
+        if sensors is not None:
+            conditioning = self.kriged if baseline else self.conditioning
+            observed = conditioning.observe(frame, encoding, sensors, scale, law)
+            key = draws.Key(request.seed, "sample", request.members, request.call)
+            z = observed.condition(z, key)
+        if self.score_active and not baseline:
+            z = self.generate(encoding, z, observed, Effort(request.method, request.evaluations))
+        q_hat = z if observed is None or observed.mean is None else z + observed.mean
+        q_hat = (q_hat * scale).to(encoding.mean_hat.dtype)
+        return encoding.mean_hat + frame.amplify(q_hat, encoding.log_amplitude)
+
+    def generate(
+        self, encoding: Encoding, z: Tensor, observed: Observed | None, effort: Effort
+    ) -> Tensor:
+        """Carry base noise z (M, ...) to residuals, less their posterior mean."""
+        none = self.conditioning.absent(self.frame, encoding.features)
+        fields = none if observed is None else observed.fields
+        gains = [] if observed is None or observed.gain is None else [(None, observed.gain)]
+        given = self.posterior(encoding, fields, gains)
+        shells = self._modes_of(self.statistics.score_gain, z)
+        if shells is None:
+            return z
+        x = self.residual.draw(self.frame, given, z, shells, effort)
+        # the spread was made up for the model's own sampler, without sensors
+        own = effort in (Effort(), Effort(self.config["method"], self.config["evaluations"]))
+        spread = self._modes_of(self.statistics.score_spread, x)
+        return x if spread is None or observed is not None or not own else x * spread
+
+
+def _rounded(values: Tensor, digits: int = 3) -> list[float]:
+    return [round(float(value), digits) for value in values]

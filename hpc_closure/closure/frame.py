@@ -1,0 +1,94 @@
+r"""The coordinates of the residual: :math:`U = m + D\,q`, q in a band and on a grid of its own."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.band import Band, band
+from hpc_closure.closure.law import BaseLaw
+from hpc_closure.closure.sensors import Sensors
+from hpc_closure.spectral.grid import resize
+
+__all__ = ["Encoding", "Frame"]
+
+
+@dataclass
+class Encoding:
+    """What the state alone decides, for B states.
+
+    Attributes:
+        mean_hat: (B, ...) spectrum of m(V) in the model's band.
+        features: (B, C, g, g) condition channels on the generator's grid.
+        largest: (B, 25) largest modes of the state, normalised.
+        log_amplitude: (B, g, g) log D, or None where D = 1.
+    """
+
+    mean_hat: Tensor
+    features: Tensor
+    largest: Tensor
+    log_amplitude: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where q lives.
+
+    Attributes:
+        band: of the model.
+        kept: band of the residual.
+        size: points per side of the generator's grid.
+        first: law of what the regression leaves.
+        law: law of q; that of ``first`` until it is known.
+        plain: law of the residual where D = 1.
+    """
+
+    band: Band
+    kept: Band
+    size: int
+    first: BaseLaw
+    law: BaseLaw
+    plain: BaseLaw
+
+    def field(self, q_hat: Tensor) -> Tensor:
+        """Spectra in the residual band to fields (..., g, g)."""
+        return self.kept.to_physical(q_hat, self.size)
+
+    def standardise(self, residual_hat: Tensor, log_amplitude: Tensor | None) -> Tensor:
+        """Residual spectra in the model's band to q spectra (B, ...) in the residual band."""
+        if log_amplitude is None:
+            return resize(residual_hat, self.kept.modes)
+        field = self.band.to_physical(residual_hat, self.size)
+        return self.kept.to_spectral(field * torch.exp(-log_amplitude).to(field))
+
+    def amplify(self, q_hat: Tensor, log_amplitude: Tensor | None) -> Tensor:
+        """Inverse of :meth:`standardise`: spectra in the model's band."""
+        if log_amplitude is None:
+            return resize(q_hat, self.band.modes)
+        field = self.field(q_hat)
+        field = field * torch.exp(log_amplitude).to(field)
+        grid_band = band(min(self.size // 2 - 1, self.band.modes), self.band.length)
+        return resize(grid_band.to_spectral(field), self.band.modes)
+
+    def at(self, field: Tensor, positions: Tensor) -> Tensor:
+        """Values (B, S), by Fourier interpolation, of fields on the generator's grid."""
+        full = band(self.size // 2 - 1, self.band.length)
+        return full.at(full.to_spectral(field), full.phases(positions, field.device))
+
+    def innovation(self, encoding: Encoding, sensors: Sensors, scale: float) -> Tensor:
+        """What sensors read beyond the mean, (B, S) float64, in units of q.
+
+        Args:
+            encoding: of the states.
+            sensors: readings of U.
+            scale: standard deviation of q here over that of its law.
+        """
+        device = encoding.mean_hat.device
+        values = sensors.values.to(device).double().reshape(-1, len(sensors.positions))
+        phases = self.band.phases(sensors.positions, device)
+        innovation = (values - self.band.at(encoding.mean_hat, phases)) / scale
+        if encoding.log_amplitude is not None:
+            innovation = innovation * torch.exp(
+                -self.at(encoding.log_amplitude.double(), sensors.positions)
+            )
+        return innovation

@@ -1,0 +1,99 @@
+"""The presets of the model: which parts, and their sizes; plain data."""
+
+from typing import Any
+
+__all__ = ["PRESETS", "resolve"]
+
+DEFAULT: dict[str, Any] = {
+    "preset": "default",
+    "conditions": {"sensors": "optional", "history": 0, "physics": False},
+    "mean": ["regression", "fno"],
+    "library": "quadratic",
+    "amplitude": "fno",
+    "residual": "score",
+    "sensors": "kriging",
+    "gate": "on",
+    "width": 24,
+    "modes": 8,
+    "layers": 3,
+    "mean_layers": 3,
+    "base_noise": "matched",
+    "schedule": "trigonometric",
+    "method": "euler",
+    "evaluations": 4,
+    "shares": [0.4, 0.6],
+    "form": "auto",
+}
+
+PUBLISHED: dict[str, Any] = {
+    "preset": "published",
+    "conditions": {"sensors": "required", "history": 0, "physics": False},
+    "width": 20,
+    "modes": 8,
+    "layers": 4,
+    "upscaling": "interp",
+    "target_factor": 1.0,
+    "method": "euler_maruyama",
+    "evaluations": 10,
+    "form": "fft",
+}
+
+# the method alone: nothing is granted, nothing is judged away
+ALONE = {"mean": [], "amplitude": "none", "sensors": "learned", "gate": "off"}
+CLOSED = {"mean": ["regression"], "amplitude": "none", "residual": "gaussian"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": DEFAULT,
+    "fno_score": {**DEFAULT, "preset": "fno_score", **ALONE, "shares": [0.0, 1.0]},
+    "one_pass": {**DEFAULT, "preset": "one_pass", "residual": "crps", "evaluations": 1},
+    "gaussian": {**DEFAULT, "preset": "gaussian", **CLOSED},
+    "published": PUBLISHED,
+}
+CHOICES = {
+    "amplitude": ("fno", "none"),
+    "residual": ("score", "crps", "gaussian"),
+    "sensors": ("kriging", "learned"),
+    "gate": ("on", "off"),
+    "base_noise": ("matched", "white"),
+    "library": ("none", "linear", "quadratic"),
+}
+MEANS = ("regression", "fno")
+
+
+def resolve(model: dict[str, Any]) -> dict[str, Any]:
+    """A preset with the differences of ``model``; None means the preset's value.
+
+    Raises:
+        ValueError: unknown preset or key.
+    """
+    name = model.get("preset", "default")
+    if name not in PRESETS:
+        raise ValueError(f"model.preset={name!r}, expected one of {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    given = {key: value for key, value in model.items() if value is not None}
+    unknown = sorted(set(given) - set(preset))
+    if unknown:
+        raise ValueError(
+            f"model.{unknown[0]} is no setting of model.preset={name}: remove it; valid: "
+            f"{', '.join(preset)}"
+        )
+    conditions = {**preset["conditions"], **(given.pop("conditions", None) or {})}
+    resolved = {**preset, **given, "conditions": conditions}
+    if "mean" in resolved:
+        resolved["mean"] = [] if resolved["mean"] == "none" else list(resolved["mean"])
+        _check_parts(resolved)
+    return resolved
+
+
+def _check_parts(config: dict[str, Any]) -> None:
+    """Raise ValueError unless parts are known and fit together."""
+    for name in config["mean"]:
+        if name not in MEANS:
+            raise ValueError(f"model.mean={config['mean']}: expected {', '.join(MEANS)} or none")
+    for key, known in CHOICES.items():
+        if config[key] not in known:
+            raise ValueError(f"model.{key}={config[key]!r}, expected one of {', '.join(known)}")
+    if config["residual"] == "gaussian" and config["sensors"] == "learned":
+        raise ValueError(
+            "model.sensors=learned needs a residual that learns: set model.residual to score or "
+            "crps, or model.sensors to kriging"
+        )
