@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from hpc_closure.data.reader import DataSet
 from hpc_closure.data.symmetry import MAPS, Symmetry
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.generate import verb as generate
 from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.noise_model import NoiseModel
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
+from hpc_closure.train import verb as train
 
 N = 16
 X, Y = np.meshgrid(np.arange(N) / N, np.arange(N) / N, indexing="ij")
@@ -165,3 +170,17 @@ def test_draws_cover_the_group():
     counts = np.unique(drawn, axis=0, return_counts=True)[1]
     assert len(counts) == len(symmetry) and counts.min() > 8
     assert (symmetry.draw(1, 100, 5) == drawn[100:105]).all()
+
+
+def test_a_training_is_augmented_by_what_its_equation_leaves(tiny):
+    """From the experiment file to the samples: a beta plane leaves a quarter of them."""
+    for beta, number in [("0", 4 * N), ("5", N)]:
+        changes = ["train.augment=true", "generate.closure=convection", f"physics.beta={beta}"]
+        experiment = reading.load(tiny, [*changes, f"name=beta{beta}"])
+        assert generate.run(experiment) == 0
+        store = DataSet(Run.of(experiment).data)
+        try:
+            fit, valid = train.samples(experiment, store)
+            assert len(fit.symmetry) == number and valid.symmetry is None
+        finally:
+            store.close()
