@@ -1,5 +1,6 @@
 """Who answers in the tables of a run: each method's rows against what it draws."""
 
+import shutil
 from types import SimpleNamespace
 
 import pandas
@@ -9,13 +10,14 @@ from conftest import TINY
 
 from hpc_closure.closure import draws
 from hpc_closure.data.reader import CoupledEnsemble
-from hpc_closure.evaluate import rows, scores
+from hpc_closure.evaluate import compare, rows, scores
 from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Methods
 from hpc_closure.evaluate.rows import find, select
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import BUILT_IN
 from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
 from hpc_closure.train import verb as train
@@ -87,6 +89,127 @@ def test_mean_gp_is_run_stored_and_scored_in_the_coupled_run(experiment):
     row = find(own, score="relative_error", lead_time=0.2)
     assert row.value == pytest.approx(float(expected), rel=1e-9)
     assert (own["evaluations"] == 0).all()
+
+
+# ---- further closures -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def others(experiment, tmp_path_factory):
+    """Runs beside the first: on its data another model, with a coupled run, and one without."""
+    path = tmp_path_factory.mktemp("others") / "tiny.yaml"
+    path.write_text(TINY.format(root=experiment.folder.parent))
+    data = f"use.data={experiment.folder.name}"
+    words = ["train.window=[0.2,0.3]", "model.conditions.sensors=none"]
+    other = reading.load(path, [REFERENCES, data, "name=other", "evaluate.sensors=[]", *words])
+    for verb in (train, rollout):
+        assert verb.run(other, QUIET) == 0
+    return path, data
+
+
+def test_a_compared_closure_answers_the_same_snapshots_and_starts(experiment, others):
+    path, data = others
+    words = [REFERENCES, data, f"use.model={experiment.folder.name}"]
+    model = Run.of(experiment).model
+    chosen = f"evaluate.compare={{early: other, file: {model}, same: {experiment.folder}}}"
+    both = reading.load(path, [*words, "name=both", chosen])
+    assert rollout.run(both, QUIET) == 0 and evaluate.run(both, QUIET) == 0
+    table, absent = written(both)
+    for stage in ("generated", "coupled"):
+        part = select(table, stage=stage, shell=None)
+        part = part[~part["score"].isin(["cost_ms", "cost_ratio", "wasserstein1"])]
+        rows_of = {
+            name: part[part["method"] == name].drop(columns="method").reset_index(drop=True)
+            for name in ("model", "file", "same", "early", "mean_gp")
+        }
+        own = rows_of["model"]
+        assert len(own) > 20
+        # the same closure under another name has the same rows
+        assert rows_of["same"].equals(own)
+        if stage == "generated":
+            assert rows_of["file"].equals(own)
+        assert len(rows_of["early"]) and not rows_of["early"]["value"].equals(own["value"])
+        assert set(rows_of["early"]["sensors"]) == {"none"}
+    reasons = {(note["stage"], note["method"], note["sensors"]): note["reason"] for note in absent}
+    sensors = next(name for name in set(table["sensors"]) if name != "none")
+    assert "conditions.sensors=none: give none" in reasons["generated", "early", sensors]
+    assert reasons["coupled", "file", None].startswith("a model file has no coupled run")
+    # all of it is in the hash, and in what a second evaluation looks at
+    alone = reading.load(path, [*words, "name=both"])
+    assert alone.stage_hash("evaluate") != both.stage_hash("evaluate")
+    assert alone.stage_hash("rollout") == both.stage_hash("rollout")
+    before = Run.of(both).report.stat().st_mtime_ns
+    assert evaluate.run(both, QUIET) == 0
+    assert Run.of(both).report.stat().st_mtime_ns == before
+    one = next(one for one in compare.chosen(both) if one.name == "early")
+    assert one.path in one.paths and len(one.paths) == 5
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ("rollout.interval=1", "its coupled run has rollout.interval=2, here 1"),
+        ("rollout.cases=1", "its coupled run has rollout.cases=2, here 1"),
+        ("generate.t_end=0.6", ""),
+        ("rollout.members=2", ""),
+        ("generate.dt=0.0025", "its data have generate.dt=0.005, here 0.0025"),
+        ("rollout.t_end=0.3", ""),
+    ],
+)
+def test_a_coupled_run_of_other_settings_is_absent(experiment, others, change, reason):
+    path, data = others
+    words = [REFERENCES, data, "name=another", "evaluate.lead_times=[0.1]", change]
+    stored = CoupledEnsemble(sorted(Run.of(experiment).rollout.glob("*.h5")))
+    one = compare.Compared("other", experiment.folder, Run(experiment.folder.parent / "other"))
+    found = compare.coupled(one, reading.load(path, words), stored)
+    if reason:
+        assert found == reason
+    else:
+        assert isinstance(found, CoupledEnsemble) and found.cases == stored.cases
+
+
+def test_an_unfinished_coupled_run_is_absent(experiment, others, tmp_path):
+    path, data = others
+    run = Run(tmp_path / "moved")
+    shutil.copytree(experiment.folder.parent / "other", run.root)
+    stored = CoupledEnsemble(sorted(Run.of(experiment).rollout.glob("*.h5")))
+    one = compare.Compared("other", run.model, run)
+    assert isinstance(compare.coupled(one, experiment, stored), CoupledEnsemble)
+    sorted(run.rollout.glob("*.h5"))[0].unlink()
+    assert "the rollout is not complete (3 done" in compare.coupled(one, experiment, stored)
+
+
+def test_what_cannot_be_compared_is_one_line(experiment, others, tmp_path):
+    path, data = others
+
+    def refused(words, *changes):
+        with pytest.raises(ValueError, match=words) as caught:
+            compare.chosen(reading.load(path, [data, *changes]))
+        assert "\n" not in str(caught.value)
+
+    refused(
+        "evaluate.compare.a=nowhere: no run, file or shipped model of this name",
+        "evaluate.compare={a: nowhere}",
+    )
+    refused(
+        r"evaluate.compare.a=convection: its closure is convection, the experiment's is diffusion",
+        "evaluate.compare={a: convection}",
+    )
+    refused(
+        r"evaluate.compare.a=other: its dt is 0.005, the experiment's is 0.0025",
+        "evaluate.compare={a: other}",
+        "generate.dt=0.0025",
+    )
+    refused("oracle_2 names a method of every table", "evaluate.compare={oracle_2: other}")
+    refused("mean_gp names a method of every table", "evaluate.compare={mean_gp: other}")
+    refused("should match pattern", "evaluate.compare={a b: other}")
+    foreign = tmp_path / "model.safetensors"
+    foreign.write_bytes(b"no model")
+    refused("not a whole model file", f"evaluate.compare={{a: {foreign}}}")
+
+
+def test_the_names_of_all_tables_are_refused():
+    assert {*rows.METHODS, *rows.MODELS, "truth"} == set(BUILT_IN)
 
 
 def test_what_the_coupled_run_leaves_out_is_absent(experiment):

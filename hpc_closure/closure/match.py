@@ -29,7 +29,7 @@ def check_model(experiment: Experiment) -> None:
     """Raise ValueError unless the experiment's own model, or the one it uses, is there."""
     run = Run.of(experiment)
     if run.model_file:
-        return _check_used(experiment, run.model_file)
+        return check_fits(run.model_file, experiment, f"use.model={experiment.use.model}")
     if not run.model.exists():
         raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
     if not is_made_by(run.model, experiment):
@@ -41,9 +41,14 @@ def check_model(experiment: Experiment) -> None:
         )
 
 
-def _check_used(experiment: Experiment, path: Path) -> None:
-    """Raise ValueError unless a model from elsewhere fits the experiment."""
-    key = f"use.model={experiment.use.model}"
+def check_fits(path: Path, experiment: Experiment, key: str) -> None:
+    """Raise ValueError unless a model from elsewhere fits the experiment.
+
+    Args:
+        path: of the model file.
+        experiment: whose closure it is to be.
+        key: setting that names the model, with its value.
+    """
     if not path.exists():
         raise ValueError(
             f"{key}: no run, file or shipped model of this name "

@@ -16,6 +16,7 @@ from torch import Tensor
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import layout_name
 from hpc_closure.data.reader import CoupledEnsemble
+from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
@@ -49,10 +50,12 @@ def score_run(inputs: Inputs) -> Scored | None:
         f"{len(ensemble.cases)} start(s), {len(leads)} lead times"
     )
 
-    def reader(name):
+    def reader(name, source=ensemble):
+        places = [source.index(lead) for lead in leads]
+
         def read(number):
             inputs.stop.check()
-            return torch.from_numpy(ensemble.read(name, indices[number]))
+            return torch.from_numpy(source.read(name, places[number]))
 
         return read
 
@@ -77,23 +80,32 @@ def score_run(inputs: Inputs) -> Scored | None:
                 "evaluations": inputs.closure.evaluations(settings.sampler.evaluations)
             },
             "mean_gp": {"evaluations": 0},
+            **{
+                one.name: {"evaluations": one.evaluations(inputs.compared[one.name])}
+                for one in inputs.chosen
+            },
         },
     )
+    found = {one.name: compare.coupled(one, experiment, ensemble) for one in inputs.chosen}
+    beside = {name: one for name, one in found.items() if isinstance(one, CoupledEnsemble)}
+    refused = {name: one for name, one in found.items() if isinstance(one, str)}
     names = [name for name in ("mean_gp", "none", "oracle") if name in ensemble.names]
-    steps = max(ensemble.member_steps, 1.0)
-    bare, closure = (
-        1e3 * ensemble.seconds.get(part, 0.0) / steps for part in ("solver", "closure")
-    )
+    bare, own = _costs(ensemble)
     scored = score_coupled(
         np.stack([ensemble.read("truth", index)[0] for index in indices], axis=1),
         {
             inputs.model: reader("model"),
+            **{name: reader("model", theirs) for name, theirs in beside.items()},
             **{name: reader(name) for name in names},
             "climatology": climatology,
         },
         leads,
         labels,
-        costs={"none": bare, inputs.model: bare + closure},
+        costs={
+            "none": (bare, bare),
+            inputs.model: (own, bare),
+            **{name: _costs(theirs)[::-1] for name, theirs in beside.items()},
+        },
         seed=experiment.evaluate.seed,
     )
     if event := experiment.evaluate.event:
@@ -110,7 +122,17 @@ def score_run(inputs: Inputs) -> Scored | None:
         stage = {"stage": "coupled", "grid": experiment.train_grid, **labels.shared}
         scored.records += event_records(fields, event, stage)
     scored.absent = absent_references(inputs, names)
+    scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
     return scored
+
+
+def _costs(ensemble: CoupledEnsemble) -> tuple[float, float]:
+    """Milliseconds per member and solver step: of the bare solver, and with the closure."""
+    steps = max(ensemble.member_steps, 1.0)
+    solver, closure = (
+        1e3 * ensemble.seconds.get(part, 0.0) / steps for part in ("solver", "closure")
+    )
+    return solver, solver + closure
 
 
 def absent_references(inputs: Inputs, names: Sequence[str]) -> list[Absent]:
@@ -131,7 +153,7 @@ def score_coupled(
     lead_times: Sequence[float],
     labels: Labels,
     *,
-    costs: Mapping[str, float] | None = None,
+    costs: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
 ) -> Scored:
     """Score coupled ensembles at every lead time.
@@ -142,7 +164,8 @@ def score_coupled(
             n), which need not hold all times at once. M = 1 is a point forecast.
         lead_times: (L,) times since the start, increasing.
         labels: columns of the rows: ``closure`` and what else applies.
-        costs: method -> milliseconds per member and solver step; ``none`` is the bare solver.
+        costs: method -> milliseconds per member and solver step, and those of the bare solver
+            in the same run.
         seed: of ties and pixels.
     """
     truth = torch.as_tensor(truth)
@@ -205,9 +228,10 @@ def score_coupled(
             law = torch.cat(pools["truth"])
             scored.add(**own, score="wasserstein1", value=wasserstein1(pool, law) / law.std())
         if costs and method in costs:
-            scored.add(**own, score="cost_ms", value=costs[method])
-            if "none" in costs:
-                scored.add(**own, score="cost_ratio", value=costs[method] / costs["none"])
+            spent, bare = costs[method]
+            scored.add(**own, score="cost_ms", value=spent)
+            if bare:
+                scored.add(**own, score="cost_ratio", value=spent / bare)
     return scored
 
 

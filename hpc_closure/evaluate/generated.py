@@ -46,7 +46,14 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                     "sensors": sensors,
                     "interval": experiment.generate.interval,
                 },
-                {inputs.model: {"evaluations": evaluations}, "mean_gp": {"evaluations": 0}},
+                {
+                    inputs.model: {"evaluations": evaluations},
+                    "mean_gp": {"evaluations": 0},
+                    **{
+                        name: {"evaluations": closure.evaluations()}
+                        for name, closure in inputs.compared.items()
+                    },
+                },
             )
             results[grid, sensors] = scored = score_generated(
                 snapshots.closures,

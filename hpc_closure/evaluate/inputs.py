@@ -8,6 +8,7 @@ from torch import Tensor
 
 import hpc_closure
 from hpc_closure.data.reader import DataSet, split_members
+from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.rows import GRANTED
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work.session import Session
@@ -39,6 +40,8 @@ class Inputs:
         run: paths of the run folder.
         stop: looked at between pieces of work; there is nothing to save.
         closure: the trained closure.
+        chosen: further closures (``evaluate.compare``) and where they are from.
+        compared: these, loaded, by the name of their rows.
         data: the DNS data set.
         parts: ``train``, ``valid``, ``test`` -> members.
         window: indices of the stored times that train and score.
@@ -47,6 +50,10 @@ class Inputs:
     def __init__(self, experiment: Experiment, session: Session):
         self.experiment, self.run, self.stop = experiment, session.run, session.stop
         self.closure = hpc_closure.load(self.run.model).to(session.device)
+        self.chosen = compare.chosen(experiment)
+        self.compared = {
+            one.name: hpc_closure.load(one.path).to(session.device) for one in self.chosen
+        }
         self.data = DataSet(self.run.data)
         self.parts = split_members(self.data.members, experiment.train.split)
         window = experiment.train.window
@@ -64,7 +71,9 @@ class Inputs:
 
     def snapshots(self, grid: int) -> Snapshots:
         """The held-out snapshots that are scored on a grid, at most ``evaluate.samples``."""
-        members, history = self.parts["test"], self.closure.config["conditions"]["history"]
+        members = self.parts["test"]
+        closures = (self.closure, *self.compared.values())
+        history = max(closure.config["conditions"]["history"] for closure in closures)
         indices = range(max(self.window.start, history), self.window.stop)
         total = len(members) * len(indices)
         count = min(self.experiment.evaluate.samples, total)

@@ -6,6 +6,7 @@ A method for generated closures is ``sample(indices, members) -> (members, s, n,
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure import draws
+from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import Sensors, fourier_interpolation, layout_name, observe
@@ -68,6 +70,8 @@ class Methods:
             self.readings = observe(snapshots.closures, layout, experiment.seed, rows, 0, length)
         problem = experiment.problem.replace(grid=self.grid)
         self.law = ExactLaw.of(problem, inputs.target, experiment.generate.interval)
+        refusals = {name: self._refusal(one) for name, one in inputs.compared.items()}
+        self.refusals = {name: reason for name, reason in refusals.items() if reason}
 
     def sensors(self, index) -> Sensors | None:
         """Readings of some snapshots."""
@@ -78,10 +82,16 @@ class Methods:
     @property
     def samplers(self) -> dict[str, Method]:
         """Methods by name, those that apply; each looks at the stop flag before it answers."""
-        own = self.inputs.model
-        samplers = {own: self.model, "none": self.none, "climatology": self.climatology}
-        if has_mean_gp(self.inputs.closure.config):
-            samplers["mean_gp"] = self.mean_gp
+        closure, options = self.inputs.closure, self.inputs.experiment.evaluate.sampler.options()
+        samplers: dict[str, Method] = {}
+        samplers[self.inputs.model] = partial(self.drawn, closure, options)
+        if has_mean_gp(closure.config):
+            # the same noise as the model's: what differs is the generator's work
+            samplers["mean_gp"] = partial(self.drawn, closure, {"method": "mean_gp"})
+        for name, other in self.inputs.compared.items():
+            if name not in self.refusals:
+                samplers[name] = partial(self.drawn, other, {})
+        samplers |= {"none": self.none, "climatology": self.climatology}
         if self.law is not None:
             samplers |= {"oracle": self.oracle, "physics": self.physics}
         if self._regular:
@@ -98,7 +108,7 @@ class Methods:
     @property
     def absent(self) -> dict[str, str]:
         """Methods that do not apply, and why."""
-        reasons = {}
+        reasons = dict(self.refusals)
         if not has_mean_gp(self.inputs.closure.config):
             reasons["mean_gp"] = NO_MEAN_GP
         if self.layout is None:
@@ -108,6 +118,18 @@ class Methods:
         if self.law is None:
             reasons["oracle"] = reasons["physics"] = "no exact law is known for this closure"
         return reasons
+
+    def _refusal(self, closure: Closure) -> str:
+        """Why a compared closure does not answer with this layout; "" where it does."""
+        record = self.inputs.experiment.generate.record
+        conditions, every = closure.config["conditions"], closure.target.get("every")
+        if conditions["history"] and every != record.every:
+            return f"it reads states {every} apart, the stored ones are {record.every:g} apart"
+        try:
+            self.drawn(closure, {}, torch.tensor([0]), 1)
+        except ValueError as error:  # its own words for conditions that are not those it knows
+            return str(error)
+        return ""
 
     @property
     def _regular(self) -> bool:
@@ -130,23 +152,19 @@ class Methods:
 
     # the methods
 
-    def model(self, indices: Tensor, members: int) -> Tensor:
-        options = self.inputs.experiment.evaluate.sampler.options()
-        return self._draw(indices, members, options)
-
-    def mean_gp(self, indices: Tensor, members: int) -> Tensor:
-        # the same noise as the model's: what differs is the generator's work
-        return self._draw(indices, members, {"method": "mean_gp"})
-
-    def _draw(self, indices: Tensor, members: int, options: Mapping[str, Any]) -> Tensor:
+    def drawn(
+        self, closure: Closure, options: Mapping[str, Any], indices: Tensor, members: int
+    ) -> Tensor:
+        """Samples of a trained closure."""
         drawn, history = [], self.snapshots.history
+        frames = closure.config["conditions"]["history"]
         for index in indices.tolist():
             self.inputs.stop.check()
             drawn.append(
-                self.inputs.closure.sample(
+                closure.sample(
                     self.snapshots.states[index],
                     sensors=self.sensors(index),
-                    history=None if history is None else history[index],
+                    history=history[index][:frames] if history is not None and frames else None,
                     members=[draws.pair(member, index) for member in range(members)],
                     seed=self.seed,
                     **options,

@@ -1,5 +1,8 @@
 """``hpc-closure evaluate``: score rows, figures and the report."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from hpc_closure.closure.match import check_model
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment, sha256_json
@@ -14,9 +17,14 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     if options.dry_run:
         return print_plan(experiment)
     check_model(experiment)
+    from hpc_closure.evaluate import compare
+
+    compared = compare.chosen(experiment)
     notes = check_complete(experiment, options.partial)
     with Session(experiment, "evaluate", options) as session:
-        session.record["inputs"] = fingerprint(session.run)
+        session.record["inputs"] = fingerprint(
+            session.run, [path for one in compared for path in one.paths]
+        )
         if made_from(session.run, session.record) and session.run.report.exists():
             log.get().info(f"{session.run.report} is there already; --redo makes it again")
             return 0
@@ -59,10 +67,11 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     rows.write(session.run.evaluate, table, absent, session.record)
 
 
-def fingerprint(run: Run) -> str:
+def fingerprint(run: Run, compared: Sequence[Path] = ()) -> str:
     """Hash of names, sizes and times of change of all files that the scores are made from."""
     stamps = []
-    paths = [run.model, *run.data.glob("block_*.h5"), *run.rollout.glob("block_*.h5")]
+    blocks = [*run.data.glob("block_*.h5"), *run.rollout.glob("block_*.h5")]
+    paths = [run.model, *blocks, *compared]
     for path in sorted(paths):
         stat = path.stat()
         stamps.append([path.name, stat.st_size, stat.st_mtime_ns])
@@ -109,4 +118,7 @@ def print_plan(experiment: Experiment) -> int:
         f"to score: {settings.samples} snapshots x {settings.members} members on {grids}, "
         f"{1 + len(settings.sensors)} sensor layout(s); lead times {list(settings.lead_times)}"
     )
+    if settings.compare:
+        beside = ", ".join(f"{name} ({value})" for name, value in settings.compare.items())
+        print(f"beside the model: {beside}")
     return 0

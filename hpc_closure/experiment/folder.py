@@ -52,10 +52,7 @@ class Run:
         if use.data:
             data = _beside(root, use.data)
         if use.model:
-            model = _beside(root, use.model)
-            if model.suffix != ".safetensors":
-                shipped = SHIPPED / f"{use.model}.safetensors"
-                model = cls(model).model if model.is_dir() else shipped
+            model = model_at(root, use.model)
         return cls(root, data, model)
 
     def __str__(self) -> str:
@@ -170,6 +167,20 @@ class Run:
     @property
     def report(self) -> Path:
         return self.evaluate / "report.html"
+
+
+def run_at(root: Path, name: str) -> Run | None:
+    """The run of this name beside the run at ``root``, or in this folder; None where none is."""
+    path = _beside(root, name)
+    return Run(path) if path.is_dir() else None
+
+
+def model_at(root: Path, name: str) -> Path:
+    """Where a trained model is: of a run, a .safetensors file, or a shipped one; it may lack."""
+    path = _beside(root, name)
+    if path.suffix == ".safetensors":
+        return path
+    return Run(path).model if path.is_dir() else SHIPPED / f"{name}.safetensors"
 
 
 def _beside(root: Path, name: str) -> Path:

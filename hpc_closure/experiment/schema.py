@@ -33,6 +33,18 @@ from hpc_closure.spectral.resolution import points_for, retained_modes
 GROWS_GENERATE = ("members", "t_end", "certificate")
 # what is written besides: changes no trajectory, so it is in no hash; one list for a run
 OUTPUTS = ("fields", "filters", "series_every", "spectra")
+# methods that stand in the tables of scores anyway
+BUILT_IN = (
+    "model",
+    "model+physics",
+    "mean_gp",
+    "oracle",
+    "physics",
+    "fourier",
+    "climatology",
+    "none",
+    "truth",
+)
 # how a training is run, not what it learns
 TRANSIENT_TRAIN = (
     "engine",
@@ -367,8 +379,26 @@ class Evaluate(Section):
     samples: Count = Field(200, description="held-out snapshots scored")
     members: Annotated[int, Field(ge=2)] = Field(32, description="closure samples per snapshot")
     sampler: Sampling = Sampling()
+    compare: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")],
+        Annotated[str, Field(min_length=1)],
+    ] = Field(
+        {},
+        description="further closures in the same tables, {name: model}: a run, a .safetensors "
+        "file, or a shipped model",
+    )
     event: Event | None = Field(None, description="probability asked of the coupled ensemble")
     seed: int = 0
+
+    @field_validator("compare")
+    @classmethod
+    def _names_of_their_own(cls, compare):
+        for name in compare:
+            if name in BUILT_IN or name.startswith("oracle"):
+                raise ValueError(
+                    f"{name} names a method of every table ({', '.join(BUILT_IN)}): choose another"
+                )
+        return compare
 
 
 class Cluster(Section):
