@@ -245,7 +245,11 @@ def test_sampling_records(case):
         assert abs(oracle["calm"] - 1) < 0.1 and abs(oracle["wild"] - 1) < 0.1
     assert oracle["crps_ratio"] == pytest.approx(1, abs=0.1)
     assert oracle["spread_ratio"] == pytest.approx(1, abs=0.15)
+    drawn = [record["relative_error"] for record in records if record["method"] != "oracle_x0.95"]
+    assert len(set(drawn)) == len(drawn), "two rows share their draws"
     for record in records:
+        assert record["crps_low"] < record["crps_ratio"] < record["crps_high"]
+        assert record["spread_low"] < record["spread_ratio"] < record["spread_high"]
         assert len(record["shells"]) == len(record["spread_ratio_shells"])
         assert record["lowest"] <= record["highest"]
     model.adopt(
@@ -258,6 +262,13 @@ def test_sampling_records(case):
         unseen=known.batches("valid", 50),
     )
     assert model.config["evaluations"] == 1 and not model.score_active
+    checked = []
+    begin = one_pass.begin
+    one_pass.begin = lambda phase, reader: (checked.append(phase), begin(phase, reader))
+    plan = sampling.Plan(("euler",), (1,), states=4, members=4, repeats=1)
+    unseen = known.batches("valid", 50)
+    sampling.run(known, model, plan, one_pass=one_pass, unseen=unseen)
+    assert checked == ["check"], "one pass is not corrected as the others are"
     if case == "diffusion":  # the closed-form law is nearly the exact one
         assert plain["crps_ratio"] == pytest.approx(1, abs=0.1)
 

@@ -157,15 +157,18 @@ def sampling(
         bool,
         typer.Option(
             "--correct",
-            help="Make up the spread that each setting lacks on unseen states, as training does "
-            "for the model's own.",
+            help="Make up the spread that each setting (one pass as well) lacks on unseen states, "
+            "as training does for a model's own.",
         ),
     ] = False,
     threads: Threads = 0,
     device: Device = "cpu",
     json: Json = None,
 ):
-    """Error, spread per shell and cost of every sampler on data with a known law."""
+    """Error, spread per shell and cost of every sampler on data with a known law.
+
+    The ratios to the law have 95 % intervals over the states.
+    """
     from hpc_closure.bench import sampling as bench
     from hpc_closure.bench.known import Known, fit
     from hpc_closure.closure import artifact

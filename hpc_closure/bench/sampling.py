@@ -12,7 +12,9 @@ of evaluations:
 * ``rank_p``: of the truth's ranks at the point of each state where the law spreads most;
 * ``cost_ms`` of ``members`` samples for one state.
 
-The row ``oracle_x0.95`` is the control: the oracle with its spread shrunk.
+The ratios have 95 % intervals over the states (``crps_low``, ``crps_high``, ``spread_low``,
+``spread_high``). Each row has draws of its own; the row ``oracle_x0.95`` is the control: the
+oracle's with their spread shrunk.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +35,7 @@ from hpc_closure.closure.losses import crps
 from hpc_closure.closure.sampling import SAMPLERS
 from hpc_closure.evaluate import scores
 from hpc_closure.evaluate.generated import CONTROL
+from hpc_closure.evaluate.intervals import block_interval
 from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks
 from hpc_closure.evaluate.spectra import shell_power
 
@@ -40,6 +44,7 @@ EVALUATIONS = (1, 2, 4, 8, 16, 32)
 FLOOR = 1e-3  # share of the noise's variance that a shell must have to be judged
 REFERENCE = 4  # times as many draws of the law as of the model
 CHUNK = 25  # states at a time
+SEED = 7  # of the first row's draws
 ORACLE = "oracle"
 MEAN_GP = "mean_gp"
 ONE_PASS = "one_pass"
@@ -49,7 +54,11 @@ COLUMNS = {
     "evaluations": "d",
     "relative_error": ".4g",
     "crps_ratio": ".4f",
+    "crps_low": ".4f",
+    "crps_high": ".4f",
     "spread_ratio": ".4f",
+    "spread_low": ".4f",
+    "spread_high": ".4f",
     "lowest": ".3f",
     "highest": ".3f",
     "calm": ".3f",
@@ -106,8 +115,8 @@ def run(
         model: fitted to it.
         plan: what is asked of it.
         one_pass: a model whose generator was trained by CRPS; a row of its own.
-        unseen: batches on which the spread of every setting is made up, as training does for the
-            model's own setting; without them only that one is corrected.
+        unseen: batches on which the spread of every setting, one pass as well, is made up, as
+            training does for a model's own setting; without them only that one is corrected.
     """
     members, device = plan.members, plan.device
     given = known.states("test", plan.states)
@@ -138,22 +147,29 @@ def run(
 
     def measure(method: str, drawer: ClosureModel, own: str | None, budget: int | None) -> None:
         drawer = drawer.to(device)
-        cost = _cost(drawer, given[:1], own, budget, plan)
+        # a seed of its own for each row
+        asked = Request(given, (), SEED + len(rows), method=own, evaluations=budget)
+        cost = _cost(drawer, asked, plan)
         add(
             method,
             budget,
-            lambda chosen: _draw(drawer, given, chosen, members, own, budget, device),
+            partial(_draw, drawer, members, asked, device),
             cost,
         )
 
+    def correct(drawer: ClosureModel) -> None:
+        if unseen:
+            drawer.begin("check", unseen)
+            drawer.eval()
+
     measure(MEAN_GP, model, MEAN_GP, None)
     if one_pass is not None:
+        correct(one_pass)
         measure(ONE_PASS, one_pass, None, 1)
     for method, budget in plan.settings:
         if unseen:
             model.config.update(method=method, evaluations=budget)
-            model.begin("check", unseen)
-            model.eval()
+        correct(model)
         measure(method, model, method, budget)
     for row in rows:
         row.update(grid=known.grid, states=plan.states, members=members, device=device)
@@ -176,7 +192,8 @@ class Reference:
         self.widest = first["variance_map"].flatten(1).argmax(1)
         self.found = {key: (first[key] + second[key]) / 2 for key in first if "map" not in key}
         self.found["map"] = second["variance_map"].flatten()
-        self.judged = (self.found["shells"] / self.found["shells"].sum()) > FLOOR
+        shells = self.found["shells"].mean(0)
+        self.judged = (shells / shells.sum()) > FLOOR
 
     def law(self, chosen: slice, members: range) -> Tensor:
         """Draws of the law, (members, states, n, n), a seed of its own for each chunk."""
@@ -187,7 +204,7 @@ class Reference:
         return self._statistics(lambda chosen: self.law(chosen, members))
 
     def _statistics(self, draw, widest: Tensor | None = None) -> dict[str, Tensor]:
-        """Means over the states of what the scores are made of; ``draw(slice)`` gives members."""
+        """What the scores are made of, for each state; ``draw(slice)`` gives members."""
         parts: dict[str, list[Tensor]] = {}
         ties = torch.Generator().manual_seed(self.known.seed)
         for start in range(0, len(self.states), CHUNK):
@@ -208,22 +225,31 @@ class Reference:
                 found["rank_map"] = ranks(*at, ties)
             for key, value in found.items():
                 parts.setdefault(key, []).append(value)
-        whole = {key: torch.cat(value) for key, value in parts.items()}
-        return {key: value if "map" in key else value.mean(0) for key, value in whole.items()}
+        return {key: torch.cat(value) for key, value in parts.items()}
+
+    def _ratio(self, own: Tensor, law: Tensor, form, name: str) -> dict[str, float]:
+        """A score of values for each state to the law's, with its interval over the states."""
+        found = block_interval(
+            {"own": own, "law": law},
+            torch.arange(len(own)),
+            lambda means: form(means["own"], means["law"]),
+        )
+        names = (f"{name}_ratio", f"{name}_low", f"{name}_high")
+        return {key: float(value) for key, value in zip(names, found, strict=True)}
 
     def judge(self, draw) -> dict[str, Any]:
         """Columns of a row for the ensembles that ``draw(slice)`` gives."""
         found, law = self._statistics(draw, self.widest), self.found
-        shells = scores.spread_ratio(found["shells"], law["shells"])[self.judged]
+        shells = scores.spread_ratio(found["shells"].mean(0), law["shells"].mean(0))[self.judged]
         own = found["variance_map"].flatten()
         places = {
             name: float(scores.spread_ratio(own[place].mean(), law["map"][place].mean()))
             for name, place in (("calm", self.calm), ("wild", self.wild))
         }
         return {
-            "relative_error": float(found["relative_error"]),
-            "crps_ratio": float(scores.crps_ratio(found["crps"], law["crps"])),
-            "spread_ratio": float(scores.spread_ratio(found["variance"], law["variance"])),
+            "relative_error": float(found["relative_error"].mean()),
+            **self._ratio(found["crps"], law["crps"], scores.crps_ratio, "crps"),
+            **self._ratio(found["variance"], law["variance"], scores.spread_ratio, "spread"),
             "lowest": float(shells.min()),
             "highest": float(shells.max()),
             "shells": self.judged.nonzero()[:, 0].tolist(),
@@ -233,25 +259,24 @@ class Reference:
         }
 
 
-def _draw(model, states: Tensor, chosen: slice, members: int, method, budget, device) -> Tensor:
-    """(members, states, n, n) float64."""
+def _draw(model, members: int, asked: Request, device: str, chosen: slice) -> Tensor:
+    """(members, states, n, n) float64 of some of the states asked for."""
     out = []
     for number in range(chosen.start, chosen.stop):
         ids = range(number * members, (number + 1) * members)
-        given = states[number : number + 1].float().to(device)
-        drawn = model.sample_batch(Request(given, ids, 7, method=method, evaluations=budget))
+        given = asked.state[number : number + 1].float().to(device)
+        drawn = model.sample_batch(replace(asked, state=given, members=ids))
         out.append(drawn.double().cpu())
     return torch.stack(out, 1)
 
 
-def _cost(model, state: Tensor, method, budget, plan: Plan) -> float:
+def _cost(model, asked: Request, plan: Plan) -> float:
     """Milliseconds for the members of one state."""
-    given, taken = state.float().to(plan.device), []
+    given, taken = asked.state[:1].float().to(plan.device), []
     for call in range(plan.repeats + 1):
         start = time.perf_counter()
         members = range(plan.members)
-        request = Request(given, members, 7, call, method=method, evaluations=budget)
-        drawn = model.sample_batch(request)
+        drawn = model.sample_batch(replace(asked, state=given, members=members, call=call))
         float(drawn[0, 0, 0])  # waits for the device
         taken.append(time.perf_counter() - start)
     return 1e3 * statistics.median(taken[1:])
