@@ -207,14 +207,14 @@ def test_training_records():
     records = training.run(
         grid=32, batch=2, samples=(1,), timing=Timing(1, 1), config={"width": 8, "layers": 1}
     )
-    assert [(r["case"], r["method"]) for r in records] == [
-        ("training_step", "default"),
-        ("training_step", "published"),
-        ("sample", "default"),
-        ("sample", "published"),
-    ]
+    methods = ["default", "default, full band", "published", "published fft", "published matrix"]
+    assert [r["method"] for r in records] == 2 * methods
+    assert [r["case"] for r in records] == 5 * ["training_step"] + 5 * ["sample"]
     assert all(r["milliseconds"] > 0 for r in records)
-    assert [r["evaluations"] for r in records] == [1, 1, 4, 10]
+    assert [r["evaluations"] for r in records] == 5 * [1] + [4, 4, 10, 10, 10]
+    narrow, full, *published = (r["network_grid"] for r in records[:5])
+    assert narrow < full and published == [32, 32, 32]  # the residual has few modes, or all
+    assert all((r["ratio"] is None) == (r["method"] == "published") for r in records)
 
 
 @pytest.mark.parametrize("case", ["diffusion", "amplitude", "regimes"])
