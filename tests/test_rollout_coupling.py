@@ -108,6 +108,43 @@ def test_spread_does_not_depend_on_the_interval(interval):
     assert run.step_index == 300
 
 
+AMPLITUDE = {**NOISE, "kind": "state_amplitude", "strength": 2.0, "amplitude": 1e-3}
+REGIMES = {**NOISE, "kind": "two_regimes", "amplitude": 1e-3, "scale": 0.5}
+
+
+@pytest.mark.parametrize(
+    "noise, interval",
+    [
+        (AMPLITUDE, 1),
+        (AMPLITUDE, 5),
+        (AMPLITUDE, 20),
+        ({**REGIMES, "hold": 5e-3}, 5),
+        ({**REGIMES, "hold": 2e-2}, 20),
+    ],
+    ids=["amplitude-1", "amplitude-5", "amplitude-20", "regimes-5", "regimes-20"],
+)
+def test_the_exact_law_of_noise_that_follows_the_state_spreads_like_the_oracle(noise, interval):
+    """Spread of the exact law as a closure, in total and in the mode that the regimes push."""
+    members, problem = 160, PROBLEM.replace(noise=noise)
+    rows = [(7, member) for member in range(members)]
+    run = coupled(Exact(problem, "diffusion"), rows, interval=interval, problem=problem)
+    run.start(start_state(), 200)
+    run.advance(100 // interval)
+    states = {name: run.simulations[name].state for name in ("model", "oracle")}
+    assert not torch.equal(states["model"], states["oracle"])
+    weights = run.simulations["model"].grid.weights
+
+    def spread(w_hat, modes):
+        return ((w_hat - w_hat.mean(0)).abs().square() * weights)[modes].flatten(1).sum(1)
+
+    everywhere, pushed = (slice(None),), (slice(None), [1, -1], 0)
+    for modes in (everywhere, pushed):
+        one, two = (spread(states[name], modes) for name in ("model", "oracle"))
+        # the ratio of two means of as many members, within four standard errors
+        error = (one.var() / one.mean() ** 2 + two.var() / two.mean() ** 2) / members
+        assert abs(float(one.mean() / two.mean()) - 1) < 4 * float(error) ** 0.5
+
+
 def test_sensors_see_the_mean_closure_of_the_coming_interval():
     seen = {}
 
@@ -125,6 +162,25 @@ def test_sensors_see_the_mean_closure_of_the_coming_interval():
     closure = truth.transform.to_physical(Target("diffusion", 5).compute(truth))
     expected = closure[0, ::4, ::4].flatten()
     assert torch.allclose(seen["sensors"].values[0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "noise", [AMPLITUDE, {**REGIMES, "hold": 5e-3}], ids=["amplitude", "regimes"]
+)
+def test_with_sensors_the_oracle_of_such_noise_draws_from_its_law(noise):
+    rows, problem = [(7, member) for member in range(24)], PROBLEM.replace(noise=noise)
+    layout = SensorLayout(layout="regular", number=4, noise=0.05)
+    closure = Exact(problem, "diffusion")
+    run = coupled(closure, rows, problem=problem, sensors=layout)
+    run.start(start_state(), 200)
+    run.advance(8)
+    fields = run.fields()
+    spread = {name: float(fields[name].var(0).mean().sqrt()) for name in ("model", "oracle")}
+    assert spread["model"] / spread["oracle"] == pytest.approx(1.0, abs=0.25)
+    free = coupled(closure, rows, problem=problem)
+    free.start(start_state(), 200)
+    free.advance(8)
+    assert spread["oracle"] < 0.8 * float(free.fields()["oracle"].var(0).mean().sqrt())
 
 
 @pytest.mark.parametrize(

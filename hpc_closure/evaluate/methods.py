@@ -72,6 +72,7 @@ class Methods:
         self.law = ExactLaw.of(problem, inputs.target, experiment.generate.interval)
         refusals = {name: self._refusal(one) for name, one in inputs.compared.items()}
         self.refusals = {name: reason for name, reason in refusals.items() if reason}
+        self._last: tuple[Tensor, Tensor] | None = None  # block and variance
 
     def sensors(self, index) -> Sensors | None:
         """Readings of some snapshots."""
@@ -141,14 +142,26 @@ class Methods:
         if law is None:
             return None
         free = self.layout is None  # sensors leave almost no variance in the large scales
-        at = getattr(law, "variance_at", None)
         shells = min(RANKED_SHELLS, self.grid // 2 - 1)
+        # coordinates of another law are not independent: one pixel per field
+        whiten = (lambda fields: fourier_coordinates(fields, shells)) if law.homogeneous else None
+
+        def variance(indices: Tensor) -> Tensor:
+            return self._variance_at(indices).mean((-2, -1))
+
         return Moments(
             mean=lambda indices: law.mean(states[indices], self.sensors(indices)),
-            variance=law.variance if free else None,
-            variance_at=(lambda i: at(states[i])) if free and at else None,
-            whiten=(lambda fields: fourier_coordinates(fields, shells)) if free else None,
+            variance=(law.variance if law.homogeneous else variance) if free else None,
+            variance_at=self._variance_at if free else None,
+            whiten=whiten if free else None,
         )
+
+    def _variance_at(self, indices: Tensor) -> Tensor:
+        """The law's pointwise variance; the last block's is kept, for several ask for it."""
+        assert self.law is not None
+        if self._last is None or not torch.equal(self._last[0], indices):
+            self._last = indices, self.law.variance_at(self.snapshots.states[indices])
+        return self._last[1]
 
     # the methods
 

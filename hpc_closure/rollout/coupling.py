@@ -6,8 +6,9 @@ One :class:`CoupledRun` advances, from the same resolved state,
   in between. The closure knows the interval: an m-step mean of white noise has 1/m of its
   variance, so the spread of the run does not depend on m.
 * ``oracle``: the full system with independent noise, that is the exact law with fresh noise in
-  every step: the true ensemble. With sensors it is the reduced solver with draws of the exact law
-  given what they read, once an interval as the model: what a perfect closure would do.
+  every step (and a regime of it in every interval): the true ensemble. With sensors it is the
+  reduced solver with draws of the exact law given what they read, once an interval as the model:
+  what a perfect closure would do.
 * ``mean_gp``: the reduced solver with draws of the closure's own mean and Gaussian law, no
   generator: what the generator adds is the difference to ``model``.
 * ``none``: the reduced solver without a closure.

@@ -64,7 +64,7 @@ def uniform_bits(
 
 def uniform(key: np.ndarray, stream: int, item: int) -> float:
     """One uniform in (0, 1) of 53 bits for an item."""
-    word = int(uniform_bits(key, stream, item, 1)[0])
+    word = int(uniform_bits(key, stream, 0, 1, item)[0])
     return ((word >> 11) + 0.5) * 2.0**-53
 
 

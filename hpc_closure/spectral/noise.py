@@ -198,7 +198,7 @@ class TwoRegimes(FollowsState):
     kind: Literal["two_regimes"] = Field(
         "two_regimes", description="stochastic forcing"
     )  # type: ignore[assignment]
-    amplitudes: tuple[NonNegative, NonNegative] = Field(
+    amplitudes: tuple[Positive, Positive] = Field(
         (0.6, 1.0), description="b1, b2: factors of the noise in the two regimes"
     )
     pattern: NonNegative = Field(

@@ -89,12 +89,16 @@ class Amplitude(Response):
         factor = vorticity.abs_().mul_(slope.to(vorticity)[:, None, None]).add_(1.0)
         torch.add(base, transform.analyse(factor.mul_(field)[None])[0], out=out)
 
+    def factor(self, w_hat: Tensor, transform: Transform) -> Tensor:
+        """D, ``(rows, n, n)``, of whole spectra."""
+        slope = slopes(self.strength, w_hat.numpy(), self.weights)
+        return transform.to_physical(w_hat).abs_().mul_(slope[:, None, None]).add_(1.0)
+
     def moments(self, start):
         whole, transform = start.whole(), Transform(self.model.grid)
-        slope = slopes(self.strength, whole, self.weights)
         variance = []
-        for w_hat, one in zip(torch.from_numpy(whole), slope):
-            factor = transform.to_physical(w_hat).abs_().mul_(one).add_(1.0)
+        for w_hat in torch.from_numpy(whole):
+            factor = self.factor(w_hat[None], transform)[0]
             variance.append(spectrum_of_product(factor, self.model.std_hat, transform).numpy())
         return np.zeros_like(whole), np.stack(variance)
 
@@ -150,12 +154,15 @@ class Regimes(Response):
                 self.state[row] = 1 if drawn < probability[place] else -1
         return self.state[index].astype(np.float64)
 
+    def log_odds(self, whole: np.ndarray) -> np.ndarray:
+        """``log(p / (1 - p))`` of states given as whole spectra, (rows,)."""
+        observed = -math.sqrt(2.0) * whole[:, 0, 1].imag
+        return observed * inverse_rms(whole, self.weights) / self.law.scale
+
     def probability(self, whole: np.ndarray) -> list[float]:
         """p(w) of states given as whole spectra."""
-        observed = -math.sqrt(2.0) * whole[:, 0, 1].imag
-        ratios = observed * inverse_rms(whole, self.weights)
         # 1 / (1 + exp(-x)), which no x makes overflow
-        return [0.5 * (1 + math.tanh(0.5 * x / self.law.scale)) for x in ratios.tolist()]
+        return [0.5 * (1 + math.tanh(0.5 * x)) for x in self.log_odds(whole).tolist()]
 
     def moments(self, start):
         whole, sign = start.whole(), self.signs(start)
