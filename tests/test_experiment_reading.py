@@ -22,7 +22,14 @@ def test_presets_load_and_survive_a_round_trip(name, tmp_path):
 
 
 def test_the_shipped_presets_are_the_promised_ones():
-    promised = {"quickstart", "diffusion_256", "published_diffusion", "subgrid"}
+    promised = {
+        "quickstart",
+        "diffusion_256",
+        "published_diffusion",
+        "subgrid",
+        "two_regimes_64",
+        "amplitude_64",
+    }
     assert promised <= set(reading.presets())
 
 
