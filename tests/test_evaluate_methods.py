@@ -8,13 +8,16 @@ import pytest
 import torch
 from conftest import TINY
 
+import hpc_closure
 from hpc_closure.closure import draws
+from hpc_closure.closure.parts import describe
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.evaluate import compare, rows, scores
 from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Methods
 from hpc_closure.evaluate.rows import find, select
+from hpc_closure.evaluate.summary import facts
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import BUILT_IN
@@ -89,6 +92,34 @@ def test_mean_gp_is_run_stored_and_scored_in_the_coupled_run(experiment):
     row = find(own, score="relative_error", lead_time=0.2)
     assert row.value == pytest.approx(float(expected), rel=1e-9)
     assert (own["evaluations"] == 0).all()
+
+
+def test_the_report_and_the_log_begin_with_what_acts(experiment, capsys):
+    run = Run.of(experiment)
+    told = describe(hpc_closure.load(run.model).parts())
+    again = reading.load(run.config, ["evaluate.seed=1"])
+    capsys.readouterr()
+    assert evaluate.run(again, Options()) == 0
+    last = capsys.readouterr().err.splitlines()[-3:]
+    assert last[0].endswith(told) and "what the generator adds:" in last[1]
+    assert "report: " in last[2]
+    page = run.report.read_text()
+    assert page.index(told[1:20]) < page.index("<h2>Headlines")
+
+
+def test_the_generator_is_described_by_grid_modes_and_evaluations(experiment):
+    inputs = inputs_of(experiment)
+    model = inputs.closure.model
+    assert facts(inputs)["Model"]["parts"] == describe(inputs.closure.parts())
+    words = facts(inputs)["Model"]["generator"]
+    number = inputs.closure.evaluations(None)
+    size, modes = model.frame.size, model.frame.kept.modes
+    on = f"on a {size}x{size} grid, {modes} modes, {number} evaluation"
+    assert words.startswith(on) if number else words == "does not act"
+    inputs.closure.evaluations = lambda asked: 4
+    assert facts(inputs)["Model"]["generator"] == (
+        f"on a {size}x{size} grid, {modes} modes, 4 evaluations"
+    )
 
 
 # ---- further closures -----------------------------------------------------------------------

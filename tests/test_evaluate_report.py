@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from hpc_closure.closure.parts import PartReport
 from hpc_closure.evaluate.pictures import Picture
 from hpc_closure.evaluate.report import SCORES, TABLES, Report
 from hpc_closure.evaluate.rows import Absent, frame
-from hpc_closure.evaluate.summary import heading, summarise
+from hpc_closure.evaluate.summary import heading, headline, summarise
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 PIXEL = base64.b64decode(
@@ -199,6 +200,57 @@ def test_the_event_asked_for_has_a_line_and_a_table(tmp_path):
     Report("t", rows).write(tmp_path / "r.html")
     page = Page((tmp_path / "r.html").read_text())
     assert {"probability", "members needed", "truth"} <= set(page.texts["th"])
+
+
+def headline_rows(evaluations=4):
+    base = {"stage": "generated", "closure": "diffusion", "grid": 64, "sensors": "none"}
+    values = {
+        "model": (1.005, 1.0, 0.99, 1.01),
+        "mean_gp": (1.043, 1.02, 1.21, 0.803),
+        "oracle": (1.0, 1.0, 1.0, 1.0),
+    }
+    names = ("crps_ratio", "spread_ratio", "spread_ratio_calm", "spread_ratio_wild")
+    return frame(
+        {**base, "method": method, "score": score, "value": number, "evaluations": effort}
+        for method, numbers in values.items()
+        for score, number in zip(names, numbers, strict=True)
+        for effort in [{"model": evaluations, "mean_gp": 0}.get(method)]
+    )
+
+
+PARTS = [
+    PartReport("mean: regression", False, True, (), "w"),
+    PartReport("residual: score", True, True, (0.9, 1.1)),
+]
+
+
+def test_the_first_lines_say_which_parts_act_and_what_the_generator_adds(tmp_path):
+    first, second = headline(PARTS, headline_rows())
+    assert first == "parts that act: mean: regression (w), residual: score (gain 0.9 to 1.1)"
+    assert second == (
+        "what the generator adds: CRPS 1.00 times the exact law's, against 1.04 of mean + "
+        "Gaussian process; spread 1.00 against 1.02 in all, 0.990 against 1.21 in calm quarters, "
+        "1.01 against 0.803 in wild ones; the exact law has 1"
+    )
+    off = headline(PARTS[:1], headline_rows(evaluations=0))
+    assert off[0] == "closed form: mean: regression (w); no trained part acts"
+    assert off[1].startswith("what the generator adds: nothing, it does not act; CRPS 1.00 times")
+    assert headline(PARTS, frame([])) == [first]
+    Report("t", headline_rows(), headline=[first, second]).write(tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text())
+    assert page.texts["p"][:2] == [f"{line[0].upper()}{line[1:]}." for line in (first, second)]
+
+
+def test_rows_of_a_closed_form_model_carry_the_words(tmp_path):
+    closed = ["model", "other"]
+    error, *_, coupled, spread, cost = summarise(run_rows(), 30.0, closed)
+    assert error.what.endswith("error of one sample, closed form")
+    assert coupled.what.endswith("error of the ensemble mean, closed form")
+    Report("t", run_rows(), closed=closed).write(tmp_path / "r.html")
+    captions = Page((tmp_path / "r.html").read_text()).texts["caption"]
+    assert captions.count("Accuracy and cost (closed form: model)") == 2
+    Report("t", run_rows()).write(tmp_path / "r.html")
+    assert "closed form" not in (tmp_path / "r.html").read_text()
 
 
 def test_the_summary_says_when_the_test_could_not_fail():

@@ -158,6 +158,24 @@ def test_model(capsys, tmp_path):
     found = json.loads(told(capsys, path, json=True, deep=True))
     assert found["parameters"] == 17 and found["config"] == {"width": 8}
     assert found["weights"]["a"] == "(3, 4)"
+    parts = [
+        {"name": "mean: regression", "trained": False, "acts": True, "gains": [], "note": "w"},
+        {
+            "name": "residual: score",
+            "trained": True,
+            "acts": True,
+            "gains": [0.8, 1.1],
+            "note": "",
+        },
+    ]
+    for acts, words in (
+        (True, "parts: parts that act: mean: regression (w), residual: score (gain 0.8 to 1.1)"),
+        (False, "parts: closed form: mean: regression (w); no trained part acts"),
+    ):
+        parts[1]["acts"] = acts
+        save_file(weights, path, metadata={"parts": json.dumps(parts)})
+        first, second = told(capsys, path).splitlines()[:2]
+        assert first == words and (second == "do not act: residual: score") == (not acts)
     whole = path.read_bytes()
     for damage in (whole[:-4], whole[:20], b"", b"x" * 200):
         path.write_bytes(damage)

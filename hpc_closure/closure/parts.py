@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["PartReport", "describe"]
+__all__ = ["PartReport", "describe", "is_closed_form"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,17 @@ class PartReport:
         return f"{self.name} ({how})" if how else self.name
 
 
+def is_closed_form(parts: Sequence[PartReport]) -> bool:
+    """Whether no trained part acts."""
+    return not any(part.trained and part.acts for part in parts)
+
+
 def describe(parts: Sequence[PartReport]) -> str:
     """Which parts act, in one line."""
     acting = [part for part in parts if part.acts]
-    trained = [part for part in acting if part.trained]
     idle = [part for part in parts if part.trained and not part.acts]
     line = ", ".join(map(str, acting))
-    if not trained:
+    if is_closed_form(parts):
         line = f"closed form: {line}; no trained part acts"
     else:
         line = f"parts that act: {line}"

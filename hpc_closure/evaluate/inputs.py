@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import hpc_closure
+from hpc_closure.closure.parts import is_closed_form
 from hpc_closure.data.reader import DataSet, split_members
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.rows import GRANTED
@@ -63,6 +64,12 @@ class Inputs:
     def model(self) -> str:
         """The method's name of the trained closure."""
         return GRANTED if self.closure.config["conditions"]["physics"] else "model"
+
+    @property
+    def closed(self) -> list[str]:
+        """Methods in which no trained part acts."""
+        closures = {self.model: self.closure, **self.compared}
+        return [name for name, one in closures.items() if is_closed_form(one.parts())]
 
     @property
     def target(self) -> str:

@@ -8,7 +8,7 @@ dark displays are served.
 import base64
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,8 @@ class Report:
         absent: methods that do not apply, and why.
         facts: heading -> facts on what was run.
         pictures: figures in order.
+        headline: first lines: which parts of the model act, what its generator adds.
+        closed: methods in which no trained part acts.
         notes: sentences a reader must know, e.g. that fewer members than planned were there.
         provenance: plain data, printed as it is.
         start: time at which the coupled runs start.
@@ -165,6 +167,8 @@ class Report:
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
     notes: Sequence[str] = ()
+    headline: Sequence[str] = ()
+    closed: Collection[str] = ()
     provenance: Mapping[str, Any] | None = None
     start: float | None = None
     lead_times: Sequence[float] | None = None
@@ -181,7 +185,7 @@ class Report:
         page = jinja.get_template("report.html").render(
             report=self,
             models=MODELS,
-            summary=summarise(self.rows, self.start),
+            summary=summarise(self.rows, self.start, self.closed),
             generated=[self._generated(*group) for group in groups(self.rows, "generated")],
             coupled=list(self._coupled()),
             figures=self._figures(),
@@ -222,7 +226,7 @@ class Report:
             "heading": heading(columns).capitalize(),
             "columns": columns,
             "samples": total["samples"].iloc[0],
-            "tables": list(score_tables(total, self._notes("generated", columns))),
+            "tables": list(score_tables(total, self._notes("generated", columns), self.closed)),
             "floor": _floor(total),
             "shells": _shells(rows),
         }
@@ -255,7 +259,7 @@ class Report:
                 "sizes": next(model.itertuples(), None),
                 "in_time": in_time,
                 "last": times[-1],
-                "tables": list(score_tables(total[ends | asked])),
+                "tables": list(score_tables(total[ends | asked], closed=self.closed)),
             }
 
     def _glossary(self) -> dict[str, str]:
@@ -323,7 +327,9 @@ def _cell(row, intervals: bool) -> Cell:
     return Cell(value, f"{low} – {high}" if bounded and not low == value == high else "")
 
 
-def score_tables(rows: DataFrame, reasons: Mapping[str, str] | None = None) -> Iterator[Table]:
+def score_tables(
+    rows: DataFrame, reasons: Mapping[str, str] | None = None, closed: Collection[str] = ()
+) -> Iterator[Table]:
     """Accuracy and calibration apart; a score that says nothing (nobody diverged) is left out."""
     if not select(rows, score="diverged")["value"].any():
         rows = rows[rows["score"] != "diverged"]
@@ -331,7 +337,13 @@ def score_tables(rows: DataFrame, reasons: Mapping[str, str] | None = None) -> I
         part = rows[rows["score"].isin(names)]
         if len(part):
             order = [name for name in names if name in set(part["score"])]
-            yield Table.of(part, "score", order, caption, reasons)
+            yield Table.of(part, "score", order, caption + _closed(part, closed), reasons)
+
+
+def _closed(rows: DataFrame, closed: Collection[str]) -> str:
+    """Which rows of a table are closed forms, in words."""
+    names = [name for name in sort_methods(rows["method"]) if name in closed]
+    return f" (closed form: {', '.join(names)})" if names else ""
 
 
 def _shells(rows: DataFrame) -> Table | None:

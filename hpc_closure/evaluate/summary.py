@@ -5,12 +5,15 @@ one, and the best answer that needs no network.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pandas import DataFrame, isna
 
+from hpc_closure.closure.artifact import Closure
+from hpc_closure.closure.composed import ComposedModel
+from hpc_closure.closure.parts import PartReport, describe
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.rows import GRANTED, find, format_value, select
 
@@ -40,6 +43,11 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
     experiment, model = inputs.experiment, inputs.closure.config
     physics, dns, coupled = experiment.physics, experiment.generate, experiment.rollout
     times = inputs.data.times
+    compared = {
+        one.name: f"{one.path}: {describe(closure.parts())}; generator "
+        + generator_in_words(closure, None)
+        for one, closure in zip(inputs.chosen, inputs.compared.values(), strict=True)
+    }
     return {
         "Problem": {
             "equation": physics.equation,
@@ -58,7 +66,12 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
             "conditions": ", ".join(f"{key}: {v}" for key, v in model["conditions"].items()),
             "weights": sum(weight.numel() for weight in inputs.closure.model.parameters()),
             "steps": experiment.train.steps,
+            "parts": describe(inputs.closure.parts()),
+            "generator": generator_in_words(
+                inputs.closure, experiment.evaluate.sampler.evaluations
+            ),
         },
+        **({"Compared": compared} if compared else {}),
         "Coupled run": {
             "members, starts": f"{coupled.members}, {coupled.cases}",
             "time": f"{coupled.t_start:g} to {coupled.t_end:g}",
@@ -66,6 +79,28 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
             f"{inputs.closure.hold(coupled.interval)}",
         },
     }
+
+
+def generator_in_words(closure: Closure, asked: int | None) -> str:
+    """Grid, modes and evaluations of a closure's generator."""
+    number = closure.evaluations(asked)
+    if not number:
+        return "does not act"
+    config, effort = closure.config, f"{number} evaluation{'' if number == 1 else 's'}"
+    if isinstance(closure.model, ComposedModel):
+        frame = closure.model.frame
+        return f"on a {frame.size}x{frame.size} grid, {frame.kept.modes} modes, {effort}"
+    return f"on the grid of the states, {config['modes']} modes, {effort}"
+
+
+def headline(parts: Sequence[PartReport], rows: DataFrame) -> list[str]:
+    """First lines of a report: which parts act and, where the exact law is known, what for."""
+    lines = [describe(parts)]
+    for columns, group in groups(rows, "generated"):
+        if columns["sensors"] == "none" and (line := Answers(columns, group).added()):
+            lines.append(line)
+            break
+    return lines
 
 
 def groups(rows: DataFrame, stage: str) -> Iterator[tuple[dict, DataFrame]]:
@@ -81,29 +116,33 @@ def heading(columns: dict) -> str:
     return f"{columns['closure']}, {layout}, {columns['grid']}² grid"
 
 
-def summarise(rows: DataFrame, start: float | None = None) -> list[Line]:
+def summarise(
+    rows: DataFrame, start: float | None = None, closed: Collection[str] = ()
+) -> list[Line]:
     """Lines on every group that has a model.
 
     Args:
         rows: all rows of the run.
         start: time at which the coupled runs start.
+        closed: methods in which no trained part acts.
     """
     lines: list[Line] = []
     for columns, group in groups(rows, "generated"):
-        lines += Answers(columns, group).generated()
+        lines += Answers(columns, group, closed).generated()
     for columns, group in groups(rows, "coupled"):
-        lines += Answers(columns, group).coupled(start)
+        lines += Answers(columns, group, closed).coupled(start)
     return lines
 
 
 class Answers:
     """The numbers of one group, in words."""
 
-    def __init__(self, columns: dict, rows: DataFrame):
+    def __init__(self, columns: dict, rows: DataFrame, closed: Collection[str] = ()):
         self.rows = select(rows, shell=None)
         self.words, self.interval = heading(columns), columns["interval"]
         self.granted = GRANTED in set(rows["method"])
         self.model = GRANTED if self.granted else "model"
+        self.closed = ", closed form" if self.model in closed else ""
 
     def row(self, score: str, method: str = "", time: float | None = None):
         """The row of a score, of the model where no method is named; None where there is none."""
@@ -127,7 +166,7 @@ class Answers:
         row = self.row("relative_error")
         if row is not None:
             what = f"Generated closure ({self.words}): relative error of one sample"
-            what += _effort(row.evaluations)
+            what += self.closed or _effort(row.evaluations)
             if self.granted:
                 what += ", granted an estimate of the closure"
             beside = [self.others("relative_error")]
@@ -138,6 +177,32 @@ class Answers:
             yield Line(what, say(row), "; ".join(filter(None, beside)))
         if not self.granted:  # what was granted certifies nothing
             yield from self.calibration()
+
+    def added(self) -> str:
+        """What the generator adds to the model's own mean and Gaussian law, by the exact law."""
+        crps = [self.row("crps_ratio", name) for name in ("", "mean_gp")]
+        if crps[0] is None:
+            return ""
+        if not crps[0].evaluations:
+            return (
+                f"what the generator adds: nothing, it does not act; CRPS {say(crps[0])} times "
+                "the exact law's"
+            )
+        words = f"what the generator adds: CRPS {say(crps[0])} times the exact law's"
+        if crps[1] is None:
+            return words
+        spreads = []
+        for score, where in (
+            ("spread_ratio", "in all"),
+            ("spread_ratio_calm", "in calm quarters"),
+            ("spread_ratio_wild", "in wild ones"),
+        ):
+            own, plain = (self.row(score, name) for name in ("", "mean_gp"))
+            if own is not None and plain is not None:
+                values = (format_value(score, row.value) for row in (own, plain))
+                spreads.append("{} against {} ".format(*values) + where)
+        beside = f"; spread {', '.join(spreads)}; the exact law has 1" if spreads else ""
+        return f"{words}, against {say(crps[1])} of mean + Gaussian process{beside}"
 
     def calibration(self) -> Iterator[Line]:
         parts = []
@@ -176,7 +241,7 @@ class Answers:
             what = (
                 f"Coupled run ({self.words}, a sample held for {self.interval} solver steps) at "
                 f"{when} ({since}horizon {last:g}; {row.members} members, {cases}): relative "
-                "error of the ensemble mean"
+                f"error of the ensemble mean{self.closed}"
             )
             beside = self.others("relative_error_mean", last)
             if none is not None and 0 < none.value < math.inf and 0 < row.value < math.inf:

@@ -38,7 +38,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     from hpc_closure.evaluate import coupled, generated, pictures, rows
     from hpc_closure.evaluate.inputs import Inputs
     from hpc_closure.evaluate.report import Report
-    from hpc_closure.evaluate.summary import facts
+    from hpc_closure.evaluate.summary import facts, headline
 
     inputs = Inputs(experiment, session)
     hold = inputs.closure.hold(experiment.rollout.interval)
@@ -52,6 +52,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     for picture in pictures.draw(inputs, by_layout, ensembles, table, session.record["device"]):
         drawn.append(picture)
         session.stop.check()
+    first = headline(inputs.closure.parts(), table)
     Report(
         title=f"hpc_closure: {experiment.name}",
         rows=table,
@@ -59,12 +60,16 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         facts=facts(inputs),
         pictures=drawn,
         notes=notes,
+        headline=first,
+        closed=inputs.closed,
         provenance={"evaluate": session.record, "model": inputs.closure.provenance},
         start=experiment.rollout.t_start,
         lead_times=experiment.evaluate.lead_times,
     ).write(session.run.report)
     # last, because they say what all of it was made from
     rows.write(session.run.evaluate, table, absent, session.record)
+    for line in first:
+        log.get().info(line)
 
 
 def fingerprint(run: Run, compared: Sequence[Path] = ()) -> str:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from hpc_closure.closure.parts import PartReport, describe
 from hpc_closure.data.layout import BlockHeader
 from hpc_closure.experiment.folder import STAGES, Run
 from hpc_closure.work import atomic, hdf5
 
 Report = dict[str, Any]
+PARTS = ("parts", "do not act")  # told whole, however long
 SAMPLED = 8  # snapshots from which the statistics come unless --deep
 
 
@@ -185,6 +187,7 @@ def model(path: Path, deep: bool = False) -> Report:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = {key: _json(value) for key, value in (file.metadata() or {}).items()}
+            parts = [PartReport(**part) for part in metadata.pop("parts", ())]
             names = sorted(file.keys())
             weights = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             if deep:
@@ -198,6 +201,7 @@ def model(path: Path, deep: bool = False) -> Report:
         ) from None
     number = sum(int(np.prod(shape)) for shape in weights.values())
     report: Report = {
+        **_parts(parts),
         "file": str(path),
         "kind": "model",
         "size": f"{path.stat().st_size / 1e6:.3g} MB",
@@ -208,6 +212,12 @@ def model(path: Path, deep: bool = False) -> Report:
     if deep:
         report["values read"] = number
     return report
+
+
+def _parts(parts: list[PartReport]) -> Report:
+    """Which parts of a model act, and which do not."""
+    told = describe(parts).partition("; do not act: ")[::2] if parts else ()
+    return {key: words for key, words in zip(PARTS, told) if words}
 
 
 def checkpoint(path: Path, deep: bool = False) -> Report:
@@ -416,7 +426,7 @@ def _lines(value: dict, indent: str = "") -> list[str]:
         ):
             lines += [f"{indent}{key}:", *(f"{indent}  {part}" for part in item)]
         else:
-            lines.append(f"{indent}{key}: {_short(item)}")
+            lines.append(f"{indent}{key}: {item if key in PARTS else _short(item)}")
     return lines
 
 
