@@ -9,7 +9,7 @@ from hpc_closure.evaluate.rows import COLUMNS
 from hpc_closure.experiment import reading
 
 EXPERIMENT = """
-base: quickstart
+base: diffusion_64
 name: small
 root: {root}
 generate: {{grid: 64, members: 10, t_end: 4.0, record: {{start: 2.0, every: 0.1}}}}

@@ -101,7 +101,7 @@ def test_a_file_may_be_the_base_of_another(tmp_path):
 
 @pytest.mark.parametrize("key", ["cluster.members_per_block=3", "cluster.walltime=3h"])
 def test_how_is_in_no_hash(key):
-    plain, other = reading.load("quickstart"), reading.load("quickstart", [key])
+    plain, other = reading.load("diffusion_64"), reading.load("diffusion_64", [key])
     assert all(plain.stage_hash(stage) == other.stage_hash(stage) for stage in STAGES)
 
 
@@ -116,14 +116,14 @@ def test_how_is_in_no_hash(key):
     ],
 )
 def test_what_is_in_the_hash_of_its_stage_and_of_those_that_read_it(key, stages):
-    plain, other = reading.load("quickstart"), reading.load("quickstart", [key])
+    plain, other = reading.load("diffusion_64"), reading.load("diffusion_64", [key])
     changed = tuple(s for s in STAGES if plain.stage_hash(s) != other.stage_hash(s))
     assert changed == stages
 
 
 @pytest.mark.parametrize("key", ["generate.members=41", "generate.t_end=50", "rollout.members=21"])
 def test_growth_keeps_the_hashes_of_the_units(key):
-    plain, other = reading.load("quickstart"), reading.load("quickstart", [key])
+    plain, other = reading.load("diffusion_64"), reading.load("diffusion_64", [key])
     assert all(plain.stage_hash(s) == other.stage_hash(s) for s in STAGES[:3])
 
 

@@ -17,7 +17,7 @@ from hpc_closure.work import hdf5
 from hpc_closure.work.options import Options
 
 PLAIN = """
-base: quickstart
+base: diffusion_64
 name: plain
 root: {root}
 generate: {{grid: 32, members: 4, t_end: 0.12, dt: 0.01, certificate: reported, closure: none,
@@ -183,13 +183,13 @@ def test_a_member_that_blows_up_is_named(make, capfd):
 
 
 def test_defaults_are_in_no_hash():
-    plain = reading.load("quickstart")
+    plain = reading.load("diffusion_64")
     settings = plain.stage_settings("generate")["generate"]
     assert set(settings["record"]) == {"start", "every", "grid", "precision"}
     assert not {"cfl", "max_level"} & set(settings)
-    more = reading.load("quickstart", OUTPUTS)
+    more = reading.load("diffusion_64", OUTPUTS)
     assert all(more.stage_hash(s) == plain.stage_hash(s) for s in ("generate", "train", "rollout"))
-    adaptive = reading.load("quickstart", ["generate.closure=none", "generate.cfl=0.5"])
+    adaptive = reading.load("diffusion_64", ["generate.closure=none", "generate.cfl=0.5"])
     assert adaptive.stage_settings("generate")["generate"]["max_level"] == 6
 
 

@@ -63,7 +63,7 @@ def test_the_experiment_wins_over_the_profile_where_it_states_something(tmp_path
     path.write_text(
         yaml.safe_dump(
             {
-                "base": "quickstart",
+                "base": "diffusion_64",
                 "root": str(tmp_path),
                 "cluster": {"walltime": "2h", "members_per_block": 10, "units_per_task": 3},
             }

@@ -118,7 +118,7 @@ def test_preempted_once_started_twice(testbed, loop):
 
 
 EXPERIMENT = """
-base: quickstart
+base: diffusion_64
 name: NAME
 root: ROOT
 generate: {grid: 32, members: 8, t_end: 0.1, record: {start: 0.05, every: 0.01}}
