@@ -5,7 +5,8 @@ import torch
 
 from hpc_closure.closure.band import band
 from hpc_closure.closure.sensors import (
-    TRAINING_LAYOUTS,
+    KRIGED_LAYOUTS,
+    LEARNED_LAYOUTS,
     Sensors,
     choose_layouts,
     layout_name,
@@ -81,12 +82,21 @@ def test_layouts_that_do_not_fit_the_grid_are_refused():
         observe(fields(), SensorLayout(layout="scattered", number=577), 0, range(3), 0)
 
 
-def test_training_sees_every_layout_and_none():
-    uniform = torch.linspace(0.001, 0.999, 2000, dtype=torch.float64)
-    every = set(range(1, 1 + len(TRAINING_LAYOUTS)))
-    assert set(choose_layouts(uniform, "optional").tolist()) == every | {0}
-    assert set(choose_layouts(uniform, "required").tolist()) == every
-    assert set(choose_layouts(uniform, "none").tolist()) == {0}
-    for number in every:
-        _, _, noise = TRAINING_LAYOUTS[number - 1]
-        assert training_layout(number, 2.0, 0.25).noise_std == noise * 0.25
+@pytest.mark.parametrize("layouts", [KRIGED_LAYOUTS, LEARNED_LAYOUTS])
+def test_training_sees_every_layout_by_its_weight_and_none(layouts):
+    uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    every = range(1, 1 + len(layouts))
+    required = torch.bincount(choose_layouts(uniform, "required", layouts))
+    assert required[0] == 0
+    weights = torch.tensor([layout.weight for layout in layouts])
+    assert torch.allclose(required[1:] / 20_000, weights / weights.sum(), atol=1e-3)
+    optional = torch.bincount(choose_layouts(uniform, "optional", layouts))
+    assert optional[0] == 10_000 and (optional[1:] > 0).all() and len(optional) == 1 + len(every)
+    assert set(choose_layouts(uniform, "none", layouts).tolist()) == {0}
+    for layout in layouts:
+        shown = training_layout(layout, 3, 2.0, 0.25)
+        assert shown.noise_std == layout.noise * 0.25
+        count = layout.size**2 if layout.kind == "regular" else layout.size
+        assert shown.positions.shape == (count, 2) and float(shown.positions.max()) < 2.0
+        moved = not torch.equal(shown.positions, training_layout(layout, 4, 2.0, 0.25).positions)
+        assert moved == (layout.kind == "scattered")

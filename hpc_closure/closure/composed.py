@@ -26,7 +26,13 @@ from torch import Tensor, nn
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
-from hpc_closure.closure.conditioning import Conditioning, Kriged, Learned, Observed
+from hpc_closure.closure.conditioning import (
+    Conditioning,
+    Kriged,
+    Learned,
+    Observed,
+    TrainingObserved,
+)
 from hpc_closure.closure.features import (
     FEATURES,
     coordinates,
@@ -37,10 +43,12 @@ from hpc_closure.closure.frame import Encoding, Frame
 from hpc_closure.closure.gate import LEAST, ShareGate, ShellGate
 from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
 from hpc_closure.closure.law import BaseLaw
+from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.mean import FourierAmplitude, FourierMean
 from hpc_closure.closure.parts import PartReport
+from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.regression import Library
-from hpc_closure.closure.residual import RESIDUALS, Effort, Gaussian, Generator, Posterior
+from hpc_closure.closure.residual import Effort, Gaussian, Generator, OnePass, Residual, Score
 from hpc_closure.closure.residual_memory import LagCorrelation, knot_spacing, position
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
@@ -51,6 +59,7 @@ __all__ = ["ComposedModel"]
 CHECK_SEED = 20240807
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 MEAN_GP = "mean_gp"
+SPREAD = 0.15  # steps in which the spread of a score is learned again, over the others'
 
 
 class ComposedModel(ClosureModel):
@@ -80,21 +89,33 @@ class ComposedModel(ClosureModel):
         if config["sensors"] == "learned":
             self.conditioning = Learned()
         channels += self.conditioning.channels + 1
-        self.residual = RESIDUALS[config["residual"]](channels, self.config)
+        self.residual = self._make_residual(channels)
         self.phases = self._phases(config["shares"])
         self.statistics = Statistics()
         self.library = self._library()
         self.frame: Frame
 
+    def _make_residual(self, channels: int) -> Residual:
+        config = self.config
+        if config["residual"] == "gaussian":
+            return Gaussian()
+        if config["residual"] == "crps":
+            return OnePass(channels, config)
+        if config["sensors"] == "learned":
+            return LearnedScore(channels, config, self.band)
+        return Score(channels, config)
+
     def _phases(self, shares: tuple[float, float]) -> tuple[Phase, ...]:
-        mean = shares[0] if self.mean or self.amplitude else 0.0
+        trained = bool(self.mean or self.amplitude)
+        mean = Phase("mean", shares[0] if trained else 0.0, "fit")
         if not isinstance(self.residual, Generator):
-            return Phase("mean", mean, "fit"), Phase("law", 0.0, "hold")
-        return (
-            Phase("mean", mean, "fit"),
-            Phase("generator", shares[1], "hold"),
-            Phase("check", 0.0, "valid"),
-        )
+            return mean, Phase("law", 0.0, "hold")
+        # members that no network has seen are as good as those held back
+        generator = Phase("generator", shares[1], "hold" if trained else "train")
+        check = Phase("check", 0.0, "valid")
+        if not isinstance(self.residual, LearnedScore):
+            return mean, generator, check
+        return mean, generator, Phase("spread", SPREAD * shares[1], "valid"), check
 
     # ---- phases ---------------------------------------------------------------------------------
 
@@ -104,6 +125,7 @@ class ComposedModel(ClosureModel):
             "mean": self.fit_mean,
             "generator": self.fit_law,
             "law": self.fit_law,
+            "spread": lambda reader: {},
             "check": self.check_generator,
         }
         if phase not in work:
@@ -118,7 +140,9 @@ class ComposedModel(ClosureModel):
         return report
 
     def parameters_of(self, phase: str) -> list[nn.Parameter]:
-        """``mean`` trains mean and amplitude, ``generator`` the residual."""
+        """``mean``: of mean and amplitude, ``generator``: of the residual, ``spread``: of c."""
+        if phase == "spread" and isinstance(self.residual, LearnedScore):
+            return self.residual.spread_parameters()
         trained = {"mean": (self.mean, self.amplitude), "generator": (self.residual,)}
         return [
             weight
@@ -130,7 +154,7 @@ class ComposedModel(ClosureModel):
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
         if self.phase == "mean" and self.parameters_of("mean"):
             return self.mean_loss(batch)
-        if self.phase == "generator":
+        if self.phase in ("generator", "spread"):
             return self.generator_loss(batch, seed, step)
         raise ValueError(f"phase {self.phase!r} has no loss; call begin('mean', reader) first")
 
@@ -158,7 +182,8 @@ class ComposedModel(ClosureModel):
             law = BaseLaw(kept, s.law_spectrum, s.law_tail)
             plain = BaseLaw(kept, s.plain_spectrum, s.law_tail)
             self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
-        self.frame = Frame(self.band, kept, s.generator_size, first, law, plain)
+        state_std = None if s.state_spectrum is None else kept.spread(s.state_spectrum.sqrt())
+        self.frame = Frame(self.band, kept, s.generator_size, first, law, plain, state_std)
 
     def _library(self, coefficients: Tensor | None = None) -> Library:
         kind = self.config["library"] if "regression" in self.config["mean"] else "none"
@@ -237,7 +262,7 @@ class ComposedModel(ClosureModel):
             small.amplitude = None
         if isinstance(self.residual, Generator) and not gains["residual"]:
             config["residual"] = "gaussian"
-            small.residual = Gaussian(0, config)
+            small.residual = Gaussian()
         small.config = config
         return small
 
@@ -277,7 +302,8 @@ class ComposedModel(ClosureModel):
         s, like = self.statistics, frames_hat.real
         shift, scale = s.largest_mean.to(like), s.largest_std.to(like)
         largest = ((self.band.largest(frames_hat[:, 0]) - shift) / scale).float()
-        encoding = Encoding(self.library(frames_hat), self.features(frames_hat), largest)
+        state_hat, mean_hat = frames_hat[:, 0], self.library(frames_hat)
+        encoding = Encoding(state_hat, mean_hat, self.features(frames_hat), largest)
         gain = self._modes_of(s.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
             correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
@@ -320,6 +346,7 @@ class ComposedModel(ClosureModel):
         b = self.band
         active = self.library.fit((f, t) for f, t, _ in self.snapshots(reader))
         power = torch.zeros((), dtype=torch.float64)  # (features,)
+        state = torch.zeros(len(b.group_k2), dtype=torch.float64)
         spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
         total = torch.zeros(len(b.group_k2), dtype=torch.float64)
         num, largest = 0, []
@@ -327,6 +354,7 @@ class ComposedModel(ClosureModel):
             largest.append(b.largest(frames_hat[:, 0]).cpu())
             features = b.by_group(self.present_features(frames_hat[:, 0]).abs().square())
             power = power + features.sum((0, -1)).cpu()
+            state += features[:, FEATURES.index("w")].sum(0).cpu()
             residual = target_hat - self.library(frames_hat)
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
@@ -336,13 +364,17 @@ class ComposedModel(ClosureModel):
             raise ValueError("the closure targets are all zero: nothing to learn")
         modes, size, tail = generator_grid(b, variance, self.config["modes"])
         kept = band(modes, self.length)
-        per_mode = resize(b.spread(variance / b.group_size), modes)
+        per_mode, state_modes = (
+            resize(b.spread(part / b.group_size), modes) for part in (variance, state / num)
+        )
+        reads = isinstance(self.conditioning, Learned)
         self.adopt(
             Statistics(
                 library=self.library.coefficients,
                 features_rms=rms.clamp(min=1e-30),
                 largest_mean=low.mean(0),
                 largest_std=low.std(0).clamp(min=1e-6 * float(rms[2])),
+                state_spectrum=kept.by_group(state_modes) / kept.group_size if reads else None,
                 target_rms=float((total.sum() / num).sqrt()),
                 first_spectrum=kept.by_group(per_mode) / kept.group_size,
                 first_tail=tail,
@@ -393,7 +425,8 @@ class ComposedModel(ClosureModel):
             residual = target_hat - encoding.mean_hat
             q_hat = frame.standardise(residual, encoding.log_amplitude)
             power += kept.by_group(q_hat.abs().square()).sum(0).cpu()
-            memory.add(q_hat, batch.tags)
+            if not isinstance(self.residual, LearnedScore):  # whose mean is not known yet
+                memory.add(q_hat, batch.tags)
             inside = resize(residual, kept.modes)
             plain_power += kept.by_group(inside.abs().square()).sum(0).cpu()
             beyond = residual - resize(inside, self.band.modes)
@@ -494,15 +527,21 @@ class ComposedModel(ClosureModel):
 
     # ---- the generator --------------------------------------------------------------------------
 
-    def posterior(self, encoding: Encoding, fields: Tensor, gains: list) -> Posterior:
-        """Channels (B, C, g, g) of the generator: features, those of the sensors, log D."""
+    def posterior(
+        self, encoding: Encoding, seen: Observed | TrainingObserved, gains: list
+    ) -> Posterior:
+        """What a generator reads: features, what sensors say, log D."""
+        fields = seen.fields
         features, log = encoding.features, encoding.log_amplitude
         if log is None:
             log = features.new_zeros(1, self.frame.size, self.frame.size)
         parts = (features, fields, log[:, None].to(features))
         count = max(map(len, parts))
         channels = torch.cat([part.expand(count, -1, -1, -1) for part in parts], dim=1)
-        return Posterior(channels, encoding.largest, gains)
+        white = None
+        if isinstance(self.conditioning, Learned):
+            white = self.frame.whiten_state(encoding.state_hat)
+        return Posterior(channels, encoding.largest, gains, seen.readings, white)
 
     def generator_loss(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
         """Loss (B,) of the generator (:class:`~.residual.Generator`).
@@ -516,6 +555,8 @@ class ComposedModel(ClosureModel):
             encoding = self.encode(self.frames(batch["state"], batch.get("history")))
             target_hat = self.band.to_spectral(batch["target"])
             drawn = self._training_draws(encoding, target_hat, key, draws.STREAM_STEP)
+        if self.phase == "spread" and isinstance(self.residual, LearnedScore):
+            return self.residual.spread_loss(self.frame, *drawn[:2])
         return self.residual.loss(self.frame, *drawn)
 
     def _training_draws(
@@ -529,9 +570,10 @@ class ComposedModel(ClosureModel):
         uniform = draws.uniforms(*key).to(x0.device)
         noises = range(self.residual.noises)
         z = torch.stack([self.base_noise(frame.law, key, stream + i) for i in noises])
-        layouts = choose_layouts(uniform[:, 1].cpu(), self.sensors_allowed)
+        shown = self.conditioning.layouts
+        layouts = choose_layouts(uniform[:, 1].cpu(), self.sensors_allowed, shown)
         seen = self.conditioning.observe_training(frame, encoding, x0, z, layouts, key)
-        given = self.posterior(encoding, seen.fields, list(seen.gains))
+        given = self.posterior(encoding, seen, list(seen.gains))
         return given, x0 - seen.mean, z, uniform[:, 0]
 
     def check_generator(self, reader: Reader) -> dict[str, Any]:
@@ -563,21 +605,30 @@ class ComposedModel(ClosureModel):
         return report
 
     def _spread_gain(self, reader: Reader) -> Tensor:
-        """Standard deviation of the residual over that of the generator's samples, per shell."""
+        """Standard deviation of the residual over that of the generator's samples, per shell.
+
+        Both about the generator's mean, where it has one; what is left of the residual then tells
+        its memory, too.
+        """
         frame, first = self.frame, 0
-        kept = frame.kept
+        kept, memory = frame.kept, LagCorrelation(frame.kept)
         seen = torch.zeros(kept.grid.num_shells, dtype=torch.float64)
         drawn = torch.zeros_like(seen)
-        for frames_hat, target_hat, _ in self.snapshots(reader):
+        for frames_hat, target_hat, batch in self.snapshots(reader):
             encoding = self.encode(frames_hat)
             residual = target_hat - encoding.mean_hat
             q_hat = frame.standardise(residual, encoding.log_amplitude)
             key = draws.Key(CHECK_SEED, "check", range(first, first + len(q_hat)), 1)
             first += len(q_hat)
             z = self.base_noise(frame.law, key, draws.STREAM_BASE)
-            x = self.generate(encoding, z, None, Effort())
-            seen += kept.grid.shell_sum(q_hat.abs().square()).sum(0).cpu()
+            none = Observed(self.conditioning.absent(frame, encoding.features))
+            centre = self.residual.centre(frame, self.posterior(encoding, none, []))
+            memory.add(q_hat - centre, batch.tags)
+            x = self.generate(encoding, z) - centre
+            seen += kept.grid.shell_sum((q_hat - centre).abs().square()).sum(0).cpu()
             drawn += kept.grid.shell_sum(x.abs().square().double()).sum(0).cpu()
+        if isinstance(self.residual, LearnedScore):
+            self.adopt(replace(self.statistics, memory_times=memory.times()))
         ratio = (seen / drawn.clamp(min=1e-300)).sqrt()
         return torch.where((seen > 0) & (drawn > 0), ratio.clamp(0.5, 2.0), 1.0)
 
@@ -622,27 +673,46 @@ class ComposedModel(ClosureModel):
             key = draws.Key(request.seed, "sample", request.members, request.call)
             z = observed.condition(z, key)
         if self.score_active and not baseline:
-            z = self.generate(encoding, z, observed, Effort(request.method, request.evaluations))
-        q_hat = z if observed is None or observed.mean is None else z + observed.mean
-        q_hat = (q_hat * scale).to(encoding.mean_hat.dtype)
+            effort = Effort(request.method, request.evaluations)
+            q_hat = self.generate(encoding, z, observed, effort, scale)
+        else:
+            q_hat = z * scale
+        if observed is not None and observed.mean is not None:
+            q_hat = q_hat + scale * observed.mean
+        q_hat = q_hat.to(encoding.mean_hat.dtype)
         return encoding.mean_hat + frame.amplify(q_hat, encoding.log_amplitude)
 
     def generate(
-        self, encoding: Encoding, z: Tensor, observed: Observed | None, effort: Effort
+        self,
+        encoding: Encoding,
+        z: Tensor,
+        observed: Observed | None = None,
+        effort: Effort = Effort(),
+        scale: float = 1.0,
     ) -> Tensor:
-        """Carry base noise z (M, ...) to residuals, less their posterior mean."""
-        none = self.conditioning.absent(self.frame, encoding.features)
-        fields = none if observed is None else observed.fields
-        gains = [] if observed is None or observed.gain is None else [(None, observed.gain)]
-        given = self.posterior(encoding, fields, gains)
+        """Carry base noise z (M, ...) to residuals, less their kriged mean.
+
+        Args:
+            encoding: of the states.
+            z: base noise.
+            observed: what sensors say.
+            effort: of the sampler.
+            scale: of the spread.
+        """
+        seen = observed or Observed(self.conditioning.absent(self.frame, encoding.features))
+        gains = [] if seen.gain is None else [(None, seen.gain)]
+        given = self.posterior(encoding, seen, gains)
         shells = self._modes_of(self.statistics.score_gain, z)
         if shells is None:
-            return z
+            return z * scale
         x = self.residual.draw(self.frame, given, z, shells, effort)
+        centre = self.residual.centre(self.frame, given)
         # the spread was made up for the model's own sampler, without sensors
         own = effort in (Effort(), Effort(self.config["method"], self.config["evaluations"]))
         spread = self._modes_of(self.statistics.score_spread, x)
-        return x if spread is None or observed is not None or not own else x * spread
+        if spread is None or observed is not None or not own:
+            spread = torch.ones((), device=x.device)
+        return centre + spread * scale * (x - centre)
 
 
 def _rounded(values: Tensor, digits: int = 3) -> list[float]:

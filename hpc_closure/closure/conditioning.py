@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,15 +13,98 @@ from hpc_closure.closure import draws
 from hpc_closure.closure.frame import Encoding, Frame
 from hpc_closure.closure.law import BaseLaw, Kriging
 from hpc_closure.closure.sensors import (
+    KRIGED_LAYOUTS,
+    LEARNED_LAYOUTS,
+    VARIANTS,
     Sensors,
-    fourier_interpolation,
+    TrainingLayout,
     regular_side,
     training_layout,
 )
 
-__all__ = ["Conditioning", "Kriged", "Learned", "Observed"]
+__all__ = ["Carrier", "Conditioning", "Kriged", "Learned", "Observed", "Reading"]
 
 KRIGING_CACHE = 32
+CARRIERS = 256
+FEW = 0.1  # weight of the sensors below which a point is hardly seen
+
+
+class Carrier:
+    """How the values of a layout come to the points of the generator's grid.
+
+    A regular layout is interpolated by its Fourier modes; the values of a scattered one are spread
+    by a normalised Gaussian of half the sensors' mean distance.
+
+    Args:
+        frame: coordinates of q.
+        positions: (S, 2).
+        noise: standard deviation of the errors over that of q.
+        device: where it is used.
+
+    Attributes:
+        places: (2, g, g) how much of each point the sensors see, and their errors.
+        numbers: (4,) of the layout (see :mod:`posterior_network`).
+    """
+
+    def __init__(self, frame: Frame, positions: Tensor, noise: float, device: Any):
+        kept, size, count = frame.kept, frame.size, len(positions)
+        weights = kept.weights.flatten().repeat_interleave(2)
+        self._reads = (kept.phases(positions) * weights).to(device, torch.float32)
+        near, density = _interpolation(positions, size, frame.band.length)
+        self._spreads = near.to(device, torch.float32).contiguous()
+        self.size = size
+        seen = density.to(device, torch.float32)
+        self.places = torch.stack([seen, torch.full_like(seen, noise)])
+        many = math.log(count) / math.log(256)
+        self.numbers = torch.tensor([1.0, many, noise, float(density.mean())], device=device)
+
+    def read(self, q_hat: Tensor) -> Tensor:
+        """Values (B, S), float32, of spectra at the sensors."""
+        pairs = torch.view_as_real(q_hat.to(torch.complex64)).flatten(1)
+        return pairs @ self._reads.T
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values (B, S) to fields (B, g, g)."""
+        return (values.float() @ self._spreads).unflatten(-1, (self.size, self.size))
+
+
+def _interpolation(positions: Tensor, size: int, length: float) -> tuple[Tensor, Tensor]:
+    """Weights (S, g g) of each sensor at each point, and what is seen of each point, (g, g)."""
+    side = regular_side(positions)
+    points = torch.arange(size, dtype=torch.float64) / size
+    apart = (positions / length)[:, :, None] - points  # (S, 2, g)
+    if side:
+        k = torch.arange(-((side - 1) // 2), side // 2 + 1, dtype=torch.float64)
+        one = torch.cos(2 * math.pi * apart[..., None] * k).sum(-1) / side
+        seen = torch.ones(size, size, dtype=torch.float64)
+        return (one[:, 0, :, None] * one[:, 1, None, :]).flatten(1), seen
+    width = 0.5 / math.sqrt(len(positions))
+    one = torch.exp(-0.5 * ((apart - apart.round()) / width).square())
+    near = (one[:, 0, :, None] * one[:, 1, None, :]).flatten(1)
+    total = near.sum(0)
+    seen = (total / (total + FEW)).unflatten(-1, (size, size))
+    return near / (total + FEW), seen
+
+
+@dataclass
+class Reading:
+    """Readings of a layout, for a network that learns what they mean.
+
+    Attributes:
+        rows: of the batch, or None for all.
+        carrier: of the layout.
+        values: (rows or 1, S), in units of q's standard deviation, less the mean.
+    """
+
+    rows: Tensor | None
+    carrier: Carrier
+    values: Tensor
+
+    def rows_of(self, count: int) -> Tensor:
+        """Rows of a batch of ``count``."""
+        if self.rows is not None:
+            return self.rows
+        return torch.arange(count, device=self.values.device)
 
 
 @dataclass
@@ -32,11 +115,13 @@ class Observed:
         fields: (B or 1, C, g, g) channels of the residual's network.
         gain: of the kriging, or None where the network alone makes use of the sensors.
         mean: posterior mean of q, spectra (B or 1, ...), or None.
+        readings: for the network.
     """
 
     fields: Tensor
     gain: Kriging | None = None
     mean: Tensor | None = None
+    readings: list[Reading] = field(default_factory=list)
 
     def condition(self, z: Tensor, key: draws.Key) -> Tensor:
         """Base noise (M, ...) of the prior to that of the posterior."""
@@ -54,11 +139,13 @@ class TrainingObserved:
         fields: (B, C, g, g).
         mean: posterior mean of q, spectra (B, ...).
         gains: (rows, gain) of every layout that is kriged.
+        readings: for the network.
     """
 
     fields: Tensor
     mean: Tensor
-    gains: list[tuple[Tensor, Kriging]]
+    gains: list[tuple[Tensor, Kriging]] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
 
 
 class Conditioning(ABC):
@@ -66,6 +153,8 @@ class Conditioning(ABC):
 
     #: fields that it gives the network
     channels: int
+    #: what training shows
+    layouts: tuple[TrainingLayout, ...]
 
     @abstractmethod
     def absent(self, frame: Frame, like: Tensor) -> Tensor:
@@ -111,6 +200,7 @@ class Kriged(Conditioning):
     """Kriging under the base law: exact for a Gaussian residual, at any positions."""
 
     channels = 2  # the kriged field, and its standard deviation over the prior's
+    layouts = KRIGED_LAYOUTS
 
     def __init__(self) -> None:
         self._kept: OrderedDict = OrderedDict()
@@ -159,8 +249,8 @@ class Kriged(Conditioning):
         return Observed(self._fields(frame, kriged, gain.std(frame.size)), gain, kriged)
 
     def _fields(self, frame: Frame, kriged: Tensor, std: Tensor) -> Tensor:
-        field = frame.field(kriged) / math.sqrt(frame.law.variance)
-        return torch.stack([field, std.expand_as(field)], dim=1).float()
+        mean = frame.field(kriged) / math.sqrt(frame.law.variance)
+        return torch.stack([mean, std.expand_as(mean)], dim=1).float()
 
     def observe_training(self, frame, encoding, x0, z, layouts, key):
         kriged = torch.zeros_like(x0)
@@ -169,7 +259,7 @@ class Kriged(Conditioning):
         for number, rows in rows_of(layouts, x0.device):
             log = None if encoding.log_amplitude is None else encoding.log_amplitude[rows]
             rms = math.sqrt(frame.law.variance)
-            sensors = training_layout(number, frame.band.length, rms)
+            sensors = training_layout(self.layouts[number - 1], 0, frame.band.length, rms)
             gain = self.gain(frame, sensors, log, frame.law, x0.device)
             error = gain.error.sqrt().expand(len(rows), -1)
             mine = key._replace(ids=[key.ids[i] for i in rows.tolist()])
@@ -184,59 +274,49 @@ class Kriged(Conditioning):
 
 
 class Learned(Conditioning):
-    """Values and places of the sensors as fields: what they mean is for the network to learn.
+    """What sensors mean is for the network to learn: it is given their readings and places."""
 
-    A regular layout is interpolated by its Fourier modes; the values of a scattered one are spread
-    to the points by a normalised Gaussian of the sensors' mean distance. Beside them stand where
-    sensors are, and how large their errors are.
-    """
+    channels = 0
+    layouts = LEARNED_LAYOUTS
 
-    channels = 3  # values, density of the sensors, standard deviation of their errors
+    def __init__(self) -> None:
+        self._kept: OrderedDict = OrderedDict()
 
     def absent(self, frame: Frame, like: Tensor) -> Tensor:
-        return like.new_zeros(1, self.channels, frame.size, frame.size)
+        return like.new_zeros(1, 0, frame.size, frame.size)
+
+    def carrier(self, frame: Frame, sensors: Sensors, noise_std: float, device: Any) -> Carrier:
+        """The carrier of a layout; the last ones are kept."""
+        key = (*sensors.key, noise_std, frame.kept.modes, frame.size, str(device))
+        if key not in self._kept:
+            noise = noise_std / math.sqrt(frame.law.variance)
+            self._kept[key] = Carrier(frame, sensors.positions, noise, device)
+            while len(self._kept) > CARRIERS:
+                self._kept.popitem(last=False)
+        return self._kept[key]
 
     def observe(self, frame, encoding, sensors, scale, law):
-        innovation = frame.innovation(encoding, sensors, scale)
-        return Observed(self._fields(frame, innovation, sensors, sensors.noise_std / scale))
-
-    def _fields(
-        self, frame: Frame, innovation: Tensor, sensors: Sensors, noise_std: float
-    ) -> Tensor:
-        """Channels (B, 3, g, g) of innovations (B, S)."""
-        length, size = frame.band.length, frame.size
-        rms = math.sqrt(frame.law.variance)
-        near = splat(sensors.positions, size, length).to(innovation)
-        density = near.sum(0)
-        if regular_side(sensors.positions) and len(sensors.positions) <= size**2:
-            values = fourier_interpolation(Sensors(innovation, sensors.positions), size)
-        else:
-            values = (innovation @ near / density.clamp(min=1e-12)).unflatten(-1, (size, size))
-            seen = (density / density.max()).clamp(max=1.0).unflatten(-1, (size, size))
-            values = values * seen
-        shape = values.shape
-        density = (density / density.mean()).unflatten(-1, (size, size)).expand(shape)
-        error = torch.full_like(values, noise_std / rms)
-        return torch.stack([values / rms, density, error], dim=1).float()
+        # another interval changes the spread of q about its mean, not the mean that is learned
+        innovation = frame.innovation(encoding, sensors, 1.0)
+        carrier = self.carrier(frame, sensors, sensors.noise_std, innovation.device)
+        values = innovation / math.sqrt(frame.law.variance)
+        absent = self.absent(frame, encoding.features)
+        return Observed(absent, readings=[Reading(None, carrier, values)])
 
     def observe_training(self, frame, encoding, x0, z, layouts, key):
-        fields = self.absent(frame, encoding.features).repeat(len(x0), 1, 1, 1)
+        rms, readings = math.sqrt(frame.law.variance), []
         for number, rows in rows_of(layouts, x0.device):
-            sensors = training_layout(number, frame.band.length, math.sqrt(frame.law.variance))
-            values = frame.kept.at(x0[rows], frame.kept.phases(sensors.positions, x0.device))
             mine = key._replace(ids=[key.ids[i] for i in rows.tolist()])
-            errors = draws.normals(*mine, values.shape[-1]).to(values) * sensors.noise_std
-            fields[rows] = self._fields(frame, values + errors, sensors, sensors.noise_std)
-        return TrainingObserved(fields, torch.zeros_like(x0), [])
-
-
-def splat(positions: Tensor, size: int, length: float) -> Tensor:
-    """Periodic Gaussians (S, n n), float64, at positions, of half the sensors' mean distance."""
-    points = torch.arange(size, dtype=torch.float64) * (length / size)
-    width = 0.5 * length / math.sqrt(len(positions))
-    apart = (positions[:, :, None] - points + 0.5 * length) % length - 0.5 * length
-    x, y = torch.exp(-0.5 * (apart / width).square()).unbind(1)
-    return (x[:, :, None] * y[:, None, :]).flatten(1)
+            # one place for all of a batch: its operators are large
+            sensors = training_layout(
+                self.layouts[number - 1], key.item % VARIANTS, frame.band.length, rms
+            )
+            carrier = self.carrier(frame, sensors, sensors.noise_std, x0.device)
+            values = carrier.read(x0[rows] / rms).double()
+            errors = draws.normals(*mine, values.shape[-1]).to(values)
+            readings.append(Reading(rows, carrier, values + errors * (sensors.noise_std / rms)))
+        absent = self.absent(frame, encoding.features)
+        return TrainingObserved(absent, torch.zeros_like(x0), readings=readings)
 
 
 def rows_of(layouts: Tensor, device: torch.device) -> list[tuple[int, Tensor]]:

@@ -18,12 +18,14 @@ class Encoding:
     """What the state alone decides, for B states.
 
     Attributes:
+        state_hat: (B, ...) spectrum of the state in the model's band.
         mean_hat: (B, ...) spectrum of m(V) in the model's band.
         features: (B, C, g, g) condition channels on the generator's grid.
         largest: (B, 25) largest modes of the state, normalised.
         log_amplitude: (B, g, g) log D, or None where D = 1.
     """
 
+    state_hat: Tensor
     mean_hat: Tensor
     features: Tensor
     largest: Tensor
@@ -41,6 +43,7 @@ class Frame:
         first: law of what the regression leaves.
         law: law of q; that of ``first`` until it is known.
         plain: law of the residual where D = 1.
+        state_std: standard deviation of the state's modes in the residual band, where it is read.
     """
 
     band: Band
@@ -49,6 +52,18 @@ class Frame:
     first: BaseLaw
     law: BaseLaw
     plain: BaseLaw
+    state_std: Tensor | None
+
+    def whiten_state(self, w_hat: Tensor) -> Tensor:
+        """Spectra (B, ...) in the model's band to whitened ones in the residual band, complex64.
+
+        What the closure's small scales are made of is as small in the state: no shell is left out.
+        """
+        assert self.state_std is not None
+        std = self.state_std.to(w_hat.real)
+        seen = std > 1e-7 * std.max()
+        white = resize(w_hat, self.kept.modes) / torch.where(seen, std, torch.inf)
+        return white.to(torch.complex64)
 
     def field(self, q_hat: Tensor) -> Tensor:
         """Spectra in the residual band to fields (..., g, g)."""

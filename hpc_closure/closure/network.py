@@ -46,6 +46,12 @@ class FourierBlock(nn.Module):
         self, x: Tensor, shift: Tensor | None = None, gate: Tensor | None = None
     ) -> Tensor:
         """(B, width, n, n); ``shift`` is added before the activation, ``1 + gate`` multiplies."""
+        return self.both(x, shift, gate)[0]
+
+    def both(
+        self, x: Tensor, shift: Tensor | None = None, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output, and the products (B, products, n, n) beside it."""
         width = x.shape[1]
         local = self.local(x)
         hidden = self.spectral(x) + local[:, :width]
@@ -53,7 +59,8 @@ class FourierBlock(nn.Module):
         if gate is not None:
             hidden = hidden + hidden * gate
         one, other = local[:, width:].chunk(2, dim=1)
-        return x + self.out(torch.cat([hidden, one * other], dim=1))
+        product = one * other
+        return x + self.out(torch.cat([hidden, product], dim=1)), product
 
 
 class Modulation(nn.Module):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.frame import Frame
 from hpc_closure.closure.gate import ImprovementGate, ShellGate
-from hpc_closure.closure.law import Kriging
 from hpc_closure.closure.losses import (
     ALMOST_FAIR,
     crps,
@@ -25,34 +24,10 @@ from hpc_closure.closure.losses import (
     spectral_square,
 )
 from hpc_closure.closure.network import Encoded, ScoreNetwork
+from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.sampling import SCHEDULES, build_sampler
 
-__all__ = ["RESIDUALS", "Effort", "Gaussian", "Generator", "Posterior", "Residual"]
-
-
-@dataclass
-class Posterior:
-    """Given what q is drawn.
-
-    Attributes:
-        fields: (B or 1, C, g, g) of the state and the sensors.
-        largest: (B or 1, 25) largest modes of the state.
-        gains: (rows, gain) of what is kriged; rows None = all.
-    """
-
-    fields: Tensor
-    largest: Tensor
-    gains: list[tuple[Tensor | None, Kriging]]
-
-    def project(self, frame: Frame, white_hat: Tensor) -> Tensor:
-        """A Q^(1/2) f: colour a whitened spectrum and take the kriged part out of it."""
-        out = white_hat * frame.law.modes("colour", white_hat)
-        for rows, gain in self.gains:
-            if rows is None:
-                out = gain.remove(out).to(out.dtype)
-            else:
-                out = out.index_copy(0, rows, gain.remove(out[rows]).to(out.dtype))
-        return out
+__all__ = ["Effort", "Gaussian", "Generator", "OnePass", "Residual", "Score"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +40,10 @@ class Effort:
 
 class Residual(nn.Module, ABC):
     """Draws of q, less their posterior mean, from (conditioned) base noise."""
+
+    def centre(self, frame: Frame, given: Posterior) -> Tensor | float:
+        """Mean of what :meth:`draw` gives, spectra (B or 1, ...)."""
+        return 0.0
 
     @abstractmethod
     def draw(
@@ -84,9 +63,6 @@ class Residual(nn.Module, ABC):
 class Gaussian(Residual):
     """The base law itself: what the generators must beat."""
 
-    def __init__(self, channels: int, config: dict[str, Any]):
-        super().__init__()
-
     def draw(self, frame, given, z, shells, effort):
         return z
 
@@ -97,10 +73,8 @@ class Generator(Residual):
     #: base draws for each sample of the training
     noises = 1
 
-    def __init__(self, channels: int, config: dict[str, Any]):
+    def __init__(self, config: dict[str, Any]):
         super().__init__()
-        sizes = (config["width"], config["modes"], config["layers"])
-        self.network = ScoreNetwork(channels, *sizes, form=config["form"])
         self.config = config
 
     @property
@@ -132,6 +106,15 @@ class Generator(Residual):
     ) -> tuple[Tensor, Tensor]:
         """What the gate takes in of unseen snapshots; arguments as of :meth:`loss`."""
 
+
+class FlowNetwork(Generator):
+    """What the generators that start from kriged noise share."""
+
+    def __init__(self, channels: int, config: dict[str, Any]):
+        super().__init__(config)
+        sizes = (config["width"], config["modes"], config["layers"])
+        self.network = ScoreNetwork(channels, *sizes, form=config["form"])
+
     def encode(self, given: Posterior) -> Encoded:
         """What the noisy branch needs of the conditions; once for all noise levels."""
         return self.network.encode(given.fields, given.largest)
@@ -146,7 +129,7 @@ class Generator(Residual):
         return frame.kept.to_spectral(self.network(inputs, largest, angle.float(), encoded))
 
 
-class Score(Generator):
+class Score(FlowNetwork):
     r"""Score matching as a velocity, :math:`|F(x_t, t) - (\cos t\,z - \sin t\,x_0)|^2`.
 
     The loss is 1 where the network adds nothing to a Gaussian law without sensors.
@@ -193,7 +176,7 @@ class Score(Generator):
         return build_sampler(method, schedule, evaluations)(denoise, z)
 
 
-class OnePass(Generator):
+class OnePass(FlowNetwork):
     """One evaluation, trained by almost-fair CRPS plus a spectral energy score."""
 
     noises = 4
@@ -232,6 +215,3 @@ class OnePass(Generator):
         z = z.to(torch.complex64)
         white = self.velocity(frame, z, self._angle(z), self.encode(given))
         return z + given.project(frame, white * shells.to(z.real))
-
-
-RESIDUALS: dict[str, type[Residual]] = {"score": Score, "crps": OnePass, "gaussian": Gaussian}

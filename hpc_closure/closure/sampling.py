@@ -23,7 +23,15 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["PublishedVE", "SAMPLERS", "SCHEDULES", "Sampler", "Schedule", "build_sampler"]
+__all__ = [
+    "GaussianStep",
+    "PublishedVE",
+    "SAMPLERS",
+    "SCHEDULES",
+    "Sampler",
+    "Schedule",
+    "build_sampler",
+]
 
 Denoiser = Callable[[Tensor, float], Tensor]
 
@@ -272,6 +280,27 @@ class EulerMaruyama(Sampler):
         mean = x + g * g * dt * score
         last = self.index == self.num_steps - 1
         return mean if last else mean + g * math.sqrt(dt) * self.fresh(self.index)
+
+
+class GaussianStep(Sampler):
+    r"""Exact for a Gaussian law of known spread c, per mode, in any number of steps.
+
+    From :math:`D = g x + (1 - g\cos t)\,\mu`, see :mod:`learned_score`; for the trigonometric
+    schedule.
+    """
+
+    name = "gaussian"
+
+    def __init__(self, schedule: Schedule, evaluations: int, spread: Tensor):
+        super().__init__(schedule, evaluations)
+        self.spread2 = spread.square()
+
+    def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
+        c = self.schedule
+        before, after = (self.spread2 * c.alpha(u) ** 2 + c.sigma(u) ** 2 for u in (t, s))
+        slope = self.spread2 * c.alpha(t) / before
+        mean = (denoiser(x, t) - slope * x) * before / c.sigma(t) ** 2
+        return c.alpha(s) * mean + (after / before).sqrt() * (x - c.alpha(t) * mean)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -191,42 +191,72 @@ def fourier_interpolation(sensors: Sensors, size: int) -> Tensor:
 
 # ---- those of the training ----------------------------------------------------------------------
 
-# kind, size (per side or in all), noise / rms of the residual
-TRAINING_LAYOUTS = (
-    ("regular", 4, 0.0),
-    ("regular", 8, 0.0),
-    ("scattered", 6, 0.0),
-    ("scattered", 24, 0.0),
-    ("regular", 4, 0.3),
-    ("regular", 8, 0.3),
-    ("scattered", 12, 0.3),
-    ("scattered", 80, 0.1),
+
+class TrainingLayout(NamedTuple):
+    """A layout that training shows: its size (per side or in all), noise / rms of the residual."""
+
+    kind: str
+    size: int
+    noise: float = 0.0
+    weight: float = 1.0
+
+
+KRIGED_LAYOUTS = (
+    TrainingLayout("regular", 4),
+    TrainingLayout("regular", 8),
+    TrainingLayout("scattered", 6),
+    TrainingLayout("scattered", 24),
+    TrainingLayout("regular", 4, 0.3),
+    TrainingLayout("regular", 8, 0.3),
+    TrainingLayout("scattered", 12, 0.3),
+    TrainingLayout("scattered", 80, 0.1),
 )
+# a network that is to learn what sensors mean must see many of them
+LEARNED_LAYOUTS = (
+    TrainingLayout("regular", 16, 0.0, 8.0),
+    TrainingLayout("regular", 12),
+    TrainingLayout("regular", 8, 0.0, 2.0),
+    TrainingLayout("regular", 4),
+    TrainingLayout("scattered", 6, 0.0, 0.5),
+    TrainingLayout("scattered", 24, 0.0, 0.5),
+    TrainingLayout("scattered", 64),
+    TrainingLayout("regular", 16, 0.1),
+    TrainingLayout("regular", 4, 0.3, 0.5),
+    TrainingLayout("regular", 8, 0.3, 0.5),
+    TrainingLayout("scattered", 12, 0.3, 0.5),
+    TrainingLayout("scattered", 80, 0.1, 0.5),
+)
+VARIANTS = 16  # of every scattered layout that a network learns from
 LAYOUT_SEED = 5
 
 
-@lru_cache(maxsize=64)
-def training_layout(number: int, length: float, rms: float) -> Sensors:
-    """Layout ``number`` >= 1, anywhere in the square; its values are to be taken from the target.
+@lru_cache(maxsize=512)
+def training_layout(layout: TrainingLayout, variant: int, length: float, rms: float) -> Sensors:
+    """A layout anywhere in the square; its values are to be taken from the target.
 
     Args:
-        number: of ``TRAINING_LAYOUTS``, from 1.
+        layout: what is shown.
+        variant: of the places of a scattered one.
         length: side of the square.
         rms: of the residual, the unit of the errors.
     """
-    kind, size, noise = TRAINING_LAYOUTS[number - 1]
-    if kind == "regular":
-        positions = regular_positions(size, length)
+    if layout.kind == "regular":
+        positions = regular_positions(layout.size, length)
     else:
-        positions = draws.uniforms(LAYOUT_SEED, "layout", range(size), number, 2) * length
-    return Sensors(torch.zeros(len(positions)), positions, noise * rms)
+        item = VARIANTS * layout.size + variant
+        positions = draws.uniforms(LAYOUT_SEED, "layout", range(layout.size), item, 2) * length
+    return Sensors(torch.zeros(len(positions)), positions, layout.noise * rms)
 
 
-def choose_layouts(uniform: Tensor, sensors: str) -> Tensor:
-    """Layout number of each sample from uniforms (B,): 0 = no sensors."""
-    count = len(TRAINING_LAYOUTS)
+def choose_layouts(uniform: Tensor, sensors: str, layouts: Sequence[TrainingLayout]) -> Tensor:
+    """Number of each sample's layout from uniforms (B,): 0 = no sensors, 1 = the first.
+
+    Half of the samples have none where sensors are ``optional``.
+    """
     if sensors == "none":
         return torch.zeros_like(uniform, dtype=torch.int64)
-    if sensors == "required":
-        return 1 + (uniform * count).long()
-    return torch.where(uniform < 0.5, 1 + (uniform * 2 * count).long(), 0)
+    share = uniform if sensors == "required" else 2 * uniform
+    weights = torch.tensor([layout.weight for layout in layouts], dtype=uniform.dtype)
+    edges = (weights.cumsum(0) / weights.sum())[:-1].contiguous()
+    chosen = 1 + torch.searchsorted(edges, share.contiguous(), right=True)
+    return torch.where(share < 1, chosen, 0)

@@ -35,6 +35,8 @@ class Statistics:
         library: (terms, groups) coefficients of the regression.
         features_rms: (features,) rms of the condition channels.
         largest_mean, largest_std: (25,) of the state's largest modes.
+        state_spectrum: (groups,) variance per mode of the state, in the residual band; where the
+            generator reads the state whitened.
         target_rms: of the closure.
         first_spectrum: (groups,) variance per mode that the regression leaves.
         first_tail: variance of that beyond the residual band.
@@ -54,6 +56,7 @@ class Statistics:
     features_rms: Tensor = NOT_YET
     largest_mean: Tensor = NOT_YET
     largest_std: Tensor = NOT_YET
+    state_spectrum: Tensor | None = None
     target_rms: float = NOT_YET
     first_spectrum: Tensor = NOT_YET
     first_tail: float = NOT_YET

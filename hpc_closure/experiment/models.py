@@ -43,7 +43,7 @@ ALONE = {"mean": [], "amplitude": "none", "sensors": "learned", "gate": "off"}
 CLOSED = {"mean": ["regression"], "amplitude": "none", "residual": "gaussian"}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": DEFAULT,
-    "fno_score": {**DEFAULT, "preset": "fno_score", **ALONE, "shares": [0.0, 1.0]},
+    "fno_score": {**DEFAULT, "preset": "fno_score", **ALONE, "modes": 12, "method": "gaussian"},
     "one_pass": {**DEFAULT, "preset": "one_pass", "residual": "crps", "evaluations": 1},
     "gaussian": {**DEFAULT, "preset": "gaussian", **CLOSED},
     "published": PUBLISHED,
