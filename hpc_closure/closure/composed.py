@@ -107,7 +107,7 @@ class ComposedModel(ClosureModel):
 
     def _phases(self, shares: tuple[float, float]) -> tuple[Phase, ...]:
         trained = bool(self.mean or self.amplitude)
-        mean = Phase("mean", shares[0] if trained else 0.0, "fit")
+        mean = Phase("mean", shares[0] if trained else 0.0, "fit", sampled=False)
         if not isinstance(self.residual, Generator):
             return mean, Phase("law", 0.0, "hold")
         # members that no network has seen are as good as those held back

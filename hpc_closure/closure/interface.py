@@ -41,11 +41,13 @@ class Phase:
         name: passed to ``begin`` and ``parameters_of``.
         share: share of all optimizer steps; 0 = closed-form work only.
         members: whose snapshots it reads: ``fit``, ``hold`` or ``valid``.
+        sampled: the model can be sampled from its beginning on.
     """
 
     name: str
     share: float
     members: str
+    sampled: bool = True
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,7 @@ class Trainer:
             "train": self.part.some(validate.JUDGED),
             "valid": self.data.valid.some(validate.JUDGED),
         }
-        self.scored = phase is self._last_trained()
+        self.scored = phase.sampled and phase is self._last_trained()
         self.shadow = copy.deepcopy(self.model).eval()
         self.shadow_loss = engine.Loss(self.shadow, self.processes.device, self.settings.precision)
         self.engine = start_engine(self.model, self.settings, self.processes)
@@ -277,7 +277,7 @@ class Trainer:
             self._announce()
 
     def _last_trained(self) -> Phase:
-        """The last phase that has steps: only then can the model be sampled."""
+        """The last phase that has steps: before it, samples tell nothing of the model."""
         return [phase for phase, steps in self.phases if steps][-1]
 
     def _announce(self) -> None:
