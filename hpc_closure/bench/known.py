@@ -75,6 +75,12 @@ class Known:
             out.append((states.float(), targets.float()))
         return out
 
+    def data(self, samples: int) -> trainer.TrainData:
+        """Two halves of ``samples`` states each to train on, and a quarter of one to judge by."""
+        drawn = (("train", 2 * samples), ("valid", max(samples // 4, 1)))
+        sets = [Drawn(self, kind, count) for kind, count in drawn]
+        return trainer.TrainData(*(TrainingSet(one, one.members, seed=self.seed) for one in sets))
+
 
 class Drawn:
     """Draws of a law as a data set in memory, each state a trajectory of its own.
@@ -121,9 +127,7 @@ def fit(
     """
     torch.manual_seed(known.seed)
     model = build(config or {}, known.grid)
-    drawn = (("train", 2 * samples), ("valid", max(samples // 4, 1)))
-    sets = [Drawn(known, kind, count) for kind, count in drawn]
-    data = trainer.TrainData(*(TrainingSet(one, one.members, seed=known.seed) for one in sets))
+    data = known.data(samples)
     if not steps:
         for phase in model.phases:
             model.begin(phase.name, data.of(phase.members).passes)
