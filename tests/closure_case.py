@@ -1,16 +1,22 @@
 """Small closures with known laws, for the tests of the model."""
 
 import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from hpc_closure.bench.known import FIRST, Known
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.build import build
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.published import LATEST, SENSORS_PER_SIDE, PublishedModel
 from hpc_closure.closure.sensors import subgrid
+from hpc_closure.data.samples import TrainingSet
 from hpc_closure.spectral.problem import Problem
+from hpc_closure.train.trainer import TrainData
 
 SIZE = 32
 SMALL = {"width": 8, "modes": 4, "layers": 1, "mean_layers": 1}
@@ -66,3 +72,95 @@ def score_loss(model: PublishedModel, states, targets, seed=0) -> float:
         sensors = model._field(subgrid(clean, SENSORS_PER_SIDE), states.shape[-1])
     out = model.network(t, clean + sigma * z, states, sensors)
     return float((out + z).square().sum((-2, -1)).mean())
+
+
+# ---- laws whose mean no term of the regression spans --------------------------------------------
+
+RMS = 0.26  # of the vorticity of the states of ``Known``
+
+
+class MeanLaw:
+    """U = s m(w / rms) + the noise of an exact law, s three standard deviations of the noise.
+
+    Args:
+        base: the law with that noise.
+        mean: m, of spectra of the state and its fields on the grid to fields.
+    """
+
+    def __init__(self, base: ExactLaw, mean: Callable[[Tensor, ExactLaw], Tensor]):
+        self.base, self.of = base, mean
+        self.variance, self.scale = base.variance, 3 * math.sqrt(base.variance)
+
+    def mean(self, states: Tensor) -> Tensor:
+        """E[U | V], (B, n, n) float64, within the band."""
+        to_spectral, to_physical = self.base.transform.to_spectral, self.base.transform.to_physical
+        fields = self.of(states.double() / RMS, self.base)
+        return self.scale * to_physical(to_spectral(fields))
+
+    def draw(self, states: Tensor, ids: Sequence[int], seed: int, call: int) -> Tensor:
+        """One U per state; ``ids`` key the draws."""
+        noise = self.base.draw(states, ids, seed, call) - self.base.mean(states)
+        return self.mean(states) + noise
+
+
+def cubic_drag(w: Tensor, law: ExactLaw) -> Tensor:
+    """-w^3: no product of two features."""
+    return -w.pow(3) / 3
+
+
+def one_way_kernel(w: Tensor, law: ExactLaw) -> Tensor:
+    """kx^2 / k^2 of every mode: linear and non-local, but no function of |k|^2."""
+    kx, k2 = law.grid.kx, law.grid.k2
+    share = torch.where(k2 > 0, kx**2 / k2.clamp(min=1e-30), 0.0)
+    return law.transform.to_physical(law.transform.to_spectral(w) * share)
+
+
+def outside(mean: Callable[[Tensor, ExactLaw], Tensor], grid: int = 16) -> Known:
+    """States and draws of a :class:`MeanLaw`."""
+    known = Known("diffusion", grid)
+    known.law = MeanLaw(known.law, mean)
+    return known
+
+
+# ---- a law with memory --------------------------------------------------------------------------
+
+
+class Remembering(Known):
+    """U depends on the state one snapshot before alone, by its square: no term has that.
+
+    Args:
+        grid: points per side.
+        history: frames that samples carry.
+    """
+
+    def __init__(self, grid: int = 16, history: int = 1):
+        super().__init__("diffusion", grid)
+        self.history = history
+        self.law = MeanLaw(self.law, lambda w, law: w.square() - 1)
+
+    def data(self, samples: int) -> TrainData:
+        drawn = (("train", 2 * samples), ("valid", samples // 4))
+        return TrainData(*(self._set(kind, count) for kind, count in drawn))
+
+    def pairs(self, kind: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Present and earlier states, independent of each other, and U given the earlier ones."""
+        now, before = (self.states(kind, count, start) for start in (0, 500_000))
+        return now, before, self.draw(before, FIRST[kind])
+
+    def _set(self, kind: str, count: int) -> TrainingSet:
+        now, before, target = self.pairs(kind, count)
+        store = TwoTimes(torch.stack([before, now], 1), torch.stack([0 * target, target], 1))
+        return TrainingSet(store, range(count), range(1, 2), history=self.history)
+
+
+class TwoTimes:
+    """Two snapshots of many trajectories as a data set in memory."""
+
+    times = np.arange(2.0)
+
+    def __init__(self, states: Tensor, targets: Tensor):
+        self.members, self.grid = range(len(states)), states.shape[-1]
+        self.fields = {"vorticity": states.numpy(), "closure": targets.numpy()}
+
+    def read(self, member, index, field="vorticity", grid=None):
+        return self.fields[field][member, index]
