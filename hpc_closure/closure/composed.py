@@ -48,7 +48,15 @@ from hpc_closure.closure.mean import FourierAmplitude, FourierMean
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.regression import Library
-from hpc_closure.closure.residual import Effort, Gaussian, Generator, OnePass, Residual, Score
+from hpc_closure.closure.residual import (
+    Drawn,
+    Effort,
+    Gaussian,
+    Generator,
+    OnePass,
+    Residual,
+    Score,
+)
 from hpc_closure.closure.residual_memory import LagCorrelation, knot_spacing, position
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
@@ -602,6 +610,7 @@ class ComposedModel(ClosureModel):
             spread = self._spread_gain(reader)
             self.statistics = replace(self.statistics, score_spread=spread)
             report["spread_gain"] = _rounded(spread)
+            report["memory"] = _rounded(self.statistics.memory_times, 2)
         return report
 
     def _spread_gain(self, reader: Reader) -> Tensor:
@@ -621,14 +630,13 @@ class ComposedModel(ClosureModel):
             key = draws.Key(CHECK_SEED, "check", range(first, first + len(q_hat)), 1)
             first += len(q_hat)
             z = self.base_noise(frame.law, key, draws.STREAM_BASE)
-            none = Observed(self.conditioning.absent(frame, encoding.features))
-            centre = self.residual.centre(frame, self.posterior(encoding, none, []))
-            memory.add(q_hat - centre, batch.tags)
-            x = self.generate(encoding, z) - centre
-            seen += kept.grid.shell_sum((q_hat - centre).abs().square()).sum(0).cpu()
-            drawn += kept.grid.shell_sum(x.abs().square().double()).sum(0).cpu()
-        if isinstance(self.residual, LearnedScore):
-            self.adopt(replace(self.statistics, memory_times=memory.times()))
+            made = self.generate(encoding, z)
+            memory.add(q_hat - made.mean, batch.tags)
+            about = made.mean if made.sharp else 0.0
+            seen += kept.grid.shell_sum((q_hat - about).abs().square()).sum(0).cpu()
+            spread = (made.q - about).abs().square().double()
+            drawn += kept.grid.shell_sum(spread).sum(0).cpu()
+        self.adopt(replace(self.statistics, memory_times=memory.times()))
         ratio = (seen / drawn.clamp(min=1e-300)).sqrt()
         return torch.where((seen > 0) & (drawn > 0), ratio.clamp(0.5, 2.0), 1.0)
 
@@ -674,7 +682,7 @@ class ComposedModel(ClosureModel):
             z = observed.condition(z, key)
         if self.score_active and not baseline:
             effort = Effort(request.method, request.evaluations)
-            q_hat = self.generate(encoding, z, observed, effort, scale)
+            q_hat = self.generate(encoding, z, observed, effort).held(scale)
         else:
             q_hat = z * scale
         if observed is not None and observed.mean is not None:
@@ -688,8 +696,7 @@ class ComposedModel(ClosureModel):
         z: Tensor,
         observed: Observed | None = None,
         effort: Effort = Effort(),
-        scale: float = 1.0,
-    ) -> Tensor:
+    ) -> Drawn:
         """Carry base noise z (M, ...) to residuals, less their kriged mean.
 
         Args:
@@ -697,22 +704,20 @@ class ComposedModel(ClosureModel):
             z: base noise.
             observed: what sensors say.
             effort: of the sampler.
-            scale: of the spread.
         """
         seen = observed or Observed(self.conditioning.absent(self.frame, encoding.features))
         gains = [] if seen.gain is None else [(None, seen.gain)]
         given = self.posterior(encoding, seen, gains)
         shells = self._modes_of(self.statistics.score_gain, z)
         if shells is None:
-            return z * scale
-        x = self.residual.draw(self.frame, given, z, shells, effort)
-        centre = self.residual.centre(self.frame, given)
+            return Drawn(z)
+        drawn = self.residual.draw(self.frame, given, z, shells, effort)
         # the spread was made up for the model's own sampler, without sensors
         own = effort in (Effort(), Effort(self.config["method"], self.config["evaluations"]))
-        spread = self._modes_of(self.statistics.score_spread, x)
+        spread = self._modes_of(self.statistics.score_spread, z)
         if spread is None or observed is not None or not own:
-            spread = torch.ones((), device=x.device)
-        return centre + spread * scale * (x - centre)
+            spread = torch.ones((), device=z.device)
+        return replace(drawn, q=drawn.spread(spread))
 
 
 def _rounded(values: Tensor, digits: int = 3) -> list[float]:

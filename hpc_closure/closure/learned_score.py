@@ -26,7 +26,7 @@ from hpc_closure.closure.band import Band
 from hpc_closure.closure.frame import Frame
 from hpc_closure.closure.gate import ImprovementGate
 from hpc_closure.closure.posterior_network import Estimate, PosteriorNetwork
-from hpc_closure.closure.residual import Generator, Posterior
+from hpc_closure.closure.residual import Drawn, Generator, Posterior
 from hpc_closure.closure.sampling import SCHEDULES, GaussianStep, build_sampler
 from hpc_closure.spectral.grid import shell_sum
 
@@ -175,10 +175,6 @@ class LearnedScore(Generator):
             sampler = GaussianStep(schedule, evaluations, spread)
         else:
             sampler = build_sampler(method, schedule, evaluations)
-        out = sampler(denoise, self._whitened(frame, z))
-        return out * frame.law.modes("colour", out)
-
-    def centre(self, frame: Frame, given: Posterior) -> Tensor:
-        """E[q | V, y], spectra (B or 1, ...)."""
-        mean = self.estimate(frame, given).mean
-        return mean * frame.law.modes("colour", mean)
+        colour = frame.law.modes("colour", spread)
+        q = sampler(denoise, self._whitened(frame, z)) * colour
+        return Drawn(q, sampler.first * colour, sharp=True)

@@ -30,7 +30,9 @@ class FourierMean(nn.Module):
 
     def forward(self, frame: Frame, encoding: Encoding) -> Tensor:
         """Whitened spectra (B, ...) in the residual band."""
-        return frame.kept.to_spectral(self.network(encoding.features, encoding.largest))
+        out = self.network(encoding.features, encoding.largest)
+        # from fields of unit variance: weights need not grow to be seen
+        return frame.kept.to_spectral(out) * (2 * frame.kept.modes + 1)
 
     def correction(self, frame: Frame, white_hat: Tensor) -> Tensor:
         """The output in units of U."""

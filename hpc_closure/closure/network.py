@@ -82,6 +82,16 @@ class Modulation(nn.Module):
         return list(zip(maps[::2], maps[1::2]))
 
 
+def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
+    """Two hidden layers; the last one starts at zero."""
+    last = nn.Linear(hidden, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), last
+    )
+
+
 class FieldNetwork(nn.Module):
     """Conditions to one field: the whitened mean correction, or the log-amplitude.
 
@@ -143,7 +153,10 @@ class ScoreNetwork(nn.Module):
         )
         # every block of the noisy branch gets a shift and a gate, per point
         self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
-        self.modulation = Modulation(2 * HARMONICS + 2 * LARGEST, width, layers)
+        numbers = 2 * HARMONICS + 2 * LARGEST
+        self.modulation = Modulation(numbers, width, layers)
+        # what a regime does to all scales at once
+        self.gain = perceptron(numbers, 2, 2 * width)
         self.lift = Pointwise(2, width)
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
@@ -178,7 +191,7 @@ class ScoreNetwork(nn.Module):
         h = self.lift(x)
         for block, local, everywhere in zip(self.blocks, encoded.maps, self.modulation(numbers)):
             h = block(h, local[0] + everywhere[0], local[1] + everywhere[1])
-        return self.head(h)[:, 0]
+        return self.head(h)[:, 0] + (self.gain(numbers)[..., None, None] * x).sum(1)
 
 
 def num_parameters(module: nn.Module) -> int:

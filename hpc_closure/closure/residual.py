@@ -27,7 +27,7 @@ from hpc_closure.closure.network import Encoded, ScoreNetwork
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.sampling import SCHEDULES, build_sampler
 
-__all__ = ["Effort", "Gaussian", "Generator", "OnePass", "Residual", "Score"]
+__all__ = ["Drawn", "Effort", "Gaussian", "Generator", "OnePass", "Residual", "Score"]
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,39 @@ class Effort:
     evaluations: int | None = None
 
 
+@dataclass
+class Drawn:
+    """Residuals (M, ...), and the mean that their law has.
+
+    Attributes:
+        q: spectra (M, ...).
+        mean: (M or 1, ...) of the law; 0 where it is not known.
+        sharp: the mean is the same for every member: spreads are taken about it. One that is told
+            by the first step from a member's own noise has an error that the member shares.
+    """
+
+    q: Tensor
+    mean: Tensor | float = 0.0
+    sharp: bool = False
+
+    def spread(self, factor: Tensor | float) -> Tensor:
+        """The residuals with another spread."""
+        if not self.sharp:
+            return self.q * factor
+        return self.mean + factor * (self.q - self.mean)
+
+    def held(self, scale: float) -> Tensor:
+        """The residuals as means over another interval: what is known of them stays."""
+        return self.q if scale == 1 else self.mean + scale * (self.q - self.mean)
+
+
 class Residual(nn.Module, ABC):
     """Draws of q, less their posterior mean, from (conditioned) base noise."""
-
-    def centre(self, frame: Frame, given: Posterior) -> Tensor | float:
-        """Mean of what :meth:`draw` gives, spectra (B or 1, ...)."""
-        return 0.0
 
     @abstractmethod
     def draw(
         self, frame: Frame, given: Posterior, z: Tensor, shells: Tensor, effort: Effort
-    ) -> Tensor:
+    ) -> Drawn:
         """Carry base noise z (M, ...) to residuals.
 
         Args:
@@ -64,7 +86,7 @@ class Gaussian(Residual):
     """The base law itself: what the generators must beat."""
 
     def draw(self, frame, given, z, shells, effort):
-        return z
+        return Drawn(z)
 
 
 class Generator(Residual):
@@ -123,10 +145,13 @@ class FlowNetwork(Generator):
         """Network output, spectra (B, ...) in whitened units, at unit-norm noisy x."""
         white_hat = x_hat * frame.law.modes("whiten", x_hat)
         largest = frame.kept.largest(white_hat).float()
-        white = frame.field(white_hat) / (2 * frame.kept.modes + 1)
+        side = 2 * frame.kept.modes + 1
+        white = frame.field(white_hat) / side
         plain = frame.field(x_hat) / math.sqrt(frame.law.variance)
         inputs = torch.stack([white, plain], dim=1).float()
-        return frame.kept.to_spectral(self.network(inputs, largest, angle.float(), encoded))
+        out = self.network(inputs, largest, angle.float(), encoded)
+        # in fields of unit variance, as the inputs are: weights need not grow to be seen
+        return frame.kept.to_spectral(out) * side
 
 
 class Score(FlowNetwork):
@@ -173,7 +198,8 @@ class Score(FlowNetwork):
 
         method = effort.method or self.own.method
         evaluations = effort.evaluations or self.own.evaluations
-        return build_sampler(method, schedule, evaluations)(denoise, z)
+        sampler = build_sampler(method, schedule, evaluations)
+        return Drawn(sampler(denoise, z), sampler.first)
 
 
 class OnePass(FlowNetwork):
@@ -214,4 +240,4 @@ class OnePass(FlowNetwork):
     def draw(self, frame, given, z, shells, effort):
         z = z.to(torch.complex64)
         white = self.velocity(frame, z, self._angle(z), self.encode(given))
-        return z + given.project(frame, white * shells.to(z.real))
+        return Drawn(z + given.project(frame, white * shells.to(z.real)))

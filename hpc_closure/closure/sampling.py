@@ -188,8 +188,12 @@ class Sampler(ABC):
     Args:
         schedule: alpha, sigma and the grid of times.
         evaluations: budget of denoiser evaluations.
+
+    Attributes:
+        first: the first denoised, where there is (nearly) nothing but noise: the mean of the data.
     """
 
+    first: Tensor
     fresh: Callable[[int], Tensor]
     previous: tuple[Tensor, float] | None
     index: int
@@ -215,8 +219,15 @@ class Sampler(ABC):
         if fresh is not None:
             self.fresh = fresh
         self.previous = None
+
+        def noted(x: Tensor, t: float) -> Tensor:
+            denoised = denoiser(x, t)
+            if self.index == 0 and t == times[0]:
+                self.first = denoised
+            return denoised
+
         for self.index, (t, s) in enumerate(zip(times, times[1:])):
-            x = self.step(denoiser, x, t, s)
+            x = self.step(noted, x, t, s)
         return x
 
     def velocity(self, denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
