@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpc_closure.spectral.grid import Grid, resize
 from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
@@ -173,6 +173,16 @@ class Band:
             *(half.flatten(-2) for half in (low[..., 1:].real, low[..., 1:].imag)),
         ]
         return torch.cat(parts, dim=-1)
+
+    def place_largest(self, numbers: Tensor) -> Tensor:
+        """Inverse of :meth:`largest` for 2 modes: (..., 25) numbers to a spectrum, else zero."""
+        column = torch.complex(numbers[..., :3], nn.functional.pad(numbers[..., 3:5], (1, 0)))
+        column = torch.cat([column, column[..., 1:].flip(-1).conj()], dim=-1)
+        real, imaginary = (
+            part.unflatten(-1, (5, 2)) for part in numbers[..., 5:].chunk(2, dim=-1)
+        )
+        low = torch.cat([column[..., None], torch.complex(real, imaginary)], dim=-1)
+        return resize(low, self.modes)
 
     def white(self, normals: np.ndarray) -> Tensor:
         """Complex normals (B, H) of the half plane, E|z|^2 = 2, to the spectrum of white noise.

@@ -2,8 +2,9 @@ r"""A score that reads sensors itself, sampled by steps that are exact for any G
 
 With narrow posteriors (sensors) and wide ones (none) in one model, neither a velocity nor a
 denoiser is a good thing to learn, and few steps of either leave a wrong spread. Here the network
-(:mod:`posterior_network`) tells the spread c of q given what is known, per shell, and learns the
-mean :math:`\mu` that a Gaussian law of that spread would have which gives the true denoiser:
+(:mod:`posterior_network`) tells the spread c of q given what is known, per group of |k|^2, and
+learns the mean :math:`\mu` that a Gaussian law of that spread would have which gives the true
+denoiser:
 
 .. math:: D(x_t, t) = g\,x_t + (1 - g\cos t)\,\mu, \qquad
           g = c^2\cos t / \rho_t^2,\quad \rho_t^2 = c^2\cos^2 t + \sin^2 t .
@@ -28,7 +29,6 @@ from hpc_closure.closure.gate import ImprovementGate
 from hpc_closure.closure.posterior_network import Estimate, PosteriorNetwork
 from hpc_closure.closure.residual import Drawn, Generator, Posterior
 from hpc_closure.closure.sampling import SCHEDULES, GaussianStep, build_sampler
-from hpc_closure.spectral.grid import shell_sum
 
 __all__ = ["LearnedScore"]
 
@@ -36,6 +36,7 @@ HALF = math.pi / 2
 FIRST = 0.25  # share of the training's samples at t = pi/2, where the posterior mean is learned
 LEAST_ANGLE = 0.05
 FLOOR = 1e-3  # least spread that is believed
+STEEPEST = 9.0  # slope of the likelihood of log c
 OUTLIER = 4.0  # times the expected error, beyond which it counts as its logarithm
 
 
@@ -81,7 +82,7 @@ class LearnedScore(Generator):
         cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
         cos = torch.where(cos.abs() < 1e-6, 0.0, cos)
         spread = told.log_spread.detach().exp().clamp(min=FLOOR)
-        return Levels(cos, sin, spread[:, frame.kept.grid.shell()])
+        return Levels(cos, sin, frame.kept.spread(spread))
 
     def _angles(self, uniform: Tensor) -> Tensor:
         """Angles (B,): a share of them pi/2, the others anywhere above the least."""
@@ -103,9 +104,8 @@ class LearnedScore(Generator):
         square = torch.view_as_real(error).square().sum(-1)
         # 1 at the optimum of a Gaussian law, whatever its spread
         relative = square * at.sin.square() / (at.spread.square() * at.rho2)
-        mean = self._per_shell(frame, relative.detach())
-        outlier = (mean / OUTLIER).clamp(min=1)
-        relative = relative / outlier[:, frame.kept.grid.shell()]
+        mean = self._per_group(frame, relative.detach())
+        relative = relative / frame.kept.spread((mean / OUTLIER).clamp(min=1))
         weights, variance = self._weights(frame, x0), frame.law.modes("variance", x0.real)
         size = at.spread.square() * variance * weights
         equal = (relative * weights).sum((-2, -1)) / weights.sum()
@@ -119,12 +119,12 @@ class LearnedScore(Generator):
         return self._spread_loss(frame, self.estimate(frame, given), x0)
 
     def _spread_loss(self, frame: Frame, told: Estimate, x0: Tensor) -> Tensor:
-        """Gaussian likelihood (B,) of the mean's error per shell, its gradient bounded."""
+        """Gaussian likelihood (B,) of the mean's error per group, its gradient bounded."""
         error = torch.view_as_real(told.mean.detach() - x0).square().sum(-1)
-        seen = self._per_shell(frame, error)
+        seen = self._per_group(frame, error)
         log = told.log_spread
         ratio = seen * torch.exp(-2 * log.detach())
-        slope = (1 - ratio).clamp(min=-OUTLIER) * (seen > 0)
+        slope = (1 - ratio).clamp(min=-STEEPEST) * (seen > 0)
         value = (log.detach() + 0.5 * ratio) * (seen > 0)
         return (slope * (log - log.detach()) + value).mean(-1)
 
@@ -133,12 +133,11 @@ class LearnedScore(Generator):
         weights = kept.on("weights", like.device, like.real.dtype)
         return weights * frame.law.modes("mask", like.real)
 
-    def _per_shell(self, frame: Frame, values: Tensor) -> Tensor:
-        """Means (B, shells) over the modes that are modelled."""
-        shell = frame.kept.grid.shell().to(values.device).flatten()
-        weights = self._weights(frame, values).flatten()
-        sums = shell_sum(values.flatten(1), shell, weights)
-        return sums / shell_sum(torch.ones_like(weights), shell, weights).clamp(min=1)
+    def _per_group(self, frame: Frame, values: Tensor) -> Tensor:
+        """Means (B, groups) over the modes that are modelled."""
+        mask = frame.law.modes("mask", values)
+        sums = frame.kept.by_group(values * mask)
+        return sums / frame.kept.by_group(mask).clamp(min=1)
 
     def gate(self, frame):
         return ImprovementGate(frame.kept)
@@ -161,7 +160,7 @@ class LearnedScore(Generator):
 
     def draw(self, frame, given, z, shells, effort):
         told = self.estimate(frame, given)
-        spread = told.log_spread.exp().clamp(min=FLOOR)[:, frame.kept.grid.shell()]
+        spread = frame.kept.spread(told.log_spread.exp().clamp(min=FLOOR))
 
         def denoise(x: Tensor, t: float) -> Tensor:
             angle = torch.full((1,), t, device=x.device)

@@ -4,8 +4,10 @@ r"""The network of a score that reads sensors itself: state, sensors and noise i
 2. *Sensors*: what they read, and what they read beyond e, carried to the grid, with where they are
    and how large their errors are, pass through further blocks to :math:`m = E[q|V, y]`; what they
    read beyond that is added with a learned gain per shell. Pooled, the same fields tell the spread
-   c of q about m, per shell.
-3. *Noise*: given a noisy q at angle t, what is to be added to m.
+   c of q about m, per group of |k|^2 (a shell mixes forced modes with others).
+3. *Noise*: given a noisy q at angle t, what is to be added to m. Regimes of the flow and of the
+   noise are seen in the largest scales of both, so these answer for themselves, too, and tell a
+   gain of the whole noise.
 
 Stages 1 and 2 are evaluated once for a sample, whatever the number of members and noise levels.
 Estimates leave by weights per mode, of the hidden fields and of the products that the blocks
@@ -23,7 +25,13 @@ from hpc_closure.closure.band import Band
 from hpc_closure.closure.conditioning import Reading
 from hpc_closure.closure.fno import Pointwise
 from hpc_closure.closure.frame import Frame
-from hpc_closure.closure.network import HARMONICS, LARGEST, FourierBlock, Modulation
+from hpc_closure.closure.network import (
+    HARMONICS,
+    LARGEST,
+    FourierBlock,
+    Modulation,
+    perceptron,
+)
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.spectral.grid import resize
 
@@ -34,6 +42,7 @@ CAP = 300.0  # largest gain from fields in units of q to whitened modes
 SOFT = 5e-3  # amplitude, in units of q, below which a whitened reading is not believed
 PLACES = 2  # fields that say where sensors are, and how large their errors
 NUMBERS = 4  # of a layout: any sensors, how many, their errors, how much of the square they see
+LOW, HIDDEN = 128, 64  # hidden numbers of the heads of the largest modes, and of the others
 SPREAD = (-3.5, 4.0, 2.8)  # log c is within the first +- the second, and begins near -0.7
 
 
@@ -43,7 +52,7 @@ class Estimate:
 
     Attributes:
         mean: whitened spectra (B, ...).
-        log_spread: (B, shells) log c, in whitened units.
+        log_spread: (B, groups of the residual band) log c, in whitened units.
         maps: shift and gate of every block of stage 3, (B, width, g, g) each.
     """
 
@@ -118,13 +127,15 @@ class PosteriorNetwork(nn.Module):
         self.state_map = nn.Parameter(torch.zeros(2 * own.modes + 1, own.modes + 1, 2))
         self.sensors = Blocks(width + 2 + 4 + PLACES, width, modes, few, form)
         self.sensors_head = ModeHead(own.modes, self.sensors.outputs)
-        shells = int(own.grid.num_shells)
-        self.spread_head = _perceptron(2 * width + NUMBERS, shells)
-        self.gain_head = _perceptron(2 * width + NUMBERS, shells)
+        self.group_k2 = own.group_k2
+        self.low_state = perceptron(LARGEST, LARGEST, LOW)
+        self.spread_head = perceptron(2 * width + NUMBERS, len(own.group_k2), HIDDEN)
+        self.gain_head = perceptron(2 * width + NUMBERS, own.grid.num_shells, HIDDEN)
         self.maps = Pointwise(width, 2 * width * few, gain=0.3)
         self.modulate_noisy = Modulation(2 * HARMONICS + 2 * LARGEST, width, few)
         self.noisy = Blocks(2, width, min(modes, 8), few, form)
         self.noisy_head = ModeHead(own.modes, self.noisy.outputs)
+        self.low_noisy = perceptron(2 * HARMONICS + 3 * LARGEST, LARGEST + 1, LOW)
 
     def estimate(self, frame: Frame, given: Posterior) -> Estimate:
         """Stages 1 and 2, for B states.
@@ -143,7 +154,8 @@ class PosteriorNetwork(nn.Module):
         hidden, outputs = self.state(inputs, self.modulate(given.largest))
         weights = resize(torch.view_as_complex(self.state_map * FAST), kept.modes)
         mean = self.state_head(outputs, frame)
-        mean = mean + white_state * weights * law.modes("mask", fields)
+        low = kept.place_largest(self.low_state(given.largest))
+        mean = mean + (white_state * weights + low) * law.modes("mask", fields)
 
         count = len(hidden)
         numbers = hidden.new_zeros(count, NUMBERS)
@@ -163,13 +175,13 @@ class PosteriorNetwork(nn.Module):
 
         power = hidden.square().mean((-2, -1)).clamp(min=1e-12).sqrt()
         pooled = torch.cat([hidden.mean((-2, -1)), power, numbers], dim=1)
-        shells = kept.grid.num_shells
         if readings:
-            gain = 0.5 + FAST * self.gain_head(pooled)[:, :shells]
+            gain = 0.5 + FAST * self.gain_head(pooled)
             left = kept.to_spectral(carried(frame, readings, mean, True)) * soft
             mean = mean + gain[:, kept.grid.shell()] * left
         middle, reach, start = SPREAD
-        spread = FAST * self.spread_head(pooled.detach())[:, :shells]
+        groups = torch.searchsorted(self.group_k2, kept.group_k2)
+        spread = FAST * self.spread_head(pooled.detach())[:, groups]
         log_spread = middle + reach * torch.tanh((spread + start) / reach)
         return Estimate(
             mean, log_spread, list(self.maps(hidden).chunk(2 * len(self.noisy.blocks), 1))
@@ -197,7 +209,11 @@ class PosteriorNetwork(nn.Module):
         maps = [(s + a, g + b) for (s, g), (a, b) in zip(self.modulate_noisy(numbers), local)]
         inputs = torch.stack([_plain_field(frame, x), _white_field(frame, x)], dim=1)
         _, outputs = self.noisy(inputs, maps)
-        return told.mean + angle.cos()[:, None, None] * self.noisy_head(outputs, frame)
+        known = frame.kept.largest(told.mean).float().expand(len(x), -1)
+        largest = self.low_noisy(torch.cat([numbers, known], dim=1))
+        low = frame.kept.place_largest(largest[:, :-1]) + largest[:, -1:, None] * x
+        added = self.noisy_head(outputs, frame) + low * frame.law.modes("mask", inputs)
+        return told.mean + angle.cos()[:, None, None] * added
 
 
 def carried(frame: Frame, readings: list[Reading], mean: Tensor, beyond: bool) -> Tensor:
@@ -232,10 +248,3 @@ def _plain_field(frame: Frame, white: Tensor) -> Tensor:
 def _white_field(frame: Frame, white: Tensor) -> Tensor:
     """Whitened spectra to fields of unit variance."""
     return frame.field(white) / (2 * frame.kept.modes + 1)
-
-
-def _perceptron(inputs: int, outputs: int) -> nn.Sequential:
-    last = nn.Linear(64, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(inputs, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), last)
