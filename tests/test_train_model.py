@@ -5,8 +5,11 @@ import torch
 from train_case import GRID, run_fit
 
 from hpc_closure.closure.build import build
+from hpc_closure.data.reader import DataSet
+from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.train import checkpoint, metrics
+from hpc_closure.generate import verb as generate
+from hpc_closure.train import checkpoint, metrics, verb
 from hpc_closure.work import log
 from hpc_closure.work.stop import Stopped
 
@@ -25,7 +28,7 @@ def rows(folder):
     return [{key: value for key, value in row.items() if key not in keys} for row in found]
 
 
-@pytest.fixture(scope="module", params=["default", "published"])
+@pytest.fixture(scope="module", params=["default", "fno_score", "published"])
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     train(folder, request.param, **SETTINGS)
@@ -66,3 +69,19 @@ def test_bfloat16(tmp_path):
     train(tmp_path / "full", **SETTINGS)
     one, other = ([row["loss"] for row in rows(tmp_path / name)] for name in ("full", "half"))
     assert one != other and other == pytest.approx(one, rel=3e-2)
+
+
+def test_too_few_trajectories_to_decide_are_told(tiny, capfd):
+    """Otherwise a training would end with parts that no one has judged, and so do not act."""
+    log.setup()
+    experiment = reading.load(tiny)
+    assert generate.run(experiment) == 0
+    store = DataSet(Run.of(experiment).data)
+    try:
+        for changes, told in (([], True), (["model.gate=off"], False)):
+            capfd.readouterr()
+            verb.samples(reading.load(tiny, changes), store)
+            line = "validation trajectories cannot decide which trained parts act, 8 can"
+            assert (line in capfd.readouterr().err) == told
+    finally:
+        store.close()

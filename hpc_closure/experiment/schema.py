@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import check_lead
+from hpc_closure.experiment.models import resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
@@ -237,6 +238,13 @@ class Model(Section):
     upscaling: Literal["interp", "conv"] | None = Field(
         None, description="published: how sensors are carried to the grid"
     )
+
+    @property
+    def gated(self) -> bool:
+        """Whether unseen members decide what acts."""
+        config = resolve(self.model_dump(exclude_none=True))
+        trained = config.get("residual", "gaussian") != "gaussian"
+        return trained and config.get("gate") == "on"
 
 
 class Train(Section):

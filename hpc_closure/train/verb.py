@@ -66,6 +66,7 @@ def fit(experiment: Experiment, session: Session) -> None:
 
 def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, TrainingSet]":
     """Samples of the members to fit, and of those to judge by."""
+    from hpc_closure.closure.gate import LEAST
     from hpc_closure.data.reader import split_members
     from hpc_closure.data.samples import TrainingSet
     from hpc_closure.data.symmetry import Symmetry
@@ -91,6 +92,12 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
         )
         for name in ("train", "valid")
     )
+    if experiment.model.gated and len(parts["valid"]) < LEAST:
+        log.get().warning(
+            f"{len(parts['valid'])} validation trajectories cannot decide which trained parts "
+            f"act, {LEAST} can: none will; raise generate.members or the middle share of "
+            f"train.split={list(section.split)}, or set model.gate=off"
+        )
     if section.augment:
         train = train.augmented(Symmetry.of(experiment.physics, grid))
     return train, valid
