@@ -164,6 +164,24 @@ def test_sensors_see_the_mean_closure_of_the_coming_interval():
     assert torch.allclose(seen["sensors"].values[0], expected, rtol=0, atol=1e-12)
 
 
+def test_each_member_reads_the_sensors_of_its_own_start():
+    seen = {}
+
+    class Spy(Exact):
+        def sample_hat(self, request):
+            seen["values"] = request.sensors.values.clone()
+            return super().sample_hat(replace(request, sensors=None))
+
+    rows = [(7, 0), (7, 1), (8, 0)]
+    layout = SensorLayout(layout="regular", number=8)
+    run = coupled(Spy(PROBLEM, "diffusion"), rows, [7, 8], sensors=layout)
+    start = start_state()
+    run.start(np.concatenate([start, 2 * start]), 200)
+    run.advance(1)
+    one, same, other = seen["values"]
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     "noise", [AMPLITUDE, {**REGIMES, "hold": 5e-3}], ids=["amplitude", "regimes"]
 )
