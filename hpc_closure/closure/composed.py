@@ -579,6 +579,8 @@ class ComposedModel(ClosureModel):
         noises = range(self.residual.noises)
         z = torch.stack([self.base_noise(frame.law, key, stream + i) for i in noises])
         shown = self.conditioning.layouts
+        if self.phase == "spread":  # rare layouts need their spread as much as common ones
+            shown = tuple(layout._replace(weight=1.0) for layout in shown)
         layouts = choose_layouts(uniform[:, 1].cpu(), self.sensors_allowed, shown)
         seen = self.conditioning.observe_training(frame, encoding, x0, z, layouts, key)
         given = self.posterior(encoding, seen, list(seen.gains))
