@@ -710,9 +710,11 @@ class ComposedModel(ClosureModel):
         seen = observed or Observed(self.conditioning.absent(self.frame, encoding.features))
         gains = [] if seen.gain is None else [(None, seen.gain)]
         given = self.posterior(encoding, seen, gains)
-        shells = self._modes_of(self.statistics.score_gain, z)
-        if shells is None:
+        if not self.score_active:
             return Drawn(z)
+        shells = self._modes_of(self.statistics.score_gain, z)
+        if shells is None:  # not judged yet
+            shells = torch.ones((), device=z.device)
         drawn = self.residual.draw(self.frame, given, z, shells, effort)
         # the spread was made up for the model's own sampler, without sensors
         own = effort in (Effort(), Effort(self.config["method"], self.config["evaluations"]))
