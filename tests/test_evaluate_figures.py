@@ -14,7 +14,9 @@ from hpc_closure.evaluate import figures
 from hpc_closure.evaluate.coupled import score_coupled
 from hpc_closure.evaluate.generated import score_generated
 from hpc_closure.evaluate.methods import Moments
+from hpc_closure.evaluate.one_state import OneState
 from hpc_closure.evaluate.pictures import (
+    illustrate_closure,
     illustrate_cost,
     illustrate_coupled,
     illustrate_generated,
@@ -45,7 +47,7 @@ def generated():
         "physics": lambda indices, members: mean[None, indices],
         "none": lambda indices, members: 0 * truth[None, indices],
     }
-    exact = Moments(lambda i: mean[i], 0.04**2, lambda f: fourier_coordinates(f, 5))
+    exact = Moments(lambda i: mean[i], 0.04**2, whiten=lambda f: fourier_coordinates(f, 5))
     return score_generated(truth, samplers, LABELS, members=12, law=exact)
 
 
@@ -60,8 +62,20 @@ def coupled():
         "oracle": start + 0.01 * noise.flip(0),
         "none": (1 + 0.2 * torch.arange(4.0))[None, None, :, None, None] * start[None],
     }
-    costs = {"model": 2.4, "oracle": 0.36, "none": 0.31}
+    costs = {"model": (2.4, 0.31), "oracle": (0.36, 0.31), "none": (0.31, 0.31)}
     return score_coupled(truth, ensembles, [0, 5, 10, 20], LABELS, costs=costs)
+
+
+def one_state(*others, model="model", scale=1.0):
+    names = (model, *others)
+    return OneState(
+        truth=scale * normal(16, 16),
+        samples={name: scale * normal(3, 16, 16) for name in names},
+        spread={name: scale * normal(16, 16).abs() for name in ("oracle", *names)},
+        values={name: scale * normal(400) for name in ("oracle", *names)},
+        number="amplitude of cos(2πx/L)",
+        state="a held-out state with 50 % for one regime",
+    )
 
 
 def history(phases):
@@ -113,6 +127,8 @@ def check_layout(figure):
 
 
 def all_figures(generated, coupled):
+    yield figures.closure(one_state("mean_gp", scale=3e-4))
+    yield figures.closure(one_state(scale=200))
     yield figures.fields(generated.examples, ("model", "oracle"), quantity="G")
     yield figures.fields(coupled.examples, ("model",), quantity="vorticity", unit="1/s")
     yield figures.spectra(generated.spectra, generated.spread_spectra, quantity="G")
@@ -179,6 +195,22 @@ def test_field_panels_share_the_scale_of_the_truth(generated):
     assert torch.allclose(torch.as_tensor(images[0].get_array()).T, generated.examples["truth"])
 
 
+def test_spreads_share_one_scale_from_zero_and_densities_are_of_the_values():
+    shown = one_state("mean_gp")
+    figure = figures.closure(shown)
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    top = max(float(std.max()) for std in shown.spread.values())
+    assert [image.get_clim() for image in images[5:]] == [pytest.approx((0, top))] * 3
+    assert len({image.get_clim() for image in images[:5]}) == 1
+    for image, name in zip(images[5:], ("oracle", "model", "mean_gp"), strict=True):
+        assert torch.allclose(torch.as_tensor(image.get_array()).T, shown.spread[name].double())
+    axes = next(axes for axes in figure.axes if axes.get_title(loc="left").startswith("density"))
+    for patch, name in zip(axes.patches, ("oracle", "model", "mean_gp"), strict=True):
+        density, edges, _ = patch.get_data()
+        mean = (density * (edges[1:] ** 2 - edges[:-1] ** 2)).sum() / 2
+        assert mean == pytest.approx(float(shown.values[name].mean()), abs=0.1)
+
+
 def test_diverged_and_missing_values_are_left_out_of_lines():
     start = normal(1, 8, 8)
     ensemble = start + 0.1 * normal(4, 3, 8, 8)
@@ -191,13 +223,14 @@ def test_diverged_and_missing_values_are_left_out_of_lines():
 def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch):
     monkeypatch.setattr(figures, "DPI", 40)
     pictures = [
+        illustrate_closure(one_state("mean_gp"), tmp_path),
         *illustrate_generated(generated, tmp_path, "diffusion_32", "diffusion, no sensors"),
         *illustrate_coupled(coupled, tmp_path, "diffusion_24", "diffusion, no sensors"),
         *illustrate_training(history(["mean"]), tmp_path),
         *illustrate_cost(coupled.rows, tmp_path, "2 CPU cores"),
     ]
     assert [picture.section for picture in pictures] == (
-        ["generated"] * 3 + ["coupled"] * 3 + ["training", "cost"]
+        ["generated"] * 4 + ["coupled"] * 3 + ["training", "cost"]
     )
     for picture in pictures:
         assert picture.png.exists() and picture.png.with_suffix(".pdf").exists()

@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from pandas import DataFrame
 from torch import Tensor
 
+from hpc_closure.evaluate.one_state import OneState
 from hpc_closure.evaluate.rank_histogram import merge, rank_p
 from hpc_closure.evaluate.rows import GRANTED, format_value, select, sort_methods
 from hpc_closure.work.atomic import publish
@@ -33,6 +34,7 @@ STYLES = {
     "climatology": ("#CC79A7", "-.", "X"),
     "none": ("#777777", ":", "^"),
 }
+IN_WORDS = {"oracle": "exact law", "mean_gp": "no generator"}
 DPI = 200
 FURTHER = ("#D55E00", "#B15928", "#A6761D", "#1B7837", "#4D4D4D")
 STYLE = {
@@ -154,6 +156,86 @@ def _image(axis, values, title, colours, low, high):
         vmin=low,
         vmax=high,
         interpolation="nearest",
+    )
+
+
+def closure(shown: OneState, *, quantity: str = "U", unit: str = r"s$^{-2}$") -> Figure:
+    """Truth and samples above; spread, and one number of many samples, beside the exact law's.
+
+    Args:
+        shown: the answers to one state.
+        quantity: symbol or name of the field.
+        unit: its unit.
+    """
+    model, *others = shown.samples
+    tiles = [("truth (DNS)", shown.truth)]
+    tiles += [(f"{model}: sample {i + 1}", one) for i, one in enumerate(shown.samples[model])]
+    tiles += [(f"{IN_WORDS[name]}: sample", shown.samples[name][0]) for name in others]
+    spreads = {name: shown.spread[name] for name in ("oracle", model, *others)}
+    scale, signed_unit = _scaled(max(float(tile.abs().max()) for _, tile in tiles), unit)
+    limit = scale * max(float(tile.abs().max()) for _, tile in tiles) or 1.0
+    widest = max(float(std.max()) for std in spreads.values())
+    spread_scale, spread_unit = _scaled(widest, unit)
+    # in inches, from the lower left corner, so that the rows stand exactly above each other
+    width, height, side, step, left, low, high = 9.2, 4.5, 1.48, 1.6, 0.5, 0.46, 2.68
+    with _style():
+        figure = Figure(figsize=(width, height))
+
+        def place(x: float, y: float, wide: float, tall: float = side):
+            return figure.add_axes((x / width, y / height, wide / width, tall / height))
+
+        def bar(image, column: int, y: float, label: str) -> None:
+            axis = place(left + column * step - 0.02, y, 0.09)
+            drawn = figure.colorbar(image, cax=axis, label=label)
+            drawn.outline.set_linewidth(0.6)
+            drawn.locator = MaxNLocator(5)
+
+        for column, (title, tile) in enumerate(tiles):
+            axis = place(left + column * step, high, side)
+            field = (scale * tile).numpy()
+            signed = _image(axis, field, title, "RdBu_r", -limit, limit)
+            _corner(axis, column)
+        bar(signed, len(tiles), high, f"{quantity} [{signed_unit}]")
+        for column, (name, std) in enumerate(spreads.items()):
+            axis = place(left + column * step, low, side)
+            title = f"{IN_WORDS.get(name, name)}: spread"
+            top = widest * spread_scale or 1.0
+            image = _image(axis, (spread_scale * std).numpy(), title, "viridis", 0, top)
+            _corner(axis, column)
+        bar(image, len(spreads), low, f"std of {quantity} [{spread_unit}]")
+        right = left + len(spreads) * step + 0.8
+        _values(place(right, low, width - 0.12 - right), shown, quantity, unit)
+    return figure
+
+
+def _corner(axis, column: int) -> None:
+    """Names of the axes; that of y at the first of a row alone."""
+    axis.set_xlabel("x / L", labelpad=1)
+    if column:
+        axis.set_yticklabels([])
+    else:
+        axis.set_ylabel("y / L", labelpad=1)
+
+
+def _values(axis, shown: OneState, quantity: str, unit: str) -> None:
+    """Densities of one number of every sample."""
+    together = np.concatenate([np.asarray(values) for values in shown.values.values()])
+    scale, unit = _scaled(float(np.abs(together).max()), unit)
+    draws = min(len(values) for values in shown.values.values())
+    edges = np.linspace(scale * together.min(), scale * together.max(), 3 + round(draws**0.5))
+    for name in ("oracle", *shown.samples):
+        style = method_style(name)
+        style = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.8}
+        label, filled = IN_WORDS.get(name, name), name == "oracle"
+        if filled:
+            style |= {"alpha": 0.45, "linewidth": 0}
+        density, _ = np.histogram(scale * np.asarray(shown.values[name]), edges, density=True)
+        axis.stairs(density, edges, fill=filled, label=label, **style)
+    axis.set(yticks=[], title=f"density of {draws:,} samples each")
+    axis.set_xlabel(f"{shown.number} in {quantity} [{unit}]", labelpad=1)
+    axis.set_ylim(0, 1.28 * axis.get_ylim()[1])
+    axis.legend(
+        loc="upper center", ncols=3, columnspacing=1, handlelength=1.4, borderpad=0, fontsize=8
     )
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from pandas import DataFrame
 
-from hpc_closure.evaluate import figures
+from hpc_closure.evaluate import figures, one_state
 from hpc_closure.evaluate.inputs import Inputs
+from hpc_closure.evaluate.one_state import OneState
 from hpc_closure.evaluate.rows import MODELS, select
 from hpc_closure.evaluate.statistics import Scored
 from hpc_closure.train import metrics
@@ -45,6 +46,8 @@ def draw(
     """All pictures of a run; ``device`` names the machine that the costs were measured on."""
     folder, target = inputs.run.figures, inputs.target
     folder.mkdir(parents=True, exist_ok=True)
+    if (shown := one_state.answer(inputs)) is not None:
+        yield illustrate_closure(shown, folder)
     for (grid, sensors), scored in generated.items():
         label = f"{target}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
         words = f"{target}, sensors: {sensors}, {grid}² grid"
@@ -54,6 +57,18 @@ def draw(
         yield from illustrate_coupled(coupled, folder, target, words)
     yield from illustrate_training(metrics.read(inputs.run.metrics), folder)
     yield from illustrate_cost(rows, folder, device)
+
+
+def illustrate_closure(shown: OneState, folder: Path) -> Picture:
+    """Truth, samples and spread of the closure at one state, beside the exact law's."""
+    drawn = figures.closure(shown)
+    plain = ", one of its mean and Gaussian law without the generator" * (len(shown.samples) > 1)
+    caption = (
+        f"Closure at {shown.state}, no sensors: truth, {len(next(iter(shown.samples.values())))} "
+        f"samples of the model{plain}; below: the exact law's spread, theirs, and the "
+        f"{shown.number} in many samples."
+    )
+    return _picture("generated", drawn, folder / "closure", caption)
 
 
 def illustrate_generated(
