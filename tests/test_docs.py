@@ -94,6 +94,44 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def images():
+    for page in (ROOT / "README.md", ROOT / "docs" / "index.md"):
+        for target in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text()):
+            yield page, page.parent / target
+
+
+def test_the_first_pages_open_with_the_drawing_and_the_figure():
+    names = {}
+    for page, path in images():
+        assert path.is_file(), f"{page.name}: {path}"
+        limit = {".svg": 100_000, ".png": 300_000}[path.suffix]
+        assert 1000 < path.stat().st_size < limit, path
+        names.setdefault(page.name, []).append(path.name)
+    assert set(names) == {"README.md", "index.md"}
+    assert all(found == ["workflow.svg", "closure.png"] for found in names.values()), names
+
+
+def test_the_workflow_is_what_its_script_draws(tmp_path):
+    """The letters and their places, for the outlines are those of one matplotlib."""
+    script, made = ROOT / "docs/images/workflow.py", tmp_path / "workflow.svg"
+    again = tmp_path / "again.svg"
+    for path in (made, again):
+        subprocess.run([sys.executable, script, path], check=True)
+    assert made.read_bytes() == again.read_bytes()
+    texts, shown = (
+        re.findall(r"<!-- (.*?) -->", path.read_text())
+        for path in (made, script.with_suffix(".svg"))
+    )
+    assert texts == shown and "RUN/train/" in texts
+
+
+def test_both_first_pages_tell_the_same_figures_of_the_quickstart():
+    marked = r"<!-- quickstart figures -->\n(> .*\n)<!-- end -->"
+    told = [re.findall(marked, page.read_text()) for page in (PAGES[0], ROOT / "docs/index.md")]
+    assert told[0] == told[1] and len(told[0]) == 1
+    assert told[0][0].startswith("> what the generator adds: CRPS ")
+
+
 @pytest.mark.slow
 def test_the_documentation_builds(tmp_path):
     pytest.importorskip("sphinx")
