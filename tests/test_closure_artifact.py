@@ -265,7 +265,7 @@ def test_interval_is_relative_to_the_trained_one(saved):
         ),
         (dict(history=torch.zeros(1, 32, 32)), "conditions.history=0"),
     ],
-    ids=str,
+    ids=lambda one: one if isinstance(one, str) else "-".join(one),
 )
 def test_misuse_is_one_clear_line(saved, call, message):
     with pytest.raises(ValueError, match=message) as error:
