@@ -90,3 +90,16 @@ def test_sensors_say_what_is_wrong():
         Sensors(torch.zeros(1), torch.zeros(1, 2), -1.0)
     with pytest.raises(ValueError, match="at least 12"):
         band(5).to_spectral(torch.zeros(8, 8))
+
+
+def test_numbers_of_a_state_tell_shape_and_size_apart():
+    b = band(6)
+    field = torch.randn(3, 16, 16, dtype=torch.float64)
+    w_hat = b.to_spectral(field)
+    rms = b.to_physical(w_hat, 16).square().mean((-2, -1)).sqrt()
+    modes, shape, log_rms = b.summary(w_hat).split([25, 25, 1], dim=-1)
+    assert torch.equal(modes, b.largest(w_hat))
+    assert torch.allclose(log_rms[:, 0], rms.log())
+    assert torch.allclose(shape, modes / rms[:, None])
+    assert torch.allclose(b.summary(3 * w_hat)[:, 25:50], shape)
+    assert bool(b.summary(0 * w_hat).isfinite().all())

@@ -317,9 +317,9 @@ def test_what_a_network_sees_is_in_units_of_its_spread():
     network, seen = model.residual.network, {}
     encode, forward = network.encode, network.forward
 
-    def watched_encode(fields, largest):
-        seen.update(fields=fields, largest=largest)
-        return encode(fields, largest)
+    def watched_encode(fields, summary):
+        seen.update(fields=fields, summary=summary)
+        return encode(fields, summary)
 
     def watched_forward(noisy, largest, angle, encoded):
         seen.update(noisy=noisy, angle=angle)
@@ -332,10 +332,10 @@ def test_what_a_network_sees_is_in_units_of_its_spread():
         assert float(seen["fields"][:, channel].square().mean().sqrt()) == pytest.approx(
             1, abs=0.1
         )
-    varying = model.band.largest(model.frames(batch["state"])[:, 0]).std(0) > 1e-6
-    assert int(varying.sum()) == 24  # all but the mean
-    assert torch.allclose(seen["largest"].mean(0)[varying], torch.zeros(24), atol=1e-3)
-    assert torch.allclose(seen["largest"].std(0)[varying], torch.ones(24), atol=1e-3)
+    varying = model.band.summary(model.frames(batch["state"])[:, 0]).std(0) > 1e-6
+    assert int(varying.sum()) == 49  # all but the mean, twice
+    assert torch.allclose(seen["summary"].mean(0)[varying], torch.zeros(49), atol=1e-3)
+    assert torch.allclose(seen["summary"].std(0)[varying], torch.ones(49), atol=1e-3)
     for channel in range(2):
         assert float(seen["noisy"][:, channel].square().mean().sqrt()) == pytest.approx(1, abs=0.2)
     # noise levels from none to all

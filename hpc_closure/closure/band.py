@@ -174,6 +174,14 @@ class Band:
         ]
         return torch.cat(parts, dim=-1)
 
+    def summary(self, w_hat: Tensor) -> Tensor:
+        """Numbers (..., 51) of a state: its largest modes, the same over its rms, log rms."""
+        low = self.largest(w_hat)
+        weights = self.on("weights", w_hat.device, low.dtype)
+        power = (w_hat.abs().square() * weights).sum((-2, -1))
+        rms = power.clamp(min=torch.finfo(low.dtype).tiny).sqrt()[..., None]
+        return torch.cat([low, low / rms, rms.log()], dim=-1)
+
     def place_largest(self, numbers: Tensor) -> Tensor:
         """Inverse of :meth:`largest` for 2 modes: (..., 25) numbers to a spectrum, else zero."""
         column = torch.complex(numbers[..., :3], nn.functional.pad(numbers[..., 3:5], (1, 0)))

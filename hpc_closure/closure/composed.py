@@ -45,6 +45,7 @@ from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.mean import FourierAmplitude, FourierMean
+from hpc_closure.closure.network import LARGEST
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.regression import Library
@@ -65,6 +66,7 @@ from hpc_closure.spectral.grid import hermitian, resize
 __all__ = ["ComposedModel"]
 
 CHECK_SEED = 20240807
+BEYOND = 6.0  # standard deviations at which a state's numbers are held
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 MEAN_GP = "mean_gp"
 SPREAD = 0.15  # steps in which the spread of a score is learned again, over the others'
@@ -271,6 +273,8 @@ class ComposedModel(ClosureModel):
         if isinstance(self.residual, Generator) and not gains["residual"]:
             config["residual"] = "gaussian"
             small.residual = Gaussian()
+        if small.mean is None and small.amplitude is None and isinstance(small.residual, Gaussian):
+            small.statistics = replace(self.statistics, summary_mean=None, summary_std=None)
         small.config = config
         return small
 
@@ -307,11 +311,10 @@ class ComposedModel(ClosureModel):
 
         The trained parts as far as they have a gain.
         """
-        s, like = self.statistics, frames_hat.real
-        shift, scale = s.largest_mean.to(like), s.largest_std.to(like)
-        largest = ((self.band.largest(frames_hat[:, 0]) - shift) / scale).float()
+        s = self.statistics
         state_hat, mean_hat = frames_hat[:, 0], self.library(frames_hat)
-        encoding = Encoding(state_hat, mean_hat, self.features(frames_hat), largest)
+        summary = self._summary(state_hat)
+        encoding = Encoding(state_hat, mean_hat, self.features(frames_hat), summary)
         gain = self._modes_of(s.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
             correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
@@ -320,6 +323,14 @@ class ComposedModel(ClosureModel):
         if self.amplitude is not None and self.amplitude_share:
             encoding.log_amplitude = self.amplitude_share * self.amplitude(encoding)
         return encoding
+
+    def _summary(self, state_hat: Tensor) -> Tensor:
+        """(B, 51) numbers of states about one in size; (B, 0) where no network reads them."""
+        mean, std, like = self.statistics.summary_mean, self.statistics.summary_std, state_hat.real
+        if mean is None or std is None:
+            return like.new_zeros(len(like), 0)
+        numbers = (self.band.summary(state_hat) - mean.to(like)) / std.to(like)
+        return numbers.clamp(-BEYOND, BEYOND).float()
 
     def present_features(self, w_hat: Tensor) -> Tensor:
         """Spectra (..., F, 2K + 1, K + 1) of the features of a state, the estimate last."""
@@ -357,9 +368,9 @@ class ComposedModel(ClosureModel):
         state = torch.zeros(len(b.group_k2), dtype=torch.float64)
         spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
         total = torch.zeros(len(b.group_k2), dtype=torch.float64)
-        num, largest = 0, []
+        num, summary = 0, []
         for frames_hat, target_hat, _ in self.snapshots(reader):
-            largest.append(b.largest(frames_hat[:, 0]).cpu())
+            summary.append(b.summary(frames_hat[:, 0]).cpu())
             features = b.by_group(self.present_features(frames_hat[:, 0]).abs().square())
             power = power + features.sum((0, -1)).cpu()
             state += features[:, FEATURES.index("w")].sum(0).cpu()
@@ -367,7 +378,9 @@ class ComposedModel(ClosureModel):
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
             num += len(target_hat)
-        rms, low, variance = (power / num).sqrt(), torch.cat(largest), spectrum / num
+        rms, numbers, variance = (power / num).sqrt(), torch.cat(summary), spectrum / num
+        smallest = torch.full_like(numbers[0], 1e-6)
+        smallest[:LARGEST] *= rms[FEATURES.index("w")]
         if not float(total.sum()) > 0:
             raise ValueError("the closure targets are all zero: nothing to learn")
         modes, size, tail = generator_grid(b, variance, self.config["modes"])
@@ -380,8 +393,8 @@ class ComposedModel(ClosureModel):
             Statistics(
                 library=self.library.coefficients,
                 features_rms=rms.clamp(min=1e-30),
-                largest_mean=low.mean(0),
-                largest_std=low.std(0).clamp(min=1e-6 * float(rms[2])),
+                summary_mean=numbers.mean(0),
+                summary_std=torch.maximum(numbers.std(0), smallest),
                 state_spectrum=kept.by_group(state_modes) / kept.group_size if reads else None,
                 target_rms=float((total.sum() / num).sqrt()),
                 first_spectrum=kept.by_group(per_mode) / kept.group_size,
@@ -549,7 +562,7 @@ class ComposedModel(ClosureModel):
         white = None
         if isinstance(self.conditioning, Learned):
             white = self.frame.whiten_state(encoding.state_hat)
-        return Posterior(channels, encoding.largest, gains, seen.readings, white)
+        return Posterior(channels, encoding.summary, gains, seen.readings, white)
 
     def generator_loss(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
         """Loss (B,) of the generator (:class:`~.residual.Generator`).

@@ -21,14 +21,15 @@ class Encoding:
         state_hat: (B, ...) spectrum of the state in the model's band.
         mean_hat: (B, ...) spectrum of m(V) in the model's band.
         features: (B, C, g, g) condition channels on the generator's grid.
-        largest: (B, 25) largest modes of the state, normalised.
+        summary: (B, 51) numbers of the state (:meth:`Band.summary`), normalised; (B, 0) for a
+            model without networks.
         log_amplitude: (B, g, g) log D, or None where D = 1.
     """
 
     state_hat: Tensor
     mean_hat: Tensor
     features: Tensor
-    largest: Tensor
+    summary: Tensor
     log_amplitude: Tensor | None = None
 
 

@@ -30,7 +30,7 @@ class FourierMean(nn.Module):
 
     def forward(self, frame: Frame, encoding: Encoding) -> Tensor:
         """Whitened spectra (B, ...) in the residual band."""
-        out = self.network(encoding.features, encoding.largest)
+        out = self.network(encoding.features, encoding.summary)
         # from fields of unit variance: weights need not grow to be seen
         return frame.kept.to_spectral(out) * (2 * frame.kept.modes + 1)
 
@@ -53,7 +53,7 @@ class FourierAmplitude(nn.Module):
 
     def forward(self, encoding: Encoding) -> Tensor:
         """(B, g, g)."""
-        return 3.0 * torch.tanh(self.network(encoding.features, encoding.largest) / 3.0)
+        return 3.0 * torch.tanh(self.network(encoding.features, encoding.summary) / 3.0)
 
     def loss(self, frame: Frame, residual_hat: Tensor, log_amplitude: Tensor) -> Tensor:
         """Negative log-likelihood per point (B,); 1/2 where D is 1."""

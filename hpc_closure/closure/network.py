@@ -6,8 +6,8 @@ A block adds to its input
 
 with K a spectral convolution. The product path makes quadratic laws such as
 :math:`-u\cdot\nabla w` one block deep; b and g come from the conditions. Regimes of the flow are
-seen in its largest scales: the modes |kx|, |ky| <= 2, as plain numbers, pass through a small
-perceptron into b and g of every block.
+seen in its largest scales: the modes |kx|, |ky| <= 2, alone and over the state's rms, as plain
+numbers, pass through a small perceptron into b and g of every block.
 """
 
 import math
@@ -22,6 +22,7 @@ from hpc_closure.closure.fno import Pointwise, SpectralConv2d
 __all__ = ["Encoded", "FieldNetwork", "ScoreNetwork"]
 
 LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
+SUMMARY = 2 * LARGEST + 1  # of a state: those, the same over its rms, log rms
 HARMONICS = 8  # of the noise level's angle
 
 
@@ -101,17 +102,17 @@ class FieldNetwork(nn.Module):
     def __init__(self, channels: int, width: int, modes: int, layers: int, form: str = "auto"):
         super().__init__()
         self.lift = Pointwise(channels, width)
-        self.modulation = Modulation(LARGEST, width, layers)
+        self.modulation = Modulation(SUMMARY, width, layers)
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
         )
         self.head = Pointwise(width, 1)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, conditions: Tensor, largest: Tensor) -> Tensor:
-        """(B, C, n, n) fields and (B, 25) numbers to (B, n, n)."""
+    def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:
+        """(B, C, n, n) fields and (B, 51) numbers to (B, n, n)."""
         x = self.lift(conditions)
-        for block, (shift, gate) in zip(self.blocks, self.modulation(largest)):
+        for block, (shift, gate) in zip(self.blocks, self.modulation(summary)):
             x = block(x, shift, gate)
         return self.head(x)[:, 0]
 
@@ -121,7 +122,7 @@ class Encoded:
     """Conditions as the noisy branch sees them: per-point maps of each block, and numbers."""
 
     maps: list[tuple[Tensor, Tensor]]
-    largest: Tensor
+    summary: Tensor
 
 
 class ScoreNetwork(nn.Module):
@@ -153,7 +154,7 @@ class ScoreNetwork(nn.Module):
         )
         # every block of the noisy branch gets a shift and a gate, per point
         self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
-        numbers = 2 * HARMONICS + 2 * LARGEST
+        numbers = 2 * HARMONICS + LARGEST + SUMMARY
         self.modulation = Modulation(numbers, width, layers)
         # what a regime does to all scales at once
         self.gain = perceptron(numbers, 2, 2 * width)
@@ -164,13 +165,13 @@ class ScoreNetwork(nn.Module):
         self.head = Pointwise(width, 1)
         nn.init.zeros_(self.head.weight)
 
-    def encode(self, conditions: Tensor, largest: Tensor) -> Encoded:
-        """Encode fields (B, C, n, n) and numbers (B, 25)."""
+    def encode(self, conditions: Tensor, summary: Tensor) -> Encoded:
+        """Encode fields (B, C, n, n) and numbers (B, 51)."""
         x = self.encode_lift(conditions)
         for block in self.encode_blocks:
             x = block(x)
         maps = self.encode_head(x).chunk(2 * len(self.blocks), dim=1)
-        return Encoded(list(zip(maps[::2], maps[1::2])), largest)
+        return Encoded(list(zip(maps[::2], maps[1::2])), summary)
 
     def forward(self, x: Tensor, largest: Tensor, angle: Tensor, encoded: Encoded) -> Tensor:
         """Velocity.
@@ -186,7 +187,7 @@ class ScoreNetwork(nn.Module):
         """
         order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
         phase = (angle[:, None] * order).expand(len(x), -1)
-        state = encoded.largest.expand(len(x), -1)
+        state = encoded.summary.expand(len(x), -1)
         numbers = torch.cat([phase.sin(), phase.cos(), largest, state], dim=1)
         h = self.lift(x)
         for block, local, everywhere in zip(self.blocks, encoded.maps, self.modulation(numbers)):

@@ -17,7 +17,7 @@ class Posterior:
 
     Attributes:
         fields: (B or 1, C, g, g) of the state and the sensors.
-        largest: (B or 1, 25) largest modes of the state.
+        summary: (B or 1, 51) numbers of the state.
         gains: (rows, gain) of what is kriged; rows None = all.
         readings: of sensors that the network itself reads.
         white_state: (B or 1, ...) spectra of the state in the residual band, whitened; None where
@@ -25,7 +25,7 @@ class Posterior:
     """
 
     fields: Tensor
-    largest: Tensor
+    summary: Tensor
     gains: list[tuple[Tensor | None, Kriging]]
     readings: list[Reading]
     white_state: Tensor | None = None

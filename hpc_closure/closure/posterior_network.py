@@ -28,6 +28,7 @@ from hpc_closure.closure.frame import Frame
 from hpc_closure.closure.network import (
     HARMONICS,
     LARGEST,
+    SUMMARY,
     FourierBlock,
     Modulation,
     perceptron,
@@ -121,21 +122,21 @@ class PosteriorNetwork(nn.Module):
         super().__init__()
         width, modes, layers = config["width"], config["modes"], config["layers"]
         few, form = max(1, layers - 1), config["form"]
-        self.modulate = Modulation(LARGEST, width, layers)
+        self.modulate = Modulation(SUMMARY, width, layers)
         self.state = Blocks(channels + 1, width, modes, layers, form)
         self.state_head = ModeHead(own.modes, self.state.outputs)
         self.state_map = nn.Parameter(torch.zeros(2 * own.modes + 1, own.modes + 1, 2))
         self.sensors = Blocks(width + 2 + 4 + PLACES, width, modes, few, form)
         self.sensors_head = ModeHead(own.modes, self.sensors.outputs)
         self.group_k2 = own.group_k2
-        self.low_state = perceptron(LARGEST, LARGEST, LOW)
+        self.low_state = perceptron(SUMMARY, LARGEST, LOW)
         self.spread_head = perceptron(2 * width + NUMBERS, len(own.group_k2), HIDDEN)
         self.gain_head = perceptron(2 * width + NUMBERS, own.grid.num_shells, HIDDEN)
         self.maps = Pointwise(width, 2 * width * few, gain=0.3)
-        self.modulate_noisy = Modulation(2 * HARMONICS + 2 * LARGEST, width, few)
+        self.modulate_noisy = Modulation(2 * HARMONICS + LARGEST + SUMMARY, width, few)
         self.noisy = Blocks(2, width, min(modes, 8), few, form)
         self.noisy_head = ModeHead(own.modes, self.noisy.outputs)
-        self.low_noisy = perceptron(2 * HARMONICS + 3 * LARGEST, LARGEST + 1, LOW)
+        self.low_noisy = perceptron(2 * HARMONICS + 2 * LARGEST + SUMMARY, LARGEST + 1, LOW)
 
     def estimate(self, frame: Frame, given: Posterior) -> Estimate:
         """Stages 1 and 2, for B states.
@@ -151,10 +152,10 @@ class PosteriorNetwork(nn.Module):
         soft = law.modes("std", fields) / rms
         soft = soft / (soft.square() + SOFT**2) * law.modes("mask", fields)
         inputs = torch.cat([fields, _white_field(frame, white_state)[:, None]], dim=1)
-        hidden, outputs = self.state(inputs, self.modulate(given.largest))
+        hidden, outputs = self.state(inputs, self.modulate(given.summary))
         weights = resize(torch.view_as_complex(self.state_map * FAST), kept.modes)
         mean = self.state_head(outputs, frame)
-        low = kept.place_largest(self.low_state(given.largest))
+        low = kept.place_largest(self.low_state(given.summary))
         mean = mean + (white_state * weights + low) * law.modes("mask", fields)
 
         count = len(hidden)
@@ -203,7 +204,7 @@ class PosteriorNetwork(nn.Module):
         phase = (angle[:, None] * order).expand(len(x), -1)
         low = frame.kept.largest(x).float()
         numbers = torch.cat(
-            [phase.sin(), phase.cos(), low, given.largest.expand(len(x), -1)], dim=1
+            [phase.sin(), phase.cos(), low, given.summary.expand(len(x), -1)], dim=1
         )
         local = zip(told.maps[::2], told.maps[1::2])
         maps = [(s + a, g + b) for (s, g), (a, b) in zip(self.modulate_noisy(numbers), local)]

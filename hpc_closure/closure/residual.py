@@ -139,7 +139,7 @@ class FlowNetwork(Generator):
 
     def encode(self, given: Posterior) -> Encoded:
         """What the noisy branch needs of the conditions; once for all noise levels."""
-        return self.network.encode(given.fields, given.largest)
+        return self.network.encode(given.fields, given.summary)
 
     def velocity(self, frame: Frame, x_hat: Tensor, angle: Tensor, encoded: Encoded) -> Tensor:
         """Network output, spectra (B, ...) in whitened units, at unit-norm noisy x."""

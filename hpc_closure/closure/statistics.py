@@ -34,7 +34,8 @@ class Statistics:
     Attributes:
         library: (terms, groups) coefficients of the regression.
         features_rms: (features,) rms of the condition channels.
-        largest_mean, largest_std: (25,) of the state's largest modes.
+        summary_mean, summary_std: (51,) of the state's numbers (:meth:`Band.summary`); None in a
+            model without networks.
         state_spectrum: (groups,) variance per mode of the state, in the residual band; where the
             generator reads the state whitened.
         target_rms: of the closure.
@@ -54,8 +55,8 @@ class Statistics:
 
     library: Tensor = NOT_YET
     features_rms: Tensor = NOT_YET
-    largest_mean: Tensor = NOT_YET
-    largest_std: Tensor = NOT_YET
+    summary_mean: Tensor | None = None
+    summary_std: Tensor | None = None
     state_spectrum: Tensor | None = None
     target_rms: float = NOT_YET
     first_spectrum: Tensor = NOT_YET

@@ -43,7 +43,7 @@ ALONE = {"mean": [], "amplitude": "none", "sensors": "learned", "gate": "off"}
 CLOSED = {"mean": ["regression"], "amplitude": "none", "residual": "gaussian"}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": DEFAULT,
-    "fno_score": {**DEFAULT, "preset": "fno_score", **ALONE, "modes": 12, "method": "gaussian"},
+    "fno_score": {**DEFAULT, "preset": "fno_score", **ALONE, "modes": 12},
     "one_pass": {**DEFAULT, "preset": "one_pass", "residual": "crps", "evaluations": 1},
     "gaussian": {**DEFAULT, "preset": "gaussian", **CLOSED},
     "published": PUBLISHED,
@@ -78,6 +78,8 @@ def resolve(model: dict[str, Any]) -> dict[str, Any]:
         )
     conditions = {**preset["conditions"], **(given.pop("conditions", None) or {})}
     resolved = {**preset, **given, "conditions": conditions}
+    if resolved.get("sensors") == "learned" and "method" not in given:
+        resolved["method"] = "gaussian"  # steps that are exact for the spread that it tells
     if "mean" in resolved:
         resolved["mean"] = [] if resolved["mean"] == "none" else list(resolved["mean"])
         _check_parts(resolved)
