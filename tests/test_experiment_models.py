@@ -1,0 +1,27 @@
+"""Presets of the model: what they resolve to, and what is refused."""
+
+import pytest
+
+from hpc_closure.experiment.models import PRESETS, resolve
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_resolves_to_itself(name):
+    resolved = resolve({"preset": name, "width": None})
+    assert {key: resolved[key] for key in PRESETS[name] if key != "method"} == {
+        key: value for key, value in PRESETS[name].items() if key != "method"
+    }
+    assert resolve(resolved) == resolved
+
+
+@pytest.mark.parametrize("preset,sensors", [("default", "learned"), ("fno_score", "kriging")])
+def test_the_sampler_is_the_one_for_its_sensors(preset, sensors):
+    resolved = resolve({"preset": preset, "sensors": sensors})
+    assert resolved["method"] == {"learned": "gaussian", "kriging": "euler"}[sensors]
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="model.sensors=learned needs a residual that learns"):
+        resolve({"preset": "fno_score", "residual": "gaussian"})
+    with pytest.raises(ValueError, match="model.colour is no setting"):
+        resolve({"colour": 1})
