@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.frame import Encoding, Frame
 from hpc_closure.closure.losses import gaussian_likelihood, spectral_square
-from hpc_closure.closure.network import FieldNetwork
+from hpc_closure.closure.network import LARGEST, LOW, SUMMARY, FieldNetwork, perceptron
 
 __all__ = ["FourierAmplitude", "FourierMean"]
 
@@ -27,12 +27,14 @@ class FourierMean(nn.Module):
     def __init__(self, channels: int, config: dict[str, Any]):
         super().__init__()
         self.network = FieldNetwork(channels, *_sizes(config))
+        self.low = perceptron(SUMMARY, LARGEST, LOW)
 
     def forward(self, frame: Frame, encoding: Encoding) -> Tensor:
         """Whitened spectra (B, ...) in the residual band."""
         out = self.network(encoding.features, encoding.summary)
         # from fields of unit variance: weights need not grow to be seen
-        return frame.kept.to_spectral(out) * (2 * frame.kept.modes + 1)
+        fields = frame.kept.to_spectral(out) * (2 * frame.kept.modes + 1)
+        return fields + frame.kept.place_largest(self.low(encoding.summary))
 
     def correction(self, frame: Frame, white_hat: Tensor) -> Tensor:
         """The output in units of U."""

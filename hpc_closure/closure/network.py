@@ -7,7 +7,9 @@ A block adds to its input
 with K a spectral convolution. The product path makes quadratic laws such as
 :math:`-u\cdot\nabla w` one block deep; b and g come from the conditions. Regimes of the flow are
 seen in its largest scales: the modes |kx|, |ky| <= 2, alone and over the state's rms, as plain
-numbers, pass through a small perceptron into b and g of every block.
+numbers, pass through a small perceptron into b and g of every block, and another answers for the
+largest modes of the output directly: a pattern that comes and goes with the regime is a function
+of few numbers.
 """
 
 import math
@@ -24,6 +26,7 @@ __all__ = ["Encoded", "FieldNetwork", "ScoreNetwork"]
 LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 SUMMARY = 2 * LARGEST + 1  # of a state: those, the same over its rms, log rms
 HARMONICS = 8  # of the noise level's angle
+LOW = 128  # hidden numbers of what answers for the largest modes
 
 
 class FourierBlock(nn.Module):
@@ -156,8 +159,9 @@ class ScoreNetwork(nn.Module):
         self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
         numbers = 2 * HARMONICS + LARGEST + SUMMARY
         self.modulation = Modulation(numbers, width, layers)
-        # what a regime does to all scales at once
+        # what a regime does to all scales at once, and to the largest
         self.gain = perceptron(numbers, 2, 2 * width)
+        self.low = perceptron(numbers, LARGEST, LOW)
         self.lift = Pointwise(2, width)
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
@@ -173,7 +177,9 @@ class ScoreNetwork(nn.Module):
         maps = self.encode_head(x).chunk(2 * len(self.blocks), dim=1)
         return Encoded(list(zip(maps[::2], maps[1::2])), summary)
 
-    def forward(self, x: Tensor, largest: Tensor, angle: Tensor, encoded: Encoded) -> Tensor:
+    def forward(
+        self, x: Tensor, largest: Tensor, angle: Tensor, encoded: Encoded
+    ) -> tuple[Tensor, Tensor]:
         """Velocity.
 
         Args:
@@ -183,7 +189,7 @@ class ScoreNetwork(nn.Module):
             encoded: from :meth:`encode`, with batch B or 1.
 
         Returns:
-            (B, n, n): velocity in whitened units.
+            Velocity in whitened units: fields (B, n, n), and (B, 25) largest modes to be added.
         """
         order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
         phase = (angle[:, None] * order).expand(len(x), -1)
@@ -192,7 +198,8 @@ class ScoreNetwork(nn.Module):
         h = self.lift(x)
         for block, local, everywhere in zip(self.blocks, encoded.maps, self.modulation(numbers)):
             h = block(h, local[0] + everywhere[0], local[1] + everywhere[1])
-        return self.head(h)[:, 0] + (self.gain(numbers)[..., None, None] * x).sum(1)
+        field = self.head(h)[:, 0] + (self.gain(numbers)[..., None, None] * x).sum(1)
+        return field, self.low(numbers)
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -28,6 +28,7 @@ from hpc_closure.closure.frame import Frame
 from hpc_closure.closure.network import (
     HARMONICS,
     LARGEST,
+    LOW,
     SUMMARY,
     FourierBlock,
     Modulation,
@@ -43,7 +44,7 @@ CAP = 300.0  # largest gain from fields in units of q to whitened modes
 SOFT = 5e-3  # amplitude, in units of q, below which a whitened reading is not believed
 PLACES = 2  # fields that say where sensors are, and how large their errors
 NUMBERS = 4  # of a layout: any sensors, how many, their errors, how much of the square they see
-LOW, HIDDEN = 128, 64  # hidden numbers of the heads of the largest modes, and of the others
+HIDDEN = 64  # hidden numbers of the heads of few numbers
 SPREAD = (-3.5, 4.0, 2.8)  # log c is within the first +- the second, and begins near -0.7
 
 

@@ -149,9 +149,9 @@ class FlowNetwork(Generator):
         white = frame.field(white_hat) / side
         plain = frame.field(x_hat) / math.sqrt(frame.law.variance)
         inputs = torch.stack([white, plain], dim=1).float()
-        out = self.network(inputs, largest, angle.float(), encoded)
+        out, low = self.network(inputs, largest, angle.float(), encoded)
         # in fields of unit variance, as the inputs are: weights need not grow to be seen
-        return frame.kept.to_spectral(out) * side
+        return frame.kept.to_spectral(out) * side + frame.kept.place_largest(low)
 
 
 class Score(FlowNetwork):
