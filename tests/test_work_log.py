@@ -91,6 +91,15 @@ def test_a_full_disk_under_the_log_is_told_once(lines, capsys):
     assert told == "no more lines to /dev/full: No space left on device\n"
 
 
+def test_a_closed_stream_does_not_stop_the_work(tmp_path):
+    stream = io.StringIO()
+    log.setup(stream=stream, file=tmp_path / "train.log")
+    stream.close()
+    log.get().warning("still here")
+    log.setup()
+    assert "still here" in (tmp_path / "train.log").read_text()
+
+
 def test_banner(lines):
     read = lines()
     log.banner(

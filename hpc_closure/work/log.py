@@ -40,6 +40,8 @@ class _Screen(logging.StreamHandler):
     """A stream; on a terminal a line takes the place of the one that moves."""
 
     def emit(self, record):
+        if self.stream.closed:  # nobody reads it any more; work goes on
+            return
         if self.stream.isatty():
             self.stream.write(CLEAR)
         super().emit(record)
