@@ -379,10 +379,10 @@ def test_damaged_and_foreign_files(saved, tmp_path):
         hpc_closure.load(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "convection"])
+@pytest.mark.parametrize("kind", ["diffusion", "convection", "two_regimes"])
 def test_shipped_models_are_those_of_the_shipped_presets(kind):
     """Made by ``generate`` and ``train`` of the preset as it is now; nothing of the maker's."""
-    assert shipped() == ["convection", "diffusion"]
+    assert shipped() == ["convection", "diffusion", "two_regimes"]
     path = Run.of(reading.load(f"{kind}_64", [f"use.model={kind}"])).model
     provenance = read_header(path).provenance
     assert provenance["hashes"]["train"] == reading.load(f"{kind}_64").stage_hash("train")
@@ -407,3 +407,27 @@ def test_shipped_models_sample_right_after_installation(kind, bound, grid):
     assert float(error.max()) < bound
     free = closure.sample(states[0], members=64, seed=1)
     assert float(free.var(0).mean() / law.variance) == pytest.approx(1, abs=0.1)
+
+
+def test_the_shipped_model_of_two_regimes_draws_both():
+    """Its wave's amplitude, state by state, is distributed as the exact law's."""
+    problem, count = reading.load("two_regimes_64").problem, 200
+    flow = Simulation(problem, range(6), seed=11).initialise()
+    flow.advance(2500)
+    states = flow.transform.to_physical(flow.state)
+    law, closure = ExactLaw(problem, "diffusion", interval=10), hpc_closure.load("two_regimes")
+    wave = torch.cos(torch.arange(64, dtype=torch.float64) * (2 * torch.pi / 64))[:, None]
+
+    def waves(fields):
+        """(members, states), sorted over members."""
+        return (wave * fields.double()).mean((-2, -1)).sort(0).values
+
+    def drawn(**options):
+        return torch.stack([closure.sample(one, members=count, **options) for one in states], 1)
+
+    truth = waves(law.sample(states, members=range(count), seed=3))
+    own, plain = (
+        float((waves(fields) - truth).abs().mean() / truth.std())
+        for fields in (drawn(), drawn(method="mean_gp"))
+    )
+    assert own < 0.25 < 0.4 < plain

@@ -5,11 +5,10 @@ A block adds to its input
 .. math:: W_o\,[\,\mathrm{gelu}(Kx + Wx + b)\cdot(1 + g)\,;\ (Px)\cdot(P'x)\,]
 
 with K a spectral convolution. The product path makes quadratic laws such as
-:math:`-u\cdot\nabla w` one block deep; b and g come from the conditions. Regimes of the flow are
-seen in its largest scales: the modes |kx|, |ky| <= 2, alone and over the state's rms, as plain
-numbers, pass through a small perceptron into b and g of every block, and another answers for the
-largest modes of the output directly: a pattern that comes and goes with the regime is a function
-of few numbers.
+:math:`-u\cdot\nabla w` one block deep; b and g come from the conditions. Regimes are seen in few
+numbers: of the flow, its modes |kx|, |ky| <= 2, alone and over its rms, and that; of a noisy
+residual, the same modes, and how large it is in all. Small perceptrons make of these b and g of
+every block, and the largest modes of the output, which come and go with a regime.
 """
 
 import math
@@ -86,6 +85,11 @@ class Modulation(nn.Module):
         return list(zip(maps[::2], maps[1::2]))
 
 
+def log_power(x: Tensor) -> Tensor:
+    """(B, C) logarithm of the mean square of fields (B, C, n, n): how large all scales are."""
+    return x.square().mean((-2, -1)).clamp(min=1e-12).log()
+
+
 def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
     """Two hidden layers; the last one starts at zero."""
     last = nn.Linear(hidden, outputs)
@@ -157,7 +161,7 @@ class ScoreNetwork(nn.Module):
         )
         # every block of the noisy branch gets a shift and a gate, per point
         self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
-        numbers = 2 * HARMONICS + LARGEST + SUMMARY
+        numbers = 2 * HARMONICS + LARGEST + 2 + SUMMARY
         self.modulation = Modulation(numbers, width, layers)
         # what a regime does to all scales at once, and to the largest
         self.gain = perceptron(numbers, 2, 2 * width)
@@ -194,7 +198,7 @@ class ScoreNetwork(nn.Module):
         order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
         phase = (angle[:, None] * order).expand(len(x), -1)
         state = encoded.summary.expand(len(x), -1)
-        numbers = torch.cat([phase.sin(), phase.cos(), largest, state], dim=1)
+        numbers = torch.cat([phase.sin(), phase.cos(), largest, log_power(x), state], dim=1)
         h = self.lift(x)
         for block, local, everywhere in zip(self.blocks, encoded.maps, self.modulation(numbers)):
             h = block(h, local[0] + everywhere[0], local[1] + everywhere[1])

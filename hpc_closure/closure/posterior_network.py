@@ -32,6 +32,7 @@ from hpc_closure.closure.network import (
     SUMMARY,
     FourierBlock,
     Modulation,
+    log_power,
     perceptron,
 )
 from hpc_closure.closure.posterior import Posterior
@@ -134,10 +135,10 @@ class PosteriorNetwork(nn.Module):
         self.spread_head = perceptron(2 * width + NUMBERS, len(own.group_k2), HIDDEN)
         self.gain_head = perceptron(2 * width + NUMBERS, own.grid.num_shells, HIDDEN)
         self.maps = Pointwise(width, 2 * width * few, gain=0.3)
-        self.modulate_noisy = Modulation(2 * HARMONICS + LARGEST + SUMMARY, width, few)
+        self.modulate_noisy = Modulation(2 * HARMONICS + LARGEST + 2 + SUMMARY, width, few)
         self.noisy = Blocks(2, width, min(modes, 8), few, form)
         self.noisy_head = ModeHead(own.modes, self.noisy.outputs)
-        self.low_noisy = perceptron(2 * HARMONICS + 2 * LARGEST + SUMMARY, LARGEST + 1, LOW)
+        self.low_noisy = perceptron(2 * HARMONICS + 2 * LARGEST + 2 + SUMMARY, LARGEST + 1, LOW)
 
     def estimate(self, frame: Frame, given: Posterior) -> Estimate:
         """Stages 1 and 2, for B states.
@@ -204,12 +205,11 @@ class PosteriorNetwork(nn.Module):
         order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
         phase = (angle[:, None] * order).expand(len(x), -1)
         low = frame.kept.largest(x).float()
-        numbers = torch.cat(
-            [phase.sin(), phase.cos(), low, given.summary.expand(len(x), -1)], dim=1
-        )
+        inputs = torch.stack([_plain_field(frame, x), _white_field(frame, x)], dim=1)
+        state = given.summary.expand(len(x), -1)
+        numbers = torch.cat([phase.sin(), phase.cos(), low, log_power(inputs), state], dim=1)
         local = zip(told.maps[::2], told.maps[1::2])
         maps = [(s + a, g + b) for (s, g), (a, b) in zip(self.modulate_noisy(numbers), local)]
-        inputs = torch.stack([_plain_field(frame, x), _white_field(frame, x)], dim=1)
         _, outputs = self.noisy(inputs, maps)
         known = frame.kept.largest(told.mean).float().expand(len(x), -1)
         largest = self.low_noisy(torch.cat([numbers, known], dim=1))

@@ -450,7 +450,7 @@ class Use(Section):
     model: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="trained model that is used: a run, a .safetensors file, or a shipped model "
-        "(diffusion, convection)",
+        "(diffusion, convection, two_regimes)",
     )
 
 
