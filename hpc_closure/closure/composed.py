@@ -629,7 +629,7 @@ class ComposedModel(ClosureModel):
         return report
 
     def _spread_gain(self, reader: Reader) -> Tensor:
-        """Standard deviation of the residual over that of the generator's samples, per shell.
+        """Standard deviation of D q over that of D times the generator's samples, per shell.
 
         Both about the generator's mean, where it has one; what is left of the residual then tells
         its memory, too.
@@ -648,12 +648,13 @@ class ComposedModel(ClosureModel):
             made = self.generate(encoding, z)
             memory.add(q_hat - made.mean, batch.tags)
             about = made.mean if made.sharp else 0.0
-            seen += kept.grid.shell_sum((q_hat - about).abs().square()).sum(0).cpu()
-            spread = (made.q - about).abs().square().double()
-            drawn += kept.grid.shell_sum(spread).sum(0).cpu()
+            for power, q in ((seen, q_hat - about), (drawn, made.q - about)):
+                u_hat = resize(frame.amplify(q, encoding.log_amplitude), kept.modes)
+                power += kept.grid.shell_sum(u_hat.abs().square().double()).sum(0).cpu()
         self.adopt(replace(self.statistics, memory_times=memory.times()))
         ratio = (seen / drawn.clamp(min=1e-300)).sqrt()
-        return torch.where((seen > 0) & (drawn > 0), ratio.clamp(0.5, 2.0), 1.0)
+        # where D carries more from other shells than there is, no factor of q would help
+        return torch.where((seen > 0) & (drawn > 0), ratio.clamp(0.9, 2.0), 1.0)
 
     # ---- sampling -------------------------------------------------------------------------------
 
