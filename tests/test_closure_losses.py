@@ -11,6 +11,7 @@ from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.losses import (
     ALMOST_FAIR,
     crps,
+    energy_score,
     gaussian_likelihood,
     spectral_energy_score,
     spectral_square,
@@ -81,3 +82,22 @@ def test_energy_score_prefers_the_right_spread_and_has_a_gradient():
     zero = torch.zeros_like(samples).requires_grad_(True)
     spectral_energy_score(B, zero, truth, weight, ALMOST_FAIR).sum().backward()
     assert torch.isfinite(torch.view_as_real(zero.grad)).all()
+
+
+def test_the_energy_score_of_fields_sees_two_peaks_of_a_pattern():
+    """Two signs of one field: the law scores 0.5, a Gaussian of the same covariance worse."""
+    b = band(4)
+    field = torch.cos(torch.arange(12, dtype=torch.float64) * (2 * torch.pi / 12))[:, None]
+    one = b.to_spectral(field.expand(12, 12) * 2**0.5)
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(signs):
+        return signs[..., None, None] * one
+
+    sign = torch.randint(0, 2, (9, 4000), generator=generator) * 2.0 - 1
+    normal = torch.randn(8, 4000, generator=generator)
+    own, plain = (
+        float(energy_score(b, drawn(x), drawn(sign[8])).mean()) for x in (sign[:8], normal)
+    )
+    assert own == pytest.approx(0.5, abs=0.02)
+    assert plain - own > 0.08

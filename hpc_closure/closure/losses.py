@@ -9,6 +9,7 @@ __all__ = [
     "ALMOST_FAIR",
     "crps",
     "check_ensemble",
+    "energy_score",
     "gaussian_likelihood",
     "spectral_energy_score",
     "spectral_square",
@@ -91,3 +92,20 @@ def spectral_energy_score(
     score = skill - (1 - (1 - alpha) / num) * pairs.sum((0, 1)) / (2 * num * (num - 1))
     weights = band.on("weights", importance.device, importance.dtype) * importance
     return (score * weights).sum((-2, -1)) / weights.sum().clamp(min=1e-30)
+
+
+def energy_score(band: Band, samples_hat: Tensor, truth_hat: Tensor) -> Tensor:
+    """Fair energy score of fields, their distance the rms over the plane: (B,).
+
+    Args:
+        band: of the spectra.
+        samples_hat: (M, B, ...).
+        truth_hat: (B, ...).
+    """
+    num, weights = len(samples_hat), band.on("weights", truth_hat.device, truth_hat.real.dtype)
+
+    def distance(difference: Tensor) -> Tensor:
+        return (difference.abs().square() * weights).sum((-2, -1)).sqrt()
+
+    pairs = distance(samples_hat[:, None] - samples_hat[None, :]).sum((0, 1))
+    return distance(samples_hat - truth_hat).mean(0) - pairs / (2 * num * (num - 1))
