@@ -184,6 +184,8 @@ class Band:
 
     def place_largest(self, numbers: Tensor) -> Tensor:
         """Inverse of :meth:`largest` for 2 modes: (..., 25) numbers to a spectrum, else zero."""
+        if numbers.dtype == torch.bfloat16:  # there are no complex numbers of it
+            numbers = numbers.float()
         column = torch.complex(numbers[..., :3], nn.functional.pad(numbers[..., 3:5], (1, 0)))
         column = torch.cat([column, column[..., 1:].flip(-1).conj()], dim=-1)
         real, imaginary = (

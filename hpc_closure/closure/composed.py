@@ -44,7 +44,7 @@ from hpc_closure.closure.gate import LEAST, ImprovementGate, ShareGate, ShellGat
 from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
-from hpc_closure.closure.losses import energy_score
+from hpc_closure.closure.losses import crps, energy_score
 from hpc_closure.closure.mean import FourierAmplitude, FourierMean
 from hpc_closure.closure.network import LARGEST
 from hpc_closure.closure.parts import PartReport
@@ -637,10 +637,12 @@ class ComposedModel(ClosureModel):
     def _samples_improve(self, reader: Reader) -> bool:
         """Whether q as the generator draws it scores better than as its base law does.
 
-        By the energy score of fields, which sees what that of points hardly does: two peaks of a
-        pattern. A velocity may be nearer to the truth, and few steps along it end farther.
+        By the energy score of fields, which sees two peaks of a pattern, or by the CRPS of points,
+        which sees a spread that differs by place. A velocity may be nearer to the truth, and few
+        steps along it end farther.
         """
-        frame, first, gate = self.frame, 0, ImprovementGate(self.frame.kept)
+        frame, first = self.frame, 0
+        fields, points = ImprovementGate(frame.kept), ImprovementGate(frame.kept)
         for frames_hat, target_hat, batch in self.snapshots(reader):
             encoding, ids = self.encode(frames_hat), range(first, first + len(target_hat))
             first += len(target_hat)
@@ -649,11 +651,12 @@ class ComposedModel(ClosureModel):
             keys = [draws.Key(CHECK_SEED, "check", ids, 2 + i) for i in range(CHECK_DRAWS)]
             plain = [self.base_noise(frame.law, key, draws.STREAM_BASE) for key in keys]
             drawn = [self.generate(encoding, z).q for z in plain]
-            before, after = (
-                energy_score(frame.kept, torch.stack(qs).to(truth), truth) for qs in (plain, drawn)
-            )
-            gate.add(before, after, batch.members)
-        return bool(gate.gains().any())
+            sets = [torch.stack(qs).to(truth) for qs in (plain, drawn)]
+            before, after = (energy_score(frame.kept, one, truth) for one in sets)
+            fields.add(before, after, batch.members)
+            before, after = (crps(frame.field(one), frame.field(truth)) for one in sets)
+            points.add(before, after, batch.members)
+        return bool(fields.gains().any() or points.gains().any())
 
     def _spread_gain(self, reader: Reader) -> Tensor:
         """Standard deviation of D q over that of D times the generator's samples, per shell.
