@@ -86,9 +86,8 @@ def test_energy_score_prefers_the_right_spread_and_has_a_gradient():
 
 def test_the_energy_score_of_fields_sees_two_peaks_of_a_pattern():
     """Two signs of one field: the law scores 0.5, a Gaussian of the same covariance worse."""
-    b = band(4)
-    field = torch.cos(torch.arange(12, dtype=torch.float64) * (2 * torch.pi / 12))[:, None]
-    one = b.to_spectral(field.expand(12, 12) * 2**0.5)
+    wave = torch.cos(torch.arange(12, dtype=torch.float64) * (2 * torch.pi / 12))[:, None]
+    one = wave.expand(12, 12) * 2**0.5
     generator = torch.Generator().manual_seed(1)
 
     def drawn(signs):
@@ -96,8 +95,6 @@ def test_the_energy_score_of_fields_sees_two_peaks_of_a_pattern():
 
     sign = torch.randint(0, 2, (9, 4000), generator=generator) * 2.0 - 1
     normal = torch.randn(8, 4000, generator=generator)
-    own, plain = (
-        float(energy_score(b, drawn(x), drawn(sign[8])).mean()) for x in (sign[:8], normal)
-    )
+    own, plain = (float(energy_score(drawn(x), drawn(sign[8])).mean()) for x in (sign[:8], normal))
     assert own == pytest.approx(0.5, abs=0.02)
     assert plain - own > 0.08

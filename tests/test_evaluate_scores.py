@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_closure.closure.losses import crps
+from hpc_closure.closure.losses import crps, energy_score
 from hpc_closure.evaluate import intervals, rank_histogram, scores, spectra
 
 
@@ -128,13 +128,13 @@ def test_energy_score_agrees_with_scoringrules():
     oracle = scoringrules.es_ensemble(
         truth.flatten(1).numpy(), ensemble.flatten(2).transpose(0, 1).numpy(), estimator="fair"
     )
-    ours = scores.energy_score(ensemble, truth) * 3  # root mean square instead of root sum
+    ours = energy_score(ensemble, truth) * 3  # root mean square instead of root sum
     assert torch.allclose(ours, torch.as_tensor(oracle), rtol=1e-10)
 
 
 def test_energy_score_of_numbers_is_the_crps():
     ensemble, truth = normal(6, 30), normal(30, seed=1)
-    assert torch.allclose(scores.energy_score(ensemble, truth), crps(ensemble, truth), atol=1e-12)
+    assert torch.allclose(energy_score(ensemble, truth), crps(ensemble, truth), atol=1e-12)
 
 
 def test_energy_score_sees_a_joint_law_that_the_crps_cannot():
@@ -144,7 +144,7 @@ def test_energy_score_sees_a_joint_law_that_the_crps_cannot():
     pointwise = normal(members, samples, 8, seed=2)
     both = [float(crps(x, shared).mean()) for x in (joint, pointwise)]
     assert both[1] == pytest.approx(both[0], rel=0.03)
-    energy = [float(scores.energy_score(x, shared).mean()) for x in (joint, pointwise)]
+    energy = [float(energy_score(x, shared).mean()) for x in (joint, pointwise)]
     assert energy[1] > 1.1 * energy[0]
 
 

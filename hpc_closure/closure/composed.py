@@ -634,6 +634,15 @@ class ComposedModel(ClosureModel):
                 report["score_gain"] = "none: its samples are no better than the Gaussian law's"
         return report
 
+    def _residuals(self, reader: Reader) -> Iterable[tuple[Encoding, Tensor, range, Batch]]:
+        """(encoding, spectra of q, ids of the draws, batch) of every batch."""
+        first = 0
+        for frames_hat, target_hat, batch in self.snapshots(reader):
+            encoding, ids = self.encode(frames_hat), range(first, first + len(target_hat))
+            residual = target_hat - encoding.mean_hat
+            first += len(target_hat)
+            yield encoding, self.frame.standardise(residual, encoding.log_amplitude), ids, batch
+
     def _samples_improve(self, reader: Reader) -> bool:
         """Whether q as the generator draws it scores better than as its base law does.
 
@@ -641,21 +650,17 @@ class ComposedModel(ClosureModel):
         which sees a spread that differs by place. A velocity may be nearer to the truth, and few
         steps along it end farther.
         """
-        frame, first = self.frame, 0
+        frame = self.frame
         fields, points = ImprovementGate(frame.kept), ImprovementGate(frame.kept)
-        for frames_hat, target_hat, batch in self.snapshots(reader):
-            encoding, ids = self.encode(frames_hat), range(first, first + len(target_hat))
-            first += len(target_hat)
-            residual = target_hat - encoding.mean_hat
-            truth = frame.standardise(residual, encoding.log_amplitude).to(torch.complex128)
+        for encoding, q_hat, ids, batch in self._residuals(reader):
+            truth = frame.field(q_hat.to(torch.complex128))
             keys = [draws.Key(CHECK_SEED, "check", ids, 2 + i) for i in range(CHECK_DRAWS)]
             plain = [self.base_noise(frame.law, key, draws.STREAM_BASE) for key in keys]
             drawn = [self.generate(encoding, z).q for z in plain]
-            sets = [torch.stack(qs).to(truth) for qs in (plain, drawn)]
-            before, after = (energy_score(frame.kept, one, truth) for one in sets)
-            fields.add(before, after, batch.members)
-            before, after = (crps(frame.field(one), frame.field(truth)) for one in sets)
-            points.add(before, after, batch.members)
+            sets = [frame.field(torch.stack(qs).to(torch.complex128)) for qs in (plain, drawn)]
+            for gate, score in ((fields, energy_score), (points, crps)):
+                before, after = (score(one, truth) for one in sets)
+                gate.add(before, after, batch.members)
         return bool(fields.gains().any() or points.gains().any())
 
     def _spread_gain(self, reader: Reader) -> Tensor:
@@ -664,17 +669,14 @@ class ComposedModel(ClosureModel):
         Both about the generator's mean, where it has one; what is left of the residual then tells
         its memory, too.
         """
-        frame, first = self.frame, 0
+        frame = self.frame
         kept, memory = frame.kept, LagCorrelation(frame.kept)
         seen = torch.zeros(kept.grid.num_shells, dtype=torch.float64)
         drawn = torch.zeros_like(seen)
-        for frames_hat, target_hat, batch in self.snapshots(reader):
-            encoding = self.encode(frames_hat)
-            residual = target_hat - encoding.mean_hat
-            q_hat = frame.standardise(residual, encoding.log_amplitude)
-            key = draws.Key(CHECK_SEED, "check", range(first, first + len(q_hat)), 1)
-            first += len(q_hat)
-            z = self.base_noise(frame.law, key, draws.STREAM_BASE)
+        for encoding, q_hat, ids, batch in self._residuals(reader):
+            z = self.base_noise(
+                frame.law, draws.Key(CHECK_SEED, "check", ids, 1), draws.STREAM_BASE
+            )
             made = self.generate(encoding, z)
             memory.add(q_hat - made.mean, batch.tags)
             about = made.mean if made.sharp else 0.0

@@ -94,18 +94,20 @@ def spectral_energy_score(
     return (score * weights).sum((-2, -1)) / weights.sum().clamp(min=1e-30)
 
 
-def energy_score(band: Band, samples_hat: Tensor, truth_hat: Tensor) -> Tensor:
-    """Fair energy score of fields, their distance the rms over the plane: (B,).
+def energy_score(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """Fair energy score with the root-mean-square norm over the grid: (S,), units of the truth.
 
-    Args:
-        band: of the spectra.
-        samples_hat: (M, B, ...).
-        truth_hat: (B, ...).
+    Sees the joint law of all points, which the CRPS does not.
     """
-    num, weights = len(samples_hat), band.on("weights", truth_hat.device, truth_hat.real.dtype)
-
-    def distance(difference: Tensor) -> Tensor:
-        return (difference.abs().square() * weights).sum((-2, -1)).sqrt()
-
-    pairs = distance(samples_hat[:, None] - samples_hat[None, :]).sum((0, 1))
-    return distance(samples_hat - truth_hat).mean(0) - pairs / (2 * num * (num - 1))
+    check_ensemble(ensemble, truth)
+    error = (ensemble - truth).flatten(1)
+    error = error.unflatten(1, (truth.shape[0], -1)).transpose(0, 1)  # (S, M, points)
+    skill = error.square().mean(-1).sqrt().mean(1)
+    num = len(ensemble)
+    if num == 1:
+        return skill
+    error = error - error.mean(1, keepdim=True)  # keeps digits in the product below
+    product = error @ error.mT / error.shape[-1]
+    square = product.diagonal(dim1=1, dim2=2)
+    distances = (square[:, :, None] + square[:, None] - 2 * product).clamp_min(0).sqrt()
+    return skill - distances.triu(1).sum((1, 2)) / (num * (num - 1))

@@ -25,6 +25,7 @@ __all__ = ["Encoded", "FieldNetwork", "ScoreNetwork"]
 LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 SUMMARY = 2 * LARGEST + 1  # of a state: those, the same over its rms, log rms
 HARMONICS = 8  # of the noise level's angle
+NOISY = 2 * HARMONICS + LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state
 LOW = 128  # hidden numbers of what answers for the largest modes
 
 
@@ -85,9 +86,20 @@ class Modulation(nn.Module):
         return list(zip(maps[::2], maps[1::2]))
 
 
-def log_power(x: Tensor) -> Tensor:
-    """(B, C) logarithm of the mean square of fields (B, C, n, n): how large all scales are."""
-    return x.square().mean((-2, -1)).clamp(min=1e-12).log()
+def noisy_numbers(angle: Tensor, largest: Tensor, fields: Tensor, summary: Tensor) -> Tensor:
+    """What a noisy residual's perceptrons read, (B, NOISY).
+
+    Args:
+        angle: (B,) or (1,) in [0, pi/2].
+        largest: (B, 25) its largest modes, whitened.
+        fields: (B, 2, n, n) of it: how large all scales are, the logarithm of the mean square.
+        summary: (B or 1, 51) numbers of the state.
+    """
+    count = len(fields)
+    order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
+    phase = (angle[:, None] * order).expand(count, -1)
+    power = fields.square().mean((-2, -1)).clamp(min=1e-12).log()
+    return torch.cat([phase.sin(), phase.cos(), largest, power, summary.expand(count, -1)], dim=1)
 
 
 def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
@@ -161,11 +173,10 @@ class ScoreNetwork(nn.Module):
         )
         # every block of the noisy branch gets a shift and a gate, per point
         self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
-        numbers = 2 * HARMONICS + LARGEST + 2 + SUMMARY
-        self.modulation = Modulation(numbers, width, layers)
+        self.modulation = Modulation(NOISY, width, layers)
         # what a regime does to all scales at once, and to the largest
-        self.gain = perceptron(numbers, 2, 2 * width)
-        self.low = perceptron(numbers, LARGEST, LOW)
+        self.gain = perceptron(NOISY, 2, 2 * width)
+        self.low = perceptron(NOISY, LARGEST, LOW)
         self.lift = Pointwise(2, width)
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
@@ -195,10 +206,7 @@ class ScoreNetwork(nn.Module):
         Returns:
             Velocity in whitened units: fields (B, n, n), and (B, 25) largest modes to be added.
         """
-        order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
-        phase = (angle[:, None] * order).expand(len(x), -1)
-        state = encoded.summary.expand(len(x), -1)
-        numbers = torch.cat([phase.sin(), phase.cos(), largest, log_power(x), state], dim=1)
+        numbers = noisy_numbers(angle, largest, x, encoded.summary)
         h = self.lift(x)
         for block, local, everywhere in zip(self.blocks, encoded.maps, self.modulation(numbers)):
             h = block(h, local[0] + everywhere[0], local[1] + everywhere[1])

@@ -26,13 +26,13 @@ from hpc_closure.closure.conditioning import Reading
 from hpc_closure.closure.fno import Pointwise
 from hpc_closure.closure.frame import Frame
 from hpc_closure.closure.network import (
-    HARMONICS,
     LARGEST,
     LOW,
+    NOISY,
     SUMMARY,
     FourierBlock,
     Modulation,
-    log_power,
+    noisy_numbers,
     perceptron,
 )
 from hpc_closure.closure.posterior import Posterior
@@ -135,10 +135,10 @@ class PosteriorNetwork(nn.Module):
         self.spread_head = perceptron(2 * width + NUMBERS, len(own.group_k2), HIDDEN)
         self.gain_head = perceptron(2 * width + NUMBERS, own.grid.num_shells, HIDDEN)
         self.maps = Pointwise(width, 2 * width * few, gain=0.3)
-        self.modulate_noisy = Modulation(2 * HARMONICS + LARGEST + 2 + SUMMARY, width, few)
+        self.modulate_noisy = Modulation(NOISY, width, few)
         self.noisy = Blocks(2, width, min(modes, 8), few, form)
         self.noisy_head = ModeHead(own.modes, self.noisy.outputs)
-        self.low_noisy = perceptron(2 * HARMONICS + 2 * LARGEST + 2 + SUMMARY, LARGEST + 1, LOW)
+        self.low_noisy = perceptron(NOISY + LARGEST, LARGEST + 1, LOW)
 
     def estimate(self, frame: Frame, given: Posterior) -> Estimate:
         """Stages 1 and 2, for B states.
@@ -202,12 +202,8 @@ class PosteriorNetwork(nn.Module):
             given: conditions, of B or 1 states.
             told: stages 1 and 2, of B or 1 states.
         """
-        order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
-        phase = (angle[:, None] * order).expand(len(x), -1)
-        low = frame.kept.largest(x).float()
         inputs = torch.stack([_plain_field(frame, x), _white_field(frame, x)], dim=1)
-        state = given.summary.expand(len(x), -1)
-        numbers = torch.cat([phase.sin(), phase.cos(), low, log_power(inputs), state], dim=1)
+        numbers = noisy_numbers(angle, frame.kept.largest(x).float(), inputs, given.summary)
         local = zip(told.maps[::2], told.maps[1::2])
         maps = [(s + a, g + b) for (s, g), (a, b) in zip(self.modulate_noisy(numbers), local)]
         _, outputs = self.noisy(inputs, maps)

@@ -14,7 +14,7 @@ the same per-sample values.
     spread-skill    sqrt((M + 1) / M  <s^2> / <|x_mean - y|^2>)
 
 A single member is a point forecast: its variance is zero and its CRPS the absolute error. The CRPS
-is :func:`hpc_closure.closure.losses.crps`, which trains, too.
+and the energy score stand in :mod:`hpc_closure.closure.losses`: they train and judge models, too.
 
 Sources: Ferro, Q. J. R. Meteorol. Soc. 140 (2014) 1917 (fair scores); Lang et al., arXiv
 2412.15832 (almost-fair CRPS); Fortin et al., J. Hydrometeorol. 15 (2014) 1708 (spread-skill).
@@ -84,25 +84,6 @@ def bias2(ensemble: Tensor, truth: Tensor, floor: Tensor | float = 0.0) -> Tenso
             mean), or 0: then the noise of the truth stays in.
     """
     return mean_mse(ensemble, truth) - variance(ensemble) / len(ensemble) - floor
-
-
-def energy_score(ensemble: Tensor, truth: Tensor) -> Tensor:
-    """Fair energy score with the root-mean-square norm over the grid: (S,), units of the truth.
-
-    Sees the joint law of all points, which the CRPS does not.
-    """
-    check_ensemble(ensemble, truth)
-    error = (ensemble - truth).flatten(1)
-    error = error.unflatten(1, (truth.shape[0], -1)).transpose(0, 1)  # (S, M, points)
-    skill = error.square().mean(-1).sqrt().mean(1)
-    num = len(ensemble)
-    if num == 1:
-        return skill
-    error = error - error.mean(1, keepdim=True)  # keeps digits in the product below
-    product = error @ error.mT / error.shape[-1]
-    square = product.diagonal(dim1=1, dim2=2)
-    distances = (square[:, :, None] + square[:, None] - 2 * product).clamp_min(0).sqrt()
-    return skill - distances.triu(1).sum((1, 2)) / (num * (num - 1))
 
 
 def coverage(ensemble: Tensor, truth: Tensor, level: float = 0.9) -> Tensor:

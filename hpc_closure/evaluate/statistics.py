@@ -13,7 +13,7 @@ import torch
 from pandas import DataFrame
 from torch import Tensor
 
-from hpc_closure.closure.losses import crps
+from hpc_closure.closure.losses import crps, energy_score
 from hpc_closure.evaluate import scores
 from hpc_closure.evaluate.intervals import Means, block_interval
 from hpc_closure.evaluate.rows import Absent, frame
@@ -128,7 +128,7 @@ class Statistics:
             "mean_mse": scores.mean_mse(ensemble, truth),
             "variance": scores.variance(ensemble),
             "crps": crps(ensemble, truth),
-            "energy_score": scores.energy_score(ensemble, truth),
+            "energy_score": energy_score(ensemble, truth),
             "energy": ensemble.square().mean((0, 2, 3)),
             "truth_energy": truth.square().mean((1, 2)),
         }
