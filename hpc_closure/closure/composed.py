@@ -501,13 +501,12 @@ class ComposedModel(ClosureModel):
 
     def _judge_amplitude(self, reader: Reader) -> None:
         """Share of log D."""
-        frame, gate = self.frame, ShareGate()
+        frame, gate = self.frame, ShareGate(self.frame.first)
         assert self.amplitude is not None
         for frames_hat, target_hat, batch in self.snapshots(reader):
             encoding = self.encode(frames_hat)
             residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
-            log = self.amplitude(encoding).double()
-            gate.add(log, frame.field(residual).square(), batch.members)
+            gate.add(self.amplitude(encoding).double(), frame.field(residual), batch.members)
         self.statistics = replace(
             self.statistics,
             amplitude_gain=gate.share() if self.gated else 1.0,

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
+from hpc_closure.closure.law import BaseLaw
 
 __all__ = ["LEAST", "ImprovementGate", "ShareGate", "ShellGate", "significant"]
 
 LEAST = 8  # members
 LEVEL = 1.35e-3  # probability that a part without merit is let through
 AMPLITUDE_SHARES = (0.25, 0.5, 0.75, 1.0)
-WORTH = 1e-3  # nats per point: what an amplitude must bring at least
+WORTH = 1e-3  # nats per mode: what an amplitude must bring at least
 
 
 class ByMember:
-    """Values per snapshot, and sums of them by member."""
+    """Sums over the snapshots of each member."""
 
     def __init__(self) -> None:
-        self._values: list[Tensor] = []
-        self._members: list[Tensor] = []
+        self._sums: dict[int, Tensor] = {}
         self._unnamed = 0
 
     def add(self, values: Tensor, members: Tensor | None) -> None:
@@ -32,24 +32,17 @@ class ByMember:
         if members is None:
             members = -1 - torch.arange(self._unnamed, self._unnamed + len(values))
             self._unnamed += len(values)
-        self._values.append(values.double().cpu())
-        self._members.append(members.cpu())
+        for name, value in zip(members.tolist(), values.double().cpu()):
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    @property
-    def values(self) -> Tensor:
-        """(snapshots, ...)."""
-        return torch.cat(self._values)
-
-    def sums(self, of: Tensor | None = None) -> Tensor:
-        """Sums (members, ...) of the values, or of other values of the same snapshots."""
-        values = self.values if of is None else of
-        names, index = torch.unique(torch.cat(self._members), return_inverse=True)
-        return values.new_zeros(len(names), *values.shape[1:]).index_add_(0, index, values)
+    def sums(self) -> Tensor:
+        """(members, ...), by member."""
+        return torch.stack([self._sums[name] for name in sorted(self._sums)])
 
     @property
     def members(self) -> int:
         """Number of members seen."""
-        return len(torch.unique(torch.cat(self._members))) if self._members else 0
+        return len(self._sums)
 
 
 def significant(sums: Tensor) -> Tensor:
@@ -112,19 +105,30 @@ class ImprovementGate:
 
 
 class ShareGate:
-    """Share of log D, 0 to 1, that is most likely on unseen members."""
+    r"""Share of log D, 0 to 1, that is most likely on unseen members.
 
-    def __init__(self) -> None:
-        self.levels, self.scaled = ByMember(), ByMember()
+    What is left of a residual U where D is right is a stationary Gaussian process: the likelihood
+    is that of the modes of U / D, each group of equal :math:`|k|^2` with its own best variance. Point
+    by point a field of D could stand for two peaks of a pattern, and blur what a generator
+    would make of them; a process does not take it.
 
-    def add(self, log: Tensor, square: Tensor, members: Tensor | None) -> None:
-        """Take in fields (B, n, n) of snapshots: log D, and the square of the residual."""
-        powers = [
-            (square * torch.exp(-2 * share * log)).mean((-2, -1))
-            for share in (0.0, *AMPLITUDE_SHARES)
-        ]
-        self.levels.add(log.mean((-2, -1)), members)
-        self.scaled.add(torch.stack(powers, dim=1), members)
+    Args:
+        law: base law of the residual where D = 1; its modes that carry anything are judged.
+    """
+
+    def __init__(self, law: BaseLaw):
+        self.band = law.band
+        like = torch.zeros((), dtype=torch.float64)
+        self.judged = self.band.by_group(law.modes("mask", like)) > 0
+        self.levels, self.powers = ByMember(), ByMember()
+
+    def add(self, log: Tensor, field: Tensor, members: Tensor | None) -> None:
+        """Take in fields (B, n, n) of snapshots: log D, and the residual."""
+        level = log.double().mean((-2, -1))
+        scaled = [field * torch.exp(-share * log) for share in (0.0, *AMPLITUDE_SHARES)]
+        squares = self.band.to_spectral(torch.stack(scaled, dim=1)).abs().square()
+        self.levels.add(torch.stack([torch.ones_like(level), level], dim=1), members)
+        self.powers.add(self.band.by_group(squares)[..., self.judged], members)
 
     @property
     def members(self) -> int:
@@ -133,14 +137,16 @@ class ShareGate:
 
     def share(self) -> float:
         """0 unless significant."""
-        level, scaled = self.levels.values, self.scaled.values
-        # each amplitude, the uniform one included, with its own best overall factor
-        factor = scaled.mean(0)
+        (snapshots, level), powers = self.levels.sums().T, self.powers.sums()
+        size, total = self.band.group_size[self.judged], snapshots.sum()
+        spectra = (powers.sum(0) / total / size).clamp(min=1e-300)  # (shares, groups)
         shares = torch.tensor((0.0, *AMPLITUDE_SHARES), dtype=torch.float64)
-        loss = shares * level[:, None] + 0.5 * (factor.log() + scaled / factor)
-        gain = loss[:, :1] - loss[:, 1:]
+        volume = (size * spectra.log()).sum(-1)
+        misfit = snapshots[:, None] * volume + (powers / spectra).sum(-1)
+        loss = shares * level[:, None] + 0.5 * misfit / size.sum()
+        gain = loss[:, :1] - loss[:, 1:]  # nats per mode, by member
         best = int(gain.sum(0).argmax())
         # a uniform amplitude costs accuracy and buys nothing below a part in a thousand
-        worth = float(gain[:, best].mean()) > WORTH
-        kept = worth and bool(significant(self.levels.sums(gain[:, best])))
+        worth = float(gain[:, best].sum() / total) > WORTH
+        kept = worth and bool(significant(gain[:, best]))
         return AMPLITUDE_SHARES[best] if kept else 0.0
