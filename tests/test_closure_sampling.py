@@ -9,6 +9,7 @@ from hpc_closure.closure.sampling import (
     EDM,
     SAMPLERS,
     FlowMatching,
+    GaussianStep,
     PublishedVE,
     Trigonometric,
     build_sampler,
@@ -81,6 +82,39 @@ def test_order_of_accuracy():
 
     assert error("euler", 64) / error("euler", 128) == pytest.approx(2, rel=0.3)
     assert error("heun", 64) / error("heun", 128) == pytest.approx(4, rel=0.5)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.2, 0.5, 0.9])
+def test_steps_that_are_exact_for_a_gaussian_law_find_the_weights_of_two_regimes(probability):
+    """One number of either sign, and 250 whose size goes with it: what tells them apart comes early.
+
+    Steps that did not look at how the law's mean changes came too soon for it, by up to .085.
+    """
+    s, count, sizes = Trigonometric(), 250, (0.6, 1.0)
+    weights = (probability, 1 - probability)
+    z = torch.cat([fresh((3000, 1))(0), fresh((3000, count), seed=2)(0)], dim=1)
+    base = torch.tensor([1.0] + [0.68] * count, dtype=torch.float64)  # variances
+    centres = [(sign - (2 * probability - 1)) * (base == 1.0) for sign in (1, -1)]
+    within = [torch.where(base == 1.0, 0.01, size**2) for size in sizes]
+
+    def denoise(x, t):
+        alpha, sigma = s.alpha(t), s.sigma(t)
+        odds, means = [], []
+        for centre, inside, weight in zip(centres, within, weights):
+            variance = alpha**2 * inside + sigma**2 * base
+            left = x - alpha * centre
+            odds.append(math.log(weight) - 0.5 * (left**2 / variance + variance.log()).sum(1))
+            means.append(centre + alpha * inside / variance * left)
+        first = torch.sigmoid(odds[0] - odds[1])[:, None]
+        return first * means[0] + (1 - first) * means[1]
+
+    def white(x, t):
+        return denoise(x * base.sqrt(), t) / base.sqrt()
+
+    variance = sum(w * (one + c**2) for w, one, c in zip(weights, within, centres))
+    wave = GaussianStep(s, 6, (variance / base).sqrt())(white, z)[:, 0]
+    found = float((wave > 1 - 2 * probability).double().mean())
+    assert abs(found - probability) < 0.05
 
 
 def test_two_points_are_found():

@@ -297,7 +297,8 @@ class GaussianStep(Sampler):
     r"""Exact for a Gaussian law of known spread c, per mode, in any number of steps.
 
     From :math:`D = g x + (1 - g\cos t)\,\mu`, see :mod:`learned_score`; for the trigonometric
-    schedule.
+    schedule. Where :math:`\mu` changes, as of laws with several peaks, it is taken at the middle of
+    the step, from this one and the one before.
     """
 
     name = "gaussian"
@@ -310,7 +311,11 @@ class GaussianStep(Sampler):
         c = self.schedule
         before, after = (self.spread2 * c.alpha(u) ** 2 + c.sigma(u) ** 2 for u in (t, s))
         slope = self.spread2 * c.alpha(t) / before
-        mean = (denoiser(x, t) - slope * x) * before / c.sigma(t) ** 2
+        told = (denoiser(x, t) - slope * x) * before / c.sigma(t) ** 2
+        mean = told
+        if self.previous is not None:
+            mean = told + 0.5 * (s - t) / self.previous[1] * (told - self.previous[0])
+        self.previous = (told, s - t)
         return c.alpha(s) * mean + (after / before).sqrt() * (x - c.alpha(t) * mean)
 
 
