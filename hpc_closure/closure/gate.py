@@ -107,10 +107,9 @@ class ImprovementGate:
 class ShareGate:
     r"""Share of log D, 0 to 1, that is most likely on unseen members.
 
-    What is left of a residual U where D is right is a stationary Gaussian process: the likelihood
-    is that of the modes of U / D, each group of equal :math:`|k|^2` with its own best variance. Point
-    by point a field of D could stand for two peaks of a pattern, and blur what a generator
-    would make of them; a process does not take it.
+    Where D is right, U / D is a stationary Gaussian process: the likelihood is that of its modes,
+    each group of equal :math:`|k|^2` with its own best variance. Point by point a field of D could
+    stand for two peaks of a pattern, too, and blur what a generator would make of them.
 
     Args:
         law: base law of the residual where D = 1; its modes that carry anything are judged.
