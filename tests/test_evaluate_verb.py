@@ -66,7 +66,9 @@ def test_a_signal_in_a_destructor_stops_the_verb(experiment, monkeypatch, module
 
 def test_the_time_limit_stops_the_verb(experiment, monkeypatch):
     real = statistics.energy_score
-    monkeypatch.setattr(statistics, "energy_score", lambda *words: (time.sleep(0.3), real(*words))[1])
+    monkeypatch.setattr(
+        statistics, "energy_score", lambda *words: (time.sleep(0.3), real(*words))[1]
+    )
     began = time.monotonic()
     with pytest.raises(Stopped, match="time limit of 0.5 s"):
         evaluate.run(experiment, Options(verbosity=-1, max_elapsed="0.5s"))

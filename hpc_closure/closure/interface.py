@@ -42,12 +42,14 @@ class Phase:
         share: share of all optimizer steps; 0 = closed-form work only.
         members: whose snapshots it reads: ``fit``, ``hold`` or ``valid``.
         sampled: the model can be sampled from its beginning on.
+        weight_decay: decoupled, beyond that of the experiment.
     """
 
     name: str
     share: float
     members: str
     sampled: bool = True
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)

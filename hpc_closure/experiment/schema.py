@@ -270,7 +270,9 @@ class Train(Section):
         description="learning rate of a phase; cosine: to zero, after a short linear rise; "
         "published: halved every fifth of the steps",
     )
-    weight_decay: NonNegative = Field(0.0, description="decoupled (AdamW)")
+    weight_decay: NonNegative = Field(
+        0.0, description="decoupled (AdamW), beyond that of the phase of mean and amplitude"
+    )
     clip: NonNegative = Field(1.0, description="largest norm of the whole gradient; 0 = off")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.999,
