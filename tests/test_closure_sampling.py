@@ -86,7 +86,7 @@ def test_order_of_accuracy():
 
 @pytest.mark.parametrize("probability", [0.1, 0.2, 0.5, 0.9])
 def test_steps_that_are_exact_for_a_gaussian_law_find_the_weights_of_two_regimes(probability):
-    """One number of either sign, and 250 whose size goes with it: what tells them apart comes early.
+    """One number of either sign, and 250 whose size goes with it, which shows early.
 
     Steps that did not look at how the law's mean changes came too soon for it, by up to .085.
     """

@@ -297,8 +297,8 @@ class GaussianStep(Sampler):
     r"""Exact for a Gaussian law of known spread c, per mode, in any number of steps.
 
     From :math:`D = g x + (1 - g\cos t)\,\mu`, see :mod:`learned_score`; for the trigonometric
-    schedule. Where :math:`\mu` changes, as of laws with several peaks, it is taken at the middle of
-    the step, from this one and the one before.
+    schedule. Where :math:`\mu` changes, as of laws with several peaks, it is taken at the middle
+    of the step, from this one and the one before.
     """
 
     name = "gaussian"
