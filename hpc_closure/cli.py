@@ -227,7 +227,12 @@ def status(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A data file, model, checkpoint or run folder.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A data file, model, checkpoint or run folder, or a shipped model's name."
+        ),
+    ],
     deep: Annotated[bool, typer.Option("--deep", help="Read every value.")] = False,
     json: Json = False,
 ):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -182,6 +183,13 @@ def test_model(capsys, tmp_path):
         refused(path, "not a whole safetensors file")
     save_file({"a": np.full(3, np.nan, np.float32)}, path)
     refused(path, "weight a has non-finite values", deep=True)
+
+
+def test_a_shipped_model_by_its_name():
+    parts = inspect.inspect(Path("two_regimes"))["parts"]
+    assert "residual: score" in parts
+    with pytest.raises(FileNotFoundError, match="nor a shipped model .convection, diffusion"):
+        inspect.inspect(Path("three_regimes"))
 
 
 def test_checkpoint(capsys, tmp_path):

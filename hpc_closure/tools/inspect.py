@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc_closure.closure.header import SHIPPED, shipped
 from hpc_closure.closure.parts import PartReport, describe
 from hpc_closure.data.layout import BlockHeader
 from hpc_closure.experiment.folder import STAGES, Run
@@ -35,7 +36,11 @@ def run(path: Path, *, deep: bool = False, json: bool = False) -> int:
 def inspect(path: Path, deep: bool = False) -> Report:
     """Contents of a product as plain data."""
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        if str(path) not in shipped():
+            raise FileNotFoundError(
+                f"{path}: no such file or folder, nor a shipped model ({', '.join(shipped())})"
+            )
+        path = SHIPPED / f"{path}.safetensors"
     if path.is_dir():
         if (path / "complete.json").exists() or path.name.startswith("step_"):
             return checkpoint(path, deep)
