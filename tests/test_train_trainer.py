@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from train_case import StandIn, run_fit, training_data
 
+from hpc_closure.closure.interface import Phase
 from hpc_closure.train import checkpoint, deepspeed, engine, metrics, processes
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.validate import mean_loss
@@ -266,6 +268,18 @@ def test_early_stop_keeps_the_best(tmp_path, capfd):
     loss = engine.Loss(model, data.valid.device, "float32")
     found = mean_loss(loss, data.valid, data.valid.some(0), 8, 1, Processes())
     assert found == pytest.approx(min(judged), rel=1e-6)
+
+
+def test_a_phase_adds_its_weight_decay_to_the_experiment_s(tmp_path):
+    def weights(phase, experiment):
+        model = StandIn(phases=(Phase("all", 1.0, "train", weight_decay=phase),))
+        target = tmp_path / f"{phase}_{experiment}"
+        run_fit(target, model=model, steps=5, engine="torch", weight_decay=experiment)
+        return torch.cat([weight.flatten() for weight in model.parameters()])
+
+    half = weights(0.5, 0.5)
+    assert torch.equal(half, weights(1.0, 0.0)) and torch.equal(half, weights(0.0, 1.0))
+    assert not torch.equal(half, weights(0.0, 0.0))
 
 
 def test_bfloat16_is_near(undisturbed, tmp_path):
