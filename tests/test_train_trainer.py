@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from train_case import StandIn, run_fit, training_data
 
-from hpc_closure.closure.interface import Phase
 from hpc_closure.train import checkpoint, deepspeed, engine, metrics, processes
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.validate import mean_loss
@@ -270,16 +269,22 @@ def test_early_stop_keeps_the_best(tmp_path, capfd):
     assert found == pytest.approx(min(judged), rel=1e-6)
 
 
-def test_a_phase_adds_its_weight_decay_to_the_experiment_s(tmp_path):
-    def weights(phase, experiment):
-        model = StandIn(phases=(Phase("all", 1.0, "train", weight_decay=phase),))
-        target = tmp_path / f"{phase}_{experiment}"
-        run_fit(target, model=model, steps=5, engine="torch", weight_decay=experiment)
-        return torch.cat([weight.flatten() for weight in model.parameters()])
+def test_a_weight_s_own_decay_adds_to_the_experiment_s(tmp_path, monkeypatch):
+    """Of the last layer here: after one step it alone differs from a training without."""
 
-    half = weights(0.5, 0.5)
-    assert torch.equal(half, weights(1.0, 0.0)) and torch.equal(half, weights(0.0, 1.0))
-    assert not torch.equal(half, weights(0.0, 0.0))
+    def weights(own, experiment):
+        decay = {"project.weight": own, "project.bias": own}
+        monkeypatch.setattr(StandIn, "weight_decay", lambda self, name: decay.get(name, 0.0))
+        model = StandIn()
+        target = tmp_path / f"{own}_{experiment}"
+        run_fit(target, model=model, steps=1, engine="torch", weight_decay=experiment, ema=0.0)
+        return model.state_dict()
+
+    none, own, all_of_it = weights(0.0, 0.0), weights(1.0, 0.0), weights(0.0, 1.0)
+    for name, weight in own.items():
+        decayed = "project" in name
+        assert torch.equal(weight, (all_of_it if decayed else none)[name])
+        assert not (decayed and torch.equal(weight, none[name]))
 
 
 def test_bfloat16_is_near(undisturbed, tmp_path):

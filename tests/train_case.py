@@ -78,6 +78,9 @@ class StandIn(nn.Module):
     def load_statistics(self, statistics):
         self.statistics = dict(statistics)
 
+    def weight_decay(self, name):
+        return 0.1 if "project" in name else 0.0
+
     def parameters_of(self, phase):
         named = self.named_parameters()
         return [weight for name, weight in named if phase != "second" or "lift" not in name]

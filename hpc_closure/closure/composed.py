@@ -70,8 +70,8 @@ CHECK_SEED = 20240807
 BEYOND = 6.0  # standard deviations at which a state's numbers are held
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
-# of mean and amplitude: every target is one draw about them, which weights without decay learn
-# by heart, and a coupled run amplifies slopes that are not there
+# of the mean's weights: every target is one draw about it, which they would learn by heart, and a
+# coupled run amplifies slopes that are not there (the amplitude, which it made worse, has none)
 DECAY = 3.0
 MEAN_GP = "mean_gp"
 SPREAD = 0.15  # steps in which the spread of a score is learned again, over the others'
@@ -122,8 +122,7 @@ class ComposedModel(ClosureModel):
 
     def _phases(self, shares: tuple[float, float]) -> tuple[Phase, ...]:
         trained = bool(self.mean or self.amplitude)
-        share = shares[0] if trained else 0.0
-        mean = Phase("mean", share, "fit", sampled=False, weight_decay=DECAY)
+        mean = Phase("mean", shares[0] if trained else 0.0, "fit", sampled=False)
         if not isinstance(self.residual, Generator):
             return mean, Phase("law", 0.0, "hold")
         # members that no network has seen are as good as those held back
@@ -166,6 +165,9 @@ class ComposedModel(ClosureModel):
             if part is not None
             for weight in part.parameters()
         ]
+
+    def weight_decay(self, name: str) -> float:
+        return DECAY if name.startswith("mean.") else 0.0
 
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
         if self.phase == "mean" and self.parameters_of("mean"):

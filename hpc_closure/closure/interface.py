@@ -42,14 +42,12 @@ class Phase:
         share: share of all optimizer steps; 0 = closed-form work only.
         members: whose snapshots it reads: ``fit``, ``hold`` or ``valid``.
         sampled: the model can be sampled from its beginning on.
-        weight_decay: decoupled, beyond that of the experiment.
     """
 
     name: str
     share: float
     members: str
     sampled: bool = True
-    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,10 @@ class ClosureModel(nn.Module, ABC):
     def parameters_of(self, phase: str) -> list[nn.Parameter]:
         """Parameters that the phase trains; the others are frozen."""
         return list(self.parameters())
+
+    def weight_decay(self, name: str) -> float:
+        """Decoupled weight decay of a named weight, beyond that of the experiment."""
+        return 0.0
 
     def num_parameters(self) -> int:
         """Real parameters; raises ValueError if one is complex."""

@@ -271,7 +271,7 @@ class Train(Section):
         "published: halved every fifth of the steps",
     )
     weight_decay: NonNegative = Field(
-        0.0, description="decoupled (AdamW), beyond that of the phase of mean and amplitude"
+        0.0, description="decoupled (AdamW), beyond what the mean's network has"
     )
     clip: NonNegative = Field(1.0, description="largest norm of the whole gradient; 0 = off")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -110,6 +110,16 @@ class DeepSpeedEngine:
             return self.engine.optimizer.fp32_partitioned_groups_flat
         return self.engine.optimizer.single_partition_of_fp32_groups
 
+    def _link(self) -> None:
+        """Name the parts of the moments by weight.
+
+        DeepSpeed 0.19 does so once, after the first step of the first group of weights, when the
+        other groups have no moments yet.
+        """
+        if self.stage < 3:
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
     def save(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state, safe_get_local_optimizer_state
 
@@ -120,6 +130,7 @@ class DeepSpeedEngine:
         if not state:  # no step taken yet
             return {}
         saved = {"step": next(iter(state.values()))["step"]}
+        self._link()
         for name, weight in trained.items():
             for key in MOMENTS:
                 if self.stage == 3:
@@ -141,8 +152,7 @@ class DeepSpeedEngine:
         for flat in self._flat_parts():  # what the first step would have made
             inner.state[flat] = {key: torch.zeros_like(flat) for key in MOMENTS}
             inner.state[flat]["step"] = state["step"].clone().to(flat.device)
-        if self.stage < 3:
-            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._link()
         for name, weight in trained.items():
             for key in MOMENTS:
                 whole = state.get(f"{key}/{name}")

@@ -92,10 +92,12 @@ def check(model: nn.Module, settings: Train, processes: Processes) -> None:
 
 
 def make_optimizer(model: ClosureModel, settings: Train) -> torch.optim.Optimizer:
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    return torch.optim.AdamW(
-        weights, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-    )
+    """AdamW; weights of one decay are a group."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, weight in trained_weights(model).items():
+        groups.setdefault(settings.weight_decay + model.weight_decay(name), []).append(weight)
+    sorted_out = [{"params": weights, "weight_decay": decay} for decay, weights in groups.items()]
+    return torch.optim.AdamW(sorted_out, lr=settings.lr, fused=True)
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:

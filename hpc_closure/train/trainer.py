@@ -265,9 +265,7 @@ class Trainer:
         self.scored = phase.sampled and phase is self._last_trained()
         self.shadow = copy.deepcopy(self.model).eval()
         self.shadow_loss = engine.Loss(self.shadow, self.processes.device, self.settings.precision)
-        decay = self.settings.weight_decay + phase.weight_decay
-        settings = self.settings.model_copy(update={"weight_decay": decay})
-        self.engine = start_engine(self.model, settings, self.processes)
+        self.engine = start_engine(self.model, self.settings, self.processes)
         self.average = Average(self.engine.held(), self.settings.ema)
         if self.restored is not None and self.position.phase_step:
             self.engine.load(self.restored.tensors.get("optimizer", {}))
