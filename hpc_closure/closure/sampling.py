@@ -236,6 +236,16 @@ class Sampler(ABC):
         noise = (x - c.alpha(t) * denoised) / c.sigma(t)
         return c.alpha_dot(t) * denoised + c.sigma_dot(t) * noise
 
+    def halfway(self, value: Tensor, width: float) -> Tensor:
+        """What changes by step, at the middle of this one, from its value now and the one before.
+
+        The value as it is in the first step, and after one of infinite width.
+        """
+        previous, self.previous = self.previous, (value, width)
+        if previous is None or not math.isfinite(previous[1]):
+            return value
+        return value + 0.5 * width / previous[1] * (value - previous[0])
+
     @abstractmethod
     def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
         """From time t to time s < t."""
@@ -267,16 +277,13 @@ class DPMSolver2M(Sampler):
     """DPM-Solver++(2M) of Lu et al. 2022: two-step, in log(alpha / sigma), data prediction."""
 
     def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
-        c, denoised, previous = self.schedule, denoiser(x, t), self.previous
+        c, denoised = self.schedule, denoiser(x, t)
         if c.sigma(s) < 1e-9:
             return denoised
         # alpha = 0 at the start of some schedules: an infinite first step in log-SNR
         decay = c.sigma(s) * c.alpha(t) / (c.alpha(s) * c.sigma(t))
         width = -math.log(decay) if decay > 0 else math.inf
-        target = denoised
-        if previous is not None and math.isfinite(previous[1]):
-            target = denoised + 0.5 * width / previous[1] * (denoised - previous[0])
-        self.previous = (denoised, width)
+        target = self.halfway(denoised, width)
         return c.sigma(s) / c.sigma(t) * x + c.alpha(s) * (1 - decay) * target
 
 
@@ -312,10 +319,7 @@ class GaussianStep(Sampler):
         before, after = (self.spread2 * c.alpha(u) ** 2 + c.sigma(u) ** 2 for u in (t, s))
         slope = self.spread2 * c.alpha(t) / before
         told = (denoiser(x, t) - slope * x) * before / c.sigma(t) ** 2
-        mean = told
-        if self.previous is not None:
-            mean = told + 0.5 * (s - t) / self.previous[1] * (told - self.previous[0])
-        self.previous = (told, s - t)
+        mean = self.halfway(told, s - t)
         return c.alpha(s) * mean + (after / before).sqrt() * (x - c.alpha(t) * mean)
 
 
