@@ -22,7 +22,7 @@ from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.sensors import Sensors
-from hpc_closure.experiment.folder import SHIPPED
+from hpc_closure.experiment.folder import shipped_model
 from hpc_closure.work import atomic, log
 
 __all__ = ["Closure", "load", "save"]
@@ -65,7 +65,7 @@ def load(path: str | Path) -> "Closure":
         FileNotFoundError, ValueError: one line that names the file.
     """
     if str(path) in shipped():
-        path = SHIPPED / f"{path}.safetensors"
+        path = shipped_model(str(path))
     path = Path(path)
     if not path.exists() and not path.suffix:
         raise FileNotFoundError(

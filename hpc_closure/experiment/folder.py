@@ -180,7 +180,12 @@ def model_at(root: Path, name: str) -> Path:
     path = _beside(root, name)
     if path.suffix == ".safetensors":
         return path
-    return Run(path).model if path.is_dir() else SHIPPED / f"{name}.safetensors"
+    return Run(path).model if path.is_dir() else shipped_model(name)
+
+
+def shipped_model(name: str) -> Path:
+    """Where a model of the package is; it may lack."""
+    return SHIPPED / f"{name}.safetensors"
 
 
 def _beside(root: Path, name: str) -> Path:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from hpc_closure.closure.header import SHIPPED, shipped
+from hpc_closure.closure.header import shipped
 from hpc_closure.closure.parts import PartReport, describe
 from hpc_closure.data.layout import BlockHeader
-from hpc_closure.experiment.folder import STAGES, Run
+from hpc_closure.experiment.folder import STAGES, Run, shipped_model
 from hpc_closure.work import atomic, hdf5
 
 Report = dict[str, Any]
@@ -40,7 +40,7 @@ def inspect(path: Path, deep: bool = False) -> Report:
             raise FileNotFoundError(
                 f"{path}: no such file or folder, nor a shipped model ({', '.join(shipped())})"
             )
-        path = SHIPPED / f"{path}.safetensors"
+        path = shipped_model(str(path))
     if path.is_dir():
         if (path / "complete.json").exists() or path.name.startswith("step_"):
             return checkpoint(path, deep)
