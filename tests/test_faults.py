@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,12 +11,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from conftest import TINY
 
+from hpc_closure.closure.artifact import Closure
+from hpc_closure.data.reader import CoupledEnsemble
+from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import verb as rollout
+from hpc_closure.tools import status
 from hpc_closure.train import verb as train
 from hpc_closure.work import atomic, claims, hdf5
 from hpc_closure.work.loop import SINGLE
@@ -367,6 +376,34 @@ def test_another_coupled_run_in_the_same_folder_is_refused(
     assert f"was made with other settings ({key}" in done.stderr
     assert "change `name`, or run `rollout --redo`" in done.stderr
     assert contents(rolled[0].rollout) == rolled[1]
+
+
+@pytest.mark.parametrize("lost", [1, 4])
+def test_a_member_that_diverges_is_counted_and_the_others_go_on(copy, monkeypatch, capsys, lost):
+    """Of every start, from the second call on: in the file, in `status`, in scores and report."""
+    path, run = copy
+    experiment = reading.load(path, ["cluster.members_per_block=4"])
+    sample = Closure.sample_hat
+
+    def broken(self, request, **options):
+        drawn = sample(self, request, **options)
+        rows = [i for i, key in enumerate(request.members) if key % 2**16 < lost]
+        return drawn if request.call == 0 else drawn.index_fill(0, torch.tensor(rows, dtype=torch.long), math.nan)
+
+    monkeypatch.setattr(Closure, "sample_hat", broken)
+    told = rollout.run(experiment, QUIET)
+    ensemble = CoupledEnsemble(sorted(run.rollout.glob("block_*.h5")))
+    gone = [np.isnan(ensemble.read("model", index)).all((2, 3)) for index in range(3)]
+    assert [one.sum() for one in gone] == [0, 2 * lost, 2 * lost]
+    assert f"vorticity of {2 * lost} member(s)" in status.survey(experiment)["rollout"].note
+    assert told == 0
+    assert evaluate.run(experiment, QUIET) == 0
+    scores = pd.read_csv(run.scores_csv)
+    row = scores[(scores.score == "diverged") & (scores.method == "model")].iloc[-1]
+    assert row.value == lost / 4
+    crps = scores[(scores.stage == "coupled") & (scores.method == "model")]
+    assert np.isinf(crps[crps.score == "crps"].value.iloc[-1])
+    assert f"{lost / 4:.3g} of the members diverged by lead time 0.2" in run.report.read_text()
 
 
 def test_scores_are_made_again_when_something_changed(rolled, tmp_path, hpc_closure_command):

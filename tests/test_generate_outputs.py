@@ -162,24 +162,53 @@ def test_ranks_share_adaptive_fields_and_all_outputs(make, mpirun, tmp_path):
     assert members_of(tmp_path / "runs/two/data") == expected
 
 
-def test_a_member_that_needs_more_than_the_ladder_fails_its_block(make, capfd):
-    make("short", "generate.cfl=1e-4", "generate.max_level=2", expected=3)
-    assert "needs a step below dt / 2^2 for cfl 0.0001: lower dt or raise max_level" in (
-        capfd.readouterr().err
-    )
+def test_a_block_of_which_all_are_lost_fails_and_the_rest_is_not_tried(make, capfd):
+    changes = ["generate.cfl=1e-4", "generate.max_level=2", "generate.members=8"]
+    folder = make("short", *changes, "cluster.give_up=2", expected=3)
+    told = capfd.readouterr().err
+    assert "all members of the block are lost at step " in told
+    assert "lower generate.dt or raise generate.max_level" in told
+    assert "the first 2 unit(s) all came to nothing for one cause, the rest is not tried" in told
+    assert not list(folder.glob("*.h5"))
+    assert len(list((folder.parent / ".units/generate").glob("*.error"))) == 2
+
+
+def cfl_that_half_keep(make):
+    """The number at which the ladder is too short for half of the members at the start."""
+    from hpc_closure.spectral.simulation import Simulation
+
+    folder = make("all")
+    experiment = reading.load(folder.parent / "config.yaml")
+    speed = Simulation(experiment.problem, range(4), experiment.seed).initialise().speed()
+    return float(np.median(speed)) * 0.01 * 32 / 2**2
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_member_that_blows_up_is_named(make, capfd):
-    changes = [
-        "generate.dt=0.02",
-        "generate.t_end=0.8",
-        "physics.viscosity=0",
-        "physics.noise.amplitude=500",
-    ]
-    folder = make("nan", *changes, expected=3)
-    assert re.search(r"member \d is not finite at step \d+ \(t = ", capfd.readouterr().err)
-    assert not list(folder.glob("*.h5"))
+def test_one_lost_member_is_one_lost_member(make, capfd):
+    """NaN from its time on, in the file, in `status` and for training; the others as ever."""
+    cfl = cfl_that_half_keep(make)
+    changes = [f"generate.cfl={cfl}", "generate.max_level=2", "cluster.members_per_block=4"]
+    series = ["generate.record.series_every=0.02", "generate.record.fields=[velocity]"]
+    folder = make("some", *changes, *series)
+    told = capfd.readouterr().err
+    assert re.search(r"member \d is lost at step \d+ \(t = .*the others go on without it", told)
+    data = DataSet(folder)
+    assert 0 < len(data.lost) < 4 and f"{len(data.lost)} of 4 trajectories diverged" in data.loss
+    whole = [member for member in range(4) if member not in data.lost]
+    parts = data.split([0.5, 0.25, 0.25])
+    assert sorted(sum(parts.values(), [])) == whole
+    for member in data.lost:
+        gone = np.isnan(data.read(member, slice(None)))
+        assert gone[-1].all() and (gone.all((1, 2)) | ~gone.any((1, 2))).all()
+    longer = make("longer", *changes, *series, "generate.max_level=3")
+    assert not DataSet(longer).lost
+    for member in whole:  # as if nobody were lost
+        assert np.array_equal(data.read(member, -1), DataSet(longer).read(member, -1))
+    experiment = reading.load(folder.parent / "config.yaml")
+    stage = status.survey(experiment)["generate"]
+    assert stage.done and f"vorticity of {len(data.lost)}" in stage.note
+    again = make("some", *changes, *series)  # its file is whole: nothing is to do
+    assert DataSet(again).lost == data.lost
 
 
 def test_defaults_are_in_no_hash():

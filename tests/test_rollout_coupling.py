@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
 from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
@@ -271,6 +272,42 @@ def test_a_restart_goes_on_bit_for_bit():
     second.advance(4)
     for name, fields in whole.fields().items():
         assert np.array_equal(fields.numpy(), second.fields()[name].numpy()), name
+
+
+class Breaks(Exact):
+    """The exact law, whose draw for one member is NaN from the third call on."""
+
+    def __init__(self, member):
+        super().__init__(PROBLEM, "diffusion")
+        self.member = member
+
+    def sample_hat(self, request):
+        assert request.state.isfinite().all()
+        drawn = super().sample_hat(request)
+        broken = torch.tensor([member == self.member for member in request.members])
+        return torch.where((broken & (request.call >= 2))[:, None, None], torch.nan, drawn)
+
+
+def test_a_lost_member_is_named_and_the_others_go_on(caplog):
+    rows = [(7, member) for member in range(4)]
+    runs = [coupled(Exact(PROBLEM, "diffusion"), rows)]
+    runs += [coupled(Breaks(draws.pair(7, 2)), rows) for _ in range(2)]
+    for run in runs[:2]:
+        run.start(start_state(), 200)
+        run.advance(4)
+    assert "lost at t = 0.21 (the first now: start 7, member 2: its closure" in caplog.text
+    caplog.clear()
+    runs[2].load_state(runs[1].save_state())
+    with caplog.at_level("WARNING", logger="hpc_closure"):
+        runs[2].advance(2)
+    assert not caplog.records  # it was told when it was lost
+    for run in runs[:2]:
+        run.advance(2)
+    whole, *broken = (run.fields()["model"] for run in runs)
+    for fields in broken:
+        assert fields[2].isnan().all()
+        assert torch.equal(fields[[0, 1, 3]], whole[[0, 1, 3]])
+    assert runs[1].lost["model"].tolist() == [False, False, True, False]
 
 
 def test_members_of_different_starts_draw_different_noise():

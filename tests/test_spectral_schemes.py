@@ -299,7 +299,25 @@ def test_adaptive_step_equals_the_fixed_small_step():
     torch.testing.assert_close(sim.state, other.state, rtol=0, atol=1e-14)
 
 
-def test_a_step_beyond_the_ladder_is_refused():
-    problem = Problem(grid=16, dt=1.0, cfl=1e-3, max_level=2)
-    with pytest.raises(RuntimeError, match="max_level"):
-        Simulation(problem, [0], 0).initialise().advance(1)
+def test_a_member_beyond_the_ladder_is_lost_and_the_others_go_on():
+    ladder = Problem(grid=16, dt=1e-2, cfl=1e-2, max_level=3)
+    members = range(6)
+    sim = Simulation(ladder, members, 0).initialise()
+    middle = float(np.median(sim.speed())) * 1e-2 * 16 / 2**3  # half of them need more
+    some = ladder.replace(cfl=middle)
+    sim = Simulation(some, members, 0).initialise().advance(2)
+    lost = sim.mark_lost()
+    assert 0 < lost.sum() < 6
+    assert sim.state[torch.from_numpy(lost)].isnan().all()
+    left = [member for member in members if not lost[member]]
+    alone = Simulation(some, left, 0).initialise().advance(2)
+    assert torch.equal(sim.state[left], alone.state)
+
+
+def test_a_member_that_is_not_finite_or_too_large_to_square_is_lost():
+    sim = Simulation(Problem(grid=16), [4, 5, 6, 7], 0).initialise()
+    expected = sim.state.clone()
+    sim.state[0, 1, 2] = math.nan
+    sim.state[2, 1, 2] = 1e200
+    assert sim.mark_lost().tolist() == [True, False, True, False]
+    assert sim.state[[0, 2]].isnan().all() and torch.equal(sim.state[[1, 3]], expected[[1, 3]])

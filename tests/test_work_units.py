@@ -10,7 +10,7 @@ import pytest
 
 from hpc_closure.experiment.folder import Run
 from hpc_closure.work import atomic, claims, hdf5, header, log, units
-from hpc_closure.work.loop import work
+from hpc_closure.work.loop import Hopeless, work
 from hpc_closure.work.stop import Stop, Stopped
 from hpc_closure.work.units import Ledger, Unit, plan
 
@@ -235,6 +235,48 @@ def test_a_failed_unit_is_recorded_and_the_rest_goes_on(run):
     outcome, done = run_all(ledger, 12, 4, retry_failed=True)
     assert done == ["000004-000007"] and outcome.exit_code == 0
     assert not run.error("generate", "000004-000007").exists()
+
+
+@pytest.mark.parametrize("bad, tried", [({0, 1, 2}, 2), ({0, 2}, 6), ({1, 2, 3}, 6)])
+def test_the_rest_is_not_tried_when_the_first_units_fail_for_one_cause(run, bad, tried):
+    """Not where one of the first came out, nor when the causes differ."""
+    ledger, seen = ledger_of(run), []
+
+    def run_unit(unit, claim):
+        seen.append(unit.index)
+        if unit.index in bad:
+            raise RuntimeError(f"member {unit.members[0]} is lost at t = {0.5 * unit.index:g}")
+        write(ledger, unit, claim)
+
+    outcome, _ = run_all(ledger, 12, 2, run_unit, give_up=2)
+    assert len(seen) == tried and outcome.exit_code == 3
+    assert bool(outcome.gave_up) == (tried == 2)
+    if outcome.gave_up:
+        assert outcome.gave_up.endswith("member 2 is lost at t = 0.5") and not outcome.elsewhere
+
+
+def test_different_causes_do_not_end_the_verb(run):
+    ledger = ledger_of(run)
+
+    def run_unit(unit, claim):
+        raise RuntimeError(["no memory", "lost at t = 3"][unit.index % 2])
+
+    outcome, _ = run_all(ledger, 12, 2, run_unit, give_up=2)
+    assert len(outcome.failed) == 6 and not outcome.gave_up
+
+
+def test_a_unit_of_no_use_is_done_and_counts_as_one_that_fails(run):
+    ledger = ledger_of(run)
+
+    def run_unit(unit, claim):
+        write(ledger, unit, claim)
+        raise Hopeless("all 2 trajectories of the model diverged")
+
+    outcome, _ = run_all(ledger, 12, 2, run_unit, give_up=3)
+    assert len(outcome.done) == 3 and not outcome.failed and outcome.exit_code == 3
+    assert ledger.survey(12, 2).counts() == {
+        "units": 6, "done": 3, "running": 0, "queued": 0, "failed": 0, "missing": 3
+    }  # fmt: skip
 
 
 def test_failures_of_another_recipe_do_not_count(run):

@@ -23,6 +23,7 @@ class DataSet:
         grid: points per side of the stored fields.
         dimensions: of the flow, 2 or 1.
         recipe: plain dict of the physics and numerics that made them.
+        lost: of ``members``, those that diverged before their end.
     """
 
     def __init__(self, folder: Path):
@@ -39,6 +40,7 @@ class DataSet:
             headers.append(header)
             self._rows |= {member: (path, row) for row, member in enumerate(header.members)}
         self.members: Sequence[int] = sorted(self._rows)
+        self.lost = sorted({member for header in headers for member in header.lost_members})
         self.times: np.ndarray = min((header.times for header in headers), key=len)
         self.grid, self.dimensions = headers[0].grid, headers[0].dimensions
         self.recipe = headers[0].settings
@@ -68,6 +70,22 @@ class DataSet:
             return values
         stride = self.grid // grid
         return values[..., ::stride, ::stride]
+
+    def split(self, shares: Sequence[float]) -> dict[str, list[int]]:
+        """:func:`split_members` of the trajectories that are whole."""
+        whole = [member for member in self.members if member not in set(self.lost)]
+        return split_members(whole, shares)
+
+    @property
+    def loss(self) -> str:
+        """In words what is left out, wherever the data are used; empty when nothing is."""
+        if not self.lost:
+            return ""
+        few = ", ".join(map(str, self.lost[:5])) + (", ..." if len(self.lost) > 5 else "")
+        return (
+            f"{len(self.lost)} of {len(self.members)} trajectories diverged and are left out "
+            f"(members {few})"
+        )
 
     def time_index(self, time: float) -> int:
         """Index of a stored time. Raises ValueError when it was not stored."""

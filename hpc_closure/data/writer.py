@@ -7,6 +7,7 @@ piece.
 """
 
 import contextlib
+import json
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,10 @@ import numpy as np
 from hpc_closure.data.layout import VERSION, BlockHeader, Layout
 from hpc_closure.work.hdf5 import open_hdf5
 from hpc_closure.work.header import expect
+
+
+# groups of data sets with a row for each member, whose values are looked at
+FIELDS_BY_MEMBER = ("t0_fields", "t1_fields", "filtered", "series")
 
 
 class BlockWriter:
@@ -163,8 +168,20 @@ class BlockWriter:
             group[name] = value
         for key, value in attributes.items():
             self.file.attrs[key] = value
+        self.file.attrs["lost"] = json.dumps(self._lost(), sort_keys=True)
         self.file.attrs["complete"] = 1
         self.close()
+
+    def _lost(self) -> dict[str, dict[int, int]]:
+        """First stored time, by data set and member, of what is NaN from there on."""
+        found = {}
+        for group in FIELDS_BY_MEMBER:
+            for name, values in self.file.get(group, {}).items():
+                corner = values[(slice(None), slice(None), *[0] * (values.ndim - 2))]
+                rows = zip(self.layout.members, np.isnan(corner))
+                lost = {int(member): int(gone.argmax()) for member, gone in rows if gone.any()}
+                found |= {f"{group}/{name}": lost} if lost else {}
+        return found
 
     def close(self) -> None:
         self._closing.close()
@@ -178,10 +195,13 @@ class BlockWriter:
         with open_hdf5(path) as file:
             header = BlockHeader.of(file, path)
             expect(path, self.layout.is_of(file), "it has other times or data sets than asked for")
-            for group in ("t0_fields", "t1_fields", "filtered", "series"):
+            for group in FIELDS_BY_MEMBER:
                 for name, values in file.get(group, {}).items():
+                    lost = header.lost.get(f"{group}/{name}", {})
                     for member, row in zip(header.members, values):
-                        if not np.isfinite(row).all():
+                        there = row[: lost.get(str(member), len(row))]
+                        after = row[len(there) :]
+                        if not (np.isfinite(there).all() and np.isnan(after).all()):
                             raise ValueError(
                                 f"{path}: member {member}: {name} has non-finite values"
                             )

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pandas import DataFrame
+
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import layout_name
 from hpc_closure.data.reader import CoupledEnsemble
@@ -233,6 +235,17 @@ def score_coupled(
             if bare:
                 scored.add(**own, score="cost_ratio", value=spent / bare)
     return scored
+
+
+def losses(rows: DataFrame) -> list[str]:
+    """Which coupled ensembles lost members, in words."""
+    found = rows[(rows["score"] == "diverged") & (rows["value"] > 0)]
+    return [
+        f"Coupled run of {method}: {last.value:.3g} of the members diverged by lead time "
+        f"{last.lead_time:g}; scores count them as infinitely wrong."
+        for method, group in found.groupby("method", sort=False)
+        for last in [group.loc[group["lead_time"].idxmax()]]
+    ]
 
 
 def _some(fields: Tensor, generator: torch.Generator) -> Tensor:

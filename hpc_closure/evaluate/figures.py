@@ -108,7 +108,8 @@ def fields(
     methods = [method for method in methods if method in examples]
     truth = np.asarray(examples["truth"], dtype=float)
     panels = {method: np.asarray(examples[method], dtype=float) for method in methods}
-    largest, widest = np.abs(truth).max(), max(std.max() for _, _, std in panels.values())
+    stds = np.stack([std for _, _, std in panels.values()])
+    largest, widest = np.abs(truth).max(), stds[np.isfinite(stds)].max(initial=0.0)
     scale, signed_unit = _scaled(largest, unit)
     spread_scale, spread_unit = _scaled(widest, unit)
     limit, top = largest * scale or 1.0, widest * spread_scale or 1.0
@@ -116,11 +117,19 @@ def fields(
         figure = Figure(figsize=(9.2, 0.85 + 2.3 * len(methods)), layout="compressed")
         axes = figure.subplots(len(methods), 4, squeeze=False, sharex=True, sharey=True)
         for line, (method, (member, mean, std)) in zip(axes, panels.items(), strict=True):
-            titles = ("truth (DNS)", f"{method}: one sample", f"{method}: ensemble mean")
+            images = {
+                "truth (DNS)": truth,
+                f"{method}: one sample": member,
+                f"{method}: ensemble mean": mean,
+                f"{method}: ensemble std": std,
+            }
+            titles = [
+                title if np.isfinite(image).all() else f"{title} (diverged)"
+                for title, image in images.items()
+            ]
             for axis, image, title in zip(line, (truth, member, mean), titles, strict=False):
                 signed = _image(axis, image * scale, title, "RdBu_r", -limit, limit)
-            title = f"{method}: ensemble std"
-            spread = _image(line[3], std * spread_scale, title, "viridis", 0, top)
+            spread = _image(line[3], std * spread_scale, titles[3], "viridis", 0, top)
             line[0].set_ylabel("y / L")
         for axis in axes[-1]:
             axis.set_xlabel("x / L")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import hpc_closure
 from hpc_closure.closure.parts import is_closed_form
-from hpc_closure.data.reader import DataSet, split_members
+from hpc_closure.data.reader import DataSet
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.rows import GRANTED
 from hpc_closure.experiment.schema import Experiment
@@ -56,7 +56,7 @@ class Inputs:
             one.name: hpc_closure.load(one.path).to(session.device) for one in self.chosen
         }
         self.data = DataSet(self.run.data)
-        self.parts = split_members(self.data.members, experiment.train.split)
+        self.parts = self.data.split(experiment.train.split)
         window = experiment.train.window
         self.window = self.data.window(*window) if window else range(len(self.data.times))
 

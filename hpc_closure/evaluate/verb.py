@@ -44,9 +44,12 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     hold = inputs.closure.hold(experiment.rollout.interval)
     if "not rescaled" in hold:
         notes = [*notes, f"In the coupled run samples of the closure are {hold}."]
+    if inputs.data.loss:
+        notes = [*notes, f"Of the data {inputs.data.loss}."]
     by_layout, ensembles = generated.score_run(inputs), coupled.score_run(inputs)
     scored = [*by_layout.values(), *([ensembles] if ensembles else [])]
     table = rows.frame(record for part in scored for record in part.records)
+    notes = [*notes, *coupled.losses(table)]
     absent = list(dict.fromkeys(note for part in scored for note in part.absent))
     drawn = []
     for picture in pictures.draw(inputs, by_layout, ensembles, table, session.record["device"]):

@@ -426,6 +426,11 @@ class Cluster(Section):
     stale_after: Positive = Field(
         600.0, description="seconds after which a silent claim may be taken over"
     )
+    give_up: Annotated[int, Field(ge=0)] = Field(
+        3,
+        description="a verb stops when its first so many units all fail for one cause, or lose "
+        "every member; 0 = never",
+    )
     executor: Literal["inline", "local", "slurm"] = "inline"
     profile: str | None = Field(
         None, description="site profile: a name in slurm/profiles or a path"

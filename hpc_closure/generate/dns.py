@@ -63,6 +63,7 @@ class DNSBlock(Block):
         self.filters = [
             Filtered(item, self.problem, session.device) for item in generate.record.filters
         ]
+        self.lost = np.zeros(len(unit.members), dtype=bool)
 
     @property
     def step_index(self) -> int:
@@ -86,25 +87,36 @@ class DNSBlock(Block):
         """The running series at the present step, when it is one of theirs."""
         if self.step_index not in self.series_steps:
             return
+        self._mark_lost()
         entries = self.diagnostics.measure()
         for name in self.experiment.generate.record.spectra:
             entries[f"{name}_spectrum"] = self.diagnostics.spectrum(name)
-        self._check_finite(entries)
         if self.writer is not None:
             self.writer.write_series(self.series_steps.index(self.step_index), entries)
 
-    def _check_finite(self, series: dict) -> None:
-        for row, member in enumerate(self.unit.members):
-            if not np.isfinite(series["energy"][row]):
-                raise RuntimeError(
-                    f"member {member} is not finite at step {self.step_index} "
-                    f"(t = {self.simulation.time:g}): lower generate.dt"
+    def _mark_lost(self) -> None:
+        """Give up the members that have diverged: NaN from here on; the others go on.
+
+        Raises:
+            RuntimeError: none is left.
+        """
+        before, self.lost = self.lost, self.simulation.mark_lost()
+        advice = "lower generate.dt"
+        if self.problem.cfl:
+            advice += " or raise generate.max_level"
+        when = f"at step {self.step_index} (t = {self.simulation.time:g})"
+        if self.lost.all():
+            raise RuntimeError(f"all members of the block are lost {when}: {advice}")
+        for member in np.asarray(self.unit.members)[self.lost & ~before]:
+            if self.domain.root:
+                log.get().warning(
+                    f"member {member} is lost {when}, the others go on without it: {advice}"
                 )
 
     def record(self):
         simulation, names = self.simulation, self.experiment.generate.record.fields
+        self._mark_lost()
         series = self.diagnostics.measure()
-        self._check_finite(series)
         fields = {self.state_name: self._at_grid(simulation.state)}
         for name in names:
             fields[name] = self._at_grid(simulation.field_spectra(name))
@@ -133,8 +145,9 @@ class DNSBlock(Block):
         return self._plain(stored.to_physical(small))
 
     def _plain(self, field) -> np.ndarray:
-        """(B, n, n), or (B, n, n, 2): components last, as in The Well."""
+        """(B, n, n), or (B, n, n, 2): components last, as in The Well; a lost row is all NaN."""
         plain = field.cpu().numpy().astype(self.precision)
+        plain[~np.isfinite(plain).reshape(len(plain), -1).all(1)] = np.nan
         return np.moveaxis(plain, 1, -1) if plain.ndim > 1 + self.problem.dimensions else plain
 
     def save_state(self) -> dict:
@@ -142,6 +155,7 @@ class DNSBlock(Block):
 
     def load_state(self, state: dict) -> None:
         self.simulation.load_state(**state)
+        self.lost = self.simulation.mark_lost()
 
     def certificate(self) -> dict:
         certificate = certify(self.simulation)

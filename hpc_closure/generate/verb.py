@@ -32,6 +32,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
             chosen_part(options.parts, plan),
             run_unit,
             stop=session.stop,
+            give_up=experiment.cluster.give_up,
             groups=groups,
             retry_failed=options.retry_failed,
         )

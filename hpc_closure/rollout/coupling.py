@@ -36,6 +36,7 @@ from hpc_closure.closure.targets import Target, reduced_problem
 from hpc_closure.experiment.schema import Rollout
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.work import log
 
 # runs of the reduced solver that draw from the closure, and the names of their pasts in a restart
 PAST = {"model": "past", "mean_gp": "past_mean_gp"}
@@ -100,6 +101,7 @@ class CoupledRun:
         kept = self.frames * self.lag
         self.past: dict[str, deque[torch.Tensor]]
         self.past = {name: deque(maxlen=kept) for name in self.simulations}  # newest last
+        self.lost = {name: np.zeros(len(rows), dtype=bool) for name in self.simulations}
         if "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         # with sensors: what the oracle draws from; without a closed form there is no oracle then
@@ -183,8 +185,13 @@ class CoupledRun:
         return self.law.draw_hat(state, self.names, self.seed, self.calls, sensors).to(state)
 
     def _tendency_hat(self, name: str, sensors: Sensors | None) -> torch.Tensor:
-        """A fresh sample of the closure for every row of ``model`` or ``mean_gp``."""
+        """A fresh sample of the closure for every row of ``model`` or ``mean_gp``.
+
+        A row that has diverged is told once, and is NaN from then on.
+        """
+        lost = self._mark_lost(name, self.simulations[name].mark_lost(), "its state diverged")
         state = self.simulations[name].state
+        state = torch.where(lost[:, None, None], 0.0, state)  # the others go on
         sampler = self.coupling.rollout.sampler.options()
         request = Request(
             state,
@@ -199,8 +206,23 @@ class CoupledRun:
         )
         drawn = self.closure.sample_hat(request)
         if self.frames:
-            self.past[name].append(state.clone())
-        return drawn
+            self.past[name].append(state)
+        wild = ~drawn.abs().flatten(1).sum(1).isfinite().cpu().numpy()
+        lost = self._mark_lost(name, self.lost[name] | wild, "its closure is not finite")
+        return torch.where(lost[:, None, None], torch.nan, drawn)
+
+    def _mark_lost(self, name: str, lost: np.ndarray, reason: str) -> torch.Tensor:
+        """Note the rows of a run that are lost, and name those that are so for the first time."""
+        new = np.flatnonzero(lost & ~self.lost[name])
+        self.lost[name] = lost
+        if len(new):
+            case, member = self.rows[new[0]]
+            log.get().warning(
+                f"{name}: {lost.sum()} of {len(lost)} trajectories lost at "
+                f"t = {self.simulations[name].time:g} (the first now: start {case}, "
+                f"member {member}: {reason}); the others go on"
+            )
+        return torch.as_tensor(lost, device=self.coupling.device)
 
     def _history(self, past: deque[torch.Tensor]) -> torch.Tensor | None:
         """Earlier states (rows, frames, ...), newest first."""
@@ -253,3 +275,4 @@ class CoupledRun:
             prefix = f"{name}."
             own = {key: value for key, value in state.items() if key.startswith(prefix)}
             simulation.load_state(**{key.removeprefix(prefix): own[key] for key in own})
+            self.lost[name] = simulation.mark_lost()

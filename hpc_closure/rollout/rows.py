@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hpc_closure.data.layout import Layout
-from hpc_closure.data.reader import DataSet, split_members
+from hpc_closure.data.reader import DataSet
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.rollout.coupling import CoupledRun, Coupling
 from hpc_closure.work.block import Block, record_steps, times_of
@@ -19,12 +19,13 @@ from hpc_closure.work.block import Block, record_steps, times_of
 
 def start_cases(experiment, data: DataSet) -> list[int]:
     """Test trajectories to start from. Raises ValueError when there are too few."""
-    test = split_members(data.members, experiment.train.split)["test"]
+    test = data.split(experiment.train.split)["test"]
     cases = experiment.rollout.cases
     if len(test) < cases:
         raise ValueError(
-            f"rollout.cases={cases}, but the data hold {len(test)} test trajectories; "
-            "lower it, raise generate.members or the test share in train.split"
+            f"rollout.cases={cases}, but the data hold {len(test)} test trajectories"
+            f"{f' ({data.loss})' if data.loss else ''}; lower it, raise generate.members or the "
+            "test share in train.split"
         )
     return test[:cases]
 
@@ -53,6 +54,12 @@ def history_of(experiment, closure) -> tuple[int, int]:
             f"must be {every:g} and rollout.t_start at least {least:g}"
         )
     return frames, round(lag)
+
+
+def _whole_or_nan(fields: np.ndarray) -> np.ndarray:
+    """Fields (rows, n, n) of which a row with a value that is not finite is all NaN."""
+    fields[~np.isfinite(fields).all((-2, -1))] = np.nan
+    return fields
 
 
 class RolloutBlock(Block):
@@ -118,7 +125,7 @@ class RolloutBlock(Block):
 
     def record(self):
         fields = {
-            name: value.cpu().numpy().astype(np.float32)
+            name: _whole_or_nan(value.cpu().numpy().astype(np.float32))
             for name, value in self.coupled.fields().items()
         }
         references = {name: fields.pop(name) for name in self._references() if name in fields}
@@ -130,6 +137,11 @@ class RolloutBlock(Block):
             )
         fields["vorticity"] = fields.pop("model")
         return fields, {}, references
+
+    def hopeless(self) -> str:
+        """In words that nothing is left of the model's trajectories; empty while something is."""
+        lost = self.coupled.simulations["model"].mark_lost()
+        return f"all {len(lost)} trajectories of the model diverged" if lost.all() else ""
 
     def _references(self) -> Sequence[str]:
         return ("none", "truth")

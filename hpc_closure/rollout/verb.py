@@ -59,12 +59,15 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
     def run_unit(unit, claim):
         block = RolloutBlock(unit, books, session, groups.domain, closure, data)
         block.run(claim, experiment.cluster.checkpoint_every)
+        if reason := block.hopeless():
+            raise loop.Hopeless(reason)
 
     return loop.work(
         books,
         plan,
         run_unit,
         stop=session.stop,
+        give_up=experiment.cluster.give_up,
         groups=groups,
         retry_failed=retry_failed,
         wait=wait,

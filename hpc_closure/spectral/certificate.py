@@ -1,8 +1,9 @@
 """A certificate per block of members: what vouches for its trajectories.
 
-Run at the end of a block, on copies of its state; it changes nothing. The checks:
+Run at the end of a block, on copies of its state, of the members that have not diverged; it
+changes nothing. The checks:
 
-* every state is finite, and the CFL number is below its limit;
+* the CFL number is below its limit;
 * the energy budget closes, the scheme's own term included (:meth:`Diagnostics.budget`);
 * the smallest scale is resolved: ``k_max eta`` with ``eta = (nu^3 / chi)^(1/6)``, chi the
   enstrophy dissipation (for hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``);
@@ -67,10 +68,11 @@ def certify(
     """Certify the present state of a simulation.
 
     Args:
-        simulation: left as it is. On slabs every rank must call.
+        simulation: left as it is, but that a diverged member is all NaN. On slabs every rank
+            must call.
         steps: steps of the budget and of the aliasing probe.
-        max_members: members that the budget and the probe run on (the first ones); finite states,
-            CFL, spectrum tail and ``k_max eta`` are checked on all.
+        max_members: members that the budget and the probe run on (the first ones); CFL,
+            spectrum tail and ``k_max eta`` are checked on all.
         limits: limits that differ from ``LIMITS``.
     """
     allowed = {**LIMITS, **(limits or {})}
@@ -79,21 +81,21 @@ def certify(
         raise ValueError(f"unknown limits {sorted(unknown)}; known: {sorted(LIMITS)}")
     figures: dict[str, float | None] = dict.fromkeys(LIMITS)
     certificate = Certificate(figures, allowed, steps)
-    diagnostics = Diagnostics(simulation)
-    finite = np.isfinite(diagnostics.state()).reshape(len(simulation.members), -1).all(1)
-    if not finite.all():
-        bad = [m for m, good in zip(simulation.members, finite) if not good]
+    problem, lost = simulation.problem, simulation.mark_lost()
+    if lost.all():
         certificate.reasons.append(
-            f"members {bad[:5]} are not finite at step {simulation.step_index}: lower dt"
+            f"all {len(lost)} members are lost at step {simulation.step_index}: lower dt"
         )
         return certificate
-    problem = simulation.problem
+    if lost.any():
+        simulation = _copy(simulation, problem, np.flatnonzero(~lost), simulation.save_state())
+    diagnostics = Diagnostics(simulation)
     if not problem.cfl:
         figures["cfl"] = float(diagnostics.cfl().max())
     figures["tail"] = _tail(diagnostics)
     figures["kmax_eta"] = _kmax_eta(diagnostics, problem)
     saved = simulation.save_state()
-    few = simulation.members[:max_members]
+    few = np.arange(len(simulation.members))[:max_members]
     if not problem.cfl and problem.removed == "none":
         budget = Diagnostics(_copy(simulation, problem, few, saved)).budget(steps)
         figures["budget"] = _budget_ratio(budget, diagnostics, len(few), steps)
@@ -116,18 +118,18 @@ _ADVICE = {
 }
 
 
-def _copy(simulation: Simulation, problem: Problem, members, saved: dict) -> Simulation:
-    """Another simulation of the first members, from the same state."""
+def _copy(simulation: Simulation, problem: Problem, rows: np.ndarray, saved: dict) -> Simulation:
+    """Another simulation of some of the members, from the same state."""
     other = Simulation(
         problem,
-        members,
+        [simulation.members[row] for row in rows],
         simulation.seed,
         device=simulation.device,
         comm=simulation.comm,
         stage=simulation.stage,
         threads=1,
     )
-    few = {k: v if k == "step_index" else v[: len(members)] for k, v in saved.items()}
+    few = {k: v if k == "step_index" else v[rows] for k, v in saved.items()}
     return other.load_state(**few)
 
 
@@ -165,14 +167,14 @@ def _kmax_eta(diagnostics: Diagnostics, problem: Problem) -> float | None:
     return float((grid.modes * grid.unit * eta).min())
 
 
-def _aliasing(simulation: Simulation, members, saved: dict, steps: int) -> float:
+def _aliasing(simulation: Simulation, rows: np.ndarray, saved: dict, steps: int) -> float:
     """Relative difference, on the retained modes, from a run on a grid 1.5 times finer."""
     problem = simulation.problem
     dimensions = simulation.grid.dimensions
     finer = problem.model_copy(
         update={"grid": 2 * -(-3 * problem.grid // 4), "max_level": problem.max_level + 1}
     )
-    coarse = _copy(simulation, problem, members, saved).advance(steps)
+    coarse = _copy(simulation, problem, rows, saved).advance(steps)
     state = {"step_index": saved["step_index"]}
     fine_modes = finer.make_grid().modes
     for name in ("w_hat", "previous_hat"):
@@ -181,7 +183,7 @@ def _aliasing(simulation: Simulation, members, saved: dict, steps: int) -> float
             state[name] = resize(whole, fine_modes, dimensions).numpy()
     if "rates" in saved:
         state["rates"] = saved["rates"]
-    fine = _copy(simulation, finer, members, state).advance(steps)
+    fine = _copy(simulation, finer, rows, state).advance(steps)
     a = Diagnostics(coarse).state()
     b = resize(torch.from_numpy(Diagnostics(fine).state()), simulation.grid.modes, dimensions)
     difference = np.abs(a - b.numpy()) ** 2

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.simulation import LOST, Simulation
 
 SERIES = (
     "energy",
@@ -95,9 +95,10 @@ class Diagnostics:
         return _sum(rate * self.to_energy), _sum(rate)
 
     def steps(self) -> np.ndarray:
-        """Length of each member's next step."""
-        simulation = self.simulation
-        return np.ldexp(simulation.problem.dt, -simulation.levels().astype(np.int32))
+        """Length of each member's next step; NaN where none is short enough."""
+        levels = self.simulation.levels().astype(np.int32)
+        length = np.ldexp(self.simulation.problem.dt, -levels)
+        return np.where(levels == LOST, np.nan, length)
 
     def cfl(self, dt: np.ndarray | float | None = None) -> np.ndarray:
         """``max(|u| + |v|) dt / dx`` of each member at steps ``dt``, by default ``problem.dt``."""

@@ -36,7 +36,7 @@ class Numerics(Section):
         "max(|u| + |v|) dt / 2^j <= cfl dx; none = all steps are dt",
     )
     max_level: Annotated[int, Field(ge=1, le=20)] = Field(
-        6, description="with cfl: largest j; a block with a member that needs more is failed"
+        6, description="with cfl: largest j; a member that needs more is lost"
     )
     scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3"] = "cn_euler"
     form: Literal["basdevant", "flux"] = Field(

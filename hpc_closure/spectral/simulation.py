@@ -19,6 +19,7 @@ from hpc_closure.spectral.transform import Transform
 
 # Points of a chunk of members: large enough to hide the interpreter, small enough for the cache.
 CHUNK_POINTS = 1 << 16
+LOST = -1  # level of a member that no step of the ladder is short enough for
 
 
 class Simulation:
@@ -189,9 +190,22 @@ class Simulation:
         return np.concatenate([worker.speed(self.pairs[chunk]) for chunk in self._chunks])
 
     def levels(self) -> np.ndarray:
-        """Refinement level of each member's next step, int64 (zeros with a fixed step)."""
+        """Refinement level of each member's next step, int64: 0 with a fixed step, LOST where none
+        is short enough."""
         worker = self._workers[0]
         return np.concatenate([worker.levels(self.pairs[chunk]) for chunk in self._chunks])
+
+    def mark_lost(self) -> np.ndarray:
+        """Rows ``(members,)`` of bool whose state has diverged: from now on all of it is NaN.
+
+        Diverged is what is not finite, or so large that its square is not. On slabs every rank
+        must call.
+        """
+        power = self.pairs.flatten(1).square().sum(1)
+        lost = self.transform.maximum((~power.isfinite()).cpu().numpy().astype(np.int64)) > 0
+        if lost.any():
+            self.pairs[torch.from_numpy(lost).to(self.device)] = torch.nan
+        return lost
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -347,7 +361,8 @@ class Worker:
         """Each member takes ``2^j`` substeps per step; members of one level go together."""
         for step in range(first, first + num_steps):
             levels = self.levels(w)
-            for level in np.unique(levels).tolist():
+            w[levels == LOST] = torch.nan
+            for level in np.unique(levels[levels != LOST]).tolist():
                 chosen = np.flatnonzero(levels == level)
                 rows, part, count = chunk.start + chosen, w[chosen], 2**level
                 rates = self.rates.steps(rows, step * count, count, level)
@@ -359,7 +374,7 @@ class Worker:
         return self.transform.maximum(self.equation.speed(w).double().cpu().numpy())
 
     def levels(self, w: Tensor) -> np.ndarray:
-        """Refinement level of each member's next step, from its own largest speed."""
+        """Refinement level of each member's next step, from its own largest speed; or LOST."""
         problem, grid = self.problem, self.transform.grid
         if not problem.cfl:
             return np.zeros(w.shape[0], dtype=np.int64)
@@ -367,13 +382,7 @@ class Worker:
         number = speed * (problem.dt * grid.size / grid.length / problem.cfl)
         levels = np.ceil(np.log2(np.maximum(number, 1.0)))
         good = np.isfinite(number) & (levels <= problem.max_level)
-        if not good.all():
-            worst = speed[~good][0]
-            raise RuntimeError(
-                f"a member's speed {worst:.4g} needs a step below dt / 2^{problem.max_level} for "
-                f"cfl {problem.cfl}: lower dt or raise max_level"
-            )
-        return levels.astype(np.int64)
+        return np.where(good, levels, LOST).astype(np.int64)
 
     def _registers_for(self, w: Tensor) -> Tensor:
         if len(w) not in self._registers:

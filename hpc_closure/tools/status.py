@@ -16,6 +16,7 @@ from hpc_closure.experiment.folder import STAGES, Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.train import metrics
 from hpc_closure.work import atomic, claims, log, units
+from hpc_closure.work.header import Header
 from hpc_closure.work.loop import SINGLE
 from hpc_closure.work.units import STATES
 
@@ -137,8 +138,20 @@ def _of_blocks(ledger: units.Ledger, queued: set[int]) -> Stage:
         running=found.claims,
         changed=times[-1] if times else 0.0,
         per_hour=_rate(times, found.claims),
+        note=_lost(found.products),
         problems=[f"not used: {message}" for message in found.damaged.values()],
     )
+
+
+def _lost(products: list[Header]) -> str:
+    """Members that diverged, by what diverged; empty when none did."""
+    lost: dict[str, int] = {}
+    for product in products:
+        for name, record in product.lost.items():
+            short = name.rpartition("/")[2]
+            lost[short] = lost.get(short, 0) + len(record)
+    words = ", ".join(f"{name} of {count}" for name, count in lost.items())
+    return f"diverged: {words} member(s)" if words else ""
 
 
 def _rate(times: list[float], running: dict) -> float | None:

@@ -67,13 +67,14 @@ def fit(experiment: Experiment, session: Session) -> None:
 def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, TrainingSet]":
     """Samples of the members to fit, and of those to judge by."""
     from hpc_closure.closure.gate import LEAST
-    from hpc_closure.data.reader import split_members
     from hpc_closure.data.samples import TrainingSet
     from hpc_closure.data.symmetry import Symmetry
 
     section, grid = experiment.train, experiment.train_grid
     indices = store.window(*section.window) if section.window else range(len(store.times))
-    parts = split_members(store.members, section.split)
+    parts = store.split(section.split)
+    if store.loss:
+        log.get().warning(store.loss)
     for name in ("train", "valid"):
         if not parts[name]:
             raise ValueError(

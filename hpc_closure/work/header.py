@@ -13,7 +13,7 @@ import numpy as np
 from hpc_closure.work.hdf5 import open_hdf5
 
 BLOCK = re.compile(r"block_(\d{6,})-(\d{6,})\.h5")  # name of a finished block
-RECORDED = ("first", "last", "recipe", "holds", "size", "mtime")  # in the manifest
+RECORDED = ("first", "last", "recipe", "holds", "size", "mtime", "lost")  # in the manifest
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Header:
         holds: its end time and outputs, see :class:`~hpc_closure.work.units.Ledger`.
         size: bytes.
         mtime: time of change, nanoseconds.
+        lost: what diverged: by data set, the number of the stored time from which a member is NaN.
     """
 
     path: Path
@@ -36,10 +37,16 @@ class Header:
     holds: dict
     size: int
     mtime: int
+    lost: dict
 
     @property
     def members(self) -> tuple[int, ...]:
         return tuple(range(self.first, self.last + 1))
+
+    @property
+    def lost_members(self) -> set[int]:
+        """Members of which something diverged."""
+        return {int(member) for record in self.lost.values() for member in record}
 
     @property
     def changed(self) -> float:
@@ -70,6 +77,8 @@ class Header:
         holds = json_object(file.attrs.get("holds", "{}"))
         end = (holds or {}).get("t_end", 0.0)
         expect(path, holds is not None and isinstance(end, (int, float)), "its holds is damaged")
+        lost = json_object(file.attrs.get("lost", "{}"))
+        expect(path, lost is not None and _is_lost(lost), "its list of what is lost is damaged")
         stat = path.stat()
         header = Header(
             path,
@@ -79,6 +88,7 @@ class Header:
             holds or {},
             stat.st_size,
             stat.st_mtime_ns,
+            lost or {},
         )
         name = BLOCK.fullmatch(path.name)
         if name and (int(name.group(1)), int(name.group(2))) != (header.first, header.last):
@@ -98,6 +108,14 @@ class Header:
         if not set(RECORDED) <= set(record):
             return None
         return cls(path, *(record[key] for key in RECORDED))
+
+
+def _is_lost(record: dict) -> bool:
+    """Whether a record tells stored times by data set and member."""
+    return all(
+        isinstance(one, dict) and all(isinstance(index, int) for index in one.values())
+        for one in record.values()
+    )
 
 
 def expect(path: Path, condition: bool, what: str) -> None:

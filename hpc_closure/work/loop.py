@@ -9,6 +9,7 @@ Stages without members are one unit, held by :func:`single`.
 import collections
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ class Outcome:
         skipped: number of units that were done before.
         elsewhere: units that somebody else still computes.
         stopped: reason of an early stop, or empty.
+        gave_up: the one cause for which the first units failed, or empty.
     """
 
     done: list[str] = field(default_factory=list)
@@ -40,9 +42,12 @@ class Outcome:
     skipped: int = 0
     elsewhere: list[str] = field(default_factory=list)
     stopped: str = ""
+    gave_up: str = ""
 
     @property
     def exit_code(self) -> int:
+        if self.gave_up:
+            return 3
         return 75 if self.stopped or self.elsewhere else 3 if self.failed else 0
 
     def report(self) -> None:
@@ -52,8 +57,14 @@ class Outcome:
         logger.info(f"{done} unit(s) done now, {self.skipped} before, {failed} failed")
         if self.stopped:
             logger.warning(f"stopped early ({self.stopped}); the same command goes on")
+        if self.gave_up:
+            logger.error(self.gave_up)
         if failed:
             logger.error("`hpc-closure status --failed` names the failed units and their logs")
+
+
+class Hopeless(Exception):
+    """The product of a unit is there, but nothing of use is in it."""
 
 
 def work(
@@ -63,6 +74,7 @@ def work(
     *,
     stop: Stop,
     groups: Groups | None = None,
+    give_up: int = 0,
     retry_failed: bool = False,
     wait: bool = True,
 ) -> Outcome:
@@ -75,6 +87,8 @@ def work(
             ``ledger.publish``; calls ``claim.refresh()`` between steps; on ``stop.agree(domain)``
             it saves a restart file and raises ``Stopped``. Called on all ranks of a domain.
         stop: the flag.
+        give_up: when the first so many units all fail for one cause, the rest is not tried; 0 =
+            every unit is. A unit that ends :class:`Hopeless` counts as one that fails.
         groups: of MPI ranks; every group takes units of its own.
         retry_failed: run units again whose last attempt failed.
         wait: wait for units that another program computes, and take them over if it dies.
@@ -85,7 +99,7 @@ def work(
     """
     groups = groups or World().groups()
     domain = groups.domain.prepare()
-    worker = _Worker(ledger, units, retry_failed, wait, groups)
+    worker = _Worker(ledger, units, retry_failed, wait, groups, give_up)
     while True:
         unit = domain.bcast(worker.next(stop) if domain.root else None)
         if unit is None:
@@ -112,10 +126,11 @@ def _attempt(ledger, unit, run_unit, claim, domain) -> BaseException | None:
 class _Worker:
     """Chooses the next unit of a group; lives on the first rank of its domain."""
 
-    def __init__(self, ledger, units, retry_failed, wait, groups):
-        self.ledger, self.wait = ledger, wait
+    def __init__(self, ledger, units, retry_failed, wait, groups, give_up):
+        self.ledger, self.wait, self.give_up = ledger, wait, give_up
         self.claim = None
         self.outcome = Outcome()
+        self.causes: list[str] = []  # of the units tried so far, as far as all failed
         self.pending: dict[Unit, None] = {}  # to do, in order
         self.fresh: collections.deque[Unit] = collections.deque()  # of these, not tried yet
         if not groups.domain.root:
@@ -173,6 +188,8 @@ class _Worker:
     def next(self, stop: Stop) -> Unit | None:
         """Claim a unit; None when none is left or the stop flag is set."""
         pause, said = 0.5, False
+        if self.outcome.gave_up:
+            return None
         while not stop.requested:
             while self.fresh and not stop.requested:
                 unit = self.fresh.popleft()
@@ -214,7 +231,7 @@ class _Worker:
 
     def close(self, stop: Stop) -> Outcome:
         """The outcome of this group."""
-        if self.pending:
+        if self.pending and not self.outcome.gave_up:
             ready = {
                 product.members for product in self.ledger.products() if self.ledger.sound(product)
             }
@@ -234,6 +251,10 @@ class _Worker:
     def settle(self, unit: Unit, error: BaseException | None) -> None:
         """Book how an attempt ended and give the claim back."""
         stage = self.ledger.stage
+        self._count(error)
+        if isinstance(error, Hopeless):
+            log.get().warning(f"{stage} {unit}: {error}")
+            error = None
         if error is None and not self.ledger.done(unit):
             error = RuntimeError(f"unit {unit} ended without a product")
         if error is None:
@@ -250,6 +271,22 @@ class _Worker:
         self.claim.release()
 
 
+    def _count(self, error: BaseException | None) -> None:
+        """Give up when the first units have all failed for one cause."""
+        if self.give_up == 0 or isinstance(error, (Stopped, atomic.DiskError, claims.Lost)):
+            return
+        text = f"{type(error).__name__}: {error}"
+        cause = re.sub(r"[\d.]+", "0", text) if error else ""  # members, steps and times differ
+        self.causes.append(cause)
+        if not cause or set(self.causes) != {cause}:
+            self.give_up = 0
+        elif len(self.causes) == self.give_up:
+            self.outcome.gave_up = (
+                f"the first {self.give_up} unit(s) all came to nothing for one cause, the rest is "
+                f"not tried (cluster.give_up={self.give_up}): {error}"
+            )
+
+
 def _merge(outcomes: list[Outcome | None]) -> Outcome:
     parts = [outcome for outcome in outcomes if outcome is not None]
     return Outcome(
@@ -258,6 +295,7 @@ def _merge(outcomes: list[Outcome | None]) -> Outcome:
         skipped=parts[0].skipped,
         elsewhere=sorted({name for part in parts for name in part.elsewhere}),
         stopped=next((part.stopped for part in parts if part.stopped), ""),
+        gave_up=next((part.gave_up for part in parts if part.gave_up), ""),
     )
 
 
