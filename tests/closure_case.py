@@ -14,7 +14,7 @@ from hpc_closure.closure.build import build
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.published import LATEST, SENSORS_PER_SIDE, PublishedModel
 from hpc_closure.closure.sensors import subgrid
-from hpc_closure.data.samples import TrainingSet
+from hpc_closure.data.samples import Past, TrainingSet
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.train.trainer import TrainData
 
@@ -150,7 +150,7 @@ class Remembering(Known):
     def _set(self, kind: str, count: int) -> TrainingSet:
         now, before, target = self.pairs(kind, count)
         store = TwoTimes(torch.stack([before, now], 1), torch.stack([0 * target, target], 1))
-        return TrainingSet(store, range(count), range(1, 2), history=self.history)
+        return TrainingSet(store, range(count), range(1, 2), past=Past(self.history))
 
 
 class TwoTimes:

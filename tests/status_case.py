@@ -28,6 +28,7 @@ def publish_copies(ledger, chosen):
                     "last": unit.members[-1],
                     "recipe": ledger.recipe,
                     "holds": ledger.holds,
+                    "lost": {},
                 }
             )
         )

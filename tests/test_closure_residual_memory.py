@@ -71,7 +71,7 @@ def remembering():
             {
                 "state": state,
                 "target": target,
-                "time_index": index,
+                "moment": index,
                 "member": torch.full_like(index, member),
             }
         )

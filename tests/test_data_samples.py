@@ -9,7 +9,7 @@ import pytest
 import torch
 from train_case import Memory
 
-from hpc_closure.data.samples import Order, Share, TrainingSet, permutation
+from hpc_closure.data.samples import Order, Past, Share, TrainingSet, permutation
 from hpc_closure.data.symmetry import Symmetry
 
 TINY = 40_000  # bytes: forces streaming in windows of 16 samples
@@ -37,7 +37,7 @@ def test_every_epoch_holds_every_sample(order):
 def test_samples_are_the_stored_ones(history):
     store = Memory()
     members = [4, 2, 9]
-    part = TrainingSet(store, members, range(3, 18), history=history)
+    part = TrainingSet(store, members, range(3, 18), past=Past(history))
     first = max(3, history)
     assert len(part) == 3 * (18 - first)
     batch = part.batch(0, 20)
@@ -51,11 +51,29 @@ def test_samples_are_the_stored_ones(history):
             assert (batch["history"][row, back].numpy() == earlier).all()
 
 
+@pytest.mark.parametrize("budget", [2**32, TINY])
+def test_samples_with_the_last_closures(budget):
+    """Of bursts: only those times that have them, and never those of another burst."""
+    store = Memory()
+    chosen = [4, 5, 9, 10, 14, 15]
+    part = TrainingSet(store, range(9), chosen, past=Past(1, 2), budget=budget)
+    assert part.resident == (budget > TINY) and len(part) == 9 * len(chosen)
+    batch = part.batch(0, 12)
+    for row in range(12):
+        member, index = int(batch["member"][row]), int(batch["time_index"][row])
+        assert index in chosen and batch["history"].shape[1] == 1
+        assert (batch["history"][row, 0].numpy() == store.read(member, index - 1)).all()
+        for back in (0, 1):
+            last = store.read(member, index - (back + 1), "closure")
+            assert (batch["previous"][row, back].numpy() == last).all()
+    part.close()
+
+
 def test_streamed_samples_are_those_of_memory():
     """Streaming changes the order only; every process reads its own slices."""
     store = Memory()
-    held = TrainingSet(store, range(9), history=1)
-    streamed = TrainingSet(store, range(9), history=1, budget=TINY)
+    held = TrainingSet(store, range(9), past=Past(1))
+    streamed = TrainingSet(store, range(9), past=Past(1), budget=TINY)
     assert held.resident and not streamed.resident and streamed.order.window == 16
     for step in range(30):
         for rank in range(2):
@@ -131,7 +149,7 @@ def test_parts_split_the_members():
 def test_symmetries_move_state_target_and_history_together():
     store = Memory()
     symmetry = Symmetry([np.zeros((16, 16))])
-    plain = TrainingSet(store, range(9), history=1, seed=3)
+    plain = TrainingSet(store, range(9), past=Past(1), seed=3)
     moved = plain.augmented(symmetry)
     one, other = plain.batch(24, 8), moved.batch(24, 8)
     elements = symmetry.draw(3, 24, 8)

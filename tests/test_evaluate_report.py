@@ -64,6 +64,7 @@ def run_rows(p_control=1e-9):
             "crps_ratio": 1.004,
             "spread_ratio": 0.995,
             "rank_p": 0.4,
+            "rank_sees": 0.032,
         },
         "oracle": {"relative_error": 0.478, "crps_ratio": 1.0, "rank_p": 0.6, "floor": 0.338},
         "oracle_x0.95": {"rank_p": p_control},
@@ -156,6 +157,27 @@ def test_report_tables_have_methods_down_scores_across_and_reasons(report):
     assert "σ/rms(U) = 0.338" in floor and "single sample 0.478" in floor
 
 
+@pytest.mark.parametrize(
+    "p, seen, told",
+    [
+        (
+            0.4,
+            0.2,
+            "does not fail (p = 0.4), and would as a rule not see less than a spread wrong",
+        ),
+        (0.4, math.nan, "does not fail (p = 0.4), with too few ranks to see a wrong spread"),
+        (0.001, 0.2, "fails (p = 0.001)"),
+        (0.001, 0.02, "fails (p = 0.001)"),
+    ],
+)
+def test_a_weak_test_is_never_passed(p, seen, told):
+    rows = run_rows()
+    for score, value in (("rank_p", p), ("rank_sees", seen)):
+        rows.loc[(rows.score == score) & (rows.method == "model"), "value"] = value
+    calibration = summarise(rows, start=30.0)[1]
+    assert f"the rank histogram {told}" in calibration.model
+
+
 def test_every_table_column_is_explained():
     names = [name for table in TABLES.values() for name in table]
     assert set(names) == set(SCORES) and len(names) == len(set(names))
@@ -170,7 +192,7 @@ def test_the_summary_puts_the_references_beside_the_model():
     assert error.beside.endswith("can be nearer than σ/rms(U) = 0.338")
     assert calibration.what == "Calibration (diffusion, no sensors, 64² grid)"
     assert "CRPS 1.00 [0.984, 1.02] times the exact law's, spread 0.995" in calibration.model
-    assert "passes (p = 0.4)" in calibration.model
+    assert "passes (p = 0.4; it sees a spread wrong by 3.2\u00a0%)" in calibration.model
     assert "the exact law has p = 0.6" in calibration.beside
     assert "p < 1e-6: this test can tell" in calibration.beside
     assert "a sample held for 5 solver steps" in coupled.what

@@ -11,13 +11,14 @@ import torch
 from test_evaluate_scores import normal, stationary
 
 from hpc_closure.evaluate import generated, rows
-from hpc_closure.evaluate.coupled import score_coupled
+from hpc_closure.evaluate.coupled import growth, score_coupled
 from hpc_closure.evaluate.generated import score_generated
 from hpc_closure.evaluate.methods import Moments
 from hpc_closure.evaluate.quarters import Quarters
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
 from hpc_closure.evaluate.rows import Absent, Labels, find, select
 from hpc_closure.evaluate.spectra import shell_numbers
+from hpc_closure.evaluate.statistics import Statistics, form_scores
 
 LABELS = Labels({"closure": "diffusion", "sensors": "none", "interval": 1})
 
@@ -412,3 +413,57 @@ def test_coupled_refuses_wrong_shapes():
         score_coupled(normal(3, 8, 8), {}, [1, 2], LABELS)
     with pytest.raises(ValueError, match="expected \\(members, 1, 8, 8\\)"):
         score_coupled(normal(3, 8, 8), {"model": normal(5, 3, 4, 4)}, [1, 2, 3], LABELS)
+
+
+# ---- spectra of samples and residuals -----------------------------------------------------------
+
+
+def pzf(shrink=1.0, white=False, members=24, samples=300):
+    """The four columns for a law of known mean and spectrum, its samples perhaps wrong."""
+    generator = torch.Generator().manual_seed(4)
+    size = 16
+    draw = stationary(samples * (members + 2), size, seed=5).unflatten(0, (members + 2, samples))
+    mean, truth, own = draw[0], draw[0] + 0.5 * draw[1], 0.5 * shrink * draw[2:]
+    if white:
+        own = own.std() * torch.randn(own.shape, generator=generator, dtype=own.dtype)
+    statistics = Statistics()
+    statistics.add(mean + own, truth)
+    rows = {row["score"]: row["value"] for row in form_scores(statistics, torch.arange(samples))}
+    return [rows[f"pzf_{name}"] for name in ("mean", "total", "residual", "spread")]
+
+
+def test_pzf_columns_of_the_right_law():
+    mean, total, residual, spread = pzf()
+    assert mean == pytest.approx((0.25 / 1.25) ** 0.5, rel=0.03)
+    assert total < 0.05 and residual < 0.08 and spread == pytest.approx(1.0, abs=0.05)
+
+
+def test_pzf_columns_see_a_lack_of_spread_and_a_wrong_spectrum():
+    _, _, residual, spread = pzf(shrink=0.5)
+    assert spread == pytest.approx(0.25, abs=0.02) and residual == pytest.approx(0.75, abs=0.05)
+    _, total, residual, spread = pzf(white=True)
+    assert spread == pytest.approx(1.0, abs=0.05) and residual > 0.4 and total > 0.1
+
+
+# ---- growth of the variance ---------------------------------------------------------------------
+
+
+def test_growth_is_the_time_to_a_share_of_the_true_ensembles_last_variance():
+    """Of variances that grow linearly, each shell at its own rate, to 1."""
+    times = torch.arange(0.5, 10.5, 0.5, dtype=torch.float64)
+    rates = torch.tensor([0.0, 0.1, 0.05], dtype=torch.float64)
+
+    def grown(factor):
+        return [(rates * factor * time).expand(6, 3) for time in times]
+
+    variances = {"oracle": grown(1.0), "model": grown(2.0), "point": [torch.zeros(6, 3)] * 20}
+    found = {
+        (method, row["score"], row["shell"]): row["value"]
+        for method, row in growth(variances, times, torch.arange(6))
+    }
+    for share, name in ((0.01, "growth_1"), (0.1, "growth_10"), (0.5, "growth_50")):
+        for shell in (None, 1, 2):
+            assert found["oracle", name, shell] == pytest.approx(10 * share)
+            assert found["model", name, shell] == pytest.approx(5 * share)
+            assert found["point", name, shell] == 10.0
+    assert len(found) == 3 * 3 * 3

@@ -204,6 +204,25 @@ def test_rank_p_is_uniform_under_the_law():
     assert stats.kstest(values, "uniform").pvalue > 0.01
 
 
+@pytest.mark.parametrize("number, members", [(1000, 16), (150, 20), (60, 20)])
+def test_the_spread_error_that_a_rank_test_sees_is_seen_in_four_of_five(number, members):
+    generator = torch.Generator().manual_seed(1)
+    error = rank_histogram.smallest_seen(number, members)
+    refused = 0
+    for _ in range(400):
+        ensemble = (1 - error) * torch.randn(members, number, generator=generator)
+        drawn = rank_histogram.ranks(ensemble, torch.randn(number, generator=generator), generator)
+        counts = rank_histogram.rank_counts(drawn, members)
+        refused += rank_histogram.rank_p(counts) < rank_histogram.LEVEL
+    assert refused / 400 == pytest.approx(rank_histogram.POWER, abs=0.06)
+
+
+def test_more_ranks_see_more_and_too_few_see_nothing():
+    seen = [rank_histogram.smallest_seen(number, 16) for number in (60, 300, 2000, 20_000)]
+    assert seen == sorted(seen, reverse=True) and seen[-1] < 0.05
+    assert math.isnan(rank_histogram.smallest_seen(8, 16))
+
+
 def test_calibration_test_can_fail():
     """Ranks of whitened modes: the oracle passes, the oracle with 95 % of its spread fails."""
     members, samples, size = 32, 260, 16

@@ -388,7 +388,11 @@ def test_a_member_that_diverges_is_counted_and_the_others_go_on(copy, monkeypatc
     def broken(self, request, **options):
         drawn = sample(self, request, **options)
         rows = [i for i, key in enumerate(request.members) if key % 2**16 < lost]
-        return drawn if request.call == 0 else drawn.index_fill(0, torch.tensor(rows, dtype=torch.long), math.nan)
+        return (
+            drawn
+            if request.call == 0
+            else drawn.index_fill(0, torch.tensor(rows, dtype=torch.long), math.nan)
+        )
 
     monkeypatch.setattr(Closure, "sample_hat", broken)
     told = rollout.run(experiment, QUIET)

@@ -233,6 +233,80 @@ def test_the_earlier_state_is_made_use_of_where_the_law_has_memory(remembering):
     assert errors[1] < 0.2 * errors[0]
 
 
+CARRIED = 0.8  # of a closure that is left after an interval
+
+
+def chain(count, times, first=0):
+    """States and closures (count, times, n, n): noise of which each call keeps CARRIED."""
+    known = Known("diffusion", GRID)
+    shape = (count, times, GRID, GRID)
+    states = known.states("train", count * times, first)
+    fresh = (known.draw(states, first) - known.law.mean(states)).view(shape)
+    closures = [fresh[:, 0]]
+    for time in range(1, times):
+        closures.append(CARRIED * closures[-1] + math.sqrt(1 - CARRIED**2) * fresh[:, time])
+    return states.view(shape), torch.stack(closures, 1)
+
+
+def with_previous(count, times, number, first=0):
+    """Batches of a chain with the last ``number`` closures of each state."""
+    states, closures = chain(count, times, first)
+    members = torch.arange(count)
+    return [
+        {
+            "state": states[:, time].float(),
+            "target": closures[:, time].float(),
+            "member": members,
+            "moment": torch.full((count,), time),
+            **({"previous": closures[:, time - number : time].flip(1).float()} if number else {}),
+        }
+        for time in range(2, times)
+    ]
+
+
+@pytest.mark.parametrize("previous", [0, 1, 2])
+def test_what_is_left_of_the_last_closure_is_not_drawn_anew(previous):
+    """Given the last closure only the innovation is chance, and calls have the law's memory."""
+    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": previous}}
+    model = build(config, GRID)
+    for phase in model.phases:
+        model.begin(phase.name, with_previous(100, 12, previous))
+    s, kept = model.statistics, model.frame.kept
+    chance = kept.variance(s.law_spectrum) / s.target_rms**2
+    expected = 1 - CARRIED**2 if previous else 1.0
+    assert chance == pytest.approx(expected, abs=0.03)
+    assert bool((s.memory_times > 0).any()) == (previous == 0)  # noise with memory in its place
+    if not previous:
+        return
+    states, closures = (part.float() for part in chain(60, 13, 500_000))
+    last, made = closures[:, :previous].flip(1), []
+    for call in range(10):
+        request = Request(states[:, call + 2], range(60), 3, call, previous=last)
+        made.append(model.sample_batch(request))
+        last = torch.cat([made[-1][:, None], last[:, :-1]], 1)
+    made = torch.stack(made, 1).double()
+    assert float(made.square().mean().sqrt()) == pytest.approx(s.target_rms, rel=0.05)
+    correlation = float((made[:, 1:] * made[:, :-1]).mean() / made.square().mean())
+    assert correlation == pytest.approx(CARRIED, abs=0.08)
+
+
+def test_the_networks_see_the_last_closures():
+    """And what the flow makes of the last one, each about one in size."""
+    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 2}}
+    model = build({**config, "residual": "score"}, GRID)
+    batches = with_previous(60, 6, 2)
+    for phase in model.phases:
+        model.begin(phase.name, batches)
+    state, last = batches[0]["state"], batches[0]["previous"]
+    fields = model.encode(model.frames(state, None, last)).features[:, 5:8]
+    assert torch.allclose(fields.square().mean((0, 2, 3)).sqrt(), torch.ones(3), atol=0.15)
+    for channel in range(2):
+        truth = model.band.to_physical(model.band.to_spectral(last[:, channel]), fields.shape[-1])
+        both = torch.stack([fields[:, channel].flatten(), truth.flatten()])
+        assert float(torch.corrcoef(both)[0, 1]) > 0.999
+    assert not torch.allclose(fields[:, 2], fields[:, 0], atol=0.1)
+
+
 # ---- learned sensors ----------------------------------------------------------------------------
 
 
@@ -421,7 +495,7 @@ def by_member(members, times=20):
     state, target = (torch.cat(parts) for parts in zip(*pairs))
     names = torch.arange(members).repeat_interleave(times)
     batch = {"state": state, "target": target, "member": names}
-    return [{**batch, "time_index": torch.arange(times).repeat(members)}]
+    return [{**batch, "moment": torch.arange(times).repeat(members)}]
 
 
 @pytest.mark.parametrize("residual", ["score", "crps"])

@@ -11,8 +11,8 @@ from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
 from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
-from hpc_closure.rollout.coupling import CoupledRun, Coupling
-from hpc_closure.rollout.rows import RolloutBlock, history_of
+from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.rollout.rows import RolloutBlock, memory_of
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
@@ -39,12 +39,12 @@ class Exact:
         return law.draw_hat(request.state, request.members, seed, request.call, sensors)
 
 
-def coupled(closure, rows, cases=(7,), *, interval=5, seed=3, history=(0, 0), **settings):
+def coupled(closure, rows, cases=(7,), *, interval=5, seed=3, memory=Memory(), **settings):
     """A coupled run of PROBLEM; ``problem`` and the keys of ``rollout`` in ``settings``."""
     problem = settings.pop("problem", PROBLEM)
     rollout = Rollout(interval=interval, **settings)
     return CoupledRun(
-        Coupling(problem, "diffusion", 32, seed, rollout, history), closure, rows, cases
+        Coupling(problem, "diffusion", 32, seed, rollout, memory), closure, rows, cases
     )
 
 
@@ -340,7 +340,7 @@ class Reader:
 def test_history_is_the_runs_own_past_and_survives_a_restart():
     def run():
         rows = [(0, 0), (0, 1)]
-        return coupled(Reader(), rows, [0], seed=1, history=(2, 3), references=())
+        return coupled(Reader(), rows, [0], seed=1, memory=Memory(2, 3), references=())
 
     earlier = [np.full((1, 32, 32), float(number)) for number in range(6)]
     whole = run()
@@ -362,6 +362,59 @@ def test_history_is_the_runs_own_past_and_survives_a_restart():
     second.advance(5)
     for (_, kept), (_, again) in zip(seen[4:], second.closure.seen):
         assert torch.equal(kept, again)
+
+
+class Carrying(Reader):
+    """Draws half the last closure, and notes what it was shown."""
+
+    def sample_hat(self, request):
+        self.seen.append((request.call, request.state.clone(), request.previous.clone()))
+        noise = 1.0 + torch.arange(len(request.members))[:, None, None] + request.call
+        return 0.5 * request.previous[:, 0] + noise
+
+
+def test_the_last_closures_are_the_runs_own_and_survive_a_restart():
+    def run():
+        rows = [(0, 0), (0, 1)]
+        return coupled(Carrying(), rows, [0], seed=1, memory=Memory(previous=2), references=())
+
+    stored = [np.full((1, 32, 32), float(number)) for number in (1, 2)]
+    whole = run()
+    whole.start(start_state(), 200, closures=stored)
+    whole.advance(6)
+    seen = whole.closure.seen
+    assert torch.allclose(seen[0][2][:, :, 0, 0].real, torch.tensor([1.0, 2.0]).double())
+    drawn = [0.5 * previous[:, 0] for _, _, previous in seen]
+    for call in range(1, 6):  # each call is shown what the two before it gave
+        noise = 1.0 + torch.arange(2)[:, None, None] + (call - 1)
+        assert torch.allclose(seen[call][2][:, 0], drawn[call - 1] + noise)
+        assert torch.equal(seen[call][2][:, 1], seen[call - 1][2][:, 0])
+    first, second = run(), run()
+    first.start(start_state(), 200, closures=stored)
+    first.advance(2)
+    second.load_state(first.save_state())
+    second.advance(4)
+    for (*_, kept), (*_, again) in zip(seen[2:], second.closure.seen, strict=True):
+        assert torch.equal(kept, again)
+
+
+def test_last_closures_that_are_moved_are_the_same_at_other_places():
+    """At another one for each member, both of them by the same distance."""
+    settings = {"memory": Memory(previous=2), "references": (), "last_closures": "moved"}
+    run = coupled(Carrying(), [(0, 0), (0, 1)], [0], seed=1, **settings)
+    closures = [start_state(steps) for steps in (100, 150)]
+    run.start(start_state(), 200, closures=closures)
+    run.advance(1)
+    moved = run.closure.seen[0][2]
+    transform = run.simulations["model"].transform
+    given = torch.stack([transform.to_spectral(torch.as_tensor(one))[0] for one in closures])
+    assert torch.allclose(moved.abs(), given.abs().expand(2, -1, -1, -1), atol=1e-14)
+    fields = transform.to_physical(moved)
+    plain = transform.to_physical(given)
+    assert not torch.allclose(fields[0], fields[1], atol=0.1 * float(plain.std()))
+    assert not torch.allclose(fields[0], plain, atol=0.1 * float(plain.std()))
+    # one factor for both
+    assert torch.allclose(moved[:, 0] * given[1], moved[:, 1] * given[0], atol=1e-12)
 
 
 class TwoLaws(Exact):
@@ -402,7 +455,7 @@ def test_mean_gp_is_a_run_of_its_own_with_draws_of_that_name():
 def test_mean_gp_reads_its_own_past_also_after_a_restart():
     def run():
         rows = [(0, 0), (0, 1)]
-        return coupled(TwoLaws(), rows, [0], history=(1, 2), references=("mean_gp",))
+        return coupled(TwoLaws(), rows, [0], memory=Memory(1, 2), references=("mean_gp",))
 
     earlier = [np.full((1, 32, 32), float(number)) for number in range(2)]
     whole, first, second = run(), run(), run()
@@ -423,8 +476,8 @@ def test_mean_gp_reads_its_own_past_also_after_a_restart():
 
 def test_states_before_the_start_are_read_between_the_stored_ones():
     block = RolloutBlock.__new__(RolloutBlock)
-    block.coupled, block.cases, block.grid = SimpleNamespace(frames=2, lag=4), [0], 2
-    block.data = SimpleNamespace(read=lambda case, index, grid: np.full((2, 2), float(index)))
+    block.coupled, block.cases, block.grid = SimpleNamespace(memory=Memory(2, 4)), [0], 2
+    block.data = SimpleNamespace(read=lambda case, index, *_: np.full((2, 2), float(index)))
     values = [float(state[0, 0, 0]) for state in block._earlier(10)]
     assert values == pytest.approx([8, 8.25, 8.5, 8.75, 9, 9.25, 9.5, 9.75])
 
@@ -432,11 +485,11 @@ def test_states_before_the_start_are_read_between_the_stored_ones():
 def test_history_that_the_run_cannot_give_is_refused():
     closure = SimpleNamespace(config={"conditions": {"history": 2}}, target={"every": 0.1})
     settings = {"generate": {"record": {"start": 20.0, "every": 0.1}}}
-    assert history_of(Experiment(**settings), closure) == (2, 20)
+    assert memory_of(Experiment(**settings), closure) == Memory(2, 20)
     closure.config["conditions"]["history"] = 0
-    assert history_of(Experiment(**settings), closure) == (0, 0)
+    assert memory_of(Experiment(**settings), closure) == Memory()
     closure.config["conditions"]["history"] = 2
     with pytest.raises(ValueError, match="not a whole number of closure intervals"):
-        history_of(Experiment(**settings, rollout={"interval": 8}), closure)
+        memory_of(Experiment(**settings, rollout={"interval": 8}), closure)
     with pytest.raises(ValueError, match="rollout.t_start at least 20.2"):
-        history_of(Experiment(**settings, rollout={"t_start": 20.1, "t_end": 40.1}), closure)
+        memory_of(Experiment(**settings, rollout={"t_start": 20.1, "t_end": 40.1}), closure)

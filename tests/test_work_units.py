@@ -37,6 +37,7 @@ def run_all(ledger, members, per_block, run_unit=None, **options):
         done.append(unit.name)
         write(ledger, unit, claim)
 
+    ledger.give_up = options.pop("give_up", 0)
     outcome = work(
         ledger,
         ledger.plan(members, per_block),
@@ -496,6 +497,7 @@ def books_of(run, num_units, per_block):
                     "last": low + per_block - 1,
                     "recipe": "abc",
                     "holds": {"t_end": 4.0},
+                    "lost": {},
                 }
             )
         )

@@ -153,9 +153,15 @@ class Closure:
         come, as published: they stand for the steps that it was trained at.
 
         Raises:
-            ValueError: the published network is to be held for less.
+            ValueError: the published network is to be held for less, or a model of the previous
+                closures for another time than it was trained at.
         """
         trained = self.target.get("interval", 1)
+        if self.config["conditions"].get("previous") and interval != trained:
+            raise ValueError(
+                f"interval={interval}: this model draws a closure given the last ones, each of "
+                f"{trained} steps as in its training; call it every {trained} steps"
+            )
         if self.config["preset"] != "published":
             return interval
         if interval < trained:
@@ -180,6 +186,7 @@ class Closure:
         *,
         sensors: Sensors | None = None,
         history: Any = None,
+        previous: Any = None,
         members: int | Sequence[int] = 64,
         seed: int = 0,
         call: int = 0,
@@ -194,6 +201,7 @@ class Closure:
             state: vorticity (n, n), or (M, n, n) with one row per member; numpy or torch.
             sensors: point values of the true closure, or None.
             history: earlier states (H, n, n) or (M, H, n, n), newest first, where trained with.
+            previous: the last closures, likewise.
             members: how many, or their ids. A member's draw depends on (seed, member, call) only.
             seed, call: a fresh draw for each call; the same for the same numbers.
             interval: solver steps that the draw is held; other than the trained one the white
@@ -216,6 +224,7 @@ class Closure:
             call,
             sensors,
             None if history is None else asked.fields("history", history),
+            None if previous is None else asked.fields("previous", previous),
             self.held(asked.interval_of(interval)),
             evaluations,
             method,
@@ -233,7 +242,8 @@ class Closure:
 
         Args:
             request: ``state`` (2K + 1, K + 1) or (M, 2K + 1, K + 1), of the solver's K modes in
-                the forward norm (:mod:`hpc_closure.spectral.grid`), and ``history`` likewise.
+                the forward norm (:mod:`hpc_closure.spectral.grid`), ``history`` and ``previous``
+                likewise.
             strict: see :meth:`sample`.
 
         Returns:
@@ -243,8 +253,9 @@ class Closure:
             ValueError: one line: what was given, what was expected.
         """
         given = asked.spectra("state", request.state)
-        if request.history is not None:
-            asked.spectra("history", request.history)
+        for name in asked.PAST:
+            if getattr(request, name) is not None:
+                asked.spectra(name, getattr(request, name))
         request = asked.check(request)
         self._look_beyond(given, strict)
         out = self._answer(self.model.sample_hat, request)
@@ -252,13 +263,13 @@ class Closure:
 
     def _answer(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
         """Bring a request to the model, in either form of ``state``."""
-        given, history = request.state, request.history
-        if history is not None:
-            history = history.to(self.device)
-            history = history[None] if history.ndim == 3 else history
-        state = given.reshape(-1, *given.shape[-2:]).to(self.device)
+        past = {name: getattr(request, name) for name in asked.PAST}
+        for name, frames in past.items():
+            if frames is not None:
+                past[name] = frames.to(self.device).reshape(-1, *frames.shape[-3:])
+        state = request.state.reshape(-1, *request.state.shape[-2:]).to(self.device)
         with torch.no_grad():
-            return draw(replace(request, state=state, history=history))
+            return draw(replace(request, state=state, **past))
 
     def _look_beyond(self, state: Tensor, strict: bool) -> None:
         """Tell once, or refuse where ``strict``, that a state goes beyond the model's band."""

@@ -17,6 +17,7 @@ from hpc_closure.closure.sensors import Sensors
 
 __all__ = ["fields", "spectra", "check", "interval_of"]
 
+PAST = ("history", "previous")  # of a request: what was before its state
 FIELD, MODES = "n, n", "2K + 1, K + 1"
 
 
@@ -24,7 +25,8 @@ def fields(name: str, value: Any) -> Tensor:
     """Real fields on an even grid as a tensor.
 
     Args:
-        name: ``state`` for (n, n) or (M, n, n), ``history`` for (H, n, n) or (M, H, n, n).
+        name: ``state`` for (n, n) or (M, n, n), ``history`` and ``previous`` for (H, n, n) or
+            (M, H, n, n).
         value: numpy array or tensor, or what becomes one.
 
     Raises:
@@ -55,7 +57,7 @@ def fields(name: str, value: Any) -> Tensor:
 
 
 def spectra(name: str, value: Any) -> Tensor:
-    """Retained spectra, complex, of a ``state`` or ``history``; errors as of :func:`fields`."""
+    """Retained spectra, complex, of what a request holds; errors as of :func:`fields`."""
     if not isinstance(value, Tensor):
         kind = type(value).__name__
         raise ValueError(f"{name} is a {kind}; expected a tensor {_shapes(name, MODES)}")
@@ -82,19 +84,22 @@ def check(request: Request) -> Request:
     if request.sensors is not None and not isinstance(request.sensors, Sensors):
         kind = type(request.sensors).__name__
         raise ValueError(f"sensors is a {kind}; expected Sensors(values, positions) or None")
-    state, history = request.state, request.history
+    state = request.state
     rows = 1 if state.ndim == 2 else len(state)
     if rows not in (1, len(members)):
         raise ValueError(f"{rows} states for {len(members)} members: one row per member")
-    if history is not None:
-        if history.shape[-2:] != state.shape[-2:]:
+    for name in PAST:
+        past = getattr(request, name)
+        if past is None:
+            continue
+        if past.shape[-2:] != state.shape[-2:]:
             raise ValueError(
-                f"history has shape {tuple(history.shape)}, state {tuple(state.shape)}: "
+                f"{name} has shape {tuple(past.shape)}, state {tuple(state.shape)}: "
                 "expected the same grid"
             )
-        earlier = 1 if history.ndim == 3 else len(history)
+        earlier = 1 if past.ndim == 3 else len(past)
         if earlier != rows:
-            raise ValueError(f"history of {earlier} states for {rows}: expected one for each")
+            raise ValueError(f"{name} of {earlier} states for {rows}: expected one for each")
     return replace(request, members=members)
 
 

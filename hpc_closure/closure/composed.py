@@ -35,6 +35,7 @@ from hpc_closure.closure.conditioning import (
 )
 from hpc_closure.closure.features import (
     FEATURES,
+    carried,
     coordinates,
     feature_spectra,
     physics_estimate,
@@ -59,7 +60,7 @@ from hpc_closure.closure.residual import (
     Residual,
     Score,
 )
-from hpc_closure.closure.residual_memory import LagCorrelation, knot_spacing, position
+from hpc_closure.closure.residual_memory import LagCorrelation, Tags, knot_spacing, position
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
 from hpc_closure.spectral.grid import hermitian, resize
@@ -90,10 +91,12 @@ class ComposedModel(ClosureModel):
         self.band = band((grid - 1) // 3, length)
         conditions = config["conditions"]
         self.history = int(conditions["history"])
+        self.previous = int(conditions.get("previous", 0))  # models of before it had none
         self.sensors_allowed = conditions["sensors"]
         self.granted: dict | None = conditions["physics"] or None
         self.gated = config["gate"] == "on"
         channels = len(FEATURES) + bool(self.granted) + self.history + 4
+        channels += self.previous + (self.previous > 0)
         self.mean, self.amplitude = None, None
         if "fno" in config["mean"]:
             self.mean = FourierMean(channels, config)
@@ -208,7 +211,7 @@ class ComposedModel(ClosureModel):
         estimate = self.estimate if self.granted else None
         if kind == "none":
             estimate = None
-        return Library(self.band, kind, self.history, coefficients, estimate)
+        return Library(self.band, kind, self.history, self.previous, coefficients, estimate)
 
     def estimate(self, w_hat: Tensor) -> Tensor:
         """What physics says of the closure, where ``conditions.physics`` grants it."""
@@ -288,31 +291,41 @@ class ComposedModel(ClosureModel):
 
     # ---- what a state decides -------------------------------------------------------------------
 
-    def frames(self, state: Tensor, history: Tensor | None = None) -> Tensor:
-        """Spectra (B, 1 + H, ...) in the model's band of fields (B, n, n) and (B, H, n, n)."""
-        self._check_history(history)
+    def frames(
+        self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
+    ) -> Tensor:
+        """Spectra (B, 1 + H + P, ...) in the model's band of fields.
+
+        Args:
+            state: (B, n, n).
+            history: earlier states (B, H, n, n).
+            previous: the last closures (B, P, n, n).
+        """
         if state.dtype not in (torch.float32, torch.float64):
             state = state.float()
-        stack = state[:, None]
-        if history is not None:
-            stack = torch.cat([stack, history.to(state)], dim=1)
-        return self.band.to_spectral(stack)
+        return self.band.to_spectral(self._stacked(state, history, previous))
 
-    def frames_hat(self, state: Tensor, history: Tensor | None = None) -> Tensor:
-        """The same of retained spectra (B, ...) and (B, H, ...) of any number of modes."""
-        self._check_history(history)
-        stack = state[:, None]
-        if history is not None:
-            stack = torch.cat([stack, history.to(state)], dim=1)
-        return resize(stack, self.band.modes)
+    def frames_hat(
+        self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
+    ) -> Tensor:
+        """The same of retained spectra of any number of modes."""
+        return resize(self._stacked(state, history, previous), self.band.modes)
 
-    def _check_history(self, history: Tensor | None) -> None:
-        number = 0 if history is None else history.shape[1]
-        if number != self.history:
-            raise ValueError(
-                f"history has {number} frames, this model was built with "
-                f"conditions.history={self.history}"
-            )
+    def _stacked(self, state: Tensor, history: Tensor | None, previous: Tensor | None) -> Tensor:
+        stack = [state[:, None]]
+        for name, given, wanted in (
+            ("history", history, self.history),
+            ("previous", previous, self.previous),
+        ):
+            number = 0 if given is None else given.shape[1]
+            if number != wanted:
+                raise ValueError(
+                    f"{name} has {number} frames, this model was built with "
+                    f"conditions.{name}={wanted}"
+                )
+            if given is not None:
+                stack.append(given.to(state))
+        return torch.cat(stack, dim=1)
 
     def encode(self, frames_hat: Tensor) -> Encoding:
         """Mean, features and amplitude of states with their history, as :meth:`frames` gives them.
@@ -340,19 +353,22 @@ class ComposedModel(ClosureModel):
         numbers = (self.band.summary(state_hat) - mean.to(like)) / std.to(like)
         return numbers.clamp(-BEYOND, BEYOND).float()
 
-    def present_features(self, w_hat: Tensor) -> Tensor:
-        """Spectra (..., F, 2K + 1, K + 1) of the features of a state, the estimate last."""
-        spectra = feature_spectra(w_hat, self.band)
-        if not self.granted:
-            return spectra
-        return torch.cat([spectra, self.estimate(w_hat).unsqueeze(-3)], dim=-3)
+    def feature_spectra(self, frames_hat: Tensor) -> Tensor:
+        """Spectra (B, F, 2K + 1, K + 1) of the features of states with what was before them."""
+        w_hat = frames_hat[:, 0]
+        spectra = [feature_spectra(w_hat, self.band)]
+        if self.granted:
+            spectra.append(self.estimate(w_hat)[:, None])
+        spectra.append(frames_hat[:, 1:])
+        if self.previous:
+            last = frames_hat[:, 1 + self.history]
+            spectra.append(carried(w_hat, last, self.band)[:, None])
+        return torch.cat(spectra, dim=1)
 
     def features(self, frames_hat: Tensor) -> Tensor:
         """Normalised condition channels (B, C, g, g), float32, on the generator's grid."""
-        spectra = self.present_features(frames_hat[:, 0])
-        spectra = torch.cat([spectra, frames_hat[:, 1:]], dim=1)
-        scale = self.statistics.features_rms
-        scale = torch.cat([scale, scale[2:3].expand(self.history)]).to(frames_hat.real)
+        spectra = self.feature_spectra(frames_hat)
+        scale = self.statistics.features_rms.to(frames_hat.real)
         size = self.frame.size
         fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).float()
         places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
@@ -364,8 +380,10 @@ class ComposedModel(ClosureModel):
         """(frames, target spectra, batch) of every batch, float64, on the model's device."""
         device = self.device
         for batch in Batch.read(reader):
-            history = None if batch.history is None else batch.history.to(device)
-            frames_hat = self.frames(batch.state.to(device).double(), history)
+            earlier = (
+                None if one is None else one.to(device) for one in (batch.history, batch.previous)
+            )
+            frames_hat = self.frames(batch.state.to(device).double(), *earlier)
             yield frames_hat, self.band.to_spectral(batch.target.to(device).double()), batch
 
     def fit_mean(self, reader: Reader) -> dict[str, Any]:
@@ -379,7 +397,7 @@ class ComposedModel(ClosureModel):
         num, summary = 0, []
         for frames_hat, target_hat, _ in self.snapshots(reader):
             summary.append(b.summary(frames_hat[:, 0]).cpu())
-            features = b.by_group(self.present_features(frames_hat[:, 0]).abs().square())
+            features = b.by_group(self.feature_spectra(frames_hat).abs().square())
             power = power + features.sum((0, -1)).cpu()
             state += features[:, FEATURES.index("w")].sum(0).cpu()
             residual = target_hat - self.library(frames_hat)
@@ -420,10 +438,12 @@ class ComposedModel(ClosureModel):
             "snapshots": num,
         }
 
+    def _frames_of(self, batch: dict[str, Any]) -> Tensor:
+        return self.frames(batch["state"], batch.get("history"), batch.get("previous"))
+
     def mean_loss(self, batch: dict[str, Any]) -> Tensor:
         """Loss (B,) of mean and amplitude; 1 + 1/2 where they add nothing."""
-        frames_hat = self.frames(batch["state"], batch.get("history"))
-        encoding, frame = self.encode(frames_hat), self.frame
+        encoding, frame = self.encode(self._frames_of(batch)), self.frame
         left = self.band.to_spectral(batch["target"]) - encoding.mean_hat
         left = resize(left, frame.kept.modes).to(torch.complex64)
         loss = left.real.new_zeros(len(left))
@@ -455,7 +475,7 @@ class ComposedModel(ClosureModel):
             q_hat = frame.standardise(residual, encoding.log_amplitude)
             power += kept.by_group(q_hat.abs().square()).sum(0).cpu()
             if not isinstance(self.residual, LearnedScore):  # whose mean is not known yet
-                memory.add(q_hat, batch.tags)
+                memory.add(q_hat, self._tags(batch))
             inside = resize(residual, kept.modes)
             plain_power += kept.by_group(inside.abs().square()).sum(0).cpu()
             beyond = residual - resize(inside, self.band.modes)
@@ -489,6 +509,10 @@ class ComposedModel(ClosureModel):
             "residual": math.sqrt(kept.variance(spectrum) + tail) / s.target_rms,
             "snapshots": num,
         }
+
+    def _tags(self, batch: Batch) -> Tags:
+        """What tells neighbours; nothing where the previous closures carry the memory."""
+        return None if self.previous else batch.tags
 
     def _judge_mean(self, reader: Reader) -> None:
         """Gain per shell of the mean's network on what the regression leaves."""
@@ -580,7 +604,7 @@ class ComposedModel(ClosureModel):
         assert isinstance(self.residual, Generator)
         key = draws.Key(seed, "train", [int(i) for i in batch["sample_index"]], step)
         with torch.no_grad():
-            encoding = self.encode(self.frames(batch["state"], batch.get("history")))
+            encoding = self.encode(self._frames_of(batch))
             target_hat = self.band.to_spectral(batch["target"])
             drawn = self._training_draws(encoding, target_hat, key, draws.STREAM_STEP)
         if self.phase == "spread" and isinstance(self.residual, LearnedScore):
@@ -683,7 +707,7 @@ class ComposedModel(ClosureModel):
                 frame.law, draws.Key(CHECK_SEED, "check", ids, 1), draws.STREAM_BASE
             )
             made = self.generate(encoding, z)
-            memory.add(q_hat - made.mean, batch.tags)
+            memory.add(q_hat - made.mean, self._tags(batch))
             about = made.mean if made.sharp else 0.0
             for power, q in ((seen, q_hat - about), (drawn, made.q - about)):
                 u_hat = resize(frame.amplify(q, encoding.log_amplitude), kept.modes)
@@ -702,7 +726,7 @@ class ComposedModel(ClosureModel):
         ``method="mean_gp"`` is the baseline of that name: the mean and a stationary Gaussian
         process, with sensors kriged under it; no generator, no amplitude.
         """
-        frames_hat = self.frames(request.state, request.history)
+        frames_hat = self.frames(request.state, request.history, request.previous)
         return self.band.to_physical(self._draw(frames_hat, request), request.state.shape[-1])
 
     @torch.no_grad()
@@ -710,7 +734,8 @@ class ComposedModel(ClosureModel):
         modes = request.state.shape[-1] - 1
         size = request.grid or band(modes).grid.size
         self.band.check_grid(size, size)
-        u_hat = self._draw(self.frames_hat(request.state, request.history), request)
+        frames_hat = self.frames_hat(request.state, request.history, request.previous)
+        u_hat = self._draw(frames_hat, request)
         # no transform has made the column ky = 0 that of a real field
         return hermitian(resize(u_hat, modes))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpc_closure.closure.band import Band
 from hpc_closure.spectral.counters import WORDS_PER_COUNTER, box_muller, key_of, uniform_bits
+from hpc_closure.spectral.grid import Grid
 
 __all__ = ["Key", "pair", "uniforms", "white_spectra", "normals"]
 
@@ -71,6 +72,12 @@ def uniforms(seed: int, stage: str, ids: Sequence[int], item: int, width: int = 
     """Uniforms in (0, 1), (len(ids), width), float64."""
     words = _words(STREAM_CHOICE, Key(seed, stage, ids, item), width)
     return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def moves(grid: Grid, seed: int, stage: str, ids: Sequence[int]) -> Tensor:
+    """Factors of modes, (len(ids), 2K + 1, K + 1): each a shift by a random distance."""
+    x, y = (2 * torch.pi * uniforms(seed, stage, ids, 0)[:, :2]).T[..., None, None]
+    return torch.exp(1j * (grid.integer_kx * x + grid.integer_ky * y))
 
 
 def normals(

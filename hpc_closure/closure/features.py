@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpc_closure.closure.band import Band
 
-__all__ = ["FEATURES", "coordinates", "feature_spectra", "physics_estimate"]
+__all__ = ["FEATURES", "carried", "coordinates", "feature_spectra", "physics_estimate"]
 
 FEATURES = ("u", "v", "w", "w_x", "w_y")
 
@@ -24,6 +24,17 @@ def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
     iw = torch.complex(-w_hat.imag, w_hat.real)
     parts = [iw * (ky * inverse), iw * (-kx * inverse), w_hat, iw * kx, iw * ky]
     return torch.stack(parts, dim=-3)
+
+
+def carried(w_hat: Tensor, field_hat: Tensor, band: Band) -> Tensor:
+    r"""Spectra of :math:`-u\cdot\nabla f`, free of aliasing, from those (..., 2K + 1, K + 1)."""
+    real, size = w_hat.real.dtype, band.grid.size
+    kx, ky = band.on("kx", w_hat.device, real), band.on("ky", w_hat.device, real)
+    flow = feature_spectra(w_hat, band)[..., :2, :, :]
+    slope = torch.stack([1j * kx * field_hat, 1j * ky * field_hat], dim=-3)
+    fields = band.to_physical(torch.cat([flow, slope], dim=-3), size)
+    u, v, f_x, f_y = fields.unbind(-3)
+    return band.to_spectral(-(u * f_x + v * f_y))
 
 
 def physics_estimate(w_hat: Tensor, band: Band, kind: str, viscosity: float) -> Tensor:

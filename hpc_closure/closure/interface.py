@@ -6,8 +6,8 @@ Training runs the ``phases`` in order::
         model.begin(phase.name, reader(phase.members))   # closed-form statistics, trainable parts
         optimise(model.parameters_of(phase.name), share=phase.share)
 
-``reader(kind)`` iterates over batches ``(state, target)`` or dicts with ``state``, ``target`` and
-``history``, of all snapshots of the members of that kind, always in the same order:
+``reader(kind)`` iterates over batches ``(state, target)`` or dicts with ``state``, ``target``,
+``history`` and ``previous``, of all snapshots of the members of that kind, always in one order:
 
 * ``fit``: the part of the training members that fits the mean;
 * ``hold``: the rest of the training members, from which the residual's law is learned;
@@ -61,6 +61,7 @@ class Request:
         seed, call: a fresh draw for each call; the same for the same numbers.
         sensors: point values of the true closure, or None.
         history: earlier states (B, H, ...) in the form of ``state``, newest first.
+        previous: the last closures (B, P, ...) in the form of ``state``, newest first.
         held: how long the draw is held, in trained intervals.
         evaluations, method: of the sampler; None = the model's own.
         grid: points per side of the caller's grid where ``state`` is a spectrum; None = the
@@ -73,6 +74,7 @@ class Request:
     call: int = 0
     sensors: Sensors | None = None
     history: Tensor | None = None
+    previous: Tensor | None = None
     held: float = 1.0
     evaluations: int | None = None
     method: str | None = None
@@ -80,7 +82,7 @@ class Request:
 
 
 class ClosureModel(nn.Module, ABC):
-    """Base class: p(U | state, sensors, history).
+    """Base class: p(U | state, sensors, history, previous closures).
 
     Parameters and closed-form statistics together are the whole model. Statistics are no buffers,
     so that no engine casts them.
@@ -121,7 +123,8 @@ class ClosureModel(nn.Module, ABC):
 
         Args:
             batch: ``state``, ``target`` (B, n, n), ``sample_index`` (B,) global indices of the
-                samples, ``history`` (B, H, n, n) when the model has one.
+                samples, ``history`` (B, H, n, n) and ``previous`` (B, P, n, n) when the model
+                reads them.
             seed: seed of the training's draws, keyed by (seed, step, sample index).
             step: optimizer step.
         """

@@ -2,8 +2,9 @@ r"""The closed-form part of the mean: a regression of U on simple terms, per gro
 
 .. math:: \hat m(k) = \sum_p c_p(|k|^2)\, \hat\phi_p(k)
 
-with real coefficients and generic terms: the features u, v, w, w_x, w_y (of each history frame: w)
-and the 15 products of two features, free of aliasing. A coefficient is free in each group, or a
+with real coefficients and generic terms: the features u, v, w, w_x, w_y (of each history frame:
+w), the 15 products of two features, free of aliasing, and where the model reads the last closures,
+those and the advection of the last, -u . grad U. A coefficient is free in each group, or a
 polynomial in |k|^2 where the criterion prefers those; a polynomial holds in the whole band, also
 where the training saw nothing above round-off. Nothing is granted, unless ``conditions.physics``
 adds an estimate of the closure to the candidates. The terms that stay are chosen by forward
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
-from hpc_closure.closure.features import FEATURES, feature_spectra
+from hpc_closure.closure.features import FEATURES, carried, feature_spectra
 
 __all__ = ["Library", "term_names"]
 
@@ -27,7 +28,10 @@ KINDS = ("none", "linear", "quadratic")
 SIGNIFICANT = 3.0
 
 
-def term_names(kind: str, history: int = 0, physics: bool = False) -> list[str]:
+CARRIED = "u.grad U[-1]"  # what the flow makes of the last closure
+
+
+def term_names(kind: str, history: int = 0, physics: bool = False, previous: int = 0) -> list[str]:
     """Names of the candidate terms, in the order of the coefficients."""
     if kind not in KINDS:
         raise ValueError(f"library={kind!r}, expected one of {', '.join(KINDS)}")
@@ -35,6 +39,8 @@ def term_names(kind: str, history: int = 0, physics: bool = False) -> list[str]:
         return []
     names = list(FEATURES) + [f"w[-{lag}]" for lag in range(1, history + 1)]
     names += ["physics"] * physics
+    names += [f"U[-{lag}]" for lag in range(1, previous + 1)]
+    names += [CARRIED] * (previous > 0)
     if kind == "quadratic":
         names += [f"{a}*{b}" for a, b in combinations_with_replacement(FEATURES, 2)]
     return names
@@ -47,6 +53,7 @@ class Library:
         band: the model's band; products are formed on its alias-free grid.
         kind: ``none``, ``linear`` or ``quadratic``.
         history: number of history frames.
+        previous: number of previous closures.
         coefficients: (terms, groups) float64; zeros when None.
         estimate: state spectra -> spectra of an estimate of the closure, a further term.
     """
@@ -56,11 +63,12 @@ class Library:
         band: Band,
         kind: str,
         history: int = 0,
+        previous: int = 0,
         coefficients: Tensor | None = None,
         estimate: Callable[[Tensor], Tensor] | None = None,
     ):
         self.band, self.history, self.estimate = band, history, estimate
-        self.names = term_names(kind, history, estimate is not None)
+        self.names = term_names(kind, history, estimate is not None, previous)
         shape = (len(self.names), len(band.group_k2))
         if coefficients is None:
             coefficients = torch.zeros(shape, dtype=torch.float64)
@@ -78,7 +86,8 @@ class Library:
         """Spectra (B, len(names), 2K + 1, K + 1) of terms.
 
         Args:
-            frames_hat: (B, 1 + history, 2K + 1, K + 1), the present state first.
+            frames_hat: (B, 1 + history + previous, 2K + 1, K + 1): the present state, the
+                earlier ones, the last closures.
             names: a subset of ``self.names``.
         """
         features = feature_spectra(frames_hat[:, 0], self.band)
@@ -94,6 +103,10 @@ class Library:
                 out.append(self.band.to_spectral(fields[one] * fields[other]))
             elif name.startswith("w["):
                 out.append(frames_hat[:, int(name[3:-1])])
+            elif name.startswith("U["):
+                out.append(frames_hat[:, self.history + int(name[3:-1])])
+            elif name == CARRIED:
+                out.append(carried(frames_hat[:, 0], frames_hat[:, 1 + self.history], self.band))
             elif name == "physics" and self.estimate is not None:
                 out.append(self.estimate(frames_hat[:, 0]))
             else:
@@ -101,7 +114,7 @@ class Library:
         return torch.stack(out, dim=1)
 
     def __call__(self, frames_hat: Tensor) -> Tensor:
-        """Closed-form mean (B, 2K + 1, K + 1) of frames (B, 1 + history, 2K + 1, K + 1)."""
+        """Closed-form mean (B, 2K + 1, K + 1) of frames as :meth:`terms` has them."""
         active = self.active
         if not active:
             return torch.zeros_like(frames_hat[:, 0])

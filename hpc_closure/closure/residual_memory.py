@@ -22,7 +22,8 @@ from hpc_closure.closure.band import Band
 
 __all__ = ["LagCorrelation", "Tags", "knot_spacing", "position"]
 
-Tags = tuple[Tensor, Tensor] | None  # (member, time index) of snapshots, where they are known
+# (member, moment) of snapshots, where they are known; neighbouring moments differ by one
+Tags = tuple[Tensor, Tensor] | None
 
 # Shortest memory that is believed, as correlation of neighbouring snapshots, and how many standard
 # errors of a white residual's correlation it must exceed.
@@ -42,7 +43,7 @@ class LagCorrelation:
         self.last: dict[int, tuple[int, Tensor]] = {}
 
     def add(self, q_hat: Tensor, tags: Tags) -> None:
-        """Take in spectra (B, ...) with their (member, time index); no tags, no memory."""
+        """Take in spectra (B, ...) with their (member, moment); no tags, no memory."""
         if tags is None:
             return
         for row, member, time in zip(q_hat, tags[0].tolist(), tags[1].tolist()):

@@ -113,12 +113,14 @@ class Batch:
     Attributes:
         state, target: (B, n, n).
         history: (B, H, n, n), or None.
-        tags: (member, time index) of each, or None where the reader does not tell.
+        previous: (B, P, n, n) closures, or None.
+        tags: (member, moment) of each, or None where the reader does not tell.
     """
 
     state: Tensor
     target: Tensor
     history: Tensor | None
+    previous: Tensor | None
     tags: Tags
 
     @property
@@ -136,13 +138,18 @@ class Batch:
     def _of(cls, batch: Any) -> "Batch":
         if not isinstance(batch, dict):
             batch = {"state": batch[0], "target": batch[1]}
-        history, tags = batch.get("history"), None
-        if "time_index" in batch and "member" in batch:
-            tags = torch.as_tensor(batch["member"]), torch.as_tensor(batch["time_index"])
+        history, previous = (
+            None if batch.get(name) is None else torch.as_tensor(batch[name])
+            for name in ("history", "previous")
+        )
+        tags = None
+        if "moment" in batch and "member" in batch:
+            tags = torch.as_tensor(batch["member"]), torch.as_tensor(batch["moment"])
         return cls(
             torch.as_tensor(batch["state"]),
             torch.as_tensor(batch["target"]),
-            None if history is None else torch.as_tensor(history),
+            history,
+            previous,
             tags,
         )
 

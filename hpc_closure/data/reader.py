@@ -1,6 +1,7 @@
 """Reading block files: the data set of ``generate`` and the coupled ensemble of ``rollout``."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hpc_closure.work.hdf5 import hdf5_errors, open_hdf5
 from hpc_closure.work.header import BLOCK
 
 OPEN_FILES = 64  # of a data set at once
+# ensembles of a rollout beside the model's
+BESIDE = ("oracle", "mean_gp", "bare_2x", "bare_4x")
 
 
 class DataSet:
@@ -76,6 +79,17 @@ class DataSet:
         whole = [member for member in self.members if member not in set(self.lost)]
         return split_members(whole, shares)
 
+    def starts(self, shares: Sequence[float], cases: int) -> list[int]:
+        """Test trajectories to start from. ValueError when there are fewer than ``cases``."""
+        test = self.split(shares)["test"]
+        if len(test) < cases:
+            raise ValueError(
+                f"rollout.cases={cases}, but the data hold {len(test)} test trajectories"
+                f"{f' ({self.loss})' if self.loss else ''}; lower it, raise generate.members or "
+                "the test share in train.split"
+            )
+        return test[:cases]
+
     @property
     def loss(self) -> str:
         """In words what is left out, wherever the data are used; empty when nothing is."""
@@ -102,6 +116,14 @@ class DataSet:
         inside = np.flatnonzero((self.times >= start - 1e-9) & (self.times <= stop + 1e-9))
         return range(int(inside[0]), int(inside[-1]) + 1) if len(inside) else range(0)
 
+    def with_past(self, indices: range, lead: int, spacing: float) -> np.ndarray:
+        """Those of ``indices`` before which ``lead`` times are stored, ``spacing`` apart."""
+        steps = np.diff(self.times, prepend=-np.inf)
+        near = np.abs(steps - spacing) <= 1e-6 * max(1.0, abs(float(self.times[-1])))
+        run = np.array(list(itertools.accumulate(near, lambda n, ok: n + 1 if ok else 0)))
+        chosen = np.asarray(indices, dtype=np.int64)
+        return chosen[run[chosen] >= lead]
+
     def blocks(
         self, members: Sequence[int], indices: range, grid: int | None = None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -118,20 +140,21 @@ class DataSet:
 
 
 class CoupledEnsemble:
-    """Blocks of the rollout as one ensemble.
+    """Blocks of the rollout, or of the replicas, as one ensemble.
 
     Attributes:
         cases: test trajectories that the runs started from.
         members: members that every case has.
-        times: stored times, (T,); the first is the start.
-        names: what can be read: ``model``, ``truth`` and, where they ran, ``oracle``,
-            ``mean_gp``, ``none``.
+        times: stored times, (T,).
+        start: time from which a lead counts: the first one, of replicas that of their release.
+        names: what can be read: ``model``, ``truth`` and, where they ran, ``none`` and those of
+            BESIDE; of replicas ``closure``.
         seconds: wall seconds by part, summed over the blocks.
         member_steps: solver steps times trajectories.
     """
 
     FIELDS = {"model": "t0_fields/vorticity"} | {
-        name: f"t0_fields/{name}" for name in ("oracle", "mean_gp")
+        name: f"t0_fields/{name}" for name in (*BESIDE, "closure")
     }
     REFERENCES = ("truth", "none")
 
@@ -152,12 +175,17 @@ class CoupledEnsemble:
                 for row, case in enumerate(file.attrs["cases"]):
                     self._cases.setdefault(int(case), (path, row))
                 times.append(header.times)
+                self.start = float(file.attrs.get("released", header.times[0]))
                 there = {name for name, where in self.FIELDS.items() if where in file}
                 there |= {name for name in self.REFERENCES if f"references/{name}" in file}
                 names = there if names is None else names & there
                 self._add_cost(header, float(file.attrs["dt"]))
         self.times, self.names = min(times, key=len), names or set()
-        self.cases = sorted(self._cases)
+        self.take(sorted(self._cases))
+
+    def take(self, cases: Sequence[int]) -> None:
+        """Look at these cases only, in this order."""
+        self.cases = list(cases)
         counts = [{m for c, m in self._rows if c == case} for case in self.cases]
         self.members = sorted(set.intersection(*counts))
 
@@ -185,9 +213,19 @@ class CoupledEnsemble:
                 states |= {(m, c): dataset[row, index] for m, c, row in rows}
         return np.array([[states[m, c] for c in range(len(self.cases))] for m in range(len(keys))])
 
+    def read_case(self, name: str, case: int, index: int) -> np.ndarray:
+        """A field of the ensemble of one case at time ``index``, (M, n, n)."""
+        keys = [self._rows[case, member] for member in self.members]
+        out: dict[int, np.ndarray] = {}
+        for path in dict.fromkeys(path for path, _ in keys):
+            with open_hdf5(path) as file:
+                dataset = file[self.FIELDS[name]]
+                out |= {i: dataset[row, index] for i, (at, row) in enumerate(keys) if at == path}
+        return np.stack([out[i] for i in range(len(keys))])
+
     def index(self, lead_time: float) -> int:
         """Index of a lead time. Raises ValueError when it was not stored."""
-        wanted = self.times[0] + lead_time
+        wanted = self.start + lead_time
         index = int(np.argmin(np.abs(self.times - wanted)))
         if abs(self.times[index] - wanted) > 1e-6 * max(1.0, abs(wanted)):
             raise ValueError(f"lead time {lead_time:g} was not stored by rollout")

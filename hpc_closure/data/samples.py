@@ -14,6 +14,7 @@ import copy
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,15 +101,33 @@ class Order:
         return out
 
 
+@dataclass(frozen=True)
+class Past:
+    """What a sample holds of the stored times before it, newest first.
+
+    Attributes:
+        states: how many earlier states, ``history``.
+        closures: how many earlier closures, ``previous``.
+    """
+
+    states: int = 0
+    closures: int = 0
+
+    @property
+    def lead(self) -> int:
+        """Stored times that must be before a sample."""
+        return max(self.states, self.closures)
+
+
 class TrainingSet:
-    """Samples (state, target[, history]) of some trajectories.
+    """Samples (state, target[, history, previous]) of some trajectories.
 
     Args:
         store: the data set.
         members: trajectories to use.
-        indices: stored times to use.
+        indices: stored times to use, increasing; those without their past are left out.
         grid: read fields strided to this grid; None = as stored.
-        history: earlier stored states given with each sample.
+        past: what is given of the times before each sample.
         budget: bytes that may be held in memory.
         seed: of order and symmetries.
     """
@@ -117,16 +136,15 @@ class TrainingSet:
         self,
         store: Store,
         members: Sequence[int],
-        indices: range | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         *,
         grid: int | None = None,
-        history: int = 0,
+        past: Past = Past(),
         budget: int = 2**32,
         seed: int = 0,
     ):
-        indices = range(len(store.times)) if indices is None else indices
-        first = max(indices.start, history)
-        self.indices = range(first, indices.stop)
+        indices = np.arange(len(store.times)) if indices is None else np.asarray(indices, int)
+        self.past, self.indices = past, indices[indices >= past.lead]
         self.members = np.asarray(members, dtype=np.int64)
         if not len(self.members) or not len(self.indices):
             raise ValueError(
@@ -136,17 +154,23 @@ class TrainingSet:
             )
         self.chosen = np.arange(len(self.members))
         self.store, self.grid = store, grid or store.grid
-        self.history, self.seed = history, seed
+        self.seed = seed
+        # stored times in units of their least distance: neighbours differ by one
+        least = np.diff(store.times).min(initial=np.inf)
+        self.moments = np.round((store.times - store.times[0]) / least).astype(np.int64)
         self.symmetry: Symmetry | None = None
-        self.num_samples = len(self.members) * len(self.indices)
-        self.sample_bytes = 4 * self.grid**2 * 2
-        self.resident = self.num_samples * self.sample_bytes <= budget
+        # all stored times from the first one that a sample needs to the last
+        self.span = slice(int(self.indices[0]) - past.lead, int(self.indices[-1]) + 1)
+        times = self.span.stop - self.span.start
+        self.bytes = len(self.members) * times * 4 * self.grid**2 * 2
+        self.resident = self.bytes <= budget
         self.device = torch.device("cpu")
         self.window = 0
         if self.resident:
             self._state, self._target = self._read_all()
         else:
-            self.window = max(1, budget // (2 * (2 + history) * self.grid**2 * 4) // RUN) * RUN
+            fields = 2 + past.states + past.closures
+            self.window = max(1, budget // (2 * fields * self.grid**2 * 4) // RUN) * RUN
         self._lock = threading.Lock()
         self._start()
 
@@ -180,32 +204,26 @@ class TrainingSet:
         self.device = device
         if self.resident and device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            if self.num_samples * self.sample_bytes < free // 2:
+            if self.bytes < free // 2:
                 self._state = self._state.to(device)
                 self._target = self._target.to(device)
         return self
 
     def _read_all(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """States (members, lead + times, n, n) and targets (members, times, n, n), float32."""
-        lead, times = self.history, len(self.indices)
-        state = torch.empty(len(self.members), lead + times, self.grid, self.grid)
-        target = torch.empty(len(self.members), times, self.grid, self.grid)
-        earlier = slice(self.indices.start - lead, self.indices.stop)
-        now = slice(self.indices.start, self.indices.stop)
+        """States and targets (members, times of the span, n, n), float32."""
+        times = self.span.stop - self.span.start
+        state = torch.empty(len(self.members), times, self.grid, self.grid)
+        target = torch.empty_like(state)
         for row, member in enumerate(self.members):
-            read = self.store.read
-            state[row] = torch.from_numpy(
-                np.ascontiguousarray(read(int(member), earlier, "vorticity", self.grid))
-            )
-            target[row] = torch.from_numpy(
-                np.ascontiguousarray(read(int(member), now, "closure", self.grid))
-            )
+            for into, name in ((state, "vorticity"), (target, "closure")):
+                field = self.store.read(int(member), self.span, name, self.grid)
+                into[row] = torch.from_numpy(np.ascontiguousarray(field))
         return state, target
 
     def _rows(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(trajectory, time) of sample numbers, both from 0."""
+        """(trajectory from 0, index of the stored time) of sample numbers."""
         rows, times = np.divmod(samples, len(self.indices))
-        return self.chosen[rows], times
+        return self.chosen[rows], self.indices[times]
 
     def gather(self, samples: np.ndarray) -> dict[str, Any]:
         """The samples by number, unchanged, on the device."""
@@ -219,35 +237,38 @@ class TrainingSet:
     def _gather_resident(self, rows: np.ndarray, times: np.ndarray) -> dict[str, torch.Tensor]:
         where = self._state.device
         row = torch.as_tensor(rows, device=where)
-        time = torch.as_tensor(times, device=where)
-        fields = {
-            "state": self._state[row, time + self.history],
-            "target": self._target[row, time],
-        }
-        if self.history:
-            back = torch.arange(1, self.history + 1, device=where)
-            fields["history"] = self._state[row[:, None], time[:, None] + self.history - back]
+        time = torch.as_tensor(times - self.span.start, device=where)
+        fields = {"state": self._state[row, time], "target": self._target[row, time]}
+        for name, source, count in self._earlier(self._state, self._target):
+            back = torch.arange(1, count + 1, device=where)
+            fields[name] = source[row[:, None], time[:, None] - back]
         return fields
+
+    def _earlier(self, state: Any, target: Any) -> list[tuple[str, Any, int]]:
+        """Names in a batch of what it holds of the past, where it is taken from, and how many."""
+        past = ("history", state, self.past.states), ("previous", target, self.past.closures)
+        return [one for one in past if one[2]]
 
     def _read(self, rows: np.ndarray, times: np.ndarray) -> dict[str, torch.Tensor]:
         """Read samples from the files, in file order."""
         shape = (len(rows), self.grid, self.grid)
         out = {"state": np.empty(shape, np.float32), "target": np.empty(shape, np.float32)}
-        if self.history:
-            out["history"] = np.empty((len(rows), self.history, *shape[1:]), np.float32)
+        for name, _, count in self._earlier(None, None):
+            out[name] = np.empty((len(rows), count, *shape[1:]), np.float32)
         for places in _near(rows, times):
-            member, lead = int(self.members[rows[places[0]]]), self.history
-            start, stop = (self.indices[times[places[end]]] for end in (0, -1))
+            member = int(self.members[rows[places[0]]])
+            first = int(times[places[0]]) - self.past.lead
+            span = slice(first, int(times[places[-1]]) + 1)
             with self._lock:  # the store is not made for threads
-                state = self.store.read(
-                    member, slice(start - lead, stop + 1), "vorticity", self.grid
+                state, target = (
+                    self.store.read(member, span, name, self.grid)
+                    for name in ("vorticity", "closure")
                 )
-                target = self.store.read(member, slice(start, stop + 1), "closure", self.grid)
-            offset = times[places] - times[places[0]]
-            out["state"][places] = state[offset + lead]
-            out["target"][places] = target[offset]
-            for back in range(self.history):
-                out["history"][places, back] = state[offset + lead - (back + 1)]
+            offset = times[places] - first
+            out["state"][places], out["target"][places] = state[offset], target[offset]
+            for name, source, count in self._earlier(state, target):
+                for back in range(count):
+                    out[name][places, back] = source[offset - (back + 1)]
         return {key: torch.from_numpy(value) for key, value in out.items()}
 
     def _finish(self, fields, rows, times, numbers) -> dict[str, Any]:
@@ -255,7 +276,8 @@ class TrainingSet:
         # keys of random draws are read on the CPU, one by one
         batch["sample_index"] = torch.as_tensor(numbers)
         batch["member"] = torch.as_tensor(self.members[rows])
-        batch["time_index"] = torch.as_tensor(times + self.indices.start)
+        batch["time_index"] = torch.as_tensor(times)
+        batch["moment"] = torch.as_tensor(self.moments[times])
         return batch
 
     def batch(self, first: int, count: int, share: "Share | None" = None) -> dict[str, Any]:
@@ -273,7 +295,7 @@ class TrainingSet:
         batch = self._finish(fields, rows, times, positions)
         if self.symmetry is not None:
             elements = self.symmetry.draw(self.seed, first, count)
-            for key in ("state", "target", "history"):
+            for key in ("state", "target", "history", "previous"):
                 if key in batch:
                     batch[key] = self.symmetry.apply(batch[key], elements)
         return batch

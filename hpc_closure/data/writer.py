@@ -17,7 +17,6 @@ from hpc_closure.data.layout import VERSION, BlockHeader, Layout
 from hpc_closure.work.hdf5 import open_hdf5
 from hpc_closure.work.header import expect
 
-
 # groups of data sets with a row for each member, whose values are looked at
 FIELDS_BY_MEMBER = ("t0_fields", "t1_fields", "filtered", "series")
 
@@ -174,7 +173,7 @@ class BlockWriter:
 
     def _lost(self) -> dict[str, dict[int, int]]:
         """First stored time, by data set and member, of what is NaN from there on."""
-        found = {}
+        found: dict[str, dict[int, int]] = {}
         for group in FIELDS_BY_MEMBER:
             for name, values in self.file.get(group, {}).items():
                 corner = values[(slice(None), slice(None), *[0] * (values.ndim - 2))]

@@ -14,7 +14,8 @@ from hpc_closure.experiment.folder import Run, model_at, run_at
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work.units import Ledger
 
-SETTINGS = ("cases", "t_start", "every", "interval", "sensors")  # of rollouts that are compared
+# of rollouts that are compared
+SETTINGS = ("cases", "t_start", "every", "interval", "sensors", "last_closures")
 
 
 @dataclass(frozen=True)

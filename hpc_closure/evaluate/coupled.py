@@ -6,30 +6,30 @@ would do from the same resolved state, or with sensors the reduced solver with d
 law.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from pandas import DataFrame
+from torch import Tensor
 
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import layout_name
-from hpc_closure.data.reader import CoupledEnsemble
+from hpc_closure.data.reader import BESIDE, CoupledEnsemble
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
 from hpc_closure.evaluate.methods import NO_MEAN_GP
-from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks
+from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks, smallest_seen
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
-from hpc_closure.evaluate.statistics import Scored, Statistics, form_scores
+from hpc_closure.evaluate.statistics import JUDGED, Scored, Statistics, form_scores
 from hpc_closure.work import log
 from hpc_closure.work.units import Ledger
 
+GROWN = (0.01, 0.1, 0.5)  # shares of the saturated variance
 VALID = 0.5  # relative error of the ensemble mean at which a forecast ends
 POOL_VALUES = 20_000  # values of each lead time that enter a Wasserstein distance
 _LOST = torch.tensor([torch.nan], dtype=torch.float64)
@@ -91,20 +91,32 @@ def score_run(inputs: Inputs) -> Scored | None:
     found = {one.name: compare.coupled(one, experiment, ensemble) for one in inputs.chosen}
     beside = {name: one for name, one in found.items() if isinstance(one, CoupledEnsemble)}
     refused = {name: one for name, one in found.items() if isinstance(one, str)}
-    names = [name for name in ("mean_gp", "none", "oracle") if name in ensemble.names]
+    names = [name for name in ("none", *BESIDE) if name in ensemble.names]
+    beside_it = {name: reader(name) for name in names}
+    truth = reader("truth")
+    if inputs.replicas is not None and set(ensemble.cases) <= set(inputs.replicas.cases):
+        inputs.replicas.take(ensemble.cases)  # the first stands for the truth
+        drawn = reader("model", inputs.replicas)
+        truth = lambda number: drawn(number)[:1]  # noqa: E731
+        beside_it["oracle"] = lambda number: drawn(number)[1:]
     bare, own = _costs(ensemble)
     scored = score_coupled(
-        np.stack([ensemble.read("truth", index)[0] for index in indices], axis=1),
+        torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
             inputs.model: reader("model"),
             **{name: reader("model", theirs) for name, theirs in beside.items()},
-            **{name: reader(name) for name in names},
+            **beside_it,
             "climatology": climatology,
         },
         leads,
         labels,
         costs={
             "none": (bare, bare),
+            **{
+                name: (1e3 * ensemble.seconds[name] / max(ensemble.member_steps, 1.0), bare)
+                for name in names
+                if name in ensemble.seconds
+            },
             inputs.model: (own, bare),
             **{name: _costs(theirs)[::-1] for name, theirs in beside.items()},
         },
@@ -123,7 +135,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         }
         stage = {"stage": "coupled", "grid": experiment.train_grid, **labels.shared}
         scored.records += event_records(fields, event, stage)
-    scored.absent = absent_references(inputs, names)
+    scored.absent = absent_references(inputs, list(beside_it))
     scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
     return scored
 
@@ -180,6 +192,7 @@ def score_coupled(
     blocks = torch.arange(cases)
     stage = {"stage": "coupled", "grid": size}
     errors: dict[str, list[Tensor]] = {}
+    variances: dict[str, list[Tensor]] = {}
     pools: dict[str, list[Tensor]] = {}
     sizes: dict[str, dict[str, int]] = {}
     scored = Scored()
@@ -209,6 +222,8 @@ def score_coupled(
                 p = rank_p(counts)
                 if p == p:  # one pixel per case: n/a for few cases
                     scored.add(**own, score="rank_p", value=p, **sizes[method])
+                    seen = smallest_seen(int(counts.sum()), len(x))
+                    scored.add(**own, score="rank_sees", value=seen, **sizes[method])
             if index == num_times - 1:
                 scored.examples["truth"] = y[0].cpu()
                 scored.keep_example(method, x[:, 0])
@@ -217,6 +232,8 @@ def score_coupled(
             for columns in form_scores(parts, blocks, statistics.get("oracle")):
                 scored.add(**own, **columns)
             errors.setdefault(method, []).append(parts.joined("total")["relative_error_mean"])
+            if parts.members > 1:
+                variances.setdefault(method, []).append(parts.joined("shells")["variance"])
             if index == num_times - 1:
                 scored.keep_spectra(method, parts)
 
@@ -234,7 +251,49 @@ def score_coupled(
             scored.add(**own, score="cost_ms", value=spent)
             if bare:
                 scored.add(**own, score="cost_ratio", value=spent / bare)
+    if "oracle" in variances:
+        for method, columns in growth(variances, times, blocks):
+            scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     return scored
+
+
+def growth(
+    variances: Mapping[str, Sequence[Tensor]], times: Tensor, blocks: Tensor
+) -> Iterator[tuple[str, dict]]:
+    """Times at which the members of an ensemble have grown apart, in all and per shell.
+
+    After Freitas et al. (2026): from equal starts, to a share of the variance that the true
+    ensemble has at the last lead time.
+
+    Args:
+        variances: method -> (cases, shells) over members at each lead time.
+        times: (L,) lead times.
+        blocks: (cases,).
+
+    Yields:
+        Method, and columns ``score, shell, value, low, high``.
+    """
+    last = variances["oracle"][-1].mean(0)
+    judged = (last > JUDGED * last.sum()).nonzero()[:, 0].tolist()
+    since = torch.cat([times.new_zeros(1), times])
+    for method, parts in variances.items():
+        shells = torch.stack(list(parts), -1)  # (cases, shells, L)
+        whole = torch.cat([shells.sum(1, keepdim=True), shells[:, judged]], 1)
+        start = whole.new_zeros(*whole.shape[:-1], 1)
+        most = torch.cat([last.sum()[None], last[judged]])[:, None]
+        if not bool(whole.isfinite().all()):
+            continue
+        for share in GROWN:
+            value, low, high = block_interval(
+                {"v": torch.cat([start, whole], -1)},
+                blocks,
+                lambda means, at=share: valid_time(means["v"] / most, since, at),  # type: ignore
+            )
+            for row, shell in enumerate([None, *judged]):
+                found = {"value": value[row], "low": low[row], "high": high[row]}
+                name = f"growth_{100 * share:g}"
+                numbers = {key: float(one) for key, one in found.items()}
+                yield method, {"score": name, "shell": shell, **numbers}
 
 
 def losses(rows: DataFrame) -> list[str]:

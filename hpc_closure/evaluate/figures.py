@@ -32,11 +32,13 @@ STYLES = {
     "physics": ("#009E73", "-.", "D"),
     "fourier": ("#56B4E9", "--", "P"),
     "climatology": ("#CC79A7", "-.", "X"),
+    "bare_4x": ("#1B7837", "-.", ">"),
+    "bare_2x": ("#B15928", "-.", "<"),
     "none": ("#777777", ":", "^"),
 }
 IN_WORDS = {"oracle": "exact law", "mean_gp": "no generator"}
 DPI = 200
-FURTHER = ("#D55E00", "#B15928", "#A6761D", "#1B7837", "#4D4D4D")
+FURTHER = ("#D55E00", "#A6761D", "#4D4D4D", "#117A8B", "#882255")
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

@@ -8,11 +8,13 @@ from torch import Tensor
 
 import hpc_closure
 from hpc_closure.closure.parts import is_closed_form
-from hpc_closure.data.reader import DataSet
+from hpc_closure.data.reader import CoupledEnsemble, DataSet
+from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.rows import GRANTED
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work.session import Session
+from hpc_closure.work.units import Ledger
 
 POOL = 512  # closures that climatology draws from
 
@@ -24,13 +26,20 @@ class Snapshots:
     Attributes:
         states, closures: (S, n, n).
         history: (S, H, n, n), newest first, or None.
-        trajectories: (S,) member of each.
+        previous: closures (S, P, n, n), newest first, or None.
+        keys: (member, stored time) of each.
     """
 
     states: Tensor
     closures: Tensor
     history: Tensor | None
-    trajectories: Tensor
+    previous: Tensor | None
+    keys: list[tuple[int, int]]
+
+    @property
+    def trajectories(self) -> Tensor:
+        """(S,) member of each."""
+        return torch.tensor([member for member, _ in self.keys])
 
 
 class Inputs:
@@ -46,6 +55,7 @@ class Inputs:
         data: the DNS data set.
         parts: ``train``, ``valid``, ``test`` -> members.
         window: indices of the stored times that train and score.
+        replicas: the true ensemble of a subgrid closure; None where there is none.
     """
 
     def __init__(self, experiment: Experiment, session: Session):
@@ -59,6 +69,31 @@ class Inputs:
         self.parts = self.data.split(experiment.train.split)
         window = experiment.train.window
         self.window = self.data.window(*window) if window else range(len(self.data.times))
+        self.replicas = self._replicas()
+
+    def _replicas(self) -> CoupledEnsemble | None:
+        if not self.experiment.replicas.members:
+            return None
+        books = Ledger.of(self.experiment, "replicas")
+        if reason := books.incomplete(books.survey()):
+            raise ValueError(reason)
+        return CoupledEnsemble([product.path for product in books.products()])
+
+    def _keys(self, indices: list[int]) -> list[tuple[int, int]]:
+        """(member, stored time) of the snapshots that can be scored.
+
+        Where there are replicas, those of their starts from half of the time on that they are
+        pinned, till they are released: before they may remember how they began.
+        """
+        if self.replicas is None:
+            return [(member, index) for member in self.parts["test"] for index in indices]
+        half = self.replicas.start - 0.5 * self.experiment.replicas.pinned
+        pinned = self.replicas.times[
+            (self.replicas.times >= half - 1e-9)
+            & (self.replicas.times < self.replicas.start + 1e-9)
+        ]
+        now = [index for index in indices if np.abs(pinned - self.data.times[index]).min() < 1e-6]
+        return [(case, index) for case in self.replicas.cases for index in now]
 
     @property
     def model(self) -> str:
@@ -78,28 +113,48 @@ class Inputs:
 
     def snapshots(self, grid: int) -> Snapshots:
         """The held-out snapshots that are scored on a grid, at most ``evaluate.samples``."""
-        members = self.parts["test"]
-        closures = (self.closure, *self.compared.values())
-        history = max(closure.config["conditions"]["history"] for closure in closures)
-        indices = range(max(self.window.start, history), self.window.stop)
-        total = len(members) * len(indices)
-        count = min(self.experiment.evaluate.samples, total)
+        models = (self.closure, *self.compared.values())
+        past = Past(
+            *(
+                max(closure.config["conditions"].get(key, 0) for closure in models)
+                for key in ("history", "previous")
+            )
+        )
+        spacing = self.experiment.generate.spacing
+        indices = self.data.with_past(self.window, past.lead, spacing).tolist()
+        every = self._keys(indices)
+        count = min(self.experiment.evaluate.samples, len(every))
         if not count:
             raise ValueError("there are no held-out snapshots; see train.split and train.window")
-        chosen = [divmod(number * total // count, len(indices)) for number in range(count)]
-        keys = [(members[m], indices[t]) for m, t in chosen]
+        keys = [every[number * len(every) // count] for number in range(count)]
 
         def fields(name, lag=0):
             rows = [self.data.read(member, index - lag, name, grid) for member, index in keys]
             return torch.from_numpy(np.stack(rows))
 
-        earlier = [fields("vorticity", lag) for lag in range(1, history + 1)]
+        def earlier(name, count):
+            before = [fields(name, lag) for lag in range(1, count + 1)]
+            return torch.stack(before, dim=1) if before else None
+
+        closures = fields("closure")
+        if self.replicas is not None:  # truth and reference are draws of one law
+            closures = torch.stack([self.closures_of_replicas(key, grid)[0] for key in keys])
         return Snapshots(
             fields("vorticity"),
-            fields("closure"),
-            torch.stack(earlier, dim=1) if earlier else None,
-            torch.tensor([member for member, _ in keys]),
+            closures,
+            earlier("vorticity", past.states),
+            earlier("closure", past.closures),
+            keys,
         )
+
+    def closures_of_replicas(self, key: tuple[int, int], grid: int) -> Tensor:
+        """(M, n, n) at a snapshot; the first stands for the truth, the others are the oracle."""
+        assert self.replicas is not None
+        case, index = key
+        when = self.replicas.index(self.data.times[index] - self.replicas.start)
+        stride = self.data.grid // grid
+        fields = self.replicas.read_case("closure", case, when)[:, ::stride, ::stride]
+        return torch.from_numpy(np.ascontiguousarray(fields))
 
     def climatology(self, grid: int) -> Tensor:
         """Closures (P, n, n) of random training members and stored times."""

@@ -20,6 +20,8 @@ from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import Sensors, fourier_interpolation, layout_name, observe
 from hpc_closure.evaluate.inputs import Inputs, Snapshots
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
+from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.transform import Transform
 
 NO_MEAN_GP = "the published network has no mean and Gaussian law of its own"
 RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance
@@ -95,6 +97,8 @@ class Methods:
         samplers |= {"none": self.none, "climatology": self.climatology}
         if self.law is not None:
             samplers |= {"oracle": self.oracle, "physics": self.physics}
+        elif self.inputs.replicas is not None:
+            samplers["oracle"] = self.replicas
         if self._regular:
             samplers["fourier"] = self.fourier
         return {name: self._stoppable(sample) for name, sample in samplers.items()}
@@ -117,15 +121,17 @@ class Methods:
         elif not self._regular:
             reasons["fourier"] = "the layout is scattered"
         if self.law is None:
-            reasons["oracle"] = reasons["physics"] = "no exact law is known for this closure"
+            reasons["physics"] = "no exact law is known for this closure"
+            if self.inputs.replicas is None:
+                reasons["oracle"] = reasons["physics"] + ", and there are no replicas"
         return reasons
 
     def _refusal(self, closure: Closure) -> str:
         """Why a compared closure does not answer with this layout; "" where it does."""
-        record = self.inputs.experiment.generate.record
+        spacing = self.inputs.experiment.generate.spacing
         conditions, every = closure.config["conditions"], closure.target.get("every")
-        if conditions["history"] and every != record.every:
-            return f"it reads states {every} apart, the stored ones are {record.every:g} apart"
+        if (conditions["history"] or conditions.get("previous")) and every != spacing:
+            return f"it reads states {every} apart, the stored ones are {spacing:g} apart"
         try:
             self.drawn(closure, {}, torch.tensor([0]), 1)
         except ValueError as error:  # its own words for conditions that are not those it knows
@@ -169,21 +175,54 @@ class Methods:
         self, closure: Closure, options: Mapping[str, Any], indices: Tensor, members: int
     ) -> Tensor:
         """Samples of a trained closure."""
-        drawn, history = [], self.snapshots.history
-        frames = closure.config["conditions"]["history"]
+        drawn = []
         for index in indices.tolist():
             self.inputs.stop.check()
+            state = self.snapshots.states[index]
+            history, previous = self._past(closure, index, members)
+            if previous is not None and previous.ndim == 4:  # of its own for each member
+                state = state.expand(members, -1, -1)
             drawn.append(
                 closure.sample(
-                    self.snapshots.states[index],
+                    state,
                     sensors=self.sensors(index),
-                    history=history[index][:frames] if history is not None and frames else None,
+                    history=history,
+                    previous=previous,
                     members=[draws.pair(member, index) for member in range(members)],
                     seed=self.seed,
                     **options,
                 )
             )
         return torch.stack(drawn, dim=1)
+
+    def _past(
+        self, closure: Closure, index: int, members: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """History and last closures that a closure reads before a snapshot, where it does.
+
+        The last closures as in the coupled run: those of the snapshot's own past (P, n, n), or
+        moved in space, others for each member (members, P, n, n).
+        """
+        conditions = closure.config["conditions"]
+        stored = (("history", self.snapshots.history), ("previous", self.snapshots.previous))
+        history, previous = (
+            (
+                fields[index][: conditions[name]]
+                if conditions.get(name) and fields is not None
+                else None
+            )
+            for name, fields in stored
+        )
+        if previous is None or self.inputs.experiment.rollout.last_closures == "own":
+            return history, previous
+        if history is not None:
+            history = history.expand(members, -1, -1, -1)
+        grid = Grid(self.grid, self.inputs.experiment.physics.length)
+        transform = Transform(grid)
+        ids = [draws.pair(member, index) for member in range(members)]
+        factors = draws.moves(grid, self.seed, "evaluate", ids)
+        moved = transform.to_spectral(previous.double()) * factors[:, None]
+        return history, transform.to_physical(moved).to(previous)
 
     def none(self, indices: Tensor, members: int) -> Tensor:
         return torch.zeros_like(self.snapshots.closures[indices])[None]
@@ -197,6 +236,12 @@ class Methods:
             call=int(indices[0]),
             sensors=self.sensors(indices),
         )
+
+    def replicas(self, indices: Tensor, members: int) -> Tensor:
+        """Closures of the DNS that share the resolved past of a snapshot, but the truth's."""
+        inputs, keys = self.inputs, self.snapshots.keys
+        drawn = [inputs.closures_of_replicas(keys[i], self.grid)[1:] for i in indices.tolist()]
+        return torch.stack(drawn, dim=1)
 
     def physics(self, indices: Tensor, members: int) -> Tensor:
         assert self.law is not None

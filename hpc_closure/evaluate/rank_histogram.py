@@ -11,6 +11,9 @@ with 12 degrees of freedom), 3 at 1 % (as a rule passed). More ranks would rejec
 to matter; far fewer would pass everything.
 """
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +21,9 @@ from hpc_closure.evaluate.spectra import shell_numbers, transform
 
 MAX_RANKS = 20_000
 MAX_BINS = 13
+LEVEL = 0.01  # p-value below which a rank histogram fails
+POWER = 0.8  # with which it must see a spread error that it is said to see
+LARGEST = 0.9  # spread error that is looked at
 
 
 def ranks(ensemble: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
@@ -48,11 +54,16 @@ def merge(counts: Tensor, max_bins: int = MAX_BINS) -> tuple[Tensor, Tensor]:
     Returns:
         Counts and number of ranks of each bin, both (bins,).
     """
-    num = len(counts)
+    index, widths = _bins(len(counts), max_bins)
+    merged = torch.zeros(len(widths), dtype=torch.float64)
+    return merged.index_add_(0, index, counts.double().cpu()), widths
+
+
+def _bins(num: int, max_bins: int) -> tuple[Tensor, Tensor]:
+    """Bin of each of ``num`` ranks, and number of ranks of each bin."""
     bins = min(max_bins, num)
     index = torch.arange(num) * bins // num
-    merged = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, counts.double().cpu())
-    return merged, torch.bincount(index, minlength=bins)
+    return index, torch.bincount(index, minlength=bins)
 
 
 def rank_p(counts: Tensor, max_bins: int = MAX_BINS) -> float:
@@ -70,6 +81,45 @@ def rank_p(counts: Tensor, max_bins: int = MAX_BINS) -> float:
     statistic = ((merged - expected).square() / expected).sum()
     freedom = torch.tensor(len(merged) - 1, dtype=torch.float64)
     return float(torch.special.gammaincc(freedom / 2, statistic / 2))
+
+
+def smallest_seen(number: int, members: int, max_bins: int = MAX_BINS) -> float:
+    """Least spread error that :func:`rank_p` sees with POWER, as a share of the right spread.
+
+    Of a Gaussian law and an ensemble whose standard deviation is 1 - e times the right one. The
+    rank is binomial given the truth's quantile among the members, so the bins' probabilities are
+    known, and with them mean and variance of the statistic, which is taken for normal.
+
+    Args:
+        number: of independent ranks.
+        members: M.
+        max_bins: as of :func:`rank_p`.
+
+    Returns:
+        e, or NaN where an error of LARGEST would not be seen either, or nothing is tested.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import binom, chi2, norm
+
+    index_of_rank, widths = _bins(members + 1, max(2, min(max_bins, int(number / 10))))
+    even = widths.numpy() / (members + 1)
+    if number * even.min() < 5:
+        return math.nan
+    z = np.linspace(-8, 8, 1601)
+    weight = norm.pdf(z) / norm.pdf(z).sum()
+    freedom = len(even) - 1
+    refused = chi2.isf(LEVEL, freedom)
+
+    def lacks(error: float) -> float:
+        u = norm.cdf(z / (1 - error)).clip(1e-9, 1 - 1e-9)
+        rank = binom.pmf(np.arange(members + 1)[:, None], members, u)
+        share = np.bincount(index_of_rank.numpy(), rank @ weight)
+        off = (share - even) / even
+        mean = (share * (1 - share) / even).sum() + number * (off**2 * even).sum()
+        spread = 4 * number * ((off**2 * share).sum() - (off * share).sum() ** 2) + 2 * freedom
+        return POWER - norm.sf((refused - mean) / spread**0.5)
+
+    return float(brentq(lacks, 1e-3, LARGEST)) if lacks(LARGEST) < 0 < lacks(1e-3) else math.nan
 
 
 def fourier_coordinates(fields: Tensor, max_shell: int) -> Tensor:

@@ -84,9 +84,30 @@ SCORES = {
         "p-value of the rank histogram of whitened modes (or of one pixel per field); a small one "
         "means not calibrated",
     ),
+    "rank_sees": (
+        "seen by it",
+        "least error of the spread, as a share, that so many ranks would show in 4 of 5 cases",
+    ),
     "energy_ratio": ("power ratio", "mean square of a member over that of the truth"),
+    "pzf_mean": (
+        "L2 mean",
+        "relative error of the conditional mean, ensemble size taken off; the four columns of "
+        "Perezhogin, Zanna, Fernandez-Granda (JAMES 2023)",
+    ),
+    "pzf_total": ("L2 total", "relative distance of a sample's spectrum from the truth's"),
+    "pzf_residual": (
+        "L2 residual",
+        "the same of what is left when the conditional mean is taken off sample and truth",
+    ),
+    "pzf_spread": ("spread (variance)", "variance of the former over that of the latter"),
     "diverged": ("diverged", "share of members with values that are not finite"),
     "valid_time": ("valid time", "time at which the ensemble mean's relative error reaches 0.5"),
+    "growth_1": (
+        "to 1 %",
+        "time in which the members grow apart to that share of the true ensemble's last variance",
+    ),
+    "growth_10": ("to 10 %", "the same to a tenth"),
+    "growth_50": ("to 50 %", "the same to a half"),
     "wasserstein1": (
         "W₁",
         "Wasserstein-1 distance of pointwise vorticity to the truth's, in standard deviations",
@@ -126,15 +147,26 @@ TABLES = {
         "bias2_ratio",
         "coverage_90",
         "rank_p",
+        "rank_sees",
         "energy_ratio",
+    ),
+    "Growth of the variance": ("growth_1", "growth_10", "growth_50"),
+    "Spectra of samples and of residuals": (
+        "pzf_mean",
+        "pzf_total",
+        "pzf_residual",
+        "pzf_spread",
     ),
 }
 METHODS = {
     "model": "the trained closure",
     GRANTED: "the trained closure, granted an estimate of the closure (conditions.physics)",
+    "bare_2x": "the bare solver on twice as many points a side, with the forcing that it resolves",
+    "bare_4x": "the same on four times as many",
     "mean_gp": "the trained closure's own mean and Gaussian law, without its generator",
     "oracle": "draws of the exact law; in the coupled run the full system with other noise, with "
-    "sensors the reduced solver with draws of the exact law given what they read",
+    "sensors the reduced solver with draws of the exact law given what they read; of a subgrid "
+    "closure the replicas: DNS that share the resolved past",
     "oracle_x0.95": "the exact law with its spread shrunk to 95 %: a control that must fail",
     "physics": "the known term granted, no network",
     "fourier": "periodic Fourier interpolation of the sensors alone",

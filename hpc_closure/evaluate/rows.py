@@ -23,7 +23,9 @@ Scores, with what they need:
 
     always                  ``relative_error`` of one member and ``relative_error_mean``, ``mse``,
                             ``rmse_mean``, ``crps``, ``energy_score``, ``energy_ratio``
-    several members         ``spread``, ``spread_skill``, ``coverage_90``, ``rank_p``
+    several members         ``spread``, ``spread_skill``, ``coverage_90``, ``rank_p``,
+                            ``rank_sees``; ``pzf_mean``, ``pzf_total``, ``pzf_residual``,
+                            ``pzf_spread``
     reference ensemble      ``crps_ratio``, ``spread_ratio`` to the method ``oracle``;
                             ``spread_ratio_lowest`` and ``spread_ratio_highest`` of the shells with
                             more than 1e-3 of its variance
@@ -32,7 +34,8 @@ Scores, with what they need:
     the state (generated)   ``spread_wild``: over the quarter of all points and snapshots where the
                             law spreads least and most, the ratios to that law itself
     coupled                 ``diverged``, ``valid_time``, ``wasserstein1``, ``probability``,
-                            ``members_needed``; ``cost_ratio``
+                            ``members_needed``; ``cost_ratio``; beside a true ensemble
+                            ``growth_1``, ``growth_10``, ``growth_50``
     timed                   ``cost_ms``
 
 What could not be scored at all (no exact law, no sensors) stands beside the rows as notes with
@@ -70,7 +73,17 @@ COLUMNS = {
 DEFAULTS = {"sensors": "none", "split": "test"}
 
 # the order in which methods are printed; further names come after "model"
-METHODS = ("model", "mean_gp", "oracle", "physics", "fourier", "climatology", "none")
+METHODS = (
+    "model",
+    "mean_gp",
+    "oracle",
+    "physics",
+    "fourier",
+    "climatology",
+    "bare_4x",
+    "bare_2x",
+    "none",
+)
 # the model's name where conditions.physics grants it an estimate of the closure
 GRANTED = "model+physics"
 MODELS = ("model", GRANTED)

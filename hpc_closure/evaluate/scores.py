@@ -144,6 +144,11 @@ def crps_ratio(crps: Tensor, reference: Tensor) -> Tensor:
     return crps / reference
 
 
+def distance(spectrum: Tensor, truth: Tensor) -> Tensor:
+    """Relative distance of two spectra (..., shells), root of sums of squares."""
+    return ((spectrum - truth).square().sum(-1) / truth.square().sum(-1)).sqrt()
+
+
 def energy_ratio(energy: Tensor, truth: Tensor) -> Tensor:
     """Mean square of the members over that of the truth, in total or per shell."""
     return energy / truth

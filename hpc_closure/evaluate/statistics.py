@@ -89,6 +89,36 @@ TOTAL = {
 PER_SHELL = ("spread_skill", "spread_ratio", "energy_ratio")
 
 
+def _left(s: Means, m: int) -> Tensor:
+    """Spectrum of what the conditional mean leaves of the truth, ensemble size taken off."""
+    return (s["mean_mse"] - s["variance"] / m).clamp_min(0)
+
+
+# of spectra (shells,): the four columns of Perezhogin, Zanna, Fernandez-Granda (JAMES 2023)
+PZF = {
+    "pzf_mean": Formula(
+        ("mean_mse", "variance", "truth_energy"),
+        lambda s, m: (_left(s, m).sum(-1) / s["truth_energy"].sum(-1)).sqrt(),
+        True,
+    ),
+    "pzf_total": Formula(
+        ("energy", "truth_energy"),
+        lambda s, m: scores.distance(s["energy"], s["truth_energy"]),
+        True,
+    ),
+    "pzf_residual": Formula(
+        ("mean_mse", "variance"),
+        lambda s, m: scores.distance(s["variance"], _left(s, m)),
+        True,
+    ),
+    "pzf_spread": Formula(
+        ("mean_mse", "variance"),
+        lambda s, m: s["variance"].sum(-1) / _left(s, m).sum(-1),
+        True,
+    ),
+}
+
+
 @dataclass
 class Statistics:
     """Per-sample statistics of one method, appended block by block.
@@ -210,9 +240,33 @@ def form_scores(
                     "high": float(high[place]),
                     **columns,
                 }
+    if statistics.members > 1:
+        yield from ({**record, **columns} for record in _of_spectra(statistics, blocks))
     if statistics.members > 1 and reference is not None and reference.members > 1:
         for record in _extremes(_gather("shells", statistics, reference), blocks):
             yield {**record, **columns}
+
+
+def _of_spectra(statistics: Statistics, blocks: Tensor) -> Iterator[dict]:
+    """The scores that compare spectra as wholes."""
+    shells = statistics.joined("shells")
+    for name, formula in PZF.items():
+        parts = {need: shells[need] for need in formula.needs}
+        if not all(part.isfinite().all() for part in parts.values()):
+            continue
+        value, low, high = block_interval(
+            parts,
+            blocks,
+            lambda means, form=formula.form: form(means, statistics.members),  # type: ignore
+        )
+        if not value.isnan():
+            yield {
+                "score": name,
+                "shell": None,
+                "value": float(value),
+                "low": float(low),
+                "high": float(high),
+            }
 
 
 def _extremes(shells: Mapping[str, Tensor], blocks: Tensor) -> Iterator[dict]:

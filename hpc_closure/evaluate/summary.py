@@ -15,9 +15,10 @@ from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.composed import ComposedModel
 from hpc_closure.closure.parts import PartReport, describe
 from hpc_closure.evaluate.inputs import Inputs
+from hpc_closure.evaluate.rank_histogram import LEVEL
 from hpc_closure.evaluate.rows import GRANTED, find, format_value, select
 
-PASS = 0.01  # p-value below which a rank histogram fails
+CONTROL_SEES = 0.05  # spread error that a test must see to be passed
 REFERENCES = {
     "oracle": "the exact law",
     "mean_gp": "mean + Gaussian process",
@@ -216,20 +217,31 @@ class Answers:
             parts.append(f"spread over skill {say(skill)}")
         p = self.row("rank_p")
         if p is not None:
-            verdict = "passes" if p.value >= PASS else "fails"
-            parts.append(f"the rank histogram {verdict} (p {_p(p)})")
+            parts.append(f"the rank histogram {self._verdict(p)}")
         ranked = select(self.rows, score="rank_p")
         controls = ranked[ranked["method"].str.startswith("oracle_x")]
         oracle, beside = self.row("rank_p", "oracle"), ""
         if p is not None and oracle is not None and len(controls):
             control = next(controls.itertuples())
-            sound = oracle.value >= PASS > control.value
+            sound = oracle.value >= LEVEL > control.value
             beside = (
                 f"the exact law has p {_p(oracle)}, and with 95\u00a0% of its spread p "
                 f"{_p(control)}: this test {'can' if sound else 'could not'} tell them apart"
             )
         if parts:
             yield Line(f"Calibration ({self.words})", ", ".join(parts), beside)
+
+    def _verdict(self, p) -> str:
+        """What a rank test says, and how large a spread error it could have seen."""
+        if p.value < LEVEL:
+            return f"fails (p {_p(p)})"
+        seen = self.row("rank_sees")
+        if seen is None or math.isnan(seen.value):
+            return f"does not fail (p {_p(p)}), with too few ranks to see a wrong spread"
+        size = f"a spread wrong by {100 * seen.value:.2g}\u00a0%"
+        if seen.value > CONTROL_SEES:
+            return f"does not fail (p {_p(p)}), and would as a rule not see less than {size}"
+        return f"passes (p {_p(p)}; it sees {size})"
 
     def coupled(self, start: float | None) -> Iterator[Line]:
         last = self.last("relative_error_mean")

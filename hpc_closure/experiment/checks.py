@@ -4,6 +4,9 @@ from hpc_closure.experiment.models import resolve
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.resolution import retained_modes, smallest_grid
 
+# bare solvers beside a subgrid closure: how many times its points per side they have
+FINER = {"bare_2x": 2, "bare_4x": 4}
+
 
 def check(experiment) -> None:
     """Raise ValueError when the sections do not fit together."""
@@ -17,6 +20,7 @@ def check(experiment) -> None:
     _check_training(experiment)
     _check_model(experiment)
     _check_rollout(experiment)
+    _check_replicas(experiment)
     _check_sensors(experiment)
 
 
@@ -94,10 +98,17 @@ def _check_outputs(experiment) -> None:
                 f"box of side {experiment.physics.length:g}"
             )
     ahead = generate.interval * generate.dt
-    if generate.closure != "none" and ahead > record.every * (1 + 1e-9):
+    if generate.closure != "none" and record.burst * ahead > record.every * (1 + 1e-9):
+        number = "one closure target stands" if record.burst == 1 else "a burst stands"
         raise ValueError(
-            f"generate.record.every={record.every:g} is shorter than the {ahead:g} that one "
-            f"closure target stands for (generate.interval={generate.interval} steps)"
+            f"generate.record.every={record.every:g} is shorter than the {record.burst * ahead:g} "
+            f"that {number} for (generate.interval={generate.interval} steps"
+            f"{'' if record.burst == 1 else f', record.burst={record.burst}'})"
+        )
+    if (record.burst - 1) * ahead > record.start * (1 + 1e-9):
+        raise ValueError(
+            f"generate.record.start={record.start:g}: a burst of {record.burst} intervals of "
+            f"{ahead:g} would begin before t = 0"
         )
 
 
@@ -164,7 +175,8 @@ def _check_model(experiment) -> None:
                 "model.preset=published is trained either with sensors or without: set "
                 "model.conditions.sensors to required or none"
             )
-        for key, value in (("history", conditions.history), ("physics", conditions.physics)):
+        for key in ("history", "previous", "physics"):
+            value = getattr(conditions, key)
             if value:
                 raise ValueError(
                     f"model.preset=published has no {key}: remove model.conditions.{key}"
@@ -182,6 +194,8 @@ def _check_model(experiment) -> None:
     config = resolve(given)
     if model.preset == "published":
         return
+    if conditions.previous:
+        check_previous(experiment, conditions.previous)
     residual, networks = config["residual"], "fno" in (*config["mean"], config["amplitude"])
     for key, used in (
         ("schedule", residual == "score"),
@@ -205,6 +219,35 @@ def _check_model(experiment) -> None:
                 )
 
 
+def check_previous(experiment, number: int) -> None:
+    """Closures that are a condition must be stored one interval apart, and called as trained."""
+    generate, rollout = experiment.generate, experiment.rollout
+    if generate.closure != "subgrid":
+        raise ValueError(
+            f"model.conditions.previous={number}: closure {generate.closure} stands for a term "
+            "whose noise has no memory; remove it"
+        )
+    if not generate.consecutive or 1 < generate.record.burst <= number:
+        raise ValueError(
+            f"model.conditions.previous={number} learns from snapshots one closure interval "
+            f"apart: set generate.record.burst to at least {number + 1}, or record.every to "
+            f"{generate.interval * generate.dt:g}"
+        )
+    if rollout.interval != generate.interval:
+        raise ValueError(
+            f"rollout.interval={rollout.interval}: a model of the previous closures is called as "
+            f"it was trained, every generate.interval={generate.interval} steps"
+        )
+    least = number * generate.interval * generate.dt
+    if generate.record.burst == 1:
+        least += generate.record.start
+    if rollout.t_start < least - 1e-9:
+        raise ValueError(
+            f"rollout.t_start={rollout.t_start:g}: the last {number} closures before it are not "
+            f"stored; at least {least:g}"
+        )
+
+
 def _check_rollout(experiment) -> None:
     generate, rollout = experiment.generate, experiment.rollout
     _check_steps("rollout.every", rollout.every, rollout.interval * generate.dt)
@@ -214,6 +257,15 @@ def _check_rollout(experiment) -> None:
             f"rollout.t_end={rollout.t_end:g} is after generate.t_end={generate.t_end:g}, but "
             "the truth of closure subgrid is the stored DNS: lower it or generate longer"
         )
+    for name, factor in FINER.items():
+        if name in rollout.references and (
+            generate.closure != "subgrid" or factor * experiment.train_grid > generate.grid
+        ):
+            raise ValueError(
+                f"rollout.references: {name} is the bare solver on "
+                f"{factor * experiment.train_grid}^2 points; that is for closure subgrid, and at "
+                f"most the {generate.grid}^2 of the DNS"
+            )
     if rollout.t_end <= rollout.t_start:
         raise ValueError(
             f"rollout.t_end={rollout.t_end} must be after rollout.t_start={rollout.t_start}"
@@ -232,6 +284,31 @@ def _check_rollout(experiment) -> None:
                 f"evaluate.lead_times: {lead:g} is beyond the horizon {horizon:g} of rollout"
             )
         _check_steps("evaluate.lead_times", lead, rollout.every)
+
+
+def _check_replicas(experiment) -> None:
+    generate, rollout, replicas = experiment.generate, experiment.rollout, experiment.replicas
+    if not replicas.members:
+        return
+    if generate.closure != "subgrid":
+        raise ValueError(
+            f"replicas.members={replicas.members}: the law of closure {generate.closure} is known "
+            "exactly; replicas are for closure subgrid"
+        )
+    if generate.cfl:
+        raise ValueError(f"generate.cfl={generate.cfl:g}: replicas take steps of one length")
+    _check_steps("replicas.pinned", replicas.pinned, rollout.every)
+    if replicas.pinned > rollout.t_start:
+        raise ValueError(
+            f"replicas.pinned={replicas.pinned:g} begins before t = 0: at most "
+            f"rollout.t_start={rollout.t_start:g}"
+        )
+    ahead = generate.interval * generate.dt
+    if ahead > rollout.every * (1 + 1e-9):
+        raise ValueError(
+            f"rollout.every={rollout.every:g} is shorter than the {ahead:g} that one closure of a "
+            "replica stands for"
+        )
 
 
 def _check_sensors(experiment) -> None:

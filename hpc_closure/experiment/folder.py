@@ -4,6 +4,7 @@
       config.yaml           the resolved experiment, written by the first verb
       provenance.jsonl      one line per invocation of any verb
       data/                 block_000000-000019.h5 ...     (generate)
+      replicas/             block_000000-000019.h5 ...     (generate, where asked for)
       train/                model.safetensors metrics.csv tensorboard/ checkpoints/
       rollout/              block_000000-000019.h5 ...
       evaluate/             scores.csv scores.json report.html figures/
@@ -21,7 +22,8 @@ STAGES = ("generate", "train", "rollout", "evaluate")
 SHIPPED = (
     Path(__file__).parents[1] / "closure" / "models"
 )  # trained models that come with the package
-FOLDERS = {"generate": "data", "train": "train", "rollout": "rollout", "evaluate": "evaluate"}
+BLOCKS = ("generate", "replicas", "rollout")  # stages whose products are blocks of members
+FOLDERS = {"generate": "data", **{name: name for name in ("replicas", *STAGES[1:])}}
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ class Run:
     def folder(self, stage: str) -> Path:
         """Folder that holds the products of ``stage``."""
         if stage not in FOLDERS:
-            raise ValueError(f"stage {stage!r} is none of {', '.join(STAGES)}")
+            raise ValueError(f"stage {stage!r} is none of {', '.join(FOLDERS)}")
         return self._home(stage) / FOLDERS[stage]
 
     def _home(self, stage: str) -> Path:
-        return self.data_root if stage == "generate" and self.data_root else self.root
+        made_there = stage in ("generate", "replicas")
+        return self.data_root if made_there and self.data_root else self.root
 
     @property
     def data(self) -> Path:
@@ -101,7 +104,7 @@ class Run:
         """Log file of a unit (or of the whole stage)."""
         return self.logs / stage / f"{unit}.log"
 
-    # Units: generate and rollout.
+    # Units: of BLOCKS.
 
     def product(self, stage: str, unit) -> Path:
         """Published file of a unit (a ``units.Unit`` or its name ``000000-000019``)."""

@@ -43,6 +43,8 @@ BUILT_IN = (
     "physics",
     "fourier",
     "climatology",
+    "bare_2x",
+    "bare_4x",
     "none",
     "truth",
 )
@@ -85,6 +87,11 @@ class Filter(Section):
 class Record(Section):
     start: NonNegative = Field(20.0, description="time of the first snapshot")
     every: Positive = Field(0.1, description="time between snapshots; a multiple of dt")
+    burst: Count = Field(
+        1,
+        description="snapshots one closure interval apart that end at each of these times; a "
+        "model of the previous closures needs at least one more than it reads",
+    )
     grid: EvenGrid | None = Field(
         None, description="grid of the stored fields; none = the grid of the DNS"
     )
@@ -138,8 +145,18 @@ class Generate(Numerics):
         number = 1 + (self.closure != "none") + sum(further.get(name, 0) for name in record.fields)
         points = number * grid**sides
         points += sum(item.points(physics.length, self.grid) ** sides for item in record.filters)
-        snapshots = 1 + round((self.t_end - record.start) / record.every)
+        snapshots = record.burst * (1 + round((self.t_end - record.start) / record.every))
         return points * snapshots * (4 if record.precision == "float32" else 8)
+
+    @property
+    def spacing(self) -> float:
+        """Time from a stored snapshot to the next, within a burst where there are any."""
+        return self.interval * self.dt if self.record.burst > 1 else self.record.every
+
+    @property
+    def consecutive(self) -> bool:
+        """Whether snapshots follow each other by one closure interval."""
+        return abs(self.spacing - self.interval * self.dt) < 1e-6 * self.dt
 
     @property
     def holds(self) -> dict:
@@ -169,6 +186,11 @@ class Conditions(Section):
     )
     history: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="earlier states used as conditions"
+    )
+    previous: Annotated[int, Field(ge=0, le=8)] = Field(
+        0,
+        description="the last closures used as conditions: U_n is drawn given U_(n-1), ..., for "
+        "closures that one call leaves with memory",
     )
     physics: bool = Field(
         False,
@@ -336,6 +358,30 @@ class SensorLayout(Section):
     )
 
 
+class Replicas(Section):
+    """The true ensemble of a subgrid closure: DNS that share the resolved past of a start.
+
+    A replica begins with the retained modes of its start, and unresolved modes and forcing of its
+    own. For ``pinned`` the retained modes are imposed on it at every step, at ``rollout.t_start``
+    it is released. Starts and times are those of ``rollout``.
+    """
+
+    members: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0, description="replicas of every start; 0 = none"
+    )
+    pinned: NonNegative = Field(
+        0.0,
+        description="time before the release for which the resolved modes are imposed: unresolved "
+        "scales that follow them forget how they began; those with a forcing of their own gather "
+        "what they cannot hand up, so there leave it at 0",
+    )
+    start: Literal["moved", "empty"] = Field(
+        "moved",
+        description="unresolved modes at the beginning: those of the start, moved in space by a "
+        "random distance, or none",
+    )
+
+
 class Rollout(Section):
     """The closure-coupled ensemble, started from test trajectories."""
 
@@ -345,12 +391,19 @@ class Rollout(Section):
     t_end: Positive = 50.0
     every: Positive = Field(1.0, description="time between stored states; a multiple of dt")
     interval: Count = Field(5, description="solver steps between closure calls")
+    last_closures: Literal["own", "moved"] = Field(
+        "own",
+        description="of a start, for a model of the previous closures: those that its own past "
+        "tells, or these moved in space by a random distance, for members that know no more than "
+        "the resolved state, as replicas do",
+    )
     sampler: Sampling = Sampling()
     sensors: SensorLayout | None = None
-    references: tuple[Literal["none", "oracle", "mean_gp"], ...] = Field(
+    references: tuple[Literal["none", "oracle", "mean_gp", "bare_2x", "bare_4x"], ...] = Field(
         ("none", "oracle"),
         description="ensembles run beside the model's; mean_gp: the model's own mean and Gaussian "
-        "law, no generator",
+        "law, no generator; bare_2x, bare_4x: no closure on 2 and 4 times as many points a side, "
+        "with the stochastic forcing that they resolve (closure subgrid)",
     )
 
     @field_validator("references")
@@ -471,6 +524,7 @@ class Experiment(Section):
     generate: Generate = Generate()
     model: Model = Model()
     train: Train = Train()
+    replicas: Replicas = Replicas()
     rollout: Rollout = Rollout()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
@@ -489,9 +543,9 @@ class Experiment(Section):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Verbs that have something to do."""
+        """Stages that have something to do."""
         later = ("train", "rollout", "evaluate") if self.generate.closure != "none" else ()
-        return ("generate", *later)
+        return ("generate", *(("replicas",) if self.replicas.members else ()), *later)
 
     @property
     def problem(self) -> Problem:
@@ -523,14 +577,23 @@ class Experiment(Section):
         }
         record = generate["record"]
         generate["record"] = {key: record[key] for key in record if key not in OUTPUTS}
+        if record["burst"] == 1:
+            del generate["record"]["burst"]
         if generate["cfl"] is None:  # a fixed step has no ladder
             del generate["cfl"], generate["max_level"]
         physics = self.physics.parameters()
         settings = {"seed": plain["seed"], "physics": physics, "generate": generate}
         if stage == "generate":
             return settings
+        if stage == "replicas":
+            starts = {"split": plain["train"]["split"], **plain["replicas"]}
+            times = {key: plain["rollout"][key] for key in ("t_start", "every")}
+            return {**settings, "replicas": starts, "rollout": times}
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
         model = {key: value for key, value in plain["model"].items() if value is not None}
+        if not model["conditions"]["previous"]:
+            model["conditions"] = {**model["conditions"]}
+            del model["conditions"]["previous"]
         settings.update(model=model, train=train)
         if self.use.model:  # of the training only what chooses snapshots and grid matters
             kept = {key: train[key] for key in ("grid", "window", "split")}
@@ -542,6 +605,8 @@ class Experiment(Section):
             for key, value in plain["rollout"].items()
             if key not in ("members", "t_end", "references")
         }
+        if rollout["last_closures"] == "own":
+            del rollout["last_closures"]
         if stage == "rollout":
             return {**settings, "rollout": rollout}
         if stage == "evaluate":

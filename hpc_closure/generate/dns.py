@@ -1,6 +1,7 @@
 """The DNS block: members of the full system, their closure targets and diagnostics."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,9 +21,14 @@ from hpc_closure.work.block import Block, record_steps, times_of
 NUMBERS = ("viscosity", "drag", "length")  # of the physics, as attributes of the file
 
 
-def stored_steps(experiment: Experiment) -> range:
-    generate = experiment.generate
-    return record_steps(generate.record.start, generate.t_end, generate.record.every, generate.dt)
+def stored_steps(experiment: Experiment) -> Sequence[int]:
+    """Steps of all snapshots: of a burst one closure interval apart, the last at its time."""
+    generate, record = experiment.generate, experiment.generate.record
+    ends = record_steps(record.start, generate.t_end, record.every, generate.dt)
+    if record.burst == 1:
+        return ends
+    back = range((record.burst - 1) * generate.interval, -1, -generate.interval)
+    return [end - steps for end in ends for steps in back]
 
 
 def series_steps(experiment: Experiment) -> range:

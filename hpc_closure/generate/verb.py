@@ -1,7 +1,9 @@
 """``hpc-closure generate``: the DNS ensemble and its closure targets, block by block."""
 
+from collections.abc import Callable
+
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.work import loop
+from hpc_closure.work import atomic, log, loop
 from hpc_closure.work.options import Options, chosen_members, chosen_part
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
@@ -20,25 +22,76 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     with Session(experiment, "generate", options) as session:
         from hpc_closure.generate.dns import DNSBlock
 
-        groups = session.groups
-
-        def run_unit(unit, claim):
-            block = DNSBlock(unit, books, session, groups.domain)
-            block.run(claim, experiment.cluster.checkpoint_every)
-
-        plan = books.plan(wanted)
-        outcome = loop.work(
-            books,
-            chosen_part(options.parts, plan),
-            run_unit,
-            stop=session.stop,
-            give_up=experiment.cluster.give_up,
-            groups=groups,
-            retry_failed=options.retry_failed,
+        domain = session.groups.domain
+        outcome = work(
+            session, books, wanted, options, lambda unit: DNSBlock(unit, books, session, domain)
         )
+        if outcome.exit_code or options.members:
+            return outcome.exit_code
+        if outcome.done and session.world.root and experiment.generate.closure == "subgrid":
+            tell(experiment, session)
+        return run_replicas(experiment, session, options) if experiment.replicas.members else 0
+
+
+def tell(experiment: Experiment, session: Session) -> None:
+    """Log what is known of data of closure ``subgrid``, once all of them are there."""
+    from hpc_closure.data.reader import DataSet
+    from hpc_closure.generate import summary
+
+    books = Ledger.of(experiment, "generate")
+    if books.incomplete(books.survey()):
+        return
+    data = DataSet(session.run.data)
+    for line in summary.lines(experiment, data):
+        log.get().info(line)
+    data.close()
+
+
+def work(
+    session: Session, books: Ledger, wanted, options: Options, make: Callable
+) -> loop.Outcome:
+    """Run the missing units of a ledger; ``make(unit)`` is the block."""
+    settings = session.experiment.cluster
+
+    def run_unit(unit, claim):
+        make(unit).run(claim, settings.checkpoint_every)
+
+    outcome = loop.work(
+        books,
+        chosen_part(options.parts, books.plan(wanted)),
+        run_unit,
+        stop=session.stop,
+        groups=session.groups,
+        retry_failed=options.retry_failed,
+    )
+    if session.world.root:
+        outcome.report()
+    return outcome
+
+
+def run_replicas(experiment: Experiment, session: Session, options: Options) -> int:
+    """Compute the missing replicas, once all members are there. Returns the exit code."""
+    from hpc_closure.data.reader import DataSet
+    from hpc_closure.generate.replicas import ReplicaBlock
+
+    members = Ledger.of(experiment, "generate")
+    if members.survey().counts()["done"] < len(members.plan()):
         if session.world.root:
-            outcome.report()
-        return outcome.exit_code
+            log.get().info("replicas wait for the members that are not there yet")
+        return 0
+    data = DataSet(session.run.data)
+    cases = data.starts(experiment.train.split, experiment.rollout.cases)
+    data.close()
+    books = Ledger.of(experiment, "replicas")
+    atomic.make_folder(session.run.folder(books.stage))
+    domain = session.groups.domain
+    return work(
+        session,
+        books,
+        None,
+        options,
+        lambda unit: ReplicaBlock(unit, books, session, domain, cases),
+    ).exit_code
 
 
 def print_plan(experiment: Experiment, books: Ledger, wanted: list[int]) -> int:
@@ -55,6 +108,10 @@ def print_plan(experiment: Experiment, books: Ledger, wanted: list[int]) -> int:
     print(f"run folder {books.run}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
     print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")
+    if experiment.replicas.members:
+        there = Ledger.of(experiment, "replicas").survey().counts()
+        states = ", ".join(f"{count} {state}" for state, count in there.items())
+        print(f"replicas of {experiment.rollout.cases} start(s): {states}")
     print(f"bytes to write: {size / 1e9:.3g} GB")
     print(f"cost: about {core_hours:.2g} core-hours on CPU; `hpc-closure bench dns` measures it")
     return 0

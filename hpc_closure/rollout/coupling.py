@@ -12,6 +12,8 @@ One :class:`CoupledRun` advances, from the same resolved state,
 * ``mean_gp``: the reduced solver with draws of the closure's own mean and Gaussian law, no
   generator: what the generator adds is the difference to ``model``.
 * ``none``: the reduced solver without a closure.
+* ``bare_2x``, ``bare_4x``: the same on finer grids, with the stochastic forcing that they resolve;
+  of the scales beyond the reduced solver's they begin with nothing.
 * ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of
   the closure's mean over the coming interval.
 
@@ -33,13 +35,31 @@ from hpc_closure.closure.interface import Request
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import Sensors, observe
 from hpc_closure.closure.targets import Target, reduced_problem
+from hpc_closure.experiment.checks import FINER
 from hpc_closure.experiment.schema import Rollout
+from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import log
 
-# runs of the reduced solver that draw from the closure, and the names of their pasts in a restart
+# in a restart: states of the past by run, and the last closures
 PAST = {"model": "past", "mean_gp": "past_mean_gp"}
+DRAWN = {"model": "drawn", "mean_gp": "drawn_mean_gp"}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a closure reads of the past of its run.
+
+    Attributes:
+        frames: earlier states.
+        lag: closure calls from one of them to the next.
+        previous: the last closures.
+    """
+
+    frames: int = 0
+    lag: int = 0
+    previous: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +74,7 @@ class Coupling:
         rollout: the experiment's section, or what has its ``interval`` (solver steps between
             closure calls), ``sensors``, ``sampler`` and ``references``; an oracle that is asked
             for runs where it is known, ``mean_gp`` where the closure has it.
-        history: (frames, calls from one to the next) of earlier states that the closure reads.
+        memory: what the closure reads of the run's past.
         device: torch device.
     """
 
@@ -63,7 +83,7 @@ class Coupling:
     grid: int
     seed: int
     rollout: Rollout
-    history: tuple[int, int] = (0, 0)
+    memory: Memory = Memory()
     device: str = "cpu"
 
 
@@ -86,7 +106,7 @@ class CoupledRun:
         rollout, problem, kind = coupling.rollout, coupling.problem, coupling.kind
         self.interval, self.layout, self.seed = rollout.interval, rollout.sensors, coupling.seed
         meant = closure.meant(self.interval)
-        self.frames, self.lag = coupling.history
+        self.memory = coupling.memory
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
         reduced = reduced_problem(problem, coupling.grid, kind)
         full = problem.replace(grid=coupling.grid)
@@ -98,12 +118,19 @@ class CoupledRun:
         self.simulations = {"model": self._simulation(reduced, names)}
         if "mean_gp" in rollout.references and has_mean_gp(closure.config):
             self.simulations["mean_gp"] = self._simulation(reduced, names)
-        kept = self.frames * self.lag
-        self.past: dict[str, deque[torch.Tensor]]
-        self.past = {name: deque(maxlen=kept) for name in self.simulations}  # newest last
+        kept = self.memory.frames * self.memory.lag
+        self.past: dict[str, deque[torch.Tensor]]  # states, newest last
+        self.past = {name: deque(maxlen=kept) for name in self.simulations}
+        self.drawn: dict[str, deque[torch.Tensor]]  # closures, newest first
+        self.drawn = {name: deque(maxlen=self.memory.previous) for name in self.simulations}
         self.lost = {name: np.zeros(len(rows), dtype=bool) for name in self.simulations}
         if "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
+        self.finer = [name for name in FINER if name in rollout.references]
+        for name in self.finer:
+            finer = problem.replace(grid=FINER[name] * coupling.grid)
+            self.simulations[name] = self._simulation(finer, names, "rollout")
+            self.seconds[name] = 0.0
         # with sensors: what the oracle draws from; without a closed form there is no oracle then
         free = self.layout is None
         self.law = None if free else ExactLaw.of(full, kind, meant)
@@ -120,27 +147,43 @@ class CoupledRun:
     def step_index(self) -> int:
         return self.simulations["model"].step_index
 
-    def start(self, states: np.ndarray, step: int, earlier: Iterable[np.ndarray] = ()) -> None:
+    def start(
+        self,
+        states: np.ndarray,
+        step: int,
+        earlier: Iterable[np.ndarray] = (),
+        closures: Sequence[np.ndarray] = (),
+    ) -> None:
         """Start every run from the test trajectories' states, (cases, n, n), at ``step``.
 
         Args:
             states: at the start.
             step: solver step of the start.
             earlier: ``frames x lag`` states before it, one closure interval apart, oldest first.
+            closures: the last ``previous`` of them before it, newest first.
         """
-        model = self.simulations["model"]
-        spectra = model.transform.to_spectral(torch.as_tensor(states, device=self.coupling.device))
+        spectra = self._spectra(states)
         for name, simulation in self.simulations.items():
             each = spectra if name in ("none", "truth") else spectra[self.case_of_row]
-            simulation.load_state(step, each)
-        for past in self.past.values():
-            past.clear()
-        for state in earlier:
-            frame = model.transform.to_spectral(
-                torch.as_tensor(state, device=self.coupling.device)
-            )
+            simulation.load_state(step, resize(each, simulation.grid.modes))
+        for one in (*self.past.values(), *self.drawn.values()):
+            one.clear()
+        for field in earlier:
+            frame = self._spectra(field)[self.case_of_row]
             for past in self.past.values():
-                past.append(frame[self.case_of_row])
+                past.append(frame)
+        moved = self.coupling.rollout.last_closures == "moved"
+        for field in closures:
+            frame = self._spectra(field)[self.case_of_row]
+            if moved:
+                grid = self.simulations["model"].grid
+                frame = frame * draws.moves(grid, self.seed, "rollout", self.names).to(frame)
+            for drawn in self.drawn.values():
+                drawn.append(frame)
+
+    def _spectra(self, fields: np.ndarray) -> torch.Tensor:
+        transform = self.simulations["model"].transform
+        return transform.to_spectral(torch.as_tensor(fields, device=self.coupling.device))
 
     def advance(self, calls: int = 1) -> None:
         """Advance all runs by ``calls`` closure intervals."""
@@ -156,6 +199,10 @@ class CoupledRun:
                 self.simulations[name].advance(self.interval, tendency_hat=tendency)
         if "mean_gp" in self.simulations:
             self._advance_closed("mean_gp", self._tendency_hat("mean_gp", sensors))
+        for name in self.finer:
+            begin = time.perf_counter()
+            self.simulations[name].advance(self.interval)
+            self.seconds[name] += time.perf_counter() - begin
         clock.append(time.perf_counter())
         tendency = self._tendency_hat("model", sensors)
         clock.append(time.perf_counter())
@@ -200,15 +247,18 @@ class CoupledRun:
             self.calls,
             sensors,
             self._history(self.past[name]),
+            torch.stack(list(self.drawn[name]), 1) if self.memory.previous else None,
             self.closure.held(self.interval),
             **({"method": "mean_gp"} if name == "mean_gp" else sampler),
             grid=self.coupling.grid,
         )
         drawn = self.closure.sample_hat(request)
-        if self.frames:
+        if self.memory.frames:
             self.past[name].append(state)
         wild = ~drawn.abs().flatten(1).sum(1).isfinite().cpu().numpy()
         lost = self._mark_lost(name, self.lost[name] | wild, "its closure is not finite")
+        if self.memory.previous:
+            self.drawn[name].appendleft(torch.where(lost[:, None, None], 0.0, drawn))
         return torch.where(lost[:, None, None], torch.nan, drawn)
 
     def _mark_lost(self, name: str, lost: np.ndarray, reason: str) -> torch.Tensor:
@@ -226,9 +276,10 @@ class CoupledRun:
 
     def _history(self, past: deque[torch.Tensor]) -> torch.Tensor | None:
         """Earlier states (rows, frames, ...), newest first."""
-        if not self.frames:
+        memory = self.memory
+        if not memory.frames:
             return None
-        frames = [past[-number * self.lag] for number in range(1, self.frames + 1)]
+        frames = [past[-number * memory.lag] for number in range(1, memory.frames + 1)]
         return torch.stack(frames, dim=1)
 
     def _advance_truth(self) -> Sensors | None:
@@ -249,17 +300,20 @@ class CoupledRun:
         return readings.rows(self.case_of_row)
 
     def fields(self) -> dict[str, torch.Tensor]:
-        """Present vorticity of every run, (trajectories, n, n)."""
+        """Present vorticity of every run on the reduced solver's grid, (trajectories, n, n)."""
+        own = self.simulations["model"]
         return {
-            name: run.transform.to_physical(run.state) for name, run in self.simulations.items()
+            name: own.transform.to_physical(resize(run.state, own.grid.modes))
+            for name, run in self.simulations.items()
         }
 
     def save_state(self) -> dict:
         """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
         saved: dict = {"calls": np.int64(self.calls)}
-        for name, past in self.past.items():
-            if past:
-                saved[PAST[name]] = torch.stack(list(past)).cpu().numpy()
+        for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
+            for name, one in kept.items():
+                if one:
+                    saved[names[name]] = torch.stack(list(one)).cpu().numpy()
         for name, simulation in self.simulations.items():
             for key, value in simulation.save_state().items():
                 saved[f"{name}.{key}"] = value
@@ -267,10 +321,11 @@ class CoupledRun:
 
     def load_state(self, state: dict) -> None:
         self.calls = int(state["calls"])
-        for name, past in self.past.items():
-            past.clear()
-            if PAST[name] in state:
-                past.extend(torch.as_tensor(state[PAST[name]], device=self.coupling.device))
+        for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
+            for name, one in kept.items():
+                one.clear()
+                if names[name] in state:
+                    one.extend(torch.as_tensor(state[names[name]], device=self.coupling.device))
         for name, simulation in self.simulations.items():
             prefix = f"{name}."
             own = {key: value for key, value in state.items() if key.startswith(prefix)}

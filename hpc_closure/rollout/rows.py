@@ -11,35 +11,26 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hpc_closure.data.layout import Layout
-from hpc_closure.data.reader import DataSet
+from hpc_closure.data.reader import BESIDE, DataSet
 from hpc_closure.data.writer import BlockWriter
-from hpc_closure.rollout.coupling import CoupledRun, Coupling
+from hpc_closure.experiment.checks import check_previous
+from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.work.block import Block, record_steps, times_of
 
 
-def start_cases(experiment, data: DataSet) -> list[int]:
-    """Test trajectories to start from. Raises ValueError when there are too few."""
-    test = data.split(experiment.train.split)["test"]
-    cases = experiment.rollout.cases
-    if len(test) < cases:
-        raise ValueError(
-            f"rollout.cases={cases}, but the data hold {len(test)} test trajectories"
-            f"{f' ({data.loss})' if data.loss else ''}; lower it, raise generate.members or the "
-            "test share in train.split"
-        )
-    return test[:cases]
-
-
-def history_of(experiment, closure) -> tuple[int, int]:
-    """(frames, closure calls from one to the next) of the history that a closure reads.
+def memory_of(experiment, closure) -> Memory:
+    """What a closure reads of the past of its run.
 
     Raises:
         ValueError: the calls or the stored data do not give it.
     """
-    frames = closure.config["conditions"]["history"]
-    if not frames:
-        return 0, 0
+    conditions = closure.config["conditions"]
+    frames, previous = conditions["history"], conditions.get("previous", 0)
     generate, rollout = experiment.generate, experiment.rollout
+    if previous:
+        check_previous(experiment, previous)
+    if not frames:
+        return Memory(previous=previous)
     every = closure.target["every"]
     lag = every / (rollout.interval * generate.dt)
     if abs(lag - round(lag)) > 1e-6:
@@ -48,12 +39,12 @@ def history_of(experiment, closure) -> tuple[int, int]:
             f"whole number of closure intervals of {rollout.interval * generate.dt:g}"
         )
     least = generate.record.start + frames * every
-    if every != generate.record.every or rollout.t_start < least - 1e-9:
+    if every != generate.spacing or rollout.t_start < least - 1e-9:
         raise ValueError(
-            f"the model reads {frames} earlier state(s) {every:g} apart: generate.record.every "
-            f"must be {every:g} and rollout.t_start at least {least:g}"
+            f"the model reads {frames} earlier state(s) {every:g} apart: snapshots must be stored "
+            f"{every:g} apart (generate.record) and rollout.t_start be at least {least:g}"
         )
-    return frames, round(lag)
+    return Memory(frames, round(lag), previous)
 
 
 def _whole_or_nan(fields: np.ndarray) -> np.ndarray:
@@ -75,7 +66,7 @@ class RolloutBlock(Block):
         self.experiment = experiment = session.experiment
         rollout, self.dt = experiment.rollout, experiment.generate.dt
         self.data, self.grid, self.stride = data, experiment.train_grid, rollout.interval
-        cases = start_cases(experiment, data)
+        cases = data.starts(experiment.train.split, rollout.cases)
         rows = [(cases[row % len(cases)], row // len(cases)) for row in unit.members]
         self.cases = [case for case in cases if any(case == own for own, _ in rows)]
         self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
@@ -86,7 +77,7 @@ class RolloutBlock(Block):
             self.grid,
             experiment.seed,
             rollout,
-            history_of(experiment, closure),
+            memory_of(experiment, closure),
             session.device,
         )
         self.coupled = CoupledRun(coupling, closure, rows, self.cases)
@@ -97,10 +88,17 @@ class RolloutBlock(Block):
 
     def initialise(self) -> None:
         index = self.data.time_index(self.experiment.rollout.t_start)
-        states = [self.data.read(case, index, grid=self.grid) for case in self.cases]
+        before = range(index - 1, index - 1 - self.coupled.memory.previous, -1)
         self.coupled.start(
-            np.stack(states).astype(np.float64), self.record_steps[0], self._earlier(index)
+            self._stored(index).astype(np.float64),
+            self.record_steps[0],
+            self._earlier(index),
+            [self._stored(at, "closure").astype(np.float64) for at in before],
         )
+
+    def _stored(self, index: int, field: str = "vorticity") -> np.ndarray:
+        """A field of the starts at a stored time, (cases, n, n)."""
+        return np.stack([self.data.read(case, index, field, self.grid) for case in self.cases])
 
     def _earlier(self, index: int) -> Iterator[np.ndarray]:
         """States (cases, n, n) before the start, one closure interval apart, oldest first.
@@ -108,13 +106,10 @@ class RolloutBlock(Block):
         Between stored times they are interpolated linearly; this ends as soon as the run is older
         than its history.
         """
-        frames, lag = self.coupled.frames, self.coupled.lag
+        frames, lag = self.coupled.memory.frames, self.coupled.memory.lag
         if not frames:
             return
-        stored = [
-            np.stack([self.data.read(case, at, grid=self.grid) for case in self.cases])
-            for at in range(index - frames, index + 1)
-        ]
+        stored = [self._stored(at) for at in range(index - frames, index + 1)]
         for older, newer in itertools.pairwise(stored):
             for call in range(lag):
                 share = call / lag
@@ -132,9 +127,7 @@ class RolloutBlock(Block):
         if not self.coupled.exact:
             now = self.step_index * self.dt
             index = self.data.time_index(now)
-            references["truth"] = np.stack(
-                [self.data.read(case, index, grid=self.grid) for case in self.cases]
-            )
+            references["truth"] = self._stored(index)
         fields["vorticity"] = fields.pop("model")
         return fields, {}, references
 
@@ -158,7 +151,7 @@ class RolloutBlock(Block):
     def open_writer(self, path) -> BlockWriter:
         experiment = self.experiment
         rollout = experiment.rollout
-        beside = [name for name in ("oracle", "mean_gp") if name in self.coupled.simulations]
+        beside = [name for name in BESIDE if name in self.coupled.simulations]
         shared = {"truth": len(self.cases)}
         if "none" in self.coupled.simulations:
             shared["none"] = len(self.cases)

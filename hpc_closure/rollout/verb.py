@@ -67,7 +67,6 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
         plan,
         run_unit,
         stop=session.stop,
-        give_up=experiment.cluster.give_up,
         groups=groups,
         retry_failed=retry_failed,
         wait=wait,
@@ -128,13 +127,15 @@ def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
 
 def print_plan(experiment, books, wanted, options=Options()) -> int:
     """What a run would do and cost, and the exact batch text; writes nothing."""
+    from hpc_closure.data.reader import BESIDE
+
     survey = books.survey(wanted)
     rollout, grid = experiment.rollout, experiment.train_grid
     rows = sum(
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
     times = 1 + round((rollout.t_end - rollout.t_start) / rollout.every)
-    fields = 1 + len({"oracle", "mean_gp"} & set(rollout.references))
+    fields = 1 + len(set(BESIDE) & set(rollout.references))
     batch: list[str] = []
     if experiment.cluster.executor != "inline":
         from hpc_closure.rollout import submit as submission

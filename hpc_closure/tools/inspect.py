@@ -14,7 +14,7 @@ import numpy as np
 from hpc_closure.closure.header import shipped
 from hpc_closure.closure.parts import PartReport, describe
 from hpc_closure.data.layout import BlockHeader
-from hpc_closure.experiment.folder import STAGES, Run, shipped_model
+from hpc_closure.experiment.folder import FOLDERS, Run, shipped_model
 from hpc_closure.work import atomic, hdf5
 
 Report = dict[str, Any]
@@ -357,7 +357,7 @@ def run_folder(path: Path, deep: bool = False) -> Report:
         }
     else:
         report["note"] = f"moved here from {experiment.folder}"
-    places = [(stage, layout.folder(stage)) for stage in STAGES]
+    places = [(stage, layout.folder(stage)) for stage in FOLDERS]
     for name, place in [*places, ("checkpoints", layout.checkpoints)]:
         if not place.is_dir():
             continue

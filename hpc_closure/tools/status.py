@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_closure.closure.header import read_header
-from hpc_closure.experiment.folder import STAGES, Run
+from hpc_closure.experiment.folder import BLOCKS, STAGES, Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.train import metrics
 from hpc_closure.work import atomic, claims, log, units
@@ -105,9 +105,9 @@ def survey(experiment: Experiment) -> dict[str, Stage]:
     folder = Run.of(experiment)
     found, queue = {}, _queued(folder)
     for stage in experiment.stages:
-        if stage in ("generate", "rollout"):
+        if stage in BLOCKS:
             books = units.Ledger.of(experiment, stage)
-            found[stage] = _of_blocks(books, units.members_of(queue[stage]))
+            found[stage] = _of_blocks(books, units.members_of(queue.get(stage, {})))
         else:
             found[stage] = _of_one(experiment, folder, stage, bool(queue[stage]))
     _check_order(folder, found)
@@ -267,10 +267,11 @@ def next_command(stages: dict[str, Stage], command: str) -> str:
         counts = stage.counts
         if stage.done:
             continue
-        line = "hpc-closure " + command.format(verb=name)
+        verb = "generate" if name == "replicas" else name
+        line = "hpc-closure " + command.format(verb=verb)
         if counts["missing"] == 0 and counts["running"] + counts["queued"]:
             return f"wait: {name} is running" if counts["running"] else f"wait: {name} is queued"
-        if counts["failed"] and not counts["missing"] and name in ("generate", "rollout"):
+        if counts["failed"] and not counts["missing"] and name in BLOCKS:
             return f"{line} --retry-failed"
         return line
     return ""

@@ -75,7 +75,9 @@ def ensemble(model: ClosureModel, batch: dict[str, Any], members: int, seed: int
 
     target = batch["target"]
     state, truth = repeat(batch["state"]), repeat(target)
-    history = repeat(batch["history"]) if "history" in batch else None
+    history, previous = (
+        repeat(batch[name]) if name in batch else None for name in ("history", "previous")
+    )
     sensors = None
     if model.config["conditions"]["sensors"] == "required":
         size = target.shape[-1]
@@ -83,7 +85,7 @@ def ensemble(model: ClosureModel, batch: dict[str, Any], members: int, seed: int
         sensors = read_regular(truth, side, model.length)
     numbers = batch["sample_index"].tolist()
     ids = [number * members + member for member in range(members) for number in numbers]
-    request = Request(state, ids, seed, sensors=sensors, history=history)
+    request = Request(state, ids, seed, sensors=sensors, history=history, previous=previous)
     samples = model.sample_batch(request)
     return samples.view(members, *target.shape)
 

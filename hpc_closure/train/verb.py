@@ -67,11 +67,14 @@ def fit(experiment: Experiment, session: Session) -> None:
 def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, TrainingSet]":
     """Samples of the members to fit, and of those to judge by."""
     from hpc_closure.closure.gate import LEAST
-    from hpc_closure.data.samples import TrainingSet
+    from hpc_closure.data.samples import Past, TrainingSet
     from hpc_closure.data.symmetry import Symmetry
 
     section, grid = experiment.train, experiment.train_grid
-    indices = store.window(*section.window) if section.window else range(len(store.times))
+    conditions = experiment.model.conditions
+    past = Past(conditions.history, conditions.previous)
+    window = store.window(*section.window) if section.window else range(len(store.times))
+    indices = store.with_past(window, past.lead, experiment.generate.spacing)
     parts = store.split(section.split)
     if store.loss:
         log.get().warning(store.loss)
@@ -87,7 +90,7 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
             parts[name],
             indices,
             grid=grid,
-            history=experiment.model.conditions.history,
+            past=past,
             budget=round(section.memory * 2**30),
             seed=experiment.seed,
         )
@@ -125,7 +128,7 @@ def target_of(experiment: Experiment) -> dict:
         "kind": generate.closure,
         "interval": generate.interval,
         "dt": generate.dt,
-        "every": generate.record.every,
+        "every": generate.spacing,
     }
 
 

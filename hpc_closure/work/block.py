@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -63,7 +64,7 @@ class Block(ABC):
         domain: the ranks that share one field; the first one writes.
     """
 
-    record_steps: range
+    record_steps: Sequence[int]  # increasing
     first_step = 0
     stride = 1  # steps that cannot be taken apart
 
@@ -269,5 +270,5 @@ def record_steps(start: float, stop: float, every: float, dt: float) -> range:
     return range(round(start / dt), round(stop / dt) + 1, round(every / dt))
 
 
-def times_of(steps: range, dt: float) -> np.ndarray:
+def times_of(steps: Sequence[int], dt: float) -> np.ndarray:
     return np.array([step * dt for step in steps])

@@ -74,7 +74,6 @@ def work(
     *,
     stop: Stop,
     groups: Groups | None = None,
-    give_up: int = 0,
     retry_failed: bool = False,
     wait: bool = True,
 ) -> Outcome:
@@ -87,19 +86,18 @@ def work(
             ``ledger.publish``; calls ``claim.refresh()`` between steps; on ``stop.agree(domain)``
             it saves a restart file and raises ``Stopped``. Called on all ranks of a domain.
         stop: the flag.
-        give_up: when the first so many units all fail for one cause, the rest is not tried; 0 =
-            every unit is. A unit that ends :class:`Hopeless` counts as one that fails.
         groups: of MPI ranks; every group takes units of its own.
         retry_failed: run units again whose last attempt failed.
         wait: wait for units that another program computes, and take them over if it dies.
 
     Returns:
-        The outcome, equal on all ranks. A failed unit does not end the loop; a full or
-        unwritable disk does.
+        The outcome, equal on all ranks. A failed unit does not end the loop, but that the first
+        ``ledger.give_up`` of them all fail for one cause (or end :class:`Hopeless`) does; so does
+        a full or unwritable disk.
     """
     groups = groups or World().groups()
     domain = groups.domain.prepare()
-    worker = _Worker(ledger, units, retry_failed, wait, groups, give_up)
+    worker = _Worker(ledger, units, retry_failed, wait, groups)
     while True:
         unit = domain.bcast(worker.next(stop) if domain.root else None)
         if unit is None:
@@ -126,8 +124,8 @@ def _attempt(ledger, unit, run_unit, claim, domain) -> BaseException | None:
 class _Worker:
     """Chooses the next unit of a group; lives on the first rank of its domain."""
 
-    def __init__(self, ledger, units, retry_failed, wait, groups, give_up):
-        self.ledger, self.wait, self.give_up = ledger, wait, give_up
+    def __init__(self, ledger, units, retry_failed, wait, groups):
+        self.ledger, self.wait, self.give_up = ledger, wait, ledger.give_up
         self.claim = None
         self.outcome = Outcome()
         self.causes: list[str] = []  # of the units tried so far, as far as all failed
@@ -269,7 +267,6 @@ class _Worker:
             self.outcome.failed.append(unit.name)
             log.get().error(f"{stage} {unit} failed: {type(error).__name__}: {error}")
         self.claim.release()
-
 
     def _count(self, error: BaseException | None) -> None:
         """Give up when the first units have all failed for one cause."""

@@ -134,8 +134,10 @@ class Session:
                 answer = ""
             if answer.strip().lower() not in ("y", "yes"):
                 raise RuntimeError(f"{folder}: kept, nothing done; --yes deletes without asking")
-        for path in (folder, books):
-            shutil.rmtree(path, ignore_errors=True)
+        further = ["replicas"] if self.verb == "generate" else []
+        for stage in (self.verb, *further):
+            for path in (self.run.folder(stage), self.run.units(stage)):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def store_settings(run: Run, experiment: Experiment) -> None:
@@ -168,10 +170,11 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
         if not run.config.exists():
             return
     stored = reading.load(run.config)
-    for stage in STAGES[: STAGES.index(verb) + 1]:
+    made = {"generate": ("generate", "replicas")}
+    for stage in (*STAGES[: STAGES.index(verb)], *made.get(verb, (verb,))):
         if run.data_root and stage == "generate":
             continue
-        if stage == verb and (redo or stage == "evaluate"):
+        if stage in made.get(verb, (verb,)) and (redo or stage == "evaluate"):
             continue
         folder = run.folder(stage)
         if not folder.is_dir() or not any(folder.iterdir()):
@@ -184,7 +187,8 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
         if rows:
             told = ", ".join(f"{key}: {old} -> {new}" for key, old, new in rows[:4])
             more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
+            way_out = f"remove {folder}" if stage == "replicas" else f"run `{stage} --redo`"
             raise ValueError(
-                f"{folder} was made with other settings ({told}{more}); "
-                f"change `name`, or run `{stage} --redo`"
+                f"{folder} was made with other settings ({told}{more}); change `name`, "
+                f"or {way_out}"
             )

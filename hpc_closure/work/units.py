@@ -136,14 +136,20 @@ class Ledger:
 
     Args:
         run: the run folder.
-        stage: ``generate`` or ``rollout``.
+        stage: one of ``folder.BLOCKS``.
         recipe: hash that decides whether a product is of this experiment.
         holds: what a product must hold to be done: exactly these outputs, up to ``t_end`` or
             later, for example ``{"t_end": 40.0, "outputs": ["velocity"]}``.
         stale_after: seconds without a sign of life after which a claim counts no more.
         members: number of all members of the stage.
         per_block: members computed together.
+
+    Attributes:
+        give_up: units that may fail first, all for one cause, before the rest is not tried; 0 =
+            every unit is.
     """
+
+    give_up = 0
 
     def __init__(
         self,
@@ -165,15 +171,24 @@ class Ledger:
     def of(cls, experiment: Experiment, stage: str) -> "Ledger":
         """Books of a stage of an experiment: what a block must be and hold to count as done."""
         generate, rollout = experiment.generate, experiment.rollout
-        return cls(
+        per_block, replicas = experiment.cluster.members_per_block, experiment.replicas.members
+        number, per_block, holds = {
+            "generate": (generate.members, per_block, generate.holds),
+            # the replicas of one start share its DNS
+            "replicas": (replicas * rollout.cases, replicas, {"t_end": rollout.t_end}),
+            "rollout": (rollout.trajectories, per_block, rollout.holds),
+        }[stage]
+        books = cls(
             Run.of(experiment),
             stage,
             recipe=experiment.stage_hash(stage),
-            holds=generate.holds if stage == "generate" else rollout.holds,
+            holds=holds,
             stale_after=experiment.cluster.stale_after,
-            members=generate.members if stage == "generate" else rollout.trajectories,
-            per_block=experiment.cluster.members_per_block,
+            members=number,
+            per_block=per_block,
         )
+        books.give_up = experiment.cluster.give_up
+        return books
 
     # Reading
 
@@ -281,12 +296,17 @@ class Ledger:
         counts = survey.counts()
         if counts["done"] == counts["units"]:
             return ""
-        what = {"generate": "the data are", "rollout": "the rollout is"}[self.stage]
+        what = {
+            "generate": "the data are",
+            "replicas": "the replicas are",
+            "rollout": "the rollout is",
+        }[self.stage]
         states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        verb = "rollout" if self.stage == "rollout" else "generate"
         broken = "".join(f"; not used: {message}" for message in survey.damaged.values())
         return (
             f"{self.run.folder(self.stage)}: {what} not complete ({states} of {counts['units']} "
-            f"units); run `hpc-closure {self.stage}` first{broken}"
+            f"units); run `hpc-closure {verb}` first{broken}"
         )
 
     def survey(

@@ -1,0 +1,59 @@
+"""What can be said of an ensemble before anything is learned from it."""
+
+import numpy as np
+import torch
+
+from hpc_closure.closure.targets import reduced_problem
+from hpc_closure.data.reader import DataSet
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.simulation import Simulation
+
+SAMPLED = 64  # snapshots
+CERTAIN, SMALL = 3.0, 0.02  # a drift is more than so many standard errors, and than that share
+NAMES = ("energy", "enstrophy")
+
+
+def lines(experiment: Experiment, data: DataSet) -> list[str]:
+    """Of closure ``subgrid``: whether the flow is stationary while recorded, how much U is."""
+    changes = [drift(data, name) for name in NAMES if len(data.times) >= 4]
+    return [*changes, share(experiment, data)]
+
+
+def drift(data: DataSet, name: str) -> str:
+    """Change of a diagnostic from the first half of the record to the second, over members."""
+    whole = [member for member in data.members if member not in set(data.lost)]
+    half = len(data.times) // 2
+    series = np.array([data.read(member, slice(None), f"scalars/{name}") for member in whole])
+    first, second = series[:, :half].mean(1), series[:, half:].mean(1)
+    change = (second - first).mean() / series.mean()
+    error = (second - first).std(ddof=1) / series.mean() / len(whole) ** 0.5 if whole[1:] else 0.0
+    still = abs(change) <= max(CERTAIN * error, SMALL)
+    verdict = "stationary" if still else "not stationary, record later (generate.record.start)"
+    return (
+        f"{name} {series.mean():.3g}, changes by {100 * change:+.2g} % (standard error "
+        f"{100 * error:.2g} %) from the first half of the record to the second: {verdict}"
+    )
+
+
+def share(experiment: Experiment, data: DataSet) -> str:
+    """Root mean square of a subgrid closure over that of the reduced solver's own tendency."""
+    generate = experiment.generate
+    whole = [member for member in data.members if member not in set(data.lost)]
+    count = min(SAMPLED, len(whole) * len(data.times))
+    keys = [
+        divmod(n * len(whole) * len(data.times) // count, len(data.times)) for n in range(count)
+    ]
+    state, closure = (
+        torch.from_numpy(np.stack([data.read(whole[m], t, name) for m, t in keys])).double()
+        for name in ("vorticity", "closure")
+    )
+    reduced = reduced_problem(experiment.problem, data.grid, "subgrid")
+    solver = Simulation(reduced, range(count), experiment.seed)
+    start = solver.transform.to_spectral(state)
+    solver.load_state(0, start).advance(generate.interval)
+    moved = (solver.state - start) / (generate.interval * generate.dt)
+    ratio = closure.square().mean() / solver.transform.to_physical(moved).square().mean()
+    return (
+        f"closure: {float(ratio.sqrt()):.2g} times the reduced solver's own tendency over "
+        f"{generate.interval} step(s), root mean square"
+    )

@@ -1,0 +1,180 @@
+"""Replicas: the resolved past of their start, and unresolved scales of their own."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpc_closure.data.reader import CoupledEnsemble, DataSet
+from hpc_closure.experiment import reading
+from hpc_closure.tools import status
+from hpc_closure.work import hdf5
+
+SMALL = """
+base: subgrid_backscatter_quick
+name: small
+root: {root}
+physics: {{noise: {{wavenumber: 12}}}}
+generate: {{grid: 40, members: 8, t_end: 2.4, record: {{start: 0.5, grid: 20}}}}
+train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4}}
+replicas: {{members: 4, pinned: 1.0}}
+rollout: {{members: 3, cases: 2, t_start: 2.0, t_end: 2.4}}
+evaluate: {{lead_times: [0.1, 0.4], samples: 8, members: 4}}
+cluster: {{members_per_block: 8, device: cpu, threads: 1}}
+"""
+
+
+def contents(folder):
+    return {path.name: hdf5.sha256_datasets(path) for path in sorted(folder.glob("block_*.h5"))}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, hpc_closure_command):
+    """(experiment file, its run folder) with data and replicas."""
+    folder = tmp_path_factory.mktemp("replicas")
+    path = folder / "small.yaml"
+    path.write_text(SMALL.format(root=folder / "runs"))
+    done = hpc_closure_command("generate", path)
+    assert done.returncode == 0, done.stderr
+    return path, folder / "runs/small"
+
+
+@pytest.fixture
+def ensemble(made):
+    """The replicas with the data that they were made beside."""
+    paths = sorted((made[1] / "replicas").glob("block_*.h5"))
+    return CoupledEnsemble(paths), DataSet(made[1] / "data")
+
+
+def test_the_resolved_past_is_that_of_the_start_to_the_bit(ensemble):
+    replicas, data = ensemble
+    assert replicas.cases == [3, 7] and replicas.members == [0, 1, 2, 3]
+    assert replicas.times[0] == pytest.approx(1.0) and replicas.times[-1] == pytest.approx(2.4)
+    for case in replicas.cases:
+        for index, when in enumerate(replicas.times):
+            fields = replicas.read_case("model", case, index)
+            truth = data.read(case, data.time_index(when))
+            same = [np.array_equal(field, truth) for field in fields]
+            assert same == [when < 2.0 + 1e-9] * 4, when
+
+
+def spreads(replicas):
+    """Root mean square over starts, replicas and points of the closures at each time."""
+    closures = [
+        np.stack([replicas.read_case("closure", case, index) for case in replicas.cases])
+        for index in range(len(replicas.times))
+    ]
+    assert all((one.std(1).mean() > 0.1 * one.std()) for one in closures)
+    return np.array([one.std() for one in closures])
+
+
+def test_unresolved_scales_and_forcing_are_their_own_and_forget_how_they_began(
+    made, ensemble, hpc_closure_command
+):
+    path, run = made
+    words = ["generate", path, "name=empty", "replicas.start=empty", "rollout.cases=2"]
+    assert hpc_closure_command(*words).returncode == 0
+    replicas, data = ensemble
+    empty = CoupledEnsemble(sorted((run.parent / "empty/replicas").glob("block_*.h5")))
+    ratio = spreads(empty) / spreads(replicas)
+    assert ratio[0] < 0.5 and ratio[9] > 0.75  # pinned for 0 and .9
+    # moved, the unresolved scales are as large as those of the trajectory itself
+    now = data.time_index(replicas.times[0])
+    truth = np.stack([data.read(case, now, "closure") for case in replicas.cases])
+    assert spreads(replicas)[0] == pytest.approx(truth.std(), rel=0.25)
+
+
+def test_without_pinning_they_begin_at_the_release(made, hpc_closure_command):
+    path, run = made
+    words = ["generate", path, "name=free", "replicas.pinned=0"]
+    done = hpc_closure_command(*words)
+    assert done.returncode == 0, done.stderr
+    replicas = CoupledEnsemble(sorted((run.parent / "free/replicas").glob("block_*.h5")))
+    data = DataSet(run.parent / "free/data")
+    assert replicas.times[0] == pytest.approx(2.0) == replicas.start
+    for case in replicas.cases:
+        fields = replicas.read_case("model", case, 0)
+        assert all(np.array_equal(one, data.read(case, data.time_index(2.0))) for one in fields)
+        assert np.std(replicas.read_case("model", case, 1), axis=0).min() > 0
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks, changes", [(2, []), (2, ["cluster.domain_ranks=2"])])
+def test_they_do_not_depend_on_ranks(made, mpirun, tmp_path, ranks, changes):
+    path, run = made
+    program = [sys.executable, "-m", "hpc_closure", "generate", path, f"root={tmp_path}"]
+    done = mpirun(ranks, [*program, *changes])
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "small/replicas") == contents(run / "replicas")
+
+
+def test_killed_they_go_on_to_the_same_bits(made, environment, hpc_closure_command, tmp_path):
+    path, run = made
+    words = ["generate", str(path), f"root={tmp_path}", "cluster.checkpoint_every=0.02"]
+    program = [sys.executable, "-m", "hpc_closure", *words]
+    log = tmp_path / "log"
+    for _ in range(2):
+        with log.open("a") as stream:
+            process = subprocess.Popen(program, env=environment, stderr=stream)
+            restarts = tmp_path / "small/.units/replicas"
+            while process.poll() is None and not list(restarts.glob("*.restart/step_*.h5")):
+                time.sleep(0.01)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    done = hpc_closure_command(*words)
+    assert done.returncode == 0, done.stderr
+    assert re.search("replicas 00000.-00000.: go on from step", log.read_text() + done.stderr)
+    assert contents(tmp_path / "small/replicas") == contents(run / "replicas")
+
+
+def test_more_starts_and_a_later_end_compute_only_what_is_missing(
+    made, hpc_closure_command, tmp_path
+):
+    path, run = made
+    words = ["generate", path, f"root={tmp_path}"]
+    few = [*words, "rollout.cases=1", "rollout.t_end=2.2", "evaluate.lead_times=[0.1]"]
+    assert hpc_closure_command(*few).returncode == 0
+    done = hpc_closure_command(*words)
+    assert done.returncode == 0, done.stderr
+    assert "replicas 000000-000003: go on from step" in done.stderr
+    assert contents(tmp_path / "small/replicas") == contents(run / "replicas")
+
+
+def test_status_counts_them_and_generate_is_the_verb_that_makes_them(made, capsys):
+    path, run = made
+    stages = status.survey(reading.load(path))
+    assert stages["replicas"].counts == {
+        "units": 2, "done": 2, "running": 0, "queued": 0, "failed": 0, "missing": 0
+    }  # fmt: skip
+    experiment = reading.load(path, ["name=nothing"])
+    assert status.next_command(status.survey(experiment), "{verb} x") == "hpc-closure generate x"
+
+
+def test_other_settings_are_refused(made, hpc_closure_command):
+    path, run = made
+    before = contents(run / "replicas")
+    done = hpc_closure_command("generate", path, "replicas.pinned=0.5")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "replicas.pinned: 1.0 -> 0.5" in done.stderr
+    assert f"or remove {run}/replicas" in done.stderr and contents(run / "replicas") == before
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ("generate.closure=convection", "replicas are for closure subgrid"),
+        ("replicas.pinned=3", "begins before t = 0: at most rollout.t_start=2"),
+        ("replicas.pinned=0.05", "replicas.pinned=0.05 is not a multiple of 0.1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(made, change, told):
+    more = ["model.conditions.previous=0", "generate.record.grid=40"]
+    changes = [change, *(more if "convection" in change else [])]
+    with pytest.raises(ValueError, match=re.escape(told)):
+        reading.load(Path(made[0]), changes)
