@@ -174,7 +174,7 @@ def test_other_settings_are_refused(made, hpc_closure_command):
     ],
 )
 def test_what_cannot_be_is_one_line(made, change, told):
-    more = ["model.conditions.previous=0", "generate.record.grid=40"]
+    more = ["model.conditions.previous=0", "generate.record.grid=40", "rollout.references=[none]"]
     changes = [change, *(more if "convection" in change else [])]
     with pytest.raises(ValueError, match=re.escape(told)):
         reading.load(Path(made[0]), changes)

@@ -491,5 +491,5 @@ def test_history_that_the_run_cannot_give_is_refused():
     closure.config["conditions"]["history"] = 2
     with pytest.raises(ValueError, match="not a whole number of closure intervals"):
         memory_of(Experiment(**settings, rollout={"interval": 8}), closure)
-    with pytest.raises(ValueError, match="rollout.t_start at least 20.2"):
+    with pytest.raises(ValueError, match="rollout.t_start be at least 20.2"):
         memory_of(Experiment(**settings, rollout={"t_start": 20.1, "t_end": 40.1}), closure)
