@@ -12,6 +12,7 @@ import pytest
 
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.experiment import reading
+from hpc_closure.generate import verb as generate
 from hpc_closure.tools import status
 from hpc_closure.work import hdf5
 
@@ -33,15 +34,20 @@ def contents(folder):
     return {path.name: hdf5.sha256_datasets(path) for path in sorted(folder.glob("block_*.h5"))}
 
 
+def make(path, *changes):
+    """Run `generate` in this process; the run folder."""
+    experiment = reading.load(path, changes)
+    assert generate.run(experiment) == 0
+    return experiment.folder
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, hpc_closure_command):
+def made(tmp_path_factory):
     """(experiment file, its run folder) with data and replicas."""
     folder = tmp_path_factory.mktemp("replicas")
     path = folder / "small.yaml"
     path.write_text(SMALL.format(root=folder / "runs"))
-    done = hpc_closure_command("generate", path)
-    assert done.returncode == 0, done.stderr
-    return path, folder / "runs/small"
+    return path, make(path)
 
 
 @pytest.fixture
@@ -73,14 +79,10 @@ def spreads(replicas):
     return np.array([one.std() for one in closures])
 
 
-def test_unresolved_scales_and_forcing_are_their_own_and_forget_how_they_began(
-    made, ensemble, hpc_closure_command
-):
-    path, run = made
-    words = ["generate", path, "name=empty", "replicas.start=empty", "rollout.cases=2"]
-    assert hpc_closure_command(*words).returncode == 0
+def test_unresolved_scales_and_forcing_are_their_own_and_forget_how_they_began(made, ensemble):
+    run = make(made[0], "name=empty", "replicas.start=empty")
     replicas, data = ensemble
-    empty = CoupledEnsemble(sorted((run.parent / "empty/replicas").glob("block_*.h5")))
+    empty = CoupledEnsemble(sorted((run / "replicas").glob("block_*.h5")))
     ratio = spreads(empty) / spreads(replicas)
     assert ratio[0] < 0.5 and ratio[9] > 0.75  # pinned for 0 and .9
     # moved, the unresolved scales are as large as those of the trajectory itself
@@ -89,13 +91,10 @@ def test_unresolved_scales_and_forcing_are_their_own_and_forget_how_they_began(
     assert spreads(replicas)[0] == pytest.approx(truth.std(), rel=0.25)
 
 
-def test_without_pinning_they_begin_at_the_release(made, hpc_closure_command):
-    path, run = made
-    words = ["generate", path, "name=free", "replicas.pinned=0"]
-    done = hpc_closure_command(*words)
-    assert done.returncode == 0, done.stderr
-    replicas = CoupledEnsemble(sorted((run.parent / "free/replicas").glob("block_*.h5")))
-    data = DataSet(run.parent / "free/data")
+def test_without_pinning_they_begin_at_the_release(made):
+    run = make(made[0], "name=free", "replicas.pinned=0")
+    replicas = CoupledEnsemble(sorted((run / "replicas").glob("block_*.h5")))
+    data = DataSet(run / "data")
     assert replicas.times[0] == pytest.approx(2.0) == replicas.start
     for case in replicas.cases:
         fields = replicas.read_case("model", case, 0)
@@ -133,17 +132,14 @@ def test_killed_they_go_on_to_the_same_bits(made, environment, hpc_closure_comma
     assert contents(tmp_path / "small/replicas") == contents(run / "replicas")
 
 
-def test_more_starts_and_a_later_end_compute_only_what_is_missing(
-    made, hpc_closure_command, tmp_path
-):
+def test_more_starts_and_a_later_end_compute_only_what_is_missing(made, tmp_path):
     path, run = made
-    words = ["generate", path, f"root={tmp_path}"]
-    few = [*words, "rollout.cases=1", "rollout.t_end=2.2", "evaluate.lead_times=[0.1]"]
-    assert hpc_closure_command(*few).returncode == 0
-    done = hpc_closure_command(*words)
-    assert done.returncode == 0, done.stderr
-    assert "replicas 000000-000003: go on from step" in done.stderr
-    assert contents(tmp_path / "small/replicas") == contents(run / "replicas")
+    few = ["rollout.cases=1", "rollout.t_end=2.2", "evaluate.lead_times=[0.1]"]
+    make(path, f"root={tmp_path}", *few)
+    grown = make(path, f"root={tmp_path}")
+    log = (grown / "logs/generate/main.log").read_text()
+    assert "replicas 000000-000003: go on from step" in log
+    assert contents(grown / "replicas") == contents(run / "replicas")
 
 
 def test_status_counts_them_and_generate_is_the_verb_that_makes_them(made, capsys):
@@ -156,13 +152,13 @@ def test_status_counts_them_and_generate_is_the_verb_that_makes_them(made, capsy
     assert status.next_command(status.survey(experiment), "{verb} x") == "hpc-closure generate x"
 
 
-def test_other_settings_are_refused(made, hpc_closure_command):
+def test_other_settings_are_refused(made):
     path, run = made
     before = contents(run / "replicas")
-    done = hpc_closure_command("generate", path, "replicas.pinned=0.5")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "replicas.pinned: 1.0 -> 0.5" in done.stderr
-    assert f"or remove {run}/replicas" in done.stderr and contents(run / "replicas") == before
+    with pytest.raises(ValueError, match="replicas.pinned: 1.0 -> 0.5") as refused:
+        make(path, "replicas.pinned=0.5")
+    assert f"or remove {run}/replicas" in str(refused.value)
+    assert contents(run / "replicas") == before
 
 
 @pytest.mark.parametrize(
