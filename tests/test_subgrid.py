@@ -1,0 +1,88 @@
+"""The subgrid problem from DNS to report, small: memory from bursts, and the true ensemble."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hpc_closure.data.reader import CoupledEnsemble, DataSet
+from hpc_closure.evaluate import verb as evaluate
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import verb as rollout
+from hpc_closure.train import verb as train
+from hpc_closure.work.options import Options
+
+QUIET = Options(verbosity=-1)
+SMALL = """
+base: subgrid_backscatter_quick
+name: small
+root: {root}
+physics: {{noise: {{wavenumber: 14}}}}
+generate: {{grid: 48, members: 24, t_end: 4.0,
+           record: {{start: 1.0, every: 0.5, burst: 3, grid: 24}}}}
+model: {{preset: gaussian}}
+train: {{split: [0.5, 0.25, 0.25]}}
+replicas: {{members: 6}}
+rollout: {{members: 8, cases: 5, t_start: 2.0, t_end: 3.0, every: 0.5}}
+evaluate: {{lead_times: [0.5, 1.0], samples: 12, members: 8}}
+cluster: {{members_per_block: 24, device: cpu, threads: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("subgrid")
+    path = folder / "small.yaml"
+    path.write_text(SMALL.format(root=folder / "runs"))
+    experiment = reading.load(path)
+    for verb in (generate, train, rollout, evaluate):
+        assert verb.run(experiment, QUIET) == 0
+    return Run.of(experiment)
+
+
+def test_bursts_end_at_the_stored_times(run):
+    data = DataSet(run.data)
+    ends = np.arange(1.0, 4.01, 0.5)
+    expected = np.concatenate([[end - 0.2, end - 0.1, end] for end in ends])
+    assert np.allclose(data.times, expected)
+    whole = data.with_past(range(len(data.times)), 2, 0.1)
+    assert np.allclose(data.times[whole], ends)
+
+
+def test_the_closure_is_judged_against_the_true_ensemble(run):
+    scores = pd.read_csv(run.scores_csv)
+
+    def value(stage, method, score, lead=None):
+        rows = scores[(scores.stage == stage) & (scores.method == method)]
+        rows = rows[(rows.score == score) & rows["shell"].isna()]
+        rows = rows[rows.lead_time.isna()] if lead is None else rows[rows.lead_time == lead]
+        return float(rows["value"].iloc[0])
+
+    methods = set(scores[scores.stage == "coupled"].method)
+    assert {"model", "mean_gp", "oracle", "none", "bare_2x"} <= methods
+    for lead in (0.5, 1.0):
+        assert value("coupled", "oracle", "spread_skill", lead) == pytest.approx(1, abs=0.25)
+        assert value("coupled", "model", "crps_ratio", lead) < 1.16  # 1.22 with closures held
+        assert value("coupled", "none", "crps_ratio", lead) > 1.3
+        assert 0.9 < value("coupled", "model", "spread_ratio", lead) < 1.3
+        assert value("coupled", "model", "diverged", lead) == 0
+    assert value("generated", "oracle", "crps_ratio") == 1
+    assert value("generated", "model", "crps_ratio") < value("generated", "none", "crps_ratio")
+    assert value("coupled", "bare_2x", "cost_ratio") > 1
+    for share in (1, 10, 50):
+        assert 0 < value("coupled", "oracle", f"growth_{share}") <= 1.0
+
+
+def test_the_true_ensemble_begins_where_the_coupled_run_begins(run):
+    blocks = [
+        sorted(folder.glob("block_*.h5")) for folder in (run.folder("replicas"), run.rollout)
+    ]
+    replicas, coupled = (CoupledEnsemble(paths) for paths in blocks)
+    replicas.take(coupled.cases)
+    assert replicas.start == coupled.start == pytest.approx(2.0)
+    there, here = (one.read("model", one.index(0.0)) for one in (replicas, coupled))
+    assert np.array_equal(there, np.broadcast_to(there[:1], there.shape))
+    assert np.allclose(there[0], here[0], atol=1e-5)
+    later = replicas.read("model", replicas.index(1.0))
+    assert later.std(0).mean() > 0.1 * later.std()
