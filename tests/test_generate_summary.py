@@ -23,7 +23,7 @@ SUBGRID = {
 class Series:
     """Diagnostics of members as a data set; one member diverged."""
 
-    members, lost, times = range(21), [20], np.arange(8.0)
+    members, lost, whole, times = range(21), [20], range(20), np.arange(8.0)
 
     def __init__(self, drift):
         rng = np.random.default_rng(3)
@@ -60,7 +60,7 @@ def test_the_closures_share_is_over_the_reduced_solvers_own_tendency():
     }
     data = SimpleNamespace(
         members=[0, 1],
-        lost=[],
+        whole=[0, 1],
         times=np.zeros(1),
         grid=32,
         read=lambda m, t, name: fields[name][m],

@@ -74,10 +74,14 @@ class DataSet:
         stride = self.grid // grid
         return values[..., ::stride, ::stride]
 
+    @property
+    def whole(self) -> list[int]:
+        """Trajectories that did not diverge."""
+        return sorted(set(self.members) - set(self.lost))
+
     def split(self, shares: Sequence[float]) -> dict[str, list[int]]:
         """:func:`split_members` of the trajectories that are whole."""
-        whole = [member for member in self.members if member not in set(self.lost)]
-        return split_members(whole, shares)
+        return split_members(self.whole, shares)
 
     def starts(self, shares: Sequence[float], cases: int) -> list[int]:
         """Test trajectories to start from. ValueError when there are fewer than ``cases``."""

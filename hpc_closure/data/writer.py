@@ -122,7 +122,7 @@ class BlockWriter:
             dataset.attrs["dim_varying"] = [True] * self.layout.dimensions
 
     def write(self, index: int, fields: dict, scalars: dict, references: dict) -> None:
-        """Store snapshot ``index``.
+        """Store snapshot ``index``; of a row with a value that is not finite all is NaN.
 
         Args:
             index: of the stored time.
@@ -132,10 +132,12 @@ class BlockWriter:
         """
         for name, values in fields.items():
             groups = (self.file.get(group, {}) for group in ("t0_fields", "t1_fields", "filtered"))
-            next(group for group in groups if name in group)[name][:, index] = values
-        for group, entries in (("scalars", scalars), ("references", references)):
-            for name, values in entries.items():
-                self.file[group][name][:, index] = values
+            dataset = next(group for group in groups if name in group)[name]
+            dataset[:, index] = _whole_or_nan(values)
+        for name, values in scalars.items():
+            self.file["scalars"][name][:, index] = values
+        for name, values in references.items():
+            self.file["references"][name][:, index] = _whole_or_nan(values)
 
     def write_series(self, index: int, entries: dict) -> None:
         """Store entry ``index`` of the series: (B,) or (B, width) by name."""
@@ -205,3 +207,11 @@ class BlockWriter:
                                 f"{path}: member {member}: {name} has non-finite values"
                             )
         return header
+
+
+def _whole_or_nan(rows: np.ndarray) -> np.ndarray:
+    lost = ~np.isfinite(rows).reshape(len(rows), -1).all(1)
+    if lost.any():
+        rows = rows.copy()
+        rows[lost] = np.nan
+    return rows

@@ -22,7 +22,7 @@ from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
 from hpc_closure.evaluate.methods import NO_MEAN_GP
-from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks, smallest_seen
+from hpc_closure.evaluate.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
 from hpc_closure.evaluate.statistics import JUDGED, Scored, Statistics, form_scores
@@ -52,12 +52,12 @@ def score_run(inputs: Inputs) -> Scored | None:
         f"{len(ensemble.cases)} start(s), {len(leads)} lead times"
     )
 
-    def reader(name, source=ensemble):
+    def reader(name, source=ensemble, members=slice(None)):
         places = [source.index(lead) for lead in leads]
 
         def read(number):
             inputs.stop.check()
-            return torch.from_numpy(source.read(name, places[number]))
+            return torch.from_numpy(source.read(name, places[number])[members])
 
         return read
 
@@ -96,9 +96,8 @@ def score_run(inputs: Inputs) -> Scored | None:
     truth = reader("truth")
     if inputs.replicas is not None and set(ensemble.cases) <= set(inputs.replicas.cases):
         inputs.replicas.take(ensemble.cases)  # the first stands for the truth
-        drawn = reader("model", inputs.replicas)
-        truth = lambda number: drawn(number)[:1]  # noqa: E731
-        beside_it["oracle"] = lambda number: drawn(number)[1:]
+        truth = reader("model", inputs.replicas, slice(1))
+        beside_it["oracle"] = reader("model", inputs.replicas, slice(1, None))
     bare, own = _costs(ensemble)
     scored = score_coupled(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
@@ -217,13 +216,8 @@ def score_coupled(
                     y.flatten(1).gather(1, pixels[0]),
                     generator,
                 )
-                counts = rank_counts(drawn, len(x))
-                scored.ranks[method] = counts
-                p = rank_p(counts)
-                if p == p:  # one pixel per case: n/a for few cases
-                    scored.add(**own, score="rank_p", value=p, **sizes[method])
-                    seen = smallest_seen(int(counts.sum()), len(x))
-                    scored.add(**own, score="rank_sees", value=seen, **sizes[method])
+                # one pixel per case: no rows for few cases
+                scored.add_ranks(rank_counts(drawn, len(x)), **own, **sizes[method])
             if index == num_times - 1:
                 scored.examples["truth"] = y[0].cpu()
                 scored.keep_example(method, x[:, 0])

@@ -15,13 +15,7 @@ from torch import Tensor
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
 from hpc_closure.evaluate.quarters import Quarters
-from hpc_closure.evaluate.rank_histogram import (
-    MAX_RANKS,
-    rank_counts,
-    rank_p,
-    ranks,
-    smallest_seen,
-)
+from hpc_closure.evaluate.rank_histogram import MAX_RANKS, rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import mse
 from hpc_closure.evaluate.statistics import Scored, Statistics, form_scores
@@ -161,12 +155,7 @@ def score_generated(
             scored.add(**own, **columns)
         sizes = {"members": parts.members, "samples": num_samples}
         if method in counts:
-            scored.ranks[method] = counts[method]
-            p = rank_p(counts[method])
-            if p == p:
-                scored.add(**own, score="rank_p", value=p, **sizes)
-                seen = smallest_seen(int(counts[method].sum()), parts.members)
-                scored.add(**own, score="rank_sees", value=seen, **sizes)
+            scored.add_ranks(counts[method], **own, **sizes)
         if method in costs:
             cost = float(torch.tensor(costs[method]).median())
             scored.add(**own, score="cost_ms", value=cost, **sizes)

@@ -12,6 +12,7 @@ to matter; far fewer would pass everything.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -83,6 +84,7 @@ def rank_p(counts: Tensor, max_bins: int = MAX_BINS) -> float:
     return float(torch.special.gammaincc(freedom / 2, statistic / 2))
 
 
+@lru_cache(maxsize=256)
 def smallest_seen(number: int, members: int, max_bins: int = MAX_BINS) -> float:
     """Least spread error that :func:`rank_p` sees with POWER, as a share of the right spread.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from hpc_closure.closure.losses import crps, energy_score
 from hpc_closure.evaluate import scores
 from hpc_closure.evaluate.intervals import Means, block_interval
+from hpc_closure.evaluate.rank_histogram import rank_p, smallest_seen
 from hpc_closure.evaluate.rows import Absent, frame
 from hpc_closure.evaluate.spectra import shell_statistics
 
@@ -331,6 +332,15 @@ class Scored:
     def add(self, **columns: Any) -> None:
         """Append one row."""
         self.records.append(columns)
+
+    def add_ranks(self, counts: Tensor, **columns: Any) -> None:
+        """Keep the rank histogram (M + 1,) of a method, and add its rows; none for few ranks."""
+        self.ranks[columns["method"]] = counts
+        p = rank_p(counts)
+        if p == p:
+            seen = smallest_seen(int(counts.sum()), len(counts) - 1)
+            self.add(**columns, score="rank_p", value=p)
+            self.add(**columns, score="rank_sees", value=seen)
 
     def keep_example(self, method: str, ensemble: Tensor) -> None:
         """Keep one member, mean and standard deviation of an ensemble (M, n, n)."""

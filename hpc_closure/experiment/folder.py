@@ -26,6 +26,16 @@ BLOCKS = ("generate", "replicas", "rollout")  # stages whose products are blocks
 FOLDERS = {"generate": "data", **{name: name for name in ("replicas", *STAGES[1:])}}
 
 
+def verb_of(stage: str) -> str:
+    """The verb that makes a stage: its own name, but for the replicas."""
+    return "generate" if stage == "replicas" else stage
+
+
+def stages_of(verb: str) -> list[str]:
+    """The stages that a verb makes."""
+    return [stage for stage in FOLDERS if verb_of(stage) == verb]
+
+
 @dataclass(frozen=True)
 class Run:
     """Paths of one run; building one touches no file.
@@ -77,8 +87,7 @@ class Run:
         return self._home(stage) / FOLDERS[stage]
 
     def _home(self, stage: str) -> Path:
-        made_there = stage in ("generate", "replicas")
-        return self.data_root if made_there and self.data_root else self.root
+        return self.data_root if verb_of(stage) == "generate" and self.data_root else self.root
 
     @property
     def data(self) -> Path:

@@ -151,9 +151,8 @@ class DNSBlock(Block):
         return self._plain(stored.to_physical(small))
 
     def _plain(self, field) -> np.ndarray:
-        """(B, n, n), or (B, n, n, 2): components last, as in The Well; a lost row is all NaN."""
+        """(B, n, n), or (B, n, n, 2): components last, as in The Well."""
         plain = field.cpu().numpy().astype(self.precision)
-        plain[~np.isfinite(plain).reshape(len(plain), -1).all(1)] = np.nan
         return np.moveaxis(plain, 1, -1) if plain.ndim > 1 + self.problem.dimensions else plain
 
     def save_state(self) -> dict:

@@ -21,8 +21,7 @@ def lines(experiment: Experiment, data: DataSet) -> list[str]:
 
 def drift(data: DataSet, name: str) -> str:
     """Change of a diagnostic from the first half of the record to the second, over members."""
-    whole = [member for member in data.members if member not in set(data.lost)]
-    half = len(data.times) // 2
+    whole, half = data.whole, len(data.times) // 2
     series = np.array([data.read(member, slice(None), f"scalars/{name}") for member in whole])
     first, second = series[:, :half].mean(1), series[:, half:].mean(1)
     change = (second - first).mean() / series.mean()
@@ -38,13 +37,11 @@ def drift(data: DataSet, name: str) -> str:
 def share(experiment: Experiment, data: DataSet) -> str:
     """Root mean square of a subgrid closure over that of the reduced solver's own tendency."""
     generate = experiment.generate
-    whole = [member for member in data.members if member not in set(data.lost)]
-    count = min(SAMPLED, len(whole) * len(data.times))
-    keys = [
-        divmod(n * len(whole) * len(data.times) // count, len(data.times)) for n in range(count)
-    ]
+    every = [(member, index) for member in data.whole for index in range(len(data.times))]
+    count = min(SAMPLED, len(every))
+    keys = [every[number * len(every) // count] for number in range(count)]
     state, closure = (
-        torch.from_numpy(np.stack([data.read(whole[m], t, name) for m, t in keys])).double()
+        torch.from_numpy(np.stack([data.read(*key, name) for key in keys])).double()
         for name in ("vorticity", "closure")
     )
     reduced = reduced_problem(experiment.problem, data.grid, "subgrid")

@@ -26,25 +26,30 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         outcome = work(
             session, books, wanted, options, lambda unit: DNSBlock(unit, books, session, domain)
         )
-        if outcome.exit_code or options.members:
+        subgrid = experiment.generate.closure == "subgrid"
+        if outcome.exit_code or options.members or not subgrid:
             return outcome.exit_code
-        if outcome.done and session.world.root and experiment.generate.closure == "subgrid":
-            tell(experiment, session)
-        return run_replicas(experiment, session, options) if experiment.replicas.members else 0
+        if books.incomplete(books.survey()):
+            if session.world.root and experiment.replicas.members:
+                log.get().info("replicas wait for the members that are not there yet")
+            return 0
+        return go_on(experiment, session, options, tell=bool(outcome.done))
 
 
-def tell(experiment: Experiment, session: Session) -> None:
-    """Log what is known of data of closure ``subgrid``, once all of them are there."""
+def go_on(experiment: Experiment, session: Session, options: Options, tell: bool) -> int:
+    """What follows once all data of closure ``subgrid`` are there. Returns the exit code."""
     from hpc_closure.data.reader import DataSet
     from hpc_closure.generate import summary
 
-    books = Ledger.of(experiment, "generate")
-    if books.incomplete(books.survey()):
-        return
     data = DataSet(session.run.data)
-    for line in summary.lines(experiment, data):
-        log.get().info(line)
+    if tell and session.world.root:
+        for line in summary.lines(experiment, data):
+            log.get().info(line)
+    cases = []
+    if experiment.replicas.members:
+        cases = data.starts(experiment.train.split, experiment.rollout.cases)
     data.close()
+    return run_replicas(experiment, session, options, cases) if cases else 0
 
 
 def work(
@@ -69,19 +74,12 @@ def work(
     return outcome
 
 
-def run_replicas(experiment: Experiment, session: Session, options: Options) -> int:
-    """Compute the missing replicas, once all members are there. Returns the exit code."""
-    from hpc_closure.data.reader import DataSet
+def run_replicas(
+    experiment: Experiment, session: Session, options: Options, cases: list[int]
+) -> int:
+    """Compute the missing replicas of starts. Returns the exit code."""
     from hpc_closure.generate.replicas import ReplicaBlock
 
-    members = Ledger.of(experiment, "generate")
-    if members.survey().counts()["done"] < len(members.plan()):
-        if session.world.root:
-            log.get().info("replicas wait for the members that are not there yet")
-        return 0
-    data = DataSet(session.run.data)
-    cases = data.starts(experiment.train.split, experiment.rollout.cases)
-    data.close()
     books = Ledger.of(experiment, "replicas")
     atomic.make_folder(session.run.folder(books.stage))
     domain = session.groups.domain

@@ -172,12 +172,12 @@ class CoupledRun:
             frame = self._spectra(field)[self.case_of_row]
             for past in self.past.values():
                 past.append(frame)
-        moved = self.coupling.rollout.last_closures == "moved"
+        moves: torch.Tensor | float = 1.0
+        if len(closures) and self.coupling.rollout.last_closures == "moved":
+            grid = self.simulations["model"].grid
+            moves = draws.moves(grid, self.seed, "rollout", self.names).to(spectra)
         for field in closures:
-            frame = self._spectra(field)[self.case_of_row]
-            if moved:
-                grid = self.simulations["model"].grid
-                frame = frame * draws.moves(grid, self.seed, "rollout", self.names).to(frame)
+            frame = self._spectra(field)[self.case_of_row] * moves
             for drawn in self.drawn.values():
                 drawn.append(frame)
 

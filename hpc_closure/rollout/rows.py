@@ -47,12 +47,6 @@ def memory_of(experiment, closure) -> Memory:
     return Memory(frames, round(lag), previous)
 
 
-def _whole_or_nan(fields: np.ndarray) -> np.ndarray:
-    """Fields (rows, n, n) of which a row with a value that is not finite is all NaN."""
-    fields[~np.isfinite(fields).all((-2, -1))] = np.nan
-    return fields
-
-
 class RolloutBlock(Block):
     """Rows of the closure-coupled ensemble from ``rollout.t_start`` to ``rollout.t_end``.
 
@@ -120,7 +114,7 @@ class RolloutBlock(Block):
 
     def record(self):
         fields = {
-            name: _whole_or_nan(value.cpu().numpy().astype(np.float32))
+            name: value.cpu().numpy().astype(np.float32)
             for name, value in self.coupled.fields().items()
         }
         references = {name: fields.pop(name) for name in self._references() if name in fields}

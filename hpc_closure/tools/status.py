@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_closure.closure.header import read_header
-from hpc_closure.experiment.folder import BLOCKS, STAGES, Run
+from hpc_closure.experiment.folder import BLOCKS, STAGES, Run, verb_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.train import metrics
 from hpc_closure.work import atomic, claims, log, units
@@ -267,8 +267,7 @@ def next_command(stages: dict[str, Stage], command: str) -> str:
         counts = stage.counts
         if stage.done:
             continue
-        verb = "generate" if name == "replicas" else name
-        line = "hpc-closure " + command.format(verb=verb)
+        line = "hpc-closure " + command.format(verb=verb_of(name))
         if counts["missing"] == 0 and counts["running"] + counts["queued"]:
             return f"wait: {name} is running" if counts["running"] else f"wait: {name} is queued"
         if counts["failed"] and not counts["missing"] and name in BLOCKS:

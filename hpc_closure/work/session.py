@@ -11,7 +11,7 @@ import shutil
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.duration import seconds
-from hpc_closure.experiment.folder import STAGES, Run
+from hpc_closure.experiment.folder import STAGES, Run, stages_of, verb_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, claims, launch, log, loop, mpi, provenance, units
 from hpc_closure.work.options import Options
@@ -134,8 +134,7 @@ class Session:
                 answer = ""
             if answer.strip().lower() not in ("y", "yes"):
                 raise RuntimeError(f"{folder}: kept, nothing done; --yes deletes without asking")
-        further = ["replicas"] if self.verb == "generate" else []
-        for stage in (self.verb, *further):
+        for stage in stages_of(self.verb):
             for path in (self.run.folder(stage), self.run.units(stage)):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -170,11 +169,10 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
         if not run.config.exists():
             return
     stored = reading.load(run.config)
-    made = {"generate": ("generate", "replicas")}
-    for stage in (*STAGES[: STAGES.index(verb)], *made.get(verb, (verb,))):
+    for stage in (*STAGES[: STAGES.index(verb)], *stages_of(verb)):
         if run.data_root and stage == "generate":
             continue
-        if stage in made.get(verb, (verb,)) and (redo or stage == "evaluate"):
+        if verb_of(stage) == verb and (redo or stage == "evaluate"):
             continue
         folder = run.folder(stage)
         if not folder.is_dir() or not any(folder.iterdir()):

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.folder import Run, verb_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, claims, log, provenance
 from hpc_closure.work.header import BLOCK, Header
@@ -302,11 +302,10 @@ class Ledger:
             "rollout": "the rollout is",
         }[self.stage]
         states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-        verb = "rollout" if self.stage == "rollout" else "generate"
         broken = "".join(f"; not used: {message}" for message in survey.damaged.values())
         return (
             f"{self.run.folder(self.stage)}: {what} not complete ({states} of {counts['units']} "
-            f"units); run `hpc-closure {verb}` first{broken}"
+            f"units); run `hpc-closure {verb_of(self.stage)}` first{broken}"
         )
 
     def survey(
