@@ -96,7 +96,7 @@ class ComposedModel(ClosureModel):
         self.granted: dict | None = conditions["physics"] or None
         self.gated = config["gate"] == "on"
         channels = len(FEATURES) + bool(self.granted) + self.history + 4
-        channels += self.previous + (self.previous > 0)
+        channels += 2 * self.previous
         self.mean, self.amplitude = None, None
         if "fno" in config["mean"]:
             self.mean = FourierMean(channels, config)
@@ -361,8 +361,7 @@ class ComposedModel(ClosureModel):
             spectra.append(self.estimate(w_hat)[:, None])
         spectra.append(frames_hat[:, 1:])
         if self.previous:
-            last = frames_hat[:, 1 + self.history]
-            spectra.append(carried(w_hat, last, self.band)[:, None])
+            spectra.append(carried(w_hat, frames_hat[:, 1 + self.history :], self.band))
         return torch.cat(spectra, dim=1)
 
     def features(self, frames_hat: Tensor) -> Tensor:

@@ -26,15 +26,22 @@ def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
     return torch.stack(parts, dim=-3)
 
 
-def carried(w_hat: Tensor, field_hat: Tensor, band: Band) -> Tensor:
-    r"""Spectra of :math:`-u\cdot\nabla f`, free of aliasing, from those (..., 2K + 1, K + 1)."""
-    real, size = w_hat.real.dtype, band.grid.size
+def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
+    r"""Spectra of :math:`-u\cdot\nabla f` of F fields f, free of aliasing.
+
+    Args:
+        w_hat: (B, 2K + 1, K + 1) of the flow.
+        fields_hat: (B, F, 2K + 1, K + 1).
+        band: of both.
+    """
+    real, count = w_hat.real.dtype, fields_hat.shape[1]
     kx, ky = band.on("kx", w_hat.device, real), band.on("ky", w_hat.device, real)
-    flow = feature_spectra(w_hat, band)[..., :2, :, :]
-    slope = torch.stack([1j * kx * field_hat, 1j * ky * field_hat], dim=-3)
-    fields = band.to_physical(torch.cat([flow, slope], dim=-3), size)
-    u, v, f_x, f_y = fields.unbind(-3)
-    return band.to_spectral(-(u * f_x + v * f_y))
+    flow = feature_spectra(w_hat, band)[:, :2]
+    i_f = torch.complex(-fields_hat.imag, fields_hat.real)
+    fields = band.to_physical(torch.cat([flow, i_f * kx, i_f * ky], dim=1), band.grid.size)
+    u, v = fields[:, :1], fields[:, 1:2]
+    slope_x, slope_y = fields[:, 2:].split(count, dim=1)
+    return band.to_spectral(-(u * slope_x + v * slope_y))
 
 
 def physics_estimate(w_hat: Tensor, band: Band, kind: str, viscosity: float) -> Tensor:

@@ -4,7 +4,7 @@ r"""The closed-form part of the mean: a regression of U on simple terms, per gro
 
 with real coefficients and generic terms: the features u, v, w, w_x, w_y (of each history frame:
 w), the 15 products of two features, free of aliasing, and where the model reads the last closures,
-those and the advection of the last, -u . grad U. A coefficient is free in each group, or a
+those and the advection of each, -u . grad U. A coefficient is free in each group, or a
 polynomial in |k|^2 where the criterion prefers those; a polynomial holds in the whole band, also
 where the training saw nothing above round-off. Nothing is granted, unless ``conditions.physics``
 adds an estimate of the closure to the candidates. The terms that stay are chosen by forward
@@ -28,7 +28,7 @@ KINDS = ("none", "linear", "quadratic")
 SIGNIFICANT = 3.0
 
 
-CARRIED = "u.grad U[-1]"  # what the flow makes of the last closure
+CARRIED = "u.grad U["  # what the flow makes of a last closure
 
 
 def term_names(kind: str, history: int = 0, physics: bool = False, previous: int = 0) -> list[str]:
@@ -40,7 +40,7 @@ def term_names(kind: str, history: int = 0, physics: bool = False, previous: int
     names = list(FEATURES) + [f"w[-{lag}]" for lag in range(1, history + 1)]
     names += ["physics"] * physics
     names += [f"U[-{lag}]" for lag in range(1, previous + 1)]
-    names += [CARRIED] * (previous > 0)
+    names += [f"{CARRIED}-{lag}]" for lag in range(1, previous + 1)]
     if kind == "quadratic":
         names += [f"{a}*{b}" for a, b in combinations_with_replacement(FEATURES, 2)]
     return names
@@ -96,6 +96,10 @@ class Library:
         fields = {
             name: self.band.to_physical(features[:, FEATURES.index(name)], size) for name in needed
         }
+        lags = [name.removeprefix(CARRIED)[1:-1] for name in names if name.startswith(CARRIED)]
+        if lags:
+            last = frames_hat[:, [self.history + int(lag) for lag in lags]]
+            moved = dict(zip(lags, carried(frames_hat[:, 0], last, self.band).unbind(1)))
         out = []
         for name in names:
             if "*" in name:
@@ -105,8 +109,8 @@ class Library:
                 out.append(frames_hat[:, int(name[3:-1])])
             elif name.startswith("U["):
                 out.append(frames_hat[:, self.history + int(name[3:-1])])
-            elif name == CARRIED:
-                out.append(carried(frames_hat[:, 0], frames_hat[:, 1 + self.history], self.band))
+            elif name.startswith(CARRIED):
+                out.append(moved[name.removeprefix(CARRIED)[1:-1]])
             elif name == "physics" and self.estimate is not None:
                 out.append(self.estimate(frames_hat[:, 0]))
             else:
