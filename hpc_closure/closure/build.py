@@ -3,9 +3,10 @@
 from typing import Any
 
 from hpc_closure.closure.composed import ComposedModel
+from hpc_closure.closure.functional import FunctionalModel
 from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.closure.published import PublishedModel
-from hpc_closure.experiment.models import resolve
+from hpc_closure.experiment.models import FUNCTIONAL, resolve
 
 __all__ = ["build"]
 
@@ -19,7 +20,7 @@ def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel
         length: side of the periodic square.
     """
     config = resolve(model)
-    chosen = PublishedModel if config["preset"] == "published" else ComposedModel
-    built = chosen(config, grid, length)
+    kinds = {"published": PublishedModel, **dict.fromkeys(FUNCTIONAL, FunctionalModel)}
+    built = kinds.get(config["preset"], ComposedModel)(config, grid, length)
     built.num_parameters()  # refuses complex ones
     return built

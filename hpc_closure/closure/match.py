@@ -6,6 +6,7 @@ from typing import Any
 
 from hpc_closure.closure.header import read_header, shipped
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.models import FUNCTIONAL
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.resolution import smallest_grid
 from hpc_closure.work.session import check_recipe
@@ -22,7 +23,7 @@ def is_made_by(path: Path, experiment: Experiment) -> bool:
 
 def has_mean_gp(config: Mapping[str, Any]) -> bool:
     """Whether models of a configuration have a mean and a Gaussian law beside the generator."""
-    return config["preset"] != "published"
+    return config["preset"] not in ("published", *FUNCTIONAL)
 
 
 def check_model(experiment: Experiment) -> None:

@@ -33,6 +33,18 @@ def reduced_problem(problem: Problem, grid: int, kind: str) -> Problem:
     return problem.replace(grid=grid, noise={"kind": "none"})
 
 
+def advance_with(simulation: Simulation, kind: str, steps: int, tendency_hat: torch.Tensor) -> None:
+    """Advance the reduced solver by ``steps`` under a closure (B, ...) that is held.
+
+    The subgrid target is the defect of the reduced map, so it is added after that map.
+    """
+    if kind in REMOVABLE:
+        simulation.advance(steps, tendency_hat=tendency_hat)
+    else:
+        simulation.advance(steps)
+        simulation.state.add_(tendency_hat, alpha=steps * simulation.problem.dt)
+
+
 def quoted(closure, kind: str):
     """The closure as the published tables quote it: G = 2 U for diffusion, U otherwise."""
     return QUOTED_FACTOR[kind] * closure

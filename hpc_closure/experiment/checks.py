@@ -1,6 +1,6 @@
 """What must hold between the sections of an experiment; each breach is one clear line."""
 
-from hpc_closure.experiment.models import resolve
+from hpc_closure.experiment.models import FUNCTIONAL, resolve
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.resolution import retained_modes, smallest_grid
 
@@ -192,6 +192,8 @@ def _check_model(experiment) -> None:
             )
     given = model.model_dump(exclude_none=True)
     config = resolve(given)
+    if model.preset in FUNCTIONAL:
+        return _check_functional(model)
     if model.preset == "published":
         return
     if conditions.previous:
@@ -217,6 +219,17 @@ def _check_model(experiment) -> None:
                 raise ValueError(
                     f"{stage}.sampler: model.residual=crps has one evaluation and no method"
                 )
+
+
+def _check_functional(model) -> None:
+    """An eddy viscosity reads the state and nothing else."""
+    conditions = model.conditions
+    for key, none in (("history", 0), ("previous", 0), ("physics", False), ("sensors", "none")):
+        if getattr(conditions, key) != none:
+            raise ValueError(
+                f"model.preset={model.preset} reads the resolved state alone: set "
+                f"model.conditions.{key} to {none}"
+            )
 
 
 def check_previous(experiment, number: int) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["PRESETS", "resolve"]
+__all__ = ["FUNCTIONAL", "PRESETS", "resolve"]
 
 DEFAULT: dict[str, Any] = {
     "preset": "default",
@@ -38,6 +38,17 @@ PUBLISHED: dict[str, Any] = {
     "form": "fft",
 }
 
+# eddy viscosities, and their constants: None = tuned
+FUNCTIONAL = ("smagorinsky", "leith", "dynamic_smagorinsky", "dynamic_leith", "jansen_held")
+BARE = {"sensors": "none", "history": 0, "physics": False}
+
+
+def _functional(name: str) -> dict[str, Any]:
+    tuned = () if name.startswith("dynamic_") else ("constant",)
+    open_ = (*tuned, "returned") if name == "jansen_held" else tuned
+    return {"preset": name, "conditions": BARE, **dict.fromkeys(open_)}
+
+
 # the method alone: nothing is granted, nothing is judged away
 ALONE = {"mean": [], "amplitude": "none", "sensors": "learned", "gate": "off"}
 CLOSED = {"mean": ["regression"], "amplitude": "none", "residual": "gaussian"}
@@ -47,6 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "one_pass": {**DEFAULT, "preset": "one_pass", "residual": "crps", "evaluations": 1},
     "gaussian": {**DEFAULT, "preset": "gaussian", **CLOSED},
     "published": PUBLISHED,
+    **{name: _functional(name) for name in FUNCTIONAL},
 }
 CHOICES = {
     "amplitude": ("fno", "none"),

@@ -207,11 +207,22 @@ def _switch(value: Any) -> Any:
 class Model(Section):
     """Parts in a row, U = m(V) + D(V) q; what is none here is as the preset has it."""
 
-    preset: Literal["default", "fno_score", "one_pass", "gaussian", "published"] = Field(
+    preset: Literal[
+        "default",
+        "fno_score",
+        "one_pass",
+        "gaussian",
+        "published",
+        "smagorinsky",
+        "leith",
+        "dynamic_smagorinsky",
+        "dynamic_leith",
+        "jansen_held",
+    ] = Field(
         "default",
         description="default: all parts, gated; fno_score: the score network alone, with learned "
         "sensors; one_pass: a generator trained by CRPS; gaussian: closed forms only; "
-        "published: the network of Dong, Chen, Wu 2025",
+        "published: the network of Dong, Chen, Wu 2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
     mean: Literal["none"] | tuple[Literal["regression", "fno"], ...] | None = Field(
@@ -256,6 +267,12 @@ class Model(Section):
     )
     form: Literal["auto", "fft", "matrix"] | None = Field(
         None, description="how spectral convolutions are computed"
+    )
+    constant: NonNegative | None = Field(
+        None, description="eddy viscosities: c; none = tuned in coupled runs"
+    )
+    returned: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="jansen_held: share of the energy that is given back; none = tuned"
     )
     upscaling: Literal["interp", "conv"] | None = Field(
         None, description="published: how sensors are carried to the grid"

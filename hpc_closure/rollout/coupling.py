@@ -34,7 +34,7 @@ from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.interface import Request
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import Sensors, observe
-from hpc_closure.closure.targets import Target, reduced_problem
+from hpc_closure.closure.targets import Target, advance_with, reduced_problem
 from hpc_closure.experiment.checks import FINER
 from hpc_closure.experiment.schema import Rollout
 from hpc_closure.spectral.grid import resize
@@ -216,13 +216,7 @@ class CoupledRun:
 
     def _advance_closed(self, name: str, tendency: torch.Tensor) -> None:
         """Advance a run of the reduced solver with a closure by one interval."""
-        run = self.simulations[name]
-        if self.exact:
-            run.advance(self.interval, tendency_hat=tendency)
-        else:
-            # the subgrid target is the defect of the reduced map, so it is added after the map
-            run.advance(self.interval)
-            run.state.add_(tendency, alpha=self.interval * run.problem.dt)
+        advance_with(self.simulations[name], self.coupling.kind, self.interval, tendency)
 
     def _exact_hat(self, sensors: Sensors | None) -> torch.Tensor | None:
         """Draws of the exact law given the sensors, for the oracle; None without them."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hpc_closure.closure.match import is_made_by
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.models import FUNCTIONAL
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, launch, log
 from hpc_closure.work.options import Options
@@ -41,6 +42,8 @@ def fit(experiment: Experiment, session: Session) -> None:
     from hpc_closure.train import processes, trainer
 
     section = experiment.train
+    if experiment.model.preset in FUNCTIONAL:
+        return tune(experiment, session)
     joined = processes.join(session.device, session.world.bcast)
     store = DataSet(session.run.data)
     data = trainer.TrainData(*samples(experiment, store))
@@ -61,6 +64,24 @@ def fit(experiment: Experiment, session: Session) -> None:
         trainer.fit(model, data, plan, export, processes=joined, stop=session.stop)
     finally:
         processes.leave()
+        store.close()
+
+
+def tune(experiment: Experiment, session: Session) -> None:
+    """Choose the constants of a functional closure, on the first process, and export it."""
+    from hpc_closure.closure import artifact
+    from hpc_closure.data.reader import DataSet
+    from hpc_closure.train import tuning
+
+    if not session.world.root:
+        return
+    store = DataSet(session.run.data)
+    try:
+        model = build_model(experiment)
+        log.get().info(tuning.tune(model, experiment, store))
+        target = target_of(experiment)
+        artifact.save(model, session.run.model, target=target, provenance=session.record)
+    finally:
         store.close()
 
 

@@ -1,0 +1,87 @@
+"""Constants of eddy viscosities: tuned in coupled runs, and found where one is true."""
+
+import numpy as np
+import pytest
+import torch
+from closure_case import states_of
+
+from hpc_closure.closure.build import build
+from hpc_closure.closure.functional import CONSTANTS, candidates
+from hpc_closure.closure.targets import advance_with, reduced_problem
+from hpc_closure.experiment import reading
+from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.train.tuning import tune
+
+TRUE = CONSTANTS[6]
+SETTINGS = """
+base: subgrid_backscatter_quick
+generate: {grid: 64, members: 8, dt: 4e-3, t_end: 46, record: {grid: 32, start: 45.0}}
+model: {preset: smagorinsky, conditions: {previous: 0}}
+train: {split: [0.25, 0.5, 0.25]}
+replicas: {members: 0}
+rollout: {cases: 1, last_closures: own, t_end: 46}
+evaluate: {lead_times: [1]}
+"""
+
+
+class Trajectories:
+    """What the reduced solver makes with a Smagorinsky closure of a known constant."""
+
+    members, calls = range(4), 10
+
+    def __init__(self, experiment):
+        problem = reduced_problem(experiment.problem, 32, "subgrid")
+        simulation = Simulation(problem, self.members, 0)
+        start = 4 * simulation.transform.to_spectral(states_of(4))
+        simulation.load_state(0, start)
+        model = build({"preset": "smagorinsky"}, 32)
+        fields = [simulation.transform.to_physical(start)]
+        for _ in range(self.calls):
+            state = resize(simulation.state, model.band.modes)
+            tendency = resize(model.tendency(state, [TRUE]), simulation.grid.modes)
+            advance_with(simulation, "subgrid", experiment.rollout.interval, tendency)
+            fields.append(simulation.transform.to_physical(simulation.state))
+        self.fields = torch.stack(fields, 1).numpy()
+        self.times = experiment.rollout.t_start + 0.1 * np.arange(self.calls + 1)
+
+    def split(self, shares):
+        return {"valid": list(self.members)}
+
+    def time_index(self, time):
+        return int(np.argmin(np.abs(self.times - time)))
+
+    def read(self, member, index, field, grid):
+        return self.fields[member, index]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tuning") / "case.yaml"
+    path.write_text(SETTINGS)
+    experiment = reading.load(path)
+    return experiment, Trajectories(experiment)
+
+
+def test_the_true_constant_is_found(case):
+    experiment, store = case
+    model = build({"preset": "smagorinsky"}, 32)
+    told = tune(model, experiment, store)
+    assert model.constants == (TRUE,)
+    assert f"constants {TRUE:g}: error 0.000 of the bare solver's" in told
+
+
+def test_another_law_is_worse(case):
+    experiment, store = case
+    errors = {}
+    for kind in ("leith", "jansen_held"):
+        model = build({"preset": kind}, 32)
+        errors[kind] = float(tune(model, experiment, store).split("error ")[1].split()[0])
+    assert 0.02 < errors["leith"] < 1 and 0.02 < errors["jansen_held"] < 1
+
+
+def test_a_given_constant_stays():
+    assert candidates({"preset": "leith", "constant": 0.25}) == [(0.25,)]
+    assert candidates({"preset": "dynamic_leith"}) == [()]
+    both = candidates({"preset": "jansen_held", "constant": None, "returned": 0.9})
+    assert len(both) == len(CONSTANTS) and {share for _, share in both} == {0.9}
