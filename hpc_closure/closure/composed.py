@@ -218,6 +218,11 @@ class ComposedModel(ClosureModel):
         return physics_estimate(w_hat, self.band, **(self.granted or {}))
 
     @property
+    def has_networks(self) -> bool:
+        """Whether anything reads the condition channels."""
+        return bool(self.mean or self.amplitude) or isinstance(self.residual, Generator)
+
+    @property
     def score_active(self) -> bool:
         """Whether a generator acts (it is not evaluated otherwise)."""
         if not isinstance(self.residual, Generator):
@@ -335,7 +340,10 @@ class ComposedModel(ClosureModel):
         s = self.statistics
         state_hat, mean_hat = frames_hat[:, 0], self.library(frames_hat)
         summary = self._summary(state_hat)
-        encoding = Encoding(state_hat, mean_hat, self.features(frames_hat), summary)
+        features = summary.new_zeros(len(state_hat), 0, 1, 1)
+        if self.has_networks:
+            features = self.features(frames_hat)
+        encoding = Encoding(state_hat, mean_hat, features, summary)
         gain = self._modes_of(s.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
             correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)

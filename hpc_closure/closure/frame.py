@@ -20,7 +20,8 @@ class Encoding:
     Attributes:
         state_hat: (B, ...) spectrum of the state in the model's band.
         mean_hat: (B, ...) spectrum of m(V) in the model's band.
-        features: (B, C, g, g) condition channels on the generator's grid.
+        features: (B, C, g, g) condition channels on the generator's grid; (B, 0, 1, 1) for a model
+            without networks.
         summary: (B, 51) numbers of the state (:meth:`Band.summary`), normalised; (B, 0) for a
             model without networks.
         log_amplitude: (B, g, g) log D, or None where D = 1.
