@@ -7,7 +7,7 @@ import torch
 
 from hpc_closure.closure import draws, regression
 from hpc_closure.closure.band import band
-from hpc_closure.closure.features import feature_spectra
+from hpc_closure.closure.features import carried, feature_spectra
 from hpc_closure.closure.regression import Library, term_names
 
 B = band(10)
@@ -143,3 +143,22 @@ def test_names():
     assert len(term_names("quadratic", history=2)) == 5 + 2 + 15
     assert term_names("none") == []
     assert math.comb(6, 2) == 15
+
+
+def test_every_previous_closure_is_a_term_and_so_is_its_advection():
+    """U = .6 U[-1] - .3 U[-3] + 2 (-u.grad U[-2]) + noise: these and no others, with their values."""
+    count, w_hat = 400, states(400)
+    last = torch.stack([noise(3 * count, 1.0)[i * count : (i + 1) * count] for i in range(3)], 1)
+    moved = carried(w_hat, last, B)
+    target = 0.6 * last[:, 0] - 0.3 * last[:, 2] + 2 * moved[:, 1] + noise(4 * count, 0.02)[-count:]
+    library = Library(B, "linear", previous=3)
+    frames = torch.cat([w_hat[:, None], last], 1)
+    assert library.fit([(frames, target)]) == ["U[-1]", "U[-3]", "u.grad U[-2]"]
+    for name, value in (("U[-1]", 0.6), ("U[-3]", -0.3), ("u.grad U[-2]", 2.0)):
+        found = library.coefficients[library.names.index(name)]
+        assert torch.allclose(found, torch.full_like(found, value), atol=0.02)
+    # by hand: the flow of the state carries the closure
+    u, v = B.to_physical(feature_spectra(w_hat, B)[:, :2], 32).unbind(1)
+    slope = [B.to_physical(1j * B.on(k, w_hat.device, w_hat.real.dtype) * last[:, 1], 32)
+             for k in ("kx", "ky")]  # fmt: skip
+    assert torch.allclose(moved[:, 1], -B.to_spectral(u * slope[0] + v * slope[1]), atol=1e-12)
