@@ -11,6 +11,7 @@ from hpc_closure.closure.band import band
 from hpc_closure.closure.build import build
 from hpc_closure.closure.features import physics_estimate
 from hpc_closure.closure.interface import Request
+from hpc_closure.closure.mean import FARTHEST
 from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.experiment.models import FUNCTIONAL, PRESETS
 from hpc_closure.spectral.grid import resize
@@ -204,6 +205,43 @@ def test_generator_with_sensors_keeps_exact_values(diffusion):
         )
         seen = out[:, ::8, ::8].reshape(3, -1)
         assert (seen - sensors.values).abs().max() < 1e-4 * float(truth.std())
+
+
+def with_a_network(law, kind):
+    """A model whose mean has a network of random weights, and nothing else that is learned."""
+    torch.manual_seed(0)
+    config = {"mean": ["regression", kind], "amplitude": "none", "residual": "gaussian"}
+    model = build({**SMALL, **config}, law.grid.size)
+    model.begin("mean", batches_of(law, 200))
+    torch.nn.init.normal_(model.mean.network.head.weight)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["fno", "cnn"])
+def test_the_networks_of_the_mean_are_bounded(diffusion, kind):
+    """States that have left the range of the training are answered by no more than FARTHEST."""
+    model, white = with_a_network(diffusion[0], kind), {}
+    for times in (1.0, 1e6):
+        encoding = model.encode(model.frames(times * states_of(4)))
+        spectra = model.mean(model.frame, encoding) / (2 * model.frame.kept.modes + 1)
+        white[times] = model.frame.kept.to_physical(spectra, model.frame.size)
+    assert white[1.0].abs().max() > 0.1
+    assert white[1e6].isfinite().all()
+    # root mean square: a cut to the band overshoots, but adds no power
+    assert white[1e6].square().mean((-2, -1)).sqrt().max() < 1.001 * FARTHEST
+
+
+def test_a_convolutional_mean_knows_no_place(diffusion):
+    model = with_a_network(diffusion[0], "cnn")
+    step = model.grid // model.frame.size
+    states = states_of(2)
+
+    def answer(fields):
+        spectra = model.mean(model.frame, model.encode(model.frames(fields)))
+        return model.frame.kept.to_physical(spectra, model.frame.size)
+
+    moved = answer(states.roll(3 * step, -1))
+    assert torch.allclose(moved, answer(states).roll(3, -1), atol=1e-3)
 
 
 def test_history_is_a_condition(diffusion):

@@ -181,24 +181,26 @@ def error_of_the_mean(model, mean_hat, truth, variance):
 
 
 @pytest.mark.parametrize(
-    "mean, steps, left",
-    [(one_way_kernel, 150, 0.15), (cubic_drag, 300, 0.15)],
-    ids=["kernel", "cubic"],
+    "mean, kind, steps, left",
+    [
+        (one_way_kernel, "fno", 150, 0.15),
+        (cubic_drag, "fno", 300, 0.15),
+        (cubic_drag, "cnn", 400, 0.25),
+    ],
+    ids=["kernel", "cubic", "local"],
 )
-def test_a_mean_outside_the_regression_is_learned(mean, steps, left):
+def test_a_mean_outside_the_regression_is_learned(mean, kind, steps, left):
     known = outside(mean, GRID)
     known.seed = SEED
     layers = 2 if mean is cubic_drag else 1
-    model = learned(
-        known, samples=800, steps=steps, mean=["regression", "fno"], mean_layers=layers
-    )
+    model = learned(known, samples=800, steps=steps, mean=["regression", kind], mean_layers=layers)
     states = known.states("test", 100)
     truth, frames = known.law.mean(states), model.frames(states)
     closed, both = (
         error_of_the_mean(model, hat, truth, known.law.variance)
         for hat in (model.library(frames), model.encode(frames).mean_hat)
     )
-    assert acting(model) == ["mean: fno"]
+    assert acting(model) == [f"mean: {kind}"]
     assert closed > 1.0  # the regression alone leaves more than the noise
     assert both < left * closed
 

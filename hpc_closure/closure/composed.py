@@ -2,9 +2,9 @@ r"""A closure model as parts in a row, each chosen in the experiment.
 
 .. math:: U = m(V) + D(V)\,q, \qquad q \sim p(q\,|\,V, y)
 
-* mean m: a regression on generic terms (:mod:`regression`), a Fourier neural operator for what it
-  leaves (:mod:`mean`), both or neither;
-* amplitude D: a field that such an operator gives, or 1;
+* mean m: a regression on generic terms (:mod:`regression`), a network for what it leaves
+  (:mod:`mean`), both or neither;
+* amplitude D: a field that such a network gives, or 1;
 * base law: q is N(0, Q) with the spectrum and the memory of the residual (:mod:`law`,
   :mod:`residual_memory`); alone it is the baseline ``mean_gp``;
 * sensors: kriged under the base law, or learned (:mod:`conditioning`);
@@ -46,7 +46,7 @@ from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.losses import crps, energy_score
-from hpc_closure.closure.mean import FourierAmplitude, FourierMean
+from hpc_closure.closure.mean import NetworkAmplitude, NetworkMean
 from hpc_closure.closure.network import LARGEST
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.posterior import Posterior
@@ -63,17 +63,19 @@ from hpc_closure.closure.residual import (
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags, knot_spacing, position
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
+from hpc_closure.experiment.models import NETWORKS
 from hpc_closure.spectral.grid import hermitian, resize
 
 __all__ = ["ComposedModel"]
 
 CHECK_SEED = 20240807
 BEYOND = 6.0  # standard deviations at which a state's numbers are held
+FAR = 10.0  # root mean squares at which a condition channel is held
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # of the mean's weights: every target is one draw about it, which they would learn by heart, and a
 # coupled run amplifies slopes that are not there (the amplitude, which it made worse, has none)
-DECAY = 3.0
+DECAY = {"fno": 3.0, "cnn": 0.3}
 MEAN_GP = "mean_gp"
 SPREAD = 0.15  # steps in which the spread of a score is learned again, over the others'
 
@@ -98,10 +100,11 @@ class ComposedModel(ClosureModel):
         channels = len(FEATURES) + bool(self.granted) + self.history + 4
         channels += 2 * self.previous
         self.mean, self.amplitude = None, None
-        if "fno" in config["mean"]:
-            self.mean = FourierMean(channels, config)
-        if config["amplitude"] == "fno":
-            self.amplitude = FourierAmplitude(channels, config)
+        for kind in config["mean"]:
+            if kind in NETWORKS:
+                self.mean = NetworkMean(kind, channels, config)
+        if config["amplitude"] in NETWORKS:
+            self.amplitude = NetworkAmplitude(config["amplitude"], channels, config)
         self.kriged = Kriged()
         self.conditioning: Conditioning = self.kriged
         if config["sensors"] == "learned":
@@ -170,7 +173,9 @@ class ComposedModel(ClosureModel):
         ]
 
     def weight_decay(self, name: str) -> float:
-        return DECAY if name.startswith("mean.") else 0.0
+        if not name.startswith("mean."):
+            return 0.0
+        return next(DECAY[kind] for kind in self.config["mean"] if kind in DECAY)
 
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
         if self.phase == "mean" and self.parameters_of("mean"):
@@ -249,10 +254,12 @@ class ComposedModel(ClosureModel):
             terms = ", ".join(self.library.active)
             out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
         if self.mean is not None:
-            out.append(self._trained("mean: fno", s.mean_gain, s.mean_members))
+            kind = next(kind for kind in config["mean"] if kind in NETWORKS)
+            out.append(self._trained(f"mean: {kind}", s.mean_gain, s.mean_members))
         if self.amplitude is not None:
             gain = torch.tensor([self.amplitude_share])
-            out.append(self._trained("amplitude: fno", gain, s.amplitude_members))
+            name = f"amplitude: {config['amplitude']}"
+            out.append(self._trained(name, gain, s.amplitude_members))
         out.append(PartReport("Gaussian process", False, True))
         if self.sensors_allowed != "none":
             learned = config["sensors"] == "learned"
@@ -281,7 +288,7 @@ class ComposedModel(ClosureModel):
         small = copy.copy(self)
         small._modules = dict(self._modules)
         if self.mean is not None and not gains["mean"]:
-            config["mean"] = [name for name in config["mean"] if name != "fno"]
+            config["mean"] = [name for name in config["mean"] if name not in NETWORKS]
             small.mean = None
         if self.amplitude is not None and not gains["amplitude"]:
             config["amplitude"] = "none"
@@ -378,6 +385,7 @@ class ComposedModel(ClosureModel):
         scale = self.statistics.features_rms.to(frames_hat.real)
         size = self.frame.size
         fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).float()
+        fields = fields.clamp(-FAR, FAR)
         places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
         return torch.cat([fields, places], dim=1)
 

@@ -1,7 +1,8 @@
 r"""The trained parts that a state alone decides: the mean's correction and the amplitude.
 
-Both are a Fourier neural operator on the generator's grid. What a regression of the mean leaves is
-their target; they are fitted on members of ``fit`` and act as far as the gate lets them.
+Both are a network on the generator's grid, a Fourier neural operator or a convolutional one. What a
+regression of the mean leaves is their target; they are fitted on members of ``fit`` and act as far
+as the gate lets them. What they give is bounded, whatever they are shown.
 """
 
 import math
@@ -12,28 +13,48 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.frame import Encoding, Frame
 from hpc_closure.closure.losses import gaussian_likelihood, spectral_square
-from hpc_closure.closure.network import LARGEST, LOW, SUMMARY, FieldNetwork, perceptron
+from hpc_closure.closure.network import (
+    LARGEST,
+    LOW,
+    SUMMARY,
+    FieldNetwork,
+    LocalNetwork,
+    perceptron,
+)
 
-__all__ = ["FourierAmplitude", "FourierMean"]
+__all__ = ["NetworkAmplitude", "NetworkMean"]
+
+FARTHEST = 10.0  # standard deviations of the residual that a correction has at most
 
 
-def _sizes(config: dict[str, Any]) -> tuple[int, int, int, str]:
-    return config["width"], config["modes"], config["mean_layers"], config["form"]
+def _network(kind: str, channels: int, config: dict[str, Any]) -> nn.Module:
+    width, layers = config["width"], config["mean_layers"]
+    if kind == "cnn":
+        return LocalNetwork(channels, width, layers)
+    return FieldNetwork(channels, width, config["modes"], layers, config["form"])
 
 
-class FourierMean(nn.Module):
-    """A correction of the mean, in units in which the regression's residual is white."""
+class NetworkMean(nn.Module):
+    """A correction of the mean, in units in which the regression's residual is white.
 
-    def __init__(self, channels: int, config: dict[str, Any]):
+    Args:
+        kind: ``fno``, or ``cnn``.
+        channels: of the conditions.
+        config: of the model.
+    """
+
+    def __init__(self, kind: str, channels: int, config: dict[str, Any]):
         super().__init__()
-        self.network = FieldNetwork(channels, *_sizes(config))
-        self.low = perceptron(SUMMARY, LARGEST, LOW)
+        self.network = _network(kind, channels, config)
+        self.low = perceptron(SUMMARY, LARGEST, LOW) if kind == "fno" else None
 
     def forward(self, frame: Frame, encoding: Encoding) -> Tensor:
         """Whitened spectra (B, ...) in the residual band."""
-        out = self.network(encoding.features, encoding.summary)
+        out = self.network(encoding.features, encoding.summary).clamp(-FARTHEST, FARTHEST)
         # from fields of unit variance: weights need not grow to be seen
         fields = frame.kept.to_spectral(out) * (2 * frame.kept.modes + 1)
+        if self.low is None:
+            return fields
         return fields + frame.kept.place_largest(self.low(encoding.summary))
 
     def correction(self, frame: Frame, white_hat: Tensor) -> Tensor:
@@ -46,12 +67,12 @@ class FourierMean(nn.Module):
         return spectral_square(frame.kept, error, frame.first.modes("importance", error))
 
 
-class FourierAmplitude(nn.Module):
-    """log D, bounded to a factor of 20."""
+class NetworkAmplitude(nn.Module):
+    """log D, bounded to a factor of 20; arguments as of :class:`NetworkMean`."""
 
-    def __init__(self, channels: int, config: dict[str, Any]):
+    def __init__(self, kind: str, channels: int, config: dict[str, Any]):
         super().__init__()
-        self.network = FieldNetwork(channels, *_sizes(config))
+        self.network = _network(kind, channels, config)
 
     def forward(self, encoding: Encoding) -> Tensor:
         """(B, g, g)."""

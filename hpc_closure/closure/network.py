@@ -1,4 +1,4 @@
-r"""The networks of a closure model, Fourier neural operators with product paths.
+r"""The networks of a closure model: Fourier neural operators with product paths, convolutions.
 
 A block adds to its input
 
@@ -16,16 +16,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import conv2d, gelu, pad
 
 from hpc_closure.closure.fno import Pointwise, SpectralConv2d
 
-__all__ = ["Encoded", "FieldNetwork", "ScoreNetwork"]
+__all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
 
 LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 SUMMARY = 2 * LARGEST + 1  # of a state: those, the same over its rms, log rms
 HARMONICS = 8  # of the noise level's angle
 NOISY = 2 * HARMONICS + LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state
+PLACES = 4  # condition channels that tell the place
 LOW = 128  # hidden numbers of what answers for the largest modes
 
 
@@ -133,6 +134,46 @@ class FieldNetwork(nn.Module):
         x = self.lift(conditions)
         for block, (shift, gate) in zip(self.blocks, self.modulation(summary)):
             x = block(x, shift, gate)
+        return self.head(x)[:, 0]
+
+
+class Convolution(nn.Module):
+    """3 x 3 convolution on a periodic square: (B, in, n, n) -> (B, out, n, n)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        scale = 1 / math.sqrt(9 * in_channels)
+        self.weight = nn.Parameter(scale * torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(pad(x, (1, 1, 1, 1), mode="circular"), self.weight, self.bias)
+
+
+class LocalNetwork(nn.Module):
+    """As :class:`FieldNetwork`, of what neighbours decide, the same at every place.
+
+    Closures that a resolved scale or two decide need few weights for it, and few samples.
+
+    Args:
+        channels: of the conditions; the last PLACES of them, which tell the place, are not read.
+        width: channels inside.
+        layers: convolutions before the last one.
+    """
+
+    def __init__(self, channels: int, width: int, layers: int):
+        super().__init__()
+        self.read = channels - PLACES
+        sizes = [self.read, *[width] * layers]
+        self.layers = nn.ModuleList(map(Convolution, sizes[:-1], sizes[1:]))
+        self.head = Convolution(width, 1)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:
+        """(B, C, n, n) fields, and numbers that are not read, to (B, n, n)."""
+        x = conditions[:, : self.read]
+        for layer in self.layers:
+            x = gelu(layer(x))
         return self.head(x)[:, 0]
 
 

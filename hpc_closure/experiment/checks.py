@@ -1,6 +1,6 @@
 """What must hold between the sections of an experiment; each breach is one clear line."""
 
-from hpc_closure.experiment.models import FUNCTIONAL, resolve
+from hpc_closure.experiment.models import FUNCTIONAL, NETWORKS, resolve
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.resolution import retained_modes, smallest_grid
 
@@ -198,14 +198,15 @@ def _check_model(experiment) -> None:
         return
     if conditions.previous:
         check_previous(experiment, conditions.previous)
-    residual, networks = config["residual"], "fno" in (*config["mean"], config["amplitude"])
+    residual = config["residual"]
+    networks = set(NETWORKS) & {*config["mean"], config["amplitude"]}
     for key, used in (
         ("schedule", residual == "score"),
         ("evaluations", residual == "score"),
         ("layers", residual != "gaussian"),
         ("base_noise", residual != "gaussian"),
         ("library", "regression" in config["mean"]),
-        ("mean_layers", networks),
+        ("mean_layers", bool(networks)),
     ):
         if key in given and not used:
             raise ValueError(

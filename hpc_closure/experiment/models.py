@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["FUNCTIONAL", "PRESETS", "resolve"]
+__all__ = ["FUNCTIONAL", "NETWORKS", "PRESETS", "resolve"]
 
 DEFAULT: dict[str, Any] = {
     "preset": "default",
@@ -61,14 +61,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     **{name: _functional(name) for name in FUNCTIONAL},
 }
 CHOICES = {
-    "amplitude": ("fno", "none"),
+    "amplitude": ("fno", "cnn", "none"),
     "residual": ("score", "crps", "gaussian"),
     "sensors": ("kriging", "learned"),
     "gate": ("on", "off"),
     "base_noise": ("matched", "white"),
     "library": ("none", "linear", "quadratic"),
 }
-MEANS = ("regression", "fno")
+NETWORKS = ("fno", "cnn")  # of the mean and of the amplitude
+MEANS = ("regression", *NETWORKS)
 
 
 def resolve(model: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +104,8 @@ def _check_parts(config: dict[str, Any]) -> None:
     for name in config["mean"]:
         if name not in MEANS:
             raise ValueError(f"model.mean={config['mean']}: expected {', '.join(MEANS)} or none")
+    if len(set(config["mean"]) & set(NETWORKS)) > 1:
+        raise ValueError(f"model.mean={config['mean']}: one network, fno or cnn")
     for key, known in CHOICES.items():
         if config[key] not in known:
             raise ValueError(f"model.{key}={config[key]!r}, expected one of {', '.join(known)}")

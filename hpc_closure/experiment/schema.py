@@ -225,13 +225,17 @@ class Model(Section):
         "published: the network of Dong, Chen, Wu 2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
-    mean: Literal["none"] | tuple[Literal["regression", "fno"], ...] | None = Field(
-        None, description="m: a regression, a Fourier neural operator for what it leaves, or none"
+    mean: Literal["none"] | tuple[Literal["regression", "fno", "cnn"], ...] | None = Field(
+        None,
+        description="m: a regression, and a network for what it leaves: fno, a Fourier neural "
+        "operator, or cnn, 3 x 3 convolutions; or none",
     )
     library: Literal["none", "linear", "quadratic"] | None = Field(
         None, description="terms of the regression"
     )
-    amplitude: Literal["fno", "none"] | None = Field(None, description="D: learned, or 1")
+    amplitude: Literal["fno", "cnn", "none"] | None = Field(
+        None, description="D: learned by such a network, or 1"
+    )
     residual: Literal["score", "crps", "gaussian"] | None = Field(
         None, description="how q is drawn: by a score, in one pass, from its Gaussian law"
     )
