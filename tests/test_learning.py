@@ -292,6 +292,27 @@ def test_what_is_left_of_the_last_closure_is_not_drawn_anew(previous):
     assert correlation == pytest.approx(CARRIED, abs=0.08)
 
 
+def test_a_closure_that_is_read_again_stays_within_what_the_training_saw():
+    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 1}}
+    model = build(config, GRID)
+    batches = with_previous(60, 6, 1)
+    for phase in model.phases:
+        model.begin(phase.name, batches)
+    b, request = model.band, Request(batches[0]["state"], range(60), 3)
+    seen = [b.grid.shell_sum(b.to_spectral(one["target"].double()).abs().square()) for one in batches]
+    largest = torch.cat(seen).amax(0)
+
+    def shells(times):
+        last = replace(request, previous=times * batches[0]["previous"])
+        drawn = model.sample_batch(last).double()
+        return b.grid.shell_sum(b.to_spectral(drawn).abs().square())
+
+    assert (shells(50.0) < 1.001 * largest + 1e-12).all()
+    assert model.brought_back == 60
+    free = shells(1.0)
+    assert model.brought_back < 60 + 20 and (free < largest).double().mean() > 0.9
+
+
 def test_the_networks_see_the_last_closures():
     """And what the flow makes of the last one, each about one in size."""
     config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 2}}

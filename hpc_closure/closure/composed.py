@@ -409,6 +409,7 @@ class ComposedModel(ClosureModel):
         state = torch.zeros(len(b.group_k2), dtype=torch.float64)
         spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
         total = torch.zeros(len(b.group_k2), dtype=torch.float64)
+        largest = torch.zeros(b.grid.num_shells, dtype=torch.float64)
         num, summary = 0, []
         for frames_hat, target_hat, _ in self.snapshots(reader):
             summary.append(b.summary(frames_hat[:, 0]).cpu())
@@ -418,6 +419,8 @@ class ComposedModel(ClosureModel):
             residual = target_hat - self.library(frames_hat)
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
+            shells = b.grid.shell_sum(target_hat.abs().square()).cpu()
+            largest = torch.maximum(largest, shells.amax(0))
             num += len(target_hat)
         rms, numbers, variance = (power / num).sqrt(), torch.cat(summary), spectrum / num
         smallest = torch.full_like(numbers[0], 1e-6)
@@ -438,6 +441,7 @@ class ComposedModel(ClosureModel):
                 summary_std=torch.maximum(numbers.std(0), smallest),
                 state_spectrum=kept.by_group(state_modes) / kept.group_size if reads else None,
                 target_rms=float((total.sum() / num).sqrt()),
+                target_largest=largest if self.previous else None,
                 first_spectrum=kept.by_group(per_mode) / kept.group_size,
                 first_tail=tail,
                 first_snapshots=float(num),
@@ -781,7 +785,22 @@ class ComposedModel(ClosureModel):
         if observed is not None and observed.mean is not None:
             q_hat = q_hat + scale * observed.mean
         q_hat = q_hat.to(encoding.mean_hat.dtype)
-        return encoding.mean_hat + frame.amplify(q_hat, encoding.log_amplitude)
+        drawn = encoding.mean_hat + frame.amplify(q_hat, encoding.log_amplitude)
+        return self._within_range(drawn)
+
+    def _within_range(self, u_hat: Tensor) -> Tensor:
+        """Closures (B, ...) whose shells are no larger than any that the training has seen.
+
+        A draw that is read again at the next call must not run away; ``brought_back`` counts those
+        that were made smaller.
+        """
+        largest = self.statistics.target_largest
+        if largest is None:
+            return u_hat
+        shell = self.band.grid.shell_sum(u_hat.abs().square())
+        factor = (largest.to(shell) / shell.clamp(min=1e-300)).sqrt().clamp(max=1.0)
+        self.brought_back += int((factor < 1).any(-1).sum())
+        return u_hat * factor[:, self.band.grid.shell()].to(u_hat.real)
 
     def generate(
         self,

@@ -89,6 +89,7 @@ class ClosureModel(nn.Module, ABC):
     """
 
     phases: Sequence[Phase]
+    brought_back = 0  # draws so far that were made smaller, to stay within the training's range
 
     def __init__(self, config: dict[str, Any], grid: int, length: float):
         super().__init__()

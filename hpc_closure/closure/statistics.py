@@ -39,6 +39,8 @@ class Statistics:
         state_spectrum: (groups,) variance per mode of the state, in the residual band; where the
             generator reads the state whitened.
         target_rms: of the closure.
+        target_largest: (shells,) largest power of a shell of one closure that the fit has seen; of
+            a model that reads closures of its own.
         first_spectrum: (groups,) variance per mode that the regression leaves.
         first_tail: variance of that beyond the residual band.
         first_snapshots: that the mean was fitted on.
@@ -59,6 +61,7 @@ class Statistics:
     summary_std: Tensor | None = None
     state_spectrum: Tensor | None = None
     target_rms: float = NOT_YET
+    target_largest: Tensor | None = None
     first_spectrum: Tensor = NOT_YET
     first_tail: float = NOT_YET
     first_snapshots: float = NOT_YET

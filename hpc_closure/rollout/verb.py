@@ -58,7 +58,13 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
 
     def run_unit(unit, claim):
         block = RolloutBlock(unit, books, session, groups.domain, closure, data)
+        before = closure.model.brought_back
         block.run(claim, experiment.cluster.checkpoint_every)
+        if back := closure.model.brought_back - before:
+            log.get().info(
+                f"rollout {unit}: {back} draws had a shell larger than any that the training saw, "
+                "and were brought back to that"
+            )
         if reason := block.hopeless():
             raise loop.Hopeless(reason)
 
