@@ -307,10 +307,10 @@ def test_a_closure_that_is_read_again_stays_within_what_the_training_saw():
         drawn = model.sample_batch(last).double()
         return b.grid.shell_sum(b.to_spectral(drawn).abs().square())
 
-    assert (shells(50.0) < 1.001 * largest + 1e-12).all()
+    assert (shells(50.0) < 1.001 * largest + 1e-8 * largest.sum()).all()
     assert model.brought_back == 60
-    free = shells(1.0)
-    assert model.brought_back < 60 + 20 and (free < largest).double().mean() > 0.9
+    assert (shells(1.0)[:, 1:] < 1.001 * largest[1:]).all()
+    assert model.brought_back < 60 + 20  # few of its own range
 
 
 def test_the_networks_see_the_last_closures():

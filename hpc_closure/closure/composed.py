@@ -70,6 +70,7 @@ __all__ = ["ComposedModel"]
 
 CHECK_SEED = 20240807
 BEYOND = 6.0  # standard deviations at which a state's numbers are held
+NOTHING = 1e-9  # of a closure's power
 FAR = 10.0  # root mean squares at which a condition channel is held
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
@@ -798,7 +799,9 @@ class ComposedModel(ClosureModel):
         if largest is None:
             return u_hat
         shell = self.band.grid.shell_sum(u_hat.abs().square())
-        factor = (largest.to(shell) / shell.clamp(min=1e-300)).sqrt().clamp(max=1.0)
+        least = NOTHING * largest.sum()  # the mean of a closure is zero but for round-off
+        factor = (largest.clamp(min=least).to(shell) / shell.clamp(min=1e-300)).sqrt()
+        factor = factor.clamp(max=1.0)
         self.brought_back += int((factor < 1).any(-1).sum())
         return u_hat * factor[:, self.band.grid.shell()].to(u_hat.real)
 
