@@ -346,11 +346,12 @@ class ComposedModel(ClosureModel):
         The trained parts as far as they have a gain.
         """
         s = self.statistics
-        state_hat, mean_hat = frames_hat[:, 0], self.library(frames_hat)
+        moved = self._moved(frames_hat) if self.has_networks else None
+        state_hat, mean_hat = frames_hat[:, 0], self.library(frames_hat, moved)
         summary = self._summary(state_hat)
         features = summary.new_zeros(len(state_hat), 0, 1, 1)
         if self.has_networks:
-            features = self.features(frames_hat)
+            features = self.features(frames_hat, moved)
         encoding = Encoding(state_hat, mean_hat, features, summary)
         gain = self._modes_of(s.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
@@ -369,20 +370,26 @@ class ComposedModel(ClosureModel):
         numbers = (self.band.summary(state_hat) - mean.to(like)) / std.to(like)
         return numbers.clamp(-BEYOND, BEYOND).float()
 
-    def feature_spectra(self, frames_hat: Tensor) -> Tensor:
+    def _moved(self, frames_hat: Tensor) -> Tensor | None:
+        """What the flow makes of the last closures, spectra (B, P, ...); None without memory."""
+        if not self.previous:
+            return None
+        return carried(frames_hat[:, 0], frames_hat[:, 1 + self.history :], self.band)
+
+    def feature_spectra(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
         """Spectra (B, F, 2K + 1, K + 1) of the features of states with what was before them."""
         w_hat = frames_hat[:, 0]
         spectra = [feature_spectra(w_hat, self.band)]
         if self.granted:
             spectra.append(self.estimate(w_hat)[:, None])
         spectra.append(frames_hat[:, 1:])
-        if self.previous:
-            spectra.append(carried(w_hat, frames_hat[:, 1 + self.history :], self.band))
+        if moved is not None:
+            spectra.append(moved)
         return torch.cat(spectra, dim=1)
 
-    def features(self, frames_hat: Tensor) -> Tensor:
+    def features(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
         """Normalised condition channels (B, C, g, g), float32, on the generator's grid."""
-        spectra = self.feature_spectra(frames_hat)
+        spectra = self.feature_spectra(frames_hat, moved)
         scale = self.statistics.features_rms.to(frames_hat.real)
         size = self.frame.size
         fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).float()
@@ -414,7 +421,8 @@ class ComposedModel(ClosureModel):
         num, summary = 0, []
         for frames_hat, target_hat, _ in self.snapshots(reader):
             summary.append(b.summary(frames_hat[:, 0]).cpu())
-            features = b.by_group(self.feature_spectra(frames_hat).abs().square())
+            spectra = self.feature_spectra(frames_hat, self._moved(frames_hat))
+            features = b.by_group(spectra.abs().square())
             power = power + features.sum((0, -1)).cpu()
             state += features[:, FEATURES.index("w")].sum(0).cpu()
             residual = target_hat - self.library(frames_hat)

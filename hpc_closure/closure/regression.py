@@ -46,6 +46,10 @@ def term_names(kind: str, history: int = 0, physics: bool = False, previous: int
     return names
 
 
+def _lag(name: str) -> int:
+    return int(name.removeprefix(CARRIED)[1:-1])
+
+
 class Library:
     """Terms and their coefficients; ``active`` are the names of the terms in use.
 
@@ -82,13 +86,17 @@ class Library:
         self.active = [name for name, use in zip(self.names, used) if use]
         self._on: dict = {}
 
-    def terms(self, frames_hat: Tensor, names: list[str]) -> Tensor:
+    def terms(
+        self, frames_hat: Tensor, names: list[str], moved: Tensor | None = None
+    ) -> Tensor:
         """Spectra (B, len(names), 2K + 1, K + 1) of terms.
 
         Args:
             frames_hat: (B, 1 + history + previous, 2K + 1, K + 1): the present state, the
                 earlier ones, the last closures.
             names: a subset of ``self.names``.
+            moved: (B, previous, 2K + 1, K + 1) what the flow makes of the last closures, where it
+                is known.
         """
         features = feature_spectra(frames_hat[:, 0], self.band)
         size = self.band.grid.size
@@ -96,10 +104,13 @@ class Library:
         fields = {
             name: self.band.to_physical(features[:, FEATURES.index(name)], size) for name in needed
         }
-        lags = [name.removeprefix(CARRIED)[1:-1] for name in names if name.startswith(CARRIED)]
-        if lags:
-            last = frames_hat[:, [self.history + int(lag) for lag in lags]]
-            moved = dict(zip(lags, carried(frames_hat[:, 0], last, self.band).unbind(1)))
+        lags = [_lag(name) for name in names if name.startswith(CARRIED)]
+        by_lag: dict[int, Tensor] = {}
+        if lags and moved is None:
+            last = frames_hat[:, [self.history + lag for lag in lags]]
+            by_lag = dict(zip(lags, carried(frames_hat[:, 0], last, self.band).unbind(1)))
+        elif moved is not None:
+            by_lag = {lag: moved[:, lag - 1] for lag in lags}
         out = []
         for name in names:
             if "*" in name:
@@ -110,14 +121,14 @@ class Library:
             elif name.startswith("U["):
                 out.append(frames_hat[:, self.history + int(name[3:-1])])
             elif name.startswith(CARRIED):
-                out.append(moved[name.removeprefix(CARRIED)[1:-1]])
+                out.append(by_lag[_lag(name)])
             elif name == "physics" and self.estimate is not None:
                 out.append(self.estimate(frames_hat[:, 0]))
             else:
                 out.append(features[:, FEATURES.index(name)])
         return torch.stack(out, dim=1)
 
-    def __call__(self, frames_hat: Tensor) -> Tensor:
+    def __call__(self, frames_hat: Tensor, moved: Tensor | None = None) -> Tensor:
         """Closed-form mean (B, 2K + 1, K + 1) of frames as :meth:`terms` has them."""
         active = self.active
         if not active:
@@ -127,7 +138,7 @@ class Library:
             rows = [self.names.index(name) for name in active]
             modes = self.band.spread(self.coefficients[rows])
             self._on[key] = modes.to(device=frames_hat.device, dtype=frames_hat.real.dtype)
-        terms = torch.view_as_real(self.terms(frames_hat, active))
+        terms = torch.view_as_real(self.terms(frames_hat, active, moved))
         return torch.view_as_complex((terms * self._on[key][..., None]).sum(1))
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[str]:
