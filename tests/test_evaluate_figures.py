@@ -19,6 +19,7 @@ from hpc_closure.evaluate.pictures import (
     illustrate_closure,
     illustrate_cost,
     illustrate_coupled,
+    illustrate_frontier,
     illustrate_generated,
     illustrate_training,
 )
@@ -136,6 +137,7 @@ def all_figures(generated, coupled):
     alone = {"model": generated.spread_spectra["model"]}
     yield figures.spectra(generated.spectra, alone)
     yield figures.error_growth(coupled.rows)
+    yield figures.frontier(coupled.rows, 10)
     yield figures.rank_histograms(generated.ranks)
     yield figures.loss_curve(history(["mean", "residual"]))
     yield figures.loss_curve(history([""]))
@@ -228,12 +230,14 @@ def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch)
         *illustrate_coupled(coupled, tmp_path, "diffusion_24", "diffusion, no sensors"),
         *illustrate_training(history(["mean"]), tmp_path),
         *illustrate_cost(coupled.rows, tmp_path, "2 CPU cores"),
+        *illustrate_frontier(coupled.rows, tmp_path, 10),
     ]
     assert [picture.section for picture in pictures] == (
-        ["generated"] * 4 + ["coupled"] * 3 + ["training", "cost"]
+        ["generated"] * 4 + ["coupled"] * 3 + ["training", "cost", "cost"]
     )
     for picture in pictures:
         assert picture.png.exists() and picture.png.with_suffix(".pdf").exists()
         assert picture.caption.endswith(".")
     assert not list(illustrate_training([], tmp_path))
     assert not list(illustrate_cost(frame([]), tmp_path, ""))
+    assert not list(illustrate_frontier(frame([]), tmp_path, 10))

@@ -9,10 +9,12 @@ __all__ = [
     "ALMOST_FAIR",
     "crps",
     "check_ensemble",
+    "energy_of",
     "energy_score",
     "gaussian_likelihood",
     "spectral_energy_score",
     "spectral_square",
+    "square_distances",
 ]
 
 ALMOST_FAIR = 0.95  # alpha of the scores that train
@@ -99,15 +101,24 @@ def energy_score(ensemble: Tensor, truth: Tensor) -> Tensor:
 
     Sees the joint law of all points, which the CRPS does not.
     """
+    return energy_of(*square_distances(ensemble, truth))
+
+
+def square_distances(ensemble: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squares over the grid of members less truth (S, M), and less each other (S, M, M)."""
     check_ensemble(ensemble, truth)
     error = (ensemble - truth).flatten(1)
     error = error.unflatten(1, (truth.shape[0], -1)).transpose(0, 1)  # (S, M, points)
-    skill = error.square().mean(-1).sqrt().mean(1)
-    num = len(ensemble)
-    if num == 1:
-        return skill
+    skill = error.square().mean(-1)
     error = error - error.mean(1, keepdim=True)  # keeps digits in the product below
     product = error @ error.mT / error.shape[-1]
     square = product.diagonal(dim1=1, dim2=2)
-    distances = (square[:, :, None] + square[:, None] - 2 * product).clamp_min(0).sqrt()
-    return skill - distances.triu(1).sum((1, 2)) / (num * (num - 1))
+    return skill, (square[:, :, None] + square[:, None] - 2 * product).clamp_min(0)
+
+
+def energy_of(skill: Tensor, pairs: Tensor) -> Tensor:
+    """Fair energy score (S,) of square distances (S, M) and (S, M, M)."""
+    num = skill.shape[1]
+    if num == 1:
+        return skill.sqrt()[:, 0]
+    return skill.sqrt().mean(1) - pairs.sqrt().triu(1).sum((1, 2)) / (num * (num - 1))

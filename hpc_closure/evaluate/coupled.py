@@ -21,6 +21,7 @@ from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
+from hpc_closure.evaluate.joint import Trajectories, joint_scores
 from hpc_closure.evaluate.methods import NO_MEAN_GP
 from hpc_closure.evaluate.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
@@ -195,6 +196,7 @@ def score_coupled(
     pools: dict[str, list[Tensor]] = {}
     sizes: dict[str, dict[str, int]] = {}
     scored = Scored()
+    joint: dict[str, Trajectories] = {}
 
     for index, lead_time in enumerate(times.tolist()):
         y = truth[:, index].double()
@@ -207,6 +209,7 @@ def score_coupled(
             sizes[method] = {"members": len(x), "samples": cases}
             statistics[method] = Statistics()
             statistics[method].add(x, y)
+            joint.setdefault(method, Trajectories()).add(x, y)
             lost = 1 - x.isfinite().flatten(1).all(1).double().mean()
             scored.add(**own, score="diverged", value=lost, **sizes[method])
             pools.setdefault(method, []).append(_some(x, generator) if lost == 0 else _LOST)
@@ -245,6 +248,8 @@ def score_coupled(
             scored.add(**own, score="cost_ms", value=spent)
             if bare:
                 scored.add(**own, score="cost_ratio", value=spent / bare)
+    for method, columns in joint_scores(joint, times, blocks):
+        scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     if "oracle" in variances:
         for method, columns in growth(variances, times, blocks):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)

@@ -479,3 +479,39 @@ def cost(rows: DataFrame) -> Figure:
             axis.set_xlim(min(widths) / 2, max(widths) * 6)
             axis.grid(axis="y", visible=False)
     return figure
+
+
+def frontier(rows: DataFrame, lead_time: float) -> Figure:
+    """Skill against cost: CRPS at a lead time over cost in bare solvers, a point for each method.
+
+    Methods on the front, which no cheaper one beats, are joined.
+
+    Args:
+        rows: any rows; those of the coupled run with ``crps`` and ``cost_ratio`` are drawn.
+        lead_time: one of those scored.
+    """
+    coupled = select(rows, stage="coupled", shell=None)
+    skill = select(coupled, score="crps", lead_time=lead_time).set_index("method")["value"]
+    cost = select(coupled, score="cost_ratio").set_index("method")["value"]
+    points = {name: (cost[name], skill[name]) for name in cost.index if name in skill.index}
+    points = {name: place for name, place in points.items() if np.isfinite(place).all()}
+    names = sort_methods(points)
+    front, best = [], np.inf
+    for place in sorted(points.values()):
+        if place[1] < best:
+            front.append(place)
+            best = place[1]
+    with _style():
+        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+        axis = figure.subplots()
+        axis.plot(*np.transpose(front), color="#bbbbbb", zorder=1)
+        for name in names:
+            style = {**method_style(name, names), "linestyle": "none"}
+            axis.plot(*points[name], **{**style, "marker": style["marker"] or "o"}, zorder=2)
+        if "oracle" in skill.index and np.isfinite(skill["oracle"]):
+            axis.axhline(skill["oracle"], color=STYLES["oracle"][0], linestyle="--", linewidth=1)
+            axis.annotate("true ensemble", (1, skill["oracle"]), (0, 3), "data", "offset points")
+        axis.set(xscale="log", xlabel="cost of a member [bare solvers]")
+        axis.set_ylabel(f"CRPS at lead time {lead_time:g}")
+        axis.legend(fontsize=7.5)
+    return figure

@@ -57,6 +57,8 @@ def draw(
         yield from illustrate_coupled(coupled, folder, target, words)
     yield from illustrate_training(metrics.read(inputs.run.metrics), folder)
     yield from illustrate_cost(rows, folder, device)
+    leads = sorted(inputs.experiment.evaluate.lead_times)
+    yield from illustrate_frontier(rows, folder, leads[len(leads) // 2])
 
 
 def illustrate_closure(shown: OneState, folder: Path) -> Picture:
@@ -143,6 +145,18 @@ def illustrate_cost(rows: DataFrame, folder: Path, words: str) -> Iterator[Pictu
     """Cost bars; ``words`` names the machine. Nothing where no cost was measured."""
     if len(select(rows, score="cost_ms")):
         yield _picture("cost", figures.cost(rows), folder / "cost", f"Wall time, {words}.")
+
+
+def illustrate_frontier(rows: DataFrame, folder: Path, lead_time: float) -> Iterator[Picture]:
+    """Skill against cost, where there are three methods of which both are known."""
+    coupled = select(rows, stage="coupled", score="cost_ratio")
+    if len(coupled) >= 3:
+        caption = (
+            f"CRPS at lead time {lead_time:g} against the cost of a member, in bare solvers; the "
+            "line joins the methods that no cheaper one beats."
+        )
+        drawn = figures.frontier(rows, lead_time)
+        yield _picture("cost", drawn, folder / "frontier", caption)
 
 
 def _picture(section: str, figure, stem: Path, caption: str) -> Picture:

@@ -102,6 +102,18 @@ SCORES = {
     "pzf_spread": ("spread (variance)", "variance of the former over that of the latter"),
     "diverged": ("diverged", "share of members with values that are not finite"),
     "valid_time": ("valid time", "time at which the ensemble mean's relative error reaches 0.5"),
+    "energy_score_joint": (
+        "energy score, joint",
+        "fair energy score of whole trajectories, root mean square over all stored lead times",
+    ),
+    "energy_score_joint_ratio": (
+        "joint ratio",
+        "that over the true ensemble's; 1 is the best possible",
+    ),
+    "correlated_95": (
+        "correlated until",
+        "time until which members are correlated with the truth by .95, on average",
+    ),
     "growth_1": (
         "to 1 %",
         "time in which the members grow apart to that share of the true ensemble's last variance",
@@ -149,6 +161,11 @@ TABLES = {
         "rank_p",
         "rank_sees",
         "energy_ratio",
+    ),
+    "Whole trajectories": (
+        "energy_score_joint",
+        "energy_score_joint_ratio",
+        "correlated_95",
     ),
     "Growth of the variance": ("growth_1", "growth_10", "growth_50"),
     "Spectra of samples and of residuals": (

@@ -34,8 +34,10 @@ Scores, with what they need:
     the state (generated)   ``spread_wild``: over the quarter of all points and snapshots where the
                             law spreads least and most, the ratios to that law itself
     coupled                 ``diverged``, ``valid_time``, ``wasserstein1``, ``probability``,
-                            ``members_needed``; ``cost_ratio``; beside a true ensemble
-                            ``growth_1``, ``growth_10``, ``growth_50``
+                            ``members_needed``; ``cost_ratio``; of whole trajectories
+                            ``energy_score_joint``, ``correlated_95``; beside a true ensemble
+                            ``energy_score_joint_ratio``, ``growth_1``, ``growth_10``,
+                            ``growth_50``
     timed                   ``cost_ms``
 
 What could not be scored at all (no exact law, no sensors) stands beside the rows as notes with
