@@ -20,7 +20,7 @@ SMALL = """
 base: subgrid_backscatter_quick
 name: small
 root: {root}
-physics: {{noise: {{wavenumber: 12}}}}
+physics: {{noise: {{wavenumber: 12}}, initial: {{energy: 0.01}}}}
 generate: {{grid: 40, members: 8, t_end: 2.4, record: {{start: 0.5, grid: 20}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4}}
 replicas: {{members: 4, pinned: 1.0}}

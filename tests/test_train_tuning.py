@@ -20,7 +20,7 @@ generate: {grid: 64, members: 8, dt: 4e-3, t_end: 46, record: {grid: 32, start: 
 model: {preset: smagorinsky, conditions: {previous: 0}}
 train: {split: [0.25, 0.5, 0.25]}
 replicas: {members: 0}
-rollout: {cases: 1, last_closures: own, t_end: 46}
+rollout: {cases: 1, last_closures: own, t_start: 45, t_end: 46}
 evaluate: {lead_times: [1]}
 """
 
