@@ -21,7 +21,7 @@ root: {root}
 physics: {{noise: {{wavenumber: 14}}}}
 generate: {{grid: 48, members: 24, t_end: 4.0,
            record: {{start: 1.0, every: 0.5, burst: 3, grid: 24}}}}
-model: {{conditions: {{previous: 2}}}}
+model: {{preset: gaussian, conditions: {{previous: 2}}}}
 train: {{split: [0.5, 0.25, 0.25]}}
 replicas: {{members: 6}}
 rollout: {{members: 8, cases: 5, t_start: 2.0, t_end: 3.0, every: 0.5}}

@@ -52,11 +52,13 @@ def _functional(name: str) -> dict[str, Any]:
 # the method alone: nothing is granted, nothing is judged away
 ALONE = {"mean": [], "amplitude": "none", "sensors": "learned", "gate": "off"}
 CLOSED = {"mean": ["regression"], "amplitude": "none", "residual": "gaussian"}
+LOCAL = {**CLOSED, "mean": ["regression", "cnn"], "width": 16, "mean_layers": 4}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": DEFAULT,
     "fno_score": {**DEFAULT, "preset": "fno_score", **ALONE, "modes": 12},
     "one_pass": {**DEFAULT, "preset": "one_pass", "residual": "crps", "evaluations": 1},
     "gaussian": {**DEFAULT, "preset": "gaussian", **CLOSED},
+    "convolutional": {**DEFAULT, "preset": "convolutional", **LOCAL},
     "published": PUBLISHED,
     **{name: _functional(name) for name in FUNCTIONAL},
 }

@@ -212,6 +212,7 @@ class Model(Section):
         "fno_score",
         "one_pass",
         "gaussian",
+        "convolutional",
         "published",
         "smagorinsky",
         "leith",
@@ -222,7 +223,8 @@ class Model(Section):
         "default",
         description="default: all parts, gated; fno_score: the score network alone, with learned "
         "sensors; one_pass: a generator trained by CRPS; gaussian: closed forms only; "
-        "published: the network of Dong, Chen, Wu 2025; the others: eddy viscosities",
+        "convolutional: these, and 3 x 3 convolutions for what they leave of the mean; published: "
+        "the network of Dong, Chen, Wu 2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
     mean: Literal["none"] | tuple[Literal["regression", "fno", "cnn"], ...] | None = Field(
