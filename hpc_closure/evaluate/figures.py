@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from pandas import DataFrame
 from torch import Tensor
 
@@ -39,6 +39,8 @@ STYLES = {
 IN_WORDS = {"oracle": "exact law", "mean_gp": "no generator"}
 DPI = 200
 FURTHER = ("#D55E00", "#A6761D", "#4D4D4D", "#117A8B", "#882255")
+MARKERS = "<>h*pHd"  # as many as have no divisor in common with the colours: pairs come back late
+MARKED = 12  # markers on a line of many times
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -88,7 +90,7 @@ def method_style(method: str, others: Iterable[str] = ()) -> dict[str, Any]:
     else:
         unnamed = [name for name in dict.fromkeys([*others, method]) if name not in STYLES]
         index = unnamed.index(method)
-        colour, line, marker = FURTHER[index % len(FURTHER)], "-", "<>h*p"[index % 5]
+        colour, line, marker = FURTHER[index % len(FURTHER)], "-", MARKERS[index % len(MARKERS)]
     return {"color": colour, "linestyle": line, "marker": marker, "label": method}
 
 
@@ -332,6 +334,7 @@ def error_growth(rows: DataFrame) -> Figure:
         for method in names:
             style = method_style(method, names)
             error = _series(select(total, method=method, score="relative_error_mean"))
+            style["markevery"] = max(1, len(error) // MARKED)
             left.plot(error[:, 0], error[:, 1], **style)
             low, high = error[:, 2], error[:, 3]
             if np.isfinite(low).any():
@@ -512,6 +515,9 @@ def frontier(rows: DataFrame, lead_time: float) -> Figure:
             axis.axhline(skill["oracle"], color=STYLES["oracle"][0], linestyle="--", linewidth=1)
             axis.annotate("true ensemble", (1, skill["oracle"]), (0, 3), "data", "offset points")
         axis.set(xscale="log", xlabel="cost of a member [bare solvers]")
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_major_formatter(plain)
+        axis.xaxis.set_minor_formatter(plain)
         axis.set_ylabel(f"CRPS at lead time {lead_time:g}")
         axis.legend(fontsize=7.5)
     return figure
