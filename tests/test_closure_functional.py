@@ -1,4 +1,4 @@
-"""Eddy viscosities: what each may and may not do to energy and enstrophy; constants of the flow."""
+"""Eddy viscosities: what each may do to energy and enstrophy, symmetries, constants of a flow."""
 
 import pytest
 import torch
@@ -96,7 +96,9 @@ def test_the_dynamic_constant_explains_what_the_test_filter_takes(kind, law):
     coarse = test * states
     fine_term = viscous(states, B, 1 / SIZE, law)
     coarse_term = viscous(coarse, B, 2 / SIZE, law)
-    known = test * (carried(states, states[:, None], B) - carried(coarse, coarse[:, None], B))[:, 0]
+    known = (
+        test * (carried(states, states[:, None], B) - carried(coarse, coarse[:, None], B))[:, 0]
+    )
 
     def misfit(constant):
         left = known + constant * test * (fine_term - coarse_term)

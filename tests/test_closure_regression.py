@@ -146,11 +146,13 @@ def test_names():
 
 
 def test_every_previous_closure_is_a_term_and_so_is_its_advection():
-    """U = .6 U[-1] - .3 U[-3] + 2 (-u.grad U[-2]) + noise: these and no others, with their values."""
+    """U = .6 U[-1] - .3 U[-3] + 2 (-u.grad U[-2]) + noise: these, no others, with their values."""
     count, w_hat = 400, states(400)
     last = torch.stack([noise(3 * count, 1.0)[i * count : (i + 1) * count] for i in range(3)], 1)
     moved = carried(w_hat, last, B)
-    target = 0.6 * last[:, 0] - 0.3 * last[:, 2] + 2 * moved[:, 1] + noise(4 * count, 0.02)[-count:]
+    target = (
+        0.6 * last[:, 0] - 0.3 * last[:, 2] + 2 * moved[:, 1] + noise(4 * count, 0.02)[-count:]
+    )
     library = Library(B, "linear", previous=3)
     frames = torch.cat([w_hat[:, None], last], 1)
     assert library.fit([(frames, target)]) == ["U[-1]", "U[-3]", "u.grad U[-2]"]

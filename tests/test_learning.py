@@ -299,7 +299,9 @@ def test_a_closure_that_is_read_again_stays_within_what_the_training_saw():
     for phase in model.phases:
         model.begin(phase.name, batches)
     b, request = model.band, Request(batches[0]["state"], range(60), 3)
-    seen = [b.grid.shell_sum(b.to_spectral(one["target"].double()).abs().square()) for one in batches]
+    seen = [
+        b.grid.shell_sum(b.to_spectral(one["target"].double()).abs().square()) for one in batches
+    ]
     largest = torch.cat(seen).amax(0)
 
     def shells(times):

@@ -37,7 +37,7 @@ TEST_FILTER = 2  # the test filter's width over the grid's
 
 
 def candidates(config: dict[str, Any]) -> list[tuple[float, ...]]:
-    """Constants to choose from: (c,), (c, share) for ``jansen_held``; one where nothing is open."""
+    """Constants to choose from: (c,), (c, share) for ``jansen_held``; one where none is open."""
     kind = config["preset"]
     if kind.startswith("dynamic_"):
         return [()]

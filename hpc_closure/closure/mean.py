@@ -1,6 +1,6 @@
 r"""The trained parts that a state alone decides: the mean's correction and the amplitude.
 
-Both are a network on the generator's grid, a Fourier neural operator or a convolutional one. What a
+Both are a network on the generator's grid, a Fourier neural operator or convolutions. What a
 regression of the mean leaves is their target; they are fitted on members of ``fit`` and act as far
 as the gate lets them. What they give is bounded, whatever they are shown.
 """

@@ -86,9 +86,7 @@ class Library:
         self.active = [name for name, use in zip(self.names, used) if use]
         self._on: dict = {}
 
-    def terms(
-        self, frames_hat: Tensor, names: list[str], moved: Tensor | None = None
-    ) -> Tensor:
+    def terms(self, frames_hat: Tensor, names: list[str], moved: Tensor | None = None) -> Tensor:
         """Spectra (B, len(names), 2K + 1, K + 1) of terms.
 
         Args:

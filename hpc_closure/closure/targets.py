@@ -33,7 +33,9 @@ def reduced_problem(problem: Problem, grid: int, kind: str) -> Problem:
     return problem.replace(grid=grid, noise={"kind": "none"})
 
 
-def advance_with(simulation: Simulation, kind: str, steps: int, tendency_hat: torch.Tensor) -> None:
+def advance_with(
+    simulation: Simulation, kind: str, steps: int, tendency_hat: torch.Tensor
+) -> None:
     """Advance the reduced solver by ``steps`` under a closure (B, ...) that is held.
 
     The subgrid target is the defect of the reduced map, so it is added after that map.

@@ -79,7 +79,7 @@ class Trial:
         modes, errors = simulation.grid.modes, []
         for call in range(1, self.calls + 1):
             state = resize(simulation.state, self.model.band.modes)
-            tendency = resize(self.model.tendency(state, constants), modes) * acts
+            tendency = resize(self.model.tendency(state, list(constants)), modes) * acts
             advance_with(simulation, self.kind, self.interval, tendency)
             if call in self.truth:
                 fields = simulation.transform.to_physical(simulation.state)

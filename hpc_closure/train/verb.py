@@ -70,6 +70,7 @@ def fit(experiment: Experiment, session: Session) -> None:
 def tune(experiment: Experiment, session: Session) -> None:
     """Choose the constants of a functional closure, on the first process, and export it."""
     from hpc_closure.closure import artifact
+    from hpc_closure.closure.functional import FunctionalModel
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import tuning
 
@@ -78,6 +79,7 @@ def tune(experiment: Experiment, session: Session) -> None:
     store = DataSet(session.run.data)
     try:
         model = build_model(experiment)
+        assert isinstance(model, FunctionalModel)
         log.get().info(tuning.tune(model, experiment, store))
         target = target_of(experiment)
         artifact.save(model, session.run.model, target=target, provenance=session.record)
