@@ -56,7 +56,7 @@ CONFIG = [
     ("generate.closure=all", r"generate.closure='all': Input should be 'diffusion', 'convection'"),
     (
         "model.preset=huge",
-        r"model.preset='huge': Input should be 'default', 'fno_score', 'one_pass', 'gaussian' or",
+        r"model.preset='huge': Input should be 'default', 'fno_score', 'one_pass', 'gaussian'",
     ),
     ("rollout.sampler.method=rk4", r"rollout.sampler.method='rk4': Input should be 'preset', "),
     ("cluster.device=tpu", r"cluster.device='tpu': Input should be 'auto', 'cpu' or 'cuda'"),

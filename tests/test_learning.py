@@ -292,6 +292,40 @@ def test_what_is_left_of_the_last_closure_is_not_drawn_anew(previous):
     assert correlation == pytest.approx(CARRIED, abs=0.08)
 
 
+def test_noise_without_memory_is_white_from_call_to_call():
+    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none"}}
+    states = chain(60, 13, 500_000)[0].float()
+    found = {}
+    for memory in ("on", "off"):
+        model = build({**config, "memory": memory}, GRID)
+        for phase in model.phases:
+            model.begin(phase.name, with_previous(100, 12, 0))
+        model.adopt(replace(model.statistics, memory_spacing=1.0))
+        calls = [model.sample_batch(Request(states[:, 3], range(60), 3, call)) for call in (7, 8)]
+        one, other = (
+            drawn - model.band.to_physical(model.encode(model.frames(states[:, 3])).mean_hat, GRID)
+            for drawn in calls
+        )
+        found[memory] = float((one * other).mean() / one.square().mean())
+    assert found["on"] > 0.4 and abs(found["off"]) < 0.05
+
+
+def test_without_noise_every_member_has_the_mean():
+    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 1}}
+    model = build({**config, "residual": "none"}, GRID)
+    batches = with_previous(60, 6, 1)
+    for phase in model.phases:
+        model.begin(phase.name, batches)
+    state, last = batches[0]["state"][:1], batches[0]["previous"][:1]
+    drawn = model.sample_batch(Request(state, range(3), 3, previous=last))
+    mean = model.band.to_physical(model.encode(model.frames(state, None, last)).mean_hat, GRID)
+    assert drawn.shape == (3, GRID, GRID)
+    assert torch.allclose(drawn, mean.to(drawn).expand(3, -1, -1), atol=1e-5)
+    assert [part.name for part in model.parts()] == ["mean: regression"]
+    with pytest.raises(ValueError, match="set model.conditions.sensors to none"):
+        build({**SMALL, **CLOSED, "residual": "none", "conditions": {"sensors": "optional"}}, GRID)
+
+
 def test_a_closure_that_is_read_again_stays_within_what_the_training_saw():
     config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 1}}
     model = build(config, GRID)

@@ -8,7 +8,8 @@ r"""A closure model as parts in a row, each chosen in the experiment.
 * base law: q is N(0, Q) with the spectrum and the memory of the residual (:mod:`law`,
   :mod:`residual_memory`); alone it is the baseline ``mean_gp``;
 * sensors: kriged under the base law, or learned (:mod:`conditioning`);
-* residual: what is not Gaussian, learned by a score or in one pass (:mod:`residual`), or nothing.
+* residual: what is not Gaussian, learned by a score or in one pass (:mod:`residual`), or nothing;
+  without any noise the mean alone is left, a deterministic closure.
 
 A trained part acts as far as it helps on members that it has not seen (:mod:`gate`), or always.
 What few steps and a finite network leave of too little spread is made up on the same members:
@@ -119,7 +120,7 @@ class ComposedModel(ClosureModel):
 
     def _make_residual(self, channels: int) -> Residual:
         config = self.config
-        if config["residual"] == "gaussian":
+        if config["residual"] in ("gaussian", "none"):
             return Gaussian()
         if config["residual"] == "crps":
             return OnePass(channels, config)
@@ -261,7 +262,8 @@ class ComposedModel(ClosureModel):
             gain = torch.tensor([self.amplitude_share])
             name = f"amplitude: {config['amplitude']}"
             out.append(self._trained(name, gain, s.amplitude_members))
-        out.append(PartReport("Gaussian process", False, True))
+        if config["residual"] != "none":
+            out.append(PartReport("Gaussian process", False, True))
         if self.sensors_allowed != "none":
             learned = config["sensors"] == "learned"
             acts = self.score_active or not learned
@@ -539,8 +541,9 @@ class ComposedModel(ClosureModel):
         }
 
     def _tags(self, batch: Batch) -> Tags:
-        """What tells neighbours; nothing where the previous closures carry the memory."""
-        return None if self.previous else batch.tags
+        """What tells neighbours; nothing where the noise is to have no memory."""
+        white = self.previous or self.config.get("memory") == "off"
+        return None if white else batch.tags
 
     def _judge_mean(self, reader: Reader) -> None:
         """Gain per shell of the mean's network on what the regression leaves."""
@@ -776,6 +779,9 @@ class ComposedModel(ClosureModel):
             raise ValueError("this model was trained with conditions.sensors=none: give none")
         scale, frame = self.scale_of(request.held), self.frame
         encoding = self.encode(frames_hat)
+        if self.config["residual"] == "none" and not baseline:
+            mean_hat = self._within_range(encoding.mean_hat)
+            return mean_hat.expand(len(request.members), -1, -1)
         law = frame.law
         if baseline:
             encoding, law = replace(encoding, log_amplitude=None), frame.plain

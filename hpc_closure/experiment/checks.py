@@ -201,10 +201,11 @@ def _check_model(experiment) -> None:
     residual = config["residual"]
     networks = set(NETWORKS) & {*config["mean"], config["amplitude"]}
     for key, used in (
+        ("memory", not conditions.previous and residual != "none"),
         ("schedule", residual == "score"),
         ("evaluations", residual == "score"),
-        ("layers", residual != "gaussian"),
-        ("base_noise", residual != "gaussian"),
+        ("layers", residual not in ("gaussian", "none")),
+        ("base_noise", residual not in ("gaussian", "none")),
         ("library", "regression" in config["mean"]),
         ("mean_layers", bool(networks)),
     ):

@@ -18,6 +18,7 @@ DEFAULT: dict[str, Any] = {
     "layers": 3,
     "mean_layers": 3,
     "base_noise": "matched",
+    "memory": "on",
     "schedule": "trigonometric",
     "method": "euler",
     "evaluations": 4,
@@ -64,7 +65,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 CHOICES = {
     "amplitude": ("fno", "cnn", "none"),
-    "residual": ("score", "crps", "gaussian"),
+    "residual": ("score", "crps", "gaussian", "none"),
+    "memory": ("on", "off"),
     "sensors": ("kriging", "learned"),
     "gate": ("on", "off"),
     "base_noise": ("matched", "white"),
@@ -111,6 +113,11 @@ def _check_parts(config: dict[str, Any]) -> None:
     for key, known in CHOICES.items():
         if config[key] not in known:
             raise ValueError(f"model.{key}={config[key]!r}, expected one of {', '.join(known)}")
+    if config["residual"] == "none" and config["conditions"]["sensors"] != "none":
+        raise ValueError(
+            "model.residual=none has one answer, with nothing in it for sensors to tell: set "
+            "model.conditions.sensors to none"
+        )
     if config["residual"] == "gaussian" and config["sensors"] == "learned":
         raise ValueError(
             "model.sensors=learned needs a residual that learns: set model.residual to score or "

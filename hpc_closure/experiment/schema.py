@@ -238,8 +238,10 @@ class Model(Section):
     amplitude: Literal["fno", "cnn", "none"] | None = Field(
         None, description="D: learned by such a network, or 1"
     )
-    residual: Literal["score", "crps", "gaussian"] | None = Field(
-        None, description="how q is drawn: by a score, in one pass, from its Gaussian law"
+    residual: Literal["score", "crps", "gaussian", "none"] | None = Field(
+        None,
+        description="how q is drawn: by a score, in one pass, from its Gaussian law; none: the "
+        "mean alone, the same for every member",
     )
     sensors: Literal["kriging", "learned"] | None = Field(
         None, description="how sensors enter: kriged under the Gaussian law, or learned"
@@ -247,6 +249,11 @@ class Model(Section):
     base_noise: Literal["matched", "white"] | None = Field(
         None,
         description="noise that a generator starts from: of the residual's spectrum, or white",
+    )
+    memory: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
+        None,
+        description="on: noise as correlated from call to call as the residual is, where no "
+        "previous closures carry that; off: white",
     )
     gate: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
@@ -288,7 +295,7 @@ class Model(Section):
     def gated(self) -> bool:
         """Whether unseen members decide what acts."""
         config = resolve(self.model_dump(exclude_none=True))
-        trained = config.get("residual", "gaussian") != "gaussian"
+        trained = config.get("residual", "gaussian") not in ("gaussian", "none")
         return trained and config.get("gate") == "on"
 
 
