@@ -12,6 +12,7 @@ from hpc_closure.experiment import reading
 from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train.tuning import tune
+from hpc_closure.work.stop import Stop, Stopped
 
 TRUE = CONSTANTS[6]
 SETTINGS = """
@@ -69,6 +70,14 @@ def test_the_true_constant_is_found(case):
     told = tune(model, experiment, store)
     assert model.constants == (TRUE,)
     assert f"constants {TRUE:g}: error 0.000 of the bare solver's" in told
+
+
+def test_it_stops_when_it_is_asked_to(case):
+    experiment, store = case
+    stop, model = Stop(), build({"preset": "smagorinsky"}, 32)
+    stop.request("the test")
+    with pytest.raises(Stopped):
+        tune(model, experiment, store, stop)
 
 
 def test_another_law_is_worse(case):

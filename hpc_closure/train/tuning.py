@@ -17,6 +17,7 @@ from hpc_closure.closure.targets import advance_with, reduced_problem
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.work.stop import Stop
 
 if TYPE_CHECKING:
     from hpc_closure.data.reader import DataSet
@@ -25,11 +26,17 @@ CALLS = 40  # closure calls at most: farther no choice tells from another
 TRAJECTORIES = 16  # at most
 
 
-def tune(model: FunctionalModel, experiment: Experiment, store: "DataSet") -> str:
-    """Choose ``model.constants``; returns in words how well they do."""
+def tune(
+    model: FunctionalModel, experiment: Experiment, store: "DataSet", stop: Stop | None = None
+) -> str:
+    """Choose ``model.constants``; returns in words how well they do.
+
+    Raises:
+        Stopped: asked to stop; nothing is kept.
+    """
     options = candidates(model.config)
     trial = Trial(model, experiment, store)
-    scores = trial.scores(options)
+    scores = trial.scores(options, stop or Stop())
     best = int(torch.where(scores.isfinite(), scores, math.inf).argmin())
     model.constants = options[best]
     named = " ".join(f"{value:g}" for value in model.constants) or "the flow's"
@@ -66,7 +73,7 @@ class Trial:
                 self.truth[round(calls)] = np.stack(fields).astype(np.float64)
         self.calls = max(self.truth)
 
-    def scores(self, options: list[tuple[float, ...]]) -> Tensor:
+    def scores(self, options: list[tuple[float, ...]], stop: Stop) -> Tensor:
         """(options,) mean over lead times of the error over the bare solver's; NaN if it ends."""
         count, runs = len(self.members), len(options) + 1  # the last is the bare solver
         numbers = torch.tensor([*options, (0.0,) * len(options[0])], dtype=torch.float64)
@@ -78,6 +85,7 @@ class Trial:
         acts[-count:] = 0
         modes, errors = simulation.grid.modes, []
         for call in range(1, self.calls + 1):
+            stop.check()
             state = resize(simulation.state, self.model.band.modes)
             tendency = resize(self.model.tendency(state, list(constants)), modes) * acts
             advance_with(simulation, self.kind, self.interval, tendency)

@@ -80,7 +80,7 @@ def tune(experiment: Experiment, session: Session) -> None:
     try:
         model = build_model(experiment)
         assert isinstance(model, FunctionalModel)
-        log.get().info(tuning.tune(model, experiment, store))
+        log.get().info(tuning.tune(model, experiment, store, session.stop))
         target = target_of(experiment)
         artifact.save(model, session.run.model, target=target, provenance=session.record)
     finally:
