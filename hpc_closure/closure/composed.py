@@ -64,7 +64,7 @@ from hpc_closure.closure.residual import (
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags, knot_spacing, position
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
-from hpc_closure.experiment.models import NETWORKS
+from hpc_closure.experiment.models import NETWORKS, UNTRAINED
 from hpc_closure.spectral.grid import hermitian, resize
 
 __all__ = ["ComposedModel"]
@@ -120,7 +120,7 @@ class ComposedModel(ClosureModel):
 
     def _make_residual(self, channels: int) -> Residual:
         config = self.config
-        if config["residual"] in ("gaussian", "none"):
+        if config["residual"] in UNTRAINED:
             return Gaussian()
         if config["residual"] == "crps":
             return OnePass(channels, config)
@@ -175,9 +175,7 @@ class ComposedModel(ClosureModel):
         ]
 
     def weight_decay(self, name: str) -> float:
-        if not name.startswith("mean."):
-            return 0.0
-        return next(DECAY[kind] for kind in self.config["mean"] if kind in DECAY)
+        return DECAY[self.mean.kind] if self.mean and name.startswith("mean.") else 0.0
 
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
         if self.phase == "mean" and self.parameters_of("mean"):
@@ -256,8 +254,7 @@ class ComposedModel(ClosureModel):
             terms = ", ".join(self.library.active)
             out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
         if self.mean is not None:
-            kind = next(kind for kind in config["mean"] if kind in NETWORKS)
-            out.append(self._trained(f"mean: {kind}", s.mean_gain, s.mean_members))
+            out.append(self._trained(f"mean: {self.mean.kind}", s.mean_gain, s.mean_members))
         if self.amplitude is not None:
             gain = torch.tensor([self.amplitude_share])
             name = f"amplitude: {config['amplitude']}"
@@ -348,13 +345,13 @@ class ComposedModel(ClosureModel):
         The trained parts as far as they have a gain.
         """
         s = self.statistics
-        moved = self._moved(frames_hat) if self.has_networks else None
-        state_hat, mean_hat = frames_hat[:, 0], self.library(frames_hat, moved)
+        state_hat, moved = frames_hat[:, 0], None
         summary = self._summary(state_hat)
         features = summary.new_zeros(len(state_hat), 0, 1, 1)
         if self.has_networks:
+            moved = self._moved(frames_hat)
             features = self.features(frames_hat, moved)
-        encoding = Encoding(state_hat, mean_hat, features, summary)
+        encoding = Encoding(state_hat, self.library(frames_hat, moved), features, summary)
         gain = self._modes_of(s.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
             correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
@@ -423,11 +420,11 @@ class ComposedModel(ClosureModel):
         num, summary = 0, []
         for frames_hat, target_hat, _ in self.snapshots(reader):
             summary.append(b.summary(frames_hat[:, 0]).cpu())
-            spectra = self.feature_spectra(frames_hat, self._moved(frames_hat))
-            features = b.by_group(spectra.abs().square())
+            moved = self._moved(frames_hat)
+            features = b.by_group(self.feature_spectra(frames_hat, moved).abs().square())
             power = power + features.sum((0, -1)).cpu()
             state += features[:, FEATURES.index("w")].sum(0).cpu()
-            residual = target_hat - self.library(frames_hat)
+            residual = target_hat - self.library(frames_hat, moved)
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
             shells = b.grid.shell_sum(target_hat.abs().square()).cpu()

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from hpc_closure.closure.band import Band
 
-__all__ = ["FEATURES", "carried", "coordinates", "feature_spectra", "physics_estimate"]
+__all__ = [
+    "FEATURES",
+    "carried",
+    "coordinates",
+    "divergence",
+    "feature_spectra",
+    "gradient",
+    "physics_estimate",
+]
 
 FEATURES = ("u", "v", "w", "w_x", "w_y")
 
@@ -44,6 +52,18 @@ def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
     return band.to_spectral(-(u * slope_x + v * slope_y))
 
 
+def gradient(w_hat: Tensor, band: Band) -> Tensor:
+    """Fields (..., 2, n, n) of the gradient on the alias-free grid, from spectra of f."""
+    return band.to_physical(feature_spectra(w_hat, band)[..., 3:, :, :], band.grid.size)
+
+
+def divergence(flux: Tensor, band: Band) -> Tensor:
+    """Spectra (..., 2K + 1, K + 1) of the divergence of fields (..., 2, n, n)."""
+    x, y = band.to_spectral(flux).unbind(-3)
+    kx, ky = (band.on(name, flux.device, flux.dtype) for name in ("kx", "ky"))
+    return 1j * (kx * x + ky * y)
+
+
 def physics_estimate(w_hat: Tensor, band: Band, kind: str, viscosity: float) -> Tensor:
     r"""Spectra of what physics says of the closure, for vorticity spectra (..., 2K + 1, K + 1).
 
@@ -53,16 +73,14 @@ def physics_estimate(w_hat: Tensor, band: Band, kind: str, viscosity: float) -> 
     """
     if kind == "diffusion":
         return w_hat * (-0.5 * viscosity * band.on("k2", w_hat.device, w_hat.real.dtype))
-    size = band.grid.size
-    u, v, _, w_x, w_y = band.to_physical(feature_spectra(w_hat, band), size).unbind(-3)
     if kind == "convection":
+        size = band.grid.size
+        u, v, _, w_x, w_y = band.to_physical(feature_spectra(w_hat, band), size).unbind(-3)
         return band.to_spectral(-(u * w_x + v * w_y))
     if kind != "subgrid":
         raise ValueError(f"no physics estimate of closure {kind!r}")
-    gradient = torch.hypot(w_x, w_y)
-    flux = band.to_spectral(torch.stack([gradient * w_x, gradient * w_y], dim=-3))
-    kx, ky = (band.on(name, w_hat.device, w_hat.real.dtype) for name in ("kx", "ky"))
-    return 1j * (kx * flux[..., 0, :, :] + ky * flux[..., 1, :, :])
+    slope = gradient(w_hat, band)
+    return divergence(torch.hypot(*slope.unbind(-3)).unsqueeze(-3) * slope, band)
 
 
 @lru_cache(maxsize=32)

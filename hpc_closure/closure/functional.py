@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band, band
-from hpc_closure.closure.features import carried, feature_spectra
+from hpc_closure.closure.features import carried, divergence, feature_spectra, gradient
 from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.spectral.grid import hermitian, resize
@@ -125,9 +125,7 @@ def strain_rate(w_hat: Tensor, band: Band, delta: float) -> Tensor:
 
 def slope(w_hat: Tensor, band: Band, delta: float) -> Tensor:
     r"""Fields of :math:`\Delta^3 |\nabla w|`."""
-    kx, ky = (band.on(name, w_hat.device, w_hat.real.dtype) for name in ("kx", "ky"))
-    parts = torch.stack([1j * kx * w_hat, 1j * ky * w_hat], dim=1)
-    return delta**3 * torch.hypot(*band.to_physical(parts, band.grid.size).unbind(1))
+    return delta**3 * torch.hypot(*gradient(w_hat, band).unbind(1))
 
 
 def viscous(w_hat: Tensor, band: Band, delta: float, viscosity) -> Tensor:
@@ -139,11 +137,14 @@ def viscous(w_hat: Tensor, band: Band, delta: float, viscosity) -> Tensor:
         delta: width of the filter.
         viscosity: :func:`strain_rate` or :func:`slope`.
     """
-    kx, ky = (band.on(name, w_hat.device, w_hat.real.dtype) for name in ("kx", "ky"))
-    gradient = torch.stack([1j * kx * w_hat, 1j * ky * w_hat], dim=1)
-    flux = viscosity(w_hat, band, delta)[:, None] * band.to_physical(gradient, band.grid.size)
-    flux_x, flux_y = band.to_spectral(flux).unbind(1)
-    return 1j * (kx * flux_x + ky * flux_y)
+    nu = viscosity(w_hat, band, delta)[:, None]
+    return divergence(nu * gradient(w_hat, band), band)
+
+
+def mean_product(one: Tensor, other: Tensor, band: Band) -> Tensor:
+    """Means over the square (B, 1, 1) of products of two fields, from their spectra."""
+    weights = band.on("weights", one.device, one.real.dtype)
+    return ((one.conj() * other).real * weights).sum((-2, -1), keepdim=True)
 
 
 def backscatter(
@@ -155,31 +156,22 @@ def backscatter(
     curvature = band.to_physical(-k2 * w_hat, band.grid.size)
     nu = delta**2 * strain_rate(w_hat, band, delta)
     drained = c**4 * k2 * band.to_spectral(nu * curvature)
-
-    def mean(one: Tensor, other: Tensor) -> Tensor:
-        weights = band.on("weights", w_hat.device, w_hat.real.dtype)
-        return ((one.conj() * other).real * weights).sum((-2, -1), keepdim=True)
-
-    taken = -mean(inverse * w_hat, drained)  # energy: the mean of psi U
-    negative = returned * taken / mean(w_hat, w_hat).clamp(min=1e-300)
+    taken = -mean_product(inverse * w_hat, drained, band)  # energy: the mean of psi U
+    negative = returned * taken / mean_product(w_hat, w_hat, band).clamp(min=1e-300)
     return drained + negative * k2 * w_hat
 
 
 def germano(w_hat: Tensor, band: Band, delta: float, viscosity) -> Tensor:
     """Spectra of a viscous term whose constant the flow tells, one for each row."""
-    test = band.modes // TEST_FILTER
-    wave = 2 * torch.pi / band.length
-    kx, ky = (band.on(name, w_hat.device, w_hat.real.dtype) for name in ("kx", "ky"))
-    inside = ((kx.abs() <= (test + 0.5) * wave) & (ky.abs() <= (test + 0.5) * wave)).to(kx)
-    coarse = w_hat * inside
+
+    def test(spectra: Tensor) -> Tensor:
+        return resize(resize(spectra, band.modes // TEST_FILTER), band.modes)
+
+    coarse = test(w_hat)
     own = viscous(w_hat, band, delta, viscosity)
     # d(test)/dt + J(test) = U(test), and the test filter of dw/dt + J(w) = U(w)
-    stress = inside * carried(w_hat, w_hat[:, None], band)[:, 0]
-    stress = stress - inside * carried(coarse, coarse[:, None], band)[:, 0]
-    model = inside * (viscous(coarse, band, TEST_FILTER * delta, viscosity) - own)
-    weights = band.on("weights", w_hat.device, w_hat.real.dtype)
-
-    def mean(one: Tensor) -> Tensor:
-        return ((one.conj() * model).real * weights).sum((-2, -1), keepdim=True)
-
-    return (mean(stress) / mean(model).clamp(min=1e-300)).clamp(min=0) * own
+    moved, moved_coarse = (carried(one, one[:, None], band)[:, 0] for one in (w_hat, coarse))
+    stress = test(moved - moved_coarse)
+    model = test(viscous(coarse, band, TEST_FILTER * delta, viscosity) - own)
+    share = mean_product(stress, model, band)
+    return (share / mean_product(model, model, band).clamp(min=1e-300)).clamp(min=0) * own

@@ -45,7 +45,7 @@ class NetworkMean(nn.Module):
 
     def __init__(self, kind: str, channels: int, config: dict[str, Any]):
         super().__init__()
-        self.network = _network(kind, channels, config)
+        self.kind, self.network = kind, _network(kind, channels, config)
         self.low = perceptron(SUMMARY, LARGEST, LOW) if kind == "fno" else None
 
     def forward(self, frame: Frame, encoding: Encoding) -> Tensor:

@@ -1,6 +1,6 @@
 """What must hold between the sections of an experiment; each breach is one clear line."""
 
-from hpc_closure.experiment.models import FUNCTIONAL, NETWORKS, resolve
+from hpc_closure.experiment.models import FUNCTIONAL, NETWORKS, UNTRAINED, resolve
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.resolution import retained_modes, smallest_grid
 
@@ -204,8 +204,8 @@ def _check_model(experiment) -> None:
         ("memory", not conditions.previous and residual != "none"),
         ("schedule", residual == "score"),
         ("evaluations", residual == "score"),
-        ("layers", residual not in ("gaussian", "none")),
-        ("base_noise", residual not in ("gaussian", "none")),
+        ("layers", residual not in UNTRAINED),
+        ("base_noise", residual not in UNTRAINED),
         ("library", "regression" in config["mean"]),
         ("mean_layers", bool(networks)),
     ):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["FUNCTIONAL", "NETWORKS", "PRESETS", "resolve"]
+__all__ = ["FUNCTIONAL", "NETWORKS", "PRESETS", "UNTRAINED", "resolve"]
 
 DEFAULT: dict[str, Any] = {
     "preset": "default",
@@ -74,6 +74,7 @@ CHOICES = {
 }
 NETWORKS = ("fno", "cnn")  # of the mean and of the amplitude
 MEANS = ("regression", *NETWORKS)
+UNTRAINED = ("gaussian", "none")  # residuals
 
 
 def resolve(model: dict[str, Any]) -> dict[str, Any]:

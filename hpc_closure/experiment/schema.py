@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import check_lead
-from hpc_closure.experiment.models import resolve
+from hpc_closure.experiment.models import UNTRAINED, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
@@ -295,7 +295,7 @@ class Model(Section):
     def gated(self) -> bool:
         """Whether unseen members decide what acts."""
         config = resolve(self.model_dump(exclude_none=True))
-        trained = config.get("residual", "gaussian") not in ("gaussian", "none")
+        trained = config.get("residual", "gaussian") not in UNTRAINED
         return trained and config.get("gate") == "on"
 
 

@@ -191,14 +191,15 @@ class CoupledRun:
             self._interval()
 
     def _interval(self) -> None:
-        clock = [time.perf_counter()]
+        clock, kind = [time.perf_counter()], self.coupling.kind
         sensors = self._advance_truth()
         for name in ("oracle", "none"):
             if name in self.simulations:
                 tendency = self._exact_hat(sensors) if name == "oracle" else None
                 self.simulations[name].advance(self.interval, tendency_hat=tendency)
         if "mean_gp" in self.simulations:
-            self._advance_closed("mean_gp", self._tendency_hat("mean_gp", sensors))
+            drawn = self._tendency_hat("mean_gp", sensors)
+            advance_with(self.simulations["mean_gp"], kind, self.interval, drawn)
         for name in self.finer:
             begin = time.perf_counter()
             self.simulations[name].advance(self.interval)
@@ -206,17 +207,13 @@ class CoupledRun:
         clock.append(time.perf_counter())
         tendency = self._tendency_hat("model", sensors)
         clock.append(time.perf_counter())
-        self._advance_closed("model", tendency)
+        advance_with(self.simulations["model"], kind, self.interval, tendency)
         clock.append(time.perf_counter())
         for part, (begin, end) in zip(
             ("references", "closure", "solver"), zip(clock[:-1], clock[1:])
         ):
             self.seconds[part] += end - begin
         self.calls += 1
-
-    def _advance_closed(self, name: str, tendency: torch.Tensor) -> None:
-        """Advance a run of the reduced solver with a closure by one interval."""
-        advance_with(self.simulations[name], self.coupling.kind, self.interval, tendency)
 
     def _exact_hat(self, sensors: Sensors | None) -> torch.Tensor | None:
         """Draws of the exact law given the sensors, for the oracle; None without them."""
