@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.spectral.grid import Grid, resize
+from hpc_closure.spectral.grid import Grid, resize, to_fields, to_spectra
 from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
 
 __all__ = ["Band", "band"]
@@ -80,10 +80,8 @@ class Band:
 
     def to_spectral(self, field: Tensor) -> Tensor:
         """Fields (..., n, n), n > 2K or n = 2K + 2 at least, to retained spectra."""
-        modes, size = self.modes, field.shape[-1]
-        self.check_grid(field.shape[-2], size)
-        full = torch.fft.rfft2(field, norm="forward")[..., : modes + 1]
-        return torch.cat([full[..., : modes + 1, :], full[..., -modes:, :]], dim=-2)
+        self.check_grid(*field.shape[-2:])
+        return to_spectra(field, self.modes)
 
     def check_grid(self, rows: int, columns: int) -> None:
         """Raise ValueError unless a field is square and fine enough for the band."""
@@ -114,13 +112,7 @@ class Band:
 
     def to_physical(self, w_hat: Tensor, size: int) -> Tensor:
         """Retained spectra to fields (..., n, n); modes that n cannot carry are cut."""
-        modes = min(self.modes, (size - 1) // 2)
-        if modes < self.modes:
-            w_hat = resize(w_hat, modes)
-        shape = (*w_hat.shape[:-2], size - 2 * modes - 1, modes + 1)
-        rows = [w_hat[..., : modes + 1, :], w_hat.new_zeros(shape), w_hat[..., -modes:, :]]
-        full = torch.nn.functional.pad(torch.cat(rows, dim=-2), (0, size // 2 - modes))
-        return torch.fft.irfft2(full, s=(size, size), norm="forward")
+        return to_fields(w_hat, size)
 
     def phases(self, positions: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """cos k.x and -sin k.x of every mode at ``positions`` (S, 2): real pairs (S, 2 modes).

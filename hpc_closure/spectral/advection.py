@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral.traced_transform import TracedTransform, times_i
 from hpc_closure.spectral.transform import Transform
 
 
@@ -52,6 +53,10 @@ class Advection:
         """``out = -(u . grad w)``."""
         raise NotImplementedError
 
+    def traced(self, w: Tensor, transform: TracedTransform) -> Tensor:
+        """The same as a new tensor: autograd goes through it."""
+        raise NotImplementedError
+
 
 class Flux(Advection):
     """``-((u w)_x + (v w)_y)``."""
@@ -69,6 +74,11 @@ class Flux(Advection):
         out[..., 0].copy_(total[..., 1])
         torch.neg(total[..., 0], out=out[..., 1])
         return out
+
+    def traced(self, w, transform):
+        velocity = transform.fields(times_i(w) * self.to_velocity)
+        flux = transform.spectra(velocity * transform.fields(w)) * self.divergence
+        return -times_i(flux[0] + flux[1])
 
 
 class Basdevant(Advection):
@@ -88,6 +98,37 @@ class Basdevant(Advection):
         torch.mul(difference, total, out=v)
         spectra = self.transform.analyse(products, self.to_tendency)
         return torch.add(spectra[0], spectra[1], out=out)
+
+    def traced(self, w, transform):
+        return _TracedBasdevant.apply(w, self, transform)
+
+
+class _TracedBasdevant(torch.autograd.Function):
+    """The term with its gradient written out, at half the time of operations one by one."""
+
+    @staticmethod
+    def forward(ctx, w: Tensor, form: Basdevant, transform: TracedTransform):
+        velocity = transform.fields(times_i(w) * form.to_velocity)
+        u, v = velocity
+        products = torch.empty_like(velocity)
+        torch.mul(u, v, out=products[0])
+        torch.mul(v, v, out=products[1]).addcmul_(u, u, value=-1)
+        ctx.save_for_backward(velocity)
+        ctx.form, ctx.transform = form, transform
+        spectra = transform.spectra(products)
+        return torch.mul(spectra[0], form.to_tendency[0]).addcmul_(spectra[1], form.to_tendency[1])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        u, v = velocity = ctx.saved_tensors[0]
+        product, difference = ctx.transform.spectra_transposed(gradient * ctx.form.to_tendency)
+        difference.mul_(2)
+        back = torch.empty_like(velocity)
+        torch.mul(v, product, out=back[0]).addcmul_(u, difference, value=-1)
+        torch.mul(u, product, out=back[1]).addcmul_(v, difference)
+        spectra = ctx.transform.fields_transposed(back)
+        u_hat, v_hat = ctx.form.to_velocity
+        return -times_i(torch.mul(spectra[0], u_hat).addcmul_(spectra[1], v_hat)), None, None
 
 
 FORMS = {"flux": Flux, "basdevant": Basdevant}

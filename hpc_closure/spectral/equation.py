@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hpc_closure.spectral.grid import Grid
+    from hpc_closure.spectral.traced_transform import TracedTransform
     from hpc_closure.spectral.transform import Transform
 
 _WORDS = {1: "one dimension", 2: "two dimensions"}
@@ -109,6 +110,10 @@ class Terms:
         """``out`` = the nonlinear term of ``w``, ``(members, ..., 2)``."""
         raise NotImplementedError
 
+    def traced(self, w: Tensor, transform: TracedTransform) -> Tensor:
+        """The nonlinear term of ``w``, a new tensor: autograd goes through it."""
+        raise NotImplementedError
+
     def speed(self, w: Tensor) -> Tensor:
         """Largest speed of each member on this rank's rows, ``(members,)``: for the CFL number."""
         raise NotImplementedError
@@ -128,6 +133,12 @@ class SelfAdvection(Terms):
         out[..., 0].copy_(square[..., 1])
         out[..., 1].copy_(square[..., 0]).neg_()
         return out
+
+    def traced(self, w, transform):
+        from hpc_closure.spectral.traced_transform import times_i
+
+        square = transform.spectra(transform.fields(w).square())
+        return -times_i(square) * self.half_k[0]
 
     def speed(self, w):
         return self.transform.synthesize((w, None))[0].abs_().amax(-1)

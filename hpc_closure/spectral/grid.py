@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpc_closure.spectral.resolution import retained_modes
 
@@ -173,6 +173,31 @@ def resize(w_hat: Tensor, modes: int, dimensions: int = 2) -> Tensor:
     if K:
         out[..., -K:, : K + 1] = w_hat[..., -K:, : K + 1]
     return out
+
+
+def to_fields(w_hat: Tensor, size: int, dimensions: int = 2) -> Tensor:
+    """Fields ``(..., n, n)``, or ``(..., n)``, of spectra; modes that n cannot carry are cut.
+
+    Out of place, so autograd goes through it; :class:`~.transform.Transform` is the solver's.
+    """
+    modes = min(w_hat.shape[-1] - 1, (size - 1) // 2)
+    if modes < w_hat.shape[-1] - 1:
+        w_hat = resize(w_hat, modes, dimensions)
+    beyond = (0, size // 2 - modes)
+    if dimensions == 1:
+        return torch.fft.irfft(nn.functional.pad(w_hat, beyond), n=size, norm="forward")
+    middle = w_hat.new_zeros(*w_hat.shape[:-2], size - 2 * modes - 1, modes + 1)
+    rows = [w_hat[..., : modes + 1, :], middle, w_hat[..., modes + 1 :, :]]
+    full = nn.functional.pad(torch.cat(rows, dim=-2), beyond)
+    return torch.fft.irfft2(full, s=(size, size), norm="forward")
+
+
+def to_spectra(fields: Tensor, modes: int, dimensions: int = 2) -> Tensor:
+    """Retained spectra of fields ``(..., n, n)``, or ``(..., n)``, as of :func:`to_fields`."""
+    if dimensions == 1:
+        return torch.fft.rfft(fields, norm="forward")[..., : modes + 1]
+    full = torch.fft.rfft2(fields, norm="forward")[..., : modes + 1]
+    return torch.cat([full[..., : modes + 1, :], full[..., -modes:, :]], dim=-2)
 
 
 def hermitian(w_hat: Tensor, dimensions: int = 2) -> Tensor:

@@ -18,6 +18,8 @@ from hpc_closure.spectral.transform import Symbol, Transform
 
 #: fills its second argument with a term at the state that is its first, and returns it
 Term = Callable[[Tensor, Tensor], Tensor]
+#: gives a term at a state as a new tensor
+TracedTerm = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -79,6 +81,22 @@ class Scheme:
             explicit: R.
             registers: of :meth:`make_registers`; what they hold before and after has no meaning.
             rows: which rows of the ensemble ``w`` is.
+        """
+        raise NotImplementedError
+
+    def traced(
+        self, w: Tensor, nonlinear: TracedTerm, held: Tensor, past: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same step in new tensors: autograd goes through it.
+
+        Args:
+            w: state as real pairs.
+            nonlinear: N.
+            held: forcings and closure.
+            past: what the scheme keeps of past steps; None begins a history.
+
+        Returns:
+            The state a step later, and what is kept for the next step.
         """
         raise NotImplementedError
 
@@ -151,6 +169,9 @@ class CNEuler(CrankNicolson):
         explicit(w, rate)
         self._finish(w, rate, scratch)
 
+    def traced(self, w, nonlinear, held, past):
+        return self.a.of(w) + self.b.of(nonlinear(w) + held), None
+
     def real_euler(self):
         if not self.a.is_real:
             return None
@@ -187,6 +208,11 @@ class CNAB2(CrankNicolson):
             previous.copy_(scratch)
         rate.add_(explicit.held)
         self._finish(w, rate, scratch)
+
+    def traced(self, w, nonlinear, held, past):
+        now = nonlinear(w)
+        rate = held + (now if past is None else 1.5 * now - 0.5 * past)
+        return self.a.of(w) + self.b.of(rate), now
 
     @property
     def is_starting(self):
@@ -268,6 +294,15 @@ class ETDRK4(Scheme):
         self.f3.scale(r2, scratch)
         w.add_(r2)
 
+    def traced(self, w, nonlinear, held, past):
+        half, r1 = self.e_half.of(w), nonlinear(w) + held
+        a = half + self.q.of(r1)
+        r2 = nonlinear(a) + held
+        r3 = nonlinear(half + self.q.of(r2)) + held
+        r4 = nonlinear(self.e_half.of(a) + self.q.of(2 * r3 - r1)) + held
+        rates = self.f1.of(r1) + self.f2.of(r2 + r3) + self.f3.of(r4)
+        return self.e_full.of(w) + rates, None
+
 
 class IMEXRK3(Scheme):
     r"""ARS(3,4,3), third order, L-stable (Ascher, Ruuth, Spiteri 1997, sec. 2.7).
@@ -318,6 +353,21 @@ class IMEXRK3(Scheme):
         for j in range(4):
             last = self.explicit[3][j] if j < 3 else 0.0
             self._accumulate(w, self.dt * (self.weights[j] - last), rates[j], scratch)
+
+    def traced(self, w, nonlinear, held, past):
+        rates, linears, stage = [nonlinear(w) + held], [torch.zeros_like(w)], w
+        for i in range(1, 4):
+            stage = w
+            for j in range(i):
+                stage = stage + self.dt * self.explicit[i][j] * rates[j]
+                stage = stage + self.dt * self.implicit[i][j] * linears[j]
+            stage = self.solve.of(stage)
+            linears.append(self.linear.of(stage))
+            rates.append(nonlinear(stage) + held)
+        for j in range(4):
+            last = self.explicit[3][j] if j < 3 else 0.0
+            stage = stage + self.dt * (self.weights[j] - last) * rates[j]
+        return stage, None
 
 
 SCHEMES = {"cn_euler": CNEuler, "cn_ab2": CNAB2, "etdrk4": ETDRK4, "imex_rk3": IMEXRK3}

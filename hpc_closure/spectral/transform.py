@@ -63,6 +63,13 @@ class Symbol:
         torch.mul(z, self.real, out=out)
         return out.add_(scratch)
 
+    def of(self, z: Tensor) -> Tensor:
+        """``symbol * z`` for real pairs, a new tensor: autograd goes through it."""
+        if self.is_real:
+            return z * self.real
+        turned = z.flip(-1) * self.imag
+        return turned if self.is_imaginary else z * self.real + turned
+
     def scale(self, z: Tensor, scratch: Tensor) -> Tensor:
         """``z *= symbol`` in place."""
         if self.is_real:

@@ -66,6 +66,9 @@ class VorticityTerms(Terms):
     def nonlinear(self, w, out):
         return self.advection.tendency(w, out)
 
+    def traced(self, w, transform):
+        return self.advection.traced(w, transform)
+
     def speed(self, w):
         velocity = self.advection.velocity(w).abs_()
         return velocity[0].add_(velocity[1]).amax((-2, -1))
