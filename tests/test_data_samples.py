@@ -69,6 +69,28 @@ def test_samples_with_the_last_closures(budget):
     part.close()
 
 
+@pytest.mark.parametrize("budget", [2**32, TINY])
+def test_samples_with_the_states_that_follow(budget):
+    """Only those that have them all: not across the gap between two bursts."""
+    store = Memory()
+    store.times = np.concatenate([np.arange(10) * 0.1, 5 + np.arange(10) * 0.1])
+    whole = TrainingSet(store, range(9), range(2, 18), past=Past(0, 2), budget=budget)
+    part = whole.followed(3)
+    assert part.resident == (budget > TINY) and not whole.ahead
+    assert part.indices.tolist() == [2, 3, 4, 5, 6, 10, 11, 12, 13, 14]
+    batch = part.batch(0, 12)
+    for row in range(12):
+        member, index = int(batch["member"][row]), int(batch["time_index"][row])
+        for step in range(3):
+            later = store.read(member, index + step + 1)
+            assert (batch["ahead"][row, step].numpy() == later).all()
+            last = store.read(member, index - 1, "closure")
+        assert (batch["previous"][row, 0].numpy() == last).all()
+    part.close()
+    with pytest.raises(ValueError, match="no stored time is followed by 10 others"):
+        whole.followed(10)
+
+
 def test_streamed_samples_are_those_of_memory():
     """Streaming changes the order only; every process reads its own slices."""
     store = Memory()
@@ -149,11 +171,11 @@ def test_parts_split_the_members():
 def test_symmetries_move_state_target_and_history_together():
     store = Memory()
     symmetry = Symmetry([np.zeros((16, 16))])
-    plain = TrainingSet(store, range(9), past=Past(1), seed=3)
+    plain = TrainingSet(store, range(9), past=Past(1), seed=3).followed(2)
     moved = plain.augmented(symmetry)
     one, other = plain.batch(24, 8), moved.batch(24, 8)
     elements = symmetry.draw(3, 24, 8)
-    for key in ("state", "target", "history"):
+    for key in ("state", "target", "history", "ahead"):
         assert (symmetry.apply(one[key], elements) == other[key]).all()
     assert (other["state"] != one["state"]).any()
     # the same position gets the same map in any batch

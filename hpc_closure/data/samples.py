@@ -120,7 +120,7 @@ class Past:
 
 
 class TrainingSet:
-    """Samples (state, target[, history, previous]) of some trajectories.
+    """Samples (state, target[, history, previous, ahead]) of some trajectories.
 
     Args:
         store: the data set.
@@ -144,7 +144,8 @@ class TrainingSet:
         seed: int = 0,
     ):
         indices = np.arange(len(store.times)) if indices is None else np.asarray(indices, int)
-        self.past, self.indices = past, indices[indices >= past.lead]
+        self.past, self.ahead = past, 0
+        self.indices = indices[indices >= past.lead]
         self.members = np.asarray(members, dtype=np.int64)
         if not len(self.members) or not len(self.indices):
             raise ValueError(
@@ -165,17 +166,18 @@ class TrainingSet:
         self.bytes = len(self.members) * times * 4 * self.grid**2 * 2
         self.resident = self.bytes <= budget
         self.device = torch.device("cpu")
-        self.window = 0
+        self.budget = budget
         if self.resident:
             self._state, self._target = self._read_all()
-        else:
-            fields = 2 + past.states + past.closures
-            self.window = max(1, budget // (2 * fields * self.grid**2 * 4) // RUN) * RUN
         self._lock = threading.Lock()
         self._start()
 
     def _start(self) -> None:
         """The stream of the chosen trajectories, from its beginning."""
+        self.window = 0
+        if not self.resident:
+            fields = 2 + self.past.states + self.past.closures + self.ahead
+            self.window = max(1, self.budget // (2 * fields * self.grid**2 * 4) // RUN) * RUN
         self.num_samples = len(self.chosen) * len(self.indices)
         self.order = Order(self.num_samples, self.seed, RUN if self.window else 0, self.window)
         self._reader: ThreadPoolExecutor | None = None
@@ -188,6 +190,25 @@ class TrainingSet:
         """The same samples, each moved by a drawn map in :meth:`batch`."""
         other = copy.copy(self)
         other.symmetry = symmetry
+        other._start()
+        return other
+
+    def followed(self, count: int) -> "TrainingSet":
+        """The samples that ``count`` stored times follow, each with these states: ``ahead``.
+
+        Raises:
+            ValueError: there are none.
+        """
+        other = copy.copy(self)
+        end = self.indices + count
+        inside = end < self.span.stop
+        moments = self.moments[np.minimum(end, self.span.stop - 1)] - self.moments[self.indices]
+        other.ahead, other.indices = count, self.indices[inside & (moments == count)]
+        if not len(other.indices):
+            raise ValueError(
+                f"no stored time is followed by {count} others: record longer, or lower "
+                "train.trajectory.calls"
+            )
         other._start()
         return other
 
@@ -239,36 +260,43 @@ class TrainingSet:
         row = torch.as_tensor(rows, device=where)
         time = torch.as_tensor(times - self.span.start, device=where)
         fields = {"state": self._state[row, time], "target": self._target[row, time]}
-        for name, source, count in self._earlier(self._state, self._target):
-            back = torch.arange(1, count + 1, device=where)
-            fields[name] = source[row[:, None], time[:, None] - back]
+        sources = {"state": self._state, "target": self._target}
+        for name, (field, steps) in self.beside.items():
+            away = torch.as_tensor(steps, device=where)
+            fields[name] = sources[field][row[:, None], time[:, None] + away]
         return fields
 
-    def _earlier(self, state: Any, target: Any) -> list[tuple[str, Any, int]]:
-        """Names in a batch of what it holds of the past, where it is taken from, and how many."""
-        past = ("history", state, self.past.states), ("previous", target, self.past.closures)
-        return [one for one in past if one[2]]
+    @property
+    def beside(self) -> dict[str, tuple[str, np.ndarray]]:
+        """What a batch holds of other times, by name: which field, and how many times away."""
+        every = {
+            "history": ("state", -np.arange(1, self.past.states + 1)),
+            "previous": ("target", -np.arange(1, self.past.closures + 1)),
+            "ahead": ("state", np.arange(1, self.ahead + 1)),
+        }
+        return {name: (field, steps) for name, (field, steps) in every.items() if len(steps)}
 
     def _read(self, rows: np.ndarray, times: np.ndarray) -> dict[str, torch.Tensor]:
         """Read samples from the files, in file order."""
         shape = (len(rows), self.grid, self.grid)
         out = {"state": np.empty(shape, np.float32), "target": np.empty(shape, np.float32)}
-        for name, _, count in self._earlier(None, None):
-            out[name] = np.empty((len(rows), count, *shape[1:]), np.float32)
+        for name, (_, steps) in self.beside.items():
+            out[name] = np.empty((len(rows), len(steps), *shape[1:]), np.float32)
         for places in _near(rows, times):
             member = int(self.members[rows[places[0]]])
             first = int(times[places[0]]) - self.past.lead
-            span = slice(first, int(times[places[-1]]) + 1)
+            span = slice(first, int(times[places[-1]]) + self.ahead + 1)
             with self._lock:  # the store is not made for threads
                 state, target = (
                     self.store.read(member, span, name, self.grid)
                     for name in ("vorticity", "closure")
                 )
             offset = times[places] - first
-            out["state"][places], out["target"][places] = state[offset], target[offset]
-            for name, source, count in self._earlier(state, target):
-                for back in range(count):
-                    out[name][places, back] = source[offset - (back + 1)]
+            sources = {"state": state, "target": target}
+            for name, source in sources.items():
+                out[name][places] = source[offset]
+            for name, (field, steps) in self.beside.items():
+                out[name][places] = sources[field][offset[:, None] + steps]
         return {key: torch.from_numpy(value) for key, value in out.items()}
 
     def _finish(self, fields, rows, times, numbers) -> dict[str, Any]:
@@ -295,9 +323,8 @@ class TrainingSet:
         batch = self._finish(fields, rows, times, positions)
         if self.symmetry is not None:
             elements = self.symmetry.draw(self.seed, first, count)
-            for key in ("state", "target", "history", "previous"):
-                if key in batch:
-                    batch[key] = self.symmetry.apply(batch[key], elements)
+            for key in ("state", "target", *self.beside):
+                batch[key] = self.symmetry.apply(batch[key], elements)
         return batch
 
     def _from_windows(self, positions: np.ndarray, share: "Share") -> dict[str, torch.Tensor]:
