@@ -164,3 +164,41 @@ def test_every_previous_closure_is_a_term_and_so_is_its_advection():
     slope = [B.to_physical(1j * B.on(k, w_hat.device, w_hat.real.dtype) * last[:, 1], 32)
              for k in ("kx", "ky")]  # fmt: skip
     assert torch.allclose(moved[:, 1], -B.to_spectral(u * slope[0] + v * slope[1]), atol=1e-12)
+
+
+def remembering(*lags):
+    library = Library(B, "linear", previous=len(lags))
+    coefficients = torch.zeros_like(library.coefficients)
+    for lag, value in enumerate(lags, 1):
+        coefficients[library.names.index(f"U[-{lag}]")] = value
+    coefficients[library.names.index("w")] = 3.0
+    return Library(B, "linear", previous=len(lags), coefficients=coefficients)
+
+
+@pytest.mark.parametrize(
+    "lags, radius", [((0.7,), 0.7), ((-0.7,), 0.7), ((1.1, -0.3), 0.6), ((0.0, -1.21), 1.1)]
+)
+def test_the_spectral_radius_is_that_of_the_recursion(lags, radius):
+    """(z - .5)(z - .6) = z^2 - 1.1 z + .3."""
+    found = remembering(*lags).spectral_radius()
+    assert torch.allclose(found, torch.full_like(found, radius))
+    assert not Library(B, "linear").spectral_radius().any()
+
+
+def test_a_memory_that_would_grow_is_brought_back():
+    library = remembering(1.5, 0.2)
+    ones = torch.ones(len(library.names), B.grid.num_shells)
+    ones[:, 3:] = 0.5  # there it would not
+    factors = library.bounded(ones)
+    radius = library.spectral_radius(factors)
+    assert torch.allclose(radius[:3], torch.full((3,), regression.LARGEST_RADIUS).double())
+    assert torch.equal(factors[:, 3:], ones[:, 3:])
+    others = [number for number, name in enumerate(library.names) if "U[" not in name]
+    assert torch.equal(factors[others], ones[others])
+
+
+def test_a_fit_has_no_memory_that_grows():
+    last = noise(300, 1.0)
+    library = Library(B, "linear", previous=1)
+    library.fit([(torch.stack([states(300), last], 1), 1.3 * last + noise(600, 0.01)[300:])])
+    assert torch.allclose(library.spectral_radius().max(), torch.tensor(0.999).double())

@@ -26,8 +26,7 @@ __all__ = ["Library", "term_names"]
 
 KINDS = ("none", "linear", "quadratic")
 SIGNIFICANT = 3.0
-
-
+LARGEST_RADIUS = 0.999  # of the closure's own memory: what is read again must not grow by itself
 CARRIED = "u.grad U["  # what the flow makes of a last closure
 
 
@@ -44,6 +43,11 @@ def term_names(kind: str, history: int = 0, physics: bool = False, previous: int
     if kind == "quadratic":
         names += [f"{a}*{b}" for a, b in combinations_with_replacement(FEATURES, 2)]
     return names
+
+
+def _power(name: str) -> int:
+    """p of U[-p], 0 of other terms."""
+    return int(name[3:-1]) if name.startswith("U[") else 0
 
 
 def _lag(name: str) -> int:
@@ -126,18 +130,57 @@ class Library:
                 out.append(features[:, FEATURES.index(name)])
         return torch.stack(out, dim=1)
 
-    def __call__(self, frames_hat: Tensor, moved: Tensor | None = None) -> Tensor:
-        """Closed-form mean (B, 2K + 1, K + 1) of frames as :meth:`terms` has them."""
+    def __call__(
+        self, frames_hat: Tensor, moved: Tensor | None = None, factors: Tensor | None = None
+    ) -> Tensor:
+        """Closed-form mean (B, 2K + 1, K + 1) of frames as :meth:`terms` has them.
+
+        ``factors`` (terms, shells), where given, multiply the coefficients.
+        """
         active = self.active
         if not active:
             return torch.zeros_like(frames_hat[:, 0])
         key = (str(frames_hat.device), frames_hat.real.dtype)
+        rows = [self.names.index(name) for name in active]
         if key not in self._on:
-            rows = [self.names.index(name) for name in active]
             modes = self.band.spread(self.coefficients[rows])
             self._on[key] = modes.to(device=frames_hat.device, dtype=frames_hat.real.dtype)
+        coefficients = self._on[key]
+        if factors is not None:
+            by_mode = factors[rows][:, self.band.grid.shell().to(factors.device)]
+            coefficients = coefficients * by_mode.to(coefficients)
         terms = torch.view_as_real(self.terms(frames_hat, active, moved))
-        return torch.view_as_complex((terms * self._on[key][..., None]).sum(1))
+        return torch.view_as_complex((terms * coefficients[..., None]).sum(1))
+
+    def spectral_radius(self, factors: Tensor | None = None) -> Tensor:
+        r"""Of the closure's own memory, (shells,): how a change of the last closures lives on.
+
+        That is the largest root of :math:`z^P = \sum_p c_p z^{P-p}` in the shell, with
+        :math:`c_p` the coefficient of U[-p]; below one it dies out. ``factors`` as of a call.
+        """
+        rows = [number for number, name in enumerate(self.names) if name.startswith("U[")]
+        shell, count = self.band.group_shell, self.band.grid.num_shells
+        if not rows:
+            return torch.zeros(count, dtype=torch.float64)
+        lags = self.coefficients[rows]
+        if factors is not None:
+            lags = lags * factors.detach().double().cpu()[rows][:, shell]
+        companion = torch.zeros(len(shell), len(rows), len(rows), dtype=torch.float64)
+        companion[:, 0] = lags.T
+        companion[:, 1:, :-1] = torch.eye(len(rows) - 1, dtype=torch.float64)
+        radius = torch.linalg.eigvals(companion).abs().amax(1)
+        return radius.new_zeros(count).scatter_reduce(0, shell, radius, "amax")
+
+    def bounded(self, factors: Tensor) -> Tensor:
+        """``factors`` with which no shell's memory has a spectral radius above LARGEST_RADIUS.
+
+        Where it would, the coefficient of U[-p] is multiplied by the p-th power of what lacks.
+        """
+        lacks = (LARGEST_RADIUS / self.spectral_radius(factors).clamp(min=1e-300)).clamp(max=1.0)
+        if bool((lacks == 1).all()):
+            return factors
+        powers = torch.tensor([_power(name) for name in self.names])
+        return factors * lacks.to(factors) ** powers.to(factors)[:, None]
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[str]:
         """Choose terms and coefficients from (frames_hat, target_hat) batches; return names."""
@@ -163,6 +206,8 @@ class Library:
             raise ValueError("the library was given no snapshots to fit")
         counts = band.group_size * samples
         self._take(select(gram, cross, power, counts, band.group_k2))
+        ones = torch.ones(num, band.grid.num_shells, dtype=torch.float64)
+        self._take(self.coefficients * self.bounded(ones)[:, band.group_shell])
         return self.active
 
 
