@@ -1,7 +1,10 @@
 """The real models through the trainer: phases, scores, restart, export."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import trajectory_case
 from train_case import GRID, run_fit
 
 from hpc_closure.closure.build import build
@@ -17,7 +20,11 @@ SETTINGS = {"steps": 24, "engine": "torch", "validate_every": 8}
 
 
 def train(folder, preset="default", **settings):
+    """A training of a preset; of ``trajectory`` one that ends with a phase through the solver."""
     log.setup()
+    if preset == "trajectory":
+        model, data = trajectory_case.model(), trajectory_case.data()
+        return run_fit(folder, model=model, data=data, **settings)
     torch.manual_seed(0)
     run_fit(folder, model=build({"preset": preset, "width": 8, "modes": 4}, GRID), **settings)
 
@@ -28,7 +35,7 @@ def rows(folder):
     return [{key: value for key, value in row.items() if key not in keys} for row in found]
 
 
-@pytest.fixture(scope="module", params=["default", "fno_score", "published"])
+@pytest.fixture(scope="module", params=["default", "fno_score", "published", "trajectory"])
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     train(folder, request.param, **SETTINGS)
@@ -38,7 +45,9 @@ def trained(request, tmp_path_factory):
 def test_phases_and_scores(trained):
     preset, folder = trained
     found = rows(folder)
-    names = [phase.name for phase in build({"preset": preset}, GRID).phases if phase.share]
+    names = ["mean", "trajectory"]
+    if preset != "trajectory":
+        names = [phase.name for phase in build({"preset": preset}, GRID).phases if phase.share]
     assert list(dict.fromkeys(row["phase"] for row in found)) == names
     assert {"train_error", "valid_error", "valid_crps", "valid_spread_skill"} <= set(found[-1])
     assert Run(folder).model.exists()
@@ -47,7 +56,7 @@ def test_phases_and_scores(trained):
 def test_stopped_in_every_phase(trained, tmp_path):
     """Bit-equal losses, scores and statistics, wherever it was stopped."""
     preset, folder = trained
-    for _ in range(5):
+    for _ in range(8):
         try:
             train(tmp_path, preset, max_steps=6, **SETTINGS)
         except Stopped:
@@ -62,6 +71,35 @@ def test_stopped_in_every_phase(trained, tmp_path):
     for name in theirs:
         assert ours[name].keys() == theirs[name].keys()
         assert all((ours[name][key] == theirs[name][key]).all() for key in theirs[name])
+
+
+def test_through_the_solver_the_best_is_kept(tmp_path, capfd):
+    """Judged by coupled runs of members held out, the untrained model among the candidates."""
+    train(tmp_path, "trajectory", **SETTINGS)
+    told = capfd.readouterr().err
+    found = [row for row in rows(tmp_path) if row["phase"] == "trajectory"]
+    assert [row["step"] for row in found if "valid_loss" in row] == [32, 36]
+    line = next(line for line in told.splitlines() if "trajectory: coupled score" in line)
+    before, after = (float(line.split(word)[0].split()[-1]) for word in (" before", " after"))
+    judged = [row["valid_loss"] for row in found if "valid_loss" in row]
+    assert after == pytest.approx(min(before, *judged), rel=1e-3)
+    kept = checkpoint.load(checkpoint.newest(Run(tmp_path).checkpoints)).tensors
+    better = min(judged) < before * (1 - 1e-3)
+    assert bool((kept["weights"]["adjustment.log_noise"] != 0).any()) >= better
+    assert kept["statistics"]["trajectory/noise"].shape == (8,)
+
+
+def test_of_a_learning_rate_that_ruins_it_nothing_is_kept(tmp_path, capfd):
+    log.setup()
+    model, data = trajectory_case.model(), trajectory_case.data()
+    model.phases = tuple(
+        replace(phase, through=replace(phase.through, lr=1.0)) if phase.through else phase
+        for phase in model.phases
+    )
+    run_fit(tmp_path, model=model, data=data, **SETTINGS)
+    kept = checkpoint.load(checkpoint.newest(Run(tmp_path).checkpoints)).tensors["weights"]
+    assert not kept["adjustment.log_noise"].any() and not kept["adjustment.terms"].any()
+    assert "do not act: training through the solver" in capfd.readouterr().err
 
 
 def test_bfloat16(tmp_path):

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 
 import hpc_closure.train
-from hpc_closure.experiment.schema import Train
+from hpc_closure.experiment.schema import Train, Trajectory
 from hpc_closure.train.trainer import WARM_UP, learning_rate
 
 FOLDER = Path(hpc_closure.train.__file__).parent
 
 
 def settings_read() -> set[str]:
-    """Keys read from what the wing calls ``settings`` or ``section``."""
+    """Keys read from what the wing calls ``settings``, ``section`` or ``trajectory``."""
     names = set()
     for path in FOLDER.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
                 owner = node.value
                 word = getattr(owner, "attr", getattr(owner, "id", ""))
-                if word in ("settings", "section"):
+                if word in ("settings", "section", "trajectory"):
                     names.add(node.attr)
                 if node.attr == "train_grid":  # train.grid, or the grid of the data
                     names.add("grid")
@@ -28,12 +28,12 @@ def settings_read() -> set[str]:
 
 
 def test_every_key_is_read_and_nothing_else():
-    assert settings_read() == set(Train.model_fields)
+    assert settings_read() == set(Train.model_fields) | set(Trajectory.model_fields)
 
 
-@pytest.mark.parametrize("name", Train.model_fields)
-def test_every_key_is_explained(name):
-    assert Train.model_fields[name].description
+@pytest.mark.parametrize("section", [Train, Trajectory])
+def test_every_key_is_explained(section):
+    assert all(key.description for key in section.model_fields.values())
 
 
 def test_sharding_needs_deepspeed():

@@ -245,12 +245,15 @@ def test_a_killed_rank_ends_the_others(environment, tmp_path, mpirun):
 
 def test_streamed_like_any_other(tmp_path, capfd):
     """A data set larger than the budget: other order, same bits when resumed."""
-    settings = {"steps": 36, "engine": "torch", "budget": 100_000, "phases": 1}
-    train(tmp_path / "whole", **settings)
+
+    def streamed(run, **more):
+        train(run, data=training_data(budget=100_000), **SETTINGS, **more)
+
+    streamed(tmp_path / "whole")
     assert "streamed" in capfd.readouterr().err
     with pytest.raises(Stopped):
-        train(tmp_path / "parts", max_steps=17, **settings)
-    train(tmp_path / "parts", **settings)
+        streamed(tmp_path / "parts", max_steps=17)
+    streamed(tmp_path / "parts")
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import trajectory_case
 from torch import nn
 
 from hpc_closure.closure.build import build
@@ -148,23 +149,25 @@ def small_model(preset: str):
 def losses(
     name: str, stage: int, found, accumulate: int = 1, preset: str = "", steps: int = 50
 ) -> list[float]:
-    """Losses of the stand-in or of a preset, on the same global batches, by one engine."""
+    """Losses of the stand-in, of a preset or of ``trajectory``, on the same global batches."""
     settings = Train(
         batch=8, engine=name, zero_stage=stage, schedule="constant", accumulate=accumulate
     )
-    model, data = small_model(preset) if preset else StandIn(), training_data()
+    if preset == "trajectory":
+        model, samples = trajectory_case.fitted(), trajectory_case.data().train.followed(4)
+        model.begin("trajectory", lambda: [samples.gather(samples.some(8))])
+    else:
+        model, samples = small_model(preset) if preset else StandIn(), training_data().train
     model.to(found.device)
-    data.train.to(found.device)
+    samples.to(found.device)
     if not preset:
-        model.begin("all", data.train.passes)
+        model.begin("all", samples.passes)
     chosen = trainer.start_engine(model, settings, found)
     size = 8 // found.size // accumulate
     seen = []
     for step in range(steps):
         first = step * 8 + found.rank * size * accumulate
-        micro = [
-            (data.train.batch(first + part * size, size), 1, step) for part in range(accumulate)
-        ]
+        micro = [(samples.batch(first + part * size, size), 1, step) for part in range(accumulate)]
         seen.append(float(found.mean(chosen.step(micro, settings.lr))))
     chosen.close()
     return seen
@@ -192,13 +195,13 @@ class StopAfter(Stop):
 
 
 def run_fit(
-    target: Path, found=processes.Processes(), model=None, max_steps=0, budget=2**32, **values
+    target: Path, found=processes.Processes(), model=None, max_steps=0, data=None, **values
 ) -> None:
     """A training of the stand-in; ``values`` are settings, as text or typed.
 
     Args:
         max_steps: ask it to stop after so many steps; 0 = do not.
-        budget: bytes of samples held in memory.
+        data: to train on; by default :func:`training_data`.
     """
     two = (Phase("first", 1.0, "fit"), Phase("second", 2.0, "hold"), Phase("last", 0.0, "valid"))
     phases = two if values.pop("phases", None) else (Phase("all", 1.0, "train"),)
@@ -206,7 +209,7 @@ def run_fit(
     model = StandIn(phases=phases) if model is None else model
     with StopAfter(int(max_steps)) as stop:
         plan = Plan(settings, 0, Run(target))
-        fit(model, training_data(budget=budget), plan, export, processes=found, stop=stop)
+        fit(model, data or training_data(), plan, export, processes=found, stop=stop)
 
 
 def main() -> None:

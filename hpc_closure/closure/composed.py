@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure import draws
+from hpc_closure.closure.adjustment import Adjustment
 from hpc_closure.closure.band import band
 from hpc_closure.closure.conditioning import (
     Conditioning,
@@ -43,7 +44,7 @@ from hpc_closure.closure.features import (
 )
 from hpc_closure.closure.frame import Encoding, Frame
 from hpc_closure.closure.gate import LEAST, ImprovementGate, ShareGate, ShellGate
-from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
+from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request, Through
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.losses import crps, energy_score
@@ -64,6 +65,7 @@ from hpc_closure.closure.residual import (
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags, knot_spacing, position
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
+from hpc_closure.closure.trajectory import Scale, Trajectories
 from hpc_closure.experiment.models import NETWORKS, UNTRAINED
 from hpc_closure.spectral.grid import hermitian, resize
 
@@ -79,7 +81,10 @@ CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # coupled run amplifies slopes that are not there (the amplitude, which it made worse, has none)
 DECAY = {"fno": 3.0, "cnn": 0.3}
 MEAN_GP = "mean_gp"
+TRAJECTORY, NOISE = "trajectory", "noise"  # the phases through the solver
 SPREAD = 0.15  # steps in which the spread of a score is learned again, over the others'
+CALIBRATIONS = 3  # times that the noise of coupled runs is brought nearer to their error,
+MOST = 2.0  # by at most this factor in all
 
 
 class ComposedModel(ClosureModel):
@@ -116,6 +121,10 @@ class ComposedModel(ClosureModel):
         self.phases = self._phases(config["shares"])
         self.statistics = Statistics()
         self.library = self._library()
+        self.adjustment: Adjustment | None = None
+        self.trajectories: Trajectories | None = None
+        if config["adjusted"]:
+            self.adjustment = Adjustment(len(self.library.names), self.band.grid.num_shells)
         self.frame: Frame
 
     def _make_residual(self, channels: int) -> Residual:
@@ -142,6 +151,15 @@ class ComposedModel(ClosureModel):
 
     # ---- phases ---------------------------------------------------------------------------------
 
+    def train_through(self, trajectories: Trajectories, through: Through) -> None:
+        """Add two last phases: training through the solver, and the noise's size, from coupled
+        runs of members that the rest has not seen."""
+        self.trajectories = trajectories
+        self.phases = (*self.phases, Phase(TRAJECTORY, 0.0, "train", through=through))
+        if self.config["residual"] != "none":
+            judged = replace(through, steps=0)
+            self.phases = (*self.phases, Phase(NOISE, 0.0, "valid", through=judged))
+
     def begin(self, phase: str, reader: Reader) -> dict[str, Any]:
         """Start ``mean``, ``generator`` (``law`` where none is trained) or ``check``."""
         work = {
@@ -150,6 +168,8 @@ class ComposedModel(ClosureModel):
             "law": self.fit_law,
             "spread": lambda reader: {},
             "check": self.check_generator,
+            TRAJECTORY: self.score_trajectories,
+            NOISE: self.calibrate_noise,
         }
         if phase not in work:
             raise ValueError(f"phase {phase!r}, expected one of {', '.join(work)}")
@@ -163,10 +183,18 @@ class ComposedModel(ClosureModel):
         return report
 
     def parameters_of(self, phase: str) -> list[nn.Parameter]:
-        """``mean``: of mean and amplitude, ``generator``: of the residual, ``spread``: of c."""
+        """``mean``: of mean and amplitude, ``generator``: of the residual, ``spread``: of c,
+        ``trajectory``: of the mean and the adjustment of closed forms."""
         if phase == "spread" and isinstance(self.residual, LearnedScore):
             return self.residual.spread_parameters()
-        trained = {"mean": (self.mean, self.amplitude), "generator": (self.residual,)}
+        if phase == TRAJECTORY and self.config["residual"] == "none" and self.adjustment:
+            weights = [] if self.mean is None else list(self.mean.parameters())
+            return [*weights, self.adjustment.terms]
+        trained = {
+            "mean": (self.mean, self.amplitude),
+            "generator": (self.residual,),
+            TRAJECTORY: (self.mean, self.adjustment),
+        }
         return [
             weight
             for part in trained.get(phase, ())
@@ -182,6 +210,11 @@ class ComposedModel(ClosureModel):
             return self.mean_loss(batch)
         if self.phase in ("generator", "spread"):
             return self.generator_loss(batch, seed, step)
+        if self.phase == TRAJECTORY and self.trajectories is not None:
+            told = self.statistics
+            assert told.trajectory_scale is not None and told.trajectory_power is not None
+            scale = Scale(told.trajectory_scale, told.trajectory_power)
+            return self.trajectories.loss(self, batch, scale, seed, step)
         raise ValueError(f"phase {self.phase!r} has no loss; call begin('mean', reader) first")
 
     # ---- closed-form statistics -----------------------------------------------------------------
@@ -268,6 +301,10 @@ class ComposedModel(ClosureModel):
         if isinstance(self.residual, Generator):
             name = f"residual: {config['residual']}"
             out.append(self._trained(name, s.score_gain, s.score_members))
+        if self.adjustment is not None:
+            acts = any(bool(weight.any()) for weight in self.adjustment.parameters())
+            name = "training through the solver"
+            out.append(PartReport(name, True, acts, (), str(self.adjustment) if acts else ""))
         return out
 
     def _trained(self, name: str, gain: Tensor | None, members: float | None) -> PartReport:
@@ -351,7 +388,8 @@ class ComposedModel(ClosureModel):
         if self.has_networks:
             moved = self._moved(frames_hat)
             features = self.features(frames_hat, moved)
-        encoding = Encoding(state_hat, self.library(frames_hat, moved), features, summary)
+        mean_hat = self.library(frames_hat, moved, self._factors())
+        encoding = Encoding(state_hat, mean_hat, features, summary)
         gain = self._modes_of(s.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
             correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
@@ -361,13 +399,19 @@ class ComposedModel(ClosureModel):
             encoding.log_amplitude = self.amplitude_share * self.amplitude(encoding)
         return encoding
 
+    def _factors(self) -> Tensor | None:
+        """(terms, shells) of the regression's coefficients, where training has changed them."""
+        if self.adjustment is None:
+            return None
+        return self.library.bounded(self.adjustment().terms)
+
     def _summary(self, state_hat: Tensor) -> Tensor:
         """(B, 51) numbers of states about one in size; (B, 0) where no network reads them."""
         mean, std, like = self.statistics.summary_mean, self.statistics.summary_std, state_hat.real
         if mean is None or std is None:
             return like.new_zeros(len(like), 0)
         numbers = (self.band.summary(state_hat) - mean.to(like)) / std.to(like)
-        return numbers.clamp(-BEYOND, BEYOND).float()
+        return numbers.clamp(-BEYOND, BEYOND).to(self._place)
 
     def _moved(self, frames_hat: Tensor) -> Tensor | None:
         """What the flow makes of the last closures, spectra (B, P, ...); None without memory."""
@@ -387,11 +431,11 @@ class ComposedModel(ClosureModel):
         return torch.cat(spectra, dim=1)
 
     def features(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
-        """Normalised condition channels (B, C, g, g), float32, on the generator's grid."""
+        """Normalised condition channels (B, C, g, g), as the weights, on the generator's grid."""
         spectra = self.feature_spectra(frames_hat, moved)
         scale = self.statistics.features_rms.to(frames_hat.real)
         size = self.frame.size
-        fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).float()
+        fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).to(self._place)
         fields = fields.clamp(-FAR, FAR)
         places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
         return torch.cat([fields, places], dim=1)
@@ -457,8 +501,12 @@ class ComposedModel(ClosureModel):
                 generator_size=size,
             )
         )
+        memory = {}
+        if self.previous:
+            memory["spectral_radius"] = round(float(self.library.spectral_radius().max()), 3)
         return {
             "terms": active,
+            **memory,
             "residual": math.sqrt(float(variance.sum()) / float(total.sum() / num)),
             "generator_grid": size,
             "generator_modes": modes,
@@ -580,7 +628,16 @@ class ComposedModel(ClosureModel):
 
     def noise_of_call(self, request: Request, law: BaseLaw) -> Tensor:
         """Base noise of a call, with the residual's memory (:mod:`residual_memory`) if any."""
-        key = draws.Key(request.seed, "sample", request.members, request.call)
+        noise = self._noise_with_memory(request, law)
+        if self.adjustment is None:
+            return noise
+        factor = self.adjustment().noise
+        if self.statistics.trajectory_noise is not None:
+            factor = factor * self.statistics.trajectory_noise.to(factor)
+        return noise * factor[self.frame.kept.grid.shell()].to(noise.real)
+
+    def _noise_with_memory(self, request: Request, law: BaseLaw) -> Tensor:
+        key = draws.Key(request.seed, request.stage, request.members, request.call)
         fresh = self.base_noise(law, key, draws.STREAM_BASE)
         if not bool((self.knots > 0).any()):
             return fresh
@@ -745,6 +802,41 @@ class ComposedModel(ClosureModel):
         # where D carries more from other shells than there is, no factor of q would help
         return torch.where((seen > 0) & (drawn > 0), ratio.clamp(0.9, 2.0), 1.0)
 
+    # ---- through the solver ---------------------------------------------------------------------
+
+    def score_trajectories(self, reader: Reader) -> dict[str, Any]:
+        """Scores of coupled ensembles as they are, before they are trained."""
+        assert self.trajectories is not None
+        batches = list(reader() if callable(reader) else reader)
+        scale = self.trajectories.scale(self, batches, CHECK_SEED)
+        if not bool(scale.crps.isfinite().all()):
+            lost = int(scale.crps.isfinite().sum()) + 1
+            raise ValueError(
+                f"coupled runs of the model are not finite by closure call {lost}: training "
+                f"through the solver starts from runs that hold; lower train.trajectory.calls"
+            )
+        self.statistics = replace(
+            self.statistics, trajectory_scale=scale.crps, trajectory_power=scale.power
+        )
+        return {"crps": _rounded(scale.crps, 4), "starts": sum(map(_count, batches))}
+
+    def calibrate_noise(self, reader: Reader) -> dict[str, Any]:
+        """Size of the noise per shell with which coupled ensembles spread as their means err.
+
+        An ensemble trained on its own starts spreads too little on others, and a score that is at
+        its minimum hardly tells.
+        """
+        assert self.trajectories is not None
+        batches = list(reader() if callable(reader) else reader)
+        factor = torch.ones(self.band.grid.num_shells, dtype=torch.float64)
+        told = []
+        for _ in range(CALIBRATIONS):
+            ratio = self.trajectories.spread_skill(self, batches, CHECK_SEED)
+            told.append(float(ratio.log().mean().exp()))
+            factor[1:] = (factor[1:] / ratio).clamp(1 / MOST, MOST)
+            self.statistics = replace(self.statistics, trajectory_noise=factor.clone())
+        return {"spread_skill": [round(one, 3) for one in told], "noise_factor": _rounded(factor)}
+
     # ---- sampling -------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -759,6 +851,10 @@ class ComposedModel(ClosureModel):
 
     @torch.no_grad()
     def sample_hat(self, request: Request) -> Tensor:
+        return self.draw_hat(request)
+
+    def draw_hat(self, request: Request) -> Tensor:
+        """As :meth:`sample_hat`, with gradients."""
         modes = request.state.shape[-1] - 1
         size = request.grid or band(modes).grid.size
         self.band.check_grid(size, size)
@@ -787,7 +883,7 @@ class ComposedModel(ClosureModel):
         if sensors is not None:
             conditioning = self.kriged if baseline else self.conditioning
             observed = conditioning.observe(frame, encoding, sensors, scale, law)
-            key = draws.Key(request.seed, "sample", request.members, request.call)
+            key = draws.Key(request.seed, request.stage, request.members, request.call)
             z = observed.condition(z, key)
         if self.score_active and not baseline:
             effort = Effort(request.method, request.evaluations)
@@ -811,8 +907,7 @@ class ComposedModel(ClosureModel):
             return u_hat
         shell = self.band.grid.shell_sum(u_hat.abs().square())
         least = NOTHING * largest.sum()  # the mean of a closure is zero but for round-off
-        factor = (largest.clamp(min=least).to(shell) / shell.clamp(min=1e-300)).sqrt()
-        factor = factor.clamp(max=1.0)
+        factor = (shell / largest.clamp(min=least).to(shell)).clamp(min=1.0).rsqrt()
         self.brought_back += int((factor < 1).any(-1).sum())
         return u_hat * factor[:, self.band.grid.shell()].to(u_hat.real)
 
@@ -846,6 +941,10 @@ class ComposedModel(ClosureModel):
         if spread is None or observed is not None or not own:
             spread = torch.ones((), device=z.device)
         return replace(drawn, q=drawn.spread(spread))
+
+
+def _count(batch: dict[str, Any]) -> int:
+    return len(batch["state"])
 
 
 def _rounded(values: Tensor, digits: int = 3) -> list[float]:

@@ -34,6 +34,28 @@ Reader = Callable[[], Iterable] | Iterable
 
 
 @dataclass(frozen=True)
+class Through:
+    """How a phase trains through the solver, with settings of its own.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: starts in a step over all processes.
+        lr: peak learning rate.
+        calls: closure calls of a run, in the first step and from the middle of the phase on.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    calls: tuple[int, int]
+
+    def calls_at(self, step: int) -> int:
+        """Closure calls of a run in a step."""
+        first, last = self.calls
+        return min(last, first + (last - first + 1) * 2 * step // self.steps)
+
+
+@dataclass(frozen=True)
 class Phase:
     """A part of the training.
 
@@ -42,12 +64,14 @@ class Phase:
         share: share of all optimizer steps; 0 = closed-form work only.
         members: whose snapshots it reads: ``fit``, ``hold`` or ``valid``.
         sampled: the model can be sampled from its beginning on.
+        through: of a phase that trains through the solver, on samples with what follows them.
     """
 
     name: str
     share: float
     members: str
     sampled: bool = True
+    through: Through | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +90,7 @@ class Request:
         evaluations, method: of the sampler; None = the model's own.
         grid: points per side of the caller's grid where ``state`` is a spectrum; None = the
             fewest that retain its modes.
+        stage: of the draws; those of another stage are others.
     """
 
     state: Tensor
@@ -79,6 +104,7 @@ class Request:
     evaluations: int | None = None
     method: str | None = None
     grid: int | None = None
+    stage: str = "sample"
 
 
 class ClosureModel(nn.Module, ABC):
@@ -125,7 +151,7 @@ class ClosureModel(nn.Module, ABC):
         Args:
             batch: ``state``, ``target`` (B, n, n), ``sample_index`` (B,) global indices of the
                 samples, ``history`` (B, H, n, n) and ``previous`` (B, P, n, n) when the model
-                reads them.
+                reads them, ``ahead`` (B, L, n, n) in a phase through the solver.
             seed: seed of the training's draws, keyed by (seed, step, sample index).
             step: optimizer step.
         """

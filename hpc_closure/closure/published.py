@@ -236,7 +236,7 @@ class PublishedModel(ClosureModel):
             field = self._field(values.reshape(-1, side, side), size).expand(count, -1, -1)
         elif sensors is not None:
             raise ValueError("this model was trained with conditions.sensors=none: give none")
-        key = draws.Key(request.seed, "sample", request.members, request.call)
+        key = draws.Key(request.seed, request.stage, request.members, request.call)
         given = state.float().expand(count, -1, -1)
 
         def white(stream: int) -> Tensor:

@@ -53,6 +53,9 @@ class Statistics:
         memory_spacing: trained intervals from one snapshot to the next.
         score_gain: (shells,) of the generator; ``score_members`` have decided.
         score_spread: (shells,) std of the residual over that of the generator's samples.
+        trajectory_scale: (calls,) CRPS of coupled ensembles before they were trained.
+        trajectory_power: (shells - 1,) mean power of the states that they were compared with.
+        trajectory_noise: (shells,) factor of the noise's std, from coupled runs.
     """
 
     library: Tensor = NOT_YET
@@ -79,6 +82,9 @@ class Statistics:
     score_gain: Tensor | None = None
     score_members: float | None = None
     score_spread: Tensor | None = None
+    trajectory_scale: Tensor | None = None
+    trajectory_power: Tensor | None = None
+    trajectory_noise: Tensor | None = None
 
     def to_tensors(self) -> dict[str, Tensor]:
         """As a file holds them, those that are there."""

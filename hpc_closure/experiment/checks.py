@@ -190,6 +190,8 @@ def _check_model(experiment) -> None:
                 "rescaled and is held at least as long as it was trained at, "
                 f"generate.interval={experiment.generate.interval}"
             )
+    if experiment.train.trajectory:
+        _check_trajectory(experiment)
     given = model.model_dump(exclude_none=True)
     config = resolve(given)
     if model.preset in FUNCTIONAL:
@@ -232,6 +234,34 @@ def _check_functional(model) -> None:
                 f"model.preset={model.preset} reads the resolved state alone: set "
                 f"model.conditions.{key} to {none}"
             )
+
+
+def _check_trajectory(experiment) -> None:
+    """Coupled ensembles are trained from consecutive states, one reading of each draw."""
+    model, generate = experiment.model, experiment.generate
+    parts = model.preset not in ("published", *FUNCTIONAL)
+    residual = resolve(model.model_dump(exclude_none=True)).get("residual") if parts else None
+    if residual not in UNTRAINED:
+        raise ValueError(
+            f"train.trajectory is for closures drawn from a mean and a Gaussian law, or a mean "
+            f"alone: model.preset={model.preset} is none; set model.preset to gaussian or "
+            "convolutional, or remove train.trajectory"
+        )
+    if model.conditions.sensors != "none":
+        raise ValueError(
+            f"train.trajectory runs without sensors: set model.conditions.sensors to none, it is "
+            f"{model.conditions.sensors}"
+        )
+    if not generate.consecutive:
+        raise ValueError(
+            "train.trajectory is scored after every closure call: set generate.record.every to "
+            f"{generate.interval * generate.dt:g}, or generate.record.burst"
+        )
+    if generate.cfl:
+        raise ValueError(
+            f"generate.cfl={generate.cfl:g}: train.trajectory needs steps of one length; remove "
+            "one of them"
+        )
 
 
 def check_previous(experiment, number: int) -> None:

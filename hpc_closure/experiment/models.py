@@ -24,6 +24,7 @@ DEFAULT: dict[str, Any] = {
     "evaluations": 4,
     "shares": [0.4, 0.6],
     "form": "auto",
+    "adjusted": False,  # closed forms by training through the solver
 }
 
 PUBLISHED: dict[str, Any] = {

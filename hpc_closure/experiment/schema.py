@@ -299,6 +299,30 @@ class Model(Section):
         return trained and config.get("gate") == "on"
 
 
+class Trajectory(Section):
+    """Training through the solver: coupled ensembles from stored states, scored by the CRPS."""
+
+    steps: Count = Field(600, description="optimiser steps, after all others")
+    batch: Count = Field(12, description="starts per step over all processes")
+    members: Annotated[int, Field(ge=2, le=64)] = Field(2, description="of each ensemble")
+    calls: tuple[Count, Count] = Field(
+        (4, 12),
+        description="closure calls of a run, in the first step and from half of the steps on",
+    )
+    lr: Positive = Field(3e-3, description="peak learning rate")
+    energy: NonNegative = Field(
+        0.5,
+        description="weight of the square error of each shell's mean energy, over the energy's "
+        "square, beside the relative CRPS",
+    )
+
+    @model_validator(mode="after")
+    def _rises(self):
+        if self.calls[0] > self.calls[1]:
+            raise ValueError(f"calls={list(self.calls)}: the first is larger than the last")
+        return self
+
+
 class Train(Section):
     """Batches are global: the processes share them."""
 
@@ -354,6 +378,9 @@ class Train(Section):
         0,
         description="end a phase after this many validations without improvement and keep its "
         "best weights; 0 = off",
+    )
+    trajectory: Trajectory | None = Field(
+        None, description="a last phase of training, through the reduced solver; none = off"
     )
 
     @model_validator(mode="after")
@@ -620,6 +647,8 @@ class Experiment(Section):
             times = {key: plain["rollout"][key] for key in ("t_start", "every")}
             return {**settings, "replicas": starts, "rollout": times}
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
+        if train["trajectory"] is None:
+            del train["trajectory"]
         model = {key: value for key, value in plain["model"].items() if value is not None}
         if not model["conditions"]["previous"]:
             model["conditions"] = {**model["conditions"]}

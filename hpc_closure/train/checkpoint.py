@@ -5,7 +5,7 @@
     weights.safetensors     weights and buffers of the model, whole, float32
     statistics.safetensors  the model's closed-form parts, float64
     average.safetensors     their exponential average
-    best.safetensors        averaged weights of the best validation, with early stopping
+    best.safetensors        averaged weights of the best validation, where it decides
     optimizer.safetensors   Adam's moments by weight name, whole
     progress.json           phase, step, history of the validation, settings
     complete.json           sha256 of the others; written last
@@ -40,7 +40,8 @@ class Position:
         step: optimiser steps done, over all phases.
         phase, phase_step: number of the phase and steps done in it.
         pending: losses since the last row of the metrics.
-        best: lowest validation loss of the phase; ``strikes`` validations since.
+        first, best: first and lowest validation loss of the phase.
+        strikes: validations since the lowest.
         seconds: of computing so far.
         settings: what must not change between stop and resume, for the message when it has.
     """
@@ -49,6 +50,7 @@ class Position:
     phase: int = 0
     phase_step: int = 0
     pending: list[float] = field(default_factory=list)
+    first: float | None = None
     best: float | None = None
     strikes: int = 0
     seconds: float = 0.0

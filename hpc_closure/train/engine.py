@@ -70,8 +70,12 @@ class Loss(nn.Module):
             return self.model.loss(batch, seed, step).float()
 
 
-def check(model: nn.Module, settings: Train, processes: Processes) -> None:
+def check(
+    model: nn.Module, settings: Train, processes: Processes, key: str = "train.batch"
+) -> None:
     """Raise ValueError when the batch has no equal shares, or a weight is complex.
+
+    ``key`` names the batch in an experiment.
 
     DeepSpeed 0.19 crashes on complex parameters or, when all are complex under ZeRO 1 and 2, sets
     every imaginary part to zero without a word.
@@ -79,7 +83,7 @@ def check(model: nn.Module, settings: Train, processes: Processes) -> None:
     parts = processes.size * settings.accumulate
     if settings.batch % parts:
         raise ValueError(
-            f"train.batch={settings.batch} is global and does not divide into {processes.size} "
+            f"{key}={settings.batch} is global and does not divide into {processes.size} "
             f"processes x {settings.accumulate} micro-batches; nearest: "
             f"{max(1, round(settings.batch / parts)) * parts}"
         )

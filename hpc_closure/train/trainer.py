@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.interface import ClosureModel, Phase
+from hpc_closure.closure.parts import describe
 from hpc_closure.data.samples import Share, TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import TRANSIENT_TRAIN, Train
@@ -29,7 +31,10 @@ from hpc_closure.train.processes import Processes
 from hpc_closure.work import log
 from hpc_closure.work.stop import Stop, Stopped
 
+READ_AT_ONCE = 16  # starts of coupled ensembles that run together to be judged
 READ_EVERY = 10  # steps between looks at losses and stop flag on a GPU, which would wait each time
+JUDGED_TIMES = 12  # times that a training through the solver is judged,
+JUDGED_AFTER = 10  # steps at least from one to the next
 ROW_EVERY = 10  # steps averaged in one row of the metrics
 WARM_UP = 0.02  # share of a phase's steps in which the cosine schedule rises
 
@@ -118,16 +123,17 @@ class Trainer:
         processes: Processes,
         stop: Stop,
     ):
-        settings = plan.settings
-        engine.check(model, settings, processes)
-        self.model, self.data, self.processes, self.stop = model, data, processes, stop
-        self.settings, self.seed, self.run = settings, plan.seed, plan.run
+        self.plan, self.processes, self.stop = plan, processes, stop
+        self.model, self.data = model, data
+        self.seed, self.run = plan.seed, plan.run
         self.logger = log.get()
-        self.share = Share(settings.batch, processes.rank, processes.size)
+        for phase in model.phases:
+            key = "train.trajectory.batch" if phase.through else "train.batch"
+            engine.check(model, _settings_of(phase, plan.settings), processes, key)
         model.to(processes.device)
         data.train.to(processes.device)
         data.valid.to(processes.device)
-        self.phases = _steps_of(model.phases, settings.steps)
+        self.phases = _steps_of(model.phases, plan.settings.steps)
         self.learned = {**plan.learned, "samples": len(data.train)}
         self.position = Position(settings=self.learned)
         self.restored: Checkpoint | None = None
@@ -211,11 +217,14 @@ class Trainer:
 
     def train_phase(self, phase: Phase, steps: int) -> None:
         """All (remaining) steps of a phase; afterwards the averaged weights are the model's."""
-        position, settings = self.position, self.settings
+        position = self.position
         self._begin(phase)
+        settings = self.settings
         if not steps:
-            return self._end()
+            return self._end(phase)
         self._prepare(phase)
+        if self.through and position.phase_step == 0:
+            self._validate()  # what it must be better than
         with log.Progress(
             steps, f"train {phase.name}", initial=position.phase_step, show=self.processes.first
         ) as bar:
@@ -241,13 +250,23 @@ class Trainer:
                     self.save()
                 if stopping and not last:
                     raise Stopped(self.stop.reason)
-        self._end()
+        self._end(phase)
 
     def _begin(self, phase: Phase) -> None:
         """Statistics of a phase, computed or as they were, and which weights it trains."""
-        model, self.part = self.model, self.data.of(phase.members)
+        model, self.part, self.valid = self.model, self.data.of(phase.members), self.data.valid
+        self.settings, self.through = _settings_of(phase, self.plan.settings), phase.through
+        self.share = Share(self.settings.batch, self.processes.rank, self.processes.size)
+        reader, judged = self.part.passes, validate.JUDGED
+        if self.through:
+            self.part, self.valid = (
+                part.followed(self.through.calls[1]) for part in (self.part, self.valid)
+            )
+            judged = validate.JUDGED_THROUGH
+            reader = partial(validate.batches, self.part, self.part.some(judged), READ_AT_ONCE)
+        self.fixed = {"train": self.part.some(judged), "valid": self.valid.some(judged)}
         if self.position.phase_step == 0:
-            report = self.on_first(lambda: model.begin(phase.name, self.part.passes))
+            report = self.on_first(lambda: model.begin(phase.name, reader))
             model.load_statistics(self.processes.share(model.saved_statistics()))
             for key, value in (report or {}).items():
                 self.logger.info(f"{phase.name}: {key} {value}")
@@ -258,10 +277,7 @@ class Trainer:
 
     def _prepare(self, phase: Phase) -> None:
         """Engine and average of a phase, fresh or as they were."""
-        self.fixed = {
-            "train": self.part.some(validate.JUDGED),
-            "valid": self.data.valid.some(validate.JUDGED),
-        }
+        self.keeps_best = bool(self.settings.patience or self.through)
         self.scored = phase.sampled and phase is self._last_trained()
         self.shadow = copy.deepcopy(self.model).eval()
         self.shadow_loss = engine.Loss(self.shadow, self.processes.device, self.settings.precision)
@@ -294,10 +310,14 @@ class Trainer:
         settings, step = self.settings, self.position.step
         size = settings.batch // (self.processes.size * settings.accumulate)
         first = step * settings.batch + self.processes.rank * settings.accumulate * size
-        return [
-            (self.part.batch(first + part * size, size, self.share), self.seed, step)
+        batches = [
+            self.part.batch(first + part * size, size, self.share)
             for part in range(settings.accumulate)
         ]
+        if self.through:
+            calls = self.through.calls_at(self.position.phase_step)
+            batches = [{**batch, "ahead": batch["ahead"][:, :calls]} for batch in batches]
+        return [(batch, self.seed, step) for batch in batches]
 
     def _read(self, force: bool) -> bool:
         """Fetch the losses of the last steps, averaged over the processes.
@@ -313,8 +333,9 @@ class Trainer:
         self.position.pending += values[1:]
         for back, loss in enumerate(reversed(values[1:])):
             if loss != loss or abs(loss) == float("inf"):
+                key = "train.trajectory.lr" if self.through else "train.lr"
                 raise RuntimeError(
-                    f"loss is {loss} at step {self.position.step - back}: lower train.lr or set "
+                    f"loss is {loss} at step {self.position.step - back}: lower {key} or set "
                     "train.clip; earlier restart points are kept"
                 )
         if values[0] > 0:
@@ -339,7 +360,7 @@ class Trainer:
         self.shadow.load_state_dict({**self.shadow.state_dict(), **averaged})
         size = max(1, settings.batch // (processes.size * settings.accumulate))
         row = {}
-        for part, samples in (("train", self.part), ("valid", self.data.valid)):
+        for part, samples in (("train", self.part), ("valid", self.valid)):
             numbers = self.fixed[part]
             row[f"{part}_loss"] = validate.mean_loss(
                 self.shadow_loss, samples, numbers, size, self.seed + 1, processes
@@ -353,9 +374,11 @@ class Trainer:
 
     def _judge(self, loss: float, averaged: dict[str, Tensor]) -> None:
         position = self.position
+        if position.first is None:
+            position.first = loss
         if position.best is None or loss < position.best:
             position.best, position.strikes = loss, 0
-            if self.settings.patience:
+            if self.keeps_best:
                 self.best = {key: value.cpu().clone() for key, value in averaged.items()}
         else:
             position.strikes += 1
@@ -371,7 +394,7 @@ class Trainer:
             )
         return True
 
-    def _end(self) -> None:
+    def _end(self, phase: Phase) -> None:
         """Give the model its averaged (or best) weights and mark the phase done."""
         position = self.position
         if position.phase_step:
@@ -379,9 +402,16 @@ class Trainer:
             self.shadow.load_state_dict({**self.shadow.state_dict(), **averaged})
             self.engine.close()
             self.model, self.best = self.shadow.train(), {}
+        if self.through and position.phase_step and self.processes.first:
+            self.logger.info(
+                f"{phase.name}: coupled score of validation trajectories {position.first:.4g} "
+                f"before, {position.best:.4g} after; {describe(self.model.parts())}"
+            )
         self.part.close()
+        self.valid.close()
         position.phase += 1
-        position.phase_step, position.best, position.strikes = 0, None, 0
+        position.phase_step, position.strikes = 0, 0
+        position.first = position.best = None
         statistics = self.model.saved_statistics()
         self._publish({"weights": self.model.state_dict(), "statistics": statistics})
 
@@ -452,6 +482,21 @@ def learning_rate(settings: Train, step: int, steps: int) -> float:
     return 0.5 * settings.lr * (1 + math.cos(math.pi * falling))
 
 
+def _settings_of(phase: Phase, settings: Train) -> Train:
+    """The settings of a phase: those of its own, and judged and kept often, through the solver."""
+    through = phase.through
+    if through is None:
+        return settings
+    often = max(JUDGED_AFTER, through.steps // JUDGED_TIMES)
+    own: dict[str, Any] = {
+        "batch": through.batch,
+        "lr": through.lr,
+        "validate_every": min(often, settings.validate_every),
+        "checkpoint_every": min(often, settings.checkpoint_every),
+    }
+    return settings.model_copy(update=own)
+
+
 def _steps_of(phases: Sequence[Phase], steps: int) -> list[tuple[Phase, int]]:
     """Steps of each phase; the shares need not sum to one."""
     total = sum(phase.share for phase in phases)
@@ -459,4 +504,7 @@ def _steps_of(phases: Sequence[Phase], steps: int) -> list[tuple[Phase, int]]:
     for phase in phases:
         done += phase.share
         bounds.append(round(steps * done / total) if total else 0)
-    return [(phase, bounds[i + 1] - bounds[i]) for i, phase in enumerate(phases)]
+    return [
+        (phase, phase.through.steps if phase.through else bounds[i + 1] - bounds[i])
+        for i, phase in enumerate(phases)
+    ]

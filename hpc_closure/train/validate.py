@@ -15,6 +15,7 @@ from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
 
 JUDGED = 512  # most samples used in one validation
+JUDGED_THROUGH = 48  # most starts of coupled ensembles used in one
 SCORED = 16  # snapshots sampled for the scores beside the loss
 MEMBERS = 8  # samples of each of them
 
@@ -24,7 +25,8 @@ def mine(numbers: np.ndarray, processes: Processes) -> np.ndarray:
     return numbers[processes.rank :: processes.size]
 
 
-def _batches(part: TrainingSet, numbers: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
+def batches(part: TrainingSet, numbers: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
+    """The samples by number, ``size`` at a time."""
     for first in range(0, len(numbers), size):
         yield part.gather(numbers[first : first + size])
 
@@ -35,7 +37,7 @@ def mean_loss(
 ) -> float:
     """Mean loss over samples, with the same noise at every call; shared by the processes."""
     total = torch.zeros(2, dtype=torch.float64)
-    for batch in _batches(part, mine(numbers, processes), size):
+    for batch in batches(part, mine(numbers, processes), size):
         count = len(batch["state"])
         total += torch.tensor([loss(batch, seed, 0).item() * count, count], dtype=torch.float64)
     total = processes.mean(total)
@@ -56,7 +58,7 @@ def scores(
     ``spread_skill``: 1 when the spread explains the error of the mean.
     """
     sums = torch.zeros(4, dtype=torch.float64)
-    for batch in _batches(part, mine(numbers, processes), 8):
+    for batch in batches(part, mine(numbers, processes), 8):
         samples = ensemble(model, batch, MEMBERS, seed).double()
         sums += score_sums(samples, batch["target"].double()).cpu()
     error, size, variance, crps = processes.mean(sums).tolist()

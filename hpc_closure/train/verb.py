@@ -133,7 +133,10 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
 def build_model(experiment: Experiment) -> "ClosureModel":
     """The model that the experiment describes, with fresh weights."""
     from hpc_closure.closure.build import build
+    from hpc_closure.closure.composed import ComposedModel
+    from hpc_closure.closure.interface import Through
     from hpc_closure.closure.targets import QUOTED_FACTOR
+    from hpc_closure.closure.trajectory import Trajectories
 
     settings = experiment.model.model_dump(mode="json")
     if experiment.model.preset == "published":  # it learns the closure as it is quoted, G = 2U
@@ -141,7 +144,25 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     if experiment.model.conditions.physics:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics"] = known
-    return build(settings, experiment.train_grid, experiment.physics.length)
+    section = experiment.train.trajectory
+    if section is None:
+        return build(settings, experiment.train_grid, experiment.physics.length)
+    model = build({**settings, "adjusted": True}, experiment.train_grid, experiment.physics.length)
+    assert isinstance(model, ComposedModel)
+    kind, interval = experiment.generate.closure, experiment.generate.interval
+    members = 1 if model.config["residual"] == "none" else section.members
+    model.train_through(
+        Trajectories(
+            experiment.problem,
+            experiment.train_grid,
+            kind,
+            interval,
+            members,
+            section.energy,
+        ),
+        Through(section.steps, section.batch, section.lr, section.calls),
+    )
+    return model
 
 
 def target_of(experiment: Experiment) -> dict:
@@ -183,5 +204,8 @@ def print_plan(experiment: Experiment) -> int:
     state = "done" if run_folder.model.exists() else "to train"
     grid = experiment.train_grid
     print(f"model: {state}, {section.steps} steps of batch {section.batch} on {grid}^2 fields")
+    if section.trajectory:
+        steps, batch = section.trajectory.steps, section.trajectory.batch
+        print(f"then {steps} steps through the solver, from {batch} starts each")
     print("settings: " + json.dumps(experiment.model.model_dump(mode="json")))
     return 0

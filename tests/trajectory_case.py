@@ -1,0 +1,93 @@
+"""A small subgrid problem in memory, and closures that are to be trained through its solver."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from hpc_closure.closure.build import build
+from hpc_closure.closure.interface import Through
+from hpc_closure.closure.targets import Target, reduced_problem
+from hpc_closure.closure.trajectory import Trajectories
+from hpc_closure.data.samples import Past, TrainingSet
+from hpc_closure.spectral.grid import resize, to_fields
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.train.trainer import TrainData
+
+GRID, INTERVAL, PREVIOUS, SEED = 16, 20, 2, 4
+PROBLEM = Problem(
+    grid=32,
+    dt=4e-3,
+    scheme="cn_ab2",
+    viscosity=0.0,
+    hyperviscosity=1e-13,
+    hyperviscosity_order=4,
+    drag=0.05,
+    noise={"kind": "ring", "wavenumber": 9, "width": 1, "energy_rate": 1e-3},
+    initial={"kind": "band", "wavenumber": 3, "width": 2, "energy": 0.01},
+)
+REDUCED = reduced_problem(PROBLEM, GRID, "subgrid")
+
+
+class DNS:
+    """Members of PROBLEM at consecutive closure calls, as a data set."""
+
+    def __init__(self, members: int, times: int):
+        self.members, self.grid = range(members), GRID
+        self.times = np.arange(times) * INTERVAL * PROBLEM.dt
+        simulation = Simulation(PROBLEM, self.members, SEED).initialise().advance(100)
+        target, states, closures = Target("subgrid", INTERVAL, REDUCED), [], []
+        for _ in range(times):
+            states.append(to_fields(resize(simulation.state, 5), GRID))
+            closures.append(to_fields(target.compute(simulation), GRID))
+        self.fields = {
+            name: torch.stack(each, 1).float().numpy()
+            for name, each in (("vorticity", states), ("closure", closures))
+        }
+
+    def read(self, member, index, field="vorticity", grid=None):
+        return self.fields[field][member, index]
+
+
+@lru_cache(maxsize=1)
+def dns() -> DNS:
+    return DNS(16, 30)
+
+
+def data() -> TrainData:
+    parts = (
+        TrainingSet(dns(), members, past=Past(closures=PREVIOUS), seed=1)
+        for members in (range(12), range(12, 16))
+    )
+    return TrainData(*parts)
+
+
+def trajectories(members: int = 2, precision: str = "float32") -> Trajectories:
+    made = Trajectories(PROBLEM, GRID, "subgrid", INTERVAL, members, energy=0.5)
+    made.problem = made.problem.replace(precision=precision)
+    return made
+
+
+def model(preset: str = "convolutional", precision: str = "float32", **settings):
+    """A model that is to be trained through the solver; nothing of it is fitted yet."""
+    torch.manual_seed(0)
+    conditions = {"sensors": "none", "previous": PREVIOUS}
+    sizes = {} if preset == "gaussian" else {"width": 4, "mean_layers": 2}
+    config = {"preset": preset, "conditions": conditions, "adjusted": True, "gate": "off"}
+    config |= {**sizes, **settings}
+    built = build(config, GRID)
+    built.train_through(trajectories(precision=precision), Through(12, 4, 3e-3, (2, 4)))
+    return built
+
+
+def fitted(preset: str = "convolutional", precision: str = "float32", **settings):
+    """The same, fitted as far as closed forms go."""
+    made, samples = model(preset, precision, **settings), data()
+    for phase in made.phases:
+        if not phase.through:
+            made.begin(phase.name, samples.of(phase.members).passes)
+    made.phase = "trajectory"
+    for weight in made.parameters_of(made.phase):
+        weight.requires_grad_(True)
+    return made
