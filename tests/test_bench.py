@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hpc_closure.bench import dns, intervals, measure, peers, sampling, training
+from hpc_closure.bench import dns, gradient, intervals, measure, peers, sampling, training
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.networks import published_network, to_published_form
@@ -283,6 +283,18 @@ def test_interval_records_show_which_intervals_hold_the_truth():
         assert 0.7 < record["bca"] < record["t"]
     with pytest.raises(ValueError, match="--blocks 3: an interval needs at least 4"):
         intervals.run([3, 8], 10)
+
+
+def test_gradient_records():
+    timing = Timing(steps=1, repeats=2)
+    records = gradient.run([16, 80], 2, ["float32"], timing)
+    names = ["solver", "traced, matrices", "gradient, matrices", "traced, ffts", "gradient, ffts"]
+    assert [row["method"] for row in records if row["grid"] == 16] == names
+    without = [name for name in names if "matrices" not in name]  # not on a grid of this size
+    assert [row["method"] for row in records if row["grid"] == 80] == without
+    for row in records:
+        assert row["microseconds"] > 0
+        assert (row["ratio"] == 1) == (row["method"] == "solver")
 
 
 def test_two_kinds_of_states_share_none():

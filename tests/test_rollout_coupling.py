@@ -12,7 +12,7 @@ from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
 from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
-from hpc_closure.rollout.rows import RolloutBlock, memory_of
+from hpc_closure.rollout.rows import memory_of, start
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
@@ -475,11 +475,19 @@ def test_mean_gp_reads_its_own_past_also_after_a_restart():
 
 
 def test_states_before_the_start_are_read_between_the_stored_ones():
-    block = RolloutBlock.__new__(RolloutBlock)
-    block.coupled, block.cases, block.grid = SimpleNamespace(memory=Memory(2, 4)), [0], 2
-    block.data = SimpleNamespace(read=lambda case, index, *_: np.full((2, 2), float(index)))
-    values = [float(state[0, 0, 0]) for state in block._earlier(10)]
+    seen = {}
+    run = SimpleNamespace(memory=Memory(2, 4, previous=1), cases=[0])
+    run.start = lambda state, step, earlier, closures: seen.update(
+        state=state, step=step, earlier=list(earlier), closures=closures
+    )
+    data = SimpleNamespace(
+        time_index=lambda time: 10, read=lambda case, index, *_: np.full((2, 2), float(index))
+    )
+    start(run, data, Experiment(rollout={"t_start": 30.0}))
+    values = [float(state[0, 0, 0]) for state in seen["earlier"]]
     assert values == pytest.approx([8, 8.25, 8.5, 8.75, 9, 9.25, 9.5, 9.75])
+    assert seen["state"][0, 0, 0] == 10 and seen["closures"][0][0, 0, 0] == 9
+    assert seen["step"] == 30_000
 
 
 def test_history_that_the_run_cannot_give_is_refused():

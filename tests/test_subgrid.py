@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpc_closure.bench import stability
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.experiment import reading
@@ -86,3 +87,40 @@ def test_the_true_ensemble_begins_where_the_coupled_run_begins(run):
     assert np.allclose(there[0], here[0], atol=1e-5)
     later = replicas.read("model", replicas.index(1.0))
     assert later.std(0).mean() > 0.1 * later.std()
+
+
+def test_long_runs_keep_the_spectrum(run):
+    experiment = reading.load(run.config)
+    records, remarks = stability.run(experiment, 10, 1000)
+    assert "model: 0 of 10 trajectories lost in 40 closure calls (1000 steps" in remarks[0]
+    carrying = [row for row in records if row["share"] > 0.01]
+    assert len(carrying) > 4
+    for row in carrying:
+        assert 0.5 < row["model"] < 2.0
+        assert 0 < row["model_error"] < 0.5
+    weighted = {
+        name: sum(row["share"] * row[name] for row in records) for name in ("model", "none")
+    }
+    assert 0.8 < weighted["model"] < 1.25
+    assert weighted["none"] < 0.8 * weighted["model"]  # no ring feeds it
+    total = sum(row["dns"] for row in records)
+    data = DataSet(run.data)
+    cases = data.starts(experiment.train.split, 5)
+    first = data.time_index(2.0)
+    fields = np.stack([data.read(case, slice(first, None)) for case in cases])
+    assert total == pytest.approx(0.5 * (fields**2).mean(), rel=0.01)
+
+
+def test_a_long_run_that_ends_early_says_so(run, monkeypatch):
+    from hpc_closure.rollout.coupling import CoupledRun
+
+    advance = CoupledRun.advance
+
+    def lose_one(self, calls=1):
+        advance(self, calls)
+        self.simulations["model"].pairs[3] = np.nan
+
+    monkeypatch.setattr(CoupledRun, "advance", lose_one)
+    records, remarks = stability.run(reading.load(run.config), 10, 250)
+    assert remarks[0].startswith("model: 1 of 10 trajectories lost")
+    assert all(np.isfinite(row["model"]) for row in records)

@@ -219,6 +219,72 @@ def intervals(
         _save(json, machine, records)
 
 
+@app.command()
+def gradient(
+    grid: Annotated[str, typer.Option(help="Points per side.", metavar="N,...")] = "32,64,128",
+    members: Annotated[int, typer.Option(help="Members.")] = 24,
+    precision: Annotated[
+        str, typer.Option(help="float64, float32 or both.", metavar="WORD,...")
+    ] = "float32,float64",
+    steps: Steps = 0,
+    repeats: Repeats = 5,
+    seconds: Seconds = 0.5,
+    threads: Threads = 1,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Time of a gradient through the solver, in the solver's own time."""
+    from hpc_closure.bench import gradient as bench
+    from hpc_closure.bench.measure import Timing
+
+    with _usage():
+        machine = _machine(device, threads)
+        timing = Timing(steps, repeats, seconds, device)
+        records = bench.run(_numbers("--grid", grid), members, _words(precision), timing)
+        _print(records, bench.COLUMNS)
+        _save(json, machine, records)
+
+
+@app.command()
+def stability(
+    experiment: Annotated[str, typer.Argument(help="Preset or file of a trained run.")],
+    overrides: Annotated[
+        Optional[list[str]], typer.Argument(help="Settings of it.", metavar="[KEY=VALUE]...")
+    ] = None,
+    members: Annotated[int, typer.Option(help="Trajectories.", metavar="N")] = 100,
+    steps: Annotated[int, typer.Option(help="Solver steps of each.", metavar="N")] = 100_000,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Long coupled runs: lost members, and enstrophy per shell over the DNS's.
+
+    Beside the closure the bare solver; `_error` columns are standard errors over trajectories.
+    """
+    from hpc_closure.bench import stability as bench
+    from hpc_closure.experiment import reading
+
+    with _usage():
+        machine = _machine(device, threads)
+        for option, number in (("--members", members), ("--steps", steps)):
+            if number < 1:
+                raise ValueError(f"{option} {number}: expected at least 1")
+        settings = reading.load(experiment, overrides or [])
+
+        calls, told = max(1, steps // settings.rollout.interval), 0
+
+        def report(call: int, lost: int) -> None:
+            nonlocal told
+            if 10 * call // calls > told:
+                told = 10 * call // calls
+                print(f"{told} tenths done, {lost} lost", flush=True)
+
+        records, remarks = bench.run(settings, members, steps, device, report)
+        _print(records, bench.COLUMNS)
+        print("\n".join(remarks))
+        _save(json, machine, records)
+
+
 @contextlib.contextmanager
 def _usage() -> Iterator[None]:
     try:

@@ -47,6 +47,42 @@ def memory_of(experiment, closure) -> Memory:
     return Memory(frames, round(lag), previous)
 
 
+def stored(
+    data: DataSet, cases: Sequence[int], index: int, field: str = "vorticity", *, grid: int
+) -> np.ndarray:
+    """A field of some trajectories at a stored time, (cases, n, n)."""
+    return np.stack([data.read(case, index, field, grid) for case in cases])
+
+
+def start(coupled: CoupledRun, data: DataSet, experiment) -> None:
+    """Start a coupled run from its cases at ``rollout.t_start``, with what was before."""
+    index, grid = data.time_index(experiment.rollout.t_start), experiment.train_grid
+    before = range(index - 1, index - 1 - coupled.memory.previous, -1)
+
+    def fields(at: int, name: str = "vorticity") -> np.ndarray:
+        return stored(data, coupled.cases, at, name, grid=grid).astype(np.float64)
+
+    coupled.start(
+        fields(index),
+        round(experiment.rollout.t_start / experiment.generate.dt),
+        _earlier([fields(at) for at in range(index - coupled.memory.frames, index + 1)], coupled),
+        [fields(at, "closure") for at in before],
+    )
+
+
+def _earlier(states: Sequence[np.ndarray], coupled: CoupledRun) -> Iterator[np.ndarray]:
+    """States (cases, n, n) one closure interval apart, oldest first, from stored ones.
+
+    Between stored times they are interpolated linearly; this ends as soon as the run is older
+    than its history.
+    """
+    lag = coupled.memory.lag
+    for older, newer in itertools.pairwise(states):
+        for call in range(lag):
+            share = call / lag
+            yield (1 - share) * older + share * newer
+
+
 class RolloutBlock(Block):
     """Rows of the closure-coupled ensemble from ``rollout.t_start`` to ``rollout.t_end``.
 
@@ -81,33 +117,7 @@ class RolloutBlock(Block):
         return self.coupled.step_index
 
     def initialise(self) -> None:
-        index = self.data.time_index(self.experiment.rollout.t_start)
-        before = range(index - 1, index - 1 - self.coupled.memory.previous, -1)
-        self.coupled.start(
-            self._stored(index).astype(np.float64),
-            self.record_steps[0],
-            self._earlier(index),
-            [self._stored(at, "closure").astype(np.float64) for at in before],
-        )
-
-    def _stored(self, index: int, field: str = "vorticity") -> np.ndarray:
-        """A field of the starts at a stored time, (cases, n, n)."""
-        return np.stack([self.data.read(case, index, field, self.grid) for case in self.cases])
-
-    def _earlier(self, index: int) -> Iterator[np.ndarray]:
-        """States (cases, n, n) before the start, one closure interval apart, oldest first.
-
-        Between stored times they are interpolated linearly; this ends as soon as the run is older
-        than its history.
-        """
-        frames, lag = self.coupled.memory.frames, self.coupled.memory.lag
-        if not frames:
-            return
-        stored = [self._stored(at) for at in range(index - frames, index + 1)]
-        for older, newer in itertools.pairwise(stored):
-            for call in range(lag):
-                share = call / lag
-                yield ((1 - share) * older + share * newer).astype(np.float64)
+        start(self.coupled, self.data, self.experiment)
 
     def advance(self, steps: int) -> None:
         self.coupled.advance(steps // self.stride)
@@ -121,7 +131,7 @@ class RolloutBlock(Block):
         if not self.coupled.exact:
             now = self.step_index * self.dt
             index = self.data.time_index(now)
-            references["truth"] = self._stored(index)
+            references["truth"] = stored(self.data, self.cases, index, grid=self.grid)
         fields["vorticity"] = fields.pop("model")
         return fields, {}, references
 

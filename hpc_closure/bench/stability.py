@@ -1,0 +1,145 @@
+"""Long coupled runs: how many members are lost, and which spectra the others keep.
+
+From the starts of the experiment's rollout every member runs on under the closure, far beyond the
+DNS, and beside it the bare solver from every start. The enstrophy per shell, averaged over all but
+the first quarter of the run, is compared with that of the DNS's test trajectories from the start
+on; errors are of means over trajectories. A lost member counts in no spectrum, so the record says
+how many there are.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.closure import artifact
+from hpc_closure.closure.match import check_model
+from hpc_closure.data.reader import DataSet
+from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.rollout.coupling import CoupledRun, Coupling
+from hpc_closure.rollout.rows import memory_of, start, stored
+from hpc_closure.spectral.grid import Grid, to_spectra
+
+COLUMNS = {"shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
+    ("model", "model_error", "none", "none_error"), ".3f"
+)
+SETTLED = 0.25  # of a run, after which its spectra count
+LOOKS = 200  # at the spectra of a run, at most
+
+
+def run(
+    experiment: Experiment,
+    members: int,
+    steps: int,
+    device: str = "cpu",
+    report: Callable[[int, int], None] = lambda call, lost: None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Records, one a shell, and remarks.
+
+    Args:
+        experiment: trained, with its data.
+        members: trajectories, shared by the starts.
+        steps: solver steps of each.
+        device: of the run.
+        report: told closure calls and lost members, now and then.
+
+    Raises:
+        ValueError: data or model are not there, or fit no such run.
+    """
+    check_model(experiment)
+    folder, rollout = Run.of(experiment), experiment.rollout
+    data, closure = DataSet(folder.data), artifact.load(folder.model)
+    closure.model.to(device)
+    cases = data.starts(experiment.train.split, rollout.cases)[:members]
+    coupling = Coupling(
+        experiment.problem,
+        experiment.generate.closure,
+        experiment.train_grid,
+        experiment.seed,
+        rollout.model_copy(update={"references": ("none",)}),
+        memory_of(experiment, closure),
+        device,
+    )
+    rows = [(cases[row % len(cases)], row // len(cases)) for row in range(members)]
+    coupled = CoupledRun(coupling, closure, rows, cases)
+    start(coupled, data, experiment)
+    calls = max(1, steps // rollout.interval)
+    every = max(1, calls // LOOKS)
+    sums = {name: _Spectra(coupled.simulations[name].grid) for name in ("model", "none")}
+    for call in range(every, calls + 1, every):
+        coupled.advance(every)
+        lost = {name: coupled.simulations[name].mark_lost() for name in sums}
+        if call > SETTLED * calls:
+            for name, spectra in sums.items():
+                spectra.add(coupled.simulations[name].state)
+        report(call, int(lost["model"].sum()))
+    truth = _of_the_data(experiment, data, cases)
+    records = _records(truth, {name: spectra.means for name, spectra in sums.items()})
+    taken = calls * rollout.interval
+    length = f"{taken} steps, {taken * coupling.problem.dt:g} time units"
+    remarks = [
+        f"{name}: {lost[name].sum()} of {len(lost[name])} trajectories lost in {calls} closure "
+        f"calls ({length})"
+        for name in sums
+    ]
+    if closure.model.brought_back:
+        share = closure.model.brought_back / (members * calls)
+        remarks.append(f"closures made smaller, to stay within the training's: {share:.2%}")
+    return records, remarks
+
+
+class _Spectra:
+    """Mean enstrophy per shell of every trajectory."""
+
+    def __init__(self, grid: Grid):
+        self.grid, self.count = grid, 0
+        self.total = torch.zeros(())
+
+    def add(self, states: Tensor) -> None:
+        power = states.abs().square().double().cpu()
+        self.total = self.total + 0.5 * self.grid.shell_sum(power)
+        self.count += 1
+
+    @property
+    def means(self) -> np.ndarray:
+        """(trajectories, shells), without those that were lost."""
+        means = (self.total / self.count).numpy()
+        return means[np.isfinite(means).all(1)]
+
+
+def _of_the_data(experiment: Experiment, data: DataSet, cases: list[int]) -> np.ndarray:
+    grid = Grid(experiment.train_grid, experiment.physics.length)
+    spectra = _Spectra(grid)
+    for index in range(data.time_index(experiment.rollout.t_start), len(data.times)):
+        fields = torch.from_numpy(stored(data, cases, index, grid=grid.size)).double()
+        spectra.add(to_spectra(fields, grid.modes))
+    return spectra.means
+
+
+def _records(truth: np.ndarray, runs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Ratios to the truth with standard errors; shells in which it has anything."""
+    mean = truth.mean(0)
+    records = []
+    for shell in np.flatnonzero(mean > 1e-12 * mean.sum()):
+        row: dict[str, Any] = {"shell": int(shell), "dns": mean[shell]}
+        row["share"] = mean[shell] / mean.sum()
+        for name, means in runs.items():
+            if not len(means):
+                row[name] = row[f"{name}_error"] = float("nan")
+                continue
+            ratio = means[:, shell].mean() / mean[shell]
+            ours, theirs = (_relative_error(each[:, shell]) for each in (means, truth))
+            row[name], row[f"{name}_error"] = ratio, ratio * math.hypot(ours, theirs)
+        records.append(row)
+    return records
+
+
+def _relative_error(values: np.ndarray) -> float:
+    """Of a mean over trajectories."""
+    if len(values) < 2:
+        return float("nan")
+    return float(values.std(ddof=1) / np.sqrt(len(values)) / values.mean())
