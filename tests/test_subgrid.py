@@ -91,8 +91,8 @@ def test_the_true_ensemble_begins_where_the_coupled_run_begins(run):
 
 def test_long_runs_keep_the_spectrum(run):
     experiment = reading.load(run.config)
-    records, remarks = stability.run(experiment, 10, 1000)
-    assert "model: 0 of 10 trajectories lost in 40 closure calls (1000 steps" in remarks[0]
+    records, remarks = stability.run(experiment, 10, 500)
+    assert "model: 0 of 10 trajectories lost in 20 closure calls (500 steps" in remarks[0]
     carrying = [row for row in records if row["share"] > 0.01]
     assert len(carrying) > 4
     for row in carrying:
@@ -121,6 +121,6 @@ def test_a_long_run_that_ends_early_says_so(run, monkeypatch):
         self.simulations["model"].pairs[3] = np.nan
 
     monkeypatch.setattr(CoupledRun, "advance", lose_one)
-    records, remarks = stability.run(reading.load(run.config), 10, 250)
+    records, remarks = stability.run(reading.load(run.config), 10, 100)
     assert remarks[0].startswith("model: 1 of 10 trajectories lost")
     assert all(np.isfinite(row["model"]) for row in records)

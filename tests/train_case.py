@@ -156,6 +156,7 @@ def losses(
     if preset == "trajectory":
         model, samples = trajectory_case.fitted(), trajectory_case.data().train.followed(4)
         model.begin("trajectory", lambda: [samples.gather(samples.some(8))])
+        steps = 12  # each is dear
     else:
         model, samples = small_model(preset) if preset else StandIn(), training_data().train
     model.to(found.device)
