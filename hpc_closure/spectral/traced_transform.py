@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpc_closure.spectral.grid import Grid, to_fields, to_spectra
 
-MATRICES = 64  # points per side up to which matrices are faster
+MATRICES = 48  # points per side up to which matrices are faster
 
 
 def times_i(z: Tensor) -> Tensor:
