@@ -20,8 +20,7 @@ from hpc_closure.closure.match import check_model
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.rollout.coupling import CoupledRun, Coupling
-from hpc_closure.rollout.rows import memory_of, start, stored
+from hpc_closure.rollout.rows import coupled_run, start, stored
 from hpc_closure.spectral.grid import Grid, to_spectra
 
 COLUMNS = {"shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
@@ -51,24 +50,15 @@ def run(
         ValueError: data or model are not there, or fit no such run.
     """
     check_model(experiment)
-    folder, rollout = Run.of(experiment), experiment.rollout
-    data, closure = DataSet(folder.data), artifact.load(folder.model)
-    closure.model.to(device)
-    cases = data.starts(experiment.train.split, rollout.cases)[:members]
-    coupling = Coupling(
-        experiment.problem,
-        experiment.generate.closure,
-        experiment.train_grid,
-        experiment.seed,
-        rollout.model_copy(update={"references": ("none",)}),
-        memory_of(experiment, closure),
-        device,
-    )
-    rows = [(cases[row % len(cases)], row // len(cases)) for row in range(members)]
-    coupled = CoupledRun(coupling, closure, rows, cases)
+    folder = Run.of(experiment)
+    data, closure = DataSet(folder.data), artifact.load(folder.model).to(device)
+    rollout = experiment.rollout.model_copy(update={"references": ("none",)})
+    experiment = experiment.model_copy(update={"rollout": rollout})
+    coupled = coupled_run(experiment, closure, data, range(members), device)
     start(coupled, data, experiment)
     calls = max(1, steps // rollout.interval)
     every = max(1, calls // LOOKS)
+    calls -= calls % every
     sums = {name: _Spectra(coupled.simulations[name].grid) for name in ("model", "none")}
     for call in range(every, calls + 1, every):
         coupled.advance(every)
@@ -77,10 +67,10 @@ def run(
             for name, spectra in sums.items():
                 spectra.add(coupled.simulations[name].state)
         report(call, int(lost["model"].sum()))
-    truth = _of_the_data(experiment, data, cases)
+    truth = _of_the_data(experiment, data, coupled.cases)
     records = _records(truth, {name: spectra.means for name, spectra in sums.items()})
     taken = calls * rollout.interval
-    length = f"{taken} steps, {taken * coupling.problem.dt:g} time units"
+    length = f"{taken} steps, {taken * experiment.generate.dt:g} time units"
     remarks = [
         f"{name}: {lost[name].sum()} of {len(lost[name])} trajectories lost in {calls} closure "
         f"calls ({length})"

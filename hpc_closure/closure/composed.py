@@ -818,7 +818,10 @@ class ComposedModel(ClosureModel):
         self.statistics = replace(
             self.statistics, trajectory_scale=scale.crps, trajectory_power=scale.power
         )
-        return {"crps": _rounded(scale.crps, 4), "starts": sum(map(_count, batches))}
+        return {
+            "crps": _rounded(scale.crps, 4),
+            "starts": sum(len(batch["state"]) for batch in batches),
+        }
 
     def calibrate_noise(self, reader: Reader) -> dict[str, Any]:
         """Size of the noise per shell with which coupled ensembles spread as their means err.
@@ -941,10 +944,6 @@ class ComposedModel(ClosureModel):
         if spread is None or observed is not None or not own:
             spread = torch.ones((), device=z.device)
         return replace(drawn, q=drawn.spread(spread))
-
-
-def _count(batch: dict[str, Any]) -> int:
-    return len(batch["state"])
 
 
 def _rounded(values: Tensor, digits: int = 3) -> list[float]:

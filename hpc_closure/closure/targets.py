@@ -22,6 +22,7 @@ from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.resolution import retained_modes
 from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.traced_solver import TracedSolver
 
 QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
 
@@ -45,6 +46,21 @@ def advance_with(
     else:
         simulation.advance(steps)
         simulation.state.add_(tendency_hat, alpha=steps * simulation.problem.dt)
+
+
+def traced_with(
+    solver: TracedSolver,
+    kind: str,
+    steps: int,
+    state: torch.Tensor,
+    tendency_hat: torch.Tensor,
+    past: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As :func:`advance_with`, with gradients: what the solver's ``advance`` gives."""
+    if kind in REMOVABLE:
+        return solver.advance(state, steps, tendency_hat, past)
+    state, past = solver.advance(state, steps, None, past)
+    return state + tendency_hat * (steps * solver.problem.dt), past
 
 
 def quoted(closure, kind: str):

@@ -17,9 +17,9 @@ from torch import Tensor
 from hpc_closure.closure import draws
 from hpc_closure.closure.interface import Request
 from hpc_closure.closure.losses import ALMOST_FAIR, crps
-from hpc_closure.closure.targets import reduced_problem
+from hpc_closure.closure.targets import reduced_problem, traced_with
 from hpc_closure.spectral.grid import hermitian, resize, to_fields, to_spectra
-from hpc_closure.spectral.problem import REMOVABLE, Problem
+from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.traced_solver import TracedSolver
 
 __all__ = ["Trajectories"]
@@ -130,16 +130,9 @@ class Trajectories:
             closure = hermitian(resize(model.draw_hat(request), modes)).to(state)
             earlier.appendleft(state)
             drawn.appendleft(closure)
-            state, past = self._advance(solver, state, closure, past)
+            state, past = traced_with(solver, self.kind, self.interval, state, closure, past)
             out.append(state)
         return torch.stack(out).unflatten(1, (members, len(numbers)))
-
-    def _advance(self, solver: TracedSolver, state: Tensor, closure: Tensor, past: Tensor | None):
-        """A closure interval; see :func:`~hpc_closure.closure.targets.advance_with`."""
-        if self.kind in REMOVABLE:
-            return solver.advance(state, self.interval, closure, past)
-        state, past = solver.advance(state, self.interval, None, past)
-        return state + closure * (self.interval * self.problem.dt), past
 
     def scores(
         self, model: Drawing, batch: dict[str, Any], seed: int, step: int, alpha: float = 1.0

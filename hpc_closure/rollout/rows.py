@@ -47,6 +47,26 @@ def memory_of(experiment, closure) -> Memory:
     return Memory(frames, round(lag), previous)
 
 
+def coupled_run(
+    experiment, closure, data: DataSet, numbers: Sequence[int], device: str
+) -> CoupledRun:
+    """The coupled run of some rows of the ensemble, not yet started."""
+    rollout = experiment.rollout
+    cases = data.starts(experiment.train.split, rollout.cases)
+    rows = [(cases[number % len(cases)], number // len(cases)) for number in numbers]
+    coupling = Coupling(
+        experiment.problem,
+        experiment.generate.closure,
+        experiment.train_grid,
+        experiment.seed,
+        rollout,
+        memory_of(experiment, closure),
+        device,
+    )
+    own = {case for case, _ in rows}
+    return CoupledRun(coupling, closure, rows, [case for case in cases if case in own])
+
+
 def stored(
     data: DataSet, cases: Sequence[int], index: int, field: str = "vorticity", *, grid: int
 ) -> np.ndarray:
@@ -96,21 +116,10 @@ class RolloutBlock(Block):
         self.experiment = experiment = session.experiment
         rollout, self.dt = experiment.rollout, experiment.generate.dt
         self.data, self.grid, self.stride = data, experiment.train_grid, rollout.interval
-        cases = data.starts(experiment.train.split, rollout.cases)
-        rows = [(cases[row % len(cases)], row // len(cases)) for row in unit.members]
-        self.cases = [case for case in cases if any(case == own for own, _ in rows)]
         self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
         self.first_step = self.record_steps[0]
-        coupling = Coupling(
-            experiment.problem,
-            experiment.generate.closure,
-            self.grid,
-            experiment.seed,
-            rollout,
-            memory_of(experiment, closure),
-            session.device,
-        )
-        self.coupled = CoupledRun(coupling, closure, rows, self.cases)
+        self.coupled = coupled_run(experiment, closure, data, unit.members, session.device)
+        self.cases = self.coupled.cases
 
     @property
     def step_index(self) -> int:
