@@ -343,10 +343,40 @@ def test_a_closure_that_is_read_again_stays_within_what_the_training_saw():
         drawn = model.sample_batch(last).double()
         return b.grid.shell_sum(b.to_spectral(drawn).abs().square())
 
+    mean = torch.cat(seen).mean(0)
     assert (shells(50.0) < 1.001 * largest + 1e-8 * largest.sum()).all()
     assert model.brought_back == 60
+    # at its edge a memory that feeds itself would stay: it goes back to the mean
+    assert torch.allclose(shells(50.0)[:, 1:7], mean[1:7].expand(60, -1), rtol=1e-4)
+    model.brought_back = 0
     assert (shells(1.0)[:, 1:] < 1.001 * largest[1:]).all()
-    assert model.brought_back < 60 + 20  # few of its own range
+    assert model.brought_back < 20  # few of its own range
+
+
+def test_a_mean_given_the_last_closures_stays_within_what_unseen_members_showed():
+    """What it reads and answers, point by point, is no larger than when it was judged."""
+    config = {
+        "preset": "convolutional",
+        "width": 4,
+        "mean_layers": 2,
+        "conditions": {"sensors": "none", "previous": 1},
+    }
+    model = build(config, GRID)
+    batches = with_previous(60, 6, 1)
+    model.begin("mean", batches)
+    torch.nn.init.normal_(model.mean.network.head.weight)
+    model.begin("law", batches)
+    frames = model.frames(batches[0]["state"], previous=batches[0]["previous"])
+    farthest, seen = model.statistics.mean_largest, model.statistics.features_largest
+    given, read = {}, {}
+    for times in (1.0, 1e3):
+        encoding = model.encode(times * frames)
+        read[times] = encoding.features.abs().amax((0, 2, 3))[: len(seen)].double()
+        given[times] = float(model.mean.field(encoding).abs().max())
+    assert 0.3 * farthest < given[1.0] < 1.0001 * farthest
+    assert given[1e3] < 1.0001 * farthest
+    assert (read[1.0] < 1.0001 * seen).all()
+    assert torch.allclose(read[1e3], seen, rtol=1e-4)  # all at their ends
 
 
 def test_the_networks_see_the_last_closures():

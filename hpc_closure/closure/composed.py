@@ -49,7 +49,7 @@ from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.losses import crps, energy_score
 from hpc_closure.closure.mean import NetworkAmplitude, NetworkMean
-from hpc_closure.closure.network import LARGEST
+from hpc_closure.closure.network import LARGEST, PLACES
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.regression import Library
@@ -75,6 +75,7 @@ CHECK_SEED = 20240807
 BEYOND = 6.0  # standard deviations at which a state's numbers are held
 NOTHING = 1e-9  # of a closure's power
 FAR = 10.0  # root mean squares at which a condition channel is held
+RARE = 1e-3  # share of the closures that have a larger shell than a draw that is left as it is
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # of the mean's weights: every target is one draw about it, which they would learn by heart, and a
@@ -233,6 +234,8 @@ class ComposedModel(ClosureModel):
         self.statistics = s = statistics
         self.library = self._library(s.library)
         self.kriged.clear()
+        if self.mean is not None and s.mean_largest is not None:
+            self.mean.farthest = s.mean_largest
         if s.generator_size is None:
             return
         kept = band(s.generator_modes, self.length)
@@ -436,7 +439,9 @@ class ComposedModel(ClosureModel):
         scale = self.statistics.features_rms.to(frames_hat.real)
         size = self.frame.size
         fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).to(self._place)
-        fields = fields.clamp(-FAR, FAR)
+        largest = self.statistics.features_largest
+        far = fields.new_tensor(FAR) if largest is None else largest.to(fields)[:, None, None]
+        fields = fields.clamp(-far, far)
         places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
         return torch.cat([fields, places], dim=1)
 
@@ -460,7 +465,7 @@ class ComposedModel(ClosureModel):
         state = torch.zeros(len(b.group_k2), dtype=torch.float64)
         spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
         total = torch.zeros(len(b.group_k2), dtype=torch.float64)
-        largest = torch.zeros(b.grid.num_shells, dtype=torch.float64)
+        shells: list[Tensor] = []
         num, summary = 0, []
         for frames_hat, target_hat, _ in self.snapshots(reader):
             summary.append(b.summary(frames_hat[:, 0]).cpu())
@@ -471,8 +476,7 @@ class ComposedModel(ClosureModel):
             residual = target_hat - self.library(frames_hat, moved)
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
-            shells = b.grid.shell_sum(target_hat.abs().square()).cpu()
-            largest = torch.maximum(largest, shells.amax(0))
+            shells.append(b.grid.shell_sum(target_hat.abs().square()).cpu())
             num += len(target_hat)
         rms, numbers, variance = (power / num).sqrt(), torch.cat(summary), spectrum / num
         smallest = torch.full_like(numbers[0], 1e-6)
@@ -485,6 +489,7 @@ class ComposedModel(ClosureModel):
             resize(b.spread(part / b.group_size), modes) for part in (variance, state / num)
         )
         reads = isinstance(self.conditioning, Learned)
+        largest, mean = _sizes(torch.cat(shells)) if self.previous else (None, None)
         self.adopt(
             Statistics(
                 library=self.library.coefficients,
@@ -493,7 +498,8 @@ class ComposedModel(ClosureModel):
                 summary_std=torch.maximum(numbers.std(0), smallest),
                 state_spectrum=kept.by_group(state_modes) / kept.group_size if reads else None,
                 target_rms=float((total.sum() / num).sqrt()),
-                target_largest=largest if self.previous else None,
+                target_largest=largest,
+                target_mean=mean,
                 first_spectrum=kept.by_group(per_mode) / kept.group_size,
                 first_tail=tail,
                 first_snapshots=float(num),
@@ -591,12 +597,19 @@ class ComposedModel(ClosureModel):
         return None if white else batch.tags
 
     def _judge_mean(self, reader: Reader) -> None:
-        """Gain per shell of the mean's network on what the regression leaves."""
+        """Gain per shell of the mean's network on what the regression leaves.
+
+        Where it reads closures of its own, also the range of what it reads and gives here.
+        """
         frame, gate = self.frame, ShellGate(self.frame.kept)
         assert self.mean is not None
+        read, given = self._place.new_zeros(()), self._place.new_zeros(())
         for frames_hat, target_hat, batch in self.snapshots(reader):
             encoding = self.encode(frames_hat)
-            output = self.mean(frame, encoding).to(torch.complex128)
+            field = self.mean.field(encoding)
+            read = torch.maximum(read, encoding.features.abs().amax((0, 2, 3)))
+            given = torch.maximum(given, field.abs().max())
+            output = self.mean.spectra(frame, encoding, field).to(torch.complex128)
             residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
             white = residual * frame.first.modes("whiten", residual)
             gate.add(white, output * frame.first.modes("mask", residual), batch.members)
@@ -604,6 +617,13 @@ class ComposedModel(ClosureModel):
         self.statistics = replace(
             self.statistics, mean_gain=gain, mean_members=float(gate.members)
         )
+        if self.previous:
+            known = len(read) - PLACES
+            self.statistics = replace(
+                self.statistics,
+                features_largest=read[:known].double().cpu(),
+                mean_largest=float(given),
+            )
 
     def _judge_amplitude(self, reader: Reader) -> None:
         """Share of log D."""
@@ -900,18 +920,22 @@ class ComposedModel(ClosureModel):
         return self._within_range(drawn)
 
     def _within_range(self, u_hat: Tensor) -> Tensor:
-        """Closures (B, ...) whose shells are no larger than any that the training has seen.
+        """Closures (B, ...) none of whose shells is larger than the training's hardly ever are.
 
-        A draw that is read again at the next call must not run away; ``brought_back`` counts those
-        that were made smaller.
+        Given the last closures, the next may grow from call to call where the flow is as it has
+        hardly been seen; left at the edge of the range, it would stay there and spin the flow up.
+        So a shell beyond is brought back to its mean size, from where it follows the flow again.
+        ``brought_back`` counts the draws.
         """
-        largest = self.statistics.target_largest
-        if largest is None:
+        largest, mean = self.statistics.target_largest, self.statistics.target_mean
+        if largest is None or mean is None:
             return u_hat
         shell = self.band.grid.shell_sum(u_hat.abs().square())
-        least = NOTHING * largest.sum()  # the mean of a closure is zero but for round-off
-        factor = (shell / largest.clamp(min=least).to(shell)).clamp(min=1.0).rsqrt()
-        self.brought_back += int((factor < 1).any(-1).sum())
+        least = NOTHING * mean.sum()  # the mean of a closure is zero but for round-off
+        far = shell > largest.clamp(min=least).to(shell)
+        self.brought_back += int(far.any(-1).sum())
+        size = torch.where(far, shell, 1.0)
+        factor = torch.where(far, mean.clamp(min=least).to(shell) / size, 1.0).sqrt()
         return u_hat * factor[:, self.band.grid.shell()].to(u_hat.real)
 
     def generate(
@@ -944,6 +968,12 @@ class ComposedModel(ClosureModel):
         if spread is None or observed is not None or not own:
             spread = torch.ones((), device=z.device)
         return replace(drawn, q=drawn.spread(spread))
+
+
+def _sizes(shells: Tensor) -> tuple[Tensor, Tensor]:
+    """Power of a shell that hardly a closure exceeds, and its mean, of (snapshots, shells)."""
+    last = len(shells) - 1
+    return shells.sort(0).values[last - int(RARE * last)], shells.mean(0)
 
 
 def _rounded(values: Tensor, digits: int = 3) -> list[float]:

@@ -24,7 +24,7 @@ from hpc_closure.closure.network import (
 
 __all__ = ["NetworkAmplitude", "NetworkMean"]
 
-FARTHEST = 10.0  # standard deviations of the residual that a correction has at most
+FARTHEST = 10.0  # standard deviations of the residual that a correction has at most, ...
 
 
 def _network(kind: str, channels: int, config: dict[str, Any]) -> nn.Module:
@@ -46,16 +46,25 @@ class NetworkMean(nn.Module):
     def __init__(self, kind: str, channels: int, config: dict[str, Any]):
         super().__init__()
         self.kind, self.network = kind, _network(kind, channels, config)
+        self.farthest = FARTHEST  # ... or what unseen members have shown
         self.low = perceptron(SUMMARY, LARGEST, LOW) if kind == "fno" else None
 
     def forward(self, frame: Frame, encoding: Encoding) -> Tensor:
         """Whitened spectra (B, ...) in the residual band."""
-        out = self.network(encoding.features, encoding.summary).clamp(-FARTHEST, FARTHEST)
+        return self.spectra(frame, encoding, self.field(encoding))
+
+    def field(self, encoding: Encoding) -> Tensor:
+        """The network's answer (B, g, g), in standard deviations of the residual."""
+        out = self.network(encoding.features, encoding.summary)
+        return out.clamp(-self.farthest, self.farthest)
+
+    def spectra(self, frame: Frame, encoding: Encoding, field: Tensor) -> Tensor:
+        """Whitened spectra of an answer, with the largest modes where they are answered for."""
         # from fields of unit variance: weights need not grow to be seen
-        fields = frame.kept.to_spectral(out) * (2 * frame.kept.modes + 1)
+        white = frame.kept.to_spectral(field) * (2 * frame.kept.modes + 1)
         if self.low is None:
-            return fields
-        return fields + frame.kept.place_largest(self.low(encoding.summary))
+            return white
+        return white + frame.kept.place_largest(self.low(encoding.summary))
 
     def correction(self, frame: Frame, white_hat: Tensor) -> Tensor:
         """The output in units of U."""

@@ -34,18 +34,22 @@ class Statistics:
     Attributes:
         library: (terms, groups) coefficients of the regression.
         features_rms: (features,) rms of the condition channels.
+        features_largest: (features,) largest size of one, in rms, that members unseen by the
+            network of the mean have; of a model that reads closures of its own.
         summary_mean, summary_std: (51,) of the state's numbers (:meth:`Band.summary`); None in a
             model without networks.
         state_spectrum: (groups,) variance per mode of the state, in the residual band; where the
             generator reads the state whitened.
         target_rms: of the closure.
-        target_largest: (shells,) largest power of a shell of one closure that the fit has seen; of
-            a model that reads closures of its own.
+        target_largest, target_mean: (shells,) power of a shell that hardly a closure of the fit
+            exceeds, and its mean; of a model that reads closures of its own.
         first_spectrum: (groups,) variance per mode that the regression leaves.
         first_tail: variance of that beyond the residual band.
         first_snapshots: that the mean was fitted on.
         generator_modes, generator_size: modes of the residual band, points per side of its grid.
         mean_gain: (shells,) of the mean network; ``mean_members`` have decided.
+        mean_largest: the largest answer of that network to them, in standard deviations of the
+            residual; of a model that reads closures of its own.
         amplitude_gain: share of log D in use; 0 = D is 1; ``amplitude_members`` have decided.
         law_spectrum, law_tail: of the residual, like those of ``first``.
         plain_spectrum: (groups,) of the residual where D = 1.
@@ -60,11 +64,13 @@ class Statistics:
 
     library: Tensor = NOT_YET
     features_rms: Tensor = NOT_YET
+    features_largest: Tensor | None = None
     summary_mean: Tensor | None = None
     summary_std: Tensor | None = None
     state_spectrum: Tensor | None = None
     target_rms: float = NOT_YET
     target_largest: Tensor | None = None
+    target_mean: Tensor | None = None
     first_spectrum: Tensor = NOT_YET
     first_tail: float = NOT_YET
     first_snapshots: float = NOT_YET
@@ -72,6 +78,7 @@ class Statistics:
     generator_size: int = NOT_YET
     mean_gain: Tensor | None = None
     mean_members: float | None = None
+    mean_largest: float | None = None
     amplitude_gain: float | None = None
     amplitude_members: float | None = None
     law_spectrum: Tensor = NOT_YET
