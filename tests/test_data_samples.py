@@ -182,6 +182,15 @@ def test_symmetries_move_state_target_and_history_together():
     assert (moved.batch(28, 4)["target"] == other["target"][4:]).all()
 
 
+def test_what_follows_has_the_symmetries_of_the_flow():
+    free, none = (Symmetry([field]) for field in (np.zeros((16, 16)), np.eye(16) * range(16)))
+    plain = TrainingSet(Memory(), range(9), seed=3)
+    moved = plain.augmented(free, none)
+    assert (moved.batch(24, 8)["state"] != plain.batch(24, 8)["state"]).any()
+    one, other = (samples.followed(2).batch(24, 8) for samples in (plain, moved))
+    assert (one["ahead"] == other["ahead"]).all()
+
+
 def test_no_samples():
     with pytest.raises(ValueError, match="no samples: 0 trajectories"):
         TrainingSet(Memory(), [])

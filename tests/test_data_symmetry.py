@@ -146,6 +146,15 @@ def test_an_amplitude_that_follows_the_state_leaves_what_the_forcing_leaves():
         assert np.array_equal(found.elements, expected.elements)
 
 
+def test_without_its_forcing_an_equation_has_all_that_noise_and_beta_leave():
+    """A closure given the flow does not see a forcing of resolved scales."""
+    forcing = {"kind": "ring", "wavenumber": 3, "width": 1, "amplitude": 1.0}
+    for beta, number in ((0.0, 8 * N * N), (5.0, 2 * N * N)):
+        problem = Problem(grid=N, forcing=forcing, noise=NONE, beta=beta)
+        assert len(Symmetry.of(problem.physics, N)) == 1
+        assert len(Symmetry.of(problem.physics, N, forced=False)) == number
+
+
 def test_published_translations_are_the_diagonal_ones():
     symmetry = Symmetry([PUBLISHED], MAPS[:1])
     assert {tuple(row) for row in symmetry.elements[:, 1:]} == {(s, -s % N) for s in range(N)}

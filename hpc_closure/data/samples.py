@@ -159,7 +159,8 @@ class TrainingSet:
         # stored times in units of their least distance: neighbours differ by one
         least = np.diff(store.times).min(initial=np.inf)
         self.moments = np.round((store.times - store.times[0]) / least).astype(np.int64)
-        self.symmetry: Symmetry | None = None
+        self.symmetry: Symmetry | None = None  # of the samples
+        self.flow: Symmetry | None = None  # of what follows them
         # all stored times from the first one that a sample needs to the last
         self.span = slice(int(self.indices[0]) - past.lead, int(self.indices[-1]) + 1)
         times = self.span.stop - self.span.start
@@ -186,10 +187,15 @@ class TrainingSet:
     def __len__(self) -> int:
         return self.num_samples
 
-    def augmented(self, symmetry: Symmetry) -> "TrainingSet":
-        """The same samples, each moved by a drawn map in :meth:`batch`."""
+    def augmented(self, symmetry: Symmetry, flow: Symmetry | None = None) -> "TrainingSet":
+        """The same samples, each moved by a drawn map in :meth:`batch`.
+
+        Args:
+            symmetry: of states with their targets.
+            flow: of states with what follows them; None = that, too.
+        """
         other = copy.copy(self)
-        other.symmetry = symmetry
+        other.symmetry, other.flow = symmetry, flow or symmetry
         other._start()
         return other
 
@@ -200,6 +206,7 @@ class TrainingSet:
             ValueError: there are none.
         """
         other = copy.copy(self)
+        other.symmetry = self.flow
         end = self.indices + count
         inside = end < self.span.stop
         moments = self.moments[np.minimum(end, self.span.stop - 1)] - self.moments[self.indices]

@@ -11,6 +11,8 @@ Vorticity and its closures are pseudo-scalars: a reflection changes their sign.
 * The forcing is checked point by point, so that nothing has to be known about it. The published
   one, 0.1 (sin + cos)(2 pi (x + y)), leaves one direction of translation, (x + s, y - s), and four
   of the maps, each at a fitting shift.
+* A subgrid closure given the flow does not see a forcing, which acts on resolved scales: its
+  samples have the symmetries of the equation without one. What follows a state does not.
 * A law of noise that is homogeneous and isotropic on the square is left by every map; one that is
   not tells the fields that mark places in it (:meth:`~hpc_closure.spectral.noise.Noise.marks`),
   and these are checked as the forcing is.
@@ -49,10 +51,13 @@ class Symmetry:
         self.elements = np.array(rows, dtype=np.int64)
 
     @classmethod
-    def of(cls, equation: Equation, size: int) -> "Symmetry":
-        """The maps of a grid of ``size`` points per side that leave an equation."""
+    def of(cls, equation: Equation, size: int, forced: bool = True) -> "Symmetry":
+        """The maps of a grid of ``size`` points per side that leave an equation.
+
+        Where not ``forced``, those that leave it but for its forcing.
+        """
         grid = Grid(size, equation.length)
-        spectrum = equation.forcing.spectrum(grid)
+        spectrum = equation.forcing.spectrum(grid) * forced
         forcing = Transform(grid).to_physical(spectrum[None])[0]
         fields = [one.numpy() for one in (forcing, *equation.noise.marks(grid))]
         return cls(fields, [one for one in MAPS if equation.leaves(*one)])

@@ -370,7 +370,9 @@ class Train(Section):
     )
     accumulate: Count = Field(1, description="micro-batches per step and process")
     augment: bool = Field(
-        False, description="use the symmetries that equation, forcing and noise leave"
+        False,
+        description="use the symmetries that equation, forcing and noise leave; for samples of "
+        "closure subgrid, which sees no forcing, those of equation and noise",
     )
     validate_every: Count = Field(500, description="steps between held-out losses")
     checkpoint_every: Count = Field(500, description="steps between restart points")

@@ -126,7 +126,11 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
             f"train.split={list(section.split)}, or set model.gate=off"
         )
     if section.augment:
-        train = train.augmented(Symmetry.of(experiment.physics, grid))
+        flow = Symmetry.of(experiment.physics, grid)
+        own = flow
+        if experiment.generate.closure == "subgrid":
+            own = Symmetry.of(experiment.physics, grid, forced=False)
+        train = train.augmented(own, flow)
     return train, valid
 
 
