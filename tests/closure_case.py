@@ -159,7 +159,7 @@ class TwoTimes:
     times = np.arange(2.0)
 
     def __init__(self, states: Tensor, targets: Tensor):
-        self.members, self.grid = range(len(states)), states.shape[-1]
+        self.members, self.grid, self.dimensions = range(len(states)), states.shape[-1], 2
         self.fields = {"vorticity": states.numpy(), "closure": targets.numpy()}
 
     def read(self, member, index, field="vorticity", grid=None):

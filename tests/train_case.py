@@ -119,7 +119,7 @@ class Memory:
     """A data set in memory: states are noise, closures a quadratic function of them."""
 
     def __init__(self, members=12, times=20, grid=GRID):
-        self.members, self.grid = list(range(members)), grid
+        self.members, self.grid, self.dimensions = list(range(members)), grid, 2
         self.times = np.arange(times) * 0.1
         shape = (members, times, grid, grid)
         state = standard_normals(3, "memory", 0, width=int(np.prod(shape))).reshape(shape)

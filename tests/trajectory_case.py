@@ -34,7 +34,7 @@ class DNS:
     """Members of PROBLEM at consecutive closure calls, as a data set."""
 
     def __init__(self, members: int, times: int):
-        self.members, self.grid = range(members), GRID
+        self.members, self.grid, self.dimensions = range(members), GRID, 2
         self.times = np.arange(times) * INTERVAL * PROBLEM.dt
         simulation = Simulation(PROBLEM, self.members, SEED).initialise().advance(100)
         target, states, closures = Target("subgrid", INTERVAL, REDUCED), [], []

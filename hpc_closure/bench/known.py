@@ -94,7 +94,7 @@ class Drawn:
 
     def __init__(self, known: Known, kind: str, count: int):
         self.members: Sequence[int] = range(count)
-        self.grid = known.grid
+        self.grid, self.dimensions = known.grid, 2
         pairs = known.batches(kind, count)
         self.fields = {
             name: torch.cat([pair[part] for pair in pairs])[:, None].numpy()

@@ -21,7 +21,7 @@ from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.rollout.rows import coupled_run, start, stored
-from hpc_closure.spectral.grid import Grid, to_spectra
+from hpc_closure.spectral.grid import Grid, from_row, to_spectra
 
 COLUMNS = {"shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
     ("model", "model_error", "none", "none_error"), ".3f"
@@ -102,11 +102,11 @@ class _Spectra:
 
 
 def _of_the_data(experiment: Experiment, data: DataSet, cases: list[int]) -> np.ndarray:
-    grid = Grid(experiment.train_grid, experiment.physics.length)
+    grid = experiment.problem.replace(grid=experiment.train_grid).make_grid()
     spectra = _Spectra(grid)
     for index in range(data.time_index(experiment.rollout.t_start), len(data.times)):
         fields = torch.from_numpy(stored(data, cases, index, grid=grid.size)).double()
-        spectra.add(to_spectra(fields, grid.modes))
+        spectra.add(from_row(to_spectra(fields, grid.modes), grid.dimensions))
     return spectra.means
 
 

@@ -26,7 +26,7 @@ def fields(name: str, value: Any) -> Tensor:
 
     Args:
         name: ``state`` for (n, n) or (M, n, n), ``history`` and ``previous`` for (H, n, n) or
-            (M, H, n, n).
+            (M, H, n, n); on a line, a square of one row, (1, n) for (n, n).
         value: numpy array or tensor, or what becomes one.
 
     Raises:
@@ -46,7 +46,7 @@ def fields(name: str, value: Any) -> Tensor:
         raise ValueError(f"{name} is complex; expected real fields (sample_hat takes spectra)")
     if not given.is_floating_point():
         raise ValueError(f"{name} holds {_kind(given)}; expected floating-point numbers")
-    square = given.ndim >= 2 and given.shape[-1] == given.shape[-2] > 0
+    square = given.ndim >= 2 and given.shape[-2] in (1, given.shape[-1]) and given.numel() > 0
     _check_shape(name, given, FIELD, square)
     if given.shape[-1] % 2:
         raise ValueError(
@@ -65,7 +65,8 @@ def spectra(name: str, value: Any) -> Tensor:
         raise ValueError(
             f"{name} holds {_kind(value)}; expected complex spectra (sample takes fields)"
         )
-    retained = value.ndim >= 2 and value.shape[-2] == 2 * value.shape[-1] - 1 > 1
+    columns = value.shape[-1] if value.ndim else 0
+    retained = value.ndim >= 2 and value.shape[-2] in (1, 2 * columns - 1) and columns > 1
     _check_shape(name, value, MODES, retained)
     return _finite(name, value)
 

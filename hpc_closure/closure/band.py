@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.spectral.grid import Grid, resize, to_fields, to_spectra
+from hpc_closure.spectral.grid import Grid, Row, resize, to_fields, to_spectra
 from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
 
 __all__ = ["Band", "band"]
@@ -28,13 +28,18 @@ KEPT_LAYOUTS = 8
 
 
 class Band:
-    """The modes ``|kx|, |ky| <= K`` of a periodic square of side ``length``."""
+    """The modes ``|kx|, |ky| <= K`` of a periodic square of side ``length``.
 
-    def __init__(self, modes: int, length: float = 1.0):
+    In one dimension those of a line, a plane of one row: spectra (..., 1, K + 1), fields
+    (..., 1, n) (:class:`~hpc_closure.spectral.grid.Row`).
+    """
+
+    def __init__(self, modes: int, length: float = 1.0, dimensions: int = 2):
         if modes < 1:
             raise ValueError(f"modes={modes}, expected at least 1")
         self.modes, self.length = modes, length
-        self.grid = Grid(2 * ((3 * modes + 2) // 2), length)
+        size = 2 * ((3 * modes + 2) // 2)
+        self.grid = Row(size, length) if dimensions == 1 else Grid(size, length)
         self.shape = self.grid.shape
         self._cache: dict = {}
         self._phases: dict = {}
@@ -68,7 +73,10 @@ class Band:
     @cached_property
     def half_plane(self) -> ModeDraws:
         """Where the draws of white noise go: the wavevectors of the half plane, by |k|."""
-        return ModeDraws(wavevectors_within(self.modes), self.modes)
+        vectors = wavevectors_within(self.modes)
+        if self.grid.dimensions == 1:
+            vectors = vectors[vectors[:, 0] == 0]
+        return ModeDraws(vectors, self.modes)
 
     def on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Attribute ``name`` (here or of the grid) as a tensor on ``device``, kept for reuse."""
@@ -84,8 +92,14 @@ class Band:
         return to_spectra(field, self.modes)
 
     def check_grid(self, rows: int, columns: int) -> None:
-        """Raise ValueError unless a field is square and fine enough for the band."""
-        if rows != columns or columns < 2 * self.modes + 1:
+        """Raise ValueError unless a field has the band's sides and is fine enough for it."""
+        if self.grid.dimensions == 1:
+            if rows != 1 or columns < 2 * self.modes + 1:
+                raise ValueError(
+                    f"field is {rows}x{columns}; a band of {self.modes} modes on a line needs one "
+                    f"row of at least {2 * self.modes + 2} points"
+                )
+        elif rows != columns or columns < 2 * self.modes + 1:
             raise ValueError(
                 f"field is {rows}x{columns}; a band of {self.modes} modes needs a square grid "
                 f"of at least {2 * self.modes + 2}"
@@ -167,7 +181,12 @@ class Band:
         return torch.cat(parts, dim=-1)
 
     def summary(self, w_hat: Tensor) -> Tensor:
-        """Numbers (..., 51) of a state: its largest modes, the same over its rms, log rms."""
+        """Numbers (..., 51) of a state: its largest modes, the same over its rms, log rms.
+
+        None (..., 0) on a line, where no network reads them.
+        """
+        if self.grid.dimensions == 1:
+            return w_hat.real.new_zeros(*w_hat.shape[:-2], 0)
         low = self.largest(w_hat)
         weights = self.on("weights", w_hat.device, low.dtype)
         power = (w_hat.abs().square() * weights).sum((-2, -1))
@@ -197,6 +216,6 @@ class Band:
 
 
 @lru_cache(maxsize=32)
-def band(modes: int, length: float = 1.0) -> Band:
+def band(modes: int, length: float = 1.0, dimensions: int = 2) -> Band:
     """The band of ``modes`` modes; built once."""
-    return Band(modes, length)
+    return Band(modes, length, dimensions)

@@ -36,9 +36,10 @@ from hpc_closure.closure.conditioning import (
     TrainingObserved,
 )
 from hpc_closure.closure.features import (
-    FEATURES,
+    STATES,
     carried,
     coordinates,
+    feature_names,
     feature_spectra,
     physics_estimate,
 )
@@ -98,15 +99,18 @@ class ComposedModel(ClosureModel):
 
     def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
         super().__init__(config, grid, length)
-        self.band = band((grid - 1) // 3, length)
+        self.dimensions = int(config["dimensions"])
+        self.band = band((grid - 1) // 3, length, self.dimensions)
         conditions = config["conditions"]
         self.history = int(conditions["history"])
         self.previous = int(conditions.get("previous", 0))  # models of before it had none
         self.sensors_allowed = conditions["sensors"]
         self.granted: dict | None = conditions["physics"] or None
         self.gated = config["gate"] == "on"
-        channels = len(FEATURES) + bool(self.granted) + self.history + 4
-        channels += 2 * self.previous
+        features = feature_names(self.band)
+        self.own = next(row for row, name in enumerate(features) if name in STATES)
+        channels = len(features) + bool(self.granted) + self.history
+        channels += 2 * self.previous + PLACES * self.dimensions
         self.mean, self.amplitude = None, None
         for kind in config["mean"]:
             if kind in NETWORKS:
@@ -238,7 +242,7 @@ class ComposedModel(ClosureModel):
             self.mean.farthest = s.mean_largest
         if s.generator_size is None:
             return
-        kept = band(s.generator_modes, self.length)
+        kept = band(s.generator_modes, self.length, self.dimensions)
         first = law = plain = BaseLaw(kept, s.first_spectrum, s.first_tail)
         if s.law_spectrum is not None:
             law = BaseLaw(kept, s.law_spectrum, s.law_tail)
@@ -472,19 +476,20 @@ class ComposedModel(ClosureModel):
             moved = self._moved(frames_hat)
             features = b.by_group(self.feature_spectra(frames_hat, moved).abs().square())
             power = power + features.sum((0, -1)).cpu()
-            state += features[:, FEATURES.index("w")].sum(0).cpu()
+            state += features[:, self.own].sum(0).cpu()
             residual = target_hat - self.library(frames_hat, moved)
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
             shells.append(b.grid.shell_sum(target_hat.abs().square()).cpu())
             num += len(target_hat)
         rms, numbers, variance = (power / num).sqrt(), torch.cat(summary), spectrum / num
+        told = numbers.shape[1] > 0  # on a line no network reads any
         smallest = torch.full_like(numbers[0], 1e-6)
-        smallest[:LARGEST] *= rms[FEATURES.index("w")]
+        smallest[:LARGEST] *= rms[self.own]
         if not float(total.sum()) > 0:
             raise ValueError("the closure targets are all zero: nothing to learn")
         modes, size, tail = generator_grid(b, variance, self.config["modes"])
-        kept = band(modes, self.length)
+        kept = band(modes, self.length, self.dimensions)
         per_mode, state_modes = (
             resize(b.spread(part / b.group_size), modes) for part in (variance, state / num)
         )
@@ -494,8 +499,8 @@ class ComposedModel(ClosureModel):
             Statistics(
                 library=self.library.coefficients,
                 features_rms=rms.clamp(min=1e-30),
-                summary_mean=numbers.mean(0),
-                summary_std=torch.maximum(numbers.std(0), smallest),
+                summary_mean=numbers.mean(0) if told else None,
+                summary_std=torch.maximum(numbers.std(0), smallest) if told else None,
                 state_spectrum=kept.by_group(state_modes) / kept.group_size if reads else None,
                 target_rms=float((total.sum() / num).sqrt()),
                 target_largest=largest,
@@ -618,7 +623,7 @@ class ComposedModel(ClosureModel):
             self.statistics, mean_gain=gain, mean_members=float(gate.members)
         )
         if self.previous:
-            known = len(read) - PLACES
+            known = len(read) - PLACES * self.dimensions
             self.statistics = replace(
                 self.statistics,
                 features_largest=read[:known].double().cpu(),
@@ -880,7 +885,7 @@ class ComposedModel(ClosureModel):
         """As :meth:`sample_hat`, with gradients."""
         modes = request.state.shape[-1] - 1
         size = request.grid or band(modes).grid.size
-        self.band.check_grid(size, size)
+        self.band.check_grid(1 if self.dimensions == 1 else size, size)
         frames_hat = self.frames_hat(request.state, request.history, request.previous)
         u_hat = self._draw(frames_hat, request)
         # no transform has made the column ky = 0 that of a real field

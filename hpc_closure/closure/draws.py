@@ -75,7 +75,10 @@ def uniforms(seed: int, stage: str, ids: Sequence[int], item: int, width: int = 
 
 
 def moves(grid: Grid, seed: int, stage: str, ids: Sequence[int]) -> Tensor:
-    """Factors of modes, (len(ids), 2K + 1, K + 1): each a shift by a random distance."""
+    """Factors of modes, (len(ids), 2K + 1, K + 1): each a shift by a random distance.
+
+    On a line (len(ids), 1, K + 1).
+    """
     x, y = (2 * torch.pi * uniforms(seed, stage, ids, 0)[:, :2]).T[..., None, None]
     return torch.exp(1j * (grid.integer_kx * x + grid.integer_ky * y))
 

@@ -16,17 +16,31 @@ __all__ = [
     "carried",
     "coordinates",
     "divergence",
+    "feature_names",
     "feature_spectra",
     "gradient",
     "physics_estimate",
 ]
 
 FEATURES = ("u", "v", "w", "w_x", "w_y")
+ON_A_LINE = ("u", "u_x")
+STATES = ("w", "u")  # the state itself, in either
+
+
+def feature_names(band: Band) -> tuple[str, ...]:
+    """Names of what :func:`feature_spectra` gives."""
+    return ON_A_LINE if band.grid.dimensions == 1 else FEATURES
 
 
 def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
-    """Spectra (..., 5, 2K + 1, K + 1) of u, v, w, w_x, w_y from those of w."""
+    """Spectra (..., 5, 2K + 1, K + 1) of u, v, w, w_x, w_y from those of w.
+
+    On a line (..., 2, 1, K + 1) of u, u_x from those of u.
+    """
     real = w_hat.real.dtype
+    if band.grid.dimensions == 1:
+        i_u = torch.complex(-w_hat.imag, w_hat.real)
+        return torch.stack([w_hat, i_u * band.on("ky", w_hat.device, real)], dim=-3)
     kx, ky = band.on("kx", w_hat.device, real), band.on("ky", w_hat.device, real)
     inverse = band.on("inverse_k2", w_hat.device, real)
     iw = torch.complex(-w_hat.imag, w_hat.real)
@@ -37,6 +51,8 @@ def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
 def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
     r"""Spectra of :math:`-u\cdot\nabla f` of F fields f, free of aliasing.
 
+    On a line the state is u.
+
     Args:
         w_hat: (B, 2K + 1, K + 1) of the flow.
         fields_hat: (B, F, 2K + 1, K + 1).
@@ -44,8 +60,11 @@ def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
     """
     real, count = w_hat.real.dtype, fields_hat.shape[1]
     kx, ky = band.on("kx", w_hat.device, real), band.on("ky", w_hat.device, real)
-    flow = feature_spectra(w_hat, band)[:, :2]
     i_f = torch.complex(-fields_hat.imag, fields_hat.real)
+    if band.grid.dimensions == 1:
+        both = band.to_physical(torch.cat([w_hat[:, None], i_f * ky], dim=1), band.grid.size)
+        return band.to_spectral(-both[:, :1] * both[:, 1:])
+    flow = feature_spectra(w_hat, band)[:, :2]
     fields = band.to_physical(torch.cat([flow, i_f * kx, i_f * ky], dim=1), band.grid.size)
     u, v = fields[:, :1], fields[:, 1:2]
     slope_x, slope_y = fields[:, 2:].split(count, dim=1)
@@ -91,5 +110,10 @@ def _coordinates(size: int, device: str, dtype: torch.dtype) -> Tensor:
 
 
 def coordinates(size: int, like: Tensor) -> Tensor:
-    """Periodic coordinates (4, n, n): sin and cos of 2 pi x / L and 2 pi y / L."""
+    """Periodic coordinates (4, n, n): sin and cos of 2 pi x / L and 2 pi y / L.
+
+    Of fields ``like`` on a line (2, 1, n).
+    """
+    if like.shape[-2] == 1:
+        return _coordinates(size, str(like.device), like.dtype)[2:, :1]
     return _coordinates(size, str(like.device), like.dtype)

@@ -84,7 +84,8 @@ class Frame:
             return resize(q_hat, self.band.modes)
         field = self.field(q_hat)
         field = field * torch.exp(log_amplitude).to(field)
-        grid_band = band(min(self.size // 2 - 1, self.band.modes), self.band.length)
+        modes = min(self.size // 2 - 1, self.band.modes)
+        grid_band = band(modes, self.band.length, self.band.grid.dimensions)
         return resize(grid_band.to_spectral(field), self.band.modes)
 
     def at(self, field: Tensor, positions: Tensor) -> Tensor:

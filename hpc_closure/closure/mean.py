@@ -30,7 +30,7 @@ FARTHEST = 10.0  # standard deviations of the residual that a correction has at 
 def _network(kind: str, channels: int, config: dict[str, Any]) -> nn.Module:
     width, layers = config["width"], config["mean_layers"]
     if kind == "cnn":
-        return LocalNetwork(channels, width, layers)
+        return LocalNetwork(channels, width, layers, config["dimensions"])
     return FieldNetwork(channels, width, config["modes"], layers, config["form"])
 
 

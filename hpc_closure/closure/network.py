@@ -11,6 +11,7 @@ residual, the same modes, and how large it is in all. Small perceptrons make of 
 every block, and the largest modes of the output, which come and go with a regime.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 SUMMARY = 2 * LARGEST + 1  # of a state: those, the same over its rms, log rms
 HARMONICS = 8  # of the noise level's angle
 NOISY = 2 * HARMONICS + LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state
-PLACES = 4  # condition channels that tell the place
+PLACES = 2  # condition channels that tell the place, of each dimension
 LOW = 128  # hidden numbers of what answers for the largest modes
 
 
@@ -138,16 +139,21 @@ class FieldNetwork(nn.Module):
 
 
 class Convolution(nn.Module):
-    """3 x 3 convolution on a periodic square: (B, in, n, n) -> (B, out, n, n)."""
+    """3 x 3 convolution on a periodic square: (B, in, n, n) -> (B, out, n, n).
 
-    def __init__(self, in_channels: int, out_channels: int):
+    On a line, a square of one row, it has 3 weights.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dimensions: int = 2):
         super().__init__()
-        scale = 1 / math.sqrt(9 * in_channels)
-        self.weight = nn.Parameter(scale * torch.randn(out_channels, in_channels, 3, 3))
+        size = (1, 3) if dimensions == 1 else (3, 3)
+        scale = 1 / math.sqrt(math.prod(size) * in_channels)
+        self.weight = nn.Parameter(scale * torch.randn(out_channels, in_channels, *size))
         self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.beyond = (1, 1, size[0] // 2, size[0] // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(pad(x, (1, 1, 1, 1), mode="circular"), self.weight, self.bias)
+        return conv2d(pad(x, self.beyond, mode="circular"), self.weight, self.bias)
 
 
 class LocalNetwork(nn.Module):
@@ -156,17 +162,20 @@ class LocalNetwork(nn.Module):
     Closures that a resolved scale or two decide need few weights for it, and few samples.
 
     Args:
-        channels: of the conditions; the last PLACES of them, which tell the place, are not read.
+        channels: of the conditions; the last of them, which tell the place, are not read.
         width: channels inside.
         layers: convolutions before the last one.
+        dimensions: of the flow.
     """
 
-    def __init__(self, channels: int, width: int, layers: int):
+    def __init__(self, channels: int, width: int, layers: int, dimensions: int = 2):
         super().__init__()
-        self.read = channels - PLACES
+        self.read = channels - PLACES * dimensions
         sizes = [self.read, *[width] * layers]
-        self.layers = nn.ModuleList(map(Convolution, sizes[:-1], sizes[1:]))
-        self.head = Convolution(width, 1)
+        self.layers = nn.ModuleList(
+            Convolution(read, made, dimensions) for read, made in itertools.pairwise(sizes)
+        )
+        self.head = Convolution(width, 1, dimensions)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:

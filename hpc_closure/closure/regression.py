@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
-from hpc_closure.closure.features import FEATURES, carried, feature_spectra
+from hpc_closure.closure.features import FEATURES, carried, feature_names, feature_spectra
 
 __all__ = ["Library", "term_names"]
 
@@ -30,18 +30,24 @@ LARGEST_RADIUS = 0.999  # of the closure's own memory: what is read again must n
 CARRIED = "u.grad U["  # what the flow makes of a last closure
 
 
-def term_names(kind: str, history: int = 0, physics: bool = False, previous: int = 0) -> list[str]:
+def term_names(
+    kind: str,
+    history: int = 0,
+    physics: bool = False,
+    previous: int = 0,
+    features: tuple[str, ...] = FEATURES,
+) -> list[str]:
     """Names of the candidate terms, in the order of the coefficients."""
     if kind not in KINDS:
         raise ValueError(f"library={kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "none":
         return []
-    names = list(FEATURES) + [f"w[-{lag}]" for lag in range(1, history + 1)]
+    names = list(features) + [f"w[-{lag}]" for lag in range(1, history + 1)]
     names += ["physics"] * physics
     names += [f"U[-{lag}]" for lag in range(1, previous + 1)]
     names += [f"{CARRIED}-{lag}]" for lag in range(1, previous + 1)]
     if kind == "quadratic":
-        names += [f"{a}*{b}" for a, b in combinations_with_replacement(FEATURES, 2)]
+        names += [f"{a}*{b}" for a, b in combinations_with_replacement(features, 2)]
     return names
 
 
@@ -76,7 +82,8 @@ class Library:
         estimate: Callable[[Tensor], Tensor] | None = None,
     ):
         self.band, self.history, self.estimate = band, history, estimate
-        self.names = term_names(kind, history, estimate is not None, previous)
+        self.features = feature_names(band)
+        self.names = term_names(kind, history, estimate is not None, previous, self.features)
         shape = (len(self.names), len(band.group_k2))
         if coefficients is None:
             coefficients = torch.zeros(shape, dtype=torch.float64)
@@ -104,7 +111,8 @@ class Library:
         size = self.band.grid.size
         needed = sorted({f for name in names if "*" in name for f in name.split("*")})
         fields = {
-            name: self.band.to_physical(features[:, FEATURES.index(name)], size) for name in needed
+            name: self.band.to_physical(features[:, self.features.index(name)], size)
+            for name in needed
         }
         lags = [_lag(name) for name in names if name.startswith(CARRIED)]
         by_lag: dict[int, Tensor] = {}
@@ -127,7 +135,7 @@ class Library:
             elif name == "physics" and self.estimate is not None:
                 out.append(self.estimate(frames_hat[:, 0]))
             else:
-                out.append(features[:, FEATURES.index(name)])
+                out.append(features[:, self.features.index(name)])
         return torch.stack(out, dim=1)
 
     def __call__(

@@ -123,7 +123,7 @@ class Target:
     def _defect(self, simulation: Simulation, advance) -> torch.Tensor:
         assert self.reduced is not None
         modes, gather = retained_modes(self.reduced.grid), simulation.transform.gather
-        start = resize(gather(simulation.state), modes)
+        start = resize(gather(simulation.state), modes, simulation.grid.dimensions)
         if self._solver is None or self._solver.members != simulation.members:
             self._solver = Simulation(
                 self.reduced, simulation.members, simulation.seed, device=simulation.device
@@ -131,5 +131,5 @@ class Target:
         reduced = self._solver.load_state(simulation.step_index, start)
         reduced.advance(self.interval)
         advance(self.interval)
-        end = resize(gather(simulation.state), modes)
+        end = resize(gather(simulation.state), modes, simulation.grid.dimensions)
         return (end - reduced.state) / (self.interval * simulation.problem.dt)

@@ -18,7 +18,15 @@ from hpc_closure.closure import draws
 from hpc_closure.closure.interface import Request
 from hpc_closure.closure.losses import ALMOST_FAIR, crps
 from hpc_closure.closure.targets import reduced_problem, traced_with
-from hpc_closure.spectral.grid import hermitian, resize, to_fields, to_spectra
+from hpc_closure.spectral.grid import (
+    Row,
+    as_row,
+    from_row,
+    hermitian,
+    resize,
+    to_fields,
+    to_spectra,
+)
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.traced_solver import TracedSolver
 
@@ -102,7 +110,8 @@ class Trajectories:
     ) -> Tensor:
         """The same as retained spectra; ``members`` of each ensemble, where other than always."""
         solver, members = self.solver(model.device), members or self.members
-        modes, numbers = solver.grid.modes, batch["sample_index"].tolist()
+        modes, sides = solver.grid.modes, solver.grid.dimensions
+        numbers = batch["sample_index"].tolist()
 
         def spectra(fields: Tensor) -> Tensor:
             w_hat = to_spectra(fields.double(), modes).to(solver.complex)
@@ -130,7 +139,9 @@ class Trajectories:
             closure = hermitian(resize(model.draw_hat(request), modes)).to(state)
             earlier.appendleft(state)
             drawn.appendleft(closure)
-            state, past = traced_with(solver, self.kind, self.interval, state, closure, past)
+            now, held = (from_row(one, sides) for one in (state, closure))
+            now, past = traced_with(solver, self.kind, self.interval, now, held, past)
+            state = as_row(now, sides)
             out.append(state)
         return torch.stack(out).unflatten(1, (members, len(numbers)))
 
@@ -157,6 +168,8 @@ class Trajectories:
     def power(self, w_hat: Tensor) -> Tensor:
         """Sums of |w|^2 over the shells from 1 on, (..., shells)."""
         grid = self.solver(w_hat.device).grid
+        if grid.dimensions == 1:
+            grid = Row(grid.size, grid.length)
         return grid.shell_sum(torch.view_as_real(w_hat).square().sum(-1))[..., 1:]
 
     def loss(

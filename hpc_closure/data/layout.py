@@ -26,6 +26,7 @@ from hpc_closure.work.header import Header, expect, json_object
 
 VERSION = 1
 FIELDS = ("vorticity", "closure")
+STATES = {1: "state", 2: "vorticity"}  # name of the state, by the dimensions of the flow
 SNAPSHOTS = ("t0_fields", "t1_fields", "filtered", "scalars", "references")  # (B, T, ...) each
 
 
@@ -179,7 +180,7 @@ RECORDS = ("recipe", "certificate", "provenance")  # attributes of a block that 
 
 def _check_shapes(file, path: Path, shape: tuple[int, int], sides: int) -> None:
     """Check that all data sets are floats of (members, times) ``shape``."""
-    state = "vorticity" if sides == 2 else "state"
+    state = STATES[sides]
     expect(path, state in file.get("t0_fields", {}), f"it has no t0_fields/{state}")
     words = f"is not of {shape[0]} members and {shape[1]} times"
     ndims = {"t0_fields": 2 + sides, "t1_fields": 3 + sides, "filtered": 2 + sides, "scalars": 2}

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpc_closure.data.layout import BlockHeader
+from hpc_closure.data.layout import STATES, BlockHeader
 from hpc_closure.work.hdf5 import hdf5_errors, open_hdf5
 from hpc_closure.work.header import BLOCK
 
@@ -61,14 +61,19 @@ class DataSet:
     ) -> np.ndarray:
         """Field of one trajectory at time ``index``: (n, n), or (t, n, n) for a slice.
 
-        ``field`` is a name in ``t0_fields``, or a path (``t1_fields/velocity``,
-        ``filtered/sharp_0.05``). ``grid`` smaller than the stored one takes every other point
-        (strided, as published; of ``t0_fields`` in two dimensions).
+        ``field`` is a name in ``t0_fields``, where ``vorticity`` is the state of any flow, or a
+        path (``t1_fields/velocity``, ``filtered/sharp_0.05``). ``grid`` smaller than the stored
+        one takes every other point (strided, as published; of ``t0_fields``). On a line fields of
+        ``t0_fields`` have one row, (1, n).
         """
         path, row = self._rows[member]
         file = self._file(path)
+        if field == "vorticity":
+            field = STATES[self.dimensions]
         with hdf5_errors(path):
             values = (file if "/" in field else file["t0_fields"])[field][row, index]
+        if "/" not in field and self.dimensions == 1:
+            values = values[..., None, :]
         if grid is None:
             return values
         stride = self.grid // grid
@@ -157,9 +162,7 @@ class CoupledEnsemble:
         member_steps: solver steps times trajectories.
     """
 
-    FIELDS = {"model": "t0_fields/vorticity"} | {
-        name: f"t0_fields/{name}" for name in (*BESIDE, "closure")
-    }
+    FIELDS = {name: f"t0_fields/{name}" for name in (*BESIDE, "closure")}
     REFERENCES = ("truth", "none")
 
     def __init__(self, paths: Sequence[Path]):
@@ -179,8 +182,10 @@ class CoupledEnsemble:
                 for row, case in enumerate(file.attrs["cases"]):
                     self._cases.setdefault(int(case), (path, row))
                 times.append(header.times)
+                self.dimensions = header.dimensions
                 self.start = float(file.attrs.get("released", header.times[0]))
-                there = {name for name, where in self.FIELDS.items() if where in file}
+                there = {"model"}
+                there |= {name for name, where in self.FIELDS.items() if where in file}
                 there |= {name for name in self.REFERENCES if f"references/{name}" in file}
                 names = there if names is None else names & there
                 self._add_cost(header, float(file.attrs["dt"]))
@@ -204,7 +209,7 @@ class CoupledEnsemble:
         if name in self.REFERENCES:
             where, keys = f"references/{name}", [[self._cases[case] for case in self.cases]]
         else:
-            where = self.FIELDS[name]
+            where = self._path(name)
             keys = [[self._rows[case, member] for case in self.cases] for member in self.members]
         places: dict[Path, list[tuple[int, int, int]]] = {}
         for m, line in enumerate(keys):
@@ -215,7 +220,19 @@ class CoupledEnsemble:
             with open_hdf5(path) as file:
                 dataset = file[where]
                 states |= {(m, c): dataset[row, index] for m, c, row in rows}
-        return np.array([[states[m, c] for c in range(len(self.cases))] for m in range(len(keys))])
+        return np.array(
+            [
+                [self._with_row(states[m, c]) for c in range(len(self.cases))]
+                for m in range(len(keys))
+            ]
+        )
+
+    def _path(self, name: str) -> str:
+        return f"t0_fields/{STATES[self.dimensions]}" if name == "model" else self.FIELDS[name]
+
+    def _with_row(self, field: np.ndarray) -> np.ndarray:
+        """On a line (1, n), as of :meth:`DataSet.read`."""
+        return field[None] if self.dimensions == 1 else field
 
     def read_case(self, name: str, case: int, index: int) -> np.ndarray:
         """A field of the ensemble of one case at time ``index``, (M, n, n)."""
@@ -223,9 +240,9 @@ class CoupledEnsemble:
         out: dict[int, np.ndarray] = {}
         for path in dict.fromkeys(path for path, _ in keys):
             with open_hdf5(path) as file:
-                dataset = file[self.FIELDS[name]]
+                dataset = file[self._path(name)]
                 out |= {i: dataset[row, index] for i, (at, row) in enumerate(keys) if at == path}
-        return np.stack([out[i] for i in range(len(keys))])
+        return np.stack([self._with_row(out[i]) for i in range(len(keys))])
 
     def index(self, lead_time: float) -> int:
         """Index of a lead time. Raises ValueError when it was not stored."""

@@ -11,6 +11,7 @@ of runs is shuffled again while the next one is read in the background, in file 
 """
 
 import copy
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,7 @@ class Store(Protocol):
     members: Sequence[int]
     times: np.ndarray
     grid: int
+    dimensions: int
 
     def read(
         self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
@@ -155,6 +157,8 @@ class TrainingSet:
             )
         self.chosen = np.arange(len(self.members))
         self.store, self.grid = store, grid or store.grid
+        # a line is a square of one row
+        self.points = (1 if store.dimensions == 1 else self.grid, self.grid)
         self.seed = seed
         # stored times in units of their least distance: neighbours differ by one
         least = np.diff(store.times).min(initial=np.inf)
@@ -164,7 +168,7 @@ class TrainingSet:
         # all stored times from the first one that a sample needs to the last
         self.span = slice(int(self.indices[0]) - past.lead, int(self.indices[-1]) + 1)
         times = self.span.stop - self.span.start
-        self.bytes = len(self.members) * times * 4 * self.grid**2 * 2
+        self.bytes = len(self.members) * times * 4 * math.prod(self.points) * 2
         self.resident = self.bytes <= budget
         self.device = torch.device("cpu")
         self.budget = budget
@@ -178,7 +182,8 @@ class TrainingSet:
         self.window = 0
         if not self.resident:
             fields = 2 + self.past.states + self.past.closures + self.ahead
-            self.window = max(1, self.budget // (2 * fields * self.grid**2 * 4) // RUN) * RUN
+            size = 2 * fields * math.prod(self.points) * 4
+            self.window = max(1, self.budget // size // RUN) * RUN
         self.num_samples = len(self.chosen) * len(self.indices)
         self.order = Order(self.num_samples, self.seed, RUN if self.window else 0, self.window)
         self._reader: ThreadPoolExecutor | None = None
@@ -240,7 +245,7 @@ class TrainingSet:
     def _read_all(self) -> tuple[torch.Tensor, torch.Tensor]:
         """States and targets (members, times of the span, n, n), float32."""
         times = self.span.stop - self.span.start
-        state = torch.empty(len(self.members), times, self.grid, self.grid)
+        state = torch.empty(len(self.members), times, *self.points)
         target = torch.empty_like(state)
         for row, member in enumerate(self.members):
             for into, name in ((state, "vorticity"), (target, "closure")):
@@ -285,7 +290,7 @@ class TrainingSet:
 
     def _read(self, rows: np.ndarray, times: np.ndarray) -> dict[str, torch.Tensor]:
         """Read samples from the files, in file order."""
-        shape = (len(rows), self.grid, self.grid)
+        shape = (len(rows), *self.points)
         out = {"state": np.empty(shape, np.float32), "target": np.empty(shape, np.float32)}
         for name, (_, steps) in self.beside.items():
             out[name] = np.empty((len(rows), len(steps), *shape[1:]), np.float32)

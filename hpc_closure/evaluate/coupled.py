@@ -184,7 +184,7 @@ def score_coupled(
     """
     truth = torch.as_tensor(truth)
     truth = truth[None] if truth.ndim == 3 else truth
-    cases, num_times, size = truth.shape[:3]
+    cases, num_times, size = len(truth), truth.shape[1], truth.shape[-1]
     times = torch.as_tensor(lead_times, dtype=torch.float64)
     if times.shape != (num_times,):
         raise ValueError(f"{len(times)} lead times for a truth of {num_times} times")
@@ -202,7 +202,7 @@ def score_coupled(
         y = truth[:, index].double()
         pools.setdefault("truth", []).append(_some(y, generator))
         statistics: dict[str, Statistics] = {}
-        pixels = torch.randint(size * size, (1, cases, 1), generator=generator)
+        pixels = torch.randint(y[0].numel(), (1, cases, 1), generator=generator)
         for method, source in ensembles.items():
             x = _at(source, index, y)
             own = {**stage, **labels.of(method), "lead_time": lead_time}

@@ -147,6 +147,35 @@ def fields(
     return figure
 
 
+def profiles(
+    examples: Mapping[str, Tensor], methods: Sequence[str] = ("model",), *, quantity: str = "U"
+) -> Figure:
+    """As :func:`fields` on a line: truth, one member, and the ensemble's mean and std about it.
+
+    Args:
+        examples: ``truth`` -> (1, n); method -> (3, 1, n).
+        methods: rows of the figure.
+        quantity: symbol or name of the field.
+    """
+    methods = [method for method in methods if method in examples]
+    truth = np.asarray(examples["truth"], dtype=float)[0]
+    x = np.arange(len(truth)) / len(truth)
+    with _style():
+        figure = Figure(figsize=(7.2, 0.8 + 2.0 * len(methods)), layout="constrained")
+        axes = figure.subplots(len(methods), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+        for axis, method in zip(axes, methods, strict=True):
+            member, mean, std = np.asarray(examples[method], dtype=float)[:, 0]
+            style = method_style(method) | {"marker": "", "label": f"{method}: mean and std"}
+            axis.plot(x, truth, color="black", label="truth (DNS)")
+            axis.plot(x, member, color="#777777", linewidth=0.8, label="one sample")
+            axis.plot(x, mean, **style)
+            axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.25)
+            axis.set_ylabel(quantity)
+            axis.legend(loc="upper right", ncols=3)
+        axes[-1].set_xlabel("x / L")
+    return figure
+
+
 def _scaled(largest: float, unit: str) -> tuple[float, str]:
     """Factor and unit that keep the numbers of an axis between 0.1 and 1000."""
     if largest == 0 or 0.1 <= largest < 1000:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.artifact import Closure
+from hpc_closure.closure.band import band
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import Sensors, fourier_interpolation, layout_name, observe
 from hpc_closure.evaluate.inputs import Inputs, Snapshots
 from hpc_closure.evaluate.rank_histogram import fourier_coordinates
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.transform import Transform
+from hpc_closure.spectral.resolution import retained_modes
 
 NO_MEAN_GP = "the published network has no mean and Gaussian law of its own"
 RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance
@@ -217,12 +217,12 @@ class Methods:
             return history, previous
         if history is not None:
             history = history.expand(members, -1, -1, -1)
-        grid = Grid(self.grid, self.inputs.experiment.physics.length)
-        transform = Transform(grid)
+        physics = self.inputs.experiment.physics
+        own = band(retained_modes(self.grid), physics.length, physics.dimensions)
         ids = [draws.pair(member, index) for member in range(members)]
-        factors = draws.moves(grid, self.seed, "evaluate", ids)
-        moved = transform.to_spectral(previous.double()) * factors[:, None]
-        return history, transform.to_physical(moved).to(previous)
+        factors = draws.moves(own.grid, self.seed, "evaluate", ids)
+        moved = own.to_spectral(previous.double()) * factors[:, None]
+        return history, own.to_physical(moved, self.grid).to(previous)
 
     def none(self, indices: Tensor, members: int) -> Tensor:
         return torch.zeros_like(self.snapshots.closures[indices])[None]

@@ -87,7 +87,8 @@ def illustrate_generated(
     shown = [name for name in (*MODELS, "oracle") if name in scored.examples]
     against = ", and of the exact law" if "oracle" in shown else ""
     if shown:
-        drawn = figures.fields(scored.examples, shown)
+        line = _on_a_line(scored)
+        drawn = (figures.profiles if line else figures.fields)(scored.examples, shown)
         caption = (
             f"Closure at one held-out state ({words}): truth, one sample, ensemble mean and "
             f"standard deviation of the model{against}."
@@ -119,19 +120,22 @@ def illustrate_coupled(scored: Scored, folder: Path, label: str, words: str) -> 
         label: of the file names.
         words: what was scored, for the captions.
     """
+    name = "state" if _on_a_line(scored) else "vorticity"
     caption = f"Error of the ensemble mean against lead time, and the spread beside it ({words})."
     drawn = figures.error_growth(scored.rows)
     yield _picture("coupled", drawn, folder / f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]
     if shown:
-        drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit="1/s")
-        caption = f"Vorticity at the last lead time ({words})."
-        yield _picture("coupled", drawn, folder / f"vorticity_{label}", caption)
-    drawn = figures.spectra(
-        scored.spectra, scored.spread_spectra, quantity="vorticity", unit=r"s$^{-2}$"
-    )
-    caption = f"Power of the vorticity and spread per shell at the last lead time ({words})."
-    yield _picture("coupled", drawn, folder / f"vorticity_spectra_{label}", caption)
+        if _on_a_line(scored):
+            drawn = figures.profiles(scored.examples, shown, quantity="u")
+        else:
+            drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit="1/s")
+        caption = f"{name.capitalize()} at the last lead time ({words})."
+        yield _picture("coupled", drawn, folder / f"{name}_{label}", caption)
+    unit = r"s$^{-2}$" if name == "vorticity" else "(length/time)$^2$"
+    drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=name, unit=unit)
+    caption = f"Power of the {name} and spread per shell at the last lead time ({words})."
+    yield _picture("coupled", drawn, folder / f"{name}_spectra_{label}", caption)
 
 
 def illustrate_training(history: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[Picture]:
@@ -157,6 +161,10 @@ def illustrate_frontier(rows: DataFrame, folder: Path, lead_time: float) -> Iter
         )
         drawn = figures.frontier(rows, lead_time)
         yield _picture("cost", drawn, folder / "frontier", caption)
+
+
+def _on_a_line(scored: Scored) -> bool:
+    return "truth" in scored.examples and scored.examples["truth"].shape[-2] == 1
 
 
 def _picture(section: str, figure, stem: Path, caption: str) -> Picture:

@@ -1,7 +1,8 @@
 """Power of fields per wavenumber shell; shell s holds the integer wavevectors with round(|k|) = s.
 
-A field is any real ``(..., n, n)``, n even or odd. Every mode of its grid is counted, not only the
-retained ones of :mod:`hpc_closure.spectral.grid` (a strided field has others too), so that
+A field is any real ``(..., n, n)``, n even or odd, or ``(..., 1, n)`` of a line. Every mode of its
+grid is counted, not only the retained ones of :mod:`hpc_closure.spectral.grid` (a strided field
+has others too), so that
 
     sum_s power[s] = mean of the squared field                                    (Parseval)
 
@@ -18,9 +19,10 @@ from hpc_closure.spectral.grid import shell_sum
 
 
 @lru_cache(maxsize=16)
-def shell_numbers(size: int) -> Tensor:
-    """Shell of each mode of ``rfft2``: (n, n // 2 + 1), int64."""
-    kx = torch.fft.fftfreq(size, d=1 / size, dtype=torch.float64)
+def shell_numbers(size: int, rows: int | None = None) -> Tensor:
+    """Shell of each mode of ``rfft2``: (n, n // 2 + 1), int64; of fewer ``rows`` as many."""
+    rows = rows or size
+    kx = torch.fft.fftfreq(rows, d=1 / rows, dtype=torch.float64)
     ky = torch.fft.rfftfreq(size, d=1 / size, dtype=torch.float64)
     return (kx[:, None] ** 2 + ky**2).sqrt().round().long()
 
@@ -39,13 +41,15 @@ def per_shell(density: Tensor, size: int) -> Tensor:
     weights[0] = 1
     if size % 2 == 0:
         weights[-1] = 1
-    return shell_sum(density, shell_numbers(size), weights)
+    return shell_sum(density, shell_numbers(size, density.shape[-2]), weights)
 
 
 def transform(fields: Tensor) -> Tensor:
     """Half-plane Fourier coefficients (..., n, n // 2 + 1), normalised by the number of points."""
-    if fields.shape[-1] != fields.shape[-2]:
-        raise ValueError(f"fields {tuple(fields.shape)} are not square in the last two axes")
+    if fields.shape[-2] not in (1, fields.shape[-1]):
+        raise ValueError(
+            f"fields {tuple(fields.shape)} are neither square nor of one row in the last two axes"
+        )
     return torch.fft.rfft2(fields, norm="forward")
 
 

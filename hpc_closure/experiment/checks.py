@@ -57,22 +57,42 @@ def _check_problem(experiment) -> None:
 
 
 def _check_dimensions(experiment) -> None:
-    """On a line there is no closure, domain split, velocity or enstrophy."""
+    """On a line there is no domain split, velocity or enstrophy, and no network but local ones."""
     physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
     if physics.dimensions == 2:
         return
-    wrong = [
-        ("generate.closure", generate.closure, "none"),
+    wrong: list[tuple] = [  # key, value, what it may be
+        ("generate.closure", generate.closure, "subgrid", "none"),
         ("cluster.domain_ranks", experiment.cluster.domain_ranks, 1),
         ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
         ("generate.record.spectra", [name for name in record.spectra if "enst" in name], []),
     ]
-    for key, value, expected in wrong:
-        if value != expected:
+    if generate.closure == "subgrid":
+        wrong += _of_a_model_on_a_line(experiment)
+    for key, value, *expected in wrong:
+        if value not in expected:
             raise ValueError(
                 f"{key}={value} is for flows in two dimensions; {physics.equation} needs "
-                f"{expected}"
+                f"{' or '.join(map(str, expected))}"
             )
+
+
+def _of_a_model_on_a_line(experiment) -> list[tuple]:
+    """Settings of the model that :func:`_check_dimensions` looks at."""
+    model = experiment.model
+    wrong: list[tuple] = [
+        ("model.preset", model.preset, "gaussian", "convolutional"),
+        ("model.conditions.physics", model.conditions.physics, False),
+        ("train.augment", experiment.train.augment, False),
+    ]
+    if model.preset in ("gaussian", "convolutional"):
+        config = resolve(model.model_dump(exclude_none=True))
+        wrong += [
+            ("model.mean", next((one for one in config["mean"] if one == "fno"), "cnn"), "cnn"),
+            ("model.amplitude", config["amplitude"], "cnn", "none"),
+            ("model.residual", config["residual"], *UNTRAINED),
+        ]
+    return wrong
 
 
 def _check_outputs(experiment) -> None:

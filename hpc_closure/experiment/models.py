@@ -25,6 +25,7 @@ DEFAULT: dict[str, Any] = {
     "shares": [0.4, 0.6],
     "form": "auto",
     "adjusted": False,  # closed forms by training through the solver
+    "dimensions": 2,  # of the flow
 }
 
 PUBLISHED: dict[str, Any] = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpc_closure.closure.targets import Target, reduced_problem
-from hpc_closure.data.layout import Layout, SeriesLayout
+from hpc_closure.data.layout import STATES, Layout, SeriesLayout
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate.filters import Filtered
@@ -139,7 +139,7 @@ class DNSBlock(Block):
 
     @property
     def state_name(self) -> str:
-        return "vorticity" if self.problem.dimensions == 2 else "state"
+        return STATES[self.problem.dimensions]
 
     def _at_grid(self, spectrum) -> np.ndarray:
         """Field on the grid of the data from this rank's spectra."""

@@ -16,11 +16,10 @@ import torch
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.targets import Target, reduced_problem
-from hpc_closure.data.layout import Layout
+from hpc_closure.data.layout import STATES, Layout
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.grid import Grid, resize
-from hpc_closure.spectral.resolution import retained_modes
+from hpc_closure.spectral.grid import Grid, from_row, resize
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
 from hpc_closure.work.block import Block, record_steps, times_of
@@ -57,11 +56,13 @@ class ReplicaBlock(Block):
         names = [draws.pair(case, member) for case, member in self.rows]
         self.replicas = self._simulation(names, STAGE)
         self.free = self._simulation(names, STAGE)  # released for one closure, from a pinned state
-        self.grid = experiment.data_grid
+        self.grid, self.sides = experiment.data_grid, self.problem.dimensions
         reduced = reduced_problem(self.problem, self.grid, "subgrid")
         self.target = Target("subgrid", generate.interval, reduced)
         self.stored = Transform(
-            Grid(self.grid, self.problem.length), self.problem.precision, session.device
+            Grid(self.grid, self.problem.length, self.sides),
+            self.problem.precision,
+            session.device,
         )
         self.resolved = self._resolved()
 
@@ -74,9 +75,8 @@ class ReplicaBlock(Block):
 
     def _resolved(self) -> torch.Tensor:
         """Which of this rank's modes the reduced solver retains."""
-        modes, whole = retained_modes(self.grid), self.master.grid
-        inside = torch.ones(1, 2 * modes + 1, modes + 1)
-        mask = resize(inside.to(torch.complex64), whole.modes).real > 0
+        whole, inside = self.master.grid, torch.ones(1, *self.stored.grid.shape)
+        mask = resize(inside.to(torch.complex64), whole.modes, self.sides).real > 0
         return self.master.transform.local(mask)[0].to(self.session.device)
 
     # the loop's
@@ -112,14 +112,16 @@ class ReplicaBlock(Block):
     def _begin(self) -> None:
         """Replicas of the master as it is now, with other unresolved modes."""
         whole = self.master.transform.gather(self.master.state)[self.case_of_row]
-        self.replicas.load_state(self.step_index, whole * self._factors().to(whole))
+        factors = from_row(self._factors(), self.sides).to(whole)
+        self.replicas.load_state(self.step_index, whole * factors)
         self._impose()
 
     def _factors(self) -> torch.Tensor:
-        """Of the master's modes, (rows, 2K + 1, K + 1): those of a shift, or zero."""
+        """Of the master's modes, (rows, 2K + 1, K + 1), on a line (rows, 1, K + 1): those of a
+        shift, or zero."""
         grid = self.problem.make_grid()
         if self.experiment.replicas.start == "empty":
-            return torch.zeros(len(self.rows), *grid.shape, dtype=torch.complex128)
+            return torch.zeros(len(self.rows), 1, 1, dtype=torch.complex128)
         return draws.moves(grid, self.experiment.seed, STAGE, self.replicas.members)
 
     def _impose(self) -> None:
@@ -129,20 +131,21 @@ class ReplicaBlock(Block):
 
     def record(self):
         running = self.replicas
-        vorticity = self._coarse(running)
+        state = self._coarse(running)
         if self.pinned:  # the replicas themselves stay with their master
             saved = running.save_state()
             running = self.free.load_state(**saved)
         closure = self.target.compute(running)
         fields = {
-            "vorticity": vorticity,
+            STATES[self.sides]: state,
             "closure": self._plain(self.stored.to_physical(closure)),
         }
         return fields, {}, {}
 
     def _coarse(self, simulation: Simulation) -> np.ndarray:
         whole = simulation.transform.gather(simulation.state)
-        return self._plain(self.stored.to_physical(resize(whole, self.stored.grid.modes)))
+        small = resize(whole, self.stored.grid.modes, self.sides)
+        return self._plain(self.stored.to_physical(small))
 
     def _plain(self, field) -> np.ndarray:
         return field.cpu().numpy().astype(np.float32)
@@ -168,6 +171,8 @@ class ReplicaBlock(Block):
             self.unit.members,
             times_of(self.record_steps, experiment.generate.dt),
             self.grid,
+            self.sides,
+            fields=[STATES[self.sides], "closure"],
         )
         attributes = {
             "dataset_name": experiment.name,

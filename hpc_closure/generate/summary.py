@@ -6,6 +6,7 @@ import torch
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.grid import from_row
 from hpc_closure.spectral.simulation import Simulation
 
 SAMPLED = 64  # snapshots
@@ -15,7 +16,8 @@ NAMES = ("energy", "enstrophy")
 
 def lines(experiment: Experiment, data: DataSet) -> list[str]:
     """Of closure ``subgrid``: whether the flow is stationary while recorded, how much U is."""
-    changes = [drift(data, name) for name in NAMES if len(data.times) >= 4]
+    names = NAMES if data.dimensions == 2 else NAMES[:1]
+    changes = [drift(data, name) for name in names if len(data.times) >= 4]
     return [*changes, share(experiment, data)]
 
 
@@ -46,7 +48,8 @@ def share(experiment: Experiment, data: DataSet) -> str:
     )
     reduced = reduced_problem(experiment.problem, data.grid, "subgrid")
     solver = Simulation(reduced, range(count), experiment.seed)
-    start = solver.transform.to_spectral(state)
+    sides = experiment.physics.dimensions
+    start = solver.transform.to_spectral(from_row(state, sides))
     solver.load_state(0, start).advance(generate.interval)
     moved = (solver.state - start) / (generate.interval * generate.dt)
     ratio = closure.square().mean() / solver.transform.to_physical(moved).square().mean()

@@ -37,7 +37,7 @@ from hpc_closure.closure.sensors import Sensors, observe
 from hpc_closure.closure.targets import Target, advance_with, reduced_problem
 from hpc_closure.experiment.checks import FINER
 from hpc_closure.experiment.schema import Rollout
-from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.grid import as_row, from_row, resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import log
@@ -110,6 +110,7 @@ class CoupledRun:
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
         reduced = reduced_problem(problem, coupling.grid, kind)
         full = problem.replace(grid=coupling.grid)
+        self.sides = problem.dimensions
         self.exact = kind in REMOVABLE
         self.target = Target(kind, meant) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
@@ -165,7 +166,8 @@ class CoupledRun:
         spectra = self._spectra(states)
         for name, simulation in self.simulations.items():
             each = spectra if name in ("none", "truth") else spectra[self.case_of_row]
-            simulation.load_state(step, resize(each, simulation.grid.modes))
+            each = resize(each, simulation.grid.modes)
+            simulation.load_state(step, from_row(each, self.sides))
         for one in (*self.past.values(), *self.drawn.values()):
             one.clear()
         for field in earlier:
@@ -182,8 +184,10 @@ class CoupledRun:
                 drawn.append(frame)
 
     def _spectra(self, fields: np.ndarray) -> torch.Tensor:
+        """Spectra, as closures read them, of fields (cases, n, n)."""
         transform = self.simulations["model"].transform
-        return transform.to_spectral(torch.as_tensor(fields, device=self.coupling.device))
+        given = torch.as_tensor(fields, device=self.coupling.device)
+        return as_row(transform.to_spectral(from_row(given, self.sides)), self.sides)
 
     def advance(self, calls: int = 1) -> None:
         """Advance all runs by ``calls`` closure intervals."""
@@ -228,7 +232,7 @@ class CoupledRun:
         A row that has diverged is told once, and is NaN from then on.
         """
         lost = self._mark_lost(name, self.simulations[name].mark_lost(), "its state diverged")
-        state = self.simulations[name].state
+        state = as_row(self.simulations[name].state, self.sides)
         state = torch.where(lost[:, None, None], 0.0, state)  # the others go on
         sampler = self.coupling.rollout.sampler.options()
         request = Request(
@@ -250,7 +254,7 @@ class CoupledRun:
         lost = self._mark_lost(name, self.lost[name] | wild, "its closure is not finite")
         if self.memory.previous:
             self.drawn[name].appendleft(torch.where(lost[:, None, None], 0.0, drawn))
-        return torch.where(lost[:, None, None], torch.nan, drawn)
+        return from_row(torch.where(lost[:, None, None], torch.nan, drawn), self.sides)
 
     def _mark_lost(self, name: str, lost: np.ndarray, reason: str) -> torch.Tensor:
         """Note the rows of a run that are lost, and name those that are so for the first time."""
@@ -291,10 +295,11 @@ class CoupledRun:
         return readings.rows(self.case_of_row)
 
     def fields(self) -> dict[str, torch.Tensor]:
-        """Present vorticity of every run on the reduced solver's grid, (trajectories, n, n)."""
+        """Present state of every run on the reduced solver's grid, (trajectories, n, n); on a
+        line (trajectories, n)."""
         own = self.simulations["model"]
         return {
-            name: own.transform.to_physical(resize(run.state, own.grid.modes))
+            name: own.transform.to_physical(resize(run.state, own.grid.modes, self.sides))
             for name, run in self.simulations.items()
         }
 

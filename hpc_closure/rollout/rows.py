@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from hpc_closure.data.layout import Layout
+from hpc_closure.data.layout import STATES, Layout
 from hpc_closure.data.reader import BESIDE, DataSet
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.checks import check_previous
@@ -70,7 +70,7 @@ def coupled_run(
 def stored(
     data: DataSet, cases: Sequence[int], index: int, field: str = "vorticity", *, grid: int
 ) -> np.ndarray:
-    """A field of some trajectories at a stored time, (cases, n, n)."""
+    """A field of some trajectories at a stored time, (cases, n, n); on a line (cases, 1, n)."""
     return np.stack([data.read(case, index, field, grid) for case in cases])
 
 
@@ -116,6 +116,7 @@ class RolloutBlock(Block):
         self.experiment = experiment = session.experiment
         rollout, self.dt = experiment.rollout, experiment.generate.dt
         self.data, self.grid, self.stride = data, experiment.train_grid, rollout.interval
+        self.sides = experiment.physics.dimensions
         self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
         self.first_step = self.record_steps[0]
         self.coupled = coupled_run(experiment, closure, data, unit.members, session.device)
@@ -140,8 +141,9 @@ class RolloutBlock(Block):
         if not self.coupled.exact:
             now = self.step_index * self.dt
             index = self.data.time_index(now)
-            references["truth"] = stored(self.data, self.cases, index, grid=self.grid)
-        fields["vorticity"] = fields.pop("model")
+            truth = stored(self.data, self.cases, index, grid=self.grid)
+            references["truth"] = truth.reshape(len(truth), *(self.grid,) * self.sides)
+        fields[STATES[self.sides]] = fields.pop("model")
         return fields, {}, references
 
     def hopeless(self) -> str:
@@ -173,7 +175,8 @@ class RolloutBlock(Block):
             self.unit.members,
             times_of(self.record_steps, self.dt),
             self.grid,
-            fields=["vorticity", *beside],
+            self.sides,
+            fields=[STATES[self.sides], *beside],
             references=shared,
         )
         attributes = {

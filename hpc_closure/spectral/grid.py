@@ -132,6 +132,48 @@ class Grid:
         return (x,) if self.dimensions == 1 else (x.reshape(-1, 1), x.reshape(1, -1))
 
 
+class Row(Grid):
+    """A line as closures and scores read it: a plane of one row.
+
+    Spectra are ``(1, K + 1)`` and fields ``(1, n)``, so that code for planes holds. The functions
+    below tell a row by its shape.
+    """
+
+    def __init__(self, size: int, length: float = 1.0):
+        super().__init__(size, length, dimensions=1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1, self.modes + 1)
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        return (1, self.size)
+
+    @cached_property
+    def integer_kx(self) -> Tensor:
+        return torch.zeros(1, 1, dtype=torch.int64)
+
+    @cached_property
+    def integer_ky(self) -> Tensor:
+        return torch.arange(self.modes + 1).reshape(1, -1)
+
+
+def _on_a_line(values: Tensor, dimensions: int) -> bool:
+    """Whether spectra or fields are of a line: said, or told by a single row of more than one."""
+    return dimensions == 1 or values.ndim > 1 and values.shape[-2] == 1 < values.shape[-1]
+
+
+def as_row(values: Tensor, dimensions: int) -> Tensor:
+    """Spectra or fields of the solver as closures read them: a line gets its row."""
+    return values.unsqueeze(-2) if dimensions == 1 else values
+
+
+def from_row(values: Tensor, dimensions: int) -> Tensor:
+    """Inverse of :func:`as_row`."""
+    return values.squeeze(-2) if dimensions == 1 else values
+
+
 def shell_sum(values: Tensor, shell: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum values per mode over wavenumber shells; on the CPU in the order of the modes.
 
@@ -154,13 +196,14 @@ def resize(w_hat: Tensor, modes: int, dimensions: int = 2) -> Tensor:
     """Cut or zero-pad a retained spectrum to another number of modes.
 
     Args:
-        w_hat: ``(..., 2K + 1, K + 1)``, or ``(..., K + 1)`` when ``dimensions`` is 1.
+        w_hat: ``(..., 2K + 1, K + 1)``; of a :class:`Row` ``(..., 1, K + 1)``, and when
+            ``dimensions`` is 1 ``(..., K + 1)``.
         modes: retained modes of the result.
         dimensions: 1 or 2.
     """
     old = w_hat.shape[-1] - 1
     K = min(old, modes)
-    if dimensions == 1:
+    if _on_a_line(w_hat, dimensions):
         out = w_hat.new_zeros(*w_hat.shape[:-1], modes + 1)
         out[..., : K + 1] = w_hat[..., : K + 1]
         return out
@@ -184,7 +227,7 @@ def to_fields(w_hat: Tensor, size: int, dimensions: int = 2) -> Tensor:
     if modes < w_hat.shape[-1] - 1:
         w_hat = resize(w_hat, modes, dimensions)
     beyond = (0, size // 2 - modes)
-    if dimensions == 1:
+    if _on_a_line(w_hat, dimensions):
         return torch.fft.irfft(nn.functional.pad(w_hat, beyond), n=size, norm="forward")
     middle = w_hat.new_zeros(*w_hat.shape[:-2], size - 2 * modes - 1, modes + 1)
     rows = [w_hat[..., : modes + 1, :], middle, w_hat[..., modes + 1 :, :]]
@@ -194,7 +237,7 @@ def to_fields(w_hat: Tensor, size: int, dimensions: int = 2) -> Tensor:
 
 def to_spectra(fields: Tensor, modes: int, dimensions: int = 2) -> Tensor:
     """Retained spectra of fields ``(..., n, n)``, or ``(..., n)``, as of :func:`to_fields`."""
-    if dimensions == 1:
+    if _on_a_line(fields, dimensions):
         return torch.fft.rfft(fields, norm="forward")[..., : modes + 1]
     full = torch.fft.rfft2(fields, norm="forward")[..., : modes + 1]
     return torch.cat([full[..., : modes + 1, :], full[..., -modes:, :]], dim=-2)
@@ -203,7 +246,7 @@ def to_spectra(fields: Tensor, modes: int, dimensions: int = 2) -> Tensor:
 def hermitian(w_hat: Tensor, dimensions: int = 2) -> Tensor:
     """Copy of ``w_hat`` whose ``ky = 0`` column is exactly that of a real field."""
     out = w_hat.clone()
-    if dimensions == 1:
+    if _on_a_line(w_hat, dimensions):
         out[..., 0] = torch.complex(w_hat[..., 0].real, torch.zeros_like(w_hat[..., 0].real))
         return out
     K = w_hat.shape[-1] - 1

@@ -93,7 +93,7 @@ def ensemble(model: ClosureModel, batch: dict[str, Any], members: int, seed: int
 
 
 def _points(part: TrainingSet, numbers: np.ndarray, processes: Processes) -> float:
-    return len(numbers) * part.grid**2 / processes.size
+    return len(numbers) * math.prod(part.points) / processes.size
 
 
 def score_sums(samples: Tensor, target: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """``hpc-closure train``: fit the closure model to the data of generate."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     torch.manual_seed(experiment.seed)
     model = build_model(experiment)
     share = section.batch // (joined.size * section.accumulate)
-    values = share * experiment.train_grid**2 * model.config["width"]
+    values = share * math.prod(data.train.points) * model.config["width"]
     threads = launch.set_threads(experiment.cluster.threads, values)
     session.record["threads"] = launch.num_threads()
     log.get().info(f"training on {threads}")
@@ -148,6 +149,7 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     if experiment.model.conditions.physics:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics"] = known
+    settings["dimensions"] = experiment.physics.dimensions
     section = experiment.train.trajectory
     if section is None:
         return build(settings, experiment.train_grid, experiment.physics.length)

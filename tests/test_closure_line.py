@@ -1,0 +1,230 @@
+"""Closures on a line, a plane of one row: the same code, and its own answers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import hpc_closure
+from hpc_closure.bench import stability
+from hpc_closure.closure import draws, trajectory
+from hpc_closure.closure.band import band
+from hpc_closure.closure.build import build
+from hpc_closure.closure.features import carried, feature_spectra
+from hpc_closure.closure.targets import reduced_problem
+from hpc_closure.closure.trajectory import Trajectories
+from hpc_closure.data.reader import CoupledEnsemble, DataSet
+from hpc_closure.evaluate import verb as evaluate
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import Rollout
+from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import verb as rollout
+from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.spectral.grid import Grid, Row, hermitian, resize
+from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.train import verb as train
+from hpc_closure.work.options import Options
+
+QUIET = Options(verbosity=-1)
+SMALL = """
+base: burgers
+name: line
+root: {root}
+physics: {{viscosity: 2e-2}}
+generate: {{grid: 96, dt: 2e-3, members: 20, t_end: 2.0, interval: 10,
+           record: {{start: 0.5, every: 0.02, grid: 24}}}}
+model: {{width: 4, mean_layers: 2, gate: "off"}}
+train: {{split: [0.5, 0.25, 0.25], steps: 40, batch: 16,
+        trajectory: {{steps: 4, batch: 4, calls: [2, 4], lr: 1e-3}}}}
+replicas: {{members: 6, pinned: 0.1}}
+rollout: {{members: 8, cases: 5, t_start: 1.0, t_end: 2.0, every: 0.1, interval: 10}}
+evaluate: {{lead_times: [0.1, 0.5, 1.0], samples: 10, members: 8}}
+cluster: {{members_per_block: 20, device: cpu, threads: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("line")
+    path = folder / "line.yaml"
+    path.write_text(SMALL.format(root=folder / "runs"))
+    experiment = reading.load(path)
+    for verb in (generate, train, rollout, evaluate):
+        assert verb.run(experiment, QUIET) == 0
+    return experiment, Run.of(experiment)
+
+
+def waves(number=3, size=24, seed=0):
+    """Fields (number, 1, n) of a few modes."""
+    row = band(7, 1.0, 1)
+    return row.to_physical(draws.white_spectra(row, seed, "test", range(number), 0), size)
+
+
+def test_a_row_has_the_modes_of_a_line():
+    row, line = Row(24, 2.0), Grid(24, 2.0, dimensions=1)
+    assert row.shape == (1, *line.shape) and row.points == (1, *line.points)
+    for name in ("k2", "inverse_k2", "weights", "ky"):
+        assert torch.equal(getattr(row, name)[0], getattr(line, name)), name
+    assert torch.equal(row.shell()[0], line.shell()) and row.num_shells == line.num_shells
+    spectra = draws.white_spectra(band(7, 1.0, 1), 0, "test", range(3), 0)
+    assert torch.equal(row.shell_sum(spectra.abs()), line.shell_sum(spectra[:, 0].abs()))
+    for modes in (4, 9):
+        assert torch.equal(resize(spectra, modes)[:, 0], resize(spectra[:, 0], modes, 1))
+    assert torch.equal(hermitian(spectra)[:, 0], hermitian(spectra[:, 0], 1))
+
+
+def test_draws_on_a_line_are_white_and_real():
+    row = band(7, 1.0, 1)
+    z = draws.white_spectra(row, 1, "test", range(4000), 0)
+    power = z.abs().square().mean((0, 1))
+    assert z.shape == (4000, 1, 8) and torch.allclose(power, torch.ones(8).double(), atol=0.08)
+    field = row.to_physical(z, 24)
+    assert (row.to_spectral(field) - z).abs().max() < 1e-12
+    assert float(field.square().mean()) == pytest.approx(row.variance(torch.ones(8)), rel=0.03)
+
+
+def test_features_and_what_the_flow_carries():
+    row, x = band(7, 1.0, 1), torch.arange(24).double() / 24
+    tau = 2 * torch.pi
+    u, f = torch.sin(tau * x), torch.cos(2 * tau * x)
+    u_hat, f_hat = (row.to_spectral(field[None, None]) for field in (u, f))
+    state, slope = row.to_physical(feature_spectra(u_hat, row), 24)[0, :, 0]
+    assert torch.allclose(state, u) and torch.allclose(slope, tau * torch.cos(tau * x))
+    moved = row.to_physical(carried(u_hat, f_hat[:, None], row), 24)[0, 0, 0]
+    assert torch.allclose(moved, u * 2 * tau * torch.sin(2 * tau * x), atol=1e-12)
+
+
+def test_a_convolution_on_a_line_knows_no_place():
+    torch.manual_seed(0)
+    conditions = {"sensors": "none", "previous": 1}
+    model = build({"preset": "convolutional", "conditions": conditions, "dimensions": 1}, 24)
+    assert set(model.library.names) == {
+        "u",
+        "u_x",
+        "U[-1]",
+        "u.grad U[-1]",
+        "u*u",
+        "u*u_x",
+        "u_x*u_x",
+    }
+    batches = [(waves(40, seed=1), waves(40, seed=2))]
+    model.begin("mean", [dict(state=s, target=t, previous=s[:, None]) for s, t in batches])
+    torch.nn.init.normal_(model.mean.network.head.weight)
+    state = waves(2)
+    one, moved = (
+        model.mean.field(model.encode(model.frames(w, previous=w[:, None])))
+        for w in (state, state.roll(6, -1))
+    )
+    shift = 6 * one.shape[-1] // 24
+    assert one.abs().max() > 0.1 and torch.allclose(one.roll(shift, -1), moved, atol=1e-4)
+
+
+def test_the_solver_with_gradients_is_the_coupled_run(run, monkeypatch):
+    experiment, folder = run
+    closure = hpc_closure.load(folder.model)
+    data = DataSet(folder.data)
+    state = torch.from_numpy(np.stack([data.read(case, 30) for case in range(3)]))
+    previous = torch.from_numpy(
+        np.stack([[data.read(case, 30 - back, "closure") for back in (1, 2)] for case in range(3)])
+    )
+    assert state.shape == (3, 1, 24)
+    batch = {
+        "state": state,
+        "previous": previous,
+        "sample_index": torch.arange(3),
+        "ahead": state[:, None].expand(-1, 4, -1, -1),
+    }
+    monkeypatch.setattr(trajectory, "STAGE", "sample")
+    through = Trajectories(experiment.problem, 24, "subgrid", 10, 2)
+    through.problem = through.problem.replace(precision="float64")
+    with torch.no_grad():
+        ours = through.run(closure.model, batch, 7, 0)
+    settings = Rollout(interval=10, references=())
+    coupling = Coupling(experiment.problem, "subgrid", 24, 7, settings, Memory(previous=2))
+    rows = [(case, member) for member in range(2) for case in range(3)]
+    coupled = CoupledRun(coupling, closure, rows, range(3))
+    coupled.start(state.double().numpy(), 0, closures=previous.double().numpy().swapaxes(0, 1))
+    for call in range(4):
+        coupled.advance()
+        theirs = coupled.fields()["model"].unflatten(0, (2, 3))
+        assert torch.allclose(ours[call, :, :, 0], theirs, atol=1e-5)
+
+
+def test_closures_are_what_the_reduced_solver_lacks(run):
+    """The DNS's next state is the reduced solver's, and the closure for an interval."""
+    experiment, folder = run
+    data = DataSet(folder.data)
+    now, then, closure = (
+        torch.from_numpy(data.read(3, index, name)).double()
+        for index, name in ((20, "vorticity"), (21, "vorticity"), (20, "closure"))
+    )
+    solver = Simulation(reduced_problem(experiment.problem, 24, "subgrid"), [3], 0)
+    transform = solver.transform
+    solver.load_state(0, transform.to_spectral(now)).advance(10)
+    found = transform.to_physical(solver.state) + 10 * experiment.generate.dt * closure
+    assert torch.allclose(found, then, atol=2e-6 * float(then.abs().max()))
+    assert float(closure.std()) > 0.1
+
+
+def test_four_verbs_make_a_calibrated_ensemble(run):
+    experiment, folder = run
+    scores = pd.read_csv(folder.scores_csv)
+    chosen = scores[(scores.stage == "coupled") & scores["shell"].isna()]
+
+    def value(method, score, lead):
+        rows = chosen[(chosen.method == method) & (chosen.score == score)]
+        return float(rows[rows.lead_time == lead]["value"].iloc[0])
+
+    for lead in (0.1, 0.5, 1.0):
+        assert value("model", "diverged", lead) == 0
+        assert value("model", "crps_ratio", lead) < 1.2
+        assert value("none", "crps_ratio", lead) > 1.25
+        assert 0.7 < value("model", "spread_ratio", lead) < 1.4  # 5 starts
+    ensemble = CoupledEnsemble(sorted(folder.rollout.glob("block_*.h5")))
+    assert ensemble.read("model", 1).shape == (8, 5, 1, 24)
+    assert {path.stem for path in folder.evaluate.glob("figures/state*.png")}
+
+
+def test_long_runs_on_a_line_hold(run):
+    records, remarks = stability.run(run[0], members=5, steps=1000)
+    assert remarks[0].startswith("model: 0 of 5")
+    energy = {row["shell"]: row["model"] for row in records if row["share"] > 0.05}
+    assert all(0.3 < ratio < 3 for ratio in energy.values()), energy
+
+
+def test_the_true_ensemble_begins_with_the_resolved_modes_of_its_start(run):
+    folder = run[1]
+    replicas = CoupledEnsemble(sorted(folder.folder("replicas").glob("block_*.h5")))
+    data = DataSet(folder.data)
+    for case in replicas.cases:
+        begin = replicas.read_case("model", case, replicas.index(0.0))
+        truth = data.read(case, data.time_index(1.0))
+        assert all(np.array_equal(one, truth) for one in begin)
+        later = replicas.read_case("model", case, replicas.index(0.5))
+        assert later.std(0).mean() > 0.05
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("generate.closure=convection", "needs subgrid or none"),
+        ("model.preset=default", "needs gaussian or convolutional"),
+        ("model.mean=[regression,fno]", "needs cnn"),
+        ("train.augment=true", "needs False"),
+    ],
+)
+def test_what_a_line_does_not_have_is_one_line(change, words):
+    with pytest.raises(ValueError, match=f"{words}$") as error:
+        reading.load("burgers", [change])
+    assert "burgers1d" in str(error.value)
+
+
+def test_a_closure_of_a_line_wants_one_row(run):
+    closure = hpc_closure.load(run[1].model)
+    previous = torch.zeros(2, 24, 24)
+    with pytest.raises(ValueError, match="on a line needs one row"):
+        closure.sample(torch.zeros(24, 24), previous=previous, members=2)
+    state = torch.randn(1, 24, dtype=torch.float64)
+    drawn = closure.sample(state, previous=torch.zeros(2, 1, 24), members=3)
+    assert drawn.shape == (3, 1, 24) and drawn.dtype == torch.float64
