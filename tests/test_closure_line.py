@@ -15,6 +15,7 @@ from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.closure.trajectory import Trajectories
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.evaluate import verb as evaluate
+from hpc_closure.evaluate.spectra import shell_power
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Rollout
@@ -93,6 +94,16 @@ def test_features_and_what_the_flow_carries():
     assert torch.allclose(state, u) and torch.allclose(slope, tau * torch.cos(tau * x))
     moved = row.to_physical(carried(u_hat, f_hat[:, None], row), 24)[0, 0, 0]
     assert torch.allclose(moved, u * 2 * tau * torch.sin(2 * tau * x), atol=1e-12)
+
+
+def test_power_per_shell_of_a_line():
+    x = torch.arange(24).double() / 24
+    field = 2 * torch.cos(2 * torch.pi * 3 * x) + 1
+    power = shell_power(field[None])
+    assert power.shape == (13,) and torch.allclose(
+        power[[0, 3]], torch.tensor([1.0, 2.0]).double()
+    )
+    assert float(power.sum()) == pytest.approx(float(field.square().mean()))
 
 
 def test_a_convolution_on_a_line_knows_no_place():

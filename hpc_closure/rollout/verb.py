@@ -62,8 +62,8 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
         block.run(claim, experiment.cluster.checkpoint_every)
         if back := closure.model.brought_back - before:
             log.get().info(
-                f"rollout {unit}: {back} draws had a shell larger than any that the training saw, "
-                "and were brought back to that"
+                f"rollout {unit}: {back} draws had a shell larger than the training's hardly ever "
+                "are, and were brought back to its mean size"
             )
         if reason := block.hopeless():
             raise loop.Hopeless(reason)
