@@ -16,6 +16,7 @@ from hpc_closure.evaluate.generated import score_generated
 from hpc_closure.evaluate.methods import Moments
 from hpc_closure.evaluate.one_state import OneState
 from hpc_closure.evaluate.pictures import (
+    Album,
     illustrate_closure,
     illustrate_cost,
     illustrate_coupled,
@@ -224,13 +225,14 @@ def test_diverged_and_missing_values_are_left_out_of_lines():
 
 def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch):
     monkeypatch.setattr(figures, "DPI", 40)
+    album, plain = Album(tmp_path), Album(tmp_path / "plain", ["png"])
     pictures = [
-        illustrate_closure(one_state("mean_gp"), tmp_path),
-        *illustrate_generated(generated, tmp_path, "diffusion_32", "diffusion, no sensors"),
-        *illustrate_coupled(coupled, tmp_path, "diffusion_24", "diffusion, no sensors"),
-        *illustrate_training(history(["mean"]), tmp_path),
-        *illustrate_cost(coupled.rows, tmp_path, "2 CPU cores"),
-        *illustrate_frontier(coupled.rows, tmp_path, 10),
+        illustrate_closure(one_state("mean_gp"), album),
+        *illustrate_generated(generated, album, "diffusion_32", "diffusion, no sensors"),
+        *illustrate_coupled(coupled, album, "diffusion_24", "diffusion, no sensors"),
+        *illustrate_training(history(["mean"]), album),
+        *illustrate_cost(coupled.rows, album, "2 CPU cores"),
+        *illustrate_frontier(coupled.rows, album, 10),
     ]
     assert [picture.section for picture in pictures] == (
         ["generated"] * 4 + ["coupled"] * 3 + ["training", "cost", "cost"]
@@ -238,6 +240,9 @@ def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch)
     for picture in pictures:
         assert picture.png.exists() and picture.png.with_suffix(".pdf").exists()
         assert picture.caption.endswith(".")
-    assert not list(illustrate_training([], tmp_path))
-    assert not list(illustrate_cost(frame([]), tmp_path, ""))
-    assert not list(illustrate_frontier(frame([]), tmp_path, 10))
+    plain.folder.mkdir()
+    list(illustrate_training(history(["mean"]), plain))
+    assert [path.name for path in plain.folder.iterdir()] == ["loss.png"]
+    assert not list(illustrate_training([], album))
+    assert not list(illustrate_cost(frame([]), album, ""))
+    assert not list(illustrate_frontier(frame([]), album, 10))

@@ -38,6 +38,7 @@ STYLES = {
 }
 IN_WORDS = {"oracle": "exact law", "mean_gp": "no generator"}
 DPI = 200
+UNSTEADY = {"png": "Software", "pdf": "CreationDate"}  # entries that tell when and by what
 FURTHER = ("#D55E00", "#A6761D", "#4D4D4D", "#117A8B", "#882255")
 MARKERS = "<>h*pHd"  # as many as have no divisor in common with the colours: pairs come back late
 MARKED = 12  # markers on a line of many times
@@ -71,16 +72,18 @@ def _style():
     return matplotlib.rc_context(STYLE)
 
 
-def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
-    """Write ``stem.png`` and ``stem.pdf``; the same figure gives the same bytes."""
+def save(
+    figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf")
+) -> tuple[Path, ...]:
+    """Write ``stem.png``, and the other formats; the same figure gives the same bytes."""
     paths = []
-    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
-        path = Path(f"{stem}{suffix}")
+    for kind in ("png", *(one for one in formats if one != "png")):
+        path = Path(f"{stem}.{kind}")
         with publish(path) as part, _style():
-            figure.savefig(part, format=suffix[1:], dpi=DPI, metadata=metadata)
+            figure.savefig(part, format=kind, dpi=DPI, metadata={UNSTEADY[kind]: None})
         figure.set_layout_engine("none")  # laid out once, which is half the cost
         paths.append(path)
-    return paths[0], paths[1]
+    return tuple(paths)
 
 
 def method_style(method: str, others: Iterable[str] = ()) -> dict[str, Any]:

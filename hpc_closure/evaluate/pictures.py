@@ -36,6 +36,24 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True)
+class Album:
+    """Where figures are written, and in which formats beside PNG.
+
+    Attributes:
+        folder: which is there.
+        formats: of ``evaluate.formats``.
+    """
+
+    folder: Path
+    formats: Sequence[str] = ("png", "pdf")
+
+    def add(self, section: str, figure, name: str, caption: str) -> Picture:
+        """Write a figure."""
+        png = figures.save(figure, self.folder / name, self.formats)[0]
+        return Picture(section, png, caption)
+
+
 def draw(
     inputs: Inputs,
     generated: Mapping[tuple[int, str], Scored],
@@ -44,24 +62,25 @@ def draw(
     device: str,
 ) -> Iterator[Picture]:
     """All pictures of a run; ``device`` names the machine that the costs were measured on."""
-    folder, target = inputs.run.figures, inputs.target
-    folder.mkdir(parents=True, exist_ok=True)
+    target = inputs.target
+    inputs.run.figures.mkdir(parents=True, exist_ok=True)
+    album = Album(inputs.run.figures, inputs.experiment.evaluate.formats)
     if (shown := one_state.answer(inputs)) is not None:
-        yield illustrate_closure(shown, folder)
+        yield illustrate_closure(shown, album)
     for (grid, sensors), scored in generated.items():
         label = f"{target}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
         words = f"{target}, sensors: {sensors}, {grid}² grid"
-        yield from illustrate_generated(scored, folder, label, words)
+        yield from illustrate_generated(scored, album, label, words)
     if coupled:
         words = f"{target}, started at t = {inputs.experiment.rollout.t_start:g}"
-        yield from illustrate_coupled(coupled, folder, target, words)
-    yield from illustrate_training(metrics.read(inputs.run.metrics), folder)
-    yield from illustrate_cost(rows, folder, device)
+        yield from illustrate_coupled(coupled, album, target, words)
+    yield from illustrate_training(metrics.read(inputs.run.metrics), album)
+    yield from illustrate_cost(rows, album, device)
     leads = sorted(inputs.experiment.evaluate.lead_times)
-    yield from illustrate_frontier(rows, folder, leads[len(leads) // 2])
+    yield from illustrate_frontier(rows, album, leads[len(leads) // 2])
 
 
-def illustrate_closure(shown: OneState, folder: Path) -> Picture:
+def illustrate_closure(shown: OneState, album: Album) -> Picture:
     """Truth, samples and spread of the closure at one state, beside the exact law's."""
     drawn = figures.closure(shown)
     plain = ", one of its mean and Gaussian law without the generator" * (len(shown.samples) > 1)
@@ -70,17 +89,17 @@ def illustrate_closure(shown: OneState, folder: Path) -> Picture:
         f"samples of the model{plain}; below: the exact law's spread, theirs, and the "
         f"{shown.number} in many samples."
     )
-    return _picture("generated", drawn, folder / "closure", caption)
+    return album.add("generated", drawn, "closure", caption)
 
 
 def illustrate_generated(
-    scored: Scored, folder: Path, label: str, words: str
+    scored: Scored, album: Album, label: str, words: str
 ) -> Iterator[Picture]:
     """Fields, spectra and rank histograms of the generated closure.
 
     Args:
         scored: result of ``score_generated``.
-        folder: for the files.
+        album: for the files.
         label: of the file names, e.g. ``diffusion_64_none``.
         words: what was scored, for the captions, e.g. ``diffusion, no sensors, 64² grid``.
     """
@@ -93,7 +112,7 @@ def illustrate_generated(
             f"Closure at one held-out state ({words}): truth, one sample, ensemble mean and "
             f"standard deviation of the model{against}."
         )
-        yield _picture("generated", drawn, folder / f"fields_{label}", caption)
+        yield album.add("generated", drawn, f"fields_{label}", caption)
     drawn = figures.spectra(scored.spectra, scored.spread_spectra)
     right = (
         "spread per shell over that of the exact law"
@@ -101,29 +120,29 @@ def illustrate_generated(
         else "variance over members per shell"
     )
     caption = f"Power of the closure per wavenumber shell; right: {right} ({words})."
-    yield _picture("generated", drawn, folder / f"spectra_{label}", caption)
+    yield album.add("generated", drawn, f"spectra_{label}", caption)
     if scored.ranks:
         drawn = figures.rank_histograms(scored.ranks)
         caption = (
             f"Rank of the truth among the members ({words}); the grey band holds 95 % of the bars "
             "of a calibrated ensemble."
         )
-        yield _picture("generated", drawn, folder / f"ranks_{label}", caption)
+        yield album.add("generated", drawn, f"ranks_{label}", caption)
 
 
-def illustrate_coupled(scored: Scored, folder: Path, label: str, words: str) -> Iterator[Picture]:
+def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> Iterator[Picture]:
     """Error growth, fields and spectra at the last lead time of the coupled run.
 
     Args:
         scored: result of ``score_coupled``.
-        folder: for the files.
+        album: for the files.
         label: of the file names.
         words: what was scored, for the captions.
     """
     name = "state" if _on_a_line(scored) else "vorticity"
     caption = f"Error of the ensemble mean against lead time, and the spread beside it ({words})."
     drawn = figures.error_growth(scored.rows)
-    yield _picture("coupled", drawn, folder / f"error_{label}", caption)
+    yield album.add("coupled", drawn, f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]
     if shown:
         if _on_a_line(scored):
@@ -131,27 +150,27 @@ def illustrate_coupled(scored: Scored, folder: Path, label: str, words: str) -> 
         else:
             drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit="1/s")
         caption = f"{name.capitalize()} at the last lead time ({words})."
-        yield _picture("coupled", drawn, folder / f"{name}_{label}", caption)
+        yield album.add("coupled", drawn, f"{name}_{label}", caption)
     unit = r"s$^{-2}$" if name == "vorticity" else "(length/time)$^2$"
     drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=name, unit=unit)
     caption = f"Power of the {name} and spread per shell at the last lead time ({words})."
-    yield _picture("coupled", drawn, folder / f"{name}_spectra_{label}", caption)
+    yield album.add("coupled", drawn, f"{name}_spectra_{label}", caption)
 
 
-def illustrate_training(history: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[Picture]:
+def illustrate_training(history: Sequence[Mapping[str, Any]], album: Album) -> Iterator[Picture]:
     """Loss curve from the rows of ``train/metrics.csv``; nothing without rows."""
     if history:
         caption = "Loss of the batches, and of fixed samples of training and held-out members."
-        yield _picture("training", figures.loss_curve(history), folder / "loss", caption)
+        yield album.add("training", figures.loss_curve(history), "loss", caption)
 
 
-def illustrate_cost(rows: DataFrame, folder: Path, words: str) -> Iterator[Picture]:
+def illustrate_cost(rows: DataFrame, album: Album, words: str) -> Iterator[Picture]:
     """Cost bars; ``words`` names the machine. Nothing where no cost was measured."""
     if len(select(rows, score="cost_ms")):
-        yield _picture("cost", figures.cost(rows), folder / "cost", f"Wall time, {words}.")
+        yield album.add("cost", figures.cost(rows), "cost", f"Wall time, {words}.")
 
 
-def illustrate_frontier(rows: DataFrame, folder: Path, lead_time: float) -> Iterator[Picture]:
+def illustrate_frontier(rows: DataFrame, album: Album, lead_time: float) -> Iterator[Picture]:
     """Skill against cost, where there are three methods of which both are known."""
     coupled = select(rows, stage="coupled", score="cost_ratio")
     if len(coupled) >= 3:
@@ -160,13 +179,8 @@ def illustrate_frontier(rows: DataFrame, folder: Path, lead_time: float) -> Iter
             "line joins the methods that no cheaper one beats."
         )
         drawn = figures.frontier(rows, lead_time)
-        yield _picture("cost", drawn, folder / "frontier", caption)
+        yield album.add("cost", drawn, "frontier", caption)
 
 
 def _on_a_line(scored: Scored) -> bool:
     return "truth" in scored.examples and scored.examples["truth"].shape[-2] == 1
-
-
-def _picture(section: str, figure, stem: Path, caption: str) -> Picture:
-    png, _ = figures.save(figure, stem)
-    return Picture(section, png, caption)

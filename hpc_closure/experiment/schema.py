@@ -510,6 +510,11 @@ class Evaluate(Section):
         "file, or a shipped model",
     )
     event: Event | None = Field(None, description="probability asked of the coupled ensemble")
+    formats: Annotated[tuple[Literal["png", "pdf"], ...], Field(min_length=1)] = Field(
+        ("png", "pdf"),
+        description="of the figures; png is always written, the report shows it, and half the "
+        "time of drawing is the pdf's",
+    )
     seed: int = 0
 
     @field_validator("compare")
@@ -671,7 +676,10 @@ class Experiment(Section):
         if stage == "rollout":
             return {**settings, "rollout": rollout}
         if stage == "evaluate":
-            return {**settings, "rollout": plain["rollout"], "evaluate": plain["evaluate"]}
+            evaluate = {
+                key: plain["evaluate"][key] for key in plain["evaluate"] if key != "formats"
+            }
+            return {**settings, "rollout": plain["rollout"], "evaluate": evaluate}
         raise ValueError(f"unknown stage {stage!r}")
 
     def stage_outputs(self, stage: str) -> dict:
