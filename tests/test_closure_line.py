@@ -11,6 +11,7 @@ from hpc_closure.closure import draws, trajectory
 from hpc_closure.closure.band import band
 from hpc_closure.closure.build import build
 from hpc_closure.closure.features import carried, feature_spectra
+from hpc_closure.closure.match import check_fits
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.closure.trajectory import Trajectories
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
@@ -229,6 +230,16 @@ def test_what_a_line_does_not_have_is_one_line(change, words):
     with pytest.raises(ValueError, match=f"{words}$") as error:
         reading.load("burgers", [change])
     assert "burgers1d" in str(error.value)
+
+
+def test_a_model_of_the_plane_is_refused_on_a_line(run):
+    experiment, folder = run
+    assert check_fits(folder.model, experiment, "use.model=line") is None
+    plane = experiment.model_copy(
+        update={"physics": reading.load("subgrid_quick", ["physics.length=1"]).physics}
+    )
+    with pytest.raises(ValueError, match="use.model=line: its dimensions is 1, the experiment's"):
+        check_fits(folder.model, plane, "use.model=line")
 
 
 def test_a_closure_of_a_line_wants_one_row(run):

@@ -61,6 +61,7 @@ def check_fits(path: Path, experiment: Experiment, key: str) -> None:
         ("dt", header.target["dt"], generate.dt),
         ("interval", header.target["interval"], generate.interval),
         ("length", header.length, experiment.physics.length),
+        ("dimensions", header.config.get("dimensions", 2), experiment.physics.dimensions),
     ):
         if have != want:
             raise ValueError(f"{key}: its {name} is {have}, the experiment's is {want}")
