@@ -231,6 +231,19 @@ def test_the_networks_of_the_mean_are_bounded(diffusion, kind):
     assert white[1e6].square().mean((-2, -1)).sqrt().max() < 1.001 * FARTHEST
 
 
+def test_a_generator_that_reads_the_state_whitens_it_with_its_own_spectrum(diffusion):
+    """Not with that of the velocity, or of another of the features."""
+    sizes = {"width": 4, "modes": 4, "layers": 1, "mean_layers": 1}
+    batches = batches_of(diffusion[0], 100)
+    model = build({"preset": "fno_score", **sizes}, batches[0][0].shape[-1])
+    model.begin("mean", batches)
+    states = torch.cat([state for state, _ in batches]).double()
+    white = model.frame.whiten_state(model.band.to_spectral(states)).abs().square().double()
+    kept = model.frame.kept
+    power = kept.by_group(white).mean(0) / kept.group_size
+    assert torch.allclose(power[1:20], torch.ones(19).double(), rtol=1e-3)
+
+
 def test_a_convolutional_mean_knows_no_place(diffusion):
     model = with_a_network(diffusion[0], "cnn")
     step = model.grid // model.frame.size

@@ -108,7 +108,7 @@ class ComposedModel(ClosureModel):
         self.granted: dict | None = conditions["physics"] or None
         self.gated = config["gate"] == "on"
         features = feature_names(self.band)
-        self.own = next(row for row, name in enumerate(features) if name in STATES)
+        self.own = features.index(STATES[self.dimensions])
         channels = len(features) + bool(self.granted) + self.history
         channels += 2 * self.previous + PLACES * self.dimensions
         self.mean, self.amplitude = None, None

@@ -24,7 +24,7 @@ __all__ = [
 
 FEATURES = ("u", "v", "w", "w_x", "w_y")
 ON_A_LINE = ("u", "u_x")
-STATES = ("w", "u")  # the state itself, in either
+STATES = {1: "u", 2: "w"}  # which of them is the state
 
 
 def feature_names(band: Band) -> tuple[str, ...]:
