@@ -925,7 +925,7 @@ class ComposedModel(ClosureModel):
         return self._within_range(drawn)
 
     def _within_range(self, u_hat: Tensor) -> Tensor:
-        """Closures (B, ...) none of whose shells is larger than the training's hardly ever are.
+        """Closures (B, ...) none of whose shells is larger than nearly all of the training's.
 
         Given the last closures, the next may grow from call to call where the flow is as it has
         hardly been seen; left at the edge of the range, it would stay there and spin the flow up.
