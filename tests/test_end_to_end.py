@@ -145,6 +145,7 @@ def test_every_kind_of_model_goes_from_the_file_to_the_report(
     own = [
         "name=kind",
         "evaluate.formats=[png]",
+        "evaluate.samples=12",
         "use.data=small",
         change,
         side,

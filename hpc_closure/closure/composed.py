@@ -76,7 +76,7 @@ CHECK_SEED = 20240807
 BEYOND = 6.0  # standard deviations at which a state's numbers are held
 NOTHING = 1e-9  # of a closure's power
 FAR = 10.0  # root mean squares at which a condition channel is held
-RARE = 1e-3  # share of the closures that have a larger shell than a draw that is left as it is
+RARE = 3e-3  # share of the closures that have a larger shell than a draw that is left as it is
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # of the mean's weights: every target is one draw about it, which they would learn by heart, and a
