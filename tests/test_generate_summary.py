@@ -63,6 +63,7 @@ def test_the_closures_share_is_over_the_reduced_solvers_own_tendency():
         whole=[0, 1],
         times=np.zeros(1),
         grid=32,
+        dimensions=2,
         read=lambda m, t, name: fields[name][m],
     )
     assert summary.share(experiment, data).startswith("closure: 0.25 times the reduced solver's")

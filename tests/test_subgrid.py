@@ -91,8 +91,8 @@ def test_the_true_ensemble_begins_where_the_coupled_run_begins(run):
 
 def test_long_runs_keep_the_spectrum(run):
     experiment = reading.load(run.config)
-    records, remarks = stability.run(experiment, 10, 500)
-    assert "model: 0 of 10 trajectories lost in 20 closure calls (500 steps" in remarks[0]
+    records, remarks = stability.run(experiment, 10, 1000)
+    assert "model: 0 of 10 trajectories lost in 40 closure calls (1000 steps" in remarks[0]
     carrying = [row for row in records if row["share"] > 0.01]
     assert len(carrying) > 4
     for row in carrying:

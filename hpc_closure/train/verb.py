@@ -149,7 +149,8 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     if experiment.model.conditions.physics:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics"] = known
-    settings["dimensions"] = experiment.physics.dimensions
+    if experiment.physics.dimensions == 1:
+        settings["dimensions"] = 1
     section = experiment.train.trajectory
     if section is None:
         return build(settings, experiment.train_grid, experiment.physics.length)
