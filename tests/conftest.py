@@ -95,3 +95,20 @@ def hpc_closure_command(environment):
         )
 
     return start
+
+
+def four_verbs(folder, text, changes=()):
+    """The experiment of a text with ``{root}``, run in this process from DNS to report."""
+    from hpc_closure.evaluate import verb as evaluate
+    from hpc_closure.experiment import reading
+    from hpc_closure.generate import verb as generate
+    from hpc_closure.rollout import verb as rollout
+    from hpc_closure.train import verb as train
+    from hpc_closure.work.options import Options
+
+    path = folder / "experiment.yaml"
+    path.write_text(text.format(root=folder / "runs"))
+    experiment = reading.load(path, changes)
+    for verb in (generate, train, rollout, evaluate):
+        assert verb.run(experiment, Options(verbosity=-1)) == 0
+    return experiment

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import four_verbs
 
 import hpc_closure
 from hpc_closure.bench import stability
@@ -15,20 +16,14 @@ from hpc_closure.closure.match import check_fits
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.closure.trajectory import Trajectories
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
-from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.evaluate.spectra import shell_power
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Rollout
-from hpc_closure.generate import verb as generate
-from hpc_closure.rollout import verb as rollout
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.spectral.grid import Grid, Row, hermitian, resize
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.train import verb as train
-from hpc_closure.work.options import Options
 
-QUIET = Options(verbosity=-1)
 SMALL = """
 base: burgers
 name: line
@@ -48,12 +43,7 @@ cluster: {{members_per_block: 20, device: cpu, threads: 1}}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("line")
-    path = folder / "line.yaml"
-    path.write_text(SMALL.format(root=folder / "runs"))
-    experiment = reading.load(path)
-    for verb in (generate, train, rollout, evaluate):
-        assert verb.run(experiment, QUIET) == 0
+    experiment = four_verbs(tmp_path_factory.mktemp("line"), SMALL)
     return experiment, Run.of(experiment)
 
 

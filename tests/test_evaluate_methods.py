@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, four_verbs
 
 import hpc_closure
 from hpc_closure.closure import draws
@@ -21,7 +21,6 @@ from hpc_closure.evaluate.summary import facts
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import BUILT_IN
-from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
 from hpc_closure.train import verb as train
 from hpc_closure.work import atomic
@@ -34,12 +33,7 @@ REFERENCES = "rollout.references=[none,oracle,mean_gp]"
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     """A run through the four verbs."""
-    path = tmp_path_factory.mktemp("methods") / "tiny.yaml"
-    path.write_text(TINY.format(root=path.parent / "runs"))
-    experiment = reading.load(path, [REFERENCES])
-    for verb in (generate, train, rollout, evaluate):
-        assert verb.run(experiment, QUIET) == 0
-    return experiment
+    return four_verbs(tmp_path_factory.mktemp("methods"), TINY, [REFERENCES])
 
 
 def written(experiment):

@@ -3,18 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import four_verbs
 
 from hpc_closure.bench import stability
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
-from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.generate import verb as generate
-from hpc_closure.rollout import verb as rollout
-from hpc_closure.train import verb as train
-from hpc_closure.work.options import Options
 
-QUIET = Options(verbosity=-1)
 SMALL = """
 base: subgrid_backscatter_quick
 name: small
@@ -33,12 +28,7 @@ cluster: {{members_per_block: 24, device: cpu, threads: 1}}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("subgrid")
-    path = folder / "small.yaml"
-    path.write_text(SMALL.format(root=folder / "runs"))
-    experiment = reading.load(path)
-    for verb in (generate, train, rollout, evaluate):
-        assert verb.run(experiment, QUIET) == 0
+    experiment = four_verbs(tmp_path_factory.mktemp("subgrid"), SMALL)
     return Run.of(experiment)
 
 

@@ -93,17 +93,12 @@ class Band:
 
     def check_grid(self, rows: int, columns: int) -> None:
         """Raise ValueError unless a field has the band's sides and is fine enough for it."""
-        if self.grid.dimensions == 1:
-            if rows != 1 or columns < 2 * self.modes + 1:
-                raise ValueError(
-                    f"field is {rows}x{columns}; a band of {self.modes} modes on a line needs one "
-                    f"row of at least {2 * self.modes + 2} points"
-                )
-        elif rows != columns or columns < 2 * self.modes + 1:
-            raise ValueError(
-                f"field is {rows}x{columns}; a band of {self.modes} modes needs a square grid "
-                f"of at least {2 * self.modes + 2}"
-            )
+        line, least = self.grid.dimensions == 1, 2 * self.modes + 2
+        if rows != (1 if line else columns) or columns < least - 1:
+            needs = f"needs a square grid of at least {least}"
+            if line:
+                needs = f"on a line needs one row of at least {least} points"
+            raise ValueError(f"field is {rows}x{columns}; a band of {self.modes} modes {needs}")
 
     def share_beyond(self, w_hat: Tensor, size: int | None = None) -> Tensor:
         """Share (...) of the variance of states that is outside this band; 0 where there is none.

@@ -444,7 +444,7 @@ class ComposedModel(ClosureModel):
         size = self.frame.size
         fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).to(self._place)
         largest = self.statistics.features_largest
-        far = fields.new_tensor(FAR) if largest is None else largest.to(fields)[:, None, None]
+        far: Any = FAR if largest is None else largest.to(fields)[:, None, None]
         fields = fields.clamp(-far, far)
         places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
         return torch.cat([fields, places], dim=1)

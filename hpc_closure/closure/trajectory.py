@@ -19,7 +19,6 @@ from hpc_closure.closure.interface import Request
 from hpc_closure.closure.losses import ALMOST_FAIR, crps
 from hpc_closure.closure.targets import reduced_problem, traced_with
 from hpc_closure.spectral.grid import (
-    Row,
     as_row,
     from_row,
     hermitian,
@@ -168,9 +167,8 @@ class Trajectories:
     def power(self, w_hat: Tensor) -> Tensor:
         """Sums of |w|^2 over the shells from 1 on, (..., shells)."""
         grid = self.solver(w_hat.device).grid
-        if grid.dimensions == 1:
-            grid = Row(grid.size, grid.length)
-        return grid.shell_sum(torch.view_as_real(w_hat).square().sum(-1))[..., 1:]
+        square = torch.view_as_real(w_hat).square().sum(-1)
+        return grid.shell_sum(from_row(square, grid.dimensions))[..., 1:]
 
     def loss(
         self, model: Drawing, batch: dict[str, Any], scale: Scale, seed: int, step: int

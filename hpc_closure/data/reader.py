@@ -72,8 +72,8 @@ class DataSet:
             field = STATES[self.dimensions]
         with hdf5_errors(path):
             values = (file if "/" in field else file["t0_fields"])[field][row, index]
-        if "/" not in field and self.dimensions == 1:
-            values = values[..., None, :]
+        if "/" not in field:
+            values = _with_row(values, self.dimensions)
         if grid is None:
             return values
         stride = self.grid // grid
@@ -220,19 +220,11 @@ class CoupledEnsemble:
             with open_hdf5(path) as file:
                 dataset = file[where]
                 states |= {(m, c): dataset[row, index] for m, c, row in rows}
-        return np.array(
-            [
-                [self._with_row(states[m, c]) for c in range(len(self.cases))]
-                for m in range(len(keys))
-            ]
-        )
+        read = np.array([[states[m, c] for c in range(len(self.cases))] for m in range(len(keys))])
+        return _with_row(read, self.dimensions)
 
     def _path(self, name: str) -> str:
         return f"t0_fields/{STATES[self.dimensions]}" if name == "model" else self.FIELDS[name]
-
-    def _with_row(self, field: np.ndarray) -> np.ndarray:
-        """On a line (1, n), as of :meth:`DataSet.read`."""
-        return field[None] if self.dimensions == 1 else field
 
     def read_case(self, name: str, case: int, index: int) -> np.ndarray:
         """A field of the ensemble of one case at time ``index``, (M, n, n)."""
@@ -242,7 +234,7 @@ class CoupledEnsemble:
             with open_hdf5(path) as file:
                 dataset = file[self._path(name)]
                 out |= {i: dataset[row, index] for i, (at, row) in enumerate(keys) if at == path}
-        return np.stack([self._with_row(out[i]) for i in range(len(keys))])
+        return _with_row(np.stack([out[i] for i in range(len(keys))]), self.dimensions)
 
     def index(self, lead_time: float) -> int:
         """Index of a lead time. Raises ValueError when it was not stored."""
@@ -251,6 +243,11 @@ class CoupledEnsemble:
         if abs(self.times[index] - wanted) > 1e-6 * max(1.0, abs(wanted)):
             raise ValueError(f"lead time {lead_time:g} was not stored by rollout")
         return index
+
+
+def _with_row(values: np.ndarray, dimensions: int) -> np.ndarray:
+    """Fields as closures and scores read them: on a line (..., 1, n)."""
+    return values[..., None, :] if dimensions == 1 else values
 
 
 def split_members(members: Sequence[int], shares: Sequence[float]) -> dict[str, list[int]]:

@@ -139,19 +139,19 @@ def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> 
         label: of the file names.
         words: what was scored, for the captions.
     """
-    name = "state" if _on_a_line(scored) else "vorticity"
+    line = _on_a_line(scored)
+    name, unit = ("state", "(length/time)$^2$") if line else ("vorticity", r"s$^{-2}$")
     caption = f"Error of the ensemble mean against lead time, and the spread beside it ({words})."
     drawn = figures.error_growth(scored.rows)
     yield album.add("coupled", drawn, f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]
     if shown:
-        if _on_a_line(scored):
+        if line:
             drawn = figures.profiles(scored.examples, shown, quantity="u")
         else:
             drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit="1/s")
         caption = f"{name.capitalize()} at the last lead time ({words})."
         yield album.add("coupled", drawn, f"{name}_{label}", caption)
-    unit = r"s$^{-2}$" if name == "vorticity" else "(length/time)$^2$"
     drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=name, unit=unit)
     caption = f"Power of the {name} and spread per shell at the last lead time ({words})."
     yield album.add("coupled", drawn, f"{name}_spectra_{label}", caption)

@@ -88,7 +88,7 @@ def _of_a_model_on_a_line(experiment) -> list[tuple]:
     if model.preset in ("gaussian", "convolutional"):
         config = resolve(model.model_dump(exclude_none=True))
         wrong += [
-            ("model.mean", next((one for one in config["mean"] if one == "fno"), "cnn"), "cnn"),
+            ("model.mean", "fno" if "fno" in config["mean"] else "cnn", "cnn"),
             ("model.amplitude", config["amplitude"], "cnn", "none"),
             ("model.residual", config["residual"], *UNTRAINED),
         ]
