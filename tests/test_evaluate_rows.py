@@ -11,6 +11,7 @@ import torch
 from test_evaluate_scores import normal, stationary
 
 from hpc_closure.evaluate import generated, rows
+from hpc_closure.evaluate.budget import Origin
 from hpc_closure.evaluate.coupled import growth, score_coupled
 from hpc_closure.evaluate.generated import score_generated
 from hpc_closure.evaluate.methods import Moments
@@ -153,7 +154,7 @@ def scored():
         Labels(LABELS.shared, {"model": {"evaluations": 2}}),
         members=24,
         law=law,
-        trajectories=torch.arange(240) // 24,
+        origin=Origin(torch.arange(240) // 24),
     )
 
 
@@ -261,7 +262,7 @@ def state_dependent_case(samples=120, size=16):
 def test_calm_and_wild_quarters_show_a_law_that_ignores_the_state(monkeypatch):
     truth, samplers, law = state_dependent_case()
     args = (truth, samplers, LABELS)
-    groups = {"members": 16, "law": law, "trajectories": torch.arange(120) // 15}
+    groups = {"members": 16, "law": law, "origin": Origin(torch.arange(120) // 15)}
     scored = score_generated(*args, **groups)
     flat = sum(LEVELS) / 4
     for name, level in (("calm", LEVELS[0]), ("wild", LEVELS[-1])):

@@ -1,9 +1,13 @@
 """The subgrid problem from DNS to report, small: memory from bursts, and the true ensemble."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import four_verbs
+from test_evaluate_methods import inputs_of
 
 from hpc_closure.bench import stability
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
@@ -61,6 +65,10 @@ def test_the_closure_is_judged_against_the_true_ensemble(run):
     assert value("generated", "oracle", "crps_ratio") == 1
     assert value("generated", "model", "crps_ratio") < value("generated", "none", "crps_ratio")
     assert value("coupled", "bare_2x", "cost_ratio") > 1
+    assert value("coupled", "oracle", "similarity_values") > 0.4
+    assert value("coupled", "model", "similarity_energy_spectrum") > 0.1
+    assert value("generated", "none", "work_enstrophy") == 0
+    assert value("generated", "oracle", "work_enstrophy_distance") < 1
     for share in (1, 10, 50):
         assert 0 < value("coupled", "oracle", f"growth_{share}") <= 1.0
 
@@ -114,3 +122,21 @@ def test_a_long_run_that_ends_early_says_so(run, monkeypatch):
     records, remarks = stability.run(reading.load(run.config), 10, 100)
     assert remarks[0].startswith("model: 1 of 10 trajectories lost")
     assert all(np.isfinite(row["model"]) for row in records)
+
+
+def test_the_budget_is_of_the_state_that_the_closure_is_added_to(run):
+    """Reduced solver for an interval, then the closure: the DNS an interval later."""
+    inputs = inputs_of(reading.load(run.config))
+    first = range(0, len(inputs.data.times), 3)  # of every burst
+    member = inputs.parts["test"][0]
+
+    def fields(name, later=0):
+        rows = [inputs.data.read(member, at + later, name) for at in first]
+        return torch.from_numpy(np.stack(rows)).double()
+
+    snapshots = SimpleNamespace(states=fields("vorticity"), trajectories=torch.zeros(len(first)))
+    origin = inputs.origin(snapshots)
+    assert origin.span == pytest.approx(0.1)
+    after = origin.states + origin.span * fields("closure")
+    assert torch.allclose(after, fields("vorticity", 1), atol=1e-5)
+    assert not torch.allclose(origin.states, fields("vorticity", 1), atol=1e-2)

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import layout_name
+from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble
 from hpc_closure.evaluate import compare
+from hpc_closure.evaluate.climate import Climate, Flow
 from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
@@ -121,6 +123,7 @@ def score_run(inputs: Inputs) -> Scored | None:
             **{name: _costs(theirs)[::-1] for name, theirs in beside.items()},
         },
         seed=experiment.evaluate.seed,
+        flow=Flow(reduced_problem(experiment.problem, experiment.train_grid, inputs.target)),
     )
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
@@ -169,6 +172,7 @@ def score_coupled(
     *,
     costs: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
+    flow: Flow | None = None,
 ) -> Scored:
     """Score coupled ensembles at every lead time.
 
@@ -181,6 +185,8 @@ def score_coupled(
         costs: method -> milliseconds per member and solver step, and those of the bare solver
             in the same run.
         seed: of ties and pixels.
+        flow: what measures the long-time statistics; without it, or the method ``none``, there are
+            none.
     """
     truth = torch.as_tensor(truth)
     truth = truth[None] if truth.ndim == 3 else truth
@@ -197,10 +203,13 @@ def score_coupled(
     sizes: dict[str, dict[str, int]] = {}
     scored = Scored()
     joint: dict[str, Trajectories] = {}
+    climate = Climate(flow, truth) if flow is not None and "none" in ensembles else None
 
     for index, lead_time in enumerate(times.tolist()):
         y = truth[:, index].double()
         pools.setdefault("truth", []).append(_some(y, generator))
+        if climate is not None:
+            climate.add("truth", index, y[None])
         statistics: dict[str, Statistics] = {}
         pixels = torch.randint(y[0].numel(), (1, cases, 1), generator=generator)
         for method, source in ensembles.items():
@@ -210,6 +219,8 @@ def score_coupled(
             statistics[method] = Statistics()
             statistics[method].add(x, y)
             joint.setdefault(method, Trajectories()).add(x, y)
+            if climate is not None and method != "climatology":
+                climate.add(method, index, x)
             lost = 1 - x.isfinite().flatten(1).all(1).double().mean()
             scored.add(**own, score="diverged", value=lost, **sizes[method])
             pools.setdefault(method, []).append(_some(x, generator) if lost == 0 else _LOST)
@@ -250,6 +261,10 @@ def score_coupled(
                 scored.add(**own, score="cost_ratio", value=spent / bare)
     for method, columns in joint_scores(joint, times, blocks):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+    if climate is not None:
+        scored.fluxes = climate.fluxes()
+        for method, columns in climate.similarities(blocks):
+            scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     if "oracle" in variances:
         for method, columns in growth(variances, times, blocks):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)

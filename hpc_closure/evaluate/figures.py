@@ -320,6 +320,36 @@ def spectra(
     return figure
 
 
+def rates(
+    lines: Mapping[str, Mapping[str, Tensor]], *, title: str, shown: Sequence[str]
+) -> Figure:
+    """Signed rates per wavenumber shell, a panel for each quantity: fluxes, budgets.
+
+    Args:
+        lines: quantity -> {method or ``truth``: (shells,)}.
+        title: what is drawn, ``{}`` for the quantity.
+        shown: methods to draw, of those there are.
+    """
+    units = {"energy": "length²/time³", "enstrophy": "1/time³"}
+    with _style():
+        figure = Figure(figsize=(4.6 * len(lines), 3.4), layout="constrained")
+        for axis, (quantity, found) in zip(
+            np.atleast_1d(figure.subplots(1, len(lines))), lines.items(), strict=True
+        ):
+            names = [name for name in ("truth", *shown) if name in found]
+            axis.axhline(0, color="black", linewidth=0.8)
+            for name in names:
+                values = np.trim_zeros(np.asarray(found[name], dtype=float), "b")
+                style = method_style(name, names)
+                style["linewidth"] = 4 if name == "truth" else 1.4
+                axis.plot(np.arange(1, len(values)), values[1:], **style)
+            axis.set(title=title.format(quantity), ylabel=f"per unit time [{units[quantity]}]")
+            axis.set_xlabel("wavenumber shell |k| L / 2π")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.legend()
+    return figure
+
+
 def _shell_lines(axis, lines: Mapping[str, Tensor]) -> None:
     """Spectra on logarithmic axes, ten decades deep, markers staggered where lines coincide."""
     floor = 1e-10 * max((float(part.sum()) for part in lines.values()), default=0.0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpc_closure.evaluate.budget import Budget, Origin
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
 from hpc_closure.evaluate.quarters import Quarters
@@ -34,6 +35,7 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
     results = {}
     for grid in experiment.score_grids:
         snapshots, pool = inputs.snapshots(grid), inputs.climatology(grid)
+        origin = inputs.origin(snapshots)
         for layout in [*bare, *settings.sensors]:
             methods = Methods(inputs, snapshots, layout, pool)
             sensors = methods.sensors_in_words
@@ -60,7 +62,7 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                 methods.samplers,
                 labels,
                 members=settings.members,
-                trajectories=snapshots.trajectories,
+                origin=origin,
                 law=methods.moments(),
                 seed=settings.seed,
             )
@@ -77,7 +79,7 @@ def score_generated(
     labels: Labels,
     *,
     members: int,
-    trajectories: Tensor | None = None,
+    origin: Origin = Origin(),
     law: Moments | None = None,
     seed: int = 0,
 ) -> Scored:
@@ -90,13 +92,14 @@ def score_generated(
             of the ratios.
         labels: columns of the rows: ``closure`` and what else applies (``sensors``, ``split``).
         members: ensemble size asked for.
-        trajectories: (S,) trajectory of each snapshot; None = each its own.
+        origin: trajectory of each snapshot, for the intervals, and its state, for the budget.
         law: what is known exactly, where the law is.
         seed: of ties and rank coordinates.
     """
     num_samples, size = int(truth.shape[0]), int(truth.shape[-1])
     if num_samples == 0:
         raise ValueError("there are no held-out snapshots to score; see train.split and window")
+    trajectories = origin.trajectories
     blocks = torch.arange(num_samples) if trajectories is None else torch.as_tensor(trajectories)
     if blocks.shape != (num_samples,):
         raise ValueError(f"trajectories {tuple(blocks.shape)} for {num_samples} snapshots")
@@ -105,6 +108,7 @@ def score_generated(
     statistics: dict[str, Statistics] = {}
     counts: dict[str, Tensor] = {}
     costs: dict[str, list[float]] = {}
+    budgets: dict[str, Budget] = {}
     floors, variances = [], []
     quarters = Quarters.of(None if law is None else law.variance_at, num_samples, step)
     scored = Scored()
@@ -135,6 +139,9 @@ def score_generated(
             num = len(ensemble)
             places = {} if quarters is None else quarters.at(indices)
             statistics.setdefault(method, Statistics()).add(ensemble, y, floor, places)
+            if origin.states is not None:
+                budget = budgets.setdefault(method, Budget(origin.span))
+                budget.add(ensemble, y, origin.states[indices])
             if seconds is not None:
                 costs.setdefault(method, []).append(1e3 * seconds / (num * len(indices)))
             if num > 1:
@@ -154,6 +161,10 @@ def score_generated(
         for columns in form_scores(parts, blocks, reference):
             scored.add(**own, **columns)
         sizes = {"members": parts.members, "samples": num_samples}
+        if method in budgets:
+            scored.keep_work(method, budgets[method].work)
+            for columns in budgets[method].scores(blocks):
+                scored.add(**own, **columns, **sizes)
         if method in counts:
             scored.add_ranks(counts[method], **own, **sizes)
         if method in costs:

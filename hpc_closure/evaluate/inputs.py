@@ -8,9 +8,12 @@ from torch import Tensor
 
 import hpc_closure
 from hpc_closure.closure.parts import is_closed_form
+from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
+from hpc_closure.evaluate.budget import Origin
+from hpc_closure.evaluate.climate import Flow
 from hpc_closure.evaluate.rows import GRANTED
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work.session import Session
@@ -146,6 +149,13 @@ class Inputs:
             earlier("closure", past.closures),
             keys,
         )
+
+    def origin(self, snapshots: Snapshots) -> Origin:
+        """Where snapshots are from, with the states to which the reduced solver takes them."""
+        problem, interval = self.experiment.problem, self.experiment.generate.interval
+        flow = Flow(reduced_problem(problem, snapshots.states.shape[-1], self.target))
+        states = flow.after(snapshots.states, interval)
+        return Origin(snapshots.trajectories, states, interval * problem.dt)
 
     def closures_of_replicas(self, key: tuple[int, int], grid: int) -> Tensor:
         """(M, n, n) at a snapshot; the first stands for the truth, the others are the oracle."""

@@ -121,6 +121,13 @@ def illustrate_generated(
     )
     caption = f"Power of the closure per wavenumber shell; right: {right} ({words})."
     yield album.add("generated", drawn, f"spectra_{label}", caption)
+    if scored.work:
+        drawn = figures.rates(scored.work, title="{} of the closure", shown=(*MODELS, "oracle"))
+        caption = (
+            f"Budget of the closure per wavenumber shell: what it brings to the resolved flow "
+            f"({words})."
+        )
+        yield album.add("generated", drawn, f"budget_{label}", caption)
     if scored.ranks:
         drawn = figures.rank_histograms(scored.ranks)
         caption = (
@@ -155,6 +162,10 @@ def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> 
     drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=name, unit=unit)
     caption = f"Power of the {name} and spread per shell at the last lead time ({words})."
     yield album.add("coupled", drawn, f"{name}_spectra_{label}", caption)
+    if scored.fluxes:
+        drawn = figures.rates(scored.fluxes, title="flux of {}", shown=(*MODELS, "oracle", "none"))
+        caption = f"Resolved flux through each shell in the second half of the run ({words})."
+        yield album.add("coupled", drawn, f"flux_{label}", caption)
 
 
 def illustrate_training(history: Sequence[Mapping[str, Any]], album: Album) -> Iterator[Picture]:

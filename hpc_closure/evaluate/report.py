@@ -100,6 +100,17 @@ SCORES = {
         "the same of what is left when the conditional mean is taken off sample and truth",
     ),
     "pzf_spread": ("spread (variance)", "variance of the former over that of the latter"),
+    "work_energy": (
+        "energy, ratio",
+        "energy that the closure brings to the resolved flow, over what the true one brings; a "
+        "ratio of small differences where what it takes and gives is nearly equal",
+    ),
+    "work_energy_distance": (
+        "energy, distance",
+        "relative distance of that spectrum, what each shell gets, from the truth's",
+    ),
+    "work_enstrophy": ("enstrophy, ratio", "the same of enstrophy"),
+    "work_enstrophy_distance": ("enstrophy, distance", "the same of enstrophy"),
     "diverged": ("diverged", "share of members with values that are not finite"),
     "valid_time": ("valid time", "time at which the ensemble mean's relative error reaches 0.5"),
     "energy_score_joint": (
@@ -120,6 +131,22 @@ SCORES = {
     ),
     "growth_10": ("to 10 %", "the same to a tenth"),
     "growth_50": ("to 50 %", "the same to a half"),
+    "similarity_energy_spectrum": (
+        "energy spectrum",
+        "similarity 1 - D / D of no closure, second half of the run, D the root mean square "
+        "distance over shells from the filtered DNS: 1 is perfect, negative does harm (Ross et "
+        "al., JAMES 2023; Frezat et al. 2021)",
+    ),
+    "similarity_enstrophy_spectrum": ("enstrophy spectrum", "the same of enstrophy"),
+    "similarity_energy_flux": ("energy flux", "the same of the resolved flux through each shell"),
+    "similarity_enstrophy_flux": ("enstrophy flux", "the same of enstrophy"),
+    "similarity_values": (
+        "law of values",
+        "similarity of the law of the state at a point, D the Wasserstein-1 distance",
+    ),
+    "similarity_energy": ("law of energy", "the same of a member's energy"),
+    "similarity_enstrophy": ("law of enstrophy", "the same of a member's enstrophy"),
+    "similarity_worst": ("worst", "the least of these similarities"),
     "wasserstein1": (
         "W₁",
         "Wasserstein-1 distance of pointwise vorticity to the truth's, in standard deviations",
@@ -173,6 +200,22 @@ TABLES = {
         "pzf_total",
         "pzf_residual",
         "pzf_spread",
+    ),
+    "Budget of the closure": (
+        "work_energy",
+        "work_energy_distance",
+        "work_enstrophy",
+        "work_enstrophy_distance",
+    ),
+    "Similarity of long-time statistics": (
+        "similarity_energy_spectrum",
+        "similarity_enstrophy_spectrum",
+        "similarity_energy_flux",
+        "similarity_enstrophy_flux",
+        "similarity_values",
+        "similarity_energy",
+        "similarity_enstrophy",
+        "similarity_worst",
     ),
 }
 METHODS = {

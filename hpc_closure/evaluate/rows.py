@@ -26,6 +26,8 @@ Scores, with what they need:
     several members         ``spread``, ``spread_skill``, ``coverage_90``, ``rank_p``,
                             ``rank_sees``; ``pzf_mean``, ``pzf_total``, ``pzf_residual``,
                             ``pzf_spread``
+    state known (generated) ``work_energy``, ``work_enstrophy`` and their ``_distance``: the budget
+                            of the closure, see :mod:`~hpc_closure.evaluate.budget`
     reference ensemble      ``crps_ratio``, ``spread_ratio`` to the method ``oracle``;
                             ``spread_ratio_lowest`` and ``spread_ratio_highest`` of the shells with
                             more than 1e-3 of its variance
@@ -37,7 +39,9 @@ Scores, with what they need:
                             ``members_needed``; ``cost_ratio``; of whole trajectories
                             ``energy_score_joint``, ``correlated_95``; beside a true ensemble
                             ``energy_score_joint_ratio``, ``growth_1``, ``growth_10``,
-                            ``growth_50``
+                            ``growth_50``; beside ``none``
+                            ``similarity_energy_spectrum`` and so on, see
+                            :mod:`~hpc_closure.evaluate.climate`
     timed                   ``cost_ms``
 
 What could not be scored at all (no exact law, no sensors) stands beside the rows as notes with

@@ -19,12 +19,18 @@ from hpc_closure.spectral.grid import shell_sum
 
 
 @lru_cache(maxsize=16)
-def shell_numbers(size: int, rows: int | None = None) -> Tensor:
-    """Shell of each mode of ``rfft2``: (n, n // 2 + 1), int64; of fewer ``rows`` as many."""
+def integer_k2(size: int, rows: int | None = None) -> Tensor:
+    """|k|^2 of each mode of ``rfft2``: (n, n // 2 + 1), float64; of fewer ``rows`` as many."""
     rows = rows or size
     kx = torch.fft.fftfreq(rows, d=1 / rows, dtype=torch.float64)
     ky = torch.fft.rfftfreq(size, d=1 / size, dtype=torch.float64)
-    return (kx[:, None] ** 2 + ky**2).sqrt().round().long()
+    return kx[:, None] ** 2 + ky**2
+
+
+@lru_cache(maxsize=16)
+def shell_numbers(size: int, rows: int | None = None) -> Tensor:
+    """Shell of each of these modes, int64."""
+    return integer_k2(size, rows).sqrt().round().long()
 
 
 def per_shell(density: Tensor, size: int) -> Tensor:
@@ -53,13 +59,14 @@ def transform(fields: Tensor) -> Tensor:
     return torch.fft.rfft2(fields, norm="forward")
 
 
-def _power(coefficients: Tensor) -> Tensor:
+def power(coefficients: Tensor) -> Tensor:
+    """``|w_hat|^2``."""
     return torch.view_as_real(coefficients).square().sum(-1)
 
 
 def shell_power(fields: Tensor) -> Tensor:
     """Mean square per shell of fields (..., n, n): (..., shells)."""
-    return per_shell(_power(transform(fields)), fields.shape[-1])
+    return per_shell(power(transform(fields)), fields.shape[-1])
 
 
 def shell_statistics(ensemble: Tensor, truth: Tensor) -> dict[str, Tensor]:
@@ -77,12 +84,12 @@ def shell_statistics(ensemble: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """
     num, size = len(ensemble), truth.shape[-1]
     truth_hat, error_hat = transform(truth), transform(ensemble - truth)
-    mean_hat, square = error_hat.mean(0), _power(error_hat).mean(0)
+    mean_hat, square = error_hat.mean(0), power(error_hat).mean(0)
     parts = {  # all from the first two moments of the error: one pass over the members
-        "energy": square + 2 * (truth_hat.conj() * mean_hat).real + _power(truth_hat),
-        "truth_energy": _power(truth_hat),
-        "variance": (square - _power(mean_hat)).clamp_min(0)
+        "energy": square + 2 * (truth_hat.conj() * mean_hat).real + power(truth_hat),
+        "truth_energy": power(truth_hat),
+        "variance": (square - power(mean_hat)).clamp_min(0)
         * (num / (num - 1) if num > 1 else 0.0),
-        "mean_mse": _power(mean_hat),
+        "mean_mse": power(mean_hat),
     }
     return {name: per_shell(part, size) for name, part in parts.items()}

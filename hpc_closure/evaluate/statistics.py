@@ -312,6 +312,8 @@ class Scored:
         absent: methods without rows, and why.
         spectra: method or ``truth`` -> mean square per shell (shells,).
         spread_spectra: ensemble method -> variance over members per shell (shells,).
+        fluxes: quantity -> {method or ``truth``: flux through each shell (shells,)}.
+        work: quantity -> {method or ``truth``: what the closure brings to each shell (shells,)}.
         ranks: ensemble method -> rank histogram (M + 1,).
         examples: ``truth`` -> (n, n); method -> (3, n, n): one member, ensemble mean, ensemble
             standard deviation (zero for a point forecast).
@@ -321,6 +323,8 @@ class Scored:
     absent: list[Absent] = field(default_factory=list)
     spectra: dict[str, Tensor] = field(default_factory=dict)
     spread_spectra: dict[str, Tensor] = field(default_factory=dict)
+    fluxes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    work: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     ranks: dict[str, Tensor] = field(default_factory=dict)
     examples: dict[str, Tensor] = field(default_factory=dict)
 
@@ -354,3 +358,10 @@ class Scored:
         self.spectra["truth"] = shells["truth_energy"].mean(0)
         if statistics.members > 1:
             self.spread_spectra[method] = shells["variance"].mean(0)
+
+    def keep_work(self, method: str, work: Mapping[str, Tensor]) -> None:
+        """Keep what a method's closures bring to each shell, and the truth's."""
+        for name, part in work.items():
+            whose, _, quantity = name.partition("_")
+            key = method if whose == "own" else "truth"
+            self.work.setdefault(quantity, {})[key] = part.mean(0)

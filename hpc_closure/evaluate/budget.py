@@ -1,0 +1,92 @@
+r"""What a closure brings to the resolved flow: its budget of enstrophy and energy, per shell.
+
+A closure U that acts for a time :math:`\tau` takes the state :math:`\tilde w`, to which the
+reduced solver alone would have come, to :math:`\tilde w + \tau U`. So it brings to a mode, per
+unit time and in enstrophy,
+
+.. math:: \mathrm{Re}(\tilde w^* U) + \tfrac{\tau}{2} |U|^2,
+
+of which the second part is what noise brings (Ito). Divided by :math:`k^2` it is energy; on a line
+the state is a velocity and this is energy itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpc_closure.evaluate.intervals import block_interval
+from hpc_closure.evaluate.scores import distance
+from hpc_closure.evaluate.spectra import integer_k2, per_shell, power, transform
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where held-out closures are from.
+
+    Attributes:
+        trajectories: (S,) trajectory of each; None = each its own.
+        states: (S, n, n) that they are added to; None = not known.
+        span: time that each acts for.
+    """
+
+    trajectories: Tensor | None = None
+    states: Tensor | None = None
+    span: float = 0.0
+
+
+class Budget:
+    """Budget of one method beside the truth's, taken in block by block.
+
+    Args:
+        span: time that a closure acts for.
+    """
+
+    def __init__(self, span: float):
+        self.span = span
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, ensemble: Tensor, truth: Tensor, states: Tensor) -> None:
+        """Take in closures (M, s, n, n), the true ones and the states (s, n, n)."""
+        rows, size = states.shape[-2:]
+        k2 = integer_k2(size, rows)
+        to_energy = torch.where(k2 > 0, k2, torch.inf).reciprocal() if rows > 1 else 1.0
+        state = transform(states.double().cpu())
+        for name, closures in (("own", ensemble), ("truth", truth[None])):
+            closure = transform(closures.double().cpu())
+            density = (state.conj() * closure.mean(0)).real
+            density = density + 0.5 * self.span * power(closure).mean(0)
+            quantities = {"energy": density * to_energy}
+            if rows > 1:
+                quantities["enstrophy"] = density
+            for quantity, part in quantities.items():
+                work = per_shell(part, size).nan_to_num(nan=torch.inf)
+                self._parts.setdefault(f"{name}_{quantity}", []).append(work)
+
+    @property
+    def work(self) -> dict[str, Tensor]:
+        """Per sample and shell (S, shells): ``own_energy``, ``truth_energy``, enstrophy alike."""
+        return {name: torch.cat(parts) for name, parts in self._parts.items()}
+
+    def scores(self, blocks: Tensor) -> Iterator[dict]:
+        """Columns ``score, value, low, high``; nothing where a sample is not finite.
+
+        Args:
+            blocks: (S,).
+        """
+        work = self.work
+        if not all(bool(part.isfinite().all()) for part in work.values()):
+            return
+        for quantity in ("energy", "enstrophy"):
+            own, truth = f"own_{quantity}", f"truth_{quantity}"
+            if own not in work:
+                continue
+            forms = {
+                "": lambda s, a=own, b=truth: s[a].sum(-1) / s[b].sum(-1),  # type: ignore
+                "_distance": lambda s, a=own, b=truth: distance(s[a], s[b]),  # type: ignore
+            }
+            for name, form in forms.items():
+                value, low, high = block_interval(work, blocks, form)
+                numbers = {"value": float(value), "low": float(low), "high": float(high)}
+                yield {"score": f"work_{quantity}{name}", **numbers}
