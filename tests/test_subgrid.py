@@ -10,6 +10,7 @@ from conftest import four_verbs
 from test_evaluate_methods import inputs_of
 
 from hpc_closure.bench import stability
+from hpc_closure.closure.match import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
@@ -140,3 +141,14 @@ def test_the_budget_is_of_the_state_that_the_closure_is_added_to(run):
     after = origin.states + origin.span * fields("closure")
     assert torch.allclose(after, fields("vorticity", 1), atol=1e-5)
     assert not torch.allclose(origin.states, fields("vorticity", 1), atol=1e-2)
+
+
+def test_the_closure_of_another_cut_off_is_refused(run):
+    """What a solver lacks depends on its grid: no band limits carry it over."""
+    experiment = reading.load(run.config)
+    assert check_fits(run.model, experiment, "use.model=small") is None
+    finer = reading.load(run.config, ["generate.grid=96", "generate.record.grid=48"])
+    with pytest.raises(
+        ValueError, match=r"what a solver on 24\^2 lacks, the experiment's on 48"
+    ):
+        check_fits(run.model, finer, "use.model=small")

@@ -65,6 +65,11 @@ def check_fits(path: Path, experiment: Experiment, key: str) -> None:
     ):
         if have != want:
             raise ValueError(f"{key}: its {name} is {have}, the experiment's is {want}")
+    if generate.closure == "subgrid" and experiment.train_grid != header.size:
+        raise ValueError(
+            f"{key}: its closure is what a solver on {header.size}^2 lacks, the experiment's "
+            f"on {experiment.train_grid}^2: train on that grid"
+        )
     least = smallest_grid(header.size)
     for grid in (experiment.train_grid, *experiment.score_grids):
         if grid < least:
