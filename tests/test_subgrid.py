@@ -148,7 +148,5 @@ def test_the_closure_of_another_cut_off_is_refused(run):
     experiment = reading.load(run.config)
     assert check_fits(run.model, experiment, "use.model=small") is None
     finer = reading.load(run.config, ["generate.grid=96", "generate.record.grid=48"])
-    with pytest.raises(
-        ValueError, match=r"what a solver on 24\^2 lacks, the experiment's on 48"
-    ):
+    with pytest.raises(ValueError, match=r"what a solver on 24\^2 lacks, the experiment's on 48"):
         check_fits(run.model, finer, "use.model=small")

@@ -729,16 +729,16 @@ class ComposedModel(ClosureModel):
         frame = self.frame
         residual = target_hat - encoding.mean_hat
         x0 = frame.standardise(residual, encoding.log_amplitude).to(torch.complex128)
-        uniform = draws.uniforms(*key).to(x0.device)
+        uniform = draws.uniforms(*key)  # layouts are chosen by the host
         noises = range(self.residual.noises)
         z = torch.stack([self.base_noise(frame.law, key, stream + i) for i in noises])
         shown = self.conditioning.layouts
         if self.phase == "spread":  # rare layouts need their spread as much as common ones
             shown = tuple(layout._replace(weight=1.0) for layout in shown)
-        layouts = choose_layouts(uniform[:, 1].cpu(), self.sensors_allowed, shown)
+        layouts = choose_layouts(uniform[:, 1], self.sensors_allowed, shown)
         seen = self.conditioning.observe_training(frame, encoding, x0, z, layouts, key)
         given = self.posterior(encoding, seen, list(seen.gains))
-        return given, x0 - seen.mean, z, uniform[:, 0]
+        return given, x0 - seen.mean, z, uniform[:, 0].to(x0.device)
 
     def check_generator(self, reader: Reader) -> dict[str, Any]:
         """Gains of the generator and of its samples' spread (``valid``)."""
@@ -938,7 +938,8 @@ class ComposedModel(ClosureModel):
         shell = self.band.grid.shell_sum(u_hat.abs().square())
         least = NOTHING * mean.sum()  # the mean of a closure is zero but for round-off
         far = shell > largest.clamp(min=least).to(shell)
-        self.brought_back += int(far.any(-1).sum())
+        count = far.any(-1).sum()
+        self._brought_back = count + self._brought_back.to(count)
         size = torch.where(far, shell, 1.0)
         factor = torch.where(far, mean.clamp(min=least).to(shell) / size, 1.0).sqrt()
         return u_hat * factor[:, self.band.grid.shell()].to(u_hat.real)

@@ -256,13 +256,14 @@ class Kriged(Conditioning):
         kriged = torch.zeros_like(x0)
         std = torch.ones(len(x0), frame.size, frame.size, dtype=torch.float64, device=x0.device)
         gains = []
-        for number, rows in rows_of(layouts, x0.device):
+        for number, places in rows_of(layouts):
+            rows = places.to(x0.device)
             log = None if encoding.log_amplitude is None else encoding.log_amplitude[rows]
             rms = math.sqrt(frame.law.variance)
             sensors = training_layout(self.layouts[number - 1], 0, frame.band.length, rms)
             gain = self.gain(frame, sensors, log, frame.law, x0.device)
             error = gain.error.sqrt().expand(len(rows), -1)
-            mine = key._replace(ids=[key.ids[i] for i in rows.tolist()])
+            mine = key._replace(ids=[key.ids[i] for i in places.tolist()])
             noise = draws.normals(*mine, (1 + len(z)) * error.shape[-1])
             first, *others = noise.to(error).chunk(1 + len(z), dim=-1)
             kriged[rows] = gain.field(gain.at_sensors(x0[rows]) + first * error)
@@ -305,8 +306,9 @@ class Learned(Conditioning):
 
     def observe_training(self, frame, encoding, x0, z, layouts, key):
         rms, readings = math.sqrt(frame.law.variance), []
-        for number, rows in rows_of(layouts, x0.device):
-            mine = key._replace(ids=[key.ids[i] for i in rows.tolist()])
+        for number, places in rows_of(layouts):
+            rows = places.to(x0.device)
+            mine = key._replace(ids=[key.ids[i] for i in places.tolist()])
             # one place for all of a batch: its operators are large
             sensors = training_layout(
                 self.layouts[number - 1], key.item % VARIANTS, frame.band.length, rms
@@ -319,7 +321,7 @@ class Learned(Conditioning):
         return TrainingObserved(absent, torch.zeros_like(x0), readings=readings)
 
 
-def rows_of(layouts: Tensor, device: torch.device) -> list[tuple[int, Tensor]]:
-    """(layout, rows) of the layouts of a batch that have sensors."""
+def rows_of(layouts: Tensor) -> list[tuple[int, Tensor]]:
+    """(layout, rows) of the layouts of a batch that have sensors, on the host."""
     numbers = sorted(set(layouts.tolist()) - {0})
-    return [(number, torch.nonzero(layouts == number)[:, 0].to(device)) for number in numbers]
+    return [(number, torch.nonzero(layouts == number)[:, 0]) for number in numbers]

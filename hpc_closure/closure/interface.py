@@ -115,7 +115,6 @@ class ClosureModel(nn.Module, ABC):
     """
 
     phases: Sequence[Phase]
-    brought_back = 0  # draws so far that were made smaller, to stay within the training's range
 
     def __init__(self, config: dict[str, Any], grid: int, length: float):
         super().__init__()
@@ -124,11 +123,17 @@ class ClosureModel(nn.Module, ABC):
         # a closed form has no weights that tell where it computes
         self.register_buffer("_place", torch.zeros(()), persistent=False)
         self._place: Tensor
+        self._brought_back = torch.zeros((), dtype=torch.int64)  # where it is counted
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self._place.device
+
+    @property
+    def brought_back(self) -> int:
+        """Draws so far that were made smaller, to stay within the training's range."""
+        return int(self._brought_back)
 
     @abstractmethod
     def parts(self) -> list[PartReport]:

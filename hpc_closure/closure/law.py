@@ -75,6 +75,17 @@ def _paired(values: Tensor) -> Tensor:
     return values.flatten().repeat_interleave(2)
 
 
+def _factorised(matrix: Tensor, larger: Tensor) -> Tensor:
+    """Cholesky factors of matrices; of ``matrix + larger`` where they are not positive."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if matrix.device.type != "cpu":  # to look would make the host wait
+        second, _ = torch.linalg.cholesky_ex(matrix + larger)
+        return torch.where((info > 0)[..., None, None], second, factor)
+    if bool((info > 0).any()):
+        return torch.linalg.cholesky(matrix + larger)
+    return factor
+
+
 class Kriging:
     """Conditioning of a base law on point values at fixed positions.
 
@@ -94,13 +105,9 @@ class Kriging:
         self.error = noise_variance.double() + law.tail
         nugget = NUGGET * law.variance
         matrix = covariance + torch.diag_embed(self.error + nugget)
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        if bool((info > 0).any()):
-            # sensors at one place, or more exact sensors than modes: state a larger nugget
-            factor = torch.linalg.cholesky(
-                matrix + torch.diag_embed(torch.full_like(self.error, 1e-8 * law.variance))
-            )
-        self.factor = factor
+        # sensors at one place, or more exact sensors than modes: state a larger nugget
+        larger = torch.diag_embed(torch.full_like(self.error, 1e-8 * law.variance))
+        self.factor = _factorised(matrix, larger)
         self._std: dict[int, Tensor] = {}
         self._gain: Tensor | None = None
 

@@ -1,0 +1,121 @@
+"""Every public path on a device that is only played: nothing is left on the host, or read from it.
+
+What it cannot show: numbers, the backward pass (autograd wants a device), graphs and kernels.
+"""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import trajectory_case
+from closure_case import SIZE, SMALL, batches_of, fitted, law_of
+from rehearsal import DEVICE, Rehearsal, move
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from hpc_closure.closure.build import build
+from hpc_closure.closure.interface import Request
+from hpc_closure.closure.sensors import Sensors, regular_positions
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulation import Simulation
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
+
+NOISES = {
+    "none": {"kind": "none"},
+    "white": {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005},
+    "ring": {"kind": "ring", "wavenumber": 6, "width": 1, "energy_rate": 0.02},
+}
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """On the device, without graphs of steps."""
+    monkeypatch.setattr(Simulation, "_make_graphs", lambda self: None)
+    with Rehearsal() as rehearsal:
+        yield rehearsal
+
+
+def test_a_tensor_on_the_host_is_refused_and_so_is_a_look(played):
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        torch.zeros(3, device=DEVICE) + torch.ones(3)
+    with pytest.raises(DataDependentOutputException):
+        float(torch.zeros(3, device=DEVICE).sum())
+    assert float(torch.ones(3).sum()) == 3
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("scheme", ["cn_euler", "cn_ab2", "etdrk4", "imex_rk3"])
+def test_the_solver_takes_steps(played, scheme, noise):
+    problem = Problem(
+        grid=16, scheme=scheme, noise=NOISES[noise], forcing={"kind": "published"}, drag=0.1
+    )
+    simulation = Simulation(problem, [0, 5], 1, device=DEVICE).initialise().advance(3)
+    assert str(simulation.state.device) == DEVICE
+    simulation.advance(2, torch.zeros_like(simulation.state))
+
+
+def request(size, **more):
+    modes = (size - 1) // 3
+    state = torch.zeros(3, 2 * modes + 1, modes + 1, dtype=torch.complex128, device=DEVICE)
+    return Request(state, members=[0, 1, 2], **more)
+
+
+def phases_of(preset):
+    """(name, model) of each phase that trains, begun with numbers."""
+    torch.manual_seed(0)
+    sizes = {**SMALL, "mean_layers": None} if preset == "published" else SMALL
+    model, law = build({**sizes, "preset": preset}, SIZE), law_of()
+    for first, phase in enumerate(model.phases):
+        model.begin(phase.name, batches_of(law, 120, first=10_000 * first))
+        if phase.share and model.parameters_of(phase.name):
+            yield phase.name, copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("sensors", [False, True], ids=["alone", "sensors"])
+@pytest.mark.parametrize("preset", ["default", "fno_score", "one_pass"])
+def test_a_model_with_a_generator_samples(preset, sensors):
+    model = fitted(law_of(), 120, preset=preset)
+    kept = model.frame.kept.grid.num_shells
+    model.adopt(replace(model.statistics, score_gain=torch.ones(kept)))
+    assert model.score_active
+    with Rehearsal(), torch.no_grad():
+        move(model.eval())
+        seen = None
+        if sensors:
+            seen = Sensors(torch.zeros(3, 16), regular_positions(4, 1.0))
+        drawn = model.sample_hat(request(SIZE, sensors=seen))
+    assert str(drawn.device) == DEVICE and drawn.dtype == torch.complex128
+
+
+@pytest.mark.parametrize("preset", ["default", "fno_score", "one_pass", "published"])
+def test_every_phase_has_its_loss_on_the_device(preset):
+    index = torch.arange(4)
+    for _, model in phases_of(preset):
+        with Rehearsal():
+            fields = {
+                name: torch.zeros(4, SIZE, SIZE, device=DEVICE) for name in ("state", "target")
+            }
+            loss = move(model).loss({**fields, "sample_index": index}, 0, 0)
+        assert str(loss.device) == DEVICE and loss.requires_grad
+
+
+@pytest.mark.parametrize("preset", ["gaussian", "convolutional"])
+def test_a_model_of_the_last_closures_samples_and_trains_through_the_solver(preset, played):
+    with played.off():
+        model = trajectory_case.fitted(preset)
+        samples = trajectory_case.data().train.followed(4)
+        batch = samples.gather(samples.some(8))
+        model.begin("trajectory", lambda: [batch])
+    move(model)
+    batch = {
+        name: value if name == "sample_index" else value.to(DEVICE)
+        for name, value in batch.items()
+    }
+    loss = model.loss(batch, 0, 0)
+    assert str(loss.device) == DEVICE and loss.requires_grad
+    with torch.no_grad():
+        asked = request(trajectory_case.GRID)
+        asked = replace(asked, previous=torch.stack([asked.state] * trajectory_case.PREVIOUS, 1))
+        drawn = model.eval().sample_hat(asked)
+    assert str(drawn.device) == DEVICE
