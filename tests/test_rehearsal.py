@@ -18,6 +18,7 @@ from hpc_closure.closure.interface import Request
 from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.train.engine import Loss
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
 
@@ -90,14 +91,17 @@ def test_a_model_with_a_generator_samples(preset, sensors):
 
 @pytest.mark.parametrize("preset", ["default", "fno_score", "one_pass", "published"])
 def test_every_phase_has_its_loss_on_the_device(preset):
-    index = torch.arange(4)
+    index, device = torch.arange(4), torch.device(DEVICE)
     for _, model in phases_of(preset):
         with Rehearsal():
             fields = {
                 name: torch.zeros(4, SIZE, SIZE, device=DEVICE) for name in ("state", "target")
             }
-            loss = move(model).loss({**fields, "sample_index": index}, 0, 0)
-        assert str(loss.device) == DEVICE and loss.requires_grad
+            move(model)
+            for precision in ("float32", "bfloat16"):
+                asked = Loss(model, device, precision)
+                loss = asked({**fields, "sample_index": index}, 0, 0)
+                assert str(loss.device) == DEVICE and loss.requires_grad
 
 
 @pytest.mark.parametrize("preset", ["gaussian", "convolutional"])
@@ -112,8 +116,9 @@ def test_a_model_of_the_last_closures_samples_and_trains_through_the_solver(pres
         name: value if name == "sample_index" else value.to(DEVICE)
         for name, value in batch.items()
     }
-    loss = model.loss(batch, 0, 0)
-    assert str(loss.device) == DEVICE and loss.requires_grad
+    for precision in ("float32", "bfloat16"):
+        loss = Loss(model, torch.device(DEVICE), precision)(batch, 0, 0)
+        assert str(loss.device) == DEVICE and loss.requires_grad
     with torch.no_grad():
         asked = request(trajectory_case.GRID)
         asked = replace(asked, previous=torch.stack([asked.state] * trajectory_case.PREVIOUS, 1))
