@@ -285,6 +285,40 @@ def stability(
         _save(json, machine, records)
 
 
+@app.command()
+def visit(
+    folder: Annotated[Path, typer.Argument(help="Of the output; the same call later goes on.")],
+    part: Annotated[
+        str, typer.Option(help="Parts of it; all without.", metavar="NAME,...", show_default=False)
+    ] = "",
+    minutes: Annotated[float, typer.Option(help="Time for this call.")] = 9.0,
+    tests: Annotated[
+        Optional[Path], typer.Option(help="Folder of the package's tests.", metavar="FOLDER")
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Sizes of seconds, to try the visit itself.")
+    ] = False,
+    device: Device = "cuda",
+):
+    """All that is to be measured on a GPU: tests, speed, trained models; in pieces.
+
+    Parts: tests, dns, networks, gradient, default, fno_score, published. What is done is not done
+    again. FOLDER/visit.json and visit.txt have the results so far. Exit code 75: time is over,
+    the same call goes on; 1: a command failed, and its log says why.
+    """
+    from hpc_closure.bench import visit as bench
+
+    with _usage():
+        _machine(device, 0)
+        if minutes <= 0:
+            raise ValueError(f"--minutes {minutes:g}: expected more than 0")
+        place = bench.Place(folder.resolve(), device, small, tests and tests.resolve())
+        folder.mkdir(parents=True, exist_ok=True)
+        code = bench.Visit(place, 60 * minutes).run(_words(part))
+    print(f"wrote {folder / 'visit.txt'}")
+    raise typer.Exit(code)
+
+
 @contextlib.contextmanager
 def _usage() -> Iterator[None]:
     try:

@@ -1,0 +1,285 @@
+"""All that is to be measured on a machine that is at hand for a short while, in pieces.
+
+A *visit* is a list of parts, a part a list of commands of this package. Each runs in a process of
+its own, with its output in ``OUT/PART/STEP.log``; what came of it stands in
+``OUT/PART/STEP.json``, so the same call later goes on where the time ended: a finished command is
+not run again, a verb continues, a bench that was cut begins anew.
+``OUT/visit.json`` and ``OUT/visit.txt`` are made from whatever is there.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+import hpc_closure
+from hpc_closure.bench import measure
+from hpc_closure.work import atomic
+from hpc_closure.work.stop import EXIT_STOPPED
+
+VERBS = ("generate", "train", "rollout", "evaluate")
+SHOWN = ("relative_error", "crps_ratio", "spread_ratio")  # of the runs' samples
+COLUMNS = {"grid": "d", "sensors": "", "method": ""} | dict.fromkeys(SHOWN, ".4f")
+LINES = 60  # of a log, in the summary
+LEAST = 20.0  # seconds left in which a command is still begun
+PATIENCE = 60.0  # seconds in which a command may save what it has
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command: ``words`` after ``hpc-closure``, or of ``python -m`` where ``module``."""
+
+    name: str
+    words: Sequence[str]
+    module: str = "hpc_closure"
+    records: bool = False  # it writes them with --json
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a visit takes place.
+
+    Attributes:
+        folder: of its output.
+        device: ``cuda`` or ``cpu``.
+        small: sizes of seconds, to try the visit itself.
+        tests: folder of the package's tests; None = they are not there.
+    """
+
+    folder: Path
+    device: str = "cuda"
+    small: bool = False
+    tests: Path | None = None
+
+
+# the pipelines in seconds
+SMALL = [
+    "generate.grid=32",
+    "generate.members=8",
+    "generate.t_end=0.4",
+    "generate.dt=0.005",
+    "generate.certificate=reported",
+    "generate.record.start=0.2",
+    "generate.record.every=0.02",
+    "train.grid=32",
+    "train.window=[0.2,0.4]",
+    "train.split=[0.5,0.25,0.25]",
+    "train.steps=4",
+    "train.batch=4",
+    "train.validate_every=2",
+    "train.checkpoint_every=2",
+    "rollout.members=4",
+    "rollout.cases=2",
+    "rollout.t_start=0.2",
+    "rollout.t_end=0.4",
+    "rollout.every=0.1",
+    "rollout.interval=2",
+    "evaluate.lead_times=[0.1,0.2]",
+    "evaluate.grids=[32]",
+    "evaluate.samples=4",
+    "evaluate.members=4",
+    "evaluate.sensors=[]",
+    "evaluate.formats=[png]",
+]
+
+
+def parts(place: Place) -> dict[str, list[Step]]:
+    """The parts of a visit, in their order."""
+    found = _benches(place) | _runs(place)
+    if place.tests is None:
+        return found
+    words = ["-q", "-m", "gpu", "-p", "no:cacheprovider", str(place.tests)]
+    return {"tests": [Step("gpu", words, "pytest")], **found}
+
+
+def _benches(place: Place) -> dict[str, list[Step]]:
+    brief = ["--steps", "2", "--repeats", "1"] if place.small else []
+
+    def bench(step: str, words: str) -> Step:
+        every = ["bench", *words.split(), "--device", place.device, *brief]
+        return Step(step, every, records=True)
+
+    both = "--precision float32,float64 --against published"
+    if place.small:
+        return {
+            "dns": [bench("grid_16", f"dns --grid 16 --members 1,2 {both}")],
+            "networks": [bench("speed", "training --grid 32 --batch 2 --samples 1")],
+            "gradient": [bench("speed", "gradient --grid 16 --members 2")],
+        }
+    return {
+        "dns": [
+            bench("grid_64", f"dns --grid 64 --members 1,100,1000 {both}"),
+            bench("grid_256", f"dns --grid 256 --members 1,100 {both}"),
+            bench("grid_1024", f"dns --grid 1024 --members 1 {both}"),
+        ],
+        "networks": [bench("speed", "training --batch 80 --samples 1,20,1000")],
+        "gradient": [bench("speed", "gradient --grid 32,64,128 --members 240")],
+    }
+
+
+def _runs(place: Place) -> dict[str, list[Step]]:
+    """Pipelines: each trained model on the data of the first of its problem."""
+    shared = [f"root={place.folder / 'runs'}", f"cluster.device={place.device}"]
+    base, full = "diffusion_256", "published_diffusion"
+    if place.small:
+        base, shared = "diffusion_64", shared + SMALL
+
+    def run(name: str, preset: str, *changes: str) -> list[Step]:
+        verbs = VERBS[1:] if "use.data=default" in changes else VERBS
+        words = [preset, f"name={name}", *shared, *changes]
+        return [Step(verb, [verb, *words]) for verb in verbs]
+
+    return {
+        "default": run("default", base),
+        "fno_score": run("fno_score", base, "use.data=default", "model.preset=fno_score"),
+        "published": run("published", full),
+    }
+
+
+@dataclass
+class Visit:
+    """One call: what is done of a visit's parts in a time.
+
+    Args:
+        place: where.
+        seconds: for all of it.
+        report: told of each command, one line.
+    """
+
+    place: Place
+    seconds: float
+    report: Callable[[str], None] = print
+    clock: Callable[[], float] = time.monotonic
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = self.clock()
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self.seconds - (self.clock() - self.began)
+
+    def run(self, chosen: Sequence[str] = ()) -> int:
+        """Go through all parts, or those ``chosen``.
+
+        Returns:
+            Exit code: 0 when they are done, 1 when a command failed, EXIT_STOPPED when the time
+            was over.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        every, pipelines = parts(self.place), _runs(self.place)
+        for name in chosen:
+            if name not in every:
+                raise ValueError(f"--part {name}: expected one of {', '.join(every)}")
+        states = set()
+        for name in chosen or every:
+            for step in every[name]:
+                state = self._take(name, step)
+                states.add(state)
+                if state != "done" and name in pipelines:
+                    break  # what follows needs it
+        write_summary(self.place.folder)
+        return 1 if "failed" in states else EXIT_STOPPED if "stopped" in states else 0
+
+    def _take(self, part: str, step: Step) -> str:
+        """Run a command unless it is done: ``done``, ``failed`` or ``stopped``."""
+        stem = self.place.folder / part / step.name
+        made = _read(stem.with_suffix(".json"))
+        command = [sys.executable, "-m", step.module, *step.words]
+        if made.get("state") == "done" and made.get("command") == command[1:]:
+            return "done"
+        if self.left < LEAST:
+            return "stopped"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        records = stem.with_suffix(".records")
+        extra = ["--json", str(records)] if step.records else []
+        begin, before = self.clock(), float(made.get("seconds", 0.0))
+        with stem.with_suffix(".log").open("a", encoding="utf-8") as log:
+            code = _within(command + extra, self.left, log)
+        state = "done" if code == 0 else "stopped" if code == EXIT_STOPPED else "failed"
+        told = {
+            "part": part,
+            "step": step.name,
+            "began": made.get("began", time.time()),
+            "state": state,
+            "exit": code,
+            "seconds": round(before + self.clock() - begin, 2),
+            "command": command[1:],
+            "version": hpc_closure.__version__,
+            "records": _read(records),
+        }
+        atomic.write_json(stem.with_suffix(".json"), told)
+        self.report(f"{part} {step.name}: {state} after {told['seconds']:g} s")
+        return state
+
+
+def _within(command: Sequence[str], seconds: float, log: Any) -> int:
+    """Exit code of a command; EXIT_STOPPED when it was asked to end at that time."""
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return EXIT_STOPPED
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_summary(folder: Path) -> None:
+    """``visit.json`` and ``visit.txt`` of all that is in a folder."""
+    found = (_read(path) for path in folder.glob("*/*.json"))
+    steps = sorted((told for told in found if "state" in told), key=lambda told: told["began"])
+    scores = {
+        path.parent.parent.name: _scores(path)
+        for path in folder.glob("runs/*/evaluate/scores.csv")
+    }
+    lines = []
+    for told in steps:
+        lines.append(f"{told['part']} {told['step']}: {told['state']}, {told['seconds']:g} s")
+        if told["records"] or told["state"] == "failed":
+            log = (folder / told["part"] / told["step"]).with_suffix(".log")
+            lines += ["", *log.read_text(encoding="utf-8").splitlines()[-LINES:], ""]
+    for name, rows in scores.items():
+        lines += ["", f"{name}, samples of unseen states", measure.table(rows["samples"], COLUMNS)]
+        lines += [f"a member step in bare solvers: {rows['cost']}"]
+    atomic.write_json(folder / "visit.json", {"steps": steps, "scores": scores})
+    atomic.write_text(folder / "visit.txt", "\n".join(lines) + "\n")
+
+
+def _scores(path: Path) -> dict[str, Any]:
+    """``samples``: a row for each method, grid and layout of sensors; ``cost`` by method."""
+    rows = pandas.read_csv(path, keep_default_na=False, na_values="")
+    rows = rows[rows["shell"].isna()]
+    samples = rows[(rows["stage"] == "generated") & rows["score"].isin(SHOWN)]
+    table = samples.pivot(index=["grid", "sensors", "method"], columns="score", values="value")
+    plain = table.reset_index().astype(object)
+    costs = rows[(rows["stage"] == "coupled") & (rows["score"] == "cost_ratio")]
+    return {
+        "samples": plain.where(plain.notna(), None).to_dict("records"),
+        "cost": dict(zip(costs["method"], costs["value"].round(3).tolist(), strict=True)),
+    }
