@@ -6,6 +6,7 @@ What it cannot show: numbers, the backward pass (autograd wants a device), graph
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import trajectory_case
@@ -16,6 +17,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from hpc_closure.closure.build import build
 from hpc_closure.closure.interface import Request
 from hpc_closure.closure.sensors import Sensors, regular_positions
+from hpc_closure.experiment.schema import Rollout
+from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train.engine import Loss
@@ -124,3 +127,38 @@ def test_a_model_of_the_last_closures_samples_and_trains_through_the_solver(pres
         asked = replace(asked, previous=torch.stack([asked.state] * trajectory_case.PREVIOUS, 1))
         drawn = model.eval().sample_hat(asked)
     assert str(drawn.device) == DEVICE
+
+
+class Direct:
+    """A model without the looks at numbers of the public door."""
+
+    def __init__(self, model):
+        self.model, self.config = model, model.config
+
+    def held(self, interval):
+        return 1.0
+
+    def meant(self, interval):
+        return interval
+
+    def sample_hat(self, request):
+        with torch.no_grad():
+            return self.model.sample_hat(request)
+
+
+def test_a_coupled_interval_with_its_references(played):
+    """Nothing is read between the looks for lost members, which ``advance`` makes at its end."""
+    with played.off():
+        model = trajectory_case.fitted("convolutional").eval()
+    cases, rows = [0, 1], [(case, member) for case in (0, 1) for member in range(3)]
+    settings = Rollout(interval=trajectory_case.INTERVAL, references=("none", "bare_2x"))
+    memory = Memory(previous=trajectory_case.PREVIOUS)
+    coupling = Coupling(
+        trajectory_case.PROBLEM, "subgrid", trajectory_case.GRID, 7, settings, memory, DEVICE
+    )
+    run = CoupledRun(coupling, Direct(move(model)), rows, cases)
+    fields = np.zeros((len(cases), trajectory_case.GRID, trajectory_case.GRID))
+    run.start(fields, 0, closures=[fields] * trajectory_case.PREVIOUS)
+    for _ in range(2):
+        run._interval()
+    assert {str(field.device) for field in run.fields().values()} == {DEVICE}

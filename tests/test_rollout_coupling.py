@@ -307,7 +307,7 @@ def test_a_lost_member_is_named_and_the_others_go_on(caplog):
     for fields in broken:
         assert fields[2].isnan().all()
         assert torch.equal(fields[[0, 1, 3]], whole[[0, 1, 3]])
-    assert runs[1].lost["model"].tolist() == [False, False, True, False]
+    assert runs[1].losses["model"].lost.tolist() == [False, False, True, False]
 
 
 def test_members_of_different_starts_draw_different_noise():

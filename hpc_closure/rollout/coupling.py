@@ -42,6 +42,8 @@ from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import log
 
+BY_STATE, BY_CLOSURE = 0, 1
+REASONS = ("its state diverged", "its closure is not finite")
 # in a restart: states of the past by run, and the last closures
 PAST = {"model": "past", "mean_gp": "past_mean_gp"}
 DRAWN = {"model": "drawn", "mean_gp": "drawn_mean_gp"}
@@ -87,6 +89,59 @@ class Coupling:
     device: str = "cpu"
 
 
+@dataclass
+class Losses:
+    """Trajectories of a run that are lost; on its device until they are told.
+
+    Attributes:
+        lost: (rows,) bool.
+        since: (rows,) solver step at which each was found to be.
+        reason: (rows,) BY_STATE or BY_CLOSURE.
+        told: rows that the log has named, on the host.
+    """
+
+    lost: torch.Tensor
+    since: torch.Tensor
+    reason: torch.Tensor
+    told: torch.Tensor
+
+    @classmethod
+    def none(cls, rows: int, device: str) -> "Losses":
+        """Nobody of so many rows."""
+        lost = torch.zeros(rows, dtype=torch.bool, device=device)
+        steps = torch.zeros(rows, dtype=torch.int64, device=device)
+        return cls(lost, steps, steps.clone(), torch.zeros(rows, dtype=torch.bool))
+
+    def add(self, found: torch.Tensor, step: int, reason: int) -> torch.Tensor:
+        """Take in rows that are found lost at a step; returns all that are."""
+        new = found & ~self.lost
+        self.since = torch.where(new, step, self.since)
+        self.reason = torch.where(new, reason, self.reason)
+        self.lost = self.lost | found
+        return self.lost
+
+    def take(self, found: torch.Tensor, step: int) -> None:
+        """These and no others are lost, and it has been told."""
+        self.lost = found
+        self.told = found.cpu()
+
+    def tell(self, rows: Sequence[tuple[int, int]], dt: float) -> str:
+        """Whom that cost since this was asked last, in words; the host waits for the device."""
+        lost = self.lost.cpu()
+        new = (lost & ~self.told).nonzero()[:, 0]
+        self.told = lost
+        if not len(new):
+            return ""
+        since, reason = self.since.cpu(), self.reason.cpu()
+        first = int(new[since[new].argmin()])
+        case, member = rows[first]
+        then, why = int(since[first]) * dt, REASONS[int(reason[first])]
+        return (
+            f"{int(lost.sum())} of {len(lost)} trajectories lost at t = {then:g} (the first now: "
+            f"start {case}, member {member}: {why})"
+        )
+
+
 class CoupledRun:
     """Model, oracle, none and truth side by side.
 
@@ -124,7 +179,7 @@ class CoupledRun:
         self.past = {name: deque(maxlen=kept) for name in self.simulations}
         self.drawn: dict[str, deque[torch.Tensor]]  # closures, newest first
         self.drawn = {name: deque(maxlen=self.memory.previous) for name in self.simulations}
-        self.lost = {name: np.zeros(len(rows), dtype=bool) for name in self.simulations}
+        self.losses = {name: Losses.none(len(rows), coupling.device) for name in self.simulations}
         if "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         self.finer = [name for name in FINER if name in rollout.references]
@@ -190,9 +245,12 @@ class CoupledRun:
         return as_row(transform.to_spectral(from_row(given, self.sides)), self.sides)
 
     def advance(self, calls: int = 1) -> None:
-        """Advance all runs by ``calls`` closure intervals."""
+        """Advance all runs by ``calls`` closure intervals; then tell whom that cost."""
         for _ in range(calls):
             self._interval()
+        for name, losses in self.losses.items():
+            if told := losses.tell(self.rows, self.simulations[name].problem.dt):
+                log.get().warning(f"{name}: {told}; the others go on")
 
     def _interval(self) -> None:
         clock, kind = [time.perf_counter()], self.coupling.kind
@@ -229,9 +287,10 @@ class CoupledRun:
     def _tendency_hat(self, name: str, sensors: Sensors | None) -> torch.Tensor:
         """A fresh sample of the closure for every row of ``model`` or ``mean_gp``.
 
-        A row that has diverged is told once, and is NaN from then on.
+        A row that has diverged is NaN from then on. Nothing here is read by the host.
         """
-        lost = self._mark_lost(name, self.simulations[name].mark_lost(), "its state diverged")
+        losses = self.losses[name]
+        lost = losses.add(self.simulations[name].diverged(), self.step_index, BY_STATE)
         state = as_row(self.simulations[name].state, self.sides)
         state = torch.where(lost[:, None, None], 0.0, state)  # the others go on
         sampler = self.coupling.rollout.sampler.options()
@@ -250,24 +309,11 @@ class CoupledRun:
         drawn = self.closure.sample_hat(request)
         if self.memory.frames:
             self.past[name].append(state)
-        wild = ~drawn.abs().flatten(1).sum(1).isfinite().cpu().numpy()
-        lost = self._mark_lost(name, self.lost[name] | wild, "its closure is not finite")
+        wild = ~drawn.abs().flatten(1).sum(1).isfinite()
+        lost = losses.add(wild, self.step_index, BY_CLOSURE)
         if self.memory.previous:
             self.drawn[name].appendleft(torch.where(lost[:, None, None], 0.0, drawn))
         return from_row(torch.where(lost[:, None, None], torch.nan, drawn), self.sides)
-
-    def _mark_lost(self, name: str, lost: np.ndarray, reason: str) -> torch.Tensor:
-        """Note the rows of a run that are lost, and name those that are so for the first time."""
-        new = np.flatnonzero(lost & ~self.lost[name])
-        self.lost[name] = lost
-        if len(new):
-            case, member = self.rows[new[0]]
-            log.get().warning(
-                f"{name}: {lost.sum()} of {len(lost)} trajectories lost at "
-                f"t = {self.simulations[name].time:g} (the first now: start {case}, "
-                f"member {member}: {reason}); the others go on"
-            )
-        return torch.as_tensor(lost, device=self.coupling.device)
 
     def _history(self, past: deque[torch.Tensor]) -> torch.Tensor | None:
         """Earlier states (rows, frames, ...), newest first."""
@@ -326,4 +372,5 @@ class CoupledRun:
             prefix = f"{name}."
             own = {key: value for key, value in state.items() if key.startswith(prefix)}
             simulation.load_state(**{key.removeprefix(prefix): own[key] for key in own})
-            self.lost[name] = simulation.mark_lost()
+            if name in self.losses:
+                self.losses[name].take(simulation.diverged(), self.step_index)

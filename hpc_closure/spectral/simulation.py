@@ -195,14 +195,18 @@ class Simulation:
         worker = self._workers[0]
         return np.concatenate([worker.levels(self.pairs[chunk]) for chunk in self._chunks])
 
+    def diverged(self) -> Tensor:
+        """Rows ``(members,)`` of bool, on the device, whose state has diverged; on slabs in this
+        rank's columns."""
+        return ~self.pairs.flatten(1).square().sum(1).isfinite()
+
     def mark_lost(self) -> np.ndarray:
         """Rows ``(members,)`` of bool whose state has diverged: from now on all of it is NaN.
 
         Diverged is what is not finite, or so large that its square is not. On slabs every rank
         must call.
         """
-        power = self.pairs.flatten(1).square().sum(1)
-        lost = self.transform.maximum((~power.isfinite()).cpu().numpy().astype(np.int64)) > 0
+        lost = self.transform.maximum(self.diverged().cpu().numpy().astype(np.int64)) > 0
         if lost.any():
             self.pairs[torch.from_numpy(lost).to(self.device)] = torch.nan
         return lost
