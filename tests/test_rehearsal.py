@@ -19,6 +19,7 @@ from hpc_closure.closure.interface import Request
 from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.experiment.schema import Rollout
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.spectral.device_draws import DeviceDraws
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train.engine import Loss
@@ -30,6 +31,13 @@ NOISES = {
     "white": {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005},
     "ring": {"kind": "ring", "wavenumber": 6, "width": 1, "energy_rate": 0.02},
 }
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    """Kernels write into what they are given."""
+    monkeypatch.setattr(DeviceDraws, "__init__", lambda self, draws, std, device: None)
+    monkeypatch.setattr(DeviceDraws, "fill", lambda self, out, *rest, **more: out)
 
 
 @pytest.fixture

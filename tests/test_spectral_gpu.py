@@ -25,6 +25,7 @@ def skip_without_gpu(device):
 
 
 INTERPRETED = """
+import numpy as np
 import torch
 torch.manual_seed(0)
 from hpc_closure.spectral import graphs
@@ -54,6 +55,18 @@ for noise in (wiener, ring, {"kind": "none"}):
             step.step(offset)
         truth.advance(4, torch.view_as_complex(extra) if closure else None)
         assert (sim.state - truth.state).abs().max() < 1e-14 * truth.state.abs().max()
+from hpc_closure.closure import draws
+from hpc_closure.closure.band import band
+from hpc_closure.spectral.device_draws import DeviceDraws, member_keys
+for one in (band(7), band(7, 1.0, 1)):
+    ids = [draws.pair(3, member) for member in range(5)]
+    keys = member_keys(4, "sample", tuple(ids), "cpu")
+    on = DeviceDraws(one.half_plane, np.ones(one.half_plane.box), torch.device("cpu"))
+    out = torch.empty(1, 5, *one.shape, 2, dtype=torch.float64)
+    for item in (0, 7, 1 << 33):
+        drawn = torch.view_as_complex(on.fill(out, keys, draws.STREAM_BASE, item=item)[0])
+        host = draws.white_spectra(one, 4, "sample", ids, item)
+        assert (drawn - host).abs().max() < 1e-14 * host.abs().max()
 print("equal")
 """
 

@@ -648,8 +648,7 @@ class ComposedModel(ClosureModel):
 
     def base_noise(self, law: BaseLaw, key: draws.Key, stream: int) -> Tensor:
         """Draws of a base law, spectra (ids, ...) complex128."""
-        white = draws.white_spectra(self.frame.kept, *key, stream)
-        return law.coloured(white.to(self.device))
+        return law.coloured(draws.white_spectra(self.frame.kept, *key, stream, self.device))
 
     def noise_of_call(self, request: Request, law: BaseLaw) -> Tensor:
         """Base noise of a call, with the residual's memory (:mod:`residual_memory`) if any."""

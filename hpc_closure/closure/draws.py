@@ -5,6 +5,7 @@ the narrower of two draws of one item is the beginning of the wider.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from hpc_closure.closure.band import Band
 from hpc_closure.spectral.counters import WORDS_PER_COUNTER, box_muller, key_of, uniform_bits
+from hpc_closure.spectral.device_draws import DeviceDraws, member_keys
 from hpc_closure.spectral.grid import Grid
 
 __all__ = ["Key", "pair", "uniforms", "white_spectra", "normals"]
@@ -92,8 +94,27 @@ def normals(
 
 
 def white_spectra(
-    band: Band, seed: int, stage: str, ids: Sequence[int], item: int, stream: int = STREAM_BASE
+    band: Band,
+    seed: int,
+    stage: str,
+    ids: Sequence[int],
+    item: int,
+    stream: int = STREAM_BASE,
+    device: torch.device = torch.device("cpu"),
 ) -> Tensor:
-    """Spectra (len(ids), 2K + 1, K + 1), complex128, of real white noise with E|z_hat|^2 = 1."""
-    words = _words(stream, Key(seed, stage, ids, item), band.half_plane.num_drawn)
-    return band.white(box_muller(words))
+    """Spectra (len(ids), 2K + 1, K + 1), complex128, of real white noise with E|z_hat|^2 = 1.
+
+    Drawn on ``device``, from the same words on each.
+    """
+    if device.type == "cpu":
+        words = _words(stream, Key(seed, stage, ids, item), band.half_plane.num_drawn)
+        return band.white(box_muller(words))
+    drawn = torch.empty(1, len(ids), *band.shape, 2, dtype=torch.float64, device=device)
+    keys = member_keys(seed, stage, tuple(ids), str(device))
+    return torch.view_as_complex(_on(band, device).fill(drawn, keys, stream, item=item)[0])
+
+
+@lru_cache(maxsize=8)
+def _on(band: Band, device: torch.device) -> DeviceDraws:
+    """What draws white noise of a band on a device."""
+    return DeviceDraws(band.half_plane, np.ones(band.half_plane.box), device)

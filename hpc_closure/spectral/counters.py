@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,10 +30,13 @@ STREAM_REGIME = 4
 STREAM_BRIDGE = 1 << 16  # + level
 
 
+@lru_cache(maxsize=1 << 16)  # an ensemble draws at every call
 def key_of(seed: int, stage: str, member: int) -> np.ndarray:
     """Philox key ``(2,)`` uint64 of a member: the first 128 bits of a SHA-256."""
     digest = hashlib.sha256(f"{int(seed)}/{stage}/{int(member)}".encode()).digest()
-    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+    key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+    key.setflags(write=False)
+    return key
 
 
 def uniform_bits(

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hpc_closure.spectral.advection import Basdevant
-from hpc_closure.spectral.counters import STREAM_PATH, WORDS_PER_COUNTER
+from hpc_closure.spectral.counters import STREAM_PATH
+from hpc_closure.spectral.device_draws import DeviceDraws, keys_on
 from hpc_closure.spectral.rates import NOISE_BYTES, Rates
 from hpc_closure.spectral.schemes import Explicit, Scheme, Term
 
@@ -42,44 +42,17 @@ class DeviceNoise:
         self.on_device = self.noise.level == 0
         if not self.on_device:
             return
-        from hpc_closure.spectral.kernels import PHILOX_CONSTANTS
-
-        keys = np.stack([self.noise.key(member) for member in self.members])
-        source_of, sign, std = self.noise.compact_law()
-        self.keys = torch.from_numpy(keys.view(np.int64)).to(like.device)
-        self.source = torch.from_numpy(source_of).to(like.device, torch.int32)
-        self.sign = torch.from_numpy(sign).to(like.device, torch.int32)
-        self.std = torch.from_numpy(std * np.sqrt(0.5)).to(like.device)
-        self.first = torch.zeros(1, dtype=torch.int64, device=like.device)
-        self.constants = torch.tensor(PHILOX_CONSTANTS, dtype=torch.int64, device=like.device)
+        self.keys = keys_on(like.device, [self.noise.key(member) for member in self.members])
+        std = self.noise.draws.place_std(self.noise.std)
+        self.draws = DeviceDraws(self.noise.draws, std, like.device)
 
     def draw(self, first: int, count: int) -> None:
         """Fill the first ``count`` rows with the rates of steps ``first ...``."""
         if self.on_device:
-            self._launch(first, count)
+            self.draws.fill(self.rates[:count], self.keys, STREAM_PATH, first)
         else:
             draws = self.noise.draw(self.members, first, count)
             self.rates[:count].copy_(torch.view_as_real(torch.from_numpy(draws)))
-
-    def _launch(self, first: int, count: int) -> None:
-        from hpc_closure.spectral.kernels import draw_kernel
-
-        self.first.fill_(first)
-        size, block = len(self.source), 128
-        draw_kernel[(count * len(self.members), -(-size // block))](
-            self.rates,
-            self.keys,
-            self.constants,
-            self.first,
-            self.source,
-            self.sign,
-            self.std,
-            len(self.members),
-            size,
-            -(-self.noise.num_drawn // WORDS_PER_COUNTER),
-            STREAM_PATH,
-            BLOCK=block,
-        )
 
 
 class PlainStep:

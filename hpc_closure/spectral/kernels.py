@@ -26,9 +26,8 @@ PHILOX_CONSTANTS = tuple(
 
 
 @triton.jit
-def _philox(c0, c2, k0, k1, m0, m1, w0, w1):
-    """Philox4x64-10 of counters ``(c0, 0, c2, 0)``."""
-    c1 = c0 ^ c0
+def _philox(c0, c1, c2, k0, k1, m0, m1, w0, w1):
+    """Philox4x64-10 of counters ``(c0, c1, c2, 0)``."""
     c3 = c0 ^ c0
     for _ in tl.static_range(10):
         high0 = tl.umulhi(m0, c0)
@@ -57,6 +56,7 @@ def draw_kernel(
     size,  # modes in the box
     counters,  # counters per step
     stream,
+    item,
     BLOCK: tl.constexpr,
 ):
     """Rates ``std * z`` of the box of drawn modes; every word as :mod:`counters` draws it."""
@@ -69,6 +69,7 @@ def draw_kernel(
     scale = tl.load(std + mode, mask=inside, other=0.0)
     counter = (tl.load(first) + step) * counters + index // 4 + 1
     c0 = counter.to(tl.uint64, bitcast=True)
+    c1 = (counter * 0 + item).to(tl.uint64, bitcast=True)
     c2 = (counter * 0 + stream).to(tl.uint64, bitcast=True)
     k0 = tl.load(keys + 2 * member).to(tl.uint64, bitcast=True)
     k1 = tl.load(keys + 2 * member + 1).to(tl.uint64, bitcast=True)
@@ -76,7 +77,7 @@ def draw_kernel(
     m1 = tl.load(constants + 1).to(tl.uint64, bitcast=True)
     w0 = tl.load(constants + 2).to(tl.uint64, bitcast=True)
     w1 = tl.load(constants + 3).to(tl.uint64, bitcast=True)
-    a, b, c, d = _philox(c0, c2, k0, k1, m0, m1, w0, w1)
+    a, b, c, d = _philox(c0, c1, c2, k0, k1, m0, m1, w0, w1)
     fourth = index % 4
     word = tl.where(fourth == 0, a, tl.where(fourth == 1, b, tl.where(fourth == 2, c, d)))
     high = (word >> 32).to(tl.int64).to(tl.float64)

@@ -94,12 +94,6 @@ class NoiseModel:
         """Complex normals per member and step."""
         return len(self.std)
 
-    def compact_law(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How a device fills the box: for each mode the draw it takes (``num_drawn``: none), its
-        sign (1, -1 for the conjugate, 0 for the real mean) and its standard deviation."""
-        source, sign = self.draws.assignment()
-        return source, sign, self.draws.place_std(self.std).ravel()
-
     def draw(
         self, members: Sequence[int], first_step: int, steps: int, level: int = 0
     ) -> np.ndarray:
