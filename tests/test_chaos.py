@@ -53,6 +53,7 @@ CHANGES = [
     "cluster.checkpoint_every=0.02",
     "evaluate.samples=4",
     "evaluate.sensors=[]",
+    "evaluate.formats=[png]",
 ]
 PATIENCE = 300  # seconds until a process counts as hung, on a machine busy with other work
 

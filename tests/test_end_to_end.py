@@ -144,7 +144,7 @@ def test_every_kind_of_model_goes_from_the_file_to_the_report(
     side = "evaluate.sensors=[{number: 16}]"
     own = [
         "name=kind",
-        "evaluate.formats=[png]",
+        "evaluate.formats=[]",
         "evaluate.samples=12",
         "use.data=small",
         change,

@@ -58,8 +58,9 @@ def test_a_signal_in_a_destructor_stops_the_verb(experiment, monkeypatch, module
         return real(*words, **options)
 
     monkeypatch.setattr(module, name, loud)
+    drawn = experiment.evaluate.model_copy(update={"formats": ("png",)})
     with pytest.raises(Stopped) as stopped:
-        evaluate.run(experiment, QUIET)
+        evaluate.run(experiment.model_copy(update={"evaluate": drawn}), QUIET)
     assert stopped.value.code == 75 and len(calls) == 1
     assert products(experiment) == []
 

@@ -25,7 +25,7 @@ generate: {{grid: 40, members: 8, t_end: 2.4, record: {{start: 0.5, grid: 20}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4}}
 replicas: {{members: 4, pinned: 1.0}}
 rollout: {{members: 3, cases: 2, t_start: 2.0, t_end: 2.4}}
-evaluate: {{lead_times: [0.1, 0.4], samples: 8, members: 4, formats: [png]}}
+evaluate: {{lead_times: [0.1, 0.4], samples: 8, members: 4, formats: []}}
 cluster: {{members_per_block: 8, device: cpu, threads: 1}}
 """
 

@@ -126,7 +126,7 @@ train: {grid: 32, window: null, split: [0.5, 0.25, 0.25], steps: 150, batch: 4,
         validate_every: 20, checkpoint_every: 20}
 rollout: {members: 4, t_start: 0.05, t_end: 0.1, every: 0.01, interval: 5, sensors: null}
 evaluate: {lead_times: [0.05], grids: [32], samples: 4, members: 4, sensors: [{number: 16}],
-           formats: [png]}
+           formats: []}
 cluster: {members_per_block: 2, profile: testbed, walltime: 10m, signal_lead: 1m, threads: 1}
 """
 

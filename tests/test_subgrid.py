@@ -26,7 +26,7 @@ model: {{preset: gaussian, conditions: {{previous: 2}}}}
 train: {{split: [0.5, 0.25, 0.25]}}
 replicas: {{members: 6}}
 rollout: {{members: 8, cases: 5, t_start: 2.0, t_end: 3.0, every: 0.5}}
-evaluate: {{lead_times: [0.5, 1.0], samples: 12, members: 8, formats: [png]}}
+evaluate: {{lead_times: [0.5, 1.0], samples: 12, members: 8, formats: []}}
 cluster: {{members_per_block: 24, device: cpu, threads: 1}}
 """
 

@@ -27,7 +27,7 @@ train: {{grid: 16, window: [0.2, 0.4], split: [0.5, 0.25, 0.25], steps: 4, batch
         validate_every: 2, checkpoint_every: 2}}
 rollout: {{members: 20, t_start: 0.2, t_end: 0.4, every: 0.1, interval: 2}}
 evaluate: {{lead_times: [0.1, 0.2], grids: [16], samples: 4, members: 4, sensors: [],
-           formats: [png],
+           formats: [],
            event: {{lead_time: 0.2}}}}
 cluster: {{members_per_block: 10, device: cpu}}
 """

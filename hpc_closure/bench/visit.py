@@ -85,7 +85,7 @@ SMALL = [
     "evaluate.samples=4",
     "evaluate.members=4",
     "evaluate.sensors=[]",
-    "evaluate.formats=[png]",
+    "evaluate.formats=[]",
 ]
 
 

@@ -61,8 +61,13 @@ def draw(
     rows: DataFrame,
     device: str,
 ) -> Iterator[Picture]:
-    """All pictures of a run; ``device`` names the machine that the costs were measured on."""
+    """All pictures of a run, none without ``evaluate.formats``.
+
+    ``device`` names the machine that the costs were measured on.
+    """
     target = inputs.target
+    if not inputs.experiment.evaluate.formats:
+        return
     inputs.run.figures.mkdir(parents=True, exist_ok=True)
     album = Album(inputs.run.figures, inputs.experiment.evaluate.formats)
     if (shown := one_state.answer(inputs)) is not None:

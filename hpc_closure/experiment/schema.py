@@ -510,10 +510,10 @@ class Evaluate(Section):
         "file, or a shipped model",
     )
     event: Event | None = Field(None, description="probability asked of the coupled ensemble")
-    formats: Annotated[tuple[Literal["png", "pdf"], ...], Field(min_length=1)] = Field(
+    formats: tuple[Literal["png", "pdf"], ...] = Field(
         ("png", "pdf"),
-        description="of the figures; png is always written, the report shows it, and half the "
-        "time of drawing is the pdf's",
+        description="of the figures; the report shows the png, which is written for any; with [] "
+        "none are drawn, which is most of the time of a small evaluation",
     )
     seed: int = 0
 
