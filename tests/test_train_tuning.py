@@ -11,7 +11,7 @@ from hpc_closure.closure.targets import advance_with, reduced_problem
 from hpc_closure.experiment import reading
 from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.train.tuning import tune
+from hpc_closure.train.tuning import Trial, tune
 from hpc_closure.work.stop import Stop, Stopped
 
 TRUE = CONSTANTS[6]
@@ -87,6 +87,29 @@ def test_another_law_is_worse(case):
         model = build({"preset": kind}, 32)
         errors[kind] = float(tune(model, experiment, store).split("error ")[1].split()[0])
     assert 0.02 < errors["leith"] < 1 and 0.02 < errors["jansen_held"] < 1
+
+
+def test_a_choice_that_loses_a_trajectory_later_is_not_taken(case, monkeypatch):
+    """Best over the lead times, and lost after them."""
+    experiment, store = case
+    model = build({"preset": "smagorinsky"}, 32)
+    real, asked = Trial.holds, []
+
+    def holds(self, option, stop):
+        asked.append(option)
+        return option != (TRUE,) and real(self, option, stop)
+
+    monkeypatch.setattr(Trial, "holds", holds)
+    told = tune(model, experiment, store)
+    assert asked[0] == (TRUE,) and model.constants == asked[1] != (TRUE,)
+    assert told.endswith("; 1 better one(s) lose a trajectory within 3")
+
+
+def test_a_long_run_tells_what_blows_up(case):
+    experiment, store = case
+    trial = Trial(build({"preset": "jansen_held"}, 32), experiment, store)
+    assert trial.holds((0.3, 0.0), Stop())
+    assert not trial.holds((0.6, 3.0), Stop())  # gives back more than it takes
 
 
 def test_a_given_constant_stays():

@@ -2,10 +2,13 @@
 
 Every choice runs in the reduced solver from the state of ``rollout.t_start``, as the coupled run
 would call it; the best has the least mean absolute error of the vorticity over that of the bare
-solver, averaged over lead times.
+solver, averaged over lead times, among those that lose no trajectory in a longer run: what is
+given back can blow up long after the lead times that tell choices apart.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 CALLS = 40  # closure calls at most: farther no choice tells from another
 TRAJECTORIES = 16  # at most
+LONGER = 3  # times the calls: how long a choice must hold
 
 
 def tune(
@@ -36,15 +40,22 @@ def tune(
     """
     options = candidates(model.config)
     trial = Trial(model, experiment, store)
-    scores = trial.scores(options, stop or Stop())
-    best = int(torch.where(scores.isfinite(), scores, math.inf).argmin())
+    stop = stop or Stop()
+    scores = trial.scores(options, stop)
+    order = torch.where(scores.isfinite(), scores, math.inf).argsort().tolist()
+    lost = list(itertools.takewhile(lambda one: not trial.holds(options[one], stop), order))
+    best = order[len(lost)] if len(lost) < len(order) else order[0]
     model.constants = options[best]
     named = " ".join(f"{value:g}" for value in model.constants) or "the flow's"
-    return (
-        f"constants {named}: error {float(scores[best]):.3f} of the bare solver's over "
-        f"{trial.calls * trial.interval * trial.dt:g} time units, {len(trial.members)} validation "
-        f"trajectories, {len(options)} choice(s)"
+    span = trial.calls * trial.interval * trial.dt
+    told = (
+        f"constants {named}: error {float(scores[best]):.3f} of the bare solver's over {span:g} "
+        f"time units, {len(trial.members)} validation trajectories, {len(options)} choice(s)"
     )
+    if lost:
+        whose = "every one loses" if len(lost) == len(order) else f"{len(lost)} better one(s) lose"
+        told += f"; {whose} a trajectory within {LONGER * span:g}"
+    return told
 
 
 class Trial:
@@ -75,23 +86,43 @@ class Trial:
 
     def scores(self, options: list[tuple[float, ...]], stop: Stop) -> Tensor:
         """(options,) mean over lead times of the error over the bare solver's; NaN if it ends."""
-        count, runs = len(self.members), len(options) + 1  # the last is the bare solver
-        numbers = torch.tensor([*options, (0.0,) * len(options[0])], dtype=torch.float64)
-        constants = numbers.repeat_interleave(count, 0).T[..., None, None]
-        simulation = Simulation(self.problem, range(runs * count), self.seed)
-        start = simulation.transform.to_spectral(torch.from_numpy(self.truth[0]))
-        simulation.load_state(self.first_step, start.repeat(runs, 1, 1))
-        acts = torch.ones(runs * count, 1, 1)
-        acts[-count:] = 0
-        modes, errors = simulation.grid.modes, []
-        for call in range(1, self.calls + 1):
-            stop.check()
-            state = resize(simulation.state, self.model.band.modes)
-            tendency = resize(self.model.tendency(state, list(constants)), modes) * acts
-            advance_with(simulation, self.kind, self.interval, tendency)
+        count, runs, errors = len(self.members), len(options) + 1, []  # the last is the bare one
+        for call, simulation in self._run([*options, (0.0,) * len(options[0])], True, stop):
             if call in self.truth:
                 fields = simulation.transform.to_physical(simulation.state)
                 error = fields.unflatten(0, (runs, count)) - torch.from_numpy(self.truth[call])
                 errors.append(error.abs().mean((1, 2, 3)))
+            if call == self.calls:
+                break
         found = torch.stack(errors)
         return (found[:, :-1] / found[:, -1:]).mean(0)
+
+    def holds(self, option: tuple[float, ...], stop: Stop) -> bool:
+        """Whether no trajectory is lost in a longer run."""
+        for call, simulation in self._run([option], False, stop):
+            if call % self.calls == 0 and bool(simulation.diverged().any()):
+                return False
+            if call == LONGER * self.calls:
+                break
+        return True
+
+    def _run(
+        self, options: list[tuple[float, ...]], last_is_bare: bool, stop: Stop
+    ) -> Iterator[tuple[int, Simulation]]:
+        """Closure calls taken, and the runs of every option from every start after them."""
+        count, runs = len(self.members), len(options)
+        constants = torch.tensor(options, dtype=torch.float64)
+        constants = constants.repeat_interleave(count, 0).T[..., None, None]
+        simulation = Simulation(self.problem, range(runs * count), self.seed)
+        start = simulation.transform.to_spectral(torch.from_numpy(self.truth[0]))
+        simulation.load_state(self.first_step, start.repeat(runs, 1, 1))
+        acts = torch.ones(runs * count, 1, 1)
+        if last_is_bare:
+            acts[-count:] = 0
+        modes = simulation.grid.modes
+        for call in itertools.count(1):
+            stop.check()
+            state = resize(simulation.state, self.model.band.modes)
+            tendency = resize(self.model.tendency(state, list(constants)), modes) * acts
+            advance_with(simulation, self.kind, self.interval, tendency)
+            yield call, simulation
