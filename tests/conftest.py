@@ -13,14 +13,10 @@ for launcher_variable in ("PMI_RANK", "PMI_SIZE", "RANK", "WORLD_SIZE"):
     os.environ.pop(launcher_variable, None)
 
 BIN = Path(sys.executable).parent
-# minutes each; they begin first, so that parallel workers, which share files out, end together
-LONGEST = ("chaos", "faults", "end_to_end", "train_engine", "spectral_mpi", "bad_input", "docs")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Longest files first; tests marked long run when they are asked for by that name."""
-    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    """Tests marked long run when they are asked for by that name."""
     if "long" not in config.option.markexpr:
         left_out = [item for item in items if "long" in item.keywords]
         config.hook.pytest_deselected(items=left_out)
