@@ -7,7 +7,6 @@ not run again, a verb continues, a bench that was cut begins anew.
 ``OUT/visit.json`` and ``OUT/visit.txt`` are made from whatever is there.
 """
 
-import json
 import subprocess
 import sys
 import time
@@ -155,16 +154,12 @@ class Visit:
     place: Place
     seconds: float
     report: Callable[[str], None] = print
-    clock: Callable[[], float] = time.monotonic
-    began: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.began = self.clock()
+    began: float = field(init=False, default_factory=time.monotonic)
 
     @property
     def left(self) -> float:
         """Seconds left."""
-        return self.seconds - (self.clock() - self.began)
+        return self.seconds - (time.monotonic() - self.began)
 
     def run(self, chosen: Sequence[str] = ()) -> int:
         """Go through all parts, or those ``chosen``.
@@ -202,7 +197,7 @@ class Visit:
         stem.parent.mkdir(parents=True, exist_ok=True)
         records = stem.with_suffix(".records")
         extra = ["--json", str(records)] if step.records else []
-        begin, before = self.clock(), float(made.get("seconds", 0.0))
+        begin, before = time.monotonic(), float(made.get("seconds", 0.0))
         with stem.with_suffix(".log").open("a", encoding="utf-8") as log:
             code = _within(command + extra, self.left, log)
         state = "done" if code == 0 else "stopped" if code == EXIT_STOPPED else "failed"
@@ -212,7 +207,7 @@ class Visit:
             "began": made.get("began", time.time()),
             "state": state,
             "exit": code,
-            "seconds": round(before + self.clock() - begin, 2),
+            "seconds": round(before + time.monotonic() - begin, 2),
             "command": command[1:],
             "version": hpc_closure.__version__,
             "records": _read(records),
@@ -244,7 +239,7 @@ def _within(command: Sequence[str], seconds: float, log: Any) -> int:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object, or nothing where there is none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = atomic.read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

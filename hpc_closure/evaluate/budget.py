@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpc_closure.evaluate.intervals import block_interval
+from hpc_closure.evaluate.intervals import interval_columns
 from hpc_closure.evaluate.scores import distance
 from hpc_closure.evaluate.spectra import integer_k2, per_shell, power, transform
 
@@ -87,6 +87,5 @@ class Budget:
                 "_distance": lambda s, a=own, b=truth: distance(s[a], s[b]),  # type: ignore
             }
             for name, form in forms.items():
-                value, low, high = block_interval(work, blocks, form)
-                numbers = {"value": float(value), "low": float(low), "high": float(high)}
+                numbers = interval_columns(work, blocks, form)
                 yield {"score": f"work_{quantity}{name}", **numbers}

@@ -75,8 +75,8 @@ class Climate:
         self.flow, self.since = flow, truth.shape[1] // 2
         self._number = truth.shape[1] - self.since
         self._sums: dict[str, dict[str, Tensor]] = {}
-        spectra = flow.measure(truth.flatten(0, 1))
-        largest = {name: spectra[f"{name}_spectrum"].sum(-1).max() for name in flow.quantities}
+        spectra = Diagnostics(flow.simulation(truth.flatten(0, 1)))
+        largest = {name: spectra.spectrum(name).sum(-1).max() for name in flow.quantities}
         largest["values"] = truth.abs().max()
         self._edges = {
             name: float(size) * torch.linspace(*REACH.get(name, TOTAL), BINS - 1).double()

@@ -20,6 +20,14 @@ MIN_BLOCKS = 4  # fewer blocks say nothing about their spread
 Means = Mapping[str, Tensor]
 
 
+def interval_columns(
+    values: Mapping[str, Tensor], blocks: Tensor, formula: Callable[[Means], Tensor]
+) -> dict[str, float]:
+    """Columns ``value, low, high`` of a single number, by :func:`block_interval`."""
+    found = block_interval(values, blocks, formula)
+    return dict(zip(("value", "low", "high"), map(float, found), strict=True))
+
+
 def block_interval(
     values: Mapping[str, Tensor],
     blocks: Tensor,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.losses import energy_of, square_distances
-from hpc_closure.evaluate.intervals import block_interval
+from hpc_closure.evaluate.intervals import interval_columns
 from hpc_closure.evaluate.scores import valid_time
 
 CORRELATED = 0.95  # of a member with the truth
@@ -64,9 +64,7 @@ def joint_scores(
             both = {**energy, "law": truth.energy_score}
             forms["energy_score_joint_ratio"] = (both, lambda means: means["own"] / means["law"])
         for score, (values, form) in forms.items():
-            if not all(bool(value.isfinite().all()) for value in values.values()):
-                value = low = high = torch.tensor(torch.inf)
-            else:
-                value, low, high = block_interval(values, blocks, form)
-            numbers = {"value": float(value), "low": float(low), "high": float(high)}
+            numbers = dict.fromkeys(("value", "low", "high"), torch.inf)
+            if all(bool(value.isfinite().all()) for value in values.values()):
+                numbers = interval_columns(values, blocks, form)
             yield method, {"score": score, **numbers}

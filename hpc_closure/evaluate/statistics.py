@@ -5,6 +5,7 @@ Nothing else is kept of an ensemble, so any number of samples passes through bou
 every score gets its interval from the same statistics (:mod:`~hpc_closure.evaluate.intervals`).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from hpc_closure.closure.losses import crps, energy_score
 from hpc_closure.evaluate import scores
-from hpc_closure.evaluate.intervals import Means, block_interval
+from hpc_closure.evaluate.intervals import Means, block_interval, interval_columns
 from hpc_closure.evaluate.rank_histogram import rank_p, smallest_seen
 from hpc_closure.evaluate.rows import Absent, frame
 from hpc_closure.evaluate.spectra import shell_statistics
@@ -255,19 +256,13 @@ def _of_spectra(statistics: Statistics, blocks: Tensor) -> Iterator[dict]:
         parts = {need: shells[need] for need in formula.needs}
         if not all(part.isfinite().all() for part in parts.values()):
             continue
-        value, low, high = block_interval(
+        numbers = interval_columns(
             parts,
             blocks,
             lambda means, form=formula.form: form(means, statistics.members),  # type: ignore
         )
-        if not value.isnan():
-            yield {
-                "score": name,
-                "shell": None,
-                "value": float(value),
-                "low": float(low),
-                "high": float(high),
-            }
+        if not math.isnan(numbers["value"]):
+            yield {"score": name, "shell": None, **numbers}
 
 
 def _extremes(shells: Mapping[str, Tensor], blocks: Tensor) -> Iterator[dict]:
@@ -280,20 +275,14 @@ def _extremes(shells: Mapping[str, Tensor], blocks: Tensor) -> Iterator[dict]:
     if not judged.any():
         return
     for name, extreme in (("lowest", torch.amin), ("highest", torch.amax)):
-        value, low, high = block_interval(
+        numbers = interval_columns(
             {key: part[:, judged] for key, part in values.items()},
             blocks,
             lambda s, pick=extreme: pick(  # type: ignore
                 scores.spread_ratio(s["variance"], s["reference_variance"]), -1
             ),
         )
-        yield {
-            "score": f"spread_ratio_{name}",
-            "shell": None,
-            "value": float(value),
-            "low": float(low),
-            "high": float(high),
-        }
+        yield {"score": f"spread_ratio_{name}", "shell": None, **numbers}
 
 
 def _places(which: str, denominator: Tensor) -> list:
