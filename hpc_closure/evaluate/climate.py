@@ -49,11 +49,12 @@ class Flow:
 
     def measure(self, states: Tensor) -> dict[str, Tensor]:
         """``energy_spectrum``, ``energy_transfer`` and so on, (B, shells) each."""
-        shells = Diagnostics(self.simulation(states))
+        transfers = [f"{quantity}_transfer" for quantity in self.quantities]
+        names = [*self.quantities, *transfers]
+        found = Diagnostics(self.simulation(states)).spectra(names)
         return {
-            f"{quantity}_{kind}": torch.from_numpy(shells.spectrum(name))
-            for quantity in self.quantities
-            for kind, name in (("spectrum", quantity), ("transfer", f"{quantity}_transfer"))
+            name if name in transfers else f"{name}_spectrum": torch.from_numpy(part)
+            for name, part in found.items()
         }
 
     def after(self, states: Tensor, steps: int) -> Tensor:

@@ -95,8 +95,9 @@ class DNSBlock(Block):
             return
         self._mark_lost()
         entries = self.diagnostics.measure()
-        for name in self.experiment.generate.record.spectra:
-            entries[f"{name}_spectrum"] = self.diagnostics.spectrum(name)
+        if wanted := self.experiment.generate.record.spectra:
+            for name, spectrum in self.diagnostics.spectra(wanted).items():
+                entries[f"{name}_spectrum"] = spectrum
         if self.writer is not None:
             self.writer.write_series(self.series_steps.index(self.step_index), entries)
 

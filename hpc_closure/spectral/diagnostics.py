@@ -9,6 +9,8 @@ of ranks or on the other members.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -114,13 +116,21 @@ class Diagnostics:
             quantity: ``energy``, ``enstrophy``, ``energy_transfer`` or ``enstrophy_transfer``
                 (what the nonlinear term brings to each shell per unit time).
         """
-        w = self.state()
-        kind, _, transfer = quantity.partition("_")
-        if quantity not in SPECTRA:
-            raise ValueError(f"no spectrum of {quantity!r}")
-        density = _inner(self.nonlinear(), w) if transfer else 0.5 * _square(w)
-        density = density * (self.to_energy if kind == "energy" else 1.0)
-        return self.simulation.grid.shell_sum(torch.from_numpy(density)).numpy()
+        return self.spectra([quantity])[quantity]
+
+    def spectra(self, quantities: Sequence[str]) -> dict[str, np.ndarray]:
+        """Several of them by name: the nonlinear term is computed once."""
+        if unknown := [quantity for quantity in quantities if quantity not in SPECTRA]:
+            raise ValueError(f"no spectrum of {unknown[0]!r}")
+        w, out = self.state(), {}
+        densities = {"": 0.5 * _square(w)}
+        if any(quantity.endswith("_transfer") for quantity in quantities):
+            densities["transfer"] = _inner(self.nonlinear(), w)
+        for quantity in quantities:
+            kind, _, which = quantity.partition("_")
+            density = densities[which] * (self.to_energy if kind == "energy" else 1.0)
+            out[quantity] = self.simulation.grid.shell_sum(torch.from_numpy(density)).numpy()
+        return out
 
     def transfer(self) -> dict[str, np.ndarray]:
         """Sums of the nonlinear transfers, which vanish, and of their magnitudes."""
