@@ -13,6 +13,7 @@ how draws fill them is the same, :mod:`~hpc_closure.spectral.grid` and
 :mod:`~hpc_closure.spectral.half_plane`.
 """
 
+import math
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -25,6 +26,7 @@ from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
 __all__ = ["Band", "band"]
 
 KEPT_LAYOUTS = 8
+LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 
 
 class Band:
@@ -164,16 +166,25 @@ class Band:
         """Group values (..., groups) to every mode of the spectrum."""
         return by_group[..., self.groups.to(by_group.device)]
 
-    def largest(self, w_hat: Tensor, modes: int = 2) -> Tensor:
-        """The modes |kx|, |ky| <= ``modes`` as real numbers, (..., (2 modes + 1)^2)."""
-        low = resize(w_hat, modes)
-        column = low[..., : modes + 1, 0]
-        parts = [
-            column.real,
-            column[..., 1:].imag,
-            *(half.flatten(-2) for half in (low[..., 1:].real, low[..., 1:].imag)),
-        ]
-        return torch.cat(parts, dim=-1)
+    def largest(self, w_hat: Tensor) -> Tensor:
+        """The modes |kx|, |ky| <= 2 as real numbers, (..., 25)."""
+        if self.modes < 2:
+            return band(2, self.length).largest(resize(w_hat, 2))
+        pairs = torch.view_as_real(w_hat.resolve_conj()).flatten(-3)
+        return pairs.index_select(-1, self.on("largest_places", w_hat.device, torch.int64))
+
+    @cached_property
+    def largest_places(self) -> Tensor:
+        """Where :meth:`largest` finds its numbers among the real pairs of a spectrum, int64.
+
+        The column ky = 0, real and (but for the mean) imaginary, then the others, kx by kx.
+        """
+        kx = torch.tensor([0, 1, 2, -2, -1]) % self.shape[0]
+        places = 2 * (kx[:, None] * self.shape[1] + torch.arange(3))
+        column = places[:3, 0]
+        return torch.cat(
+            [column, column[1:] + 1, places[:, 1:].flatten(), places[:, 1:].flatten() + 1]
+        )
 
     def summary(self, w_hat: Tensor) -> Tensor:
         """Numbers (..., 51) of a state: its largest modes, the same over its rms, log rms.
@@ -189,16 +200,32 @@ class Band:
         return torch.cat([low, low / rms, rms.log()], dim=-1)
 
     def place_largest(self, numbers: Tensor) -> Tensor:
-        """Inverse of :meth:`largest` for 2 modes: (..., 25) numbers to a spectrum, else zero."""
+        """Inverse of :meth:`largest`: (..., 25) numbers to a spectrum, else zero."""
         if numbers.dtype == torch.bfloat16:  # there are no complex numbers of it
             numbers = numbers.float()
-        column = torch.complex(numbers[..., :3], nn.functional.pad(numbers[..., 3:5], (1, 0)))
-        column = torch.cat([column, column[..., 1:].flip(-1).conj()], dim=-1)
-        real, imaginary = (
-            part.unflatten(-1, (5, 2)) for part in numbers[..., 5:].chunk(2, dim=-1)
+        if self.modes < 2:
+            return resize(band(2, self.length).place_largest(numbers), self.modes)
+        known = nn.functional.pad(numbers, (0, 1)).index_select(
+            -1, self.on("largest_sources", numbers.device, torch.int64)
         )
-        low = torch.cat([column[..., None], torch.complex(real, imaginary)], dim=-1)
-        return resize(low, self.modes)
+        known = known * self.on("largest_signs", numbers.device, numbers.dtype)
+        return torch.view_as_complex(known.unflatten(-1, (*self.shape, 2)))
+
+    @cached_property
+    def largest_sources(self) -> Tensor:
+        """For each of a spectrum's real pairs which of the 25 numbers it is; 25 where none is."""
+        sources = torch.full((2 * math.prod(self.shape),), LARGEST)
+        sources[self.largest_places] = torch.arange(LARGEST)
+        pairs = sources.view(*self.shape, 2)
+        pairs[-2:, 0] = pairs[1:3, 0].flip(0)  # the column of a real field
+        return sources
+
+    @cached_property
+    def largest_signs(self) -> Tensor:
+        """-1 where the real pair is that of a conjugate, else 1."""
+        signs = torch.ones(*self.shape, 2)
+        signs[-2:, 0, 1] = -1.0
+        return signs.flatten()
 
     def white(self, normals: np.ndarray) -> Tensor:
         """Complex normals (B, H) of the half plane, E|z|^2 = 2, to the spectrum of white noise.

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, pad
 
+from hpc_closure.closure.band import LARGEST
 from hpc_closure.closure.fno import Pointwise, SpectralConv2d
 
 __all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
 
-LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 SUMMARY = 2 * LARGEST + 1  # of a state: those, the same over its rms, log rms
 HARMONICS = 8  # of the noise level's angle
 NOISY = 2 * HARMONICS + LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state
@@ -58,13 +58,13 @@ class FourierBlock(nn.Module):
         self, x: Tensor, shift: Tensor | None = None, gate: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Output, and the products (B, products, n, n) beside it."""
-        width = x.shape[1]
-        local = self.local(x)
-        hidden = self.spectral(x) + local[:, :width]
+        # one split: a slice of its own would have a gradient of the whole's size, mostly zeros
+        sizes = (x.shape[1], self.products, self.products)
+        local, one, other = self.local(x).split(sizes, dim=1)
+        hidden = self.spectral(x) + local
         hidden = gelu(hidden if shift is None else hidden + shift)
         if gate is not None:
             hidden = hidden + hidden * gate
-        one, other = local[:, width:].chunk(2, dim=1)
         product = one * other
         return x + self.out(torch.cat([hidden, product], dim=1)), product
 
