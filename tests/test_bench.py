@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hpc_closure.bench import dns, gradient, intervals, measure, peers, sampling, training
+from hpc_closure.bench import dns, gradient, intervals, measure, peers, sampling, sizes, training
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.networks import published_network, to_published_form
@@ -215,6 +215,22 @@ def test_training_records():
     narrow, full, *published = (r["network_grid"] for r in records[:5])
     assert narrow < full and published == [32, 32, 32]  # the residual has few modes, or all
     assert all((r["ratio"] is None) == (r["method"] == "published") for r in records)
+
+
+def test_sizes_are_judged_and_the_front_is_marked():
+    known, told = Known("regimes", 16), []
+    few = [sizes.Size(4, 1, 4), sizes.Size(8, 2, 4)]
+    plan = sampling.Plan(states=4, members=4, repeats=1)
+    rows = sizes.run(known, few, plan, samples=12, steps=3, report=told.append)
+    assert rows == told and [row["width"] for row in rows] == [4, 8]
+    assert rows[0]["weights"] < rows[1]["weights"]
+    assert all(set(sizes.COLUMNS) == set(row) for row in rows)
+    made = [
+        {"train_s": cost, "crps_ratio": score}
+        for cost, score in ((1, 1.2), (2, 1.1), (2, 1.2), (3, 1.1), (4, 1.0))
+    ]
+    sizes.mark_front(made)
+    assert [row["front"] for row in made] == ["yes", "yes", "no", "no", "yes"]
 
 
 @pytest.mark.parametrize("case", ["diffusion", "amplitude", "regimes"])

@@ -202,6 +202,59 @@ def sampling(
 
 
 @app.command()
+def sizes(
+    case: Annotated[
+        str, typer.Option(help="Law of the data: diffusion, amplitude or regimes.")
+    ] = "regimes",
+    grid: Annotated[int, typer.Option(help="Points per side.")] = 32,
+    full_band: Annotated[
+        bool, typer.Option("--full-band", help="Noise that has all modes of the grid.")
+    ] = False,
+    size: Annotated[
+        str, typer.Option(help="Width, layers and modes of each.", metavar="WxLxM,...")
+    ] = "12x2x6,16x2x6,16x3x8,24x3x8",
+    states: Annotated[int, typer.Option(help="Unseen states.")] = 200,
+    members: Annotated[int, typer.Option(help="Members per state.")] = 32,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 2000,
+    samples: Annotated[int, typer.Option(help="States to train on.")] = 6000,
+    threads: Threads = 0,
+    json: Json = None,
+):
+    """CRPS, spread and cost of networks of several sizes on data with a known law."""
+    from hpc_closure.bench import sizes as bench
+    from hpc_closure.bench.known import WHITE, Known
+    from hpc_closure.bench.sampling import Plan
+
+    with _usage():
+        machine = _machine("cpu", threads)
+        known = Known(case, grid, correlation=WHITE) if full_band else Known(case, grid)
+        chosen = [_size(word) for word in _words(size)]
+        plan, shown = Plan(states=states, members=members), 0
+
+        def report(row: dict) -> None:
+            nonlocal shown
+            shown += 1
+            print(f"{shown} of {len(chosen)}: crps_ratio {row['crps_ratio']:.4f}", flush=True)
+
+        records = bench.run(known, chosen, plan, samples=samples, steps=steps, report=report)
+        _print(records, bench.COLUMNS)
+        _save(json, machine, records)
+
+
+def _size(word: str):
+    """Of networks, from what ``--size`` says of it."""
+    from hpc_closure.bench.sizes import Size
+
+    try:
+        width, layers, modes = (int(number) for number in word.split("x"))
+    except ValueError:
+        raise ValueError(
+            f"--size {word}: expected width x layers x modes, for example 16x2x6"
+        ) from None
+    return Size(width, layers, modes)
+
+
+@app.command()
 def intervals(
     blocks: Annotated[
         str, typer.Option(help="Trajectories that are scored.", metavar="N,...")

@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "amplitude": {"kind": "state_amplitude", "strength": 1.0, **PUBLISHED},
     "regimes": {"kind": "two_regimes", "hold": 1e-3, **PUBLISHED},
 }
+WHITE = 1e-7  # correlation length squared of a noise that has all modes
 CHUNK = 100
 # first state of each kind: no two kinds share one
 FIRST = {"train": 0, "valid": 2_000_000, "test": 3_000_000}
@@ -115,6 +116,7 @@ def fit(
     steps: int = 2000,
     batch: int = 64,
     config: dict | None = None,
+    data: trainer.TrainData | None = None,
 ) -> ClosureModel:
     """The default model, trained on fresh draws of the law.
 
@@ -124,10 +126,11 @@ def fit(
         steps: of the optimiser, all phases together; 0 fits the closed-form parts only.
         batch: of a step.
         config: differences from the ``default`` preset.
+        data: drawn before, by :meth:`Known.data`; ``samples`` then says nothing.
     """
     torch.manual_seed(known.seed)
     model = build(config or {}, known.grid)
-    data = known.data(samples)
+    data = data or known.data(samples)
     if not steps:
         for phase in model.phases:
             model.begin(phase.name, data.of(phase.members).passes)

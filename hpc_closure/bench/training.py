@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from hpc_closure.bench import measure
-from hpc_closure.bench.known import Known, fit
+from hpc_closure.bench.known import WHITE, Known, fit
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.networks import (
     published_loss,
@@ -35,7 +35,6 @@ from hpc_closure.train.engine import TorchEngine
 from hpc_closure.train.processes import Processes
 
 PUBLISHED, FORMS = "published", ("fft", "matrix")
-WHITE = 1e-7  # length squared of a noise that has all modes
 COLUMNS = {
     "case": "",
     "grid": "d",

@@ -1,0 +1,93 @@
+"""Calibration against the size of the networks, on a known law.
+
+A model of each size is trained for as many steps on the same draws (:mod:`.known`), and judged on
+states that it has not seen (:mod:`.sampling`), with its own sampler. ``score``: whether the
+generator has earned its place. ``front``: no other size is cheaper to train and as near the law.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from hpc_closure.bench import sampling
+from hpc_closure.bench.known import Known, fit
+
+COLUMNS = {
+    "width": "d",
+    "layers": "d",
+    "modes": "d",
+    "weights": "d",
+    "score": "",
+    "train_s": ".1f",
+    "sample_ms": ".1f",
+    "crps_ratio": ".4f",
+    "crps_low": ".4f",
+    "crps_high": ".4f",
+    "spread_ratio": ".4f",
+    "lowest": ".3f",
+    "highest": ".3f",
+    "calm": ".3f",
+    "wild": ".3f",
+    "front": "",
+}
+SCORES = [key for key in COLUMNS if key in sampling.COLUMNS]
+
+
+class Size(NamedTuple):
+    """Of a model's networks: keys of its section."""
+
+    width: int
+    layers: int
+    modes: int
+
+
+def run(
+    known: Known,
+    sizes: Sequence[Size],
+    plan: sampling.Plan,
+    *,
+    samples: int = 2000,
+    steps: int = 2000,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> list[dict[str, Any]]:
+    """Records, one a size: seconds of training, milliseconds of a sample, scores.
+
+    Args:
+        known: the law.
+        sizes: what is compared.
+        plan: states and members; methods and budgets are those of the models.
+        samples: states of each half of the training data.
+        steps: of every training.
+        report: told each row as it is there, without ``front``.
+    """
+    rows: list[dict[str, Any]] = []
+    data = known.data(samples)
+    for size in sizes:
+        began = time.perf_counter()
+        model = fit(known, data=data, steps=steps, config=size._asdict())
+        took = time.perf_counter() - began
+        method, evaluations = model.config["method"], int(model.config["evaluations"])
+        own = replace(plan, methods=(method,), evaluations=(evaluations,))
+        scores = sampling.run(known, model, own)[-1]
+        row = {
+            **size._asdict(),
+            "weights": model.num_parameters(),
+            "score": "acts" if model.score_active else "does not act",
+            "train_s": took,
+            "sample_ms": scores["cost_ms"],
+            **{key: scores[key] for key in SCORES},
+        }
+        report(row)
+        rows.append(row)
+    mark_front(rows)
+    return rows
+
+
+def mark_front(rows: list[dict[str, Any]]) -> None:
+    """Say in ``front`` of each row whether no other is as good in one respect and better in the
+    other."""
+    places = [(row["train_s"], row["crps_ratio"]) for row in rows]
+    for row, (cost, score) in zip(rows, places, strict=True):
+        beaten = any(a <= cost and b <= score and (a < cost or b < score) for a, b in places)
+        row["front"] = "no" if beaten else "yes"
