@@ -10,6 +10,7 @@ import trajectory_case as case
 from hpc_closure.closure import trajectory
 from hpc_closure.closure.artifact import Closure, load, save
 from hpc_closure.closure.header import Header
+from hpc_closure.closure.reader import Reader
 from hpc_closure.experiment.schema import Rollout
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.spectral.grid import to_spectra
@@ -173,9 +174,9 @@ def test_coupled_ensembles_are_brought_to_spread_as_they_err():
         model.adjustment.log_noise -= 0.5
     part = case.data().valid.followed(4)
     batches = [part.gather(part.some(64))]
-    before = model.trajectories.spread_skill(model, batches, 1)
+    before = model.trajectories.spread_skill(model, Reader(batches), 1)
     report = model.begin("noise", batches)
-    after = model.trajectories.spread_skill(model, batches, 1)
+    after = model.trajectories.spread_skill(model, Reader(batches), 1)
     assert before[3:].max() < 0.85
     assert (after[3:] - 1).abs().max() < 0.1 < (before[3:] - 1).abs().min()
     assert report["spread_skill"][0] < report["spread_skill"][-1]

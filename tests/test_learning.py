@@ -558,7 +558,7 @@ def test_the_law_is_judged_on_members_that_the_mean_has_not_seen(monkeypatch):
     begin, loss = ComposedModel.begin, ComposedModel.loss_per_sample
 
     def watched_begin(model, phase, reader):
-        members = [batch["member"] for batch in reader()]
+        members = [batch["member"] for batch in reader]
         seen.setdefault(phase, set()).update(torch.cat(members).tolist())
         return begin(model, phase, reader)
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from hpc_closure.closure.build import build
 from hpc_closure.closure.interface import Phase
+from hpc_closure.closure.reader import Reader
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train
@@ -69,8 +70,12 @@ class StandIn(nn.Module):
         self.project = nn.Conv2d(width, 1, 1)
 
     def begin(self, phase, reader):
-        squares = [float((batch["target"] ** 2).mean()) for batch in reader()]
-        self.statistics = {**self.statistics, phase: torch.tensor(np.mean(squares) ** 0.5)}
+        read, squares, count = Reader.of(reader), 0.0, 0
+        for batch in read:
+            squares += float((batch["target"].double() ** 2).sum())
+            count += batch["target"].numel()
+        squares, count = read.sum(squares, count)
+        self.statistics = {**self.statistics, phase: torch.tensor((squares / count) ** 0.5)}
         return {"rms": float(self.statistics[phase])}
 
     def saved_statistics(self):

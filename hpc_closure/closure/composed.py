@@ -45,7 +45,7 @@ from hpc_closure.closure.features import (
 )
 from hpc_closure.closure.frame import Encoding, Frame
 from hpc_closure.closure.gate import LEAST, ImprovementGate, ShareGate, ShellGate
-from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request, Through
+from hpc_closure.closure.interface import ClosureModel, Phase, Request, Through
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.losses import crps, energy_score
@@ -53,6 +53,7 @@ from hpc_closure.closure.mean import NetworkAmplitude, NetworkMean
 from hpc_closure.closure.network import LARGEST, PLACES
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.posterior import Posterior
+from hpc_closure.closure.reader import Batches, Reader
 from hpc_closure.closure.regression import Library
 from hpc_closure.closure.residual import (
     Drawn,
@@ -109,8 +110,8 @@ class ComposedModel(ClosureModel):
         self.gated = config["gate"] == "on"
         features = feature_names(self.band)
         self.own = features.index(STATES[self.dimensions])
-        channels = len(features) + bool(self.granted) + self.history
-        channels += 2 * self.previous + PLACES * self.dimensions
+        self.num_features = len(features) + bool(self.granted) + self.history + 2 * self.previous
+        channels = self.num_features + PLACES * self.dimensions
         self.mean, self.amplitude = None, None
         for kind in config["mean"]:
             if kind in NETWORKS:
@@ -165,7 +166,7 @@ class ComposedModel(ClosureModel):
             judged = replace(through, steps=0)
             self.phases = (*self.phases, Phase(NOISE, 0.0, "valid", through=judged))
 
-    def begin(self, phase: str, reader: Reader) -> dict[str, Any]:
+    def begin(self, phase: str, reader: Batches) -> dict[str, Any]:
         """Start ``mean``, ``generator`` (``law`` where none is trained) or ``check``."""
         work = {
             "mean": self.fit_mean,
@@ -180,7 +181,7 @@ class ComposedModel(ClosureModel):
             raise ValueError(f"phase {phase!r}, expected one of {', '.join(work)}")
         self.phase = phase
         with torch.no_grad():
-            report = work[phase](reader)
+            report = work[phase](Reader.of(reader))
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         for parameter in self.parameters_of(phase):
@@ -464,8 +465,8 @@ class ComposedModel(ClosureModel):
     def fit_mean(self, reader: Reader) -> dict[str, Any]:
         """Scales, regression, first residual spectrum and the generator's grid (``fit``)."""
         b = self.band
-        active = self.library.fit((f, t) for f, t, _ in self.snapshots(reader))
-        power = torch.zeros((), dtype=torch.float64)  # (features,)
+        active = self.library.fit(((f, t) for f, t, _ in self.snapshots(reader)), reader)
+        power = torch.zeros(self.num_features, dtype=torch.float64)
         state = torch.zeros(len(b.group_k2), dtype=torch.float64)
         spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
         total = torch.zeros(len(b.group_k2), dtype=torch.float64)
@@ -475,14 +476,16 @@ class ComposedModel(ClosureModel):
             summary.append(b.summary(frames_hat[:, 0]).cpu())
             moved = self._moved(frames_hat)
             features = b.by_group(self.feature_spectra(frames_hat, moved).abs().square())
-            power = power + features.sum((0, -1)).cpu()
+            power += features.sum((0, -1)).cpu()
             state += features[:, self.own].sum(0).cpu()
             residual = target_hat - self.library(frames_hat, moved)
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
             shells.append(b.grid.shell_sum(target_hat.abs().square()).cpu())
             num += len(target_hat)
-        rms, numbers, variance = (power / num).sqrt(), torch.cat(summary), spectrum / num
+        power, state, spectrum, total, num = reader.sum(power, state, spectrum, total, num)
+        numbers = torch.cat(reader.every(summary))
+        rms, variance = (power / num).sqrt(), spectrum / num
         told = numbers.shape[1] > 0  # on a line no network reads any
         smallest = torch.full_like(numbers[0], 1e-6)
         smallest[:LARGEST] *= rms[self.own]
@@ -494,7 +497,9 @@ class ComposedModel(ClosureModel):
             resize(b.spread(part / b.group_size), modes) for part in (variance, state / num)
         )
         reads = isinstance(self.conditioning, Learned)
-        largest, mean = _sizes(torch.cat(shells)) if self.previous else (None, None)
+        largest = mean = None
+        if self.previous:
+            largest, mean = _sizes(torch.cat(reader.every(shells)))
         self.adopt(
             Statistics(
                 library=self.library.coefficients,
@@ -567,6 +572,8 @@ class ComposedModel(ClosureModel):
             beyond = residual - resize(inside, self.band.modes)
             tail += float(self.band.by_group(beyond.abs().square()).sum())
             num += len(q_hat)
+        power, plain_power, tail, num = reader.sum(power, plain_power, tail, num)
+        memory.collect(reader)
         spectrum, tail = power / num / kept.group_size, tail / num
         if self._modes_of(s.mean_gain, power) is None and not self.amplitude_share:
             # nothing was learned by gradients: the members of ``fit`` are as good as unseen
@@ -608,25 +615,28 @@ class ComposedModel(ClosureModel):
         """
         frame, gate = self.frame, ShellGate(self.frame.kept)
         assert self.mean is not None
-        read, given = self._place.new_zeros(()), self._place.new_zeros(())
+        read, given = self._place.new_zeros(self.num_features), self._place.new_zeros(())
         for frames_hat, target_hat, batch in self.snapshots(reader):
             encoding = self.encode(frames_hat)
             field = self.mean.field(encoding)
-            read = torch.maximum(read, encoding.features.abs().amax((0, 2, 3)))
+            read = torch.maximum(
+                read, encoding.features[:, : self.num_features].abs().amax((0, 2, 3))
+            )
             given = torch.maximum(given, field.abs().max())
             output = self.mean.spectra(frame, encoding, field).to(torch.complex128)
             residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
             white = residual * frame.first.modes("whiten", residual)
             gate.add(white, output * frame.first.modes("mask", residual), batch.members)
+        gate.collect(reader)
+        read, given = reader.largest(read, given)
         gain = gate.gains() if self.gated else torch.ones(frame.kept.grid.num_shells).double()
         self.statistics = replace(
             self.statistics, mean_gain=gain, mean_members=float(gate.members)
         )
         if self.previous:
-            known = len(read) - PLACES * self.dimensions
             self.statistics = replace(
                 self.statistics,
-                features_largest=read[:known].double().cpu(),
+                features_largest=read.double().cpu(),
                 mean_largest=float(given),
             )
 
@@ -638,6 +648,7 @@ class ComposedModel(ClosureModel):
             encoding = self.encode(frames_hat)
             residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
             gate.add(self.amplitude(encoding).double(), frame.field(residual), batch.members)
+        gate.collect(reader)
         self.statistics = replace(
             self.statistics,
             amplitude_gain=gate.share() if self.gated else 1.0,
@@ -744,7 +755,7 @@ class ComposedModel(ClosureModel):
         assert isinstance(self.residual, Generator)
         frame, ones = self.frame, torch.ones(self.frame.kept.grid.num_shells).double()
         self.statistics = replace(self.statistics, score_gain=ones, score_spread=None)
-        gate, first = self.residual.gate(frame), 0
+        gate, first = self.residual.gate(frame), reader.first
         for _ in range(CHECKS):
             for frames_hat, target_hat, batch in self.snapshots(reader):
                 key = draws.Key(CHECK_SEED, "check", range(first, first + len(target_hat)), 0)
@@ -752,6 +763,8 @@ class ComposedModel(ClosureModel):
                 encoding = self.encode(frames_hat)
                 drawn = self._training_draws(encoding, target_hat, key, draws.STREAM_STEP)
                 gate.add(*self.residual.evidence(frame, *drawn), batch.members)
+            first += reader.others
+        gate.collect(reader)
         gain = gate.gains() if self.gated else ones
         self.statistics = replace(
             self.statistics, score_gain=gain, score_members=float(gate.members)
@@ -759,7 +772,7 @@ class ComposedModel(ClosureModel):
         report = {
             "score_gain": _rounded(gain),
             "members": gate.members,
-            "snapshots": first // CHECKS,
+            "snapshots": (first - reader.first) // CHECKS,
         }
         if self.score_active and self.sensors_allowed != "required":
             spread = self._spread_gain(reader)
@@ -774,7 +787,7 @@ class ComposedModel(ClosureModel):
 
     def _residuals(self, reader: Reader) -> Iterable[tuple[Encoding, Tensor, range, Batch]]:
         """(encoding, spectra of q, ids of the draws, batch) of every batch."""
-        first = 0
+        first = reader.first
         for frames_hat, target_hat, batch in self.snapshots(reader):
             encoding, ids = self.encode(frames_hat), range(first, first + len(target_hat))
             residual = target_hat - encoding.mean_hat
@@ -799,6 +812,8 @@ class ComposedModel(ClosureModel):
             for gate, score in ((fields, energy_score), (points, crps)):
                 before, after = (score(one, truth) for one in sets)
                 gate.add(before, after, batch.members)
+        fields.collect(reader)
+        points.collect(reader)
         return bool(fields.gains().any() or points.gains().any())
 
     def _spread_gain(self, reader: Reader) -> Tensor:
@@ -821,6 +836,8 @@ class ComposedModel(ClosureModel):
             for power, q in ((seen, q_hat - about), (drawn, made.q - about)):
                 u_hat = resize(frame.amplify(q, encoding.log_amplitude), kept.modes)
                 power += kept.grid.shell_sum(u_hat.abs().square().double()).sum(0).cpu()
+        memory.collect(reader)
+        seen, drawn = reader.sum(seen, drawn)
         self.adopt(replace(self.statistics, memory_times=memory.times()))
         ratio = (seen / drawn.clamp(min=1e-300)).sqrt()
         # where D carries more from other shells than there is, no factor of q would help
@@ -831,8 +848,7 @@ class ComposedModel(ClosureModel):
     def score_trajectories(self, reader: Reader) -> dict[str, Any]:
         """Scores of coupled ensembles as they are, before they are trained."""
         assert self.trajectories is not None
-        batches = list(reader() if callable(reader) else reader)
-        scale = self.trajectories.scale(self, batches, CHECK_SEED)
+        scale = self.trajectories.scale(self, reader, CHECK_SEED)
         if not bool(scale.crps.isfinite().all()):
             lost = int(scale.crps.isfinite().sum()) + 1
             raise ValueError(
@@ -842,10 +858,8 @@ class ComposedModel(ClosureModel):
         self.statistics = replace(
             self.statistics, trajectory_scale=scale.crps, trajectory_power=scale.power
         )
-        return {
-            "crps": _rounded(scale.crps, 4),
-            "starts": sum(len(batch["state"]) for batch in batches),
-        }
+        (starts,) = reader.sum(sum(len(batch["state"]) for batch in reader))
+        return {"crps": _rounded(scale.crps, 4), "starts": starts}
 
     def calibrate_noise(self, reader: Reader) -> dict[str, Any]:
         """Size of the noise per shell with which coupled ensembles spread as their means err.
@@ -854,11 +868,10 @@ class ComposedModel(ClosureModel):
         its minimum hardly tells.
         """
         assert self.trajectories is not None
-        batches = list(reader() if callable(reader) else reader)
         factor = torch.ones(self.band.grid.num_shells, dtype=torch.float64)
         told = []
         for _ in range(CALIBRATIONS):
-            ratio = self.trajectories.spread_skill(self, batches, CHECK_SEED)
+            ratio = self.trajectories.spread_skill(self, reader, CHECK_SEED)
             told.append(float(ratio.log().mean().exp()))
             factor[1:] = (factor[1:] / ratio).clamp(1 / MOST, MOST)
             self.statistics = replace(self.statistics, trajectory_noise=factor.clone())

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from hpc_closure.closure.band import Band, band
 from hpc_closure.closure.features import carried, divergence, feature_spectra, gradient
-from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
+from hpc_closure.closure.interface import ClosureModel, Phase, Request
 from hpc_closure.closure.parts import PartReport
+from hpc_closure.closure.reader import Batches
 from hpc_closure.spectral.grid import hermitian, resize
 
 __all__ = ["FunctionalModel", "candidates"]
@@ -68,7 +69,7 @@ class FunctionalModel(ClosureModel):
         told = ", ".join(f"{name} = {value:g}" for name, value in named)
         return [PartReport(self.kind.replace("_", " "), False, True, (), told or "c of the flow")]
 
-    def begin(self, phase: str, reader: Reader) -> dict[str, Any]:
+    def begin(self, phase: str, reader: Batches) -> dict[str, Any]:
         raise ValueError(f"model.preset={self.kind} has no phase {phase!r}: it is tuned")
 
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:

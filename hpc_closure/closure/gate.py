@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpc_closure.closure.band import Band
 from hpc_closure.closure.law import BaseLaw
+from hpc_closure.closure.reader import Reader
 
 __all__ = ["LEAST", "ImprovementGate", "ShareGate", "ShellGate", "significant"]
 
@@ -35,6 +36,12 @@ class ByMember:
         for name, value in zip(members.tolist(), values.double().cpu()):
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
+    def collect(self, reader: Reader) -> None:
+        """Take in the members that other processes have seen: none that was seen here."""
+        # a row would carry its whole batch along
+        seen = [(name, value.clone()) for name, value in self._sums.items()]
+        self._sums = dict(reader.every(seen))
+
     def sums(self) -> Tensor:
         """(members, ...), by member."""
         return torch.stack([self._sums[name] for name in sorted(self._sums)])
@@ -56,23 +63,36 @@ def significant(sums: Tensor) -> Tensor:
     return sums.mean(0) > float(t.isf(LEVEL, count - 1)) * error
 
 
-class ShellGate:
+class Gate:
+    """What the gates share: evidence by member."""
+
+    def __init__(self, *evidence: ByMember):
+        self.evidence = evidence
+
+    @property
+    def members(self) -> int:
+        """Number of members seen."""
+        return self.evidence[0].members
+
+    def collect(self, reader: Reader) -> None:
+        """Take in the evidence of the other processes, before a decision."""
+        for one in self.evidence:
+            one.collect(reader)
+
+
+class ShellGate(Gate):
     """Gains per shell of an output that is meant to be the truth."""
 
     def __init__(self, kept: Band):
         self.kept = kept
         self.products, self.squares = ByMember(), ByMember()
+        super().__init__(self.products, self.squares)
 
     def add(self, truth: Tensor, output: Tensor, members: Tensor | None) -> None:
         """Take in spectra (B, ...) of the residual band, in units in which modes compare."""
         shell_sum = self.kept.grid.shell_sum
         self.products.add(shell_sum((truth.conj() * output).real), members)
         self.squares.add(shell_sum(output.abs().square()), members)
-
-    @property
-    def members(self) -> int:
-        """Number of members seen."""
-        return self.products.members
 
     def gains(self) -> Tensor:
         """(shells,)."""
@@ -82,21 +102,17 @@ class ShellGate:
         return torch.where(significant(products) & (power > 0), gain, 0.0)
 
 
-class ImprovementGate:
+class ImprovementGate(Gate):
     """One decision for all shells: whether a score has improved."""
 
     def __init__(self, kept: Band):
         self.kept = kept
         self.improvements = ByMember()
+        super().__init__(self.improvements)
 
     def add(self, before: Tensor, after: Tensor, members: Tensor | None) -> None:
         """Take in scores (B,), smaller is better, without and with the part."""
         self.improvements.add(before - after, members)
-
-    @property
-    def members(self) -> int:
-        """Number of members seen."""
-        return self.improvements.members
 
     def gains(self) -> Tensor:
         """(shells,), one or zero."""
@@ -104,7 +120,7 @@ class ImprovementGate:
         return better.double().expand(self.kept.grid.num_shells).clone()
 
 
-class ShareGate:
+class ShareGate(Gate):
     r"""Share of log D, 0 to 1, that is most likely on unseen members.
 
     Where D is right, U / D is a stationary Gaussian process: the likelihood is that of its modes,
@@ -120,6 +136,7 @@ class ShareGate:
         like = torch.zeros((), dtype=torch.float64)
         self.judged = self.band.by_group(law.modes("mask", like)) > 0
         self.levels, self.powers = ByMember(), ByMember()
+        super().__init__(self.levels, self.powers)
 
     def add(self, log: Tensor, field: Tensor, members: Tensor | None) -> None:
         """Take in fields (B, n, n) of snapshots: log D, and the residual."""
@@ -128,11 +145,6 @@ class ShareGate:
         squares = self.band.to_spectral(torch.stack(scaled, dim=1)).abs().square()
         self.levels.add(torch.stack([torch.ones_like(level), level], dim=1), members)
         self.powers.add(self.band.by_group(squares)[..., self.judged], members)
-
-    @property
-    def members(self) -> int:
-        """Number of members seen."""
-        return self.levels.members
 
     def share(self) -> float:
         """0 unless significant."""

@@ -7,17 +7,20 @@ Training runs the ``phases`` in order::
         optimise(model.parameters_of(phase.name), share=phase.share)
 
 ``reader(kind)`` iterates over batches ``(state, target)`` or dicts with ``state``, ``target``,
-``history`` and ``previous``, of all snapshots of the members of that kind, always in one order:
+``history`` and ``previous``, of the snapshots of the members of that kind, always in one order:
 
 * ``fit``: the part of the training members that fits the mean;
 * ``hold``: the rest of the training members, from which the residual's law is learned;
 * ``valid``: the validation members, on which the generator must earn its place.
 
+Of several processes each reads its share of them, whole trajectories, and the statistics are those
+of all (:mod:`hpc_closure.closure.reader`).
+
 A trained model answers a :class:`Request`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +29,10 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.network import num_parameters
 from hpc_closure.closure.parts import PartReport
+from hpc_closure.closure.reader import Batches
 from hpc_closure.closure.sensors import Sensors
 
-__all__ = ["ClosureModel", "Phase", "Reader", "Request"]
-
-Reader = Callable[[], Iterable] | Iterable
+__all__ = ["ClosureModel", "Phase", "Request"]
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,11 @@ class ClosureModel(nn.Module, ABC):
     # training
 
     @abstractmethod
-    def begin(self, phase: str, reader: Reader) -> dict[str, Any]:
-        """Start a phase: closed-form statistics from its members; returns what came of them."""
+    def begin(self, phase: str, reader: Batches) -> dict[str, Any]:
+        """Start a phase: closed-form statistics from its members; returns what came of them.
+
+        Called by all processes of a training, each with a reader of its own share.
+        """
 
     @abstractmethod
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:

@@ -22,8 +22,9 @@ from torch.nn import functional
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.fno import SpectralConv2d
-from hpc_closure.closure.interface import ClosureModel, Phase, Reader, Request
+from hpc_closure.closure.interface import ClosureModel, Phase, Request
 from hpc_closure.closure.parts import PartReport
+from hpc_closure.closure.reader import Batches, Reader
 from hpc_closure.closure.sampling import PublishedVE, build_sampler
 from hpc_closure.closure.sensors import subgrid
 from hpc_closure.spectral.grid import retained_modes
@@ -185,15 +186,16 @@ class PublishedModel(ClosureModel):
     def parts(self) -> list[PartReport]:
         return [PartReport("published score network", True, True)]
 
-    def begin(self, phase: str, reader: Reader) -> dict[str, Any]:
+    def begin(self, phase: str, reader: Batches) -> dict[str, Any]:
         if phase != "score":
             raise ValueError(f"phase {phase!r}, expected score")
         self.phase = phase
-        squares = count = 0.0
-        for batch in reader() if callable(reader) else reader:
+        read, squares, count = Reader.of(reader), 0.0, 0
+        for batch in read:
             target = batch["target"] if isinstance(batch, dict) else batch[1]
             squares += float(target.square().sum(dtype=torch.float64))
             count += target.numel()
+        squares, count = read.sum(squares, count)
         std = self.factor * math.sqrt(squares / count)
         return {
             "loss of a constant score": f"{constant_loss(self.grid):.4g}",

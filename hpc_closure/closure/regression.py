@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hpc_closure.closure.band import Band
 from hpc_closure.closure.features import FEATURES, carried, feature_names, feature_spectra
+from hpc_closure.closure.reader import Reader
 
 __all__ = ["Library", "term_names"]
 
@@ -190,8 +191,13 @@ class Library:
         powers = torch.tensor([_power(name) for name in self.names])
         return factors * lacks.to(factors) ** powers.to(factors)[:, None]
 
-    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[str]:
-        """Choose terms and coefficients from (frames_hat, target_hat) batches; return names."""
+    def fit(
+        self, batches: Iterable[tuple[Tensor, Tensor]], reader: Reader = Reader(())
+    ) -> list[str]:
+        """Choose terms and coefficients from (frames_hat, target_hat) batches; return names.
+
+        ``reader`` sums over the processes that have batches.
+        """
         band, num = self.band, len(self.names)
         groups = len(band.group_k2)
         gram = torch.zeros(groups, num, num, dtype=torch.float64)
@@ -210,6 +216,7 @@ class Library:
                 index = band.groups.flatten()
                 gram.index_add_(0, index, weights * (terms @ terms.transpose(1, 2)))
                 cross.index_add_(0, index, weights[..., 0] * (terms @ target[..., None])[..., 0])
+        gram, cross, power, samples = reader.sum(gram, cross, power, samples)
         if not samples:
             raise ValueError("the library was given no snapshots to fit")
         counts = band.group_size * samples

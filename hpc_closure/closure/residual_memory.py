@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
+from hpc_closure.closure.reader import Reader
 
 __all__ = ["LagCorrelation", "Tags", "knot_spacing", "position"]
 
@@ -59,6 +60,10 @@ class LagCorrelation:
         # mode after mode into the running sums: other bits than sums of sums
         weighted = values.double().cpu() * self.kept.weights
         sums.index_add_(0, self.kept.grid.shell().flatten(), weighted.flatten())
+
+    def collect(self, reader: Reader) -> None:
+        """Take in what the other processes have seen, each of members of its own."""
+        self.product, self.power, self.pairs = reader.sum(self.product, self.power, self.pairs)
 
     def times(self) -> Tensor:
         """Correlation time per shell in units of the snapshots' spacing; 0 = none seen."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.band import Band
-from hpc_closure.closure.interface import Reader
+from hpc_closure.closure.reader import Reader
 from hpc_closure.closure.residual_memory import Tags
 from hpc_closure.spectral.grid import resize
 
@@ -146,8 +146,8 @@ class Batch:
 
     @classmethod
     def read(cls, reader: Reader) -> Iterable["Batch"]:
-        """All of a reader: a callable that starts over, or an iterable of use more than once."""
-        for batch in reader() if callable(reader) else iter(reader):
+        """All of a reader."""
+        for batch in reader:
             yield cls._of(batch)
 
     @classmethod

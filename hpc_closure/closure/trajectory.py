@@ -17,6 +17,7 @@ from torch import Tensor
 from hpc_closure.closure import draws
 from hpc_closure.closure.interface import Request
 from hpc_closure.closure.losses import ALMOST_FAIR, crps
+from hpc_closure.closure.reader import Reader
 from hpc_closure.closure.targets import reduced_problem, traced_with
 from hpc_closure.spectral.grid import (
     as_row,
@@ -183,28 +184,32 @@ class Trajectories:
             loss = loss + self.energy * (errors / scale.power.to(errors).square()).mean((1, 2))
         return loss
 
-    def scale(self, model: Drawing, batches: list[dict[str, Any]], seed: int) -> Scale:
+    def scale(self, model: Drawing, reader: Reader, seed: int) -> Scale:
         """What a loss is measured in: scores of the model as it is, and the truth's shells."""
-        scores = [self.scores(model, batch, seed, step)[0] for step, batch in enumerate(batches)]
         modes = self.solver(model.device).grid.modes
-        power = [self.power(to_spectra(batch["ahead"].double(), modes)) for batch in batches]
-        crps_, power_ = (torch.cat(each).double().cpu() for each in (scores, power))
+        scores, power = [], []
+        for step, batch in enumerate(reader, reader.first_batch):
+            scores.append(self.scores(model, batch, seed, step)[0].double().cpu())
+            power.append(self.power(to_spectra(batch["ahead"].double(), modes)).cpu())
+        crps_, power_ = (torch.cat(reader.every(each)) for each in (scores, power))
         return Scale(crps_.mean(0), power_.mean((0, 1)).clamp(min=1e-300))
 
-    def spread_skill(self, model: Drawing, batches: list[dict[str, Any]], seed: int) -> Tensor:
+    def spread_skill(self, model: Drawing, reader: Reader, seed: int) -> Tensor:
         """Spread over error of the mean, (shells - 1,), of ensembles of MANY, without gradients.
 
         Of each call the ratio of mean squares over all starts; over the calls their geometric
         mean.
         """
         spread, error = [], []
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(reader, reader.first_batch):
             with torch.no_grad():
                 w_hat = self.spectra(model, batch, seed, step, MANY)
             truth = to_spectra(batch["ahead"].swapaxes(0, 1).to(w_hat.real), w_hat.shape[-1] - 1)
             mean = w_hat.mean(1)
-            error.append(self.power(mean - truth))
-            spread.append(self.power(w_hat - mean[:, None]).sum(1) * (MANY + 1) / MANY)
-        spreads, errors = (torch.cat(each, 1).double().mean(1) for each in (spread, error))
+            error.append(self.power(mean - truth).cpu())
+            spread.append((self.power(w_hat - mean[:, None]).sum(1) * (MANY + 1) / MANY).cpu())
+        spreads, errors = (
+            torch.cat(reader.every(each), 1).double().mean(1) for each in (spread, error)
+        )
         ratio = spreads / (MANY - 1) / errors.clamp(min=1e-300)
-        return ratio.clamp(min=1e-6).sqrt().log().mean(0).exp().cpu()
+        return ratio.clamp(min=1e-6).sqrt().log().mean(0).exp()

@@ -25,6 +25,7 @@ from hpc_closure.data.symmetry import Symmetry
 from hpc_closure.spectral.counters import key_of, uniform_bits
 
 RUN = 16  # consecutive snapshots that stay together while streaming
+PASS = 256  # samples that are read together where all of them are
 GAP = 4  # snapshots that are rather read in vain than skipped
 STREAM = 10
 
@@ -367,7 +368,7 @@ class TrainingSet:
             )
         return self._windows[window]
 
-    def passes(self, size: int = 256) -> Iterator[dict[str, Any]]:
+    def passes(self, size: int = PASS) -> Iterator[dict[str, Any]]:
         """All samples once, trajectory by trajectory, in batches on the device."""
         for first in range(0, self.num_samples, size):
             yield self.gather(np.arange(first, min(first + size, self.num_samples)))

@@ -19,14 +19,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from hpc_closure.work.launch import Launch, launch
 
-TIMEOUT = timedelta(minutes=30)  # a rank may wait while another reads data or writes weights
+TIMEOUT = timedelta(minutes=30)  # a rank may wait while another reads its share or writes weights
 closing = contextlib.ExitStack()  # what an engine has opened beside; closed by leave()
+
+
+class Elsewhere(RuntimeError):
+    """Another process has failed: its message."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,30 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes, the same bits on each."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over the processes, the same bits on each."""
+        return self.sum(values) / self.size
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """The largest over the processes, element by element."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def _reduced(self, values: torch.Tensor, how: dist.ReduceOp.RedOpType) -> torch.Tensor:
         if self.size > 1:
             values = values.clone()
-            dist.all_reduce(values)
-            values /= self.size
+            dist.all_reduce(values, how)
+        return values
+
+    def gather(self, value) -> list:
+        """The values of all processes by rank, on every one; tensors must be on the host."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
         return values
 
     def share(self, value):
@@ -56,6 +79,30 @@ class Processes:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def together(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives here; where it fails on one process, it fails on all of them.
+
+        Work in which the processes wait for each other calls :meth:`check` before each time.
+
+        Raises:
+            Elsewhere: it failed on another process.
+        """
+        try:
+            value = work()
+        except Elsewhere:
+            raise
+        except Exception as error:
+            self.check(f"{error}")
+            raise
+        self.check()
+        return value
+
+    def check(self, error: str | None = None) -> None:
+        """Tell the other processes of an error, or raise Elsewhere for theirs (collective)."""
+        for rank, told in enumerate(self.gather(error)):
+            if told is not None and error is None:
+                raise Elsewhere(f"process {rank}/{self.size} failed: {told}")
 
     def wait(self) -> None:
         if self.size > 1:

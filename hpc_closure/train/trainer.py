@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from hpc_closure.closure.interface import ClosureModel, Phase
 from hpc_closure.closure.parts import describe
-from hpc_closure.data.samples import Share, TrainingSet
+from hpc_closure.data.samples import PASS, Share, TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import TRANSIENT_TRAIN, Train
 from hpc_closure.train import checkpoint, deepspeed, engine, validate
@@ -28,10 +27,11 @@ from hpc_closure.train.checkpoint import Checkpoint, Position
 from hpc_closure.train.engine import Engine, TorchEngine
 from hpc_closure.train.metrics import Metrics
 from hpc_closure.train.processes import Processes
+from hpc_closure.train.shared import SharedReader
 from hpc_closure.work import log
 from hpc_closure.work.stop import Stop, Stopped
 
-READ_AT_ONCE = 16  # starts of coupled ensembles that run together to be judged
+RUN_AT_ONCE = 16  # starts of coupled ensembles that run together to be judged
 READ_EVERY = 10  # steps between looks at losses and stop flag on a GPU, which would wait each time
 JUDGED_TIMES = 12  # times that a training through the solver is judged,
 JUDGED_AFTER = 10  # steps at least from one to the next
@@ -200,17 +200,7 @@ class Trainer:
 
     def on_first(self, work: Callable[[], Any], share: bool = False) -> Any:
         """Do something on the first process only; when it fails, all fail with its message."""
-        value, error = None, None
-        if self.processes.first:
-            try:
-                value = work()
-            except Exception as raised:
-                error = raised
-        told = self.processes.share(None if error is None else f"{error}")
-        if error is not None:
-            raise error
-        if told is not None:
-            raise RuntimeError(f"the first process failed: {told}")
+        value = self.processes.together(lambda: work() if self.processes.first else None)
         return self.processes.share(value) if share else value
 
     # One phase
@@ -257,23 +247,29 @@ class Trainer:
         model, self.part, self.valid = self.model, self.data.of(phase.members), self.data.valid
         self.settings, self.through = _settings_of(phase, self.plan.settings), phase.through
         self.share = Share(self.settings.batch, self.processes.rank, self.processes.size)
-        reader, judged = self.part.passes, validate.JUDGED
+        judged = validate.JUDGED
         if self.through:
             self.part, self.valid = (
                 part.followed(self.through.calls[1]) for part in (self.part, self.valid)
             )
             judged = validate.JUDGED_THROUGH
-            reader = partial(validate.batches, self.part, self.part.some(judged), READ_AT_ONCE)
         self.fixed = {"train": self.part.some(judged), "valid": self.valid.some(judged)}
         if self.position.phase_step == 0:
-            report = self.on_first(lambda: model.begin(phase.name, reader))
+            report = self.processes.together(lambda: model.begin(phase.name, self._reader()))
             model.load_statistics(self.processes.share(model.saved_statistics()))
-            for key, value in (report or {}).items():
+            for key, value in report.items():
                 self.logger.info(f"{phase.name}: {key} {value}")
         model.phase = phase.name
         trained = {id(weight) for weight in model.parameters_of(phase.name)}
         for weight in model.parameters():
             weight.requires_grad_(id(weight) in trained)
+
+    def _reader(self) -> SharedReader:
+        """Of this process's share of what the phase's statistics are made of."""
+        if self.through:
+            return SharedReader(self.processes, self.part, self.fixed["train"], RUN_AT_ONCE)
+        whole = self.part.some(0)
+        return SharedReader(self.processes, self.part, whole, PASS, len(self.part.indices))
 
     def _prepare(self, phase: Phase) -> None:
         """Engine and average of a phase, fresh or as they were."""

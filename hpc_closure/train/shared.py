@@ -1,0 +1,74 @@
+"""Closed-form statistics by several processes: the share of each, and sums over all of them."""
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.reader import Reader
+from hpc_closure.data.samples import TrainingSet
+from hpc_closure.train.processes import Processes
+
+__all__ = ["SharedReader"]
+
+
+class SharedReader(Reader):
+    """Reads one process's share of samples, a run of them; see the base class.
+
+    Batches begin and end where they do for one process, and where a share does. A process for
+    which there is nothing to read takes part in the sums.
+
+    Args:
+        processes: that share the samples.
+        part: the samples.
+        numbers: of those to be read, in order.
+        size: samples in a batch.
+        together: neighbours that are not shared out, such as the samples of a trajectory.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        part: TrainingSet,
+        numbers: np.ndarray,
+        size: int,
+        together: int = 1,
+    ):
+        super().__init__(self._share)
+        self.processes, self.part, self.numbers, self.size = processes, part, numbers, size
+        rank, count = processes.rank, len(numbers) // together
+        self.first, self.end = (
+            count * number // processes.size * together for number in (rank, rank + 1)
+        )
+        self.others = len(numbers) - (self.end - self.first)
+        self.first_batch = self.first // size
+
+    def _share(self) -> Iterator[dict[str, Any]]:
+        begin = self.first
+        while begin < self.end:
+            end = min(self.end, (begin // self.size + 1) * self.size)
+            yield self.part.gather(self.numbers[begin:end])
+            begin = end
+
+    def sum(self, *values: Tensor | float) -> tuple[Any, ...]:
+        return self._reduced(self.processes.sum, values)
+
+    def largest(self, *values: Tensor | float) -> tuple[Any, ...]:
+        return self._reduced(self.processes.largest, values)
+
+    def _reduced(self, reduce: Callable, values: tuple[Tensor | float, ...]) -> tuple[Any, ...]:
+        """All of them at once, in float64 on the host."""
+        self.processes.check()
+        flat = [torch.as_tensor(one, dtype=torch.float64).cpu().flatten() for one in values]
+        whole = reduce(torch.cat(flat)).split([len(one) for one in flat])
+        return tuple(
+            part.reshape(one.shape).clone() if isinstance(one, Tensor) else type(one)(part)
+            for part, one in zip(whole, values)
+        )
+
+    def every(self, values: list) -> list:
+        self.processes.check()
+        return list(chain.from_iterable(self.processes.gather(values)))
