@@ -245,6 +245,9 @@ def test_interval_is_relative_to_the_trained_one(saved):
         (dict(members="2"), "members='2': expected how many"),
         (dict(members=True), "members=True: expected how many"),
         (dict(members=[0.5]), r"members=\[0.5\]: expected how many"),
+        (dict(members=[[0, 1], [2]]), "lists of different lengths: expected as many ids for ever"),
+        (dict(members=[[0, 1]] * 2), "1 states for 2 lists of members: one row per list"),
+        (dict(members=[[], []]), "at least one sample must be asked for"),
         (dict(seed=-1), "seed=-1: expected an integer from 0 on"),
         (dict(seed="a"), "seed='a': expected an integer from 0 on"),
         (dict(call=-1), "call=-1: expected an integer from 0 on"),
@@ -255,6 +258,10 @@ def test_interval_is_relative_to_the_trained_one(saved):
         (
             dict(sensors=torch.zeros(16)),
             r"sensors is a Tensor; expected Sensors\(values, positions",
+        ),
+        (
+            dict(sensors=Sensors(torch.zeros(3, 4), torch.zeros(4, 2)), members=[[0, 1, 2]]),
+            "sensors hold 3 rows of readings for 1 states",
         ),
         (dict(history="past"), r"history is a str; expected an array or tensor \(H, n, n\) or"),
         (dict(history=torch.zeros(32, 32)), r"history has shape \(32, 32\), expected \(H, n, n\)"),
@@ -271,6 +278,21 @@ def test_misuse_is_one_clear_line(saved, call, message):
     with pytest.raises(ValueError, match=message) as error:
         hpc_closure.load(saved[2]).sample(**{"state": FINE, **call})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("acts", [False, True])
+@pytest.mark.parametrize("number", [0, 4])
+def test_lists_of_members_share_a_state(saved, learned, acts, number):
+    closure = hpc_closure.load(learned if acts else saved[2])
+    states, ids = states_of(3), [[4, 9], [0, 1], [7, 2]]
+    read = read_regular(states.roll(3, -1), number) if number else None
+    together = closure.sample(states.numpy(), members=np.array(ids), seed=2, sensors=read)
+    assert isinstance(together, np.ndarray) and together.shape == (3, 2, 32, 32)
+    for row, mine in enumerate(ids):
+        sensors = read and read.rows(row)
+        alone = closure.sample(states[row].numpy(), members=mine, seed=2, sensors=sensors)
+        error = np.abs(together[row] - alone).max() / np.abs(alone).max()
+        assert error < (1e-5 if acts else 1e-12)  # a network works in single precision
 
 
 def test_what_means_the_same_is_the_same(saved):

@@ -12,7 +12,7 @@ import hpc_closure
 from hpc_closure.closure import draws
 from hpc_closure.closure.parts import describe
 from hpc_closure.data.reader import CoupledEnsemble
-from hpc_closure.evaluate import compare, rows, scores
+from hpc_closure.evaluate import compare, methods, rows, scores
 from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Methods
@@ -70,6 +70,39 @@ def test_mean_gp_is_the_models_own_law_without_the_generator(experiment):
     )
     assert row.value == pytest.approx(float(expected), rel=1e-6)
     assert (row.evaluations, row.members) == (0, 4)
+
+
+def in_batches(inputs, layout, monkeypatch):
+    """Samples of every trained method in batches of two snapshots and alone, and the calls."""
+    snapshots, calls = inputs.snapshots(inputs.experiment.score_grids[0]), []
+    sampler = inputs.closure.sample
+
+    def sample(state, **options):
+        calls.append(len(state))
+        return sampler(state, **options)
+
+    monkeypatch.setattr(inputs.closure, "sample", sample)
+    samplers = Methods(inputs, snapshots, layout, snapshots.closures).samplers
+    found = {}
+    for name in {"model", "mean_gp"} & set(samplers):
+        for at_once in (2, 1):
+            values = at_once * 4 * snapshots.states[0].numel()
+            monkeypatch.setitem(methods.BATCH_VALUES, "cpu", values)
+            # the third batch is not full
+            found[name, at_once] = samplers[name](torch.tensor([3, 1, 2, 0, 2]), 4)
+    return found, calls
+
+
+@pytest.mark.parametrize("sensors", [False, True])
+def test_snapshots_of_a_batch_are_sampled_as_each_alone(experiment, monkeypatch, sensors):
+    layout = experiment.evaluate.sensors[0] if sensors else None
+    found, calls = in_batches(inputs_of(experiment), layout, monkeypatch)
+    assert calls == 2 * [2, 2, 1, 1, 1, 1, 1, 1] and len(found) == 4
+    for name in ("model", "mean_gp"):
+        together, alone = found[name, 2], found[name, 1]
+        assert together.shape == (4, 5, 16, 16) and torch.equal(together[:, 2], together[:, 4])
+        assert torch.allclose(together, alone, atol=1e-5 * float(alone.abs().max()))
+        assert not torch.allclose(together[:, 0], together[:, 1], rtol=0.1)
 
 
 def test_mean_gp_is_run_stored_and_scored_in_the_coupled_run(experiment):
@@ -246,6 +279,6 @@ def test_what_the_coupled_run_leaves_out_is_absent(experiment):
     inputs.closure.config["preset"] = "published"
     reasons = {note.method: note.reason for note in absent_references(inputs, ())}
     assert reasons["mean_gp"] == "the published network has no mean and Gaussian law of its own"
-    methods = Methods(inputs, inputs.snapshots(16), None, inputs.climatology(16))
-    assert methods.absent["mean_gp"] == reasons["mean_gp"]
-    assert "mean_gp" not in methods.samplers
+    own = Methods(inputs, inputs.snapshots(16), None, inputs.climatology(16))
+    assert own.absent["mean_gp"] == reasons["mean_gp"]
+    assert "mean_gp" not in own.samplers

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import four_verbs
-from test_evaluate_methods import inputs_of
+from test_evaluate_methods import in_batches, inputs_of
 
 from hpc_closure.bench import stability
 from hpc_closure.closure.match import check_fits
@@ -141,6 +141,20 @@ def test_the_budget_is_of_the_state_that_the_closure_is_added_to(run):
     after = origin.states + origin.span * fields("closure")
     assert torch.allclose(after, fields("vorticity", 1), atol=1e-5)
     assert not torch.allclose(origin.states, fields("vorticity", 1), atol=1e-2)
+
+
+@pytest.mark.parametrize("last", ["own", "moved"])
+def test_snapshots_of_a_batch_have_their_own_past(run, monkeypatch, last):
+    """Moved, the last closures are others for each member, as if each had a state of its own."""
+    inputs = inputs_of(reading.load(run.config, [f"rollout.last_closures={last}"]))
+    found, calls = in_batches(inputs, None, monkeypatch)
+    each = 1 if last == "own" else 4
+    assert calls == [each * rows for rows in 2 * [2, 2, 1, 1, 1, 1, 1, 1]]
+    for name in ("model", "mean_gp"):
+        together, alone = found[name, 2], found[name, 1]
+        assert torch.equal(together[:, 2], together[:, 4])
+        assert torch.allclose(together, alone, atol=1e-5 * float(alone.abs().max()))
+        assert not torch.allclose(together[:, 0], together[:, 1], rtol=0.1)
 
 
 def test_the_closure_of_another_cut_off_is_refused(run):

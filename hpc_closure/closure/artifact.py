@@ -187,7 +187,7 @@ class Closure:
         sensors: Sensors | None = None,
         history: Any = None,
         previous: Any = None,
-        members: int | Sequence[int] = 64,
+        members: int | Sequence[int] | Sequence[Sequence[int]] = 64,
         seed: int = 0,
         call: int = 0,
         interval: int | None = None,
@@ -198,11 +198,13 @@ class Closure:
         """Draw closures for one resolved state, or one for each row of states.
 
         Args:
-            state: vorticity (n, n), or (M, n, n) with one row per member; numpy or torch.
+            state: vorticity (n, n), or (M, n, n) with one row per member, or (B, n, n) with one
+                per list of members; numpy or torch.
             sensors: point values of the true closure, or None.
             history: earlier states (H, n, n) or (M, H, n, n), newest first, where trained with.
             previous: the last closures, likewise.
-            members: how many, or their ids. A member's draw depends on (seed, member, call) only.
+            members: how many, or their ids, or B lists of M ids: what a state decides is then
+                computed once for its list. A member's draw depends on (seed, member, call) only.
             seed, call: a fresh draw for each call; the same for the same numbers.
             interval: solver steps that the draw is held; other than the trained one the white
                 part is rescaled: an m-step mean of white noise has 1/m of its variance. The
@@ -211,15 +213,16 @@ class Closure:
             strict: refuse a state with variance outside the model's band.
 
         Returns:
-            U, (M, n, n), of the type and precision of ``state``.
+            U, (M, n, n), or (B, M, n, n) of B lists, of the type and precision of ``state``.
 
         Raises:
             ValueError: one line: what was given, what was expected.
         """
         given = asked.fields("state", state)
+        ids, states = asked.lists(members)
         request = Request(
             given,
-            members,  # type: ignore[arg-type]
+            ids,
             seed,
             call,
             sensors,
@@ -229,9 +232,11 @@ class Closure:
             evaluations,
             method,
         )
-        request = asked.check(request)
+        request = asked.check(request, states)
         self._look_beyond(given, strict)
         out = self._answer(self.model.sample_batch, request)
+        if states is not None:
+            out = out.unflatten(0, (states, -1))
         if isinstance(state, np.ndarray):
             precision = state.dtype if state.dtype in (np.float32, np.float64) else np.float64
             return out.cpu().numpy().astype(precision)

@@ -15,7 +15,7 @@ from torch import Tensor
 from hpc_closure.closure.interface import Request
 from hpc_closure.closure.sensors import Sensors
 
-__all__ = ["fields", "spectra", "check", "interval_of"]
+__all__ = ["fields", "spectra", "lists", "check", "interval_of"]
 
 PAST = ("history", "previous")  # of a request: what was before its state
 FIELD, MODES = "n, n", "2K + 1, K + 1"
@@ -71,8 +71,27 @@ def spectra(name: str, value: Any) -> Tensor:
     return _finite(name, value)
 
 
-def check(request: Request) -> Request:
+def lists(members: Any) -> tuple[Any, int | None]:
+    """Members, and in how many lists of ids they were given, one for each state; else None.
+
+    Raises:
+        ValueError: the lists differ in length.
+    """
+    try:
+        listed = np.ndim(members) == 2
+    except ValueError:
+        raise ValueError(
+            "members holds lists of different lengths: expected as many ids for every state"
+        ) from None
+    return ([one for ids in members for one in ids], len(members)) if listed else (members, None)
+
+
+def check(request: Request, states: int | None = None) -> Request:
     """The request with its members' ids as a list.
+
+    Args:
+        request: as it was asked.
+        states: in how many lists its members were given; None = in one for all states.
 
     Raises:
         ValueError: rows, members, numbers or sensors are none, or do not fit one another.
@@ -87,8 +106,14 @@ def check(request: Request) -> Request:
         raise ValueError(f"sensors is a {kind}; expected Sensors(values, positions) or None")
     state = request.state
     rows = 1 if state.ndim == 2 else len(state)
-    if rows not in (1, len(members)):
+    if states is None and rows not in (1, len(members)):
         raise ValueError(f"{rows} states for {len(members)} members: one row per member")
+    if states is not None and rows != states:
+        raise ValueError(f"{rows} states for {states} lists of members: one row per list")
+    if request.sensors is not None:
+        readings = request.sensors.values.shape[:-1].numel()
+        if readings not in (1, rows, rows if states else len(members)):
+            raise ValueError(f"sensors hold {readings} rows of readings for {rows} states")
     for name in PAST:
         past = getattr(request, name)
         if past is None:

@@ -66,6 +66,7 @@ from hpc_closure.closure.residual import (
 )
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags, knot_spacing, position
 from hpc_closure.closure.sensors import choose_layouts
+from hpc_closure.closure.shared import for_members
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
 from hpc_closure.closure.trajectory import Scale, Trajectories
 from hpc_closure.experiment.models import NETWORKS, UNTRAINED
@@ -910,11 +911,11 @@ class ComposedModel(ClosureModel):
             raise ValueError("this model was trained with conditions.sensors=required: give some")
         if sensors is not None and self.sensors_allowed == "none":
             raise ValueError("this model was trained with conditions.sensors=none: give none")
-        scale, frame = self.scale_of(request.held), self.frame
+        scale, frame, count = self.scale_of(request.held), self.frame, len(request.members)
         encoding = self.encode(frames_hat)
         if self.config["residual"] == "none" and not baseline:
             mean_hat = self._within_range(encoding.mean_hat)
-            return mean_hat.expand(len(request.members), -1, -1)
+            return for_members(mean_hat, count).expand(count, -1, -1)
         law = frame.law
         if baseline:
             encoding, law = replace(encoding, log_amplitude=None), frame.plain
@@ -931,9 +932,10 @@ class ComposedModel(ClosureModel):
         else:
             q_hat = z * scale
         if observed is not None and observed.mean is not None:
-            q_hat = q_hat + scale * observed.mean
-        q_hat = q_hat.to(encoding.mean_hat.dtype)
-        drawn = encoding.mean_hat + frame.amplify(q_hat, encoding.log_amplitude)
+            q_hat = q_hat + scale * for_members(observed.mean, count)
+        mean_hat = for_members(encoding.mean_hat, count)
+        q_hat = q_hat.to(mean_hat.dtype)
+        drawn = mean_hat + frame.amplify(q_hat, encoding.log_amplitude)
         return self._within_range(drawn)
 
     def _within_range(self, u_hat: Tensor) -> Tensor:

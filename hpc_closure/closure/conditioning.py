@@ -21,6 +21,7 @@ from hpc_closure.closure.sensors import (
     regular_side,
     training_layout,
 )
+from hpc_closure.closure.shared import for_members
 
 __all__ = ["Carrier", "Conditioning", "Kriged", "Learned", "Observed", "Reading"]
 
@@ -124,11 +125,14 @@ class Observed:
     readings: list[Reading] = field(default_factory=list)
 
     def condition(self, z: Tensor, key: draws.Key) -> Tensor:
-        """Base noise (M, ...) of the prior to that of the posterior."""
+        """Base noise (M, ...) of the prior to that of the posterior; M / B of every state."""
         if self.gain is None:
             return z
-        errors = draws.normals(*key, self.gain.error.shape[-1]).to(self.gain.error)
-        return self.gain.remove(z, errors * self.gain.error.sqrt())
+        std = self.gain.error.sqrt()
+        if std.ndim == 2:  # of B states
+            std = for_members(std, len(z))
+        errors = draws.normals(*key, std.shape[-1]).to(std)
+        return self.gain.remove(z, errors * std)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from torch import Tensor
 from hpc_closure.closure.band import Band, band
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.sensors import Sensors
+from hpc_closure.closure.shared import for_members
 from hpc_closure.spectral.grid import resize
 
 __all__ = ["Encoding", "Frame"]
@@ -79,11 +80,14 @@ class Frame:
         return self.kept.to_spectral(field * torch.exp(-log_amplitude).to(field))
 
     def amplify(self, q_hat: Tensor, log_amplitude: Tensor | None) -> Tensor:
-        """Inverse of :meth:`standardise`: spectra in the model's band."""
+        """Inverse of :meth:`standardise`: spectra (M, ...) in the model's band.
+
+        Each of B amplitudes is for M / B of q in a row.
+        """
         if log_amplitude is None:
             return resize(q_hat, self.band.modes)
         field = self.field(q_hat)
-        field = field * torch.exp(log_amplitude).to(field)
+        field = field * for_members(torch.exp(log_amplitude), len(field)).to(field)
         modes = min(self.size // 2 - 1, self.band.modes)
         grid_band = band(modes, self.band.length, self.band.grid.dimensions)
         return resize(grid_band.to_spectral(field), self.band.modes)

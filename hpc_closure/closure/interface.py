@@ -81,9 +81,9 @@ class Request:
     """A draw of the closure: for whom, given what, and which.
 
     Attributes:
-        state: one for all members, or one for each: fields (B, n, n) for ``sample_batch``,
-            retained spectra (B, 2K + 1, K + 1) for ``sample_hat``.
-        members: ids. A member's draw depends on (seed, member, call) only.
+        state: one for all members, one for each, or each for as many in a row: fields (B, n, n)
+            for ``sample_batch``, retained spectra (B, 2K + 1, K + 1) for ``sample_hat``.
+        members: ids, B times as many. A member's draw depends on (seed, member, call) only.
         seed, call: a fresh draw for each call; the same for the same numbers.
         sensors: point values of the true closure, or None.
         history: earlier states (B, H, ...) in the form of ``state``, newest first.

@@ -116,9 +116,13 @@ class Kriging:
         return self.band.at(q_hat, self.phases)
 
     def field(self, innovation: Tensor) -> Tensor:
-        """Posterior mean spectrum (B, 2K + 1, K + 1), complex128, of innovations (B, S)."""
+        """Posterior mean spectrum (M, 2K + 1, K + 1), complex128, of innovations (M, S).
+
+        Where the errors are of B states, each is for M / B innovations in a row.
+        """
         if self.factor.ndim == 3:
-            alpha = torch.cholesky_solve(innovation.double()[..., None], self.factor)[..., 0]
+            each = innovation.double().unflatten(0, (len(self.factor), -1))
+            alpha = torch.cholesky_solve(each.mT, self.factor).mT.flatten(0, 1)
             pairs = alpha @ (self.phases * self._variance)
         else:
             if self._gain is None:

@@ -17,7 +17,7 @@ becomes the rotation of DDIM for c = 0 and Euler's for c = 1, so four evaluation
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from hpc_closure.closure.gate import ImprovementGate
 from hpc_closure.closure.posterior_network import Estimate, PosteriorNetwork
 from hpc_closure.closure.residual import Drawn, Generator, Posterior
 from hpc_closure.closure.sampling import SCHEDULES, GaussianStep, build_sampler
+from hpc_closure.closure.shared import for_members
 
 __all__ = ["LearnedScore"]
 
@@ -159,7 +160,8 @@ class LearnedScore(Generator):
         return score(at.cos * x), score(at.denoised(x, mu))
 
     def draw(self, frame, given, z, shells, effort):
-        told = self.estimate(frame, given)
+        told = self.estimate(frame, given).for_members(len(z))
+        given = replace(given, summary=for_members(given.summary, len(z)))
         spread = frame.kept.spread(told.log_spread.exp().clamp(min=FLOOR))
 
         def denoise(x: Tensor, t: float) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn.functional import conv2d, gelu, pad
 
 from hpc_closure.closure.band import LARGEST
 from hpc_closure.closure.fno import Pointwise, SpectralConv2d
+from hpc_closure.closure.shared import for_members
 
 __all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
 
@@ -192,6 +193,11 @@ class Encoded:
 
     maps: list[tuple[Tensor, Tensor]]
     summary: Tensor
+
+    def for_members(self, count: int) -> "Encoded":
+        """Those of states for members that share them."""
+        maps = [(for_members(s, count), for_members(g, count)) for s, g in self.maps]
+        return Encoded(maps, for_members(self.summary, count))
 
 
 class ScoreNetwork(nn.Module):

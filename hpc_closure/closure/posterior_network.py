@@ -36,6 +36,7 @@ from hpc_closure.closure.network import (
     perceptron,
 )
 from hpc_closure.closure.posterior import Posterior
+from hpc_closure.closure.shared import for_members
 from hpc_closure.spectral.grid import resize
 
 __all__ = ["Estimate", "PosteriorNetwork"]
@@ -62,6 +63,11 @@ class Estimate:
     mean: Tensor
     log_spread: Tensor
     maps: list[Tensor]
+
+    def for_members(self, count: int) -> "Estimate":
+        """Those of states for members that share them."""
+        mean, log_spread = (for_members(one, count) for one in (self.mean, self.log_spread))
+        return Estimate(mean, log_spread, [for_members(one, count) for one in self.maps])
 
 
 class Blocks(nn.Module):

@@ -75,7 +75,7 @@ class Residual(nn.Module, ABC):
 
         Args:
             frame: coordinates of q.
-            given: conditions of the members.
+            given: conditions of B states, each of M / B members in a row.
             z: base noise.
             shells: gain at every mode.
             effort: of the sampler.
@@ -186,7 +186,7 @@ class Score(FlowNetwork):
         return (truth * whiten).to(torch.complex128), (guess * whiten).to(torch.complex128)
 
     def draw(self, frame, given, z, shells, effort):
-        z, encoded = z.to(torch.complex64), self.encode(given)
+        z, encoded = z.to(torch.complex64), self.encode(given).for_members(len(z))
         schedule = self.schedule
 
         def denoise(x: Tensor, t: float) -> Tensor:
@@ -239,5 +239,6 @@ class OnePass(FlowNetwork):
 
     def draw(self, frame, given, z, shells, effort):
         z = z.to(torch.complex64)
-        white = self.velocity(frame, z, self._angle(z), self.encode(given))
+        encoded = self.encode(given).for_members(len(z))
+        white = self.velocity(frame, z, self._angle(z), encoded)
         return Drawn(z + given.project(frame, white * shells.to(z.real)))

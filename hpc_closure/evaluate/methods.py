@@ -24,6 +24,8 @@ from hpc_closure.evaluate.rank_histogram import fourier_coordinates
 from hpc_closure.spectral.resolution import retained_modes
 
 NO_MEAN_GP = "the published network has no mean and Gaussian law of its own"
+# values of fields drawn at once: on a CPU more leave its caches, on a GPU fewer leave it idle
+BATCH_VALUES = {"cpu": 2**17, "cuda": 2**21}
 RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance
 
 Method = Callable[[Tensor, int], Tensor]
@@ -174,55 +176,58 @@ class Methods:
     def drawn(
         self, closure: Closure, options: Mapping[str, Any], indices: Tensor, members: int
     ) -> Tensor:
-        """Samples of a trained closure."""
-        drawn = []
-        for index in indices.tolist():
+        """Samples of a trained closure, of several snapshots at once."""
+        states, out = self.snapshots.states, []
+        at_once = max(1, BATCH_VALUES[closure.device.type] // (members * states[0].numel()))
+        for part in indices.split(at_once):
             self.inputs.stop.check()
-            state = self.snapshots.states[index]
-            history, previous = self._past(closure, index, members)
-            if previous is not None and previous.ndim == 4:  # of its own for each member
-                state = state.expand(members, -1, -1)
-            drawn.append(
-                closure.sample(
-                    state,
-                    sensors=self.sensors(index),
-                    history=history,
-                    previous=previous,
-                    members=[draws.pair(member, index) for member in range(members)],
-                    seed=self.seed,
-                    **options,
-                )
-            )
-        return torch.stack(drawn, dim=1)
+            out.append(self._batch(closure, options, part, members))
+        return torch.cat(out).transpose(0, 1).contiguous()
 
-    def _past(
-        self, closure: Closure, index: int, members: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """History and last closures that a closure reads before a snapshot, where it does.
+    def _batch(
+        self, closure: Closure, options: Mapping[str, Any], indices: Tensor, members: int
+    ) -> Tensor:
+        """Samples of a few snapshots, (s, members, n, n)."""
+        ids = [[draws.pair(member, i) for member in range(members)] for i in indices.tolist()]
+        history, previous = self._past(closure, indices)
+        if previous is not None and self.inputs.experiment.rollout.last_closures == "moved":
+            # as in the coupled run, others for each member: a state of its own for each
+            indices = indices.repeat_interleave(members)
+            ids = [[one] for row in ids for one in row]
+            previous = self._moved(previous.repeat_interleave(members, 0), ids)
+            history = None if history is None else history.repeat_interleave(members, 0)
+        drawn = closure.sample(
+            self.snapshots.states[indices],
+            sensors=self.sensors(indices),
+            history=history,
+            previous=previous,
+            members=ids,
+            seed=self.seed,
+            **options,
+        )
+        return drawn.reshape(-1, members, *drawn.shape[-2:])
 
-        The last closures as in the coupled run: those of the snapshot's own past (P, n, n), or
-        moved in space, others for each member (members, P, n, n).
-        """
+    def _past(self, closure: Closure, indices: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """History (s, H, n, n) and last closures (s, P, n, n) where a closure reads them."""
         conditions = closure.config["conditions"]
         stored = (("history", self.snapshots.history), ("previous", self.snapshots.previous))
         history, previous = (
             (
-                fields[index][: conditions[name]]
+                fields[indices][:, : conditions[name]]
                 if conditions.get(name) and fields is not None
                 else None
             )
             for name, fields in stored
         )
-        if previous is None or self.inputs.experiment.rollout.last_closures == "own":
-            return history, previous
-        if history is not None:
-            history = history.expand(members, -1, -1, -1)
+        return history, previous
+
+    def _moved(self, closures: Tensor, ids: list[list[int]]) -> Tensor:
+        """Closures (B, P, n, n) moved in space, each row by a distance of its own."""
         physics = self.inputs.experiment.physics
         own = band(retained_modes(self.grid), physics.length, physics.dimensions)
-        ids = [draws.pair(member, index) for member in range(members)]
-        factors = draws.moves(own.grid, self.seed, "evaluate", ids)
-        moved = own.to_spectral(previous.double()) * factors[:, None]
-        return history, own.to_physical(moved, self.grid).to(previous)
+        factors = draws.moves(own.grid, self.seed, "evaluate", [one for (one,) in ids])
+        moved = own.to_spectral(closures.double()) * factors[:, None]
+        return own.to_physical(moved, self.grid).to(closures)
 
     def none(self, indices: Tensor, members: int) -> Tensor:
         return torch.zeros_like(self.snapshots.closures[indices])[None]
