@@ -5,6 +5,7 @@ import torch
 from test_evaluate_scores import normal
 
 from hpc_closure.evaluate.budget import Budget
+from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.spectra import shell_power
 
 SPAN, SIZE, SAMPLES = 0.3, 12, 20
@@ -13,7 +14,10 @@ SPAN, SIZE, SAMPLES = 0.3, 12, 20
 def budget(closures, truth, states, span=SPAN):
     made = Budget(span)
     for part in torch.arange(SAMPLES).split(7):
-        made.add(closures[:, part], truth[part], states[part])
+        true = Truth(truth[part])
+        made.begin(true, states[part])
+        made.add("other", Forecast(torch.zeros_like(closures[:, part]), true))
+        made.add("own", Forecast(closures[:, part], true))
     return made
 
 
@@ -26,7 +30,7 @@ def case():
 
 def test_the_budget_is_the_change_of_enstrophy_that_a_closure_makes(case):
     states, truth, ensemble = case
-    work = budget(ensemble, truth, states).work
+    work = budget(ensemble, truth, states).work("own")
     before = 0.5 * shell_power(states)
     for name, closures in (("truth", truth[None]), ("own", ensemble)):
         change = (0.5 * shell_power(states + SPAN * closures).mean(0) - before) / SPAN
@@ -36,7 +40,7 @@ def test_the_budget_is_the_change_of_enstrophy_that_a_closure_makes(case):
 def test_energy_is_enstrophy_over_the_square_of_the_wavenumber():
     x = torch.arange(SIZE, dtype=torch.float64) * 2 * torch.pi / SIZE
     states = (torch.cos(x)[:, None] + torch.cos(3 * x)).expand(SAMPLES, SIZE, SIZE)
-    work = budget(-states[None], -states, states).work
+    work = budget(-states[None], -states, states).work("own")
     per_mode = 0.5 * (-1 + SPAN / 2)  # of a wave of amplitude one, damped at rate one
     energy, enstrophy = work["own_energy"][0], work["own_enstrophy"][0]
     assert enstrophy[1] == pytest.approx(per_mode) and energy[1] == pytest.approx(per_mode)
@@ -50,7 +54,7 @@ def test_scores_of_a_closure_that_damps_too_little_and_of_noise(case):
     found = {
         row["score"]: row["value"]
         for row in budget(-weak * states[None], -drag * states, states).scores(
-            torch.arange(SAMPLES) // 4
+            "own", torch.arange(SAMPLES) // 4
         )
     }
     expected = (-weak + SPAN / 2 * weak**2) / (-drag + SPAN / 2 * drag**2)
@@ -58,7 +62,7 @@ def test_scores_of_a_closure_that_damps_too_little_and_of_noise(case):
     assert found["work_enstrophy"] == pytest.approx(expected)
     assert found["work_enstrophy_distance"] == pytest.approx(1 - expected)
     noise = normal(400, SAMPLES, SIZE, SIZE, seed=5)
-    work = budget(noise, noise[0], states).work["own_enstrophy"].sum(-1).mean()
+    work = budget(noise, noise[0], states).work("own")["own_enstrophy"].sum(-1).mean()
     assert float(work) == pytest.approx(SPAN / 2, rel=0.05)
 
 
@@ -66,10 +70,13 @@ def test_on_a_line_energy_is_the_square_and_a_lost_sample_has_no_score(case):
     states, truth, ensemble = (part[..., :1, :] for part in case)
     made = budget(ensemble, truth, states)
     change = 0.5 * (shell_power(states + SPAN * truth) - shell_power(states)) / SPAN
-    assert torch.allclose(made.work["truth_energy"], change, atol=1e-12)
-    assert set(made.work) == {"own_energy", "truth_energy"}
+    assert torch.allclose(made.work("own")["truth_energy"], change, atol=1e-12)
+    assert set(made.work("own")) == {"own_energy", "truth_energy"}
     blocks = torch.arange(SAMPLES)
-    assert {row["score"] for row in made.scores(blocks)} == {"work_energy", "work_energy_distance"}
+    assert {row["score"] for row in made.scores("own", blocks)} == {
+        "work_energy",
+        "work_energy_distance",
+    }
     ensemble = ensemble.clone()
     ensemble[0, 3, 0, 1] = torch.nan
-    assert not list(budget(ensemble, truth, states).scores(blocks))
+    assert not list(budget(ensemble, truth, states).scores("own", blocks))

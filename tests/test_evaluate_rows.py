@@ -13,6 +13,7 @@ from test_evaluate_scores import normal, stationary
 from hpc_closure.evaluate import generated, rows
 from hpc_closure.evaluate.budget import Origin
 from hpc_closure.evaluate.coupled import growth, score_coupled
+from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.generated import score_generated
 from hpc_closure.evaluate.methods import Moments
 from hpc_closure.evaluate.quarters import Quarters
@@ -428,7 +429,7 @@ def pzf(shrink=1.0, white=False, members=24, samples=300):
     if white:
         own = own.std() * torch.randn(own.shape, generator=generator, dtype=own.dtype)
     statistics = Statistics()
-    statistics.add(mean + own, truth)
+    statistics.add(Forecast(mean + own, Truth(truth)))
     rows = {row["score"]: row["value"] for row in form_scores(statistics, torch.arange(samples))}
     return [rows[f"pzf_{name}"] for name in ("mean", "total", "residual", "spread")]
 

@@ -12,6 +12,7 @@ from scipy import stats
 
 from hpc_closure.closure.losses import crps, energy_score
 from hpc_closure.evaluate import intervals, rank_histogram, scores, spectra
+from hpc_closure.evaluate.forecast import Forecast, Truth, shell_statistics
 
 
 def normal(*shape, seed=0):
@@ -271,7 +272,7 @@ def test_shell_power_of_one_wave_and_parseval(size):
 @pytest.mark.parametrize("members", [1, 6])
 def test_shell_statistics_sum_to_the_grid_statistics(members):
     ensemble, truth = normal(members, 5, 12, 12), normal(5, 12, 12, seed=1)
-    parts = spectra.shell_statistics(ensemble, truth)
+    parts = shell_statistics(Forecast(ensemble, Truth(truth)))
     assert torch.allclose(parts["variance"].sum(-1), scores.variance(ensemble))
     assert torch.allclose(parts["mean_mse"].sum(-1), scores.mean_mse(ensemble, truth))
     assert torch.allclose(parts["energy"].sum(-1), ensemble.square().mean((0, 2, 3)))
@@ -286,8 +287,8 @@ def test_spread_per_shell_sees_what_the_total_hides():
     damped = damped * torch.where(spectra.shell_numbers(32) >= 4, 0.5, 1.0)
     damped = torch.fft.irfft2(damped, s=(32, 32))
     truth = torch.zeros(50, 32, 32, dtype=torch.float64)
-    full = spectra.shell_statistics(fields, truth)["variance"].mean(0)
-    half = spectra.shell_statistics(damped, truth)["variance"].mean(0)
+    full = shell_statistics(Forecast(fields, Truth(truth)))["variance"].mean(0)
+    half = shell_statistics(Forecast(damped, Truth(truth)))["variance"].mean(0)
     ratio = scores.spread_ratio(half, full)
     assert ratio[3] == pytest.approx(1) and ratio[5] == pytest.approx(0.5)
     assert scores.spread_ratio(half.sum(), full.sum()) > 0.95

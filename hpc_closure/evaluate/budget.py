@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.intervals import interval_columns
 from hpc_closure.evaluate.scores import distance
 from hpc_closure.evaluate.spectra import integer_k2, per_shell, power, transform
@@ -37,7 +38,7 @@ class Origin:
 
 
 class Budget:
-    """Budget of one method beside the truth's, taken in block by block.
+    """Budgets of all methods beside the truth's, taken in block by block.
 
     Args:
         span: time that a closure acts for.
@@ -45,37 +46,49 @@ class Budget:
 
     def __init__(self, span: float):
         self.span = span
-        self._parts: dict[str, list[Tensor]] = {}
+        self._truth: dict[str, list[Tensor]] = {}
+        self._own: dict[str, dict[str, list[Tensor]]] = {}
+        self._state: Tensor
+        self._shape: torch.Size
 
-    def add(self, ensemble: Tensor, truth: Tensor, states: Tensor) -> None:
-        """Take in closures (M, s, n, n), the true ones and the states (s, n, n)."""
-        rows, size = states.shape[-2:]
+    def begin(self, truth: Truth, states: Tensor) -> None:
+        """Begin a block: the true closures and the states (s, n, n) that they are added to."""
+        self._state, self._shape = transform(states.double().cpu()), states.shape[-2:]
+        self._take(self._truth, truth.hat, power(truth.hat))
+
+    def add(self, method: str, forecast: Forecast) -> None:
+        """Take in a method's closures of the block."""
+        self._take(self._own.setdefault(method, {}), forecast.mean_hat, forecast.energy)
+
+    def _take(self, into: dict[str, list[Tensor]], mean: Tensor, energy: Tensor) -> None:
+        """What closures bring per shell, from the means of coefficients and of their squares."""
+        rows, size = self._shape
+        density = (self._state.conj() * mean.cpu()).real + 0.5 * self.span * energy.cpu()
         k2 = integer_k2(size, rows)
         to_energy = torch.where(k2 > 0, k2, torch.inf).reciprocal() if rows > 1 else 1.0
-        state = transform(states.double().cpu())
-        for name, closures in (("own", ensemble), ("truth", truth[None])):
-            closure = transform(closures.double().cpu())
-            density = (state.conj() * closure.mean(0)).real
-            density = density + 0.5 * self.span * power(closure).mean(0)
-            quantities = {"energy": density * to_energy}
-            if rows > 1:
-                quantities["enstrophy"] = density
-            for quantity, part in quantities.items():
-                work = per_shell(part, size).nan_to_num(nan=torch.inf)
-                self._parts.setdefault(f"{name}_{quantity}", []).append(work)
+        quantities = {"energy": density * to_energy}
+        if rows > 1:
+            quantities["enstrophy"] = density
+        for quantity, part in quantities.items():
+            work = per_shell(part, size).nan_to_num(nan=torch.inf)
+            into.setdefault(quantity, []).append(work)
 
-    @property
-    def work(self) -> dict[str, Tensor]:
+    def work(self, method: str) -> dict[str, Tensor]:
         """Per sample and shell (S, shells): ``own_energy``, ``truth_energy``, enstrophy alike."""
-        return {name: torch.cat(parts) for name, parts in self._parts.items()}
+        return {
+            f"{whose}_{quantity}": torch.cat(parts)
+            for whose, work in (("own", self._own[method]), ("truth", self._truth))
+            for quantity, parts in work.items()
+        }
 
-    def scores(self, blocks: Tensor) -> Iterator[dict]:
+    def scores(self, method: str, blocks: Tensor) -> Iterator[dict]:
         """Columns ``score, value, low, high``; nothing where a sample is not finite.
 
         Args:
+            method: whose.
             blocks: (S,).
         """
-        work = self.work
+        work = self.work(method)
         if not all(bool(part.isfinite().all()) for part in work.values()):
             return
         for quantity in ("energy", "enstrophy"):

@@ -21,6 +21,7 @@ from hpc_closure.data.reader import BESIDE, CoupledEnsemble
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.climate import Climate, Flow
 from hpc_closure.evaluate.event import event_records
+from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
 from hpc_closure.evaluate.joint import Trajectories, joint_scores
@@ -207,6 +208,7 @@ def score_coupled(
 
     for index, lead_time in enumerate(times.tolist()):
         y = truth[:, index].double()
+        true = Truth(y)
         pools.setdefault("truth", []).append(_some(y, generator))
         if climate is not None:
             climate.add("truth", index, y[None])
@@ -217,7 +219,7 @@ def score_coupled(
             own = {**stage, **labels.of(method), "lead_time": lead_time}
             sizes[method] = {"members": len(x), "samples": cases}
             statistics[method] = Statistics()
-            statistics[method].add(x, y)
+            statistics[method].add(Forecast(x, true))
             joint.setdefault(method, Trajectories()).add(x, y)
             if climate is not None and method != "climatology":
                 climate.add(method, index, x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.evaluate.budget import Budget, Origin
+from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
 from hpc_closure.evaluate.quarters import Quarters
@@ -108,7 +109,7 @@ def score_generated(
     statistics: dict[str, Statistics] = {}
     counts: dict[str, Tensor] = {}
     costs: dict[str, list[float]] = {}
-    budgets: dict[str, Budget] = {}
+    budget = None if origin.states is None else Budget(origin.span)
     floors, variances = [], []
     quarters = Quarters.of(None if law is None else law.variance_at, num_samples, step)
     scored = Scored()
@@ -125,7 +126,9 @@ def score_generated(
             if law.variance is not None:
                 value = law.variance(indices) if callable(law.variance) else law.variance
                 variances.append(torch.as_tensor(value).double().cpu().expand(len(indices)))
-        picks = None
+        true, picks = Truth(block), None
+        if budget is not None and origin.states is not None:
+            budget.begin(true, origin.states[indices])
         if start == 0:
             scored.examples["truth"] = block[0].cpu()
 
@@ -135,17 +138,16 @@ def score_generated(
                     f"{method} returned {tuple(ensemble.shape)} for {len(indices)} states; "
                     f"expected (members, {len(indices)}, {size}, {size})"
                 )
-            y = block.to(ensemble.device)
+            forecast = Forecast(ensemble, true.to(ensemble.device))
             num = len(ensemble)
             places = {} if quarters is None else quarters.at(indices)
-            statistics.setdefault(method, Statistics()).add(ensemble, y, floor, places)
-            if origin.states is not None:
-                budget = budgets.setdefault(method, Budget(origin.span))
-                budget.add(ensemble, y, origin.states[indices])
+            statistics.setdefault(method, Statistics()).add(forecast, floor, places)
+            if budget is not None:
+                budget.add(method, forecast)
             if seconds is not None:
                 costs.setdefault(method, []).append(1e3 * seconds / (num * len(indices)))
             if num > 1:
-                x, y = _coordinates(law, ensemble), _coordinates(law, y)
+                x, y = (_coordinates(law, one) for one in (ensemble, forecast.truth.fields))
                 if picks is None:  # the same coordinates for every method
                     picks = _pick(x.shape[-1], len(indices), num_samples, law, chooser)
                 drawn = ranks(_take(x, picks), _take(y, picks), ties)
@@ -161,9 +163,9 @@ def score_generated(
         for columns in form_scores(parts, blocks, reference):
             scored.add(**own, **columns)
         sizes = {"members": parts.members, "samples": num_samples}
-        if method in budgets:
-            scored.keep_work(method, budgets[method].work)
-            for columns in budgets[method].scores(blocks):
+        if budget is not None:
+            scored.keep_work(method, budget.work(method))
+            for columns in budget.scores(method, blocks):
                 scored.add(**own, **columns, **sizes)
         if method in counts:
             scored.add_ranks(counts[method], **own, **sizes)

@@ -67,29 +67,3 @@ def power(coefficients: Tensor) -> Tensor:
 def shell_power(fields: Tensor) -> Tensor:
     """Mean square per shell of fields (..., n, n): (..., shells)."""
     return per_shell(power(transform(fields)), fields.shape[-1])
-
-
-def shell_statistics(ensemble: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """What the scores per shell are made of, one value per sample and shell.
-
-    Args:
-        ensemble: (M, S, n, n).
-        truth: (S, n, n).
-
-    Returns:
-        (S, shells) each: ``energy`` of one member, ``truth_energy``, unbiased ``variance`` over
-        members (zero for one member) and ``mean_mse``, the squared error of the ensemble mean. In
-        all, each sums over shells to the mean over the grid of the same quantity. Differences of
-        squares are taken: give float64.
-    """
-    num, size = len(ensemble), truth.shape[-1]
-    truth_hat, error_hat = transform(truth), transform(ensemble - truth)
-    mean_hat, square = error_hat.mean(0), power(error_hat).mean(0)
-    parts = {  # all from the first two moments of the error: one pass over the members
-        "energy": square + 2 * (truth_hat.conj() * mean_hat).real + power(truth_hat),
-        "truth_energy": power(truth_hat),
-        "variance": (square - power(mean_hat)).clamp_min(0)
-        * (num / (num - 1) if num > 1 else 0.0),
-        "mean_mse": power(mean_hat),
-    }
-    return {name: per_shell(part, size) for name, part in parts.items()}

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from hpc_closure.closure.losses import crps, energy_score
 from hpc_closure.evaluate import scores
+from hpc_closure.evaluate.forecast import Forecast, shell_statistics
 from hpc_closure.evaluate.intervals import Means, block_interval, interval_columns
 from hpc_closure.evaluate.rank_histogram import rank_p, smallest_seen
 from hpc_closure.evaluate.rows import Absent, frame
-from hpc_closure.evaluate.spectra import shell_statistics
 
 COVERAGE = 0.9
 JUDGED = 1e-3  # share of the reference's variance that a shell of the extremes must have
@@ -137,21 +137,19 @@ class Statistics:
 
     def add(
         self,
-        ensemble: Tensor,
-        truth: Tensor,
+        forecast: Forecast,
         floor: Tensor | None = None,
         places: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         """Add a block.
 
         Args:
-            ensemble: (M, s, n, n) float64; a sample with any value that is not finite scores as
-                infinitely wrong.
-            truth: (s, n, n) float64.
+            forecast: a sample with any value that is not finite scores as infinitely wrong.
             floor: (s,) squared distance of the truth from its exact conditional mean, if known.
             places: name -> mask and exact pointwise variance, (s, n, n) both, as
                 :meth:`~hpc_closure.evaluate.quarters.Quarters.at` gives them.
         """
+        ensemble, truth = forecast.ensemble, forecast.truth.fields
         self.members = len(ensemble)
         total = {
             "relative_error": scores.relative_error(ensemble, truth),
@@ -177,7 +175,7 @@ class Statistics:
                 total[f"share_{name}"] = mask.double().mean((1, 2))
         for into, parts in (
             (self.total, total),
-            (self.shells, shell_statistics(ensemble, truth)),
+            (self.shells, shell_statistics(forecast)),
         ):
             for name, part in parts.items():
                 part = part.double().cpu()

@@ -1,0 +1,43 @@
+"""What several scores are made of is computed once, and is what it says."""
+
+import torch
+from test_evaluate_scores import normal
+
+from hpc_closure.evaluate import budget, forecast
+from hpc_closure.evaluate.budget import Origin
+from hpc_closure.evaluate.forecast import Forecast, Truth
+from hpc_closure.evaluate.generated import score_generated
+from hpc_closure.evaluate.rows import Labels
+from hpc_closure.evaluate.spectra import power, transform
+
+SAMPLES, SIZE = 4, 8
+
+
+def test_moments_are_those_of_the_ensemble():
+    ensemble, truth = normal(5, SAMPLES, SIZE, SIZE), normal(SAMPLES, SIZE, SIZE, seed=1)
+    one = Forecast(ensemble, Truth(truth))
+    assert torch.allclose(one.mean_hat, transform(ensemble).mean(0), atol=1e-14)
+    assert torch.allclose(one.energy, power(transform(ensemble)).mean(0), atol=1e-14)
+
+
+def test_the_truth_is_transformed_once_for_all_methods(monkeypatch):
+    seen = []
+
+    def counted(fields):
+        seen.append(fields.ndim)
+        return transform(fields)
+
+    for module in (forecast, budget):
+        monkeypatch.setattr(module, "transform", counted)
+    truth = normal(SAMPLES, SIZE, SIZE)
+    samplers = {
+        name: lambda indices, members, seed=seed: normal(
+            members, len(indices), SIZE, SIZE, seed=seed
+        )
+        for seed, name in enumerate(("model", "mean_gp", "oracle"))
+    }
+    labels = Labels({"closure": "diffusion"})
+    origin = Origin(states=normal(SAMPLES, SIZE, SIZE, seed=9), span=0.1)
+    score_generated(truth, samplers, labels, members=3, origin=origin)
+    # truth and states, and the members of every method
+    assert sorted(seen) == [3, 3, 4, 4, 4]
