@@ -11,6 +11,7 @@ from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
 from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
+from hpc_closure.rollout import coupling
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.rollout.rows import memory_of, start
 from hpc_closure.spectral.problem import Problem
@@ -23,6 +24,8 @@ PROBLEM = Problem(grid=32, dt=1e-3, noise=NOISE, forcing={"kind": "published"})
 
 class Exact:
     """The exact law as a closure object."""
+
+    config = {"preset": "default"}
 
     def __init__(self, problem, kind):
         self.problem, self.kind = problem, kind
@@ -323,6 +326,8 @@ def test_members_of_different_starts_draw_different_noise():
 class Reader:
     """A closure that does nothing but keep what it was shown."""
 
+    config = {"preset": "default"}
+
     def __init__(self):
         self.seen = []
 
@@ -420,8 +425,6 @@ def test_last_closures_that_are_moved_are_the_same_at_other_places():
 class TwoLaws(Exact):
     """A closure whose mean_gp is nothing, and that keeps the history it was shown."""
 
-    config = {"preset": "default"}
-
     def __init__(self):
         super().__init__(PROBLEM, "diffusion")
         self.seen = {}
@@ -450,6 +453,71 @@ def test_mean_gp_is_a_run_of_its_own_with_draws_of_that_name():
     published = TwoLaws()
     published.config = {"preset": "published"}
     assert "mean_gp" not in coupled(published, [(7, 0)], references=references).simulations
+
+
+class Damping(Reader):
+    """A closure without noise, of the last closure: all members of a start are one."""
+
+    config = {"preset": "leith"}
+
+    def sample_hat(self, request):
+        self.seen.append(len(request.state))
+        return -0.1 * request.state + 0.5 * request.previous[:, 0]
+
+
+@pytest.mark.parametrize("last", ["own", "moved"])
+def test_what_draws_nothing_is_run_once_for_all_members(monkeypatch, last):
+    """The same fields, losses and restarts as of all rows; moved closures make members differ."""
+    problem = PROBLEM.replace(noise={"kind": "none"})
+    rows = [(9, 0), (7, 0), (7, 1), (9, 1), (9, 2)]
+    settings = {
+        "problem": problem,
+        "memory": Memory(previous=1),
+        "references": ("none", "bare_2x"),
+        "last_closures": last,
+    }
+    states = np.concatenate([start_state(), start_state(50)])
+    closures = [0.1 * states[:, ::-1].copy()]
+
+    def run():
+        made = coupled(Damping(), rows, [7, 9], **settings)
+        made.start(states, 200, closures=closures)
+        made.advance(2)
+        return made
+
+    once = run()
+    simulated = {name: len(one.members) for name, one in once.simulations.items()}
+    assert simulated == {"model": 2 if last == "own" else 5, "none": 2, "bare_2x": 2, "truth": 2}
+    monkeypatch.setattr(coupling, "has_noise", lambda config: True)
+    plain = coupling.Rows.of
+    monkeypatch.setattr(coupling.Rows, "of", lambda rows, cases, drawn: plain(rows, cases, True))
+    every = run()
+    assert len(every.simulations["bare_2x"].members) == 5
+    for name, field in every.fields().items():
+        assert torch.equal(once.fields()[name], field)
+    differ = not torch.equal(field_of(once)[1], field_of(once)[2])
+    assert differ == (last == "moved")
+    monkeypatch.undo()
+    again = coupled(Damping(), rows, [7, 9], **settings)
+    again.load_state(once.save_state())
+    for one in (once, again):
+        one.advance(1)
+    assert torch.equal(field_of(once), field_of(again))
+
+
+def field_of(run):
+    return run.fields()["model"]
+
+
+def test_a_lost_member_that_stands_for_all_is_named(caplog):
+    settings = {"problem": PROBLEM.replace(noise={"kind": "none"}), "memory": Memory(previous=1)}
+    run = coupled(Damping(), [(7, 0), (9, 0), (9, 1)], [7, 9], references=(), **settings)
+    run.start(np.concatenate(2 * [start_state()]), 200, closures=[np.zeros((2, 32, 32))])
+    run.simulations["model"].pairs[1] = np.nan
+    run.advance(1)
+    assert "1 of 2 trajectories lost" in caplog.text and "start 9, member 0" in caplog.text
+    assert run.fields()["model"].isfinite().flatten(1).all(1).tolist() == [True, False, False]
+    assert run.rows_of["model"].stand_for == 1.5
 
 
 def test_mean_gp_reads_its_own_past_also_after_a_restart():

@@ -77,7 +77,7 @@ def run(
         for name in sums
     ]
     if closure.model.brought_back:
-        share = closure.model.brought_back / (members * calls)
+        share = closure.model.brought_back / (len(lost["model"]) * calls)
         remarks.append(f"closures made smaller, to stay within the training's: {share:.2%}")
     return records, remarks
 

@@ -26,6 +26,11 @@ def has_mean_gp(config: Mapping[str, Any]) -> bool:
     return config["preset"] not in ("published", *FUNCTIONAL)
 
 
+def has_noise(config: Mapping[str, Any]) -> bool:
+    """Whether models of a configuration draw; the others give one answer to a state."""
+    return config["preset"] not in FUNCTIONAL and config.get("residual") != "none"
+
+
 def check_model(experiment: Experiment) -> None:
     """Raise ValueError unless the experiment's own model, or the one it uses, is there."""
     run = Run.of(experiment)

@@ -17,6 +17,9 @@ One :class:`CoupledRun` advances, from the same resolved state,
 * ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of
   the closure's mean over the coming interval.
 
+A run in which nothing is drawn is the same for all members of a start: one of them is run, its
+time counts for each of them, and its fields are repeated.
+
 States and closures pass as retained spectra; fields are formed where sensors read and where states
 are written.
 """
@@ -32,7 +35,7 @@ import torch
 from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.interface import Request
-from hpc_closure.closure.match import has_mean_gp
+from hpc_closure.closure.match import has_mean_gp, has_noise
 from hpc_closure.closure.sensors import Sensors, observe
 from hpc_closure.closure.targets import Target, advance_with, reduced_problem
 from hpc_closure.experiment.checks import FINER
@@ -142,6 +145,42 @@ class Losses:
         )
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Trajectories of a run.
+
+    Attributes:
+        each: (case, member) of those that are simulated.
+        case: (len(each),) place of the start of each among the cases.
+        whole: (rows,) which of them each row of the ensemble is; None where all are simulated.
+    """
+
+    each: list[tuple[int, int]]
+    case: torch.Tensor
+    whole: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: list[tuple[int, int]], cases: list[int], drawn: bool) -> "Rows":
+        """All rows, or the first of every start where nothing is ``drawn``."""
+        if drawn:
+            return cls(rows, torch.tensor([cases.index(case) for case, _ in rows]))
+        first = dict(reversed(rows))
+        once = [row for row in rows if first[row[0]] == row[1]]
+        place = {case: number for number, (case, _) in enumerate(once)}
+        one = cls.of(once, cases, True)
+        return cls(once, one.case, torch.tensor([place[case] for case, _ in rows]))
+
+    @property
+    def ids(self) -> list[int]:
+        """Of their draws: members that start from different cases draw different noise."""
+        return [draws.pair(case, member) for case, member in self.each]
+
+    @property
+    def stand_for(self) -> float:
+        """Rows of the ensemble that each of them stands for, on average."""
+        return 1.0 if self.whole is None else len(self.whole) / len(self.each)
+
+
 class CoupledRun:
     """Model, oracle, none and truth side by side.
 
@@ -162,39 +201,48 @@ class CoupledRun:
         self.interval, self.layout, self.seed = rollout.interval, rollout.sensors, coupling.seed
         meant = closure.meant(self.interval)
         self.memory = coupling.memory
-        self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
         reduced = reduced_problem(problem, coupling.grid, kind)
         full = problem.replace(grid=coupling.grid)
         self.sides = problem.dimensions
         self.exact = kind in REMOVABLE
         self.target = Target(kind, meant) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
-        # members that start from different cases draw different noise
-        self.names = names = [draws.pair(case, member) for case, member in self.rows]
-        self.simulations = {"model": self._simulation(reduced, names)}
+        self.simulations: dict[str, Simulation] = {}
+        self.rows_of: dict[str, Rows] = {}
+        moved = bool(self.memory.previous) and rollout.last_closures == "moved"
+        self._run_members("model", reduced, drawn=moved or has_noise(closure.config))
         if "mean_gp" in rollout.references and has_mean_gp(closure.config):
-            self.simulations["mean_gp"] = self._simulation(reduced, names)
+            self._run_members("mean_gp", reduced)
         kept = self.memory.frames * self.memory.lag
         self.past: dict[str, deque[torch.Tensor]]  # states, newest last
         self.past = {name: deque(maxlen=kept) for name in self.simulations}
         self.drawn: dict[str, deque[torch.Tensor]]  # closures, newest first
         self.drawn = {name: deque(maxlen=self.memory.previous) for name in self.simulations}
-        self.losses = {name: Losses.none(len(rows), coupling.device) for name in self.simulations}
+        self.losses = {
+            name: Losses.none(len(rows.each), coupling.device)
+            for name, rows in self.rows_of.items()
+        }
         if "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         self.finer = [name for name in FINER if name in rollout.references]
         for name in self.finer:
             finer = problem.replace(grid=FINER[name] * coupling.grid)
-            self.simulations[name] = self._simulation(finer, names, "rollout")
+            drawn = finer.physics.noise.kind != "none"
+            self._run_members(name, finer, "rollout", drawn=drawn)
             self.seconds[name] = 0.0
         # with sensors: what the oracle draws from; without a closed form there is no oracle then
         free = self.layout is None
         self.law = None if free else ExactLaw.of(full, kind, meant)
         if "oracle" in rollout.references and self.exact and (free or self.law is not None):
             driven = full if free else reduced
-            self.simulations["oracle"] = self._simulation(driven, names, "rollout")
+            self._run_members("oracle", driven, "rollout")
         if self.exact:
             self.simulations["truth"] = self._simulation(full, self.cases)
+
+    def _run_members(self, name, problem, stage="generate", drawn=True) -> None:
+        """A run of the ensemble's rows; ``drawn``: members differ."""
+        self.rows_of[name] = rows = Rows.of(self.rows, self.cases, drawn)
+        self.simulations[name] = self._simulation(problem, rows.ids, stage)
 
     def _simulation(self, problem, members, stage="generate") -> Simulation:
         return Simulation(problem, members, self.seed, device=self.coupling.device, stage=stage)
@@ -220,23 +268,23 @@ class CoupledRun:
         """
         spectra = self._spectra(states)
         for name, simulation in self.simulations.items():
-            each = spectra if name in ("none", "truth") else spectra[self.case_of_row]
+            each = spectra[self.rows_of[name].case] if name in self.rows_of else spectra
             each = resize(each, simulation.grid.modes)
             simulation.load_state(step, from_row(each, self.sides))
         for one in (*self.past.values(), *self.drawn.values()):
             one.clear()
         for field in earlier:
-            frame = self._spectra(field)[self.case_of_row]
-            for past in self.past.values():
-                past.append(frame)
+            frame = self._spectra(field)
+            for name, past in self.past.items():
+                past.append(frame[self.rows_of[name].case])
         moves: torch.Tensor | float = 1.0
         if len(closures) and self.coupling.rollout.last_closures == "moved":
-            grid = self.simulations["model"].grid
-            moves = draws.moves(grid, self.seed, "rollout", self.names).to(spectra)
+            grid, ids = self.simulations["model"].grid, self.rows_of["model"].ids
+            moves = draws.moves(grid, self.seed, "rollout", ids).to(spectra)
         for field in closures:
-            frame = self._spectra(field)[self.case_of_row] * moves
-            for drawn in self.drawn.values():
-                drawn.append(frame)
+            frame = self._spectra(field)
+            for name, drawn in self.drawn.items():
+                drawn.append(frame[self.rows_of[name].case] * moves)
 
     def _spectra(self, fields: np.ndarray) -> torch.Tensor:
         """Spectra, as closures read them, of fields (cases, n, n)."""
@@ -249,7 +297,7 @@ class CoupledRun:
         for _ in range(calls):
             self._interval()
         for name, losses in self.losses.items():
-            if told := losses.tell(self.rows, self.simulations[name].problem.dt):
+            if told := losses.tell(self.rows_of[name].each, self.simulations[name].problem.dt):
                 log.get().warning(f"{name}: {told}; the others go on")
 
     def _interval(self) -> None:
@@ -265,7 +313,8 @@ class CoupledRun:
         for name in self.finer:
             begin = time.perf_counter()
             self.simulations[name].advance(self.interval)
-            self.seconds[name] += time.perf_counter() - begin
+            spent = time.perf_counter() - begin
+            self.seconds[name] += spent * self.rows_of[name].stand_for
         clock.append(time.perf_counter())
         tendency = self._tendency_hat("model", sensors)
         clock.append(time.perf_counter())
@@ -274,32 +323,34 @@ class CoupledRun:
         for part, (begin, end) in zip(
             ("references", "closure", "solver"), zip(clock[:-1], clock[1:])
         ):
-            self.seconds[part] += end - begin
+            stand_for = 1.0 if part == "references" else self.rows_of["model"].stand_for
+            self.seconds[part] += (end - begin) * stand_for
         self.calls += 1
 
     def _exact_hat(self, sensors: Sensors | None) -> torch.Tensor | None:
         """Draws of the exact law given the sensors, for the oracle; None without them."""
         if self.law is None:
             return None
-        state = self.simulations["oracle"].state
-        return self.law.draw_hat(state, self.names, self.seed, self.calls, sensors).to(state)
+        state, rows = self.simulations["oracle"].state, self.rows_of["oracle"]
+        sensors = sensors and sensors.rows(rows.case)
+        return self.law.draw_hat(state, rows.ids, self.seed, self.calls, sensors).to(state)
 
     def _tendency_hat(self, name: str, sensors: Sensors | None) -> torch.Tensor:
         """A fresh sample of the closure for every row of ``model`` or ``mean_gp``.
 
         A row that has diverged is NaN from then on. Nothing here is read by the host.
         """
-        losses = self.losses[name]
+        losses, rows = self.losses[name], self.rows_of[name]
         lost = losses.add(self.simulations[name].diverged(), self.step_index, BY_STATE)
         state = as_row(self.simulations[name].state, self.sides)
         state = torch.where(lost[:, None, None], 0.0, state)  # the others go on
         sampler = self.coupling.rollout.sampler.options()
         request = Request(
             state,
-            self.names,
+            rows.ids,
             self.seed,
             self.calls,
-            sensors,
+            sensors and sensors.rows(rows.case),
             self._history(self.past[name]),
             torch.stack(list(self.drawn[name]), 1) if self.memory.previous else None,
             self.closure.held(self.interval),
@@ -324,7 +375,7 @@ class CoupledRun:
         return torch.stack(frames, dim=1)
 
     def _advance_truth(self) -> Sensors | None:
-        """Advance the truth by one interval; the sensors see its closure's mean over it.
+        """Advance the truth by one interval; each case's sensors see its closure's mean over it.
 
         Where a draw stands for fewer steps than it is held, the mean is over the first of them.
         """
@@ -337,17 +388,17 @@ class CoupledRun:
         closure = truth.transform.to_physical(self.target.compute(truth))
         truth.advance(self.interval - self.target.lookahead)
         length = truth.problem.length
-        readings = observe(closure, self.layout, self.seed, self.cases, self.calls, length)
-        return readings.rows(self.case_of_row)
+        return observe(closure, self.layout, self.seed, self.cases, self.calls, length)
 
     def fields(self) -> dict[str, torch.Tensor]:
         """Present state of every run on the reduced solver's grid, (trajectories, n, n); on a
         line (trajectories, n)."""
-        own = self.simulations["model"]
-        return {
-            name: own.transform.to_physical(resize(run.state, own.grid.modes, self.sides))
-            for name, run in self.simulations.items()
-        }
+        own, found = self.simulations["model"], {}
+        for name, run in self.simulations.items():
+            field = own.transform.to_physical(resize(run.state, own.grid.modes, self.sides))
+            rows = self.rows_of.get(name)
+            found[name] = field if rows is None or rows.whole is None else field[rows.whole]
+        return found
 
     def save_state(self) -> dict:
         """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
