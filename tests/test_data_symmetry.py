@@ -8,6 +8,7 @@ from hpc_closure.data.reader import DataSet
 from hpc_closure.data.symmetry import MAPS, Symmetry
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import Trajectory
 from hpc_closure.generate import verb as generate
 from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.noise_model import NoiseModel
@@ -193,3 +194,28 @@ def test_a_training_is_augmented_by_what_its_equation_leaves(tiny):
             assert len(fit.symmetry) == number and valid.symmetry is None
         finally:
             store.close()
+
+
+@pytest.mark.parametrize("trajectory", [None, Trajectory()])
+def test_the_symmetry_of_the_flow_is_asked_for_where_something_is_followed(
+    tiny, trajectory, monkeypatch
+):
+    experiment = reading.load(tiny, ["train.augment=true"])
+    assert generate.run(experiment) == 0
+    section = experiment.train.model_copy(update={"trajectory": trajectory})
+    subgrid = experiment.generate.model_copy(update={"closure": "subgrid"})
+    asked, plain = [], Symmetry.of
+
+    def of(equation, size, forced=True):
+        asked.append(forced)
+        return plain(equation, size, forced)
+
+    monkeypatch.setattr(Symmetry, "of", of)
+    store = DataSet(Run.of(experiment).data)
+    try:
+        changed = experiment.model_copy(update={"train": section, "generate": subgrid})
+        fit, _ = train.samples(changed, store)
+    finally:
+        store.close()
+    assert sorted(asked) == [False] + [True] * bool(trajectory)
+    assert (len(fit.flow) < len(fit.symmetry)) == bool(trajectory)

@@ -127,11 +127,11 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
             f"train.split={list(section.split)}, or set model.gate=off"
         )
     if section.augment:
-        flow = Symmetry.of(experiment.physics, grid)
-        own = flow
-        if experiment.generate.closure == "subgrid":
-            own = Symmetry.of(experiment.physics, grid, forced=False)
-        train = train.augmented(own, flow)
+        forced = experiment.generate.closure != "subgrid"
+        flow = None
+        if section.trajectory and not forced:
+            flow = Symmetry.of(experiment.physics, grid)
+        train = train.augmented(Symmetry.of(experiment.physics, grid, forced), flow)
     return train, valid
 
 
