@@ -3,8 +3,10 @@
 import torch
 from test_evaluate_scores import normal
 
+from hpc_closure.closure.losses import square_distances
 from hpc_closure.evaluate import budget, forecast
 from hpc_closure.evaluate.budget import Origin
+from hpc_closure.evaluate.coupled import score_coupled
 from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.generated import score_generated
 from hpc_closure.evaluate.rows import Labels
@@ -18,6 +20,20 @@ def test_moments_are_those_of_the_ensemble():
     one = Forecast(ensemble, Truth(truth))
     assert torch.allclose(one.mean_hat, transform(ensemble).mean(0), atol=1e-14)
     assert torch.allclose(one.energy, power(transform(ensemble)).mean(0), atol=1e-14)
+
+
+def test_distances_of_pairs_are_computed_once_for_a_lead_time(monkeypatch):
+    calls = []
+
+    def counted(ensemble, truth):
+        calls.append(len(ensemble))
+        return square_distances(ensemble, truth)
+
+    monkeypatch.setattr(forecast, "square_distances", counted)
+    labels = Labels({"closure": "subgrid"})
+    ensembles = {"model": normal(3, 2, SIZE, SIZE, seed=1), "none": normal(1, 2, SIZE, SIZE)}
+    score_coupled(normal(2, SIZE, SIZE), ensembles, [0.1, 0.2], labels)
+    assert calls == [3, 1, 3, 1]
 
 
 def test_the_truth_is_transformed_once_for_all_methods(monkeypatch):

@@ -5,6 +5,7 @@ import scoringrules
 import torch
 from test_evaluate_scores import normal, stationary
 
+from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.joint import Trajectories, joint_scores
 
 CASES, TIMES, SIZE = 6, 4, 8
@@ -14,7 +15,7 @@ def taken(ensemble, truth):
     """Trajectories of an ensemble (M, cases, L, n, n)."""
     own = Trajectories()
     for index in range(truth.shape[1]):
-        own.add(ensemble[:, :, index], truth[:, index])
+        own.add(Forecast(ensemble[:, :, index], Truth(truth[:, index])))
     return own
 
 

@@ -48,7 +48,7 @@ def products(experiment):
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("module, name", [(statistics, "energy_score"), (figures, "spectra")])
+@pytest.mark.parametrize("module, name", [(statistics, "energy_of"), (figures, "spectra")])
 def test_a_signal_in_a_destructor_stops_the_verb(experiment, monkeypatch, module, name, number):
     real, calls = getattr(module, name), []
 
@@ -66,10 +66,8 @@ def test_a_signal_in_a_destructor_stops_the_verb(experiment, monkeypatch, module
 
 
 def test_the_time_limit_stops_the_verb(experiment, monkeypatch):
-    real = statistics.energy_score
-    monkeypatch.setattr(
-        statistics, "energy_score", lambda *words: (time.sleep(0.3), real(*words))[1]
-    )
+    real = statistics.energy_of
+    monkeypatch.setattr(statistics, "energy_of", lambda *words: (time.sleep(0.3), real(*words))[1])
     began = time.monotonic()
     with pytest.raises(Stopped, match="time limit of 0.5 s"):
         evaluate.run(experiment, Options(verbosity=-1, max_elapsed="0.5s"))

@@ -219,8 +219,9 @@ def score_coupled(
             own = {**stage, **labels.of(method), "lead_time": lead_time}
             sizes[method] = {"members": len(x), "samples": cases}
             statistics[method] = Statistics()
-            statistics[method].add(Forecast(x, true))
-            joint.setdefault(method, Trajectories()).add(x, y)
+            forecast = Forecast(x, true)
+            statistics[method].add(forecast)
+            joint.setdefault(method, Trajectories()).add(forecast)
             if climate is not None and method != "climatology":
                 climate.add(method, index, x)
             lost = 1 - x.isfinite().flatten(1).all(1).double().mean()

@@ -5,6 +5,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from hpc_closure.closure.losses import square_distances
 from hpc_closure.evaluate.spectra import per_shell, power, transform
 
 
@@ -45,6 +46,11 @@ class Forecast:
         """Means over members of the error's coefficients and of their squares, (S, ...) each."""
         error_hat = transform(self.ensemble - self.truth.fields)
         return error_hat.mean(0), power(error_hat).mean(0)
+
+    @cached_property
+    def distances(self) -> tuple[Tensor, Tensor]:
+        """Mean squares of members less truth (S, M), and less each other (S, M, M)."""
+        return square_distances(self.ensemble, self.truth.fields)
 
     @property
     def mean_hat(self) -> Tensor:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.losses import energy_of, square_distances
+from hpc_closure.closure.losses import energy_of
+from hpc_closure.evaluate.forecast import Forecast
 from hpc_closure.evaluate.intervals import interval_columns
 from hpc_closure.evaluate.scores import valid_time
 
@@ -20,9 +21,10 @@ class Trajectories:
         self._pairs: list[Tensor] = []
         self._apart: list[Tensor] = []
 
-    def add(self, ensemble: Tensor, truth: Tensor) -> None:
+    def add(self, forecast: Forecast) -> None:
         """Take in a lead time: members (M, cases, n, n) and truth (cases, n, n)."""
-        skill, pairs = square_distances(ensemble, truth)
+        ensemble, truth = forecast.ensemble, forecast.truth.fields
+        skill, pairs = forecast.distances
         self._skill.append(skill.cpu())
         self._pairs.append(pairs.cpu())
         sizes = ensemble.square().mean((-2, -1)) * truth.square().mean((-2, -1))

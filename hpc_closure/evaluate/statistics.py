@@ -14,7 +14,7 @@ import torch
 from pandas import DataFrame
 from torch import Tensor
 
-from hpc_closure.closure.losses import crps, energy_score
+from hpc_closure.closure.losses import crps, energy_of
 from hpc_closure.evaluate import scores
 from hpc_closure.evaluate.forecast import Forecast, shell_statistics
 from hpc_closure.evaluate.intervals import Means, block_interval, interval_columns
@@ -158,7 +158,7 @@ class Statistics:
             "mean_mse": scores.mean_mse(ensemble, truth),
             "variance": scores.variance(ensemble),
             "crps": crps(ensemble, truth),
-            "energy_score": energy_score(ensemble, truth),
+            "energy_score": energy_of(*forecast.distances),
             "energy": ensemble.square().mean((0, 2, 3)),
             "truth_energy": truth.square().mean((1, 2)),
         }
