@@ -197,6 +197,20 @@ def test_a_memory_that_would_grow_is_brought_back():
     assert torch.equal(factors[others], ones[others])
 
 
+def test_the_radius_is_computed_once_for_equal_factors(monkeypatch):
+    """Also where weights change behind autograd's back."""
+    library, calls = remembering(1.5, 0.2), []
+    plain = library.spectral_radius
+    monkeypatch.setattr(library, "spectral_radius", lambda f: calls.append(1) or plain(f))
+    factors = torch.ones(len(library.names), B.grid.num_shells)
+    first = library.bounded(factors)
+    assert torch.equal(library.bounded(factors.clone()), first) and len(calls) == 1
+    factors.data.mul_(0.8)
+    again = library.bounded(factors)
+    assert len(calls) == 2 and not torch.equal(again, first)
+    assert torch.equal(again, remembering(1.5, 0.2).bounded(factors))
+
+
 def test_a_fit_has_no_memory_that_grows():
     last = noise(300, 1.0)
     library = Library(B, "linear", previous=1)

@@ -21,11 +21,22 @@ class Adjusted(NamedTuple):
 
 
 class Adjustment(nn.Module):
-    """Starts as no change. Arguments: number of the regression's terms, and of shells."""
+    """Starts as no change.
 
-    def __init__(self, terms: int, shells: int):
+    Args:
+        terms: number of the regression's.
+        shells: number of them.
+        noise: there is noise whose size can be trained.
+    """
+
+    def __init__(self, terms: int, shells: int, noise: bool = True):
         super().__init__()
-        self.log_noise = nn.Parameter(torch.zeros(shells))
+        self.log_noise: Tensor
+        log_noise = torch.zeros(shells)
+        if noise:
+            self.log_noise = nn.Parameter(log_noise)
+        else:
+            self.register_buffer("log_noise", log_noise)
         self.terms = nn.Parameter(torch.zeros(terms, shells))
 
     def forward(self) -> Adjusted:

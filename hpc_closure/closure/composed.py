@@ -131,7 +131,8 @@ class ComposedModel(ClosureModel):
         self.adjustment: Adjustment | None = None
         self.trajectories: Trajectories | None = None
         if config["adjusted"]:
-            self.adjustment = Adjustment(len(self.library.names), self.band.grid.num_shells)
+            terms, shells = len(self.library.names), self.band.grid.num_shells
+            self.adjustment = Adjustment(terms, shells, noise=config["residual"] != "none")
         self.frame: Frame
 
     def _make_residual(self, channels: int) -> Residual:
@@ -194,9 +195,6 @@ class ComposedModel(ClosureModel):
         ``trajectory``: of the mean and the adjustment of closed forms."""
         if phase == "spread" and isinstance(self.residual, LearnedScore):
             return self.residual.spread_parameters()
-        if phase == TRAJECTORY and self.config["residual"] == "none" and self.adjustment:
-            weights = [] if self.mean is None else list(self.mean.parameters())
-            return [*weights, self.adjustment.terms]
         trained = {
             "mean": (self.mean, self.amplitude),
             "generator": (self.residual,),

@@ -97,6 +97,7 @@ class Library:
         used = (coefficients != 0).any(-1).tolist()
         self.active = [name for name, use in zip(self.names, used) if use]
         self._on: dict = {}
+        self._lacks: tuple[Tensor, Tensor] | None = None  # factors, and what their radius lacks
 
     def terms(self, frames_hat: Tensor, names: list[str], moved: Tensor | None = None) -> Tensor:
         """Spectra (B, len(names), 2K + 1, K + 1) of terms.
@@ -184,8 +185,15 @@ class Library:
         """``factors`` with which no shell's memory has a spectral radius above LARGEST_RADIUS.
 
         Where it would, the coefficient of U[-p] is multiplied by the p-th power of what lacks.
+        That is kept: from call to call of a run the factors are the same.
         """
-        lacks = (LARGEST_RADIUS / self.spectral_radius(factors).clamp(min=1e-300)).clamp(max=1.0)
+        known = factors.detach().to("cpu", torch.float64, copy=True)
+        last = self._lacks
+        if last is None or not torch.equal(last[0], known):
+            # by value: an engine may write to weights behind their version
+            radius = self.spectral_radius(known).clamp(min=1e-300)
+            last = self._lacks = known, (LARGEST_RADIUS / radius).clamp(max=1.0)
+        lacks = last[1]
         if bool((lacks == 1).all()):
             return factors
         powers = torch.tensor([_power(name) for name in self.names])
