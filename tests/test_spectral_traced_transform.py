@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from hpc_closure.spectral import traced_transform
 from hpc_closure.spectral.grid import Grid, hermitian
 from hpc_closure.spectral.traced_transform import TracedTransform, times_i
 from hpc_closure.spectral.transform import Transform
@@ -20,13 +19,15 @@ def pairs_and_fields(grid):
 
 
 @pytest.fixture(params=["matrices", "ffts"])
-def way(request, monkeypatch):
-    monkeypatch.setattr(traced_transform, "MATRICES", 64 if request.param == "matrices" else 0)
+def matrices(request):
+    """Points per side up to which they are used."""
+    return 64 if request.param == "matrices" else 0
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_as_the_solvers_transform(grid, way):
-    transform, own = TracedTransform(grid, LIKE), Transform(grid)
+def test_as_the_solvers_transform(grid, matrices):
+    transform, own = TracedTransform(grid, LIKE, matrices), Transform(grid)
+    assert transform.by_matrices == (grid.dimensions == 2 and grid.size <= matrices)
     pairs, fields = pairs_and_fields(grid)
     expected = own.to_physical(torch.view_as_complex(pairs))
     assert (transform.fields(pairs) - expected).abs().max() < 1e-13 * expected.abs().max()
@@ -36,8 +37,8 @@ def test_as_the_solvers_transform(grid, way):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_transposed(grid, way):
-    transform = TracedTransform(grid, LIKE)
+def test_transposed(grid, matrices):
+    transform = TracedTransform(grid, LIKE, matrices)
     pairs, fields = pairs_and_fields(grid)
     one = (transform.fields(pairs) * fields).sum()
     other = (pairs * transform.fields_transposed(fields)).sum()

@@ -5,19 +5,18 @@ gradient; ``gradient`` these and the gradient of the end's enstrophy with respec
 last two by matrices, where the grid is small enough to be worth it, and by FFTs.
 """
 
-import contextlib
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from hpc_closure.bench import measure
 from hpc_closure.bench.measure import Timing
-from hpc_closure.spectral import traced_transform
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.traced_solver import STRETCH, TracedSolver
+from hpc_closure.spectral.traced_transform import MATRICES
 
 COLUMNS = {
     "grid": "d",
@@ -77,11 +76,10 @@ def _contenders(
             simulation.advance(STRETCH)
 
     found: dict[str, Callable[[int], None]] = {"solver": solver}
-    for way, largest in (("matrices", traced_transform.MATRICES), ("ffts", 0)):
-        if grid > traced_transform.MATRICES and way == "matrices":
+    for way, largest in (("matrices", MATRICES), ("ffts", 0)):
+        if grid > MATRICES and way == "matrices":
             continue
-        with _matrices_up_to(largest):
-            traced = TracedSolver(problem, device)
+        traced = TracedSolver(problem, device, largest)
         found[f"traced, {way}"] = _forward(traced, start)
         found[f"gradient, {way}"] = _backward(traced, start)
     return found
@@ -103,13 +101,3 @@ def _backward(solver: TracedSolver, start: torch.Tensor) -> Callable[[int], None
             solver.advance(begin, STRETCH)[0].abs().square().sum().backward()
 
     return advance
-
-
-@contextlib.contextmanager
-def _matrices_up_to(points: int) -> Iterator[None]:
-    before = traced_transform.MATRICES
-    traced_transform.MATRICES = points
-    try:
-        yield
-    finally:
-        traced_transform.MATRICES = before

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.traced_transform import TracedTransform
+from hpc_closure.spectral.traced_transform import MATRICES, TracedTransform
 from hpc_closure.spectral.transform import Transform
 
 #: steps between stored states
@@ -25,12 +25,13 @@ class TracedSolver:
     Args:
         problem: the recipe; steps of one length, no stochastic forcing.
         device: ``cpu`` or a CUDA device.
+        matrices: points per side up to which fields are transformed by matrices.
 
     Raises:
         ValueError: the problem has one of these.
     """
 
-    def __init__(self, problem: Problem, device="cpu"):
+    def __init__(self, problem: Problem, device="cpu", matrices: int = MATRICES):
         if problem.cfl:
             raise ValueError(
                 f"generate.cfl={problem.cfl:g}: gradients need steps of one length; remove it"
@@ -46,7 +47,7 @@ class TracedSolver:
         self.scheme = problem.make_scheme(self.equation.linear, transform)
         steady = problem.physics.forcing.spectrum(self.grid).to(device, self.complex)
         self._steady = torch.view_as_real(steady)
-        self._transform = TracedTransform(self.grid, self._steady)
+        self._transform = TracedTransform(self.grid, self._steady, matrices)
 
     def advance(
         self,

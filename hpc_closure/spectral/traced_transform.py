@@ -28,11 +28,12 @@ class TracedTransform:
     Args:
         grid: of the fields.
         like: real tensor whose dtype and device the matrices take.
+        matrices: points per side up to which they are used.
     """
 
-    def __init__(self, grid: Grid, like: Tensor):
+    def __init__(self, grid: Grid, like: Tensor, matrices: int = MATRICES):
         self.grid = grid
-        self.by_matrices = grid.dimensions == 2 and grid.size <= MATRICES
+        self.by_matrices = grid.dimensions == 2 and grid.size <= matrices
         if not self.by_matrices:
             # a half spectrum stands for its conjugate, too
             self._count = (grid.weights * grid.size**grid.dimensions)[..., None].to(like)
