@@ -307,8 +307,9 @@ def test_valid_time_interpolates_and_is_censored():
     assert torch.allclose(scores.valid_time(error, times, 0.5), expected)
 
 
-def test_wasserstein_agrees_with_scipy():
-    first, second = normal(300), 1.5 * normal(170, seed=1) + 0.2
+@pytest.mark.parametrize("number", [170, 300])
+def test_wasserstein_agrees_with_scipy(number):
+    first, second = normal(300), 1.5 * normal(number, seed=1) + 0.2
     expected = stats.wasserstein_distance(first.numpy(), second.numpy())
     assert scores.wasserstein1(first, second) == pytest.approx(expected, rel=1e-12)
     assert scores.wasserstein1(first, first + 2) == pytest.approx(2)
