@@ -6,6 +6,7 @@ import pytest
 import torch
 from closure_case import SMALL, batches_of, law_of, states_of
 
+from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.build import build
 from hpc_closure.closure.conditioning import Carrier
@@ -130,3 +131,16 @@ def test_another_interval_scales_the_spread_and_not_the_mean(fitted):
     # four is mean + (one - mean) / 2, so every member tells the same mean
     mean = 2 * four - one
     assert float(mean.var(0).mean() / one.var(0).mean()) < 1e-6
+
+
+def test_every_weight_has_a_gradient_whatever_a_share_of_a_batch_reads(fitted):
+    """Processes average their gradients; one that lacks some would end all of them."""
+    law, model = fitted
+    state, target = batches_of(law, 1)[0]
+    uniform = draws.uniforms(0, "train", range(20), 0)[:, 1]
+    for sample in (int(uniform.argmin()), int(uniform.argmax())):  # with sensors, without
+        for weight in model.parameters():
+            weight.grad = None
+        model.loss({"state": state, "target": target, "sample_index": [sample]}, 0, 0).backward()
+        trained = model.parameters_of("generator")
+        assert trained and all(weight.grad is not None for weight in trained)

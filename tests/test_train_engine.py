@@ -48,7 +48,7 @@ def test_losses_are_those_of_plain_torch(processes, reference, tmp_path, mpirun)
 @needs_deepspeed
 @pytest.mark.mpi
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["default", "published", "trajectory"])
+@pytest.mark.parametrize("preset", ["default", "fno_score", "published", "trajectory"])
 def test_losses_of_the_models(preset, tmp_path, mpirun):
     """The real networks in every ZeRO stage on two processes, and on one."""
     out = tmp_path / "losses.json"

@@ -109,8 +109,9 @@ class ModeHead(nn.Module):
     def forward(self, hidden: Tensor, frame: Frame) -> Tensor:
         kept = frame.kept
         gain = (frame.law.modes("whiten", hidden) * math.sqrt(frame.law.variance)).clamp(max=CAP)
+        # no view: engines place weights at odd offsets of one long buffer
         white, plain = (
-            resize(torch.view_as_complex(one), kept.modes) for one in (self.white, self.plain)
+            resize(torch.complex(*one.unbind(-1)), kept.modes) for one in (self.white, self.plain)
         )
         weights = white * (kept.modes + 0.5) + plain * gain
         out = (kept.to_spectral(hidden) * weights).sum(1)
@@ -184,7 +185,8 @@ class PosteriorNetwork(nn.Module):
 
         power = hidden.square().mean((-2, -1)).clamp(min=1e-12).sqrt()
         pooled = torch.cat([hidden.mean((-2, -1)), power, numbers], dim=1)
-        if readings:
+        # in training also where nothing is read: processes must agree which weights have a gradient
+        if readings or torch.is_grad_enabled():
             gain = 0.5 + FAST * self.gain_head(pooled)
             left = kept.to_spectral(carried(frame, readings, mean, True)) * soft
             mean = mean + gain[:, kept.grid.shell()] * left
