@@ -8,7 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hpc_closure.bench import dns, gradient, intervals, measure, peers, sampling, sizes, training
+from hpc_closure.bench import (
+    dns,
+    gradient,
+    intervals,
+    measure,
+    peers,
+    sampling,
+    scaling,
+    sizes,
+    training,
+)
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.networks import published_network, to_published_form
@@ -231,6 +241,47 @@ def test_sizes_are_judged_and_the_front_is_marked():
     ]
     sizes.mark_front(made)
     assert [row["front"] for row in made] == ["yes", "yes", "no", "no", "yes"]
+
+
+TINY_SCALING = scaling.Plan([2], 16, 4, config={"width": 4, "modes": 2, "layers": 1})
+
+
+@pytest.mark.mpi
+def test_scaling_records():
+    """Two processes halve the batch, or double it; the speed-up is in samples per second."""
+    records = scaling.run(TINY_SCALING, Timing(1, 3), cores=1)
+    rows = [(row["scaling"], row["ranks"], row["batch"], row["cores"]) for row in records]
+    assert rows == [("strong", 1, 4, 1), ("strong", 2, 4, 1), ("weak", 1, 4, 1), ("weak", 2, 8, 1)]
+    one, two, same, more = records
+    assert one["milliseconds"] == same["milliseconds"] > 0 and one["speedup"] == 1
+    assert more["speedup"] == pytest.approx(2 * more["efficiency"]) and two["efficiency"] > 0
+    told = scaling.remarks(TINY_SCALING, cores=1)
+    assert told == ["2 processes share 1 core(s): there the speedup is not the program's"]
+    assert not scaling.remarks(TINY_SCALING, cores=2)
+
+
+def test_speedups_are_of_samples_per_second():
+    taken = {"torch, 4 on 1": [1.0, 2.0], "torch, 4 on 2": [0.5, 1.0], "torch, 8 on 2": [1.0, 2.0]}
+    for kind in ("strong", "weak"):
+        row = scaling.record(TINY_SCALING, taken, "torch", kind, 2)
+        assert (row["speedup"], row["efficiency"]) == (2, 1)
+
+
+def test_a_process_that_ends_is_named():
+    with pytest.raises(RuntimeError, match="process 0 of 1 ended: ."):
+        scaling.run(replace(TINY_SCALING, asked=[1], engines=["none"]), Timing(1, 1), 1)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"asked": [2, 3]}, "--batch 4 does not divide among 3 processes: take 3"),
+        ({"device": "cuda", "asked": [99]}, "--ranks 99: each process takes its own GPU"),
+    ],
+)
+def test_scaling_that_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY_SCALING, **change)
 
 
 @pytest.mark.parametrize("case", ["diffusion", "amplitude", "regimes"])

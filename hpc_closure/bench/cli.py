@@ -111,6 +111,14 @@ def training(
     samples: Annotated[
         str, typer.Option(help="Members sampled at once.", metavar="N,...")
     ] = "1,20",
+    ranks: Annotated[
+        str,
+        typer.Option(
+            help="Scaling of the training step instead, on so many processes, beside one.",
+            metavar="N,...",
+            show_default=False,
+        ),
+    ] = "",
     steps: Steps = 0,
     repeats: Repeats = 5,
     seconds: Seconds = 1.0,
@@ -118,12 +126,20 @@ def training(
     device: Device = "cpu",
     json: Json = None,
 ):
-    """Speed of training and sampling, beside the published network's form in eager PyTorch."""
+    """Speed of training and sampling, beside the published network's form in eager PyTorch.
+
+    With `--ranks` the processes are started here, each with its share of the threads or a GPU of
+    its own; in strong scaling they share `--batch`, in weak scaling each has one.
+    """
     from hpc_closure.bench import training as bench
     from hpc_closure.bench.measure import Timing
 
     with _usage():
         machine = _machine(device, threads)
+        if ranks:
+            counts, timing = _numbers("--ranks", ranks), Timing(steps, repeats, seconds, device)
+            records = _scaling(machine, grid=grid, batch=batch, counts=counts, timing=timing)
+            return _save(json, machine, records)
         numbers, timing = _numbers("--samples", samples), Timing(steps, repeats, seconds, device)
         records = bench.run(grid=grid, batch=batch, samples=numbers, timing=timing)
         _print(records, bench.COLUMNS)
@@ -370,6 +386,19 @@ def visit(
         code = bench.Visit(place, 60 * minutes).run(_words(part))
     print(f"wrote {folder / 'visit.txt'}")
     raise typer.Exit(code)
+
+
+def _scaling(machine: dict[str, Any], *, grid: int, batch: int, counts: list[int], timing) -> list:
+    """Print the table of ``bench training --ranks``."""
+    from hpc_closure.bench import scaling as bench
+
+    threads, cores = max(1, machine["threads"] // max(counts)), machine["cores"]
+    plan = bench.Plan(counts, grid, batch, bench.engines(), threads, timing.device)
+    records = bench.run(plan, timing, cores)
+    _print(records, bench.COLUMNS)
+    for line in bench.remarks(plan, cores):
+        print(line)
+    return records
 
 
 @contextlib.contextmanager

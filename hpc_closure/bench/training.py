@@ -31,8 +31,8 @@ from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.published import SENSORS_PER_SIDE
 from hpc_closure.closure.sensors import read_regular, subgrid
 from hpc_closure.experiment.schema import Train
-from hpc_closure.train.engine import TorchEngine
 from hpc_closure.train.processes import Processes
+from hpc_closure.train.trainer import start_engine
 
 PUBLISHED, FORMS = "published", ("fft", "matrix")
 COLUMNS = {
@@ -87,6 +87,7 @@ def run(
         config: differences from the ``default`` preset.
     """
     settings = Train(steps=1, batch=batch, engine="torch", lr=1e-3)
+    here = Processes(device=torch.device(timing.device))
     entered = _enter(grid, batch, timing.device, config)
     network = published_network().to(timing.device)
     records = []
@@ -114,7 +115,7 @@ def run(
 
     steps = {
         name: (
-            _our_training(one.model, settings, one.state, one.target, timing.device)
+            training_step(one.model, settings, one.state, one.target, here)
             if one.model
             else _their_training(network, settings, one.state, one.target)
         )
@@ -140,7 +141,7 @@ def run(
 def _enter(grid: int, batch: int, device: str, config: dict | None) -> dict[str, Contender]:
     """All that take part; the weights do not matter for the speed."""
     known, entered = Known("diffusion", grid), {}
-    narrow = _batch(known, batch, device)
+    narrow = training_batch(known, batch, device)
     size = max(batch, 64)
     for name, law, pair in (
         ("default", known, narrow),
@@ -148,7 +149,7 @@ def _enter(grid: int, batch: int, device: str, config: dict | None) -> dict[str,
     ):
         model = fit(law, samples=size, steps=0, config=config).to(device)
         evaluations, modes = int(model.config["evaluations"]), int(model.config["modes"])
-        state, target = pair or _batch(white, batch, device)
+        state, target = pair or training_batch(white, batch, device)
         entered[name] = Contender(model, state, target, _generator_grid(model), modes, evaluations)
     entered[PUBLISHED] = Contender(None, *narrow, grid, 8)
     for form in FORMS:
@@ -163,7 +164,8 @@ def _generator_grid(model: ClosureModel) -> int:
     return model.frame.size
 
 
-def _batch(known: Known, batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def training_batch(known: Known, batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """States and targets (batch, n, n) that no model was fitted to."""
     state, target = (x[:batch].to(device) for x in _whole(known.batches("test", batch)))
     return state, target
 
@@ -172,23 +174,36 @@ def _whole(batches) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([one for one, _ in batches]), torch.cat([one for _, one in batches])
 
 
-def _our_training(model: ClosureModel, settings, state, target, device) -> Callable[[int], None]:
-    """The phase that has most of the steps and the dearer ones: the generator's."""
+def training_step(
+    model: ClosureModel,
+    settings: Train,
+    state: torch.Tensor,
+    target: torch.Tensor,
+    found: Processes,
+) -> Callable[[int], None]:
+    """What takes steps of the phase that has most of them and the dearer ones, the generator's.
+
+    Args:
+        model: on its device.
+        settings: of the engine.
+        state, target: this process's share (B, n, n) of the batch.
+        found: the processes that share it.
+    """
     model.train()
     model.phase = max(model.phases, key=lambda phase: phase.share).name
     trained = {id(weight) for weight in model.parameters_of(model.phase)}
     for weight in model.parameters():
         weight.requires_grad_(id(weight) in trained)
-    worker = TorchEngine(model, settings, Processes(device=torch.device(device)))
+    engine = start_engine(model, settings, found)
+    numbers = found.rank * len(state) + torch.arange(len(state))
     count = 0
 
     def advance(num_steps: int) -> None:
         nonlocal count
         for _ in range(num_steps):
             count += 1
-            numbers = torch.arange(len(state))
             batch = {"state": state, "target": target, "sample_index": numbers}
-            worker.step([(batch, 0, count)], 1e-3)
+            engine.step([(batch, 0, count)], settings.lr)
 
     return advance
 
