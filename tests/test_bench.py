@@ -218,10 +218,14 @@ def test_training_records():
         grid=32, batch=2, samples=(1,), timing=Timing(1, 1), config={"width": 8, "layers": 1}
     )
     methods = ["default", "default, full band", "published", "published fft", "published matrix"]
-    assert [r["method"] for r in records] == 2 * methods
-    assert [r["case"] for r in records] == 5 * ["training_step"] + 5 * ["sample"]
+    again = [f"{name}, recomputed" for name in training.RECOMPUTED]
+    assert [r["method"] for r in records] == [*methods, *again, *methods]
+    assert [r["case"] for r in records] == 7 * ["training_step"] + 5 * ["sample"]
     assert all(r["milliseconds"] > 0 for r in records)
-    assert [r["evaluations"] for r in records] == 5 * [1] + [4, 4, 10, 10, 10]
+    assert [r["evaluations"] for r in records] == 7 * [1] + [4, 4, 10, 10, 10]
+    kept = {r["method"]: r["kept_mb"] for r in records[:7]}
+    for name in training.RECOMPUTED:
+        assert 0 < kept[f"{name}, recomputed"] < 0.7 * kept[name]
     narrow, full, *published = (r["network_grid"] for r in records[:5])
     assert narrow < full and published == [32, 32, 32]  # the residual has few modes, or all
     assert all((r["ratio"] is None) == (r["method"] == "published") for r in records)

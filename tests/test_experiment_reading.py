@@ -99,7 +99,9 @@ def test_a_file_may_be_the_base_of_another(tmp_path):
         reading.load(tmp_path / "two.yaml")
 
 
-@pytest.mark.parametrize("key", ["cluster.members_per_block=3", "cluster.walltime=3h"])
+@pytest.mark.parametrize(
+    "key", ["cluster.members_per_block=3", "cluster.walltime=3h", "train.recompute=true"]
+)
 def test_how_is_in_no_hash(key):
     plain, other = reading.load("diffusion_64"), reading.load("diffusion_64", [key])
     assert all(plain.stage_hash(stage) == other.stage_hash(stage) for stage in STAGES)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from train_case import losses
+from train_case import losses, small_model, training_data
 
+from hpc_closure.bench.training import kept_bytes
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train import deepspeed, engine, trainer
 from hpc_closure.train.processes import Processes
@@ -53,11 +54,35 @@ def test_losses_of_the_models(preset, tmp_path, mpirun):
     """The real networks in every ZeRO stage on two processes, and on one."""
     out = tmp_path / "losses.json"
     variants = [f"deepspeed:{stage}:1:{preset}" for stage in range(4)]
+    if preset == "default":
+        variants.append("deepspeed:3:1:default:recompute")
     done = mpirun(2, [sys.executable, CASE, "engines", out, *variants], timeout=300)
     assert done.returncode == 0, done.stderr
     expected = losses("torch", 0, Processes(), preset=preset)
     for variant, seen in json.loads(out.read_text()).items():
         assert seen == pytest.approx(expected, rel=1e-6), variant
+
+
+@pytest.mark.parametrize(
+    "preset, phases",
+    [("default", 1), ("default", 2), ("fno_score", 2), ("convolutional", 1), ("published", 1)],
+)
+def test_recomputed_layers_have_the_same_gradients(preset, phases):
+    """To the last bit, in every network, and with less kept from forward to backward."""
+    model, batch = small_model(preset, phases), training_data().train.batch(0, 8)
+    gradients, kept = [], []
+    for recompute in (False, True):
+        engine.prepare(model, Train(batch=8, recompute=recompute), Processes())
+        loss = engine.Loss(model, torch.device("cpu"), "float32")
+        kept.append(kept_bytes(lambda steps: loss(batch, 1, 0).backward()))
+        gradients.append({key: one.grad for key, one in model.named_parameters()})
+        model.zero_grad()
+    plain, again = gradients
+    assert any(one is not None and bool(one.any()) for one in plain.values())
+    for key, one in plain.items():
+        assert (one is None) == (again[key] is None)
+        assert one is None or torch.equal(one, again[key]), key
+    assert kept[1] < 0.9 * kept[0]
 
 
 def test_complex_weights_are_refused():

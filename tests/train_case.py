@@ -141,31 +141,34 @@ def training_data(**options) -> TrainData:
     return TrainData(TrainingSet(store, range(9), **options), TrainingSet(store, range(9, 12)))
 
 
-def small_model(preset: str):
-    """The real model, small; the part of its training that is under test has begun."""
+def small_model(preset: str, phases: int = 2):
+    """The real model, small; the last of the first ``phases`` of its training has begun."""
     torch.manual_seed(0)
     model = build({"preset": preset, "width": 8, "modes": 4}, GRID)
     data = training_data()
-    for phase in model.phases[:2]:
+    for phase in model.phases[:phases]:
         model.begin(phase.name, data.of(phase.members).passes)
     return model
 
 
 def losses(
-    name: str, stage: int, found, accumulate: int = 1, preset: str = "", steps: int = 50
+    name: str, stage: int, found, accumulate: int = 1, preset: str = "", recompute: bool = False
 ) -> list[float]:
     """Losses of the stand-in, of a preset or of ``trajectory``, on the same global batches."""
     settings = Train(
-        batch=8, engine=name, zero_stage=stage, schedule="constant", accumulate=accumulate
+        batch=8,
+        engine=name,
+        zero_stage=stage,
+        schedule="constant",
+        accumulate=accumulate,
+        recompute=recompute,
     )
+    steps = {"trajectory": 12, "fno_score": 12}.get(preset, 50)  # dear; whose round-off grows
     if preset == "trajectory":
         model, samples = trajectory_case.fitted(), trajectory_case.data().train.followed(4)
         model.begin("trajectory", lambda: [samples.gather(samples.some(8))])
-        steps = 12  # each is dear
     else:
         model, samples = small_model(preset) if preset else StandIn(), training_data().train
-        if preset == "fno_score":
-            steps = 12  # its round-off grows
     model.to(found.device)
     samples.to(found.device)
     if not preset:
@@ -232,7 +235,7 @@ def main() -> None:
         for variant in variants:
             name, stage, *more = variant.split(":")
             accumulate, preset = int(more[0]) if more else 1, more[1] if more[1:] else ""
-            results[variant] = losses(name, int(stage), found, accumulate, preset)
+            results[variant] = losses(name, int(stage), found, accumulate, preset, bool(more[2:]))
         if found.first:
             Path(target).write_text(json.dumps(results))
     for job in " ".join(rest).split(" + ") if what == "fit" else ():

@@ -7,10 +7,12 @@ few modes, and the network computes on a grid for these; ``default, full band`` 
 the residual has all modes of the grid. ``published`` is the network in the form in which it was
 published (:mod:`.networks`): complex weights in eager PyTorch, Adam, ten evaluations per sample;
 ``published fft`` and ``published matrix`` are the preset, in its two forms, through our engine.
+*Recomputed* is a training with ``train.recompute``.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +37,7 @@ from hpc_closure.train.processes import Processes
 from hpc_closure.train.trainer import start_engine
 
 PUBLISHED, FORMS = "published", ("fft", "matrix")
+RECOMPUTED = ("default, full band", "published fft")  # are trained in both ways
 COLUMNS = {
     "case": "",
     "grid": "d",
@@ -44,6 +47,7 @@ COLUMNS = {
     "modes": "d",
     "evaluations": "d",
     "milliseconds": ".3f",
+    "kept_mb": ".0f",
     "ratio": ".2f",
 }
 
@@ -57,6 +61,7 @@ class Contender:
         state, target: (batch, n, n).
         network_grid, modes: points per side that the network computes on, modes that it keeps.
         evaluations: per sample.
+        recompute: train with ``train.recompute``.
     """
 
     model: ClosureModel | None
@@ -65,6 +70,7 @@ class Contender:
     network_grid: int
     modes: int
     evaluations: int = 10
+    recompute: bool = False
 
 
 def run(
@@ -77,7 +83,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Records: case ``training_step`` and ``sample`` at each batch size, a row for each method.
 
-    ``ratio``: how many times faster than the published form.
+    ``ratio``: how many times faster than the published form; ``kept_mb``: megabytes (1e6) that a
+    training step keeps for its backward pass.
 
     Args:
         grid: points per side.
@@ -89,12 +96,20 @@ def run(
     settings = Train(steps=1, batch=batch, engine="torch", lr=1e-3)
     here = Processes(device=torch.device(timing.device))
     entered = _enter(grid, batch, timing.device, config)
+    again = {
+        f"{name}, recomputed": replace(
+            entered[name], model=copy.deepcopy(entered[name].model), recompute=True
+        )
+        for name in RECOMPUTED
+    }
+    trained = {**entered, **again}
     network = published_network().to(timing.device)
     records = []
 
     def add(case: str, number: int, contenders: dict[str, Callable[[int], None]]) -> None:
         taken = measure.interleave(contenders, timing)
-        for name, one in entered.items():
+        for name, advance in contenders.items():
+            one, step = trained[name], case == "training_step"
             theirs = None if name == PUBLISHED else measure.ratio(taken[name], taken[PUBLISHED])
             records.append(
                 {
@@ -104,8 +119,9 @@ def run(
                     "method": name,
                     "network_grid": one.network_grid,
                     "modes": one.modes,
-                    "evaluations": 1 if case == "training_step" else one.evaluations,
+                    "evaluations": 1 if step else one.evaluations,
                     "milliseconds": 1e3 * statistics.median(taken[name]),
+                    "kept_mb": 1e-6 * kept_bytes(advance) if step else None,
                     "ratio": theirs,
                     "device": timing.device,
                     "threads": torch.get_num_threads(),
@@ -115,11 +131,17 @@ def run(
 
     steps = {
         name: (
-            training_step(one.model, settings, one.state, one.target, here)
+            training_step(
+                one.model,
+                settings.model_copy(update={"recompute": one.recompute}),
+                one.state,
+                one.target,
+                here,
+            )
             if one.model
             else _their_training(network, settings, one.state, one.target)
         )
-        for name, one in entered.items()
+        for name, one in trained.items()
     }
     add("training_step", batch, steps)
     for one in entered.values():
@@ -162,6 +184,21 @@ def _generator_grid(model: ClosureModel) -> int:
     """Points per side on which the generator of a ``default`` model computes."""
     assert isinstance(model, ComposedModel)
     return model.frame.size
+
+
+def kept_bytes(advance: Callable[[int], None]) -> int:
+    """Bytes that a training step keeps for its backward pass, without the weights."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        advance(1)
+    return sum(kept.values())
 
 
 def training_batch(known: Known, batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,12 +15,15 @@ Source of the layer: Li et al., "Fourier neural operator for parametric PDEs", I
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["SpectralConv2d", "Pointwise", "dft_matrices"]
+__all__ = ["Layered", "Pointwise", "SpectralConv2d", "dft_matrices"]
 
 
 @lru_cache(maxsize=64)
@@ -47,6 +50,23 @@ def dft_matrices(size: int, modes: int, dtype: torch.dtype, device: str) -> tupl
         matrix.to(dtype=dtype, device=device).contiguous()
         for matrix in (forward_y, forward_x.flatten(0, 1), inverse_x.flatten(0, 1).T, inverse_y)
     )
+
+
+class Layered(nn.Module):
+    """A network of layers, of which training may keep what goes in alone.
+
+    What is inside a layer is then computed again in the backward pass: the same gradients, with
+    less memory and more time.
+    """
+
+    recompute = False
+
+    def through(self, layer: Callable[..., Any], *inputs: Tensor | None) -> Any:
+        """``layer(*inputs)``."""
+        if self.recompute and torch.is_grad_enabled():
+            # no layer draws random numbers
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return layer(*inputs)
 
 
 class _Contiguous(torch.autograd.Function):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, pad
 
 from hpc_closure.closure.band import LARGEST
-from hpc_closure.closure.fno import Pointwise, SpectralConv2d
+from hpc_closure.closure.fno import Layered, Pointwise, SpectralConv2d
 from hpc_closure.closure.shared import for_members
 
 __all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
@@ -115,7 +115,7 @@ def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
     )
 
 
-class FieldNetwork(nn.Module):
+class FieldNetwork(Layered):
     """Conditions to one field: the whitened mean correction, or the log-amplitude.
 
     The last layer starts at zero: an untrained network changes nothing.
@@ -135,7 +135,7 @@ class FieldNetwork(nn.Module):
         """(B, C, n, n) fields and (B, 51) numbers to (B, n, n)."""
         x = self.lift(conditions)
         for block, (shift, gate) in zip(self.blocks, self.modulation(summary)):
-            x = block(x, shift, gate)
+            x = self.through(block, x, shift, gate)
         return self.head(x)[:, 0]
 
 
@@ -157,7 +157,11 @@ class Convolution(nn.Module):
         return conv2d(pad(x, self.beyond, mode="circular"), self.weight, self.bias)
 
 
-class LocalNetwork(nn.Module):
+def _activated(layer: nn.Module, x: Tensor) -> Tensor:
+    return gelu(layer(x))
+
+
+class LocalNetwork(Layered):
     """As :class:`FieldNetwork`, of what neighbours decide, the same at every place.
 
     Closures that a resolved scale or two decide need few weights for it, and few samples.
@@ -183,7 +187,7 @@ class LocalNetwork(nn.Module):
         """(B, C, n, n) fields, and numbers that are not read, to (B, n, n)."""
         x = conditions[:, : self.read]
         for layer in self.layers:
-            x = gelu(layer(x))
+            x = self.through(_activated, layer, x)
         return self.head(x)[:, 0]
 
 
@@ -200,7 +204,7 @@ class Encoded:
         return Encoded(maps, for_members(self.summary, count))
 
 
-class ScoreNetwork(nn.Module):
+class ScoreNetwork(Layered):
     """Velocity of the trigonometric flow in whitened units, F(x_t, angle, conditions).
 
     The conditions are encoded once (:meth:`encode`), for all noise levels and members.
@@ -244,7 +248,7 @@ class ScoreNetwork(nn.Module):
         """Encode fields (B, C, n, n) and numbers (B, 51)."""
         x = self.encode_lift(conditions)
         for block in self.encode_blocks:
-            x = block(x)
+            x = self.through(block, x)
         maps = self.encode_head(x).chunk(2 * len(self.blocks), dim=1)
         return Encoded(list(zip(maps[::2], maps[1::2])), summary)
 
@@ -265,7 +269,7 @@ class ScoreNetwork(nn.Module):
         numbers = noisy_numbers(angle, largest, x, encoded.summary)
         h = self.lift(x)
         for block, local, everywhere in zip(self.blocks, encoded.maps, self.modulation(numbers)):
-            h = block(h, local[0] + everywhere[0], local[1] + everywhere[1])
+            h = self.through(block, h, local[0] + everywhere[0], local[1] + everywhere[1])
         field = self.head(h)[:, 0] + (self.gain(numbers)[..., None, None] * x).sum(1)
         return field, self.low(numbers)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.band import Band
 from hpc_closure.closure.conditioning import Reading
-from hpc_closure.closure.fno import Pointwise
+from hpc_closure.closure.fno import Layered, Pointwise
 from hpc_closure.closure.frame import Frame
 from hpc_closure.closure.network import (
     LARGEST,
@@ -70,7 +70,7 @@ class Estimate:
         return Estimate(mean, log_spread, [for_members(one, count) for one in self.maps])
 
 
-class Blocks(nn.Module):
+class Blocks(Layered):
     """Fourier blocks; hands out their products, too."""
 
     def __init__(self, channels: int, width: int, modes: int, layers: int, form: str):
@@ -89,7 +89,7 @@ class Blocks(nn.Module):
         for number, block in enumerate(self.blocks):
             shift, gate = (None, None) if maps is None else maps[number]
             assert isinstance(block, FourierBlock)
-            x, product = block.both(x, shift, gate)
+            x, product = self.through(block.both, x, shift, gate)
             products.append(product)
         return x, torch.cat([x, *products], dim=1)
 

@@ -13,6 +13,7 @@ and its authors' code, xdong99/SGM_FNO_Closure and AIMS-Madison/SBM_FNO_Closure 
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
-from hpc_closure.closure.fno import SpectralConv2d
+from hpc_closure.closure.fno import Layered, SpectralConv2d
 from hpc_closure.closure.interface import ClosureModel, Phase, Request
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.reader import Batches, Reader
@@ -43,7 +44,7 @@ def _spectral(width: int, modes: int, form: str) -> SpectralConv2d:
     return layer
 
 
-class Branch(nn.Module):
+class Branch(Layered):
     """Lift of (field, x, y), then layers of spectral plus 1 x 1 convolution; GELU in between."""
 
     def __init__(self, width: int, modes: int, layers: int, form: str):
@@ -61,15 +62,17 @@ class Branch(nn.Module):
         return self.lift(stacked).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        last = len(self.spectral) - 1
-        for index, (spectral, local) in enumerate(zip(self.spectral, self.local)):
-            x = spectral(x) + local(x)
-            x = x if shift is None else x + shift
-            x = x if index == last else functional.gelu(x)
+        for number in range(len(self.spectral)):
+            x = self.through(partial(self._layer, number), x, shift)
         return x
 
+    def _layer(self, number: int, x: Tensor, shift: Tensor | None) -> Tensor:
+        x = self.spectral[number](x) + self.local[number](x)
+        x = x if shift is None else x + shift
+        return x if number == len(self.spectral) - 1 else functional.gelu(x)
 
-class PublishedNetwork(nn.Module):
+
+class PublishedNetwork(Layered):
     """Score s(x, t | w, sensors), times sigma(t)."""
 
     def __init__(self, width: int, modes: int, layers: int, upscaling: str, form: str = "fft"):
@@ -122,8 +125,8 @@ class PublishedNetwork(nn.Module):
                 lifted = functional.interpolate(lifted, size=(size, size), mode="bicubic")
                 lifted = self.smooth(lifted)
             parts.append(self.sensors(lifted))
-        joined = self.join(torch.cat(parts, dim=1))
-        return self.head(joined.permute(0, 2, 3, 1))[..., 0]
+        joined = self.through(self.join, torch.cat(parts, dim=1))
+        return self.through(self.head, joined.permute(0, 2, 3, 1))[..., 0]
 
 
 def box_filter(values: Tensor, size: int) -> Tensor:

@@ -55,6 +55,7 @@ TRANSIENT_TRAIN = (
     "deepspeed",
     "memory",
     "accumulate",
+    "recompute",
     "validate_every",
     "checkpoint_every",
 )
@@ -369,6 +370,11 @@ class Train(Section):
         "float32", description="bfloat16: autocast for pointwise parts; weights stay float32"
     )
     accumulate: Count = Field(1, description="micro-batches per step and process")
+    recompute: bool = Field(
+        False,
+        description="keep what goes into the networks' layers alone and compute their inside "
+        "again in the backward pass: the same gradients, less memory, more time",
+    )
     augment: bool = Field(
         False,
         description="use the symmetries that equation, forcing and noise leave; for samples of "

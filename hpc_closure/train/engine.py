@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from hpc_closure.closure.fno import Layered
 from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train.processes import Processes
@@ -109,8 +110,12 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def prepare(model: ClosureModel, settings: Train, processes: Processes) -> None:
-    """What every engine does first: the checks, float32 as meant, equal weights everywhere."""
+    """What every engine does first: the checks, float32 as meant, equal weights everywhere, and
+    what is kept for the backward pass."""
     check(model, settings, processes)
+    for module in model.modules():
+        if isinstance(module, Layered):
+            module.recompute = settings.recompute
     torch.backends.cudnn.allow_tf32 = False
     if processes.size > 1:
         for value in [*model.parameters(), *model.buffers()]:
