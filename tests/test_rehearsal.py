@@ -4,6 +4,7 @@ What it cannot show: numbers, the backward pass (autograd wants a device), graph
 """
 
 import copy
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +14,12 @@ import trajectory_case
 from closure_case import SIZE, SMALL, batches_of, fitted, law_of
 from rehearsal import DEVICE, Rehearsal, move
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from train_case import Memory as Store
 
 from hpc_closure.closure.build import build
 from hpc_closure.closure.interface import Request
 from hpc_closure.closure.sensors import Sensors, regular_positions
+from hpc_closure.data.samples import Share, TrainingSet
 from hpc_closure.experiment.schema import Rollout
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.spectral.device_draws import DeviceDraws
@@ -170,3 +173,29 @@ def test_a_coupled_interval_with_its_references(played):
     for _ in range(2):
         run._interval()
     assert {str(field.device) for field in run.fields().values()} == {DEVICE}
+
+
+def test_for_a_gpu_the_next_batch_is_made_ready_in_the_background(monkeypatch):
+    """In pinned memory; the same samples, of every micro-batch, and none is put together twice."""
+    pinned, share = [], Share(8, 1, 2)
+    firsts = [8 * step + 4 + part for step in range(8) for part in (0, 2)]
+
+    def pin(tensor):
+        pinned.append((threading.current_thread().name, tensor))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    plain, part = (TrainingSet(Store(), range(9), budget=40_000) for _ in range(2))
+    with Rehearsal():
+        part.to(torch.device(DEVICE))
+        for first in firsts:
+            batch = part.batch(first, 2, share)
+            assert str(batch["state"].device) == DEVICE and batch["state"].shape[0] == 2
+        part.close()
+    batches = [plain.batch(first, 2, share) for first in firsts]
+    expected = [batch[key] for batch in batches for key in ("state", "target")]
+    assert len(expected) <= len(pinned) <= len(expected) + 2
+    for (thread, ours), theirs in zip(pinned, expected):
+        assert thread.startswith("pack") and torch.equal(ours, theirs)
+    plain.close()

@@ -7,7 +7,9 @@ earlier ones.
 
 A set that fits ``budget`` is held in memory, on the device if that has room. A larger one is
 streamed: trajectories are cut into runs of consecutive snapshots, runs are shuffled, and a window
-of runs is shuffled again while the next one is read in the background, in file order.
+of runs is shuffled again while the next one is read in the background, in file order. For a GPU
+the next batch is put together in the background, too, in pinned memory, from where it is copied
+while the GPU computes.
 """
 
 import copy
@@ -64,6 +66,7 @@ class Order:
         self.num_samples, self.seed, self.run = num_samples, seed, run
         self.window = window if run else num_samples
         self._kept: dict[tuple[int, int], np.ndarray] = {}
+        self._lock = threading.Lock()
 
     def window_of(self, position: int) -> tuple[int, int]:
         """(epoch, window) of a stream position."""
@@ -75,11 +78,12 @@ class Order:
 
     def window_samples(self, epoch: int, window: int) -> np.ndarray:
         """Samples of a window in the order of the stream."""
-        if (epoch, window) not in self._kept:
-            while len(self._kept) > 3:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[epoch, window] = self._draw(epoch, window)
-        return self._kept[epoch, window]
+        with self._lock:
+            if (epoch, window) not in self._kept:
+                while len(self._kept) > 3:
+                    self._kept.pop(next(iter(self._kept)))
+                self._kept[epoch, window] = self._draw(epoch, window)
+            return self._kept[epoch, window]
 
     def _draw(self, epoch: int, window: int) -> np.ndarray:
         if not self.run:
@@ -189,6 +193,8 @@ class TrainingSet:
         self.order = Order(self.num_samples, self.seed, RUN if self.window else 0, self.window)
         self._reader: ThreadPoolExecutor | None = None
         self._windows: dict[tuple[int, int], Future] = {}
+        self._packer: ThreadPoolExecutor | None = None
+        self._next: tuple[tuple[int, int], Future] | None = None
 
     def __len__(self) -> int:
         return self.num_samples
@@ -313,7 +319,7 @@ class TrainingSet:
         return {key: torch.from_numpy(value) for key, value in out.items()}
 
     def _finish(self, fields, rows, times, numbers) -> dict[str, Any]:
-        batch = {key: value.to(self.device) for key, value in fields.items()}
+        batch = {key: value.to(self.device, non_blocking=True) for key, value in fields.items()}
         # keys of random draws are read on the CPU, one by one
         batch["sample_index"] = torch.as_tensor(numbers)
         batch["member"] = torch.as_tensor(self.members[rows])
@@ -331,6 +337,8 @@ class TrainingSet:
         rows, times = self._rows(samples)
         if self.resident:
             fields = self._gather_resident(rows, times)
+        elif self.device.type == "cuda":
+            fields = self._made_ready(first, count, share or Share())
         else:
             fields = self._from_windows(positions, share or Share())
         batch = self._finish(fields, rows, times, positions)
@@ -339,6 +347,29 @@ class TrainingSet:
             for key in ("state", "target", *self.beside):
                 batch[key] = self.symmetry.apply(batch[key], elements)
         return batch
+
+    def _made_ready(self, first: int, count: int, share: "Share") -> dict[str, torch.Tensor]:
+        """A streamed batch in pinned memory; the process's next one is then made ready.
+
+        One thread has all to do with windows.
+        """
+        if self._packer is None:
+            device = (self.device,)  # of a new thread it would be the first
+            self._packer = ThreadPoolExecutor(1, "pack", torch.cuda.set_device, device)
+
+        def pack(first: int) -> tuple[tuple[int, int], Future]:
+            assert self._packer is not None
+            return (first, count), self._packer.submit(self._pinned, first, count, share)
+
+        if self._next is None or self._next[0] != (first, count):
+            self._next = pack(first)
+        fields = self._next[1].result()
+        self._next = pack(share.after(first, count))
+        return fields
+
+    def _pinned(self, first: int, count: int, share: "Share") -> dict[str, torch.Tensor]:
+        fields = self._from_windows(np.arange(first, first + count), share)
+        return {key: value.pin_memory() for key, value in fields.items()}
 
     def _from_windows(self, positions: np.ndarray, share: "Share") -> dict[str, torch.Tensor]:
         parts = []
@@ -381,9 +412,10 @@ class TrainingSet:
 
     def close(self) -> None:
         """End the reading in the background; a later batch starts it again."""
-        if self._reader is not None:
-            self._reader.shutdown(cancel_futures=True)
-        self._reader = None
+        for executor in (self._packer, self._reader):  # the first waits for the second
+            if executor is not None:
+                executor.shutdown(cancel_futures=True)
+        self._packer = self._reader = self._next = None
         self._windows = {}
 
 
@@ -399,6 +431,12 @@ class Share:
 
     def __init__(self, batch: int = 1, rank: int = 0, size: int = 1):
         self.batch, self.rank, self.size = batch, rank, size
+
+    def after(self, first: int, count: int) -> int:
+        """Where this process's next samples begin, after ``count`` of them from ``first`` on."""
+        following = first + count
+        mine = self.holds(np.asarray(following))
+        return following if mine else following + self.batch - self.batch // self.size
 
     def holds(self, positions: np.ndarray) -> np.ndarray:
         return (positions % self.batch) * self.size // self.batch == self.rank
