@@ -64,7 +64,7 @@ class Plan:
     config: dict[str, Any] | None = None
 
     def __post_init__(self):
-        if self.device == "cuda" and torch.cuda.device_count() < self.counts[-1]:
+        if self.device.startswith("cuda") and torch.cuda.device_count() < self.counts[-1]:
             raise ValueError(
                 f"--ranks {self.counts[-1]}: each process takes its own GPU, and torch sees "
                 f"{torch.cuda.device_count()} here; ask for no more"
@@ -154,7 +154,7 @@ def record(plan: Plan, taken: dict, engine: str, scaling: str, count: int) -> di
 def remarks(plan: Plan, cores: int) -> list[str]:
     """What the rows do not tell by themselves."""
     more = [count for count in plan.counts if count * plan.threads > cores]
-    if plan.device == "cuda" or not more:
+    if plan.device.startswith("cuda") or not more:
         return []
     told = ", ".join(map(str, more))
     return [f"{told} processes share {cores} core(s): there the speedup is not the program's"]

@@ -14,6 +14,7 @@ every block, and the largest modes of the output, which come and go with a regim
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -187,7 +188,7 @@ class LocalNetwork(Layered):
         """(B, C, n, n) fields, and numbers that are not read, to (B, n, n)."""
         x = conditions[:, : self.read]
         for layer in self.layers:
-            x = self.through(_activated, layer, x)
+            x = self.through(partial(_activated, layer), x)
         return self.head(x)[:, 0]
 
 

@@ -185,7 +185,7 @@ class PosteriorNetwork(nn.Module):
 
         power = hidden.square().mean((-2, -1)).clamp(min=1e-12).sqrt()
         pooled = torch.cat([hidden.mean((-2, -1)), power, numbers], dim=1)
-        # in training also where nothing is read: processes must agree which weights have a gradient
+        # in training also where nothing is read: all processes need gradients of the same weights
         if readings or torch.is_grad_enabled():
             gain = 0.5 + FAST * self.gain_head(pooled)
             left = kept.to_spectral(carried(frame, readings, mean, True)) * soft
