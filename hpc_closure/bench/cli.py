@@ -119,6 +119,10 @@ def training(
             show_default=False,
         ),
     ] = "",
+    size: Annotated[
+        str,
+        typer.Option(help="Width, layers and modes of `default`'s networks.", metavar="WxLxM"),
+    ] = "24x3x8",
     steps: Steps = 0,
     repeats: Repeats = 5,
     seconds: Seconds = 1.0,
@@ -136,13 +140,14 @@ def training(
 
     with _usage():
         machine = _machine(device, threads)
+        timing = Timing(steps, repeats, seconds, device)
+        case: dict[str, Any] = {"grid": grid, "batch": batch, "config": _size(size)._asdict()}
         if ranks:
-            counts, timing = _numbers("--ranks", ranks), Timing(steps, repeats, seconds, device)
-            records = _scaling(machine, grid=grid, batch=batch, counts=counts, timing=timing)
-            return _save(json, machine, records)
-        numbers, timing = _numbers("--samples", samples), Timing(steps, repeats, seconds, device)
-        records = bench.run(grid=grid, batch=batch, samples=numbers, timing=timing)
-        _print(records, bench.COLUMNS)
+            records = _scaling(machine, _numbers("--ranks", ranks), timing, **case)
+        else:
+            numbers = _numbers("--samples", samples)
+            records = bench.run(samples=numbers, timing=timing, **case)
+            _print(records, bench.COLUMNS)
         _save(json, machine, records)
 
 
@@ -388,12 +393,13 @@ def visit(
     raise typer.Exit(code)
 
 
-def _scaling(machine: dict[str, Any], *, grid: int, batch: int, counts: list[int], timing) -> list:
+def _scaling(machine: dict[str, Any], counts: list[int], timing, **case: Any) -> list:
     """Print the table of ``bench training --ranks``."""
     from hpc_closure.bench import scaling as bench
 
     threads, cores = max(1, machine["threads"] // max(counts)), machine["cores"]
-    plan = bench.Plan(counts, grid, batch, bench.engines(), threads, timing.device)
+    own = {"engines": bench.engines(), "threads": threads, "device": timing.device}
+    plan = bench.Plan(counts, **own, **case)
     records = bench.run(plan, timing, cores)
     _print(records, bench.COLUMNS)
     for line in bench.remarks(plan, cores):

@@ -3,7 +3,7 @@
 They are written once for any number of processes: each reads its own share of the snapshots, and
 what it makes of them goes through the reader's reductions before it is used. Those of the reader
 here, of one process that reads everything, give back what they are given;
-:mod:`hpc_closure.train.shared` has those of several.
+:mod:`hpc_closure.train.shares` has those of several.
 """
 
 from collections.abc import Callable, Iterable, Iterator

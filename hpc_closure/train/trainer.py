@@ -27,7 +27,7 @@ from hpc_closure.train.checkpoint import Checkpoint, Position
 from hpc_closure.train.engine import Engine, TorchEngine
 from hpc_closure.train.metrics import Metrics
 from hpc_closure.train.processes import Processes
-from hpc_closure.train.shared import SharedReader
+from hpc_closure.train.shares import SharedReader
 from hpc_closure.work import log
 from hpc_closure.work.stop import Stop, Stopped
 

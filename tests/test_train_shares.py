@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-import shared_case
+import shares_case
 import torch
 import trajectory_case
 from train_case import Memory
@@ -13,9 +13,9 @@ from train_case import Memory
 from hpc_closure.closure.reader import Reader
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
-from hpc_closure.train.shared import SharedReader
+from hpc_closure.train.shares import SharedReader
 
-CASE = Path(__file__).with_name("shared_case.py")
+CASE = Path(__file__).with_name("shares_case.py")
 # what networks in float32 have a part in; batches of another shape round otherwise
 ROUGH = ("law/", "plain/", "memory/", "score/", "trajectory/", "evidence")
 
@@ -25,7 +25,7 @@ def test_statistics_do_not_depend_on_the_number_of_processes(tmp_path, mpirun):
     """Of three; one has nothing to judge by. A failure on one ends all with its message."""
     done = mpirun(3, [sys.executable, CASE, tmp_path / "out.pt", tmp_path / "run"])
     assert done.returncode == 0, done.stderr
-    alone, found = shared_case.statistics(Processes()), torch.load(tmp_path / "out.pt")
+    alone, found = shares_case.statistics(Processes()), torch.load(tmp_path / "out.pt")
     assert found.keys() == alone.keys()
     for name, value in alone.items():
         assert found[name].shape == value.shape, name

@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/shared_case.py OUT.pt RUN
+    python tests/shares_case.py OUT.pt RUN
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from hpc_closure.closure.interface import ClosureModel, Phase
 from hpc_closure.data.samples import Past, TrainingSet
 from hpc_closure.train import processes
 from hpc_closure.train.processes import Processes
-from hpc_closure.train.shared import SharedReader
+from hpc_closure.train.shares import SharedReader
 from hpc_closure.train.trainer import TrainData
 from hpc_closure.work import mpi
 
