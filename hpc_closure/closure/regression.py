@@ -187,7 +187,8 @@ class Library:
         Where it would, the coefficient of U[-p] is multiplied by the p-th power of what lacks.
         That is kept: from call to call of a run the factors are the same.
         """
-        known = factors.detach().to("cpu", torch.float64, copy=True)
+        known = torch.zeros(factors.shape, dtype=torch.float64)
+        known.copy_(factors.detach())
         last = self._lacks
         if last is None or not torch.equal(last[0], known):
             # by value: an engine may write to weights behind their version
