@@ -169,7 +169,7 @@ class Group:
     """
 
     def __init__(self, count: int, plan: Plan):
-        self.count, self.errors = count, tempfile.TemporaryFile("w+")
+        self.count, self.errors, self.ready = count, tempfile.TemporaryFile("w+"), False
         self.members = [
             subprocess.Popen(
                 [sys.executable, "-m", __name__, json.dumps(asdict(plan))],
@@ -190,10 +190,13 @@ class Group:
             for other in others:
                 self._tell(other, met)
         self._hear_all()
+        self.ready = True
 
     def end(self) -> None:
         """Tell them that there are no more turns."""
         for member in self.members:
+            if not self.ready:
+                member.terminate()  # it may wait for the others
             with contextlib.suppress(BrokenPipeError):
                 member.stdin.close()  # type: ignore[union-attr]
 
