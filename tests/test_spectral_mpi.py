@@ -15,8 +15,11 @@ torch.set_num_threads(1)
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.diagnostics import Diagnostics
+from hpc_closure.spectral import transform
 
 world = MPI.COMM_WORLD
+if world.size == 3:  # products a few rows at a time, as of large fields
+    transform.LARGE, transform.AT_ONCE = 0, 700
 wiener = {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005}
 ring = {"kind": "ring", "wavenumber": 9, "width": 1, "energy_rate": 0.02}
 ou = {"kind": "ornstein_uhlenbeck", "wavenumber": 4, "rms": 0.5, "correlation_time": 0.01}

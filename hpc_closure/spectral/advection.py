@@ -66,14 +66,18 @@ class Flux(Advection):
         self.divergence = transform.factors(transform.grid.kx, transform.grid.ky)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        fields = self.transform.synthesize((self.rotate(w), self.to_velocity), (w, None))
-        fields[:2].mul_(fields[2])
-        flux = self.transform.analyse(fields[:2], self.divergence)
+        parts = (self.rotate(w), self.to_velocity), (w, None)
+        flux = self.transform.pointwise(parts, self._flux, self.divergence)
         total = flux[0].add_(flux[1])
         # -i (kx F_x + ky F_y)
         out[..., 0].copy_(total[..., 1])
         torch.neg(total[..., 0], out=out[..., 1])
         return out
+
+    def _flux(self, fields: Tensor) -> Tensor:
+        """u, v and w to u w and v w."""
+        fields[:2].mul_(fields[2])
+        return fields[:2]
 
     def traced(self, w, transform):
         velocity = transform.fields(times_i(w) * self.to_velocity)
@@ -90,14 +94,18 @@ class Basdevant(Advection):
         self.to_tendency = transform.factors(kx**2 - ky**2, kx * ky)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        products = self.velocity(w)
-        u, v = products
+        parts = [(self.rotate(w), self.to_velocity)]
+        spectra = self.transform.pointwise(parts, self._products, self.to_tendency)
+        return torch.add(spectra[0], spectra[1], out=out)
+
+    def _products(self, velocity: Tensor) -> Tensor:
+        """u and v to u v and v^2 - u^2."""
+        u, v = velocity
         difference = torch.sub(v, u, out=self.work("difference", u))
         total = torch.add(v, u, out=self.work("sum", u))
         u.mul_(v)
         torch.mul(difference, total, out=v)
-        spectra = self.transform.analyse(products, self.to_tendency)
-        return torch.add(spectra[0], spectra[1], out=out)
+        return velocity
 
     def traced(self, w, transform):
         return _TracedBasdevant.apply(w, self, transform)
