@@ -77,3 +77,16 @@ def test_batches_may_be_a_list_or_start_over():
     assert list(Reader([1, 2])) == list(Reader(lambda: iter([1, 2]))) == [1, 2]
     reader = Reader([])
     assert Reader.of(reader) is reader
+
+
+def test_batches_that_are_kept_are_read_once():
+    read = []
+
+    def batches():
+        read.append(1)
+        yield from range(3)
+
+    reader = Reader(batches)
+    kept = reader.kept()
+    assert list(kept) == list(kept) == [0, 1, 2] and len(read) == 1
+    assert list(reader) == [0, 1, 2] and len(read) == 2  # which is as it was

@@ -847,6 +847,7 @@ class ComposedModel(ClosureModel):
     def score_trajectories(self, reader: Reader) -> dict[str, Any]:
         """Scores of coupled ensembles as they are, before they are trained."""
         assert self.trajectories is not None
+        reader = reader.kept()
         scale = self.trajectories.scale(self, reader, CHECK_SEED)
         if not bool(scale.crps.isfinite().all()):
             lost = int(scale.crps.isfinite().sum()) + 1
@@ -867,6 +868,7 @@ class ComposedModel(ClosureModel):
         its minimum hardly tells.
         """
         assert self.trajectories is not None
+        reader = reader.kept()
         factor = torch.ones(self.band.grid.num_shells, dtype=torch.float64)
         told = []
         for _ in range(CALIBRATIONS):

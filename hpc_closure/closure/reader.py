@@ -6,6 +6,7 @@ here, of one process that reads everything, give back what they are given;
 :mod:`hpc_closure.train.shares` has those of several.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -40,6 +41,12 @@ class Reader:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._batches() if callable(self._batches) else self._batches)
+
+    def kept(self) -> "Reader":
+        """The same, with the batches in memory: for use more than once."""
+        kept = copy.copy(self)
+        kept._batches = list(self)
+        return kept
 
     def sum(self, *values: Tensor | float) -> tuple[Any, ...]:
         """Sums of tensors and numbers over the processes, each of the shape it had."""
