@@ -26,6 +26,11 @@ Steps = Annotated[
 ]
 Repeats = Annotated[int, typer.Option(help="Timed blocks; medians are given.", metavar="N")]
 Seconds = Annotated[float, typer.Option(help="Length of a timed block.")]
+Case = Annotated[str, typer.Option(help="Law of the data: diffusion, amplitude or regimes.")]
+Grid = Annotated[int, typer.Option(help="Points per side.")]
+States = Annotated[int, typer.Option(help="Unseen states.")]
+Members = Annotated[int, typer.Option(help="Members per state.")]
+Samples = Annotated[int, typer.Option(help="States to train on.")]
 Json = Annotated[
     Optional[Path], typer.Option("--json", help="Write the records there too.", metavar="FILE")
 ]
@@ -106,7 +111,7 @@ def dns(
 
 @app.command()
 def training(
-    grid: Annotated[int, typer.Option(help="Points per side.")] = 64,
+    grid: Grid = 64,
     batch: Annotated[int, typer.Option(help="Batch of the training step.")] = 80,
     samples: Annotated[
         str, typer.Option(help="Members sampled at once.", metavar="N,...")
@@ -153,10 +158,8 @@ def training(
 
 @app.command()
 def sampling(
-    case: Annotated[
-        str, typer.Option(help="Law of the data: diffusion, amplitude or regimes.")
-    ] = "diffusion",
-    grid: Annotated[int, typer.Option(help="Points per side.")] = 64,
+    case: Case = "diffusion",
+    grid: Grid = 64,
     model: Annotated[
         Optional[str],
         typer.Option(help="A trained model; without it one is trained first.", metavar="FILE"),
@@ -167,10 +170,10 @@ def sampling(
     evaluations: Annotated[
         str, typer.Option(help="Evaluations per sample.", metavar="N,...")
     ] = "1,2,4,8,16,32",
-    states: Annotated[int, typer.Option(help="Unseen states.")] = 32,
-    members: Annotated[int, typer.Option(help="Members per state.")] = 32,
+    states: States = 32,
+    members: Members = 32,
     steps: Annotated[int, typer.Option(help="Training steps; 0 = closed form only.")] = 2000,
-    samples: Annotated[int, typer.Option(help="States to train on.")] = 2000,
+    samples: Samples = 2000,
     one_pass: Annotated[
         bool, typer.Option("--one-pass", help="Train a one-pass CRPS ensemble, too: one more row.")
     ] = False,
@@ -224,20 +227,18 @@ def sampling(
 
 @app.command()
 def sizes(
-    case: Annotated[
-        str, typer.Option(help="Law of the data: diffusion, amplitude or regimes.")
-    ] = "regimes",
-    grid: Annotated[int, typer.Option(help="Points per side.")] = 32,
+    case: Case = "regimes",
+    grid: Grid = 32,
     full_band: Annotated[
         bool, typer.Option("--full-band", help="Noise that has all modes of the grid.")
     ] = False,
     size: Annotated[
         str, typer.Option(help="Width, layers and modes of each.", metavar="WxLxM,...")
     ] = "12x2x6,16x2x6,16x3x8,24x3x8",
-    states: Annotated[int, typer.Option(help="Unseen states.")] = 200,
-    members: Annotated[int, typer.Option(help="Members per state.")] = 32,
+    states: States = 200,
+    members: Members = 32,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 2000,
-    samples: Annotated[int, typer.Option(help="States to train on.")] = 6000,
+    samples: Samples = 6000,
     threads: Threads = 0,
     json: Json = None,
 ):
@@ -250,12 +251,11 @@ def sizes(
         machine = _machine("cpu", threads)
         known = Known(case, grid, correlation=WHITE) if full_band else Known(case, grid)
         chosen = [_size(word) for word in _words(size)]
-        plan, shown = Plan(states=states, members=members), 0
+        plan = Plan(states=states, members=members)
 
         def report(row: dict) -> None:
-            nonlocal shown
-            shown += 1
-            print(f"{shown} of {len(chosen)}: crps_ratio {row['crps_ratio']:.4f}", flush=True)
+            size = "x".join(str(row[key]) for key in bench.Size._fields)
+            print(f"{size}: crps_ratio {row['crps_ratio']:.4f}", flush=True)
 
         records = bench.run(known, chosen, plan, samples=samples, steps=steps, report=report)
         _print(records, bench.COLUMNS)

@@ -66,7 +66,7 @@ from hpc_closure.closure.residual import (
 )
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags, knot_spacing, position
 from hpc_closure.closure.sensors import choose_layouts
-from hpc_closure.closure.shared import for_members
+from hpc_closure.closure.shared import each_member, for_members
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
 from hpc_closure.closure.trajectory import Scale, Trajectories
 from hpc_closure.experiment.models import NETWORKS, UNTRAINED
@@ -915,7 +915,7 @@ class ComposedModel(ClosureModel):
         encoding = self.encode(frames_hat)
         if self.config["residual"] == "none" and not baseline:
             mean_hat = self._within_range(encoding.mean_hat)
-            return for_members(mean_hat, count).expand(count, -1, -1)
+            return each_member(mean_hat, count)
         law = frame.law
         if baseline:
             encoding, law = replace(encoding, log_amplitude=None), frame.plain

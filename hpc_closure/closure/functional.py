@@ -28,7 +28,7 @@ from hpc_closure.closure.features import carried, divergence, feature_spectra, g
 from hpc_closure.closure.interface import ClosureModel, Phase, Request
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.reader import Batches
-from hpc_closure.closure.shared import for_members
+from hpc_closure.closure.shared import each_member
 from hpc_closure.spectral.grid import hermitian, resize
 
 __all__ = ["FunctionalModel", "candidates"]
@@ -106,7 +106,7 @@ class FunctionalModel(ClosureModel):
     def sample_hat(self, request: Request) -> Tensor:
         modes, count = request.state.shape[-1] - 1, len(request.members)
         u_hat = self.tendency(resize(request.state, self.band.modes), self.constants)
-        return for_members(hermitian(resize(u_hat, modes)), count).expand(count, -1, -1)
+        return each_member(hermitian(resize(u_hat, modes)), count)
 
     @torch.no_grad()
     def sample_batch(self, request: Request) -> Tensor:
@@ -114,7 +114,7 @@ class FunctionalModel(ClosureModel):
         size, count = request.state.shape[-1], len(request.members)
         u_hat = self.tendency(self.band.to_spectral(request.state), self.constants)
         field = self.band.to_physical(u_hat, size).to(request.state)
-        return for_members(field, count).expand(count, -1, -1)
+        return each_member(field, count)
 
 
 def strain_rate(w_hat: Tensor, band: Band, delta: float) -> Tensor:

@@ -28,7 +28,7 @@ from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.reader import Batches, Reader
 from hpc_closure.closure.sampling import PublishedVE, build_sampler
 from hpc_closure.closure.sensors import subgrid
-from hpc_closure.closure.shared import for_members
+from hpc_closure.closure.shared import each_member
 from hpc_closure.spectral.grid import retained_modes
 
 __all__ = ["PublishedModel", "PublishedNetwork", "constant_loss", "white_loss"]
@@ -239,12 +239,11 @@ class PublishedModel(ClosureModel):
             if side * side != len(sensors.positions) or size % side:
                 raise ValueError("model.preset=published needs sensors on a regular subgrid")
             values = self.factor * sensors.values.to(state.device).float()
-            field = self._field(values.reshape(-1, side, side), size)
-            field = for_members(field, count).expand(count, -1, -1)
+            field = each_member(self._field(values.reshape(-1, side, side), size), count)
         elif sensors is not None:
             raise ValueError("this model was trained with conditions.sensors=none: give none")
         key = draws.Key(request.seed, request.stage, request.members, request.call)
-        given = for_members(state.float(), count).expand(count, -1, -1)
+        given = each_member(state.float(), count)
 
         def white(stream: int) -> Tensor:
             flat = draws.normals(*key, size * size, stream)

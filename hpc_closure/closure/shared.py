@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-__all__ = ["for_members"]
+__all__ = ["each_member", "for_members"]
 
 
 def for_members(rows: Tensor, count: int) -> Tensor:
@@ -13,3 +13,8 @@ def for_members(rows: Tensor, count: int) -> Tensor:
     if len(rows) in (1, count):
         return rows
     return rows.repeat_interleave(count // len(rows), 0)
+
+
+def each_member(rows: Tensor, count: int) -> Tensor:
+    """The same, where one row for all members is seen ``count`` times, too."""
+    return for_members(rows, count).expand(count, *rows.shape[1:])

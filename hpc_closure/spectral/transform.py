@@ -211,8 +211,7 @@ class Transform:
         n, K = size or self.grid.size, self.grid.modes
         if n < 2 * K + 1:
             raise ValueError(f"{n} points cannot carry {K} modes: resize the spectrum first")
-        fields = sum(1 if f is None else f.shape[0] for _, f in parts)
-        padded = self._work(fields, parts[0][0].shape[0], n)
+        padded = self._work(_number(parts), parts[0][0].shape[0], n)
         if self.grid.dimensions == 1:
             _fill(padded.upper, parts)
             return self.lines.y_to_physical(padded.whole, n)
@@ -248,7 +247,7 @@ class Transform:
             factors: see :meth:`analyse`.
         """
         n, members, rows = self.grid.size, parts[0][0].shape[0], self.rows()
-        fields = sum(1 if f is None else f.shape[0] for _, f in parts)
+        fields = _number(parts)
         count, line = rows.stop - rows.start, fields * members * n
         if not self.lines.on_cpu or self.grid.dimensions == 1 or count * line < LARGE:
             return self.analyse(product(self.synthesize(*parts)), factors)
@@ -334,6 +333,11 @@ class Transform:
     def maximum(self, values: np.ndarray) -> np.ndarray:
         """Largest value over the ranks, element by element."""
         return self.slabs.maximum(values) if self.slabs else values
+
+
+def _number(parts: Sequence[Part]) -> int:
+    """Fields that the parts are, all together."""
+    return sum(1 if factors is None else factors.shape[0] for _, factors in parts)
 
 
 def _rows(factors: Tensor | None, rows: slice) -> Tensor | None:
