@@ -15,18 +15,16 @@ torch.set_num_threads(1)
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.diagnostics import Diagnostics
-from hpc_closure.spectral import transform
 
 world = MPI.COMM_WORLD
-if world.size == 3:  # products a few rows at a time, as of large fields
-    transform.LARGE, transform.AT_ONCE = 0, 700
 wiener = {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005}
 ring = {"kind": "ring", "wavenumber": 9, "width": 1, "energy_rate": 0.02}
 ou = {"kind": "ornstein_uhlenbeck", "wavenumber": 4, "rms": 0.5, "correlation_time": 0.01}
 cases = {
     "published": {"noise": wiener, "forcing": {"kind": "published"}},
     "published32": {"noise": wiener, "precision": "float32"},
-    "odd grid": {"noise": wiener, "grid": 48},
+    "grid of 48": {"noise": wiener, "grid": 48},
+    "grid without compiled functions": {"noise": wiener, "grid": 28},
     "coloured": {"noise": ou},
     "flux": {"form": "flux", "forcing": {"kind": "kolmogorov", "wavenumber": 3}},
     "ab2": {"scheme": "cn_ab2", "noise": ring},

@@ -5,11 +5,9 @@ import math
 import pytest
 import torch
 
-from hpc_closure.spectral import transform as transforms
-from hpc_closure.spectral.advection import FORMS
 from hpc_closure.spectral.grid import Grid, hermitian
 from hpc_closure.spectral.slabs import blocks
-from hpc_closure.spectral.transform import PRECISIONS, Transform
+from hpc_closure.spectral.transform import Transform
 
 
 def random_spectrum(grid, members=4, dtype=torch.complex128):
@@ -55,30 +53,6 @@ def test_bits_do_not_depend_on_the_batch(size, precision):
     for rows in (slice(0, 1), slice(1, 3), slice(2, 5)):
         assert torch.equal(transform.to_physical(w_hat[rows]), field[rows])
         assert torch.equal(transform.to_spectral(field[rows]), back[rows])
-
-
-@pytest.mark.parametrize("form", ["flux", "basdevant"])
-@pytest.mark.parametrize("size, precision", [(24, "float64"), (64, "float32")])
-def test_a_product_row_by_row_is_that_of_whole_fields(monkeypatch, form, size, precision):
-    grid = Grid(size)
-    w = torch.view_as_real(random_spectrum(grid, 2)).to(PRECISIONS[precision])
-    shapes, found = [], {}
-    for large in (1 << 30, 0):
-        monkeypatch.setattr(transforms, "LARGE", large)
-        monkeypatch.setattr(transforms, "AT_ONCE", 2 * 3 * 2 * size)  # rows that do not divide it
-        advection = FORMS[form](Transform(grid, precision))
-        plain = advection.transform.lines.y_to_spectral
-        monkeypatch.setattr(
-            advection.transform.lines,
-            "y_to_spectral",
-            lambda field: (shapes.append(field.shape[-2]), plain(field))[1],
-        )
-        out = torch.empty_like(w)
-        for state in (w, 2 * w):  # what a call leaves behind is nothing to the next
-            advection.tendency(state, out)
-        found[large] = out
-    assert shapes[:2] == [size, size] and 1 < max(shapes[2:]) < 8
-    assert torch.equal(*found.values())
 
 
 def test_blocks_cover_without_gaps():

@@ -15,11 +15,17 @@ transforms; in float32 its error at the end of the spectrum is 1e-5 at 256^2, fl
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral.grid import Grid
 from hpc_closure.spectral.traced_transform import TracedTransform, times_i
 from hpc_closure.spectral.transform import Transform
+
+if TYPE_CHECKING:
+    from hpc_closure.spectral.compiled_advection import CompiledAdvection
 
 
 class Advection:
@@ -53,59 +59,107 @@ class Advection:
         """``out = -(u . grad w)``."""
         raise NotImplementedError
 
+
+_COMPARED: set[tuple] = set()  # forms, sizes and precisions whose compiled functions are right
+
+
+class TwoProducts(Advection):
+    """A form that takes two products of fields back to their spectra.
+
+    On the CPU the functions of :mod:`line_kernels` do it where there are some for the size of the
+    grid, elsewhere whole transforms.
+    """
+
+    form = ""
+
+    def __init__(self, transform: Transform):
+        super().__init__(transform)
+        self.to_tendency = transform.factors(*self.factors(transform.grid))
+        self.compiled: CompiledAdvection | None = None
+        if transform.lines.on_cpu:
+            from hpc_closure.spectral.compiled_advection import compiled_advection
+
+            factors = self.to_velocity, self.to_tendency
+            self.compiled = compiled_advection(self.form, transform, *factors)
+        self._key = self.form, transform.grid.size, transform.real, transform.num_ranks
+
+    def factors(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Real factors of the spectra of the two products, per mode."""
+        raise NotImplementedError
+
+    def tendency(self, w, out):
+        if self.compiled is None:
+            return self.by_transforms(w, out)
+        if self._key not in _COMPARED:
+            self._compare(self.compiled)
+            _COMPARED.add(self._key)
+        return self.compiled.tendency(w, out)
+
+    def _compare(self, compiled: CompiledAdvection) -> None:
+        """Both ways, once in a process: a wrong function that was kept on disk would go unseen."""
+        shape = (1, *self.transform.shape, 2)
+        w = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        w = w.to(self.transform.real)
+        found, expected = torch.empty_like(w), torch.empty_like(w)
+        compiled.tendency(w, found)
+        self.by_transforms(w, expected)
+        bound = 1e3 * torch.finfo(w.dtype).eps * expected.abs().max()
+        if not (found - expected).abs().max() <= bound:
+            raise RuntimeError(
+                f"compiled functions of the {self.form} form on {self.transform.grid.size} points "
+                f"per side are wrong: remove what Numba keeps of them ({compiled.KEPT_IN}, or "
+                "$NUMBA_CACHE_DIR) and start again"
+            )
+
+    def by_transforms(self, w: Tensor, out: Tensor) -> Tensor:
+        """``out = -(u . grad w)``, whole fields at a time."""
+        raise NotImplementedError
+
     def traced(self, w: Tensor, transform: TracedTransform) -> Tensor:
         """The same as a new tensor: autograd goes through it."""
         raise NotImplementedError
 
 
-class Flux(Advection):
+class Flux(TwoProducts):
     """``-((u w)_x + (v w)_y)``."""
 
-    def __init__(self, transform: Transform):
-        super().__init__(transform)
-        self.divergence = transform.factors(transform.grid.kx, transform.grid.ky)
+    form = "flux"
 
-    def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        parts = (self.rotate(w), self.to_velocity), (w, None)
-        flux = self.transform.pointwise(parts, self._flux, self.divergence)
+    def factors(self, grid):
+        return grid.kx, grid.ky
+
+    def by_transforms(self, w, out):
+        fields = self.transform.synthesize((self.rotate(w), self.to_velocity), (w, None))
+        fields[:2].mul_(fields[2])
+        flux = self.transform.analyse(fields[:2], self.to_tendency)
         total = flux[0].add_(flux[1])
         # -i (kx F_x + ky F_y)
         out[..., 0].copy_(total[..., 1])
         torch.neg(total[..., 0], out=out[..., 1])
         return out
 
-    def _flux(self, fields: Tensor) -> Tensor:
-        """u, v and w to u w and v w."""
-        fields[:2].mul_(fields[2])
-        return fields[:2]
-
     def traced(self, w, transform):
         velocity = transform.fields(times_i(w) * self.to_velocity)
-        flux = transform.spectra(velocity * transform.fields(w)) * self.divergence
+        flux = transform.spectra(velocity * transform.fields(w)) * self.to_tendency
         return -times_i(flux[0] + flux[1])
 
 
-class Basdevant(Advection):
+class Basdevant(TwoProducts):
     """``(kx^2 - ky^2) FFT(u v) + kx ky FFT(v^2 - u^2)``."""
 
-    def __init__(self, transform: Transform):
-        super().__init__(transform)
-        kx, ky = transform.grid.kx, transform.grid.ky
-        self.to_tendency = transform.factors(kx**2 - ky**2, kx * ky)
+    form = "basdevant"
 
-    def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        parts = [(self.rotate(w), self.to_velocity)]
-        spectra = self.transform.pointwise(parts, self._products, self.to_tendency)
-        return torch.add(spectra[0], spectra[1], out=out)
+    def factors(self, grid):
+        return grid.kx**2 - grid.ky**2, grid.kx * grid.ky
 
-    def _products(self, velocity: Tensor) -> Tensor:
-        """u and v to u v and v^2 - u^2."""
-        u, v = velocity
+    def by_transforms(self, w, out):
+        u, v = velocity = self.velocity(w)
         difference = torch.sub(v, u, out=self.work("difference", u))
         total = torch.add(v, u, out=self.work("sum", u))
         u.mul_(v)
-        torch.mul(difference, total, out=v)
-        return velocity
+        torch.mul(difference, total, out=v)  # v^2 - u^2
+        spectra = self.transform.analyse(velocity, self.to_tendency)
+        return torch.add(spectra[0], spectra[1], out=out)
 
     def traced(self, w, transform):
         return _TracedBasdevant.apply(w, self, transform)
@@ -139,4 +193,4 @@ class _TracedBasdevant(torch.autograd.Function):
         return -times_i(torch.mul(spectra[0], u_hat).addcmul_(spectra[1], v_hat)), None, None
 
 
-FORMS = {"flux": Flux, "basdevant": Basdevant}
+FORMS = {each.form: each for each in (Flux, Basdevant)}

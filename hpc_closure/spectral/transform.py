@@ -21,7 +21,7 @@ function of its own mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +34,6 @@ from hpc_closure.spectral.slabs import Slabs
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
-
-LARGE = 1 << 20  # values of fields from which a product is made a few rows at a time,
-AT_ONCE = 1 << 16  # so many values, which stay in a core's cache
 
 #: a spectrum as real pairs, and real factors per field and mode (or None)
 Part = tuple[Tensor, Tensor | None]
@@ -218,46 +215,17 @@ class Transform:
         if not self.lines.on_cpu:
             self._fill_in(padded, parts)
             return self.lines.plane_to_physical(padded.whole, n)
-        return self.lines.y_to_physical(self._physical_along_x(padded, parts), n)
+        self._fill_in(padded, parts)
+        padded.middle.zero_()
+        self.lines.x_to_physical(padded.lines)
+        lines = self.slabs.to_rows(padded.whole) if self.slabs else padded.whole
+        return self.lines.y_to_physical(lines, n)
 
     def _fill_in(self, padded: _Padded, parts: Sequence[Part]) -> None:
         """Write spectra times their factors where they are transformed (2-D)."""
         K = self.grid.modes
         _fill(padded.upper, [(w[:, : K + 1], _rows(f, slice(0, K + 1))) for w, f in parts])
         _fill(padded.lower, [(w[:, K + 1 :], _rows(f, slice(K + 1, None))) for w, f in parts])
-
-    def _physical_along_x(self, padded: _Padded, parts: Sequence[Part]) -> Tensor:
-        """This rank's rows (fields, members, local rows, columns), still spectra along y (CPU)."""
-        self._fill_in(padded, parts)
-        padded.middle.zero_()
-        self.lines.x_to_physical(padded.lines)
-        return self.slabs.to_rows(padded.whole) if self.slabs else padded.whole
-
-    def pointwise(
-        self, parts: Sequence[Part], product: Callable[[Tensor], Tensor], factors: Tensor
-    ) -> Tensor:
-        """Retained spectra of what is made of fields point by point, times real factors.
-
-        ``analyse(product(synthesize(*parts)), factors)``, to the bit. Fields that no cache holds
-        are never there as a whole: a few rows at a time are brought to physical space and back.
-
-        Args:
-            parts: see :meth:`synthesize`.
-            product: fields (F, members, rows, n) to no more of them; may overwrite them.
-            factors: see :meth:`analyse`.
-        """
-        n, members, rows = self.grid.size, parts[0][0].shape[0], self.rows()
-        fields = _number(parts)
-        count, line = rows.stop - rows.start, fields * members * n
-        if not self.lines.on_cpu or self.grid.dimensions == 1 or count * line < LARGE:
-            return self.analyse(product(self.synthesize(*parts)), factors)
-        lines = self._physical_along_x(self._work(fields, members, n), parts)
-        kept, step = slice(self.grid.modes + 1), max(1, AT_ONCE // line)
-        for first in range(0, count, step):
-            block = slice(first, first + step)
-            made = product(self.lines.y_to_physical(lines[:, :, block], n))
-            lines[: len(made), :, block, kept] = self.lines.y_to_spectral(made)[..., kept]
-        return self._spectral_along_x(lines[: len(made), ..., kept], factors, n)
 
     def analyse(self, fields: Tensor, factors: Tensor | None = None) -> Tensor:
         """Retained spectra of fields, times real factors.
@@ -277,16 +245,12 @@ class Transform:
             return self._retained(self.lines.plane_to_spectral(fields)[..., : K + 1], factors)
         lines = self.lines.y_to_spectral(fields)[..., : K + 1]
         if self.grid.dimensions == 2:
-            return self._spectral_along_x(lines, factors, n)
+            if self.slabs:
+                lines = self.slabs.to_columns(lines, n)
+            return self._retained(self.lines.x_to_spectral(lines), factors)
         out = self._output(*fields.shape[:2])
         _fill(out, [(torch.view_as_real(lines), factors)], paired=True)
         return out
-
-    def _spectral_along_x(self, lines: Tensor, factors: Tensor | None, n: int) -> Tensor:
-        """Retained spectra of this rank's rows, spectra along y, which are cut to K (CPU)."""
-        if self.slabs:
-            lines = self.slabs.to_columns(lines, n)
-        return self._retained(self.lines.x_to_spectral(lines), factors)
 
     def _retained(self, spectra: Tensor, factors: Tensor | None) -> Tensor:
         """The rows that are retained of spectra (fields, members, n, columns), times factors."""
