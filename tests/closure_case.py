@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -164,3 +165,12 @@ class TwoTimes:
 
     def read(self, member, index, field="vorticity", grid=None):
         return self.fields[field][member, index]
+
+
+def with_generator(preset):
+    """A fitted model of a known law whose generator acts in every shell."""
+    model = fitted(law_of(), 120, preset=preset).eval()
+    kept = model.frame.kept.grid.num_shells
+    model.adopt(replace(model.statistics, score_gain=torch.ones(kept)))
+    assert model.score_active
+    return model

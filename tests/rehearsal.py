@@ -47,7 +47,7 @@ class Rehearsal(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if any(_on_device(leaf) for leaf in tree_leaves((args, kwargs))):
+        if any(on_device(leaf) for leaf in tree_leaves((args, kwargs))):
             with self.fake:
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
@@ -59,7 +59,8 @@ class Rehearsal(TorchDispatchMode):
             yield
 
 
-def _on_device(leaf) -> bool:
+def on_device(leaf) -> bool:
+    """Whether it is a tensor there, or the device."""
     return isinstance(leaf, FakeTensor) or isinstance(leaf, torch.device) and leaf.type == "cuda"
 
 

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 import trajectory_case
-from closure_case import SIZE, SMALL, batches_of, fitted, law_of
+from closure_case import SIZE, SMALL, batches_of, law_of, with_generator
+from recorded import Recorder
 from rehearsal import DEVICE, Rehearsal, move
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from train_case import Memory as Store
 
+from hpc_closure.closure import replayed
 from hpc_closure.closure.build import build
 from hpc_closure.closure.interface import Request
+from hpc_closure.closure.replayed import Replayed
 from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.data.samples import Share, TrainingSet
 from hpc_closure.experiment.schema import Rollout
@@ -90,12 +93,9 @@ def phases_of(preset):
 @pytest.mark.parametrize("sensors", [False, True], ids=["alone", "sensors"])
 @pytest.mark.parametrize("preset", ["default", "fno_score", "one_pass"])
 def test_a_model_with_a_generator_samples(preset, sensors):
-    model = fitted(law_of(), 120, preset=preset)
-    kept = model.frame.kept.grid.num_shells
-    model.adopt(replace(model.statistics, score_gain=torch.ones(kept)))
-    assert model.score_active
+    model = with_generator(preset)
     with Rehearsal(), torch.no_grad():
-        move(model.eval())
+        move(model)
         seen = None
         if sensors:
             seen = Sensors(torch.zeros(3, 16), regular_positions(4, 1.0))
@@ -138,6 +138,34 @@ def test_a_model_of_the_last_closures_samples_and_trains_through_the_solver(pres
         asked = replace(asked, previous=torch.stack([asked.state] * trajectory_case.PREVIOUS, 1))
         drawn = model.eval().sample_hat(asked)
     assert str(drawn.device) == DEVICE
+
+
+@pytest.mark.parametrize(
+    "preset", ["default", "fno_score", "one_pass", "gaussian", "convolutional"]
+)
+def test_nothing_of_the_host_is_in_the_graph_of_a_draw(preset, monkeypatch):
+    if preset in ("gaussian", "convolutional"):
+        model = trajectory_case.fitted(preset).eval()
+    else:
+        model = with_generator(preset)
+    seen = []
+
+    def record(run, device):
+        run()
+        with Recorder(device=True) as recorder:
+            run()
+        seen.append(len(recorder.operations))
+        return lambda: None
+
+    monkeypatch.setattr(replayed, "record", record)
+    monkeypatch.setattr(Replayed, "_record", lambda self, *given: replayed.Recorded(*given))
+    with Rehearsal(), torch.no_grad():
+        move(model).replayed = Replayed()
+        asked = request(model.grid)
+        if model.previous:
+            asked = replace(asked, previous=torch.stack([asked.state] * model.previous, 1))
+        model.sample_hat(asked)
+    assert seen and seen[0] > 20
 
 
 class Direct:

@@ -21,6 +21,7 @@ from hpc_closure.closure.build import build
 from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.parts import PartReport
+from hpc_closure.closure.replayed import Replayed
 from hpc_closure.closure.sensors import Sensors
 from hpc_closure.experiment.folder import shipped_model
 from hpc_closure.work import atomic, log
@@ -109,6 +110,7 @@ class Closure:
 
     def __init__(self, model: ClosureModel, header: Header):
         self.model, self.header = model, header
+        self.model.replayed = Replayed()
         self._told = False
 
     @property
@@ -144,6 +146,7 @@ class Closure:
     def to(self, device: str | torch.device) -> "Closure":
         """Move the model; returns self."""
         self.model.to(device)
+        self.model.replayed = Replayed()
         return self
 
     def meant(self, interval: int) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hpc_closure.spectral.grid import Grid, Row, resize, to_fields, to_spectra
 from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
+from hpc_closure.spectral.placed import placed
 
 __all__ = ["Band", "band"]
 
@@ -164,7 +165,7 @@ class Band:
 
     def spread(self, by_group: Tensor) -> Tensor:
         """Group values (..., groups) to every mode of the spectrum."""
-        return by_group[..., self.groups.to(by_group.device)]
+        return by_group[..., placed(self.groups, by_group)]
 
     def largest(self, w_hat: Tensor) -> Tensor:
         """The modes |kx|, |ky| <= 2 as real numbers, (..., 25)."""

@@ -19,7 +19,7 @@ without sensors, and with the model's own sampler, each shell of q is scaled to 
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
 from hpc_closure.closure.trajectory import Scale, Trajectories
 from hpc_closure.experiment.models import NETWORKS, UNTRAINED
 from hpc_closure.spectral.grid import hermitian, resize
+from hpc_closure.spectral.placed import placed
 
 __all__ = ["ComposedModel"]
 
@@ -89,6 +90,23 @@ TRAJECTORY, NOISE = "trajectory", "noise"  # the phases through the solver
 SPREAD = 0.15  # steps in which the spread of a score is learned again, over the others'
 CALIBRATIONS = 3  # times that the noise of coupled runs is brought nearer to their error,
 MOST = 2.0  # by at most this factor in all
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a draw depends on besides tensors.
+
+    Attributes:
+        scale: of the residual, for the time that it is held.
+        members: how many.
+        baseline: mean and stationary Gaussian process alone.
+        effort: of the sampler.
+    """
+
+    scale: float
+    members: int
+    baseline: bool
+    effort: Effort
 
 
 class ComposedModel(ClosureModel):
@@ -284,8 +302,7 @@ class ComposedModel(ClosureModel):
         """Gains (shells,) of a trained part at every mode; None when they are zero everywhere."""
         if shells is None or not bool((shells != 0).any()):
             return None
-        dtype = like.real.dtype if like.is_complex() else like.dtype
-        return shells[self.frame.kept.grid.shell()].to(device=like.device, dtype=dtype)
+        return placed(shells, like)[placed(self.frame.kept.grid.shell(), like)]
 
     def parts(self) -> list[PartReport]:
         s, config = self.statistics, self.config
@@ -410,14 +427,18 @@ class ComposedModel(ClosureModel):
         """(terms, shells) of the regression's coefficients, where training has changed them."""
         if self.adjustment is None:
             return None
-        return self.library.bounded(self.adjustment().terms)
+        adjustment, library = self.adjustment, self.library
+        if self.replayed is None:
+            return library.bounded(adjustment().terms)
+        return self.replayed.once("factors", lambda: library.bounded(adjustment().terms))
 
     def _summary(self, state_hat: Tensor) -> Tensor:
         """(B, 51) numbers of states about one in size; (B, 0) where no network reads them."""
         mean, std, like = self.statistics.summary_mean, self.statistics.summary_std, state_hat.real
         if mean is None or std is None:
             return like.new_zeros(len(like), 0)
-        numbers = (self.band.summary(state_hat) - mean.to(like)) / std.to(like)
+        mean, std = placed(mean, like), placed(std, like)
+        numbers = (self.band.summary(state_hat) - mean) / std
         return numbers.clamp(-BEYOND, BEYOND).to(self._place)
 
     def _moved(self, frames_hat: Tensor) -> Tensor | None:
@@ -440,11 +461,11 @@ class ComposedModel(ClosureModel):
     def features(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
         """Normalised condition channels (B, C, g, g), as the weights, on the generator's grid."""
         spectra = self.feature_spectra(frames_hat, moved)
-        scale = self.statistics.features_rms.to(frames_hat.real)
+        scale = placed(self.statistics.features_rms, frames_hat)
         size = self.frame.size
         fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).to(self._place)
         largest = self.statistics.features_largest
-        far: Any = FAR if largest is None else largest.to(fields)[:, None, None]
+        far: Any = FAR if largest is None else placed(largest, fields)[:, None, None]
         fields = fields.clamp(-far, far)
         places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
         return torch.cat([fields, places], dim=1)
@@ -911,52 +932,93 @@ class ComposedModel(ClosureModel):
             raise ValueError("this model was trained with conditions.sensors=required: give some")
         if sensors is not None and self.sensors_allowed == "none":
             raise ValueError("this model was trained with conditions.sensors=none: give none")
-        scale, frame, count = self.scale_of(request.held), self.frame, len(request.members)
-        encoding = self.encode(frames_hat)
+        effort = Effort(request.method, request.evaluations)
+        how = Drawing(self.scale_of(request.held), len(request.members), baseline, effort)
         if self.config["residual"] == "none" and not baseline:
-            mean_hat = self._within_range(encoding.mean_hat)
-            return each_member(mean_hat, count)
-        law = frame.law
-        if baseline:
-            encoding, law = replace(encoding, log_amplitude=None), frame.plain
-        z = self.noise_of_call(request, law)
-        observed = None
-        if sensors is not None:
-            conditioning = self.kriged if baseline else self.conditioning
-            observed = conditioning.observe(frame, encoding, sensors, scale, law)
+            inputs: tuple[Tensor, ...] = (frames_hat,)
+        else:
+            law = self.frame.plain if baseline else self.frame.law
+            inputs = frames_hat, self.noise_of_call(request, law)
+        if sensors is None:
+            drawn, beyond = self._alone(how, *inputs)
+        else:
+            drawn, beyond = self._beside_sensors(how, request, *inputs)
+        self._brought_back = beyond + self._brought_back.to(beyond)
+        return drawn
+
+    def _alone(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Closures, and how many were brought back, without sensors: a function of tensors.
+
+        Args:
+            how: the rest that it depends on.
+            inputs: states with what was before them, and base noise unless nothing is drawn.
+        """
+
+        def function(frames_hat: Tensor, z: Tensor | None = None) -> tuple[Tensor, ...]:
+            return self._finish(self._encoding(frames_hat, how), how, z)
+
+        if self.replayed is None or not inputs[0].is_cuda or torch.is_grad_enabled():
+            return function(*inputs)
+        return self.replayed(function, how, *inputs)
+
+    def _beside_sensors(
+        self, how: Drawing, request: Request, frames_hat: Tensor, z: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        encoding, observed = self._encoding(frames_hat, how), None
+        if z is not None:
+            law = self.frame.plain if how.baseline else self.frame.law
+            conditioning = self.kriged if how.baseline else self.conditioning
+            assert request.sensors is not None
+            observed = conditioning.observe(self.frame, encoding, request.sensors, how.scale, law)
             key = draws.Key(request.seed, request.stage, request.members, request.call)
             z = observed.condition(z, key)
-        if self.score_active and not baseline:
-            effort = Effort(request.method, request.evaluations)
-            q_hat = self.generate(encoding, z, observed, effort).held(scale)
-        else:
-            q_hat = z * scale
-        if observed is not None and observed.mean is not None:
-            q_hat = q_hat + scale * for_members(observed.mean, count)
-        mean_hat = for_members(encoding.mean_hat, count)
-        q_hat = q_hat.to(mean_hat.dtype)
-        drawn = mean_hat + frame.amplify(q_hat, encoding.log_amplitude)
-        return self._within_range(drawn)
+        return self._finish(encoding, how, z, observed)
 
-    def _within_range(self, u_hat: Tensor) -> Tensor:
+    def _encoding(self, frames_hat: Tensor, how: Drawing) -> Encoding:
+        encoding = self.encode(frames_hat)
+        return replace(encoding, log_amplitude=None) if how.baseline else encoding
+
+    def _finish(
+        self,
+        encoding: Encoding,
+        how: Drawing,
+        z: Tensor | None,
+        observed: Observed | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Closures of base noise, or their means without, and how many were brought back."""
+        if z is None:
+            drawn, beyond = self._within_range(encoding.mean_hat)
+            return each_member(drawn, how.members), beyond
+        if self.score_active and not how.baseline:
+            q_hat = self.generate(encoding, z, observed, how.effort).held(how.scale)
+        else:
+            q_hat = z * how.scale
+        if observed is not None and observed.mean is not None:
+            q_hat = q_hat + how.scale * for_members(observed.mean, how.members)
+        mean_hat = for_members(encoding.mean_hat, how.members)
+        q_hat = q_hat.to(mean_hat.dtype)
+        return self._within_range(mean_hat + self.frame.amplify(q_hat, encoding.log_amplitude))
+
+    def _within_range(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
         """Closures (B, ...) none of whose shells is larger than nearly all of the training's.
 
         Given the last closures, the next may grow from call to call where the flow is as it has
         hardly been seen; left at the edge of the range, it would stay there and spin the flow up.
         So a shell beyond is brought back to its mean size, from where it follows the flow again.
-        ``brought_back`` counts the draws.
+        The second value, which ``brought_back`` adds up, is how many were.
         """
         largest, mean = self.statistics.target_largest, self.statistics.target_mean
         if largest is None or mean is None:
-            return u_hat
+            return u_hat, torch.zeros((), dtype=torch.int64, device=u_hat.device)
         shell = self.band.grid.shell_sum(u_hat.abs().square())
+        largest, mean = placed(largest, shell), placed(mean, shell)
         least = NOTHING * mean.sum()  # the mean of a closure is zero but for round-off
-        far = shell > largest.clamp(min=least).to(shell)
-        count = far.any(-1).sum()
-        self._brought_back = count + self._brought_back.to(count)
+        far = shell > largest.clamp(min=least)
         size = torch.where(far, shell, 1.0)
-        factor = torch.where(far, mean.clamp(min=least).to(shell) / size, 1.0).sqrt()
-        return u_hat * factor[:, self.band.grid.shell()].to(u_hat.real)
+        factor = torch.where(far, mean.clamp(min=least) / size, 1.0).sqrt()
+        places = placed(self.band.grid.shell(), shell)
+        drawn = u_hat * factor[:, places].to(u_hat.real)
+        return drawn, far.any(-1).sum()
 
     def generate(
         self,

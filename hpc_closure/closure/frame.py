@@ -10,6 +10,7 @@ from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.sensors import Sensors
 from hpc_closure.closure.shared import for_members
 from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.placed import placed
 
 __all__ = ["Encoding", "Frame"]
 
@@ -63,7 +64,7 @@ class Frame:
         What the closure's small scales are made of is as small in the state: no shell is left out.
         """
         assert self.state_std is not None
-        std = self.state_std.to(w_hat.real)
+        std = placed(self.state_std, w_hat)
         seen = std > 1e-7 * std.max()
         white = resize(w_hat, self.kept.modes) / torch.where(seen, std, torch.inf)
         return white.to(torch.complex64)

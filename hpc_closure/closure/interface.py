@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from hpc_closure.closure.network import num_parameters
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.reader import Batches
+from hpc_closure.closure.replayed import Replayed
 from hpc_closure.closure.sensors import Sensors
 
 __all__ = ["ClosureModel", "Phase", "Request"]
@@ -126,6 +127,8 @@ class ClosureModel(nn.Module, ABC):
         self.register_buffer("_place", torch.zeros(()), persistent=False)
         self._place: Tensor
         self._brought_back = torch.zeros((), dtype=torch.int64)  # where it is counted
+        #: on a GPU draws are replayed, where weights do not change any more
+        self.replayed: Replayed | None = None
 
     @property
     def device(self) -> torch.device:

@@ -38,6 +38,7 @@ from hpc_closure.closure.network import (
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.shared import for_members
 from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.placed import placed
 
 __all__ = ["Estimate", "PosteriorNetwork"]
 
@@ -138,6 +139,7 @@ class PosteriorNetwork(nn.Module):
         self.sensors = Blocks(width + 2 + 4 + PLACES, width, modes, few, form)
         self.sensors_head = ModeHead(own.modes, self.sensors.outputs)
         self.group_k2 = own.group_k2
+        self._groups: dict[Band, Tensor] = {}
         self.low_state = perceptron(SUMMARY, LARGEST, LOW)
         self.spread_head = perceptron(2 * width + NUMBERS, len(own.group_k2), HIDDEN)
         self.gain_head = perceptron(2 * width + NUMBERS, own.grid.num_shells, HIDDEN)
@@ -189,14 +191,19 @@ class PosteriorNetwork(nn.Module):
         if readings or torch.is_grad_enabled():
             gain = 0.5 + FAST * self.gain_head(pooled)
             left = kept.to_spectral(carried(frame, readings, mean, True)) * soft
-            mean = mean + gain[:, kept.grid.shell()] * left
+            mean = mean + gain[:, placed(kept.grid.shell(), gain)] * left
         middle, reach, start = SPREAD
-        groups = torch.searchsorted(self.group_k2, kept.group_k2)
-        spread = FAST * self.spread_head(pooled.detach())[:, groups]
+        spread = FAST * self.spread_head(pooled.detach())[:, placed(self._groups_of(kept), pooled)]
         log_spread = middle + reach * torch.tanh((spread + start) / reach)
         return Estimate(
             mean, log_spread, list(self.maps(hidden).chunk(2 * len(self.noisy.blocks), 1))
         )
+
+    def _groups_of(self, kept: Band) -> Tensor:
+        """Which of the model's groups each group of a residual band is."""
+        if kept not in self._groups:
+            self._groups[kept] = torch.searchsorted(self.group_k2, kept.group_k2)
+        return self._groups[kept]
 
     def posterior(
         self, frame: Frame, x: Tensor, angle: Tensor, given: Posterior, told: Estimate

@@ -22,6 +22,7 @@ from torch import Tensor
 from hpc_closure.closure.band import Band
 from hpc_closure.closure.features import FEATURES, carried, feature_names, feature_spectra
 from hpc_closure.closure.reader import Reader
+from hpc_closure.spectral.placed import placed
 
 __all__ = ["Library", "term_names"]
 
@@ -119,7 +120,7 @@ class Library:
         lags = [_lag(name) for name in names if name.startswith(CARRIED)]
         by_lag: dict[int, Tensor] = {}
         if lags and moved is None:
-            last = frames_hat[:, [self.history + lag for lag in lags]]
+            last = torch.stack([frames_hat[:, self.history + lag] for lag in lags], dim=1)
             by_lag = dict(zip(lags, carried(frames_hat[:, 0], last, self.band).unbind(1)))
         elif moved is not None:
             by_lag = {lag: moved[:, lag - 1] for lag in lags}
@@ -157,7 +158,8 @@ class Library:
             self._on[key] = modes.to(device=frames_hat.device, dtype=frames_hat.real.dtype)
         coefficients = self._on[key]
         if factors is not None:
-            by_mode = factors[rows][:, self.band.grid.shell().to(factors.device)]
+            chosen = torch.stack([factors[row] for row in rows])
+            by_mode = chosen[:, placed(self.band.grid.shell(), factors)]
             coefficients = coefficients * by_mode.to(coefficients)
         terms = torch.view_as_real(self.terms(frames_hat, active, moved))
         return torch.view_as_complex((terms * coefficients[..., None]).sum(1))

@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from hpc_closure.spectral.placed import placed
 from hpc_closure.spectral.resolution import retained_modes
 
 
@@ -186,10 +187,10 @@ def shell_sum(values: Tensor, shell: Tensor, weights: Tensor | None = None) -> T
         ``(..., shells)``, shells up to the largest in ``shell``.
     """
     if weights is not None:
-        values = values * weights.to(values)
+        values = values * placed(weights, values)
     values = values.flatten(-shell.dim())
     out = values.new_zeros(*values.shape[:-1], int(shell.max()) + 1)
-    return out.index_add_(-1, shell.flatten().to(values.device), values)
+    return out.index_add_(-1, placed(shell, values).flatten(), values)
 
 
 def resize(w_hat: Tensor, modes: int, dimensions: int = 2) -> Tensor:

@@ -1,0 +1,37 @@
+"""A CUDA graph without CUDA: operations are recorded with their memory, and done again there."""
+
+import torch
+from rehearsal import on_device
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Recorder(TorchDispatchMode):
+    """Inside it, operations are noted; :meth:`replay` does them again on the same tensors.
+
+    As in a graph, numbers of the host are those of the recording. With ``device`` a tensor of
+    the host is refused, as by a graph: it would be copied while nobody may wait.
+    """
+
+    def __init__(self, device: bool = False):
+        super().__init__()
+        self.device = device
+        self.operations = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        leaves = tree_leaves((args, kwargs))
+        if self.device and any(map(on_device, leaves)):
+            for leaf in leaves:
+                if isinstance(leaf, torch.Tensor) and leaf.ndim and not on_device(leaf):
+                    raise RuntimeError(f"{func}: a tensor of the host, {tuple(leaf.shape)}")
+        out = func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, tree_leaves(out)))
+        return out
+
+    def replay(self) -> None:
+        """All operations once more."""
+        for func, args, kwargs, made in self.operations:
+            for old, new in zip(made, tree_leaves(func(*args, **kwargs))):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
