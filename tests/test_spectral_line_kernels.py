@@ -30,7 +30,7 @@ def test_the_fft_is_that_of_numpy(size):
     source, x, y, out = np.zeros((4, 2, apart(size)))
     source[:, : size * LANES] = lines.reshape(2, -1)
     tables = line_kernels.twiddles(size), line_kernels.CONSTANTS, LANES
-    forward(source.ravel(), x.ravel(), y.ravel(), out.ravel(), *tables)
+    forward(source.ravel(), x.ravel(), y.ravel(), out.ravel(), tables)
     found = out[:, : size * LANES].reshape(2, size, LANES)
     expected = np.fft.fft(lines[0] + 1j * lines[1], axis=0)
     np.testing.assert_allclose(found[0] + 1j * found[1], expected, atol=1e-14 * size)

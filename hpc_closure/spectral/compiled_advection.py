@@ -51,27 +51,27 @@ class CompiledAdvection:
         self.back = back / self.dtype.type(2 * n**2)
         self.programs = programs(n, form)
         self.fields = 3 if form == FLUX else 2
-        self._x, self._y, self._vorticity = np.zeros((3, 2 * apart(n)), self.dtype)
+        self._work = tuple(np.zeros((3, 2 * apart(n)), self.dtype))
         self._tables = twiddles(n).astype(self.dtype), CONSTANTS.astype(self.dtype), LANES
         self._mixed = np.zeros(self._shape(1, n, self.into.shape[-1]), self.dtype)[0]
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         """``out`` from ``w``, both real pairs ``(members, 2K + 1, local columns, 2)``."""
-        w_hat, result = w.flatten(2).numpy(), out.flatten(2).numpy()
-        work, tables = (self._x, self._y), self._tables
+        w_hat = w.view(*w.shape[:2], -1).numpy()
+        result = out.view(*out.shape[:2], -1).numpy()
+        programs, common = self.programs, (self._work, self._tables)
         if self.slabs is None:
-            more = self._mixed, *work, self._vorticity, *tables
-            self.programs.whole(w_hat, self.into, self.back, result, *more)
+            programs.whole(w_hat, self.into, self.back, result, self._mixed, *common)
             return out
         n, columns = self.size, self.into.shape[-1]
         mixed = np.zeros(self._shape(len(w), n, columns), self.dtype)
-        self.programs.to_rows(w_hat, self.into, mixed, *work, *tables)
+        programs.to_rows(w_hat, self.into, mixed, *common)
         lines = self.slabs.to_rows(_lines(mixed, n, columns))
         rows, columns = lines.shape[-2:]
         mixed = self._blocks(lines)
-        self.programs.multiply(mixed, rows, *work, self._vorticity, *tables)
+        programs.multiply(mixed, rows, *common)
         lines = self.slabs.to_columns(_lines(mixed[:, :2], rows, columns), n)
-        self.programs.to_columns(self._blocks(lines), self.back, result, *work, *tables)
+        programs.to_columns(self._blocks(lines), self.back, result, *common)
         return out
 
     def _shape(self, members: int, rows: int, columns: int) -> tuple[int, ...]:

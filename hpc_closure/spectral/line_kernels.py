@@ -215,16 +215,16 @@ def _pass8(x, y, w, c, lanes):
 PASS = {2: _pass2, 3: _pass3, 4: _pass4, 5: _pass5, 8: _pass8}
 
 
-def _forward(source, x, y, out, w, c, lanes):
+def _forward(source, x, y, out, tables):
     """Unnormalised FFT of LANES lines of N points, real and imaginary parts ``(N, LANES)``.
 
     Args:
         source: the lines; may be y.
         x, y: work.
         out: the spectra; may be x where PASSES is odd, y where it is even.
-        w, c: twiddles and constants.
-        lanes: LANES.
+        tables: twiddles, constants, and LANES.
     """
+    w, c, lanes = tables
     P0(source, out if PASSES == 1 else x, w, c, lanes)
     if PASSES > 1:
         P1(x, out if PASSES == 2 else y, w, c, lanes)
@@ -244,15 +244,18 @@ def _forward(source, x, y, out, w, c, lanes):
 #
 # Spectra are pairs of reals, ``(2K + 1, 2 columns)``. Mixed fields are blocks of LANES columns as
 # transforms along x leave them: ``(F, blocks, 2 parts of (rows, LANES))``. An inverse transform is
-# a forward one with real and imaginary parts exchanged on the way in and out.
+# a forward one with real and imaginary parts exchanged on the way in and out. ``work``: two
+# buffers for lines, and one for a field.
 
 
-def _to_rows(spectrum, factors, mixed, x, y, w, c, lanes):
+def _to_rows(spectrum, factors, mixed, work, tables):
     """A spectrum to mixed fields, exchanged: u, v and in flux form w."""
+    x, y, _ = work
+    lanes = tables[2]
     for f in range(mixed.shape[0]):
         for block in range(mixed.shape[1]):
             LOAD(spectrum, factors, f, block, x, lanes)
-            FORWARD(x, y, x, mixed[f, block], w, c, lanes)
+            FORWARD(x, y, x, mixed[f, block], tables)
 
 
 def _load(spectrum, factors, f, block, x, lanes):
@@ -276,18 +279,19 @@ def _load(spectrum, factors, f, block, x, lanes):
         x[o + APART] = 0
 
 
-def _multiply(mixed, rows, x, y, vorticity, w, c, lanes):
+def _multiply(mixed, rows, work, tables):
     """Mixed fields of so many rows, exchanged, to twice those of their two products."""
+    x, y, vorticity = work
     z = y if PASSES % 2 else x
     for first in range(0, rows, LANES):
         if FORM == FLUX:
             PACK(mixed[2], mixed[2], first, x)
-            FORWARD(x, y, x, z, w, c, lanes)
+            FORWARD(x, y, x, z, tables)
             vorticity[:APART] = z[APART:]
         PACK(mixed[0], mixed[1], first, x)
-        FORWARD(x, y, x, z, w, c, lanes)
+        FORWARD(x, y, x, z, tables)
         PRODUCTS(z, vorticity, x)
-        FORWARD(x, y, x, z, w, c, lanes)
+        FORWARD(x, y, x, z, tables)
         UNPACK(z, mixed[0], mixed[1], first)
 
 
@@ -345,12 +349,14 @@ def _unpack(z, a, b, first):
             bi[j] = there[q] - here[q]
 
 
-def _to_columns(mixed, factors, spectrum, x, y, w, c, lanes):
+def _to_columns(mixed, factors, spectrum, work, tables):
     """Mixed fields to a spectrum, the sum of the two with their factors."""
+    x, y, _ = work
+    lanes = tables[2]
     z = x if PASSES % 2 else y
     for block in range(mixed.shape[1]):
         for f in range(2):
-            FORWARD(mixed[f, block], x, y, z, w, c, lanes)
+            FORWARD(mixed[f, block], x, y, z, tables)
             STORE(z, factors, f, block, spectrum, lanes)
 
 
@@ -373,26 +379,26 @@ def _store(z, factors, f, block, spectrum, lanes):
 # -- members on the leading axis ------------------------------------------------------------------
 
 
-def _whole(w_hat, into, back, out, mixed, x, y, vorticity, w, c, lanes):
+def _whole(w_hat, into, back, out, mixed, work, tables):
     for i in range(w_hat.shape[0]):
-        TO_ROWS(w_hat[i], into, mixed, x, y, w, c, lanes)
-        MULTIPLY(mixed, N, x, y, vorticity, w, c, lanes)
-        TO_COLUMNS(mixed, back, out[i], x, y, w, c, lanes)
+        TO_ROWS(w_hat[i], into, mixed, work, tables)
+        MULTIPLY(mixed, N, work, tables)
+        TO_COLUMNS(mixed, back, out[i], work, tables)
 
 
-def _all_to_rows(w_hat, into, mixed, x, y, w, c, lanes):
+def _all_to_rows(w_hat, into, mixed, work, tables):
     for i in range(w_hat.shape[0]):
-        TO_ROWS(w_hat[i], into, mixed[i], x, y, w, c, lanes)
+        TO_ROWS(w_hat[i], into, mixed[i], work, tables)
 
 
-def _multiply_all(mixed, rows, x, y, vorticity, w, c, lanes):
+def _multiply_all(mixed, rows, work, tables):
     for i in range(mixed.shape[0]):
-        MULTIPLY(mixed[i], rows, x, y, vorticity, w, c, lanes)
+        MULTIPLY(mixed[i], rows, work, tables)
 
 
-def _all_to_columns(mixed, back, out, x, y, w, c, lanes):
+def _all_to_columns(mixed, back, out, work, tables):
     for i in range(out.shape[0]):
-        TO_COLUMNS(mixed[i], back, out[i], x, y, w, c, lanes)
+        TO_COLUMNS(mixed[i], back, out[i], work, tables)
 
 
 @dataclass(frozen=True)
