@@ -29,7 +29,7 @@ def test_the_fft_is_that_of_numpy(size):
     lines = np.random.default_rng(0).standard_normal((2, size, LANES))
     source, x, y, out = np.zeros((4, 2, apart(size)))
     source[:, : size * LANES] = lines.reshape(2, -1)
-    tables = line_kernels.twiddles(size), line_kernels.CONSTANTS, LANES
+    tables = line_kernels.twiddles(size), line_kernels.CONSTANTS, LANES, np.arange(1)
     forward(source.ravel(), x.ravel(), y.ravel(), out.ravel(), tables)
     found = out[:, : size * LANES].reshape(2, size, LANES)
     expected = np.fft.fft(lines[0] + 1j * lines[1], axis=0)

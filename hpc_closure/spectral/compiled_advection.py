@@ -17,6 +17,7 @@ from hpc_closure.spectral.line_kernels import (
     radices,
     twiddles,
 )
+from hpc_closure.spectral.slabs import Slabs
 from hpc_closure.spectral.transform import Transform
 
 
@@ -52,48 +53,59 @@ class CompiledAdvection:
         self.programs = programs(n, form)
         self.fields = 3 if form == FLUX else 2
         self._work = tuple(np.zeros((3, 2 * apart(n)), self.dtype))
-        self._tables = twiddles(n).astype(self.dtype), CONSTANTS.astype(self.dtype), LANES
-        self._mixed = np.zeros(self._shape(1, n, self.into.shape[-1]), self.dtype)[0]
+        columns = self.slabs.every if self.slabs else [slice(0, self.into.shape[-1])]
+        #: blocks of LANES columns of each rank, one after the other
+        self.blocks: list[int] = []
+        places = []
+        for every in columns:
+            width, first = every.stop - every.start, sum(self.blocks)
+            self.blocks.append(-(-width // LANES))
+            places.append(first * LANES + np.arange(width))
+        tables = twiddles(n).astype(self.dtype), CONSTANTS.astype(self.dtype)
+        self._tables = (*tables, LANES, np.concatenate(places))
+        self._mixed: dict[tuple, np.ndarray] = {}
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         """``out`` from ``w``, both real pairs ``(members, 2K + 1, local columns, 2)``."""
         w_hat = w.view(*w.shape[:2], -1).numpy()
         result = out.view(*out.shape[:2], -1).numpy()
-        programs, common = self.programs, (self._work, self._tables)
+        programs, n, common = self.programs, self.size, (self._work, self._tables)
         if self.slabs is None:
-            programs.whole(w_hat, self.into, self.back, result, self._mixed, *common)
+            mixed = self._mixed_fields(1, self.blocks[0], n)[0]
+            programs.whole(w_hat, self.into, self.back, result, mixed, *common)
             return out
-        n, columns = self.size, self.into.shape[-1]
-        mixed = np.zeros(self._shape(len(w), n, columns), self.dtype)
-        programs.to_rows(w_hat, self.into, mixed, *common)
-        lines = self.slabs.to_rows(_lines(mixed, n, columns))
-        rows, columns = lines.shape[-2:]
-        mixed = self._blocks(lines)
-        programs.multiply(mixed, rows, *common)
-        lines = self.slabs.to_columns(_lines(mixed[:, :2], rows, columns), n)
-        programs.to_columns(self._blocks(lines), self.back, result, *common)
+        mine, rows = self.blocks[self.slabs.rank], self.slabs.rows(n)
+        count = rows.stop - rows.start
+        columns = self._mixed_fields(len(w), mine, n)
+        lines = self._mixed_fields(len(w), sum(self.blocks), count)
+        programs.to_rows(w_hat, self.into, columns, *common)
+        self._exchange(self.slabs, columns, lines, to_rows=True)
+        programs.multiply(lines, count, *common)
+        self._exchange(self.slabs, columns, lines, to_rows=False)
+        programs.to_columns(columns, self.back, result, *common)
         return out
 
-    def _shape(self, members: int, rows: int, columns: int) -> tuple[int, ...]:
-        """Of mixed fields, blocks of LANES columns: see :mod:`line_kernels`."""
-        return members, self.fields, -(-columns // LANES), 2 * apart(rows)
+    def _mixed_fields(self, members: int, count: int, rows: int) -> np.ndarray:
+        """Work array of mixed fields, of so many blocks: see :mod:`line_kernels`."""
+        shape = members, self.fields, count, 2 * apart(rows)
+        if shape not in self._mixed:
+            self._mixed[shape] = np.zeros(shape, self.dtype)
+        return self._mixed[shape]
 
-    def _blocks(self, lines: Tensor) -> np.ndarray:
-        """Mixed fields of lines (members, fields, 2 parts, rows, columns)."""
-        rows, columns = lines.shape[-2:]
-        mixed = np.zeros(self._shape(len(lines), rows, columns), self.dtype)
-        blocks = _open(mixed[:, : lines.shape[1]], rows)
-        for block in range(blocks.shape[2]):
-            part = lines[..., block * LANES : (block + 1) * LANES]
-            blocks[:, :, block, ..., : part.shape[-1]].copy_(part)
-        return mixed
+    def _exchange(
+        self, slabs: Slabs, columns: np.ndarray, lines: np.ndarray, to_rows: bool
+    ) -> None:
+        """Mixed fields of this rank's columns to those of its rows, or the two products back."""
+        fields = slice(self.fields if to_rows else 2)
+        rows = [slabs.rows(self.size, rank) for rank in range(slabs.num_ranks)]
+        theirs = _open(columns, self.size)[:, fields]
+        by_rows = [theirs[..., each, :] for each in rows]
+        mine = rows[slabs.rank]
+        ours = _open(lines, mine.stop - mine.start)[:, fields]
+        by_columns = list(ours.split(self.blocks, 2))
+        slabs.exchange(*(by_rows, by_columns) if to_rows else (by_columns, by_rows))
 
 
 def _open(mixed: np.ndarray, rows: int) -> Tensor:
-    """A view (members, fields, blocks, 2 parts, rows, LANES)."""
+    """A view (members, fields, blocks, 2 parts, rows, LANES) of mixed fields."""
     return torch.from_numpy(mixed).unflatten(-1, (2, -1, LANES))[..., :rows, :]
-
-
-def _lines(mixed: np.ndarray, rows: int, columns: int) -> Tensor:
-    """Mixed fields as (members, fields, 2 parts, rows, columns)."""
-    return _open(mixed, rows).permute(0, 1, 3, 4, 2, 5).flatten(-2)[..., :columns]

@@ -222,9 +222,9 @@ def _forward(source, x, y, out, tables):
         source: the lines; may be y.
         x, y: work.
         out: the spectra; may be x where PASSES is odd, y where it is even.
-        tables: twiddles, constants, and LANES.
+        tables: twiddles, constants, LANES, and where columns stand in mixed fields.
     """
-    w, c, lanes = tables
+    w, c, lanes, _ = tables
     P0(source, out if PASSES == 1 else x, w, c, lanes)
     if PASSES > 1:
         P1(x, out if PASSES == 2 else y, w, c, lanes)
@@ -243,7 +243,8 @@ def _forward(source, x, y, out, tables):
 # -- the three stages of a member -----------------------------------------------------------------
 #
 # Spectra are pairs of reals, ``(2K + 1, 2 columns)``. Mixed fields are blocks of LANES columns as
-# transforms along x leave them: ``(F, blocks, 2 parts of (rows, LANES))``. An inverse transform is
+# transforms along x leave them: ``(F, blocks, 2 parts of (rows, LANES))``; the blocks of several
+# ranks stand in a row. An inverse transform is
 # a forward one with real and imaginary parts exchanged on the way in and out. ``work``: two
 # buffers for lines, and one for a field.
 
@@ -282,27 +283,28 @@ def _load(spectrum, factors, f, block, x, lanes):
 def _multiply(mixed, rows, work, tables):
     """Mixed fields of so many rows, exchanged, to twice those of their two products."""
     x, y, vorticity = work
+    places = tables[3]
     z = y if PASSES % 2 else x
     for first in range(0, rows, LANES):
         if FORM == FLUX:
-            PACK(mixed[2], mixed[2], first, x)
+            PACK(mixed[2], mixed[2], first, places, x)
             FORWARD(x, y, x, z, tables)
             vorticity[:APART] = z[APART:]
-        PACK(mixed[0], mixed[1], first, x)
+        PACK(mixed[0], mixed[1], first, places, x)
         FORWARD(x, y, x, z, tables)
         PRODUCTS(z, vorticity, x)
         FORWARD(x, y, x, z, tables)
-        UNPACK(z, mixed[0], mixed[1], first)
+        UNPACK(z, mixed[0], mixed[1], first, places)
 
 
-def _pack(a, b, first, x):
+def _pack(a, b, first, places, x):
     """Rows of two mixed fields as one complex line each, u + i v, exchanged.
 
     The modes -k of both, which are not stored, are the conjugates of those at k.
     """
     apart = a.shape[1] // 2
     for k in range(K + 1):
-        block, i = k // LANES, first * LANES + k % LANES
+        block, i = places[k] // LANES, first * LANES + places[k] % LANES
         ui, ur, vi, vr = a[block, i:], a[block, i + apart :], b[block, i:], b[block, i + apart :]
         here, there = x[k * LANES :], x[(N - k) * LANES if k else 0 :]
         for q in range(LANES):
@@ -331,14 +333,14 @@ def _products(z, vorticity, x):
             x[o + APART] = (v - u) * (v + u)
 
 
-def _unpack(z, a, b, first):
+def _unpack(z, a, b, first, places):
     """Spectra of complex lines a + i b to twice those of a and of b, rows of mixed fields.
 
     ``z(k) + conj z(-k) = 2 a(k)``, and the difference is ``2 i b(k)``.
     """
     apart = a.shape[1] // 2
     for k in range(K + 1):
-        block, i = k // LANES, first * LANES + k % LANES
+        block, i = places[k] // LANES, first * LANES + places[k] % LANES
         ar, ai, br, bi = a[block, i:], a[block, i + apart :], b[block, i:], b[block, i + apart :]
         here, there = z[k * LANES :], z[(N - k) * LANES if k else 0 :]
         for q in range(LANES):

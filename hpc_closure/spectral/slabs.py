@@ -32,41 +32,61 @@ class Slabs:
                 f"{num_columns} columns of modes allow at most that many domain ranks, got "
                 f"{self.num_ranks}"
             )
-        self._columns = blocks(num_columns, self.num_ranks)
-        self.columns = self._columns[self.rank]
+        self._buffers: dict[tuple, Tensor] = {}
+        #: columns of each rank, and of this one
+        self.every = blocks(num_columns, self.num_ranks)
+        self.columns = self.every[self.rank]
 
-    def rows(self, size: int) -> slice:
-        """Rows of this rank in a field of ``size`` rows."""
-        return blocks(size, self.num_ranks)[self.rank]
+    def rows(self, size: int, rank: int | None = None) -> slice:
+        """Rows of this rank, or another, in a field of ``size`` rows."""
+        return blocks(size, self.num_ranks)[self.rank if rank is None else rank]
 
     def to_rows(self, lines: Tensor) -> Tensor:
         """``(..., n, local columns)`` to ``(..., local rows, all columns)``."""
-        return self._exchange(lines, -2, blocks(lines.shape[-2], self.num_ranks), self._columns)
+        return self._exchange(lines, -2, blocks(lines.shape[-2], self.num_ranks), self.every)
 
     def to_columns(self, lines: Tensor, n: int) -> Tensor:
         """``(..., local rows, all columns)`` to ``(..., n, local columns)``."""
         rows = blocks(n, self.num_ranks)
-        return self._exchange(lines, -1, self._columns, rows)
+        return self._exchange(lines, -1, self.every, rows)
 
     def _exchange(self, lines: Tensor, cut: int, mine: list[slice], theirs: list[slice]) -> Tensor:
         """Send piece r of axis ``cut`` to rank r; join what comes back along the other axis."""
         join = -3 - cut
-        sends = [lines.narrow(cut, s.start, s.stop - s.start) for s in mine]
-        shapes = []
-        for part in theirs:
-            shape = list(sends[self.rank].shape)
-            shape[join] = part.stop - part.start
-            shapes.append(shape)
-        outgoing = torch.cat([piece.reshape(-1) for piece in sends]).numpy()
-        counts = [int(np.prod(shape)) for shape in shapes]
-        incoming = np.empty(sum(counts), dtype=outgoing.dtype)
-        self.comm.Alltoallv([outgoing, [p.numel() for p in sends]], [incoming, counts])
-        pieces = torch.from_numpy(incoming).split(counts)
-        return torch.cat([p.reshape(s) for p, s in zip(pieces, shapes)], dim=join)
+        pieces = [lines.narrow(cut, s.start, s.stop - s.start) for s in mine]
+        shape = list(pieces[self.rank].shape)
+        shape[join] = theirs[-1].stop
+        out = lines.new_empty(shape)
+        self.exchange(pieces, [out.narrow(join, s.start, s.stop - s.start) for s in theirs])
+        return out
+
+    def exchange(self, pieces: list[Tensor], places: list[Tensor]) -> None:
+        """Send piece r to rank r, and fill place r with what rank r sends here."""
+        sent, taken = (self._counts(each) for each in (pieces, places))
+        outgoing = self._buffer("outgoing", sum(sent), pieces[0].dtype)
+        incoming = self._buffer("incoming", sum(taken), pieces[0].dtype)
+        for rank, part in enumerate(outgoing.split(sent)):
+            if rank != self.rank:
+                part.view(pieces[rank].shape).copy_(pieces[rank])
+        self.comm.Alltoallv([outgoing.numpy(), sent], [incoming.numpy(), taken])
+        for rank, part in enumerate(incoming.split(taken)):
+            mine = rank == self.rank
+            places[rank].copy_(pieces[rank] if mine else part.view(places[rank].shape))
+
+    def _counts(self, parts: list[Tensor]) -> list[int]:
+        """Numbers for each rank; a rank sends itself nothing."""
+        return [0 if rank == self.rank else part.numel() for rank, part in enumerate(parts)]
+
+    def _buffer(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
+        """Memory that is kept: of large fields the system would hand out new pages every time."""
+        key = name, dtype
+        if key not in self._buffers or len(self._buffers[key]) < count:
+            self._buffers[key] = torch.empty(count, dtype=dtype)
+        return self._buffers[key][:count]
 
     def gather_columns(self, w_hat: Tensor) -> Tensor:
         """Whole spectra on every rank."""
-        return self._gather(w_hat, self._columns, -1)
+        return self._gather(w_hat, self.every, -1)
 
     def gather_rows(self, field: Tensor) -> Tensor:
         """Whole fields on every rank."""
