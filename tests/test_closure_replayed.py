@@ -1,5 +1,6 @@
 """Draws that are recorded once: the same numbers as draws, of new states and noise."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,15 @@ def test_what_is_no_tensor_is_recorded_apart(recorded):
         found = [model.sample_hat(one) for one in asked]
         assert all(torch.equal(*pair) for pair in zip(found, expected))
     assert len(recorded) == len(asked)
+
+
+def test_a_copy_of_a_model_has_graphs_of_its_own(recorded):
+    model = with_generator("default")
+    model.replayed, asked = Replayed(), drawing(model, 0)
+    expected = model.sample_hat(asked)
+    other = copy.deepcopy(model)
+    assert torch.equal(other.sample_hat(asked), expected)
+    assert len(recorded) == 2
 
 
 def test_a_large_draw_is_not_recorded(recorded, monkeypatch):

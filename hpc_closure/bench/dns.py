@@ -1,9 +1,9 @@
 """Speed of the DNS: ours alone, or beside another method in the same run.
 
 The problem is the published one (nu = 1e-3, dt = 1e-3, CN-Euler, its steady and stochastic
-forcing), on any grid. Per point and right-hand side, our four pruned transforms move about 20
-words (:data:`WORDS`): that traffic over the measured copy bandwidth is ``fraction_of_copy``. A
-number above 1 means that the work stayed in the cache.
+forcing), on any grid. Per point and right-hand side, a step on the CPU moves about 14 words
+(:data:`WORDS`): that traffic over the measured copy bandwidth is ``fraction_of_copy``. A number
+above 1 means that the work stayed in the cache.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
 from hpc_closure.work.mpi import World
 
-#: words of one real per point and right-hand side: pruned transforms 11.1 (four, two passes each,
-#: read and written), products 4, spectral factors before and after 2.7, update 1.8
-WORDS = 19.6
+#: words of one real per point and right-hand side: mixed fields of the nonlinear term, written and
+#: read twice each, 5.3; its spectra and factors 3.1; the update, four operations of three, 5.3
+WORDS = 13.7
 OURS = "hpc_closure"
 ONE_RANK = "one-rank"
 PUBLISHED = {"published": 10, "published-1": 1}  # draws per step

@@ -90,6 +90,9 @@ class Replayed:
                 return recorded(inputs)
         return function(*inputs)
 
+    def __deepcopy__(self, memo: dict) -> "Replayed":
+        return Replayed()  # of a copy other weights are read
+
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What follows from weights alone, and may need the host."""
         if name not in self._made:
