@@ -1,15 +1,4 @@
-r"""A closure model as parts in a row, each chosen in the experiment.
-
-.. math:: U = m(V) + D(V)\,q, \qquad q \sim p(q\,|\,V, y)
-
-* mean m: a regression on generic terms (:mod:`regression`), a network for what it leaves
-  (:mod:`mean`), both or neither;
-* amplitude D: a field that such a network gives, or 1;
-* base law: q is N(0, Q) with the spectrum and the memory of the residual (:mod:`law`,
-  :mod:`residual_memory`); alone it is the baseline ``mean_gp``;
-* sensors: kriged under the base law, or learned (:mod:`conditioning`);
-* residual: what is not Gaussian, learned by a score or in one pass (:mod:`residual`), or nothing;
-  without any noise the mean alone is left, a deterministic closure.
+"""How a closure model of parts in a row (:mod:`drawing`) is fitted, phase by phase.
 
 A trained part acts as far as it helps on members that it has not seen (:mod:`gate`), or always.
 What few steps and a finite network leave of too little spread is made up on the same members:
@@ -19,149 +8,54 @@ without sensors, and with the model's own sampler, each shell of q is scaled to 
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure import draws
-from hpc_closure.closure.adjustment import Adjustment
 from hpc_closure.closure.band import band
-from hpc_closure.closure.conditioning import (
-    Conditioning,
-    Kriged,
-    Learned,
-    Observed,
-    TrainingObserved,
-)
-from hpc_closure.closure.features import (
-    STATES,
-    carried,
-    coordinates,
-    feature_names,
-    feature_spectra,
-    physics_estimate,
-)
-from hpc_closure.closure.frame import Encoding, Frame
-from hpc_closure.closure.gate import LEAST, ImprovementGate, ShareGate, ShellGate
-from hpc_closure.closure.interface import ClosureModel, Phase, Request, Through
-from hpc_closure.closure.law import BaseLaw
+from hpc_closure.closure.conditioning import Learned
+from hpc_closure.closure.drawing import DrawingModel
+from hpc_closure.closure.frame import Encoding
+from hpc_closure.closure.gate import ImprovementGate, ShareGate, ShellGate
+from hpc_closure.closure.interface import Phase, Through
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.losses import crps, energy_score
-from hpc_closure.closure.mean import NetworkAmplitude, NetworkMean
-from hpc_closure.closure.network import LARGEST, PLACES
-from hpc_closure.closure.parts import PartReport
+from hpc_closure.closure.network import LARGEST
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.reader import Batches, Reader
-from hpc_closure.closure.regression import Library
-from hpc_closure.closure.residual import (
-    Drawn,
-    Effort,
-    Gaussian,
-    Generator,
-    OnePass,
-    Residual,
-    Score,
-)
-from hpc_closure.closure.residual_memory import LagCorrelation, Tags, knot_spacing, position
+from hpc_closure.closure.residual import Gaussian, Generator
+from hpc_closure.closure.residual_memory import LagCorrelation, Tags
 from hpc_closure.closure.sensors import choose_layouts
-from hpc_closure.closure.shared import each_member, for_members
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
 from hpc_closure.closure.trajectory import Scale, Trajectories
-from hpc_closure.experiment.models import NETWORKS, UNTRAINED
-from hpc_closure.spectral.grid import hermitian, resize
-from hpc_closure.spectral.placed import placed
+from hpc_closure.experiment.models import NETWORKS
+from hpc_closure.spectral.grid import resize
 
 __all__ = ["ComposedModel"]
 
 CHECK_SEED = 20240807
-BEYOND = 6.0  # standard deviations at which a state's numbers are held
-NOTHING = 1e-9  # of a closure's power
-FAR = 10.0  # root mean squares at which a condition channel is held
 RARE = 3e-3  # share of the closures that have a larger shell than a draw that is left as it is
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # of the mean's weights: every target is one draw about it, which they would learn by heart, and a
 # coupled run amplifies slopes that are not there (the amplitude, which it made worse, has none)
 DECAY = {"fno": 3.0, "cnn": 0.3}
-MEAN_GP = "mean_gp"
 TRAJECTORY, NOISE = "trajectory", "noise"  # the phases through the solver
 SPREAD = 0.15  # steps in which the spread of a score is learned again, over the others'
 CALIBRATIONS = 3  # times that the noise of coupled runs is brought nearer to their error,
 MOST = 2.0  # by at most this factor in all
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """What a draw depends on besides tensors.
-
-    Attributes:
-        scale: of the residual, for the time that it is held.
-        members: how many.
-        baseline: mean and stationary Gaussian process alone.
-        effort: of the sampler.
-    """
-
-    scale: float
-    members: int
-    baseline: bool
-    effort: Effort
-
-
-class ComposedModel(ClosureModel):
-    """See the module's docstring.
-
-    Args:
-        config: as :func:`hpc_closure.experiment.models.resolve` gives it.
-        grid, length: see :class:`~.interface.ClosureModel`.
-    """
+class ComposedModel(DrawingModel):
+    """See the module's docstring; arguments as of :class:`~.drawing.DrawingModel`."""
 
     def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
         super().__init__(config, grid, length)
-        self.dimensions = int(config["dimensions"])
-        self.band = band((grid - 1) // 3, length, self.dimensions)
-        conditions = config["conditions"]
-        self.history = int(conditions["history"])
-        self.previous = int(conditions.get("previous", 0))  # models of before it had none
-        self.sensors_allowed = conditions["sensors"]
-        self.granted: dict | None = conditions["physics"] or None
-        self.gated = config["gate"] == "on"
-        features = feature_names(self.band)
-        self.own = features.index(STATES[self.dimensions])
-        self.num_features = len(features) + bool(self.granted) + self.history + 2 * self.previous
-        channels = self.num_features + PLACES * self.dimensions
-        self.mean, self.amplitude = None, None
-        for kind in config["mean"]:
-            if kind in NETWORKS:
-                self.mean = NetworkMean(kind, channels, config)
-        if config["amplitude"] in NETWORKS:
-            self.amplitude = NetworkAmplitude(config["amplitude"], channels, config)
-        self.kriged = Kriged()
-        self.conditioning: Conditioning = self.kriged
-        if config["sensors"] == "learned":
-            self.conditioning = Learned()
-        channels += self.conditioning.channels + 1
-        self.residual = self._make_residual(channels)
         self.phases = self._phases(config["shares"])
-        self.statistics = Statistics()
-        self.library = self._library()
-        self.adjustment: Adjustment | None = None
         self.trajectories: Trajectories | None = None
-        if config["adjusted"]:
-            terms, shells = len(self.library.names), self.band.grid.num_shells
-            self.adjustment = Adjustment(terms, shells, noise=config["residual"] != "none")
-        self.frame: Frame
-
-    def _make_residual(self, channels: int) -> Residual:
-        config = self.config
-        if config["residual"] in UNTRAINED:
-            return Gaussian()
-        if config["residual"] == "crps":
-            return OnePass(channels, config)
-        if config["sensors"] == "learned":
-            return LearnedScore(channels, config, self.band)
-        return Score(channels, config)
 
     def _phases(self, shares: tuple[float, float]) -> tuple[Phase, ...]:
         trained = bool(self.mean or self.amplitude)
@@ -240,114 +134,11 @@ class ComposedModel(ClosureModel):
             return self.trajectories.loss(self, batch, scale, seed, step)
         raise ValueError(f"phase {self.phase!r} has no loss; call begin('mean', reader) first")
 
-    # ---- closed-form statistics -----------------------------------------------------------------
-
-    def saved_statistics(self, spacing: float | None = None) -> dict[str, Tensor]:
-        told = self.statistics
-        if spacing is not None and told.memory_times is not None:
-            told = replace(told, memory_spacing=spacing)
-        return told.to_tensors()
-
-    def load_statistics(self, tensors: dict[str, Tensor]) -> None:
-        self.adopt(Statistics.from_tensors(tensors))
-
-    def adopt(self, statistics: Statistics) -> None:
-        """Take over statistics, and rebuild everything that follows from them."""
-        self.statistics = s = statistics
-        self.library = self._library(s.library)
-        self.kriged.clear()
-        if self.mean is not None and s.mean_largest is not None:
-            self.mean.farthest = s.mean_largest
-        if s.generator_size is None:
-            return
-        kept = band(s.generator_modes, self.length, self.dimensions)
-        first = law = plain = BaseLaw(kept, s.first_spectrum, s.first_tail)
-        if s.law_spectrum is not None:
-            law = BaseLaw(kept, s.law_spectrum, s.law_tail)
-            plain = BaseLaw(kept, s.plain_spectrum, s.law_tail)
-            self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
-        state_std = None if s.state_spectrum is None else kept.spread(s.state_spectrum.sqrt())
-        self.frame = Frame(self.band, kept, s.generator_size, first, law, plain, state_std)
-
-    def _library(self, coefficients: Tensor | None = None) -> Library:
-        kind = self.config["library"] if "regression" in self.config["mean"] else "none"
-        estimate = self.estimate if self.granted else None
-        if kind == "none":
-            estimate = None
-        return Library(self.band, kind, self.history, self.previous, coefficients, estimate)
-
-    def estimate(self, w_hat: Tensor) -> Tensor:
-        """What physics says of the closure, where ``conditions.physics`` grants it."""
-        return physics_estimate(w_hat, self.band, **(self.granted or {}))
-
-    @property
-    def has_networks(self) -> bool:
-        """Whether anything reads the condition channels."""
-        return bool(self.mean or self.amplitude) or isinstance(self.residual, Generator)
-
-    @property
-    def score_active(self) -> bool:
-        """Whether a generator acts (it is not evaluated otherwise)."""
-        if not isinstance(self.residual, Generator):
-            return False
-        gain = self.statistics.score_gain
-        return gain is None or bool((gain != 0).any())
-
-    @property
-    def amplitude_share(self) -> float:
-        """Share of log D in use; 0 = D is 1."""
-        return self.statistics.amplitude_gain or 0.0
-
-    def _modes_of(self, shells: Tensor | None, like: Tensor) -> Tensor | None:
-        """Gains (shells,) of a trained part at every mode; None when they are zero everywhere."""
-        if shells is None or not bool((shells != 0).any()):
-            return None
-        return placed(shells, like)[placed(self.frame.kept.grid.shell(), like)]
-
-    def parts(self) -> list[PartReport]:
-        s, config = self.statistics, self.config
-        out = []
-        if "regression" in config["mean"]:
-            terms = ", ".join(self.library.active)
-            out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
-        if self.mean is not None:
-            out.append(self._trained(f"mean: {self.mean.kind}", s.mean_gain, s.mean_members))
-        if self.amplitude is not None:
-            gain = torch.tensor([self.amplitude_share])
-            name = f"amplitude: {config['amplitude']}"
-            out.append(self._trained(name, gain, s.amplitude_members))
-        if config["residual"] != "none":
-            out.append(PartReport("Gaussian process", False, True))
-        if self.sensors_allowed != "none":
-            learned = config["sensors"] == "learned"
-            acts = self.score_active or not learned
-            out.append(PartReport(f"sensors: {config['sensors']}", learned, acts))
-        if isinstance(self.residual, Generator):
-            name = f"residual: {config['residual']}"
-            out.append(self._trained(name, s.score_gain, s.score_members))
-        if self.adjustment is not None:
-            acts = any(bool(weight.any()) for weight in self.adjustment.parameters())
-            name = "training through the solver"
-            out.append(PartReport(name, True, acts, (), str(self.adjustment) if acts else ""))
-        return out
-
-    def _trained(self, name: str, gain: Tensor | None, members: float | None) -> PartReport:
-        gains = () if gain is None else tuple(gain.tolist())
-        acts = any(gains)
-        note = ""
-        if not acts:
-            note = "not judged yet" if members is None else "no significant gain"
-            if members is not None and members < LEAST:
-                note = f"{members:.0f} members cannot decide, {LEAST} are needed"
-        elif not self.gated:
-            note = "not gated"
-        return PartReport(name, True, acts, gains, note)
-
     def compact(self) -> "ComposedModel":
         config = dict(self.config)
         gains = {part.name.split(":")[0]: part.acts for part in self.parts() if part.trained}
         small = copy.copy(self)
-        small._modules = dict(self._modules)
+        small._modules, small.replayed = dict(self._modules), None
         if self.mean is not None and not gains["mean"]:
             config["mean"] = [name for name in config["mean"] if name not in NETWORKS]
             small.mean = None
@@ -361,114 +152,6 @@ class ComposedModel(ClosureModel):
             small.statistics = replace(self.statistics, summary_mean=None, summary_std=None)
         small.config = config
         return small
-
-    # ---- what a state decides -------------------------------------------------------------------
-
-    def frames(
-        self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
-    ) -> Tensor:
-        """Spectra (B, 1 + H + P, ...) in the model's band of fields.
-
-        Args:
-            state: (B, n, n).
-            history: earlier states (B, H, n, n).
-            previous: the last closures (B, P, n, n).
-        """
-        if state.dtype not in (torch.float32, torch.float64):
-            state = state.float()
-        return self.band.to_spectral(self._stacked(state, history, previous))
-
-    def frames_hat(
-        self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
-    ) -> Tensor:
-        """The same of retained spectra of any number of modes."""
-        return resize(self._stacked(state, history, previous), self.band.modes)
-
-    def _stacked(self, state: Tensor, history: Tensor | None, previous: Tensor | None) -> Tensor:
-        stack = [state[:, None]]
-        for name, given, wanted in (
-            ("history", history, self.history),
-            ("previous", previous, self.previous),
-        ):
-            number = 0 if given is None else given.shape[1]
-            if number != wanted:
-                raise ValueError(
-                    f"{name} has {number} frames, this model was built with "
-                    f"conditions.{name}={wanted}"
-                )
-            if given is not None:
-                stack.append(given.to(state))
-        return torch.cat(stack, dim=1)
-
-    def encode(self, frames_hat: Tensor) -> Encoding:
-        """Mean, features and amplitude of states with their history, as :meth:`frames` gives them.
-
-        The trained parts as far as they have a gain.
-        """
-        s = self.statistics
-        state_hat, moved = frames_hat[:, 0], None
-        summary = self._summary(state_hat)
-        features = summary.new_zeros(len(state_hat), 0, 1, 1)
-        if self.has_networks:
-            moved = self._moved(frames_hat)
-            features = self.features(frames_hat, moved)
-        mean_hat = self.library(frames_hat, moved, self._factors())
-        encoding = Encoding(state_hat, mean_hat, features, summary)
-        gain = self._modes_of(s.mean_gain, encoding.features)
-        if self.mean is not None and gain is not None:
-            correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
-            correction = resize(correction, self.band.modes)
-            encoding.mean_hat = encoding.mean_hat + correction.to(encoding.mean_hat.dtype)
-        if self.amplitude is not None and self.amplitude_share:
-            encoding.log_amplitude = self.amplitude_share * self.amplitude(encoding)
-        return encoding
-
-    def _factors(self) -> Tensor | None:
-        """(terms, shells) of the regression's coefficients, where training has changed them."""
-        if self.adjustment is None:
-            return None
-        adjustment, library = self.adjustment, self.library
-        if self.replayed is None:
-            return library.bounded(adjustment().terms)
-        return self.replayed.once("factors", lambda: library.bounded(adjustment().terms))
-
-    def _summary(self, state_hat: Tensor) -> Tensor:
-        """(B, 51) numbers of states about one in size; (B, 0) where no network reads them."""
-        mean, std, like = self.statistics.summary_mean, self.statistics.summary_std, state_hat.real
-        if mean is None or std is None:
-            return like.new_zeros(len(like), 0)
-        mean, std = placed(mean, like), placed(std, like)
-        numbers = (self.band.summary(state_hat) - mean) / std
-        return numbers.clamp(-BEYOND, BEYOND).to(self._place)
-
-    def _moved(self, frames_hat: Tensor) -> Tensor | None:
-        """What the flow makes of the last closures, spectra (B, P, ...); None without memory."""
-        if not self.previous:
-            return None
-        return carried(frames_hat[:, 0], frames_hat[:, 1 + self.history :], self.band)
-
-    def feature_spectra(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
-        """Spectra (B, F, 2K + 1, K + 1) of the features of states with what was before them."""
-        w_hat = frames_hat[:, 0]
-        spectra = [feature_spectra(w_hat, self.band)]
-        if self.granted:
-            spectra.append(self.estimate(w_hat)[:, None])
-        spectra.append(frames_hat[:, 1:])
-        if moved is not None:
-            spectra.append(moved)
-        return torch.cat(spectra, dim=1)
-
-    def features(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
-        """Normalised condition channels (B, C, g, g), as the weights, on the generator's grid."""
-        spectra = self.feature_spectra(frames_hat, moved)
-        scale = placed(self.statistics.features_rms, frames_hat)
-        size = self.frame.size
-        fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).to(self._place)
-        largest = self.statistics.features_largest
-        far: Any = FAR if largest is None else placed(largest, fields)[:, None, None]
-        fields = fields.clamp(-far, far)
-        places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
-        return torch.cat([fields, places], dim=1)
 
     # ---- mean and amplitude ---------------------------------------------------------------------
 
@@ -675,65 +358,7 @@ class ComposedModel(ClosureModel):
             amplitude_members=float(gate.members),
         )
 
-    # ---- base noise -----------------------------------------------------------------------------
-
-    def base_noise(self, law: BaseLaw, key: draws.Key, stream: int) -> Tensor:
-        """Draws of a base law, spectra (ids, ...) complex128."""
-        return law.coloured(draws.white_spectra(self.frame.kept, *key, stream, self.device))
-
-    def noise_of_call(self, request: Request, law: BaseLaw) -> Tensor:
-        """Base noise of a call, with the residual's memory (:mod:`residual_memory`) if any."""
-        noise = self._noise_with_memory(request, law)
-        if self.adjustment is None:
-            return noise
-        factor = self.adjustment().noise
-        if self.statistics.trajectory_noise is not None:
-            factor = factor * self.statistics.trajectory_noise.to(factor)
-        return noise * factor[self.frame.kept.grid.shell()].to(noise.real)
-
-    def _noise_with_memory(self, request: Request, law: BaseLaw) -> Tensor:
-        key = draws.Key(request.seed, request.stage, request.members, request.call)
-        fresh = self.base_noise(law, key, draws.STREAM_BASE)
-        if not bool((self.knots > 0).any()):
-            return fresh
-        shell = self.frame.kept.grid.shell().to(fresh.device)
-        for knots in sorted(set(self.knots[self.knots > 0].tolist())):
-            first, cos, sin = position(request.call * request.held, knots)
-            stream = draws.STREAM_MEMORY + round(math.log2(knots))
-            one, two = (self.base_noise(law, key._replace(item=first + i), stream) for i in (0, 1))
-            rows = (self.knots == knots).to(fresh.device)[shell]
-            fresh = torch.where(rows, cos * one + sin * two, fresh)
-        return fresh
-
-    def scale_of(self, held: float) -> float:
-        """Factor of the residual's std for another interval: the white part averages out."""
-        shares = (
-            (self.knots.clamp(min=1.0) / held).clamp(max=1.0)
-            if held > 1
-            else (torch.where(self.knots > 0, 1.0, 1.0 / held))
-        )
-        kept = self.frame.kept
-        power = kept.by_group(kept.spread(self.frame.law.spectrum))
-        shares = shares[kept.group_shell]
-        return math.sqrt(float((power * shares).sum() / power.sum()))
-
     # ---- the generator --------------------------------------------------------------------------
-
-    def posterior(
-        self, encoding: Encoding, seen: Observed | TrainingObserved, gains: list
-    ) -> Posterior:
-        """What a generator reads: features, what sensors say, log D."""
-        fields = seen.fields
-        features, log = encoding.features, encoding.log_amplitude
-        if log is None:
-            log = features.new_zeros(1, self.frame.size, self.frame.size)
-        parts = (features, fields, log[:, None].to(features))
-        count = max(map(len, parts))
-        channels = torch.cat([part.expand(count, -1, -1, -1) for part in parts], dim=1)
-        white = None
-        if isinstance(self.conditioning, Learned):
-            white = self.frame.whiten_state(encoding.state_hat)
-        return Posterior(channels, encoding.summary, gains, seen.readings, white)
 
     def generator_loss(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
         """Loss (B,) of the generator (:class:`~.residual.Generator`).
@@ -898,158 +523,6 @@ class ComposedModel(ClosureModel):
             factor[1:] = (factor[1:] / ratio).clamp(1 / MOST, MOST)
             self.statistics = replace(self.statistics, trajectory_noise=factor.clone())
         return {"spread_skill": [round(one, 3) for one in told], "noise_factor": _rounded(factor)}
-
-    # ---- sampling -------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def sample_batch(self, request: Request) -> Tensor:
-        """See :class:`~.interface.ClosureModel`.
-
-        ``method="mean_gp"`` is the baseline of that name: the mean and a stationary Gaussian
-        process, with sensors kriged under it; no generator, no amplitude.
-        """
-        frames_hat = self.frames(request.state, request.history, request.previous)
-        return self.band.to_physical(self._draw(frames_hat, request), request.state.shape[-1])
-
-    @torch.no_grad()
-    def sample_hat(self, request: Request) -> Tensor:
-        return self.draw_hat(request)
-
-    def draw_hat(self, request: Request) -> Tensor:
-        """As :meth:`sample_hat`, with gradients."""
-        modes = request.state.shape[-1] - 1
-        size = request.grid or band(modes).grid.size
-        self.band.check_grid(1 if self.dimensions == 1 else size, size)
-        frames_hat = self.frames_hat(request.state, request.history, request.previous)
-        u_hat = self._draw(frames_hat, request)
-        # no transform has made the column ky = 0 that of a real field
-        return hermitian(resize(u_hat, modes))
-
-    def _draw(self, frames_hat: Tensor, request: Request) -> Tensor:
-        """Spectra of U (members, ...) in the model's band."""
-        sensors, baseline = request.sensors, request.method == MEAN_GP
-        if sensors is None and self.sensors_allowed == "required":
-            raise ValueError("this model was trained with conditions.sensors=required: give some")
-        if sensors is not None and self.sensors_allowed == "none":
-            raise ValueError("this model was trained with conditions.sensors=none: give none")
-        effort = Effort(request.method, request.evaluations)
-        how = Drawing(self.scale_of(request.held), len(request.members), baseline, effort)
-        if self.config["residual"] == "none" and not baseline:
-            inputs: tuple[Tensor, ...] = (frames_hat,)
-        else:
-            law = self.frame.plain if baseline else self.frame.law
-            inputs = frames_hat, self.noise_of_call(request, law)
-        if sensors is None:
-            drawn, beyond = self._alone(how, *inputs)
-        else:
-            drawn, beyond = self._beside_sensors(how, request, *inputs)
-        self._brought_back = beyond + self._brought_back.to(beyond)
-        return drawn
-
-    def _alone(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Closures, and how many were brought back, without sensors: a function of tensors.
-
-        Args:
-            how: the rest that it depends on.
-            inputs: states with what was before them, and base noise unless nothing is drawn.
-        """
-
-        def function(frames_hat: Tensor, z: Tensor | None = None) -> tuple[Tensor, ...]:
-            return self._finish(self._encoding(frames_hat, how), how, z)
-
-        if self.replayed is None or not inputs[0].is_cuda or torch.is_grad_enabled():
-            return function(*inputs)
-        return self.replayed(function, how, *inputs)
-
-    def _beside_sensors(
-        self, how: Drawing, request: Request, frames_hat: Tensor, z: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        encoding, observed = self._encoding(frames_hat, how), None
-        if z is not None:
-            law = self.frame.plain if how.baseline else self.frame.law
-            conditioning = self.kriged if how.baseline else self.conditioning
-            assert request.sensors is not None
-            observed = conditioning.observe(self.frame, encoding, request.sensors, how.scale, law)
-            key = draws.Key(request.seed, request.stage, request.members, request.call)
-            z = observed.condition(z, key)
-        return self._finish(encoding, how, z, observed)
-
-    def _encoding(self, frames_hat: Tensor, how: Drawing) -> Encoding:
-        encoding = self.encode(frames_hat)
-        return replace(encoding, log_amplitude=None) if how.baseline else encoding
-
-    def _finish(
-        self,
-        encoding: Encoding,
-        how: Drawing,
-        z: Tensor | None,
-        observed: Observed | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Closures of base noise, or their means without, and how many were brought back."""
-        if z is None:
-            drawn, beyond = self._within_range(encoding.mean_hat)
-            return each_member(drawn, how.members), beyond
-        if self.score_active and not how.baseline:
-            q_hat = self.generate(encoding, z, observed, how.effort).held(how.scale)
-        else:
-            q_hat = z * how.scale
-        if observed is not None and observed.mean is not None:
-            q_hat = q_hat + how.scale * for_members(observed.mean, how.members)
-        mean_hat = for_members(encoding.mean_hat, how.members)
-        q_hat = q_hat.to(mean_hat.dtype)
-        return self._within_range(mean_hat + self.frame.amplify(q_hat, encoding.log_amplitude))
-
-    def _within_range(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """Closures (B, ...) none of whose shells is larger than nearly all of the training's.
-
-        Given the last closures, the next may grow from call to call where the flow is as it has
-        hardly been seen; left at the edge of the range, it would stay there and spin the flow up.
-        So a shell beyond is brought back to its mean size, from where it follows the flow again.
-        The second value, which ``brought_back`` adds up, is how many were.
-        """
-        largest, mean = self.statistics.target_largest, self.statistics.target_mean
-        if largest is None or mean is None:
-            return u_hat, torch.zeros((), dtype=torch.int64, device=u_hat.device)
-        shell = self.band.grid.shell_sum(u_hat.abs().square())
-        largest, mean = placed(largest, shell), placed(mean, shell)
-        least = NOTHING * mean.sum()  # the mean of a closure is zero but for round-off
-        far = shell > largest.clamp(min=least)
-        size = torch.where(far, shell, 1.0)
-        factor = torch.where(far, mean.clamp(min=least) / size, 1.0).sqrt()
-        places = placed(self.band.grid.shell(), shell)
-        drawn = u_hat * factor[:, places].to(u_hat.real)
-        return drawn, far.any(-1).sum()
-
-    def generate(
-        self,
-        encoding: Encoding,
-        z: Tensor,
-        observed: Observed | None = None,
-        effort: Effort = Effort(),
-    ) -> Drawn:
-        """Carry base noise z (M, ...) to residuals, less their kriged mean.
-
-        Args:
-            encoding: of the states.
-            z: base noise.
-            observed: what sensors say.
-            effort: of the sampler.
-        """
-        seen = observed or Observed(self.conditioning.absent(self.frame, encoding.features))
-        gains = [] if seen.gain is None else [(None, seen.gain)]
-        given = self.posterior(encoding, seen, gains)
-        if not self.score_active:
-            return Drawn(z)
-        shells = self._modes_of(self.statistics.score_gain, z)
-        if shells is None:  # not judged yet
-            shells = torch.ones((), device=z.device)
-        drawn = self.residual.draw(self.frame, given, z, shells, effort)
-        # the spread was made up for the model's own sampler, without sensors
-        own = effort in (Effort(), Effort(self.config["method"], self.config["evaluations"]))
-        spread = self._modes_of(self.statistics.score_spread, z)
-        if spread is None or observed is not None or not own:
-            spread = torch.ones((), device=z.device)
-        return replace(drawn, q=drawn.spread(spread))
 
 
 def _sizes(shells: Tensor) -> tuple[Tensor, Tensor]:

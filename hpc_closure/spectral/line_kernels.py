@@ -244,9 +244,8 @@ def _forward(source, x, y, out, tables):
 #
 # Spectra are pairs of reals, ``(2K + 1, 2 columns)``. Mixed fields are blocks of LANES columns as
 # transforms along x leave them: ``(F, blocks, 2 parts of (rows, LANES))``; the blocks of several
-# ranks stand in a row. An inverse transform is
-# a forward one with real and imaginary parts exchanged on the way in and out. ``work``: two
-# buffers for lines, and one for a field.
+# ranks stand in a row. An inverse transform is a forward one with real and imaginary parts
+# exchanged on the way in and out. ``work``: two buffers for lines, and one for a field.
 
 
 def _to_rows(spectrum, factors, mixed, work, tables):
