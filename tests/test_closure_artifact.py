@@ -453,3 +453,11 @@ def test_the_shipped_model_of_two_regimes_draws_both():
         for fields in (drawn(), drawn(method="mean_gp"))
     )
     assert own < 0.25 < 0.4 < plain
+
+
+def test_who_draws_keeps_freed_memory(monkeypatch):
+    """Draws of many members take twice the time without."""
+    asked = []
+    monkeypatch.setattr(artifact, "keep_freed_memory", lambda: asked.append(True))
+    hpc_closure.load("diffusion")
+    assert asked

@@ -1,6 +1,6 @@
-"""Line FFTs: the one place that knows which library transforms a line.
+"""Line FFTs by libraries: the one place that knows which transforms a line.
 
-All are unnormalised towards physical space (the ``forward`` norm). On the CPU the strided complex
+The nonlinear term on the CPU has its own (:mod:`line_kernels`). All are unnormalised towards physical space (the ``forward`` norm). On the CPU the strided complex
 lines go through SciPy (pocketfft: equal bits for any number of lines, which MKL behind torch does
 not give at sizes such as 24 and 48) and the contiguous real lines through torch, the faster there,
 where a test shows that it gives them too.
@@ -9,7 +9,6 @@ where a test shows that it gives them too.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 from collections.abc import Iterator
 
@@ -17,6 +16,8 @@ import numpy as np
 import scipy.fft
 import torch
 from torch import Tensor
+
+from hpc_closure.spectral.memory import keep_freed_memory
 
 
 class LineFFT:
@@ -102,19 +103,3 @@ def _in_place(transform, lines: Tensor) -> Tensor:
     if result.__array_interface__["data"] != array.__array_interface__["data"]:
         np.copyto(array, result)
     return lines
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Ask the C library to keep freed work arrays instead of returning their pages.
-
-    FFTs return new arrays at every step; handing a megabyte back and faulting it in again costs as
-    much as the transform. glibc only; elsewhere nothing happens.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    mallopt(M_TRIM_THRESHOLD, 512 << 20)

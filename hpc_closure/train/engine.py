@@ -26,6 +26,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from hpc_closure.closure.fno import Layered
 from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.experiment.schema import Train
+from hpc_closure.spectral.memory import keep_freed_memory
 from hpc_closure.train.processes import Processes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -117,6 +118,7 @@ def prepare(model: ClosureModel, settings: Train, processes: Processes) -> None:
         if isinstance(module, Layered):
             module.recompute = settings.recompute
     torch.backends.cudnn.allow_tf32 = False
+    keep_freed_memory()
     if processes.size > 1:
         for value in [*model.parameters(), *model.buffers()]:
             dist.broadcast(value.data, 0)
