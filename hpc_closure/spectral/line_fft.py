@@ -1,9 +1,10 @@
 """Line FFTs by libraries: the one place that knows which transforms a line.
 
-The nonlinear term on the CPU has its own (:mod:`line_kernels`). All are unnormalised towards physical space (the ``forward`` norm). On the CPU the strided complex
-lines go through SciPy (pocketfft: equal bits for any number of lines, which MKL behind torch does
-not give at sizes such as 24 and 48) and the contiguous real lines through torch, the faster there,
-where a test shows that it gives them too.
+The nonlinear term on the CPU has its own (:mod:`line_kernels`). All are unnormalised towards
+physical space (the ``forward`` norm). On the CPU the strided complex lines go through SciPy
+(pocketfft: equal bits for any number of lines, which MKL behind torch does not give at sizes such
+as 24 and 48) and the contiguous real lines through torch, the faster there, where a test shows
+that it gives them too.
 """
 
 from __future__ import annotations
