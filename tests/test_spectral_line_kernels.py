@@ -93,19 +93,31 @@ for size in map(int, sys.argv[1:]):
 """
 
 
+def first_calls(kept_in, *sizes):
+    """In a process of its own, which reads what the ones before have kept."""
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, sizes)],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(kept_in)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
 def test_functions_that_were_kept_do_not_meet_others(tmp_path):
     """What one process kept is loaded beside what the next compiles: names must not be shared."""
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    for sizes in (["16"], ["8", "16"], ["16", "32", "8"]):
-        run = subprocess.run(
-            [sys.executable, "-c", PROGRAM, *sizes],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert run.returncode == 0, run.stderr[-2000:]
+    for sizes in ([16], [8, 16], [16, 32, 8]):
+        first_calls(tmp_path, *sizes)
     assert len([*tmp_path.rglob("*_whole_basdevant*.nbi")]) == 3
+
+
+@pytest.mark.parametrize("ending, left", [(".nbc", 3000), (".nbi", 100), (".nbi", 0)])
+def test_what_was_kept_and_is_damaged_is_made_again(tmp_path, ending, left):
+    first_calls(tmp_path, 4)
+    (kept,) = tmp_path.rglob(f"*_whole_basdevant*{ending}")
+    os.truncate(kept, left)
+    first_calls(tmp_path, 4)
 
 
 def test_wrong_functions_are_refused(monkeypatch):

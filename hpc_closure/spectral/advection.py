@@ -101,6 +101,7 @@ class TwoProducts(Advection):
         w = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         w = w.to(self.transform.real)
         found, expected = torch.empty_like(w), torch.empty_like(w)
+        compiled.load()
         compiled.tendency(w, found)
         self.by_transforms(w, expected)
         bound = 1e3 * torch.finfo(w.dtype).eps * expected.abs().max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +65,32 @@ class CompiledAdvection:
         tables = twiddles(n).astype(self.dtype), CONSTANTS.astype(self.dtype)
         self._tables = (*tables, LANES, np.concatenate(places))
         self._mixed: dict[tuple, np.ndarray] = {}
+
+    def load(self) -> None:
+        """Compile what :meth:`tendency` calls, or read what Numba kept of it.
+
+        By calls for no members, so that ranks need not wait for each other; what was kept and
+        cannot be read is made again.
+        """
+        programs, common = self.programs, (self._work, self._tables)
+        nobody = np.zeros((0, self.into.shape[1], 2 * self.into.shape[2]), self.dtype)
+        mixed = np.zeros((0, *self._mixed_fields(1, 1, self.size).shape[1:]), self.dtype)
+        into, back = self.into, self.back
+        calls: list[tuple[Any, tuple]]
+        if self.slabs is None:
+            calls = [(programs.whole, (nobody, into, back, nobody, mixed.reshape(0, 0, 0)))]
+        else:
+            calls = [
+                (programs.to_rows, (nobody, into, mixed)),
+                (programs.multiply, (mixed, 0)),
+                (programs.to_columns, (mixed, back, nobody)),
+            ]
+        for program, arguments in calls:
+            try:
+                program(*arguments, *common)
+            except Exception:  # damage shows in many ways
+                program._cache.flush()
+                program(*arguments, *common)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         """``out`` from ``w``, both real pairs ``(members, 2K + 1, local columns, 2)``."""

@@ -406,10 +406,10 @@ def _all_to_columns(mixed, back, out, work, tables):
 class Programs:
     """Compiled functions of one size and form; each is compiled when it is first called."""
 
-    whole: Callable
-    to_rows: Callable
-    multiply: Callable
-    to_columns: Callable
+    whole: Any
+    to_rows: Any
+    multiply: Any
+    to_columns: Any
 
 
 @functools.cache
