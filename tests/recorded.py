@@ -1,6 +1,8 @@
 """A CUDA graph without CUDA: operations are recorded with their memory, and done again there."""
 
 import torch
+import trajectory_case
+from closure_case import with_generator
 from rehearsal import on_device
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -35,3 +37,29 @@ class Recorder(TorchDispatchMode):
             for old, new in zip(made, tree_leaves(func(*args, **kwargs))):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
+
+
+def recording(found, device=False):
+    """Stands for ``replayed.record``; what is recorded is added to ``found``.
+
+    With ``device``, where there are no numbers, nothing is done again.
+    """
+
+    def record(run, warm, place):
+        warm()
+        with Recorder(device) as recorder:
+            run()
+        found.append(recorder)
+        return (lambda: None) if device else recorder.replay
+
+    return record
+
+
+PRESETS = ["default", "fno_score", "one_pass", "gaussian", "convolutional"]
+
+
+def model_of(preset):
+    """A fitted model of each kind: with a generator that acts, or of the last closures."""
+    if preset in ("gaussian", "convolutional"):
+        return trajectory_case.fitted(preset).eval()
+    return with_generator(preset)

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import trajectory_case
 from closure_case import with_generator
-from recorded import Recorder
+from recorded import PRESETS, model_of, recording
 
 from hpc_closure.closure import replayed
 from hpc_closure.closure.interface import Request
@@ -19,14 +18,7 @@ def recorded(monkeypatch):
     """Graphs are played on the CPU, and used there; the list of them."""
     found = []
 
-    def record(run, device):
-        run()
-        with Recorder() as recorder:
-            run()
-        found.append(recorder)
-        return recorder.replay
-
-    monkeypatch.setattr(replayed, "record", record)
+    monkeypatch.setattr(replayed, "record", recording(found))
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     return found
 
@@ -41,14 +33,9 @@ def drawing(model, call, seed=0, **more):
     return Request(state, members=[0, 1, 2], call=call, **more)
 
 
-@pytest.mark.parametrize(
-    "preset", ["default", "fno_score", "one_pass", "gaussian", "convolutional"]
-)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_replay_is_a_draw_of_what_it_is_given(preset, recorded):
-    if preset in ("gaussian", "convolutional"):
-        model = trajectory_case.fitted(preset).eval()
-    else:
-        model = with_generator(preset)
+    model = model_of(preset)
     calls = [drawing(model, 0), drawing(model, 1), drawing(model, 1, seed=5)]
     expected = [model.sample_hat(asked) for asked in calls]
     before, model.replayed = model.brought_back, Replayed()
@@ -102,7 +89,7 @@ def test_few_are_kept(recorded):
 
 
 def test_what_cannot_be_recorded_is_drawn_all_the_same(recorded, monkeypatch, caplog):
-    def refuse(run, device):
+    def refuse(run, warm, device):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(replayed, "record", refuse)

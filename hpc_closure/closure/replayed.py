@@ -11,9 +11,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from hpc_closure.spectral.cuda_graph import record
 from hpc_closure.work import log
 
 KEPT = 4  # graphs: each has memory of its own
@@ -38,28 +38,13 @@ class Recorded:
         def run() -> None:
             self.outputs = function(*self.inputs)
 
-        self.replay = record(run, self.inputs[0].device)
+        self.replay = record(run, run, self.inputs[0].device)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         for kept, tensor in zip(self.inputs, inputs):
             kept.copy_(tensor)
         self.replay()
         return tuple(tensor.clone() for tensor in self.outputs)
-
-
-def record(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """What replays ``run()`` on a CUDA device."""
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # plans, work arrays, and what is brought to the device once
-                run()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-    return graph.replay
 
 
 class Replayed:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpc_closure.spectral.advection import Basdevant
 from hpc_closure.spectral.counters import STREAM_PATH
+from hpc_closure.spectral.cuda_graph import record
 from hpc_closure.spectral.device_draws import DeviceDraws, keys_on
 from hpc_closure.spectral.rates import NOISE_BYTES, Rates
 from hpc_closure.spectral.schemes import Explicit, Scheme, Term
@@ -240,14 +241,5 @@ class GraphSteps:
                 step.step(offset)
             self._row.add_(steps)
 
-        stream = torch.cuda.Stream(self.w.device)
-        stream.wait_stream(torch.cuda.current_stream(self.w.device))
         self._row.zero_()
-        with torch.cuda.stream(stream):
-            step.step(0)  # compile kernels, make transform plans and work arrays
-            step.step(0)
-        torch.cuda.current_stream(self.w.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        return graph.replay
+        return record(run, lambda: step.step(0), self.w.device)
