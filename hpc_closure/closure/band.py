@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from hpc_closure.spectral.grid import Grid, Row, resize, to_fields, to_spectra
 from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
-from hpc_closure.spectral.placed import placed
 
 __all__ = ["Band", "band"]
 
@@ -165,7 +164,7 @@ class Band:
 
     def spread(self, by_group: Tensor) -> Tensor:
         """Group values (..., groups) to every mode of the spectrum."""
-        return by_group[..., placed(self.groups, by_group)]
+        return by_group[..., self.on("groups", by_group.device, torch.int64)]
 
     def largest(self, w_hat: Tensor) -> Tensor:
         """The modes |kx|, |ky| <= 2 as real numbers, (..., 25)."""

@@ -366,15 +366,15 @@ class DrawingModel(ClosureModel):
             return noise
         factor = self.adjustment().noise
         if self.statistics.trajectory_noise is not None:
-            factor = factor * self.statistics.trajectory_noise.to(factor)
-        return noise * factor[self.frame.kept.grid.shell()].to(noise.real)
+            factor = factor * placed(self.statistics.trajectory_noise, factor)
+        return noise * factor[placed(self.frame.kept.grid.shell(), factor)].to(noise.real)
 
     def _noise_with_memory(self, request: Request, law: BaseLaw) -> Tensor:
         key = draws.Key(request.seed, request.stage, request.members, request.call)
         fresh = self.base_noise(law, key, draws.STREAM_BASE)
         if not bool((self.knots > 0).any()):
             return fresh
-        shell = self.frame.kept.grid.shell().to(fresh.device)
+        shell = placed(self.frame.kept.grid.shell(), fresh)
         for knots in sorted(set(self.knots[self.knots > 0].tolist())):
             first, cos, sin = position(request.call * request.held, knots)
             stream = draws.STREAM_MEMORY + round(math.log2(knots))
@@ -433,8 +433,7 @@ class DrawingModel(ClosureModel):
         if self.config["residual"] == "none" and not baseline:
             inputs: tuple[Tensor, ...] = (frames_hat,)
         else:
-            law = self.frame.plain if baseline else self.frame.law
-            inputs = frames_hat, self.noise_of_call(request, law)
+            inputs = frames_hat, self.noise_of_call(request, self._law(how))
         if sensors is None:
             drawn, beyond = self._alone(how, *inputs)
         else:
@@ -462,13 +461,16 @@ class DrawingModel(ClosureModel):
     ) -> tuple[Tensor, ...]:
         encoding, observed = self._encoding(frames_hat, how), None
         if z is not None:
-            law = self.frame.plain if how.baseline else self.frame.law
+            law = self._law(how)
             conditioning = self.kriged if how.baseline else self.conditioning
             assert request.sensors is not None
             observed = conditioning.observe(self.frame, encoding, request.sensors, how.scale, law)
             key = draws.Key(request.seed, request.stage, request.members, request.call)
             z = observed.condition(z, key)
         return self._finish(encoding, how, z, observed)
+
+    def _law(self, how: Drawing) -> BaseLaw:
+        return self.frame.plain if how.baseline else self.frame.law
 
     def _encoding(self, frames_hat: Tensor, how: Drawing) -> Encoding:
         encoding = self.encode(frames_hat)

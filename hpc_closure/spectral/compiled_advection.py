@@ -74,11 +74,13 @@ class CompiledAdvection:
         """
         programs, common = self.programs, (self._work, self._tables)
         nobody = np.zeros((0, self.into.shape[1], 2 * self.into.shape[2]), self.dtype)
-        mixed = np.zeros((0, *self._mixed_fields(1, 1, self.size).shape[1:]), self.dtype)
+        mixed = np.zeros((0, self.fields, 0, 0), self.dtype)
         into, back = self.into, self.back
         calls: list[tuple[Any, tuple]]
         if self.slabs is None:
-            calls = [(programs.whole, (nobody, into, back, nobody, mixed.reshape(0, 0, 0)))]
+            calls = [
+                (programs.whole, (nobody, into, back, nobody, np.zeros((0, 0, 0), self.dtype)))
+            ]
         else:
             calls = [
                 (programs.to_rows, (nobody, into, mixed)),

@@ -40,7 +40,7 @@ LANES = 8  # lines side by side: a cache line of float64
 PADDING = 3  # rows of LANES between real and imaginary parts, against equal addresses modulo 4096
 MOST_PASSES = 7
 
-BASDEVANT, FLUX = "basdevant", "flux"
+FLUX = "flux"  # the other form is "basdevant"
 
 # Given by _specialise. Of lines: points, retained modes, numbers between real and imaginary parts,
 # passes of their transform. Of a pass: its length after it, its stride, the place of its twiddles.

@@ -1,10 +1,10 @@
 """Tensors of the host where they are needed: brought to a device once, not in every call."""
 
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-MANY = 1000  # tensors, beyond which what was kept is let go
-
-_kept: dict[tuple, tuple[Tensor, Tensor]] = {}
+#: by (device, dtype), as long as the tensor itself is there
+_kept = WeakTensorKeyDictionary()
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
@@ -17,9 +17,7 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
         dtype = like.real.dtype if like.is_complex() else like.dtype
     if value.device == like.device and value.dtype == dtype:
         return value
-    key = id(value), like.device, dtype
-    if key not in _kept:
-        if len(_kept) >= MANY:
-            _kept.clear()
-        _kept[key] = value, value.to(device=like.device, dtype=dtype)
-    return _kept[key][1]
+    found, key = _kept.setdefault(value, {}), (like.device, dtype)
+    if key not in found:
+        found[key] = value.to(device=like.device, dtype=dtype)
+    return found[key]

@@ -21,7 +21,6 @@ function of its own mode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -208,24 +207,19 @@ class Transform:
         n, K = size or self.grid.size, self.grid.modes
         if n < 2 * K + 1:
             raise ValueError(f"{n} points cannot carry {K} modes: resize the spectrum first")
-        padded = self._work(_number(parts), parts[0][0].shape[0], n)
+        fields = sum(1 if f is None else f.shape[0] for _, f in parts)
+        padded = self._work(fields, parts[0][0].shape[0], n)
         if self.grid.dimensions == 1:
             _fill(padded.upper, parts)
             return self.lines.y_to_physical(padded.whole, n)
+        _fill(padded.upper, [(w[:, : K + 1], _rows(f, slice(0, K + 1))) for w, f in parts])
+        _fill(padded.lower, [(w[:, K + 1 :], _rows(f, slice(K + 1, None))) for w, f in parts])
         if not self.lines.on_cpu:
-            self._fill_in(padded, parts)
             return self.lines.plane_to_physical(padded.whole, n)
-        self._fill_in(padded, parts)
         padded.middle.zero_()
         self.lines.x_to_physical(padded.lines)
         lines = self.slabs.to_rows(padded.whole) if self.slabs else padded.whole
         return self.lines.y_to_physical(lines, n)
-
-    def _fill_in(self, padded: _Padded, parts: Sequence[Part]) -> None:
-        """Write spectra times their factors where they are transformed (2-D)."""
-        K = self.grid.modes
-        _fill(padded.upper, [(w[:, : K + 1], _rows(f, slice(0, K + 1))) for w, f in parts])
-        _fill(padded.lower, [(w[:, K + 1 :], _rows(f, slice(K + 1, None))) for w, f in parts])
 
     def analyse(self, fields: Tensor, factors: Tensor | None = None) -> Tensor:
         """Retained spectra of fields, times real factors.
@@ -297,11 +291,6 @@ class Transform:
     def maximum(self, values: np.ndarray) -> np.ndarray:
         """Largest value over the ranks, element by element."""
         return self.slabs.maximum(values) if self.slabs else values
-
-
-def _number(parts: Sequence[Part]) -> int:
-    """Fields that the parts are, all together."""
-    return sum(1 if factors is None else factors.shape[0] for _, factors in parts)
 
 
 def _rows(factors: Tensor | None, rows: slice) -> Tensor | None:
