@@ -1,5 +1,7 @@
 """A CUDA graph without CUDA: operations are recorded with their memory, and done again there."""
 
+from contextlib import contextmanager, nullcontext
+
 import torch
 import trajectory_case
 from closure_case import with_generator
@@ -53,6 +55,40 @@ def recording(found, device=False):
         return (lambda: None) if device else recorder.replay
 
     return record
+
+
+class Graph:
+    """Stands for ``torch.cuda.CUDAGraph``."""
+
+    made: "list[Graph]" = []
+
+    def __init__(self):
+        self.recorder, self.replays = Recorder(), 0
+        Graph.made.append(self)
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.recorder.replay()
+
+
+@contextmanager
+def capturing(graph, pool=None):
+    with graph.recorder:
+        yield
+
+
+def play_graphs(monkeypatch) -> None:
+    """Let ``torch.cuda.make_graphed_callables`` itself record and replay on the CPU."""
+    Graph.made.clear()
+    for name, value in {
+        "CUDAGraph": Graph,
+        "graph": capturing,
+        "synchronize": lambda: None,
+        "Stream": lambda: None,
+        "stream": lambda stream: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda.graphs, "graph_pool_handle", lambda: None)
 
 
 PRESETS = ["default", "fno_score", "one_pass", "gaussian", "convolutional"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import trajectory_case
 from closure_case import SIZE, SMALL, batches_of, law_of, with_generator
-from recorded import PRESETS, model_of, recording
+from recorded import PRESETS, Recorder, model_of, recording
 from rehearsal import DEVICE, Rehearsal, move
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from train_case import Memory as Store
@@ -23,11 +23,12 @@ from hpc_closure.closure.interface import Request
 from hpc_closure.closure.replayed import Replayed
 from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.data.samples import Share, TrainingSet
-from hpc_closure.experiment.schema import Rollout
+from hpc_closure.experiment.schema import Rollout, Train
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.spectral.device_draws import DeviceDraws
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.train import captured
 from hpc_closure.train.engine import Loss
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
@@ -152,6 +153,28 @@ def test_nothing_of_the_host_is_in_the_graph_of_a_draw(preset, monkeypatch):
             asked = replace(asked, previous=torch.stack([asked.state] * model.previous, 1))
         model.sample_hat(asked)
     assert seen and len(seen[0].operations) > 20
+
+
+@pytest.mark.parametrize("preset", ["default", "fno_score", "one_pass", "published"])
+def test_nothing_of_the_host_is_in_the_graph_of_a_network(preset, monkeypatch):
+    index, seen = torch.arange(4), []
+    monkeypatch.setattr(captured, "possible", lambda settings, device: True)
+
+    def graphed(function, inputs, allow_unused_input):
+        with Recorder(device=True) as recorder:
+            function(*inputs)
+        seen.append(len(recorder.operations))
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
+    for _, model in phases_of(preset):
+        with Rehearsal():
+            fields = {
+                name: torch.zeros(4, SIZE, SIZE, device=DEVICE) for name in ("state", "target")
+            }
+            captures = captured.capture(move(model), Train(), torch.device(DEVICE))
+            asked = Loss(model, torch.device(DEVICE), "float32", captures)
+            asked({**fields, "sample_index": index}, 0, 0)
+    assert seen and min(seen) > 20
 
 
 class Direct:

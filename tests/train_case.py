@@ -152,16 +152,19 @@ def small_model(preset: str, phases: int = 2):
 
 
 def losses(
-    name: str, stage: int, found, accumulate: int = 1, preset: str = "", recompute: bool = False
+    name: str, stage: int, found, accumulate: int = 1, preset: str = "", **more
 ) -> list[float]:
-    """Losses of the stand-in, of a preset or of ``trajectory``, on the same global batches."""
+    """Losses of the stand-in, of a preset or of ``trajectory``, on the same global batches.
+
+    ``more`` are further settings.
+    """
     settings = Train(
         batch=8,
         engine=name,
         zero_stage=stage,
         schedule="constant",
         accumulate=accumulate,
-        recompute=recompute,
+        **more,
     )
     steps = {"trajectory": 12, "fno_score": 12}.get(preset, 50)  # dear; whose round-off grows
     if preset == "trajectory":
@@ -235,7 +238,8 @@ def main() -> None:
         for variant in variants:
             name, stage, *more = variant.split(":")
             accumulate, preset = int(more[0]) if more else 1, more[1] if more[1:] else ""
-            results[variant] = losses(name, int(stage), found, accumulate, preset, bool(more[2:]))
+            again = bool(more[2:])
+            results[variant] = losses(name, int(stage), found, accumulate, preset, recompute=again)
         if found.first:
             Path(target).write_text(json.dumps(results))
     for job in " ".join(rest).split(" + ") if what == "fit" else ():

@@ -7,7 +7,8 @@ few modes, and the network computes on a grid for these; ``default, full band`` 
 the residual has all modes of the grid. ``published`` is the network in the form in which it was
 published (:mod:`.networks`): complex weights in eager PyTorch, Adam, ten evaluations per sample;
 ``published fft`` and ``published matrix`` are the preset, in its two forms, through our engine.
-*Recomputed* is a training with ``train.recompute``.
+*Recomputed* is a training with ``train.recompute``; *not replayed*, on a GPU, one whose networks
+are launched operation by operation.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.published import SENSORS_PER_SIDE
 from hpc_closure.closure.sensors import read_regular, subgrid
 from hpc_closure.experiment.schema import Train
+from hpc_closure.train import captured
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.trainer import start_engine
 
@@ -52,6 +54,10 @@ COLUMNS = {
 }
 
 
+#: what takes a number of steps
+Advance = Callable[[int], None]
+
+
 @dataclass(frozen=True)
 class Contender:
     """A network with what it is given.
@@ -62,6 +68,7 @@ class Contender:
         network_grid, modes: points per side that the network computes on, modes that it keeps.
         evaluations: per sample.
         recompute: train with ``train.recompute``.
+        replayed: train with networks that are replayed, where that is possible.
     """
 
     model: ClosureModel | None
@@ -71,6 +78,7 @@ class Contender:
     modes: int
     evaluations: int = 10
     recompute: bool = False
+    replayed: bool = True
 
 
 def run(
@@ -102,11 +110,16 @@ def run(
         )
         for name in RECOMPUTED
     }
-    trained = {**entered, **again}
+    launched = {
+        f"{name}, not replayed": replace(one, model=copy.deepcopy(one.model), replayed=False)
+        for name, one in entered.items()
+        if one.model and captured.possible(settings, here.device)
+    }
+    trained = {**entered, **again, **launched}
     network = published_network().to(timing.device)
     records = []
 
-    def add(case: str, number: int, contenders: dict[str, Callable[[int], None]]) -> None:
+    def add(case: str, number: int, contenders: dict[str, Advance]) -> None:
         taken = measure.interleave(contenders, timing)
         for name, advance in contenders.items():
             one, step = trained[name], case == "training_step"
@@ -129,20 +142,14 @@ def run(
                 }
             )
 
-    steps = {
-        name: (
-            training_step(
-                one.model,
-                settings.model_copy(update={"recompute": one.recompute}),
-                one.state,
-                one.target,
-                here,
-            )
-            if one.model
-            else _their_training(network, settings, one.state, one.target)
-        )
-        for name, one in trained.items()
-    }
+    def training(one: Contender) -> Advance:
+        if one.model is None:
+            return _their_training(network, settings, one.state, one.target)
+        asked = settings.model_copy(update={"recompute": one.recompute})
+        advance = training_step(one.model, asked, one.state, one.target, here)
+        return advance if one.replayed else _launched(advance)
+
+    steps = {name: training(one) for name, one in trained.items()}
     add("training_step", batch, steps)
     for one in entered.values():
         if one.model:
@@ -186,7 +193,17 @@ def _generator_grid(model: ClosureModel) -> int:
     return model.frame.size
 
 
-def kept_bytes(advance: Callable[[int], None]) -> int:
+def _launched(advance: Advance) -> Advance:
+    """The same steps, without replays."""
+
+    def launched(num_steps: int) -> None:
+        with captured.uncaptured():
+            advance(num_steps)
+
+    return launched
+
+
+def kept_bytes(advance: Advance) -> int:
     """Bytes that a training step keeps for its backward pass, without the weights."""
     kept: dict[int, int] = {}
 
@@ -197,7 +214,7 @@ def kept_bytes(advance: Callable[[int], None]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        advance(1)
+        _launched(advance)(1)
     return sum(kept.values())
 
 
@@ -217,7 +234,7 @@ def training_step(
     state: torch.Tensor,
     target: torch.Tensor,
     found: Processes,
-) -> Callable[[int], None]:
+) -> Advance:
     """What takes steps of the phase that has most of them and the dearer ones, the generator's.
 
     Args:
@@ -245,7 +262,7 @@ def training_step(
     return advance
 
 
-def _their_training(network, settings, state, target) -> Callable[[int], None]:
+def _their_training(network, settings, state, target) -> Advance:
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
 
     def advance(num_steps: int) -> None:
@@ -267,7 +284,7 @@ def _switch_on(model: ClosureModel) -> None:
     model.adopt(fitted)
 
 
-def _our_sample(model, state, target, number: int) -> Callable[[int], None]:
+def _our_sample(model, state, target, number: int) -> Advance:
     sensors = read_regular(target, SENSORS_PER_SIDE)
     call = 0
 
@@ -280,7 +297,7 @@ def _our_sample(model, state, target, number: int) -> Callable[[int], None]:
     return advance
 
 
-def _their_sample(network, state, target, number: int) -> Callable[[int], None]:
+def _their_sample(network, state, target, number: int) -> Advance:
     given = state.expand(number, -1, -1)
     sensors = subgrid(target, SENSORS_PER_SIDE).expand(number, -1, -1)
 

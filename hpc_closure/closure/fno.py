@@ -57,9 +57,15 @@ class Layered(nn.Module):
 
     What is inside a layer is then computed again in the backward pass: the same gradients, with
     less memory and more time.
+
+    Attributes:
+        recompute: do so.
+        passes: names of the methods that a training may replay; see
+            :mod:`hpc_closure.train.captured`.
     """
 
     recompute = False
+    passes: tuple[str, ...] = ()
 
     def through(self, layer: Callable[..., Any], *inputs: Tensor | None) -> Any:
         """``layer(*inputs)``."""

@@ -13,8 +13,8 @@ every block, and the largest modes of the output, which come and go with a regim
 
 import itertools
 import math
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,8 @@ class FieldNetwork(Layered):
     The last layer starts at zero: an untrained network changes nothing.
     """
 
+    passes = ("forward",)
+
     def __init__(self, channels: int, width: int, modes: int, layers: int, form: str = "auto"):
         super().__init__()
         self.lift = Pointwise(channels, width)
@@ -174,6 +176,8 @@ class LocalNetwork(Layered):
         dimensions: of the flow.
     """
 
+    passes = ("forward",)
+
     def __init__(self, channels: int, width: int, layers: int, dimensions: int = 2):
         super().__init__()
         self.read = channels - PLACES * dimensions
@@ -192,8 +196,7 @@ class LocalNetwork(Layered):
         return self.head(x)[:, 0]
 
 
-@dataclass
-class Encoded:
+class Encoded(NamedTuple):
     """Conditions as the noisy branch sees them: per-point maps of each block, and numbers."""
 
     maps: list[tuple[Tensor, Tensor]]
@@ -216,6 +219,8 @@ class ScoreNetwork(Layered):
         modes: kept modes.
         layers: blocks of the noisy branch; the encoder has ``encoder_layers``.
     """
+
+    passes = ("encoded_maps", "forward")
 
     def __init__(
         self,
@@ -247,11 +252,15 @@ class ScoreNetwork(Layered):
 
     def encode(self, conditions: Tensor, summary: Tensor) -> Encoded:
         """Encode fields (B, C, n, n) and numbers (B, 51)."""
+        return Encoded(self.encoded_maps(conditions), summary)
+
+    def encoded_maps(self, conditions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Shift and gate of every block of the noisy branch, (B, width, n, n) each."""
         x = self.encode_lift(conditions)
         for block in self.encode_blocks:
             x = self.through(block, x)
         maps = self.encode_head(x).chunk(2 * len(self.blocks), dim=1)
-        return Encoded(list(zip(maps[::2], maps[1::2])), summary)
+        return list(zip(maps[::2], maps[1::2]))
 
     def forward(
         self, x: Tensor, largest: Tensor, angle: Tensor, encoded: Encoded

@@ -74,6 +74,8 @@ class Estimate:
 class Blocks(Layered):
     """Fourier blocks; hands out their products, too."""
 
+    passes = ("forward",)
+
     def __init__(self, channels: int, width: int, modes: int, layers: int, form: str):
         super().__init__()
         self.lift = Pointwise(channels, width)

@@ -75,6 +75,8 @@ class Branch(Layered):
 class PublishedNetwork(Layered):
     """Score s(x, t | w, sensors), times sigma(t)."""
 
+    passes = ("forward",)
+
     def __init__(self, width: int, modes: int, layers: int, upscaling: str, form: str = "fft"):
         super().__init__()
         self.upscaling = upscaling

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.experiment.schema import Train
+from hpc_closure.train.captured import capture
 from hpc_closure.train.engine import (
     MOMENTS,
     Loss,
@@ -47,8 +48,10 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed(processes)
         config = configuration(settings, processes.size)
         self.stage = config["zero_optimization"]["stage"]
+        # stage 3 has no weights between the passes of the layers
+        self.captures = capture(model, settings, processes.device) if self.stage < 3 else None
         self.engine, *_ = deepspeed.initialize(
-            model=Loss(model, processes.device, settings.precision),
+            model=Loss(model, processes.device, settings.precision, self.captures),
             optimizer=make_optimizer(model, settings),
             config=config,
             dist_init_required=False,
@@ -86,6 +89,8 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         self.engine.destroy()
+        if self.captures:
+            self.captures.close()
 
     def _gather(self, weight: nn.Parameter, part: Tensor) -> Tensor:
         """A whole tensor from equal parts, the last of them padded."""

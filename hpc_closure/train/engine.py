@@ -27,6 +27,7 @@ from hpc_closure.closure.fno import Layered
 from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral.memory import keep_freed_memory
+from hpc_closure.train.captured import Captures, capture
 from hpc_closure.train.processes import Processes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -62,12 +63,20 @@ class Engine(Protocol):
 class Loss(nn.Module):
     """The model's loss as a forward pass, because that is where engines place their hooks."""
 
-    def __init__(self, model: ClosureModel, device: torch.device, precision: str):
+    def __init__(
+        self,
+        model: ClosureModel,
+        device: torch.device,
+        precision: str,
+        captures: Captures | None = None,
+    ):
         super().__init__()
-        self.model = model
+        self.model, self.captures = model, captures
         self.device_type, self.mixed = device.type, precision == "bfloat16"
 
     def forward(self, batch: dict, seed: int, step: int) -> Tensor:
+        if self.captures:
+            self.captures.begin()
         with torch.autocast(self.device_type, torch.bfloat16, enabled=self.mixed):
             return self.model.loss(batch, seed, step).float()
 
@@ -132,7 +141,8 @@ class TorchEngine:
     def __init__(self, model: ClosureModel, settings: Train, processes: Processes):
         prepare(model, settings, processes)
         self.model, self.settings, self.processes = model, settings, processes
-        self.loss = Loss(model, processes.device, settings.precision)
+        self.captures = capture(model, settings, processes.device)
+        self.loss = Loss(model, processes.device, settings.precision, self.captures)
         self.weights = list(trained_weights(model).values())
         self.optimizer = make_optimizer(model, settings)
 
@@ -173,7 +183,8 @@ class TorchEngine:
         return whole
 
     def close(self) -> None:
-        pass
+        if self.captures:
+            self.captures.close()
 
     def save(self) -> dict[str, Tensor]:
         return save_moments(self.optimizer, trained_weights(self.model))

@@ -1,0 +1,201 @@
+"""Networks that are replayed in training: the losses of a training in which they are not."""
+
+from collections import Counter
+
+import pytest
+import torch
+from recorded import Graph, Recorder, play_graphs
+from train_case import losses, small_model, training_data
+
+from hpc_closure.closure.fno import Layered
+from hpc_closure.closure.network import ScoreNetwork
+from hpc_closure.experiment.schema import Train
+from hpc_closure.train import captured, deepspeed, processes, trainer
+from hpc_closure.train.processes import Processes
+from hpc_closure.work import log
+
+PRESETS = ["default", "fno_score", "one_pass", "published", "trajectory"]
+needs_deepspeed = pytest.mark.skipif(
+    not deepspeed.installed(), reason="DeepSpeed is not installed"
+)
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Networks are captured on the CPU, in graphs that are played; what was warned of."""
+    play_graphs(monkeypatch)
+
+    def possible(settings, device):
+        return captured_on_a_gpu(settings, torch.device("cuda"))
+
+    captured_on_a_gpu, warned = captured.possible, []
+    monkeypatch.setattr(captured, "possible", possible)
+    monkeypatch.setattr(log.get(), "warning", warned.append)
+    return warned
+
+
+def uncaptured_losses(*args, **more):
+    with captured.uncaptured():
+        return losses(*args, **more)
+
+
+class Training:
+    """Steps of a preset's generator."""
+
+    def __init__(self, preset="default", **settings):
+        self.model, self.samples = small_model(preset), training_data().train
+        asked = {"batch": 8, "engine": "torch", "schedule": "constant", **settings}
+        self.engine = trainer.start_engine(self.model, Train(**asked), Processes())
+        self.done = 0
+
+    def steps(self, count):
+        seen = []
+        for _ in range(count):
+            batch = self.samples.batch(8 * self.done, 8)
+            seen.append(float(self.engine.step([(batch, 1, self.done)], 1e-3)))
+            self.done += 1
+        return seen
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_losses_are_those_of_a_training_that_is_not_captured(preset, played):
+    expected = uncaptured_losses("torch", 0, Processes(), preset=preset)
+    assert not Graph.made
+    assert losses("torch", 0, Processes(), preset=preset) == expected
+    assert Graph.made and not played
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", range(4))
+def test_gradients_reach_deepspeed(stage, played):
+    """Its hooks see them; stage 3, which takes weights away between layers, is left alone."""
+    found = processes.join("cpu")
+    try:
+        expected = uncaptured_losses("deepspeed", stage, found, preset="fno_score")
+        assert losses("deepspeed", stage, found, preset="fno_score") == expected
+    finally:
+        processes.leave()
+    assert bool(Graph.made) == (stage < 3) and not played
+
+
+@pytest.mark.parametrize("preset, passes", [("default", 2), ("fno_score", 3), ("one_pass", 5)])
+def test_every_pass_is_recorded_compared_and_replayed(preset, passes, played):
+    training = Training(preset)
+    training.steps(1)
+    assert Counter(graph.replays for graph in Graph.made) == {0: 2 * passes}
+    training.steps(1)
+    assert Counter(graph.replays for graph in Graph.made) == {1: 2 * passes}
+    training.steps(3)
+    assert Counter(graph.replays for graph in Graph.made) == {4: 2 * passes}
+    assert not played
+
+
+def test_weights_in_bfloat16_are_cast_in_every_step(played):
+    with captured.uncaptured():
+        expected = Training(precision="bfloat16").steps(6)
+    assert Training(precision="bfloat16").steps(6) == expected
+    assert {graph.replays for graph in Graph.made} == {5} and not played
+
+
+def test_another_size_has_graphs_of_its_own(played):
+    training = Training()
+    training.steps(3)
+    before = len(Graph.made)
+    batch = training.samples.batch(0, 4)
+    with captured.uncaptured():
+        expected = training.engine.loss(batch, 1, 0).item()
+    assert training.engine.loss(batch, 1, 0).item() == expected
+    assert len(Graph.made) == 2 * before
+
+
+def test_what_was_recorded_wrongly_is_not_used(played, monkeypatch):
+    """As if the recording had kept the numbers of its step."""
+    with captured.uncaptured():
+        expected = Training().steps(5)
+    monkeypatch.setattr(Recorder, "replay", lambda self: None)
+    assert Training().steps(5) == expected
+    assert len(played) == 2 and "ScoreNetwork are not replayed" in played[0]
+    assert "differ from what was recorded" in played[0]
+
+
+@pytest.mark.parametrize("which", [0, 1, -1], ids=["forward", "backward", "last"])
+def test_one_wrong_pass_is_enough(which, played, monkeypatch):
+    with captured.uncaptured():
+        expected = Training().steps(5)
+    training = Training()
+    training.steps(1)
+    monkeypatch.setattr(Graph.made[which].recorder, "replay", lambda: None)
+    assert training.steps(4) == expected[1:]
+    assert len(played) == 1
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_recording_is_tried_again(failures, played, monkeypatch):
+    with captured.uncaptured():
+        expected = Training().steps(6)
+    left, make = {"encoded_maps": failures, "forward": failures}, torch.cuda.make_graphed_callables
+
+    def refuse(function, *args, **more):
+        name = function.method.__name__
+        if left[name]:
+            left[name] -= 1
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        return make(function, *args, **more)
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    assert Training().steps(6) == expected
+    assert bool(Graph.made) == (failures < captured.TRIES)
+    assert len(played) == (0 if failures < captured.TRIES else 2)
+    assert all("when stream is capturing): slower" in line for line in played)
+
+
+def test_what_a_recording_has_read_is_left_alone(played):
+    """A graph has memory of its own: batches that live on the device are read again."""
+    training = Training("published")
+    first = training.samples.batch(0, 8)
+    before = {name: first[name].clone() for name in ("state", "target")}
+    for step in range(4):
+        batch = first if not step else training.samples.batch(8 * step, 8)
+        training.engine.step([(batch, 1, step)], 1e-3)
+    assert all(torch.equal(first[name], value) for name, value in before.items())
+    assert {graph.replays for graph in Graph.made} == {3}
+
+
+@pytest.mark.parametrize("settings", [{"accumulate": 2}, {"recompute": True}])
+def test_what_is_not_recorded(settings, played):
+    assert Training(**settings).engine.captures is None
+
+
+def test_nothing_is_recorded_on_a_cpu():
+    assert Training().engine.captures is None
+
+
+def test_without_a_backward_pass_networks_are_called_as_they_are(played):
+    training = Training()
+    with torch.no_grad():
+        training.engine.loss(training.samples.batch(0, 8), 1, 0)
+    assert not Graph.made
+
+
+def test_a_closed_engine_leaves_the_model_as_it_was(played):
+    training = Training()
+    training.steps(3)
+    networks = [one for one in training.model.modules() if isinstance(one, ScoreNetwork)]
+    assert all(isinstance(one.forward, captured.Captured) for one in networks) and networks
+    training.engine.close()
+    for one in training.model.modules():
+        if isinstance(one, Layered):
+            assert not set(one.passes) & set(vars(one))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_losses_on_a_device(preset, precision, monkeypatch):
+    found, warned = Processes(device=torch.device("cuda")), []
+    monkeypatch.setattr(log.get(), "warning", warned.append)
+    expected = uncaptured_losses("torch", 0, found, preset=preset, precision=precision)
+    seen = losses("torch", 0, found, preset=preset, precision=precision)
+    assert seen == pytest.approx(expected, rel=1e-4 if precision == "float32" else 2e-2)
+    assert not warned
