@@ -148,9 +148,12 @@ class SpectralConv2d(nn.Module):
                 f"field is {x.shape[-2]}x{size}; modes={self.modes} needs a square grid of at "
                 f"least {2 * self.modes}"
             )
+        return self._matrix(x) if self.by_matrices(size) else self._fft(x)
+
+    def by_matrices(self, size: int) -> bool:
+        """Whether fields of so many points per side go by the matrix form."""
         few = 3 * self.modes <= size or size <= 32
-        matrix = self.form == "matrix" or (self.form == "auto" and few)
-        return self._matrix(x) if matrix else self._fft(x)
+        return self.form == "matrix" or (self.form == "auto" and few)
 
     def _matrix(self, x: Tensor) -> Tensor:
         batch, _, size, _ = x.shape

@@ -11,18 +11,20 @@ residual, the same modes, and how large it is in all. Small perceptrons make of 
 every block, and the largest modes of the output, which come and go with a regime.
 """
 
+import functools
 import itertools
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, pad
 
+from hpc_closure.closure import compiled_networks
 from hpc_closure.closure.band import LARGEST
 from hpc_closure.closure.fno import Layered, Pointwise, SpectralConv2d
 from hpc_closure.closure.shared import for_members
+from hpc_closure.spectral.compiled import compare
 
 __all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
 
@@ -72,11 +74,10 @@ class FourierBlock(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Numbers (B, inputs) to one (shift, gate) per block, each (B, width, 1, 1)."""
+    """Numbers (B, inputs) to maps (B, 2 width layers, 1, 1) of all blocks; see :class:`Chain`."""
 
     def __init__(self, inputs: int, width: int, layers: int):
         super().__init__()
-        self.layers = layers
         self.net = nn.Sequential(
             nn.Linear(inputs, 2 * width),
             nn.GELU(),
@@ -84,10 +85,75 @@ class Modulation(nn.Module):
             nn.GELU(),
             nn.Linear(2 * width, 2 * width * layers),
         )
+        self.reader = Perceptrons(self.net)
 
-    def forward(self, numbers: Tensor) -> list[tuple[Tensor, Tensor]]:
-        maps = self.net(numbers)[..., None, None].chunk(2 * self.layers, dim=1)
-        return list(zip(maps[::2], maps[1::2]))
+    def forward(self, numbers: Tensor) -> Tensor:
+        return self.reader(numbers)[0][..., None, None]
+
+
+class Chain:
+    """A lift and Fourier blocks in a row, from fields to hidden fields.
+
+    What conditions say of every block are *maps* (B, 2 width layers, n, n), or (..., 1, 1) the
+    same at every point: shift and gate of the first block, of the second, and so on.
+
+    Args:
+        lift: to the channels of the blocks.
+        blocks: of one size.
+        head: what is made of the hidden fields at the end, if anything.
+    """
+
+    def __init__(self, lift: Pointwise, blocks: nn.ModuleList, head: Pointwise | None = None):
+        self.lift, self.blocks, self.head = lift, blocks, head
+        self._packed = compiled_networks.Packed(lift, blocks, head)
+
+    def __call__(self, network: Layered, x: Tensor, *maps: Tensor) -> Tensor:
+        """Fields (B, channels, n, n) of the head.
+
+        Args:
+            network: whose layers they are.
+            x: (B, C, n, n).
+            maps: to be added to each other.
+        """
+        assert self.head is not None
+        if self._compiled_for(x):
+            return compiled_networks.chain(self._weights(), x, maps)
+        return self.head(self._launched(network, x, maps)[0])
+
+    def with_products(self, network: Layered, x: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden fields of a chain without a head, and those followed by the blocks' products."""
+        if self._compiled_for(x):
+            outputs = compiled_networks.chain(self._weights(), x, maps)
+            return outputs[:, : len(self.lift.weight)], outputs
+        x, products = self._launched(network, x, maps)
+        return x, torch.cat([x, *products], dim=1)
+
+    def _compiled_for(self, x: Tensor) -> bool:
+        block = self.blocks[0]
+        assert isinstance(block, FourierBlock)
+        size = x.shape[-1]
+        few = size <= compiled_networks.LARGEST_SIDE and block.spectral.by_matrices(size)
+        return few and _compiled(x)
+
+    def _weights(self) -> compiled_networks.Weights:
+        parts = self.lift, self.blocks, self.head
+        return self._packed(lambda: compiled_networks.weights_of(*parts))
+
+    def _launched(
+        self, network: Layered, x: Tensor, maps: tuple[Tensor, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden fields and the blocks' products, by operations of torch."""
+        x, beside = self.lift(x), []
+        every = [one.chunk(2 * len(self.blocks), dim=1) for one in maps]
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, FourierBlock)
+            shift, gate = (
+                functools.reduce(torch.add, parts) if parts else None
+                for parts in ([one[2 * number + i] for one in every] for i in (0, 1))
+            )
+            x, product = network.through(block.both, x, shift, gate)
+            beside.append(product)
+        return x, beside
 
 
 def noisy_numbers(angle: Tensor, largest: Tensor, fields: Tensor, summary: Tensor) -> Tensor:
@@ -99,11 +165,27 @@ def noisy_numbers(angle: Tensor, largest: Tensor, fields: Tensor, summary: Tenso
         fields: (B, 2, n, n) of it: how large all scales are, the logarithm of the mean square.
         summary: (B or 1, 51) numbers of the state.
     """
+    if _compiled(fields):
+        return compiled_networks.noisy_numbers(angle, largest, fields, summary, HARMONICS)
     count = len(fields)
     order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
     phase = (angle[:, None] * order).expand(count, -1)
     power = fields.square().mean((-2, -1)).clamp(min=1e-12).log()
     return torch.cat([phase.sin(), phase.cos(), largest, power, summary.expand(count, -1)], dim=1)
+
+
+class Perceptrons:
+    """Perceptrons of two hidden layers that read the same numbers."""
+
+    def __init__(self, *nets: nn.Sequential):
+        self.nets = nets
+        self._packed = compiled_networks.Packed(*nets)
+
+    def __call__(self, numbers: Tensor) -> list[Tensor]:
+        if _compiled(numbers):
+            packed = self._packed(lambda: compiled_networks.numbers_of(*self.nets))
+            return compiled_networks.perceptrons(packed, numbers)
+        return [net(numbers) for net in self.nets]
 
 
 def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
@@ -133,13 +215,11 @@ class FieldNetwork(Layered):
         )
         self.head = Pointwise(width, 1)
         nn.init.zeros_(self.head.weight)
+        self.chain = Chain(self.lift, self.blocks, self.head)
 
     def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:
         """(B, C, n, n) fields and (B, 51) numbers to (B, n, n)."""
-        x = self.lift(conditions)
-        for block, (shift, gate) in zip(self.blocks, self.modulation(summary)):
-            x = self.through(block, x, shift, gate)
-        return self.head(x)[:, 0]
+        return self.chain(self, conditions, self.modulation(summary))[:, 0]
 
 
 class Convolution(nn.Module):
@@ -192,20 +272,19 @@ class LocalNetwork(Layered):
         """(B, C, n, n) fields, and numbers that are not read, to (B, n, n)."""
         x = conditions[:, : self.read]
         for layer in self.layers:
-            x = self.through(partial(_activated, layer), x)
+            x = self.through(functools.partial(_activated, layer), x)
         return self.head(x)[:, 0]
 
 
 class Encoded(NamedTuple):
-    """Conditions as the noisy branch sees them: per-point maps of each block, and numbers."""
+    """Conditions as the noisy branch sees them: maps of its blocks at every point, and numbers."""
 
-    maps: list[tuple[Tensor, Tensor]]
+    maps: Tensor
     summary: Tensor
 
     def for_members(self, count: int) -> "Encoded":
         """Those of states for members that share them."""
-        maps = [(for_members(s, count), for_members(g, count)) for s, g in self.maps]
-        return Encoded(maps, for_members(self.summary, count))
+        return Encoded(for_members(self.maps, count), for_members(self.summary, count))
 
 
 class ScoreNetwork(Layered):
@@ -249,18 +328,17 @@ class ScoreNetwork(Layered):
         )
         self.head = Pointwise(width, 1)
         nn.init.zeros_(self.head.weight)
+        self.encoder = Chain(self.encode_lift, self.encode_blocks, self.encode_head)
+        self.chain = Chain(self.lift, self.blocks, self.head)
+        self.readers = Perceptrons(self.modulation.net, self.gain, self.low)
 
     def encode(self, conditions: Tensor, summary: Tensor) -> Encoded:
         """Encode fields (B, C, n, n) and numbers (B, 51)."""
         return Encoded(self.encoded_maps(conditions), summary)
 
-    def encoded_maps(self, conditions: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Shift and gate of every block of the noisy branch, (B, width, n, n) each."""
-        x = self.encode_lift(conditions)
-        for block in self.encode_blocks:
-            x = self.through(block, x)
-        maps = self.encode_head(x).chunk(2 * len(self.blocks), dim=1)
-        return list(zip(maps[::2], maps[1::2]))
+    def encoded_maps(self, conditions: Tensor) -> Tensor:
+        """Maps (B, 2 width layers, n, n) of the blocks of the noisy branch."""
+        return self.encoder(self, conditions)
 
     def forward(
         self, x: Tensor, largest: Tensor, angle: Tensor, encoded: Encoded
@@ -277,11 +355,45 @@ class ScoreNetwork(Layered):
             Velocity in whitened units: fields (B, n, n), and (B, 25) largest modes to be added.
         """
         numbers = noisy_numbers(angle, largest, x, encoded.summary)
-        h = self.lift(x)
-        for block, local, everywhere in zip(self.blocks, encoded.maps, self.modulation(numbers)):
-            h = self.through(block, h, local[0] + everywhere[0], local[1] + everywhere[1])
-        field = self.head(h)[:, 0] + (self.gain(numbers)[..., None, None] * x).sum(1)
-        return field, self.low(numbers)
+        maps, gain, low = self.readers(numbers)
+        field = self.chain(self, x, encoded.maps, maps[..., None, None])[:, 0]
+        return field + (gain[..., None, None] * x).sum(1), low
+
+
+def _compiled(x: Tensor) -> bool:
+    """Whether fields or numbers go through compiled functions, which are as they should be."""
+    if not compiled_networks.usable(x):
+        return False
+    _compare()
+    return True
+
+
+@functools.cache
+def _compare() -> None:
+    """Both ways, once in a process, with networks of their own."""
+    width, modes, layers, size = 5, 2, 2, 6
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), compiled_networks.launched():
+        torch.manual_seed(0)
+        blocks = nn.ModuleList(FourierBlock(width, modes, 3) for _ in range(layers))
+        chain = Chain(Pointwise(2, width), blocks, Pointwise(width, 2))
+        nets = [Modulation(4, width, last).net for last in (1, 2)]
+        x, local = torch.randn(2, 2, size, size), torch.randn(1, 2 * width * layers, size, size)
+        everywhere, numbers = torch.randn(2, 2 * width * layers, 1, 1), torch.randn(2, 4)
+        maps, noisy = (local, everywhere), (torch.rand(1), torch.randn(2, 25), x, numbers[:1])
+        read = compiled_networks.numbers_of(*nets)
+        pairs = [
+            (
+                compiled_networks.chain(chain._weights(), x, maps),
+                chain(Layered(), x, *maps),
+            ),
+            (
+                torch.cat(compiled_networks.perceptrons(read, numbers), dim=1),
+                torch.cat([net(numbers) for net in nets], dim=1),
+            ),
+            (compiled_networks.noisy_numbers(*noisy, HARMONICS), noisy_numbers(*noisy)),
+        ]
+    for found, expected in pairs:
+        compare(found, expected, 1e-5, "networks", __file__)
 
 
 def num_parameters(module: nn.Module) -> int:

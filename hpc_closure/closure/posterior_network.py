@@ -30,6 +30,7 @@ from hpc_closure.closure.network import (
     LOW,
     NOISY,
     SUMMARY,
+    Chain,
     FourierBlock,
     Modulation,
     noisy_numbers,
@@ -58,17 +59,17 @@ class Estimate:
     Attributes:
         mean: whitened spectra (B, ...).
         log_spread: (B, groups of the residual band) log c, in whitened units.
-        maps: shift and gate of every block of stage 3, (B, width, g, g) each.
+        maps: of the blocks of stage 3, (B, 2 width layers, g, g).
     """
 
     mean: Tensor
     log_spread: Tensor
-    maps: list[Tensor]
+    maps: Tensor
 
     def for_members(self, count: int) -> "Estimate":
         """Those of states for members that share them."""
-        mean, log_spread = (for_members(one, count) for one in (self.mean, self.log_spread))
-        return Estimate(mean, log_spread, [for_members(one, count) for one in self.maps])
+        every = self.mean, self.log_spread, self.maps
+        return Estimate(*(for_members(one, count) for one in every))
 
 
 class Blocks(Layered):
@@ -82,19 +83,12 @@ class Blocks(Layered):
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
         )
+        self.chain = Chain(self.lift, self.blocks)
         self.outputs = width + layers * (width // 2)
 
-    def forward(
-        self, x: Tensor, maps: list[tuple[Tensor, Tensor]] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
         """Fields (B, C, n, n) to the last hidden ones, and those beside all products."""
-        x, products = self.lift(x), []
-        for number, block in enumerate(self.blocks):
-            shift, gate = (None, None) if maps is None else maps[number]
-            assert isinstance(block, FourierBlock)
-            x, product = self.through(block.both, x, shift, gate)
-            products.append(product)
-        return x, torch.cat([x, *products], dim=1)
+        return self.chain.with_products(self, x, *maps)
 
 
 class ModeHead(nn.Module):
@@ -197,9 +191,7 @@ class PosteriorNetwork(nn.Module):
         middle, reach, start = SPREAD
         spread = FAST * self.spread_head(pooled.detach())[:, placed(self._groups_of(kept), pooled)]
         log_spread = middle + reach * torch.tanh((spread + start) / reach)
-        return Estimate(
-            mean, log_spread, list(self.maps(hidden).chunk(2 * len(self.noisy.blocks), 1))
-        )
+        return Estimate(mean, log_spread, self.maps(hidden))
 
     def _groups_of(self, kept: Band) -> Tensor:
         """Which of the model's groups each group of a residual band is."""
@@ -221,9 +213,7 @@ class PosteriorNetwork(nn.Module):
         """
         inputs = torch.stack([_plain_field(frame, x), _white_field(frame, x)], dim=1)
         numbers = noisy_numbers(angle, frame.kept.largest(x).float(), inputs, given.summary)
-        local = zip(told.maps[::2], told.maps[1::2])
-        maps = [(s + a, g + b) for (s, g), (a, b) in zip(self.modulate_noisy(numbers), local)]
-        _, outputs = self.noisy(inputs, maps)
+        _, outputs = self.noisy(inputs, self.modulate_noisy(numbers), told.maps)
         known = frame.kept.largest(told.mean).float().expand(len(x), -1)
         largest = self.low_noisy(torch.cat([numbers, known], dim=1))
         low = frame.kept.place_largest(largest[:, :-1]) + largest[:, -1:, None] * x

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral import compiled
 from hpc_closure.spectral.line_kernels import (
     CONSTANTS,
     FLUX,
@@ -40,8 +40,6 @@ class CompiledAdvection:
         to_velocity: real factors of i w_hat, ``(2, 1, 2K + 1, local columns, 2)``.
         to_tendency: real factors of the two products, the same shape.
     """
-
-    KEPT_IN = Path(__file__).with_name("__pycache__")
 
     def __init__(self, form: str, transform: Transform, to_velocity: Tensor, to_tendency: Tensor):
         n = self.size = transform.grid.size
@@ -88,11 +86,7 @@ class CompiledAdvection:
                 (programs.to_columns, (mixed, back, nobody)),
             ]
         for program, arguments in calls:
-            try:
-                program(*arguments, *common)
-            except Exception:  # damage shows in many ways
-                program._cache.flush()
-                program(*arguments, *common)
+            compiled.load(program, *arguments, *common)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
         """``out`` from ``w``, both real pairs ``(members, 2K + 1, local columns, 2)``."""

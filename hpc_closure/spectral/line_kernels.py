@@ -31,9 +31,9 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-import numba
 import numpy as np
 
+from hpc_closure.spectral import compiled
 from hpc_closure.spectral.resolution import retained_modes
 
 LANES = 8  # lines side by side: a cache line of float64
@@ -430,7 +430,7 @@ def programs(size: int, form: str) -> Programs:
     for part in (*parts, _to_rows, _multiply, _to_columns):
         names[part.__name__[1:].upper()] = _specialise(part, names)
     members = (_whole, _all_to_rows, _multiply_all, _all_to_columns)
-    return Programs(*[_kept(each, names) for each in members])
+    return Programs(*[compiled.kept(_with(each, names)) for each in members])
 
 
 def _with(template: Callable, names: dict) -> Callable:
@@ -445,15 +445,7 @@ def _with(template: Callable, names: dict) -> Callable:
 
 
 def _specialise(template: Callable, names: dict, **options) -> Callable:
-    return numba.njit(nogil=True, error_model="numpy", **options)(_with(template, names))
-
-
-def _kept(template: Callable, names: dict) -> Callable:
-    """Compiled, and kept on disk where there is a place for it."""
-    try:
-        return _specialise(template, names, cache=True)
-    except RuntimeError:  # neither the folder of the package nor the user's cache can be written
-        return _specialise(template, names)
+    return compiled.jit(_with(template, names), **options)
 
 
 def apart(rows: int) -> int:

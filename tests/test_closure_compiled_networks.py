@@ -1,0 +1,225 @@
+"""Networks as compiled functions: those of torch, bits, and who goes which way."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hpc_closure.closure import compiled_networks, network
+from hpc_closure.closure.compiled_networks import launched
+from hpc_closure.closure.network import FieldNetwork, ScoreNetwork
+from hpc_closure.closure.posterior_network import Blocks
+
+SIZE, CHANNELS = 10, 3
+
+
+def filled(module):
+    """With weights of no layer zero."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    return module.eval()
+
+
+def field_network():
+    return filled(FieldNetwork(CHANNELS, 6, 3, 2))
+
+
+def fields(count, channels=CHANNELS, size=SIZE):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(count, channels, size, size, generator=generator)
+
+
+def numbers(count, width=network.SUMMARY):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(3))
+
+
+def field_answer(count=4, size=SIZE):
+    made = field_network()
+    return lambda rows=slice(None): (made(fields(count, size=size)[rows], numbers(count)[rows]),)
+
+
+def score_answer(count=4, size=SIZE, states=None):
+    states = states or count
+    made = filled(ScoreNetwork(CHANNELS, 5, 3, 3))
+    noisy, largest = fields(count, 2, size), numbers(count, network.LARGEST)
+    angle = torch.linspace(0.1, 1.5, count)
+
+    def answer(rows=slice(None)):
+        own = rows if states == count else slice(None)
+        encoded = made.encode(fields(states, size=size)[own], numbers(states)[own])
+        return (*made(noisy[rows], largest[rows], angle[rows], encoded), encoded.maps)
+
+    return answer
+
+
+def blocks_answer(count=4, size=SIZE):
+    made, maps = filled(Blocks(CHANNELS, 6, 3, 2, "auto")), fields(count, 24, size)
+    everywhere = numbers(count, 24)[..., None, None]
+
+    def answer(rows=slice(None)):
+        x = fields(count, size=size)[rows]
+        alone, both = made(x), made(x, maps[rows], everywhere[rows])
+        return (*alone, *both, made(x, everywhere[rows])[1], made(x, maps[rows])[1])
+
+    return answer
+
+
+ANSWERS = {"field": field_answer, "score": score_answer, "blocks": blocks_answer}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Names of the compiled functions that were called."""
+    seen, run = [], compiled_networks._run
+    monkeypatch.setattr(
+        compiled_networks,
+        "_run",
+        lambda made, *rest: (seen.append(made.__name__), run(made, *rest)),
+    )
+    network._compare()
+    seen.clear()
+    return seen
+
+
+def assert_close(found, expected, tolerance=2e-6):
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [6, 10, 48])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_are_those_of_torch(name, size, counted):
+    answer = ANSWERS[name](size=size)
+    found = answer()
+    assert "_fourier_chain" in counted
+    with launched():
+        expected = answer()
+    assert_close(found, expected)
+    assert all(bool(one.any()) for one in expected)
+
+
+@torch.no_grad()
+def test_members_share_a_state(counted):
+    answer = score_answer(count=4, states=1)
+    found = answer()
+    with launched():
+        assert_close(found, answer())
+    assert set(counted) == {"_fourier_chain", "_perceptrons", "_noisy_numbers"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ANSWERS)
+def test_bits_depend_neither_on_the_batch_nor_on_threads(name, monkeypatch):
+    answer = ANSWERS[name](count=5)
+    every = answer()
+    for rows in (slice(0, 1), slice(1, 3), slice(2, 5)):
+        for one, whole in zip(answer(rows), every):
+            assert torch.equal(one, whole[rows])
+    for threads in (2, 3, 8):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        assert all(torch.equal(one, whole) for one, whole in zip(answer(), every))
+
+
+@torch.no_grad()
+def test_a_sample_that_is_lost_is_lost_alone():
+    made, x = field_network(), fields(3)
+    expected = made(x, numbers(3))
+    x[1, 0, 2, 2] = torch.nan
+    found = made(x, numbers(3))
+    assert torch.equal(found[::2], expected[::2]) and bool(found[1].isnan().all())
+
+
+def test_gelu():
+    x = np.concatenate([np.linspace(-7, 7, 4001), [-1e6, -40, 40, 1e6, 1e30]]).astype("f4")
+    found = np.array([compiled_networks._gelu(one) for one in x])
+    expected = functional.gelu(torch.from_numpy(x).double()).numpy()
+    assert (np.abs(found - expected) <= 4e-7 * np.maximum(np.abs(x), 1)).all()
+    assert np.isnan(compiled_networks._gelu(np.float32("nan")))
+    assert compiled_networks._gelu(np.float32(-1e30)) == 0
+
+
+@pytest.mark.parametrize("why", ["gradient", "double", "autocast", "large", "fft", "asked"])
+def test_who_goes_by_operations_of_torch(why, counted):
+    made, x, told = field_network(), fields(2), numbers(2)
+    if why == "gradient":
+        return _without(made, x, told, counted)
+    with torch.no_grad():
+        if why == "double":
+            return _without(made.double(), x.double(), told.double(), counted)
+        if why == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                return _without(made, x, told, counted)
+        if why == "asked":
+            with launched():
+                return _without(made, x, told, counted)
+        if why == "fft":
+            made = filled(FieldNetwork(CHANNELS, 6, 3, 2, form="fft"))
+        else:
+            x = fields(1, size=compiled_networks.LARGEST_SIDE + 2)
+        made(x, told[: len(x)])
+    assert "_fourier_chain" not in counted
+
+
+def _without(made, x, told, counted):
+    made(x, told)
+    assert not counted
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", [False, True])
+def test_weights_that_change_are_read_again(training, counted):
+    made, x, told = field_network().train(training), fields(2), numbers(2)
+
+    def agrees():
+        found = made(x, told)
+        with launched():
+            expected = made(x, told)
+        assert_close([found], [expected])
+        return found
+
+    first = agrees()
+    made.blocks[1].spectral.weight.mul_(3)
+    second = agrees()
+    made.modulation.net[-1].bias.add_(1)
+    third = agrees()
+    other = copy.deepcopy(made)
+    other.lift.weight.mul_(2)
+    assert torch.equal(made(x, told), third) and not torch.equal(other(x, told), third)
+    made.lift.weight = nn.Parameter(2 * made.lift.weight)
+    assert torch.equal(agrees(), other(x, told))
+    assert not torch.equal(first, second) and not torch.equal(second, third)
+
+
+@torch.no_grad()
+def test_an_engine_writes_behind_the_versions():
+    made, x, told = field_network().train(), fields(2), numbers(2)
+    before = made(x, told)
+    made.blocks[0].out.weight.data.mul_(2)
+    assert not torch.equal(made(x, told), before)
+
+
+@torch.no_grad()
+def test_a_wrong_function_is_not_believed(monkeypatch):
+    run = compiled_networks._run
+
+    def wrong(made, *arguments):
+        run(made, *arguments)
+        if made is compiled_networks._perceptrons:
+            arguments[-1][:] *= 1.001
+
+    monkeypatch.setattr(compiled_networks, "_run", wrong)
+    network._compare.cache_clear()
+    with pytest.raises(
+        RuntimeError, match="compiled functions of networks are wrong: remove what"
+    ):
+        field_network()(fields(1), numbers(1))
+    monkeypatch.undo()
+    network._compare.cache_clear()
+    field_network()(fields(1), numbers(1))
