@@ -35,6 +35,9 @@ def test_values_at_points_are_those_of_the_grid():
     w_hat = random_hat(b)
     positions = regular_positions(16, 2.0)
     values = b.at(w_hat, b.phases(positions)).reshape(3, 16, 16)
+    for few in (w_hat, w_hat[:1], w_hat[0], w_hat.repeat(2, 1, 1)):
+        expected = b.at(few, b.phases(positions))
+        assert torch.allclose(b.values(few, positions), expected, rtol=0, atol=1e-12)
     assert torch.allclose(values, b.to_physical(w_hat, 16), atol=1e-12)
 
 

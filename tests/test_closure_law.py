@@ -71,6 +71,21 @@ def test_exact_sensors_are_met():
     assert gain.at_sensors(gain.remove(prior)).abs().max() < 1e-8
 
 
+@pytest.mark.parametrize("errors", ["none", "equal", "of each state"])
+@pytest.mark.parametrize("side", [4, 10])  # few sensors and many, for 182 numbers
+def test_a_projection_is_a_draw_without_errors(side, errors):
+    positions = regular_positions(side)
+    variance = torch.full((side**2,), 0.0 if errors == "none" else 0.3, dtype=torch.float64)
+    if errors == "of each state":
+        variance = variance * torch.arange(1, 4)[:, None]
+    gain = Kriging(make_law(), positions, variance)
+    prior = draws.white_spectra(B, 3, "draw", range(3), 0)
+    expected = gain.remove(prior)
+    for found, tolerance in ((gain.project(prior), 1e-12), (gain.project(prior.cfloat()), 1e-5)):
+        assert (found - expected).abs().max() < tolerance * prior.abs().max()
+    assert gain.project(prior.cfloat()).dtype == torch.complex64
+
+
 def test_two_sensors_at_one_place_do_not_break_it():
     positions = torch.tensor([[0.2, 0.3], [0.2, 0.3], [0.7, 0.1]])
     gain = Kriging(make_law(), positions, torch.zeros(3, dtype=torch.float64))

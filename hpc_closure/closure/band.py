@@ -14,6 +14,7 @@ how draws fill them is the same, :mod:`~hpc_closure.spectral.grid` and
 """
 
 import math
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -25,7 +26,8 @@ from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
 
 __all__ = ["Band", "band"]
 
-KEPT_LAYOUTS = 8
+KEPT_LAYOUTS = 16
+FEW = 4  # states
 LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 
 
@@ -44,7 +46,7 @@ class Band:
         self.grid = Row(size, length) if dimensions == 1 else Grid(size, length)
         self.shape = self.grid.shape
         self._cache: dict = {}
-        self._phases: dict = {}
+        self._layouts: dict = {}
 
     @cached_property
     def groups(self) -> Tensor:
@@ -131,19 +133,47 @@ class Band:
         Products with real pairs of spectra are the real part of sum(w hat e^(i k.x)), at half the
         cost of complex ones. The last few are kept: a layout is used for many states.
         """
-        positions = positions.double().cpu().contiguous()
-        key = (positions.numpy().tobytes(), str(device))
-        if key not in self._phases:
-            self._phases[key] = self._phases_of(positions).to(device)
-            while len(self._phases) > KEPT_LAYOUTS:
-                self._phases.pop(next(iter(self._phases)), None)
-        return self._phases[key]
 
-    def _phases_of(self, positions: Tensor) -> Tensor:
-        x = torch.exp(1j * positions[:, :1] * self.grid.kx.reshape(1, -1))
-        y = torch.exp(1j * positions[:, 1:] * self.grid.ky.reshape(1, -1))
-        phases = (x[:, :, None] * y[:, None, :]).flatten(1)
-        return torch.view_as_real(phases.conj().resolve_conj()).flatten(1)
+        def make(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            phases = (x[:, :, None] * y[:, None, :]).flatten(1)
+            return (_conjugate_pairs(phases).flatten(1),)
+
+        return self._of_layout("phases", make, positions, device)[0]
+
+    def _of_layout(
+        self,
+        name: str,
+        make: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        positions: Tensor,
+        device: torch.device | str,
+    ) -> tuple[Tensor, ...]:
+        """What is made of e^(i kx x) and e^(i ky y) at positions; the last few are kept."""
+        positions = positions.double().cpu().contiguous()
+        key = (name, positions.numpy().tobytes(), str(device))
+        if key not in self._layouts:
+            x = torch.exp(1j * positions[:, :1] * self.grid.kx.reshape(1, -1))
+            y = torch.exp(1j * positions[:, 1:] * self.grid.ky.reshape(1, -1))
+            self._layouts[key] = tuple(one.to(device) for one in make(x, y))
+            while len(self._layouts) > KEPT_LAYOUTS:
+                self._layouts.pop(next(iter(self._layouts)), None)
+        return self._layouts[key]
+
+    def values(self, w_hat: Tensor, positions: Tensor) -> Tensor:
+        """Values (..., S) in float64 of spectra at ``positions`` (S, 2).
+
+        Of few states first along x, then along y: the matrix of :meth:`phases` is larger than all
+        the rest.
+        """
+        device = w_hat.device
+        if math.prod(w_hat.shape[:-2]) > FEW:
+            return self.at(w_hat, self.phases(positions, device))
+
+        def make(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            return x, _conjugate_pairs(y)
+
+        x, y = self._of_layout("waves", make, positions, device)
+        weighted = w_hat.to(torch.complex128) * self.on("weights", device, torch.float64)
+        return (torch.view_as_real(x @ weighted) * y).sum((-2, -1))
 
     def at(self, w_hat: Tensor, phases: Tensor) -> Tensor:
         """Values (..., S) in float64 of spectra at the points of ``phases``."""
@@ -235,6 +265,10 @@ class Band:
         padded = self.half_plane.empty(len(normals))
         padded[:, :-1] = normals * np.sqrt(0.5)
         return torch.from_numpy(self.half_plane.place(padded))
+
+
+def _conjugate_pairs(values: Tensor) -> Tensor:
+    return torch.view_as_real(values.conj().resolve_conj())
 
 
 @lru_cache(maxsize=32)

@@ -385,6 +385,8 @@ class DrawingModel(ClosureModel):
 
     def scale_of(self, held: float) -> float:
         """Factor of the residual's std for another interval: the white part averages out."""
+        if held == 1:
+            return 1.0
         shares = (
             (self.knots.clamp(min=1.0) / held).clamp(max=1.0)
             if held > 1

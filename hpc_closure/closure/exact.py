@@ -185,7 +185,7 @@ class ExactLaw:
         if sensors is None:
             return known, None
         values = sensors.values.double().cpu().reshape(-1, len(sensors.positions))
-        there = self.band.at(known, self.band.phases(sensors.positions))
+        there = self.band.values(known, sensors.positions)
         return known, Seen(sensors, values - there)
 
     def _draws(

@@ -298,7 +298,7 @@ class Mixed(Homogeneous):
 
     def _beyond(self, seen: Seen) -> list[Tensor]:
         """What the sensors see beyond removed term and pattern, in each regime."""
-        wave = self.band.at(self.pattern, self.band.phases(seen.sensors.positions))
+        wave = self.band.values(self.pattern, seen.sensors.positions)
         return [seen.beyond - wave, seen.beyond + wave]
 
     def _centres(self, seen: Seen) -> list[Tensor]:

@@ -96,7 +96,7 @@ class Frame:
     def at(self, field: Tensor, positions: Tensor) -> Tensor:
         """Values (B, S), by Fourier interpolation, of fields on the generator's grid."""
         full = band(self.size // 2 - 1, self.band.length)
-        return full.at(full.to_spectral(field), full.phases(positions, field.device))
+        return full.values(full.to_spectral(field), positions)
 
     def innovation(self, encoding: Encoding, sensors: Sensors, scale: float) -> Tensor:
         """What sensors read beyond the mean, (B, S) float64, in units of q.
@@ -108,8 +108,7 @@ class Frame:
         """
         device = encoding.mean_hat.device
         values = sensors.values.to(device).double().reshape(-1, len(sensors.positions))
-        phases = self.band.phases(sensors.positions, device)
-        innovation = (values - self.band.at(encoding.mean_hat, phases)) / scale
+        innovation = (values - self.band.values(encoding.mean_hat, sensors.positions)) / scale
         if encoding.log_amplitude is not None:
             innovation = innovation * torch.exp(
                 -self.at(encoding.log_amplitude.double(), sensors.positions)

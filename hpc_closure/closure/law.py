@@ -44,7 +44,8 @@ class BaseLaw:
         of the variance and 0 elsewhere (beyond, a network would model amplified round-off);
         ``mask``: that choice; ``colour``: its std; ``importance``: weight of a whitened error in
         losses, half equal for all modes and half by variance, so that neither the few modes that
-        carry the field nor the many small ones are drowned.
+        carry the field nor the many small ones are drowned; ``inputs``: (2, ...) factors that make
+        fields of unit variance, of all modes alike and of the whole.
         """
         dtype = like.real.dtype if like.is_complex() else like.dtype
         key = (name, str(like.device), dtype)
@@ -54,11 +55,16 @@ class BaseLaw:
             mask = (power[shell] > CAP * self.variance) & (self.spectrum > 0)
             std = self.spectrum.sqrt()
             count = (mask * self.band.group_size).sum().clamp(min=1)
+            side = 2 * self.band.modes + 1
+            whiten = torch.where(mask, 1 / std.clamp(min=1e-300), 0.0)
             values = {
+                "inputs": torch.stack(
+                    [whiten / side, torch.full_like(std, max(self.variance, 1e-300) ** -0.5)]
+                ),
                 "std": std,
                 "variance": self.spectrum,
                 "mask": mask.double(),
-                "whiten": torch.where(mask, 1 / std.clamp(min=1e-300), 0.0),
+                "whiten": whiten,
                 "importance": 0.5 * mask * (1 / count + self.spectrum / self.variance),
                 "colour": torch.where(mask, std, 0.0),
             }[name]
@@ -110,6 +116,7 @@ class Kriging:
         self.factor = _factorised(matrix, larger)
         self._std: dict[int, Tensor] = {}
         self._gain: Tensor | None = None
+        self._rest: dict[torch.dtype, Tensor] = {}
 
     def at_sensors(self, q_hat: Tensor) -> Tensor:
         """Values (..., S), float64, of a spectrum at the sensors."""
@@ -125,9 +132,7 @@ class Kriging:
             alpha = torch.cholesky_solve(each.mT, self.factor).mT.flatten(0, 1)
             pairs = alpha @ (self.phases * self._variance)
         else:
-            if self._gain is None:
-                self._gain = torch.cholesky_solve(self.phases * self._variance, self.factor)
-            pairs = innovation.double() @ self._gain
+            pairs = innovation.double() @ self._gain_of_all()
         return torch.view_as_complex(pairs.unflatten(-1, (*self.band.shape, 2)))
 
     def remove(self, q_hat: Tensor, errors: Tensor | None = None) -> Tensor:
@@ -136,6 +141,26 @@ class Kriging:
         if errors is not None:
             values = values + errors
         return q_hat.to(torch.complex128) - self.field(values)
+
+    def project(self, q_hat: Tensor) -> Tensor:
+        """q - KHq, in the precision of q."""
+        sensors, numbers = self.phases.shape
+        if self.factor.ndim == 3 or numbers > 2 * sensors:
+            return self.remove(q_hat).to(q_hat.dtype)
+        # one matrix is smaller than two
+        real = q_hat.real.dtype
+        if real not in self._rest:
+            seen = _paired(self.band.weights).to(self.phases)[:, None] * self.phases.T
+            rest = torch.eye(numbers).to(seen) - seen @ self._gain_of_all()
+            self._rest[real] = rest.to(real)
+        pairs = torch.view_as_real(q_hat).flatten(-3) @ self._rest[real]
+        return torch.view_as_complex(pairs.unflatten(-1, (*self.band.shape, 2)))
+
+    def _gain_of_all(self) -> Tensor:
+        """(S, 2 modes), where the errors are the same for all states."""
+        if self._gain is None:
+            self._gain = torch.cholesky_solve(self.phases * self._variance, self.factor)
+        return self._gain
 
     def std(self, size: int) -> Tensor:
         """Posterior standard deviation (B or 1, n, n) on a grid, as a share of the prior's."""

@@ -35,7 +35,7 @@ class Posterior:
         out = white_hat * frame.law.modes("colour", white_hat)
         for rows, gain in self.gains:
             if rows is None:
-                out = gain.remove(out).to(out.dtype)
+                out = gain.project(out)
             else:
-                out = out.index_copy(0, rows, gain.remove(out[rows]).to(out.dtype))
+                out = out.index_copy(0, rows, gain.project(out[rows]))
         return out

@@ -143,12 +143,10 @@ class FlowNetwork(Generator):
 
     def velocity(self, frame: Frame, x_hat: Tensor, angle: Tensor, encoded: Encoded) -> Tensor:
         """Network output, spectra (B, ...) in whitened units, at unit-norm noisy x."""
-        white_hat = x_hat * frame.law.modes("whiten", x_hat)
-        largest = frame.kept.largest(white_hat).float()
         side = 2 * frame.kept.modes + 1
-        white = frame.field(white_hat) / side
-        plain = frame.field(x_hat) / math.sqrt(frame.law.variance)
-        inputs = torch.stack([white, plain], dim=1).float()
+        both = x_hat[:, None] * frame.law.modes("inputs", x_hat)
+        largest = side * frame.kept.largest(both[:, 0]).float()
+        inputs = frame.field(both).float()
         out, low = self.network(inputs, largest, angle.float(), encoded)
         # in fields of unit variance, as the inputs are: weights need not grow to be seen
         return frame.kept.to_spectral(out) * side + frame.kept.place_largest(low)
@@ -187,14 +185,15 @@ class Score(FlowNetwork):
 
     def draw(self, frame, given, z, shells, effort):
         z, encoded = z.to(torch.complex64), self.encode(given).for_members(len(z))
-        schedule = self.schedule
+        schedule, shells = self.schedule, shells.to(z.real)
 
         def denoise(x: Tensor, t: float) -> Tensor:
             angle, norm = schedule.angle(t), schedule.norm(t)
-            unit = x / norm
+            unit = x if norm == 1 else x / norm
             angles = torch.full((1,), angle, device=z.device)
-            white = self.velocity(frame, unit, angles, encoded) * shells.to(unit.real)
-            return math.cos(angle) * unit - math.sin(angle) * given.project(frame, white)
+            white = self.velocity(frame, unit, angles, encoded) * shells
+            step = given.project(frame, white)
+            return torch.add(math.cos(angle) * unit, step, alpha=-math.sin(angle))
 
         method = effort.method or self.own.method
         evaluations = effort.evaluations or self.own.evaluations

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpc_closure.spectral.placed import placed
 from hpc_closure.spectral.resolution import retained_modes
@@ -227,13 +227,11 @@ def to_fields(w_hat: Tensor, size: int, dimensions: int = 2) -> Tensor:
     modes = min(w_hat.shape[-1] - 1, (size - 1) // 2)
     if modes < w_hat.shape[-1] - 1:
         w_hat = resize(w_hat, modes, dimensions)
-    beyond = (0, size // 2 - modes)
     if _on_a_line(w_hat, dimensions):
-        return torch.fft.irfft(nn.functional.pad(w_hat, beyond), n=size, norm="forward")
+        return torch.fft.irfft(w_hat, n=size, norm="forward")
     middle = w_hat.new_zeros(*w_hat.shape[:-2], size - 2 * modes - 1, modes + 1)
     rows = [w_hat[..., : modes + 1, :], middle, w_hat[..., modes + 1 :, :]]
-    full = nn.functional.pad(torch.cat(rows, dim=-2), beyond)
-    return torch.fft.irfft2(full, s=(size, size), norm="forward")
+    return torch.fft.irfft2(torch.cat(rows, dim=-2), s=(size, size), norm="forward")
 
 
 def to_spectra(fields: Tensor, modes: int, dimensions: int = 2) -> Tensor:
