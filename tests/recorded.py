@@ -84,6 +84,8 @@ def play_graphs(monkeypatch) -> None:
         "CUDAGraph": Graph,
         "graph": capturing,
         "synchronize": lambda: None,
+        "current_stream": lambda: None,
+        "set_stream": lambda stream: None,
         "Stream": lambda: None,
         "stream": lambda stream: nullcontext(),
     }.items():

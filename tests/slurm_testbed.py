@@ -3,6 +3,7 @@
 import atexit
 import fcntl
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -30,7 +31,10 @@ class Testbed:
         done = subprocess.run([FOLDER / "up", *options], capture_output=True, text=True)
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines()
-            pytest.skip(lines[-1] if lines else "slurm/testbed/up failed")
+            why = lines[-1] if lines else "slurm/testbed/up failed"
+            # where there is a Slurm of ours to start, not to start it is a failure
+            possible = shutil.which("slurmctld") and "another Slurm" not in why
+            (pytest.fail if possible else pytest.skip)(why)
 
     def call(self, *command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

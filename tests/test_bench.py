@@ -237,7 +237,7 @@ def test_on_a_gpu_training_is_replayed_and_not(monkeypatch):
     play_graphs(monkeypatch)
     monkeypatch.setattr(captured, "possible", lambda settings, device: not settings.recompute)
     small = {"width": 4, "layers": 1, "modes": 4}
-    records = training.run(grid=16, batch=2, samples=(), timing=Timing(1, 1), config=small)
+    records = training.run(grid=16, batch=2, samples=(), timing=Timing(2, 1), config=small)
     kept = {r["method"]: r["kept_mb"] for r in records}
     for name in ("default", "default, full band", "published fft", "published matrix"):
         assert kept[name] == kept.pop(f"{name}, not replayed") > 0

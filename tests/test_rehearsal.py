@@ -166,6 +166,7 @@ def test_nothing_of_the_host_is_in_the_graph_of_a_network(preset, monkeypatch):
         seen.append(len(recorder.operations))
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     for _, model in phases_of(preset):
         with Rehearsal():
             fields = {
@@ -173,7 +174,8 @@ def test_nothing_of_the_host_is_in_the_graph_of_a_network(preset, monkeypatch):
             }
             captures = captured.capture(move(model), Train(), torch.device(DEVICE))
             asked = Loss(model, torch.device(DEVICE), "float32", captures)
-            asked({**fields, "sample_index": index}, 0, 0)
+            for _ in range(captured.FIRST):
+                asked({**fields, "sample_index": index}, 0, 0)
     assert seen and min(seen) > 20
 
 

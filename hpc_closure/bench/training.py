@@ -147,7 +147,7 @@ def run(
             return _their_training(network, settings, one.state, one.target)
         asked = settings.model_copy(update={"recompute": one.recompute})
         advance = training_step(one.model, asked, one.state, one.target, here)
-        return advance if one.replayed else _launched(advance)
+        return advance if one.replayed else _not_replayed(advance)
 
     steps = {name: training(one) for name, one in trained.items()}
     add("training_step", batch, steps)
@@ -193,11 +193,11 @@ def _generator_grid(model: ClosureModel) -> int:
     return model.frame.size
 
 
-def _launched(advance: Advance) -> Advance:
+def _not_replayed(advance: Advance) -> Advance:
     """The same steps, without replays."""
 
     def launched(num_steps: int) -> None:
-        with captured.uncaptured():
+        with captured.replaying.off():
             advance(num_steps)
 
     return launched
@@ -214,7 +214,7 @@ def kept_bytes(advance: Advance) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _launched(advance)(1)
+        _not_replayed(advance)(1)
     return sum(kept.values())
 
 

@@ -26,8 +26,8 @@ from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
 
 __all__ = ["Band", "band"]
 
-KEPT_LAYOUTS = 16
-FEW = 4  # states
+KEPT_LAYOUTS = 8
+LARGE = 1 << 18  # numbers of a matrix that leaves the second cache
 LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
 
 
@@ -161,11 +161,11 @@ class Band:
     def values(self, w_hat: Tensor, positions: Tensor) -> Tensor:
         """Values (..., S) in float64 of spectra at ``positions`` (S, 2).
 
-        Of few states first along x, then along y: the matrix of :meth:`phases` is larger than all
+        First along x, then along y, where the matrix of :meth:`phases` would be larger than all
         the rest.
         """
         device = w_hat.device
-        if math.prod(w_hat.shape[:-2]) > FEW:
+        if 2 * len(positions) * math.prod(self.shape) <= LARGE:
             return self.at(w_hat, self.phases(positions, device))
 
         def make(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -225,7 +225,7 @@ class Band:
             return w_hat.real.new_zeros(*w_hat.shape[:-2], 0)
         low = self.largest(w_hat)
         weights = self.on("weights", w_hat.device, low.dtype)
-        power = (w_hat.abs().square() * weights).sum((-2, -1))
+        power = (torch.view_as_real(w_hat).square().sum(-1) * weights).sum((-2, -1))
         rms = power.clamp(min=torch.finfo(low.dtype).tiny).sqrt()[..., None]
         return torch.cat([low, low / rms, rms.log()], dim=-1)
 

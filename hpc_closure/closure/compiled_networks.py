@@ -14,10 +14,10 @@ products have long rows, whole vector registers side by side.
 """
 
 import functools
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_closure.spectral import compiled
+from hpc_closure.work.switch import Switch
 
 LARGEST_SIDE = 64  # of fields, beyond which torch is as fast
 TILE = 512  # columns of a product at a time: five rows of them are in the first cache
@@ -394,54 +395,58 @@ class Packed:
     """
 
     def __init__(self, *modules: nn.Module | None):
-        self._modules = [one for one in modules if one is not None]
-        self._first = next(one for one in self._modules[0].modules() if one._parameters)
-        self._weights: list[nn.Parameter] = []
+        self._owners = [
+            owner
+            for one in modules
+            if one is not None
+            for owner in one.modules()
+            if owner._parameters
+        ]
         self._made: Any = None
         self._told: list[int] = []
 
+    def whole(self) -> bool:
+        """Whether the weights are here, not shared out among processes."""
+        return all(one is None or one.numel() for one in self._owners[0]._parameters.values())
+
     def __call__(self, make: Callable[[], Any]) -> Any:
-        first = next(iter(self._first._parameters.values()))
-        assert first is not None
-        if not self._weights or first is not self._weights[0]:
-            self._weights = [weight for one in self._modules for weight in one.parameters()]
+        if self._owners[0].training:
             self._told = []
-        # moved are all of them or none
-        told = [first.data_ptr(), *[weight._version for weight in self._weights]]
-        if self._first.training or told != self._told:
+            return make()
+        weights = [
+            weight
+            for owner in self._owners
+            for weight in owner._parameters.values()
+            if weight is not None
+        ]
+        if weights[0].is_inference():  # those have no versions
+            return make()
+        told = [told for one in weights for told in (one.data_ptr(), one._version)]
+        if told != self._told:
             self._made, self._told = make(), told
         return self._made
 
 
-_on = True
-
-
-@contextmanager
-def launched() -> Iterator[None]:
-    """Inside it networks go by operations of torch, as they do where they are trained."""
-    global _on
-    before, _on = _on, False
-    try:
-        yield
-    finally:
-        _on = before
+#: off: networks go by operations of torch, as they do where they are trained
+compiling = Switch()
 
 
 def usable(x: Tensor) -> bool:
     """Whether fields (B, C, n, n) may go this way: real ones of single precision, on the CPU,
     whose gradient nobody asks for. Numbers (B, N) too."""
     return (
-        _on
+        compiling.on
         and not torch.is_grad_enabled()
         and x.device.type == "cpu"
-        and not x.is_cuda
+        and not x.is_cuda  # as a graph says that is played
         and x.dtype == torch.float32
+        and not x.requires_grad
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-class Numbers(NamedTuple):
-    """Weights of perceptrons, as :func:`_perceptrons` reads them.
+class PerceptronWeights(NamedTuple):
+    """As :func:`_perceptrons` reads them.
 
     Attributes:
         weights: all of them.
@@ -454,17 +459,20 @@ class Numbers(NamedTuple):
     outputs: list[int]
 
 
-def numbers_of(*nets: nn.Sequential) -> Numbers:
-    """Weights of perceptrons of two hidden layers, copied."""
+def perceptron_weights(*nets: nn.Sequential) -> PerceptronWeights:
+    """Those of perceptrons of two hidden layers, copied."""
     layers = [[one for one in net if isinstance(one, nn.Linear)] for net in nets]
     places = [[*(one.in_features for one in net), net[-1].out_features] for net in layers]
     parts = [part for net in layers for one in net for part in (one.weight.T, one.bias)]
     weights = torch.cat([part.flatten() for part in parts]).numpy()
-    return Numbers(weights, np.array(places), [net[-1] for net in places])
+    return PerceptronWeights(weights, np.array(places), [net[-1] for net in places])
 
 
-def perceptrons(given: Numbers, numbers: Tensor) -> list[Tensor]:
+def perceptrons(given: PerceptronWeights, numbers: Tensor) -> list[Tensor]:
     """What perceptrons make of numbers (B, inputs)."""
+    inputs = int(given.places[0, 0])
+    if numbers.ndim != 2 or numbers.shape[1] != inputs:
+        raise ValueError(f"numbers are {tuple(numbers.shape)}, expected (B, {inputs})")
     out = numbers.new_empty(len(numbers), sum(given.outputs))
     work = np.empty((2, int(given.places[:, 1:3].max())), np.float32)
     read = numbers.contiguous().numpy()
@@ -476,6 +484,9 @@ def noisy_numbers(
     angle: Tensor, largest: Tensor, fields: Tensor, summary: Tensor, harmonics: int
 ) -> Tensor:
     """As :func:`~.network.noisy_numbers`."""
+    for one in (angle, largest, summary):
+        if len(one) not in (1, len(fields)):
+            raise ValueError(f"{len(one)} of what is told of {len(fields)} samples")
     width = 2 * harmonics + largest.shape[1] + fields.shape[1] + summary.shape[1]
     out, flat = fields.new_empty(len(fields), width), fields.flatten(2)
     given = (one.contiguous().numpy() for one in (angle, largest, flat, summary))
@@ -490,20 +501,17 @@ def chain(weights: Weights, x: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
         (B, heads, n, n); without a head (B, width + layers P, n, n), the hidden fields and the
         products of all layers.
     """
-    batch, _, size, _ = x.shape
+    batch, size = len(x), x.shape[-1]
     layers, modes, width = weights.convolutions.shape[0], *weights.convolutions.shape[2:4]
     count, heads = weights.out.shape[2] - width, len(weights.head)
-    channels = heads or width + layers * count
-    out, changing = x.new_empty(batch, channels, size, size), 2 * width * layers
-    local = [one for one in maps if one.shape[-1] == size]
-    every = [one for one in maps if one.shape[-1] == 1]
+    if x.shape[1:] != (weights.lift.shape[1], size, size) or size < 2 * modes:
+        raise ValueError(
+            f"fields are {tuple(x.shape)}, expected {weights.lift.shape[1]} channels on a square "
+            f"grid of at least {2 * modes} points per side"
+        )
+    out = x.new_empty(batch, heads or width + layers * count, size, size)
     fields = [one.contiguous().flatten(2).numpy() for one in (x, out)]
-    arguments = [
-        sum(local[1:], local[0]) if local else x.new_empty(1, 0, size, size),
-        sum(every[1:], every[0]) if every else x.new_zeros(1, changing, 1, 1),
-    ]
-    given, added = (one.contiguous().flatten(2).numpy() for one in arguments)
-    added = added[..., 0]
+    given, added = _sums(maps, x, 2 * width * layers)
     tables = _tables(size, modes)
 
     def part(first: int, last: int) -> None:
@@ -518,10 +526,32 @@ def chain(weights: Weights, x: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
         part(0, batch)
     else:
         bounds = [batch * i // threads for i in range(threads + 1)]
-        list(_pool(threads).map(part, bounds[:-1], bounds[1:]))
+        list(_pool(torch.get_num_threads()).map(part, bounds[:-1], bounds[1:]))
     return out
+
+
+def _sums(maps: tuple[Tensor, ...], x: Tensor, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the maps of every point (B or 1, channels or 0, n n), and of the others."""
+    size = x.shape[-1]
+    local: list[Tensor] = []
+    everywhere: list[Tensor] = []
+    for one in maps:
+        points = tuple(one.shape[2:])
+        if len(one) not in (1, len(x)) or one.shape[1] != channels:
+            raise ValueError(f"maps are {tuple(one.shape)}, expected {channels} of each sample")
+        if points not in ((size, size), (1, 1)):
+            raise ValueError(f"maps are {tuple(one.shape)} for fields {tuple(x.shape)}")
+        (everywhere if points == (1, 1) else local).append(one)
+    local = local or [x.new_empty(1, 0, size, size)]
+    everywhere = everywhere or [x.new_zeros(1, channels, 1, 1)]
+    parts = [functools.reduce(torch.add, each) for each in (local, everywhere)]
+    given, added = (one.contiguous().flatten(2).numpy() for one in parts)
+    return given, added[..., 0]
 
 
 @functools.lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "chains")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has no threads

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["Layered", "Pointwise", "SpectralConv2d", "dft_matrices"]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=None)  # graphs refer to them
 def dft_matrices(size: int, modes: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
     """Real matrices of the truncated transform and its inverse, to multiply from the right.
 

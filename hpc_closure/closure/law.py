@@ -20,6 +20,7 @@ from hpc_closure.spectral.grid import shell_sum
 __all__ = ["BaseLaw", "Kriging"]
 
 CAP = 1e-6
+MOST_NUMBERS = 2048  # of a spectrum, up to which a matrix of all of them is kept
 NUGGET = 1e-12
 
 
@@ -116,7 +117,7 @@ class Kriging:
         self.factor = _factorised(matrix, larger)
         self._std: dict[int, Tensor] = {}
         self._gain: Tensor | None = None
-        self._rest: dict[torch.dtype, Tensor] = {}
+        self._rest: Tensor | None = None
 
     def at_sensors(self, q_hat: Tensor) -> Tensor:
         """Values (..., S), float64, of a spectrum at the sensors."""
@@ -143,17 +144,14 @@ class Kriging:
         return q_hat.to(torch.complex128) - self.field(values)
 
     def project(self, q_hat: Tensor) -> Tensor:
-        """q - KHq, in the precision of q."""
+        """q - KHq, spectra complex128."""
         sensors, numbers = self.phases.shape
-        if self.factor.ndim == 3 or numbers > 2 * sensors:
-            return self.remove(q_hat).to(q_hat.dtype)
-        # one matrix is smaller than two
-        real = q_hat.real.dtype
-        if real not in self._rest:
+        if self.factor.ndim == 3 or numbers > min(2 * sensors, MOST_NUMBERS):
+            return self.remove(q_hat)
+        if self._rest is None:  # one matrix, smaller than two
             seen = _paired(self.band.weights).to(self.phases)[:, None] * self.phases.T
-            rest = torch.eye(numbers).to(seen) - seen @ self._gain_of_all()
-            self._rest[real] = rest.to(real)
-        pairs = torch.view_as_real(q_hat).flatten(-3) @ self._rest[real]
+            self._rest = torch.eye(numbers).to(seen) - seen @ self._gain_of_all()
+        pairs = torch.view_as_real(q_hat.to(torch.complex128)).flatten(-3) @ self._rest
         return torch.view_as_complex(pairs.unflatten(-1, (*self.band.shape, 2)))
 
     def _gain_of_all(self) -> Tensor:

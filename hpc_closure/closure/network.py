@@ -14,6 +14,7 @@ every block, and the largest modes of the output, which come and go with a regim
 import functools
 import itertools
 import math
+import threading
 from typing import NamedTuple
 
 import torch
@@ -118,14 +119,14 @@ class Chain:
         assert self.head is not None
         if self._compiled_for(x):
             return compiled_networks.chain(self._weights(), x, maps)
-        return self.head(self._launched(network, x, maps)[0])
+        return self.head(self._by_torch(network, x, maps)[0])
 
     def with_products(self, network: Layered, x: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden fields of a chain without a head, and those followed by the blocks' products."""
         if self._compiled_for(x):
             outputs = compiled_networks.chain(self._weights(), x, maps)
             return outputs[:, : len(self.lift.weight)], outputs
-        x, products = self._launched(network, x, maps)
+        x, products = self._by_torch(network, x, maps)
         return x, torch.cat([x, *products], dim=1)
 
     def _compiled_for(self, x: Tensor) -> bool:
@@ -133,13 +134,13 @@ class Chain:
         assert isinstance(block, FourierBlock)
         size = x.shape[-1]
         few = size <= compiled_networks.LARGEST_SIDE and block.spectral.by_matrices(size)
-        return few and _compiled(x)
+        return few and self._packed.whole() and _compiled_and_right(x)
 
     def _weights(self) -> compiled_networks.Weights:
         parts = self.lift, self.blocks, self.head
         return self._packed(lambda: compiled_networks.weights_of(*parts))
 
-    def _launched(
+    def _by_torch(
         self, network: Layered, x: Tensor, maps: tuple[Tensor, ...]
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden fields and the blocks' products, by operations of torch."""
@@ -165,7 +166,7 @@ def noisy_numbers(angle: Tensor, largest: Tensor, fields: Tensor, summary: Tenso
         fields: (B, 2, n, n) of it: how large all scales are, the logarithm of the mean square.
         summary: (B or 1, 51) numbers of the state.
     """
-    if _compiled(fields):
+    if _compiled_and_right(fields):
         return compiled_networks.noisy_numbers(angle, largest, fields, summary, HARMONICS)
     count = len(fields)
     order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
@@ -182,8 +183,8 @@ class Perceptrons:
         self._packed = compiled_networks.Packed(*nets)
 
     def __call__(self, numbers: Tensor) -> list[Tensor]:
-        if _compiled(numbers):
-            packed = self._packed(lambda: compiled_networks.numbers_of(*self.nets))
+        if self._packed.whole() and _compiled_and_right(numbers):
+            packed = self._packed(lambda: compiled_networks.perceptron_weights(*self.nets))
             return compiled_networks.perceptrons(packed, numbers)
         return [net(numbers) for net in self.nets]
 
@@ -360,40 +361,47 @@ class ScoreNetwork(Layered):
         return field + (gain[..., None, None] * x).sum(1), low
 
 
-def _compiled(x: Tensor) -> bool:
-    """Whether fields or numbers go through compiled functions, which are as they should be."""
+def _compiled_and_right(x: Tensor) -> bool:
+    """Whether fields or numbers go through compiled functions; those are compared before."""
     if not compiled_networks.usable(x):
         return False
-    _compare()
+    with _comparing:
+        _compare()
     return True
+
+
+_comparing = threading.Lock()
 
 
 @functools.cache
 def _compare() -> None:
-    """Both ways, once in a process, with networks of their own."""
+    """Both ways, once in a process, with networks of their own; torch's in double precision."""
     width, modes, layers, size = 5, 2, 2, 6
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), compiled_networks.launched():
+    ours = torch.inference_mode(False), torch.no_grad(), torch.device("cpu")
+    with ours[0], ours[1], ours[2], torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        blocks = nn.ModuleList(FourierBlock(width, modes, 3) for _ in range(layers))
-        chain = Chain(Pointwise(2, width), blocks, Pointwise(width, 2))
-        nets = [Modulation(4, width, last).net for last in (1, 2)]
-        x, local = torch.randn(2, 2, size, size), torch.randn(1, 2 * width * layers, size, size)
-        everywhere, numbers = torch.randn(2, 2 * width * layers, 1, 1), torch.randn(2, 4)
-        maps, noisy = (local, everywhere), (torch.rand(1), torch.randn(2, 25), x, numbers[:1])
-        read = compiled_networks.numbers_of(*nets)
-        pairs = [
-            (
-                compiled_networks.chain(chain._weights(), x, maps),
-                chain(Layered(), x, *maps),
+        blocks = nn.ModuleList(FourierBlock(width, modes, 3) for _ in range(layers)).float()
+        lift, head = Pointwise(2, width).float(), Pointwise(width, 2).float()
+        nets = [Modulation(4, width, last).net.float() for last in (1, 2)]
+        maps = 2 * width * layers
+        shapes = [(2, 2, size, size), (1, maps, size, size), (2, maps, 1, 1), (2, 4), (2, LARGEST)]
+        x, local, everywhere, read, largest = (torch.randn(one).float() for one in shapes)
+        noisy = torch.full((1,), 0.7, dtype=torch.float32), largest, x, read[:1]
+        found = [
+            compiled_networks.chain(
+                compiled_networks.weights_of(lift, blocks, head), x, (local, everywhere)
             ),
-            (
-                torch.cat(compiled_networks.perceptrons(read, numbers), dim=1),
-                torch.cat([net(numbers) for net in nets], dim=1),
-            ),
-            (compiled_networks.noisy_numbers(*noisy, HARMONICS), noisy_numbers(*noisy)),
+            *compiled_networks.perceptrons(compiled_networks.perceptron_weights(*nets), read),
+            compiled_networks.noisy_numbers(*noisy, HARMONICS),
         ]
-    for found, expected in pairs:
-        compare(found, expected, 1e-5, "networks", __file__)
+        whole = Chain(lift.double(), blocks.double(), head.double())
+        expected = [
+            whole(Layered(), x.double(), local.double(), everywhere.double()),
+            *(net.double()(read.double()) for net in nets),
+            noisy_numbers(*(one.double() for one in noisy)),
+        ]
+    for one, other in zip(found, expected, strict=True):
+        compare(one, other, 1e-5, "networks", __file__)
 
 
 def num_parameters(module: nn.Module) -> int:

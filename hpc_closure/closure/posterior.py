@@ -35,7 +35,7 @@ class Posterior:
         out = white_hat * frame.law.modes("colour", white_hat)
         for rows, gain in self.gains:
             if rows is None:
-                out = gain.project(out)
+                out = gain.project(out).to(out.dtype)
             else:
-                out = out.index_copy(0, rows, gain.project(out[rows]))
+                out = out.index_copy(0, rows, gain.project(out[rows]).to(out.dtype))
         return out

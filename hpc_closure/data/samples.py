@@ -25,6 +25,7 @@ import torch
 
 from hpc_closure.data.symmetry import Symmetry
 from hpc_closure.spectral.counters import key_of, uniform_bits
+from hpc_closure.spectral.cuda_graph import pinning
 
 RUN = 16  # consecutive snapshots that stay together while streaming
 PASS = 256  # samples that are read together where all of them are
@@ -369,7 +370,8 @@ class TrainingSet:
 
     def _pinned(self, first: int, count: int, share: "Share") -> dict[str, torch.Tensor]:
         fields = self._from_windows(np.arange(first, first + count), share)
-        return {key: value.pin_memory() for key, value in fields.items()}
+        with pinning:
+            return {key: value.pin_memory() for key, value in fields.items()}
 
     def _from_windows(self, positions: np.ndarray, share: "Share") -> dict[str, torch.Tensor]:
         parts = []

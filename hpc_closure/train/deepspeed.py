@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.interface import ClosureModel
 from hpc_closure.experiment.schema import Train
-from hpc_closure.train.captured import capture
+from hpc_closure.train.captured import Captures, capture
 from hpc_closure.train.engine import (
     MOMENTS,
     Loss,
@@ -37,6 +37,16 @@ def installed() -> bool:
     return importlib.util.find_spec("deepspeed") is not None
 
 
+def may_replay(stage: int, num_processes: int) -> bool:
+    """Whether networks may be CUDA graphs.
+
+    Not in stage 3, which has no weights between the passes of the layers. In stages 1 and 2
+    processes sum gradients in the order in which they come, those of a graph all at once: they
+    would have to replay, or not, all in the same step.
+    """
+    return stage == 0 or stage < 3 and num_processes == 1
+
+
 class DeepSpeedEngine:
     """DeepSpeed with a client AdamW: its own Adam would be compiled on first use."""
 
@@ -48,8 +58,9 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed(processes)
         config = configuration(settings, processes.size)
         self.stage = config["zero_optimization"]["stage"]
-        # stage 3 has no weights between the passes of the layers
-        self.captures = capture(model, settings, processes.device) if self.stage < 3 else None
+        self.captures: Captures | None = None
+        if may_replay(self.stage, processes.size):
+            self.captures = capture(model, settings, processes.device)
         self.engine, *_ = deepspeed.initialize(
             model=Loss(model, processes.device, settings.precision, self.captures),
             optimizer=make_optimizer(model, settings),
@@ -88,9 +99,9 @@ class DeepSpeedEngine:
         return {name: self._part(weights[name], tensor) for name, tensor in whole.items()}
 
     def close(self) -> None:
-        self.engine.destroy()
         if self.captures:
             self.captures.close()
+        self.engine.destroy()
 
     def _gather(self, weight: nn.Parameter, part: Tensor) -> Tensor:
         """A whole tensor from equal parts, the last of them padded."""
