@@ -281,21 +281,17 @@ def _noisy_numbers(angle, largest, fields, summary, harmonics, out):
         row[first : first + known] = summary[min(b, len(summary) - 1)]
 
 
-@functools.cache
-def _program(template: Callable) -> Any:
-    return compiled.kept(template, fastmath=FAST)
-
-
-_loaded: set[Callable] = set()
+_programs: dict[Callable, Any] = {}
 
 
 def _run(template: Callable, *arguments: Any) -> None:
-    program = _program(template)
-    if template in _loaded:
-        program(*arguments)
-    else:
-        compiled.load(program, *arguments)
-        _loaded.add(template)
+    """Call what is compiled of a function; the first call of each is that of a comparison."""
+    if template in _programs:
+        _programs[template](*arguments)
+        return
+    program = compiled.kept(template, fastmath=FAST)
+    compiled.load(program, *arguments)
+    _programs[template] = program
 
 
 @functools.lru_cache(maxsize=32)
@@ -392,9 +388,14 @@ class Packed:
     """What was made of the weights of some modules, as long as they are those.
 
     Kept in eval mode alone: an engine may write to weights behind their version.
+
+    Args:
+        make: of the modules.
+        modules: or None.
     """
 
-    def __init__(self, *modules: nn.Module | None):
+    def __init__(self, make: Callable[..., Any], *modules: nn.Module | None):
+        self._make, self._modules = make, modules
         self._owners = [
             owner
             for one in modules
@@ -409,10 +410,10 @@ class Packed:
         """Whether the weights are here, not shared out among processes."""
         return all(one is None or one.numel() for one in self._owners[0]._parameters.values())
 
-    def __call__(self, make: Callable[[], Any]) -> Any:
+    def __call__(self) -> Any:
         if self._owners[0].training:
             self._told = []
-            return make()
+            return self._make(*self._modules)
         weights = [
             weight
             for owner in self._owners
@@ -420,10 +421,10 @@ class Packed:
             if weight is not None
         ]
         if weights[0].is_inference():  # those have no versions
-            return make()
+            return self._make(*self._modules)
         told = [told for one in weights for told in (one.data_ptr(), one._version)]
         if told != self._told:
-            self._made, self._told = make(), told
+            self._made, self._told = self._make(*self._modules), told
         return self._made
 
 
@@ -438,7 +439,6 @@ def usable(x: Tensor) -> bool:
         compiling.on
         and not torch.is_grad_enabled()
         and x.device.type == "cpu"
-        and not x.is_cuda  # as a graph says that is played
         and x.dtype == torch.float32
         and not x.requires_grad
         and not torch.is_autocast_enabled("cpu")

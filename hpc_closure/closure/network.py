@@ -55,14 +55,11 @@ class FourierBlock(nn.Module):
 
     def forward(
         self, x: Tensor, shift: Tensor | None = None, gate: Tensor | None = None
-    ) -> Tensor:
-        """(B, width, n, n); ``shift`` is added before the activation, ``1 + gate`` multiplies."""
-        return self.both(x, shift, gate)[0]
-
-    def both(
-        self, x: Tensor, shift: Tensor | None = None, gate: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Output, and the products (B, products, n, n) beside it."""
+        """Output (B, width, n, n), and the products (B, products, n, n) beside it.
+
+        ``shift`` is added before the activation, ``1 + gate`` multiplies.
+        """
         # one split: a slice of its own would have a gradient of the whole's size, mostly zeros
         sizes = (x.shape[1], self.products, self.products)
         local, one, other = self.local(x).split(sizes, dim=1)
@@ -106,7 +103,7 @@ class Chain:
 
     def __init__(self, lift: Pointwise, blocks: nn.ModuleList, head: Pointwise | None = None):
         self.lift, self.blocks, self.head = lift, blocks, head
-        self._packed = compiled_networks.Packed(lift, blocks, head)
+        self._packed = compiled_networks.Packed(compiled_networks.weights_of, lift, blocks, head)
 
     def __call__(self, network: Layered, x: Tensor, *maps: Tensor) -> Tensor:
         """Fields (B, channels, n, n) of the head.
@@ -118,13 +115,13 @@ class Chain:
         """
         assert self.head is not None
         if self._compiled_for(x):
-            return compiled_networks.chain(self._weights(), x, maps)
+            return compiled_networks.chain(self._packed(), x, maps)
         return self.head(self._by_torch(network, x, maps)[0])
 
     def with_products(self, network: Layered, x: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden fields of a chain without a head, and those followed by the blocks' products."""
         if self._compiled_for(x):
-            outputs = compiled_networks.chain(self._weights(), x, maps)
+            outputs = compiled_networks.chain(self._packed(), x, maps)
             return outputs[:, : len(self.lift.weight)], outputs
         x, products = self._by_torch(network, x, maps)
         return x, torch.cat([x, *products], dim=1)
@@ -136,10 +133,6 @@ class Chain:
         few = size <= compiled_networks.LARGEST_SIDE and block.spectral.by_matrices(size)
         return few and self._packed.whole() and _compiled_and_right(x)
 
-    def _weights(self) -> compiled_networks.Weights:
-        parts = self.lift, self.blocks, self.head
-        return self._packed(lambda: compiled_networks.weights_of(*parts))
-
     def _by_torch(
         self, network: Layered, x: Tensor, maps: tuple[Tensor, ...]
     ) -> tuple[Tensor, list[Tensor]]:
@@ -147,12 +140,11 @@ class Chain:
         x, beside = self.lift(x), []
         every = [one.chunk(2 * len(self.blocks), dim=1) for one in maps]
         for number, block in enumerate(self.blocks):
-            assert isinstance(block, FourierBlock)
             shift, gate = (
                 functools.reduce(torch.add, parts) if parts else None
                 for parts in ([one[2 * number + i] for one in every] for i in (0, 1))
             )
-            x, product = network.through(block.both, x, shift, gate)
+            x, product = network.through(block, x, shift, gate)
             beside.append(product)
         return x, beside
 
@@ -180,12 +172,11 @@ class Perceptrons:
 
     def __init__(self, *nets: nn.Sequential):
         self.nets = nets
-        self._packed = compiled_networks.Packed(*nets)
+        self._packed = compiled_networks.Packed(compiled_networks.perceptron_weights, *nets)
 
     def __call__(self, numbers: Tensor) -> list[Tensor]:
         if self._packed.whole() and _compiled_and_right(numbers):
-            packed = self._packed(lambda: compiled_networks.perceptron_weights(*self.nets))
-            return compiled_networks.perceptrons(packed, numbers)
+            return compiled_networks.perceptrons(self._packed(), numbers)
         return [net(numbers) for net in self.nets]
 
 
@@ -377,8 +368,12 @@ _comparing = threading.Lock()
 def _compare() -> None:
     """Both ways, once in a process, with networks of their own; torch's in double precision."""
     width, modes, layers, size = 5, 2, 2, 6
-    ours = torch.inference_mode(False), torch.no_grad(), torch.device("cpu")
-    with ours[0], ours[1], ours[2], torch.random.fork_rng(devices=[]):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.device("cpu"),
+        torch.random.fork_rng(devices=[]),
+    ):
         torch.manual_seed(0)
         blocks = nn.ModuleList(FourierBlock(width, modes, 3) for _ in range(layers)).float()
         lift, head = Pointwise(2, width).float(), Pointwise(width, 2).float()
