@@ -134,8 +134,6 @@ def test_both_first_pages_tell_the_same_figures_of_the_quickstart():
 
 @pytest.mark.slow
 def test_the_documentation_builds(tmp_path):
-    pytest.importorskip("sphinx")
-    pytest.importorskip("furo")
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", tmp_path],
         cwd=ROOT,

@@ -45,7 +45,6 @@ def test_processes_meet_on_the_first_node_at_another_port_after_a_requeue(progra
 
 def test_a_shell_takes_what_is_printed(tmp_path):
     """With the MPI library that is installed, and a word that a shell would split."""
-    pytest.importorskip("mpi4py")
     line = f'eval "$({sys.executable} -m hpc_closure.rollout.environment)"'
     asked = line + '; echo "$SLURM_MPI_TYPE/$MPIR_CVAR_CH4_NETMOD/$SLURM_WAIT"'
     known = {**os.environ, "MPIR_CVAR_CH4_NETMOD": "", "SLURM_MPI_TYPE": ""}

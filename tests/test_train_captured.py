@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from recorded import Graph, Recorder, play_graphs
-from train_case import losses, small_model, training_data
+from train_case import losses, needs_deepspeed, small_model, training_data
 
 from hpc_closure.closure.fno import Layered
 from hpc_closure.closure.network import ScoreNetwork
@@ -16,9 +16,6 @@ from hpc_closure.train.processes import Processes
 from hpc_closure.work import log
 
 PRESETS = ["default", "fno_score", "one_pass", "published", "trajectory"]
-needs_deepspeed = pytest.mark.skipif(
-    not deepspeed.installed(), reason="DeepSpeed is not installed"
-)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from train_case import losses, small_model, training_data
+from train_case import losses, needs_deepspeed, small_model, training_data
 
 from hpc_closure.bench.training import kept_bytes
 from hpc_closure.experiment.schema import Train
@@ -21,9 +21,6 @@ VARIANTS = {
     2: ["torch:0", "deepspeed:0", "deepspeed:1", "deepspeed:2", "deepspeed:3", "deepspeed:1:2"],
     4: ["torch:0", "deepspeed:0", "deepspeed:1", "deepspeed:2", "deepspeed:3"],
 }
-needs_deepspeed = pytest.mark.skipif(
-    not deepspeed.installed(), reason="DeepSpeed is not installed"
-)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_case import StandIn, run_fit, training_data
+from train_case import StandIn, needs_deepspeed, run_fit, training_data
 
 from hpc_closure.train import checkpoint, deepspeed, engine, metrics, processes
 from hpc_closure.train.processes import Processes
@@ -22,7 +22,6 @@ from hpc_closure.work.stop import Stopped
 
 CASE = Path(__file__).with_name("train_case.py")
 ENGINE = "deepspeed" if deepspeed.installed() else "torch"
-needs_deepspeed = pytest.mark.skipif(ENGINE == "torch", reason="DeepSpeed is not installed")
 
 
 def rows(run: Path) -> list[dict]:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import trajectory_case
 from torch import nn
@@ -24,11 +25,14 @@ from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral.counters import standard_normals
-from hpc_closure.train import processes, trainer
+from hpc_closure.train import deepspeed, processes, trainer
 from hpc_closure.train.trainer import Plan, TrainData, fit
 from hpc_closure.work import log, mpi
 from hpc_closure.work.stop import Stop, Stopped
 
+needs_deepspeed = pytest.mark.skipif(
+    not deepspeed.installed(), reason="DeepSpeed is not installed"
+)
 GRID = 16
 trainer.ROW_EVERY = 1  # the tests compare each step
 
