@@ -63,7 +63,7 @@ CONFIG = [
     ("cluster.executor=pbs", r"cluster.executor='pbs': Input should be 'inline', 'local' or 'sl"),
     (
         "rollout.references=[x]",
-        r"rollout.references.0='x': Input should be 'none', 'oracle', 'mean_gp', 'bare_2x' or",
+        r"rollout.references.0='x': Input should be 'none', 'oracle' or 'mean_gp'",
     ),
     ("name=a/b", r"name='a/b': String should match pattern"),
     # impossible combinations

@@ -64,7 +64,7 @@ def coupled():
         "oracle": start + 0.01 * noise.flip(0),
         "none": (1 + 0.2 * torch.arange(4.0))[None, None, :, None, None] * start[None],
     }
-    costs = {"model": (2.4, 0.31), "oracle": (0.36, 0.31), "none": (0.31, 0.31)}
+    costs = {"model": 2.4, "oracle": 0.36, "none": 0.31}
     return score_coupled(truth, ensembles, [0, 5, 10, 20], LABELS, costs=costs)
 
 

@@ -109,7 +109,7 @@ def test_mean_gp_is_run_stored_and_scored_in_the_coupled_run(experiment):
     table, _ = written(experiment)
     own = select(table, stage="coupled", method="mean_gp", shell=None)
     model = select(table, stage="coupled", method="model", shell=None)
-    skipped = {"cost_ms", "cost_ratio"}
+    skipped = {"cost_ms", "cost_us", "cost_ratio"}
     assert set(own["score"]) == set(model["score"]) - skipped
     assert set(own["lead_time"].dropna()) == {0.1, 0.2}
     stored = CoupledEnsemble(sorted(Run.of(experiment).rollout.glob("*.h5")))
@@ -175,7 +175,7 @@ def test_a_compared_closure_answers_the_same_snapshots_and_starts(experiment, ot
     table, absent = written(both)
     for stage in ("generated", "coupled"):
         part = select(table, stage=stage, shell=None)
-        part = part[~part["score"].isin(["cost_ms", "cost_ratio", "wasserstein1"])]
+        part = part[~part["score"].isin(["cost_ms", "cost_us", "cost_ratio", "wasserstein1"])]
         rows_of = {
             name: part[part["method"] == name].drop(columns="method").reset_index(drop=True)
             for name in ("model", "file", "same", "early", "mean_gp")

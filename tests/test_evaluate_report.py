@@ -92,7 +92,7 @@ def run_rows(p_control=1e-9):
             if lead and method == "model":
                 add(**columns, score="spread_ratio", value=1.01)
                 add(**columns, score="spread_skill", value=0.97)
-    add(stage="coupled", method="model", score="cost_ms", value=1.5)
+    add(stage="coupled", method="model", score="cost_us", value=1.5)
     add(stage="coupled", method="model", score="cost_ratio", value=4.9)
     return frame(records)
 
@@ -144,7 +144,7 @@ def test_report_holds_what_was_run_and_escapes_it(report):
 def test_report_tables_have_methods_down_scores_across_and_reasons(report):
     page = Page(report)
     heads = page.texts["th"]
-    for name in ("error of one sample", "CRPS ratio", "spread ratio", "rank p", "cost [ms]"):
+    for name in ("error of one sample", "CRPS ratio", "spread ratio", "rank p", "cost [us]"):
         assert name in heads
     assert {"model", "oracle", "oracle_x0.95", "physics", "fourier*", "none"} <= set(heads)
     assert "diverged" not in heads  # nobody did
@@ -201,7 +201,10 @@ def test_the_summary_puts_the_references_beside_the_model():
     assert coupled.beside.startswith("the exact law 0.00150, no closure 0.700")
     assert coupled.beside.endswith("350 times nearer than without closure")
     assert spread.model == "1.01 of the true ensemble's and 0.970 of its error"
-    assert (cost.model, cost.beside) == ("1.50 ms", "4.90 times the bare solver")
+    assert (cost.model, cost.beside) == (
+        "1.50 us",
+        "4.90 times the bare solver at its own step",
+    )
 
 
 def test_the_event_asked_for_has_a_line_and_a_table(tmp_path):

@@ -365,7 +365,7 @@ def coupled():
         ensembles,
         [1, 2, 3, 4],
         LABELS,
-        costs={"model": (3.0, 0.5), "none": (0.5, 0.5)},
+        costs={"model": 3.0, "none": 0.5},
     )
 
 

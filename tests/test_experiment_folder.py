@@ -52,5 +52,5 @@ def test_root_is_absolute():
 
 
 def test_unknown_stage(tmp_path):
-    with pytest.raises(ValueError, match="'trian' is none of generate, replicas, train"):
+    with pytest.raises(ValueError, match="'trian' is none of generate, pilot, replicas, train"):
         Run(tmp_path).folder("trian")

@@ -21,10 +21,12 @@ base: subgrid_backscatter_quick
 name: small
 root: {root}
 physics: {{noise: {{wavenumber: 12}}, initial: {{energy: 0.01}}}}
-generate: {{grid: 40, members: 8, t_end: 2.4, record: {{start: 0.5, grid: 20}}}}
+generate: {{grid: 40, members: 8, t_end: 2.4, interval: 25,
+           record: {{start: 0.5, every: 0.1, grid: 20}}}}
+reduced: {{step: 1}}
 train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4}}
 replicas: {{members: 4, pinned: 1.0}}
-rollout: {{members: 3, cases: 2, t_start: 2.0, t_end: 2.4}}
+rollout: {{members: 3, cases: 2, t_start: 2.0, t_end: 2.4, every: 0.1, interval: 25, rungs: []}}
 evaluate: {{lead_times: [0.1, 0.4], samples: 8, members: 4, formats: []}}
 cluster: {{members_per_block: 8, device: cpu, threads: 1}}
 """

@@ -66,5 +66,6 @@ def test_the_closures_share_is_over_the_reduced_solvers_own_tendency():
         dimensions=2,
         read=lambda m, t, name: fields[name][m],
     )
-    assert summary.share(experiment, data).startswith("closure: 0.25 times the reduced solver's")
-    assert len(summary.lines(experiment, data)) == 1
+    said = summary.share(experiment, data, 1)
+    assert said.startswith("closure: 0.25 times the reduced solver's")
+    assert len(summary.lines(experiment, data, 1)) == 1

@@ -23,7 +23,8 @@ from hpc_closure.closure.interface import Request
 from hpc_closure.closure.replayed import Replayed
 from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.data.samples import Share, TrainingSet
-from hpc_closure.experiment.schema import Rollout, Train
+from hpc_closure.experiment.choices import Choice
+from hpc_closure.experiment.schema import Rollout, Rung, Train
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.spectral.device_draws import DeviceDraws
 from hpc_closure.spectral.problem import Problem
@@ -201,10 +202,18 @@ def test_a_coupled_interval_with_its_references(played):
     with played.off():
         model = trajectory_case.fitted("convolutional").eval()
     cases, rows = [0, 1], [(case, member) for case in (0, 1) for member in range(3)]
-    settings = Rollout(interval=trajectory_case.INTERVAL, references=("none", "bare_2x"))
+    settings = Rollout(interval=trajectory_case.INTERVAL, references=("none",))
+    rungs = [(Rung(grid=2 * trajectory_case.GRID), Choice(1, 0.1))]
     memory = Memory(previous=trajectory_case.PREVIOUS)
     coupling = Coupling(
-        trajectory_case.PROBLEM, "subgrid", trajectory_case.GRID, 7, settings, memory, DEVICE
+        trajectory_case.PROBLEM,
+        "subgrid",
+        trajectory_case.GRID,
+        7,
+        settings,
+        memory,
+        DEVICE,
+        rungs=rungs,
     )
     run = CoupledRun(coupling, Direct(move(model)), rows, cases)
     fields = np.zeros((len(cases), trajectory_case.GRID, trajectory_case.GRID))

@@ -10,6 +10,7 @@ import torch
 from hpc_closure.closure import draws
 from hpc_closure.closure.exact import ExactLaw
 from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
+from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
 from hpc_closure.rollout import coupling
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
@@ -46,9 +47,9 @@ def coupled(closure, rows, cases=(7,), *, interval=5, seed=3, memory=Memory(), *
     """A coupled run of PROBLEM; ``problem`` and the keys of ``rollout`` in ``settings``."""
     problem = settings.pop("problem", PROBLEM)
     rollout = Rollout(interval=interval, **settings)
-    return CoupledRun(
-        Coupling(problem, "diffusion", 32, seed, rollout, memory), closure, rows, cases
-    )
+    rungs = [(rung, Choice(1, 0.1)) for rung in rollout.rungs]
+    run = Coupling(problem, "diffusion", 32, seed, rollout, memory, rungs=rungs)
+    return CoupledRun(run, closure, rows, cases)
 
 
 def start_state(steps=200):
@@ -473,7 +474,8 @@ def test_what_draws_nothing_is_run_once_for_all_members(monkeypatch, last):
     settings = {
         "problem": problem,
         "memory": Memory(previous=1),
-        "references": ("none", "bare_2x"),
+        "references": ("none",),
+        "rungs": ({"grid": 64},),
         "last_closures": last,
     }
     states = np.concatenate([start_state(), start_state(50)])
@@ -487,12 +489,13 @@ def test_what_draws_nothing_is_run_once_for_all_members(monkeypatch, last):
 
     once = run()
     simulated = {name: len(one.members) for name, one in once.simulations.items()}
-    assert simulated == {"model": 2 if last == "own" else 5, "none": 2, "bare_2x": 2, "truth": 2}
+    number = 2 if last == "own" else 5
+    assert simulated == {"model": number, "none": 2, "rung_64_empty": 2, "truth": 2}
     monkeypatch.setattr(coupling, "has_noise", lambda config: True)
     plain = coupling.Rows.of
     monkeypatch.setattr(coupling.Rows, "of", lambda rows, cases, drawn: plain(rows, cases, True))
     every = run()
-    assert len(every.simulations["bare_2x"].members) == 5
+    assert len(every.simulations["rung_64_empty"].members) == 5
     for name, field in every.fields().items():
         assert torch.equal(once.fields()[name], field)
     differ = not torch.equal(field_of(once)[1], field_of(once)[2])
@@ -545,7 +548,7 @@ def test_mean_gp_reads_its_own_past_also_after_a_restart():
 def test_states_before_the_start_are_read_between_the_stored_ones():
     seen = {}
     run = SimpleNamespace(memory=Memory(2, 4, previous=1), cases=[0])
-    run.start = lambda state, step, earlier, closures: seen.update(
+    run.start = lambda state, step, earlier, closures, known: seen.update(
         state=state, step=step, earlier=list(earlier), closures=closures
     )
     data = SimpleNamespace(

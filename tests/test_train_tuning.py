@@ -17,11 +17,14 @@ from hpc_closure.work.stop import Stop, Stopped
 TRUE = CONSTANTS[6]
 SETTINGS = """
 base: subgrid_backscatter_quick
-generate: {grid: 64, members: 8, dt: 4e-3, t_end: 46, record: {grid: 32, start: 45.0}}
+generate: {grid: 64, members: 8, dt: 4e-3, t_end: 46, interval: 25,
+           record: {grid: 32, start: 45.0, every: 0.1}}
+reduced: {step: 1}
 model: {preset: smagorinsky, conditions: {previous: 0}}
 train: {split: [0.25, 0.5, 0.25]}
 replicas: {members: 0}
-rollout: {cases: 1, last_closures: own, t_start: 45, t_end: 46}
+rollout: {cases: 1, last_closures: own, t_start: 45, t_end: 46, every: 0.1, interval: 25,
+          rungs: []}
 evaluate: {lead_times: [1]}
 """
 
@@ -41,7 +44,7 @@ class Trajectories:
         for _ in range(self.calls):
             state = resize(simulation.state, model.band.modes)
             tendency = resize(model.tendency(state, [TRUE]), simulation.grid.modes)
-            advance_with(simulation, "subgrid", experiment.rollout.interval, tendency)
+            advance_with(simulation, "subgrid", 0.1, tendency)
             fields.append(simulation.transform.to_physical(simulation.state))
         self.fields = torch.stack(fields, 1).numpy()
         self.times = experiment.rollout.t_start + 0.1 * np.arange(self.calls + 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_closure.closure.header import read_header, shipped
+from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.models import FUNCTIONAL
 from hpc_closure.experiment.schema import Experiment
@@ -74,6 +75,12 @@ def check_fits(path: Path, experiment: Experiment, key: str) -> None:
         raise ValueError(
             f"{key}: its closure is what a solver on {header.size}^2 lacks, the experiment's "
             f"on {experiment.train_grid}^2: train on that grid"
+        )
+    made, wanted = header.target.get("stride", 1), Choices(experiment).stride
+    if made != wanted:
+        raise ValueError(
+            f"{key}: its closure is what a solver lacks that takes {made} step(s) of the DNS in "
+            f"one, the experiment's takes {wanted}: set reduced.step, or train again"
         )
     least = smallest_grid(header.size)
     for grid in (experiment.train_grid, *experiment.score_grids):

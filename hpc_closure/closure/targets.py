@@ -8,10 +8,11 @@
     U = H = -(u . grad w) + beta xi.
 ``subgrid``
     the defect of the map that the reduced solver runs, U = [K v(t + D) - Phi_D(K v(t))] / D with
-    D = interval * dt, Phi the reduced solver and K the cut to its retained modes.
+    D = interval * dt, Phi the reduced solver, which takes steps of its own, and K the cut to its
+    retained modes.
 
-For ``interval`` m > 1 the first two are means over the m coming steps. All functions take and give
-retained spectra.
+For ``interval`` m > 1 the first two are means over the m coming steps. Intervals and strides count
+steps of the full system. All functions take and return retained spectra.
 """
 
 from collections.abc import Callable
@@ -27,40 +28,50 @@ from hpc_closure.spectral.traced_solver import TracedSolver
 QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
 
 
-def reduced_problem(problem: Problem, grid: int, kind: str) -> Problem:
-    """What the reduced solver runs, M~: without the term that the closure supplies."""
+def reduced_problem(problem: Problem, grid: int, kind: str, stride: int = 1) -> Problem:
+    """What the reduced solver runs, M~: without the term that the closure supplies.
+
+    Args:
+        problem: the full system.
+        grid: points per side of the reduced solver.
+        kind: of the closure.
+        stride: steps of the full system that one step of the reduced solver takes (subgrid).
+    """
     if kind in REMOVABLE:
         return problem.replace(grid=grid, removed=kind)
-    return problem.replace(grid=grid, noise={"kind": "none"})
+    return problem.replace(grid=grid, dt=stride * problem.dt, noise={"kind": "none"})
 
 
 def advance_with(
-    simulation: Simulation, kind: str, steps: int, tendency_hat: torch.Tensor
+    simulation: Simulation, kind: str, span: float, tendency_hat: torch.Tensor
 ) -> None:
-    """Advance the reduced solver by ``steps`` under a closure (B, ...) that is held.
+    """Advance the reduced solver by a time ``span`` under a closure (B, ...) that is held.
 
-    The subgrid target is the defect of the reduced map, so it is added after that map.
+    The subgrid target is the defect of the reduced map, so it is added after that map, and the
+    map is the one that the target was taken of: its scheme begins anew in every interval.
     """
+    steps = simulation.problem.steps_in(span)
     if kind in REMOVABLE:
         simulation.advance(steps, tendency_hat=tendency_hat)
     else:
-        simulation.advance(steps)
-        simulation.state.add_(tendency_hat, alpha=steps * simulation.problem.dt)
+        simulation.forget().advance(steps)
+        simulation.state.add_(tendency_hat, alpha=span)
 
 
 def traced_with(
     solver: TracedSolver,
     kind: str,
-    steps: int,
+    span: float,
     state: torch.Tensor,
     tendency_hat: torch.Tensor,
     past: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`advance_with`, with gradients: what the solver's ``advance`` gives."""
+    """As :func:`advance_with`, with gradients; returns the state and what the scheme keeps."""
+    steps = solver.problem.steps_in(span)
     if kind in REMOVABLE:
         return solver.advance(state, steps, tendency_hat, past)
-    state, past = solver.advance(state, steps, None, past)
-    return state + tendency_hat * (steps * solver.problem.dt), past
+    state, _ = solver.advance(state, steps)
+    return state + tendency_hat * span, None
 
 
 def quoted(closure, kind: str):
@@ -87,7 +98,7 @@ class Target:
 
     Args:
         kind: diffusion, convection or subgrid.
-        interval: solver steps one target stands for.
+        interval: steps of the full system that one target stands for.
         reduced: the problem that the reduced solver runs (subgrid only).
     """
 
@@ -128,8 +139,9 @@ class Target:
             self._solver = Simulation(
                 self.reduced, simulation.members, simulation.seed, device=simulation.device
             )
+        span = self.interval * simulation.problem.dt
         reduced = self._solver.load_state(simulation.step_index, start)
-        reduced.advance(self.interval)
+        reduced.advance(self.reduced.steps_in(span))
         advance(self.interval)
         end = resize(gather(simulation.state), modes, simulation.grid.dimensions)
-        return (end - reduced.state) / (self.interval * simulation.problem.dt)
+        return (end - reduced.state) / span

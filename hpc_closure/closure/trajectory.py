@@ -66,9 +66,10 @@ class Trajectories:
         problem: the full system.
         grid: points per side of the reduced solver, and of the training fields.
         kind: of the closure.
-        interval: solver steps that a draw is held, as the targets are.
+        interval: steps of the full system that a draw stands for, as the targets do.
         members: of each ensemble.
         energy: weight of the errors of the energy.
+        stride: steps of the full system in one of the reduced solver's.
     """
 
     def __init__(
@@ -79,9 +80,12 @@ class Trajectories:
         interval: int,
         members: int,
         energy: float = 0.0,
+        stride: int = 1,
     ):
-        self.problem = reduced_problem(problem, grid, kind).replace(precision="float32")
-        self.kind, self.interval, self.members, self.energy = kind, interval, members, energy
+        reduced = reduced_problem(problem, grid, kind, stride)
+        self.problem = reduced.replace(precision="float32")
+        self.kind, self.span = kind, interval * problem.dt
+        self.members, self.energy = members, energy
         self._solver: TracedSolver | None = None
 
     def solver(self, device: torch.device) -> TracedSolver:
@@ -140,7 +144,7 @@ class Trajectories:
             earlier.appendleft(state)
             drawn.appendleft(closure)
             now, held = (from_row(one, sides) for one in (state, closure))
-            now, past = traced_with(solver, self.kind, self.interval, now, held, past)
+            now, past = traced_with(solver, self.kind, self.span, now, held, past)
             state = as_row(now, sides)
             out.append(state)
         return torch.stack(out).unflatten(1, (members, len(numbers)))

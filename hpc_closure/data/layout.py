@@ -12,6 +12,7 @@
     /t1_fields           velocity: (B, T, n, n, 2)
     /filtered            one (B, T, m, m) field per filter, on its own grid
     /references          truth, none: (cases, T, n, n), in a rollout
+    /whole               vorticity of the DNS on its own grid at whole_time: (cases, W, N, N)
     /series              one (B, S) or (B, S, shells) series per diagnostic, at series_time
     /restart             what the solver needs to go on from the last stored time
 """
@@ -45,6 +46,21 @@ class SeriesLayout:
 
 
 @dataclass(frozen=True)
+class WholeLayout:
+    """States of the starts with all modes of the DNS, at a few times.
+
+    Attributes:
+        times: (W,).
+        cases: number of starts.
+        grid: points per side of the DNS.
+    """
+
+    times: np.ndarray
+    cases: int
+    grid: int
+
+
+@dataclass(frozen=True)
 class Layout:
     """The data sets of a block.
 
@@ -60,6 +76,7 @@ class Layout:
         scalars: names of the (B, T) diagnostics.
         references: rows by name of fields that are not one per member, (rows, T, n, n).
         series: diagnostics with a time axis of their own.
+        whole: states of the starts with all modes.
     """
 
     members: Sequence[int]
@@ -73,6 +90,7 @@ class Layout:
     scalars: Sequence[str] = ()
     references: Mapping[str, int] = field(default_factory=dict)
     series: SeriesLayout | None = None
+    whole: WholeLayout | None = None
 
     @property
     def sides(self) -> list[str]:
@@ -93,6 +111,10 @@ class Layout:
             for name, width in self.series.widths.items():
                 more = (width,) if width else ()
                 shapes[f"series/{name}"] = (len(self.members), len(self.series.times), *more)
+        if self.whole is not None:
+            whole, points = self.whole, (self.whole.grid,) * self.dimensions
+            place = f"whole/{STATES[self.dimensions]}"
+            shapes[place] = (whole.cases, len(whole.times), *points)
         return shapes
 
     def axes(self) -> dict[str, np.ndarray]:
@@ -100,6 +122,7 @@ class Layout:
         return {
             "time": self.times,
             **({} if self.series is None else {"series_time": self.series.times}),
+            **({} if self.whole is None else {"whole_time": self.whole.times}),
         }
 
     def is_of(self, file) -> bool:
@@ -120,7 +143,7 @@ class Layout:
 def _shapes_in(file) -> dict[str, tuple[int, ...]]:
     return {
         f"{group}/{name}": dataset.shape
-        for group in (*SNAPSHOTS, "series")
+        for group in (*SNAPSHOTS, "series", "whole")
         for name, dataset in file.get(group, {}).items()
     }
 
@@ -196,6 +219,12 @@ def _check_shapes(file, path: Path, shape: tuple[int, int], sides: int) -> None:
         fits = _is_floats(moments, 1) and hasattr(values, "dtype")
         fits = fits and values.shape[:2] == (shape[0], len(moments))
         expect(path, fits, f"series/{name} is not of {shape[0]} members and its times")
+
+    moments = file.get("dimensions/whole_time")
+    for name, values in file.get("whole", {}).items():
+        fits = _is_floats(moments, 1) and _is_floats(values, 2 + sides)
+        fits = fits and values.shape[1] == len(moments)
+        expect(path, fits, f"whole/{name} is not of its times")
 
 
 def _is_floats(values, ndim: int) -> bool:

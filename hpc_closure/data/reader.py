@@ -13,8 +13,9 @@ from hpc_closure.work.hdf5 import hdf5_errors, open_hdf5
 from hpc_closure.work.header import BLOCK
 
 OPEN_FILES = 64  # of a data set at once
-# ensembles of a rollout beside the model's
-BESIDE = ("oracle", "mean_gp", "bare_2x", "bare_4x")
+# ensembles of a rollout beside the model's and the rungs'
+BESIDE = ("oracle", "mean_gp")
+RUNG = "rung_"  # how the names of bare solvers on other grids begin
 
 
 class DataSet:
@@ -156,8 +157,10 @@ class CoupledEnsemble:
         members: members that every case has.
         times: stored times, (T,).
         start: time from which a lead counts: the first one, of replicas that of their release.
-        names: what can be read: ``model``, ``truth`` and, where they ran, ``none`` and those of
-            BESIDE; of replicas ``closure``.
+        names: what can be read: ``model``, ``truth`` and, where they ran, ``none``, those of
+            BESIDE and the rungs; of replicas ``closure``.
+        rungs: names of the rungs, in the order of the file.
+        whole_times: times at which the starts are stored with all modes; empty without.
         seconds: wall seconds by part, summed over the blocks.
         member_steps: solver steps times trajectories.
     """
@@ -186,10 +189,14 @@ class CoupledEnsemble:
                 self.start = float(file.attrs.get("released", header.times[0]))
                 there = {"model"}
                 there |= {name for name, where in self.FIELDS.items() if where in file}
+                self.rungs = [name for name in file["t0_fields"] if name.startswith(RUNG)]
+                there |= set(self.rungs)
+                self.whole_times = file.get("dimensions/whole_time", np.empty(0))[:]
                 there |= {name for name in self.REFERENCES if f"references/{name}" in file}
                 names = there if names is None else names & there
                 self._add_cost(header, float(file.attrs["dt"]))
         self.times, self.names = min(times, key=len), names or set()
+        self.rungs = [name for name in self.rungs if name in self.names]
         self.take(sorted(self._cases))
 
     def take(self, cases: Sequence[int]) -> None:
@@ -224,7 +231,26 @@ class CoupledEnsemble:
         return _with_row(read, self.dimensions)
 
     def _path(self, name: str) -> str:
-        return f"t0_fields/{STATES[self.dimensions]}" if name == "model" else self.FIELDS[name]
+        if name == "model":
+            return f"t0_fields/{STATES[self.dimensions]}"
+        return self.FIELDS.get(name, f"t0_fields/{name}")
+
+    def read_whole(self, case: int, time: float) -> np.ndarray:
+        """State of a start with all modes of the DNS, (N, N), or (1, N) on a line.
+
+        Raises:
+            ValueError: it was not stored.
+        """
+        path, row = self._cases[case]
+        near = np.flatnonzero(np.abs(self.whole_times - time) < 1e-6 * max(1.0, abs(time)))
+        if not len(near):
+            raise ValueError(
+                f"{path}: the state of start {case} with all modes at t = {time:g} is not there: "
+                f"remove {path.parent}, and run `hpc-closure generate` again"
+            )
+        with open_hdf5(path) as file:
+            values = file["whole"][STATES[self.dimensions]][row, near[0]]
+        return _with_row(values, self.dimensions)
 
     def read_case(self, name: str, case: int, index: int) -> np.ndarray:
         """A field of the ensemble of one case at time ``index``, (M, n, n)."""

@@ -144,6 +144,11 @@ class BlockWriter:
         for name, values in entries.items():
             self.file["series"][name][:, index] = values
 
+    def write_whole(self, index: int, states: np.ndarray) -> None:
+        """Store states of the starts with all modes, (cases, N, N), at whole time ``index``."""
+        (dataset,) = self.file["whole"].values()
+        dataset[:, index] = _whole_or_nan(states)
+
     def go_on_from(self, product: Path) -> tuple[int, dict]:
         """Take what a finished block of the same members and a nearer end holds.
 
@@ -153,7 +158,10 @@ class BlockWriter:
         with open_hdf5(product) as source:
             count = len(source["dimensions/time"])
             for name in self.layout.shapes():
-                stop = source[name].shape[1] if name.startswith("series/") else count
+                there = f"it has no {name}: remove it, and generate again"
+                expect(product, name in source, there)
+                own_times = name.startswith(("series/", "whole/"))
+                stop = source[name].shape[1] if own_times else count
                 self.file[name][:, :stop] = source[name][:, :stop]
             return count, {name: values[()] for name, values in source["restart"].items()}
 

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import layout_name
-from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble
-from hpc_closure.evaluate import compare
+from hpc_closure.evaluate import compare, costs
 from hpc_closure.evaluate.climate import Climate, Flow
 from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.forecast import Forecast, Truth
@@ -95,14 +94,13 @@ def score_run(inputs: Inputs) -> Scored | None:
     found = {one.name: compare.coupled(one, experiment, ensemble) for one in inputs.chosen}
     beside = {name: one for name, one in found.items() if isinstance(one, CoupledEnsemble)}
     refused = {name: one for name, one in found.items() if isinstance(one, str)}
-    names = [name for name in ("none", *BESIDE) if name in ensemble.names]
+    names = [name for name in ("none", *BESIDE, *ensemble.rungs) if name in ensemble.names]
     beside_it = {name: reader(name) for name in names}
     truth = reader("truth")
     if inputs.replicas is not None and set(ensemble.cases) <= set(inputs.replicas.cases):
         inputs.replicas.take(ensemble.cases)  # the first stands for the truth
         truth = reader("model", inputs.replicas, slice(1))
         beside_it["oracle"] = reader("model", inputs.replicas, slice(1, None))
-    bare, own = _costs(ensemble)
     scored = score_coupled(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
@@ -113,18 +111,9 @@ def score_run(inputs: Inputs) -> Scored | None:
         },
         leads,
         labels,
-        costs={
-            "none": (bare, bare),
-            **{
-                name: (1e3 * ensemble.seconds[name] / max(ensemble.member_steps, 1.0), bare)
-                for name in names
-                if name in ensemble.seconds
-            },
-            inputs.model: (own, bare),
-            **{name: _costs(theirs)[::-1] for name, theirs in beside.items()},
-        },
+        costs=costs.measure(inputs),
         seed=experiment.evaluate.seed,
-        flow=Flow(reduced_problem(experiment.problem, experiment.train_grid, inputs.target)),
+        flow=Flow(inputs.reduced(experiment.train_grid)),
     )
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
@@ -142,15 +131,6 @@ def score_run(inputs: Inputs) -> Scored | None:
     scored.absent = absent_references(inputs, list(beside_it))
     scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
     return scored
-
-
-def _costs(ensemble: CoupledEnsemble) -> tuple[float, float]:
-    """Milliseconds per member and solver step: of the bare solver, and with the closure."""
-    steps = max(ensemble.member_steps, 1.0)
-    solver, closure = (
-        1e3 * ensemble.seconds.get(part, 0.0) / steps for part in ("solver", "closure")
-    )
-    return solver, solver + closure
 
 
 def absent_references(inputs: Inputs, names: Sequence[str]) -> list[Absent]:
@@ -171,7 +151,7 @@ def score_coupled(
     lead_times: Sequence[float],
     labels: Labels,
     *,
-    costs: Mapping[str, tuple[float, float]] | None = None,
+    costs: Mapping[str, float] | None = None,
     seed: int = 0,
     flow: Flow | None = None,
 ) -> Scored:
@@ -183,8 +163,7 @@ def score_coupled(
             n), which need not hold all times at once. M = 1 is a point forecast.
         lead_times: (L,) times since the start, increasing.
         labels: columns of the rows: ``closure`` and what else applies.
-        costs: method -> milliseconds per member and solver step, and those of the bare solver
-            in the same run.
+        costs: method -> microseconds per member and time unit, the bare solver's as ``none``.
         seed: of ties and pixels.
         flow: what measures the long-time statistics; without it, or the method ``none``, there are
             none.
@@ -258,10 +237,9 @@ def score_coupled(
             law = torch.cat(pools["truth"])
             scored.add(**own, score="wasserstein1", value=wasserstein1(pool, law) / law.std())
         if costs and method in costs:
-            spent, bare = costs[method]
-            scored.add(**own, score="cost_ms", value=spent)
-            if bare:
-                scored.add(**own, score="cost_ratio", value=spent / bare)
+            scored.add(**own, score="cost_us", value=costs[method])
+            if "none" in costs:
+                scored.add(**own, score="cost_ratio", value=costs[method] / costs["none"])
     for method, columns in joint_scores(joint, times, blocks):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     if climate is not None:

@@ -32,8 +32,6 @@ STYLES = {
     "physics": ("#009E73", "-.", "D"),
     "fourier": ("#56B4E9", "--", "P"),
     "climatology": ("#CC79A7", "-.", "X"),
-    "bare_4x": ("#1B7837", "-.", ">"),
-    "bare_2x": ("#B15928", "-.", "<"),
     "none": ("#777777", ":", "^"),
 }
 IN_WORDS = {"oracle": "exact law", "mean_gp": "no generator"}
@@ -516,31 +514,32 @@ def _log_axis(axis) -> None:
 
 
 def cost(rows: DataFrame) -> Figure:
-    """Milliseconds per closure sample and per coupled member step, a bar for each method.
+    """Cost of a closure sample, and of a coupled member and time unit, a bar for each method.
 
     Args:
-        rows: any rows; those with the score ``cost_ms`` are drawn.
+        rows: any rows; those with the scores ``cost_ms`` and ``cost_us`` are drawn.
     """
     costs = []
-    for stage, title in (
-        ("generated", "one closure sample"),
-        ("coupled", "one member, one solver step"),
+    for stage, score, title, unit in (
+        ("generated", "cost_ms", "one closure sample", "ms"),
+        ("coupled", "cost_us", "one member, one time unit", "us"),
     ):
-        measured = select(rows, stage=stage, score="cost_ms")
+        measured = select(rows, stage=stage, score=score)
         if len(measured):
-            costs.append((title, dict(zip(measured["method"], measured["value"], strict=True))))
+            bars = dict(zip(measured["method"], measured["value"], strict=True))
+            costs.append((title, unit, bars))
     with _style():
-        size = (4.6 * len(costs), 1.1 + 0.3 * max(len(bars) for _, bars in costs))
+        size = (4.6 * len(costs), 1.1 + 0.3 * max(len(bars) for *_, bars in costs))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(1, len(costs), squeeze=False)[0]
-        for axis, (title, values) in zip(axes, costs, strict=True):
+        for axis, (title, unit, values) in zip(axes, costs, strict=True):
             names = sort_methods(values)[::-1]
             widths = [values[name] for name in names]
             colours = [method_style(name, names)["color"] for name in names]
             bars = axis.barh(names, widths, color=colours, height=0.62)
             labels = [format_value("cost_ms", value) for value in widths]
             axis.bar_label(bars, labels, padding=3, fontsize=8.5)
-            axis.set(title=title, xlabel="wall time [ms]", xscale="log")
+            axis.set(title=title, xlabel=f"wall time [{unit}]", xscale="log")
             axis.set_xlim(min(widths) / 2, max(widths) * 6)
             axis.grid(axis="y", visible=False)
     return figure

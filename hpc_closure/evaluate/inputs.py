@@ -15,7 +15,9 @@ from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.budget import Origin
 from hpc_closure.evaluate.climate import Flow
 from hpc_closure.evaluate.rows import GRANTED
+from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.problem import Problem
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
 
@@ -63,6 +65,7 @@ class Inputs:
 
     def __init__(self, experiment: Experiment, session: Session):
         self.experiment, self.run, self.stop = experiment, session.run, session.stop
+        self.device = session.device
         self.closure = hpc_closure.load(self.run.model).to(session.device)
         self.chosen = compare.chosen(experiment)
         self.compared = {
@@ -150,12 +153,17 @@ class Inputs:
             keys,
         )
 
+    def reduced(self, grid: int) -> Problem:
+        """What the reduced solver runs on a grid, with its own step."""
+        stride = Choices(self.experiment).stride
+        return reduced_problem(self.experiment.problem, grid, self.target, stride)
+
     def origin(self, snapshots: Snapshots) -> Origin:
         """Where snapshots are from, with the states to which the reduced solver takes them."""
         problem, interval = self.experiment.problem, self.experiment.generate.interval
-        flow = Flow(reduced_problem(problem, snapshots.states.shape[-1], self.target))
-        states = flow.after(snapshots.states, interval)
-        return Origin(snapshots.trajectories, states, interval * problem.dt)
+        reduced, span = self.reduced(snapshots.states.shape[-1]), interval * problem.dt
+        states = Flow(reduced).after(snapshots.states, reduced.steps_in(span))
+        return Origin(snapshots.trajectories, states, span)
 
     def closures_of_replicas(self, key: tuple[int, int], grid: int) -> Tensor:
         """(M, n, n) at a snapshot; the first stands for the truth, the others are the oracle."""

@@ -42,7 +42,8 @@ Scores, with what they need:
                             ``growth_50``; beside ``none``
                             ``similarity_energy_spectrum`` and so on, see
                             :mod:`~hpc_closure.evaluate.climate`
-    timed                   ``cost_ms``
+    timed                   ``cost_ms`` of a sample (generated), ``cost_us`` of a member and time
+                            unit (coupled)
 
 What could not be scored at all (no exact law, no sensors) stands beside the rows as notes with
 reasons, see :class:`Absent`.
@@ -86,10 +87,9 @@ METHODS = (
     "physics",
     "fourier",
     "climatology",
-    "bare_4x",
-    "bare_2x",
     "none",
 )
+RUNG = "rung_"  # bare solvers on finer grids, printed before "none"
 # the model's name where conditions.physics grants it an estimate of the closure
 GRANTED = "model+physics"
 MODELS = ("model", GRANTED)
@@ -185,6 +185,8 @@ def sort_methods(names: Iterable[str]) -> list[str]:
     def position(name: str) -> float:
         if name in METHODS:
             return METHODS.index(name)
+        if name.startswith(RUNG):
+            return METHODS.index("none") - 0.5
         return METHODS.index("oracle" if name.startswith("oracle") else "model") + 0.5
 
     return sorted(dict.fromkeys(names), key=position)

@@ -282,14 +282,14 @@ class Answers:
             yield Line("Spread of that ensemble at the last lead time", " and ".join(parts))
 
     def cost(self) -> Iterator[Line]:
-        cost, ratio = self.row("cost_ms"), self.row("cost_ratio")
+        cost, ratio = self.row("cost_us"), self.row("cost_ratio")
         if cost is not None:
             beside = ""
             if ratio is not None:
-                beside = f"{format_value('cost_ratio', ratio.value)} times the bare solver"
-            yield Line(
-                "Cost of a member step", f"{format_value('cost_ms', cost.value)} ms", beside
-            )
+                times = format_value("cost_ratio", ratio.value)
+                beside = f"{times} times the bare solver at its own step"
+            spent = format_value("cost_us", cost.value)
+            yield Line("Cost of a member and time unit", f"{spent} us", beside)
 
     def event(self) -> Iterator[Line]:
         time = self.last("probability")

@@ -4,9 +4,6 @@ from hpc_closure.experiment.models import FUNCTIONAL, NETWORKS, UNTRAINED, resol
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.resolution import retained_modes, smallest_grid
 
-# bare solvers beside a subgrid closure: how many times its points per side they have
-FINER = {"bare_2x": 2, "bare_4x": 4}
-
 
 def check(experiment) -> None:
     """Raise ValueError when the sections do not fit together."""
@@ -20,6 +17,7 @@ def check(experiment) -> None:
     _check_training(experiment)
     _check_model(experiment)
     _check_rollout(experiment)
+    _check_reduced(experiment)
     _check_replicas(experiment)
     _check_sensors(experiment)
 
@@ -322,15 +320,6 @@ def _check_rollout(experiment) -> None:
             f"rollout.t_end={rollout.t_end:g} is after generate.t_end={generate.t_end:g}, but "
             "the truth of closure subgrid is the stored DNS: lower it or generate longer"
         )
-    for name, factor in FINER.items():
-        if name in rollout.references and (
-            generate.closure != "subgrid" or factor * experiment.train_grid > generate.grid
-        ):
-            raise ValueError(
-                f"rollout.references: {name} is the bare solver on "
-                f"{factor * experiment.train_grid}^2 points; that is for closure subgrid, and at "
-                f"most the {generate.grid}^2 of the DNS"
-            )
     if rollout.t_end <= rollout.t_start:
         raise ValueError(
             f"rollout.t_end={rollout.t_end} must be after rollout.t_start={rollout.t_start}"
@@ -349,6 +338,87 @@ def _check_rollout(experiment) -> None:
                 f"evaluate.lead_times: {lead:g} is beyond the horizon {horizon:g} of rollout"
             )
         _check_steps("evaluate.lead_times", lead, rollout.every)
+
+
+def _check_reduced(experiment) -> None:
+    """The reduced solver's step, and the bare solvers beside it."""
+    generate, rollout, step = (
+        experiment.generate,
+        experiment.rollout,
+        experiment.reduced.step,
+    )
+    subgrid = generate.closure == "subgrid"
+    if not subgrid:
+        for key, there in (
+            ("reduced.step", step != 1),
+            ("rollout.rungs", bool(rollout.rungs)),
+        ):
+            if there:
+                raise ValueError(
+                    f"{key} is for closure subgrid, generate.closure is {generate.closure}: "
+                    "remove it"
+                )
+        return
+    steps = {
+        "reduced.step": step,
+        **{f"step of {one.name}": one.step for one in rollout.rungs},
+    }
+    for key, value in steps.items():
+        if value != "auto" and generate.interval % value:
+            divisors = [n for n in range(1, generate.interval + 1) if generate.interval % n == 0]
+            raise ValueError(
+                f"{key}={value} does not divide generate.interval={generate.interval}: one of "
+                f"{', '.join(map(str, divisors))}, or auto"
+            )
+    if generate.cfl and (experiment.needs_pilot or step != 1):
+        raise ValueError(
+            f"generate.cfl={generate.cfl:g}: steps are found and taken as multiples of one; "
+            "remove it, or set reduced.step to 1 and the steps of rollout.rungs"
+        )
+    _check_steps("pilot.watched", experiment.watched, generate.interval * generate.dt)
+    if experiment.needs_pilot and experiment.watched > rollout.t_start + 1e-9:
+        raise ValueError(
+            f"pilot.watched={experiment.watched:g} begins before t = 0: at most "
+            f"rollout.t_start={rollout.t_start:g}"
+        )
+    for rung in rollout.rungs:
+        _check_rung(experiment, rung)
+
+
+def _check_rung(experiment, rung) -> None:
+    generate, rollout, past = (
+        experiment.generate,
+        experiment.rollout,
+        experiment.past_of(rung),
+    )
+    if not experiment.train_grid <= rung.grid <= generate.grid:
+        raise ValueError(
+            f"rollout.rungs: {rung.name} has {rung.grid} points a side; expected at least the "
+            f"reduced solver's {experiment.train_grid} and at most the DNS's {generate.grid}"
+        )
+    if rung.start != "empty" and not experiment.replicas.members:
+        raise ValueError(
+            f"rollout.rungs: {rung.name} needs the starts' unresolved modes, which the replicas "
+            "keep: set replicas.members, or its start to empty"
+        )
+    if past:
+        if generate.record.burst > 1:
+            raise ValueError(
+                f"rollout.rungs: {rung.name} follows consecutive snapshots: set "
+                "generate.record.burst to 1, or its start to moved"
+            )
+        _check_steps(f"past of {rung.name}", past, generate.record.every)
+        if rollout.t_start - past < generate.record.start - 1e-9:
+            raise ValueError(
+                f"rollout.rungs: {rung.name} follows {past:g} of the past before rollout.t_start="
+                f"{rollout.t_start:g}, snapshots begin at {generate.record.start:g}: lower its "
+                "past, or generate.record.start"
+            )
+    if past > experiment.watched + 1e-9 and (rung.drain or rung.step == "auto"):
+        raise ValueError(
+            f"rollout.rungs: {rung.name} follows {past:g} of the past, the pilot holds "
+            f"{experiment.watched:g}: raise pilot.watched"
+        )
 
 
 def _check_replicas(experiment) -> None:

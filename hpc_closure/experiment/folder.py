@@ -5,6 +5,7 @@
       provenance.jsonl      one line per invocation of any verb
       data/                 block_000000-000019.h5 ...     (generate)
       replicas/             block_000000-000019.h5 ...     (generate, where asked for)
+      pilot/                block_000000-000003.h5 ... choices.json     (generate and advise)
       train/                model.safetensors metrics.csv tensorboard/ checkpoints/
       rollout/              block_000000-000019.h5 ...
       evaluate/             scores.csv scores.json report.html figures/
@@ -22,13 +23,15 @@ STAGES = ("generate", "train", "rollout", "evaluate")
 SHIPPED = (
     Path(__file__).parents[1] / "closure" / "models"
 )  # trained models that come with the package
-BLOCKS = ("generate", "replicas", "rollout")  # stages whose products are blocks of members
-FOLDERS = {"generate": "data", **{name: name for name in ("replicas", *STAGES[1:])}}
+# stages whose products are blocks of members
+BLOCKS = ("pilot", "generate", "replicas", "rollout")
+BESIDE_DATA = ("pilot", "replicas")  # stages that the verb generate makes beside the data
+FOLDERS = {"generate": "data", **{name: name for name in (*BESIDE_DATA, *STAGES[1:])}}
 
 
 def verb_of(stage: str) -> str:
-    """The verb that makes a stage: its own name, but for the replicas."""
-    return "generate" if stage == "replicas" else stage
+    """The verb that makes a stage: its own name, but for pilot and replicas."""
+    return "generate" if stage in BESIDE_DATA else stage
 
 
 def stages_of(verb: str) -> list[str]:
@@ -92,6 +95,11 @@ class Run:
     @property
     def data(self) -> Path:
         return self.folder("generate")
+
+    @property
+    def choices(self) -> Path:
+        """Steps and drains that were found on the pilot's trajectories."""
+        return self.folder("pilot") / "choices.json"
 
     @property
     def train(self) -> Path:

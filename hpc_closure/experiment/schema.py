@@ -43,8 +43,6 @@ BUILT_IN = (
     "physics",
     "fourier",
     "climatology",
-    "bare_2x",
-    "bare_4x",
     "none",
     "truth",
 )
@@ -423,6 +421,72 @@ class SensorLayout(Section):
     )
 
 
+class Reduced(Section):
+    """The reduced solver of closure subgrid."""
+
+    step: Literal["auto"] | Count = Field(
+        1,
+        description="steps of the DNS that one step of the reduced solver takes; it divides "
+        "generate.interval; auto: the most with which the bare solver errs as at the DNS's step, "
+        "to 1 %, on the pilot's starts (generate finds it)",
+    )
+
+
+class Pilot(Section):
+    """Trajectories in no data set, on which steps, drains and the need of a closure are judged."""
+
+    cases: Annotated[int, Field(ge=2, le=1000)] = Field(8, description="starts")
+    members: Annotated[int, Field(ge=3, le=1000)] = Field(
+        4, description="DNS from every start, of which the first stands for the truth"
+    )
+    watched: Positive | None = Field(
+        None,
+        description="time before the start for which twins are pinned to one flow, to see how "
+        "fast they come together; a multiple of the closure interval; none = replicas.pinned, at "
+        "least 12 intervals",
+    )
+
+
+class Rung(Section):
+    """A bare solver on a grid of its own, without closure: what a closure has to beat.
+
+    Of a start it knows the modes that the reduced solver retains, and how they came about.
+    """
+
+    grid: EvenGrid = Field(description="points per side, at most those of the DNS")
+    start: Literal["empty", "moved", "synchronised", "mismatched"] = Field(
+        "empty",
+        description="its further modes at the start: none; the start's own, moved in space by a "
+        "random distance; these, after they have followed the resolved past for a while; the same "
+        "with the past of another start (a control)",
+    )
+    past: Positive | None = Field(
+        None,
+        description="resolved past that synchronised modes have followed; a multiple of the time "
+        "between snapshots; none = replicas.pinned, at least 10 closure intervals",
+    )
+    drain: bool = Field(
+        False,
+        description="with one damping rate per shell, fitted to the pilot's trajectories",
+    )
+    step: Literal["auto"] | Count = Field(
+        "auto",
+        description="steps of the DNS that one of its steps takes; auto: the most with which it "
+        "errs no more than at the DNS's step, to 2 %, on the pilot's starts",
+    )
+
+    @property
+    def name(self) -> str:
+        """Of its method in the tables, such as ``rung_64_moved_drain``."""
+        return f"rung_{self.grid}_{self.start}{'_drain' if self.drain else ''}"
+
+    @property
+    def key(self) -> str:
+        """The name, and what else decides its run."""
+        more = {"step": self.step, "past": self.past}
+        return " ".join([self.name, *(f"{key}={value}" for key, value in more.items())])
+
+
 class Replicas(Section):
     """The true ensemble of a subgrid closure: DNS that share the resolved past of a start.
 
@@ -464,17 +528,36 @@ class Rollout(Section):
     )
     sampler: Sampling = Sampling()
     sensors: SensorLayout | None = None
-    references: tuple[Literal["none", "oracle", "mean_gp", "bare_2x", "bare_4x"], ...] = Field(
+    references: tuple[Literal["none", "oracle", "mean_gp"], ...] = Field(
         ("none", "oracle"),
         description="ensembles run beside the model's; mean_gp: the model's own mean and Gaussian "
-        "law, no generator; bare_2x, bare_4x: no closure on 2 and 4 times as many points a side, "
-        "with the stochastic forcing that they resolve (closure subgrid)",
+        "law, no generator",
+    )
+    rungs: tuple[Rung, ...] = Field(
+        (),
+        description="bare solvers on finer grids beside the model's, with the stochastic forcing "
+        "that they resolve (closure subgrid)",
     )
 
     @field_validator("references")
     @classmethod
     def _once(cls, names):
         return tuple(sorted(set(names)))
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs_once(cls, rungs):
+        ordered = sorted(rungs, key=lambda rung: (rung.grid, rung.name))
+        names = [rung.name for rung in ordered]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name} stands there twice: one of each grid, start and drain")
+        return tuple(ordered)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """All ensembles run beside the model's, with what decides them."""
+        return (*self.references, *(rung.key for rung in self.rungs))
 
     @property
     def trajectories(self) -> int:
@@ -484,7 +567,7 @@ class Rollout(Section):
     @property
     def holds(self) -> dict:
         """What a block must hold to be done, in the form that the ledger compares."""
-        return {"t_end": self.t_end, "references": list(self.references)}
+        return {"t_end": self.t_end, "references": list(self.beside)}
 
 
 class Event(Section):
@@ -527,7 +610,7 @@ class Evaluate(Section):
     @classmethod
     def _names_of_their_own(cls, compare):
         for name in compare:
-            if name in BUILT_IN or name.startswith("oracle"):
+            if name in BUILT_IN or name.startswith(("oracle", "rung_")):
                 raise ValueError(
                     f"{name} names a method of every table ({', '.join(BUILT_IN)}): choose another"
                 )
@@ -594,6 +677,8 @@ class Experiment(Section):
     generate: Generate = Generate()
     model: Model = Model()
     train: Train = Train()
+    reduced: Reduced = Reduced()
+    pilot: Pilot = Pilot()
     replicas: Replicas = Replicas()
     rollout: Rollout = Rollout()
     evaluate: Evaluate = Evaluate()
@@ -615,7 +700,28 @@ class Experiment(Section):
     def stages(self) -> tuple[str, ...]:
         """Stages that have something to do."""
         later = ("train", "rollout", "evaluate") if self.generate.closure != "none" else ()
-        return ("generate", *(("replicas",) if self.replicas.members else ()), *later)
+        pilot = ("pilot",) if self.needs_pilot else ()
+        replicas = ("replicas",) if self.replicas.members else ()
+        return (*pilot, "generate", *replicas, *later)
+
+    @property
+    def needs_pilot(self) -> bool:
+        """Whether settings are to be found on trajectories of the pilot."""
+        found = [rung.drain or rung.step == "auto" for rung in self.rollout.rungs]
+        return self.generate.closure == "subgrid" and (self.reduced.step == "auto" or any(found))
+
+    @property
+    def watched(self) -> float:
+        """Time before the start for which the pilot's twins are pinned."""
+        least = 12 * self.generate.interval * self.generate.dt
+        return self.pilot.watched or max(self.replicas.pinned, least)
+
+    def past_of(self, rung: Rung) -> float:
+        """Resolved past that the unresolved modes of a rung follow before the start."""
+        if rung.start not in ("synchronised", "mismatched"):
+            return 0.0
+        least = 10 * self.generate.interval * self.generate.dt
+        return rung.past or max(self.replicas.pinned, least)
 
     @property
     def problem(self) -> Problem:
@@ -653,11 +759,17 @@ class Experiment(Section):
             del generate["cfl"], generate["max_level"]
         physics = self.physics.parameters()
         settings = {"seed": plain["seed"], "physics": physics, "generate": generate}
+        times = {key: plain["rollout"][key] for key in ("t_start", "every")}
+        if stage == "pilot":  # of the DNS alone
+            begin = {"watched": self.watched, "members": self.pilot.members}
+            begin |= {key: plain["replicas"][key] for key in ("pinned", "start")}
+            return {**settings, "pilot": begin, "rollout": times}
+        if plain["reduced"] != Reduced().model_dump(mode="json"):
+            settings["reduced"] = plain["reduced"]
         if stage == "generate":
             return settings
         if stage == "replicas":
             starts = {"split": plain["train"]["split"], **plain["replicas"]}
-            times = {key: plain["rollout"][key] for key in ("t_start", "every")}
             return {**settings, "replicas": starts, "rollout": times}
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
         if train["trajectory"] is None:
@@ -675,7 +787,7 @@ class Experiment(Section):
         rollout = {
             key: value
             for key, value in plain["rollout"].items()
-            if key not in ("members", "t_end", "references")
+            if key not in ("members", "t_end", "references", "rungs")
         }
         if rollout["last_closures"] == "own":
             del rollout["last_closures"]
@@ -693,7 +805,7 @@ class Experiment(Section):
         record = self.generate.record.model_dump(mode="json", include=set(OUTPUTS))
         outputs: dict[str, dict] = {
             "generate": {"generate": {"record": record}},
-            "rollout": {"rollout": {"references": list(self.rollout.references)}},
+            "rollout": {"rollout": {"references": list(self.rollout.beside)}},
         }
         return outputs.get(stage, {})
 

@@ -39,19 +39,26 @@ def series_steps(experiment: Experiment) -> range:
 
 
 class DNSBlock(Block):
-    """Trajectories of the full system from their initial law to ``generate.t_end``."""
+    """Trajectories of the full system from their initial law to ``generate.t_end``.
 
-    def __init__(self, unit, books, session, domain):
+    ``stride`` is the number of its steps in one of the reduced solver's.
+    """
+
+    def __init__(self, unit, books, session, domain, stride: int = 1):
         super().__init__(unit, books, session, domain)
         experiment: Experiment = session.experiment
-        self.experiment, generate = experiment, experiment.generate
+        self.experiment, generate, self.reduced_stride = (
+            experiment,
+            experiment.generate,
+            stride,
+        )
         self.problem = experiment.problem
         self.record_steps = stored_steps(experiment)
         self.series_steps = series_steps(experiment)
         self.grid, self.precision = experiment.data_grid, np.dtype(generate.record.precision)
         self.target = None
         if generate.closure != "none":
-            reduced = reduced_problem(self.problem, self.grid, generate.closure)
+            reduced = reduced_problem(self.problem, self.grid, generate.closure, stride)
             self.target = Target(generate.closure, generate.interval, reduced)
         self.simulation = Simulation(
             self.problem,
@@ -199,6 +206,7 @@ class DNSBlock(Block):
             "interval": generate.interval,
             **{key: value for key, value in physics.parameters().items() if key in NUMBERS},
             "dt": generate.dt,
+            "stride": self.reduced_stride,
             "seed": experiment.seed,
             "member_hash": self.problem.member_hash(),
             "recipe": json.dumps(experiment.stage_settings("generate"), sort_keys=True),

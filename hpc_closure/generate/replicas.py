@@ -1,64 +1,122 @@
 """Replicas: DNS that share the resolved past of a start; the true ensemble of a subgrid closure.
 
-The *master* is the start's own trajectory, computed again from t = 0 to the same bits. From
-``rollout.t_start - replicas.pinned`` on replicas run in lockstep with it: after every step the
-modes that the reduced solver retains are copied from the master, while unresolved modes and
-forcing are each replica's own. They begin with the master's unresolved modes moved by a random
-distance, so with their structure at other places. Where they follow the resolved scales they have
-soon forgotten that, and their closures are draws of p(U | history of V). At ``rollout.t_start``
-they are released.
+The *master* is the start's own trajectory, computed again from t = 0 to the same bits. From the
+beginning of a :class:`Plan` on replicas run in lockstep with it: after every step the modes that
+the reduced solver retains are copied from the master, while unresolved modes and forcing are each
+replica's own. They begin with the master's unresolved modes moved by a random distance, so with
+their structure at other places. Where they follow the resolved scales they have soon forgotten
+that, and their closures are draws of p(U | history of V). At the start they are released.
+
+The master's states with all modes are stored, too: from them finer solvers begin.
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.targets import Target, reduced_problem
-from hpc_closure.data.layout import STATES, Layout
+from hpc_closure.data.layout import STATES, Layout, WholeLayout
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.grid import Grid, from_row, resize
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
-from hpc_closure.work.block import Block, record_steps, times_of
+from hpc_closure.work.block import Block, times_of
 
-STAGE = "replica"  # whose draws they are
 MASTER, OWN = "master.", ""  # prefixes in a restart
+PILOT_IDS = 1 << 24  # of the pilot's trajectories: beyond those of any data set
 
 
-def rows_of(experiment: Experiment, cases: list[int], members: tuple[int, ...]):
-    """(start, replica) of each member of the stage."""
-    number = experiment.replicas.members
-    return [(cases[row // number], row % number) for row in members]
+@dataclass(frozen=True)
+class Plan:
+    """Which replicas, and when; times in steps of the DNS.
+
+    Attributes:
+        stage: of the run, whose recipe they have.
+        draws: stage of their draws.
+        cases: member ids of the starts.
+        members: replicas of each.
+        released: step of the start.
+        steps: at which replicas are stored, the first one that at which they begin.
+        whole: those of them at which the master is stored with all modes.
+        again: whether unresolved modes are moved anew when the replicas are released.
+        stride: steps of the DNS in one of the reduced solver's.
+    """
+
+    stage: str
+    draws: str
+    cases: Sequence[int]
+    members: int
+    released: int
+    steps: Sequence[int]
+    whole: Sequence[int]
+    again: bool
+    stride: int
+
+    @classmethod
+    def replicas(cls, experiment: Experiment, cases: Sequence[int], stride: int) -> Self:
+        """The true ensemble of starts of the rollout."""
+        dt, rollout = experiment.generate.dt, experiment.rollout
+        begin = round((rollout.t_start - experiment.replicas.pinned) / dt)
+        released, end = round(rollout.t_start / dt), round(rollout.t_end / dt)
+        steps = range(begin, end + 1, round(rollout.every / dt))
+        number = experiment.replicas.members
+        return cls(
+            "replicas",
+            "replica",
+            cases,
+            number,
+            released,
+            steps,
+            [released],
+            False,
+            stride,
+        )
+
+    @classmethod
+    def pilot(cls, experiment: Experiment) -> Self:
+        """Trajectories of their own, stored once an interval before the start."""
+        dt, rollout = experiment.generate.dt, experiment.rollout
+        released = round(rollout.t_start / dt)
+        begin = released - round(experiment.watched / dt)
+        end = round((rollout.t_start + max(experiment.evaluate.lead_times)) / dt)
+        before = range(begin, released, experiment.generate.interval)
+        steps = [*before, *range(released, end + 1, round(rollout.every / dt))]
+        cases = [PILOT_IDS + number for number in range(experiment.pilot.cases)]
+        again = not experiment.replicas.pinned
+        members = experiment.pilot.members
+        whole = [*before, released]
+        return cls("pilot", "pilot", cases, members, released, steps, whole, again, 1)
+
+    def rows(self, members: Sequence[int]) -> list[tuple[int, int]]:
+        """(start, replica) of members of the stage."""
+        return [(self.cases[row // self.members], row % self.members) for row in members]
 
 
 class ReplicaBlock(Block):
-    """Replicas of starts, from the time that they are pinned to ``rollout.t_end``.
+    """Replicas of starts, from the time that they are pinned to the end of a plan."""
 
-    Args:
-        cases: the starts, members of the data.
-    """
-
-    def __init__(self, unit, books, session, domain, cases: list[int]):
+    def __init__(self, unit, books, session, domain, plan: Plan):
         super().__init__(unit, books, session, domain)
         experiment: Experiment = session.experiment
-        self.experiment, self.problem = experiment, experiment.problem
-        generate, rollout = experiment.generate, experiment.rollout
-        self.rows = rows_of(experiment, cases, unit.members)
+        self.experiment, self.problem, self.plan = experiment, experiment.problem, plan
+        self.rows = plan.rows(unit.members)
         self.cases = list(dict.fromkeys(case for case, _ in self.rows))
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
-        begin = rollout.t_start - experiment.replicas.pinned
-        self.record_steps = record_steps(begin, rollout.t_end, rollout.every, generate.dt)
-        self.released = round(rollout.t_start / generate.dt)
+        self.record_steps, self.released = plan.steps, plan.released
         self.master = self._simulation(self.cases, "generate")
         names = [draws.pair(case, member) for case, member in self.rows]
-        self.replicas = self._simulation(names, STAGE)
-        self.free = self._simulation(names, STAGE)  # released for one closure, from a pinned state
+        self.replicas = self._simulation(names, plan.draws)
+        # released for one closure, from a pinned state
+        self.free = self._simulation(names, plan.draws)
         self.grid, self.sides = experiment.data_grid, self.problem.dimensions
-        reduced = reduced_problem(self.problem, self.grid, "subgrid")
-        self.target = Target("subgrid", generate.interval, reduced)
+        reduced = reduced_problem(self.problem, self.grid, "subgrid", plan.stride)
+        self.target = Target("subgrid", experiment.generate.interval, reduced)
         self.stored = Transform(
             Grid(self.grid, self.problem.length, self.sides),
             self.problem.precision,
@@ -106,6 +164,8 @@ class ReplicaBlock(Block):
                 self.master.advance(1)
                 self.replicas.advance(1)
                 self._impose()
+                if self.plan.again and not self.pinned:
+                    self._begin()
             else:
                 self.replicas.advance(end - self.step_index)
 
@@ -122,7 +182,7 @@ class ReplicaBlock(Block):
         grid = self.problem.make_grid()
         if self.experiment.replicas.start == "empty":
             return torch.zeros(len(self.rows), 1, 1, dtype=torch.complex128)
-        return draws.moves(grid, self.experiment.seed, STAGE, self.replicas.members)
+        return draws.moves(grid, self.experiment.seed, self.plan.draws, self.replicas.members)
 
     def _impose(self) -> None:
         """The master's resolved modes, in place of the replicas' own."""
@@ -131,6 +191,8 @@ class ReplicaBlock(Block):
 
     def record(self):
         running = self.replicas
+        if self.step_index in self.plan.whole:
+            self._write_whole(self.plan.whole.index(self.step_index))
         state = self._coarse(running)
         if self.pinned:  # the replicas themselves stay with their master
             saved = running.save_state()
@@ -141,6 +203,13 @@ class ReplicaBlock(Block):
             "closure": self._plain(self.stored.to_physical(closure)),
         }
         return fields, {}, {}
+
+    def _write_whole(self, index: int) -> None:
+        states = self.master.transform.gather_field(
+            self.master.transform.to_physical(self.master.state)
+        )
+        if self.writer is not None:
+            self.writer.write_whole(index, self._plain(states))
 
     def _coarse(self, simulation: Simulation) -> np.ndarray:
         whole = simulation.transform.gather(simulation.state)
@@ -166,26 +235,29 @@ class ReplicaBlock(Block):
             simulation.load_state(**own)
 
     def open_writer(self, path) -> BlockWriter:
-        experiment = self.experiment
+        experiment, dt = self.experiment, self.experiment.generate.dt
+        whole = WholeLayout(times_of(self.plan.whole, dt), len(self.cases), self.problem.grid)
         layout = Layout(
             self.unit.members,
-            times_of(self.record_steps, experiment.generate.dt),
+            times_of(self.record_steps, dt),
             self.grid,
             self.sides,
             fields=[STATES[self.sides], "closure"],
+            whole=whole,
         )
         attributes = {
             "dataset_name": experiment.name,
-            "stage": "replicas",
+            "stage": self.plan.stage,
             "closure_kind": "subgrid",
             "interval": experiment.generate.interval,
             "length": experiment.physics.length,
-            "dt": experiment.generate.dt,
+            "dt": dt,
             "seed": experiment.seed,
-            "released": experiment.rollout.t_start,
+            "released": self.released * dt,
+            "stride": self.plan.stride,
             "row_case": [case for case, _ in self.rows],
             "row_member": [member for _, member in self.rows],
             "cases": self.cases,
-            "recipe": json.dumps(experiment.stage_settings("replicas"), sort_keys=True),
+            "recipe": json.dumps(experiment.stage_settings(self.plan.stage), sort_keys=True),
         }
         return BlockWriter(path, layout, attributes)

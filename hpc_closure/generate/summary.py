@@ -14,11 +14,14 @@ CERTAIN, SMALL = 3.0, 0.02  # a drift is more than so many standard errors, and 
 NAMES = ("energy", "enstrophy")
 
 
-def lines(experiment: Experiment, data: DataSet) -> list[str]:
-    """Of closure ``subgrid``: whether the flow is stationary while recorded, how much U is."""
+def lines(experiment: Experiment, data: DataSet, stride: int) -> list[str]:
+    """Of closure ``subgrid``: whether the flow is stationary while recorded, how much U is.
+
+    ``stride`` is the number of the DNS's steps in one of the reduced solver's.
+    """
     names = NAMES if data.dimensions == 2 else NAMES[:1]
     changes = [drift(data, name) for name in names if len(data.times) >= 4]
-    return [*changes, share(experiment, data)]
+    return [*changes, share(experiment, data, stride)]
 
 
 def drift(data: DataSet, name: str) -> str:
@@ -36,7 +39,7 @@ def drift(data: DataSet, name: str) -> str:
     )
 
 
-def share(experiment: Experiment, data: DataSet) -> str:
+def share(experiment: Experiment, data: DataSet, stride: int) -> str:
     """Root mean square of a subgrid closure over that of the reduced solver's own tendency."""
     generate = experiment.generate
     every = [(member, index) for member in data.whole for index in range(len(data.times))]
@@ -46,14 +49,17 @@ def share(experiment: Experiment, data: DataSet) -> str:
         torch.from_numpy(np.stack([data.read(*key, name) for key in keys])).double()
         for name in ("vorticity", "closure")
     )
-    reduced = reduced_problem(experiment.problem, data.grid, "subgrid")
+    reduced = reduced_problem(experiment.problem, data.grid, "subgrid", stride)
+    span = generate.interval * generate.dt
     solver = Simulation(reduced, range(count), experiment.seed)
     sides = experiment.physics.dimensions
     start = solver.transform.to_spectral(from_row(state, sides))
-    solver.load_state(0, start).advance(generate.interval)
-    moved = (solver.state - start) / (generate.interval * generate.dt)
+    solver.load_state(0, start).advance(reduced.steps_in(span))
+    moved = (solver.state - start) / span
+    cfl = float(solver.speed().max()) * reduced.dt * reduced.grid / reduced.length
     ratio = closure.square().mean() / solver.transform.to_physical(moved).square().mean()
     return (
         f"closure: {float(ratio.sqrt()):.2g} times the reduced solver's own tendency over "
-        f"{generate.interval} step(s), root mean square"
+        f"{generate.interval} step(s), root mean square; the solver takes {stride} of them in one "
+        f"(CFL {cfl:.2g})"
     )

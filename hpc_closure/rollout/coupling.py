@@ -12,8 +12,8 @@ One :class:`CoupledRun` advances, from the same resolved state,
 * ``mean_gp``: the reduced solver with draws of the closure's own mean and Gaussian law, no
   generator: what the generator adds is the difference to ``model``.
 * ``none``: the reduced solver without a closure.
-* ``bare_2x``, ``bare_4x``: the same on finer grids, with the stochastic forcing that they resolve;
-  of the scales beyond the reduced solver's they begin with nothing.
+* rungs (:mod:`~hpc_closure.generate.rungs`): bare solvers on finer grids, with the stochastic
+  forcing that they resolve, each with its own step, beginning and drain.
 * ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of
   the closure's mean over the coming interval.
 
@@ -26,8 +26,8 @@ are written.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,8 +38,9 @@ from hpc_closure.closure.interface import Request
 from hpc_closure.closure.match import has_mean_gp, has_noise
 from hpc_closure.closure.sensors import Sensors, observe
 from hpc_closure.closure.targets import Target, advance_with, reduced_problem
-from hpc_closure.experiment.checks import FINER
-from hpc_closure.experiment.schema import Rollout
+from hpc_closure.experiment.choices import Choice
+from hpc_closure.experiment.schema import Rollout, Rung
+from hpc_closure.generate import rungs
 from hpc_closure.spectral.grid import as_row, from_row, resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -81,6 +82,9 @@ class Coupling:
             for runs where it is known, ``mean_gp`` where the closure has it.
         memory: what the closure reads of the run's past.
         device: torch device.
+        stride: steps of the full system in one of the reduced solver's.
+        rungs: bare solvers beside it, and how each is run.
+        pasts: resolved past that each of them follows, by name.
     """
 
     problem: Problem
@@ -90,6 +94,14 @@ class Coupling:
     rollout: Rollout
     memory: Memory = Memory()
     device: str = "cpu"
+    stride: int = 1
+    rungs: Sequence[tuple[Rung, Choice]] = ()
+    pasts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def span(self) -> float:
+        """Time of a closure interval."""
+        return self.rollout.interval * self.problem.dt
 
 
 @dataclass
@@ -195,13 +207,13 @@ class CoupledRun:
     def __init__(
         self, coupling: Coupling, closure, rows: Sequence[tuple[int, int]], cases: Sequence[int]
     ):
-        self.coupling, self.closure, self.calls = coupling, closure, 0
+        self.coupling, self.closure, self.calls, self._first = coupling, closure, 0, 0
         self.rows, self.cases = list(rows), list(cases)
         rollout, problem, kind = coupling.rollout, coupling.problem, coupling.kind
         self.interval, self.layout, self.seed = rollout.interval, rollout.sensors, coupling.seed
         meant = closure.meant(self.interval)
         self.memory = coupling.memory
-        reduced = reduced_problem(problem, coupling.grid, kind)
+        reduced = reduced_problem(problem, coupling.grid, kind, coupling.stride)
         full = problem.replace(grid=coupling.grid)
         self.sides = problem.dimensions
         self.exact = kind in REMOVABLE
@@ -224,12 +236,12 @@ class CoupledRun:
         }
         if "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
-        self.finer = [name for name in FINER if name in rollout.references]
-        for name in self.finer:
-            finer = problem.replace(grid=FINER[name] * coupling.grid)
-            drawn = finer.physics.noise.kind != "none"
-            self._run_members(name, finer, "rollout", drawn=drawn)
-            self.seconds[name] = 0.0
+        self.rungs = {rung.name: rung for rung, _ in coupling.rungs}
+        for rung, choice in coupling.rungs:
+            own = rungs.rung_problem(problem, rung.grid, choice.stride, choice.drain)
+            drawn = own.physics.noise.kind != "none" or rung.start != "empty"
+            self._run_members(rung.name, own, "rollout", drawn=drawn)
+            self.seconds[rung.name] = 0.0
         # with sensors: what the oracle draws from; without a closed form there is no oracle then
         free = self.layout is None
         self.law = None if free else ExactLaw.of(full, kind, meant)
@@ -249,7 +261,8 @@ class CoupledRun:
 
     @property
     def step_index(self) -> int:
-        return self.simulations["model"].step_index
+        """Steps of the full system since t = 0."""
+        return self._first + self.calls * self.interval
 
     def start(
         self,
@@ -257,32 +270,41 @@ class CoupledRun:
         step: int,
         earlier: Iterable[np.ndarray] = (),
         closures: Sequence[np.ndarray] = (),
+        known: rungs.Known | None = None,
     ) -> None:
         """Start every run from the test trajectories' states, (cases, n, n), at ``step``.
 
         Args:
             states: at the start.
-            step: solver step of the start.
+            step: of the full system at the start.
             earlier: ``frames x lag`` states before it, one closure interval apart, oldest first.
             closures: the last ``previous`` of them before it, newest first.
+            known: what rungs read of the starts beside their states.
         """
-        spectra = self._spectra(states)
+        spectra, self._first, self.calls = self._spectra(states), step, 0
+        now = from_row(spectra, self.sides)
+        known = known or rungs.Known(now)
         for name, simulation in self.simulations.items():
-            each = spectra[self.rows_of[name].case] if name in self.rows_of else spectra
-            each = resize(each, simulation.grid.modes)
-            simulation.load_state(step, from_row(each, self.sides))
+            own_step = round(step * self.coupling.problem.dt / simulation.problem.dt)
+            if name in self.rungs:
+                rows, how = self.rows_of[name].case, self.rungs[name].start
+                past = self.coupling.pasts.get(name, 0.0)
+                rungs.begin(simulation, how, known, rows, own_step, "rollout", past)
+                continue
+            each = now[self.rows_of[name].case] if name in self.rows_of else now
+            simulation.load_state(own_step, resize(each, simulation.grid.modes, self.sides))
         for one in (*self.past.values(), *self.drawn.values()):
             one.clear()
-        for field in earlier:
-            frame = self._spectra(field)
-            for name, past in self.past.items():
-                past.append(frame[self.rows_of[name].case])
+        for fields in earlier:
+            frame = self._spectra(fields)
+            for name, frames in self.past.items():
+                frames.append(frame[self.rows_of[name].case])
         moves: torch.Tensor | float = 1.0
         if len(closures) and self.coupling.rollout.last_closures == "moved":
             grid, ids = self.simulations["model"].grid, self.rows_of["model"].ids
             moves = draws.moves(grid, self.seed, "rollout", ids).to(spectra)
-        for field in closures:
-            frame = self._spectra(field)
+        for fields in closures:
+            frame = self._spectra(fields)
             for name, drawn in self.drawn.items():
                 drawn.append(frame[self.rows_of[name].case] * moves)
 
@@ -297,28 +319,30 @@ class CoupledRun:
         for _ in range(calls):
             self._interval()
         for name, losses in self.losses.items():
-            if told := losses.tell(self.rows_of[name].each, self.simulations[name].problem.dt):
+            if told := losses.tell(self.rows_of[name].each, self.coupling.problem.dt):
                 log.get().warning(f"{name}: {told}; the others go on")
 
     def _interval(self) -> None:
         clock, kind = [time.perf_counter()], self.coupling.kind
         sensors = self._advance_truth()
+        span = self.coupling.span
         for name in ("oracle", "none"):
             if name in self.simulations:
                 tendency = self._exact_hat(sensors) if name == "oracle" else None
-                self.simulations[name].advance(self.interval, tendency_hat=tendency)
+                run = self.simulations[name]
+                run.advance(run.problem.steps_in(span), tendency_hat=tendency)
         if "mean_gp" in self.simulations:
             drawn = self._tendency_hat("mean_gp", sensors)
-            advance_with(self.simulations["mean_gp"], kind, self.interval, drawn)
-        for name in self.finer:
-            begin = time.perf_counter()
-            self.simulations[name].advance(self.interval)
+            advance_with(self.simulations["mean_gp"], kind, span, drawn)
+        for name in self.rungs:
+            begin, run = time.perf_counter(), self.simulations[name]
+            run.advance(run.problem.steps_in(span))
             spent = time.perf_counter() - begin
             self.seconds[name] += spent * self.rows_of[name].stand_for
         clock.append(time.perf_counter())
         tendency = self._tendency_hat("model", sensors)
         clock.append(time.perf_counter())
-        advance_with(self.simulations["model"], kind, self.interval, tendency)
+        advance_with(self.simulations["model"], kind, span, tendency)
         clock.append(time.perf_counter())
         for part, (begin, end) in zip(
             ("references", "closure", "solver"), zip(clock[:-1], clock[1:])
@@ -402,7 +426,7 @@ class CoupledRun:
 
     def save_state(self) -> dict:
         """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
-        saved: dict = {"calls": np.int64(self.calls)}
+        saved: dict = {"calls": np.int64(self.calls), "first": np.int64(self._first)}
         for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
             for name, one in kept.items():
                 if one:
@@ -414,6 +438,9 @@ class CoupledRun:
 
     def load_state(self, state: dict) -> None:
         self.calls = int(state["calls"])
+        taken = self.calls * self.interval
+        # files from before the reduced solver had a step of its own have no "first"
+        self._first = int(state.get("first", int(state["model.step_index"]) - taken))
         for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
             for name, one in kept.items():
                 one.clear()

@@ -9,13 +9,18 @@ import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from hpc_closure.data.layout import STATES, Layout
-from hpc_closure.data.reader import BESIDE, DataSet
+from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.checks import check_previous
+from hpc_closure.experiment.choices import Choices
+from hpc_closure.generate.rungs import Known
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.spectral.grid import from_row, to_spectra
 from hpc_closure.work.block import Block, record_steps, times_of
+from hpc_closure.work.units import Ledger
 
 
 def memory_of(experiment, closure) -> Memory:
@@ -51,7 +56,7 @@ def coupled_run(
     experiment, closure, data: DataSet, numbers: Sequence[int], device: str
 ) -> CoupledRun:
     """The coupled run of some rows of the ensemble, not yet started."""
-    rollout = experiment.rollout
+    rollout, choices = experiment.rollout, Choices(experiment)
     cases = data.starts(experiment.train.split, rollout.cases)
     rows = [(cases[number % len(cases)], number // len(cases)) for number in numbers]
     coupling = Coupling(
@@ -62,6 +67,9 @@ def coupled_run(
         rollout,
         memory_of(experiment, closure),
         device,
+        choices.stride,
+        [(rung, choices.rung(rung)) for rung in rollout.rungs],
+        {rung.name: experiment.past_of(rung) for rung in rollout.rungs},
     )
     own = {case for case, _ in rows}
     return CoupledRun(coupling, closure, rows, [case for case in cases if case in own])
@@ -77,6 +85,7 @@ def stored(
 def start(coupled: CoupledRun, data: DataSet, experiment) -> None:
     """Start a coupled run from its cases at ``rollout.t_start``, with what was before."""
     index, grid = data.time_index(experiment.rollout.t_start), experiment.train_grid
+    rungs = experiment.rollout.rungs
     before = range(index - 1, index - 1 - coupled.memory.previous, -1)
 
     def fields(at: int, name: str = "vorticity") -> np.ndarray:
@@ -87,7 +96,45 @@ def start(coupled: CoupledRun, data: DataSet, experiment) -> None:
         round(experiment.rollout.t_start / experiment.generate.dt),
         _earlier([fields(at) for at in range(index - coupled.memory.frames, index + 1)], coupled),
         [fields(at, "closure") for at in before],
+        known_of(data, experiment, coupled.cases) if rungs else None,
     )
+
+
+def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
+    """What rungs know of starts: from the data their past, from the replicas all their modes.
+
+    Raises:
+        ValueError: it was not stored.
+    """
+    rollout, problem = experiment.rollout, experiment.problem
+    sides, every = problem.dimensions, experiment.generate.record.every
+    reduced = problem.replace(grid=experiment.train_grid).make_grid()
+
+    def spectra(fields: np.ndarray, modes: int) -> torch.Tensor:
+        plain = from_row(torch.from_numpy(fields.astype(np.float64)), sides)
+        return to_spectra(plain, modes, sides)
+
+    def resolved(chosen: Sequence[int], time: float) -> torch.Tensor:
+        fields = stored(data, chosen, data.time_index(time), grid=experiment.train_grid)
+        return spectra(fields, reduced.modes)
+
+    now = resolved(cases, rollout.t_start)
+    starts = {rung.start for rung in rollout.rungs}
+    if starts <= {"empty"}:
+        return Known(now)
+    books = Ledger.of(experiment, "replicas")
+    ensemble = CoupledEnsemble([product.path for product in books.products()])
+    whole = np.stack([ensemble.read_whole(case, rollout.t_start) for case in cases])
+    past: dict[str, list[torch.Tensor]] = {}
+    everybody = data.starts(experiment.train.split, rollout.cases)
+    following = [everybody[everybody.index(case) - 1] for case in cases]
+    for how, chosen in (("synchronised", cases), ("mismatched", following)):
+        lengths = {experiment.past_of(rung) for rung in rollout.rungs if rung.start == how}
+        number = round(max(lengths, default=0.0) / every)
+        times = [rollout.t_start - back * every for back in range(number, 0, -1)]
+        past[how] = [resolved(chosen, time) for time in times]
+    modes = problem.make_grid().modes
+    return Known(now, spectra(whole, modes), past["synchronised"], past["mismatched"], every)
 
 
 def _earlier(states: Sequence[np.ndarray], coupled: CoupledRun) -> Iterator[np.ndarray]:
@@ -167,6 +214,7 @@ class RolloutBlock(Block):
         experiment = self.experiment
         rollout = experiment.rollout
         beside = [name for name in BESIDE if name in self.coupled.simulations]
+        beside += self.coupled.rungs
         shared = {"truth": len(self.cases)}
         if "none" in self.coupled.simulations:
             shared["none"] = len(self.cases)
@@ -184,6 +232,10 @@ class RolloutBlock(Block):
             "stage": "rollout",
             "closure_kind": experiment.generate.closure,
             "interval": rollout.interval,
+            "stride": self.coupled.coupling.stride,
+            "strides_of_rungs": json.dumps(
+                {rung.name: choice.stride for rung, choice in self.coupled.coupling.rungs}
+            ),
             "length": experiment.physics.length,
             "dt": self.dt,
             "seed": experiment.seed,

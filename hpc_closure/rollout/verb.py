@@ -141,7 +141,7 @@ def print_plan(experiment, books, wanted, options=Options()) -> int:
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
     times = 1 + round((rollout.t_end - rollout.t_start) / rollout.every)
-    fields = 1 + len(set(BESIDE) & set(rollout.references))
+    fields = 1 + len(set(BESIDE) & set(rollout.references)) + len(rollout.rungs)
     batch: list[str] = []
     if experiment.cluster.executor != "inline":
         from hpc_closure.rollout import submit as submission

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from hpc_closure.spectral.equations import Equation
-from hpc_closure.spectral.recipe import EvenGrid, Positive, Section
+from hpc_closure.spectral.recipe import EvenGrid, Finite, Positive, Section
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hpc_closure.spectral.equation import Terms
     from hpc_closure.spectral.grid import Grid
     from hpc_closure.spectral.noise_model import NoiseModel
@@ -55,6 +57,8 @@ class Problem(Numerics):
         physics: the equation, its forcings and its initial law.
         removed: term that a closure must supply.
         path_dt: step in which the noise path is drawn; by default ``dt``.
+        drain: damping rates of the integer shells 0, 1, ..., 1/time, beside the equation's own;
+            higher shells have none.
 
     Raises:
         ValueError: a value is out of range, or the settings do not fit together; one line says
@@ -64,6 +68,7 @@ class Problem(Numerics):
     physics: SerializeAsAny[Equation]
     removed: Literal["none", "diffusion", "convection"] = "none"
     path_dt: Positive | None = None
+    drain: tuple[Finite, ...] = ()
 
     def __init__(self, **settings: Any):
         if "physics" not in settings:
@@ -128,6 +133,8 @@ class Problem(Numerics):
         """SHA-256 of the recipe: with seed and index it names a member."""
         named = {**self.recipe(), **self.physics.named(), "cfl": self.cfl or 0.0}
         path = named.pop("path_dt")
+        if not self.drain:
+            del named["drain"]
         if named["noise"]["kind"] != "none":
             named["noise"] = {**named["noise"], "path_dt": path}
         text = json.dumps(named, sort_keys=True, separators=(",", ":"))
@@ -149,6 +156,17 @@ class Problem(Numerics):
     def viscosity(self) -> float:
         """Coefficient of the Laplacian; 0 where the equation has none."""
         return self.physics.damping.get(1, 0.0)
+
+    def steps_in(self, span: float) -> int:
+        """Number of steps of ``dt`` that make up a time span.
+
+        Raises:
+            ValueError: the span is no whole number of steps.
+        """
+        steps = round(span / self.dt)
+        if abs(steps * self.dt - span) > 1e-6 * self.dt * max(1, steps):
+            raise ValueError(f"a time of {span:g} is not a whole number of steps of {self.dt:g}")
+        return steps
 
     def make_grid(self) -> Grid:
         """The grid."""
@@ -173,5 +191,16 @@ class Problem(Numerics):
         """The time scheme at step ``dt / 2**level``."""
         from hpc_closure.spectral.schemes import SCHEMES
 
+        if self.drain:
+            linear = linear - self._drain_of(transform)
         implicit_only = self.removed == "diffusion"
         return SCHEMES[self.scheme](linear, self.dt * 2.0**-level, transform, implicit_only)
+
+    def _drain_of(self, transform: Transform) -> Tensor:
+        """Damping rate of every retained mode, whole retained shape."""
+        import torch
+
+        shell = transform.grid.shell()
+        rates = torch.zeros(max(len(self.drain), int(shell.max()) + 1), dtype=torch.float64)
+        rates[: len(self.drain)] = torch.tensor(self.drain, dtype=torch.float64)
+        return rates[shell]

@@ -110,6 +110,11 @@ class Simulation:
         self.rates.load(rates)
         return self
 
+    def forget(self) -> Simulation:
+        """Begin the scheme's history anew from the present state, as :meth:`load_state` does."""
+        self.scheme.load(self.pairs, {})
+        return self
+
     def save_state(self) -> dict[str, np.ndarray | int]:
         """All that a restart needs, bit-exact: ``sim.load_state(**saved)``. Whole spectra."""
         spectra = {"w_hat": self.pairs, **self.scheme.save()}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hpc_closure.closure.functional import FunctionalModel, candidates
 from hpc_closure.closure.targets import advance_with, reduced_problem
+from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.simulation import Simulation
@@ -72,7 +73,8 @@ class Trial:
         self.interval, self.dt = experiment.rollout.interval, experiment.generate.dt
         self.members = store.split(experiment.train.split)["valid"][:TRAJECTORIES]
         self.grid, self.seed = experiment.train_grid, experiment.seed
-        self.problem = reduced_problem(experiment.problem, self.grid, self.kind)
+        stride = Choices(experiment).stride
+        self.problem = reduced_problem(experiment.problem, self.grid, self.kind, stride)
         first = store.time_index(experiment.rollout.t_start)
         self.first_step = round(float(store.times[first]) / self.dt)
         every = self.interval * self.dt
@@ -124,5 +126,5 @@ class Trial:
             stop.check()
             state = resize(simulation.state, self.model.band.modes)
             tendency = resize(self.model.tendency(state, list(constants)), modes) * acts
-            advance_with(simulation, self.kind, self.interval, tendency)
+            advance_with(simulation, self.kind, self.interval * self.dt, tendency)
             yield call, simulation

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_closure.closure.match import is_made_by
+from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.models import FUNCTIONAL
 from hpc_closure.experiment.schema import Experiment
@@ -166,6 +167,7 @@ def build_model(experiment: Experiment) -> "ClosureModel":
             interval,
             members,
             section.energy,
+            Choices(experiment).stride,
         ),
         Through(section.steps, section.batch, section.lr, section.calls),
     )
@@ -175,12 +177,14 @@ def build_model(experiment: Experiment) -> "ClosureModel":
 def target_of(experiment: Experiment) -> dict:
     """What the closure stands for, for the artifact."""
     generate = experiment.generate
-    return {
+    target = {
         "kind": generate.closure,
         "interval": generate.interval,
         "dt": generate.dt,
         "every": generate.spacing,
     }
+    stride = Choices(experiment).stride
+    return target if stride == 1 else {**target, "stride": stride}
 
 
 def is_trained(experiment: Experiment, path: Path) -> bool:

@@ -40,6 +40,9 @@ class Writer(Protocol):
     def write_series(self, index: int, entries: dict) -> None:
         """Store the series at their time ``index``."""
 
+    def write_whole(self, index: int, states: np.ndarray) -> None:
+        """Store the states of the starts with all modes at their time ``index``."""
+
     def go_on_from(self, product: Path) -> tuple[int, dict]:
         """Take over a finished block with a nearer end: its snapshots and its state."""
 

@@ -11,7 +11,7 @@ import shutil
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.duration import seconds
-from hpc_closure.experiment.folder import STAGES, Run, stages_of, verb_of
+from hpc_closure.experiment.folder import BESIDE_DATA, STAGES, Run, stages_of, verb_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, claims, launch, log, loop, mpi, provenance, units
 from hpc_closure.work.options import Options
@@ -172,7 +172,7 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
     for stage in (*STAGES[: STAGES.index(verb)], *stages_of(verb)):
         if run.data_root and stage == "generate":
             continue
-        if stage == "replicas" and not experiment.replicas.members:
+        if stage in BESIDE_DATA and stage not in experiment.stages:
             continue  # they are left alone, and not read
         if verb_of(stage) == verb and (redo or stage == "evaluate"):
             continue
@@ -187,7 +187,7 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
         if rows:
             told = ", ".join(f"{key}: {old} -> {new}" for key, old, new in rows[:4])
             more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
-            way_out = f"remove {folder}" if stage == "replicas" else f"run `{stage} --redo`"
+            way_out = f"remove {folder}" if stage in BESIDE_DATA else f"run `{stage} --redo`"
             raise ValueError(
                 f"{folder} was made with other settings ({told}{more}); change `name`, "
                 f"or {way_out}"

@@ -172,7 +172,10 @@ class Ledger:
         """Books of a stage of an experiment: what a block must be and hold to count as done."""
         generate, rollout = experiment.generate, experiment.rollout
         per_block, replicas = experiment.cluster.members_per_block, experiment.replicas.members
+        pilot = experiment.pilot
+        pilot_end = rollout.t_start + max(experiment.evaluate.lead_times)
         number, per_block, holds = {
+            "pilot": (pilot.cases * pilot.members, pilot.members, {"t_end": pilot_end}),
             "generate": (generate.members, per_block, generate.holds),
             # the replicas of one start share its DNS
             "replicas": (replicas * rollout.cases, replicas, {"t_end": rollout.t_end}),
@@ -297,6 +300,7 @@ class Ledger:
         if counts["done"] == counts["units"]:
             return ""
         what = {
+            "pilot": "the pilot is",
             "generate": "the data are",
             "replicas": "the replicas are",
             "rollout": "the rollout is",
