@@ -242,6 +242,43 @@ def inspect(
     _end(inspect.run(path, deep=deep, json=json))
 
 
+@app.command()
+def advise(
+    context: typer.Context,
+    experiment: Experiment,
+    overrides: Overrides = None,
+    grids: Annotated[
+        str, typer.Option(help="Grids of the ladder, e.g. 48,64,80.", metavar="LIST")
+    ] = "",
+    within: Annotated[
+        float, typer.Option(help="Error over the true ensemble's that is good enough.")
+    ] = 1.3,
+    dry_run: DryRun = False,
+    max_elapsed: MaxElapsed = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+):
+    """Say whether a subgrid closure can be expected to pay, before one is trained.
+
+    Runs the pilot, DNS in no data set: how fast unresolved scales forget how they began, and what
+    bare solvers on finer grids reach at what cost, each at its own step and with its best start.
+    """
+    from hpc_closure.tools import advise
+
+    known = {key: context.params[key] for key in ("dry_run", "max_elapsed")}
+    typed = (experiment, *(overrides or []))
+    options = Options(**known, verbosity=verbose - quiet, typed=typed)
+    _end(advise.run(_experiment(*typed), options, _numbers("--grids", grids), within))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Whole numbers with commas between them."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(f"{option} {text}: expected whole numbers, for example 48,64,80")
+    return [int(part) for part in parts]
+
+
 @config.command("list")
 def config_list():
     """Name the shipped presets."""
