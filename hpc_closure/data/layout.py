@@ -112,9 +112,9 @@ class Layout:
                 more = (width,) if width else ()
                 shapes[f"series/{name}"] = (len(self.members), len(self.series.times), *more)
         if self.whole is not None:
-            whole, points = self.whole, (self.whole.grid,) * self.dimensions
+            whole, all_points = self.whole, (self.whole.grid,) * self.dimensions
             place = f"whole/{STATES[self.dimensions]}"
-            shapes[place] = (whole.cases, len(whole.times), *points)
+            shapes[place] = (whole.cases, len(whole.times), *all_points)
         return shapes
 
     def axes(self) -> dict[str, np.ndarray]:
