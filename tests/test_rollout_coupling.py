@@ -15,6 +15,7 @@ from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
 from hpc_closure.rollout import coupling
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.rollout.rows import memory_of, start
+from hpc_closure.spectral.grid import resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.transform import Transform
@@ -572,3 +573,42 @@ def test_history_that_the_run_cannot_give_is_refused():
         memory_of(Experiment(**settings, rollout={"interval": 8}), closure)
     with pytest.raises(ValueError, match="rollout.t_start be at least 20.2"):
         memory_of(Experiment(**settings, rollout={"t_start": 20.1, "t_end": 40.1}), closure)
+
+
+class Defect:
+    """The true closure of a subgrid problem: the defect of the reduced map, call by call."""
+
+    config = {"preset": "leith"}
+
+    def __init__(self, defects):
+        self.defects = list(defects)
+
+    def held(self, interval):
+        return None
+
+    def meant(self, interval):
+        return interval
+
+    def sample_hat(self, request):
+        return self.defects.pop(0)
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_the_true_subgrid_closure_gives_the_truth_at_the_reduced_solvers_own_step(stride):
+    """Call after call: the coupled run applies the very map whose defect the closure is."""
+    fine = PROBLEM.replace(noise={"kind": "none"}, viscosity=1e-4, grid=48, scheme="cn_ab2")
+    reduced = reduced_problem(fine, 16, "subgrid", stride)
+    truth = Simulation(fine, [0], 1).initialise().advance(48)
+    beginning = resize(truth.state, 5).clone()
+    target = Target("subgrid", 8, reduced)
+    defects = [target.compute(truth).clone() for _ in range(3)]
+    settings = Coupling(fine, "subgrid", 16, 3, Rollout(interval=8), stride=stride)
+    run = CoupledRun(settings, Defect(defects), [(0, 0)], [0])
+    model = run.simulations["model"]
+    run.start(model.transform.to_physical(beginning).numpy(), 48)
+    assert model.problem.dt == pytest.approx(stride * fine.dt)
+    assert model.step_index * stride == 48
+    run.advance(3)
+    assert run.step_index == 72 and model.step_index * stride == 72
+    expected = resize(truth.state, model.grid.modes)
+    assert torch.allclose(model.state, expected, rtol=0, atol=1e-13)
