@@ -342,27 +342,18 @@ def _check_rollout(experiment) -> None:
 
 def _check_reduced(experiment) -> None:
     """The reduced solver's step, and the bare solvers beside it."""
-    generate, rollout, step = (
-        experiment.generate,
-        experiment.rollout,
-        experiment.reduced.step,
-    )
-    subgrid = generate.closure == "subgrid"
-    if not subgrid:
-        for key, there in (
-            ("reduced.step", step != 1),
-            ("rollout.rungs", bool(rollout.rungs)),
-        ):
+    generate, rollout, step = experiment.generate, experiment.rollout, experiment.reduced.step
+    if generate.closure != "subgrid":
+        known = experiment.reduced.known is not None
+        foreign = {"reduced.step": step != 1, "reduced.known": known}
+        for key, there in {**foreign, "rollout.rungs": bool(rollout.rungs)}.items():
             if there:
                 raise ValueError(
                     f"{key} is for closure subgrid, generate.closure is {generate.closure}: "
                     "remove it"
                 )
         return
-    steps = {
-        "reduced.step": step,
-        **{f"step of {one.name}": one.step for one in rollout.rungs},
-    }
+    steps = {"reduced.step": step, **{f"step of {one.name}": one.step for one in rollout.rungs}}
     for key, value in steps.items():
         if value != "auto" and generate.interval % value:
             divisors = [n for n in range(1, generate.interval + 1) if generate.interval % n == 0]
@@ -383,6 +374,32 @@ def _check_reduced(experiment) -> None:
         )
     for rung in rollout.rungs:
         _check_rung(experiment, rung)
+    if experiment.reduced.known:
+        _check_known(experiment)
+
+
+def _check_known(experiment) -> None:
+    """A reduced solver that is finer than what a start knows."""
+    generate, known = experiment.generate, experiment.reduced.known
+    if known >= experiment.train_grid:
+        raise ValueError(
+            f"reduced.known={known}: expected fewer points a side than the reduced solver's "
+            f"{experiment.train_grid} (generate.record.grid)"
+        )
+    if experiment.train_grid != experiment.data_grid:
+        raise ValueError(
+            f"reduced.known={known}: set generate.record.grid to train.grid="
+            f"{experiment.train_grid}, the grid of the reduced solver"
+        )
+    if experiment.physics.dimensions == 1:
+        raise ValueError(f"reduced.known={known} is for flows in two dimensions: remove it")
+    _check_rung(experiment, experiment.solver)
+    if experiment.solver.start == "synchronised" and not generate.consecutive:
+        raise ValueError(
+            "reduced.start=synchronised follows the past once a closure interval: set "
+            f"generate.record.every to {generate.interval * generate.dt:g}, or reduced.start to "
+            "moved"
+        )
 
 
 def _check_rung(experiment, rung) -> None:
@@ -391,10 +408,10 @@ def _check_rung(experiment, rung) -> None:
         experiment.rollout,
         experiment.past_of(rung),
     )
-    if not experiment.train_grid <= rung.grid <= generate.grid:
+    if not experiment.known_grid <= rung.grid <= generate.grid:
         raise ValueError(
             f"rollout.rungs: {rung.name} has {rung.grid} points a side; expected at least the "
-            f"reduced solver's {experiment.train_grid} and at most the DNS's {generate.grid}"
+            f"reduced solver's {experiment.known_grid} and at most the DNS's {generate.grid}"
         )
     if rung.start != "empty" and not experiment.replicas.members:
         raise ValueError(

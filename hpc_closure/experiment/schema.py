@@ -430,6 +430,17 @@ class Reduced(Section):
         "generate.interval; auto: the most with which the bare solver errs as at the DNS's step, "
         "to 1 %, on the pilot's starts (generate finds it)",
     )
+    known: EvenGrid | None = Field(
+        None,
+        description="grid whose modes a start knows, and on which coupled runs are scored; none = "
+        "the reduced solver's. On a finer reduced solver (generate.record.grid) the closure of a "
+        "rung is trained, and begins with no more than one on the coarse grid",
+    )
+    start: Literal["empty", "moved", "synchronised"] = Field(
+        "synchronised",
+        description="with known: further modes of the reduced solver at a start, as of "
+        "rollout.rungs; synchronised: they follow the resolved past under the closure",
+    )
 
 
 class Pilot(Section):
@@ -735,6 +746,17 @@ class Experiment(Section):
     @property
     def train_grid(self) -> int:
         return self.train.grid or self.data_grid
+
+    @property
+    def known_grid(self) -> int:
+        """Points per side of the grid whose modes a start of a coupled run knows."""
+        return self.reduced.known or self.train_grid
+
+    @property
+    def solver(self) -> Rung:
+        """The reduced solver as a rung: where it begins."""
+        start = self.reduced.start if self.known_grid < self.train_grid else "empty"
+        return Rung(grid=self.train_grid, start=start)
 
     @property
     def score_grids(self) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ from hpc_closure.work.units import Ledger
 EQUAL, NO_WORSE = (0.01, 0.02)  # how far errors may be apart: of the bare solver, of a rung
 TELLS = 0.5  # of the error of a state of another time: beyond, a lead time tells nothing
 STRENGTHS = (0.5, 1.0, 2.0)  # of a drain
+FASTEST = 1.5  # CFL number: no scheme here takes a longer step
 LEAST = 0.02  # what an interval leaves of a mode under the strongest drain
 JUDGED = 1e-10  # of the enstrophy: shells with less have no drain
 
@@ -64,7 +65,7 @@ class Trials:
         self.experiment, self.problem = experiment, experiment.problem
         products = Ledger.of(experiment, STAGE).products()
         self.pilot = CoupledEnsemble([product.path for product in products])
-        self.cases, self.grid = self.pilot.cases, experiment.train_grid
+        self.cases, self.grid = self.pilot.cases, experiment.known_grid
         self.sides = self.problem.dimensions
         self.modes = retained_modes(self.grid)
         self.interval = experiment.generate.interval
@@ -78,9 +79,10 @@ class Trials:
         return ((lead, self.pilot.index(lead)) for lead in self.leads)
 
     def _fields(self, values: np.ndarray) -> Tensor:
-        stride = values.shape[-1] // self.grid
-        rows = values[..., ::stride, ::stride] if self.sides == 2 else values[..., ::stride]
-        return from_row(torch.from_numpy(np.ascontiguousarray(rows)).double(), self.sides)
+        """Stored fields on the grid on which starts are known."""
+        fields = from_row(torch.from_numpy(values).double(), self.sides)
+        spectra = to_spectra(fields, self.modes, self.sides)
+        return to_fields(spectra, self.grid, self.sides)
 
     def _whole(self, time: float) -> Tensor:
         """(cases, ...) spectra with all modes at a stored time."""
@@ -164,9 +166,15 @@ class Trials:
 
     def reduced(self) -> Choice:
         """The longest step of the reduced solver that leaves the bare solver's errors alone."""
+        solver, experiment = self.experiment.solver, self.experiment
+        past = experiment.past_of(solver)
+
+        def problem_at(stride: int) -> Problem:
+            return reduced_problem(self.problem, experiment.train_grid, "subgrid", stride)
+
         return self._longest(
-            lambda stride: self.run(reduced_problem(self.problem, self.grid, "subgrid", stride)),
-            lambda stride: reduced_problem(self.problem, self.grid, "subgrid", stride),
+            lambda stride: self.run(problem_at(stride), solver.start, past),
+            problem_at,
             lambda ratio: bool((ratio - 1).abs().max() <= EQUAL),
         )
 
@@ -206,7 +214,8 @@ class Trials:
         least = self.errors(run(1))
         tells = self.telling(least)
         strides = [n for n in range(self.interval, 1, -1) if self.interval % n == 0]
-        for stride in strides:
+        own = self.cfl(problem_at(1))
+        for stride in (n for n in strides if n * own <= FASTEST):
             errors = self.errors(run(stride))
             if errors.isfinite().all() and good((errors.mean(1) / least.mean(1))[tells]):
                 return self._choice(problem_at(stride), stride, errors)
@@ -221,7 +230,7 @@ class Trials:
     def bare(self) -> Problem:
         """The reduced solver at its own step."""
         stride = Choices(self.experiment).stride
-        return reduced_problem(self.problem, self.grid, "subgrid", stride)
+        return reduced_problem(self.problem, self.experiment.train_grid, "subgrid", stride)
 
     def started(self, problem: Problem, members: int) -> Simulation:
         """A solver with members at the starts, with the modes that it has."""

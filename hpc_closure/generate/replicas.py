@@ -132,8 +132,9 @@ class ReplicaBlock(Block):
         )
 
     def _resolved(self) -> torch.Tensor:
-        """Which of this rank's modes the reduced solver retains."""
-        whole, inside = self.master.grid, torch.ones(1, *self.stored.grid.shape)
+        """Which of this rank's modes a start knows."""
+        known = Grid(self.experiment.known_grid, self.problem.length, self.sides)
+        whole, inside = self.master.grid, torch.ones(1, *known.shape)
         mask = resize(inside.to(torch.complex64), whole.modes, self.sides).real > 0
         return self.master.transform.local(mask)[0].to(self.session.device)
 

@@ -84,12 +84,6 @@ def begin(
         past: time for which they follow the resolved modes, where they do.
     """
     modes, sides = simulation.grid.modes, simulation.grid.dimensions
-
-    def impose(resolved: Tensor) -> None:
-        inside = resize(torch.ones_like(resolved[:1]), modes, sides).real > 0
-        resolved = resize(resolved, modes, sides)[case_of_row].to(simulation.state)
-        torch.where(inside, resolved, simulation.state, out=simulation.state)
-
     if start == "empty":
         now = resize(known.now, modes, sides)[case_of_row]
         simulation.load_state(step, now)
@@ -104,7 +98,17 @@ def begin(
         steps = simulation.problem.steps_in(known.every)
         simulation.load_state(max(step - steps * len(frames), 0), simulation.state)
         for resolved in frames:
-            impose(resolved)
+            impose(simulation, resolved[case_of_row])
             simulation.forget().advance(steps)
     simulation.load_state(step, simulation.state)
-    impose(known.now)
+    impose(simulation, known.now[case_of_row])
+
+
+def impose(simulation: Simulation, resolved: Tensor) -> Tensor:
+    """Put in the resolved modes, (rows, ...) spectra; returns what that adds to the states."""
+    modes, sides = simulation.grid.modes, simulation.grid.dimensions
+    inside = resize(torch.ones_like(resolved[:1]), modes, sides).real > 0
+    whole = resize(resolved, modes, sides).to(simulation.state)
+    added = torch.where(inside, whole - simulation.state, 0.0)
+    torch.where(inside, whole, simulation.state, out=simulation.state)
+    return added

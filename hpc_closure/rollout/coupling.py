@@ -83,6 +83,8 @@ class Coupling:
         memory: what the closure reads of the run's past.
         device: torch device.
         stride: steps of the full system in one of the reduced solver's.
+        begin: where modes of the reduced solver begin that a start does not know; None where it
+            knows all of them.
         rungs: bare solvers beside it, and how each is run.
         pasts: resolved past that each of them follows, by name.
     """
@@ -95,6 +97,7 @@ class Coupling:
     memory: Memory = Memory()
     device: str = "cpu"
     stride: int = 1
+    begin: str | None = None
     rungs: Sequence[tuple[Rung, Choice]] = ()
     pasts: Mapping[str, float] = field(default_factory=dict)
 
@@ -284,15 +287,16 @@ class CoupledRun:
         spectra, self._first, self.calls = self._spectra(states), step, 0
         now = from_row(spectra, self.sides)
         known = known or rungs.Known(now)
+        begin, everybody = self.coupling.begin, torch.arange(len(self.cases))
         for name, simulation in self.simulations.items():
             own_step = round(step * self.coupling.problem.dt / simulation.problem.dt)
-            if name in self.rungs:
-                rows, how = self.rows_of[name].case, self.rungs[name].start
+            rows = self.rows_of[name].case if name in self.rows_of else everybody
+            how = self.rungs[name].start if name in self.rungs else begin
+            if how is not None:
                 past = self.coupling.pasts.get(name, 0.0)
                 rungs.begin(simulation, how, known, rows, own_step, "rollout", past)
                 continue
-            each = now[self.rows_of[name].case] if name in self.rows_of else now
-            simulation.load_state(own_step, resize(each, simulation.grid.modes, self.sides))
+            simulation.load_state(own_step, resize(now[rows], simulation.grid.modes, self.sides))
         for one in (*self.past.values(), *self.drawn.values()):
             one.clear()
         for fields in earlier:
@@ -307,6 +311,37 @@ class CoupledRun:
             frame = self._spectra(fields)
             for name, drawn in self.drawn.items():
                 drawn.append(frame[self.rows_of[name].case] * moves)
+        if begin == "synchronised":
+            self._follow(known)
+
+    def _follow(self, known: rungs.Known) -> None:
+        """Runs with a closure follow the resolved past once more, the closure acting.
+
+        After every interval the resolved modes are put in, and what that adds is added to the
+        closure, which is then, of the resolved modes, the one that there was.
+        """
+        first, span = known.past[len(known.past) - self._frames(known) :], self.coupling.span
+        self._first -= len(first) * self.interval
+        frames = [*first[1:], known.now]
+        for name in self.drawn:
+            simulation, rows = self.simulations[name], self.rows_of[name].case
+            rungs.begin(simulation, "moved", known, rows, simulation.step_index, "rollout")
+            rungs.impose(simulation, first[0][rows])
+        for resolved in frames:
+            for name in self.drawn:
+                simulation, rows = self.simulations[name], self.rows_of[name].case
+                tendency = self._tendency_hat(name, None)
+                advance_with(simulation, self.coupling.kind, span, tendency)
+                added = rungs.impose(simulation, resolved[rows]) / span
+                if self.memory.previous:
+                    self.drawn[name][0] = self.drawn[name][0] + as_row(added, self.sides)
+            self.calls += 1
+        for name in self.drawn:
+            self.simulations[name].forget()
+
+    def _frames(self, known: rungs.Known) -> int:
+        """Number of resolved states that the reduced solver follows."""
+        return round(self.coupling.pasts.get("model", 0.0) / known.every)
 
     def _spectra(self, fields: np.ndarray) -> torch.Tensor:
         """Spectra, as closures read them, of fields (cases, n, n)."""

@@ -68,8 +68,12 @@ def coupled_run(
         memory_of(experiment, closure),
         device,
         choices.stride,
+        experiment.solver.start if experiment.reduced.known else None,
         [(rung, choices.rung(rung)) for rung in rollout.rungs],
-        {rung.name: experiment.past_of(rung) for rung in rollout.rungs},
+        {
+            **dict.fromkeys(("model", "mean_gp", "none"), experiment.past_of(experiment.solver)),
+            **{rung.name: experiment.past_of(rung) for rung in rollout.rungs},
+        },
     )
     own = {case for case, _ in rows}
     return CoupledRun(coupling, closure, rows, [case for case in cases if case in own])
@@ -96,7 +100,7 @@ def start(coupled: CoupledRun, data: DataSet, experiment) -> None:
         round(experiment.rollout.t_start / experiment.generate.dt),
         _earlier([fields(at) for at in range(index - coupled.memory.frames, index + 1)], coupled),
         [fields(at, "closure") for at in before],
-        known_of(data, experiment, coupled.cases) if rungs else None,
+        known_of(data, experiment, coupled.cases) if rungs or coupled.coupling.begin else None,
     )
 
 
@@ -108,7 +112,8 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
     """
     rollout, problem = experiment.rollout, experiment.problem
     sides, every = problem.dimensions, experiment.generate.record.every
-    reduced = problem.replace(grid=experiment.train_grid).make_grid()
+    known = problem.replace(grid=experiment.known_grid).make_grid()
+    runs = [experiment.solver, *rollout.rungs]
 
     def spectra(fields: np.ndarray, modes: int) -> torch.Tensor:
         plain = from_row(torch.from_numpy(fields.astype(np.float64)), sides)
@@ -116,11 +121,10 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
 
     def resolved(chosen: Sequence[int], time: float) -> torch.Tensor:
         fields = stored(data, chosen, data.time_index(time), grid=experiment.train_grid)
-        return spectra(fields, reduced.modes)
+        return spectra(fields, known.modes)
 
     now = resolved(cases, rollout.t_start)
-    starts = {rung.start for rung in rollout.rungs}
-    if starts <= {"empty"}:
+    if {run.start for run in runs} <= {"empty"}:
         return Known(now)
     books = Ledger.of(experiment, "replicas")
     ensemble = CoupledEnsemble([product.path for product in books.products()])
@@ -129,7 +133,7 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
     everybody = data.starts(experiment.train.split, rollout.cases)
     following = [everybody[everybody.index(case) - 1] for case in cases]
     for how, chosen in (("synchronised", cases), ("mismatched", following)):
-        lengths = {experiment.past_of(rung) for rung in rollout.rungs if rung.start == how}
+        lengths = {experiment.past_of(run) for run in runs if run.start == how}
         number = round(max(lengths, default=0.0) / every)
         times = [rollout.t_start - back * every for back in range(number, 0, -1)]
         past[how] = [resolved(chosen, time) for time in times]
