@@ -25,7 +25,9 @@ from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
 from hpc_closure.evaluate.joint import Trajectories, joint_scores
+from hpc_closure.evaluate.late import predictability
 from hpc_closure.evaluate.methods import NO_MEAN_GP
+from hpc_closure.evaluate.paired import differences
 from hpc_closure.evaluate.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
@@ -34,6 +36,7 @@ from hpc_closure.work import log
 from hpc_closure.work.units import Ledger
 
 GROWN = (0.01, 0.1, 0.5)  # shares of the saturated variance
+OTHER = 0.5  # relative distance of states of two trajectories; what a coarse grid cuts is less
 VALID = 0.5  # relative error of the ensemble mean at which a forecast ends
 POOL_VALUES = 20_000  # values of each lead time that enter a Wasserstein distance
 _LOST = torch.tensor([torch.nan], dtype=torch.float64)
@@ -48,6 +51,7 @@ def score_run(inputs: Inputs) -> Scored | None:
     if not paths:
         return None
     ensemble = CoupledEnsemble(paths)
+    _check_starts(inputs, ensemble)
     stored = [float(time - ensemble.times[0]) for time in ensemble.times[1:]]
     leads = sorted({round(time, 9) for time in (*stored, *experiment.evaluate.lead_times)})
     indices = [ensemble.index(lead) for lead in leads]
@@ -67,10 +71,11 @@ def score_run(inputs: Inputs) -> Scored | None:
 
     def climatology(number):
         """States of the training members at that time, or at the last one stored."""
-        time = min(ensemble.times[indices[number]], inputs.data.times[-1])
-        index = int(np.argmin(np.abs(inputs.data.times - time)))
+        training = inputs.training
+        time = min(ensemble.times[indices[number]], training.times[-1])
+        index = int(np.argmin(np.abs(training.times - time)))
         states = [
-            inputs.data.read(member, index, "vorticity", experiment.train_grid)
+            training.read(member, index, "vorticity", experiment.train_grid)
             for member in inputs.parts["train"]
         ]
         return torch.from_numpy(np.stack(states))[:, None].expand(-1, len(ensemble.cases), -1, -1)
@@ -125,6 +130,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         },
         seed=experiment.evaluate.seed,
         flow=Flow(reduced_problem(experiment.problem, experiment.train_grid, inputs.target)),
+        against=inputs.against,
     )
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
@@ -142,6 +148,23 @@ def score_run(inputs: Inputs) -> Scored | None:
     scored.absent = absent_references(inputs, list(beside_it))
     scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
     return scored
+
+
+def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
+    """Raise ValueError unless a second data set holds the states that the runs began with."""
+    held, grid = inputs.held, inputs.experiment.train_grid
+    if not held.second:
+        return
+    begun = ensemble.read("truth", 0)[0]
+    index = inputs.data.time_index(float(ensemble.times[0]))
+    for case, there in zip(ensemble.cases, begun, strict=True):
+        known = case in inputs.parts["test"]
+        here = inputs.data.read(case, index, grid=grid) if known else np.zeros_like(there)
+        if np.linalg.norm(here - there) > OTHER * np.linalg.norm(there):
+            raise ValueError(
+                f"{inputs.run.rollout}: start {case} is no state of use.test={held.second} (seed "
+                f"{held.seed}): run `rollout --redo`"
+            )
 
 
 def _costs(ensemble: CoupledEnsemble) -> tuple[float, float]:
@@ -174,6 +197,7 @@ def score_coupled(
     costs: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
     flow: Flow | None = None,
+    against: str = "model",
 ) -> Scored:
     """Score coupled ensembles at every lead time.
 
@@ -188,6 +212,7 @@ def score_coupled(
         seed: of ties and pixels.
         flow: what measures the long-time statistics; without it, or the method ``none``, there are
             none.
+        against: method that the others are compared with, case by case.
     """
     truth = torch.as_tensor(truth)
     truth = truth[None] if truth.ndim == 3 else truth
@@ -247,6 +272,13 @@ def score_coupled(
                 variances.setdefault(method, []).append(parts.joined("shells")["variance"])
             if index == num_times - 1:
                 scored.keep_spectra(method, parts)
+        crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
+        for method, columns in (
+            *differences("crps_difference", crps, against, blocks),
+            *predictability(crps, blocks),
+        ):
+            own = {**stage, **labels.of(method), "lead_time": lead_time}
+            scored.add(**own, **sizes[method], **columns)
 
     for method, parts_list in errors.items():
         own = {**stage, **labels.of(method), **sizes[method]}
@@ -263,6 +295,9 @@ def score_coupled(
             if bare:
                 scored.add(**own, score="cost_ratio", value=spent / bare)
     for method, columns in joint_scores(joint, times, blocks):
+        scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+    whole = {method: parts.energy_score for method, parts in joint.items()}
+    for method, columns in differences("energy_score_joint_difference", whole, against, blocks):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     if climate is not None:
         scored.fluxes = climate.fluxes()

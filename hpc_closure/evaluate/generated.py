@@ -16,6 +16,7 @@ from hpc_closure.evaluate.budget import Budget, Origin
 from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
+from hpc_closure.evaluate.paired import differences
 from hpc_closure.evaluate.quarters import Quarters
 from hpc_closure.evaluate.rank_histogram import MAX_RANKS, rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
@@ -66,6 +67,7 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                 origin=origin,
                 law=methods.moments(),
                 seed=settings.seed,
+                against=inputs.against,
             )
             scored.absent = [
                 Absent("generated", inputs.target, method, reason, sensors)
@@ -83,6 +85,7 @@ def score_generated(
     origin: Origin = Origin(),
     law: Moments | None = None,
     seed: int = 0,
+    against: str = "model",
 ) -> Scored:
     """Score samples of the closure.
 
@@ -96,6 +99,7 @@ def score_generated(
         origin: trajectory of each snapshot, for the intervals, and its state, for the budget.
         law: what is known exactly, where the law is.
         seed: of ties and rank coordinates.
+        against: method that the others are compared with, snapshot by snapshot.
     """
     num_samples, size = int(truth.shape[0]), int(truth.shape[-1])
     if num_samples == 0:
@@ -173,6 +177,10 @@ def score_generated(
             cost = float(torch.tensor(costs[method]).median())
             scored.add(**own, score="cost_ms", value=cost, **sizes)
         scored.keep_spectra(method, parts)
+    crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
+    for method, columns in differences("crps_difference", crps, against, blocks):
+        sizes = {"members": statistics[method].members, "samples": num_samples}
+        scored.add(**stage, **labels.of(method), **sizes, **columns)
     if law is not None:
         own = {**stage, **labels.of("oracle"), "samples": num_samples}
         energy = next(iter(statistics.values())).joined("total")["truth_energy"].mean()

@@ -30,7 +30,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         if outcome.exit_code or options.members or not subgrid:
             return outcome.exit_code
         if books.incomplete(books.survey()):
-            if session.world.root and experiment.replicas.members:
+            if session.world.root and experiment.own_replicas:
                 log.get().info("replicas wait for the members that are not there yet")
             return 0
         return go_on(experiment, session, options, tell=bool(outcome.done))
@@ -46,7 +46,7 @@ def go_on(experiment: Experiment, session: Session, options: Options, tell: bool
         for line in summary.lines(experiment, data):
             log.get().info(line)
     cases = []
-    if experiment.replicas.members:
+    if experiment.own_replicas:
         cases = data.starts(experiment.train.split, experiment.rollout.cases)
     data.close()
     return run_replicas(experiment, session, options, cases) if cases else 0
@@ -106,7 +106,7 @@ def print_plan(experiment: Experiment, books: Ledger, wanted: list[int]) -> int:
     print(f"run folder {books.run}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
     print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")
-    if experiment.replicas.members:
+    if experiment.own_replicas:
         there = Ledger.of(experiment, "replicas").survey().counts()
         states = ", ".join(f"{count} {state}" for state, count in there.items())
         print(f"replicas of {experiment.rollout.cases} start(s): {states}")

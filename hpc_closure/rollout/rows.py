@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import STATES, Layout
 from hpc_closure.data.reader import BESIDE, DataSet
 from hpc_closure.data.writer import BlockWriter
@@ -51,14 +52,14 @@ def coupled_run(
     experiment, closure, data: DataSet, numbers: Sequence[int], device: str
 ) -> CoupledRun:
     """The coupled run of some rows of the ensemble, not yet started."""
-    rollout = experiment.rollout
-    cases = data.starts(experiment.train.split, rollout.cases)
+    rollout, held = experiment.rollout, HeldOut.of(experiment)
+    cases = data.starts(held.split, rollout.cases)
     rows = [(cases[number % len(cases)], number // len(cases)) for number in numbers]
     coupling = Coupling(
         experiment.problem,
         experiment.generate.closure,
         experiment.train_grid,
-        experiment.seed,
+        held.seed,
         rollout,
         memory_of(experiment, closure),
         device,
@@ -186,7 +187,7 @@ class RolloutBlock(Block):
             "interval": rollout.interval,
             "length": experiment.physics.length,
             "dt": self.dt,
-            "seed": experiment.seed,
+            "seed": self.coupled.seed,
             "row_case": [case for case, _ in rows],
             "row_member": [member for _, member in rows],
             "cases": list(self.cases),

@@ -172,7 +172,7 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
     for stage in (*STAGES[: STAGES.index(verb)], *stages_of(verb)):
         if run.data_root and stage == "generate":
             continue
-        if stage == "replicas" and not experiment.replicas.members:
+        if stage == "replicas" and not experiment.own_replicas:
             continue  # they are left alone, and not read
         if verb_of(stage) == verb and (redo or stage == "evaluate"):
             continue
