@@ -70,7 +70,7 @@ def test_files_round_trip_and_leave_nothing_behind(tmp_path):
     assert lines[2] == (
         "generated,diffusion,model,64,,,relative_error,0.4781,0.43029,,none,,1,32,,test,"
     )
-    assert lines[4] == "coupled,diffusion,none,,5.0,,mse,inf,,,none,,1,,,test"
+    assert lines[4] == "coupled,diffusion,none,,5.0,,mse,inf,,,none,,1,,,test,"
     back = json.loads(json_path.read_text())
     assert rows.frame(back["rows"]).equals(scores) and back["rows"][3]["value"] == "inf"
     assert back["absent"] == [asdict(ABSENT)] and back["provenance"] == {"host": "here"}
