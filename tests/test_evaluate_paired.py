@@ -63,6 +63,14 @@ def test_lost_members_are_worse_and_a_lost_reference_tells_nothing():
     assert not dict(differences("s", {"one": one, "other": other}, "model", STARTS))
 
 
+def test_a_reference_of_several_trainings_is_their_mean():
+    one, other = hard_and_easy(1.02)
+    values = {"model": one, "x#1": 0.9 * other, "x#2": 1.1 * other, "xy": one}
+    found = dict(differences("s", values, "x", STARTS))
+    assert set(found) == {"model", "xy"}
+    assert found["model"]["value"] == pytest.approx(difference(one, other, STARTS)["value"])
+
+
 @pytest.fixture(scope="module")
 def scored():
     """A model, one whose members are farther from the truth by 5 %, and one that is as good."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.evaluate.intervals import interval_columns
+from hpc_closure.evaluate.rows import MARK
 
 DIFFERENCES = ("crps_difference", "energy_score_joint_difference")
 BETTER, WORSE, ALIKE = "better", "worse", "not told apart"
@@ -44,14 +45,17 @@ def differences(
     Args:
         score: name of the rows, of :data:`DIFFERENCES`.
         values: method -> (S,).
-        against: the reference.
+        against: the reference; of several trainings their mean.
         blocks: (S,).
     """
-    reference = values.get(against)
-    if reference is None or not bool(reference.isfinite().all()):
+    same = [name for name in values if name == against or name.startswith(against + MARK)]
+    if not same:
+        return
+    reference = torch.stack([values[name] for name in same]).mean(0)
+    if not bool(reference.isfinite().all()):
         return
     for method, own in values.items():
-        if method == against:
+        if method in same:
             continue
         numbers = dict.fromkeys(("value", "low", "high"), torch.inf)
         if bool(own.isfinite().all()):

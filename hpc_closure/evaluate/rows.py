@@ -98,6 +98,8 @@ METHODS = (
     "bare_2x",
     "none",
 )
+# after it the number of one of several trainings that are shown as one row
+MARK = "#"
 # the model's name where conditions.physics grants it an estimate of the closure
 GRANTED = "model+physics"
 MODELS = ("model", GRANTED)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from hpc_closure.evaluate.paired import DIFFERENCES
+from hpc_closure.evaluate.rows import MARK
 from hpc_closure.evaluate.statistics import Scored
 
-MARK = "#"
 KEY = ("lead_time", "shell", "score")
 
 
