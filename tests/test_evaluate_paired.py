@@ -84,9 +84,9 @@ def scored():
     noise = sizes * fields(8, 20, 2, 12, 12)
     again = sizes * fields(8, 20, 2, 12, 12)
     ensembles = {"model": truth + noise, "far": truth + 1.05 * noise, "alike": truth + again}
-    labels = Labels({"closure": "subgrid", "sensors": "none", "interval": 5})
+    shared = {"closure": "subgrid", "sensors": "none", "interval": 5}
     return {
-        against: score_coupled(truth, ensembles, [1.0, 2.0], labels, against=against).rows
+        against: score_coupled(truth, ensembles, [1.0, 2.0], Labels(shared, {}, against)).rows
         for against in ("model", "far")
     }
 

@@ -96,6 +96,7 @@ def score_run(inputs: Inputs) -> Scored | None:
                 for one in inputs.chosen
             },
         },
+        inputs.against,
     )
     found = {one.name: compare.coupled(one, experiment, ensemble) for one in inputs.chosen}
     beside = {name: one for name, one in found.items() if isinstance(one, CoupledEnsemble)}
@@ -130,7 +131,6 @@ def score_run(inputs: Inputs) -> Scored | None:
         },
         seed=experiment.evaluate.seed,
         flow=Flow(reduced_problem(experiment.problem, experiment.train_grid, inputs.target)),
-        against=inputs.against,
     )
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
@@ -197,7 +197,6 @@ def score_coupled(
     costs: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
     flow: Flow | None = None,
-    against: str = "model",
 ) -> Scored:
     """Score coupled ensembles at every lead time.
 
@@ -212,7 +211,6 @@ def score_coupled(
         seed: of ties and pixels.
         flow: what measures the long-time statistics; without it, or the method ``none``, there are
             none.
-        against: method that the others are compared with, case by case.
     """
     truth = torch.as_tensor(truth)
     truth = truth[None] if truth.ndim == 3 else truth
@@ -274,7 +272,7 @@ def score_coupled(
                 scored.keep_spectra(method, parts)
         crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
         for method, columns in (
-            *differences("crps_difference", crps, against, blocks),
+            *differences("crps_difference", crps, labels.against, blocks),
             *predictability(crps, blocks),
         ):
             own = {**stage, **labels.of(method), "lead_time": lead_time}
@@ -297,7 +295,9 @@ def score_coupled(
     for method, columns in joint_scores(joint, times, blocks):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     whole = {method: parts.energy_score for method, parts in joint.items()}
-    for method, columns in differences("energy_score_joint_difference", whole, against, blocks):
+    for method, columns in differences(
+        "energy_score_joint_difference", whole, labels.against, blocks
+    ):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     if climate is not None:
         scored.fluxes = climate.fluxes()

@@ -58,6 +58,7 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                         for name, closure in inputs.compared.items()
                     },
                 },
+                inputs.against,
             )
             results[grid, sensors] = scored = score_generated(
                 snapshots.closures,
@@ -67,7 +68,6 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                 origin=origin,
                 law=methods.moments(),
                 seed=settings.seed,
-                against=inputs.against,
             )
             scored.absent = [
                 Absent("generated", inputs.target, method, reason, sensors)
@@ -85,7 +85,6 @@ def score_generated(
     origin: Origin = Origin(),
     law: Moments | None = None,
     seed: int = 0,
-    against: str = "model",
 ) -> Scored:
     """Score samples of the closure.
 
@@ -99,7 +98,6 @@ def score_generated(
         origin: trajectory of each snapshot, for the intervals, and its state, for the budget.
         law: what is known exactly, where the law is.
         seed: of ties and rank coordinates.
-        against: method that the others are compared with, snapshot by snapshot.
     """
     num_samples, size = int(truth.shape[0]), int(truth.shape[-1])
     if num_samples == 0:
@@ -178,7 +176,7 @@ def score_generated(
             scored.add(**own, score="cost_ms", value=cost, **sizes)
         scored.keep_spectra(method, parts)
     crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
-    for method, columns in differences("crps_difference", crps, against, blocks):
+    for method, columns in differences("crps_difference", crps, labels.against, blocks):
         sizes = {"members": statistics[method].members, "samples": num_samples}
         scored.add(**stage, **labels.of(method), **sizes, **columns)
     if law is not None:

@@ -121,10 +121,17 @@ class Absent:
 
 @dataclass(frozen=True)
 class Labels:
-    """Columns that are known before scoring: those of all rows, and those of single methods."""
+    """What is known before scoring.
+
+    Attributes:
+        shared: columns of all rows.
+        single: method -> columns of its rows.
+        against: method that the others are compared with, sample by sample.
+    """
 
     shared: Mapping[str, Any]
     single: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    against: str = "model"
 
     def of(self, method: str) -> dict[str, Any]:
         return {**self.shared, **self.single.get(method, {}), "method": method}

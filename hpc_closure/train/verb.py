@@ -70,8 +70,8 @@ def fit(experiment: Experiment, session: Session) -> None:
 
 def seed_of(experiment: Experiment) -> int:
     """What the draws of a training are keyed by: weights, order of samples, noise."""
-    seed = experiment.train.seed
-    return experiment.seed if seed is None else seed
+    section = experiment.train
+    return experiment.seed if section.seed is None else section.seed
 
 
 def tune(experiment: Experiment, session: Session) -> None:
