@@ -336,10 +336,13 @@ def _run(verb: Callable[..., int], context: typer.Context, more: tuple[str, ...]
     typed = (asked["experiment"], *(asked["overrides"] or []), *more)
     experiment = _experiment(*typed)
     if stage not in experiment.stages:
-        raise UsageError(
-            f"{typed[0]}: generate.closure={experiment.generate.closure} makes data but no "
-            f"closure: there is nothing to {stage}"
-        )
+        made = f"generate.closure={experiment.generate.closure} makes data but no closure"
+        if experiment.generate.closure != "none":
+            made = (
+                f"train.split={list(experiment.train.split)} makes a test set for other runs "
+                "(use.test)"
+            )
+        raise UsageError(f"{typed[0]}: {made}: there is nothing to {stage}")
     known = {key: asked[key] for key in Options.__dataclass_fields__ if key in asked}
     _end(
         verb(

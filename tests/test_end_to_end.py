@@ -75,7 +75,7 @@ def test_score_rows_have_the_columns_of_the_contract(finished, rows):
         == list(COLUMNS)
         == (
             "stage,closure,method,grid,lead_time,shell,score,value,low,high,sensors,evaluations,"
-            "interval,members,samples,split"
+            "interval,members,samples,split,seeds"
         ).split(",")
     )
     for method in ("model", "none", "oracle", "physics", "climatology"):

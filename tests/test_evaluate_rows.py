@@ -56,7 +56,7 @@ ABSENT = Absent("generated", "diffusion", "fourier", "there are no sensors to in
 def test_columns_are_the_contract():
     assert tuple(rows.COLUMNS) == tuple(
         "stage,closure,method,grid,lead_time,shell,score,value,low,high,sensors,evaluations,"
-        "interval,members,samples,split".split(",")
+        "interval,members,samples,split,seeds".split(",")
     )
 
 
@@ -68,9 +68,9 @@ def test_files_round_trip_and_leave_nothing_behind(tmp_path):
     lines = csv_path.read_text().splitlines()
     assert lines[0] == ",".join(rows.COLUMNS)
     assert lines[2] == (
-        "generated,diffusion,model,64,,,relative_error,0.4781,0.43029,,none,,1,32,,test"
+        "generated,diffusion,model,64,,,relative_error,0.4781,0.43029,,none,,1,32,,test,"
     )
-    assert lines[4] == "coupled,diffusion,none,,5.0,,mse,inf,,,none,,1,,,test"
+    assert lines[4] == "coupled,diffusion,none,,5.0,,mse,inf,,,none,,1,,,test,"
     back = json.loads(json_path.read_text())
     assert rows.frame(back["rows"]).equals(scores) and back["rows"][3]["value"] == "inf"
     assert back["absent"] == [asdict(ABSENT)] and back["provenance"] == {"host": "here"}

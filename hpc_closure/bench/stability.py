@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hpc_closure.closure import artifact
 from hpc_closure.closure.match import check_model
+from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
@@ -51,7 +52,8 @@ def run(
     """
     check_model(experiment)
     folder = Run.of(experiment)
-    data, closure = DataSet(folder.data), artifact.load(folder.model).to(device)
+    data = DataSet(HeldOut.of(experiment).run.data)
+    closure = artifact.load(folder.model).to(device)
     rollout = experiment.rollout.model_copy(update={"references": ("none",)})
     experiment = experiment.model_copy(update={"rollout": rollout})
     coupled = coupled_run(experiment, closure, data, range(members), device)

@@ -1,5 +1,11 @@
-"""Further closures that answer beside the model: ``evaluate.compare: {name: run or file}``."""
+"""Further closures that answer beside the model: ``evaluate.compare: {name: run or file}``.
 
+Runs of ``evaluate.seeds: {name: [run, run, ...]}`` differ in the seed of the training alone. Each
+answers under a name of its own, ``name#1`` and so on; :mod:`~hpc_closure.evaluate.seeds` makes one
+row of them.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +14,9 @@ import numpy as np
 
 from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.match import check_fits
+from hpc_closure.data.held_out import HeldOut, check_seed
 from hpc_closure.data.reader import CoupledEnsemble
+from hpc_closure.evaluate.seeds import one_of
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run, model_at, run_at
 from hpc_closure.experiment.schema import Experiment
@@ -57,18 +65,56 @@ def chosen(experiment: Experiment) -> list[Compared]:
     Raises:
         ValueError: one is not there, not whole, or of another problem.
     """
-    found = []
-    for name, value in experiment.evaluate.compare.items():
-        folder = run_at(experiment.folder, value)
-        path = model_at(experiment.folder, value)
-        if folder is not None:
-            used = (
-                Run.of(reading.load(folder.config)).model_file if folder.config.exists() else None
-            )
-            path = used or folder.model
-        check_fits(path, experiment, f"evaluate.compare.{name}={value}")
-        found.append(Compared(name, path, folder))
+    held, settings = HeldOut.of(experiment), experiment.evaluate
+    found = [
+        _named(name, value, experiment, held, f"evaluate.compare.{name}={value}")
+        for name, value in settings.compare.items()
+    ]
+    for name, values in settings.seeds.items():
+        key = f"evaluate.seeds.{name}"
+        runs = [
+            _named(one_of(name, number), value, experiment, held, f"{key}={value}")
+            for number, value in enumerate(values, 1)
+        ]
+        _check_seeds(key, values, runs)
+        found += runs
     return found
+
+
+def _named(name: str, value: str, experiment: Experiment, held: HeldOut, key: str) -> Compared:
+    """The closure of a run, a file or a shipped model; ``key`` is the setting that names it."""
+    folder = run_at(experiment.folder, value)
+    path = model_at(experiment.folder, value)
+    if folder is not None:
+        other = reading.load(folder.config) if folder.config.exists() else None
+        path = (Run.of(other).model_file if other else None) or folder.model
+        if other:
+            check_seed(held, other, key)
+    check_fits(path, experiment, key)
+    return Compared(name, path, folder)
+
+
+def _check_seeds(key: str, values: Sequence[str], runs: Sequence[Compared]) -> None:
+    """Raise ValueError unless the runs differ in ``train.seed``, and in nothing else."""
+    settings, seeds = [], []
+    for value, one in zip(values, runs, strict=True):
+        experiment = one.experiment
+        if experiment is None or experiment.use.model:
+            raise ValueError(f"{key}={value}: no run that trained a model of its own")
+        plain = experiment.train.seed
+        seeds.append(experiment.seed if plain is None else plain)
+        settings.append(experiment.stage_settings("train"))
+        settings[-1]["train"].pop("seed", None)
+        for name, first, here in reading.differences(settings[0], settings[-1]):
+            raise ValueError(
+                f"{key}: {values[0]} has {name}={first}, {value} has {here}; the runs of one row "
+                "differ in train.seed alone"
+            )
+        if seeds[-1] in seeds[:-1]:
+            raise ValueError(
+                f"{key}: {values[seeds.index(seeds[-1])]} and {value} both have "
+                f"train.seed={seeds[-1]}: they are one training"
+            )
 
 
 def coupled(
@@ -95,14 +141,15 @@ def coupled(
 
 def _differs(other: Experiment, experiment: Experiment) -> str:
     """The first setting in which a coupled run is another problem; "" where there is none."""
-    if other.stage_hash("generate") != experiment.stage_hash("generate"):
-        rows = reading.differences(
-            other.stage_settings("generate"), experiment.stage_settings("generate")
-        )
-        key, there, here = rows[0]
-        return f"its data have {key}={there}, here {here}"
+    try:
+        theirs, ours = HeldOut.of(other), HeldOut.of(experiment)
+    except ValueError as error:
+        return str(error)
+    there, here = (one.experiment.stage_settings("generate") for one in (theirs, ours))
+    for key, value, own in reading.differences(there, here):
+        return f"its data have {key}={value}, here {own}"
     pairs: list[tuple[str, Any, Any]] = [
-        ("train.split", list(other.train.split), list(experiment.train.split)),
+        ("train.split", list(theirs.split), list(ours.split)),
         ("train.grid", other.train_grid, experiment.train_grid),
         *(
             (f"rollout.{key}", getattr(other.rollout, key), getattr(experiment.rollout, key))

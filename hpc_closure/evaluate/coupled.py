@@ -24,7 +24,9 @@ from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
 from hpc_closure.evaluate.joint import Trajectories, joint_scores
+from hpc_closure.evaluate.late import predictability
 from hpc_closure.evaluate.methods import NO_MEAN_GP
+from hpc_closure.evaluate.paired import differences
 from hpc_closure.evaluate.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
@@ -33,6 +35,7 @@ from hpc_closure.work import log
 from hpc_closure.work.units import Ledger
 
 GROWN = (0.01, 0.1, 0.5)  # shares of the saturated variance
+OTHER = 0.5  # relative distance of states of two trajectories; what a coarse grid cuts is less
 VALID = 0.5  # relative error of the ensemble mean at which a forecast ends
 POOL_VALUES = 20_000  # values of each lead time that enter a Wasserstein distance
 _LOST = torch.tensor([torch.nan], dtype=torch.float64)
@@ -47,6 +50,7 @@ def score_run(inputs: Inputs) -> Scored | None:
     if not paths:
         return None
     ensemble = CoupledEnsemble(paths)
+    _check_starts(inputs, ensemble)
     stored = [float(time - ensemble.times[0]) for time in ensemble.times[1:]]
     leads = sorted({round(time, 9) for time in (*stored, *experiment.evaluate.lead_times)})
     indices = [ensemble.index(lead) for lead in leads]
@@ -66,10 +70,11 @@ def score_run(inputs: Inputs) -> Scored | None:
 
     def climatology(number):
         """States of the training members at that time, or at the last one stored."""
-        time = min(ensemble.times[indices[number]], inputs.data.times[-1])
-        index = int(np.argmin(np.abs(inputs.data.times - time)))
+        training = inputs.training
+        time = min(ensemble.times[indices[number]], training.times[-1])
+        index = int(np.argmin(np.abs(training.times - time)))
         states = [
-            inputs.data.read(member, index, "vorticity", experiment.train_grid)
+            training.read(member, index, "vorticity", experiment.train_grid)
             for member in inputs.parts["train"]
         ]
         return torch.from_numpy(np.stack(states))[:, None].expand(-1, len(ensemble.cases), -1, -1)
@@ -90,6 +95,7 @@ def score_run(inputs: Inputs) -> Scored | None:
                 for one in inputs.chosen
             },
         },
+        inputs.against,
     )
     found = {one.name: compare.coupled(one, experiment, ensemble) for one in inputs.chosen}
     beside = {name: one for name, one in found.items() if isinstance(one, CoupledEnsemble)}
@@ -131,6 +137,23 @@ def score_run(inputs: Inputs) -> Scored | None:
     scored.absent = absent_references(inputs, list(beside_it))
     scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
     return scored
+
+
+def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
+    """Raise ValueError unless a second data set holds the states that the runs began with."""
+    held, grid = inputs.held, inputs.experiment.train_grid
+    if not held.second:
+        return
+    begun = ensemble.read("truth", 0)[0]
+    index = inputs.data.time_index(float(ensemble.times[0]))
+    for case, there in zip(ensemble.cases, begun, strict=True):
+        known = case in inputs.parts["test"]
+        here = inputs.data.read(case, index, grid=grid) if known else np.zeros_like(there)
+        if np.linalg.norm(here - there) > OTHER * np.linalg.norm(there):
+            raise ValueError(
+                f"{inputs.run.rollout}: start {case} is no state of use.test={held.second} (seed "
+                f"{held.seed}): run `rollout --redo`"
+            )
 
 
 def absent_references(inputs: Inputs, names: Sequence[str]) -> list[Absent]:
@@ -226,6 +249,13 @@ def score_coupled(
                 variances.setdefault(method, []).append(parts.joined("shells")["variance"])
             if index == num_times - 1:
                 scored.keep_spectra(method, parts)
+        crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
+        for method, columns in (
+            *differences("crps_difference", crps, labels.against, blocks),
+            *predictability(crps, blocks),
+        ):
+            own = {**stage, **labels.of(method), "lead_time": lead_time}
+            scored.add(**own, **sizes[method], **columns)
 
     for method, parts_list in errors.items():
         own = {**stage, **labels.of(method), **sizes[method]}
@@ -241,6 +271,11 @@ def score_coupled(
             if "none" in costs:
                 scored.add(**own, score="cost_ratio", value=costs[method] / costs["none"])
     for method, columns in joint_scores(joint, times, blocks):
+        scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+    whole = {method: parts.energy_score for method, parts in joint.items()}
+    for method, columns in differences(
+        "energy_score_joint_difference", whole, labels.against, blocks
+    ):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     if climate is not None:
         scored.fluxes = climate.fluxes()

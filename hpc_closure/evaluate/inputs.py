@@ -9,6 +9,7 @@ from torch import Tensor
 import hpc_closure
 from hpc_closure.closure.parts import is_closed_form
 from hpc_closure.closure.targets import reduced_problem
+from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
@@ -19,7 +20,6 @@ from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.work.session import Session
-from hpc_closure.work.units import Ledger
 
 POOL = 512  # closures that climatology draws from
 
@@ -57,9 +57,11 @@ class Inputs:
         closure: the trained closure.
         chosen: further closures (``evaluate.compare``) and where they are from.
         compared: these, loaded, by the name of their rows.
-        data: the DNS data set.
-        parts: ``train``, ``valid``, ``test`` -> members.
-        window: indices of the stored times that train and score.
+        held: where starts, truth and snapshots are from.
+        data: the DNS data set of these.
+        training: the data set that trained, of which climatology is; mostly the same.
+        parts: ``train``, ``valid`` -> members of the latter, ``test`` -> of the former.
+        window: indices of the stored times that score.
         replicas: the true ensemble of a subgrid closure; None where there is none.
     """
 
@@ -71,16 +73,24 @@ class Inputs:
         self.compared = {
             one.name: hpc_closure.load(one.path).to(session.device) for one in self.chosen
         }
-        self.data = DataSet(self.run.data)
-        self.parts = self.data.split(experiment.train.split)
-        window = experiment.train.window
-        self.window = self.data.window(*window) if window else range(len(self.data.times))
+        self.held = HeldOut.of(experiment)
+        self.data = self.training = DataSet(self.held.run.data)
+        if self.held.second:
+            self.training = DataSet(self.run.data)
+        tests = self.data.split(self.held.split)["test"]
+        self.parts = {**self.training.split(experiment.train.split), "test": tests}
+        self.window = self._window(self.data)
         self.replicas = self._replicas()
 
+    def _window(self, data: DataSet) -> range:
+        """Indices of a data set's stored times in ``train.window``."""
+        window = self.experiment.train.window
+        return data.window(*window) if window else range(len(data.times))
+
     def _replicas(self) -> CoupledEnsemble | None:
-        if not self.experiment.replicas.members:
+        if not self.held.replicas.members:
             return None
-        books = Ledger.of(self.experiment, "replicas")
+        books = self.held.books("replicas")
         if reason := books.incomplete(books.survey()):
             raise ValueError(reason)
         return CoupledEnsemble([product.path for product in books.products()])
@@ -93,7 +103,7 @@ class Inputs:
         """
         if self.replicas is None:
             return [(member, index) for member in self.parts["test"] for index in indices]
-        half = self.replicas.start - 0.5 * self.experiment.replicas.pinned
+        half = self.replicas.start - 0.5 * self.held.replicas.pinned
         pinned = self.replicas.times[
             (self.replicas.times >= half - 1e-9)
             & (self.replicas.times < self.replicas.start + 1e-9)
@@ -105,6 +115,12 @@ class Inputs:
     def model(self) -> str:
         """The method's name of the trained closure."""
         return GRANTED if self.closure.config["conditions"]["physics"] else "model"
+
+    @property
+    def against(self) -> str:
+        """The method with which the others are compared start by start."""
+        name = self.experiment.evaluate.against
+        return self.model if name == "model" else name
 
     @property
     def closed(self) -> list[str]:
@@ -176,10 +192,10 @@ class Inputs:
 
     def climatology(self, grid: int) -> Tensor:
         """Closures (P, n, n) of random training members and stored times."""
-        members, indices = self.parts["train"], self.window
+        members, indices = self.parts["train"], self._window(self.training)
         rng = np.random.default_rng(self.experiment.evaluate.seed)
         count = min(POOL, len(members) * len(indices))
         keys = rng.choice(len(members) * len(indices), count, replace=False)
         picks = [divmod(int(key), len(indices)) for key in sorted(keys)]
-        fields = [self.data.read(members[m], indices[t], "closure", grid) for m, t in picks]
+        fields = [self.training.read(members[m], indices[t], "closure", grid) for m, t in picks]
         return torch.from_numpy(np.stack(fields))

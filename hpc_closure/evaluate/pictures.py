@@ -13,6 +13,7 @@ from pandas import DataFrame
 
 from hpc_closure.evaluate import figures, one_state
 from hpc_closure.evaluate.inputs import Inputs
+from hpc_closure.evaluate.late import late_leads
 from hpc_closure.evaluate.one_state import OneState
 from hpc_closure.evaluate.rows import MODELS, select
 from hpc_closure.evaluate.statistics import Scored
@@ -81,8 +82,10 @@ def draw(
         yield from illustrate_coupled(coupled, album, target, words)
     yield from illustrate_training(metrics.read(inputs.run.metrics), album)
     yield from illustrate_cost(rows, album, device)
-    leads = sorted(inputs.experiment.evaluate.lead_times)
-    yield from illustrate_frontier(rows, album, leads[len(leads) // 2])
+    late = late_leads(select(rows, stage="coupled"))
+    leads = sorted(lead for lead in inputs.experiment.evaluate.lead_times if lead not in late)
+    if leads:
+        yield from illustrate_frontier(rows, album, leads[len(leads) // 2])
 
 
 def illustrate_closure(shown: OneState, album: Album) -> Picture:

@@ -16,6 +16,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pandas import DataFrame, isna
 
+from hpc_closure.evaluate.late import DAGGER, PREDICTABILITY, SENTENCE, late_leads
+from hpc_closure.evaluate.paired import DIFFERENCES, WORSE, verdict
 from hpc_closure.evaluate.pictures import SECTIONS, Picture
 from hpc_closure.evaluate.rows import (
     GRANTED,
@@ -47,6 +49,11 @@ SCORES = {
     "crps_ratio": (
         "CRPS ratio",
         "CRPS over that of the exact law (or true ensemble); 1 is the best possible",
+    ),
+    "crps_difference": (
+        "CRPS, difference",
+        "CRPS less that of the reference method over the same starts or snapshots, over its mean; "
+        "the interval is of the difference, negative is better",
     ),
     "energy_score": ("energy score", "fair energy score: like the CRPS, of whole fields"),
     "spread": ("spread", "root of the mean unbiased variance over members"),
@@ -120,6 +127,14 @@ SCORES = {
     "energy_score_joint_ratio": (
         "joint ratio",
         "that over the true ensemble's; 1 is the best possible",
+    ),
+    "energy_score_joint_difference": (
+        "energy score, joint, difference",
+        "the same of the energy score of whole trajectories",
+    ),
+    "predictability": (
+        "predictability",
+        "1 less the CRPS of the true ensemble over climatology's: what there is to be gained",
     ),
     "correlated_95": (
         "correlated until",
@@ -223,6 +238,8 @@ TABLES = {
         "similarity_worst",
     ),
 }
+# scores with tables of their own
+APART = (*DIFFERENCES, PREDICTABILITY)
 METHODS = {
     "model": "the trained closure",
     GRANTED: "the trained closure, granted an estimate of the closure (conditions.physics)",
@@ -254,6 +271,7 @@ class Report:
         provenance: plain data, printed as it is.
         start: time at which the coupled runs start.
         lead_times: those to print; None = up to six of those scored.
+        against: method of the paired differences.
     """
 
     title: str
@@ -267,6 +285,7 @@ class Report:
     provenance: Mapping[str, Any] | None = None
     start: float | None = None
     lead_times: Sequence[float] | None = None
+    against: str = "model"
 
     def write(self, path: Path) -> None:
         """Write ``report.html``."""
@@ -322,6 +341,7 @@ class Report:
             "columns": columns,
             "samples": total["samples"].iloc[0],
             "tables": list(score_tables(total, self._notes("generated", columns), self.closed)),
+            "paired": self._paired(total, "score", ["crps_difference"], "snapshot by snapshot"),
             "floor": _floor(total),
             "shells": _shells(rows),
         }
@@ -337,15 +357,33 @@ class Report:
             if len(shown) > MAX_TIMES:
                 last = len(shown) - 1
                 shown = [shown[round(i * last / (MAX_TIMES - 1))] for i in range(MAX_TIMES)]
+            late = late_leads(total)
+            telling = [time for time in times if time not in late]
+            last = telling[-1] if telling else times[-1]
             in_time, reasons = [], self._notes("coupled", columns)
             for score in ("relative_error_mean", "relative_error", "spread_ratio", "spread_skill"):
                 part = select(total, score=score)
                 part = part[part["lead_time"].isin(shown)]
                 if len(part):
                     caption = f"{SCORES[score][0]}, by lead time".capitalize()
-                    in_time.append(Table.of(part, "lead_time", shown, caption, reasons))
+                    in_time.append(Table.of(part, "lead_time", shown, caption, reasons, late))
                     reasons = {}
-            ends = total["lead_time"].isna() | (total["lead_time"] == times[-1])
+            gained = select(total, score=PREDICTABILITY)
+            gained = gained[gained["lead_time"].isin(shown)]
+            if len(gained):
+                caption = "Predictability, by lead time"
+                in_time.append(Table.of(gained, "lead_time", shown, caption, {}, late))
+            by_lead = total[total["lead_time"].isin(shown)]
+            paired = [
+                *self._paired(by_lead, "lead_time", shown, "start by start, by lead time", late),
+                *self._paired(
+                    total,
+                    "score",
+                    ["energy_score_joint_difference"],
+                    "start by start, of whole trajectories",
+                ),
+            ]
+            ends = total["lead_time"].isna() | (total["lead_time"] == last)
             asked = total["score"].isin(TABLES["The event asked for"])
             model = total[total["method"].isin(MODELS)]
             yield {
@@ -353,15 +391,38 @@ class Report:
                 "columns": columns,
                 "sizes": next(model.itertuples(), None),
                 "in_time": in_time,
-                "last": times[-1],
+                "paired": paired,
+                "last": last,
+                "of": times[-1],
+                "late": SENTENCE if late else "",
                 "tables": list(score_tables(total[ends | asked], closed=self.closed)),
             }
+
+    def _paired(
+        self, rows: DataFrame, across: str, order: Sequence, how: str, late: Sequence[float] = ()
+    ) -> "list[Table]":
+        """The table of the differences to the reference, in words; none without rows."""
+        scores = order if across == "score" else ["crps_difference"]
+        part = rows[rows["score"].isin(scores)]
+        if part.empty:
+            return []
+        what = "Difference" if across == "score" else "CRPS, difference"
+        caption = f"{what} to {self.against}, {how}: negative is better"
+        return [Table.of(part, across, order, caption, late=late)]
 
     def _glossary(self) -> dict[str, str]:
         """{name: meaning} of the methods and scores in the rows."""
         names = sort_methods([*self.rows["method"], *(note.method for note in self.absent)])
         used = set(self.rows["score"])
-        return {name: METHODS[name] for name in names if name in METHODS} | {
+        several = self.rows.dropna(subset="seeds").groupby("method")["seeds"].max()
+        means = {
+            name: f"mean over {number} trainings that differ in their seed alone; the small "
+            "figures are the least and the largest of them, of differences the ends of all "
+            "their intervals"
+            for name, number in several.items()
+        }
+        known = {name: METHODS[name] for name in names if name in METHODS} | means
+        return known | {
             name: meaning for score, (name, meaning) in SCORES.items() if score in used
         }
 
@@ -401,15 +462,22 @@ class Table:
         order: Sequence = (),
         caption: str = "",
         reasons: Mapping[str, str] | None = None,
+        late: Collection[float] = (),
     ) -> "Table":
-        """Lay rows out; ``reasons`` has further methods, and why they have no rows."""
+        """Lay rows out; ``reasons`` has further methods, and why they have no rows.
+
+        Lead times that are ``late`` have a dagger.
+        """
         reasons = reasons or {}
         table = pivot(rows, across, order, reasons)
         lines = {
             method: [_cell(row, intervals=across != "shell") for row in cells]
             for method, cells in zip(table.index, table.to_numpy(), strict=True)
         }
-        heads = [SCORES[name] if name in SCORES else (f"{name:g}", "") for name in order]
+        heads = [
+            SCORES[name] if name in SCORES else (f"{name:g}{DAGGER * (name in late)}", "")
+            for name in order
+        ]
         empty = {method for method, cells in lines.items() if not any(c.value for c in cells)}
         return cls(caption, heads, lines, {m: r for m, r in reasons.items() if m in empty})
 
@@ -417,9 +485,20 @@ class Table:
 def _cell(row, intervals: bool) -> Cell:
     if row is None:
         return Cell()
+    if row.score in DIFFERENCES:
+        return _difference(row)
     value, low, high = (format_value(row.score, edge) for edge in (row.value, row.low, row.high))
     bounded = intervals and not isna(row.low) and not isna(row.high)
     return Cell(value, f"{low} – {high}" if bounded and not low == value == high else "")
+
+
+def _difference(row) -> Cell:
+    """A paired difference in per cent, and what its interval says."""
+    if math.isinf(row.value):
+        return Cell(f"diverged, {WORSE}")
+    value, low, high = (f"{100 * edge:+.2g}" for edge in (row.value, row.low, row.high))
+    interval = "" if isna(row.low) or isna(row.high) else f"{low} – {high}"
+    return Cell(f"{value} %, {verdict(row.low, row.high)}", interval)
 
 
 def score_tables(

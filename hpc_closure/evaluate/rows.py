@@ -18,6 +18,8 @@ Rows are a pandas data frame, one number a row, an empty cell where a column doe
     members      ensemble size
     samples      snapshots (generated) or cases (coupled) averaged over
     split        part of the data, e.g. ``test``
+    seeds        trainings that the row is the mean of; then low and high are their range, of
+                 differences that of their intervals; empty = one
 
 Scores, with what they need:
 
@@ -35,6 +37,11 @@ Scores, with what they need:
     its variance follows    ``spread_ratio_calm``, ``spread_ratio_wild``, ``spread_calm``,
     the state (generated)   ``spread_wild``: over the quarter of all points and snapshots where the
                             law spreads least and most, the ratios to that law itself
+    a reference method      ``crps_difference`` and, coupled, ``energy_score_joint_difference``: to
+                            the method ``evaluate.against``, over the same samples, see
+                            :mod:`~hpc_closure.evaluate.paired`
+    oracle (coupled)        ``predictability`` beside climatology, see
+                            :mod:`~hpc_closure.evaluate.late`
     coupled                 ``diverged``, ``valid_time``, ``wasserstein1``, ``probability``,
                             ``members_needed``; ``cost_ratio``; of whole trajectories
                             ``energy_score_joint``, ``correlated_95``; beside a true ensemble
@@ -76,6 +83,7 @@ COLUMNS = {
     "members": "Int64",
     "samples": "Int64",
     "split": "str",
+    "seeds": "Int64",
 }
 DEFAULTS = {"sensors": "none", "split": "test"}
 
@@ -90,6 +98,8 @@ METHODS = (
     "none",
 )
 RUNG = "rung_"  # bare solvers on finer grids, printed before "none"
+# after it the number of one of several trainings that are shown as one row
+MARK = "#"
 # the model's name where conditions.physics grants it an estimate of the closure
 GRANTED = "model+physics"
 MODELS = ("model", GRANTED)
@@ -111,10 +121,17 @@ class Absent:
 
 @dataclass(frozen=True)
 class Labels:
-    """Columns that are known before scoring: those of all rows, and those of single methods."""
+    """What is known before scoring.
+
+    Attributes:
+        shared: columns of all rows.
+        single: method -> columns of its rows.
+        against: method that the others are compared with, sample by sample.
+    """
 
     shared: Mapping[str, Any]
     single: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    against: str = "model"
 
     def of(self, method: str) -> dict[str, Any]:
         return {**self.shared, **self.single.get(method, {}), "method": method}

@@ -15,8 +15,9 @@ from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.composed import ComposedModel
 from hpc_closure.closure.parts import PartReport, describe
 from hpc_closure.evaluate.inputs import Inputs
+from hpc_closure.evaluate.late import late_leads
 from hpc_closure.evaluate.rank_histogram import LEVEL
-from hpc_closure.evaluate.rows import GRANTED, find, format_value, select
+from hpc_closure.evaluate.rows import GRANTED, find, format_value, select, sort_methods
 
 CONTROL_SEES = 0.05  # spread error that a test must see to be passed
 REFERENCES = {
@@ -59,6 +60,7 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
         "Data": {
             "DNS": f"{dns.grid}², dt {dns.dt:g}, {dns.scheme}",
             "trajectories": ", ".join(f"{len(v)} {k}" for k, v in inputs.parts.items()),
+            "test set": inputs.held.in_words(len(inputs.parts["test"])),
             "stored": f"t = {times[0]:g} to {times[-1]:g}, {len(times)} times on "
             f"{inputs.data.grid}²",
         },
@@ -94,9 +96,15 @@ def generator_in_words(closure: Closure, asked: int | None) -> str:
     return f"on the grid of the states, {config['modes']} modes, {effort}"
 
 
-def headline(parts: Sequence[PartReport], rows: DataFrame) -> list[str]:
-    """First lines of a report: which parts act and, where the exact law is known, what for."""
-    lines = [describe(parts)]
+def dataset(inputs: Inputs) -> str:
+    """Which data set the scores are of, in words."""
+    return f"scored on {inputs.held.in_words(len(inputs.parts['test']))}"
+
+
+def headline(parts: Sequence[PartReport], rows: DataFrame, data: str = "") -> list[str]:
+    """First lines of a report: which parts act, on which data that is scored and, where the exact
+    law is known, what the generator is for."""
+    lines = [describe(parts), *([data] if data else [])]
     for columns, group in groups(rows, "generated"):
         if columns["sensors"] == "none" and (line := Answers(columns, group).added()):
             lines.append(line)
@@ -144,6 +152,7 @@ class Answers:
         self.granted = GRANTED in set(rows["method"])
         self.model = GRANTED if self.granted else "model"
         self.closed = ", closed form" if self.model in closed else ""
+        self.late = late_leads(rows)
 
     def row(self, score: str, method: str = "", time: float | None = None):
         """The row of a score, of the model where no method is named; None where there is none."""
@@ -159,8 +168,9 @@ class Answers:
         )
 
     def last(self, score: str) -> float | None:
-        """The last lead time at which the model has a score."""
+        """The last lead time at which the model has a score that can tell."""
         times = select(self.rows, method=self.model, score=score)["lead_time"].dropna()
+        times = times[(times > 0) & ~times.isin(self.late)]
         return None if times.empty else times.max()
 
     def generated(self) -> Iterator[Line]:
@@ -249,6 +259,8 @@ class Answers:
             row, none = (self.row("relative_error_mean", m, last) for m in ("", "none"))
             when = "the end" if start is None else f"t = {start + last:g}"
             since = "" if start is None else f"start {start:g}, "
+            if self.late:
+                since += "the last one at which scores can tell, "
             cases = "1 start" if row.samples == 1 else f"{row.samples} starts"
             what = (
                 f"Coupled run ({self.words}, a sample held for {self.interval} solver steps) at "
@@ -265,7 +277,12 @@ class Answers:
                 )
                 beside += f": {words} than without closure"
             yield Line(what, say(row), beside)
+        elif self.late:
+            yield Line(
+                f"Coupled run ({self.words})", "every lead time is late: no score of one can tell"
+            )
         yield from self.spread()
+        yield from self.similarity()
         yield from self.cost()
         yield from self.event()
 
@@ -279,7 +296,26 @@ class Answers:
             if last is not None and (row := self.row(score, time=last)) is not None:
                 parts.append(f"{say(row)} {words}")
         if parts:
-            yield Line("Spread of that ensemble at the last lead time", " and ".join(parts))
+            when = f"at lead time {last:g}" if self.late else "at the last lead time"
+            yield Line(f"Spread of that ensemble {when}", " and ".join(parts))
+
+    def similarity(self) -> Iterator[Line]:
+        """The worst of the long-time statistics, where late leads cannot flatter."""
+        score = "similarity_worst"
+        if (row := self.row(score)) is None:
+            return
+        others = select(self.rows, score=score)["method"]
+        beside = [
+            f"{REFERENCES.get(name, name)} {format_value(score, self.row(score, name).value)}"
+            for name in sort_methods(others)
+            if name not in (self.model, "climatology")
+        ]
+        beside.append(f"{REFERENCES['none']} 0 by definition, the filtered DNS 1")
+        yield Line(
+            "Long-time statistics of that ensemble: the worst similarity to the filtered DNS",
+            say(row),
+            ", ".join(beside),
+        )
 
     def cost(self) -> Iterator[Line]:
         cost, ratio = self.row("cost_us"), self.row("cost_ratio")
@@ -292,16 +328,18 @@ class Answers:
             yield Line("Cost of a member and time unit", f"{spent} us", beside)
 
     def event(self) -> Iterator[Line]:
-        time = self.last("probability")
-        if time is None:
+        times = select(self.rows, method=self.model, score="probability")["lead_time"].dropna()
+        if times.empty:
             return
+        time = times.max()
         row, needed = (self.row(name, time=time) for name in ("probability", "members_needed"))
         beside = [self.others("probability", time)]
+        late = ", a late one" if time in self.late else ""
         if needed is not None:
             size = f"{needed.value:.0f} members"
             beside.append(f"{size} would give it to the tolerance asked for")
         yield Line(
-            f"The event asked for ({self.words}, lead time {time:g}): probability",
+            f"The event asked for ({self.words}, lead time {time:g}{late}): probability",
             f"{say(row)} by {row.members} members",
             "; ".join(filter(None, beside)),
         )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_closure.closure.match import check_model
+from hpc_closure.data import held_out
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment, sha256_json
 from hpc_closure.work import atomic, log
@@ -16,6 +17,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     """Write RUN/evaluate: scores.csv, scores.json, figures, report.html. Returns the exit code."""
     if options.dry_run:
         return print_plan(experiment)
+    held = held_out.check(experiment)
     check_model(experiment)
     from hpc_closure.evaluate import compare
 
@@ -23,7 +25,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     notes = check_complete(experiment, options.partial)
     with Session(experiment, "evaluate", options) as session:
         session.record["inputs"] = fingerprint(
-            session.run, [path for one in compared for path in one.paths]
+            session.run, [path for one in compared for path in one.paths] + held.paths
         )
         if made_from(session.run, session.record) and session.run.report.exists():
             log.get().info(f"{session.run.report} is there already; --redo makes it again")
@@ -35,10 +37,10 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
 
 def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     """Score the run, draw, and write what came of it."""
-    from hpc_closure.evaluate import coupled, generated, pictures, rows
+    from hpc_closure.evaluate import coupled, generated, pictures, rows, seeds
     from hpc_closure.evaluate.inputs import Inputs
     from hpc_closure.evaluate.report import Report
-    from hpc_closure.evaluate.summary import facts, headline
+    from hpc_closure.evaluate.summary import dataset, facts, headline
 
     inputs = Inputs(experiment, session)
     hold = inputs.closure.hold(experiment.rollout.interval)
@@ -48,18 +50,26 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         notes = [*notes, f"Of the data {inputs.data.loss}."]
     by_layout, ensembles = generated.score_run(inputs), coupled.score_run(inputs)
     scored = [*by_layout.values(), *([ensembles] if ensembles else [])]
+    for part in scored:
+        seeds.join(part, experiment.evaluate.seeds)
     table = rows.frame(record for part in scored for record in part.records)
     notes = [*notes, *coupled.losses(table)]
     absent = list(dict.fromkeys(note for part in scored for note in part.absent))
+    by_layout = {key: seeds.shown(part) for key, part in by_layout.items()}
+    ensembles = ensembles and seeds.shown(ensembles)
+    shown = [*by_layout.values(), *([ensembles] if ensembles else [])]
+    shown_table = rows.frame(record for part in shown for record in part.records)
     drawn = []
-    for picture in pictures.draw(inputs, by_layout, ensembles, table, session.record["device"]):
+    for picture in pictures.draw(
+        inputs, by_layout, ensembles, shown_table, session.record["device"]
+    ):
         drawn.append(picture)
         session.stop.check()
-    first = headline(inputs.closure.parts(), table)
+    first = headline(inputs.closure.parts(), table, dataset(inputs))
     Report(
         title=f"hpc_closure: {experiment.name}",
-        rows=table,
-        absent=absent,
+        rows=shown_table,
+        absent=list(dict.fromkeys(note for part in shown for note in part.absent)),
         facts=facts(inputs),
         pictures=drawn,
         notes=notes,
@@ -68,6 +78,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         provenance={"evaluate": session.record, "model": inputs.closure.provenance},
         start=experiment.rollout.t_start,
         lead_times=experiment.evaluate.lead_times,
+        against=inputs.against,
     ).write(session.run.report)
     # last, because they say what all of it was made from
     rows.write(session.run.evaluate, table, absent, session.record)
@@ -119,6 +130,7 @@ def print_plan(experiment: Experiment) -> int:
     runs = Ledger.of(experiment, "rollout").survey().counts()
     print(f"run folder {run_folder}")
     print(f"data: {data['done']} of {data['units']} units")
+    print(f"scored on {held_out.HeldOut.of(experiment).in_words()}")
     print(f"model: {'there' if run_folder.model.exists() else 'missing'}")
     print(f"rollout: {runs['done']} of {runs['units']} units")
     grids = ", ".join(f"{grid}^2" for grid in experiment.score_grids)
@@ -126,7 +138,8 @@ def print_plan(experiment: Experiment) -> int:
         f"to score: {settings.samples} snapshots x {settings.members} members on {grids}, "
         f"{1 + len(settings.sensors)} sensor layout(s); lead times {list(settings.lead_times)}"
     )
-    if settings.compare:
-        beside = ", ".join(f"{name} ({value})" for name, value in settings.compare.items())
-        print(f"beside the model: {beside}")
+    beside = [f"{name} ({value})" for name, value in settings.compare.items()]
+    beside += [f"{name} ({', '.join(runs)})" for name, runs in settings.seeds.items()]
+    if beside:
+        print(f"beside the model: {', '.join(beside)}")
     return 0

@@ -165,8 +165,11 @@ def _check_training(experiment) -> None:
         raise ValueError(
             f"train.split={list(train.split)} sums to {sum(train.split):g}, expected 1"
         )
-    if not train.split[0]:
-        raise ValueError(f"train.split={list(train.split)} leaves nothing to train on")
+    if not train.split[0] and train.split[2] < 1:
+        raise ValueError(
+            f"train.split={list(train.split)} leaves nothing to train on; a run that only "
+            "generates a test set has [0, 0, 1]"
+        )
     if train.batch % train.accumulate:
         raise ValueError(
             f"train.batch={train.batch} cannot be cut into train.accumulate="

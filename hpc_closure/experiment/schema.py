@@ -368,6 +368,11 @@ class Train(Section):
         "float32", description="bfloat16: autocast for pointwise parts; weights stay float32"
     )
     accumulate: Count = Field(1, description="micro-batches per step and process")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None,
+        description="of weights, batches and noise of the training; none = the experiment's seed, "
+        "which makes the data, too",
+    )
     recompute: bool = Field(
         False,
         description="keep what goes into the networks' layers alone and compute their inside "
@@ -609,6 +614,18 @@ class Evaluate(Section):
         description="further closures in the same tables, {name: model}: a run, a .safetensors "
         "file, or a shipped model",
     )
+    seeds: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")],
+        Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)],
+    ] = Field(
+        {},
+        description="runs that differ in train.seed alone, {name: [run, run, ...]}: one row, the "
+        "mean over them with its range",
+    )
+    against: str = Field(
+        "model",
+        description="method of the tables with which every other one is compared start by start",
+    )
     event: Event | None = Field(None, description="probability asked of the coupled ensemble")
     formats: tuple[Literal["png", "pdf"], ...] = Field(
         ("png", "pdf"),
@@ -617,7 +634,7 @@ class Evaluate(Section):
     )
     seed: int = 0
 
-    @field_validator("compare")
+    @field_validator("compare", "seeds")
     @classmethod
     def _names_of_their_own(cls, compare):
         for name in compare:
@@ -626,6 +643,19 @@ class Evaluate(Section):
                     f"{name} names a method of every table ({', '.join(BUILT_IN)}): choose another"
                 )
         return compare
+
+    @model_validator(mode="after")
+    def _knows_its_methods(self):
+        for name in self.seeds:
+            if name in self.compare:
+                raise ValueError(f"{name} stands in compare and in seeds: choose another name")
+        known = [name for name in (*BUILT_IN, *self.compare, *self.seeds) if name != "truth"]
+        if self.against not in known:
+            raise ValueError(
+                f"against={self.against} names no method of the tables; known are "
+                f"{', '.join(known)}"
+            )
+        return self
 
 
 class Cluster(Section):
@@ -676,6 +706,12 @@ class Use(Section):
         description="trained model that is used: a run, a .safetensors file, or a shipped model "
         "(diffusion, convection, two_regimes)",
     )
+    test: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="run (its name under root, or its folder) whose data, of another seed, are "
+        "the test set: rollout and evaluate take starts, truth, replicas and snapshots from it, "
+        "and all its members; none = the test members of train.split",
+    )
 
 
 class Experiment(Section):
@@ -710,16 +746,19 @@ class Experiment(Section):
     @property
     def stages(self) -> tuple[str, ...]:
         """Stages that have something to do."""
-        later = ("train", "rollout", "evaluate") if self.generate.closure != "none" else ()
+        later = () if self.only_generates else ("train", "rollout", "evaluate")
         pilot = ("pilot",) if self.needs_pilot else ()
-        replicas = ("replicas",) if self.replicas.members else ()
+        replicas = ("replicas",) if self.own_replicas else ()
         return (*pilot, "generate", *replicas, *later)
 
     @property
     def needs_pilot(self) -> bool:
         """Whether settings are to be found on trajectories of the pilot."""
-        found = [rung.drain or rung.step == "auto" for rung in self.rollout.rungs]
-        return self.generate.closure == "subgrid" and (self.reduced.step == "auto" or any(found))
+        if self.generate.closure != "subgrid":
+            return False
+        rungs = () if self.only_generates else self.rollout.rungs
+        found = [rung.drain or rung.step == "auto" for rung in rungs]
+        return self.reduced.step == "auto" or any(found)
 
     @property
     def watched(self) -> float:
@@ -733,6 +772,16 @@ class Experiment(Section):
             return 0.0
         least = 10 * self.generate.interval * self.generate.dt
         return rung.past or max(self.replicas.pinned, least)
+
+    @property
+    def only_generates(self) -> bool:
+        """Whether its data are for other runs alone: without a closure, or all a test set."""
+        return self.generate.closure == "none" or not self.train.split[0]
+
+    @property
+    def own_replicas(self) -> int:
+        """Replicas of every start that ``generate`` makes: those of another test set are there."""
+        return 0 if self.use.test else self.replicas.members
 
     @property
     def problem(self) -> Problem:
@@ -796,6 +845,8 @@ class Experiment(Section):
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
         if train["trajectory"] is None:
             del train["trajectory"]
+        if train["seed"] in (None, plain["seed"]):
+            del train["seed"]
         model = {key: value for key, value in plain["model"].items() if value is not None}
         if not model["conditions"]["previous"]:
             model["conditions"] = {**model["conditions"]}
@@ -806,6 +857,8 @@ class Experiment(Section):
             settings.update(model={"use": self.use.model}, train=kept)
         if stage == "train":
             return settings
+        if self.use.test:
+            settings["use"] = {"test": self.use.test}
         rollout = {
             key: value
             for key, value in plain["rollout"].items()
@@ -816,8 +869,11 @@ class Experiment(Section):
         if stage == "rollout":
             return {**settings, "rollout": rollout}
         if stage == "evaluate":
+            new = {"seeds": {}, "against": "model"}  # not in the hash of scores without them
             evaluate = {
-                key: plain["evaluate"][key] for key in plain["evaluate"] if key != "formats"
+                key: value
+                for key, value in plain["evaluate"].items()
+                if key != "formats" and not (key in new and value == new[key])
             }
             return {**settings, "rollout": plain["rollout"], "evaluate": evaluate}
         raise ValueError(f"unknown stage {stage!r}")

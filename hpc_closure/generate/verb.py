@@ -46,7 +46,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         if outcome.exit_code or options.members or not subgrid:
             return outcome.exit_code
         if books.incomplete(books.survey()):
-            if session.world.root and experiment.replicas.members:
+            if session.world.root and experiment.own_replicas:
                 log.get().info("replicas wait for the members that are not there yet")
             return 0
         return go_on(experiment, session, options, tell=bool(outcome.done))
@@ -63,7 +63,7 @@ def go_on(experiment: Experiment, session: Session, options: Options, tell: bool
         for line in summary.lines(experiment, data, Choices(experiment).stride):
             log.get().info(line)
     cases = []
-    if experiment.replicas.members:
+    if experiment.own_replicas:
         cases = data.starts(experiment.train.split, experiment.rollout.cases)
     data.close()
     if not cases:
@@ -153,10 +153,8 @@ def print_plan(experiment: Experiment, books: Ledger, wanted: list[int]) -> int:
     print(f"run folder {books.run}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
     print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")
-    for stage, cases in (
-        ("pilot", experiment.pilot.cases),
-        ("replicas", experiment.rollout.cases),
-    ):
+    starts = {"pilot": experiment.pilot.cases, "replicas": experiment.rollout.cases}
+    for stage, cases in starts.items():
         if stage in experiment.stages:
             there = Ledger.of(experiment, stage).survey().counts()
             states = ", ".join(f"{count} {state}" for state, count in there.items())

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import STATES, Layout
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet
 from hpc_closure.data.writer import BlockWriter
@@ -20,7 +21,6 @@ from hpc_closure.generate.rungs import Known
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.spectral.grid import from_row, to_spectra
 from hpc_closure.work.block import Block, record_steps, times_of
-from hpc_closure.work.units import Ledger
 
 
 def memory_of(experiment, closure) -> Memory:
@@ -56,14 +56,14 @@ def coupled_run(
     experiment, closure, data: DataSet, numbers: Sequence[int], device: str
 ) -> CoupledRun:
     """The coupled run of some rows of the ensemble, not yet started."""
-    rollout, choices = experiment.rollout, Choices(experiment)
-    cases = data.starts(experiment.train.split, rollout.cases)
+    rollout, held, choices = experiment.rollout, HeldOut.of(experiment), Choices(experiment)
+    cases = data.starts(held.split, rollout.cases)
     rows = [(cases[number % len(cases)], number // len(cases)) for number in numbers]
     coupling = Coupling(
         experiment.problem,
         experiment.generate.closure,
         experiment.train_grid,
-        experiment.seed,
+        held.seed,
         rollout,
         memory_of(experiment, closure),
         device,
@@ -126,11 +126,11 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
     now = resolved(cases, rollout.t_start)
     if {run.start for run in runs} <= {"empty"}:
         return Known(now)
-    books = Ledger.of(experiment, "replicas")
-    ensemble = CoupledEnsemble([product.path for product in books.products()])
+    held = HeldOut.of(experiment)
+    ensemble = CoupledEnsemble([product.path for product in held.books("replicas").products()])
     whole = np.stack([ensemble.read_whole(case, rollout.t_start) for case in cases])
     past: dict[str, list[torch.Tensor]] = {}
-    everybody = data.starts(experiment.train.split, rollout.cases)
+    everybody = data.starts(held.split, rollout.cases)
     following = [everybody[everybody.index(case) - 1] for case in cases]
     for how, chosen in (("synchronised", cases), ("mismatched", following)):
         lengths = {experiment.past_of(run) for run in runs if run.start == how}
@@ -242,7 +242,7 @@ class RolloutBlock(Block):
             ),
             "length": experiment.physics.length,
             "dt": self.dt,
-            "seed": experiment.seed,
+            "seed": self.coupled.seed,
             "row_case": [case for case, _ in rows],
             "row_member": [member for _, member in rows],
             "cases": list(self.cases),

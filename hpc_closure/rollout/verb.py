@@ -4,6 +4,8 @@ import shlex
 from pathlib import Path
 
 from hpc_closure.closure.match import check_model
+from hpc_closure.data import held_out
+from hpc_closure.data.held_out import HeldOut
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import log, loop
@@ -19,7 +21,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     books = Ledger.of(experiment, "rollout")
     if options.dry_run:
         return print_plan(experiment, books, wanted, options)
-    check_cases(experiment)
+    held_out.check(experiment)
     check_model(experiment)
     with Session(experiment, "rollout", options) as session:
         plan = chosen_part(options.parts, books.plan(wanted))
@@ -29,18 +31,6 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         if session.world.root:
             outcome.report()
         return outcome.exit_code
-
-
-def check_cases(experiment: Experiment) -> None:
-    """Raise ValueError when there are fewer test trajectories than cases to start from."""
-    members, share = experiment.generate.members, experiment.train.split[2]
-    tests = int(members * share + 1e-9)
-    if experiment.rollout.cases > tests:
-        raise ValueError(
-            f"rollout.cases={experiment.rollout.cases}, but generate.members={members} with "
-            f"train.split={list(experiment.train.split)} leave {tests} test trajectories to start "
-            "from: lower it, or raise the members or the test share"
-        )
 
 
 def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loop.Outcome:
@@ -54,7 +44,10 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
     if session.world.root:
         log.get().info(f"samples of the closure are {closure.hold(experiment.rollout.interval)}")
     closure = closure.to(session.device) if session.device != "cpu" else closure
-    data = DataSet(session.run.data)
+    held = HeldOut.of(experiment)
+    if session.world.root:
+        log.get().info(f"starts are {held.in_words()}")
+    data = DataSet(held.run.data)
 
     def run_unit(unit, claim):
         block = RolloutBlock(unit, books, session, groups.domain, closure, data)
@@ -88,7 +81,7 @@ def run_units(config_path: str, unit_ids: list[str], wait: bool = False) -> int:
         wait: wait for units that another program computes, for a job that needs them all.
     """
     experiment = reading.load(Path(config_path))
-    check_cases(experiment)
+    held_out.check(experiment)
     check_model(experiment)
     books = Ledger.of(experiment, "rollout")
     with Session(experiment, "rollout") as session:
@@ -153,6 +146,7 @@ def print_plan(experiment, books, wanted, options=Options()) -> int:
         if experiment.cluster.executor == "slurm":
             batch += submission.batch_text(request)
     print(f"run folder {books.run}")
+    print(f"starts: {rollout.cases} of {HeldOut.of(experiment).in_words()}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
     print(f"trajectories to compute: {rows}, on {grid}^2, {times} stored times")
     print(f"bytes to write: {fields * rows * times * grid**2 * 4 / 1e9:.3g} GB")

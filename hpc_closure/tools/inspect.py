@@ -349,6 +349,8 @@ def run_folder(path: Path, deep: bool = False) -> Report:
         "experiment": experiment.name,
         "hashes": {stage: experiment.stage_hash(stage)[:12] for stage in experiment.stages},
     }
+    if experiment.use.test:
+        report["test set"] = experiment.use.test
     damaged: list[str] = []
     if experiment.folder.resolve() == path.resolve():
         report["state"] = {

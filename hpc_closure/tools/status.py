@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_closure.closure.header import read_header
+from hpc_closure.data import held_out
+from hpc_closure.data.held_out import HeldOut
 from hpc_closure.experiment.folder import BLOCKS, STAGES, Run, verb_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.train import metrics
@@ -21,6 +23,7 @@ from hpc_closure.work.loop import SINGLE
 from hpc_closure.work.units import STATES
 
 RECENT = 20  # finished units from which the rate is taken
+TEST = "test set"  # name of the stage that is another run's
 QUICKEST = 1.0  # seconds between two looks of --watch
 QUICKEST_QUEUE = 30.0  # the same when every look asks the scheduler
 
@@ -37,6 +40,7 @@ class Stage:
         per_hour: units that get done in an hour; None when nothing runs or it cannot be known.
         note: a word on the stage (step and loss of a training, ...).
         problems: damaged products and the like, a line each.
+        config: experiment file of another run, whose stage it is; "" for the run's own.
     """
 
     counts: dict[str, int]
@@ -46,6 +50,7 @@ class Stage:
     per_hour: float | None = None
     note: str = ""
     problems: list[str] = field(default_factory=list)
+    config: str = ""
 
     @property
     def done(self) -> bool:
@@ -110,7 +115,31 @@ def survey(experiment: Experiment) -> dict[str, Stage]:
             found[stage] = _of_blocks(books, units.members_of(queue.get(stage, {})))
         else:
             found[stage] = _of_one(experiment, folder, stage, bool(queue[stage]))
+        if stage == "generate" and experiment.use.test and not experiment.only_generates:
+            found |= _of_the_test_set(experiment)
     _check_order(folder, found)
+    return found
+
+
+def _of_the_test_set(experiment: Experiment) -> dict[str, Stage]:
+    """Data and replicas of the run that ``use.test`` names."""
+    try:
+        held = HeldOut.of(experiment)
+    except ValueError as error:
+        counts = {"units": 1, **dict.fromkeys(STATES, 0), "missing": 1}
+        return {TEST: Stage(counts, problems=[str(error)])}
+    found = {TEST: _of_blocks(held.books("generate"), set())}
+    if held.replicas.members:
+        found[f"{TEST} replicas"] = _of_blocks(held.books("replicas"), set())
+    for stage in found.values():
+        stage.config = str(held.run.config)
+        uses = f"uses {held.run} (seed {held.seed})"
+        stage.note = f"{uses}, {stage.note}" if stage.note else uses
+    try:
+        held_out.check(experiment)
+    except ValueError as error:
+        if all(stage.done for stage in found.values()):  # else the next command says it
+            found[TEST].problems.append(str(error))
     return found
 
 
@@ -244,6 +273,8 @@ def _check_order(folder: Run, found: dict[str, Stage]) -> None:
     """Say so when an earlier stage has changed after a later one was made from it."""
     orders = (
         ("generate", "train"),
+        (TEST, "rollout"),
+        (TEST, "evaluate"),
         ("train", "rollout"),
         ("train", "evaluate"),
         ("rollout", "evaluate"),
@@ -267,7 +298,11 @@ def next_command(stages: dict[str, Stage], command: str) -> str:
         counts = stage.counts
         if stage.done:
             continue
+        if name == TEST and not stage.config:
+            return f"wait: {stage.problems[0]}"
         line = "hpc-closure " + command.format(verb=verb_of(name))
+        if stage.config:
+            line = f"hpc-closure generate {shlex.quote(stage.config)}"
         if counts["missing"] == 0 and counts["running"] + counts["queued"]:
             return f"wait: {name} is running" if counts["running"] else f"wait: {name} is queued"
         if counts["failed"] and not counts["missing"] and name in BLOCKS:

@@ -49,7 +49,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     joined = processes.join(session.device, session.world.bcast)
     store = DataSet(session.run.data)
     data = trainer.TrainData(*samples(experiment, store))
-    torch.manual_seed(experiment.seed)
+    torch.manual_seed(seed_of(experiment))
     model = build_model(experiment)
     share = section.batch // (joined.size * section.accumulate)
     values = share * math.prod(data.train.points) * model.config["width"]
@@ -57,7 +57,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     session.record["threads"] = launch.num_threads()
     log.get().info(f"training on {threads}")
     recipe = experiment.stage_hash("train")
-    plan = trainer.Plan(section, experiment.seed, session.run, recipe)
+    plan = trainer.Plan(section, seed_of(experiment), session.run, recipe)
 
     def export(trained, path: Path) -> None:
         artifact.save(trained, path, target=target_of(experiment), provenance=session.record)
@@ -67,6 +67,12 @@ def fit(experiment: Experiment, session: Session) -> None:
     finally:
         processes.leave()
         store.close()
+
+
+def seed_of(experiment: Experiment) -> int:
+    """What the draws of a training are keyed by: weights, order of samples, noise."""
+    section = experiment.train
+    return experiment.seed if section.seed is None else section.seed
 
 
 def tune(experiment: Experiment, session: Session) -> None:
@@ -117,7 +123,7 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
             grid=grid,
             past=past,
             budget=round(section.memory * 2**30),
-            seed=experiment.seed,
+            seed=seed_of(experiment),
         )
         for name in ("train", "valid")
     )
