@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.match import check_fits
@@ -20,6 +21,8 @@ from hpc_closure.evaluate.seeds import one_of
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run, model_at, run_at
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.grid import to_spectra
+from hpc_closure.spectral.resolution import retained_modes
 from hpc_closure.work.units import Ledger
 
 # of rollouts that are compared
@@ -90,6 +93,9 @@ def _named(name: str, value: str, experiment: Experiment, held: HeldOut, key: st
         path = (Run.of(other).model_file if other else None) or folder.model
         if other:
             check_seed(held, other, key)
+        if other and other.known_grid == experiment.known_grid:
+            check_fits(path, other, key)
+            return Compared(name, path, folder)
     check_fits(path, experiment, key)
     return Compared(name, path, folder)
 
@@ -133,10 +139,16 @@ def coupled(
     theirs = CoupledEnsemble([product.path for product in books.products()])
     if theirs.cases != ensemble.cases:
         return f"its coupled runs start from members {theirs.cases}, here {ensemble.cases}"
-    there, here = (each.read("truth", 0) for each in (theirs, ensemble))
-    if there.shape != here.shape or not np.allclose(there, here, rtol=1e-5):
+    modes = retained_modes(experiment.known_grid)
+    there, here = (_resolved(each.read("truth", 0), modes) for each in (theirs, ensemble))
+    if there.shape != here.shape or not np.allclose(there, here, rtol=1e-5, atol=1e-6):
         return "its coupled runs start from other states"
     return theirs
+
+
+def _resolved(fields: np.ndarray, modes: int) -> np.ndarray:
+    """Spectra of fields (..., n, n), or (..., 1, n), with as many modes."""
+    return to_spectra(torch.from_numpy(fields).double(), modes).numpy()
 
 
 def _differs(other: Experiment, experiment: Experiment) -> str:
@@ -146,11 +158,14 @@ def _differs(other: Experiment, experiment: Experiment) -> str:
     except ValueError as error:
         return str(error)
     there, here = (one.experiment.stage_settings("generate") for one in (theirs, ours))
+    for settings in (there, here):  # solvers on several grids may know the same of a start
+        settings.pop("reduced", None)
+        del settings["generate"]["record"]["grid"]
     for key, value, own in reading.differences(there, here):
         return f"its data have {key}={value}, here {own}"
     pairs: list[tuple[str, Any, Any]] = [
         ("train.split", list(theirs.split), list(ours.split)),
-        ("train.grid", other.train_grid, experiment.train_grid),
+        ("reduced.known", other.known_grid, experiment.known_grid),
         *(
             (f"rollout.{key}", getattr(other.rollout, key), getattr(experiment.rollout, key))
             for key in SETTINGS

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from hpc_closure.data.held_out import HeldOut
+from hpc_closure.data.reader import DataSet
 from hpc_closure.evaluate.inputs import Inputs
+from hpc_closure.experiment.schema import Experiment
 from hpc_closure.rollout.coupling import CoupledRun
 from hpc_closure.rollout.rows import coupled_run, start
 from hpc_closure.spectral.simulation import Simulation
@@ -69,7 +72,7 @@ def _clocks(inputs: Inputs) -> tuple[float, dict[str, Clock]]:
     own = _run(inputs, inputs.closure, number)
     clocks: dict[str, Clock] = {inputs.model: (_model(own), number)}
     for one in inputs.chosen:
-        run = _run(inputs, inputs.compared[one.name], number)
+        run = _run(inputs, inputs.compared[one.name], number, one.experiment)
         clocks[one.name] = (_model(run), number)
     span, model = own.coupling.span, own.simulations["model"]
     solver = Simulation(model.problem, range(len(model.members)), 0, device=inputs.device)
@@ -85,9 +88,17 @@ def _clocks(inputs: Inputs) -> tuple[float, dict[str, Clock]]:
     return span, clocks
 
 
-def _run(inputs: Inputs, closure, number: int) -> CoupledRun:
-    run = coupled_run(inputs.experiment, closure, inputs.data, range(number), inputs.device)
-    start(run, inputs.data, inputs.experiment)
+def _run(inputs: Inputs, closure, number: int, other: Experiment | None = None) -> CoupledRun:
+    """A coupled run from the starts; ``other`` is the experiment of a compared run."""
+    experiment, data = inputs.experiment, inputs.data
+    if other is not None and other.train_grid != experiment.train_grid:
+        experiment, data = other, DataSet(HeldOut.of(other).run.data)
+    rollout = experiment.rollout
+    if closure is not inputs.closure:
+        rollout = rollout.model_copy(update={"references": (), "rungs": ()})
+    experiment = experiment.model_copy(update={"rollout": rollout})
+    run = coupled_run(experiment, closure, data, range(number), inputs.device)
+    start(run, data, experiment)
     return run
 
 

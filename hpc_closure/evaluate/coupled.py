@@ -64,7 +64,7 @@ def score_run(inputs: Inputs) -> Scored | None:
 
         def read(number):
             inputs.stop.check()
-            return torch.from_numpy(source.read(name, places[number])[members])
+            return inputs.cut(torch.from_numpy(source.read(name, places[number])[members]))
 
         return read
 
@@ -77,7 +77,8 @@ def score_run(inputs: Inputs) -> Scored | None:
             training.read(member, index, "vorticity", experiment.train_grid)
             for member in inputs.parts["train"]
         ]
-        return torch.from_numpy(np.stack(states))[:, None].expand(-1, len(ensemble.cases), -1, -1)
+        pool = inputs.cut(torch.from_numpy(np.stack(states)))
+        return pool[:, None].expand(-1, len(ensemble.cases), -1, -1)
 
     labels = Labels(
         {
@@ -119,7 +120,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         labels,
         costs=costs.measure(inputs),
         seed=experiment.evaluate.seed,
-        flow=Flow(inputs.reduced(experiment.train_grid)),
+        flow=Flow(inputs.reduced(experiment.known_grid)),
     )
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
@@ -129,10 +130,12 @@ def score_run(inputs: Inputs) -> Scored | None:
             if name in ensemble.names
         ]
         fields = {
-            inputs.model if name == "model" else name: torch.from_numpy(ensemble.read(name, index))
+            inputs.model if name == "model" else name: inputs.cut(
+                torch.from_numpy(ensemble.read(name, index))
+            )
             for name in asked
         }
-        stage = {"stage": "coupled", "grid": experiment.train_grid, **labels.shared}
+        stage = {"stage": "coupled", "grid": experiment.known_grid, **labels.shared}
         scored.records += event_records(fields, event, stage)
     scored.absent = absent_references(inputs, list(beside_it))
     scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]

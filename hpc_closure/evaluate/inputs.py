@@ -18,7 +18,9 @@ from hpc_closure.evaluate.climate import Flow
 from hpc_closure.evaluate.rows import GRANTED
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.grid import to_fields, to_spectra
 from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.resolution import retained_modes
 from hpc_closure.work.session import Session
 
 POOL = 512  # closures that climatology draws from
@@ -173,6 +175,14 @@ class Inputs:
         """What the reduced solver runs on a grid, with its own step."""
         stride = Choices(self.experiment).stride
         return reduced_problem(self.experiment.problem, grid, self.target, stride)
+
+    def cut(self, fields: Tensor) -> Tensor:
+        """Fields (..., n, n) of a solver on the grid whose modes a start knows; others as is."""
+        known = self.experiment.known_grid
+        if fields.shape[-1] == known:
+            return fields
+        spectra = to_spectra(fields.double(), retained_modes(known))
+        return to_fields(spectra, known).to(fields.dtype)
 
     def origin(self, snapshots: Snapshots) -> Origin:
         """Where snapshots are from, with the states to which the reduced solver takes them."""

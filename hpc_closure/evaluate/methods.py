@@ -134,6 +134,9 @@ class Methods:
         conditions, every = closure.config["conditions"], closure.target.get("every")
         if (conditions["history"] or conditions.get("previous")) and every != spacing:
             return f"it reads states {every} apart, the stored ones are {spacing:g} apart"
+        here = self.inputs.experiment.train_grid
+        if self.inputs.target == "subgrid" and closure.header.size != here:
+            return f"it is what a solver on {closure.header.size}^2 lacks, not one on {here}^2"
         try:
             self.drawn(closure, {}, torch.tensor([0]), 1)
         except ValueError as error:  # its own words for conditions that are not those it knows

@@ -835,8 +835,8 @@ class Experiment(Section):
             begin = {"watched": self.watched, "members": self.pilot.members}
             begin |= {key: plain["replicas"][key] for key in ("pinned", "start")}
             return {**settings, "pilot": begin, "rollout": times}
-        if plain["reduced"] != Reduced().model_dump(mode="json"):
-            settings["reduced"] = plain["reduced"]
+        if reduced := self.reduced.model_dump(mode="json", exclude_defaults=True):
+            settings["reduced"] = reduced
         if stage == "generate":
             return settings
         if stage == "replicas":

@@ -100,7 +100,7 @@ def start(coupled: CoupledRun, data: DataSet, experiment) -> None:
         round(experiment.rollout.t_start / experiment.generate.dt),
         _earlier([fields(at) for at in range(index - coupled.memory.frames, index + 1)], coupled),
         [fields(at, "closure") for at in before],
-        known_of(data, experiment, coupled.cases) if rungs or coupled.coupling.begin else None,
+        known_of(data, experiment, coupled.cases) if rungs or experiment.reduced.known else None,
     )
 
 
