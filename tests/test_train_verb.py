@@ -184,12 +184,14 @@ def test_each_call_is_scored_in_units_of_its_own(solver):
         assert losses[calls == number].mean() == pytest.approx(1.0, abs=0.3), number
 
 
-def test_each_noise_level_of_a_learned_score_counts_alike(sensors):
-    """Without sensors the law is nearly Gaussian, and soon learned: the loss is 1 at every level,
-    from hardly any noise (the first interval has nothing else) to none."""
+@pytest.mark.parametrize("seeing", [0, 1], ids=["alone", "sensors"])
+def test_each_noise_level_of_a_learned_score_counts_alike(sensors, seeing):
+    """Once the score has learned how widely the closure spreads, nearly as a Gaussian law, its
+    loss is 1 at every noise level, whether that is widely (alone) or not (with sensors)."""
     seen, _ = sensors
-    levels = np.array(seen.levels)[len(seen.levels) // 3 :]
-    alone = levels[levels[:, 2] == 0]
-    place = np.digitize(alone[:, 0], [0.25, 0.4, 0.55, 0.7, 0.85])
-    found = [alone[place == one, 1].mean() for one in range(6)]
-    assert found == pytest.approx([1.0] * 6, abs=0.4)
+    late = np.array(seen.levels)[len(seen.levels) // 2 :]
+    uniform, loss, _ = late[late[:, 2] == seeing].T
+    # the first interval is of nothing but noise, the others are of more and more noise
+    place = np.digitize(uniform, [0.25, 0.4, 0.55, 0.7, 0.85])
+    losses = [loss[place == one].mean() for one in range(6)]
+    assert losses == pytest.approx([1.0] * 6, abs=0.4)
