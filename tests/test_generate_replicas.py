@@ -13,6 +13,7 @@ import pytest
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.experiment import reading
 from hpc_closure.generate import verb as generate
+from hpc_closure.generate.replicas import ReplicaBlock
 from hpc_closure.tools import status
 from hpc_closure.work import hdf5
 
@@ -91,6 +92,34 @@ def test_unresolved_scales_and_forcing_are_their_own_and_forget_how_they_began(m
     now = data.time_index(replicas.times[0])
     truth = np.stack([data.read(case, now, "closure") for case in replicas.cases])
     assert spreads(replicas)[0] == pytest.approx(truth.std(), rel=0.25)
+
+
+def test_each_replica_of_each_start_has_a_forcing_of_its_own(made):
+    """Released with the resolved modes of their start, its replicas differ at first by what has
+    forced them there: those of one start by something else than those of another."""
+    strong = ["physics.noise.wavenumber=4", "physics.noise.energy_rate=0.01"]
+    run = make(made[0], "name=forced", "replicas.pinned=0", *strong)
+    replicas = CoupledEnsemble(sorted((run / "replicas").glob("block_*.h5")))
+    fields = [replicas.read_case("model", case, 1) for case in replicas.cases]
+    one, other = ((field[1:] - field[0]).reshape(3, -1) for field in fields)
+    assert np.abs(np.corrcoef(one, other)[:3, 3:]).max() < 0.5
+
+
+def test_each_replica_of_each_start_is_moved_by_a_distance_of_its_own(made, monkeypatch):
+    """No two of all begin with the same factors of their master's unresolved modes."""
+    begin, factors = ReplicaBlock._begin, []
+
+    def watched(block):
+        begin(block)
+        master = block.master.state[block.case_of_row]
+        unresolved = (master[0] != 0) & ~block.resolved
+        factors.append((block.replicas.state / master)[:, unresolved].numpy())
+
+    monkeypatch.setattr(ReplicaBlock, "_begin", watched)
+    make(made[0], "name=watched", "replicas.pinned=0")
+    every = np.concatenate(factors)
+    assert np.allclose(np.abs(every), 1.0)
+    assert len(np.unique(every.round(6), axis=0)) == len(every) == 8
 
 
 def test_without_pinning_they_begin_at_the_release(made):

@@ -81,7 +81,7 @@ class HeldOut:
         if self.second:
             return (
                 f"all {number} trajectories of the second data set {self.second} (seed "
-                f"{self.seed}), none of which was there to train or to choose on"
+                f"{self.seed}), none of which the model was trained on"
             )
         return f"the {number} test trajectories that train.split holds back (seed {self.seed})"
 
