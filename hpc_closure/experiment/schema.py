@@ -831,17 +831,19 @@ class Experiment(Section):
         physics = self.physics.parameters()
         settings = {"seed": plain["seed"], "physics": physics, "generate": generate}
         times = {key: plain["rollout"][key] for key in ("t_start", "every")}
+        reduced = self.reduced.model_dump(mode="json", exclude_defaults=True)
+        known = {key: value for key, value in reduced.items() if key == "known"}
         if stage == "pilot":  # of the DNS alone
             begin = {"watched": self.watched, "members": self.pilot.members}
             begin |= {key: plain["replicas"][key] for key in ("pinned", "start")}
-            return {**settings, "pilot": begin, "rollout": times}
-        if reduced := self.reduced.model_dump(mode="json", exclude_defaults=True):
-            settings["reduced"] = reduced
+            return {**settings, "pilot": {**begin, **known}, "rollout": times}
+        if self.reduced.step != 1:
+            settings["reduced"] = {"step": self.reduced.step}
         if stage == "generate":
             return settings
         if stage == "replicas":
             starts = {"split": plain["train"]["split"], **plain["replicas"]}
-            return {**settings, "replicas": starts, "rollout": times}
+            return {**settings, "replicas": {**starts, **known}, "rollout": times}
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
         if train["trajectory"] is None:
             del train["trajectory"]
@@ -866,6 +868,12 @@ class Experiment(Section):
         }
         if rollout["last_closures"] == "own":
             del rollout["last_closures"]
+        if known:
+            settings["reduced"] = {
+                **settings.get("reduced", {}),
+                **known,
+                "start": self.reduced.start,
+            }
         if stage == "rollout":
             return {**settings, "rollout": rollout}
         if stage == "evaluate":
