@@ -21,7 +21,7 @@ from torch import Tensor
 from hpc_closure.closure.band import Band
 from hpc_closure.closure.reader import Reader
 
-__all__ = ["LagCorrelation", "Tags", "knot_spacing", "position"]
+__all__ = ["LagCorrelation", "Tags", "knot_spacing", "position", "share_of_mean"]
 
 # (member, moment) of snapshots, where they are known; neighbouring moments differ by one
 Tags = tuple[Tensor, Tensor] | None
@@ -87,6 +87,24 @@ def knot_spacing(times: Tensor, spacing: float) -> Tensor:
     calls = times * spacing / INTEGRAL
     rounded = 2.0 ** torch.round(torch.log2(calls.clamp(min=1e-9)))
     return torch.where(calls > 1, rounded, 0.0)
+
+
+def share_of_mean(rho: Tensor, held: float) -> Tensor:
+    r"""Variance of a mean over ``held`` trained intervals over that of one, per shell.
+
+    Closures of consecutive intervals that are correlated by :math:`\rho^k`, k apart, have means
+    over m of them with
+
+    .. math:: \frac{m (1 - \rho^2) - 2 \rho (1 - \rho^m)}{m^2 (1 - \rho)^2}
+
+    of the variance: 1 / m where they are white, nearly 1 where m is short beside their memory.
+
+    Args:
+        rho: (shells,) correlation of neighbouring intervals, 0 = white, below 1.
+        held: m > 0.
+    """
+    among = held * (1 - rho.square()) - 2 * rho * (1 - rho.pow(held))
+    return among / (held * (1 - rho)).square()
 
 
 def position(call: float, knots: float) -> tuple[int, float, float]:
