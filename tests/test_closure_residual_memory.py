@@ -44,6 +44,31 @@ def test_correlation_time_is_estimated_across_batches():
     assert float(white.times().abs().max()) == 0
 
 
+def seen_every(spacing, memory, members=40, times=60):
+    """Correlations of snapshots ``spacing`` intervals apart of a closure with a memory of some."""
+    correlation = LagCorrelation(B)
+    rho = math.exp(-spacing / memory) if memory else 0.0
+    for member, rows in enumerate(autoregressive(members, times, rho)):
+        correlation.add(rows, (torch.full((times,), member), torch.arange(times)))
+    return correlation
+
+
+@pytest.mark.parametrize("spacing, memory", [(1, 2), (1, 0), (2, 0), (2, 4), (10, 40)])
+def test_a_memory_that_the_snapshots_show_or_exclude_is_taken(spacing, memory):
+    seen_every(spacing, memory).demand(spacing)
+
+
+@pytest.mark.parametrize("spacing, memory", [(10, 2), (10, 0), (5, 2)])
+def test_a_memory_that_the_snapshots_cannot_show_is_refused(spacing, memory):
+    seen = seen_every(spacing, memory)
+    assert float(seen.times().max()) == 0  # white, as far as they tell
+    line = rf"snapshots are {spacing} closure intervals apart .* may be 0\.\d\d from one call to"
+    with pytest.raises(ValueError, match=line):
+        seen.demand(spacing)
+    with pytest.raises(ValueError, match="no snapshot has a neighbour .* model.memory=off"):
+        LagCorrelation(B).demand(1.0)
+
+
 def test_knots():
     times = torch.tensor([0.0, 0.5, 4.0], dtype=torch.float64)
     assert knot_spacing(times, 1.0).tolist() == [0.0, 0.0, 4.0]

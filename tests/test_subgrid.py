@@ -1,5 +1,7 @@
 """The subgrid problem from DNS to report, small: memory from bursts, and the true ensemble."""
 
+import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +11,16 @@ import torch
 from conftest import four_verbs
 from test_evaluate_methods import in_batches, inputs_of
 
+import hpc_closure
+from hpc_closure import __main__
 from hpc_closure.bench import stability
 from hpc_closure.closure.match import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
+from hpc_closure.generate import verb as generate
+from hpc_closure.train import verb as train
+from hpc_closure.work.options import Options
 
 SMALL = """
 base: subgrid_backscatter_quick
@@ -164,3 +171,63 @@ def test_the_closure_of_another_cut_off_is_refused(run):
     finer = reading.load(run.config, ["generate.grid=96", "generate.record.grid=48"])
     with pytest.raises(ValueError, match=r"what a solver on 24\^2 lacks, the experiment's on 48"):
         check_fits(run.model, finer, "use.model=small")
+
+
+# ---- snapshots that cannot show a memory -----------------------------------------------
+
+APART = ["generate.record.burst=1", "model.conditions.previous=0", "replicas.members=0"]
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Data whose snapshots are five closure intervals apart."""
+    folder = tmp_path_factory.mktemp("apart")
+    path = folder / "apart.yaml"
+    path.write_text(SMALL.format(root=folder / "runs"))
+    assert generate.run(reading.load(path, APART), Options(verbosity=-1)) == 0
+    return path
+
+
+def told_by_train(path, monkeypatch, capfd, *changes):
+    """Exit code and lines of `hpc-closure train`."""
+    monkeypatch.setattr(sys, "argv", ["hpc-closure", "train", str(path), *APART, *changes, "-q"])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    return ended.value.code, capfd.readouterr().err
+
+
+def test_memory_that_the_data_cannot_show_is_one_line(apart, monkeypatch, capfd):
+    code, told = told_by_train(apart, monkeypatch, capfd)
+    assert code == 1
+    assert re.search(
+        r"snapshots are 5 closure intervals apart \(generate.record.every\) and in shell \d+ "
+        r"correlated by -?0\.\d\d: .* set generate.record.burst to at least 2, or record.every to "
+        r"one closure interval, or model.memory=off",
+        told.splitlines()[-1],
+    )
+    assert not list(apart.parent.rglob("model.safetensors"))
+
+
+def test_white_noise_is_made_where_it_is_asked_for(apart, monkeypatch, capfd):
+    changes = ["model.memory=off", "name=white", "use.data=small"]
+    code, told = told_by_train(apart, monkeypatch, capfd, *changes)
+    assert not code, told
+    assert list(apart.parent.rglob("model.safetensors"))
+
+
+def test_one_snapshot_of_a_trajectory_is_refused_before_anything_is_made(
+    apart, monkeypatch, capfd
+):
+    change = "train.window=[1.0,1.4]"
+    code, told = told_by_train(apart, monkeypatch, capfd, change)
+    assert code == 2 and told.count("\n") == 1
+    assert "generate.record.every=0.5 leaves one snapshot of a trajectory in [1, 1.4]" in told
+
+
+def test_bursts_show_it(run):
+    """The same flow, recorded in bursts, tells a memory."""
+    changes = ["model.conditions.previous=0", "name=bursts", "use.data=small"]
+    experiment = reading.load(run.config, changes)
+    assert train.run(experiment, Options(verbosity=-1)) == 0
+    model = hpc_closure.load(Run.of(experiment).model).model
+    assert float(model.knots.max()) > 1
