@@ -16,6 +16,8 @@ from hpc_closure import __main__
 from hpc_closure.bench import stability
 from hpc_closure.closure.match import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
+from hpc_closure.evaluate import innovations
+from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
@@ -231,3 +233,57 @@ def test_bursts_show_it(run):
     assert train.run(experiment, Options(verbosity=-1)) == 0
     model = hpc_closure.load(Run.of(experiment).model).model
     assert float(model.knots.max()) > 1
+
+
+# ---- what is left to chance, and presets with a score --------------------------------------------
+
+
+def test_the_law_of_the_innovations_is_in_the_tables(run):
+    scores = pd.read_csv(run.scores_csv)
+    scores = scores[scores.stage == "generated"]
+    for method in ("model", "mean_gp"):
+        rows = scores[(scores.method == method) & scores["shell"].isna()].set_index("score")
+        for name in innovations.SCORES:
+            row = rows.loc[name]
+            assert row["low"] <= row["value"] <= row["high"], name
+        assert 0.8 < rows.loc["variance_wild_calm", "value"] < 3
+    own, law = (
+        scores[(scores.method == method) & (scores.score == "kurtosis") & scores["shell"].notna()]
+        for method in ("model", "mean_gp")
+    )
+    assert len(own) == len(law) > 4
+    assert law["value"].abs().max() < 0.4  # Gaussian, with as many snapshots
+    page = run.report.read_text()
+    assert "Innovations: what the mean leaves (gp: draws of the Gaussian law" in page
+    assert re.search(r"Innovations \(subgrid, no sensors, 24² grid\): what the mean leaves", page)
+
+
+SCORES = {
+    "default": ["model.preset=default", "model.width=8", "model.layers=1", "model.mean_layers=1"],
+    "fno_score": ["model.preset=fno_score", "model.width=8", "model.layers=1"],
+    "cnn_score": [
+        "model.preset=default",
+        "model.mean=[regression,cnn]",
+        "model.amplitude=none",
+        "model.width=8",
+        "model.layers=1",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_draws_given_the_last_closures(run, name):
+    """From training to the report; the gate's decision is there shell by shell."""
+    changes = [*SCORES[name], f"name={name}", "use.data=small", "train.steps=4", "model.gate=off"]
+    experiment = reading.load(run.config, [*changes, "evaluate.samples=4", "replicas.members=0"])
+    assert train.run(experiment, Options(verbosity=-1)) == 0
+    assert evaluate.run(experiment, Options(verbosity=-1, partial=True)) == 0
+    closure = hpc_closure.load(Run.of(experiment).model)
+    assert closure.model.score_active and closure.config["conditions"]["previous"] == 2
+    scores = pd.read_csv(Run.of(experiment).scores_csv)
+    gains = scores[scores.score == "gain_residual"]
+    assert (gains["value"] == 1).all() and len(gains) == gains["shell"].nunique() > 4
+    told = set(scores[scores.method == "model"]["score"])
+    assert ("gain_mean" in told) == ("variance_wild_calm" in told) == (name != "fno_score")
+    page = Run.of(experiment).report.read_text()
+    assert "Gain of the generator per wavenumber shell" in page
