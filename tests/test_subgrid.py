@@ -235,7 +235,7 @@ def test_bursts_show_it(run):
     assert float(model.knots.max()) > 1
 
 
-# ---- what is left to chance, and presets with a score --------------------------------------------
+# ---- what is left to chance, and presets with a score ---------------------------------
 
 
 def test_the_law_of_the_innovations_is_in_the_tables(run):
