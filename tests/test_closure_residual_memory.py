@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from closure_case import SMALL, law_of, states_of
+from closure_case import SIZE, SMALL, law_of, states_of
 
 from hpc_closure.closure import draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.build import build
 from hpc_closure.closure.interface import Request
 from hpc_closure.closure.residual_memory import LagCorrelation, knot_spacing, position
+from hpc_closure.closure.sensors import read_regular
 
 B = band(4)
 
@@ -41,6 +42,31 @@ def test_correlation_time_is_estimated_across_batches():
     rows = draws.white_spectra(B, 1, "white", range(400), 0)
     white.add(rows, (torch.zeros(400), torch.arange(400)))
     assert float(white.times().abs().max()) == 0
+
+
+def seen_every(spacing, memory, members=40, times=60):
+    """Correlations of snapshots ``spacing`` intervals apart of a closure with a memory of some."""
+    correlation = LagCorrelation(B)
+    rho = math.exp(-spacing / memory) if memory else 0.0
+    for member, rows in enumerate(autoregressive(members, times, rho)):
+        correlation.add(rows, (torch.full((times,), member), torch.arange(times)))
+    return correlation
+
+
+@pytest.mark.parametrize("spacing, memory", [(1, 2), (1, 0), (2, 0), (2, 4), (10, 40)])
+def test_a_memory_that_the_snapshots_show_or_exclude_is_taken(spacing, memory):
+    seen_every(spacing, memory).demand(spacing)
+
+
+@pytest.mark.parametrize("spacing, memory", [(10, 2), (10, 0), (5, 2)])
+def test_a_memory_that_the_snapshots_cannot_show_is_refused(spacing, memory):
+    seen = seen_every(spacing, memory)
+    assert float(seen.times().max()) == 0  # white, as far as they tell
+    line = rf"snapshots are {spacing} closure intervals apart .* may be 0\.\d\d from one call to"
+    with pytest.raises(ValueError, match=line):
+        seen.demand(spacing)
+    with pytest.raises(ValueError, match="no snapshot has a neighbour .* model.memory=off"):
+        LagCorrelation(B).demand(1.0)
 
 
 def test_knots():
@@ -105,8 +131,8 @@ def test_calls_are_correlated_and_each_has_the_law(remembering):
 
 def test_a_longer_interval_does_not_average_memory_away(remembering):
     _, model = remembering
-    assert model.scale_of(4.0) > 0.95
-    assert model.scale_of(1000.0) < 0.3
+    assert float(model.scale_of(4.0)[1:6].min()) > 0.95
+    assert float(model.scale_of(1000.0).max()) < 0.3
 
 
 def test_without_times_the_residual_is_white(remembering):
@@ -117,4 +143,91 @@ def test_without_times_the_residual_is_white(remembering):
     model.begin("mean", batch)
     model.begin("generator", batch)
     assert not bool((model.knots > 0).any())
-    assert model.scale_of(4.0) == pytest.approx(0.5)
+    assert torch.allclose(model.scale_of(4.0), torch.tensor(0.5).double())
+
+
+# ---- some shells remember, the others are white -------------------------------------------------
+
+SLOW, TAU, PARTS = 2, 20.0, 8  # shells with memory, its time and steps in an interval
+
+
+def means_of_ou(members, intervals, seed=0):
+    """Interval means (members, intervals, ...) of Ornstein-Uhlenbeck modes of unit variance."""
+    rho = math.exp(-1 / (PARTS * TAU))
+    out = []
+    for member in range(members):
+        ids = range(PARTS * intervals)
+        steps = draws.white_spectra(law_of().law.band, seed, f"ou {member}", ids, 0)
+        rows, last = [], steps[0]
+        for step in steps:
+            last = rho * last + math.sqrt(1 - rho**2) * step
+            rows.append(last)
+        out.append(torch.stack(rows).unflatten(0, (intervals, PARTS)).mean(1))
+    return torch.stack(out)
+
+
+def of_ou(held):
+    """Variance of a mean of an Ornstein-Uhlenbeck process over ``held`` intervals."""
+    x = held / TAU
+    return 2 * (x + math.expm1(-x)) / x**2
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """A law with memory in shells up to ``SLOW``, white beyond, and the model fitted to it."""
+    law, members, intervals = law_of(), 64, 40
+    kept = law.law.band
+    slow = (kept.grid.shell() <= SLOW)[None, None]
+    white = draws.white_spectra(kept, 5, "white", range(members * intervals), 0)
+    unit = torch.where(
+        slow, means_of_ou(members, intervals), white.unflatten(0, (members, intervals))
+    )
+    batches = []
+    for member, rows in enumerate(unit * law.law.modes("std", white)):
+        state, index = states_of(intervals, first=1000 * member), torch.arange(intervals)
+        batches.append(
+            {
+                "state": state,
+                "target": law.mean(state) + law.transform.to_physical(rows),
+                "moment": index,
+                "member": torch.full_like(index, member),
+            }
+        )
+    torch.manual_seed(0)
+    model = build({**SMALL, "preset": "gaussian"}, 32)
+    for phase in ("mean", "law"):
+        model.begin(phase, batches)
+    model.load_statistics(model.saved_statistics(spacing=1.0))
+    return law, model
+
+
+@pytest.mark.parametrize("held", [1.0, 2.0, 4.0])
+def test_each_shell_is_rescaled_by_its_own_memory(mixed, held):
+    law, model = mixed
+    state, kept = states_of(1), law.law.band
+    found = model.sample_batch(Request(state, members=range(400), seed=3, held=held))
+    noise = kept.to_spectral(found - law.mean(state))
+    power = kept.grid.shell_sum(noise.abs().square()).mean(0)
+    like = torch.zeros(1, dtype=torch.complex128)
+    one = kept.grid.shell_sum(law.law.modes("variance", like).expand(1, *kept.shape))[0]
+    shares = torch.full_like(one, 1 / held)
+    shares[: SLOW + 1] = of_ou(held)
+    seen = one > 1e-4 * one.sum()
+    assert int(seen.sum()) > 5
+    assert torch.allclose(power[seen], (one * shares)[seen], rtol=0.16)
+    assert torch.allclose(power[seen][3:], (one * shares)[seen][3:], rtol=0.08)
+
+
+def test_sensors_see_each_shell_at_its_own_size(mixed):
+    """With exact readings a held draw meets them, as a draw of the trained interval does."""
+    law, model = mixed
+    state = states_of(1)
+    truth = law.mean(state) + 0.5 * (law.draw(state, [5], 3, 0) - law.mean(state))
+    kept = law.law.band
+    truth = kept.to_physical(kept.to_spectral(truth), SIZE)
+    sensors = read_regular(truth, 4, 1.0)
+    for held in (1.0, 4.0):
+        request = Request(state, members=range(8), seed=3, held=held, sensors=sensors)
+        found = model.sample_batch(request)
+        rms = float(truth.square().mean().sqrt())
+        assert float((found - truth)[:, ::8, ::8].abs().max()) < 1e-3 * rms

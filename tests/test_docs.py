@@ -175,6 +175,66 @@ def test_the_closure_in_a_solver_of_ones_own():
     assert np.abs(difference).max() < 1e-6 * np.abs(change).max()
 
 
+def subgrid_case(folder):
+    """A small subgrid problem: its data set, and a file of a closed form fitted to it."""
+    import torch
+    from trajectory_case import GRID, INTERVAL, PREVIOUS, PROBLEM, data, dns
+
+    from hpc_closure.closure import artifact
+    from hpc_closure.closure.build import build
+
+    conditions = {"sensors": "none", "previous": PREVIOUS}
+    torch.manual_seed(0)
+    model, samples = build({"preset": "gaussian", "conditions": conditions}, GRID), data()
+    for phase in model.phases:
+        model.begin(phase.name, samples.of(phase.members).passes)
+    every = INTERVAL * PROBLEM.dt
+    target = {"kind": "subgrid", "interval": INTERVAL, "dt": PROBLEM.dt, "every": every}
+    artifact.save(model, folder / "model.safetensors", target=target, provenance={})
+    return dns(), folder / "model.safetensors"
+
+
+def test_a_subgrid_closure_in_a_solver_of_ones_own(tmp_path, monkeypatch):
+    """The example's trajectory is that of our solver, which adds the closure after its map."""
+    import numpy as np
+    import torch
+    from trajectory_case import INTERVAL, REDUCED
+
+    import hpc_closure
+    from hpc_closure.closure.targets import advance_with
+    from hpc_closure.data import reader
+    from hpc_closure.spectral.simulation import Simulation
+
+    example = next(
+        text for page, text in blocks("python") if page == "api.md" and "previous=" in text
+    )
+    data, path = subgrid_case(tmp_path)
+    closure, seen = hpc_closure.load(path), []
+    monkeypatch.setattr(reader, "DataSet", lambda folder: seen.append(folder) or data)
+    monkeypatch.setattr(hpc_closure, "load", lambda path: seen.append(path) or closure)
+    assert example.count("2.5e-18") == 1 and REDUCED.physics.drag == 0.05
+    told: dict = {}
+    exec(example.replace("2.5e-18", f"{REDUCED.physics.hyperviscosity}"), told)
+    assert [Path(one).parts[:2] for one in seen] == 2 * [("runs", "subgrid_backscatter_quick")]
+    calls, members, start = told["calls"], told["members"], told["start"]
+
+    ours = Simulation(REDUCED, range(members), 0)
+    to_spectral, to_physical = ours.transform.to_spectral, ours.transform.to_physical
+    first = torch.as_tensor(data.read(data.members[-1], start)).double()
+    ours.load_state(0, to_spectral(first.expand(members, -1, -1).contiguous()))
+    last = [data.read(data.members[-1], start - lag, "closure") for lag in range(1, start + 1)]
+    last = [torch.as_tensor(one).double().expand(members, -1, -1) for one in last]
+    for call in range(calls):
+        now = {"members": members, "seed": 1, "call": call, "interval": INTERVAL}
+        u = closure.sample(to_physical(ours.state), previous=torch.stack(last, 1), **now)
+        advance_with(ours, "subgrid", INTERVAL, to_spectral(u))
+        last = [u, *last][: len(last)]
+    found, expected = told["real"](told["w"]), to_physical(ours.state).numpy()
+    change = expected - first.numpy()
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(change).max()
+    assert found.std(0).max() > 0.01 * found.std()
+
+
 def test_every_test_file_is_of_a_module_or_of_a_theme_that_the_readme_names():
     tests = Path(__file__).parent
     themes = re.findall(r"`(test_[\w*]+)\.py`", (tests / "README.md").read_text())

@@ -1,5 +1,7 @@
 """The subgrid problem from DNS to report, small: memory from bursts, and the true ensemble."""
 
+import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +11,18 @@ import torch
 from conftest import four_verbs
 from test_evaluate_methods import in_batches, inputs_of
 
+import hpc_closure
+from hpc_closure import __main__
 from hpc_closure.bench import stability
 from hpc_closure.closure.match import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
+from hpc_closure.evaluate import innovations
+from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
+from hpc_closure.generate import verb as generate
+from hpc_closure.train import verb as train
+from hpc_closure.work.options import Options
 
 SMALL = """
 base: subgrid_backscatter_quick
@@ -166,3 +175,117 @@ def test_the_closure_of_another_cut_off_is_refused(run):
     finer = reading.load(run.config, ["generate.grid=96", "generate.record.grid=48"])
     with pytest.raises(ValueError, match=r"what a solver on 24\^2 lacks, the experiment's on 48"):
         check_fits(run.model, finer, "use.model=small")
+
+
+# ---- snapshots that cannot show a memory -----------------------------------------------
+
+APART = ["generate.record.burst=1", "model.conditions.previous=0", "replicas.members=0"]
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Data whose snapshots are five closure intervals apart."""
+    folder = tmp_path_factory.mktemp("apart")
+    path = folder / "apart.yaml"
+    path.write_text(SMALL.format(root=folder / "runs"))
+    assert generate.run(reading.load(path, APART), Options(verbosity=-1)) == 0
+    return path
+
+
+def told_by_train(path, monkeypatch, capfd, *changes):
+    """Exit code and lines of `hpc-closure train`."""
+    monkeypatch.setattr(sys, "argv", ["hpc-closure", "train", str(path), *APART, *changes, "-q"])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    return ended.value.code, capfd.readouterr().err
+
+
+def test_memory_that_the_data_cannot_show_is_one_line(apart, monkeypatch, capfd):
+    code, told = told_by_train(apart, monkeypatch, capfd)
+    assert code == 1
+    assert re.search(
+        r"snapshots are 5 closure intervals apart \(generate.record.every\) and in shell \d+ "
+        r"correlated by -?0\.\d\d: .* set generate.record.burst to at least 2, or record.every to "
+        r"one closure interval, or model.memory=off",
+        told.splitlines()[-1],
+    )
+    assert not list(apart.parent.rglob("model.safetensors"))
+
+
+def test_white_noise_is_made_where_it_is_asked_for(apart, monkeypatch, capfd):
+    changes = ["model.memory=off", "name=white", "use.data=small"]
+    code, told = told_by_train(apart, monkeypatch, capfd, *changes)
+    assert not code, told
+    assert list(apart.parent.rglob("model.safetensors"))
+
+
+def test_one_snapshot_of_a_trajectory_is_refused_before_anything_is_made(
+    apart, monkeypatch, capfd
+):
+    change = "train.window=[1.0,1.4]"
+    code, told = told_by_train(apart, monkeypatch, capfd, change)
+    assert code == 2 and told.count("\n") == 1
+    assert "generate.record.every=0.5 leaves one snapshot of a trajectory in [1, 1.4]" in told
+
+
+def test_bursts_show_it(run):
+    """The same flow, recorded in bursts, tells a memory."""
+    changes = ["model.conditions.previous=0", "name=bursts", "use.data=small"]
+    experiment = reading.load(run.config, changes)
+    assert train.run(experiment, Options(verbosity=-1)) == 0
+    model = hpc_closure.load(Run.of(experiment).model).model
+    assert float(model.knots.max()) > 1
+
+
+# ---- what is left to chance, and presets with a score ---------------------------------
+
+
+def test_the_law_of_the_innovations_is_in_the_tables(run):
+    scores = pd.read_csv(run.scores_csv)
+    scores = scores[scores.stage == "generated"]
+    for method in ("model", "mean_gp"):
+        rows = scores[(scores.method == method) & scores["shell"].isna()].set_index("score")
+        for name in innovations.SCORES:
+            row = rows.loc[name]
+            assert row["low"] <= row["value"] <= row["high"], name
+        assert 0.8 < rows.loc["variance_wild_calm", "value"] < 3
+    own, law = (
+        scores[(scores.method == method) & (scores.score == "kurtosis") & scores["shell"].notna()]
+        for method in ("model", "mean_gp")
+    )
+    assert len(own) == len(law) > 4
+    assert law["value"].abs().max() < 0.4  # Gaussian, with as many snapshots
+    page = run.report.read_text()
+    assert "Innovations: what the mean leaves (gp: draws of the Gaussian law" in page
+    assert re.search(r"Innovations \(subgrid, no sensors, 24² grid\): what the mean leaves", page)
+
+
+SCORES = {
+    "default": ["model.preset=default", "model.width=8", "model.layers=1", "model.mean_layers=1"],
+    "fno_score": ["model.preset=fno_score", "model.width=8", "model.layers=1"],
+    "cnn_score": [
+        "model.preset=default",
+        "model.mean=[regression,cnn]",
+        "model.amplitude=none",
+        "model.width=8",
+        "model.layers=1",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_draws_given_the_last_closures(run, name):
+    """From training to the report; the gate's decision is there shell by shell."""
+    changes = [*SCORES[name], f"name={name}", "use.data=small", "train.steps=4", "model.gate=off"]
+    experiment = reading.load(run.config, [*changes, "evaluate.samples=4", "replicas.members=0"])
+    assert train.run(experiment, Options(verbosity=-1)) == 0
+    assert evaluate.run(experiment, Options(verbosity=-1, partial=True)) == 0
+    closure = hpc_closure.load(Run.of(experiment).model)
+    assert closure.model.score_active and closure.config["conditions"]["previous"] == 2
+    scores = pd.read_csv(Run.of(experiment).scores_csv)
+    gains = scores[scores.score == "gain_residual"]
+    assert (gains["value"] == 1).all() and len(gains) == gains["shell"].nunique() > 4
+    told = set(scores[scores.method == "model"]["score"])
+    assert ("gain_mean" in told) == ("variance_wild_calm" in told) == (name != "fno_score")
+    page = Run.of(experiment).report.read_text()
+    assert "Gain of the generator per wavenumber shell" in page

@@ -157,7 +157,7 @@ class Closure:
     def meant(self, interval: int) -> int:
         """Solver steps whose mean a draw is that is held for ``interval`` of them.
 
-        All of them: the white part is rescaled. The published network's draws are held as they
+        All of them: the draw is rescaled. The published network's draws are held as they
         come, as published: they stand for the steps that it was trained at.
 
         Raises:
@@ -214,8 +214,8 @@ class Closure:
             members: how many, or their ids, or B lists of M ids: what a state decides is then
                 computed once for its list. A member's draw depends on (seed, member, call) only.
             seed, call: a fresh draw for each call; the same for the same numbers.
-            interval: solver steps that the draw is held; other than the trained one the white
-                part is rescaled: an m-step mean of white noise has 1/m of its variance. The
+            interval: solver steps that the draw is held; other than the trained one each shell is
+                rescaled by its memory: an m-step mean of white noise has 1/m of its variance. The
                 published network's is not.
             evaluations, method: of the sampler; None = the model's own.
             strict: refuse a state with variance outside the model's band.

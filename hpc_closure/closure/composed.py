@@ -56,6 +56,9 @@ class ComposedModel(DrawingModel):
         super().__init__(config, grid, length)
         self.phases = self._phases(config["shares"])
         self.trajectories: Trajectories | None = None
+        #: closure intervals from one snapshot to the next, where only they tell of a memory;
+        #: None where the closure is known to be white in time
+        self.recorded_every: float | None = None
 
     def _phases(self, shares: tuple[float, float]) -> tuple[Phase, ...]:
         trained = bool(self.mean or self.amplitude)
@@ -276,7 +279,7 @@ class ComposedModel(DrawingModel):
             tail += float(self.band.by_group(beyond.abs().square()).sum())
             num += len(q_hat)
         power, plain_power, tail, num = reader.sum(power, plain_power, tail, num)
-        memory.collect(reader)
+        self._collect(memory, reader)
         spectrum, tail = power / num / kept.group_size, tail / num
         if self._modes_of(s.mean_gain, power) is None and not self.amplitude_share:
             # nothing was learned by gradients: the members of ``fit`` are as good as unseen
@@ -306,10 +309,23 @@ class ComposedModel(DrawingModel):
             "snapshots": num,
         }
 
+    @property
+    def _white(self) -> bool:
+        """Whether the noise is to have no memory."""
+        off = self.config.get("memory") == "off" or self.config["residual"] == "none"
+        return bool(self.previous) or off
+
     def _tags(self, batch: Batch) -> Tags:
         """What tells neighbours; nothing where the noise is to have no memory."""
-        white = self.previous or self.config.get("memory") == "off"
-        return None if white else batch.tags
+        return None if self._white else batch.tags
+
+    def _collect(self, memory: LagCorrelation, reader: Reader) -> None:
+        """What all processes have seen of the memory, and whether that is enough."""
+        memory.collect(reader)
+        # the mean of a score with learned sensors is known from the check on
+        now = isinstance(self.residual, LearnedScore) == (self.phase == "check")
+        if self.recorded_every is not None and not self._white and now:
+            memory.demand(self.recorded_every)
 
     def _judge_mean(self, reader: Reader) -> None:
         """Gain per shell of the mean's network on what the regression leaves.
@@ -481,7 +497,7 @@ class ComposedModel(DrawingModel):
             for power, q in ((seen, q_hat - about), (drawn, made.q - about)):
                 u_hat = resize(frame.amplify(q, encoding.log_amplitude), kept.modes)
                 power += kept.grid.shell_sum(u_hat.abs().square().double()).sum(0).cpu()
-        memory.collect(reader)
+        self._collect(memory, reader)
         seen, drawn = reader.sum(seen, drawn)
         self.adopt(replace(self.statistics, memory_times=memory.times()))
         ratio = (seen / drawn.clamp(min=1e-300)).sqrt()

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -166,7 +166,12 @@ class Conditioning(ABC):
 
     @abstractmethod
     def observe(
-        self, frame: Frame, encoding: Encoding, sensors: Sensors, scale: float, law: BaseLaw
+        self,
+        frame: Frame,
+        encoding: Encoding,
+        sensors: Sensors,
+        scale: Tensor | None,
+        law: BaseLaw,
     ) -> Observed:
         """What readings say.
 
@@ -174,7 +179,8 @@ class Conditioning(ABC):
             frame: coordinates of q.
             encoding: of the states.
             sensors: readings of U.
-            scale: standard deviation of q here over that of its law.
+            scale: (shells,) standard deviation of what sensors read of q over that of its law;
+                None = 1.
             law: of q.
         """
 
@@ -225,9 +231,11 @@ class Kriged(Conditioning):
         log_amplitude: Tensor | None,
         law: BaseLaw,
         device: Any,
+        scale: Tensor | None = None,
     ) -> Kriging:
         """Gain of a layout under a law (of q); kept when it is the same for every state."""
-        key = (*sensors.key, str(device), law is frame.law)
+        shells = None if scale is None else tuple(scale.tolist())
+        key = (*sensors.key, str(device), law is frame.law, shells)
         fixed = log_amplitude is None or sensors.noise_std == 0
         if fixed and key in self._kept:
             self._kept.move_to_end(key)
@@ -237,7 +245,8 @@ class Kriged(Conditioning):
         )
         if log_amplitude is not None and not fixed:
             variance = variance * torch.exp(-2 * frame.at(log_amplitude, sensors.positions))
-        out = Kriging(law, sensors.positions, variance)
+        seen = None if scale is None else frame.each_mode(scale, variance)
+        out = Kriging(law, sensors.positions, variance, seen)
         if fixed:
             self._kept[key] = out
             while len(self._kept) > KRIGING_CACHE:
@@ -245,10 +254,9 @@ class Kriged(Conditioning):
         return out
 
     def observe(self, frame, encoding, sensors, scale, law):
-        innovation = frame.innovation(encoding, sensors, scale)
-        scaled = replace(sensors, noise_std=sensors.noise_std / scale)
+        innovation = frame.innovation(encoding, sensors)
         device = encoding.mean_hat.device
-        gain = self.gain(frame, scaled, encoding.log_amplitude, law, device)
+        gain = self.gain(frame, sensors, encoding.log_amplitude, law, device, scale)
         kriged = gain.field(innovation)
         return Observed(self._fields(frame, kriged, gain.std(frame.size)), gain, kriged)
 
@@ -302,7 +310,7 @@ class Learned(Conditioning):
 
     def observe(self, frame, encoding, sensors, scale, law):
         # another interval changes the spread of q about its mean, not the mean that is learned
-        innovation = frame.innovation(encoding, sensors, 1.0)
+        innovation = frame.innovation(encoding, sensors)
         carrier = self.carrier(frame, sensors, sensors.noise_std, innovation.device)
         values = innovation / math.sqrt(frame.law.variance)
         absent = self.absent(frame, encoding.features)

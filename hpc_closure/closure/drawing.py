@@ -58,7 +58,7 @@ from hpc_closure.closure.residual import (
     Residual,
     Score,
 )
-from hpc_closure.closure.residual_memory import knot_spacing, position
+from hpc_closure.closure.residual_memory import knot_spacing, position, share_of_mean
 from hpc_closure.closure.shared import each_member, for_members
 from hpc_closure.closure.statistics import Statistics
 from hpc_closure.experiment.models import NETWORKS, UNTRAINED
@@ -78,13 +78,13 @@ class Drawing:
     """What a draw depends on besides tensors.
 
     Attributes:
-        scale: of the residual, for the time that it is held.
+        held: how long it is held, in trained intervals.
         members: how many.
         baseline: mean and stationary Gaussian process alone.
         effort: of the sampler.
     """
 
-    scale: float
+    held: float
     members: int
     baseline: bool
     effort: Effort
@@ -125,6 +125,7 @@ class DrawingModel(ClosureModel):
         channels += self.conditioning.channels + 1
         self.residual = self._make_residual(channels)
         self.statistics = Statistics()
+        self._scales: dict[float, Tensor] = {}
         self.library = self._library()
         self.adjustment: Adjustment | None = None
         if config["adjusted"]:
@@ -156,6 +157,7 @@ class DrawingModel(ClosureModel):
     def adopt(self, statistics: Statistics) -> None:
         """Take over statistics, and rebuild everything that follows from them."""
         self.statistics = s = statistics
+        self._scales.clear()
         self.library = self._library(s.library)
         self.kriged.clear()
         if self.mean is not None and s.mean_largest is not None:
@@ -383,19 +385,23 @@ class DrawingModel(ClosureModel):
             fresh = torch.where(rows, cos * one + sin * two, fresh)
         return fresh
 
-    def scale_of(self, held: float) -> float:
-        """Factor of the residual's std for another interval: the white part averages out."""
+    def scale_of(self, held: float) -> Tensor | None:
+        """Factors (shells,) of the residual's std for another interval, each from the shell's own
+        memory: white shells average out, the others hardly; None for the trained interval."""
         if held == 1:
-            return 1.0
-        shares = (
-            (self.knots.clamp(min=1.0) / held).clamp(max=1.0)
-            if held > 1
-            else (torch.where(self.knots > 0, 1.0, 1.0 / held))
-        )
-        kept = self.frame.kept
-        power = kept.by_group(kept.spread(self.frame.law.spectrum))
-        shares = shares[kept.group_shell]
-        return math.sqrt(float((power * shares).sum() / power.sum()))
+            return None
+        if held not in self._scales:
+            s = self.statistics
+            spacing = s.memory_spacing or 0.0
+            rho = torch.exp(-1 / (s.memory_times * spacing).clamp(min=1e-3))
+            rho = torch.where(self.knots > 0, rho, 0.0)
+            self._scales[held] = share_of_mean(rho, held).sqrt()
+        return self._scales[held]
+
+    def _scaled(self, q_hat: Tensor, held: float) -> Tensor:
+        """Residuals (M, ...) of the trained interval with the spread of another's."""
+        scale = self.scale_of(held)
+        return q_hat if scale is None else q_hat * self.frame.each_mode(scale, q_hat)
 
     # ---- sampling -------------------------------------------------------------------------------
 
@@ -431,7 +437,7 @@ class DrawingModel(ClosureModel):
         if sensors is not None and self.sensors_allowed == "none":
             raise ValueError("this model was trained with conditions.sensors=none: give none")
         effort = Effort(request.method, request.evaluations)
-        how = Drawing(self.scale_of(request.held), len(request.members), baseline, effort)
+        how = Drawing(request.held, len(request.members), baseline, effort)
         if self.config["residual"] == "none" and not baseline:
             inputs: tuple[Tensor, ...] = (frames_hat,)
         else:
@@ -466,7 +472,8 @@ class DrawingModel(ClosureModel):
             law = self._law(how)
             conditioning = self.kriged if how.baseline else self.conditioning
             assert request.sensors is not None
-            observed = conditioning.observe(self.frame, encoding, request.sensors, how.scale, law)
+            scale = self.scale_of(how.held)
+            observed = conditioning.observe(self.frame, encoding, request.sensors, scale, law)
             key = draws.Key(request.seed, request.stage, request.members, request.call)
             z = observed.condition(z, key)
         return self._finish(encoding, how, z, observed)
@@ -490,11 +497,12 @@ class DrawingModel(ClosureModel):
             drawn, beyond = self._within_range(encoding.mean_hat)
             return each_member(drawn, how.members), beyond
         if self.score_active and not how.baseline:
-            q_hat = self.generate(encoding, z, observed, how.effort).held(how.scale)
+            made = self.generate(encoding, z, observed, how.effort)
+            q_hat = made.held(self._scaled, how.held)
         else:
-            q_hat = z * how.scale
+            q_hat = self._scaled(z, how.held)
         if observed is not None and observed.mean is not None:
-            q_hat = q_hat + how.scale * for_members(observed.mean, how.members)
+            q_hat = q_hat + self._scaled(for_members(observed.mean, how.members), how.held)
         mean_hat = for_members(encoding.mean_hat, how.members)
         q_hat = q_hat.to(mean_hat.dtype)
         return self._within_range(mean_hat + self.frame.amplify(q_hat, encoding.log_amplitude))

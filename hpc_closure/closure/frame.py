@@ -98,17 +98,20 @@ class Frame:
         full = band(self.size // 2 - 1, self.band.length)
         return full.values(full.to_spectral(field), positions)
 
-    def innovation(self, encoding: Encoding, sensors: Sensors, scale: float) -> Tensor:
-        """What sensors read beyond the mean, (B, S) float64, in units of q.
+    def each_mode(self, shells: Tensor, like: Tensor) -> Tensor:
+        """Values (shells,) at every mode of the residual band, on the device of ``like``."""
+        return placed(shells, like)[placed(self.kept.grid.shell(), like)]
+
+    def innovation(self, encoding: Encoding, sensors: Sensors) -> Tensor:
+        """What sensors read beyond the mean, (B, S) float64, over D.
 
         Args:
             encoding: of the states.
             sensors: readings of U.
-            scale: standard deviation of q here over that of its law.
         """
         device = encoding.mean_hat.device
         values = sensors.values.to(device).double().reshape(-1, len(sensors.positions))
-        innovation = (values - self.band.values(encoding.mean_hat, sensors.positions)) / scale
+        innovation = values - self.band.values(encoding.mean_hat, sensors.positions)
         if encoding.log_amplitude is not None:
             innovation = innovation * torch.exp(
                 -self.at(encoding.log_amplitude.double(), sensors.positions)

@@ -99,21 +99,32 @@ class Kriging:
     Args:
         law: the base law.
         positions: (S, 2).
-        noise_variance: (S,) or (B, S), variance of the sensors' errors in units of q.
+        noise_variance: (S,) or (B, S), variance of the sensors' errors.
+        scale: (2K + 1, K + 1) factors with which sensors see the modes of q; None = 1.
     """
 
-    def __init__(self, law: BaseLaw, positions: Tensor, noise_variance: Tensor):
+    def __init__(
+        self,
+        law: BaseLaw,
+        positions: Tensor,
+        noise_variance: Tensor,
+        scale: Tensor | None = None,
+    ):
         self.law, self.band = law, law.band
         device = noise_variance.device
-        self.phases = law.band.phases(positions, device)
+        self.phases, share = law.band.phases(positions, device), 1.0  # of the variance seen
+        if scale is not None:
+            self.phases = self.phases * _paired(scale)
+            modes = law.modes("variance", scale) * law.band.weights.to(scale)
+            share = float((modes * scale.square()).sum() / modes.sum())
         self._variance = _paired(law.band.spread(law.spectrum)).to(device)
         self._weighted = _paired(law.band.weights).to(device) * self._variance
         covariance = (self.phases * self._weighted) @ self.phases.T
-        self.error = noise_variance.double() + law.tail
-        nugget = NUGGET * law.variance
+        self.error = noise_variance.double() + share * law.tail
+        nugget = NUGGET * share * law.variance
         matrix = covariance + torch.diag_embed(self.error + nugget)
         # sensors at one place, or more exact sensors than modes: state a larger nugget
-        larger = torch.diag_embed(torch.full_like(self.error, 1e-8 * law.variance))
+        larger = torch.diag_embed(torch.full_like(self.error, 1e-8 * share * law.variance))
         self.factor = _factorised(matrix, larger)
         self._std: dict[int, Tensor] = {}
         self._gain: Tensor | None = None

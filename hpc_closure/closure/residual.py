@@ -9,6 +9,7 @@ for a Gaussian law, with or without kriged sensors, in any number of steps. The 
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,14 @@ class Drawn:
             return self.q * factor
         return self.mean + factor * (self.q - self.mean)
 
-    def held(self, scale: float) -> Tensor:
-        """The residuals as means over another interval: what is known of them stays."""
-        return self.q if scale == 1 else self.mean + scale * (self.q - self.mean)
+    def held(self, scaled: Callable[[Tensor, float], Tensor], held: float) -> Tensor:
+        """The residuals as means over ``held`` intervals: what is known of them stays.
+
+        Args:
+            scaled: residuals (M, ...) and how long they are held, to those of that spread.
+            held: in trained intervals.
+        """
+        return self.q if held == 1 else self.mean + scaled(self.q - self.mean, held)
 
 
 class Residual(nn.Module, ABC):

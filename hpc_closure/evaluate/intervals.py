@@ -21,10 +21,14 @@ Means = Mapping[str, Tensor]
 
 
 def interval_columns(
-    values: Mapping[str, Tensor], blocks: Tensor, formula: Callable[[Means], Tensor]
+    values: Mapping[str, Tensor],
+    blocks: Tensor,
+    formula: Callable[[Means], Tensor],
+    *,
+    signed: bool = False,
 ) -> dict[str, float]:
     """Columns ``value, low, high`` of a single number, by :func:`block_interval`."""
-    found = block_interval(values, blocks, formula)
+    found = block_interval(values, blocks, formula, signed=signed)
     return dict(zip(("value", "low", "high"), map(float, found), strict=True))
 
 
@@ -34,6 +38,7 @@ def block_interval(
     formula: Callable[[Means], Tensor],
     *,
     level: float = 0.95,
+    signed: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A score of means over samples, with its interval.
 
@@ -42,6 +47,7 @@ def block_interval(
         blocks: (S,) block of each sample, any integers.
         formula: from the means by name, each (...) or (blocks, ...), to the score.
         level: probability of the interval.
+        signed: the score may be of either sign, and is never taken on its logarithm.
 
     Returns:
         value, low, high, each with the shape of the score; low and high are NaN for fewer than
@@ -71,7 +77,7 @@ def block_interval(
         error = math.sqrt((number - 1) / number) * (replicates - replicates.mean(0)).norm(dim=0)
         return quantile * error
 
-    positive = (value > 0) & (without > 0).all(0)
+    positive = (value > 0) & (without > 0).all(0) & (not signed)
     factor = half(without.clamp_min(torch.finfo(without.dtype).tiny).log()).exp()
     low = torch.where(positive, value / factor, value - half(without))
     high = torch.where(positive, value * factor, value + half(without))

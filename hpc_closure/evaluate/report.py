@@ -118,6 +118,30 @@ SCORES = {
     ),
     "work_enstrophy": ("enstrophy, ratio", "the same of enstrophy"),
     "work_enstrophy_distance": ("enstrophy, distance", "the same of enstrophy"),
+    "kurtosis": (
+        "kurtosis of modes",
+        "excess kurtosis of the innovations' modes, each over its own variance: 0 is Gaussian",
+    ),
+    "kurtosis_field": ("of the field", "the same of the field's values"),
+    "skewness": ("skewness", "of the innovations' values: 0 is Gaussian"),
+    "variance_follows_state": (
+        "told by the state",
+        "share of the variance of squared innovations that local |w|, |grad w| and strain squared "
+        "explain",
+    ),
+    "variance_wild_calm": (
+        "wild / calm",
+        "mean squared innovation over the quarter of points where the state tells most, over that "
+        "where it tells least: 1 does not follow the state",
+    ),
+    "kurtosis_patterns": (
+        "kurtosis of patterns",
+        "mean excess kurtosis of the leading principal components of the lowest shells",
+    ),
+    "kurtosis_patches": ("of patches", "the same of square patches of the field"),
+    "gain_mean": ("mean", "share of the mean's network that unseen members have granted"),
+    "gain_amplitude": ("amplitude", "the same of the amplitude"),
+    "gain_residual": ("generator", "the same of the generator"),
     "diverged": ("diverged", "share of members with values that are not finite"),
     "valid_time": ("valid time", "time at which the ensemble mean's relative error reaches 0.5"),
     "energy_score_joint": (
@@ -227,6 +251,16 @@ TABLES = {
         "work_enstrophy",
         "work_enstrophy_distance",
     ),
+    "Innovations: what the mean leaves (gp: draws of the Gaussian law in their place)": (
+        "kurtosis",
+        "kurtosis_field",
+        "skewness",
+        "variance_follows_state",
+        "variance_wild_calm",
+        "kurtosis_patterns",
+        "kurtosis_patches",
+    ),
+    "Granted by unseen members": ("gain_mean", "gain_amplitude", "gain_residual"),
     "Similarity of long-time statistics": (
         "similarity_energy_spectrum",
         "similarity_enstrophy_spectrum",
@@ -343,7 +377,7 @@ class Report:
             "tables": list(score_tables(total, self._notes("generated", columns), self.closed)),
             "paired": self._paired(total, "score", ["crps_difference"], "snapshot by snapshot"),
             "floor": _floor(total),
-            "shells": _shells(rows),
+            "shells": list(_shells(rows)),
         }
 
     def _coupled(self) -> Iterator[dict[str, Any]]:
@@ -520,10 +554,23 @@ def _closed(rows: DataFrame, closed: Collection[str]) -> str:
     return f" (closed form: {', '.join(names)})" if names else ""
 
 
-def _shells(rows: DataFrame) -> Table | None:
-    part = rows[(rows["score"] == "spread_ratio") & rows["shell"].notna()]
-    caption = "Spread ratio per wavenumber shell"
-    return Table.of(part, "shell", sorted(part["shell"].unique()), caption) if len(part) else None
+# scores with a table per shell, and its caption
+SHELLS = {
+    "spread_ratio": "Spread ratio",
+    "gain_mean": "Gain of the mean's network",
+    "gain_residual": "Gain of the generator",
+    "kurtosis": "Excess kurtosis of the innovations' modes",
+    "kurtosis_field": "Excess kurtosis of the innovations' field",
+    "skewness": "Skewness of the innovations' field",
+}
+
+
+def _shells(rows: DataFrame) -> Iterator[Table]:
+    for score, words in SHELLS.items():
+        part = rows[(rows["score"] == score) & rows["shell"].notna()]
+        if len(part):
+            caption = f"{words} per wavenumber shell"
+            yield Table.of(part, "shell", sorted(part["shell"].unique()), caption)
 
 
 def _floor(rows: DataFrame) -> str:

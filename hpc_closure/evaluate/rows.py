@@ -42,6 +42,13 @@ Scores, with what they need:
                             :mod:`~hpc_closure.evaluate.paired`
     oracle (coupled)        ``predictability`` beside climatology, see
                             :mod:`~hpc_closure.evaluate.late`
+    subgrid closure with    of its innovations ``kurtosis``, ``kurtosis_field``, ``skewness``,
+    previous ones           ``variance_follows_state``, ``variance_wild_calm``,
+    (generated)             ``kurtosis_patterns``, ``kurtosis_patches``, see
+                            :mod:`~hpc_closure.evaluate.innovations`; draws of its own Gaussian
+                            law in their place are rows of the method ``mean_gp`` or ``NAME_gp``
+    trained parts           ``gain_mean``, ``gain_amplitude``, ``gain_residual``: what unseen
+    (generated)             members have granted, per shell
     coupled                 ``diverged``, ``valid_time``, ``wasserstein1``, ``probability``,
                             ``members_needed``; ``cost_ratio``; of whole trajectories
                             ``energy_score_joint``, ``correlated_95``; beside a true ensemble

@@ -14,6 +14,7 @@ from pandas import DataFrame, isna
 from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.composed import ComposedModel
 from hpc_closure.closure.parts import PartReport, describe
+from hpc_closure.evaluate.innovations import verdict
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.late import late_leads
 from hpc_closure.evaluate.rank_histogram import LEVEL
@@ -147,7 +148,7 @@ class Answers:
     """The numbers of one group, in words."""
 
     def __init__(self, columns: dict, rows: DataFrame, closed: Collection[str] = ()):
-        self.rows = select(rows, shell=None)
+        self.rows, self.each_shell = select(rows, shell=None), rows
         self.words, self.interval = heading(columns), columns["interval"]
         self.granted = GRANTED in set(rows["method"])
         self.model = GRANTED if self.granted else "model"
@@ -188,6 +189,10 @@ class Answers:
             yield Line(what, say(row), "; ".join(filter(None, beside)))
         if not self.granted:  # what was granted certifies nothing
             yield from self.calibration()
+        words, of_law = verdict(self.each_shell, self.model)
+        if words:
+            where = f"Innovations ({self.words}): what the mean leaves, on unseen trajectories"
+            yield Line(where, words, of_law)
 
     def added(self) -> str:
         """What the generator adds to the model's own mean and Gaussian law, by the exact law."""

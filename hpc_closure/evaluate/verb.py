@@ -37,7 +37,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
 
 def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     """Score the run, draw, and write what came of it."""
-    from hpc_closure.evaluate import coupled, generated, pictures, rows, seeds
+    from hpc_closure.evaluate import coupled, generated, innovations, pictures, rows, seeds
     from hpc_closure.evaluate.inputs import Inputs
     from hpc_closure.evaluate.report import Report
     from hpc_closure.evaluate.summary import dataset, facts, headline
@@ -49,7 +49,8 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     if inputs.data.loss:
         notes = [*notes, f"Of the data {inputs.data.loss}."]
     by_layout, ensembles = generated.score_run(inputs), coupled.score_run(inputs)
-    scored = [*by_layout.values(), *([ensembles] if ensembles else [])]
+    laws = innovations.score_run(inputs)
+    scored = [*by_layout.values(), laws, *([ensembles] if ensembles else [])]
     for part in scored:
         seeds.join(part, experiment.evaluate.seeds)
     table = rows.frame(record for part in scored for record in part.records)

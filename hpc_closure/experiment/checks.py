@@ -16,6 +16,7 @@ def check(experiment) -> None:
     _check_intervals(experiment)
     _check_training(experiment)
     _check_model(experiment)
+    _check_memory(experiment)
     _check_rollout(experiment)
     _check_reduced(experiment)
     _check_replicas(experiment)
@@ -244,6 +245,24 @@ def _check_model(experiment) -> None:
                 raise ValueError(
                     f"{stage}.sampler: model.residual=crps has one evaluation and no method"
                 )
+
+
+def _check_memory(experiment) -> None:
+    """Memory of the noise of a subgrid closure is read off neighbouring snapshots."""
+    generate, model, train = experiment.generate, experiment.model, experiment.train
+    config = resolve(model.model_dump(exclude_none=True))
+    if experiment.use.model or generate.closure != "subgrid" or model.conditions.previous:
+        return
+    if config.get("memory") != "on" or config["residual"] == "none" or generate.record.burst > 1:
+        return
+    first, last = train.window or (generate.record.start, generate.t_end)
+    if last - first < generate.record.every * (1 - 1e-9):
+        raise ValueError(
+            f"generate.record.every={generate.record.every:g} leaves one snapshot of a trajectory "
+            f"in [{first:g}, {last:g}]: the memory of the closure's noise needs neighbours; set "
+            "generate.record.burst to at least 2, or model.memory=off for noise that is white "
+            "from call to call"
+        )
 
 
 def _check_functional(model) -> None:

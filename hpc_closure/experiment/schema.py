@@ -252,7 +252,8 @@ class Model(Section):
     memory: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
         description="on: noise as correlated from call to call as the residual is, where no "
-        "previous closures carry that; off: white",
+        "previous closures carry that; snapshots of a subgrid closure must show it: "
+        "generate.record.burst, or record.every of one interval; off: white",
     )
     gate: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,

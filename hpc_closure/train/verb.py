@@ -159,9 +159,14 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     if experiment.physics.dimensions == 1:
         settings["dimensions"] = 1
     section = experiment.train.trajectory
+    if section is not None:
+        settings["adjusted"] = True
+    model = build(settings, experiment.train_grid, experiment.physics.length)
+    generate = experiment.generate
+    if isinstance(model, ComposedModel) and generate.closure == "subgrid":
+        model.recorded_every = generate.spacing / (generate.interval * generate.dt)
     if section is None:
-        return build(settings, experiment.train_grid, experiment.physics.length)
-    model = build({**settings, "adjusted": True}, experiment.train_grid, experiment.physics.length)
+        return model
     assert isinstance(model, ComposedModel)
     kind, interval = experiment.generate.closure, experiment.generate.interval
     members = 1 if model.config["residual"] == "none" else section.members
