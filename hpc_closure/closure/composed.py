@@ -262,6 +262,7 @@ class ComposedModel(DrawingModel):
         kept = frame.kept
         power = torch.zeros(len(kept.group_k2), dtype=torch.float64)
         plain_power, tail, num = torch.zeros_like(power), 0.0, 0
+        exceeded = torch.zeros(1 + self.guarded, dtype=torch.float64)
         memory = LagCorrelation(kept)
         for frames_hat, target_hat, batch in self.snapshots(reader):
             encoding = self.encode(frames_hat)
@@ -270,12 +271,16 @@ class ComposedModel(DrawingModel):
             power += kept.by_group(q_hat.abs().square()).sum(0).cpu()
             if not isinstance(self.residual, LearnedScore):  # whose mean is not known yet
                 memory.add(q_hat, self._tags(batch))
+            far = self._beyond(target_hat)[0]
+            exceeded[1:] += far.sum(0).cpu()
+            exceeded[0] += far.any(-1).sum().cpu()
             inside = resize(residual, kept.modes)
             plain_power += kept.by_group(inside.abs().square()).sum(0).cpu()
             beyond = residual - resize(inside, self.band.modes)
             tail += float(self.band.by_group(beyond.abs().square()).sum())
             num += len(q_hat)
         power, plain_power, tail, num = reader.sum(power, plain_power, tail, num)
+        (exceeded,) = reader.sum(exceeded)
         memory.collect(reader)
         spectrum, tail = power / num / kept.group_size, tail / num
         if self._modes_of(s.mean_gain, power) is None and not self.amplitude_share:
@@ -289,6 +294,7 @@ class ComposedModel(DrawingModel):
         self.adopt(
             replace(
                 s,
+                target_beyond=exceeded / num if self.guarded else None,
                 law_spectrum=spectrum,
                 law_tail=tail,
                 plain_spectrum=plain_power / num / kept.group_size,

@@ -43,6 +43,8 @@ class Statistics:
         target_rms: of the closure.
         target_largest, target_mean: (shells,) power of a shell that hardly a closure of the fit
             exceeds, and its mean; of a model that reads closures of its own.
+        target_beyond: (1 + shells,) share of the closures of other training members that exceed
+            it, in any shell and in each.
         first_spectrum: (groups,) variance per mode that the regression leaves.
         first_tail: variance of that beyond the residual band.
         first_snapshots: that the mean was fitted on.
@@ -71,6 +73,7 @@ class Statistics:
     target_rms: float = NOT_YET
     target_largest: Tensor | None = None
     target_mean: Tensor | None = None
+    target_beyond: Tensor | None = None
     first_spectrum: Tensor = NOT_YET
     first_tail: float = NOT_YET
     first_snapshots: float = NOT_YET

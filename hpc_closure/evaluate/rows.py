@@ -35,6 +35,9 @@ Scores, with what they need:
     its variance follows    ``spread_ratio_calm``, ``spread_ratio_wild``, ``spread_calm``,
     the state (generated)   ``spread_wild``: over the quarter of all points and snapshots where the
                             law spreads least and most, the ratios to that law itself
+    draws may be brought    ``brought_back``: the share of all draws from the start to a lead time
+    back (coupled)          that were, in any shell and in each; ``brought_back_expected``: of the
+                            DNS's own closures (:mod:`~hpc_closure.evaluate.brought_back`)
     coupled                 ``diverged``, ``valid_time``, ``wasserstein1``, ``probability``,
                             ``members_needed``; ``cost_ratio``; of whole trajectories
                             ``energy_score_joint``, ``correlated_95``; beside a true ensemble

@@ -38,8 +38,10 @@ from hpc_closure.closure.interface import Request
 from hpc_closure.closure.match import has_mean_gp, has_noise
 from hpc_closure.closure.sensors import Sensors, observe
 from hpc_closure.closure.targets import Target, advance_with, reduced_problem
+from hpc_closure.data.layout import COUNTED
 from hpc_closure.experiment.checks import FINER
 from hpc_closure.experiment.schema import Rollout
+from hpc_closure.rollout.tally import Tally
 from hpc_closure.spectral.grid import as_row, from_row, resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -222,6 +224,11 @@ class CoupledRun:
             name: Losses.none(len(rows.each), coupling.device)
             for name, rows in self.rows_of.items()
         }
+        shells = getattr(closure, "guarded", 0)
+        self.tallies = {
+            name: Tally(len(rows.each), shells, coupling.device)
+            for name, rows in self.rows_of.items()
+        }
         if "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         self.finer = [name for name in FINER if name in rollout.references]
@@ -271,7 +278,7 @@ class CoupledRun:
             each = spectra[self.rows_of[name].case] if name in self.rows_of else spectra
             each = resize(each, simulation.grid.modes)
             simulation.load_state(step, from_row(each, self.sides))
-        for one in (*self.past.values(), *self.drawn.values()):
+        for one in (*self.past.values(), *self.drawn.values(), *self.tallies.values()):
             one.clear()
         for field in earlier:
             frame = self._spectra(field)
@@ -344,7 +351,7 @@ class CoupledRun:
         lost = losses.add(self.simulations[name].diverged(), self.step_index, BY_STATE)
         state = as_row(self.simulations[name].state, self.sides)
         state = torch.where(lost[:, None, None], 0.0, state)  # the others go on
-        sampler = self.coupling.rollout.sampler.options()
+        sampler, told = self.coupling.rollout.sampler.options(), lost
         request = Request(
             state,
             rows.ids,
@@ -356,6 +363,7 @@ class CoupledRun:
             self.closure.held(self.interval),
             **({"method": "mean_gp"} if name == "mean_gp" else sampler),
             grid=self.coupling.grid,
+            tell=lambda beyond: self.tallies[name].add(beyond, told),
         )
         drawn = self.closure.sample_hat(request)
         if self.memory.frames:
@@ -400,9 +408,24 @@ class CoupledRun:
             found[name] = field if rows is None or rows.whole is None else field[rows.whole]
         return found
 
+    def brought_back(self) -> dict[str, np.ndarray]:
+        """Counts (rows, 2 + shells) of :class:`Tally` so far, by name in products.
+
+        Of the runs whose draws may be brought back, for every row of the ensemble.
+        """
+        found = {}
+        for name, tally in self.tallies.items():
+            if tally.columns:
+                counts, whole = tally.save(), self.rows_of[name].whole
+                found[COUNTED[name]] = counts if whole is None else counts[whole.numpy()]
+        return found
+
     def save_state(self) -> dict:
         """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
         saved: dict = {"calls": np.int64(self.calls)}
+        for name, tally in self.tallies.items():
+            if tally.columns:
+                saved[COUNTED[name]] = tally.save()
         for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
             for name, one in kept.items():
                 if one:
@@ -414,6 +437,9 @@ class CoupledRun:
 
     def load_state(self, state: dict) -> None:
         self.calls = int(state["calls"])
+        for name, tally in self.tallies.items():
+            if COUNTED[name] in state:  # restart files of before had none
+                tally.load(state[COUNTED[name]])
         for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
             for name, one in kept.items():
                 one.clear()
