@@ -1,11 +1,11 @@
 """Long coupled runs: how many members are lost, and which spectra the others keep.
 
-From the starts of the experiment's rollout, or from validation trajectories, every member runs on under the closure, far beyond the
-DNS, and beside it the bare solver from every start. The enstrophy per shell, averaged over all but
-the first quarter of the run, is compared with that of the DNS's trajectories of that part from the start
-on; errors are of means over trajectories. A lost member counts in no spectrum, so the record says
-how many there are. Where draws may be brought back into the training's range, the record says of each shell
-how often it was.
+From the starts of the experiment's rollout, or from validation trajectories, every member runs on
+under the closure, far beyond the DNS, and beside it the bare solver from every start. The
+enstrophy per shell, averaged over all but the first quarter of the run, is compared with that of
+the DNS's trajectories of that part from the start on; errors are of means over trajectories. A
+lost member counts in no spectrum, so the record says how many there are. Where draws may be
+brought back into the training's range, the record says of each shell how often it was.
 """
 
 import math
@@ -90,9 +90,7 @@ def run(
     return records, remarks
 
 
-def _guard(
-    counts: np.ndarray, expected: Tensor | None, records: Sequence[dict[str, Any]]
-) -> str:
+def _guard(counts: np.ndarray, expected: Tensor | None, records: Sequence[dict[str, Any]]) -> str:
     """How many draws were brought back, in words; the shares of shells go into their records.
 
     Args:

@@ -30,6 +30,7 @@ from hpc_closure.closure.residual import Gaussian, Generator
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
+from hpc_closure.closure.steady import ROUNDS, LongRuns, in_words, lower
 from hpc_closure.closure.trajectory import Scale, Trajectories
 from hpc_closure.experiment.models import NETWORKS
 from hpc_closure.spectral.grid import resize
@@ -44,6 +45,7 @@ CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # coupled run amplifies slopes that are not there (the amplitude, which it made worse, has none)
 DECAY = {"fno": 3.0, "cnn": 0.3}
 TRAJECTORY, NOISE = "trajectory", "noise"  # the phases through the solver
+STEADY = "steady"
 SPREAD = 0.15  # steps in which the spread of a score is learned again, over the others'
 CALIBRATIONS = 3  # times that the noise of coupled runs is brought nearer to their error,
 MOST = 2.0  # by at most this factor in all
@@ -56,6 +58,7 @@ class ComposedModel(DrawingModel):
         super().__init__(config, grid, length)
         self.phases = self._phases(config["shares"])
         self.trajectories: Trajectories | None = None
+        self.long_runs: LongRuns | None = None
 
     def _phases(self, shares: tuple[float, float]) -> tuple[Phase, ...]:
         trained = bool(self.mean or self.amplitude)
@@ -70,6 +73,16 @@ class ComposedModel(DrawingModel):
         return mean, generator, Phase("spread", SPREAD * shares[1], "valid"), check
 
     # ---- phases ---------------------------------------------------------------------------------
+
+    def keep_steady(self, long_runs: LongRuns) -> None:
+        """Choose how much of the mean's network acts in long coupled runs of validation members,
+        and learn the residual's law again with that; nothing where no network reads closures, or
+        where a generator is trained on what the network leaves."""
+        if not self.previous or self.mean is None or isinstance(self.residual, Generator):
+            return
+        self.long_runs = long_runs
+        (law,) = (phase for phase in self.phases if phase.name == "law")
+        self.phases = (*self.phases, Phase(STEADY, 0.0, "valid"), law)
 
     def train_through(self, trajectories: Trajectories, through: Through) -> None:
         """Add two last phases: training through the solver, and the noise's size, from coupled
@@ -88,6 +101,7 @@ class ComposedModel(DrawingModel):
             "law": self.fit_law,
             "spread": lambda reader: {},
             "check": self.check_generator,
+            STEADY: self.choose_share,
             TRAJECTORY: self.score_trajectories,
             NOISE: self.calibrate_noise,
         }
@@ -283,7 +297,7 @@ class ComposedModel(DrawingModel):
         (exceeded,) = reader.sum(exceeded)
         memory.collect(reader)
         spectrum, tail = power / num / kept.group_size, tail / num
-        if self._modes_of(s.mean_gain, power) is None and not self.amplitude_share:
+        if self._modes_of(self.mean_gain, power) is None and not self.amplitude_share:
             # nothing was learned by gradients: the members of ``fit`` are as good as unseen
             share = num / (num + s.first_snapshots)
             spectrum = share * spectrum + (1 - share) * s.first_spectrum
@@ -348,6 +362,25 @@ class ComposedModel(DrawingModel):
                 features_largest=read.double().cpu(),
                 mean_largest=float(given),
             )
+
+    def choose_share(self, reader: Reader) -> dict[str, Any]:
+        """Share of the mean's network that long coupled runs bear, per shell (``valid``)."""
+        assert self.long_runs is not None
+        expected = self.expected_back
+        assert expected is not None
+        share = torch.ones(self.guarded, dtype=torch.float64)
+        tried = []
+        for _ in range(ROUNDS):
+            self.statistics = replace(self.statistics, mean_share=share)
+            found = self.long_runs.run(self, reader)
+            tried.append((share, found))
+            less = lower(share, found, float(expected[0]))
+            if less is None or bool((less == share).all()):
+                break
+            share = less
+        if bool((share == 1).all()):
+            self.statistics = replace(self.statistics, mean_share=None)
+        return {"expected_back": round(float(expected[0]), 4), "tried": in_words(tried)}
 
     def _judge_amplitude(self, reader: Reader) -> None:
         """Share of log D."""

@@ -205,6 +205,13 @@ class DrawingModel(ClosureModel):
         return gain is None or bool((gain != 0).any())
 
     @property
+    def mean_gain(self) -> Tensor | None:
+        """(shells,) gain of the mean's network: what helps one call ahead, times the share of it
+        that coupled runs bear; None before it is judged."""
+        gain, share = self.statistics.mean_gain, self.statistics.mean_share
+        return gain if gain is None or share is None else gain * share[: len(gain)]
+
+    @property
     def amplitude_share(self) -> float:
         """Share of log D in use; 0 = D is 1."""
         return self.statistics.amplitude_gain or 0.0
@@ -222,7 +229,7 @@ class DrawingModel(ClosureModel):
             terms = ", ".join(self.library.active)
             out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
         if self.mean is not None:
-            out.append(self._trained(f"mean: {self.mean.kind}", s.mean_gain, s.mean_members))
+            out.append(self._trained(f"mean: {self.mean.kind}", self.mean_gain, s.mean_members))
         if self.amplitude is not None:
             gain = torch.tensor([self.amplitude_share])
             name = f"amplitude: {config['amplitude']}"
@@ -297,7 +304,6 @@ class DrawingModel(ClosureModel):
 
         The trained parts as far as they have a gain.
         """
-        s = self.statistics
         state_hat, moved = frames_hat[:, 0], None
         summary = self._summary(state_hat)
         features = summary.new_zeros(len(state_hat), 0, 1, 1)
@@ -306,7 +312,7 @@ class DrawingModel(ClosureModel):
             features = self.features(frames_hat, moved)
         mean_hat = self.library(frames_hat, moved, self._factors())
         encoding = Encoding(state_hat, mean_hat, features, summary)
-        gain = self._modes_of(s.mean_gain, encoding.features)
+        gain = self._modes_of(self.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
             correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
             correction = resize(correction, self.band.modes)

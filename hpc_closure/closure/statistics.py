@@ -50,6 +50,7 @@ class Statistics:
         first_snapshots: that the mean was fitted on.
         generator_modes, generator_size: modes of the residual band, points per side of its grid.
         mean_gain: (shells,) of the mean network; ``mean_members`` have decided.
+        mean_share: (shells,) share of that gain which coupled runs bear (:mod:`steady`); None = 1.
         mean_largest: the largest answer of that network to them, in standard deviations of the
             residual; of a model that reads closures of its own.
         amplitude_gain: share of log D in use; 0 = D is 1; ``amplitude_members`` have decided.
@@ -81,6 +82,7 @@ class Statistics:
     generator_size: int = NOT_YET
     mean_gain: Tensor | None = None
     mean_members: float | None = None
+    mean_share: Tensor | None = None
     mean_largest: float | None = None
     amplitude_gain: float | None = None
     amplitude_members: float | None = None

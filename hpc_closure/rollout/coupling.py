@@ -278,8 +278,10 @@ class CoupledRun:
             each = spectra[self.rows_of[name].case] if name in self.rows_of else spectra
             each = resize(each, simulation.grid.modes)
             simulation.load_state(step, from_row(each, self.sides))
-        for one in (*self.past.values(), *self.drawn.values(), *self.tallies.values()):
+        for one in (*self.past.values(), *self.drawn.values()):
             one.clear()
+        for tally in self.tallies.values():
+            tally.clear()
         for field in earlier:
             frame = self._spectra(field)
             for name, past in self.past.items():

@@ -140,6 +140,7 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     from hpc_closure.closure.build import build
     from hpc_closure.closure.composed import ComposedModel
     from hpc_closure.closure.interface import Through
+    from hpc_closure.closure.steady import LongRuns
     from hpc_closure.closure.targets import QUOTED_FACTOR
     from hpc_closure.closure.trajectory import Trajectories
 
@@ -151,12 +152,18 @@ def build_model(experiment: Experiment) -> "ClosureModel":
         settings["conditions"]["physics"] = known
     if experiment.physics.dimensions == 1:
         settings["dimensions"] = 1
-    section = experiment.train.trajectory
-    if section is None:
-        return build(settings, experiment.train_grid, experiment.physics.length)
-    model = build({**settings, "adjusted": True}, experiment.train_grid, experiment.physics.length)
-    assert isinstance(model, ComposedModel)
+    section, grid = experiment.train.trajectory, experiment.train_grid
+    if section is not None:
+        settings["adjusted"] = True
+    model = build(settings, grid, experiment.physics.length)
     kind, interval = experiment.generate.closure, experiment.generate.interval
+    if experiment.train.steady is not None and isinstance(model, ComposedModel):
+        long = experiment.train.steady
+        problem, seed = experiment.problem, experiment.seed
+        model.keep_steady(LongRuns(problem, grid, kind, interval, long.calls, long.members, seed))
+    if section is None:
+        return model
+    assert isinstance(model, ComposedModel)
     members = 1 if model.config["residual"] == "none" else section.members
     model.train_through(
         Trajectories(
