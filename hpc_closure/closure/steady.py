@@ -9,7 +9,7 @@ reduced solver runs on under the closure's own draws, far beyond what is trained
 the network is taken down, in all shells or in single ones, until
 
 * no more draws are brought back than of the DNS's own closures would be, and
-* no shell has more enstrophy than in the DNS by a tenth, beyond two standard errors.
+* no shell has more enstrophy than in the DNS by a twentieth, beyond two standard errors.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ STAGE = "steady"
 ROUNDS = 8  # shares that are tried
 STEP = 0.1  # by which the share of all shells falls in a round in which too many draws go back,
 HEAVY = 0.3  # and that of a shell which has too much
-MOST = 0.1  # enstrophy of a shell above the DNS's
+MOST = 0.05  # enstrophy of a shell above the DNS's
 JUDGED = 1e-3  # share of the enstrophy that a shell must have
 ERRORS = 2.0  # standard errors that are chance
 

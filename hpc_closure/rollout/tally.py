@@ -50,8 +50,8 @@ class Tally:
         self.counts.zero_()
 
     def save(self) -> np.ndarray:
-        """The counts, for a restart file."""
-        return self.counts.cpu().numpy()
+        """The counts so far, for a restart file: a copy."""
+        return self.counts.cpu().numpy().copy()
 
     def load(self, counts: np.ndarray) -> None:
         """Go on from what :meth:`save` gave."""
