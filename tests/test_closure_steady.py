@@ -7,7 +7,7 @@ import torch
 from closure_case import SMALL
 from test_learning import CLOSED, GRID, chain, with_previous
 from trajectory_case import GRID as COARSE
-from trajectory_case import INTERVAL, PREVIOUS, PROBLEM, REDUCED, SEED, data
+from trajectory_case import INTERVAL, PROBLEM, REDUCED, SEED, data
 
 from hpc_closure.closure.build import build
 from hpc_closure.closure.interface import Request
