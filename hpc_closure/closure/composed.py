@@ -75,10 +75,13 @@ class ComposedModel(DrawingModel):
     # ---- phases ---------------------------------------------------------------------------------
 
     def keep_steady(self, long_runs: LongRuns) -> None:
-        """Choose how much of the mean's network acts in long coupled runs of validation members,
-        and learn the residual's law again with that; nothing where no network reads closures, or
-        where a generator is trained on what the network leaves."""
-        if not self.previous or self.mean is None or isinstance(self.residual, Generator):
+        """Choose how much of the mean's network acts, in long coupled runs of validation members.
+
+        Then the residual's law is learned again. Nothing is chosen where no network reads closures
+        alone, or where a generator is trained on what the network leaves.
+        """
+        reads = self.previous and not self.history and self.sensors_allowed != "required"
+        if not reads or self.mean is None or isinstance(self.residual, Generator):
             return
         self.long_runs = long_runs
         (law,) = (phase for phase in self.phases if phase.name == "law")

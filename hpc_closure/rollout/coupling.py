@@ -353,7 +353,8 @@ class CoupledRun:
         lost = losses.add(self.simulations[name].diverged(), self.step_index, BY_STATE)
         state = as_row(self.simulations[name].state, self.sides)
         state = torch.where(lost[:, None, None], 0.0, state)  # the others go on
-        sampler, told = self.coupling.rollout.sampler.options(), lost
+        sampler = self.coupling.rollout.sampler.options()
+        tally, gone = self.tallies[name], lost
         request = Request(
             state,
             rows.ids,
@@ -365,7 +366,7 @@ class CoupledRun:
             self.closure.held(self.interval),
             **({"method": "mean_gp"} if name == "mean_gp" else sampler),
             grid=self.coupling.grid,
-            tell=lambda beyond: self.tallies[name].add(beyond, told),
+            tell=(lambda beyond: tally.add(beyond, gone)) if tally.columns else None,
         )
         drawn = self.closure.sample_hat(request)
         if self.memory.frames:
