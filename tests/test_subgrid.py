@@ -1,9 +1,12 @@
 """The subgrid problem from DNS to report, small: memory from bursts, and the true ensemble."""
 
 import re
+import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +17,7 @@ from test_evaluate_methods import in_batches, inputs_of
 import hpc_closure
 from hpc_closure import __main__
 from hpc_closure.bench import stability
+from hpc_closure.closure.artifact import load
 from hpc_closure.closure.match import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.evaluate import innovations
@@ -21,6 +25,8 @@ from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import verb as rollout
+from hpc_closure.rollout.rows import coupled_run, start
 from hpc_closure.train import verb as train
 from hpc_closure.work.options import Options
 
@@ -113,12 +119,70 @@ def test_long_runs_keep_the_spectrum(run):
     }
     assert 0.8 < weighted["model"] < 1.25
     assert weighted["none"] < 0.8 * weighted["model"]  # no ring feeds it
+    assert all(0 <= row["back"] < 0.2 for row in records)
+    assert remarks[-1].startswith("draws brought back into the training's range: ")
+    assert "of the DNS's own closures" in remarks[-1]
+    valid, _ = stability.run(experiment, 6, 25, part="valid")
+    assert not np.allclose([row["dns"] for row in valid], [row["dns"] for row in records])
     total = sum(row["dns"] for row in records)
     data = DataSet(run.data)
     cases = data.starts(experiment.train.split, 5)
     first = data.time_index(2.0)
     fields = np.stack([data.read(case, slice(first, None)) for case in cases])
     assert total == pytest.approx(0.5 * (fields**2).mean(), rel=0.01)
+
+
+def test_draws_that_were_brought_back_are_in_the_product_and_in_the_rows(run):
+    """Counted to the stored times, each row for itself: blocks and restarts change nothing."""
+    experiment = reading.load(run.config)
+    ensemble = CoupledEnsemble(sorted(run.rollout.glob("block_*.h5")))
+    assert ensemble.counted == {"model"}
+    counts = [ensemble.brought_back("model", index) for index in (0, 1, 2)]
+    assert [float(one[..., 0].max()) for one in counts] == [0, 5, 10]
+    scores = pd.read_csv(run.scores_csv)
+    rows = scores[(scores.score == "brought_back") & (scores.lead_time == 1.0)]
+    total = counts[2].sum((0, 1))
+    assert float(rows[rows["shell"].isna()]["value"].iloc[0]) == pytest.approx(total[1] / total[0])
+    for shell, share in enumerate(total[2:] / total[0]):
+        if shell:
+            assert float(rows[rows["shell"] == shell]["value"].iloc[0]) == pytest.approx(share)
+    there = scores[(scores.score == "brought_back_expected") & scores["shell"].isna()]
+    assert 0 < float(there["value"].iloc[0]) < 0.5
+
+    data, closure = DataSet(run.data), load(run.model)
+    closure.model.adopt(narrow(closure.model.statistics))
+    parts = [range(40), range(15), range(15, 40)]
+    runs = [coupled_run(experiment, closure, data, part, "cpu") for part in parts]
+    for one in runs:
+        start(one, data, experiment)
+        one.advance(4)
+    again = coupled_run(experiment, closure, data, parts[0], "cpu")
+    again.load_state(runs[0].save_state())
+    for one in (*runs, again):
+        one.advance(3)
+    whole, *blocks, resumed = (one.brought_back()["brought_back"] for one in (*runs, again))
+    assert whole[:, 1].sum() > 40
+    assert np.array_equal(np.concatenate(blocks), whole)
+    assert np.array_equal(resumed, whole)
+
+
+def narrow(statistics):
+    """A range that many draws are beyond."""
+    return replace(statistics, target_largest=statistics.target_mean)
+
+
+def test_a_run_of_before_goes_on_without_counts(run, tmp_path):
+    """A product that counted nothing grows as it is, and says nothing of the guard."""
+    folder = tmp_path / "small"
+    shutil.copytree(run.root, folder)
+    experiment = reading.load(run.config, [f"root={tmp_path}"])
+    for old in Run.of(experiment).rollout.glob("block_*.h5"):
+        with h5py.File(old, "r+") as file:
+            del file["series"], file["dimensions/series_time"], file["restart/brought_back"]
+    longer = reading.load(run.config, [f"root={tmp_path}", "rollout.t_end=3.5"])
+    assert rollout.run(longer, Options(verbosity=-1)) == 0
+    ensemble = CoupledEnsemble(sorted(Run.of(longer).rollout.glob("block_*.h5")))
+    assert len(ensemble.times) == 4 and ensemble.counted == set()
 
 
 def test_a_long_run_that_ends_early_says_so(run, monkeypatch):

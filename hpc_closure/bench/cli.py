@@ -327,6 +327,10 @@ def stability(
     ] = None,
     members: Annotated[int, typer.Option(help="Trajectories.", metavar="N")] = 100,
     steps: Annotated[int, typer.Option(help="Solver steps of each.", metavar="N")] = 100_000,
+    part: Annotated[
+        str,
+        typer.Option(help="Trajectories to start from: test, or valid, to choose settings on."),
+    ] = "test",
     threads: Threads = 0,
     device: Device = "cpu",
     json: Json = None,
@@ -343,6 +347,8 @@ def stability(
         for option, number in (("--members", members), ("--steps", steps)):
             if number < 1:
                 raise ValueError(f"{option} {number}: expected at least 1")
+        if part not in ("test", "valid"):
+            raise ValueError(f"--part {part}: expected test or valid")
         settings = reading.load(experiment, overrides or [])
 
         calls, told = max(1, steps // settings.rollout.interval), 0
@@ -353,7 +359,7 @@ def stability(
                 told = 10 * call // calls
                 print(f"{told} tenths done, {lost} lost", flush=True)
 
-        records, remarks = bench.run(settings, members, steps, device, report)
+        records, remarks = bench.run(settings, members, steps, device, report, part)
         _print(records, bench.COLUMNS)
         print("\n".join(remarks))
         _save(json, machine, records)

@@ -1,14 +1,15 @@
 """Long coupled runs: how many members are lost, and which spectra the others keep.
 
-From the starts of the experiment's rollout every member runs on under the closure, far beyond the
-DNS, and beside it the bare solver from every start. The enstrophy per shell, averaged over all but
-the first quarter of the run, is compared with that of the DNS's test trajectories from the start
-on; errors are of means over trajectories. A lost member counts in no spectrum, so the record says
-how many there are.
+From the starts of the experiment's rollout, or from validation trajectories, every member runs on
+under the closure, far beyond the DNS, and beside it the bare solver from every start. The
+enstrophy per shell, averaged over all but the first quarter of the run, is compared with that of
+the DNS's trajectories of that part from the start on; errors are of means over trajectories. A
+lost member counts in no spectrum, so the record says how many there are. Where draws may be
+brought back into the training's range, the record says of each shell how often it was.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from hpc_closure.closure import artifact
 from hpc_closure.closure.match import check_model
 from hpc_closure.data.held_out import HeldOut
+from hpc_closure.data.layout import COUNTED
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
@@ -25,7 +27,7 @@ from hpc_closure.rollout.rows import coupled_run, start, stored
 from hpc_closure.spectral.grid import Grid, from_row, to_spectra
 
 COLUMNS = {"shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
-    ("model", "model_error", "none", "none_error"), ".3f"
+    ("model", "model_error", "none", "none_error", "back"), ".3f"
 )
 SETTLED = 0.25  # of a run, after which its spectra count
 LOOKS = 200  # at the spectra of a run, at most
@@ -37,6 +39,7 @@ def run(
     steps: int,
     device: str = "cpu",
     report: Callable[[int, int], None] = lambda call, lost: None,
+    part: str = "test",
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Records, one a shell, and remarks.
 
@@ -46,6 +49,8 @@ def run(
         steps: solver steps of each.
         device: of the run.
         report: told closure calls and lost members, now and then.
+        part: of the data, whose trajectories are started from: ``test``, or ``valid``, on which
+            settings may be chosen.
 
     Raises:
         ValueError: data or model are not there, or fit no such run.
@@ -56,7 +61,10 @@ def run(
     closure = artifact.load(folder.model).to(device)
     rollout = experiment.rollout.model_copy(update={"references": ("none",)})
     experiment = experiment.model_copy(update={"rollout": rollout})
-    coupled = coupled_run(experiment, closure, data, range(members), device)
+    cases = None
+    if part != "test":
+        cases = data.split(experiment.train.split)[part][: experiment.rollout.cases]
+    coupled = coupled_run(experiment, closure, data, range(members), device, cases)
     start(coupled, data, experiment)
     calls = max(1, steps // rollout.interval)
     every = max(1, calls // LOOKS)
@@ -78,10 +86,29 @@ def run(
         f"calls ({length})"
         for name in sums
     ]
-    if closure.model.brought_back:
-        share = closure.model.brought_back / (len(lost["model"]) * calls)
-        remarks.append(f"closures made smaller, to stay within the training's: {share:.2%}")
+    counts = coupled.brought_back().get(COUNTED["model"])
+    if counts is not None:
+        remarks.append(_guard(counts, closure.model.expected_back, records))
     return records, remarks
+
+
+def _guard(counts: np.ndarray, expected: Tensor | None, records: Sequence[dict[str, Any]]) -> str:
+    """How many draws were brought back, in words; the shares of shells go into their records.
+
+    Args:
+        counts: (rows, 2 + shells) of :class:`~hpc_closure.rollout.tally.Tally`.
+        expected: (1 + shells,) shares of the DNS's own closures, or None.
+        records: one a shell.
+    """
+    total = counts.sum(0)
+    shares = total[1:] / max(total[0], 1)
+    for row in records:
+        if row["shell"] + 1 < len(shares):
+            row["back"] = float(shares[row["shell"] + 1])
+    words = f"draws brought back into the training's range: {shares[0]:.2%}"
+    if expected is None:
+        return words
+    return f"{words}; of the DNS's own closures {float(expected[0]):.2%} would be"
 
 
 class _Spectra:

@@ -142,6 +142,11 @@ class Closure:
         """Where the model computes."""
         return self.model.device
 
+    @property
+    def guarded(self) -> int:
+        """Shells of a draw that may be brought back (``Request.tell``); 0 = none ever is."""
+        return self.model.guarded
+
     def evaluations(self, asked: int | None = None) -> int:
         """Evaluations of the generator for a sample; 0 where training switched it off."""
         if not self.model.score_active:

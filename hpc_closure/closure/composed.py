@@ -30,6 +30,7 @@ from hpc_closure.closure.residual import Gaussian, Generator
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
+from hpc_closure.closure.steady import ROUNDS, LongRuns, in_words, lower
 from hpc_closure.closure.trajectory import Scale, Trajectories
 from hpc_closure.experiment.models import NETWORKS
 from hpc_closure.spectral.grid import resize
@@ -44,6 +45,7 @@ CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # coupled run amplifies slopes that are not there (the amplitude, which it made worse, has none)
 DECAY = {"fno": 3.0, "cnn": 0.3}
 TRAJECTORY, NOISE = "trajectory", "noise"  # the phases through the solver
+STEADY = "steady"
 SPREAD = 0.15  # steps in which the spread of a score is learned again, over the others'
 CALIBRATIONS = 3  # times that the noise of coupled runs is brought nearer to their error,
 MOST = 2.0  # by at most this factor in all
@@ -59,6 +61,7 @@ class ComposedModel(DrawingModel):
         #: closure intervals from one snapshot to the next, where only they tell of a memory;
         #: None where the closure is known to be white in time
         self.recorded_every: float | None = None
+        self.long_runs: LongRuns | None = None
 
     def _phases(self, shares: tuple[float, float]) -> tuple[Phase, ...]:
         trained = bool(self.mean or self.amplitude)
@@ -73,6 +76,19 @@ class ComposedModel(DrawingModel):
         return mean, generator, Phase("spread", SPREAD * shares[1], "valid"), check
 
     # ---- phases ---------------------------------------------------------------------------------
+
+    def keep_steady(self, long_runs: LongRuns) -> None:
+        """Choose how much of the mean's network acts, in long coupled runs of validation members.
+
+        Then the residual's law is learned again. Nothing is chosen where no network reads closures
+        alone, or where a generator is trained on what the network leaves.
+        """
+        reads = self.previous and not self.history and self.sensors_allowed != "required"
+        if not reads or self.mean is None or isinstance(self.residual, Generator):
+            return
+        self.long_runs = long_runs
+        (law,) = (phase for phase in self.phases if phase.name == "law")
+        self.phases = (*self.phases, Phase(STEADY, 0.0, "valid"), law)
 
     def train_through(self, trajectories: Trajectories, through: Through) -> None:
         """Add two last phases: training through the solver, and the noise's size, from coupled
@@ -91,6 +107,7 @@ class ComposedModel(DrawingModel):
             "law": self.fit_law,
             "spread": lambda reader: {},
             "check": self.check_generator,
+            STEADY: self.choose_share,
             TRAJECTORY: self.score_trajectories,
             NOISE: self.calibrate_noise,
         }
@@ -265,6 +282,7 @@ class ComposedModel(DrawingModel):
         kept = frame.kept
         power = torch.zeros(len(kept.group_k2), dtype=torch.float64)
         plain_power, tail, num = torch.zeros_like(power), 0.0, 0
+        exceeded = torch.zeros(1 + self.guarded, dtype=torch.float64)
         memory = LagCorrelation(kept)
         for frames_hat, target_hat, batch in self.snapshots(reader):
             encoding = self.encode(frames_hat)
@@ -273,6 +291,9 @@ class ComposedModel(DrawingModel):
             power += kept.by_group(q_hat.abs().square()).sum(0).cpu()
             if not isinstance(self.residual, LearnedScore):  # whose mean is not known yet
                 memory.add(q_hat, self._tags(batch))
+            far = self._beyond(target_hat)[0]
+            exceeded[1:] += far.sum(0).cpu()
+            exceeded[0] += far.any(-1).sum().cpu()
             inside = resize(residual, kept.modes)
             plain_power += kept.by_group(inside.abs().square()).sum(0).cpu()
             beyond = residual - resize(inside, self.band.modes)
@@ -280,8 +301,9 @@ class ComposedModel(DrawingModel):
             num += len(q_hat)
         power, plain_power, tail, num = reader.sum(power, plain_power, tail, num)
         self._collect(memory, reader)
+        (exceeded,) = reader.sum(exceeded)
         spectrum, tail = power / num / kept.group_size, tail / num
-        if self._modes_of(s.mean_gain, power) is None and not self.amplitude_share:
+        if self._modes_of(self.mean_gain, power) is None and not self.amplitude_share:
             # nothing was learned by gradients: the members of ``fit`` are as good as unseen
             share = num / (num + s.first_snapshots)
             spectrum = share * spectrum + (1 - share) * s.first_spectrum
@@ -292,6 +314,7 @@ class ComposedModel(DrawingModel):
         self.adopt(
             replace(
                 s,
+                target_beyond=exceeded / num if self.guarded else None,
                 law_spectrum=spectrum,
                 law_tail=tail,
                 plain_spectrum=plain_power / num / kept.group_size,
@@ -358,6 +381,25 @@ class ComposedModel(DrawingModel):
                 features_largest=read.double().cpu(),
                 mean_largest=float(given),
             )
+
+    def choose_share(self, reader: Reader) -> dict[str, Any]:
+        """Share of the mean's network that long coupled runs bear, per shell (``valid``)."""
+        assert self.long_runs is not None
+        expected = self.expected_back
+        assert expected is not None
+        share = torch.ones(self.guarded, dtype=torch.float64)
+        tried = []
+        for _ in range(ROUNDS):
+            self.statistics = replace(self.statistics, mean_share=share)
+            found = self.long_runs.run(self, reader)
+            tried.append((share, found))
+            less = lower(share, found, float(expected[0]))
+            if less is None or bool((less == share).all()):
+                break
+            share = less
+        if bool((share == 1).all()):
+            self.statistics = replace(self.statistics, mean_share=None)
+        return {"expected_back": round(float(expected[0]), 4), "tried": in_words(tried)}
 
     def _judge_amplitude(self, reader: Reader) -> None:
         """Share of log D."""

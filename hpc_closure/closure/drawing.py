@@ -190,12 +190,28 @@ class DrawingModel(ClosureModel):
         return bool(self.mean or self.amplitude) or isinstance(self.residual, Generator)
 
     @property
+    def guarded(self) -> int:
+        largest = self.statistics.target_largest
+        return 0 if largest is None else len(largest)
+
+    @property
+    def expected_back(self) -> Tensor | None:
+        return self.statistics.target_beyond
+
+    @property
     def score_active(self) -> bool:
         """Whether a generator acts (it is not evaluated otherwise)."""
         if not isinstance(self.residual, Generator):
             return False
         gain = self.statistics.score_gain
         return gain is None or bool((gain != 0).any())
+
+    @property
+    def mean_gain(self) -> Tensor | None:
+        """(shells,) gain of the mean's network: what helps one call ahead, times the share of it
+        that coupled runs bear; None before it is judged."""
+        gain, share = self.statistics.mean_gain, self.statistics.mean_share
+        return gain if gain is None or share is None else gain * share[: len(gain)]
 
     @property
     def amplitude_share(self) -> float:
@@ -215,7 +231,7 @@ class DrawingModel(ClosureModel):
             terms = ", ".join(self.library.active)
             out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
         if self.mean is not None:
-            out.append(self._trained(f"mean: {self.mean.kind}", s.mean_gain, s.mean_members))
+            out.append(self._trained(f"mean: {self.mean.kind}", self.mean_gain, s.mean_members))
         if self.amplitude is not None:
             gain = torch.tensor([self.amplitude_share])
             name = f"amplitude: {config['amplitude']}"
@@ -290,7 +306,6 @@ class DrawingModel(ClosureModel):
 
         The trained parts as far as they have a gain.
         """
-        s = self.statistics
         state_hat, moved = frames_hat[:, 0], None
         summary = self._summary(state_hat)
         features = summary.new_zeros(len(state_hat), 0, 1, 1)
@@ -299,7 +314,7 @@ class DrawingModel(ClosureModel):
             features = self.features(frames_hat, moved)
         mean_hat = self.library(frames_hat, moved, self._factors())
         encoding = Encoding(state_hat, mean_hat, features, summary)
-        gain = self._modes_of(s.mean_gain, encoding.features)
+        gain = self._modes_of(self.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
             correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
             correction = resize(correction, self.band.modes)
@@ -446,11 +461,13 @@ class DrawingModel(ClosureModel):
             drawn, beyond = self._alone(how, *inputs)
         else:
             drawn, beyond = self._beside_sensors(how, request, *inputs)
-        self._brought_back = beyond + self._brought_back.to(beyond)
+        self._brought_back = beyond.any(-1).sum() + self._brought_back.to(beyond.device)
+        if request.tell is not None and self.guarded:
+            request.tell(beyond)
         return drawn
 
     def _alone(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Closures, and how many were brought back, without sensors: a function of tensors.
+        """Closures, and which shells were brought back, without sensors: a function of tensors.
 
         Args:
             how: the rest that it depends on.
@@ -492,10 +509,10 @@ class DrawingModel(ClosureModel):
         z: Tensor | None,
         observed: Observed | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Closures of base noise, or their means without, and how many were brought back."""
+        """Closures of base noise, or their means without, and which shells were brought back."""
         if z is None:
             drawn, beyond = self._within_range(encoding.mean_hat)
-            return each_member(drawn, how.members), beyond
+            return each_member(drawn, how.members), each_member(beyond, how.members)
         if self.score_active and not how.baseline:
             made = self.generate(encoding, z, observed, how.effort)
             q_hat = made.held(self._scaled, how.held)
@@ -513,20 +530,27 @@ class DrawingModel(ClosureModel):
         Given the last closures, the next may grow from call to call where the flow is as it has
         hardly been seen; left at the edge of the range, it would stay there and spin the flow up.
         So a shell beyond is brought back to its mean size, from where it follows the flow again.
-        The second value, which ``brought_back`` adds up, is how many were.
+        The second value, (B, shells) bool, says which were; ``brought_back`` counts the draws.
         """
+        far, factor = self._beyond(u_hat)
+        if not self.guarded:
+            return u_hat, far
+        places = placed(self.band.grid.shell(), factor)
+        return u_hat * factor[:, places].to(u_hat.real), far
+
+    def _beyond(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """Which shells of closures are beyond the range, (B, shells) bool, and the factors
+        (B, shells) that bring those back; (B, 0) both where there is no range."""
         largest, mean = self.statistics.target_largest, self.statistics.target_mean
         if largest is None or mean is None:
-            return u_hat, torch.zeros((), dtype=torch.int64, device=u_hat.device)
+            none = torch.zeros(len(u_hat), 0, dtype=torch.bool, device=u_hat.device)
+            return none, none
         shell = self.band.grid.shell_sum(u_hat.abs().square())
         largest, mean = placed(largest, shell), placed(mean, shell)
         least = NOTHING * mean.sum()  # the mean of a closure is zero but for round-off
         far = shell > largest.clamp(min=least)
         size = torch.where(far, shell, 1.0)
-        factor = torch.where(far, mean.clamp(min=least) / size, 1.0).sqrt()
-        places = placed(self.band.grid.shell(), shell)
-        drawn = u_hat * factor[:, places].to(u_hat.real)
-        return drawn, far.any(-1).sum()
+        return far, torch.where(far, mean.clamp(min=least) / size, 1.0).sqrt()
 
     def generate(
         self,

@@ -20,7 +20,7 @@ A trained model answers a :class:`Request`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,8 @@ class Request:
         grid: points per side of the caller's grid where ``state`` is a spectrum; None = the
             fewest that retain its modes.
         stage: of the draws; those of another stage are others.
+        tell: called with (members, shells) bool: which shells of each draw were brought back,
+            where the model looks at them (:attr:`ClosureModel.guarded`); None = nobody is told.
     """
 
     state: Tensor
@@ -108,6 +110,7 @@ class Request:
     method: str | None = None
     grid: int | None = None
     stage: str = "sample"
+    tell: Callable[[Tensor], None] | None = None
 
 
 class ClosureModel(nn.Module, ABC):
@@ -139,6 +142,19 @@ class ClosureModel(nn.Module, ABC):
     def brought_back(self) -> int:
         """Draws so far that were made smaller, to stay within the training's range."""
         return int(self._brought_back)
+
+    @property
+    def guarded(self) -> int:
+        """Shells of a draw that are looked at, and may be brought back; 0 = none ever is."""
+        return 0
+
+    @property
+    def expected_back(self) -> Tensor | None:
+        """(1 + shells,) share of the training's closures that would be brought back.
+
+        In any shell, and in each; None where that is not known.
+        """
+        return None
 
     @abstractmethod
     def parts(self) -> list[PartReport]:

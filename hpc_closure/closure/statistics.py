@@ -43,11 +43,14 @@ class Statistics:
         target_rms: of the closure.
         target_largest, target_mean: (shells,) power of a shell that hardly a closure of the fit
             exceeds, and its mean; of a model that reads closures of its own.
+        target_beyond: (1 + shells,) share of the closures of other training members that exceed
+            it, in any shell and in each.
         first_spectrum: (groups,) variance per mode that the regression leaves.
         first_tail: variance of that beyond the residual band.
         first_snapshots: that the mean was fitted on.
         generator_modes, generator_size: modes of the residual band, points per side of its grid.
         mean_gain: (shells,) of the mean network; ``mean_members`` have decided.
+        mean_share: (shells,) share of that gain which coupled runs bear (:mod:`steady`); None = 1.
         mean_largest: the largest answer of that network to them, in standard deviations of the
             residual; of a model that reads closures of its own.
         amplitude_gain: share of log D in use; 0 = D is 1; ``amplitude_members`` have decided.
@@ -71,6 +74,7 @@ class Statistics:
     target_rms: float = NOT_YET
     target_largest: Tensor | None = None
     target_mean: Tensor | None = None
+    target_beyond: Tensor | None = None
     first_spectrum: Tensor = NOT_YET
     first_tail: float = NOT_YET
     first_snapshots: float = NOT_YET
@@ -78,6 +82,7 @@ class Statistics:
     generator_size: int = NOT_YET
     mean_gain: Tensor | None = None
     mean_members: float | None = None
+    mean_share: Tensor | None = None
     mean_largest: float | None = None
     amplitude_gain: float | None = None
     amplitude_members: float | None = None

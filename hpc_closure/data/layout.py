@@ -27,6 +27,9 @@ from hpc_closure.work.header import Header, expect, json_object
 
 VERSION = 1
 FIELDS = ("vorticity", "closure")
+# series of a rollout: draws of a run since its start that were brought back into the training's
+# range, by what is drawn; the columns are draws, those brought back, and those of each shell
+COUNTED = {"model": "brought_back", "mean_gp": "brought_back_mean_gp"}
 STATES = {1: "state", 2: "vorticity"}  # name of the state, by the dimensions of the flow
 SNAPSHOTS = ("t0_fields", "t1_fields", "filtered", "scalars", "references")  # (B, T, ...) each
 

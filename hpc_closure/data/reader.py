@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpc_closure.data.layout import STATES, BlockHeader
+from hpc_closure.data.layout import COUNTED, STATES, BlockHeader
 from hpc_closure.work.hdf5 import hdf5_errors, open_hdf5
 from hpc_closure.work.header import BLOCK
 
@@ -156,6 +156,7 @@ class CoupledEnsemble:
         cases: test trajectories that the runs started from.
         members: members that every case has.
         times: stored times, (T,).
+        counted: ``model`` and those of BESIDE whose draws that were brought back are counted.
         start: time from which a lead counts: the first one, of replicas that of their release.
         names: what can be read: ``model``, ``truth`` and, where they ran, ``none``, those of
             BESIDE and the rungs; of replicas ``closure``.
@@ -177,6 +178,7 @@ class CoupledEnsemble:
         self.member_steps = 0.0
         times: list[np.ndarray] = []
         names: set[str] | None = None
+        self.counted = set(COUNTED)
         for path in paths:
             with open_hdf5(path) as file:
                 header = BlockHeader.of(file, path)
@@ -194,6 +196,9 @@ class CoupledEnsemble:
                 self.whole_times = file.get("dimensions/whole_time", np.empty(0))[:]
                 there |= {name for name in self.REFERENCES if f"references/{name}" in file}
                 names = there if names is None else names & there
+                self.counted -= {
+                    name for name, one in COUNTED.items() if f"series/{one}" not in file
+                }
                 self._add_cost(header, float(file.attrs["dt"]))
         self.times, self.names = min(times, key=len), names or set()
         self.rungs = [name for name in self.rungs if name in self.names]
@@ -213,11 +218,25 @@ class CoupledEnsemble:
 
     def read(self, name: str, index: int) -> np.ndarray:
         """Vorticity at time ``index``: ensembles (M, C, n, n), references (1, C, n, n)."""
-        if name in self.REFERENCES:
-            where, keys = f"references/{name}", [[self._cases[case] for case in self.cases]]
-        else:
-            where = self._path(name)
-            keys = [[self._rows[case, member] for case in self.cases] for member in self.members]
+        if name not in self.REFERENCES:
+            return _with_row(self._of_members(self._path(name), index), self.dimensions)
+        keys = [[self._cases[case] for case in self.cases]]
+        return _with_row(self._read(f"references/{name}", index, keys), self.dimensions)
+
+    def brought_back(self, name: str, index: int) -> np.ndarray:
+        """Draws of one of ``counted`` from the start to time ``index``, (M, C, 2 + shells).
+
+        How many there were, how many of them were brought back in any shell, and in each.
+        """
+        return self._of_members(f"series/{COUNTED[name]}", index)
+
+    def _of_members(self, where: str, index: int) -> np.ndarray:
+        keys = [[self._rows[case, member] for case in self.cases] for member in self.members]
+        return self._read(where, index, keys)
+
+    @staticmethod
+    def _read(where: str, index: int, keys: Sequence[Sequence[tuple[Path, int]]]) -> np.ndarray:
+        """Rows of a data set at time ``index`` by file and row."""
         places: dict[Path, list[tuple[int, int, int]]] = {}
         for m, line in enumerate(keys):
             for c, (path, row) in enumerate(line):
@@ -227,8 +246,7 @@ class CoupledEnsemble:
             with open_hdf5(path) as file:
                 dataset = file[where]
                 states |= {(m, c): dataset[row, index] for m, c, row in rows}
-        read = np.array([[states[m, c] for c in range(len(self.cases))] for m in range(len(keys))])
-        return _with_row(read, self.dimensions)
+        return np.array([[states[m, c] for c in range(len(keys[0]))] for m in range(len(keys))])
 
     def _path(self, name: str) -> str:
         if name == "model":

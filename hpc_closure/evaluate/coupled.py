@@ -17,7 +17,7 @@ from torch import Tensor
 from hpc_closure.closure.match import has_mean_gp
 from hpc_closure.closure.sensors import layout_name
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble
-from hpc_closure.evaluate import compare, costs
+from hpc_closure.evaluate import brought_back, compare, costs
 from hpc_closure.evaluate.climate import Climate, Flow
 from hpc_closure.evaluate.event import event_records
 from hpc_closure.evaluate.forecast import Forecast, Truth
@@ -137,6 +137,10 @@ def score_run(inputs: Inputs) -> Scored | None:
         }
         stage = {"stage": "coupled", "grid": experiment.known_grid, **labels.shared}
         scored.records += event_records(fields, event, stage)
+    for method, columns in _brought_back(inputs, ensemble, beside, leads):
+        sizes = {"members": len(ensemble.members), "samples": len(ensemble.cases)}
+        place = {"stage": "coupled", "grid": experiment.train_grid}
+        scored.add(**place, **labels.of(method), **sizes, **columns)
     scored.absent = absent_references(inputs, list(beside_it))
     scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
     return scored
@@ -157,6 +161,29 @@ def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
                 f"{inputs.run.rollout}: start {case} is no state of use.test={held.second} (seed "
                 f"{held.seed}): run `rollout --redo`"
             )
+
+
+def _brought_back(
+    inputs: Inputs,
+    ensemble: CoupledEnsemble,
+    beside: Mapping[str, CoupledEnsemble],
+    leads: Sequence[float],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows on the draws that were brought back, of every model whose runs have counted them."""
+    runs = {
+        inputs.model: (ensemble, "model", inputs.closure),
+        "mean_gp": (ensemble, "mean_gp", inputs.closure),
+        **{name: (run, "model", inputs.compared[name]) for name, run in beside.items()},
+    }
+    runs = {method: run for method, run in runs.items() if run[1] in run[0].counted}
+    return brought_back.records(
+        {
+            method: [run.brought_back(name, run.index(lead)) for lead in leads]
+            for method, (run, name, _) in runs.items()
+        },
+        {method: closure.model.expected_back for method, (_, _, closure) in runs.items()},
+        leads,
+    )
 
 
 def absent_references(inputs: Inputs, names: Sequence[str]) -> list[Absent]:

@@ -301,7 +301,8 @@ def found(inputs: Inputs, closure: Closure, grid: int) -> tuple[Innovations, Inn
     for first in range(0, count, AT_ONCE):
         inputs.stop.check()
         rows = numbers[first : first + AT_ONCE]
-        parts.append(_of_batch(model, samples.gather(rows), rows, inputs.experiment.evaluate.seed))
+        seed = inputs.experiment.evaluate.seed
+        parts.append(_of_batch(model, samples.gather(rows), rows.tolist(), seed))
     left, drawn, features, members = (torch.cat(each) for each in zip(*parts))
     kept = model.frame.kept
     return (
@@ -311,7 +312,7 @@ def found(inputs: Inputs, closure: Closure, grid: int) -> tuple[Innovations, Inn
 
 
 @torch.no_grad()
-def _of_batch(model: ComposedModel, batch: dict, rows: Sequence, seed: int) -> tuple[Tensor, ...]:
+def _of_batch(model: ComposedModel, batch: dict, rows: list[int], seed: int) -> tuple[Tensor, ...]:
     """Innovations, draws of the Gaussian law, features of the states and members of a batch."""
     state = batch["state"].double()
     earlier = (batch.get("history"), batch.get("previous"))
@@ -322,7 +323,7 @@ def _of_batch(model: ComposedModel, batch: dict, rows: Sequence, seed: int) -> t
     encoding, frame = model.encode(frames_hat), model.frame
     target_hat = model.band.to_spectral(batch["target"].double().to(device))
     left = frame.standardise(target_hat - encoding.mean_hat, encoding.log_amplitude)
-    key = draws.Key(seed, "innovations", [int(row) for row in rows], 0)
+    key = draws.Key(seed, "innovations", rows, 0)
     drawn = model.base_noise(frame.law, key, draws.STREAM_BASE)
     drawn = resize(drawn, frame.kept.modes)
     features = local_features(encoding.state_hat, model.band, state.shape[-1])

@@ -34,6 +34,14 @@ from hpc_closure.work.atomic import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_TIMES = 6  # lead times side by side
+# scores that have a table by lead time
+IN_TIME = (
+    "relative_error_mean",
+    "relative_error",
+    "spread_ratio",
+    "spread_skill",
+    "brought_back",
+)
 
 # score -> heading, meaning; the order of the columns
 SCORES = {
@@ -142,6 +150,16 @@ SCORES = {
     "gain_mean": ("mean", "share of the mean's network that unseen members have granted"),
     "gain_amplitude": ("amplitude", "the same of the amplitude"),
     "gain_residual": ("generator", "the same of the generator"),
+    "brought_back": (
+        "brought back",
+        "share of the draws from the start on of which a shell was larger than the training's "
+        "hardly ever are, and was brought back into their range",
+    ),
+    "brought_back_expected": (
+        "expected",
+        "the same share of draws that are exchangeable with the DNS's own closures: of training "
+        "closures from which the range was not taken",
+    ),
     "diverged": ("diverged", "share of members with values that are not finite"),
     "valid_time": ("valid time", "time at which the ensemble mean's relative error reaches 0.5"),
     "energy_score_joint": (
@@ -215,6 +233,7 @@ TABLES = {
         "cost_us",
         "cost_ratio",
     ),
+    "Draws that were brought back": ("brought_back", "brought_back_expected"),
     "The event asked for": ("probability", "members_needed"),
     "Calibration": (
         "crps_ratio",
@@ -395,7 +414,7 @@ class Report:
             telling = [time for time in times if time not in late]
             last = telling[-1] if telling else times[-1]
             in_time, reasons = [], self._notes("coupled", columns)
-            for score in ("relative_error_mean", "relative_error", "spread_ratio", "spread_skill"):
+            for score in IN_TIME:
                 part = select(total, score=score)
                 part = part[part["lead_time"].isin(shown)]
                 if len(part):

@@ -49,6 +49,9 @@ Scores, with what they need:
                             law in their place are rows of the method ``mean_gp`` or ``NAME_gp``
     trained parts           ``gain_mean``, ``gain_amplitude``, ``gain_residual``: what unseen
     (generated)             members have granted, per shell
+    draws may be brought    ``brought_back``: the share of all draws from the start to a lead time
+    back (coupled)          that were, in any shell and in each; ``brought_back_expected``: of the
+                            DNS's own closures (:mod:`~hpc_closure.evaluate.brought_back`)
     coupled                 ``diverged``, ``valid_time``, ``wasserstein1``, ``probability``,
                             ``members_needed``; ``cost_ratio``; of whole trajectories
                             ``energy_score_joint``, ``correlated_95``; beside a true ensemble

@@ -20,6 +20,7 @@ from hpc_closure.evaluate.late import late_leads
 from hpc_closure.evaluate.rank_histogram import LEVEL
 from hpc_closure.evaluate.rows import GRANTED, find, format_value, select, sort_methods
 
+RARE = 0.01  # share of draws that were brought back above which the first lines say so
 CONTROL_SEES = 0.05  # spread error that a test must see to be passed
 REFERENCES = {
     "oracle": "the exact law",
@@ -110,6 +111,9 @@ def headline(parts: Sequence[PartReport], rows: DataFrame, data: str = "") -> li
         if columns["sensors"] == "none" and (line := Answers(columns, group).added()):
             lines.append(line)
             break
+    for columns, group in groups(rows, "coupled"):
+        if line := Answers(columns, group).guard():
+            lines.append(line)
     return lines
 
 
@@ -288,8 +292,25 @@ class Answers:
             )
         yield from self.spread()
         yield from self.similarity()
+        if guard := self.guard(least=0.0):
+            yield Line("The guard", guard)
         yield from self.cost()
         yield from self.event()
+
+    def guard(self, least: float = RARE) -> str:
+        """How many draws were brought back, where the share is above ``least``; else empty."""
+        last = self.last("brought_back")
+        row = None if last is None else self.row("brought_back", time=last)
+        if row is None or not row.value > least:
+            return ""
+        words = (
+            f"{_percent(row)} of the draws up to lead time {last:g} were brought back into the "
+            "training's range"
+        )
+        beyond = self.row("brought_back_expected")
+        if beyond is None:
+            return words
+        return f"{words}; of the DNS's own closures {_percent(beyond)} would be"
 
     def spread(self) -> Iterator[Line]:
         last = self.last("spread_skill")
@@ -363,6 +384,13 @@ def say(row) -> str:
     """A value with its interval."""
     value, low, high = (format_value(row.score, edge) for edge in (row.value, row.low, row.high))
     return value if isna(row.low) or isna(row.high) else f"{value} [{low}, {high}]"
+
+
+def _percent(row) -> str:
+    """A share with its interval, where it has one."""
+    value, low, high = (f"{100 * edge:.2g}" for edge in (row.value, row.low, row.high))
+    interval = "" if isna(row.low) or isna(row.high) else f" [{low}, {high}]"
+    return f"{value}{interval}\u00a0%"
 
 
 def _p(row) -> str:

@@ -323,6 +323,17 @@ class Trajectory(Section):
         return self
 
 
+class Steady(Section):
+    """Long coupled runs of validation trajectories, in which a closure that reads its own draws
+    must neither leave the training's range more often than the DNS's closures nor gain enstrophy.
+    """
+
+    calls: Annotated[int, Field(ge=2)] = Field(
+        400, description="closure calls of a run; its second half counts"
+    )
+    members: Count = Field(2, description="trajectories from each start")
+
+
 class Train(Section):
     """Batches are global: the processes share them."""
 
@@ -390,6 +401,11 @@ class Train(Section):
         0,
         description="end a phase after this many validations without improvement and keep its "
         "best weights; 0 = off",
+    )
+    steady: Steady | None = Field(
+        None,
+        description="take of the mean's network as much as long coupled runs bear, where it reads "
+        "the last closures; none = all of it",
     )
     trajectory: Trajectory | None = Field(
         None, description="a last phase of training, through the reduced solver; none = off"
@@ -846,8 +862,9 @@ class Experiment(Section):
             starts = {"split": plain["train"]["split"], **plain["replicas"]}
             return {**settings, "replicas": {**starts, **known}, "rollout": times}
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
-        if train["trajectory"] is None:
-            del train["trajectory"]
+        for name in ("steady", "trajectory"):
+            if train[name] is None:
+                del train[name]
         if train["seed"] in (None, plain["seed"]):
             del train["seed"]
         model = {key: value for key, value in plain["model"].items() if value is not None}

@@ -38,9 +38,11 @@ from hpc_closure.closure.interface import Request
 from hpc_closure.closure.match import has_mean_gp, has_noise
 from hpc_closure.closure.sensors import Sensors, observe
 from hpc_closure.closure.targets import Target, advance_with, reduced_problem
+from hpc_closure.data.layout import COUNTED
 from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung
 from hpc_closure.generate import rungs
+from hpc_closure.rollout.tally import Tally
 from hpc_closure.spectral.grid import as_row, from_row, resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -237,6 +239,11 @@ class CoupledRun:
             name: Losses.none(len(rows.each), coupling.device)
             for name, rows in self.rows_of.items()
         }
+        shells = getattr(closure, "guarded", 0)
+        self.tallies = {
+            name: Tally(len(rows.each), shells, coupling.device)
+            for name, rows in self.rows_of.items()
+        }
         if "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         self.rungs = {rung.name: rung for rung, _ in coupling.rungs}
@@ -299,6 +306,8 @@ class CoupledRun:
             simulation.load_state(own_step, resize(now[rows], simulation.grid.modes, self.sides))
         for one in (*self.past.values(), *self.drawn.values()):
             one.clear()
+        for tally in self.tallies.values():
+            tally.clear()
         for fields in earlier:
             frame = self._spectra(fields)
             for name, frames in self.past.items():
@@ -404,6 +413,7 @@ class CoupledRun:
         state = as_row(self.simulations[name].state, self.sides)
         state = torch.where(lost[:, None, None], 0.0, state)  # the others go on
         sampler = self.coupling.rollout.sampler.options()
+        tally, gone = self.tallies[name], lost
         request = Request(
             state,
             rows.ids,
@@ -415,6 +425,7 @@ class CoupledRun:
             self.closure.held(self.interval),
             **({"method": "mean_gp"} if name == "mean_gp" else sampler),
             grid=self.coupling.grid,
+            tell=(lambda beyond: tally.add(beyond, gone)) if tally.columns else None,
         )
         drawn = self.closure.sample_hat(request)
         if self.memory.frames:
@@ -459,9 +470,24 @@ class CoupledRun:
             found[name] = field if rows is None or rows.whole is None else field[rows.whole]
         return found
 
+    def brought_back(self) -> dict[str, np.ndarray]:
+        """Counts (rows, 2 + shells) of :class:`Tally` so far, by name in products.
+
+        Of the runs whose draws may be brought back, for every row of the ensemble.
+        """
+        found = {}
+        for name, tally in self.tallies.items():
+            if tally.columns:
+                counts, whole = tally.save(), self.rows_of[name].whole
+                found[COUNTED[name]] = counts if whole is None else counts[whole.numpy()]
+        return found
+
     def save_state(self) -> dict:
         """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
         saved: dict = {"calls": np.int64(self.calls), "first": np.int64(self._first)}
+        for name, tally in self.tallies.items():
+            if tally.columns:
+                saved[COUNTED[name]] = tally.save()
         for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
             for name, one in kept.items():
                 if one:
@@ -476,6 +502,9 @@ class CoupledRun:
         taken = self.calls * self.interval
         # files from before the reduced solver had a step of its own have no "first"
         self._first = int(state.get("first", int(state["model.step_index"]) - taken))
+        for name, tally in self.tallies.items():
+            if COUNTED[name] in state:  # restart files of before had none
+                tally.load(state[COUNTED[name]])
         for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
             for name, one in kept.items():
                 one.clear()

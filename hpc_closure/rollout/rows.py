@@ -7,12 +7,13 @@ more members append rows.
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from hpc_closure.data.held_out import HeldOut
-from hpc_closure.data.layout import STATES, Layout
+from hpc_closure.data.layout import STATES, Layout, SeriesLayout
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.checks import check_previous
@@ -21,6 +22,7 @@ from hpc_closure.generate.rungs import Known
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
 from hpc_closure.spectral.grid import from_row, to_spectra
 from hpc_closure.work.block import Block, record_steps, times_of
+from hpc_closure.work.hdf5 import open_hdf5
 
 
 def memory_of(experiment, closure) -> Memory:
@@ -53,11 +55,19 @@ def memory_of(experiment, closure) -> Memory:
 
 
 def coupled_run(
-    experiment, closure, data: DataSet, numbers: Sequence[int], device: str
+    experiment,
+    closure,
+    data: DataSet,
+    numbers: Sequence[int],
+    device: str,
+    cases: Sequence[int] | None = None,
 ) -> CoupledRun:
-    """The coupled run of some rows of the ensemble, not yet started."""
+    """The coupled run of some rows of the ensemble, not yet started.
+
+    ``cases`` are the trajectories to start from; None = those of the experiment's rollout.
+    """
     rollout, held, choices = experiment.rollout, HeldOut.of(experiment), Choices(experiment)
-    cases = data.starts(held.split, rollout.cases)
+    cases = data.starts(held.split, rollout.cases) if cases is None else cases
     rows = [(cases[number % len(cases)], number // len(cases)) for number in numbers]
     coupling = Coupling(
         experiment.problem,
@@ -157,6 +167,10 @@ def _earlier(states: Sequence[np.ndarray], coupled: CoupledRun) -> Iterator[np.n
 class RolloutBlock(Block):
     """Rows of the closure-coupled ensemble from ``rollout.t_start`` to ``rollout.t_end``.
 
+    Where draws may be brought back, ``series/brought_back`` (and ``brought_back_mean_gp``) counts
+    them for each row and stored time, since the start: (B, T, 2 + shells), see
+    :class:`~hpc_closure.rollout.tally.Tally`.
+
     Args:
         closure: the loaded model.
         data: the DNS, for the states to start from.
@@ -172,6 +186,7 @@ class RolloutBlock(Block):
         self.first_step = self.record_steps[0]
         self.coupled = coupled_run(experiment, closure, data, unit.members, session.device)
         self.cases = self.coupled.cases
+        self.series: SeriesLayout | None = None  # of the file that is written
 
     @property
     def step_index(self) -> int:
@@ -195,6 +210,9 @@ class RolloutBlock(Block):
             truth = stored(self.data, self.cases, index, grid=self.grid)
             references["truth"] = truth.reshape(len(truth), *(self.grid,) * self.sides)
         fields[STATES[self.sides]] = fields.pop("model")
+        if self.writer is not None and self.series is not None:
+            place = self.record_steps.index(self.step_index)
+            self.writer.write_series(place, self.coupled.brought_back())
         return fields, {}, references
 
     def hopeless(self) -> str:
@@ -214,6 +232,24 @@ class RolloutBlock(Block):
     def cost(self) -> dict:
         return dict(self.coupled.seconds)
 
+    def _series(self, path: Path) -> SeriesLayout | None:
+        """Draws that were brought back, at the stored times; None where none ever is.
+
+        A file of before, which did not count them, goes on without: its earlier draws are gone.
+        """
+        widths = {name: counts.shape[1] for name, counts in self.coupled.brought_back().items()}
+        begun = [path]
+        if self.unit.extends:
+            begun.append(self.books.run.product(self.books.stage, self.unit))
+        for one in filter(Path.exists, begun):
+            try:
+                with open_hdf5(one) as file:
+                    if "t0_fields" in file and "dimensions/series_time" not in file:
+                        return None
+            except ValueError:  # it is made anew
+                continue
+        return SeriesLayout(times_of(self.record_steps, self.dt), widths) if widths else None
+
     def open_writer(self, path) -> BlockWriter:
         experiment = self.experiment
         rollout = experiment.rollout
@@ -223,6 +259,7 @@ class RolloutBlock(Block):
         if "none" in self.coupled.simulations:
             shared["none"] = len(self.cases)
         rows = self.coupled.rows
+        self.series = self._series(path)
         layout = Layout(
             self.unit.members,
             times_of(self.record_steps, self.dt),
@@ -230,6 +267,7 @@ class RolloutBlock(Block):
             self.sides,
             fields=[STATES[self.sides], *beside],
             references=shared,
+            series=self.series,
         )
         attributes = {
             "dataset_name": experiment.name,

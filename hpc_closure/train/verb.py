@@ -147,7 +147,8 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     from hpc_closure.closure.build import build
     from hpc_closure.closure.composed import ComposedModel
     from hpc_closure.closure.interface import Through
-    from hpc_closure.closure.targets import QUOTED_FACTOR
+    from hpc_closure.closure.steady import LongRuns
+    from hpc_closure.closure.targets import QUOTED_FACTOR, reduced_problem
     from hpc_closure.closure.trajectory import Trajectories
 
     settings = experiment.model.model_dump(mode="json")
@@ -158,17 +159,23 @@ def build_model(experiment: Experiment) -> "ClosureModel":
         settings["conditions"]["physics"] = known
     if experiment.physics.dimensions == 1:
         settings["dimensions"] = 1
-    section = experiment.train.trajectory
+    section, grid = experiment.train.trajectory, experiment.train_grid
     if section is not None:
         settings["adjusted"] = True
-    model = build(settings, experiment.train_grid, experiment.physics.length)
+    model = build(settings, grid, experiment.physics.length)
     generate = experiment.generate
     if isinstance(model, ComposedModel) and generate.closure == "subgrid":
         model.recorded_every = generate.spacing / (generate.interval * generate.dt)
+    kind, interval = experiment.generate.closure, experiment.generate.interval
+    if experiment.train.steady is not None and isinstance(model, ComposedModel):
+        long = experiment.train.steady
+        stride = Choices(experiment).stride
+        problem = reduced_problem(experiment.problem, grid, kind, stride)
+        span, seed = interval * experiment.generate.dt, experiment.seed
+        model.keep_steady(LongRuns(problem, kind, span, long.calls, long.members, seed))
     if section is None:
         return model
     assert isinstance(model, ComposedModel)
-    kind, interval = experiment.generate.closure, experiment.generate.interval
     members = 1 if model.config["residual"] == "none" else section.members
     model.train_through(
         Trajectories(
