@@ -20,7 +20,7 @@ shells and how. Each is computed in the same way of as many draws of the model's
 Intervals are over trajectories (:mod:`~hpc_closure.evaluate.intervals`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
