@@ -20,7 +20,7 @@ shells and how. Each is computed in the same way of as many draws of the model's
 Intervals are over trajectories (:mod:`~hpc_closure.evaluate.intervals`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -311,7 +311,9 @@ def found(inputs: Inputs, closure: Closure, grid: int) -> tuple[Innovations, Inn
 
 
 @torch.no_grad()
-def _of_batch(model: ComposedModel, batch: dict, rows: Sequence, seed: int) -> tuple[Tensor, ...]:
+def _of_batch(
+    model: ComposedModel, batch: dict, rows: np.ndarray, seed: int
+) -> tuple[Tensor, ...]:
     """Innovations, draws of the Gaussian law, features of the states and members of a batch."""
     state = batch["state"].double()
     earlier = (batch.get("history"), batch.get("previous"))
