@@ -227,7 +227,7 @@ def test_a_subgrid_closure_in_a_solver_of_ones_own(tmp_path, monkeypatch):
     for call in range(calls):
         now = {"members": members, "seed": 1, "call": call, "interval": INTERVAL}
         u = closure.sample(to_physical(ours.state), previous=torch.stack(last, 1), **now)
-        advance_with(ours, "subgrid", INTERVAL, to_spectral(u))
+        advance_with(ours, "subgrid", INTERVAL * REDUCED.dt, to_spectral(u))
         last = [u, *last][: len(last)]
     found, expected = told["real"](told["w"]), to_physical(ours.state).numpy()
     change = expected - first.numpy()
