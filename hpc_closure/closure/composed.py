@@ -21,12 +21,15 @@ from hpc_closure.closure.drawing import DrawingModel
 from hpc_closure.closure.frame import Encoding
 from hpc_closure.closure.gate import ImprovementGate, ShareGate, ShellGate
 from hpc_closure.closure.interface import Phase, Through
+from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.losses import crps, energy_score
 from hpc_closure.closure.network import LARGEST
+from hpc_closure.closure.mixture import Mixture, principal
+from hpc_closure.closure.mode_law import ModeCovariance
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.reader import Batches, Reader
-from hpc_closure.closure.residual import Gaussian, Generator
+from hpc_closure.closure.residual import Gaussian, Generator, Modes
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
@@ -63,7 +66,8 @@ class ComposedModel(DrawingModel):
         if not isinstance(self.residual, Generator):
             return mean, Phase("law", 0.0, "hold")
         # members that no network has seen are as good as those held back
-        generator = Phase("generator", shares[1], "hold" if trained else "train")
+        likely = isinstance(self.residual, Mixture)
+        generator = Phase("generator", shares[1], "hold" if trained else "train", best=likely)
         check = Phase("check", 0.0, "valid")
         if not isinstance(self.residual, LearnedScore):
             return mean, generator, check
@@ -286,9 +290,11 @@ class ComposedModel(DrawingModel):
         if self.config["base_noise"] == "white":
             level = kept.variance(spectrum) / float(kept.group_size.sum())
             spectrum = torch.full_like(spectrum, level)
+        by_mode = self._law_by_mode(reader, spectrum)
         self.adopt(
             replace(
                 s,
+                **by_mode,
                 law_spectrum=spectrum,
                 law_tail=tail,
                 plain_spectrum=plain_power / num / kept.group_size,
@@ -305,6 +311,24 @@ class ComposedModel(DrawingModel):
             "residual": math.sqrt(kept.variance(spectrum) + tail) / s.target_rms,
             "snapshots": num,
         }
+
+    def _law_by_mode(self, reader: Reader, spectrum: Tensor) -> dict[str, Tensor]:
+        """Statistics of the law by wavevector, of a residual that is drawn from it."""
+        if not isinstance(self.residual, (Modes, Mixture)):
+            return {}
+        frame, kept = self.frame, self.frame.kept
+        law = BaseLaw(kept, spectrum)
+        modes = ModeCovariance(kept)
+        largest = torch.zeros(LARGEST, LARGEST, dtype=torch.float64)
+        for encoding, q_hat, _, _ in self._residuals(reader):
+            modes.add(q_hat)
+            numbers = kept.largest(q_hat * law.modes("whiten", q_hat)).double()
+            largest += (numbers.mT @ numbers).cpu()
+        largest, num = reader.sum(largest, modes.number)
+        out = {"law_modes": modes.factors(reader, kept.spread(spectrum))}
+        if isinstance(self.residual, Mixture) and self.residual.components == 2:
+            out["law_offset"] = principal(largest / num)
+        return out
 
     def _tags(self, batch: Batch) -> Tags:
         """What tells neighbours; nothing where the noise is to have no memory."""
@@ -410,7 +434,8 @@ class ComposedModel(DrawingModel):
                 gate.add(*self.residual.evidence(frame, *drawn), batch.members)
             first += reader.others
         gate.collect(reader)
-        gain = gate.gains() if self.gated else ones
+        gated = self.gated and self.residual.judged
+        gain = gate.gains() if gated else ones
         self.statistics = replace(
             self.statistics, score_gain=gain, score_members=float(gate.members)
         )
@@ -424,7 +449,7 @@ class ComposedModel(DrawingModel):
             self.statistics = replace(self.statistics, score_spread=spread)
             report["spread_gain"] = _rounded(spread)
             report["memory"] = _rounded(self.statistics.memory_times, 2)
-            if self.gated and not self._samples_improve(reader):
+            if gated and not self._samples_improve(reader):
                 none = torch.zeros_like(gain)
                 self.statistics = replace(self.statistics, score_gain=none, score_spread=None)
                 report["score_gain"] = "none: its samples are no better than the Gaussian law's"

@@ -45,6 +45,8 @@ from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.mean import NetworkAmplitude, NetworkMean
+from hpc_closure.closure.mixture import Mixture
+from hpc_closure.closure.mode_law import apply_factors
 from hpc_closure.closure.network import PLACES
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.posterior import Posterior
@@ -54,6 +56,7 @@ from hpc_closure.closure.residual import (
     Effort,
     Gaussian,
     Generator,
+    Modes,
     OnePass,
     Residual,
     Score,
@@ -134,8 +137,12 @@ class DrawingModel(ClosureModel):
 
     def _make_residual(self, channels: int) -> Residual:
         config = self.config
+        if config["residual"] == "modes":
+            return Modes()
         if config["residual"] in UNTRAINED:
             return Gaussian()
+        if config["residual"] == "mixture":
+            return Mixture(config, self.band)
         if config["residual"] == "crps":
             return OnePass(channels, config)
         if config["sensors"] == "learned":
@@ -169,7 +176,17 @@ class DrawingModel(ClosureModel):
             plain = BaseLaw(kept, s.plain_spectrum, s.law_tail)
             self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
         state_std = None if s.state_spectrum is None else kept.spread(s.state_spectrum.sqrt())
-        self.frame = Frame(self.band, kept, s.generator_size, first, law, plain, state_std)
+        self.frame = Frame(
+            self.band,
+            kept,
+            s.generator_size,
+            first,
+            law,
+            plain,
+            state_std,
+            s.law_modes,
+            s.law_offset,
+        )
 
     def _library(self, coefficients: Tensor | None = None) -> Library:
         kind = self.config["library"] if "regression" in self.config["mean"] else "none"
@@ -218,7 +235,9 @@ class DrawingModel(ClosureModel):
             gain = torch.tensor([self.amplitude_share])
             name = f"amplitude: {config['amplitude']}"
             out.append(self._trained(name, gain, s.amplitude_members))
-        if config["residual"] != "none":
+        if config["residual"] == "modes":
+            out.append(PartReport("Gaussian law by wavevector", False, True))
+        elif config["residual"] != "none":
             out.append(PartReport("Gaussian process", False, True))
         if self.sensors_allowed != "none":
             learned = config["sensors"] == "learned"
@@ -226,6 +245,8 @@ class DrawingModel(ClosureModel):
             out.append(PartReport(f"sensors: {config['sensors']}", learned, acts))
         if isinstance(self.residual, Generator):
             name = f"residual: {config['residual']}"
+            if isinstance(self.residual, Mixture):
+                name += f" of {self.residual.components}"
             out.append(self._trained(name, s.score_gain, s.score_members))
         if self.adjustment is not None:
             acts = any(bool(weight.any()) for weight in self.adjustment.parameters())
@@ -356,8 +377,19 @@ class DrawingModel(ClosureModel):
     # ---- base noise -----------------------------------------------------------------------------
 
     def base_noise(self, law: BaseLaw, key: draws.Key, stream: int) -> Tensor:
-        """Draws of a base law, spectra (ids, ...) complex128."""
-        return law.coloured(draws.white_spectra(self.frame.kept, *key, stream, self.device))
+        """Draws of a base law, spectra (ids, ...) complex128.
+
+        Of the law of q by wavevector, where the residual has such. The mean is real; in the place of
+        its imaginary part is the standard normal by which a mixture chooses.
+        """
+        noise = law.coloured(draws.white_spectra(self.frame.kept, *key, stream, self.device))
+        own = law is self.frame.law and law is not self.frame.plain
+        if own and isinstance(self.residual, Modes) and self.frame.factors is not None:
+            return apply_factors(placed(self.frame.factors, noise), noise)
+        if own and isinstance(self.residual, Mixture):
+            choice = draws.normals(*key, 1, stream=draws.STREAM_COMPONENT)[:, 0]
+            noise[:, 0, 0].imag.copy_(choice)
+        return noise
 
     def noise_of_call(self, request: Request, law: BaseLaw) -> Tensor:
         """Base noise of a call, with the residual's memory (:mod:`residual_memory`) if any."""

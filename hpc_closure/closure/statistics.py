@@ -52,6 +52,9 @@ class Statistics:
             residual; of a model that reads closures of its own.
         amplitude_gain: share of log D in use; 0 = D is 1; ``amplitude_members`` have decided.
         law_spectrum, law_tail: of the residual, like those of ``first``.
+        law_modes: (3, ...) factors of the law of q by wavevector (:mod:`mode_law`), of a residual
+            that is drawn from it.
+        law_offset: (25,) where two peaks of its largest modes begin (:mod:`mixture`).
         plain_spectrum: (groups,) of the residual where D = 1.
         memory_times: (shells,) correlation times in snapshots; 0 = none.
         memory_spacing: trained intervals from one snapshot to the next.
@@ -83,6 +86,8 @@ class Statistics:
     amplitude_members: float | None = None
     law_spectrum: Tensor = NOT_YET
     law_tail: float = NOT_YET
+    law_modes: Tensor | None = None
+    law_offset: Tensor | None = None
     plain_spectrum: Tensor = NOT_YET
     memory_times: Tensor = NOT_YET
     memory_spacing: float | None = None

@@ -226,8 +226,8 @@ def _check_model(experiment) -> None:
         ("memory", not conditions.previous and residual != "none"),
         ("schedule", residual == "score"),
         ("evaluations", residual == "score"),
-        ("layers", residual not in UNTRAINED),
-        ("base_noise", residual not in UNTRAINED),
+        ("layers", residual in ("score", "crps")),
+        ("base_noise", residual in ("score", "crps")),
         ("library", "regression" in config["mean"]),
         ("mean_layers", bool(networks)),
     ):

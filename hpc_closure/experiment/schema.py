@@ -213,6 +213,9 @@ class Model(Section):
         "fno_score",
         "one_pass",
         "gaussian",
+        "gaussian_modes",
+        "gaussian_state",
+        "mixture",
         "convolutional",
         "published",
         "smagorinsky",
@@ -224,6 +227,9 @@ class Model(Section):
         "default",
         description="default: all parts, gated; fno_score: the score network alone, with learned "
         "sensors; one_pass: a generator trained by CRPS; gaussian: closed forms only; "
+        "gaussian_modes, gaussian_state, mixture: no generator, what one is compared with, about a "
+        "regression and a Fourier neural operator: a Gaussian law with a covariance for each "
+        "wavevector, one whose mean and spread follow the state, two of these; "
         "convolutional: these, and 3 x 3 convolutions for what they leave of the mean; published: "
         "the network of Dong, Chen, Wu 2025; the others: eddy viscosities",
     )
@@ -239,10 +245,14 @@ class Model(Section):
     amplitude: Literal["fno", "cnn", "none"] | None = Field(
         None, description="D: learned by such a network, or 1"
     )
-    residual: Literal["score", "crps", "gaussian", "none"] | None = Field(
+    residual: Literal["score", "crps", "mixture", "modes", "gaussian", "none"] | None = Field(
         None,
-        description="how q is drawn: by a score, in one pass, from its Gaussian law; none: the "
-        "mean alone, the same for every member",
+        description="how q is drawn: by a score; in one pass; from a mixture of Gaussian laws that "
+        "follow the state; from a Gaussian law with a covariance for each wavevector, or one "
+        "variance for all of equal |k|; none: the mean alone, the same for every member",
+    )
+    components: Annotated[int, Field(ge=1, le=2)] | None = Field(
+        None, description="of a mixture; 1: a Gaussian law that follows the state"
     )
     sensors: Literal["kriging", "learned"] | None = Field(
         None, description="how sensors enter: kriged under the Gaussian law, or learned"
