@@ -1,4 +1,7 @@
-"""Further closures that answer beside the model: ``evaluate.compare: {name: run or file}``."""
+"""Further closures that answer beside the model: ``evaluate.compare: {name: run or file}``.
+
+The opponents of ``train.opponents`` that are trained stand there by themselves.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from hpc_closure.closure.artifact import Closure
-from hpc_closure.closure.match import check_fits
+from hpc_closure.closure.match import check_fits, is_made_by
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run, model_at, run_at
+from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work.units import Ledger
 
@@ -52,13 +56,19 @@ class Compared:
 
 
 def chosen(experiment: Experiment) -> list[Compared]:
-    """The closures of ``evaluate.compare``.
+    """The closures of ``evaluate.compare``, and the run's opponents.
 
     Raises:
-        ValueError: one is not there, not whole, or of another problem.
+        ValueError: one is not there, not whole, or of another problem; of the opponents only those
+            are taken that are there.
     """
     found = []
-    for name, value in experiment.evaluate.compare.items():
+    opponents = {
+        name: str(opponent.folder)
+        for name, opponent in opponents_of(experiment).items()
+        if is_made_by(Run.of(opponent).model, opponent)
+    }
+    for name, value in {**opponents, **experiment.evaluate.compare}.items():
         folder = run_at(experiment.folder, value)
         path = model_at(experiment.folder, value)
         if folder is not None:
@@ -69,6 +79,12 @@ def chosen(experiment: Experiment) -> list[Compared]:
         check_fits(path, experiment, f"evaluate.compare.{name}={value}")
         found.append(Compared(name, path, folder))
     return found
+
+
+def missing(experiment: Experiment) -> list[str]:
+    """Opponents of the run that are not trained."""
+    there = {one.name for one in chosen(experiment)}
+    return [name for name in opponents_of(experiment) if name not in there]
 
 
 def coupled(

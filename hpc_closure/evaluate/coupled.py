@@ -26,6 +26,7 @@ from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.intervals import block_interval
 from hpc_closure.evaluate.joint import Trajectories, joint_scores
 from hpc_closure.evaluate.methods import NO_MEAN_GP
+from hpc_closure.evaluate.paired import over_the_model, paired_scores
 from hpc_closure.evaluate.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
@@ -238,6 +239,9 @@ def score_coupled(
             if index == num_times - 1:
                 scored.examples["truth"] = y[0].cpu()
                 scored.keep_example(method, x[:, 0])
+        for method, columns in paired_scores(statistics, blocks):
+            own = {**stage, **labels.of(method), "lead_time": lead_time}
+            scored.add(**own, **sizes[method], **columns)
         for method, parts in statistics.items():
             own = {**stage, **labels.of(method), "lead_time": lead_time}
             for columns in form_scores(parts, blocks, statistics.get("oracle")):
@@ -263,6 +267,9 @@ def score_coupled(
             if bare:
                 scored.add(**own, score="cost_ratio", value=spent / bare)
     for method, columns in joint_scores(joint, times, blocks):
+        scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+    whole = {name: one.energy_score for name, one in joint.items() if sizes[name]["members"] > 1}
+    for method, columns in over_the_model("energy_score_joint_to_model", whole, blocks):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     if climate is not None:
         scored.fluxes = climate.fluxes()

@@ -16,6 +16,7 @@ from hpc_closure.evaluate.budget import Budget, Origin
 from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
+from hpc_closure.evaluate.paired import paired_scores
 from hpc_closure.evaluate.quarters import Quarters
 from hpc_closure.evaluate.rank_histogram import MAX_RANKS, rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
@@ -173,6 +174,9 @@ def score_generated(
             cost = float(torch.tensor(costs[method]).median())
             scored.add(**own, score="cost_ms", value=cost, **sizes)
         scored.keep_spectra(method, parts)
+    for method, columns in paired_scores(statistics, blocks):
+        sizes = {"members": statistics[method].members, "samples": num_samples}
+        scored.add(**stage, **labels.of(method), **sizes, **columns)
     if law is not None:
         own = {**stage, **labels.of("oracle"), "samples": num_samples}
         energy = next(iter(statistics.values())).joined("total")["truth_energy"].mean()

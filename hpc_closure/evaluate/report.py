@@ -156,6 +156,12 @@ SCORES = {
         "members needed",
         "ensemble size that would give the probability to the tolerance asked for",
     ),
+    "crps_to_model": (
+        "CRPS over the model's",
+        "on the same samples: above 1 the model is better, and a tie where the interval holds 1",
+    ),
+    "energy_score_to_model": ("energy score over the model's", "likewise"),
+    "energy_score_joint_to_model": ("the same of whole trajectories", "likewise"),
     "cost_ms": ("cost [ms]", "wall time of one closure sample, or of one member and solver step"),
     "cost_ratio": ("cost ratio", "cost over that of the bare solver"),
 }
@@ -172,6 +178,11 @@ TABLES = {
         "cost_ratio",
     ),
     "The event asked for": ("probability", "members_needed"),
+    "Beside the model": (
+        "crps_to_model",
+        "energy_score_to_model",
+        "energy_score_joint_to_model",
+    ),
     "Calibration": (
         "crps_ratio",
         "spread",

@@ -236,6 +236,11 @@ def _check_model(experiment) -> None:
                 f"model.{key} is no setting of model.preset={model.preset} with mean "
                 f"{config['mean'] or 'none'}, residual {residual}: remove it"
             )
+    if experiment.train.opponents and experiment.physics.dimensions == 1:
+        raise ValueError(
+            f"train.opponents={list(experiment.train.opponents)} read numbers of a flow in two "
+            f"dimensions; {experiment.physics.equation} has one: remove them"
+        )
     if residual == "crps":
         for stage in ("rollout", "evaluate"):
             sampler = getattr(experiment, stage).sampler

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import check_lead
-from hpc_closure.experiment.models import UNTRAINED, resolve
+from hpc_closure.experiment.models import RIVALS, UNTRAINED, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
@@ -58,6 +58,7 @@ TRANSIENT_TRAIN = (
     "recompute",
     "validate_every",
     "checkpoint_every",
+    "opponents",
 )
 
 
@@ -400,6 +401,16 @@ class Train(Section):
     trajectory: Trajectory | None = Field(
         None, description="a last phase of training, through the reduced solver; none = off"
     )
+    opponents: tuple[Literal["gaussian_modes", "gaussian_state", "mixture"], ...] = Field(
+        (),
+        description="closures without a generator (model.preset) that are trained after the "
+        "model, on the same data, coupled from the same starts, and stand in every table",
+    )
+
+    @field_validator("opponents")
+    @classmethod
+    def _known_order(cls, names):
+        return tuple(name for name in RIVALS if name in names)
 
     @model_validator(mode="after")
     def _engine_shards(self):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hpc_closure.closure.match import is_made_by
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.models import FUNCTIONAL
+from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, launch, log
 from hpc_closure.work.options import Options
@@ -28,9 +29,12 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     with Session(experiment, "train", options) as session:
         if is_trained(experiment, session.run.model):
             log.get().info(f"{session.run.model} is there already; nothing to do")
-            return 0
-        fit(experiment, session)
-        log.get().info(f"wrote {session.run.model}")
+        else:
+            fit(experiment, session)
+            log.get().info(f"wrote {session.run.model}")
+        left = session.options_left()
+    for opponent in opponents_of(experiment).values():
+        run(opponent, left)
     return 0
 
 
@@ -215,4 +219,7 @@ def print_plan(experiment: Experiment) -> int:
         steps, batch = section.trajectory.steps, section.trajectory.batch
         print(f"then {steps} steps through the solver, from {batch} starts each")
     print("settings: " + json.dumps(experiment.model.model_dump(mode="json")))
+    for name, opponent in opponents_of(experiment).items():
+        there = Run.of(opponent).model.exists()
+        print(f"opponent {name}: {'done' if there else 'to train'}, in {Run.of(opponent)}")
     return 0
