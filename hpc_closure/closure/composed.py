@@ -8,7 +8,7 @@ without sensors, and with the model's own sampler, each shell of q is scaled to 
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,31 @@ class ComposedModel(DrawingModel):
         if not isinstance(self.residual, LearnedScore):
             return mean, generator, check
         return mean, generator, Phase("spread", SPREAD * shares[1], "valid"), check
+
+    def take_mean(self, other: "ComposedModel") -> bool:
+        """Have the mean of a trained model, in place of training one; whether that has one.
+
+        The members that it was judged on are those that what is about it is fitted on.
+
+        Raises:
+            ValueError: its mean is of another kind or size.
+        """
+        if self.mean is None or other.mean is None:
+            return False
+        for key in ("mean", "library", "width", "modes", "mean_layers", "dimensions"):
+            if self.config[key] != other.config[key]:
+                raise ValueError(
+                    f"use.mean: its {key} is {other.config[key]}, this model's {self.config[key]}"
+                )
+        if self.amplitude is not None or self.num_features != other.num_features:
+            raise ValueError("use.mean: it reads other conditions, or this model has an amplitude")
+        self.mean.load_state_dict(other.mean.state_dict())
+        mine = {f.name for f in fields(Statistics)}
+        fitted = ("library", "features", "summary", "state", "target", "first", "generator")
+        kept = {name: getattr(other.statistics, name) for name in mine if name.startswith(fitted)}
+        self.adopt(Statistics(**kept))
+        self.phases = tuple(phase for phase in self.phases if phase.name != "mean")
+        return True
 
     # ---- phases ---------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Conditions, Experiment, Use
 
+FIRST = "gaussian_modes"  # whose mean the others take, where it is an opponent, too
+AFTER_MEAN = 0.6  # share of the steps that are for what is about a mean
 # sizes of networks that an opponent has as the model has them
 SIZES = ("width", "modes", "mean_layers", "memory", "library")
 
@@ -33,8 +35,12 @@ def _experiment(experiment: Experiment, name: str) -> Experiment:
     conditions = {**plain["model"]["conditions"], "sensors": "none"}
     sizes = {key: plain["model"][key] for key in SIZES if plain["model"][key] is not None}
     plain["model"] = {"preset": name, "conditions": Conditions(**conditions), **sizes}
-    plain |= {"base": None, "name": name, "root": str(run.opponents), "use": Use(data=str(data))}
+    mean = FIRST if name != FIRST and FIRST in experiment.train.opponents else None
+    steps = experiment.train.steps
+    plain |= {"base": None, "name": name, "root": str(run.opponents)}
+    plain["use"] = Use(data=str(data), mean=mean)
     plain["train"] |= {"opponents": (), "trajectory": None}
+    plain["train"] |= {"steps": max(1, round(AFTER_MEAN * steps)) if mean else steps}
     plain["replicas"] = {}
     plain["rollout"] |= {"references": (), "sensors": None}
     plain["evaluate"] |= {"compare": {}, "sensors": (), "event": None}

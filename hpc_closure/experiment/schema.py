@@ -603,6 +603,11 @@ class Use(Section):
         description="trained model that is used: a run, a .safetensors file, or a shipped model "
         "(diffusion, convection, two_regimes)",
     )
+    mean: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="trained model whose mean is taken over instead of being trained: a run, a "
+        ".safetensors file, or a shipped model; all steps are for what is about it",
+    )
 
 
 class Experiment(Section):
@@ -687,6 +692,8 @@ class Experiment(Section):
         if not model["conditions"]["previous"]:
             model["conditions"] = {**model["conditions"]}
             del model["conditions"]["previous"]
+        if self.use.mean:
+            model["mean_of"] = self.use.mean
         settings.update(model=model, train=train)
         if self.use.model:  # of the training only what chooses snapshots and grid matters
             kept = {key: train[key] for key in ("grid", "window", "split")}

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_closure.closure.match import is_made_by
-from hpc_closure.experiment.folder import Run
+from hpc_closure.closure.match import check_fits, is_made_by
+from hpc_closure.experiment.folder import Run, model_at
 from hpc_closure.experiment.models import FUNCTIONAL
 from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
@@ -54,6 +54,8 @@ def fit(experiment: Experiment, session: Session) -> None:
     data = trainer.TrainData(*samples(experiment, store))
     torch.manual_seed(experiment.seed)
     model = build_model(experiment)
+    if experiment.use.mean:
+        take_mean(model, experiment)
     share = section.batch // (joined.size * section.accumulate)
     values = share * math.prod(data.train.points) * model.config["width"]
     threads = launch.set_threads(experiment.cluster.threads, values)
@@ -70,6 +72,23 @@ def fit(experiment: Experiment, session: Session) -> None:
     finally:
         processes.leave()
         store.close()
+
+
+def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
+    """The mean of another model (``use.mean``), where that has a network."""
+    import hpc_closure
+    from hpc_closure.closure.composed import ComposedModel
+
+    key = f"use.mean={experiment.use.mean}"
+    path = model_at(experiment.folder, str(experiment.use.mean))
+    check_fits(path, experiment, key)
+    other = hpc_closure.load(path).model
+    if not isinstance(model, ComposedModel) or not isinstance(other, ComposedModel):
+        raise ValueError(f"{key}: model.preset={experiment.model.preset} takes no mean")
+    if model.take_mean(other):
+        log.get().info(f"the mean is that of {path}")
+    else:
+        log.get().info(f"{path} has no network in its mean: one is trained here")
 
 
 def tune(experiment: Experiment, session: Session) -> None:
