@@ -24,9 +24,10 @@ from hpc_closure.closure.interface import Phase, Through
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.losses import crps, energy_score
-from hpc_closure.closure.network import LARGEST
 from hpc_closure.closure.mixture import Mixture, principal
 from hpc_closure.closure.mode_law import ModeCovariance
+from hpc_closure.closure.network import LARGEST
+from hpc_closure.closure.numbers import NumberMean
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.reader import Batches, Reader
 from hpc_closure.closure.residual import Gaussian, Generator, Modes
@@ -74,25 +75,41 @@ class ComposedModel(DrawingModel):
         return mean, generator, Phase("spread", SPREAD * shares[1], "valid"), check
 
     def take_mean(self, other: "ComposedModel") -> bool:
-        """Have the mean of a trained model, in place of training one; whether that has one.
+        """Have the mean of a trained model, in place of training one; False where it cannot tell.
 
-        The members that it was judged on are those that what is about it is fitted on.
+        A network that does not act is not in its file, and is none of this model's then. The
+        members that it was judged on are those that what is about it is fitted on.
 
         Raises:
             ValueError: its mean is of another kind or size.
         """
-        if self.mean is None or other.mean is None:
+        if other.statistics.summary_mean is None:
             return False
-        for key in ("mean", "library", "width", "modes", "mean_layers", "dimensions"):
+        if other.mean is None:
+            self.mean = None
+            self.config["mean"] = [one for one in self.config["mean"] if one not in NETWORKS]
+        keys = ["mean", "library", "dimensions"]
+        keys += ["width", "modes", "mean_layers"] if other.mean is not None else []
+        for key in keys:
             if self.config[key] != other.config[key]:
                 raise ValueError(
                     f"use.mean: its {key} is {other.config[key]}, this model's {self.config[key]}"
                 )
         if self.amplitude is not None or self.num_features != other.num_features:
             raise ValueError("use.mean: it reads other conditions, or this model has an amplitude")
-        self.mean.load_state_dict(other.mean.state_dict())
+        if self.mean is not None and other.mean is not None:
+            self.mean.load_state_dict(other.mean.state_dict())
         mine = {f.name for f in fields(Statistics)}
-        fitted = ("library", "features", "summary", "state", "target", "first", "generator")
+        fitted = (
+            "library",
+            "numbers",
+            "features",
+            "summary",
+            "state",
+            "target",
+            "first",
+            "generator",
+        )
         kept = {name: getattr(other.statistics, name) for name in mine if name.startswith(fitted)}
         self.adopt(Statistics(**kept))
         self.phases = tuple(phase for phase in self.phases if phase.name != "mean")
@@ -177,7 +194,8 @@ class ComposedModel(DrawingModel):
         if isinstance(self.residual, Generator) and not gains["residual"]:
             config["residual"] = "gaussian"
             small.residual = Gaussian()
-        if small.mean is None and small.amplitude is None and isinstance(small.residual, Gaussian):
+        closed = small.mean is None and small.amplitude is None and "numbers" not in config["mean"]
+        if closed and isinstance(small.residual, Gaussian):
             small.statistics = replace(self.statistics, summary_mean=None, summary_std=None)
         small.config = config
         return small
@@ -223,6 +241,7 @@ class ComposedModel(DrawingModel):
         smallest[:LARGEST] *= rms[self.own]
         if not float(total.sum()) > 0:
             raise ValueError("the closure targets are all zero: nothing to learn")
+        own, variance = self._fit_numbers(reader, numbers, variance)
         modes, size, tail = generator_grid(b, variance, self.config["modes"])
         kept = band(modes, self.length, self.dimensions)
         per_mode, state_modes = (
@@ -235,6 +254,7 @@ class ComposedModel(DrawingModel):
         self.adopt(
             Statistics(
                 library=self.library.coefficients,
+                **own,
                 features_rms=rms.clamp(min=1e-30),
                 summary_mean=numbers.mean(0) if told else None,
                 summary_std=torch.maximum(numbers.std(0), smallest) if told else None,
@@ -260,6 +280,35 @@ class ComposedModel(DrawingModel):
             "generator_modes": modes,
             "snapshots": num,
         }
+
+    def _fit_numbers(
+        self, reader: Reader, numbers: Tensor, variance: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Statistics of the mean of the largest modes, and (groups,) what is left of the variance.
+
+        Args:
+            reader: of the snapshots.
+            numbers: (S, 51) of all states.
+            variance: (groups,) that the regression leaves.
+        """
+        if "numbers" not in self.config["mean"]:
+            return {}, variance
+        b, mean, num = self.band, NumberMean(), 0
+        scale = numbers.square().mean(0).sqrt().clamp(min=1e-30).double()
+        self.statistics = replace(self.statistics, numbers_scale=scale, numbers_mean=None)
+        for frames_hat, target_hat, _ in self.snapshots(reader):
+            residual = target_hat - self.library(frames_hat, self._moved(frames_hat))
+            mean.add(self._numbers(frames_hat[:, 0]), b.largest(residual))
+        coefficients = mean.coefficients(reader)
+        self.statistics = replace(self.statistics, numbers_mean=coefficients)
+        left = torch.zeros_like(variance)
+        for frames_hat, target_hat, _ in self.snapshots(reader):
+            residual = target_hat - self.library(frames_hat, self._moved(frames_hat))
+            residual = residual - self._told_by_numbers(frames_hat[:, 0])
+            left += b.by_group(residual.abs().square()).sum(0).cpu()
+            num += len(target_hat)
+        left, num = reader.sum(left, num)
+        return {"numbers_mean": coefficients, "numbers_scale": scale}, left / num
 
     def _frames_of(self, batch: dict[str, Any]) -> Tensor:
         return self.frames(batch["state"], batch.get("history"), batch.get("previous"))
@@ -341,7 +390,7 @@ class ComposedModel(DrawingModel):
         """Statistics of the law by wavevector, of a residual that is drawn from it."""
         if not isinstance(self.residual, (Modes, Mixture)):
             return {}
-        frame, kept = self.frame, self.frame.kept
+        kept = self.frame.kept
         law = BaseLaw(kept, spectrum)
         modes = ModeCovariance(kept)
         largest = torch.zeros(LARGEST, LARGEST, dtype=torch.float64)

@@ -48,6 +48,7 @@ from hpc_closure.closure.mean import NetworkAmplitude, NetworkMean
 from hpc_closure.closure.mixture import Mixture
 from hpc_closure.closure.mode_law import apply_factors
 from hpc_closure.closure.network import PLACES
+from hpc_closure.closure.numbers import candidates
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.regression import Library
@@ -201,8 +202,9 @@ class DrawingModel(ClosureModel):
 
     @property
     def has_networks(self) -> bool:
-        """Whether anything reads the condition channels."""
-        return bool(self.mean or self.amplitude) or isinstance(self.residual, Generator)
+        """Whether anything reads the condition channels; a mixture reads the state's numbers."""
+        reads = isinstance(self.residual, Generator) and not isinstance(self.residual, Mixture)
+        return bool(self.mean or self.amplitude) or reads
 
     @property
     def score_active(self) -> bool:
@@ -229,6 +231,9 @@ class DrawingModel(ClosureModel):
         if "regression" in config["mean"]:
             terms = ", ".join(self.library.active)
             out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
+        if "numbers" in config["mean"]:
+            terms = 0 if s.numbers_mean is None else int((s.numbers_mean != 0).sum())
+            out.append(PartReport("mean: numbers", False, terms > 0, (), f"{terms} terms"))
         if self.mean is not None:
             out.append(self._trained(f"mean: {self.mean.kind}", s.mean_gain, s.mean_members))
         if self.amplitude is not None:
@@ -317,6 +322,9 @@ class DrawingModel(ClosureModel):
             moved = self._moved(frames_hat)
             features = self.features(frames_hat, moved)
         mean_hat = self.library(frames_hat, moved, self._factors())
+        told = self._told_by_numbers(state_hat)
+        if told is not None:
+            mean_hat = mean_hat + told.to(mean_hat)
         encoding = Encoding(state_hat, mean_hat, features, summary)
         gain = self._modes_of(s.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
@@ -326,6 +334,20 @@ class DrawingModel(ClosureModel):
         if self.amplitude is not None and self.amplitude_share:
             encoding.log_amplitude = self.amplitude_share * self.amplitude(encoding)
         return encoding
+
+    def _numbers(self, state_hat: Tensor) -> Tensor:
+        """(B, 51) numbers of states over their scales, the logarithm about nothing."""
+        assert self.statistics.numbers_scale is not None
+        numbers = self.band.summary(state_hat)
+        return numbers / placed(self.statistics.numbers_scale, numbers)
+
+    def _told_by_numbers(self, state_hat: Tensor) -> Tensor | None:
+        """Spectra (B, ...) of the mean of the largest modes, where the mean has such a part."""
+        coefficients = self.statistics.numbers_mean
+        if coefficients is None:
+            return None
+        terms = candidates(self._numbers(state_hat))
+        return self.band.place_largest(terms @ placed(coefficients, terms))
 
     def _factors(self) -> Tensor | None:
         """(terms, shells) of the regression's coefficients, where training has changed them."""
@@ -379,8 +401,8 @@ class DrawingModel(ClosureModel):
     def base_noise(self, law: BaseLaw, key: draws.Key, stream: int) -> Tensor:
         """Draws of a base law, spectra (ids, ...) complex128.
 
-        Of the law of q by wavevector, where the residual has such. The mean is real; in the place of
-        its imaginary part is the standard normal by which a mixture chooses.
+        Of the law of q by wavevector, where the residual has such. The mean is real; in the place
+        of its imaginary part is the standard normal by which a mixture chooses.
         """
         noise = law.coloured(draws.white_spectra(self.frame.kept, *key, stream, self.device))
         own = law is self.frame.law and law is not self.frame.plain
@@ -589,6 +611,8 @@ class DrawingModel(ClosureModel):
         """What a generator reads: features, what sensors say, log D."""
         fields = seen.fields
         features, log = encoding.features, encoding.log_amplitude
+        if isinstance(self.residual, Mixture):
+            return Posterior(features, encoding.summary, gains, seen.readings)
         if log is None:
             log = features.new_zeros(1, self.frame.size, self.frame.size)
         parts = (features, fields, log[:, None].to(features))

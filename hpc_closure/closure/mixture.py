@@ -7,8 +7,9 @@ With y the residual over the law of its modes (:mod:`mode_law`), component c has
 triangular 2 x 2 factor :math:`B_c` of every mode; a log amplitude :math:`g_c` of every shell; and
 a weight :math:`p_c`. What follows the state is read from its numbers (:meth:`Band.summary`) by a
 perceptron. One component is a Gaussian law whose mean and spread follow the state. Two begin at
-plus and minus the direction in which the largest modes vary most. Where a network gives the mean,
-the components are about it: :math:`\sum_c p_c\mu_c = 0` but for the part that follows the state.
+plus and minus the direction in which the largest modes vary most. Where the mean has been learned
+elsewhere (numbers or a network), the components are about it, :math:`\sum_c p_c\mu_c = 0`: what
+each adds to a mean is an error that a coupled run adds up.
 
 It is no flow: a draw takes one evaluation, of a perceptron, and its likelihood is known.
 """
@@ -25,7 +26,6 @@ from hpc_closure.closure.frame import Frame
 from hpc_closure.closure.gate import ImprovementGate
 from hpc_closure.closure.mode_law import apply_factors, remove_factors
 from hpc_closure.closure.network import SUMMARY, perceptron
-from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.residual import Drawn, Generator
 from hpc_closure.closure.shared import for_members
 from hpc_closure.experiment.models import NETWORKS
@@ -68,8 +68,10 @@ class Mixture(Generator):
 
     def __init__(self, config: dict[str, Any], own: Band):
         super().__init__(config)
-        self.components = number = int(config.get("components", 2))
-        self.about_mean = bool(set(NETWORKS) & set(config["mean"]))
+        self.components = number = int(config["components"])
+        if config.get("centred") is None:  # told once: a mean that does not act is dropped
+            config["centred"] = bool({"numbers", *NETWORKS} & set(config["mean"]))
+        self.about_mean = bool(config["centred"])
         self.shells = own.grid.num_shells
         self.tables = nn.Parameter(torch.zeros(number, 5, *own.shape))
         self.odds = nn.Parameter(torch.zeros(number))
@@ -92,7 +94,8 @@ class Mixture(Generator):
         if self.about_mean:
             share = weights.exp()[..., None, None]
             means = means - (share * means).sum(0, keepdim=True)
-        means = means + kept.place_largest(low)
+        else:
+            means = means + kept.place_largest(low)
         bounded = WIDEST * torch.tanh(log_size / WIDEST)
         size = bounded[..., placed(kept.grid.shell(), bounded)]  # (K, B, ...)
         log_first, across, log_second = tables[:, 2:, None].unbind(1)
@@ -139,7 +142,9 @@ class Mixture(Generator):
         for mean, (log_first, across, log_second) in zip(means, factors):
             parts = [log_first.exp(), across, log_second.exp()]
             own = torch.stack([for_members(part, count) for part in parts])
-            drawn.append(apply_factors(own, _root(frame, white) * white) + for_members(mean, count))
+            drawn.append(
+                apply_factors(own, _root(frame, white) * white) + for_members(mean, count)
+            )
         y = drawn[0] if len(drawn) == 1 else torch.where(first, *drawn)
         mean = (weights[..., None, None] * means).sum(0)
         return Drawn(self._of(frame, y), for_members(self._of(frame, mean), count), sharp=True)

@@ -38,6 +38,9 @@ class Statistics:
             network of the mean have; of a model that reads closures of its own.
         summary_mean, summary_std: (51,) of the state's numbers (:meth:`Band.summary`); None in a
             model without networks.
+        numbers_mean: (terms, 25) coefficients of the mean of the largest modes (:mod:`numbers`),
+            of a model whose mean has them.
+        numbers_scale: (51,) of the numbers that they read.
         state_spectrum: (groups,) variance per mode of the state, in the residual band; where the
             generator reads the state whitened.
         target_rms: of the closure.
@@ -70,6 +73,8 @@ class Statistics:
     features_largest: Tensor | None = None
     summary_mean: Tensor | None = None
     summary_std: Tensor | None = None
+    numbers_mean: Tensor | None = None
+    numbers_scale: Tensor | None = None
     state_spectrum: Tensor | None = None
     target_rms: float = NOT_YET
     target_largest: Tensor | None = None

@@ -23,8 +23,8 @@ Scores, with what they need:
 
     always                  ``relative_error`` of one member and ``relative_error_mean``, ``mse``,
                             ``rmse_mean``, ``crps``, ``energy_score``, ``energy_ratio``
-    several members, beside ``crps_to_model``, ``energy_score_to_model``: the score over that of the
-    the model               model, on the same samples; coupled ``energy_score_joint_to_model``
+    several members, beside ``crps_to_model``, ``energy_score_to_model``: the score over that of
+    the model               the model, on the same samples; coupled ``energy_score_joint_to_model``
     several members         ``spread``, ``spread_skill``, ``coverage_90``, ``rank_p``,
                             ``rank_sees``; ``pzf_mean``, ``pzf_total``, ``pzf_residual``,
                             ``pzf_spread``

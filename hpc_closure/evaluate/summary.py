@@ -206,8 +206,9 @@ class Answers:
         if best is None:
             return words
         number = sum(self.row("crps_ratio", name) is not None for name in ("mean_gp", *OPPONENTS))
-        whose = REFERENCES[best] if number == 1 else f"{REFERENCES[best]}, the best of {number}"
-        words += f", against {say(self.row('crps_ratio', best))} of {whose} without a generator"
+        whose = REFERENCES[best]
+        whose += f", the best of {number} without a generator" if number > 1 else ""
+        words += f", against {say(self.row('crps_ratio', best))} of {whose}"
         energy = self.row("energy_score_to_model", best)
         if energy is not None:
             words += f", whose energy score is {say(energy)} times the model's"

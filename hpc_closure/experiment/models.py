@@ -46,8 +46,9 @@ FUNCTIONAL = ("smagorinsky", "leith", "dynamic_smagorinsky", "dynamic_leith", "j
 BARE = {"sensors": "none", "history": 0, "physics": False}
 # what a generator is compared with: about the best mean, fitted by likelihood
 RIVALS = ("gaussian_modes", "gaussian_state", "mixture")
-RIVAL = {"mean": ["regression", "fno"], "amplitude": "none"}
-MIXED = {"residual": "mixture", "evaluations": 1}
+RIVAL = {"mean": ["regression", "numbers", "fno"], "amplitude": "none"}
+# centred: its components are about the mean, where that was learned; None = as the mean has it
+MIXED = {"residual": "mixture", "evaluations": 1, "centred": None}
 
 
 def _rival(name: str, **parts: Any) -> dict[str, Any]:
@@ -87,7 +88,7 @@ CHOICES = {
     "library": ("none", "linear", "quadratic"),
 }
 NETWORKS = ("fno", "cnn")  # of the mean and of the amplitude
-MEANS = ("regression", *NETWORKS)
+MEANS = ("regression", "numbers", *NETWORKS)
 UNTRAINED = ("gaussian", "modes", "none")  # residuals
 
 
@@ -133,6 +134,12 @@ def _check_parts(config: dict[str, Any]) -> None:
             "model.residual=none has one answer, with nothing in it for sensors to tell: set "
             "model.conditions.sensors to none"
         )
+    if config["residual"] == "mixture" and "components" not in config:
+        raise ValueError(
+            "model.residual=mixture is of the presets gaussian_state and mixture: set model.preset"
+        )
+    if "numbers" in config["mean"] and config["dimensions"] != 2:
+        raise ValueError("model.mean=numbers reads a flow in two dimensions: remove it")
     if config["residual"] in ("modes", "mixture") and config["conditions"]["sensors"] != "none":
         raise ValueError(
             f"model.residual={config['residual']} is drawn without sensors: set "

@@ -34,6 +34,7 @@ from hpc_closure.spectral.resolution import points_for, retained_modes
 GROWS_GENERATE = ("members", "t_end", "certificate")
 # what is written besides: changes no trajectory, so it is in no hash; one list for a run
 OUTPUTS = ("fields", "filters", "series_every", "spectra")
+Means = Literal["regression", "numbers", "fno", "cnn"]  # parts of the mean
 # methods that stand in the tables of scores anyway
 BUILT_IN = (
     "model",
@@ -228,17 +229,18 @@ class Model(Section):
         "default",
         description="default: all parts, gated; fno_score: the score network alone, with learned "
         "sensors; one_pass: a generator trained by CRPS; gaussian: closed forms only; "
-        "gaussian_modes, gaussian_state, mixture: no generator, what one is compared with, about a "
-        "regression and a Fourier neural operator: a Gaussian law with a covariance for each "
-        "wavevector, one whose mean and spread follow the state, two of these; "
+        "gaussian_modes, gaussian_state, mixture: no generator, what one is compared with: about "
+        "a learned mean a Gaussian law with a covariance for each wavevector, one whose spread "
+        "follows the state, two of these with weights that do; "
         "convolutional: these, and 3 x 3 convolutions for what they leave of the mean; published: "
         "the network of Dong, Chen, Wu 2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
-    mean: Literal["none"] | tuple[Literal["regression", "fno", "cnn"], ...] | None = Field(
+    mean: Literal["none"] | tuple[Means, ...] | None = Field(
         None,
-        description="m: a regression, and a network for what it leaves: fno, a Fourier neural "
-        "operator, or cnn, 3 x 3 convolutions; or none",
+        description="m: a regression; numbers: for the largest modes also smooth functions of "
+        "single numbers of the state, few coefficients; and a network for what they leave: fno, "
+        "a Fourier neural operator, or cnn, 3 x 3 convolutions; or none",
     )
     library: Literal["none", "linear", "quadratic"] | None = Field(
         None, description="terms of the regression"
@@ -248,9 +250,9 @@ class Model(Section):
     )
     residual: Literal["score", "crps", "mixture", "modes", "gaussian", "none"] | None = Field(
         None,
-        description="how q is drawn: by a score; in one pass; from a mixture of Gaussian laws that "
-        "follow the state; from a Gaussian law with a covariance for each wavevector, or one "
-        "variance for all of equal |k|; none: the mean alone, the same for every member",
+        description="how q is drawn: by a score; in one pass; from a mixture of Gaussian laws "
+        "that follow the state; from a Gaussian law with a covariance for each wavevector, or "
+        "with one variance for all of equal |k|; none: the mean alone, the same for every member",
     )
     components: Annotated[int, Field(ge=1, le=2)] | None = Field(
         None, description="of a mixture; 1: a Gaussian law that follows the state"

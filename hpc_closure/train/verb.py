@@ -88,7 +88,7 @@ def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
     if model.take_mean(other):
         log.get().info(f"the mean is that of {path}")
     else:
-        log.get().info(f"{path} has no network in its mean: one is trained here")
+        log.get().info(f"{path} has no mean that can be taken: one is trained here")
 
 
 def tune(experiment: Experiment, session: Session) -> None:
