@@ -42,6 +42,7 @@ __all__ = ["ComposedModel"]
 
 CHECK_SEED = 20240807
 RARE = 3e-3  # share of the closures that have a larger shell than a draw that is left as it is
+TURNS = 4  # of numbers and regression, each fitted to what the other leaves
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # of the mean's weights: every target is one draw about it, which they would learn by heart, and a
@@ -215,7 +216,8 @@ class ComposedModel(DrawingModel):
     def fit_mean(self, reader: Reader) -> dict[str, Any]:
         """Scales, regression, first residual spectrum and the generator's grid (``fit``)."""
         b = self.band
-        active = self.library.fit(((f, t) for f, t, _ in self.snapshots(reader)), reader)
+        own = self._fit_numbers(reader)
+        active = self.library.active if own else self._fit_library(reader)
         power = torch.zeros(self.num_features, dtype=torch.float64)
         state = torch.zeros(len(b.group_k2), dtype=torch.float64)
         spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
@@ -229,6 +231,8 @@ class ComposedModel(DrawingModel):
             power += features.sum((0, -1)).cpu()
             state += features[:, self.own].sum(0).cpu()
             residual = target_hat - self.library(frames_hat, moved)
+            by_numbers = self._told_by_numbers(frames_hat[:, 0])
+            residual = residual if by_numbers is None else residual - by_numbers
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
             shells.append(b.grid.shell_sum(target_hat.abs().square()).cpu())
@@ -241,7 +245,6 @@ class ComposedModel(DrawingModel):
         smallest[:LARGEST] *= rms[self.own]
         if not float(total.sum()) > 0:
             raise ValueError("the closure targets are all zero: nothing to learn")
-        own, variance = self._fit_numbers(reader, numbers, variance)
         modes, size, tail = generator_grid(b, variance, self.config["modes"])
         kept = band(modes, self.length, self.dimensions)
         per_mode, state_modes = (
@@ -281,34 +284,44 @@ class ComposedModel(DrawingModel):
             "snapshots": num,
         }
 
-    def _fit_numbers(
-        self, reader: Reader, numbers: Tensor, variance: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Statistics of the mean of the largest modes, and (groups,) what is left of the variance.
+    def _fit_library(self, reader: Reader) -> list[str]:
+        """Fit the regression to what the functions of numbers leave; its terms."""
 
-        Args:
-            reader: of the snapshots.
-            numbers: (S, 51) of all states.
-            variance: (groups,) that the regression leaves.
+        def pairs():
+            for frames_hat, target_hat, _ in self.snapshots(reader):
+                told = self._told_by_numbers(frames_hat[:, 0])
+                yield frames_hat, target_hat if told is None else target_hat - told
+
+        return self.library.fit(pairs(), reader)
+
+    def _fit_numbers(self, reader: Reader) -> dict[str, Tensor]:
+        """Statistics of the mean of the largest modes, where the mean has such a part.
+
+        In turns with the regression, the numbers first: what either does not have, the other makes
+        up for by terms that merely go with it.
         """
+        self.statistics = replace(self.statistics, numbers_mean=None, numbers_scale=None)
         if "numbers" not in self.config["mean"]:
-            return {}, variance
-        b, mean, num = self.band, NumberMean(), 0
-        scale = numbers.square().mean(0).sqrt().clamp(min=1e-30).double()
-        self.statistics = replace(self.statistics, numbers_scale=scale, numbers_mean=None)
-        for frames_hat, target_hat, _ in self.snapshots(reader):
-            residual = target_hat - self.library(frames_hat, self._moved(frames_hat))
-            mean.add(self._numbers(frames_hat[:, 0]), b.largest(residual))
-        coefficients = mean.coefficients(reader)
-        self.statistics = replace(self.statistics, numbers_mean=coefficients)
-        left = torch.zeros_like(variance)
-        for frames_hat, target_hat, _ in self.snapshots(reader):
-            residual = target_hat - self.library(frames_hat, self._moved(frames_hat))
-            residual = residual - self._told_by_numbers(frames_hat[:, 0])
-            left += b.by_group(residual.abs().square()).sum(0).cpu()
-            num += len(target_hat)
-        left, num = reader.sum(left, num)
-        return {"numbers_mean": coefficients, "numbers_scale": scale}, left / num
+            return {}
+        b, num = self.band, 0
+        square = torch.zeros(2 * LARGEST + 1, dtype=torch.float64)
+        for frames_hat, _, _ in self.snapshots(reader):
+            square += b.summary(frames_hat[:, 0]).square().sum(0).cpu()
+            num += len(frames_hat)
+        square, num = reader.sum(square, num)
+        scale = (square / num).sqrt().clamp(min=1e-30)
+        self.statistics = replace(self.statistics, numbers_scale=scale)
+        for turn in range(TURNS):
+            mean = NumberMean()
+            for frames_hat, target_hat, _ in self.snapshots(reader):
+                left = target_hat
+                if turn:
+                    left = target_hat - self.library(frames_hat, self._moved(frames_hat))
+                mean.add(self._numbers(frames_hat[:, 0]), b.largest(left))
+            coefficients = mean.coefficients(reader)
+            self.statistics = replace(self.statistics, numbers_mean=coefficients)
+            self._fit_library(reader)
+        return {"numbers_mean": coefficients, "numbers_scale": scale}
 
     def _frames_of(self, batch: dict[str, Any]) -> Tensor:
         return self.frames(batch["state"], batch.get("history"), batch.get("previous"))
