@@ -294,7 +294,7 @@ class ComposedModel(DrawingModel):
 
         return self.library.fit(pairs(), reader)
 
-    def _fit_numbers(self, reader: Reader) -> dict[str, Tensor]:
+    def _fit_numbers(self, reader: Reader) -> dict[str, Any]:
         """Statistics of the mean of the largest modes, where the mean has such a part.
 
         In turns with the regression, the numbers first: what either does not have, the other makes
@@ -399,7 +399,7 @@ class ComposedModel(DrawingModel):
             "snapshots": num,
         }
 
-    def _law_by_mode(self, reader: Reader, spectrum: Tensor) -> dict[str, Tensor]:
+    def _law_by_mode(self, reader: Reader, spectrum: Tensor) -> dict[str, Any]:
         """Statistics of the law by wavevector, of a residual that is drawn from it."""
         if not isinstance(self.residual, (Modes, Mixture)):
             return {}

@@ -232,8 +232,8 @@ class DrawingModel(ClosureModel):
             terms = ", ".join(self.library.active)
             out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
         if "numbers" in config["mean"]:
-            terms = 0 if s.numbers_mean is None else int((s.numbers_mean != 0).sum())
-            out.append(PartReport("mean: numbers", False, terms > 0, (), f"{terms} terms"))
+            found = 0 if s.numbers_mean is None else int((s.numbers_mean != 0).sum())
+            out.append(PartReport("mean: numbers", False, found > 0, (), f"{found} terms"))
         if self.mean is not None:
             out.append(self._trained(f"mean: {self.mean.kind}", s.mean_gain, s.mean_members))
         if self.amplitude is not None:

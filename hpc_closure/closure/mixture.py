@@ -87,7 +87,7 @@ class Mixture(Generator):
         means = torch.complex(tables[:, 0], tables[:, 1])
         if count == 2 and frame.offset is not None:
             apart = remove_factors(
-                placed(frame.factors, means), kept.place_largest(placed(frame.offset, means))
+                _factors(frame, means), kept.place_largest(placed(frame.offset, means))
             )
             means = means + torch.stack([apart, -apart])
         means = means[:, None]
@@ -107,7 +107,7 @@ class Mixture(Generator):
     def loss(self, frame, given, x0, z, uniform):
         """Negative log-likelihood (B,) per number of the residual, less its constant."""
         white = x0.to(torch.complex64) * frame.law.modes("whiten", x0.real.float())
-        y = remove_factors(placed(frame.factors, white), _root(frame, white) * white)
+        y = remove_factors(_factors(frame, white), _root(frame, white) * white)
         real, imaginary = frame.law.modes("mask", white) * _numbers(frame, white)
         told = self.told(frame, given.summary)
         off = y - told.means
@@ -151,8 +151,14 @@ class Mixture(Generator):
 
     def _of(self, frame: Frame, y: Tensor) -> Tensor:
         """Spectra of q of those of y."""
-        q_hat = apply_factors(placed(frame.factors, y), y) * frame.law.modes("colour", y)
+        q_hat = apply_factors(_factors(frame, y), y) * frame.law.modes("colour", y)
         return hermitian(q_hat / _root(frame, q_hat))
+
+
+def _factors(frame: Frame, like: Tensor) -> Tensor:
+    """Of the law by wavevector, (3, 2K + 1, K + 1)."""
+    assert frame.factors is not None
+    return placed(frame.factors, like)
 
 
 def _root(frame: Frame, like: Tensor) -> Tensor:
