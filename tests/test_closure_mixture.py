@@ -99,6 +99,23 @@ def test_two_regimes_are_found_and_when_each_is_likely(mixture):
     assert float(share.min()) < 0.1 < 0.9 < float(share.max())
 
 
+@torch.no_grad()
+def test_components_are_drawn_as_often_as_they_are_likely(mixture):
+    model, frame = mixture, mixture.frame
+    states = Known("regimes", GRID).states("test", 64)
+    every = model.residual.told(frame, given(model, states).summary).log_weights[0].exp()
+    row = int((every - 0.35).abs().argmin())
+    one = given(model, states[row : row + 1])
+    z = model.base_noise(frame.law, draws.Key(0, "test", range(4000), 0), draws.STREAM_BASE)
+    drawn = model.residual.draw(frame, one, z, torch.ones(()), None).q
+    told = model.residual.told(frame, one.summary)
+    apart = (told.means[0] - told.means[1])[0, 1, 0].real
+    middle = model.residual._of(frame, told.means.mean(0))[0, 1, 0].real
+    share = float((torch.sign(apart) * (drawn[:, 1, 0].real - middle) > 0).double().mean())
+    assert 0.2 < float(every[row]) < 0.5
+    assert share == pytest.approx(float(every[row]), abs=0.06)
+
+
 def test_components_are_about_the_mean_that_was_learned(mixture):
     states = Known("regimes", GRID).states("test", 16)
     told = mixture.residual.told(mixture.frame, given(mixture, states).summary)
