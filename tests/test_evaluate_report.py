@@ -266,6 +266,42 @@ def test_the_first_lines_say_which_parts_act_and_what_the_generator_adds(tmp_pat
     assert page.texts["p"][:2] == [f"{line[0].upper()}{line[1:]}." for line in (first, second)]
 
 
+def beside(method, crps, **pairs):
+    """Rows of an opponent: its CRPS over the law's, and (value, low, high) of scores."""
+    own = {"stage": "generated", "closure": "diffusion", "grid": 64, "sensors": "none"}
+    own["method"] = method
+    rows = [{**own, "score": "crps_ratio", "value": crps}]
+    for score, numbers in pairs.items():
+        rows.append({**own, "score": score, **dict(zip(("value", "low", "high"), numbers))})
+    return rows
+
+
+@pytest.mark.parametrize(
+    "interval, begins",
+    [
+        (
+            (0.98, 0.97, 0.99),
+            "a mixture of two Gaussian laws that follow the state is better than",
+        ),
+        (
+            (1.0, 0.98, 1.02),
+            "a mixture of two Gaussian laws that follow the state is as good as",
+        ),
+        ((1.03, 1.01, 1.05), "what the generator adds: CRPS 1.00"),
+    ],
+)
+def test_the_best_opponent_is_named_and_a_tie_or_a_defeat_is_said_first(interval, begins):
+    rows = beside("gaussian_modes", 1.03, crps_difference=(0.04, 0.02, 0.06))
+    rows += beside("mixture", 1.01, crps_difference=tuple(edge - 1 for edge in interval))
+    both = frame([*rows, *headline_rows().astype(object).to_dict("records")])
+    line = headline(PARTS, both)[1]
+    assert line.startswith(begins)
+    best = (
+        "a mixture of two Gaussian laws that follow the state, the best of 3 without a generator"
+    )
+    assert f"against 1.01 of {best}" in line
+
+
 def test_rows_of_a_closed_form_model_carry_the_words(tmp_path):
     closed = ["model", "other"]
     error, *_, coupled, spread, cost = summarise(run_rows(), 30.0, closed)

@@ -8,7 +8,7 @@ without sensors, and with the model's own sampler, each shell of q is scaled to 
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,16 @@ from hpc_closure.closure.drawing import DrawingModel
 from hpc_closure.closure.frame import Encoding
 from hpc_closure.closure.gate import ImprovementGate, ShareGate, ShellGate
 from hpc_closure.closure.interface import Phase, Through
+from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.losses import crps, energy_score
+from hpc_closure.closure.mixture import Mixture, principal
+from hpc_closure.closure.mode_law import ModeCovariance
 from hpc_closure.closure.network import LARGEST
+from hpc_closure.closure.numbers import NumberMean
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.reader import Batches, Reader
-from hpc_closure.closure.residual import Gaussian, Generator
+from hpc_closure.closure.residual import Gaussian, Generator, Modes
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags
 from hpc_closure.closure.sensors import choose_layouts
 from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
@@ -39,6 +43,7 @@ __all__ = ["ComposedModel"]
 
 CHECK_SEED = 20240807
 RARE = 3e-3  # share of the closures that have a larger shell than a draw that is left as it is
+TURNS = 4  # of numbers and regression, each fitted to what the other leaves
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # of the mean's weights: every target is one draw about it, which they would learn by heart, and a
@@ -69,11 +74,53 @@ class ComposedModel(DrawingModel):
         if not isinstance(self.residual, Generator):
             return mean, Phase("law", 0.0, "hold")
         # members that no network has seen are as good as those held back
-        generator = Phase("generator", shares[1], "hold" if trained else "train")
+        likely = isinstance(self.residual, Mixture)
+        generator = Phase("generator", shares[1], "hold" if trained else "train", best=likely)
         check = Phase("check", 0.0, "valid")
         if not isinstance(self.residual, LearnedScore):
             return mean, generator, check
         return mean, generator, Phase("spread", SPREAD * shares[1], "valid"), check
+
+    def take_mean(self, other: "ComposedModel") -> bool:
+        """Have the mean of a trained model, in place of training one; False where it cannot tell.
+
+        A network that does not act is not in its file, and is none of this model's then. The
+        members that it was judged on are those that what is about it is fitted on.
+
+        Raises:
+            ValueError: its mean is of another kind or size.
+        """
+        if other.statistics.summary_mean is None:
+            return False
+        if other.mean is None:
+            self.mean = None
+            self.config["mean"] = [one for one in self.config["mean"] if one not in NETWORKS]
+        keys = ["mean", "library", "dimensions"]
+        keys += ["width", "modes", "mean_layers"] if other.mean is not None else []
+        for key in keys:
+            if self.config[key] != other.config[key]:
+                raise ValueError(
+                    f"use.mean: its {key} is {other.config[key]}, this model's {self.config[key]}"
+                )
+        if self.amplitude is not None or self.num_features != other.num_features:
+            raise ValueError("use.mean: it reads other conditions, or this model has an amplitude")
+        if self.mean is not None and other.mean is not None:
+            self.mean.load_state_dict(other.mean.state_dict())
+        mine = {f.name for f in fields(Statistics)}
+        fitted = (
+            "library",
+            "numbers",
+            "features",
+            "summary",
+            "state",
+            "target",
+            "first",
+            "generator",
+        )
+        kept = {name: getattr(other.statistics, name) for name in mine if name.startswith(fitted)}
+        self.adopt(Statistics(**kept))
+        self.phases = tuple(phase for phase in self.phases if phase.name != "mean")
+        return True
 
     # ---- phases ---------------------------------------------------------------------------------
 
@@ -168,7 +215,8 @@ class ComposedModel(DrawingModel):
         if isinstance(self.residual, Generator) and not gains["residual"]:
             config["residual"] = "gaussian"
             small.residual = Gaussian()
-        if small.mean is None and small.amplitude is None and isinstance(small.residual, Gaussian):
+        closed = small.mean is None and small.amplitude is None and "numbers" not in config["mean"]
+        if closed and isinstance(small.residual, Gaussian):
             small.statistics = replace(self.statistics, summary_mean=None, summary_std=None)
         small.config = config
         return small
@@ -188,7 +236,8 @@ class ComposedModel(DrawingModel):
     def fit_mean(self, reader: Reader) -> dict[str, Any]:
         """Scales, regression, first residual spectrum and the generator's grid (``fit``)."""
         b = self.band
-        active = self.library.fit(((f, t) for f, t, _ in self.snapshots(reader)), reader)
+        own = self._fit_numbers(reader)
+        active = self.library.active if own else self._fit_library(reader)
         power = torch.zeros(self.num_features, dtype=torch.float64)
         state = torch.zeros(len(b.group_k2), dtype=torch.float64)
         spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
@@ -202,6 +251,8 @@ class ComposedModel(DrawingModel):
             power += features.sum((0, -1)).cpu()
             state += features[:, self.own].sum(0).cpu()
             residual = target_hat - self.library(frames_hat, moved)
+            by_numbers = self._told_by_numbers(frames_hat[:, 0])
+            residual = residual if by_numbers is None else residual - by_numbers
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
             shells.append(b.grid.shell_sum(target_hat.abs().square()).cpu())
@@ -226,6 +277,7 @@ class ComposedModel(DrawingModel):
         self.adopt(
             Statistics(
                 library=self.library.coefficients,
+                **own,
                 features_rms=rms.clamp(min=1e-30),
                 summary_mean=numbers.mean(0) if told else None,
                 summary_std=torch.maximum(numbers.std(0), smallest) if told else None,
@@ -251,6 +303,45 @@ class ComposedModel(DrawingModel):
             "generator_modes": modes,
             "snapshots": num,
         }
+
+    def _fit_library(self, reader: Reader) -> list[str]:
+        """Fit the regression to what the functions of numbers leave; its terms."""
+
+        def pairs():
+            for frames_hat, target_hat, _ in self.snapshots(reader):
+                told = self._told_by_numbers(frames_hat[:, 0])
+                yield frames_hat, target_hat if told is None else target_hat - told
+
+        return self.library.fit(pairs(), reader)
+
+    def _fit_numbers(self, reader: Reader) -> dict[str, Any]:
+        """Statistics of the mean of the largest modes, where the mean has such a part.
+
+        In turns with the regression, the numbers first: what either does not have, the other makes
+        up for by terms that merely go with it.
+        """
+        self.statistics = replace(self.statistics, numbers_mean=None, numbers_scale=None)
+        if "numbers" not in self.config["mean"]:
+            return {}
+        b, num = self.band, 0
+        square = torch.zeros(2 * LARGEST + 1, dtype=torch.float64)
+        for frames_hat, _, _ in self.snapshots(reader):
+            square += b.summary(frames_hat[:, 0]).square().sum(0).cpu()
+            num += len(frames_hat)
+        square, num = reader.sum(square, num)
+        scale = (square / num).sqrt().clamp(min=1e-30)
+        self.statistics = replace(self.statistics, numbers_scale=scale)
+        for turn in range(TURNS):
+            mean = NumberMean()
+            for frames_hat, target_hat, _ in self.snapshots(reader):
+                left = target_hat
+                if turn:
+                    left = target_hat - self.library(frames_hat, self._moved(frames_hat))
+                mean.add(self._numbers(frames_hat[:, 0]), b.largest(left))
+            coefficients = mean.coefficients(reader)
+            self.statistics = replace(self.statistics, numbers_mean=coefficients)
+            self._fit_library(reader)
+        return {"numbers_mean": coefficients, "numbers_scale": scale}
 
     def _frames_of(self, batch: dict[str, Any]) -> Tensor:
         return self.frames(batch["state"], batch.get("history"), batch.get("previous"))
@@ -311,10 +402,12 @@ class ComposedModel(DrawingModel):
         if self.config["base_noise"] == "white":
             level = kept.variance(spectrum) / float(kept.group_size.sum())
             spectrum = torch.full_like(spectrum, level)
+        by_mode = self._law_by_mode(reader, spectrum)
         self.adopt(
             replace(
                 s,
                 target_beyond=exceeded / num if self.guarded else None,
+                **by_mode,
                 law_spectrum=spectrum,
                 law_tail=tail,
                 plain_spectrum=plain_power / num / kept.group_size,
@@ -337,6 +430,24 @@ class ComposedModel(DrawingModel):
         """Whether the noise is to have no memory."""
         off = self.config.get("memory") == "off" or self.config["residual"] == "none"
         return bool(self.previous) or off
+
+    def _law_by_mode(self, reader: Reader, spectrum: Tensor) -> dict[str, Any]:
+        """Statistics of the law by wavevector, of a residual that is drawn from it."""
+        if not isinstance(self.residual, (Modes, Mixture)):
+            return {}
+        kept = self.frame.kept
+        law = BaseLaw(kept, spectrum)
+        modes = ModeCovariance(kept)
+        largest = torch.zeros(LARGEST, LARGEST, dtype=torch.float64)
+        for encoding, q_hat, _, _ in self._residuals(reader):
+            modes.add(q_hat)
+            numbers = kept.largest(q_hat * law.modes("whiten", q_hat)).double()
+            largest += (numbers.mT @ numbers).cpu()
+        largest, num = reader.sum(largest, modes.number)
+        out = {"law_modes": modes.factors(reader, kept.spread(spectrum))}
+        if isinstance(self.residual, Mixture) and self.residual.components == 2:
+            out["law_offset"] = principal(largest / num)
+        return out
 
     def _tags(self, batch: Batch) -> Tags:
         """What tells neighbours; nothing where the noise is to have no memory."""
@@ -468,7 +579,8 @@ class ComposedModel(DrawingModel):
                 gate.add(*self.residual.evidence(frame, *drawn), batch.members)
             first += reader.others
         gate.collect(reader)
-        gain = gate.gains() if self.gated else ones
+        gated = self.gated and self.residual.judged
+        gain = gate.gains() if gated else ones
         self.statistics = replace(
             self.statistics, score_gain=gain, score_members=float(gate.members)
         )
@@ -482,7 +594,7 @@ class ComposedModel(DrawingModel):
             self.statistics = replace(self.statistics, score_spread=spread)
             report["spread_gain"] = _rounded(spread)
             report["memory"] = _rounded(self.statistics.memory_times, 2)
-            if self.gated and not self._samples_improve(reader):
+            if gated and not self._samples_improve(reader):
                 none = torch.zeros_like(gain)
                 self.statistics = replace(self.statistics, score_gain=none, score_spread=None)
                 report["score_gain"] = "none: its samples are no better than the Gaussian law's"

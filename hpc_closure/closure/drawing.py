@@ -45,7 +45,10 @@ from hpc_closure.closure.interface import ClosureModel, Request
 from hpc_closure.closure.law import BaseLaw
 from hpc_closure.closure.learned_score import LearnedScore
 from hpc_closure.closure.mean import NetworkAmplitude, NetworkMean
+from hpc_closure.closure.mixture import Mixture
+from hpc_closure.closure.mode_law import apply_factors
 from hpc_closure.closure.network import PLACES
+from hpc_closure.closure.numbers import candidates
 from hpc_closure.closure.parts import PartReport
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.regression import Library
@@ -54,6 +57,7 @@ from hpc_closure.closure.residual import (
     Effort,
     Gaussian,
     Generator,
+    Modes,
     OnePass,
     Residual,
     Score,
@@ -135,8 +139,12 @@ class DrawingModel(ClosureModel):
 
     def _make_residual(self, channels: int) -> Residual:
         config = self.config
+        if config["residual"] == "modes":
+            return Modes()
         if config["residual"] in UNTRAINED:
             return Gaussian()
+        if config["residual"] == "mixture":
+            return Mixture(config, self.band)
         if config["residual"] == "crps":
             return OnePass(channels, config)
         if config["sensors"] == "learned":
@@ -171,7 +179,17 @@ class DrawingModel(ClosureModel):
             plain = BaseLaw(kept, s.plain_spectrum, s.law_tail)
             self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
         state_std = None if s.state_spectrum is None else kept.spread(s.state_spectrum.sqrt())
-        self.frame = Frame(self.band, kept, s.generator_size, first, law, plain, state_std)
+        self.frame = Frame(
+            self.band,
+            kept,
+            s.generator_size,
+            first,
+            law,
+            plain,
+            state_std,
+            s.law_modes,
+            s.law_offset,
+        )
 
     def _library(self, coefficients: Tensor | None = None) -> Library:
         kind = self.config["library"] if "regression" in self.config["mean"] else "none"
@@ -186,8 +204,9 @@ class DrawingModel(ClosureModel):
 
     @property
     def has_networks(self) -> bool:
-        """Whether anything reads the condition channels."""
-        return bool(self.mean or self.amplitude) or isinstance(self.residual, Generator)
+        """Whether anything reads the condition channels; a mixture reads the state's numbers."""
+        reads = isinstance(self.residual, Generator) and not isinstance(self.residual, Mixture)
+        return bool(self.mean or self.amplitude) or reads
 
     @property
     def guarded(self) -> int:
@@ -230,13 +249,18 @@ class DrawingModel(ClosureModel):
         if "regression" in config["mean"]:
             terms = ", ".join(self.library.active)
             out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
+        if "numbers" in config["mean"]:
+            found = 0 if s.numbers_mean is None else int((s.numbers_mean != 0).sum())
+            out.append(PartReport("mean: numbers", False, found > 0, (), f"{found} terms"))
         if self.mean is not None:
             out.append(self._trained(f"mean: {self.mean.kind}", self.mean_gain, s.mean_members))
         if self.amplitude is not None:
             gain = torch.tensor([self.amplitude_share])
             name = f"amplitude: {config['amplitude']}"
             out.append(self._trained(name, gain, s.amplitude_members))
-        if config["residual"] != "none":
+        if config["residual"] == "modes":
+            out.append(PartReport("Gaussian law by wavevector", False, True))
+        elif config["residual"] != "none":
             out.append(PartReport("Gaussian process", False, True))
         if self.sensors_allowed != "none":
             learned = config["sensors"] == "learned"
@@ -244,6 +268,8 @@ class DrawingModel(ClosureModel):
             out.append(PartReport(f"sensors: {config['sensors']}", learned, acts))
         if isinstance(self.residual, Generator):
             name = f"residual: {config['residual']}"
+            if isinstance(self.residual, Mixture):
+                name += f" of {self.residual.components}"
             out.append(self._trained(name, s.score_gain, s.score_members))
         if self.adjustment is not None:
             acts = any(bool(weight.any()) for weight in self.adjustment.parameters())
@@ -313,6 +339,9 @@ class DrawingModel(ClosureModel):
             moved = self._moved(frames_hat)
             features = self.features(frames_hat, moved)
         mean_hat = self.library(frames_hat, moved, self._factors())
+        told = self._told_by_numbers(state_hat)
+        if told is not None:
+            mean_hat = mean_hat + told.to(mean_hat)
         encoding = Encoding(state_hat, mean_hat, features, summary)
         gain = self._modes_of(self.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
@@ -322,6 +351,20 @@ class DrawingModel(ClosureModel):
         if self.amplitude is not None and self.amplitude_share:
             encoding.log_amplitude = self.amplitude_share * self.amplitude(encoding)
         return encoding
+
+    def _numbers(self, state_hat: Tensor) -> Tensor:
+        """(B, 51) numbers of states over their scales, the logarithm about nothing."""
+        assert self.statistics.numbers_scale is not None
+        numbers = self.band.summary(state_hat)
+        return numbers / placed(self.statistics.numbers_scale, numbers)
+
+    def _told_by_numbers(self, state_hat: Tensor) -> Tensor | None:
+        """Spectra (B, ...) of the mean of the largest modes, where the mean has such a part."""
+        coefficients = self.statistics.numbers_mean
+        if coefficients is None:
+            return None
+        terms = candidates(self._numbers(state_hat))
+        return self.band.place_largest(terms @ placed(coefficients, terms))
 
     def _factors(self) -> Tensor | None:
         """(terms, shells) of the regression's coefficients, where training has changed them."""
@@ -373,8 +416,19 @@ class DrawingModel(ClosureModel):
     # ---- base noise -----------------------------------------------------------------------------
 
     def base_noise(self, law: BaseLaw, key: draws.Key, stream: int) -> Tensor:
-        """Draws of a base law, spectra (ids, ...) complex128."""
-        return law.coloured(draws.white_spectra(self.frame.kept, *key, stream, self.device))
+        """Draws of a base law, spectra (ids, ...) complex128.
+
+        Of the law of q by wavevector, where the residual has such. The mean is real; in the place
+        of its imaginary part is the standard normal by which a mixture chooses.
+        """
+        noise = law.coloured(draws.white_spectra(self.frame.kept, *key, stream, self.device))
+        own = law is self.frame.law and law is not self.frame.plain
+        if own and isinstance(self.residual, Modes) and self.frame.factors is not None:
+            return apply_factors(placed(self.frame.factors, noise), noise)
+        if own and isinstance(self.residual, Mixture):
+            choice = draws.normals(*key, 1, stream=draws.STREAM_COMPONENT)[:, 0]
+            noise[:, 0, 0].imag.copy_(choice)
+        return noise
 
     def noise_of_call(self, request: Request, law: BaseLaw) -> Tensor:
         """Base noise of a call, with the residual's memory (:mod:`residual_memory`) if any."""
@@ -589,6 +643,8 @@ class DrawingModel(ClosureModel):
         """What a generator reads: features, what sensors say, log D."""
         fields = seen.fields
         features, log = encoding.features, encoding.log_amplitude
+        if isinstance(self.residual, Mixture):
+            return Posterior(features, encoding.summary, gains, seen.readings)
         if log is None:
             log = features.new_zeros(1, self.frame.size, self.frame.size)
         parts = (features, fields, log[:, None].to(features))

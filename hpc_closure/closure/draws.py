@@ -23,6 +23,7 @@ __all__ = ["Key", "pair", "uniforms", "white_spectra", "normals"]
 STREAM_CHOICE = 101
 STREAM_BASE = 102
 STREAM_SENSOR = 103
+STREAM_COMPONENT = 104
 STREAM_MEMORY = 1 << 7
 STREAM_STEP = 1 << 8
 

@@ -48,6 +48,9 @@ class Frame:
         law: law of q; that of ``first`` until it is known.
         plain: law of the residual where D = 1.
         state_std: standard deviation of the state's modes in the residual band, where it is read.
+        factors: (3, ...) of the law of q by wavevector, over ``law`` (:mod:`mode_law`); None where
+            nothing is drawn from it.
+        offset: (25,) where two peaks of the whitened largest modes begin; None likewise.
     """
 
     band: Band
@@ -57,6 +60,8 @@ class Frame:
     law: BaseLaw
     plain: BaseLaw
     state_std: Tensor | None
+    factors: Tensor | None = None
+    offset: Tensor | None = None
 
     def whiten_state(self, w_hat: Tensor) -> Tensor:
         """Spectra (B, ...) in the model's band to whitened ones in the residual band, complex64.

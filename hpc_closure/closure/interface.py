@@ -67,6 +67,7 @@ class Phase:
         share: share of all optimizer steps; 0 = closed-form work only.
         members: whose snapshots it reads: ``fit``, ``hold`` or ``valid``.
         sampled: the model can be sampled from its beginning on.
+        best: its weights are those with the least loss on validation members, not the last ones.
         through: of a phase that trains through the solver, on samples with what follows them.
     """
 
@@ -75,6 +76,7 @@ class Phase:
     members: str
     sampled: bool = True
     through: Through | None = None
+    best: bool = False
 
 
 @dataclass(frozen=True)

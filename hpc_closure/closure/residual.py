@@ -28,7 +28,7 @@ from hpc_closure.closure.network import Encoded, ScoreNetwork
 from hpc_closure.closure.posterior import Posterior
 from hpc_closure.closure.sampling import SCHEDULES, build_sampler
 
-__all__ = ["Drawn", "Effort", "Gaussian", "Generator", "OnePass", "Residual", "Score"]
+__all__ = ["Drawn", "Effort", "Gaussian", "Generator", "Modes", "OnePass", "Residual", "Score"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,15 @@ class Gaussian(Residual):
         return Drawn(z)
 
 
+class Modes(Gaussian):
+    """A Gaussian law with a covariance for each wavevector (:mod:`mode_law`)."""
+
+
 class Generator(Residual):
     """A network that makes residuals of base noise, and how it is trained and judged."""
+
+    #: whether unseen members decide where it acts, in a model that has a gate
+    judged = True
 
     #: base draws for each sample of the training
     noises = 1

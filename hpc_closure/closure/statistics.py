@@ -38,6 +38,9 @@ class Statistics:
             network of the mean have; of a model that reads closures of its own.
         summary_mean, summary_std: (51,) of the state's numbers (:meth:`Band.summary`); None in a
             model without networks.
+        numbers_mean: (terms, 25) coefficients of the mean of the largest modes (:mod:`numbers`),
+            of a model whose mean has them.
+        numbers_scale: (51,) of the numbers that they read.
         state_spectrum: (groups,) variance per mode of the state, in the residual band; where the
             generator reads the state whitened.
         target_rms: of the closure.
@@ -55,6 +58,9 @@ class Statistics:
             residual; of a model that reads closures of its own.
         amplitude_gain: share of log D in use; 0 = D is 1; ``amplitude_members`` have decided.
         law_spectrum, law_tail: of the residual, like those of ``first``.
+        law_modes: (3, ...) factors of the law of q by wavevector (:mod:`mode_law`), of a residual
+            that is drawn from it.
+        law_offset: (25,) where two peaks of its largest modes begin (:mod:`mixture`).
         plain_spectrum: (groups,) of the residual where D = 1.
         memory_times: (shells,) correlation times in snapshots; 0 = none.
         memory_spacing: trained intervals from one snapshot to the next.
@@ -70,6 +76,8 @@ class Statistics:
     features_largest: Tensor | None = None
     summary_mean: Tensor | None = None
     summary_std: Tensor | None = None
+    numbers_mean: Tensor | None = None
+    numbers_scale: Tensor | None = None
     state_spectrum: Tensor | None = None
     target_rms: float = NOT_YET
     target_largest: Tensor | None = None
@@ -88,6 +96,8 @@ class Statistics:
     amplitude_members: float | None = None
     law_spectrum: Tensor = NOT_YET
     law_tail: float = NOT_YET
+    law_modes: Tensor | None = None
+    law_offset: Tensor | None = None
     plain_spectrum: Tensor = NOT_YET
     memory_times: Tensor = NOT_YET
     memory_spacing: float | None = None

@@ -1,5 +1,7 @@
 """Further closures that answer beside the model: ``evaluate.compare: {name: run or file}``.
 
+The opponents of ``train.opponents`` that are trained stand there by themselves.
+
 Runs of ``evaluate.seeds: {name: [run, run, ...]}`` differ in the seed of the training alone. Each
 answers under a name of its own, ``name#1`` and so on; :mod:`~hpc_closure.evaluate.seeds` makes one
 row of them.
@@ -14,12 +16,13 @@ import numpy as np
 import torch
 
 from hpc_closure.closure.artifact import Closure
-from hpc_closure.closure.match import check_fits
+from hpc_closure.closure.match import check_fits, is_made_by
 from hpc_closure.data.held_out import HeldOut, check_seed
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.evaluate.seeds import one_of
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run, model_at, run_at
+from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.grid import to_spectra
 from hpc_closure.spectral.resolution import retained_modes
@@ -63,15 +66,21 @@ class Compared:
 
 
 def chosen(experiment: Experiment) -> list[Compared]:
-    """The closures of ``evaluate.compare``.
+    """The closures of ``evaluate.compare``, and the run's opponents.
 
     Raises:
-        ValueError: one is not there, not whole, or of another problem.
+        ValueError: one is not there, not whole, or of another problem; of the opponents only those
+            are taken that are there.
     """
     held, settings = HeldOut.of(experiment), experiment.evaluate
+    opponents = {
+        name: str(opponent.folder)
+        for name, opponent in opponents_of(experiment).items()
+        if is_made_by(Run.of(opponent).model, opponent)
+    }
     found = [
         _named(name, value, experiment, held, f"evaluate.compare.{name}={value}")
-        for name, value in settings.compare.items()
+        for name, value in {**opponents, **settings.compare}.items()
     ]
     for name, values in settings.seeds.items():
         key = f"evaluate.seeds.{name}"
@@ -82,6 +91,12 @@ def chosen(experiment: Experiment) -> list[Compared]:
         _check_seeds(key, values, runs)
         found += runs
     return found
+
+
+def missing(experiment: Experiment) -> list[str]:
+    """Opponents of the run that are not trained."""
+    there = {one.name for one in chosen(experiment)}
+    return [name for name in opponents_of(experiment) if name not in there]
 
 
 def _named(name: str, value: str, experiment: Experiment, held: HeldOut, key: str) -> Compared:

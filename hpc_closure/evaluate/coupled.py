@@ -26,7 +26,7 @@ from hpc_closure.evaluate.intervals import block_interval
 from hpc_closure.evaluate.joint import Trajectories, joint_scores
 from hpc_closure.evaluate.late import predictability
 from hpc_closure.evaluate.methods import NO_MEAN_GP
-from hpc_closure.evaluate.paired import differences
+from hpc_closure.evaluate.paired import differences, of_states
 from hpc_closure.evaluate.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
 from hpc_closure.evaluate.scores import valid_time, wasserstein1
@@ -281,7 +281,7 @@ def score_coupled(
                 scored.keep_spectra(method, parts)
         crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
         for method, columns in (
-            *differences("crps_difference", crps, labels.against, blocks),
+            *of_states(statistics, labels.against, blocks),
             *predictability(crps, blocks),
         ):
             own = {**stage, **labels.of(method), "lead_time": lead_time}

@@ -16,7 +16,7 @@ from hpc_closure.evaluate.budget import Budget, Origin
 from hpc_closure.evaluate.forecast import Forecast, Truth
 from hpc_closure.evaluate.inputs import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
-from hpc_closure.evaluate.paired import differences
+from hpc_closure.evaluate.paired import of_states
 from hpc_closure.evaluate.quarters import Quarters
 from hpc_closure.evaluate.rank_histogram import MAX_RANKS, rank_counts, ranks
 from hpc_closure.evaluate.rows import Absent, Labels
@@ -175,8 +175,7 @@ def score_generated(
             cost = float(torch.tensor(costs[method]).median())
             scored.add(**own, score="cost_ms", value=cost, **sizes)
         scored.keep_spectra(method, parts)
-    crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
-    for method, columns in differences("crps_difference", crps, labels.against, blocks):
+    for method, columns in of_states(statistics, labels.against, blocks):
         sizes = {"members": statistics[method].members, "samples": num_samples}
         scored.add(**stage, **labels.of(method), **sizes, **columns)
     if law is not None:

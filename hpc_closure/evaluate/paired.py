@@ -14,8 +14,10 @@ from torch import Tensor
 
 from hpc_closure.evaluate.intervals import interval_columns
 from hpc_closure.evaluate.rows import MARK
+from hpc_closure.evaluate.statistics import Statistics
 
-DIFFERENCES = ("crps_difference", "energy_score_joint_difference")
+OF_STATES = ("crps", "energy_score")  # scores that are compared state by state
+DIFFERENCES = ("crps_difference", "energy_score_difference", "energy_score_joint_difference")
 BETTER, WORSE, ALIKE = "better", "worse", "not told apart"
 
 
@@ -61,6 +63,15 @@ def differences(
         if bool(own.isfinite().all()):
             numbers = difference(own, reference, blocks)
         yield method, {"score": score, **numbers}
+
+
+def of_states(
+    statistics: Mapping[str, Statistics], against: str, blocks: Tensor
+) -> Iterator[tuple[str, dict]]:
+    """:func:`differences` of the scores OF_STATES; statistics of the same states by method."""
+    for score in OF_STATES:
+        values = {method: parts.joined("total")[score] for method, parts in statistics.items()}
+        yield from differences(f"{score}_difference", values, against, blocks)
 
 
 def verdict(low: float, high: float) -> str:

@@ -170,6 +170,7 @@ SCORES = {
         "joint ratio",
         "that over the true ensemble's; 1 is the best possible",
     ),
+    "energy_score_difference": ("energy score, difference", "likewise of the energy score"),
     "energy_score_joint_difference": (
         "energy score, joint, difference",
         "the same of the energy score of whole trajectories",
@@ -235,6 +236,7 @@ TABLES = {
     ),
     "Draws that were brought back": ("brought_back", "brought_back_expected"),
     "The event asked for": ("probability", "members_needed"),
+    "Beside the model": (),
     "Calibration": (
         "crps_ratio",
         "spread",
@@ -292,6 +294,7 @@ TABLES = {
     ),
 }
 # scores with tables of their own
+STATES = ["crps_difference", "energy_score_difference"]
 APART = (*DIFFERENCES, PREDICTABILITY)
 METHODS = {
     "model": "the trained closure",
@@ -394,7 +397,7 @@ class Report:
             "columns": columns,
             "samples": total["samples"].iloc[0],
             "tables": list(score_tables(total, self._notes("generated", columns), self.closed)),
-            "paired": self._paired(total, "score", ["crps_difference"], "snapshot by snapshot"),
+            "paired": self._paired(total, "score", STATES, "snapshot by snapshot"),
             "floor": _floor(total),
             "shells": list(_shells(rows)),
         }

@@ -37,7 +37,8 @@ Scores, with what they need:
     its variance follows    ``spread_ratio_calm``, ``spread_ratio_wild``, ``spread_calm``,
     the state (generated)   ``spread_wild``: over the quarter of all points and snapshots where the
                             law spreads least and most, the ratios to that law itself
-    a reference method      ``crps_difference`` and, coupled, ``energy_score_joint_difference``: to
+    a reference method      ``crps_difference``, ``energy_score_difference`` and, coupled,
+                            ``energy_score_joint_difference``: to
                             the method ``evaluate.against``, over the same samples, see
                             :mod:`~hpc_closure.evaluate.paired`
     oracle (coupled)        ``predictability`` beside climatology, see

@@ -22,9 +22,16 @@ from hpc_closure.evaluate.rows import GRANTED, find, format_value, select, sort_
 
 RARE = 0.01  # share of draws that were brought back above which the first lines say so
 CONTROL_SEES = 0.05  # spread error that a test must see to be passed
+# closures without a generator, in words
+OPPONENTS = {
+    "gaussian_modes": "a Gaussian law by wavevector",
+    "gaussian_state": "a Gaussian law that follows the state",
+    "mixture": "a mixture of two Gaussian laws that follow the state",
+}
 REFERENCES = {
     "oracle": "the exact law",
     "mean_gp": "mean + Gaussian process",
+    **OPPONENTS,
     "physics": "the granted physics",
     "fourier": "Fourier interpolation of the sensors alone",
     "climatology": "climatology",
@@ -198,31 +205,55 @@ class Answers:
             where = f"Innovations ({self.words}): what the mean leaves, on unseen trajectories"
             yield Line(where, words, of_law)
 
+    def opponent(self) -> str | None:
+        """The method without a generator that has the least CRPS; None where there is none."""
+        names = [name for name in ("mean_gp", *OPPONENTS) if self.row("crps_ratio", name)]
+        return min(names, key=lambda name: self.row("crps_ratio", name).value, default=None)
+
     def added(self) -> str:
-        """What the generator adds to the model's own mean and Gaussian law, by the exact law."""
-        crps = [self.row("crps_ratio", name) for name in ("", "mean_gp")]
-        if crps[0] is None:
+        """What the generator adds to the best answer without one, by the exact law."""
+        own = self.row("crps_ratio")
+        if own is None:
             return ""
-        if not crps[0].evaluations:
+        if not own.evaluations:
             return (
-                f"what the generator adds: nothing, it does not act; CRPS {say(crps[0])} times "
+                f"what the generator adds: nothing, it does not act; CRPS {say(own)} times "
                 "the exact law's"
             )
-        words = f"what the generator adds: CRPS {say(crps[0])} times the exact law's"
-        if crps[1] is None:
+        words = f"what the generator adds: CRPS {say(own)} times the exact law's"
+        best = self.opponent()
+        if best is None:
             return words
+        number = sum(self.row("crps_ratio", name) is not None for name in ("mean_gp", *OPPONENTS))
+        whose = REFERENCES[best]
+        whose += f", the best of {number} without a generator" if number > 1 else ""
+        words += f", against {say(self.row('crps_ratio', best))} of {whose}"
+        energy = self.row("energy_score_difference", best)
+        if energy is not None:
+            words += f", whose energy score is {say(_over(energy))} times the model's"
+        return f"{self._verdict_on(best)}{words}{self._spreads(best)}"
+
+    def _verdict_on(self, best: str) -> str:
+        """What comes first where the best opponent is as good as the generator."""
+        pair = self.row("crps_difference", best)
+        if pair is None or isna(pair.low) or pair.low > 0:
+            return ""
+        how = "is better than" if pair.high < 0 else "is as good as"
+        return f"{REFERENCES[best]} {how} the generator: {say(_over(pair))} times its CRPS; "
+
+    def _spreads(self, best: str) -> str:
+        """Spreads of the model and of an opponent, over the exact law's."""
         spreads = []
         for score, where in (
             ("spread_ratio", "in all"),
             ("spread_ratio_calm", "in calm quarters"),
             ("spread_ratio_wild", "in wild ones"),
         ):
-            own, plain = (self.row(score, name) for name in ("", "mean_gp"))
+            own, plain = (self.row(score, name) for name in ("", best))
             if own is not None and plain is not None:
                 values = (format_value(score, row.value) for row in (own, plain))
                 spreads.append("{} against {} ".format(*values) + where)
-        beside = f"; spread {', '.join(spreads)}; the exact law has 1" if spreads else ""
-        return f"{words}, against {say(crps[1])} of mean + Gaussian process{beside}"
+        return f"; spread {', '.join(spreads)}; the exact law has 1" if spreads else ""
 
     def calibration(self) -> Iterator[Line]:
         parts = []
@@ -378,6 +409,12 @@ def _effort(evaluations) -> str:
     if not evaluations:
         return ", score network switched off"
     return f", {evaluations} evaluation{'' if evaluations == 1 else 's'} of the score network"
+
+
+def _over(row):
+    """A relative difference as a ratio."""
+    ends = {name: getattr(row, name) + 1 for name in ("value", "low", "high")}
+    return row._replace(**ends)
 
 
 def say(row) -> str:

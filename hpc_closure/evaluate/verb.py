@@ -23,6 +23,11 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
 
     compared = compare.chosen(experiment)
     notes = check_complete(experiment, options.partial)
+    if names := compare.missing(experiment):
+        notes.append(
+            f"The opponents {', '.join(names)} are not trained: run `hpc-closure train` and "
+            "`rollout` again, which do what is missing."
+        )
     with Session(experiment, "evaluate", options) as session:
         session.record["inputs"] = fingerprint(
             session.run, [path for one in compared for path in one.paths] + held.paths

@@ -228,8 +228,8 @@ def _check_model(experiment) -> None:
         ("memory", not conditions.previous and residual != "none"),
         ("schedule", residual == "score"),
         ("evaluations", residual == "score"),
-        ("layers", residual not in UNTRAINED),
-        ("base_noise", residual not in UNTRAINED),
+        ("layers", residual in ("score", "crps")),
+        ("base_noise", residual in ("score", "crps")),
         ("library", "regression" in config["mean"]),
         ("mean_layers", bool(networks)),
     ):
@@ -238,6 +238,11 @@ def _check_model(experiment) -> None:
                 f"model.{key} is no setting of model.preset={model.preset} with mean "
                 f"{config['mean'] or 'none'}, residual {residual}: remove it"
             )
+    if experiment.train.opponents and experiment.physics.dimensions == 1:
+        raise ValueError(
+            f"train.opponents={list(experiment.train.opponents)} read numbers of a flow in two "
+            f"dimensions; {experiment.physics.equation} has one: remove them"
+        )
     if residual == "crps":
         for stage in ("rollout", "evaluate"):
             sampler = getattr(experiment, stage).sampler

@@ -9,6 +9,7 @@
       train/                model.safetensors metrics.csv tensorboard/ checkpoints/
       rollout/              block_000000-000019.h5 ...
       evaluate/             scores.csv scores.json report.html figures/
+      opponents/            NAME/train NAME/rollout: runs of their own (train.opponents)
       logs/                 <stage>/<unit>.log
       .units/<stage>/       claims, failures, restart files, manifest, submissions
 
@@ -169,6 +170,13 @@ class Run:
     @property
     def tensorboard(self) -> Path:
         return self.train / "tensorboard"
+
+    # What the model is compared with.
+
+    @property
+    def opponents(self) -> Path:
+        """Folder of their runs."""
+        return self.root / "opponents"
 
     # Evaluate.
 

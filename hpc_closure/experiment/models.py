@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["FUNCTIONAL", "NETWORKS", "PRESETS", "UNTRAINED", "resolve"]
+__all__ = ["FUNCTIONAL", "NETWORKS", "PRESETS", "RIVALS", "UNTRAINED", "resolve"]
 
 DEFAULT: dict[str, Any] = {
     "preset": "default",
@@ -44,6 +44,16 @@ PUBLISHED: dict[str, Any] = {
 # eddy viscosities, and their constants: None = tuned
 FUNCTIONAL = ("smagorinsky", "leith", "dynamic_smagorinsky", "dynamic_leith", "jansen_held")
 BARE = {"sensors": "none", "history": 0, "physics": False}
+# what a generator is compared with: about the best mean, fitted by likelihood
+RIVALS = ("gaussian_modes", "gaussian_state", "mixture")
+RIVAL = {"mean": ["regression", "numbers", "fno"], "amplitude": "none"}
+# centred: its components are about the mean, where that was learned; None = as the mean has it
+MIXED = {"residual": "mixture", "evaluations": 1, "centred": None}
+
+
+def _rival(name: str, **parts: Any) -> dict[str, Any]:
+    conditions = {**DEFAULT["conditions"], "sensors": "none"}
+    return {**DEFAULT, "preset": name, "conditions": conditions, **RIVAL, **parts}
 
 
 def _functional(name: str) -> dict[str, Any]:
@@ -61,13 +71,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fno_score": {**DEFAULT, "preset": "fno_score", **ALONE, "modes": 12},
     "one_pass": {**DEFAULT, "preset": "one_pass", "residual": "crps", "evaluations": 1},
     "gaussian": {**DEFAULT, "preset": "gaussian", **CLOSED},
+    "gaussian_modes": _rival("gaussian_modes", residual="modes"),
+    "gaussian_state": _rival("gaussian_state", **MIXED, components=1),
+    "mixture": _rival("mixture", **MIXED, components=2),
     "convolutional": {**DEFAULT, "preset": "convolutional", **LOCAL},
     "published": PUBLISHED,
     **{name: _functional(name) for name in FUNCTIONAL},
 }
 CHOICES = {
     "amplitude": ("fno", "cnn", "none"),
-    "residual": ("score", "crps", "gaussian", "none"),
+    "residual": ("score", "crps", "mixture", "modes", "gaussian", "none"),
     "memory": ("on", "off"),
     "sensors": ("kriging", "learned"),
     "gate": ("on", "off"),
@@ -75,8 +88,8 @@ CHOICES = {
     "library": ("none", "linear", "quadratic"),
 }
 NETWORKS = ("fno", "cnn")  # of the mean and of the amplitude
-MEANS = ("regression", *NETWORKS)
-UNTRAINED = ("gaussian", "none")  # residuals
+MEANS = ("regression", "numbers", *NETWORKS)
+UNTRAINED = ("gaussian", "modes", "none")  # residuals
 
 
 def resolve(model: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +134,18 @@ def _check_parts(config: dict[str, Any]) -> None:
             "model.residual=none has one answer, with nothing in it for sensors to tell: set "
             "model.conditions.sensors to none"
         )
-    if config["residual"] == "gaussian" and config["sensors"] == "learned":
+    if config["residual"] == "mixture" and "components" not in config:
+        raise ValueError(
+            "model.residual=mixture is of the presets gaussian_state and mixture: set model.preset"
+        )
+    if "numbers" in config["mean"] and config["dimensions"] != 2:
+        raise ValueError("model.mean=numbers reads a flow in two dimensions: remove it")
+    if config["residual"] in ("modes", "mixture") and config["conditions"]["sensors"] != "none":
+        raise ValueError(
+            f"model.residual={config['residual']} is drawn without sensors: set "
+            "model.conditions.sensors to none"
+        )
+    if config["residual"] in ("gaussian", "modes", "mixture") and config["sensors"] == "learned":
         raise ValueError(
             "model.sensors=learned needs a residual that learns: set model.residual to score or "
             "crps, or model.sensors to kriging"

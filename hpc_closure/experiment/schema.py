@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import check_lead
-from hpc_closure.experiment.models import UNTRAINED, resolve
+from hpc_closure.experiment.models import RIVALS, UNTRAINED, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
@@ -34,6 +34,7 @@ from hpc_closure.spectral.resolution import points_for, retained_modes
 GROWS_GENERATE = ("members", "t_end", "certificate")
 # what is written besides: changes no trajectory, so it is in no hash; one list for a run
 OUTPUTS = ("fields", "filters", "series_every", "spectra")
+Means = Literal["regression", "numbers", "fno", "cnn"]  # parts of the mean
 # methods that stand in the tables of scores anyway
 BUILT_IN = (
     "model",
@@ -56,6 +57,7 @@ TRANSIENT_TRAIN = (
     "recompute",
     "validate_every",
     "checkpoint_every",
+    "opponents",
 )
 
 
@@ -211,6 +213,9 @@ class Model(Section):
         "fno_score",
         "one_pass",
         "gaussian",
+        "gaussian_modes",
+        "gaussian_state",
+        "mixture",
         "convolutional",
         "published",
         "smagorinsky",
@@ -222,14 +227,18 @@ class Model(Section):
         "default",
         description="default: all parts, gated; fno_score: the score network alone, with learned "
         "sensors; one_pass: a generator trained by CRPS; gaussian: closed forms only; "
+        "gaussian_modes, gaussian_state, mixture: no generator, what one is compared with: about "
+        "a learned mean a Gaussian law with a covariance for each wavevector, one whose spread "
+        "follows the state, two of these with weights that do; "
         "convolutional: these, and 3 x 3 convolutions for what they leave of the mean; published: "
         "the network of Dong, Chen, Wu 2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
-    mean: Literal["none"] | tuple[Literal["regression", "fno", "cnn"], ...] | None = Field(
+    mean: Literal["none"] | tuple[Means, ...] | None = Field(
         None,
-        description="m: a regression, and a network for what it leaves: fno, a Fourier neural "
-        "operator, or cnn, 3 x 3 convolutions; or none",
+        description="m: a regression; numbers: for the largest modes also smooth functions of "
+        "single numbers of the state, few coefficients; and a network for what they leave: fno, "
+        "a Fourier neural operator, or cnn, 3 x 3 convolutions; or none",
     )
     library: Literal["none", "linear", "quadratic"] | None = Field(
         None, description="terms of the regression"
@@ -237,10 +246,14 @@ class Model(Section):
     amplitude: Literal["fno", "cnn", "none"] | None = Field(
         None, description="D: learned by such a network, or 1"
     )
-    residual: Literal["score", "crps", "gaussian", "none"] | None = Field(
+    residual: Literal["score", "crps", "mixture", "modes", "gaussian", "none"] | None = Field(
         None,
-        description="how q is drawn: by a score, in one pass, from its Gaussian law; none: the "
-        "mean alone, the same for every member",
+        description="how q is drawn: by a score; in one pass; from a mixture of Gaussian laws "
+        "that follow the state; from a Gaussian law with a covariance for each wavevector, or "
+        "with one variance for all of equal |k|; none: the mean alone, the same for every member",
+    )
+    components: Annotated[int, Field(ge=1, le=2)] | None = Field(
+        None, description="of a mixture; 1: a Gaussian law that follows the state"
     )
     sensors: Literal["kriging", "learned"] | None = Field(
         None, description="how sensors enter: kriged under the Gaussian law, or learned"
@@ -410,6 +423,16 @@ class Train(Section):
     trajectory: Trajectory | None = Field(
         None, description="a last phase of training, through the reduced solver; none = off"
     )
+    opponents: tuple[Literal["gaussian_modes", "gaussian_state", "mixture"], ...] = Field(
+        (),
+        description="closures without a generator (model.preset) that are trained after the "
+        "model, on the same data, coupled from the same starts, and stand in every table",
+    )
+
+    @field_validator("opponents")
+    @classmethod
+    def _known_order(cls, names):
+        return tuple(name for name in RIVALS if name in names)
 
     @model_validator(mode="after")
     def _engine_shards(self):
@@ -729,6 +752,11 @@ class Use(Section):
         "the test set: rollout and evaluate take starts, truth, replicas and snapshots from it, "
         "and all its members; none = the test members of train.split",
     )
+    mean: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="trained model whose mean is taken over instead of being trained: a run, a "
+        ".safetensors file, or a shipped model; all steps are for what is about it",
+    )
 
 
 class Experiment(Section):
@@ -871,6 +899,8 @@ class Experiment(Section):
         if not model["conditions"]["previous"]:
             model["conditions"] = {**model["conditions"]}
             del model["conditions"]["previous"]
+        if self.use.mean:
+            model["mean_of"] = self.use.mean
         settings.update(model=model, train=train)
         if self.use.model:  # of the training only what chooses snapshots and grid matters
             kept = {key: train[key] for key in ("grid", "window", "split")}

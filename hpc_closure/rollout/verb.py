@@ -3,10 +3,12 @@
 import shlex
 from pathlib import Path
 
-from hpc_closure.closure.match import check_model
+from hpc_closure.closure.match import check_model, is_made_by
 from hpc_closure.data import held_out
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import log, loop
 from hpc_closure.work.options import Options, chosen_members, chosen_part
@@ -30,7 +32,19 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         outcome = work(experiment, session, books, plan, options.retry_failed)
         if session.world.root:
             outcome.report()
-        return outcome.exit_code
+        left = session.options_left()
+    # members and parts are of the run's own units: the opponents' follow when all are wanted
+    whole = not (options.members or options.parts)
+    others = opponents_of(experiment).values() if whole and not outcome.exit_code else ()
+    return max([outcome.exit_code, *(run(one, left) for one in others if is_there(one))])
+
+
+def is_there(opponent: Experiment) -> bool:
+    """Whether an opponent has been trained; one that has not has no coupled run, and is told."""
+    if is_made_by(Run.of(opponent).model, opponent):
+        return True
+    log.get().warning(f"opponent {opponent.name} is not trained: run `hpc-closure train` for it")
+    return False
 
 
 def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loop.Outcome:

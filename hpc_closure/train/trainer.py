@@ -273,7 +273,7 @@ class Trainer:
 
     def _prepare(self, phase: Phase) -> None:
         """Engine and average of a phase, fresh or as they were."""
-        self.keeps_best = bool(self.settings.patience or self.through)
+        self.keeps_best = bool(self.settings.patience or self.through or phase.best)
         self.scored = phase.sampled and phase is self._last_trained()
         self.shadow = copy.deepcopy(self.model).eval()
         self.shadow_loss = engine.Loss(self.shadow, self.processes.device, self.settings.precision)

@@ -5,10 +5,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_closure.closure.match import is_made_by
+from hpc_closure.closure.match import check_fits, is_made_by
 from hpc_closure.experiment.choices import Choices
-from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.folder import Run, model_at
 from hpc_closure.experiment.models import FUNCTIONAL
+from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, launch, log
 from hpc_closure.work.options import Options
@@ -29,9 +30,12 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     with Session(experiment, "train", options) as session:
         if is_trained(experiment, session.run.model):
             log.get().info(f"{session.run.model} is there already; nothing to do")
-            return 0
-        fit(experiment, session)
-        log.get().info(f"wrote {session.run.model}")
+        else:
+            fit(experiment, session)
+            log.get().info(f"wrote {session.run.model}")
+        left = session.options_left()
+    for opponent in opponents_of(experiment).values():
+        run(opponent, left)
     return 0
 
 
@@ -51,6 +55,8 @@ def fit(experiment: Experiment, session: Session) -> None:
     data = trainer.TrainData(*samples(experiment, store))
     torch.manual_seed(seed_of(experiment))
     model = build_model(experiment)
+    if experiment.use.mean:
+        take_mean(model, experiment)
     share = section.batch // (joined.size * section.accumulate)
     values = share * math.prod(data.train.points) * model.config["width"]
     threads = launch.set_threads(experiment.cluster.threads, values)
@@ -73,6 +79,23 @@ def seed_of(experiment: Experiment) -> int:
     """What the draws of a training are keyed by: weights, order of samples, noise."""
     section = experiment.train
     return experiment.seed if section.seed is None else section.seed
+
+
+def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
+    """The mean of another model (``use.mean``), where that has a network."""
+    import hpc_closure
+    from hpc_closure.closure.composed import ComposedModel
+
+    key = f"use.mean={experiment.use.mean}"
+    path = model_at(experiment.folder, str(experiment.use.mean))
+    check_fits(path, experiment, key)
+    other = hpc_closure.load(path).model
+    if not isinstance(model, ComposedModel) or not isinstance(other, ComposedModel):
+        raise ValueError(f"{key}: model.preset={experiment.model.preset} takes no mean")
+    if model.take_mean(other):
+        log.get().info(f"the mean is that of {path}")
+    else:
+        log.get().info(f"{path} has no mean that can be taken: one is trained here")
 
 
 def tune(experiment: Experiment, session: Session) -> None:
@@ -237,4 +260,7 @@ def print_plan(experiment: Experiment) -> int:
         steps, batch = section.trajectory.steps, section.trajectory.batch
         print(f"then {steps} steps through the solver, from {batch} starts each")
     print("settings: " + json.dumps(experiment.model.model_dump(mode="json")))
+    for name, opponent in opponents_of(experiment).items():
+        there = Run.of(opponent).model.exists()
+        print(f"opponent {name}: {'done' if there else 'to train'}, in {Run.of(opponent)}")
     return 0

@@ -8,6 +8,7 @@ Verbs that cannot be shared, train and evaluate, are held by one program at a ti
 
 import contextlib
 import shutil
+from dataclasses import replace
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.duration import seconds
@@ -84,6 +85,12 @@ class Session:
 
     def __exit__(self, *error) -> bool | None:
         return self._closing.__exit__(*error)
+
+    def options_left(self) -> Options:
+        """The options for what follows in the same invocation, with the time that is left."""
+        if self.options.max_elapsed is None:
+            return self.options
+        return replace(self.options, max_elapsed=f"{max(self.stop.remaining, 1.0):.0f}s")
 
     @contextlib.contextmanager
     def _alone(self):
