@@ -25,12 +25,14 @@ base: subgrid_backscatter_quick
 name: small
 root: {root}
 physics: {{noise: {{wavenumber: 14}}}}
-generate: {{grid: 48, members: 12, t_end: 2.5,
+generate: {{grid: 48, members: 12, t_end: 2.5, interval: 25,
            record: {{start: 1.0, every: 0.5, burst: 3, grid: 24}}}}
 model: {{preset: gaussian, conditions: {{previous: 2}}}}
 train: {{split: [0.5, 0.25, 0.25]}}
+reduced: {{step: 5}}
 replicas: {{members: 4}}
-rollout: {{members: 4, cases: 3, t_start: 1.5, t_end: 2.5, every: 0.5, references: [none]}}
+rollout: {{members: 4, cases: 3, t_start: 1.5, t_end: 2.5, every: 0.5, interval: 25,
+          references: [none], rungs: [{{grid: 48, start: moved, step: 5}}]}}
 evaluate: {{lead_times: [0.5, 1.0], samples: 12, members: 4, formats: []}}
 cluster: {{members_per_block: 12, device: cpu, threads: 1}}
 """
@@ -162,14 +164,15 @@ def test_replicas_of_other_starts_are_refused(path):
     experiment = reading.load(path, [*TESTED, "use.test=halves", "rollout.cases=3"])
     with pytest.raises(ValueError, match=r"made with train.split=\[0.5, 0.25, 0.25\], needed is"):
         held_out.check(experiment)
-    without = reading.load(path, [*TESTED, "use.test=halves", "replicas.members=0"])
+    alone = ["replicas.members=0", "rollout.rungs=[]"]
+    without = reading.load(path, [*TESTED, "use.test=halves", *alone])
     assert held_out.check(without).replicas.members == 0
 
 
 def test_a_model_trained_on_the_test_set_is_refused(path):
     """Not the run's own data, but those of the model that it uses."""
-    other = ["name=other", "seed=79", "use.test=small", "use.model=small", "replicas.members=0"]
-    experiment = reading.load(path, other)
+    other = ["name=other", "seed=79", "use.test=small", "use.model=small"]
+    experiment = reading.load(path, [*other, "replicas.members=0", "rollout.rungs=[]"])
     with pytest.raises(ValueError, match=r"that of the training data \(use.model=small\)"):
         rollout.run(experiment, QUIET)
 

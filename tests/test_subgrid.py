@@ -244,6 +244,7 @@ def test_the_closure_of_another_cut_off_is_refused(run):
 # ---- snapshots that cannot show a memory -----------------------------------------------
 
 APART = ["generate.record.burst=1", "model.conditions.previous=0", "replicas.members=0"]
+APART += ["rollout.rungs=[]"]
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +325,7 @@ def test_the_law_of_the_innovations_is_in_the_tables(run):
     assert re.search(r"Innovations \(subgrid, no sensors, 24² grid\): what the mean leaves", page)
 
 
+ALONE = ["replicas.members=0", "rollout.rungs=[]"]
 SCORES = {
     "default": ["model.preset=default", "model.width=8", "model.layers=1", "model.mean_layers=1"],
     "fno_score": ["model.preset=fno_score", "model.width=8", "model.layers=1"],
@@ -341,7 +343,7 @@ SCORES = {
 def test_a_score_draws_given_the_last_closures(run, name):
     """From training to the report; the gate's decision is there shell by shell."""
     changes = [*SCORES[name], f"name={name}", "use.data=small", "train.steps=4", "model.gate=off"]
-    experiment = reading.load(run.config, [*changes, "evaluate.samples=4", "replicas.members=0"])
+    experiment = reading.load(run.config, [*changes, "evaluate.samples=4", *ALONE])
     assert train.run(experiment, Options(verbosity=-1)) == 0
     assert evaluate.run(experiment, Options(verbosity=-1, partial=True)) == 0
     closure = hpc_closure.load(Run.of(experiment).model)

@@ -47,8 +47,9 @@ generate: {{grid: 32, members: 16, t_end: 1.6, interval: 20,
 model: {{preset: gaussian, conditions: {{previous: 1}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4, augment: false, engine: torch,
         trajectory: {{steps: 24, batch: 8, calls: [1, 4], lr: 1.0e-9, energy: 0}}}}
+reduced: {{step: 1}}
 replicas: {{members: 0}}
-rollout: {{members: 2, cases: 1, t_start: 0.8, t_end: 1.6, every: 0.08, interval: 20}}
+rollout: {{members: 2, cases: 1, t_start: 0.8, t_end: 1.6, every: 0.08, interval: 20, rungs: []}}
 evaluate: {{lead_times: [0.08], samples: 4, members: 4, formats: []}}
 cluster: {{members_per_block: 16, device: cpu, threads: 1}}
 """

@@ -59,7 +59,7 @@ def run(
     folder = Run.of(experiment)
     data = DataSet(HeldOut.of(experiment).run.data)
     closure = artifact.load(folder.model).to(device)
-    rollout = experiment.rollout.model_copy(update={"references": ("none",)})
+    rollout = experiment.rollout.model_copy(update={"references": ("none",), "rungs": ()})
     experiment = experiment.model_copy(update={"rollout": rollout})
     cases = None
     if part != "test":

@@ -259,6 +259,11 @@ class CoupledEnsemble:
         Raises:
             ValueError: it was not stored.
         """
+        if case not in self._cases:
+            raise ValueError(
+                f"start {case} has no replicas, which keep its state with all modes; those that "
+                f"have: {', '.join(map(str, sorted(self._cases)))}"
+            )
         path, row = self._cases[case]
         near = np.flatnonzero(np.abs(self.whole_times - time) < 1e-6 * max(1.0, abs(time)))
         if not len(near):

@@ -108,7 +108,8 @@ def _named(name: str, value: str, experiment: Experiment, held: HeldOut, key: st
         path = (Run.of(other).model_file if other else None) or folder.model
         if other:
             check_seed(held, other, key)
-        if other and other.known_grid == experiment.known_grid:
+        finer = other and other.train_grid != experiment.train_grid
+        if other and finer and other.known_grid == experiment.known_grid:
             check_fits(path, other, key)
             return Compared(name, path, folder)
     check_fits(path, experiment, key)

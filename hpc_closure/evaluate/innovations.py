@@ -256,6 +256,8 @@ def score_run(inputs: Inputs) -> Scored:
             scored.add(**shared, method=name, **record)
         if inputs.target != "subgrid" or not has_innovations(closure):
             continue
+        if closure.header.size != experiment.train_grid:
+            continue  # what a solver on another grid lacks
         inputs.stop.check()
         of_data, of_law = found(inputs, closure, grid)
         count = len(of_data.q_hat)
@@ -403,7 +405,12 @@ def verdict(rows: DataFrame, method: str = "model", law: str = "mean_gp") -> tup
 
 
 def _apart(own, other) -> bool:
-    """Whether two intervals have no point in common; values where there are no intervals."""
+    """Whether two intervals have no point in common; values where there are no intervals.
+
+    A shell that only one of them has enough variance to judge is not told apart.
+    """
+    if other is None:
+        return False
     if any(isna(edge) for edge in (own.low, own.high, other.low, other.high)):
         return bool(own.value != other.value)
     return bool(own.low > other.high or own.high < other.low)

@@ -63,7 +63,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     absent = list(dict.fromkeys(note for part in scored for note in part.absent))
     by_layout = {key: seeds.shown(part) for key, part in by_layout.items()}
     ensembles = ensembles and seeds.shown(ensembles)
-    shown = [*by_layout.values(), *([ensembles] if ensembles else [])]
+    shown = [*by_layout.values(), seeds.shown(laws), *([ensembles] if ensembles else [])]
     shown_table = rows.frame(record for part in shown for record in part.records)
     drawn = []
     for picture in pictures.draw(

@@ -25,6 +25,7 @@ from hpc_closure.work.session import Session
 TOGETHER = 0.1  # difference of twins, over the closure: they have come together
 NARROW = 0.3  # difference at which unresolved scales follow the resolved ones
 FACTORS = (1.5, 2, 2.5, 3, 4, 6, 8)  # grids of the ladder, over the reduced solver's
+SPREAD = 0.1  # by which the spread of a rung may differ from the true ensemble's
 PREDICTABLE = 0.95  # of the error of any state: beyond, a lead time is late
 ROWS = 16  # members that are timed together
 
@@ -238,18 +239,26 @@ def judge(
     def worst(one: Step) -> float:
         return max(ratio for ratio, counts in zip(one.crps_ratio, early) if counts)
 
-    good = [one for one in rungs if worst(one) <= within and one.cost < dns.cost]
+    def apart(one: Step) -> float:
+        """Largest difference of its spread, over the true ensemble's."""
+        return max(abs(ratio - 1) for ratio, counts in zip(one.spread_ratio, early) if counts)
+
+    good = [
+        one
+        for one in rungs
+        if worst(one) <= within and apart(one) <= SPREAD and one.cost < dns.cost
+    ]
     if good:
         best = min(good, key=lambda one: one.cost)
         return (
             f"verdict: a {best.grid}x{best.grid} run{begun} is within {worst(best):.2f} of the "
-            f"true ensemble for {best.cost:.1f} bare solvers: no closure on {grid}x{grid} can be "
-            "expected to pay unless it costs less"
+            f"true ensemble, its spread within {100 * apart(best):.0f} %, for {best.cost:.1f} bare "
+            f"solvers: a closure on {grid}x{grid} has to be as good for less, or it does not pay"
         )
     best = min(rungs, key=worst)
     nearest = (
-        f"the best, {best.grid}x{best.grid}, is within {worst(best):.2f} for {best.cost:.1f} bare "
-        "solvers"
+        f"the best, {best.grid}x{best.grid}, is within {worst(best):.2f}, its spread within "
+        f"{100 * apart(best):.0f} %, for {best.cost:.1f} bare solvers"
     )
     if narrow:
         return (
