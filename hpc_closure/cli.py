@@ -30,6 +30,8 @@ app = typer.Typer(
         hpc-closure rollout   x.yaml   closure-coupled ensemble    RUN/rollout
         hpc-closure evaluate  x.yaml   scores, figures, report     RUN/evaluate
 
+    `advise x.yaml` says before any training whether a subgrid closure can be expected to pay.
+
     The same command again does only what is missing. `config list` names the presets, `config
     show --doc` explains every key. Exit codes: 0 done, 1 error, 2 bad config or usage, 3 some
     units failed, 75 stopped early (run it again).""",

@@ -299,6 +299,8 @@ class CoupledRun:
             own_step = round(step * self.coupling.problem.dt / simulation.problem.dt)
             rows = self.rows_of[name].case if name in self.rows_of else everybody
             how = self.rungs[name].start if name in self.rungs else begin
+            if name in self.drawn and how == "synchronised":
+                how = "moved"  # it follows below, with its closure
             if how is not None:
                 past = self.coupling.pasts.get(name, 0.0)
                 rungs.begin(simulation, how, known, rows, own_step, "rollout", past)
@@ -324,18 +326,18 @@ class CoupledRun:
             self._follow(known)
 
     def _follow(self, known: rungs.Known) -> None:
-        """Runs with a closure follow the resolved past once more, the closure acting.
+        """Runs with a closure follow the resolved past, from a moved start, the closure acting.
 
         After every interval the resolved modes are put in, and what that adds is added to the
-        closure, which is then, of the resolved modes, the one that there was.
+        closure, which is then, of the resolved modes, the one that there was. These draws are
+        calls like others, but no draws of the run that is scored.
         """
-        first, span = known.past[len(known.past) - self._frames(known) :], self.coupling.span
-        self._first -= len(first) * self.interval
-        frames = [*first[1:], known.now]
+        number = round(self.coupling.pasts.get("model", 0.0) / known.every)
+        first, *frames = [*known.past[len(known.past) - number :], known.now]
+        span, begun = self.coupling.span, self.simulations["model"].step_index
+        self._first -= number * self.interval
         for name in self.drawn:
-            simulation, rows = self.simulations[name], self.rows_of[name].case
-            rungs.begin(simulation, "moved", known, rows, simulation.step_index, "rollout")
-            rungs.impose(simulation, first[0][rows])
+            rungs.impose(self.simulations[name], first[self.rows_of[name].case])
         for resolved in frames:
             for name in self.drawn:
                 simulation, rows = self.simulations[name], self.rows_of[name].case
@@ -346,11 +348,8 @@ class CoupledRun:
                     self.drawn[name][0] = self.drawn[name][0] + as_row(added, self.sides)
             self.calls += 1
         for name in self.drawn:
-            self.simulations[name].forget()
-
-    def _frames(self, known: rungs.Known) -> int:
-        """Number of resolved states that the reduced solver follows."""
-        return round(self.coupling.pasts.get("model", 0.0) / known.every)
+            self.simulations[name].load_state(begun, self.simulations[name].state)
+            self.tallies[name].clear()
 
     def _spectra(self, fields: np.ndarray) -> torch.Tensor:
         """Spectra, as closures read them, of fields (cases, n, n)."""

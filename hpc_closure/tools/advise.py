@@ -19,7 +19,7 @@ from hpc_closure.generate import verb as generate
 from hpc_closure.generate.pilot import Trials
 from hpc_closure.generate.rungs import rung_problem
 from hpc_closure.work import atomic, log
-from hpc_closure.work.options import Options
+from hpc_closure.work.options import Options, UsageError
 from hpc_closure.work.session import Session
 
 TOGETHER = 0.1  # difference of twins, over the closure: they have come together
@@ -67,15 +67,15 @@ def run(
         within: CRPS over the true ensemble's that a rung must not exceed.
 
     Raises:
-        ValueError: it is no subgrid closure, or a grid cannot be.
+        UsageError: it is no subgrid closure, or a grid cannot be.
     """
     if experiment.generate.closure != "subgrid":
-        raise ValueError(
+        raise UsageError(
             f"generate.closure={experiment.generate.closure}: the law of this closure is known "
             "exactly; advise is for closure subgrid"
         )
     if within <= 1:
-        raise ValueError(f"--within {within:g}: expected a number above 1")
+        raise UsageError(f"--within {within:g}: expected a number above 1")
     chosen = ladder(experiment, grids)
     if options.dry_run:
         print(f"pilot of {experiment.pilot.cases} start(s), {experiment.pilot.members} DNS each")
@@ -97,7 +97,7 @@ def ladder(experiment: Experiment, grids: Sequence[int] = ()) -> list[int]:
     least, most = experiment.train_grid, experiment.generate.grid
     for grid in grids:
         if not least <= grid <= most or grid % 2:
-            raise ValueError(
+            raise UsageError(
                 f"--grids {grid}: expected even numbers from the reduced solver's {least} to the "
                 f"DNS's {most}"
             )
@@ -252,7 +252,8 @@ def judge(
         best = min(good, key=lambda one: one.cost)
         return (
             f"verdict: a {best.grid}x{best.grid} run{begun} is within {worst(best):.2f} of the "
-            f"true ensemble, its spread within {100 * apart(best):.0f} %, for {best.cost:.1f} bare "
+            "true ensemble, its spread "
+            f"within {100 * apart(best):.0f} %, for {best.cost:.1f} bare "
             f"solvers: a closure on {grid}x{grid} has to be as good for less, or it does not pay"
         )
     best = min(rungs, key=worst)
