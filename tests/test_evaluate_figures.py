@@ -138,7 +138,7 @@ def all_figures(generated, coupled):
     alone = {"model": generated.spread_spectra["model"]}
     yield figures.spectra(generated.spectra, alone)
     yield figures.error_growth(coupled.rows)
-    yield figures.frontier(coupled.rows, 10)
+    yield figures.frontier(coupled.rows, [5, 10])
     yield figures.rank_histograms(generated.ranks)
     yield figures.loss_curve(history(["mean", "residual"]))
     yield figures.loss_curve(history([""]))
@@ -232,7 +232,7 @@ def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch)
         *illustrate_coupled(coupled, album, "diffusion_24", "diffusion, no sensors"),
         *illustrate_training(history(["mean"]), album),
         *illustrate_cost(coupled.rows, album, "2 CPU cores"),
-        *illustrate_frontier(coupled.rows, album, 10),
+        *illustrate_frontier(coupled.rows, album, [10]),
     ]
     assert [picture.section for picture in pictures] == (
         ["generated"] * 4 + ["coupled"] * 3 + ["training", "cost", "cost"]
@@ -245,4 +245,4 @@ def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch)
     assert [path.name for path in plain.folder.iterdir()] == ["loss.png"]
     assert not list(illustrate_training([], album))
     assert not list(illustrate_cost(frame([]), album, ""))
-    assert not list(illustrate_frontier(frame([]), album, 10))
+    assert not list(illustrate_frontier(frame([]), album, [10]))

@@ -12,13 +12,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from pandas import DataFrame
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from pandas import DataFrame, Series
 from torch import Tensor
 
 from hpc_closure.evaluate.one_state import OneState
 from hpc_closure.evaluate.rank_histogram import merge, rank_p
-from hpc_closure.evaluate.rows import GRANTED, format_value, select, sort_methods
+from hpc_closure.evaluate.rows import GRANTED, RUNG, format_value, select, sort_methods
 from hpc_closure.work.atomic import publish
 
 # method -> colour, line style, marker
@@ -545,40 +545,52 @@ def cost(rows: DataFrame) -> Figure:
     return figure
 
 
-def frontier(rows: DataFrame, lead_time: float) -> Figure:
-    """Skill against cost: CRPS at a lead time over cost in bare solvers, a point for each method.
+def frontier(rows: DataFrame, lead_times: Sequence[float]) -> Figure:
+    """Skill against cost: CRPS over cost in bare solvers, a panel for each lead time.
 
-    Methods on the front, which no cheaper one beats, are joined.
+    A point for each method; closures that no cheaper closure beats are joined by one line, bare
+    solvers that no cheaper one beats by another.
 
     Args:
         rows: any rows; those of the coupled run with ``crps`` and ``cost_ratio`` are drawn.
-        lead_time: one of those scored.
+        lead_times: some of those scored.
     """
     coupled = select(rows, stage="coupled", shell=None)
-    skill = select(coupled, score="crps", lead_time=lead_time).set_index("method")["value"]
     cost = select(coupled, score="cost_ratio").set_index("method")["value"]
+    with _style():
+        figure = Figure(figsize=(2.9 * len(lead_times) + 2.2, 3.2), layout="constrained")
+        axes = figure.subplots(1, len(lead_times), squeeze=False)[0]
+        for axis, lead_time in zip(axes, lead_times, strict=True):
+            skill = select(coupled, score="crps", lead_time=lead_time)
+            _cost_and_skill(axis, cost, skill.set_index("method")["value"])
+            axis.set_title(f"lead time {lead_time:g}")
+        axes[0].set_ylabel("CRPS")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=7.5, loc="outside right center")
+    return figure
+
+
+def _cost_and_skill(axis, cost: Series, skill: Series) -> None:
+    """A panel of :func:`frontier`; costs and scores by method."""
     points = {name: (cost[name], skill[name]) for name in cost.index if name in skill.index}
     points = {name: place for name, place in points.items() if np.isfinite(place).all()}
     names = sort_methods(points)
-    front, best = [], np.inf
-    for place in sorted(points.values()):
-        if place[1] < best:
-            front.append(place)
-            best = place[1]
-    with _style():
-        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-        axis = figure.subplots()
-        axis.plot(*np.transpose(front), color="#bbbbbb", zorder=1)
-        for name in names:
-            style = {**method_style(name, names), "linestyle": "none"}
-            axis.plot(*points[name], **{**style, "marker": style["marker"] or "o"}, zorder=2)
-        if "oracle" in skill.index and np.isfinite(skill["oracle"]):
-            axis.axhline(skill["oracle"], color=STYLES["oracle"][0], linestyle="--", linewidth=1)
-            axis.annotate("true ensemble", (1, skill["oracle"]), (0, 3), "data", "offset points")
-        axis.set(xscale="log", xlabel="cost of a member [bare solvers]")
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_major_formatter(plain)
-        axis.xaxis.set_minor_formatter(plain)
-        axis.set_ylabel(f"CRPS at lead time {lead_time:g}")
-        axis.legend(fontsize=7.5)
-    return figure
+    bare = [name for name in names if name == "none" or name.startswith(RUNG)]
+    closures = [name for name in names if name not in (*bare, "oracle")]
+    for group, line in ((bare, "-"), (closures, "--")):
+        front, best = [], np.inf
+        for place in sorted(points[name] for name in group):
+            if place[1] < best:
+                front.append(place)
+                best = place[1]
+        if front:
+            axis.plot(*np.transpose(front), color="#bbbbbb", linestyle=line, zorder=1)
+    for name in names:
+        style = {**method_style(name, names), "linestyle": "none"}
+        axis.plot(*points[name], **{**style, "marker": style["marker"] or "o"}, zorder=2)
+    if "oracle" in skill.index and np.isfinite(skill["oracle"]):
+        axis.axhline(skill["oracle"], color=STYLES["oracle"][0], linestyle="--", linewidth=1)
+    _log_axis(axis)
+    axis.set(xscale="log", xlabel="cost of a member [bare solvers]")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())

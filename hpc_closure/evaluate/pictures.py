@@ -20,6 +20,7 @@ from hpc_closure.evaluate.statistics import Scored
 from hpc_closure.train import metrics
 
 SECTIONS = ("generated", "coupled", "training", "cost")
+SHOWN = (0.2, 0.45, 0.75)  # places of the lead times in the picture of skill against cost
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def draw(
     late = late_leads(select(rows, stage="coupled"))
     leads = sorted(lead for lead in inputs.experiment.evaluate.lead_times if lead not in late)
     if leads:
-        yield from illustrate_frontier(rows, album, leads[len(leads) // 2])
+        places = {int(share * len(leads)) for share in SHOWN}
+        yield from illustrate_frontier(rows, album, [leads[place] for place in sorted(places)])
 
 
 def illustrate_closure(shown: OneState, album: Album) -> Picture:
@@ -189,15 +191,18 @@ def illustrate_cost(rows: DataFrame, album: Album, words: str) -> Iterator[Pictu
         yield album.add("cost", figures.cost(rows), "cost", f"Wall time, {words}.")
 
 
-def illustrate_frontier(rows: DataFrame, album: Album, lead_time: float) -> Iterator[Picture]:
+def illustrate_frontier(
+    rows: DataFrame, album: Album, lead_times: Sequence[float]
+) -> Iterator[Picture]:
     """Skill against cost, where there are three methods of which both are known."""
     coupled = select(rows, stage="coupled", score="cost_ratio")
     if len(coupled) >= 3:
         caption = (
-            f"CRPS at lead time {lead_time:g} against the cost of a member, in bare solvers; the "
-            "line joins the methods that no cheaper one beats."
+            "CRPS against the cost of a member, in bare solvers at their own step. Joined are the "
+            "bare solvers, and by a broken line the closures, that no cheaper one beats; the "
+            "horizontal line is the true ensemble."
         )
-        drawn = figures.frontier(rows, lead_time)
+        drawn = figures.frontier(rows, lead_times)
         yield album.add("cost", drawn, "frontier", caption)
 
 

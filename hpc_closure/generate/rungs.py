@@ -104,11 +104,9 @@ def begin(
     impose(simulation, known.now[case_of_row])
 
 
-def impose(simulation: Simulation, resolved: Tensor) -> Tensor:
-    """Put in the resolved modes, (rows, ...) spectra; returns what that adds to the states."""
+def impose(simulation: Simulation, resolved: Tensor) -> None:
+    """Put in the resolved modes, (rows, ...) spectra."""
     modes, sides = simulation.grid.modes, simulation.grid.dimensions
     inside = resize(torch.ones_like(resolved[:1]), modes, sides).real > 0
     whole = resize(resolved, modes, sides).to(simulation.state)
-    added = torch.where(inside, whole - simulation.state, 0.0)
     torch.where(inside, whole, simulation.state, out=simulation.state)
-    return added

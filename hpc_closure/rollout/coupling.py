@@ -328,9 +328,9 @@ class CoupledRun:
     def _follow(self, known: rungs.Known) -> None:
         """Runs with a closure follow the resolved past, from a moved start, the closure acting.
 
-        After every interval the resolved modes are put in, and what that adds is added to the
-        closure, which is then, of the resolved modes, the one that there was. These draws are
-        calls like others, but no draws of the run that is scored.
+        After every interval the resolved modes are put in. These draws are calls like others, but
+        no draws of the run that is scored. What is put in is no part of the last closures: it is
+        mostly the error of the unresolved modes, far larger than a closure of the resolved ones.
         """
         number = round(self.coupling.pasts.get("model", 0.0) / known.every)
         first, *frames = [*known.past[len(known.past) - number :], known.now]
@@ -343,9 +343,7 @@ class CoupledRun:
                 simulation, rows = self.simulations[name], self.rows_of[name].case
                 tendency = self._tendency_hat(name, None)
                 advance_with(simulation, self.coupling.kind, span, tendency)
-                added = rungs.impose(simulation, resolved[rows]) / span
-                if self.memory.previous:
-                    self.drawn[name][0] = self.drawn[name][0] + as_row(added, self.sides)
+                rungs.impose(simulation, resolved[rows])
             self.calls += 1
         for name in self.drawn:
             self.simulations[name].load_state(begun, self.simulations[name].state)
