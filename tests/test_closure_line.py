@@ -35,7 +35,8 @@ model: {{width: 4, mean_layers: 2, gate: "off"}}
 train: {{split: [0.5, 0.25, 0.25], steps: 40, batch: 16,
         trajectory: {{steps: 4, batch: 4, calls: [2, 4], lr: 1e-3}}}}
 replicas: {{members: 6, pinned: 0.1}}
-rollout: {{members: 8, cases: 5, t_start: 1.0, t_end: 2.0, every: 0.1, interval: 10}}
+rollout: {{members: 8, cases: 5, t_start: 1.0, t_end: 2.0, every: 0.1, interval: 10,
+          rungs: [{{grid: 48, start: moved}}]}}
 evaluate: {{lead_times: [0.1, 0.5, 1.0], samples: 10, members: 8, formats: [png]}}
 cluster: {{members_per_block: 20, device: cpu, threads: 1}}
 """

@@ -110,7 +110,11 @@ def test_late_leads_have_a_dagger_in_the_tables(rows, tmp_path):
 
 def test_the_worst_similarity_is_a_headline():
     base = {"stage": "coupled", "closure": "subgrid", "grid": 8, "score": "similarity_worst"}
-    values = {"model": (0.68, 0.6, 0.7), "oracle": (0.9, 0.8, 1.0), "bare_2x": (0.2, 0.1, 0.3)}
+    values = {
+        "model": (0.68, 0.6, 0.7),
+        "oracle": (0.9, 0.8, 1.0),
+        "rung_64_moved": (0.2, 0.1, 0.3),
+    }
     records = [
         {**base, "method": method, "value": value, "low": low, "high": high}
         for method, (value, low, high) in values.items()
@@ -119,5 +123,5 @@ def test_the_worst_similarity_is_a_headline():
     assert line.what.endswith("the worst similarity to the filtered DNS")
     assert line.model == "0.680 [0.600, 0.700]"
     assert line.beside == (
-        "the exact law 0.900, bare_2x 0.200, no closure 0 by definition, the filtered DNS 1"
+        "the exact law 0.900, rung_64_moved 0.200, no closure 0 by definition, the filtered DNS 1"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import hpc_closure.train
+from hpc_closure.experiment import opponents
 from hpc_closure.experiment.schema import Train, Trajectory
 from hpc_closure.train.trainer import WARM_UP, learning_rate
 
@@ -13,14 +14,16 @@ FOLDER = Path(hpc_closure.train.__file__).parent
 
 
 def settings_read() -> set[str]:
-    """Keys read from what the wing calls ``settings``, ``section`` or ``trajectory``."""
+    """Keys read from what the wing calls ``settings``, ``section``, ``trajectory``, or from
+    ``experiment.train``."""
     names = set()
-    for path in FOLDER.glob("*.py"):
+    for path in (*FOLDER.glob("*.py"), Path(opponents.__file__)):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
                 owner = node.value
                 word = getattr(owner, "attr", getattr(owner, "id", ""))
-                if word in ("settings", "section", "trajectory"):
+                whole = word == "train" and getattr(owner.value, "id", "") == "experiment"
+                if whole or word in ("settings", "section", "trajectory"):
                     names.add(node.attr)
                 if node.attr == "train_grid":  # train.grid, or the grid of the data
                     names.add("grid")
