@@ -22,7 +22,10 @@ def settings_read() -> set[str]:
             if isinstance(node, ast.Attribute):
                 owner = node.value
                 word = getattr(owner, "attr", getattr(owner, "id", ""))
-                whole = word == "train" and getattr(owner.value, "id", "") == "experiment"
+                whole = (
+                    word == "train"
+                    and getattr(getattr(owner, "value", None), "id", "") == "experiment"
+                )
                 if whole or word in ("settings", "section", "trajectory"):
                     names.add(node.attr)
                 if node.attr == "train_grid":  # train.grid, or the grid of the data
