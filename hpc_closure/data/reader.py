@@ -162,8 +162,6 @@ class CoupledEnsemble:
             BESIDE and the rungs; of replicas ``closure``.
         rungs: names of the rungs, in the order of the file.
         whole_times: times at which the starts are stored with all modes; empty without.
-        seconds: wall seconds by part, summed over the blocks.
-        member_steps: solver steps times trajectories.
     """
 
     FIELDS = {name: f"t0_fields/{name}" for name in (*BESIDE, "closure")}
@@ -174,8 +172,6 @@ class CoupledEnsemble:
             raise ValueError("no rollout files; run `hpc-closure rollout` first")
         self._rows: dict[tuple[int, int], tuple[Path, int]] = {}
         self._cases: dict[int, tuple[Path, int]] = {}
-        self.seconds: dict[str, float] = {}
-        self.member_steps = 0.0
         times: list[np.ndarray] = []
         names: set[str] | None = None
         self.counted = set(COUNTED)
@@ -199,7 +195,6 @@ class CoupledEnsemble:
                 self.counted -= {
                     name for name, one in COUNTED.items() if f"series/{one}" not in file
                 }
-                self._add_cost(header, float(file.attrs["dt"]))
         self.times, self.names = min(times, key=len), names or set()
         self.rungs = [name for name in self.rungs if name in self.names]
         self.take(sorted(self._cases))
@@ -209,12 +204,6 @@ class CoupledEnsemble:
         self.cases = list(cases)
         counts = [{m for c, m in self._rows if c == case} for case in self.cases]
         self.members = sorted(set.intersection(*counts))
-
-    def _add_cost(self, header: BlockHeader, dt: float) -> None:
-        for part, seconds in header.provenance.get("seconds", {}).items():
-            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
-        steps = round(float(header.times[-1] - header.times[0]) / dt)
-        self.member_steps += steps * len(header.members)
 
     def read(self, name: str, index: int) -> np.ndarray:
         """Vorticity at time ``index``: ensembles (M, C, n, n), references (1, C, n, n)."""

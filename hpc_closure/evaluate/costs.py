@@ -7,14 +7,14 @@ true ensemble's is that of the DNS.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.reader import DataSet
 from hpc_closure.evaluate.inputs import Inputs
-from hpc_closure.experiment.schema import Experiment
+from hpc_closure.experiment.schema import Experiment, Rung
 from hpc_closure.rollout.coupling import CoupledRun
 from hpc_closure.rollout.rows import coupled_run, start
 from hpc_closure.spectral.simulation import Simulation
@@ -77,7 +77,9 @@ def _clocks(inputs: Inputs) -> tuple[float, dict[str, Clock]]:
     span, model = own.coupling.span, own.simulations["model"]
     solver = Simulation(model.problem, range(len(model.members)), 0, device=inputs.device)
     clocks["none"] = bare(solver.load_state(0, model.state), span)
-    clocks |= {name: bare(own.simulations[name], span) for name in own.rungs}
+    if experiment.rollout.rungs:
+        beside = _run(inputs, inputs.closure, number, rungs=experiment.rollout.rungs)
+        clocks |= {name: bare(beside.simulations[name], span) for name in beside.rungs}
     if inputs.replicas is not None or own.exact:
         problem = experiment.problem
         if own.exact:
@@ -88,14 +90,26 @@ def _clocks(inputs: Inputs) -> tuple[float, dict[str, Clock]]:
     return span, clocks
 
 
-def _run(inputs: Inputs, closure, number: int, other: Experiment | None = None) -> CoupledRun:
-    """A coupled run from the starts; ``other`` is the experiment of a compared run."""
+def _run(
+    inputs: Inputs,
+    closure,
+    number: int,
+    other: Experiment | None = None,
+    rungs: Sequence[Rung] = (),
+) -> CoupledRun:
+    """A coupled run from the starts, without references, which would be run in each of its turns.
+
+    Args:
+        inputs: what is scored.
+        closure: of the run.
+        number: of trajectories.
+        other: the experiment of a compared run.
+        rungs: bare solvers that are begun beside it.
+    """
     experiment, data = inputs.experiment, inputs.data
     if other is not None and other.train_grid != experiment.train_grid:
         experiment, data = other, DataSet(HeldOut.of(other).run.data)
-    rollout = experiment.rollout
-    if closure is not inputs.closure:
-        rollout = rollout.model_copy(update={"references": (), "rungs": ()})
+    rollout = experiment.rollout.model_copy(update={"references": (), "rungs": tuple(rungs)})
     experiment = experiment.model_copy(update={"rollout": rollout})
     run = coupled_run(experiment, closure, data, range(number), inputs.device)
     start(run, data, experiment)

@@ -109,4 +109,4 @@ def impose(simulation: Simulation, resolved: Tensor) -> None:
     modes, sides = simulation.grid.modes, simulation.grid.dimensions
     inside = resize(torch.ones_like(resolved[:1]), modes, sides).real > 0
     whole = resize(resolved, modes, sides).to(simulation.state)
-    torch.where(inside, whole, simulation.state, out=simulation.state)
+    torch.where(inside.to(simulation.device), whole, simulation.state, out=simulation.state)
