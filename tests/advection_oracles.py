@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.advection import FORMS, Advection
+from hpc_closure.spectral.equations.advection import FORMS, Advection
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.transform import Transform
 
 
 class Advective(Advection):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hpc_closure.bench.known import FIRST, Known
-from hpc_closure.closure import draws
-from hpc_closure.closure.band import band
-from hpc_closure.closure.build import build
-from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.published import LATEST, SENSORS_PER_SIDE, PublishedModel
-from hpc_closure.closure.sensors import subgrid
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.baselines.published import LATEST, SENSORS_PER_SIDE, PublishedModel
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.sensors import subgrid
+from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.data.samples import Past, TrainingSet
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.train.trainer import TrainData
@@ -34,7 +34,7 @@ def states_of(count, first=0, size=SIZE):
     k2 = b.grid.integer_k2.double()
     shape = (1 + k2 / 2) ** -2.2 * (k2 > 0)
     shape = shape / (shape.square() * b.weights).sum().sqrt()
-    w_hat = draws.white_spectra(b, 7, "state", range(first, first + count), 0) * shape
+    w_hat = keyed_noise.white_spectra(b, 7, "state", range(first, first + count), 0) * shape
     return b.to_physical(w_hat, size)
 
 

@@ -16,9 +16,9 @@ import trajectory_case
 from torch import Tensor
 from train_case import run_fit
 
-from hpc_closure.closure.build import build
-from hpc_closure.closure.gate import Gate, ImprovementGate
-from hpc_closure.closure.interface import ClosureModel, Phase
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.part_selection import Gate, ImprovementGate
+from hpc_closure.closure.model import ClosureModel, Phase
 from hpc_closure.data.samples import Past, TrainingSet
 from hpc_closure.train import processes
 from hpc_closure.train.processes import Processes

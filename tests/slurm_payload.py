@@ -15,10 +15,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from hpc_closure.batch import submit
+from hpc_closure.batch.site import load_profile
+from hpc_closure.batch.squeue import queued_members
 from hpc_closure.experiment.folder import Run
-from hpc_closure.rollout import submit
-from hpc_closure.rollout.site import load_profile
-from hpc_closure.rollout.squeue import queued_members
 from hpc_closure.work import atomic, loop, units
 from hpc_closure.work.stop import Stop, Stopped
 

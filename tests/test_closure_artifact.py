@@ -14,16 +14,16 @@ from closure_case import batches_of, fitted, law_of, states_of
 
 import hpc_closure
 from hpc_closure.closure import artifact
-from hpc_closure.closure.band import band
-from hpc_closure.closure.build import build
-from hpc_closure.closure.exact import ExactLaw
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.sensors import Sensors, read_regular, regular_positions
+from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.closure.header import Header, read_header, shipped
-from hpc_closure.closure.interface import Request
-from hpc_closure.closure.parts import describe
-from hpc_closure.closure.sensors import Sensors, read_regular, regular_positions
+from hpc_closure.closure.model import Request
+from hpc_closure.closure.part_report import describe
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.spectral.grid import hermitian, retained_modes
+from hpc_closure.spectral.modes.grid import hermitian, retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 

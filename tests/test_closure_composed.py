@@ -7,14 +7,14 @@ import pytest
 import torch
 from closure_case import SMALL, batches_of, fitted, law_of, states_of
 
-from hpc_closure.closure.band import band
-from hpc_closure.closure.build import build
-from hpc_closure.closure.features import physics_estimate
-from hpc_closure.closure.interface import Request
-from hpc_closure.closure.mean import FARTHEST
-from hpc_closure.closure.sensors import Sensors, regular_positions
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.mean import FARTHEST
+from hpc_closure.closure.fields.features import physics_estimate
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.sensors import Sensors, regular_positions
+from hpc_closure.closure.model import Request
 from hpc_closure.experiment.models import FUNCTIONAL, PRESETS
-from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.modes.grid import resize
 
 
 @pytest.fixture(scope="module", params=["diffusion", "convection"])

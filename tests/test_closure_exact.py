@@ -6,8 +6,8 @@ import pytest
 import torch
 from closure_case import law_of, states_of
 
-from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.sensors import Sensors, fourier_interpolation, regular_positions
+from hpc_closure.closure.fields.sensors import Sensors, fourier_interpolation, regular_positions
+from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.spectral.problem import Problem
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from closure_case import SMALL, batches_of, law_of, states_of
 
-from hpc_closure.closure import draws
-from hpc_closure.closure.band import band
-from hpc_closure.closure.build import build
-from hpc_closure.closure.conditioning import Carrier
-from hpc_closure.closure.interface import Request
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.sensors import Sensors, fourier_interpolation, regular_positions
+from hpc_closure.closure.gaussian.conditioning import Carrier
+from hpc_closure.closure.model import Request
 from hpc_closure.closure.sampling import SCHEDULES, GaussianStep
-from hpc_closure.closure.sensors import Sensors, fourier_interpolation, regular_positions
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_every_weight_has_a_gradient_whatever_a_share_of_a_batch_reads(fitted):
     """Processes average their gradients; one that lacks some would end all of them."""
     law, model = fitted
     state, target = batches_of(law, 1)[0]
-    uniform = draws.uniforms(0, "train", range(20), 0)[:, 1]
+    uniform = keyed_noise.uniforms(0, "train", range(20), 0)[:, 1]
     for sample in (int(uniform.argmin()), int(uniform.argmax())):  # with sensors, without
         for weight in model.parameters():
             weight.grad = None

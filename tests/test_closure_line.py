@@ -8,20 +8,21 @@ from conftest import four_verbs
 
 import hpc_closure
 from hpc_closure.bench import stability
-from hpc_closure.closure import draws, trajectory
-from hpc_closure.closure.band import band
-from hpc_closure.closure.build import build
-from hpc_closure.closure.features import carried, feature_spectra
-from hpc_closure.closure.match import check_fits
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.compatibility import check_fits
+from hpc_closure.closure.composed import rollout_training
+from hpc_closure.closure.composed.rollout_training import Trajectories
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.features import carried, feature_spectra
+from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.targets import reduced_problem
-from hpc_closure.closure.trajectory import Trajectories
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
-from hpc_closure.evaluate.spectra import shell_power
+from hpc_closure.evaluate.scores.spectra import shell_power
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Rollout
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
-from hpc_closure.spectral.grid import Grid, Row, hermitian, resize
+from hpc_closure.spectral.modes.grid import Grid, Row, hermitian, resize
 from hpc_closure.spectral.simulation import Simulation
 
 SMALL = """
@@ -51,7 +52,7 @@ def run(tmp_path_factory):
 def waves(number=3, size=24, seed=0):
     """Fields (number, 1, n) of a few modes."""
     row = band(7, 1.0, 1)
-    return row.to_physical(draws.white_spectra(row, seed, "test", range(number), 0), size)
+    return row.to_physical(keyed_noise.white_spectra(row, seed, "test", range(number), 0), size)
 
 
 def test_a_row_has_the_modes_of_a_line():
@@ -60,7 +61,7 @@ def test_a_row_has_the_modes_of_a_line():
     for name in ("k2", "inverse_k2", "weights", "ky"):
         assert torch.equal(getattr(row, name)[0], getattr(line, name)), name
     assert torch.equal(row.shell()[0], line.shell()) and row.num_shells == line.num_shells
-    spectra = draws.white_spectra(band(7, 1.0, 1), 0, "test", range(3), 0)
+    spectra = keyed_noise.white_spectra(band(7, 1.0, 1), 0, "test", range(3), 0)
     assert torch.equal(row.shell_sum(spectra.abs()), line.shell_sum(spectra[:, 0].abs()))
     for modes in (4, 9):
         assert torch.equal(resize(spectra, modes)[:, 0], resize(spectra[:, 0], modes, 1))
@@ -69,7 +70,7 @@ def test_a_row_has_the_modes_of_a_line():
 
 def test_draws_on_a_line_are_white_and_real():
     row = band(7, 1.0, 1)
-    z = draws.white_spectra(row, 1, "test", range(4000), 0)
+    z = keyed_noise.white_spectra(row, 1, "test", range(4000), 0)
     power = z.abs().square().mean((0, 1))
     assert z.shape == (4000, 1, 8) and torch.allclose(power, torch.ones(8).double(), atol=0.08)
     field = row.to_physical(z, 24)
@@ -138,7 +139,7 @@ def test_the_solver_with_gradients_is_the_coupled_run(run, monkeypatch):
         "sample_index": torch.arange(3),
         "ahead": state[:, None].expand(-1, 4, -1, -1),
     }
-    monkeypatch.setattr(trajectory, "STAGE", "sample")
+    monkeypatch.setattr(rollout_training, "STAGE", "sample")
     through = Trajectories(experiment.problem, 24, "subgrid", 10, 2)
     through.problem = through.problem.replace(precision="float64")
     with torch.no_grad():

@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 
-from hpc_closure.closure import draws
-from hpc_closure.closure.band import band
-from hpc_closure.closure.law import BaseLaw
-from hpc_closure.closure.losses import (
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.losses import (
     ALMOST_FAIR,
     crps,
     energy_score,
@@ -16,6 +14,8 @@ from hpc_closure.closure.losses import (
     spectral_energy_score,
     spectral_square,
 )
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.gaussian.kriging import BaseLaw
 
 B = band(5)
 
@@ -60,7 +60,7 @@ def test_likelihood_is_least_at_the_true_amplitude():
 def test_base_law_scores_one():
     spectrum = torch.exp(-0.3 * B.group_k2.double())
     law = BaseLaw(B, spectrum)
-    q_hat = draws.white_spectra(B, 0, "test", range(3000), 0)
+    q_hat = keyed_noise.white_spectra(B, 0, "test", range(3000), 0)
     like = torch.zeros(1, dtype=torch.float64)
     white = q_hat * law.modes("std", like) * law.modes("whiten", like)
     score = spectral_square(B, white, law.modes("importance", like))
@@ -68,8 +68,10 @@ def test_base_law_scores_one():
 
 
 def test_energy_score_prefers_the_right_spread_and_has_a_gradient():
-    truth = draws.white_spectra(B, 1, "test", range(500), 0)
-    samples = torch.stack([draws.white_spectra(B, 2, "test", range(500), i) for i in range(4)])
+    truth = keyed_noise.white_spectra(B, 1, "test", range(500), 0)
+    samples = torch.stack(
+        [keyed_noise.white_spectra(B, 2, "test", range(500), i) for i in range(4)]
+    )
     weight = torch.ones(B.shape, dtype=torch.float64)
 
     def score(factor):

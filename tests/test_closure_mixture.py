@@ -8,11 +8,12 @@ from closure_case import SMALL
 
 import hpc_closure
 from hpc_closure.bench.known import Known, fit
-from hpc_closure.closure import artifact, draws
-from hpc_closure.closure.build import build
-from hpc_closure.closure.conditioning import Observed
-from hpc_closure.closure.interface import Request
-from hpc_closure.spectral.grid import resize
+from hpc_closure.closure import artifact
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.gaussian.conditioning import Observed
+from hpc_closure.closure.model import Request
+from hpc_closure.spectral.modes.grid import resize
 
 GRID = 16
 NONE = {"conditions": {"sensors": "none"}}
@@ -45,7 +46,9 @@ def test_the_loss_is_the_likelihood_of_the_law_that_is_drawn(mixture):
     model, frame = mixture, mixture.frame
     states = Known("regimes", GRID).states("test", 1)
     told = given(model, states)
-    z = model.base_noise(frame.law, draws.Key(0, "test", range(40_000), 0), draws.STREAM_BASE)
+    z = model.base_noise(
+        frame.law, keyed_noise.Key(0, "test", range(40_000), 0), keyed_noise.STREAM_BASE
+    )
     drawn = model.residual.draw(frame, told, z, torch.ones(()), None).q
     white = frame.law.modes("whiten", z)
 
@@ -106,7 +109,9 @@ def test_components_are_drawn_as_often_as_they_are_likely(mixture):
     every = model.residual.told(frame, given(model, states).summary).log_weights[0].exp()
     row = int((every - 0.35).abs().argmin())
     one = given(model, states[row : row + 1])
-    z = model.base_noise(frame.law, draws.Key(0, "test", range(4000), 0), draws.STREAM_BASE)
+    z = model.base_noise(
+        frame.law, keyed_noise.Key(0, "test", range(4000), 0), keyed_noise.STREAM_BASE
+    )
     drawn = model.residual.draw(frame, one, z, torch.ones(()), None).q
     told = model.residual.told(frame, one.summary)
     apart = (told.means[0] - told.means[1])[0, 1, 0].real

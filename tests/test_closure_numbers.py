@@ -2,8 +2,8 @@
 
 import torch
 
-from hpc_closure.closure.numbers import MOST, NumberMean, candidates
-from hpc_closure.closure.reader import Reader
+from hpc_closure.closure.composed.numbers import MOST, NumberMean, candidates
+from hpc_closure.closure.reductions import Reader
 
 
 def fitted(answer, count=4000, seed=0):

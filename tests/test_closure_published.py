@@ -7,13 +7,13 @@ import torch
 from closure_case import batches_of, law_of, score_loss, states_of
 
 from hpc_closure.closure import artifact
-from hpc_closure.closure.build import build
-from hpc_closure.closure.fno import SpectralConv2d
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.baselines.published import box_filter, constant_loss, white_loss
+from hpc_closure.closure.fields.sensors import Sensors, regular_positions
 from hpc_closure.closure.header import Header
-from hpc_closure.closure.interface import Request
-from hpc_closure.closure.published import box_filter, constant_loss, white_loss
+from hpc_closure.closure.model import Request
+from hpc_closure.closure.networks.layers import SpectralConv2d
 from hpc_closure.closure.sampling import PublishedVE
-from hpc_closure.closure.sensors import Sensors, regular_positions
 from hpc_closure.closure.targets import Target
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.schema import Rollout

@@ -5,22 +5,25 @@ import math
 import pytest
 import torch
 
-from hpc_closure.closure import draws, regression
-from hpc_closure.closure.band import band
-from hpc_closure.closure.features import carried, feature_spectra
-from hpc_closure.closure.regression import Library, term_names
+from hpc_closure.closure.composed import regression
+from hpc_closure.closure.composed.regression import Library, term_names
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.features import carried, feature_spectra
+from hpc_closure.closure.fields.modes import band
 
 B = band(10)
 
 
 def states(count, seed=0):
     k2 = B.grid.integer_k2.double()
-    return draws.white_spectra(B, seed, "state", range(count), 0) * (1 + k2) ** -1.5 * (k2 > 0)
+    return (
+        keyed_noise.white_spectra(B, seed, "state", range(count), 0) * (1 + k2) ** -1.5 * (k2 > 0)
+    )
 
 
 def noise(count, level):
     k2 = B.grid.integer_k2.double()
-    return level * draws.white_spectra(B, 9, "noise", range(count), 0) * torch.exp(-0.1 * k2)
+    return level * keyed_noise.white_spectra(B, 9, "noise", range(count), 0) * torch.exp(-0.1 * k2)
 
 
 def advection(w_hat):
@@ -70,9 +73,9 @@ WIDE, HALF_VISCOSITY = band(42), -0.5e-3
 def steep(count, seed, level=1e-4):
     """(frames, target) of a damping and noise, in single precision: round-off from |k| = 20 on."""
     k2 = WIDE.grid.integer_k2.double()
-    w_hat = draws.white_spectra(WIDE, seed, "state", range(count), 0)
+    w_hat = keyed_noise.white_spectra(WIDE, seed, "state", range(count), 0)
     w_hat = w_hat * torch.exp(-0.8 * k2.sqrt()) * (k2 > 0)
-    white = draws.white_spectra(WIDE, seed, "noise", range(count), 0)
+    white = keyed_noise.white_spectra(WIDE, seed, "noise", range(count), 0)
     target = HALF_VISCOSITY * WIDE.grid.k2 * w_hat + level * white * torch.exp(-0.1 * k2)
     stored = [WIDE.to_physical(one, 128).float().double() for one in (w_hat, target)]
     state, target = (WIDE.to_spectral(one) for one in stored)

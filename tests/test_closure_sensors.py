@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hpc_closure.closure.band import band
-from hpc_closure.closure.sensors import (
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.sensors import (
     KRIGED_LAYOUTS,
     LEARNED_LAYOUTS,
     Sensors,

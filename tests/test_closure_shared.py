@@ -6,13 +6,13 @@ import pytest
 import torch
 from closure_case import SMALL, batches_of, law_of, states_of
 
-from hpc_closure.closure.build import build
-from hpc_closure.closure.draws import pair
-from hpc_closure.closure.interface import Request
-from hpc_closure.closure.network import FieldNetwork, ScoreNetwork
-from hpc_closure.closure.posterior_network import PosteriorNetwork
-from hpc_closure.closure.sensors import Sensors, regular_positions
-from hpc_closure.closure.shared import for_members
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.fields.keyed_noise import pair
+from hpc_closure.closure.fields.members import for_members
+from hpc_closure.closure.fields.sensors import Sensors, regular_positions
+from hpc_closure.closure.model import Request
+from hpc_closure.closure.networks.blocks import FieldNetwork, ScoreNetwork
+from hpc_closure.closure.networks.sensor_network import PosteriorNetwork
 
 STATES, MEMBERS = 3, 4
 WITHOUT = {"sensors": "none"}

@@ -9,10 +9,10 @@ from test_learning import CLOSED, GRID, chain, with_previous
 from trajectory_case import GRID as COARSE
 from trajectory_case import INTERVAL, PROBLEM, REDUCED, SEED, data
 
-from hpc_closure.closure.build import build
-from hpc_closure.closure.interface import Request
-from hpc_closure.closure.reader import Reader
-from hpc_closure.closure.steady import HEAVY, STEP, Found, LongRuns, lower
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.steady import HEAVY, STEP, Found, LongRuns, lower
+from hpc_closure.closure.model import Request
+from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.simulation import Simulation
 
 SHELLS = REDUCED.replace(grid=COARSE).make_grid().num_shells

@@ -108,7 +108,7 @@ def test_snapshots_and_true_ensemble_are_of_it_and_climatology_of_the_training(t
 
 def test_the_coupled_climatology_is_of_the_training_data(tested, monkeypatch):
     """The climate is what a user knows before he sees the test set."""
-    from hpc_closure.evaluate import coupled
+    from hpc_closure.evaluate.stages import coupled
 
     seen = {}
     monkeypatch.setattr(coupled, "score_coupled", lambda *words, **keys: seen.update(all=words))

@@ -10,11 +10,11 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Trajectory
 from hpc_closure.generate import verb as generate
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.noise_model import NoiseModel
+from hpc_closure.spectral.modes.grid import Grid
+from hpc_closure.spectral.modes.transform import Transform
+from hpc_closure.spectral.noise.kinds import NoiseModel
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.transform import Transform
 from hpc_closure.train import verb as train
 
 N = 16

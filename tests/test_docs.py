@@ -182,7 +182,7 @@ def subgrid_case(folder):
     from trajectory_case import GRID, INTERVAL, PREVIOUS, PROBLEM, data, dns
 
     from hpc_closure.closure import artifact
-    from hpc_closure.closure.build import build
+    from hpc_closure.closure.artifact import build
 
     conditions = {"sensors": "none", "previous": PREVIOUS}
     torch.manual_seed(0)

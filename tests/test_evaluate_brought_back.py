@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.evaluate.brought_back import records, shares
+from hpc_closure.evaluate.report.summary import headline
 from hpc_closure.evaluate.rows import Labels, find, frame
-from hpc_closure.evaluate.summary import headline
+from hpc_closure.evaluate.scores.brought_back import records, shares
 
 
 def counts_of(lead):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from test_evaluate_scores import normal
+from test_evaluate_pointwise import normal
 
-from hpc_closure.evaluate.climate import BINS, TOTAL, Climate, Flow
+from hpc_closure.evaluate.scores.climate import BINS, TOTAL, Climate, Flow
 from hpc_closure.spectral.problem import Problem
 
 CASES, LEADS, SIZE = 6, 4, 16

@@ -8,14 +8,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
-from test_evaluate_scores import normal, stationary
+from test_evaluate_pointwise import normal, stationary
 
-from hpc_closure.evaluate import figures
-from hpc_closure.evaluate.coupled import score_coupled
-from hpc_closure.evaluate.generated import score_generated
 from hpc_closure.evaluate.methods import Moments
-from hpc_closure.evaluate.one_state import OneState
-from hpc_closure.evaluate.pictures import (
+from hpc_closure.evaluate.report import figures
+from hpc_closure.evaluate.report.example_state import OneState
+from hpc_closure.evaluate.report.gallery import (
     Album,
     illustrate_closure,
     illustrate_cost,
@@ -24,8 +22,10 @@ from hpc_closure.evaluate.pictures import (
     illustrate_generated,
     illustrate_training,
 )
-from hpc_closure.evaluate.rank_histogram import fourier_coordinates
 from hpc_closure.evaluate.rows import Labels, frame
+from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
+from hpc_closure.evaluate.stages.coupled import score_coupled
+from hpc_closure.evaluate.stages.generated import score_generated
 
 LABELS = Labels({"closure": "diffusion", "sensors": "none", "interval": 1})
 

@@ -1,16 +1,16 @@
 """What several scores are made of is computed once, and is what it says."""
 
 import torch
-from test_evaluate_scores import normal
+from test_evaluate_pointwise import normal
 
-from hpc_closure.closure.losses import square_distances
-from hpc_closure.evaluate import budget, forecast
-from hpc_closure.evaluate.budget import Origin
-from hpc_closure.evaluate.coupled import score_coupled
-from hpc_closure.evaluate.forecast import Forecast, Truth
-from hpc_closure.evaluate.generated import score_generated
+from hpc_closure.closure.fields.losses import square_distances
 from hpc_closure.evaluate.rows import Labels
-from hpc_closure.evaluate.spectra import power, transform
+from hpc_closure.evaluate.scores import budget, forecast
+from hpc_closure.evaluate.scores.budget import Origin
+from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.spectra import power, transform
+from hpc_closure.evaluate.stages.coupled import score_coupled
+from hpc_closure.evaluate.stages.generated import score_generated
 
 SAMPLES, SIZE = 4, 8
 

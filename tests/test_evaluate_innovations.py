@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from hpc_closure.closure import draws
-from hpc_closure.closure.band import band
-from hpc_closure.closure.parts import PartReport
-from hpc_closure.evaluate.innovations import Innovations, gains, local_features, verdict
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.part_report import PartReport
 from hpc_closure.evaluate.rows import find, frame
+from hpc_closure.evaluate.stages.innovations import Innovations, gains, local_features, verdict
 
 B, SIZE, COUNT = band(5), 16, 2400
 SLOW = 3  # shells up to which modes have a scale of their own
@@ -17,7 +17,7 @@ SLOW = 3  # shells up to which modes have a scale of their own
 
 def white(stream=0):
     """Gaussian modes (S, ...) of unit variance."""
-    return draws.white_spectra(B, 3, "innovations", range(COUNT), stream)
+    return keyed_noise.white_spectra(B, 3, "innovations", range(COUNT), stream)
 
 
 def features_of(stream=9):
@@ -30,7 +30,7 @@ def features_of(stream=9):
 def laplace(which):
     """Modes in the chosen shells times a scale s of their own for each, with E s^2 = 1 and
     E s^4 = 2: each number has the excess kurtosis 3 (2 - 1) = 3."""
-    scale = draws.uniforms(3, "scale", range(COUNT), 0, 2 * B.shape[0] * B.shape[1])
+    scale = keyed_noise.uniforms(3, "scale", range(COUNT), 0, 2 * B.shape[0] * B.shape[1])
     scale = scale[:, : B.shape[0] * B.shape[1]].unflatten(1, B.shape)
     square = torch.where(scale < 0.2, 3.0, 0.5)  # mean 1, mean square 2: excess 3
     q_hat = white()
@@ -138,7 +138,7 @@ def test_a_skewed_field_and_patches_are_seen():
 
 def test_kurtosis_of_patches_and_patterns_is_of_their_leading_components():
     """One pattern with two values, as large as the rest: kurtosis of that mixture."""
-    sign = torch.where(draws.uniforms(4, "sign", range(COUNT), 0, 1) < 0.5, -1.0, 1.0)
+    sign = torch.where(keyed_noise.uniforms(4, "sign", range(COUNT), 0, 1) < 0.5, -1.0, 1.0)
     wave = torch.zeros(B.shape, dtype=torch.complex128)
     wave[1, 1] = 12.0
     rows = rows_of(0.3 * white() + sign[..., None] * wave)

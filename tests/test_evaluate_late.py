@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from hpc_closure.evaluate.coupled import score_coupled
-from hpc_closure.evaluate.late import SENTENCE, late_leads
-from hpc_closure.evaluate.report import Report
+from hpc_closure.evaluate.report.page import Report
+from hpc_closure.evaluate.report.summary import summarise
 from hpc_closure.evaluate.rows import Labels, find, frame, select
-from hpc_closure.evaluate.summary import summarise
+from hpc_closure.evaluate.scores.late import SENTENCE, late_leads
+from hpc_closure.evaluate.stages.coupled import score_coupled
 
 LEADS = [0.5, 1.0, 2.0, 4.0]
 KNOWN = [0.95, 0.7, 0.0, 0.0]  # correlation with the start that the truth has there

@@ -9,16 +9,17 @@ import torch
 from conftest import TINY, four_verbs
 
 import hpc_closure
-from hpc_closure.closure import draws
-from hpc_closure.closure.parts import describe
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.part_report import describe
 from hpc_closure.data.reader import CoupledEnsemble
-from hpc_closure.evaluate import compare, methods, rows, scores
+from hpc_closure.evaluate import compare, methods, rows
 from hpc_closure.evaluate import verb as evaluate
-from hpc_closure.evaluate.inputs import Inputs
+from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.methods import Methods
-from hpc_closure.evaluate.paired import DIFFERENCES
+from hpc_closure.evaluate.report.summary import facts
 from hpc_closure.evaluate.rows import find, select
-from hpc_closure.evaluate.summary import facts
+from hpc_closure.evaluate.scores import pointwise
+from hpc_closure.evaluate.scores.paired import DIFFERENCES
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import BUILT_IN
@@ -57,12 +58,12 @@ def test_mean_gp_is_the_models_own_law_without_the_generator(experiment):
     snapshots = inputs.snapshots(16)
     drawn = [
         inputs.closure.sample(
-            state, members=[draws.pair(m, row) for m in range(4)], seed=0, method="mean_gp"
+            state, members=[keyed_noise.pair(m, row) for m in range(4)], seed=0, method="mean_gp"
         )
         for row, state in enumerate(snapshots.states)
     ]
     truth = snapshots.closures.double()
-    expected = scores.relative_error(torch.stack(drawn, 1).double(), truth).mean()
+    expected = pointwise.relative_error(torch.stack(drawn, 1).double(), truth).mean()
     row = find(
         select(table, stage="generated", sensors="none"),
         method="mean_gp",
@@ -116,7 +117,7 @@ def test_mean_gp_is_run_stored_and_scored_in_the_coupled_run(experiment):
     stored = CoupledEnsemble(sorted(Run.of(experiment).rollout.glob("*.h5")))
     index = stored.index(0.2)
     ensemble, truth = (torch.from_numpy(stored.read(k, index)) for k in ("mean_gp", "truth"))
-    expected = scores.relative_error(ensemble.double(), truth[0].double()).mean()
+    expected = pointwise.relative_error(ensemble.double(), truth[0].double()).mean()
     row = find(own, score="relative_error", lead_time=0.2)
     assert row.value == pytest.approx(float(expected), rel=1e-9)
     assert (own["evaluations"] == 0).all()
@@ -277,7 +278,7 @@ def test_the_names_of_all_tables_are_refused():
 
 
 def test_what_the_coupled_run_leaves_out_is_absent(experiment):
-    from hpc_closure.evaluate.coupled import absent_references
+    from hpc_closure.evaluate.stages.coupled import absent_references
 
     reasons = {note.method: note.reason for note in absent_references(inputs_of(experiment), ())}
     assert reasons["mean_gp"] == "rollout.references leaves it out"

@@ -5,11 +5,18 @@ import math
 import pytest
 import torch
 
-from hpc_closure.evaluate.coupled import score_coupled
-from hpc_closure.evaluate.intervals import interval_columns
-from hpc_closure.evaluate.paired import ALIKE, BETTER, WORSE, difference, differences, verdict
-from hpc_closure.evaluate.report import Report
+from hpc_closure.evaluate.report.page import Report
 from hpc_closure.evaluate.rows import Labels, find, select
+from hpc_closure.evaluate.scores.intervals import interval_columns
+from hpc_closure.evaluate.scores.paired import (
+    ALIKE,
+    BETTER,
+    WORSE,
+    difference,
+    differences,
+    verdict,
+)
+from hpc_closure.evaluate.stages.coupled import score_coupled
 
 STARTS = torch.arange(30)
 

@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hpc_closure.closure.parts import PartReport
-from hpc_closure.evaluate.pictures import Picture
-from hpc_closure.evaluate.report import APART, SCORES, TABLES, Report
+from hpc_closure.closure.part_report import PartReport
+from hpc_closure.evaluate.report.gallery import Picture
+from hpc_closure.evaluate.report.page import APART, SCORES, TABLES, Report
+from hpc_closure.evaluate.report.summary import heading, headline, summarise
 from hpc_closure.evaluate.rows import Absent, frame
-from hpc_closure.evaluate.summary import heading, headline, summarise
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 PIXEL = base64.b64decode(

@@ -7,8 +7,9 @@ import time
 import pytest
 from conftest import TINY
 
-from hpc_closure.evaluate import figures, statistics
 from hpc_closure.evaluate import verb as evaluate
+from hpc_closure.evaluate.report import figures
+from hpc_closure.evaluate.scores import table
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
@@ -48,7 +49,7 @@ def products(experiment):
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("module, name", [(statistics, "energy_of"), (figures, "spectra")])
+@pytest.mark.parametrize("module, name", [(table, "energy_of"), (figures, "spectra")])
 def test_a_signal_in_a_destructor_stops_the_verb(experiment, monkeypatch, module, name, number):
     real, calls = getattr(module, name), []
 
@@ -66,8 +67,8 @@ def test_a_signal_in_a_destructor_stops_the_verb(experiment, monkeypatch, module
 
 
 def test_the_time_limit_stops_the_verb(experiment, monkeypatch):
-    real = statistics.energy_of
-    monkeypatch.setattr(statistics, "energy_of", lambda *words: (time.sleep(0.3), real(*words))[1])
+    real = table.energy_of
+    monkeypatch.setattr(table, "energy_of", lambda *words: (time.sleep(0.3), real(*words))[1])
     began = time.monotonic()
     with pytest.raises(Stopped, match="time limit of 0.5 s"):
         evaluate.run(experiment, Options(verbosity=-1, max_elapsed="0.5s"))

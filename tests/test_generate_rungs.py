@@ -11,7 +11,7 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.generate import pilot, rungs
 from hpc_closure.generate import verb as generate
-from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import hdf5

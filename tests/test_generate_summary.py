@@ -7,8 +7,8 @@ import pytest
 
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate import summary
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.transform import Transform
 
 SUBGRID = {
     "generate": {

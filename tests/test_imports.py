@@ -18,6 +18,7 @@ FLOORS = (
     ("rollout", "train"),
     ("generate",),
     ("closure", "data"),
+    ("batch",),
     ("work",),
     ("experiment",),
     ("spectral",),
@@ -25,7 +26,17 @@ FLOORS = (
 DOORS = {
     "mpi4py": {"work/mpi.py"},
     "deepspeed": {"train/deepspeed.py"},
-    "submitit": {"rollout/submit.py"},
+    "submitit": {"batch/submit.py"},
+}
+# Inside a wing: at most so many boxes, floors, and arrows between boxes.
+LIMITS = {
+    "closure": (15, 6, 35),
+    "spectral": (14, 8, 38),
+    "evaluate": (8, 8, 23),
+    "batch": (5, 2, 4),
+    "rollout": (4, 4, 3),
+    "train": (11, 5, 17),
+    "work": (14, 6, 32),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -93,15 +104,20 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def figures() -> dict:
-    """Boxes at the package's top, floors, arrows between boxes, and circles."""
-    arrows = graph()
-    boxes = {wing(name) for name in arrows if name}
+def figures(room: str = "") -> dict:
+    """Count boxes, floors, arrows between boxes, circles and modules of the package or a wing."""
+    stem = f"{room}." if room else ""
+    arrows = {
+        one.removeprefix(stem): {other.removeprefix(stem) for other in others if stem in other}
+        for one, others in graph().items()
+        if one.startswith(stem) and one != room
+    }
+    boxes = {wing(name) for name in arrows}
     between = {
         (wing(one), wing(other))
         for one, others in arrows.items()
         for other in others
-        if one and wing(one) != wing(other)
+        if wing(one) != wing(other) and wing(other) in boxes
     }
     height: dict[str, int] = {}
 
@@ -115,7 +131,7 @@ def figures() -> dict:
         "boxes": len(boxes),
         "floors": max(floor(box) for box in boxes),
         "arrows": len(between),
-        "circles": len(circles(arrows)),
+        "circles": len(circles({box: {b for a, b in between if a == box} for box in boxes})),
         "modules": len(arrows),
     }
 
@@ -138,6 +154,14 @@ def test_imports_run_one_way(name):
 
 def test_no_circles():
     assert circles(graph()) == []
+
+
+@pytest.mark.parametrize("room", LIMITS)
+def test_a_wing_stays_as_flat_as_it_is(room):
+    found = figures(room)
+    limits = dict(zip(("boxes", "floors", "arrows"), LIMITS[room], strict=True))
+    assert found["circles"] == 0
+    assert {name: found[name] for name in limits if found[name] > limits[name]} == {}
 
 
 def test_verbs_do_not_import_verbs():
@@ -179,11 +203,13 @@ def test_one_door_to_each_library(library):
 def test_the_rule_would_notice(tmp_path):
     """A circle, a relative import and an import by string are seen."""
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
-    assert "spectral.grid" in graph()["spectral.transform"]
+    assert "spectral.modes.grid" in graph()["spectral.modes.transform"]
     module = tmp_path / "x.py"
     module.write_text('payload = "hpc_closure.rollout.verb:run_units"\n')
     assert strings_that_import(module) == {"hpc_closure.rollout.verb"}
 
 
 if __name__ == "__main__":
-    print(", ".join(f"{value} {name}" for name, value in figures().items()))
+    for room in ("", *sorted({path.parent.name for path in PACKAGE.glob("*/__init__.py")})):
+        counts = ", ".join(f"{value} {name}" for name, value in figures(room).items())
+        print(f"{room or 'package'}: {counts}")

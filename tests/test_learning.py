@@ -14,11 +14,11 @@ from closure_case import Remembering, cubic_drag, one_way_kernel, outside
 
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.sampling import Reference
-from hpc_closure.closure.build import build
-from hpc_closure.closure.composed import ComposedModel
-from hpc_closure.closure.interface import ClosureModel, Request
-from hpc_closure.closure.residual import Drawn, Score
-from hpc_closure.closure.sensors import read_regular
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.generators import Drawn, Score
+from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.fields.sensors import read_regular
+from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train import trainer

@@ -17,16 +17,16 @@ from rehearsal import DEVICE, Rehearsal, move
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from train_case import Memory as Store
 
-from hpc_closure.closure import replayed
-from hpc_closure.closure.build import build
-from hpc_closure.closure.interface import Request
-from hpc_closure.closure.replayed import Replayed
-from hpc_closure.closure.sensors import Sensors, regular_positions
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.cuda import replays
+from hpc_closure.closure.cuda.replays import Replayed
+from hpc_closure.closure.fields.sensors import Sensors, regular_positions
+from hpc_closure.closure.model import Request
 from hpc_closure.data.samples import Share, TrainingSet
 from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung, Train
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
-from hpc_closure.spectral.device_draws import DeviceDraws
+from hpc_closure.spectral.cuda.draws import DeviceDraws
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train import captured
@@ -145,8 +145,8 @@ def test_a_model_of_the_last_closures_samples_and_trains_through_the_solver(pres
 @pytest.mark.parametrize("preset", PRESETS)
 def test_nothing_of_the_host_is_in_the_graph_of_a_draw(preset, monkeypatch):
     model, seen = model_of(preset), []
-    monkeypatch.setattr(replayed, "record", recording(seen, device=True))
-    monkeypatch.setattr(Replayed, "_record", lambda self, *given: replayed.Recorded(*given))
+    monkeypatch.setattr(replays, "record", recording(seen, device=True))
+    monkeypatch.setattr(Replayed, "_record", lambda self, *given: replays.Recorded(*given))
     with Rehearsal(), torch.no_grad():
         move(model).replayed = Replayed()
         asked = request(model.grid)

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.closure import draws
-from hpc_closure.closure.exact import ExactLaw
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
 from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
 from hpc_closure.rollout import coupling
+from hpc_closure.rollout.block import memory_of, start
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
-from hpc_closure.rollout.rows import memory_of, start
-from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.modes.grid import resize
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.transform import Transform
 
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
 PROBLEM = Problem(grid=32, dt=1e-3, noise=NOISE, forcing={"kind": "published"})
@@ -76,7 +76,7 @@ def test_the_subgrid_target_is_the_defect_of_the_reduced_map():
     coarse = reduced_problem(fine, 16, "subgrid")
     simulation = Simulation(fine, [0], 1).initialise()
     simulation.advance(50)
-    from hpc_closure.spectral.grid import resize, retained_modes
+    from hpc_closure.spectral.modes.grid import resize, retained_modes
 
     modes = retained_modes(16)
     before = resize(simulation.state, modes).clone()
@@ -296,7 +296,7 @@ class Breaks(Exact):
 def test_a_lost_member_is_named_and_the_others_go_on(caplog):
     rows = [(7, member) for member in range(4)]
     runs = [coupled(Exact(PROBLEM, "diffusion"), rows)]
-    runs += [coupled(Breaks(draws.pair(7, 2)), rows) for _ in range(2)]
+    runs += [coupled(Breaks(keyed_noise.pair(7, 2)), rows) for _ in range(2)]
     for run in runs[:2]:
         run.start(start_state(), 200)
         run.advance(4)

@@ -46,7 +46,7 @@ def submit_loop(folder, *options, code=0, steps=1200, **environment):
     script, log = folder / f"{number}.sh", folder / f"{number}.log"
     script.write_text(f"""#!/bin/bash
 #SBATCH --requeue --open-mode=append -n1
-exec {PYTHON} -m hpc_closure.rollout.requeue \\
+exec {PYTHON} -m hpc_closure.batch.requeue \\
   srun {PYTHON} {folder}/steps.py {folder}/saved.{number} {code} {steps}
 """)
     options = options or ("--signal=B:USR2@60", "-t", "10")

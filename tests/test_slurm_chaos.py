@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 from slurm_payload import Ensemble, ledger
 
-from hpc_closure.rollout.squeue import queued_units
+from hpc_closure.batch.squeue import queued_units
 from hpc_closure.work import atomic, hdf5
 
 pytest_plugins = ["slurm_testbed"]

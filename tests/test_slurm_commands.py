@@ -8,9 +8,9 @@ import stat
 import pytest
 from status_case import best_survey, publish_copies
 
+from hpc_closure.batch import squeue, submit
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.rollout import squeue, submit
 from hpc_closure.rollout import verb as rollout
 from hpc_closure.tools import status
 from hpc_closure.work.units import Ledger

@@ -26,7 +26,7 @@ def test_the_example_can_be_stopped_and_requeued():
     for option in ("--signal=B:USR2@", "--requeue", "--open-mode=append", "--time="):
         assert f"#SBATCH {option}" in text
     last = text.rstrip().splitlines()[-1]
-    assert last.startswith("exec python3 -m hpc_closure.rollout.requeue srun ")
+    assert last.startswith("exec python3 -m hpc_closure.batch.requeue srun ")
 
 
 def test_the_testbed_says_in_one_line_why_not():

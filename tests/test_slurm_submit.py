@@ -10,9 +10,9 @@ import pytest
 from slurm_payload import Ensemble, with_tests
 from test_faults import mounted
 
-from hpc_closure.rollout import submit
-from hpc_closure.rollout.site import load_profile
-from hpc_closure.rollout.squeue import queued_units
+from hpc_closure.batch import submit
+from hpc_closure.batch.site import load_profile
+from hpc_closure.batch.squeue import queued_units
 
 pytest_plugins = ["slurm_testbed"]
 pytestmark = pytest.mark.slurm

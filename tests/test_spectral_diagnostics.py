@@ -6,7 +6,7 @@ import torch
 
 from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import SERIES, Diagnostics
-from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 from advection_oracles import in_form, oracle_forms  # noqa: F401
 
-from hpc_closure.spectral.advection import FORMS as ADVECTION_FORMS
 from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import Diagnostics
 from hpc_closure.spectral.equations import Equation
+from hpc_closure.spectral.equations.advection import FORMS as ADVECTION_FORMS
 from hpc_closure.spectral.forcing import Forcing, RingForcing
-from hpc_closure.spectral.grid import Grid, hermitian
 from hpc_closure.spectral.initial import Initial
-from hpc_closure.spectral.noise import Noise, RingNoise
+from hpc_closure.spectral.modes.grid import Grid, hermitian
+from hpc_closure.spectral.modes.transform import PRECISIONS, Transform
+from hpc_closure.spectral.noise.paths import Noise, RingNoise
 from hpc_closure.spectral.problem import WITH_EXPLICIT_HALF, WITH_MEMORY, Numerics, Problem
 from hpc_closure.spectral.schemes import SCHEMES
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.transform import PRECISIONS, Transform
 
 TURN = 2 * math.pi
 FORMS = ("advective", "flux", "basdevant", "packed")

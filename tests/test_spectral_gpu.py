@@ -10,7 +10,7 @@ import pytest
 import torch
 from advection_oracles import in_form, oracle_forms  # noqa: F401
 
-from hpc_closure.spectral import graphs
+from hpc_closure.spectral.cuda.steps import DeviceNoise, GraphSteps
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -28,7 +28,7 @@ INTERPRETED = """
 import numpy as np
 import torch
 torch.manual_seed(0)
-from hpc_closure.spectral import graphs
+from hpc_closure.spectral.cuda.steps import DeviceNoise, FusedStep, GraphSteps
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 wiener = {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005}
@@ -39,11 +39,11 @@ for noise in (wiener, ring, {"kind": "none"}):
         truth = Simulation(problem, [0, 5, 9], 2, threads=1).initialise().advance(3)
         sim = Simulation(problem, [0, 5, 9], 2, threads=1).load_state(**truth.save_state())
         worker, row = sim._workers[0], torch.zeros(1, dtype=torch.int64)
-        chosen = graphs.GraphSteps(
+        chosen = GraphSteps(
             sim.pairs, worker.equation, worker.nonlinear, sim.scheme, sim.rates
         )
         step, block = chosen.choose_step(), chosen.noise
-        assert isinstance(step, graphs.FusedStep)
+        assert isinstance(step, FusedStep)
         extra = torch.randn_like(sim.pairs) if closure else 0.0
         if block is not None:
             for first in (123456789012, 3):  # counters beyond 32 bits, too
@@ -55,9 +55,9 @@ for noise in (wiener, ring, {"kind": "none"}):
             step.step(offset)
         truth.advance(4, torch.view_as_complex(extra) if closure else None)
         assert (sim.state - truth.state).abs().max() < 1e-14 * truth.state.abs().max()
-from hpc_closure.closure import draws
-from hpc_closure.closure.band import band
-from hpc_closure.spectral.device_draws import DeviceDraws, member_keys
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.spectral.cuda.draws import DeviceDraws, member_keys
 for one in (band(7), band(7, 1.0, 1)):
     ids = [draws.pair(3, member) for member in range(5)]
     keys = member_keys(4, "sample", tuple(ids), "cpu")
@@ -110,16 +110,14 @@ def test_replayed_steps_are_the_cpus(change, monkeypatch):
         run()  # warms up
         return run
 
-    monkeypatch.setattr(graphs.GraphSteps, "_capture", repeat)
+    monkeypatch.setattr(GraphSteps, "_capture", repeat)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     # a refined path is drawn on the host, which needs no Triton
     problem = PUBLISHED.replace(path_dt=2e-3, **change)
     truth = Simulation(problem, [0, 3, 8], 4, threads=1).initialise()
     sim = Simulation(problem, [0, 3, 8], 4, threads=1).initialise()
     worker = sim._workers[0]
-    sim._graphs = graphs.GraphSteps(
-        sim.pairs, worker.equation, worker.nonlinear, sim.scheme, sim.rates
-    )
+    sim._graphs = GraphSteps(sim.pairs, worker.equation, worker.nonlinear, sim.scheme, sim.rates)
     extra = None
     for steps in (1, 37, 5):
         truth.advance(steps, extra)
@@ -186,7 +184,7 @@ def test_gpu_is_the_cpu_to_round_off(change):
 def test_device_draws_are_the_cpus_to_round_off(first):
     skip_without_gpu("cuda")
     sim = Simulation(PUBLISHED, [0, 3, 8], 4, device="cuda").initialise()
-    block = graphs.DeviceNoise(sim.rates, sim.pairs)
+    block = DeviceNoise(sim.rates, sim.pairs)
     block.draw(first, 4)
     drawn = torch.view_as_real(torch.from_numpy(sim.noise.draw(sim.members, first, 4)))
     assert (block.rates[:4].cpu() - drawn).abs().max() < 1e-14 * drawn.abs().max()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.spectral.grid import Grid, hermitian, resize, retained_modes, shell_sum
-from hpc_closure.spectral.transform import Transform
+from hpc_closure.spectral.modes.grid import Grid, hermitian, resize, retained_modes, shell_sum
+from hpc_closure.spectral.modes.transform import Transform
 
 
 @pytest.mark.parametrize("size, modes", [(64, 21), (128, 42), (256, 85), (48, 15), (16, 5)])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.closure.band import Band
-from hpc_closure.spectral.counters import complex_normals, key_of
-from hpc_closure.spectral.grid import hermitian
-from hpc_closure.spectral.half_plane import ModeDraws, wavevectors_within
+from hpc_closure.closure.fields.modes import Band
+from hpc_closure.spectral.modes.grid import hermitian
+from hpc_closure.spectral.modes.half_plane import ModeDraws, wavevectors_within
+from hpc_closure.spectral.noise.counters import complex_normals, key_of
 
 
 def draws_of(modes, num=400):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.spectral import advection, line_kernels
-from hpc_closure.spectral.advection import FORMS
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.line_kernels import LANES, apart
-from hpc_closure.spectral.transform import PRECISIONS, Transform
+from hpc_closure.spectral.cpu import line_kernels
+from hpc_closure.spectral.cpu.line_kernels import LANES, apart
+from hpc_closure.spectral.equations import advection
+from hpc_closure.spectral.equations.advection import FORMS
+from hpc_closure.spectral.modes.grid import Grid
+from hpc_closure.spectral.modes.transform import PRECISIONS, Transform
 
 
 def random_state(grid, members=1, precision="float64"):
@@ -83,9 +84,9 @@ def test_bits_do_not_depend_on_the_members_beside(form, size, precision):
 
 PROGRAM = """
 import sys, torch
-from hpc_closure.spectral.advection import FORMS
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.transform import Transform
+from hpc_closure.spectral.equations.advection import FORMS
+from hpc_closure.spectral.modes.grid import Grid
+from hpc_closure.spectral.modes.transform import Transform
 for size in map(int, sys.argv[1:]):
     grid = Grid(size)
     w = torch.ones(1, *grid.shape, 2, dtype=torch.float64)

@@ -90,8 +90,8 @@ def test_the_adaptive_case_adapts(result):
 
 
 def test_a_line_is_not_split():
-    from hpc_closure.spectral.grid import Grid
-    from hpc_closure.spectral.transform import Transform
+    from hpc_closure.spectral.modes.grid import Grid
+    from hpc_closure.spectral.modes.transform import Transform
 
     class TwoRanks:
         def Get_size(self):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.spectral.counters import box_muller, key_of, standard_normals, uniform_bits
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.noise import Noise, OrnsteinUhlenbeck, QWiener, RingNoise
-from hpc_closure.spectral.noise_model import NoiseModel
-from hpc_closure.spectral.rates import Rates
-from hpc_closure.spectral.transform import Transform
+from hpc_closure.spectral.modes.grid import Grid
+from hpc_closure.spectral.modes.transform import Transform
+from hpc_closure.spectral.noise.counters import box_muller, key_of, standard_normals, uniform_bits
+from hpc_closure.spectral.noise.kinds import NoiseModel
+from hpc_closure.spectral.noise.paths import Noise, OrnsteinUhlenbeck, QWiener, RingNoise
+from hpc_closure.spectral.noise.rates import Rates
 
 PUBLISHED = {"amplitude": 5e-5, "draws": 10, "correlation": 0.005}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from hpc_closure.spectral.noise.rates import Rates
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.rates import Rates
 
 WHITE = {"kind": "ring", "wavenumber": 4, "width": 1, "energy_rate": 0.02}
 COLOURED = {"kind": "ornstein_uhlenbeck", "wavenumber": 4, "rms": 0.2, "correlation_time": 0.01}

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.spectral.grid import Grid
+from hpc_closure.spectral.modes.grid import Grid
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.schemes import SCHEMES as SCHEME_CLASSES
 from hpc_closure.spectral.schemes import Explicit
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.transform import Transform
 
 SCHEMES = ("cn_euler", "cn_ab2", "etdrk4", "imex_rk3")
 ORDERS = {"cn_euler": 1, "cn_ab2": 2, "etdrk4": 4, "imex_rk3": 3}

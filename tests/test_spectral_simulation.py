@@ -8,10 +8,10 @@ import torch
 
 from hpc_closure.spectral import simulation
 from hpc_closure.spectral.equations import Equation
-from hpc_closure.spectral.grid import Grid, resize
+from hpc_closure.spectral.modes.grid import Grid, resize
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.transform import Transform
 
 PUBLISHED = Problem(
     grid=32,

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from hpc_closure.spectral.grid import Grid, hermitian
-from hpc_closure.spectral.slabs import blocks
-from hpc_closure.spectral.transform import Transform
+from hpc_closure.spectral.modes.grid import Grid, hermitian
+from hpc_closure.spectral.modes.slabs import blocks
+from hpc_closure.spectral.modes.transform import Transform
 
 
 def random_spectrum(grid, members=4, dtype=torch.complex128):

@@ -18,15 +18,15 @@ import hpc_closure
 from hpc_closure import __main__
 from hpc_closure.bench import stability
 from hpc_closure.closure.artifact import load
-from hpc_closure.closure.match import check_fits
+from hpc_closure.closure.compatibility import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
-from hpc_closure.evaluate import innovations
 from hpc_closure.evaluate import verb as evaluate
+from hpc_closure.evaluate.stages import innovations
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
-from hpc_closure.rollout.rows import coupled_run, start
+from hpc_closure.rollout.block import coupled_run, start
 from hpc_closure.train import verb as train
 from hpc_closure.work.options import Options
 

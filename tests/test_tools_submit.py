@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hpc_closure.batch.squeue import queued
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import STAGES, Run
-from hpc_closure.rollout.squeue import queued
 from hpc_closure.tools import submit
 from hpc_closure.work import atomic
 

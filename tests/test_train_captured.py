@@ -8,8 +8,8 @@ import torch
 from recorded import Graph, Recorder, play_graphs
 from train_case import losses, needs_deepspeed, small_model, training_data
 
-from hpc_closure.closure.fno import Layered
-from hpc_closure.closure.network import ScoreNetwork
+from hpc_closure.closure.networks.blocks import ScoreNetwork
+from hpc_closure.closure.networks.layers import Layered
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train import captured, deepspeed, processes, trainer
 from hpc_closure.train.processes import Processes

@@ -7,7 +7,7 @@ import torch
 import trajectory_case
 from train_case import GRID, run_fit
 
-from hpc_closure.closure.build import build
+from hpc_closure.closure.artifact import build
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run

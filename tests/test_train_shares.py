@@ -10,7 +10,7 @@ import torch
 import trajectory_case
 from train_case import Memory
 
-from hpc_closure.closure.reader import Reader
+from hpc_closure.closure.reductions import Reader
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.shares import SharedReader

@@ -5,11 +5,11 @@ import pytest
 import torch
 from closure_case import states_of
 
-from hpc_closure.closure.build import build
-from hpc_closure.closure.functional import CONSTANTS, candidates
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.baselines.eddy_viscosity import CONSTANTS, candidates
 from hpc_closure.closure.targets import advance_with, reduced_problem
 from hpc_closure.experiment import reading
-from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train.tuning import Trial, tune
 from hpc_closure.work.stop import Stop, Stopped

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.closure.composed import ComposedModel
-from hpc_closure.closure.interface import Through
-from hpc_closure.closure.learned_score import LearnedScore
+from hpc_closure.closure.composed.learned_score import LearnedScore
+from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.model import Through
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run

@@ -18,13 +18,13 @@ import torch
 import trajectory_case
 from torch import nn
 
-from hpc_closure.closure.build import build
-from hpc_closure.closure.interface import Phase
-from hpc_closure.closure.reader import Reader
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.model import Phase
+from hpc_closure.closure.reductions import Reader
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train
-from hpc_closure.spectral.counters import standard_normals
+from hpc_closure.spectral.noise.counters import standard_normals
 from hpc_closure.train import deepspeed, processes, trainer
 from hpc_closure.train.trainer import Plan, TrainData, fit
 from hpc_closure.work import log, mpi

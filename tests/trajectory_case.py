@@ -5,12 +5,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from hpc_closure.closure.build import build
-from hpc_closure.closure.interface import Through
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.rollout_training import Trajectories
+from hpc_closure.closure.model import Through
 from hpc_closure.closure.targets import Target, reduced_problem
-from hpc_closure.closure.trajectory import Trajectories
 from hpc_closure.data.samples import Past, TrainingSet
-from hpc_closure.spectral.grid import resize, to_fields
+from hpc_closure.spectral.modes.grid import resize, to_fields
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train.trainer import TrainData

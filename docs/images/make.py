@@ -15,7 +15,7 @@ import pandas
 import workflow
 
 import hpc_closure
-from hpc_closure.evaluate.summary import headline
+from hpc_closure.evaluate.report.summary import headline
 from hpc_closure.experiment.folder import Run
 
 HERE = Path(__file__).resolve().parent

@@ -19,10 +19,10 @@ import torch
 from hpc_closure.bench import measure, peers
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.published import PublishedSolver
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.schemes import SCHEMES
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.transform import Transform
 from hpc_closure.work.mpi import World
 
 #: words of one real per point and right-hand side: mixed fields of the nonlinear term, written and

@@ -13,10 +13,10 @@ import torch
 
 from hpc_closure.bench import measure
 from hpc_closure.bench.measure import Timing
+from hpc_closure.spectral.differentiable import STRETCH, TracedSolver
+from hpc_closure.spectral.modes.differentiable import MATRICES
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.traced_solver import STRETCH, TracedSolver
-from hpc_closure.spectral.traced_transform import MATRICES
 
 COLUMNS = {
     "grid": "d",

@@ -3,8 +3,8 @@
 A score is a ratio of means over trajectories, or its root. Each trajectory's values are skewed, as
 mean squares are: gamma laws of shape 4, times a lognormal scale that numerator and denominator
 share; at a scale of 1 one or two trajectories carry the sum. Beside the intervals of this package
-(:mod:`hpc_closure.evaluate.intervals`): the percentile and the BCa bootstrap over trajectories
-(Efron, J. Am. Stat. Assoc. 82 (1987) 171), as scipy has them.
+(:mod:`hpc_closure.evaluate.scores.intervals`): the percentile and the BCa bootstrap over
+trajectories (Efron, J. Am. Stat. Assoc. 82 (1987) 171), as scipy has them.
 """
 
 import warnings
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from hpc_closure.evaluate.intervals import MIN_BLOCKS, block_interval
+from hpc_closure.evaluate.scores.intervals import MIN_BLOCKS, block_interval
 
 COLUMNS = {"score": "", "scale": ".1f", "blocks": "d"} | dict.fromkeys(
     ("percentile", "bca", "t"), ".3f"

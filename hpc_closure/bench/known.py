@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.build import build
-from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.closure.artifact import build
+from hpc_closure.closure.gaussian.exact import ExactLaw
+from hpc_closure.closure.model import ClosureModel
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.transform import Transform
 from hpc_closure.train import trainer
 
 PUBLISHED: dict[str, Any] = {"amplitude": 5e-5, "draws": 10}

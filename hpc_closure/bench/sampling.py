@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 
 from hpc_closure.bench.known import Known
-from hpc_closure.closure.interface import ClosureModel, Request
-from hpc_closure.closure.losses import crps
+from hpc_closure.closure.fields.losses import crps
+from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.sampling import SAMPLERS
-from hpc_closure.evaluate import scores
-from hpc_closure.evaluate.generated import CONTROL
-from hpc_closure.evaluate.intervals import block_interval
-from hpc_closure.evaluate.rank_histogram import rank_counts, rank_p, ranks
-from hpc_closure.evaluate.spectra import shell_power
+from hpc_closure.evaluate.scores import pointwise
+from hpc_closure.evaluate.scores.intervals import block_interval
+from hpc_closure.evaluate.scores.rank_histogram import rank_counts, rank_p, ranks
+from hpc_closure.evaluate.scores.spectra import shell_power
+from hpc_closure.evaluate.stages.generated import CONTROL
 
 METHODS = ("euler", "heun", "dpmpp_2m")
 EVALUATIONS = (1, 2, 4, 8, 16, 32)
@@ -212,9 +212,9 @@ class Reference:
             ensemble, truth = draw(chosen).double(), self.truth[chosen].double()
             shells = shell_power(ensemble - ensemble.mean(0)).sum(0) / (len(ensemble) - 1)
             found = {
-                "relative_error": scores.relative_error(ensemble, truth),
+                "relative_error": pointwise.relative_error(ensemble, truth),
                 "crps": crps(ensemble, truth),
-                "variance": scores.variance(ensemble),
+                "variance": pointwise.variance(ensemble),
                 "shells": shells,
                 "variance_map": ensemble.var(0).float(),
             }
@@ -240,16 +240,18 @@ class Reference:
     def judge(self, draw) -> dict[str, Any]:
         """Columns of a row for the ensembles that ``draw(slice)`` gives."""
         found, law = self._statistics(draw, self.widest), self.found
-        shells = scores.spread_ratio(found["shells"].mean(0), law["shells"].mean(0))[self.judged]
+        shells = pointwise.spread_ratio(found["shells"].mean(0), law["shells"].mean(0))[
+            self.judged
+        ]
         own = found["variance_map"].flatten()
         places = {
-            name: float(scores.spread_ratio(own[place].mean(), law["map"][place].mean()))
+            name: float(pointwise.spread_ratio(own[place].mean(), law["map"][place].mean()))
             for name, place in (("calm", self.calm), ("wild", self.wild))
         }
         return {
             "relative_error": float(found["relative_error"].mean()),
-            **self._ratio(found["crps"], law["crps"], scores.crps_ratio, "crps"),
-            **self._ratio(found["variance"], law["variance"], scores.spread_ratio, "spread"),
+            **self._ratio(found["crps"], law["crps"], pointwise.crps_ratio, "crps"),
+            **self._ratio(found["variance"], law["variance"], pointwise.spread_ratio, "spread"),
             "lowest": float(shells.min()),
             "highest": float(shells.max()),
             "shells": self.judged.nonzero()[:, 0].tolist(),

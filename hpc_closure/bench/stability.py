@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure import artifact
-from hpc_closure.closure.match import check_model
+from hpc_closure.closure.compatibility import check_model
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import COUNTED
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.rollout.rows import coupled_run, start, stored
-from hpc_closure.spectral.grid import Grid, from_row, to_spectra
+from hpc_closure.rollout.block import coupled_run, start, stored
+from hpc_closure.spectral.modes.grid import Grid, from_row, to_spectra
 
 COLUMNS = {"shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
     ("model", "model_error", "none", "none_error", "back"), ".3f"

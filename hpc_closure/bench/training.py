@@ -29,10 +29,10 @@ from hpc_closure.bench.networks import (
     published_network,
     published_sample,
 )
-from hpc_closure.closure.composed import ComposedModel
-from hpc_closure.closure.interface import ClosureModel, Request
-from hpc_closure.closure.published import SENSORS_PER_SIDE
-from hpc_closure.closure.sensors import read_regular, subgrid
+from hpc_closure.closure.baselines.published import SENSORS_PER_SIDE
+from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.fields.sensors import read_regular, subgrid
+from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train import captured
 from hpc_closure.train.processes import Processes

@@ -16,18 +16,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from hpc_closure.closure import asked
-from hpc_closure.closure.build import build
+from hpc_closure.closure.baselines.eddy_viscosity import FunctionalModel
+from hpc_closure.closure.baselines.published import PublishedModel
+from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.cuda.replays import Replayed
+from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.header import Header, read_header, shipped
-from hpc_closure.closure.interface import ClosureModel, Request
-from hpc_closure.closure.parts import PartReport
-from hpc_closure.closure.replayed import Replayed
-from hpc_closure.closure.sensors import Sensors
+from hpc_closure.closure.model import ClosureModel, Request
+from hpc_closure.closure.part_report import PartReport
+from hpc_closure.closure.request import PAST, check, fields, interval_of, lists, spectra
 from hpc_closure.experiment.folder import shipped_model
-from hpc_closure.spectral.memory import keep_freed_memory
+from hpc_closure.experiment.models import FUNCTIONAL, resolve
+from hpc_closure.spectral.modes.line_fft import keep_freed_memory
 from hpc_closure.work import atomic, log
 
-__all__ = ["Closure", "load", "save"]
+__all__ = ["Closure", "build", "load", "save"]
 
 STATISTICS = "statistics/"
 SHARE_BEYOND = 1e-6  # of a state's variance, above which it is told
@@ -63,8 +66,8 @@ def save(
 def load(path: str | Path) -> "Closure":
     """Read a model file, or a shipped model by its name.
 
-    The C library is asked to keep freed memory (:mod:`hpc_closure.spectral.memory`), without which
-    draws of many members take twice the time.
+    The C library is asked to keep freed memory (:mod:`hpc_closure.spectral.modes.line_fft`),
+    without which draws of many members take twice the time.
 
     Raises:
         FileNotFoundError, ValueError: one line that names the file.
@@ -147,11 +150,11 @@ class Closure:
         """Shells of a draw that may be brought back (``Request.tell``); 0 = none ever is."""
         return self.model.guarded
 
-    def evaluations(self, asked: int | None = None) -> int:
+    def evaluations(self, requested: int | None = None) -> int:
         """Evaluations of the generator for a sample; 0 where training switched it off."""
         if not self.model.score_active:
             return 0
-        return asked or int(self.config["evaluations"])
+        return requested or int(self.config["evaluations"])
 
     def to(self, device: str | torch.device) -> "Closure":
         """Move the model; returns self."""
@@ -231,21 +234,21 @@ class Closure:
         Raises:
             ValueError: one line: what was given, what was expected.
         """
-        given = asked.fields("state", state)
-        ids, states = asked.lists(members)
+        given = fields("state", state)
+        ids, states = lists(members)
         request = Request(
             given,
             ids,
             seed,
             call,
             sensors,
-            None if history is None else asked.fields("history", history),
-            None if previous is None else asked.fields("previous", previous),
-            self.held(asked.interval_of(interval)),
+            None if history is None else fields("history", history),
+            None if previous is None else fields("previous", previous),
+            self.held(interval_of(interval)),
             evaluations,
             method,
         )
-        request = asked.check(request, states)
+        request = check(request, states)
         self._look_beyond(given, strict)
         out = self._answer(self.model.sample_batch, request)
         if states is not None:
@@ -260,8 +263,8 @@ class Closure:
 
         Args:
             request: ``state`` (2K + 1, K + 1) or (M, 2K + 1, K + 1), of the solver's K modes in
-                the forward norm (:mod:`hpc_closure.spectral.grid`), ``history`` and ``previous``
-                likewise.
+                the forward norm (:mod:`hpc_closure.spectral.modes.grid`), ``history`` and
+                ``previous`` likewise.
             strict: see :meth:`sample`.
 
         Returns:
@@ -270,18 +273,18 @@ class Closure:
         Raises:
             ValueError: one line: what was given, what was expected.
         """
-        given = asked.spectra("state", request.state)
-        for name in asked.PAST:
+        given = spectra("state", request.state)
+        for name in PAST:
             if getattr(request, name) is not None:
-                asked.spectra(name, getattr(request, name))
-        request = asked.check(request)
+                spectra(name, getattr(request, name))
+        request = check(request)
         self._look_beyond(given, strict)
         out = self._answer(self.model.sample_hat, request)
         return out.to(device=given.device, dtype=given.dtype)
 
     def _answer(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
         """Bring a request to the model, in either form of ``state``."""
-        past = {name: getattr(request, name) for name in asked.PAST}
+        past = {name: getattr(request, name) for name in PAST}
         for name, frames in past.items():
             if frames is not None:
                 past[name] = frames.to(self.device).reshape(-1, *frames.shape[-3:])
@@ -316,3 +319,18 @@ class Closure:
             raise ValueError(line)
         self._told = True
         log.get().warning(line)
+
+
+def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel:
+    """A fresh model.
+
+    Args:
+        model: the experiment's ``model`` section; keys left out or None come from the preset.
+        grid: points per side of the training fields; sets the band, |k| <= (grid - 1) // 3.
+        length: side of the periodic square.
+    """
+    config = resolve(model)
+    kinds = {"published": PublishedModel, **dict.fromkeys(FUNCTIONAL, FunctionalModel)}
+    built = kinds.get(config["preset"], ComposedModel)(config, grid, length)
+    built.num_parameters()  # refuses complex ones
+    return built

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_closure.closure.parts import PartReport
+from hpc_closure.closure.part_report import PartReport
 from hpc_closure.experiment.folder import SHIPPED
 
 __all__ = ["Header", "read_header", "shipped"]

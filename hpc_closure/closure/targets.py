@@ -19,11 +19,10 @@ from collections.abc import Callable
 
 import torch
 
-from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.differentiable import TracedSolver
+from hpc_closure.spectral.modes.grid import resize, retained_modes
 from hpc_closure.spectral.problem import REMOVABLE, Problem
-from hpc_closure.spectral.resolution import retained_modes
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.traced_solver import TracedSolver
 
 QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
 

@@ -7,15 +7,15 @@ Vorticity and its closures are pseudo-scalars: a reflection changes their sign.
 * Advection, viscosity and drag are left by every map. A beta plane is left by translations and by
   (x, y) -> (x, -y): there the planetary vorticity beta y changes its sign as w does, while a map
   that turns x over or exchanges the axes takes beta v to another term. The equation tells
-  (:meth:`~hpc_closure.spectral.equation.Equation.leaves`).
+  (:meth:`~hpc_closure.spectral.equations.base.Equation.leaves`).
 * The forcing is checked point by point, so that nothing has to be known about it. The published
   one, 0.1 (sin + cos)(2 pi (x + y)), leaves one direction of translation, (x + s, y - s), and four
   of the maps, each at a fitting shift.
 * A subgrid closure given the flow does not see a forcing, which acts on resolved scales: its
   samples have the symmetries of the equation without one. What follows a state does not.
 * A law of noise that is homogeneous and isotropic on the square is left by every map; one that is
-  not tells the fields that mark places in it (:meth:`~hpc_closure.spectral.noise.Noise.marks`),
-  and these are checked as the forcing is.
+  not tells the fields that mark places in it
+  (:meth:`~hpc_closure.spectral.noise.paths.Noise.marks`), and these are checked as the forcing is.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.counters import key_of, uniform_bits
 from hpc_closure.spectral.equations import Equation
-from hpc_closure.spectral.grid import Grid
-from hpc_closure.spectral.transform import Transform
+from hpc_closure.spectral.modes.grid import Grid
+from hpc_closure.spectral.modes.transform import Transform
+from hpc_closure.spectral.noise.counters import key_of, uniform_bits
 
 # (axes exchanged, sign of x, sign of y)
 MAPS = tuple((turn, row, column) for turn in (0, 1) for row in (1, -1) for column in (1, -1))

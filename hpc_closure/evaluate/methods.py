@@ -1,7 +1,7 @@
 """Who answers: the model and everything that stands beside it in the tables.
 
 A method for generated closures is ``sample(indices, members) -> (members, s, n, n)`` on the
-:class:`~hpc_closure.evaluate.inputs.Snapshots`, (1, s, n, n) for a point forecast.
+:class:`~hpc_closure.evaluate.context.Snapshots`, (1, s, n, n) for a point forecast.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.closure import draws
 from hpc_closure.closure.artifact import Closure
-from hpc_closure.closure.band import band
-from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.match import has_mean_gp
-from hpc_closure.closure.sensors import Sensors, fourier_interpolation, layout_name, observe
-from hpc_closure.evaluate.inputs import Inputs, Snapshots
-from hpc_closure.evaluate.rank_histogram import fourier_coordinates
-from hpc_closure.spectral.resolution import retained_modes
+from hpc_closure.closure.compatibility import has_mean_gp
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.sensors import Sensors, fourier_interpolation, layout_name, observe
+from hpc_closure.closure.gaussian.exact import ExactLaw
+from hpc_closure.evaluate.context import Inputs, Snapshots
+from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
+from hpc_closure.spectral.modes.grid import retained_modes
 
 NO_MEAN_GP = "the published network has no mean and Gaussian law of its own"
 # values of fields drawn at once: on a CPU more leave its caches, on a GPU fewer leave it idle
@@ -40,8 +40,8 @@ class Moments:
         variance: pointwise variance averaged over the grid: a number, or indices -> (s,).
         variance_at: indices -> pointwise variance (s, n, n).
         whiten: fields (..., n, n) -> coordinates (..., d) that are independent under the law
-            (:func:`~hpc_closure.evaluate.rank_histogram.fourier_coordinates`); None = one pixel
-            per field.
+            (:func:`~hpc_closure.evaluate.scores.rank_histogram.fourier_coordinates`); None = one
+            pixel per field.
     """
 
     mean: Callable[[Tensor], Tensor]
@@ -191,7 +191,9 @@ class Methods:
         self, closure: Closure, options: Mapping[str, Any], indices: Tensor, members: int
     ) -> Tensor:
         """Samples of a few snapshots, (s, members, n, n)."""
-        ids = [[draws.pair(member, i) for member in range(members)] for i in indices.tolist()]
+        ids = [
+            [keyed_noise.pair(member, i) for member in range(members)] for i in indices.tolist()
+        ]
         history, previous = self._past(closure, indices)
         if previous is not None and self.inputs.experiment.rollout.last_closures == "moved":
             # as in the coupled run, others for each member: a state of its own for each
@@ -228,7 +230,7 @@ class Methods:
         """Closures (B, P, n, n) moved in space, each row by a distance of its own."""
         physics = self.inputs.experiment.physics
         own = band(retained_modes(self.grid), physics.length, physics.dimensions)
-        factors = draws.moves(own.grid, self.seed, "evaluate", [one for (one,) in ids])
+        factors = keyed_noise.moves(own.grid, self.seed, "evaluate", [one for (one,) in ids])
         moved = own.to_spectral(closures.double()) * factors[:, None]
         return own.to_physical(moved, self.grid).to(closures)
 

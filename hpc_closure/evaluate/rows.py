@@ -29,7 +29,7 @@ Scores, with what they need:
                             ``rank_sees``; ``pzf_mean``, ``pzf_total``, ``pzf_residual``,
                             ``pzf_spread``
     state known (generated) ``work_energy``, ``work_enstrophy`` and their ``_distance``: the budget
-                            of the closure, see :mod:`~hpc_closure.evaluate.budget`
+                            of the closure, see :mod:`~hpc_closure.evaluate.scores.budget`
     reference ensemble      ``crps_ratio``, ``spread_ratio`` to the method ``oracle``;
                             ``spread_ratio_lowest`` and ``spread_ratio_highest`` of the shells with
                             more than 1e-3 of its variance
@@ -40,26 +40,26 @@ Scores, with what they need:
     a reference method      ``crps_difference``, ``energy_score_difference`` and, coupled,
                             ``energy_score_joint_difference``: to
                             the method ``evaluate.against``, over the same samples, see
-                            :mod:`~hpc_closure.evaluate.paired`
+                            :mod:`~hpc_closure.evaluate.scores.paired`
     oracle (coupled)        ``predictability`` beside climatology, see
-                            :mod:`~hpc_closure.evaluate.late`
+                            :mod:`~hpc_closure.evaluate.scores.late`
     subgrid closure with    of its innovations ``kurtosis``, ``kurtosis_field``, ``skewness``,
     previous ones           ``variance_follows_state``, ``variance_wild_calm``,
     (generated)             ``kurtosis_patterns``, ``kurtosis_patches``, see
-                            :mod:`~hpc_closure.evaluate.innovations`; draws of its own Gaussian
-                            law in their place are rows of the method ``mean_gp`` or ``NAME_gp``
-    trained parts           ``gain_mean``, ``gain_amplitude``, ``gain_residual``: what unseen
-    (generated)             members have granted, per shell
+                            :mod:`~hpc_closure.evaluate.stages.innovations`; draws of its own
+                            Gaussian law in their place are rows of the method ``mean_gp`` or
+    ``NAME_gp`` trained parts           ``gain_mean``, ``gain_amplitude``, ``gain_residual``: what
+    unseen (generated)             members have granted, per shell
     draws may be brought    ``brought_back``: the share of all draws from the start to a lead time
     back (coupled)          that were, in any shell and in each; ``brought_back_expected``: of the
-                            DNS's own closures (:mod:`~hpc_closure.evaluate.brought_back`)
+                            DNS's own closures (:mod:`~hpc_closure.evaluate.scores.brought_back`)
     coupled                 ``diverged``, ``valid_time``, ``wasserstein1``, ``probability``,
                             ``members_needed``; ``cost_ratio``; of whole trajectories
                             ``energy_score_joint``, ``correlated_95``; beside a true ensemble
                             ``energy_score_joint_ratio``, ``growth_1``, ``growth_10``,
                             ``growth_50``; beside ``none``
                             ``similarity_energy_spectrum`` and so on, see
-                            :mod:`~hpc_closure.evaluate.climate`
+                            :mod:`~hpc_closure.evaluate.scores.climate`
     timed                   ``cost_ms`` of a sample (generated), ``cost_us`` of a member and time
                             unit (coupled)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_closure.closure.match import check_model
+from hpc_closure.closure.compatibility import check_model
 from hpc_closure.data import held_out
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment, sha256_json
@@ -42,10 +42,12 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
 
 def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     """Score the run, draw, and write what came of it."""
-    from hpc_closure.evaluate import coupled, generated, innovations, pictures, rows, seeds
-    from hpc_closure.evaluate.inputs import Inputs
-    from hpc_closure.evaluate.report import Report
-    from hpc_closure.evaluate.summary import dataset, facts, headline
+    from hpc_closure.evaluate import compare, rows
+    from hpc_closure.evaluate.context import Inputs
+    from hpc_closure.evaluate.report import gallery
+    from hpc_closure.evaluate.report.page import Report
+    from hpc_closure.evaluate.report.summary import dataset, facts, headline
+    from hpc_closure.evaluate.stages import coupled, generated, innovations
 
     inputs = Inputs(experiment, session)
     hold = inputs.closure.hold(experiment.rollout.interval)
@@ -57,16 +59,16 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     laws = innovations.score_run(inputs)
     scored = [*by_layout.values(), laws, *([ensembles] if ensembles else [])]
     for part in scored:
-        seeds.join(part, experiment.evaluate.seeds)
+        compare.join(part, experiment.evaluate.seeds)
     table = rows.frame(record for part in scored for record in part.records)
     notes = [*notes, *coupled.losses(table)]
     absent = list(dict.fromkeys(note for part in scored for note in part.absent))
-    by_layout = {key: seeds.shown(part) for key, part in by_layout.items()}
-    ensembles = ensembles and seeds.shown(ensembles)
-    shown = [*by_layout.values(), seeds.shown(laws), *([ensembles] if ensembles else [])]
+    by_layout = {key: compare.shown(part) for key, part in by_layout.items()}
+    ensembles = ensembles and compare.shown(ensembles)
+    shown = [*by_layout.values(), compare.shown(laws), *([ensembles] if ensembles else [])]
     shown_table = rows.frame(record for part in shown for record in part.records)
     drawn = []
-    for picture in pictures.draw(
+    for picture in gallery.draw(
         inputs, by_layout, ensembles, shown_table, session.record["device"]
     ):
         drawn.append(picture)

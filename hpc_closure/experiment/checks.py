@@ -1,8 +1,8 @@
 """What must hold between the sections of an experiment; each breach is one clear line."""
 
 from hpc_closure.experiment.models import FUNCTIONAL, NETWORKS, UNTRAINED, resolve
+from hpc_closure.spectral.modes.grid import retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
-from hpc_closure.spectral.resolution import retained_modes, smallest_grid
 
 
 def check(experiment) -> None:

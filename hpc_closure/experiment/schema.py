@@ -19,6 +19,7 @@ from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import check_lead
 from hpc_closure.experiment.models import RIVALS, UNTRAINED, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
+from hpc_closure.spectral.modes.grid import points_for, retained_modes
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
     Count,
@@ -28,7 +29,6 @@ from hpc_closure.spectral.recipe import (
     Positive,
     Section,
 )
-from hpc_closure.spectral.resolution import points_for, retained_modes
 
 # what may change without touching the trajectories that are there
 GROWS_GENERATE = ("members", "t_end", "certificate")

@@ -12,9 +12,9 @@ from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate.filters import Filtered
 from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import Diagnostics, series_names
-from hpc_closure.spectral.grid import Grid, resize
+from hpc_closure.spectral.modes.grid import Grid, resize
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.transform import Transform
 from hpc_closure.work import log
 from hpc_closure.work.block import Block, record_steps, times_of
 

@@ -3,9 +3,9 @@
 import torch
 
 from hpc_closure.experiment.schema import Filter
-from hpc_closure.spectral.grid import Grid, resize
+from hpc_closure.spectral.modes.grid import Grid, resize
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.transform import Transform
 
 
 class Filtered:

@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.closure import draws
-from hpc_closure.closure.losses import crps
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.losses import crps
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.experiment.choices import STAGE, Choice, Choices
 from hpc_closure.experiment.schema import Experiment, Rung
 from hpc_closure.generate.rungs import Known, begin, rung_problem
-from hpc_closure.spectral.grid import from_row, resize, to_fields, to_spectra
+from hpc_closure.spectral.modes.grid import from_row, resize, retained_modes, to_fields, to_spectra
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.resolution import retained_modes
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import atomic, log
 from hpc_closure.work.units import Ledger
@@ -119,7 +118,7 @@ class Trials:
     ) -> dict[float, Tensor]:
         """(members, cases, n, n) on the reduced solver's grid, by lead time."""
         number = len(self.cases)
-        ids = [draws.pair(case, member) for member in range(members) for case in self.cases]
+        ids = [keyed_noise.pair(case, member) for member in range(members) for case in self.cases]
         simulation = Simulation(problem, ids, self.experiment.seed, stage="rollout")
         rows = torch.arange(number).repeat(members)
         first = round(self.experiment.rollout.t_start / problem.dt)

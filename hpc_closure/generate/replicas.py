@@ -18,14 +18,14 @@ from typing import Self
 import numpy as np
 import torch
 
-from hpc_closure.closure import draws
+from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.targets import Target, reduced_problem
 from hpc_closure.data.layout import STATES, Layout, WholeLayout
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.grid import Grid, from_row, resize
+from hpc_closure.spectral.modes.grid import Grid, from_row, resize
+from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.spectral.transform import Transform
 from hpc_closure.work.block import Block, times_of
 
 MASTER, OWN = "master.", ""  # prefixes in a restart
@@ -110,7 +110,7 @@ class ReplicaBlock(Block):
         self.case_of_row = torch.tensor([self.cases.index(case) for case, _ in self.rows])
         self.record_steps, self.released = plan.steps, plan.released
         self.master = self._simulation(self.cases, "generate")
-        names = [draws.pair(case, member) for case, member in self.rows]
+        names = [keyed_noise.pair(case, member) for case, member in self.rows]
         self.replicas = self._simulation(names, plan.draws)
         # released for one closure, from a pinned state
         self.free = self._simulation(names, plan.draws)
@@ -183,7 +183,9 @@ class ReplicaBlock(Block):
         grid = self.problem.make_grid()
         if self.experiment.replicas.start == "empty":
             return torch.zeros(len(self.rows), 1, 1, dtype=torch.complex128)
-        return draws.moves(grid, self.experiment.seed, self.plan.draws, self.replicas.members)
+        return keyed_noise.moves(
+            grid, self.experiment.seed, self.plan.draws, self.replicas.members
+        )
 
     def _impose(self) -> None:
         """The master's resolved modes, in place of the replicas' own."""

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpc_closure.closure import draws
-from hpc_closure.spectral.grid import from_row, resize
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.spectral.modes.grid import from_row, resize, retained_modes
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.resolution import retained_modes
 from hpc_closure.spectral.simulation import Simulation
 
 FOLLOW = ("synchronised", "mismatched")  # starts that read the past
@@ -89,7 +88,7 @@ def begin(
         simulation.load_state(step, now)
         return
     assert known.whole is not None
-    moves = draws.moves(simulation.grid, simulation.seed, stage, simulation.members)
+    moves = keyed_noise.moves(simulation.grid, simulation.seed, stage, simulation.members)
     moved = resize(known.whole, modes, sides)[case_of_row]
     simulation.load_state(step, moved * from_row(moves, sides).to(moved))
     if start in FOLLOW:

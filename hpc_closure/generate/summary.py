@@ -6,7 +6,7 @@ import torch
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.grid import from_row
+from hpc_closure.spectral.modes.grid import from_row
 from hpc_closure.spectral.simulation import Simulation
 
 SAMPLED = 64  # snapshots

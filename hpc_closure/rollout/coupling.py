@@ -32,18 +32,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hpc_closure.closure import draws
-from hpc_closure.closure.exact import ExactLaw
-from hpc_closure.closure.interface import Request
-from hpc_closure.closure.match import has_mean_gp, has_noise
-from hpc_closure.closure.sensors import Sensors, observe
+from hpc_closure.closure.compatibility import has_mean_gp, has_noise
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.sensors import Sensors, observe
+from hpc_closure.closure.gaussian.exact import ExactLaw
+from hpc_closure.closure.model import Request
 from hpc_closure.closure.targets import Target, advance_with, reduced_problem
 from hpc_closure.data.layout import COUNTED
 from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung
 from hpc_closure.generate import rungs
 from hpc_closure.rollout.tally import Tally
-from hpc_closure.spectral.grid import as_row, from_row, resize
+from hpc_closure.spectral.modes.grid import as_row, from_row, resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import log
@@ -190,7 +190,7 @@ class Rows:
     @property
     def ids(self) -> list[int]:
         """Of their draws: members that start from different cases draw different noise."""
-        return [draws.pair(case, member) for case, member in self.each]
+        return [keyed_noise.pair(case, member) for case, member in self.each]
 
     @property
     def stand_for(self) -> float:
@@ -317,7 +317,7 @@ class CoupledRun:
         moves: torch.Tensor | float = 1.0
         if len(closures) and self.coupling.rollout.last_closures == "moved":
             grid, ids = self.simulations["model"].grid, self.rows_of["model"].ids
-            moves = draws.moves(grid, self.seed, "rollout", ids).to(spectra)
+            moves = keyed_noise.moves(grid, self.seed, "rollout", ids).to(spectra)
         for fields in closures:
             frame = self._spectra(fields)
             for name, drawn in self.drawn.items():

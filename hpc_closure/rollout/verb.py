@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from hpc_closure.closure.match import check_model, is_made_by
+from hpc_closure.closure.compatibility import check_model, is_made_by
 from hpc_closure.data import held_out
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.experiment import reading
@@ -51,7 +51,7 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
     """Run units in this process (or MPI program)."""
     import hpc_closure
     from hpc_closure.data.reader import DataSet
-    from hpc_closure.rollout.rows import RolloutBlock
+    from hpc_closure.rollout.block import RolloutBlock
 
     groups = session.world.groups(1)
     closure = hpc_closure.load(session.run.model)
@@ -108,7 +108,7 @@ def run_units(config_path: str, unit_ids: list[str], wait: bool = False) -> int:
 
 def submit(experiment, session, books, plan, options=Options()) -> int:
     """Hand the units that nobody works on to submitit; returns at once."""
-    from hpc_closure.rollout import submit as submission
+    from hpc_closure.batch import submit as submission
 
     names, failed = ready(experiment, books, plan, options.retry_failed)
     if failed and not options.retry_failed:
@@ -129,7 +129,7 @@ def submit(experiment, session, books, plan, options=Options()) -> int:
 
 def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
     """Names of the units to submit, and how many failed before."""
-    from hpc_closure.rollout.squeue import queued_members
+    from hpc_closure.batch.squeue import queued_members
 
     slurm = experiment.cluster.executor == "slurm"
     survey = books.survey(queued=queued_members(books.run) if slurm else ())
@@ -151,7 +151,7 @@ def print_plan(experiment, books, wanted, options=Options()) -> int:
     fields = 1 + len(set(BESIDE) & set(rollout.references)) + len(rollout.rungs)
     batch: list[str] = []
     if experiment.cluster.executor != "inline":
-        from hpc_closure.rollout import submit as submission
+        from hpc_closure.batch import submit as submission
 
         plan = chosen_part(options.parts, books.plan(wanted))
         names, _ = ready(experiment, books, plan, options.retry_failed)

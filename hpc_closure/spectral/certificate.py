@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from hpc_closure.spectral.diagnostics import Diagnostics
-from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 

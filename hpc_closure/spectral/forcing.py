@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from hpc_closure.spectral.modes.grid import retained_modes
 from hpc_closure.spectral.recipe import Count, Family, Finite, Positive
-from hpc_closure.spectral.resolution import retained_modes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hpc_closure.spectral.grid import Grid
+    from hpc_closure.spectral.modes.grid import Grid
 
 
 class Forcing(Family):
@@ -113,8 +113,8 @@ class RingForcing(Forcing):
     width: Positive = Field(0.5, description="half width, integer wavenumbers")
 
     def modes(self, unit):
-        from hpc_closure.spectral.counters import standard_normals
-        from hpc_closure.spectral.half_plane import ring
+        from hpc_closure.spectral.modes.half_plane import ring
+        from hpc_closure.spectral.noise.counters import standard_normals
 
         vectors = ring(self.wavenumber, self.width)
         draws = standard_normals(self.PHASE_SEED, "forcing", 0, width=2 * len(vectors))

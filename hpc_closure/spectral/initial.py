@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from hpc_closure.spectral.grid import Grid
+    from hpc_closure.spectral.modes.grid import Grid
 
 
 class Initial(Family):
@@ -34,7 +34,7 @@ class Initial(Family):
             seed: seed of the experiment.
             stage: stage whose draws these are.
         """
-        from hpc_closure.spectral.counters import key_of
+        from hpc_closure.spectral.noise.counters import key_of
 
         return self.spectra(grid, [key_of(seed, stage, member) for member in members])
 
@@ -134,7 +134,7 @@ class LineModes(Initial):
     def spectra(self, grid, keys):
         import torch
 
-        from hpc_closure.spectral.counters import STREAM_INITIAL, complex_normals
+        from hpc_closure.spectral.noise.counters import STREAM_INITIAL, complex_normals
 
         num = min(int(self.wavenumber), grid.modes)
         out = _zeros(grid, keys)
@@ -157,7 +157,7 @@ def _nested_square(modes: int) -> np.ndarray:
     """Half-plane wavevectors in square rings: those of a smaller grid come first."""
     import numpy as np
 
-    from hpc_closure.spectral.half_plane import wavevectors_within
+    from hpc_closure.spectral.modes.half_plane import wavevectors_within
 
     vectors = wavevectors_within(modes)
     return vectors[np.argsort(np.abs(vectors).max(1), kind="stable")]
@@ -168,8 +168,8 @@ def _random_modes(grid: Grid, keys: list, vectors: np.ndarray, std: np.ndarray) 
     import numpy as np
     import torch
 
-    from hpc_closure.spectral.counters import STREAM_INITIAL, complex_normals
-    from hpc_closure.spectral.half_plane import ModeDraws
+    from hpc_closure.spectral.modes.half_plane import ModeDraws
+    from hpc_closure.spectral.noise.counters import STREAM_INITIAL, complex_normals
 
     draws = ModeDraws(vectors, grid.modes)
     values = draws.empty(len(keys))

@@ -14,11 +14,11 @@ from hpc_closure.spectral.recipe import EvenGrid, Finite, Positive, Section
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hpc_closure.spectral.equation import Terms
-    from hpc_closure.spectral.grid import Grid
-    from hpc_closure.spectral.noise_model import NoiseModel
+    from hpc_closure.spectral.equations.base import Terms
+    from hpc_closure.spectral.modes.grid import Grid
+    from hpc_closure.spectral.modes.transform import Transform
+    from hpc_closure.spectral.noise.kinds import NoiseModel
     from hpc_closure.spectral.schemes import Scheme
-    from hpc_closure.spectral.transform import Transform
 
 # Closures that stand for a term of the full system, which the reduced solver then lacks.
 REMOVABLE = ("diffusion", "convection")
@@ -170,7 +170,7 @@ class Problem(Numerics):
 
     def make_grid(self) -> Grid:
         """The grid."""
-        from hpc_closure.spectral.grid import Grid
+        from hpc_closure.spectral.modes.grid import Grid
 
         return Grid(self.grid, self.length, self.dimensions)
 
@@ -180,7 +180,7 @@ class Problem(Numerics):
 
     def make_noise(self, seed: int, stage: str = "generate") -> NoiseModel | None:
         """The stochastic forcing, or None."""
-        from hpc_closure.spectral.noise_model import NoiseModel
+        from hpc_closure.spectral.noise.kinds import NoiseModel
 
         noise = self.physics.noise
         if noise.kind == "none":

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.transform import Symbol, Transform
+from hpc_closure.spectral.modes.transform import Symbol, Transform
 
 #: fills its second argument with a term at the state that is its first, and returns it
 Term = Callable[[Tensor, Tensor], Tensor]

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral.modes.transform import Transform
+from hpc_closure.spectral.noise.rates import Rates
+from hpc_closure.spectral.noise.state_dependent import Start
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.rates import Rates
 from hpc_closure.spectral.schemes import Explicit, Scheme
-from hpc_closure.spectral.state_noise import Start
-from hpc_closure.spectral.transform import Transform
 
 # Points of a chunk of members: large enough to hide the interpreter, small enough for the cache.
 CHUNK_POINTS = 1 << 16
@@ -297,7 +297,7 @@ class Simulation:
         by_host = by_host or len(self._chunks) > 1
         if self.device.type != "cuda" or by_host:
             return None
-        from hpc_closure.spectral.graphs import GraphSteps
+        from hpc_closure.spectral.cuda.steps import GraphSteps
 
         worker = self._workers[0]
         return GraphSteps(self.pairs, worker.equation, worker.nonlinear, self.scheme, self.rates)

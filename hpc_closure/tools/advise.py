@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hpc_closure.evaluate import costs
+from hpc_closure.evaluate.stages import costs
 from hpc_closure.experiment.schema import Experiment, Rung
 from hpc_closure.generate import verb as generate
 from hpc_closure.generate.pilot import Trials

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpc_closure.closure.header import shipped
-from hpc_closure.closure.parts import PartReport, describe
+from hpc_closure.closure.part_report import PartReport, describe
 from hpc_closure.data.layout import BlockHeader
 from hpc_closure.experiment.folder import FOLDERS, Run, shipped_model
 from hpc_closure.work import atomic, hdf5

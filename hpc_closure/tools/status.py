@@ -147,7 +147,7 @@ def _queued(folder: Run) -> dict[str, dict[str, str]]:
     """Units that the scheduler lists, by stage."""
     if not any(folder.submissions(stage).exists() for stage in STAGES):
         return {stage: {} for stage in STAGES}
-    from hpc_closure.rollout.squeue import queued
+    from hpc_closure.batch.squeue import queued
 
     return queued(folder, STAGES)
 

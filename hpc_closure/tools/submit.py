@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from hpc_closure.batch import submit as submission
+from hpc_closure.batch.site import Stage, load_profile
 from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import STAGES, Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate import verb as generate
-from hpc_closure.rollout import submit as submission
 from hpc_closure.rollout import verb as rollout
-from hpc_closure.rollout.site import Stage, load_profile
 from hpc_closure.train import verb as train
 from hpc_closure.work.loop import SINGLE
 from hpc_closure.work.session import check_recipe, store_settings

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from hpc_closure.closure.fno import Layered
+from hpc_closure.closure.networks.layers import Layered
 from hpc_closure.experiment.schema import Train
-from hpc_closure.spectral.cuda_graph import recording
+from hpc_closure.spectral.cpu.jit import Switch
+from hpc_closure.spectral.cuda.graph import recording
 from hpc_closure.work import log
-from hpc_closure.work.switch import Switch
 
 __all__ = ["Captures", "capture", "possible", "replaying"]
 

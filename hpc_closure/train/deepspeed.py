@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.closure.model import ClosureModel
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train.captured import Captures, capture
 from hpc_closure.train.engine import (

@@ -23,10 +23,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from hpc_closure.closure.fno import Layered
-from hpc_closure.closure.interface import ClosureModel
+from hpc_closure.closure.model import ClosureModel
+from hpc_closure.closure.networks.layers import Layered
 from hpc_closure.experiment.schema import Train
-from hpc_closure.spectral.memory import keep_freed_memory
+from hpc_closure.spectral.modes.line_fft import keep_freed_memory
 from hpc_closure.train.captured import Captures, capture
 from hpc_closure.train.processes import Processes
 

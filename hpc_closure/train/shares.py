@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.reader import Reader
+from hpc_closure.closure.reductions import Reader
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.interface import ClosureModel, Phase
-from hpc_closure.closure.parts import describe
+from hpc_closure.closure.model import ClosureModel, Phase
+from hpc_closure.closure.part_report import describe
 from hpc_closure.data.samples import PASS, Share, TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import TRANSIENT_TRAIN, Train

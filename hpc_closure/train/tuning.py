@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.functional import FunctionalModel, candidates
+from hpc_closure.closure.baselines.eddy_viscosity import FunctionalModel, candidates
 from hpc_closure.closure.targets import advance_with, reduced_problem
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.grid import resize
+from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work.stop import Stop
 

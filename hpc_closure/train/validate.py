@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure.interface import ClosureModel, Request
-from hpc_closure.closure.losses import crps
-from hpc_closure.closure.sensors import read_regular
+from hpc_closure.closure.fields.losses import crps
+from hpc_closure.closure.fields.sensors import read_regular
+from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
 

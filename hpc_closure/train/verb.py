@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_closure.closure.match import check_fits, is_made_by
+from hpc_closure.closure.compatibility import check_fits, is_made_by
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run, model_at
 from hpc_closure.experiment.models import FUNCTIONAL
@@ -17,7 +17,7 @@ from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
 
 if TYPE_CHECKING:
-    from hpc_closure.closure.interface import ClosureModel
+    from hpc_closure.closure.model import ClosureModel
     from hpc_closure.data.reader import DataSet
     from hpc_closure.data.samples import TrainingSet
 
@@ -84,7 +84,7 @@ def seed_of(experiment: Experiment) -> int:
 def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
     """The mean of another model (``use.mean``), where that has a network."""
     import hpc_closure
-    from hpc_closure.closure.composed import ComposedModel
+    from hpc_closure.closure.composed.model import ComposedModel
 
     key = f"use.mean={experiment.use.mean}"
     path = model_at(experiment.folder, str(experiment.use.mean))
@@ -101,7 +101,7 @@ def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
 def tune(experiment: Experiment, session: Session) -> None:
     """Choose the constants of a functional closure, on the first process, and export it."""
     from hpc_closure.closure import artifact
-    from hpc_closure.closure.functional import FunctionalModel
+    from hpc_closure.closure.baselines.eddy_viscosity import FunctionalModel
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import tuning
 
@@ -120,7 +120,7 @@ def tune(experiment: Experiment, session: Session) -> None:
 
 def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, TrainingSet]":
     """Samples of the members to fit, and of those to judge by."""
-    from hpc_closure.closure.gate import LEAST
+    from hpc_closure.closure.composed.part_selection import LEAST
     from hpc_closure.data.samples import Past, TrainingSet
     from hpc_closure.data.symmetry import Symmetry
 
@@ -167,12 +167,12 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
 
 def build_model(experiment: Experiment) -> "ClosureModel":
     """The model that the experiment describes, with fresh weights."""
-    from hpc_closure.closure.build import build
-    from hpc_closure.closure.composed import ComposedModel
-    from hpc_closure.closure.interface import Through
-    from hpc_closure.closure.steady import LongRuns
+    from hpc_closure.closure.artifact import build
+    from hpc_closure.closure.composed.model import ComposedModel
+    from hpc_closure.closure.composed.rollout_training import Trajectories
+    from hpc_closure.closure.composed.steady import LongRuns
+    from hpc_closure.closure.model import Through
     from hpc_closure.closure.targets import QUOTED_FACTOR, reduced_problem
-    from hpc_closure.closure.trajectory import Trajectories
 
     settings = experiment.model.model_dump(mode="json")
     if experiment.model.preset == "published":  # it learns the closure as it is quoted, G = 2U

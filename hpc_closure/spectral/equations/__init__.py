@@ -1,6 +1,6 @@
 """The equations, one file each; importing them makes them known to experiments and problems."""
 
-from hpc_closure.spectral.equation import Equation
+from hpc_closure.spectral.equations.base import Equation
 
 # Error lines name them in this order.
 # isort: off

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from hpc_closure.spectral.equation import Equation, SelfAdvection
-from hpc_closure.spectral.noise import Noise
+from hpc_closure.spectral.equations.base import Equation, SelfAdvection
+from hpc_closure.spectral.noise.paths import Noise
 from hpc_closure.spectral.recipe import Count, NonNegative
 
 

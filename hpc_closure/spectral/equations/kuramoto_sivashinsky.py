@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from hpc_closure.spectral.equation import Equation, SelfAdvection
+from hpc_closure.spectral.equations.base import Equation, SelfAdvection
 
 
 class KuramotoSivashinsky1D(Equation):

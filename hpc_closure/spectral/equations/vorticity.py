@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hpc_closure.spectral.equation import Equation, Terms
+from hpc_closure.spectral.equations.base import Equation, Terms
 from hpc_closure.spectral.recipe import Finite, NonNegative
 
 
@@ -58,7 +58,7 @@ class VorticityTerms(Terms):
     """``-(u . grad w)`` in one of the forms of :mod:`advection`."""
 
     def __init__(self, equation: Vorticity2D, transform, form: str):
-        from hpc_closure.spectral.advection import FORMS
+        from hpc_closure.spectral.equations.advection import FORMS
 
         super().__init__(equation, transform)
         self.advection = FORMS[form](transform)

@@ -1,0 +1,91 @@
+"""Whether the model file of a run is the one that its experiment describes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpc_closure.closure.header import read_header, shipped
+from hpc_closure.experiment.choices import Choices
+from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.models import FUNCTIONAL
+from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.modes.grid import smallest_grid
+from hpc_closure.work.session import check_recipe
+
+
+def is_made_by(path: Path, experiment: Experiment) -> bool:
+    """Whether the model at ``path`` is what the experiment's training makes.
+
+    Raises:
+        ValueError: there is a file, but not a whole model.
+    """
+    return path.exists() and read_header(path).train_hash == experiment.stage_hash("train")
+
+
+def has_mean_gp(config: Mapping[str, Any]) -> bool:
+    """Whether models of a configuration have a mean and a Gaussian law beside the generator."""
+    return config["preset"] not in ("published", *FUNCTIONAL)
+
+
+def has_noise(config: Mapping[str, Any]) -> bool:
+    """Whether models of a configuration draw; the others give one answer to a state."""
+    return config["preset"] not in FUNCTIONAL and config.get("residual") != "none"
+
+
+def check_model(experiment: Experiment) -> None:
+    """Raise ValueError unless the experiment's own model, or the one it uses, is there."""
+    run = Run.of(experiment)
+    if run.model_file:
+        return check_fits(run.model_file, experiment, f"use.model={experiment.use.model}")
+    if not run.model.exists():
+        raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
+    if not is_made_by(run.model, experiment):
+        check_recipe(run, experiment, "rollout", redo=True)  # names the keys, where it can
+        made, wanted = read_header(run.model).train_hash, experiment.stage_hash("train")
+        raise ValueError(
+            f"{run.model}: trained by another experiment (hash {made[:12] or 'none'}, expected "
+            f"{wanted[:12]}); change `name`, or run `hpc-closure train --redo`"
+        )
+
+
+def check_fits(path: Path, experiment: Experiment, key: str) -> None:
+    """Raise ValueError unless a model from elsewhere fits the experiment.
+
+    Args:
+        path: of the model file.
+        experiment: whose closure it is to be.
+        key: setting that names the model, with its value.
+    """
+    if not path.exists():
+        raise ValueError(
+            f"{key}: no run, file or shipped model of this name "
+            f"(shipped: {', '.join(shipped()) or 'none'}; looked for {path})"
+        )
+    header, generate = read_header(path), experiment.generate
+    for name, have, want in (
+        ("closure", header.target["kind"], generate.closure),
+        ("dt", header.target["dt"], generate.dt),
+        ("interval", header.target["interval"], generate.interval),
+        ("length", header.length, experiment.physics.length),
+        ("dimensions", header.config.get("dimensions", 2), experiment.physics.dimensions),
+    ):
+        if have != want:
+            raise ValueError(f"{key}: its {name} is {have}, the experiment's is {want}")
+    if generate.closure == "subgrid" and experiment.train_grid != header.size:
+        raise ValueError(
+            f"{key}: its closure is what a solver on {header.size}^2 lacks, the experiment's "
+            f"on {experiment.train_grid}^2: train on that grid"
+        )
+    made, wanted = header.target.get("stride", 1), Choices(experiment).stride
+    if made != wanted:
+        raise ValueError(
+            f"{key}: its closure is what a solver lacks that takes {made} step(s) of the DNS in "
+            f"one, the experiment's takes {wanted}: set reduced.step, or train again"
+        )
+    least = smallest_grid(header.size)
+    for grid in (experiment.train_grid, *experiment.score_grids):
+        if grid < least:
+            raise ValueError(
+                f"{key}: trained at {header.size}^2, it needs a grid of at least "
+                f"{least}^2; got {grid}^2"
+            )

@@ -1,0 +1,654 @@
+r"""A closure model as parts in a row, each chosen in the experiment.
+
+.. math:: U = m(V) + D(V)\,q, \qquad q \sim p(q\,|\,V, y)
+
+* mean m: a regression on generic terms (:mod:`regression`), a network for what it leaves
+  (:mod:`mean`), both or neither;
+* amplitude D: a field that such a network gives, or 1;
+* base law: q is N(0, Q) with the spectrum and the memory of the residual (:mod:`law`,
+  :mod:`residual_memory`); alone it is the baseline ``mean_gp``;
+* sensors: kriged under the base law, or learned (:mod:`conditioning`);
+* residual: what is not Gaussian, learned by a score or in one pass (:mod:`residual`), or nothing;
+  without any noise the mean alone is left, a deterministic closure.
+
+How it is fitted: :mod:`composed`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.composed.generators import (
+    Drawn,
+    Effort,
+    Gaussian,
+    Generator,
+    Modes,
+    OnePass,
+    Residual,
+    Score,
+)
+from hpc_closure.closure.composed.learned_score import LearnedScore
+from hpc_closure.closure.composed.mean import NetworkAmplitude, NetworkMean
+from hpc_closure.closure.composed.mixture import Mixture
+from hpc_closure.closure.composed.numbers import candidates
+from hpc_closure.closure.composed.part_selection import LEAST
+from hpc_closure.closure.composed.regression import Library
+from hpc_closure.closure.composed.statistics import Adjustment, Statistics
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.features import (
+    STATES,
+    carried,
+    coordinates,
+    feature_names,
+    feature_spectra,
+    physics_estimate,
+)
+from hpc_closure.closure.fields.members import each_member, for_members
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.gaussian.conditioning import (
+    Conditioning,
+    Kriged,
+    Learned,
+    Observed,
+    Posterior,
+    TrainingObserved,
+)
+from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.memory import knot_spacing, position, share_of_mean
+from hpc_closure.closure.gaussian.mode_covariance import apply_factors
+from hpc_closure.closure.gaussian.residual_coordinates import Encoding, Frame
+from hpc_closure.closure.model import ClosureModel, Request
+from hpc_closure.closure.networks.blocks import PLACES
+from hpc_closure.closure.part_report import PartReport
+from hpc_closure.experiment.models import NETWORKS, UNTRAINED
+from hpc_closure.spectral.modes.grid import hermitian, placed, resize
+
+__all__ = ["DrawingModel"]
+
+BEYOND = 6.0  # standard deviations at which a state's numbers are held
+NOTHING = 1e-9  # of a closure's power
+FAR = 10.0  # root mean squares at which a condition channel is held
+MEAN_GP = "mean_gp"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a draw depends on besides tensors.
+
+    Attributes:
+        held: how long it is held, in trained intervals.
+        members: how many.
+        baseline: mean and stationary Gaussian process alone.
+        effort: of the sampler.
+    """
+
+    held: float
+    members: int
+    baseline: bool
+    effort: Effort
+
+
+class DrawingModel(ClosureModel):
+    """See the module's docstring; :mod:`composed` fits it.
+
+    Args:
+        config: as :func:`hpc_closure.experiment.models.resolve` gives it.
+        grid, length: see :class:`~.interface.ClosureModel`.
+    """
+
+    def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
+        super().__init__(config, grid, length)
+        self.dimensions = int(config["dimensions"])
+        self.band = band((grid - 1) // 3, length, self.dimensions)
+        conditions = config["conditions"]
+        self.history = int(conditions["history"])
+        self.previous = int(conditions.get("previous", 0))  # models of before it had none
+        self.sensors_allowed = conditions["sensors"]
+        self.granted: dict | None = conditions["physics"] or None
+        self.gated = config["gate"] == "on"
+        features = feature_names(self.band)
+        self.own = features.index(STATES[self.dimensions])
+        self.num_features = len(features) + bool(self.granted) + self.history + 2 * self.previous
+        channels = self.num_features + PLACES * self.dimensions
+        self.mean, self.amplitude = None, None
+        for kind in config["mean"]:
+            if kind in NETWORKS:
+                self.mean = NetworkMean(kind, channels, config)
+        if config["amplitude"] in NETWORKS:
+            self.amplitude = NetworkAmplitude(config["amplitude"], channels, config)
+        self.kriged = Kriged()
+        self.conditioning: Conditioning = self.kriged
+        if config["sensors"] == "learned":
+            self.conditioning = Learned()
+        channels += self.conditioning.channels + 1
+        self.residual = self._make_residual(channels)
+        self.statistics = Statistics()
+        self._scales: dict[float, Tensor] = {}
+        self.library = self._library()
+        self.adjustment: Adjustment | None = None
+        if config["adjusted"]:
+            terms, shells = len(self.library.names), self.band.grid.num_shells
+            self.adjustment = Adjustment(terms, shells, noise=config["residual"] != "none")
+        self.frame: Frame
+
+    def _make_residual(self, channels: int) -> Residual:
+        config = self.config
+        if config["residual"] == "modes":
+            return Modes()
+        if config["residual"] in UNTRAINED:
+            return Gaussian()
+        if config["residual"] == "mixture":
+            return Mixture(config, self.band)
+        if config["residual"] == "crps":
+            return OnePass(channels, config)
+        if config["sensors"] == "learned":
+            return LearnedScore(channels, config, self.band)
+        return Score(channels, config)
+
+    # ---- closed-form statistics -----------------------------------------------------------------
+
+    def saved_statistics(self, spacing: float | None = None) -> dict[str, Tensor]:
+        told = self.statistics
+        if spacing is not None and told.memory_times is not None:
+            told = replace(told, memory_spacing=spacing)
+        return told.to_tensors()
+
+    def load_statistics(self, tensors: dict[str, Tensor]) -> None:
+        self.adopt(Statistics.from_tensors(tensors))
+
+    def adopt(self, statistics: Statistics) -> None:
+        """Take over statistics, and rebuild everything that follows from them."""
+        self.statistics = s = statistics
+        self._scales.clear()
+        self.library = self._library(s.library)
+        self.kriged.clear()
+        if self.mean is not None and s.mean_largest is not None:
+            self.mean.farthest = s.mean_largest
+        if s.generator_size is None:
+            return
+        kept = band(s.generator_modes, self.length, self.dimensions)
+        first = law = plain = BaseLaw(kept, s.first_spectrum, s.first_tail)
+        if s.law_spectrum is not None:
+            law = BaseLaw(kept, s.law_spectrum, s.law_tail)
+            plain = BaseLaw(kept, s.plain_spectrum, s.law_tail)
+            self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
+        state_std = None if s.state_spectrum is None else kept.spread(s.state_spectrum.sqrt())
+        self.frame = Frame(
+            self.band,
+            kept,
+            s.generator_size,
+            first,
+            law,
+            plain,
+            state_std,
+            s.law_modes,
+            s.law_offset,
+        )
+
+    def _library(self, coefficients: Tensor | None = None) -> Library:
+        kind = self.config["library"] if "regression" in self.config["mean"] else "none"
+        estimate = self.estimate if self.granted else None
+        if kind == "none":
+            estimate = None
+        return Library(self.band, kind, self.history, self.previous, coefficients, estimate)
+
+    def estimate(self, w_hat: Tensor) -> Tensor:
+        """What physics says of the closure, where ``conditions.physics`` grants it."""
+        return physics_estimate(w_hat, self.band, **(self.granted or {}))
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether anything reads the condition channels; a mixture reads the state's numbers."""
+        reads = isinstance(self.residual, Generator) and not isinstance(self.residual, Mixture)
+        return bool(self.mean or self.amplitude) or reads
+
+    @property
+    def guarded(self) -> int:
+        largest = self.statistics.target_largest
+        return 0 if largest is None else len(largest)
+
+    @property
+    def expected_back(self) -> Tensor | None:
+        return self.statistics.target_beyond
+
+    @property
+    def score_active(self) -> bool:
+        """Whether a generator acts (it is not evaluated otherwise)."""
+        if not isinstance(self.residual, Generator):
+            return False
+        gain = self.statistics.score_gain
+        return gain is None or bool((gain != 0).any())
+
+    @property
+    def mean_gain(self) -> Tensor | None:
+        """(shells,) gain of the mean's network: what helps one call ahead, times the share of it
+        that coupled runs bear; None before it is judged."""
+        gain, share = self.statistics.mean_gain, self.statistics.mean_share
+        return gain if gain is None or share is None else gain * share[: len(gain)]
+
+    @property
+    def amplitude_share(self) -> float:
+        """Share of log D in use; 0 = D is 1."""
+        return self.statistics.amplitude_gain or 0.0
+
+    def _modes_of(self, shells: Tensor | None, like: Tensor) -> Tensor | None:
+        """Gains (shells,) of a trained part at every mode; None when they are zero everywhere."""
+        if shells is None or not bool((shells != 0).any()):
+            return None
+        return placed(shells, like)[placed(self.frame.kept.grid.shell(), like)]
+
+    def parts(self) -> list[PartReport]:
+        s, config = self.statistics, self.config
+        out = []
+        if "regression" in config["mean"]:
+            terms = ", ".join(self.library.active)
+            out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
+        if "numbers" in config["mean"]:
+            found = 0 if s.numbers_mean is None else int((s.numbers_mean != 0).sum())
+            out.append(PartReport("mean: numbers", False, found > 0, (), f"{found} terms"))
+        if self.mean is not None:
+            out.append(self._trained(f"mean: {self.mean.kind}", self.mean_gain, s.mean_members))
+        if self.amplitude is not None:
+            gain = torch.tensor([self.amplitude_share])
+            name = f"amplitude: {config['amplitude']}"
+            out.append(self._trained(name, gain, s.amplitude_members))
+        if config["residual"] == "modes":
+            out.append(PartReport("Gaussian law by wavevector", False, True))
+        elif config["residual"] != "none":
+            out.append(PartReport("Gaussian process", False, True))
+        if self.sensors_allowed != "none":
+            learned = config["sensors"] == "learned"
+            acts = self.score_active or not learned
+            out.append(PartReport(f"sensors: {config['sensors']}", learned, acts))
+        if isinstance(self.residual, Generator):
+            name = f"residual: {config['residual']}"
+            if isinstance(self.residual, Mixture):
+                name += f" of {self.residual.components}"
+            out.append(self._trained(name, s.score_gain, s.score_members))
+        if self.adjustment is not None:
+            acts = any(bool(weight.any()) for weight in self.adjustment.parameters())
+            name = "training through the solver"
+            out.append(PartReport(name, True, acts, (), str(self.adjustment) if acts else ""))
+        return out
+
+    def _trained(self, name: str, gain: Tensor | None, members: float | None) -> PartReport:
+        gains = () if gain is None else tuple(gain.tolist())
+        acts = any(gains)
+        note = ""
+        if not acts:
+            note = "not judged yet" if members is None else "no significant gain"
+            if members is not None and members < LEAST:
+                note = f"{members:.0f} members cannot decide, {LEAST} are needed"
+        elif not self.gated:
+            note = "not gated"
+        return PartReport(name, True, acts, gains, note)
+
+    # ---- what a state decides -------------------------------------------------------------------
+
+    def frames(
+        self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
+    ) -> Tensor:
+        """Spectra (B, 1 + H + P, ...) in the model's band of fields.
+
+        Args:
+            state: (B, n, n).
+            history: earlier states (B, H, n, n).
+            previous: the last closures (B, P, n, n).
+        """
+        if state.dtype not in (torch.float32, torch.float64):
+            state = state.float()
+        return self.band.to_spectral(self._stacked(state, history, previous))
+
+    def frames_hat(
+        self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
+    ) -> Tensor:
+        """The same of retained spectra of any number of modes."""
+        return resize(self._stacked(state, history, previous), self.band.modes)
+
+    def _stacked(self, state: Tensor, history: Tensor | None, previous: Tensor | None) -> Tensor:
+        stack = [state[:, None]]
+        for name, given, wanted in (
+            ("history", history, self.history),
+            ("previous", previous, self.previous),
+        ):
+            number = 0 if given is None else given.shape[1]
+            if number != wanted:
+                raise ValueError(
+                    f"{name} has {number} frames, this model was built with "
+                    f"conditions.{name}={wanted}"
+                )
+            if given is not None:
+                stack.append(given.to(state))
+        return torch.cat(stack, dim=1)
+
+    def encode(self, frames_hat: Tensor) -> Encoding:
+        """Mean, features and amplitude of states with their history, as :meth:`frames` gives them.
+
+        The trained parts as far as they have a gain.
+        """
+        state_hat, moved = frames_hat[:, 0], None
+        summary = self._summary(state_hat)
+        features = summary.new_zeros(len(state_hat), 0, 1, 1)
+        if self.has_networks:
+            moved = self._moved(frames_hat)
+            features = self.features(frames_hat, moved)
+        mean_hat = self.library(frames_hat, moved, self._factors())
+        told = self._told_by_numbers(state_hat)
+        if told is not None:
+            mean_hat = mean_hat + told.to(mean_hat)
+        encoding = Encoding(state_hat, mean_hat, features, summary)
+        gain = self._modes_of(self.mean_gain, encoding.features)
+        if self.mean is not None and gain is not None:
+            correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
+            correction = resize(correction, self.band.modes)
+            encoding.mean_hat = encoding.mean_hat + correction.to(encoding.mean_hat.dtype)
+        if self.amplitude is not None and self.amplitude_share:
+            encoding.log_amplitude = self.amplitude_share * self.amplitude(encoding)
+        return encoding
+
+    def _numbers(self, state_hat: Tensor) -> Tensor:
+        """(B, 51) numbers of states over their scales, the logarithm about nothing."""
+        assert self.statistics.numbers_scale is not None
+        numbers = self.band.summary(state_hat)
+        return numbers / placed(self.statistics.numbers_scale, numbers)
+
+    def _told_by_numbers(self, state_hat: Tensor) -> Tensor | None:
+        """Spectra (B, ...) of the mean of the largest modes, where the mean has such a part."""
+        coefficients = self.statistics.numbers_mean
+        if coefficients is None:
+            return None
+        terms = candidates(self._numbers(state_hat))
+        return self.band.place_largest(terms @ placed(coefficients, terms))
+
+    def _factors(self) -> Tensor | None:
+        """(terms, shells) of the regression's coefficients, where training has changed them."""
+        if self.adjustment is None:
+            return None
+        adjustment, library = self.adjustment, self.library
+        if self.replayed is None:
+            return library.bounded(adjustment().terms)
+        return self.replayed.once("factors", lambda: library.bounded(adjustment().terms))
+
+    def _summary(self, state_hat: Tensor) -> Tensor:
+        """(B, 51) numbers of states about one in size; (B, 0) where no network reads them."""
+        mean, std, like = self.statistics.summary_mean, self.statistics.summary_std, state_hat.real
+        if mean is None or std is None:
+            return like.new_zeros(len(like), 0)
+        mean, std = placed(mean, like), placed(std, like)
+        numbers = (self.band.summary(state_hat) - mean) / std
+        return numbers.clamp(-BEYOND, BEYOND).to(self._place)
+
+    def _moved(self, frames_hat: Tensor) -> Tensor | None:
+        """What the flow makes of the last closures, spectra (B, P, ...); None without memory."""
+        if not self.previous:
+            return None
+        return carried(frames_hat[:, 0], frames_hat[:, 1 + self.history :], self.band)
+
+    def feature_spectra(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
+        """Spectra (B, F, 2K + 1, K + 1) of the features of states with what was before them."""
+        w_hat = frames_hat[:, 0]
+        spectra = [feature_spectra(w_hat, self.band)]
+        if self.granted:
+            spectra.append(self.estimate(w_hat)[:, None])
+        spectra.append(frames_hat[:, 1:])
+        if moved is not None:
+            spectra.append(moved)
+        return torch.cat(spectra, dim=1)
+
+    def features(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
+        """Normalised condition channels (B, C, g, g), as the weights, on the generator's grid."""
+        spectra = self.feature_spectra(frames_hat, moved)
+        scale = placed(self.statistics.features_rms, frames_hat)
+        size = self.frame.size
+        fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).to(self._place)
+        largest = self.statistics.features_largest
+        far: Any = FAR if largest is None else placed(largest, fields)[:, None, None]
+        fields = fields.clamp(-far, far)
+        places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
+        return torch.cat([fields, places], dim=1)
+
+    # ---- base noise -----------------------------------------------------------------------------
+
+    def base_noise(self, law: BaseLaw, key: keyed_noise.Key, stream: int) -> Tensor:
+        """Draws of a base law, spectra (ids, ...) complex128.
+
+        Of the law of q by wavevector, where the residual has such. The mean is real; in the place
+        of its imaginary part is the standard normal by which a mixture chooses.
+        """
+        noise = law.coloured(keyed_noise.white_spectra(self.frame.kept, *key, stream, self.device))
+        own = law is self.frame.law and law is not self.frame.plain
+        if own and isinstance(self.residual, Modes) and self.frame.factors is not None:
+            return apply_factors(placed(self.frame.factors, noise), noise)
+        if own and isinstance(self.residual, Mixture):
+            choice = keyed_noise.normals(*key, 1, stream=keyed_noise.STREAM_COMPONENT)[:, 0]
+            noise[:, 0, 0].imag.copy_(choice)
+        return noise
+
+    def noise_of_call(self, request: Request, law: BaseLaw) -> Tensor:
+        """Base noise of a call, with the residual's memory (:mod:`residual_memory`) if any."""
+        noise = self._noise_with_memory(request, law)
+        if self.adjustment is None:
+            return noise
+        factor = self.adjustment().noise
+        if self.statistics.trajectory_noise is not None:
+            factor = factor * placed(self.statistics.trajectory_noise, factor)
+        return noise * factor[placed(self.frame.kept.grid.shell(), factor)].to(noise.real)
+
+    def _noise_with_memory(self, request: Request, law: BaseLaw) -> Tensor:
+        key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
+        fresh = self.base_noise(law, key, keyed_noise.STREAM_BASE)
+        if not bool((self.knots > 0).any()):
+            return fresh
+        shell = placed(self.frame.kept.grid.shell(), fresh)
+        for knots in sorted(set(self.knots[self.knots > 0].tolist())):
+            first, cos, sin = position(request.call * request.held, knots)
+            stream = keyed_noise.STREAM_MEMORY + round(math.log2(knots))
+            one, two = (self.base_noise(law, key._replace(item=first + i), stream) for i in (0, 1))
+            rows = (self.knots == knots).to(fresh.device)[shell]
+            fresh = torch.where(rows, cos * one + sin * two, fresh)
+        return fresh
+
+    def scale_of(self, held: float) -> Tensor | None:
+        """Factors (shells,) of the residual's std for another interval, each from the shell's own
+        memory: white shells average out, the others hardly; None for the trained interval."""
+        if held == 1:
+            return None
+        if held not in self._scales:
+            s = self.statistics
+            spacing = s.memory_spacing or 0.0
+            rho = torch.exp(-1 / (s.memory_times * spacing).clamp(min=1e-3))
+            rho = torch.where(self.knots > 0, rho, 0.0)
+            self._scales[held] = share_of_mean(rho, held).sqrt()
+        return self._scales[held]
+
+    def _scaled(self, q_hat: Tensor, held: float) -> Tensor:
+        """Residuals (M, ...) of the trained interval with the spread of another's."""
+        scale = self.scale_of(held)
+        return q_hat if scale is None else q_hat * self.frame.each_mode(scale, q_hat)
+
+    # ---- sampling -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample_batch(self, request: Request) -> Tensor:
+        """See :class:`~.interface.ClosureModel`.
+
+        ``method="mean_gp"`` is the baseline of that name: the mean and a stationary Gaussian
+        process, with sensors kriged under it; no generator, no amplitude.
+        """
+        frames_hat = self.frames(request.state, request.history, request.previous)
+        return self.band.to_physical(self._draw(frames_hat, request), request.state.shape[-1])
+
+    @torch.no_grad()
+    def sample_hat(self, request: Request) -> Tensor:
+        return self.draw_hat(request)
+
+    def draw_hat(self, request: Request) -> Tensor:
+        """As :meth:`sample_hat`, with gradients."""
+        modes = request.state.shape[-1] - 1
+        size = request.grid or band(modes).grid.size
+        self.band.check_grid(1 if self.dimensions == 1 else size, size)
+        frames_hat = self.frames_hat(request.state, request.history, request.previous)
+        u_hat = self._draw(frames_hat, request)
+        # no transform has made the column ky = 0 that of a real field
+        return hermitian(resize(u_hat, modes))
+
+    def _draw(self, frames_hat: Tensor, request: Request) -> Tensor:
+        """Spectra of U (members, ...) in the model's band."""
+        sensors, baseline = request.sensors, request.method == MEAN_GP
+        if sensors is None and self.sensors_allowed == "required":
+            raise ValueError("this model was trained with conditions.sensors=required: give some")
+        if sensors is not None and self.sensors_allowed == "none":
+            raise ValueError("this model was trained with conditions.sensors=none: give none")
+        effort = Effort(request.method, request.evaluations)
+        how = Drawing(request.held, len(request.members), baseline, effort)
+        if self.config["residual"] == "none" and not baseline:
+            inputs: tuple[Tensor, ...] = (frames_hat,)
+        else:
+            inputs = frames_hat, self.noise_of_call(request, self._law(how))
+        if sensors is None:
+            drawn, beyond = self._alone(how, *inputs)
+        else:
+            drawn, beyond = self._beside_sensors(how, request, *inputs)
+        self._brought_back = beyond.any(-1).sum() + self._brought_back.to(beyond.device)
+        if request.tell is not None and self.guarded:
+            request.tell(beyond)
+        return drawn
+
+    def _alone(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Closures, and which shells were brought back, without sensors: a function of tensors.
+
+        Args:
+            how: the rest that it depends on.
+            inputs: states with what was before them, and base noise unless nothing is drawn.
+        """
+
+        def function(frames_hat: Tensor, z: Tensor | None = None) -> tuple[Tensor, ...]:
+            return self._finish(self._encoding(frames_hat, how), how, z)
+
+        if self.replayed is None or not inputs[0].is_cuda or torch.is_grad_enabled():
+            return function(*inputs)
+        return self.replayed(function, how, *inputs)
+
+    def _beside_sensors(
+        self, how: Drawing, request: Request, frames_hat: Tensor, z: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        encoding, observed = self._encoding(frames_hat, how), None
+        if z is not None:
+            law = self._law(how)
+            conditioning = self.kriged if how.baseline else self.conditioning
+            assert request.sensors is not None
+            scale = self.scale_of(how.held)
+            observed = conditioning.observe(self.frame, encoding, request.sensors, scale, law)
+            key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
+            z = observed.condition(z, key)
+        return self._finish(encoding, how, z, observed)
+
+    def _law(self, how: Drawing) -> BaseLaw:
+        return self.frame.plain if how.baseline else self.frame.law
+
+    def _encoding(self, frames_hat: Tensor, how: Drawing) -> Encoding:
+        encoding = self.encode(frames_hat)
+        return replace(encoding, log_amplitude=None) if how.baseline else encoding
+
+    def _finish(
+        self,
+        encoding: Encoding,
+        how: Drawing,
+        z: Tensor | None,
+        observed: Observed | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Closures of base noise, or their means without, and which shells were brought back."""
+        if z is None:
+            drawn, beyond = self._within_range(encoding.mean_hat)
+            return each_member(drawn, how.members), each_member(beyond, how.members)
+        if self.score_active and not how.baseline:
+            made = self.generate(encoding, z, observed, how.effort)
+            q_hat = made.held(self._scaled, how.held)
+        else:
+            q_hat = self._scaled(z, how.held)
+        if observed is not None and observed.mean is not None:
+            q_hat = q_hat + self._scaled(for_members(observed.mean, how.members), how.held)
+        mean_hat = for_members(encoding.mean_hat, how.members)
+        q_hat = q_hat.to(mean_hat.dtype)
+        return self._within_range(mean_hat + self.frame.amplify(q_hat, encoding.log_amplitude))
+
+    def _within_range(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """Closures (B, ...) none of whose shells is larger than nearly all of the training's.
+
+        Given the last closures, the next may grow from call to call where the flow is as it has
+        hardly been seen; left at the edge of the range, it would stay there and spin the flow up.
+        So a shell beyond is brought back to its mean size, from where it follows the flow again.
+        The second value, (B, shells) bool, says which were; ``brought_back`` counts the draws.
+        """
+        far, factor = self._beyond(u_hat)
+        if not self.guarded:
+            return u_hat, far
+        places = placed(self.band.grid.shell(), factor)
+        return u_hat * factor[:, places].to(u_hat.real), far
+
+    def _beyond(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """Which shells of closures are beyond the range, (B, shells) bool, and the factors
+        (B, shells) that bring those back; (B, 0) both where there is no range."""
+        largest, mean = self.statistics.target_largest, self.statistics.target_mean
+        if largest is None or mean is None:
+            none = torch.zeros(len(u_hat), 0, dtype=torch.bool, device=u_hat.device)
+            return none, none
+        shell = self.band.grid.shell_sum(u_hat.abs().square())
+        largest, mean = placed(largest, shell), placed(mean, shell)
+        least = NOTHING * mean.sum()  # the mean of a closure is zero but for round-off
+        far = shell > largest.clamp(min=least)
+        size = torch.where(far, shell, 1.0)
+        return far, torch.where(far, mean.clamp(min=least) / size, 1.0).sqrt()
+
+    def generate(
+        self,
+        encoding: Encoding,
+        z: Tensor,
+        observed: Observed | None = None,
+        effort: Effort = Effort(),
+    ) -> Drawn:
+        """Carry base noise z (M, ...) to residuals, less their kriged mean.
+
+        Args:
+            encoding: of the states.
+            z: base noise.
+            observed: what sensors say.
+            effort: of the sampler.
+        """
+        seen = observed or Observed(self.conditioning.absent(self.frame, encoding.features))
+        gains = [] if seen.gain is None else [(None, seen.gain)]
+        given = self.posterior(encoding, seen, gains)
+        if not self.score_active:
+            return Drawn(z)
+        shells = self._modes_of(self.statistics.score_gain, z)
+        if shells is None:  # not judged yet
+            shells = torch.ones((), device=z.device)
+        drawn = self.residual.draw(self.frame, given, z, shells, effort)
+        # the spread was made up for the model's own sampler, without sensors
+        own = effort in (Effort(), Effort(self.config["method"], self.config["evaluations"]))
+        spread = self._modes_of(self.statistics.score_spread, z)
+        if spread is None or observed is not None or not own:
+            spread = torch.ones((), device=z.device)
+        return replace(drawn, q=drawn.spread(spread))
+
+    def posterior(
+        self, encoding: Encoding, seen: Observed | TrainingObserved, gains: list
+    ) -> Posterior:
+        """What a generator reads: features, what sensors say, log D."""
+        fields = seen.fields
+        features, log = encoding.features, encoding.log_amplitude
+        if isinstance(self.residual, Mixture):
+            return Posterior(features, encoding.summary, gains, seen.readings)
+        if log is None:
+            log = features.new_zeros(1, self.frame.size, self.frame.size)
+        parts = (features, fields, log[:, None].to(features))
+        count = max(map(len, parts))
+        channels = torch.cat([part.expand(count, -1, -1, -1) for part in parts], dim=1)
+        white = None
+        if isinstance(self.conditioning, Learned):
+            white = self.frame.whiten_state(encoding.state_hat)
+        return Posterior(channels, encoding.summary, gains, seen.readings, white)

@@ -1,0 +1,190 @@
+r"""One or two Gaussian laws of the residual, shaped by the state and fitted by likelihood.
+
+.. math:: q \sim \sum_c p_c(V)\,N\bigl(\mu_c(V),\, e^{2 g_c(V)} B_c B_c^T\bigr)
+
+With y the residual over the law of its modes (:mod:`mode_law`), component c has a mean
+:math:`\mu_c`, of every mode, with a part of the largest modes that follows the state; a lower
+triangular 2 x 2 factor :math:`B_c` of every mode; a log amplitude :math:`g_c` of every shell; and
+a weight :math:`p_c`. What follows the state is read from its numbers (:meth:`Band.summary`) by a
+perceptron. One component is a Gaussian law whose mean and spread follow the state. Two begin at
+plus and minus the direction in which the largest modes vary most. Where the mean has been learned
+elsewhere (numbers or a network), the components are about it, :math:`\sum_c p_c\mu_c = 0`: what
+each adds to a mean is an error that a coupled run adds up.
+
+It is no flow: a draw takes one evaluation, of a perceptron, and its likelihood is known.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_closure.closure.composed.generators import Drawn, Generator
+from hpc_closure.closure.composed.part_selection import ImprovementGate
+from hpc_closure.closure.fields.members import for_members
+from hpc_closure.closure.fields.modes import LARGEST, Band
+from hpc_closure.closure.gaussian.mode_covariance import apply_factors, remove_factors
+from hpc_closure.closure.gaussian.residual_coordinates import Frame
+from hpc_closure.closure.networks.blocks import SUMMARY, perceptron
+from hpc_closure.experiment.models import NETWORKS
+from hpc_closure.spectral.modes.grid import hermitian, placed, resize
+
+__all__ = ["Mixture", "principal"]
+
+HIDDEN = 64  # numbers in the layers of the perceptron
+RATE = 5.0  # of the tables, over that of other weights: an optimiser's step is as long for all
+APART = 0.8  # of the standard deviation along a direction: where two peaks of it begin
+WIDEST = 1.5  # largest |g|
+
+
+@dataclass
+class Components:
+    """Of B states: what their residuals are drawn from; K components first.
+
+    Attributes:
+        log_weights: (K, B).
+        means: (K, B or 1, ...) spectra of y.
+        factors: (K, 3, B or 1, ...) log b11, b21, log b22, each with g in it.
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+
+class Mixture(Generator):
+    """See the module's docstring.
+
+    Args:
+        config: of the model; ``components``: 1 or 2.
+        own: band of the model: tables are of its modes, cut to those of the residual.
+    """
+
+    #: unseen members do not decide whether it acts: it stands for itself
+    judged = False
+
+    def __init__(self, config: dict[str, Any], own: Band):
+        super().__init__(config)
+        self.components = number = int(config["components"])
+        if config.get("centred") is None:  # told once: a mean that does not act is dropped
+            config["centred"] = bool({"numbers", *NETWORKS} & set(config["mean"]))
+        self.about_mean = bool(config["centred"])
+        self.shells = own.grid.num_shells
+        self.tables = nn.Parameter(torch.zeros(number, 5, *own.shape))
+        self.odds = nn.Parameter(torch.zeros(number))
+        self.numbers = perceptron(SUMMARY, number * (1 + LARGEST + self.shells), HIDDEN)
+
+    def told(self, frame: Frame, summary: Tensor) -> Components:
+        """Components of states with these numbers, (B, 51)."""
+        kept, count = frame.kept, self.components
+        told = self.numbers(summary).unflatten(-1, (count, -1)).transpose(0, 1)  # (K, B, ...)
+        odds, low, log_size = told.split([1, LARGEST, self.shells], -1)
+        weights = (odds[..., 0] + self.odds[:, None]).log_softmax(0)
+        tables = RATE * resize(self.tables, kept.modes)
+        means = torch.complex(tables[:, 0], tables[:, 1])
+        if count == 2 and frame.offset is not None:
+            apart = remove_factors(
+                _factors(frame, means), kept.place_largest(placed(frame.offset, means))
+            )
+            means = means + torch.stack([apart, -apart])
+        means = means[:, None]
+        if self.about_mean:
+            share = weights.exp()[..., None, None]
+            means = means - (share * means).sum(0, keepdim=True)
+        else:
+            means = means + kept.place_largest(low)
+        bounded = WIDEST * torch.tanh(log_size / WIDEST)
+        size = bounded[..., placed(kept.grid.shell(), bounded)]  # (K, B, ...)
+        log_first, across, log_second = tables[:, 2:, None].unbind(1)
+        factors = torch.stack([log_first + size, across * size.exp(), log_second + size], 1)
+        return Components(weights, means, factors)
+
+    # ---- fitting --------------------------------------------------------------------------------
+
+    def loss(self, frame, given, x0, z, uniform):
+        """Negative log-likelihood (B,) per number of the residual, less its constant."""
+        white = x0.to(torch.complex64) * frame.law.modes("whiten", x0.real.float())
+        y = remove_factors(_factors(frame, white), _root(frame, white) * white)
+        real, imaginary = frame.law.modes("mask", white) * _numbers(frame, white)
+        told = self.told(frame, given.summary)
+        off = y - told.means
+        log_first, across, log_second = told.factors.unbind(1)
+        first = off.real * torch.exp(-log_first)
+        second = (off.imag - across * first) * torch.exp(-log_second)
+        misfit = real * (0.5 * first.square() + log_first)
+        misfit = misfit + imaginary * (0.5 * second.square() + log_second)
+        likelihood = told.log_weights - misfit.sum((-2, -1))
+        return -likelihood.logsumexp(0) / (real.sum() + imaginary.sum()).clamp(min=1)
+
+    def gate(self, frame):
+        return ImprovementGate(frame.kept)
+
+    def evidence(self, frame, given, x0, z, uniform):
+        likelihood = self.loss(frame, given, x0, z, uniform).double()
+        return torch.full_like(likelihood, 0.5), likelihood
+
+    # ---- drawing --------------------------------------------------------------------------------
+
+    def draw(self, frame, given, z, shells, effort):
+        """Residuals of base noise, whose component the imaginary part of its mean mode chooses."""
+        chosen, count = z[:, 0, 0].imag, len(z)
+        told = self.told(frame, given.summary)
+        white = z.to(torch.complex64) * frame.law.modes("whiten", z.real.float())
+        weights = told.log_weights.exp()
+        share = for_members(weights.mT, count)
+        level = torch.special.ndtr(chosen)[:, None].to(share)
+        first = (level < share[:, :1])[:, :, None]
+        means, factors = told.means, told.factors
+        drawn = []
+        for mean, (log_first, across, log_second) in zip(means, factors):
+            parts = [log_first.exp(), across, log_second.exp()]
+            own = torch.stack([for_members(part, count) for part in parts])
+            drawn.append(
+                apply_factors(own, _root(frame, white) * white) + for_members(mean, count)
+            )
+        y = drawn[0] if len(drawn) == 1 else torch.where(first, *drawn)
+        mean = (weights[..., None, None] * means).sum(0)
+        return Drawn(self._of(frame, y), for_members(self._of(frame, mean), count), sharp=True)
+
+    def _of(self, frame: Frame, y: Tensor) -> Tensor:
+        """Spectra of q of those of y."""
+        q_hat = apply_factors(_factors(frame, y), y) * frame.law.modes("colour", y)
+        return hermitian(q_hat / _root(frame, q_hat))
+
+
+def _factors(frame: Frame, like: Tensor) -> Tensor:
+    """Of the law by wavevector, (3, 2K + 1, K + 1)."""
+    assert frame.factors is not None
+    return placed(frame.factors, like)
+
+
+def _root(frame: Frame, like: Tensor) -> Tensor:
+    """What makes real and imaginary part of a whitened mode unit normals, (2K + 1, K + 1)."""
+    root = torch.full(frame.kept.shape, math.sqrt(2.0), device=like.device)
+    root[0, 0] = 1.0
+    return root
+
+
+def _numbers(frame: Frame, like: Tensor) -> Tensor:
+    """Which real and imaginary parts are numbers of their own: not those of conjugates, (2, ...).
+
+    The mean is real.
+    """
+    own = torch.ones(2, *frame.kept.shape, device=like.device)
+    own[:, frame.kept.modes + 1 :, 0] = 0.0
+    own[1, 0, 0] = 0.0
+    return own
+
+
+def principal(covariance: Tensor) -> Tensor:
+    """Where two peaks may be, (25,): the direction in which the largest modes vary most.
+
+    Args:
+        covariance: (25, 25) of :meth:`Band.largest` of whitened residuals.
+    """
+    values, vectors = torch.linalg.eigh(covariance.double())
+    direction = vectors[:, -1]
+    direction = direction * torch.sign(direction[direction.abs().argmax()])
+    return APART * values[-1].clamp(min=0).sqrt() * direction

@@ -1,0 +1,380 @@
+r"""The closed-form part of the mean: a regression of U on simple terms, per group of |k|^2.
+
+.. math:: \hat m(k) = \sum_p c_p(|k|^2)\, \hat\phi_p(k)
+
+with real coefficients and generic terms: the features u, v, w, w_x, w_y (of each history frame:
+w), the 15 products of two features, free of aliasing, and where the model reads the last closures,
+those and the advection of each, -u . grad U. A coefficient is free in each group, or a
+polynomial in |k|^2 where the criterion prefers those; a polynomial holds in the whole band, also
+where the training saw nothing above round-off. Nothing is granted, unless ``conditions.physics``
+adds an estimate of the closure to the candidates. The terms that stay are chosen by forward
+selection under the Bayesian information criterion, so a law that is linear in V costs one product
+per mode, and one that no such term explains costs nothing. It is the
+sparse regression of Brunton, Proctor, Kutz (PNAS 2016) with a spectrum as each coefficient.
+"""
+
+from itertools import combinations_with_replacement
+from typing import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields.features import FEATURES, carried, feature_names, feature_spectra
+from hpc_closure.closure.fields.modes import Band
+from hpc_closure.closure.reductions import Reader
+from hpc_closure.spectral.modes.grid import placed
+
+__all__ = ["Library", "term_names"]
+
+KINDS = ("none", "linear", "quadratic")
+SIGNIFICANT = 3.0
+LARGEST_RADIUS = 0.999  # of the closure's own memory: what is read again must not grow by itself
+CARRIED = "u.grad U["  # what the flow makes of a last closure
+
+
+def term_names(
+    kind: str,
+    history: int = 0,
+    physics: bool = False,
+    previous: int = 0,
+    features: tuple[str, ...] = FEATURES,
+) -> list[str]:
+    """Names of the candidate terms, in the order of the coefficients."""
+    if kind not in KINDS:
+        raise ValueError(f"library={kind!r}, expected one of {', '.join(KINDS)}")
+    if kind == "none":
+        return []
+    names = list(features) + [f"w[-{lag}]" for lag in range(1, history + 1)]
+    names += ["physics"] * physics
+    names += [f"U[-{lag}]" for lag in range(1, previous + 1)]
+    names += [f"{CARRIED}-{lag}]" for lag in range(1, previous + 1)]
+    if kind == "quadratic":
+        names += [f"{a}*{b}" for a, b in combinations_with_replacement(features, 2)]
+    return names
+
+
+def _power(name: str) -> int:
+    """p of U[-p], 0 of other terms."""
+    return int(name[3:-1]) if name.startswith("U[") else 0
+
+
+def _lag(name: str) -> int:
+    return int(name.removeprefix(CARRIED)[1:-1])
+
+
+class Library:
+    """Terms and their coefficients; ``active`` are the names of the terms in use.
+
+    Args:
+        band: the model's band; products are formed on its alias-free grid.
+        kind: ``none``, ``linear`` or ``quadratic``.
+        history: number of history frames.
+        previous: number of previous closures.
+        coefficients: (terms, groups) float64; zeros when None.
+        estimate: state spectra -> spectra of an estimate of the closure, a further term.
+    """
+
+    def __init__(
+        self,
+        band: Band,
+        kind: str,
+        history: int = 0,
+        previous: int = 0,
+        coefficients: Tensor | None = None,
+        estimate: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.band, self.history, self.estimate = band, history, estimate
+        self.features = feature_names(band)
+        self.names = term_names(kind, history, estimate is not None, previous, self.features)
+        shape = (len(self.names), len(band.group_k2))
+        if coefficients is None:
+            coefficients = torch.zeros(shape, dtype=torch.float64)
+        if tuple(coefficients.shape) != shape:
+            raise ValueError(f"coefficients are {tuple(coefficients.shape)}, expected {shape}")
+        self._take(coefficients)
+
+    def _take(self, coefficients: Tensor) -> None:
+        self.coefficients = coefficients
+        used = (coefficients != 0).any(-1).tolist()
+        self.active = [name for name, use in zip(self.names, used) if use]
+        self._on: dict = {}
+        self._lacks: tuple[Tensor, Tensor] | None = None  # factors, and what their radius lacks
+
+    def terms(self, frames_hat: Tensor, names: list[str], moved: Tensor | None = None) -> Tensor:
+        """Spectra (B, len(names), 2K + 1, K + 1) of terms.
+
+        Args:
+            frames_hat: (B, 1 + history + previous, 2K + 1, K + 1): the present state, the
+                earlier ones, the last closures.
+            names: a subset of ``self.names``.
+            moved: (B, previous, 2K + 1, K + 1) what the flow makes of the last closures, where it
+                is known.
+        """
+        features = feature_spectra(frames_hat[:, 0], self.band)
+        size = self.band.grid.size
+        needed = sorted({f for name in names if "*" in name for f in name.split("*")})
+        fields = {
+            name: self.band.to_physical(features[:, self.features.index(name)], size)
+            for name in needed
+        }
+        lags = [_lag(name) for name in names if name.startswith(CARRIED)]
+        by_lag: dict[int, Tensor] = {}
+        if lags and moved is None:
+            last = torch.stack([frames_hat[:, self.history + lag] for lag in lags], dim=1)
+            by_lag = dict(zip(lags, carried(frames_hat[:, 0], last, self.band).unbind(1)))
+        elif moved is not None:
+            by_lag = {lag: moved[:, lag - 1] for lag in lags}
+        out = []
+        for name in names:
+            if "*" in name:
+                one, other = name.split("*")
+                out.append(self.band.to_spectral(fields[one] * fields[other]))
+            elif name.startswith("w["):
+                out.append(frames_hat[:, int(name[3:-1])])
+            elif name.startswith("U["):
+                out.append(frames_hat[:, self.history + int(name[3:-1])])
+            elif name.startswith(CARRIED):
+                out.append(by_lag[_lag(name)])
+            elif name == "physics" and self.estimate is not None:
+                out.append(self.estimate(frames_hat[:, 0]))
+            else:
+                out.append(features[:, self.features.index(name)])
+        return torch.stack(out, dim=1)
+
+    def __call__(
+        self, frames_hat: Tensor, moved: Tensor | None = None, factors: Tensor | None = None
+    ) -> Tensor:
+        """Closed-form mean (B, 2K + 1, K + 1) of frames as :meth:`terms` has them.
+
+        ``factors`` (terms, shells), where given, multiply the coefficients.
+        """
+        active = self.active
+        if not active:
+            return torch.zeros_like(frames_hat[:, 0])
+        key = (str(frames_hat.device), frames_hat.real.dtype)
+        rows = [self.names.index(name) for name in active]
+        if key not in self._on:
+            modes = self.band.spread(self.coefficients[rows])
+            self._on[key] = modes.to(device=frames_hat.device, dtype=frames_hat.real.dtype)
+        coefficients = self._on[key]
+        if factors is not None:
+            chosen = torch.stack([factors[row] for row in rows])
+            by_mode = chosen[:, placed(self.band.grid.shell(), factors)]
+            coefficients = coefficients * by_mode.to(coefficients)
+        terms = torch.view_as_real(self.terms(frames_hat, active, moved))
+        return torch.view_as_complex((terms * coefficients[..., None]).sum(1))
+
+    def spectral_radius(self, factors: Tensor | None = None) -> Tensor:
+        r"""Of the closure's own memory, (shells,): how a change of the last closures lives on.
+
+        That is the largest root of :math:`z^P = \sum_p c_p z^{P-p}` in the shell, with
+        :math:`c_p` the coefficient of U[-p]; below one it dies out. ``factors`` as of a call.
+        """
+        rows = [number for number, name in enumerate(self.names) if name.startswith("U[")]
+        shell, count = self.band.group_shell, self.band.grid.num_shells
+        if not rows:
+            return torch.zeros(count, dtype=torch.float64)
+        lags = self.coefficients[rows]
+        if factors is not None:
+            lags = lags * factors.detach().double().cpu()[rows][:, shell]
+        companion = torch.zeros(len(shell), len(rows), len(rows), dtype=torch.float64)
+        companion[:, 0] = lags.T
+        companion[:, 1:, :-1] = torch.eye(len(rows) - 1, dtype=torch.float64)
+        radius = torch.linalg.eigvals(companion).abs().amax(1)
+        return radius.new_zeros(count).scatter_reduce(0, shell, radius, "amax")
+
+    def bounded(self, factors: Tensor) -> Tensor:
+        """``factors`` with which no shell's memory has a spectral radius above LARGEST_RADIUS.
+
+        Where it would, the coefficient of U[-p] is multiplied by the p-th power of what lacks.
+        That is kept: from call to call of a run the factors are the same.
+        """
+        known = torch.zeros(factors.shape, dtype=torch.float64)
+        known.copy_(factors.detach())
+        last = self._lacks
+        if last is None or not torch.equal(last[0], known):
+            # by value: an engine may write to weights behind their version
+            radius = self.spectral_radius(known).clamp(min=1e-300)
+            last = self._lacks = known, (LARGEST_RADIUS / radius).clamp(max=1.0)
+        lacks = last[1]
+        if bool((lacks == 1).all()):
+            return factors
+        powers = torch.tensor([_power(name) for name in self.names])
+        return factors * lacks.to(factors) ** powers.to(factors)[:, None]
+
+    def fit(
+        self, batches: Iterable[tuple[Tensor, Tensor]], reader: Reader = Reader(())
+    ) -> list[str]:
+        """Choose terms and coefficients from (frames_hat, target_hat) batches; return names.
+
+        ``reader`` sums over the processes that have batches.
+        """
+        band, num = self.band, len(self.names)
+        groups = len(band.group_k2)
+        gram = torch.zeros(groups, num, num, dtype=torch.float64)
+        cross = torch.zeros(groups, num, dtype=torch.float64)
+        power = torch.zeros(groups, dtype=torch.float64)
+        samples = 0
+        for frames_hat, target_hat in batches:
+            target = target_hat.to(torch.complex128).cpu()
+            power += band.by_group(target.abs().square()).sum(0)
+            samples += len(target)
+            if num:
+                terms = self.terms(frames_hat.to(torch.complex128).cpu(), self.names)
+                terms = torch.view_as_real(terms).permute(2, 3, 1, 0, 4).flatten(3).flatten(0, 1)
+                target = torch.view_as_real(target).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+                weights = band.weights.flatten()[:, None, None]
+                index = band.groups.flatten()
+                gram.index_add_(0, index, weights * (terms @ terms.transpose(1, 2)))
+                cross.index_add_(0, index, weights[..., 0] * (terms @ target[..., None])[..., 0])
+        gram, cross, power, samples = reader.sum(gram, cross, power, samples)
+        if not samples:
+            raise ValueError("the library was given no snapshots to fit")
+        counts = band.group_size * samples
+        self._take(select(gram, cross, power, counts, band.group_k2))
+        ones = torch.ones(num, band.grid.num_shells, dtype=torch.float64)
+        self._take(self.coefficients * self.bounded(ones)[:, band.group_shell])
+        return self.active
+
+
+class _Fit:
+    """Least squares of all groups, for coefficients of one kind.
+
+    Args:
+        gram, cross, power, counts: as :func:`select` has them.
+        k2: (groups,) integer |k|^2.
+        degree: the coefficients are polynomials of this degree in |k|^2; None = free per group.
+    """
+
+    def __init__(self, gram, cross, power, counts, k2, degree: int | None):
+        self.power, self.counts = power, counts
+        # what lies a millionth below the largest amplitude is not looked for
+        self.floor = (1e-11 * (power / counts).max()).clamp(min=1e-60)
+        size = gram.diagonal(dim1=1, dim2=2)
+        # a term that is round-off in a group (the mean of a derivative) must not be amplified
+        self.seen = size > 1e-14 * (size.sum(0) / counts.sum()) * counts[:, None]
+        self.scale = size.clamp(min=1e-300).sqrt()
+        gram = gram / (self.scale[:, :, None] * self.scale[:, None, :])
+        self.gram = torch.where(self.seen[:, :, None] & self.seen[:, None, :], gram, 0.0)
+        self.cross = torch.where(self.seen, cross / self.scale, 0.0)
+        self.degree = degree
+        if degree is None:
+            self.price = counts.log().sum()
+            return
+        self.price = (degree + 1) * counts.sum().log()
+        x = k2.double() / k2.max().clamp(min=1)
+        self.powers = torch.stack([x**n for n in range(degree + 1)], dim=-1)
+        # (groups, P, degree + 1): what a polynomial's coefficient is in a scaled group
+        self.basis = torch.where(self.seen, self.scale, 0.0)[..., None] * self.powers[:, None]
+        every = list(range(cross.shape[1]))
+        free = _Fit.free(self, every)
+        self.weights = self.floor / (self._rest(free, every) / counts).clamp(min=self.floor)
+
+    def free(self, chosen: list[int]) -> Tensor:
+        """Scaled coefficients (groups, chosen), each group for itself."""
+        unseen = torch.diag_embed((~self.seen[:, chosen]).to(self.gram.dtype))
+        matrix = self.gram[:, chosen][:, :, chosen] + unseen
+        matrix = matrix + 1e-12 * torch.eye(len(chosen), dtype=matrix.dtype)
+        return torch.linalg.solve(matrix, self.cross[:, chosen])
+
+    def normal(self, chosen: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Normal equations of polynomials: matrix (n, n) and vector (n,) of a unit diagonal, and
+        the scale (n,) of the unknowns, n = chosen x (degree + 1)."""
+        basis, num = self.basis[:, chosen], len(chosen)
+        gram, cross = self.gram[:, chosen][:, :, chosen], self.cross[:, chosen]
+        weighted = basis * self.weights[:, None, None]
+        matrix = torch.einsum("gpi,gpq,gqj->piqj", weighted, gram, basis)
+        matrix = matrix.reshape(num * basis.shape[-1], -1)
+        vector = torch.einsum("gpi,gp->pi", weighted, cross).flatten()
+        size = matrix.diagonal().clamp(min=1e-300).sqrt()
+        return matrix / (size[:, None] * size), vector / size, size
+
+    def polynomials(self, chosen: list[int]) -> Tensor:
+        """Factors (chosen, degree + 1) of the powers of |k|^2 / max |k|^2."""
+        matrix, vector, size = self.normal(chosen)
+        factors = torch.linalg.lstsq(matrix, vector[:, None], driver="gelsd").solution[:, 0]
+        return (factors / size).unflatten(0, (len(chosen), -1))
+
+    def errors(self, chosen: list[int]) -> Tensor:
+        """Standard errors (chosen, groups) of what the polynomials are in every group."""
+        matrix, _, size = self.normal(chosen)
+        # the weights are the inverse variances of the residual in units of the floor
+        spread = self.floor * torch.linalg.pinv(matrix, hermitian=True)
+        spread = (spread / (size[:, None] * size)).reshape(len(chosen), self.powers.shape[1], -1)
+        own = torch.stack(
+            [one.unflatten(1, (len(chosen), -1))[:, p] for p, one in enumerate(spread)]
+        )
+        return torch.einsum("gi,pij,gj->pg", self.powers, own, self.powers).clamp(min=0).sqrt()
+
+    def solve(self, chosen: list[int]) -> Tensor:
+        """Scaled coefficients (groups, chosen)."""
+        if self.degree is None:
+            return self.free(chosen)
+        return (self.basis[:, chosen] * self.polynomials(chosen)).sum(-1)
+
+    def _rest(self, solved: Tensor, chosen: list[int]) -> Tensor:
+        """Residual sums of squares (groups,)."""
+        fitted = (self.gram[:, chosen][:, :, chosen] @ solved[..., None])[..., 0]
+        return self.power + (solved * (fitted - 2 * self.cross[:, chosen])).sum(1)
+
+    def cost(self, chosen: list[int]) -> float:
+        """Bayesian information criterion."""
+        rest = self._rest(self.solve(chosen), chosen) if chosen else self.power
+        fit = (self.counts * (rest / self.counts).clamp(min=self.floor).log()).sum()
+        return float(fit + len(chosen) * self.price)
+
+    def forward(self) -> tuple[float, list[int]]:
+        """Forward selection: (cost, terms)."""
+        chosen: list[int] = []
+        best, num = self.cost(chosen), self.cross.shape[1]
+        while len(chosen) < num:
+            left = [p for p in range(num) if p not in chosen]
+            value, term = min((self.cost(chosen + [p]), p) for p in left)
+            if not value < best:
+                break
+            chosen.append(term)
+            best = value
+        return best, chosen
+
+    def coefficients(self, chosen: list[int]) -> Tensor:
+        """(P, groups), zero for terms left out.
+
+        Where the training saw no more than round-off, free coefficients are zero, and polynomials
+        hold on as far as their sign is known (SIGNIFICANT standard errors from zero).
+        """
+        groups, num = self.cross.shape
+        out = torch.zeros(num, groups, dtype=torch.float64)
+        if not chosen:
+            return out
+        known = self.seen[:, chosen].T
+        if self.degree is None:
+            found = self.free(chosen).T / self.scale[:, chosen].T
+        else:
+            found = self.polynomials(chosen) @ self.powers.T
+            known = known | (found.abs() > SIGNIFICANT * self.errors(chosen))
+        out[chosen] = torch.where(known, found, 0.0)
+        return out
+
+
+def select(gram: Tensor, cross: Tensor, power: Tensor, counts: Tensor, k2: Tensor) -> Tensor:
+    """Terms and coefficients of least Bayesian information criterion, for all groups together.
+
+    Minimises ``sum_g N_g log(RSS_g / N_g)`` plus the price of the numbers fitted: one for each
+    term and group, or few for each term where its coefficient may be a polynomial in |k|^2. The
+    second is what a damping or an advection is, and is known far better from the same data.
+
+    Args:
+        gram: (groups, P, P) sums of products of terms.
+        cross: (groups, P) sums of terms times target.
+        power: (groups,) sums of the target's squares.
+        counts: (groups,) real degrees of freedom N_g.
+        k2: (groups,) integer |k|^2.
+
+    Returns:
+        (P, groups) coefficients, zero for terms left out.
+    """
+    fits = [_Fit(gram, cross, power, counts, k2, degree) for degree in (0, 1, 2, None)]
+    _, chosen, best = min(
+        ((*fit.forward(), fit) for fit in fits), key=lambda selection: selection[0]
+    )
+    return best.coefficients(chosen)

@@ -1,0 +1,219 @@
+r"""Training through the solver: coupled ensembles with gradients, scored against the DNS.
+
+From a stored state every member runs in the reduced solver under closures of its own, as
+:class:`hpc_closure.rollout.coupling.CoupledRun` would run it, and the vorticity after every
+closure call is scored against the DNS of that time by the fair CRPS, a strictly proper score: its
+minimum is the law itself, where a square error over chaotic trajectories has its minimum at no
+spread (Brolly, arXiv 2603.28671, 2026). Gradients go through the solver's steps, the closures, the
+closures that they are drawn given, and their noise, which is drawn by keys and so stays as it is.
+"""
+
+from collections import deque
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.losses import ALMOST_FAIR, crps
+from hpc_closure.closure.model import Request
+from hpc_closure.closure.reductions import Reader
+from hpc_closure.closure.targets import reduced_problem, traced_with
+from hpc_closure.spectral.differentiable import TracedSolver
+from hpc_closure.spectral.modes.grid import (
+    as_row,
+    from_row,
+    hermitian,
+    resize,
+    to_fields,
+    to_spectra,
+)
+from hpc_closure.spectral.problem import Problem
+
+__all__ = ["Trajectories"]
+
+STAGE = "trajectory"
+MANY = 8  # members that tell a spread
+CALLS = 1 << 10  # most closure calls of a run: draws of one step do not meet those of the next
+
+
+class Scale(NamedTuple):
+    """What a loss is measured in.
+
+    Attributes:
+        crps: (calls,) CRPS before the training.
+        power: (shells - 1,) mean |w|^2 of the truth in a shell.
+    """
+
+    crps: Tensor
+    power: Tensor
+
+
+class Drawing(Protocol):
+    """What is asked of a closure here."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def draw_hat(self, request: Request) -> Tensor:
+        """A draw for retained spectra, with gradients."""
+
+
+class Trajectories:
+    """Coupled ensembles of a closure in training.
+
+    Args:
+        problem: the full system.
+        grid: points per side of the reduced solver, and of the training fields.
+        kind: of the closure.
+        interval: steps of the full system that a draw stands for, as the targets do.
+        members: of each ensemble.
+        energy: weight of the errors of the energy.
+        stride: steps of the full system in one of the reduced solver's.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        grid: int,
+        kind: str,
+        interval: int,
+        members: int,
+        energy: float = 0.0,
+        stride: int = 1,
+    ):
+        reduced = reduced_problem(problem, grid, kind, stride)
+        self.problem = reduced.replace(precision="float32")
+        self.kind, self.span = kind, interval * problem.dt
+        self.members, self.energy = members, energy
+        self._solver: TracedSolver | None = None
+
+    def solver(self, device: torch.device) -> TracedSolver:
+        """The reduced solver on a device."""
+        if self._solver is None or self._solver.device != device:
+            self._solver = TracedSolver(self.problem, device)
+        return self._solver
+
+    def run(self, model: Drawing, batch: dict[str, Any], seed: int, step: int) -> Tensor:
+        """Vorticity (calls, members, B, n, n) after each of the calls that ``ahead`` has.
+
+        Args:
+            model: the closure.
+            batch: of :class:`~hpc_closure.data.samples.TrainingSet`, with ``ahead``.
+            seed, step: with the samples' indices the key of all draws.
+        """
+        return to_fields(self.spectra(model, batch, seed, step), self.problem.grid)
+
+    def spectra(
+        self,
+        model: Drawing,
+        batch: dict[str, Any],
+        seed: int,
+        step: int,
+        members: int | None = None,
+    ) -> Tensor:
+        """The same as retained spectra; ``members`` of each ensemble, where other than always."""
+        solver, members = self.solver(model.device), members or self.members
+        modes, sides = solver.grid.modes, solver.grid.dimensions
+        numbers = batch["sample_index"].tolist()
+
+        def spectra(fields: Tensor) -> Tensor:
+            w_hat = to_spectra(fields.double(), modes).to(solver.complex)
+            return w_hat.repeat(members, *[1] * (fields.ndim - 1))
+
+        def newest_first(name: str) -> deque[Tensor]:
+            frames = spectra(batch[name]).unbind(1) if name in batch else ()
+            return deque(frames, maxlen=len(frames))
+
+        state, past = spectra(batch["state"]), None
+        earlier, drawn = newest_first("history"), newest_first("previous")
+        ids = [keyed_noise.pair(number, member) for member in range(members) for number in numbers]
+        out = []
+        for call in range(batch["ahead"].shape[1]):
+            request = Request(
+                state,
+                ids,
+                seed,
+                step * CALLS + call,
+                history=torch.stack(list(earlier), 1) if earlier else None,
+                previous=torch.stack(list(drawn), 1) if drawn else None,
+                grid=solver.grid.size,
+                stage=STAGE,
+            )
+            closure = hermitian(resize(model.draw_hat(request), modes)).to(state)
+            earlier.appendleft(state)
+            drawn.appendleft(closure)
+            now, held = (from_row(one, sides) for one in (state, closure))
+            now, past = traced_with(solver, self.kind, self.span, now, held, past)
+            state = as_row(now, sides)
+            out.append(state)
+        return torch.stack(out).unflatten(1, (members, len(numbers)))
+
+    def scores(
+        self, model: Drawing, batch: dict[str, Any], seed: int, step: int, alpha: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        r"""CRPS (B, calls) of the vorticity after each call, and errors of the energy.
+
+        The latter (B, calls, shells) are squares of the ensemble's mean enstrophy in a shell less
+        the truth's, without what chance adds to a square:
+        :math:`\tfrac{1}{M(M-1)}\sum_{i\ne j} (Z_i - Z)(Z_j - Z)`. ``alpha`` as of :func:`crps`.
+        """
+        w_hat = self.spectra(model, batch, seed, step)
+        truth = batch["ahead"].swapaxes(0, 1).to(w_hat.real)
+        fields = to_fields(w_hat, self.problem.grid)
+        each = [crps(ensemble, one, alpha) for ensemble, one in zip(fields, truth)]
+        errors = self.power(w_hat) - self.power(to_spectra(truth, w_hat.shape[-1] - 1))[:, None]
+        number = errors.shape[1]
+        square = errors.sum(1).square()
+        if number > 1:
+            square = (square - errors.square().sum(1)) / (number * (number - 1))
+        return torch.stack(each, dim=1), square.swapaxes(0, 1)
+
+    def power(self, w_hat: Tensor) -> Tensor:
+        """Sums of |w|^2 over the shells from 1 on, (..., shells)."""
+        grid = self.solver(w_hat.device).grid
+        square = torch.view_as_real(w_hat).square().sum(-1)
+        return grid.shell_sum(from_row(square, grid.dimensions))[..., 1:]
+
+    def loss(
+        self, model: Drawing, batch: dict[str, Any], scale: Scale, seed: int, step: int
+    ) -> Tensor:
+        """Loss (B,): CRPS and the weighted errors of the energy, both in units of the scale.
+
+        Both averaged over the calls, the latter over the shells.
+        """
+        scores, errors = self.scores(model, batch, seed, step, ALMOST_FAIR)
+        loss = (scores / scale.crps[: scores.shape[1]].to(scores)).mean(1)
+        if self.energy:
+            loss = loss + self.energy * (errors / scale.power.to(errors).square()).mean((1, 2))
+        return loss
+
+    def scale(self, model: Drawing, reader: Reader, seed: int) -> Scale:
+        """What a loss is measured in: scores of the model as it is, and the truth's shells."""
+        modes = self.solver(model.device).grid.modes
+        scores, power = [], []
+        for step, batch in enumerate(reader, reader.first_batch):
+            scores.append(self.scores(model, batch, seed, step)[0].double().cpu())
+            power.append(self.power(to_spectra(batch["ahead"].double(), modes)).cpu())
+        crps_, power_ = (torch.cat(reader.every(each)) for each in (scores, power))
+        return Scale(crps_.mean(0), power_.mean((0, 1)).clamp(min=1e-300))
+
+    def spread_skill(self, model: Drawing, reader: Reader, seed: int) -> Tensor:
+        """Spread over error of the mean, (shells - 1,), of ensembles of MANY, without gradients.
+
+        Of each call the ratio of mean squares over all starts; over the calls their geometric
+        mean.
+        """
+        spread, error = [], []
+        for step, batch in enumerate(reader, reader.first_batch):
+            with torch.no_grad():
+                w_hat = self.spectra(model, batch, seed, step, MANY)
+            truth = to_spectra(batch["ahead"].swapaxes(0, 1).to(w_hat.real), w_hat.shape[-1] - 1)
+            mean = w_hat.mean(1)
+            error.append(self.power(mean - truth).cpu())
+            spread.append((self.power(w_hat - mean[:, None]).sum(1) * (MANY + 1) / MANY).cpu())
+        spreads, errors = (
+            torch.cat(reader.every(each), 1).double().mean(1) for each in (spread, error)
+        )
+        ratio = spreads / (MANY - 1) / errors.clamp(min=1e-300)
+        return ratio.clamp(min=1e-6).sqrt().log().mean(0).exp()

@@ -1,0 +1,119 @@
+r"""Features of a resolved state, and what physics says of its closure.
+
+From the vorticity spectrum, with :math:`-\Delta\psi = w` and :math:`(u, v) = (\psi_y, -\psi_x)`,
+the features are u, v, w, w_x, w_y, computed by spectral derivatives: exact on any grid.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields.modes import Band
+
+__all__ = [
+    "FEATURES",
+    "carried",
+    "coordinates",
+    "divergence",
+    "feature_names",
+    "feature_spectra",
+    "gradient",
+    "physics_estimate",
+]
+
+FEATURES = ("u", "v", "w", "w_x", "w_y")
+ON_A_LINE = ("u", "u_x")
+STATES = {1: "u", 2: "w"}  # which of them is the state
+
+
+def feature_names(band: Band) -> tuple[str, ...]:
+    """Names of what :func:`feature_spectra` gives."""
+    return ON_A_LINE if band.grid.dimensions == 1 else FEATURES
+
+
+def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
+    """Spectra (..., 5, 2K + 1, K + 1) of u, v, w, w_x, w_y from those of w.
+
+    On a line (..., 2, 1, K + 1) of u, u_x from those of u.
+    """
+    real = w_hat.real.dtype
+    if band.grid.dimensions == 1:
+        i_u = torch.complex(-w_hat.imag, w_hat.real)
+        return torch.stack([w_hat, i_u * band.on("ky", w_hat.device, real)], dim=-3)
+    kx, ky = band.on("kx", w_hat.device, real), band.on("ky", w_hat.device, real)
+    inverse = band.on("inverse_k2", w_hat.device, real)
+    iw = torch.complex(-w_hat.imag, w_hat.real)
+    parts = [iw * (ky * inverse), iw * (-kx * inverse), w_hat, iw * kx, iw * ky]
+    return torch.stack(parts, dim=-3)
+
+
+def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
+    r"""Spectra of :math:`-u\cdot\nabla f` of F fields f, free of aliasing.
+
+    On a line the state is u.
+
+    Args:
+        w_hat: (B, 2K + 1, K + 1) of the flow.
+        fields_hat: (B, F, 2K + 1, K + 1).
+        band: of both.
+    """
+    real, count = w_hat.real.dtype, fields_hat.shape[1]
+    kx, ky = band.on("kx", w_hat.device, real), band.on("ky", w_hat.device, real)
+    i_f = torch.complex(-fields_hat.imag, fields_hat.real)
+    if band.grid.dimensions == 1:
+        both = band.to_physical(torch.cat([w_hat[:, None], i_f * ky], dim=1), band.grid.size)
+        return band.to_spectral(-both[:, :1] * both[:, 1:])
+    flow = feature_spectra(w_hat, band)[:, :2]
+    fields = band.to_physical(torch.cat([flow, i_f * kx, i_f * ky], dim=1), band.grid.size)
+    u, v = fields[:, :1], fields[:, 1:2]
+    slope_x, slope_y = fields[:, 2:].split(count, dim=1)
+    return band.to_spectral(-(u * slope_x + v * slope_y))
+
+
+def gradient(w_hat: Tensor, band: Band) -> Tensor:
+    """Fields (..., 2, n, n) of the gradient on the alias-free grid, from spectra of f."""
+    return band.to_physical(feature_spectra(w_hat, band)[..., 3:, :, :], band.grid.size)
+
+
+def divergence(flux: Tensor, band: Band) -> Tensor:
+    """Spectra (..., 2K + 1, K + 1) of the divergence of fields (..., 2, n, n)."""
+    x, y = band.to_spectral(flux).unbind(-3)
+    kx, ky = (band.on(name, flux.device, flux.dtype) for name in ("kx", "ky"))
+    return 1j * (kx * x + ky * y)
+
+
+def physics_estimate(w_hat: Tensor, band: Band, kind: str, viscosity: float) -> Tensor:
+    r"""Spectra of what physics says of the closure, for vorticity spectra (..., 2K + 1, K + 1).
+
+    ``diffusion``: :math:`\tfrac\nu2\Delta w`; ``convection``: :math:`-u\cdot\nabla w`;
+    ``subgrid``: the form of Leith's model, :math:`\nabla\cdot(|\nabla w|\nabla w)`, whose
+    constant the model fits (Leith, Physica D 1996).
+    """
+    if kind == "diffusion":
+        return w_hat * (-0.5 * viscosity * band.on("k2", w_hat.device, w_hat.real.dtype))
+    if kind == "convection":
+        size = band.grid.size
+        u, v, _, w_x, w_y = band.to_physical(feature_spectra(w_hat, band), size).unbind(-3)
+        return band.to_spectral(-(u * w_x + v * w_y))
+    if kind != "subgrid":
+        raise ValueError(f"no physics estimate of closure {kind!r}")
+    slope = gradient(w_hat, band)
+    return divergence(torch.hypot(*slope.unbind(-3)).unsqueeze(-3) * slope, band)
+
+
+@lru_cache(maxsize=32)
+def _coordinates(size: int, device: str, dtype: torch.dtype) -> Tensor:
+    angle = torch.arange(size, dtype=torch.float64) * (2 * torch.pi / size)
+    x, y = angle[:, None].expand(size, size), angle[None, :].expand(size, size)
+    return torch.stack([x.sin(), x.cos(), y.sin(), y.cos()]).to(device=device, dtype=dtype)
+
+
+def coordinates(size: int, like: Tensor) -> Tensor:
+    """Periodic coordinates (4, n, n): sin and cos of 2 pi x / L and 2 pi y / L.
+
+    Of fields ``like`` on a line (2, 1, n).
+    """
+    if like.shape[-2] == 1:
+        return _coordinates(size, str(like.device), like.dtype)[2:, :1]
+    return _coordinates(size, str(like.device), like.dtype)

@@ -1,0 +1,121 @@
+"""Keyed draws: equal (seed, stage, id, item) give equal numbers in any batch, on any rank.
+
+An item has its own counter word, so draws of different items share nothing, however wide each is;
+the narrower of two draws of one item is the beginning of the wider.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields.modes import Band
+from hpc_closure.spectral.cuda.draws import DeviceDraws, member_keys
+from hpc_closure.spectral.modes.grid import Grid
+from hpc_closure.spectral.noise.counters import WORDS_PER_COUNTER, box_muller, key_of, uniform_bits
+
+__all__ = ["Key", "pair", "uniforms", "white_spectra", "normals"]
+
+# Streams of one (seed, stage, id): what a draw is for. Stochastic steps use STREAM_STEP + step.
+STREAM_CHOICE = 101
+STREAM_BASE = 102
+STREAM_SENSOR = 103
+STREAM_COMPONENT = 104
+STREAM_MEMORY = 1 << 7
+STREAM_STEP = 1 << 8
+
+LARGEST_INDEX = (1 << 31) - 2  # an id of two is below 2^63
+
+
+class Key(NamedTuple):
+    """What a draw is for; the functions below take it unpacked.
+
+    Attributes:
+        seed: of the experiment.
+        stage: of its use, such as ``train`` or ``sample``.
+        ids: one for each row drawn.
+        item: step or call.
+    """
+
+    seed: int
+    stage: str
+    ids: Sequence[int]
+    item: int
+
+
+def pair(first: int, second: int) -> int:
+    """One id for two indices, such as a case and a member, so that each draws for itself.
+
+    ``2^32 (first + 1) + second``: different pairs have different ids, and none is an index by
+    itself. An id fits a signed word and is in no file; the key of its draws is a hash of it.
+
+    Raises:
+        ValueError: an index is negative or beyond.
+    """
+    for index in (first, second):
+        if not 0 <= index <= LARGEST_INDEX:
+            raise ValueError(f"index {index} of a draw: expected 0 to {LARGEST_INDEX}")
+    return ((int(first) + 1) << 32) + int(second)
+
+
+def _words(stream: int, key: Key, width: int) -> np.ndarray:
+    """Raw words (len(ids), width) of an item."""
+    if key.item < 0:
+        raise ValueError(f"item {key.item} of a draw: expected a step or call from 0 on")
+    counters = -(-width // WORDS_PER_COUNTER)
+    keys = [key_of(key.seed, key.stage, one) for one in key.ids]
+    rows = [uniform_bits(one, stream, 0, counters, key.item) for one in keys]
+    return np.stack(rows)[:, :width]
+
+
+def uniforms(seed: int, stage: str, ids: Sequence[int], item: int, width: int = 4) -> Tensor:
+    """Uniforms in (0, 1), (len(ids), width), float64."""
+    words = _words(STREAM_CHOICE, Key(seed, stage, ids, item), width)
+    return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def moves(grid: Grid, seed: int, stage: str, ids: Sequence[int]) -> Tensor:
+    """Factors of modes, (len(ids), 2K + 1, K + 1): each a shift by a random distance.
+
+    On a line (len(ids), 1, K + 1).
+    """
+    x, y = (2 * torch.pi * uniforms(seed, stage, ids, 0)[:, :2]).T[..., None, None]
+    return torch.exp(1j * (grid.integer_kx * x + grid.integer_ky * y))
+
+
+def normals(
+    seed: int, stage: str, ids: Sequence[int], item: int, width: int, stream: int = STREAM_SENSOR
+) -> Tensor:
+    """Standard normals (len(ids), width), float64; none is beyond 6.8."""
+    rows = box_muller(_words(stream, Key(seed, stage, ids, item), -(-width // 2)))
+    return torch.from_numpy(rows.view(np.float64)[:, :width].copy())
+
+
+def white_spectra(
+    band: Band,
+    seed: int,
+    stage: str,
+    ids: Sequence[int],
+    item: int,
+    stream: int = STREAM_BASE,
+    device: torch.device = torch.device("cpu"),
+) -> Tensor:
+    """Spectra (len(ids), 2K + 1, K + 1), complex128, of real white noise with E|z_hat|^2 = 1.
+
+    Drawn on ``device``, from the same words on each.
+    """
+    if device.type == "cpu":
+        words = _words(stream, Key(seed, stage, ids, item), band.half_plane.num_drawn)
+        return band.white(box_muller(words))
+    drawn = torch.empty(1, len(ids), *band.shape, 2, dtype=torch.float64, device=device)
+    keys = member_keys(seed, stage, tuple(ids), str(device))
+    return torch.view_as_complex(_on(band, device).fill(drawn, keys, stream, item=item)[0])
+
+
+@lru_cache(maxsize=8)
+def _on(band: Band, device: torch.device) -> DeviceDraws:
+    """What draws white noise of a band on a device."""
+    return DeviceDraws(band.half_plane, np.ones(band.half_plane.box), device)

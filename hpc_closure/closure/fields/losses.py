@@ -1,0 +1,124 @@
+r"""Losses, each a value per sample (B,), so that a batch split over processes averages exactly."""
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields.modes import Band
+
+__all__ = [
+    "ALMOST_FAIR",
+    "crps",
+    "check_ensemble",
+    "energy_of",
+    "energy_score",
+    "gaussian_likelihood",
+    "spectral_energy_score",
+    "spectral_square",
+    "square_distances",
+]
+
+ALMOST_FAIR = 0.95  # alpha of the scores that train
+
+
+def spectral_square(band: Band, error_hat: Tensor, importance: Tensor) -> Tensor:
+    """Mean over modes of |error|^2, weighted by ``importance`` and Parseval, (B,).
+
+    With errors in whitened units a prediction of zero scores 1 when the law is the base law.
+    """
+    weights = band.on("weights", error_hat.device, importance.dtype) * importance
+    square = torch.view_as_real(error_hat).square().sum(-1)
+    return (square * weights).sum((-2, -1)) / weights.sum().clamp(min=1e-30)
+
+
+def gaussian_likelihood(residual: Tensor, log_std: Tensor) -> Tensor:
+    """Negative log-likelihood per point of N(0, exp(2 log_std)), less its constant, (B,)."""
+    return (log_std + 0.5 * residual.square() * torch.exp(-2 * log_std)).mean((-2, -1))
+
+
+def crps(ensemble: Tensor, truth: Tensor, alpha: float = 1.0) -> Tensor:
+    r"""Continuous ranked probability score, averaged over points: (B,), in units of the truth.
+
+    .. math:: \frac1M\sum|x_i - y| - \frac{1 - \epsilon}{2M(M-1)}\sum_{i,j}|x_i - x_j|,
+              \qquad \epsilon = (1 - \alpha) / M
+
+    alpha = 1 is the fair score, whose expectation does not depend on M but whose members may drift
+    apart in training (:data:`ALMOST_FAIR` keeps them); alpha = 0 is the score of the empirical law
+    (Lang et al. 2024, AIFS-CRPS). A single member scores its absolute error.
+
+    With sorted members ``sum_{i<j} |x_i - x_j| = sum_i (2 i - M - 1) x_(i)``, so the cost is
+    O(M log M). The truth is subtracted first, which keeps digits where the spread is far below the
+    signal. Differentiable.
+
+    Args:
+        ensemble: (M, B, ...).
+        truth: (B, ...).
+        alpha: share of the fair score.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    check_ensemble(ensemble, truth)
+    error = (ensemble - truth).movedim(0, -1).contiguous()  # sorting along a stride is slow
+    score = error.abs().mean(-1)
+    num = len(ensemble)
+    if num > 1:
+        weights = 2.0 * torch.arange(num, dtype=error.dtype, device=error.device) - (num - 1)
+        pairs = error.sort(-1).values @ weights
+        score = score - (1 - (1 - alpha) / num) * pairs / (num * (num - 1))
+    return score.flatten(1).mean(-1) if score.ndim > 1 else score
+
+
+def check_ensemble(ensemble: Tensor, truth: Tensor) -> None:
+    """Raise ValueError unless an ensemble is (M,) + the truth's shape."""
+    if ensemble.ndim < 2 or ensemble.shape[1:] != truth.shape:
+        raise ValueError(
+            f"ensemble {tuple(ensemble.shape)} is not (members,) + truth {tuple(truth.shape)}"
+        )
+
+
+def spectral_energy_score(
+    band: Band, samples_hat: Tensor, truth_hat: Tensor, importance: Tensor, alpha: float = 1.0
+) -> Tensor:
+    """Energy score of each coefficient, |.| the modulus, weighted mean, (B,); alpha as above.
+
+    Seen in whitened units every scale counts alike, which the pointwise score does not give.
+    """
+    num = len(samples_hat)
+
+    def modulus(values: Tensor) -> Tensor:
+        # smooth at zero, where the modulus has no gradient
+        return (torch.view_as_real(values).square().sum(-1) + 1e-12).sqrt()
+
+    skill = modulus(samples_hat - truth_hat).mean(0)
+    pairs = modulus(samples_hat[:, None] - samples_hat[None, :]) - 1e-6
+    score = skill - (1 - (1 - alpha) / num) * pairs.sum((0, 1)) / (2 * num * (num - 1))
+    weights = band.on("weights", importance.device, importance.dtype) * importance
+    return (score * weights).sum((-2, -1)) / weights.sum().clamp(min=1e-30)
+
+
+def energy_score(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """Fair energy score with the root-mean-square norm over the grid: (S,), units of the truth.
+
+    Sees the joint law of all points, which the CRPS does not.
+    """
+    return energy_of(*square_distances(ensemble, truth))
+
+
+def square_distances(ensemble: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squares over the grid of members less truth (S, M), and less each other (S, M, M)."""
+    check_ensemble(ensemble, truth)
+    error = (ensemble - truth).flatten(1)
+    error = error.unflatten(1, (truth.shape[0], -1)).transpose(0, 1)  # (S, M, points)
+    skill = error.square().mean(-1)
+    error = error - error.mean(1, keepdim=True)  # keeps digits in the product below
+    product = error @ error.mT / error.shape[-1]
+    square = product.diagonal(dim1=1, dim2=2)
+    return skill, (square[:, :, None] + square[:, None] - 2 * product).clamp_min(0)
+
+
+def energy_of(skill: Tensor, pairs: Tensor) -> Tensor:
+    """Fair energy score (S,) of square distances (S, M) and (S, M, M)."""
+    num = skill.shape[1]
+    if num == 1:
+        return skill.sqrt()[:, 0]
+    return skill.sqrt().mean(1) - pairs.sqrt().triu(1).sum((1, 2)) / (num * (num - 1))

@@ -1,0 +1,264 @@
+"""Point sensors: layouts, positions, readings with their errors, and what they say alone.
+
+A layout is an object with ``layout`` (regular or scattered), ``number`` (per side, or in all) and
+``noise`` (standard deviation of the error over the rms of what is read), as the experiment's
+``SensorLayout``. :class:`Sensors` are readings of one layout.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.spectral.noise.counters import standard_normals
+
+__all__ = [
+    "Sensors",
+    "fourier_interpolation",
+    "layout_name",
+    "observe",
+    "read_regular",
+    "regular_positions",
+]
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """Point values of the true closure.
+
+    Args:
+        values: (..., S), one row per state, in the convention of the target U.
+        positions: (S, 2) coordinates (x, y), any real numbers: the domain is periodic.
+        noise_std: standard deviation of the sensors' error, in units of U; 0 = exact.
+    """
+
+    values: Any
+    positions: Any
+    noise_std: float = 0.0
+
+    def __post_init__(self):
+        values = torch.as_tensor(self.values)
+        positions = torch.as_tensor(self.positions, dtype=torch.float64).cpu()
+        if positions.ndim != 2 or positions.shape[-1] != 2 or not len(positions):
+            raise ValueError(
+                f"sensor positions have shape {tuple(positions.shape)}, expected (S, 2)"
+            )
+        if values.ndim < 1 or values.shape[-1] != len(positions):
+            raise ValueError(
+                f"{len(positions)} sensor positions but values of shape {tuple(values.shape)}; "
+                "expected (..., S)"
+            )
+        if not 0 <= float(self.noise_std) < float("inf"):
+            raise ValueError(f"sensor noise_std={self.noise_std}, expected a number >= 0")
+        if not torch.isfinite(values).all() or not torch.isfinite(positions).all():
+            raise ValueError("sensor values and positions must be finite; drop the silent sensors")
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "positions", positions)
+        object.__setattr__(self, "noise_std", float(self.noise_std))
+
+    @property
+    def key(self) -> tuple:
+        """What decides the gain of a layout."""
+        return (self.positions.numpy().tobytes(), self.noise_std)
+
+    def rows(self, index) -> "Sensors":
+        """The readings of some states."""
+        return replace(self, values=self.values[index])
+
+
+# ---- where they stand ---------------------------------------------------------------------------
+
+
+def regular_positions(per_side: int, length: float = 1.0) -> Tensor:
+    """Positions (per_side^2, 2), float64, of a regular layout that starts at the origin."""
+    x = torch.arange(per_side, dtype=torch.float64) * (length / per_side)
+    return torch.cartesian_prod(x, x).reshape(-1, 2)
+
+
+def regular_side(positions: Tensor) -> int | None:
+    """Sensors per side of a regular square layout from the origin; None if it is another."""
+    side = math.isqrt(len(positions))
+    if side * side != len(positions):
+        return None
+    length = float(positions.max()) * side / max(1, side - 1)
+    expected = regular_positions(side, length)
+    return side if torch.allclose(positions, expected, atol=1e-9 * max(1, length)) else None
+
+
+def grid_points(layout, size: int, seed: int) -> Tensor:
+    """Grid points of a layout as integer pairs, (S, 2).
+
+    Regular: ``number`` per side. Scattered: ``number`` in all, distinct, decided by ``seed``.
+
+    Raises:
+        ValueError: the layout does not fit on the grid.
+    """
+    if layout.layout == "regular":
+        if size % layout.number:
+            raise ValueError(f"sensors: {layout.number} per side do not divide the {size}^2 grid")
+        side = torch.arange(0, size, size // layout.number)
+        return torch.cartesian_prod(side, side).reshape(-1, 2)
+    if layout.number > size * size:
+        raise ValueError(f"sensors: {layout.number} points do not fit on the {size}^2 grid")
+    order = np.argsort(standard_normals(seed, "sensor layout", 0, width=size * size)[0])
+    chosen = torch.as_tensor(np.sort(order[: layout.number]))
+    return torch.stack([chosen // size, chosen % size], dim=1)
+
+
+def layout_name(layout) -> str:
+    """Short name of a layout for tables: ``16x16``, ``64 scattered``, ``none``."""
+    if layout is None:
+        return "none"
+    regular = layout.layout == "regular"
+    name = f"{layout.number}x{layout.number}" if regular else f"{layout.number} scattered"
+    return f"{name}, noise {layout.noise:g}" if layout.noise else name
+
+
+# ---- what they read -----------------------------------------------------------------------------
+
+
+def observe(
+    field: Tensor, layout, seed: int, rows: Sequence[int], call: int, length: float = 1.0
+) -> Sensors:
+    """Readings of a layout in fields (B, n, n).
+
+    Args:
+        field: closure fields.
+        layout: see the module's docstring.
+        seed, rows, call: key of the sensor error: experiment, one number per field, time.
+        length: side of the square.
+    """
+    points = grid_points(layout, field.shape[-1], seed)
+    values = field[..., points[:, 0], points[:, 1]]
+    noise_std = 0.0
+    if layout.noise:
+        noise_std = float(layout.noise * field.double().square().mean().sqrt())
+        errors = keyed_noise.normals(seed, "sensor error", rows, call, len(points))
+        values = values + noise_std * errors.to(values)
+    return Sensors(values, points.to(torch.float64) * (length / field.shape[-1]), noise_std)
+
+
+def subgrid(field: Tensor, per_side: int) -> Tensor:
+    """Values (..., per_side, per_side) of fields (..., n, n) on a regular subgrid."""
+    stride = field.shape[-1] // per_side
+    return field[..., ::stride, ::stride]
+
+
+def read_regular(field: Tensor, per_side: int, length: float = 1.0) -> Sensors:
+    """Exact readings of fields (B, n, n) on a regular subgrid."""
+    values = subgrid(field, per_side).flatten(-2)
+    return Sensors(values, regular_positions(per_side, length))
+
+
+def values_at(field: Tensor, positions: Tensor, length: float) -> Tensor:
+    """Values (..., S) of fields (..., n, n) at the grid points next to positions (S, 2)."""
+    size = field.shape[-1]
+    cells = torch.round(positions * (size / length)).long() % size
+    return field[..., cells[:, 0], cells[:, 1]]
+
+
+def fourier_interpolation(sensors: Sensors, size: int) -> Tensor:
+    """Periodic Fourier interpolation of a regular layout alone, (B, n, n).
+
+    Raises:
+        ValueError: the sensors are not a regular layout that starts at the origin.
+    """
+    count, side = len(sensors.positions), regular_side(sensors.positions)
+    if side is None:
+        raise ValueError(
+            f"{count} sensors are not a regular square layout: nothing to interpolate"
+        )
+    values = sensors.values.double().reshape(-1, side, side)
+    full = torch.fft.fft2(values, norm="forward")
+    out = full.new_zeros(len(full), size, size)
+    # an even layout's highest mode is shared equally by +k and -k, so that the field is real
+    index = torch.fft.fftfreq(side, 1 / side).long()
+    for row in (1, -1):
+        for column in (1, -1):
+            rows, columns = (
+                torch.where(2 * index.abs() == side, sign * side // 2, index) % size
+                for sign in (row, column)
+            )
+            out[:, rows[:, None], columns[None, :]] += 0.25 * full
+    return torch.fft.ifft2(out, norm="forward").real
+
+
+# ---- those of the training ----------------------------------------------------------------------
+
+
+class TrainingLayout(NamedTuple):
+    """A layout that training shows: its size (per side or in all), noise / rms of the residual."""
+
+    kind: str
+    size: int
+    noise: float = 0.0
+    weight: float = 1.0
+
+
+KRIGED_LAYOUTS = (
+    TrainingLayout("regular", 4),
+    TrainingLayout("regular", 8),
+    TrainingLayout("scattered", 6),
+    TrainingLayout("scattered", 24),
+    TrainingLayout("regular", 4, 0.3),
+    TrainingLayout("regular", 8, 0.3),
+    TrainingLayout("scattered", 12, 0.3),
+    TrainingLayout("scattered", 80, 0.1),
+)
+# a network that is to learn what sensors mean must see many of them
+LEARNED_LAYOUTS = (
+    TrainingLayout("regular", 16, 0.0, 8.0),
+    TrainingLayout("regular", 12),
+    TrainingLayout("regular", 8, 0.0, 2.0),
+    TrainingLayout("regular", 4),
+    TrainingLayout("scattered", 6, 0.0, 0.5),
+    TrainingLayout("scattered", 24, 0.0, 0.5),
+    TrainingLayout("scattered", 64),
+    TrainingLayout("regular", 16, 0.1),
+    TrainingLayout("regular", 4, 0.3, 0.5),
+    TrainingLayout("regular", 8, 0.3, 0.5),
+    TrainingLayout("scattered", 12, 0.3, 0.5),
+    TrainingLayout("scattered", 80, 0.1, 0.5),
+)
+VARIANTS = 16  # of every scattered layout that a network learns from
+LAYOUT_SEED = 5
+
+
+@lru_cache(maxsize=512)
+def training_layout(layout: TrainingLayout, variant: int, length: float, rms: float) -> Sensors:
+    """A layout anywhere in the square; its values are to be taken from the target.
+
+    Args:
+        layout: what is shown.
+        variant: of the places of a scattered one.
+        length: side of the square.
+        rms: of the residual, the unit of the errors.
+    """
+    if layout.kind == "regular":
+        positions = regular_positions(layout.size, length)
+    else:
+        item = VARIANTS * layout.size + variant
+        positions = (
+            keyed_noise.uniforms(LAYOUT_SEED, "layout", range(layout.size), item, 2) * length
+        )
+    return Sensors(torch.zeros(len(positions)), positions, layout.noise * rms)
+
+
+def choose_layouts(uniform: Tensor, sensors: str, layouts: Sequence[TrainingLayout]) -> Tensor:
+    """Number of each sample's layout from uniforms (B,): 0 = no sensors, 1 = the first.
+
+    Half of the samples have none where sensors are ``optional``.
+    """
+    if sensors == "none":
+        return torch.zeros_like(uniform, dtype=torch.int64)
+    share = uniform if sensors == "required" else 2 * uniform
+    weights = torch.tensor([layout.weight for layout in layouts], dtype=uniform.dtype)
+    edges = (weights.cumsum(0) / weights.sum())[:-1].contiguous()
+    chosen = 1 + torch.searchsorted(edges, share.contiguous(), right=True)
+    return torch.where(share < 1, chosen, 0)

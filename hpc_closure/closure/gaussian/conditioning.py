@@ -1,0 +1,369 @@
+"""How sensors enter the residual: kriged under the base law, or learned by its network."""
+
+import math
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.members import for_members
+from hpc_closure.closure.fields.sensors import (
+    KRIGED_LAYOUTS,
+    LEARNED_LAYOUTS,
+    VARIANTS,
+    Sensors,
+    TrainingLayout,
+    regular_side,
+    training_layout,
+)
+from hpc_closure.closure.gaussian.kriging import BaseLaw, Kriging
+from hpc_closure.closure.gaussian.residual_coordinates import Encoding, Frame
+
+__all__ = ["Carrier", "Conditioning", "Kriged", "Learned", "Observed", "Posterior", "Reading"]
+
+KRIGING_CACHE = 32
+CARRIERS = 256
+FEW = 0.1  # weight of the sensors below which a point is hardly seen
+
+
+class Carrier:
+    """How the values of a layout come to the points of the generator's grid.
+
+    A regular layout is interpolated by its Fourier modes; the values of a scattered one are spread
+    by a normalised Gaussian of half the sensors' mean distance.
+
+    Args:
+        frame: coordinates of q.
+        positions: (S, 2).
+        noise: standard deviation of the errors over that of q.
+        device: where it is used.
+
+    Attributes:
+        places: (2, g, g) how much of each point the sensors see, and their errors.
+        numbers: (4,) of the layout (see :mod:`posterior_network`).
+    """
+
+    def __init__(self, frame: Frame, positions: Tensor, noise: float, device: Any):
+        kept, size, count = frame.kept, frame.size, len(positions)
+        weights = kept.weights.flatten().repeat_interleave(2)
+        self._reads = (kept.phases(positions) * weights).to(device, torch.float32)
+        near, density = _interpolation(positions, size, frame.band.length)
+        self._spreads = near.to(device, torch.float32).contiguous()
+        self.size = size
+        seen = density.to(device, torch.float32)
+        self.places = torch.stack([seen, torch.full_like(seen, noise)])
+        many = math.log(count) / math.log(256)
+        self.numbers = torch.tensor([1.0, many, noise, float(density.mean())], device=device)
+
+    def read(self, q_hat: Tensor) -> Tensor:
+        """Values (B, S), float32, of spectra at the sensors."""
+        pairs = torch.view_as_real(q_hat.to(torch.complex64)).flatten(1)
+        return pairs @ self._reads.T
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values (B, S) to fields (B, g, g)."""
+        return (values.float() @ self._spreads).unflatten(-1, (self.size, self.size))
+
+
+def _interpolation(positions: Tensor, size: int, length: float) -> tuple[Tensor, Tensor]:
+    """Weights (S, g g) of each sensor at each point, and what is seen of each point, (g, g)."""
+    side = regular_side(positions)
+    points = torch.arange(size, dtype=torch.float64) / size
+    apart = (positions / length)[:, :, None] - points  # (S, 2, g)
+    if side:
+        k = torch.arange(-((side - 1) // 2), side // 2 + 1, dtype=torch.float64)
+        one = torch.cos(2 * math.pi * apart[..., None] * k).sum(-1) / side
+        seen = torch.ones(size, size, dtype=torch.float64)
+        return (one[:, 0, :, None] * one[:, 1, None, :]).flatten(1), seen
+    width = 0.5 / math.sqrt(len(positions))
+    one = torch.exp(-0.5 * ((apart - apart.round()) / width).square())
+    near = (one[:, 0, :, None] * one[:, 1, None, :]).flatten(1)
+    total = near.sum(0)
+    seen = (total / (total + FEW)).unflatten(-1, (size, size))
+    return near / (total + FEW), seen
+
+
+@dataclass
+class Reading:
+    """Readings of a layout, for a network that learns what they mean.
+
+    Attributes:
+        rows: of the batch, or None for all.
+        carrier: of the layout.
+        values: (rows or 1, S), in units of q's standard deviation, less the mean.
+    """
+
+    rows: Tensor | None
+    carrier: Carrier
+    values: Tensor
+
+    def rows_of(self, count: int) -> Tensor:
+        """Rows of a batch of ``count``."""
+        if self.rows is not None:
+            return self.rows
+        return torch.arange(count, device=self.values.device)
+
+
+@dataclass
+class Observed:
+    """What sensors say of q, for B states.
+
+    Attributes:
+        fields: (B or 1, C, g, g) channels of the residual's network.
+        gain: of the kriging, or None where the network alone makes use of the sensors.
+        mean: posterior mean of q, spectra (B or 1, ...), or None.
+        readings: for the network.
+    """
+
+    fields: Tensor
+    gain: Kriging | None = None
+    mean: Tensor | None = None
+    readings: list[Reading] = field(default_factory=list)
+
+    def condition(self, z: Tensor, key: keyed_noise.Key) -> Tensor:
+        """Base noise (M, ...) of the prior to that of the posterior; M / B of every state."""
+        if self.gain is None:
+            return z
+        std = self.gain.error.sqrt()
+        if std.ndim == 2:  # of B states
+            std = for_members(std, len(z))
+        errors = keyed_noise.normals(*key, std.shape[-1]).to(std)
+        return self.gain.remove(z, errors * std)
+
+
+@dataclass
+class TrainingObserved:
+    """What training layouts say of a batch.
+
+    Attributes:
+        fields: (B, C, g, g).
+        mean: posterior mean of q, spectra (B, ...).
+        gains: (rows, gain) of every layout that is kriged.
+        readings: for the network.
+    """
+
+    fields: Tensor
+    mean: Tensor
+    gains: list[tuple[Tensor, Kriging]] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
+
+
+class Conditioning(ABC):
+    """How sensors enter."""
+
+    #: fields that it gives the network
+    channels: int
+    #: what training shows
+    layouts: tuple[TrainingLayout, ...]
+
+    @abstractmethod
+    def absent(self, frame: Frame, like: Tensor) -> Tensor:
+        """Fields (1, C, g, g) where there are no sensors."""
+
+    @abstractmethod
+    def observe(
+        self,
+        frame: Frame,
+        encoding: Encoding,
+        sensors: Sensors,
+        scale: Tensor | None,
+        law: BaseLaw,
+    ) -> Observed:
+        """What readings say.
+
+        Args:
+            frame: coordinates of q.
+            encoding: of the states.
+            sensors: readings of U.
+            scale: (shells,) standard deviation of what sensors read of q over that of its law;
+                None = 1.
+            law: of q.
+        """
+
+    @abstractmethod
+    def observe_training(
+        self,
+        frame: Frame,
+        encoding: Encoding,
+        x0: Tensor,
+        z: Tensor,
+        layouts: Tensor,
+        key: keyed_noise.Key,
+    ) -> TrainingObserved:
+        """Read layouts off the truth.
+
+        Args:
+            frame: coordinates of q.
+            encoding: of the states.
+            x0: q of the batch, spectra (B, ...).
+            z: (N, B, ...) base noise, conditioned in place.
+            layouts: (B,) number of the layout of each sample, 0 = none.
+            key: of the sensors' errors.
+        """
+
+
+class Kriged(Conditioning):
+    """Kriging under the base law: exact for a Gaussian residual, at any positions."""
+
+    channels = 2  # the kriged field, and its standard deviation over the prior's
+    layouts = KRIGED_LAYOUTS
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget what was kept of another law."""
+        self._kept.clear()
+
+    def absent(self, frame: Frame, like: Tensor) -> Tensor:
+        none = like.new_zeros(1, 2, frame.size, frame.size)
+        none[:, 1] = 1.0
+        return none
+
+    def gain(
+        self,
+        frame: Frame,
+        sensors: Sensors,
+        log_amplitude: Tensor | None,
+        law: BaseLaw,
+        device: Any,
+        scale: Tensor | None = None,
+    ) -> Kriging:
+        """Gain of a layout under a law (of q); kept when it is the same for every state."""
+        shells = None if scale is None else tuple(scale.tolist())
+        key = (*sensors.key, str(device), law is frame.law, shells)
+        fixed = log_amplitude is None or sensors.noise_std == 0
+        if fixed and key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        variance = torch.full(
+            (len(sensors.positions),), sensors.noise_std**2, dtype=torch.float64, device=device
+        )
+        if log_amplitude is not None and not fixed:
+            variance = variance * torch.exp(-2 * frame.at(log_amplitude, sensors.positions))
+        seen = None if scale is None else frame.each_mode(scale, variance)
+        out = Kriging(law, sensors.positions, variance, seen)
+        if fixed:
+            self._kept[key] = out
+            while len(self._kept) > KRIGING_CACHE:
+                self._kept.popitem(last=False)
+        return out
+
+    def observe(self, frame, encoding, sensors, scale, law):
+        innovation = frame.innovation(encoding, sensors)
+        device = encoding.mean_hat.device
+        gain = self.gain(frame, sensors, encoding.log_amplitude, law, device, scale)
+        kriged = gain.field(innovation)
+        return Observed(self._fields(frame, kriged, gain.std(frame.size)), gain, kriged)
+
+    def _fields(self, frame: Frame, kriged: Tensor, std: Tensor) -> Tensor:
+        mean = frame.field(kriged) / math.sqrt(frame.law.variance)
+        return torch.stack([mean, std.expand_as(mean)], dim=1).float()
+
+    def observe_training(self, frame, encoding, x0, z, layouts, key):
+        kriged = torch.zeros_like(x0)
+        std = torch.ones(len(x0), frame.size, frame.size, dtype=torch.float64, device=x0.device)
+        gains = []
+        for number, places in rows_of(layouts):
+            rows = places.to(x0.device)
+            log = None if encoding.log_amplitude is None else encoding.log_amplitude[rows]
+            rms = math.sqrt(frame.law.variance)
+            sensors = training_layout(self.layouts[number - 1], 0, frame.band.length, rms)
+            gain = self.gain(frame, sensors, log, frame.law, x0.device)
+            error = gain.error.sqrt().expand(len(rows), -1)
+            mine = key._replace(ids=[key.ids[i] for i in places.tolist()])
+            noise = keyed_noise.normals(*mine, (1 + len(z)) * error.shape[-1])
+            first, *others = noise.to(error).chunk(1 + len(z), dim=-1)
+            kriged[rows] = gain.field(gain.at_sensors(x0[rows]) + first * error)
+            std[rows] = gain.std(frame.size)
+            for one, other in zip(z, others):
+                one[rows] = gain.remove(one[rows], other * error)
+            gains.append((rows, gain))
+        return TrainingObserved(self._fields(frame, kriged, std), kriged, gains)
+
+
+class Learned(Conditioning):
+    """What sensors mean is for the network to learn: it is given their readings and places."""
+
+    channels = 0
+    layouts = LEARNED_LAYOUTS
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict = OrderedDict()
+
+    def absent(self, frame: Frame, like: Tensor) -> Tensor:
+        return like.new_zeros(1, 0, frame.size, frame.size)
+
+    def carrier(self, frame: Frame, sensors: Sensors, noise_std: float, device: Any) -> Carrier:
+        """The carrier of a layout; the last ones are kept."""
+        key = (*sensors.key, noise_std, frame.kept.modes, frame.size, str(device))
+        if key not in self._kept:
+            noise = noise_std / math.sqrt(frame.law.variance)
+            self._kept[key] = Carrier(frame, sensors.positions, noise, device)
+            while len(self._kept) > CARRIERS:
+                self._kept.popitem(last=False)
+        return self._kept[key]
+
+    def observe(self, frame, encoding, sensors, scale, law):
+        # another interval changes the spread of q about its mean, not the mean that is learned
+        innovation = frame.innovation(encoding, sensors)
+        carrier = self.carrier(frame, sensors, sensors.noise_std, innovation.device)
+        values = innovation / math.sqrt(frame.law.variance)
+        absent = self.absent(frame, encoding.features)
+        return Observed(absent, readings=[Reading(None, carrier, values)])
+
+    def observe_training(self, frame, encoding, x0, z, layouts, key):
+        rms, readings = math.sqrt(frame.law.variance), []
+        for number, places in rows_of(layouts):
+            rows = places.to(x0.device)
+            mine = key._replace(ids=[key.ids[i] for i in places.tolist()])
+            # one place for all of a batch: its operators are large
+            sensors = training_layout(
+                self.layouts[number - 1], key.item % VARIANTS, frame.band.length, rms
+            )
+            carrier = self.carrier(frame, sensors, sensors.noise_std, x0.device)
+            values = carrier.read(x0[rows] / rms).double()
+            errors = keyed_noise.normals(*mine, values.shape[-1]).to(values)
+            readings.append(Reading(rows, carrier, values + errors * (sensors.noise_std / rms)))
+        absent = self.absent(frame, encoding.features)
+        return TrainingObserved(absent, torch.zeros_like(x0), readings=readings)
+
+
+def rows_of(layouts: Tensor) -> list[tuple[int, Tensor]]:
+    """(layout, rows) of the layouts of a batch that have sensors, on the host."""
+    numbers = sorted(set(layouts.tolist()) - {0})
+    return [(number, torch.nonzero(layouts == number)[:, 0]) for number in numbers]
+
+
+@dataclass
+class Posterior:
+    """Given what q is drawn.
+
+    Attributes:
+        fields: (B or 1, C, g, g) of the state and the sensors.
+        summary: (B or 1, 51) numbers of the state.
+        gains: (rows, gain) of what is kriged; rows None = all.
+        readings: of sensors that the network itself reads.
+        white_state: (B or 1, ...) spectra of the state in the residual band, whitened; None where
+            the network does not read it.
+    """
+
+    fields: Tensor
+    summary: Tensor
+    gains: list[tuple[Tensor | None, Kriging]]
+    readings: list[Reading]
+    white_state: Tensor | None = None
+
+    def project(self, frame: Frame, white_hat: Tensor) -> Tensor:
+        """A Q^(1/2) f: colour a whitened spectrum and take the kriged part out of it."""
+        out = white_hat * frame.law.modes("colour", white_hat)
+        for rows, gain in self.gains:
+            if rows is None:
+                out = gain.project(out).to(out.dtype)
+            else:
+                out = out.index_copy(0, rows, gain.project(out[rows]).to(out.dtype))
+        return out

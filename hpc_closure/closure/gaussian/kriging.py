@@ -1,0 +1,185 @@
+r"""The Gaussian base law of the residual, and kriging under it.
+
+The residual q of the mean has, per group of equal :math:`|k|^2`, the variance :math:`S(|k|^2)` of
+members that the mean did not see. The base law is N(0, Q) with that spectrum. Point sensors
+condition it exactly (fp64, stated nugget), and Matheron's rule draws from the conditioned law:
+
+.. math:: P = Q - QH^T(HQH^T + R)^{-1}HQ, \qquad
+          \xi_P = \xi - QH^T(HQH^T + R)^{-1}(H\xi + \eta),
+
+with :math:`\xi \sim N(0, Q)` and sensor errors :math:`\eta \sim N(0, R)`.
+"""
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields.modes import Band
+from hpc_closure.closure.fields.sensors import regular_positions
+from hpc_closure.spectral.modes.grid import shell_sum
+
+__all__ = ["BaseLaw", "Kriging"]
+
+CAP = 1e-6
+MOST_NUMBERS = 2048  # of a spectrum, up to which a matrix of all of them is kept
+NUGGET = 1e-12
+
+
+class BaseLaw:
+    """Stationary Gaussian law with one variance per group.
+
+    Args:
+        band: band of the residual.
+        spectrum: (groups,) float64, variance per mode ``E|q_hat|^2``.
+        tail: variance of the field beyond the band: treated as an error of every sensor.
+    """
+
+    def __init__(self, band: Band, spectrum: Tensor, tail: float = 0.0):
+        self.band, self.spectrum, self.tail = band, spectrum.double().cpu(), float(tail)
+        self.variance = band.variance(self.spectrum)
+        self._on: dict = {}
+
+    def modes(self, name: str, like: Tensor) -> Tensor:
+        """A property of every mode, on the device of ``like``.
+
+        ``std``, ``variance``; ``whiten``: 1 / std where the mode's shell carries more than ``CAP``
+        of the variance and 0 elsewhere (beyond, a network would model amplified round-off);
+        ``mask``: that choice; ``colour``: its std; ``importance``: weight of a whitened error in
+        losses, half equal for all modes and half by variance, so that neither the few modes that
+        carry the field nor the many small ones are drowned; ``inputs``: (2, ...) factors that make
+        fields of unit variance, of all modes alike and of the whole.
+        """
+        dtype = like.real.dtype if like.is_complex() else like.dtype
+        key = (name, str(like.device), dtype)
+        if key not in self._on:
+            shell = self.band.group_shell
+            power = shell_sum(self.spectrum, shell, self.band.group_size)
+            mask = (power[shell] > CAP * self.variance) & (self.spectrum > 0)
+            std = self.spectrum.sqrt()
+            count = (mask * self.band.group_size).sum().clamp(min=1)
+            side = 2 * self.band.modes + 1
+            whiten = torch.where(mask, 1 / std.clamp(min=1e-300), 0.0)
+            values = {
+                "inputs": torch.stack(
+                    [whiten / side, torch.full_like(std, max(self.variance, 1e-300) ** -0.5)]
+                ),
+                "std": std,
+                "variance": self.spectrum,
+                "mask": mask.double(),
+                "whiten": whiten,
+                "importance": 0.5 * mask * (1 / count + self.spectrum / self.variance),
+                "colour": torch.where(mask, std, 0.0),
+            }[name]
+            self._on[key] = self.band.spread(values).to(device=like.device, dtype=dtype)
+        return self._on[key]
+
+    def coloured(self, white: Tensor) -> Tensor:
+        """Spectra (..., 2K + 1, K + 1) of white noise to draws of this law."""
+        return white * self.modes("std", white)
+
+
+def _paired(values: Tensor) -> Tensor:
+    """One value for the real and one for the imaginary part of every mode, (2 modes,)."""
+    return values.flatten().repeat_interleave(2)
+
+
+def _factorised(matrix: Tensor, larger: Tensor) -> Tensor:
+    """Cholesky factors of matrices; of ``matrix + larger`` where they are not positive."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if matrix.device.type != "cpu":  # to look would make the host wait
+        second, _ = torch.linalg.cholesky_ex(matrix + larger)
+        return torch.where((info > 0)[..., None, None], second, factor)
+    if bool((info > 0).any()):
+        return torch.linalg.cholesky(matrix + larger)
+    return factor
+
+
+class Kriging:
+    """Conditioning of a base law on point values at fixed positions.
+
+    Args:
+        law: the base law.
+        positions: (S, 2).
+        noise_variance: (S,) or (B, S), variance of the sensors' errors.
+        scale: (2K + 1, K + 1) factors with which sensors see the modes of q; None = 1.
+    """
+
+    def __init__(
+        self,
+        law: BaseLaw,
+        positions: Tensor,
+        noise_variance: Tensor,
+        scale: Tensor | None = None,
+    ):
+        self.law, self.band = law, law.band
+        device = noise_variance.device
+        self.phases, share = law.band.phases(positions, device), 1.0  # of the variance seen
+        if scale is not None:
+            self.phases = self.phases * _paired(scale)
+            modes = law.modes("variance", scale) * law.band.weights.to(scale)
+            share = float((modes * scale.square()).sum() / modes.sum())
+        self._variance = _paired(law.band.spread(law.spectrum)).to(device)
+        self._weighted = _paired(law.band.weights).to(device) * self._variance
+        covariance = (self.phases * self._weighted) @ self.phases.T
+        self.error = noise_variance.double() + share * law.tail
+        nugget = NUGGET * share * law.variance
+        matrix = covariance + torch.diag_embed(self.error + nugget)
+        # sensors at one place, or more exact sensors than modes: state a larger nugget
+        larger = torch.diag_embed(torch.full_like(self.error, 1e-8 * share * law.variance))
+        self.factor = _factorised(matrix, larger)
+        self._std: dict[int, Tensor] = {}
+        self._gain: Tensor | None = None
+        self._rest: Tensor | None = None
+
+    def at_sensors(self, q_hat: Tensor) -> Tensor:
+        """Values (..., S), float64, of a spectrum at the sensors."""
+        return self.band.at(q_hat, self.phases)
+
+    def field(self, innovation: Tensor) -> Tensor:
+        """Posterior mean spectrum (M, 2K + 1, K + 1), complex128, of innovations (M, S).
+
+        Where the errors are of B states, each is for M / B innovations in a row.
+        """
+        if self.factor.ndim == 3:
+            each = innovation.double().unflatten(0, (len(self.factor), -1))
+            alpha = torch.cholesky_solve(each.mT, self.factor).mT.flatten(0, 1)
+            pairs = alpha @ (self.phases * self._variance)
+        else:
+            pairs = innovation.double() @ self._gain_of_all()
+        return torch.view_as_complex(pairs.unflatten(-1, (*self.band.shape, 2)))
+
+    def remove(self, q_hat: Tensor, errors: Tensor | None = None) -> Tensor:
+        """q - K(Hq + errors): a prior draw to a posterior draw (Matheron), spectra complex128."""
+        values = self.at_sensors(q_hat)
+        if errors is not None:
+            values = values + errors
+        return q_hat.to(torch.complex128) - self.field(values)
+
+    def project(self, q_hat: Tensor) -> Tensor:
+        """q - KHq, spectra complex128."""
+        sensors, numbers = self.phases.shape
+        if self.factor.ndim == 3 or numbers > min(2 * sensors, MOST_NUMBERS):
+            return self.remove(q_hat)
+        if self._rest is None:  # one matrix, smaller than two
+            seen = _paired(self.band.weights).to(self.phases)[:, None] * self.phases.T
+            self._rest = torch.eye(numbers).to(seen) - seen @ self._gain_of_all()
+        pairs = torch.view_as_real(q_hat.to(torch.complex128)).flatten(-3) @ self._rest
+        return torch.view_as_complex(pairs.unflatten(-1, (*self.band.shape, 2)))
+
+    def _gain_of_all(self) -> Tensor:
+        """(S, 2 modes), where the errors are the same for all states."""
+        if self._gain is None:
+            self._gain = torch.cholesky_solve(self.phases * self._variance, self.factor)
+        return self._gain
+
+    def std(self, size: int) -> Tensor:
+        """Posterior standard deviation (B or 1, n, n) on a grid, as a share of the prior's."""
+        if size in self._std:
+            return self._std[size]
+        points = self.band.phases(regular_positions(size, self.band.length), self.phases.device)
+        cross = (self.phases * self._weighted) @ points.T
+        factor = self.factor if self.factor.ndim == 3 else self.factor[None]
+        cross = cross.expand(len(factor), -1, -1)
+        half = torch.linalg.solve_triangular(factor, cross, upper=False)
+        left = 1 - half.square().sum(1) / self.law.variance
+        self._std[size] = left.clamp(min=0).sqrt().unflatten(-1, (size, size))
+        return self._std[size]

@@ -1,0 +1,79 @@
+r"""A Gaussian law with a covariance of its own for every wavevector.
+
+The base law (:mod:`law`) has one variance for all modes of equal :math:`|k|^2`. Here each mode
+:math:`q_k = a + ib` has a 2 x 2 covariance of (a, b), so that what singles out a direction or a
+phase, such as a wave that is pushed to and fro, keeps it. It is held as a factor of the base law:
+
+.. math:: \mathrm{Cov}(a, b) = \tfrac12 S(|k|^2)\,L L^T, \qquad
+          L = \begin{pmatrix} l_{11} & 0 \\ l_{21} & l_{22} \end{pmatrix},
+
+and a draw is L times a draw of the base law, mode by mode. The mean over the field is real: of it
+:math:`l_{11}` alone counts, with S in place of S / 2.
+"""
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields.modes import Band
+from hpc_closure.closure.reductions import Reader
+
+__all__ = ["ModeCovariance", "apply_factors", "remove_factors"]
+
+LEAST = 1e-3  # variance of a direction, over that of the base law, below which none is believed
+
+
+class ModeCovariance:
+    """Sums over snapshots from which the factors follow.
+
+    Args:
+        kept: band of the residual.
+    """
+
+    def __init__(self, kept: Band):
+        self.sums = torch.zeros(3, *kept.shape, dtype=torch.float64)
+        self.number = 0
+
+    def add(self, q_hat: Tensor) -> None:
+        """Take in spectra (B, 2K + 1, K + 1) of q."""
+        a, b = q_hat.real.double(), q_hat.imag.double()
+        self.sums += torch.stack([(a * a).sum(0), (a * b).sum(0), (b * b).sum(0)]).cpu()
+        self.number += len(q_hat)
+
+    def factors(self, reader: Reader, variance: Tensor) -> Tensor:
+        """l11, l21, l22 of every mode, (3, 2K + 1, K + 1) float64.
+
+        Args:
+            reader: whose snapshots were taken in; adds up what other processes have.
+            variance: (2K + 1, K + 1) S of every mode; where it is 0 the factor is 1.
+        """
+        sums, number = reader.sum(self.sums, self.number)
+        drawn = variance > 0
+        scale = torch.where(drawn, 0.5 * variance, 1.0)
+        scale[0, 0] *= 2 if bool(drawn[0, 0]) else 1
+        aa, ab, bb = sums / number / scale
+        aa = aa.clamp(min=LEAST)
+        first = aa.sqrt()
+        across = ab / first
+        second = (bb - across.square()).clamp(min=LEAST).sqrt()
+        one, none = torch.ones_like(first), torch.zeros_like(first)
+        return torch.stack(
+            [
+                torch.where(drawn, first, one),
+                torch.where(drawn, across, none),
+                torch.where(drawn, second, one),
+            ]
+        )
+
+
+def apply_factors(factors: Tensor, q_hat: Tensor) -> Tensor:
+    """L q, mode by mode: factors (3, ...), spectra (..., 2K + 1, K + 1)."""
+    first, across, second = factors
+    a, b = q_hat.real, q_hat.imag
+    return torch.complex(first * a, across * a + second * b)
+
+
+def remove_factors(factors: Tensor, q_hat: Tensor) -> Tensor:
+    """The inverse of :func:`apply_factors`."""
+    first, across, second = factors
+    a = q_hat.real / first
+    return torch.complex(a, (q_hat.imag - across * a) / second)

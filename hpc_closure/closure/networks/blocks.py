@@ -1,0 +1,405 @@
+r"""The networks of a closure model: Fourier neural operators with product paths, convolutions.
+
+A block adds to its input
+
+.. math:: W_o\,[\,\mathrm{gelu}(Kx + Wx + b)\cdot(1 + g)\,;\ (Px)\cdot(P'x)\,]
+
+with K a spectral convolution. The product path makes quadratic laws such as
+:math:`-u\cdot\nabla w` one block deep; b and g come from the conditions. Regimes are seen in few
+numbers: of the flow, its modes |kx|, |ky| <= 2, alone and over its rms, and that; of a noisy
+residual, the same modes, and how large it is in all. Small perceptrons make of these b and g of
+every block, and the largest modes of the output, which come and go with a regime.
+"""
+
+import functools
+import itertools
+import math
+import threading
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, gelu, pad
+
+from hpc_closure.closure.fields.members import for_members
+from hpc_closure.closure.fields.modes import LARGEST
+from hpc_closure.closure.networks import compiled
+from hpc_closure.closure.networks.layers import Layered, Pointwise, SpectralConv2d
+from hpc_closure.spectral.cpu.jit import compare
+
+__all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
+
+SUMMARY = 2 * LARGEST + 1  # of a state: those, the same over its rms, log rms
+HARMONICS = 8  # of the noise level's angle
+NOISY = 2 * HARMONICS + LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state
+PLACES = 2  # condition channels that tell the place, of each dimension
+LOW = 128  # hidden numbers of what answers for the largest modes
+
+
+class FourierBlock(nn.Module):
+    """One residual Fourier block.
+
+    Args:
+        width: channels.
+        modes: kept modes.
+        products: channels of the product path.
+        form: form of the spectral convolution.
+    """
+
+    def __init__(self, width: int, modes: int, products: int, form: str = "auto"):
+        super().__init__()
+        self.products = products
+        self.spectral = SpectralConv2d(width, width, modes, form=form, gain=0.7)
+        self.local = Pointwise(width, width + 2 * products, gain=0.7)
+        self.out = Pointwise(width + products, width, bias=False, gain=0.5)
+
+    def forward(
+        self, x: Tensor, shift: Tensor | None = None, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output (B, width, n, n), and the products (B, products, n, n) beside it.
+
+        ``shift`` is added before the activation, ``1 + gate`` multiplies.
+        """
+        # one split: a slice of its own would have a gradient of the whole's size, mostly zeros
+        sizes = (x.shape[1], self.products, self.products)
+        local, one, other = self.local(x).split(sizes, dim=1)
+        hidden = self.spectral(x) + local
+        hidden = gelu(hidden if shift is None else hidden + shift)
+        if gate is not None:
+            hidden = hidden + hidden * gate
+        product = one * other
+        return x + self.out(torch.cat([hidden, product], dim=1)), product
+
+
+class Modulation(nn.Module):
+    """Numbers (B, inputs) to maps (B, 2 width layers, 1, 1) of all blocks; see :class:`Chain`."""
+
+    def __init__(self, inputs: int, width: int, layers: int):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(inputs, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, 2 * width * layers),
+        )
+        self.reader = Perceptrons(self.net)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return self.reader(numbers)[0][..., None, None]
+
+
+class Chain:
+    """A lift and Fourier blocks in a row, from fields to hidden fields.
+
+    What conditions say of every block are *maps* (B, 2 width layers, n, n), or (..., 1, 1) the
+    same at every point: shift and gate of the first block, of the second, and so on.
+
+    Args:
+        lift: to the channels of the blocks.
+        blocks: of one size.
+        head: what is made of the hidden fields at the end, if anything.
+    """
+
+    def __init__(self, lift: Pointwise, blocks: nn.ModuleList, head: Pointwise | None = None):
+        self.lift, self.blocks, self.head = lift, blocks, head
+        self._packed = compiled.Packed(compiled.weights_of, lift, blocks, head)
+
+    def __call__(self, network: Layered, x: Tensor, *maps: Tensor) -> Tensor:
+        """Fields (B, channels, n, n) of the head.
+
+        Args:
+            network: whose layers they are.
+            x: (B, C, n, n).
+            maps: to be added to each other.
+        """
+        assert self.head is not None
+        if self._compiled_for(x):
+            return compiled.chain(self._packed(), x, maps)
+        return self.head(self._by_torch(network, x, maps)[0])
+
+    def with_products(self, network: Layered, x: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden fields of a chain without a head, and those followed by the blocks' products."""
+        if self._compiled_for(x):
+            outputs = compiled.chain(self._packed(), x, maps)
+            return outputs[:, : len(self.lift.weight)], outputs
+        x, products = self._by_torch(network, x, maps)
+        return x, torch.cat([x, *products], dim=1)
+
+    def _compiled_for(self, x: Tensor) -> bool:
+        block = self.blocks[0]
+        assert isinstance(block, FourierBlock)
+        size = x.shape[-1]
+        few = size <= compiled.LARGEST_SIDE and block.spectral.by_matrices(size)
+        return few and self._packed.whole() and _compiled_and_right(x)
+
+    def _by_torch(
+        self, network: Layered, x: Tensor, maps: tuple[Tensor, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden fields and the blocks' products, by operations of torch."""
+        x, beside = self.lift(x), []
+        every = [one.chunk(2 * len(self.blocks), dim=1) for one in maps]
+        for number, block in enumerate(self.blocks):
+            shift, gate = (
+                functools.reduce(torch.add, parts) if parts else None
+                for parts in ([one[2 * number + i] for one in every] for i in (0, 1))
+            )
+            x, product = network.through(block, x, shift, gate)
+            beside.append(product)
+        return x, beside
+
+
+def noisy_numbers(angle: Tensor, largest: Tensor, fields: Tensor, summary: Tensor) -> Tensor:
+    """What a noisy residual's perceptrons read, (B, NOISY).
+
+    Args:
+        angle: (B,) or (1,) in [0, pi/2].
+        largest: (B, 25) its largest modes, whitened.
+        fields: (B, 2, n, n) of it: how large all scales are, the logarithm of the mean square.
+        summary: (B or 1, 51) numbers of the state.
+    """
+    if _compiled_and_right(fields):
+        return compiled.noisy_numbers(angle, largest, fields, summary, HARMONICS)
+    count = len(fields)
+    order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
+    phase = (angle[:, None] * order).expand(count, -1)
+    power = fields.square().mean((-2, -1)).clamp(min=1e-12).log()
+    return torch.cat([phase.sin(), phase.cos(), largest, power, summary.expand(count, -1)], dim=1)
+
+
+class Perceptrons:
+    """Perceptrons of two hidden layers that read the same numbers."""
+
+    def __init__(self, *nets: nn.Sequential):
+        self.nets = nets
+        self._packed = compiled.Packed(compiled.perceptron_weights, *nets)
+
+    def __call__(self, numbers: Tensor) -> list[Tensor]:
+        if self._packed.whole() and _compiled_and_right(numbers):
+            return compiled.perceptrons(self._packed(), numbers)
+        return [net(numbers) for net in self.nets]
+
+
+def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
+    """Two hidden layers; the last one starts at zero."""
+    last = nn.Linear(hidden, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), last
+    )
+
+
+class FieldNetwork(Layered):
+    """Conditions to one field: the whitened mean correction, or the log-amplitude.
+
+    The last layer starts at zero: an untrained network changes nothing.
+    """
+
+    passes = ("forward",)
+
+    def __init__(self, channels: int, width: int, modes: int, layers: int, form: str = "auto"):
+        super().__init__()
+        self.lift = Pointwise(channels, width)
+        self.modulation = Modulation(SUMMARY, width, layers)
+        self.blocks = nn.ModuleList(
+            FourierBlock(width, modes, width // 2, form) for _ in range(layers)
+        )
+        self.head = Pointwise(width, 1)
+        nn.init.zeros_(self.head.weight)
+        self.chain = Chain(self.lift, self.blocks, self.head)
+
+    def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:
+        """(B, C, n, n) fields and (B, 51) numbers to (B, n, n)."""
+        return self.chain(self, conditions, self.modulation(summary))[:, 0]
+
+
+class Convolution(nn.Module):
+    """3 x 3 convolution on a periodic square: (B, in, n, n) -> (B, out, n, n).
+
+    On a line, a square of one row, it has 3 weights.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dimensions: int = 2):
+        super().__init__()
+        size = (1, 3) if dimensions == 1 else (3, 3)
+        scale = 1 / math.sqrt(math.prod(size) * in_channels)
+        self.weight = nn.Parameter(scale * torch.randn(out_channels, in_channels, *size))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.beyond = (1, 1, size[0] // 2, size[0] // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(pad(x, self.beyond, mode="circular"), self.weight, self.bias)
+
+
+def _activated(layer: nn.Module, x: Tensor) -> Tensor:
+    return gelu(layer(x))
+
+
+class LocalNetwork(Layered):
+    """As :class:`FieldNetwork`, of what neighbours decide, the same at every place.
+
+    Closures that a resolved scale or two decide need few weights for it, and few samples.
+
+    Args:
+        channels: of the conditions; the last of them, which tell the place, are not read.
+        width: channels inside.
+        layers: convolutions before the last one.
+        dimensions: of the flow.
+    """
+
+    passes = ("forward",)
+
+    def __init__(self, channels: int, width: int, layers: int, dimensions: int = 2):
+        super().__init__()
+        self.read = channels - PLACES * dimensions
+        sizes = [self.read, *[width] * layers]
+        self.layers = nn.ModuleList(
+            Convolution(read, made, dimensions) for read, made in itertools.pairwise(sizes)
+        )
+        self.head = Convolution(width, 1, dimensions)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:
+        """(B, C, n, n) fields, and numbers that are not read, to (B, n, n)."""
+        x = conditions[:, : self.read]
+        for layer in self.layers:
+            x = self.through(functools.partial(_activated, layer), x)
+        return self.head(x)[:, 0]
+
+
+class Encoded(NamedTuple):
+    """Conditions as the noisy branch sees them: maps of its blocks at every point, and numbers."""
+
+    maps: Tensor
+    summary: Tensor
+
+    def for_members(self, count: int) -> "Encoded":
+        """Those of states for members that share them."""
+        return Encoded(for_members(self.maps, count), for_members(self.summary, count))
+
+
+class ScoreNetwork(Layered):
+    """Velocity of the trigonometric flow in whitened units, F(x_t, angle, conditions).
+
+    The conditions are encoded once (:meth:`encode`), for all noise levels and members.
+
+    Args:
+        channels: channels of the conditions.
+        width: channels inside.
+        modes: kept modes.
+        layers: blocks of the noisy branch; the encoder has ``encoder_layers``.
+    """
+
+    passes = ("encoded_maps", "forward")
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        modes: int,
+        layers: int,
+        encoder_layers: int = 2,
+        form: str = "auto",
+    ):
+        super().__init__()
+        self.width = width
+        self.encode_lift = Pointwise(channels, width)
+        self.encode_blocks = nn.ModuleList(
+            FourierBlock(width, modes, width // 2, form) for _ in range(encoder_layers)
+        )
+        # every block of the noisy branch gets a shift and a gate, per point
+        self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
+        self.modulation = Modulation(NOISY, width, layers)
+        # what a regime does to all scales at once, and to the largest
+        self.gain = perceptron(NOISY, 2, 2 * width)
+        self.low = perceptron(NOISY, LARGEST, LOW)
+        self.lift = Pointwise(2, width)
+        self.blocks = nn.ModuleList(
+            FourierBlock(width, modes, width // 2, form) for _ in range(layers)
+        )
+        self.head = Pointwise(width, 1)
+        nn.init.zeros_(self.head.weight)
+        self.encoder = Chain(self.encode_lift, self.encode_blocks, self.encode_head)
+        self.chain = Chain(self.lift, self.blocks, self.head)
+        self.readers = Perceptrons(self.modulation.net, self.gain, self.low)
+
+    def encode(self, conditions: Tensor, summary: Tensor) -> Encoded:
+        """Encode fields (B, C, n, n) and numbers (B, 51)."""
+        return Encoded(self.encoded_maps(conditions), summary)
+
+    def encoded_maps(self, conditions: Tensor) -> Tensor:
+        """Maps (B, 2 width layers, n, n) of the blocks of the noisy branch."""
+        return self.encoder(self, conditions)
+
+    def forward(
+        self, x: Tensor, largest: Tensor, angle: Tensor, encoded: Encoded
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity.
+
+        Args:
+            x: (B, 2, n, n): the noisy residual whitened, and in units of its standard deviation.
+            largest: (B, 25) largest modes of x, whitened.
+            angle: (B,) or (1,) in [0, pi/2].
+            encoded: from :meth:`encode`, with batch B or 1.
+
+        Returns:
+            Velocity in whitened units: fields (B, n, n), and (B, 25) largest modes to be added.
+        """
+        numbers = noisy_numbers(angle, largest, x, encoded.summary)
+        maps, gain, low = self.readers(numbers)
+        field = self.chain(self, x, encoded.maps, maps[..., None, None])[:, 0]
+        return field + (gain[..., None, None] * x).sum(1), low
+
+
+def _compiled_and_right(x: Tensor) -> bool:
+    """Whether fields or numbers go through compiled functions; those are compared before."""
+    if not compiled.usable(x):
+        return False
+    with _comparing:
+        _compare()
+    return True
+
+
+_comparing = threading.Lock()
+
+
+@functools.cache
+def _compare() -> None:
+    """Both ways, once in a process, with networks of their own; torch's in double precision."""
+    width, modes, layers, size = 5, 2, 2, 6
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.device("cpu"),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(0)
+        blocks = nn.ModuleList(FourierBlock(width, modes, 3) for _ in range(layers)).float()
+        lift, head = Pointwise(2, width).float(), Pointwise(width, 2).float()
+        nets = [Modulation(4, width, last).net.float() for last in (1, 2)]
+        maps = 2 * width * layers
+        shapes = [(2, 2, size, size), (1, maps, size, size), (2, maps, 1, 1), (2, 4), (2, LARGEST)]
+        x, local, everywhere, read, largest = (torch.randn(one).float() for one in shapes)
+        noisy = torch.full((1,), 0.7, dtype=torch.float32), largest, x, read[:1]
+        found = [
+            compiled.chain(compiled.weights_of(lift, blocks, head), x, (local, everywhere)),
+            *compiled.perceptrons(compiled.perceptron_weights(*nets), read),
+            compiled.noisy_numbers(*noisy, HARMONICS),
+        ]
+        whole = Chain(lift.double(), blocks.double(), head.double())
+        expected = [
+            whole(Layered(), x.double(), local.double(), everywhere.double()),
+            *(net.double()(read.double()) for net in nets),
+            noisy_numbers(*(one.double() for one in noisy)),
+        ]
+    for one, other in zip(found, expected, strict=True):
+        compare(one, other, 1e-5, "networks", __file__)
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Real parameters; refuses complex ones, which DeepSpeed would silently corrupt."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_complex():
+            raise ValueError(f"parameter {name} is complex; store it as real (..., 2)")
+    return sum(math.prod(p.shape) for p in module.parameters())

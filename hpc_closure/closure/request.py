@@ -1,0 +1,177 @@
+"""What a caller asks of a closure, checked: one clear line for what it cannot mean.
+
+The shapes here are those that every model needs; what a model was trained with (grid, history,
+sensors) it checks itself.
+"""
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields.sensors import Sensors
+from hpc_closure.closure.model import Request
+
+__all__ = ["fields", "spectra", "lists", "check", "interval_of"]
+
+PAST = ("history", "previous")  # of a request: what was before its state
+FIELD, MODES = "n, n", "2K + 1, K + 1"
+
+
+def fields(name: str, value: Any) -> Tensor:
+    """Real fields on an even grid as a tensor.
+
+    Args:
+        name: ``state`` for (n, n) or (M, n, n), ``history`` and ``previous`` for (H, n, n) or
+            (M, H, n, n); on a line, a square of one row, (1, n) for (n, n).
+        value: numpy array or tensor, or what becomes one.
+
+    Raises:
+        ValueError: no numbers, not real, odd or not square, or not finite.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        # a tensor has neither the other byte order nor negative strides
+        value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+    try:
+        given = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(value).__name__
+        raise ValueError(
+            f"{name} is a {kind}; expected an array or tensor {_shapes(name, FIELD)} of numbers"
+        ) from None
+    if given.is_complex():
+        raise ValueError(f"{name} is complex; expected real fields (sample_hat takes spectra)")
+    if not given.is_floating_point():
+        raise ValueError(f"{name} holds {_kind(given)}; expected floating-point numbers")
+    square = given.ndim >= 2 and given.shape[-2] in (1, given.shape[-1]) and given.numel() > 0
+    _check_shape(name, given, FIELD, square)
+    if given.shape[-1] % 2:
+        raise ValueError(
+            f"{name} has shape {tuple(given.shape)}: the closure needs an even number of points "
+            f"per side, not {given.shape[-1]}"
+        )
+    return _finite(name, given)
+
+
+def spectra(name: str, value: Any) -> Tensor:
+    """Retained spectra, complex, of what a request holds; errors as of :func:`fields`."""
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise ValueError(f"{name} is a {kind}; expected a tensor {_shapes(name, MODES)}")
+    if not value.is_complex():
+        raise ValueError(
+            f"{name} holds {_kind(value)}; expected complex spectra (sample takes fields)"
+        )
+    columns = value.shape[-1] if value.ndim else 0
+    retained = value.ndim >= 2 and value.shape[-2] in (1, 2 * columns - 1) and columns > 1
+    _check_shape(name, value, MODES, retained)
+    return _finite(name, value)
+
+
+def lists(members: Any) -> tuple[Any, int | None]:
+    """Members, and in how many lists of ids they were given, one for each state; else None.
+
+    Raises:
+        ValueError: the lists differ in length.
+    """
+    try:
+        listed = np.ndim(members) == 2
+    except ValueError:
+        raise ValueError(
+            "members holds lists of different lengths: expected as many ids for every state"
+        ) from None
+    return ([one for ids in members for one in ids], len(members)) if listed else (members, None)
+
+
+def check(request: Request, states: int | None = None) -> Request:
+    """The request with its members' ids as a list.
+
+    Args:
+        request: as it was asked.
+        states: in how many lists its members were given; None = in one for all states.
+
+    Raises:
+        ValueError: rows, members, numbers or sensors are none, or do not fit one another.
+    """
+    members = _members(request.members)
+    _whole("seed", request.seed, 0)
+    _whole("call", request.call, 0)
+    if request.evaluations is not None:
+        _whole("evaluations", request.evaluations, 1)
+    if request.sensors is not None and not isinstance(request.sensors, Sensors):
+        kind = type(request.sensors).__name__
+        raise ValueError(f"sensors is a {kind}; expected Sensors(values, positions) or None")
+    state = request.state
+    rows = 1 if state.ndim == 2 else len(state)
+    if states is None and rows not in (1, len(members)):
+        raise ValueError(f"{rows} states for {len(members)} members: one row per member")
+    if states is not None and rows != states:
+        raise ValueError(f"{rows} states for {states} lists of members: one row per list")
+    if request.sensors is not None:
+        readings = request.sensors.values.shape[:-1].numel()
+        if readings not in (1, rows, rows if states else len(members)):
+            raise ValueError(f"sensors hold {readings} rows of readings for {rows} states")
+    for name in PAST:
+        past = getattr(request, name)
+        if past is None:
+            continue
+        if past.shape[-2:] != state.shape[-2:]:
+            raise ValueError(
+                f"{name} has shape {tuple(past.shape)}, state {tuple(state.shape)}: "
+                "expected the same grid"
+            )
+        earlier = 1 if past.ndim == 3 else len(past)
+        if earlier != rows:
+            raise ValueError(f"{name} of {earlier} states for {rows}: expected one for each")
+    return replace(request, members=members)
+
+
+def interval_of(asked: Any) -> int | None:
+    """Solver steps that a draw is held; None as it is. ValueError unless at least 1."""
+    return None if asked is None else _whole("interval", asked, 1)
+
+
+def _members(asked: Any) -> list[int]:
+    number = isinstance(asked, (int, np.integer)) and not isinstance(asked, bool)
+    try:
+        ids = [operator.index(one) for one in (range(asked) if number else asked)]
+    except TypeError:
+        ids = [-1]
+    if any(one < 0 for one in ids):
+        raise ValueError(f"members={asked!r}: expected how many, or their ids from 0 on")
+    if not ids:
+        raise ValueError(f"members={asked!r}: at least one sample must be asked for")
+    return ids
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or not least <= number < 1 << 63:
+        raise ValueError(f"{name}={value!r}: expected an integer from {least} on")
+    return number
+
+
+def _shapes(name: str, one: str) -> str:
+    return f"({one}) or (M, {one})" if name == "state" else f"(H, {one}) or (M, H, {one})"
+
+
+def _check_shape(name: str, given: Tensor, one: str, fits: bool) -> None:
+    most = 3 if name == "state" else 4
+    if not fits or given.ndim not in (most - 1, most):
+        raise ValueError(f"{name} has shape {tuple(given.shape)}, expected {_shapes(name, one)}")
+
+
+def _finite(name: str, given: Tensor) -> Tensor:
+    if not bool(torch.isfinite(given).all()):
+        raise ValueError(f"{name} has non-finite values: the solver has blown up")
+    return given
+
+
+def _kind(given: Tensor) -> str:
+    return str(given.dtype).removeprefix("torch.")

@@ -1,0 +1,210 @@
+"""The figures of a run, drawn and captioned for the report.
+
+Each function draws what its results allow into a folder and yields the pictures, one when it is
+drawn, in the order in which the report shows them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pandas import DataFrame
+
+from hpc_closure.evaluate.context import Inputs
+from hpc_closure.evaluate.report import example_state, figures
+from hpc_closure.evaluate.report.example_state import OneState
+from hpc_closure.evaluate.rows import MODELS, select
+from hpc_closure.evaluate.scores.late import late_leads
+from hpc_closure.evaluate.scores.table import Scored
+from hpc_closure.train import metrics
+
+SECTIONS = ("generated", "coupled", "training", "cost")
+SHOWN = (0.2, 0.45, 0.75)  # places of the lead times in the picture of skill against cost
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report.
+
+    Attributes:
+        section: one of ``SECTIONS``.
+        png: its file.
+        caption: what it shows.
+    """
+
+    section: str
+    png: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Album:
+    """Where figures are written, and in which formats beside PNG.
+
+    Attributes:
+        folder: which is there.
+        formats: of ``evaluate.formats``.
+    """
+
+    folder: Path
+    formats: Sequence[str] = ("png", "pdf")
+
+    def add(self, section: str, figure, name: str, caption: str) -> Picture:
+        """Write a figure."""
+        png = figures.save(figure, self.folder / name, self.formats)[0]
+        return Picture(section, png, caption)
+
+
+def draw(
+    inputs: Inputs,
+    generated: Mapping[tuple[int, str], Scored],
+    coupled: Scored | None,
+    rows: DataFrame,
+    device: str,
+) -> Iterator[Picture]:
+    """All pictures of a run, none without ``evaluate.formats``.
+
+    ``device`` names the machine that the costs were measured on.
+    """
+    target = inputs.target
+    if not inputs.experiment.evaluate.formats:
+        return
+    inputs.run.figures.mkdir(parents=True, exist_ok=True)
+    album = Album(inputs.run.figures, inputs.experiment.evaluate.formats)
+    if (shown := example_state.answer(inputs)) is not None:
+        yield illustrate_closure(shown, album)
+    for (grid, sensors), scored in generated.items():
+        label = f"{target}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
+        words = f"{target}, sensors: {sensors}, {grid}² grid"
+        yield from illustrate_generated(scored, album, label, words)
+    if coupled:
+        words = f"{target}, started at t = {inputs.experiment.rollout.t_start:g}"
+        yield from illustrate_coupled(coupled, album, target, words)
+    yield from illustrate_training(metrics.read(inputs.run.metrics), album)
+    yield from illustrate_cost(rows, album, device)
+    late = late_leads(select(rows, stage="coupled"))
+    leads = sorted(lead for lead in inputs.experiment.evaluate.lead_times if lead not in late)
+    if leads:
+        places = {int(share * len(leads)) for share in SHOWN}
+        yield from illustrate_frontier(rows, album, [leads[place] for place in sorted(places)])
+
+
+def illustrate_closure(shown: OneState, album: Album) -> Picture:
+    """Truth, samples and spread of the closure at one state, beside the exact law's."""
+    drawn = figures.closure(shown)
+    plain = ", one of its mean and Gaussian law without the generator" * (len(shown.samples) > 1)
+    caption = (
+        f"Closure at {shown.state}, no sensors: truth, {len(next(iter(shown.samples.values())))} "
+        f"samples of the model{plain}; below: the exact law's spread, theirs, and the "
+        f"{shown.number} in many samples."
+    )
+    return album.add("generated", drawn, "closure", caption)
+
+
+def illustrate_generated(
+    scored: Scored, album: Album, label: str, words: str
+) -> Iterator[Picture]:
+    """Fields, spectra and rank histograms of the generated closure.
+
+    Args:
+        scored: result of ``score_generated``.
+        album: for the files.
+        label: of the file names, e.g. ``diffusion_64_none``.
+        words: what was scored, for the captions, e.g. ``diffusion, no sensors, 64² grid``.
+    """
+    shown = [name for name in (*MODELS, "oracle") if name in scored.examples]
+    against = ", and of the exact law" if "oracle" in shown else ""
+    if shown:
+        line = _on_a_line(scored)
+        drawn = (figures.profiles if line else figures.fields)(scored.examples, shown)
+        caption = (
+            f"Closure at one held-out state ({words}): truth, one sample, ensemble mean and "
+            f"standard deviation of the model{against}."
+        )
+        yield album.add("generated", drawn, f"fields_{label}", caption)
+    drawn = figures.spectra(scored.spectra, scored.spread_spectra)
+    right = (
+        "spread per shell over that of the exact law"
+        if "oracle" in scored.spread_spectra
+        else "variance over members per shell"
+    )
+    caption = f"Power of the closure per wavenumber shell; right: {right} ({words})."
+    yield album.add("generated", drawn, f"spectra_{label}", caption)
+    if scored.work:
+        drawn = figures.rates(scored.work, title="{} of the closure", shown=(*MODELS, "oracle"))
+        caption = (
+            f"Budget of the closure per wavenumber shell: what it brings to the resolved flow "
+            f"({words})."
+        )
+        yield album.add("generated", drawn, f"budget_{label}", caption)
+    if scored.ranks:
+        drawn = figures.rank_histograms(scored.ranks)
+        caption = (
+            f"Rank of the truth among the members ({words}); the grey band holds 95 % of the bars "
+            "of a calibrated ensemble."
+        )
+        yield album.add("generated", drawn, f"ranks_{label}", caption)
+
+
+def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> Iterator[Picture]:
+    """Error growth, fields and spectra at the last lead time of the coupled run.
+
+    Args:
+        scored: result of ``score_coupled``.
+        album: for the files.
+        label: of the file names.
+        words: what was scored, for the captions.
+    """
+    line = _on_a_line(scored)
+    name, unit = ("state", "(length/time)$^2$") if line else ("vorticity", r"s$^{-2}$")
+    caption = f"Error of the ensemble mean against lead time, and the spread beside it ({words})."
+    drawn = figures.error_growth(scored.rows)
+    yield album.add("coupled", drawn, f"error_{label}", caption)
+    shown = [name for name in (*MODELS, "none") if name in scored.examples]
+    if shown:
+        if line:
+            drawn = figures.profiles(scored.examples, shown, quantity="u")
+        else:
+            drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit="1/s")
+        caption = f"{name.capitalize()} at the last lead time ({words})."
+        yield album.add("coupled", drawn, f"{name}_{label}", caption)
+    drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=name, unit=unit)
+    caption = f"Power of the {name} and spread per shell at the last lead time ({words})."
+    yield album.add("coupled", drawn, f"{name}_spectra_{label}", caption)
+    if scored.fluxes:
+        drawn = figures.rates(scored.fluxes, title="flux of {}", shown=(*MODELS, "oracle", "none"))
+        caption = f"Resolved flux through each shell in the second half of the run ({words})."
+        yield album.add("coupled", drawn, f"flux_{label}", caption)
+
+
+def illustrate_training(history: Sequence[Mapping[str, Any]], album: Album) -> Iterator[Picture]:
+    """Loss curve from the rows of ``train/metrics.csv``; nothing without rows."""
+    if history:
+        caption = "Loss of the batches, and of fixed samples of training and held-out members."
+        yield album.add("training", figures.loss_curve(history), "loss", caption)
+
+
+def illustrate_cost(rows: DataFrame, album: Album, words: str) -> Iterator[Picture]:
+    """Cost bars; ``words`` names the machine. Nothing where no cost was measured."""
+    if rows["score"].isin(["cost_ms", "cost_us"]).any():
+        yield album.add("cost", figures.cost(rows), "cost", f"Wall time, {words}.")
+
+
+def illustrate_frontier(
+    rows: DataFrame, album: Album, lead_times: Sequence[float]
+) -> Iterator[Picture]:
+    """Skill against cost, where there are three methods of which both are known."""
+    coupled = select(rows, stage="coupled", score="cost_ratio")
+    if len(coupled) >= 3:
+        caption = (
+            "CRPS against the cost of a member, in bare solvers at their own step. Joined are the "
+            "bare solvers, and by a broken line the closures, that no cheaper one beats; the "
+            "horizontal line is the true ensemble."
+        )
+        drawn = figures.frontier(rows, lead_times)
+        yield album.add("cost", drawn, "frontier", caption)
+
+
+def _on_a_line(scored: Scored) -> bool:
+    return "truth" in scored.examples and scored.examples["truth"].shape[-2] == 1

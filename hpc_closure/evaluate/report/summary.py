@@ -1,0 +1,435 @@
+"""What was run and what came out, in a few lines; nothing here is written by hand for one run.
+
+The model always stands beside what it has to be measured against: the exact law where there is
+one, and the best answer that needs no network.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pandas import DataFrame, isna
+
+from hpc_closure.closure.artifact import Closure
+from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.part_report import PartReport, describe
+from hpc_closure.evaluate.context import Inputs
+from hpc_closure.evaluate.rows import GRANTED, find, format_value, select, sort_methods
+from hpc_closure.evaluate.scores.late import late_leads
+from hpc_closure.evaluate.scores.rank_histogram import LEVEL
+from hpc_closure.evaluate.stages.innovations import verdict
+
+RARE = 0.01  # share of draws that were brought back above which the first lines say so
+CONTROL_SEES = 0.05  # spread error that a test must see to be passed
+# closures without a generator, in words
+OPPONENTS = {
+    "gaussian_modes": "a Gaussian law by wavevector",
+    "gaussian_state": "a Gaussian law that follows the state",
+    "mixture": "a mixture of two Gaussian laws that follow the state",
+}
+REFERENCES = {
+    "oracle": "the exact law",
+    "mean_gp": "mean + Gaussian process",
+    **OPPONENTS,
+    "physics": "the granted physics",
+    "fourier": "Fourier interpolation of the sensors alone",
+    "climatology": "climatology",
+    "none": "no closure",
+}
+GROUP = ["closure", "sensors", "grid", "interval", "split"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the summary: a question, the model's answer, and what stands beside it."""
+
+    what: str
+    model: str
+    beside: str = ""
+
+
+def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Heading -> facts on what was run."""
+    experiment, model = inputs.experiment, inputs.closure.config
+    physics, dns, coupled = experiment.physics, experiment.generate, experiment.rollout
+    times = inputs.data.times
+    compared = {
+        one.name: f"{one.path}: {describe(closure.parts())}; generator "
+        + generator_in_words(closure, None)
+        for one, closure in zip(inputs.chosen, inputs.compared.values(), strict=True)
+    }
+    return {
+        "Problem": {
+            "equation": physics.equation,
+            "viscosity": experiment.problem.viscosity,
+            "forcing, noise": f"{physics.forcing.kind}, {physics.noise.kind}",
+            "closure": f"{inputs.target}, mean of {dns.interval} step(s)",
+        },
+        "Data": {
+            "DNS": f"{dns.grid}², dt {dns.dt:g}, {dns.scheme}",
+            "trajectories": ", ".join(f"{len(v)} {k}" for k, v in inputs.parts.items()),
+            "test set": inputs.held.in_words(len(inputs.parts["test"])),
+            "stored": f"t = {times[0]:g} to {times[-1]:g}, {len(times)} times on "
+            f"{inputs.data.grid}²",
+        },
+        "Model": {
+            "preset": model["preset"],
+            "conditions": ", ".join(f"{key}: {v}" for key, v in model["conditions"].items()),
+            "weights": sum(weight.numel() for weight in inputs.closure.model.parameters()),
+            "steps": experiment.train.steps,
+            "parts": describe(inputs.closure.parts()),
+            "generator": generator_in_words(
+                inputs.closure, experiment.evaluate.sampler.evaluations
+            ),
+        },
+        **({"Compared": compared} if compared else {}),
+        "Coupled run": {
+            "members, starts": f"{coupled.members}, {coupled.cases}",
+            "time": f"{coupled.t_start:g} to {coupled.t_end:g}",
+            "closure called": f"every {coupled.interval} step(s), "
+            f"{inputs.closure.hold(coupled.interval)}",
+        },
+    }
+
+
+def generator_in_words(closure: Closure, asked: int | None) -> str:
+    """Grid, modes and evaluations of a closure's generator."""
+    number = closure.evaluations(asked)
+    if not number:
+        return "does not act"
+    config, effort = closure.config, f"{number} evaluation{'' if number == 1 else 's'}"
+    if isinstance(closure.model, ComposedModel):
+        frame = closure.model.frame
+        return f"on a {frame.size}x{frame.size} grid, {frame.kept.modes} modes, {effort}"
+    return f"on the grid of the states, {config['modes']} modes, {effort}"
+
+
+def dataset(inputs: Inputs) -> str:
+    """Which data set the scores are of, in words."""
+    return f"scored on {inputs.held.in_words(len(inputs.parts['test']))}"
+
+
+def headline(parts: Sequence[PartReport], rows: DataFrame, data: str = "") -> list[str]:
+    """First lines of a report: which parts act, on which data that is scored and, where the exact
+    law is known, what the generator is for."""
+    lines = [describe(parts), *([data] if data else [])]
+    for columns, group in groups(rows, "generated"):
+        if columns["sensors"] == "none" and (line := Answers(columns, group).added()):
+            lines.append(line)
+            break
+    for columns, group in groups(rows, "coupled"):
+        if line := Answers(columns, group).guard():
+            lines.append(line)
+    return lines
+
+
+def groups(rows: DataFrame, stage: str) -> Iterator[tuple[dict, DataFrame]]:
+    """Rows of one stage that belong into one table: equal closure, sensors, grid, interval."""
+    for key, group in select(rows, stage=stage).groupby(GROUP, dropna=False, sort=False):
+        yield {name: None if isna(v) else v for name, v in zip(GROUP, key, strict=True)}, group
+
+
+def heading(columns: dict) -> str:
+    """A group in words: ``diffusion, no sensors, 64² grid``."""
+    sensors = columns["sensors"]
+    layout = "no sensors" if sensors == "none" else f"sensors: {sensors}"
+    return f"{columns['closure']}, {layout}, {columns['grid']}² grid"
+
+
+def summarise(
+    rows: DataFrame, start: float | None = None, closed: Collection[str] = ()
+) -> list[Line]:
+    """Lines on every group that has a model.
+
+    Args:
+        rows: all rows of the run.
+        start: time at which the coupled runs start.
+        closed: methods in which no trained part acts.
+    """
+    lines: list[Line] = []
+    for columns, group in groups(rows, "generated"):
+        lines += Answers(columns, group, closed).generated()
+    for columns, group in groups(rows, "coupled"):
+        lines += Answers(columns, group, closed).coupled(start)
+    return lines
+
+
+class Answers:
+    """The numbers of one group, in words."""
+
+    def __init__(self, columns: dict, rows: DataFrame, closed: Collection[str] = ()):
+        self.rows, self.each_shell = select(rows, shell=None), rows
+        self.words, self.interval = heading(columns), columns["interval"]
+        self.granted = GRANTED in set(rows["method"])
+        self.model = GRANTED if self.granted else "model"
+        self.closed = ", closed form" if self.model in closed else ""
+        self.late = late_leads(rows)
+
+    def row(self, score: str, method: str = "", time: float | None = None):
+        """The row of a score, of the model where no method is named; None where there is none."""
+        return find(self.rows, method=method or self.model, score=score, lead_time=time)
+
+    def others(self, score: str, time: float | None = None) -> str:
+        """The same score of the methods that a reader compares with."""
+        scored = {name: self.row(score, name, time) for name in REFERENCES}
+        return ", ".join(
+            f"{REFERENCES[name]} {format_value(score, row.value)}"
+            for name, row in scored.items()
+            if row is not None
+        )
+
+    def last(self, score: str) -> float | None:
+        """The last lead time at which the model has a score that can tell."""
+        times = select(self.rows, method=self.model, score=score)["lead_time"].dropna()
+        times = times[(times > 0) & ~times.isin(self.late)]
+        return None if times.empty else times.max()
+
+    def generated(self) -> Iterator[Line]:
+        row = self.row("relative_error")
+        if row is not None:
+            what = f"Generated closure ({self.words}): relative error of one sample"
+            what += self.closed or _effort(row.evaluations)
+            if self.granted:
+                what += ", granted an estimate of the closure"
+            beside = [self.others("relative_error")]
+            floor = self.row("floor", "oracle")
+            if floor is not None:
+                bound = f"σ/rms(U) = {format_value('floor', floor.value)}"
+                beside.append(f"no mean without more information can be nearer than {bound}")
+            yield Line(what, say(row), "; ".join(filter(None, beside)))
+        if not self.granted:  # what was granted certifies nothing
+            yield from self.calibration()
+        words, of_law = verdict(self.each_shell, self.model)
+        if words:
+            where = f"Innovations ({self.words}): what the mean leaves, on unseen trajectories"
+            yield Line(where, words, of_law)
+
+    def opponent(self) -> str | None:
+        """The method without a generator that has the least CRPS; None where there is none."""
+        names = [name for name in ("mean_gp", *OPPONENTS) if self.row("crps_ratio", name)]
+        return min(names, key=lambda name: self.row("crps_ratio", name).value, default=None)
+
+    def added(self) -> str:
+        """What the generator adds to the best answer without one, by the exact law."""
+        own = self.row("crps_ratio")
+        if own is None:
+            return ""
+        if not own.evaluations:
+            return (
+                f"what the generator adds: nothing, it does not act; CRPS {say(own)} times "
+                "the exact law's"
+            )
+        words = f"what the generator adds: CRPS {say(own)} times the exact law's"
+        best = self.opponent()
+        if best is None:
+            return words
+        number = sum(self.row("crps_ratio", name) is not None for name in ("mean_gp", *OPPONENTS))
+        whose = REFERENCES[best]
+        whose += f", the best of {number} without a generator" if number > 1 else ""
+        words += f", against {say(self.row('crps_ratio', best))} of {whose}"
+        energy = self.row("energy_score_difference", best)
+        if energy is not None:
+            words += f", whose energy score is {say(_over(energy))} times the model's"
+        return f"{self._verdict_on(best)}{words}{self._spreads(best)}"
+
+    def _verdict_on(self, best: str) -> str:
+        """What comes first where the best opponent is as good as the generator."""
+        pair = self.row("crps_difference", best)
+        if pair is None or isna(pair.low) or pair.low > 0:
+            return ""
+        how = "is better than" if pair.high < 0 else "is as good as"
+        return f"{REFERENCES[best]} {how} the generator: {say(_over(pair))} times its CRPS; "
+
+    def _spreads(self, best: str) -> str:
+        """Spreads of the model and of an opponent, over the exact law's."""
+        spreads = []
+        for score, where in (
+            ("spread_ratio", "in all"),
+            ("spread_ratio_calm", "in calm quarters"),
+            ("spread_ratio_wild", "in wild ones"),
+        ):
+            own, plain = (self.row(score, name) for name in ("", best))
+            if own is not None and plain is not None:
+                values = (format_value(score, row.value) for row in (own, plain))
+                spreads.append("{} against {} ".format(*values) + where)
+        return f"; spread {', '.join(spreads)}; the exact law has 1" if spreads else ""
+
+    def calibration(self) -> Iterator[Line]:
+        parts = []
+        for score, words in (
+            ("crps_ratio", "CRPS {} times the exact law's"),
+            ("spread_ratio", "spread {} of the exact law's"),
+        ):
+            if (row := self.row(score)) is not None:
+                parts.append(words.format(say(row)))
+        if not parts and (skill := self.row("spread_skill")) is not None:
+            parts.append(f"spread over skill {say(skill)}")
+        p = self.row("rank_p")
+        if p is not None:
+            parts.append(f"the rank histogram {self._verdict(p)}")
+        ranked = select(self.rows, score="rank_p")
+        controls = ranked[ranked["method"].str.startswith("oracle_x")]
+        oracle, beside = self.row("rank_p", "oracle"), ""
+        if p is not None and oracle is not None and len(controls):
+            control = next(controls.itertuples())
+            sound = oracle.value >= LEVEL > control.value
+            beside = (
+                f"the exact law has p {_p(oracle)}, and with 95\u00a0% of its spread p "
+                f"{_p(control)}: this test {'can' if sound else 'could not'} tell them apart"
+            )
+        if parts:
+            yield Line(f"Calibration ({self.words})", ", ".join(parts), beside)
+
+    def _verdict(self, p) -> str:
+        """What a rank test says, and how large a spread error it could have seen."""
+        if p.value < LEVEL:
+            return f"fails (p {_p(p)})"
+        seen = self.row("rank_sees")
+        if seen is None or math.isnan(seen.value):
+            return f"does not fail (p {_p(p)}), with too few ranks to see a wrong spread"
+        size = f"a spread wrong by {100 * seen.value:.2g}\u00a0%"
+        if seen.value > CONTROL_SEES:
+            return f"does not fail (p {_p(p)}), and would as a rule not see less than {size}"
+        return f"passes (p {_p(p)}; it sees {size})"
+
+    def coupled(self, start: float | None) -> Iterator[Line]:
+        last = self.last("relative_error_mean")
+        if last is not None:
+            row, none = (self.row("relative_error_mean", m, last) for m in ("", "none"))
+            when = "the end" if start is None else f"t = {start + last:g}"
+            since = "" if start is None else f"start {start:g}, "
+            if self.late:
+                since += "the last one at which scores can tell, "
+            cases = "1 start" if row.samples == 1 else f"{row.samples} starts"
+            what = (
+                f"Coupled run ({self.words}, a sample held for {self.interval} solver steps) at "
+                f"{when} ({since}horizon {last:g}; {row.members} members, {cases}): relative "
+                f"error of the ensemble mean{self.closed}"
+            )
+            beside = self.others("relative_error_mean", last)
+            if none is not None and 0 < none.value < math.inf and 0 < row.value < math.inf:
+                factor = none.value / row.value
+                words = (
+                    f"{factor:.3g} times nearer"
+                    if factor >= 1
+                    else f"{1 / factor:.3g} times farther"
+                )
+                beside += f": {words} than without closure"
+            yield Line(what, say(row), beside)
+        elif self.late:
+            yield Line(
+                f"Coupled run ({self.words})", "every lead time is late: no score of one can tell"
+            )
+        yield from self.spread()
+        yield from self.similarity()
+        if guard := self.guard(least=0.0):
+            yield Line("The guard", guard)
+        yield from self.cost()
+        yield from self.event()
+
+    def guard(self, least: float = RARE) -> str:
+        """How many draws were brought back, where the share is above ``least``; else empty."""
+        last = self.last("brought_back")
+        row = None if last is None else self.row("brought_back", time=last)
+        if row is None or not row.value > least:
+            return ""
+        words = (
+            f"{_percent(row)} of the draws up to lead time {last:g} were brought back into the "
+            "training's range"
+        )
+        beyond = self.row("brought_back_expected")
+        if beyond is None:
+            return words
+        return f"{words}; of the DNS's own closures {_percent(beyond)} would be"
+
+    def spread(self) -> Iterator[Line]:
+        last = self.last("spread_skill")
+        parts = []
+        for score, words in (
+            ("spread_ratio", "of the true ensemble's"),
+            ("spread_skill", "of its error"),
+        ):
+            if last is not None and (row := self.row(score, time=last)) is not None:
+                parts.append(f"{say(row)} {words}")
+        if parts:
+            when = f"at lead time {last:g}" if self.late else "at the last lead time"
+            yield Line(f"Spread of that ensemble {when}", " and ".join(parts))
+
+    def similarity(self) -> Iterator[Line]:
+        """The worst of the long-time statistics, where late leads cannot flatter."""
+        score = "similarity_worst"
+        if (row := self.row(score)) is None:
+            return
+        others = select(self.rows, score=score)["method"]
+        beside = [
+            f"{REFERENCES.get(name, name)} {format_value(score, self.row(score, name).value)}"
+            for name in sort_methods(others)
+            if name not in (self.model, "climatology")
+        ]
+        beside.append(f"{REFERENCES['none']} 0 by definition, the filtered DNS 1")
+        yield Line(
+            "Long-time statistics of that ensemble: the worst similarity to the filtered DNS",
+            say(row),
+            ", ".join(beside),
+        )
+
+    def cost(self) -> Iterator[Line]:
+        cost, ratio = self.row("cost_us"), self.row("cost_ratio")
+        if cost is not None:
+            beside = ""
+            if ratio is not None:
+                times = format_value("cost_ratio", ratio.value)
+                beside = f"{times} times the bare solver at its own step"
+            spent = format_value("cost_us", cost.value)
+            yield Line("Cost of a member and time unit", f"{spent} us", beside)
+
+    def event(self) -> Iterator[Line]:
+        times = select(self.rows, method=self.model, score="probability")["lead_time"].dropna()
+        if times.empty:
+            return
+        time = times.max()
+        row, needed = (self.row(name, time=time) for name in ("probability", "members_needed"))
+        beside = [self.others("probability", time)]
+        late = ", a late one" if time in self.late else ""
+        if needed is not None:
+            size = f"{needed.value:.0f} members"
+            beside.append(f"{size} would give it to the tolerance asked for")
+        yield Line(
+            f"The event asked for ({self.words}, lead time {time:g}{late}): probability",
+            f"{say(row)} by {row.members} members",
+            "; ".join(filter(None, beside)),
+        )
+
+
+def _effort(evaluations) -> str:
+    """How often the score network was asked for one sample."""
+    if isna(evaluations):
+        return ""
+    if not evaluations:
+        return ", score network switched off"
+    return f", {evaluations} evaluation{'' if evaluations == 1 else 's'} of the score network"
+
+
+def _over(row):
+    """A relative difference as a ratio."""
+    ends = {name: getattr(row, name) + 1 for name in ("value", "low", "high")}
+    return row._replace(**ends)
+
+
+def say(row) -> str:
+    """A value with its interval."""
+    value, low, high = (format_value(row.score, edge) for edge in (row.value, row.low, row.high))
+    return value if isna(row.low) or isna(row.high) else f"{value} [{low}, {high}]"
+
+
+def _percent(row) -> str:
+    """A share with its interval, where it has one."""
+    value, low, high = (f"{100 * edge:.2g}" for edge in (row.value, row.low, row.high))
+    interval = "" if isna(row.low) or isna(row.high) else f" [{low}, {high}]"
+    return f"{value}{interval}\u00a0%"
+
+
+def _p(row) -> str:
+    text = format_value("rank_p", row.value)
+    return text if text.startswith("<") else f"= {text}"

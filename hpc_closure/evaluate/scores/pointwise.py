@@ -1,0 +1,193 @@
+"""Scores of point forecasts and ensembles, as pure functions of tensors.
+
+Shapes, everywhere: an ensemble is ``(members, samples, ...)``, the truth ``(samples, ...)``; the
+trailing axes are grid points and are averaged. Functions of an ensemble return one value per
+sample, ``(samples,)``; a score that is a root or a ratio is a function of *means over samples* of
+those values. So that aggregation comes before the root or the ratio (a mean of per-sample ratios
+is biased), a score can be streamed over any number of samples, and its interval is a resampling of
+the same per-sample values.
+
+    relative error  ||x - y|| / ||y||                       Frobenius norm over the grid
+    bias^2          |x_mean - y|^2 - s^2 / M - |y - E y|^2
+    fair CRPS       <|x_i - y|> - sum_ij |x_i - x_j| / (2 M (M - 1))
+    energy score    the same with fields for numbers and the norm for | |
+    spread-skill    sqrt((M + 1) / M  <s^2> / <|x_mean - y|^2>)
+
+A single member is a point forecast: its variance is zero and its CRPS the absolute error. The CRPS
+and the energy score stand in :mod:`hpc_closure.closure.fields.losses`: they train and judge
+models, too.
+
+Sources: Ferro, Q. J. R. Meteorol. Soc. 140 (2014) 1917 (fair scores); Lang et al., arXiv
+2412.15832 (almost-fair CRPS); Fortin et al., J. Hydrometeorol. 15 (2014) 1708 (spread-skill).
+"""
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields.losses import check_ensemble
+
+
+def _mean_points(values: Tensor, leading: int) -> Tensor:
+    """Mean over every axis after the first ``leading``."""
+    return values.flatten(leading).mean(-1) if values.ndim > leading else values
+
+
+# ---- values per sample ----------------------------------------------------------------------
+
+
+def relative_error(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """Relative Frobenius error of one member, the published figure.
+
+    The published tables average ``||x - y||_F / ||y||_F`` over snapshots, one sample each; here it
+    is averaged over the members too.
+
+    Args:
+        ensemble: (M, S, ...).
+        truth: (S, ...).
+
+    Returns:
+        (S,), dimensionless.
+    """
+    check_ensemble(ensemble, truth)
+    error = _mean_points((ensemble - truth).square(), 2).sqrt()
+    return (error / _mean_points(truth.square(), 1).sqrt()).mean(0)
+
+
+def mse(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error of one member, averaged over members: (S,), in units of truth squared."""
+    check_ensemble(ensemble, truth)
+    return _mean_points((ensemble - truth).square(), 2).mean(0)
+
+
+def mean_mse(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """Squared error of the ensemble mean: (S,), in units of truth squared."""
+    check_ensemble(ensemble, truth)
+    return _mean_points((ensemble - truth).mean(0).square(), 1)
+
+
+def variance(ensemble: Tensor) -> Tensor:
+    """Unbiased variance over members, averaged over the grid: (S,); zero for a single member."""
+    if len(ensemble) == 1:
+        return torch.zeros(ensemble.shape[1], dtype=ensemble.dtype, device=ensemble.device)
+    return _mean_points(ensemble.var(0, correction=1), 1)
+
+
+def bias2(ensemble: Tensor, truth: Tensor, floor: Tensor | float = 0.0) -> Tensor:
+    """Squared bias of the forecast law's mean: (S,), in units of truth squared.
+
+    The squared error of the ensemble mean holds ``s^2 / M`` for its finite size and the noise that
+    the truth happened to realise; both are taken off, so a single value may be negative.
+
+    Args:
+        ensemble: (M, S, ...).
+        truth: (S, ...).
+        floor: (S,) squared distance of the truth from its exact conditional mean (``mse`` of that
+            mean), or 0: then the noise of the truth stays in.
+    """
+    return mean_mse(ensemble, truth) - variance(ensemble) / len(ensemble) - floor
+
+
+def coverage(ensemble: Tensor, truth: Tensor, level: float = 0.9) -> Tensor:
+    """Share of the points inside the ensemble's central interval: (S,); calibrated is ``level``.
+
+    The interval between the order statistics ``j`` and ``M + 1 - j`` holds an exchangeable truth
+    with probability ``1 - 2 j / (M + 1)``. The two intervals that bracket ``level`` are weighted
+    so that the expectation is exactly ``level`` for every M.
+
+    Raises:
+        ValueError: ``level`` is outside 1 / (M + 1) .. (M - 1) / (M + 1).
+    """
+    check_ensemble(ensemble, truth)
+    num = len(ensemble)
+    outside = (1 - level) / 2 * (num + 1)
+    if not 1 <= level * (num + 1) <= num - 1:
+        raise ValueError(
+            f"a central interval of {level:g} cannot be taken from {num} members: the levels are "
+            f"1/{num + 1} to {num - 1}/{num + 1}; give another level or more members"
+        )
+    not_above = (ensemble <= truth).sum(0)
+    not_below = (ensemble >= truth).sum(0)
+    inner = int(outside)  # the wider interval ends at the order statistics j and M + 1 - j
+    wide, narrow = (
+        ((not_above >= j) & (not_below >= j) & (2 * j <= num)).to(truth.dtype)
+        for j in (inner, inner + 1)
+    )
+    share = outside - inner
+    return _mean_points((1 - share) * wide + share * narrow, 1)
+
+
+# ---- roots and ratios: functions of means over samples ------------------------------------------
+
+
+def spread(variance: Tensor) -> Tensor:
+    """Root of the mean variance."""
+    return variance.clamp_min(0).sqrt()
+
+
+def spread_skill(variance: Tensor, mean_mse: Tensor, members: int) -> Tensor:
+    """Spread over the error of the ensemble mean; 1 for a calibrated ensemble of any size.
+
+    Args:
+        variance: mean over samples of :func:`variance` (of any shape, e.g. per shell).
+        mean_mse: mean over samples of :func:`mean_mse`, same shape.
+        members: ensemble size M; a finite mean has error variance (M + 1) / M of the law's.
+    """
+    return ((members + 1) / members * variance / mean_mse).sqrt()
+
+
+def spread_ratio(variance: Tensor, reference: Tensor) -> Tensor:
+    """Spread over the spread of a reference law or ensemble, from their mean variances."""
+    return (variance / reference).sqrt()
+
+
+def crps_ratio(crps: Tensor, reference: Tensor) -> Tensor:
+    """CRPS over that of the reference (at least 1 in expectation when that is the exact law)."""
+    return crps / reference
+
+
+def distance(spectrum: Tensor, truth: Tensor) -> Tensor:
+    """Relative distance of two spectra (..., shells), root of sums of squares."""
+    return ((spectrum - truth).square().sum(-1) / truth.square().sum(-1)).sqrt()
+
+
+def energy_ratio(energy: Tensor, truth: Tensor) -> Tensor:
+    """Mean square of the members over that of the truth, in total or per shell."""
+    return energy / truth
+
+
+# ---- time and distributions -------------------------------------------------------------------
+
+
+def valid_time(error: Tensor, times: Tensor, threshold: float = 0.5) -> Tensor:
+    """Time at which a growing error first reaches a threshold, interpolated linearly.
+
+    Args:
+        error: (..., L) relative error at each time; a value that is not finite counts as above.
+        times: (L,) increasing.
+        threshold: relative error that ends the forecast.
+
+    Returns:
+        (...), the last time where the threshold is never reached.
+    """
+    error = torch.where(error.isfinite(), error, torch.inf)
+    above = error >= threshold
+    first = above.to(torch.int8).argmax(-1)
+    before = (first - 1).clamp_min(0)
+    low = error.gather(-1, before[..., None])[..., 0]
+    high = error.gather(-1, first[..., None])[..., 0]
+    share = ((threshold - low) / (high - low)).nan_to_num(nan=0.0).clamp(0, 1)
+    crossing = times[before] + share * (times[first] - times[before])
+    return torch.where(above.any(-1), crossing, times[-1])
+
+
+def wasserstein1(first: Tensor, second: Tensor) -> Tensor:
+    """Wasserstein-1 distance of two sets of numbers of any sizes: area between their CDFs."""
+    first, second = first.flatten().sort().values, second.flatten().sort().values
+    if len(first) == len(second):  # the mean distance of their quantiles
+        return (first - second).abs().mean()
+    both = torch.cat((first, second)).sort().values
+    first_cdf, second_cdf = (
+        torch.searchsorted(part, both[:-1], right=True).to(both.dtype) / len(part)
+        for part in (first, second)
+    )
+    return ((first_cdf - second_cdf).abs() * both.diff()).sum()

@@ -1,0 +1,150 @@
+"""Rank histograms: is the truth exchangeable with the members?
+
+The rank of the truth among M members is uniform on 0..M when the forecast law is the true one.
+The chi-squared test of that needs *independent* ranks. Neighbouring grid points are correlated, so
+pooled pixels make every test fail; ranks are taken of coordinates that are independent under the
+law (Fourier modes of a stationary law: "whitened modes"), or of one pixel per field.
+
+How many ranks decides what the test can see. With N ranks in 13 bins a spread wrong by the factor
+1 - e has non-centrality of about 1.6 e^2 N: for N = 20,000 that is 80 at e = 5 % (certain to fail
+with 12 degrees of freedom), 3 at 1 % (as a rule passed). More ranks would reject errors too small
+to matter; far fewer would pass everything.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.evaluate.scores.spectra import shell_numbers, transform
+
+MAX_RANKS = 20_000
+MAX_BINS = 13
+LEVEL = 0.01  # p-value below which a rank histogram fails
+POWER = 0.8  # with which it must see a spread error that it is said to see
+LARGEST = 0.9  # spread error that is looked at
+
+
+def ranks(ensemble: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+    """Rank of the truth among the members, ties broken at random.
+
+    Args:
+        ensemble: (M, ...).
+        truth: (...).
+        generator: a CPU generator for the ties.
+
+    Returns:
+        (...) int64 in 0..M, on the CPU.
+    """
+    below = (ensemble < truth).sum(0).cpu()
+    ties = (ensemble == truth).sum(0).cpu()
+    share = torch.rand(ties.shape, generator=generator, dtype=torch.float64)
+    return below + (share * (ties + 1)).long()
+
+
+def rank_counts(values: Tensor, members: int) -> Tensor:
+    """Histogram (M + 1,) of ranks."""
+    return torch.bincount(values.flatten(), minlength=members + 1)
+
+
+def merge(counts: Tensor, max_bins: int = MAX_BINS) -> tuple[Tensor, Tensor]:
+    """Join neighbouring ranks into at most ``max_bins`` bins of (nearly) equal width.
+
+    Returns:
+        Counts and number of ranks of each bin, both (bins,).
+    """
+    index, widths = _bins(len(counts), max_bins)
+    merged = torch.zeros(len(widths), dtype=torch.float64)
+    return merged.index_add_(0, index, counts.double().cpu()), widths
+
+
+def _bins(num: int, max_bins: int) -> tuple[Tensor, Tensor]:
+    """Bin of each of ``num`` ranks, and number of ranks of each bin."""
+    bins = min(max_bins, num)
+    index = torch.arange(num) * bins // num
+    return index, torch.bincount(index, minlength=bins)
+
+
+def rank_p(counts: Tensor, max_bins: int = MAX_BINS) -> float:
+    """Chi-squared p-value of a rank histogram (M + 1,) against the uniform law.
+
+    Returns:
+        p in [0, 1], or NaN where a bin expects fewer than five ranks.
+    """
+    total = float(counts.sum())
+    # fewer bins for few ranks: the test statistic is chi-squared only with some ranks in each
+    merged, widths = merge(counts, max(2, min(max_bins, int(total / 10))))
+    expected = total * widths.double() / len(counts)
+    if float(expected.min()) < 5:
+        return float("nan")
+    statistic = ((merged - expected).square() / expected).sum()
+    freedom = torch.tensor(len(merged) - 1, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom / 2, statistic / 2))
+
+
+@lru_cache(maxsize=256)
+def smallest_seen(number: int, members: int, max_bins: int = MAX_BINS) -> float:
+    """Least spread error that :func:`rank_p` sees with POWER, as a share of the right spread.
+
+    Of a Gaussian law and an ensemble whose standard deviation is 1 - e times the right one. The
+    rank is binomial given the truth's quantile among the members, so the bins' probabilities are
+    known, and with them mean and variance of the statistic, which is taken for normal.
+
+    Args:
+        number: of independent ranks.
+        members: M.
+        max_bins: as of :func:`rank_p`.
+
+    Returns:
+        e, or NaN where an error of LARGEST would not be seen either, or nothing is tested.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import binom, chi2, norm
+
+    index_of_rank, widths = _bins(members + 1, max(2, min(max_bins, int(number / 10))))
+    even = widths.numpy() / (members + 1)
+    if number * even.min() < 5:
+        return math.nan
+    z = np.linspace(-8, 8, 1601)
+    weight = norm.pdf(z) / norm.pdf(z).sum()
+    freedom = len(even) - 1
+    refused = chi2.isf(LEVEL, freedom)
+
+    def lacks(error: float) -> float:
+        u = norm.cdf(z / (1 - error)).clip(1e-9, 1 - 1e-9)
+        rank = binom.pmf(np.arange(members + 1)[:, None], members, u)
+        share = np.bincount(index_of_rank.numpy(), rank @ weight)
+        off = (share - even) / even
+        mean = (share * (1 - share) / even).sum() + number * (off**2 * even).sum()
+        spread = 4 * number * ((off**2 * share).sum() - (off * share).sum() ** 2) + 2 * freedom
+        return POWER - norm.sf((refused - mean) / spread**0.5)
+
+    return float(brentq(lacks, 1e-3, LARGEST)) if lacks(LARGEST) < 0 < lacks(1e-3) else math.nan
+
+
+def fourier_coordinates(fields: Tensor, max_shell: int) -> Tensor:
+    """Real coordinates that are independent under any stationary Gaussian law.
+
+    Real and imaginary parts of one of each pair (k, -k), shells 0..max_shell. They stay
+    independent when the law is conditioned on a regular m x m lattice of sensors as long as
+    ``max_shell < m / 2``: such sensors tie k to k + m j only.
+
+    Args:
+        fields: (..., n, n).
+        max_shell: highest shell, below n / 2.
+
+    Returns:
+        (..., coordinates).
+    """
+    size = fields.shape[-1]
+    if not 0 <= max_shell < size / 2:
+        raise ValueError(f"max_shell {max_shell} is not in 0..{(size - 1) // 2} of a {size} grid")
+    shells = shell_numbers(size)
+    row = torch.arange(size)[:, None]
+    column = torch.arange(size // 2 + 1)[None]
+    half = (column > 0) | (row < size / 2)  # on ky = 0 the rows kx < 0 repeat the rows kx > 0
+    keep = ((shells <= max_shell) & half).flatten().nonzero()[:, 0].to(fields.device)
+    chosen = transform(fields).flatten(-2)[..., keep]
+    return torch.cat((chosen.real, chosen.imag[..., 1:]), -1)  # k = 0 has no imaginary part

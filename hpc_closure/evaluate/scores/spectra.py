@@ -1,0 +1,69 @@
+"""Power of fields per wavenumber shell; shell s holds the integer wavevectors with round(|k|) = s.
+
+A field is any real ``(..., n, n)``, n even or odd, or ``(..., 1, n)`` of a line. Every mode of its
+grid is counted, not only the retained ones of :mod:`hpc_closure.spectral.modes.grid` (a strided
+field has others too), so that
+
+    sum_s power[s] = mean of the squared field                                    (Parseval)
+
+exactly. The half-plane transform holds the columns ky = 0..n/2; all but ky = 0 (and n/2 for even
+n) stand for two modes.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from hpc_closure.spectral.modes.grid import shell_sum
+
+
+@lru_cache(maxsize=16)
+def integer_k2(size: int, rows: int | None = None) -> Tensor:
+    """|k|^2 of each mode of ``rfft2``: (n, n // 2 + 1), float64; of fewer ``rows`` as many."""
+    rows = rows or size
+    kx = torch.fft.fftfreq(rows, d=1 / rows, dtype=torch.float64)
+    ky = torch.fft.rfftfreq(size, d=1 / size, dtype=torch.float64)
+    return kx[:, None] ** 2 + ky**2
+
+
+@lru_cache(maxsize=16)
+def shell_numbers(size: int, rows: int | None = None) -> Tensor:
+    """Shell of each of these modes, int64."""
+    return integer_k2(size, rows).sqrt().round().long()
+
+
+def per_shell(density: Tensor, size: int) -> Tensor:
+    """Sum a quadratic density over shells.
+
+    Args:
+        density: real (..., n, n // 2 + 1), e.g. ``|w_hat|^2`` with "forward" normalisation.
+        size: n.
+
+    Returns:
+        (..., shells).
+    """
+    weights = torch.full((size // 2 + 1,), 2.0)
+    weights[0] = 1
+    if size % 2 == 0:
+        weights[-1] = 1
+    return shell_sum(density, shell_numbers(size, density.shape[-2]), weights)
+
+
+def transform(fields: Tensor) -> Tensor:
+    """Half-plane Fourier coefficients (..., n, n // 2 + 1), normalised by the number of points."""
+    if fields.shape[-2] not in (1, fields.shape[-1]):
+        raise ValueError(
+            f"fields {tuple(fields.shape)} are neither square nor of one row in the last two axes"
+        )
+    return torch.fft.rfft2(fields, norm="forward")
+
+
+def power(coefficients: Tensor) -> Tensor:
+    """``|w_hat|^2``."""
+    return torch.view_as_real(coefficients).square().sum(-1)
+
+
+def shell_power(fields: Tensor) -> Tensor:
+    """Mean square per shell of fields (..., n, n): (..., shells)."""
+    return per_shell(power(transform(fields)), fields.shape[-1])

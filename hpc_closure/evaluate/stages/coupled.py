@@ -1,0 +1,392 @@
+"""Scores of the coupled run: ensembles of the reduced solver with the closure in it.
+
+A *case* is one start: a resolved state at t0 whose DNS continuation is the truth. Each method runs
+M members from every case. The ratios refer to the members of ``oracle``: what the full system
+would do from the same resolved state, or with sensors the reduced solver with draws of the exact
+law.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pandas import DataFrame
+from torch import Tensor
+
+from hpc_closure.closure.compatibility import has_mean_gp
+from hpc_closure.closure.fields.sensors import layout_name
+from hpc_closure.data.reader import BESIDE, CoupledEnsemble
+from hpc_closure.evaluate import compare
+from hpc_closure.evaluate.context import Inputs
+from hpc_closure.evaluate.methods import NO_MEAN_GP
+from hpc_closure.evaluate.rows import Absent, Labels
+from hpc_closure.evaluate.scores import brought_back
+from hpc_closure.evaluate.scores.climate import Climate, Flow
+from hpc_closure.evaluate.scores.exceedance import event_records
+from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.intervals import block_interval
+from hpc_closure.evaluate.scores.late import predictability
+from hpc_closure.evaluate.scores.paired import differences, of_states
+from hpc_closure.evaluate.scores.pointwise import valid_time, wasserstein1
+from hpc_closure.evaluate.scores.rank_histogram import rank_counts, ranks
+from hpc_closure.evaluate.scores.table import JUDGED, Scored, Statistics, form_scores
+from hpc_closure.evaluate.scores.trajectories import Trajectories, joint_scores
+from hpc_closure.evaluate.stages import costs
+from hpc_closure.work import log
+from hpc_closure.work.units import Ledger
+
+GROWN = (0.01, 0.1, 0.5)  # shares of the saturated variance
+OTHER = 0.5  # relative distance of states of two trajectories; what a coarse grid cuts is less
+VALID = 0.5  # relative error of the ensemble mean at which a forecast ends
+POOL_VALUES = 20_000  # values of each lead time that enter a Wasserstein distance
+_LOST = torch.tensor([torch.nan], dtype=torch.float64)
+
+Source = Tensor | Callable[[int], Tensor] | Any
+
+
+def score_run(inputs: Inputs) -> Scored | None:
+    """Scored of the coupled runs of an experiment; None when there are none."""
+    experiment, settings = inputs.experiment, inputs.experiment.rollout
+    paths = [product.path for product in Ledger.of(experiment, "rollout").products()]
+    if not paths:
+        return None
+    ensemble = CoupledEnsemble(paths)
+    _check_starts(inputs, ensemble)
+    stored = [float(time - ensemble.times[0]) for time in ensemble.times[1:]]
+    leads = sorted({round(time, 9) for time in (*stored, *experiment.evaluate.lead_times)})
+    indices = [ensemble.index(lead) for lead in leads]
+    log.get().info(
+        f"scoring the coupled ensemble: {len(ensemble.members)} members, "
+        f"{len(ensemble.cases)} start(s), {len(leads)} lead times"
+    )
+
+    def reader(name, source=ensemble, members=slice(None)):
+        places = [source.index(lead) for lead in leads]
+
+        def read(number):
+            inputs.stop.check()
+            return inputs.cut(torch.from_numpy(source.read(name, places[number])[members]))
+
+        return read
+
+    def climatology(number):
+        """States of the training members at that time, or at the last one stored."""
+        training = inputs.training
+        time = min(ensemble.times[indices[number]], training.times[-1])
+        index = int(np.argmin(np.abs(training.times - time)))
+        states = [
+            training.read(member, index, "vorticity", experiment.train_grid)
+            for member in inputs.parts["train"]
+        ]
+        pool = inputs.cut(torch.from_numpy(np.stack(states)))
+        return pool[:, None].expand(-1, len(ensemble.cases), -1, -1)
+
+    labels = Labels(
+        {
+            "closure": inputs.target,
+            "sensors": layout_name(settings.sensors),
+            "interval": settings.interval,
+        },
+        {
+            inputs.model: {
+                "evaluations": inputs.closure.evaluations(settings.sampler.evaluations)
+            },
+            "mean_gp": {"evaluations": 0},
+            **{
+                one.name: {"evaluations": one.evaluations(inputs.compared[one.name])}
+                for one in inputs.chosen
+            },
+        },
+        inputs.against,
+    )
+    found = {one.name: compare.coupled(one, experiment, ensemble) for one in inputs.chosen}
+    beside = {name: one for name, one in found.items() if isinstance(one, CoupledEnsemble)}
+    refused = {name: one for name, one in found.items() if isinstance(one, str)}
+    names = [name for name in ("none", *BESIDE, *ensemble.rungs) if name in ensemble.names]
+    beside_it = {name: reader(name) for name in names}
+    truth = reader("truth")
+    if inputs.replicas is not None and set(ensemble.cases) <= set(inputs.replicas.cases):
+        inputs.replicas.take(ensemble.cases)  # the first stands for the truth
+        truth = reader("model", inputs.replicas, slice(1))
+        beside_it["oracle"] = reader("model", inputs.replicas, slice(1, None))
+    scored = score_coupled(
+        torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
+        {
+            inputs.model: reader("model"),
+            **{name: reader("model", theirs) for name, theirs in beside.items()},
+            **beside_it,
+            "climatology": climatology,
+        },
+        leads,
+        labels,
+        costs=costs.measure(inputs),
+        seed=experiment.evaluate.seed,
+        flow=Flow(inputs.reduced(experiment.known_grid)),
+    )
+    if event := experiment.evaluate.event:
+        index = ensemble.index(event.lead_time)
+        asked = [
+            name
+            for name in ("model", "mean_gp", "oracle", "none", "truth")
+            if name in ensemble.names
+        ]
+        fields = {
+            inputs.model if name == "model" else name: inputs.cut(
+                torch.from_numpy(ensemble.read(name, index))
+            )
+            for name in asked
+        }
+        stage = {"stage": "coupled", "grid": experiment.known_grid, **labels.shared}
+        scored.records += event_records(fields, event, stage)
+    for method, columns in _brought_back(inputs, ensemble, beside, leads):
+        sizes = {"members": len(ensemble.members), "samples": len(ensemble.cases)}
+        place = {"stage": "coupled", "grid": experiment.train_grid}
+        scored.add(**place, **labels.of(method), **sizes, **columns)
+    scored.absent = absent_references(inputs, list(beside_it))
+    scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
+    return scored
+
+
+def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
+    """Raise ValueError unless a second data set holds the states that the runs began with."""
+    held, grid = inputs.held, inputs.experiment.train_grid
+    if not held.second:
+        return
+    begun = ensemble.read("truth", 0)[0]
+    index = inputs.data.time_index(float(ensemble.times[0]))
+    for case, there in zip(ensemble.cases, begun, strict=True):
+        known = case in inputs.parts["test"]
+        here = inputs.data.read(case, index, grid=grid) if known else np.zeros_like(there)
+        if np.linalg.norm(here - there) > OTHER * np.linalg.norm(there):
+            raise ValueError(
+                f"{inputs.run.rollout}: start {case} is no state of use.test={held.second} (seed "
+                f"{held.seed}): run `rollout --redo`"
+            )
+
+
+def _brought_back(
+    inputs: Inputs,
+    ensemble: CoupledEnsemble,
+    beside: Mapping[str, CoupledEnsemble],
+    leads: Sequence[float],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows on the draws that were brought back, of every model whose runs have counted them."""
+    runs = {
+        inputs.model: (ensemble, "model", inputs.closure),
+        "mean_gp": (ensemble, "mean_gp", inputs.closure),
+        **{name: (run, "model", inputs.compared[name]) for name, run in beside.items()},
+    }
+    runs = {method: run for method, run in runs.items() if run[1] in run[0].counted}
+    return brought_back.records(
+        {
+            method: [run.brought_back(name, run.index(lead)) for lead in leads]
+            for method, (run, name, _) in runs.items()
+        },
+        {method: closure.model.expected_back for method, (_, _, closure) in runs.items()},
+        leads,
+    )
+
+
+def absent_references(inputs: Inputs, names: Sequence[str]) -> list[Absent]:
+    """Why methods are not in the coupled tables; ``names`` of the references that are."""
+    reasons = dict.fromkeys(("fourier", "physics"), "scored as generated closure only")
+    left_out = "rollout.references leaves it out"
+    if "oracle" not in names:
+        reasons["oracle"] = f"no exact law is known for this closure, or {left_out}"
+    if "mean_gp" not in names:
+        has = has_mean_gp(inputs.closure.config)
+        reasons["mean_gp"] = left_out if has else NO_MEAN_GP
+    return [Absent("coupled", inputs.target, *reason) for reason in reasons.items()]
+
+
+def score_coupled(
+    truth: Any,
+    ensembles: Mapping[str, Source],
+    lead_times: Sequence[float],
+    labels: Labels,
+    *,
+    costs: Mapping[str, float] | None = None,
+    seed: int = 0,
+    flow: Flow | None = None,
+) -> Scored:
+    """Score coupled ensembles at every lead time.
+
+    Args:
+        truth: (L, n, n) or (cases, L, n, n): the DNS, filtered to this grid.
+        ensembles: method -> (M, L, n, n) or (M, cases, L, n, n), or ``read(l)`` -> (M, cases, n,
+            n), which need not hold all times at once. M = 1 is a point forecast.
+        lead_times: (L,) times since the start, increasing.
+        labels: columns of the rows: ``closure`` and what else applies.
+        costs: method -> microseconds per member and time unit, the bare solver's as ``none``.
+        seed: of ties and pixels.
+        flow: what measures the long-time statistics; without it, or the method ``none``, there are
+            none.
+    """
+    truth = torch.as_tensor(truth)
+    truth = truth[None] if truth.ndim == 3 else truth
+    cases, num_times, size = len(truth), truth.shape[1], truth.shape[-1]
+    times = torch.as_tensor(lead_times, dtype=torch.float64)
+    if times.shape != (num_times,):
+        raise ValueError(f"{len(times)} lead times for a truth of {num_times} times")
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.arange(cases)
+    stage = {"stage": "coupled", "grid": size}
+    errors: dict[str, list[Tensor]] = {}
+    variances: dict[str, list[Tensor]] = {}
+    pools: dict[str, list[Tensor]] = {}
+    sizes: dict[str, dict[str, int]] = {}
+    scored = Scored()
+    joint: dict[str, Trajectories] = {}
+    climate = Climate(flow, truth) if flow is not None and "none" in ensembles else None
+
+    for index, lead_time in enumerate(times.tolist()):
+        y = truth[:, index].double()
+        true = Truth(y)
+        pools.setdefault("truth", []).append(_some(y, generator))
+        if climate is not None:
+            climate.add("truth", index, y[None])
+        statistics: dict[str, Statistics] = {}
+        pixels = torch.randint(y[0].numel(), (1, cases, 1), generator=generator)
+        for method, source in ensembles.items():
+            x = _at(source, index, y)
+            own = {**stage, **labels.of(method), "lead_time": lead_time}
+            sizes[method] = {"members": len(x), "samples": cases}
+            statistics[method] = Statistics()
+            forecast = Forecast(x, true)
+            statistics[method].add(forecast)
+            joint.setdefault(method, Trajectories()).add(forecast)
+            if climate is not None and method != "climatology":
+                climate.add(method, index, x)
+            lost = 1 - x.isfinite().flatten(1).all(1).double().mean()
+            scored.add(**own, score="diverged", value=lost, **sizes[method])
+            pools.setdefault(method, []).append(_some(x, generator) if lost == 0 else _LOST)
+            if len(x) > 1:
+                drawn = ranks(
+                    x.flatten(2).gather(2, pixels.expand(len(x), -1, -1)),
+                    y.flatten(1).gather(1, pixels[0]),
+                    generator,
+                )
+                # one pixel per case: no rows for few cases
+                scored.add_ranks(rank_counts(drawn, len(x)), **own, **sizes[method])
+            if index == num_times - 1:
+                scored.examples["truth"] = y[0].cpu()
+                scored.keep_example(method, x[:, 0])
+        for method, parts in statistics.items():
+            own = {**stage, **labels.of(method), "lead_time": lead_time}
+            for columns in form_scores(parts, blocks, statistics.get("oracle")):
+                scored.add(**own, **columns)
+            errors.setdefault(method, []).append(parts.joined("total")["relative_error_mean"])
+            if parts.members > 1:
+                variances.setdefault(method, []).append(parts.joined("shells")["variance"])
+            if index == num_times - 1:
+                scored.keep_spectra(method, parts)
+        crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
+        for method, columns in (
+            *of_states(statistics, labels.against, blocks),
+            *predictability(crps, blocks),
+        ):
+            own = {**stage, **labels.of(method), "lead_time": lead_time}
+            scored.add(**own, **sizes[method], **columns)
+
+    for method, parts_list in errors.items():
+        own = {**stage, **labels.of(method), **sizes[method]}
+        reached = valid_time(torch.stack(parts_list, -1), times, VALID)
+        value, low, high = block_interval({"t": reached}, blocks, lambda means: means["t"])
+        scored.add(**own, score="valid_time", value=value, low=low, high=high)
+        pool = torch.cat(pools[method])
+        if bool(pool.isfinite().all()):
+            law = torch.cat(pools["truth"])
+            scored.add(**own, score="wasserstein1", value=wasserstein1(pool, law) / law.std())
+        if costs and method in costs:
+            scored.add(**own, score="cost_us", value=costs[method])
+            if "none" in costs:
+                scored.add(**own, score="cost_ratio", value=costs[method] / costs["none"])
+    for method, columns in joint_scores(joint, times, blocks):
+        scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+    whole = {method: parts.energy_score for method, parts in joint.items()}
+    for method, columns in differences(
+        "energy_score_joint_difference", whole, labels.against, blocks
+    ):
+        scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+    if climate is not None:
+        scored.fluxes = climate.fluxes()
+        for method, columns in climate.similarities(blocks):
+            scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+    if "oracle" in variances:
+        for method, columns in growth(variances, times, blocks):
+            scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+    return scored
+
+
+def growth(
+    variances: Mapping[str, Sequence[Tensor]], times: Tensor, blocks: Tensor
+) -> Iterator[tuple[str, dict]]:
+    """Times at which the members of an ensemble have grown apart, in all and per shell.
+
+    After Freitas et al. (2026): from equal starts, to a share of the variance that the true
+    ensemble has at the last lead time.
+
+    Args:
+        variances: method -> (cases, shells) over members at each lead time.
+        times: (L,) lead times.
+        blocks: (cases,).
+
+    Yields:
+        Method, and columns ``score, shell, value, low, high``.
+    """
+    last = variances["oracle"][-1].mean(0)
+    judged = (last > JUDGED * last.sum()).nonzero()[:, 0].tolist()
+    since = torch.cat([times.new_zeros(1), times])
+    for method, parts in variances.items():
+        shells = torch.stack(list(parts), -1)  # (cases, shells, L)
+        whole = torch.cat([shells.sum(1, keepdim=True), shells[:, judged]], 1)
+        start = whole.new_zeros(*whole.shape[:-1], 1)
+        most = torch.cat([last.sum()[None], last[judged]])[:, None]
+        if not bool(whole.isfinite().all()):
+            continue
+        for share in GROWN:
+            value, low, high = block_interval(
+                {"v": torch.cat([start, whole], -1)},
+                blocks,
+                lambda means, at=share: valid_time(means["v"] / most, since, at),  # type: ignore
+            )
+            for row, shell in enumerate([None, *judged]):
+                found = {"value": value[row], "low": low[row], "high": high[row]}
+                name = f"growth_{100 * share:g}"
+                numbers = {key: float(one) for key, one in found.items()}
+                yield method, {"score": name, "shell": shell, **numbers}
+
+
+def losses(rows: DataFrame) -> list[str]:
+    """Which coupled ensembles lost members, in words."""
+    found = rows[(rows["score"] == "diverged") & (rows["value"] > 0)]
+    return [
+        f"Coupled run of {method}: {last.value:.3g} of the members diverged by lead time "
+        f"{last.lead_time:g}; scores count them as infinitely wrong."
+        for method, group in found.groupby("method", sort=False)
+        for last in [group.loc[group["lead_time"].idxmax()]]
+    ]
+
+
+def _some(fields: Tensor, generator: torch.Generator) -> Tensor:
+    """Values at randomly chosen points of randomly chosen members."""
+    chosen = torch.randint(fields.numel(), (POOL_VALUES,), generator=generator)
+    return fields.flatten()[chosen.to(fields.device)].cpu()
+
+
+def _at(source: Source, index: int, truth: Tensor) -> Tensor:
+    """Ensemble (M, cases, n, n) in float64 at one lead time."""
+    if callable(source):
+        ensemble = source(index)
+    elif source.ndim == 4:
+        ensemble = source[:, None, index]
+    else:
+        ensemble = source[:, :, index]
+    ensemble = torch.as_tensor(ensemble).double().to(truth.device)
+    if ensemble.shape[1:] != truth.shape:
+        raise ValueError(
+            f"an ensemble of shape {tuple(ensemble.shape)}; expected (members, "
+            f"{', '.join(map(str, truth.shape))}) at each lead time"
+        )
+    return ensemble

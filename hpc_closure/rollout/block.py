@@ -1,0 +1,289 @@
+"""The rollout block: rows of the coupled ensemble with their references.
+
+Row ``e`` of the ensemble is member ``e // cases`` started from test trajectory ``e % cases``, so
+more members append rows.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpc_closure.data.held_out import HeldOut
+from hpc_closure.data.layout import STATES, Layout, SeriesLayout
+from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet
+from hpc_closure.data.writer import BlockWriter
+from hpc_closure.experiment.checks import check_previous
+from hpc_closure.experiment.choices import Choices
+from hpc_closure.generate.rungs import Known
+from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.spectral.modes.grid import from_row, to_spectra
+from hpc_closure.work.block import Block, record_steps, times_of
+from hpc_closure.work.hdf5 import open_hdf5
+
+
+def memory_of(experiment, closure) -> Memory:
+    """What a closure reads of the past of its run.
+
+    Raises:
+        ValueError: the calls or the stored data do not give it.
+    """
+    conditions = closure.config["conditions"]
+    frames, previous = conditions["history"], conditions.get("previous", 0)
+    generate, rollout = experiment.generate, experiment.rollout
+    if previous:
+        check_previous(experiment, previous)
+    if not frames:
+        return Memory(previous=previous)
+    every = closure.target["every"]
+    lag = every / (rollout.interval * generate.dt)
+    if abs(lag - round(lag)) > 1e-6:
+        raise ValueError(
+            f"rollout.interval={rollout.interval}: the model reads states {every:g} apart, not a "
+            f"whole number of closure intervals of {rollout.interval * generate.dt:g}"
+        )
+    least = generate.record.start + frames * every
+    if every != generate.spacing or rollout.t_start < least - 1e-9:
+        raise ValueError(
+            f"the model reads {frames} earlier state(s) {every:g} apart: snapshots must be stored "
+            f"{every:g} apart (generate.record) and rollout.t_start be at least {least:g}"
+        )
+    return Memory(frames, round(lag), previous)
+
+
+def coupled_run(
+    experiment,
+    closure,
+    data: DataSet,
+    numbers: Sequence[int],
+    device: str,
+    cases: Sequence[int] | None = None,
+) -> CoupledRun:
+    """The coupled run of some rows of the ensemble, not yet started.
+
+    ``cases`` are the trajectories to start from; None = those of the experiment's rollout.
+    """
+    rollout, held, choices = experiment.rollout, HeldOut.of(experiment), Choices(experiment)
+    cases = data.starts(held.split, rollout.cases) if cases is None else cases
+    rows = [(cases[number % len(cases)], number // len(cases)) for number in numbers]
+    coupling = Coupling(
+        experiment.problem,
+        experiment.generate.closure,
+        experiment.train_grid,
+        held.seed,
+        rollout,
+        memory_of(experiment, closure),
+        device,
+        choices.stride,
+        experiment.solver.start if experiment.reduced.known else None,
+        [(rung, choices.rung(rung)) for rung in rollout.rungs],
+        {
+            **dict.fromkeys(("model", "mean_gp", "none"), experiment.past_of(experiment.solver)),
+            **{rung.name: experiment.past_of(rung) for rung in rollout.rungs},
+        },
+    )
+    own = {case for case, _ in rows}
+    return CoupledRun(coupling, closure, rows, [case for case in cases if case in own])
+
+
+def stored(
+    data: DataSet, cases: Sequence[int], index: int, field: str = "vorticity", *, grid: int
+) -> np.ndarray:
+    """A field of some trajectories at a stored time, (cases, n, n); on a line (cases, 1, n)."""
+    return np.stack([data.read(case, index, field, grid) for case in cases])
+
+
+def start(coupled: CoupledRun, data: DataSet, experiment) -> None:
+    """Start a coupled run from its cases at ``rollout.t_start``, with what was before."""
+    index, grid = data.time_index(experiment.rollout.t_start), experiment.train_grid
+    rungs = experiment.rollout.rungs
+    before = range(index - 1, index - 1 - coupled.memory.previous, -1)
+
+    def fields(at: int, name: str = "vorticity") -> np.ndarray:
+        return stored(data, coupled.cases, at, name, grid=grid).astype(np.float64)
+
+    coupled.start(
+        fields(index),
+        round(experiment.rollout.t_start / experiment.generate.dt),
+        _earlier([fields(at) for at in range(index - coupled.memory.frames, index + 1)], coupled),
+        [fields(at, "closure") for at in before],
+        known_of(data, experiment, coupled.cases) if rungs or experiment.reduced.known else None,
+    )
+
+
+def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
+    """What rungs know of starts: from the data their past, from the replicas all their modes.
+
+    Raises:
+        ValueError: it was not stored.
+    """
+    rollout, problem = experiment.rollout, experiment.problem
+    sides, every = problem.dimensions, experiment.generate.record.every
+    known = problem.replace(grid=experiment.known_grid).make_grid()
+    runs = [experiment.solver, *rollout.rungs]
+
+    def spectra(fields: np.ndarray, modes: int) -> torch.Tensor:
+        plain = from_row(torch.from_numpy(fields.astype(np.float64)), sides)
+        return to_spectra(plain, modes, sides)
+
+    def resolved(chosen: Sequence[int], time: float) -> torch.Tensor:
+        fields = stored(data, chosen, data.time_index(time), grid=experiment.train_grid)
+        return spectra(fields, known.modes)
+
+    now = resolved(cases, rollout.t_start)
+    if {run.start for run in runs} <= {"empty"}:
+        return Known(now)
+    held = HeldOut.of(experiment)
+    ensemble = CoupledEnsemble([product.path for product in held.books("replicas").products()])
+    whole = np.stack([ensemble.read_whole(case, rollout.t_start) for case in cases])
+    past: dict[str, list[torch.Tensor]] = {}
+    everybody = data.starts(held.split, rollout.cases)
+    following = [everybody[everybody.index(case) - 1] for case in cases]
+    for how, chosen in (("synchronised", cases), ("mismatched", following)):
+        lengths = {experiment.past_of(run) for run in runs if run.start == how}
+        number = round(max(lengths, default=0.0) / every)
+        times = [rollout.t_start - back * every for back in range(number, 0, -1)]
+        past[how] = [resolved(chosen, time) for time in times]
+    modes = problem.make_grid().modes
+    return Known(now, spectra(whole, modes), past["synchronised"], past["mismatched"], every)
+
+
+def _earlier(states: Sequence[np.ndarray], coupled: CoupledRun) -> Iterator[np.ndarray]:
+    """States (cases, n, n) one closure interval apart, oldest first, from stored ones.
+
+    Between stored times they are interpolated linearly; this ends as soon as the run is older
+    than its history.
+    """
+    lag = coupled.memory.lag
+    for older, newer in itertools.pairwise(states):
+        for call in range(lag):
+            share = call / lag
+            yield (1 - share) * older + share * newer
+
+
+class RolloutBlock(Block):
+    """Rows of the closure-coupled ensemble from ``rollout.t_start`` to ``rollout.t_end``.
+
+    Where draws may be brought back, ``series/brought_back`` (and ``brought_back_mean_gp``) counts
+    them for each row and stored time, since the start: (B, T, 2 + shells), see
+    :class:`~hpc_closure.rollout.tally.Tally`.
+
+    Args:
+        closure: the loaded model.
+        data: the DNS, for the states to start from.
+    """
+
+    def __init__(self, unit, books, session, domain, closure, data: DataSet):
+        super().__init__(unit, books, session, domain)
+        self.experiment = experiment = session.experiment
+        rollout, self.dt = experiment.rollout, experiment.generate.dt
+        self.data, self.grid, self.stride = data, experiment.train_grid, rollout.interval
+        self.sides = experiment.physics.dimensions
+        self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
+        self.first_step = self.record_steps[0]
+        self.coupled = coupled_run(experiment, closure, data, unit.members, session.device)
+        self.cases = self.coupled.cases
+        self.series: SeriesLayout | None = None  # of the file that is written
+
+    @property
+    def step_index(self) -> int:
+        return self.coupled.step_index
+
+    def initialise(self) -> None:
+        start(self.coupled, self.data, self.experiment)
+
+    def advance(self, steps: int) -> None:
+        self.coupled.advance(steps // self.stride)
+
+    def record(self):
+        fields = {
+            name: value.cpu().numpy().astype(np.float32)
+            for name, value in self.coupled.fields().items()
+        }
+        references = {name: fields.pop(name) for name in self._references() if name in fields}
+        if not self.coupled.exact:
+            now = self.step_index * self.dt
+            index = self.data.time_index(now)
+            truth = stored(self.data, self.cases, index, grid=self.grid)
+            references["truth"] = truth.reshape(len(truth), *(self.grid,) * self.sides)
+        fields[STATES[self.sides]] = fields.pop("model")
+        if self.writer is not None and self.series is not None:
+            place = self.record_steps.index(self.step_index)
+            self.writer.write_series(place, self.coupled.brought_back())
+        return fields, {}, references
+
+    def hopeless(self) -> str:
+        """In words that nothing is left of the model's trajectories; empty while something is."""
+        lost = self.coupled.simulations["model"].mark_lost()
+        return f"all {len(lost)} trajectories of the model diverged" if lost.all() else ""
+
+    def _references(self) -> Sequence[str]:
+        return ("none", "truth")
+
+    def save_state(self) -> dict:
+        return self.coupled.save_state()
+
+    def load_state(self, state: dict) -> None:
+        self.coupled.load_state(state)
+
+    def cost(self) -> dict:
+        return dict(self.coupled.seconds)
+
+    def _series(self, path: Path) -> SeriesLayout | None:
+        """Draws that were brought back, at the stored times; None where none ever is.
+
+        A file of before, which did not count them, goes on without: its earlier draws are gone.
+        """
+        widths = {name: counts.shape[1] for name, counts in self.coupled.brought_back().items()}
+        begun = [path]
+        if self.unit.extends:
+            begun.append(self.books.run.product(self.books.stage, self.unit))
+        for one in filter(Path.exists, begun):
+            try:
+                with open_hdf5(one) as file:
+                    if "t0_fields" in file and "dimensions/series_time" not in file:
+                        return None
+            except ValueError:  # it is made anew
+                continue
+        return SeriesLayout(times_of(self.record_steps, self.dt), widths) if widths else None
+
+    def open_writer(self, path) -> BlockWriter:
+        experiment = self.experiment
+        rollout = experiment.rollout
+        beside = [name for name in BESIDE if name in self.coupled.simulations]
+        beside += self.coupled.rungs
+        shared = {"truth": len(self.cases)}
+        if "none" in self.coupled.simulations:
+            shared["none"] = len(self.cases)
+        rows = self.coupled.rows
+        self.series = self._series(path)
+        layout = Layout(
+            self.unit.members,
+            times_of(self.record_steps, self.dt),
+            self.grid,
+            self.sides,
+            fields=[STATES[self.sides], *beside],
+            references=shared,
+            series=self.series,
+        )
+        attributes = {
+            "dataset_name": experiment.name,
+            "stage": "rollout",
+            "closure_kind": experiment.generate.closure,
+            "interval": rollout.interval,
+            "stride": self.coupled.coupling.stride,
+            "strides_of_rungs": json.dumps(
+                {rung.name: choice.stride for rung, choice in self.coupled.coupling.rungs}
+            ),
+            "length": experiment.physics.length,
+            "dt": self.dt,
+            "seed": self.coupled.seed,
+            "row_case": [case for case, _ in rows],
+            "row_member": [member for _, member in rows],
+            "cases": list(self.cases),
+            "recipe": json.dumps(experiment.stage_settings("rollout"), sort_keys=True),
+        }
+        return BlockWriter(path, layout, attributes)

@@ -1,0 +1,474 @@
+r"""The nonlinear term on the CPU, compiled: line FFTs, products and pruning in one go per member.
+
+A right-hand side in two dimensions is FFTs along x, FFTs along y, products, and back. As library
+calls each of these reads and writes whole fields. Here, for each member,
+
+1. eight columns at a time are multiplied by their factors, brought to physical space along x and
+   written beside each other: a *mixed* field (rows x, modes ky);
+2. eight rows of it at a time are brought to physical space along y, multiplied and brought back
+   while they are in the first cache: no physical field is ever in memory. u and v are one complex
+   line, ``u + i v``, and so are their products;
+3. eight columns at a time go back along x, of which the retained modes are kept.
+
+The FFT is Stockham's with radices 2, 3, 4, 5 and 8 (Van Loan, Computational Frameworks for the
+Fast Fourier Transform, 1992, sec. 1.7), on eight lines side by side, real and imaginary parts
+apart: every operation is one on whole vector registers. A line's arithmetic does not depend on the
+lines beside it, and multiplications and additions are not fused, so bits depend neither on members
+and ranks nor on the width of the processor's registers.
+
+**Templates.** The functions below are compiled by Numba for one size each. Names in capitals are
+numbers, or other compiled functions, that :func:`_specialise` gives: constants to the compiler,
+which makes vectors of loops only where it sees that reads and writes do not overlap. The result is
+kept on disk. All of it stands in this file: what is kept is stale when this file changes, not when
+another does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+from hpc_closure.spectral.cpu import jit
+from hpc_closure.spectral.modes.grid import retained_modes
+
+LANES = 8  # lines side by side: a cache line of float64
+PADDING = 3  # rows of LANES between real and imaginary parts, against equal addresses modulo 4096
+MOST_PASSES = 7
+
+FLUX = "flux"  # the other form is "basdevant"
+
+# Given by _specialise. Of lines: points, retained modes, numbers between real and imaginary parts,
+# passes of their transform. Of a pass: its length after it, its stride, the place of its twiddles.
+N = K = APART = PASSES = M = S = AT = 0
+FORM = ""
+P0: Any = None
+P1 = P2 = P3 = P4 = P5 = P6 = PUT = FORWARD = LOAD = PACK = PRODUCTS = UNPACK = STORE = P0
+TO_ROWS = MULTIPLY = TO_COLUMNS = P0
+
+# What passes multiply by, in this order: sqrt(1/2), 1/2, sin(pi/3), cos and sin of 2 pi/5, 4 pi/5.
+FIFTHS = 2 * np.pi / 5 * np.array([1, 2])
+CONSTANTS = np.array([0.5**0.5, 0.5, 0.75**0.5, *np.cos(FIFTHS), *np.sin(FIFTHS)])
+
+
+# -- passes: (radix, M, S) to (M, radix, S), each times its twiddle -------------------------------
+#
+# x and y: real parts, then APART further on imaginary ones. ``lanes`` is LANES again, which the
+# compiler must not know: it would unroll loops of that length before it makes vectors of them.
+
+
+def _put(y, o, tr, ti, wr, wi):
+    if M > 1:
+        y[o] = tr * wr - ti * wi
+        y[o + APART] = tr * wi + ti * wr
+    else:  # the last pass has no twiddles
+        y[o] = tr
+        y[o + APART] = ti
+
+
+def _pass2(x, y, w, c, lanes):
+    count = S // LANES * lanes
+    for p in range(M):
+        v = AT + 2 * p
+        w1r, w1i = w[v], w[v + 1]
+        for q in range(count):
+            i, o = p * S + q, 2 * p * S + q
+            ar, ai = x[i], x[i + APART]
+            br, bi = x[i + M * S], x[i + M * S + APART]
+            y[o] = ar + br
+            y[o + APART] = ai + bi
+            tr, ti = ar - br, ai - bi
+            PUT(y, o + S, tr, ti, w1r, w1i)
+
+
+def _pass3(x, y, w, c, lanes):
+    count = S // LANES * lanes
+    half, root = c[1], c[2]
+    for p in range(M):
+        v = AT + 4 * p
+        w1r, w1i, w2r, w2i = w[v], w[v + 1], w[v + 2], w[v + 3]
+        for q in range(count):
+            i, o = p * S + q, 3 * p * S + q
+            a0r, a0i = x[i], x[i + APART]
+            a1r, a1i = x[i + M * S], x[i + M * S + APART]
+            a2r, a2i = x[i + 2 * M * S], x[i + 2 * M * S + APART]
+            sr, si = a1r + a2r, a1i + a2i
+            dr, di = root * (a1i - a2i), root * (a2r - a1r)
+            er, ei = a0r - half * sr, a0i - half * si
+            y[o] = a0r + sr
+            y[o + APART] = a0i + si
+            tr, ti = er + dr, ei + di
+            PUT(y, o + S, tr, ti, w1r, w1i)
+            tr, ti = er - dr, ei - di
+            PUT(y, o + 2 * S, tr, ti, w2r, w2i)
+
+
+def _pass4(x, y, w, c, lanes):
+    count = S // LANES * lanes
+    for p in range(M):
+        v = AT + 6 * p
+        w1r, w1i, w2r, w2i = w[v], w[v + 1], w[v + 2], w[v + 3]
+        w3r, w3i = w[v + 4], w[v + 5]
+        for q in range(count):
+            i, o = p * S + q, 4 * p * S + q
+            a0r, a0i = x[i], x[i + APART]
+            a1r, a1i = x[i + M * S], x[i + M * S + APART]
+            a2r, a2i = x[i + 2 * M * S], x[i + 2 * M * S + APART]
+            a3r, a3i = x[i + 3 * M * S], x[i + 3 * M * S + APART]
+            br, bi, cr, ci = a0r + a2r, a0i + a2i, a0r - a2r, a0i - a2i
+            dr, di, er, ei = a1r + a3r, a1i + a3i, a1i - a3i, a3r - a1r
+            y[o] = br + dr
+            y[o + APART] = bi + di
+            tr, ti = cr + er, ci + ei
+            PUT(y, o + S, tr, ti, w1r, w1i)
+            tr, ti = br - dr, bi - di
+            PUT(y, o + 2 * S, tr, ti, w2r, w2i)
+            tr, ti = cr - er, ci - ei
+            PUT(y, o + 3 * S, tr, ti, w3r, w3i)
+
+
+def _pass5(x, y, w, c, lanes):
+    count = S // LANES * lanes
+    c1, c2, s1, s2 = c[3], c[4], c[5], c[6]
+    for p in range(M):
+        v = AT + 8 * p
+        w1r, w1i, w2r, w2i = w[v], w[v + 1], w[v + 2], w[v + 3]
+        w3r, w3i, w4r, w4i = w[v + 4], w[v + 5], w[v + 6], w[v + 7]
+        for q in range(count):
+            i, o = p * S + q, 5 * p * S + q
+            a0r, a0i = x[i], x[i + APART]
+            a1r, a1i = x[i + M * S], x[i + M * S + APART]
+            a2r, a2i = x[i + 2 * M * S], x[i + 2 * M * S + APART]
+            a3r, a3i = x[i + 3 * M * S], x[i + 3 * M * S + APART]
+            a4r, a4i = x[i + 4 * M * S], x[i + 4 * M * S + APART]
+            br, bi, dr, di = a1r + a4r, a1i + a4i, a1r - a4r, a1i - a4i
+            er, ei, fr, fi = a2r + a3r, a2i + a3i, a2r - a3r, a2i - a3i
+            y[o] = a0r + (br + er)
+            y[o + APART] = a0i + (bi + ei)
+            gr, gi = a0r + (c1 * br + c2 * er), a0i + (c1 * bi + c2 * ei)
+            hr, hi = s1 * di + s2 * fi, -(s1 * dr + s2 * fr)
+            tr, ti = gr + hr, gi + hi
+            PUT(y, o + S, tr, ti, w1r, w1i)
+            tr, ti = gr - hr, gi - hi
+            PUT(y, o + 4 * S, tr, ti, w4r, w4i)
+            gr, gi = a0r + (c2 * br + c1 * er), a0i + (c2 * bi + c1 * ei)
+            hr, hi = s2 * di - s1 * fi, s1 * fr - s2 * dr
+            tr, ti = gr + hr, gi + hi
+            PUT(y, o + 2 * S, tr, ti, w2r, w2i)
+            tr, ti = gr - hr, gi - hi
+            PUT(y, o + 3 * S, tr, ti, w3r, w3i)
+
+
+def _pass8(x, y, w, c, lanes):
+    count = S // LANES * lanes
+    root = c[0]
+    for p in range(M):
+        v = AT + 14 * p
+        w1r, w1i, w2r, w2i, w3r, w3i = w[v], w[v + 1], w[v + 2], w[v + 3], w[v + 4], w[v + 5]
+        w4r, w4i, w5r, w5i, w6r, w6i = w[v + 6], w[v + 7], w[v + 8], w[v + 9], w[v + 10], w[v + 11]
+        w7r, w7i = w[v + 12], w[v + 13]
+        for q in range(count):
+            i, o = p * S + q, 8 * p * S + q
+            a0r, a0i = x[i], x[i + APART]
+            a1r, a1i = x[i + M * S], x[i + M * S + APART]
+            a2r, a2i = x[i + 2 * M * S], x[i + 2 * M * S + APART]
+            a3r, a3i = x[i + 3 * M * S], x[i + 3 * M * S + APART]
+            a4r, a4i = x[i + 4 * M * S], x[i + 4 * M * S + APART]
+            a5r, a5i = x[i + 5 * M * S], x[i + 5 * M * S + APART]
+            a6r, a6i = x[i + 6 * M * S], x[i + 6 * M * S + APART]
+            a7r, a7i = x[i + 7 * M * S], x[i + 7 * M * S + APART]
+            # four points of even number
+            br, bi, cr, ci = a0r + a4r, a0i + a4i, a0r - a4r, a0i - a4i
+            dr, di, er, ei = a2r + a6r, a2i + a6i, a2i - a6i, a6r - a2r
+            e0r, e0i, e1r, e1i = br + dr, bi + di, cr + er, ci + ei
+            e2r, e2i, e3r, e3i = br - dr, bi - di, cr - er, ci - ei
+            # four of odd number, turned by an eighth each
+            br, bi, cr, ci = a1r + a5r, a1i + a5i, a1r - a5r, a1i - a5i
+            dr, di, er, ei = a3r + a7r, a3i + a7i, a3i - a7i, a7r - a3r
+            f0r, f0i, f2r, f2i = br + dr, bi + di, bi - di, dr - br
+            tr, ti = cr + er, ci + ei
+            f1r, f1i = root * (tr + ti), root * (ti - tr)
+            tr, ti = cr - er, ci - ei
+            f3r, f3i = root * (ti - tr), -(root * (tr + ti))
+            y[o] = e0r + f0r
+            y[o + APART] = e0i + f0i
+            tr, ti = e1r + f1r, e1i + f1i
+            PUT(y, o + S, tr, ti, w1r, w1i)
+            tr, ti = e2r + f2r, e2i + f2i
+            PUT(y, o + 2 * S, tr, ti, w2r, w2i)
+            tr, ti = e3r + f3r, e3i + f3i
+            PUT(y, o + 3 * S, tr, ti, w3r, w3i)
+            tr, ti = e0r - f0r, e0i - f0i
+            PUT(y, o + 4 * S, tr, ti, w4r, w4i)
+            tr, ti = e1r - f1r, e1i - f1i
+            PUT(y, o + 5 * S, tr, ti, w5r, w5i)
+            tr, ti = e2r - f2r, e2i - f2i
+            PUT(y, o + 6 * S, tr, ti, w6r, w6i)
+            tr, ti = e3r - f3r, e3i - f3i
+            PUT(y, o + 7 * S, tr, ti, w7r, w7i)
+
+
+PASS = {2: _pass2, 3: _pass3, 4: _pass4, 5: _pass5, 8: _pass8}
+
+
+def _forward(source, x, y, out, tables):
+    """Unnormalised FFT of LANES lines of N points, real and imaginary parts ``(N, LANES)``.
+
+    Args:
+        source: the lines; may be y.
+        x, y: work.
+        out: the spectra; may be x where PASSES is odd, y where it is even.
+        tables: twiddles, constants, LANES, and where columns stand in mixed fields.
+    """
+    w, c, lanes, _ = tables
+    P0(source, out if PASSES == 1 else x, w, c, lanes)
+    if PASSES > 1:
+        P1(x, out if PASSES == 2 else y, w, c, lanes)
+    if PASSES > 2:
+        P2(y, out if PASSES == 3 else x, w, c, lanes)
+    if PASSES > 3:
+        P3(x, out if PASSES == 4 else y, w, c, lanes)
+    if PASSES > 4:
+        P4(y, out if PASSES == 5 else x, w, c, lanes)
+    if PASSES > 5:
+        P5(x, out if PASSES == 6 else y, w, c, lanes)
+    if PASSES > 6:
+        P6(y, out, w, c, lanes)
+
+
+# -- the three stages of a member -----------------------------------------------------------------
+#
+# Spectra are pairs of reals, ``(2K + 1, 2 columns)``. Mixed fields are blocks of LANES columns as
+# transforms along x leave them: ``(F, blocks, 2 parts of (rows, LANES))``; the blocks of several
+# ranks stand in a row. An inverse transform is a forward one with real and imaginary parts
+# exchanged on the way in and out. ``work``: two buffers for lines, and one for a field.
+
+
+def _to_rows(spectrum, factors, mixed, work, tables):
+    """A spectrum to mixed fields, exchanged: u, v and in flux form w."""
+    x, y, _ = work
+    lanes = tables[2]
+    for f in range(mixed.shape[0]):
+        for block in range(mixed.shape[1]):
+            LOAD(spectrum, factors, f, block, x, lanes)
+            FORWARD(x, y, x, mixed[f, block], tables)
+
+
+def _load(spectrum, factors, f, block, x, lanes):
+    """A block of a spectrum, times i and a real factor, and no more than that if there is none."""
+    first = block * LANES
+    width = min(lanes, spectrum.shape[1] // 2 - first)
+    for row in range(2 * K + 1):
+        o = (row if row <= K else row + N - 2 * K - 1) * LANES
+        re, im, line = x[o:], x[o + APART :], spectrum[row, 2 * first :]
+        if f < len(factors):
+            factor = factors[f, row, first:]
+            for q in range(width):
+                re[q] = factor[q] * line[2 * q]
+                im[q] = -(factor[q] * line[2 * q + 1])
+        else:
+            for q in range(width):
+                re[q] = line[2 * q + 1]
+                im[q] = line[2 * q]
+    for o in range((K + 1) * LANES, (N - K) * LANES):
+        x[o] = 0
+        x[o + APART] = 0
+
+
+def _multiply(mixed, rows, work, tables):
+    """Mixed fields of so many rows, exchanged, to twice those of their two products."""
+    x, y, vorticity = work
+    places = tables[3]
+    z = y if PASSES % 2 else x
+    for first in range(0, rows, LANES):
+        if FORM == FLUX:
+            PACK(mixed[2], mixed[2], first, places, x)
+            FORWARD(x, y, x, z, tables)
+            vorticity[:APART] = z[APART:]
+        PACK(mixed[0], mixed[1], first, places, x)
+        FORWARD(x, y, x, z, tables)
+        PRODUCTS(z, vorticity, x)
+        FORWARD(x, y, x, z, tables)
+        UNPACK(z, mixed[0], mixed[1], first, places)
+
+
+def _pack(a, b, first, places, x):
+    """Rows of two mixed fields as one complex line each, u + i v, exchanged.
+
+    The modes -k of both, which are not stored, are the conjugates of those at k.
+    """
+    apart = a.shape[1] // 2
+    for k in range(K + 1):
+        block, i = places[k] // LANES, first * LANES + places[k] % LANES
+        ui, ur, vi, vr = a[block, i:], a[block, i + apart :], b[block, i:], b[block, i + apart :]
+        here, there = x[k * LANES :], x[(N - k) * LANES if k else 0 :]
+        for q in range(LANES):
+            j = q * LANES
+            there[q] = vr[j] - ui[j]
+            there[q + APART] = ur[j] + vi[j]
+            here[q] = ui[j] + vr[j]
+            here[q + APART] = ur[j] - vi[j]
+    for q in range(LANES):
+        x[q] = b[0, (first + q) * LANES + apart]
+        x[q + APART] = a[0, (first + q) * LANES + apart]
+    for o in range((K + 1) * LANES, (N - K) * LANES):
+        x[o] = 0
+        x[o + APART] = 0
+
+
+def _products(z, vorticity, x):
+    """u + i v, exchanged, to u v + i (v^2 - u^2), or in flux form to u w + i v w."""
+    for o in range(N * LANES):
+        u, v = z[o + APART], z[o]
+        if FORM == FLUX:
+            x[o] = u * vorticity[o]
+            x[o + APART] = v * vorticity[o]
+        else:
+            x[o] = u * v
+            x[o + APART] = (v - u) * (v + u)
+
+
+def _unpack(z, a, b, first, places):
+    """Spectra of complex lines a + i b to twice those of a and of b, rows of mixed fields.
+
+    ``z(k) + conj z(-k) = 2 a(k)``, and the difference is ``2 i b(k)``.
+    """
+    apart = a.shape[1] // 2
+    for k in range(K + 1):
+        block, i = places[k] // LANES, first * LANES + places[k] % LANES
+        ar, ai, br, bi = a[block, i:], a[block, i + apart :], b[block, i:], b[block, i + apart :]
+        here, there = z[k * LANES :], z[(N - k) * LANES if k else 0 :]
+        for q in range(LANES):
+            j = q * LANES
+            ar[j] = here[q] + there[q]
+            ai[j] = here[q + APART] - there[q + APART]
+            br[j] = here[q + APART] + there[q + APART]
+            bi[j] = there[q] - here[q]
+
+
+def _to_columns(mixed, factors, spectrum, work, tables):
+    """Mixed fields to a spectrum, the sum of the two with their factors."""
+    x, y, _ = work
+    lanes = tables[2]
+    z = x if PASSES % 2 else y
+    for block in range(mixed.shape[1]):
+        for f in range(2):
+            FORWARD(mixed[f, block], x, y, z, tables)
+            STORE(z, factors, f, block, spectrum, lanes)
+
+
+def _store(z, factors, f, block, spectrum, lanes):
+    """What is retained of a block, times a real factor, to a spectrum; the second is added."""
+    first = block * LANES
+    width = min(lanes, spectrum.shape[1] // 2 - first)
+    for row in range(2 * K + 1):
+        o = (row if row <= K else row + N - 2 * K - 1) * LANES
+        re, im, line = z[o:], z[o + APART :], spectrum[row, 2 * first :]
+        factor = factors[f, row, first:]
+        for q in range(width):
+            a, b = factor[q] * re[q], factor[q] * im[q]
+            if FORM == FLUX:  # -i (kx F_x + ky F_y)
+                a, b = b, -a
+            line[2 * q] = a if f == 0 else line[2 * q] + a
+            line[2 * q + 1] = b if f == 0 else line[2 * q + 1] + b
+
+
+# -- members on the leading axis ------------------------------------------------------------------
+
+
+def _whole(w_hat, into, back, out, mixed, work, tables):
+    for i in range(w_hat.shape[0]):
+        TO_ROWS(w_hat[i], into, mixed, work, tables)
+        MULTIPLY(mixed, N, work, tables)
+        TO_COLUMNS(mixed, back, out[i], work, tables)
+
+
+def _all_to_rows(w_hat, into, mixed, work, tables):
+    for i in range(w_hat.shape[0]):
+        TO_ROWS(w_hat[i], into, mixed[i], work, tables)
+
+
+def _multiply_all(mixed, rows, work, tables):
+    for i in range(mixed.shape[0]):
+        MULTIPLY(mixed[i], rows, work, tables)
+
+
+def _all_to_columns(mixed, back, out, work, tables):
+    for i in range(out.shape[0]):
+        TO_COLUMNS(mixed[i], back, out[i], work, tables)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Compiled functions of one size and form; each is compiled when it is first called."""
+
+    whole: Any
+    to_rows: Any
+    multiply: Any
+    to_columns: Any
+
+
+@functools.cache
+def programs(size: int, form: str) -> Programs:
+    """The functions of lines of ``size`` points, which must have :func:`radices`."""
+    names: dict[str, Any] = {"N": size, "K": retained_modes(size), "APART": apart(size)}
+    names["FORM"] = form
+    passes, m, s, at = [], size, LANES, 0
+    for radix in radices(size):
+        m //= radix
+        of_pass = {**names, "M": m, "S": s, "AT": at}
+        of_pass["PUT"] = _specialise(_put, of_pass, inline="always")
+        passes.append(_specialise(PASS[radix], of_pass))
+        s, at = s * radix, at + 2 * (radix - 1) * m
+    names["PASSES"] = len(passes)
+    names.update({f"P{i}": passes[min(i, len(passes) - 1)] for i in range(MOST_PASSES)})
+    parts = (_forward, _load, _pack, _products, _unpack, _store)
+    for part in (*parts, _to_rows, _multiply, _to_columns):
+        names[part.__name__[1:].upper()] = _specialise(part, names)
+    members = (_whole, _all_to_rows, _multiply_all, _all_to_columns)
+    return Programs(*[jit.kept(_with(each, names)) for each in members])
+
+
+def _with(template: Callable, names: dict) -> Callable:
+    """A template with the names that are given, and a name of its own.
+
+    Numba knows functions by their names: those it kept on disk, and those that they call.
+    """
+    made = FunctionType(template.__code__, {**globals(), **names}, template.__name__)
+    differs = [names[name] for name in ("FORM", "N", "M", "S") if name in names]
+    made.__qualname__ = "_".join([template.__name__, *map(str, differs)])
+    return made
+
+
+def _specialise(template: Callable, names: dict, **options) -> Callable:
+    return jit.jit(_with(template, names), **options)
+
+
+def apart(rows: int) -> int:
+    """Numbers from real to imaginary parts of ``(rows, LANES)``: whole squares, and some more."""
+    return (-(-rows // LANES) * LANES + PADDING) * LANES
+
+
+@functools.cache
+def radices(size: int) -> tuple[int, ...]:
+    """Radices of the passes of ``size`` points; none where that has other prime factors."""
+    rest, found = size, []
+    for radix in (8, 4, 2, 5, 3):
+        while rest % radix == 0 and not (radix == 8 and rest % 32 == 16):  # 4 x 4, not 2 x 8
+            rest //= radix
+            found.append(radix)
+    return tuple(sorted(found)) if rest == 1 and len(found) <= MOST_PASSES else ()
+
+
+def twiddles(size: int) -> np.ndarray:
+    """``e^(-2 pi i j p / m)``, j = 1 .. radix - 1, for each p of each pass of length m."""
+    out, m = [], size
+    for radix in radices(size):
+        turns = np.outer(np.arange(m // radix), np.arange(1, radix)) / m
+        out.append(np.exp(-2j * np.pi * turns).ravel().view(np.float64))
+        m //= radix
+    return np.concatenate(out)

@@ -1,0 +1,76 @@
+"""Draws of a half plane's modes on a device, by the counters of the host.
+
+Where :mod:`~hpc_closure.spectral.noise.counters` draws words member by member on the host, one
+kernel draws them for all members and places them on the modes: nothing but keys and numbers of the
+draw come from the host, and the uniforms are the host's bits.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.spectral.modes.half_plane import ModeDraws
+from hpc_closure.spectral.noise.counters import WORDS_PER_COUNTER, key_of
+
+BLOCK = 128
+KEPT_KEYS = 16  # of ensembles
+
+
+class DeviceDraws:
+    """Draws of modes with their standard deviations.
+
+    Args:
+        draws: which modes, and which draw each takes.
+        std: (box) standard deviations, float64.
+        device: where they are drawn.
+    """
+
+    def __init__(self, draws: ModeDraws, std: np.ndarray, device: torch.device):
+        from hpc_closure.spectral.cuda.kernels import PHILOX_CONSTANTS
+
+        source, sign = draws.assignment()
+        self.counters = -(-draws.num_drawn // WORDS_PER_COUNTER)
+        self.source = torch.from_numpy(source).to(device, torch.int32)
+        self.sign = torch.from_numpy(sign).to(device, torch.int32)
+        self.std = torch.from_numpy(std.ravel() * np.sqrt(0.5)).to(device)
+        self.first = torch.zeros(1, dtype=torch.int64, device=device)
+        self.constants = torch.tensor(PHILOX_CONSTANTS, dtype=torch.int64, device=device)
+
+    def fill(
+        self, out: Tensor, keys: Tensor, stream: int, first: int = 0, item: int = 0
+    ) -> Tensor:
+        """Fill ``out`` (steps, members, box, 2) with draws of steps ``first ...`` of an item."""
+        from hpc_closure.spectral.cuda.kernels import draw_kernel
+
+        self.first.fill_(first)
+        size, (steps, members) = len(self.source), out.shape[:2]
+        draw_kernel[(steps * members, -(-size // BLOCK))](
+            out,
+            keys,
+            self.constants,
+            self.first,
+            self.source,
+            self.sign,
+            self.std,
+            members,
+            size,
+            self.counters,
+            stream,
+            item,
+            BLOCK=BLOCK,
+        )
+        return out
+
+
+def keys_on(device: torch.device, keys: Sequence[np.ndarray]) -> Tensor:
+    """Philox keys (members, 2) on a device, int64."""
+    return torch.from_numpy(np.stack(keys).view(np.int64)).to(device)
+
+
+@lru_cache(maxsize=KEPT_KEYS)
+def member_keys(seed: int, stage: str, members: tuple[int, ...], device: str) -> Tensor:
+    """The same of members of an experiment; kept, as an ensemble draws at every call."""
+    return keys_on(torch.device(device), [key_of(seed, stage, member) for member in members])

@@ -1,0 +1,310 @@
+"""Physical fields and retained spectra: line FFTs, pruned, split in MPI slabs; diagonal operators.
+
+A 2-D transform is a real FFT along y and a complex FFT along x. Modes outside the retained set are
+cut between the two, before anything is exchanged. On several ranks a physical field is split in
+rows (x) and a spectrum in columns (ky), so one all-to-all per transform is enough, for any number
+of fields and members at once::
+
+    # mpirun -n 3 python example.py
+    from mpi4py import MPI
+    transform = Transform(Grid(64), comm=MPI.COMM_WORLD)
+    field = transform.to_physical(transform.local(w_hat))      # (..., rows of this rank, 64)
+
+Every line is transformed by itself with the same arithmetic however many lines there are, so the
+result does not depend, to the last bit, on the batch or on the number of ranks (CPU).
+
+Spectra are held as real pairs ``(..., 2)``. A product of two complex tensors rounds differently in
+the vector body and in the tail of a CPU loop, so its last bit would depend on the batch.
+Multiplying and adding reals, one operation at a time, does not: what a :class:`Symbol` gives is a
+function of its own mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.spectral.modes.grid import Grid
+from hpc_closure.spectral.modes.line_fft import LineFFT
+from hpc_closure.spectral.modes.slabs import Slabs
+
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
+
+#: a spectrum as real pairs, and real factors per field and mode (or None)
+Part = tuple[Tensor, Tensor | None]
+
+
+class Symbol:
+    """Diagonal operator: one complex number, often real or imaginary, per retained mode.
+
+    Args:
+        values: complex or real tensor of the retained shape (this rank's columns).
+        like: real tensor whose dtype and device the symbol takes.
+    """
+
+    def __init__(self, values: Tensor, like: Tensor):
+        values = values.to(torch.complex128)
+        self.is_real = not bool((values.imag != 0).any())
+        self.is_imaginary = not self.is_real and not bool((values.real != 0).any())
+        self.real = torch.stack([values.real, values.real], -1).to(like)
+        self.imag = torch.stack([-values.imag, values.imag], -1).to(like)
+
+    def apply(self, z: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+        """``out = symbol * z`` for real pairs; neither ``out`` nor ``scratch`` may be ``z``."""
+        if self.is_real:
+            return torch.mul(z, self.real, out=out)
+        if self.is_imaginary:
+            return self._turn(z, out)
+        self._turn(z, scratch)
+        torch.mul(z, self.real, out=out)
+        return out.add_(scratch)
+
+    def of(self, z: Tensor) -> Tensor:
+        """``symbol * z`` for real pairs, a new tensor: autograd goes through it."""
+        if self.is_real:
+            return z * self.real
+        turned = z.flip(-1) * self.imag
+        return turned if self.is_imaginary else z * self.real + turned
+
+    def scale(self, z: Tensor, scratch: Tensor) -> Tensor:
+        """``z *= symbol`` in place."""
+        if self.is_real:
+            return z.mul_(self.real)
+        self._turn(z, scratch)
+        if self.is_imaginary:
+            return z.copy_(scratch)
+        return z.mul_(self.real).add_(scratch)
+
+    def _turn(self, z: Tensor, out: Tensor) -> Tensor:
+        """``out = i imag * z``."""
+        torch.mul(z[..., 1], self.imag[..., 0], out=out[..., 0])
+        torch.mul(z[..., 0], self.imag[..., 1], out=out[..., 1])
+        return out
+
+
+@dataclass
+class _Padded:
+    """Work array of an inverse transform and the parts of it that have a meaning."""
+
+    whole: Tensor  # (fields, members, n, columns or n // 2 + 1) complex
+    lines: Tensor  # the retained columns of it
+    upper: Tensor  # real pairs of rows 0..K
+    middle: Tensor  # rows of modes that are not retained
+    lower: Tensor  # real pairs of rows -K..-1
+
+
+class Transform:
+    """Transforms of one grid; holds work arrays, so one per thread.
+
+    Args:
+        grid: the grid of the retained spectrum.
+        precision: ``float64`` or ``float32``.
+        device: where the arrays live.
+        comm: an mpi4py communicator whose ranks share each field, or None.
+    """
+
+    def __init__(self, grid: Grid, precision: str = "float64", device="cpu", comm=None):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")
+        self.grid = grid
+        self.device = torch.device(device)
+        self.real = PRECISIONS[precision]
+        self.complex = COMPLEX[self.real]
+        self.lines = LineFFT(self.device)
+        self.slabs = None
+        if comm is not None and comm.Get_size() > 1:
+            if grid.dimensions == 1 or self.device.type != "cpu":
+                raise ValueError("domain ranks need a 2-D grid on the CPU: set domain_ranks: 1")
+            self.slabs = Slabs(comm, grid.modes + 1)
+        self._padded: dict[tuple, _Padded] = {}
+        self._spectra: dict[tuple, Tensor] = {}
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that share a field."""
+        return self.slabs.num_ranks if self.slabs else 1
+
+    @property
+    def columns(self) -> slice:
+        """Columns (ky) of the retained spectrum that this rank holds."""
+        return self.slabs.columns if self.slabs else slice(0, self.grid.modes + 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one member's retained spectrum on this rank."""
+        columns = self.columns.stop - self.columns.start
+        return (*self.grid.shape[:-1], columns)
+
+    def rows(self, size: int | None = None) -> slice:
+        """Rows (x) of a physical field of ``size`` points that this rank holds."""
+        size = size or self.grid.size
+        return self.slabs.rows(size) if self.slabs else slice(0, size)
+
+    def local(self, spectrum: Tensor) -> Tensor:
+        """This rank's columns of a tensor that broadcasts to the whole retained spectrum."""
+        if self.num_ranks == 1 or spectrum.shape[-1] == 1:
+            return spectrum
+        return spectrum[..., self.columns]
+
+    def symbol(self, values: Tensor) -> Symbol:
+        """Diagonal operator with ``values`` per mode (whole retained shape), on this rank."""
+        return Symbol(self.local(values), torch.empty(0, dtype=self.real, device=self.device))
+
+    def factors(self, *values: Tensor) -> Tensor:
+        """Real factors of several fields for :meth:`synthesize` and :meth:`analyse`.
+
+        Args:
+            values: real tensors that broadcast to the whole retained spectrum, one per field.
+
+        Returns:
+            ``(fields, 1, 2K + 1, local columns, 2)``, or ``(fields, 1, K + 1, 2)`` on a line.
+        """
+        whole = torch.stack([value.expand(self.grid.shape) for value in values]).unsqueeze(1)
+        mine = self.local(whole).to(self.device, self.real)
+        return torch.stack([mine, mine], -1).contiguous()
+
+    # -- complex spectra, any leading axes -------------------------------------------------------
+
+    def to_physical(self, w_hat: Tensor, size: int | None = None) -> Tensor:
+        """Evaluate spectra on the grid, or on one of ``size`` points per side.
+
+        Args:
+            w_hat: ``(..., 2K + 1, local columns)`` complex (``(..., K + 1)`` on a line).
+            size: points per side, at least ``2K + 2``; the grid's own by default.
+
+        Returns:
+            ``(..., local rows, size)`` real, a new tensor.
+        """
+        lead = w_hat.shape[: -self.grid.dimensions]
+        pairs = torch.view_as_real(w_hat.resolve_conj().contiguous())
+        field = self.synthesize((pairs.reshape(-1, *self.shape, 2), None), size=size)
+        return field.reshape(*lead, *field.shape[2:])
+
+    def to_spectral(self, field: Tensor) -> Tensor:
+        """Retained spectra of fields ``(..., local rows, size)``, cut to the grid's modes."""
+        lead = field.shape[: -self.grid.dimensions]
+        fields = field.reshape(1, -1, *field.shape[-self.grid.dimensions :])
+        spectra = torch.view_as_complex(self.analyse(fields))
+        return spectra.reshape(*lead, *self.shape).clone()
+
+    # -- the solver's form: real pairs, several fields at once -----------------------------------
+
+    def synthesize(self, *parts: Part, size: int | None = None) -> Tensor:
+        """Physical fields of spectra times real factors, all in one transform.
+
+        Args:
+            parts: ``(w, factors)``: real pairs ``(members, 2K + 1, local columns, 2)`` and factors
+                ``(fields, 1, ...)`` or None for the one field that ``w`` is.
+            size: points per side; the grid's own by default.
+
+        Returns:
+            ``(fields, members, local rows, size)`` real, a new tensor, parts in order.
+        """
+        n, K = size or self.grid.size, self.grid.modes
+        if n < 2 * K + 1:
+            raise ValueError(f"{n} points cannot carry {K} modes: resize the spectrum first")
+        fields = sum(1 if f is None else f.shape[0] for _, f in parts)
+        padded = self._work(fields, parts[0][0].shape[0], n)
+        if self.grid.dimensions == 1:
+            _fill(padded.upper, parts)
+            return self.lines.y_to_physical(padded.whole, n)
+        _fill(padded.upper, [(w[:, : K + 1], _rows(f, slice(0, K + 1))) for w, f in parts])
+        _fill(padded.lower, [(w[:, K + 1 :], _rows(f, slice(K + 1, None))) for w, f in parts])
+        if not self.lines.on_cpu:
+            return self.lines.plane_to_physical(padded.whole, n)
+        padded.middle.zero_()
+        self.lines.x_to_physical(padded.lines)
+        lines = self.slabs.to_rows(padded.whole) if self.slabs else padded.whole
+        return self.lines.y_to_physical(lines, n)
+
+    def analyse(self, fields: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Retained spectra of fields, times real factors.
+
+        Args:
+            fields: ``(fields, members, local rows, size)`` real.
+            factors: ``(fields, 1, 2K + 1, local columns, 2)`` or None.
+
+        Returns:
+            ``(fields, members, 2K + 1, local columns, 2)`` real pairs in a work array that the
+            next call overwrites.
+        """
+        K, n = self.grid.modes, fields.shape[-1]
+        if n < 2 * K + 1:
+            raise ValueError(f"{n} points cannot carry {K} modes")
+        if self.grid.dimensions == 2 and not self.lines.on_cpu:
+            return self._retained(self.lines.plane_to_spectral(fields)[..., : K + 1], factors)
+        lines = self.lines.y_to_spectral(fields)[..., : K + 1]
+        if self.grid.dimensions == 2:
+            if self.slabs:
+                lines = self.slabs.to_columns(lines, n)
+            return self._retained(self.lines.x_to_spectral(lines), factors)
+        out = self._output(*fields.shape[:2])
+        _fill(out, [(torch.view_as_real(lines), factors)], paired=True)
+        return out
+
+    def _retained(self, spectra: Tensor, factors: Tensor | None) -> Tensor:
+        """The rows that are retained of spectra (fields, members, n, columns), times factors."""
+        K, n = self.grid.modes, spectra.shape[-2]
+        out, pairs = self._output(*spectra.shape[:2]), torch.view_as_real(spectra)
+        upper, lower = slice(0, K + 1), slice(K + 1, None)
+        _fill(out[:, :, upper], [(pairs[:, :, : K + 1], _rows(factors, upper))], paired=True)
+        _fill(out[:, :, lower], [(pairs[:, :, n - K :], _rows(factors, lower))], paired=True)
+        return out
+
+    def _work(self, fields: int, members: int, n: int) -> _Padded:
+        key = (fields, members, n)
+        if key not in self._padded:
+            K, width = self.grid.modes, self.shape[-1]
+            columns = width if self.slabs else n // 2 + 1
+            lead = (fields, members) if self.grid.dimensions == 1 else (fields, members, n)
+            whole = torch.zeros(*lead, columns, dtype=self.complex, device=self.device)
+            lines = whole[..., :width]
+            pairs = torch.view_as_real(lines)
+            if self.grid.dimensions == 1:
+                self._padded[key] = _Padded(whole, lines, pairs, pairs, pairs)
+            else:
+                cuts = pairs[:, :, : K + 1], pairs[:, :, K + 1 : n - K], pairs[:, :, n - K :]
+                self._padded[key] = _Padded(whole, lines, *cuts)
+        return self._padded[key]
+
+    def _output(self, fields: int, members: int) -> Tensor:
+        key = (fields, members)
+        if key not in self._spectra:
+            shape = (fields, members, *self.shape, 2)
+            self._spectra[key] = torch.empty(shape, dtype=self.real, device=self.device)
+        return self._spectra[key]
+
+    # -- whole arrays ----------------------------------------------------------------------------
+
+    def gather(self, w_hat: Tensor) -> Tensor:
+        """Whole retained spectra, on every rank, from each rank's columns."""
+        return self.slabs.gather_columns(w_hat) if self.slabs else w_hat
+
+    def gather_field(self, field: Tensor) -> Tensor:
+        """Whole physical fields, on every rank, from each rank's rows."""
+        return self.slabs.gather_rows(field) if self.slabs else field
+
+    def maximum(self, values: np.ndarray) -> np.ndarray:
+        """Largest value over the ranks, element by element."""
+        return self.slabs.maximum(values) if self.slabs else values
+
+
+def _rows(factors: Tensor | None, rows: slice) -> Tensor | None:
+    return None if factors is None else factors[:, :, rows]
+
+
+def _fill(target: Tensor, parts, paired: bool = False) -> None:
+    """Write ``w * factors`` of each part to its fields of ``target``; ``paired``: w has fields."""
+    first = 0
+    for w, factors in parts:
+        if factors is None:
+            target[first : first + (w.shape[0] if paired else 1)].copy_(w)
+            first += 1
+        else:
+            number = factors.shape[0]
+            torch.mul(w, factors, out=target[first : first + number])
+            first += number

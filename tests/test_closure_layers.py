@@ -1,0 +1,102 @@
+"""Both forms of the spectral convolution against a float64 sum over modes."""
+
+import math
+
+import pytest
+import torch
+
+from hpc_closure.closure.networks.layers import Pointwise, SpectralConv2d, dft_matrices
+
+
+def direct(layer, x):
+    """The layer's definition, summed mode by mode in complex128."""
+    batch, _, size, _ = x.shape
+    modes = layer.modes
+    points = torch.arange(size, dtype=torch.float64) / size
+    ky = torch.arange(modes, dtype=torch.float64)
+    kx = torch.cat([ky, ky - modes])
+    phase_x = torch.exp(-2j * math.pi * torch.outer(kx, points))
+    phase_y = torch.exp(-2j * math.pi * torch.outer(ky, points))
+    x_hat = torch.einsum("kx,ly,bcxy->bckl", phase_x, phase_y, x + 0j) / size**2
+    weight = torch.view_as_complex(layer.weight.double())
+    out = torch.einsum("klio,bikl->bokl", weight, x_hat)
+    c = torch.full((modes,), 2.0, dtype=torch.float64)
+    c[0] = 1
+    return torch.einsum("kx,ly,bokl->boxy", phase_x.conj(), phase_y.conj() * c[:, None], out).real
+
+
+@pytest.mark.parametrize("form", ["fft", "matrix"])
+@pytest.mark.parametrize("size,modes", [(16, 4), (16, 8), (24, 8), (30, 7), (32, 8), (48, 16)])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_forms_equal_the_sum_over_modes(form, size, modes, batch):
+    torch.manual_seed(0)
+    layer = SpectralConv2d(3, 4, modes, form=form).double()
+    x = torch.randn(batch, 3, size, size, dtype=torch.float64)
+    assert torch.allclose(layer(x), direct(layer, x), atol=1e-12)
+    single = layer.float()(x.float())
+    assert (single - direct(layer, x)).norm() < 2e-6 * direct(layer, x).norm()
+
+
+def test_gradients_of_the_two_forms_agree():
+    torch.manual_seed(1)
+    layer = SpectralConv2d(2, 3, 5).double()
+    x = torch.randn(4, 2, 18, 18, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for form in ("fft", "matrix"):
+        layer.form = form
+        out = layer(x)
+        grads.append(torch.autograd.grad((out**3).sum(), [x, layer.weight]))
+    for one, other in zip(*grads):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_same_function_on_every_grid():
+    """A band-limited input gives the same band-limited output on any grid."""
+    torch.manual_seed(2)
+    layer = SpectralConv2d(1, 1, 4).double()
+    x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
+    x_hat = torch.fft.rfft2(x, norm="forward")
+    x_hat[..., 5:] = 0
+    x_hat[..., 4:-3, :] = 0
+    x = torch.fft.irfft2(x_hat, norm="forward")
+    fine_hat = torch.zeros(1, 1, 32, 17, dtype=torch.complex128)
+    fine_hat[..., :4, :5], fine_hat[..., -3:, :5] = x_hat[..., :4, :5], x_hat[..., -3:, :5]
+    fine = torch.fft.irfft2(fine_hat, norm="forward")
+    for form in ("fft", "matrix"):
+        layer.form = form
+        assert torch.allclose(layer(fine)[..., ::2, ::2], layer(x), atol=1e-12)
+
+
+def test_parameters_are_real_and_errors_name_the_sizes():
+    layer = SpectralConv2d(2, 2, 8)
+    assert not any(p.is_complex() for p in layer.parameters())
+    with pytest.raises(ValueError, match="at least 16"):
+        layer(torch.zeros(1, 2, 12, 12))
+    with pytest.raises(ValueError, match="expected auto"):
+        SpectralConv2d(2, 2, 8, form="fast")
+
+
+def test_evaluation_follows_the_weights():
+    layer = SpectralConv2d(2, 2, 4).eval()
+    x = torch.randn(1, 2, 16, 16)
+    with torch.no_grad():
+        before = layer(x)
+        assert torch.equal(layer(x), before)
+        layer.weight.mul_(2)
+        assert torch.allclose(layer(x), 2 * before, atol=1e-6)
+        layer.load_state_dict({"weight": layer.weight / 2})
+        assert torch.allclose(layer(x), before, atol=1e-6)
+        assert torch.allclose(layer.double()(x.double()).float(), before, atol=1e-5)
+
+
+def test_matrices_are_inverse_on_kept_modes():
+    forward_y, _, _, inverse_y = dft_matrices(16, 5, torch.float64, "cpu")
+    signal = torch.cos(2 * math.pi * 3 * torch.arange(16, dtype=torch.float64) / 16 + 0.3)
+    assert torch.allclose(signal @ forward_y @ inverse_y, signal, atol=1e-13)
+
+
+def test_pointwise_is_a_linear_map_per_point():
+    layer = Pointwise(3, 2)
+    x = torch.randn(4, 3, 6, 6)
+    expected = torch.einsum("oi,bixy->boxy", layer.weight, x) + layer.bias[:, None, None]
+    assert torch.allclose(layer(x), expected, atol=1e-6)
