@@ -326,7 +326,7 @@ def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel
 
     Args:
         model: the experiment's ``model`` section; keys left out or None come from the preset.
-        grid: points per side of the training fields; sets the band, |k| <= (grid - 1) // 3.
+        grid: points per side of the training fields; sets the band, ``|k| <= (grid - 1) // 3``.
         length: side of the periodic square.
     """
     config = resolve(model)
