@@ -10,7 +10,7 @@ from pandas import isna
 from test_evaluate_methods import written
 
 import hpc_closure
-from hpc_closure.evaluate import seeds
+from hpc_closure.evaluate import compare
 from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.evaluate.report.page import Report
 from hpc_closure.evaluate.rows import Absent, find, frame, select
@@ -141,7 +141,7 @@ def made(values, score="crps", ends=None):
 
 def joined(records, absent=()):
     scored = Scored(records=list(records), absent=list(absent))
-    seeds.join(scored, {"x": ("a", "b", "c")})
+    compare.join(scored, {"x": ("a", "b", "c")})
     return scored
 
 
@@ -161,7 +161,7 @@ def test_a_lost_training_is_a_lost_row_and_a_missing_one_a_note():
     note = Absent("coupled", "subgrid", "x#2", "it has no coupled run")
     short = joined(made([1.0, 2.0]), [note])
     assert find(short.rows, method="x") is None
-    shown = seeds.shown(short)
+    shown = compare.shown(short)
     assert shown.records == [] and [one.reason for one in shown.absent] == [
         "x#2: it has no coupled run"
     ]
@@ -170,10 +170,10 @@ def test_a_lost_training_is_a_lost_row_and_a_missing_one_a_note():
 def test_spectra_are_means_and_single_ones_are_not_shown(tmp_path):
     scored = joined(made([1.0, 2.0, 4.0]))
     scored.spectra = {f"x#{n}": torch.full((3,), float(n)) for n in (1, 2, 3)}
-    seeds.join(scored, {"x": ("a", "b", "c")})
-    shown = seeds.shown(scored)
+    compare.join(scored, {"x": ("a", "b", "c")})
+    shown = compare.shown(scored)
     assert list(shown.spectra) == ["x"] and torch.equal(shown.spectra["x"], torch.full((3,), 2.0))
-    Report("t", frame(seeds.shown(joined(made([1.0, 2.0, 4.0]))).records)).write(
+    Report("t", frame(compare.shown(joined(made([1.0, 2.0, 4.0]))).records)).write(
         tmp_path / "r.html"
     )
     assert "2.33<small>1.00 – 4.00</small>" in (tmp_path / "r.html").read_text()

@@ -1,10 +1,9 @@
 """The list of mutations fits the code; ``launch/check --mutations`` applies them."""
 
-import re
 from pathlib import Path
 
 import pytest
-from run_mutations import BEGIN, END, PAGE, ROOT, Mutation, judge, read, table
+from run_mutations import ROOT, Mutation, judge, read
 
 EVERY = read()
 
@@ -54,10 +53,3 @@ def test_a_test_must_fail_and_nothing_else(code, told, tmp_path):
     copy.mutated = lambda mutation: Copy.mutated(copy, mutation)
     assert judge(copy, Mutation("one", "x.py", "b = 1", "b = 2", "t")) == told
     assert copy.seen == "b = 2\n" and path.read_text() == "b = 1\n"
-
-
-def test_the_documented_table_is_that_of_the_list():
-    page = PAGE.read_text()
-    assert page.count(BEGIN) == page.count(END) == 1
-    between = re.search(f"{re.escape(BEGIN)}(.*){re.escape(END)}", page, re.S)
-    assert between.group(1).strip() == table(EVERY)
