@@ -8,6 +8,5 @@ Read the modules in this order: :mod:`recipe` (strict sections of keys), :mod:`f
 :mod:`compiled_advection` and its :mod:`line_kernels`), :mod:`schemes` (time),
 :mod:`noise_model` and :mod:`rates` (noise, step by step),
 :mod:`simulation` (members, the step loop). The first row needs no torch. On a GPU :mod:`graphs`
-replays whole steps, with :mod:`kernels`. :mod:`diagnostics` measures, :mod:`certificate` vouches
-for a block.
+replays whole steps, with :mod:`kernels`. :mod:`diagnostics` measures.
 """
