@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.rates import Rates
 from hpc_closure.spectral.noise.state_dependent import Start
@@ -69,7 +70,7 @@ class Simulation:
             self._pool = ThreadPoolExecutor(workers, "chunks", torch.set_num_threads, (1,))
         self.scheme = self._workers[0].scheme_at(0)
         self.scheme.load(self.pairs, {})
-        self._graphs = self._make_graphs()
+        self._device_steps = self._make_device_steps()
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -234,14 +235,14 @@ class Simulation:
         end = self.step_index + num_steps
         while self.step_index < end:
             steps = end - self.step_index
-            if self._graphs is None:
+            if self._device_steps is None:
                 self._advance_chunks(steps, extra)
             elif self.scheme.is_starting:
                 steps = 1  # the first step of a history is not the one in the graphs
                 self._advance_chunks(steps, extra)
             else:
                 base = self._base(slice(None), extra)
-                self._graphs.advance(self.step_index, steps, base)
+                self._device_steps.advance(self.step_index, steps, base)
             self.step_index += steps
         return self
 
@@ -291,16 +292,21 @@ class Simulation:
         scheme_at = cache(lambda level: problem.make_scheme(linear, transform, level))
         return [Worker(problem, each, self.rates, scheme_at) for each in equations], chunks
 
-    def _make_graphs(self):
-        """The steps of a CUDA device, where they need nothing from the host; else None."""
-        by_host = self.problem.cfl or self.rates.coloured or self.rates.response is not None
-        by_host = by_host or len(self._chunks) > 1
-        if self.device.type != "cuda" or by_host:
+    def _make_device_steps(self):
+        """Make the steps of the switches ``graphs`` and ``fused``.
+
+        None with both off, on the CPU, and where a step needs the host: an adaptive step, a
+        coloured forcing, one that follows the state.
+        """
+        if self.device.type != "cuda" or not switches.active() & {switches.GRAPHS, switches.FUSED}:
             return None
-        from hpc_closure.spectral.cuda.steps import GraphSteps
+        by_host = self.problem.cfl or self.rates.coloured or self.rates.response is not None
+        if by_host or len(self._chunks) > 1:
+            return None
+        from hpc_closure.spectral.cuda.steps import DeviceSteps
 
         worker = self._workers[0]
-        return GraphSteps(self.pairs, worker.equation, worker.nonlinear, self.scheme, self.rates)
+        return DeviceSteps(self.pairs, worker.equation, worker.nonlinear, self.scheme, self.rates)
 
     def _checked_pairs(self, whole: np.ndarray | Tensor) -> Tensor:
         """Whole spectra of all members as this rank's real pairs."""

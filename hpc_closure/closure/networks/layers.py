@@ -60,8 +60,8 @@ class Layered(nn.Module):
 
     Attributes:
         recompute: do so.
-        passes: names of the methods that a training may replay; see
-            :mod:`hpc_closure.train.captured`.
+        passes: names of the methods of tensors alone, which a CUDA graph may replay and
+            torch.compile may compile.
     """
 
     recompute = False
