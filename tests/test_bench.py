@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from recorded import Graph, play_graphs
 
 from hpc_closure.bench import (
     dns,
@@ -17,6 +18,7 @@ from hpc_closure.bench import (
     sampling,
     scaling,
     sizes,
+    switches,
     training,
 )
 from hpc_closure.bench.known import Known, fit
@@ -25,6 +27,7 @@ from hpc_closure.bench.networks import published_network, to_published_form
 from hpc_closure.closure.baselines.published import PublishedNetwork
 from hpc_closure.evaluate.scores.spectra import shell_power
 from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.train.cuda import cuda_graph_training
 
 FIELDS = {
     "case",
@@ -229,6 +232,68 @@ def test_training_records():
     narrow, full, *published = (r["network_grid"] for r in records[:5])
     assert narrow < full and published == [32, 32, 32]  # the residual has few modes, or all
     assert all((r["ratio"] is None) == (r["method"] == "published") for r in records)
+
+
+FEW = {"width": 4, "layers": 1, "modes": 4}
+TINY_SWITCHES = switches.Plan(16, [2], [1], 2, FEW)
+
+
+def test_each_switch_is_measured_beside_none_and_torch_compile():
+    """On a CPU, where it changes nothing."""
+    records, remarks = switches.run(TINY_SWITCHES, Timing(1, 1))
+    solver = ["graphs", "fused", "graphs,fused"]
+    assert [row["switch"] for row in records] == [*solver, *solver, "replays", "fused", "captured"]
+    for row in records:
+        assert row["without_ms"] > 0 and row["with_ms"] > 0
+        assert (row["compiled_ms"] is None) == (row["case"] == "with noise")
+        assert row["difference"] == (None if row["case"] == "training step" else 0)
+        assert row["verdict"] == "not measured"
+    names = ["graphs", "fused", "graphs,fused", "replays", "captured"]
+    assert remarks == [f"{name}: not measured, for there is no GPU" for name in names]
+
+
+def test_a_switch_is_on_while_it_is_measured_and_what_fails_is_a_remark(monkeypatch):
+    def refuse(*inputs):
+        raise RuntimeError("no compiler\nand more")
+
+    play_graphs(monkeypatch)
+    monkeypatch.setattr(cuda_graph_training, "possible", lambda *of: True)
+    monkeypatch.setattr(switches, "_solvers", lambda *of: {"without": lambda steps: None})
+    monkeypatch.setattr(switches, "_draws", lambda *of: {"without": lambda steps: None})
+    monkeypatch.setattr(switches, "_compile", lambda function, device: refuse)
+    records, remarks = switches.run(TINY_SWITCHES, Timing(2, 1))
+    assert [row["switch"] for row in records] == ["captured"]
+    assert records[0]["compiled_ms"] is None and records[0]["with_ms"] > 0
+    assert Graph.made and {graph.replays > switches.FIRST for graph in Graph.made} == {True}
+    assert remarks[0] == "training step, 2: torch.compile fails (no compiler)"
+
+
+@pytest.mark.parametrize(
+    "seconds, difference, expected",
+    [
+        ((2.0, 1.0, 1.5), 1e-6, "keep"),
+        ((2.0, 1.0, None), None, "keep"),
+        ((2.0, 1.0, 1.05), 1e-6, "remove: torch.compile does"),
+        ((1.05, 1.0, 1.5), 1e-6, "remove: no faster"),
+        ((2.0, 1.0, 1.5), 1e-2, "remove: wrong"),
+        ((2.0, 1.0, 1.5), math.nan, "remove: wrong"),
+        ((2.0, None, 1.5), None, "remove: fails"),
+    ],
+)
+def test_a_switch_must_beat_both_others_and_be_right(seconds, difference, expected):
+    names = ("without", "graphs", "torch.compile")
+    taken = {name: [time] for name, time in zip(names, seconds) if time}
+    assert switches.verdict(taken, "graphs", difference, "cuda") == expected
+    assert switches.verdict(taken, "graphs", difference, "cpu") == "not measured"
+
+
+def test_a_switch_that_is_wrong_somewhere_is_removed():
+    def lines(*verdicts):
+        return switches.conclude([{"switch": "fused", "verdict": word} for word in verdicts])
+
+    assert lines("keep", "remove: no faster") == ["fused: keep (pays in 1 of 2 cases)"]
+    assert lines("keep", "remove: wrong") == ["fused: remove (keep, remove: wrong)"]
+    assert lines("remove: no faster") == ["fused: remove (remove: no faster)"]
 
 
 def test_sizes_are_judged_and_the_front_is_marked():

@@ -79,7 +79,9 @@ def test_a_failure_is_shown_and_the_next_part_is_run(place, monkeypatch):
 
 
 def test_no_such_part(place):
-    with pytest.raises(ValueError, match="--part speed: expected one of dns, networks, gradient"):
+    with pytest.raises(
+        ValueError, match="--part speed: expected one of dns, networks, gradient, switches"
+    ):
         Visit(place, 60).run(["speed"])
 
 

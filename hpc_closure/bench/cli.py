@@ -320,6 +320,45 @@ def gradient(
 
 
 @app.command()
+def switches(
+    grid: Grid = 64,
+    members: Annotated[str, typer.Option(help="Of the solver.", metavar="N,...")] = "1,100",
+    samples: Annotated[str, typer.Option(help="Members drawn at once.", metavar="N,...")] = "1,20",
+    batch: Annotated[int, typer.Option(help="Batch of the training step.")] = 80,
+    size: Annotated[
+        str,
+        typer.Option(help="Width, layers and modes of the trained networks.", metavar="WxLxM"),
+    ] = "24x3x8",
+    steps: Steps = 0,
+    repeats: Repeats = 5,
+    seconds: Seconds = 0.5,
+    device: Device = "cuda",
+    json: Json = None,
+):
+    """Which switches of HPC_CLOSURE_CUDA to keep: each beside none, and beside torch.compile.
+
+    Milliseconds of a solver step, a draw and a training step. On a CPU the switches change
+    nothing: that rehearses the bench.
+    """
+    from hpc_closure.bench import switches as bench
+    from hpc_closure.bench.measure import Timing
+
+    with _usage():
+        machine = _machine(device, 0)
+        plan = bench.Plan(
+            grid,
+            _numbers("--members", members),
+            _numbers("--samples", samples),
+            batch,
+            _size(size)._asdict(),
+        )
+        records, remarks = bench.run(plan, Timing(steps, repeats, seconds, device))
+        _print(records, bench.COLUMNS)
+        print("\n".join(remarks))
+        _save(json, machine, records)
+
+
+@app.command()
 def stability(
     experiment: Annotated[str, typer.Argument(help="Preset or file of a trained run.")],
     overrides: Annotated[
@@ -382,9 +421,9 @@ def visit(
 ):
     """All that is to be measured on a GPU: tests, speed, trained models; in pieces.
 
-    Parts: tests, dns, networks, gradient, default, fno_score, published. What is done is not done
-    again. FOLDER/visit.json and visit.txt have the results so far. Exit code 75: time is over,
-    the same call goes on; 1: a command failed, and its log says why.
+    Parts: tests, dns, networks, gradient, switches, default, fno_score, published. What is done is
+    not done again. FOLDER/visit.json and visit.txt have the results so far. Exit code 75: time is
+    over, the same call goes on; 1: a command failed, and its log says why.
     """
     from hpc_closure.bench import visit as bench
 

@@ -105,11 +105,13 @@ def _benches(place: Place) -> dict[str, list[Step]]:
         return Step(step, every, records=True)
 
     both = "--precision float32,float64 --against published"
+    few = "--batch 2 --size 4x1x4"
     if place.small:
         return {
             "dns": [bench("grid_16", f"dns --grid 16 --members 1,2 {both}")],
             "networks": [bench("speed", "training --grid 32 --batch 2 --samples 1")],
             "gradient": [bench("speed", "gradient --grid 16 --members 2")],
+            "switches": [bench("speed", "switches --grid 16 --members 2 --samples 1 " + few)],
         }
     return {
         "dns": [
@@ -119,6 +121,7 @@ def _benches(place: Place) -> dict[str, list[Step]]:
         ],
         "networks": [bench("speed", "training --batch 80 --samples 1,20,1000")],
         "gradient": [bench("speed", "gradient --grid 32,64,128 --members 240")],
+        "switches": [bench("speed", "switches --members 1,100 --samples 1,20 --batch 80")],
     }
 
 

@@ -68,13 +68,17 @@ class TracedSolver:
             The states, and what the scheme keeps for the next steps (None where it keeps nothing).
         """
         w = torch.view_as_real(w_hat.to(self.complex))
-        held = self._steady.expand_as(w)
+        held = self.steady(w)
         if tendency_hat is not None:
             held = held + torch.view_as_real(tendency_hat.to(self.complex))
         for first in range(0, steps, STRETCH):
             count = min(STRETCH, steps - first)
             w, past = _Stretch.apply(self, count, w, held, past)
         return torch.view_as_complex(w.contiguous()), past
+
+    def steady(self, w: Tensor) -> Tensor:
+        """Return the steady forcing of states, real pairs of the shape of ``w``."""
+        return self._steady.expand_as(w)
 
     def stretch(self, count: int, w: Tensor, held: Tensor, past: Tensor | None):
         """``count`` steps of real pairs, in the solver's own precision."""

@@ -79,7 +79,7 @@ class Replayed:
         return Replayed()  # a copy has other weights
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return ``make()`` of the first call: it depends on weights alone, and may need the host."""
+        """Return ``make()`` of the first call, which depends on weights alone."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
