@@ -29,7 +29,15 @@ from hpc_closure.spectral.resolution import retained_modes
 from hpc_closure.work.units import Ledger
 
 # of rollouts that are compared
-SETTINGS = ("cases", "t_start", "every", "interval", "sensors", "last_closures")
+SETTINGS = (
+    "cases",
+    "t_start",
+    "after_release",
+    "every",
+    "interval",
+    "sensors",
+    "last_closures",
+)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         return None
     ensemble = CoupledEnsemble(paths)
     _check_starts(inputs, ensemble)
-    stored = [float(time - ensemble.times[0]) for time in ensemble.times[1:]]
+    stored = [float(time - ensemble.start) for time in ensemble.times[1:]]
     leads = sorted({round(time, 9) for time in (*stored, *experiment.evaluate.lead_times)})
     indices = [ensemble.index(lead) for lead in leads]
     log.get().info(
@@ -121,6 +121,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         costs=costs.measure(inputs),
         seed=experiment.evaluate.seed,
         flow=Flow(inputs.reduced(experiment.known_grid)),
+        begun=settings.after_release,
     )
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
@@ -207,6 +208,7 @@ def score_coupled(
     costs: Mapping[str, float] | None = None,
     seed: int = 0,
     flow: Flow | None = None,
+    begun: float = 0.0,
 ) -> Scored:
     """Score coupled ensembles at every lead time.
 
@@ -220,6 +222,8 @@ def score_coupled(
         seed: of ties and pixels.
         flow: what measures the long-time statistics; without it, or the method ``none``, there are
             none.
+        begun: lead time at which the model's members began. Only from 0 did they grow apart from
+            equal states.
     """
     truth = torch.as_tensor(truth)
     truth = truth[None] if truth.ndim == 3 else truth
@@ -311,7 +315,7 @@ def score_coupled(
         scored.fluxes = climate.fluxes()
         for method, columns in climate.similarities(blocks):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-    if "oracle" in variances:
+    if "oracle" in variances and not begun:
         for method, columns in growth(variances, times, blocks):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     return scored
