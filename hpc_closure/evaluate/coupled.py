@@ -121,8 +121,10 @@ def score_run(inputs: Inputs) -> Scored | None:
         costs=costs.measure(inputs),
         seed=experiment.evaluate.seed,
         flow=Flow(inputs.reduced(experiment.known_grid)),
-        begun=settings.after_release,
     )
+    if settings.after_release:  # members grow apart from equal states alone
+        kept = [row for row in scored.records if not row["score"].startswith("growth_")]
+        scored.records = kept
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
         asked = [
@@ -208,7 +210,6 @@ def score_coupled(
     costs: Mapping[str, float] | None = None,
     seed: int = 0,
     flow: Flow | None = None,
-    begun: float = 0.0,
 ) -> Scored:
     """Score coupled ensembles at every lead time.
 
@@ -222,8 +223,6 @@ def score_coupled(
         seed: of ties and pixels.
         flow: what measures the long-time statistics; without it, or the method ``none``, there are
             none.
-        begun: lead time at which the model's members began. Only from 0 did they grow apart from
-            equal states.
     """
     truth = torch.as_tensor(truth)
     truth = truth[None] if truth.ndim == 3 else truth
@@ -315,7 +314,7 @@ def score_coupled(
         scored.fluxes = climate.fluxes()
         for method, columns in climate.similarities(blocks):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-    if "oracle" in variances and not begun:
+    if "oracle" in variances:
         for method, columns in growth(variances, times, blocks):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     return scored
