@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_closure.experiment import reading
+from hpc_closure.experiment.checks import check_members
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run, run_at
 from hpc_closure.experiment.schema import Experiment, Replicas
@@ -110,6 +111,11 @@ def check(experiment: Experiment) -> HeldOut:
         )
     if held.second:
         _check_whole(held, experiment)
+    if experiment.rollout.after_release:
+        check_members(experiment, held.replicas.members)
+        books = held.books("replicas")
+        if reason := books.incomplete(books.survey()):
+            raise ValueError(f"rollout.after_release: {reason}")
     return held
 
 

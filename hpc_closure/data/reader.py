@@ -157,14 +157,15 @@ class CoupledEnsemble:
         members: members that every case has.
         times: stored times, (T,).
         counted: ``model`` and those of BESIDE whose draws that were brought back are counted.
-        start: time from which a lead counts: the first one, of replicas that of their release.
+        start: time from which a lead counts: that of the release of replicas, or the first one.
+        shared: of ``names``, those that are the same for all members of a case.
         names: what can be read: ``model``, ``truth`` and, where they ran, ``none``, those of
             BESIDE and the rungs; of replicas ``closure``.
         rungs: names of the rungs, in the order of the file.
         whole_times: times at which the starts are stored with all modes; empty without.
     """
 
-    FIELDS = {name: f"t0_fields/{name}" for name in (*BESIDE, "closure")}
+    FIELDS = {name: f"t0_fields/{name}" for name in (*BESIDE, "none", "closure")}
     REFERENCES = ("truth", "none")
 
     def __init__(self, paths: Sequence[Path]):
@@ -190,7 +191,8 @@ class CoupledEnsemble:
                 self.rungs = [name for name in file["t0_fields"] if name.startswith(RUNG)]
                 there |= set(self.rungs)
                 self.whole_times = file.get("dimensions/whole_time", np.empty(0))[:]
-                there |= {name for name in self.REFERENCES if f"references/{name}" in file}
+                self.shared = {name for name in self.REFERENCES if f"references/{name}" in file}
+                there |= self.shared
                 names = there if names is None else names & there
                 self.counted -= {
                     name for name, one in COUNTED.items() if f"series/{one}" not in file
@@ -206,11 +208,16 @@ class CoupledEnsemble:
         self.members = sorted(set.intersection(*counts))
 
     def read(self, name: str, index: int) -> np.ndarray:
-        """Vorticity at time ``index``: ensembles (M, C, n, n), references (1, C, n, n)."""
-        if name not in self.REFERENCES:
+        """Vorticity at time ``index``: ensembles (M, C, n, n), of ``shared`` (1, C, n, n)."""
+        if name not in self.shared:
             return _with_row(self._of_members(self._path(name), index), self.dimensions)
         keys = [[self._cases[case] for case in self.cases]]
         return _with_row(self._read(f"references/{name}", index, keys), self.dimensions)
+
+    def read_rows(self, name: str, rows: Sequence[tuple[int, int]], index: int) -> np.ndarray:
+        """A field of some (case, member) at time ``index``, (rows, n, n)."""
+        keys = [[self._rows[row] for row in rows]]
+        return _with_row(self._read(self._path(name), index, keys)[0], self.dimensions)
 
     def brought_back(self, name: str, index: int) -> np.ndarray:
         """Draws of one of ``counted`` from the start to time ``index``, (M, C, 2 + shells).

@@ -6,7 +6,7 @@ Further members therefore append rows.
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import STATES, Layout, SeriesLayout
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet
 from hpc_closure.data.writer import BlockWriter
-from hpc_closure.experiment.checks import check_previous
+from hpc_closure.experiment.checks import check_past, check_previous
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.generate.rungs import Known
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
@@ -38,6 +38,7 @@ def memory_of(experiment, closure) -> Memory:
         check_previous(experiment, previous)
     if not frames:
         return Memory(previous=previous)
+    check_past(experiment, frames)
     every = closure.target["every"]
     lag = every / (rollout.interval * generate.dt)
     if abs(lag - round(lag)) > 1e-6:
@@ -101,21 +102,47 @@ def stored(
 
 
 def start(coupled: CoupledRun, data: DataSet, experiment) -> None:
-    """Start a coupled run at ``rollout.t_start`` with the earlier states and closures it reads."""
-    index, grid = data.time_index(experiment.rollout.t_start), experiment.train_grid
-    rungs = experiment.rollout.rungs
-    before = range(index - 1, index - 1 - coupled.memory.previous, -1)
+    """Start a coupled run at ``rollout.begin`` with the earlier states and closures it reads.
 
-    def fields(at: int, name: str = "vorticity") -> np.ndarray:
-        return stored(data, coupled.cases, at, name, grid=grid).astype(np.float64)
+    It starts from the states of its cases; with ``rollout.after_release`` each row starts from the
+    state of a replica.
+    """
+    rollout, grid, memory = experiment.rollout, experiment.train_grid, coupled.memory
+    if rollout.after_release:
+        fields = _of_replicas(experiment, coupled.rows)
+    else:
+        index = data.time_index(rollout.t_start)
 
+        def fields(back: int, name: str = "vorticity") -> np.ndarray:
+            return stored(data, coupled.cases, index - back, name, grid=grid).astype(np.float64)
+
+    needed = rollout.rungs or experiment.reduced.known
     coupled.start(
-        fields(index),
-        round(experiment.rollout.t_start / experiment.generate.dt),
-        _earlier([fields(at) for at in range(index - coupled.memory.frames, index + 1)], coupled),
-        [fields(at, "closure") for at in before],
-        known_of(data, experiment, coupled.cases) if rungs or experiment.reduced.known else None,
+        fields(0),
+        round(rollout.begin / experiment.generate.dt),
+        _earlier([fields(back) for back in range(memory.frames, -1, -1)], coupled),
+        [fields(back, "closure") for back in range(1, memory.previous + 1)],
+        known_of(data, experiment, coupled.cases) if needed else None,
     )
+
+
+def _of_replicas(experiment, rows: Sequence[tuple[int, int]]) -> Callable[..., np.ndarray]:
+    """Return a reader of replicas' fields (rows, n, n), ``back`` stored times before the start.
+
+    Member m of a start begins in replica 1 + m. Replica 0 is the truth in the scores, so a member
+    that began there would know the truth.
+    """
+    held = HeldOut.of(experiment)
+    replicas = CoupledEnsemble([product.path for product in held.books("replicas").products()])
+    own = [(case, 1 + member) for case, member in rows]
+    stride = experiment.data_grid // experiment.train_grid
+
+    def fields(back: int, name: str = "model") -> np.ndarray:
+        lead = experiment.rollout.after_release - back * experiment.generate.spacing
+        values = replicas.read_rows(name, own, replicas.index(lead))
+        return values[..., ::stride, ::stride].astype(np.float64)
+
+    return fields
 
 
 def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
@@ -169,7 +196,7 @@ def _earlier(states: Sequence[np.ndarray], coupled: CoupledRun) -> Iterator[np.n
 
 
 class RolloutBlock(Block):
-    """Integrate rows of the coupled ensemble from ``rollout.t_start`` to ``rollout.t_end``.
+    """Integrate rows of the coupled ensemble from ``rollout.begin`` to ``rollout.t_end``.
 
     If the model rescales draws, ``series/brought_back`` (and ``brought_back_mean_gp``) counts
     rescaled draws since the start for each row and stored time, (B, T, 2 + shells); see
@@ -187,7 +214,7 @@ class RolloutBlock(Block):
         rollout, self.dt = experiment.rollout, experiment.generate.dt
         self.data, self.grid, self.stride = data, experiment.train_grid, rollout.interval
         self.sides = experiment.physics.dimensions
-        self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
+        self.record_steps = record_steps(rollout.begin, rollout.t_end, rollout.every, self.dt)
         self.first_step = self.record_steps[0]
         self.coupled = coupled_run(experiment, closure, data, unit.members, session.device)
         self.cases = self.coupled.cases
@@ -226,7 +253,7 @@ class RolloutBlock(Block):
         return f"all {len(lost)} trajectories of the model diverged" if lost.all() else ""
 
     def _references(self) -> Sequence[str]:
-        return ("none", "truth")
+        return [name for name in ("none", "truth") if name not in self.coupled.rows_of]
 
     def save_state(self) -> dict:
         return self.coupled.save_state()
@@ -259,10 +286,10 @@ class RolloutBlock(Block):
     def open_writer(self, path) -> BlockWriter:
         experiment = self.experiment
         rollout = experiment.rollout
-        beside = [name for name in BESIDE if name in self.coupled.simulations]
+        beside = [name for name in (*BESIDE, "none") if name in self.coupled.rows_of]
         beside += self.coupled.rungs
         shared = {"truth": len(self.cases)}
-        if "none" in self.coupled.simulations:
+        if "none" in self.coupled.simulations and "none" not in beside:
             shared["none"] = len(self.cases)
         rows = self.coupled.rows
         self.series = self._series(path)
@@ -292,4 +319,6 @@ class RolloutBlock(Block):
             "cases": list(self.cases),
             "recipe": json.dumps(experiment.stage_settings("rollout"), sort_keys=True),
         }
+        if self.coupled.apart:  # lead times count from the release
+            attributes["released"] = rollout.t_start
         return BlockWriter(path, layout, attributes)

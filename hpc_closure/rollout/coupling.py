@@ -11,7 +11,8 @@ One :class:`CoupledRun` advances, from the same resolved state,
   what a perfect closure would do.
 * ``mean_gp``: the reduced solver with draws of the closure's mean plus its Gaussian law, without
   the generator. Its difference from ``model`` is the contribution of the generator.
-* ``none``: the reduced solver without a closure.
+* ``none``: the reduced solver without a closure. If members begin in different states, it is run
+  from each of these states.
 * rungs (:mod:`~hpc_closure.generate.rungs`): bare solvers on finer grids, with the stochastic
   forcing that they resolve. Each has its own step, initial state and drain.
 * ``truth``: the test trajectory. Sensors read it: they give point values of the mean closure over
@@ -226,8 +227,10 @@ class CoupledRun:
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
         self.simulations: dict[str, Simulation] = {}
         self.rows_of: dict[str, Rows] = {}
-        moved = bool(self.memory.previous) and rollout.last_closures == "moved"
-        self._run_members("model", reduced, drawn=moved or has_noise(closure.config))
+        self.apart = rollout.after_release > 0  # members begin in different states
+        self.moved = not self.apart and rollout.last_closures == "moved"
+        differ = self.apart or self.moved and bool(self.memory.previous)
+        self._run_members("model", reduced, drawn=differ or has_noise(closure.config))
         if "mean_gp" in rollout.references and has_mean_gp(closure.config):
             self._run_members("mean_gp", reduced)
         kept = self.memory.frames * self.memory.lag
@@ -244,7 +247,9 @@ class CoupledRun:
             name: Tally(len(rows.each), shells, coupling.device)
             for name, rows in self.rows_of.items()
         }
-        if "none" in rollout.references:
+        if "none" in rollout.references and self.apart:
+            self._run_members("none", reduced)
+        elif "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         self.rungs = {rung.name: rung for rung, _ in coupling.rungs}
         for rung, choice in coupling.rungs:
@@ -269,6 +274,12 @@ class CoupledRun:
     def _simulation(self, problem, members, stage="generate") -> Simulation:
         return Simulation(problem, members, self.seed, device=self.coupling.device, stage=stage)
 
+    def _given(self, name: str) -> torch.Tensor:
+        """Return the index of the initial state of each trajectory of a run, (rows,)."""
+        if self.apart or name not in self.rows_of:
+            return torch.arange(len(self.rows) if self.apart else len(self.cases))
+        return self.rows_of[name].case
+
     @property
     def step_index(self) -> int:
         """Steps of the full system since t = 0."""
@@ -284,6 +295,8 @@ class CoupledRun:
     ) -> None:
         """Start every run from the test trajectories' states, (cases, n, n), at ``step``.
 
+        With ``rollout.after_release`` each row has a separate state and past, (rows, n, n).
+
         Args:
             states: (cases, n, n) at the start.
             step: step of the full system at the start.
@@ -294,10 +307,10 @@ class CoupledRun:
         spectra, self._first, self.calls = self._spectra(states), step, 0
         now = from_row(spectra, self.sides)
         known = known or rungs.Known(now)
-        begin, everybody = self.coupling.begin, torch.arange(len(self.cases))
+        begin = self.coupling.begin
         for name, simulation in self.simulations.items():
             own_step = round(step * self.coupling.problem.dt / simulation.problem.dt)
-            rows = self.rows_of[name].case if name in self.rows_of else everybody
+            rows = self._given(name)
             how = self.rungs[name].start if name in self.rungs else begin
             if name in self.drawn and how == "synchronised":
                 how = "moved"  # _follow synchronises it below, with its closure
@@ -313,15 +326,15 @@ class CoupledRun:
         for fields in earlier:
             frame = self._spectra(fields)
             for name, frames in self.past.items():
-                frames.append(frame[self.rows_of[name].case])
+                frames.append(frame[self._given(name)])
         moves: torch.Tensor | float = 1.0
-        if len(closures) and self.coupling.rollout.last_closures == "moved":
+        if len(closures) and self.moved:
             grid, ids = self.simulations["model"].grid, self.rows_of["model"].ids
             moves = keyed_noise.moves(grid, self.seed, "rollout", ids).to(spectra)
         for fields in closures:
             frame = self._spectra(fields)
             for name, drawn in self.drawn.items():
-                drawn.append(frame[self.rows_of[name].case] * moves)
+                drawn.append(frame[self._given(name)] * moves)
         if begin == "synchronised":
             self._follow(known)
 

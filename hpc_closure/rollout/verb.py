@@ -157,7 +157,7 @@ def print_plan(experiment, books, members, options=Options()) -> int:
     rows = sum(
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
-    times = 1 + round((rollout.t_end - rollout.t_start) / rollout.every)
+    times = 1 + round((rollout.t_end - rollout.begin) / rollout.every)
     fields = 1 + len(set(BESIDE) & set(rollout.references)) + len(rollout.rungs)
     batch: list[str] = []
     if experiment.cluster.executor != "inline":
