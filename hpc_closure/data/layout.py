@@ -171,14 +171,14 @@ class BlockHeader(Header):
     provenance: dict
 
     @classmethod
-    def of(cls, file, path: Path) -> "BlockHeader":
+    def from_file(cls, file, path: Path) -> "BlockHeader":
         """Header of an open block; its header and shapes are checked.
 
         Raises:
             ValueError: unfinished, foreign or damaged; one line that names the file.
         """
         expect(path, "t0_fields" in file, "it has no t0_fields")
-        header = Header.of(file, path)
+        header = Header.from_file(file, path)
         records = [json_object(file.attrs.get(name, "{}")) for name in RECORDS]
         for name, record in zip(RECORDS, records):
             expect(path, record is not None, f"its {name} is not JSON")

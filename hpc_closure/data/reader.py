@@ -40,7 +40,7 @@ class DataSet:
         headers = []
         for path in paths:
             with hdf5_errors(path):
-                header = BlockHeader.of(self._file(path), path)
+                header = BlockHeader.from_file(self._file(path), path)
             headers.append(header)
             self._rows |= {member: (path, row) for row, member in enumerate(header.members)}
         self.members: Sequence[int] = sorted(self._rows)
@@ -177,7 +177,7 @@ class CoupledEnsemble:
         self.counted = set(COUNTED)
         for path in paths:
             with open_hdf5(path) as file:
-                header = BlockHeader.of(file, path)
+                header = BlockHeader.from_file(file, path)
                 for row, key in enumerate(zip(file.attrs["row_case"], file.attrs["row_member"])):
                     self._rows[int(key[0]), int(key[1])] = (path, row)
                 for row, case in enumerate(file.attrs["cases"]):

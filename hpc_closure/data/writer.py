@@ -149,7 +149,7 @@ class BlockWriter:
         (dataset,) = self.file["whole"].values()
         dataset[:, index] = _whole_or_nan(states)
 
-    def go_on_from(self, product: Path) -> tuple[int, dict]:
+    def continue_from(self, product: Path) -> tuple[int, dict]:
         """Take what a finished block of the same members and a nearer end holds.
 
         Returns:
@@ -202,7 +202,7 @@ class BlockWriter:
             ValueError: it cannot be used; the reason, in one line.
         """
         with open_hdf5(path) as file:
-            header = BlockHeader.of(file, path)
+            header = BlockHeader.from_file(file, path)
             expect(path, self.layout.is_of(file), "it has other times or data sets than asked for")
             for group in FIELDS_BY_MEMBER:
                 for name, values in file.get(group, {}).items():
