@@ -108,7 +108,7 @@ def test_a_block_that_is_not_finite_or_of_another_layout_is_refused(path):
         writer.check(path)
     with h5py.File(path, "r+") as file:
         del file["t0_fields/closure"]
-    with pytest.raises(ValueError, match="other times or data sets than asked for"):
+    with pytest.raises(ValueError, match="other times or data sets than its layout"):
         writer.check(path)
 
 
