@@ -312,7 +312,7 @@ def test_a_wrong_function_is_not_believed(monkeypatch):
     monkeypatch.setattr(compiled, "_run", wrong)
     blocks._compare.cache_clear()
     with pytest.raises(
-        RuntimeError, match="compiled functions of networks are wrong: remove what"
+        RuntimeError, match="compiled functions of networks are wrong: remove Numba"
     ):
         field_network()(fields(1), numbers(1))
     monkeypatch.undo()

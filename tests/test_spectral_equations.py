@@ -229,7 +229,7 @@ def test_every_choice_of_a_recipe_is_there():
 @pytest.mark.parametrize("family", [Equation, Forcing, Noise, Initial])
 def test_every_kind_can_be_chosen_and_explains_itself(family):
     for name, kind in family.kinds.items():
-        chosen = family.model_validate({family.chooser: name})
+        chosen = family.model_validate({family.discriminator: name})
         assert type(chosen) is kind and kind.__doc__
         assert all(
             field.description

@@ -99,7 +99,7 @@ def run_pilot(
             pilot.find(experiment)
         except (ValueError, RuntimeError, OSError) as found:
             error = found
-    error = session.world.settle(error)
+    error = session.world.agree_on_error(error)
     if error is not None:
         raise error
     return 0

@@ -35,7 +35,7 @@ def describe(section: BaseModel, prefix: str = "") -> list[str]:
             sections += ["", f"# {key}  {text}".rstrip(), *describe(value, f"{key}.")]
             continue
         text = field.description or ""
-        if isinstance(section, Family) and name == section.chooser:
+        if isinstance(section, Family) and name == section.discriminator:
             text = "; ".join([*filter(None, [text]), f"one of {', '.join(section.kinds)}"])
         lines.append(f"{key} = {value!r:<12}" + (f"  # {text}" if text else ""))
     return lines + sections

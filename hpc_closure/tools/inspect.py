@@ -82,7 +82,7 @@ def block(path: Path, deep: bool = False) -> Report:
                 "data sets": _shapes(file),
                 **_checked(file, path, deep),
             }
-        header = BlockHeader.of(file, path)
+        header = BlockHeader.from_file(file, path)
         fields = file["t0_fields"]
         report: Report = {
             "file": str(path),

@@ -293,7 +293,7 @@ def _run(template: Callable, *arguments: Any) -> None:
     if template in _programs:
         _programs[template](*arguments)
         return
-    program = jit.kept(template, fastmath=FAST)
+    program = jit.cached(template, fastmath=FAST)
     jit.load(program, *arguments)
     _programs[template] = program
 

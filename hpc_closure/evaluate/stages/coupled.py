@@ -107,7 +107,7 @@ def score_run(inputs: Inputs) -> Scored | None:
     beside_it = {name: reader(name) for name in names}
     truth = reader("truth")
     if inputs.replicas is not None and set(ensemble.cases) <= set(inputs.replicas.cases):
-        inputs.replicas.take(ensemble.cases)  # the first stands for the truth
+        inputs.replicas.select(ensemble.cases)  # the first stands for the truth
         truth = reader("model", inputs.replicas, slice(1))
         beside_it["oracle"] = reader("model", inputs.replicas, slice(1, None))
     scored = score_coupled(
