@@ -6,6 +6,7 @@ each such look would make the host wait for it.
 """
 
 import ctypes
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 DEVICE = "cuda:0"
+# code that is off by default, and may be deleted
+CUDA_FOLDERS = tuple(f"hpc_closure.{wing}.cuda" for wing in ("spectral", "closure", "train"))
 # places of the devices in c10::DeviceType
 CUDA, META, NUMBER = 1, 14, 22
 REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"
@@ -72,3 +75,24 @@ def move(module: torch.nn.Module) -> torch.nn.Module:
         return module.to(DEVICE)
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+class _Deleted:
+    """Finds no module of the folders."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(CUDA_FOLDERS):
+            raise ModuleNotFoundError(f"{name} is deleted", name=name)
+
+
+@contextmanager
+def without_cuda_folders():
+    """Let nothing import the folders of GPU code, as if they were deleted."""
+    names = [name for name in sys.modules if name.startswith(CUDA_FOLDERS)]
+    loaded, finder = {name: sys.modules.pop(name) for name in names}, _Deleted()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        sys.modules.update(loaded)

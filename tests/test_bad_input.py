@@ -258,6 +258,12 @@ def test_commands(refused, words, code, line):
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")
+def test_an_unknown_switch_of_gpu_code(refused, monkeypatch):
+    monkeypatch.setenv("HPC_CLOSURE_CUDA", "graph")
+    line = "HPC_CLOSURE_CUDA=graph: 'graph' is no switch; expected some of graphs, fused, replays"
+    refused(["generate", "tiny.yaml"], 1, line)
+
+
 def test_unavailable_device(refused):
     refused(
         ["generate", "tiny.yaml", "cluster.device=cuda"],

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recorded import Graph, play_graphs
 
 from hpc_closure.bench import (
     dns,
@@ -26,7 +25,6 @@ from hpc_closure.bench.networks import published_network, to_published_form
 from hpc_closure.closure.baselines.published import PublishedNetwork
 from hpc_closure.evaluate.scores.spectra import shell_power
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.train import captured
 
 FIELDS = {
     "case",
@@ -231,18 +229,6 @@ def test_training_records():
     narrow, full, *published = (r["network_grid"] for r in records[:5])
     assert narrow < full and published == [32, 32, 32]  # the residual has few modes, or all
     assert all((r["ratio"] is None) == (r["method"] == "published") for r in records)
-
-
-def test_on_a_gpu_training_is_replayed_and_not(monkeypatch):
-    play_graphs(monkeypatch)
-    monkeypatch.setattr(captured, "possible", lambda settings, device: not settings.recompute)
-    small = {"width": 4, "layers": 1, "modes": 4}
-    records = training.run(grid=16, batch=2, samples=(), timing=Timing(2, 1), config=small)
-    kept = {r["method"]: r["kept_mb"] for r in records}
-    for name in ("default", "default, full band", "published fft", "published matrix"):
-        assert kept[name] == kept.pop(f"{name}, not replayed") > 0
-    assert len(kept) == 7  # and those that are recomputed
-    assert {graph.replays > 2 for graph in Graph.made} == {True}
 
 
 def test_sizes_are_judged_and_the_front_is_marked():

@@ -9,7 +9,7 @@ from closure_case import with_generator
 from recorded import PRESETS, model_of, recording
 
 from hpc_closure.closure.cuda import replays
-from hpc_closure.closure.cuda.replays import KEPT, Replayed
+from hpc_closure.closure.cuda.replays import MOST_GRAPHS, Replayed
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.networks.compiled import compiling
 
@@ -84,10 +84,10 @@ def test_a_large_draw_is_not_recorded(recorded, monkeypatch):
 def test_few_are_kept(recorded):
     model = with_generator("default")
     model.replayed = Replayed()
-    for number in range(1, KEPT + 3):
+    for number in range(1, MOST_GRAPHS + 3):
         model.sample_hat(drawing(model, 0, evaluations=number))
     model.sample_hat(drawing(model, 0, evaluations=1))
-    assert len(recorded) == KEPT + 3
+    assert len(recorded) == MOST_GRAPHS + 3
 
 
 def test_what_cannot_be_recorded_is_drawn_all_the_same(recorded, monkeypatch, caplog):

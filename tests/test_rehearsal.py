@@ -1,6 +1,7 @@
 """Every public path on a device that is only played: nothing is left on the host, or read from it.
 
-What it cannot show: numbers, the backward pass (autograd wants a device), graphs and kernels.
+The folders of GPU code that is off by default are taken away. What a rehearsal cannot show:
+numbers, the backward pass (autograd wants a device), graphs and kernels.
 """
 
 import copy
@@ -13,23 +14,25 @@ import torch
 import trajectory_case
 from closure_case import SIZE, SMALL, batches_of, law_of, with_generator
 from recorded import PRESETS, Recorder, model_of, recording
-from rehearsal import DEVICE, Rehearsal, move
+from rehearsal import DEVICE, Rehearsal, move, without_cuda_folders
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from train_case import Memory as Store
 
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.cuda import replays
 from hpc_closure.closure.cuda.replays import Replayed
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import Sensors, regular_positions
 from hpc_closure.closure.model import Request
 from hpc_closure.data.samples import Share, TrainingSet
 from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung, Train
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
-from hpc_closure.spectral.cuda.draws import DeviceDraws
+from hpc_closure.spectral import switches
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.train import captured
+from hpc_closure.train.cuda import cuda_graph_training
 from hpc_closure.train.engine import Loss
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
@@ -42,16 +45,15 @@ NOISES = {
 
 
 @pytest.fixture(autouse=True)
-def kernels(monkeypatch):
-    """Kernels write into what they are given."""
-    monkeypatch.setattr(DeviceDraws, "__init__", lambda self, draws, std, device: None)
-    monkeypatch.setattr(DeviceDraws, "fill", lambda self, out, *rest, **more: out)
+def plain():
+    """Take the folders of GPU code away: nothing but PyTorch is left."""
+    with without_cuda_folders():
+        yield
 
 
 @pytest.fixture
-def played(monkeypatch):
-    """On the device, without graphs of steps."""
-    monkeypatch.setattr(Simulation, "_make_graphs", lambda self: None)
+def played():
+    """Work on the device."""
     with Rehearsal() as rehearsal:
         yield rehearsal
 
@@ -142,6 +144,17 @@ def test_a_model_of_the_last_closures_samples_and_trains_through_the_solver(pres
     assert str(drawn.device) == DEVICE
 
 
+def test_without_its_folder_a_switch_is_an_error_and_without_the_switch_nothing(played):
+    """The host draws base noise for the device unless ``fused`` is on."""
+    key = 1, "sample", [0, 1], 0
+    drawn = keyed_noise.white_spectra(band(4), *key, device=torch.device(DEVICE))
+    assert str(drawn.device) == DEVICE and drawn.shape == (2, *band(4).shape)
+    with switches.only("fused"), pytest.raises(ModuleNotFoundError, match="spectral.cuda"):
+        keyed_noise.white_spectra(band(4), *key, device=torch.device(DEVICE))
+    with switches.only("graphs"), pytest.raises(ModuleNotFoundError, match="spectral.cuda"):
+        Simulation(Problem(grid=16), [0], 1, device=DEVICE)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_nothing_of_the_host_is_in_the_graph_of_a_draw(preset, monkeypatch):
     model, seen = model_of(preset), []
@@ -159,7 +172,7 @@ def test_nothing_of_the_host_is_in_the_graph_of_a_draw(preset, monkeypatch):
 @pytest.mark.parametrize("preset", ["default", "fno_score", "one_pass", "published"])
 def test_nothing_of_the_host_is_in_the_graph_of_a_network(preset, monkeypatch):
     index, seen = torch.arange(4), []
-    monkeypatch.setattr(captured, "possible", lambda settings, device: True)
+    monkeypatch.setattr(cuda_graph_training, "possible", lambda *of: True)
 
     def graphed(function, inputs, allow_unused_input):
         with Recorder(device=True) as recorder:
@@ -169,14 +182,15 @@ def test_nothing_of_the_host_is_in_the_graph_of_a_network(preset, monkeypatch):
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     for _, model in phases_of(preset):
-        with Rehearsal():
+        with Rehearsal(), switches.only("captured"):
             fields = {
                 name: torch.zeros(4, SIZE, SIZE, device=DEVICE) for name in ("state", "target")
             }
-            captures = captured.capture(move(model), Train(), torch.device(DEVICE))
-            asked = Loss(model, torch.device(DEVICE), "float32", captures)
-            for _ in range(captured.FIRST):
-                asked({**fields, "sample_index": index}, 0, 0)
+            device = torch.device(DEVICE)
+            captures = cuda_graph_training.capture(move(model), Train(), device, 0, 1)
+            loss = Loss(model, device, "float32", captures)
+            for _ in range(cuda_graph_training.FIRST):
+                loss({**fields, "sample_index": index}, 0, 0)
     assert seen and min(seen) > 20
 
 

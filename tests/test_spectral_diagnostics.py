@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.spectral.certificate import certify
+from hpc_closure.generate.certificate import certify
 from hpc_closure.spectral.diagnostics import SERIES, Diagnostics
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import Problem

@@ -8,7 +8,7 @@ import pytest
 import torch
 from advection_oracles import in_form, oracle_forms  # noqa: F401
 
-from hpc_closure.spectral.certificate import certify
+from hpc_closure.generate.certificate import certify
 from hpc_closure.spectral.diagnostics import Diagnostics
 from hpc_closure.spectral.equations import Equation
 from hpc_closure.spectral.equations.advection import FORMS as ADVECTION_FORMS

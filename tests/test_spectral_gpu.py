@@ -10,7 +10,9 @@ import pytest
 import torch
 from advection_oracles import in_form, oracle_forms  # noqa: F401
 
-from hpc_closure.spectral.cuda.steps import DeviceNoise, GraphSteps
+from hpc_closure.spectral import switches
+from hpc_closure.spectral.cuda import steps
+from hpc_closure.spectral.cuda.steps import DeviceNoise, DeviceSteps
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -28,7 +30,7 @@ INTERPRETED = """
 import numpy as np
 import torch
 torch.manual_seed(0)
-from hpc_closure.spectral.cuda.steps import DeviceNoise, FusedStep, GraphSteps
+from hpc_closure.spectral.cuda.steps import DeviceNoise, DeviceSteps, FusedStep
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 wiener = {"kind": "q_wiener", "amplitude": 5e-4, "draws": 10, "correlation": 0.005}
@@ -39,7 +41,7 @@ for noise in (wiener, ring, {"kind": "none"}):
         truth = Simulation(problem, [0, 5, 9], 2, threads=1).initialise().advance(3)
         sim = Simulation(problem, [0, 5, 9], 2, threads=1).load_state(**truth.save_state())
         worker, row = sim._workers[0], torch.zeros(1, dtype=torch.int64)
-        chosen = GraphSteps(
+        chosen = DeviceSteps(
             sim.pairs, worker.equation, worker.nonlinear, sim.scheme, sim.rates
         )
         step, block = chosen.choose_step(), chosen.noise
@@ -57,15 +59,14 @@ for noise in (wiener, ring, {"kind": "none"}):
         assert (sim.state - truth.state).abs().max() < 1e-14 * truth.state.abs().max()
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
-from hpc_closure.spectral.cuda.draws import DeviceDraws, member_keys
+from hpc_closure.spectral.cuda.draws import white_on
 for one in (band(7), band(7, 1.0, 1)):
-    ids = [draws.pair(3, member) for member in range(5)]
-    keys = member_keys(4, "sample", tuple(ids), "cpu")
-    on = DeviceDraws(one.half_plane, np.ones(one.half_plane.box), torch.device("cpu"))
-    out = torch.empty(1, 5, *one.shape, 2, dtype=torch.float64)
+    ids = [keyed_noise.pair(3, member) for member in range(5)]
     for item in (0, 7, 1 << 33):
-        drawn = torch.view_as_complex(on.fill(out, keys, draws.STREAM_BASE, item=item)[0])
-        host = draws.white_spectra(one, 4, "sample", ids, item)
+        stream, key = keyed_noise.STREAM_BASE, (4, "sample", ids)
+        drawn = white_on(one.half_plane, torch.device("cpu"), key, stream, item)
+        host = keyed_noise.white_spectra(one, *key, item)
+        assert drawn.shape == host.shape
         assert (drawn - host).abs().max() < 1e-14 * host.abs().max()
 print("equal")
 """
@@ -77,7 +78,7 @@ def test_kernels_are_the_cpus_step_to_round_off():
         pytest.skip("no Triton")
     run = subprocess.run(
         [sys.executable, "-c", INTERPRETED],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", switches.VARIABLE: "graphs,fused"},
         capture_output=True,
         text=True,
     )
@@ -96,32 +97,32 @@ SCHEMES = {
 
 
 @pytest.mark.parametrize("change", SCHEMES.values(), ids=SCHEMES)
-def test_replayed_steps_are_the_cpus(change, monkeypatch):
+@pytest.mark.parametrize("on", [["graphs"], ["fused"], ["graphs", "fused"]], ids=",".join)
+def test_replayed_steps_are_the_cpus(change, on, monkeypatch):
     """All that surrounds a graph, bit for bit: steps are repeated instead of replayed."""
+    recorded = []
 
-    def repeat(self, step, steps):
-        assert not self.scheme.is_starting  # a graph has no other first step
-
-        def run():
-            for offset in range(steps):
-                step.step(offset)
-            self._row.add_(steps)
-
-        run()  # warms up
+    def repeat(run, warm, device):
+        warm()
+        run()
+        recorded.append(run)
         return run
 
-    monkeypatch.setattr(GraphSteps, "_capture", repeat)
+    monkeypatch.setattr(steps, "record", repeat)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     # a refined path is drawn on the host, which needs no Triton
     problem = PUBLISHED.replace(path_dt=2e-3, **change)
     truth = Simulation(problem, [0, 3, 8], 4, threads=1).initialise()
     sim = Simulation(problem, [0, 3, 8], 4, threads=1).initialise()
     worker = sim._workers[0]
-    sim._graphs = GraphSteps(sim.pairs, worker.equation, worker.nonlinear, sim.scheme, sim.rates)
+    with switches.only(*on):
+        sim._device_steps = DeviceSteps(
+            sim.pairs, worker.equation, worker.nonlinear, sim.scheme, sim.rates
+        )
     extra = None
-    for steps in (1, 37, 5):
-        truth.advance(steps, extra)
-        sim.advance(steps, extra)
+    for number in (1, 37, 5):
+        truth.advance(number, extra)
+        sim.advance(number, extra)
         extra = 0.01 * truth.state
         assert torch.equal(sim.state, truth.state)
     saved = sim.save_state()
@@ -129,6 +130,7 @@ def test_replayed_steps_are_the_cpus(change, monkeypatch):
     assert torch.equal(sim.state, truth.advance(3).state)
     sim.load_state(0, truth.state)  # a fresh history, in the same graphs
     assert torch.equal(sim.advance(20).state, truth.load_state(0, truth.state).advance(20).state)
+    assert len(recorded) == (2 if "graphs" in on else 0)
 
 
 def cases():
@@ -157,19 +159,24 @@ def cases():
     }
 
 
+ON = ["", "graphs", "fused", "graphs,fused"]
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("on", ON)
 @pytest.mark.parametrize("change", [c for _, c in cases()], ids=[name for name, _ in cases()])
 @pytest.mark.usefixtures("oracle_forms")
-def test_gpu_is_the_cpu_to_round_off(change):
+def test_gpu_is_the_cpu_to_round_off(change, on, monkeypatch):
     skip_without_gpu("cuda")
+    monkeypatch.setenv(switches.VARIABLE, on)
     form = change.get("form", "basdevant")
     problem = in_form(PUBLISHED.replace(**{**change, "form": "basdevant"}), form)
     cpu = Simulation(problem, [0, 3, 8], 4).initialise()
     gpu = Simulation(problem, [0, 3, 8], 4, device="cuda").initialise()
     extra = None
-    for steps in (1, 37, 5):
-        cpu.advance(steps, extra)
-        gpu.advance(steps, None if extra is None else extra.cuda())
+    for number in (1, 37, 5):
+        cpu.advance(number, extra)
+        gpu.advance(number, None if extra is None else extra.cuda())
         extra = 0.01 * cpu.state
     scale = cpu.state.abs().max()
     tolerance = 1e-4 if problem.precision == "float32" else 1e-12
@@ -184,15 +191,17 @@ def test_gpu_is_the_cpu_to_round_off(change):
 def test_device_draws_are_the_cpus_to_round_off(first):
     skip_without_gpu("cuda")
     sim = Simulation(PUBLISHED, [0, 3, 8], 4, device="cuda").initialise()
-    block = DeviceNoise(sim.rates, sim.pairs)
+    block = DeviceNoise(sim.rates, sim.pairs, fused=True)
     block.draw(first, 4)
     drawn = torch.view_as_real(torch.from_numpy(sim.noise.draw(sim.members, first, 4)))
     assert (block.rates[:4].cpu() - drawn).abs().max() < 1e-14 * drawn.abs().max()
 
 
 @pytest.mark.gpu
-def test_gpu_restart_and_pieces():
+@pytest.mark.parametrize("on", ON)
+def test_gpu_restart_and_pieces(on, monkeypatch):
     skip_without_gpu("cuda")
+    monkeypatch.setenv(switches.VARIABLE, on)
     straight = Simulation(PUBLISHED, [0, 1], 4, device="cuda").initialise().advance(40)
     pieces = Simulation(PUBLISHED, [0, 1], 4, device="cuda").initialise().advance(13)
     resumed = Simulation(PUBLISHED, [0, 1], 4, device="cuda").load_state(**pieces.save_state())
@@ -201,10 +210,12 @@ def test_gpu_restart_and_pieces():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("on", ON)
 @pytest.mark.parametrize("grid, members", [(64, 1), (64, 130), (128, 64), (128, 65), (256, 16)])
-def test_single_precision_batches_agree_with_one_member(grid, members):
+def test_single_precision_batches_agree_with_one_member(grid, members, on, monkeypatch):
     # irfft2 in complex64 was found wrong for spectra that are not Hermitian in some batches.
     skip_without_gpu("cuda")
+    monkeypatch.setenv(switches.VARIABLE, on)
     problem = PUBLISHED.replace(grid=grid, precision="float32")
     batch = Simulation(problem, range(members), 4, device="cuda").initialise().advance(20)
     alone = Simulation(problem, [members - 1], 4).initialise().advance(20)

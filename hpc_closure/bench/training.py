@@ -7,8 +7,7 @@ few modes, and the network computes on a grid for these; ``default, full band`` 
 the residual has all modes of the grid. ``published`` is the network in the form in which it was
 published (:mod:`.networks`): complex weights in eager PyTorch, Adam, ten evaluations per sample;
 ``published fft`` and ``published matrix`` are the preset, in its two forms, through our engine.
-*Recomputed* is a training with ``train.recompute``; *not replayed*, on a GPU, one whose networks
-are launched operation by operation.
+*Recomputed* is a training with ``train.recompute``.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from hpc_closure.closure.composed.model import ComposedModel
 from hpc_closure.closure.fields.sensors import read_regular, subgrid
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.experiment.schema import Train
-from hpc_closure.train import captured
+from hpc_closure.spectral import switches
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.trainer import start_engine
 
@@ -68,7 +67,6 @@ class Contender:
         network_grid, modes: points per side that the network computes on, modes that it keeps.
         evaluations: per sample.
         recompute: train with ``train.recompute``.
-        replayed: train with networks that are replayed, where that is possible.
     """
 
     model: ClosureModel | None
@@ -78,7 +76,6 @@ class Contender:
     modes: int
     evaluations: int = 10
     recompute: bool = False
-    replayed: bool = True
 
 
 def run(
@@ -110,12 +107,7 @@ def run(
         )
         for name in RECOMPUTED
     }
-    launched = {
-        f"{name}, not replayed": replace(one, model=copy.deepcopy(one.model), replayed=False)
-        for name, one in entered.items()
-        if one.model and captured.possible(settings, here.device)
-    }
-    trained = {**entered, **again, **launched}
+    trained = {**entered, **again}
     network = published_network().to(timing.device)
     records = []
 
@@ -146,8 +138,7 @@ def run(
         if one.model is None:
             return _their_training(network, settings, one.state, one.target)
         asked = settings.model_copy(update={"recompute": one.recompute})
-        advance = training_step(one.model, asked, one.state, one.target, here)
-        return advance if one.replayed else _not_replayed(advance)
+        return training_step(one.model, asked, one.state, one.target, here)
 
     steps = {name: training(one) for name, one in trained.items()}
     add("training_step", batch, steps)
@@ -193,16 +184,6 @@ def _generator_grid(model: ClosureModel) -> int:
     return model.frame.size
 
 
-def _not_replayed(advance: Advance) -> Advance:
-    """The same steps, without replays."""
-
-    def launched(num_steps: int) -> None:
-        with captured.replaying.off():
-            advance(num_steps)
-
-    return launched
-
-
 def kept_bytes(advance: Advance) -> int:
     """Bytes that a training step keeps for its backward pass, without the weights."""
     kept: dict[int, int] = {}
@@ -213,8 +194,11 @@ def kept_bytes(advance: Advance) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _not_replayed(advance)(1)
+    with (
+        switches.only(),  # a graph saves nothing by hooks
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        advance(1)
     return sum(kept.values())
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from hpc_closure.closure.baselines.eddy_viscosity import FunctionalModel
 from hpc_closure.closure.baselines.published import PublishedModel
 from hpc_closure.closure.composed.model import ComposedModel
-from hpc_closure.closure.cuda.replays import Replayed
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.model import ClosureModel, Request
@@ -27,6 +26,7 @@ from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.request import PAST, check, fields, interval_of, lists, spectra
 from hpc_closure.experiment.folder import shipped_model
 from hpc_closure.experiment.models import FUNCTIONAL, resolve
+from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.line_fft import keep_freed_memory
 from hpc_closure.work import atomic, log
 
@@ -118,7 +118,7 @@ class Closure:
 
     def __init__(self, model: ClosureModel, header: Header):
         self.model, self.header = model, header
-        self.model.replayed = Replayed()
+        self.model.replayed = _replays()
         self._told = False
 
     @property
@@ -159,7 +159,7 @@ class Closure:
     def to(self, device: str | torch.device) -> "Closure":
         """Move the model; returns self."""
         self.model.to(device)
-        self.model.replayed = Replayed()
+        self.model.replayed = _replays()
         return self
 
     def meant(self, interval: int) -> int:
@@ -319,6 +319,15 @@ class Closure:
             raise ValueError(line)
         self._told = True
         log.get().warning(line)
+
+
+def _replays() -> Any:
+    """Make the CUDA graphs of a closure's draws where the switch ``replays`` is on, else None."""
+    if not switches.is_on(switches.REPLAYS):
+        return None
+    from hpc_closure.closure.cuda.replays import Replayed
+
+    return Replayed()
 
 
 def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel:

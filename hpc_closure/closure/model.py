@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure.cuda.replays import Replayed
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.networks.blocks import num_parameters
 from hpc_closure.closure.part_report import PartReport
@@ -132,8 +131,8 @@ class ClosureModel(nn.Module, ABC):
         self.register_buffer("_place", torch.zeros(()), persistent=False)
         self._place: Tensor
         self._brought_back = torch.zeros((), dtype=torch.int64)  # where it is counted
-        #: on a GPU draws are replayed, where weights do not change any more
-        self.replayed: Replayed | None = None
+        #: replays draws on a GPU where weights do not change any more; None = never
+        self.replayed: Any = None
 
     @property
     def device(self) -> torch.device:

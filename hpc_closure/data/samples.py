@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from hpc_closure.data.symmetry import Symmetry
-from hpc_closure.spectral.cuda.graph import pinning
 from hpc_closure.spectral.noise.counters import key_of, uniform_bits
+from hpc_closure.spectral.switches import pinning
 
 RUN = 16  # consecutive snapshots that stay together while streaming
 PASS = 256  # samples per batch of a pass over all samples

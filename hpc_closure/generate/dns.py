@@ -9,8 +9,8 @@ from hpc_closure.closure.targets import Target, reduced_problem
 from hpc_closure.data.layout import STATES, Layout, SeriesLayout
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.generate.certificate import certify
 from hpc_closure.generate.filters import Filtered
-from hpc_closure.spectral.certificate import certify
 from hpc_closure.spectral.diagnostics import Diagnostics, series_names
 from hpc_closure.spectral.modes.grid import Grid, resize
 from hpc_closure.spectral.modes.transform import Transform

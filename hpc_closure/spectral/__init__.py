@@ -11,7 +11,7 @@ Read the modules in this order.
 3. Noise: :mod:`noise.counters` (random bits), :mod:`noise.kinds` (draws of a forcing),
    :mod:`noise.state_dependent` and :mod:`noise.rates` (the noise of each step).
 4. Time: :mod:`equations.advection` (on the CPU compiled, in :mod:`cpu`), :mod:`schemes` and
-   :mod:`simulation` (members and the step loop). On a GPU :mod:`cuda` replays whole steps.
-5. :mod:`diagnostics` measures a run, :mod:`certificate` checks a block of members, and
-   :mod:`differentiable` is the solver with gradients.
+   :mod:`simulation` (members and the step loop). Behind switches :mod:`cuda` replays whole steps
+   on a GPU.
+5. :mod:`diagnostics` measures a run, and :mod:`differentiable` is the solver with gradients.
 """

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.rates import Rates
 from hpc_closure.spectral.noise.state_dependent import Start
@@ -70,7 +71,7 @@ class Simulation:
             self._pool = ThreadPoolExecutor(workers, "chunks", torch.set_num_threads, (1,))
         self.scheme = self._workers[0].scheme_at(0)
         self.scheme.load(self.pairs, {})
-        self._graphs = self._make_graphs()
+        self._device_steps = self._make_device_steps()
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -258,14 +259,14 @@ class Simulation:
         end = self.step_index + num_steps
         while self.step_index < end:
             steps = end - self.step_index
-            if self._graphs is None:
+            if self._device_steps is None:
                 self._advance_chunks(steps, closure)
             elif self.scheme.is_starting:
                 steps = 1  # the first step of a scheme differs from the recorded ones
                 self._advance_chunks(steps, closure)
             else:
                 base = self._base(slice(None), closure)
-                self._graphs.advance(self.step_index, steps, base)
+                self._device_steps.advance(self.step_index, steps, base)
             self.step_index += steps
         return self
 
@@ -315,16 +316,21 @@ class Simulation:
         scheme_at = cache(lambda level: problem.make_scheme(linear, transform, level))
         return [Worker(problem, equation, self.rates, scheme_at) for equation in equations], chunks
 
-    def _make_graphs(self):
-        """Return the recorded steps of a CUDA device; None if a step needs the host."""
-        needs_host = self.problem.cfl or self.rates.coloured or self.rates.response is not None
-        needs_host = needs_host or len(self._chunks) > 1
-        if self.device.type != "cuda" or needs_host:
+    def _make_device_steps(self):
+        """Make the steps of the switches ``graphs`` and ``fused``.
+
+        None with both off, on the CPU, and where a step needs the host: an adaptive step, a
+        coloured forcing, one that follows the state.
+        """
+        if self.device.type != "cuda" or not switches.active() & {switches.GRAPHS, switches.FUSED}:
             return None
-        from hpc_closure.spectral.cuda.steps import GraphSteps
+        by_host = self.problem.cfl or self.rates.coloured or self.rates.response is not None
+        if by_host or len(self._chunks) > 1:
+            return None
+        from hpc_closure.spectral.cuda.steps import DeviceSteps
 
         worker = self._workers[0]
-        return GraphSteps(self.pairs, worker.equation, worker.nonlinear, self.scheme, self.rates)
+        return DeviceSteps(self.pairs, worker.equation, worker.nonlinear, self.scheme, self.rates)
 
     def _checked_pairs(self, full: np.ndarray | Tensor) -> Tensor:
         """Return this rank's real pairs of the full spectra of all members.

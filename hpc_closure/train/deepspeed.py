@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.model import ClosureModel
 from hpc_closure.experiment.schema import Train
-from hpc_closure.train.captured import Captures, capture
 from hpc_closure.train.engine import (
     MOMENTS,
     Loss,
+    capture,
     load_moments,
     make_optimizer,
     prepare,
@@ -37,16 +37,6 @@ def installed() -> bool:
     return importlib.util.find_spec("deepspeed") is not None
 
 
-def may_replay(stage: int, num_processes: int) -> bool:
-    """Whether networks may be CUDA graphs.
-
-    Not in stage 3, which has no weights between the passes of the layers. In stages 1 and 2
-    processes sum gradients in the order in which they come, those of a graph all at once: they
-    would have to replay, or not, all in the same step.
-    """
-    return stage == 0 or stage < 3 and num_processes == 1
-
-
 class DeepSpeedEngine:
     """DeepSpeed with a client AdamW: its own Adam would be compiled on first use."""
 
@@ -58,9 +48,7 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed(processes)
         config = configuration(settings, processes.size)
         self.stage = config["zero_optimization"]["stage"]
-        self.captures: Captures | None = None
-        if may_replay(self.stage, processes.size):
-            self.captures = capture(model, settings, processes.device)
+        self.captures = capture(model, settings, processes, self.stage)
         self.engine, *_ = deepspeed.initialize(
             model=Loss(model, processes.device, settings.precision, self.captures),
             optimizer=make_optimizer(model, settings),

@@ -26,8 +26,8 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from hpc_closure.closure.model import ClosureModel
 from hpc_closure.closure.networks.layers import Layered
 from hpc_closure.experiment.schema import Train
+from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.line_fft import keep_freed_memory
-from hpc_closure.train.captured import Captures, capture
 from hpc_closure.train.processes import Processes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -58,6 +58,34 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of the model, whose weights may not be used afterwards."""
+
+
+class Captures(Protocol):
+    """CUDA graphs of a model's networks, which a training replays."""
+
+    def begin(self) -> None:
+        """Begin another forward pass of the model."""
+
+    def close(self) -> None:
+        """Restore the networks, and free what the graphs hold."""
+
+
+def capture(
+    model: ClosureModel, settings: Train, processes: Processes, stage: int = 0
+) -> Captures | None:
+    """Replay the networks of a model from CUDA graphs, where the switch ``captured`` is on.
+
+    Args:
+        model: to be trained.
+        settings: of the training.
+        processes: that share a batch.
+        stage: of ZeRO.
+    """
+    if not switches.is_on(switches.CAPTURED):
+        return None
+    from hpc_closure.train.cuda import cuda_graph_training
+
+    return cuda_graph_training.capture(model, settings, processes.device, stage, processes.size)
 
 
 class Loss(nn.Module):
@@ -141,7 +169,7 @@ class TorchEngine:
     def __init__(self, model: ClosureModel, settings: Train, processes: Processes):
         prepare(model, settings, processes)
         self.model, self.settings, self.processes = model, settings, processes
-        self.captures = capture(model, settings, processes.device)
+        self.captures = capture(model, settings, processes)
         self.loss = Loss(model, processes.device, settings.precision, self.captures)
         self.weights = list(trained_weights(model).values())
         self.optimizer = make_optimizer(model, settings)

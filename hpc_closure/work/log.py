@@ -156,9 +156,12 @@ def banner(title: str, facts: Mapping[str, Any]) -> None:
     job = f", job {facts['job']}" if facts.get("job") else ""
     if job and facts.get("restarts"):
         job += f" (restart {facts['restarts']})"
+    device = facts.get("device", "cpu")
+    if facts.get("cuda"):  # switches of code that no GPU has run yet
+        device += f" with {', '.join(facts['cuda'])}"
     _logger.info(
         f"host {facts.get('host', '?')}{job}, {facts.get('ranks', 1)} rank(s), "
-        f"device {facts.get('device', 'cpu')}, {facts.get('threads', '?')} thread(s)"
+        f"device {device}, {facts.get('threads', '?')} thread(s)"
     )
     hashes = facts.get("hashes") or {}
     if hashes:

@@ -14,6 +14,7 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.duration import seconds
 from hpc_closure.experiment.folder import BESIDE_DATA, STAGES, Run, stages_of, verb_of
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral import switches
 from hpc_closure.work import atomic, claims, launch, log, loop, mpi, provenance, units
 from hpc_closure.work.options import Options
 from hpc_closure.work.stop import Stop
@@ -53,6 +54,7 @@ class Session:
             closing.enter_context(self.world.guard())
             closing.enter_context(self.stop)
             cluster, shared = self.experiment.cluster, self.verb != "train"
+            on = switches.active()  # refuses a wrong name on every device
             self.device = launch.choose_device(cluster.device, shared=shared)
             launch.set_threads(cluster.threads)
             ranks = cluster.domain_ranks if self.verb == "generate" else 1
@@ -73,6 +75,7 @@ class Session:
                 threads=launch.num_threads(),
                 verb=self.verb,
                 hashes={stage: self.experiment.stage_hash(stage) for stage in self._inputs()},
+                cuda=sorted(on) if on and self.device != "cpu" else None,
                 run=str(self.run),
             )
             if self.rank == 0:

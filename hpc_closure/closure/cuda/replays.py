@@ -1,9 +1,9 @@
-"""Draws as CUDA graphs: those of few members are priced by their launches, not by arithmetic.
+"""Replay draws from CUDA graphs: launches are what a draw of few members costs.
 
 A draw is some thousand operations, the same ones in every call. They are recorded once and
-replayed, with states and noise as arguments, so a call costs one launch. What is recorded may
-touch nothing of the host, and numbers in it are those of the first call: whatever may change from
-call to call is an argument, or in the key.
+replayed with one launch; states and noise are arguments. A recording may touch nothing of the
+host, and its numbers are those of the first call: whatever may change from call to call is an
+argument, or in the key.
 """
 
 import threading
@@ -16,18 +16,18 @@ from torch import Tensor
 from hpc_closure.spectral.cuda.graph import record
 from hpc_closure.work import log
 
-KEPT = 4  # graphs: each has memory of its own
+MOST_GRAPHS = 4  # each has its own memory
 LARGE = 1 << 20  # numbers of the arguments, from which arithmetic counts and memory is dear
 
-#: tensors to tensors, of their shapes and numbers alone
+#: tensors to tensors, by their shapes and numbers alone
 Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Recorded:
-    """One function of tensors of some shapes, recorded.
+    """A recording of a function of tensors of some shapes.
 
     Args:
-        function: what is recorded.
+        function: to record.
         inputs: arguments, whose values do not matter.
     """
 
@@ -41,17 +41,17 @@ class Recorded:
         self.replay = record(run, run, self.inputs[0].device)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        for kept, tensor in zip(self.inputs, inputs):
-            kept.copy_(tensor)
+        for recorded, tensor in zip(self.inputs, inputs):
+            recorded.copy_(tensor)
         self.replay()
         return tuple(tensor.clone() for tensor in self.outputs)
 
 
 class Replayed:
-    """Functions of tensors on a CUDA device, each recorded when it is called first.
+    """Replay functions of tensors on a CUDA device; record each at its first call.
 
-    Their weights must stay as they are and where they are. Calls of several threads take turns.
-    What cannot be recorded is said once and called as it is.
+    Their weights must stay as they are and where they are. Calls of several threads take turns. A
+    function that cannot be recorded is logged once and called without a recording.
     """
 
     def __init__(self):
@@ -60,14 +60,14 @@ class Replayed:
         self._lock = threading.Lock()
 
     def __call__(self, function: Function, key: Hashable, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """``function(*inputs)``; ``key`` says all that it depends on besides."""
+        """Return ``function(*inputs)``; ``key`` holds all that it depends on besides."""
         if sum(tensor.numel() for tensor in inputs) >= LARGE:
             return function(*inputs)
         key = (key, *((tensor.shape, tensor.dtype) for tensor in inputs))
         with self._lock:
             if key not in self._recorded:
                 self._recorded[key] = self._record(function, inputs)
-                while len(self._recorded) > KEPT:
+                while len(self._recorded) > MOST_GRAPHS:
                     self._recorded.popitem(last=False)
             self._recorded.move_to_end(key)
             recorded = self._recorded[key]
@@ -76,10 +76,10 @@ class Replayed:
         return function(*inputs)
 
     def __deepcopy__(self, memo: dict) -> "Replayed":
-        return Replayed()  # of a copy other weights are read
+        return Replayed()  # a copy has other weights
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What follows from weights alone, and may need the host."""
+        """Return ``make()`` of the first call: it needs weights alone, and perhaps the host."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]

@@ -5,7 +5,6 @@ width. Of two draws of the same item, the narrower one is the beginning of the w
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields.modes import Band
-from hpc_closure.spectral.cuda.draws import DeviceDraws, member_keys
+from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.noise.counters import WORDS_PER_COUNTER, box_muller, key_of, uniform_bits
 
@@ -106,17 +105,12 @@ def white_spectra(
 ) -> Tensor:
     """Draw spectra (len(ids), 2K + 1, K + 1), complex128, of white noise with E|z_hat|^2 = 1.
 
-    The fields are real. The noise is drawn on ``device``, from the same words on every device.
+    The fields are real. Every device gets them from the same words. The host draws and copies
+    them, unless the switch ``fused`` lets the device draw.
     """
-    if device.type == "cpu":
-        words = _words(stream, Key(seed, stage, ids, item), band.half_plane.num_drawn)
-        return band.white(box_muller(words))
-    drawn = torch.empty(1, len(ids), *band.shape, 2, dtype=torch.float64, device=device)
-    keys = member_keys(seed, stage, tuple(ids), str(device))
-    return torch.view_as_complex(_on(band, device).fill(drawn, keys, stream, item=item)[0])
+    if device.type != "cpu" and switches.is_on(switches.FUSED):
+        from hpc_closure.spectral.cuda.draws import white_on
 
-
-@lru_cache(maxsize=8)
-def _on(band: Band, device: torch.device) -> DeviceDraws:
-    """Build the generator of white noise in a band on a device."""
-    return DeviceDraws(band.half_plane, np.ones(band.half_plane.box), device)
+        return white_on(band.half_plane, device, (seed, stage, ids), stream, item)
+    words = _words(stream, Key(seed, stage, ids, item), band.half_plane.num_drawn)
+    return band.white(box_muller(words)).to(device)

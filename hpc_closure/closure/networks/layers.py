@@ -61,8 +61,8 @@ class Layered(nn.Module):
 
     Attributes:
         recompute: whether to checkpoint.
-        passes: names of the methods that training may replay as CUDA graphs; see
-            :mod:`hpc_closure.train.captured`.
+        passes: names of the methods of tensors alone, which a CUDA graph may replay and
+            torch.compile may compile.
     """
 
     recompute = False

@@ -1,8 +1,8 @@
-"""Draws of a half plane's modes on a device, by the counters of the host.
+"""Draw the modes of a half plane on a device, by the counters of the host.
 
-Where :mod:`~hpc_closure.spectral.noise.counters` draws words member by member on the host, one
-kernel draws them for all members and places them on the modes: nothing but keys and numbers of the
-draw come from the host, and the uniforms are the host's bits.
+:mod:`~hpc_closure.spectral.noise.counters` draws words member by member on the host. Here one
+kernel draws them for all members and places them on the modes: only keys and the number of the
+draw come from the host, and the uniforms have the host's bits.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from hpc_closure.spectral.modes.half_plane import ModeDraws
 from hpc_closure.spectral.noise.counters import WORDS_PER_COUNTER, key_of
 
 BLOCK = 128
-KEPT_KEYS = 16  # of ensembles
+ENSEMBLES = 16  # whose keys stay on the device
 
 
 class DeviceDraws:
-    """Draws of modes with their standard deviations.
+    """Draw modes (steps, members, box, 2) with their standard deviations.
 
     Args:
         draws: which modes, and which draw each takes.
@@ -70,7 +70,34 @@ def keys_on(device: torch.device, keys: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(keys).view(np.int64)).to(device)
 
 
-@lru_cache(maxsize=KEPT_KEYS)
+@lru_cache(maxsize=ENSEMBLES)
 def member_keys(seed: int, stage: str, members: tuple[int, ...], device: str) -> Tensor:
-    """The same of members of an experiment; kept, as an ensemble draws at every call."""
+    """Philox keys (members, 2) of an experiment; cached: an ensemble draws at every call."""
     return keys_on(torch.device(device), [key_of(seed, stage, member) for member in members])
+
+
+def white_on(
+    draws: ModeDraws,
+    device: torch.device,
+    key: tuple[int, str, Sequence[int]],
+    stream: int,
+    item: int,
+) -> Tensor:
+    """Draw white noise of unit variance, (members, box) complex128, on a device.
+
+    Args:
+        draws: which modes.
+        device: where.
+        key: seed, stage and ids of the members.
+        stream, item: which draw.
+    """
+    seed, stage, ids = key
+    keys = member_keys(seed, stage, tuple(ids), str(device))
+    out = torch.empty(1, len(ids), *draws.box, 2, dtype=torch.float64, device=device)
+    return torch.view_as_complex(_unit(draws, device).fill(out, keys, stream, item=item)[0])
+
+
+@lru_cache(maxsize=8)
+def _unit(draws: ModeDraws, device: torch.device) -> DeviceDraws:
+    """Make the draws of modes with unit variance; cached by modes and device."""
+    return DeviceDraws(draws, np.ones(draws.box), device)

@@ -1,20 +1,18 @@
-"""CUDA graphs: what is launched a thousand times, recorded and launched once."""
+"""Record work on a CUDA device once, and replay it with one launch."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-Work = Callable[[], None]
+from hpc_closure.spectral.switches import pinning
 
-#: to be held by a thread that allocates pinned memory: that would spoil a recording of another
-pinning = threading.RLock()
+Work = Callable[[], None]
 
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Around a recording: nothing disturbs it, and where it fails the stream is as before."""
+    """Keep other threads from disturbing a recording; restore the stream when it fails."""
     with pinning:
         stream = torch.cuda.current_stream()
         try:
@@ -25,10 +23,10 @@ def recording() -> Iterator[None]:
 
 
 def record(run: Work, warm: Work, device: torch.device) -> Work:
-    """What replays ``run()`` on a CUDA device.
+    """Record ``run()`` on a CUDA device; return the function that replays it.
 
-    ``warm()`` comes before, twice: it compiles kernels, makes transform plans and work arrays, and
-    brings to the device what is brought once.
+    ``warm()`` runs twice before: it compiles kernels, makes transform plans and work arrays, and
+    copies constants to the device.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream(device)

@@ -1,9 +1,10 @@
-"""Whole steps as CUDA graphs: a small batch is priced by its launches, not by its arithmetic.
+"""Solver steps for a CUDA device: fewer launches, which are what a small batch costs.
 
-Two kinds of step are captured. :class:`FusedStep`, for the published scheme in the Basdevant form:
-two transforms and two Triton kernels. :class:`PlainStep`, for everything else with a fixed step:
-the same torch operations as on the CPU. Both read their noise from a block of steps drawn on the
-device, at a step counter that lives there too, so a replay needs nothing from the host.
+Two kinds of step. :class:`FusedStep`, for the published scheme in the Basdevant form, takes two
+transforms and two Triton kernels (switch ``fused``). :class:`PlainStep`, for everything else with
+a fixed step, takes the torch operations of the CPU. Both read their noise from a block of steps on
+the device, at a step counter that lives there too, so that a CUDA graph (switch ``graphs``) can
+replay them without the host.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hpc_closure.spectral import switches
 from hpc_closure.spectral.cuda.draws import DeviceDraws, keys_on
 from hpc_closure.spectral.cuda.graph import record
 from hpc_closure.spectral.equations.advection import Basdevant
@@ -20,27 +22,30 @@ from hpc_closure.spectral.noise.counters import STREAM_PATH
 from hpc_closure.spectral.noise.rates import NOISE_BYTES, Rates
 from hpc_closure.spectral.schemes import Explicit, Scheme, Term
 
-# Steps of the longer of the two captured graphs, and bytes of noise drawn ahead.
+# Steps of the longer of the two graphs, and bytes of noise drawn ahead.
 GRAPH_STEPS = 16
 DEVICE_NOISE_BYTES = 16 * NOISE_BYTES
 
 
 class DeviceNoise:
-    """Rates of a block of steps on the device, ``rates[step - first]``; same bits as on the CPU.
+    """Hold rates of a block of steps on the device, ``rates[step - first]``.
+
+    The uniforms have the host's bits, whoever draws them.
 
     Args:
         source: the white forcing and the members that are drawn.
         like: the state, whose precision and device the rates take.
+        fused: the device draws, but for a refined path, which the host draws.
     """
 
-    def __init__(self, source: Rates, like: Tensor):
+    def __init__(self, source: Rates, like: Tensor, fused: bool):
         assert source.noise is not None
         self.noise, self.members = source.noise, source.members
         rows, columns = self.noise.box
         per_step = len(self.members) * rows * columns * 2 * like.element_size()
         self.steps = max(1, min(256, DEVICE_NOISE_BYTES // per_step))
         self.rates = like.new_zeros(self.steps, len(self.members), rows, columns, 2)
-        self.on_device = self.noise.level == 0
+        self.on_device = fused and self.noise.level == 0
         if not self.on_device:
             return
         self.keys = keys_on(like.device, [self.noise.key(member) for member in self.members])
@@ -169,8 +174,8 @@ class FusedStep:
         )
 
 
-class GraphSteps:
-    """Steps of all members on a CUDA device, replayed from graphs.
+class DeviceSteps:
+    """Advance all members on a CUDA device, by graphs and fused kernels as far as they are on.
 
     For a fixed step and white noise or none: an adaptive step and a coloured forcing need the host
     between steps.
@@ -186,9 +191,12 @@ class GraphSteps:
     def __init__(self, w: Tensor, equation, nonlinear: Term, scheme: Scheme, rates: Rates):
         self.w, self.equation, self.nonlinear = w, equation, nonlinear
         self.scheme, self.rates = scheme, rates
-        self._graphs: dict[int, Callable[[], None]] = {}
+        #: number of steps -> what takes them
+        self._takes: dict[int, Callable[[], None]] = {}
         self._step: FusedStep | PlainStep | None = None
         self.noise: DeviceNoise | None = None
+        self.graphs = switches.is_on(switches.GRAPHS)
+        self.fused = switches.is_on(switches.FUSED)
         self._row = torch.zeros(1, dtype=torch.int64, device=w.device)
 
     def advance(self, first: int, num_steps: int, base: Tensor) -> None:
@@ -209,37 +217,40 @@ class GraphSteps:
                 if self.noise is not None:
                     self.noise.draw(first + start, count)
                 for steps in [GRAPH_STEPS] * (count // GRAPH_STEPS) + [1] * (count % GRAPH_STEPS):
-                    self._graphs[steps]()
+                    self._takes[steps]()
 
     def choose_step(self) -> FusedStep | PlainStep:
-        """The fused step where the kernels know the recipe, else the plain one."""
+        """Choose the fused step where it is on and knows the recipe, else the plain one."""
         if self.rates.noise is not None:
-            self.noise = DeviceNoise(self.rates, self.w)
+            self.noise = DeviceNoise(self.rates, self.w, self.fused)
         advection, euler = self.equation.advection, self.scheme.real_euler()
-        supplied = self.nonlinear != self.equation.nonlinear
-        if isinstance(advection, Basdevant) and euler is not None and not supplied:
+        # a closure may stand for the nonlinear term, which the kernels do not know
+        known = self.fused and self.nonlinear == self.equation.nonlinear
+        if known and isinstance(advection, Basdevant) and euler is not None:
             return FusedStep(self.w, advection, euler, self.noise, self._row)
         return PlainStep(self.w, self.nonlinear, self.scheme, self.rates, self.noise, self._row)
 
     def _make_step(self, base: Tensor) -> FusedStep | PlainStep:
-        """Choose and capture a step; what the steps taken to warm up did is undone."""
+        """Choose a step and, with graphs on, record it; undo the steps that warm it up."""
         step = self.choose_step()
         w, memory = self.w.clone(), {name: x.clone() for name, x in self.scheme.save().items()}
         step.prepare(base)
         for steps in (1, GRAPH_STEPS):
-            self._graphs[steps] = self._capture(step, steps)
+            self._takes[steps] = self._make_take(step, steps)
         self.w.copy_(w)
         self.scheme.load(self.w, memory)
         self._step = step
         return step
 
-    def _capture(self, step: FusedStep | PlainStep, steps: int) -> Callable[[], None]:
-        """Graph of ``steps`` steps."""
+    def _make_take(self, step: FusedStep | PlainStep, steps: int) -> Callable[[], None]:
+        """Make what takes ``steps`` steps, by one replay where graphs are on."""
 
         def run() -> None:
             for offset in range(steps):
                 step.step(offset)
             self._row.add_(steps)
 
+        if not self.graphs:
+            return run
         self._row.zero_()
         return record(run, lambda: step.step(0), self.w.device)

@@ -11,10 +11,13 @@ from train_case import losses, needs_deepspeed, small_model, training_data
 from hpc_closure.closure.networks.blocks import ScoreNetwork
 from hpc_closure.closure.networks.layers import Layered
 from hpc_closure.experiment.schema import Train
-from hpc_closure.train import captured, deepspeed, processes, trainer
+from hpc_closure.spectral import switches
+from hpc_closure.train import processes, trainer
+from hpc_closure.train.cuda import cuda_graph_training as graphs
 from hpc_closure.train.processes import Processes
 from hpc_closure.work import log
 
+GPU = torch.device("cuda")
 PRESETS = ["default", "fno_score", "one_pass", "published", "trajectory"]
 
 
@@ -23,17 +26,18 @@ def played(monkeypatch):
     """Networks are captured on the CPU, in graphs that are played; what was warned of."""
     play_graphs(monkeypatch)
 
-    def possible(settings, device):
-        return captured_on_a_gpu(settings, torch.device("cuda"))
+    def possible(settings, device, *processes):
+        return possible_on_a_gpu(settings, GPU, *processes)
 
-    captured_on_a_gpu, warned = captured.possible, []
-    monkeypatch.setattr(captured, "possible", possible)
+    possible_on_a_gpu, warned = graphs.possible, []
+    monkeypatch.setattr(graphs, "possible", possible)
     monkeypatch.setattr(log.get(), "warning", warned.append)
-    return warned
+    with switches.only("captured"):
+        yield warned
 
 
 def uncaptured_losses(*args, **more):
-    with captured.replaying.off():
+    with switches.only():
         return losses(*args, **more)
 
 
@@ -81,8 +85,8 @@ def test_gradients_reach_deepspeed(stage, played):
 
 @pytest.mark.parametrize("stage, processes", [(1, 2), (2, 2), (3, 1)])
 def test_who_must_have_gradients_in_one_order_replays_nothing(stage, processes):
-    assert not deepspeed.may_replay(stage, processes)
-    assert deepspeed.may_replay(0, processes)
+    assert not graphs.possible(Train(), GPU, stage, processes)
+    assert graphs.possible(Train(), GPU, 0, processes)
 
 
 @pytest.mark.parametrize("preset, passes", [("default", 2), ("fno_score", 3), ("one_pass", 5)])
@@ -100,7 +104,7 @@ def test_every_pass_is_recorded_compared_and_replayed(preset, passes, played):
 
 
 def test_weights_in_bfloat16_are_cast_in_every_step(played):
-    with captured.replaying.off():
+    with switches.only():
         expected = Training(precision="bfloat16").steps(6)
     assert Training(precision="bfloat16").steps(6) == expected
     assert {graph.replays for graph in Graph.made} == {4} and not played
@@ -111,7 +115,7 @@ def test_another_size_has_graphs_of_its_own(played):
     training.steps(3)
     before = len(Graph.made)
     batch = training.samples.batch(0, 4)
-    with captured.replaying.off():
+    with switches.only():
         expected = training.engine.loss(batch, 1, 0).item()
     assert training.engine.loss(batch, 1, 0).item() == expected
     assert len(Graph.made) == 2 * before
@@ -119,7 +123,7 @@ def test_another_size_has_graphs_of_its_own(played):
 
 def test_what_was_recorded_wrongly_is_not_used(played, monkeypatch):
     """As if the recording had kept the numbers of its step."""
-    with captured.replaying.off():
+    with switches.only():
         expected = Training().steps(5)
     monkeypatch.setattr(Recorder, "replay", lambda self: None)
     training = Training()
@@ -130,7 +134,7 @@ def test_what_was_recorded_wrongly_is_not_used(played, monkeypatch):
 
 @pytest.mark.parametrize("which", [0, 1, -1], ids=["forward", "backward", "last"])
 def test_one_wrong_pass_is_enough(which, played, monkeypatch):
-    with captured.replaying.off():
+    with switches.only():
         expected = Training().steps(5)
     training = Training()
     training.steps(2)
@@ -142,7 +146,7 @@ def test_one_wrong_pass_is_enough(which, played, monkeypatch):
 @pytest.mark.parametrize("name", ["encoded_maps", "forward"])
 def test_after_a_recording_that_failed_nothing_is_replayed(name, played, monkeypatch):
     """The first of the two was recorded by then, or is not tried."""
-    with captured.replaying.off():
+    with switches.only():
         expected = Training().steps(6)
     make, streams = torch.cuda.make_graphed_callables, []
 
@@ -161,7 +165,7 @@ def test_after_a_recording_that_failed_nothing_is_replayed(name, played, monkeyp
 
 
 def test_where_there_is_no_room_nothing_is_recorded(played, monkeypatch):
-    monkeypatch.setattr(captured, "_room", lambda: False)
+    monkeypatch.setattr(graphs, "_has_room", lambda: False)
     Training().steps(4)
     assert not Graph.made and not played
 
@@ -171,7 +175,7 @@ def test_room_is_for_a_step_its_graphs_and_more(most, room, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5, 100))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: most)
-    assert captured._room() == room
+    assert graphs._has_room() == room
 
 
 def test_a_copy_trains_its_own_weights(played):
@@ -193,7 +197,7 @@ def test_weights_that_move_are_recorded_again(played):
     made = len(Graph.made)
     for weight in training.model.parameters():
         weight.data = weight.data.clone()
-    with captured.replaying.off():
+    with switches.only():
         expected = training.engine.loss(training.samples.batch(0, 8), 1, 0).item()
     assert training.engine.loss(training.samples.batch(0, 8), 1, 0).item() == expected
     assert len(Graph.made) == 2 * made
@@ -216,8 +220,12 @@ def test_what_is_not_recorded(settings, played):
     assert Training(**settings).engine.captures is None
 
 
-def test_nothing_is_recorded_on_a_cpu():
-    assert Training().engine.captures is None
+def test_nothing_is_recorded_on_a_cpu_or_without_the_switch(monkeypatch):
+    with switches.only("captured"):
+        assert Training().engine.captures is None
+    monkeypatch.setattr(graphs, "possible", lambda *of: True)
+    with switches.only("graphs", "fused", "replays"):
+        assert Training().engine.captures is None
 
 
 def test_without_a_backward_pass_networks_are_called_as_they_are(played):
@@ -231,7 +239,7 @@ def test_a_closed_engine_leaves_the_model_as_it_was(played):
     training = Training()
     training.steps(3)
     networks = [one for one in training.model.modules() if isinstance(one, ScoreNetwork)]
-    assert all(isinstance(one.forward, captured.Captured) for one in networks) and networks
+    assert all(isinstance(one.forward, graphs.Captured) for one in networks) and networks
     training.engine.close()
     for one in training.model.modules():
         if isinstance(one, Layered):
@@ -244,15 +252,16 @@ def test_a_closed_engine_leaves_the_model_as_it_was(played):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_losses_on_a_device(preset, precision, monkeypatch):
     found, warned, replayed = Processes(device=torch.device("cuda")), [], []
-    agrees = captured.Captured._agrees
+    agrees = graphs.Captured._agrees
 
     def noted(self, *given):
         replayed.append(self.name)
         return agrees(self, *given)
 
-    monkeypatch.setattr(captured.Captured, "_agrees", noted)
+    monkeypatch.setattr(graphs.Captured, "_agrees", noted)
     monkeypatch.setattr(log.get(), "warning", warned.append)
     expected = uncaptured_losses("torch", 0, found, preset=preset, precision=precision)
-    seen = losses("torch", 0, found, preset=preset, precision=precision)
+    with switches.only("captured"):
+        seen = losses("torch", 0, found, preset=preset, precision=precision)
     assert seen == pytest.approx(expected, rel=1e-4 if precision == "float32" else 2e-2)
     assert not warned and replayed
