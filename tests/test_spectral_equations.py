@@ -16,7 +16,7 @@ from hpc_closure.spectral.forcing import Forcing, RingForcing
 from hpc_closure.spectral.initial import Initial
 from hpc_closure.spectral.modes.grid import Grid, hermitian
 from hpc_closure.spectral.modes.transform import PRECISIONS, Transform
-from hpc_closure.spectral.noise.paths import Noise, RingNoise
+from hpc_closure.spectral.noise.laws import Noise, RingNoise
 from hpc_closure.spectral.problem import WITH_EXPLICIT_HALF, WITH_MEMORY, Numerics, Problem
 from hpc_closure.spectral.schemes import SCHEMES
 from hpc_closure.spectral.simulation import Simulation

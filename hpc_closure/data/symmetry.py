@@ -16,7 +16,7 @@ unchanged. Vorticity and its closures are pseudo-scalars: a reflection changes t
   sample do not.
 * Every map leaves a law of noise unchanged that is homogeneous and isotropic on the square.
   Another law returns fields with its symmetries
-  (:meth:`~hpc_closure.spectral.noise.paths.Noise.symmetry_fields`), which are compared as the
+  (:meth:`~hpc_closure.spectral.noise.laws.Noise.symmetry_fields`), which are compared as the
   forcing is.
 """
 

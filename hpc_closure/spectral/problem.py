@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpc_closure.spectral.equations.base import Terms
     from hpc_closure.spectral.modes.grid import Grid
     from hpc_closure.spectral.modes.transform import Transform
-    from hpc_closure.spectral.noise.kinds import NoiseModel
+    from hpc_closure.spectral.noise.draws import NoiseModel
     from hpc_closure.spectral.schemes import Scheme
 
 # Closures that replace a term of the full system; the reduced solver then leaves the term out.
@@ -182,7 +182,7 @@ class Problem(Numerics):
 
     def make_noise(self, seed: int, stage: str = "generate") -> NoiseModel | None:
         """Return the draws of the stochastic forcing, or None."""
-        from hpc_closure.spectral.noise.kinds import NoiseModel
+        from hpc_closure.spectral.noise.draws import NoiseModel
 
         noise = self.physics.noise
         if noise.kind == "none":

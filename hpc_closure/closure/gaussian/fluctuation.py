@@ -23,8 +23,8 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.gaussian.kriging import NUGGET, BaseLaw, Kriging
 from hpc_closure.spectral.modes.transform import Transform
-from hpc_closure.spectral.noise.kinds import NoiseModel
-from hpc_closure.spectral.noise.paths import Noise
+from hpc_closure.spectral.noise.draws import NoiseModel
+from hpc_closure.spectral.noise.laws import Noise
 from hpc_closure.spectral.noise.state_dependent import Amplitude, Regimes
 
 CHUNK = 64  # modes whose fields are in memory at a time

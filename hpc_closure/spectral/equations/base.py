@@ -8,7 +8,7 @@ from pydantic import Field, SerializeAsAny
 
 from hpc_closure.spectral.forcing import Forcing, PublishedForcing
 from hpc_closure.spectral.initial import GaussianField, Initial
-from hpc_closure.spectral.noise.paths import Noise, QWiener
+from hpc_closure.spectral.noise.laws import Noise, QWiener
 from hpc_closure.spectral.recipe import Family, Positive
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from hpc_closure.spectral.equations.base import Equation, SelfAdvection
-from hpc_closure.spectral.noise.paths import Noise
+from hpc_closure.spectral.noise.laws import Noise
 from hpc_closure.spectral.recipe import Count, NonNegative
 
 

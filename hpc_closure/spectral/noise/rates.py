@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.noise.kinds import NoiseModel
+from hpc_closure.spectral.noise.draws import NoiseModel
 from hpc_closure.spectral.noise.state_dependent import Start
 
 # Bytes of noise drawn at once per chunk of members.

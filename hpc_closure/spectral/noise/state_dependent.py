@@ -1,6 +1,6 @@
 r"""State-dependent noise, in the sense of Ito: from a draw and the state to the noise of a step.
 
-Such a forcing has, beside its law in :mod:`~hpc_closure.spectral.noise.paths`, a
+Such a forcing has, beside its law in :mod:`~hpc_closure.spectral.noise.laws`, a
 :class:`Response`, which forms the noise of a step from the rates :math:`\beta\xi` drawn for it and
 from the state at its start. Sums over the state run over full gathered spectra, member by member
 in one order. So the bits of a member do not depend on the batch or on the number of ranks.
@@ -73,7 +73,7 @@ class Amplitude(Response):
 
     Args:
         strength: c.
-        model: the :class:`~hpc_closure.spectral.noise.kinds.NoiseModel` that draws beta xi.
+        model: the :class:`~hpc_closure.spectral.noise.draws.NoiseModel` that draws beta xi.
     """
 
     def __init__(self, strength: float, model):
@@ -110,8 +110,8 @@ class Regimes(Response):
     regime, draws its regime there.
 
     Args:
-        law: the :class:`~hpc_closure.spectral.noise.paths.TwoRegimes`.
-        model: the :class:`~hpc_closure.spectral.noise.kinds.NoiseModel` that draws beta xi.
+        law: the :class:`~hpc_closure.spectral.noise.laws.TwoRegimes`.
+        model: the :class:`~hpc_closure.spectral.noise.draws.NoiseModel` that draws beta xi.
         members: member ids, one per row of the ensemble.
     """
 

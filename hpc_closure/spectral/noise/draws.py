@@ -23,7 +23,7 @@ from hpc_closure.spectral.noise.counters import (
     complex_normals,
     key_of,
 )
-from hpc_closure.spectral.noise.paths import Noise
+from hpc_closure.spectral.noise.laws import Noise
 
 if TYPE_CHECKING:
     from hpc_closure.spectral.noise.state_dependent import Response

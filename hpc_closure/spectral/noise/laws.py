@@ -50,7 +50,7 @@ class Noise(Family):
         """Return the map from draw and state to the noise of a step; None if noise = draw.
 
         Args:
-            model: the :class:`~hpc_closure.spectral.noise.kinds.NoiseModel` that draws.
+            model: the :class:`~hpc_closure.spectral.noise.draws.NoiseModel` that draws.
             members: ids of the ensemble.
         """
         return None
