@@ -401,13 +401,21 @@ def test_damaged_and_foreign_files(saved, tmp_path):
         hpc_closure.load(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "convection", "two_regimes"])
-def test_shipped_models_are_those_of_the_shipped_presets(kind):
+SHIPPED = {
+    "convection": "convection_64",
+    "diffusion": "diffusion_64",
+    "subgrid_backscatter": "far_ring_quick",
+    "two_regimes": "two_regimes_64",
+}
+
+
+@pytest.mark.parametrize("name, preset", SHIPPED.items())
+def test_shipped_models_are_those_of_the_shipped_presets(name, preset):
     """Made by ``generate`` and ``train`` of the preset as it is now; nothing of the maker's."""
-    assert shipped() == ["convection", "diffusion", "two_regimes"]
-    path = Run.of(reading.load(f"{kind}_64", [f"use.model={kind}"])).model
+    assert shipped() == list(SHIPPED)
+    path = Run.of(reading.load(preset, [f"use.model={name}"])).model
     provenance = read_header(path).provenance
-    assert provenance["hashes"]["train"] == reading.load(f"{kind}_64").stage_hash("train")
+    assert provenance["hashes"]["train"] == reading.load(preset).stage_hash("train")
     assert not {"host", "user", "run"} & set(provenance)
 
 

@@ -255,7 +255,7 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"expected \(B, 51\)"):
         field_network()(x, numbers(2, 50))
     noisy = torch.ones(1), numbers(2, blocks.LARGEST), x, numbers(3)
-    with pytest.raises(ValueError, match="3 of what is told of 2 samples"):
+    with pytest.raises(ValueError, match="3 rows of conditions for 2 samples"):
         blocks.noisy_numbers(*noisy)
     assert stack(x[:0])[0].shape == (0, 6, SIZE, SIZE)
 
@@ -312,7 +312,7 @@ def test_a_wrong_function_is_not_believed(monkeypatch):
     monkeypatch.setattr(compiled, "_run", wrong)
     blocks._compare.cache_clear()
     with pytest.raises(
-        RuntimeError, match="compiled functions of networks are wrong: remove what"
+        RuntimeError, match="compiled functions of networks are wrong: remove Numba"
     ):
         field_network()(fields(1), numbers(1))
     monkeypatch.undo()

@@ -147,6 +147,10 @@ def test_the_first_lines_say_which_data_set_it_is(path, tested, capsys):
             r"replicas are made with rollout.t_start=1.5, needed is 2.0",
         ),
         (["seed=77"], r"its seed 77 is that of the training data \(seed=77\)"),
+        (
+            ["rollout.after_release=0.5", "rollout.rungs=[]", "evaluate.lead_times=[1.0]"],
+            "one of the 4 stands for the truth; at most 3",
+        ),
     ],
 )
 def test_a_test_set_that_does_not_fit_is_one_clear_line(path, changes, message):

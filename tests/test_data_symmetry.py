@@ -12,7 +12,7 @@ from hpc_closure.experiment.schema import Trajectory
 from hpc_closure.generate import verb as generate
 from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.transform import Transform
-from hpc_closure.spectral.noise.kinds import NoiseModel
+from hpc_closure.spectral.noise.draws import NoiseModel
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train import verb as train

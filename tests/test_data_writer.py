@@ -56,7 +56,7 @@ def test_what_is_written_is_read(path):
     assert (header.recipe, header.settings) == ("abc", {"a": 1})
     assert header.provenance == {"host": "here"}
     with open_hdf5(path) as file:
-        again = BlockHeader.of(file, path)
+        again = BlockHeader.from_file(file, path)
         np.testing.assert_array_equal(again.times, [0.0, 1.0, 2.0])
         np.testing.assert_array_equal(file["dimensions/x"], np.arange(8) / 4)
         assert file["t1_fields/velocity"].shape == (2, 3, 8, 8, 2)
@@ -93,7 +93,7 @@ def test_a_longer_block_goes_on_from_a_shorter_one(path, tmp_path):
     series = SeriesLayout(np.arange(9.0), LAYOUT.series.widths)
     longer = Layout(**{**vars(LAYOUT), "times": np.arange(5.0), "series": series})
     writer = BlockWriter(tmp_path / "working.h5", longer, {})
-    count, state = writer.go_on_from(path)
+    count, state = writer.continue_from(path)
     assert count == 3 and (state["w_hat"] == 1).all()
     assert (writer.file["t0_fields/closure"][0, :3, 0, 0] == [10.0, 11.0, 12.0]).all()
     writer.close()
@@ -108,7 +108,7 @@ def test_a_block_that_is_not_finite_or_of_another_layout_is_refused(path):
         writer.check(path)
     with h5py.File(path, "r+") as file:
         del file["t0_fields/closure"]
-    with pytest.raises(ValueError, match="other times or data sets than asked for"):
+    with pytest.raises(ValueError, match="other times or data sets than its layout"):
         writer.check(path)
 
 

@@ -297,7 +297,7 @@ def test_a_kill_while_publishing_loses_at_most_one_interval(
     number = 3 if "finish" not in where else 2
     assert f"{number} unit(s) done now, {4 - number} before" in done.stderr
     if number == 3:
-        assert "000002-000003: go on from step 80" in done.stderr  # of 80
+        assert "000002-000003: continue from step 80" in done.stderr  # of 80
     assert contents(run.data) == expected and not list(run.data.glob("*.part"))
     assert not list(run.units("generate").glob("*.restart"))
 
@@ -320,7 +320,7 @@ SHORT = ["rollout.t_end=0.3", "evaluate.lead_times=[0.1]"]
 @pytest.mark.parametrize(
     "before, told",
     [
-        (SHORT, "go on from step 60"),  # a longer horizon
+        (SHORT, "continue from step 60"),  # a longer horizon
         (["rollout.members=2"], "2 unit(s) done now, 2 before"),
     ],
 )
@@ -450,7 +450,7 @@ def test_redo_asks_and_without_an_answer_deletes_nothing(copy, environment):
         program, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert f"{run.data}: kept, nothing done; --yes deletes without asking" in done.stderr
+    assert f"{run.data}: not deleted; --yes deletes it without a question" in done.stderr
     done = subprocess.run(program, env=environment, capture_output=True, text=True, input="n\n")
     assert done.returncode == 1 and contents(run.data) == expected
 

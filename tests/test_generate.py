@@ -88,7 +88,7 @@ def test_growth_computes_only_what_is_missing(reference, hpc_closure_command, tm
         "generate", path, *grown, "generate.members=10", "generate.t_end=0.5"
     )
     assert longer.returncode == 0, longer.stderr
-    assert "go on from step 80" in longer.stderr
+    assert "continue from step 80" in longer.stderr
     assert members_of(tmp_path / "grown/data") == members_of(tmp_path / "whole/data")
 
 

@@ -168,7 +168,7 @@ def test_a_block_of_which_all_are_lost_fails_and_the_rest_is_not_tried(make, cap
     told = capfd.readouterr().err
     assert "all members of the block are lost at step " in told
     assert "lower generate.dt or raise generate.max_level" in told
-    assert "the first 2 unit(s) all came to nothing for one cause, the rest is not tried" in told
+    assert "the first 2 unit(s) all failed for one cause, so the rest is not tried" in told
     assert not list(folder.glob("*.h5"))
     assert len(list((folder.parent / ".units/generate").glob("*.error"))) == 2
 
@@ -280,7 +280,7 @@ def test_another_output_list_in_the_same_folder_is_refused(make):
         with pytest.raises(ValueError, match=f"made with other settings .*{key}.*change `name`"):
             make("run", *OUTPUTS[:1], change)
     (folder.parent / "config.yaml").unlink()  # the blocks know it themselves
-    with pytest.raises(ValueError, match="holds other outputs than asked for .*change `name`"):
+    with pytest.raises(ValueError, match="holds other outputs .*change `name`"):
         make("run", *OUTPUTS)
     assert members_of(folder) == before
 
@@ -290,7 +290,7 @@ def test_a_longer_run_with_all_outputs_goes_on_from_what_is_there(make, capfd):
     capfd.readouterr()
     longer = [*OUTPUTS, "generate.t_end=0.16", "generate.members=6"]
     make("run", *longer, verbosity=0)
-    assert "go on from step 12" in capfd.readouterr().err
+    assert "continue from step 12" in capfd.readouterr().err
     assert members_of(folder) == members_of(make("at_once", *longer))
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
     make("run", *OUTPUTS)  # a shorter one: nothing to do

@@ -159,7 +159,7 @@ def test_killed_they_go_on_to_the_same_bits(made, environment, hpc_closure_comma
             process.wait()
     done = hpc_closure_command(*words)
     assert done.returncode == 0, done.stderr
-    assert re.search("replicas 00000.-00000.: go on from step", log.read_text() + done.stderr)
+    assert re.search("replicas 00000.-00000.: continue from step", log.read_text() + done.stderr)
     assert contents(tmp_path / "small/replicas") == contents(run / "replicas")
 
 
@@ -169,7 +169,7 @@ def test_more_starts_and_a_later_end_compute_only_what_is_missing(made, tmp_path
     make(path, f"root={tmp_path}", *few)
     grown = make(path, f"root={tmp_path}")
     log = (grown / "logs/generate/main.log").read_text()
-    assert "replicas 000000-000003: go on from step" in log
+    assert "replicas 000000-000003: continue from step" in log
     assert contents(grown / "replicas") == contents(run / "replicas")
 
 

@@ -1,16 +1,23 @@
-"""Closures on a rung: a finer reduced solver whose starts know the modes of a coarser grid."""
+"""Starts of coupled runs: on a rung, which knows the modes of a coarser grid, and in replicas."""
+
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_generate_replicas import SMALL as REPLICAS
+from test_generate_replicas import make
 
-from hpc_closure.data.reader import CoupledEnsemble
+from hpc_closure.data import held_out
+from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.experiment import reading
 from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
-from hpc_closure.spectral.modes.grid import retained_modes, to_spectra
+from hpc_closure.rollout.block import coupled_run, start
+from hpc_closure.spectral.modes.grid import as_row, retained_modes, to_spectra
 from hpc_closure.train import verb as train
 
 COARSE = """
@@ -139,3 +146,152 @@ def test_what_cannot_be_is_one_line(made, changes, line):
     _, rung = made
     with pytest.raises(ValueError, match=line):
         reading.load(rung.folder / "config.yaml", changes)
+
+
+# ---- members that begin in the states of replicas ------------------------------------
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """(experiment file, its run folder) with data and replicas, nothing trained."""
+    folder = tmp_path_factory.mktemp("released")
+    path = folder / "small.yaml"
+    path.write_text(REPLICAS.format(root=folder / "runs"))
+    return path, make(path)
+
+
+AFTER = [
+    *("name=after", "use={data: coarse, model: coarse}", "evaluate.compare={plain: coarse}"),
+    *("rollout.after_release=0.32", "rollout.members=2", "evaluate.lead_times=[0.48, 0.96]"),
+]
+
+
+@pytest.fixture(scope="module")
+def after(made):
+    """The coarse run again, its members begun two stored times after the replicas' release."""
+    coarse, _ = made
+    experiment = reading.load(coarse.folder / "config.yaml", AFTER)
+    assert rollout.run(experiment) == 0
+    return experiment
+
+
+def own_replicas(replicas, rows, name, lead):
+    """A field of the replica of every (case, member) so long after the release."""
+    fields = replicas.read(name, replicas.index(lead))
+    return np.stack([fields[1 + member, replicas.cases.index(case)] for case, member in rows])
+
+
+def begun(experiment, data, previous):
+    """The coupled run of all rows at its start, with a closure that is not asked."""
+    conditions = {"history": 0, "previous": previous}
+    closure = SimpleNamespace(
+        config={"preset": "gaussian", "conditions": conditions}, meant=lambda interval: interval
+    )
+    rows = range(experiment.rollout.trajectories)
+    run = coupled_run(experiment, closure, DataSet(data), rows, "cpu")
+    start(run, DataSet(data), experiment)
+    return run
+
+
+@pytest.mark.parametrize("last", ["own", "moved"])
+def test_a_member_begins_as_its_replica_is_to_the_bit(released, last):
+    """State and last closures are those stored of replica 1 + m; nothing of them is moved."""
+    path, folder = released
+    words = [
+        "rollout.after_release=0.2",
+        "evaluate.lead_times=[0.3]",
+        f"rollout.last_closures={last}",
+    ]
+    experiment = reading.load(path, [*words, "model.conditions.previous=2"])
+    run, replicas = begun(experiment, folder / "data", 2), ensemble(experiment, "replicas")
+    assert len(run.rows) == 6 and run.step_index == round(2.2 / 4e-3)
+    for name, lead, there in (
+        ("model", 0.2, as_row(run.simulations["model"].state, 2)),
+        ("model", 0.2, as_row(run.simulations["none"].state, 2)),
+        ("closure", 0.1, run.drawn["model"][0]),
+        ("closure", 0.0, run.drawn["model"][1]),
+    ):
+        kept = own_replicas(replicas, run.rows, name, lead)
+        assert torch.equal(there, run._spectra(kept.astype(np.float64)))
+        assert (kept.std(0) > 0).all()
+
+
+def test_lead_times_count_from_the_release(made, after):
+    coupled, replicas = ensemble(after), ensemble(made[0], "replicas")
+    assert coupled.start == pytest.approx(replicas.start) and len(coupled.times) == 5
+    assert coupled.index(0.32) == 0 and coupled.index(0.96) == 4
+    rows = [(case, member) for member in (0, 1) for case in coupled.cases]
+    kept = own_replicas(replicas, rows, "model", 0.32)
+    for name in ("model", "none"):
+        fields = coupled.read(name, 0)
+        assert fields.shape == (2, 4, 24, 24)
+        assert np.allclose(fields.reshape(kept.shape), kept, atol=1e-5 * kept.std())
+
+
+def test_scores_are_against_the_same_truth_and_true_ensemble(made, after):
+    assert evaluate.run(after) == 0
+    scores = {
+        one.name: pd.read_csv(one.folder / "evaluate" / "scores.csv") for one in (made[0], after)
+    }
+
+    def value(run, method, score, lead=0.96):
+        rows = scores[run]
+        rows = rows[(rows.stage == "coupled") & (rows.method == method) & (rows.score == score)]
+        return rows[(rows.lead_time == lead) & rows["shell"].isna()]["value"].item()
+
+    assert value("after", "oracle", "crps") == value("coarse", "oracle", "crps")
+    for method in ("model", "none"):  # what is begun near the truth's law stays nearer to it
+        assert value("after", method, "crps") < value("coarse", method, "crps")
+    assert value("after", "none", "spread") > 0  # it begins in each member's state
+    assert "growth_10" in set(scores["coarse"].score) - set(scores["after"].score)
+    report = (after.folder / "evaluate" / "report.html").read_text()
+    assert "its coupled run has rollout.after_release=0.0, here 0.32" in report
+
+
+def test_of_a_second_data_set_its_own_replicas_are_read(made, after):
+    coarse, _ = made
+    words = ["name=second", "seed=77", "generate.members=4", "train.split=[0,0,1]"]
+    second = reading.load(coarse.folder / "config.yaml", words)
+    assert generate.run(second) == 0
+    tested = reading.load(after.folder / "config.yaml", ["name=tested", "use.test=second"])
+    held_out.check(tested)
+    run = begun(tested, second.folder / "data", 1)
+    kept = own_replicas(ensemble(second, "replicas"), run.rows, "model", 0.32)
+    there = as_row(run.simulations["model"].state, 2)
+    assert torch.equal(there, run._spectra(kept.astype(np.float64)))
+    shutil.rmtree(second.folder / "replicas")
+    with pytest.raises(ValueError, match="use.test=second: .*replicas are not complete"):
+        held_out.check(tested)
+
+
+def test_without_the_setting_no_hash_knows_it(made, after):
+    plain = reading.load(after.folder / "config.yaml", ["rollout.after_release=0"])
+    stages = ("generate", "replicas", "train", "rollout", "evaluate")
+    assert "after_release" not in str([plain.stage_settings(stage) for stage in stages])
+    differ = [one for one in stages if plain.stage_hash(one) != after.stage_hash(one)]
+    assert differ == ["rollout", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["rollout.after_release=-1"], "Input should be greater than or equal to 0"),
+        (["rollout.after_release=0.4"], "after_release=0.4 is not a multiple of 0.16; nearest"),
+        (["rollout.after_release=0.96"], "begins at 8.88, not before rollout.t_end=8.88"),
+        (["evaluate.lead_times=[0.32]"], "evaluate.lead_times: 0.32 is not after rollout.after_"),
+        (["replicas.members=0"], "begins in the states of replicas: set replicas.members"),
+        (["rollout.members=3"], "one of the 3 stands for the truth; at most 2"),
+        (["rollout.rungs=[{grid: 36, step: 4}]"], "not for rollout.rungs: replicas keep no unres"),
+        (["generate.record.grid=36", "reduced.known=24"], "is not for reduced.known: replicas "),
+        (["train.opponents=[mixture]", "use.model=null"], "is not for train.opponents"),
+        (["model.conditions.previous=3", "use.model=null"], "release alone; at least 0.48"),
+        (
+            ["use.model=null", "rollout.every=0.32", "evaluate.lead_times=[0.96]"],
+            "reads of the past=0.16 is not a multiple of 0.32",
+        ),
+    ],
+)
+def test_a_start_that_replicas_do_not_have_is_one_line(after, changes, line):
+    with pytest.raises(ValueError, match=line) as error:
+        reading.load(after.folder / "config.yaml", changes)
+    assert "\n" not in str(error.value)

@@ -509,6 +509,31 @@ def test_what_draws_nothing_is_run_once_for_all_members(monkeypatch, last):
     assert torch.equal(field_of(once), field_of(again))
 
 
+def test_members_that_begin_apart_are_run_each():
+    """Each from its own state and last closure, also where nothing is drawn; none, too."""
+    rollout = Rollout(references=("none",), after_release=1.0, last_closures="moved")
+    problem, rows = PROBLEM.replace(noise={"kind": "none"}), [(9, 0), (7, 0), (7, 1)]
+    settings = Coupling(problem, "subgrid", 32, 3, rollout, Memory(previous=1))
+    states = np.concatenate([start_state(steps) for steps in (200, 50, 100)])
+    closures = [0.1 * states[:, ::-1].copy()]
+    run = CoupledRun(settings, Damping(), rows, [7, 9])
+    run.start(states, 200, closures=closures)
+    transform = run.simulations["model"].transform
+    for name in ("model", "none"):
+        assert torch.equal(
+            run.simulations[name].state, transform.to_spectral(torch.as_tensor(states))
+        )
+    kept = run.drawn["model"][0]
+    assert torch.equal(kept, transform.to_spectral(torch.as_tensor(closures[0])))
+    run.advance(2)
+    alone = CoupledRun(settings, Damping(), rows[2:], [7])
+    alone.start(states[2:], 200, closures=[closures[0][2:]])
+    alone.advance(2)
+    for name in ("model", "none"):
+        assert torch.equal(run.fields()[name][2:], alone.fields()[name])
+    assert set(alone.fields()) == {"model", "none"}
+
+
 def field_of(run):
     return run.fields()["model"]
 

@@ -16,7 +16,7 @@ from hpc_closure.spectral.forcing import Forcing, RingForcing
 from hpc_closure.spectral.initial import Initial
 from hpc_closure.spectral.modes.grid import Grid, hermitian
 from hpc_closure.spectral.modes.transform import PRECISIONS, Transform
-from hpc_closure.spectral.noise.paths import Noise, RingNoise
+from hpc_closure.spectral.noise.laws import Noise, RingNoise
 from hpc_closure.spectral.problem import WITH_EXPLICIT_HALF, WITH_MEMORY, Numerics, Problem
 from hpc_closure.spectral.schemes import SCHEMES
 from hpc_closure.spectral.simulation import Simulation
@@ -229,7 +229,7 @@ def test_every_choice_of_a_recipe_is_there():
 @pytest.mark.parametrize("family", [Equation, Forcing, Noise, Initial])
 def test_every_kind_can_be_chosen_and_explains_itself(family):
     for name, kind in family.kinds.items():
-        chosen = family.model_validate({family.chooser: name})
+        chosen = family.model_validate({family.discriminator: name})
         assert type(chosen) is kind and kind.__doc__
         assert all(
             field.description

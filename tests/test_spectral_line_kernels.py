@@ -127,7 +127,7 @@ def test_wrong_functions_are_refused(monkeypatch):
     monkeypatch.setattr(advection, "_COMPARED", set())
     right = form.compiled.tendency
     monkeypatch.setattr(form.compiled, "tendency", lambda w, out: right(w, out).mul_(1 + 1e-9))
-    with pytest.raises(RuntimeError, match="remove what Numba keeps"):
+    with pytest.raises(RuntimeError, match="remove Numba.s cache"):
         form.tendency(random_state(grid), torch.empty(1, *grid.shape, 2, dtype=torch.float64))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpc_closure.spectral.modes.differentiable import TracedTransform, times_i
+from hpc_closure.spectral.modes.differentiable import DifferentiableTransform, times_i
 from hpc_closure.spectral.modes.grid import Grid, hermitian
 from hpc_closure.spectral.modes.transform import Transform
 
@@ -26,7 +26,7 @@ def matrices(request):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_as_the_solvers_transform(grid, matrices):
-    transform, own = TracedTransform(grid, LIKE, matrices), Transform(grid)
+    transform, own = DifferentiableTransform(grid, LIKE, matrices), Transform(grid)
     assert transform.by_matrices == (grid.dimensions == 2 and grid.size <= matrices)
     pairs, fields = pairs_and_fields(grid)
     expected = own.to_physical(torch.view_as_complex(pairs))
@@ -38,7 +38,7 @@ def test_as_the_solvers_transform(grid, matrices):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_transposed(grid, matrices):
-    transform = TracedTransform(grid, LIKE, matrices)
+    transform = DifferentiableTransform(grid, LIKE, matrices)
     pairs, fields = pairs_and_fields(grid)
     one = (transform.fields(pairs) * fields).sum()
     other = (pairs * transform.fields_transposed(fields)).sum()

@@ -7,8 +7,8 @@ import torch
 from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.counters import box_muller, key_of, standard_normals, uniform_bits
-from hpc_closure.spectral.noise.kinds import NoiseModel
-from hpc_closure.spectral.noise.paths import Noise, OrnsteinUhlenbeck, QWiener, RingNoise
+from hpc_closure.spectral.noise.draws import NoiseModel
+from hpc_closure.spectral.noise.laws import Noise, OrnsteinUhlenbeck, QWiener, RingNoise
 from hpc_closure.spectral.noise.rates import Rates
 
 PUBLISHED = {"amplitude": 5e-5, "draws": 10, "correlation": 0.005}

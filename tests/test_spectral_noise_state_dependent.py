@@ -181,7 +181,7 @@ def test_noise_hat_is_what_the_step_used(noise):
         told.advance(1, loud.noise_hat())
         loud.advance(1)
     torch.testing.assert_close(told.state, loud.state, rtol=0, atol=1e-15)
-    with pytest.raises(ValueError, match="follows the state"):
+    with pytest.raises(ValueError, match="state-dependent forcing"):
         loud.noise_hat(3)
 
 
@@ -196,7 +196,7 @@ def test_a_state_of_zero_has_plain_noise_and_equal_odds():
     plain = Simulation(problem_of({"kind": "q_wiener", **WIENER}), [0], 1).initialise()
     torch.testing.assert_close(sim.noise_hat(), plain.noise_hat(), rtol=1e-12, atol=1e-18)
     zero = Simulation(problem_of(REGIMES, initial={"kind": "zero"}), [0], 1).initialise()
-    assert zero.rates.response.probability(zero.start().whole()) == [0.5]
+    assert zero.rates.response.probability(zero.start().full_spectra()) == [0.5]
 
 
 # Paths that refine

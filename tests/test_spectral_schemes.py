@@ -137,7 +137,7 @@ def test_a_scheme_keeps_what_it_needs_of_past_steps(scheme):
             rows = slice(row, row + 1)
             other.step(copy[rows], part, other.make_registers(copy[rows]), rows)
     assert torch.equal(copy, w)
-    with pytest.raises(ValueError, match="keeps no older_hat"):
+    with pytest.raises(ValueError, match="needs no older_hat"):
         one.load(w, {**memory, "older_hat": w})
 
 

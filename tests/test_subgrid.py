@@ -96,7 +96,7 @@ def test_the_true_ensemble_begins_where_the_coupled_run_begins(run):
         sorted(folder.glob("block_*.h5")) for folder in (run.folder("replicas"), run.rollout)
     ]
     replicas, coupled = (CoupledEnsemble(paths) for paths in blocks)
-    replicas.take(coupled.cases)
+    replicas.select(coupled.cases)
     assert replicas.start == coupled.start == pytest.approx(2.0)
     there, here = (one.read("model", one.index(0.0)) for one in (replicas, coupled))
     assert np.array_equal(there, np.broadcast_to(there[:1], there.shape))

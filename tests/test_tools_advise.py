@@ -94,9 +94,9 @@ def test_a_late_lead_time_decides_nothing():
 
 def test_twins_come_together_at_the_rate_that_is_measured():
     times = [0.1 * index for index in range(13)]
-    found = advise.together(times, [math.exp(-1.5 * time) for time in times])
+    found = advise.time_to_converge(times, [math.exp(-1.5 * time) for time in times])
     assert found == pytest.approx(math.log(10) / 1.5)
-    assert advise.together(times, [1.0 + 0.01 * time for time in times]) == math.inf
+    assert advise.time_to_converge(times, [1.0 + 0.01 * time for time in times]) == math.inf
 
 
 @pytest.mark.parametrize(

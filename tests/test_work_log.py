@@ -77,7 +77,7 @@ def test_an_unwritable_file_is_told_once_and_the_work_goes_on(lines, tmp_path, c
         log.get().info("hello")
     assert len(read()) == 3
     told = capsys.readouterr().err
-    assert told == f"no more lines to {tmp_path}/main.log: Is a directory\n"
+    assert told == f"cannot write the log {tmp_path}/main.log: Is a directory\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
@@ -88,7 +88,7 @@ def test_a_full_disk_under_the_log_is_told_once(lines, capsys):
     log.setup()
     assert len(read()) == 3
     told = capsys.readouterr().err
-    assert told == "no more lines to /dev/full: No space left on device\n"
+    assert told == "cannot write the log /dev/full: No space left on device\n"
 
 
 def test_a_closed_stream_does_not_stop_the_work(tmp_path):

@@ -121,9 +121,9 @@ def test_an_error_of_one_rank_reaches_the_others_at_the_end_of_the_work(mpirun):
     code = """
 from hpc_closure.work import mpi
 world = mpi.world()
-error = world.settle(OSError(28, "full") if world.rank == 1 else None)
+error = world.agree_on_error(OSError(28, "full") if world.rank == 1 else None)
 assert isinstance(error, OSError) and error.errno == 28, error
-assert world.settle(None) is None
+assert world.agree_on_error(None) is None
 """
     done = mpirun(2, [sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
-"""What srun must be told before it starts the processes of one program, as lines for a shell:
+"""Print the environment variables that srun needs for one MPI program, as shell lines:
 
     eval "$(python3 -m hpc_closure.batch.environment)"
 
-Run inside the job, because that is where the MPI library and the nodes are known.
+Run it inside the job: only there the MPI library and the nodes are known.
 """
 
 import os
@@ -15,28 +15,29 @@ from hpc_closure.work import mpi
 
 
 def settings(library: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables to export.
+    """Return the variables to export.
 
     Args:
-        library: version text of the MPI library, "" for none.
+        library: version text of the MPI library; "" without one.
         environ: the job's environment.
     """
-    found = {
-        # Ranks leave one after another when they were told to stop; a crashed one aborts.
+    variables = {
+        # After a stop signal, ranks exit one after another; srun must not kill the rest. A
+        # crashed rank aborts the program through MPI.
         "SLURM_KILL_BAD_EXIT": "0",
         "SLURM_WAIT": "300",
         "SLURM_MPI_TYPE": environ.get("SLURM_MPI_TYPE") or mpi_type(library),
         **meeting_point(environ),
     }
-    # MPICH publishes UCX addresses in lines of up to 1100 characters, of which Slurm reads 1024:
-    # now and then MPI_Init fails. The addresses of the pip wheel's other transport are short.
+    # MPICH publishes UCX addresses in lines of up to 1100 characters, but Slurm reads 1024, so
+    # MPI_Init sometimes fails. The addresses of ofi, the pip wheel's other transport, are short.
     if "CRAY" not in library and all(word in library for word in ("MPICH", "ucx", "ofi")):
-        found["MPIR_CVAR_CH4_NETMOD"] = environ.get("MPIR_CVAR_CH4_NETMOD") or "ofi"
-    return found
+        variables["MPIR_CVAR_CH4_NETMOD"] = environ.get("MPIR_CVAR_CH4_NETMOD") or "ofi"
+    return variables
 
 
 def mpi_type(library: str) -> str:
-    """Which ``srun --mpi=...`` an MPI library speaks; that is no matter of the site."""
+    """Choose the value of ``srun --mpi=...``; the MPI library decides it, not the site."""
     if "Open MPI" in library:
         return "pmix"
     if "CRAY" in library:
@@ -45,9 +46,10 @@ def mpi_type(library: str) -> str:
 
 
 def meeting_point(environ: Mapping[str, str]) -> dict[str, str]:
-    """Where the processes of a training meet: the first node, no ssh and no host file.
+    """Choose the rendezvous of the training processes: a port of the job's first node.
 
-    A start after a requeue takes another port, for the old one may still be held.
+    It needs neither ssh nor a host file. A requeued job takes another port, because the old one
+    may still be in use.
     """
     try:
         nodes = subprocess.run(

@@ -1,12 +1,16 @@
-"""How a batch job ends: the one policy of what goes back to the queue.
+"""End of a batch job: decide whether the job is requeued, and requeue it.
 
-Exit code 75 (saved, not finished) does, at most ``HPC_CLOSURE_MAX_REQUEUES`` times, when the
-cluster sent SIGUSR2 (time limit or preemption) or the verb stopped by itself; not after a
-preemption that requeues by itself, nor after a bare SIGTERM, which is ``scancel`` unless the time
-is up. Of several processes the first one decides, when all of them have saved.
+A job is requeued if its exit code is 75 (saved, not finished) and it received SIGUSR2 (time limit
+or preemption) or stopped without a signal. It is not requeued
 
-Tasks that :mod:`hpc_closure.batch.submit` sent call :func:`settle`. A job submitted by hand puts
-its step under the same policy (slurm/example.sbatch):
+* more than ``HPC_CLOSURE_MAX_REQUEUES`` times;
+* after a preemption for which Slurm requeues the job itself;
+* after SIGTERM without SIGUSR2, which means ``scancel``, unless the time limit has passed.
+
+In a job of several processes, the first process requeues, after all have saved.
+
+Tasks of :mod:`hpc_closure.batch.submit` call :func:`settle`. A job submitted by hand runs its step
+through this module to get the same policy (slurm/example.sbatch):
 
     exec python3 -m hpc_closure.batch.requeue srun python3 -m hpc_closure generate x.yaml
 """
@@ -24,13 +28,17 @@ from collections.abc import Collection, Sequence
 from hpc_closure.work.stop import EXIT_STOPPED
 
 MAX_REQUEUES = "HPC_CLOSURE_MAX_REQUEUES"
-MOST = 20  # where the environment does not say
+MOST = 20  # limit where the environment variable is not set
 
 
-class Heard:
-    """Notes which signals arrive, whoever handles them."""
+class SignalRecorder:
+    """Record which signals arrive, independent of their handlers.
 
-    def __enter__(self) -> "Heard":
+    Attributes:
+        signals: signal numbers, complete when the context has been left.
+    """
+
+    def __enter__(self) -> "SignalRecorder":
         self.signals: set[int] = set()
         self._read, self._write = os.pipe()
         for end in (self._read, self._write):
@@ -47,34 +55,34 @@ class Heard:
 
 
 def settle(code: int, signals: Collection[int]) -> int:
-    """Send the job back to the queue where the policy says so; the code to exit with.
+    """Requeue the job if the policy allows it; returns the exit code of the process.
 
     Args:
         code: exit code of the verb.
-        signals: those that this process heard meanwhile.
+        signals: signals that this process received during the verb.
     """
     if code != EXIT_STOPPED or os.environ.get("SLURM_PROCID", "0") != "0":
         return code
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # all is saved: nothing left to stop
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # everything is saved; a signal has no use now
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    most = int(os.environ.get(MAX_REQUEUES) or MOST)
-    why = _refusal(signals, restarts, most)
-    if not why:
-        # before it is done, because Slurm may end us at once
-        _say(f"saved, not finished: back to the queue (requeue {restarts + 1} of at most {most})")
-        why = _requeue()
-    if why:
-        _say(f"saved, not requeued: {why}; in any case the same command continues")
+    limit = int(os.environ.get(MAX_REQUEUES) or MOST)
+    reason = _refusal(signals, restarts, limit)
+    if not reason:
+        # log before the requeue, because Slurm may kill this process at once
+        _log(f"saved, not finished: back to the queue (requeue {restarts + 1} of at most {limit})")
+        reason = _requeue()
+    if reason:
+        _log(f"saved, not requeued: {reason}; the same command continues the run")
     return EXIT_STOPPED
 
 
-def _refusal(signals: Collection[int], restarts: int, most: int) -> str:
-    """Why the job is not to be queued again, or ""."""
+def _refusal(signals: Collection[int], restarts: int, limit: int) -> str:
+    """Return why the job must not be requeued; "" if it may be."""
     if "SLURM_JOB_ID" not in os.environ:
         return "no job of Slurm's"
-    if signal.SIGTERM in signals and signal.SIGUSR2 not in signals and not _time_is_up():
+    if signal.SIGTERM in signals and signal.SIGUSR2 not in signals and not _past_time_limit():
         return "cancelled or killed"
-    if restarts >= most:
+    if restarts >= limit:
         return f"started {restarts + 1} times already (cluster.max_requeues)"
     if shutil.which("scontrol") is None:
         return "there is no scontrol on this node"
@@ -82,7 +90,7 @@ def _refusal(signals: Collection[int], restarts: int, most: int) -> str:
 
 
 def _requeue() -> str:
-    """Queue the job again; "" or why that failed."""
+    """Requeue the job; returns "" or why that failed."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -93,21 +101,24 @@ def _requeue() -> str:
     return ""
 
 
-def _time_is_up() -> bool:
-    """Whether the job is past its time limit: its warning was lost, for it had just started."""
+def _past_time_limit() -> bool:
+    """Return whether the job is past its time limit.
+
+    SIGTERM then comes from Slurm: the warning was lost because the job had just started.
+    """
     with contextlib.suppress(ValueError):
         return 0 < float(os.environ.get("SLURM_JOB_END_TIME") or 0) <= time.time()
     return False
 
 
 def _preempted_to_queue() -> bool:
-    """Whether this job is being preempted by a partition that requeues.
+    """Return whether this job is being preempted and its partition requeues preempted jobs.
 
-    Slurm then requeues a job that ends in its grace time; one that was also requeued by hand is
-    started once more after it has finished (seen with Slurm 24.11).
+    Slurm then requeues a job that ends within its grace time. If the job also requeued itself, it
+    would be started once more after it has finished (Slurm 24.11).
     """
 
-    def show(what: str, variable: str) -> str:
+    def show_field(what: str, variable: str) -> str:
         return subprocess.run(
             ["scontrol", "show", "-o", what, os.environ[variable]],
             text=True,
@@ -117,22 +128,22 @@ def _preempted_to_queue() -> bool:
         ).stdout
 
     with contextlib.suppress(OSError, subprocess.SubprocessError, KeyError):
-        preempted = re.search(r"\bPreemptTime=\d", show("job", "SLURM_JOB_ID"))
-        return bool(preempted) and "PreemptMode=REQUEUE" in show(
+        preempted = re.search(r"\bPreemptTime=\d", show_field("job", "SLURM_JOB_ID"))
+        return bool(preempted) and "PreemptMode=REQUEUE" in show_field(
             "partition", "SLURM_JOB_PARTITION"
         )
     return False
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     job = os.environ.get("SLURM_JOB_ID", "?")
     print(f"[{time.strftime('%F %T')} job {job}] {line}", file=sys.stderr, flush=True)
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a job's step, hand the warning on to it, and end as :func:`settle` says.
+    """Run the step of a job, forward SIGUSR2 to it, then :func:`settle`; returns the exit code.
 
-    SIGTERM is only noted: Slurm sends it to the step itself.
+    SIGTERM is recorded but not forwarded, because Slurm sends it to the step itself.
     """
     step: subprocess.Popen | None = None
 
@@ -142,10 +153,10 @@ def run(command: Sequence[str]) -> int:
 
     signal.signal(signal.SIGUSR2, warn)
     signal.signal(signal.SIGTERM, lambda *_: None)
-    with Heard() as heard:
+    with SignalRecorder() as recorder:
         step = subprocess.Popen(command)
         code = step.wait()
-    return settle(code if code >= 0 else 128 - code, heard.signals)
+    return settle(code if code >= 0 else 128 - code, recorder.signals)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Site profiles: what a cluster wants to hear from a batch job, as data.
+"""Site profiles: the batch options of a cluster, as YAML.
 
-A profile is one YAML file, ``slurm/profiles/<name>.yaml`` in the checkout or the working folder,
-or any path. It says nothing about the science: the experiment names it (``cluster.profile``), and
-every key has a default that suits a plain cluster.
+A profile is a file ``slurm/profiles/<name>.yaml`` in the checkout or the working folder, or any
+path. The experiment names it (``cluster.profile``). A profile does not affect results, and every
+key has a default that suits a plain cluster.
 """
 
 import difflib
@@ -24,13 +24,13 @@ def _a_duration(text: str) -> str:
 Count = Annotated[int, Field(ge=1)]
 Duration = Annotated[str, AfterValidator(_a_duration)]
 Stage = Literal["generate", "train", "rollout", "evaluate"]
-# Folders that a compute node does not share with the others.
+# Folders that usually lie on a disk of the node, invisible to other nodes.
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Settings(BaseModel):
-    """What may differ from stage to stage, all of it optional."""
+    """Batch options that may differ between stages; all are optional."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
@@ -49,14 +49,14 @@ class Settings(BaseModel):
 
     @property
     def devices(self) -> int:
-        """GPUs of one node."""
+        """GPUs per node."""
         if self.gpus_per_node is not None:
             return self.gpus_per_node
         found = re.search(r"\bgpu(?::[A-Za-z][^:,]*)?(?::(\d+))?", self.gres or "")
         return int(found.group(1) or 1) if found else 0
 
     def options(self) -> dict[str, str | int | bool]:
-        """As sbatch options: ``{"account": "x", "gpus-per-node": 4, ...}``."""
+        """Return sbatch options, ``{"account": "x", "gpus-per-node": 4, ...}``."""
         names = (
             "account",
             "partition",
@@ -74,9 +74,9 @@ class Settings(BaseModel):
 
 
 class Profile(Settings):
-    """A site.
+    """Batch options of a site.
 
-    ``stages`` states what differs for one stage, for example a GPU partition for ``train``.
+    ``stages`` overrides options for a stage, for example a GPU partition for ``train``.
     """
 
     name: str = "none"
@@ -93,32 +93,32 @@ class Profile(Settings):
     stages: dict[Stage, Settings] = {}
 
     def for_stage(self, stage: Stage) -> "Profile":
-        """This profile with what ``stages`` says about ``stage``."""
-        own = self.stages.get(stage)
-        if own is None:
+        """Return this profile with the overrides of ``stage`` applied."""
+        overrides = self.stages.get(stage)
+        if overrides is None:
             return self
-        changes = {name: getattr(own, name) for name in own.model_fields_set}
+        changes = {name: getattr(overrides, name) for name in overrides.model_fields_set}
         if "extra" in changes:
-            changes["extra"] = {**self.extra, **own.extra}
-        # A stage that names its devices replaces them, however the profile named them.
+            changes["extra"] = {**self.extra, **overrides.extra}
+        # gres and gpus_per_node are two ways to request GPUs: an override of one resets both
         if {"gres", "gpus_per_node"} & set(changes):
             changes = {"gres": None, "gpus_per_node": None} | changes
         return self.model_copy(update=changes)
 
     def shell_lines(self) -> list[str]:
-        """What a job's shell runs before anything else."""
+        """Return the shell lines that a job runs first."""
         modules = [f"module load {' '.join(self.modules)}"] if self.modules else []
         return modules + self.setup
 
 
 def _folders() -> list[Path]:
-    here = Path("slurm/profiles").absolute()
+    working_folder = Path("slurm/profiles").absolute()
     shipped = _CHECKOUT / "slurm" / "profiles"
-    return [here] if here == shipped else [here, shipped]
+    return [working_folder] if working_folder == shipped else [working_folder, shipped]
 
 
 def profiles() -> list[str]:
-    """Names of the profiles that are found by name."""
+    """List the names of all profiles in the search folders."""
     return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
 
 
@@ -131,8 +131,8 @@ def _find(name_or_path: str) -> Path:
     for folder in _folders():
         if (folder / f"{name_or_path}.yaml").is_file():
             return folder / f"{name_or_path}.yaml"
-    near = difflib.get_close_matches(name_or_path, profiles(), 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    similar = difflib.get_close_matches(name_or_path, profiles(), 1)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
     raise ValueError(
         f"profile {name_or_path}: not in {' or '.join(map(str, _folders()))} "
         f"({', '.join(profiles()) or 'empty'}){hint}"
@@ -140,10 +140,10 @@ def _find(name_or_path: str) -> Path:
 
 
 def load_profile(name_or_path: str | Path | None) -> Profile:
-    """Read a site profile; None is a cluster that needs no settings.
+    """Read a site profile; None gives the defaults.
 
     Raises:
-        ValueError: not found, or a key, type or range is wrong; one line that names it.
+        ValueError: there is no such profile, or a key, type or range is wrong; one line.
     """
     if name_or_path is None:
         return Profile.model_validate({})

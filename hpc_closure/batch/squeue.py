@@ -1,6 +1,7 @@
-"""Which units were submitted, and what the queue says about them.
+"""Record submissions, and ask squeue which submitted units are pending or running.
 
-Decoration: what is done and what runs is in the files of the run.
+This is information for the user. Correctness does not depend on it: the files of the run show
+which units are done and which are being computed.
 """
 
 import os
@@ -14,8 +15,8 @@ from hpc_closure.experiment.folder import Run
 from hpc_closure.work import atomic, log
 from hpc_closure.work.units import members_of
 
-# Nobody but a person moves such a job, so its units are to be submitted again: its node died while
-# it was started, it was requeued too often, a job before it failed.
+# Reasons of pending jobs that never start without a person: the node died at launch, the job was
+# requeued too often, or a job that it depends on failed. Their units must be submitted again.
 _STUCK = (
     "launch failed requeued held",
     "JobHoldMaxRequeue",
@@ -33,10 +34,15 @@ def record(
     log: Path | str,
     executor: str = "slurm",
 ) -> None:
-    """Note a submission in the run folder: how we know later what the queue's jobs are.
+    """Append a submission to the run folder, to match the queue's jobs with units later.
 
     Args:
-        tasks: units of task 0, 1, ... of the job; of a job that is no array, one entry.
+        run: the run folder.
+        stage: the submitted stage.
+        job: id of the job.
+        tasks: units of task 0, 1, ... of the array; one entry for a job that is no array.
+        log: pattern of the log files.
+        executor: ``slurm`` or ``local``.
     """
     atomic.append_jsonl(
         run.submissions(stage),
@@ -51,10 +57,10 @@ def record(
 
 
 def queued(run: Run, stages: Iterable[str], timeout: float = 10.0) -> dict[str, dict[str, str]]:
-    """Units that the queue still lists: ``{stage: {unit: "pending" or "running"}}``.
+    """List the units in the queue, ``{stage: {unit: "pending" or "running"}}``.
 
-    At most one call of squeue, none without submissions; empty when there is no Slurm or it does
-    not answer. Jobs that will never start by themselves are left out.
+    Calls squeue once, or not at all if nothing was submitted. Returns no units if there is no
+    Slurm or it does not answer. Skips jobs that never start without a person.
     """
     found: dict[str, dict[str, str]] = {stage: {} for stage in stages}
     submissions = {
@@ -80,8 +86,8 @@ def queued(run: Run, stages: Iterable[str], timeout: float = 10.0) -> dict[str, 
         log.get().debug(f"squeue did not answer: {error}")
         return found
     for line in answer.splitlines():
-        word, state, reason = [*line.strip().split(" ", 2), "", ""][:3]
-        match = _ID.fullmatch(word)
+        array_id, state, reason = [*line.strip().split(" ", 2), "", ""][:3]
+        match = _ID.fullmatch(array_id)
         if match and match["job"] in submissions and reason.replace("_", " ") not in _STUCK:
             label = "pending" if state in ("PENDING", "REQUEUED") else "running"
             stage, tasks = submissions[match["job"]]
@@ -91,17 +97,23 @@ def queued(run: Run, stages: Iterable[str], timeout: float = 10.0) -> dict[str, 
 
 
 def queued_units(run: Run, stage: str = "rollout", timeout: float = 10.0) -> dict[str, str]:
-    """Units of one stage that the queue lists."""
+    """List the units of one stage in the queue, ``{unit: "pending" or "running"}``."""
     return queued(run, [stage], timeout)[stage]
 
 
 def queued_members(run: Run, stage: str = "rollout") -> set[int]:
-    """Members of the units of one stage that the queue lists."""
+    """List the members of all units of one stage in the queue."""
     return members_of(queued_units(run, stage))
 
 
 def _listed(task: str | None, tasks: str | None, number: int) -> list[int]:
-    """Tasks named by ``12_3``, by ``12_[0-4,7,10-20:5%2]``, or by ``12`` alone: all."""
+    """List the task numbers in squeue's job ids ``12_3``, ``12_[0-4,7,10-20:5%2]`` or ``12``.
+
+    Args:
+        task: the number after the underscore, or None.
+        tasks: the text in brackets, or None.
+        number: tasks of the array; a plain ``12`` names all of them.
+    """
     if task is None and (tasks is None or "..." in tasks):
         return list(range(number))
     listed: list[int] = []

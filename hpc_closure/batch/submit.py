@@ -1,16 +1,16 @@
-"""Any verb as batch jobs: the only module that knows submitit.
+"""Submit verbs as batch jobs; the only module that imports submitit.
 
-A rollout becomes arrays of tasks that share its units, every other verb one job; submitit sends
-them off, and we return at once. A task carries names only (experiment file, units): what is left
-to do is read from the run folder when it starts, so a requeued, repeated or duplicated task is
-harmless, and nobody ever waits for a result.
+A rollout becomes job arrays whose tasks share its units; every other verb becomes one job.
+:func:`submit` returns as soon as the jobs are queued. A task carries names only (experiment file,
+units) and reads from the run folder what is left to do when it starts. A requeued, repeated or
+duplicated task is therefore harmless.
 
     request = Request.of(experiment, run, ["000000-000019", "000020-000039"], run_units)
     print(cost(request), *batch_text(request), sep="\n")
     for submission in submit(request):
         print(submission)
 
-How a task ends is the matter of :mod:`hpc_closure.batch.requeue`.
+:mod:`hpc_closure.batch.requeue` decides how a task ends.
 """
 
 import contextlib
@@ -33,31 +33,34 @@ from hpc_closure.batch.squeue import record
 from hpc_closure.experiment.duration import check_lead, seconds
 from hpc_closure.experiment.folder import Run
 
-Task = tuple[str, ...]  # names of units that one task works through
+Task = tuple[str, ...]  # names of the units that one task computes in turn
 Work = Callable[[str, list[str]], int]  # (experiment file, units) -> exit code
 
-ARRAYS = ("rollout",)  # stages whose units are shared out among the tasks of job arrays
-PROGRAMS = ("generate", "train")  # stages that are one program of many processes
+ARRAYS = ("rollout",)  # stages that run as job arrays, their units distributed over the tasks
+PROGRAMS = ("generate", "train")  # stages that run as one program of many processes
 
-# Settings that the experiment and the profile both know; the experiment wins where it states one.
+# Settings of both the experiment and the profile; a value stated in the experiment wins.
 _SHARED = ("walltime", "signal_lead", "throttle", "max_requeues")
-_A_YEAR = 365 * 24 * 60  # minutes: a machine of one's own sets no limit
+_A_YEAR = 365 * 24 * 60  # minutes; submitit requires a limit, local processes have none
 
 
 @dataclass(frozen=True)
 class Request:
-    """All that is needed to submit a stage.
+    """A stage to submit, with all settings.
 
     Attributes:
         run: the run folder; the tasks read its ``config.yaml``.
         units: names of the units to run, in order.
-        work: what a task does; travels by its name, so it must be importable in the job.
-        profile: the site, already narrowed to the stage.
-        walltime, signal_lead: seconds.
+        work: function that a task calls; pickled by name, so it must be importable in the job.
+        profile: the site's profile for this stage.
+        stage: the stage.
+        walltime: limit of a job, seconds.
+        signal_lead: time between the warning signal and the limit, seconds.
         throttle: tasks that may run at once, over all arrays.
-        units_per_task: units that one task of an array works through.
-        devices: GPUs of a node.
-        after: ids of jobs that must have succeeded, with colons between them.
+        max_requeues: how often a job may be requeued.
+        units_per_task: units per task of an array.
+        devices: GPUs per node.
+        after: ids of jobs that must succeed first, joined by colons.
     """
 
     run: Run
@@ -91,17 +94,17 @@ class Request:
         stage: Stage = "rollout",
         profile: Profile | None = None,
     ) -> "Request":
-        """The request for ``units`` (or their names) of an experiment.
+        """Build the request for ``units`` (or their names) of an experiment.
 
         Raises:
-            ValueError: unknown profile, or a signal lead that is too long.
+            ValueError: the profile does not exist, or the signal lead is too long.
         """
         cluster = experiment.cluster
         site = (profile or load_profile(cluster.profile)).for_stage(stage)
         shared = {}
         for name in _SHARED:
             own = getattr(site, name)
-            # The experiment's walltime is that of a rollout task.
+            # cluster.walltime of the experiment is the limit of a rollout task
             stated = name in cluster.model_fields_set and (name != "walltime" or stage in ARRAYS)
             shared[name] = getattr(cluster, name) if stated or own is None else own
         for name in ("walltime", "signal_lead"):
@@ -119,7 +122,7 @@ class Request:
 
     @property
     def arrays(self) -> list[list[Task]]:
-        """Tasks of every job array; a job that is no array is one of a single task."""
+        """List the tasks of every job array; a plain job counts as an array of one task."""
         if self.stage in ARRAYS:
             return plan_arrays(self.units, self.units_per_task, self.profile.max_array)
         return [[self.units]] if self.units else []
@@ -130,28 +133,28 @@ class Request:
 
     @property
     def processes(self) -> int:
-        """Processes on every node."""
+        """Processes per node."""
         return (self.profile.ntasks_per_node or 1) if self.stage in PROGRAMS else 1
 
     @property
     def folder(self) -> Path:
-        """Where submitit keeps its job files and where the logs go."""
+        """Folder of submitit's job files and of the logs."""
         return self.run.logs / self.stage / "jobs"
 
     def log(self, array: bool) -> Path:
-        """Log of a task, in sbatch's pattern; all its processes write there."""
+        """Return the log path of a task as an sbatch pattern; all its processes write to it."""
         pattern = str(JobPaths(self.folder).stdout).replace("%t", "0")
         return Path(pattern.replace("%j", "%A_%a") if array else pattern)
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A job array (or single job, or local process) that was handed over.
+    """A submitted job array, single job, or local process.
 
     Attributes:
-        job: its id.
-        tasks: the units of each of its tasks.
-        log: logs of its tasks, ``%a`` for the number of the task.
+        job: id of the job.
+        tasks: units of each task.
+        log: path of the logs, with ``%a`` for the task number.
     """
 
     job: str
@@ -164,39 +167,39 @@ class Submission:
 
 @dataclass(frozen=True)
 class Payload:
-    """What a task does. It holds no progress: the requeued task and the first one are the same."""
+    """The call that a task makes; without progress, so that a requeued task can repeat it."""
 
     work: Work
     config_path: str
     units: Task
 
     def __call__(self) -> None:
-        # Until the verb sets a handler of its own there is nothing to save.
+        # until the verb installs its handler there is nothing to save
         signal.signal(signal.SIGUSR2, lambda *_: sys.exit(requeue.EXIT_STOPPED))
-        with requeue.Heard() as heard:
+        with requeue.SignalRecorder() as recorder:
             try:
                 code = self.work(self.config_path, list(self.units)) or 0
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
-        code = requeue.settle(code, heard.signals)
+        code = requeue.settle(code, recorder.signals)
         if code:
             sys.exit(code)
 
 
 def plan_arrays(units: Sequence[str], per_task: int, max_array: int) -> list[list[Task]]:
-    """Units as tasks of ``per_task``, tasks as arrays of at most ``max_array``, in order.
+    """Group units into tasks of ``per_task``, and tasks into arrays of at most ``max_array``.
 
     >>> plan_arrays(["a", "b", "c", "d", "e"], per_task=2, max_array=2)
     [[('a', 'b'), ('c', 'd')], [('e',)]]
     """
     if per_task < 1 or max_array < 1:
         raise ValueError(f"per_task={per_task}, max_array={max_array}: expected at least 1")
-    tasks = [tuple(units[at : at + per_task]) for at in range(0, len(units), per_task)]
-    return [tasks[at : at + max_array] for at in range(0, len(tasks), max_array)]
+    tasks = [tuple(units[index : index + per_task]) for index in range(0, len(units), per_task)]
+    return [tasks[index : index + max_array] for index in range(0, len(tasks), max_array)]
 
 
 class _Slurm(submitit.SlurmExecutor):
-    """submitit's Slurm executor, which can also be made where there is no Slurm."""
+    """submitit's Slurm executor, usable without Slurm to print batch scripts."""
 
     @classmethod
     def name(cls) -> str:
@@ -217,7 +220,7 @@ def _slurm(request: Request, throttle: int) -> _Slurm:
         options["kill-on-invalid-dep"] = "yes"
     setup = [
         *profile.shell_lines(),
-        # srun stopped taking this from sbatch in Slurm 22.05.
+        # since Slurm 22.05, srun does not inherit this option from sbatch
         "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
         f"export {requeue.MAX_REQUEUES}={request.max_requeues}",
@@ -228,7 +231,7 @@ def _slurm(request: Request, throttle: int) -> _Slurm:
         srun = [f"--output={request.log(array=False)}"]
         srun += [] if profile.mpi == "auto" else [f"--mpi={profile.mpi}"]
     else:
-        # A task is one process without MPI, whatever MpiDefault of the site expects.
+        # a task is one process without MPI, whatever the site's MpiDefault is
         srun = ["--mpi=none"]
     executor = _Slurm(request.folder, python=profile.python)
     executor.update_parameters(
@@ -239,7 +242,7 @@ def _slurm(request: Request, throttle: int) -> _Slurm:
         signal_delay_s=int(request.signal_lead),
         array_parallelism=throttle,
         stderr_to_stdout=True,
-        wckey=profile.wckey,  # submitit's own default is refused by many sites
+        wckey=profile.wckey,  # many sites refuse submitit's default
         setup=setup,
         srun_args=srun,
         additional_parameters=options,
@@ -248,15 +251,15 @@ def _slurm(request: Request, throttle: int) -> _Slurm:
 
 
 def _jobs(request: Request) -> Iterator[tuple[list[Task], _Slurm]]:
-    """Every job array and the executor for it; the throttle is shared out, at least one each."""
+    """Yield every job array with its executor; divides the throttle, at least 1 per array."""
     arrays = request.arrays
-    for at, tasks in enumerate(arrays):
-        share = request.throttle // len(arrays) + (at < request.throttle % len(arrays))
+    for index, tasks in enumerate(arrays):
+        share = request.throttle // len(arrays) + (index < request.throttle % len(arrays))
         yield tasks, _slurm(request, max(1, share))
 
 
 def batch_text(request: Request) -> list[str]:
-    """The exact batch script of every array; needs no Slurm and writes nothing."""
+    """Return the batch script of every array; needs no Slurm and writes no file."""
     texts = []
     for tasks, executor in _jobs(request):
         if len(tasks) > 1:
@@ -266,26 +269,26 @@ def batch_text(request: Request) -> list[str]:
 
 
 def cost(request: Request) -> str:
-    """What the submission costs at most, in one line."""
-    number, what = request.nodes, "node"
+    """Describe the upper bound of the cost of a submission, in one line."""
+    number, noun = request.nodes, "node"
     if request.stage in ARRAYS:
-        number, what = sum(map(len, request.arrays)), "task"
-    each, unit = request.devices, "GPU"
-    if not each:
-        each, unit = request.processes * (request.profile.cpus_per_task or 1), "core"
+        number, noun = sum(map(len, request.arrays)), "task"
+    per_noun, unit = request.devices, "GPU"
+    if not per_noun:
+        per_noun, unit = request.processes * (request.profile.cpus_per_task or 1), "core"
     hours = request.walltime / 3600
     return (
-        f"{number} {what}{'s' * (number != 1)} x {hours:.3g} h x {each} {unit}"
-        f"{'s' * (each != 1)} <= {number * hours * each:.6g} {unit}-hours"
+        f"{number} {noun}{'s' * (number != 1)} x {hours:.3g} h x {per_noun} {unit}"
+        f"{'s' * (per_noun != 1)} <= {number * hours * per_noun:.6g} {unit}-hours"
     )
 
 
 def check_place(request: Request) -> None:
-    """Raise where a job could not be sent from, or would not find its run.
+    """Check that jobs can be submitted here and that they will see the run folder.
 
     Raises:
-        ValueError: the run folder is on a disk that other nodes do not see.
-        RuntimeError: no Slurm here.
+        ValueError: the run folder is on a disk of this node.
+        RuntimeError: there is no Slurm on this machine.
     """
     root = request.run.root.resolve()
     for folder in request.profile.node_local:
@@ -303,15 +306,16 @@ def check_place(request: Request) -> None:
 
 
 def submit(request: Request, executor: str = "slurm") -> list[Submission]:
-    """Hand the units over and return at once.
+    """Submit the units and return without waiting for them.
 
     Args:
-        executor: "slurm", or "local" for processes on this machine (then as many tasks as it
-            can run at once).
+        request: the stage to submit.
+        executor: "slurm", or "local" for processes on this machine, as many as it has GPUs, else
+            cores.
 
     Raises:
-        ValueError: the run folder is on a node's own disk.
-        RuntimeError: no Slurm here, or it refused; what was accepted before is recorded.
+        ValueError: the run folder is on a disk of this node.
+        RuntimeError: there is no Slurm here, or it refused; jobs accepted before are recorded.
     """
     if not request.units:
         return []
@@ -323,7 +327,7 @@ def submit(request: Request, executor: str = "slurm") -> list[Submission]:
     sent: list[Submission] = []
     for tasks, slurm in _jobs(request):
         try:
-            # without the settings of the job that we may be running in
+            # inside a job, sbatch would inherit that job's settings
             with clean_env() if "SLURM_JOB_ID" in os.environ else contextlib.nullcontext():
                 jobs = slurm.submit_array([_payload(request, task) for task in tasks])
         except Exception as error:
@@ -342,26 +346,29 @@ def _payload(request: Request, task: Task) -> Payload:
 def _refused(error: Exception, sent: list[Submission]) -> str:
     lines = [line for line in str(error).splitlines() if "sbatch: error" in line]
     reason = (lines or str(error).strip().splitlines())[-1].strip()
-    before = ", ".join(one.job for one in sent)
-    if before:
-        reason += f" (accepted before: {before}; the same command submits the rest later)"
+    accepted = ", ".join(submission.job for submission in sent)
+    if accepted:
+        reason += f" (accepted before: {accepted}; the same command submits the rest later)"
     return f"sbatch refused: {reason}"
 
 
 @contextlib.contextmanager
 def _quiet_children():
-    """Give processes started here no pipe of ours: whoever reads our words would wait for them."""
+    """Redirect stdout and stderr of child processes to /dev/null.
+
+    A child that inherited our pipe would keep it open, and its reader would wait for the child.
+    """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    kept, null = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    saved, null = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 1)
         os.dup2(null, 2)
         yield
     finally:
-        for number, own in zip((1, 2), kept):
+        for number, own in zip((1, 2), saved):
             os.dup2(own, number)
-        for handle in (*kept, null):
+        for handle in (*saved, null):
             os.close(handle)
 
 

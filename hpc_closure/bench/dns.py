@@ -195,7 +195,7 @@ class _Ranks:
 
     def meet(self) -> None:
         if self.world.comm is not None:
-            self.world.everybody(float("inf"))
+            self.world.all_arrive(float("inf"))
 
     def largest(self, value: float) -> float:
         return max(self.world.allgather(value))

@@ -59,7 +59,9 @@ def run(
     folder = Run.of(experiment)
     data = DataSet(HeldOut.of(experiment).run.data)
     closure = artifact.load(folder.model).to(device)
-    rollout = experiment.rollout.model_copy(update={"references": ("none",), "rungs": ()})
+    rollout = experiment.rollout.model_copy(
+        update={"references": ("none",), "rungs": (), "after_release": 0.0}
+    )
     experiment = experiment.model_copy(update={"rollout": rollout})
     cases = None
     if part != "test":

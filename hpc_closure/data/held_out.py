@@ -1,31 +1,32 @@
-"""Trajectories that no training sees: the starts, their truth and the snapshots that are scored.
+"""Trajectories that no training uses: the starts, their truth and the snapshots that are scored.
 
-They are the test members of a run's own data or, with ``use.test``, all members of a second data
-set: the same problem drawn by another seed, on which nothing was fitted and nothing chosen.
+They are the test members of a run's data or, with ``use.test``, all members of a second data set.
+That set is the same problem drawn by another seed; nothing was fitted or chosen on it.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_closure.experiment import reading
+from hpc_closure.experiment.checks import check_members
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run, run_at
 from hpc_closure.experiment.schema import Experiment, Replicas
 from hpc_closure.work.units import Ledger
 
-ALL = (0.0, 0.0, 1.0)  # the split of a data set whose members are all for tests
+ALL = (0.0, 0.0, 1.0)  # split of a data set whose members are all for tests
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Where starts, truth and snapshots are from.
+    """The source of starts, truth and snapshots.
 
     Attributes:
-        experiment: that made the data.
+        experiment: experiment that made the data.
         run: its folder.
-        split: shares by which :class:`~hpc_closure.data.reader.DataSet` chooses the members.
-        replicas: what is read of the true ensemble; none of it with 0 members.
-        second: what ``use.test`` names; "" where the data are the run's own.
+        split: shares by which :class:`~hpc_closure.data.reader.DataSet` splits the members.
+        replicas: settings of the true ensemble that is read; none is read with 0 members.
+        second: name in ``use.test``; "" if the data are those of the run.
     """
 
     experiment: Experiment
@@ -36,47 +37,55 @@ class HeldOut:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "HeldOut":
-        """Of an experiment. ValueError where ``use.test`` names no run."""
+        """Return the held-out trajectories of an experiment.
+
+        Raises:
+            ValueError: ``use.test`` names no run.
+        """
         name, run = experiment.use.test, Run.of(experiment)
         if not name:
             return cls(experiment, run, experiment.train.split, experiment.replicas)
-        there = run_at(experiment.folder, name)
-        if there is None or not there.config.exists():
+        second_run = run_at(experiment.folder, name)
+        if second_run is None or not second_run.config.exists():
             raise ValueError(
-                f"use.test={name}: no run of this name under {run.root.parent}, and no folder of "
-                f"one; `hpc-closure generate EXPERIMENT name={name} seed=... "
+                f"use.test={name}: no run of this name under {run.root.parent}, nor the folder "
+                f"of a run; `hpc-closure generate EXPERIMENT name={name} seed=... "
                 "train.split=[0,0,1]` makes it"
             )
-        other = reading.load(there.config)
-        # the folder may have been moved
-        other_run = replace(Run.of(other), root=there.root)
+        other = reading.load(second_run.config)
+        # the folder may have been moved since the run
+        other_run = replace(Run.of(other), root=second_run.root)
         replicas = other.replicas if experiment.replicas.members else Replicas()
         return cls(other, other_run, ALL, replicas, name)
 
     @property
     def seed(self) -> int:
-        """Of the data: what keys the noise of their trajectories."""
+        """Return the seed of the data, which keys the noise of their trajectories."""
         return self.experiment.seed
 
     @property
     def number(self) -> int:
-        """Members that may be a start, if none diverged."""
+        """Return the number of members that can be a start if none diverged."""
         return int(self.experiment.generate.members * self.split[2] + 1e-9)
 
     @property
     def paths(self) -> list[Path]:
-        """Blocks of a second data set and of its replicas."""
+        """Return the block files of a second data set and of its replicas."""
         stages = ("generate", "replicas") if self.second else ()
-        return [path for one in stages for path in self.run.folder(one).glob("block_*.h5")]
+        return [path for stage in stages for path in self.run.folder(stage).glob("block_*.h5")]
 
     def books(self, stage: str) -> Ledger:
-        """Of ``generate`` or ``replicas``."""
-        books = Ledger.of(self.experiment, stage)
-        books.run = self.run
-        return books
+        """Return the ledger of ``generate`` or ``replicas``."""
+        ledger = Ledger.of(self.experiment, stage)
+        ledger.run = self.run
+        return ledger
 
     def in_words(self, trajectories: int | None = None) -> str:
-        """Which data set it is; ``trajectories`` is their number, all by default."""
+        """Describe the data set for the log and the report.
+
+        Args:
+            trajectories: number of its trajectories; by default all.
+        """
         number = self.number if trajectories is None else trajectories
         if self.second:
             return (
@@ -87,11 +96,11 @@ class HeldOut:
 
 
 def check(experiment: Experiment) -> HeldOut:
-    """The trajectories that ``rollout`` and ``evaluate`` read.
+    """Return the trajectories that ``rollout`` and ``evaluate`` read, after checking them.
 
     Raises:
         ValueError: there are fewer than ``rollout.cases``; or the second data set is of another
-            problem, of the seed that trained, or not whole.
+            problem, has the seed of the training data, or is incomplete.
     """
     held = HeldOut.of(experiment)
     if held.second:
@@ -109,27 +118,35 @@ def check(experiment: Experiment) -> HeldOut:
             "to start from: lower it, or raise the members or the test share"
         )
     if held.second:
-        _check_whole(held, experiment)
+        _check_complete(held, experiment)
+    if experiment.rollout.after_release:
+        check_members(experiment, held.replicas.members)
+        books = held.books("replicas")
+        if reason := books.incomplete(books.survey()):
+            raise ValueError(f"rollout.after_release: {reason}")
     return held
 
 
 def _check_problem(held: HeldOut, experiment: Experiment) -> None:
-    """The second data set must be the same problem, drawn by a seed that trained nothing."""
+    """Raise ValueError unless the second data set is the same problem drawn by another seed."""
     key, other = f"use.test={held.second}", held.experiment
-    theirs, here = (one.stage_settings("generate") for one in (other, experiment))
-    for settings in (theirs, here):
+    second_settings, own_settings = (
+        each.stage_settings("generate") for each in (other, experiment)
+    )
+    for settings in (second_settings, own_settings):
         del settings["seed"]
-        settings.pop("reduced", None)  # the step that was found is compared below
-    for name, there, own in reading.differences(theirs, here):
+        settings.pop("reduced", None)  # the step of the reduced solver is compared below
+    for name, second_value, own_value in reading.differences(second_settings, own_settings):
         raise ValueError(
-            f"{key}: its {name} is {there}, the experiment's is {own}; a test set is the same "
-            "problem drawn by another seed"
+            f"{key}: its {name} is {second_value}, the experiment's is {own_value}; a test set is "
+            "the same problem drawn by another seed"
         )
-    there, own = Choices(other).stride, Choices(experiment).stride
-    if there != own:
+    second_value, own_value = Choices(other).stride, Choices(experiment).stride
+    if second_value != own_value:
         raise ValueError(
-            f"{key}: its closures are of a reduced solver that takes {there} step(s) of the DNS "
-            f"in one, the experiment's takes {own}: generate it with reduced.step={own}"
+            f"{key}: its closures are of a reduced solver that takes {second_value} step(s) of "
+            f"the DNS in one, the experiment's takes {own_value}: generate it with "
+            f"reduced.step={own_value}"
         )
     check_seed(held, experiment, f"seed={experiment.seed}")
     if experiment.use.model and (trained := run_at(experiment.folder, experiment.use.model)):
@@ -137,11 +154,11 @@ def _check_problem(held: HeldOut, experiment: Experiment) -> None:
             check_seed(held, reading.load(trained.config), f"use.model={experiment.use.model}")
 
 
-def _check_whole(held: HeldOut, experiment: Experiment) -> None:
-    """All of the second data set must be there, for long enough."""
+def _check_complete(held: HeldOut, experiment: Experiment) -> None:
+    """Raise ValueError unless the second data set is complete and long enough."""
     key, other = f"use.test={held.second}", held.experiment
-    books = held.books("generate")
-    if reason := books.incomplete(books.survey()):
+    ledger = held.books("generate")
+    if reason := ledger.incomplete(ledger.survey()):
         raise ValueError(f"{key}: {reason}")
     last = experiment.rollout.t_end
     if other.generate.closure == "subgrid" and other.generate.t_end < last - 1e-9:
@@ -154,12 +171,12 @@ def _check_whole(held: HeldOut, experiment: Experiment) -> None:
 
 
 def check_seed(held: HeldOut, trained: Experiment, what: str) -> None:
-    """Raise ValueError when a model was trained on the second data set.
+    """Raise ValueError if a model was trained on the second data set.
 
     Args:
-        held: the trajectories that score it.
+        held: the trajectories that score the model.
         trained: the experiment that trained it.
-        what: setting that names it, with its value.
+        what: the setting that names the model, with its value.
     """
     if held.second and trained.seed == held.seed:
         raise ValueError(
@@ -169,30 +186,31 @@ def check_seed(held: HeldOut, trained: Experiment, what: str) -> None:
 
 
 def _check_replicas(held: HeldOut, experiment: Experiment) -> None:
-    """The true ensemble of the second data set must begin at the starts of the rollout."""
+    """Raise ValueError unless the replicas of the second data set fit the rollout's starts."""
     key, other, rollout = f"use.test={held.second}", held.experiment, experiment.rollout
     way_out = "generate them there, or set replicas.members=0 to go without a true ensemble"
     if not other.replicas.members:
         raise ValueError(f"{key}: it has no replicas; {way_out}")
-    wanted = {
+    equal_settings = {
         "train.split": (list(other.train.split), list(ALL)),
         "rollout.t_start": (other.rollout.t_start, rollout.t_start),
         "rollout.every": (other.rollout.every, rollout.every),
     }
-    for name, (there, here) in wanted.items():
-        if there != here:
+    for name, (second_value, own_value) in equal_settings.items():
+        if second_value != own_value:
             raise ValueError(
-                f"{key}: its replicas are made with {name}={there}, needed is {here}; {way_out}"
+                f"{key}: its replicas are made with {name}={second_value}, needed is {own_value}; "
+                f"{way_out}"
             )
-    for name, there, least in (
+    for name, second_value, required in (
         ("rollout.cases", other.rollout.cases, rollout.cases),
         ("rollout.t_end", other.rollout.t_end, rollout.t_end),
     ):
-        if there < least:
+        if second_value < required:
             raise ValueError(
-                f"{key}: its replicas are made with {name}={there:g}, needed is at least "
-                f"{least:g}; {way_out}"
+                f"{key}: its replicas are made with {name}={second_value:g}, needed is at least "
+                f"{required:g}; {way_out}"
             )
-    books = held.books("replicas")
-    if reason := books.incomplete(books.survey()):
+    ledger = held.books("replicas")
+    if reason := ledger.incomplete(ledger.survey()):
         raise ValueError(f"{key}: {reason}")

@@ -10,11 +10,11 @@
     /scalars             one (B, T) series per diagnostic
     /t0_fields           vorticity, closure, streamfunction: (B, T, n, n); on a line (B, T, n)
     /t1_fields           velocity: (B, T, n, n, 2)
-    /filtered            one (B, T, m, m) field per filter, on its own grid
+    /filtered            one (B, T, m, m) field per filter, on the filter's grid
     /references          truth, none: (cases, T, n, n), in a rollout
-    /whole               vorticity of the DNS on its own grid at whole_time: (cases, W, N, N)
+    /whole               vorticity of the DNS on the DNS grid at whole_time: (cases, W, N, N)
     /series              one (B, S) or (B, S, shells) series per diagnostic, at series_time
-    /restart             what the solver needs to go on from the last stored time
+    /restart             arrays from which the solver continues after the last stored time
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,9 @@ from hpc_closure.work.header import Header, expect, json_object
 
 VERSION = 1
 FIELDS = ("vorticity", "closure")
-# series of a rollout: draws of a run since its start that were brought back into the training's
-# range, by what is drawn; the columns are draws, those brought back, and those of each shell
+# Series of a rollout that count, since its start, the draws that were brought back into the range
+# of the training; by the ensemble that draws. Columns: draws, draws brought back in any shell, and
+# draws brought back in each shell.
 COUNTED = {"model": "brought_back", "mean_gp": "brought_back_mean_gp"}
 STATES = {1: "state", 2: "vorticity"}  # name of the state, by the dimensions of the flow
 SNAPSHOTS = ("t0_fields", "t1_fields", "filtered", "scalars", "references")  # (B, T, ...) each
@@ -36,12 +37,12 @@ SNAPSHOTS = ("t0_fields", "t1_fields", "filtered", "scalars", "references")  # (
 
 @dataclass(frozen=True)
 class SeriesLayout:
-    """Diagnostics with a time axis of their own.
+    """Diagnostics with a separate time axis.
 
     Attributes:
         times: (S,).
-        widths: name of each series and the number of its values per member and time (0: one
-            number, stored as (B, S)).
+        widths: name of each series and its number of values per member and time (0: one number,
+            stored as (B, S)).
     """
 
     times: np.ndarray
@@ -72,13 +73,14 @@ class Layout:
         times: stored times, (T,).
         grid: points per side.
         dimensions: 2, or 1 for fields on a line, (B, T, n).
-        precision: of the fields.
+        precision: precision of the fields.
         fields: names of the (B, T, n, n) fields.
         vectors: names of the (B, T, n, n, 2) fields.
-        filtered: points per side by name of (B, T, m, m) fields.
+        filtered: points per side of the (B, T, m, m) fields, by name.
         scalars: names of the (B, T) diagnostics.
-        references: rows by name of fields that are not one per member, (rows, T, n, n).
-        series: diagnostics with a time axis of their own.
+        references: number of rows of the fields (rows, T, n, n) that are not one per member, by
+            name.
+        series: diagnostics with a separate time axis.
         whole: states of the starts with all modes.
     """
 
@@ -100,7 +102,7 @@ class Layout:
         return ["x", "y"][: self.dimensions]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every data set by its path in the file."""
+        """Return the shape of every data set by its path in the file."""
         block, side = (len(self.members), len(self.times)), (self.grid,) * self.dimensions
         shapes: dict[str, tuple[int, ...]] = {}
         shapes |= {f"t0_fields/{name}": (*block, *side) for name in self.fields}
@@ -112,24 +114,24 @@ class Layout:
             shapes[f"references/{name}"] = (rows, len(self.times), *side)
         if self.series is not None:
             for name, width in self.series.widths.items():
-                more = (width,) if width else ()
-                shapes[f"series/{name}"] = (len(self.members), len(self.series.times), *more)
+                values = (width,) if width else ()
+                shapes[f"series/{name}"] = (len(self.members), len(self.series.times), *values)
         if self.whole is not None:
             whole, all_points = self.whole, (self.whole.grid,) * self.dimensions
-            place = f"whole/{STATES[self.dimensions]}"
-            shapes[place] = (whole.cases, len(whole.times), *all_points)
+            path = f"whole/{STATES[self.dimensions]}"
+            shapes[path] = (whole.cases, len(whole.times), *all_points)
         return shapes
 
     def axes(self) -> dict[str, np.ndarray]:
-        """Time axes by name."""
+        """Return the time axes by name."""
         return {
             "time": self.times,
             **({} if self.series is None else {"series_time": self.series.times}),
             **({} if self.whole is None else {"whole_time": self.whole.times}),
         }
 
-    def is_of(self, file) -> bool:
-        """Whether an open, perhaps unfinished, file has these members, times and data sets."""
+    def matches(self, file) -> bool:
+        """Return whether an open file, finished or not, has these members, times and data sets."""
         try:
             return (
                 list(file.attrs["members"]) == list(self.members)
@@ -153,12 +155,12 @@ def _shapes_in(file) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class BlockHeader(Header):
-    """Header of a finished block whose data sets were checked, too.
+    """Header of a finished block whose data sets were checked as well.
 
     Attributes:
         times: stored times, (T,).
         grid: points per side of its fields.
-        dimensions: of the flow, 2 or 1.
+        dimensions: dimensions of the flow, 2 or 1.
         settings: plain dict of the physics and numerics that made it.
         certificate, provenance: plain dicts.
     """
@@ -171,14 +173,14 @@ class BlockHeader(Header):
     provenance: dict
 
     @classmethod
-    def of(cls, file, path: Path) -> "BlockHeader":
-        """Header of an open block; its header and shapes are checked.
+    def from_file(cls, file, path: Path) -> "BlockHeader":
+        """Return the header of an open block, after checking header and shapes.
 
         Raises:
             ValueError: unfinished, foreign or damaged; one line that names the file.
         """
         expect(path, "t0_fields" in file, "it has no t0_fields")
-        header = Header.of(file, path)
+        header = Header.from_file(file, path)
         records = [json_object(file.attrs.get(name, "{}")) for name in RECORDS]
         for name, record in zip(RECORDS, records):
             expect(path, record is not None, f"its {name} is not JSON")
@@ -188,7 +190,7 @@ class BlockHeader(Header):
         expect(path, _is_floats(points, 1), "it has no points x")
         sides = file.attrs.get("n_spatial_dims", 2)
         plane_or_line = np.ndim(sides) == 0 and sides in (1, 2)
-        expect(path, plane_or_line, "it is of neither one nor two dimensions")
+        expect(path, plane_or_line, "its n_spatial_dims is neither 1 nor 2")
         _check_shapes(file, path, (len(header.members), len(times)), int(sides))
         return cls(
             **{name: getattr(header, name) for name in Header.__dataclass_fields__},
@@ -208,26 +210,26 @@ def _check_shapes(file, path: Path, shape: tuple[int, int], sides: int) -> None:
     """Check that all data sets are floats of (members, times) ``shape``."""
     state = STATES[sides]
     expect(path, state in file.get("t0_fields", {}), f"it has no t0_fields/{state}")
-    words = f"is not of {shape[0]} members and {shape[1]} times"
+    defect = f"does not have {shape[0]} members and {shape[1]} times"
     ndims = {"t0_fields": 2 + sides, "t1_fields": 3 + sides, "filtered": 2 + sides, "scalars": 2}
     for group, ndim in ndims.items():
         for name, values in file.get(group, {}).items():
             fits = _is_floats(values, ndim) and values.shape[:2] == shape
-            expect(path, fits, f"{group}/{name} {words}")
+            expect(path, fits, f"{group}/{name} {defect}")
     for name, values in file.get("references", {}).items():
         fits = _is_floats(values, 2 + sides) and values.shape[1] == shape[1]
-        expect(path, fits, f"references/{name} {words}")
-    moments = file.get("dimensions/series_time")
+        expect(path, fits, f"references/{name} {defect}")
+    times = file.get("dimensions/series_time")
     for name, values in file.get("series", {}).items():
-        fits = _is_floats(moments, 1) and hasattr(values, "dtype")
-        fits = fits and values.shape[:2] == (shape[0], len(moments))
-        expect(path, fits, f"series/{name} is not of {shape[0]} members and its times")
+        fits = _is_floats(times, 1) and hasattr(values, "dtype")
+        fits = fits and values.shape[:2] == (shape[0], len(times))
+        expect(path, fits, f"series/{name} does not have {shape[0]} members and series_time")
 
-    moments = file.get("dimensions/whole_time")
+    times = file.get("dimensions/whole_time")
     for name, values in file.get("whole", {}).items():
-        fits = _is_floats(moments, 1) and _is_floats(values, 2 + sides)
-        fits = fits and values.shape[1] == len(moments)
-        expect(path, fits, f"whole/{name} is not of its times")
+        fits = _is_floats(times, 1) and _is_floats(values, 2 + sides)
+        fits = fits and values.shape[1] == len(times)
+        expect(path, fits, f"whole/{name} does not have the times whole_time")
 
 
 def _is_floats(values, ndim: int) -> bool:

@@ -1,4 +1,4 @@
-"""Reading block files: the data set of ``generate`` and the coupled ensemble of ``rollout``."""
+"""Read block files: the data set of ``generate`` and the coupled ensemble of ``rollout``."""
 
 import contextlib
 import itertools
@@ -12,10 +12,10 @@ from hpc_closure.data.layout import COUNTED, STATES, BlockHeader
 from hpc_closure.work.hdf5 import hdf5_errors, open_hdf5
 from hpc_closure.work.header import BLOCK
 
-OPEN_FILES = 64  # of a data set at once
-# ensembles of a rollout beside the model's and the rungs'
+OPEN_FILES = 64  # largest number of files of a data set that are open at once
+# ensembles of a rollout other than the model and the rungs
 BESIDE = ("oracle", "mean_gp")
-RUNG = "rung_"  # how the names of bare solvers on other grids begin
+RUNG = "rung_"  # prefix of the names of bare solvers on other grids
 
 
 class DataSet:
@@ -25,9 +25,12 @@ class DataSet:
         members: sorted global member indices.
         times: stored times common to all blocks, (T,).
         grid: points per side of the stored fields.
-        dimensions: of the flow, 2 or 1.
+        dimensions: dimensions of the flow, 2 or 1.
         recipe: plain dict of the physics and numerics that made them.
-        lost: of ``members``, those that diverged before their end.
+        lost: members that diverged before their end.
+
+    Raises:
+        ValueError: the folder has no data files.
     """
 
     def __init__(self, folder: Path):
@@ -40,7 +43,7 @@ class DataSet:
         headers = []
         for path in paths:
             with hdf5_errors(path):
-                header = BlockHeader.of(self._file(path), path)
+                header = BlockHeader.from_file(self._file(path), path)
             headers.append(header)
             self._rows |= {member: (path, row) for row, member in enumerate(header.members)}
         self.members: Sequence[int] = sorted(self._rows)
@@ -60,12 +63,17 @@ class DataSet:
     def read(
         self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
     ) -> np.ndarray:
-        """Field of one trajectory at time ``index``: (n, n), or (t, n, n) for a slice.
+        """Return a field of one trajectory: (n, n) at a time ``index``, (t, n, n) for a slice.
 
-        ``field`` is a name in ``t0_fields``, where ``vorticity`` is the state of any flow, or a
-        path (``t1_fields/velocity``, ``filtered/sharp_0.05``). ``grid`` smaller than the stored
-        one takes every other point (strided, as published; of ``t0_fields``). On a line fields of
-        ``t0_fields`` have one row, (1, n).
+        On a line fields of ``t0_fields`` have one row, (1, n).
+
+        Args:
+            member: global index of the trajectory.
+            index: index of the stored time, or a slice.
+            field: a name in ``t0_fields``, where ``vorticity`` is the state of any flow, or a path
+                (``t1_fields/velocity``, ``filtered/sharp_0.05``).
+            grid: points per side; a number below the stored one takes every other point (strided,
+                as published; for ``t0_fields``).
         """
         path, row = self._rows[member]
         file = self._file(path)
@@ -82,15 +90,19 @@ class DataSet:
 
     @property
     def whole(self) -> list[int]:
-        """Trajectories that did not diverge."""
+        """Return the trajectories that did not diverge."""
         return sorted(set(self.members) - set(self.lost))
 
     def split(self, shares: Sequence[float]) -> dict[str, list[int]]:
-        """:func:`split_members` of the trajectories that are whole."""
+        """Split the trajectories that did not diverge, by :func:`split_members`."""
         return split_members(self.whole, shares)
 
     def starts(self, shares: Sequence[float], cases: int) -> list[int]:
-        """Test trajectories to start from. ValueError when there are fewer than ``cases``."""
+        """Return the first ``cases`` test trajectories, to start from.
+
+        Raises:
+            ValueError: there are fewer.
+        """
         test = self.split(shares)["test"]
         if len(test) < cases:
             raise ValueError(
@@ -102,17 +114,17 @@ class DataSet:
 
     @property
     def loss(self) -> str:
-        """In words what is left out, wherever the data are used; empty when nothing is."""
+        """Return a sentence on the trajectories that diverged; empty if none did."""
         if not self.lost:
             return ""
-        few = ", ".join(map(str, self.lost[:5])) + (", ..." if len(self.lost) > 5 else "")
+        examples = ", ".join(map(str, self.lost[:5])) + (", ..." if len(self.lost) > 5 else "")
         return (
             f"{len(self.lost)} of {len(self.members)} trajectories diverged and are left out "
-            f"(members {few})"
+            f"(members {examples})"
         )
 
     def time_index(self, time: float) -> int:
-        """Index of a stored time. Raises ValueError when it was not stored."""
+        """Return the index of a stored time; ValueError if it was not stored."""
         index = int(np.argmin(np.abs(self.times - time)))
         if abs(self.times[index] - time) > 1e-6 * max(1.0, abs(time)):
             raise ValueError(
@@ -122,17 +134,17 @@ class DataSet:
         return index
 
     def window(self, start: float, stop: float) -> range:
-        """Indices of the stored times in [start, stop]."""
+        """Return the indices of the stored times in [start, stop]."""
         inside = np.flatnonzero((self.times >= start - 1e-9) & (self.times <= stop + 1e-9))
         return range(int(inside[0]), int(inside[-1]) + 1) if len(inside) else range(0)
 
     def with_past(self, indices: range, lead: int, spacing: float) -> np.ndarray:
-        """Those of ``indices`` before which ``lead`` times are stored, ``spacing`` apart."""
+        """Return those of ``indices`` that follow ``lead`` stored times ``spacing`` apart."""
         steps = np.diff(self.times, prepend=-np.inf)
-        near = np.abs(steps - spacing) <= 1e-6 * max(1.0, abs(float(self.times[-1])))
-        run = np.array(list(itertools.accumulate(near, lambda n, ok: n + 1 if ok else 0)))
+        at_spacing = np.abs(steps - spacing) <= 1e-6 * max(1.0, abs(float(self.times[-1])))
+        length = np.array(list(itertools.accumulate(at_spacing, lambda n, ok: n + 1 if ok else 0)))
         chosen = np.asarray(indices, dtype=np.int64)
-        return chosen[run[chosen] >= lead]
+        return chosen[length[chosen] >= lead]
 
     def blocks(
         self, members: Sequence[int], indices: range, grid: int | None = None
@@ -156,15 +168,19 @@ class CoupledEnsemble:
         cases: test trajectories that the runs started from.
         members: members that every case has.
         times: stored times, (T,).
-        counted: ``model`` and those of BESIDE whose draws that were brought back are counted.
-        start: time from which a lead counts: the first one, of replicas that of their release.
-        names: what can be read: ``model``, ``truth`` and, where they ran, ``none``, those of
-            BESIDE and the rungs; of replicas ``closure``.
+        counted: ``model`` and those of BESIDE for which the draws brought back are counted.
+        start: time at lead 0: the first stored time; for replicas the time of their release.
+        shared: those of ``names`` that are the same for all members of a case.
+        names: names that can be read: ``model``, ``truth`` and, if they ran, ``none``, those of
+            BESIDE and the rungs; for replicas ``closure``.
         rungs: names of the rungs, in the order of the file.
-        whole_times: times at which the starts are stored with all modes; empty without.
+        whole_times: times at which the starts are stored with all modes; empty if they are not.
+
+    Raises:
+        ValueError: there are no files.
     """
 
-    FIELDS = {name: f"t0_fields/{name}" for name in (*BESIDE, "closure")}
+    FIELDS = {name: f"t0_fields/{name}" for name in (*BESIDE, "none", "closure")}
     REFERENCES = ("truth", "none")
 
     def __init__(self, paths: Sequence[Path]):
@@ -177,7 +193,7 @@ class CoupledEnsemble:
         self.counted = set(COUNTED)
         for path in paths:
             with open_hdf5(path) as file:
-                header = BlockHeader.of(file, path)
+                header = BlockHeader.from_file(file, path)
                 for row, key in enumerate(zip(file.attrs["row_case"], file.attrs["row_member"])):
                     self._rows[int(key[0]), int(key[1])] = (path, row)
                 for row, case in enumerate(file.attrs["cases"]):
@@ -185,55 +201,66 @@ class CoupledEnsemble:
                 times.append(header.times)
                 self.dimensions = header.dimensions
                 self.start = float(file.attrs.get("released", header.times[0]))
-                there = {"model"}
-                there |= {name for name, where in self.FIELDS.items() if where in file}
+                available = {"model"}
+                available |= {
+                    name for name, dataset_path in self.FIELDS.items() if dataset_path in file
+                }
                 self.rungs = [name for name in file["t0_fields"] if name.startswith(RUNG)]
-                there |= set(self.rungs)
+                available |= set(self.rungs)
                 self.whole_times = file.get("dimensions/whole_time", np.empty(0))[:]
-                there |= {name for name in self.REFERENCES if f"references/{name}" in file}
-                names = there if names is None else names & there
+                self.shared = {name for name in self.REFERENCES if f"references/{name}" in file}
+                available |= self.shared
+                names = available if names is None else names & available
                 self.counted -= {
-                    name for name, one in COUNTED.items() if f"series/{one}" not in file
+                    name for name, series in COUNTED.items() if f"series/{series}" not in file
                 }
         self.times, self.names = min(times, key=len), names or set()
         self.rungs = [name for name in self.rungs if name in self.names]
-        self.take(sorted(self._cases))
+        self.select(sorted(self._cases))
 
-    def take(self, cases: Sequence[int]) -> None:
-        """Look at these cases only, in this order."""
+    def select(self, cases: Sequence[int]) -> None:
+        """Restrict the ensemble to these cases, in this order."""
         self.cases = list(cases)
         counts = [{m for c, m in self._rows if c == case} for case in self.cases]
         self.members = sorted(set.intersection(*counts))
 
     def read(self, name: str, index: int) -> np.ndarray:
-        """Vorticity at time ``index``: ensembles (M, C, n, n), references (1, C, n, n)."""
-        if name not in self.REFERENCES:
-            return _with_row(self._of_members(self._path(name), index), self.dimensions)
+        """Return vorticity at time ``index``: ensembles (M, C, n, n), ``shared`` (1, C, n, n)."""
+        if name not in self.shared:
+            return _with_row(self._read_members(self._path(name), index), self.dimensions)
         keys = [[self._cases[case] for case in self.cases]]
         return _with_row(self._read(f"references/{name}", index, keys), self.dimensions)
 
+    def read_rows(self, name: str, rows: Sequence[tuple[int, int]], index: int) -> np.ndarray:
+        """Return a field of (case, member) pairs at time ``index``, (rows, n, n)."""
+        keys = [[self._rows[row] for row in rows]]
+        return _with_row(self._read(self._path(name), index, keys)[0], self.dimensions)
+
     def brought_back(self, name: str, index: int) -> np.ndarray:
-        """Draws of one of ``counted`` from the start to time ``index``, (M, C, 2 + shells).
+        """Return counts of draws from the start to time ``index``, (M, C, 2 + shells).
 
-        How many there were, how many of them were brought back in any shell, and in each.
+        The columns are the number of draws, of draws that were brought back in any shell, and of
+        draws that were brought back in each shell. ``name`` is in ``counted``.
         """
-        return self._of_members(f"series/{COUNTED[name]}", index)
+        return self._read_members(f"series/{COUNTED[name]}", index)
 
-    def _of_members(self, where: str, index: int) -> np.ndarray:
+    def _read_members(self, dataset_path: str, index: int) -> np.ndarray:
         keys = [[self._rows[case, member] for case in self.cases] for member in self.members]
-        return self._read(where, index, keys)
+        return self._read(dataset_path, index, keys)
 
     @staticmethod
-    def _read(where: str, index: int, keys: Sequence[Sequence[tuple[Path, int]]]) -> np.ndarray:
-        """Rows of a data set at time ``index`` by file and row."""
-        places: dict[Path, list[tuple[int, int, int]]] = {}
+    def _read(
+        dataset_path: str, index: int, keys: Sequence[Sequence[tuple[Path, int]]]
+    ) -> np.ndarray:
+        """Return rows of a data set at time ``index`` by file and row."""
+        requests: dict[Path, list[tuple[int, int, int]]] = {}
         for m, line in enumerate(keys):
             for c, (path, row) in enumerate(line):
-                places.setdefault(path, []).append((m, c, row))
+                requests.setdefault(path, []).append((m, c, row))
         states: dict[tuple[int, int], np.ndarray] = {}
-        for path, rows in places.items():
+        for path, rows in requests.items():
             with open_hdf5(path) as file:
-                dataset = file[where]
+                dataset = file[dataset_path]
                 states |= {(m, c): dataset[row, index] for m, c, row in rows}
         return np.array([[states[m, c] for c in range(len(keys[0]))] for m in range(len(keys))])
 
@@ -243,65 +270,69 @@ class CoupledEnsemble:
         return self.FIELDS.get(name, f"t0_fields/{name}")
 
     def read_whole(self, case: int, time: float) -> np.ndarray:
-        """State of a start with all modes of the DNS, (N, N), or (1, N) on a line.
+        """Return the state of a start with all modes of the DNS: (N, N), or (1, N) on a line.
 
         Raises:
             ValueError: it was not stored.
         """
         if case not in self._cases:
             raise ValueError(
-                f"start {case} has no replicas, which keep its state with all modes; those that "
-                f"have: {', '.join(map(str, sorted(self._cases)))}"
+                f"start {case} has no replicas, which store its state with all modes; starts with "
+                f"replicas: {', '.join(map(str, sorted(self._cases)))}"
             )
         path, row = self._cases[case]
-        near = np.flatnonzero(np.abs(self.whole_times - time) < 1e-6 * max(1.0, abs(time)))
-        if not len(near):
+        matching = np.flatnonzero(np.abs(self.whole_times - time) < 1e-6 * max(1.0, abs(time)))
+        if not len(matching):
             raise ValueError(
-                f"{path}: the state of start {case} with all modes at t = {time:g} is not there: "
+                f"{path}: the state of start {case} with all modes at t = {time:g} is missing: "
                 f"remove {path.parent}, and run `hpc-closure generate` again"
             )
         with open_hdf5(path) as file:
-            values = file["whole"][STATES[self.dimensions]][row, near[0]]
+            values = file["whole"][STATES[self.dimensions]][row, matching[0]]
         return _with_row(values, self.dimensions)
 
     def read_case(self, name: str, case: int, index: int) -> np.ndarray:
-        """A field of the ensemble of one case at time ``index``, (M, n, n)."""
+        """Return a field of the ensemble of one case at time ``index``, (M, n, n)."""
         keys = [self._rows[case, member] for member in self.members]
         out: dict[int, np.ndarray] = {}
         for path in dict.fromkeys(path for path, _ in keys):
             with open_hdf5(path) as file:
                 dataset = file[self._path(name)]
-                out |= {i: dataset[row, index] for i, (at, row) in enumerate(keys) if at == path}
+                out |= {
+                    i: dataset[row, index]
+                    for i, (file_path, row) in enumerate(keys)
+                    if file_path == path
+                }
         return _with_row(np.stack([out[i] for i in range(len(keys))]), self.dimensions)
 
     def index(self, lead_time: float) -> int:
-        """Index of a lead time. Raises ValueError when it was not stored."""
-        wanted = self.start + lead_time
-        index = int(np.argmin(np.abs(self.times - wanted)))
-        if abs(self.times[index] - wanted) > 1e-6 * max(1.0, abs(wanted)):
+        """Return the index of a lead time; ValueError if it was not stored."""
+        time = self.start + lead_time
+        index = int(np.argmin(np.abs(self.times - time)))
+        if abs(self.times[index] - time) > 1e-6 * max(1.0, abs(time)):
             raise ValueError(f"lead time {lead_time:g} was not stored by rollout")
         return index
 
 
 def _with_row(values: np.ndarray, dimensions: int) -> np.ndarray:
-    """Fields as closures and scores read them: on a line (..., 1, n)."""
+    """Return fields as closures and scores read them: on a line (..., 1, n)."""
     return values[..., None, :] if dimensions == 1 else values
 
 
 def split_members(members: Sequence[int], shares: Sequence[float]) -> dict[str, list[int]]:
-    """Trajectories of train, valid and test.
+    """Split members into train, valid and test.
 
-    Member ``i`` joins a held-out part whenever the cumulated share passes a whole number at ``i``,
-    so an ensemble that grows keeps every earlier member where it was.
+    Member ``i`` joins a held-out part if the cumulated share passes an integer at ``i``. So a
+    growing ensemble leaves every earlier member in its part.
     """
     _, valid, test = shares
     parts: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
     for member in members:
         tests = int((member + 1) * test + 1e-9) - int(member * test + 1e-9)
-        held = int((member + 1) * (test + valid) + 1e-9) - int(member * (test + valid) + 1e-9)
+        held_out = int((member + 1) * (test + valid) + 1e-9) - int(member * (test + valid) + 1e-9)
         if tests:
             parts["test"].append(member)
-        elif held:
+        elif held_out:
             parts["valid"].append(member)
         else:
             parts["train"].append(member)

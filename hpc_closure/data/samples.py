@@ -1,15 +1,15 @@
 """Training samples in an order that depends on seed and step only.
 
-The samples seen by a training form one endless stream: epoch after epoch, each a permutation of
-all samples drawn from a counter. Position p of the stream belongs to step p // batch, whatever
-number of processes share the batch, so a process reads any step's samples without knowing the
-earlier ones.
+The samples of a training form an endless stream: epoch after epoch, each a permutation of all
+samples drawn from a counter. Position p of the stream belongs to step p // batch for any number of
+processes that share the batch. So a process reads the samples of any step without reading earlier
+ones.
 
-A set that fits ``budget`` is held in memory, on the device if that has room. A larger one is
-streamed: trajectories are cut into runs of consecutive snapshots, runs are shuffled, and a window
-of runs is shuffled again while the next one is read in the background, in file order. For a GPU
-the next batch is put together in the background, too, in pinned memory, from where it is copied
-while the GPU computes.
+A set of at most ``budget`` bytes is held in memory, on the device if that has room. A larger set
+is streamed: trajectories are cut into runs of consecutive snapshots, the runs are shuffled, and a
+window of runs is shuffled again while the next window is read in the background, in file order.
+For a GPU the next batch is also assembled in the background, in pinned memory, from which it is
+copied while the GPU computes.
 """
 
 import copy
@@ -28,13 +28,13 @@ from hpc_closure.spectral.noise.counters import key_of, uniform_bits
 from hpc_closure.spectral.switches import pinning
 
 RUN = 16  # consecutive snapshots that stay together while streaming
-PASS = 256  # samples that are read together where all of them are
-GAP = 4  # snapshots that are rather read in vain than skipped
+PASS = 256  # samples per batch of a pass over all samples
+GAP = 4  # unused snapshots that are read rather than skipped by a second read
 STREAM = 10
 
 
 class Store(Protocol):
-    """What is read of a :class:`hpc_closure.data.reader.DataSet`."""
+    """The parts of a :class:`hpc_closure.data.reader.DataSet` that a training set reads."""
 
     members: Sequence[int]
     times: np.ndarray
@@ -47,7 +47,7 @@ class Store(Protocol):
 
 
 def permutation(seed: int, stage: str, number: int, size: int) -> np.ndarray:
-    """Permutation ``number`` of 0 ... size - 1, from a counter: equal everywhere, no state."""
+    """Return permutation ``number`` of 0 ... size - 1, drawn from a counter: no state."""
     key = key_of(seed, stage, number)
     words = uniform_bits(key, STREAM, 0, -(-size // 4))[:size]
     return np.argsort(words, kind="stable")
@@ -57,20 +57,20 @@ class Order:
     """Sample numbers along the stream.
 
     Args:
-        num_samples: all samples, trajectory by trajectory.
-        seed: of the shuffling.
-        run: samples that stay in one window; 0 = shuffle everything with everything.
+        num_samples: number of samples, ordered trajectory by trajectory.
+        seed: seed of the shuffling.
+        run: consecutive samples that stay in one window; 0 = shuffle all samples together.
         window: samples per window, a multiple of ``run``.
     """
 
     def __init__(self, num_samples: int, seed: int, run: int = 0, window: int = 0):
         self.num_samples, self.seed, self.run = num_samples, seed, run
         self.window = window if run else num_samples
-        self._kept: dict[tuple[int, int], np.ndarray] = {}
+        self._cache: dict[tuple[int, int], np.ndarray] = {}
         self._lock = threading.Lock()
 
     def window_of(self, position: int) -> tuple[int, int]:
-        """(epoch, window) of a stream position."""
+        """Return (epoch, window) of a stream position."""
         epoch, inside = divmod(position, self.num_samples)
         return epoch, inside // self.window
 
@@ -78,13 +78,13 @@ class Order:
         return epoch * self.num_samples + window * self.window
 
     def window_samples(self, epoch: int, window: int) -> np.ndarray:
-        """Samples of a window in the order of the stream."""
+        """Return the samples of a window in the order of the stream."""
         with self._lock:
-            if (epoch, window) not in self._kept:
-                while len(self._kept) > 3:
-                    self._kept.pop(next(iter(self._kept)))
-                self._kept[epoch, window] = self._draw(epoch, window)
-            return self._kept[epoch, window]
+            if (epoch, window) not in self._cache:
+                while len(self._cache) > 3:
+                    self._cache.pop(next(iter(self._cache)))
+                self._cache[epoch, window] = self._draw(epoch, window)
+            return self._cache[epoch, window]
 
     def _draw(self, epoch: int, window: int) -> np.ndarray:
         if not self.run:
@@ -96,7 +96,7 @@ class Order:
         return samples[permutation(self.seed, f"window {window}", epoch, len(samples))]
 
     def samples(self, positions: np.ndarray) -> np.ndarray:
-        """Sample numbers at stream positions (in increasing order)."""
+        """Return the sample numbers at stream positions (in increasing order)."""
         out = np.empty(len(positions), dtype=np.int64)
         done = 0
         while done < len(positions):
@@ -114,8 +114,8 @@ class Past:
     """What a sample holds of the stored times before it, newest first.
 
     Attributes:
-        states: how many earlier states, ``history``.
-        closures: how many earlier closures, ``previous``.
+        states: number of earlier states, ``history``.
+        closures: number of earlier closures, ``previous``.
     """
 
     states: int = 0
@@ -123,7 +123,7 @@ class Past:
 
     @property
     def lead(self) -> int:
-        """Stored times that must be before a sample."""
+        """Return the number of stored times that must precede a sample."""
         return max(self.states, self.closures)
 
 
@@ -133,11 +133,14 @@ class TrainingSet:
     Args:
         store: the data set.
         members: trajectories to use.
-        indices: stored times to use, increasing; those without their past are left out.
-        grid: read fields strided to this grid; None = as stored.
-        past: what is given of the times before each sample.
+        indices: stored times to use, increasing; times without enough earlier ones are left out.
+        grid: points per side to which fields are strided; None = as stored.
+        past: which earlier times a sample holds.
         budget: bytes that may be held in memory.
-        seed: of order and symmetries.
+        seed: seed of order and symmetries.
+
+    Raises:
+        ValueError: no samples.
     """
 
     def __init__(
@@ -163,15 +166,15 @@ class TrainingSet:
             )
         self.chosen = np.arange(len(self.members))
         self.store, self.grid = store, grid or store.grid
-        # a line is a square of one row
+        # a line is treated as a plane of one row
         self.points = (1 if store.dimensions == 1 else self.grid, self.grid)
         self.seed = seed
-        # stored times in units of their least distance: neighbours differ by one
-        least = np.diff(store.times).min(initial=np.inf)
-        self.moments = np.round((store.times - store.times[0]) / least).astype(np.int64)
-        self.symmetry: Symmetry | None = None  # of the samples
-        self.flow: Symmetry | None = None  # of what follows them
-        # all stored times from the first one that a sample needs to the last
+        # stored times in units of their smallest distance, so that neighbours differ by one
+        spacing = np.diff(store.times).min(initial=np.inf)
+        self.moments = np.round((store.times - store.times[0]) / spacing).astype(np.int64)
+        self.symmetry: Symmetry | None = None  # symmetries of the samples
+        self.flow: Symmetry | None = None  # symmetries of states with the states that follow
+        # all stored times from the first to the last that a sample needs
         self.span = slice(int(self.indices[0]) - past.lead, int(self.indices[-1]) + 1)
         times = self.span.stop - self.span.start
         self.bytes = len(self.members) * times * 4 * math.prod(self.points) * 2
@@ -184,7 +187,7 @@ class TrainingSet:
         self._start()
 
     def _start(self) -> None:
-        """The stream of the chosen trajectories, from its beginning."""
+        """Start the stream of the chosen trajectories from its beginning."""
         self.window = 0
         if not self.resident:
             fields = 2 + self.past.states + self.past.closures + self.ahead
@@ -201,11 +204,11 @@ class TrainingSet:
         return self.num_samples
 
     def augmented(self, symmetry: Symmetry, flow: Symmetry | None = None) -> "TrainingSet":
-        """The same samples, each moved by a drawn map in :meth:`batch`.
+        """Return the same samples, each mapped by a drawn symmetry in :meth:`batch`.
 
         Args:
-            symmetry: of states with their targets.
-            flow: of states with what follows them; None = that, too.
+            symmetry: symmetries of states with their targets.
+            flow: symmetries of states with the states that follow; None = ``symmetry``.
         """
         other = copy.copy(self)
         other.symmetry, other.flow = symmetry, flow or symmetry
@@ -213,7 +216,9 @@ class TrainingSet:
         return other
 
     def followed(self, count: int) -> "TrainingSet":
-        """The samples that ``count`` stored times follow, each with these states: ``ahead``.
+        """Return the samples that have ``count`` following stored times, with these states.
+
+        They are ``ahead`` in a batch.
 
         Raises:
             ValueError: there are none.
@@ -226,14 +231,14 @@ class TrainingSet:
         other.ahead, other.indices = count, self.indices[inside & (moments == count)]
         if not len(other.indices):
             raise ValueError(
-                f"no stored time is followed by {count} others: record longer, or lower "
+                f"no stored time is followed by {count} others: generate longer, or lower "
                 "train.trajectory.calls"
             )
         other._start()
         return other
 
     def part(self, index: int, count: int) -> "TrainingSet":
-        """Every ``count``-th trajectory from number ``index`` on; all when there are too few."""
+        """Return every ``count``-th trajectory from ``index`` on; all if there are too few."""
         other = copy.copy(self)
         if len(self.chosen) >= count:
             other.chosen = self.chosen[index::count]
@@ -251,23 +256,23 @@ class TrainingSet:
         return self
 
     def _read_all(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """States and targets (members, times of the span, n, n), float32."""
+        """Return states and targets (members, times of the span, n, n), float32."""
         times = self.span.stop - self.span.start
         state = torch.empty(len(self.members), times, *self.points)
         target = torch.empty_like(state)
         for row, member in enumerate(self.members):
-            for into, name in ((state, "vorticity"), (target, "closure")):
+            for destination, name in ((state, "vorticity"), (target, "closure")):
                 field = self.store.read(int(member), self.span, name, self.grid)
-                into[row] = torch.from_numpy(np.ascontiguousarray(field))
+                destination[row] = torch.from_numpy(np.ascontiguousarray(field))
         return state, target
 
     def _rows(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(trajectory from 0, index of the stored time) of sample numbers."""
+        """Return (trajectory from 0, index of the stored time) of sample numbers."""
         rows, times = np.divmod(samples, len(self.indices))
         return self.chosen[rows], self.indices[times]
 
     def gather(self, samples: np.ndarray) -> dict[str, Any]:
-        """The samples by number, unchanged, on the device."""
+        """Return the samples with these numbers, not mapped, on the device."""
         rows, times = self._rows(np.asarray(samples))
         if self.resident:
             fields = self._gather_resident(rows, times)
@@ -276,52 +281,52 @@ class TrainingSet:
         return self._finish(fields, rows, times, np.asarray(samples))
 
     def _gather_resident(self, rows: np.ndarray, times: np.ndarray) -> dict[str, torch.Tensor]:
-        where = self._state.device
-        row = torch.as_tensor(rows, device=where)
-        time = torch.as_tensor(times - self.span.start, device=where)
+        device = self._state.device
+        row = torch.as_tensor(rows, device=device)
+        time = torch.as_tensor(times - self.span.start, device=device)
         fields = {"state": self._state[row, time], "target": self._target[row, time]}
         sources = {"state": self._state, "target": self._target}
-        for name, (field, steps) in self.beside.items():
-            away = torch.as_tensor(steps, device=where)
-            fields[name] = sources[field][row[:, None], time[:, None] + away]
+        for name, (field, steps) in self._other_times.items():
+            offset = torch.as_tensor(steps, device=device)
+            fields[name] = sources[field][row[:, None], time[:, None] + offset]
         return fields
 
     @property
-    def beside(self) -> dict[str, tuple[str, np.ndarray]]:
-        """What a batch holds of other times, by name: which field, and how many times away."""
-        every = {
+    def _other_times(self) -> dict[str, tuple[str, np.ndarray]]:
+        """Return the entries of a batch at other times: name -> (field, offsets in times)."""
+        entries = {
             "history": ("state", -np.arange(1, self.past.states + 1)),
             "previous": ("target", -np.arange(1, self.past.closures + 1)),
             "ahead": ("state", np.arange(1, self.ahead + 1)),
         }
-        return {name: (field, steps) for name, (field, steps) in every.items() if len(steps)}
+        return {name: (field, steps) for name, (field, steps) in entries.items() if len(steps)}
 
     def _read(self, rows: np.ndarray, times: np.ndarray) -> dict[str, torch.Tensor]:
         """Read samples from the files, in file order."""
         shape = (len(rows), *self.points)
         out = {"state": np.empty(shape, np.float32), "target": np.empty(shape, np.float32)}
-        for name, (_, steps) in self.beside.items():
+        for name, (_, steps) in self._other_times.items():
             out[name] = np.empty((len(rows), len(steps), *shape[1:]), np.float32)
-        for places in _near(rows, times):
-            member = int(self.members[rows[places[0]]])
-            first = int(times[places[0]]) - self.past.lead
-            span = slice(first, int(times[places[-1]]) + self.ahead + 1)
-            with self._lock:  # the store is not made for threads
+        for positions in _group_reads(rows, times):
+            member = int(self.members[rows[positions[0]]])
+            first = int(times[positions[0]]) - self.past.lead
+            span = slice(first, int(times[positions[-1]]) + self.ahead + 1)
+            with self._lock:  # the store is not thread-safe
                 state, target = (
                     self.store.read(member, span, name, self.grid)
                     for name in ("vorticity", "closure")
                 )
-            offset = times[places] - first
+            offset = times[positions] - first
             sources = {"state": state, "target": target}
             for name, source in sources.items():
-                out[name][places] = source[offset]
-            for name, (field, steps) in self.beside.items():
-                out[name][places] = sources[field][offset[:, None] + steps]
+                out[name][positions] = source[offset]
+            for name, (field, steps) in self._other_times.items():
+                out[name][positions] = sources[field][offset[:, None] + steps]
         return {key: torch.from_numpy(value) for key, value in out.items()}
 
     def _finish(self, fields, rows, times, numbers) -> dict[str, Any]:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in fields.items()}
-        # keys of random draws are read on the CPU, one by one
+        # the CPU reads the keys of random draws, so they stay there
         batch["sample_index"] = torch.as_tensor(numbers)
         batch["member"] = torch.as_tensor(self.members[rows])
         batch["time_index"] = torch.as_tensor(times)
@@ -329,9 +334,9 @@ class TrainingSet:
         return batch
 
     def batch(self, first: int, count: int, share: "Share | None" = None) -> dict[str, Any]:
-        """Samples at stream positions ``first ... first + count - 1``.
+        """Return the samples at stream positions ``first ... first + count - 1``.
 
-        ``sample_index`` is the position, so everything drawn for a sample is keyed by it.
+        ``sample_index`` is the position, which keys all draws for a sample.
         """
         positions = np.arange(first, first + count)
         samples = self.order.samples(positions)
@@ -339,23 +344,23 @@ class TrainingSet:
         if self.resident:
             fields = self._gather_resident(rows, times)
         elif self.device.type == "cuda":
-            fields = self._made_ready(first, count, share or Share())
+            fields = self._prefetched(first, count, share or Share())
         else:
             fields = self._from_windows(positions, share or Share())
         batch = self._finish(fields, rows, times, positions)
         if self.symmetry is not None:
             elements = self.symmetry.draw(self.seed, first, count)
-            for key in ("state", "target", *self.beside):
+            for key in ("state", "target", *self._other_times):
                 batch[key] = self.symmetry.apply(batch[key], elements)
         return batch
 
-    def _made_ready(self, first: int, count: int, share: "Share") -> dict[str, torch.Tensor]:
-        """A streamed batch in pinned memory; the process's next one is then made ready.
+    def _prefetched(self, first: int, count: int, share: "Share") -> dict[str, torch.Tensor]:
+        """Return a streamed batch in pinned memory, and start assembling the next one.
 
-        One thread has all to do with windows.
+        Only one thread works on windows.
         """
         if self._packer is None:
-            device = (self.device,)  # of a new thread it would be the first
+            device = (self.device,)  # a new thread would use the first device
             self._packer = ThreadPoolExecutor(1, "pack", torch.cuda.set_device, device)
 
         def pack(first: int) -> tuple[tuple[int, int], Future]:
@@ -376,10 +381,12 @@ class TrainingSet:
     def _from_windows(self, positions: np.ndarray, share: "Share") -> dict[str, torch.Tensor]:
         parts = []
         for window in dict.fromkeys(self.order.window_of(int(p)) for p in positions):
-            mine, fields = self._window(window, share).result()
-            wanted = positions[(positions >= mine[0]) & (positions <= mine[-1])]
-            place = torch.from_numpy(np.searchsorted(mine, wanted))
-            parts.append({key: value[place] for key, value in fields.items()})
+            positions_held, fields = self._window(window, share).result()
+            selected = positions[
+                (positions >= positions_held[0]) & (positions <= positions_held[-1])
+            ]
+            index = torch.from_numpy(np.searchsorted(positions_held, selected))
+            parts.append({key: value[index] for key, value in fields.items()})
         following = self.order.window_of(
             self.order.window_start(*window) + len(self.order.window_samples(*window))
         )
@@ -387,7 +394,10 @@ class TrainingSet:
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def _window(self, window: tuple[int, int], share: "Share") -> Future:
-        """This process's samples of a window, read in the background; the last two are kept."""
+        """Return this process's samples of a window, read in the background.
+
+        The last two windows are cached.
+        """
         if window not in self._windows:
             if self._reader is None:
                 self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
@@ -395,50 +405,59 @@ class TrainingSet:
                 self._windows.pop(min(self._windows))
             samples = self.order.window_samples(*window)
             positions = self.order.window_start(*window) + np.arange(len(samples))
-            mine = share.holds(positions)
+            is_mine = share.holds(positions)
             self._windows[window] = self._reader.submit(
-                lambda: (positions[mine], self._read(*self._rows(samples[mine])))
+                lambda: (positions[is_mine], self._read(*self._rows(samples[is_mine])))
             )
         return self._windows[window]
 
     def passes(self, size: int = PASS) -> Iterator[dict[str, Any]]:
-        """All samples once, trajectory by trajectory, in batches on the device."""
+        """Yield all samples once, trajectory by trajectory, in batches on the device."""
         for first in range(0, self.num_samples, size):
             yield self.gather(np.arange(first, min(first + size, self.num_samples)))
 
     def some(self, count: int) -> np.ndarray:
-        """Up to ``count`` sample numbers spread evenly over trajectories and times (0 = all)."""
+        """Return up to ``count`` sample numbers, spread evenly (0 = all)."""
         if not count or count >= self.num_samples:
             return np.arange(self.num_samples)
         return (np.arange(count) * self.num_samples) // count
 
     def close(self) -> None:
-        """End the reading in the background; a later batch starts it again."""
-        for executor in (self._packer, self._reader):  # the first waits for the second
+        """Stop reading in the background; a later batch starts it again."""
+        for executor in (self._packer, self._reader):  # in this order: the packer uses the reader
             if executor is not None:
                 executor.shutdown(cancel_futures=True)
         self._packer = self._reader = self._next = None
         self._windows = {}
 
 
-def _near(rows: np.ndarray, times: np.ndarray) -> list[np.ndarray]:
-    """Places of samples that one read fetches: one trajectory, small gaps in time; file order."""
+def _group_reads(rows: np.ndarray, times: np.ndarray) -> list[np.ndarray]:
+    """Group samples into reads: one trajectory, small gaps in time, file order.
+
+    Returns:
+        Positions of the samples of each read.
+    """
     order = np.lexsort((times, rows))
-    apart = (np.diff(rows[order]) != 0) | (np.diff(times[order]) > GAP)
-    return np.split(order, np.flatnonzero(apart) + 1)
+    starts_new = (np.diff(rows[order]) != 0) | (np.diff(times[order]) > GAP)
+    return np.split(order, np.flatnonzero(starts_new) + 1)
 
 
 class Share:
-    """Which stream positions are one process's: its slice of every global batch."""
+    """The stream positions of one process: its slice of every global batch."""
 
     def __init__(self, batch: int = 1, rank: int = 0, size: int = 1):
         self.batch, self.rank, self.size = batch, rank, size
 
     def after(self, first: int, count: int) -> int:
-        """Where this process's next samples begin, after ``count`` of them from ``first`` on."""
+        """Return the first position of this process's next samples.
+
+        Args:
+            first, count: position and number of the present samples.
+        """
         following = first + count
-        mine = self.holds(np.asarray(following))
-        return following if mine else following + self.batch - self.batch // self.size
+        is_mine = self.holds(np.asarray(following))
+        return following if is_mine else following + self.batch - self.batch // self.size
 
     def holds(self, positions: np.ndarray) -> np.ndarray:
+        """Return whether this process holds the positions, elementwise."""
         return (positions % self.batch) * self.size // self.batch == self.rank

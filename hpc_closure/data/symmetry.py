@@ -1,21 +1,23 @@
 """Symmetries of the equation on a periodic grid: more samples from the same trajectories.
 
-A map of the square (one of its 8 rotations and reflections, then a translation by grid points)
-takes solutions to solutions when it leaves the equation, its forcing and the law of its noise.
-Vorticity and its closures are pseudo-scalars: a reflection changes their sign.
+A map of the square is one of its 8 rotations and reflections, then a translation by grid points.
+It takes solutions to solutions if it leaves the equation, its forcing and the law of its noise
+unchanged. Vorticity and its closures are pseudo-scalars: a reflection changes their sign.
 
-* Advection, viscosity and drag are left by every map. A beta plane is left by translations and by
-  (x, y) -> (x, -y): there the planetary vorticity beta y changes its sign as w does, while a map
-  that turns x over or exchanges the axes takes beta v to another term. The equation tells
-  (:meth:`~hpc_closure.spectral.equations.base.Equation.leaves`).
-* The forcing is checked point by point, so that nothing has to be known about it. The published
-  one, 0.1 (sin + cos)(2 pi (x + y)), leaves one direction of translation, (x + s, y - s), and four
-  of the maps, each at a fitting shift.
-* A subgrid closure given the flow does not see a forcing, which acts on resolved scales: its
-  samples have the symmetries of the equation without one. What follows a state does not.
-* A law of noise that is homogeneous and isotropic on the square is left by every map; one that is
-  not tells the fields that mark places in it
-  (:meth:`~hpc_closure.spectral.noise.paths.Noise.marks`), and these are checked as the forcing is.
+* Every map leaves advection, viscosity and drag unchanged. Translations and (x, y) -> (x, -y)
+  leave a beta plane unchanged: there the planetary vorticity beta y changes its sign as w does. A
+  map that reflects x or exchanges the axes takes beta v to another term. The equation decides
+  (:meth:`~hpc_closure.spectral.equations.base.Equation.is_symmetry`).
+* The forcing is compared point by point, so nothing has to be known about it. The published
+  forcing, 0.1 (sin + cos)(2 pi (x + y)), is unchanged by translations along one direction, (x + s,
+  y - s), and by four of the maps, each with a fitting shift.
+* A subgrid closure, conditioned on the flow, does not depend on a forcing that acts on resolved
+  scales. Its samples have the symmetries of the equation without forcing. The states that follow a
+  sample do not.
+* Every map leaves a law of noise unchanged that is homogeneous and isotropic on the square.
+  Another law returns fields with its symmetries
+  (:meth:`~hpc_closure.spectral.noise.laws.Noise.symmetry_fields`), which are compared as the
+  forcing is.
 """
 
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.counters import key_of, uniform_bits
 
-# (axes exchanged, sign of x, sign of y)
+# maps: (axes exchanged, sign of x, sign of y)
 MAPS = tuple((turn, row, column) for turn in (0, 1) for row in (1, -1) for column in (1, -1))
 STREAM = 11
 
@@ -39,39 +41,44 @@ class Symmetry:
 
     Args:
         fields: pseudo-scalars (n, n) on the training grid, such as the steady forcing.
-        maps: those of ``MAPS`` that come into question.
+        maps: those of ``MAPS`` that are tested.
     """
 
     def __init__(self, fields: Sequence[np.ndarray], maps: Sequence[tuple] = MAPS):
         self.size = fields[0].shape[-1]
         rows = []
-        for chosen in maps:
-            fitting = np.logical_and.reduce([_fitting_shifts(one, *chosen) for one in fields])
-            rows += [(MAPS.index(chosen), *shift) for shift in np.argwhere(fitting)]
+        for candidate in maps:
+            fitting = np.logical_and.reduce(
+                [_fitting_shifts(field, *candidate) for field in fields]
+            )
+            rows += [(MAPS.index(candidate), *shift) for shift in np.argwhere(fitting)]
         self.elements = np.array(rows, dtype=np.int64)
 
     @classmethod
     def of(cls, equation: Equation, size: int, forced: bool = True) -> "Symmetry":
-        """The maps of a grid of ``size`` points per side that leave an equation.
+        """Return the maps of a grid of ``size`` points per side that leave an equation unchanged.
 
-        Where not ``forced``, those that leave it but for its forcing.
+        Args:
+            equation: the equation, its forcing and its noise.
+            size: points per side.
+            forced: whether the map must leave the steady forcing unchanged as well.
         """
         grid = Grid(size, equation.length)
         spectrum = equation.forcing.spectrum(grid) * forced
         forcing = Transform(grid).to_physical(spectrum[None])[0]
-        fields = [one.numpy() for one in (forcing, *equation.noise.marks(grid))]
-        return cls(fields, [one for one in MAPS if equation.leaves(*one)])
+        fields = [field.numpy() for field in (forcing, *equation.noise.symmetry_fields(grid))]
+        return cls(fields, [candidate for candidate in MAPS if equation.is_symmetry(*candidate)])
 
     def __len__(self) -> int:
         return len(self.elements)
 
     def draw(self, seed: int, first: int, count: int) -> np.ndarray:
-        """Elements (count, 3) of the samples at stream positions ``first ...``."""
+        """Draw elements (count, 3) for the samples at stream positions ``first ...``."""
         words = uniform_bits(key_of(seed, "symmetry", 0), STREAM, first, count)[::4]
         return self.elements[words % np.uint64(len(self))]
 
     def apply(self, field: Tensor, elements: np.ndarray) -> Tensor:
-        """Map fields (b, ..., n, n), one element each."""
+        """Map fields (b, ..., n, n), one element per field."""
         turn, row, column = (
             torch.as_tensor([MAPS[number][part] for number in elements[:, 0]], device=field.device)
             for part in range(3)
@@ -80,7 +87,7 @@ class Symmetry:
         points = torch.arange(self.size, device=field.device)
         i = (row[:, None] * (points - shift_x[:, None])) % self.size
         j = (column[:, None] * (points - shift_y[:, None])) % self.size
-        # value at (x, y) comes from (i, j), or from (j, i) where the axes are exchanged
+        # the value at (x, y) comes from (i, j), or from (j, i) if the axes are exchanged
         i, j = i[:, :, None], j[:, None, :]
         exchanged = turn[:, None, None].bool()
         source = torch.where(exchanged, j * self.size + i, i * self.size + j)
@@ -91,7 +98,10 @@ class Symmetry:
 
 
 def _fitting_shifts(field: np.ndarray, turn: int, row: int, column: int) -> np.ndarray:
-    """Whether a mapped field equals itself after each shift (n, n): of the largest correlation."""
+    """Return for each shift (n, n) whether the mapped and shifted field equals the field.
+
+    The test uses the correlation of the two.
+    """
     size = field.shape[-1]
     index = np.arange(size)
     mapped = (field.T if turn else field)[np.ix_(row * index % size, column * index % size)]

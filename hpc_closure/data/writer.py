@@ -1,8 +1,8 @@
-"""Writing a block file, snapshot by snapshot; :mod:`hpc_closure.data.layout` says what is in it.
+"""Write a block file, snapshot by snapshot; :mod:`hpc_closure.data.layout` defines its content.
 
 Storage is contiguous and allocated when the file is made. Writing a snapshot then moves raw bytes
-only and never the file's structure, so a file whose writer was killed still opens, and is
-continued from its last restart point. A reader takes a snapshot, or a whole trajectory, in one
+and never changes the file's structure. So a file whose writer was killed still opens, and is
+continued from its last restart point. A reader reads a snapshot, or a full trajectory, in one
 piece.
 """
 
@@ -17,7 +17,7 @@ from hpc_closure.data.layout import VERSION, BlockHeader, Layout
 from hpc_closure.work.hdf5 import open_hdf5
 from hpc_closure.work.header import expect
 
-# groups of data sets with a row for each member, whose values are looked at
+# groups of data sets with a row per member, whose values are checked
 FIELDS_BY_MEMBER = ("t0_fields", "t1_fields", "filtered", "series")
 
 
@@ -25,13 +25,13 @@ class BlockWriter:
     """Writes a block file.
 
     Args:
-        path: the unfinished file; an existing one of the same layout is continued, another one
+        path: the unfinished file. An existing file of the same layout is continued, another one is
             made anew.
         layout: members, times and data sets.
         attributes: plain values for the root (strings, numbers, lists of them).
 
     Attributes:
-        continued: whether the file was there and is gone on with.
+        continued: whether the file existed and is continued.
     """
 
     def __init__(self, path: Path, layout: Layout, attributes: dict):
@@ -45,16 +45,16 @@ class BlockWriter:
         if not self.path.exists():
             return None
         try:
-            file = self._keep(open_hdf5(self.path, "r+"))
+            file = self._enter(open_hdf5(self.path, "r+"))
         except ValueError:  # its writer was killed while it made the file
             return None
-        if self.layout.is_of(file):
+        if self.layout.matches(file):
             return file
         self._closing.close()
         return None
 
     def _make(self, attributes: dict) -> h5py.File:
-        file = self._keep(open_hdf5(self.path, "w"))
+        file = self._enter(open_hdf5(self.path, "w"))
         with contextlib.ExitStack() as unless_made:
             unless_made.callback(self.close)
             self._write_header(file, attributes)
@@ -65,7 +65,7 @@ class BlockWriter:
             unless_made.pop_all()
         return file
 
-    def _keep(self, opened) -> h5py.File:
+    def _enter(self, opened) -> h5py.File:
         return self._closing.enter_context(opened)
 
     def _write_header(self, file: h5py.File, attributes: dict) -> None:
@@ -97,9 +97,9 @@ class BlockWriter:
             ends = np.zeros(layout.grid, dtype=bool)
             ends[[0, -1]] = True
             boundary["mask"] = ends
-        places = [name.split("/") for name in layout.shapes()]
+        paths = [name.split("/") for name in layout.shapes()]
         for group in ("t0_fields", "t1_fields", "t2_fields", "scalars"):
-            names = [name for where, name in places if where == group]
+            names = [name for where, name in paths if where == group]
             file.create_group(group).attrs["field_names"] = names or np.array([], dtype="S1")
 
     def _allocate(self, file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -122,10 +122,10 @@ class BlockWriter:
             dataset.attrs["dim_varying"] = [True] * self.layout.dimensions
 
     def write(self, index: int, fields: dict, scalars: dict, references: dict) -> None:
-        """Store snapshot ``index``; of a row with a value that is not finite all is NaN.
+        """Store snapshot ``index``; a row with a non-finite value becomes NaN everywhere.
 
         Args:
-            index: of the stored time.
+            index: index of the stored time.
             fields: (B, n, n) by name, in ``t0_fields``, ``t1_fields`` or ``filtered``.
             scalars: (B,) by name.
             references: (rows, n, n) by name.
@@ -145,23 +145,26 @@ class BlockWriter:
             self.file["series"][name][:, index] = values
 
     def write_whole(self, index: int, states: np.ndarray) -> None:
-        """Store states of the starts with all modes, (cases, N, N), at whole time ``index``."""
+        """Store states of the starts with all modes, (cases, N, N), at their time ``index``."""
         (dataset,) = self.file["whole"].values()
         dataset[:, index] = _whole_or_nan(states)
 
-    def go_on_from(self, product: Path) -> tuple[int, dict]:
-        """Take what a finished block of the same members and a nearer end holds.
+    def continue_from(self, product: Path) -> tuple[int, dict]:
+        """Copy the data of a finished block of the same members with an earlier end.
 
         Returns:
             The number of its snapshots and its restart arrays.
+
+        Raises:
+            ValueError: the block lacks a data set.
         """
         with open_hdf5(product) as source:
             count = len(source["dimensions/time"])
             for name in self.layout.shapes():
-                there = f"it has no {name}: remove it, and generate again"
-                expect(product, name in source, there)
-                own_times = name.startswith(("series/", "whole/"))
-                stop = source[name].shape[1] if own_times else count
+                defect = f"it has no {name}: remove it, and generate again"
+                expect(product, name in source, defect)
+                has_other_times = name.startswith(("series/", "whole/"))
+                stop = source[name].shape[1] if has_other_times else count
                 self.file[name][:, :stop] = source[name][:, :stop]
             return count, {name: values[()] for name, values in source["restart"].items()}
 
@@ -182,35 +185,39 @@ class BlockWriter:
         self.close()
 
     def _lost(self) -> dict[str, dict[int, int]]:
-        """First stored time, by data set and member, of what is NaN from there on."""
-        found: dict[str, dict[int, int]] = {}
+        """Return the index of the first NaN time by data set and member that diverged."""
+        lost_by_dataset: dict[str, dict[int, int]] = {}
         for group in FIELDS_BY_MEMBER:
             for name, values in self.file.get(group, {}).items():
                 corner = values[(slice(None), slice(None), *[0] * (values.ndim - 2))]
                 rows = zip(self.layout.members, np.isnan(corner))
-                lost = {int(member): int(gone.argmax()) for member, gone in rows if gone.any()}
-                found |= {f"{group}/{name}": lost} if lost else {}
-        return found
+                lost = {
+                    int(member): int(is_nan.argmax()) for member, is_nan in rows if is_nan.any()
+                }
+                lost_by_dataset |= {f"{group}/{name}": lost} if lost else {}
+        return lost_by_dataset
 
     def close(self) -> None:
         self._closing.close()
 
     def check(self, path: Path) -> BlockHeader:
-        """Header of the finished file, now at ``path``, after every value was read.
+        """Return the header of the finished file, now at ``path``, after reading every value.
 
         Raises:
-            ValueError: it cannot be used; the reason, in one line.
+            ValueError: the file is unusable; the reason, in one line.
         """
         with open_hdf5(path) as file:
-            header = BlockHeader.of(file, path)
-            expect(path, self.layout.is_of(file), "it has other times or data sets than asked for")
+            header = BlockHeader.from_file(file, path)
+            expect(
+                path, self.layout.matches(file), "it has other times or data sets than its layout"
+            )
             for group in FIELDS_BY_MEMBER:
                 for name, values in file.get(group, {}).items():
                     lost = header.lost.get(f"{group}/{name}", {})
                     for member, row in zip(header.members, values):
-                        there = row[: lost.get(str(member), len(row))]
-                        after = row[len(there) :]
-                        if not (np.isfinite(there).all() and np.isnan(after).all()):
+                        before = row[: lost.get(str(member), len(row))]
+                        after = row[len(before) :]
+                        if not (np.isfinite(before).all() and np.isnan(after).all()):
                             raise ValueError(
                                 f"{path}: member {member}: {name} has non-finite values"
                             )

@@ -31,7 +31,15 @@ from hpc_closure.spectral.modes.grid import retained_modes, to_spectra
 from hpc_closure.work.units import Ledger
 
 # of rollouts that are compared
-SETTINGS = ("cases", "t_start", "every", "interval", "sensors", "last_closures")
+SETTINGS = (
+    "cases",
+    "t_start",
+    "after_release",
+    "every",
+    "interval",
+    "sensors",
+    "last_closures",
+)
 
 
 @dataclass(frozen=True)

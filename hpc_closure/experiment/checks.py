@@ -20,6 +20,7 @@ def check(experiment) -> None:
     _check_rollout(experiment)
     _check_reduced(experiment)
     _check_replicas(experiment)
+    _check_after_release(experiment)
     _check_sensors(experiment)
 
 
@@ -328,6 +329,7 @@ def check_previous(experiment, number: int) -> None:
             f"rollout.interval={rollout.interval}: a model of the previous closures is called as "
             f"it was trained, every generate.interval={generate.interval} steps"
         )
+    check_past(experiment, number)
     least = number * generate.interval * generate.dt
     if generate.record.burst == 1:
         least += generate.record.start
@@ -336,6 +338,61 @@ def check_previous(experiment, number: int) -> None:
             f"rollout.t_start={rollout.t_start:g}: the last {number} closures before it are not "
             f"stored; at least {least:g}"
         )
+
+
+def check_past(experiment, number: int) -> None:
+    """Replicas must keep the states or closures of the past that a model reads as it begins."""
+    generate, rollout = experiment.generate, experiment.rollout
+    if not rollout.after_release:
+        return
+    key, spacing = f"rollout.after_release={rollout.after_release:g}", generate.spacing
+    _check_steps(f"{key}: the spacing of what the model reads of the past", spacing, rollout.every)
+    if rollout.after_release < number * spacing - 1e-9:
+        raise ValueError(
+            f"{key}: of the {number} states or closures that the model reads of the past replicas "
+            f"keep those after their release alone; at least {number * spacing:g}"
+        )
+
+
+def check_members(experiment, replicas: int) -> None:
+    """Each member begins in a replica of its own, and never in the one that is the truth."""
+    rollout = experiment.rollout
+    if rollout.after_release and rollout.members >= replicas:
+        raise ValueError(
+            f"rollout.members={rollout.members}: with rollout.after_release each begins in a "
+            f"replica of its own, and one of the {replicas} stands for the truth; at most "
+            f"{replicas - 1}"
+        )
+
+
+def _check_after_release(experiment) -> None:
+    """Coupled runs that begin in the states of replicas."""
+    rollout, evaluate = experiment.rollout, experiment.evaluate
+    if not rollout.after_release:
+        return
+    key = f"rollout.after_release={rollout.after_release:g}"
+    if not experiment.replicas.members:
+        raise ValueError(f"{key} begins in the states of replicas: set replicas.members")
+    if not experiment.use.test:  # of a second data set its own number counts
+        check_members(experiment, experiment.replicas.members)
+    _check_steps("rollout.after_release", rollout.after_release, rollout.every)
+    if rollout.begin > rollout.t_end - 1e-9:
+        raise ValueError(
+            f"{key} begins at {rollout.begin:g}, not before rollout.t_end={rollout.t_end:g}"
+        )
+    leads = [*evaluate.lead_times, *([evaluate.event.lead_time] if evaluate.event else [])]
+    if min(leads) < rollout.after_release + 1e-9:
+        raise ValueError(
+            f"evaluate.lead_times: {min(leads):g} is not after {key}; they count from the release"
+        )
+    opponents = () if experiment.use.model else experiment.train.opponents
+    for name, there, why in (
+        ("rollout.rungs", rollout.rungs, "replicas keep no unresolved modes to begin with"),
+        ("reduced.known", experiment.reduced.known, "replicas keep no past to follow"),
+        ("train.opponents", opponents, "opponents are run without replicas"),
+    ):
+        if there:
+            raise ValueError(f"{key} is not for {name}: {why}; remove one of them")
 
 
 def _check_rollout(experiment) -> None:

@@ -574,6 +574,13 @@ class Rollout(Section):
     cases: Count = Field(1, description="test trajectories to start from")
     t_start: NonNegative = 30.0
     t_end: Positive = 50.0
+    after_release: NonNegative = Field(
+        0.0,
+        description="time after t_start, at which replicas are released, until member m begins, "
+        "in the state of replica 1 + m and with that replica's own last closures; a multiple of "
+        "every; 0 = all members begin at t_start in the start's own state. Lead times count from "
+        "the release",
+    )
     every: Positive = Field(1.0, description="time between stored states; a multiple of dt")
     interval: Count = Field(5, description="solver steps between closure calls")
     last_closures: Literal["own", "moved"] = Field(
@@ -614,6 +621,11 @@ class Rollout(Section):
     def beside(self) -> tuple[str, ...]:
         """All ensembles run beside the model's, with what decides them."""
         return (*self.references, *(rung.key for rung in self.rungs))
+
+    @property
+    def begin(self) -> float:
+        """Time at which coupled runs begin."""
+        return self.t_start + self.after_release
 
     @property
     def trajectories(self) -> int:
@@ -864,6 +876,8 @@ class Experiment(Section):
     def stage_settings(self, stage: str) -> dict:
         """What decides the product of ``stage``; each stage includes the stage that it reads."""
         plain = self.model_dump(mode="json")
+        if not self.rollout.after_release:  # in no hash without
+            del plain["rollout"]["after_release"]
         generate = {
             key: value for key, value in plain["generate"].items() if key not in GROWS_GENERATE
         }

@@ -1,15 +1,15 @@
-"""A certificate per block of members: what vouches for its trajectories.
+"""Certify a block of members: check that its trajectories can be trusted.
 
-Run at the end of a block, on copies of its state, of the members that have not diverged; it
-changes nothing. The checks:
+The checks run at the end of a block on copies of its state, and change nothing. Members that have
+diverged are left out.
 
-* the CFL number is below its limit;
-* the energy budget closes, the scheme's own term included (:meth:`Diagnostics.budget`);
-* the smallest scale is resolved: ``k_max eta`` with ``eta = (nu^3 / chi)^(1/6)``, chi the
-  enstrophy dissipation (for hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``);
-* the enstrophy spectrum falls off: its last shells against its highest;
-* aliasing and truncation are small: the same members, from the same state and on the same noise
-  path, advanced on a grid 1.5 times finer.
+* The CFL number is below its limit.
+* The energy budget closes, the error term of the scheme included (:meth:`Diagnostics.budget`).
+* The smallest scale is resolved: ``k_max eta`` with ``eta = (nu^3 / chi)^(1/6)``, where chi is
+  the enstrophy dissipation. For hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``.
+* The enstrophy spectrum falls off: its last shells are small against its highest shell.
+* Aliasing and truncation are small: the same members differ little when they are advanced from
+  the same state, on the same noise path, on a grid 1.5 times finer.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
-#: largest values allowed (``kmax_eta``: smallest); a figure that does not apply is None
+#: largest allowed values (``kmax_eta``: smallest); a check that does not apply has the value None
 LIMITS = {"cfl": 1.0, "budget": 1e-3, "kmax_eta": 0.5, "tail": 0.1, "aliasing": 0.05}
 
 
 @dataclass
 class Certificate:
-    """Worst figures over the members of a block, and the reasons why it fails, if any."""
+    """The worst values over the members of a block, and why it fails, if it does.
+
+    Attributes:
+        figures: worst value of each check; None where a check does not apply.
+        limits: limit of each check.
+        steps: steps of the energy budget and of the aliasing probe.
+        reasons: one line per failed check.
+    """
 
     figures: dict[str, float | None]
     limits: dict[str, float]
@@ -40,18 +47,18 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """True when no figure is beyond its limit."""
+        """Return True if every value is within its limit."""
         return not self.reasons
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a file."""
+        """Return plain values for a file."""
         return {"passed": self.passed, **asdict(self)}
 
     def check(self) -> Certificate:
-        """Return itself.
+        """Return the certificate, or raise if a check failed.
 
         Raises:
-            RuntimeError: the block must not be kept; the message says why and what to do.
+            RuntimeError: the block must not be published; the message says why and what to do.
         """
         if self.reasons:
             raise RuntimeError("certificate failed: " + "; ".join(self.reasons))
@@ -68,12 +75,15 @@ def certify(
     """Certify the present state of a simulation.
 
     Args:
-        simulation: left as it is, but that a diverged member is all NaN. On slabs every rank
-            must call.
-        steps: steps of the budget and of the aliasing probe.
-        max_members: members that the budget and the probe run on (the first ones); CFL,
-            spectrum tail and ``k_max eta`` are checked on all.
-        limits: limits that differ from ``LIMITS``.
+        simulation: unchanged, except that the state of a diverged member becomes NaN. On slabs
+            every rank must call.
+        steps: steps of the energy budget and of the aliasing probe.
+        max_members: number of members, the first ones, for the budget and the probe. CFL number,
+            spectrum tail and ``k_max eta`` are checked on all members.
+        limits: limits that replace those of ``LIMITS``.
+
+    Raises:
+        ValueError: a limit has an unknown name.
     """
     allowed = {**LIMITS, **(limits or {})}
     unknown = set(allowed) - set(LIMITS)
@@ -95,11 +105,11 @@ def certify(
     figures["tail"] = _tail(diagnostics)
     figures["kmax_eta"] = _kmax_eta(diagnostics, problem)
     saved = simulation.save_state()
-    few = np.arange(len(simulation.members))[:max_members]
+    probe_rows = np.arange(len(simulation.members))[:max_members]
     if not problem.cfl and problem.removed == "none":
-        budget = Diagnostics(_copy(simulation, problem, few, saved)).budget(steps)
-        figures["budget"] = _budget_ratio(budget, diagnostics, len(few), steps)
-    figures["aliasing"] = _aliasing(simulation, few, saved, steps)
+        budget = Diagnostics(_copy(simulation, problem, probe_rows, saved)).budget(steps)
+        figures["budget"] = _budget_ratio(budget, diagnostics, len(probe_rows), steps)
+    figures["aliasing"] = _aliasing(simulation, probe_rows, saved, steps)
     for name, value in figures.items():
         if value is None:
             continue
@@ -112,14 +122,14 @@ def certify(
 _ADVICE = {
     "cfl": "lower dt or set cfl",
     "budget": "lower dt",
-    "kmax_eta": "take a finer grid or a larger viscosity",
-    "tail": "take a finer grid or a larger viscosity",
-    "aliasing": "take a finer grid or a larger viscosity",
+    "kmax_eta": "use a finer grid or a larger viscosity",
+    "tail": "use a finer grid or a larger viscosity",
+    "aliasing": "use a finer grid or a larger viscosity",
 }
 
 
 def _copy(simulation: Simulation, problem: Problem, rows: np.ndarray, saved: dict) -> Simulation:
-    """Another simulation of some of the members, from the same state."""
+    """Copy the members in ``rows`` to another simulation, from the saved state."""
     other = Simulation(
         problem,
         [simulation.members[row] for row in rows],
@@ -129,12 +139,12 @@ def _copy(simulation: Simulation, problem: Problem, rows: np.ndarray, saved: dic
         stage=simulation.stage,
         threads=1,
     )
-    few = {k: v if k == "step_index" else v[rows] for k, v in saved.items()}
-    return other.load_state(**few)
+    selected = {k: v if k == "step_index" else v[rows] for k, v in saved.items()}
+    return other.load_state(**selected)
 
 
 def _budget_ratio(budget: dict, diagnostics: Diagnostics, num: int, steps: int) -> float:
-    """Largest residual, less what rounding the state explains, over the sum of the terms."""
+    """Return the largest residual, less the round-off of the state, over the sum of the terms."""
     epsilon = torch.finfo(diagnostics.simulation.transform.real).eps
     rounding = 10 * steps * epsilon * diagnostics.measure()["energy"][:num]
     residual = np.maximum(abs(budget["residual"]) - rounding, 0.0)
@@ -142,7 +152,10 @@ def _budget_ratio(budget: dict, diagnostics: Diagnostics, num: int, steps: int) 
 
 
 def _tail(diagnostics: Diagnostics) -> float:
-    """Enstrophy of the shells in the last tenth below K over that of the highest shell."""
+    """Return the highest shell of the last tenth below K over the highest shell of all.
+
+    The spectrum is that of enstrophy, on a line that of energy.
+    """
     grid = diagnostics.simulation.grid
     spectrum = diagnostics.spectrum("enstrophy" if grid.dimensions == 2 else "energy")
     K = grid.modes
@@ -152,38 +165,38 @@ def _tail(diagnostics: Diagnostics) -> float:
 
 
 def _kmax_eta(diagnostics: Diagnostics, problem: Problem) -> float | None:
-    """Smallest ``k_max eta`` over the members; None where nothing damps the small scales."""
+    """Return the smallest ``k_max eta`` of all members; None if nothing damps small scales."""
     grid, damping = diagnostics.simulation.grid, problem.physics.damping
     if grid.dimensions != 2 or not damping:
         return None
     k2 = grid.k2.numpy()
     terms = {order: value * k2**order for order, value in damping.items()}
-    small = sum(terms.values())
-    order = max(terms, key=lambda one: terms[one].max())  # which damps the smallest scales
+    damping_rate = sum(terms.values())
+    order = max(terms, key=lambda p: terms[p].max())  # the term that damps the smallest scales
     w = diagnostics.state()
-    density = diagnostics.weights * (w.real**2 + w.imag**2) * small
+    density = diagnostics.weights * (w.real**2 + w.imag**2) * damping_rate
     chi = np.array([row.sum() for row in density])
     eta = (damping[order] ** 3 / np.maximum(chi, 1e-300)) ** (1 / (6 * order))
     return float((grid.modes * grid.unit * eta).min())
 
 
 def _aliasing(simulation: Simulation, rows: np.ndarray, saved: dict, steps: int) -> float:
-    """Relative difference, on the retained modes, from a run on a grid 1.5 times finer."""
+    """Return the relative difference, on the retained modes, from a grid 1.5 times finer."""
     problem = simulation.problem
     dimensions = simulation.grid.dimensions
     finer = problem.model_copy(
         update={"grid": 2 * -(-3 * problem.grid // 4), "max_level": problem.max_level + 1}
     )
     coarse = _copy(simulation, problem, rows, saved).advance(steps)
-    state = {"step_index": saved["step_index"]}
+    fine_state = {"step_index": saved["step_index"]}
     fine_modes = finer.make_grid().modes
     for name in ("w_hat", "previous_hat"):
         if name in saved:
-            whole = torch.from_numpy(saved[name])
-            state[name] = resize(whole, fine_modes, dimensions).numpy()
+            spectra = torch.from_numpy(saved[name])
+            fine_state[name] = resize(spectra, fine_modes, dimensions).numpy()
     if "rates" in saved:
-        state["rates"] = saved["rates"]
-    fine = _copy(simulation, finer, rows, state).advance(steps)
+        fine_state["rates"] = saved["rates"]
+    fine = _copy(simulation, finer, rows, fine_state).advance(steps)
     a = Diagnostics(coarse).state()
     b = resize(torch.from_numpy(Diagnostics(fine).state()), simulation.grid.modes, dimensions)
     difference = np.abs(a - b.numpy()) ** 2

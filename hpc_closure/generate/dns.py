@@ -1,4 +1,4 @@
-"""The DNS block: members of the full system, their closure targets and diagnostics."""
+"""DNS blocks: trajectories of the full system with closure targets and diagnostics."""
 
 import json
 from collections.abc import Sequence
@@ -18,11 +18,14 @@ from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import log
 from hpc_closure.work.block import Block, record_steps, times_of
 
-NUMBERS = ("viscosity", "drag", "length")  # of the physics, as attributes of the file
+NUMBERS = ("viscosity", "drag", "length")  # physical parameters written as file attributes
 
 
 def stored_steps(experiment: Experiment) -> Sequence[int]:
-    """Steps of all snapshots: of a burst one closure interval apart, the last at its time."""
+    """List the steps of all snapshots.
+
+    Snapshots of a burst are one closure interval apart; the last one lies at the record time.
+    """
     generate, record = experiment.generate, experiment.generate.record
     ends = record_steps(record.start, generate.t_end, record.every, generate.dt)
     if record.burst == 1:
@@ -32,16 +35,18 @@ def stored_steps(experiment: Experiment) -> Sequence[int]:
 
 
 def series_steps(experiment: Experiment) -> range:
-    """Steps at which the diagnostics of the running series are taken; empty without one."""
+    """List the steps of the running series of diagnostics; empty if no series is recorded."""
     generate = experiment.generate
     every = generate.record.series_every
     return range(0) if every is None else record_steps(0.0, generate.t_end, every, generate.dt)
 
 
 class DNSBlock(Block):
-    """Trajectories of the full system from their initial law to ``generate.t_end``.
+    """Integrate full-system members from the initial law to ``generate.t_end``.
 
-    ``stride`` is the number of its steps in one of the reduced solver's.
+    Args:
+        unit, books, session, domain: see :class:`~hpc_closure.work.block.Block`.
+        stride: DNS steps per step of the reduced solver.
     """
 
     def __init__(self, unit, books, session, domain, stride: int = 1):
@@ -87,41 +92,41 @@ class DNSBlock(Block):
         self._write_series()
 
     def advance(self, steps: int) -> None:
-        """Advance, with a stop at every step of the series."""
+        """Advance by ``steps``; stop at every step of the series to write diagnostics."""
         end = self.step_index + steps
         while self.step_index < end:
             stride = self.series_steps.step
-            coming = (self.step_index // stride + 1) * stride
-            to = min(end, coming) if coming in self.series_steps else end
-            self.simulation.advance(to - self.step_index)
+            next_output = (self.step_index // stride + 1) * stride
+            stop_step = min(end, next_output) if next_output in self.series_steps else end
+            self.simulation.advance(stop_step - self.step_index)
             self._write_series()
 
     def _write_series(self) -> None:
-        """The running series at the present step, when it is one of theirs."""
+        """Write the diagnostics of the present step if the series contains this step."""
         if self.step_index not in self.series_steps:
             return
         self._mark_lost()
         entries = self.diagnostics.measure()
-        if wanted := self.experiment.generate.record.spectra:
-            for name, spectrum in self.diagnostics.spectra(wanted).items():
+        if spectra_names := self.experiment.generate.record.spectra:
+            for name, spectrum in self.diagnostics.spectra(spectra_names).items():
                 entries[f"{name}_spectrum"] = spectrum
         if self.writer is not None:
             self.writer.write_series(self.series_steps.index(self.step_index), entries)
 
     def _mark_lost(self) -> None:
-        """Give up the members that have diverged: NaN from here on; the others go on.
+        """Mark diverged members as lost (NaN from now on) and log them; the others continue.
 
         Raises:
-            RuntimeError: none is left.
+            RuntimeError: all members are lost.
         """
-        before, self.lost = self.lost, self.simulation.mark_lost()
+        lost_before, self.lost = self.lost, self.simulation.mark_lost()
         advice = "lower generate.dt"
         if self.problem.cfl:
             advice += " or raise generate.max_level"
         when = f"at step {self.step_index} (t = {self.simulation.time:g})"
         if self.lost.all():
             raise RuntimeError(f"all members of the block are lost {when}: {advice}")
-        for member in np.asarray(self.unit.members)[self.lost & ~before]:
+        for member in np.asarray(self.unit.members)[self.lost & ~lost_before]:
             if self.domain.root:
                 log.get().warning(
                     f"member {member} is lost {when}, the others go on without it: {advice}"
@@ -137,9 +142,9 @@ class DNSBlock(Block):
         w_hat = simulation.transform.gather(simulation.state)
         for item in self.filters:
             fields[item.name] = self._plain(item.field(w_hat))
-        if self.target is not None:  # last: it may advance the members
+        if self.target is not None:  # must be last, because it may advance the members
             closure = self.target.compute(simulation, self.advance)
-            if self.target.kind == "subgrid":  # whole, of the reduced solver
+            if self.target.kind == "subgrid":  # spectra of the reduced solver, on every rank
                 fields["closure"] = self._plain(self.stored.to_physical(closure))
             else:
                 fields["closure"] = self._at_grid(closure)
@@ -150,18 +155,18 @@ class DNSBlock(Block):
         return STATES[self.problem.dimensions]
 
     def _at_grid(self, spectrum) -> np.ndarray:
-        """Field on the grid of the data from this rank's spectra."""
+        """Gather this rank's spectra and return fields (B, n, n) on the data grid."""
         transform, stored = self.simulation.transform, self.stored
         if self.grid == self.simulation.grid.size:
             field = transform.to_physical(spectrum)
             return self._plain(transform.gather_field(field))
-        small = resize(transform.gather(spectrum), stored.grid.modes, stored.grid.dimensions)
-        return self._plain(stored.to_physical(small))
+        resized = resize(transform.gather(spectrum), stored.grid.modes, stored.grid.dimensions)
+        return self._plain(stored.to_physical(resized))
 
     def _plain(self, field) -> np.ndarray:
-        """(B, n, n), or (B, n, n, 2): components last, as in The Well."""
-        plain = field.cpu().numpy().astype(self.precision)
-        return np.moveaxis(plain, 1, -1) if plain.ndim > 1 + self.problem.dimensions else plain
+        """Convert to numpy (B, n, n); vectors to (B, n, n, 2), components last as in The Well."""
+        values = field.cpu().numpy().astype(self.precision)
+        return np.moveaxis(values, 1, -1) if values.ndim > 1 + self.problem.dimensions else values
 
     def save_state(self) -> dict:
         return self.simulation.save_state()

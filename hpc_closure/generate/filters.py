@@ -1,4 +1,4 @@
-"""Filtered fields: what large-eddy simulation resolves, stored on the small grid that it needs."""
+"""Filtered fields: the part of a flow that large-eddy simulation resolves, on a smaller grid."""
 
 import torch
 
@@ -9,10 +9,10 @@ from hpc_closure.spectral.problem import Problem
 
 
 class Filtered:
-    """One filter of a flow.
+    """Filter a flow and sample it on the smallest even grid that retains the passed modes.
 
-    The field is stored on the smallest even grid that retains the passed modes (2/3 rule), so it
-    is a state of the solver on that grid; at most on the grid of the flow itself.
+    By the 2/3 rule the filtered field is a state of the solver on that grid. The grid is never
+    finer than the grid of the flow.
 
     Args:
         filter: kind and width.
@@ -20,8 +20,8 @@ class Filtered:
         device: torch device.
 
     Attributes:
-        name: of the data set.
-        modes: highest integer wavenumber kept.
+        name: name of the data set in the file.
+        modes: highest integer wavenumber that passes the filter.
         grid: points per side.
     """
 
@@ -39,7 +39,7 @@ class Filtered:
         self.factor = passed.to(self.transform.device, self.transform.real)[..., None]
 
     def field(self, w_hat: torch.Tensor) -> torch.Tensor:
-        """Filtered fields (B, m, m) of whole retained spectra."""
+        """Filter retained spectra (B, 2K + 1, K + 1) of all ranks; returns fields (B, m, m)."""
         cut = resize(w_hat, self.transform.grid.modes, self.transform.grid.dimensions)
         passed = torch.view_as_real(cut) * self.factor
         return self.transform.to_physical(torch.view_as_complex(passed))

@@ -1,9 +1,8 @@
-"""What is found on the pilot's trajectories: steps, drains, and how far each rung carries.
+"""Choose time steps and drains of bare solvers on the pilot's trajectories; score the rungs.
 
-The pilot's trajectories are in no data set: nothing is trained or reported on them. Each start
-has DNS of its own (:class:`~hpc_closure.generate.replicas.ReplicaBlock`), of which the first
-stands for the truth; the others are the true ensemble. Errors are fair CRPS of the state on the
-reduced solver's grid.
+The pilot's trajectories belong to no data set: no model is trained or scored on them. Each start
+has several DNS (:class:`~hpc_closure.generate.replicas.ReplicaBlock`). The first is the truth, the
+others are the true ensemble. Errors are the fair CRPS of the state on the reduced solver's grid.
 """
 
 import math
@@ -27,16 +26,20 @@ from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import atomic, log
 from hpc_closure.work.units import Ledger
 
-EQUAL, NO_WORSE = (0.01, 0.02)  # how far errors may be apart: of the bare solver, of a rung
-TELLS = 0.5  # of the error of a state of another time: beyond, a lead time tells nothing
-STRENGTHS = (0.5, 1.0, 2.0)  # of a drain
-FASTEST = 1.5  # CFL number: no scheme here takes a longer step
-LEAST = 0.02  # what an interval leaves of a mode under the strongest drain
-JUDGED = 1e-10  # of the enstrophy: shells with less have no drain
+# largest relative difference of errors at a longer step: reduced solver (either sign), rung (mean)
+EQUAL, NO_WORSE = (0.01, 0.02)
+TELLS = 0.5  # a lead time counts while its error is below this share of the saturated error
+STRENGTHS = (0.5, 1.0, 2.0)  # multiples of the fitted drain that are tried
+FASTEST = 1.5  # largest CFL number; no scheme of the package is stable at a longer step
+LEAST = 0.02  # smallest factor by which a drain damps a mode over one interval
+JUDGED = 1e-10  # shells with a smaller share of the enstrophy get no drain
 
 
 def find(experiment: Experiment) -> None:
-    """Find the steps and drains that are missing, and keep them. The pilot must be complete."""
+    """Find the missing steps and drains and write them to the file of choices.
+
+    The pilot must be complete.
+    """
     choices = Choices(experiment)
     missing = choices.missing()
     if not missing:
@@ -45,19 +48,19 @@ def find(experiment: Experiment) -> None:
     for key, rung in missing.items():
         choice = trials.reduced() if rung is None else trials.rung(rung)
         choices.known[key] = asdict(choice)
-        drained = f", drain {choice.strength:g} times the fit" if choice.drain else ""
+        drain_text = f", drain {choice.strength:g} times the fit" if choice.drain else ""
         log.get().info(
             f"pilot: {key.split()[0]} takes {choice.stride} step(s) of the DNS in one "
-            f"(CFL {choice.cfl:.2g}){drained}"
+            f"(CFL {choice.cfl:.2g}){drain_text}"
         )
     atomic.write_json(choices.path, choices.as_json())
 
 
 class Trials:
-    """Runs of bare solvers from the pilot's starts.
+    """Run bare solvers from the pilot's starts and score them against the pilot's DNS.
 
     Args:
-        experiment: whose pilot is complete.
+        experiment: an experiment whose pilot is complete.
     """
 
     def __init__(self, experiment: Experiment):
@@ -78,30 +81,37 @@ class Trials:
         return ((lead, self.pilot.index(lead)) for lead in self.leads)
 
     def _fields(self, values: np.ndarray) -> Tensor:
-        """Stored fields on the grid on which starts are known."""
+        """Resample stored fields (..., n, n) to the grid on which starts are known."""
         fields = from_row(torch.from_numpy(values).double(), self.sides)
         spectra = to_spectra(fields, self.modes, self.sides)
         return to_fields(spectra, self.grid, self.sides)
 
     def _whole(self, time: float) -> Tensor:
-        """(cases, ...) spectra with all modes at a stored time."""
+        """Read the spectra (cases, ...) with all modes at a stored time."""
         stored = np.stack([self.pilot.read_whole(case, time) for case in self.cases])
         fields = from_row(torch.from_numpy(stored).double(), self.sides)
         return to_spectra(fields, self.problem.make_grid().modes, self.sides)
 
     def _saturated(self) -> float:
-        """Mean absolute difference of the states of different starts."""
+        """Average |difference| of states of different starts, at the first lead time."""
         first = next(iter(self.truth.values()))
         number = len(first)
         pairs = [(first[i] - first[j]).abs().mean() for i in range(number) for j in range(i)]
         return float(torch.stack(pairs).mean())
 
     def true_ensemble(self) -> dict[float, Tensor]:
-        """(members - 1, cases, n, n) by lead time: DNS that know as much as a start does."""
+        """Read the true ensemble, (members - 1, cases, n, n) by lead time.
+
+        Its members are DNS that share with the truth only what a start knows.
+        """
         return {lead: self._fields(self.pilot.read("model", i)[1:]) for lead, i in self._at()}
 
     def known(self, past: float) -> Known:
-        """What is known of the starts, with a stretch of the past."""
+        """Return what is known of the starts, with the last ``past`` time units before them.
+
+        Raises:
+            ValueError: the pilot does not reach back that far.
+        """
         resolved = [resize(whole, self.modes, self.sides) for whole in self.whole]
         before = round(past / self.span)
         if before >= len(resolved):
@@ -116,55 +126,66 @@ class Trials:
     def run(
         self, problem: Problem, start: str = "empty", past: float = 0.0, members: int = 1
     ) -> dict[float, Tensor]:
-        """(members, cases, n, n) on the reduced solver's grid, by lead time."""
+        """Run a bare solver; returns (members, cases, n, n) by lead time.
+
+        Args:
+            problem: the solver.
+            start: see :func:`~hpc_closure.generate.rungs.begin`.
+            past: time for which the resolved past is followed before the start.
+            members: runs of each start.
+        """
         number = len(self.cases)
         ids = [keyed_noise.pair(case, member) for member in range(members) for case in self.cases]
         simulation = Simulation(problem, ids, self.experiment.seed, stage="rollout")
         rows = torch.arange(number).repeat(members)
         first = round(self.experiment.rollout.t_start / problem.dt)
         begin(simulation, start, self.known(past), rows, first, "rollout", past)
-        found, now = {}, 0.0
+        results, now = {}, 0.0
         for lead in self.leads:
             simulation.advance(problem.steps_in(lead - now))
             now = lead
             resolved = resize(simulation.state, self.modes, self.sides)
             fields = to_fields(resolved, self.grid, self.sides)
-            found[lead] = fields.unflatten(0, (members, number))
-        return found
+            results[lead] = fields.unflatten(0, (members, number))
+        return results
 
     def errors(self, ensembles: Mapping[float, Tensor]) -> Tensor:
-        """Fair CRPS (leads, cases); infinite where a member is lost."""
+        """Compute the fair CRPS, (leads, cases); infinite where a member is lost."""
         rows = [crps(fields, self.truth[lead]) for lead, fields in ensembles.items()]
         return torch.stack(rows).nan_to_num(nan=math.inf)
 
     def spread(self, ensembles: Mapping[float, Tensor]) -> Tensor:
-        """Standard deviation of members, root mean square over starts and points, (leads,)."""
+        """Compute the members' standard deviation (leads,), rms over starts and points."""
         return torch.stack([fields.var(0).mean().sqrt() for fields in ensembles.values()])
 
     def twins(self) -> tuple[Tensor, Tensor]:
-        """Differences of the closures of twins that are pinned to one flow, over their size.
+        """Compare closures of twins, DNS that are nudged to the same resolved flow.
 
         Returns:
-            Times for which they were pinned, and root mean square differences; (T,) each.
+            Times (T,) since the nudging began, and differences (T,): rms difference of the twins'
+            closures over the rms of the closure.
         """
         times, pilot = self.pilot.times, self.pilot
-        begun = [index for index, time in enumerate(times) if time < pilot.start - 1e-9]
-        found = []
-        for index in begun:
+        nudged = [index for index, time in enumerate(times) if time < pilot.start - 1e-9]
+        results = []
+        for index in nudged:
             closures = np.stack([pilot.read_case("closure", case, index) for case in self.cases])
             fields = torch.from_numpy(closures).double()  # (cases, members, ...)
-            found.append((2 * fields.var(1).mean() / fields.square().mean()).sqrt())
-        since = torch.from_numpy(times[begun] - times[begun[0]])
-        return since, torch.stack(found)
+            results.append((2 * fields.var(1).mean() / fields.square().mean()).sqrt())
+        since = torch.from_numpy(times[nudged] - times[nudged[0]])
+        return since, torch.stack(results)
 
     def telling(self, errors: Tensor) -> Tensor:
-        """(leads,) whether a lead time tells solvers apart; the first one always does."""
-        tells = errors.mean(1) < TELLS * self.saturated
-        tells[0] = True
-        return tells
+        """Select lead times (leads,), bool, at which errors are well below saturation.
+
+        The first lead time is always selected.
+        """
+        selected = errors.mean(1) < TELLS * self.saturated
+        selected[0] = True
+        return selected
 
     def reduced(self) -> Choice:
-        """The longest step of the reduced solver that leaves the bare solver's errors alone."""
+        """Find the reduced solver's longest step that changes its errors by at most ``EQUAL``."""
         solver, experiment = self.experiment.solver, self.experiment
         past = experiment.past_of(solver)
 
@@ -178,7 +199,7 @@ class Trials:
         )
 
     def rung(self, rung: Rung) -> Choice:
-        """Step and drain of a rung."""
+        """Choose step and drain of a rung."""
         past, members = self.experiment.past_of(rung), self.experiment.pilot.members
 
         def run(stride: int, drain: Sequence[float] = ()) -> dict[float, Tensor]:
@@ -209,16 +230,22 @@ class Trials:
         return Choice(choice.stride, choice.cfl, best[2], best[1], self._by_lead(best[3]))
 
     def _longest(self, run, problem_at, good) -> Choice:
-        """The longest stride, of those that divide the interval, whose errors are good enough."""
-        least = self.errors(run(1))
-        tells = self.telling(least)
+        """Choose the longest acceptable stride among the divisors of the closure interval.
+
+        Args:
+            run: stride -> ensembles by lead time.
+            problem_at: stride -> problem.
+            good: (leads,) errors over those at stride 1 -> whether they are acceptable.
+        """
+        baseline = self.errors(run(1))
+        selected = self.telling(baseline)
         strides = [n for n in range(self.interval, 1, -1) if self.interval % n == 0]
-        own = self.cfl(problem_at(1))
-        for stride in (n for n in strides if n * own <= FASTEST):
+        base_cfl = self.cfl(problem_at(1))
+        for stride in (n for n in strides if n * base_cfl <= FASTEST):
             errors = self.errors(run(stride))
-            if errors.isfinite().all() and good((errors.mean(1) / least.mean(1))[tells]):
+            if errors.isfinite().all() and good((errors.mean(1) / baseline.mean(1))[selected]):
                 return self._choice(problem_at(stride), stride, errors)
-        return self._choice(problem_at(1), 1, least)
+        return self._choice(problem_at(1), 1, baseline)
 
     def _choice(self, problem: Problem, stride: int, errors: Tensor) -> Choice:
         return Choice(stride, self.cfl(problem), errors=self._by_lead(errors))
@@ -227,47 +254,47 @@ class Trials:
         return {f"{lead:g}": float(error) for lead, error in zip(self.leads, errors.mean(1))}
 
     def bare(self) -> Problem:
-        """The reduced solver at its own step."""
+        """Return the reduced solver at its chosen step."""
         stride = Choices(self.experiment).stride
         return reduced_problem(self.problem, self.experiment.train_grid, "subgrid", stride)
 
     def started(self, problem: Problem, members: int) -> Simulation:
-        """A solver with members at the starts, with the modes that it has."""
+        """Return a solver whose members stand at the starts, cut to the modes of its grid."""
         simulation = Simulation(problem, range(members), self.experiment.seed)
         whole = resize(self.whole[-1], simulation.grid.modes, self.sides)
         rows = torch.arange(members) % len(whole)
         return simulation.load_state(0, whole[rows])
 
     def any_state(self) -> Tensor:
-        """(leads,) fair CRPS of the states of the other starts, which know nothing of this one."""
-        found = []
+        """Score the other starts' truths as an uninformed ensemble: fair CRPS, (leads,)."""
+        results = []
         for truth in self.truth.values():
             others = [truth.roll(shift, 0) for shift in range(1, len(truth))]
-            found.append(crps(torch.stack(others), truth).mean())
-        return torch.stack(found)
+            results.append(crps(torch.stack(others), truth).mean())
+        return torch.stack(results)
 
     def cfl(self, problem: Problem) -> float:
-        """Largest CFL number of a solver at the starts."""
+        """Compute the largest CFL number of a solver at the starts."""
         simulation = self.started(problem, len(self.cases))
         grid = simulation.grid
         return float(simulation.speed().max()) * problem.dt * grid.size / grid.length
 
     def fit_drain(self, grid: int, stride: int) -> list[float]:
-        r"""Damping rate of each shell: of the regression of a solver's defect on its state.
+        r"""Fit a damping rate to each shell by regressing a solver's defect on its state.
 
-        Over an interval D a mode that the solver alone would leave alone is found at 1 + a D times
-        itself; the rate that does this is -log(1 + a D) / D.
+        The defect is the DNS after one interval of length D minus the solver after the same
+        interval. If it is, per shell, b times the state, the damping rate is -log(1 + b) / D.
         """
         problem = rung_problem(self.problem, grid, stride)
         simulation = Simulation(problem, range(len(self.cases)), 0)
-        modes, shell = simulation.grid.modes, simulation.grid
+        modes, grid_of_solver = simulation.grid.modes, simulation.grid
         product = power = torch.zeros(())
         for before, after in zip(self.whole[:-1], self.whole[1:]):
             start, end = (resize(one, modes, self.sides) for one in (before, after))
             simulation.load_state(0, start).advance(problem.steps_in(self.span))
             defect = end - simulation.state
-            product = product + shell.shell_sum((defect * start.conj()).real).sum(0)
-            power = power + shell.shell_sum(start.abs().square()).sum(0)
-        judged = power > JUDGED * power.sum()
-        kept = torch.where(judged, 1 + product / power.clamp(min=1e-300), 1.0)
-        return (-kept.clamp(min=LEAST).log() / self.span).tolist()
+            product = product + grid_of_solver.shell_sum((defect * start.conj()).real).sum(0)
+            power = power + grid_of_solver.shell_sum(start.abs().square()).sum(0)
+        energetic = power > JUDGED * power.sum()
+        factor = torch.where(energetic, 1 + product / power.clamp(min=1e-300), 1.0)
+        return (-factor.clamp(min=LEAST).log() / self.span).tolist()

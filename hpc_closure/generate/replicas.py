@@ -1,13 +1,13 @@
 """Replicas: DNS that share the resolved past of a start; the true ensemble of a subgrid closure.
 
-The *master* is the start's own trajectory, computed again from t = 0 to the same bits. From the
-beginning of a :class:`Plan` on replicas run in lockstep with it: after every step the modes that
-the reduced solver retains are copied from the master, while unresolved modes and forcing are each
-replica's own. They begin with the master's unresolved modes moved by a random distance, so with
-their structure at other places. Where they follow the resolved scales they have soon forgotten
-that, and their closures are draws of p(U | history of V). At the start they are released.
+The *master* is the trajectory of the start, recomputed bit for bit from t = 0. From the first step
+of a :class:`Plan` on, the replicas run in lockstep with it: after every step, the modes that the
+reduced solver retains are copied from the master. Unresolved modes and forcing differ from replica
+to replica. Replicas begin with the master's unresolved modes shifted by a random distance. Where
+unresolved scales follow the resolved ones, replicas soon forget this beginning, and their closures
+are draws of p(U | history of V). At the start the replicas are released.
 
-The master's states with all modes are stored, too: from them finer solvers begin.
+The master's states with all modes are stored too, as initial states of finer solvers.
 """
 
 import json
@@ -28,24 +28,24 @@ from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work.block import Block, times_of
 
-MASTER, OWN = "master.", ""  # prefixes in a restart
-PILOT_IDS = 1 << 24  # of the pilot's trajectories: beyond those of any data set
+MASTER, OWN = "master.", ""  # key prefixes in a restart file
+PILOT_IDS = 1 << 24  # first member id of the pilot's trajectories, above those of any data set
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which replicas, and when; times in steps of the DNS.
+    """Starts, members and storage times of a set of replicas; times are in DNS steps.
 
     Attributes:
-        stage: of the run, whose recipe they have.
-        draws: stage of their draws.
+        stage: stage of the run, which determines the recipe.
+        draws: stage in the key of the replicas' draws.
         cases: member ids of the starts.
-        members: replicas of each.
+        members: replicas of each start.
         released: step of the start.
-        steps: at which replicas are stored, the first one that at which they begin.
-        whole: those of them at which the master is stored with all modes.
-        again: whether unresolved modes are moved anew when the replicas are released.
-        stride: steps of the DNS in one of the reduced solver's.
+        steps: steps at which replicas are stored; replicas begin at the first.
+        whole: those of ``steps`` at which the master is stored with all modes.
+        again: whether unresolved modes are shifted again when the replicas are released.
+        stride: DNS steps per step of the reduced solver.
     """
 
     stage: str
@@ -60,7 +60,7 @@ class Plan:
 
     @classmethod
     def replicas(cls, experiment: Experiment, cases: Sequence[int], stride: int) -> Self:
-        """The true ensemble of starts of the rollout."""
+        """Plan the true ensemble of the rollout's starts."""
         dt, rollout = experiment.generate.dt, experiment.rollout
         begin = round((rollout.t_start - experiment.replicas.pinned) / dt)
         released, end = round(rollout.t_start / dt), round(rollout.t_end / dt)
@@ -80,7 +80,7 @@ class Plan:
 
     @classmethod
     def pilot(cls, experiment: Experiment) -> Self:
-        """Trajectories of their own, stored once an interval before the start."""
+        """Plan the pilot: separate trajectories, stored every interval before the start."""
         dt, rollout = experiment.generate.dt, experiment.rollout
         released = round(rollout.t_start / dt)
         begin = released - round(experiment.watched / dt)
@@ -94,12 +94,12 @@ class Plan:
         return cls("pilot", "pilot", cases, members, released, steps, whole, again, 1)
 
     def rows(self, members: Sequence[int]) -> list[tuple[int, int]]:
-        """(start, replica) of members of the stage."""
+        """List (start, replica) of each of the stage's members."""
         return [(self.cases[row // self.members], row % self.members) for row in members]
 
 
 class ReplicaBlock(Block):
-    """Replicas of starts, from the time that they are pinned to the end of a plan."""
+    """Integrate replicas from the first step of a plan, where they are pinned, to its last."""
 
     def __init__(self, unit, books, session, domain, plan: Plan):
         super().__init__(unit, books, session, domain)
@@ -112,7 +112,7 @@ class ReplicaBlock(Block):
         self.master = self._simulation(self.cases, "generate")
         names = [keyed_noise.pair(case, member) for case, member in self.rows]
         self.replicas = self._simulation(names, plan.draws)
-        # released for one closure, from a pinned state
+        # scratch copy: released from a pinned state for one closure target
         self.free = self._simulation(names, plan.draws)
         self.grid, self.sides = experiment.data_grid, self.problem.dimensions
         reduced = reduced_problem(self.problem, self.grid, "subgrid", plan.stride)
@@ -132,13 +132,13 @@ class ReplicaBlock(Block):
         )
 
     def _resolved(self) -> torch.Tensor:
-        """Which of this rank's modes a start knows."""
+        """Build the mask of this rank's modes that a start knows."""
         known = Grid(self.experiment.known_grid, self.problem.length, self.sides)
         whole, inside = self.master.grid, torch.ones(1, *known.shape)
         mask = resize(inside.to(torch.complex64), whole.modes, self.sides).real > 0
         return self.master.transform.local(mask)[0].to(self.session.device)
 
-    # the loop's
+    # interface of Block
 
     @property
     def step_index(self) -> int:
@@ -171,15 +171,17 @@ class ReplicaBlock(Block):
                 self.replicas.advance(end - self.step_index)
 
     def _begin(self) -> None:
-        """Replicas of the master as it is now, with other unresolved modes."""
+        """Set the replicas to the master's present state with other unresolved modes."""
         whole = self.master.transform.gather(self.master.state)[self.case_of_row]
         factors = from_row(self._factors(), self.sides).to(whole)
         self.replicas.load_state(self.step_index, whole * factors)
         self._impose()
 
     def _factors(self) -> torch.Tensor:
-        """Of the master's modes, (rows, 2K + 1, K + 1), on a line (rows, 1, K + 1): those of a
-        shift, or zero."""
+        """Return factors of the master's modes: phases of a random shift, or zero (``empty``).
+
+        Shape (rows, 2K + 1, K + 1), on a line (rows, 1, K + 1).
+        """
         grid = self.problem.make_grid()
         if self.experiment.replicas.start == "empty":
             return torch.zeros(len(self.rows), 1, 1, dtype=torch.complex128)
@@ -188,7 +190,7 @@ class ReplicaBlock(Block):
         )
 
     def _impose(self) -> None:
-        """The master's resolved modes, in place of the replicas' own."""
+        """Overwrite the replicas' resolved modes with the master's."""
         resolved = self.master.state[self.case_of_row]
         torch.where(self.resolved, resolved, self.replicas.state, out=self.replicas.state)
 
@@ -197,7 +199,7 @@ class ReplicaBlock(Block):
         if self.step_index in self.plan.whole:
             self._write_whole(self.plan.whole.index(self.step_index))
         state = self._coarse(running)
-        if self.pinned:  # the replicas themselves stay with their master
+        if self.pinned:  # the target advances a copy; the replicas stay with their master
             saved = running.save_state()
             running = self.free.load_state(**saved)
         closure = self.target.compute(running)

@@ -1,11 +1,15 @@
-"""Bare solvers on grids of their own, without closure: how they begin and how they run.
+"""Rungs: bare solvers (no closure) on finer grids; their problems and initial states.
 
-A *rung* knows of a start what the reduced solver knows: the resolved modes, and how they came
-about. Its further modes are none (``empty``), the start's own moved in space by a random distance
-(``moved``), or these after they have followed the resolved past (``synchronised``): the resolved
-modes are put in at every stored time, and in between the rung runs on its own. In two dimensions
-unresolved scales that follow the resolved ones find their places so (Inubushi and Caulfield, JFM
-2026, arXiv 2508.16920). ``mismatched`` is the control: the past of another start.
+A *rung* knows of a start what the reduced solver knows: the resolved modes and their past. Its
+other modes begin in one of these ways:
+
+* ``empty``: at zero;
+* ``moved``: as the start's modes, shifted in space by a random distance;
+* ``synchronised``: as ``moved``, then the rung follows the resolved past: the resolved modes are
+  overwritten at every stored time, and in between the rung runs freely. In two dimensions,
+  unresolved scales that are slaved to the resolved ones recover their places in this way
+  (Inubushi and Caulfield, JFM 2026, arXiv 2508.16920);
+* ``mismatched``: as ``synchronised`` with the past of another start, as a control.
 """
 
 from collections.abc import Sequence
@@ -19,19 +23,19 @@ from hpc_closure.spectral.modes.grid import from_row, resize, retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
-FOLLOW = ("synchronised", "mismatched")  # starts that read the past
+FOLLOW = ("synchronised", "mismatched")  # starts that follow the resolved past
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of starts, as spectra of the solver (on a line without a row).
+    """Known spectra of the starts, in the solver's layout (on a line without the row axis).
 
     Attributes:
         now: (cases, ...) resolved modes at the start.
-        whole: (cases, ...) all modes at the start, for those that are moved; None = not there.
-        past: resolved modes before the start, oldest first, ``every`` apart, each (cases, ...).
-        other: the same of other starts; for ``mismatched``.
-        every: time from one to the next, and to the start.
+        whole: (cases, ...) all modes at the start, needed for ``moved``; None = not stored.
+        past: resolved modes before the start, oldest first, each (cases, ...).
+        other: as ``past``, of other starts; for ``mismatched``.
+        every: time between neighbouring entries of ``past``, and from the last to the start.
     """
 
     now: Tensor
@@ -44,12 +48,14 @@ class Known:
 def rung_problem(
     problem: Problem, grid: int, stride: int = 1, drain: Sequence[float] = ()
 ) -> Problem:
-    """The full system on ``grid`` points a side, with the stochastic forcing that it resolves.
+    """Return the full system on ``grid`` points per side, with the forcing that this resolves.
+
+    The stochastic forcing is dropped if none of its wavevectors is retained.
 
     Args:
         problem: the full system.
         grid: points per side.
-        stride: steps of the full system in one of its own.
+        stride: steps of the full system per step of the rung.
         drain: damping rate of each integer shell.
     """
     rung = problem.replace(grid=grid, dt=stride * problem.dt, drain=tuple(drain))
@@ -71,16 +77,16 @@ def begin(
     stage: str,
     past: float = 0.0,
 ) -> None:
-    """Put the members of a rung at their starts.
+    """Set the members of a rung to their initial states.
 
     Args:
-        simulation: the rung; members are ids of draws, one row each.
+        simulation: the rung; its members are the ids of the random shifts, one row each.
         start: ``empty``, ``moved``, ``synchronised`` or ``mismatched``.
-        known: of the cases.
-        case_of_row: (rows,) place of each row's start among the cases.
-        step: the rung's own step at the start.
-        stage: of the draws by which members differ.
-        past: time for which they follow the resolved modes, where they do.
+        known: spectra of the cases.
+        case_of_row: (rows,) index of each row's start among the cases.
+        step: step number of the rung at the start.
+        stage: stage in the key of the random shifts.
+        past: time for which ``synchronised`` and ``mismatched`` follow the resolved modes.
     """
     modes, sides = simulation.grid.modes, simulation.grid.dimensions
     if start == "empty":
@@ -104,8 +110,8 @@ def begin(
 
 
 def impose(simulation: Simulation, resolved: Tensor) -> None:
-    """Put in the resolved modes, (rows, ...) spectra."""
+    """Overwrite the resolved modes of a simulation with spectra (rows, ...)."""
     modes, sides = simulation.grid.modes, simulation.grid.dimensions
-    inside = resize(torch.ones_like(resolved[:1]), modes, sides).real > 0
+    is_resolved = resize(torch.ones_like(resolved[:1]), modes, sides).real > 0
     whole = resize(resolved, modes, sides).to(simulation.state)
-    torch.where(inside.to(simulation.device), whole, simulation.state, out=simulation.state)
+    torch.where(is_resolved.to(simulation.device), whole, simulation.state, out=simulation.state)

@@ -1,4 +1,4 @@
-"""``hpc-closure generate``: the DNS ensemble and its closure targets, block by block."""
+"""``hpc-closure generate``: compute the DNS ensemble and its closure targets, block by block."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from hpc_closure.work.units import Ledger
 if TYPE_CHECKING:
     from hpc_closure.generate.replicas import Plan
 
-# one core, float64, forcing and noise included; `bench dns` measures it
+# cost on one core in float64, forcing and noise included; `bench dns` measures it
 NS_PER_POINT_AND_STEP = 25.0
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute the missing blocks of RUN/data. Returns the exit code."""
-    wanted = chosen_members(options.members, experiment.generate.members)
+    chosen = chosen_members(options.members, experiment.generate.members)
     chosen_part(options.parts, [])
     books = Ledger.of(experiment, "generate")
     if options.dry_run:
-        return print_plan(experiment, books, wanted)
+        return print_plan(experiment, books, chosen)
     with Session(experiment, "generate", options) as session:
         from hpc_closure.generate.dns import DNSBlock
 
@@ -39,7 +39,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         outcome = work(
             session,
             books,
-            wanted,
+            chosen,
             options,
             lambda unit: DNSBlock(unit, books, session, domain, stride),
         )
@@ -53,7 +53,10 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
 
 
 def go_on(experiment: Experiment, session: Session, options: Options, tell: bool) -> int:
-    """What follows once all data of closure ``subgrid`` are there. Returns the exit code."""
+    """Summarise complete data of closure ``subgrid``, then compute the replicas.
+
+    ``tell``: log the summary. Returns the exit code.
+    """
     from hpc_closure.data.reader import DataSet
     from hpc_closure.generate import summary
     from hpc_closure.generate.replicas import Plan
@@ -76,18 +79,19 @@ def go_on(experiment: Experiment, session: Session, options: Options, tell: bool
 def run_pilot(
     experiment: Experiment, session: Session, options: Options, always: bool = False
 ) -> int:
-    """Compute the pilot's trajectories, and find on them what is to be found.
+    """Compute the pilot's trajectories and choose steps and drains on them.
 
-    Every program of several needs all of it, whatever part of the data is its own, so it waits for
-    what others compute. ``always``: even where no setting is to be found. Returns the exit code.
+    Programs that share the work (``--parts``) all need the complete pilot, so each one waits for
+    units that another computes. ``always``: run it even if no setting is missing. Returns the exit
+    code.
     """
     if not (experiment.needs_pilot or always):
         return 0
     from hpc_closure.generate import pilot
     from hpc_closure.generate.replicas import Plan
 
-    whole = replace(options, members=None, parts=None)
-    if code := run_replicas(session, whole, Plan.pilot(experiment)):
+    all_units = replace(options, members=None, parts=None)
+    if code := run_replicas(session, all_units, Plan.pilot(experiment)):
         return code
     error: BaseException | None = None
     if session.world.root:
@@ -95,16 +99,16 @@ def run_pilot(
             pilot.find(experiment)
         except (ValueError, RuntimeError, OSError) as found:
             error = found
-    error = session.world.settle(error)
+    error = session.world.agree_on_error(error)
     if error is not None:
         raise error
     return 0
 
 
 def work(
-    session: Session, books: Ledger, wanted, options: Options, make: Callable
+    session: Session, books: Ledger, chosen, options: Options, make: Callable
 ) -> loop.Outcome:
-    """Run the missing units of a ledger; ``make(unit)`` is the block."""
+    """Run the missing units of a ledger; ``make(unit)`` returns the block of a unit."""
     settings = session.experiment.cluster
 
     def run_unit(unit, claim):
@@ -112,7 +116,7 @@ def work(
 
     outcome = loop.work(
         books,
-        chosen_part(options.parts, books.plan(wanted)),
+        chosen_part(options.parts, books.plan(chosen)),
         run_unit,
         stop=session.stop,
         groups=session.groups,
@@ -139,9 +143,9 @@ def run_replicas(session: Session, options: Options, plan: Plan) -> int:
     ).exit_code
 
 
-def print_plan(experiment: Experiment, books: Ledger, wanted: list[int]) -> int:
-    """What a run would do and cost; writes nothing."""
-    survey = books.survey(wanted)
+def print_plan(experiment: Experiment, books: Ledger, chosen: list[int]) -> int:
+    """Print the work and the cost of a run; write nothing."""
+    survey = books.survey(chosen)
     generate = experiment.generate
     missing = sum(
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
@@ -156,8 +160,8 @@ def print_plan(experiment: Experiment, books: Ledger, wanted: list[int]) -> int:
     starts = {"pilot": experiment.pilot.cases, "replicas": experiment.rollout.cases}
     for stage, cases in starts.items():
         if stage in experiment.stages:
-            there = Ledger.of(experiment, stage).survey().counts()
-            states = ", ".join(f"{count} {state}" for state, count in there.items())
+            stage_counts = Ledger.of(experiment, stage).survey().counts()
+            states = ", ".join(f"{count} {state}" for state, count in stage_counts.items())
             print(f"{stage} of {cases} start(s): {states}")
     print(f"bytes to write: {size / 1e9:.3g} GB")
     print(f"cost: about {core_hours:.2g} core-hours on CPU; `hpc-closure bench dns` measures it")

@@ -1,12 +1,12 @@
-"""The rollout block: rows of the coupled ensemble with their references.
+"""Rollout blocks: rows of the coupled ensemble with their references.
 
-Row ``e`` of the ensemble is member ``e // cases`` started from test trajectory ``e % cases``, so
-more members append rows.
+Row ``e`` of the ensemble is member ``e // cases``, started from test trajectory ``e % cases``.
+Further members therefore append rows.
 """
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import STATES, Layout, SeriesLayout
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet
 from hpc_closure.data.writer import BlockWriter
-from hpc_closure.experiment.checks import check_previous
+from hpc_closure.experiment.checks import check_past, check_previous
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.generate.rungs import Known
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
@@ -26,10 +26,10 @@ from hpc_closure.work.hdf5 import open_hdf5
 
 
 def memory_of(experiment, closure) -> Memory:
-    """What a closure reads of the past of its run.
+    """Return how many earlier states and closures the closure reads, and how far apart.
 
     Raises:
-        ValueError: the calls or the stored data do not give it.
+        ValueError: the closure calls or the stored snapshots do not contain these states.
     """
     conditions = closure.config["conditions"]
     frames, previous = conditions["history"], conditions.get("previous", 0)
@@ -38,6 +38,7 @@ def memory_of(experiment, closure) -> Memory:
         check_previous(experiment, previous)
     if not frames:
         return Memory(previous=previous)
+    check_past(experiment, frames)
     every = closure.target["every"]
     lag = every / (rollout.interval * generate.dt)
     if abs(lag - round(lag)) > 1e-6:
@@ -62,9 +63,13 @@ def coupled_run(
     device: str,
     cases: Sequence[int] | None = None,
 ) -> CoupledRun:
-    """The coupled run of some rows of the ensemble, not yet started.
+    """Build the coupled run of some rows of the ensemble; does not start it.
 
-    ``cases`` are the trajectories to start from; None = those of the experiment's rollout.
+    Args:
+        experiment, closure, data: the experiment, the loaded model, the DNS.
+        numbers: row numbers.
+        device: torch device.
+        cases: trajectories to start from; None = those of the experiment's rollout.
     """
     rollout, held, choices = experiment.rollout, HeldOut.of(experiment), Choices(experiment)
     cases = data.starts(held.split, rollout.cases) if cases is None else cases
@@ -92,33 +97,59 @@ def coupled_run(
 def stored(
     data: DataSet, cases: Sequence[int], index: int, field: str = "vorticity", *, grid: int
 ) -> np.ndarray:
-    """A field of some trajectories at a stored time, (cases, n, n); on a line (cases, 1, n)."""
+    """Read a field of some trajectories at a stored time, (cases, n, n); a line (cases, 1, n)."""
     return np.stack([data.read(case, index, field, grid) for case in cases])
 
 
 def start(coupled: CoupledRun, data: DataSet, experiment) -> None:
-    """Start a coupled run from its cases at ``rollout.t_start``, with what was before."""
-    index, grid = data.time_index(experiment.rollout.t_start), experiment.train_grid
-    rungs = experiment.rollout.rungs
-    before = range(index - 1, index - 1 - coupled.memory.previous, -1)
+    """Start a coupled run at ``rollout.begin`` with the earlier states and closures it reads.
 
-    def fields(at: int, name: str = "vorticity") -> np.ndarray:
-        return stored(data, coupled.cases, at, name, grid=grid).astype(np.float64)
+    It starts from the states of its cases; with ``rollout.after_release`` each row starts from the
+    state of a replica.
+    """
+    rollout, grid, memory = experiment.rollout, experiment.train_grid, coupled.memory
+    if rollout.after_release:
+        fields = _of_replicas(experiment, coupled.rows)
+    else:
+        index = data.time_index(rollout.t_start)
 
+        def fields(back: int, name: str = "vorticity") -> np.ndarray:
+            return stored(data, coupled.cases, index - back, name, grid=grid).astype(np.float64)
+
+    needed = rollout.rungs or experiment.reduced.known
     coupled.start(
-        fields(index),
-        round(experiment.rollout.t_start / experiment.generate.dt),
-        _earlier([fields(at) for at in range(index - coupled.memory.frames, index + 1)], coupled),
-        [fields(at, "closure") for at in before],
-        known_of(data, experiment, coupled.cases) if rungs or experiment.reduced.known else None,
+        fields(0),
+        round(rollout.begin / experiment.generate.dt),
+        _earlier([fields(back) for back in range(memory.frames, -1, -1)], coupled),
+        [fields(back, "closure") for back in range(1, memory.previous + 1)],
+        known_of(data, experiment, coupled.cases) if needed else None,
     )
 
 
+def _of_replicas(experiment, rows: Sequence[tuple[int, int]]) -> Callable[..., np.ndarray]:
+    """Return a reader of replicas' fields (rows, n, n), ``back`` stored times before the start.
+
+    Member m of a start begins in replica 1 + m. Replica 0 is the truth in the scores, so a member
+    that began there would know the truth.
+    """
+    held = HeldOut.of(experiment)
+    replicas = CoupledEnsemble([product.path for product in held.books("replicas").products()])
+    own = [(case, 1 + member) for case, member in rows]
+    stride = experiment.data_grid // experiment.train_grid
+
+    def fields(back: int, name: str = "model") -> np.ndarray:
+        lead = experiment.rollout.after_release - back * experiment.generate.spacing
+        values = replicas.read_rows(name, own, replicas.index(lead))
+        return values[..., ::stride, ::stride].astype(np.float64)
+
+    return fields
+
+
 def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
-    """What rungs know of starts: from the data their past, from the replicas all their modes.
+    """Read the spectra from which rungs begin: the past from data, all modes from replicas.
 
     Raises:
-        ValueError: it was not stored.
+        ValueError: a required state is not stored.
     """
     rollout, problem = experiment.rollout, experiment.problem
     sides, every = problem.dimensions, experiment.generate.record.every
@@ -152,10 +183,10 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
 
 
 def _earlier(states: Sequence[np.ndarray], coupled: CoupledRun) -> Iterator[np.ndarray]:
-    """States (cases, n, n) one closure interval apart, oldest first, from stored ones.
+    """Yield states (cases, n, n) one closure interval apart, oldest first, from stored states.
 
-    Between stored times they are interpolated linearly; this ends as soon as the run is older
-    than its history.
+    States between stored times are interpolated linearly. They are read only until the run has
+    states of its own that reach back far enough.
     """
     lag = coupled.memory.lag
     for older, newer in itertools.pairwise(states):
@@ -165,15 +196,16 @@ def _earlier(states: Sequence[np.ndarray], coupled: CoupledRun) -> Iterator[np.n
 
 
 class RolloutBlock(Block):
-    """Rows of the closure-coupled ensemble from ``rollout.t_start`` to ``rollout.t_end``.
+    """Integrate rows of the coupled ensemble from ``rollout.begin`` to ``rollout.t_end``.
 
-    Where draws may be brought back, ``series/brought_back`` (and ``brought_back_mean_gp``) counts
-    them for each row and stored time, since the start: (B, T, 2 + shells), see
+    If the model rescales draws, ``series/brought_back`` (and ``brought_back_mean_gp``) counts
+    rescaled draws since the start for each row and stored time, (B, T, 2 + shells); see
     :class:`~hpc_closure.rollout.tally.Tally`.
 
     Args:
+        unit, books, session, domain: see :class:`~hpc_closure.work.block.Block`.
         closure: the loaded model.
-        data: the DNS, for the states to start from.
+        data: the DNS, which holds the initial states.
     """
 
     def __init__(self, unit, books, session, domain, closure, data: DataSet):
@@ -182,11 +214,11 @@ class RolloutBlock(Block):
         rollout, self.dt = experiment.rollout, experiment.generate.dt
         self.data, self.grid, self.stride = data, experiment.train_grid, rollout.interval
         self.sides = experiment.physics.dimensions
-        self.record_steps = record_steps(rollout.t_start, rollout.t_end, rollout.every, self.dt)
+        self.record_steps = record_steps(rollout.begin, rollout.t_end, rollout.every, self.dt)
         self.first_step = self.record_steps[0]
         self.coupled = coupled_run(experiment, closure, data, unit.members, session.device)
         self.cases = self.coupled.cases
-        self.series: SeriesLayout | None = None  # of the file that is written
+        self.series: SeriesLayout | None = None  # layout of the counts in the open file
 
     @property
     def step_index(self) -> int:
@@ -216,12 +248,12 @@ class RolloutBlock(Block):
         return fields, {}, references
 
     def hopeless(self) -> str:
-        """In words that nothing is left of the model's trajectories; empty while something is."""
+        """Return a message if all trajectories of the model have diverged, else ""."""
         lost = self.coupled.simulations["model"].mark_lost()
         return f"all {len(lost)} trajectories of the model diverged" if lost.all() else ""
 
     def _references(self) -> Sequence[str]:
-        return ("none", "truth")
+        return [name for name in ("none", "truth") if name not in self.coupled.rows_of]
 
     def save_state(self) -> dict:
         return self.coupled.save_state()
@@ -233,9 +265,10 @@ class RolloutBlock(Block):
         return dict(self.coupled.seconds)
 
     def _series(self, path: Path) -> SeriesLayout | None:
-        """Draws that were brought back, at the stored times; None where none ever is.
+        """Return the layout of the counts of rescaled draws; None if nothing is counted.
 
-        A file of before, which did not count them, goes on without: its earlier draws are gone.
+        A file of an older version without counts continues without them, because its earlier
+        draws were not counted.
         """
         widths = {name: counts.shape[1] for name, counts in self.coupled.brought_back().items()}
         begun = [path]
@@ -246,17 +279,17 @@ class RolloutBlock(Block):
                 with open_hdf5(one) as file:
                     if "t0_fields" in file and "dimensions/series_time" not in file:
                         return None
-            except ValueError:  # it is made anew
+            except ValueError:  # a damaged file is written again
                 continue
         return SeriesLayout(times_of(self.record_steps, self.dt), widths) if widths else None
 
     def open_writer(self, path) -> BlockWriter:
         experiment = self.experiment
         rollout = experiment.rollout
-        beside = [name for name in BESIDE if name in self.coupled.simulations]
+        beside = [name for name in (*BESIDE, "none") if name in self.coupled.rows_of]
         beside += self.coupled.rungs
         shared = {"truth": len(self.cases)}
-        if "none" in self.coupled.simulations:
+        if "none" in self.coupled.simulations and "none" not in beside:
             shared["none"] = len(self.cases)
         rows = self.coupled.rows
         self.series = self._series(path)
@@ -286,4 +319,6 @@ class RolloutBlock(Block):
             "cases": list(self.cases),
             "recipe": json.dumps(experiment.stage_settings("rollout"), sort_keys=True),
         }
+        if self.coupled.apart:  # lead times count from the release
+            attributes["released"] = rollout.t_start
         return BlockWriter(path, layout, attributes)

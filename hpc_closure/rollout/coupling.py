@@ -1,27 +1,28 @@
-"""The closure inside the reduced solver, next to the truth and to the exact law.
+"""Coupled runs: the closure inside the reduced solver, beside the truth and reference solvers.
 
 One :class:`CoupledRun` advances, from the same resolved state,
 
-* ``model``: the reduced solver with a fresh sample of the closure every ``interval`` steps, held
-  in between. The closure knows the interval: an m-step mean of white noise has 1/m of its
-  variance, so the spread of the run does not depend on m.
-* ``oracle``: the full system with independent noise, that is the exact law with fresh noise in
-  every step (and a regime of it in every interval): the true ensemble. With sensors it is the
-  reduced solver with draws of the exact law given what they read, once an interval as the model:
+* ``model``: the reduced solver. A new sample of the closure is drawn every ``interval`` steps and
+  held constant in between. The closure accounts for the interval: an m-step mean of white noise
+  has 1/m of its variance, so the spread of the run does not depend on m.
+* ``oracle``: the full system with independent noise in every step (and a new regime in every
+  interval). This is the exact law, the true ensemble. With sensors it is the reduced solver with
+  draws of the exact law conditioned on the readings, once per interval as in ``model``. This is
   what a perfect closure would do.
-* ``mean_gp``: the reduced solver with draws of the closure's own mean and Gaussian law, no
-  generator: what the generator adds is the difference to ``model``.
-* ``none``: the reduced solver without a closure.
+* ``mean_gp``: the reduced solver with draws of the closure's mean plus its Gaussian law, without
+  the generator. Its difference from ``model`` is the contribution of the generator.
+* ``none``: the reduced solver without a closure. If members begin in different states, it is run
+  from each of these states.
 * rungs (:mod:`~hpc_closure.generate.rungs`): bare solvers on finer grids, with the stochastic
-  forcing that they resolve, each with its own step, beginning and drain.
-* ``truth``: the test trajectory itself, which also feeds the sensors: they give point values of
-  the closure's mean over the coming interval.
+  forcing that they resolve. Each has its own step, initial state and drain.
+* ``truth``: the test trajectory. Sensors read it: they give point values of the mean closure over
+  the coming interval.
 
-A run in which nothing is drawn is the same for all members of a start: one of them is run, its
-time counts for each of them, and its fields are repeated.
+If a run has no random draws, all members of a start are identical. Then one member is run, its
+time counts for each member, and its fields are repeated.
 
-States and closures pass as retained spectra; fields are formed where sensors read and where states
-are written.
+States and closures are passed as retained spectra. Fields are formed where sensors read and where
+states are written.
 """
 
 import time
@@ -50,19 +51,19 @@ from hpc_closure.work import log
 
 BY_STATE, BY_CLOSURE = 0, 1
 REASONS = ("its state diverged", "its closure is not finite")
-# in a restart: states of the past by run, and the last closures
+# keys in a restart file, by run: past states, last closures
 PAST = {"model": "past", "mean_gp": "past_mean_gp"}
 DRAWN = {"model": "drawn", "mean_gp": "drawn_mean_gp"}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a closure reads of the past of its run.
+    """Numbers of earlier states and closures that a closure reads.
 
     Attributes:
         frames: earlier states.
-        lag: closure calls from one of them to the next.
-        previous: the last closures.
+        lag: closure calls from one of these states to the next.
+        previous: last closures.
     """
 
     frames: int = 0
@@ -72,23 +73,23 @@ class Memory:
 
 @dataclass(frozen=True)
 class Coupling:
-    """What is coupled, and how.
+    """Systems and settings of a coupled run.
 
     Attributes:
         problem: the full system.
         kind: closure kind.
         grid: points per side of the reduced solver.
-        seed: of the experiment.
-        rollout: the experiment's section, or what has its ``interval`` (solver steps between
-            closure calls), ``sensors``, ``sampler`` and ``references``; an oracle that is asked
-            for runs where it is known, ``mean_gp`` where the closure has it.
-        memory: what the closure reads of the run's past.
+        seed: seed of the experiment.
+        rollout: the experiment's section, or an object with its ``interval`` (solver steps between
+            closure calls), ``sensors``, ``sampler`` and ``references``. A requested ``oracle`` is
+            run only if the exact law is known, ``mean_gp`` only if the closure has it.
+        memory: earlier states and closures that the closure reads.
         device: torch device.
-        stride: steps of the full system in one of the reduced solver's.
-        begin: where modes of the reduced solver begin that a start does not know; None where it
-            knows all of them.
-        rungs: bare solvers beside it, and how each is run.
-        pasts: resolved past that each of them follows, by name.
+        stride: steps of the full system per step of the reduced solver.
+        begin: initial state of those modes of the reduced solver that a start does not know, see
+            :func:`~hpc_closure.generate.rungs.begin`; None if it knows all of them.
+        rungs: bare solvers, each with its step and drain.
+        pasts: time for which each run follows the resolved past, by name.
     """
 
     problem: Problem
@@ -111,13 +112,13 @@ class Coupling:
 
 @dataclass
 class Losses:
-    """Trajectories of a run that are lost; on its device until they are told.
+    """Lost (diverged) trajectories of a run, on its device; ``told`` is on the host.
 
     Attributes:
         lost: (rows,) bool.
-        since: (rows,) solver step at which each was found to be.
+        since: (rows,) solver step at which the loss was detected.
         reason: (rows,) BY_STATE or BY_CLOSURE.
-        told: rows that the log has named, on the host.
+        told: (rows,) bool, rows whose loss has been logged.
     """
 
     lost: torch.Tensor
@@ -127,13 +128,13 @@ class Losses:
 
     @classmethod
     def none(cls, rows: int, device: str) -> "Losses":
-        """Nobody of so many rows."""
+        """Return a record of ``rows`` trajectories of which none is lost."""
         lost = torch.zeros(rows, dtype=torch.bool, device=device)
         steps = torch.zeros(rows, dtype=torch.int64, device=device)
         return cls(lost, steps, steps.clone(), torch.zeros(rows, dtype=torch.bool))
 
     def add(self, found: torch.Tensor, step: int, reason: int) -> torch.Tensor:
-        """Take in rows that are found lost at a step; returns all that are."""
+        """Mark rows (rows,) bool as lost at a step; returns all lost rows."""
         new = found & ~self.lost
         self.since = torch.where(new, step, self.since)
         self.reason = torch.where(new, reason, self.reason)
@@ -141,12 +142,12 @@ class Losses:
         return self.lost
 
     def take(self, found: torch.Tensor, step: int) -> None:
-        """These and no others are lost, and it has been told."""
+        """Set the lost rows, as after a restart, and count them as logged."""
         self.lost = found
         self.told = found.cpu()
 
     def tell(self, rows: Sequence[tuple[int, int]], dt: float) -> str:
-        """Whom that cost since this was asked last, in words; the host waits for the device."""
+        """Describe rows lost since the last call, "" if none; the host waits for the device."""
         lost = self.lost.cpu()
         new = (lost & ~self.told).nonzero()[:, 0]
         self.told = lost
@@ -164,12 +165,12 @@ class Losses:
 
 @dataclass(frozen=True)
 class Rows:
-    """Trajectories of a run.
+    """Simulated trajectories of a run, and their relation to the rows of the ensemble.
 
     Attributes:
-        each: (case, member) of those that are simulated.
-        case: (len(each),) place of the start of each among the cases.
-        whole: (rows,) which of them each row of the ensemble is; None where all are simulated.
+        each: (case, member) of every simulated trajectory.
+        case: (len(each),) index of its start among the cases.
+        whole: (rows,) index into ``each`` of every row of the ensemble; None if all are simulated.
     """
 
     each: list[tuple[int, int]]
@@ -178,7 +179,7 @@ class Rows:
 
     @classmethod
     def of(cls, rows: list[tuple[int, int]], cases: list[int], drawn: bool) -> "Rows":
-        """All rows, or the first of every start where nothing is ``drawn``."""
+        """Simulate all rows if members differ (``drawn``), else the first row of every start."""
         if drawn:
             return cls(rows, torch.tensor([cases.index(case) for case, _ in rows]))
         first = dict(reversed(rows))
@@ -189,17 +190,17 @@ class Rows:
 
     @property
     def ids(self) -> list[int]:
-        """Of their draws: members that start from different cases draw different noise."""
+        """Ids in the keys of the draws; they differ between cases and between members."""
         return [keyed_noise.pair(case, member) for case, member in self.each]
 
     @property
     def stand_for(self) -> float:
-        """Rows of the ensemble that each of them stands for, on average."""
+        """Rows of the ensemble per simulated trajectory, on average."""
         return 1.0 if self.whole is None else len(self.whole) / len(self.each)
 
 
 class CoupledRun:
-    """Model, oracle, none and truth side by side.
+    """Advance model, references, rungs and truth side by side.
 
     Args:
         coupling: the systems and settings.
@@ -226,8 +227,10 @@ class CoupledRun:
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
         self.simulations: dict[str, Simulation] = {}
         self.rows_of: dict[str, Rows] = {}
-        moved = bool(self.memory.previous) and rollout.last_closures == "moved"
-        self._run_members("model", reduced, drawn=moved or has_noise(closure.config))
+        self.apart = rollout.after_release > 0  # members begin in different states
+        self.moved = not self.apart and rollout.last_closures == "moved"
+        differ = self.apart or self.moved and bool(self.memory.previous)
+        self._run_members("model", reduced, drawn=differ or has_noise(closure.config))
         if "mean_gp" in rollout.references and has_mean_gp(closure.config):
             self._run_members("mean_gp", reduced)
         kept = self.memory.frames * self.memory.lag
@@ -244,7 +247,9 @@ class CoupledRun:
             name: Tally(len(rows.each), shells, coupling.device)
             for name, rows in self.rows_of.items()
         }
-        if "none" in rollout.references:
+        if "none" in rollout.references and self.apart:
+            self._run_members("none", reduced)
+        elif "none" in rollout.references:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         self.rungs = {rung.name: rung for rung, _ in coupling.rungs}
         for rung, choice in coupling.rungs:
@@ -252,7 +257,7 @@ class CoupledRun:
             drawn = own.physics.noise.kind != "none" or rung.start != "empty"
             self._run_members(rung.name, own, "rollout", drawn=drawn)
             self.seconds[rung.name] = 0.0
-        # with sensors: what the oracle draws from; without a closed form there is no oracle then
+        # law of the oracle with sensors; if it has no closed form, there is no oracle
         free = self.layout is None
         self.law = None if free else ExactLaw.of(full, kind, meant)
         if "oracle" in rollout.references and self.exact and (free or self.law is not None):
@@ -262,12 +267,18 @@ class CoupledRun:
             self.simulations["truth"] = self._simulation(full, self.cases)
 
     def _run_members(self, name, problem, stage="generate", drawn=True) -> None:
-        """A run of the ensemble's rows; ``drawn``: members differ."""
+        """Add a run of the ensemble's rows; ``drawn``: its members differ."""
         self.rows_of[name] = rows = Rows.of(self.rows, self.cases, drawn)
         self.simulations[name] = self._simulation(problem, rows.ids, stage)
 
     def _simulation(self, problem, members, stage="generate") -> Simulation:
         return Simulation(problem, members, self.seed, device=self.coupling.device, stage=stage)
+
+    def _given(self, name: str) -> torch.Tensor:
+        """Return the index of the initial state of each trajectory of a run, (rows,)."""
+        if self.apart or name not in self.rows_of:
+            return torch.arange(len(self.rows) if self.apart else len(self.cases))
+        return self.rows_of[name].case
 
     @property
     def step_index(self) -> int:
@@ -284,23 +295,25 @@ class CoupledRun:
     ) -> None:
         """Start every run from the test trajectories' states, (cases, n, n), at ``step``.
 
+        With ``rollout.after_release`` each row has a separate state and past, (rows, n, n).
+
         Args:
-            states: at the start.
-            step: of the full system at the start.
+            states: (cases, n, n) at the start.
+            step: step of the full system at the start.
             earlier: ``frames x lag`` states before it, one closure interval apart, oldest first.
-            closures: the last ``previous`` of them before it, newest first.
-            known: what rungs read of the starts beside their states.
+            closures: the last ``previous`` closures before it, newest first.
+            known: spectra of the starts that rungs read; None = ``states`` only.
         """
         spectra, self._first, self.calls = self._spectra(states), step, 0
         now = from_row(spectra, self.sides)
         known = known or rungs.Known(now)
-        begin, everybody = self.coupling.begin, torch.arange(len(self.cases))
+        begin = self.coupling.begin
         for name, simulation in self.simulations.items():
             own_step = round(step * self.coupling.problem.dt / simulation.problem.dt)
-            rows = self.rows_of[name].case if name in self.rows_of else everybody
+            rows = self._given(name)
             how = self.rungs[name].start if name in self.rungs else begin
             if name in self.drawn and how == "synchronised":
-                how = "moved"  # it follows below, with its closure
+                how = "moved"  # _follow synchronises it below, with its closure
             if how is not None:
                 past = self.coupling.pasts.get(name, 0.0)
                 rungs.begin(simulation, how, known, rows, own_step, "rollout", past)
@@ -313,24 +326,25 @@ class CoupledRun:
         for fields in earlier:
             frame = self._spectra(fields)
             for name, frames in self.past.items():
-                frames.append(frame[self.rows_of[name].case])
+                frames.append(frame[self._given(name)])
         moves: torch.Tensor | float = 1.0
-        if len(closures) and self.coupling.rollout.last_closures == "moved":
+        if len(closures) and self.moved:
             grid, ids = self.simulations["model"].grid, self.rows_of["model"].ids
             moves = keyed_noise.moves(grid, self.seed, "rollout", ids).to(spectra)
         for fields in closures:
             frame = self._spectra(fields)
             for name, drawn in self.drawn.items():
-                drawn.append(frame[self.rows_of[name].case] * moves)
+                drawn.append(frame[self._given(name)] * moves)
         if begin == "synchronised":
             self._follow(known)
 
     def _follow(self, known: rungs.Known) -> None:
-        """Runs with a closure follow the resolved past, from a moved start, the closure acting.
+        """Let runs with a closure follow the resolved past from a moved start.
 
-        After every interval the resolved modes are put in. These draws are calls like others, but
-        no draws of the run that is scored. What is put in is no part of the last closures: it is
-        mostly the error of the unresolved modes, far larger than a closure of the resolved ones.
+        The closure acts, and after every interval the resolved modes are overwritten. Its draws
+        advance the call number but are not counted as draws of the scored run. The correction by
+        the overwriting is not added to the last closures: it is mostly the error of the unresolved
+        modes, far larger than a closure of the resolved ones.
         """
         number = round(self.coupling.pasts.get("model", 0.0) / known.every)
         first, *frames = [*known.past[len(known.past) - number :], known.now]
@@ -350,13 +364,13 @@ class CoupledRun:
             self.tallies[name].clear()
 
     def _spectra(self, fields: np.ndarray) -> torch.Tensor:
-        """Spectra, as closures read them, of fields (cases, n, n)."""
+        """Transform fields (cases, n, n) to spectra in the layout that closures read."""
         transform = self.simulations["model"].transform
         given = torch.as_tensor(fields, device=self.coupling.device)
         return as_row(transform.to_spectral(from_row(given, self.sides)), self.sides)
 
     def advance(self, calls: int = 1) -> None:
-        """Advance all runs by ``calls`` closure intervals; then tell whom that cost."""
+        """Advance all runs by ``calls`` closure intervals, then log the members that diverged."""
         for _ in range(calls):
             self._interval()
         for name, losses in self.losses.items():
@@ -393,7 +407,10 @@ class CoupledRun:
         self.calls += 1
 
     def _exact_hat(self, sensors: Sensors | None) -> torch.Tensor | None:
-        """Draws of the exact law given the sensors, for the oracle; None without them."""
+        """Draw the oracle's closures from the exact law given the sensors; None without sensors.
+
+        Returns (rows, ...) spectra.
+        """
         if self.law is None:
             return None
         state, rows = self.simulations["oracle"].state, self.rows_of["oracle"]
@@ -401,14 +418,15 @@ class CoupledRun:
         return self.law.draw_hat(state, rows.ids, self.seed, self.calls, sensors).to(state)
 
     def _tendency_hat(self, name: str, sensors: Sensors | None) -> torch.Tensor:
-        """A fresh sample of the closure for every row of ``model`` or ``mean_gp``.
+        """Draw a closure for every row of ``model`` or ``mean_gp``, (rows, ...) spectra.
 
-        A row that has diverged is NaN from then on. Nothing here is read by the host.
+        A row that has diverged is NaN from then on. The host reads nothing here, so that it does
+        not wait for the device.
         """
         losses, rows = self.losses[name], self.rows_of[name]
         lost = losses.add(self.simulations[name].diverged(), self.step_index, BY_STATE)
         state = as_row(self.simulations[name].state, self.sides)
-        state = torch.where(lost[:, None, None], 0.0, state)  # the others go on
+        state = torch.where(lost[:, None, None], 0.0, state)  # closures read finite states
         sampler = self.coupling.rollout.sampler.options()
         tally, gone = self.tallies[name], lost
         request = Request(
@@ -434,7 +452,7 @@ class CoupledRun:
         return from_row(torch.where(lost[:, None, None], torch.nan, drawn), self.sides)
 
     def _history(self, past: deque[torch.Tensor]) -> torch.Tensor | None:
-        """Earlier states (rows, frames, ...), newest first."""
+        """Return earlier states (rows, frames, ...), newest first; None if none are read."""
         memory = self.memory
         if not memory.frames:
             return None
@@ -442,9 +460,9 @@ class CoupledRun:
         return torch.stack(frames, dim=1)
 
     def _advance_truth(self) -> Sensors | None:
-        """Advance the truth by one interval; each case's sensors see its closure's mean over it.
+        """Advance the truth by one interval; returns readings of its mean closure, (cases, S).
 
-        Where a draw stands for fewer steps than it is held, the mean is over the first of them.
+        If a draw is a mean over fewer steps than it is held, the mean is over the first of them.
         """
         if self.target is None:
             return None
@@ -458,8 +476,10 @@ class CoupledRun:
         return observe(closure, self.layout, self.seed, self.cases, self.calls, length)
 
     def fields(self) -> dict[str, torch.Tensor]:
-        """Present state of every run on the reduced solver's grid, (trajectories, n, n); on a
-        line (trajectories, n)."""
+        """Return the present state of every run on the reduced solver's grid.
+
+        Shape (trajectories, n, n); on a line (trajectories, n).
+        """
         own, found = self.simulations["model"], {}
         for name, run in self.simulations.items():
             field = own.transform.to_physical(resize(run.state, own.grid.modes, self.sides))
@@ -468,9 +488,9 @@ class CoupledRun:
         return found
 
     def brought_back(self) -> dict[str, np.ndarray]:
-        """Counts (rows, 2 + shells) of :class:`Tally` so far, by name in products.
+        """Return the counts (rows, 2 + shells) of :class:`Tally`, by their name in products.
 
-        Of the runs whose draws may be brought back, for every row of the ensemble.
+        Contains the runs whose draws may be rescaled, with a row for every row of the ensemble.
         """
         found = {}
         for name, tally in self.tallies.items():
@@ -480,7 +500,7 @@ class CoupledRun:
         return found
 
     def save_state(self) -> dict:
-        """Numpy arrays of all runs; ``load_state`` goes on bit for bit."""
+        """Return the state of all runs as numpy arrays; ``load_state`` continues bit for bit."""
         saved: dict = {"calls": np.int64(self.calls), "first": np.int64(self._first)}
         for name, tally in self.tallies.items():
             if tally.columns:
@@ -497,10 +517,10 @@ class CoupledRun:
     def load_state(self, state: dict) -> None:
         self.calls = int(state["calls"])
         taken = self.calls * self.interval
-        # files from before the reduced solver had a step of its own have no "first"
+        # restart files written before the reduced solver had its own step have no "first"
         self._first = int(state.get("first", int(state["model.step_index"]) - taken))
         for name, tally in self.tallies.items():
-            if COUNTED[name] in state:  # restart files of before had none
+            if COUNTED[name] in state:  # older restart files have no counts
                 tally.load(state[COUNTED[name]])
         for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
             for name, one in kept.items():

@@ -1,6 +1,7 @@
-"""How often draws of a coupled run were brought back into the training's range, by row and shell.
+"""Count draws of a coupled run that were rescaled into the training's range, by row and shell.
 
-A row's numbers depend on its own draws only, so blocks, processes and restarts do not change them.
+The counts of a row depend only on the draws of that row, so they do not depend on blocks,
+processes or restarts.
 """
 
 import numpy as np
@@ -9,19 +10,19 @@ from torch import Tensor
 
 __all__ = ["Tally"]
 
-FIRST = 2  # columns before those of the shells: draws, and those brought back
+FIRST = 2  # columns before those of the shells: draws, rescaled draws
 
 
 class Tally:
-    """Draws so far, those of them that were brought back in any shell, and in each shell.
+    """Counts of draws, of draws rescaled in any shell, and of draws rescaled in each shell.
 
     Args:
         rows: trajectories.
-        shells: of a draw; 0 = the model brings nothing back, and nothing is counted.
-        device: of the run, on which the counts stay until they are asked for.
+        shells: shells of a draw; 0 = the model rescales nothing, and nothing is counted.
+        device: device of the run; the counts stay there until :meth:`save`.
 
     Attributes:
-        counts: (rows, 2 + shells) int64: draws, those brought back, those of each shell from 0 on.
+        counts: (rows, 2 + shells) int64: draws, rescaled draws, draws rescaled in shell 0, 1, ...
     """
 
     def __init__(self, rows: int, shells: int, device: str = "cpu"):
@@ -30,29 +31,29 @@ class Tally:
 
     @property
     def columns(self) -> int:
-        """Numbers of a row; 0 where nothing is counted."""
+        """Columns of ``counts``; 0 if nothing is counted."""
         return self.counts.shape[1]
 
     def add(self, beyond: Tensor, lost: Tensor) -> None:
-        """Count a draw of every row that is not lost.
+        """Count one draw of every row that is not lost.
 
         Args:
-            beyond: (rows, shells) bool, which shells were brought back.
-            lost: (rows,) bool.
+            beyond: (rows, shells) bool, shells that were rescaled.
+            lost: (rows,) bool, rows that have diverged.
         """
         beyond = beyond.to(self.counts.device)
         any_shell = beyond.any(-1, keepdim=True)
-        new = torch.cat([torch.ones_like(any_shell), any_shell, beyond], dim=-1)
-        self.counts += (new & ~lost[:, None]).to(self.counts)
+        increments = torch.cat([torch.ones_like(any_shell), any_shell, beyond], dim=-1)
+        self.counts += (increments & ~lost[:, None]).to(self.counts)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all counts to 0."""
         self.counts.zero_()
 
     def save(self) -> np.ndarray:
-        """The counts so far, for a restart file: a copy."""
+        """Copy the counts (rows, 2 + shells) to numpy, for a restart file."""
         return self.counts.cpu().numpy().copy()
 
     def load(self, counts: np.ndarray) -> None:
-        """Go on from what :meth:`save` gave."""
+        """Restore counts that :meth:`save` returned."""
         self.counts.copy_(torch.as_tensor(counts))

@@ -1,4 +1,4 @@
-"""``hpc-closure rollout``: the closure-coupled ensemble, here or through a scheduler."""
+"""``hpc-closure rollout``: compute the closure-coupled ensemble here or as batch jobs."""
 
 import shlex
 from pathlib import Path
@@ -18,29 +18,29 @@ from hpc_closure.work.units import Ledger
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute or submit the missing blocks of RUN/rollout. Returns the exit code."""
-    wanted = chosen_members(options.members, experiment.rollout.trajectories)
+    members = chosen_members(options.members, experiment.rollout.trajectories)
     chosen_part(options.parts, [])
     books = Ledger.of(experiment, "rollout")
     if options.dry_run:
-        return print_plan(experiment, books, wanted, options)
+        return print_plan(experiment, books, members, options)
     held_out.check(experiment)
     check_model(experiment)
     with Session(experiment, "rollout", options) as session:
-        plan = chosen_part(options.parts, books.plan(wanted))
+        plan = chosen_part(options.parts, books.plan(members))
         if experiment.cluster.executor != "inline":
             return submit(experiment, session, books, plan, options)
         outcome = work(experiment, session, books, plan, options.retry_failed)
         if session.world.root:
             outcome.report()
         left = session.options_left()
-    # members and parts are of the run's own units: the opponents' follow when all are wanted
-    whole = not (options.members or options.parts)
-    others = opponents_of(experiment).values() if whole and not outcome.exit_code else ()
+    # --members and --parts select units of this run; opponents run only if neither is used
+    all_units = not (options.members or options.parts)
+    others = opponents_of(experiment).values() if all_units and not outcome.exit_code else ()
     return max([outcome.exit_code, *(run(one, left) for one in others if is_there(one))])
 
 
 def is_there(opponent: Experiment) -> bool:
-    """Whether an opponent has been trained; one that has not has no coupled run, and is told."""
+    """Return whether an opponent has been trained; log a warning if not."""
     if is_made_by(Run.of(opponent).model, opponent):
         return True
     log.get().warning(f"opponent {opponent.name} is not trained: run `hpc-closure train` for it")
@@ -48,7 +48,14 @@ def is_there(opponent: Experiment) -> bool:
 
 
 def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loop.Outcome:
-    """Run units in this process (or MPI program)."""
+    """Run units in this process or MPI program; returns the outcome.
+
+    Args:
+        experiment, session, books: the experiment, its session and ledger.
+        plan: the units.
+        retry_failed: run units that failed before.
+        wait: wait for units that another program is computing.
+    """
     import hpc_closure
     from hpc_closure.data.reader import DataSet
     from hpc_closure.rollout.block import RolloutBlock
@@ -69,8 +76,8 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
         block.run(claim, experiment.cluster.checkpoint_every)
         if back := closure.model.brought_back - before:
             log.get().info(
-                f"rollout {unit}: {back} draws had a shell larger than the training's hardly ever "
-                "are, and were brought back to its mean size"
+                f"rollout {unit}: {back} draws had a shell beyond the training's range and were "
+                "rescaled to its mean size"
             )
         if reason := block.hopeless():
             raise loop.Hopeless(reason)
@@ -87,12 +94,15 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
 
 
 def run_units(config_path: str, unit_ids: list[str], wait: bool = False) -> int:
-    """Body of one scheduler task: read the resolved experiment again, run the named units.
+    """Run the named units; the body of a scheduler task. Returns the exit code.
 
-    Nothing but names travels to the task; what is done already is looked up on disk.
+    The task receives names only. It reads the resolved experiment, and looks up on disk which
+    units are finished.
 
     Args:
-        wait: wait for units that another program computes, for a job that needs them all.
+        config_path: file of the resolved experiment.
+        unit_ids: names of units.
+        wait: wait for units that another program is computing, for a job that needs all of them.
     """
     experiment = reading.load(Path(config_path))
     held_out.check(experiment)
@@ -107,7 +117,7 @@ def run_units(config_path: str, unit_ids: list[str], wait: bool = False) -> int:
 
 
 def submit(experiment, session, books, plan, options=Options()) -> int:
-    """Hand the units that nobody works on to submitit; returns at once."""
+    """Submit all units that are not done, running or queued. Returns the exit code."""
     from hpc_closure.batch import submit as submission
 
     names, failed = ready(experiment, books, plan, options.retry_failed)
@@ -128,32 +138,32 @@ def submit(experiment, session, books, plan, options=Options()) -> int:
 
 
 def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
-    """Names of the units to submit, and how many failed before."""
+    """List the names of the units to submit; also returns how many units failed before."""
     from hpc_closure.batch.squeue import queued_members
 
     slurm = experiment.cluster.executor == "slurm"
     survey = books.survey(queued=queued_members(books.run) if slurm else ())
     states = ("missing", "failed") if retry_failed else ("missing",)
-    found = {unit.name for state in states for unit in survey.states[state]}
-    return [unit.name for unit in plan if unit.name in found], len(survey.states["failed"])
+    unit_names = {unit.name for state in states for unit in survey.states[state]}
+    return [unit.name for unit in plan if unit.name in unit_names], len(survey.states["failed"])
 
 
-def print_plan(experiment, books, wanted, options=Options()) -> int:
-    """What a run would do and cost, and the exact batch text; writes nothing."""
+def print_plan(experiment, books, members, options=Options()) -> int:
+    """Print the work and the cost of a run, and the batch scripts; write nothing."""
     from hpc_closure.data.reader import BESIDE
 
-    survey = books.survey(wanted)
+    survey = books.survey(members)
     rollout, grid = experiment.rollout, experiment.train_grid
     rows = sum(
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
-    times = 1 + round((rollout.t_end - rollout.t_start) / rollout.every)
+    times = 1 + round((rollout.t_end - rollout.begin) / rollout.every)
     fields = 1 + len(set(BESIDE) & set(rollout.references)) + len(rollout.rungs)
     batch: list[str] = []
     if experiment.cluster.executor != "inline":
         from hpc_closure.batch import submit as submission
 
-        plan = chosen_part(options.parts, books.plan(wanted))
+        plan = chosen_part(options.parts, books.plan(members))
         names, _ = ready(experiment, books, plan, options.retry_failed)
         request = submission.Request.of(experiment, books.run, names, run_units)
         batch.append("cost: " + submission.cost(request))

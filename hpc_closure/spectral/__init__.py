@@ -1,12 +1,17 @@
-"""The solver: ensembles of periodic, forced-dissipative flows on retained spectra.
+"""The solver: ensembles of periodic, forced and damped flows, held as retained spectra.
 
-Read the modules in this order: :mod:`recipe` (strict sections of keys), :mod:`forcing`,
-:mod:`noise`, :mod:`initial` and :mod:`equation` with :mod:`equations` (one class per kind),
-:mod:`problem` (the recipe that names a member); :mod:`grid` (modes, wavenumbers, shells),
-:mod:`transform` (fields and retained spectra, by :mod:`line_fft` and :mod:`slabs`),
-:mod:`counters` and :mod:`half_plane` (draws and where they go), :mod:`advection` (on the CPU by
-:mod:`compiled_advection` and its :mod:`line_kernels`), :mod:`schemes` (time),
-:mod:`noise_model` and :mod:`rates` (noise, step by step),
-:mod:`simulation` (members, the step loop). The first row needs no torch. On a GPU :mod:`graphs`
-replays whole steps, with :mod:`kernels`. :mod:`diagnostics` measures.
+Read the modules in this order.
+
+1. The recipe, which needs no torch: :mod:`recipe` (strict sections of keys), :mod:`forcing`,
+   :mod:`noise.laws` (laws of stochastic forcings), :mod:`initial`, :mod:`equations` (one class
+   per equation) and :mod:`problem` (the recipe that names a member).
+2. Spectra: :mod:`modes.grid` (modes, wavenumbers, shells), :mod:`modes.transform` (fields to
+   retained spectra and back, by :mod:`modes.line_fft` and :mod:`modes.slabs`) and
+   :mod:`modes.half_plane` (which modes are drawn).
+3. Noise: :mod:`noise.counters` (random bits), :mod:`noise.draws` (draws of a forcing),
+   :mod:`noise.state_dependent` and :mod:`noise.rates` (the noise of each step).
+4. Time: :mod:`equations.advection` (on the CPU compiled, in :mod:`cpu`), :mod:`schemes` and
+   :mod:`simulation` (members and the step loop). Behind switches :mod:`cuda` replays whole steps
+   on a GPU.
+5. :mod:`diagnostics` measures a run, and :mod:`differentiable` is the solver with gradients.
 """

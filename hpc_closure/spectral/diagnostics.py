@@ -1,10 +1,10 @@
-r"""Energy, enstrophy, their budgets and spectra of a running ensemble, summed in a fixed order.
+r"""Measure energy, enstrophy, their budgets and their spectra of a running ensemble.
 
-Kinetic energy is :math:`E = \tfrac12\langle|u|^2\rangle`, enstrophy
-:math:`Z = \tfrac12\langle w^2\rangle`, means over the domain (on a line,
-:math:`E = \tfrac12\langle u^2\rangle`). All are sums over retained modes; the modes are gathered
-and each member's are added in the order of its whole spectrum, so no figure depends on the number
-of ranks or on the other members.
+Kinetic energy is :math:`E = \tfrac12\langle|u|^2\rangle` and enstrophy is
+:math:`Z = \tfrac12\langle w^2\rangle`, where the brackets are means over the domain. On a line
+:math:`E = \tfrac12\langle u^2\rangle`. All are sums over retained modes. The modes are gathered,
+and those of each member are added in the order of its full spectrum. So no result depends on the
+number of ranks or on the other members.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPECTRA = ("energy", "enstrophy", "energy_transfer", "enstrophy_transfer")
 
 
 def series_names(problem: Problem) -> tuple[str, ...]:
-    """Keys of :meth:`Diagnostics.measure`."""
+    """Return the keys of :meth:`Diagnostics.measure`."""
     names = SERIES if problem.dimensions == 2 else [n for n in SERIES if n[:9] != "enstrophy"]
     return (*names, "dt") if problem.cfl else tuple(names)
 
@@ -38,7 +38,7 @@ def series_names(problem: Problem) -> tuple[str, ...]:
 class Diagnostics:
     """Diagnostics of one simulation.
 
-    Figures are ``(members,)`` float64, spectra ``(members, shells)``, the same on every rank.
+    Scalars are ``(members,)`` float64 and spectra ``(members, shells)``, the same on every rank.
     """
 
     def __init__(self, simulation: Simulation):
@@ -53,12 +53,12 @@ class Diagnostics:
         self.forcing = simulation.problem.physics.forcing.spectrum(grid).numpy()
 
     def measure(self) -> dict[str, np.ndarray]:
-        """Energy, enstrophy, dissipation, injection and CFL number of the present state.
+        """Return energy, enstrophy, dissipation, injection and CFL number, each ``(members,)``.
 
-        Dissipation counts every linear term and is positive where they damp. Injection is that of
+        Dissipation counts every linear term and is positive where these damp. Injection is that of
         the steady forcing, ``Re <f w*>``, plus the Ito mean rate of a white forcing. The keys are
-        :func:`series_names`: on a line there is no enstrophy, and with an adaptive step each
-        member's own ``dt`` of its next step is there, which its CFL number is of.
+        those of :func:`series_names`. A line has no enstrophy. With an adaptive step ``dt`` is the
+        length of each member's next step, and its CFL number is that of this step.
         """
         w = self.state()
         power = self.weights * _square(w)
@@ -80,9 +80,10 @@ class Diagnostics:
         return out
 
     def mean_noise_injection(self) -> tuple[float | np.ndarray, float | np.ndarray]:
-        """Mean rates of energy and enstrophy injection by a white forcing (Ito correction).
+        """Return the mean rates at which a white forcing injects energy and enstrophy (Ito).
 
-        Of a forcing that follows the state one of each member, given its present state.
+        Each is a number, or ``(members,)`` for a forcing that depends on the state. They are zero
+        without noise and for a forcing with a correlation time.
         """
         simulation = self.simulation
         noise, response = simulation.noise, simulation.rates.response
@@ -97,31 +98,41 @@ class Diagnostics:
         return _sum(rate * self.to_energy), _sum(rate)
 
     def steps(self) -> np.ndarray:
-        """Length of each member's next step; NaN where none is short enough."""
+        """Return the length of each member's next step; NaN if none is short enough."""
         levels = self.simulation.levels().astype(np.int32)
         length = np.ldexp(self.simulation.problem.dt, -levels)
         return np.where(levels == LOST, np.nan, length)
 
     def cfl(self, dt: np.ndarray | float | None = None) -> np.ndarray:
-        """``max(|u| + |v|) dt / dx`` of each member at steps ``dt``, by default ``problem.dt``."""
+        """Return ``max(|u| + |v|) dt / dx``, ``(members,)``; by default dt is ``problem.dt``."""
         simulation = self.simulation
         grid = simulation.grid
         dt = simulation.problem.dt if dt is None else dt
         return simulation.speed() * (dt * grid.size / grid.length)
 
     def spectrum(self, quantity: str = "energy") -> np.ndarray:
-        """Shell sums ``(members, shells)``; shells are ``|k|`` rounded, in integer units.
+        """Return one spectrum as shell sums ``(members, shells)``.
+
+        A shell holds the modes whose ``|k|``, in integer units, rounds to its number.
 
         Args:
-            quantity: ``energy``, ``enstrophy``, ``energy_transfer`` or ``enstrophy_transfer``
-                (what the nonlinear term brings to each shell per unit time).
+            quantity: ``energy``, ``enstrophy``, ``energy_transfer`` or ``enstrophy_transfer``. A
+                transfer is the rate at which the nonlinear term feeds each shell.
         """
         return self.spectra([quantity])[quantity]
 
     def spectra(self, quantities: Sequence[str]) -> dict[str, np.ndarray]:
-        """Several of them by name: the nonlinear term is computed once."""
+        """Return several spectra by name, each ``(members, shells)``.
+
+        The nonlinear term is computed once for all of them.
+
+        Raises:
+            ValueError: a name is not in ``SPECTRA``.
+        """
         if unknown := [quantity for quantity in quantities if quantity not in SPECTRA]:
-            raise ValueError(f"no spectrum of {unknown[0]!r}")
+            raise ValueError(
+                f"no spectrum of {unknown[0]!r}: expected one of {', '.join(SPECTRA)}"
+            )
         w, out = self.state(), {}
         densities = {"": 0.5 * _square(w)}
         if any(quantity.endswith("_transfer") for quantity in quantities):
@@ -133,7 +144,10 @@ class Diagnostics:
         return out
 
     def transfer(self) -> dict[str, np.ndarray]:
-        """Sums of the nonlinear transfers, which vanish, and of their magnitudes."""
+        """Return the sums of the nonlinear transfers and of their magnitudes, each ``(members,)``.
+
+        The sums vanish up to round-off.
+        """
         density = self.weights * _inner(self.nonlinear(), self.state())
         return {
             "energy": _sum(density * self.to_energy),
@@ -143,24 +157,29 @@ class Diagnostics:
         }
 
     def budget(self, num_steps: int) -> dict[str, np.ndarray]:
-        r"""Advance by ``num_steps`` and account for the change of energy (on a line too).
+        r"""Advance by ``num_steps`` steps and return the energy budget of these steps.
 
-        With :math:`\bar w = (w^+ + w)/2` every step obeys, for a scheme that is Crank-Nicolson in
-        the linear term and explicit Euler in the rest, exactly
+        With :math:`\bar w = (w^+ + w)/2`, a step that is Crank-Nicolson in the linear term and
+        explicit Euler in the rest obeys exactly
 
         .. math:: E^+ - E = dt\,[\langle L\bar w, \bar w\rangle + \langle f, \bar w\rangle
                             + \langle\beta\xi, \bar w\rangle + \langle N(w), \bar w\rangle].
 
-        The last term, which the flow itself does not have, is the scheme's own, of order dt. Of
-        other schemes no such term is known: theirs is zero, and the residual is their error.
+        The last term is an error of the scheme, of order dt; the flow does not have it. No such
+        term is known for the other schemes: theirs is set to zero, so the residual is their error.
 
         Returns:
             ``change``, ``dissipation``, ``injection``, ``noise``, ``scheme``, their ``residual``
             and ``scale`` (the sum of the magnitudes), each ``(members,)``, summed over the steps.
+
+        Raises:
+            ValueError: the problem lacks a term of the full system, or its step is adaptive.
         """
         simulation = self.simulation
         if simulation.problem.removed != "none" or simulation.problem.cfl:
-            raise ValueError("a budget needs the full system and a fixed step")
+            raise ValueError(
+                "an energy budget needs the full system (removed=none) and a fixed step"
+            )
         dt = simulation.problem.dt
         names = ("change", "dissipation", "injection", "noise", "scheme")
         out = {name: np.zeros(len(simulation.members)) for name in names}
@@ -185,7 +204,7 @@ class Diagnostics:
                 density = self.weights * self.to_energy * density
                 total = _sum(density)
                 out[name] += total
-                if name == "dissipation":  # of modes that are fed and modes that are damped
+                if name == "dissipation":  # by mode: the linear term may feed some and damp others
                     scale += _sum(abs(density))
                 elif name != "change":
                     scale += abs(total)
@@ -197,26 +216,27 @@ class Diagnostics:
         return out
 
     def state(self) -> np.ndarray:
-        """Whole spectra of the present state, complex128."""
+        """Return the full spectra of the state, ``(members, 2K + 1, K + 1)`` complex128."""
         transform = self.simulation.transform
         return transform.gather(self.simulation.state).cpu().numpy().astype(np.complex128)
 
     def nonlinear(self) -> np.ndarray:
-        """Whole spectra of the nonlinear term, complex128."""
+        """Return the full spectra of the nonlinear term, complex128."""
         transform = self.simulation.transform
         rate = transform.gather(self.simulation.nonlinear_hat())
         return rate.cpu().numpy().astype(np.complex128)
 
 
 def _square(w: np.ndarray) -> np.ndarray:
+    """Return ``|w|^2``."""
     return w.real**2 + w.imag**2
 
 
 def _inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``Re(a b*)``."""
+    """Return ``Re(a b*)``."""
     return a.real * b.real + a.imag * b.imag
 
 
 def _sum(density: np.ndarray) -> np.ndarray:
-    """Each member's sum over its modes, one member at a time: one order for any batch."""
+    """Sum the modes of ``(members, ...)`` per member, in an order that no batch changes."""
     return np.array([np.ascontiguousarray(row).ravel().sum() for row in density])

@@ -1,9 +1,11 @@
 """The solver with gradients: a reduced run through which a closure is trained.
 
-The same recipe, schemes and equations as in :class:`~hpc_closure.spectral.simulation.Simulation`,
-in new tensors instead of in place (``traced`` of a scheme and of an equation): equal to it to
-round-off. Every stretch of a few steps is stored as its start alone and taken again for its
-gradient, so memory holds one stretch, however long a run is.
+Recipe, schemes and equations are those of :class:`~hpc_closure.spectral.simulation.Simulation`.
+Results are new tensors instead of changes in place (``differentiable_step`` of a scheme,
+``differentiable_nonlinear`` of an equation) and equal those of the solver to round-off.
+
+A run is cut into stretches of a few steps. Only the state at the start of a stretch is stored; the
+stretch is computed again for its gradient. So memory holds one stretch, however long the run is.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.modes.differentiable import MATRICES, TracedTransform
+from hpc_closure.spectral.modes.differentiable import MATRICES, DifferentiableTransform
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
 
@@ -20,7 +22,7 @@ STRETCH = 25
 
 
 class TracedSolver:
-    """Advances spectra of a problem; gradients go to states, closures and the steps before.
+    """Advances spectra of a problem; gradients flow to states, closures and past spectra.
 
     Args:
         problem: the recipe; steps of one length, no stochastic forcing.
@@ -28,17 +30,17 @@ class TracedSolver:
         matrices: points per side up to which fields are transformed by matrices.
 
     Raises:
-        ValueError: the problem has one of these.
+        ValueError: the problem has an adaptive step or a stochastic forcing.
     """
 
     def __init__(self, problem: Problem, device="cpu", matrices: int = MATRICES):
         if problem.cfl:
             raise ValueError(
-                f"generate.cfl={problem.cfl:g}: gradients need steps of one length; remove it"
+                f"generate.cfl={problem.cfl:g}: gradients need steps of one length; remove cfl"
             )
         if problem.physics.noise.kind != "none" and problem.removed == "none":
             raise ValueError(
-                "gradients go through a solver without a stochastic forcing of its own"
+                "gradients need a solver without stochastic forcing: set physics.noise.kind=none"
             )
         self.problem, self.grid, self.device = problem, problem.make_grid(), torch.device(device)
         transform = Transform(self.grid, problem.precision, device)
@@ -47,7 +49,7 @@ class TracedSolver:
         self.scheme = problem.make_scheme(self.equation.linear, transform)
         steady = problem.physics.forcing.spectrum(self.grid).to(device, self.complex)
         self._steady = torch.view_as_real(steady)
-        self._transform = TracedTransform(self.grid, self._steady, matrices)
+        self._transform = DifferentiableTransform(self.grid, self._steady, matrices)
 
     def advance(
         self,
@@ -56,16 +58,16 @@ class TracedSolver:
         tendency_hat: Tensor | None = None,
         past: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Take ``steps`` steps.
+        """Take ``steps`` steps and return the states and the past spectra.
 
         Args:
             w_hat: states ``(members, 2K + 1, K + 1)`` complex.
             steps: number of steps.
-            tendency_hat: held right-hand side of the same shape, or None.
-            past: what the scheme keeps of the steps before; None begins a history.
+            tendency_hat: closure, of the same shape, constant over the steps; or None.
+            past: past spectra that an earlier call returned; None starts anew.
 
         Returns:
-            The states, and what the scheme keeps for the next steps (None where it keeps nothing).
+            The states, and the past spectra that the scheme needs next (None if it needs none).
         """
         w = torch.view_as_real(w_hat.to(self.complex))
         held = self.steady(w)
@@ -81,21 +83,21 @@ class TracedSolver:
         return self._steady.expand_as(w)
 
     def stretch(self, count: int, w: Tensor, held: Tensor, past: Tensor | None):
-        """``count`` steps of real pairs, in the solver's own precision."""
+        """Take ``count`` steps of real pairs in the solver's precision; returns ``(w, past)``."""
         with torch.autocast(w.device.type, enabled=False):
             for _ in range(count):
-                w, past = self.scheme.traced(w, self._nonlinear, held, past)
+                w, past = self.scheme.differentiable_step(w, self._nonlinear, held, past)
         return w, past
 
     def _nonlinear(self, w: Tensor) -> Tensor:
-        """The nonlinear term, as far as the problem has it."""
+        """Return the nonlinear term, or zero if the problem leaves it out."""
         if self.problem.removed == "convection":
             return torch.zeros_like(w)
-        return self.equation.traced(w, self._transform)
+        return self.equation.differentiable_nonlinear(w, self._transform)
 
 
 class _Stretch(torch.autograd.Function):
-    """A stretch; its gradient is that of a second run through it."""
+    """A stretch of steps; its gradient is that of a second run through it."""
 
     @staticmethod
     def forward(ctx, solver: TracedSolver, count: int, *start):
@@ -105,19 +107,23 @@ class _Stretch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        wanted = ctx.needs_input_grad[2:]
+        needs_gradient = ctx.needs_input_grad[2:]
         with torch.enable_grad():
             start = [
-                None if one is None else one.detach().requires_grad_(want)
-                for one, want in zip(ctx.saved_tensors, wanted)
+                None if saved is None else saved.detach().requires_grad_(needed)
+                for saved, needed in zip(ctx.saved_tensors, needs_gradient)
             ]
             ends = ctx.solver.stretch(ctx.count, *start)
-        given = [
+        used = [
             (end, gradient)
             for end, gradient in zip(ends, gradients)
             if end is not None and gradient is not None and end.requires_grad
         ]
-        ends, gradients = zip(*given)
-        sought = [one for one, want in zip(start, wanted) if want]
-        found = iter(torch.autograd.grad(ends, sought, gradients, allow_unused=True))
-        return None, None, *(next(found) if want else None for want in wanted)
+        ends, gradients = zip(*used)
+        inputs = [tensor for tensor, needed in zip(start, needs_gradient) if needed]
+        input_gradients = iter(torch.autograd.grad(ends, inputs, gradients, allow_unused=True))
+        return (
+            None,
+            None,
+            *(next(input_gradients) if needed else None for needed in needs_gradient),
+        )

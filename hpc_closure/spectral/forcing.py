@@ -21,13 +21,13 @@ class Forcing(Family):
     """Steady forcing f."""
 
     default: ClassVar[str] = "published"
-    #: of the flows that it is for
+    #: dimensions of the flows that the forcing is for
     dimensions: ClassVar[tuple[int, ...]] = (2,)
 
     kind: str
 
     def modes(self, unit: float) -> Iterator[tuple[int, int, complex]]:
-        """Its half-plane modes ``(kx, ky, f_hat)``.
+        """Yield the half-plane modes ``(kx, ky, f_hat)`` of the forcing.
 
         Args:
             unit: smallest wavenumber, ``2 pi / length``.
@@ -35,26 +35,26 @@ class Forcing(Family):
         raise NotImplementedError
 
     def retained(self, size: int, length: float) -> list[tuple[int, int, complex]]:
-        """:meth:`modes`, all of which a grid must retain.
+        """Return :meth:`modes` as a list, after checking that a grid retains all of them.
 
         Args:
             size: points per side.
             length: side of the box.
 
         Raises:
-            ValueError: one is beyond.
+            ValueError: the grid does not retain a mode.
         """
-        modes, most = list(self.modes(2 * math.pi / length)), retained_modes(size)
+        modes, largest = list(self.modes(2 * math.pi / length)), retained_modes(size)
         for kx, ky, _ in modes:
-            if max(abs(kx), ky) > most:
+            if max(abs(kx), ky) > largest:
                 raise ValueError(
-                    f"physics.forcing.kind={self.kind}: mode ({kx}, {ky}) is beyond the {most} "
-                    f"that a grid of {size} points per side retains"
+                    f"physics.forcing.kind={self.kind}: mode ({kx}, {ky}) is beyond the {largest} "
+                    f"that a grid of {size} points per side retains; use a finer grid"
                 )
         return modes
 
     def spectrum(self, grid: Grid) -> Tensor:
-        """Retained spectrum on a grid, complex128."""
+        """Return the retained spectrum of the forcing on a grid, complex128."""
         import torch
 
         out = torch.zeros(grid.shape, dtype=torch.complex128)
@@ -122,6 +122,10 @@ class RingForcing(Forcing):
         for (kx, ky), (a, b) in zip(vectors.tolist(), draws.reshape(-1, 2).tolist()):
             yield kx, ky, size * complex(a, b) / math.hypot(a, b)
 
-    def named(self) -> dict:
+    def hash_parameters(self) -> dict:
         wavenumber = float(self.wavenumber)
-        return {**super().named(), "wavenumber": wavenumber, "phase_seed": self.PHASE_SEED}
+        return {
+            **super().hash_parameters(),
+            "wavenumber": wavenumber,
+            "phase_seed": self.PHASE_SEED,
+        }

@@ -1,4 +1,4 @@
-"""Initial laws: a member's spectrum at t = 0 from its key alone, the same on every grid."""
+"""Initial laws: draw a member's spectrum at t = 0 from its key, the same on every grid."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ class Initial(Family):
     """Initial law."""
 
     default: ClassVar[str] = "gaussian_field"
-    #: of the flows that it is for
+    #: dimensions of the flows that the law is for
     dimensions: ClassVar[tuple[int, ...]] = (2,)
 
     kind: str
 
     def draw(self, grid: Grid, members: Sequence[int], seed: int, stage: str) -> Tensor:
-        """Retained spectra ``(members, ...)`` complex128 at t = 0.
+        """Draw initial states: retained spectra ``(members, ...)`` complex128.
 
         Args:
             grid: the solver's grid.
             members: member ids.
             seed: seed of the experiment.
-            stage: stage whose draws these are.
+            stage: stage of the pipeline, part of the Philox key.
         """
         from hpc_closure.spectral.noise.counters import key_of
 
         return self.spectra(grid, [key_of(seed, stage, member) for member in members])
 
     def spectra(self, grid: Grid, keys: list[np.ndarray]) -> Tensor:
-        """:meth:`draw` for the Philox keys of the members."""
+        """Draw initial states from the Philox keys of the members; see :meth:`draw`."""
         raise NotImplementedError
 
 
 class GaussianField(Initial):
     """Gaussian random field, E |w_hat|^2 = 2 sigma^2 (k^2 + tau^2)^-alpha, zero mean.
 
-    ``sigma = tau^(alpha - 1)``. The law of the published code (Li et al. 2021): the real part of a
-    field with independent complex coefficients.
+    ``sigma = tau^(alpha - 1)``. This is the law of the published code (Li et al. 2021): the real
+    part of a field with independent complex coefficients.
     """
 
     kind: Literal["gaussian_field"] = Field(
@@ -66,14 +66,14 @@ class GaussianField(Initial):
         std = np.sqrt(2.0) * sigma * (k2 + self.tau**2) ** (-self.alpha / 2)
         return _random_modes(grid, keys, vectors, std)
 
-    def named(self) -> dict:
-        return {**super().named(), "amplitude": None}
+    def hash_parameters(self) -> dict:
+        return {**super().hash_parameters(), "amplitude": None}
 
 
 class Band(Initial):
     """Random phases and Gaussian amplitudes on |k| within width of wavenumber.
 
-    Equal energy to every mode, ``energy`` in the mean.
+    Every mode has the same expected energy; the expected total is ``energy``.
     """
 
     kind: Literal["band"] = Field("band", description="initial law")
@@ -89,7 +89,8 @@ class Band(Initial):
         vectors = vectors[(np.abs(length - self.wavenumber) <= self.width) & (length > 0)]
         if not len(vectors):
             raise ValueError(
-                f"no retained mode within {self.width} of wavenumber {self.wavenumber}"
+                f"no retained mode within {self.width} of wavenumber {self.wavenumber}: "
+                "widen the band, or use a finer grid"
             )
         k2 = (vectors**2).sum(1) * grid.unit**2
         return _random_modes(grid, keys, vectors, np.sqrt(self.energy * k2 / len(vectors)))
@@ -123,12 +124,12 @@ class AtRest(Initial):
 
 
 class LineModes(Initial):
-    """On a line: Gaussian modes 1 .. wavenumber, rms amplitude in the mean."""
+    """On a line: Gaussian modes 1 .. wavenumber; ``amplitude`` is the expected rms."""
 
     dimensions: ClassVar[tuple[int, ...]] = (1,)
 
     kind: Literal["line"] = Field("line", description="initial law")
-    wavenumber: Positive = Field(6.0, description="the highest one, integer")
+    wavenumber: Positive = Field(6.0, description="highest wavenumber, integer")
     amplitude: Positive = Field(1.0, description="rms of the state")
 
     def spectra(self, grid, keys):
@@ -143,8 +144,8 @@ class LineModes(Initial):
             out[row, 1 : num + 1] = torch.from_numpy(z) * (self.amplitude / 2 / num**0.5)
         return out
 
-    def named(self) -> dict:
-        return {**super().named(), "wavenumber": int(self.wavenumber)}
+    def hash_parameters(self) -> dict:
+        return {**super().hash_parameters(), "wavenumber": int(self.wavenumber)}
 
 
 def _zeros(grid: Grid, keys: list[np.ndarray]) -> Tensor:
@@ -154,7 +155,7 @@ def _zeros(grid: Grid, keys: list[np.ndarray]) -> Tensor:
 
 
 def _nested_square(modes: int) -> np.ndarray:
-    """Half-plane wavevectors in square rings: those of a smaller grid come first."""
+    """Return half-plane wavevectors by square rings: those of a smaller grid come first."""
     import numpy as np
 
     from hpc_closure.spectral.modes.half_plane import wavevectors_within
@@ -164,7 +165,7 @@ def _nested_square(modes: int) -> np.ndarray:
 
 
 def _random_modes(grid: Grid, keys: list, vectors: np.ndarray, std: np.ndarray) -> Tensor:
-    """Complex Gaussian coefficients of standard deviation ``sqrt(E |w_hat|^2) = std``."""
+    """Draw Gaussian modes ``vectors`` with ``E |w_hat|^2 = std^2``; returns retained spectra."""
     import numpy as np
     import torch
 

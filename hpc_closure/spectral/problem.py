@@ -1,4 +1,4 @@
-"""The recipe of a member: everything that decides its bits, and the hash that names it."""
+"""The recipe of a member: all settings that decide its bits, and the hash that names it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from hpc_closure.spectral.equations.base import Terms
     from hpc_closure.spectral.modes.grid import Grid
     from hpc_closure.spectral.modes.transform import Transform
-    from hpc_closure.spectral.noise.kinds import NoiseModel
+    from hpc_closure.spectral.noise.draws import NoiseModel
     from hpc_closure.spectral.schemes import Scheme
 
-# Closures that stand for a term of the full system, which the reduced solver then lacks.
+# Closures that replace a term of the full system; the reduced solver then leaves the term out.
 REMOVABLE = ("diffusion", "convection")
-# Schemes that remember earlier steps, and those with an explicit half of the linear term.
+# Schemes that need past steps, and schemes that treat half of the linear term explicitly.
 WITH_MEMORY = ("cn_ab2",)
 WITH_EXPLICIT_HALF = ("cn_euler", "cn_ab2")
 
@@ -50,15 +50,15 @@ class Numerics(Section):
 class Problem(Numerics):
     """One periodic flow and how it is discretised.
 
-    ``Problem(grid=32, viscosity=1e-2, noise={"kind": "ring"})`` takes the keys of the equation
-    beside its own; forcing and noise are then none unless stated.
+    ``Problem(grid=32, viscosity=1e-2, noise={"kind": "ring"})`` accepts the keys of the equation
+    beside those of the numerics. Forcing and noise are then none unless stated.
 
     Attributes:
         physics: the equation, its forcings and its initial law.
         removed: term that a closure must supply.
         path_dt: step in which the noise path is drawn; by default ``dt``.
-        drain: damping rates of the integer shells 0, 1, ..., 1/time, beside the equation's own;
-            higher shells have none.
+        drain: damping rates, 1/time, of the integer shells 0, 1, ..., added to those of the
+            equation; higher shells have none.
 
     Raises:
         ValueError: a value is out of range, or the settings do not fit together; one line says
@@ -72,16 +72,18 @@ class Problem(Numerics):
 
     def __init__(self, **settings: Any):
         if "physics" not in settings:
-            own = {key: settings.pop(key) for key in list(settings) if key in type(self).keys()}
+            numerics = {
+                key: settings.pop(key) for key in list(settings) if key in type(self).keys()
+            }
             physics = {"forcing": {"kind": "none"}, "noise": {"kind": "none"}, **settings}
             equation = Equation.kinds.get(physics.get("equation", Equation.default))
             if equation and equation.dimensions == 1:
                 physics.setdefault("initial", {"kind": "line"})
-            settings = {**own, "physics": physics}
+            settings = {**numerics, "physics": physics}
         super().__init__(**settings)
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_settings(self) -> Self:
         self.physics.check()
         self.physics.forcing.retained(self.grid, self.physics.length)
         self.physics.noise.check(self.dt, self.cfl)
@@ -95,7 +97,7 @@ class Problem(Numerics):
         return self
 
     def _check_removed(self) -> None:
-        other = "or set generate.closure to convection, subgrid or none"
+        alternative = "or set generate.closure to convection, subgrid or none"
         if self.cfl:
             raise ValueError(
                 f"generate.cfl={self.cfl:g}: closure {self.removed} is defined for steps of one "
@@ -106,62 +108,62 @@ class Problem(Numerics):
         if self.scheme not in WITH_EXPLICIT_HALF:
             raise ValueError(
                 f"generate.scheme={self.scheme}: closure diffusion is half the viscous term of "
-                f"Crank-Nicolson; set generate.scheme to cn_euler or cn_ab2, {other}"
+                f"Crank-Nicolson; set generate.scheme to cn_euler or cn_ab2, {alternative}"
             )
-        for key in self.physics.beyond_viscosity:
+        for key in self.physics.other_linear_terms:
             raise ValueError(
                 f"physics.{key}={getattr(self.physics, key):g}: closure diffusion is defined for "
-                f"viscosity as the only linear term; set physics.{key} to 0, {other}"
+                f"viscosity as the only linear term; set physics.{key} to 0, {alternative}"
             )
 
     @classmethod
     def of(cls, physics: Equation, numerics: Numerics, removed: str = "none") -> Problem:
-        """The problem of an experiment's ``physics`` and ``generate`` sections."""
+        """Return the problem of an experiment's ``physics`` and ``generate`` sections."""
         shared = {name: getattr(numerics, name) for name in Numerics.model_fields}
         return cls(physics=physics, removed=removed, **shared)
 
     def replace(self, **changes: Any) -> Problem:
-        """The problem with other settings, of the equation's or its own."""
+        """Return the problem with some settings of the equation or the numerics changed."""
         return type(self)(**{**self.recipe(), **changes})
 
     def recipe(self) -> dict[str, Any]:
-        """All settings, defaults included, as plain JSON-able values: ``Problem(**recipe)``."""
+        """Return all settings as plain JSON values, defaults included: ``Problem(**recipe)``."""
         plain = self.model_dump(mode="json")
         return {**plain.pop("physics"), **plain}
 
     def member_hash(self) -> str:
-        """SHA-256 of the recipe: with seed and index it names a member."""
-        named = {**self.recipe(), **self.physics.named(), "cfl": self.cfl or 0.0}
-        path = named.pop("path_dt")
+        """Return the SHA-256 of the recipe; with seed and index it names a member."""
+        settings = {**self.recipe(), **self.physics.hash_parameters(), "cfl": self.cfl or 0.0}
+        path = settings.pop("path_dt")
         if not self.drain:
-            del named["drain"]
-        if named["noise"]["kind"] != "none":
-            named["noise"] = {**named["noise"], "path_dt": path}
-        text = json.dumps(named, sort_keys=True, separators=(",", ":"))
+            del settings["drain"]
+        if settings["noise"]["kind"] != "none":
+            settings["noise"] = {**settings["noise"], "path_dt": path}
+        text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     # -- parts -----------------------------------------------------------------------------------
 
     @property
     def dimensions(self) -> int:
-        """Dimensions of the flow, 1 or 2."""
+        """Return the dimensions of the flow, 1 or 2."""
         return self.physics.dimensions
 
     @property
     def length(self) -> float:
-        """Side of the domain."""
+        """Return the side of the domain."""
         return self.physics.length
 
     @property
     def viscosity(self) -> float:
-        """Coefficient of the Laplacian; 0 where the equation has none."""
+        """Return the coefficient of the Laplacian; 0 if the equation has none."""
         return self.physics.damping.get(1, 0.0)
 
     def steps_in(self, span: float) -> int:
-        """Number of steps of ``dt`` that make up a time span.
+        """Return the number of steps of ``dt`` in a time span.
 
         Raises:
-            ValueError: the span is no whole number of steps.
+            ValueError: the span is not a whole number of steps.
         """
         steps = round(span / self.dt)
         if abs(steps * self.dt - span) > 1e-6 * self.dt * max(1, steps):
@@ -169,18 +171,18 @@ class Problem(Numerics):
         return steps
 
     def make_grid(self) -> Grid:
-        """The grid."""
+        """Return the grid of the solver."""
         from hpc_closure.spectral.modes.grid import Grid
 
         return Grid(self.grid, self.length, self.dimensions)
 
     def make_equation(self, transform: Transform) -> Terms:
-        """The equation on a transform."""
+        """Return the equation on a transform."""
         return self.physics.terms(transform, self.form)
 
     def make_noise(self, seed: int, stage: str = "generate") -> NoiseModel | None:
-        """The stochastic forcing, or None."""
-        from hpc_closure.spectral.noise.kinds import NoiseModel
+        """Return the draws of the stochastic forcing, or None."""
+        from hpc_closure.spectral.noise.draws import NoiseModel
 
         noise = self.physics.noise
         if noise.kind == "none":
@@ -188,7 +190,7 @@ class Problem(Numerics):
         return NoiseModel(noise, self.make_grid(), self.dt, seed, stage, self.path_dt)
 
     def make_scheme(self, linear, transform: Transform, level: int = 0) -> Scheme:
-        """The time scheme at step ``dt / 2**level``."""
+        """Return the time scheme at step ``dt / 2**level``."""
         from hpc_closure.spectral.schemes import SCHEMES
 
         if self.drain:
@@ -197,7 +199,7 @@ class Problem(Numerics):
         return SCHEMES[self.scheme](linear, self.dt * 2.0**-level, transform, implicit_only)
 
     def _drain_of(self, transform: Transform) -> Tensor:
-        """Damping rate of every retained mode, whole retained shape."""
+        """Return the damping rate of every retained mode, full retained shape."""
         import torch
 
         shell = transform.grid.shell()

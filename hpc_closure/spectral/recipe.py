@@ -1,8 +1,9 @@
-"""What a recipe is made of: strict sections of keys, and families of kinds.
+"""Base classes of a recipe: strict sections of keys, and families of interchangeable sections.
 
 Steady forcings, noises, initial laws and equations are families: one class per kind, which holds
-its keys with their ranges and defaults, its formula and its law. A class that is imported is
-known; no table lists it again. Nothing here needs torch or numpy: experiments are read at once.
+its keys with their ranges and defaults, its formula and its law. A class joins its family when it
+is imported; no table lists the classes. Nothing here needs torch or numpy, so that an experiment
+file is read at once.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ class Section(BaseModel):
 
     @classmethod
     def keys(cls) -> list[str]:
-        """Keys that may stand in the section."""
+        """Return the keys that the section accepts."""
         return list(cls.model_fields)
 
 
 class Family(Section):
-    """A section of which there are several kinds, each a class of its own.
+    """A section that has several kinds, each a class (a discriminated union).
 
-    A direct subclass is a family (:class:`noise.Noise`); its subclasses are its kinds, known by
-    the default of their ``chooser`` key. A family reads ``{chooser: name, key: value, ...}`` as
-    the named kind. Keys of the family's other kinds may stand there too, for an experiment
-    that changes the kind leaves those of its preset behind: they are checked and dropped.
+    A direct subclass is a family (:class:`~noise.paths.Noise`). The subclasses of a family are its
+    kinds, registered by the default of their ``discriminator`` key. A family reads
+    ``{discriminator: name, key: value, ...}`` as the named kind. Keys of the family's other kinds
+    are accepted, checked and dropped, because an experiment that changes the kind inherits the
+    keys of its preset's kind.
     """
 
-    chooser: ClassVar[str] = "kind"
+    discriminator: ClassVar[str] = "kind"
     default: ClassVar[str]
     kinds: ClassVar[dict[str, type[Any]]]
 
@@ -47,48 +49,48 @@ class Family(Section):
         super().__pydantic_init_subclass__(**more)
         if Family in cls.__bases__:
             cls.kinds = {}
-        elif not cls.model_fields[cls.chooser].is_required():
-            cls.kinds[cls.model_fields[cls.chooser].default] = cls
+        elif not cls.model_fields[cls.discriminator].is_required():
+            cls.kinds[cls.model_fields[cls.discriminator].default] = cls
 
     @classmethod
     def keys(cls) -> list[str]:
-        """Keys of all kinds of a family, or of one kind."""
+        """Return the keys of all kinds of a family, or the keys of one kind."""
         if Family not in cls.__bases__:
             return super().keys()
         names = [name for kind in cls.kinds.values() for name in kind.model_fields]
-        return list(dict.fromkeys([cls.chooser, *names]))
+        return list(dict.fromkeys([cls.discriminator, *names]))
 
     @model_validator(mode="wrap")
     @classmethod
-    def _of_its_kind(cls, values: Any, build: Any) -> Self:
+    def _build_kind(cls, values: Any, build: Any) -> Self:
         if Family not in cls.__bases__ or not isinstance(values, dict):
             return build(values)
-        name = values.get(cls.chooser, cls.default)
+        name = values.get(cls.discriminator, cls.default)
         kind = cls.kinds.get(name) if isinstance(name, str) else None
         if kind is None:
-            raise cls._no_such_kind(name)
-        rest = dict(values)
+            raise cls._unknown_kind(name)
+        remaining = dict(values)
         for other in cls.kinds.values():
-            foreign = set(rest) & set(other.model_fields) - set(kind.model_fields)
-            other.model_validate({key: rest.pop(key) for key in foreign})
-        return kind.model_validate(rest)  # type: ignore[return-value]
+            foreign = set(remaining) & set(other.model_fields) - set(kind.model_fields)
+            other.model_validate({key: remaining.pop(key) for key in foreign})
+        return kind.model_validate(remaining)  # type: ignore[return-value]
 
     @classmethod
-    def _no_such_kind(cls, name: Any) -> ValidationError:
+    def _unknown_kind(cls, name: Any) -> ValidationError:
         *names, last = map(repr, cls.kinds)
         expected = f"{', '.join(names)} or {last}"
-        line = {"type": "literal_error", "loc": (cls.chooser,), "input": name}
+        line = {"type": "literal_error", "loc": (cls.discriminator,), "input": name}
         return ValidationError.from_exception_data(
             cls.__name__, [{**line, "ctx": {"expected": expected}}]  # type: ignore[typeddict-item]
         )
 
     def parameters(self) -> dict:
-        """The kind and its keys, plain values."""
+        """Return the kind and its keys as plain values."""
         return self.model_dump(mode="json")
 
-    def named(self) -> dict:
-        """The parameters as :meth:`problem.Problem.member_hash` takes them.
+    def hash_parameters(self) -> dict:
+        """Return the parameters that enter :meth:`problem.Problem.member_hash`.
 
-        Where a kind's keys have changed this keeps the names of the members that are there.
+        A kind whose keys have changed overrides this, so that existing members keep their hashes.
         """
         return self.parameters()

@@ -1,7 +1,7 @@
 r"""Time schemes for :math:`\dot w = L w + R(w)`, L diagonal, R explicit (flow and forcings).
 
-Forcings are held over a step: white noise enters as its increment over ``dt``. One class per
-scheme, formulas in the docstrings; a scheme changes ``w`` in place.
+Forcings are constant over a step: white noise enters as its increment divided by ``dt``. There is
+one class per scheme, with its formulas in the docstring. A scheme changes ``w`` in place.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor
 
 from hpc_closure.spectral.modes.transform import Symbol, Transform
 
-#: fills its second argument with a term at the state that is its first, and returns it
+#: ``term(w, out)`` writes a term of the state ``w`` to ``out`` and returns ``out``
 Term = Callable[[Tensor, Tensor], Tensor]
-#: gives a term at a state as a new tensor
-TracedTerm = Callable[[Tensor], Tensor]
+#: ``term(w)`` returns a term of the state ``w`` as a new tensor
+DifferentiableTerm = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Explicit:
-    """``R(w) = N(w) + held``, what a scheme treats explicitly: ``explicit(w, out)`` fills ``out``.
+    """``R(w) = N(w) + held``, the explicit part of a scheme: ``explicit(w, out)`` fills ``out``.
 
     Attributes:
         nonlinear: N.
-        held: forcings and closure, held over the step; like ``w``.
+        held: forcings and closure, constant over the step; shaped like ``w``.
     """
 
     nonlinear: Term
@@ -39,25 +39,28 @@ class Explicit:
 
 
 class Scheme:
-    """One scheme for one step size: its coefficients, and what it keeps of past steps.
+    """One scheme for one step size: its coefficients, and the past spectra that it needs.
 
-    Threads may share one object: coefficients are only read, work arrays are handed in, and what
-    is kept of past steps stands in rows like the state.
+    Threads may share one scheme. Coefficients are only read, work arrays are passed in, and past
+    spectra are stored row by row like the state.
 
     Args:
-        linear: eigenvalues of L, complex128, whole retained shape. Coefficients are computed for
-            all modes and then cut to this rank's, so their bits do not depend on the ranks.
+        linear: eigenvalues of L, complex128, full retained shape. Coefficients are computed for
+            all modes and then cut to those of this rank, so their bits do not depend on the ranks.
         dt: step.
-        transform: gives precision, device and this rank's columns.
-        implicit_only: leave the explicit half of L out (``removed: diffusion``).
+        transform: sets precision, device and this rank's columns.
+        implicit_only: leave out the explicit half of L (``removed: diffusion``).
+
+    Raises:
+        ValueError: ``implicit_only`` and the scheme has no explicit half of L.
     """
 
-    #: work spectra and right-hand sides of a step
+    #: number of work spectra and of right-hand sides of a step
     num_registers = 2
     num_stages = 1
-    #: whether L has an explicit half that can be left out
+    #: whether the scheme treats half of L explicitly, so that it can be left out
     has_explicit_half = False
-    #: whether steps need spectra of past ones: then dt is fixed
+    #: whether a step needs spectra of past steps; dt is then fixed
     has_memory = False
 
     def __init__(
@@ -74,65 +77,71 @@ class Scheme:
         raise NotImplementedError
 
     def step(self, w: Tensor, explicit: Explicit, registers: Tensor, rows=slice(None)) -> None:
-        """Advance ``w`` by one step.
+        """Advance ``w`` by one step, in place.
 
         Args:
-            w: state as real pairs, changed in place.
+            w: state as real pairs.
             explicit: R.
-            registers: of :meth:`make_registers`; what they hold before and after has no meaning.
-            rows: which rows of the ensemble ``w`` is.
+            registers: work spectra from :meth:`make_registers`; their content has no meaning
+                between calls.
+            rows: rows of the ensemble that ``w`` holds.
         """
         raise NotImplementedError
 
-    def traced(
-        self, w: Tensor, nonlinear: TracedTerm, held: Tensor, past: Tensor | None
+    def differentiable_step(
+        self, w: Tensor, nonlinear: DifferentiableTerm, held: Tensor, past: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The same step in new tensors: autograd goes through it.
+        """Return the state one step later in new tensors that autograd differentiates.
 
         Args:
             w: state as real pairs.
             nonlinear: N.
             held: forcings and closure.
-            past: what the scheme keeps of past steps; None begins a history.
+            past: spectrum that the scheme needs of past steps; None at the first step.
 
         Returns:
-            The state a step later, and what is kept for the next step.
+            The state one step later, and ``past`` for the next step.
         """
         raise NotImplementedError
 
     def symbol(self, values: Tensor) -> Symbol:
-        """Diagonal operator in the working precision."""
+        """Return the diagonal operator ``values`` in the working precision."""
         return self.transform.symbol(values)
 
     def make_registers(self, w: Tensor) -> Tensor:
-        """``num_registers`` work spectra of the shape of ``w``."""
+        """Return ``num_registers`` work spectra of the shape of ``w``."""
         return w.new_empty(self.num_registers, *w.shape)
 
-    # -- memory: nothing, unless a scheme has some -----------------------------------------------
+    # -- past spectra: none, unless a scheme overrides these --------------------------------------
 
     @property
     def is_starting(self) -> bool:
-        """Whether the next step begins a history, and so differs from those after it."""
+        """Return whether the next step is a first one, which is computed without past spectra."""
         return False
 
     def load(self, w: Tensor, memory: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`save` gave, or with nothing in ``memory`` begin a history.
+        """Take the past spectra of a run that :meth:`save` returned; without them, start anew.
 
         Args:
             w: the state of all members.
             memory: spectra of past steps by name, as real pairs like ``w``.
+
+        Raises:
+            ValueError: the scheme does not use a spectrum of this name.
         """
         if memory:
-            raise ValueError(f"{type(self).__name__} keeps no {', '.join(sorted(memory))}")
+            raise ValueError(
+                f"{type(self).__name__} needs no {', '.join(sorted(memory))}: leave it out"
+            )
 
     def save(self) -> dict[str, Tensor]:
-        """Spectra of past steps that the next one needs."""
+        """Return the spectra of past steps that the next step needs, by name."""
         return {}
 
     # -- for fused kernels -----------------------------------------------------------------------
 
     def real_euler(self) -> tuple[Tensor, Tensor] | None:
-        """``(a, b)`` per mode if a step is ``w^+ = a w + b R(w)`` with real a and b, else None."""
+        """Return real ``(a, b)`` per mode if a step is ``w^+ = a w + b R(w)``, else None."""
         return None
 
 
@@ -140,7 +149,7 @@ class CrankNicolson(Scheme):
     """The coefficients ``(1 + dt L / 2) / (1 - dt L / 2)`` and ``dt / (1 - dt L / 2)``.
 
     With ``implicit_only`` the numerator of the first is 1: the published "diffusion" closure
-    carries the explicit half of the viscosity.
+    supplies the explicit half of the viscous term.
     """
 
     has_explicit_half = True
@@ -152,7 +161,7 @@ class CrankNicolson(Scheme):
         self.b = self.symbol(dt * inverse)
 
     def _finish(self, w: Tensor, rate: Tensor, scratch: Tensor) -> None:
-        """``w = a w + b rate``."""
+        """Compute ``w = a w + b rate`` in place."""
         self.a.scale(w, scratch)
         self.b.scale(rate, scratch)
         w.add_(rate)
@@ -169,8 +178,8 @@ class CNEuler(CrankNicolson):
         explicit(w, rate)
         self._finish(w, rate, scratch)
 
-    def traced(self, w, nonlinear, held, past):
-        return self.a.of(w) + self.b.of(nonlinear(w) + held), None
+    def differentiable_step(self, w, nonlinear, held, past):
+        return self.a.times(w) + self.b.times(nonlinear(w) + held), None
 
     def real_euler(self):
         if not self.a.is_real:
@@ -184,7 +193,7 @@ class CNAB2(CrankNicolson):
     .. math:: w^+ = \frac{(1 + \tfrac{dt}{2} L) w + dt (\tfrac32 N_n - \tfrac12 N_{n-1} + held)}
                          {1 - \tfrac{dt}{2} L}
 
-    The held forcings belong to their step and are not extrapolated. ``previous_hat`` is
+    The forcings belong to their step and are not extrapolated. ``previous_hat`` is
     :math:`N_{n-1}`.
     """
 
@@ -209,10 +218,10 @@ class CNAB2(CrankNicolson):
         rate.add_(explicit.held)
         self._finish(w, rate, scratch)
 
-    def traced(self, w, nonlinear, held, past):
+    def differentiable_step(self, w, nonlinear, held, past):
         now = nonlinear(w)
         rate = held + (now if past is None else 1.5 * now - 0.5 * past)
-        return self.a.of(w) + self.b.of(rate), now
+        return self.a.times(w) + self.b.times(rate), now
 
     @property
     def is_starting(self):
@@ -222,7 +231,7 @@ class CNAB2(CrankNicolson):
         memory = dict(memory)
         previous = memory.pop("previous_hat", None)
         super().load(w, memory)
-        if self._previous.shape != w.shape:  # else in place: a graph may hold its address
+        if self._previous.shape != w.shape:  # else keep it: a CUDA graph may hold its address
             self._previous = torch.zeros_like(w)
         self._starting = np.full(len(w), previous is None)
         if previous is not None:
@@ -240,7 +249,7 @@ class ETDRK4(Scheme):
        c &= e^{L dt/2} a + dt Q (2 R(b) - R(w)), \\
        w^+ &= e^{L dt} w + dt [f_1 R(w) + f_2 (R(a) + R(b)) + f_3 R(c)]
 
-    Coefficients by contour integrals (Kassam and Trefethen 2005), free of cancellation.
+    The coefficients are contour integrals, free of cancellation (Kassam and Trefethen 2005).
     """
 
     num_registers = 6
@@ -262,8 +271,8 @@ class ETDRK4(Scheme):
             f3 += (-4 - 3 * r - r**2 + e * (4 - r)) / r**3
         scale = dt / self.CONTOUR
         if not bool((linear.imag != 0).any()):
-            # The contour is symmetric about the real axis: what is left of the imaginary part is
-            # round-off, and a real symbol is half the work.
+            # The contour is symmetric about the real axis, so the imaginary part is round-off.
+            # A real symbol needs half the work.
             q, f1, f2, f3 = q.real, f1.real, f2.real, f3.real
         self.e_half, self.e_full = self.symbol(torch.exp(z / 2)), self.symbol(torch.exp(z))
         self.q, self.f1 = self.symbol(q * scale), self.symbol(f1 * scale)
@@ -294,14 +303,14 @@ class ETDRK4(Scheme):
         self.f3.scale(r2, scratch)
         w.add_(r2)
 
-    def traced(self, w, nonlinear, held, past):
-        half, r1 = self.e_half.of(w), nonlinear(w) + held
-        a = half + self.q.of(r1)
+    def differentiable_step(self, w, nonlinear, held, past):
+        half, r1 = self.e_half.times(w), nonlinear(w) + held
+        a = half + self.q.times(r1)
         r2 = nonlinear(a) + held
-        r3 = nonlinear(half + self.q.of(r2)) + held
-        r4 = nonlinear(self.e_half.of(a) + self.q.of(2 * r3 - r1)) + held
-        rates = self.f1.of(r1) + self.f2.of(r2 + r3) + self.f3.of(r4)
-        return self.e_full.of(w) + rates, None
+        r3 = nonlinear(half + self.q.times(r2)) + held
+        r4 = nonlinear(self.e_half.times(a) + self.q.times(2 * r3 - r1)) + held
+        rates = self.f1.times(r1) + self.f2.times(r2 + r3) + self.f3.times(r4)
+        return self.e_full.times(w) + rates, None
 
 
 class IMEXRK3(Scheme):
@@ -311,7 +320,7 @@ class IMEXRK3(Scheme):
        w_i &= w + dt \sum_{j<i} (\hat a_{ij} R_j + a_{ij} L w_j) + dt\,\gamma L w_i, \\
        w^+ &= w_4 + dt \sum_j (\hat b_j - \hat a_{4j}) R_j
 
-    ``a_4j = b_j`` (stiffly accurate), so only the explicit weights differ in the last line.
+    ``a_4j = b_j`` (stiffly accurate), so the last line needs the explicit weights only.
     """
 
     num_registers = 8
@@ -354,15 +363,15 @@ class IMEXRK3(Scheme):
             last = self.explicit[3][j] if j < 3 else 0.0
             self._accumulate(w, self.dt * (self.weights[j] - last), rates[j], scratch)
 
-    def traced(self, w, nonlinear, held, past):
+    def differentiable_step(self, w, nonlinear, held, past):
         rates, linears, stage = [nonlinear(w) + held], [torch.zeros_like(w)], w
         for i in range(1, 4):
             stage = w
             for j in range(i):
                 stage = stage + self.dt * self.explicit[i][j] * rates[j]
                 stage = stage + self.dt * self.implicit[i][j] * linears[j]
-            stage = self.solve.of(stage)
-            linears.append(self.linear.of(stage))
+            stage = self.solve.times(stage)
+            linears.append(self.linear.times(stage))
             rates.append(nonlinear(stage) + held)
         for j in range(4):
             last = self.explicit[3][j] if j < 3 else 0.0

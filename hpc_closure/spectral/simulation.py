@@ -1,4 +1,4 @@
-"""Run members of an ensemble: one state tensor, members on the leading axis."""
+"""Advance the members of an ensemble: one state tensor, members on the leading axis."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from hpc_closure.spectral.noise.state_dependent import Start
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.schemes import Explicit, Scheme
 
-# Points of a chunk of members: large enough to hide the interpreter, small enough for the cache.
+# Points of a chunk of members: enough to hide the interpreter's cost, few enough for the cache.
 CHUNK_POINTS = 1 << 16
-LOST = -1  # level of a member that no step of the ladder is short enough for
+LOST = -1  # refinement level of a member for which no allowed step is short enough
 
 
 class Simulation:
     """Members of one problem, advanced together.
 
-    What a member does depends on the problem, the seed, the stage and its id only; on the CPU to
-    the last bit, whatever the chunks, ``threads`` and the number of domain ranks.
+    The trajectory of a member depends only on the problem, the seed, the stage and the member's
+    id. On the CPU this holds to the last bit, for any chunks, ``threads`` and number of domain
+    ranks.
 
     Args:
         problem: the recipe.
@@ -35,7 +36,7 @@ class Simulation:
         seed: seed of the experiment.
         device: ``cpu`` or a CUDA device.
         comm: mpi4py communicator whose ranks share each field (slabs), or None.
-        stage: stage whose draws these are.
+        stage: stage of the pipeline, part of the Philox key.
         threads: worker threads over chunks; by default torch's number of threads.
     """
 
@@ -62,7 +63,7 @@ class Simulation:
         self.pairs = torch.zeros(shape, dtype=self.transform.real, device=self.device)
         self.noise = problem.make_noise(seed, stage) if problem.removed == "none" else None
         self.rates = Rates(self.noise, self.members, self.pairs)
-        self._steady = self._own_pairs(problem.physics.forcing.spectrum(self.grid))
+        self._steady = self._local_pairs(problem.physics.forcing.spectrum(self.grid))
         self._workers, self._chunks = self._make_workers(threads)
         self._pool = None
         if len(self._workers) > 1:
@@ -76,16 +77,19 @@ class Simulation:
 
     @property
     def time(self) -> float:
-        """Time of the state."""
+        """Return the time of the state."""
         return self.step_index * self.problem.dt
 
     @property
     def state(self) -> Tensor:
-        """Retained spectrum ``(members, 2K + 1, K + 1)`` complex (this rank's columns), a view."""
+        """Return the retained spectra ``(members, 2K + 1, K + 1)`` complex, a view.
+
+        On slabs they are this rank's columns.
+        """
         return torch.view_as_complex(self.pairs)
 
     def initialise(self) -> Simulation:
-        """Draw the initial state of every member and set the clock to zero."""
+        """Draw the initial state of every member and set the step index to zero."""
         start = self.problem.physics.initial.draw(self.grid, self.members, self.seed, self.stage)
         return self.load_state(0, start)
 
@@ -96,42 +100,45 @@ class Simulation:
         rates: np.ndarray | None = None,
         **memory: np.ndarray | Tensor,
     ) -> Simulation:
-        """Continue from ``save_state``, or from whole retained spectra of another run.
+        """Continue from :meth:`save_state`, or from full retained spectra of another run.
 
         Args:
-            step_index: steps taken.
+            step_index: steps taken since t = 0.
             w_hat: ``(members, 2K + 1, K + 1)`` complex.
-            rates: state of a forcing that has one; by default it begins anew.
-            memory: spectra of past steps that the scheme keeps; without them it starts afresh.
+            rates: state of a forcing that has one; without it the forcing starts anew.
+            memory: spectra of past steps that the scheme needs; without them it starts anew.
         """
         self.step_index = int(step_index)
         self.pairs.copy_(self._checked_pairs(w_hat))
-        kept = {name: self._checked_pairs(value) for name, value in memory.items()}
-        self.scheme.load(self.pairs, kept)
+        past = {name: self._checked_pairs(value) for name, value in memory.items()}
+        self.scheme.load(self.pairs, past)
         self.rates.load(rates)
         return self
 
     def forget(self) -> Simulation:
-        """Begin the scheme's history anew from the present state, as :meth:`load_state` does."""
+        """Discard the spectra of past steps: the next step is a first step of the scheme."""
         self.scheme.load(self.pairs, {})
         return self
 
     def save_state(self) -> dict[str, np.ndarray | int]:
-        """All that a restart needs, bit-exact: ``sim.load_state(**saved)``. Whole spectra."""
+        """Return all that a bit-exact restart needs: ``sim.load_state(**saved)``.
+
+        The spectra are full ones, on every rank.
+        """
         spectra = {"w_hat": self.pairs, **self.scheme.save()}
         saved: dict[str, np.ndarray | int] = {"step_index": self.step_index}
         for name, pairs in spectra.items():
-            whole = self.transform.gather(torch.view_as_complex(pairs))
-            saved[name] = whole.cpu().numpy().copy()
+            full = self.transform.gather(torch.view_as_complex(pairs))
+            saved[name] = full.cpu().numpy().copy()
         return {**saved, **self.rates.save()}
 
     def fields(self, names: Sequence[str], size: int | None = None) -> dict[str, Tensor]:
-        """Whole physical fields on the grid, or on ``size`` points per side, on every rank.
+        """Return full physical fields by name, on every rank.
 
         Args:
             names: ``vorticity`` and ``streamfunction`` ``(members, n, n)``, ``velocity``
                 ``(members, 2, n, n)``; on a line ``state`` ``(members, n)``.
-            size: points per side.
+            size: points per side; by default those of the grid.
         """
         out = {}
         for name in names:
@@ -140,7 +147,11 @@ class Simulation:
         return out
 
     def field_spectra(self, name: str) -> Tensor:
-        """Spectra of a field of :meth:`fields`; on slabs this rank's columns."""
+        """Return the spectra of a field of :meth:`fields`; on slabs this rank's columns.
+
+        Raises:
+            ValueError: no such field in these dimensions.
+        """
         grid, local, w = self.grid, self.transform.local, self.state
         if name in ("vorticity", "state"):
             return w
@@ -153,32 +164,38 @@ class Simulation:
         raise ValueError(f"unknown field {name!r} in {grid.dimensions} dimensions")
 
     def noise_hat(self, step: int | None = None) -> Tensor:
-        """``beta xi_hat`` of the step from ``step`` to ``step + 1``, ``(members, 2K + 1, K + 1)``.
+        """Return ``beta xi_hat`` of one step, ``(members, 2K + 1, K + 1)``.
 
-        Zero without noise; a forcing that is coloured or follows the state knows the present step
-        only. On slabs this rank's columns.
+        It is zero without noise. On slabs it is this rank's columns.
+
+        Args:
+            step: number of the step, by default the next one.
+
+        Raises:
+            ValueError: another step than the next one, and the forcing has a correlation time or
+                depends on the state.
         """
         step = self.step_index if step is None else step
         if self.noise is None:
             return torch.zeros_like(self.state)
-        follows = self.rates.response is not None
-        if (self.rates.coloured or follows) and step != self.step_index:
-            kind = "forcing that follows the state" if follows else "coloured forcing"
-            raise ValueError(f"a {kind} is known at the present step only")
-        if follows:
-            return torch.view_as_complex(self.rates.shaped(self.start()))
-        whole = self.noise.spread(self.rates.at(step))
-        return self.transform.local(whole).to(self.state)
+        state_dependent = self.rates.response is not None
+        if (self.rates.coloured or state_dependent) and step != self.step_index:
+            kind = "state-dependent forcing" if state_dependent else "coloured forcing"
+            raise ValueError(f"a {kind} is known at the present step only, not at step {step}")
+        if state_dependent:
+            return torch.view_as_complex(self.rates.state_dependent(self.start()))
+        full = self.noise.spread(self.rates.at(step))
+        return self.transform.local(full).to(self.state)
 
     def start(self) -> Start:
-        """All members at the start of the coming step."""
+        """Return all members at the start of the next step."""
         return Start(self.step_index, slice(None), self.pairs, self.transform)
 
     def nonlinear_hat(self) -> Tensor:
-        """The nonlinear term on the right-hand side, ``-(u . grad w)``, of the present state.
+        """Return the nonlinear term of the state, ``-(u . grad w)``, as a right-hand side.
 
-        ``(members, 2K + 1, K + 1)``, also when a closure supplies it; on slabs this rank's
-        columns.
+        The result is ``(members, 2K + 1, K + 1)``, on slabs this rank's columns. It is computed
+        also if a closure supplies the term.
         """
         out = torch.empty_like(self.pairs)
         for chunk in self._chunks:
@@ -187,30 +204,34 @@ class Simulation:
 
     @property
     def linear(self) -> Tensor:
-        """Eigenvalue of the linear part per mode, whole retained shape, complex128."""
+        """Return the eigenvalue of the linear part per mode, full retained shape, complex128."""
         return self._workers[0].equation.linear
 
     def speed(self) -> np.ndarray:
-        """Largest ``|u| + |v|`` of each member, ``(members,)`` float64."""
+        """Return the largest ``|u| + |v|`` of each member, ``(members,)`` float64."""
         worker = self._workers[0]
         return np.concatenate([worker.speed(self.pairs[chunk]) for chunk in self._chunks])
 
     def levels(self) -> np.ndarray:
-        """Refinement level of each member's next step, int64: 0 with a fixed step, LOST where none
-        is short enough."""
+        """Return the refinement level of each member's next step, ``(members,)`` int64.
+
+        It is 0 with a fixed step, and LOST if no allowed step is short enough.
+        """
         worker = self._workers[0]
         return np.concatenate([worker.levels(self.pairs[chunk]) for chunk in self._chunks])
 
     def diverged(self) -> Tensor:
-        """Rows ``(members,)`` of bool, on the device, whose state has diverged; on slabs in this
-        rank's columns."""
+        """Return which members have diverged, ``(members,)`` bool, on the device.
+
+        On slabs only this rank's columns are tested.
+        """
         return ~self.pairs.flatten(1).square().sum(1).isfinite()
 
     def mark_lost(self) -> np.ndarray:
-        """Rows ``(members,)`` of bool whose state has diverged: from now on all of it is NaN.
+        """Set the state of diverged members to NaN; returns which ones, ``(members,)`` bool.
 
-        Diverged is what is not finite, or so large that its square is not. On slabs every rank
-        must call.
+        A member has diverged if its state, or the square of its state, is not finite. On slabs
+        every rank must call.
         """
         lost = self.transform.maximum(self.diverged().cpu().numpy().astype(np.int64)) > 0
         if lost.any():
@@ -224,30 +245,33 @@ class Simulation:
 
         Args:
             num_steps: number of steps.
-            tendency_hat: extra right-hand side U_hat ``(members, 2K + 1, K + 1)``, held over these
-                steps: how a closure enters. On slabs this rank's columns.
+            tendency_hat: closure U_hat ``(members, 2K + 1, K + 1)``, added to the right-hand side
+                and constant over these steps. On slabs this rank's columns.
+
+        Raises:
+            ValueError: ``num_steps`` is negative.
         """
         if num_steps < 0:
             raise ValueError(f"num_steps must not be negative, got {num_steps}")
-        extra = None
+        closure = None
         if tendency_hat is not None:
-            extra = torch.view_as_real(tendency_hat.to(self.state).resolve_conj().contiguous())
+            closure = torch.view_as_real(tendency_hat.to(self.state).resolve_conj().contiguous())
         end = self.step_index + num_steps
         while self.step_index < end:
             steps = end - self.step_index
             if self._device_steps is None:
-                self._advance_chunks(steps, extra)
+                self._advance_chunks(steps, closure)
             elif self.scheme.is_starting:
-                steps = 1  # the first step of a history is not the one in the graphs
-                self._advance_chunks(steps, extra)
+                steps = 1  # the first step of a scheme differs from the recorded ones
+                self._advance_chunks(steps, closure)
             else:
-                base = self._base(slice(None), extra)
+                base = self._base(slice(None), closure)
                 self._device_steps.advance(self.step_index, steps, base)
             self.step_index += steps
         return self
 
-    def _advance_chunks(self, num_steps: int, extra: Tensor | None) -> None:
-        """Each worker takes the next chunk through all steps while it is in its cache."""
+    def _advance_chunks(self, num_steps: int, closure: Tensor | None) -> None:
+        """Advance all chunks; a worker takes a chunk through all steps while it is cached."""
         queue, lock = iter(self._chunks), threading.Lock()
 
         def work(worker: Worker) -> None:
@@ -256,30 +280,30 @@ class Simulation:
                     chunk = next(queue, None)
                 if chunk is None:
                     return
-                w, base = self.pairs[chunk], self._base(chunk, extra)
+                w, base = self.pairs[chunk], self._base(chunk, closure)
                 worker.advance(chunk, w, base, self.step_index, num_steps)
 
         if self._pool is None:
             work(self._workers[0])
             return
         list(self._pool.map(work, self._workers))
-        # The workers' single thread is their own; new threads elsewhere keep this thread's number.
+        # Workers run with one torch thread each; new threads elsewhere get this thread's number.
         torch.set_num_threads(torch.get_num_threads())
 
     # -- internals -------------------------------------------------------------------------------
 
-    def _base(self, chunk: slice, extra: Tensor | None) -> Tensor:
-        """Steady forcing and closure of a chunk."""
-        if extra is None:
+    def _base(self, chunk: slice, closure: Tensor | None) -> Tensor:
+        """Return the steady forcing plus the closure of a chunk, real pairs."""
+        if closure is None:
             return self._steady.expand_as(self.pairs[chunk])
-        return self._steady + extra[chunk]
+        return self._steady + closure[chunk]
 
     def _make_workers(self, threads: int | None) -> tuple[list[Worker], list[slice]]:
-        """Workers, one per thread, and the chunks of members that they share out."""
+        """Return one worker per thread, and the chunks of members that the workers share."""
         num = len(self.members)
         chunk = max(1, CHUNK_POINTS // self.grid.size**self.grid.dimensions)
         if self.device.type != "cpu" or self.transform.slabs:
-            # one launch, one exchange for all members
+            # a GPU needs one launch for all members, slabs need one exchange
             threads, chunk = 1, num
         threads = min(threads or torch.get_num_threads(), num)
         chunks = _split(num, chunk, threads)
@@ -290,7 +314,7 @@ class Simulation:
         equations = [problem.make_equation(transform) for transform in transforms]
         linear, transform = equations[0].linear, self.transform
         scheme_at = cache(lambda level: problem.make_scheme(linear, transform, level))
-        return [Worker(problem, each, self.rates, scheme_at) for each in equations], chunks
+        return [Worker(problem, equation, self.rates, scheme_at) for equation in equations], chunks
 
     def _make_device_steps(self):
         """Make the steps of the switches ``graphs`` and ``fused``.
@@ -308,17 +332,22 @@ class Simulation:
         worker = self._workers[0]
         return DeviceSteps(self.pairs, worker.equation, worker.nonlinear, self.scheme, self.rates)
 
-    def _checked_pairs(self, whole: np.ndarray | Tensor) -> Tensor:
-        """Whole spectra of all members as this rank's real pairs."""
-        whole = torch.as_tensor(whole)
-        expected = (len(self.members), *self.grid.shape)
-        if tuple(whole.shape) != expected:
-            raise ValueError(f"expected spectra of shape {expected}, got {tuple(whole.shape)}")
-        return self._own_pairs(whole)
+    def _checked_pairs(self, full: np.ndarray | Tensor) -> Tensor:
+        """Return this rank's real pairs of the full spectra of all members.
 
-    def _own_pairs(self, whole: Tensor) -> Tensor:
-        mine = self.transform.local(whole).to(self.device, self.transform.complex)
-        return torch.view_as_real(mine.contiguous())
+        Raises:
+            ValueError: the spectra have another shape.
+        """
+        full = torch.as_tensor(full)
+        expected = (len(self.members), *self.grid.shape)
+        if tuple(full.shape) != expected:
+            raise ValueError(f"expected spectra of shape {expected}, got {tuple(full.shape)}")
+        return self._local_pairs(full)
+
+    def _local_pairs(self, full: Tensor) -> Tensor:
+        """Return this rank's columns of full spectra as real pairs."""
+        columns = self.transform.local(full).to(self.device, self.transform.complex)
+        return torch.view_as_real(columns.contiguous())
 
 
 class Worker:
@@ -328,7 +357,7 @@ class Worker:
         problem: the recipe.
         equation: on a transform that no other worker uses.
         rates: the stochastic forcing of the ensemble.
-        scheme_at: the scheme at ``dt / 2**level``; the workers share them.
+        scheme_at: returns the scheme at ``dt / 2**level``; the workers share the schemes.
     """
 
     def __init__(
@@ -346,9 +375,9 @@ class Worker:
 
         Args:
             chunk: rows of the ensemble.
-            w: their state, real pairs.
-            base: their steady forcing and closure, held over these steps.
-            first: steps taken before.
+            w: state of the chunk, real pairs.
+            base: steady forcing and closure of the chunk, constant over these steps.
+            first: number of the first step.
             num_steps: steps to take.
         """
         if self.problem.cfl:
@@ -358,7 +387,7 @@ class Worker:
             self._advance_steps(chunk, w, base, enumerate(rates, first), 0)
 
     def _advance_steps(self, rows, w: Tensor, base: Tensor, rates, level: int) -> None:
-        """One step of ``dt / 2**level`` for each of the numbered rates."""
+        """Take one step of ``dt / 2**level`` for each numbered rate."""
         held = torch.empty_like(w).copy_(base)
         explicit = Explicit(self.nonlinear, held)
         scheme, registers = self.scheme_at(level), self._registers_for(w)
@@ -373,31 +402,31 @@ class Worker:
     def _advance_adaptive(
         self, chunk: slice, w: Tensor, base: Tensor, first: int, num_steps: int
     ) -> None:
-        """Each member takes ``2^j`` substeps per step; members of one level go together."""
+        """Take ``2^j`` substeps per step and member; members of one level advance together."""
         for step in range(first, first + num_steps):
             levels = self.levels(w)
             w[levels == LOST] = torch.nan
             for level in np.unique(levels[levels != LOST]).tolist():
                 chosen = np.flatnonzero(levels == level)
-                rows, part, count = chunk.start + chosen, w[chosen], 2**level
+                rows, selected, count = chunk.start + chosen, w[chosen], 2**level
                 rates = self.rates.steps(rows, step * count, count, level)
-                self._advance_steps(rows, part, base[chosen], enumerate(rates), level)
-                w[chosen] = part
+                self._advance_steps(rows, selected, base[chosen], enumerate(rates), level)
+                w[chosen] = selected
 
     def speed(self, w: Tensor) -> np.ndarray:
-        """Largest speed of each member over all ranks, float64."""
+        """Return the largest speed of each member over all ranks, ``(rows,)`` float64."""
         return self.transform.maximum(self.equation.speed(w).double().cpu().numpy())
 
     def levels(self, w: Tensor) -> np.ndarray:
-        """Refinement level of each member's next step, from its own largest speed; or LOST."""
+        """Return the refinement level of each member's next step, from its speed; or LOST."""
         problem, grid = self.problem, self.transform.grid
         if not problem.cfl:
             return np.zeros(w.shape[0], dtype=np.int64)
         speed = self.speed(w)
         number = speed * (problem.dt * grid.size / grid.length / problem.cfl)
         levels = np.ceil(np.log2(np.maximum(number, 1.0)))
-        good = np.isfinite(number) & (levels <= problem.max_level)
-        return np.where(good, levels, LOST).astype(np.int64)
+        allowed = np.isfinite(number) & (levels <= problem.max_level)
+        return np.where(allowed, levels, LOST).astype(np.int64)
 
     def _registers_for(self, w: Tensor) -> Tensor:
         if len(w) not in self._registers:
@@ -410,7 +439,10 @@ def _zero(w: Tensor, out: Tensor) -> Tensor:
 
 
 def _split(members: int, size: int, threads: int) -> list[slice]:
-    """Consecutive chunks of at most ``size`` members, in number a multiple of ``threads``."""
+    """Return consecutive chunks of at most ``size`` members.
+
+    Their number is a multiple of ``threads``, if there are that many members.
+    """
     num = -(-members // size)
     num = min(members, -(-num // threads) * threads)
     edges = [round(i * members / num) for i in range(num + 1)]

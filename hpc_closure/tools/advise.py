@@ -1,9 +1,11 @@
-"""``hpc-closure advise``: whether a closure can be expected to pay, before one is trained.
+"""``hpc-closure advise``: estimate whether a closure is worth training, before any training.
 
-On the pilot's trajectories it asks two things. How fast do twins come together that are pinned to
-one flow: do the unresolved scales follow the resolved ones (a narrow law), or have they a life of
-their own (a wide one)? And how far does each *rung*, a bare solver on a finer grid with the best
-start and drain that need no training, fall behind the true ensemble, at what cost?
+It answers two questions on the pilot's trajectories:
+
+* Do unresolved scales follow the resolved ones? Twins, DNS that are nudged to the same resolved
+  flow, then converge, and p(U | history) is narrow. Otherwise it is wide.
+* How does each *rung* compare with the true ensemble in skill, spread and cost? A rung is a bare
+  solver on a finer grid, with the best start and drain that need no training.
 """
 
 import math
@@ -22,12 +24,13 @@ from hpc_closure.work import atomic, log
 from hpc_closure.work.options import Options, UsageError
 from hpc_closure.work.session import Session
 
-TOGETHER = 0.1  # difference of twins, over the closure: they have come together
-NARROW = 0.3  # difference at which unresolved scales follow the resolved ones
-FACTORS = (1.5, 2, 2.5, 3, 4, 6, 8)  # grids of the ladder, over the reduced solver's
-SPREAD = 0.1  # by which the spread of a rung may differ from the true ensemble's
-PREDICTABLE = 0.95  # of the error of any state: beyond, a lead time is late
-ROWS = 16  # members that are timed together
+TOGETHER = 0.1  # difference of twins over the rms closure at which they count as converged
+NARROW = 0.3  # the law is narrow if the twins' difference falls below this
+FACTORS = (1.5, 2, 2.5, 3, 4, 6, 8)  # grids of the ladder over the reduced solver's grid
+SPREAD = 0.1  # largest relative difference between a rung's spread and the true ensemble's
+PREDICTABLE = 0.95  # a lead time is late if the true ensemble's error exceeds this share of the
+#   error of uninformed states
+ROWS = 16  # members of a timed run
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Step:
     """One rung of the ladder.
 
     Attributes:
-        name: of the rung.
-        grid, stride, cfl: of the solver.
-        strength: of its drain, over the fit; 0 without.
-        crps_ratio, spread_ratio: to the true ensemble, by lead time.
-        cost: over the bare reduced solver at its own step.
+        name: name of the rung.
+        grid: points per side.
+        stride: DNS steps per step of the rung.
+        cfl: CFL number.
+        strength: drain over the fitted drain; 0 = no drain.
+        crps_ratio, spread_ratio: over those of the true ensemble, by lead time.
+        cost: over the cost of the bare reduced solver at its chosen step.
     """
 
     name: str
@@ -58,16 +63,16 @@ def run(
     grids: Sequence[int] = (),
     within: float = 1.3,
 ) -> int:
-    """Run the pilot where it is missing, print the ladder and the verdict. Returns the exit code.
+    """Complete the pilot, then print the ladder and the verdict. Returns the exit code.
 
     Args:
-        experiment: of closure subgrid.
-        options: of a verb.
-        grids: points per side of the ladder; by default a choice up to the DNS.
-        within: CRPS over the true ensemble's that a rung must not exceed.
+        experiment: an experiment of closure subgrid.
+        options: options common to all verbs.
+        grids: points per side of the rungs; empty = a choice up to the DNS.
+        within: largest acceptable CRPS of a rung over that of the true ensemble.
 
     Raises:
-        UsageError: it is no subgrid closure, or a grid cannot be.
+        UsageError: the closure is not subgrid, or a grid or ``within`` is out of range.
     """
     if experiment.generate.closure != "subgrid":
         raise UsageError(
@@ -85,15 +90,19 @@ def run(
         if code := generate.run_pilot(experiment, session, options, always=True):
             return code
         if session.world.root:
-            found = advise(experiment, chosen, within)
-            atomic.write_json(session.run.folder("pilot") / "advice.json", found)
-            for line in found["lines"]:
+            answers = advise(experiment, chosen, within)
+            atomic.write_json(session.run.folder("pilot") / "advice.json", answers)
+            for line in answers["lines"]:
                 print(line)
     return 0
 
 
 def ladder(experiment: Experiment, grids: Sequence[int] = ()) -> list[int]:
-    """Points per side of the rungs: those asked for, or a choice below the DNS."""
+    """Choose the rungs' points per side: ``grids`` if there are any, else a choice below the DNS.
+
+    Raises:
+        UsageError: a grid is odd, below the reduced solver's or above the DNS's.
+    """
     least, most = experiment.train_grid, experiment.generate.grid
     for grid in grids:
         if not least <= grid <= most or grid % 2:
@@ -106,16 +115,18 @@ def ladder(experiment: Experiment, grids: Sequence[int] = ()) -> list[int]:
 
 
 def advise(experiment: Experiment, grids: Sequence[int], within: float) -> dict[str, Any]:
-    """The answers, plain values: ``twins``, ``ladder``, ``verdict``, and ``lines`` to print."""
+    """Score all rungs; returns plain values: ``twins``, ``ladder``, ``verdict``, ``lines``."""
     trials = Trials(experiment)
     since, difference = trials.twins()
-    time = together(since.tolist(), difference.tolist())
+    converged = time_to_converge(since.tolist(), difference.tolist())
     narrow = bool(difference.min() < NARROW)
     truth = trials.true_ensemble()
-    least, spread = trials.errors(truth).mean(1), trials.spread(truth)
-    early = (least < PREDICTABLE * trials.any_state()).tolist()
+    true_crps, true_spread = trials.errors(truth).mean(1), trials.spread(truth)
+    early = (true_crps < PREDICTABLE * trials.any_state()).tolist()
     log.get().info(f"advise: ladder of {len(grids)} grid(s)")
-    steps = _climb(experiment, trials, grids, "synchronised" if narrow else "moved", least, spread)
+    steps = _score_rungs(
+        experiment, trials, grids, "synchronised" if narrow else "moved", true_crps, true_spread
+    )
     leads = trials.leads
     verdict = judge(experiment, steps, early, narrow, within)
     lines = [
@@ -123,29 +134,29 @@ def advise(experiment: Experiment, grids: Sequence[int], within: float) -> dict[
         + ", ".join(f"{d:.2f} after {t:g}" for t, d in _some(since, difference)),
         f"the law is {'narrow' if narrow else 'wide'}: "
         + (
-            f"unresolved scales follow the resolved ones; to {TOGETHER:g} in {time:.2g}"
+            f"unresolved scales follow the resolved ones; to {TOGETHER:g} in {converged:.2g}"
             if narrow
             else "unresolved scales do not follow the resolved ones"
-            + (f" (to {TOGETHER:g} in {time:.2g})" if math.isfinite(time) else "")
+            + (f" (to {TOGETHER:g} in {converged:.2g})" if math.isfinite(converged) else "")
         ),
         "",
         f"{'rung':32}{'step':>5}{'CFL':>6}{'cost':>7}   CRPS over the true ensemble's [spread]",
-        f"{'':32}{'':>5}{'':>6}{'':>7}   " + "".join(_lead(*one) for one in zip(leads, early)),
+        f"{'':32}{'':>5}{'':>6}{'':>7}   " + "".join(_lead(*pair) for pair in zip(leads, early)),
     ]
-    for one in steps:
-        cells = (f"{a:.2f} [{b:.2f}]" for a, b in zip(one.crps_ratio, one.spread_ratio))
+    for step in steps:
+        cells = (f"{a:.2f} [{b:.2f}]" for a, b in zip(step.crps_ratio, step.spread_ratio))
         lines.append(
-            f"{one.name:32}{one.stride:>5}{one.cfl:>6.2f}{one.cost:>7.1f}   "
+            f"{step.name:32}{step.stride:>5}{step.cfl:>6.2f}{step.cost:>7.1f}   "
             + "".join(f"{cell:<14}" for cell in cells)
         )
     if not all(early):
-        lines.append("late lead times, in brackets: the true ensemble knows no more than climate")
+        lines.append("lead times in brackets: the true ensemble is no better than climatology")
     return {
-        "twins": {"pinned": since.tolist(), "difference": difference.tolist(), "time": time},
+        "twins": {"pinned": since.tolist(), "difference": difference.tolist(), "time": converged},
         "narrow": narrow,
         "lead_times": leads,
         "early": early,
-        "ladder": [asdict(one) for one in steps],
+        "ladder": [asdict(step) for step in steps],
         "verdict": verdict,
         "lines": [*lines, "", verdict],
     }
@@ -156,16 +167,16 @@ def _lead(lead: float, early: bool) -> str:
 
 
 def _some(times: torch.Tensor, values: torch.Tensor) -> list[tuple[float, float]]:
-    """At most six of them, the first and the last included."""
+    """Pick at most six (time, value) pairs, evenly spaced, with the first and the last."""
     number = min(6, len(times))
-    at = [round(place * (len(times) - 1) / max(number - 1, 1)) for place in range(number)]
-    return [(float(times[one]), float(values[one])) for one in at]
+    places = [round(place * (len(times) - 1) / max(number - 1, 1)) for place in range(number)]
+    return [(float(times[index]), float(values[index])) for index in places]
 
 
-def together(times: Sequence[float], differences: Sequence[float]) -> float:
-    """Time after which twins differ by TOGETHER: by the rate of the second half of the record.
+def time_to_converge(times: Sequence[float], differences: Sequence[float]) -> float:
+    """Extrapolate when twins differ by TOGETHER, by an exponential fit to the last half.
 
-    Infinite where they do not come together.
+    Returns infinity if they do not converge.
     """
     half = len(times) // 2
     t = torch.tensor(times[half:], dtype=torch.float64)
@@ -177,25 +188,34 @@ def together(times: Sequence[float], differences: Sequence[float]) -> float:
     return float(t.mean() + (math.log(TOGETHER) - log_difference.mean()) / rate)
 
 
-def _climb(experiment, trials: Trials, grids, start: str, least, spread) -> list[Step]:
-    """All rungs, timed in one run."""
-    found: list[tuple[Rung, Any, Any, Any]] = []
+def _score_rungs(
+    experiment, trials: Trials, grids, start: str, true_crps, true_spread
+) -> list[Step]:
+    """Run, score and time all rungs and the DNS.
+
+    Args:
+        experiment, trials: the experiment and its pilot.
+        grids: points per side of the rungs.
+        start: start of rungs that are finer than the reduced solver.
+        true_crps, true_spread: (leads,) CRPS and spread of the true ensemble.
+    """
+    scored: list[tuple[Rung, Any, Any, Any]] = []
     clocks: dict[str, costs.Clock] = {}
     with costs.one_thread():
         for grid in grids:
-            own = "empty" if grid == experiment.train_grid else start
-            rung = Rung(grid=grid, start=own, drain=True)
+            rung_start = "empty" if grid == experiment.train_grid else start
+            rung = Rung(grid=grid, start=rung_start, drain=True)
             choice = trials.rung(rung)
             problem = rung_problem(experiment.problem, grid, choice.stride, choice.drain)
             past = experiment.past_of(rung)
-            fields = trials.run(problem, own, past, experiment.pilot.members)
-            ratio = trials.errors(fields).mean(1) / least
-            found.append((rung, choice, ratio, trials.spread(fields) / spread))
+            fields = trials.run(problem, rung_start, past, experiment.pilot.members)
+            ratio = trials.errors(fields).mean(1) / true_crps
+            scored.append((rung, choice, ratio, trials.spread(fields) / true_spread))
             clocks[rung.name] = costs.bare(trials.started(problem, ROWS), trials.span)
             log.get().info(f"advise: {rung.name} done")
         clocks["none"] = costs.bare(trials.started(trials.bare(), ROWS), trials.span)
         clocks["DNS"] = costs.bare(trials.started(experiment.problem, ROWS), trials.span)
-        spent = costs.fastest(clocks, trials.span)
+        seconds = costs.fastest(clocks, trials.span)
     steps = [
         Step(
             rung.name,
@@ -205,9 +225,9 @@ def _climb(experiment, trials: Trials, grids, start: str, least, spread) -> list
             choice.strength,
             ratio.tolist(),
             spreads.tolist(),
-            spent[rung.name] / spent["none"],
+            seconds[rung.name] / seconds["none"],
         )
-        for rung, choice, ratio, spreads in found
+        for rung, choice, ratio, spreads in scored
     ]
     ones = [1.0] * len(trials.leads)
     dns = Step(
@@ -218,7 +238,7 @@ def _climb(experiment, trials: Trials, grids, start: str, least, spread) -> list
         0.0,
         ones,
         ones,
-        spent["DNS"] / spent["none"],
+        seconds["DNS"] / seconds["none"],
     )
     return [*steps, dns]
 
@@ -230,42 +250,50 @@ def judge(
     narrow: bool,
     within: float,
 ) -> str:
-    """The verdict, in one sentence."""
+    """Write the verdict in one sentence.
+
+    Args:
+        experiment: the experiment.
+        steps: the rungs, then the DNS.
+        early: which lead times count.
+        narrow: whether unresolved scales follow the resolved ones.
+        within: largest acceptable CRPS over that of the true ensemble.
+    """
     *rungs, dns = steps
     grid, past = experiment.train_grid, 10 * experiment.generate.interval * experiment.generate.dt
     past = max(experiment.replicas.pinned, past)
-    begun = f", synchronised for {past:g} time units," if narrow else " from a moved start"
+    begin = f", synchronised for {past:g} time units," if narrow else " from a moved start"
 
-    def worst(one: Step) -> float:
-        return max(ratio for ratio, counts in zip(one.crps_ratio, early) if counts)
+    def worst(step: Step) -> float:
+        return max(ratio for ratio, counts in zip(step.crps_ratio, early) if counts)
 
-    def apart(one: Step) -> float:
-        """Largest difference of its spread, over the true ensemble's."""
-        return max(abs(ratio - 1) for ratio, counts in zip(one.spread_ratio, early) if counts)
+    def spread_error(step: Step) -> float:
+        """Return the largest relative difference between its spread and the true ensemble's."""
+        return max(abs(ratio - 1) for ratio, counts in zip(step.spread_ratio, early) if counts)
 
     good = [
-        one
-        for one in rungs
-        if worst(one) <= within and apart(one) <= SPREAD and one.cost < dns.cost
+        step
+        for step in rungs
+        if worst(step) <= within and spread_error(step) <= SPREAD and step.cost < dns.cost
     ]
     if good:
-        best = min(good, key=lambda one: one.cost)
+        best = min(good, key=lambda step: step.cost)
         return (
-            f"verdict: a {best.grid}x{best.grid} run{begun} is within {worst(best):.2f} of the "
+            f"verdict: a {best.grid}x{best.grid} run{begin} is within {worst(best):.2f} of the "
             "true ensemble, its spread "
-            f"within {100 * apart(best):.0f} %, for {best.cost:.1f} bare "
-            f"solvers: a closure on {grid}x{grid} has to be as good for less, or it does not pay"
+            f"within {100 * spread_error(best):.0f} %, for {best.cost:.1f} bare "
+            f"solvers: a closure on {grid}x{grid} must be as good at lower cost to be worth it"
         )
     best = min(rungs, key=worst)
     nearest = (
         f"the best, {best.grid}x{best.grid}, is within {worst(best):.2f}, its spread within "
-        f"{100 * apart(best):.0f} %, for {best.cost:.1f} bare solvers"
+        f"{100 * spread_error(best):.0f} %, for {best.cost:.1f} bare solvers"
     )
     if narrow:
         return (
             f"verdict: the law is narrow and no rung below the DNS is within {within:g} of the "
-            f"true ensemble ({nearest}): a closure on {grid}x{grid} has to beat the synchronised "
-            "rungs at its cost; train one on a rung, which lacks spread more than skill"
+            f"true ensemble ({nearest}): a closure on {grid}x{grid} must beat the synchronised "
+            "rungs of equal cost; train one on a rung, which lacks spread more than skill"
         )
     return (
         f"verdict: every rung below the DNS drifts or costs as much as it ({nearest}, the DNS "

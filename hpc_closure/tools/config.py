@@ -10,7 +10,7 @@ from hpc_closure.spectral.recipe import Family
 
 
 def list_presets() -> None:
-    """Print every shipped preset and what its file says about itself."""
+    """Print the name of every shipped preset with the comments of its file."""
     for name in reading.presets():
         text, _ = reading.read_source(name)
         comment = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
@@ -18,7 +18,7 @@ def list_presets() -> None:
 
 
 def show(experiment: Experiment, doc: bool = False) -> None:
-    """Print the resolved experiment, as YAML or key by key with its description."""
+    """Print the resolved experiment as YAML, or with ``doc`` key by key with descriptions."""
     if doc:
         print("\n".join(describe(experiment)))
     else:
@@ -26,7 +26,7 @@ def show(experiment: Experiment, doc: bool = False) -> None:
 
 
 def describe(section: BaseModel, prefix: str = "") -> list[str]:
-    """One line per key: its value, type and description."""
+    """List one line per key with value and description; sections follow their parent's keys."""
     lines, sections = [], []
     for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), f"{prefix}{name}"
@@ -35,22 +35,24 @@ def describe(section: BaseModel, prefix: str = "") -> list[str]:
             sections += ["", f"# {key}  {text}".rstrip(), *describe(value, f"{key}.")]
             continue
         text = field.description or ""
-        if isinstance(section, Family) and name == section.chooser:
+        if isinstance(section, Family) and name == section.discriminator:
             text = "; ".join([*filter(None, [text]), f"one of {', '.join(section.kinds)}"])
         lines.append(f"{key} = {value!r:<12}" + (f"  # {text}" if text else ""))
     return lines + sections
 
 
 def check(experiment: Experiment, source: str) -> None:
-    """Print where the run of a right experiment lies, and its hashes."""
+    """Print the run folder and the hashes of a valid experiment."""
     stages = ("generate", "train", "rollout")
     hashes = ", ".join(f"{stage} {experiment.stage_hash(stage)[:10]}" for stage in stages)
-    print(f"{source}: right; run folder {experiment.folder}; hashes {hashes}")
+    print(f"{source}: valid; run folder {experiment.folder}; hashes {hashes}")
 
 
-def diff(one: Experiment, other: Experiment) -> None:
+def diff(left_experiment: Experiment, right_experiment: Experiment) -> None:
     """Print the keys in which two experiments differ."""
-    rows = reading.differences(one.model_dump(mode="json"), other.model_dump(mode="json"))
+    rows = reading.differences(
+        left_experiment.model_dump(mode="json"), right_experiment.model_dump(mode="json")
+    )
     for key, left, right in rows:
         if key != "base":
             print(f"{key}: {left} -> {right}")

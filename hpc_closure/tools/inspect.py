@@ -1,7 +1,7 @@
-"""``hpc-closure inspect``: what a product holds, in one screen; damaged ones in one line.
+"""``hpc-closure inspect``: summarise a product in one screen; report a damaged one in one line.
 
-Knows data and rollout blocks, restart files, ``model.safetensors``, training checkpoints, score
-tables, and folders of these, a run folder included.
+It reads data and rollout blocks, restart files, ``model.safetensors``, training checkpoints, score
+tables, and folders of these, including run folders.
 """
 
 import csv
@@ -18,15 +18,21 @@ from hpc_closure.experiment.folder import FOLDERS, Run, shipped_model
 from hpc_closure.work import atomic, hdf5
 
 Report = dict[str, Any]
-PARTS = ("parts", "do not act")  # told whole, however long
-SAMPLED = 8  # snapshots from which the statistics come unless --deep
+PARTS = ("parts", "do not act")  # report entries that are never shortened
+SAMPLED = 8  # snapshots from which statistics are computed without --deep
 
 
 def run(path: Path, *, deep: bool = False, json: bool = False) -> int:
-    """Print what ``path`` holds. Returns the exit code.
+    """Print a summary of ``path``. Returns the exit code.
+
+    Args:
+        path: file, folder, or name of a shipped model.
+        deep: read every value.
+        json: print JSON.
 
     Raises:
-        FileNotFoundError, ValueError: missing, damaged or foreign, in one line.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or no product of this package; one line.
     """
     report = inspect(Path(path), deep)
     print(json_format.dumps(report, indent=1, default=str) if json else "\n".join(_lines(report)))
@@ -34,7 +40,7 @@ def run(path: Path, *, deep: bool = False, json: bool = False) -> int:
 
 
 def inspect(path: Path, deep: bool = False) -> Report:
-    """Contents of a product as plain data."""
+    """Summarise a product as plain data."""
     if not path.exists():
         if str(path) not in shipped():
             raise FileNotFoundError(
@@ -65,7 +71,7 @@ def inspect(path: Path, deep: bool = False) -> Report:
 
 
 def block(path: Path, deep: bool = False) -> Report:
-    """A block of trajectories, or a restart file."""
+    """Summarise a block of trajectories, or a restart file."""
     with hdf5.open_hdf5(path) as file:
         attributes = {key: _plain(value) for key, value in file.attrs.items()}
         if "next_snapshot" in attributes:
@@ -76,7 +82,7 @@ def block(path: Path, deep: bool = False) -> Report:
                 "data sets": _shapes(file),
                 **_checked(file, path, deep),
             }
-        header = BlockHeader.of(file, path)
+        header = BlockHeader.from_file(file, path)
         fields = file["t0_fields"]
         report: Report = {
             "file": str(path),
@@ -114,7 +120,11 @@ def _shapes(file) -> dict[str, str]:
 
 
 def _statistics(path: Path, name: str, values, deep: bool) -> dict:
-    """Moments over (members, times, x, y): all of them, or some snapshots of each end."""
+    """Compute moments over (members, times, x, y), of all snapshots or an even sample.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
     low, high, total, square, count = np.inf, -np.inf, 0.0, 0.0, 0
     num_members, num_times = values.shape[:2]
     if not num_members or not num_times:
@@ -159,7 +169,11 @@ def _series(values) -> dict:
 
 
 def _checked(file, path: Path, deep: bool) -> Report:
-    """Read every value of every data set."""
+    """Read every value of every data set if ``deep``; returns how many were read.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
     if not deep:
         return {}
     number = 0
@@ -186,7 +200,7 @@ def _checked(file, path: Path, deep: bool) -> Report:
 
 
 def model(path: Path, deep: bool = False) -> Report:
-    """A trained closure: header, weights, and with ``deep`` every weight."""
+    """Summarise a trained closure: header and shapes; with ``deep`` check every weight."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -220,13 +234,13 @@ def model(path: Path, deep: bool = False) -> Report:
 
 
 def _parts(parts: list[PartReport]) -> Report:
-    """Which parts of a model act, and which do not."""
-    told = describe(parts).partition("; do not act: ")[::2] if parts else ()
-    return {key: words for key, words in zip(PARTS, told) if words}
+    """Describe which parts of a model are active and which are not."""
+    descriptions = describe(parts).partition("; do not act: ")[::2] if parts else ()
+    return {key: words for key, words in zip(PARTS, descriptions) if words}
 
 
 def checkpoint(path: Path, deep: bool = False) -> Report:
-    """A restart point of a training."""
+    """Summarise a restart point of a training."""
     from hpc_closure.train.checkpoint import damage
 
     reason = damage(path)
@@ -254,7 +268,7 @@ def checkpoint(path: Path, deep: bool = False) -> Report:
 
 
 def table(path: Path, deep: bool = False) -> Report:
-    """A CSV table: scores or metrics."""
+    """Summarise a CSV table of scores or metrics."""
     try:
         with open(path, newline="", encoding="utf-8") as stream:
             rows = list(csv.reader(stream, strict=True))
@@ -296,7 +310,7 @@ def _is_number(cell: str) -> bool:
 
 
 def record(path: Path, deep: bool = False) -> Report:
-    """A JSON file."""
+    """Summarise a JSON file."""
     value = atomic.read_json(path)
     kind = f"list of {len(value)}" if isinstance(value, list) else type(value).__name__
     return {
@@ -310,7 +324,7 @@ def record(path: Path, deep: bool = False) -> Report:
 
 
 def folder(path: Path, deep: bool = False) -> Report:
-    """A line for every product in a folder; damaged ones are listed apart."""
+    """Summarise every product of a folder in a line; list damaged ones separately."""
     found: dict[str, str] = {}
     damaged: list[str] = []
     for entry in sorted(path.iterdir()):
@@ -338,7 +352,7 @@ def folder(path: Path, deep: bool = False) -> Report:
 
 
 def run_folder(path: Path, deep: bool = False) -> Report:
-    """A run: its state, its products by stage, and who ran what."""
+    """Summarise a run: state, products by stage, provenance."""
     from hpc_closure.experiment import reading
     from hpc_closure.tools import status
 
@@ -384,7 +398,7 @@ def run_folder(path: Path, deep: bool = False) -> Report:
     return report
 
 
-# telling
+# formatting
 
 
 def _plain(value):
@@ -394,7 +408,7 @@ def _plain(value):
 
 
 def _json(text):
-    """Parsed JSON, or the text itself."""
+    """Parse JSON; return the text itself if it is none."""
     if not isinstance(text, str):
         return text
     try:
@@ -415,7 +429,7 @@ def _range_of(times) -> str:
 
 
 def _lines(value: dict, indent: str = "") -> list[str]:
-    """Plain data as indented lines; small mappings on one."""
+    """Format plain data as indented lines; a small mapping takes one line."""
     lines = []
     for key, item in value.items():
         if isinstance(item, dict) and item:

@@ -1,6 +1,6 @@
-"""``hpc-closure status``: what is done, running, queued, failed and missing, from files alone.
+"""``hpc-closure status``: print which units are done, running, queued, failed and missing.
 
-At most one call of ``squeue``, and only when the run folder records a submission.
+It reads files only, and calls ``squeue`` once if the run folder records a submission.
 """
 
 import json as json_format
@@ -22,10 +22,10 @@ from hpc_closure.work.header import Header
 from hpc_closure.work.loop import SINGLE
 from hpc_closure.work.units import STATES
 
-RECENT = 20  # finished units from which the rate is taken
-TEST = "test set"  # name of the stage that is another run's
-QUICKEST = 1.0  # seconds between two looks of --watch
-QUICKEST_QUEUE = 30.0  # the same when every look asks the scheduler
+RECENT = 20  # last finished units from which the rate is computed
+TEST = "test set"  # name of the stage that belongs to another run (use.test)
+QUICKEST = 1.0  # shortest period of --watch, seconds
+QUICKEST_QUEUE = 30.0  # shortest period if every survey calls the scheduler, seconds
 
 
 @dataclass
@@ -34,13 +34,13 @@ class Stage:
 
     Attributes:
         counts: ``{units, done, running, queued, failed, missing}``.
-        failures: content of the error files, by unit.
-        running: content of the claims, by unit.
-        changed: when the last product came, seconds since the epoch; 0 for never.
-        per_hour: units that get done in an hour; None when nothing runs or it cannot be known.
-        note: a word on the stage (step and loss of a training, ...).
-        problems: damaged products and the like, a line each.
-        config: experiment file of another run, whose stage it is; "" for the run's own.
+        failures: contents of the error files, by unit.
+        running: contents of the claims, by unit.
+        changed: time of the last product, seconds since the epoch; 0 = no product.
+        per_hour: units finished per hour; None if nothing runs or too few are finished.
+        note: a remark on the stage (step and loss of a training, ...).
+        problems: damaged products and other problems, a line each.
+        config: experiment file of the other run that owns the stage; "" for this run.
     """
 
     counts: dict[str, int]
@@ -70,12 +70,17 @@ def run(
     failed: bool = False,
     watch: float | None = None,
 ) -> int:
-    """Print the state of a run, every ``watch`` seconds if given. Returns the exit code.
+    """Print the state of a run. Returns the exit code.
 
     Args:
-        typed: experiment and overrides as they were typed, for the command to go on with.
-        json: machine-readable.
-        failed: every failure, with the last line of its log.
+        experiment: the experiment.
+        typed: experiment and overrides as typed by the user, for the suggested next command.
+        json: print JSON.
+        failed: print every failure, with the last line of its log.
+        watch: repeat every ``watch`` seconds; None = print once.
+
+    Raises:
+        ValueError: ``watch`` is too short.
     """
     folder = Run.of(experiment)
     if watch is not None:
@@ -102,11 +107,11 @@ def run(
             return 0
 
 
-# looking
+# survey
 
 
 def survey(experiment: Experiment) -> dict[str, Stage]:
-    """State of all stages, in their order."""
+    """Determine the state of all stages, in their order."""
     folder = Run.of(experiment)
     found, queue = {}, _queued(folder)
     for stage in experiment.stages:
@@ -122,7 +127,7 @@ def survey(experiment: Experiment) -> dict[str, Stage]:
 
 
 def _of_the_test_set(experiment: Experiment) -> dict[str, Stage]:
-    """Data and replicas of the run that ``use.test`` names."""
+    """Determine the state of data and replicas of the run that ``use.test`` names."""
     try:
         held = HeldOut.of(experiment)
     except ValueError as error:
@@ -138,13 +143,13 @@ def _of_the_test_set(experiment: Experiment) -> dict[str, Stage]:
     try:
         held_out.check(experiment)
     except ValueError as error:
-        if all(stage.done for stage in found.values()):  # else the next command says it
+        if all(stage.done for stage in found.values()):  # else the suggested command covers it
             found[TEST].problems.append(str(error))
     return found
 
 
 def _queued(folder: Run) -> dict[str, dict[str, str]]:
-    """Units that the scheduler lists, by stage."""
+    """List the units in the scheduler's queue, by stage."""
     if not any(folder.submissions(stage).exists() for stage in STAGES):
         return {stage: {} for stage in STAGES}
     from hpc_closure.batch.squeue import queued
@@ -173,7 +178,7 @@ def _of_blocks(ledger: units.Ledger, queued: set[int]) -> Stage:
 
 
 def _lost(products: list[Header]) -> str:
-    """Members that diverged, by what diverged; empty when none did."""
+    """Describe how many members diverged, by field; "" if none did."""
     lost: dict[str, int] = {}
     for product in products:
         for name, record in product.lost.items():
@@ -184,20 +189,20 @@ def _lost(products: list[Header]) -> str:
 
 
 def _rate(times: list[float], running: dict) -> float | None:
-    """Units per hour of the present effort: from the last products to now."""
+    """Estimate units per hour from the times of the last products until now."""
     if not running:
         return None
     recent = times[-RECENT - 1 :]
     if len(recent) < 2:
         return None
-    # Until the next product is later than expected, the time since the last one tells nothing.
+    # the time since the last product lowers the rate only once the next product is overdue
     pace = (recent[-1] - recent[0]) / (len(recent) - 1)
     pace = max(pace, (time.time() - recent[0]) / len(recent))
     return 3600 / pace if pace > 0 else None
 
 
 def _of_one(experiment: Experiment, folder: Run, stage: str, queued: bool) -> Stage:
-    """A stage that is one unit: train, evaluate."""
+    """Determine the state of a stage of a single unit (train, evaluate)."""
     product = {"train": folder.model, "evaluate": folder.report}[stage]
     place = folder.units(stage)
     marks = {entry.name for entry in units.listing(place)}
@@ -240,7 +245,7 @@ def _of_one(experiment: Experiment, folder: Run, stage: str, queued: bool) -> St
 
 
 def _made_by(folder: Run, stage: str) -> str:
-    """Hash of the settings of a model or of scores. Raises ValueError when they are damaged."""
+    """Read the hash of the settings of a model or of scores; ValueError if damaged."""
     if stage == "train":
         return read_header(folder.model).train_hash
     path = folder.scores_json
@@ -252,7 +257,7 @@ def _made_by(folder: Run, stage: str) -> str:
 
 
 def _training(folder: Run) -> str:
-    """Step and losses of the last rows of the metrics."""
+    """Describe the step and the losses of the last rows of the metrics."""
     try:
         rows = metrics.read(folder.metrics)
     except OSError:
@@ -270,7 +275,7 @@ def _training(folder: Run) -> str:
 
 
 def _check_order(folder: Run, found: dict[str, Stage]) -> None:
-    """Say so when an earlier stage has changed after a later one was made from it."""
+    """Add a problem to each stage whose inputs changed after its last product."""
     orders = (
         ("generate", "train"),
         (TEST, "rollout"),
@@ -289,11 +294,11 @@ def _check_order(folder: Run, found: dict[str, Stage]) -> None:
             )
 
 
-# telling
+# output
 
 
 def next_command(stages: dict[str, Stage], command: str) -> str:
-    """The one command to go on, or what to wait for; empty when all is done."""
+    """Return the command that continues the run, or "wait: ..."; "" if all is done."""
     for name, stage in stages.items():
         counts = stage.counts
         if stage.done:
@@ -382,7 +387,7 @@ def _failures(name: str, failures: dict[str, dict], long: bool, command: str) ->
 
 
 def last_line(path: Path) -> str:
-    """Last line of a log that has text; its end is read only."""
+    """Return the last non-empty line of a log, from its last 4 KiB; "" if unreadable."""
     try:
         with open(path, "rb") as stream:
             stream.seek(0, 2)

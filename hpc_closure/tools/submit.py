@@ -1,4 +1,4 @@
-"""``hpc-closure submit``: the verbs of an experiment as batch jobs, each after the one before."""
+"""``hpc-closure submit``: submit the verbs of an experiment as a chain of batch jobs."""
 
 import functools
 import shlex
@@ -28,16 +28,18 @@ def run(
     dry_run: bool = False,
     typed: Sequence[str] = (),
 ) -> None:
-    """Submit stages, or print what would be submitted.
+    """Submit stages, each dependent on the one before, or print what would be submitted.
 
     Args:
-        stages: names with commas between them; they run in the order of the verbs.
-        after: job that must have succeeded before the first one starts.
-        typed: experiment and overrides as they were typed, for the advice at the end.
+        experiment: the experiment.
+        stages: names joined by commas; they run in the order of the verbs.
+        after: id of a job that must succeed before the first stage starts.
+        dry_run: print costs and batch scripts, submit nothing.
+        typed: experiment and overrides as typed by the user, for the suggested next command.
 
     Raises:
-        ValueError: no such stage, or the experiment or its profile cannot be submitted.
-        RuntimeError: no Slurm here, or it refused.
+        ValueError: a stage does not exist, or the experiment or its profile cannot be submitted.
+        RuntimeError: there is no Slurm here, or it refused.
     """
     requests = requested(experiment, stages)
     if not dry_run:
@@ -59,9 +61,9 @@ def run(
 
 
 def requested(experiment: Experiment, stages: str) -> list[submission.Request]:
-    """What to submit for each of the stages, in their order.
+    """Build the requests of the stages, in their order.
 
-    A stage whose product is that of another run (``use.data``, ``use.model``) is left out.
+    Skips a stage whose product comes from another run (``use.data``, ``use.model``).
     """
     names = stages.split(",")
     if not set(names) <= set(STAGES):
@@ -86,27 +88,30 @@ def requested(experiment: Experiment, stages: str) -> list[submission.Request]:
 
 
 def send(request: submission.Request) -> str:
-    """Submit a stage; the ids of its jobs, with colons between them."""
+    """Submit a stage; returns the ids of its jobs, joined by colons."""
     try:
         sent = submission.submit(request)
     except RuntimeError as error:
-        before = request.after.replace(":", " ")
-        earlier = f"; `scancel {before}` takes the stage before back"
+        job_ids = request.after.replace(":", " ")
+        earlier = f"; `scancel {job_ids}` takes the stage before back"
         raise RuntimeError(f"{error}{earlier if request.after else ''}") from error
-    for one in sent:
-        print(f"  {one}")
-    return ":".join(one.job for one in sent)
+    for submitted in sent:
+        print(f"  {submitted}")
+    return ":".join(submitted.job for submitted in sent)
 
 
 def units_of(experiment: Experiment, stage: str) -> list[str]:
-    """Names of all units of a stage; what is done is left out when the job runs."""
+    """List the names of all units of a stage; the job itself skips finished units."""
     blocks = stage in ("generate", "rollout")
     plan = Ledger.of(experiment, stage).plan() if blocks else [SINGLE]
     return [unit.name for unit in plan]
 
 
 def run_stage(stage: str, config_path: str, units: list[str]) -> int:
-    """Body of a job: the verb, as in a terminal. A stage that is one job does all its units."""
+    """Run the verb of a stage as in a terminal; the body of a job. Returns the exit code.
+
+    ``units`` is used by ``rollout``; the other verbs compute all their units.
+    """
     if stage == "rollout":
         return rollout.run_units(config_path, units, wait=True)
     verbs = {"generate": generate, "train": train, "evaluate": evaluate}

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent, and errors that say which file and what to do.
+"""Write files that are either complete or absent; turn disk errors into one clear line.
 
 A product is written to a private ``NAME.<host>-<pid>.part``, validated by reopening it, flushed to
-the disk and renamed, so a reader never sees half a file and a killed writer leaves only a
+the disk and renamed. So a reader never sees half a file, and a killed writer leaves only a
 ``.part`` that nobody reads.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 
 
 class DiskError(RuntimeError):
-    """The disk is full, read-only or not ours: no unit's fault, so the whole verb stops."""
+    """The disk is full, read-only or not ours. The whole verb stops: no unit is at fault."""
 
 
 class DamagedFile(ValueError):
-    """Truncated, foreign or torn: what it held has to be made again."""
+    """A file is truncated, foreign or torn; its content must be made again."""
 
 
 _DISK_ERRORS = {
@@ -40,7 +40,10 @@ _DISK_ERRORS = {
 
 
 def _disk_errno(error: BaseException) -> int | None:
-    """The disk-related errno of an exception; h5py and safetensors put it only into the text."""
+    """Return the disk-related errno of an exception, or None.
+
+    h5py and safetensors put the number into the text only.
+    """
     code = getattr(error, "errno", None)
     if code is None:
         number = re.search(r"(?:errno = |os error )(\d+)", str(error))
@@ -50,7 +53,7 @@ def _disk_errno(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn disk-full, permission and similar errors about ``path`` into one clear DiskError."""
+    """Turn disk-full, permission and similar errors about ``path`` into one DiskError."""
     try:
         yield
     except DiskError:
@@ -64,7 +67,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 
 
 def make_folder(path: Path | str) -> None:
-    """Make a folder and those above it. Raises DiskError when that cannot be."""
+    """Make a folder and its parents; raise DiskError if that is impossible."""
     with disk_errors(path):
         try:
             Path(path).mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ def make_folder(path: Path | str) -> None:
 
 
 def token() -> str:
-    """Name of this process, unique among the processes that share a file system."""
+    """Return a name of this process, unique among the processes that share a file system."""
     return f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
 
 
@@ -93,21 +96,21 @@ def fsync(path: Path | str) -> None:
 
 @contextlib.contextmanager
 def publish(path: Path | str, validate: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """Write a file (or folder) so that ``path`` is either the whole product or what it was before.
+    """Write a file (or folder) so that ``path`` is either the complete product or unchanged.
 
         with publish(run.product("generate", unit), validate=store.check) as part:
             write(part)
 
     Args:
-        path: final name; its folder is created.
-        validate: called with the written ``.part``; an exception keeps the product unpublished.
+        path: final name; its folder is made.
+        validate: called with the written ``.part``; an exception prevents the publication.
 
     Yields:
-        The private path to write to: a file that does not exist yet, or make it a folder.
+        The private path to write to. It does not exist yet; a folder may be made there.
 
     Raises:
-        DiskError: disk full, not writable, ...
-        RuntimeError: another process published the file meanwhile and removed our ``.part``.
+        DiskError: the disk is full, not writable, ...
+        RuntimeError: another process published the file meanwhile and removed this ``.part``.
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.{token()}.part")
@@ -128,7 +131,7 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None) 
         with contextlib.suppress(OSError):
             remove(part)
         raise
-    for orphan in path.parent.glob(f"{path.name}.*.part"):  # of writers that were killed
+    for orphan in path.parent.glob(f"{path.name}.*.part"):  # left by killed writers
         with contextlib.suppress(OSError):
             remove(orphan)
 
@@ -136,12 +139,12 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None) 
 def adopt(path: Path, target: Path) -> None:
     """Rename the newest ``.part`` of ``path``, whose writer is dead, to ``target``."""
 
-    def changed(part):
+    def modified(part):
         with contextlib.suppress(FileNotFoundError):
             return part.stat().st_mtime
         return 0.0
 
-    for part in sorted(path.parent.glob(f"{path.name}.*.part"), key=changed):
+    for part in sorted(path.parent.glob(f"{path.name}.*.part"), key=modified):
         with contextlib.suppress(FileNotFoundError):
             os.rename(part, target)
 
@@ -165,7 +168,7 @@ def _replace(part: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -173,7 +176,7 @@ def remove(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged or foreign file so that it stays but is never read again."""
+    """Rename a damaged or foreign file so that it is never read; returns the new name."""
     for number in range(1000):
         aside = path.with_name(f"{path.name}.damaged" + (f".{number}" if number else ""))
         if not aside.exists():
@@ -198,10 +201,11 @@ def write_json(path: Path | str, value) -> None:
 
 
 def read_json(path: Path | str):
-    """Read a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
-        FileNotFoundError, ValueError: missing or damaged, naming the file.
+        FileNotFoundError, ValueError: missing or damaged; the message names the file.
+        DiskError: the file cannot be read.
     """
     path = Path(path)
     try:
@@ -217,7 +221,7 @@ def read_json(path: Path | str):
 
 
 def append_jsonl(path: Path | str, record: dict) -> None:
-    """Append one line; a single write, so that lines of several processes stay apart."""
+    """Append one line with a single write, so that lines of several processes do not mix."""
     path = Path(path)
     line = (json.dumps(record, default=str) + "\n").encode()
     with disk_errors(path):
@@ -225,7 +229,7 @@ def append_jsonl(path: Path | str, record: dict) -> None:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             end = os.fstat(handle).st_size
-            if end and os.pread(handle, 1, end - 1) != b"\n":  # a torn line of a killed writer
+            if end and os.pread(handle, 1, end - 1) != b"\n":  # a killed writer left a torn line
                 line = b"\n" + line
             os.write(handle, line)
         finally:
@@ -233,7 +237,10 @@ def append_jsonl(path: Path | str, record: dict) -> None:
 
 
 def read_jsonl(path: Path | str) -> list[dict]:
-    """All whole lines of a JSON-lines file (none when it is absent); torn lines are skipped."""
+    """Return all complete lines of a JSON-lines file; torn lines are skipped.
+
+    An absent file has no lines.
+    """
     try:
         text = Path(path).read_bytes()
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Computing one unit: a base class owns the loop, its leaves own the physics.
+"""Compute one unit: a base class with the loop; its subclasses are the physics.
 
-The loop advances to each stored time, records it, keeps restart files, looks at the stop flag, and
-publishes the finished file. Everything unfinished lives in the unit's restart folder: a working
-file, whose structure never changes after it was made, and the newest two restart files. A killed
-unit goes on from the newest whole one, so at most one checkpoint interval is lost.
+The loop advances to each stored time, records it, writes restart files, tests the stop flag, and
+publishes the finished file. Unfinished files are in the unit's restart folder: a working file,
+whose structure is fixed when it is made, and the newest two restart files. A killed unit continues
+from the newest complete restart file, so at most one checkpoint interval is lost.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from hpc_closure.work import atomic, hdf5, log
 from hpc_closure.work.header import Header
 from hpc_closure.work.stop import Stopped
 
-LOOK_EVERY = 2.0  # seconds within which the stop flag is seen
+LOOK_EVERY = 2.0  # longest time in seconds between two tests of the stop flag
 
 
 class Writer(Protocol):
-    """What a block asks of the writer of its unfinished file.
+    """What a block needs from the writer of its unfinished file.
 
     Attributes:
-        path: of the file.
-        continued: whether it was there and is gone on with.
+        path: path of the file.
+        continued: whether the file existed and is continued.
     """
 
     path: Path
@@ -38,13 +38,13 @@ class Writer(Protocol):
         """Store snapshot ``index``."""
 
     def write_series(self, index: int, entries: dict) -> None:
-        """Store the series at their time ``index``."""
+        """Store the entries of the series at their time ``index``."""
 
     def write_whole(self, index: int, states: np.ndarray) -> None:
         """Store the states of the starts with all modes at their time ``index``."""
 
-    def go_on_from(self, product: Path) -> tuple[int, dict]:
-        """Take over a finished block with a nearer end: its snapshots and its state."""
+    def continue_from(self, product: Path) -> tuple[int, dict]:
+        """Copy a finished block with an earlier end; returns its snapshots' number and state."""
 
     def flush(self) -> None: ...
 
@@ -54,7 +54,11 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
     def check(self, path: Path) -> Header:
-        """Header of the finished file, now at ``path``; ValueError when it cannot be used."""
+        """Return the header of the finished file, now at ``path``.
+
+        Raises:
+            ValueError: the file is unusable.
+        """
 
 
 class Block(ABC):
@@ -64,57 +68,66 @@ class Block(ABC):
         unit: the members.
         books: ledger of the stage.
         session: run folder, stop flag, device, provenance.
-        domain: the ranks that share one field; the first one writes.
+        domain: the ranks that share one field; the first rank writes.
     """
 
     record_steps: Sequence[int]  # increasing
     first_step = 0
-    stride = 1  # steps that cannot be taken apart
+    stride = 1  # steps that must be taken together
 
     def __init__(self, unit, books, session, domain):
         self.unit, self.books, self.session, self.domain = unit, books, session, domain
-        self.writer: Writer | None = None  # of the unfinished file; on the first rank only
+        self.writer: Writer | None = None  # writer of the unfinished file; first rank only
 
     @property
     @abstractmethod
     def step_index(self) -> int:
-        """Steps taken since t = 0."""
+        """Return the steps taken since t = 0."""
 
     @abstractmethod
     def initialise(self) -> None:
-        """Start from the beginning."""
+        """Start from the initial state."""
 
     @abstractmethod
     def advance(self, steps: int) -> None:
-        """Advance by a multiple of ``stride`` steps."""
+        """Advance by ``steps``, a multiple of ``stride``."""
 
     @abstractmethod
     def record(self) -> tuple[dict, dict, dict]:
-        """Fields (B, n, n), scalars (B,) and references (C, n, n) at the present time."""
+        """Return fields (B, n, n), scalars (B,) and references (C, n, n) at the present time."""
 
     @abstractmethod
     def save_state(self) -> dict:
-        """Numpy arrays from which ``load_state`` goes on, bit for bit."""
+        """Return numpy arrays from which ``load_state`` continues bit for bit."""
 
     @abstractmethod
     def load_state(self, state: dict) -> None: ...
 
     @abstractmethod
     def open_writer(self, path: Path) -> Writer:
-        """Writer of the unfinished file."""
+        """Return the writer of the unfinished file."""
 
     def certificate(self) -> dict:
-        """What vouches for the block (collective); RuntimeError when it must not be kept."""
+        """Return the certificate of the block (collective).
+
+        Raises:
+            RuntimeError: the block must not be published.
+        """
         return {}
 
     def cost(self) -> dict:
-        """Wall seconds by part, for the provenance."""
+        """Return wall seconds by part, for the provenance."""
         return {}
 
     # the loop
 
     def run(self, claim, checkpoint_every: float) -> None:
-        """Compute and publish the block."""
+        """Compute and publish the block.
+
+        Args:
+            claim: claim on the unit.
+            checkpoint_every: seconds between restart files.
+        """
         stage, run = self.books.stage, self.books.run
         folder = run.restart(stage, self.unit)
         with atomic.disk_errors(run.product(stage, self.unit)):
@@ -122,13 +135,13 @@ class Block(ABC):
                 with hdf5.hdf5_errors(folder / "working.h5"):
                     self._attempt(claim, checkpoint_every)
             except atomic.DamagedFile as error:
-                # A kill in the middle of a write can leave a working file that only looks sound.
+                # A process killed while it writes can leave a working file that only looks sound.
                 if str(folder) not in str(error):
                     raise
                 atomic.remove(folder)
-                if self.domain.size > 1:  # the other ranks do not know: the next attempt can
+                if self.domain.size > 1:  # other ranks saw no error: leave it to the next attempt
                     raise
-                log.get().warning(f"{stage} {self.unit}: begins anew: {error}")
+                log.get().warning(f"{stage} {self.unit}: starts anew: {error}")
                 self._attempt(claim, checkpoint_every)
 
     def _attempt(self, claim, checkpoint_every: float) -> None:
@@ -143,7 +156,7 @@ class Block(ABC):
         stop, steps = self.session.stop, self.record_steps
         saved = time.monotonic()
         batch = self.stride
-        # a later end without a further snapshot: the product is copied whole
+        # a later end without another snapshot: the copied product's state is the last one
         state = self.save_state() if index == len(steps) else {}
         label = f"{self.books.stage} {self.unit}"
         total, done = steps[-1] - self.first_step, self.step_index - self.first_step
@@ -179,14 +192,14 @@ class Block(ABC):
         self._publish(writer, state, claim)
 
     def _start(self):
-        """The writer (on the first rank) and the index of the next snapshot."""
+        """Return the writer (on the first rank) and the index of the next snapshot."""
         run, stage = self.books.run, self.books.stage
         folder = run.restart(stage, self.unit)
         writer, restart = None, None
         if self.domain.root:
             atomic.make_folder(folder)
             working = folder / "working.h5"
-            if not working.exists():  # the writer may have been killed while it published
+            if not working.exists():  # its writer may have been killed while it published
                 atomic.adopt(run.product(stage, self.unit), working)
             writer = self.open_writer(working)
             restart = self._restart_point(writer)
@@ -197,11 +210,14 @@ class Block(ABC):
             return writer, 0
         index, state = restart
         self.load_state(state)
-        log.get().info(f"{stage} {self.unit}: go on from step {self.step_index}")
+        log.get().info(f"{stage} {self.unit}: continue from step {self.step_index}")
         return writer, index
 
     def _restart_point(self, writer):
-        """(next snapshot, state) of the newest whole restart file, or of a shorter product."""
+        """Return (next snapshot, state) of the newest sound restart file, or of a shorter product.
+
+        None if there is neither.
+        """
         stage, run = self.books.stage, self.books.run
         if writer.continued:
             for path in sorted(run.restart(stage, self.unit).glob("step_*.h5"), reverse=True):
@@ -216,20 +232,20 @@ class Block(ABC):
                         return index, state
                 except atomic.DamagedFile as error:
                     log.get().warning(f"not used: {error}")
-        else:  # a restart file of another working file speaks of snapshots that are not there
+        else:  # restart files of another working file refer to snapshots that this one lacks
             for path in run.restart(stage, self.unit).glob("step_*.h5"):
                 path.unlink()
         product = run.product(stage, self.unit)
         if not (self.unit.extends and product.exists()):
             return None
-        return writer.go_on_from(product)
+        return writer.continue_from(product)
 
     def _save(self, writer, index) -> None:
         state = self.save_state()
         if not self.domain.root:
             return
         writer.flush()
-        # The restart file says that these snapshots are there, so they reach the disk before it.
+        # The restart file refers to these snapshots, so they must reach the disk before it.
         atomic.fsync(writer.path)
         path = self.books.run.restart(self.books.stage, self.unit, self.step_index)
         with atomic.publish(path) as part, hdf5.open_hdf5(part, "w") as file:
@@ -260,7 +276,7 @@ class Block(ABC):
 
 
 def _digest(state: dict) -> str:
-    """sha256 over the arrays of a restart file."""
+    """Return the SHA-256 of the arrays of a restart file."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
@@ -269,9 +285,10 @@ def _digest(state: dict) -> str:
 
 
 def record_steps(start: float, stop: float, every: float, dt: float) -> range:
-    """Step numbers of the stored times start, start + every, ..., stop."""
+    """Return the step numbers of the stored times start, start + every, ..., stop."""
     return range(round(start / dt), round(stop / dt) + 1, round(every / dt))
 
 
 def times_of(steps: Sequence[int], dt: float) -> np.ndarray:
+    """Return the times of steps of length ``dt``."""
     return np.array([step * dt for step in steps])

@@ -1,10 +1,10 @@
-"""Claims: which process computes a unit.
+"""Claims: files that say which process computes a unit.
 
-A claim is a file made by an exclusive create. Its owner touches it; it is *stale* when it was not
-touched for ``stale_after`` seconds by the clock of the file server (the time of change of a file
-touched just now), so clocks of the nodes may differ. It is stale at once when its process is known
-to be dead: same host and dead process, or an earlier start of the same job. A stale claim is taken
-over by an atomic rename.
+A claim is made by an exclusive create, and its owner touches it regularly. It is *stale* if it was
+not touched for ``stale_after`` seconds. The clock is that of the file server (the time of change
+of a file touched just now), because the clocks of the nodes may differ. A claim is stale at once
+if its process is known to be dead: a dead process of the same host, or an earlier start of the
+same job. A stale claim is taken over by an atomic rename.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from hpc_closure.work import atomic, provenance
 
 STALE_AFTER = 600.0
 _NAME = re.compile(r"(\d{6,})-(\d{6,})\.claim")
-_ON_THE_WAY = re.compile(r"\.clock\..+|\..+\.(claim|takeover)\..+|.+\.takeover")
+_TEMPORARY = re.compile(r"\.clock\..+|\..+\.(claim|takeover)\..+|.+\.takeover")
 
 
 @functools.cache
 def _machine() -> str:
-    """Identity of the process table: host, boot and process-id name space."""
+    """Return the identity of the process table: host, boot and process-id name space."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -35,7 +35,7 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str | None:
-    """Start time of a living process, or None; a zombie is dead."""
+    """Return the start time of a living process, or None; a zombie is dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -53,7 +53,7 @@ def _born(pid: int) -> str | None:
 
 
 def owner() -> dict:
-    """Who we are."""
+    """Return the identity of this process, for a claim."""
     return {
         "host": socket.gethostname(),
         "machine": _machine(),
@@ -64,12 +64,12 @@ def owner() -> dict:
 
 
 def dead(record: dict) -> bool:
-    """Whether the owner is known to be dead (False: it may live)."""
-    mine = provenance.job()
+    """Return whether the owner is known to be dead (False: it may be alive)."""
+    job = provenance.job()
     if (
-        mine
-        and record.get("job") == mine["job"]
-        and _count(record.get("restarts")) < _count(mine["restarts"])
+        job
+        and record.get("job") == job["job"]
+        and _count(record.get("restarts")) < _count(job["restarts"])
     ):
         return True
     if record.get("machine") != _machine() or not isinstance(record.get("pid"), int):
@@ -83,7 +83,7 @@ def _count(value) -> int:
 
 
 def read(path: Path) -> dict | None:
-    """Content of a claim; None when it is gone, {} when it is torn."""
+    """Return the content of a claim; None if it does not exist, {} if it is torn."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def read(path: Path) -> dict | None:
 
 
 def server_time(folder: Path) -> float:
-    """Now by the clock of the file server; the local clock where we may not write."""
+    """Return the time of the file server's clock; the local time if the folder is unwritable."""
     probe = folder / f".clock.{atomic.token()}"
     try:
         with open(probe, "wb"):
@@ -114,13 +114,13 @@ def _stale(path: Path, record: dict, now: float, stale_after: float) -> bool:
         age = now - path.stat().st_mtime
     except FileNotFoundError:
         return True
-    # A time far in the future was written before the server's clock was set back; a living
-    # owner would have touched the file since.
+    # A time far in the future was written before the server's clock was set back. A living owner
+    # would have touched the file since.
     return age > stale_after or age < -stale_after
 
 
 def living(folder: Path, names, stale_after: float = STALE_AFTER) -> dict[str, dict]:
-    """Fresh claims among the file ``names`` of a bookkeeping folder, by unit name."""
+    """Return the fresh claims among the file ``names`` of a bookkeeping folder, by unit name."""
     names = [name for name in names if _NAME.fullmatch(name)]
     if not names:
         return {}
@@ -138,17 +138,17 @@ class Lost(RuntimeError):
 
 
 class Claim:
-    """A claim that we hold."""
+    """A claim that this process holds."""
 
     def __init__(self, path: Path, mark: str, stale_after: float):
         self.path, self.mark, self.stale_after = path, mark, stale_after
         self._touched = time.monotonic()
 
     def refresh(self) -> None:
-        """Sign of life; cheap enough to call at every step.
+        """Touch the claim as a sign of life; cheap enough to call at every step.
 
         Raises:
-            Lost: we were silent for so long that another process took the unit over.
+            Lost: another process took the unit over after a long silence.
         """
         if time.monotonic() - self._touched < self.stale_after / 20:
             return
@@ -158,7 +158,7 @@ class Claim:
         self._touched = time.monotonic()
 
     def check(self) -> None:
-        """Raise :class:`Lost` when the claim is no longer ours."""
+        """Raise :class:`Lost` if this process no longer holds the claim."""
         record = read(self.path)
         if record is None or record.get("mark") != self.mark:
             raise Lost(
@@ -167,7 +167,7 @@ class Claim:
             )
 
     def release(self) -> None:
-        """Give the unit back."""
+        """Release the unit."""
         record = read(self.path)
         if record is not None and record.get("mark") == self.mark:
             self.path.unlink(missing_ok=True)
@@ -189,7 +189,7 @@ NO_CLAIM = _NoClaim()
 
 
 def take(path: Path, stale_after: float = STALE_AFTER) -> Claim | None:
-    """Claim a unit; None when somebody else has it.
+    """Claim a unit; return None if another process has it.
 
     Raises:
         DiskError: the bookkeeping folder cannot be written.
@@ -203,7 +203,7 @@ def take(path: Path, stale_after: float = STALE_AFTER) -> Claim | None:
 
 
 def _create(path: Path, record: dict) -> bool:
-    """Exclusive create with content: a whole private file is linked to the name."""
+    """Create the claim exclusively, with its content, by linking a private file to the name."""
     private = path.with_name(f".{path.name}.{atomic.token()}.{record['mark']}")
     private.write_text(json.dumps(record), encoding="utf-8")
     try:
@@ -211,7 +211,7 @@ def _create(path: Path, record: dict) -> bool:
         return True
     except FileExistsError:
         return False
-    except OSError:  # no hard links here: create first, write next
+    except OSError:  # no hard links on this file system: create first, then write
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -224,7 +224,7 @@ def _create(path: Path, record: dict) -> bool:
 
 
 def _take_over(path: Path, record: dict, stale_after: float) -> bool:
-    """Replace a stale claim; one process at a time, so that nobody replaces a fresh one."""
+    """Replace a stale claim; a lock ensures that nobody replaces a fresh one."""
     old = read(path)
     if old is None:
         return False  # released just now; the next round gets it
@@ -232,8 +232,8 @@ def _take_over(path: Path, record: dict, stale_after: float) -> bool:
         return False
     lock = path.with_suffix(".takeover")
     if not _create(lock, record):
-        other = read(lock)
-        if other is not None and _stale(lock, other, server_time(path.parent), 60.0):
+        lock_owner = read(lock)
+        if lock_owner is not None and _stale(lock, lock_owner, server_time(path.parent), 60.0):
             lock.unlink(missing_ok=True)
         return False
     try:
@@ -249,14 +249,14 @@ def _take_over(path: Path, record: dict, stale_after: float) -> bool:
 
 
 def sweep(folder: Path, names, age: float = 3600.0) -> None:
-    """Remove the private files of processes that were killed on their way to a claim.
+    """Remove the private files of processes that were killed while they made a claim.
 
     Args:
-        folder: of the bookkeeping.
-        names: its files.
-        age: seconds for which they are left alone; their owners need them for milliseconds.
+        folder: the bookkeeping folder.
+        names: names of its files.
+        age: seconds after which a private file is removed; its owner needs it for milliseconds.
     """
-    private = [folder / name for name in names if _ON_THE_WAY.fullmatch(name)]
+    private = [folder / name for name in names if _TEMPORARY.fullmatch(name)]
     now = server_time(folder) if private else 0.0
     for path in private:
         with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
 """HDF5 files: errors in one line, content hashes, and writers that survive a full disk.
 
-When a write fails inside the HDF5 library (disk full, quota, file-size limit), the file can no
+If a write fails inside the HDF5 library (disk full, quota, file-size limit), the file can no
 longer be closed in order: the library complains from its destructors and may crash the process at
-its end. So HDF5 writes through a Python file here, which notes the first failure and keeps the
-library content; the failure is then raised by us, as the OSError that it is, at the next flush or
-at closing. The file is unfinished and never published.
+its end. So here HDF5 writes through a Python file, which notes the first failure and reports
+success to the library. The failure is raised as an OSError at the next flush or at closing. The
+file is unfinished and never published.
 """
 
 import atexit
@@ -22,22 +22,22 @@ import numpy as np
 
 from hpc_closure.work.atomic import DamagedFile, DiskError, disk_errors
 
-RECIPE = ("members", "recipe", "recipe_hash")  # root attributes that count as content
-_CHUNK = 1 << 24  # values hashed at a time
+RECIPE = ("members", "recipe", "recipe_hash")  # root attributes that are hashed as content
+_CHUNK = 1 << 24  # values that are hashed at a time
 
 _open: "weakref.WeakSet[WritableHDF5]" = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    """HDF5 must not meet a file object of Python after the interpreter's end."""
+    """Close open files: HDF5 must not call a Python file after the interpreter's end."""
     for file in list(_open):
         with contextlib.suppress(Exception):
             file.close()
 
 
 class GuardedFile(io.FileIO):
-    """A raw file whose failed writes are noted instead of raised.
+    """A raw file that notes failed writes instead of raising them.
 
     Attributes:
         failure: the first failure, or None.
@@ -46,11 +46,11 @@ class GuardedFile(io.FileIO):
     failure: OSError | None = None
 
     def write(self, data) -> int:
-        rest = memoryview(data).cast("B")
-        size = len(rest)
+        remaining = memoryview(data).cast("B")
+        size = len(remaining)
         try:
-            while len(rest) and self.failure is None:
-                rest = rest[super().write(rest) or 0 :]
+            while len(remaining) and self.failure is None:
+                remaining = remaining[super().write(remaining) or 0 :]
         except OSError as error:
             self.failure = self.failure or error
         return size
@@ -69,13 +69,13 @@ class GuardedFile(io.FileIO):
             self.failure = self.failure or error
 
     def check(self) -> None:
-        """Raise the failure, if there was one."""
+        """Raise the noted failure, if any."""
         if self.failure is not None:
             raise self.failure
 
 
 class WritableHDF5(h5py.File):
-    """An HDF5 file opened for writing; flushing and closing raise what went wrong on the disk.
+    """An HDF5 file open for writing; flushing and closing raise errors of the disk.
 
     Args:
         path: the file.
@@ -114,14 +114,14 @@ def _from_h5py(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def open_hdf5(path: Path | str, mode: str = "r", **options):
-    """``h5py.File`` whose errors are one line that names the file and the way out.
+    """Open an ``h5py.File`` whose errors are one line with the file and the way out.
 
         with open_hdf5(path) as file:
             file["t0_fields/vorticity"][...]
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFile: truncated, damaged, or not an HDF5 file, or a data set is not in it.
+        DamagedFile: truncated, damaged, not an HDF5 file, or a data set is missing.
         DiskError: while writing, see :func:`~hpc_closure.work.atomic.publish`.
     """
     path = Path(path)
@@ -131,7 +131,7 @@ def open_hdf5(path: Path | str, mode: str = "r", **options):
             raise FileNotFoundError(f"{path}: no such file")
         if path.is_dir():
             raise ValueError(f"{path}: a folder, expected an HDF5 file")
-    # Products never change and claims keep writers apart, so HDF5's own locks, which fail on some
+    # Products never change and claims separate writers, so HDF5's locks, which fail on some
     # cluster file systems, are not needed.
     with hdf5_errors(path):
         if reading:
@@ -144,7 +144,7 @@ def open_hdf5(path: Path | str, mode: str = "r", **options):
 
 @contextlib.contextmanager
 def hdf5_errors(path: Path | str) -> Iterator[None]:
-    """Turn what h5py raises about ``path`` into one line, see :func:`open_hdf5`."""
+    """Turn errors of h5py about ``path`` into one line, see :func:`open_hdf5`."""
     path = Path(path)
     try:
         yield
@@ -175,9 +175,9 @@ def _hdf5_reason(path: Path, error: BaseException) -> str:
 
 
 def sha256_datasets(path: Path | str) -> str:
-    """Content hash: data sets and recipe attributes, not provenance and time stamps.
+    """Return the content hash of a file: data sets and recipe attributes.
 
-    Two products are *equal* when this is equal.
+    Provenance and time stamps are not hashed. Two products are *equal* if their hashes are.
     """
     digest = hashlib.sha256()
     with open_hdf5(path) as file:
@@ -189,16 +189,19 @@ def sha256_datasets(path: Path | str) -> str:
 
 
 def sha256_members(path: Path | str) -> dict[int, str]:
-    """Content hash of every member of a block: equal for any block size.
+    """Return the content hash of every member of a block, equal for any block size.
 
-    A data set belongs to the members when its first axis has their number; all others (axes, ...)
-    and the attribute ``recipe`` count for every member.
+    A data set belongs to the members if its first axis has their number. All others (axes, ...)
+    and the attribute ``recipe`` enter the hash of every member.
+
+    Raises:
+        ValueError: the file has no list of members.
     """
     with open_hdf5(path) as file:
         try:
             members = [int(member) for member in file.attrs["members"]]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: its members are no list of numbers") from error
+            raise ValueError(f"{path}: its attribute members is not a list of numbers") from error
         digests = [hashlib.sha256(f"{member}".encode()) for member in members]
         for digest in digests:
             _hash_attribute(digest, "recipe", file.attrs.get("recipe", ""))
@@ -216,7 +219,7 @@ def sha256_members(path: Path | str) -> dict[int, str]:
 
 
 def _datasets(file):
-    """Every data set of an open file, in sorted order."""
+    """Return every data set of an open file, in sorted order."""
     items = {}
     file.visititems(
         lambda name, item: items.update({name: item}) if hasattr(item, "shape") else None

@@ -1,6 +1,7 @@
-"""The header of a block file: what the books of a stage know of it.
+"""The header of a block file: what the books of a stage need to know about it.
 
-The root attributes ``members``, ``recipe_hash``, ``holds`` and, written last, ``complete = 1``.
+It is stored as the root attributes ``members``, ``recipe_hash``, ``holds`` and, written last,
+``complete = 1``.
 """
 
 import json
@@ -22,12 +23,13 @@ class Header:
 
     Attributes:
         path: the file.
-        first, last: its members.
-        recipe: hash of what made it.
-        holds: its end time and outputs, see :class:`~hpc_closure.work.units.Ledger`.
+        first, last: first and last member.
+        recipe: hash of the recipe that made the block.
+        holds: end time and outputs, see :class:`~hpc_closure.work.units.Ledger`.
         size: bytes.
         mtime: time of change, nanoseconds.
-        lost: what diverged: by data set, the number of the stored time from which a member is NaN.
+        lost: members that diverged: for each data set, the index of the stored time from which a
+            member is NaN.
     """
 
     path: Path
@@ -45,27 +47,27 @@ class Header:
 
     @property
     def lost_members(self) -> set[int]:
-        """Members of which something diverged."""
+        """Return the members with something that diverged."""
         return {int(member) for record in self.lost.values() for member in record}
 
     @property
     def changed(self) -> float:
-        """When it was published, seconds since the epoch."""
+        """Return the time of publication, seconds since the epoch."""
         return 1e-9 * self.mtime
 
     @classmethod
     def read(cls, path: Path | str) -> "Header":
-        """Header of a block file.
+        """Return the header of a block file.
 
         Raises:
             ValueError: unfinished, damaged or foreign; one line that names the file.
         """
         with open_hdf5(path) as file:
-            return cls.of(file, Path(path))
+            return cls.from_file(file, Path(path))
 
     @classmethod
-    def of(cls, file, path: Path) -> "Header":
-        """The same of an open ``h5py.File``."""
+    def from_file(cls, file, path: Path) -> "Header":
+        """Return the header of an open ``h5py.File``; see :meth:`read`."""
         complete = file.attrs.get("complete", 0)
         if np.ndim(complete) or complete != 1:
             raise ValueError(
@@ -76,9 +78,13 @@ class Header:
         expect(path, integers and (np.diff(members) == 1).all(), "it has no list of members")
         holds = json_object(file.attrs.get("holds", "{}"))
         end = (holds or {}).get("t_end", 0.0)
-        expect(path, holds is not None and isinstance(end, (int, float)), "its holds is damaged")
+        expect(
+            path,
+            holds is not None and isinstance(end, (int, float)),
+            "its attribute holds is damaged",
+        )
         lost = json_object(file.attrs.get("lost", "{}"))
-        expect(path, lost is not None and _is_lost(lost), "its list of what is lost is damaged")
+        expect(path, lost is not None and _is_lost_record(lost), "its attribute lost is damaged")
         stat = path.stat()
         header = Header(
             path,
@@ -99,36 +105,36 @@ class Header:
         return header
 
     def as_record(self) -> dict:
-        """The line of the manifest."""
+        """Return the line of the manifest."""
         return {"name": self.path.name, **{key: getattr(self, key) for key in RECORDED}}
 
     @classmethod
     def from_record(cls, path: Path, record: dict) -> "Header | None":
-        """Header of ``path`` from a line of the manifest; None when it is not of a header."""
+        """Return the header of ``path`` from a line of the manifest; None if a key is missing."""
         if not set(RECORDED) <= set(record):
             return None
         return cls(path, *(record[key] for key in RECORDED))
 
 
-def _is_lost(record: dict) -> bool:
-    """Whether a record tells stored times by data set and member."""
+def _is_lost_record(record: dict) -> bool:
+    """Return whether a record maps data sets to members to indices of stored times."""
     return all(
-        isinstance(one, dict) and all(isinstance(index, int) for index in one.values())
-        for one in record.values()
+        isinstance(by_member, dict) and all(isinstance(i, int) for i in by_member.values())
+        for by_member in record.values()
     )
 
 
-def expect(path: Path, condition: bool, what: str) -> None:
-    """Raise ValueError with ``what`` is wrong with a block file and the way out."""
+def expect(path: Path, condition: bool, defect: str) -> None:
+    """Raise ValueError with ``defect`` and the way out, unless ``condition`` holds."""
     if not condition:
         raise ValueError(
-            f"{path}: {what}: not a block of this package, or damaged; delete it and run the "
+            f"{path}: {defect}: not a block of this package, or damaged; delete it and run the "
             "verb that makes it again"
         )
 
 
 def json_object(text) -> dict | None:
-    """The object that a JSON attribute tells; None when it is none."""
+    """Return the object of a JSON attribute; None if it is not one."""
     try:
         value = json.loads(text)
     except (TypeError, ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Who this process is among those started with it, and what it computes on.
+"""How this process was started, and what it computes on.
 
-Each launcher says it in variables of its own; no other module reads them. MPI is not touched, and
-nothing but the standard library is imported before a device or a number of threads is asked for.
+Each launcher has its environment variables; no other module reads them. MPI is not started. Only
+the standard library is imported, until a device or a number of threads is needed.
 """
 
 import os
@@ -23,9 +23,10 @@ _LAUNCHERS = (
     ("hydra", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("pmix", "PMIX_RANK", "", "", ""),
 )
-# Values of an activation (samples x points x channels) that keep a thread busy. Measured on two
-# cores, 16 channels on 64^2, threads that wait passively: a training step takes 38 ms on one
-# thread and 46 on two with 32 samples, 70 and 70 with 64, 136 and 114 with 128.
+# Values of an activation (samples x points x channels) that keep a thread busy. A training step,
+# measured on two cores with 16 channels on 64^2 points and threads that wait passively, takes
+# 38 ms on one thread and 46 ms on two with 32 samples, 70 and 70 ms with 64, 136 and 114 ms
+# with 128.
 VALUES_PER_THREAD = 2**22
 
 
@@ -34,9 +35,9 @@ class Launch:
     """How this process was started.
 
     Attributes:
-        rank, size: among all processes; size 0 = only MPI itself knows.
-        local_rank, local_size: among those on this machine.
-        launcher: name in the table, "" = none.
+        rank, size: rank among all processes, and their number; 0 if only MPI knows the number.
+        local_rank, local_size: the same among the processes of this machine.
+        launcher: name in the table of launchers; "" if none.
     """
 
     rank: int = 0
@@ -47,23 +48,23 @@ class Launch:
 
     @property
     def mpi(self) -> bool:
-        """Whether MPI connects the processes."""
+        """Return whether MPI connects the processes."""
         return self.launcher not in ("", "torchrun")
 
 
 def launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """How this process was started, from the environment alone.
+    """Return how this process was started, from the environment alone.
 
-    A batch script also sees SLURM_PROCID, but only a job step has SLURM_STEP_NUM_TASKS; an mpirun
-    inside one task of a step is a world of its own.
+    A batch script also has SLURM_PROCID, but only a job step has SLURM_STEP_NUM_TASKS. An mpirun
+    inside one task of a step is a separate world.
 
     Raises:
-        ValueError: a variable of the launcher is no number.
+        ValueError: a variable of the launcher is not a number.
     """
 
-    def number(key: str, otherwise: int) -> int:
+    def number(key: str, default: int) -> int:
         try:
-            return int(environ.get(key, otherwise))
+            return int(environ.get(key, default))
         except ValueError:
             raise ValueError(f"{key}={environ[key]!r} in the environment: not a number") from None
 
@@ -72,12 +73,12 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch:
             continue
         if name == "slurm" and environ.get("PMI_SIZE", environ[size]) != environ[size]:
             continue
-        found_rank, found_size = number(rank, 0), number(size, 0)
-        tasks = _tasks_here(environ) if name == "slurm" else found_size or 1
+        rank_value, size_value = number(rank, 0), number(size, 0)
+        tasks = _tasks_here(environ) if name == "slurm" else size_value or 1
         return Launch(
-            found_rank,
-            found_size,
-            number(local_rank, 0 if name == "pmix" else found_rank),
+            rank_value,
+            size_value,
+            number(local_rank, 0 if name == "pmix" else rank_value),
             number(local_size, tasks),
             name,
         )
@@ -85,7 +86,7 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 def _tasks_here(environ: Mapping[str, str]) -> int:
-    """Tasks of the step on this node, of SLURM_STEP_TASKS_PER_NODE, e.g. "4(x2),1"."""
+    """Return the tasks of the step on this node, from SLURM_STEP_TASKS_PER_NODE, "4(x2),1" say."""
     text = environ.get("SLURM_STEP_TASKS_PER_NODE", environ["SLURM_STEP_NUM_TASKS"])
     node = int(environ.get("SLURM_NODEID", 0))
     counts: list[int] = []
@@ -95,15 +96,16 @@ def _tasks_here(environ: Mapping[str, str]) -> int:
 
 
 def choose_device(wanted: str, *, shared: bool) -> str:
-    """``cpu`` or ``cuda:<number>``, for ``wanted`` "auto", "cpu" or "cuda".
+    """Return ``cpu`` or ``cuda:<number>`` for ``wanted`` "auto", "cpu" or "cuda".
 
     Args:
-        shared: several processes may take one GPU: right for members of an ensemble, which know
-            nothing of each other; wrong for a training, whose processes wait for each other at
-            every step.
+        wanted: value of ``cluster.device``.
+        shared: whether several processes may use one GPU. They may for members of an ensemble,
+            which are independent. They must not for a training, whose processes wait for each
+            other at every step.
 
     Raises:
-        RuntimeError: a GPU is asked for in vain, or there are more processes than GPUs.
+        RuntimeError: no GPU for "cuda", or more processes than GPUs.
     """
     if wanted == "cpu":
         return "cpu"
@@ -117,9 +119,12 @@ def choose_device(wanted: str, *, shared: bool) -> str:
 
 
 def gpu_of(local_rank: int, num_visible: int, *, shared: bool) -> int:
-    """Number of the GPU for a process of this machine: process i takes GPU i.
+    """Return the GPU of a process of this machine: process i uses GPU i.
 
-    One visible GPU means that the scheduler has bound each process to its own.
+    If one GPU is visible, the scheduler has bound each process to a GPU.
+
+    Raises:
+        RuntimeError: more processes than GPUs, and GPUs are not shared.
     """
     if num_visible > 1 and local_rank >= num_visible and not shared:
         raise RuntimeError(
@@ -130,14 +135,14 @@ def gpu_of(local_rank: int, num_visible: int, *, shared: bool) -> int:
 
 
 def device_name(device: str) -> str:
-    """``cpu``, or the model of the GPU."""
+    """Return ``cpu``, or the model of the GPU."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def num_threads() -> int:
-    """Number of torch's threads in this process."""
+    """Return the number of torch's threads in this process."""
     import torch
 
     return torch.get_num_threads()
@@ -146,24 +151,25 @@ def num_threads() -> int:
 def set_threads(wanted: int, values: float | None = None) -> str:
     """Set the number of torch's threads in this process.
 
-    ``wanted`` (``cluster.threads``) or OMP_NUM_THREADS are obeyed. Else it is this process's share
-    of the cores, and of those no more than there is work for. Nothing is timed: the same process
-    on the same kind of machine takes the same number, and networks give the same bits.
+    ``wanted`` (``cluster.threads``) or OMP_NUM_THREADS decide. Without them it is this process's
+    share of the cores, but no more than there is work for. Nothing is timed. So the same process
+    on the same kind of machine has the same number of threads, and networks give the same bits.
 
     Args:
-        wanted: 0 = decide.
-        values: of one activation of a network; None = work that is apart, as members are.
+        wanted: number of threads; 0 = decide here.
+        values: values of one activation of a network; None if the work is independent, as members
+            are.
 
     Returns:
-        The number and why, for the log.
+        The number and the reason, for the log.
     """
     import torch
 
-    told = "cluster.threads" if wanted else "OMP_NUM_THREADS"
+    reason = "cluster.threads" if wanted else "OMP_NUM_THREADS"
     if not wanted and not os.environ.get("OMP_NUM_THREADS"):
         share = max(1, len(os.sched_getaffinity(0)) // max(1, launch().local_size))
         useful = share if values is None else max(1, int(values // VALUES_PER_THREAD))
-        wanted, told = min(share, useful), f"{share} core(s) here, work for {useful}"
+        wanted, reason = min(share, useful), f"{share} core(s) here, work for {useful}"
     if wanted:
         torch.set_num_threads(wanted)
-    return f"{torch.get_num_threads()} thread(s) ({told})"
+    return f"{torch.get_num_threads()} thread(s) ({reason})"

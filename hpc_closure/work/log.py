@@ -1,7 +1,8 @@
-"""Logging: one logger, rank-aware; how far a loop is, moving on a terminal, else in lines.
+"""Logging: one logger for all ranks, and the progress of a loop.
 
-Rank 0 writes from INFO on, the others from WARNING, each line with a time and, in a parallel run,
-``rank/size``. Everything goes to standard error, so standard output stays for results.
+Rank 0 logs from INFO on, the other ranks from WARNING. Each line has a time and, in a parallel
+run, ``rank/size``. Everything goes to standard error; standard output is for results. Progress is
+a line that is redrawn on a terminal, and a log line now and then elsewhere.
 """
 
 import functools
@@ -16,9 +17,9 @@ from typing import Any
 NAME = "hpc_closure"
 EVERY_SECONDS = 30.0
 EVERY_FRACTION = 0.1
-EVERY_FRAME = 0.1  # seconds, of the line that moves on a terminal
-BAR = 20  # characters of its bar
-CLEAR = "\r\x1b[K"  # back to the start of the line, and empty it
+EVERY_FRAME = 0.1  # seconds between two redraws of the progress line on a terminal
+BAR = 20  # characters of the progress bar
+CLEAR = "\r\x1b[K"  # go to the start of the line and clear it
 _logger = logging.getLogger(NAME)
 
 
@@ -37,10 +38,10 @@ class _Formatter(logging.Formatter):
 
 
 class _Screen(logging.StreamHandler):
-    """A stream; on a terminal a line takes the place of the one that moves."""
+    """A stream handler; on a terminal a log line replaces the progress line."""
 
     def emit(self, record):
-        if self.stream.closed:  # nobody reads it any more; work goes on
+        if self.stream.closed:  # the reader has gone; the work continues
             return
         if self.stream.isatty():
             self.stream.write(CLEAR)
@@ -48,14 +49,17 @@ class _Screen(logging.StreamHandler):
 
 
 class _LogFile(logging.FileHandler):
-    """A file that may be unwritable (full disk, another user's file): told once, work goes on."""
+    """A log file that may be unwritable (full disk, another user's file).
+
+    The first error is printed to standard error; the work continues.
+    """
 
     broken = False
 
     def emit(self, record):
         try:
             super().emit(record)
-        except OSError as error:  # it is opened by the first line
+        except OSError as error:  # the first line opens the file
             self._give_up(error)
 
     def handleError(self, record):
@@ -64,14 +68,14 @@ class _LogFile(logging.FileHandler):
     def close(self):
         try:
             super().close()
-        except OSError as error:  # what was still to be written
+        except OSError as error:  # closing writes what is still buffered
             self._give_up(error)
 
     def _give_up(self, error):
         if not self.broken:
             self.broken = True
             reason = getattr(error, "strerror", None) or error
-            print(f"no more lines to {self.baseFilename}: {reason}", file=sys.stderr)
+            print(f"cannot write the log {self.baseFilename}: {reason}", file=sys.stderr)
 
 
 def setup(
@@ -82,13 +86,16 @@ def setup(
     file: Path | str | None = None,
     stream=None,
 ) -> logging.Logger:
-    """Set up the logger of the program; calling it again replaces the handlers.
+    """Set up the logger of the program; a second call replaces the handlers.
 
     Args:
-        rank, size: of this process.
+        rank, size: rank of this process and number of ranks.
         verbosity: 1 shows debug lines, -1 only warnings.
-        file: also append rank 0's lines (and everybody's warnings) to this file.
-        stream: standard error by default.
+        file: file to which rank 0's lines, and the warnings of all ranks, are appended as well.
+        stream: stream of the lines; by default standard error.
+
+    Raises:
+        RuntimeError: the folder of the log file cannot be made.
     """
     level = {1: logging.DEBUG, 0: logging.INFO}.get(max(-1, min(1, verbosity)), logging.WARNING)
     if rank > 0:
@@ -100,12 +107,12 @@ def setup(
         handler.close()
     handlers: list[logging.Handler] = [_Screen(stream or sys.stderr)]
     if file is not None:
-        name = Path(file)
+        log_path = Path(file)
         try:
-            name.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(_LogFile(name, mode="a", encoding="utf-8", delay=True))
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(_LogFile(log_path, mode="a", encoding="utf-8", delay=True))
         except OSError as error:
-            raise RuntimeError(f"cannot write the log {name}: {error.strerror}") from error
+            raise RuntimeError(f"cannot write the log {log_path}: {error.strerror}") from error
     for handler in handlers:
         handler.setFormatter(_Formatter(rank, size))
         _logger.addHandler(handler)
@@ -118,12 +125,12 @@ def setup(
 
 
 def get() -> logging.Logger:
-    """The logger of the program."""
+    """Return the logger of the program."""
     return _logger
 
 
 def path() -> Path | None:
-    """The file that this process logs to, if any."""
+    """Return the file that this process logs to, or None."""
     for handler in _logger.handlers:
         if isinstance(handler, logging.FileHandler):
             return Path(handler.baseFilename)
@@ -132,16 +139,16 @@ def path() -> Path | None:
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Warn once per process; call it on rank 0 for what concerns all ranks."""
+    """Log a warning once per process; call it on rank 0 if it concerns all ranks."""
     _logger.warning(message)
 
 
 def banner(title: str, facts: Mapping[str, Any]) -> None:
-    """First lines of a log: what runs, and everything one asks for when it went wrong.
+    """Log the first lines of a verb: what runs, and the facts that explain a failure.
 
     Args:
         title: the verb and the run.
-        facts: a record of :func:`hpc_closure.provenance.collect`, plus what the verb adds.
+        facts: a record of :func:`hpc_closure.work.provenance.collect` and entries of the verb.
     """
     git = facts.get("git") or {}
     revision = f" git {git['revision'][:12]}{'+dirty' if git.get('dirty') else ''}" if git else ""
@@ -164,7 +171,7 @@ def banner(title: str, facts: Mapping[str, Any]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``42 s``, ``3.5 min``, ``2.1 h``, ``4.0 d``."""
+    """Format seconds for people: ``42 s``, ``3.5 min``, ``2.1 h``, ``4.0 d``."""
     if seconds < 0 or seconds != seconds or seconds == float("inf"):
         return "?"
     for limit, scale, unit in ((100, 1, "s"), (6000, 60, "min"), (48 * 3600, 3600, "h")):
@@ -174,14 +181,14 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of a loop: one line that moves on a terminal, a line now and then elsewhere.
+    """Progress of a loop: a line that is redrawn on a terminal, log lines elsewhere.
 
         with log.Progress(num_steps, "members 0-19", unit="steps") as bar:
             for ...:
                 bar.update(10)
 
-    Off a terminal a line comes at most every 30 s and at least every 10 % (but never two within a
-    second), with the rate and the time left. ``show=False`` on ranks that stay silent.
+    Off a terminal a line is logged every 30 s or every 10 %, whichever comes first, but never two
+    within a second. It has the rate and the time left. ``show=False`` is for silent ranks.
     """
 
     def __init__(
@@ -211,7 +218,7 @@ class Progress:
             _logger.info(f"{self.label}: {self.done:g} {self.unit} in {elapsed}{self._rate()}")
 
     def update(self, amount: float = 1, note: str = "") -> None:
-        """Count ``amount`` more; ``note`` (a loss, say) goes into the line."""
+        """Add ``amount`` to the count; ``note`` (a loss, say) is shown in the line."""
         self.done += amount
         if not self.show:
             return
@@ -243,9 +250,9 @@ class Progress:
         return text + f", {duration((self.total - self.done) / rate)} left" if left else text
 
     def _draw(self, line: str) -> None:
-        """The moving line in the place of the last one; "" takes it away."""
+        """Redraw the progress line; an empty line removes it."""
         if line:
             filled = round(BAR * min(1.0, self.done / self.total))
             line = f"{'█' * filled}{'░' * (BAR - filled)} {line}"
-        width = shutil.get_terminal_size().columns - 1  # a longer one would not go away
+        width = shutil.get_terminal_size().columns - 1  # a wrapped line could not be cleared
         print(f"{CLEAR}{line[:width]}", end="", file=sys.stderr, flush=True)

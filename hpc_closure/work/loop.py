@@ -1,9 +1,9 @@
-"""Working through units: claim, run, publish, book; several programs may do it at once.
+"""Work through units: claim, run, publish, book; several programs may do so at once.
 
     outcome = work(ledger, ledger.plan(), run_unit, stop=stop)
     sys.exit(outcome.exit_code)
 
-Stages without members are one unit, held by :func:`single`.
+A stage without members is a single unit, held by :func:`single`.
 """
 
 import collections
@@ -22,19 +22,19 @@ from hpc_closure.work.mpi import Groups, World
 from hpc_closure.work.stop import Stop, Stopped
 from hpc_closure.work.units import Ledger, Unit, listing
 
-SINGLE = Unit(0, (0,))  # the one unit of train and of evaluate
+SINGLE = Unit(0, (0,))  # the only unit of train and of evaluate
 
 
 @dataclass
 class Outcome:
-    """What :func:`work` did, the same on every rank.
+    """Result of :func:`work`, the same on every rank.
 
     Attributes:
         done, failed: names of the units that this program finished or failed.
         skipped: number of units that were done before.
-        elsewhere: units that somebody else still computes.
+        elsewhere: units that other processes still compute.
         stopped: reason of an early stop, or empty.
-        gave_up: the one cause for which the first units failed, or empty.
+        gave_up: message if the first units failed for one cause, or empty.
     """
 
     done: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Outcome:
         done, failed = len(self.done), len(self.failed)
         logger.info(f"{done} unit(s) done now, {self.skipped} before, {failed} failed")
         if self.stopped:
-            logger.warning(f"stopped early ({self.stopped}); the same command goes on")
+            logger.warning(f"stopped early ({self.stopped}); the same command continues")
         if self.gave_up:
             logger.error(self.gave_up)
         if failed:
@@ -64,7 +64,7 @@ class Outcome:
 
 
 class Hopeless(Exception):
-    """The product of a unit is there, but nothing of use is in it."""
+    """The product of a unit was published, but holds nothing of use."""
 
 
 def work(
@@ -79,21 +79,26 @@ def work(
 ) -> Outcome:
     """Claim and run the units that are not done, until none is left.
 
+    A failed unit does not end the loop. The loop ends if the first ``ledger.give_up`` units all
+    fail for one cause (or raise :class:`Hopeless`), or if the disk is full or unwritable.
+
     Args:
-        ledger: the books.
-        units: what to run, of ``ledger.plan``.
+        ledger: books of the stage.
+        units: units to run, from ``ledger.plan``.
         run_unit: ``run_unit(unit, claim)`` computes and publishes the unit through
-            ``ledger.publish``; calls ``claim.refresh()`` between steps; on ``stop.agree(domain)``
-            it saves a restart file and raises ``Stopped``. Called on all ranks of a domain.
-        stop: the flag.
-        groups: of MPI ranks; every group takes units of its own.
+            ``ledger.publish`` and calls ``claim.refresh()`` between steps. If
+            ``stop.agree(domain)`` is true it saves a restart file and raises ``Stopped``. It is
+            called on all ranks of a domain.
+        stop: the stop flag.
+        groups: groups of MPI ranks; the groups work on different units.
         retry_failed: run units again whose last attempt failed.
         wait: wait for units that another program computes, and take them over if it dies.
 
     Returns:
-        The outcome, equal on all ranks. A failed unit does not end the loop, but that the first
-        ``ledger.give_up`` of them all fail for one cause (or end :class:`Hopeless`) does; so does
-        a full or unwritable disk.
+        The outcome, equal on all ranks.
+
+    Raises:
+        DiskError: the disk is full or unwritable.
     """
     groups = groups or World().groups()
     domain = groups.domain.prepare()
@@ -102,9 +107,9 @@ def work(
         unit = domain.bcast(worker.next(stop) if domain.root else None)
         if unit is None:
             break
-        error = domain.settle(_attempt(ledger, unit, run_unit, worker.claim, domain))
+        error = domain.agree_on_error(_attempt(ledger, unit, run_unit, worker.claim, domain))
         if domain.root:
-            worker.settle(unit, error)
+            worker.record_result(unit, error)
         if isinstance(error, atomic.DiskError):
             raise error
         if isinstance(error, Stopped):
@@ -122,15 +127,15 @@ def _attempt(ledger, unit, run_unit, claim, domain) -> BaseException | None:
 
 
 class _Worker:
-    """Chooses the next unit of a group; lives on the first rank of its domain."""
+    """Chooses the next unit of a group; exists on the first rank of its domain."""
 
     def __init__(self, ledger, units, retry_failed, wait, groups):
         self.ledger, self.wait, self.give_up = ledger, wait, ledger.give_up
         self.claim = None
         self.outcome = Outcome()
-        self.causes: list[str] = []  # of the units tried so far, as far as all failed
-        self.pending: dict[Unit, None] = {}  # to do, in order
-        self.fresh: collections.deque[Unit] = collections.deque()  # of these, not tried yet
+        self.causes: list[str] = []  # causes of failure of the units tried so far
+        self.pending: dict[Unit, None] = {}  # units to do, in order
+        self.fresh: collections.deque[Unit] = collections.deque()  # pending units, not tried yet
         if not groups.domain.root:
             return
         damaged: dict[Path, str] = {}
@@ -138,44 +143,44 @@ class _Worker:
         if groups.index == 0:
             for message in damaged.values():
                 log.get().warning(f"not used: {message}")
-        marks = {entry.name for entry in listing(ledger.run.units(ledger.stage))}
+        names = {entry.name for entry in listing(ledger.run.units(ledger.stage))}
         todo = []
         for unit in units:
             if unit.members in sound:
                 self.outcome.skipped += 1
-                if groups.index == 0 and {f"{unit}.claim", f"{unit}.restart"} & marks:
+                if groups.index == 0 and {f"{unit}.claim", f"{unit}.restart"} & names:
                     self._sweep(unit)
-            elif not retry_failed and self._failed(unit, marks):
+            elif not retry_failed and self._failed(unit, names):
                 self.outcome.failed.append(unit.name)
                 if groups.index == 0:
                     log.get().warning(
-                        f"{ledger.stage} {unit}: failed before; --retry-failed runs " "it again"
+                        f"{ledger.stage} {unit}: failed before; --retry-failed runs it again"
                     )
             else:
                 todo.append(unit)
-        # Every group starts with units of its own and then helps the others.
-        mine = set(todo[groups.index :: groups.count])
-        todo.sort(key=lambda unit: (unit not in mine, unit.index))
+        # Every group starts with different units and then helps the others.
+        own_units = set(todo[groups.index :: groups.count])
+        todo.sort(key=lambda unit: (unit not in own_units, unit.index))
         self.pending = dict.fromkeys(todo)
         self.fresh = collections.deque(todo)
         if todo:
             atomic.make_folder(ledger.run.units(ledger.stage))
         if groups.index == 0:
-            claims.sweep(ledger.run.units(ledger.stage), marks)
+            claims.sweep(ledger.run.units(ledger.stage), names)
 
     def _sweep(self, unit) -> None:
-        """Remove what a process left that was killed after it had published."""
+        """Remove claim and restart files of a process that was killed after it published."""
         stage, run = self.ledger.stage, self.ledger.run
         claim = claims.take(run.claim(stage, unit), self.ledger.stale_after)
-        if claim is None:  # somebody is just about to do it, or makes the product longer
+        if claim is None:  # another process removes them now, or extends the product
             return
         restart = run.restart(stage, unit)
-        if not (restart / "working.h5").exists():  # else a longer product that was not finished
+        if not (restart / "working.h5").exists():  # else an extension of the product is unfinished
             atomic.remove(restart)
         claim.release()
 
-    def _failed(self, unit, marks) -> bool:
-        if f"{unit}.error" not in marks:
+    def _failed(self, unit, names) -> bool:
+        if f"{unit}.error" not in names:
             return False
         try:
             record = atomic.read_json(self.ledger.run.error(self.ledger.stage, unit))
@@ -184,35 +189,35 @@ class _Worker:
             return False
 
     def next(self, stop: Stop) -> Unit | None:
-        """Claim a unit; None when none is left or the stop flag is set."""
-        pause, said = 0.5, False
+        """Claim a unit; return None if none is left or the stop flag is set."""
+        pause, has_logged = 0.5, False
         if self.outcome.gave_up:
             return None
         while not stop.requested:
             while self.fresh and not stop.requested:
                 unit = self.fresh.popleft()
-                if self._taken(unit):
+                if self._try_claim(unit):
                     return unit
             if stop.requested or not self.pending:
                 return None
-            # What is left has a claim, which others give back, or which gets stale.
+            # The other units have claims, which will be released or become stale.
             for unit in list(self.pending):
-                if self._taken(unit):
+                if self._try_claim(unit):
                     return unit
             if not self.pending or not self.wait:
                 return None
-            if not said:
+            if not has_logged:
                 log.get().info(
                     f"waiting for {len(self.pending)} unit(s) that other processes "
                     f"compute, {next(iter(self.pending))} first"
                 )
-                said = True
+                has_logged = True
             time.sleep(max(0.0, min(pause, stop.remaining)))
             pause = min(10.0, 1.5 * pause)
         return None
 
-    def _taken(self, unit: Unit) -> bool:
-        """Claim a unit that is still to be done; drop it when it is done."""
+    def _try_claim(self, unit: Unit) -> bool:
+        """Claim a unit that is still to be done; drop it if it is done."""
         if self.ledger.done(unit):  # by another group or program
             del self.pending[unit]
             return False
@@ -220,36 +225,39 @@ class _Worker:
         self.claim = claims.take(path, self.ledger.stale_after)
         if self.claim is None:
             return False
-        if self.ledger.done(unit):  # published between our look and our claim
+        if self.ledger.done(unit):  # published after the first test and before the claim
             self.claim.release()
             del self.pending[unit]
             return False
-        self._clear_way(unit)
+        self._set_aside_unusable(unit)
         return True
 
     def close(self, stop: Stop) -> Outcome:
-        """The outcome of this group."""
+        """Return the outcome of this group."""
         if self.pending and not self.outcome.gave_up:
-            ready = {
+            done = {
                 product.members for product in self.ledger.products() if self.ledger.sound(product)
             }
-            lacking = [unit.name for unit in self.pending if unit.members not in ready]
+            missing = [unit.name for unit in self.pending if unit.members not in done]
             if stop.requested:
-                self.outcome.stopped = stop.reason if lacking else ""
+                self.outcome.stopped = stop.reason if missing else ""
             else:
-                self.outcome.elsewhere = lacking
+                self.outcome.elsewhere = missing
         return self.outcome
 
-    def _clear_way(self, unit) -> None:
+    def _set_aside_unusable(self, unit) -> None:
+        """Rename an existing product of the unit that cannot be used."""
         path = self.ledger.run.product(self.ledger.stage, unit)
         if path.exists() and not unit.extends:
             aside = atomic.set_aside(path)
-            log.get().warning(f"{path.name} was not usable; kept as {aside.name}, made again")
+            log.get().warning(
+                f"{path.name} was not usable: it is kept as {aside.name} and made again"
+            )
 
-    def settle(self, unit: Unit, error: BaseException | None) -> None:
-        """Book how an attempt ended and give the claim back."""
+    def record_result(self, unit: Unit, error: BaseException | None) -> None:
+        """Book how an attempt ended and release the claim."""
         stage = self.ledger.stage
-        self._count(error)
+        self._count_causes(error)
         if isinstance(error, Hopeless):
             log.get().warning(f"{stage} {unit}: {error}")
             error = None
@@ -260,7 +268,7 @@ class _Worker:
             del self.pending[unit]
             self.outcome.done.append(unit.name)
         elif isinstance(error, claims.Lost):
-            log.get().warning(f"{stage} {unit}: {error}")  # still pending: we wait for the other
+            log.get().warning(f"{stage} {unit}: {error}")  # pending: the other process computes it
         elif not isinstance(error, (Stopped, atomic.DiskError)):
             self.ledger.fail(unit, error)
             del self.pending[unit]
@@ -268,18 +276,18 @@ class _Worker:
             log.get().error(f"{stage} {unit} failed: {type(error).__name__}: {error}")
         self.claim.release()
 
-    def _count(self, error: BaseException | None) -> None:
-        """Give up when the first units have all failed for one cause."""
+    def _count_causes(self, error: BaseException | None) -> None:
+        """Give up if the first units all failed for one cause."""
         if self.give_up == 0 or isinstance(error, (Stopped, atomic.DiskError, claims.Lost)):
             return
         text = f"{type(error).__name__}: {error}"
-        cause = re.sub(r"[\d.]+", "0", text) if error else ""  # members, steps and times differ
+        cause = re.sub(r"[\d.]+", "0", text) if error else ""  # numbers differ from unit to unit
         self.causes.append(cause)
         if not cause or set(self.causes) != {cause}:
             self.give_up = 0
         elif len(self.causes) == self.give_up:
             self.outcome.gave_up = (
-                f"the first {self.give_up} unit(s) all came to nothing for one cause, the rest is "
+                f"the first {self.give_up} unit(s) all failed for one cause, so the rest is "
                 f"not tried (cluster.give_up={self.give_up}): {error}"
             )
 
@@ -300,35 +308,35 @@ def _merge(outcomes: list[Outcome | None]) -> Outcome:
 def single(
     run: Run, stage: str, recipe: str, stale_after: float = claims.STALE_AFTER
 ) -> Iterator[None]:
-    """Hold a stage that is one unit, and book its failure.
+    """Hold a stage that is a single unit, and book its failure.
 
         with single(run, "train", experiment.stage_hash("train")):
             ...
 
-    A thread gives the sign of life, because such a stage has long phases without a loop of ours.
+    A thread touches the claim, because such a stage has long phases without a loop that could.
 
     Raises:
-        RuntimeError: another process is at it.
+        RuntimeError: another process works on the stage.
     """
     ledger = Ledger(run, stage, recipe, stale_after=stale_after)
     path = run.claim(stage, SINGLE)
     atomic.make_folder(path.parent)
     claim = claims.take(path, stale_after) or claims.take(path, stale_after)
     if claim is None:
-        other = claims.read(path) or {}
+        owner = claims.read(path) or {}
         raise RuntimeError(
-            f"{run}: {stage} is being run by process {other.get('pid', '?')} on "
-            f"{other.get('host', '?')} since {other.get('since', '?')}; wait for it or end it "
+            f"{run}: {stage} is being run by process {owner.get('pid', '?')} on "
+            f"{owner.get('host', '?')} since {owner.get('since', '?')}; wait for it or end it "
             f"(a claim without a sign of life for {stale_after:g} s is taken over)"
         )
-    over = threading.Event()
+    ended = threading.Event()
 
-    def alive():
-        while not over.wait(stale_after / 20):
+    def keep_alive():
+        while not ended.wait(stale_after / 20):
             with contextlib.suppress(OSError):
                 os.utime(path)
 
-    thread = threading.Thread(target=alive, daemon=True)
+    thread = threading.Thread(target=keep_alive, daemon=True)
     thread.start()
     try:
         yield
@@ -338,6 +346,6 @@ def single(
             ledger.fail(SINGLE, error)
         raise
     finally:
-        over.set()
+        ended.set()
         thread.join()
         claim.release()

@@ -1,11 +1,11 @@
-"""The door to MPI: the only module that imports mpi4py, and before torch.
+"""MPI: the only module that imports mpi4py, and before torch.
 
-A process that no launcher started never touches MPI: ``world()`` is then one rank. Members are
-split over groups of ranks, and each group shares its fields over a domain communicator:
+A process without a launcher never starts MPI: ``world()`` is then one rank. Members are split over
+groups of ranks, and each group shares its fields over a domain communicator:
 
     mpirun -n 4 hpc-closure generate x.yaml cluster.domain_ranks=2
 
-    world = parallel.world()                 # World(rank=0..3, size=4)
+    world = mpi.world()                      # World(rank=0..3, size=4)
     groups = world.groups(domain_ranks=2)    # groups.index 0..1, groups.count 2, groups.domain
 """
 
@@ -19,14 +19,14 @@ from typing import Any
 
 from hpc_closure.work.launch import launch
 
-_PATIENCE = 20.0  # seconds that a failing rank waits for its peers to fail alike
+_PATIENCE = 20.0  # seconds that a failing rank waits for its peers to fail as well
 
 
 class World:
     """A communicator, or its serial stand-in (``comm`` is None).
 
     Attributes:
-        rank, size: of this communicator.
+        rank, size: rank and number of ranks of this communicator.
         comm: the mpi4py communicator or None; buffers are exchanged through it directly.
     """
 
@@ -54,42 +54,42 @@ class World:
         return [value] if self.comm is None else self.comm.allgather(value)
 
     def any(self, flag: bool) -> bool:
-        """True on all ranks when ``flag`` is true on one."""
+        """Return True on all ranks if ``flag`` is true on one (collective)."""
         if self.comm is None:
             return bool(flag)
         import numpy as np
         from mpi4py import MPI
 
-        mine, total = np.array([bool(flag)], dtype=np.uint8), np.empty(1, dtype=np.uint8)
-        self.comm.Allreduce(mine, total, op=MPI.MAX)
+        local, total = np.array([bool(flag)], dtype=np.uint8), np.empty(1, dtype=np.uint8)
+        self.comm.Allreduce(local, total, op=MPI.MAX)
         return bool(total[0])
 
     def groups(self, domain_ranks: int = 1) -> "Groups":
         """Split into groups of ``domain_ranks`` neighbouring ranks (collective).
 
         Raises:
-            ValueError: the number of ranks is no multiple of ``domain_ranks``.
+            ValueError: the number of ranks is not a multiple of ``domain_ranks``.
         """
         if domain_ranks < 1 or self.size % domain_ranks:
             raise ValueError(
                 f"cluster.domain_ranks={domain_ranks} does not divide the "
-                f"{self.size} ranks; start a multiple of it, or change it"
+                f"{self.size} ranks; start a multiple of domain_ranks, or change it"
             )
         index, count = self.rank // domain_ranks, self.size // domain_ranks
         if self.comm is None or domain_ranks == 1:
             return Groups(self, index, count, World())
         return Groups(self, index, count, World(self.comm.Split(index, self.rank)))
 
-    def everybody(self, patience: float = _PATIENCE) -> bool:
-        """Whether every rank arrives here within ``patience`` seconds (collective).
+    def all_arrive(self, patience: float = _PATIENCE) -> bool:
+        """Return whether every rank arrives here within ``patience`` seconds (collective).
 
-        A rank that failed asks this before it goes on: a peer that waits for it inside another
-        collective call never arrives. The meeting has a communicator of its own, because the
-        other one may be in the middle of that call.
+        A rank that failed calls this before it continues: a peer that waits for it inside another
+        collective call never arrives. The barrier is on a private communicator, because the public
+        one may be in the middle of that call.
         """
         if self.comm is None:
             return True
-        request = self._meeting().Ibarrier()
+        request = self._private_comm().Ibarrier()
         end = time.monotonic() + patience
         while not request.Test():
             if time.monotonic() > end:
@@ -97,17 +97,19 @@ class World:
             time.sleep(0.002)
         return True
 
-    def settle(self, error: BaseException | None) -> BaseException | None:
+    def agree_on_error(self, error: BaseException | None) -> BaseException | None:
         """Agree on how a piece of work ended (collective).
 
+        If some rank can never arrive, because it waits for the rank that failed, the program is
+        aborted with the message.
+
         Returns:
-            None when it went well on all ranks; the error of this rank, or on a rank without one
-            that of the first rank that has one. When some rank can never arrive, because it
-            waits for the one that failed, the program is aborted with the message.
+            None if no rank has an error. Otherwise the error of this rank, or, on a rank without
+            an error, that of the first rank with one.
         """
         if self.comm is None:
             return error
-        if not self.everybody(float("inf") if error is None else _PATIENCE):
+        if not self.all_arrive(float("inf") if error is None else _PATIENCE):
             self.abort(f"rank {self.rank}/{self.size}: {type(error).__name__}: {error}")
         errors = self.allgather(
             error
@@ -116,19 +118,19 @@ class World:
         )
         return error or next((other for other in errors if other is not None), None)
 
-    def _meeting(self):
+    def _private_comm(self):
         if self._private is None:
             raise RuntimeError("World.prepare() was not called on all ranks")
         return self._private
 
     def prepare(self) -> "World":
-        """Make the private communicator of :meth:`everybody` (collective, once)."""
+        """Make the private communicator of :meth:`all_arrive` (collective, once)."""
         if self.comm is not None and self._private is None:
             self._private = self.comm.Dup()
         return self
 
     def abort(self, message: str, code: int = 1) -> None:
-        """End every rank of the whole program, after ``message``."""
+        """Print ``message`` and end every rank of the program."""
         sys.stdout.flush()
         sys.stderr.write(message.rstrip() + "\n")
         sys.stderr.flush()
@@ -136,19 +138,19 @@ class World:
             raise SystemExit(code)
         from mpi4py import MPI
 
-        time.sleep(0.2)  # the launcher must forward the line before it kills us
+        time.sleep(0.2)  # the launcher must forward the line before it kills this process
         MPI.COMM_WORLD.Abort(code)
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """No rank hangs when another one fails.
+        """Run the body so that no rank hangs if another one fails.
 
-            with parallel.world().guard():
+            with mpi.world().guard():
                 run_the_verb()
 
-        When all ranks fail alike (a wrong config, say), the error leaves this context on every
-        rank, and the caller lets rank 0 report it. When one fails and the others wait for it, the
-        program is aborted with its message.
+        If all ranks fail with the same error (a wrong config, say), the error leaves this context
+        on every rank, and the caller lets rank 0 report it. If one fails and the others wait for
+        it, the program is aborted with its message.
         """
         if self.comm is None:
             yield
@@ -161,7 +163,7 @@ class World:
             raise
         except BaseException as error:
             caught = error
-        caught = self.settle(caught)
+        caught = self.agree_on_error(caught)
         if caught is not None:
             raise caught
 
@@ -181,7 +183,7 @@ class Groups:
 
     Attributes:
         world: all ranks of the program.
-        index, count: which of how many groups; group g runs units g, g + count, ...
+        index, count: number of this group, and of all groups; group g runs units g, g + count, ...
         domain: the ranks that share one field; ``domain.root`` writes the files.
     """
 
@@ -193,11 +195,11 @@ class Groups:
 
 @functools.cache
 def world() -> World:
-    """The world of this program; starts MPI only when an MPI launcher started the process.
+    """Return the world of this program; start MPI only if an MPI launcher started the process.
 
     Raises:
-        RuntimeError: started by an MPI launcher, but MPI is missing or sees another number of
-            ranks.
+        RuntimeError: an MPI launcher started the process, but MPI is missing or sees another
+            number of ranks.
     """
     started = launch()
     if not started.mpi:
@@ -222,7 +224,7 @@ def world() -> World:
 
 
 def library() -> str:
-    """Version text of the MPI library, "" when there is none; MPI cannot be started afterwards."""
+    """Return the version of the MPI library, or ""; MPI cannot be started afterwards."""
     try:
         import mpi4py
 

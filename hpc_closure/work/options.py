@@ -1,6 +1,6 @@
-"""What one invocation of a verb was asked: the options of the command line as one record.
+"""The command-line options of one invocation of a verb, as one record.
 
-They say which part of the work is done now, and how; what the work is stands in the experiment.
+Options say which part of the work is done now, and how. The experiment says what the work is.
 """
 
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a verb; a verb ignores those that its ``--help`` does not name.
+    """Options of a verb; a verb ignores those that its ``--help`` does not list.
 
     Attributes:
-        members: only these members, such as "0-31" or "4,7,9"; all when empty.
+        members: members to compute, such as "0-31" or "4,7,9"; all if empty.
         parts: "I/N": only part I (1-based) of N of the units.
         retry_failed: try failed units again.
-        partial: score what there is.
+        partial: score the products that exist.
         dry_run: print the plan, write nothing.
-        max_elapsed: stop cleanly after this long, such as "3h50m".
+        max_elapsed: stop cleanly after this time, such as "3h50m".
         redo: delete the stage's products first.
         yes: answer yes to questions.
         verbosity: 1 and more show debug lines, -1 only warnings.
-        typed: experiment and overrides as they were typed, for advice on what to type next.
+        typed: experiment and overrides as typed, for advice on the next command.
     """
 
     members: str | None = None
@@ -36,7 +36,11 @@ class Options:
 
 
 def chosen_members(text: str | None, total: int) -> list[int]:
-    """``"0-31"``, ``"4,7,9"`` or all, as indices below ``total``."""
+    """Return the members of ``"0-31"``, ``"4,7,9"`` or all, as sorted indices below ``total``.
+
+    Raises:
+        ValueError: the text is not of this form, or a member is outside.
+    """
     if not text:
         return list(range(total))
     chosen: set[int] = set()
@@ -52,7 +56,11 @@ def chosen_members(text: str | None, total: int) -> list[int]:
 
 
 def chosen_part(text: str | None, units: list) -> list:
-    """Part ``i/n`` (1-based) of the units; every n-th, so that parts stay alike under growth."""
+    """Return part ``i/n`` (1-based) of the units: every n-th, so that more units keep their part.
+
+    Raises:
+        ValueError: the text is not of this form.
+    """
     if not text:
         return units
     part, slash, parts = text.partition("/")
@@ -62,4 +70,4 @@ def chosen_part(text: str | None, units: list) -> list:
 
 
 class UsageError(Exception):
-    """Bad config or usage: one line, exit code 2."""
+    """Invalid configuration or usage: one line, exit code 2."""

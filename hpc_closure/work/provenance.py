@@ -1,4 +1,4 @@
-"""Provenance: what ran, where and when; part of every product and of RUN/provenance.jsonl."""
+"""Provenance: what ran, where and when; stored in every product and in RUN/provenance.jsonl."""
 
 import functools
 import importlib.metadata
@@ -17,13 +17,13 @@ PACKAGES = ("numpy", "scipy", "torch", "h5py", "mpi4py", "deepspeed", "submitit"
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """Return the time in UTC, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, without importing them."""
+    """Return the versions of Python and of the main packages, without importing them."""
     numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -35,12 +35,12 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git(folder: str | None = None) -> dict | None:
-    """Revision and dirty flag when the package runs from a checkout, else None."""
+    """Return revision and dirty flag if the package runs from a checkout, else None."""
     folder = folder or str(Path(hpc_closure.__file__).resolve().parent.parent)
     if not (Path(folder) / ".git").exists():
         return None
 
-    def ask(*arguments):
+    def run_git(*arguments):
         return subprocess.run(
             ["git", "-C", folder, "-c", "core.fsmonitor=false", *arguments],
             capture_output=True,
@@ -52,15 +52,15 @@ def git(folder: str | None = None) -> dict | None:
 
     try:
         return {
-            "revision": ask("rev-parse", "HEAD"),
-            "dirty": bool(ask("status", "--porcelain", "--untracked-files=no")),
+            "revision": run_git("rev-parse", "HEAD"),
+            "dirty": bool(run_git("status", "--porcelain", "--untracked-files=no")),
         }
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def job() -> dict[str, object]:
-    """Identity of the batch job, empty outside of one."""
+    """Return the identity of the batch job; empty outside of a job."""
     environ = os.environ
     if environ.get("SLURM_JOB_ID"):
         name = environ["SLURM_JOB_ID"]
@@ -78,7 +78,7 @@ def _number(text: str | None) -> int:
 
 
 def collect(*, ranks: int = 1, device: str = "cpu", **extra) -> dict:
-    """One provenance record.
+    """Return one provenance record.
 
     Args:
         ranks: number of processes that work together.
@@ -108,5 +108,5 @@ def collect(*, ranks: int = 1, device: str = "cpu", **extra) -> dict:
 
 
 def append(run, record: dict) -> None:
-    """Add a record to RUN/provenance.jsonl."""
+    """Append a record to RUN/provenance.jsonl."""
     atomic.append_jsonl(run.provenance, record)

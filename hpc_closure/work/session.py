@@ -1,9 +1,9 @@
-"""What every verb does first and last: run folder, log, provenance, stop flag, device.
+"""The first and last steps of every verb: run folder, log, provenance, stop flag, device.
 
     with Session(experiment, "generate", Options(max_elapsed="3h50m")) as session:
         ... session.run, session.world, session.stop, session.device ...
 
-Verbs that cannot be shared, train and evaluate, are held by one program at a time.
+Only one program at a time may run train or evaluate.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ class Session:
 
     Attributes:
         run: paths of the run folder.
-        world: the MPI world (one rank when no MPI launcher started it).
-        rank, size: of this process, torchrun's included.
-        groups: the ranks in groups that share one field.
-        stop: the flag set by signals and by ``--max-elapsed``.
+        world: the MPI world (one rank if no MPI launcher started it).
+        rank, size: rank and number of processes, those of torchrun included.
+        groups: groups of ranks that share one field.
+        stop: the flag that signals and ``--max-elapsed`` set.
         device: torch device name.
         record: provenance of this invocation, for the products.
     """
@@ -60,7 +60,7 @@ class Session:
             ranks = cluster.domain_ranks if self.verb == "generate" else 1
             self.groups = self.world.groups(ranks)
             check_recipe(self.run, self.experiment, self.verb, redo=self.options.redo)
-            error = self.world.settle(self._open_folder() if self.rank == 0 else None)
+            error = self.world.agree_on_error(self._open_folder() if self.rank == 0 else None)
             if error is not None:
                 raise error
             log.setup(
@@ -82,7 +82,7 @@ class Session:
                 provenance.append(self.run, self.record)
                 log.banner(f"{self.verb} {self.experiment.name}", self.record)
             if self.verb in ("train", "evaluate"):
-                closing.enter_context(self._alone())
+                closing.enter_context(self._exclusive())
             self._closing = closing.pop_all()
         return self
 
@@ -90,24 +90,26 @@ class Session:
         return self._closing.__exit__(*error)
 
     def options_left(self) -> Options:
-        """The options for what follows in the same invocation, with the time that is left."""
+        """Return the options for the next verb of the same invocation, with the time left."""
         if self.options.max_elapsed is None:
             return self.options
         return replace(self.options, max_elapsed=f"{max(self.stop.remaining, 1.0):.0f}s")
 
     @contextlib.contextmanager
-    def _alone(self):
-        """Hold a stage that cannot be shared; two programs at it would spoil its files."""
-        with contextlib.ExitStack() as held:
+    def _exclusive(self):
+        """Hold a stage that two programs must not run at once: they would spoil its files."""
+        with contextlib.ExitStack() as claims_held:
             error = None
             if self.rank == 0:
                 recipe = self.experiment.stage_hash(self.verb)
                 stale_after = self.experiment.cluster.stale_after
                 try:
-                    held.enter_context(loop.single(self.run, self.verb, recipe, stale_after))
+                    claims_held.enter_context(
+                        loop.single(self.run, self.verb, recipe, stale_after)
+                    )
                 except RuntimeError as busy:
                     error = busy
-            error = self.world.settle(error)
+            error = self.world.agree_on_error(error)
             if error is not None:
                 raise error
             yield
@@ -116,52 +118,52 @@ class Session:
         return STAGES[: STAGES.index(self.verb) + 1]
 
     def _open_folder(self) -> Exception | None:
-        """Make the folder and store the settings; the error, for all ranks to know."""
+        """Make the folder and store the settings; return the error, so that all ranks learn it."""
         try:
             if self.options.redo:
-                self._clear()
+                self._delete_products()
             atomic.make_folder(self.run.folder(self.verb))
             store_settings(self.run, self.experiment)
         except Exception as error:
             return error
         return None
 
-    def _clear(self) -> None:
+    def _delete_products(self) -> None:
         folder, books = self.run.folder(self.verb), self.run.units(self.verb)
         if not folder.exists():
             return
         names = [entry.name for entry in units.listing(books)]
-        held = claims.living(books, names, self.experiment.cluster.stale_after)
-        for name, owner in held.items():
+        fresh_claims = claims.living(books, names, self.experiment.cluster.stale_after)
+        for name, owner in fresh_claims.items():
             raise RuntimeError(
                 f"{folder}: {name} is being computed by process {owner.get('pid', '?')} on "
                 f"{owner.get('host', '?')}; end it before --redo"
             )
         if not self.options.yes:
             try:
-                answer = input(f"delete {folder} and what it holds? [y/N] ")
-            except EOFError:  # nobody there to ask, in a batch job say
+                answer = input(f"delete {folder} and all its files? [y/N] ")
+            except EOFError:  # no terminal, in a batch job say
                 answer = ""
             if answer.strip().lower() not in ("y", "yes"):
-                raise RuntimeError(f"{folder}: kept, nothing done; --yes deletes without asking")
+                raise RuntimeError(f"{folder}: not deleted; --yes deletes it without a question")
         for stage in stages_of(self.verb):
             for path in (self.run.folder(stage), self.run.units(stage)):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def store_settings(run: Run, experiment: Experiment) -> None:
-    """Write RUN/config.yaml; :func:`check_recipe` comes first."""
+    """Write RUN/config.yaml; call :func:`check_recipe` first."""
     text = reading.dump(experiment)
     if not run.config.exists() or run.config.read_text() != text:
         atomic.write_text(run.config, text)
 
 
 def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False) -> None:
-    """Refuse to mix products of two experiments in one folder, naming the keys that differ.
+    """Refuse to mix products of two experiments in one folder; name the keys that differ.
 
     Raises:
-        ValueError: the folder's products of ``verb``, or of a stage that it reads, were made with
-            other settings.
+        ValueError: products of ``verb``, or of a stage that it reads, were made with other
+            settings.
     """
     if run.data_root:
         if verb == "generate":
@@ -183,22 +185,24 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
         if run.data_root and stage == "generate":
             continue
         if stage in BESIDE_DATA and stage not in experiment.stages:
-            continue  # they are left alone, and not read
+            continue  # this experiment neither reads nor changes them
         if verb_of(stage) == verb and (redo or stage == "evaluate"):
             continue
         folder = run.folder(stage)
         if not folder.is_dir() or not any(folder.iterdir()):
             continue
-        rows = reading.differences(stored.stage_settings(stage), experiment.stage_settings(stage))
-        if run.root == experiment.folder:  # data of another run may hold what they like
-            rows += reading.differences(
+        differing = reading.differences(
+            stored.stage_settings(stage), experiment.stage_settings(stage)
+        )
+        if run.root == experiment.folder:  # data of another run may have more outputs
+            differing += reading.differences(
                 stored.stage_outputs(stage), experiment.stage_outputs(stage)
             )
-        if rows:
-            told = ", ".join(f"{key}: {old} -> {new}" for key, old, new in rows[:4])
-            more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
+        if differing:
+            changes = ", ".join(f"{key}: {old} -> {new}" for key, old, new in differing[:4])
+            more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
             way_out = f"remove {folder}" if stage in BESIDE_DATA else f"run `{stage} --redo`"
             raise ValueError(
-                f"{folder} was made with other settings ({told}{more}); change `name`, "
+                f"{folder} was made with other settings ({changes}{more}); change `name`, "
                 f"or {way_out}"
             )

@@ -1,4 +1,4 @@
-"""Stopping early: signals and a time limit set one flag; loops look at it between steps.
+"""Stop early: signals and a time limit set one flag; loops test it between steps.
 
     with Stop(max_elapsed=3 * 3600) as stop:
         for step in ...:
@@ -6,7 +6,7 @@
                 save()
                 raise Stopped(stop.reason)      # exit code 75: run me again
 
-The signal handler raises nothing at the first signal: Python runs it between any two instructions,
+The signal handler raises nothing at the first signal. Python runs it between any two instructions,
 and an exception raised inside a destructor or the callback of a weak reference is lost there.
 """
 
@@ -21,7 +21,7 @@ SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")
 
 
 class Stopped(SystemExit):
-    """Work was saved and is to be continued by the same command; exit code 75."""
+    """Work was saved and the same command continues it; exit code 75."""
 
     def __init__(self, reason: str = "stopped"):
         super().__init__(EXIT_STOPPED)
@@ -37,7 +37,7 @@ class Stop:
     A second Ctrl-C interrupts at once. Under ``nohup`` a closed terminal does nothing.
 
     Args:
-        max_elapsed: seconds until the flag is set by itself, or None.
+        max_elapsed: time limit in seconds, or None.
     """
 
     def __init__(self, max_elapsed: float | None = None):
@@ -77,26 +77,26 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """True when this process was asked to stop."""
+        """Return True if this process must stop."""
         if not self.reason and self.deadline is not None and time.monotonic() >= self.deadline:
             self.request(f"time limit of {self.max_elapsed:g} s reached")
         return bool(self.reason)
 
     def check(self) -> None:
-        """Raise :class:`Stopped` when this process was asked to stop; it has nothing to save."""
+        """Raise :class:`Stopped` if this process must stop; for loops with nothing to save."""
         if self.requested:
             raise Stopped(self.reason)
 
     @property
     def remaining(self) -> float:
-        """Seconds until the time limit (infinite without one)."""
+        """Return the seconds until the time limit (infinite without one)."""
         return float("inf") if self.deadline is None else self.deadline - time.monotonic()
 
     def agree(self, world=None) -> bool:
-        """True on every rank of ``world`` when one of them was asked to stop (collective)."""
-        wanted = self.requested
+        """Return True on every rank of ``world`` if one of them must stop (collective)."""
+        requested = self.requested
         if world is None or world.size == 1:
-            return wanted
-        if world.any(wanted):
+            return requested
+        if world.any(requested):
             self.request("another rank was asked to stop")
         return bool(self.reason)

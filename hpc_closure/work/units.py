@@ -1,21 +1,22 @@
 """Work units: blocks of consecutive members, one file each, shared by any number of processes.
 
-A unit is *done* when its validated file has its final name and holds what is asked for, *running*
-when somebody keeps a fresh claim on it, *queued* when the scheduler lists it, *failed* when its
-last attempt left an error file, else *missing*; tested in this order. Only files are kept:
+The state of a unit is the first of these that applies. It is *done* if its validated file has its
+final name and holds the outputs of the experiment, *running* if a process has a fresh claim on it,
+*queued* if the scheduler lists it, *failed* if its last attempt left an error file, else
+*missing*. All books are files:
 
-    RUN/.units/<stage>/000000-000019.claim   who computes it, touched now and then
+    RUN/.units/<stage>/000000-000019.claim   the process that computes it; touched regularly
     RUN/.units/<stage>/000000-000019.error   last failure: trace, attempt, host, job, log
     RUN/.units/<stage>/manifest.jsonl        cache of product headers, by (name, size, mtime)
 
-Doneness is decided per member, so more members, a later end or another block size compute only
-what is missing.
+Members are done one by one. So more members, a later end or another block size compute only the
+missing members.
 
     ledger = Ledger.of(experiment, "generate")
     units = ledger.plan()
     ledger.survey().counts()
 
-``loop.work`` runs them.
+``loop.work`` runs the units.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ class Unit:
     Attributes:
         index: position in the plan.
         members: member indices.
-        extends: a product of these members exists but ends too early; the new one replaces it.
+        extends: a product of these members exists but ends too early; the new product replaces it.
     """
 
     index: int
@@ -60,7 +61,11 @@ class Unit:
 
 
 def parse(name: str) -> tuple[int, int]:
-    """First and last member of a unit name."""
+    """Return the first and last member of a unit name.
+
+    Raises:
+        ValueError: not a unit name.
+    """
     numbers = _NAME.fullmatch(name)
     if not numbers:
         raise ValueError(f"unit {name!r}: expected FIRST-LAST with six digits each")
@@ -68,7 +73,7 @@ def parse(name: str) -> tuple[int, int]:
 
 
 def members_of(names: Iterable[str]) -> set[int]:
-    """Members of the units of these names."""
+    """Return the members of the units with these names."""
     members: set[int] = set()
     for name in names:
         first, last = parse(name)
@@ -77,27 +82,27 @@ def members_of(names: Iterable[str]) -> set[int]:
 
 
 def plan(members: int | Iterable[int], per_block: int) -> list[Unit]:
-    """Blocks of ``per_block`` members, aligned to multiples of it.
+    """Return blocks of at most ``per_block`` members, cut at multiples of it.
 
-    The alignment makes a block the same whichever other members are asked for.
+    So a block is the same whichever other members are planned.
 
     Args:
-        members: their number, or which.
+        members: number of members, or their indices.
         per_block: ``cluster.members_per_block``.
 
     Raises:
         ValueError: no members, or a size below 1.
     """
-    wanted = sorted(set(range(members) if isinstance(members, int) else members))
-    if not wanted or wanted[0] < 0:
+    indices = sorted(set(range(members) if isinstance(members, int) else members))
+    if not indices or indices[0] < 0:
         raise ValueError(f"members={members!r}: expected at least one member, none negative")
     if per_block < 1:
         raise ValueError(f"cluster.members_per_block={per_block}: expected at least 1")
-    return [Unit(index, block) for index, block in enumerate(_blocks(wanted, per_block))]
+    return [Unit(index, block) for index, block in enumerate(_blocks(indices, per_block))]
 
 
 def _blocks(members: Sequence[int], per_block: int) -> list[tuple[int, ...]]:
-    """Consecutive runs of sorted ``members`` cut at multiples of ``per_block``."""
+    """Return consecutive runs of sorted ``members``, cut at multiples of ``per_block``."""
     blocks: list[list[int]] = []
     for member in members:
         if blocks and member == blocks[-1][-1] + 1 and member % per_block:
@@ -113,7 +118,7 @@ class Survey:
 
     Attributes:
         states: units by name of state.
-        damaged: message for every damaged product (its members count as missing).
+        damaged: message per damaged product (its members count as missing).
         errors: content of the error file of every failed unit, by name.
         claims: content of the claim of every running unit, by name.
         products: headers of the sound products, in member order.
@@ -126,7 +131,7 @@ class Survey:
     products: list[Header]
 
     def counts(self) -> dict[str, int]:
-        """``{units, done, running, queued, failed, missing}``."""
+        """Return ``{units, done, running, queued, failed, missing}``."""
         counts = {state: len(self.states[state]) for state in STATES}
         return {"units": sum(counts.values()), **counts}
 
@@ -138,15 +143,15 @@ class Ledger:
         run: the run folder.
         stage: one of ``folder.BLOCKS``.
         recipe: hash that decides whether a product is of this experiment.
-        holds: what a product must hold to be done: exactly these outputs, up to ``t_end`` or
-            later, for example ``{"t_end": 40.0, "outputs": ["velocity"]}``.
-        stale_after: seconds without a sign of life after which a claim counts no more.
-        members: number of all members of the stage.
+        holds: content of a finished product: exactly these outputs, up to ``t_end`` or later, for
+            example ``{"t_end": 40.0, "outputs": ["velocity"]}``.
+        stale_after: seconds without a sign of life after which a claim is stale.
+        members: number of members of the stage.
         per_block: members computed together.
 
     Attributes:
-        give_up: units that may fail first, all for one cause, before the rest is not tried; 0 =
-            every unit is.
+        give_up: if this many units fail first, all for one cause, the rest is not tried; 0 = every
+            unit is tried.
     """
 
     give_up = 0
@@ -164,12 +169,12 @@ class Ledger:
         self.run, self.stage, self.recipe = run, stage, recipe
         self.holds = json.loads(json.dumps(holds or {}))
         self.stale_after, self.members, self.per_block = stale_after, members, per_block
-        self._known: dict[str, dict] = {}  # records of the manifest by name of the file
-        self._new: list[dict] = []  # those that are not in it yet
+        self._known: dict[str, dict] = {}  # records of the manifest by file name
+        self._new: list[dict] = []  # records that are not in the manifest yet
 
     @classmethod
     def of(cls, experiment: Experiment, stage: str) -> "Ledger":
-        """Books of a stage of an experiment: what a block must be and hold to count as done."""
+        """Return the books of a stage of an experiment."""
         generate, rollout = experiment.generate, experiment.rollout
         per_block, replicas = experiment.cluster.members_per_block, experiment.replicas.members
         pilot = experiment.pilot
@@ -177,11 +182,11 @@ class Ledger:
         number, per_block, holds = {
             "pilot": (pilot.cases * pilot.members, pilot.members, {"t_end": pilot_end}),
             "generate": (generate.members, per_block, generate.holds),
-            # the replicas of one start share its DNS
+            # the replicas of a start share its DNS, so they are one block
             "replicas": (replicas * rollout.cases, replicas, {"t_end": rollout.t_end}),
             "rollout": (rollout.trajectories, per_block, rollout.holds),
         }[stage]
-        books = cls(
+        ledger = cls(
             Run.of(experiment),
             stage,
             recipe=experiment.stage_hash(stage),
@@ -190,16 +195,22 @@ class Ledger:
             members=number,
             per_block=per_block,
         )
-        books.give_up = experiment.cluster.give_up
-        return books
+        ledger.give_up = experiment.cluster.give_up
+        return ledger
 
     # Reading
 
     def products(self, damaged: dict[Path, str] | None = None) -> list[Header]:
-        """Headers of all sound products, in member order; the folder is listed once.
+        """Return the headers of all sound products, in member order.
 
-        Headers come from the manifest when name, size and time of change agree, so a thousand
-        products cost one listing. ``damaged`` collects the messages about unusable files.
+        The folder is listed once. Headers come from the manifest if name, size and time of change
+        agree, so a thousand products cost one listing.
+
+        Args:
+            damaged: if a dict, it collects the messages about unusable files.
+
+        Raises:
+            DiskError: the folder cannot be listed.
         """
         for record in atomic.read_jsonl(self.run.manifest(self.stage)):
             self._known[record.get("name", "")] = record
@@ -209,17 +220,19 @@ class Ledger:
                 continue
             try:
                 headers.append(self._header(Path(entry.path), entry.stat()))
-            except FileNotFoundError:  # replaced between listing and asking
+            except FileNotFoundError:  # replaced after the listing
                 continue
             except ValueError as error:
                 if damaged is not None:
                     damaged[Path(entry.path)] = str(error)
-        with contextlib.suppress(atomic.DiskError):  # only a cache: a reader may not write
+        with contextlib.suppress(
+            atomic.DiskError
+        ):  # a cache, which a reader may not be allowed to write
             self._remember()
         return sorted(headers, key=lambda header: header.first)
 
     def _header(self, path: Path, stat: os.stat_result) -> Header:
-        """Header of a product; the file is opened only if it is not known as it is now."""
+        """Return the header of a product; open the file only if the manifest is outdated."""
         record = self._known.get(path.name, {})
         if record.get("size") == stat.st_size and record.get("mtime") == stat.st_mtime_ns:
             known = Header.from_record(path, record)
@@ -234,7 +247,7 @@ class Ledger:
         return header
 
     def _remember(self) -> None:
-        """Write the headers that were read since the last time into the manifest."""
+        """Append the headers that were read since the last call to the manifest."""
         path = self.run.manifest(self.stage)
         if not self._new or not self.run.root.is_dir():
             return
@@ -245,31 +258,31 @@ class Ledger:
         self._new = []
 
     def sound(self, product: Header) -> bool:
-        """Whether a product is of this experiment and goes on for long enough.
+        """Return whether a product of this experiment reaches the end time.
 
         Raises:
-            ValueError: it is of another experiment, or holds other outputs.
+            ValueError: the product is of another experiment, or holds other outputs.
         """
         if product.recipe != self.recipe:
             raise ValueError(
                 f"{product.path}: made by another experiment (hash {product.recipe[:12] or '-'}, "
                 f"expected {self.recipe[:12]}); change `name`, or remove {product.path.parent}"
             )
-        there, wanted = dict(product.holds), dict(self.holds)
-        t_end, least = there.pop("t_end", 0.0), wanted.pop("t_end", 0.0)
-        if there != wanted and not (self.stage == "generate" and self.run.data_root):
+        outputs, expected = dict(product.holds), dict(self.holds)
+        t_end, required_end = outputs.pop("t_end", 0.0), expected.pop("t_end", 0.0)
+        if outputs != expected and not (self.stage == "generate" and self.run.data_root):
             raise ValueError(
-                f"{product.path}: holds other outputs than asked for ({there or 'none'}, expected "
-                f"{wanted or 'none'}); change `name`, or remove {product.path.parent}"
+                f"{product.path}: holds other outputs ({outputs or 'none'}, expected "
+                f"{expected or 'none'}); change `name`, or remove {product.path.parent}"
             )
-        return t_end >= least * (1 - 1e-9)
+        return t_end >= required_end * (1 - 1e-9)
 
     def plan(
         self, members: int | Iterable[int] | None = None, per_block: int | None = None
     ) -> list[Unit]:
-        """All units that make up ``members``: the existing products, and blocks for the rest.
+        """Return all units of ``members``: existing products, and blocks for the other members.
 
-        Without arguments: of all members, in blocks of the ledger's size.
+        By default of all members, in blocks of the ledger's size.
         """
         units, _ = self._plan(members, per_block, {})
         return units
@@ -277,39 +290,39 @@ class Ledger:
     def _plan(self, members, per_block, damaged):
         members = self.members if members is None else members
         per_block = per_block or self.per_block
-        wanted = {member for unit in plan(members, per_block) for member in unit.members}
+        requested = {member for unit in plan(members, per_block) for member in unit.members}
         products = self.products(damaged)
-        done, blocks, have = set(), [], set()
+        done, blocks, covered = set(), [], set()
         for product in products:
-            there = set(product.members)
-            if not there & wanted or there & have:
+            product_members = set(product.members)
+            if not product_members & requested or product_members & covered:
                 continue
-            have |= there
-            ready = self.sound(product)
-            blocks.append((product.members, not ready))
-            if ready:
+            covered |= product_members
+            is_done = self.sound(product)
+            blocks.append((product.members, not is_done))
+            if is_done:
                 done.add(product.first)
-        blocks += [(block, False) for block in _blocks(sorted(wanted - have), per_block)]
+        blocks += [(block, False) for block in _blocks(sorted(requested - covered), per_block)]
         blocks.sort()
         units = [Unit(index, *block) for index, block in enumerate(blocks)]
         return units, ({unit.name for unit in units if unit.members[0] in done}, products)
 
     def incomplete(self, survey: Survey) -> str:
-        """What a verb that reads this stage says when units are missing; empty when none is."""
+        """Return an error line for a verb that reads this stage; empty if all units are done."""
         counts = survey.counts()
         if counts["done"] == counts["units"]:
             return ""
-        what = {
+        subject = {
             "pilot": "the pilot is",
             "generate": "the data are",
             "replicas": "the replicas are",
             "rollout": "the rollout is",
         }[self.stage]
         states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-        broken = "".join(f"; not used: {message}" for message in survey.damaged.values())
+        damaged = "".join(f"; not used: {message}" for message in survey.damaged.values())
         return (
-            f"{self.run.folder(self.stage)}: {what} not complete ({states} of {counts['units']} "
-            f"units); run `hpc-closure {verb_of(self.stage)}` first{broken}"
+            f"{self.run.folder(self.stage)}: {subject} not complete ({states} of "
+            f"{counts['units']} units); run `hpc-closure {verb_of(self.stage)}` first{damaged}"
         )
 
     def survey(
@@ -318,40 +331,45 @@ class Ledger:
         per_block: int | None = None,
         queued: Iterable[int] = (),
     ) -> Survey:
-        """States of the units that :meth:`plan` gives; ``queued``: members in the scheduler."""
+        """Return the states of the units of :meth:`plan`.
+
+        Args:
+            members, per_block: see :meth:`plan`.
+            queued: members that the scheduler lists.
+        """
         damaged: dict[Path, str] = {}
         units, (done, products) = self._plan(members, per_block, damaged)
         folder = self.run.units(self.stage)
-        marks = {entry.name for entry in listing(folder)}
-        held = claims.living(folder, marks, self.stale_after)
+        names = {entry.name for entry in listing(folder)}
+        fresh_claims = claims.living(folder, names, self.stale_after)
         errors = {}
-        for name in marks:
+        for name in names:
             if name.endswith(".error"):
                 with contextlib.suppress(ValueError, FileNotFoundError, atomic.DiskError):
                     error = atomic.read_json(folder / name)
                     if isinstance(error, dict) and error.get("recipe") == self.recipe:
                         errors[name.removesuffix(".error")] = error
-        busy = {member for name in held for member in _range(name)}
-        broken = {member for name in errors for member in _range(name)}
+        running = {member for name in fresh_claims for member in _members_in(name)}
+        failed = {member for name in errors for member in _members_in(name)}
         waiting = set(queued)
         states: dict[str, list[Unit]] = {state: [] for state in STATES}
         for unit in units:
             members = set(unit.members)
             if unit.name in done:
                 state = "done"
-            elif members & busy:
+            elif members & running:
                 state = "running"
             elif members & waiting:
                 state = "queued"
             else:
-                state = "failed" if members & broken else "missing"
+                state = "failed" if members & failed else "missing"
             states[state].append(unit)
-        return Survey(states, damaged, errors, held, products)
+        return Survey(states, damaged, errors, fresh_claims, products)
 
     # Writing
 
     def attributes(self, unit: Unit) -> dict:
-        """Root attributes by which the product of ``unit`` is recognised."""
+        """Return the root attributes that identify the product of ``unit``."""
         return {
             "members": list(unit.members),
             "recipe_hash": self.recipe,
@@ -366,23 +384,27 @@ class Ledger:
         *,
         claim: claims.Claim | None = None,
     ) -> Iterator[Path]:
-        """``atomic.publish`` of the product of ``unit``, which is opened again once, to check it.
+        """Write the product of ``unit`` by ``atomic.publish``, reopening it to check it.
 
         The writer puts :meth:`attributes` and, last, ``complete = 1`` into the root attributes.
 
         Args:
-            unit: what the file is of.
-            check: reads and checks the written file; its header.
-            claim: is still ours.
+            unit: the members of the file.
+            check: reads and checks the written file; returns its header.
+            claim: claim that must still be held.
+
+        Yields:
+            The private path to write to.
+
+        Raises:
+            RuntimeError: the file has other members, or ends too early.
         """
         checked: list[Header] = []
 
         def validate(part: Path) -> None:
             header = check(part)
             if header.members != unit.members or not self.sound(header):
-                raise RuntimeError(
-                    f"{part}: members or contents differ from what unit {unit} was asked for"
-                )
+                raise RuntimeError(f"{part}: members or contents differ from those of unit {unit}")
             if claim is not None:
                 claim.check()
             checked.append(header)
@@ -393,7 +415,7 @@ class Ledger:
         self._note(dataclasses.replace(checked[0], path=path))
 
     def done(self, unit: Unit) -> bool:
-        """Whether the product of ``unit`` is there by now."""
+        """Return whether the product of ``unit`` exists now."""
         path = self.run.product(self.stage, unit)
         try:
             return self.sound(self._header(path, path.stat()))
@@ -401,13 +423,13 @@ class Ledger:
             return False
 
     def finish(self, unit: Unit) -> None:
-        """Book a published unit: note it, drop its error and its restart files."""
+        """Close the books of a published unit: remove its error and its restart files."""
         self._remember()
         self.run.error(self.stage, unit).unlink(missing_ok=True)
         atomic.remove(self.run.restart(self.stage, unit))
 
     def fail(self, unit: Unit, error: BaseException) -> None:
-        """Book a failure: trace, attempt, host, job and the log that this process writes."""
+        """Write the error file of a unit: trace, attempt, host, job and log of this process."""
         path = self.run.error(self.stage, unit)
         attempt = 1
         with contextlib.suppress(ValueError, FileNotFoundError, AttributeError, TypeError):
@@ -430,7 +452,11 @@ class Ledger:
 
 
 def listing(folder: Path) -> list[os.DirEntry]:
-    """Entries of a folder; none when it is not there."""
+    """Return the entries of a folder; none if it does not exist.
+
+    Raises:
+        DiskError: the folder cannot be listed.
+    """
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -440,7 +466,7 @@ def listing(folder: Path) -> list[os.DirEntry]:
         raise atomic.DiskError(f"{folder}: cannot be listed ({error.strerror})") from error
 
 
-def _range(name: str) -> range:
+def _members_in(name: str) -> range:
     try:
         first, last = parse(name)
     except ValueError:

@@ -1,16 +1,17 @@
-r"""Functional closures: eddy viscosities, with the constants that a few coupled runs choose.
+r"""Functional closures: eddy viscosities whose constants are tuned in coupled runs.
 
-Each gives U of the resolved vorticity w, with no chance in it:
+Each one is a deterministic function U of the resolved vorticity w:
 
 * ``smagorinsky``: :math:`U = \nabla\cdot(\nu\nabla w)`, :math:`\nu = (c\Delta)^2 |S|` (Smagorinsky
   1963; |S| the rate of strain);
 * ``leith``: the same with :math:`\nu = (c\Delta)^3 |\nabla w|` (Leith, Physica D 1996);
-* ``dynamic_smagorinsky``, ``dynamic_leith``: :math:`c^2` or :math:`c^3` from the flow itself by
-  the identity of Germano et al. (Phys. Fluids A 1991) as Lilly (1992) solves it: a sharp test
-  filter at half of the modes, means over the square, never below zero. Nothing is tuned;
+* ``dynamic_smagorinsky``, ``dynamic_leith``: :math:`c^2` or :math:`c^3` is computed from the flow
+  by the identity of Germano et al. (Phys. Fluids A 1991) in the least-squares form of Lilly
+  (1992), with a sharp test filter at half of the modes and means over the square, clipped at
+  zero. No constant is tuned;
 * ``jansen_held``: a biharmonic Smagorinsky viscosity :math:`-\nabla^2(\nu_4\nabla^2 w)`,
-  :math:`\nu_4 = (c\Delta)^4 |S|`, and a negative viscosity, uniform in space, that gives a share
-  of the energy so taken back to the large scales (Jansen and Held, Ocean Modelling 2014).
+  :math:`\nu_4 = (c\Delta)^4 |S|`, plus a negative viscosity, uniform in space, that returns a
+  share of the dissipated energy to the large scales (Jansen and Held, Ocean Modelling 2014).
 
 :math:`\Delta` is the spacing of the reduced solver's grid. The constants are tuned in coupled runs
 (:mod:`hpc_closure.train.tuning`), not fitted one step ahead.
@@ -33,28 +34,31 @@ from hpc_closure.spectral.modes.grid import hermitian, resize
 
 __all__ = ["FunctionalModel", "candidates"]
 
-CONSTANTS = tuple(round(0.06 * 1.3**step, 3) for step in range(12))  # c, .06 to 1.08
-RETURNED = (0.0, 0.5, 0.8, 0.9, 1.0)  # shares of the energy that come back
-TEST_FILTER = 2  # the test filter's width over the grid's
+CONSTANTS = tuple(round(0.06 * 1.3**step, 3) for step in range(12))  # c, 0.06 to 1.08
+RETURNED = (0.0, 0.5, 0.8, 0.9, 1.0)  # returned shares of the dissipated energy
+TEST_FILTER = 2  # width of the test filter over that of the grid
 
 
 def candidates(config: dict[str, Any]) -> list[tuple[float, ...]]:
-    """Constants to choose from: (c,), (c, share) for ``jansen_held``; one where none is open."""
+    """List the constants to try: (c,), for ``jansen_held`` (c, share), () for dynamic models.
+
+    A constant that the configuration fixes has a single value.
+    """
     kind = config["preset"]
     if kind.startswith("dynamic_"):
         return [()]
-    asked = [CONSTANTS if config["constant"] is None else (float(config["constant"]),)]
+    choices = [CONSTANTS if config["constant"] is None else (float(config["constant"]),)]
     if kind == "jansen_held":
         share = config["returned"]
-        asked.append(RETURNED if share is None else (float(share),))
-    return list(product(*asked))
+        choices.append(RETURNED if share is None else (float(share),))
+    return list(product(*choices))
 
 
 class FunctionalModel(ClosureModel):
-    """See the module's docstring.
+    """Eddy-viscosity closure; see the module's docstring.
 
     Attributes:
-        constants: c, and the share that ``jansen_held`` returns; empty until they are chosen.
+        constants: c, for ``jansen_held`` also the returned share; the first candidate until tuned.
     """
 
     phases: Sequence[Phase] = ()
@@ -67,8 +71,10 @@ class FunctionalModel(ClosureModel):
 
     def parts(self) -> list[PartReport]:
         named = zip(("c", "returned"), self.constants)
-        told = ", ".join(f"{name} = {value:g}" for name, value in named)
-        return [PartReport(self.kind.replace("_", " "), False, True, (), told or "c of the flow")]
+        values = ", ".join(f"{name} = {value:g}" for name, value in named)
+        return [
+            PartReport(self.kind.replace("_", " "), False, True, (), values or "c of the flow")
+        ]
 
     def begin(self, phase: str, reader: Batches) -> dict[str, Any]:
         raise ValueError(f"model.preset={self.kind} has no phase {phase!r}: it is tuned")
@@ -87,11 +93,11 @@ class FunctionalModel(ClosureModel):
         return False
 
     def tendency(self, w_hat: Tensor, constants: Sequence[Tensor | float]) -> Tensor:
-        """Spectra (B, ...) of U in the model's band, of those of w.
+        """Compute spectra (B, 2K + 1, K + 1) of U in the model's band.
 
         Args:
-            w_hat: (B, 2K + 1, K + 1).
-            constants: numbers, or one for each row (B, 1, 1).
+            w_hat: spectra (B, 2K + 1, K + 1) of the vorticity.
+            constants: numbers, or tensors (B, 1, 1) with a value per row.
         """
         b, delta = self.band, self.width
         if self.kind == "smagorinsky":
@@ -110,7 +116,7 @@ class FunctionalModel(ClosureModel):
 
     @torch.no_grad()
     def sample_batch(self, request: Request) -> Tensor:
-        """The same for every member."""
+        """Repeat the deterministic U for every member."""
         size, count = request.state.shape[-1], len(request.members)
         u_hat = self.tendency(self.band.to_spectral(request.state), self.constants)
         field = self.band.to_physical(u_hat, size).to(request.state)
@@ -118,7 +124,7 @@ class FunctionalModel(ClosureModel):
 
 
 def strain_rate(w_hat: Tensor, band: Band, delta: float) -> Tensor:
-    r"""Fields of :math:`\Delta^2 |S|`, :math:`|S|^2 = 4 u_x^2 + (u_y + v_x)^2`."""
+    r"""Compute :math:`\Delta^2 |S|`, fields (B, n, n); :math:`|S|^2 = 4 u_x^2 + (u_y + v_x)^2`."""
     kx, ky = (band.on(name, w_hat.device, w_hat.real.dtype) for name in ("kx", "ky"))
     u, v = feature_spectra(w_hat, band)[:, :2].unbind(1)
     parts = torch.stack([2j * kx * u, 1j * (ky * u + kx * v)], dim=1)
@@ -126,16 +132,16 @@ def strain_rate(w_hat: Tensor, band: Band, delta: float) -> Tensor:
 
 
 def slope(w_hat: Tensor, band: Band, delta: float) -> Tensor:
-    r"""Fields of :math:`\Delta^3 |\nabla w|`."""
+    r"""Compute :math:`\Delta^3 |\nabla w|`, fields (B, n, n)."""
     return delta**3 * torch.hypot(*gradient(w_hat, band).unbind(1))
 
 
 def viscous(w_hat: Tensor, band: Band, delta: float, viscosity) -> Tensor:
-    r"""Spectra of :math:`\nabla\cdot(\nu\nabla w)` for c = 1.
+    r"""Compute spectra (B, ...) of :math:`\nabla\cdot(\nu\nabla w)` for c = 1.
 
     Args:
         w_hat: (B, ...).
-        band: of w.
+        band: band of w.
         delta: width of the filter.
         viscosity: :func:`strain_rate` or :func:`slope`.
     """
@@ -144,7 +150,7 @@ def viscous(w_hat: Tensor, band: Band, delta: float, viscosity) -> Tensor:
 
 
 def mean_product(one: Tensor, other: Tensor, band: Band) -> Tensor:
-    """Means over the square (B, 1, 1) of products of two fields, from their spectra."""
+    """Average the product of two fields over the square, from their spectra; (B, 1, 1)."""
     weights = band.on("weights", one.device, one.real.dtype)
     return ((one.conj() * other).real * weights).sum((-2, -1), keepdim=True)
 
@@ -152,7 +158,15 @@ def mean_product(one: Tensor, other: Tensor, band: Band) -> Tensor:
 def backscatter(
     w_hat: Tensor, band: Band, delta: float, c: Tensor | float, returned: Tensor | float
 ) -> Tensor:
-    """Spectra of a biharmonic viscosity, and of the negative one that returns its energy."""
+    """Compute spectra (B, ...) of a biharmonic viscosity plus the energy-returning negative one.
+
+    Args:
+        w_hat: (B, ...).
+        band: band of w.
+        delta: width of the filter.
+        c: constant of the biharmonic viscosity.
+        returned: share of the dissipated energy that is returned.
+    """
     k2 = band.on("k2", w_hat.device, w_hat.real.dtype)
     inverse = band.on("inverse_k2", w_hat.device, w_hat.real.dtype)
     curvature = band.to_physical(-k2 * w_hat, band.grid.size)
@@ -164,16 +178,16 @@ def backscatter(
 
 
 def germano(w_hat: Tensor, band: Band, delta: float, viscosity) -> Tensor:
-    """Spectra of a viscous term whose constant the flow tells, one for each row."""
+    """Compute spectra (B, ...) of a viscous term with a dynamic constant per row (Germano)."""
 
     def test(spectra: Tensor) -> Tensor:
         return resize(resize(spectra, band.modes // TEST_FILTER), band.modes)
 
     coarse = test(w_hat)
-    own = viscous(w_hat, band, delta, viscosity)
+    subgrid_term = viscous(w_hat, band, delta, viscosity)
     # d(test)/dt + J(test) = U(test), and the test filter of dw/dt + J(w) = U(w)
-    moved, moved_coarse = (carried(one, one[:, None], band)[:, 0] for one in (w_hat, coarse))
-    stress = test(moved - moved_coarse)
-    model = test(viscous(coarse, band, TEST_FILTER * delta, viscosity) - own)
+    advected, advected_coarse = (carried(one, one[:, None], band)[:, 0] for one in (w_hat, coarse))
+    stress = test(advected - advected_coarse)
+    model = test(viscous(coarse, band, TEST_FILTER * delta, viscosity) - subgrid_term)
     share = mean_product(stress, model, band)
-    return (share / mean_product(model, model, band).clamp(min=1e-300)).clamp(min=0) * own
+    return (share / mean_product(model, model, band).clamp(min=1e-300)).clamp(min=0) * subgrid_term

@@ -1,14 +1,14 @@
 r"""The published model (Dong, Chen, Wu, J. Comput. Phys. 2025), for comparison.
 
 Three parallel Fourier networks (noisy closure, vorticity, sensors) of 4 layers, 8 x 8 modes and
-width 20, joined by 1 x 1 convolutions, learn the score of a variance-exploding SDE,
-:math:`dx = 26^t\,dW`; a sample takes 10 Euler-Maruyama steps on a rho = 7 grid of the SDE time
-from 0.1 to 1e-3. Sensors stand on a regular subgrid and are carried to the grid by bicubic
-interpolation of their lift (``interp``) or by a box filter of their values (``conv``). It learns
-the closure as the publication quotes it, G = 2U for the diffusion term (``target_factor``).
+width 20 are joined by 1 x 1 convolutions. They learn the score of a variance-exploding SDE,
+:math:`dx = 26^t\,dW`. A sample takes 10 Euler-Maruyama steps on a rho = 7 grid of the SDE time
+from 0.1 to 1e-3. Sensors stand on a regular subgrid. Their values reach the grid by bicubic
+interpolation of their lift (``interp``) or by a box filter (``conv``). The target is the closure
+as defined in the publication, G = 2U for the diffusion term (``target_factor``).
 
-What is as published and what is not is one table in docs/published.md. Sources: the publication
-and its authors' code, xdong99/SGM_FNO_Closure and AIMS-Madison/SBM_FNO_Closure on GitHub.
+docs/published.md lists the differences from the publication. Sources: the publication and its
+authors' code, xdong99/SGM_FNO_Closure and AIMS-Madison/SBM_FNO_Closure on GitHub.
 """
 
 import math
@@ -33,9 +33,9 @@ from hpc_closure.spectral.modes.grid import retained_modes
 
 __all__ = ["PublishedModel", "PublishedNetwork", "constant_loss", "white_loss"]
 
-EMBEDDING = 256
+EMBEDDING = 256  # numbers of the time embedding
 SENSORS_PER_SIDE = 16
-LATEST = 2.0  # SDE times of the training are uniform up to here
+LATEST = 2.0  # SDE times in training are uniform in (0, LATEST)
 
 
 def _spectral(width: int, modes: int, form: str) -> SpectralConv2d:
@@ -45,7 +45,11 @@ def _spectral(width: int, modes: int, form: str) -> SpectralConv2d:
 
 
 class Branch(Layered):
-    """Lift of (field, x, y), then layers of spectral plus 1 x 1 convolution; GELU in between."""
+    """Fourier network of one input field; (B, n, n) to (B, width, n, n).
+
+    It lifts (field, x, y), then applies layers of spectral plus 1 x 1 convolution with GELU in
+    between.
+    """
 
     def __init__(self, width: int, modes: int, layers: int, form: str):
         super().__init__()
@@ -54,7 +58,7 @@ class Branch(Layered):
         self.local = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(layers))
 
     def lifted(self, field: Tensor) -> Tensor:
-        """(B, n, n) with coordinates to (B, width, n, n)."""
+        """Lift a field (B, n, n) and its coordinates to (B, width, n, n)."""
         size = field.shape[-1]
         line = torch.linspace(0, 1, size, device=field.device, dtype=field.dtype)
         x, y = line[:, None].expand(size, size), line[None, :].expand(size, size)
@@ -73,7 +77,7 @@ class Branch(Layered):
 
 
 class PublishedNetwork(Layered):
-    """Score s(x, t | w, sensors), times sigma(t)."""
+    """Network for sigma(t) s(x, t | w, sensors), s the score."""
 
     passes = ("forward",)
 
@@ -90,7 +94,7 @@ class PublishedNetwork(Layered):
             self.smooth = nn.Sequential(
                 _spectral(width, modes, form), nn.GELU(), _spectral(width, modes, form)
             )
-        # fixed random frequencies, part of the state but never trained
+        # fixed random frequencies: saved with the weights but never trained
         self.frequencies: Tensor
         self.register_buffer("frequencies", 30.0 * torch.randn(EMBEDDING // 2))
         self.embed = nn.Linear(EMBEDDING, EMBEDDING)
@@ -106,7 +110,7 @@ class PublishedNetwork(Layered):
         self.head = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 1))
 
     def forward(self, t: Tensor, x: Tensor, state: Tensor, sensors: Tensor | None) -> Tensor:
-        """Score times sigma, (B, n, n).
+        """Compute the score times sigma, (B, n, n).
 
         Args:
             t: (B,) SDE times.
@@ -132,10 +136,11 @@ class PublishedNetwork(Layered):
 
 
 def box_filter(values: Tensor, size: int) -> Tensor:
-    """Sensor values (B, s, s) to (B, n, n) as published: box filter, then the range restored.
+    """Spread sensor values (B, s, s) to fields (B, n, n), as published.
 
-    Zeros between the sensors and outside, a box of 2 n/s - 1 points a side (7 at n/s = 4), and a
-    linear map per field after which least and greatest value are those of the sensors.
+    The values are summed over boxes of 2 n/s - 1 points per side (7 at n/s = 4), with zeros
+    between the sensors and outside the square. Then a linear map per field restores the minimum
+    and maximum of the sensors.
     """
     stride = size // values.shape[-1]
     field = values.new_zeros(len(values), 1, size, size)
@@ -149,15 +154,15 @@ def box_filter(values: Tensor, size: int) -> Tensor:
 
 
 def constant_loss(size: int) -> float:
-    """Loss of the best constant score on a size x size grid: E |c + z|^2 is least at c = 0."""
+    """Return the loss of the best constant score on a size x size grid: E|c + z|^2 at c = 0."""
     return float(size * size)
 
 
 def white_loss(size: int, std: float) -> float:
-    r"""Loss of the best score that knows nothing but the std s of the target's points.
+    r"""Return the loss of the best score for white noise with the target's std s.
 
-    That of N(0, s^2) at every point, :math:`-\sigma x / (s^2 + \sigma^2)`: per point
-    :math:`E_t[s^2 / (s^2 + \sigma_t^2)]`, t uniform in (0, 2), in closed form.
+    The score of N(0, s^2) at every point is :math:`-\sigma x / (s^2 + \sigma^2)`. Its loss per
+    point is :math:`E_t[s^2 / (s^2 + \sigma_t^2)]`, t uniform in (0, 2), here in closed form.
     """
     rate = 2 * math.log(PublishedVE().base)
     offset, last = rate * std**2 - 1, math.exp(-LATEST * rate)
@@ -166,7 +171,7 @@ def white_loss(size: int, std: float) -> float:
 
 
 class PublishedModel(ClosureModel):
-    """The published network, loss and sampler behind the package's interface."""
+    """The published network, loss and sampler as a ``ClosureModel``."""
 
     phases = (Phase("score", 1.0, "train"),)
 
@@ -209,7 +214,7 @@ class PublishedModel(ClosureModel):
         }
 
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        """Denoising score matching, summed over the points of a sample."""
+        """Compute the denoising score matching loss (B,), summed over grid points."""
         state = batch["state"].float()
         target = self.factor * batch["target"].float()
         size = target.shape[-1]
@@ -230,13 +235,18 @@ class PublishedModel(ClosureModel):
 
     @torch.no_grad()
     def sample_batch(self, request: Request) -> Tensor:
-        """See :class:`~.interface.ClosureModel`; regular sensors, and never rescaled."""
+        """Draw fields, see :class:`~hpc_closure.closure.model.ClosureModel`.
+
+        Sensors must be regular, and samples are not rescaled to another interval.
+        """
         state, sensors = request.state, request.sensors
         size, count = state.shape[-1], len(request.members)
         field = None
         if self.network.upscaling != "none":
             if sensors is None:
-                raise ValueError("this model was trained with sensors: give sensors")
+                raise ValueError(
+                    "this model was trained with sensors: pass sensors=Sensors(values, positions)"
+                )
             side = math.isqrt(len(sensors.positions))
             if side * side != len(sensors.positions) or size % side:
                 raise ValueError("model.preset=published needs sensors on a regular subgrid")
@@ -245,15 +255,15 @@ class PublishedModel(ClosureModel):
         elif sensors is not None:
             raise ValueError("this model was trained with conditions.sensors=none: give none")
         key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
-        given = each_member(state.float(), count)
+        states = each_member(state.float(), count)
 
         def white(stream: int) -> Tensor:
             flat = keyed_noise.normals(*key, size * size, stream)
-            return flat.to(given).view(count, size, size)
+            return flat.to(states).view(count, size, size)
 
         def denoise(x: Tensor, t: float) -> Tensor:
-            times = torch.full((count,), t, device=given.device)
-            return x + self.schedule.sigma(t) * self.network(times, x, given, field)
+            times = torch.full((count,), t, device=states.device)
+            return x + self.schedule.sigma(t) * self.network(times, x, states, field)
 
         sampler = build_sampler(
             request.method or self.config["method"],
@@ -261,16 +271,16 @@ class PublishedModel(ClosureModel):
             request.evaluations or self.config["evaluations"],
         )
         z = white(keyed_noise.STREAM_BASE)
-        # the published start has the std of the noise alone
+        # as published, the initial noise does not include the variance of the data
         out = sampler(denoise, z, lambda index: white(keyed_noise.STREAM_STEP + index))
         return (out / self.factor).to(state.dtype)
 
     @torch.no_grad()
     def sample_hat(self, request: Request) -> Tensor:
-        """By way of fields: this model works on the points of a grid."""
+        """Draw fields and transform them to spectra, because the model works on grid points."""
         modes = request.state.shape[-1] - 1
         solver = band(modes, self.length)
-        own = self.grid if retained_modes(self.grid) == modes else solver.grid.size
-        size = request.grid or own
+        own_size = self.grid if retained_modes(self.grid) == modes else solver.grid.size
+        size = request.grid or own_size
         fields = replace(request, state=solver.to_physical(request.state, size))
         return solver.to_spectral(self.sample_batch(fields))

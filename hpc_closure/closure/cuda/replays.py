@@ -79,7 +79,7 @@ class Replayed:
         return Replayed()  # a copy has other weights
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return ``make()`` of the first call, which depends on weights alone."""
+        """Return ``make()`` of the first call: it needs weights alone, and perhaps the host."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]

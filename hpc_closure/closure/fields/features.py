@@ -1,7 +1,7 @@
-r"""Features of a resolved state, and what physics says of its closure.
+r"""Features of a resolved state, and physical estimates of its closure.
 
-From the vorticity spectrum, with :math:`-\Delta\psi = w` and :math:`(u, v) = (\psi_y, -\psi_x)`,
-the features are u, v, w, w_x, w_y, computed by spectral derivatives: exact on any grid.
+The features u, v, w, w_x, w_y follow from the vorticity spectrum by spectral derivatives, with
+:math:`-\Delta\psi = w` and :math:`(u, v) = (\psi_y, -\psi_x)`. They are exact on any grid.
 """
 
 from functools import lru_cache
@@ -24,18 +24,18 @@ __all__ = [
 
 FEATURES = ("u", "v", "w", "w_x", "w_y")
 ON_A_LINE = ("u", "u_x")
-STATES = {1: "u", 2: "w"}  # which of them is the state
+STATES = {1: "u", 2: "w"}  # feature that is the state, by number of dimensions
 
 
 def feature_names(band: Band) -> tuple[str, ...]:
-    """Names of what :func:`feature_spectra` gives."""
+    """List the names of the features of :func:`feature_spectra`."""
     return ON_A_LINE if band.grid.dimensions == 1 else FEATURES
 
 
 def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
-    """Spectra (..., 5, 2K + 1, K + 1) of u, v, w, w_x, w_y from those of w.
+    """Compute spectra (..., 5, 2K + 1, K + 1) of u, v, w, w_x, w_y from spectra of w.
 
-    On a line (..., 2, 1, K + 1) of u, u_x from those of u.
+    On a line, compute spectra (..., 2, 1, K + 1) of u, u_x from spectra of u.
     """
     real = w_hat.real.dtype
     if band.grid.dimensions == 1:
@@ -49,14 +49,12 @@ def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
 
 
 def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
-    r"""Spectra of :math:`-u\cdot\nabla f` of F fields f, free of aliasing.
-
-    On a line the state is u.
+    r"""Compute spectra (B, F, ...) of :math:`-u\cdot\nabla f` of F fields f, free of aliasing.
 
     Args:
-        w_hat: (B, 2K + 1, K + 1) of the flow.
-        fields_hat: (B, F, 2K + 1, K + 1).
-        band: of both.
+        w_hat: (B, 2K + 1, K + 1) vorticity of the flow; on a line its velocity u.
+        fields_hat: (B, F, 2K + 1, K + 1) spectra of f.
+        band: band of both.
     """
     real, count = w_hat.real.dtype, fields_hat.shape[1]
     kx, ky = band.on("kx", w_hat.device, real), band.on("ky", w_hat.device, real)
@@ -72,23 +70,23 @@ def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
 
 
 def gradient(w_hat: Tensor, band: Band) -> Tensor:
-    """Fields (..., 2, n, n) of the gradient on the alias-free grid, from spectra of f."""
+    """Compute the gradient (..., 2, n, n) of f on the alias-free grid from spectra of f."""
     return band.to_physical(feature_spectra(w_hat, band)[..., 3:, :, :], band.grid.size)
 
 
 def divergence(flux: Tensor, band: Band) -> Tensor:
-    """Spectra (..., 2K + 1, K + 1) of the divergence of fields (..., 2, n, n)."""
+    """Compute spectra (..., 2K + 1, K + 1) of the divergence of fields (..., 2, n, n)."""
     x, y = band.to_spectral(flux).unbind(-3)
     kx, ky = (band.on(name, flux.device, flux.dtype) for name in ("kx", "ky"))
     return 1j * (kx * x + ky * y)
 
 
 def physics_estimate(w_hat: Tensor, band: Band, kind: str, viscosity: float) -> Tensor:
-    r"""Spectra of what physics says of the closure, for vorticity spectra (..., 2K + 1, K + 1).
+    r"""Compute the physical estimate of the closure from vorticity spectra (..., 2K + 1, K + 1).
 
-    ``diffusion``: :math:`\tfrac\nu2\Delta w`; ``convection``: :math:`-u\cdot\nabla w`;
-    ``subgrid``: the form of Leith's model, :math:`\nabla\cdot(|\nabla w|\nabla w)`, whose
-    constant the model fits (Leith, Physica D 1996).
+    Kind ``diffusion``: :math:`\tfrac\nu2\Delta w`; ``convection``: :math:`-u\cdot\nabla w`;
+    ``subgrid``: the form of Leith's model, :math:`\nabla\cdot(|\nabla w|\nabla w)`, without its
+    constant, which the model fits (Leith, Physica D 1996).
     """
     if kind == "diffusion":
         return w_hat * (-0.5 * viscosity * band.on("k2", w_hat.device, w_hat.real.dtype))
@@ -110,9 +108,9 @@ def _coordinates(size: int, device: str, dtype: torch.dtype) -> Tensor:
 
 
 def coordinates(size: int, like: Tensor) -> Tensor:
-    """Periodic coordinates (4, n, n): sin and cos of 2 pi x / L and 2 pi y / L.
+    """Return periodic coordinates (4, n, n): sin and cos of 2 pi x / L and 2 pi y / L.
 
-    Of fields ``like`` on a line (2, 1, n).
+    If the fields ``like`` are on a line, return those of y, (2, 1, n).
     """
     if like.shape[-2] == 1:
         return _coordinates(size, str(like.device), like.dtype)[2:, :1]

@@ -1,7 +1,7 @@
-"""Keyed draws: equal (seed, stage, id, item) give equal numbers in any batch, on any rank.
+"""Keyed random draws: equal (seed, stage, id, item) give equal numbers in any batch, on any rank.
 
-An item has its own counter word, so draws of different items share nothing, however wide each is;
-the narrower of two draws of one item is the beginning of the wider.
+Each item has a counter word of its own, so draws of different items never overlap, whatever their
+width. Of two draws of the same item, the narrower one is the beginning of the wider one.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from hpc_closure.spectral.noise.counters import WORDS_PER_COUNTER, box_muller, k
 
 __all__ = ["Key", "pair", "uniforms", "white_spectra", "normals"]
 
-# Streams of one (seed, stage, id): what a draw is for. Stochastic steps use STREAM_STEP + step.
+# Streams of a (seed, stage, id), by use of the draw. Stochastic steps use STREAM_STEP + step.
 STREAM_CHOICE = 101
 STREAM_BASE = 102
 STREAM_SENSOR = 103
@@ -26,17 +26,17 @@ STREAM_COMPONENT = 104
 STREAM_MEMORY = 1 << 7
 STREAM_STEP = 1 << 8
 
-LARGEST_INDEX = (1 << 31) - 2  # an id of two is below 2^63
+LARGEST_INDEX = (1 << 31) - 2  # so that an id of a pair is below 2^63
 
 
 class Key(NamedTuple):
-    """What a draw is for; the functions below take it unpacked.
+    """Key of a draw; the functions below take it unpacked.
 
     Attributes:
-        seed: of the experiment.
-        stage: of its use, such as ``train`` or ``sample``.
-        ids: one for each row drawn.
-        item: step or call.
+        seed: seed of the experiment.
+        stage: name of the use, such as ``train`` or ``sample``.
+        ids: an id per row of the draw.
+        item: training step or closure call.
     """
 
     seed: int
@@ -46,13 +46,14 @@ class Key(NamedTuple):
 
 
 def pair(first: int, second: int) -> int:
-    """One id for two indices, such as a case and a member, so that each draws for itself.
+    """Combine two indices, such as case and member, into an id with independent draws.
 
-    ``2^32 (first + 1) + second``: different pairs have different ids, and none is an index by
-    itself. An id fits a signed word and is in no file; the key of its draws is a hash of it.
+    The id is ``2^32 (first + 1) + second``. Different pairs have different ids, and no id of a
+    pair equals a single index. It fits a signed 64-bit word and is stored in no file; the key of
+    its draws is a hash of it.
 
     Raises:
-        ValueError: an index is negative or beyond.
+        ValueError: an index is negative or above ``LARGEST_INDEX``.
     """
     for index in (first, second):
         if not 0 <= index <= LARGEST_INDEX:
@@ -61,23 +62,23 @@ def pair(first: int, second: int) -> int:
 
 
 def _words(stream: int, key: Key, width: int) -> np.ndarray:
-    """Raw words (len(ids), width) of an item."""
+    """Draw raw 64-bit words (len(ids), width) of an item."""
     if key.item < 0:
         raise ValueError(f"item {key.item} of a draw: expected a step or call from 0 on")
     counters = -(-width // WORDS_PER_COUNTER)
-    keys = [key_of(key.seed, key.stage, one) for one in key.ids]
-    rows = [uniform_bits(one, stream, 0, counters, key.item) for one in keys]
+    keys = [key_of(key.seed, key.stage, row_id) for row_id in key.ids]
+    rows = [uniform_bits(row_id, stream, 0, counters, key.item) for row_id in keys]
     return np.stack(rows)[:, :width]
 
 
 def uniforms(seed: int, stage: str, ids: Sequence[int], item: int, width: int = 4) -> Tensor:
-    """Uniforms in (0, 1), (len(ids), width), float64."""
+    """Draw uniforms in (0, 1), (len(ids), width), float64."""
     words = _words(STREAM_CHOICE, Key(seed, stage, ids, item), width)
     return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 
 
 def moves(grid: Grid, seed: int, stage: str, ids: Sequence[int]) -> Tensor:
-    """Factors of modes, (len(ids), 2K + 1, K + 1): each a shift by a random distance.
+    """Draw a random shift in space per id; returns phase factors (len(ids), 2K + 1, K + 1).
 
     On a line (len(ids), 1, K + 1).
     """
@@ -88,7 +89,7 @@ def moves(grid: Grid, seed: int, stage: str, ids: Sequence[int]) -> Tensor:
 def normals(
     seed: int, stage: str, ids: Sequence[int], item: int, width: int, stream: int = STREAM_SENSOR
 ) -> Tensor:
-    """Standard normals (len(ids), width), float64; none is beyond 6.8."""
+    """Draw standard normals (len(ids), width), float64; none exceeds 6.8 in magnitude."""
     rows = box_muller(_words(stream, Key(seed, stage, ids, item), -(-width // 2)))
     return torch.from_numpy(rows.view(np.float64)[:, :width].copy())
 
@@ -104,8 +105,8 @@ def white_spectra(
 ) -> Tensor:
     """Draw spectra (len(ids), 2K + 1, K + 1), complex128, of white noise with E|z_hat|^2 = 1.
 
-    Every device gets them from the same words. The host draws and copies them, unless the switch
-    ``fused`` lets the device draw.
+    The fields are real. Every device gets them from the same words. The host draws and copies
+    them, unless the switch ``fused`` lets the device draw.
     """
     if device.type != "cpu" and switches.is_on(switches.FUSED):
         from hpc_closure.spectral.cuda.draws import white_on

@@ -1,4 +1,4 @@
-r"""Losses, each a value per sample (B,), so that a batch split over processes averages exactly."""
+r"""Losses per sample, (B,): averages over a batch that is split over processes are exact."""
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ __all__ = [
     "square_distances",
 ]
 
-ALMOST_FAIR = 0.95  # alpha of the scores that train
+ALMOST_FAIR = 0.95  # alpha of scores used as training losses
 
 
 def spectral_square(band: Band, error_hat: Tensor, importance: Tensor) -> Tensor:
-    """Mean over modes of |error|^2, weighted by ``importance`` and Parseval, (B,).
+    """Average |error|^2 over modes, weighted by ``importance`` and Parseval; returns (B,).
 
-    With errors in whitened units a prediction of zero scores 1 when the law is the base law.
+    With errors in whitened units, a prediction of zero scores 1 if the law is the base law.
     """
     weights = band.on("weights", error_hat.device, importance.dtype) * importance
     square = torch.view_as_real(error_hat).square().sum(-1)
@@ -31,22 +31,25 @@ def spectral_square(band: Band, error_hat: Tensor, importance: Tensor) -> Tensor
 
 
 def gaussian_likelihood(residual: Tensor, log_std: Tensor) -> Tensor:
-    """Negative log-likelihood per point of N(0, exp(2 log_std)), less its constant, (B,)."""
+    """Compute the negative log-likelihood per point of N(0, exp(2 log_std)), (B,).
+
+    The constant 0.5 log(2 pi) is left out.
+    """
     return (log_std + 0.5 * residual.square() * torch.exp(-2 * log_std)).mean((-2, -1))
 
 
 def crps(ensemble: Tensor, truth: Tensor, alpha: float = 1.0) -> Tensor:
-    r"""Continuous ranked probability score, averaged over points: (B,), in units of the truth.
+    r"""Compute the continuous ranked probability score, mean over points: (B,), units of truth.
 
     .. math:: \frac1M\sum|x_i - y| - \frac{1 - \epsilon}{2M(M-1)}\sum_{i,j}|x_i - x_j|,
               \qquad \epsilon = (1 - \alpha) / M
 
-    alpha = 1 is the fair score, whose expectation does not depend on M but whose members may drift
-    apart in training (:data:`ALMOST_FAIR` keeps them); alpha = 0 is the score of the empirical law
-    (Lang et al. 2024, AIFS-CRPS). A single member scores its absolute error.
+    alpha = 1 is the fair score, whose expectation does not depend on M. As a training loss it lets
+    members drift apart; :data:`ALMOST_FAIR` prevents this. alpha = 0 is the score of the empirical
+    law (Lang et al. 2024, AIFS-CRPS). A single member scores its absolute error.
 
     With sorted members ``sum_{i<j} |x_i - x_j| = sum_i (2 i - M - 1) x_(i)``, so the cost is
-    O(M log M). The truth is subtracted first, which keeps digits where the spread is far below the
+    O(M log M). The truth is subtracted first to avoid cancellation if the spread is far below the
     signal. Differentiable.
 
     Args:
@@ -69,7 +72,7 @@ def crps(ensemble: Tensor, truth: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def check_ensemble(ensemble: Tensor, truth: Tensor) -> None:
-    """Raise ValueError unless an ensemble is (M,) + the truth's shape."""
+    """Raise ValueError unless the ensemble has shape (M,) + shape of the truth."""
     if ensemble.ndim < 2 or ensemble.shape[1:] != truth.shape:
         raise ValueError(
             f"ensemble {tuple(ensemble.shape)} is not (members,) + truth {tuple(truth.shape)}"
@@ -79,9 +82,10 @@ def check_ensemble(ensemble: Tensor, truth: Tensor) -> None:
 def spectral_energy_score(
     band: Band, samples_hat: Tensor, truth_hat: Tensor, importance: Tensor, alpha: float = 1.0
 ) -> Tensor:
-    """Energy score of each coefficient, |.| the modulus, weighted mean, (B,); alpha as above.
+    """Compute the energy score of each coefficient (modulus norm), weighted mean over modes, (B,).
 
-    Seen in whitened units every scale counts alike, which the pointwise score does not give.
+    In whitened units every scale has equal weight, unlike in the pointwise score. ``alpha`` is as
+    in :func:`crps`.
     """
     num = len(samples_hat)
 
@@ -97,27 +101,27 @@ def spectral_energy_score(
 
 
 def energy_score(ensemble: Tensor, truth: Tensor) -> Tensor:
-    """Fair energy score with the root-mean-square norm over the grid: (S,), units of the truth.
+    """Compute the fair energy score with the rms norm over the grid: (S,), units of the truth.
 
-    Sees the joint law of all points, which the CRPS does not.
+    It depends on the joint law of all points, the CRPS only on the law of each point.
     """
     return energy_of(*square_distances(ensemble, truth))
 
 
 def square_distances(ensemble: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squares over the grid of members less truth (S, M), and less each other (S, M, M)."""
+    """Compute mean square distances over the grid, member to truth (S, M), to member (S, M, M)."""
     check_ensemble(ensemble, truth)
     error = (ensemble - truth).flatten(1)
     error = error.unflatten(1, (truth.shape[0], -1)).transpose(0, 1)  # (S, M, points)
     skill = error.square().mean(-1)
-    error = error - error.mean(1, keepdim=True)  # keeps digits in the product below
+    error = error - error.mean(1, keepdim=True)  # less cancellation in the product below
     product = error @ error.mT / error.shape[-1]
     square = product.diagonal(dim1=1, dim2=2)
     return skill, (square[:, :, None] + square[:, None] - 2 * product).clamp_min(0)
 
 
 def energy_of(skill: Tensor, pairs: Tensor) -> Tensor:
-    """Fair energy score (S,) of square distances (S, M) and (S, M, M)."""
+    """Compute the fair energy score (S,) from square distances (S, M) and (S, M, M)."""
     num = skill.shape[1]
     if num == 1:
         return skill.sqrt()[:, 0]

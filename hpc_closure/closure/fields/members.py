@@ -1,4 +1,4 @@
-"""A state that several members share: what is made of it once goes to each of them."""
+"""Repeat rows of states for the members that share a state."""
 
 from torch import Tensor
 
@@ -6,9 +6,10 @@ __all__ = ["each_member", "for_members"]
 
 
 def for_members(rows: Tensor, count: int) -> Tensor:
-    """Rows (B, ...) of states as those of ``count`` members, B times as many in a row each.
+    """Repeat rows (B, ...) of states for ``count`` members; returns (count, ...) or (1, ...).
 
-    One row for all members, and one for each, are left as they are.
+    State b is repeated for members b M/B to (b + 1) M/B - 1, with M = ``count``. Rows are
+    returned unchanged if B is 1 (shared by all members) or M.
     """
     if len(rows) in (1, count):
         return rows
@@ -16,5 +17,5 @@ def for_members(rows: Tensor, count: int) -> Tensor:
 
 
 def each_member(rows: Tensor, count: int) -> Tensor:
-    """The same, where one row for all members is seen ``count`` times, too."""
+    """Repeat rows as :func:`for_members`, and expand a single row; returns (count, ...)."""
     return for_members(rows, count).expand(count, *rows.shape[1:])

@@ -1,16 +1,16 @@
-r"""Band-limited fields: the model's own representation, the same on every grid.
+r"""Band-limited fields: the grid-independent representation of states and closures in a model.
 
-A field is its retained spectrum, ``(..., 2K + 1, K + 1)`` in the forward norm (see
-:mod:`hpc_closure.spectral.modes.grid`). Whatever grid a caller brings is cut to the model's band,
-the model is evaluated on its own grid, and the answer is zero-padded to the caller's grid:
-resolution invariance by construction, at a cost that does not depend on the caller's grid.
+A field is represented by its retained spectrum ``(..., 2K + 1, K + 1)`` in the forward norm (see
+:mod:`hpc_closure.spectral.modes.grid`). A field on any grid is cut to the model's band, the model
+is evaluated on its own grid, and the result is zero-padded to the caller's grid. Results are
+therefore independent of the caller's resolution, and so is the cost of the model.
 
-There are two transforms between fields and retained spectra, for two uses.
-:class:`~hpc_closure.spectral.modes.transform.Transform` is the solver's: it reuses its work
-arrays, transforms in place, and is split over ranks. This one is what a network and its training
-need: it holds no work arrays, so calls may overlap, and autograd goes through it. Where the modes
-sit and how draws fill them is the same, :mod:`~hpc_closure.spectral.modes.grid` and
-:mod:`~hpc_closure.spectral.modes.half_plane`.
+The package has two transforms between fields and retained spectra.
+:class:`~hpc_closure.spectral.modes.transform.Transform` serves the solver: it reuses work arrays,
+transforms in place, and is distributed over ranks. :class:`Band` serves networks and training: it
+has no work arrays, so calls may overlap, and autograd differentiates it. Both use the same layout
+of modes (:mod:`~hpc_closure.spectral.modes.grid`) and the same order of random draws
+(:mod:`~hpc_closure.spectral.modes.half_plane`).
 """
 
 import math
@@ -26,16 +26,16 @@ from hpc_closure.spectral.modes.half_plane import ModeDraws, wavevectors_within
 
 __all__ = ["Band", "band"]
 
-KEPT_LAYOUTS = 8
-LARGE = 1 << 18  # numbers of a matrix that leaves the second cache
-LARGEST = 25  # numbers of the modes |kx|, |ky| <= 2
+KEPT_LAYOUTS = 8  # sensor layouts whose phases are cached
+LARGE = 1 << 18  # numbers of a matrix that no longer fits into the L2 cache
+LARGEST = 25  # independent real numbers of the modes |kx|, |ky| <= 2
 
 
 class Band:
     """The modes ``|kx|, |ky| <= K`` of a periodic square of side ``length``.
 
-    In one dimension those of a line, a plane of one row: spectra (..., 1, K + 1), fields
-    (..., 1, n) (:class:`~hpc_closure.spectral.modes.grid.Row`).
+    In one dimension, the modes ``ky <= K`` of a line, stored as a plane of one row: spectra
+    (..., 1, K + 1), fields (..., 1, n) (:class:`~hpc_closure.spectral.modes.grid.Row`).
     """
 
     def __init__(self, modes: int, length: float = 1.0, dimensions: int = 2):
@@ -60,7 +60,7 @@ class Band:
 
     @cached_property
     def group_size(self) -> Tensor:
-        """Modes (of the whole plane) in every group, float64."""
+        """Number of modes of the full plane in every group, float64."""
         size = torch.zeros(len(self.group_k2), dtype=torch.float64)
         return size.index_add_(0, self.groups.flatten(), self.weights.flatten())
 
@@ -76,14 +76,14 @@ class Band:
 
     @cached_property
     def half_plane(self) -> ModeDraws:
-        """Where the draws of white noise go: the wavevectors of the half plane, by |k|."""
+        """Wavevectors of the half plane sorted by |k|, the order of white-noise draws."""
         vectors = wavevectors_within(self.modes)
         if self.grid.dimensions == 1:
             vectors = vectors[vectors[:, 0] == 0]
         return ModeDraws(vectors, self.modes)
 
     def on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Attribute ``name`` (here or of the grid) as a tensor on ``device``, kept for reuse."""
+        """Return attribute ``name`` of the band or its grid as a cached tensor on ``device``."""
         key = (name, str(device), dtype)
         if key not in self._cache:
             value = getattr(self, name) if hasattr(type(self), name) else getattr(self.grid, name)
@@ -91,12 +91,12 @@ class Band:
         return self._cache[key]
 
     def to_spectral(self, field: Tensor) -> Tensor:
-        """Fields (..., n, n), n > 2K or n = 2K + 2 at least, to retained spectra."""
+        """Transform fields (..., n, n) to retained spectra; n must be at least 2K + 1."""
         self.check_grid(*field.shape[-2:])
         return to_spectra(field, self.modes)
 
     def check_grid(self, rows: int, columns: int) -> None:
-        """Raise ValueError unless a field has the band's sides and is fine enough for it."""
+        """Raise ValueError unless a field is square (one row on a line) and fine enough."""
         line, least = self.grid.dimensions == 1, 2 * self.modes + 2
         if rows != (1 if line else columns) or columns < least - 1:
             needs = f"needs a square grid of at least {least}"
@@ -105,14 +105,14 @@ class Band:
             raise ValueError(f"field is {rows}x{columns}; a band of {self.modes} modes {needs}")
 
     def share_beyond(self, w_hat: Tensor, size: int | None = None) -> Tensor:
-        """Share (...) of the variance of states that is outside this band; 0 where there is none.
+        """Compute the share (...) of the variance of states outside this band.
 
         Args:
-            w_hat: retained spectra (..., 2K + 1, K + 1), or whole ones as ``rfft2`` gives them.
-            size: points per side of the fields of whole ones, even.
+            w_hat: retained spectra (..., 2K + 1, K + 1), or full spectra from ``rfft2``.
+            size: points per side of the fields of full spectra, even; None for retained spectra.
         """
         power = torch.view_as_real(w_hat).double().square().sum(-1)
-        # a column with ky > 0 stands for two, but for the last of a whole spectrum
+        # a column with ky > 0 stands for ky and -ky, except the last column of a full spectrum
         power[..., 1:] *= 2.0
         if size is not None:
             power[..., size // 2] *= 0.5
@@ -124,14 +124,15 @@ class Band:
         return beyond / power.sum((-2, -1)).clamp(min=torch.finfo(power.dtype).tiny)
 
     def to_physical(self, w_hat: Tensor, size: int) -> Tensor:
-        """Retained spectra to fields (..., n, n); modes that n cannot carry are cut."""
+        """Transform retained spectra to fields (..., n, n); drops modes that n cannot resolve."""
         return to_fields(w_hat, size)
 
     def phases(self, positions: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """cos k.x and -sin k.x of every mode at ``positions`` (S, 2): real pairs (S, 2 modes).
+        """Compute (cos k.x, -sin k.x) of every mode at ``positions`` (S, 2): (S, 2 modes).
 
-        Products with real pairs of spectra are the real part of sum(w hat e^(i k.x)), at half the
-        cost of complex ones. The last few are kept: a layout is used for many states.
+        The product with a spectrum's real pairs is the real part of sum(w hat e^(i k.x)), at half
+        the cost of a complex product. The last few layouts are cached, because a layout is used
+        for many states.
         """
 
         def make(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -147,7 +148,14 @@ class Band:
         positions: Tensor,
         device: torch.device | str,
     ) -> tuple[Tensor, ...]:
-        """What is made of e^(i kx x) and e^(i ky y) at positions; the last few are kept."""
+        """Call ``make(e^(i kx x), e^(i ky y))`` for positions (S, 2); caches the last few results.
+
+        Args:
+            name: name of the result, part of the cache key.
+            make: (S, 2K + 1) and (S, K + 1) complex -> tensors.
+            positions: (S, 2).
+            device: device of the result.
+        """
         positions = positions.double().cpu().contiguous()
         key = (name, positions.numpy().tobytes(), str(device))
         if key not in self._layouts:
@@ -159,10 +167,9 @@ class Band:
         return self._layouts[key]
 
     def values(self, w_hat: Tensor, positions: Tensor) -> Tensor:
-        """Values (..., S) in float64 of spectra at ``positions`` (S, 2).
+        """Evaluate spectra at ``positions`` (S, 2); returns (..., S), float64.
 
-        First along x, then along y, where the matrix of :meth:`phases` would be larger than all
-        the rest.
+        If the matrix of :meth:`phases` would exceed the cache, sum first along x, then along y.
         """
         device = w_hat.device
         if 2 * len(positions) * math.prod(self.shape) <= LARGE:
@@ -176,12 +183,12 @@ class Band:
         return (torch.view_as_real(x @ weighted) * y).sum((-2, -1))
 
     def at(self, w_hat: Tensor, phases: Tensor) -> Tensor:
-        """Values (..., S) in float64 of spectra at the points of ``phases``."""
+        """Evaluate spectra at the points of ``phases``; returns (..., S), float64."""
         weighted = w_hat.to(torch.complex128) * self.on("weights", w_hat.device, torch.float64)
         return torch.view_as_real(weighted).flatten(-3) @ phases.to(w_hat.device).T
 
     def by_group(self, values: Tensor) -> Tensor:
-        """Sum over the plane of mode values (..., 2K + 1, K + 1) within groups, (..., groups)."""
+        """Sum mode values (..., 2K + 1, K + 1) of the full plane per group; (..., groups)."""
         weighted = values * self.on("weights", values.device, values.dtype)
         out = values.new_zeros(*values.shape[:-2], len(self.group_k2))
         return out.index_add_(
@@ -189,15 +196,15 @@ class Band:
         )
 
     def variance(self, spectrum: Tensor) -> float:
-        """Pointwise variance of a field with variances per mode (groups,)."""
+        """Compute the pointwise variance of a field from variances per mode (groups,)."""
         return float((spectrum * self.group_size).sum())
 
     def spread(self, by_group: Tensor) -> Tensor:
-        """Group values (..., groups) to every mode of the spectrum."""
+        """Expand group values (..., groups) to every mode, (..., 2K + 1, K + 1)."""
         return by_group[..., self.on("groups", by_group.device, torch.int64)]
 
     def largest(self, w_hat: Tensor) -> Tensor:
-        """The modes |kx|, |ky| <= 2 as real numbers, (..., 25)."""
+        """Extract the modes |kx|, |ky| <= 2 as real numbers, (..., 25)."""
         if self.modes < 2:
             return band(2, self.length).largest(resize(w_hat, 2))
         pairs = torch.view_as_real(w_hat.resolve_conj()).flatten(-3)
@@ -205,9 +212,10 @@ class Band:
 
     @cached_property
     def largest_places(self) -> Tensor:
-        """Where :meth:`largest` finds its numbers among the real pairs of a spectrum, int64.
+        """Indices (25,) of the numbers of :meth:`largest` in a spectrum's real pairs, int64.
 
-        The column ky = 0, real and (but for the mean) imaginary, then the others, kx by kx.
+        Order: real parts of the column ky = 0, its imaginary parts without the mean, then real and
+        imaginary parts of the other columns, kx by kx.
         """
         kx = torch.tensor([0, 1, 2, -2, -1]) % self.shape[0]
         places = 2 * (kx[:, None] * self.shape[1] + torch.arange(3))
@@ -217,9 +225,9 @@ class Band:
         )
 
     def summary(self, w_hat: Tensor) -> Tensor:
-        """Numbers (..., 51) of a state: its largest modes, the same over its rms, log rms.
+        """Compute numbers (..., 51) of a state: its largest modes, these over its rms, log rms.
 
-        None (..., 0) on a line, where no network reads them.
+        Returns (..., 0) on a line, where no network reads them.
         """
         if self.grid.dimensions == 1:
             return w_hat.real.new_zeros(*w_hat.shape[:-2], 0)
@@ -230,8 +238,8 @@ class Band:
         return torch.cat([low, low / rms, rms.log()], dim=-1)
 
     def place_largest(self, numbers: Tensor) -> Tensor:
-        """Inverse of :meth:`largest`: (..., 25) numbers to a spectrum, else zero."""
-        if numbers.dtype == torch.bfloat16:  # there are no complex numbers of it
+        """Invert :meth:`largest`: put (..., 25) numbers into spectra that are zero elsewhere."""
+        if numbers.dtype == torch.bfloat16:  # torch has no complex bfloat16
             numbers = numbers.float()
         if self.modes < 2:
             return resize(band(2, self.length).place_largest(numbers), self.modes)
@@ -243,7 +251,7 @@ class Band:
 
     @cached_property
     def largest_sources(self) -> Tensor:
-        """For each of a spectrum's real pairs which of the 25 numbers it is; 25 where none is."""
+        """Index into the 25 numbers for each real number of a spectrum; 25 where there is none."""
         sources = torch.full((2 * math.prod(self.shape),), LARGEST)
         sources[self.largest_places] = torch.arange(LARGEST)
         pairs = sources.view(*self.shape, 2)
@@ -252,15 +260,15 @@ class Band:
 
     @cached_property
     def largest_signs(self) -> Tensor:
-        """-1 where the real pair is that of a conjugate, else 1."""
+        """Signs of a spectrum's real numbers: -1 for imaginary parts of conjugates, else 1."""
         signs = torch.ones(*self.shape, 2)
         signs[-2:, 0, 1] = -1.0
         return signs.flatten()
 
     def white(self, normals: np.ndarray) -> Tensor:
-        """Complex normals (B, H) of the half plane, E|z|^2 = 2, to the spectrum of white noise.
+        """Place complex normals (B, H), E|z|^2 = 2, into spectra of white noise, E|z_hat|^2 = 1.
 
-        Every mode has E|z_hat|^2 = 1; the field is real.
+        H is the number of wavevectors of the half plane. The fields are real.
         """
         padded = self.half_plane.empty(len(normals))
         padded[:, :-1] = normals * np.sqrt(0.5)
@@ -273,5 +281,5 @@ def _conjugate_pairs(values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def band(modes: int, length: float = 1.0, dimensions: int = 2) -> Band:
-    """The band of ``modes`` modes; built once."""
+    """Return the cached band of ``modes`` modes."""
     return Band(modes, length, dimensions)

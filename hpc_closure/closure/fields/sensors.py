@@ -1,8 +1,8 @@
-"""Point sensors: layouts, positions, readings with their errors, and what they say alone.
+"""Point sensors: layouts, positions, readings with errors, interpolation, training layouts.
 
-A layout is an object with ``layout`` (regular or scattered), ``number`` (per side, or in all) and
-``noise`` (standard deviation of the error over the rms of what is read), as the experiment's
-``SensorLayout``. :class:`Sensors` are readings of one layout.
+A layout is an object such as the experiment's ``SensorLayout``, with attributes ``layout``
+(regular or scattered), ``number`` (per side if regular, else in total) and ``noise`` (standard
+deviation of the error over the rms of the field). :class:`Sensors` are readings of a layout.
 """
 
 import math
@@ -33,9 +33,9 @@ class Sensors:
     """Point values of the true closure.
 
     Args:
-        values: (..., S), one row per state, in the convention of the target U.
-        positions: (S, 2) coordinates (x, y), any real numbers: the domain is periodic.
-        noise_std: standard deviation of the sensors' error, in units of U; 0 = exact.
+        values: (..., S), a row per state, in the convention of the target U.
+        positions: (S, 2) coordinates (x, y), any real numbers, because the domain is periodic.
+        noise_std: standard deviation of the sensors' errors, in units of U; 0 = exact.
     """
 
     values: Any
@@ -64,25 +64,25 @@ class Sensors:
 
     @property
     def key(self) -> tuple:
-        """What decides the gain of a layout."""
+        """Hashable identity of the layout: positions and noise, which determine the gain."""
         return (self.positions.numpy().tobytes(), self.noise_std)
 
     def rows(self, index) -> "Sensors":
-        """The readings of some states."""
+        """Select the readings of some states."""
         return replace(self, values=self.values[index])
 
 
-# ---- where they stand ---------------------------------------------------------------------------
+# ---- positions ----------------------------------------------------------------------------------
 
 
 def regular_positions(per_side: int, length: float = 1.0) -> Tensor:
-    """Positions (per_side^2, 2), float64, of a regular layout that starts at the origin."""
+    """Compute positions (per_side^2, 2), float64, of a regular layout from the origin."""
     x = torch.arange(per_side, dtype=torch.float64) * (length / per_side)
     return torch.cartesian_prod(x, x).reshape(-1, 2)
 
 
 def regular_side(positions: Tensor) -> int | None:
-    """Sensors per side of a regular square layout from the origin; None if it is another."""
+    """Return the sensors per side of a regular layout from the origin; None for other layouts."""
     side = math.isqrt(len(positions))
     if side * side != len(positions):
         return None
@@ -92,9 +92,9 @@ def regular_side(positions: Tensor) -> int | None:
 
 
 def grid_points(layout, size: int, seed: int) -> Tensor:
-    """Grid points of a layout as integer pairs, (S, 2).
+    """Return the grid points of a layout as integer pairs, (S, 2).
 
-    Regular: ``number`` per side. Scattered: ``number`` in all, distinct, decided by ``seed``.
+    Regular: ``number`` per side. Scattered: ``number`` distinct points, chosen by ``seed``.
 
     Raises:
         ValueError: the layout does not fit on the grid.
@@ -112,7 +112,7 @@ def grid_points(layout, size: int, seed: int) -> Tensor:
 
 
 def layout_name(layout) -> str:
-    """Short name of a layout for tables: ``16x16``, ``64 scattered``, ``none``."""
+    """Return the short name of a layout for tables: ``16x16``, ``64 scattered``, ``none``."""
     if layout is None:
         return "none"
     regular = layout.layout == "regular"
@@ -120,18 +120,18 @@ def layout_name(layout) -> str:
     return f"{name}, noise {layout.noise:g}" if layout.noise else name
 
 
-# ---- what they read -----------------------------------------------------------------------------
+# ---- readings -----------------------------------------------------------------------------------
 
 
 def observe(
     field: Tensor, layout, seed: int, rows: Sequence[int], call: int, length: float = 1.0
 ) -> Sensors:
-    """Readings of a layout in fields (B, n, n).
+    """Read fields (B, n, n) with the sensors of a layout, errors included.
 
     Args:
         field: closure fields.
         layout: see the module's docstring.
-        seed, rows, call: key of the sensor error: experiment, one number per field, time.
+        seed, rows, call: key of the sensor errors: experiment, a number per field, closure call.
         length: side of the square.
     """
     points = grid_points(layout, field.shape[-1], seed)
@@ -145,26 +145,26 @@ def observe(
 
 
 def subgrid(field: Tensor, per_side: int) -> Tensor:
-    """Values (..., per_side, per_side) of fields (..., n, n) on a regular subgrid."""
+    """Take the values (..., per_side, per_side) of fields (..., n, n) on a regular subgrid."""
     stride = field.shape[-1] // per_side
     return field[..., ::stride, ::stride]
 
 
 def read_regular(field: Tensor, per_side: int, length: float = 1.0) -> Sensors:
-    """Exact readings of fields (B, n, n) on a regular subgrid."""
+    """Read fields (B, n, n) without error on a regular subgrid."""
     values = subgrid(field, per_side).flatten(-2)
     return Sensors(values, regular_positions(per_side, length))
 
 
 def values_at(field: Tensor, positions: Tensor, length: float) -> Tensor:
-    """Values (..., S) of fields (..., n, n) at the grid points next to positions (S, 2)."""
+    """Take the values (..., S) of fields (..., n, n) at the grid points nearest to (S, 2)."""
     size = field.shape[-1]
     cells = torch.round(positions * (size / length)).long() % size
     return field[..., cells[:, 0], cells[:, 1]]
 
 
 def fourier_interpolation(sensors: Sensors, size: int) -> Tensor:
-    """Periodic Fourier interpolation of a regular layout alone, (B, n, n).
+    """Interpolate readings of a regular layout by periodic Fourier modes, (B, n, n).
 
     Raises:
         ValueError: the sensors are not a regular layout that starts at the origin.
@@ -189,11 +189,18 @@ def fourier_interpolation(sensors: Sensors, size: int) -> Tensor:
     return torch.fft.ifft2(out, norm="forward").real
 
 
-# ---- those of the training ----------------------------------------------------------------------
+# ---- training layouts ---------------------------------------------------------------------------
 
 
 class TrainingLayout(NamedTuple):
-    """A layout that training shows: its size (per side or in all), noise / rms of the residual."""
+    """Layout used in training.
+
+    Attributes:
+        kind: regular or scattered.
+        size: sensors per side if regular, else in total.
+        noise: standard deviation of the errors over the rms of the residual.
+        weight: relative frequency.
+    """
 
     kind: str
     size: int
@@ -211,7 +218,7 @@ KRIGED_LAYOUTS = (
     TrainingLayout("scattered", 12, 0.3),
     TrainingLayout("scattered", 80, 0.1),
 )
-# a network that is to learn what sensors mean must see many of them
+# a network that learns to interpret sensors needs many layouts
 LEARNED_LAYOUTS = (
     TrainingLayout("regular", 16, 0.0, 8.0),
     TrainingLayout("regular", 12),
@@ -226,19 +233,19 @@ LEARNED_LAYOUTS = (
     TrainingLayout("scattered", 12, 0.3, 0.5),
     TrainingLayout("scattered", 80, 0.1, 0.5),
 )
-VARIANTS = 16  # of every scattered layout that a network learns from
+VARIANTS = 16  # sets of positions of every scattered layout that a network learns from
 LAYOUT_SEED = 5
 
 
 @lru_cache(maxsize=512)
 def training_layout(layout: TrainingLayout, variant: int, length: float, rms: float) -> Sensors:
-    """A layout anywhere in the square; its values are to be taken from the target.
+    """Return the positions and the noise of a training layout; the values are zero.
 
     Args:
-        layout: what is shown.
-        variant: of the places of a scattered one.
+        layout: the layout.
+        variant: number of the set of positions of a scattered layout.
         length: side of the square.
-        rms: of the residual, the unit of the errors.
+        rms: rms of the residual, the unit of the errors.
     """
     if layout.kind == "regular":
         positions = regular_positions(layout.size, length)
@@ -251,9 +258,9 @@ def training_layout(layout: TrainingLayout, variant: int, length: float, rms: fl
 
 
 def choose_layouts(uniform: Tensor, sensors: str, layouts: Sequence[TrainingLayout]) -> Tensor:
-    """Number of each sample's layout from uniforms (B,): 0 = no sensors, 1 = the first.
+    """Choose the layout number of each sample by uniforms (B,): 0 = no sensors, 1 = the first.
 
-    Half of the samples have none where sensors are ``optional``.
+    If ``sensors`` is ``optional``, half of the samples have no sensors.
     """
     if sensors == "none":
         return torch.zeros_like(uniform, dtype=torch.int64)

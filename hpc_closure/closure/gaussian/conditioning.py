@@ -1,4 +1,4 @@
-"""How sensors enter the residual: kriged under the base law, or learned by its network."""
+"""Conditioning of the residual q on sensors: kriging under the base law, or learned."""
 
 import math
 from abc import ABC, abstractmethod
@@ -25,26 +25,27 @@ from hpc_closure.closure.gaussian.residual_coordinates import Encoding, Frame
 
 __all__ = ["Carrier", "Conditioning", "Kriged", "Learned", "Observed", "Posterior", "Reading"]
 
-KRIGING_CACHE = 32
-CARRIERS = 256
-FEW = 0.1  # weight of the sensors below which a point is hardly seen
+KRIGING_CACHE = 32  # cached gains
+CARRIERS = 256  # cached carriers
+FEW = 0.1  # total weight of sensors at which a point counts as half observed
 
 
 class Carrier:
-    """How the values of a layout come to the points of the generator's grid.
+    """Interpolation between the sensors of a layout and the generator's grid.
 
-    A regular layout is interpolated by its Fourier modes; the values of a scattered one are spread
+    A regular layout is interpolated by its Fourier modes. Values of a scattered layout are spread
     by a normalised Gaussian of half the sensors' mean distance.
 
     Args:
         frame: coordinates of q.
         positions: (S, 2).
         noise: standard deviation of the errors over that of q.
-        device: where it is used.
+        device: torch device.
 
     Attributes:
-        places: (2, g, g) how much of each point the sensors see, and their errors.
-        numbers: (4,) of the layout (see :mod:`posterior_network`).
+        places: (2, g, g) how well each point is observed, 0 to 1, and the noise.
+        numbers: (4,) description of the layout, see
+            :mod:`~hpc_closure.closure.networks.sensor_network`.
     """
 
     def __init__(self, frame: Frame, positions: Tensor, noise: float, device: Any):
@@ -56,31 +57,31 @@ class Carrier:
         self.size = size
         seen = density.to(device, torch.float32)
         self.places = torch.stack([seen, torch.full_like(seen, noise)])
-        many = math.log(count) / math.log(256)
-        self.numbers = torch.tensor([1.0, many, noise, float(density.mean())], device=device)
+        log_count = math.log(count) / math.log(256)
+        self.numbers = torch.tensor([1.0, log_count, noise, float(density.mean())], device=device)
 
     def read(self, q_hat: Tensor) -> Tensor:
-        """Values (B, S), float32, of spectra at the sensors."""
+        """Evaluate spectra (B, ...) at the sensors; returns (B, S), float32."""
         pairs = torch.view_as_real(q_hat.to(torch.complex64)).flatten(1)
         return pairs @ self._reads.T
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values (B, S) to fields (B, g, g)."""
+        """Spread sensor values (B, S) to fields (B, g, g)."""
         return (values.float() @ self._spreads).unflatten(-1, (self.size, self.size))
 
 
 def _interpolation(positions: Tensor, size: int, length: float) -> tuple[Tensor, Tensor]:
-    """Weights (S, g g) of each sensor at each point, and what is seen of each point, (g, g)."""
+    """Compute each sensor's weight at each point, (S, g g), and each point's coverage, (g, g)."""
     side = regular_side(positions)
     points = torch.arange(size, dtype=torch.float64) / size
-    apart = (positions / length)[:, :, None] - points  # (S, 2, g)
+    offsets = (positions / length)[:, :, None] - points  # (S, 2, g)
     if side:
         k = torch.arange(-((side - 1) // 2), side // 2 + 1, dtype=torch.float64)
-        one = torch.cos(2 * math.pi * apart[..., None] * k).sum(-1) / side
+        one = torch.cos(2 * math.pi * offsets[..., None] * k).sum(-1) / side
         seen = torch.ones(size, size, dtype=torch.float64)
         return (one[:, 0, :, None] * one[:, 1, None, :]).flatten(1), seen
     width = 0.5 / math.sqrt(len(positions))
-    one = torch.exp(-0.5 * ((apart - apart.round()) / width).square())
+    one = torch.exp(-0.5 * ((offsets - offsets.round()) / width).square())
     near = (one[:, 0, :, None] * one[:, 1, None, :]).flatten(1)
     total = near.sum(0)
     seen = (total / (total + FEW)).unflatten(-1, (size, size))
@@ -89,12 +90,12 @@ def _interpolation(positions: Tensor, size: int, length: float) -> tuple[Tensor,
 
 @dataclass
 class Reading:
-    """Readings of a layout, for a network that learns what they mean.
+    """Readings of a layout, as input of a network.
 
     Attributes:
-        rows: of the batch, or None for all.
-        carrier: of the layout.
-        values: (rows or 1, S), in units of q's standard deviation, less the mean.
+        rows: rows of the batch with this layout; None = all.
+        carrier: interpolation of the layout.
+        values: (rows or 1, S), readings minus the mean, in units of q's standard deviation.
     """
 
     rows: Tensor | None
@@ -102,7 +103,7 @@ class Reading:
     values: Tensor
 
     def rows_of(self, count: int) -> Tensor:
-        """Rows of a batch of ``count``."""
+        """Return the rows with this layout in a batch of ``count``."""
         if self.rows is not None:
             return self.rows
         return torch.arange(count, device=self.values.device)
@@ -110,13 +111,13 @@ class Reading:
 
 @dataclass
 class Observed:
-    """What sensors say of q, for B states.
+    """Information of sensors about q, for B states.
 
     Attributes:
-        fields: (B or 1, C, g, g) channels of the residual's network.
-        gain: of the kriging, or None where the network alone makes use of the sensors.
-        mean: posterior mean of q, spectra (B or 1, ...), or None.
-        readings: for the network.
+        fields: (B or 1, C, g, g) input channels of the residual's network.
+        gain: the kriging gain; None if only the network uses the sensors.
+        mean: posterior mean of q, spectra (B or 1, ...); None likewise.
+        readings: readings for the network.
     """
 
     fields: Tensor
@@ -125,11 +126,11 @@ class Observed:
     readings: list[Reading] = field(default_factory=list)
 
     def condition(self, z: Tensor, key: keyed_noise.Key) -> Tensor:
-        """Base noise (M, ...) of the prior to that of the posterior; M / B of every state."""
+        """Turn prior draws of q (M, ...) into posterior fluctuations; M / B draws per state."""
         if self.gain is None:
             return z
         std = self.gain.error.sqrt()
-        if std.ndim == 2:  # of B states
+        if std.ndim == 2:  # one row per state
             std = for_members(std, len(z))
         errors = keyed_noise.normals(*key, std.shape[-1]).to(std)
         return self.gain.remove(z, errors * std)
@@ -137,13 +138,13 @@ class Observed:
 
 @dataclass
 class TrainingObserved:
-    """What training layouts say of a batch.
+    """Information of training layouts about the q of a batch.
 
     Attributes:
-        fields: (B, C, g, g).
+        fields: (B, C, g, g) input channels of the residual's network.
         mean: posterior mean of q, spectra (B, ...).
-        gains: (rows, gain) of every layout that is kriged.
-        readings: for the network.
+        gains: (rows, gain) of every kriged layout.
+        readings: readings for the network.
     """
 
     fields: Tensor
@@ -153,16 +154,16 @@ class TrainingObserved:
 
 
 class Conditioning(ABC):
-    """How sensors enter."""
+    """Method by which sensors condition the residual."""
 
-    #: fields that it gives the network
+    #: number of fields that it adds to the network's input
     channels: int
-    #: what training shows
+    #: layouts used in training
     layouts: tuple[TrainingLayout, ...]
 
     @abstractmethod
     def absent(self, frame: Frame, like: Tensor) -> Tensor:
-        """Fields (1, C, g, g) where there are no sensors."""
+        """Return the network's input (1, C, g, g) without sensors."""
 
     @abstractmethod
     def observe(
@@ -173,15 +174,15 @@ class Conditioning(ABC):
         scale: Tensor | None,
         law: BaseLaw,
     ) -> Observed:
-        """What readings say.
+        """Condition q on readings.
 
         Args:
             frame: coordinates of q.
-            encoding: of the states.
+            encoding: conditions from the states.
             sensors: readings of U.
-            scale: (shells,) standard deviation of what sensors read of q over that of its law;
-                None = 1.
-            law: of q.
+            scale: (shells,) standard deviation of the readings' part of q over that of its law;
+                None = 1. It differs from 1 if U is a mean over another interval than in training.
+            law: law of q.
         """
 
     @abstractmethod
@@ -194,29 +195,29 @@ class Conditioning(ABC):
         layouts: Tensor,
         key: keyed_noise.Key,
     ) -> TrainingObserved:
-        """Read layouts off the truth.
+        """Read the truth with training layouts and condition on it.
 
         Args:
             frame: coordinates of q.
-            encoding: of the states.
-            x0: q of the batch, spectra (B, ...).
+            encoding: conditions from the states.
+            x0: true q of the batch, spectra (B, ...).
             z: (N, B, ...) base noise, conditioned in place.
-            layouts: (B,) number of the layout of each sample, 0 = none.
-            key: of the sensors' errors.
+            layouts: (B,) layout number of each sample, 0 = none.
+            key: key of the sensors' errors.
         """
 
 
 class Kriged(Conditioning):
-    """Kriging under the base law: exact for a Gaussian residual, at any positions."""
+    """Kriging under the base law, at any positions; exact for a Gaussian residual."""
 
-    channels = 2  # the kriged field, and its standard deviation over the prior's
+    channels = 2  # kriged field, posterior standard deviation over the prior's
     layouts = KRIGED_LAYOUTS
 
     def __init__(self) -> None:
         self._kept: OrderedDict = OrderedDict()
 
     def clear(self) -> None:
-        """Forget what was kept of another law."""
+        """Clear the cache of gains, because the law has changed."""
         self._kept.clear()
 
     def absent(self, frame: Frame, like: Tensor) -> Tensor:
@@ -233,7 +234,7 @@ class Kriged(Conditioning):
         device: Any,
         scale: Tensor | None = None,
     ) -> Kriging:
-        """Gain of a layout under a law (of q); kept when it is the same for every state."""
+        """Return the gain of a layout under a law of q; cached if the same for every state."""
         shells = None if scale is None else tuple(scale.tolist())
         key = (*sensors.key, str(device), law is frame.law, shells)
         fixed = log_amplitude is None or sensors.noise_std == 0
@@ -287,7 +288,7 @@ class Kriged(Conditioning):
 
 
 class Learned(Conditioning):
-    """What sensors mean is for the network to learn: it is given their readings and places."""
+    """Learned conditioning: the network receives readings and positions as input."""
 
     channels = 0
     layouts = LEARNED_LAYOUTS
@@ -299,7 +300,7 @@ class Learned(Conditioning):
         return like.new_zeros(1, 0, frame.size, frame.size)
 
     def carrier(self, frame: Frame, sensors: Sensors, noise_std: float, device: Any) -> Carrier:
-        """The carrier of a layout; the last ones are kept."""
+        """Return the carrier of a layout; the last ones are cached."""
         key = (*sensors.key, noise_std, frame.kept.modes, frame.size, str(device))
         if key not in self._kept:
             noise = noise_std / math.sqrt(frame.law.variance)
@@ -309,7 +310,7 @@ class Learned(Conditioning):
         return self._kept[key]
 
     def observe(self, frame, encoding, sensors, scale, law):
-        # another interval changes the spread of q about its mean, not the mean that is learned
+        # another interval changes the spread of q about its mean, but not the learned mean
         innovation = frame.innovation(encoding, sensors)
         carrier = self.carrier(frame, sensors, sensors.noise_std, innovation.device)
         values = innovation / math.sqrt(frame.law.variance)
@@ -321,7 +322,7 @@ class Learned(Conditioning):
         for number, places in rows_of(layouts):
             rows = places.to(x0.device)
             mine = key._replace(ids=[key.ids[i] for i in places.tolist()])
-            # one place for all of a batch: its operators are large
+            # one set of positions per batch, because the carrier's matrices are large
             sensors = training_layout(
                 self.layouts[number - 1], key.item % VARIANTS, frame.band.length, rms
             )
@@ -334,22 +335,22 @@ class Learned(Conditioning):
 
 
 def rows_of(layouts: Tensor) -> list[tuple[int, Tensor]]:
-    """(layout, rows) of the layouts of a batch that have sensors, on the host."""
+    """List (layout number, rows) of a batch, on the host; skips rows without sensors."""
     numbers = sorted(set(layouts.tolist()) - {0})
     return [(number, torch.nonzero(layouts == number)[:, 0]) for number in numbers]
 
 
 @dataclass
 class Posterior:
-    """Given what q is drawn.
+    """Conditions under which the generator draws q.
 
     Attributes:
-        fields: (B or 1, C, g, g) of the state and the sensors.
+        fields: (B or 1, C, g, g) channels of the state and the sensors.
         summary: (B or 1, 51) numbers of the state.
-        gains: (rows, gain) of what is kriged; rows None = all.
-        readings: of sensors that the network itself reads.
-        white_state: (B or 1, ...) spectra of the state in the residual band, whitened; None where
-            the network does not read it.
+        gains: (rows, gain) of every kriged layout; rows None = all.
+        readings: readings that the network uses itself.
+        white_state: (B or 1, ...) whitened spectra of the state in the residual band; None if the
+            network does not read them.
     """
 
     fields: Tensor
@@ -359,7 +360,7 @@ class Posterior:
     white_state: Tensor | None = None
 
     def project(self, frame: Frame, white_hat: Tensor) -> Tensor:
-        """A Q^(1/2) f: colour a whitened spectrum and take the kriged part out of it."""
+        """Colour a whitened spectrum (B, ...) and remove its kriged part: (1 - KH) Q^(1/2) f."""
         out = white_hat * frame.law.modes("colour", white_hat)
         for rows, gain in self.gains:
             if rows is None:

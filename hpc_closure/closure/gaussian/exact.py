@@ -1,13 +1,13 @@
-r"""Closed-form laws of the closure, against which calibration is certified.
+r"""Closed-form laws of the closure, used as reference for calibration.
 
-With the published stochastic forcing the closures of one step are Gaussian given the state,
+With the published stochastic forcing, the closure of one step is Gaussian given the state,
 
 .. math:: U_\mathrm{diffusion} \sim N(\tfrac{\nu}{2}\Delta w,\ \beta^2 Q), \qquad
           U_\mathrm{convection} \sim N(-u\cdot\nabla w,\ \beta^2 Q),
 
-(G = 2U of Dong, Chen, Wu, JCP 2025), an m-step mean has 1/m of the variance, and point sensors
-condition the law exactly (kriging). Noise that follows the state has known laws too, see
-:mod:`~hpc_closure.closure.gaussian.fluctuation`.
+(G = 2U in Dong, Chen, Wu, JCP 2025). An m-step mean has 1/m of the variance, and point sensors
+condition the law exactly by kriging. :mod:`~hpc_closure.closure.gaussian.fluctuation` has the laws
+for state-dependent noise.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ __all__ = ["ExactLaw"]
 
 
 class ExactLaw:
-    """p(U | V, sensors) of a problem with white stochastic forcing: known term + fluctuation.
+    """Exact law p(U | V, sensors) with white stochastic forcing: known term + fluctuation.
 
     Args:
-        problem: the full system, on the grid of the states that will be given.
+        problem: the full system on the grid of the states.
         kind: ``diffusion`` or ``convection``.
-        interval: solver steps that one closure stands for.
+        interval: solver steps over which a closure is a mean.
 
     Raises:
         ValueError: no closed form is known.
@@ -56,7 +56,7 @@ class ExactLaw:
 
     @staticmethod
     def refusal(problem: Problem, kind: str, interval: int = 1) -> str | None:
-        """Why no closed form is known; None where one is."""
+        """Return why no closed form is known; None if one is."""
         noise = problem.physics.noise
         if kind not in REMOVABLE or noise.kind not in FLUCTUATIONS:
             return f"no exact law is known for closure {kind!r} with noise {noise.kind!r}"
@@ -65,7 +65,7 @@ class ExactLaw:
 
     @classmethod
     def of(cls, problem: Problem, kind: str, interval: int = 1) -> "ExactLaw | None":
-        """The law, or None where no closed form is known."""
+        """Return the law; None if no closed form is known."""
         if cls.refusal(problem, kind, interval) is not None:
             return None
         return cls(problem, kind, interval)
@@ -77,28 +77,30 @@ class ExactLaw:
 
     @property
     def variance(self) -> float:
-        """Pointwise variance of the noise's mean over the interval, before the state shapes it.
+        """Pointwise variance of the noise's mean over the interval, before it depends on V.
 
-        That of U without sensors where the law is homogeneous; else see :meth:`variance_at`.
+        If the law is homogeneous, this is the variance of U without sensors; otherwise see
+        :meth:`variance_at`.
         """
         return self.law.variance
 
-    # given fields
+    # for fields
 
     def mean(self, states: Tensor, sensors: Sensors | None = None) -> Tensor:
-        """E[U | V, sensors], (B, n, n) float64, for states (B, n, n)."""
+        """Compute E[U | V, sensors], (B, n, n) float64, for states (B, n, n)."""
         w_hat = self.spectra(states)
         known, seen = self._seen(w_hat, sensors)
         return self.transform.to_physical(known + self.fluctuation.mean_hat(w_hat, seen))
 
     def variance_at(self, states: Tensor) -> Tensor:
-        """Pointwise variance of U given states (B, n, n) without sensors, (B, n, n) float64."""
+        """Compute Var[U | V] without sensors, (B, n, n) float64, for states (B, n, n)."""
         return self.fluctuation.variance_at(self.spectra(states))
 
     def known_term(self, states: Tensor, sensors: Sensors | None = None) -> Tensor:
-        """The baseline ``physics``, (B, n, n): E[U | V], plus what sensors see beyond it.
+        """Compute the baseline ``physics``, (B, n, n): E[U | V] plus interpolated innovations.
 
-        That is interpolated between the sensors of a regular layout, without the law's help.
+        Innovations are readings minus E[U | V]. They are interpolated by Fourier modes between the
+        sensors of a regular layout; the covariance of the law is not used.
         """
         known = self.mean(states)
         if sensors is None:
@@ -116,7 +118,7 @@ class ExactLaw:
         call: int = 0,
         sensors: Sensors | None = None,
     ) -> Tensor:
-        """Draws of U, (members, B, n, n) float64; each member and state draws for itself."""
+        """Draw U, (members, B, n, n) float64, independently for each member and state."""
         rows, w_hat = range(len(states)), self.spectra(states)
         keys = [[keyed_noise.pair(member, row) for row in rows] for member in members]
         drawn = self._draws(
@@ -132,18 +134,18 @@ class ExactLaw:
         call: int,
         sensors: Sensors | None = None,
     ) -> Tensor:
-        """One U for each state, (B, n, n) float64; ``ids`` key the draws."""
+        """Draw a U per state, (B, n, n) float64; ``ids`` (B,) key the draws."""
         drawn = self.draw_hat(self.spectra(states), ids, seed, call, sensors)
         return self.transform.to_physical(drawn)
 
     def spectra(self, states: Tensor) -> Tensor:
-        """Retained spectra, complex128 on the CPU, of states (B, n, n)."""
+        """Transform states (B, n, n) to retained spectra, complex128 on the CPU."""
         return self.transform.to_spectral(states.double().cpu())
 
-    # given retained spectra
+    # for retained spectra
 
     def mean_hat(self, w_hat: Tensor) -> Tensor:
-        """Spectra of E[U | V] without sensors, of those of the states; float64 on the CPU."""
+        """Compute spectra of E[U | V] without sensors from spectra of states, on the CPU."""
         w_hat = _plain(w_hat)
         return self._removed(w_hat) + self.fluctuation.mean_hat(w_hat, None)
 
@@ -155,14 +157,14 @@ class ExactLaw:
         call: int,
         sensors: Sensors | None = None,
     ) -> Tensor:
-        """One U for each state, spectra (B, 2K + 1, K + 1); ``ids`` key the draws."""
+        """Draw a U per state, spectra (B, 2K + 1, K + 1); ``ids`` (B,) key the draws."""
         return self._draws(_plain(w_hat), [keyed_noise.Key(seed, "oracle", ids, call)], sensors)[0]
 
     def posterior_variance(self, sensors: Sensors) -> float:
-        """Pointwise variance of U given exact positions, averaged over the grid.
+        """Compute the variance of U given readings, averaged over the grid.
 
         Raises:
-            ValueError: it depends on the state.
+            ValueError: the variance depends on the state.
         """
         if not self.homogeneous:
             kind = self.problem.physics.noise.kind
@@ -174,7 +176,7 @@ class ExactLaw:
     # parts
 
     def _removed(self, w_hat: Tensor) -> Tensor:
-        """The removed term, which is known."""
+        """Compute spectra of the removed term, the known part of U."""
         if self.kind == "diffusion":
             return w_hat * (-0.5 * self.problem.viscosity * self.grid.k2)
         pairs = torch.view_as_real(w_hat.contiguous())
@@ -182,7 +184,7 @@ class ExactLaw:
         return torch.view_as_complex(self.equation.nonlinear(pairs, out))
 
     def _seen(self, w_hat: Tensor, sensors: Sensors | None) -> tuple[Tensor, Seen | None]:
-        """The removed term, and what the sensors see beyond it."""
+        """Compute the removed term, and the readings minus it (None without sensors)."""
         known = self._removed(w_hat)
         if sensors is None:
             return known, None
@@ -193,7 +195,7 @@ class ExactLaw:
     def _draws(
         self, w_hat: Tensor, keys: Sequence[keyed_noise.Key], sensors: Sensors | None
     ) -> list[Tensor]:
-        """For each key one U for each state, spectra."""
+        """Draw, for each key, a U per state, spectra (B, 2K + 1, K + 1)."""
         known, seen = self._seen(w_hat, sensors)
         return [known + drawn for drawn in self.fluctuation.draw_hat(w_hat, keys, seen)]
 

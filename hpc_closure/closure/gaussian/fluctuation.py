@@ -1,15 +1,16 @@
-r"""What is random in an exact law of the closure: the mean of the noise over an interval.
+r"""Random part of an exact law of the closure: the mean of the noise over an interval.
 
-One class for each shape of noise. With :math:`q \sim N(0, \beta^2 Q / m)`, the mean of
+There is a class for each kind of noise. With :math:`q \sim N(0, \beta^2 Q / m)`, the mean of
 :math:`\beta\xi` over m steps, and P the cut to the solver's modes, the fluctuation is
 
 * :class:`Homogeneous`: q;
-* :class:`Shaped`: :math:`P(D q)`, :math:`D = 1 + c|w|/\mathrm{rms}(w)`: Gaussian with a covariance
-  :math:`P D Q D P` that follows the flow;
+* :class:`Shaped`: :math:`P(D q)`, :math:`D = 1 + c|w|/\mathrm{rms}(w)`: Gaussian with a
+  state-dependent covariance :math:`P D Q D P`;
 * :class:`Mixed`: :math:`b_1 q + a\phi` with probability p(w), else :math:`b_2 q - a\phi`.
 
-Point sensors condition each exactly: kriging under Q; kriging under :math:`PDQDP`, for each state
-by itself; Bayes' rule for the regime, by how well each explains the readings, and kriging in it.
+Point sensors condition each of them exactly: by kriging under Q; by kriging under :math:`PDQDP`,
+separately for each state; by Bayes' rule for the regime, with the likelihood of the readings in
+each, and kriging within the regime.
 """
 
 from collections.abc import Sequence
@@ -22,20 +23,20 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.gaussian.kriging import NUGGET, BaseLaw, Kriging
 from hpc_closure.spectral.modes.transform import Transform
-from hpc_closure.spectral.noise.kinds import NoiseModel
-from hpc_closure.spectral.noise.paths import Noise
+from hpc_closure.spectral.noise.draws import NoiseModel
+from hpc_closure.spectral.noise.laws import Noise
 from hpc_closure.spectral.noise.state_dependent import Amplitude, Regimes
 
-CHUNK = 64  # modes whose fields are held at once
+CHUNK = 64  # modes whose fields are in memory at a time
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What sensors read beyond the removed term.
+    """Innovations: readings minus the removed term.
 
     Attributes:
-        sensors: the layout.
-        beyond: (B, S) float64.
+        sensors: the readings, with their layout.
+        beyond: (B, S) float64, readings minus the removed term.
     """
 
     sensors: Sensors
@@ -43,24 +44,24 @@ class Seen:
 
     @property
     def error_variance(self) -> Tensor:
-        """(S,) float64, of the sensors' errors."""
+        """Variance of the sensors' errors, (S,) float64."""
         number = len(self.sensors.positions)
         return torch.full((number,), self.sensors.noise_std**2, dtype=torch.float64)
 
     def errors(self, key: keyed_noise.Key) -> Tensor | float:
-        """Draws of the sensors' errors, (B, S)."""
+        """Draw the sensors' errors, (B, S); 0.0 if the sensors are exact."""
         if not self.sensors.noise_std:
             return 0.0
         return keyed_noise.normals(*key, len(self.sensors.positions)) * self.sensors.noise_std
 
 
 class Homogeneous:
-    """The noise itself.
+    """Fluctuation q: state-independent noise.
 
     Args:
-        law: of q.
-        model: draws of the noise on the grid of the states.
-        transform: of that grid.
+        law: law of q.
+        model: the noise on the grid of the states.
+        transform: transform of that grid.
     """
 
     #: whether the fluctuation is Gaussian with one covariance for all states
@@ -68,15 +69,15 @@ class Homogeneous:
 
     def __init__(self, law: BaseLaw, model: NoiseModel, transform: Transform):
         self.law, self.band, self.model, self.transform = law, law.band, model, transform
-        self._kept: tuple[tuple, list[Kriging]] | None = None  # of the last layout
+        self._kriging: tuple[tuple, list[Kriging]] | None = None  # key and gains of last layout
 
     @staticmethod
     def refusal(noise: Noise, dt: float, interval: int) -> str | None:
-        """Why no law is known for this interval, if none is."""
+        """Return why no law is known for this interval; None if one is."""
         return None
 
     def mean_hat(self, w_hat: Tensor, seen: Seen | None) -> Tensor:
-        """Spectra of its mean given states, and what sensors see."""
+        """Compute spectra (B, 2K + 1, K + 1) of the mean given states and innovations."""
         if seen is None:
             return torch.zeros_like(w_hat)
         return self.kriging(seen)[0].field(seen.beyond)
@@ -84,7 +85,7 @@ class Homogeneous:
     def draw_hat(
         self, w_hat: Tensor, keys: Sequence[keyed_noise.Key], seen: Seen | None
     ) -> list[Tensor]:
-        """For each key one draw a state, spectra (B, 2K + 1, K + 1)."""
+        """Draw, for each key, a fluctuation per state; spectra (B, 2K + 1, K + 1)."""
         drawn = [self.noise(key) for key in keys]
         if seen is None:
             return drawn
@@ -93,30 +94,30 @@ class Homogeneous:
         return [known + kriging.remove(noise, _tensor(seen.errors(key))) for key, noise in pairs]
 
     def variance_at(self, w_hat: Tensor) -> Tensor:
-        """Pointwise variance given states, without sensors, (B, n, n)."""
+        """Compute the pointwise variance given states, without sensors, (B, n, n)."""
         size = self.transform.grid.size
         return torch.full((len(w_hat), size, size), self.law.variance, dtype=torch.float64)
 
     def noise(self, key: keyed_noise.Key) -> Tensor:
-        """q, spectra."""
+        """Draw spectra (len(key.ids), 2K + 1, K + 1) of q."""
         return self.law.coloured(keyed_noise.white_spectra(self.band, *key))
 
     def kriging(self, seen: Seen) -> list[Kriging]:
-        """Of each component under the sensors' layout."""
-        if self._kept is None or self._kept[0] != seen.sensors.key:
+        """Return each component's kriging for the sensors' layout; caches the last layout."""
+        if self._kriging is None or self._kriging[0] != seen.sensors.key:
             positions, error = seen.sensors.positions, seen.error_variance
             made = [Kriging(law, positions, error) for law in self.components]
-            self._kept = seen.sensors.key, made
-        return self._kept[1]
+            self._kriging = seen.sensors.key, made
+        return self._kriging[1]
 
     @property
     def components(self) -> list[BaseLaw]:
-        """Gaussian laws that it is made of."""
+        """Gaussian laws of which the fluctuation is a mixture."""
         return [self.law]
 
 
 class Shaped(Homogeneous):
-    """The noise times a field that follows the state."""
+    """Fluctuation P(D q): noise times a state-dependent field."""
 
     homogeneous = False
 
@@ -127,11 +128,11 @@ class Shaped(Homogeneous):
         self.response = response
 
     def factor(self, w_hat: Tensor) -> Tensor:
-        """D, (B, n, n)."""
+        """Compute D, (B, n, n)."""
         return self.response.factor(w_hat, self.transform)
 
     def product(self, factor: Tensor, q_hat: Tensor) -> Tensor:
-        """Spectra of P(D q)."""
+        """Compute spectra of P(D q)."""
         return self.transform.to_spectral(factor * self.transform.to_physical(q_hat))
 
     def mean_hat(self, w_hat, seen):
@@ -139,8 +140,8 @@ class Shaped(Homogeneous):
             return torch.zeros_like(w_hat)
         out = []
         for row, factor in enumerate(self.factor(w_hat)):
-            given = ShapedKriging(self, factor, seen)
-            out.append(self.product(factor, given.field(seen.beyond[row])))
+            posterior = ShapedKriging(self, factor, seen)
+            out.append(self.product(factor, posterior.field(seen.beyond[row])))
         return torch.stack(out)
 
     def draw_hat(self, w_hat, keys, seen):
@@ -148,11 +149,11 @@ class Shaped(Homogeneous):
         if seen is not None:
             errors = [seen.errors(key) for key in keys]
             for row, one in enumerate(factor):
-                given = ShapedKriging(self, one, seen)
+                posterior = ShapedKriging(self, one, seen)
                 for noise, error in zip(drawn, errors):
                     off = error if isinstance(error, float) else error[row]
-                    values = given.at_sensors(noise[row]) + off
-                    noise[row] += given.field(seen.beyond[row] - values)
+                    values = posterior.at_sensors(noise[row]) + off
+                    noise[row] += posterior.field(seen.beyond[row] - values)
         return [self.product(factor, noise) for noise in drawn]
 
     def variance_at(self, w_hat):
@@ -166,7 +167,7 @@ class Shaped(Homogeneous):
         return out
 
     def _modes(self) -> Tensor:
-        """Spectra of fields f_j with q = sum z_j f_j, z_j standard normals: sines and cosines."""
+        """Compute spectra of f_j, sines and cosines with q = sum z_j f_j, z_j standard normal."""
         std, draws_of = self.model.std, self.model.draws
         scale = (self.law.variance / self.law.band.variance(self._full())) ** 0.5
         unit = torch.eye(len(std) + 1, dtype=torch.complex128)[:-1].numpy()
@@ -177,7 +178,7 @@ class Shaped(Homogeneous):
         return modes[modes.abs().amax((-2, -1)) > 0]
 
     def _full(self) -> Tensor:
-        """Spectrum by group of one step's noise."""
+        """Compute the spectrum (groups,) of one step's noise."""
         return self.band.by_group(self.model.std_hat**2) / self.band.group_size
 
 
@@ -185,8 +186,9 @@ class ShapedKriging:
     """Conditioning of q on point values of P(D q), for one state.
 
     Sensor s reads :math:`\\langle D\\kappa_s, q\\rangle`, with :math:`\\kappa_s` the band-limited
-    delta function at its place: the spectra of :math:`D\\kappa_s` stand where
-    :class:`~hpc_closure.closure.gaussian.kriging.Kriging` has those of :math:`\\kappa_s`.
+    delta function at its position. This is
+    :class:`~hpc_closure.closure.gaussian.kriging.Kriging` with :math:`D\\kappa_s` in place of
+    :math:`\\kappa_s`.
 
     Args:
         shaped: the law.
@@ -207,18 +209,18 @@ class ShapedKriging:
         covariance = (self._weighted * self._variance) @ self._functionals.T
         matrix = covariance + torch.diag(seen.error_variance + NUGGET * law.variance)
         factorised, info = torch.linalg.cholesky_ex(matrix)
-        if int(info):  # as in Kriging: sensors at one place, or more exact ones than modes
+        if int(info):  # coincident sensors, or more exact sensors than modes; as in Kriging
             number = len(matrix)
             more = 1e-8 * law.variance * torch.eye(number, dtype=torch.float64)
             factorised = torch.linalg.cholesky(matrix + more)
         self.factor, self.shape = factorised, band.shape
 
     def at_sensors(self, q_hat: Tensor) -> Tensor:
-        """What the sensors read of one q, (S,)."""
+        """Compute readings (S,) of a q, spectrum (2K + 1, K + 1)."""
         return self._weighted @ torch.view_as_real(q_hat).flatten()[self._drawn]
 
     def field(self, values: Tensor) -> Tensor:
-        """Posterior mean of q, spectrum (2K + 1, K + 1), given readings (S,)."""
+        """Compute the posterior mean of q, spectrum (2K + 1, K + 1), given readings (S,)."""
         alpha = torch.cholesky_solve(values[:, None], self.factor)[:, 0]
         pairs = torch.zeros(len(self._drawn), dtype=torch.float64)
         pairs[self._drawn] = self._variance * (alpha @ self._functionals)
@@ -226,7 +228,7 @@ class ShapedKriging:
 
 
 class Mixed(Homogeneous):
-    """Two regimes of the noise."""
+    """Mixture of two regimes: b_1 q + a phi with probability p(w), else b_2 q - a phi."""
 
     homogeneous = False
 
@@ -253,7 +255,7 @@ class Mixed(Homogeneous):
         return self._components
 
     def probability(self, w_hat: Tensor, seen: Seen | None = None) -> Tensor:
-        """P(first regime | states, sensors), (B,)."""
+        """Compute P(first regime | states, sensors), (B,)."""
         odds = torch.from_numpy(self.response.log_odds(w_hat.numpy()))
         if seen is not None:
             one, two = (
@@ -297,12 +299,12 @@ class Mixed(Homogeneous):
         return within + 4 * first * (1 - first) * wave**2
 
     def _beyond(self, seen: Seen) -> list[Tensor]:
-        """What the sensors see beyond removed term and pattern, in each regime."""
+        """Compute readings minus removed term minus pattern, in each regime."""
         wave = self.band.values(self.pattern, seen.sensors.positions)
         return [seen.beyond - wave, seen.beyond + wave]
 
     def _centres(self, seen: Seen) -> list[Tensor]:
-        """Posterior means in each regime."""
+        """Compute the posterior mean in each regime."""
         krigings, values = self.kriging(seen), self._beyond(seen)
         patterns = (self.pattern, -self.pattern)
         return [wave + one.field(off) for wave, one, off in zip(patterns, krigings, values)]
@@ -313,12 +315,12 @@ def _tensor(errors: Tensor | float) -> Tensor | None:
 
 
 def _log_likelihood(kriging: Kriging, values: Tensor) -> Tensor:
-    """Log density of readings (B, S) under a component, but for a constant of the layout."""
+    """Compute the log density (B,) of readings (B, S) under a component, up to a constant."""
     half = torch.linalg.solve_triangular(kriging.factor, values.T, upper=False)
     return -0.5 * half.square().sum(0) - kriging.factor.diagonal().log().sum()
 
 
-#: by kind of noise: those whose law is known
+#: fluctuation by kind of noise, where the law is known
 FLUCTUATIONS: dict[str, type[Homogeneous]] = {
     "q_wiener": Homogeneous,
     "ring": Homogeneous,

@@ -1,8 +1,9 @@
 r"""The Gaussian base law of the residual, and kriging under it.
 
-The residual q of the mean has, per group of equal :math:`|k|^2`, the variance :math:`S(|k|^2)` of
-members that the mean did not see. The base law is N(0, Q) with that spectrum. Point sensors
-condition it exactly (fp64, stated nugget), and Matheron's rule draws from the conditioned law:
+The residual q of the mean has a variance :math:`S(|k|^2)` per group of equal :math:`|k|^2`,
+estimated on members that were not used to fit the mean. The base law is N(0, Q) with this
+spectrum. Point sensors condition it exactly (in float64, with a stated nugget), and Matheron's
+rule draws from the conditioned law:
 
 .. math:: P = Q - QH^T(HQH^T + R)^{-1}HQ, \qquad
           \xi_P = \xi - QH^T(HQH^T + R)^{-1}(H\xi + \eta),
@@ -19,18 +20,18 @@ from hpc_closure.spectral.modes.grid import shell_sum
 
 __all__ = ["BaseLaw", "Kriging"]
 
-CAP = 1e-6
-MOST_NUMBERS = 2048  # of a spectrum, up to which a matrix of all of them is kept
-NUGGET = 1e-12
+CAP = 1e-6  # smallest share of the variance of a shell that is whitened
+MOST_NUMBERS = 2048  # real numbers of a spectrum up to which a square matrix of them is cached
+NUGGET = 1e-12  # added to the readings' covariance, over the variance of the law
 
 
 class BaseLaw:
-    """Stationary Gaussian law with one variance per group.
+    """Stationary Gaussian law with a variance per group of equal ``|k|^2``.
 
     Args:
         band: band of the residual.
         spectrum: (groups,) float64, variance per mode ``E|q_hat|^2``.
-        tail: variance of the field beyond the band: treated as an error of every sensor.
+        tail: variance of the field beyond the band; it counts as an error of every sensor.
     """
 
     def __init__(self, band: Band, spectrum: Tensor, tail: float = 0.0):
@@ -39,14 +40,17 @@ class BaseLaw:
         self._on: dict = {}
 
     def modes(self, name: str, like: Tensor) -> Tensor:
-        """A property of every mode, on the device of ``like``.
+        """Return a property of every mode (2K + 1, K + 1), on the device of ``like``, cached.
 
-        ``std``, ``variance``; ``whiten``: 1 / std where the mode's shell carries more than ``CAP``
-        of the variance and 0 elsewhere (beyond, a network would model amplified round-off);
-        ``mask``: that choice; ``colour``: its std; ``importance``: weight of a whitened error in
-        losses, half equal for all modes and half by variance, so that neither the few modes that
-        carry the field nor the many small ones are drowned; ``inputs``: (2, ...) factors that make
-        fields of unit variance, of all modes alike and of the whole.
+        * ``std``, ``variance``: of the law.
+        * ``mask``: 1 if the mode's shell carries more than ``CAP`` of the variance, else 0.
+        * ``whiten``: 1 / std where ``mask`` is 1, else 0. Below ``CAP`` a network would model
+          amplified round-off.
+        * ``colour``: std where ``mask`` is 1, else 0.
+        * ``importance``: weight of a whitened error in losses, half of it equal for all modes,
+          half by variance. Neither the few strong modes nor the many weak modes then dominate.
+        * ``inputs``: (2, ...) factors to fields of unit variance, with all modes equally strong,
+          and with the spectrum of the law.
         """
         dtype = like.real.dtype if like.is_complex() else like.dtype
         key = (name, str(like.device), dtype)
@@ -73,19 +77,19 @@ class BaseLaw:
         return self._on[key]
 
     def coloured(self, white: Tensor) -> Tensor:
-        """Spectra (..., 2K + 1, K + 1) of white noise to draws of this law."""
+        """Turn white noise (..., 2K + 1, K + 1) into draws of this law."""
         return white * self.modes("std", white)
 
 
 def _paired(values: Tensor) -> Tensor:
-    """One value for the real and one for the imaginary part of every mode, (2 modes,)."""
+    """Repeat a value per mode for its real and imaginary part, (2 modes,)."""
     return values.flatten().repeat_interleave(2)
 
 
 def _factorised(matrix: Tensor, larger: Tensor) -> Tensor:
-    """Cholesky factors of matrices; of ``matrix + larger`` where they are not positive."""
+    """Compute Cholesky factors; those of ``matrix + larger`` where matrices are not positive."""
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if matrix.device.type != "cpu":  # to look would make the host wait
+    if matrix.device.type != "cpu":  # reading ``info`` would make the host wait
         second, _ = torch.linalg.cholesky_ex(matrix + larger)
         return torch.where((info > 0)[..., None, None], second, factor)
     if bool((info > 0).any()):
@@ -100,7 +104,7 @@ class Kriging:
         law: the base law.
         positions: (S, 2).
         noise_variance: (S,) or (B, S), variance of the sensors' errors.
-        scale: (2K + 1, K + 1) factors with which sensors see the modes of q; None = 1.
+        scale: (2K + 1, K + 1) factor of each mode of q in the readings; None = 1.
     """
 
     def __init__(
@@ -112,7 +116,8 @@ class Kriging:
     ):
         self.law, self.band = law, law.band
         device = noise_variance.device
-        self.phases, share = law.band.phases(positions, device), 1.0  # of the variance seen
+        # share: variance of the readings over that of the law
+        self.phases, share = law.band.phases(positions, device), 1.0
         if scale is not None:
             self.phases = self.phases * _paired(scale)
             modes = law.modes("variance", scale) * law.band.weights.to(scale)
@@ -123,7 +128,7 @@ class Kriging:
         self.error = noise_variance.double() + share * law.tail
         nugget = NUGGET * share * law.variance
         matrix = covariance + torch.diag_embed(self.error + nugget)
-        # sensors at one place, or more exact sensors than modes: state a larger nugget
+        # larger nugget for coincident sensors, or more exact sensors than modes
         larger = torch.diag_embed(torch.full_like(self.error, 1e-8 * share * law.variance))
         self.factor = _factorised(matrix, larger)
         self._std: dict[int, Tensor] = {}
@@ -131,13 +136,14 @@ class Kriging:
         self._rest: Tensor | None = None
 
     def at_sensors(self, q_hat: Tensor) -> Tensor:
-        """Values (..., S), float64, of a spectrum at the sensors."""
+        """Evaluate spectra at the sensors; returns (..., S), float64."""
         return self.band.at(q_hat, self.phases)
 
     def field(self, innovation: Tensor) -> Tensor:
-        """Posterior mean spectrum (M, 2K + 1, K + 1), complex128, of innovations (M, S).
+        """Compute posterior mean spectra (M, 2K + 1, K + 1), complex128, of innovations (M, S).
 
-        Where the errors are of B states, each is for M / B innovations in a row.
+        If the errors differ between B states, innovations b M/B to (b + 1) M/B - 1 belong to state
+        b.
         """
         if self.factor.ndim == 3:
             each = innovation.double().unflatten(0, (len(self.factor), -1))
@@ -148,31 +154,34 @@ class Kriging:
         return torch.view_as_complex(pairs.unflatten(-1, (*self.band.shape, 2)))
 
     def remove(self, q_hat: Tensor, errors: Tensor | None = None) -> Tensor:
-        """q - K(Hq + errors): a prior draw to a posterior draw (Matheron), spectra complex128."""
+        """Turn prior draws into posterior fluctuations, q - K(Hq + errors) (Matheron's rule).
+
+        Returns spectra, complex128.
+        """
         values = self.at_sensors(q_hat)
         if errors is not None:
             values = values + errors
         return q_hat.to(torch.complex128) - self.field(values)
 
     def project(self, q_hat: Tensor) -> Tensor:
-        """q - KHq, spectra complex128."""
+        """Compute q - KHq, spectra, complex128."""
         sensors, numbers = self.phases.shape
         if self.factor.ndim == 3 or numbers > min(2 * sensors, MOST_NUMBERS):
             return self.remove(q_hat)
-        if self._rest is None:  # one matrix, smaller than two
+        if self._rest is None:  # a product with 1 - KH costs less than two products
             seen = _paired(self.band.weights).to(self.phases)[:, None] * self.phases.T
             self._rest = torch.eye(numbers).to(seen) - seen @ self._gain_of_all()
         pairs = torch.view_as_real(q_hat.to(torch.complex128)).flatten(-3) @ self._rest
         return torch.view_as_complex(pairs.unflatten(-1, (*self.band.shape, 2)))
 
     def _gain_of_all(self) -> Tensor:
-        """(S, 2 modes), where the errors are the same for all states."""
+        """Return the gain K^T, (S, 2 modes), if the errors are the same for all states."""
         if self._gain is None:
             self._gain = torch.cholesky_solve(self.phases * self._variance, self.factor)
         return self._gain
 
     def std(self, size: int) -> Tensor:
-        """Posterior standard deviation (B or 1, n, n) on a grid, as a share of the prior's."""
+        """Compute the posterior standard deviation over the prior's, (B or 1, n, n); cached."""
         if size in self._std:
             return self._std[size]
         points = self.band.phases(regular_positions(size, self.band.length), self.phases.device)

@@ -1,19 +1,19 @@
-r"""Memory of the residual: base noise that is correlated from call to call, without any state.
+r"""Memory of the residual: base noise that is correlated between calls but stores no state.
 
-A residual whose correlation time, per wavenumber shell, exceeds the interval between calls must
-not be drawn afresh each time. Between knots that are T calls apart the noise turns from one draw
-into the next,
+If the correlation time of the residual in a shell exceeds the interval between closure calls,
+draws of consecutive calls must be correlated. Between knots that are T calls apart, the noise
+rotates from one draw to the next,
 
 .. math:: \xi(t) = \cos\theta\,\eta_k + \sin\theta\,\eta_{k+1}, \qquad
           t / T = k + 2\theta/\pi,
 
-a unit-variance Gaussian process with integral time :math:`8T/\pi^2`, which is matched to
-:math:`\tau = -\Delta / \ln\rho` of the snapshots' correlation :math:`\rho` at their spacing
-:math:`\Delta`. Every draw is keyed, so a call needs no earlier call: members, blocks, restarts and
-threads do not matter. White residuals have T = 0 and are drawn afresh.
+which is a unit-variance Gaussian process with integral time :math:`8T/\pi^2`. T is chosen to match
+:math:`\tau = -\Delta / \ln\rho`, with :math:`\rho` the correlation of snapshots at their spacing
+:math:`\Delta`. Every draw is keyed, so a call needs no earlier call, and results do not depend on
+members, blocks, restarts and threads. White residuals have T = 0 and independent draws.
 
-Snapshots that are many intervals apart may show no correlation though neighbouring closures have
-one: then nothing is known of it, and :meth:`LagCorrelation.demand` says so.
+Snapshots that are many intervals apart may be uncorrelated although neighbouring closures are
+correlated. The memory is then unknown, and :meth:`LagCorrelation.demand` raises an error.
 """
 
 import math
@@ -26,22 +26,26 @@ from hpc_closure.closure.reductions import Reader
 
 __all__ = ["LagCorrelation", "Tags", "knot_spacing", "position", "share_of_mean"]
 
-# (member, moment) of snapshots, where they are known; neighbouring moments differ by one
+# (member, time index) of snapshots, if known; indices of neighbouring snapshots differ by 1
 Tags = tuple[Tensor, Tensor] | None
 
-# Shortest memory that is believed, as correlation of neighbouring snapshots, and how many standard
-# errors of a white residual's correlation it must exceed.
+# A memory counts as detected if the correlation of neighbouring snapshots exceeds LEAST, and
+# CERTAIN standard errors of the correlation of a white residual.
 LEAST = 0.2
 CERTAIN = 4.0
-INTEGRAL = 8 / math.pi**2
-# Correlation of neighbouring closures up to which they are drawn afresh in any case (T < 1), and
-# share of the residual's power from which it matters whether a shell's is larger.
+INTEGRAL = 8 / math.pi**2  # integral time over T
+# Draws are independent in any case up to the correlation WHITE of neighbouring closures (T < 1).
+# Shells with less than the share MATTERS of the residual's power are not checked.
 WHITE = math.exp(-1 / INTEGRAL)
 MATTERS = 0.01
 
 
 class LagCorrelation:
-    """Correlation, per shell, of spectra of neighbouring snapshots of a member."""
+    """Correlation per shell between neighbouring snapshots of a member.
+
+    Args:
+        kept: band of the residual.
+    """
 
     def __init__(self, kept: Band):
         self.kept = kept
@@ -51,7 +55,7 @@ class LagCorrelation:
         self.last: dict[int, tuple[int, Tensor]] = {}
 
     def add(self, q_hat: Tensor, tags: Tags) -> None:
-        """Take in spectra (B, ...) with their (member, moment); no tags, no memory."""
+        """Add spectra (B, ...) with their tags; without tags nothing is added."""
         if tags is None:
             return
         for row, member, time in zip(q_hat, tags[0].tolist(), tags[1].tolist()):
@@ -64,35 +68,33 @@ class LagCorrelation:
                 self.pairs += 1
 
     def _add(self, values: Tensor, sums: Tensor) -> None:
-        # mode after mode into the running sums: other bits than sums of sums
+        # add mode by mode to the running sums: the order of additions decides the last bits
         weighted = values.double().cpu() * self.kept.weights
         sums.index_add_(0, self.kept.grid.shell().flatten(), weighted.flatten())
 
     def collect(self, reader: Reader) -> None:
-        """Take in what the other processes have seen, each of members of its own."""
+        """Add the sums of all processes; each process has read different members."""
         self.product, self.power, self.pairs = reader.sum(self.product, self.power, self.pairs)
 
     def times(self) -> Tensor:
-        """Correlation time per shell in units of the snapshots' spacing; 0 = none seen."""
+        """Compute the correlation time (shells,) in units of snapshot spacings; 0 = none found."""
         rho, error = self._correlation()
         tau = -1 / rho.clamp(min=1e-6, max=0.999).log()
-        seen = (rho > LEAST) & (rho > CERTAIN * error) & (self.power > 0)
-        return torch.where(seen, tau, 0.0)
+        detected = (rho > LEAST) & (rho > CERTAIN * error) & (self.power > 0)
+        return torch.where(detected, tau, 0.0)
 
     def _correlation(self) -> tuple[Tensor, Tensor]:
-        """Of neighbouring snapshots per shell, and its standard error if they are white."""
+        """Compute the correlation (shells,) and its standard error (shells,) for white q."""
         rho = self.product / self.power.clamp(min=1e-300)
-        numbers = self.kept.grid.shell_sum(
-            torch.ones(self.kept.shape).double()
-        )  # real degrees of freedom
-        return rho, (self.pairs * numbers.clamp(min=1)).clamp(min=1).rsqrt()
+        degrees_of_freedom = self.kept.grid.shell_sum(torch.ones(self.kept.shape).double())
+        return rho, (self.pairs * degrees_of_freedom.clamp(min=1)).clamp(min=1).rsqrt()
 
     def demand(self, spacing: float) -> None:
-        """Raise ValueError unless the snapshots tell the memory from one closure to the next.
+        """Raise ValueError unless the snapshots determine the memory between closures.
 
-        They do where it is seen in them, and where it would be: as they are, neighbouring
-        closures of a shell may still be correlated by :math:`\\rho^{1/s}`, with the largest
-        :math:`\\rho` that these data allow.
+        They do in shells where they show a correlation, and in shells where the correlation of
+        neighbouring closures is small in any case: it is at most :math:`\\rho^{1/s}`, with the
+        largest :math:`\\rho` that these data allow.
 
         Args:
             spacing: closure intervals s from one snapshot to the next.
@@ -103,30 +105,32 @@ class LagCorrelation:
         )
         if not self.pairs:
             raise ValueError(
-                f"no snapshot has a neighbour in its trajectory, which would tell the memory of "
-                f"what the mean leaves of the closure: {way_out}"
+                f"no snapshot has a neighbour in its trajectory, so the memory of the residual is "
+                f"unknown: {way_out}"
             )
         if spacing < 1 + 1e-6:
             return
         rho, error = self._correlation()
         most = (rho.clamp(min=0) + CERTAIN * error).clamp(max=1) ** (1 / spacing)
-        open_ = (self.times() == 0) & (self.power > MATTERS * self.power.sum()) & (most > WHITE)
-        if not bool(open_.any()):
+        undetermined = (
+            (self.times() == 0) & (self.power > MATTERS * self.power.sum()) & (most > WHITE)
+        )
+        if not bool(undetermined.any()):
             return
-        shell = int(torch.where(open_, self.power, 0.0).argmax())
+        shell = int(torch.where(undetermined, self.power, 0.0).argmax())
         raise ValueError(
             f"snapshots are {spacing:g} closure intervals apart (generate.record.every) and in "
-            f"shell {shell} correlated by {float(rho[shell]):.2f}: the memory of what the mean "
-            f"leaves of the closure may be {float(most[shell]):.2f} from one call to the next, "
-            f"more than the {WHITE:.2f} up to which draws are white anyhow; {way_out}"
+            f"shell {shell} correlated by {float(rho[shell]):.2f}: the correlation of the "
+            f"residual may be {float(most[shell]):.2f} from one call to the next, more than "
+            f"{WHITE:.2f}, up to which draws are independent; {way_out}"
         )
 
 
 def knot_spacing(times: Tensor, spacing: float) -> Tensor:
-    """Knot spacing T per shell in trained intervals, a power of two; 0 = white.
+    """Compute the knot spacing T (shells,) in trained intervals, a power of two; 0 = white.
 
     Args:
-        times: correlation times in snapshots, 0 = white.
+        times: correlation times in snapshot spacings, 0 = white.
         spacing: trained intervals from one snapshot to the next.
     """
     calls = times * spacing / INTEGRAL
@@ -135,25 +139,27 @@ def knot_spacing(times: Tensor, spacing: float) -> Tensor:
 
 
 def share_of_mean(rho: Tensor, held: float) -> Tensor:
-    r"""Variance of a mean over ``held`` trained intervals over that of one, per shell.
+    r"""Compute the variance of a mean over m = ``held`` trained intervals over that of one.
 
-    Closures of consecutive intervals that are correlated by :math:`\rho^k`, k apart, have means
-    over m of them with
+    If closures that are k intervals apart have the correlation :math:`\rho^k`, this ratio is
 
-    .. math:: \frac{m (1 - \rho^2) - 2 \rho (1 - \rho^m)}{m^2 (1 - \rho)^2}
+    .. math:: \frac{m (1 - \rho^2) - 2 \rho (1 - \rho^m)}{m^2 (1 - \rho)^2},
 
-    of the variance: 1 / m where they are white, nearly 1 where m is short beside their memory.
+    which is 1 / m for white closures and near 1 if m is short compared with the memory.
 
     Args:
         rho: (shells,) correlation of neighbouring intervals, 0 = white, below 1.
         held: m > 0.
+
+    Returns:
+        (shells,).
     """
     among = held * (1 - rho.square()) - 2 * rho * (1 - rho.pow(held))
     return among / (held * (1 - rho)).square()
 
 
 def position(call: float, knots: float) -> tuple[int, float, float]:
-    """(k, cos theta, sin theta) of a call."""
+    """Compute (k, cos theta, sin theta) of a call, for knots that are ``knots`` calls apart."""
     before = math.floor(call / knots)
     theta = 0.5 * math.pi * (call / knots - before)
     return before, math.cos(theta), math.sin(theta)

@@ -1,14 +1,15 @@
-r"""A Gaussian law with a covariance of its own for every wavevector.
+r"""Gaussian law with a separate covariance for every wavevector.
 
-The base law (:mod:`law`) has one variance for all modes of equal :math:`|k|^2`. Here each mode
-:math:`q_k = a + ib` has a 2 x 2 covariance of (a, b), so that what singles out a direction or a
-phase, such as a wave that is pushed to and fro, keeps it. It is held as a factor of the base law:
+The base law (:mod:`~hpc_closure.closure.gaussian.kriging`) has one variance for all modes of equal
+:math:`|k|^2`. Here each mode :math:`q_k = a + ib` has a 2 x 2 covariance of (a, b). The law can
+therefore represent a preferred direction or phase, such as that of a standing wave. The covariance
+is stored as a factor relative to the base law:
 
 .. math:: \mathrm{Cov}(a, b) = \tfrac12 S(|k|^2)\,L L^T, \qquad
           L = \begin{pmatrix} l_{11} & 0 \\ l_{21} & l_{22} \end{pmatrix},
 
-and a draw is L times a draw of the base law, mode by mode. The mean over the field is real: of it
-:math:`l_{11}` alone counts, with S in place of S / 2.
+and a draw is L times a draw of the base law, mode by mode. The mode k = 0 is real: only
+:math:`l_{11}` counts for it, with S in place of S / 2.
 """
 
 import torch
@@ -19,11 +20,11 @@ from hpc_closure.closure.reductions import Reader
 
 __all__ = ["ModeCovariance", "apply_factors", "remove_factors"]
 
-LEAST = 1e-3  # variance of a direction, over that of the base law, below which none is believed
+LEAST = 1e-3  # lower bound of each variance over that of the base law
 
 
 class ModeCovariance:
-    """Sums over snapshots from which the factors follow.
+    """Second moments of snapshots, from which the factors are computed.
 
     Args:
         kept: band of the residual.
@@ -34,17 +35,17 @@ class ModeCovariance:
         self.number = 0
 
     def add(self, q_hat: Tensor) -> None:
-        """Take in spectra (B, 2K + 1, K + 1) of q."""
+        """Add spectra (B, 2K + 1, K + 1) of q."""
         a, b = q_hat.real.double(), q_hat.imag.double()
         self.sums += torch.stack([(a * a).sum(0), (a * b).sum(0), (b * b).sum(0)]).cpu()
         self.number += len(q_hat)
 
     def factors(self, reader: Reader, variance: Tensor) -> Tensor:
-        """l11, l21, l22 of every mode, (3, 2K + 1, K + 1) float64.
+        """Compute l11, l21, l22 of every mode, (3, 2K + 1, K + 1) float64.
 
         Args:
-            reader: whose snapshots were taken in; adds up what other processes have.
-            variance: (2K + 1, K + 1) S of every mode; where it is 0 the factor is 1.
+            reader: reader of the added snapshots; it sums over processes.
+            variance: (2K + 1, K + 1) S of every mode; where it is 0, the factor is 1.
         """
         sums, number = reader.sum(self.sums, self.number)
         drawn = variance > 0
@@ -66,14 +67,14 @@ class ModeCovariance:
 
 
 def apply_factors(factors: Tensor, q_hat: Tensor) -> Tensor:
-    """L q, mode by mode: factors (3, ...), spectra (..., 2K + 1, K + 1)."""
+    """Compute L q, mode by mode, of spectra (..., 2K + 1, K + 1), with factors (3, ...)."""
     first, across, second = factors
     a, b = q_hat.real, q_hat.imag
     return torch.complex(first * a, across * a + second * b)
 
 
 def remove_factors(factors: Tensor, q_hat: Tensor) -> Tensor:
-    """The inverse of :func:`apply_factors`."""
+    """Invert :func:`apply_factors`."""
     first, across, second = factors
     a = q_hat.real / first
     return torch.complex(a, (q_hat.imag - across * a) / second)

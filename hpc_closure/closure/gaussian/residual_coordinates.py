@@ -1,4 +1,4 @@
-r"""The coordinates of the residual: :math:`U = m + D\,q`, q in a band and on a grid of its own."""
+r"""Coordinates of the residual q, :math:`U = m + D\,q`, with a band and a grid for q."""
 
 from dataclasses import dataclass
 
@@ -16,16 +16,16 @@ __all__ = ["Encoding", "Frame"]
 
 @dataclass
 class Encoding:
-    """What the state alone decides, for B states.
+    """Quantities that depend on the state only, for B states.
 
     Attributes:
-        state_hat: (B, ...) spectrum of the state in the model's band.
-        mean_hat: (B, ...) spectrum of m(V) in the model's band.
+        state_hat: (B, ...) spectra of the state in the model's band.
+        mean_hat: (B, ...) spectra of m(V) in the model's band.
         features: (B, C, g, g) condition channels on the generator's grid; (B, 0, 1, 1) for a model
             without networks.
         summary: (B, 51) numbers of the state (:meth:`Band.summary`), normalised; (B, 0) for a
             model without networks.
-        log_amplitude: (B, g, g) log D, or None where D = 1.
+        log_amplitude: (B, g, g) log D; None if D = 1.
     """
 
     state_hat: Tensor
@@ -37,19 +37,20 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where q lives.
+    """Band, grid and laws of q.
 
     Attributes:
-        band: of the model.
+        band: band of the model.
         kept: band of the residual.
-        size: points per side of the generator's grid.
-        first: law of what the regression leaves.
-        law: law of q; that of ``first`` until it is known.
-        plain: law of the residual where D = 1.
-        state_std: standard deviation of the state's modes in the residual band, where it is read.
-        factors: (3, ...) of the law of q by wavevector, over ``law`` (:mod:`mode_law`); None where
-            nothing is drawn from it.
-        offset: (25,) where two peaks of the whitened largest modes begin; None likewise.
+        size: points per side of the generator's grid, g.
+        first: law of the residual of the regression.
+        law: law of q; equal to ``first`` until it is estimated.
+        plain: law of the residual for D = 1.
+        state_std: standard deviation of the state's modes in the residual band; None if no network
+            reads the whitened state.
+        factors: (3, ...) covariance factors by wavevector, relative to ``law``
+            (:mod:`~hpc_closure.closure.gaussian.mode_covariance`); None if they are not used.
+        offset: (25,) initial offset of two peaks of the whitened largest modes; None if not used.
     """
 
     band: Band
@@ -63,9 +64,10 @@ class Frame:
     offset: Tensor | None = None
 
     def whiten_state(self, w_hat: Tensor) -> Tensor:
-        """Spectra (B, ...) in the model's band to whitened ones in the residual band, complex64.
+        """Whiten spectra (B, ...) of states in the model's band; returns the residual band.
 
-        What the closure's small scales are made of is as small in the state: no shell is left out.
+        The result is complex64. No weak shell is masked, because the closure's small scales come
+        from equally small scales of the state.
         """
         assert self.state_std is not None
         std = placed(self.state_std, w_hat)
@@ -74,20 +76,20 @@ class Frame:
         return white.to(torch.complex64)
 
     def field(self, q_hat: Tensor) -> Tensor:
-        """Spectra in the residual band to fields (..., g, g)."""
+        """Transform spectra in the residual band to fields (..., g, g)."""
         return self.kept.to_physical(q_hat, self.size)
 
     def standardise(self, residual_hat: Tensor, log_amplitude: Tensor | None) -> Tensor:
-        """Residual spectra in the model's band to q spectra (B, ...) in the residual band."""
+        """Divide residual spectra in the model's band by D; returns spectra (B, ...) of q."""
         if log_amplitude is None:
             return resize(residual_hat, self.kept.modes)
         field = self.band.to_physical(residual_hat, self.size)
         return self.kept.to_spectral(field * torch.exp(-log_amplitude).to(field))
 
     def amplify(self, q_hat: Tensor, log_amplitude: Tensor | None) -> Tensor:
-        """Inverse of :meth:`standardise`: spectra (M, ...) in the model's band.
+        """Multiply spectra (M, ...) of q by D; returns spectra (M, ...) in the model's band.
 
-        Each of B amplitudes is for M / B of q in a row.
+        Inverse of :meth:`standardise`. Amplitude b of B is for rows b M/B to (b + 1) M/B - 1.
         """
         if log_amplitude is None:
             return resize(q_hat, self.band.modes)
@@ -98,19 +100,19 @@ class Frame:
         return resize(grid_band.to_spectral(field), self.band.modes)
 
     def at(self, field: Tensor, positions: Tensor) -> Tensor:
-        """Values (B, S), by Fourier interpolation, of fields on the generator's grid."""
+        """Interpolate fields (B, g, g) by Fourier modes at positions (S, 2); returns (B, S)."""
         full = band(self.size // 2 - 1, self.band.length)
         return full.values(full.to_spectral(field), positions)
 
     def each_mode(self, shells: Tensor, like: Tensor) -> Tensor:
-        """Values (shells,) at every mode of the residual band, on the device of ``like``."""
+        """Expand values (shells,) to every mode of the residual band, on ``like``'s device."""
         return placed(shells, like)[placed(self.kept.grid.shell(), like)]
 
     def innovation(self, encoding: Encoding, sensors: Sensors) -> Tensor:
-        """What sensors read beyond the mean, (B, S) float64, over D.
+        """Compute innovations: readings minus the mean, divided by D; (B, S) float64.
 
         Args:
-            encoding: of the states.
+            encoding: conditions from the states.
             sensors: readings of U.
         """
         device = encoding.mean_hat.device

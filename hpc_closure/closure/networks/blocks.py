@@ -1,14 +1,16 @@
-r"""The networks of a closure model: Fourier neural operators with product paths, convolutions.
+r"""Networks of a closure model: Fourier neural operators with product paths, and convolutions.
 
 A block adds to its input
 
 .. math:: W_o\,[\,\mathrm{gelu}(Kx + Wx + b)\cdot(1 + g)\,;\ (Px)\cdot(P'x)\,]
 
-with K a spectral convolution. The product path makes quadratic laws such as
-:math:`-u\cdot\nabla w` one block deep; b and g come from the conditions. Regimes are seen in few
-numbers: of the flow, its modes |kx|, |ky| <= 2, alone and over its rms, and that; of a noisy
-residual, the same modes, and how large it is in all. Small perceptrons make of these b and g of
-every block, and the largest modes of the output, which come and go with a regime.
+with K a spectral convolution. With the product path, a single block can represent quadratic laws
+such as :math:`-u\cdot\nabla w`. The shift b and the gate g depend on the conditions.
+
+Regimes show in a few numbers: the flow's modes |kx|, |ky| <= 2, these over its rms, and its log
+rms; for a noisy residual, the same modes and its mean square. Small perceptrons map these numbers
+to b and g of every block, and to the largest modes of the output, whose amplitude depends on the
+regime.
 """
 
 import functools
@@ -29,11 +31,11 @@ from hpc_closure.spectral.cpu.jit import compare
 
 __all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
 
-SUMMARY = 2 * LARGEST + 1  # of a state: those, the same over its rms, log rms
-HARMONICS = 8  # of the noise level's angle
+SUMMARY = 2 * LARGEST + 1  # numbers of a state: largest modes, these over the rms, log rms
+HARMONICS = 8  # harmonics of the angle of the noise level
 NOISY = 2 * HARMONICS + LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state
-PLACES = 2  # condition channels that tell the place, of each dimension
-LOW = 128  # hidden numbers of what answers for the largest modes
+PLACES = 2  # coordinate channels per dimension
+LOW = 128  # hidden width of the perceptron for the largest modes
 
 
 class FourierBlock(nn.Module):
@@ -41,7 +43,7 @@ class FourierBlock(nn.Module):
 
     Args:
         width: channels.
-        modes: kept modes.
+        modes: retained modes.
         products: channels of the product path.
         form: form of the spectral convolution.
     """
@@ -56,11 +58,11 @@ class FourierBlock(nn.Module):
     def forward(
         self, x: Tensor, shift: Tensor | None = None, gate: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Output (B, width, n, n), and the products (B, products, n, n) beside it.
+        """Compute the output (B, width, n, n) and the products (B, products, n, n).
 
-        ``shift`` is added before the activation, ``1 + gate`` multiplies.
+        ``shift`` is added before the activation; ``1 + gate`` multiplies its result.
         """
-        # one split: a slice of its own would have a gradient of the whole's size, mostly zeros
+        # a split instead of slices: the gradient of a slice is a mostly zero array of full size
         sizes = (x.shape[1], self.products, self.products)
         local, one, other = self.local(x).split(sizes, dim=1)
         hidden = self.spectral(x) + local
@@ -72,7 +74,7 @@ class FourierBlock(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Numbers (B, inputs) to maps (B, 2 width layers, 1, 1) of all blocks; see :class:`Chain`."""
+    """Map numbers (B, inputs) to maps (B, 2 width layers, 1, 1) of a :class:`Chain`."""
 
     def __init__(self, inputs: int, width: int, layers: int):
         super().__init__()
@@ -90,15 +92,15 @@ class Modulation(nn.Module):
 
 
 class Chain:
-    """A lift and Fourier blocks in a row, from fields to hidden fields.
+    """Lift, Fourier blocks in sequence, and an optional head.
 
-    What conditions say of every block are *maps* (B, 2 width layers, n, n), or (..., 1, 1) the
-    same at every point: shift and gate of the first block, of the second, and so on.
+    Conditions enter as *maps* (B, 2 width layers, n, n): shift and gate of the first block, of the
+    second, and so on. Maps of shape (B, 2 width layers, 1, 1) are the same at every point.
 
     Args:
-        lift: to the channels of the blocks.
-        blocks: of one size.
-        head: what is made of the hidden fields at the end, if anything.
+        lift: map to the channels of the blocks.
+        blocks: Fourier blocks of equal width.
+        head: map from the hidden fields to the output; None = no head.
     """
 
     def __init__(self, lift: Pointwise, blocks: nn.ModuleList, head: Pointwise | None = None):
@@ -106,12 +108,12 @@ class Chain:
         self._packed = compiled.Packed(compiled.weights_of, lift, blocks, head)
 
     def __call__(self, network: Layered, x: Tensor, *maps: Tensor) -> Tensor:
-        """Fields (B, channels, n, n) of the head.
+        """Compute the output (B, channels, n, n) of the head.
 
         Args:
-            network: whose layers they are.
+            network: owner of the layers, which decides on checkpoints.
             x: (B, C, n, n).
-            maps: to be added to each other.
+            maps: maps, to be added.
         """
         assert self.head is not None
         if self._compiled_for(x):
@@ -119,7 +121,10 @@ class Chain:
         return self.head(self._by_torch(network, x, maps)[0])
 
     def with_products(self, network: Layered, x: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden fields of a chain without a head, and those followed by the blocks' products."""
+        """Compute the hidden fields without a head, and these followed by all products.
+
+        Returns (B, width, n, n) and (B, width + layers products, n, n).
+        """
         if self._compiled_for(x):
             outputs = compiled.chain(self._packed(), x, maps)
             return outputs[:, : len(self.lift.weight)], outputs
@@ -136,8 +141,8 @@ class Chain:
     def _by_torch(
         self, network: Layered, x: Tensor, maps: tuple[Tensor, ...]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Hidden fields and the blocks' products, by operations of torch."""
-        x, beside = self.lift(x), []
+        """Compute hidden fields and the blocks' products by torch operations."""
+        x, all_products = self.lift(x), []
         every = [one.chunk(2 * len(self.blocks), dim=1) for one in maps]
         for number, block in enumerate(self.blocks):
             shift, gate = (
@@ -145,17 +150,18 @@ class Chain:
                 for parts in ([one[2 * number + i] for one in every] for i in (0, 1))
             )
             x, product = network.through(block, x, shift, gate)
-            beside.append(product)
-        return x, beside
+            all_products.append(product)
+        return x, all_products
 
 
 def noisy_numbers(angle: Tensor, largest: Tensor, fields: Tensor, summary: Tensor) -> Tensor:
-    """What a noisy residual's perceptrons read, (B, NOISY).
+    """Assemble the perceptrons' input for a noisy residual, (B, NOISY).
 
     Args:
-        angle: (B,) or (1,) in [0, pi/2].
-        largest: (B, 25) its largest modes, whitened.
-        fields: (B, 2, n, n) of it: how large all scales are, the logarithm of the mean square.
+        angle: (B,) or (1,) in [0, pi/2], noise level.
+        largest: (B, 25) largest modes of the noisy residual, whitened.
+        fields: (B, 2, n, n) the noisy residual, whitened and plain; the logarithm of each mean
+            square enters.
         summary: (B or 1, 51) numbers of the state.
     """
     if _compiled_and_right(fields):
@@ -168,7 +174,7 @@ def noisy_numbers(angle: Tensor, largest: Tensor, fields: Tensor, summary: Tenso
 
 
 class Perceptrons:
-    """Perceptrons of two hidden layers that read the same numbers."""
+    """Perceptrons of two hidden layers with the same input, (B, inputs) -> [(B, outputs), ...]."""
 
     def __init__(self, *nets: nn.Sequential):
         self.nets = nets
@@ -181,7 +187,7 @@ class Perceptrons:
 
 
 def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
-    """Two hidden layers; the last one starts at zero."""
+    """Build a perceptron with two hidden layers, whose output layer starts at zero."""
     last = nn.Linear(hidden, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -191,9 +197,9 @@ def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
 
 
 class FieldNetwork(Layered):
-    """Conditions to one field: the whitened mean correction, or the log-amplitude.
+    """Network from conditions to a field: the whitened mean correction, or the log-amplitude.
 
-    The last layer starts at zero: an untrained network changes nothing.
+    The last layer starts at zero, so an untrained network has no effect.
     """
 
     passes = ("forward",)
@@ -210,14 +216,14 @@ class FieldNetwork(Layered):
         self.chain = Chain(self.lift, self.blocks, self.head)
 
     def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:
-        """(B, C, n, n) fields and (B, 51) numbers to (B, n, n)."""
+        """Map fields (B, C, n, n) and numbers (B, 51) to a field (B, n, n)."""
         return self.chain(self, conditions, self.modulation(summary))[:, 0]
 
 
 class Convolution(nn.Module):
     """3 x 3 convolution on a periodic square: (B, in, n, n) -> (B, out, n, n).
 
-    On a line, a square of one row, it has 3 weights.
+    On a line (B, in, 1, n) the kernel has 1 x 3 points.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dimensions: int = 2):
@@ -237,15 +243,15 @@ def _activated(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class LocalNetwork(Layered):
-    """As :class:`FieldNetwork`, of what neighbours decide, the same at every place.
+    """Network as :class:`FieldNetwork`, but local and translation-invariant.
 
-    Closures that a resolved scale or two decide need few weights for it, and few samples.
+    If the closure depends on neighbouring points only, it needs few weights and few samples.
 
     Args:
-        channels: of the conditions; the last of them, which tell the place, are not read.
-        width: channels inside.
+        channels: channels of the conditions; the last ones, the coordinates, are not read.
+        width: hidden channels.
         layers: convolutions before the last one.
-        dimensions: of the flow.
+        dimensions: dimensions of the flow.
     """
 
     passes = ("forward",)
@@ -261,7 +267,7 @@ class LocalNetwork(Layered):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:
-        """(B, C, n, n) fields, and numbers that are not read, to (B, n, n)."""
+        """Map fields (B, C, n, n) to a field (B, n, n); ``summary`` is not used."""
         x = conditions[:, : self.read]
         for layer in self.layers:
             x = self.through(functools.partial(_activated, layer), x)
@@ -269,26 +275,33 @@ class LocalNetwork(Layered):
 
 
 class Encoded(NamedTuple):
-    """Conditions as the noisy branch sees them: maps of its blocks at every point, and numbers."""
+    """Encoded conditions of the noisy branch.
+
+    Attributes:
+        maps: (B, 2 width layers, n, n) shifts and gates of its blocks.
+        summary: (B, 51) numbers of the state.
+    """
 
     maps: Tensor
     summary: Tensor
 
     def for_members(self, count: int) -> "Encoded":
-        """Those of states for members that share them."""
+        """Repeat the rows of states for ``count`` members that share them."""
         return Encoded(for_members(self.maps, count), for_members(self.summary, count))
 
 
 class ScoreNetwork(Layered):
-    """Velocity of the trigonometric flow in whitened units, F(x_t, angle, conditions).
+    """Network for the velocity of the trigonometric flow, F(x_t, angle, conditions), whitened.
 
-    The conditions are encoded once (:meth:`encode`), for all noise levels and members.
+    Conditions are encoded once (:meth:`encode`) for all noise levels and members.
 
     Args:
         channels: channels of the conditions.
-        width: channels inside.
-        modes: kept modes.
-        layers: blocks of the noisy branch; the encoder has ``encoder_layers``.
+        width: hidden channels.
+        modes: retained modes.
+        layers: blocks of the noisy branch.
+        encoder_layers: blocks of the encoder.
+        form: form of the spectral convolutions.
     """
 
     passes = ("encoded_maps", "forward")
@@ -308,10 +321,10 @@ class ScoreNetwork(Layered):
         self.encode_blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(encoder_layers)
         )
-        # every block of the noisy branch gets a shift and a gate, per point
+        # a shift and a gate per point for every block of the noisy branch
         self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
         self.modulation = Modulation(NOISY, width, layers)
-        # what a regime does to all scales at once, and to the largest
+        # the effect of a regime on all scales together, and on the largest modes
         self.gain = perceptron(NOISY, 2, 2 * width)
         self.low = perceptron(NOISY, LARGEST, LOW)
         self.lift = Pointwise(2, width)
@@ -325,26 +338,26 @@ class ScoreNetwork(Layered):
         self.readers = Perceptrons(self.modulation.net, self.gain, self.low)
 
     def encode(self, conditions: Tensor, summary: Tensor) -> Encoded:
-        """Encode fields (B, C, n, n) and numbers (B, 51)."""
+        """Encode condition fields (B, C, n, n) and numbers (B, 51)."""
         return Encoded(self.encoded_maps(conditions), summary)
 
     def encoded_maps(self, conditions: Tensor) -> Tensor:
-        """Maps (B, 2 width layers, n, n) of the blocks of the noisy branch."""
+        """Compute the maps (B, 2 width layers, n, n) of the noisy branch's blocks."""
         return self.encoder(self, conditions)
 
     def forward(
         self, x: Tensor, largest: Tensor, angle: Tensor, encoded: Encoded
     ) -> tuple[Tensor, Tensor]:
-        """Velocity.
+        """Compute the velocity in whitened units.
 
         Args:
-            x: (B, 2, n, n): the noisy residual whitened, and in units of its standard deviation.
+            x: (B, 2, n, n), the noisy residual whitened, and in units of its standard deviation.
             largest: (B, 25) largest modes of x, whitened.
             angle: (B,) or (1,) in [0, pi/2].
-            encoded: from :meth:`encode`, with batch B or 1.
+            encoded: encoded conditions, with batch B or 1.
 
         Returns:
-            Velocity in whitened units: fields (B, n, n), and (B, 25) largest modes to be added.
+            Fields (B, n, n), and (B, 25) largest modes to be added.
         """
         numbers = noisy_numbers(angle, largest, x, encoded.summary)
         maps, gain, low = self.readers(numbers)
@@ -353,7 +366,7 @@ class ScoreNetwork(Layered):
 
 
 def _compiled_and_right(x: Tensor) -> bool:
-    """Whether fields or numbers go through compiled functions; those are compared before."""
+    """Return whether compiled functions are used for ``x``; compares them with torch first."""
     if not compiled.usable(x):
         return False
     with _comparing:
@@ -366,7 +379,13 @@ _comparing = threading.Lock()
 
 @functools.cache
 def _compare() -> None:
-    """Both ways, once in a process, with networks of their own; torch's in double precision."""
+    """Compare compiled functions with torch in double precision on small test networks.
+
+    Runs once per process.
+
+    Raises:
+        RuntimeError: the results differ.
+    """
     width, modes, layers, size = 5, 2, 2, 6
     with (
         torch.inference_mode(False),
@@ -398,7 +417,11 @@ def _compare() -> None:
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Real parameters; refuses complex ones, which DeepSpeed would silently corrupt."""
+    """Count the real parameters of a module.
+
+    Raises:
+        ValueError: a parameter is complex; DeepSpeed would silently corrupt it.
+    """
     for name, parameter in module.named_parameters():
         if parameter.is_complex():
             raise ValueError(f"parameter {name} is complex; store it as real (..., 2)")

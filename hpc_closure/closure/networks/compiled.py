@@ -1,16 +1,17 @@
-r"""Fourier blocks in a row on the CPU, compiled: for draws, where nothing is learned.
+r"""Fourier blocks compiled for the CPU, for sampling without gradients.
 
-As calls of a library a block is some thirty operations on fields that fit into the first caches:
-copies between its products take as long as those. Here a lift, all blocks and a head are one call,
-sample by sample; the arithmetic of one depends on nothing but itself, so bits depend neither on
-the batch nor on threads. The spectral convolution is that of the matrix form (:mod:`.fno`) with
-the symmetry of real fields, in rows r of real numbers:
+In torch a block is about thirty operations on fields that fit into the first caches, and copies
+between matrix products take as long as the products. Here a lift, all blocks and a head are one
+compiled call, sample by sample. The arithmetic of a sample does not depend on other samples, so
+results are equal bit for bit for any batch size and number of threads. The spectral convolution is
+that of the matrix form (:mod:`.layers`) and uses the symmetry of real fields, in rows r of real
+numbers:
 
 .. math:: A_r = \sum_x (\cos, -\sin)(k_x x)\,f(x), \qquad
           G = \sum_y (\cos, \sin)(k_y y)\,A, \quad 0 \le k_x \le M,\ 0 \le k_y < M,
 
-from which :math:`\hat f(\pm k_x, k_y)` are sums and differences; and back the same way. All
-products have long rows, whole vector registers side by side.
+from which :math:`\hat f(\pm k_x, k_y)` follow as sums and differences. The inverse is analogous.
+All products run along long rows, so that the compiler vectorises them.
 """
 
 import functools
@@ -27,9 +28,9 @@ from torch import Tensor, nn
 from hpc_closure.spectral.cpu import jit
 from hpc_closure.spectral.cpu.jit import Switch
 
-LARGEST_SIDE = 64  # of fields, beyond which torch is as fast
-TILE = 512  # columns of a product at a time: five rows of them are in the first cache
-# erf(x) = x P(x^2) / Q(x^2) for |x| <= 3.9, where it is 1 to 4e-8: a fit to 1.5e-8
+LARGEST_SIDE = 64  # points per side up to which this is faster than torch
+TILE = 512  # columns of a product at a time; five rows of them fit into the L1 cache
+# erf(x) = x P(x^2) / Q(x^2) for |x| <= 3.9, fitted to 1.5e-8; beyond, |erf| is 1 to within 4e-8
 EDGE = np.float32(3.9)
 P0, P1, P2, P3, P4, P5 = np.array(
     [1.12837903, 0.191940581, 0.0529668612, 0.00383685617, 2.87456484e-4, 2.05038707e-6], "f4"
@@ -39,13 +40,13 @@ Q1, Q2, Q3, Q4, Q5 = np.array(
 )
 ROOT, HALF, ONE = np.array([0.5**0.5, 0.5, 1.0], "f4")
 
-FAST = {"contract", "nsz"}  # multiplications and additions may be fused: not so in the solver
+FAST = {"contract", "nsz"}  # allows fused multiply-add, which the solver does not use
 _quick = functools.partial(jit.jit, fastmath=FAST)
 
 
 @_quick
 def _add_product(a, b, out):
-    """``out += a @ b``; rows of ``out`` and ``b`` are long."""
+    """Compute ``out += a @ b`` with long rows of ``out`` and ``b``."""
     rows, inner = a.shape
     whole = inner // 4 * 4
     for start in range(0, b.shape[1], TILE):
@@ -66,13 +67,13 @@ def _add_product(a, b, out):
 
 @_quick
 def _mix(sums, weights, out, mixed):
-    """Channels of every kept mode times its weights, both in rows as the docstring above has them.
+    """Multiply the channels of every retained mode by its weights; rows as in the docstring above.
 
     Args:
         sums: (2 M, 2 (M + 1), C): cos and sin of ky; real and imaginary parts of kx >= 0.
-        weights: (2M, M, C, 2 C), real and imaginary parts beside each other.
+        weights: (2M, M, C, 2 C), real parts, then imaginary parts.
         out: as ``sums``, coefficients of the same functions in the result.
-        mixed: (2, C), work.
+        mixed: (2, C), work array.
     """
     modes, channels = weights.shape[1], weights.shape[2]
     out[:] = 0
@@ -103,14 +104,14 @@ def _mix(sums, weights, out, mixed):
 
 @_quick
 def _convolve(x, weights, tables, work, out):
-    """Spectral convolution of one sample.
+    """Compute the spectral convolution of a sample.
 
     Args:
         x: (C, n, n).
-        weights: as of :func:`_mix`.
-        tables: of :func:`_tables`.
-        work: of :func:`_work`.
-        out: (n, C n): x; channel, y.
+        weights: see :func:`_mix`.
+        tables: from :func:`_tables`.
+        work: work arrays from :class:`_Work`.
+        out: (n, C n), result; axes x and (channel, y).
     """
     from_x, from_y, to_y, to_x = tables
     lines, along_x, turned, sums, mixed = work
@@ -147,20 +148,20 @@ def _gelu(value):
     above = ((((P5 * s + P4) * s + P3) * s + P2) * s + P1) * s + P0
     below = ((((Q5 * s + Q4) * s + Q3) * s + Q2) * s + Q1) * s + ONE
     error = t * above / below
-    error = -ONE if x < -EDGE else error  # what is left there would be seen at large values
+    error = -ONE if x < -EDGE else error  # a rest of 4e-8 would matter at large |value|
     return HALF * value * (ONE + error)
 
 
 @_quick
 def _activate(spectral, local, channel, maps, hidden):
-    """``gelu(spectral + local + shift) (1 + gate)`` of one channel.
+    """Compute ``gelu(spectral + local + shift) (1 + gate)`` of a channel.
 
     Args:
-        spectral: (n, C n): x; channel, y.
+        spectral: (n, C n); axes x and (channel, y).
         local: (n n,) of the channel.
-        channel: which.
-        maps: shift and gate of it, (n n or 0,) each, and what is added to both at every point.
-        hidden: (n n,), the result.
+        channel: number of the channel.
+        maps: shift and gate of the channel, (n n or 0,) each, and a number added to each of them.
+        hidden: (n n,), result.
     """
     size, points = len(spectral), len(hidden)
     shift, gate, shift_everywhere, gate_everywhere = maps
@@ -182,25 +183,28 @@ def _activate(spectral, local, channel, maps, hidden):
 
 
 def _fourier_chain(x, maps, everywhere, weights, tables, work, out):
-    """A lift and blocks of samples, one after another.
+    """Evaluate lift, blocks and head of samples, one after another.
 
     Args:
         x: (B, C, n n).
-        maps: (B or 1, 2 width layers or 0, n n).
-        everywhere: (B or 1, 2 width layers).
+        maps: (B or 1, 2 width layers or 0, n n), shifts and gates per point.
+        everywhere: (B or 1, 2 width layers), shifts and gates that are equal at every point.
         weights: see :class:`Weights`.
-        tables: of :func:`_tables`.
-        work: of :class:`_Work`.
-        out: (B, heads, n n), or without a head (B, width + layers P, n n), hidden fields and the
-            products of all layers.
+        tables: from :func:`_tables`.
+        work: work arrays from :class:`_Work`.
+        out: result (B, heads, n n); without a head (B, width + layers P, n n), hidden fields and
+            the products of all layers.
     """
     lift, lift_bias, convolutions, local_weights, biases, out_weights, head, head_bias = weights
     convolution, spectral, local, hidden, field = work
     layers, width = len(convolutions), len(lift)
-    count, nothing = hidden.shape[0] - width, hidden[0, :0]
+    count, empty = hidden.shape[0] - width, hidden[0, :0]
     size = len(spectral)
     for b in range(len(x)):
-        given, added = maps[min(b, len(maps) - 1)], everywhere[min(b, len(everywhere) - 1)]
+        local_maps, uniform_maps = (
+            maps[min(b, len(maps) - 1)],
+            everywhere[min(b, len(everywhere) - 1)],
+        )
         for c in range(width):
             field[c] = lift_bias[c]
         _add_product(lift, x[b], field)
@@ -212,8 +216,8 @@ def _fourier_chain(x, maps, everywhere, weights, tables, work, out):
             _convolve(square, convolutions[layer], tables, convolution, spectral)
             for c in range(width):
                 s, g = 2 * layer * width + c, (2 * layer + 1) * width + c
-                shift, gate = (given[s], given[g]) if len(given) else (nothing, nothing)
-                every = shift, gate, added[s], added[g]
+                shift, gate = (local_maps[s], local_maps[g]) if len(local_maps) else (empty, empty)
+                every = shift, gate, uniform_maps[s], uniform_maps[g]
                 _activate(spectral, local[c], c, every, hidden[c])
             for c in range(count):
                 one, other = local[width + c], local[width + count + c]
@@ -232,37 +236,37 @@ def _fourier_chain(x, maps, everywhere, weights, tables, work, out):
 
 
 def _perceptrons(numbers, weights, places, work, out):
-    """Perceptrons of two hidden layers, of the same numbers.
+    """Evaluate perceptrons of two hidden layers with the same input.
 
     Args:
         numbers: (B, inputs).
-        weights: of all layers of all perceptrons, and their biases, one after another.
-        places: (perceptrons, 4) inputs, numbers of the hidden layers, and of outputs.
-        work: (2, most numbers of a hidden layer).
-        out: (B, outputs of all).
+        weights: weights, then biases, of each layer of each perceptron, in one vector.
+        places: (perceptrons, 4) sizes of input, hidden layers and output.
+        work: (2, largest hidden layer), work array.
+        out: (B, sum of output sizes), result.
     """
     for b in range(len(numbers)):
-        at, done = 0, 0
+        first, done = 0, 0
         for net in range(len(places)):
             for layer in range(3):
                 inputs, outputs = places[net, layer], places[net, layer + 1]
-                given = work[layer % 2, :inputs] if layer else numbers[b]
-                made = (
+                layer_in = work[layer % 2, :inputs] if layer else numbers[b]
+                layer_out = (
                     work[1 - layer % 2, :outputs] if layer < 2 else out[b, done : done + outputs]
                 )
-                end = at + inputs * outputs
-                made[:] = weights[end : end + outputs]
-                matrix = weights[at:end].reshape(inputs, outputs)
-                _add_product(given.reshape(1, inputs), matrix, made.reshape(1, outputs))
+                bias_first = first + inputs * outputs
+                layer_out[:] = weights[bias_first : bias_first + outputs]
+                matrix = weights[first:bias_first].reshape(inputs, outputs)
+                _add_product(layer_in.reshape(1, inputs), matrix, layer_out.reshape(1, outputs))
                 if layer < 2:
                     for i in range(outputs):
-                        made[i] = _gelu(made[i])
-                at = end + outputs
+                        layer_out[i] = _gelu(layer_out[i])
+                first = bias_first + outputs
             done += outputs
 
 
 def _noisy_numbers(angle, largest, fields, summary, harmonics, out):
-    """See :func:`~.network.noisy_numbers`; fields are (B, 2, n n)."""
+    """Compute :func:`~.blocks.noisy_numbers`, with fields (B, 2, n n)."""
     count, known = largest.shape[1], summary.shape[1]
     for b in range(len(fields)):
         phase, row = angle[min(b, len(angle) - 1)], out[b]
@@ -285,18 +289,18 @@ _programs: dict[Callable, Any] = {}
 
 
 def _run(template: Callable, *arguments: Any) -> None:
-    """Call what is compiled of a function; the first call of each is that of a comparison."""
+    """Call the compiled form of a function; the first call, in the comparison, compiles it."""
     if template in _programs:
         _programs[template](*arguments)
         return
-    program = jit.kept(template, fastmath=FAST)
+    program = jit.cached(template, fastmath=FAST)
     jit.load(program, *arguments)
     _programs[template] = program
 
 
 @functools.lru_cache(maxsize=32)
 def _tables(size: int, modes: int) -> tuple[np.ndarray, ...]:
-    """What leads from x to kx, from y to ky, and back, rows as the docstring above has them."""
+    """Compute the matrices from x to kx, y to ky, ky to y, kx to x; rows as in the docstring."""
     points = np.arange(size) * (2 * np.pi / size)
     x = np.outer(np.arange(modes + 1), points)
     y = np.outer(np.arange(modes), points)
@@ -308,7 +312,7 @@ def _tables(size: int, modes: int) -> tuple[np.ndarray, ...]:
 
 
 class _Work(threading.local):
-    """Work arrays of a thread, by what they are for."""
+    """Work arrays of a thread, by sizes of the chain."""
 
     def __init__(self):
         self.kept: dict[tuple, tuple] = {}
@@ -335,12 +339,12 @@ class _Work(threading.local):
         return self.kept[key]
 
 
-KEPT = 8  # kinds of chains whose work arrays a thread keeps
+KEPT = 8  # sizes of chains whose work arrays a thread caches
 _work = _Work()
 
 
 class Weights(NamedTuple):
-    """As :func:`_fourier_chain` reads them.
+    """Weights in the layout that :func:`_fourier_chain` reads.
 
     Attributes:
         lift: (width, C).
@@ -349,7 +353,7 @@ class Weights(NamedTuple):
         local: (layers, width + 2 P, width).
         biases: (layers, width + 2 P).
         out: (layers, width, width + P).
-        head: (heads, width); (0, width) where there is none.
+        head: (heads, width); (0, width) without a head.
         head_bias: (heads,).
     """
 
@@ -364,7 +368,7 @@ class Weights(NamedTuple):
 
 
 def weights_of(lift: Any, blocks: Any, head: Any) -> Weights:
-    """Weights of a lift, Fourier blocks and a head (or None), copied."""
+    """Copy the weights of a lift, Fourier blocks and a head (or None)."""
 
     def stacked(parts: list[Tensor]) -> np.ndarray:
         return torch.stack(parts).contiguous().numpy()
@@ -385,13 +389,14 @@ def weights_of(lift: Any, blocks: Any, head: Any) -> Weights:
 
 
 class Packed:
-    """What was made of the weights of some modules, as long as they are those.
+    """Cache of a function of the weights of some modules, valid until a weight changes.
 
-    Kept in eval mode alone: an engine may write to weights behind their version.
+    It caches in eval mode only, because in training an engine may change weights without a change
+    of their version number.
 
     Args:
-        make: of the modules.
-        modules: or None.
+        make: function of the modules.
+        modules: modules, or None.
     """
 
     def __init__(self, make: Callable[..., Any], *modules: nn.Module | None):
@@ -404,15 +409,15 @@ class Packed:
             if owner._parameters
         ]
         self._made: Any = None
-        self._told: list[int] = []
+        self._versions: list[int] = []  # addresses and versions of the weights of _made
 
     def whole(self) -> bool:
-        """Whether the weights are here, not shared out among processes."""
+        """Return whether this process has all weights; an engine may have partitioned them."""
         return all(one is None or one.numel() for one in self._owners[0]._parameters.values())
 
     def __call__(self) -> Any:
         if self._owners[0].training:
-            self._told = []
+            self._versions = []
             return self._make(*self._modules)
         weights = [
             weight
@@ -420,21 +425,23 @@ class Packed:
             for weight in owner._parameters.values()
             if weight is not None
         ]
-        if weights[0].is_inference():  # those have no versions
+        if weights[0].is_inference():  # inference tensors have no version
             return self._make(*self._modules)
-        told = [told for one in weights for told in (one.data_ptr(), one._version)]
-        if told != self._told:
-            self._made, self._told = self._make(*self._modules), told
+        versions = [number for one in weights for number in (one.data_ptr(), one._version)]
+        if versions != self._versions:
+            self._made, self._versions = self._make(*self._modules), versions
         return self._made
 
 
-#: off: networks go by operations of torch, as they do where they are trained
+#: off: networks use torch operations, as in training
 compiling = Switch()
 
 
 def usable(x: Tensor) -> bool:
-    """Whether fields (B, C, n, n) may go this way: real ones of single precision, on the CPU,
-    whose gradient nobody asks for. Numbers (B, N) too."""
+    """Return whether compiled functions accept fields (B, C, n, n) or numbers (B, N).
+
+    They accept float32 tensors on the CPU, without gradients and autocast.
+    """
     return (
         compiling.on
         and not torch.is_grad_enabled()
@@ -446,12 +453,12 @@ def usable(x: Tensor) -> bool:
 
 
 class PerceptronWeights(NamedTuple):
-    """As :func:`_perceptrons` reads them.
+    """Weights in the layout that :func:`_perceptrons` reads.
 
     Attributes:
-        weights: all of them.
-        places: (perceptrons, 4) inputs, numbers of the hidden layers, and of outputs.
-        outputs: the last of those.
+        weights: weights and biases of all layers, in one vector.
+        places: (perceptrons, 4) sizes of input, hidden layers and output.
+        outputs: size of each output.
     """
 
     weights: np.ndarray
@@ -460,7 +467,7 @@ class PerceptronWeights(NamedTuple):
 
 
 def perceptron_weights(*nets: nn.Sequential) -> PerceptronWeights:
-    """Those of perceptrons of two hidden layers, copied."""
+    """Copy the weights of perceptrons with two hidden layers."""
     layers = [[one for one in net if isinstance(one, nn.Linear)] for net in nets]
     places = [[*(one.in_features for one in net), net[-1].out_features] for net in layers]
     parts = [part for net in layers for one in net for part in (one.weight.T, one.bias)]
@@ -469,7 +476,7 @@ def perceptron_weights(*nets: nn.Sequential) -> PerceptronWeights:
 
 
 def perceptrons(given: PerceptronWeights, numbers: Tensor) -> list[Tensor]:
-    """What perceptrons make of numbers (B, inputs)."""
+    """Evaluate perceptrons on numbers (B, inputs); returns [(B, outputs), ...]."""
     inputs = int(given.places[0, 0])
     if numbers.ndim != 2 or numbers.shape[1] != inputs:
         raise ValueError(f"numbers are {tuple(numbers.shape)}, expected (B, {inputs})")
@@ -483,19 +490,19 @@ def perceptrons(given: PerceptronWeights, numbers: Tensor) -> list[Tensor]:
 def noisy_numbers(
     angle: Tensor, largest: Tensor, fields: Tensor, summary: Tensor, harmonics: int
 ) -> Tensor:
-    """As :func:`~.network.noisy_numbers`."""
+    """Compute :func:`~.blocks.noisy_numbers`."""
     for one in (angle, largest, summary):
         if len(one) not in (1, len(fields)):
-            raise ValueError(f"{len(one)} of what is told of {len(fields)} samples")
+            raise ValueError(f"{len(one)} rows of conditions for {len(fields)} samples")
     width = 2 * harmonics + largest.shape[1] + fields.shape[1] + summary.shape[1]
     out, flat = fields.new_empty(len(fields), width), fields.flatten(2)
-    given = (one.contiguous().numpy() for one in (angle, largest, flat, summary))
-    _run(_noisy_numbers, *given, harmonics, out.numpy())
+    inputs = (one.contiguous().numpy() for one in (angle, largest, flat, summary))
+    _run(_noisy_numbers, *inputs, harmonics, out.numpy())
     return out
 
 
 def chain(weights: Weights, x: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
-    """What a lift, blocks and a head make of fields (B, C, n, n), shared out among threads.
+    """Evaluate lift, blocks and head on fields (B, C, n, n), samples distributed over threads.
 
     Returns:
         (B, heads, n, n); without a head (B, width + layers P, n, n), the hidden fields and the
@@ -511,13 +518,13 @@ def chain(weights: Weights, x: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
         )
     out = x.new_empty(batch, heads or width + layers * count, size, size)
     fields = [one.contiguous().flatten(2).numpy() for one in (x, out)]
-    given, added = _sums(maps, x, 2 * width * layers)
+    local_maps, uniform_maps = _sums(maps, x, 2 * width * layers)
     tables = _tables(size, modes)
 
     def part(first: int, last: int) -> None:
         rows = slice(first, last)
         mine, result = (one[rows] for one in fields)
-        here, there = (one if len(one) == 1 else one[rows] for one in (given, added))
+        here, there = (one if len(one) == 1 else one[rows] for one in (local_maps, uniform_maps))
         work = _work.of(width, count, size, modes)
         _run(_fourier_chain, mine, here, there, tuple(weights), tables, work, result)
 
@@ -531,7 +538,11 @@ def chain(weights: Weights, x: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
 
 
 def _sums(maps: tuple[Tensor, ...], x: Tensor, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the maps of every point (B or 1, channels or 0, n n), and of the others."""
+    """Sum maps per point, (B or 1, channels or 0, n n), and uniform maps, (B or 1, channels).
+
+    Raises:
+        ValueError: the shape of a map does not fit.
+    """
     size = x.shape[-1]
     local: list[Tensor] = []
     everywhere: list[Tensor] = []
@@ -545,8 +556,8 @@ def _sums(maps: tuple[Tensor, ...], x: Tensor, channels: int) -> tuple[np.ndarra
     local = local or [x.new_empty(1, 0, size, size)]
     everywhere = everywhere or [x.new_zeros(1, channels, 1, 1)]
     parts = [functools.reduce(torch.add, each) for each in (local, everywhere)]
-    given, added = (one.contiguous().flatten(2).numpy() for one in parts)
-    return given, added[..., 0]
+    local_sum, uniform_sum = (one.contiguous().flatten(2).numpy() for one in parts)
+    return local_sum, uniform_sum[..., 0]
 
 
 @functools.lru_cache(maxsize=1)

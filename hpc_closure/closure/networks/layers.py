@@ -1,15 +1,16 @@
-r"""Fourier layers: a spectral convolution with real-stored weights, in two interchangeable forms.
+r"""Fourier layers: spectral convolution with weights stored as real numbers, in two equal forms.
 
 For a field :math:`f` on an n x n periodic grid, with coefficients in the forward norm,
 
 .. math:: (Kf)(x) = \mathrm{Re} \sum_{k_y=0}^{M-1} c_{k_y} \sum_{k_x=-M}^{M-1}
           R(k)\,\hat f(k)\, e^{2\pi i\,k\cdot x}, \qquad c_0 = 1,\ c_{k_y>0} = 2 .
 
-``fft`` does it by FFT and projects the :math:`k_y = 0` column on Hermitian symmetry before the
-complex-to-real transform: learned weights break that symmetry, and cuFFT then returns values that
-depend on the batch size (pytorch#154496). ``matrix`` computes only the kept modes, by products
-with real cosine and sine matrices; taking the real part *is* the projection, so both forms agree.
-The matrix form compiles, runs under autocast and wins while M is small beside n.
+The form ``fft`` uses FFTs. It projects the :math:`k_y = 0` column on Hermitian symmetry before the
+complex-to-real transform, because learned weights break that symmetry and cuFFT then returns
+values that depend on the batch size (pytorch#154496). The form ``matrix`` computes only the
+retained modes, by products with real cosine and sine matrices. Its real part equals the
+projection, so both forms agree. The matrix form can be compiled, runs under autocast, and is
+faster if M is small compared with n.
 
 Source of the layer: Li et al., "Fourier neural operator for parametric PDEs", ICLR 2021.
 """
@@ -26,13 +27,13 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["Layered", "Pointwise", "SpectralConv2d", "dft_matrices"]
 
 
-@lru_cache(maxsize=None)  # graphs refer to them
+@lru_cache(maxsize=None)  # never evicted, because CUDA graphs hold their addresses
 def dft_matrices(size: int, modes: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-    """Real matrices of the truncated transform and its inverse, to multiply from the right.
+    """Compute the real matrices of the truncated transform and its inverse (right factors).
 
     Returns:
         ``forward_y`` (n, 2M), ``forward_x`` (2n, 4M), ``inverse_x`` (4M, 2n), ``inverse_y``
-        (2M, n); of the paired axes, 2n runs over (x, re/im) and 4M over (re/im, kx). Computed in
+        (2M, n). The axis 2n runs over (x, re/im), the axis 4M over (re/im, kx). Computed in
         float64, stored as ``dtype``.
     """
     points = torch.arange(size, dtype=torch.float64) * (2 * math.pi / size)
@@ -53,13 +54,13 @@ def dft_matrices(size: int, modes: int, dtype: torch.dtype, device: str) -> tupl
 
 
 class Layered(nn.Module):
-    """A network of layers, of which training may keep what goes in alone.
+    """Network whose layers can be checkpointed.
 
-    What is inside a layer is then computed again in the backward pass: the same gradients, with
-    less memory and more time.
+    With checkpoints, training stores only the inputs of each layer and recomputes the layer in the
+    backward pass. Gradients are the same; it takes less memory and more time.
 
     Attributes:
-        recompute: do so.
+        recompute: whether to checkpoint.
         passes: names of the methods of tensors alone, which a CUDA graph may replay and
             torch.compile may compile.
     """
@@ -68,15 +69,15 @@ class Layered(nn.Module):
     passes: tuple[str, ...] = ()
 
     def through(self, layer: Callable[..., Any], *inputs: Tensor | None) -> Any:
-        """``layer(*inputs)``."""
+        """Call ``layer(*inputs)``, checkpointed if ``recompute`` is set."""
         if self.recompute and torch.is_grad_enabled():
-            # no layer draws random numbers
+            # the RNG state need not be saved, because no layer draws random numbers
             return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
         return layer(*inputs)
 
 
 class _Contiguous(torch.autograd.Function):
-    """Identity whose gradient is made contiguous: batched products copy row by row otherwise."""
+    """Identity with a contiguous gradient; without it, batched products copy row by row."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class _Contiguous(torch.autograd.Function):
 
 
 class SpectralConv2d(nn.Module):
-    """Mixing of channels per kept mode, ``|kx| <= M`` (row -M included), ``0 <= ky < M``.
+    """Spectral convolution: mixes channels per mode with ``-M <= kx < M``, ``0 <= ky < M``.
 
     Args:
         in_channels: channels of the input.
@@ -97,8 +98,8 @@ class SpectralConv2d(nn.Module):
         form: ``"matrix"``, ``"fft"`` or ``"auto"`` (matrix while M <= n/3 or n <= 32).
         gain: standard deviation of the initial weights times sqrt(2 in_channels).
 
-    The one parameter is real, shape (2M, M, in, out, 2): real and imaginary parts. Optimizers and
-    ZeRO partitions that do not know complex numbers therefore work.
+    The only parameter is real, of shape (2M, M, in, out, 2) with real and imaginary parts, so that
+    optimizers and ZeRO partitions without support of complex numbers work.
     """
 
     def __init__(
@@ -121,14 +122,14 @@ class SpectralConv2d(nn.Module):
         )
 
     def mix(self, x_hat: Tensor) -> Tensor:
-        """Kept modes (2M * M, B, 2 in) times the weights: one batched real product.
+        """Multiply modes (2M * M, B, 2 in) by the weights; returns (2M * M, B, 2 out).
 
-        The last axis runs over (channel, re/im).
+        This is a batched real product; the last axis runs over (channel, re/im).
         """
         return _Contiguous.apply(torch.bmm(x_hat, self.blocks(x_hat.dtype)))
 
     def blocks(self, dtype: torch.dtype) -> Tensor:
-        """Weights as real matrices (2M * M, 2 in, 2 out); kept between calls in eval mode."""
+        """Return the weights as real matrices (2M * M, 2 in, 2 out); cached in eval mode."""
         weight = self.weight
         key = (weight._version, weight.data_ptr(), dtype)
         keep = not self.training and not torch.is_grad_enabled()
@@ -141,7 +142,7 @@ class SpectralConv2d(nn.Module):
         return block
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, n, n) real -> (B, out, n, n) real."""
+        """Convolve real fields, (B, in, n, n) -> (B, out, n, n)."""
         size = x.shape[-1]
         if size < 2 * self.modes or x.shape[-2] != size:
             raise ValueError(
@@ -151,7 +152,7 @@ class SpectralConv2d(nn.Module):
         return self._matrix(x) if self.by_matrices(size) else self._fft(x)
 
     def by_matrices(self, size: int) -> bool:
-        """Whether fields of so many points per side go by the matrix form."""
+        """Return whether fields of ``size`` points per side use the matrix form."""
         few = 3 * self.modes <= size or size <= 32
         return self.form == "matrix" or (self.form == "auto" and few)
 
@@ -191,7 +192,7 @@ class SpectralConv2d(nn.Module):
 
 
 def hermitian_column(column: Tensor, size: int) -> Tensor:
-    """The ky = 0 column (..., 2M) spread to n rows and projected on Hermitian symmetry."""
+    """Spread the ky = 0 column (..., 2M) to n rows and project it on Hermitian symmetry."""
     modes = column.shape[-1] // 2
     full = column.new_zeros(*column.shape[:-1], size)
     full[..., :modes] = column[..., :modes]
@@ -201,7 +202,7 @@ def hermitian_column(column: Tensor, size: int) -> Tensor:
 
 
 class Pointwise(nn.Module):
-    """The same linear map of channels at every point: (B, in, n, n) -> (B, out, n, n)."""
+    """Linear map of channels, equal at every point: (B, in, n, n) -> (B, out, n, n)."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True, gain: float = 1.0):
         super().__init__()
@@ -211,7 +212,7 @@ class Pointwise(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # one product per sample: matmul would fold the batch into columns, by copies
+        # a product per sample avoids the copies by which matmul folds the batch into columns
         weight = self.weight.to(x.dtype).expand(len(x), -1, -1)
         out = torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
         return out if self.bias is None else out + self.bias.to(x.dtype)[:, None, None]

@@ -1,17 +1,18 @@
-r"""The network of a score that reads sensors itself: state, sensors and noise in three stages.
+r"""Score network with learned use of sensors: state, sensors and noise in three stages.
 
-1. *State*: Fourier blocks on the features, and an estimate e of :math:`E[q|V]`.
-2. *Sensors*: what they read, and what they read beyond e, carried to the grid, with where they are
-   and how large their errors are, pass through further blocks to :math:`m = E[q|V, y]`; what they
-   read beyond that is added with a learned gain per shell. Pooled, the same fields tell the spread
-   c of q about m, per group of |k|^2 (a shell mixes forced modes with others).
-3. *Noise*: given a noisy q at angle t, what is to be added to m. Regimes of the flow and of the
-   noise are seen in the largest scales of both, so these answer for themselves, too, and tell a
-   gain of the whole noise.
+1. *State*: Fourier blocks map the features to an estimate e of :math:`E[q|V]`.
+2. *Sensors*: the inputs are the readings and the readings minus e, both interpolated to the grid,
+   the coverage by sensors, and their noise. Further blocks map them to :math:`m = E[q|V, y]`.
+   The readings minus m are added with a learned gain per shell. From the same fields, pooled over
+   the grid, follows the spread c of q about m per group of |k|^2 (not per shell, because a shell
+   mixes forced and unforced modes).
+3. *Noise*: from a noisy q at angle t, blocks compute a correction of m. Regimes of the flow and of
+   the noise show in their largest modes. Perceptrons of these modes therefore give a separate
+   correction of the largest modes, and a gain of the noisy q.
 
-Stages 1 and 2 are evaluated once for a sample, whatever the number of members and noise levels.
-Estimates leave by weights per mode, of the hidden fields and of the products that the blocks
-formed, so that a shell of 1e-3 of the amplitude is as near as the others.
+Stages 1 and 2 are evaluated once per sample, for any number of members and noise levels.
+Outputs are formed by weights per mode from the hidden fields and the blocks' products, so that a
+shell with 1e-3 of the amplitude is as easy to represent as the others.
 """
 
 import math
@@ -41,23 +42,23 @@ from hpc_closure.spectral.modes.grid import placed, resize
 
 __all__ = ["Estimate", "PosteriorNetwork"]
 
-FAST = 4.0  # how much faster than the others the weights of small heads move
+FAST = 4.0  # factor on small heads: their weights learn that much faster than the others
 CAP = 300.0  # largest gain from fields in units of q to whitened modes
-SOFT = 5e-3  # amplitude, in units of q, below which a whitened reading is not believed
-PLACES = 2  # fields that say where sensors are, and how large their errors
-NUMBERS = 4  # of a layout: any sensors, how many, their errors, how much of the square they see
-HIDDEN = 64  # hidden numbers of the heads of few numbers
-SPREAD = (-3.5, 4.0, 2.8)  # log c is within the first +- the second, and begins near -0.7
+SOFT = 5e-3  # amplitude in units of q below which whitening of a reading is damped
+PLACES = 2  # channels: coverage by sensors, noise of the sensors
+NUMBERS = 4  # of a layout: 1 if there are sensors, log number, noise, mean coverage
+HIDDEN = 64  # hidden width of the heads that output numbers
+SPREAD = (-3.5, 4.0, 2.8)  # log c is within the first +- the second; it starts near -0.7
 
 
 @dataclass
 class Estimate:
-    """What stages 1 and 2 say of q, for B states.
+    """Result of stages 1 and 2, for B states.
 
     Attributes:
-        mean: whitened spectra (B, ...).
+        mean: whitened spectra (B, ...) of m.
         log_spread: (B, groups of the residual band) log c, in whitened units.
-        maps: of the blocks of stage 3, (B, 2 width layers, g, g).
+        maps: (B, 2 width layers, g, g) shifts and gates of the blocks of stage 3.
     """
 
     mean: Tensor
@@ -65,13 +66,13 @@ class Estimate:
     maps: Tensor
 
     def for_members(self, count: int) -> "Estimate":
-        """Those of states for members that share them."""
+        """Repeat the rows of states for ``count`` members that share them."""
         every = self.mean, self.log_spread, self.maps
         return Estimate(*(for_members(one, count) for one in every))
 
 
 class Blocks(Layered):
-    """Fourier blocks; hands out their products, too."""
+    """Fourier blocks whose products are part of the output."""
 
     passes = ("forward",)
 
@@ -85,14 +86,14 @@ class Blocks(Layered):
         self.outputs = width + layers * (width // 2)
 
     def forward(self, x: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Fields (B, C, n, n) to the last hidden ones, and those beside all products."""
+        """Map fields (B, C, n, n) to hidden fields, and to these followed by all products."""
         return self.chain.with_products(self, x, *maps)
 
 
 class ModeHead(nn.Module):
-    """Hidden fields (B, C, n, n) to one whitened spectrum, by weights per mode.
+    """Linear map from hidden fields (B, C, n, n) to a whitened spectrum, with weights per mode.
 
-    Two banks: one for fields that are white already, one for those in units of q.
+    There are two sets of weights, for hidden fields that are white and for those in units of q.
     """
 
     def __init__(self, modes: int, channels: int):
@@ -104,7 +105,7 @@ class ModeHead(nn.Module):
     def forward(self, hidden: Tensor, frame: Frame) -> Tensor:
         kept = frame.kept
         gain = (frame.law.modes("whiten", hidden) * math.sqrt(frame.law.variance)).clamp(max=CAP)
-        # no view: engines place weights at odd offsets of one long buffer
+        # view_as_complex fails here: engines place weights at odd offsets of a long buffer
         white, plain = (
             resize(torch.complex(*one.unbind(-1)), kept.modes) for one in (self.white, self.plain)
         )
@@ -114,12 +115,12 @@ class ModeHead(nn.Module):
 
 
 class PosteriorNetwork(nn.Module):
-    """See the module's docstring.
+    """Posterior network; see the module's docstring.
 
     Args:
         channels: condition channels of the state.
         config: ``width``, ``modes``, ``layers``, ``form``.
-        own: the model's band: most modes that q can have.
+        own: the model's band, an upper bound of the residual's band.
     """
 
     def __init__(self, channels: int, config: dict[str, Any], own: Band):
@@ -144,7 +145,7 @@ class PosteriorNetwork(nn.Module):
         self.low_noisy = perceptron(NOISY + LARGEST, LARGEST + 1, LOW)
 
     def estimate(self, frame: Frame, given: Posterior) -> Estimate:
-        """Stages 1 and 2, for B states.
+        """Evaluate stages 1 and 2 for B states.
 
         Args:
             frame: coordinates of q.
@@ -181,7 +182,7 @@ class PosteriorNetwork(nn.Module):
 
         power = hidden.square().mean((-2, -1)).clamp(min=1e-12).sqrt()
         pooled = torch.cat([hidden.mean((-2, -1)), power, numbers], dim=1)
-        # in training also where nothing is read: all processes need gradients of the same weights
+        # in training also without readings: all processes need gradients of the same weights
         if readings or torch.is_grad_enabled():
             gain = 0.5 + FAST * self.gain_head(pooled)
             left = kept.to_spectral(carried(frame, readings, mean, True)) * soft
@@ -192,7 +193,7 @@ class PosteriorNetwork(nn.Module):
         return Estimate(mean, log_spread, self.maps(hidden))
 
     def _groups_of(self, kept: Band) -> Tensor:
-        """Which of the model's groups each group of a residual band is."""
+        """Return the index among the model's groups of each group of a residual band."""
         if kept not in self._groups:
             self._groups[kept] = torch.searchsorted(self.group_k2, kept.group_k2)
         return self._groups[kept]
@@ -200,14 +201,16 @@ class PosteriorNetwork(nn.Module):
     def posterior(
         self, frame: Frame, x: Tensor, angle: Tensor, given: Posterior, told: Estimate
     ) -> Tensor:
-        """Stage 3: the mean that a Gaussian law would have which gives this denoiser.
+        """Evaluate stage 3; returns whitened spectra (B, ...).
+
+        The result is the mean of the Gaussian law whose denoiser equals the network's denoiser.
 
         Args:
             frame: coordinates of q.
             x: (B, ...) noisy q, whitened.
             angle: (B,) or (1,) in [0, pi/2].
-            given: conditions, of B or 1 states.
-            told: stages 1 and 2, of B or 1 states.
+            given: conditions of B or 1 states.
+            told: result of stages 1 and 2 for B or 1 states.
         """
         inputs = torch.stack([_plain_field(frame, x), _white_field(frame, x)], dim=1)
         numbers = noisy_numbers(angle, frame.kept.largest(x).float(), inputs, given.summary)
@@ -220,13 +223,13 @@ class PosteriorNetwork(nn.Module):
 
 
 def carried(frame: Frame, readings: list[Reading], mean: Tensor, beyond: bool) -> Tensor:
-    """Fields (B, g, g), in units of q, of what sensors read, or read ``beyond`` a mean.
+    """Interpolate readings to fields (B, g, g), in units of q.
 
     Args:
         frame: coordinates of q.
-        readings: of the sensors.
+        readings: readings of the sensors.
         mean: whitened spectra (B, ...).
-        beyond: take off what the mean says there.
+        beyond: subtract the mean's values at the sensors first.
     """
     out = mean.real.new_zeros(len(mean), frame.size, frame.size)
     for reading in readings:
@@ -239,15 +242,15 @@ def carried(frame: Frame, readings: list[Reading], mean: Tensor, beyond: bool) -
 
 
 def _units_of_q(frame: Frame, white: Tensor) -> Tensor:
-    """Whitened spectra to those of q over its standard deviation."""
+    """Convert whitened spectra to spectra of q over its standard deviation."""
     return white * (frame.law.modes("std", white.real) / math.sqrt(frame.law.variance))
 
 
 def _plain_field(frame: Frame, white: Tensor) -> Tensor:
-    """Whitened spectra to fields in units of q."""
+    """Convert whitened spectra to fields in units of q."""
     return frame.field(_units_of_q(frame, white))
 
 
 def _white_field(frame: Frame, white: Tensor) -> Tensor:
-    """Whitened spectra to fields of unit variance."""
+    """Convert whitened spectra to fields of unit variance."""
     return frame.field(white) / (2 * frame.kept.modes + 1)

@@ -79,7 +79,7 @@ def draw(
         words = f"{target}, sensors: {sensors}, {grid}² grid"
         yield from illustrate_generated(scored, album, label, words)
     if coupled:
-        words = f"{target}, started at t = {inputs.experiment.rollout.t_start:g}"
+        words = f"{target}, started at t = {inputs.experiment.rollout.begin:g}"
         yield from illustrate_coupled(coupled, album, target, words)
     yield from illustrate_training(metrics.read(inputs.run.metrics), album)
     yield from illustrate_cost(rows, album, device)

@@ -86,7 +86,7 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
         **({"Compared": compared} if compared else {}),
         "Coupled run": {
             "members, starts": f"{coupled.members}, {coupled.cases}",
-            "time": f"{coupled.t_start:g} to {coupled.t_end:g}",
+            "time": f"{coupled.begin:g} to {coupled.t_end:g}",
             "closure called": f"every {coupled.interval} step(s), "
             f"{inputs.closure.hold(coupled.interval)}",
         },

@@ -53,7 +53,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         return None
     ensemble = CoupledEnsemble(paths)
     _check_starts(inputs, ensemble)
-    stored = [float(time - ensemble.times[0]) for time in ensemble.times[1:]]
+    stored = [float(time - ensemble.start) for time in ensemble.times[1:]]
     leads = sorted({round(time, 9) for time in (*stored, *experiment.evaluate.lead_times)})
     indices = [ensemble.index(lead) for lead in leads]
     log.get().info(
@@ -107,7 +107,7 @@ def score_run(inputs: Inputs) -> Scored | None:
     beside_it = {name: reader(name) for name in names}
     truth = reader("truth")
     if inputs.replicas is not None and set(ensemble.cases) <= set(inputs.replicas.cases):
-        inputs.replicas.take(ensemble.cases)  # the first stands for the truth
+        inputs.replicas.select(ensemble.cases)  # the first stands for the truth
         truth = reader("model", inputs.replicas, slice(1))
         beside_it["oracle"] = reader("model", inputs.replicas, slice(1, None))
     scored = score_coupled(
@@ -124,6 +124,9 @@ def score_run(inputs: Inputs) -> Scored | None:
         seed=experiment.evaluate.seed,
         flow=Flow(inputs.reduced(experiment.known_grid)),
     )
+    if settings.after_release:  # members grow apart from equal states alone
+        kept = [row for row in scored.records if not row["score"].startswith("growth_")]
+        scored.records = kept
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
         asked = [

@@ -1,4 +1,4 @@
-"""The nonlinear term of members by the compiled functions of :mod:`line_kernels` (CPU)."""
+"""The nonlinear term of an ensemble by the compiled functions of :mod:`line_kernels` (CPU)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from hpc_closure.spectral.modes.transform import Transform
 def compiled_advection(
     form: str, transform: Transform, to_velocity: Tensor, to_tendency: Tensor
 ) -> CompiledAdvection | None:
-    """The compiled functions of a transform on the CPU, or None if its size has other factors."""
+    """Return the compiled nonlinear term; None if the grid size has no ``radices``."""
     if not radices(transform.grid.size):
         return None
     return CompiledAdvection(form, transform, to_velocity, to_tendency)
 
 
 class CompiledAdvection:
-    """``-(u . grad w)`` from ``w_hat``; keeps work arrays, so one per thread.
+    """``-(u . grad w)`` from ``w_hat``; holds work arrays, so each thread needs its own.
 
     Args:
         form: ``basdevant`` or ``flux``.
@@ -46,18 +46,18 @@ class CompiledAdvection:
         self.slabs = transform.slabs
         self.into = to_velocity[:, 0, ..., 0].contiguous().numpy()
         self.dtype = self.into.dtype
-        # products come back twice, and transforms are not normalised
+        # the kernels return twice the products, and their transforms are not normalised
         back = to_tendency[:, 0, ..., 0].contiguous().numpy()
         self.back = back / self.dtype.type(2 * n**2)
         self.programs = programs(n, form)
         self.fields = 3 if form == FLUX else 2
         self._work = tuple(np.zeros((3, 2 * apart(n)), self.dtype))
         columns = self.slabs.every if self.slabs else [slice(0, self.into.shape[-1])]
-        #: blocks of LANES columns of each rank, one after the other
+        #: number of blocks of LANES columns of each rank
         self.blocks: list[int] = []
         places = []
-        for every in columns:
-            width, first = every.stop - every.start, sum(self.blocks)
+        for rank_columns in columns:
+            width, first = rank_columns.stop - rank_columns.start, sum(self.blocks)
             self.blocks.append(-(-width // LANES))
             places.append(first * LANES + np.arange(width))
         tables = twiddles(n).astype(self.dtype), CONSTANTS.astype(self.dtype)
@@ -65,31 +65,37 @@ class CompiledAdvection:
         self._mixed: dict[tuple, np.ndarray] = {}
 
     def load(self) -> None:
-        """Compile what :meth:`tendency` calls, or read what Numba kept of it.
+        """Compile the functions that :meth:`tendency` calls, or read them from Numba's disk cache.
 
-        By calls for no members, so that ranks need not wait for each other; what was kept and
-        cannot be read is made again.
+        The calls have no members, so that ranks need not wait for each other. A damaged cache is
+        rebuilt.
         """
         programs, common = self.programs, (self._work, self._tables)
-        nobody = np.zeros((0, self.into.shape[1], 2 * self.into.shape[2]), self.dtype)
+        no_members = np.zeros((0, self.into.shape[1], 2 * self.into.shape[2]), self.dtype)
         mixed = np.zeros((0, self.fields, 0, 0), self.dtype)
         into, back = self.into, self.back
         calls: list[tuple[Any, tuple]]
         if self.slabs is None:
             calls = [
-                (programs.whole, (nobody, into, back, nobody, np.zeros((0, 0, 0), self.dtype)))
+                (
+                    programs.whole,
+                    (no_members, into, back, no_members, np.zeros((0, 0, 0), self.dtype)),
+                )
             ]
         else:
             calls = [
-                (programs.to_rows, (nobody, into, mixed)),
+                (programs.to_rows, (no_members, into, mixed)),
                 (programs.multiply, (mixed, 0)),
-                (programs.to_columns, (mixed, back, nobody)),
+                (programs.to_columns, (mixed, back, no_members)),
             ]
         for program, arguments in calls:
             jit.load(program, *arguments, *common)
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        """``out`` from ``w``, both real pairs ``(members, 2K + 1, local columns, 2)``."""
+        """Write the tendency of ``w`` to ``out`` and return it.
+
+        Both are real pairs ``(members, 2K + 1, local columns, 2)``.
+        """
         w_hat = w.view(*w.shape[:2], -1).numpy()
         result = out.view(*out.shape[:2], -1).numpy()
         programs, n, common = self.programs, self.size, (self._work, self._tables)
@@ -97,9 +103,9 @@ class CompiledAdvection:
             mixed = self._mixed_fields(1, self.blocks[0], n)[0]
             programs.whole(w_hat, self.into, self.back, result, mixed, *common)
             return out
-        mine, rows = self.blocks[self.slabs.rank], self.slabs.rows(n)
+        local_blocks, rows = self.blocks[self.slabs.rank], self.slabs.rows(n)
         count = rows.stop - rows.start
-        columns = self._mixed_fields(len(w), mine, n)
+        columns = self._mixed_fields(len(w), local_blocks, n)
         lines = self._mixed_fields(len(w), sum(self.blocks), count)
         programs.to_rows(w_hat, self.into, columns, *common)
         self._exchange(self.slabs, columns, lines, to_rows=True)
@@ -109,7 +115,7 @@ class CompiledAdvection:
         return out
 
     def _mixed_fields(self, members: int, count: int, rows: int) -> np.ndarray:
-        """Work array of mixed fields, of so many blocks: see :mod:`line_kernels`."""
+        """Return a work array for ``count`` blocks of mixed fields, see :mod:`line_kernels`."""
         shape = members, self.fields, count, 2 * apart(rows)
         if shape not in self._mixed:
             self._mixed[shape] = np.zeros(shape, self.dtype)
@@ -118,17 +124,17 @@ class CompiledAdvection:
     def _exchange(
         self, slabs: Slabs, columns: np.ndarray, lines: np.ndarray, to_rows: bool
     ) -> None:
-        """Mixed fields of this rank's columns to those of its rows, or the two products back."""
+        """Exchange mixed fields of local columns for those of local rows, or the products back."""
         fields = slice(self.fields if to_rows else 2)
         rows = [slabs.rows(self.size, rank) for rank in range(slabs.num_ranks)]
-        theirs = _open(columns, self.size)[:, fields]
-        by_rows = [theirs[..., each, :] for each in rows]
-        mine = rows[slabs.rank]
-        ours = _open(lines, mine.stop - mine.start)[:, fields]
-        by_columns = list(ours.split(self.blocks, 2))
+        column_fields = _unpacked_view(columns, self.size)[:, fields]
+        by_rows = [column_fields[..., row_range, :] for row_range in rows]
+        local_rows = rows[slabs.rank]
+        row_fields = _unpacked_view(lines, local_rows.stop - local_rows.start)[:, fields]
+        by_columns = list(row_fields.split(self.blocks, 2))
         slabs.exchange(*(by_rows, by_columns) if to_rows else (by_columns, by_rows))
 
 
-def _open(mixed: np.ndarray, rows: int) -> Tensor:
-    """A view (members, fields, blocks, 2 parts, rows, LANES) of mixed fields."""
+def _unpacked_view(mixed: np.ndarray, rows: int) -> Tensor:
+    """Return mixed fields as a view (members, fields, blocks, 2 parts, rows, LANES)."""
     return torch.from_numpy(mixed).unflatten(-1, (2, -1, LANES))[..., :rows, :]

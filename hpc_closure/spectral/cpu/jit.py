@@ -1,4 +1,4 @@
-"""Functions compiled by Numba, kept on disk: the second process reads what the first has made."""
+"""Functions compiled by Numba and cached on disk, so that later processes need not compile."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,57 +11,60 @@ from torch import Tensor
 
 
 def jit(function: Callable, **options: Any) -> Any:
-    """``function`` compiled: other threads may run, and what is divided by zero is infinite."""
+    """Compile ``function``: it releases the GIL, and division by zero gives infinity."""
     return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
 
-def kept(function: Callable, **options: Any) -> Any:
-    """``function`` compiled, and kept on disk where there is a place for it.
+def cached(function: Callable, **options: Any) -> Any:
+    """Compile ``function`` and cache it on disk if a folder is writable.
 
-    What is kept is stale when the function's own file changes, not when another does; and Numba
-    knows functions by their names, so a name must be that of one function alone.
+    The cache is stale only if the function's own file changes, not if another one does. Numba
+    identifies functions by name, so no two functions may share a name.
     """
     try:
         return jit(function, cache=True, **options)
-    except RuntimeError:  # neither the folder of the package nor the user's cache can be written
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
         return jit(function, **options)
 
 
-def compare(found: Tensor, expected: Tensor, bound: float, what: str, beside: str) -> None:
-    """Raise RuntimeError unless what compiled functions found is what was expected.
+def compare(
+    actual: Tensor, expected: Tensor, bound: float, subject: str, source_file: str
+) -> None:
+    """Raise RuntimeError unless a compiled result equals the expected one.
 
-    Once in a process: a wrong function that was kept on disk would go unseen.
+    Called once per process, because a wrong function in the disk cache would go unnoticed.
 
     Args:
-        found, expected: the same by compiled functions and without.
-        bound: on the difference, as a share of the largest.
-        what: they compute.
-        beside: the file of the functions.
+        actual, expected: result of compiled functions and result without them.
+        bound: largest difference allowed, relative to the largest expected value.
+        subject: quantity that the functions compute, for the message.
+        source_file: file of the functions.
     """
-    if not (found - expected).abs().max() <= bound * expected.abs().max():
-        kept = Path(beside).with_name("__pycache__")
+    if not (actual - expected).abs().max() <= bound * expected.abs().max():
+        cache = Path(source_file).with_name("__pycache__")
         raise RuntimeError(
-            f"compiled functions of {what} are wrong: remove what Numba keeps of them ({kept}, or "
-            "$NUMBA_CACHE_DIR) and start again"
+            f"compiled functions of {subject} are wrong: remove Numba's cache of them ({cache}, "
+            "or $NUMBA_CACHE_DIR) and run again"
         )
 
 
 def load(program: Any, *arguments: Any) -> None:
-    """A first call, which compiles or reads what was kept; what cannot be read is made again."""
+    """Call ``program`` once, so that it is compiled or read; a damaged cache is rebuilt."""
     try:
         program(*arguments)
-    except Exception:  # damage shows in many ways
+    except Exception:  # a damaged cache raises errors of many types
         program._cache.flush()
         program(*arguments)
 
 
 class Switch(threading.local):
-    """On, but for the blocks of :meth:`off` of the same thread."""
+    """A flag that is on except inside :meth:`off`, per thread."""
 
     on = True
 
     @contextmanager
     def off(self) -> Iterator[None]:
+        """Turn the flag off inside the block, for this thread."""
         before, self.on = self.on, False
         try:
             yield

@@ -1,26 +1,26 @@
-r"""The nonlinear term on the CPU, compiled: line FFTs, products and pruning in one go per member.
+"""The nonlinear term on the CPU, compiled: line FFTs, products and pruning, member by member.
 
-A right-hand side in two dimensions is FFTs along x, FFTs along y, products, and back. As library
-calls each of these reads and writes whole fields. Here, for each member,
+In two dimensions a right-hand side consists of FFTs along x, FFTs along y, products, and the way
+back. As library calls each of these reads and writes full fields. Here, for each member,
 
-1. eight columns at a time are multiplied by their factors, brought to physical space along x and
-   written beside each other: a *mixed* field (rows x, modes ky);
-2. eight rows of it at a time are brought to physical space along y, multiplied and brought back
-   while they are in the first cache: no physical field is ever in memory. u and v are one complex
-   line, ``u + i v``, and so are their products;
-3. eight columns at a time go back along x, of which the retained modes are kept.
+1. eight columns at a time are multiplied by their factors, transformed along x to physical space
+    and stored next to each other: a *mixed* field (rows x, modes ky);
+2. eight rows of the mixed field at a time are transformed along y to physical space, multiplied
+    and transformed back while they are in the first-level cache, so no physical field is ever in
+    memory. u and v are one complex line, ``u + i v``, and so are their products;
+3. eight columns at a time are transformed back along x, and the retained modes are stored.
 
 The FFT is Stockham's with radices 2, 3, 4, 5 and 8 (Van Loan, Computational Frameworks for the
 Fast Fourier Transform, 1992, sec. 1.7), on eight lines side by side, real and imaginary parts
-apart: every operation is one on whole vector registers. A line's arithmetic does not depend on the
-lines beside it, and multiplications and additions are not fused, so bits depend neither on members
-and ranks nor on the width of the processor's registers.
+apart, so that every operation works on full vector registers. The arithmetic of a line does not
+depend on the lines beside it, and multiplications and additions are not fused. So bits depend
+neither on members and ranks nor on the width of the processor's registers.
 
-**Templates.** The functions below are compiled by Numba for one size each. Names in capitals are
-numbers, or other compiled functions, that :func:`_specialise` gives: constants to the compiler,
-which makes vectors of loops only where it sees that reads and writes do not overlap. The result is
-kept on disk. All of it stands in this file: what is kept is stale when this file changes, not when
-another does.
+**Templates.** Numba compiles the functions below once per grid size. Names in capitals are
+numbers, or other compiled functions, that :func:`_specialise` inserts. To the compiler they are
+constants: it vectorises a loop only if it sees that reads and writes do not overlap. The result is
+cached on disk. All templates are in this file, because the cache is stale only if this file
+changes.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ import numpy as np
 from hpc_closure.spectral.cpu import jit
 from hpc_closure.spectral.modes.grid import retained_modes
 
-LANES = 8  # lines side by side: a cache line of float64
-PADDING = 3  # rows of LANES between real and imaginary parts, against equal addresses modulo 4096
+LANES = 8  # lines side by side: one cache line of float64
+PADDING = 3  # rows of LANES between real and imaginary parts, to avoid equal addresses mod 4096
 MOST_PASSES = 7
 
 FLUX = "flux"  # the other form is "basdevant"
 
-# Given by _specialise. Of lines: points, retained modes, numbers between real and imaginary parts,
-# passes of their transform. Of a pass: its length after it, its stride, the place of its twiddles.
+# Set by _specialise. For lines: N points, K retained modes, APART numbers from real to imaginary
+# parts, PASSES passes of the transform. For a pass: M length after it, S stride, AT first twiddle.
 N = K = APART = PASSES = M = S = AT = 0
 FORM = ""
 P0: Any = None
 P1 = P2 = P3 = P4 = P5 = P6 = PUT = FORWARD = LOAD = PACK = PRODUCTS = UNPACK = STORE = P0
 TO_ROWS = MULTIPLY = TO_COLUMNS = P0
 
-# What passes multiply by, in this order: sqrt(1/2), 1/2, sin(pi/3), cos and sin of 2 pi/5, 4 pi/5.
+# Constants of the passes: sqrt(1/2), 1/2, sin(pi/3), cos of 2 pi/5 and 4 pi/5, sin of the same.
 FIFTHS = 2 * np.pi / 5 * np.array([1, 2])
 CONSTANTS = np.array([0.5**0.5, 0.5, 0.75**0.5, *np.cos(FIFTHS), *np.sin(FIFTHS)])
 
 
 # -- passes: (radix, M, S) to (M, radix, S), each times its twiddle -------------------------------
 #
-# x and y: real parts, then APART further on imaginary ones. ``lanes`` is LANES again, which the
-# compiler must not know: it would unroll loops of that length before it makes vectors of them.
+# x and y hold real parts, and imaginary parts APART numbers later. ``lanes`` equals LANES, but as
+# an argument: the compiler would unroll loops of a known length before it vectorises them.
 
 
 def _put(y, o, tr, ti, wr, wi):
@@ -186,7 +186,7 @@ def _pass8(x, y, w, c, lanes):
             dr, di, er, ei = a2r + a6r, a2i + a6i, a2i - a6i, a6r - a2r
             e0r, e0i, e1r, e1i = br + dr, bi + di, cr + er, ci + ei
             e2r, e2i, e3r, e3i = br - dr, bi - di, cr - er, ci - ei
-            # four of odd number, turned by an eighth each
+            # four points of odd number, each rotated by an eighth of a turn
             br, bi, cr, ci = a1r + a5r, a1i + a5i, a1r - a5r, a1i - a5i
             dr, di, er, ei = a3r + a7r, a3i + a7i, a3i - a7i, a7r - a3r
             f0r, f0i, f2r, f2i = br + dr, bi + di, bi - di, dr - br
@@ -216,13 +216,13 @@ PASS = {2: _pass2, 3: _pass3, 4: _pass4, 5: _pass5, 8: _pass8}
 
 
 def _forward(source, x, y, out, tables):
-    """Unnormalised FFT of LANES lines of N points, real and imaginary parts ``(N, LANES)``.
+    """Transform LANES lines of N points (unnormalised FFT); parts are ``(N, LANES)``.
 
     Args:
         source: the lines; may be y.
-        x, y: work.
-        out: the spectra; may be x where PASSES is odd, y where it is even.
-        tables: twiddles, constants, LANES, and where columns stand in mixed fields.
+        x, y: work arrays.
+        out: the spectra; may be x if PASSES is odd, y if it is even.
+        tables: twiddles, constants, LANES, and the places of columns in mixed fields.
     """
     w, c, lanes, _ = tables
     P0(source, out if PASSES == 1 else x, w, c, lanes)
@@ -242,14 +242,15 @@ def _forward(source, x, y, out, tables):
 
 # -- the three stages of a member -----------------------------------------------------------------
 #
-# Spectra are pairs of reals, ``(2K + 1, 2 columns)``. Mixed fields are blocks of LANES columns as
-# transforms along x leave them: ``(F, blocks, 2 parts of (rows, LANES))``; the blocks of several
-# ranks stand in a row. An inverse transform is a forward one with real and imaginary parts
-# exchanged on the way in and out. ``work``: two buffers for lines, and one for a field.
+# Spectra are pairs of reals, ``(2K + 1, 2 columns)``. Mixed fields are blocks of LANES columns, as
+# transforms along x write them: ``(F, blocks, 2 parts of (rows, LANES))``; the blocks of several
+# ranks follow each other. An inverse transform is a forward one with real and imaginary parts
+# exchanged before and after. "Exchanged" below means that the parts are in this order. ``work``
+# is two buffers for lines and one for a field.
 
 
 def _to_rows(spectrum, factors, mixed, work, tables):
-    """A spectrum to mixed fields, exchanged: u, v and in flux form w."""
+    """Transform a spectrum to mixed fields, exchanged: u, v, and in flux form w."""
     x, y, _ = work
     lanes = tables[2]
     for f in range(mixed.shape[0]):
@@ -259,7 +260,7 @@ def _to_rows(spectrum, factors, mixed, work, tables):
 
 
 def _load(spectrum, factors, f, block, x, lanes):
-    """A block of a spectrum, times i and a real factor, and no more than that if there is none."""
+    """Load a block of a spectrum times i and a real factor; without a factor, the block itself."""
     first = block * LANES
     width = min(lanes, spectrum.shape[1] // 2 - first)
     for row in range(2 * K + 1):
@@ -280,7 +281,7 @@ def _load(spectrum, factors, f, block, x, lanes):
 
 
 def _multiply(mixed, rows, work, tables):
-    """Mixed fields of so many rows, exchanged, to twice those of their two products."""
+    """Replace mixed fields of ``rows`` rows, exchanged, by twice those of their two products."""
     x, y, vorticity = work
     places = tables[3]
     z = y if PASSES % 2 else x
@@ -297,9 +298,9 @@ def _multiply(mixed, rows, work, tables):
 
 
 def _pack(a, b, first, places, x):
-    """Rows of two mixed fields as one complex line each, u + i v, exchanged.
+    """Combine rows of two mixed fields to complex lines u + i v, exchanged.
 
-    The modes -k of both, which are not stored, are the conjugates of those at k.
+    The modes -k, which are not stored, are the conjugates of those at k.
     """
     apart = a.shape[1] // 2
     for k in range(K + 1):
@@ -321,7 +322,7 @@ def _pack(a, b, first, places, x):
 
 
 def _products(z, vorticity, x):
-    """u + i v, exchanged, to u v + i (v^2 - u^2), or in flux form to u w + i v w."""
+    """Multiply: u + i v, exchanged, to u v + i (v^2 - u^2), or in flux form to u w + i v w."""
     for o in range(N * LANES):
         u, v = z[o + APART], z[o]
         if FORM == FLUX:
@@ -333,7 +334,7 @@ def _products(z, vorticity, x):
 
 
 def _unpack(z, a, b, first, places):
-    """Spectra of complex lines a + i b to twice those of a and of b, rows of mixed fields.
+    """Split spectra of complex lines a + i b in twice those of a and of b, rows of mixed fields.
 
     ``z(k) + conj z(-k) = 2 a(k)``, and the difference is ``2 i b(k)``.
     """
@@ -351,7 +352,7 @@ def _unpack(z, a, b, first, places):
 
 
 def _to_columns(mixed, factors, spectrum, work, tables):
-    """Mixed fields to a spectrum, the sum of the two with their factors."""
+    """Transform two mixed fields to one spectrum, the sum of both times their factors."""
     x, y, _ = work
     lanes = tables[2]
     z = x if PASSES % 2 else y
@@ -362,7 +363,7 @@ def _to_columns(mixed, factors, spectrum, work, tables):
 
 
 def _store(z, factors, f, block, spectrum, lanes):
-    """What is retained of a block, times a real factor, to a spectrum; the second is added."""
+    """Store the retained modes of a block times a real factor; the second field is added."""
     first = block * LANES
     width = min(lanes, spectrum.shape[1] // 2 - first)
     for row in range(2 * K + 1):
@@ -377,7 +378,7 @@ def _store(z, factors, f, block, spectrum, lanes):
             line[2 * q + 1] = b if f == 0 else line[2 * q + 1] + b
 
 
-# -- members on the leading axis ------------------------------------------------------------------
+# -- loops over members, the leading axis ---------------------------------------------------------
 
 
 def _whole(w_hat, into, back, out, mixed, work, tables):
@@ -404,7 +405,7 @@ def _all_to_columns(mixed, back, out, work, tables):
 
 @dataclass(frozen=True)
 class Programs:
-    """Compiled functions of one size and form; each is compiled when it is first called."""
+    """Compiled functions of one size and form; each is compiled at its first call."""
 
     whole: Any
     to_rows: Any
@@ -414,7 +415,7 @@ class Programs:
 
 @functools.cache
 def programs(size: int, form: str) -> Programs:
-    """The functions of lines of ``size`` points, which must have :func:`radices`."""
+    """Return the functions for lines of ``size`` points, which must have :func:`radices`."""
     names: dict[str, Any] = {"N": size, "K": retained_modes(size), "APART": apart(size)}
     names["FORM"] = form
     passes, m, s, at = [], size, LANES, 0
@@ -430,18 +431,18 @@ def programs(size: int, form: str) -> Programs:
     for part in (*parts, _to_rows, _multiply, _to_columns):
         names[part.__name__[1:].upper()] = _specialise(part, names)
     members = (_whole, _all_to_rows, _multiply_all, _all_to_columns)
-    return Programs(*[jit.kept(_with(each, names)) for each in members])
+    return Programs(*[jit.cached(_with(template, names)) for template in members])
 
 
 def _with(template: Callable, names: dict) -> Callable:
-    """A template with the names that are given, and a name of its own.
+    """Return a template with ``names`` as globals and a unique name.
 
-    Numba knows functions by their names: those it kept on disk, and those that they call.
+    Numba identifies functions by name, both in its disk cache and where they call each other.
     """
-    made = FunctionType(template.__code__, {**globals(), **names}, template.__name__)
+    function = FunctionType(template.__code__, {**globals(), **names}, template.__name__)
     differs = [names[name] for name in ("FORM", "N", "M", "S") if name in names]
-    made.__qualname__ = "_".join([template.__name__, *map(str, differs)])
-    return made
+    function.__qualname__ = "_".join([template.__name__, *map(str, differs)])
+    return function
 
 
 def _specialise(template: Callable, names: dict, **options) -> Callable:
@@ -449,23 +450,28 @@ def _specialise(template: Callable, names: dict, **options) -> Callable:
 
 
 def apart(rows: int) -> int:
-    """Numbers from real to imaginary parts of ``(rows, LANES)``: whole squares, and some more."""
+    """Return how many numbers the imaginary parts of ``(rows, LANES)`` are after the real ones.
+
+    They are full squares of LANES, plus PADDING.
+    """
     return (-(-rows // LANES) * LANES + PADDING) * LANES
 
 
 @functools.cache
 def radices(size: int) -> tuple[int, ...]:
-    """Radices of the passes of ``size`` points; none where that has other prime factors."""
-    rest, found = size, []
+    """Return the radices of the passes of ``size`` points; empty if it has other prime factors."""
+    remainder, factors = size, []
     for radix in (8, 4, 2, 5, 3):
-        while rest % radix == 0 and not (radix == 8 and rest % 32 == 16):  # 4 x 4, not 2 x 8
-            rest //= radix
-            found.append(radix)
-    return tuple(sorted(found)) if rest == 1 and len(found) <= MOST_PASSES else ()
+        while remainder % radix == 0 and not (
+            radix == 8 and remainder % 32 == 16
+        ):  # 4 x 4, not 2 x 8
+            remainder //= radix
+            factors.append(radix)
+    return tuple(sorted(factors)) if remainder == 1 and len(factors) <= MOST_PASSES else ()
 
 
 def twiddles(size: int) -> np.ndarray:
-    """``e^(-2 pi i j p / m)``, j = 1 .. radix - 1, for each p of each pass of length m."""
+    """Return ``e^(-2 pi i j p / m)``, j = 1 .. radix - 1, for each p of each pass of length m."""
     out, m = [], size
     for radix in radices(size):
         turns = np.outer(np.arange(m // radix), np.arange(1, radix)) / m

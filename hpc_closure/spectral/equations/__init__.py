@@ -1,8 +1,8 @@
-"""The equations, one file each; importing them makes them known to experiments and problems."""
+"""The equations, one file each; importing this package registers them."""
 
 from hpc_closure.spectral.equations.base import Equation
 
-# Error lines name them in this order.
+# Error lines list the equations in this order.
 # isort: off
 from hpc_closure.spectral.equations.vorticity import Vorticity2D
 from hpc_closure.spectral.equations.kuramoto_sivashinsky import KuramotoSivashinsky1D

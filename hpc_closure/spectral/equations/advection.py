@@ -1,4 +1,4 @@
-r"""Two algebraic forms of ``-u . grad w`` in two dimensions.
+"""Two algebraic forms of ``-u . grad w`` in two dimensions.
 
 With ``u = psi_y``, ``v = -psi_x``, ``-Lap psi = w``:
 
@@ -9,8 +9,9 @@ flux       (u w)_x + (v w)_y                                3 + 2
 basdevant  (dxx - dyy)(u v) + dxy(v^2 - u^2)                2 + 2
 ========== ================================================ =====================
 
-They agree to round-off on the retained modes. Basdevant (J. Comput. Phys. 50, 1983) has fewer
-transforms; in float32 its error at the end of the spectrum is 1e-5 at 256^2, flux has 2e-6.
+The forms agree to round-off on the retained modes. Basdevant (J. Comput. Phys. 50, 1983) needs
+fewer transforms. In float32, at 256^2 points, its error at the end of the spectrum is 1e-5, that
+of the flux form 2e-6.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.modes.differentiable import TracedTransform, times_i
+from hpc_closure.spectral.modes.differentiable import DifferentiableTransform, times_i
 from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.transform import Transform
 
@@ -29,45 +30,45 @@ if TYPE_CHECKING:
 
 
 class Advection:
-    """``-u . grad w`` from ``w_hat``, both as real pairs ``(members, 2K + 1, columns, 2)``."""
+    """``-u . grad w`` of ``w_hat``, both as real pairs ``(members, 2K + 1, columns, 2)``."""
 
     def __init__(self, transform: Transform):
         grid, self.transform = transform.grid, transform
-        # i times these, per mode: u_hat = i ky / k^2 w_hat, v_hat = -i kx / k^2 w_hat
+        # without the factor i: u_hat = i ky / k^2 w_hat, v_hat = -i kx / k^2 w_hat
         self.to_velocity = transform.factors(grid.ky * grid.inverse_k2, -grid.kx * grid.inverse_k2)
         self._work: dict[tuple, Tensor] = {}
 
     def work(self, name: str, like: Tensor) -> Tensor:
-        """Work array of the shape of ``like``."""
+        """Return the work array ``name`` of the shape of ``like``."""
         key = (name, like.shape)
         if key not in self._work:
             self._work[key] = torch.empty_like(like)
         return self._work[key]
 
     def rotate(self, w: Tensor) -> Tensor:
-        """``i w_hat``."""
+        """Return ``i w_hat`` in a work array."""
         out = self.work("rotated", w)
         torch.neg(w[..., 1], out=out[..., 0])
         out[..., 1].copy_(w[..., 0])
         return out
 
     def velocity(self, w: Tensor) -> Tensor:
-        """Physical velocity ``(2, members, rows, n)``."""
+        """Return the physical velocity ``(2, members, rows, n)``."""
         return self.transform.synthesize((self.rotate(w), self.to_velocity))
 
     def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        """``out = -(u . grad w)``."""
+        """Write ``-(u . grad w)`` to ``out`` and return it."""
         raise NotImplementedError
 
 
-_COMPARED: set[tuple] = set()  # forms, sizes and precisions whose compiled functions are right
+_COMPARED: set[tuple] = set()  # keys of compiled functions that passed _compare
 
 
 class TwoProducts(Advection):
-    """A form that takes two products of fields back to their spectra.
+    """A form that transforms two products of fields back to spectra.
 
-    On the CPU the functions of :mod:`line_kernels` do it where there are some for the size of the
-    grid, elsewhere whole transforms.
+    On the CPU the compiled functions of :mod:`~cpu.line_kernels` compute it if they exist for the
+    size of the grid. Otherwise it is computed by transforms of full fields.
     """
 
     form = ""
@@ -84,7 +85,7 @@ class TwoProducts(Advection):
         self._key = self.form, transform.grid.size, transform.real, transform.num_ranks
 
     def factors(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Real factors of the spectra of the two products, per mode."""
+        """Return the real factors of the spectra of the two products, per mode."""
         raise NotImplementedError
 
     def tendency(self, w, out):
@@ -96,26 +97,26 @@ class TwoProducts(Advection):
         return self.compiled.tendency(w, out)
 
     def _compare(self, compiled: CompiledAdvection) -> None:
-        """Both ways, once in a process."""
+        """Raise RuntimeError unless compiled functions and transforms agree; once per process."""
         from hpc_closure.spectral.cpu.jit import compare
 
         shape = (1, *self.transform.shape, 2)
         w = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         w = w.to(self.transform.real)
-        found, expected = torch.empty_like(w), torch.empty_like(w)
+        actual, expected = torch.empty_like(w), torch.empty_like(w)
         compiled.load()
-        compiled.tendency(w, found)
+        compiled.tendency(w, actual)
         self.by_transforms(w, expected)
         bound = 1e3 * torch.finfo(w.dtype).eps
-        what = f"the {self.form} form on {self.transform.grid.size} points per side"
-        compare(found, expected, bound, what, __file__)
+        subject = f"the {self.form} form on {self.transform.grid.size} points per side"
+        compare(actual, expected, bound, subject, __file__)
 
     def by_transforms(self, w: Tensor, out: Tensor) -> Tensor:
-        """``out = -(u . grad w)``, whole fields at a time."""
+        """Write ``-(u . grad w)`` to ``out`` by transforms of full fields, and return it."""
         raise NotImplementedError
 
-    def traced(self, w: Tensor, transform: TracedTransform) -> Tensor:
-        """The same as a new tensor: autograd goes through it."""
+    def differentiable_tendency(self, w: Tensor, transform: DifferentiableTransform) -> Tensor:
+        """Return ``-(u . grad w)`` as a new tensor that autograd differentiates."""
         raise NotImplementedError
 
 
@@ -137,7 +138,7 @@ class Flux(TwoProducts):
         torch.neg(total[..., 0], out=out[..., 1])
         return out
 
-    def traced(self, w, transform):
+    def differentiable_tendency(self, w, transform):
         velocity = transform.fields(times_i(w) * self.to_velocity)
         flux = transform.spectra(velocity * transform.fields(w)) * self.to_tendency
         return -times_i(flux[0] + flux[1])
@@ -160,15 +161,15 @@ class Basdevant(TwoProducts):
         spectra = self.transform.analyse(velocity, self.to_tendency)
         return torch.add(spectra[0], spectra[1], out=out)
 
-    def traced(self, w, transform):
-        return _TracedBasdevant.apply(w, self, transform)
+    def differentiable_tendency(self, w, transform):
+        return _DifferentiableBasdevant.apply(w, self, transform)
 
 
-class _TracedBasdevant(torch.autograd.Function):
-    """The term with its gradient written out, at half the time of operations one by one."""
+class _DifferentiableBasdevant(torch.autograd.Function):
+    """The term with its gradient written out, in half the time of autograd's operations."""
 
     @staticmethod
-    def forward(ctx, w: Tensor, form: Basdevant, transform: TracedTransform):
+    def forward(ctx, w: Tensor, form: Basdevant, transform: DifferentiableTransform):
         velocity = transform.fields(times_i(w) * form.to_velocity)
         u, v = velocity
         products = torch.empty_like(velocity)

@@ -1,4 +1,4 @@
-"""What an equation is: a class with its keys, its linear symbol and its nonlinear term."""
+"""Base classes of an equation: its keys, its linear symbol and its nonlinear term."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import Field, SerializeAsAny
 
 from hpc_closure.spectral.forcing import Forcing, PublishedForcing
 from hpc_closure.spectral.initial import GaussianField, Initial
-from hpc_closure.spectral.noise.paths import Noise, QWiener
+from hpc_closure.spectral.noise.laws import Noise, QWiener
 from hpc_closure.spectral.recipe import Family, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hpc_closure.spectral.modes.differentiable import TracedTransform
+    from hpc_closure.spectral.modes.differentiable import DifferentiableTransform
     from hpc_closure.spectral.modes.grid import Grid
     from hpc_closure.spectral.modes.transform import Transform
 
@@ -24,12 +24,12 @@ _WORDS = {1: "one dimension", 2: "two dimensions"}
 class Equation(Family):
     """The full system dv/dt = M(v): a periodic equation, its forcings and its initial law.
 
-    A kind adds the coefficients that it has.
+    A kind adds its coefficients.
     """
 
-    chooser: ClassVar[str] = "equation"
+    discriminator: ClassVar[str] = "equation"
     default: ClassVar[str] = "vorticity2d"
-    #: of the flow, 1 or 2
+    #: dimensions of the flow, 1 or 2
     dimensions: ClassVar[int]
 
     equation: str
@@ -40,66 +40,70 @@ class Equation(Family):
 
     @property
     def damping(self) -> dict[int, float]:
-        """Coefficients ``nu_p`` of its terms ``-nu_p (-Lap)^p`` by order p, where not zero."""
+        """Return the nonzero coefficients ``nu_p`` of the terms ``-nu_p (-Lap)^p`` by order p."""
         return {}
 
     @property
-    def beyond_viscosity(self) -> list[str]:
-        """Keys of the linear terms that are there besides viscosity."""
+    def other_linear_terms(self) -> list[str]:
+        """Return the keys of the linear terms other than viscosity."""
         return []
 
     def linear(self, grid: Grid) -> Tensor:
-        """Eigenvalue of the linear part per mode, whole retained shape, complex128."""
+        """Return the eigenvalue of the linear part per mode, full retained shape, complex128."""
         raise NotImplementedError
 
     def terms(self, transform: Transform, form: str) -> Terms:
-        """The equation on a transform.
+        """Return the equation on a transform.
 
         Args:
-            transform: precision, device and slabs come from it.
+            transform: sets precision, device and slabs.
             form: form of the nonlinear term, for equations that have several.
         """
         raise NotImplementedError
 
-    def leaves(self, exchanged: int, sign_x: int, sign_y: int) -> bool:
-        """Whether a map of the square takes solutions to solutions, where nothing forces them.
+    def is_symmetry(self, exchanged: int, sign_x: int, sign_y: int) -> bool:
+        """Return whether a map of the square takes unforced solutions to solutions.
 
         Args:
-            exchanged: 1 where the axes are exchanged, after
-            sign_x, sign_y: -1 where an axis is turned over.
+            exchanged: 1 if the axes are exchanged first, else 0.
+            sign_x, sign_y: -1 if an axis is reflected, else 1.
         """
         return True
 
     def check(self) -> None:
-        """Raise ValueError unless the forcings and the initial law are for these dimensions."""
+        """Raise ValueError if a forcing or the initial law is not for these dimensions."""
         for name in ("initial", "forcing", "noise"):
             law = getattr(self, name)
             if self.dimensions in law.dimensions:
                 continue
-            known = type(law).kinds.items()
-            *names, last = [kind for kind, one in known if self.dimensions in one.dimensions]
-            fitting = f"{', '.join(names)} or {last}" if names else last
+            kinds = type(law).kinds.items()
+            *names, last = [
+                kind for kind, law_class in kinds if self.dimensions in law_class.dimensions
+            ]
+            expected = f"{', '.join(names)} or {last}" if names else last
             if name == "initial":
-                why = f"does not fit {self.equation}; expected {fitting}"
+                why = f"does not fit {self.equation}; expected {expected}"
             else:
                 where = _WORDS[law.dimensions[0]]
-                why = f"is for flows in {where}; {self.equation} needs {fitting}"
+                why = f"is for flows in {where}; {self.equation} needs {expected}"
             raise ValueError(f"physics.{name}.kind={law.kind} {why}")
 
-    def named(self) -> dict:
-        laws = {name: getattr(self, name).named() for name in ("forcing", "noise", "initial")}
-        return {**super().named(), **laws}
+    def hash_parameters(self) -> dict:
+        laws = {
+            name: getattr(self, name).hash_parameters() for name in ("forcing", "noise", "initial")
+        }
+        return {**super().hash_parameters(), **laws}
 
 
 class Terms:
-    """An equation on a transform; states are real pairs.
+    """An equation on a transform; states are real pairs ``(members, ..., 2)``.
 
     Args:
         equation: the equation.
         transform: transform of the grid.
     """
 
-    #: the form of an advection on the plane, which may be fused with the step on a GPU
+    #: advection form of an equation on the plane; a GPU may fuse it with the step
     advection: Any = None
 
     def __init__(self, equation: Equation, transform: Transform):
@@ -107,15 +111,18 @@ class Terms:
         self.linear = equation.linear(transform.grid)
 
     def nonlinear(self, w: Tensor, out: Tensor) -> Tensor:
-        """``out`` = the nonlinear term of ``w``, ``(members, ..., 2)``."""
+        """Write the nonlinear term of ``w``, ``(members, ..., 2)``, to ``out`` and return it."""
         raise NotImplementedError
 
-    def traced(self, w: Tensor, transform: TracedTransform) -> Tensor:
-        """The nonlinear term of ``w``, a new tensor: autograd goes through it."""
+    def differentiable_nonlinear(self, w: Tensor, transform: DifferentiableTransform) -> Tensor:
+        """Return the nonlinear term of ``w`` as a new tensor that autograd differentiates."""
         raise NotImplementedError
 
     def speed(self, w: Tensor) -> Tensor:
-        """Largest speed of each member on this rank's rows, ``(members,)``: for the CFL number."""
+        """Return the largest speed per member on this rank's rows, ``(members,)``.
+
+        The CFL number needs it.
+        """
         raise NotImplementedError
 
 
@@ -134,7 +141,7 @@ class SelfAdvection(Terms):
         out[..., 1].copy_(square[..., 0]).neg_()
         return out
 
-    def traced(self, w, transform):
+    def differentiable_nonlinear(self, w, transform):
         from hpc_closure.spectral.modes.differentiable import times_i
 
         square = transform.spectra(transform.fields(w).square())

@@ -1,6 +1,6 @@
-"""Viscous Burgers on a line with stochastic forcing: an equation and a noise in one file.
+"""The viscous Burgers equation on a line and a stochastic forcing for it.
 
-``u_t + u u_x = nu u_xx + beta xi``.
+``u_t + u u_x = nu u_xx + beta xi``. One file is all that a new equation needs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from hpc_closure.spectral.equations.base import Equation, SelfAdvection
-from hpc_closure.spectral.noise.paths import Noise
+from hpc_closure.spectral.noise.laws import Noise
 from hpc_closure.spectral.recipe import Count, NonNegative
 
 
@@ -36,7 +36,7 @@ class Burgers1D(Equation):
 class LineNoise(Noise):
     """White forcing of the modes 1 .. wavenumber of a line.
 
-    It brings equal energy to each mode, on the average exactly ``energy_rate`` in all (Ito).
+    Every mode receives the same energy; the total mean rate is exactly ``energy_rate`` (Ito).
     Energy is ``1/2 sum |u_hat|^2`` over both signs of k, so a mode of variance rate ``s`` receives
     ``s``.
     """
@@ -44,7 +44,7 @@ class LineNoise(Noise):
     dimensions: ClassVar[tuple[int, ...]] = (1,)
 
     kind: Literal["modes"] = Field("modes", description="stochastic forcing")
-    wavenumber: Count = Field(3, description="the highest one, integer")
+    wavenumber: Count = Field(3, description="highest forced wavenumber, integer")
     energy_rate: NonNegative = Field(1e-3, description="exact mean energy injection rate")
 
     def law(self, grid):

@@ -1,4 +1,4 @@
-"""The Kuramoto-Sivashinsky equation on a line: another periodic equation in one file.
+"""The Kuramoto-Sivashinsky equation on a line.
 
 ``u_t + u u_x + u_xx + u_xxxx = 0``; chaotic for lengths above about 22.
 """
@@ -24,6 +24,11 @@ class KuramotoSivashinsky1D(Equation):
     def terms(self, transform, form):
         return SelfAdvection(self, transform)
 
-    def named(self) -> dict:
+    def hash_parameters(self) -> dict:
         plane = {"viscosity": 1e-3, "drag": 0.0, "beta": 0.0}
-        return {**super().named(), **plane, "hyperviscosity": 0.0, "hyperviscosity_order": 4}
+        return {
+            **super().hash_parameters(),
+            **plane,
+            "hyperviscosity": 0.0,
+            "hyperviscosity_order": 4,
+        }

@@ -33,7 +33,7 @@ class Vorticity2D(Equation):
         return {order: value for order, value in terms.items() if value}
 
     @property
-    def beyond_viscosity(self) -> list[str]:
+    def other_linear_terms(self) -> list[str]:
         return [name for name in ("hyperviscosity", "drag", "beta") if getattr(self, name)]
 
     def linear(self, grid):
@@ -46,8 +46,8 @@ class Vorticity2D(Equation):
         rossby = self.beta * grid.kx * grid.inverse_k2
         return torch.complex(damping, rossby + torch.zeros_like(k2))
 
-    def leaves(self, exchanged, sign_x, sign_y):
-        # beta y is a part of the vorticity: it must change its sign as w does
+    def is_symmetry(self, exchanged, sign_x, sign_y):
+        # beta y is part of the vorticity, so a map must change its sign as it changes that of w
         return not self.beta or (not exchanged and sign_x == 1)
 
     def terms(self, transform, form):
@@ -55,7 +55,7 @@ class Vorticity2D(Equation):
 
 
 class VorticityTerms(Terms):
-    """``-(u . grad w)`` in one of the forms of :mod:`advection`."""
+    """``-(u . grad w)`` in one of the forms of :mod:`~equations.advection`."""
 
     def __init__(self, equation: Vorticity2D, transform, form: str):
         from hpc_closure.spectral.equations.advection import FORMS
@@ -66,8 +66,8 @@ class VorticityTerms(Terms):
     def nonlinear(self, w, out):
         return self.advection.tendency(w, out)
 
-    def traced(self, w, transform):
-        return self.advection.traced(w, transform)
+    def differentiable_nonlinear(self, w, transform):
+        return self.advection.differentiable_tendency(w, transform)
 
     def speed(self, w):
         velocity = self.advection.velocity(w).abs_()

@@ -14,19 +14,26 @@ def half_plane(wavevectors: np.ndarray) -> np.ndarray:
 
 
 def wavevectors_within(radius: int, inner: float = 0.0, outer: float | None = None) -> np.ndarray:
-    """Half-plane wavevectors with ``inner <= |k| <= outer`` by length, ``(M, 2)`` int64."""
+    """Return half-plane wavevectors with ``inner <= |k| <= outer``, ``(M, 2)`` int64, by length.
+
+    Components are at most ``radius``.
+    """
     side = np.arange(-radius, radius + 1)
     pairs = half_plane(np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2))
     square = (pairs**2).sum(1)
-    keep = square >= inner**2
+    selected = square >= inner**2
     if outer is not None:
-        keep &= square <= outer**2
-    pairs, square = pairs[keep], square[keep]
+        selected &= square <= outer**2
+    pairs, square = pairs[selected], square[selected]
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], square))]
 
 
 def ring(wavenumber: float, width: float) -> np.ndarray:
-    """Half-plane wavevectors of a ring, which must not be empty nor hold the mean."""
+    """Return the half-plane wavevectors of a ring ``(M, 2)``, without the mean.
+
+    Raises:
+        ValueError: the ring has no wavevector.
+    """
     inner, outer = max(wavenumber - width, 0.5), wavenumber + width
     vectors = wavevectors_within(int(outer), inner, outer)
     if not len(vectors):
@@ -35,38 +42,38 @@ def ring(wavenumber: float, width: float) -> np.ndarray:
 
 
 class ModeDraws:
-    """Where draws for half-plane wavevectors go in a box of a retained spectrum.
+    """Places draws for half-plane wavevectors in a box of a retained spectrum.
 
-    A mode of the column ``ky = 0`` with ``kx < 0`` takes the conjugate of its mirror image's draw;
-    the mean takes ``sqrt(2) Re z``, which keeps its variance ``E |z|^2``. So the field is real.
-    The box is rows ``0..R, -R..-1`` and columns ``0..C``, the smallest that holds the drawn modes;
-    draws for all of a grid's wavevectors fill its whole retained spectrum.
+    The field of a placed draw is real: a mode ``ky = 0``, ``kx < 0`` takes the conjugate of its
+    mirror image's draw, and the mean takes ``sqrt(2) Re z``, which preserves its variance ``E
+    |z|^2``. The box has rows ``0..R, -R..-1`` and columns ``0..C`` and is the smallest that holds
+    the drawn modes. Draws for all wavevectors of a grid fill its full retained spectrum.
 
     Args:
-        wavevectors: ``(M, 2)`` integer wavevectors of the half plane, in the order drawn; those
-            that a grid does not retain are drawn all the same (one path for every grid) and
-            dropped.
+        wavevectors: ``(M, 2)`` integer wavevectors of the half plane, in the order drawn. Those
+            that the grid does not retain are drawn and dropped, so that the path is the same on
+            every grid.
         modes: retained modes ``K`` of the grid.
     """
 
     def __init__(self, wavevectors: np.ndarray, modes: int):
         kx, ky = wavevectors[:, 0], wavevectors[:, 1]
-        kept = np.flatnonzero((np.abs(kx) <= modes) & (ky <= modes))
+        retained = np.flatnonzero((np.abs(kx) <= modes) & (ky <= modes))
         self.num_drawn = len(wavevectors)
-        self.rows = int(np.abs(kx[kept]).max(initial=0))
-        self.columns = int(ky[kept].max(initial=0))
+        self.rows = int(np.abs(kx[retained]).max(initial=0))
+        self.columns = int(ky[retained].max(initial=0))
         width = self.columns + 1
         self.box = (2 * self.rows + 1, width)
-        # Where each mode of the box finds its draw; the draw after the last is zero.
+        # Index of the draw of each mode of the box; index num_drawn is an extra draw that is zero.
         self._source = np.full(self.box[0] * width, self.num_drawn)
-        self._source[(kx[kept] % self.box[0]) * width + ky[kept]] = kept
-        mirrored = kept[(ky[kept] == 0) & (kx[kept] > 0)]
+        self._source[(kx[retained] % self.box[0]) * width + ky[retained]] = retained
+        mirrored = retained[(ky[retained] == 0) & (kx[retained] > 0)]
         self._conjugate = (-kx[mirrored] % self.box[0]) * width
         self._source[self._conjugate] = mirrored
-        self.has_mean = bool(((kx[kept] == 0) & (ky[kept] == 0)).any())
+        self.has_mean = bool(((kx[retained] == 0) & (ky[retained] == 0)).any())
 
     def assignment(self) -> tuple[np.ndarray, np.ndarray]:
-        """Draw and sign (1, -1: conjugate, 0: real mean) of each mode of the box."""
+        """Return draw and sign (1, -1: conjugate, 0: real mean) of each mode of the box."""
         sign = np.ones(len(self._source), dtype=np.int64)
         sign[self._conjugate] = -1
         if self.has_mean:
@@ -74,13 +81,13 @@ class ModeDraws:
         return self._source, sign
 
     def empty(self, *lead: int) -> np.ndarray:
-        """Array ``(*lead, M + 1)`` for draws, the last entry zero."""
+        """Return an array ``(*lead, M + 1)`` for draws whose last entry is zero."""
         out = np.empty((*lead, self.num_drawn + 1), dtype=np.complex128)
         out[..., -1] = 0.0
         return out
 
     def place(self, values: np.ndarray) -> np.ndarray:
-        """``(..., M + 1)`` draws to ``(..., *box)``; the field that they make is real."""
+        """Place ``(..., M + 1)`` draws in ``(..., *box)``; their field is real."""
         out = values.take(self._source, axis=-1)
         if len(self._conjugate):
             out[..., self._conjugate] = out[..., self._conjugate].conj()
@@ -89,17 +96,17 @@ class ModeDraws:
         return out.reshape(*values.shape[:-1], *self.box)
 
     def place_std(self, std: np.ndarray) -> np.ndarray:
-        """``(M,)`` standard deviations to ``box``, real."""
+        """Place ``(M,)`` standard deviations in ``box``, real."""
         return np.append(std, 0.0).take(self._source).reshape(self.box)
 
     def add(self, base: Tensor, rate: Tensor, out: Tensor, columns: slice) -> None:
-        """``out = base + rate`` in the box; elsewhere ``out`` stays.
+        """Write ``base + rate`` to ``out`` inside the box; ``out`` is unchanged elsewhere.
 
         Args:
             base: real pairs ``(rows, 2K + 1, columns, 2)``, on a line ``(rows, K + 1, 2)``.
             rate: real pairs ``(rows, *box, 2)``.
-            out: like ``base``.
-            columns: which columns of the whole spectrum ``base`` holds.
+            out: shaped like ``base``.
+            columns: columns of the full spectrum that ``base`` holds.
         """
         width = min(self.columns + 1, columns.stop) - columns.start
         if width <= 0:
@@ -114,7 +121,10 @@ class ModeDraws:
             torch.add(base[:, lower, :width], rate[:, upper:], out=out[:, lower, :width])
 
     def spread(self, box: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """``(..., *box)`` to the whole retained spectrum ``(..., *shape)``; a line has one row."""
+        """Expand ``(..., *box)`` to the full retained spectrum ``(..., *shape)``.
+
+        The box of a line has one row.
+        """
         out = box.new_zeros(*box.shape[:-2], *shape)
         if len(shape) == 1:
             out[..., : self.columns + 1] = box[..., 0, :]

@@ -1,10 +1,11 @@
-"""Line FFTs by libraries: the one place that knows which transforms a line.
+"""Line FFTs: the only module that calls an FFT library for the solver.
 
-The nonlinear term on the CPU has its own (:mod:`line_kernels`). All are unnormalised towards
-physical space (the ``forward`` norm). On the CPU the strided complex lines go through SciPy
-(pocketfft: equal bits for any number of lines, which MKL behind torch does not give at sizes such
-as 24 and 48) and the contiguous real lines through torch, the faster there, where a test shows
-that it gives them too.
+The nonlinear term on the CPU has compiled FFTs (:mod:`~cpu.line_kernels`). All transforms are
+unnormalised towards physical space (the ``forward`` norm).
+
+On the CPU the strided complex lines use SciPy. Its pocketfft gives equal bits for any number of
+lines; MKL behind torch does not at sizes such as 24 and 48. The contiguous real lines use torch,
+which is faster, if a test shows that its bits do not depend on the number of lines.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 
 class LineFFT:
-    """The transforms of one device: line by line on the CPU, whole planes on a GPU."""
+    """The transforms of one device: line by line on the CPU, full planes on a GPU."""
 
     def __init__(self, device: torch.device):
         self.on_cpu = device.type == "cpu"
@@ -29,42 +30,48 @@ class LineFFT:
             keep_freed_memory()
 
     def x_to_physical(self, lines: Tensor) -> Tensor:
-        """Complex inverse along the second-to-last axis, in place (CPU)."""
+        """Transform to physical space along the second-to-last axis, complex, in place (CPU)."""
         return _in_place(scipy.fft.ifft, lines)
 
     def x_to_spectral(self, lines: Tensor) -> Tensor:
-        """Complex forward along the second-to-last axis, in place (CPU)."""
+        """Transform to spectral space along the second-to-last axis, complex, in place (CPU)."""
         return _in_place(scipy.fft.fft, lines)
 
     def y_to_physical(self, lines: Tensor, size: int) -> Tensor:
-        """Half-complex to real along the last axis; missing modes are zero."""
+        """Transform half-complex lines to ``size`` reals along the last axis.
+
+        Absent modes are zero.
+        """
         if self.on_cpu and not _torch_is_exact(size, lines.dtype):
             return torch.from_numpy(scipy.fft.irfft(lines.numpy(), n=size, norm="forward"))
         with _one_thread(self.on_cpu):
             return torch.fft.irfft(lines, n=size, dim=-1, norm="forward")
 
     def y_to_spectral(self, field: Tensor) -> Tensor:
-        """Real to half-complex along the last axis."""
+        """Transform real lines to half-complex ones along the last axis."""
         if self.on_cpu and not _torch_is_exact(field.shape[-1], field.dtype):
             return torch.from_numpy(scipy.fft.rfft(field.numpy(), norm="forward"))
         with _one_thread(self.on_cpu):
             return torch.fft.rfft(field, dim=-1, norm="forward")
 
     def plane_to_physical(self, spectra: Tensor, size: int) -> Tensor:
-        """Both axes at once (GPU): one library call instead of a strided one and a copy."""
+        """Transform both axes to physical space (GPU).
+
+        One library call is faster than a strided one and a copy.
+        """
         return torch.fft.irfft2(spectra, s=(size, size), norm="forward")
 
     def plane_to_spectral(self, fields: Tensor) -> Tensor:
-        """Both axes at once (GPU)."""
+        """Transform both axes to spectral space (GPU)."""
         return torch.fft.rfft2(fields, norm="forward")
 
 
 @functools.cache
 def _torch_is_exact(size: int, dtype: torch.dtype) -> bool:
-    """Whether torch's real lines of this size have the same bits however many there are.
+    """Return whether torch's real lines of this size have equal bits for any number of lines.
 
-    They have on the machines seen, with one thread; MKL promises nothing, so each process asks
-    once per size and takes SciPy's pocketfft where the answer is no.
+    They do on all machines tested so far, with one thread. MKL does not promise it, so each
+    process tests every size once and uses SciPy's pocketfft if the test fails.
     """
     real = {torch.complex128: torch.float64, torch.complex64: torch.float32}.get(dtype, dtype)
     generator = torch.Generator().manual_seed(0)
@@ -73,19 +80,19 @@ def _torch_is_exact(size: int, dtype: torch.dtype) -> bool:
         spectra = torch.fft.rfft(field)
         back = torch.fft.irfft(spectra, n=size)
         for rows in (slice(0, 1), slice(1, 3), slice(3, 8), slice(5, 12), slice(2, 19)):
-            for part in (slice(0, 1), slice(0, 2)):
-                lines = field[part, rows], spectra[part, rows]
-                if not torch.equal(torch.fft.rfft(lines[0]), spectra[part, rows]):
+            for planes in (slice(0, 1), slice(0, 2)):
+                lines = field[planes, rows], spectra[planes, rows]
+                if not torch.equal(torch.fft.rfft(lines[0]), spectra[planes, rows]):
                     return False
-                if not torch.equal(torch.fft.irfft(lines[1], n=size), back[part, rows]):
+                if not torch.equal(torch.fft.irfft(lines[1], n=size), back[planes, rows]):
                     return False
     return True
 
 
 @contextlib.contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """MKL's last bits depend on how it shares the lines among threads, so it gets one."""
-    threads = torch.get_num_threads() if wanted else 1
+def _one_thread(active: bool) -> Iterator[None]:
+    """Run torch on one thread: MKL's last bits depend on how it splits lines among threads."""
+    threads = torch.get_num_threads() if active else 1
     if threads == 1:
         yield
         return
@@ -97,7 +104,10 @@ def _one_thread(wanted: bool) -> Iterator[None]:
 
 
 def _in_place(transform, lines: Tensor) -> Tensor:
-    """SciPy may overwrite its argument or return a new array: ``lines`` has the result."""
+    """Write the transform of ``lines`` to ``lines`` and return it.
+
+    SciPy may overwrite its argument or return a new array.
+    """
     array = lines.numpy()
     result = transform(array, axis=-2, norm="forward", overwrite_x=True)
     if result.__array_interface__["data"] != array.__array_interface__["data"]:
@@ -107,10 +117,10 @@ def _in_place(transform, lines: Tensor) -> Tensor:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Ask the C library to keep freed work arrays instead of returning their pages.
+    """Make the C library keep freed work arrays instead of returning their pages.
 
-    FFTs return new arrays at every step; handing a megabyte back and faulting it in again costs as
-    much as the transform. glibc only; elsewhere nothing happens.
+    FFTs return new arrays at every step. Returning a megabyte and faulting it in again takes as
+    long as the transform. Only glibc supports it; elsewhere nothing happens.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
     try:

@@ -1,22 +1,22 @@
-"""Physical fields and retained spectra: line FFTs, pruned, split in MPI slabs; diagonal operators.
+"""Transforms between physical fields and retained spectra, split in MPI slabs; diagonal operators.
 
-A 2-D transform is a real FFT along y and a complex FFT along x. Modes outside the retained set are
+A 2-D transform is a real FFT along y and a complex FFT along x. Modes that are not retained are
 cut between the two, before anything is exchanged. On several ranks a physical field is split in
-rows (x) and a spectrum in columns (ky), so one all-to-all per transform is enough, for any number
-of fields and members at once::
+rows (x) and a spectrum in columns (ky). One all-to-all per transform is then enough, for any
+number of fields and members::
 
     # mpirun -n 3 python example.py
     from mpi4py import MPI
     transform = Transform(Grid(64), comm=MPI.COMM_WORLD)
     field = transform.to_physical(transform.local(w_hat))      # (..., rows of this rank, 64)
 
-Every line is transformed by itself with the same arithmetic however many lines there are, so the
-result does not depend, to the last bit, on the batch or on the number of ranks (CPU).
+Every line is transformed by itself, with the same arithmetic for any number of lines. So on the
+CPU the result does not depend, to the last bit, on the batch or on the number of ranks.
 
-Spectra are held as real pairs ``(..., 2)``. A product of two complex tensors rounds differently in
-the vector body and in the tail of a CPU loop, so its last bit would depend on the batch.
-Multiplying and adding reals, one operation at a time, does not: what a :class:`Symbol` gives is a
-function of its own mode.
+Spectra are stored as real pairs ``(..., 2)``. A product of two complex tensors rounds differently
+in the vector body and in the tail of a CPU loop, so its last bit would depend on the batch. Adding
+and multiplying reals, one operation at a time, does not. So a value that a :class:`Symbol` returns
+depends on its mode alone.
 """
 
 from __future__ import annotations
@@ -54,33 +54,36 @@ class Symbol:
         self.imag = torch.stack([-values.imag, values.imag], -1).to(like)
 
     def apply(self, z: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
-        """``out = symbol * z`` for real pairs; neither ``out`` nor ``scratch`` may be ``z``."""
+        """Write ``symbol * z`` of real pairs to ``out`` and return it.
+
+        Neither ``out`` nor ``scratch`` may be ``z``.
+        """
         if self.is_real:
             return torch.mul(z, self.real, out=out)
         if self.is_imaginary:
-            return self._turn(z, out)
-        self._turn(z, scratch)
+            return self._times_imaginary(z, out)
+        self._times_imaginary(z, scratch)
         torch.mul(z, self.real, out=out)
         return out.add_(scratch)
 
-    def of(self, z: Tensor) -> Tensor:
-        """``symbol * z`` for real pairs, a new tensor: autograd goes through it."""
+    def times(self, z: Tensor) -> Tensor:
+        """Return ``symbol * z`` of real pairs, a new tensor that autograd differentiates."""
         if self.is_real:
             return z * self.real
-        turned = z.flip(-1) * self.imag
-        return turned if self.is_imaginary else z * self.real + turned
+        rotated = z.flip(-1) * self.imag
+        return rotated if self.is_imaginary else z * self.real + rotated
 
     def scale(self, z: Tensor, scratch: Tensor) -> Tensor:
-        """``z *= symbol`` in place."""
+        """Multiply ``z`` by the symbol in place."""
         if self.is_real:
             return z.mul_(self.real)
-        self._turn(z, scratch)
+        self._times_imaginary(z, scratch)
         if self.is_imaginary:
             return z.copy_(scratch)
         return z.mul_(self.real).add_(scratch)
 
-    def _turn(self, z: Tensor, out: Tensor) -> Tensor:
-        """``out = i imag * z``."""
+    def _times_imaginary(self, z: Tensor, out: Tensor) -> Tensor:
+        """Write ``i imag * z`` to ``out``."""
         torch.mul(z[..., 1], self.imag[..., 0], out=out[..., 0])
         torch.mul(z[..., 0], self.imag[..., 1], out=out[..., 1])
         return out
@@ -88,23 +91,26 @@ class Symbol:
 
 @dataclass
 class _Padded:
-    """Work array of an inverse transform and the parts of it that have a meaning."""
+    """Work array of an inverse transform and views of its parts."""
 
     whole: Tensor  # (fields, members, n, columns or n // 2 + 1) complex
-    lines: Tensor  # the retained columns of it
+    lines: Tensor  # its retained columns
     upper: Tensor  # real pairs of rows 0..K
     middle: Tensor  # rows of modes that are not retained
     lower: Tensor  # real pairs of rows -K..-1
 
 
 class Transform:
-    """Transforms of one grid; holds work arrays, so one per thread.
+    """Transforms of one grid; holds work arrays, so each thread needs its own.
 
     Args:
-        grid: the grid of the retained spectrum.
+        grid: grid of the retained spectrum.
         precision: ``float64`` or ``float32``.
-        device: where the arrays live.
-        comm: an mpi4py communicator whose ranks share each field, or None.
+        device: device of the arrays.
+        comm: mpi4py communicator whose ranks share each field, or None.
+
+    Raises:
+        ValueError: unknown precision, or several ranks on a line or a GPU.
     """
 
     def __init__(self, grid: Grid, precision: str = "float64", device="cpu", comm=None):
@@ -125,56 +131,56 @@ class Transform:
 
     @property
     def num_ranks(self) -> int:
-        """Ranks that share a field."""
+        """Return the number of ranks that share a field."""
         return self.slabs.num_ranks if self.slabs else 1
 
     @property
     def columns(self) -> slice:
-        """Columns (ky) of the retained spectrum that this rank holds."""
+        """Return the columns (ky) of the retained spectrum that this rank holds."""
         return self.slabs.columns if self.slabs else slice(0, self.grid.modes + 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one member's retained spectrum on this rank."""
+        """Return the shape of one member's retained spectrum on this rank."""
         columns = self.columns.stop - self.columns.start
         return (*self.grid.shape[:-1], columns)
 
     def rows(self, size: int | None = None) -> slice:
-        """Rows (x) of a physical field of ``size`` points that this rank holds."""
+        """Return the rows (x) of a physical field of ``size`` points that this rank holds."""
         size = size or self.grid.size
         return self.slabs.rows(size) if self.slabs else slice(0, size)
 
     def local(self, spectrum: Tensor) -> Tensor:
-        """This rank's columns of a tensor that broadcasts to the whole retained spectrum."""
+        """Return this rank's columns of a tensor that broadcasts to the full retained spectrum."""
         if self.num_ranks == 1 or spectrum.shape[-1] == 1:
             return spectrum
         return spectrum[..., self.columns]
 
     def symbol(self, values: Tensor) -> Symbol:
-        """Diagonal operator with ``values`` per mode (whole retained shape), on this rank."""
+        """Return the diagonal operator of ``values`` (full retained shape) on this rank."""
         return Symbol(self.local(values), torch.empty(0, dtype=self.real, device=self.device))
 
     def factors(self, *values: Tensor) -> Tensor:
-        """Real factors of several fields for :meth:`synthesize` and :meth:`analyse`.
+        """Return real factors of several fields for :meth:`synthesize` and :meth:`analyse`.
 
         Args:
-            values: real tensors that broadcast to the whole retained spectrum, one per field.
+            values: real tensors that broadcast to the full retained spectrum, one per field.
 
         Returns:
             ``(fields, 1, 2K + 1, local columns, 2)``, or ``(fields, 1, K + 1, 2)`` on a line.
         """
-        whole = torch.stack([value.expand(self.grid.shape) for value in values]).unsqueeze(1)
-        mine = self.local(whole).to(self.device, self.real)
-        return torch.stack([mine, mine], -1).contiguous()
+        full = torch.stack([value.expand(self.grid.shape) for value in values]).unsqueeze(1)
+        columns = self.local(full).to(self.device, self.real)
+        return torch.stack([columns, columns], -1).contiguous()
 
     # -- complex spectra, any leading axes -------------------------------------------------------
 
     def to_physical(self, w_hat: Tensor, size: int | None = None) -> Tensor:
-        """Evaluate spectra on the grid, or on one of ``size`` points per side.
+        """Evaluate spectra on the grid, or on a grid of ``size`` points per side.
 
         Args:
             w_hat: ``(..., 2K + 1, local columns)`` complex (``(..., K + 1)`` on a line).
-            size: points per side, at least ``2K + 2``; the grid's own by default.
+            size: points per side, at least ``2K + 2``; by default those of the grid.
 
         Returns:
             ``(..., local rows, size)`` real, a new tensor.
@@ -185,7 +191,7 @@ class Transform:
         return field.reshape(*lead, *field.shape[2:])
 
     def to_spectral(self, field: Tensor) -> Tensor:
-        """Retained spectra of fields ``(..., local rows, size)``, cut to the grid's modes."""
+        """Return the retained spectra of fields ``(..., local rows, size)``."""
         lead = field.shape[: -self.grid.dimensions]
         fields = field.reshape(1, -1, *field.shape[-self.grid.dimensions :])
         spectra = torch.view_as_complex(self.analyse(fields))
@@ -194,15 +200,18 @@ class Transform:
     # -- the solver's form: real pairs, several fields at once -----------------------------------
 
     def synthesize(self, *parts: Part, size: int | None = None) -> Tensor:
-        """Physical fields of spectra times real factors, all in one transform.
+        """Return the physical fields of spectra times real factors, all in one transform.
 
         Args:
-            parts: ``(w, factors)``: real pairs ``(members, 2K + 1, local columns, 2)`` and factors
-                ``(fields, 1, ...)`` or None for the one field that ``w`` is.
-            size: points per side; the grid's own by default.
+            parts: pairs ``(w, factors)``: real pairs ``(members, 2K + 1, local columns, 2)``, and
+                factors ``(fields, 1, ...)``, or None for the single field ``w``.
+            size: points per side; by default those of the grid.
 
         Returns:
             ``(fields, members, local rows, size)`` real, a new tensor, parts in order.
+
+        Raises:
+            ValueError: too few points for the modes.
         """
         n, K = size or self.grid.size, self.grid.modes
         if n < 2 * K + 1:
@@ -222,7 +231,7 @@ class Transform:
         return self.lines.y_to_physical(lines, n)
 
     def analyse(self, fields: Tensor, factors: Tensor | None = None) -> Tensor:
-        """Retained spectra of fields, times real factors.
+        """Return the retained spectra of fields, times real factors.
 
         Args:
             fields: ``(fields, members, local rows, size)`` real.
@@ -231,6 +240,9 @@ class Transform:
         Returns:
             ``(fields, members, 2K + 1, local columns, 2)`` real pairs in a work array that the
             next call overwrites.
+
+        Raises:
+            ValueError: too few points for the modes.
         """
         K, n = self.grid.modes, fields.shape[-1]
         if n < 2 * K + 1:
@@ -247,7 +259,7 @@ class Transform:
         return out
 
     def _retained(self, spectra: Tensor, factors: Tensor | None) -> Tensor:
-        """The rows that are retained of spectra (fields, members, n, columns), times factors."""
+        """Return the retained rows of spectra (fields, members, n, columns), times factors."""
         K, n = self.grid.modes, spectra.shape[-2]
         out, pairs = self._output(*spectra.shape[:2]), torch.view_as_real(spectra)
         upper, lower = slice(0, K + 1), slice(K + 1, None)
@@ -278,18 +290,18 @@ class Transform:
             self._spectra[key] = torch.empty(shape, dtype=self.real, device=self.device)
         return self._spectra[key]
 
-    # -- whole arrays ----------------------------------------------------------------------------
+    # -- full arrays -----------------------------------------------------------------------------
 
     def gather(self, w_hat: Tensor) -> Tensor:
-        """Whole retained spectra, on every rank, from each rank's columns."""
+        """Return full retained spectra, on every rank, from each rank's columns."""
         return self.slabs.gather_columns(w_hat) if self.slabs else w_hat
 
     def gather_field(self, field: Tensor) -> Tensor:
-        """Whole physical fields, on every rank, from each rank's rows."""
+        """Return full physical fields, on every rank, from each rank's rows."""
         return self.slabs.gather_rows(field) if self.slabs else field
 
     def maximum(self, values: np.ndarray) -> np.ndarray:
-        """Largest value over the ranks, element by element."""
+        """Return the largest value over the ranks, element by element."""
         return self.slabs.maximum(values) if self.slabs else values
 
 
@@ -298,7 +310,10 @@ def _rows(factors: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _fill(target: Tensor, parts, paired: bool = False) -> None:
-    """Write ``w * factors`` of each part to its fields of ``target``; ``paired``: w has fields."""
+    """Write ``w * factors`` of each part to its fields of ``target``.
+
+    ``paired``: ``w`` has a leading axis of fields.
+    """
     first = 0
     for w, factors in parts:
         if factors is None:

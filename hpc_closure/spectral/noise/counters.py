@@ -1,14 +1,14 @@
-"""Randomness that depends on who asks and for what, never on how the work is arranged.
+"""Random draws that depend on seed, stage, member and purpose, never on how work is arranged.
 
 Uniform bits come from the counter-based generator Philox4x64-10 (Salmon et al., SC 2011). The key
-is a digest of (seed, stage, member), the counter is (position, item, stream, 0), a word of 64 bits
-each: where an item is a call its draws may have any width; a path has steps of one width, placed
-one after the other in item 0. So a member's draws are the same in any batch, on any rank, in any
-order and after any restart, and no file holds a generator state.
+is a digest of (seed, stage, member). The counter is (position, item, stream, 0), a word of 64 bits
+each. If an item is a call, its draws may have any number; a path has steps with equal numbers of
+draws, placed one after the other in item 0. So a member's draws are the same in any batch, on any
+rank, in any order and after any restart, and no file stores a generator state.
 
 Each 64-bit word gives two uniforms of 32 bits and, by Box-Muller in float64, one complex or two
-real normals. The radius has 32 bits, so ``|z| <= sqrt(2 log 2^33) = 6.76`` and there is no
-tail beyond, where a real normal should be once in 7e10 draws.
+real normals. The radius has 32 bits, so ``|z| <= sqrt(2 log 2^33) = 6.76``. The tail beyond is
+missing; a real normal would fall there once in 7e10 draws.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 WORDS_PER_COUNTER = 4
 _LOCAL = threading.local()
 
-# Streams of one (seed, stage, member): what a draw is for.
+# Streams of one (seed, stage, member): the purpose of a draw.
 STREAM_INITIAL = 1
 STREAM_PATH = 2
 STREAM_STATIONARY = 3
@@ -32,7 +32,7 @@ STREAM_BRIDGE = 1 << 16  # + level
 
 @lru_cache(maxsize=1 << 16)  # an ensemble draws at every call
 def key_of(seed: int, stage: str, member: int) -> np.ndarray:
-    """Philox key ``(2,)`` uint64 of a member: the first 128 bits of a SHA-256."""
+    """Return the Philox key ``(2,)`` uint64 of a member: the first 128 bits of a SHA-256."""
     digest = hashlib.sha256(f"{int(seed)}/{stage}/{int(member)}".encode()).digest()
     key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
     key.setflags(write=False)
@@ -42,14 +42,14 @@ def key_of(seed: int, stage: str, member: int) -> np.ndarray:
 def uniform_bits(
     key: np.ndarray, stream: int, first: int, num_counters: int, item: int = 0
 ) -> np.ndarray:
-    """Raw words of counters ``(first + 1 .. first + num_counters, item, stream, 0)``.
+    """Return the words of counters ``(first + 1 .. first + num_counters, item, stream, 0)``.
 
     Args:
         key: ``(2,)`` uint64.
-        stream: what the draw is for.
-        first: counters already used, by earlier steps of a path.
+        stream: purpose of the draw.
+        first: counters that earlier steps of a path have used.
         num_counters: counters to use now, four words each.
-        item: what has a counter word of its own, such as a call; 0 for a path.
+        item: number of a call, which has a counter word of its own; 0 for a path.
 
     Returns:
         ``(4 * num_counters,)`` uint64.
@@ -67,23 +67,23 @@ def uniform_bits(
 
 
 def uniform(key: np.ndarray, stream: int, item: int) -> float:
-    """One uniform in (0, 1) of 53 bits for an item."""
+    """Return a uniform number in (0, 1), of 53 bits, for an item."""
     word = int(uniform_bits(key, stream, 0, 1, item)[0])
     return ((word >> 11) + 0.5) * 2.0**-53
 
 
-# cos and sin of 2 pi j / 4096: a third of the cost of libm's, and without its differences.
+# cos and sin of 2 pi j / 4096: a third of libm's cost, and the same bits with every libm.
 _TURN_BITS = 12
 _COS = np.cos(2 * np.pi * np.arange(1 << _TURN_BITS) / (1 << _TURN_BITS))
 _SIN = np.sin(2 * np.pi * np.arange(1 << _TURN_BITS) / (1 << _TURN_BITS))
 
 
 def box_muller(words: np.ndarray) -> np.ndarray:
-    """Complex normals with ``E |z|^2 = 2`` (two real ones) from 64-bit words, same shape.
+    """Return complex normals with ``E |z|^2 = 2`` from 64-bit words, of the same shape.
 
     ``z = sqrt(-2 log((h + 1/2) / 2^32)) exp(2 pi i l / 2^32)``, h and l the high and low half of a
-    word. The angle is split in a table's and a rest below 2 pi / 4096, where short series are
-    exact.
+    word. Real and imaginary part are independent standard normals. The angle is the sum of a table
+    entry and a remainder below 2 pi / 4096, for which short series are exact.
     """
     radius = (words >> np.uint64(32)).astype(np.float64)
     radius += 0.5
@@ -93,14 +93,14 @@ def box_muller(words: np.ndarray) -> np.ndarray:
     np.sqrt(radius, out=radius)
     low = words.astype(np.uint32)
     index = (low >> np.uint32(32 - _TURN_BITS)).astype(np.intp)
-    rest = (low & np.uint32((1 << (32 - _TURN_BITS)) - 1)).astype(np.float64)
-    rest *= 2.0 * np.pi * 2.0**-32
-    square = rest * rest
+    remainder = (low & np.uint32((1 << (32 - _TURN_BITS)) - 1)).astype(np.float64)
+    remainder *= 2.0 * np.pi * 2.0**-32
+    square = remainder * remainder
     sin = square * (1 / 120)
     sin -= 1 / 6
     sin *= square
     sin += 1.0
-    sin *= rest
+    sin *= remainder
     cos = square * (1 / 24)
     cos -= 0.5
     cos *= square
@@ -117,10 +117,10 @@ def box_muller(words: np.ndarray) -> np.ndarray:
 
 
 def complex_normals(key: np.ndarray, stream: int, first: int, num: int, width: int) -> np.ndarray:
-    """Complex normals of steps ``first .. first + num - 1``, ``(num, width)``, ``E |z|^2 = 2``.
+    """Return complex normals of steps ``first .. first + num - 1``, ``(num, width)``.
 
-    A step always uses ``ceil(width / 4)`` counters, so any step can be drawn by itself; ``width``
-    must be the same for all steps of a path.
+    ``E |z|^2 = 2``. A step uses ``ceil(width / 4)`` counters, so any step can be drawn by itself.
+    ``width`` must be the same for all steps of a path.
     """
     counters = -(-width // WORDS_PER_COUNTER)
     words = uniform_bits(key, stream, first * counters, num * counters)
@@ -137,6 +137,6 @@ def standard_normals(
     num: int = 1,
     width: int,
 ) -> np.ndarray:
-    """Real standard normals ``(num, width)`` float64 of steps ``first .. first + num - 1``."""
+    """Return real standard normals ``(num, width)`` of steps ``first .. first + num - 1``."""
     z = complex_normals(key_of(seed, stage, member), stream, first, num, -(-width // 2))
     return z.view(np.float64)[:, :width]

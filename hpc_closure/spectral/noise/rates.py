@@ -1,6 +1,6 @@
 """Rates of a stochastic forcing for the steps of an ensemble, drawn many steps at once.
 
-What a step adds is the rate itself, or what a :class:`~state_noise.Response` makes of it.
+The noise of a step is the rate, or what a :class:`~state_dependent.Response` computes from it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.noise.kinds import NoiseModel
+from hpc_closure.spectral.noise.draws import NoiseModel
 from hpc_closure.spectral.noise.state_dependent import Start
 
 # Bytes of noise drawn at once per chunk of members.
@@ -20,34 +20,34 @@ NOISE_BYTES = 4 << 20
 
 
 class Rates:
-    """What a stochastic forcing adds to ``dw/dt`` of every member, step by step.
+    """The rates that a stochastic forcing adds to ``dw/dt`` of every member, step by step.
 
-    Rates are real pairs ``(rows, *box, 2)`` in the box of drawn modes. White noise is known at any
-    step. An Ornstein-Uhlenbeck forcing has a state, so its steps are asked for in order. Threads
-    may ask at the same time, each for rows of its own.
+    Rates are real pairs ``(rows, *box, 2)`` in the box of drawn modes. White noise can be drawn
+    for any step. An Ornstein-Uhlenbeck forcing has a state, so its steps must be drawn in order.
+    Threads may draw at the same time, each for different rows.
 
     Args:
-        noise: the forcing, or None for none.
+        noise: the forcing, or None.
         members: member ids, one per row.
         like: tensor whose precision and device the rates take.
     """
 
     def __init__(self, noise: NoiseModel | None, members: Sequence[int], like: Tensor):
         self.noise, self.members, self._like = noise, list(members), like[:0]
-        # Of an Ornstein-Uhlenbeck forcing: the present rates (members, *box) complex128.
+        # Present rates of an Ornstein-Uhlenbeck forcing, (members, *box) complex128.
         self._state = np.empty(0)
-        # Drawn for coming steps: first row of a chunk -> first step, rates.
+        # Rates drawn for coming steps: first row of a chunk -> first step, rates.
         self._ahead: dict[int, tuple[int, Tensor]] = {}
-        #: how the noise follows the state, or None: it is the rate
+        #: how the noise depends on the state; None = the noise is the rate
         self.response = None if noise is None else noise.response(self.members)
 
     @property
     def coloured(self) -> bool:
-        """Whether the forcing has a state."""
+        """Return whether the forcing has a correlation time, and so a state."""
         return self.noise is not None and self.noise.correlation_time > 0
 
     def load(self, state: np.ndarray | None) -> None:
-        """Take up a state that :meth:`save` gave; without one it begins anew."""
+        """Continue from a state that :meth:`save` returned; without one start anew."""
         if self.response is not None:
             self.response.load(state)
         if self.noise is not None and self.coloured:
@@ -56,19 +56,29 @@ class Rates:
             self._state = state.copy()
 
     def save(self) -> dict[str, np.ndarray]:
-        """``rates``, the state of the forcing, where there is one."""
+        """Return ``rates``, the state of the forcing, if it has one."""
         state = self._state if self.response is None else self.response.state
         return {"rates": state.copy()} if len(state) else {}
 
     def at(self, step: int) -> np.ndarray:
-        """Rates of all members from ``step`` on, ``(members, *box)``; the state if coloured."""
+        """Return the rates of all members in ``step``, ``(members, *box)``.
+
+        A coloured forcing returns its state.
+        """
         assert self.noise is not None
         return self._state if self.coloured else self.noise.draw(self.members, step, 1)[0]
 
     def steps(
         self, rows: slice | np.ndarray, first: int, num: int, level: int = 0
     ) -> Iterator[Tensor | None]:
-        """Rates of some rows in steps ``first ...`` of ``dt / 2**level``; None without noise."""
+        """Yield the rates of some rows in ``num`` steps of ``dt / 2**level``; None without noise.
+
+        Args:
+            rows: rows of the ensemble.
+            first: number of the first step, in steps of ``dt / 2**level``.
+            num: number of steps.
+            level: refinement of ``dt``.
+        """
         noise = self.noise
         if noise is None:
             yield from repeat(None, num)
@@ -87,19 +97,21 @@ class Rates:
                 yield from self._pairs(noise.draw(members, start, count, level))
 
     def add(self, base: Tensor, rate: Tensor, out: Tensor, columns: slice) -> None:
-        """``out = base + rate`` in the box of drawn modes; elsewhere ``out`` stays.
+        """Write ``base + rate`` to ``out`` in the box of drawn modes.
+
+        ``out`` is unchanged elsewhere.
 
         Args:
             base: real pairs ``(rows, 2K + 1, columns, 2)``, on a line ``(rows, K + 1, 2)``.
-            rate: of these rows.
-            out: like ``base``.
-            columns: which columns of the whole spectrum ``base`` holds.
+            rate: rates of these rows.
+            out: shaped like ``base``.
+            columns: columns of the full spectrum that ``base`` holds.
         """
         assert self.noise is not None
         self.noise.draws.add(base, rate, out, columns)
 
-    def shaped(self, start: Start) -> Tensor:
-        """The noise of the step from ``start`` where it follows the state, real pairs like it."""
+    def state_dependent(self, start: Start) -> Tensor:
+        """Return the noise of the step from ``start``, real pairs like the state."""
         assert self.response is not None
         out = torch.zeros_like(start.w)
         (rate,) = self._pairs(self.at(start.step)[None])
@@ -110,18 +122,18 @@ class Rates:
         return torch.view_as_real(torch.from_numpy(draws)).to(self._like)
 
     def _draw_ahead(self, chunk: slice, first: int, count: int, block: int) -> Tensor:
-        """Rates of a few steps, from a longer draw when the last call ended where this begins."""
+        """Return the rates of a few steps, drawn ahead if this call continues the last one."""
         assert self.noise is not None
         start, rates = self._ahead.get(chunk.start, (first, self._like))
         if not start <= first <= first + count <= start + len(rates):
-            goes_on = len(rates) > 0 and first == start + len(rates)
-            num = min(max(count, 2 * len(rates)), block) if goes_on else count
+            continues = len(rates) > 0 and first == start + len(rates)
+            num = min(max(count, 2 * len(rates)), block) if continues else count
             start, rates = first, self._pairs(self.noise.draw(self.members[chunk], first, num))
             self._ahead[chunk.start] = start, rates
         return rates[first - start : first - start + count]
 
     def _relax(self, rows: np.ndarray, draws: np.ndarray, level: int) -> np.ndarray:
-        """Ornstein-Uhlenbeck rates of the steps from their driving normals; keeps the last."""
+        """Return Ornstein-Uhlenbeck rates from their driving normals, and store the last rate."""
         assert self.noise is not None
         decay, kick = self.noise.relaxation(self.noise.dt * 2.0**-level)
         y = self._state[rows]

@@ -1,8 +1,8 @@
-"""Draws of a stochastic forcing, counter-based, along Wiener paths that refine.
+"""Draws of a stochastic forcing: counter-based, along Wiener paths that can be refined.
 
 The path drawn with step ``dt / 2`` sums to the path drawn with step ``dt`` (Brownian bridge,
 Levy's construction), so a run can be repeated with another step on the same path. Only the modes
-that matter are drawn, many steps at once, in an order that no grid changes.
+of the forcing are drawn, many steps at once, in an order that does not depend on the grid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hpc_closure.spectral.noise.counters import (
     complex_normals,
     key_of,
 )
-from hpc_closure.spectral.noise.paths import Noise
+from hpc_closure.spectral.noise.laws import Noise
 
 if TYPE_CHECKING:
     from hpc_closure.spectral.noise.state_dependent import Response
@@ -32,18 +32,21 @@ if TYPE_CHECKING:
 class NoiseModel:
     """A stochastic forcing on a grid, drawn for members and steps.
 
-    The noise enters ``dw/dt`` as the rate ``beta xi``, held over a step ``dt``: a Wiener increment
-    divided by ``dt``. Where it is additive, Ito and Stratonovich calculus agree; where the state
-    shapes it (:meth:`response`), it is meant as Ito. A forcing with memory is driven by the same
-    refinable path.
+    The noise enters ``dw/dt`` as the rate ``beta xi``, constant over a step ``dt``: a Wiener
+    increment divided by ``dt``. Additive noise is the same in Ito and Stratonovich calculus. Noise
+    that depends on the state (:meth:`response`) is in the sense of Ito. A forcing with a
+    correlation time is driven by the same refinable path.
 
     Args:
-        noise: its law.
+        noise: law of the noise.
         grid: the solver's grid.
         dt: step of the run.
         seed: seed of the experiment.
-        stage: stage whose draws these are.
-        path_dt: step in which the path is drawn; ``dt`` may be it times or over a power of two.
+        stage: stage of the pipeline, part of the Philox key.
+        path_dt: step in which the path is drawn; ``dt`` times or over a power of two.
+
+    Raises:
+        ValueError: the noise is not defined in these dimensions, or ``path_dt`` does not fit.
     """
 
     def __init__(
@@ -69,35 +72,38 @@ class NoiseModel:
 
     @property
     def std_hat(self) -> Tensor:
-        """``sqrt(E |beta xi_hat|^2)`` per retained mode at ``dt``, ``(2K + 1, K + 1)`` float64."""
+        """Return ``sqrt(E |beta xi_hat|^2)`` per retained mode at ``dt``, ``(2K + 1, K + 1)``."""
         box = torch.from_numpy(self.draws.place_std(self.std))
         return self.draws.spread(box, self.grid.shape)
 
     @property
     def variance(self) -> float:
-        """Pointwise variance of the rate at ``dt``, of all modes drawn, on whatever grid."""
+        """Return the pointwise variance of the rate at ``dt``, of all drawn modes on any grid."""
         vectors, _ = self._noise.law(self.grid)
-        both = np.where((vectors != 0).any(1), 2.0, 1.0)  # k and -k; the mean is one mode
-        return float((both * self.std**2).sum())
+        # a drawn mode stands for k and -k; the mean is a single mode
+        multiplicity = np.where((vectors != 0).any(1), 2.0, 1.0)
+        return float((multiplicity * self.std**2).sum())
 
     def response(self, members: Sequence[int]) -> Response | None:
-        """How the noise of ``members`` follows the state; None where it does not."""
+        """Return how the noise of ``members`` depends on the state; None if it does not."""
         return self._noise.response(self, members)
 
     @property
     def box(self) -> tuple[int, int]:
-        """Rows and columns of the compact form."""
+        """Return the rows and columns of the box of drawn modes."""
         return self.draws.box
 
     @property
     def num_drawn(self) -> int:
-        """Complex normals per member and step."""
+        """Return the number of complex normals per member and step."""
         return len(self.std)
 
     def draw(
         self, members: Sequence[int], first_step: int, steps: int, level: int = 0
     ) -> np.ndarray:
-        """Rates ``beta xi_hat`` in compact form (with memory: the driving normals).
+        """Draw rates ``beta xi_hat`` in the box of drawn modes.
+
+        A forcing with a correlation time returns the normals that drive it.
 
         Args:
             members: member ids.
@@ -109,11 +115,11 @@ class NoiseModel:
             ``(steps, members, *box)`` complex128.
         """
         out = self.draws.empty(steps, len(members))
-        # The path is drawn in units of the rate at its own step: scale it to the rate at dt.
+        # The path is drawn in units of the rate at path_dt: scale it to the rate at dt.
         scale = np.sqrt(0.5) * 2.0 ** (-self.level / 2) * np.ones(len(self.std))
         if not self.correlation_time:
             scale *= self.std
-        scale = np.repeat(scale, 2)  # real times real pairs: rounds once
+        scale = np.repeat(scale, 2)  # multiplying real pairs by reals rounds once
         for column, member in enumerate(members):
             rates = self._rates(self.key(member), first_step, steps, self.level + level)
             rates.view(np.float64)[:] *= scale
@@ -121,11 +127,11 @@ class NoiseModel:
         return self.draws.place(out)
 
     def spread(self, box: np.ndarray) -> Tensor:
-        """Compact form to the whole retained spectrum."""
+        """Expand a box ``(..., *box)`` to the full retained spectrum."""
         return self.draws.spread(torch.from_numpy(box), self.grid.shape)
 
     def stationary(self, members: Sequence[int]) -> np.ndarray:
-        """Initial rates of an Ornstein-Uhlenbeck forcing, ``(members, *box)`` complex128."""
+        """Draw initial rates of an Ornstein-Uhlenbeck forcing, ``(members, *box)`` complex128."""
         out = self.draws.empty(len(members))
         width = len(self.std)
         for row, member in zip(out, members):
@@ -134,23 +140,23 @@ class NoiseModel:
         return self.draws.place(out)
 
     def relaxation(self, dt: float) -> tuple[float, np.ndarray]:
-        """``(decay, kick)``: ``y(t + dt) = decay y(t) + kick z`` with ``z`` from :meth:`draw`.
+        """Return ``(decay, kick)`` of ``y(t + dt) = decay y(t) + kick z``, z from :meth:`draw`.
 
-        ``z`` is drawn at the level of ``dt``, so its variance is ``self.dt / dt``; the kick takes
-        it out again, which makes the law exact for every step and the path common to all of them.
+        ``z`` is drawn at the level of ``dt``, so its variance is ``self.dt / dt``, for which the
+        kick corrects. So the law is exact for every step, and all steps share one path.
         """
         decay = float(np.exp(-dt / self.correlation_time))
         kick = np.sqrt((1.0 - decay**2) * (dt / self.dt)) * self.std
         return decay, self.draws.place_std(kick)
 
     def key(self, member: int) -> np.ndarray:
-        """Philox key of a member."""
+        """Return the Philox key of a member."""
         if member not in self._keys:
             self._keys[member] = key_of(self.seed, self.stage, member)
         return self._keys[member]
 
     def _rates(self, key: np.ndarray, first: int, num: int, level: int) -> np.ndarray:
-        """Rates in units where a step of the path itself (level 0) has ``E |z|^2 = 2``."""
+        """Return rates in units where a step of the path (level 0) has ``E |z|^2 = 2``."""
         width = len(self.std)
         if level == 0:
             return complex_normals(key, STREAM_PATH, first, num, width)
@@ -166,7 +172,7 @@ class NoiseModel:
 
 
 def path_level(dt: float, path_dt: float | None) -> int:
-    """``j`` with ``dt = path_dt * 2**-j``."""
+    """Return ``j`` with ``dt = path_dt * 2**-j``; ValueError if there is no such integer."""
     if path_dt is None:
         return 0
     level = round(float(np.log2(path_dt / dt)))

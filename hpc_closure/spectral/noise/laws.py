@@ -1,6 +1,6 @@
-"""Stochastic forcings: Gaussian draws, diagonal in Fourier space, that the state may shape.
+"""Laws of stochastic forcings: Gaussian, diagonal in Fourier space; one class per kind.
 
-One class per kind.
+The noise of a step may also depend on the state.
 """
 
 from __future__ import annotations
@@ -26,41 +26,43 @@ class Noise(Family):
     """Stochastic forcing beta xi."""
 
     default: ClassVar[str] = "q_wiener"
-    #: of the flows that it is for
+    #: dimensions of the flows that the forcing is for
     dimensions: ClassVar[tuple[int, ...]] = (2,)
 
     kind: str
 
     @property
     def memory(self) -> float:
-        """Correlation time; 0 = white."""
+        """Return the correlation time; 0 = white."""
         return 0.0
 
     def law(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """Drawn modes and their variance.
+        """Return the drawn modes and their variance.
 
         Returns:
-            Half-plane wavevectors ``(M, 2)`` in the order drawn (on a line ``(0, k)``), and for
-            each ``E |d(beta W_hat)|^2 / dt``, with memory ``E |beta xi_hat|^2``.
+            Half-plane wavevectors ``(M, 2)`` in the order drawn (on a line ``(0, k)``), and the
+            variance ``(M,)``: ``E |d(beta W_hat)|^2 / dt`` of white noise, ``E |beta xi_hat|^2``
+            of noise with a correlation time.
         """
         raise NotImplementedError
 
     def response(self, model, members: Sequence[int]) -> Response | None:
-        """How a step's noise follows from what is drawn and the state; None = it is the draw.
+        """Return the map from draw and state to the noise of a step; None if noise = draw.
 
         Args:
-            model: the :class:`~hpc_closure.spectral.noise.kinds.NoiseModel` that draws.
+            model: the :class:`~hpc_closure.spectral.noise.draws.NoiseModel` that draws.
             members: ids of the ensemble.
         """
         return None
 
     def check(self, dt: float, cfl: float | None) -> None:
-        """Raise ValueError unless the forcing can be had with these steps."""
+        """Raise ValueError if the forcing cannot be computed with these steps."""
 
-    def marks(self, grid: Grid) -> list[Tensor]:
-        """Fields ``(n, n)`` that mark places in the law; a map that leaves them leaves it.
+    def symmetry_fields(self, grid: Grid) -> list[Tensor]:
+        """Return fields ``(n, n)`` whose symmetries are those of the law.
 
-        None where the law is homogeneous, and isotropic as far as a square is.
+        A map of the square that leaves them unchanged leaves the law unchanged. There are none if
+        the law is homogeneous and as isotropic as a square is.
         """
         return []
 
@@ -76,12 +78,12 @@ class NoNoise(Noise):
 class QWiener(Noise):
     """The published forcing, covariance proportional to exp(-r^2 / 4a).
 
-    ``E |beta xi_hat|^2 = beta^2 kappa exp(-a k^2) / dt``, the mean included. The published code
+    ``E |beta xi_hat|^2 = beta^2 kappa exp(-a k^2) / dt``, also for the mean. The published code
     sums kappa draws; one draw times ``sqrt(kappa)`` has the same law. (Dong, Chen, Wu 2025; Lord,
     Powell, Shardlow 2014, ch. 10.)
     """
 
-    # Modes below this fraction of the largest amplitude are left out (1e-12 of the variance).
+    # Modes below this fraction of the largest amplitude are not drawn (1e-12 of its variance).
     CUT: ClassVar[float] = 1e-6
 
     kind: Literal["q_wiener"] = Field(
@@ -107,7 +109,7 @@ class QWiener(Noise):
 class RingNoise(Noise):
     """White forcing of all modes with |k| in [wavenumber - width, wavenumber + width].
 
-    It brings equal energy to each mode, on the average exactly ``energy_rate`` in all (Ito: half
+    Every mode receives the same energy; the total mean rate is exactly ``energy_rate`` (Ito: half
     the quadratic variation). Energy is ``1/2 sum |w_hat|^2 / k^2`` over the full plane; white
     noise of variance rate ``s`` injects ``s / (2 k^2)`` per mode.
     """
@@ -128,7 +130,7 @@ class RingNoise(Noise):
 class OrnsteinUhlenbeck(Noise):
     """Time-correlated forcing of all modes with |k| in [wavenumber - width, wavenumber + width].
 
-    Every mode has the same variance, in all ``rms^2`` at a point.
+    Every mode has the same variance; the pointwise variance of the sum is ``rms^2``.
     """
 
     kind: Literal["ornstein_uhlenbeck"] = Field(
@@ -152,23 +154,23 @@ class OrnsteinUhlenbeck(Noise):
         return vectors, np.full(len(vectors), self.rms**2 / (2 * len(vectors)))
 
 
-class FollowsState(QWiener):
-    """White noise that the state at the start of each step shapes, in the sense of Ito."""
+class StateDependentNoise(QWiener):
+    """White noise that depends on the state at the start of each step, in the sense of Ito."""
 
     kind: str  # type: ignore[assignment]
 
     def check(self, dt, cfl):
         if cfl:
             raise ValueError(
-                f"generate.cfl={cfl:g}: noise {self.kind} takes the state at the start of steps "
-                "of one length; remove cfl, or choose another physics.noise.kind"
+                f"generate.cfl={cfl:g}: noise {self.kind} depends on the state at the start of "
+                "steps of one length; remove cfl, or choose another physics.noise.kind"
             )
 
 
-class StateAmplitude(FollowsState):
-    """Noise whose amplitude follows the flow: D(w) beta xi, D = 1 + c |w| / rms(w).
+class StateAmplitude(StateDependentNoise):
+    """Noise whose amplitude depends on the flow: D(w) beta xi, D = 1 + c |w| / rms(w).
 
-    w is the state at the start of the step (Ito); the product is taken on the points of the
+    w is the state at the start of the step (Ito). The product is formed on the points of the
     solver's grid and cut to its modes.
     """
 
@@ -185,14 +187,14 @@ class StateAmplitude(FollowsState):
         return Amplitude(self.strength, model)
 
 
-class TwoRegimes(FollowsState):
+class TwoRegimes(StateDependentNoise):
     """Noise with two regimes, drawn anew for every interval of length ``hold``.
 
-    With probability p(w) of the state at its start the noise in an interval is
-    b1 beta xi + a phi, else b2 beta xi - a phi, phi = sqrt(2) cos(2 pi x / L) times the pointwise
-    standard deviation of the interval's mean of beta xi. So the mean over the interval is the
-    same mixture for any number of steps in it. p(w) = 1 / (1 + exp(-s / scale)), s the mean of
-    w sqrt(2) sin(2 pi y / L) over rms(w).
+    With probability p(w), w the state at the start of an interval, the noise in the interval is b1
+    beta xi + a phi, otherwise b2 beta xi - a phi. Here phi = sqrt(2) cos(2 pi x / L) times the
+    pointwise standard deviation of the interval's mean of beta xi. So the mean over the interval
+    is the same mixture for any number of steps in it. p(w) = 1 / (1 + exp(-s / scale)), s the mean
+    of w sqrt(2) sin(2 pi y / L) over rms(w).
     """
 
     kind: Literal["two_regimes"] = Field(
@@ -212,23 +214,23 @@ class TwoRegimes(FollowsState):
     )
 
     def steps(self, dt: float) -> int:
-        """Steps of ``dt`` in an interval."""
+        """Return the number of steps of ``dt`` in an interval."""
         return max(1, round(self.hold / dt))
 
     def check(self, dt, cfl):
         super().check(dt, cfl)
-        whole = self.steps(dt) * dt
-        if abs(whole - self.hold) > 1e-6 * self.hold:
+        nearest = self.steps(dt) * dt
+        if abs(nearest - self.hold) > 1e-6 * self.hold:
             raise ValueError(
                 f"physics.noise.hold={self.hold:g} is not a multiple of generate.dt={dt:g}; "
-                f"nearest: {whole:g}"
+                f"nearest: {nearest:g}"
             )
 
-    def marks(self, grid):
+    def symmetry_fields(self, grid):
         import torch
 
-        # the pattern and the probe that p(w) looks at
-        x, y = ((2 * math.pi / grid.length) * one for one in grid.coordinates())
+        # the pattern phi, and the field that p(w) projects w on
+        x, y = ((2 * math.pi / grid.length) * axis for axis in grid.coordinates())
         shape = (grid.size, grid.size)
         return [torch.cos(x).expand(shape), torch.sin(y).expand(shape)]
 
