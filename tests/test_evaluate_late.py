@@ -5,8 +5,9 @@ import torch
 
 from hpc_closure.evaluate.report.page import Report
 from hpc_closure.evaluate.report.summary import summarise
-from hpc_closure.evaluate.rows import Labels, find, frame, select
+from hpc_closure.evaluate.rows import find, frame, select
 from hpc_closure.evaluate.scores.late import SENTENCE, late_leads
+from hpc_closure.evaluate.scores.table import Labels
 from hpc_closure.evaluate.stages.coupled import score_coupled
 
 LEADS = [0.5, 1.0, 2.0, 4.0]

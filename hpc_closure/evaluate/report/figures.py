@@ -17,8 +17,9 @@ from pandas import DataFrame, Series
 from torch import Tensor
 
 from hpc_closure.evaluate.report.example_state import OneState
-from hpc_closure.evaluate.rows import GRANTED, RUNG, format_value, select, sort_methods
+from hpc_closure.evaluate.rows import RUNG, format_value, select, sort_methods
 from hpc_closure.evaluate.scores.rank_histogram import merge, rank_p
+from hpc_closure.experiment.method_names import GRANTED
 from hpc_closure.work.atomic import publish
 
 # method -> colour, line style, marker

@@ -14,10 +14,21 @@ from torch import Tensor
 
 from hpc_closure.evaluate.rows import select
 from hpc_closure.evaluate.scores.paired import difference
+from hpc_closure.evaluate.scores.record import Score
 
 PREDICTABILITY = "predictability"
 LEAST = 0.05  # of it, for a score to tell
 DAGGER = "†"
+SCORES = (
+    Score(
+        name=PREDICTABILITY,
+        heading="predictability",
+        meaning="1 less the CRPS of the true ensemble over climatology's: what there is to be "
+        "gained",
+        requires="the methods ``oracle`` and ``climatology`` (coupled)",
+        by_lead_time=True,
+    ),
+)
 SENTENCE = (
     f"{DAGGER} Late: the true ensemble's CRPS is at least {1 - LEAST:g} of climatology's, so that "
     "a flow of the same climate that knows nothing of its start scores as well; such lead times "

@@ -9,8 +9,35 @@ from hpc_closure.closure.fields.losses import energy_of
 from hpc_closure.evaluate.scores.forecast import Forecast
 from hpc_closure.evaluate.scores.intervals import interval_columns
 from hpc_closure.evaluate.scores.pointwise import valid_time
+from hpc_closure.evaluate.scores.record import Score
 
 CORRELATED = 0.95  # of a member with the truth
+TABLE = "Whole trajectories"
+SCORES = (
+    Score(
+        name="energy_score_joint",
+        heading="energy score, joint",
+        meaning="fair energy score of whole trajectories, root mean square over all stored "
+        "lead times",
+        table=TABLE,
+        requires="coupled",
+    ),
+    Score(
+        name="energy_score_joint_ratio",
+        heading="joint ratio",
+        meaning="that over the true ensemble's; 1 is the best possible",
+        table=TABLE,
+        requires="the method ``oracle`` (coupled)",
+    ),
+    Score(
+        name="correlated_95",
+        heading="correlated until",
+        meaning=f"time until which members are correlated with the truth by {CORRELATED:g}, on "
+        "average, over all stored lead times",
+        table=TABLE,
+        requires="coupled",
+    ),
+)
 
 
 class Trajectories:
