@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hpc_closure.evaluate.report import figures
 from hpc_closure.evaluate.report.page import Report
 from hpc_closure.evaluate.report.summary import summarise
 from hpc_closure.evaluate.rows import find, frame, select
@@ -107,6 +108,16 @@ def test_late_leads_have_a_dagger_in_the_tables(rows, tmp_path):
     Report("t", early).write(tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "†" not in page and "At the last lead time, 1:" in page
+
+
+def test_figures_over_lead_time_shade_the_late_ones(rows):
+    for axis in figures.error_growth(rows).axes:
+        (band,) = (one for one in axis.patches if one.get_label() == "late")
+        assert band.get_x() == 2.0
+        assert band.get_x() + band.get_width() == pytest.approx(axis.get_xlim()[1])
+        assert "late" in [text.get_text() for text in axis.get_legend().get_texts()]
+    early = rows[rows["lead_time"].isna() | rows["lead_time"].isin([0.5, 1.0])]
+    assert not any(axis.patches for axis in figures.error_growth(early).axes)
 
 
 def test_the_worst_similarity_is_a_headline():
