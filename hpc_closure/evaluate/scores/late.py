@@ -54,10 +54,15 @@ def predictability(crps: Mapping[str, Tensor], blocks: Tensor) -> Iterator[tuple
 
 
 def late_leads(rows: DataFrame) -> list[float]:
-    """The late ones of the lead times in the rows of a coupled run, increasing."""
+    """Find the late ones of the lead times in the rows of a coupled run, increasing."""
     known = select(rows, method="oracle", score=PREDICTABILITY, shell=None)
+    return late_of(dict(zip(known["lead_time"], known["value"], strict=True)))
+
+
+def late_of(predictabilities: Mapping[float, float]) -> list[float]:
+    """Find the late ones of lead times, increasing; ``predictabilities`` by lead time."""
     late: list[float] = []
-    for lead, value in sorted(zip(known["lead_time"], known["value"]), reverse=True):
+    for lead, value in sorted(predictabilities.items(), reverse=True):
         if value >= LEAST:
             break
         late.append(lead)

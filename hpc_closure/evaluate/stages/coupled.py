@@ -27,12 +27,12 @@ from hpc_closure.evaluate.scores.exceedance import event_records
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.growth import growth
 from hpc_closure.evaluate.scores.intervals import block_interval
-from hpc_closure.evaluate.scores.late import predictability
+from hpc_closure.evaluate.scores.late import late_of, predictability
 from hpc_closure.evaluate.scores.paired import differences, of_states
 from hpc_closure.evaluate.scores.pointwise import VALID, diverged, valid_time, wasserstein1
 from hpc_closure.evaluate.scores.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.scores.table import Labels, Scored, Statistics, form_scores
-from hpc_closure.evaluate.scores.trajectories import Trajectories, joint_scores
+from hpc_closure.evaluate.scores.trajectories import Trajectories, joint_energies, joint_scores
 from hpc_closure.evaluate.stages import costs
 from hpc_closure.work import log
 from hpc_closure.work.units import Ledger
@@ -238,6 +238,7 @@ def score_coupled(
     sizes: dict[str, dict[str, int]] = {}
     scored = Scored()
     joint: dict[str, Trajectories] = {}
+    predictable: dict[float, float] = {}
     climate = Climate(flow, truth) if flow is not None and "none" in ensembles else None
 
     for index, lead_time in enumerate(times.tolist()):
@@ -282,9 +283,11 @@ def score_coupled(
             if index == num_times - 1:
                 scored.keep_spectra(method, parts)
         crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
+        gained = dict(predictability(crps, blocks))
+        predictable |= {lead_time: columns["value"] for columns in gained.values()}
         for method, columns in (
             *of_states(statistics, labels.against, blocks),
-            *predictability(crps, blocks),
+            *gained.items(),
         ):
             own = {**stage, **labels.of(method), "lead_time": lead_time}
             scored.add(**own, **sizes[method], **columns)
@@ -300,9 +303,10 @@ def score_coupled(
             scored.add(**own, score="wasserstein1", value=wasserstein1(pool, law) / law.std())
         for columns in cost.of_members(costs or {}, method):
             scored.add(**own, **columns)
-    for method, columns in joint_scores(joint, times, blocks):
+    late = late_of(predictable)
+    for method, columns in joint_scores(joint, times, blocks, late):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-    whole = {method: parts.energy_score for method, parts in joint.items()}
+    whole = joint_energies(joint, times, late)
     for method, columns in differences(
         "energy_score_joint_difference", whole, labels.against, blocks
     ):
