@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import check_lead
+from hpc_closure.experiment.method_names import RESERVED, TRUTH
 from hpc_closure.experiment.models import RIVALS, UNTRAINED, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
 from hpc_closure.spectral.modes.grid import points_for, retained_modes
@@ -35,18 +36,6 @@ GROWS_GENERATE = ("members", "t_end", "certificate")
 # what is written besides: changes no trajectory, so it is in no hash; one list for a run
 OUTPUTS = ("fields", "filters", "series_every", "spectra")
 Means = Literal["regression", "numbers", "fno", "cnn"]  # parts of the mean
-# methods that stand in the tables of scores anyway
-BUILT_IN = (
-    "model",
-    "model+physics",
-    "mean_gp",
-    "oracle",
-    "physics",
-    "fourier",
-    "climatology",
-    "none",
-    "truth",
-)
 # how a training is run, not what it learns
 TRANSIENT_TRAIN = (
     "engine",
@@ -679,6 +668,11 @@ class Evaluate(Section):
         description="method of the tables with which every other one is compared start by start",
     )
     event: Event | None = Field(None, description="probability asked of the coupled ensemble")
+    scores: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...] = Field(
+        (),
+        description="modules of your own whose SCORES stand beside the built-in ones, "
+        "[package.module]; they are imported",
+    )
     formats: tuple[Literal["png", "pdf"], ...] = Field(
         ("png", "pdf"),
         description="of the figures; the report shows the png, which is written for any; with [] "
@@ -690,9 +684,10 @@ class Evaluate(Section):
     @classmethod
     def _names_of_their_own(cls, compare):
         for name in compare:
-            if name in BUILT_IN or name.startswith(("oracle", "rung_")):
+            taken = (*RESERVED, TRUTH)
+            if name in taken or name.startswith(("oracle", "rung_")):
                 raise ValueError(
-                    f"{name} names a method of every table ({', '.join(BUILT_IN)}): choose another"
+                    f"{name} names a method of every table ({', '.join(taken)}): choose another"
                 )
         return compare
 
@@ -701,7 +696,7 @@ class Evaluate(Section):
         for name in self.seeds:
             if name in self.compare:
                 raise ValueError(f"{name} stands in compare and in seeds: choose another name")
-        known = [name for name in (*BUILT_IN, *self.compare, *self.seeds) if name != "truth"]
+        known = [*RESERVED, *self.compare, *self.seeds]
         if self.against not in known:
             raise ValueError(
                 f"against={self.against} names no method of the tables; known are "
@@ -939,7 +934,8 @@ class Experiment(Section):
         if stage == "rollout":
             return {**settings, "rollout": rollout}
         if stage == "evaluate":
-            new = {"seeds": {}, "against": "model"}  # not in the hash of scores without them
+            # not in the hash of scores without them
+            new = {"seeds": {}, "against": "model", "scores": []}
             evaluate = {
                 key: value
                 for key, value in plain["evaluate"].items()
