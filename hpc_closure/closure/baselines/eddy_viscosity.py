@@ -28,7 +28,6 @@ from hpc_closure.closure.fields.members import each_member
 from hpc_closure.closure.fields.modes import Band, band
 from hpc_closure.closure.model import ClosureModel, Phase, Request
 from hpc_closure.closure.part_report import PartReport
-from hpc_closure.closure.reductions import Batches
 from hpc_closure.spectral.modes.grid import hermitian, resize
 
 __all__ = ["FunctionalModel", "candidates"]
@@ -57,8 +56,6 @@ class FunctionalModel(ClosureModel):
         constants: c, and the share that ``jansen_held`` returns; empty until they are chosen.
     """
 
-    phases: Sequence[Phase] = ()
-
     def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
         super().__init__(config, grid, length)
         self.band = band((grid - 1) // 3, length)
@@ -70,11 +67,8 @@ class FunctionalModel(ClosureModel):
         told = ", ".join(f"{name} = {value:g}" for name, value in named)
         return [PartReport(self.kind.replace("_", " "), False, True, (), told or "c of the flow")]
 
-    def begin(self, phase: str, reader: Batches) -> dict[str, Any]:
-        raise ValueError(f"model.preset={self.kind} has no phase {phase!r}: it is tuned")
-
-    def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        raise ValueError(f"model.preset={self.kind} has no loss: it is tuned")
+    def phase_named(self, name: str) -> Phase:
+        raise ValueError(f"model.preset={self.kind} has no phase {name!r}: it is tuned")
 
     def saved_statistics(self, spacing: float | None = None) -> dict[str, Tensor]:
         return {"constants": torch.tensor(self.constants, dtype=torch.float64)}

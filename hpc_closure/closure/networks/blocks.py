@@ -395,11 +395,3 @@ def _compare() -> None:
         ]
     for one, other in zip(found, expected, strict=True):
         compare(one, other, 1e-5, "networks", __file__)
-
-
-def num_parameters(module: nn.Module) -> int:
-    """Real parameters; refuses complex ones, which DeepSpeed would silently corrupt."""
-    for name, parameter in module.named_parameters():
-        if parameter.is_complex():
-            raise ValueError(f"parameter {name} is complex; store it as real (..., 2)")
-    return sum(math.prod(p.shape) for p in module.parameters())
