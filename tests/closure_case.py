@@ -55,9 +55,10 @@ def fitted(law, count=400, **config):
     """A default model with closed-form statistics only: the networks stay untrained."""
     torch.manual_seed(0)
     model = build({**SMALL, **config}, law.grid.size)
-    model.begin("mean", batches_of(law, count))
-    model.begin("generator", batches_of(law, count, first=10_000))
-    model.begin("check", batches_of(law, count // 4, first=20_000))
+    for phase in model.phases:
+        first = {"fit": 0, "hold": 10_000, "train": 10_000, "valid": 20_000}[phase.members]
+        few = count // 4 if phase.members == "valid" else count
+        model.begin(phase.name, batches_of(law, few, first=first))
     return model
 
 

@@ -177,7 +177,7 @@ def test_every_phase_gives_gradients_to_its_own_weights(diffusion, residual, sen
         model.begin(phase, batches_of(law, 100))
         randomise(model)
         model.loss(batch_of(law), 0, 0).backward()
-        trained = {id(p) for p in model.parameters_of(phase)}
+        trained = {id(p) for p in model.phase_named(phase).parameters(model)}
         for name, parameter in model.named_parameters():
             if id(parameter) in trained:
                 assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name

@@ -24,7 +24,9 @@ from hpc_closure.train.verb import build_model
 
 def published(size=32, **config):
     torch.manual_seed(0)
-    return build({"preset": "published", **config}, size)
+    model = build({"preset": "published", **config}, size)
+    model.resume("score")
+    return model
 
 
 def batch_of(count=4, size=32):

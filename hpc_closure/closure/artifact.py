@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hpc_closure.closure.baselines.eddy_viscosity import FunctionalModel
 from hpc_closure.closure.baselines.published import PublishedModel
-from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.composed.phases import compose
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.model import ClosureModel, Request
@@ -339,7 +339,8 @@ def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel
         length: side of the periodic square.
     """
     config = resolve(model)
+    kinds: dict[str, Callable[..., ClosureModel]]
     kinds = {"published": PublishedModel, **dict.fromkeys(FUNCTIONAL, FunctionalModel)}
-    built = kinds.get(config["preset"], ComposedModel)(config, grid, length)
+    built = kinds.get(config["preset"], compose)(config, grid, length)
     built.num_parameters()  # refuses complex ones
     return built

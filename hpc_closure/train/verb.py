@@ -84,15 +84,16 @@ def seed_of(experiment: Experiment) -> int:
 def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
     """The mean of another model (``use.mean``), where that has a network."""
     import hpc_closure
-    from hpc_closure.closure.composed.model import ComposedModel
+    from hpc_closure.closure.composed import phases
+    from hpc_closure.closure.composed.model import CompositeClosure
 
     key = f"use.mean={experiment.use.mean}"
     path = model_at(experiment.folder, str(experiment.use.mean))
     check_fits(path, experiment, key)
     other = hpc_closure.load(path).model
-    if not isinstance(model, ComposedModel) or not isinstance(other, ComposedModel):
+    if not isinstance(model, CompositeClosure) or not isinstance(other, CompositeClosure):
         raise ValueError(f"{key}: model.preset={experiment.model.preset} takes no mean")
-    if model.take_mean(other):
+    if phases.take_mean(model, other):
         log.get().info(f"the mean is that of {path}")
     else:
         log.get().info(f"{path} has no mean that can be taken: one is trained here")
@@ -168,7 +169,8 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
 def build_model(experiment: Experiment) -> "ClosureModel":
     """The model that the experiment describes, with fresh weights."""
     from hpc_closure.closure.artifact import build
-    from hpc_closure.closure.composed.model import ComposedModel
+    from hpc_closure.closure.composed import coupled_phases
+    from hpc_closure.closure.composed.model import CompositeClosure
     from hpc_closure.closure.composed.rollout_training import Trajectories
     from hpc_closure.closure.composed.steady import LongRuns
     from hpc_closure.closure.model import Through
@@ -187,20 +189,22 @@ def build_model(experiment: Experiment) -> "ClosureModel":
         settings["adjusted"] = True
     model = build(settings, grid, experiment.physics.length)
     generate = experiment.generate
-    if isinstance(model, ComposedModel) and generate.closure == "subgrid":
+    if isinstance(model, CompositeClosure) and generate.closure == "subgrid":
         model.recorded_every = generate.spacing / (generate.interval * generate.dt)
     kind, interval = experiment.generate.closure, experiment.generate.interval
-    if experiment.train.steady is not None and isinstance(model, ComposedModel):
+    if experiment.train.steady is not None and isinstance(model, CompositeClosure):
         long = experiment.train.steady
         stride = Choices(experiment).stride
         problem = reduced_problem(experiment.problem, grid, kind, stride)
         span, seed = interval * experiment.generate.dt, experiment.seed
-        model.keep_steady(LongRuns(problem, kind, span, long.calls, long.members, seed))
+        runs = LongRuns(problem, kind, span, long.calls, long.members, seed)
+        coupled_phases.choose_share(model, runs)
     if section is None:
         return model
-    assert isinstance(model, ComposedModel)
+    assert isinstance(model, CompositeClosure)
     members = 1 if model.config["residual"] == "none" else section.members
-    model.train_through(
+    coupled_phases.train_through(
+        model,
         Trajectories(
             experiment.problem,
             experiment.train_grid,

@@ -29,7 +29,6 @@ from hpc_closure.closure.fields.members import each_member
 from hpc_closure.closure.fields.modes import Band, band
 from hpc_closure.closure.model import ClosureModel, Phase, Request
 from hpc_closure.closure.part_report import PartReport
-from hpc_closure.closure.reductions import Batches
 from hpc_closure.spectral.modes.grid import hermitian, resize
 
 __all__ = ["FunctionalModel", "candidates"]
@@ -61,8 +60,6 @@ class FunctionalModel(ClosureModel):
         constants: c, for ``jansen_held`` also the returned share; the first candidate until tuned.
     """
 
-    phases: Sequence[Phase] = ()
-
     def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
         super().__init__(config, grid, length)
         self.band = band((grid - 1) // 3, length)
@@ -76,11 +73,8 @@ class FunctionalModel(ClosureModel):
             PartReport(self.kind.replace("_", " "), False, True, (), values or "c of the flow")
         ]
 
-    def begin(self, phase: str, reader: Batches) -> dict[str, Any]:
-        raise ValueError(f"model.preset={self.kind} has no phase {phase!r}: it is tuned")
-
-    def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        raise ValueError(f"model.preset={self.kind} has no loss: it is tuned")
+    def phase_named(self, name: str) -> Phase:
+        raise ValueError(f"model.preset={self.kind} has no phase {name!r}: it is tuned")
 
     def saved_statistics(self, spacing: float | None = None) -> dict[str, Tensor]:
         return {"constants": torch.tensor(self.constants, dtype=torch.float64)}

@@ -12,7 +12,7 @@ from typing import Any
 from pandas import DataFrame, isna
 
 from hpc_closure.closure.artifact import Closure
-from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.part_report import PartReport, describe
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.rows import find, format_value, select, sort_methods
@@ -89,7 +89,7 @@ def generator_in_words(closure: Closure, asked: int | None) -> str:
     if not number:
         return "does not act"
     config, effort = closure.config, f"{number} evaluation{'' if number == 1 else 's'}"
-    if isinstance(closure.model, ComposedModel):
+    if isinstance(closure.model, CompositeClosure):
         frame = closure.model.frame
         return f"on a {frame.size}x{frame.size} grid, {frame.kept.modes} modes, {effort}"
     return f"on the grid of the states, {config['modes']} modes, {effort}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.artifact import Closure
-from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import layout_name
 from hpc_closure.data.samples import Past, TrainingSet
@@ -62,7 +62,7 @@ def score_run(inputs: Inputs) -> Scored:
 def has_innovations(closure: Closure) -> bool:
     """Whether a closure reads the last ones and has a mean and a law of its own."""
     model = closure.model
-    if not isinstance(model, ComposedModel) or not model.previous:
+    if not isinstance(model, CompositeClosure) or not model.previous:
         return False
     return bool(model.config["mean"]) and model.config["residual"] != "none"
 
@@ -70,7 +70,7 @@ def has_innovations(closure: Closure) -> bool:
 def found(inputs: Inputs, closure: Closure, grid: int) -> tuple[Innovations, Innovations]:
     """Innovations of unseen members, and draws of the closure's Gaussian law in their place."""
     model = closure.model
-    assert isinstance(model, ComposedModel)
+    assert isinstance(model, CompositeClosure)
     past = Past(model.history, model.previous)
     data, spacing = inputs.data, inputs.experiment.generate.spacing
     indices = data.with_past(inputs.window, past.lead, spacing)
@@ -92,7 +92,9 @@ def found(inputs: Inputs, closure: Closure, grid: int) -> tuple[Innovations, Inn
 
 
 @torch.no_grad()
-def _of_batch(model: ComposedModel, batch: dict, rows: list[int], seed: int) -> tuple[Tensor, ...]:
+def _of_batch(
+    model: CompositeClosure, batch: dict, rows: list[int], seed: int
+) -> tuple[Tensor, ...]:
     """Innovations, draws of the Gaussian law, features of the states and members of a batch."""
     state = batch["state"].double()
     earlier = (batch.get("history"), batch.get("previous"))
