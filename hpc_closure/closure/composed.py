@@ -7,14 +7,14 @@ without sensors, and with the model's own sampler, each shell of q is scaled to 
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure import draws
+from hpc_closure.closure import centre, draws
 from hpc_closure.closure.band import band
 from hpc_closure.closure.conditioning import Learned
 from hpc_closure.closure.drawing import DrawingModel
@@ -33,7 +33,7 @@ from hpc_closure.closure.reader import Batches, Reader
 from hpc_closure.closure.residual import Gaussian, Generator, Modes
 from hpc_closure.closure.residual_memory import LagCorrelation, Tags
 from hpc_closure.closure.sensors import choose_layouts
-from hpc_closure.closure.statistics import Batch, Statistics, generator_grid
+from hpc_closure.closure.statistics import NO_CENTRE, Batch, Statistics, generator_grid
 from hpc_closure.closure.steady import ROUNDS, LongRuns, in_words, lower
 from hpc_closure.closure.trajectory import Scale, Trajectories
 from hpc_closure.experiment.models import NETWORKS
@@ -45,6 +45,9 @@ CHECK_SEED = 20240807
 RARE = 3e-3  # share of the closures that have a larger shell than a draw that is left as it is
 TURNS = 4  # of numbers and regression, each fitted to what the other leaves
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
+PAIRS = 4  # of draws of each training state, whose means tell that of the generator; ...
+MOST_PAIRS = 2**16  # in all: of fewer states where there are more
+UNSEEN_PAIRS = 8  # of each state on which that is judged
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # of the mean's weights: every target is one draw about it, which they would learn by heart, and a
 # coupled run amplifies slopes that are not there (the amplitude, which it made worse, has none)
@@ -77,8 +80,11 @@ class ComposedModel(DrawingModel):
         likely = isinstance(self.residual, Mixture)
         generator = Phase("generator", shares[1], "hold" if trained else "train", best=likely)
         check = Phase("check", 0.0, "valid")
-        if not isinstance(self.residual, LearnedScore):
+        if likely:  # its mean is known
             return mean, generator, check
+        if not isinstance(self.residual, LearnedScore):
+            centred = Phase("centre", 0.0, "train"), Phase("centred", 0.0, "valid")
+            return mean, generator, check, *centred
         return mean, generator, Phase("spread", SPREAD * shares[1], "valid"), check
 
     def take_mean(self, other: "ComposedModel") -> bool:
@@ -154,6 +160,8 @@ class ComposedModel(DrawingModel):
             "law": self.fit_law,
             "spread": lambda reader: {},
             "check": self.check_generator,
+            "centre": self.learn_centre,
+            "centred": self.check_centre,
             STEADY: self.choose_share,
             TRAJECTORY: self.score_trajectories,
             NOISE: self.calibrate_noise,
@@ -568,7 +576,7 @@ class ComposedModel(DrawingModel):
         """Gains of the generator and of its samples' spread (``valid``)."""
         assert isinstance(self.residual, Generator)
         frame, ones = self.frame, torch.ones(self.frame.kept.grid.num_shells).double()
-        self.statistics = replace(self.statistics, score_gain=ones, score_spread=None)
+        self.statistics = replace(self.statistics, score_gain=ones, score_spread=None, **NO_CENTRE)
         gate, first = self.residual.gate(frame), reader.first
         for _ in range(CHECKS):
             for frames_hat, target_hat, batch in self.snapshots(reader):
@@ -657,6 +665,61 @@ class ComposedModel(DrawingModel):
         ratio = (seen / drawn.clamp(min=1e-300)).sqrt()
         # where D carries more from other shells than there is, no factor of q would help
         return torch.where((seen > 0) & (drawn > 0), ratio.clamp(0.9, 2.0), 1.0)
+
+    # ---- the generator's own mean ---------------------------------------------------------------
+
+    def _pairs(self, encoding: Encoding, ids: Sequence[int], pairs: int, item: int) -> Tensor:
+        """Draws (states, 2, pairs, ...) of q, each beside that of the opposite base noise."""
+        keys = [draws.pair(one, number) for one in ids for number in range(pairs)]
+        key = draws.Key(CHECK_SEED, "centre", keys, item)
+        z = self.base_noise(self.frame.law, key, draws.STREAM_BASE).unflatten(0, (-1, pairs))
+        q_hat = self.generate(encoding, torch.cat([z, -z], 1).flatten(0, 1)).q
+        return q_hat.unflatten(0, (len(ids), 2, pairs)).to(torch.complex128)
+
+    def learn_centre(self, reader: Reader) -> dict[str, Any]:
+        """The mean of the generator's draws by the state's numbers, from draws of its own.
+
+        Where no other part has learned the mean, that of the draws is what the generator knows.
+        """
+        s = self.statistics = replace(self.statistics, **NO_CENTRE)
+        by_network = self._modes_of(self.mean_gain, self._place) is not None
+        elsewhere = by_network or s.numbers_mean is not None
+        told = s.summary_mean is not None and self.sensors_allowed != "required"
+        if not (told and self.score_active and elsewhere):
+            return {}
+        (states,) = reader.sum(sum(len(batch.state) for batch in Batch.read(reader)))
+        every = -(-PAIRS * states // MOST_PAIRS)
+        numbers, means = [], []
+        for encoding, _, ids, _ in self._residuals(reader):
+            rows = [row for row, one in enumerate(ids) if one % every == 0]
+            if rows:
+                some = encoding.rows(rows)
+                drawn = self._pairs(some, [ids[row] for row in rows], PAIRS, 0)
+                numbers.append(some.summary.cpu())
+                means.append(self.frame.kept.largest(drawn.mean((1, 2))).cpu())
+        numbers, means = reader.every(numbers), reader.every(means)
+        inner, middle, outer = centre.fit(torch.cat(numbers), torch.cat(means))
+        self.statistics = replace(s, centre_inner=inner, centre_middle=middle, centre_outer=outer)
+        return {"pairs": PAIRS * sum(map(len, numbers))}
+
+    def check_centre(self, reader: Reader) -> dict[str, Any]:
+        """Keep what was learned of the mean of draws if unseen members confirm it (``valid``)."""
+        if self.centre_weights is None:
+            return {}
+        gate = centre.CentreGate(self.frame.kept)
+        for encoding, q_hat, ids, batch in self._residuals(reader):
+            made, mean_hat = self._pairs(encoding, ids, UNSEEN_PAIRS, 1), self._centre(encoding)
+            assert mean_hat is not None
+            gate.add(q_hat, made, mean_hat, batch.members)
+        gate.collect(reader)
+        s, acts = self.statistics, gate.acts() or not self.gated
+        if acts:
+            spread = None if s.score_spread is None else s.score_spread * gate.spread()
+            self.statistics = replace(s, score_spread=spread, centre_members=float(gate.members))
+        else:
+            self.statistics = replace(s, **NO_CENTRE)
+        before, after = (round(one, 5) for one in gate.shares())
+        return {"mean": f"{before} of the variance before, {after} after", "acts": acts}
 
     # ---- through the solver ---------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_closure.closure import draws
+from hpc_closure.closure import centre, draws
 from hpc_closure.closure.adjustment import Adjustment
 from hpc_closure.closure.band import band
 from hpc_closure.closure.conditioning import (
@@ -271,6 +271,8 @@ class DrawingModel(ClosureModel):
             if isinstance(self.residual, Mixture):
                 name += f" of {self.residual.components}"
             out.append(self._trained(name, s.score_gain, s.score_members))
+            if self.centre_weights is not None:
+                out.append(PartReport("residual: centred", False, True))
         if self.adjustment is not None:
             acts = any(bool(weight.any()) for weight in self.adjustment.parameters())
             name = "training through the solver"
@@ -635,7 +637,27 @@ class DrawingModel(ClosureModel):
         spread = self._modes_of(self.statistics.score_spread, z)
         if spread is None or observed is not None or not own:
             spread = torch.ones((), device=z.device)
-        return replace(drawn, q=drawn.spread(spread))
+        q_hat = drawn.spread(spread)
+        mean_hat = self._centre(encoding) if observed is None and own else None
+        if mean_hat is None:
+            return replace(drawn, q=q_hat)
+        return Drawn(q_hat - for_members(mean_hat, len(q_hat)))
+
+    @property
+    def centre_weights(self) -> list[Tensor] | None:
+        """Of the perceptron that tells the mean of the generator's draws, where one acts."""
+        s = self.statistics
+        if s.centre_inner is None or s.centre_middle is None or s.centre_outer is None:
+            return None
+        return [s.centre_inner, s.centre_middle, s.centre_outer]
+
+    def _centre(self, encoding: Encoding) -> Tensor | None:
+        """Mean (B, ...) of the generator's draws, spectra of q, to be taken out of them."""
+        weights, numbers = self.centre_weights, encoding.summary
+        if weights is None:
+            return None
+        largest = centre.mean_of([placed(one, numbers) for one in weights], numbers)
+        return self.frame.kept.place_largest(largest)
 
     def posterior(
         self, encoding: Encoding, seen: Observed | TrainingObserved, gains: list

@@ -1,6 +1,6 @@
 r"""The coordinates of the residual: :math:`U = m + D\,q`, q in a band and on a grid of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class Encoding:
     features: Tensor
     summary: Tensor
     log_amplitude: Tensor | None = None
+
+    def rows(self, rows: list[int]) -> "Encoding":
+        """That of some of the states."""
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Encoding(*(None if part is None else part[rows] for part in parts))
 
 
 @dataclass(frozen=True)
