@@ -10,7 +10,7 @@ means; what it has learned on training states it must show on others.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from hpc_closure.closure.band import Band
@@ -43,9 +43,9 @@ def fit(numbers: Tensor, means: Tensor) -> list[Tensor]:
             adam.zero_grad()
             (net(numbers[some]) - wanted[some]).square().sum(1).mean().backward()
             adam.step()
-    layers = [net[0], net[2], net[4]]
+    layers = [one for one in net if isinstance(one, nn.Linear)]
     found = [torch.cat([one.weight.mT, one.bias[None]]).detach().double() for one in layers]
-    return [*found[:2], found[2] * scale.cpu()]
+    return [*found[:-1], found[-1] * scale]
 
 
 def mean_of(weights: list[Tensor], numbers: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ class CentreGate(Gate):
         out of these, (B, ...)."""
         halves = drawn.mean(1).unflatten(1, (2, -1)).mean(2)  # their errors are independent
         after, before = halves.unbind(1), (halves + mean_hat[:, None]).unbind(1)
-        then, now = (self._inner(*pair) for pair in (before, after))
+        then, now = self._inner(*before), self._inner(*after)
         self.nearer.add(then, now, members)
-        off = [q_hat - sum(pair) / 2 for pair in (before, after)]
-        self.farther.add(*(self._inner(one, one) for one in reversed(off)), members)
+        was, is_now = (q_hat - (one + other) / 2 for one, other in (before, after))
+        self.farther.add(self._inner(is_now, is_now), self._inner(was, was), members)
         self.squares += torch.stack([one.sum() for one in (then, now, self._inner(q_hat, q_hat))])
         first = drawn[:, 0, 0]
         for power, one in zip(self.powers, (first + mean_hat, first)):
