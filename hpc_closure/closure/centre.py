@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from hpc_closure.closure.band import Band
-from hpc_closure.closure.gate import Gate, ImprovementGate
+from hpc_closure.closure.gate import ByMember, Gate, significant
 from hpc_closure.closure.network import perceptron
 from hpc_closure.closure.reader import Reader
 
@@ -64,10 +64,10 @@ class CentreGate(Gate):
 
     def __init__(self, kept: Band):
         self.kept = kept
-        self.nearer, self.farther = ImprovementGate(kept), ImprovementGate(kept)
+        self.changes = ByMember()  # nearer by, farther by, square of what was taken out
         self.squares = torch.zeros(3, dtype=torch.float64)  # before, after, of the closures
         self.powers = torch.zeros(2, kept.grid.num_shells, dtype=torch.float64)
-        super().__init__(*self.nearer.evidence, *self.farther.evidence)
+        super().__init__(self.changes)
 
     def add(self, q_hat: Tensor, drawn: Tensor, mean_hat: Tensor, members: Tensor | None) -> None:
         """Take in residuals (B, ...), draws (B, 2, pairs, ...) of centred ones and what was taken
@@ -75,9 +75,10 @@ class CentreGate(Gate):
         halves = drawn.mean(1).unflatten(1, (2, -1)).mean(2)  # their errors are independent
         after, before = halves.unbind(1), (halves + mean_hat[:, None]).unbind(1)
         then, now = self._inner(*before), self._inner(*after)
-        self.nearer.add(then, now, members)
         was, is_now = (q_hat - (one + other) / 2 for one, other in (before, after))
-        self.farther.add(self._inner(is_now, is_now), self._inner(was, was), members)
+        farther = self._inner(is_now, is_now) - self._inner(was, was)
+        size = self._inner(mean_hat, mean_hat)
+        self.changes.add(torch.stack([then - now, farther, size], dim=1), members)
         self.squares += torch.stack([one.sum() for one in (then, now, self._inner(q_hat, q_hat))])
         first = drawn[:, 0, 0]
         for power, one in zip(self.powers, (first + mean_hat, first)):
@@ -92,7 +93,10 @@ class CentreGate(Gate):
 
     def acts(self) -> bool:
         """Whether it is to be taken out."""
-        return bool(self.nearer.gains().any()) and not bool(self.farther.gains().any())
+        nearer, farther, size = self.changes.sums().T
+        # means are large in few members, whose share would else be the uncertainty of the sum
+        scale = size + size.mean()
+        return bool(significant(nearer / scale)) and not bool(significant(farther / scale))
 
     def shares(self) -> list[float]:
         """Square of the mean of draws before and after, over that of the residuals."""
