@@ -45,8 +45,8 @@ CHECK_SEED = 20240807
 RARE = 3e-3  # share of the closures that have a larger shell than a draw that is left as it is
 TURNS = 4  # of numbers and regression, each fitted to what the other leaves
 CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
-PAIRS = 4  # of draws of each training state, whose means tell that of the generator; ...
-MOST_PAIRS = 2**16  # in all: of fewer states where there are more
+PAIRS = 4  # of draws of each training state, whose means tell that of the generator, at most,
+MOST_PAIRS = 2**16  # and in all: fewer of each, then of fewer states
 UNSEEN_PAIRS = 8  # of each state on which that is judged
 CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
 # of the mean's weights: every target is one draw about it, which they would learn by heart, and a
@@ -688,19 +688,21 @@ class ComposedModel(DrawingModel):
         if not (told and self.score_active and elsewhere):
             return {}
         (states,) = reader.sum(sum(len(batch.state) for batch in Batch.read(reader)))
-        every = -(-PAIRS * states // MOST_PAIRS)
+        # another state tells more than another pair of the same
+        pairs = min(PAIRS, max(1, MOST_PAIRS // states))
+        every = -(-pairs * states // MOST_PAIRS)
         numbers, means = [], []
         for encoding, _, ids, _ in self._residuals(reader):
             rows = [row for row, one in enumerate(ids) if one % every == 0]
             if rows:
                 some = encoding.rows(rows)
-                drawn = self._pairs(some, [ids[row] for row in rows], PAIRS, 0)
+                drawn = self._pairs(some, [ids[row] for row in rows], pairs, 0)
                 numbers.append(some.summary.cpu())
                 means.append(self.frame.kept.largest(drawn.mean((1, 2))).cpu())
         numbers, means = reader.every(numbers), reader.every(means)
         inner, middle, outer = centre.fit(torch.cat(numbers), torch.cat(means))
         self.statistics = replace(s, centre_inner=inner, centre_middle=middle, centre_outer=outer)
-        return {"pairs": PAIRS * sum(map(len, numbers))}
+        return {"pairs": pairs * sum(map(len, numbers))}
 
     def check_centre(self, reader: Reader) -> dict[str, Any]:
         """Keep what was learned of the mean of draws if unseen members confirm it (``valid``)."""
