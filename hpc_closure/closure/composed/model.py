@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpc_closure.closure.composed import centre
 from hpc_closure.closure.composed.generators import (
     Drawn,
     Effort,
@@ -307,6 +308,8 @@ class CompositeClosure(ClosureModel):
             if isinstance(self.residual, Mixture):
                 name += f" of {self.residual.components}"
             out.append(self._trained(name, s.score_gain, s.score_members))
+            if self.centre_weights is not None:
+                out.append(PartReport("residual: centred", False, True))
         if self.adjustment is not None:
             acts = any(bool(weight.any()) for weight in self.adjustment.parameters())
             name = "training through the solver"
@@ -671,7 +674,27 @@ class CompositeClosure(ClosureModel):
         spread = self.gain_by_mode(self.statistics.score_spread, z)
         if spread is None or observed is not None or not own:
             spread = torch.ones((), device=z.device)
-        return replace(drawn, q=drawn.spread(spread))
+        q_hat = drawn.spread(spread)
+        mean_hat = self.centre_of(encoding) if observed is None and own else None
+        if mean_hat is None:
+            return replace(drawn, q=q_hat)
+        return Drawn(q_hat - for_members(mean_hat, len(q_hat)))
+
+    @property
+    def centre_weights(self) -> list[Tensor] | None:
+        """Weights of the perceptron for the mean of the generator's draws; None if none acts."""
+        s = self.statistics
+        if s.centre_inner is None or s.centre_middle is None or s.centre_outer is None:
+            return None
+        return [s.centre_inner, s.centre_middle, s.centre_outer]
+
+    def centre_of(self, encoding: Encoding) -> Tensor | None:
+        """Return the mean (B, ...) of the generator's draws, spectra of q; None for zero."""
+        weights, numbers = self.centre_weights, encoding.summary
+        if weights is None:
+            return None
+        largest = centre.mean_of([placed(one, numbers) for one in weights], numbers)
+        return self.frame.kept.place_largest(largest)
 
     def posterior(
         self, encoding: Encoding, seen: Observed | TrainingObserved, gains: list

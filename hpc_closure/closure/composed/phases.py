@@ -9,6 +9,8 @@ generator  hold      the same, then the generator on the residual; of a model th
                      nothing before, on all training members
 spread     valid     the spread of a score that reads sensors itself, once more
 check      valid     gains of the generator and of its samples' spread
+centre     train     mean of the generator's draws, from its own draws (:mod:`centre`)
+centred    valid     whether that mean is subtracted
 ========== ========= ==========================================================================
 
 and those that run the reduced solver (:mod:`coupled_phases`). A trained part acts as far as it
@@ -18,13 +20,14 @@ model's own sampler, each shell of q is scaled to the variance seen.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hpc_closure.closure.composed import centre
 from hpc_closure.closure.composed.generators import Generator, Modes
 from hpc_closure.closure.composed.judging import (
     check_memory,
@@ -38,8 +41,8 @@ from hpc_closure.closure.composed.learned_score import LearnedScore
 from hpc_closure.closure.composed.mixture import Mixture, principal
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.numbers import NumberMean
-from hpc_closure.closure.composed.reading import residuals, snapshots, training_draws
-from hpc_closure.closure.composed.statistics import Statistics, generator_grid
+from hpc_closure.closure.composed.reading import CHECK_SEED, residuals, snapshots, training_draws
+from hpc_closure.closure.composed.statistics import NO_CENTRE, Batch, Statistics, generator_grid
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import LARGEST, band
 from hpc_closure.closure.gaussian.conditioning import Learned
@@ -52,10 +55,23 @@ from hpc_closure.closure.reductions import Reader
 from hpc_closure.experiment.models import NETWORKS
 from hpc_closure.spectral.modes.grid import resize
 
-__all__ = ["Check", "FitGenerator", "FitLaw", "FitMean", "FitSpread", "compose", "take_mean"]
+__all__ = [
+    "Check",
+    "FitGenerator",
+    "FitLaw",
+    "FitMean",
+    "FitSpread",
+    "JudgeCentre",
+    "LearnCentre",
+    "compose",
+    "take_mean",
+]
 
 RARE = 3e-3  # share of the closures that have a larger shell than a draw that is left as it is
 TURNS = 4  # of numbers and regression, each fitted to what the other leaves
+PAIRS = 4  # of draws of each training state for the mean of the generator's draws, at most,
+MOST_PAIRS = 2**16  # and in all: fewer of each state, then of fewer states
+UNSEEN_PAIRS = 8  # of each state on which that mean is judged
 SPREAD = 0.15  # steps in which the spread of a score is learned again, over the generator's
 
 
@@ -72,8 +88,11 @@ def compose(config: dict[str, Any], grid: int, length: float = 1.0) -> Composite
     members, likely = "hold" if trained else "train", isinstance(model.residual, Mixture)
     generator = FitGenerator(share=of_generator, members=members, best=likely)
     spread = FitSpread(share=SPREAD * of_generator)
-    again = (spread,) if isinstance(model.residual, LearnedScore) else ()
-    model.phases = (mean, generator, *again, Check())
+    model.phases = (mean, generator, Check())
+    if isinstance(model.residual, LearnedScore):
+        model.phases = (mean, generator, spread, Check())
+    elif not likely:  # the mean of a mixture is exact
+        model.phases = (mean, generator, Check(), LearnCentre(), JudgeCentre())
     return model
 
 
@@ -439,7 +458,9 @@ class Check(Phase):
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
         assert isinstance(model.residual, Generator)
         ones = torch.ones(model.frame.kept.grid.num_shells).double()
-        model.statistics = replace(model.statistics, score_gain=ones, score_spread=None)
+        model.statistics = replace(
+            model.statistics, score_gain=ones, score_spread=None, **NO_CENTRE
+        )
         gain, members, num = judge_generator(model, reader)
         model.statistics = replace(model.statistics, score_gain=gain, score_members=float(members))
         report = {"score_gain": rounded(gain), "members": members, "snapshots": num}
@@ -457,3 +478,85 @@ class Check(Phase):
 
     def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
         return []
+
+
+# ---- mean of the generator's draws --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LearnCentre(Phase):
+    """Learn the mean of the generator's draws from its own draws, if another part is the mean."""
+
+    name: str = "centre"
+    share: float = 0.0
+    members: str = "train"
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        s = model.statistics = replace(model.statistics, **NO_CENTRE)
+        by_network = model.gain_by_mode(model.mean_gain, model._place) is not None
+        elsewhere = by_network or s.numbers_mean is not None
+        has_numbers = s.summary_mean is not None and model.sensors_allowed != "required"
+        if not (has_numbers and model.score_active and elsewhere):
+            return {}
+        (states,) = reader.sum(sum(len(batch.state) for batch in Batch.read(reader)))
+        # another state says more than another pair of the same
+        pairs = min(PAIRS, max(1, MOST_PAIRS // states))
+        every = -(-pairs * states // MOST_PAIRS)
+        numbers, means = [], []
+        for encoding, _, ids, _ in residuals(model, reader):
+            rows = [row for row, draw in enumerate(ids) if draw % every == 0]
+            if rows:
+                some = encoding.rows(rows)
+                drawn = draw_pairs(model, some, [ids[row] for row in rows], pairs, 0)
+                numbers.append(some.summary.cpu())
+                means.append(model.frame.kept.largest(drawn.mean((1, 2))).cpu())
+        numbers, means = reader.every(numbers), reader.every(means)
+        inner, middle, outer = centre.fit(torch.cat(numbers), torch.cat(means))
+        model.statistics = replace(s, centre_inner=inner, centre_middle=middle, centre_outer=outer)
+        return {"pairs": pairs * sum(map(len, numbers))}
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return []
+
+
+@dataclass(frozen=True)
+class JudgeCentre(Phase):
+    """Subtract the learned mean of draws if unseen members confirm it."""
+
+    name: str = "centred"
+    share: float = 0.0
+    members: str = "valid"
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        if model.centre_weights is None:
+            return {}
+        gate = centre.CentreGate(model.frame.kept)
+        for encoding, q_hat, ids, batch in residuals(model, reader):
+            drawn, mean_hat = draw_pairs(model, encoding, ids, UNSEEN_PAIRS, 1), model.centre_of(
+                encoding
+            )
+            assert mean_hat is not None
+            gate.add(q_hat, drawn, mean_hat, batch.members)
+        gate.collect(reader)
+        s, acts = model.statistics, gate.acts() or not model.gated
+        if acts:
+            spread = None if s.score_spread is None else s.score_spread * gate.spread()
+            model.statistics = replace(s, score_spread=spread, centre_members=float(gate.members))
+        else:
+            model.statistics = replace(s, **NO_CENTRE)
+        before, after = (round(share, 5) for share in gate.shares())
+        return {"mean": f"{before} of the variance before, {after} after", "acts": acts}
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return []
+
+
+def draw_pairs(
+    model: CompositeClosure, encoding: Encoding, ids: Sequence[int], pairs: int, item: int
+) -> Tensor:
+    """Draw q for base noise z and -z; returns (states, 2, pairs, ...) complex128."""
+    members = [keyed_noise.pair(state, number) for state in ids for number in range(pairs)]
+    key = keyed_noise.Key(CHECK_SEED, "centre", members, item)
+    z = model.base_noise(model.frame.law, key, keyed_noise.STREAM_BASE).unflatten(0, (-1, pairs))
+    q_hat = model.generate(encoding, torch.cat([z, -z], 1).flatten(0, 1)).q
+    return q_hat.unflatten(0, (len(ids), 2, pairs)).to(torch.complex128)
