@@ -398,9 +398,6 @@ class ComposedModel(DrawingModel):
             share = num / (num + s.first_snapshots)
             spectrum = share * spectrum + (1 - share) * s.first_spectrum
             tail = share * tail + (1 - share) * s.first_tail
-        if self.config["base_noise"] == "white":
-            level = kept.variance(spectrum) / float(kept.group_size.sum())
-            spectrum = torch.full_like(spectrum, level)
         by_mode = self._law_by_mode(reader, spectrum)
         self.adopt(
             replace(
