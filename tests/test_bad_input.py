@@ -92,7 +92,8 @@ CONFIG = [
         r"model.preset=published has no history: remove model.conditions.history",
     ),
     ("model.upscaling=conv", r"model.upscaling is no setting of model.preset=default: remove it"),
-    ("model={preset: one_pass, schedule: edm}", r"model.schedule is no setting of model.preset"),
+    ("model.schedule=edm", r"model.schedule='edm': Input should be 'trigonometric'"),
+    ("model.base_noise=white", r"model.base_noise='white': Input should be 'matched'$"),
     ("cluster.domain_ranks=64", r"cluster.domain_ranks=64 is more than the retained rows of a 16"),
     ("generate.cfl=0.5", r"generate.cfl=0.5: closure diffusion is defined for steps of one len"),
     (

@@ -12,7 +12,7 @@ from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import Sensors, fourier_interpolation, regular_positions
 from hpc_closure.closure.gaussian.conditioning import Carrier
 from hpc_closure.closure.model import Request
-from hpc_closure.closure.sampling import SCHEDULES, GaussianStep
+from hpc_closure.closure.sampling import GaussianStep, Trigonometric
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_steps_are_exact_for_a_gaussian_law(spread, steps):
         rho2 = spread**2 * cos**2 + sin**2
         return mu + spread**2 * cos / rho2 * (x - cos * mu)
 
-    sampler = GaussianStep(SCHEDULES["trigonometric"](), steps, c)
+    sampler = GaussianStep(Trigonometric(), steps, c)
     assert torch.allclose(sampler(denoise, z), mu + spread * z, atol=1e-10)
     assert torch.allclose(sampler.first, torch.full_like(z, mu), atol=1e-10)
 

@@ -133,7 +133,7 @@ def test_a_second_run_does_nothing(finished, hpc_closure_command):
     [
         ("model.conditions.physics=true", "model+physics"),
         ("model.preset=one_pass", "model"),
-        ("model={preset: default, width: 8, base_noise: white, schedule: edm}", "model"),
+        ("model={preset: default, width: 8, schedule: trigonometric}", "model"),
         ("model={preset: published, width: 8, conditions: {sensors: required}}", "model"),
     ],
 )

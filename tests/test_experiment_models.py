@@ -2,7 +2,8 @@
 
 import pytest
 
-from hpc_closure.experiment.models import PRESETS, resolve
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.models import PRESETS, RETIRED, resolve
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -25,3 +26,17 @@ def test_parts_that_do_not_fit_are_refused():
         resolve({"preset": "fno_score", "residual": "gaussian"})
     with pytest.raises(ValueError, match="model.colour is no setting"):
         resolve({"colour": 1})
+
+
+@pytest.mark.parametrize("key, value", RETIRED.items())
+def test_what_older_files_say_of_a_retired_setting_still_loads(key, value):
+    """With the hash that its training had; a run that does not say it keeps its hash, too."""
+    assert resolve({"preset": "one_pass", key: value}) == resolve({"preset": "one_pass"})
+    experiment = reading.load("quickstart", [f"model.{key}={value}"])
+    assert experiment.stage_settings("train")["model"][key] == value
+    plain = reading.load("quickstart")
+    assert key not in plain.stage_settings("train")["model"]
+    with pytest.raises(ValueError, match=f"model.{key}='other' was removed, {value} is the only"):
+        resolve({"preset": "default", key: "other"})
+    with pytest.raises(ValueError, match=f"model.{key} is no setting of model.preset=published"):
+        resolve({"preset": "published", key: value})

@@ -6,14 +6,14 @@ is
 
 .. math:: \dot x_t = \dot\alpha\,D + \dot\sigma\,\hat z, \quad \hat z = (x_t - \alpha D) / \sigma.
 
-The base noise z is the model's: white, or drawn from the law of the residual ("matched"). With
-matched noise both ends have the same covariance, the trigonometric schedule keeps it at every t,
-and for a Gaussian law the velocity :math:`E[\dot x_t | x_t]` is zero: any number of steps is
-exact. The number of evaluations of the denoiser is what is budgeted: a Heun step costs two.
+The base noise z is drawn from the law of the residual. So both ends have the same covariance, the
+trigonometric schedule keeps it at every t, and for a Gaussian law the velocity
+:math:`E[\dot x_t | x_t]` is zero: any number of steps is exact. The budget counts evaluations of
+the denoiser: a Heun step costs two.
 
-References: Song et al. 2021 (VE); Karras et al. 2022 (EDM); Lipman et al. 2023 (flow matching);
-Lu et al. 2022 (DPM-Solver++); Lu and Song 2024 (trigonometric form); Dong, Chen, Wu 2025 (the
-published closure model).
+References: Song et al. 2021 (VE); Karras et al. 2022 (Heun's rule); Lu et al. 2022
+(DPM-Solver++); Lu and Song 2024 (trigonometric form); Dong, Chen, Wu 2025 (the published closure
+model).
 """
 
 import math
@@ -27,9 +27,9 @@ __all__ = [
     "GaussianStep",
     "PublishedVE",
     "SAMPLERS",
-    "SCHEDULES",
     "Sampler",
     "Schedule",
+    "Trigonometric",
     "build_sampler",
 ]
 
@@ -87,55 +87,6 @@ class Trigonometric(Schedule):
         return [math.pi / 2 * (1 - i / num_steps) for i in range(num_steps + 1)]
 
 
-class FlowMatching(Schedule):
-    r""":math:`x_t = (1 - t)\,x_0 + t\,z`, t from 1 to 0, equal steps."""
-
-    def alpha(self, t: float) -> float:
-        return 1.0 - t
-
-    def sigma(self, t: float) -> float:
-        return t
-
-    def alpha_dot(self, t: float) -> float:
-        return -1.0
-
-    def sigma_dot(self, t: float) -> float:
-        return 1.0
-
-    def times(self, num_steps: int) -> list[float]:
-        return [1 - i / num_steps for i in range(num_steps + 1)]
-
-
-class EDM(Schedule):
-    r""":math:`x_\sigma = x_0 + \sigma z` on the grid of Karras et al. (2022), eq. 5, rho = 7.
-
-    Args:
-        sigma_max: first noise level, in units of the data.
-        sigma_min: last noise level before zero.
-        rho: exponent of the grid.
-    """
-
-    def __init__(self, sigma_max: float = 80.0, sigma_min: float = 2e-3, rho: float = 7.0):
-        self.sigma_max, self.sigma_min, self.rho = sigma_max, sigma_min, rho
-
-    def alpha(self, t: float) -> float:
-        return 1.0
-
-    def sigma(self, t: float) -> float:
-        return t
-
-    def alpha_dot(self, t: float) -> float:
-        return 0.0
-
-    def sigma_dot(self, t: float) -> float:
-        return 1.0
-
-    def times(self, num_steps: int) -> list[float]:
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        last = max(num_steps - 1, 1)
-        return [(high + i / last * (low - high)) ** self.rho for i in range(num_steps)] + [0.0]
-
-
 class PublishedVE(Schedule):
     r"""The published SDE, :math:`dx = 26^t dW`: sigma(t)^2 = (26^{2t} - 1) / (2 ln 26).
 
@@ -173,13 +124,6 @@ class PublishedVE(Schedule):
         high, low = self.t_max ** (1 / 7), self.t_min ** (1 / 7)
         last = max(num_steps - 1, 1)
         return [(high + i / last * (low - high)) ** 7 for i in range(num_steps)] + [0.0]
-
-
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "trigonometric": Trigonometric,
-    "flow_matching": FlowMatching,
-    "edm": EDM,
-}
 
 
 class Sampler(ABC):
@@ -260,7 +204,7 @@ class Euler(Sampler):
 
 
 class Heun(Sampler):
-    """Trapezoidal rule with an Euler predictor; the step to zero noise is Euler's (EDM alg. 1)."""
+    """Trapezoidal rule with an Euler predictor; the last step is Euler's (Karras et al.)."""
 
     def __init__(self, schedule: Schedule, evaluations: int):
         super().__init__(schedule, evaluations)
@@ -281,7 +225,7 @@ class DPMSolver2M(Sampler):
         c, denoised = self.schedule, denoiser(x, t)
         if c.sigma(s) < 1e-9:
             return denoised
-        # alpha = 0 at the start of some schedules: an infinite first step in log-SNR
+        # alpha = 0 at the start: an infinite first step in log-SNR
         decay = c.sigma(s) * c.alpha(t) / (c.alpha(s) * c.sigma(t))
         width = -math.log(decay) if decay > 0 else math.inf
         target = self.halfway(denoised, width)

@@ -227,10 +227,8 @@ def _check_model(experiment) -> None:
     networks = set(NETWORKS) & {*config["mean"], config["amplitude"]}
     for key, used in (
         ("memory", not conditions.previous and residual != "none"),
-        ("schedule", residual == "score"),
         ("evaluations", residual == "score"),
         ("layers", residual in ("score", "crps")),
-        ("base_noise", residual in ("score", "crps")),
         ("library", "regression" in config["mean"]),
         ("mean_layers", bool(networks)),
     ):

@@ -247,9 +247,8 @@ class Model(Section):
     sensors: Literal["kriging", "learned"] | None = Field(
         None, description="how sensors enter: kriged under the Gaussian law, or learned"
     )
-    base_noise: Literal["matched", "white"] | None = Field(
-        None,
-        description="noise that a generator starts from: of the residual's spectrum, or white",
+    base_noise: Literal["matched"] | None = Field(
+        None, description="retired: older files may say matched, the only value left"
     )
     memory: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
@@ -274,8 +273,8 @@ class Model(Section):
     mean_layers: Annotated[int, Field(ge=1, le=32)] | None = Field(
         None, description="blocks of the networks of mean and amplitude"
     )
-    schedule: Literal["trigonometric", "flow_matching", "edm"] | None = Field(
-        None, description="noise levels that the sampler passes"
+    schedule: Literal["trigonometric"] | None = Field(
+        None, description="retired: older files may say trigonometric, the only value left"
     )
     evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="of the generator for a sample"

@@ -26,7 +26,7 @@ from hpc_closure.closure.fields.losses import (
 from hpc_closure.closure.gaussian.conditioning import Posterior
 from hpc_closure.closure.gaussian.residual_coordinates import Frame
 from hpc_closure.closure.networks.blocks import Encoded, ScoreNetwork
-from hpc_closure.closure.sampling import SCHEDULES, build_sampler
+from hpc_closure.closure.sampling import Trigonometric, build_sampler
 
 __all__ = ["Drawn", "Effort", "Gaussian", "Generator", "Modes", "OnePass", "Residual", "Score"]
 
@@ -173,7 +173,7 @@ class Score(FlowNetwork):
 
     def __init__(self, channels: int, config: dict[str, Any]):
         super().__init__(channels, config)
-        self.schedule = SCHEDULES[config["schedule"]]()
+        self.schedule = Trigonometric()
 
     def loss(self, frame, given, x0, z, uniform):
         guess, truth = self._both(frame, given, x0.to(torch.complex64), z[0], uniform)

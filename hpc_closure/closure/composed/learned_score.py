@@ -29,7 +29,7 @@ from hpc_closure.closure.fields.members import for_members
 from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.gaussian.residual_coordinates import Frame
 from hpc_closure.closure.networks.sensor_network import Estimate, PosteriorNetwork
-from hpc_closure.closure.sampling import SCHEDULES, GaussianStep, build_sampler
+from hpc_closure.closure.sampling import GaussianStep, Trigonometric, build_sampler
 
 __all__ = ["LearnedScore"]
 
@@ -171,7 +171,7 @@ class LearnedScore(Generator):
 
         method = effort.method or self.own.method
         evaluations = effort.evaluations or self.own.evaluations
-        schedule = SCHEDULES["trigonometric"]()
+        schedule = Trigonometric()
         if method == GaussianStep.name:
             sampler = GaussianStep(schedule, evaluations, spread)
         else:

@@ -355,9 +355,6 @@ class FitLaw(Phase):
             share = num / (num + s.first_snapshots)
             spectrum = share * spectrum + (1 - share) * s.first_spectrum
             tail = share * tail + (1 - share) * s.first_tail
-        if model.config["base_noise"] == "white":
-            level = inner.variance(spectrum) / float(inner.group_size.sum())
-            spectrum = torch.full_like(spectrum, level)
         model.adopt(
             replace(
                 s,
