@@ -1,114 +1,19 @@
-r"""Functional closures: eddy viscosities, with the constants that a few coupled runs choose.
+"""What eddy viscosities are made of; each is a file of its own in ``baselines/kinds``.
 
-Each gives U of the resolved vorticity w, with no chance in it:
-
-* ``smagorinsky``: :math:`U = \nabla\cdot(\nu\nabla w)`, :math:`\nu = (c\Delta)^2 |S|` (Smagorinsky
-  1963; |S| the rate of strain);
-* ``leith``: the same with :math:`\nu = (c\Delta)^3 |\nabla w|` (Leith, Physica D 1996);
-* ``dynamic_smagorinsky``, ``dynamic_leith``: :math:`c^2` or :math:`c^3` from the flow itself by
-  the identity of Germano et al. (Phys. Fluids A 1991) as Lilly (1992) solves it: a sharp test
-  filter at half of the modes, means over the square, never below zero. Nothing is tuned;
-* ``jansen_held``: a biharmonic Smagorinsky viscosity :math:`-\nabla^2(\nu_4\nabla^2 w)`,
-  :math:`\nu_4 = (c\Delta)^4 |S|`, and a negative viscosity, uniform in space, that gives a share
-  of the energy so taken back to the large scales (Jansen and Held, Ocean Modelling 2014).
-
-:math:`\Delta` is the spacing of the reduced solver's grid. The constants are tuned in coupled runs
-(:mod:`hpc_closure.train.tuning`), not fitted one step ahead.
+Each gives U of the resolved vorticity w, with no chance in it; its width is the spacing of the
+reduced solver's grid.
 """
-
-from collections.abc import Sequence
-from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields.features import carried, divergence, feature_spectra, gradient
-from hpc_closure.closure.fields.members import each_member
-from hpc_closure.closure.fields.modes import Band, band
-from hpc_closure.closure.model import ClosureModel, Phase, Request
-from hpc_closure.closure.part_report import PartReport
-from hpc_closure.spectral.modes.grid import hermitian, resize
+from hpc_closure.closure.fields.modes import Band
+from hpc_closure.spectral.modes.grid import resize
 
-__all__ = ["FunctionalModel", "candidates"]
+__all__ = ["backscatter", "germano", "slope", "strain_rate", "viscous"]
 
-CONSTANTS = tuple(round(0.06 * 1.3**step, 3) for step in range(12))  # c, .06 to 1.08
-RETURNED = (0.0, 0.5, 0.8, 0.9, 1.0)  # shares of the energy that come back
 TEST_FILTER = 2  # the test filter's width over the grid's
-
-
-def candidates(config: dict[str, Any]) -> list[tuple[float, ...]]:
-    """Constants to choose from: (c,), (c, share) for ``jansen_held``; one where none is open."""
-    kind = config["preset"]
-    if kind.startswith("dynamic_"):
-        return [()]
-    asked = [CONSTANTS if config["constant"] is None else (float(config["constant"]),)]
-    if kind == "jansen_held":
-        share = config["returned"]
-        asked.append(RETURNED if share is None else (float(share),))
-    return list(product(*asked))
-
-
-class FunctionalModel(ClosureModel):
-    """See the module's docstring.
-
-    Attributes:
-        constants: c, and the share that ``jansen_held`` returns; empty until they are chosen.
-    """
-
-    def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
-        super().__init__(config, grid, length)
-        self.band = band((grid - 1) // 3, length)
-        self.kind, self.constants = config["preset"], candidates(config)[0]
-        self.width = length / grid
-
-    def parts(self) -> list[PartReport]:
-        named = zip(("c", "returned"), self.constants)
-        told = ", ".join(f"{name} = {value:g}" for name, value in named)
-        return [PartReport(self.kind.replace("_", " "), False, True, (), told or "c of the flow")]
-
-    def phase_named(self, name: str) -> Phase:
-        raise ValueError(f"model.preset={self.kind} has no phase {name!r}: it is tuned")
-
-    def saved_statistics(self, spacing: float | None = None) -> dict[str, Tensor]:
-        return {"constants": torch.tensor(self.constants, dtype=torch.float64)}
-
-    def load_statistics(self, tensors: dict[str, Tensor]) -> None:
-        self.constants = tuple(tensors["constants"].tolist())
-
-    @property
-    def score_active(self) -> bool:
-        return False
-
-    def tendency(self, w_hat: Tensor, constants: Sequence[Tensor | float]) -> Tensor:
-        """Spectra (B, ...) of U in the model's band, of those of w.
-
-        Args:
-            w_hat: (B, 2K + 1, K + 1).
-            constants: numbers, or one for each row (B, 1, 1).
-        """
-        b, delta = self.band, self.width
-        if self.kind == "smagorinsky":
-            return constants[0] ** 2 * viscous(w_hat, b, delta, strain_rate)
-        if self.kind == "leith":
-            return constants[0] ** 3 * viscous(w_hat, b, delta, slope)
-        if self.kind == "jansen_held":
-            return backscatter(w_hat, b, delta, *constants)
-        return germano(w_hat, b, delta, strain_rate if "smag" in self.kind else slope)
-
-    @torch.no_grad()
-    def sample_hat(self, request: Request) -> Tensor:
-        modes, count = request.state.shape[-1] - 1, len(request.members)
-        u_hat = self.tendency(resize(request.state, self.band.modes), self.constants)
-        return each_member(hermitian(resize(u_hat, modes)), count)
-
-    @torch.no_grad()
-    def sample_batch(self, request: Request) -> Tensor:
-        """The same for every member."""
-        size, count = request.state.shape[-1], len(request.members)
-        u_hat = self.tendency(self.band.to_spectral(request.state), self.constants)
-        field = self.band.to_physical(u_hat, size).to(request.state)
-        return each_member(field, count)
 
 
 def strain_rate(w_hat: Tensor, band: Band, delta: float) -> Tensor:
