@@ -10,16 +10,18 @@ from torch import Tensor
 
 from hpc_closure.bench.known import FIRST, Known
 from hpc_closure.closure.artifact import build
-from hpc_closure.closure.baselines.published import LATEST, SENSORS_PER_SIDE, PublishedModel
+from hpc_closure.closure.baselines.published_model import LATEST, SENSORS_PER_SIDE, PublishedModel
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import subgrid
 from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.data.samples import Past, TrainingSet
+from hpc_closure.experiment.kinds import ModelKind, names
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.train.trainer import TrainData
 
 SIZE = 32
+BASELINES = tuple(name for name in names(ModelKind) if ModelKind.known[name].tuned)
 SMALL = {"width": 8, "modes": 4, "layers": 1, "mean_layers": 1}
 
 

@@ -28,7 +28,7 @@ from hpc_closure.bench.networks import (
     published_network,
     published_sample,
 )
-from hpc_closure.closure.baselines.published import SENSORS_PER_SIDE
+from hpc_closure.closure.baselines.published_model import SENSORS_PER_SIDE
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.fields.sensors import read_regular, subgrid
 from hpc_closure.closure.model import ClosureModel, Request

@@ -22,7 +22,7 @@ A trained model answers a :class:`Request`.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.reductions import Batches, Reader
+from hpc_closure.experiment.kinds import ModelKind
 
 __all__ = ["ClosureModel", "Phase", "Replays", "Request", "Through"]
 
@@ -140,14 +141,22 @@ class Request:
     tell: Callable[[Tensor], None] | None = None
 
 
-class ClosureModel(nn.Module, ABC):
+class ClosureModel(nn.Module, ModelKind, ABC):
     """Base class: p(U | state, sensors, history, previous closures).
 
     Parameters and closed-form statistics together are the whole model. Statistics are no buffers,
-    so that no engine casts them.
+    so that no engine casts them. An experiment may name a class outside the package by its path,
+    ``model.preset: package.module:Class``; keys of its own, declared in ``Options``, stand in
+    ``model.options`` and are passed as ``config["options"]``.
     """
 
     phases: Sequence[Phase] = ()
+    #: a draw that is held for another interval than the trained one is rescaled
+    rescaled: ClassVar[bool] = True
+
+    @classmethod
+    def build(cls, config, grid, length):
+        return cls(config, grid, length)
 
     def __init__(self, config: dict[str, Any], grid: int, length: float):
         super().__init__()

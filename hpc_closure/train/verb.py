@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hpc_closure.closure.compatibility import check_fits, is_made_by
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run, model_at
-from hpc_closure.experiment.models import FUNCTIONAL
+from hpc_closure.experiment.models import kind_of
 from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, launch, log
@@ -48,7 +48,8 @@ def fit(experiment: Experiment, session: Session) -> None:
     from hpc_closure.train import processes, trainer
 
     section = experiment.train
-    if experiment.model.preset in FUNCTIONAL:
+    whole = kind_of(experiment.model.preset)
+    if whole is not None and whole.tuned:
         return tune(experiment, session)
     joined = processes.join(session.device, session.world.bcast)
     store = DataSet(session.run.data)
@@ -58,7 +59,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     if experiment.use.mean:
         take_mean(model, experiment)
     share = section.batch // (joined.size * section.accumulate)
-    values = share * math.prod(data.train.points) * model.config["width"]
+    values = share * math.prod(data.train.points) * model.config.get("width", 1)
     threads = launch.set_threads(experiment.cluster.threads, values)
     session.record["threads"] = launch.num_threads()
     log.get().info(f"training on {threads}")
@@ -102,7 +103,7 @@ def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
 def tune(experiment: Experiment, session: Session) -> None:
     """Choose the constants of a functional closure, on the first process, and export it."""
     from hpc_closure.closure import artifact
-    from hpc_closure.closure.baselines.eddy_viscosity import FunctionalModel
+    from hpc_closure.closure.baselines.functional import FunctionalModel
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import tuning
 
@@ -174,11 +175,12 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     from hpc_closure.closure.composed.rollout_training import Trajectories
     from hpc_closure.closure.composed.steady import LongRuns
     from hpc_closure.closure.model import Through
-    from hpc_closure.closure.targets import QUOTED_FACTOR, reduced_problem
+    from hpc_closure.closure.targets import reduced_problem
 
     settings = experiment.model.model_dump(mode="json")
-    if experiment.model.preset == "published":  # it learns the closure as it is quoted, G = 2U
-        settings["target_factor"] = QUOTED_FACTOR[experiment.generate.closure]
+    whole = kind_of(experiment.model.preset)
+    if whole is not None:
+        settings |= whole.settings(experiment)
     if experiment.model.conditions.physics:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics"] = known

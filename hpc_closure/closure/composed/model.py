@@ -31,11 +31,8 @@ from hpc_closure.closure.composed.generators import (
     Gaussian,
     Generator,
     Modes,
-    OnePass,
     Residual,
-    Score,
 )
-from hpc_closure.closure.composed.learned_score import LearnedScore
 from hpc_closure.closure.composed.mean import NetworkAmplitude, NetworkMean
 from hpc_closure.closure.composed.mixture import Mixture
 from hpc_closure.closure.composed.numbers import candidates
@@ -68,7 +65,8 @@ from hpc_closure.closure.gaussian.residual_coordinates import Encoding, Frame
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.networks.blocks import PLACES
 from hpc_closure.closure.part_report import PartReport
-from hpc_closure.experiment.models import NETWORKS, UNTRAINED
+from hpc_closure.experiment.kinds import ResidualKind, find
+from hpc_closure.experiment.models import closed_mean, network_of
 from hpc_closure.spectral.modes.grid import hermitian, placed, resize
 
 __all__ = ["CompositeClosure"]
@@ -77,9 +75,6 @@ BEYOND = 6.0  # standard deviations at which a state's numbers are held
 NOTHING = 1e-9  # of a closure's power
 FAR = 10.0  # root mean squares at which a condition channel is held
 MEAN_GP = "mean_gp"
-# of the mean's weights: every target is one draw about it, which they would learn by heart, and a
-# coupled run amplifies slopes that are not there (the amplitude, which it made worse, has none)
-DECAY = {"fno": 3.0, "cnn": 0.3}
 
 
 @dataclass(frozen=True)
@@ -122,17 +117,18 @@ class CompositeClosure(ClosureModel):
         self.num_features = len(features) + bool(self.granted) + self.history + 2 * self.previous
         channels = self.num_features + PLACES * self.dimensions
         self.mean, self.amplitude = None, None
-        for kind in config["mean"]:
-            if kind in NETWORKS:
-                self.mean = NetworkMean(kind, channels, config)
-        if config["amplitude"] in NETWORKS:
+        network = network_of(config)
+        if network is not None:
+            self.mean = NetworkMean(network, channels, config)
+        if config["amplitude"] != "none":
             self.amplitude = NetworkAmplitude(config["amplitude"], channels, config)
         self.kriged = Kriged()
         self.conditioning: Conditioning = self.kriged
         if config["sensors"] == "learned":
             self.conditioning = Learned()
         channels += self.conditioning.channels + 1
-        self.residual = self._make_residual(channels)
+        residual = find(ResidualKind, config["residual"], "model.residual")
+        self.residual: Residual = residual.build(channels, self.config, self.band)
         self.statistics = Statistics()
         self._scales: dict[float, Tensor] = {}
         self.library = self._library()
@@ -145,22 +141,8 @@ class CompositeClosure(ClosureModel):
         #: None where the closure is known to be white in time
         self.recorded_every: float | None = None
 
-    def _make_residual(self, channels: int) -> Residual:
-        config = self.config
-        if config["residual"] == "modes":
-            return Modes()
-        if config["residual"] in UNTRAINED:
-            return Gaussian()
-        if config["residual"] == "mixture":
-            return Mixture(config, self.band)
-        if config["residual"] == "crps":
-            return OnePass(channels, config)
-        if config["sensors"] == "learned":
-            return LearnedScore(channels, config, self.band)
-        return Score(channels, config)
-
     def weight_decay(self, name: str) -> float:
-        return DECAY[self.mean.kind] if self.mean and name.startswith("mean.") else 0.0
+        return self.mean.decay if self.mean and name.startswith("mean.") else 0.0
 
     def compact(self) -> "CompositeClosure":
         config = dict(self.config)
@@ -168,7 +150,7 @@ class CompositeClosure(ClosureModel):
         small = copy.copy(self)
         small._modules, small.replayed = dict(self._modules), None
         if self.mean is not None and not acts["mean"]:
-            config["mean"] = [name for name in config["mean"] if name not in NETWORKS]
+            config["mean"] = closed_mean(config)
             small.mean = None
         if self.amplitude is not None and not acts["amplitude"]:
             config["amplitude"] = "none"

@@ -52,7 +52,7 @@ from hpc_closure.closure.gaussian.mode_covariance import ModeCovariance
 from hpc_closure.closure.gaussian.residual_coordinates import Encoding
 from hpc_closure.closure.model import Phase
 from hpc_closure.closure.reductions import Reader
-from hpc_closure.experiment.models import NETWORKS
+from hpc_closure.experiment.models import closed_mean
 from hpc_closure.spectral.modes.grid import resize
 
 __all__ = [
@@ -109,7 +109,7 @@ def take_mean(model: CompositeClosure, other: CompositeClosure) -> bool:
         return False
     if other.mean is None:
         model.mean = None
-        model.config["mean"] = [one for one in model.config["mean"] if one not in NETWORKS]
+        model.config["mean"] = closed_mean(model.config)
     keys = ["mean", "library", "dimensions"]
     keys += ["width", "modes", "mean_layers"] if other.mean is not None else []
     for key in keys:

@@ -92,7 +92,8 @@ def generator_in_words(closure: Closure, asked: int | None) -> str:
     if isinstance(closure.model, CompositeClosure):
         frame = closure.model.frame
         return f"on a {frame.size}x{frame.size} grid, {frame.kept.modes} modes, {effort}"
-    return f"on the grid of the states, {config['modes']} modes, {effort}"
+    modes = f", {config['modes']} modes" if "modes" in config else ""
+    return f"on the grid of the states{modes}, {effort}"
 
 
 def dataset(inputs: Inputs) -> str:

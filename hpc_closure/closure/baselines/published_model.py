@@ -207,6 +207,7 @@ class MatchScore(Phase):
 class PublishedModel(ClosureModel):
     """The published network, loss and sampler as a ``ClosureModel``."""
 
+    rescaled = False
     phases = (MatchScore("score", 1.0, "train"),)
 
     def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
