@@ -125,9 +125,20 @@ def test_a_file_imports_nothing_by_itself(data):
     line, options = done.stdout.splitlines()
     assert line.endswith(
         "model.safetensors: its class extend.model:Linear is not loaded: import extend.model "
-        "first, or name the class in the experiment"
+        "first, or name the class in use.classes of the experiment"
     )
     assert options == "{'start': 0.5}"
+
+
+def test_an_experiment_names_the_classes_of_other_models(data, monkeypatch):
+    monkeypatch.delitem(sys.modules, "extend.model", raising=False)
+    one = reading.load(data["diffusion"], ["use.classes=['extend.model:Linear']"])
+    assert "extend.model" in sys.modules
+    assert one.stage_hash("evaluate") == reading.load(data["diffusion"]).stage_hash("evaluate")
+    with pytest.raises(ValueError, match="use.classes=json:dumps: no subclass of a class of"):
+        reading.load(data["diffusion"], ["use.classes=['json:dumps']"])
+    with pytest.raises(ValueError, match="use.classes"):
+        reading.load(data["diffusion"], ["use.classes=[extend]"])
 
 
 @pytest.mark.parametrize(
