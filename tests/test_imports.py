@@ -30,7 +30,7 @@ DOORS = {
 }
 # Inside a wing: at most so many boxes, floors, and arrows between boxes.
 LIMITS = {
-    "closure": (15, 6, 35),
+    "closure": (15, 5, 33),
     "spectral": (14, 8, 38),
     "evaluate": (8, 8, 23),
     "batch": (5, 2, 4),
