@@ -1,6 +1,8 @@
 """Networks, generators, baselines and models from outside the package (``tests/extend``)."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,9 @@ import pytest
 import torch
 
 import hpc_closure
-from hpc_closure.closure.artifact import build
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.evaluate import verb as evaluate
-from hpc_closure.experiment import kinds, reading
+from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
@@ -125,9 +126,20 @@ def test_a_file_imports_nothing_by_itself(data):
     line, options = done.stdout.splitlines()
     assert line.endswith(
         "model.safetensors: its class extend.model:Linear is not loaded: import extend.model "
-        "first, or name the class in the experiment"
+        "first, or name the class in use.classes of the experiment"
     )
     assert options == "{'start': 0.5}"
+
+
+def test_an_experiment_names_the_classes_of_other_models(data, monkeypatch):
+    monkeypatch.delitem(sys.modules, "extend.model", raising=False)
+    one = reading.load(data["diffusion"], ["use.classes=['extend.model:Linear']"])
+    assert "extend.model" in sys.modules
+    assert one.stage_hash("evaluate") == reading.load(data["diffusion"]).stage_hash("evaluate")
+    with pytest.raises(ValueError, match="use.classes=json:dumps: no subclass of a class of"):
+        reading.load(data["diffusion"], ["use.classes=['json:dumps']"])
+    with pytest.raises(ValueError, match="use.classes"):
+        reading.load(data["diffusion"], ["use.classes=[extend]"])
 
 
 @pytest.mark.parametrize(
@@ -172,19 +184,52 @@ def test_the_options_are_in_the_hash(data):
     assert one.stage_hash("train") != other.stage_hash("train")
 
 
-def test_a_class_of_the_package_is_known_by_its_file_alone():
-    """As a new file below ``kinds`` would be: its name, its keys and what it builds."""
+TWICE = """
+from hpc_closure.experiment.kinds import NetworkKind
+from hpc_closure.spectral.recipe import Count, Section
 
-    class Twice(kinds.NetworkKind):
-        name = "twice"
-        build = classmethod(kinds.find(kinds.NetworkKind, "cnn", "model.mean").build.__func__)
 
-    try:
-        assert "twice" in kinds.names(kinds.NetworkKind)
-        made = build({"preset": "convolutional", "mean": ["regression", "twice"]}, 16)
-        assert made.mean.kind == "twice" and made.weight_decay("mean.network") == 0.0
-    finally:
-        del kinds.NetworkKind.known["twice"]
+class Twice(NetworkKind):
+    name = "twice"
+    decay = 0.5
+
+    class Options(Section):
+        copies: Count | None = 2
+
+    @classmethod
+    def build(cls, channels, config):
+        from hpc_closure.closure.networks.blocks import LocalNetwork
+
+        return LocalNetwork(channels, 4 * config["copies"], 2, config["dimensions"])
+"""
+
+
+def test_a_class_of_the_package_is_one_file(tmp_path):
+    """Its name, its key in the section itself, and what it builds are known; no list names it."""
+    source = Path(hpc_closure.__file__).parent
+    left_out = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    shutil.copytree(source, tmp_path / "hpc_closure", ignore=left_out)
+    (tmp_path / "hpc_closure/closure/networks/kinds/twice.py").write_text(TWICE)
+    code = (
+        "from hpc_closure.experiment import reading\n"
+        "from hpc_closure.train.verb import build_model\n"
+        "model = 'model={mean: [regression, twice], amplitude: none, copies: 3}'\n"
+        "made = build_model(reading.load('quickstart', [model]))\n"
+        "print(made.mean.kind, made.config['copies'], made.weight_decay('mean.network'))\n"
+        "try: reading.load('quickstart', ['model.copies=3'])\n"
+        "except ValueError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    made, line = done.stdout.splitlines()
+    assert made == "twice 3 0.5"
+    assert line.startswith("quickstart: model.copies is no setting of model.preset=default")
 
 
 def test_what_an_experiment_may_name_imports_nothing_heavy():

@@ -107,7 +107,7 @@ class Replays(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """A draw of the closure: for whom, given what, and which.
+    """A draw of the closure: of which states, for which members, and which draw.
 
     Attributes:
         state: one for all members, one for each, or each for as many in a row: fields (B, n, n)
@@ -123,7 +123,7 @@ class Request:
             fewest that retain its modes.
         stage: of the draws; those of another stage are others.
         tell: called with (members, shells) bool: which shells of each draw were brought back,
-            where the model looks at them (:attr:`ClosureModel.guarded`); None = nobody is told.
+            where the model looks at them (:attr:`ClosureModel.guarded`); None = nobody looks.
     """
 
     state: Tensor

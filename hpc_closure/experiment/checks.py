@@ -1,6 +1,6 @@
 """What must hold between the sections of an experiment; each breach is one clear line."""
 
-from hpc_closure.experiment.kinds import ModelKind, NetworkKind, ResidualKind, find, names
+from hpc_closure.experiment.kinds import Kind, ModelKind, NetworkKind, ResidualKind, find, names
 from hpc_closure.experiment.models import kind_of, kinds_of, network_of, resolve
 from hpc_closure.spectral.modes.grid import retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
@@ -11,6 +11,8 @@ MAY_BE_READ = ("schedule", "evaluations", "layers", "base_noise", "mean_layers")
 
 def check(experiment) -> None:
     """Raise ValueError when the sections do not fit together."""
+    for path in experiment.use.classes:
+        find(Kind, path, "use.classes")
     _check_data(experiment)
     _check_problem(experiment)
     _check_dimensions(experiment)

@@ -49,7 +49,8 @@ class Kind:
     reads: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar["type[Section] | None"] = None
     known: ClassVar[dict[str, type[Any]]]
-    parent: ClassVar[str]  # of a family: what to derive from
+    #: what to derive from
+    parent: ClassVar[str] = "a class of hpc_closure.experiment.kinds"
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -180,7 +181,8 @@ def find(family: type[Kind], name: str, key: str) -> type[Any]:
     """Find a kind by its name, or import it by its path.
 
     Args:
-        family: :class:`NetworkKind`, :class:`ResidualKind` or :class:`ModelKind`.
+        family: :class:`NetworkKind`, :class:`ResidualKind` or :class:`ModelKind`; for a path also
+            :class:`Kind`, any of them.
         name: its name, or ``package.module:Class``.
         key: of the experiment that names it, for an error.
 
@@ -222,8 +224,8 @@ def check_loaded(config: dict[str, Any]) -> None:
         module = str(name).partition(":")[0]
         if is_path(name) and module not in sys.modules:
             raise ValueError(
-                f"its class {name} is not loaded: import {module} first, or name the class in the "
-                "experiment"
+                f"its class {name} is not loaded: import {module} first, or name the class in "
+                "use.classes of the experiment"
             )
 
 

@@ -805,6 +805,11 @@ class Use(Section):
         description="trained model whose mean is taken over instead of being trained: a run, a "
         ".safetensors file, or a shipped model; all steps are for what is about it",
     )
+    classes: tuple[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")], ...] = Field(
+        (),
+        description="classes outside the package, package.module:Class, that model files of other "
+        "runs need; those that section model names are imported anyway",
+    )
 
 
 class Experiment(Section):
