@@ -10,16 +10,18 @@ from torch import Tensor
 
 from hpc_closure.bench.known import FIRST, Known
 from hpc_closure.closure.artifact import build
-from hpc_closure.closure.baselines.published import LATEST, SENSORS_PER_SIDE, PublishedModel
+from hpc_closure.closure.baselines.published_model import LATEST, SENSORS_PER_SIDE, PublishedModel
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import subgrid
 from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.data.samples import Past, TrainingSet
+from hpc_closure.experiment.kinds import ModelKind, names
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.train.trainer import TrainData
 
 SIZE = 32
+BASELINES = tuple(name for name in names(ModelKind) if ModelKind.known[name].tuned)
 SMALL = {"width": 8, "modes": 4, "layers": 1, "mean_layers": 1}
 
 
@@ -55,9 +57,10 @@ def fitted(law, count=400, **config):
     """A default model with closed-form statistics only: the networks stay untrained."""
     torch.manual_seed(0)
     model = build({**SMALL, **config}, law.grid.size)
-    model.begin("mean", batches_of(law, count))
-    model.begin("generator", batches_of(law, count, first=10_000))
-    model.begin("check", batches_of(law, count // 4, first=20_000))
+    for phase in model.phases:
+        first = {"fit": 0, "hold": 10_000, "train": 10_000, "valid": 20_000}[phase.members]
+        few = count // 4 if phase.members == "valid" else count
+        model.begin(phase.name, batches_of(law, few, first=first))
     return model
 
 

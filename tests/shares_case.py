@@ -17,6 +17,7 @@ from torch import Tensor
 from train_case import run_fit
 
 from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.judging import samples_improve
 from hpc_closure.closure.composed.part_selection import Gate, ImprovementGate
 from hpc_closure.closure.model import ClosureModel, Phase
 from hpc_closure.data.samples import Past, TrainingSet
@@ -92,7 +93,7 @@ def statistics(found: Processes) -> dict[str, Tensor]:
                 for key, tensor in model.saved_statistics().items():
                     results[f"{name} after {phase.name}: {key}"] = tensor
             if name == "default":  # gates that are off do not ask
-                model._samples_improve(reader)
+                samples_improve(model, reader)
         results |= {f"{name}: evidence {number}": sums for number, sums in enumerate(seen)}
     return results
 

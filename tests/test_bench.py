@@ -23,7 +23,7 @@ from hpc_closure.bench import (
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.networks import published_network, to_published_form
-from hpc_closure.closure.baselines.published import PublishedNetwork
+from hpc_closure.closure.baselines.published_model import PublishedNetwork
 from hpc_closure.evaluate.scores.spectra import shell_power
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train.cuda import cuda_graph_training

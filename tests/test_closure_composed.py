@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from closure_case import SMALL, batches_of, fitted, law_of, states_of
+from closure_case import BASELINES, SMALL, batches_of, fitted, law_of, states_of
 
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.composed.mean import FARTHEST
@@ -13,7 +13,7 @@ from hpc_closure.closure.fields.features import physics_estimate
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import Sensors, regular_positions
 from hpc_closure.closure.model import Request
-from hpc_closure.experiment.models import FUNCTIONAL, PRESETS
+from hpc_closure.experiment.models import preset_names
 from hpc_closure.spectral.modes.grid import resize
 
 
@@ -177,7 +177,7 @@ def test_every_phase_gives_gradients_to_its_own_weights(diffusion, residual, sen
         model.begin(phase, batches_of(law, 100))
         randomise(model)
         model.loss(batch_of(law), 0, 0).backward()
-        trained = {id(p) for p in model.parameters_of(phase)}
+        trained = {id(p) for p in model.phase_named(phase).parameters(model)}
         for name, parameter in model.named_parameters():
             if id(parameter) in trained:
                 assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
@@ -318,11 +318,11 @@ def test_presets_and_errors(diffusion):
     sensors = Sensors(torch.zeros(1), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="sensors=none"):
         alone.sample_batch(Request(states_of(1), members=[0], seed=0, sensors=sensors))
-    for name in PRESETS:
+    for name in preset_names():
         config = {"preset": name}
         if name == "published":
             config["conditions"] = {"sensors": "none"}
         numbers = build(config, 64).num_parameters()
-        closed = name in ("gaussian", *FUNCTIONAL)
+        closed = name in ("gaussian", *BASELINES)
         least = 5e3 if name == "convolutional" else 1e5
         assert numbers == 0 if closed else numbers > least

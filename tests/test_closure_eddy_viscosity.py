@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from closure_case import SIZE, states_of
+from closure_case import BASELINES, SIZE, states_of
 
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.baselines.eddy_viscosity import slope, strain_rate, viscous
 from hpc_closure.closure.fields.features import carried
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.model import Request
-from hpc_closure.experiment.models import FUNCTIONAL
 
 B = band((SIZE - 1) // 3)
 W = B.to_spectral(states_of(6))
@@ -32,7 +31,7 @@ def mean(one, other):
     return ((one.conj() * other).real * B.weights).sum((-2, -1))
 
 
-@pytest.mark.parametrize("kind", FUNCTIONAL)
+@pytest.mark.parametrize("kind", BASELINES)
 def test_it_takes_enstrophy(kind):
     constants = {"jansen_held": (0.3, 0.5)}.get(kind, () if "dynamic" in kind else (0.3,))
     taken = mean(W, tendency(kind, *constants))
@@ -66,7 +65,7 @@ def test_jansen_held_returns_the_energy_that_it_takes():
     assert (whole.abs() < 1e-9 * alone.abs()).all()
 
 
-@pytest.mark.parametrize("kind", FUNCTIONAL)
+@pytest.mark.parametrize("kind", BASELINES)
 def test_symmetries(kind):
     constants = {"jansen_held": (0.3, 0.9)}.get(kind, () if "dynamic" in kind else (0.3,))
 

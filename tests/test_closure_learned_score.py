@@ -142,5 +142,5 @@ def test_every_weight_has_a_gradient_whatever_a_share_of_a_batch_reads(fitted):
         for weight in model.parameters():
             weight.grad = None
         model.loss({"state": state, "target": target, "sample_index": [sample]}, 0, 0).backward()
-        trained = model.parameters_of("generator")
+        trained = model.phase_named("generator").parameters(model)
         assert trained and all(weight.grad is not None for weight in trained)

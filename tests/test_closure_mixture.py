@@ -10,6 +10,7 @@ import hpc_closure
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.closure import artifact
 from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.phases import take_mean
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.gaussian.conditioning import Observed
 from hpc_closure.closure.model import Request
@@ -182,7 +183,7 @@ def test_what_does_not_fit_is_refused():
 def test_another_model_s_mean_is_taken_over():
     first = made("gaussian_modes", 60, mean=["regression", "fno"], gate="off")
     second = build({**SMALL, **NONE, "preset": "mixture", "mean": ["regression", "fno"]}, GRID)
-    assert second.take_mean(first)
+    assert take_mean(second, first)
     assert [phase.name for phase in second.phases] == ["generator", "check"]
     assert second.statistics.law_modes is None
     data = Known("regimes", GRID).data(200)
@@ -195,4 +196,4 @@ def test_another_model_s_mean_is_taken_over():
     assert torch.equal(first.encode(frames).mean_hat, second.encode(frames).mean_hat)
     other = build({**SMALL, **NONE, "preset": "mixture", "width": 16}, GRID)
     with pytest.raises(ValueError, match="use.mean: its mean is"):
-        other.take_mean(first)
+        take_mean(other, first)

@@ -8,7 +8,7 @@ from closure_case import batches_of, law_of, score_loss, states_of
 
 from hpc_closure.closure import artifact
 from hpc_closure.closure.artifact import build
-from hpc_closure.closure.baselines.published import box_filter, constant_loss, white_loss
+from hpc_closure.closure.baselines.published_model import box_filter, constant_loss, white_loss
 from hpc_closure.closure.fields.sensors import Sensors, regular_positions
 from hpc_closure.closure.header import Header
 from hpc_closure.closure.model import Request
@@ -24,7 +24,9 @@ from hpc_closure.train.verb import build_model
 
 def published(size=32, **config):
     torch.manual_seed(0)
-    return build({"preset": "published", **config}, size)
+    model = build({"preset": "published", **config}, size)
+    model.resume("score")
+    return model
 
 
 def batch_of(count=4, size=32):
@@ -281,5 +283,5 @@ def test_errors():
         published(conditions={"sensors": "optional"})
     with pytest.raises(ValueError, match="no history"):
         published(conditions={"sensors": "none", "history": 2})
-    with pytest.raises(ValueError, match="expected interp or conv"):
+    with pytest.raises(ValueError, match="should be .interp. or .conv."):
         published(upscaling="nearest")

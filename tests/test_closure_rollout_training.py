@@ -25,6 +25,11 @@ def batch_of(count=3, calls=CALLS):
     return part.gather(part.some(count))
 
 
+def runs_of(model):
+    """The coupled ensembles that train a model."""
+    return model.phase_named("trajectory").trajectories
+
+
 def untouched(model):
     """Nothing that gradients have learned: the last layer of a network starts at zero."""
     with torch.no_grad():
@@ -72,7 +77,7 @@ def test_gradient_of_an_ensemble_score_over_twenty_calls():
         return (one - other).square().mean((-2, -1)).sqrt()
 
     def score():  # an energy score: smooth, as the CRPS is not where a member meets the truth
-        one, other = model.trajectories.run(model, batch, 3, 1).unbind(1)
+        one, other = runs_of(model).run(model, batch, 3, 1).unbind(1)
         skill = 0.5 * (distance(one, truth) + distance(other, truth))
         return (skill - 0.5 * distance(one, other)).mean()
 
@@ -113,9 +118,7 @@ def test_memory_does_not_grow_with_the_steps_of_a_call():
 def test_draws_of_a_step_are_those_of_no_other_and_of_no_rollout():
     model, batch = case.fitted("gaussian"), batch_of()
     with torch.no_grad():
-        one, again, other = (
-            model.trajectories.run(model, batch, 3, step)[0] for step in (1, 1, 2)
-        )
+        one, again, other = (runs_of(model).run(model, batch, 3, step)[0] for step in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.allclose(one, other, atol=1e-4)
 
@@ -124,7 +127,7 @@ def test_a_start_has_the_same_run_in_any_batch():
     model, batch = case.fitted("gaussian"), batch_of(4)
     half = {key: value[2:] for key, value in batch.items()}
     with torch.no_grad():
-        whole, part = (model.trajectories.run(model, one, 3, 1) for one in (batch, half))
+        whole, part = (runs_of(model).run(model, one, 3, 1) for one in (batch, half))
     assert torch.allclose(whole[:, :, 2:], part, atol=1e-5)
 
 
@@ -174,9 +177,9 @@ def test_coupled_ensembles_are_brought_to_spread_as_they_err():
         model.adjustment.log_noise -= 0.5
     part = case.data().valid.followed(4)
     batches = [part.gather(part.some(64))]
-    before = model.trajectories.spread_skill(model, Reader(batches), 1)
+    before = runs_of(model).spread_skill(model, Reader(batches), 1)
     report = model.begin("noise", batches)
-    after = model.trajectories.spread_skill(model, Reader(batches), 1)
+    after = runs_of(model).spread_skill(model, Reader(batches), 1)
     assert before[3:].max() < 0.85
     assert (after[3:] - 1).abs().max() < 0.1 < (before[3:] - 1).abs().min()
     assert report["spread_skill"][0] < report["spread_skill"][-1]

@@ -10,6 +10,7 @@ from trajectory_case import GRID as COARSE
 from trajectory_case import INTERVAL, PROBLEM, REDUCED, SEED, data
 
 from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.coupled_phases import choose_share
 from hpc_closure.closure.composed.steady import HEAVY, STEP, Found, LongRuns, lower
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.reductions import Reader
@@ -133,7 +134,7 @@ def fitted(long_runs=None, previous=1, **config):
         GRID,
     )
     if long_runs is not None:
-        model.keep_steady(long_runs)
+        choose_share(model, long_runs)
     for phase in model.phases:
         batches = with_previous(40, 6, previous)
         for batch in batches:
@@ -178,7 +179,7 @@ def test_without_a_network_that_reads_closures_there_is_nothing_to_choose():
     closed = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 1}}
     model = build(closed, GRID)
     before = model.phases
-    model.keep_steady(Bearing(0.5))
+    choose_share(model, Bearing(0.5))
     assert model.phases == before
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from hpc_closure.evaluate.report.summary import headline
-from hpc_closure.evaluate.rows import Labels, find, frame
+from hpc_closure.evaluate.rows import find, frame
 from hpc_closure.evaluate.scores.brought_back import records, shares
+from hpc_closure.evaluate.scores.table import Labels
 
 
 def counts_of(lead):

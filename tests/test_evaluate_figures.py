@@ -22,8 +22,9 @@ from hpc_closure.evaluate.report.gallery import (
     illustrate_generated,
     illustrate_training,
 )
-from hpc_closure.evaluate.rows import Labels, frame
+from hpc_closure.evaluate.rows import frame
 from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
+from hpc_closure.evaluate.scores.table import Labels
 from hpc_closure.evaluate.stages.coupled import score_coupled
 from hpc_closure.evaluate.stages.generated import score_generated
 

@@ -4,11 +4,11 @@ import torch
 from test_evaluate_pointwise import normal
 
 from hpc_closure.closure.fields.losses import square_distances
-from hpc_closure.evaluate.rows import Labels
 from hpc_closure.evaluate.scores import budget, forecast
 from hpc_closure.evaluate.scores.budget import Origin
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.spectra import power, transform
+from hpc_closure.evaluate.scores.table import Labels
 from hpc_closure.evaluate.stages.coupled import score_coupled
 from hpc_closure.evaluate.stages.generated import score_generated
 

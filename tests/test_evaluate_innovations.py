@@ -9,7 +9,8 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.evaluate.rows import find, frame
-from hpc_closure.evaluate.stages.innovations import Innovations, gains, local_features, verdict
+from hpc_closure.evaluate.scores.gains import gains
+from hpc_closure.evaluate.scores.innovations import Innovations, local_features, verdict
 
 B, SIZE, COUNT = band(5), 16, 2400
 SLOW = 3  # shells up to which modes have a scale of their own
@@ -169,7 +170,7 @@ class Gated:
 
 
 def test_what_unseen_members_granted_is_told_shell_by_shell():
-    found = list(gains(Gated()))
+    found = list(gains(Gated().parts()))
     mean = {row["shell"]: row["value"] for row in found if row["score"] == "gain_mean"}
     assert mean == {1: 0.9, 2: 0.0, 3: 1.1}
     assert [row["value"] for row in found if row["score"] == "gain_residual"] == [0.0] * 3

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from hpc_closure.evaluate.report import figures
 from hpc_closure.evaluate.report.page import Report
 from hpc_closure.evaluate.report.summary import summarise
-from hpc_closure.evaluate.rows import Labels, find, frame, select
+from hpc_closure.evaluate.rows import find, frame, select
 from hpc_closure.evaluate.scores.late import SENTENCE, late_leads
+from hpc_closure.evaluate.scores.table import Labels
 from hpc_closure.evaluate.stages.coupled import score_coupled
 
 LEADS = [0.5, 1.0, 2.0, 4.0]
@@ -106,6 +108,44 @@ def test_late_leads_have_a_dagger_in_the_tables(rows, tmp_path):
     Report("t", early).write(tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "†" not in page and "At the last lead time, 1:" in page
+
+
+def test_the_joint_energy_score_is_over_lead_times_that_are_not_late(rows, request):
+    """It does not change where late leads are cut off; without an oracle all leads count."""
+    points = (12, 12) if "plane" in request.node.name else (1, 64)
+    truth, ensembles = forgotten(points)
+    early = {name: ensemble[:, :, :2] for name, ensemble in ensembles.items()}
+    cut = score_coupled(truth[:, :2], early, LEADS[:2], LABELS).rows
+    for score in ("energy_score_joint", "energy_score_joint_ratio"):
+        for method in ("model", "drift"):
+            whole, part = (find(one, method=method, score=score) for one in (rows, cut))
+            assert whole.value == part.value and whole.low == part.low
+    difference = "energy_score_joint_difference"
+    there, here = (find(one, method="drift", score=difference) for one in (rows, cut))
+    assert there.value == here.value
+    del ensembles["oracle"]
+    unknown = score_coupled(truth, ensembles, LEADS, LABELS).rows
+    scores = [find(one, method="drift", score="energy_score_joint") for one in (unknown, rows)]
+    assert scores[0].value != scores[1].value
+
+
+def test_where_every_lead_is_late_no_trajectory_is_scored():
+    truth, ensembles = forgotten((12, 12))
+    late = {name: ensemble[:, :, 2:] for name, ensemble in ensembles.items()}
+    rows = score_coupled(truth[:, 2:], late, LEADS[2:], LABELS).rows
+    assert late_leads(rows) == LEADS[2:]
+    assert not rows["score"].str.startswith("energy_score_joint").any()
+    assert len(select(rows, score="correlated_95")) == len(ensembles)
+
+
+def test_figures_over_lead_time_shade_the_late_ones(rows):
+    for axis in figures.error_growth(rows).axes:
+        (band,) = (one for one in axis.patches if one.get_label() == "late")
+        assert band.get_x() == 2.0
+        assert band.get_x() + band.get_width() == pytest.approx(axis.get_xlim()[1])
+        assert "late" in [text.get_text() for text in axis.get_legend().get_texts()]
+    early = rows[rows["lead_time"].isna() | rows["lead_time"].isin([0.5, 1.0])]
+    assert not any(axis.patches for axis in figures.error_growth(early).axes)
 
 
 def test_the_worst_similarity_is_a_headline():

@@ -22,7 +22,8 @@ from hpc_closure.evaluate.scores import pointwise
 from hpc_closure.evaluate.scores.paired import DIFFERENCES
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.experiment.schema import BUILT_IN
+from hpc_closure.experiment.method_names import METHODS, MODELS
+from hpc_closure.experiment.models import RIVALS
 from hpc_closure.rollout import verb as rollout
 from hpc_closure.train import verb as train
 from hpc_closure.work import atomic
@@ -273,8 +274,16 @@ def test_what_cannot_be_compared_is_one_line(experiment, others, tmp_path):
     refused("not a whole model file", f"evaluate.compare={{a: {foreign}}}")
 
 
-def test_the_names_of_all_tables_are_refused():
-    assert {*rows.METHODS, *rows.MODELS, "truth"} == set(BUILT_IN)
+def test_methods_are_described_once_and_sorted_as_they_are_listed():
+    names = [method.name for method in METHODS]
+    assert len(set(names)) == len(names) and all(method.meaning for method in METHODS)
+    assert {*MODELS, *RIVALS, "mean_gp"} <= set(names)
+    assert {one.name for one in METHODS if one.opponent} == {*RIVALS, "mean_gp"}
+    found = rows.sort_methods(["none", "rung_64", "mine", "oracle_x0.9", *reversed(names)])
+    assert [name for name in found if name in names] == names
+    assert found.index("mixture") < found.index("mine") < found.index("mean_gp")
+    assert found.index("oracle") < found.index("oracle_x0.9") < found.index("physics")
+    assert found[-2:] == ["rung_64", "none"]
 
 
 def test_what_the_coupled_run_leaves_out_is_absent(experiment):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpc_closure.evaluate.report.page import Report
-from hpc_closure.evaluate.rows import Labels, find, select
+from hpc_closure.evaluate.rows import find, select
 from hpc_closure.evaluate.scores.intervals import interval_columns
 from hpc_closure.evaluate.scores.paired import (
     ALIKE,
@@ -16,6 +16,7 @@ from hpc_closure.evaluate.scores.paired import (
     differences,
     verdict,
 )
+from hpc_closure.evaluate.scores.table import Labels
 from hpc_closure.evaluate.stages.coupled import score_coupled
 
 STARTS = torch.arange(30)

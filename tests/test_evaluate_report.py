@@ -9,7 +9,7 @@ import pytest
 
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.evaluate.report.gallery import Picture
-from hpc_closure.evaluate.report.page import APART, SCORES, TABLES, Report
+from hpc_closure.evaluate.report.page import Report
 from hpc_closure.evaluate.report.summary import heading, headline, summarise
 from hpc_closure.evaluate.rows import Absent, frame
 
@@ -176,11 +176,6 @@ def test_a_weak_test_is_never_passed(p, seen, told):
         rows.loc[(rows.score == score) & (rows.method == "model"), "value"] = value
     calibration = summarise(rows, start=30.0)[1]
     assert f"the rank histogram {told}" in calibration.model
-
-
-def test_every_table_column_is_explained():
-    names = [name for table in TABLES.values() for name in table]
-    assert {*names, *APART} == set(SCORES) and len(names) == len(set(names))
 
 
 def test_the_summary_puts_the_references_beside_the_model():

@@ -12,15 +12,16 @@ from test_evaluate_pointwise import normal, stationary
 
 from hpc_closure.evaluate import rows
 from hpc_closure.evaluate.methods import Moments
-from hpc_closure.evaluate.rows import Absent, Labels, find, select
+from hpc_closure.evaluate.rows import Absent, find, select
 from hpc_closure.evaluate.scores.budget import Origin
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.growth import growth
 from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
 from hpc_closure.evaluate.scores.spectra import shell_numbers
-from hpc_closure.evaluate.scores.table import Statistics, form_scores
+from hpc_closure.evaluate.scores.table import Labels, Statistics, form_scores
 from hpc_closure.evaluate.scores.variance_quartiles import Quarters
 from hpc_closure.evaluate.stages import generated
-from hpc_closure.evaluate.stages.coupled import growth, score_coupled
+from hpc_closure.evaluate.stages.coupled import score_coupled
 from hpc_closure.evaluate.stages.generated import score_generated
 
 LABELS = Labels({"closure": "diffusion", "sensors": "none", "interval": 1})

@@ -21,7 +21,7 @@ def taken(ensemble, truth):
 
 def test_the_joint_energy_score_is_that_of_all_numbers_of_a_trajectory():
     truth, ensemble = normal(CASES, TIMES, SIZE, SIZE), normal(5, CASES, TIMES, SIZE, SIZE, seed=1)
-    found = taken(ensemble, truth).energy_score
+    found = taken(ensemble, truth).energy_score()
     numbers = (truth.flatten(1), ensemble.flatten(2).transpose(0, 1))
     expected = scoringrules.es_ensemble(*(one.numpy() for one in numbers), estimator="fair")
     scale = (TIMES * SIZE**2) ** 0.5
@@ -64,7 +64,7 @@ def test_a_lost_member_is_infinitely_wrong():
     truth, ensemble = normal(CASES, TIMES, SIZE, SIZE), normal(5, CASES, TIMES, SIZE, SIZE, seed=1)
     ensemble[0, 0, -1] = torch.nan
     own = taken(ensemble, truth)
-    assert own.energy_score[0] == torch.inf and own.energy_score[1:].isfinite().all()
+    assert own.energy_score()[0] == torch.inf and own.energy_score()[1:].isfinite().all()
     told = dict(
         (columns["score"], columns["value"])
         for _, columns in joint_scores({"m": own}, torch.arange(4.0), torch.arange(CASES))

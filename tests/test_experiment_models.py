@@ -3,14 +3,16 @@
 import pytest
 
 from hpc_closure.experiment import reading
-from hpc_closure.experiment.models import PRESETS, RETIRED, resolve
+from hpc_closure.experiment.kinds import ModelKind
+from hpc_closure.experiment.models import PRESETS, RETIRED, preset_names, resolve
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", preset_names())
 def test_a_preset_resolves_to_itself(name):
     resolved = resolve({"preset": name, "width": None})
-    assert {key: resolved[key] for key in PRESETS[name] if key != "method"} == {
-        key: value for key, value in PRESETS[name].items() if key != "method"
+    values = PRESETS[name] if name in PRESETS else ModelKind.known[name].defaults
+    assert {key: resolved[key] for key in values if key != "method"} == {
+        key: value for key, value in values.items() if key != "method"
     }
     assert resolve(resolved) == resolved
 

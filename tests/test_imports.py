@@ -28,6 +28,7 @@ DOORS = {
     "deepspeed": {"train/deepspeed.py"},
     "submitit": {"batch/submit.py"},
 }
+USERS_MODULES = {"evaluate/scores/registry.py", "experiment/kinds.py"}  # import what an experiment names
 # Inside a wing: at most so many boxes, floors, and arrows between boxes.
 LIMITS = {
     "closure": (15, 6, 34),
@@ -187,7 +188,8 @@ def strings_that_import(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_import_by_string(path):
-    assert not strings_that_import(path)
+    allowed = {"import_module"} if str(path.relative_to(PACKAGE)) in USERS_MODULES else set()
+    assert strings_that_import(path) == allowed
 
 
 @pytest.mark.parametrize("library", DOORS)

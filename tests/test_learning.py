@@ -16,7 +16,7 @@ from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.sampling import Reference
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.composed.generators import Drawn, Score
-from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.fields.sensors import read_regular
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.experiment.folder import Run
@@ -491,7 +491,7 @@ def test_what_a_network_sees_is_in_units_of_its_spread():
         return forward(noisy, largest, angle, encoded)
 
     network.encode, network.forward = watched_encode, watched_forward
-    model.phase = "generator"
+    model.resume("generator")
     model.loss(batch, 0, 0)
     for channel in range(5):
         assert float(seen["fields"][:, channel].square().mean().sqrt()) == pytest.approx(
@@ -519,7 +519,8 @@ def test_exact_sensors_leave_nothing_of_the_truth_that_is_learned():
         given.update(gains=posterior.gains, x0=x0)
         return loss(frame, posterior, x0, z, uniform)
 
-    model.residual.loss, model.phase = watched, "generator"
+    model.residual.loss = watched
+    model.resume("generator")
     model.loss(batch, 0, 0)
     exact = [(rows, gain) for rows, gain in given["gains"] if float(gain.error.max()) < 1e-12]
     assert exact
@@ -555,7 +556,7 @@ def test_spread_that_is_missing_on_unseen_members_is_made_up():
 
 def test_the_law_is_judged_on_members_that_the_mean_has_not_seen(monkeypatch):
     seen = {}
-    begin, loss = ComposedModel.begin, ComposedModel.loss_per_sample
+    begin, loss = CompositeClosure.begin, CompositeClosure.loss_per_sample
 
     def watched_begin(model, phase, reader):
         members = [batch["member"] for batch in reader]
@@ -564,11 +565,11 @@ def test_the_law_is_judged_on_members_that_the_mean_has_not_seen(monkeypatch):
 
     def watched_loss(model, batch, seed, step):
         if model.training:
-            seen.setdefault(f"{model.phase} loss", set()).update(batch["member"].tolist())
+            seen.setdefault(f"{model.phase.name} loss", set()).update(batch["member"].tolist())
         return loss(model, batch, seed, step)
 
-    monkeypatch.setattr(ComposedModel, "begin", watched_begin)
-    monkeypatch.setattr(ComposedModel, "loss_per_sample", watched_loss)
+    monkeypatch.setattr(CompositeClosure, "begin", watched_begin)
+    monkeypatch.setattr(CompositeClosure, "loss_per_sample", watched_loss)
     both = {"mean": ["regression", "fno"], "residual": "score"}
     learned(Known("diffusion", GRID), samples=20, steps=40, batch=8, **both)
     # members of the validation set have numbers of their own

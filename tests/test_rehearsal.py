@@ -90,7 +90,7 @@ def phases_of(preset):
     model, law = build({**sizes, "preset": preset}, SIZE), law_of()
     for first, phase in enumerate(model.phases):
         model.begin(phase.name, batches_of(law, 120, first=10_000 * first))
-        if phase.share and model.parameters_of(phase.name):
+        if phase.share and phase.parameters(model):
             yield phase.name, copy.deepcopy(model)
 
 

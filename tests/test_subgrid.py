@@ -21,7 +21,7 @@ from hpc_closure.closure.artifact import load
 from hpc_closure.closure.compatibility import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.evaluate import verb as evaluate
-from hpc_closure.evaluate.stages import innovations
+from hpc_closure.evaluate.scores import innovations
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
@@ -310,7 +310,7 @@ def test_the_law_of_the_innovations_is_in_the_tables(run):
     scores = scores[scores.stage == "generated"]
     for method in ("model", "mean_gp"):
         rows = scores[(scores.method == method) & scores["shell"].isna()].set_index("score")
-        for name in innovations.SCORES:
+        for name in (score.name for score in innovations.SCORES):
             row = rows.loc[name]
             assert row["low"] <= row["value"] <= row["high"], name
         assert 0.8 < rows.loc["variance_wild_calm", "value"] < 3

@@ -6,7 +6,9 @@ import torch
 from closure_case import states_of
 
 from hpc_closure.closure.artifact import build
-from hpc_closure.closure.baselines.eddy_viscosity import CONSTANTS, candidates
+from hpc_closure.closure.baselines.kinds.dynamic_leith import DynamicLeith
+from hpc_closure.closure.baselines.kinds.jansen_held import JansenHeld
+from hpc_closure.closure.baselines.kinds.smagorinsky import CHOICES, Smagorinsky
 from hpc_closure.closure.targets import advance_with, reduced_problem
 from hpc_closure.experiment import reading
 from hpc_closure.spectral.modes.grid import resize
@@ -14,7 +16,7 @@ from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.train.tuning import Trial, tune
 from hpc_closure.work.stop import Stop, Stopped
 
-TRUE = CONSTANTS[6]
+TRUE = CHOICES[6]
 SETTINGS = """
 base: subgrid_backscatter_quick
 generate: {grid: 64, members: 8, dt: 4e-3, t_end: 46, interval: 25,
@@ -116,7 +118,7 @@ def test_a_long_run_tells_what_blows_up(case):
 
 
 def test_a_given_constant_stays():
-    assert candidates({"preset": "leith", "constant": 0.25}) == [(0.25,)]
-    assert candidates({"preset": "dynamic_leith"}) == [()]
-    both = candidates({"preset": "jansen_held", "constant": None, "returned": 0.9})
-    assert len(both) == len(CONSTANTS) and {share for _, share in both} == {0.9}
+    assert Smagorinsky.candidates({"constant": 0.25}) == [(0.25,)]
+    assert DynamicLeith.candidates({}) == [()]
+    both = JansenHeld.candidates({"constant": None, "returned": 0.9})
+    assert len(both) == len(CHOICES) and {share for _, share in both} == {0.9}

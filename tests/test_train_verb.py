@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpc_closure.closure.composed.learned_score import LearnedScore
-from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.model import Through
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment import reading
@@ -85,7 +85,7 @@ class Seen:
     def watch(self, patch) -> None:
         """Look on until the patch is undone."""
         begin, loss, sample = (
-            getattr(ComposedModel, name) for name in ("begin", "loss", "sample_batch")
+            getattr(CompositeClosure, name) for name in ("begin", "loss", "sample_batch")
         )
         score, spread, spreads = LearnedScore.loss, LearnedScore._spread_loss, []
 
@@ -102,11 +102,11 @@ class Seen:
 
         def watched_loss(model, batch, seed, step):
             into = self.trained if torch.is_grad_enabled() else self.judged
-            self.note(into, model.phase, batch["state"])
+            self.note(into, model.phase.name, batch["state"])
             return loss(model, batch, seed, step)
 
         def watched_sample(model, request):
-            self.note(self.judged, model.phase, request.state)
+            self.note(self.judged, model.phase.name, request.state)
             return sample(model, request)
 
         def watched_spread(*arguments):
@@ -123,9 +123,9 @@ class Seen:
                 self.levels += each.tolist()
             return found
 
-        patch.setattr(ComposedModel, "begin", watched_begin)
-        patch.setattr(ComposedModel, "loss", watched_loss)
-        patch.setattr(ComposedModel, "sample_batch", watched_sample)
+        patch.setattr(CompositeClosure, "begin", watched_begin)
+        patch.setattr(CompositeClosure, "loss", watched_loss)
+        patch.setattr(CompositeClosure, "sample_batch", watched_sample)
         patch.setattr(LearnedScore, "_spread_loss", watched_spread)
         patch.setattr(LearnedScore, "loss", watched_score)
 

@@ -19,8 +19,7 @@ import trajectory_case
 from torch import nn
 
 from hpc_closure.closure.artifact import build
-from hpc_closure.closure.model import Phase
-from hpc_closure.closure.reductions import Reader
+from hpc_closure.closure.model import ClosureModel, Phase
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Train
@@ -58,14 +57,41 @@ class FourierLayer(nn.Module):
         return nn.functional.gelu(torch.fft.irfft2(out, s=x.shape[-2:]) + self.pointwise(x))
 
 
-class StandIn(nn.Module):
+class Denoising(Phase):
+    """Learn to denoise targets over their root mean square."""
+
+    def begin(self, model, reader):
+        squares, count = 0.0, 0
+        for batch in reader:
+            squares += float((batch["target"].double() ** 2).sum())
+            count += batch["target"].numel()
+        squares, count = reader.sum(squares, count)
+        model.statistics = {**model.statistics, self.name: torch.tensor((squares / count) ** 0.5)}
+        return {"rms": float(model.statistics[self.name])}
+
+    def loss(self, model, batch, seed, step):
+        state, target = batch["state"], batch["target"] / model.scale
+        noise = torch.stack(
+            [
+                torch.from_numpy(standard_normals(seed, "standin", int(index), width=GRID**2))
+                for index in batch["sample_index"]
+            ]
+        ).reshape(target.shape)
+        noise = noise.to(target)
+        return ((model.denoise(state, target + noise) - target) ** 2).mean((-2, -1))
+
+    def parameters(self, model):
+        named = model.named_parameters()
+        return [weight for name, weight in named if self.name != "second" or "lift" not in name]
+
+
+class StandIn(ClosureModel):
     """Denoises a target given a state: a small FNO with weights of odd sizes at odd places."""
 
-    def __init__(self, width: int = 8, modes: int = 3, phases=(Phase("all", 1.0, "train"),)):
-        super().__init__()
+    def __init__(self, width: int = 8, modes: int = 3, phases=(Denoising("all", 1.0, "train"),)):
+        super().__init__({"conditions": {"sensors": "none"}}, GRID, 1.0)
         torch.manual_seed(0)
         self.phases = phases
-        self.config, self.length = {"conditions": {"sensors": "none"}}, 1.0
         self.statistics = {}
         self.gain = nn.Parameter(torch.ones(7))
         self.register_buffer("two", torch.full((), 2.0))
@@ -73,16 +99,10 @@ class StandIn(nn.Module):
         self.layers = nn.Sequential(FourierLayer(width, modes), FourierLayer(width, modes))
         self.project = nn.Conv2d(width, 1, 1)
 
-    def begin(self, phase, reader):
-        read, squares, count = Reader.of(reader), 0.0, 0
-        for batch in read:
-            squares += float((batch["target"].double() ** 2).sum())
-            count += batch["target"].numel()
-        squares, count = read.sum(squares, count)
-        self.statistics = {**self.statistics, phase: torch.tensor((squares / count) ** 0.5)}
-        return {"rms": float(self.statistics[phase])}
+    def parts(self):
+        return []
 
-    def saved_statistics(self):
+    def saved_statistics(self, spacing=None):
         return dict(self.statistics)
 
     def load_statistics(self, statistics):
@@ -90,10 +110,6 @@ class StandIn(nn.Module):
 
     def weight_decay(self, name):
         return 0.1 if "project" in name else 0.0
-
-    def parameters_of(self, phase):
-        named = self.named_parameters()
-        return [weight for name, weight in named if phase != "second" or "lift" not in name]
 
     @property
     def scale(self):
@@ -103,17 +119,6 @@ class StandIn(nn.Module):
         both = torch.stack([state, noisy], dim=1)
         return self.project(self.layers(self.lift(both)))[:, 0] * self.gain.mean() * self.two / 2
 
-    def loss(self, batch, seed, step):
-        state, target = batch["state"], batch["target"] / self.scale
-        noise = torch.stack(
-            [
-                torch.from_numpy(standard_normals(seed, "standin", int(index), width=GRID**2))
-                for index in batch["sample_index"]
-            ]
-        ).reshape(target.shape)
-        noise = noise.to(target)
-        return ((self.denoise(state, target + noise) - target) ** 2).mean()
-
     @torch.no_grad()
     def sample_batch(self, request):
         state, seed = request.state, request.seed
@@ -122,6 +127,9 @@ class StandIn(nn.Module):
         ]
         noise = torch.from_numpy(np.stack(noise)).reshape(state.shape)
         return self.denoise(state, noise.to(state)) * self.scale
+
+    def sample_hat(self, request):
+        raise NotImplementedError
 
 
 class Memory:
@@ -221,8 +229,9 @@ def run_fit(
         max_steps: ask it to stop after so many steps; 0 = do not.
         data: to train on; by default :func:`training_data`.
     """
-    two = (Phase("first", 1.0, "fit"), Phase("second", 2.0, "hold"), Phase("last", 0.0, "valid"))
-    phases = two if values.pop("phases", None) else (Phase("all", 1.0, "train"),)
+    more = ("first", 1.0, "fit"), ("second", 2.0, "hold"), ("last", 0.0, "valid")
+    chosen = more if values.pop("phases", None) else (("all", 1.0, "train"),)
+    phases = tuple(Denoising(*one) for one in chosen)
     settings = Train(**{"batch": 8, "validate_every": 10, "checkpoint_every": 10, **values})
     model = StandIn(phases=phases) if model is None else model
     with StopAfter(int(max_steps)) as stop:

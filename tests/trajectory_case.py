@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.coupled_phases import train_through
 from hpc_closure.closure.composed.rollout_training import Trajectories
 from hpc_closure.closure.model import Through
 from hpc_closure.closure.targets import Target, reduced_problem
@@ -77,7 +78,7 @@ def model(preset: str = "convolutional", precision: str = "float32", **settings)
     config = {"preset": preset, "conditions": conditions, "adjusted": True, "gate": "off"}
     config |= {**sizes, **settings}
     built = build(config, GRID)
-    built.train_through(trajectories(precision=precision), Through(12, 4, 3e-3, (2, 4)))
+    train_through(built, trajectories(precision=precision), Through(12, 4, 3e-3, (2, 4)))
     return built
 
 
@@ -87,7 +88,5 @@ def fitted(preset: str = "convolutional", precision: str = "float32", **settings
     for phase in made.phases:
         if not phase.through:
             made.begin(phase.name, samples.of(phase.members).passes)
-    made.phase = "trajectory"
-    for weight in made.parameters_of(made.phase):
-        weight.requires_grad_(True)
+    made.resume("trajectory")
     return made

@@ -9,7 +9,7 @@ complex parameters, a whole array of zeros filled at two corners, one complex ``
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure.baselines.published import SENSORS_PER_SIDE, PublishedNetwork
+from hpc_closure.closure.baselines.published_model import SENSORS_PER_SIDE, PublishedNetwork
 from hpc_closure.closure.fields.sensors import subgrid
 from hpc_closure.closure.networks.layers import SpectralConv2d
 from hpc_closure.closure.sampling import PublishedVE

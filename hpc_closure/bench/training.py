@@ -28,8 +28,8 @@ from hpc_closure.bench.networks import (
     published_network,
     published_sample,
 )
-from hpc_closure.closure.baselines.published import SENSORS_PER_SIDE
-from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.baselines.published_model import SENSORS_PER_SIDE
+from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.fields.sensors import read_regular, subgrid
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.experiment.schema import Train
@@ -180,7 +180,7 @@ def _enter(grid: int, batch: int, device: str, config: dict | None) -> dict[str,
 
 def _generator_grid(model: ClosureModel) -> int:
     """Points per side on which the generator of a ``default`` model computes."""
-    assert isinstance(model, ComposedModel)
+    assert isinstance(model, CompositeClosure)
     return model.frame.size
 
 
@@ -228,10 +228,7 @@ def training_step(
         found: the processes that share it.
     """
     model.train()
-    model.phase = max(model.phases, key=lambda phase: phase.share).name
-    trained = {id(weight) for weight in model.parameters_of(model.phase)}
-    for weight in model.parameters():
-        weight.requires_grad_(id(weight) in trained)
+    model.resume(max(model.phases, key=lambda phase: phase.share).name)
     engine = start_engine(model, settings, found)
     numbers = found.rank * len(state) + torch.arange(len(state))
     count = 0
@@ -261,7 +258,7 @@ def _their_training(network, settings, state, target) -> Advance:
 def _switch_on(model: ClosureModel) -> None:
     """Use the generator in every shell, whatever it has learned."""
     model.eval()
-    if not isinstance(model, ComposedModel):
+    if not isinstance(model, CompositeClosure):
         return
     ones = torch.ones(model.frame.kept.grid.num_shells, dtype=torch.float64)
     fitted = replace(model.statistics, mean_gain=ones, score_gain=ones, amplitude_gain=1.0)

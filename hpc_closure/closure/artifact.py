@@ -16,16 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from hpc_closure.closure.baselines.eddy_viscosity import FunctionalModel
-from hpc_closure.closure.baselines.published import PublishedModel
-from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.composed.phases import compose
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.request import PAST, check, fields, interval_of, lists, spectra
 from hpc_closure.experiment.folder import shipped_model
-from hpc_closure.experiment.models import FUNCTIONAL, resolve
+from hpc_closure.experiment.kinds import check_loaded
+from hpc_closure.experiment.models import kind_of, resolve
 from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.line_fft import keep_freed_memory
 from hpc_closure.work import atomic, log
@@ -80,6 +79,10 @@ def load(path: str | Path) -> "Closure":
             f"{path}: neither a file nor a shipped model ({', '.join(shipped()) or 'none'})"
         )
     header = read_header(path)
+    try:
+        check_loaded(header.config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
@@ -154,7 +157,7 @@ class Closure:
         """Evaluations of the generator for a sample; 0 where training switched it off."""
         if not self.model.score_active:
             return 0
-        return requested or int(self.config["evaluations"])
+        return requested or int(self.config.get("evaluations", 1))
 
     def to(self, device: str | torch.device) -> "Closure":
         """Move the model; returns self."""
@@ -178,7 +181,7 @@ class Closure:
                 f"interval={interval}: this model draws a closure given the last ones, each of "
                 f"{trained} steps as in its training; call it every {trained} steps"
             )
-        if self.config["preset"] != "published":
+        if self.model.rescaled:
             return interval
         if interval < trained:
             raise ValueError(
@@ -339,7 +342,8 @@ def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel
         length: side of the periodic square.
     """
     config = resolve(model)
-    kinds = {"published": PublishedModel, **dict.fromkeys(FUNCTIONAL, FunctionalModel)}
-    built = kinds.get(config["preset"], ComposedModel)(config, grid, length)
+    whole = kind_of(config["preset"])
+    build_model = compose if whole is None else whole.build
+    built: ClosureModel = build_model(config, grid, length)
     built.num_parameters()  # refuses complex ones
     return built

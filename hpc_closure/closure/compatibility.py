@@ -7,7 +7,7 @@ from typing import Any
 from hpc_closure.closure.header import read_header, shipped
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run
-from hpc_closure.experiment.models import FUNCTIONAL
+from hpc_closure.experiment.models import draws, is_composite
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.modes.grid import smallest_grid
 from hpc_closure.work.session import check_recipe
@@ -24,12 +24,12 @@ def is_made_by(path: Path, experiment: Experiment) -> bool:
 
 def has_mean_gp(config: Mapping[str, Any]) -> bool:
     """Whether models of a configuration have a mean and a Gaussian law beside the generator."""
-    return config["preset"] not in ("published", *FUNCTIONAL)
+    return is_composite(dict(config))
 
 
 def has_noise(config: Mapping[str, Any]) -> bool:
     """Whether models of a configuration draw; the others give one answer to a state."""
-    return config["preset"] not in FUNCTIONAL and config.get("residual") != "none"
+    return draws(dict(config))
 
 
 def check_model(experiment: Experiment) -> None:

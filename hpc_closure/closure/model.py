@@ -3,8 +3,8 @@
 Training runs the ``phases`` in order::
 
     for phase in model.phases:
-        model.begin(phase.name, reader(phase.members))   # closed-form statistics, trainable parts
-        optimise(model.parameters_of(phase.name), share=phase.share)
+        model.begin(phase.name, reader(phase.members))   # closed-form statistics
+        optimise(model.loss, phase.parameters(model), share=phase.share)
 
 ``reader(kind)`` iterates over batches ``(state, target)`` or dicts with ``state``, ``target``,
 ``history`` and ``previous``, of the snapshots of the members of that kind, always in one order:
@@ -20,19 +20,19 @@ A trained model answers a :class:`Request`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure.fields.sensors import Sensors
-from hpc_closure.closure.networks.blocks import num_parameters
 from hpc_closure.closure.part_report import PartReport
-from hpc_closure.closure.reductions import Batches
+from hpc_closure.closure.reductions import Batches, Reader
+from hpc_closure.experiment.kinds import ModelKind
 
-__all__ = ["ClosureModel", "Phase", "Request"]
+__all__ = ["ClosureModel", "Phase", "Replays", "Request", "Through"]
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Through:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training.
+    """Fit a part of a model: closed forms from its members' snapshots, then weights by a loss.
 
-    Args:
-        name: passed to ``begin`` and ``parameters_of``.
-        share: share of all optimizer steps; 0 = closed-form work only.
-        members: whose snapshots it reads: ``fit``, ``hold`` or ``valid``.
+    Attributes:
+        name: in logs, metrics and restart points; phases of one name are the same, run again.
+        share: share of all optimiser steps; 0 = closed-form work only.
+        members: whose snapshots it reads: ``fit``, ``hold``, ``valid`` or ``train``.
         sampled: the model can be sampled from its beginning on.
-        best: its weights are those with the least loss on validation members, not the last ones.
         through: of a phase that trains through the solver, on samples with what follows them.
+        best: its weights are those with the least loss on validation members, not the last ones.
     """
 
     name: str
@@ -76,6 +76,33 @@ class Phase:
     sampled: bool = True
     through: Through | None = None
     best: bool = False
+
+    def begin(self, model: Any, reader: Reader) -> dict[str, Any]:
+        """Compute closed-form statistics; returns what the log says of them, by name.
+
+        Called without gradients, by all processes, each with a reader of its own share.
+        """
+        return {}
+
+    def loss(self, model: Any, batch: dict[str, Any], seed: int, step: int) -> Tensor:
+        """Compute the loss (B,) of a batch, as :meth:`ClosureModel.loss_per_sample`."""
+        raise ValueError(f"phase {self.name!r} has no loss")
+
+    def parameters(self, model: Any) -> list[nn.Parameter]:
+        """List the weights that the phase trains; the others are frozen."""
+        return list(model.parameters())
+
+
+class Replays(Protocol):
+    """Record functions of tensors and replay them (:mod:`hpc_closure.closure.cuda.replays`)."""
+
+    def __call__(
+        self, function: Callable[..., tuple[Tensor, ...]], key: Hashable, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return ``function(*inputs)``; ``key`` says all that it depends on besides."""
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return ``make()`` of the first call with this name."""
 
 
 @dataclass(frozen=True)
@@ -114,25 +141,33 @@ class Request:
     tell: Callable[[Tensor], None] | None = None
 
 
-class ClosureModel(nn.Module, ABC):
+class ClosureModel(nn.Module, ModelKind, ABC):
     """Base class: p(U | state, sensors, history, previous closures).
 
     Parameters and closed-form statistics together are the whole model. Statistics are no buffers,
-    so that no engine casts them.
+    so that no engine casts them. An experiment may name a class outside the package by its path,
+    ``model.preset: package.module:Class``; keys of its own, declared in ``Options``, stand in
+    ``model.options`` and are passed as ``config["options"]``.
     """
 
-    phases: Sequence[Phase]
+    phases: Sequence[Phase] = ()
+    #: a draw that is held for another interval than the trained one is rescaled
+    rescaled: ClassVar[bool] = True
+
+    @classmethod
+    def build(cls, config, grid, length):
+        return cls(config, grid, length)
 
     def __init__(self, config: dict[str, Any], grid: int, length: float):
         super().__init__()
         self.config, self.grid, self.length = dict(config), int(grid), float(length)
-        self.phase = ""
+        self.phase: Phase | None = None  # the one that trains now
         # a closed form has no weights that tell where it computes
         self.register_buffer("_place", torch.zeros(()), persistent=False)
         self._place: Tensor
         self._brought_back = torch.zeros((), dtype=torch.int64)  # where it is counted
-        #: replays draws on a GPU where weights do not change any more; None = never
-        self.replayed: Any = None
+        #: set where weights do not change any more: draws on a GPU are then replayed
+        self.replayed: Replays | None = None
 
     @property
     def device(self) -> torch.device:
@@ -167,44 +202,67 @@ class ClosureModel(nn.Module, ABC):
 
     # training
 
-    @abstractmethod
-    def begin(self, phase: str, reader: Batches) -> dict[str, Any]:
-        """Start a phase: closed-form statistics from its members; returns what came of them.
+    def phase_named(self, name: str) -> Phase:
+        """Find a phase. Raises ValueError where the model has none of that name."""
+        for phase in self.phases:
+            if phase.name == name:
+                return phase
+        names = ", ".join(dict.fromkeys(phase.name for phase in self.phases)) or "none"
+        raise ValueError(f"phase {name!r}, expected one of {names}")
+
+    def begin(self, name: str, reader: Batches) -> dict[str, Any]:
+        """Start a phase: closed-form statistics, then its weights; returns lines for the log.
 
         Called by all processes of a training, each with a reader of its own share.
         """
+        self.phase = phase = self.phase_named(name)
+        with torch.no_grad():
+            report = phase.begin(self, Reader.of(reader))
+        self.resume(name)
+        return report
 
-    @abstractmethod
+    def resume(self, name: str) -> None:
+        """Make a phase the present one, whose weights alone have gradients."""
+        self.phase = phase = self.phase_named(name)
+        trained = {id(weight) for weight in phase.parameters(self)}
+        for weight in self.parameters():
+            weight.requires_grad_(id(weight) in trained)
+
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        """Loss (B,) of the current phase.
+        """Compute the loss (B,) of the present phase.
 
         Args:
             batch: ``state``, ``target`` (B, n, n), ``sample_index`` (B,) global indices of the
                 samples, ``history`` (B, H, n, n) and ``previous`` (B, P, n, n) when the model
                 reads them, ``ahead`` (B, L, n, n) in a phase through the solver.
             seed: seed of the training's draws, keyed by (seed, step, sample index).
-            step: optimizer step.
+            step: optimiser step.
         """
+        if self.phase is None:
+            raise ValueError("no phase has begun: call begin(name, reader) first")
+        return self.phase.loss(self, batch, seed, step)
 
     def loss(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        """Mean loss of the batch; equal parts of a global batch average to the global loss."""
+        """Compute the mean loss of the batch, as :meth:`loss_per_sample`.
+
+        Equal parts of a global batch average to the global loss.
+        """
         return self.loss_per_sample(batch, seed, step).mean()
 
     def forward(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        """The loss: engines call the module."""
+        """Compute the loss: engines call the module."""
         return self.loss(batch, seed, step)
-
-    def parameters_of(self, phase: str) -> list[nn.Parameter]:
-        """Parameters that the phase trains; the others are frozen."""
-        return list(self.parameters())
 
     def weight_decay(self, name: str) -> float:
         """Decoupled weight decay of a named weight, beyond that of the experiment."""
         return 0.0
 
     def num_parameters(self) -> int:
-        """Real parameters; raises ValueError if one is complex."""
-        return num_parameters(self)
+        """Count real parameters. Raises ValueError if one is complex: DeepSpeed loses those."""
+        for name, weight in self.named_parameters():
+            if weight.is_complex():
+                raise ValueError(f"parameter {name} is complex; store it as real (..., 2)")
+        return sum(weight.numel() for weight in self.parameters())
 
     # sampling
 

@@ -13,10 +13,11 @@ from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
-from hpc_closure.evaluate.rows import GRANTED
+from hpc_closure.evaluate.scores import registry
 from hpc_closure.evaluate.scores.budget import Origin
 from hpc_closure.evaluate.scores.climate import Flow
 from hpc_closure.experiment.choices import Choices
+from hpc_closure.experiment.method_names import GRANTED, MODEL
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.modes.grid import retained_modes, to_fields, to_spectra
 from hpc_closure.spectral.problem import Problem
@@ -58,6 +59,7 @@ class Inputs:
         closure: the trained closure.
         chosen: further closures (``evaluate.compare``) and where they are from.
         compared: these, loaded, by the name of their rows.
+        scores: of the modules of ``evaluate.scores``.
         held: where starts, truth and snapshots are from.
         data: the DNS data set of these.
         training: the data set that trained, of which climatology is; mostly the same.
@@ -74,6 +76,7 @@ class Inputs:
         self.compared = {
             one.name: hpc_closure.load(one.path).to(session.device) for one in self.chosen
         }
+        self.scores = registry.load(experiment.evaluate.scores)
         self.held = HeldOut.of(experiment)
         self.data = self.training = DataSet(self.held.run.data)
         if self.held.second:
@@ -115,13 +118,13 @@ class Inputs:
     @property
     def model(self) -> str:
         """The method's name of the trained closure."""
-        return GRANTED if self.closure.config["conditions"]["physics"] else "model"
+        return GRANTED if self.closure.config["conditions"]["physics"] else MODEL
 
     @property
     def against(self) -> str:
         """The method with which the others are compared start by start."""
         name = self.experiment.evaluate.against
-        return self.model if name == "model" else name
+        return self.model if name == MODEL else name
 
     @property
     def closed(self) -> list[str]:

@@ -4,8 +4,7 @@ Rows are a pandas data frame, one number a row, an empty cell where a column doe
 
     stage        ``generated`` (samples of the closure) or ``coupled`` (the closure in the solver)
     closure      target, e.g. ``diffusion``
-    method       ``model``, ``mean_gp`` (its own mean and Gaussian law, no generator), ``oracle``,
-                 ``physics``, ``fourier``, ``climatology``, ``none``, others
+    method       ``model``, ``oracle``, ``none``, others
     grid         points per side
     lead_time    time since the start of the coupled run
     shell        integer wavenumber shell; empty = in total
@@ -21,47 +20,9 @@ Rows are a pandas data frame, one number a row, an empty cell where a column doe
     seeds        trainings that the row is the mean of; then low and high are their range, of
                  differences that of their intervals; empty = one
 
-Scores, with what they need:
-
-    always                  ``relative_error`` of one member and ``relative_error_mean``, ``mse``,
-                            ``rmse_mean``, ``crps``, ``energy_score``, ``energy_ratio``
-    several members         ``spread``, ``spread_skill``, ``coverage_90``, ``rank_p``,
-                            ``rank_sees``; ``pzf_mean``, ``pzf_total``, ``pzf_residual``,
-                            ``pzf_spread``
-    state known (generated) ``work_energy``, ``work_enstrophy`` and their ``_distance``: the budget
-                            of the closure, see :mod:`~hpc_closure.evaluate.scores.budget`
-    reference ensemble      ``crps_ratio``, ``spread_ratio`` to the method ``oracle``;
-                            ``spread_ratio_lowest`` and ``spread_ratio_highest`` of the shells with
-                            more than 1e-3 of its variance
-    exact law (generated)   ``bias2``, ``bias2_ratio``, ``floor``, ``floor_realised``
-    its variance follows    ``spread_ratio_calm``, ``spread_ratio_wild``, ``spread_calm``,
-    the state (generated)   ``spread_wild``: over the quarter of all points and snapshots where the
-                            law spreads least and most, the ratios to that law itself
-    a reference method      ``crps_difference``, ``energy_score_difference`` and, coupled,
-                            ``energy_score_joint_difference``: to
-                            the method ``evaluate.against``, over the same samples, see
-                            :mod:`~hpc_closure.evaluate.scores.paired`
-    oracle (coupled)        ``predictability`` beside climatology, see
-                            :mod:`~hpc_closure.evaluate.scores.late`
-    subgrid closure with    of its innovations ``kurtosis``, ``kurtosis_field``, ``skewness``,
-    previous ones           ``variance_follows_state``, ``variance_wild_calm``,
-    (generated)             ``kurtosis_patterns``, ``kurtosis_patches``, see
-                            :mod:`~hpc_closure.evaluate.stages.innovations`; draws of its own
-                            Gaussian law in their place are rows of the method ``mean_gp`` or
-    ``NAME_gp`` trained parts           ``gain_mean``, ``gain_amplitude``, ``gain_residual``: what
-    unseen (generated)             members have granted, per shell
-    draws may be brought    ``brought_back``: the share of all draws from the start to a lead time
-    back (coupled)          that were, in any shell and in each; ``brought_back_expected``: of the
-                            DNS's own closures (:mod:`~hpc_closure.evaluate.scores.brought_back`)
-    coupled                 ``diverged``, ``valid_time``, ``wasserstein1``, ``probability``,
-                            ``members_needed``; ``cost_ratio``; of whole trajectories
-                            ``energy_score_joint``, ``correlated_95``; beside a true ensemble
-                            ``energy_score_joint_ratio``, ``growth_1``, ``growth_10``,
-                            ``growth_50``; beside ``none``
-                            ``similarity_energy_spectrum`` and so on, see
-                            :mod:`~hpc_closure.evaluate.scores.climate`
-    timed                   ``cost_ms`` of a sample (generated), ``cost_us`` of a member and time
-                            unit (coupled)
+``docs/scores.md`` lists the scores and the methods; it is made from their records,
+:class:`~hpc_closure.evaluate.scores.record.Score` and
+:class:`~hpc_closure.experiment.method_names.Method`.
 
 What could not be scored at all (no exact law, no sensors) stands beside the rows as notes with
 reasons, see :class:`Absent`.
@@ -69,12 +30,13 @@ reasons, see :class:`Absent`.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
 
+from hpc_closure.experiment.method_names import METHODS
 from hpc_closure.work.atomic import write_json, write_text
 
 COLUMNS = {
@@ -98,22 +60,9 @@ COLUMNS = {
 }
 DEFAULTS = {"sensors": "none", "split": "test"}
 
-# the order in which methods are printed; further names come after "model"
-METHODS = (
-    "model",
-    "mean_gp",
-    "oracle",
-    "physics",
-    "fourier",
-    "climatology",
-    "none",
-)
 RUNG = "rung_"  # bare solvers on finer grids, printed before "none"
 # after it the number of one of several trainings that are shown as one row
 MARK = "#"
-# the model's name where conditions.physics grants it an estimate of the closure
-GRANTED = "model+physics"
-MODELS = ("model", GRANTED)
 
 
 @dataclass(frozen=True)
@@ -128,24 +77,6 @@ class Absent:
     method: str
     reason: str
     sensors: str | None = None
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What is known before scoring.
-
-    Attributes:
-        shared: columns of all rows.
-        single: method -> columns of its rows.
-        against: method that the others are compared with, sample by sample.
-    """
-
-    shared: Mapping[str, Any]
-    single: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    against: str = "model"
-
-    def of(self, method: str) -> dict[str, Any]:
-        return {**self.shared, **self.single.get(method, {}), "method": method}
 
 
 def frame(records: Iterable[Mapping[str, Any]]) -> DataFrame:
@@ -208,14 +139,15 @@ def _to_json(value: Any) -> Any:
 
 
 def sort_methods(names: Iterable[str]) -> list[str]:
-    """Model, further methods, then the references: oracle (with its controls) ... none."""
+    """Sort names as METHODS are, further closures after the opponents, rungs before ``none``."""
+    order = [method.name for method in METHODS]
 
     def position(name: str) -> float:
-        if name in METHODS:
-            return METHODS.index(name)
-        if name.startswith(RUNG):
-            return METHODS.index("none") - 0.5
-        return METHODS.index("oracle" if name.startswith("oracle") else "model") + 0.5
+        if name in order:
+            return order.index(name)
+        if name.startswith("oracle"):
+            return order.index("oracle") + 0.5
+        return order.index("none" if name.startswith(RUNG) else "mean_gp") - 0.5
 
     return sorted(dict.fromkeys(names), key=position)
 

@@ -20,7 +20,9 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     held = held_out.check(experiment)
     check_model(experiment)
     from hpc_closure.evaluate import compare
+    from hpc_closure.evaluate.scores import registry
 
+    registry.load(experiment.evaluate.scores)
     compared = compare.chosen(experiment)
     notes = check_complete(experiment, options.partial)
     if names := compare.missing(experiment):
@@ -30,7 +32,9 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         )
     with Session(experiment, "evaluate", options) as session:
         session.record["inputs"] = fingerprint(
-            session.run, [path for one in compared for path in one.paths] + held.paths
+            session.run,
+            [path for one in compared for path in one.paths]
+            + [*held.paths, *registry.files(experiment.evaluate.scores)],
         )
         if made_from(session.run, session.record) and session.run.report.exists():
             log.get().info(f"{session.run.report} is there already; --redo makes it again")
@@ -87,6 +91,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         start=experiment.rollout.t_start,
         lead_times=experiment.evaluate.lead_times,
         against=inputs.against,
+        further=inputs.scores,
     ).write(session.run.report)
     # last, because they say what all of it was made from
     rows.write(session.run.evaluate, table, absent, session.record)
@@ -148,6 +153,11 @@ def print_plan(experiment: Experiment) -> int:
     )
     beside = [f"{name} ({value})" for name, value in settings.compare.items()]
     beside += [f"{name} ({', '.join(runs)})" for name, runs in settings.seeds.items()]
+    if settings.scores:
+        from hpc_closure.evaluate.scores import registry
+
+        names = [score.name for score in registry.load(settings.scores)]
+        print(f"further scores: {', '.join(names)}")
     if beside:
         print(f"beside the model: {', '.join(beside)}")
     return 0

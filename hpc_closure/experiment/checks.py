@@ -1,8 +1,12 @@
 """What must hold between the sections of an experiment; each breach is one clear line."""
 
-from hpc_closure.experiment.models import FUNCTIONAL, NETWORKS, UNTRAINED, resolve
+from hpc_closure.experiment.kinds import ModelKind, NetworkKind, ResidualKind, find, names
+from hpc_closure.experiment.models import kind_of, kinds_of, network_of, resolve
 from hpc_closure.spectral.modes.grid import retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
+
+# keys of a model that some of its parts read
+MAY_BE_READ = ("schedule", "evaluations", "layers", "base_noise", "mean_layers")
 
 
 def check(experiment) -> None:
@@ -79,20 +83,34 @@ def _check_dimensions(experiment) -> None:
 
 def _of_a_model_on_a_line(experiment) -> list[tuple]:
     """Settings of the model that :func:`_check_dimensions` looks at."""
-    model = experiment.model
+    model, whole = experiment.model, kind_of(experiment.model.preset)
+    composites = ("gaussian", "convolutional")
+    fit = (*composites, *(name for name in names(ModelKind) if _on_a_line(ModelKind.known[name])))
+    if whole is not None and _on_a_line(whole):
+        fit = (*fit, model.preset)
     wrong: list[tuple] = [
-        ("model.preset", model.preset, "gaussian", "convolutional"),
+        ("model.preset", model.preset, *fit),
         ("model.conditions.physics", model.conditions.physics, False),
         ("train.augment", experiment.train.augment, False),
     ]
-    if model.preset in ("gaussian", "convolutional"):
+    if model.preset in composites:
         config = resolve(model.model_dump(exclude_none=True))
-        wrong += [
-            ("model.mean", "fno" if "fno" in config["mean"] else "cnn", "cnn"),
-            ("model.amplitude", config["amplitude"], "cnn", "none"),
-            ("model.residual", config["residual"], *UNTRAINED),
-        ]
+        local = [name for name in names(NetworkKind) if _on_a_line(NetworkKind.known[name])]
+        for key, name in (("mean", network_of(config)), ("amplitude", config["amplitude"])):
+            if name and name != "none" and not _on_a_line(find(NetworkKind, name, f"model.{key}")):
+                wrong.append((f"model.{key}", name, *local))
+        if find(ResidualKind, config["residual"], "model.residual").trained:
+            wrong.append(("model.residual", config["residual"], *_untrained()))
     return wrong
+
+
+def _on_a_line(kind) -> bool:
+    return 1 in kind.flow_dimensions
+
+
+def _untrained() -> list[str]:
+    """List the residuals that nothing trains by gradients."""
+    return [name for name in names(ResidualKind) if not ResidualKind.known[name].trained]
 
 
 def _check_outputs(experiment) -> None:
@@ -192,47 +210,23 @@ def _check_model(experiment) -> None:
     model, conditions = experiment.model, experiment.model.conditions
     if experiment.use.model:
         return
-    if model.preset == "published":
-        if conditions.sensors == "optional":
-            raise ValueError(
-                "model.preset=published is trained either with sensors or without: set "
-                "model.conditions.sensors to required or none"
-            )
-        for key in ("history", "previous", "physics"):
-            value = getattr(conditions, key)
-            if value:
-                raise ValueError(
-                    f"model.preset=published has no {key}: remove model.conditions.{key}"
-                )
-        layouts = [experiment.rollout.sensors, *experiment.evaluate.sensors]
-        if any(layout and layout.layout == "scattered" for layout in layouts):
-            raise ValueError("model.preset=published reads sensors of layout regular only")
-        if experiment.rollout.interval < experiment.generate.interval:
-            raise ValueError(
-                f"rollout.interval={experiment.rollout.interval}: model.preset=published is never "
-                "rescaled and is held at least as long as it was trained at, "
-                f"generate.interval={experiment.generate.interval}"
-            )
+    whole = kind_of(model.preset)
     if experiment.train.trajectory:
         _check_trajectory(experiment)
-    given = model.model_dump(exclude_none=True)
-    config = resolve(given)
-    if model.preset in FUNCTIONAL:
-        return _check_functional(model)
-    if model.preset == "published":
-        return
+    settings = model.model_dump(exclude_none=True)
+    config = resolve(settings)
+    if whole is not None:
+        return whole.check(experiment)
     if conditions.previous:
         check_previous(experiment, conditions.previous)
     residual = config["residual"]
-    networks = set(NETWORKS) & {*config["mean"], config["amplitude"]}
+    read = {key for kind in kinds_of(config) for key in kind.reads}
     for key, used in (
         ("memory", not conditions.previous and residual != "none"),
-        ("evaluations", residual == "score"),
-        ("layers", residual in ("score", "crps")),
         ("library", "regression" in config["mean"]),
-        ("mean_layers", bool(networks)),
+        *((key, key in read) for key in MAY_BE_READ),
     ):
-        if key in given and not used:
+        if key in settings and not used:
             raise ValueError(
                 f"model.{key} is no setting of model.preset={model.preset} with mean "
                 f"{config['mean'] or 'none'}, residual {residual}: remove it"
@@ -242,12 +236,12 @@ def _check_model(experiment) -> None:
             f"train.opponents={list(experiment.train.opponents)} read numbers of a flow in two "
             f"dimensions; {experiment.physics.equation} has one: remove them"
         )
-    if residual == "crps":
+    if find(ResidualKind, residual, "model.residual").one_evaluation:
         for stage in ("rollout", "evaluate"):
             sampler = getattr(experiment, stage).sampler
             if (sampler.method, sampler.evaluations or 1) != ("preset", 1):
                 raise ValueError(
-                    f"{stage}.sampler: model.residual=crps has one evaluation and no method"
+                    f"{stage}.sampler: model.residual={residual} has one evaluation and no method"
                 )
 
 
@@ -269,23 +263,11 @@ def _check_memory(experiment) -> None:
         )
 
 
-def _check_functional(model) -> None:
-    """An eddy viscosity reads the state and nothing else."""
-    conditions = model.conditions
-    for key, none in (("history", 0), ("previous", 0), ("physics", False), ("sensors", "none")):
-        if getattr(conditions, key) != none:
-            raise ValueError(
-                f"model.preset={model.preset} reads the resolved state alone: set "
-                f"model.conditions.{key} to {none}"
-            )
-
-
 def _check_trajectory(experiment) -> None:
     """Coupled ensembles are trained from consecutive states, one reading of each draw."""
     model, generate = experiment.model, experiment.generate
-    parts = model.preset not in ("published", *FUNCTIONAL)
-    residual = resolve(model.model_dump(exclude_none=True)).get("residual") if parts else None
-    if residual not in UNTRAINED:
+    residual = resolve(model.model_dump(exclude_none=True)).get("residual")
+    if residual is None or find(ResidualKind, residual, "model.residual").trained:
         raise ValueError(
             f"train.trajectory is for closures drawn from a mean and a Gaussian law, or a mean "
             f"alone: model.preset={model.preset} is none; set model.preset to gaussian or "

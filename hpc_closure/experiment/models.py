@@ -1,8 +1,31 @@
-"""The presets of the model: which parts, and their sizes; plain data."""
+"""Models as an experiment describes them: presets of parts in a row, or a whole model by name."""
 
 from typing import Any
 
-__all__ = ["FUNCTIONAL", "NETWORKS", "PRESETS", "RETIRED", "RIVALS", "UNTRAINED", "resolve"]
+from hpc_closure.experiment.kinds import (
+    BARE,
+    Kind,
+    ModelKind,
+    NetworkKind,
+    ResidualKind,
+    find,
+    is_path,
+    names,
+)
+
+__all__ = [
+    "PRESETS",
+    "RETIRED",
+    "RIVALS",
+    "closed_mean",
+    "draws",
+    "is_composite",
+    "kind_of",
+    "kinds_of",
+    "network_of",
+    "preset_names",
+    "resolve",
+]
 
 DEFAULT: dict[str, Any] = {
     "preset": "default",
@@ -26,22 +49,6 @@ DEFAULT: dict[str, Any] = {
     "dimensions": 2,  # of the flow
 }
 
-PUBLISHED: dict[str, Any] = {
-    "preset": "published",
-    "conditions": {"sensors": "required", "history": 0, "physics": False},
-    "width": 20,
-    "modes": 8,
-    "layers": 4,
-    "upscaling": "interp",
-    "target_factor": 1.0,
-    "method": "euler_maruyama",
-    "evaluations": 10,
-    "form": "fft",
-}
-
-# eddy viscosities, and their constants: None = tuned
-FUNCTIONAL = ("smagorinsky", "leith", "dynamic_smagorinsky", "dynamic_leith", "jansen_held")
-BARE = {"sensors": "none", "history": 0, "physics": False}
 # what a generator is compared with: about the best mean, fitted by likelihood
 RIVALS = ("gaussian_modes", "gaussian_state", "mixture")
 RIVAL = {"mean": ["regression", "numbers", "fno"], "amplitude": "none"}
@@ -52,12 +59,6 @@ MIXED = {"residual": "mixture", "evaluations": 1, "centred": None}
 def _rival(name: str, **parts: Any) -> dict[str, Any]:
     conditions = {**DEFAULT["conditions"], "sensors": "none"}
     return {**DEFAULT, "preset": name, "conditions": conditions, **RIVAL, **parts}
-
-
-def _functional(name: str) -> dict[str, Any]:
-    tuned = () if name.startswith("dynamic_") else ("constant",)
-    open_ = (*tuned, "returned") if name == "jansen_held" else tuned
-    return {"preset": name, "conditions": BARE, **dict.fromkeys(open_)}
 
 
 # the method alone: nothing is granted, nothing is judged away
@@ -73,88 +74,192 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gaussian_state": _rival("gaussian_state", **MIXED, components=1),
     "mixture": _rival("mixture", **MIXED, components=2),
     "convolutional": {**DEFAULT, "preset": "convolutional", **LOCAL},
-    "published": PUBLISHED,
-    **{name: _functional(name) for name in FUNCTIONAL},
 }
 CHOICES = {
-    "amplitude": ("fno", "cnn", "none"),
-    "residual": ("score", "crps", "mixture", "modes", "gaussian", "none"),
     "memory": ("on", "off"),
     "sensors": ("kriging", "learned"),
     "gate": ("on", "off"),
     "library": ("none", "linear", "quadratic"),
 }
-NETWORKS = ("fno", "cnn")  # of the mean and of the amplitude
-MEANS = ("regression", "numbers", *NETWORKS)
-UNTRAINED = ("gaussian", "modes", "none")  # residuals
 # Settings with one value left, which older experiments and model files may state. Stage hashes
 # cover them as they stand there.
 RETIRED = {"schedule": "trigonometric", "base_noise": "matched"}
+CLOSED_MEANS = ("regression", "numbers")  # parts of the mean that no gradient fits
+
+
+def preset_names() -> tuple[str, ...]:
+    """List the presets: parts in a row, then whole models."""
+    return (*PRESETS, *names(ModelKind))
+
+
+def is_composite(config: dict[str, Any]) -> bool:
+    """Whether a configuration is of parts in a row, a mean and a residual."""
+    return "residual" in config or config["preset"] in PRESETS
+
+
+def kind_of(preset: str) -> type[ModelKind] | None:
+    """Find the whole model that a preset names; None for parts in a row."""
+    return None if preset in PRESETS else find(ModelKind, preset, "model.preset")
+
+
+def network_of(config: dict[str, Any]) -> str | None:
+    """Find the name of the mean's network; None where there is none."""
+    return next((name for name in config["mean"] if name not in CLOSED_MEANS), None)
+
+
+def closed_mean(config: dict[str, Any]) -> list[str]:
+    """List the parts of the mean that are no network."""
+    return [name for name in config["mean"] if name in CLOSED_MEANS]
+
+
+def kinds_of(config: dict[str, Any]) -> list[type[Kind]]:
+    """List the classes that a configuration names."""
+    whole = kind_of(config["preset"])
+    if whole is not None:
+        return [whole]
+    found: list[type[Kind]] = [
+        find(NetworkKind, name, "model.mean")
+        for name in config["mean"]
+        if name not in CLOSED_MEANS
+    ]
+    if config["amplitude"] != "none":
+        found.append(find(NetworkKind, config["amplitude"], "model.amplitude"))
+    return [*found, find(ResidualKind, config["residual"], "model.residual")]
+
+
+def draws(config: dict[str, Any]) -> bool:
+    """Whether models of a configuration draw; the others have one answer to a state."""
+    whole = kind_of(config["preset"])
+    return config.get("residual") != "none" if whole is None else whole.draws
 
 
 def resolve(model: dict[str, Any]) -> dict[str, Any]:
-    """Return a preset with the differences of ``model``; None means the preset's value.
+    """Fill in a preset: the differences of ``model`` over its values; None means the preset's.
 
     Raises:
-        ValueError: unknown preset or key, or a value that was removed.
+        ValueError: unknown preset, key or class, or a value that was removed.
     """
     name = model.get("preset", "default")
-    if name not in PRESETS:
-        raise ValueError(f"model.preset={name!r}, expected one of {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    given = {key: value for key, value in model.items() if value is not None}
+    if name in PRESETS:
+        preset = PRESETS[name]
+    elif is_path(name) or name in names(ModelKind):
+        preset = _whole(find(ModelKind, name, "model.preset"), name)
+    else:
+        known = ", ".join(preset_names())
+        raise ValueError(f"model.preset={name!r}, expected one of {known}")
+    chosen = {key: value for key, value in model.items() if value is not None}
     for key, value in RETIRED.items():
-        if given.get(key, value) != value:
+        if chosen.get(key, value) != value:
             raise ValueError(
-                f"model.{key}={given[key]!r} was removed, {value} is the only value left: remove "
+                f"model.{key}={chosen[key]!r} was removed, {value} is the only value left: remove "
                 "the key"
             )
         if "mean" in preset:  # the others never had it
-            given.pop(key, None)
-    unknown = sorted(set(given) - set(preset))
-    if unknown:
-        raise ValueError(
-            f"model.{unknown[0]} is no setting of model.preset={name}: remove it; valid: "
-            f"{', '.join(preset)}"
-        )
-    conditions = {**preset["conditions"], **(given.pop("conditions", None) or {})}
-    resolved = {**preset, **given, "conditions": conditions}
-    if resolved.get("sensors") == "learned" and "method" not in given:
-        resolved["method"] = "gaussian"  # steps that are exact for the spread that it tells
-    if "mean" in resolved:
+            chosen.pop(key, None)
+    conditions = {**preset["conditions"], **(chosen.pop("conditions", None) or {})}
+    resolved = {**preset, **chosen, "conditions": conditions}
+    if resolved.get("sensors") == "learned" and "method" not in chosen:
+        resolved["method"] = "gaussian"  # steps that are exact for the spread that it learns
+    if "mean" in preset:
         resolved["mean"] = [] if resolved["mean"] == "none" else list(resolved["mean"])
+        _check_choices(resolved)
+    kinds = kinds_of(resolved)
+    inside = {key for kind in kinds if _is_inside(kind) for key in _own(kind)}
+    unknown = sorted(set(chosen) - set(preset) - inside - {"options"})
+    if unknown:
+        valid = ", ".join([*preset, *sorted(inside - set(preset))])
+        raise ValueError(
+            f"model.{unknown[0]} is no setting of model.preset={name}: remove it; valid: {valid}"
+        )
+    _fill_options(resolved, kinds)
+    if "mean" in preset:
         _check_parts(resolved)
     return resolved
 
 
-def _check_parts(config: dict[str, Any]) -> None:
-    """Raise ValueError unless parts are known and fit together."""
+def _whole(kind: type[ModelKind], name: str) -> dict[str, Any]:
+    """Return the preset of a whole model; of one outside the package its own keys are options."""
+    inside = [] if is_path(name) else [key for key in _own(kind) if key not in kind.defaults]
+    return {"preset": name, "conditions": BARE, **dict.fromkeys(inside), **kind.defaults}
+
+
+def _own(kind: type[Kind]) -> list[str]:
+    """List the keys of a kind's own."""
+    return [] if kind.Options is None else list(kind.Options.model_fields)
+
+
+def _is_inside(kind: type[Kind]) -> bool:
+    """Whether a kind is named without a path: its own keys stand in the section itself."""
+    return bool(kind.name) and kind.known.get(kind.name) is kind
+
+
+def _fill_options(config: dict[str, Any], kinds: list[type[Kind]]) -> None:
+    """Read ``options`` as the classes outside the package take them, with their defaults."""
+    rest, read = dict(config.pop("options", None) or {}), {}
+    outside = [kind for kind in kinds if not _is_inside(kind)]
+    for kind in outside:
+        own = {key: rest[key] for key in _own(kind) if key in rest}
+        read.update(_read(kind, own))
+    unknown = sorted(set(rest) - set(read))
+    if unknown:
+        valid = ", ".join(read) or "none"
+        raise ValueError(f"model.options.{unknown[0]}: unknown key; valid: {valid}")
+    if read or outside:
+        config["options"] = read
+    for kind in kinds:
+        if kind not in outside and kind.Options is not None:
+            values = _read(kind, {key: config[key] for key in _own(kind) if key in config})
+            config.update({key: values[key] for key in values if values[key] is not None})
+
+
+def _read(kind: type[Kind], values: dict[str, Any]) -> dict[str, Any]:
+    """Check a kind's own keys; returns them all, plain values. Raises ValueError, one line."""
+    if kind.Options is None:
+        return {}
+    try:
+        return kind.Options.model_validate(values).model_dump(mode="json")
+    except ValueError as error:
+        first, *_ = error.errors()  # type: ignore[attr-defined]
+        key = ".".join(map(str, first["loc"]))
+        section = "model" if _is_inside(kind) else "model.options"
+        raise ValueError(f"{section}.{key}={first.get('input')!r}: {first['msg']}") from None
+
+
+def _check_choices(config: dict[str, Any]) -> None:
+    """Raise ValueError unless parts are known."""
+    means = [*CLOSED_MEANS, *names(NetworkKind)]
     for name in config["mean"]:
-        if name not in MEANS:
-            raise ValueError(f"model.mean={config['mean']}: expected {', '.join(MEANS)} or none")
-    if len(set(config["mean"]) & set(NETWORKS)) > 1:
-        raise ValueError(f"model.mean={config['mean']}: one network, fno or cnn")
+        if name not in means and not is_path(name):
+            raise ValueError(
+                f"model.mean={config['mean']}: expected {', '.join(means)}, "
+                "package.module:Class or none"
+            )
+    if len(set(config["mean"]) - set(CLOSED_MEANS)) > 1:
+        raise ValueError(f"model.mean={config['mean']}: one network")
     for key, known in CHOICES.items():
         if config[key] not in known:
             raise ValueError(f"model.{key}={config[key]!r}, expected one of {', '.join(known)}")
-    if config["residual"] == "none" and config["conditions"]["sensors"] != "none":
-        raise ValueError(
-            "model.residual=none has one answer, with nothing in it for sensors to tell: set "
-            "model.conditions.sensors to none"
-        )
-    if config["residual"] == "mixture" and "components" not in config:
-        raise ValueError(
-            "model.residual=mixture is of the presets gaussian_state and mixture: set model.preset"
-        )
+
+
+def _check_parts(config: dict[str, Any]) -> None:
+    """Raise ValueError unless parts fit together."""
+    residual = find(ResidualKind, config["residual"], "model.residual")
+    residual.check(config)
     if "numbers" in config["mean"] and config["dimensions"] != 2:
         raise ValueError("model.mean=numbers reads a flow in two dimensions: remove it")
-    if config["residual"] in ("modes", "mixture") and config["conditions"]["sensors"] != "none":
+    if not residual.reads_sensors and config["conditions"]["sensors"] != "none":
         raise ValueError(
             f"model.residual={config['residual']} is drawn without sensors: set "
             "model.conditions.sensors to none"
         )
-    if config["residual"] in ("gaussian", "modes", "mixture") and config["sensors"] == "learned":
+    learned = config["sensors"] == "learned" and config["residual"] != "none"
+    if learned and not residual.learns_sensors:
         raise ValueError(
-            "model.sensors=learned needs a residual that learns: set model.residual to score or "
-            "crps, or model.sensors to kriging"
+            "model.sensors=learned needs a residual that learns: set model.residual to "
+            f"{_either(ResidualKind, 'learns_sensors')}, or model.sensors to kriging"
         )
+
+
+def _either(family: type[Kind], attribute: str) -> str:
+    """List the kinds of a family that have something, in words."""
+    return " or ".join(name for name in names(family) if getattr(family.known[name], attribute))

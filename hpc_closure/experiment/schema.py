@@ -11,13 +11,32 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import check_lead
-from hpc_closure.experiment.models import RIVALS, UNTRAINED, resolve
+from hpc_closure.experiment.kinds import (
+    Kind,
+    ModelKind,
+    NetworkKind,
+    ResidualKind,
+    find,
+    is_path,
+    names,
+)
+from hpc_closure.experiment.method_names import RESERVED, TRUTH
+from hpc_closure.experiment.models import CLOSED_MEANS, RIVALS, preset_names, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
 from hpc_closure.spectral.modes.grid import points_for, retained_modes
 from hpc_closure.spectral.problem import Numerics, Problem
@@ -34,19 +53,6 @@ from hpc_closure.spectral.recipe import (
 GROWS_GENERATE = ("members", "t_end", "certificate")
 # what is written besides: changes no trajectory, so it is in no hash; one list for a run
 OUTPUTS = ("fields", "filters", "series_every", "spectra")
-Means = Literal["regression", "numbers", "fno", "cnn"]  # parts of the mean
-# methods that stand in the tables of scores anyway
-BUILT_IN = (
-    "model",
-    "model+physics",
-    "mean_gp",
-    "oracle",
-    "physics",
-    "fourier",
-    "climatology",
-    "none",
-    "truth",
-)
 # how a training is run, not what it learns
 TRANSIENT_TRAIN = (
     "engine",
@@ -205,25 +211,51 @@ def _switch(value: Any) -> Any:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
-class Model(Section):
-    """Parts in a row, U = m(V) + D(V) q; what is none here is as the preset has it."""
+def _one_of(known: tuple[str, ...]) -> Any:
+    """Type of a name among some, or of a class outside the package by its path."""
 
-    preset: Literal[
-        "default",
-        "fno_score",
-        "one_pass",
-        "gaussian",
-        "gaussian_modes",
-        "gaussian_state",
-        "mixture",
-        "convolutional",
-        "published",
-        "smagorinsky",
-        "leith",
-        "dynamic_smagorinsky",
-        "dynamic_leith",
-        "jansen_held",
-    ] = Field(
+    def check_name(value: str) -> str:
+        if value not in known and not is_path(value):
+            *most, last = map(repr, known)
+            expected = f"{', '.join(most)} or {last}"
+            raise PydanticKnownError("literal_error", {"expected": expected})
+        return value
+
+    return Annotated[str, AfterValidator(check_name)]
+
+
+def _own_keys() -> dict[str, Any]:
+    """Collect the keys that networks, residuals and models of the package have of their own."""
+    kinds: list[type[Kind]] = [
+        family.known[name]
+        for family in (NetworkKind, ResidualKind, ModelKind)
+        for name in names(family)
+    ]
+    fields: dict[str, Any] = {}
+    for kind in kinds:
+        own = kind.Options.model_fields if kind.Options else {}
+        fields |= {key: (field.annotation, field) for key, field in own.items()}
+    return fields
+
+
+if TYPE_CHECKING:
+    PresetName: TypeAlias = str
+    MeanName: TypeAlias = str
+    NetworkName: TypeAlias = str
+    ResidualName: TypeAlias = str
+    RivalName: TypeAlias = str
+else:
+    PresetName = _one_of(preset_names())
+    MeanName = _one_of((*CLOSED_MEANS, *names(NetworkKind)))
+    NetworkName = _one_of((*names(NetworkKind), "none"))
+    ResidualName = _one_of(names(ResidualKind))
+    RivalName = Literal[RIVALS]
+
+
+class ModelKeys(Section):
+    """Keys of every model."""
+
+    preset: PresetName = Field(
         "default",
         description="default: all parts, gated; fno_score: the score network alone, with learned "
         "sensors; one_pass: a generator trained by CRPS; gaussian: closed forms only; "
@@ -234,7 +266,7 @@ class Model(Section):
         "the network of Dong, Chen, Wu 2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
-    mean: Literal["none"] | tuple[Means, ...] | None = Field(
+    mean: Literal["none"] | tuple[MeanName, ...] | None = Field(
         None,
         description="m: a regression; numbers: for the largest modes also smooth functions of "
         "single numbers of the state, few coefficients; and a network for what they leave: fno, "
@@ -243,17 +275,12 @@ class Model(Section):
     library: Literal["none", "linear", "quadratic"] | None = Field(
         None, description="terms of the regression"
     )
-    amplitude: Literal["fno", "cnn", "none"] | None = Field(
-        None, description="D: learned by such a network, or 1"
-    )
-    residual: Literal["score", "crps", "mixture", "modes", "gaussian", "none"] | None = Field(
+    amplitude: NetworkName | None = Field(None, description="D: learned by such a network, or 1")
+    residual: ResidualName | None = Field(
         None,
         description="how q is drawn: by a score; in one pass; from a mixture of Gaussian laws "
         "that follow the state; from a Gaussian law with a covariance for each wavevector, or "
         "with one variance for all of equal |k|; none: the mean alone, the same for every member",
-    )
-    components: Annotated[int, Field(ge=1, le=2)] | None = Field(
-        None, description="of a mixture; 1: a Gaussian law that follows the state"
     )
     sensors: Literal["kriging", "learned"] | None = Field(
         None, description="how sensors enter: kriged under the Gaussian law, or learned"
@@ -293,22 +320,26 @@ class Model(Section):
     form: Literal["auto", "fft", "matrix"] | None = Field(
         None, description="how spectral convolutions are computed"
     )
-    constant: NonNegative | None = Field(
-        None, description="eddy viscosities: c; none = tuned in coupled runs"
+    options: dict[str, Any] | None = Field(
+        None, description="keys of classes outside the package, package.module:Class"
     )
-    returned: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="jansen_held: share of the energy that is given back; none = tuned"
-    )
-    upscaling: Literal["interp", "conv"] | None = Field(
-        None, description="published: how sensors are carried to the grid"
-    )
+
+
+#: with the keys that single networks, residuals and models have of their own
+ModelOfAll: Any = create_model("ModelOfAll", __base__=ModelKeys, **_own_keys())
+
+
+class Model(ModelOfAll):
+    """Parts in a row, U = m(V) + D(V) q; what is none here is as the preset has it."""
 
     @property
     def gated(self) -> bool:
         """Whether unseen members decide what acts."""
         config = resolve(self.model_dump(exclude_none=True))
-        trained = config.get("residual", "gaussian") not in UNTRAINED
-        return trained and config.get("gate") == "on"
+        residual = config.get("residual")
+        if residual is None or config.get("gate") != "on":
+            return False
+        return find(ResidualKind, residual, "model.residual").trained
 
 
 class Trajectory(Section):
@@ -422,7 +453,7 @@ class Train(Section):
     trajectory: Trajectory | None = Field(
         None, description="a last phase of training, through the reduced solver; none = off"
     )
-    opponents: tuple[Literal["gaussian_modes", "gaussian_state", "mixture"], ...] = Field(
+    opponents: tuple[RivalName, ...] = Field(
         (),
         description="closures without a generator (model.preset) that are trained after the "
         "model, on the same data, coupled from the same starts, and stand in every table",
@@ -678,6 +709,11 @@ class Evaluate(Section):
         description="method of the tables with which every other one is compared start by start",
     )
     event: Event | None = Field(None, description="probability asked of the coupled ensemble")
+    scores: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...] = Field(
+        (),
+        description="modules of your own whose SCORES stand beside the built-in ones, "
+        "[package.module]; they are imported",
+    )
     formats: tuple[Literal["png", "pdf"], ...] = Field(
         ("png", "pdf"),
         description="of the figures; the report shows the png, which is written for any; with [] "
@@ -689,9 +725,10 @@ class Evaluate(Section):
     @classmethod
     def _names_of_their_own(cls, compare):
         for name in compare:
-            if name in BUILT_IN or name.startswith(("oracle", "rung_")):
+            taken = (*RESERVED, TRUTH)
+            if name in taken or name.startswith(("oracle", "rung_")):
                 raise ValueError(
-                    f"{name} names a method of every table ({', '.join(BUILT_IN)}): choose another"
+                    f"{name} names a method of every table ({', '.join(taken)}): choose another"
                 )
         return compare
 
@@ -700,7 +737,7 @@ class Evaluate(Section):
         for name in self.seeds:
             if name in self.compare:
                 raise ValueError(f"{name} stands in compare and in seeds: choose another name")
-        known = [name for name in (*BUILT_IN, *self.compare, *self.seeds) if name != "truth"]
+        known = [*RESERVED, *self.compare, *self.seeds]
         if self.against not in known:
             raise ValueError(
                 f"against={self.against} names no method of the tables; known are "
@@ -938,7 +975,8 @@ class Experiment(Section):
         if stage == "rollout":
             return {**settings, "rollout": rollout}
         if stage == "evaluate":
-            new = {"seeds": {}, "against": "model"}  # not in the hash of scores without them
+            # not in the hash of scores without them
+            new = {"seeds": {}, "against": "model", "scores": []}
             evaluate = {
                 key: value
                 for key, value in plain["evaluate"].items()

@@ -259,10 +259,7 @@ class Trainer:
             model.load_statistics(self.processes.share(model.saved_statistics()))
             for key, value in report.items():
                 self.logger.info(f"{phase.name}: {key} {value}")
-        model.phase = phase.name
-        trained = {id(weight) for weight in model.parameters_of(phase.name)}
-        for weight in model.parameters():
-            weight.requires_grad_(id(weight) in trained)
+        model.resume(phase.name)
 
     def _reader(self) -> SharedReader:
         """Of this process's share of what the phase's statistics are made of."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.baselines.eddy_viscosity import FunctionalModel, candidates
+from hpc_closure.closure.baselines.functional import FunctionalModel
 from hpc_closure.closure.targets import advance_with, reduced_problem
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
@@ -39,7 +39,7 @@ def tune(
     Raises:
         Stopped: asked to stop; nothing is kept.
     """
-    options = candidates(model.config)
+    options = model.baseline.candidates(model.config)
     trial = Trial(model, experiment, store)
     stop = stop or Stop()
     scores = trial.scores(options, stop)

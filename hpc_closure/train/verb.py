@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hpc_closure.closure.compatibility import check_fits, is_made_by
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run, model_at
-from hpc_closure.experiment.models import FUNCTIONAL
+from hpc_closure.experiment.models import kind_of
 from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, launch, log
@@ -48,7 +48,8 @@ def fit(experiment: Experiment, session: Session) -> None:
     from hpc_closure.train import processes, trainer
 
     section = experiment.train
-    if experiment.model.preset in FUNCTIONAL:
+    whole = kind_of(experiment.model.preset)
+    if whole is not None and whole.tuned:
         return tune(experiment, session)
     joined = processes.join(session.device, session.world.bcast)
     store = DataSet(session.run.data)
@@ -58,7 +59,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     if experiment.use.mean:
         take_mean(model, experiment)
     share = section.batch // (joined.size * section.accumulate)
-    values = share * math.prod(data.train.points) * model.config["width"]
+    values = share * math.prod(data.train.points) * model.config.get("width", 1)
     threads = launch.set_threads(experiment.cluster.threads, values)
     session.record["threads"] = launch.num_threads()
     log.get().info(f"training on {threads}")
@@ -84,15 +85,16 @@ def seed_of(experiment: Experiment) -> int:
 def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
     """The mean of another model (``use.mean``), where that has a network."""
     import hpc_closure
-    from hpc_closure.closure.composed.model import ComposedModel
+    from hpc_closure.closure.composed import phases
+    from hpc_closure.closure.composed.model import CompositeClosure
 
     key = f"use.mean={experiment.use.mean}"
     path = model_at(experiment.folder, str(experiment.use.mean))
     check_fits(path, experiment, key)
     other = hpc_closure.load(path).model
-    if not isinstance(model, ComposedModel) or not isinstance(other, ComposedModel):
+    if not isinstance(model, CompositeClosure) or not isinstance(other, CompositeClosure):
         raise ValueError(f"{key}: model.preset={experiment.model.preset} takes no mean")
-    if model.take_mean(other):
+    if phases.take_mean(model, other):
         log.get().info(f"the mean is that of {path}")
     else:
         log.get().info(f"{path} has no mean that can be taken: one is trained here")
@@ -101,7 +103,7 @@ def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
 def tune(experiment: Experiment, session: Session) -> None:
     """Choose the constants of a functional closure, on the first process, and export it."""
     from hpc_closure.closure import artifact
-    from hpc_closure.closure.baselines.eddy_viscosity import FunctionalModel
+    from hpc_closure.closure.baselines.functional import FunctionalModel
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import tuning
 
@@ -168,15 +170,17 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
 def build_model(experiment: Experiment) -> "ClosureModel":
     """The model that the experiment describes, with fresh weights."""
     from hpc_closure.closure.artifact import build
-    from hpc_closure.closure.composed.model import ComposedModel
+    from hpc_closure.closure.composed import coupled_phases
+    from hpc_closure.closure.composed.model import CompositeClosure
     from hpc_closure.closure.composed.rollout_training import Trajectories
     from hpc_closure.closure.composed.steady import LongRuns
     from hpc_closure.closure.model import Through
-    from hpc_closure.closure.targets import QUOTED_FACTOR, reduced_problem
+    from hpc_closure.closure.targets import reduced_problem
 
     settings = experiment.model.model_dump(mode="json")
-    if experiment.model.preset == "published":  # it learns the closure as it is quoted, G = 2U
-        settings["target_factor"] = QUOTED_FACTOR[experiment.generate.closure]
+    whole = kind_of(experiment.model.preset)
+    if whole is not None:
+        settings |= whole.settings(experiment)
     if experiment.model.conditions.physics:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics"] = known
@@ -187,20 +191,22 @@ def build_model(experiment: Experiment) -> "ClosureModel":
         settings["adjusted"] = True
     model = build(settings, grid, experiment.physics.length)
     generate = experiment.generate
-    if isinstance(model, ComposedModel) and generate.closure == "subgrid":
+    if isinstance(model, CompositeClosure) and generate.closure == "subgrid":
         model.recorded_every = generate.spacing / (generate.interval * generate.dt)
     kind, interval = experiment.generate.closure, experiment.generate.interval
-    if experiment.train.steady is not None and isinstance(model, ComposedModel):
+    if experiment.train.steady is not None and isinstance(model, CompositeClosure):
         long = experiment.train.steady
         stride = Choices(experiment).stride
         problem = reduced_problem(experiment.problem, grid, kind, stride)
         span, seed = interval * experiment.generate.dt, experiment.seed
-        model.keep_steady(LongRuns(problem, kind, span, long.calls, long.members, seed))
+        runs = LongRuns(problem, kind, span, long.calls, long.members, seed)
+        coupled_phases.choose_share(model, runs)
     if section is None:
         return model
-    assert isinstance(model, ComposedModel)
+    assert isinstance(model, CompositeClosure)
     members = 1 if model.config["residual"] == "none" else section.members
-    model.train_through(
+    coupled_phases.train_through(
+        model,
         Trajectories(
             experiment.problem,
             experiment.train_grid,

@@ -1,8 +1,8 @@
 r"""The trained parts that a state alone decides: the mean's correction and the amplitude.
 
-Both are a network on the generator's grid, a Fourier neural operator or convolutions. What a
-regression of the mean leaves is their target; they are fitted on members of ``fit`` and act as far
-as the gate lets them. What they give is bounded, whatever they are shown.
+Both are a network on the generator's grid (:class:`~hpc_closure.experiment.kinds.NetworkKind`).
+What a regression of the mean leaves is their target; they are fitted on members of ``fit`` and act
+as far as the gate lets them. What they give is bounded, whatever they are shown.
 """
 
 import math
@@ -13,41 +13,30 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.fields.losses import gaussian_likelihood, spectral_square
 from hpc_closure.closure.gaussian.residual_coordinates import Encoding, Frame
-from hpc_closure.closure.networks.blocks import (
-    LARGEST,
-    LOW,
-    SUMMARY,
-    FieldNetwork,
-    LocalNetwork,
-    perceptron,
-)
+from hpc_closure.closure.networks.blocks import LARGEST, LOW, SUMMARY, perceptron
+from hpc_closure.experiment.kinds import NetworkKind, find
 
 __all__ = ["NetworkAmplitude", "NetworkMean"]
 
 FARTHEST = 10.0  # standard deviations of the residual that a correction has at most, ...
 
 
-def _network(kind: str, channels: int, config: dict[str, Any]) -> nn.Module:
-    width, layers = config["width"], config["mean_layers"]
-    if kind == "cnn":
-        return LocalNetwork(channels, width, layers, config["dimensions"])
-    return FieldNetwork(channels, width, config["modes"], layers, config["form"])
-
-
 class NetworkMean(nn.Module):
     """A correction of the mean, in units in which the regression's residual is white.
 
     Args:
-        kind: ``fno``, or ``cnn``.
+        kind: name of the network, ``fno``, ``cnn`` or a class's path.
         channels: of the conditions.
         config: of the model.
     """
 
     def __init__(self, kind: str, channels: int, config: dict[str, Any]):
         super().__init__()
-        self.kind, self.network = kind, _network(kind, channels, config)
+        chosen = find(NetworkKind, kind, "model.mean")
+        self.kind, self.decay = kind, chosen.decay
+        self.network = chosen.build(channels, config)
         self.farthest = FARTHEST  # ... or what unseen members have shown
-        self.low = perceptron(SUMMARY, LARGEST, LOW) if kind == "fno" else None
+        self.low = perceptron(SUMMARY, LARGEST, LOW) if chosen.answers_largest else None
 
     def forward(self, frame: Frame, encoding: Encoding) -> Tensor:
         """Whitened spectra (B, ...) in the residual band."""
@@ -81,7 +70,7 @@ class NetworkAmplitude(nn.Module):
 
     def __init__(self, kind: str, channels: int, config: dict[str, Any]):
         super().__init__()
-        self.network = _network(kind, channels, config)
+        self.network = find(NetworkKind, kind, "model.amplitude").build(channels, config)
 
     def forward(self, encoding: Encoding) -> Tensor:
         """(B, g, g)."""

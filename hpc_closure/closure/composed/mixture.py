@@ -28,7 +28,6 @@ from hpc_closure.closure.fields.modes import LARGEST, Band
 from hpc_closure.closure.gaussian.mode_covariance import apply_factors, remove_factors
 from hpc_closure.closure.gaussian.residual_coordinates import Frame
 from hpc_closure.closure.networks.blocks import SUMMARY, perceptron
-from hpc_closure.experiment.models import NETWORKS
 from hpc_closure.spectral.modes.grid import hermitian, placed, resize
 
 __all__ = ["Mixture", "principal"]
@@ -69,7 +68,7 @@ class Mixture(Generator):
         super().__init__(config)
         self.components = number = int(config["components"])
         if config.get("centred") is None:  # told once: a mean that does not act is dropped
-            config["centred"] = bool({"numbers", *NETWORKS} & set(config["mean"]))
+            config["centred"] = bool(set(config["mean"]) - {"regression"})
         self.about_mean = bool(config["centred"])
         self.shells = own.grid.num_shells
         self.tables = nn.Parameter(torch.zeros(number, 5, *own.shape))

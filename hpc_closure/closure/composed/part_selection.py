@@ -13,7 +13,7 @@ from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.gaussian.kriging import BaseLaw
 from hpc_closure.closure.reductions import Reader
 
-__all__ = ["LEAST", "ImprovementGate", "ShareGate", "ShellGate", "significant"]
+__all__ = ["LEAST", "ByMember", "Gate", "ImprovementGate", "ShareGate", "ShellGate", "significant"]
 
 LEAST = 8  # members
 LEVEL = 1.35e-3  # probability that a part without merit is let through

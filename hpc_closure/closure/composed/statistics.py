@@ -18,7 +18,7 @@ from hpc_closure.closure.gaussian.memory import Tags
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.modes.grid import resize
 
-__all__ = ["Adjusted", "Adjustment", "Batch", "Statistics", "generator_grid"]
+__all__ = ["NO_CENTRE", "Adjusted", "Adjustment", "Batch", "Statistics", "generator_grid"]
 
 # Sizes of the generator's grid: even, with small prime factors.
 SIZES = (16, 20, 24, 32, 36, 40, 48, 60, 64, 72, 80, 96, 108, 120, 128, 144, 160, 192, 216, 256)
@@ -66,6 +66,8 @@ class Statistics:
         memory_spacing: trained intervals from one snapshot to the next.
         score_gain: (shells,) of the generator; ``score_members`` have decided.
         score_spread: (shells,) std of the residual over that of the generator's samples.
+        centre_inner, centre_middle, centre_outer: weights of the mean of the generator's draws
+            (:mod:`centre`), to be taken out; ``centre_members`` have let it act.
         trajectory_scale: (calls,) CRPS of coupled ensembles before they were trained.
         trajectory_power: (shells - 1,) mean power of the states that they were compared with.
         trajectory_noise: (shells,) factor of the noise's std, from coupled runs.
@@ -104,6 +106,10 @@ class Statistics:
     score_gain: Tensor | None = None
     score_members: float | None = None
     score_spread: Tensor | None = None
+    centre_inner: Tensor | None = None
+    centre_middle: Tensor | None = None
+    centre_outer: Tensor | None = None
+    centre_members: float | None = None
     trajectory_scale: Tensor | None = None
     trajectory_power: Tensor | None = None
     trajectory_noise: Tensor | None = None
@@ -131,6 +137,7 @@ class Statistics:
 
 
 KEYS = fields(Statistics)
+NO_CENTRE: dict[str, Any] = {one.name: None for one in KEYS if one.name.startswith("centre_")}
 
 
 def _held(value: Tensor) -> Tensor:

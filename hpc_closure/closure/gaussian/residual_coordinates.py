@@ -34,6 +34,16 @@ class Encoding:
     summary: Tensor
     log_amplitude: Tensor | None = None
 
+    def rows(self, rows: list[int]) -> "Encoding":
+        """Select some of the states."""
+        return Encoding(
+            self.state_hat[rows],
+            self.mean_hat[rows],
+            self.features[rows],
+            self.summary[rows],
+            None if self.log_amplitude is None else self.log_amplitude[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Frame:

@@ -414,15 +414,3 @@ def _compare() -> None:
         ]
     for one, other in zip(found, expected, strict=True):
         compare(one, other, 1e-5, "networks", __file__)
-
-
-def num_parameters(module: nn.Module) -> int:
-    """Count the real parameters of a module.
-
-    Raises:
-        ValueError: a parameter is complex; DeepSpeed would silently corrupt it.
-    """
-    for name, parameter in module.named_parameters():
-        if parameter.is_complex():
-            raise ValueError(f"parameter {name} is complex; store it as real (..., 2)")
-    return sum(math.prod(p.shape) for p in module.parameters())

@@ -17,8 +17,10 @@ from pandas import DataFrame, Series
 from torch import Tensor
 
 from hpc_closure.evaluate.report.example_state import OneState
-from hpc_closure.evaluate.rows import GRANTED, RUNG, format_value, select, sort_methods
+from hpc_closure.evaluate.rows import RUNG, format_value, select, sort_methods
+from hpc_closure.evaluate.scores.late import late_leads
 from hpc_closure.evaluate.scores.rank_histogram import merge, rank_p
+from hpc_closure.experiment.method_names import GRANTED
 from hpc_closure.work.atomic import publish
 
 # method -> colour, line style, marker
@@ -39,6 +41,7 @@ DPI = 200
 UNSTEADY = {"png": "Software", "pdf": "CreationDate"}  # entries that tell when and by what
 FURTHER = ("#D55E00", "#A6761D", "#4D4D4D", "#117A8B", "#882255")
 MARKERS = "<>h*pHd"  # as many as have no divisor in common with the colours: pairs come back late
+LATE = "#f0ead8"  # of lead times at which no score can tell
 MARKED = 12  # markers on a line of many times
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -383,6 +386,8 @@ def _spread_ratios(axis, spread: Mapping[str, Tensor]) -> None:
 def error_growth(rows: DataFrame) -> Figure:
     """Error of the ensemble mean against lead time, with the spread of the ensemble.
 
+    A band begins at the first late lead time (:mod:`~hpc_closure.evaluate.scores.late`).
+
     Args:
         rows: rows of the coupled stage (one closure, grid and sensor layout).
     """
@@ -409,10 +414,19 @@ def error_growth(rows: DataFrame) -> Figure:
         right.set(title="Error of the mean (solid) and spread (dashed)")
         right.set(xlabel="lead time [s]", ylabel="rms vorticity [1/s]", yscale="log")
         for axis in (left, right):
+            _mark_late(axis, late_leads(total))
             axis.yaxis.set_major_locator(LogLocator(numticks=8))
             if axis.get_legend_handles_labels()[0]:
                 axis.legend()
     return figure
+
+
+def _mark_late(axis, late: Sequence[float]) -> None:
+    """Shade an axis over lead time from the first late one on."""
+    if late:
+        end = axis.get_xlim()[1]
+        axis.axvspan(late[0], end, color=LATE, linewidth=0, zorder=0, label="late")
+        axis.set_xlim(right=end)
 
 
 def _series(rows: DataFrame) -> np.ndarray:

@@ -14,9 +14,10 @@ from pandas import DataFrame
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.report import example_state, figures
 from hpc_closure.evaluate.report.example_state import OneState
-from hpc_closure.evaluate.rows import MODELS, select
+from hpc_closure.evaluate.rows import select
 from hpc_closure.evaluate.scores.late import late_leads
 from hpc_closure.evaluate.scores.table import Scored
+from hpc_closure.experiment.method_names import MODELS
 from hpc_closure.train import metrics
 
 SECTIONS = ("generated", "coupled", "training", "cost")
@@ -158,7 +159,12 @@ def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> 
     """
     line = _on_a_line(scored)
     name, unit = ("state", "(length/time)$^2$") if line else ("vorticity", r"s$^{-2}$")
+    late = late_leads(scored.rows)
     caption = f"Error of the ensemble mean against lead time, and the spread beside it ({words})."
+    if late:
+        caption += " Shaded: late lead times, at which scores can no longer tell."
+    leads = scored.rows["lead_time"].dropna()
+    last = "the last lead time" + ", a late one" * (bool(late) and late[-1] == leads.max())
     drawn = figures.error_growth(scored.rows)
     yield album.add("coupled", drawn, f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]
@@ -167,10 +173,10 @@ def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> 
             drawn = figures.profiles(scored.examples, shown, quantity="u")
         else:
             drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit="1/s")
-        caption = f"{name.capitalize()} at the last lead time ({words})."
+        caption = f"{name.capitalize()} at {last} ({words})."
         yield album.add("coupled", drawn, f"{name}_{label}", caption)
     drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=name, unit=unit)
-    caption = f"Power of the {name} and spread per shell at the last lead time ({words})."
+    caption = f"Power of the {name} and spread per shell at {last} ({words})."
     yield album.add("coupled", drawn, f"{name}_spectra_{label}", caption)
     if scored.fluxes:
         drawn = figures.rates(scored.fluxes, title="flux of {}", shown=(*MODELS, "oracle", "none"))

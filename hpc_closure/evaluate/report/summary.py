@@ -12,31 +12,21 @@ from typing import Any
 from pandas import DataFrame, isna
 
 from hpc_closure.closure.artifact import Closure
-from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.part_report import PartReport, describe
 from hpc_closure.evaluate.context import Inputs
-from hpc_closure.evaluate.rows import GRANTED, find, format_value, select, sort_methods
+from hpc_closure.evaluate.rows import find, format_value, select, sort_methods
+from hpc_closure.evaluate.scores.innovations import verdict
 from hpc_closure.evaluate.scores.late import late_leads
 from hpc_closure.evaluate.scores.rank_histogram import LEVEL
-from hpc_closure.evaluate.stages.innovations import verdict
+from hpc_closure.experiment.method_names import GRANTED, METHODS, MODEL
 
 RARE = 0.01  # share of draws that were brought back above which the first lines say so
 CONTROL_SEES = 0.05  # spread error that a test must see to be passed
-# closures without a generator, in words
-OPPONENTS = {
-    "gaussian_modes": "a Gaussian law by wavevector",
-    "gaussian_state": "a Gaussian law that follows the state",
-    "mixture": "a mixture of two Gaussian laws that follow the state",
-}
-REFERENCES = {
-    "oracle": "the exact law",
-    "mean_gp": "mean + Gaussian process",
-    **OPPONENTS,
-    "physics": "the granted physics",
-    "fourier": "Fourier interpolation of the sensors alone",
-    "climatology": "climatology",
-    "none": "no closure",
-}
+# what stands beside the model in a sentence, the exact law first
+WORDS = {method.name: method.words for method in METHODS if method.words}
+BESIDE = sorted(WORDS, key=lambda name: name != "oracle")
+OPPONENTS = [method.name for method in METHODS if method.opponent]
 GROUP = ["closure", "sensors", "grid", "interval", "split"]
 
 
@@ -99,10 +89,11 @@ def generator_in_words(closure: Closure, asked: int | None) -> str:
     if not number:
         return "does not act"
     config, effort = closure.config, f"{number} evaluation{'' if number == 1 else 's'}"
-    if isinstance(closure.model, ComposedModel):
+    if isinstance(closure.model, CompositeClosure):
         frame = closure.model.frame
         return f"on a {frame.size}x{frame.size} grid, {frame.kept.modes} modes, {effort}"
-    return f"on the grid of the states, {config['modes']} modes, {effort}"
+    modes = f", {config['modes']} modes" if "modes" in config else ""
+    return f"on the grid of the states{modes}, {effort}"
 
 
 def dataset(inputs: Inputs) -> str:
@@ -162,7 +153,7 @@ class Answers:
         self.rows, self.each_shell = select(rows, shell=None), rows
         self.words, self.interval = heading(columns), columns["interval"]
         self.granted = GRANTED in set(rows["method"])
-        self.model = GRANTED if self.granted else "model"
+        self.model = GRANTED if self.granted else MODEL
         self.closed = ", closed form" if self.model in closed else ""
         self.late = late_leads(rows)
 
@@ -172,9 +163,9 @@ class Answers:
 
     def others(self, score: str, time: float | None = None) -> str:
         """The same score of the methods that a reader compares with."""
-        scored = {name: self.row(score, name, time) for name in REFERENCES}
+        scored = {name: self.row(score, name, time) for name in BESIDE}
         return ", ".join(
-            f"{REFERENCES[name]} {format_value(score, row.value)}"
+            f"{WORDS[name]} {format_value(score, row.value)}"
             for name, row in scored.items()
             if row is not None
         )
@@ -207,7 +198,7 @@ class Answers:
 
     def opponent(self) -> str | None:
         """The method without a generator that has the least CRPS; None where there is none."""
-        names = [name for name in ("mean_gp", *OPPONENTS) if self.row("crps_ratio", name)]
+        names = [name for name in OPPONENTS if self.row("crps_ratio", name)]
         return min(names, key=lambda name: self.row("crps_ratio", name).value, default=None)
 
     def added(self) -> str:
@@ -224,8 +215,8 @@ class Answers:
         best = self.opponent()
         if best is None:
             return words
-        number = sum(self.row("crps_ratio", name) is not None for name in ("mean_gp", *OPPONENTS))
-        whose = REFERENCES[best]
+        number = sum(self.row("crps_ratio", name) is not None for name in OPPONENTS)
+        whose = WORDS[best]
         whose += f", the best of {number} without a generator" if number > 1 else ""
         words += f", against {say(self.row('crps_ratio', best))} of {whose}"
         energy = self.row("energy_score_difference", best)
@@ -239,7 +230,7 @@ class Answers:
         if pair is None or isna(pair.low) or pair.low > 0:
             return ""
         how = "is better than" if pair.high < 0 else "is as good as"
-        return f"{REFERENCES[best]} {how} the generator: {say(_over(pair))} times its CRPS; "
+        return f"{WORDS[best]} {how} the generator: {say(_over(pair))} times its CRPS; "
 
     def _spreads(self, best: str) -> str:
         """Spreads of the model and of an opponent, over the exact law's."""
@@ -363,11 +354,11 @@ class Answers:
             return
         others = select(self.rows, score=score)["method"]
         beside = [
-            f"{REFERENCES.get(name, name)} {format_value(score, self.row(score, name).value)}"
+            f"{WORDS.get(name, name)} {format_value(score, self.row(score, name).value)}"
             for name in sort_methods(others)
             if name not in (self.model, "climatology")
         ]
-        beside.append(f"{REFERENCES['none']} 0 by definition, the filtered DNS 1")
+        beside.append(f"{WORDS['none']} 0 by definition, the filtered DNS 1")
         yield Line(
             "Long-time statistics of that ensemble: the worst similarity to the filtered DNS",
             say(row),

@@ -14,8 +14,32 @@ import torch
 from torch import Tensor
 
 from hpc_closure.evaluate.scores.intervals import block_interval
+from hpc_closure.evaluate.scores.record import Score
 
 SHARE, EXPECTED = "brought_back", "brought_back_expected"
+TABLE = "Draws that were brought back"
+REQUIRES = "a closure that reads its own last draws (coupled)"
+SCORES = (
+    Score(
+        name=SHARE,
+        heading="brought back",
+        meaning="share of the draws from the start on of which a shell was larger than the "
+        "training's hardly ever are, and was brought back into their range",
+        table=TABLE,
+        requires=REQUIRES,
+        per_shell=True,
+        by_lead_time=True,
+    ),
+    Score(
+        name=EXPECTED,
+        heading="expected",
+        meaning="the same share of draws that are exchangeable with the DNS's own closures: of "
+        "training closures from which the range was not taken",
+        table=TABLE,
+        requires=REQUIRES,
+        per_shell=True,
+    ),
+)
 
 
 def shares(counts: np.ndarray | Tensor) -> Iterator[dict[str, Any]]:

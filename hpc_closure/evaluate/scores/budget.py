@@ -19,7 +19,33 @@ from torch import Tensor
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.intervals import interval_columns
 from hpc_closure.evaluate.scores.pointwise import distance
+from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.spectra import integer_k2, per_shell, power, transform
+
+SCORES = tuple(
+    Score(
+        name=f"work_{name}",
+        heading=heading,
+        meaning=meaning,
+        table="Budget of the closure",
+        requires="the state that a closure is added to (generated)",
+    )
+    for name, heading, meaning in (
+        (
+            "energy",
+            "energy, ratio",
+            "energy that the closure brings to the resolved flow, over what the true one brings; "
+            "a ratio of small differences where what it takes and gives is nearly equal",
+        ),
+        (
+            "energy_distance",
+            "energy, distance",
+            "relative distance of that spectrum, what each shell gets, from the truth's",
+        ),
+        ("enstrophy", "enstrophy, ratio", "the same of enstrophy"),
+        ("enstrophy_distance", "enstrophy, distance", "the same of enstrophy"),
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.evaluate.scores.intervals import Means, block_interval
+from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.spectral.diagnostics import Diagnostics
 from hpc_closure.spectral.modes.grid import as_row, from_row, to_fields, to_spectra
 from hpc_closure.spectral.problem import Problem
@@ -26,6 +27,35 @@ from hpc_closure.spectral.simulation import Simulation
 BINS = 1000  # of a law
 REACH = {"values": (-3.0, 3.0)}  # of the bins, in the truth's largest
 TOTAL = (0.0, 4.0)  # the same of energy and enstrophy
+SCORES = tuple(
+    Score(
+        name=f"similarity_{name}",
+        heading=heading,
+        meaning=meaning,
+        table="Similarity of long-time statistics",
+        requires="the method ``none`` (coupled)",
+    )
+    for name, heading, meaning in (
+        (
+            "energy_spectrum",
+            "energy spectrum",
+            "similarity 1 - D / D of no closure, second half of the run, D the root mean square "
+            "distance over shells from the filtered DNS: 1 is perfect, negative does harm (Ross "
+            "et al., JAMES 2023; Frezat et al. 2021)",
+        ),
+        ("enstrophy_spectrum", "enstrophy spectrum", "the same of enstrophy"),
+        ("energy_flux", "energy flux", "the same of the resolved flux through each shell"),
+        ("enstrophy_flux", "enstrophy flux", "the same of enstrophy"),
+        (
+            "values",
+            "law of values",
+            "similarity of the law of the state at a point, D the Wasserstein-1 distance",
+        ),
+        ("energy", "law of energy", "the same of a member's energy"),
+        ("enstrophy", "law of enstrophy", "the same of a member's enstrophy"),
+        ("worst", "worst", "the least of these similarities"),
+    )
+)
 
 
 class Flow:

@@ -10,9 +10,27 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.spectra import shell_power
 
 QUANTILE = 1.959963984540054  # of the normal law, 95 % two-sided
+TABLE = "The event asked for"
+SCORES = (
+    Score(
+        name="probability",
+        heading="probability",
+        meaning="share of members in which the event of evaluate.event happened",
+        table=TABLE,
+        requires="``evaluate.event`` (coupled)",
+    ),
+    Score(
+        name="members_needed",
+        heading="members needed",
+        meaning="ensemble size that would give the probability to the tolerance of evaluate.event",
+        table=TABLE,
+        requires="``evaluate.event`` (coupled)",
+    ),
+)
 
 
 def enstrophy(fields: Tensor) -> Tensor:

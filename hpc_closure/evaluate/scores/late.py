@@ -14,10 +14,21 @@ from torch import Tensor
 
 from hpc_closure.evaluate.rows import select
 from hpc_closure.evaluate.scores.paired import difference
+from hpc_closure.evaluate.scores.record import Score
 
 PREDICTABILITY = "predictability"
 LEAST = 0.05  # of it, for a score to tell
 DAGGER = "†"
+SCORES = (
+    Score(
+        name=PREDICTABILITY,
+        heading="predictability",
+        meaning="1 less the CRPS of the true ensemble over climatology's: what there is to be "
+        "gained",
+        requires="the methods ``oracle`` and ``climatology`` (coupled)",
+        by_lead_time=True,
+    ),
+)
 SENTENCE = (
     f"{DAGGER} Late: the true ensemble's CRPS is at least {1 - LEAST:g} of climatology's, so that "
     "a flow of the same climate that knows nothing of its start scores as well; such lead times "
@@ -43,10 +54,15 @@ def predictability(crps: Mapping[str, Tensor], blocks: Tensor) -> Iterator[tuple
 
 
 def late_leads(rows: DataFrame) -> list[float]:
-    """The late ones of the lead times in the rows of a coupled run, increasing."""
+    """Find the late ones of the lead times in the rows of a coupled run, increasing."""
     known = select(rows, method="oracle", score=PREDICTABILITY, shell=None)
+    return late_of(dict(zip(known["lead_time"], known["value"], strict=True)))
+
+
+def late_of(predictabilities: Mapping[float, float]) -> list[float]:
+    """Find the late ones of lead times, increasing; ``predictabilities`` by lead time."""
     late: list[float] = []
-    for lead, value in sorted(zip(known["lead_time"], known["value"]), reverse=True):
+    for lead, value in sorted(predictabilities.items(), reverse=True):
         if value >= LEAST:
             break
         late.append(lead)

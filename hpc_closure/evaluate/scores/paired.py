@@ -14,10 +14,36 @@ from torch import Tensor
 
 from hpc_closure.evaluate.rows import MARK
 from hpc_closure.evaluate.scores.intervals import interval_columns
+from hpc_closure.evaluate.scores.record import PAIRED, Score
 from hpc_closure.evaluate.scores.table import Statistics
 
 OF_STATES = ("crps", "energy_score")  # scores that are compared state by state
-DIFFERENCES = ("crps_difference", "energy_score_difference", "energy_score_joint_difference")
+REQUIRES = "the method ``evaluate.against``"
+SCORES = (
+    Score(
+        name="crps_difference",
+        heading="CRPS, difference",
+        meaning="CRPS less that of the reference method over the same starts or snapshots, over "
+        "its mean; the interval is of the difference, negative is better",
+        table=PAIRED,
+        requires=REQUIRES,
+    ),
+    Score(
+        name="energy_score_difference",
+        heading="energy score, difference",
+        meaning="likewise of the energy score",
+        table=PAIRED,
+        requires=REQUIRES,
+    ),
+    Score(
+        name="energy_score_joint_difference",
+        heading="energy score, joint, difference",
+        meaning="the same of the energy score of whole trajectories",
+        table=PAIRED,
+        requires=f"{REQUIRES} (coupled)",
+    ),
+)
+DIFFERENCES = tuple(score.name for score in SCORES)
 BETTER, WORSE, ALIKE = "better", "worse", "not told apart"
 
 

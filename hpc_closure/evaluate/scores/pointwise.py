@@ -25,6 +25,47 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields.losses import check_ensemble
+from hpc_closure.evaluate.scores.record import ACCURACY, Score
+
+VALID = 0.5  # relative error of the ensemble mean at which a forecast ends
+
+# computed from more than means over samples
+SCORES = (
+    Score(
+        name="valid_time",
+        heading="valid time",
+        meaning=f"time at which the ensemble mean's relative error reaches {VALID:g}",
+        table=ACCURACY,
+        requires="coupled",
+    ),
+    Score(
+        name="wasserstein1",
+        heading="W₁",
+        meaning="Wasserstein-1 distance of pointwise vorticity to the truth's, in standard "
+        "deviations",
+        table=ACCURACY,
+        requires="coupled",
+    ),
+    Score(
+        name="diverged",
+        heading="diverged",
+        meaning="share of members with values that are not finite",
+        table=ACCURACY,
+        requires="coupled",
+    ),
+    Score(
+        name="floor",
+        heading="floor",
+        meaning="least relative error of any mean, from the exact law's variance: σ / rms(U)",
+        requires="an exact law, no sensors (generated)",
+    ),
+    Score(
+        name="floor_realised",
+        heading="realised floor",
+        meaning="the same with the noise that these snapshots realised",
+        requires="an exact law (generated)",
+    ),
+)
 
 
 def _mean_points(values: Tensor, leading: int) -> Tensor:
@@ -117,6 +158,11 @@ def coverage(ensemble: Tensor, truth: Tensor, level: float = 0.9) -> Tensor:
 
 
 # ---- roots and ratios: functions of means over samples ------------------------------------------
+
+
+def diverged(ensemble: Tensor) -> float:
+    """Share of the members and samples (M, S, ...) with a value that is not finite."""
+    return float(1 - ensemble.isfinite().flatten(1).all(1).double().mean())
 
 
 def spread(variance: Tensor) -> Tensor:

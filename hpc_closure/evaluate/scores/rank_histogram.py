@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_closure.evaluate.scores.record import CALIBRATION, Score
 from hpc_closure.evaluate.scores.spectra import shell_numbers, transform
 
 MAX_RANKS = 20_000
@@ -25,6 +26,25 @@ MAX_BINS = 13
 LEVEL = 0.01  # p-value below which a rank histogram fails
 POWER = 0.8  # with which it must see a spread error that it is said to see
 LARGEST = 0.9  # spread error that is looked at
+REQUIRES = "several members, at least five ranks expected in each bin"
+SCORES = (
+    Score(
+        name="rank_p",
+        heading="rank p",
+        meaning="p-value of the rank histogram of whitened modes (or of one pixel per field); a "
+        "small one means not calibrated",
+        table=CALIBRATION,
+        requires=REQUIRES,
+    ),
+    Score(
+        name="rank_sees",
+        heading="seen by it",
+        meaning="least error of the spread, as a share, that so many ranks would show in 4 of 5 "
+        "cases",
+        table=CALIBRATION,
+        requires=REQUIRES,
+    ),
+)
 
 
 def ranks(ensemble: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:

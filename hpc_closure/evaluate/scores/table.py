@@ -1,13 +1,13 @@
 """From blocks of samples to scores: gather statistics per sample, take means, form scores.
 
 A statistic is a number per sample (and per shell); a score is a formula of means of statistics.
-Nothing else is kept of an ensemble, so any number of samples passes through bounded memory, and
+Nothing else of an ensemble is stored, so any number of samples passes through bounded memory, and
 every score gets its interval from the same statistics
 (:mod:`~hpc_closure.evaluate.scores.intervals`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,106 +21,304 @@ from hpc_closure.evaluate.scores import pointwise
 from hpc_closure.evaluate.scores.forecast import Forecast, shell_statistics
 from hpc_closure.evaluate.scores.intervals import Means, block_interval, interval_columns
 from hpc_closure.evaluate.scores.rank_histogram import rank_p, smallest_seen
+from hpc_closure.evaluate.scores.record import ACCURACY, CALIBRATION, Score
 
 COVERAGE = 0.9
 JUDGED = 1e-3  # share of the reference's variance that a shell of the extremes must have
 SHELL_FLOOR = 1e-6  # shells below this share of the variance hold round-off, not signal
 
 
-@dataclass(frozen=True)
-class Formula:
-    """A score: the statistics it needs, how it follows from their means, and for whom."""
-
-    needs: tuple[str, ...]
-    form: Callable[[Means, int], Tensor]
-    ensembles_only: bool = False
-
-
-def _of_quarter(name: str) -> dict[str, Formula]:
-    """Spread over a quarter of all points, and over that of the exact law there."""
-    own, law, share = (f"{word}_{name}" for word in ("variance", "law_variance", "share"))
-    return {
-        f"spread_ratio_{name}": Formula(
-            (own, law), lambda s, m: pointwise.spread_ratio(s[own], s[law]), True
-        ),
-        f"spread_{name}": Formula(
-            (own, share), lambda s, m: pointwise.spread(s[own] / s[share]), True
-        ),
-    }
-
-
-# "reference_" marks a statistic of the exact law or true ensemble over the same samples
-TOTAL = {
-    "relative_error": Formula(("relative_error",), lambda s, m: s["relative_error"]),
-    "relative_error_mean": Formula(
-        ("relative_error_mean",), lambda s, m: s["relative_error_mean"]
-    ),
-    "mse": Formula(("mse",), lambda s, m: s["mse"]),
-    "rmse_mean": Formula(("mean_mse",), lambda s, m: s["mean_mse"].sqrt()),
-    "bias2": Formula(
-        ("mean_mse", "variance", "floor"),
-        lambda s, m: s["mean_mse"] - s["variance"] / m - s["floor"],
-    ),
-    "bias2_ratio": Formula(
-        ("mean_mse", "variance", "floor"),
-        lambda s, m: (s["mean_mse"] - s["variance"] / m) / s["floor"] - 1,
-    ),
-    "crps": Formula(("crps",), lambda s, m: s["crps"]),
-    "crps_ratio": Formula(
-        ("crps", "reference_crps"),
-        lambda s, m: pointwise.crps_ratio(s["crps"], s["reference_crps"]),
-    ),
-    "energy_score": Formula(("energy_score",), lambda s, m: s["energy_score"]),
-    "spread": Formula(("variance",), lambda s, m: pointwise.spread(s["variance"]), True),
-    "spread_skill": Formula(
-        ("variance", "mean_mse"),
-        lambda s, m: pointwise.spread_skill(s["variance"], s["mean_mse"], m),
-        True,
-    ),
-    "spread_ratio": Formula(
-        ("variance", "reference_variance"),
-        lambda s, m: pointwise.spread_ratio(s["variance"], s["reference_variance"]),
-        True,
-    ),
-    **_of_quarter("calm"),
-    **_of_quarter("wild"),
-    "coverage_90": Formula(("coverage",), lambda s, m: s["coverage"], True),
-    "energy_ratio": Formula(
-        ("energy", "truth_energy"),
-        lambda s, m: pointwise.energy_ratio(s["energy"], s["truth_energy"]),
-    ),
+# statistics that formulas can read, in total and (those of SHELL_STATISTICS) per shell
+STATISTICS = {
+    "relative_error": "||x - y|| / ||y|| of one member, averaged over members",
+    "relative_error_mean": "the same of the ensemble mean",
+    "mse": "squared error of one member, averaged over members and grid",
+    "mean_mse": "squared error of the ensemble mean",
+    "variance": "unbiased variance over members",
+    "crps": "fair CRPS",
+    "energy_score": "fair energy score",
+    "energy": "mean square of one member",
+    "truth_energy": "mean square of the truth",
+    "coverage": "share of points inside the central 90 % interval (19 or more members)",
+    "floor": "squared distance of the truth from its exact conditional mean, where that is known",
+    **{
+        f"{name}_{quarter}": f"{words} over the {which} quarter of all points"
+        for quarter, which in (("calm", "calmest"), ("wild", "wildest"))
+        for name, words in (
+            ("variance", "variance over members, summed"),
+            ("law_variance", "variance of the exact law, summed"),
+            ("share", "share of points that are"),
+        )
+    },
 }
-PER_SHELL = ("spread_skill", "spread_ratio", "energy_ratio")
+SHELL_STATISTICS = ("energy", "truth_energy", "variance", "mean_mse")
+
+SEVERAL, REFERENCE = "several members", "a reference ensemble (``oracle``)"
+EXACT = "an exact law (generated)"
+FOLLOWS = "an exact law whose variance follows the state (generated)"
 
 
-def _left(s: Means, m: int) -> Tensor:
-    """Spectrum of what the conditional mean leaves of the truth, ensemble size taken off."""
+def _of_quarter(name: str, heading: str, meaning: str) -> tuple[Score, Score]:
+    """Spread over a quarter of all points: over that of the exact law there, and as it is."""
+    own, law, share = (f"{word}_{name}" for word in ("variance", "law_variance", "share"))
+    return (
+        Score(
+            name=f"spread_ratio_{name}",
+            heading=heading,
+            meaning=meaning,
+            table=CALIBRATION,
+            requires=FOLLOWS,
+            needs=(own, law),
+            formula=lambda s, m: pointwise.spread_ratio(s[own], s[law]),
+            ensembles_only=True,
+        ),
+        Score(
+            name=f"spread_{name}",
+            heading=f"spread, {name}",
+            meaning=f"spread over the {name} quarter",
+            table=CALIBRATION,
+            requires=FOLLOWS,
+            needs=(own, share),
+            formula=lambda s, m: pointwise.spread(s[own] / s[share]),
+            ensembles_only=True,
+        ),
+    )
+
+
+def _unexplained(s: Means, m: int) -> Tensor:
+    """Spectrum of the truth less its conditional mean (..., shells), ensemble size taken off."""
     return (s["mean_mse"] - s["variance"] / m).clamp_min(0)
 
 
-# of spectra (shells,): the four columns of Perezhogin, Zanna, Fernandez-Granda (JAMES 2023)
-PZF = {
-    "pzf_mean": Formula(
-        ("mean_mse", "variance", "truth_energy"),
-        lambda s, m: (_left(s, m).sum(-1) / s["truth_energy"].sum(-1)).sqrt(),
-        True,
+# "reference_" marks a statistic of the exact law or true ensemble over the same samples
+SCORES = (
+    Score(
+        name="relative_error",
+        heading="error of one sample",
+        meaning="‖x − y‖ / ‖y‖ of one member, averaged over members and snapshots (the published "
+        "figure)",
+        table=ACCURACY,
+        needs=("relative_error",),
+        formula=lambda s, m: s["relative_error"],
+        by_lead_time=True,
     ),
-    "pzf_total": Formula(
-        ("energy", "truth_energy"),
-        lambda s, m: pointwise.distance(s["energy"], s["truth_energy"]),
-        True,
+    Score(
+        name="relative_error_mean",
+        heading="error of the mean",
+        meaning="the same of the ensemble mean",
+        table=ACCURACY,
+        needs=("relative_error_mean",),
+        formula=lambda s, m: s["relative_error_mean"],
+        by_lead_time=True,
     ),
-    "pzf_residual": Formula(
-        ("mean_mse", "variance"),
-        lambda s, m: pointwise.distance(s["variance"], _left(s, m)),
-        True,
+    Score(
+        name="mse",
+        heading="squared error",
+        meaning="squared error of one member",
+        needs=("mse",),
+        formula=lambda s, m: s["mse"],
     ),
-    "pzf_spread": Formula(
-        ("mean_mse", "variance"),
-        lambda s, m: s["variance"].sum(-1) / _left(s, m).sum(-1),
-        True,
+    Score(
+        name="rmse_mean",
+        heading="RMSE of the mean",
+        meaning="root mean square error of the ensemble mean",
+        needs=("mean_mse",),
+        formula=lambda s, m: s["mean_mse"].sqrt(),
     ),
-}
+    Score(
+        name="bias2",
+        heading="bias²",
+        meaning="squared bias of the mean, ensemble size and realised noise taken off",
+        requires=EXACT,
+        needs=("mean_mse", "variance", "floor"),
+        formula=lambda s, m: s["mean_mse"] - s["variance"] / m - s["floor"],
+    ),
+    Score(
+        name="bias2_ratio",
+        heading="bias² / floor",
+        meaning="squared bias of the mean (ensemble size and realised noise taken off) over the "
+        "noise",
+        table=CALIBRATION,
+        requires=EXACT,
+        needs=("mean_mse", "variance", "floor"),
+        formula=lambda s, m: (s["mean_mse"] - s["variance"] / m) / s["floor"] - 1,
+    ),
+    Score(
+        name="crps",
+        heading="CRPS",
+        meaning="fair continuous ranked probability score; for a point forecast the mean absolute "
+        "error",
+        table=ACCURACY,
+        needs=("crps",),
+        formula=lambda s, m: s["crps"],
+    ),
+    Score(
+        name="crps_ratio",
+        heading="CRPS ratio",
+        meaning="CRPS over that of the exact law (or true ensemble); 1 is the best possible",
+        table=CALIBRATION,
+        requires=REFERENCE,
+        needs=("crps", "reference_crps"),
+        formula=lambda s, m: pointwise.crps_ratio(s["crps"], s["reference_crps"]),
+    ),
+    Score(
+        name="energy_score",
+        heading="energy score",
+        meaning="fair energy score: like the CRPS, of whole fields",
+        table=ACCURACY,
+        needs=("energy_score",),
+        formula=lambda s, m: s["energy_score"],
+    ),
+    Score(
+        name="spread",
+        heading="spread",
+        meaning="root of the mean unbiased variance over members",
+        table=CALIBRATION,
+        requires=SEVERAL,
+        needs=("variance",),
+        formula=lambda s, m: pointwise.spread(s["variance"]),
+        ensembles_only=True,
+    ),
+    Score(
+        name="spread_skill",
+        heading="spread / skill",
+        meaning="spread over error of the ensemble mean, finite ensemble size corrected; 1 is "
+        "calibrated",
+        table=CALIBRATION,
+        requires=SEVERAL,
+        needs=("variance", "mean_mse"),
+        formula=lambda s, m: pointwise.spread_skill(s["variance"], s["mean_mse"], m),
+        per_shell=True,
+        ensembles_only=True,
+        by_lead_time=True,
+    ),
+    Score(
+        name="spread_ratio",
+        heading="spread ratio",
+        meaning="spread over that of the exact law (or true ensemble); 1 is right",
+        table=CALIBRATION,
+        requires=f"{SEVERAL}, {REFERENCE}",
+        needs=("variance", "reference_variance"),
+        formula=lambda s, m: pointwise.spread_ratio(s["variance"], s["reference_variance"]),
+        per_shell=True,
+        ensembles_only=True,
+        by_lead_time=True,
+        shells="Spread ratio",
+    ),
+    *_of_quarter(
+        "calm",
+        "in calm quarters",
+        "spread ratio over the quarter of all points and snapshots where the exact law spreads "
+        "least, to that law's own",
+    ),
+    *_of_quarter(
+        "wild",
+        "in wild quarters",
+        "the same where the exact law spreads most; who ignores the state fails in both",
+    ),
+    Score(
+        name="coverage_90",
+        heading="90 % coverage",
+        meaning="share of points inside the central 90 % interval",
+        table=CALIBRATION,
+        requires="19 or more members",
+        needs=("coverage",),
+        formula=lambda s, m: s["coverage"],
+        ensembles_only=True,
+    ),
+    Score(
+        name="energy_ratio",
+        heading="power ratio",
+        meaning="mean square of a member over that of the truth",
+        table=CALIBRATION,
+        needs=("energy", "truth_energy"),
+        formula=lambda s, m: pointwise.energy_ratio(s["energy"], s["truth_energy"]),
+        per_shell=True,
+    ),
+    *(
+        Score(
+            name=f"spread_ratio_{name}",
+            heading=f"{name} shell",
+            meaning=meaning,
+            table=CALIBRATION,
+            requires=f"{SEVERAL}, {REFERENCE}",
+        )
+        for name, meaning in (
+            (
+                "lowest",
+                f"least spread ratio of the wavenumber shells with more than {JUDGED:g} of the "
+                "variance",
+            ),
+            ("highest", "the largest of these"),
+        )
+    ),
+    # the four columns of Perezhogin, Zanna, Fernandez-Granda
+    *(
+        Score(
+            name=f"pzf_{name}",
+            heading=heading,
+            meaning=meaning,
+            table="Spectra of samples and of residuals",
+            requires=SEVERAL,
+            needs=needs,
+            formula=formula,
+            spectra=True,
+            ensembles_only=True,
+        )
+        for name, heading, meaning, needs, formula in (
+            (
+                "mean",
+                "L2 mean",
+                "relative error of the conditional mean, ensemble size taken off; the four "
+                "columns of Perezhogin, Zanna, Fernandez-Granda (JAMES 2023)",
+                ("mean_mse", "variance", "truth_energy"),
+                lambda s, m: (_unexplained(s, m).sum(-1) / s["truth_energy"].sum(-1)).sqrt(),
+            ),
+            (
+                "total",
+                "L2 total",
+                "relative distance of a sample's spectrum from the truth's",
+                ("energy", "truth_energy"),
+                lambda s, m: pointwise.distance(s["energy"], s["truth_energy"]),
+            ),
+            (
+                "residual",
+                "L2 residual",
+                "the same of what is left when the conditional mean is taken off sample and truth",
+                ("mean_mse", "variance"),
+                lambda s, m: pointwise.distance(s["variance"], _unexplained(s, m)),
+            ),
+            (
+                "spread",
+                "spread (variance)",
+                "variance of the former over that of the latter",
+                ("mean_mse", "variance"),
+                lambda s, m: s["variance"].sum(-1) / _unexplained(s, m).sum(-1),
+            ),
+        )
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known before scoring.
+
+    Attributes:
+        shared: columns of all rows.
+        single: method -> columns of its rows.
+        against: method that the others are compared with, sample by sample.
+        further: scores that are computed beside the built-in ones.
+    """
+
+    shared: Mapping[str, Any]
+    single: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    against: str = "model"
+    further: tuple[Score, ...] = ()
+
+    def of(self, method: str) -> dict[str, Any]:
+        """Columns of the rows of a method."""
+        return {**self.shared, **self.single.get(method, {}), "method": method}
 
 
 @dataclass
@@ -128,11 +326,13 @@ class Statistics:
     """Per-sample statistics of one method, appended block by block.
 
     Attributes:
+        further: scores beside the built-in ones.
         members: ensemble size; 1 is a point forecast.
         total: name -> list of (s,) tensors.
         shells: name -> list of (s, shells) tensors.
     """
 
+    further: tuple[Score, ...] = ()
     members: int = 0
     total: dict[str, list[Tensor]] = field(default_factory=dict)
     shells: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -175,6 +375,9 @@ class Statistics:
                 total[f"variance_{name}"] = (own * mask).mean((1, 2))
                 total[f"law_variance_{name}"] = (exact.to(own.device) * mask).mean((1, 2))
                 total[f"share_{name}"] = mask.double().mean((1, 2))
+        for score in self.further:
+            if score.sample is not None:
+                total[score.name] = _sampled(score, ensemble, truth)
         for into, parts in (
             (self.total, total),
             (self.shells, shell_statistics(forecast)),
@@ -187,6 +390,18 @@ class Statistics:
     def joined(self, which: str) -> dict[str, Tensor]:
         """All samples: ``which`` is ``total`` or ``shells``."""
         return {name: torch.cat(parts) for name, parts in getattr(self, which).items()}
+
+
+def _sampled(score: Score, ensemble: Tensor, truth: Tensor) -> Tensor:
+    """Numbers (S,) of a score's own function; ValueError where it returns others."""
+    assert score.sample is not None
+    numbers = torch.as_tensor(score.sample(ensemble, truth))
+    if numbers.shape != truth.shape[:1]:
+        raise ValueError(
+            f"score {score.name}: its function returned {tuple(numbers.shape)} for an ensemble "
+            f"{tuple(ensemble.shape)}; expected one number a sample, ({len(truth)},)"
+        )
+    return numbers
 
 
 def _gather(which: str, own: Statistics, reference: Statistics | None) -> dict[str, Tensor]:
@@ -212,57 +427,62 @@ def form_scores(
         Columns ``score, shell, value, low, high, members, samples`` of a score row.
     """
     columns = {"members": statistics.members, "samples": len(blocks)}
+    formed = [score for score in (*SCORES, *statistics.further) if score.statistics]
+    if statistics.members == 1:
+        formed = [score for score in formed if not score.ensembles_only]
     for which in ("total", "shells"):
         values = _gather(which, statistics, reference)
-        for name, formula in TOTAL.items():
-            if which == "shells" and name not in PER_SHELL:
+        for score in formed:
+            if score.spectra or (which == "shells" and not score.per_shell):
                 continue
-            if formula.ensembles_only and statistics.members == 1:
-                continue
-            if not all(need in values for need in formula.needs):
+            if not all(need in values for need in score.statistics):
                 continue
             value, low, high = block_interval(
-                {need: values[need] for need in formula.needs},
+                {need: values[need] for need in score.statistics},
                 blocks,
-                lambda means, form=formula.form: form(means, statistics.members),  # type: ignore
+                lambda means, form=score.form: form(means, statistics.members),  # type: ignore
             )
-            lost = any(not values[need].isfinite().all() for need in formula.needs)
+            lost = any(not values[need].isfinite().all() for need in score.statistics)
             if lost:  # a run that diverged: no number describes it
                 value, low, high = (
                     torch.full_like(part, torch.inf) for part in (value, low, high)
                 )
-            for place in _places(which, values[formula.needs[-1]].mean(0)):
+            for place in _places(which, values[score.statistics[-1]].mean(0)):
                 if value[place].isnan():  # 0 / 0, as at lead time zero
                     continue
                 yield {
-                    "score": name,
+                    "score": score.name,
                     "shell": None if which == "total" else place,
                     "value": float(value[place]),
                     "low": float(low[place]),
                     "high": float(high[place]),
                     **columns,
                 }
-    if statistics.members > 1:
-        yield from ({**record, **columns} for record in _of_spectra(statistics, blocks))
+    shells = _gather("shells", statistics, reference)
+    spectral = [score for score in formed if score.spectra]
+    for record in _of_spectra(spectral, shells, statistics.members, blocks):
+        yield {**record, **columns}
     if statistics.members > 1 and reference is not None and reference.members > 1:
-        for record in _extremes(_gather("shells", statistics, reference), blocks):
+        for record in _extremes(shells, blocks):
             yield {**record, **columns}
 
 
-def _of_spectra(statistics: Statistics, blocks: Tensor) -> Iterator[dict]:
-    """The scores that compare spectra as wholes."""
-    shells = statistics.joined("shells")
-    for name, formula in PZF.items():
-        parts = {need: shells[need] for need in formula.needs}
-        if not all(part.isfinite().all() for part in parts.values()):
+def _of_spectra(
+    scores: Sequence[Score], shells: Mapping[str, Tensor], members: int, blocks: Tensor
+) -> Iterator[dict]:
+    """Columns ``score, shell, value, low, high`` of the scores of spectra (S, shells)."""
+    for score in scores:
+        parts = {need: shells[need] for need in score.statistics if need in shells}
+        whole = all(part.isfinite().all() for part in parts.values())
+        if len(parts) < len(score.statistics) or not whole:
             continue
         numbers = interval_columns(
             parts,
             blocks,
-            lambda means, form=formula.form: form(means, statistics.members),  # type: ignore
+            lambda means, form=score.form: form(means, members),  # type: ignore
         )
         if not math.isnan(numbers["value"]):
-            yield {"score": name, "shell": None, **numbers}
+            yield {"score": score.name, "shell": None, **numbers}
 
 
 def _extremes(shells: Mapping[str, Tensor], blocks: Tensor) -> Iterator[dict]:

@@ -20,25 +20,24 @@ from hpc_closure.data.reader import BESIDE, CoupledEnsemble
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.methods import NO_MEAN_GP
-from hpc_closure.evaluate.rows import Absent, Labels
-from hpc_closure.evaluate.scores import brought_back
+from hpc_closure.evaluate.rows import Absent
+from hpc_closure.evaluate.scores import brought_back, cost
 from hpc_closure.evaluate.scores.climate import Climate, Flow
 from hpc_closure.evaluate.scores.exceedance import event_records
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.growth import growth
 from hpc_closure.evaluate.scores.intervals import block_interval
-from hpc_closure.evaluate.scores.late import predictability
+from hpc_closure.evaluate.scores.late import late_of, predictability
 from hpc_closure.evaluate.scores.paired import differences, of_states
-from hpc_closure.evaluate.scores.pointwise import valid_time, wasserstein1
+from hpc_closure.evaluate.scores.pointwise import VALID, diverged, valid_time, wasserstein1
 from hpc_closure.evaluate.scores.rank_histogram import rank_counts, ranks
-from hpc_closure.evaluate.scores.table import JUDGED, Scored, Statistics, form_scores
-from hpc_closure.evaluate.scores.trajectories import Trajectories, joint_scores
+from hpc_closure.evaluate.scores.table import Labels, Scored, Statistics, form_scores
+from hpc_closure.evaluate.scores.trajectories import Trajectories, joint_energies, joint_scores
 from hpc_closure.evaluate.stages import costs
 from hpc_closure.work import log
 from hpc_closure.work.units import Ledger
 
-GROWN = (0.01, 0.1, 0.5)  # shares of the saturated variance
 OTHER = 0.5  # relative distance of states of two trajectories; what a coarse grid cuts is less
-VALID = 0.5  # relative error of the ensemble mean at which a forecast ends
 POOL_VALUES = 20_000  # values of each lead time that enter a Wasserstein distance
 _LOST = torch.tensor([torch.nan], dtype=torch.float64)
 
@@ -99,6 +98,7 @@ def score_run(inputs: Inputs) -> Scored | None:
             },
         },
         inputs.against,
+        inputs.scores,
     )
     found = {one.name: compare.coupled(one, experiment, ensemble) for one in inputs.chosen}
     beside = {name: one for name, one in found.items() if isinstance(one, CoupledEnsemble)}
@@ -241,6 +241,7 @@ def score_coupled(
     sizes: dict[str, dict[str, int]] = {}
     scored = Scored()
     joint: dict[str, Trajectories] = {}
+    predictable: dict[float, float] = {}
     climate = Climate(flow, truth) if flow is not None and "none" in ensembles else None
 
     for index, lead_time in enumerate(times.tolist()):
@@ -255,13 +256,13 @@ def score_coupled(
             x = _at(source, index, y)
             own = {**stage, **labels.of(method), "lead_time": lead_time}
             sizes[method] = {"members": len(x), "samples": cases}
-            statistics[method] = Statistics()
+            statistics[method] = Statistics(labels.further)
             forecast = Forecast(x, true)
             statistics[method].add(forecast)
             joint.setdefault(method, Trajectories()).add(forecast)
             if climate is not None and method != "climatology":
                 climate.add(method, index, x)
-            lost = 1 - x.isfinite().flatten(1).all(1).double().mean()
+            lost = diverged(x)
             scored.add(**own, score="diverged", value=lost, **sizes[method])
             pools.setdefault(method, []).append(_some(x, generator) if lost == 0 else _LOST)
             if len(x) > 1:
@@ -285,9 +286,11 @@ def score_coupled(
             if index == num_times - 1:
                 scored.keep_spectra(method, parts)
         crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
+        gained = dict(predictability(crps, blocks))
+        predictable |= {lead_time: columns["value"] for columns in gained.values()}
         for method, columns in (
             *of_states(statistics, labels.against, blocks),
-            *predictability(crps, blocks),
+            *gained.items(),
         ):
             own = {**stage, **labels.of(method), "lead_time": lead_time}
             scored.add(**own, **sizes[method], **columns)
@@ -301,13 +304,12 @@ def score_coupled(
         if bool(pool.isfinite().all()):
             law = torch.cat(pools["truth"])
             scored.add(**own, score="wasserstein1", value=wasserstein1(pool, law) / law.std())
-        if costs and method in costs:
-            scored.add(**own, score="cost_us", value=costs[method])
-            if "none" in costs:
-                scored.add(**own, score="cost_ratio", value=costs[method] / costs["none"])
-    for method, columns in joint_scores(joint, times, blocks):
+        for columns in cost.of_members(costs or {}, method):
+            scored.add(**own, **columns)
+    late = late_of(predictable)
+    for method, columns in joint_scores(joint, times, blocks, late):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-    whole = {method: parts.energy_score for method, parts in joint.items()}
+    whole = joint_energies(joint, times, late)
     for method, columns in differences(
         "energy_score_joint_difference", whole, labels.against, blocks
     ):
@@ -320,45 +322,6 @@ def score_coupled(
         for method, columns in growth(variances, times, blocks):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     return scored
-
-
-def growth(
-    variances: Mapping[str, Sequence[Tensor]], times: Tensor, blocks: Tensor
-) -> Iterator[tuple[str, dict]]:
-    """Times at which the members of an ensemble have grown apart, in all and per shell.
-
-    After Freitas et al. (2026): from equal starts, to a share of the variance that the true
-    ensemble has at the last lead time.
-
-    Args:
-        variances: method -> (cases, shells) over members at each lead time.
-        times: (L,) lead times.
-        blocks: (cases,).
-
-    Yields:
-        Method, and columns ``score, shell, value, low, high``.
-    """
-    last = variances["oracle"][-1].mean(0)
-    judged = (last > JUDGED * last.sum()).nonzero()[:, 0].tolist()
-    since = torch.cat([times.new_zeros(1), times])
-    for method, parts in variances.items():
-        shells = torch.stack(list(parts), -1)  # (cases, shells, L)
-        whole = torch.cat([shells.sum(1, keepdim=True), shells[:, judged]], 1)
-        start = whole.new_zeros(*whole.shape[:-1], 1)
-        most = torch.cat([last.sum()[None], last[judged]])[:, None]
-        if not bool(whole.isfinite().all()):
-            continue
-        for share in GROWN:
-            value, low, high = block_interval(
-                {"v": torch.cat([start, whole], -1)},
-                blocks,
-                lambda means, at=share: valid_time(means["v"] / most, since, at),  # type: ignore
-            )
-            for row, shell in enumerate([None, *judged]):
-                found = {"value": value[row], "low": low[row], "high": high[row]}
-                name = f"growth_{100 * share:g}"
-                numbers = {key: float(one) for key, one in found.items()}
-                yield method, {"score": name, "shell": shell, **numbers}
 
 
 def losses(rows: DataFrame) -> list[str]:

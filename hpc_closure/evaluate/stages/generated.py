@@ -14,13 +14,14 @@ from torch import Tensor
 
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
-from hpc_closure.evaluate.rows import Absent, Labels
+from hpc_closure.evaluate.rows import Absent
+from hpc_closure.evaluate.scores import cost
 from hpc_closure.evaluate.scores.budget import Budget, Origin
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.paired import of_states
 from hpc_closure.evaluate.scores.pointwise import mse
 from hpc_closure.evaluate.scores.rank_histogram import MAX_RANKS, rank_counts, ranks
-from hpc_closure.evaluate.scores.table import Scored, Statistics, form_scores
+from hpc_closure.evaluate.scores.table import Labels, Scored, Statistics, form_scores
 from hpc_closure.evaluate.scores.variance_quartiles import Quarters
 from hpc_closure.work import log
 
@@ -59,6 +60,7 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                     },
                 },
                 inputs.against,
+                inputs.scores,
             )
             results[grid, sensors] = scored = score_generated(
                 snapshots.closures,
@@ -143,7 +145,7 @@ def score_generated(
             forecast = Forecast(ensemble, true.to(ensemble.device))
             num = len(ensemble)
             places = {} if quarters is None else quarters.at(indices)
-            statistics.setdefault(method, Statistics()).add(forecast, floor, places)
+            statistics.setdefault(method, Statistics(labels.further)).add(forecast, floor, places)
             if budget is not None:
                 budget.add(method, forecast)
             if seconds is not None:
@@ -172,8 +174,7 @@ def score_generated(
         if method in counts:
             scored.add_ranks(counts[method], **own, **sizes)
         if method in costs:
-            cost = float(torch.tensor(costs[method]).median())
-            scored.add(**own, score="cost_ms", value=cost, **sizes)
+            scored.add(**own, **cost.of_samples(costs[method]), **sizes)
         scored.keep_spectra(method, parts)
     for method, columns in of_states(statistics, labels.against, blocks):
         sizes = {"members": statistics[method].members, "samples": num_samples}

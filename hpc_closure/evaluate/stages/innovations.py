@@ -1,237 +1,27 @@
-"""The law of the innovations: what a closure with memory leaves to chance, on unseen members.
+"""Innovations of a run: what its closures with memory leave to chance, on unseen members.
 
-A closure that is drawn given the last ones is its conditional mean plus an innovation. Where the
-innovations are Gaussian, with a variance that does not follow the state, the model's Gaussian law
-is all there is and a generator has nothing to add; where they are not, these scores say in which
-shells and how. Each is computed in the same way of as many draws of the model's own Gaussian law
-(rows ``mean_gp`` or ``NAME_gp``), which shows what a Gaussian sample of this size gives.
-
-    ``kurtosis``               excess kurtosis of real and imaginary parts of the modes, each over
-                               its own variance; per shell, and in all by the shells' power
-    ``kurtosis_field``         that of the field's values, per shell of the shell's part alone
-    ``skewness``               of the same fields
-    ``variance_follows_state`` share of the variance of squared innovations at a point that a
-                               regression on |w|, |grad w| and the strain squared there explains
-    ``variance_wild_calm``     mean square over the quarter of all points where that regression
-                               is largest, over that where it is least; 1 = it does not follow
-    ``kurtosis_patterns``      mean over the leading principal components of the lowest shells
-    ``kurtosis_patches``       and over those of square patches of the field
-
-Intervals are over trajectories (:mod:`~hpc_closure.evaluate.scores.intervals`).
+Draws of a closure's own Gaussian law in their place are rows of the method ``mean_gp``, of a
+compared closure ``NAME_gp``.
 """
-
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from pandas import DataFrame, isna
 from torch import Tensor
 
 from hpc_closure.closure.artifact import Closure
-from hpc_closure.closure.composed.model import ComposedModel
+from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.fields import keyed_noise
-from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.fields.sensors import layout_name
 from hpc_closure.data.samples import Past, TrainingSet
 from hpc_closure.evaluate.context import Inputs
-from hpc_closure.evaluate.rows import find, format_value, select
-from hpc_closure.evaluate.scores.intervals import interval_columns
+from hpc_closure.evaluate.scores.gains import gains
+from hpc_closure.evaluate.scores.innovations import Innovations, local_features
 from hpc_closure.evaluate.scores.table import Scored
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.work import log
 
-__all__ = ["Innovations", "score_run", "verdict"]
-
 MOST = 4096  # snapshots
 AT_ONCE = 256  # of them
-LOW_SHELLS = 4  # whose modes make patterns
-PATTERNS = 8  # leading ones
-PATCH = 4  # patches along a side
-CARRIES = 0.01  # share of the innovations' variance from which a shell is looked at
-QUIET = 1e-9  # of the largest variance: a number that is always zero, but for round-off
-# what would not be worth a generator: excess kurtosis, and ratio of variances
-FLAT, EQUAL = 0.3, 1.3
-SCORES = (
-    "kurtosis",
-    "kurtosis_field",
-    "skewness",
-    "variance_follows_state",
-    "variance_wild_calm",
-    "kurtosis_patterns",
-    "kurtosis_patches",
-)
-GAIN = "gain_"  # of a trained part, per shell: what unseen members have granted
-
-
-@dataclass(frozen=True)
-class Innovations:
-    """Innovations of S snapshots.
-
-    Attributes:
-        kept: their band.
-        q_hat: spectra (S, ...) in it.
-        features: (S, F, n, n) of the states, positive, which the variance may follow.
-        trajectories: (S,) of each.
-    """
-
-    kept: Band
-    q_hat: Tensor
-    features: Tensor
-    trajectories: Tensor
-
-    def scores(self) -> Iterator[dict[str, Any]]:
-        """Columns ``score, value, low, high``, and ``shell`` of those per shell."""
-        yield from self._of_modes()
-        yield from self._of_fields()
-        yield from self._of_variance()
-        yield from self._of_patterns()
-
-    # ---- modes and fields -----------------------------------------------------------------------
-
-    @property
-    def shells(self) -> list[int]:
-        """Those with more than ``CARRIES`` of the variance."""
-        power = self._power()
-        return [s for s in range(1, len(power)) if power[s] > CARRIES * power.sum()]
-
-    def _power(self) -> Tensor:
-        return self.kept.grid.shell_sum(self.q_hat.abs().square()).mean(0)
-
-    def _numbers(self) -> tuple[Tensor, Tensor]:
-        """Real numbers (S, C) of the modes that vary, and the shell (C,) of each."""
-        numbers = torch.view_as_real(self.q_hat).flatten(1)
-        shell = self.kept.grid.shell().expand(self.kept.shape).flatten().repeat_interleave(2)
-        variance = numbers.square().mean(0)
-        # of the column ky = 0 a half is the conjugate of the other
-        once = torch.ones(self.kept.shape, dtype=torch.bool)
-        once[self.kept.modes + 1 :, 0] = False
-        once = once.flatten().repeat_interleave(2)
-        varies = (variance > QUIET * variance.max()) & (shell > 0) & once
-        return numbers[:, varies], shell[varies]
-
-    def _of_modes(self) -> Iterator[dict[str, Any]]:
-        numbers, shell = self._numbers()
-        moments = _moments(numbers)
-        power = self._power()
-        share = power[shell] / torch.bincount(shell, minlength=len(power))[shell]
-        chosen = {s: (shell == s).double() for s in self.shells}
-        for s, weight in [*chosen.items(), (None, share)]:
-            weight = weight / weight.sum()
-
-            def mean(means: Mapping[str, Tensor], weight: Tensor = weight) -> Tensor:
-                return (_kurtosis(means) * weight).sum(-1)
-
-            yield self._row("kurtosis", moments, mean, s)
-
-    def _of_fields(self) -> Iterator[dict[str, Any]]:
-        places = self.kept.grid.shell().expand(self.kept.shape)
-        for s in [*self.shells, None]:
-            part = self.q_hat if s is None else self.q_hat * (places == s)
-            values = self._fields(part).flatten(1)
-            moments = {name: one.mean(1) for name, one in _moments(values).items()}
-            yield self._row("kurtosis_field", moments, _kurtosis, s)
-            yield self._row("skewness", moments, _skewness, s)
-
-    def _fields(self, q_hat: Tensor) -> Tensor:
-        return self.kept.to_physical(q_hat, self.features.shape[-1])
-
-    # ---- variance that follows the state --------------------------------------------------------
-
-    def _of_variance(self) -> Iterator[dict[str, Any]]:
-        square = self._fields(self.q_hat).square().flatten(1)
-        features = self.features.flatten(2).double()
-        features = features / features.mean((0, 2), keepdim=True)
-        terms = torch.cat([torch.ones_like(features[:, :1]), features], 1)
-        points = square.shape[1]
-        sums = {
-            "gram": terms @ terms.mT / points,
-            "cross": (terms @ square[..., None])[..., 0] / points,
-            "mean": square.mean(1),
-            "square": square.square().mean(1),
-        }
-
-        def explained(means: Mapping[str, Tensor]) -> Tensor:
-            weights = torch.linalg.solve(means["gram"], means["cross"])
-            of_mean = means["mean"].square()
-            about = (weights * means["cross"]).sum(-1) - of_mean
-            return about / (means["square"] - of_mean)
-
-        yield self._row("variance_follows_state", sums, explained)
-        weights = torch.linalg.solve(sums["gram"].mean(0), sums["cross"].mean(0))
-        guess = torch.einsum("f,sfp->sp", weights, terms)
-        ordered = guess.flatten().sort().values
-        quarter = max(1, len(ordered) // 4)
-        quarters = {
-            name: mask.double()
-            for name, mask in (
-                ("calm", guess <= ordered[quarter - 1]),
-                ("wild", guess >= ordered[-quarter]),
-            )
-        }
-        sums = {name: mask.mean(1) for name, mask in quarters.items()}
-        sums |= {f"{name}_square": (square * mask).mean(1) for name, mask in quarters.items()}
-
-        def ratio(means: Mapping[str, Tensor]) -> Tensor:
-            calm, wild = (means[f"{name}_square"] / means[name] for name in ("calm", "wild"))
-            return wild / calm
-
-        yield self._row("variance_wild_calm", sums, ratio)
-
-    # ---- patterns -------------------------------------------------------------------------------
-
-    def _of_patterns(self) -> Iterator[dict[str, Any]]:
-        numbers, shell = self._numbers()
-        low = numbers[:, shell <= LOW_SHELLS]
-        if low.shape[1]:
-            yield self._row("kurtosis_patterns", _moments(_leading(low)), _mean_kurtosis)
-        fields = self._fields(self.q_hat)
-        side = fields.shape[-1] // PATCH
-        parts = fields.unfold(-1, side, side)
-        if fields.shape[-2] > 1:
-            parts = parts.unfold(-3, side, side)
-        patches = parts.reshape(len(fields), PATCH ** (1 + (fields.shape[-2] > 1)), -1)
-        found = _leading(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
-        moments = {name: one.mean(1) for name, one in _moments(found).items()}
-        yield self._row("kurtosis_patches", moments, _mean_kurtosis)
-
-    def _row(
-        self,
-        score: str,
-        values: Mapping[str, Tensor],
-        formula: Callable[[Mapping[str, Tensor]], Tensor],
-        shell: int | None = None,
-    ) -> dict[str, Any]:
-        signed = "kurtosis" in score or score == "skewness"
-        found = interval_columns(values, self.trajectories, formula, signed=signed)
-        return {"score": score, "shell": shell, **found}
-
-
-def _moments(values: Tensor) -> dict[str, Tensor]:
-    return {f"m{power}": values**power for power in (2, 3, 4)}
-
-
-def _kurtosis(means: Mapping[str, Tensor]) -> Tensor:
-    return means["m4"] / means["m2"].square() - 3
-
-
-def _mean_kurtosis(means: Mapping[str, Tensor]) -> Tensor:
-    return _kurtosis(means).mean(-1)
-
-
-def _skewness(means: Mapping[str, Tensor]) -> Tensor:
-    return means["m3"] / means["m2"] ** 1.5
-
-
-def _leading(numbers: Tensor) -> Tensor:
-    """Values (S, J) of the leading principal components of numbers (S, C)."""
-    about = numbers - numbers.mean(0)
-    _, vectors = torch.linalg.eigh(about.T @ about / len(about))
-    return about @ vectors[:, -PATTERNS:]
-
-
-# ---- of a run -----------------------------------------------------------------------------------
 
 
 def score_run(inputs: Inputs) -> Scored:
@@ -252,7 +42,7 @@ def score_run(inputs: Inputs) -> Scored:
         "sensors": layout_name(layouts[0] if required and layouts else None),
     }
     for name, closure in closures.items():
-        for record in gains(closure):
+        for record in gains(closure.parts()):
             scored.add(**shared, method=name, **record)
         if inputs.target != "subgrid" or not has_innovations(closure):
             continue
@@ -272,27 +62,15 @@ def score_run(inputs: Inputs) -> Scored:
 def has_innovations(closure: Closure) -> bool:
     """Whether a closure reads the last ones and has a mean and a law of its own."""
     model = closure.model
-    if not isinstance(model, ComposedModel) or not model.previous:
+    if not isinstance(model, CompositeClosure) or not model.previous:
         return False
     return bool(model.config["mean"]) and model.config["residual"] != "none"
-
-
-def gains(closure: Closure) -> Iterator[dict[str, Any]]:
-    """``gain_mean`` and so on of the trained parts, per shell where they have one for each."""
-    for part in closure.parts():
-        if not part.trained or not part.gains:
-            continue
-        score = GAIN + part.name.split(":")[0]
-        single = len(part.gains) == 1
-        for shell, gain in enumerate(part.gains):
-            if single or shell:
-                yield {"score": score, "shell": None if single else shell, "value": gain}
 
 
 def found(inputs: Inputs, closure: Closure, grid: int) -> tuple[Innovations, Innovations]:
     """Innovations of unseen members, and draws of the closure's Gaussian law in their place."""
     model = closure.model
-    assert isinstance(model, ComposedModel)
+    assert isinstance(model, CompositeClosure)
     past = Past(model.history, model.previous)
     data, spacing = inputs.data, inputs.experiment.generate.spacing
     indices = data.with_past(inputs.window, past.lead, spacing)
@@ -314,7 +92,9 @@ def found(inputs: Inputs, closure: Closure, grid: int) -> tuple[Innovations, Inn
 
 
 @torch.no_grad()
-def _of_batch(model: ComposedModel, batch: dict, rows: list[int], seed: int) -> tuple[Tensor, ...]:
+def _of_batch(
+    model: CompositeClosure, batch: dict, rows: list[int], seed: int
+) -> tuple[Tensor, ...]:
     """Innovations, draws of the Gaussian law, features of the states and members of a batch."""
     state = batch["state"].double()
     earlier = (batch.get("history"), batch.get("previous"))
@@ -331,86 +111,3 @@ def _of_batch(model: ComposedModel, batch: dict, rows: list[int], seed: int) -> 
     features = local_features(encoding.state_hat, model.band, state.shape[-1])
     found = (left.to(torch.complex128), drawn.to(torch.complex128), features)
     return (*(one.cpu() for one in found), batch["member"])
-
-
-def local_features(w_hat: Tensor, b: Band, size: int) -> Tensor:
-    """|w|, |grad w| and strain squared of states (B, ...), (B, 3, n, n); on a line the square of
-    the slope is the last."""
-
-    def field(spectrum: Tensor) -> Tensor:
-        return b.to_physical(spectrum, size)
-
-    kx, ky = (getattr(b.grid, name).to(w_hat.device) for name in ("kx", "ky"))
-    steep = field(1j * kx * w_hat).square() + field(1j * ky * w_hat).square()
-    strain = steep
-    if b.grid.dimensions == 2:
-        k2 = kx**2 + ky**2
-        psi = w_hat / torch.where(k2 > 0, k2, torch.inf)
-        strain = field(2 * kx * ky * psi).square() + field((kx**2 - ky**2) * psi).square()
-    return torch.stack([field(w_hat).abs(), steep.sqrt(), strain], 1)
-
-
-# ---- in words -----------------------------------------------------------------------------------
-
-
-def verdict(rows: DataFrame, method: str = "model", law: str = "mean_gp") -> tuple[str, str]:
-    """What the innovations of a method say, and what its Gaussian law would; ("", "") where
-    there are none.
-
-    A shell is not Gaussian where its excess kurtosis, of modes or of the field, is beyond
-    ``FLAT`` and its interval has no point with that of the law; the variance follows the state
-    where the ratio is beyond ``EQUAL`` in the same sense.
-    """
-    total = find(rows, method=method, score="kurtosis", shell=None)
-    if total is None:
-        return "", ""
-    wrong, largest = [], 0.0
-    for shell in sorted(set(select(rows, method=method, score="kurtosis")["shell"].dropna())):
-        beyond = False
-        for score in ("kurtosis", "kurtosis_field"):
-            own, plain = (find(rows, method=m, score=score, shell=shell) for m in (method, law))
-            largest = max(largest, abs(own.value), key=abs)
-            beyond |= abs(own.value) > FLAT and _apart(own, plain)
-        if beyond:
-            wrong.append(int(shell))
-    own, plain = (
-        find(rows, method=m, score="variance_wild_calm", shell=None) for m in (method, law)
-    )
-    follows = own.value > EQUAL and _apart(own, plain)
-    share = find(rows, method=method, score="variance_follows_state", shell=None)
-    variance = (
-        f"{format_value('', own.value)} times the variance in the wildest quarter of points as in "
-        f"the calmest, {format_value('', 100 * share.value)} % of squared innovations told by the "
-        "state"
-    )
-    if wrong:
-        shells = ", ".join(map(str, wrong))
-        words = f"not Gaussian in shell{'' if len(wrong) == 1 else 's'} {shells}"
-        words += f" (excess kurtosis up to {format_value('', largest)})"
-    else:
-        words = f"Gaussian within {format_value('', largest)} of excess kurtosis in every shell"
-    whole, of_law = (
-        find(rows, method=m, score="kurtosis_field", shell=None) for m in (method, law)
-    )
-    words += f", the field within {format_value('', abs(whole.value))}; {variance}"
-    if follows:
-        words += ": their variance follows the state"
-    elif not wrong and abs(whole.value) <= FLAT:
-        words += ": the generator has next to nothing to add"
-    told = (
-        f"draws of its own Gaussian law: excess kurtosis of the field "
-        f"{format_value('', of_law.value)}, variances {format_value('', plain.value)} times"
-    )
-    return words, told
-
-
-def _apart(own, other) -> bool:
-    """Whether two intervals have no point in common; values where there are no intervals.
-
-    A shell that only one of them has enough variance to judge is not told apart.
-    """
-    if other is None:
-        return False
-    if any(isna(edge) for edge in (own.low, own.high, other.low, other.high)):
-        return bool(own.value != other.value)
-    return bool(own.low > other.high or own.high < other.low)

@@ -27,7 +27,7 @@ from hpc_closure.closure.fields.sensors import subgrid
 from hpc_closure.closure.model import ClosureModel, Phase, Request
 from hpc_closure.closure.networks.layers import Layered, SpectralConv2d
 from hpc_closure.closure.part_report import PartReport
-from hpc_closure.closure.reductions import Batches, Reader
+from hpc_closure.closure.reductions import Reader
 from hpc_closure.closure.sampling import PublishedVE, build_sampler
 from hpc_closure.spectral.modes.grid import retained_modes
 
@@ -170,10 +170,45 @@ def white_loss(size: int, std: float) -> float:
     return size * size * std**2 * mean / LATEST
 
 
+class MatchScore(Phase):
+    """Train the whole network by denoising score matching."""
+
+    def begin(self, model: "PublishedModel", reader: Reader) -> dict[str, Any]:
+        squares, count = 0.0, 0
+        for batch in reader:
+            target = batch["target"] if isinstance(batch, dict) else batch[1]
+            squares += float(target.square().sum(dtype=torch.float64))
+            count += target.numel()
+        squares, count = reader.sum(squares, count)
+        std = model.factor * math.sqrt(squares / count)
+        return {
+            "loss of a constant score": f"{constant_loss(model.grid):.4g}",
+            "loss of a score that knows the std alone": f"{white_loss(model.grid, std):.4g}",
+        }
+
+    def loss(self, model: "PublishedModel", batch: dict, seed: int, step: int) -> Tensor:
+        """Match the denoising score (B,), summed over the points of a sample."""
+        state = batch["state"].float()
+        target = model.factor * batch["target"].float()
+        size = target.shape[-1]
+        ids = [int(i) for i in batch["sample_index"]]
+        t = keyed_noise.uniforms(seed, "train", ids, step, 1)[:, 0].to(target)
+        t = LATEST * (t * (1 - 1e-5) + 1e-5)
+        z = keyed_noise.normals(seed, "train", ids, step, size * size).to(target)
+        z = z.view(-1, size, size)
+        sigma = model.schedule.sigmas(t)[:, None, None]
+        sensors = None
+        if model.network.upscaling != "none":
+            sensors = model.carried(subgrid(target, SENSORS_PER_SIDE), size)
+        score = model.network(t, target + sigma * z, state, sensors)
+        return (score + z).square().sum((-2, -1))
+
+
 class PublishedModel(ClosureModel):
     """The published network, loss and sampler as a ``ClosureModel``."""
 
-    phases = (Phase("score", 1.0, "train"),)
+    rescaled = False
+    phases = (MatchScore("score", 1.0, "train"),)
 
     def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
         super().__init__(config, grid, length)
@@ -197,40 +232,8 @@ class PublishedModel(ClosureModel):
     def parts(self) -> list[PartReport]:
         return [PartReport("published score network", True, True)]
 
-    def begin(self, phase: str, reader: Batches) -> dict[str, Any]:
-        if phase != "score":
-            raise ValueError(f"phase {phase!r}, expected score")
-        self.phase = phase
-        read, squares, count = Reader.of(reader), 0.0, 0
-        for batch in read:
-            target = batch["target"] if isinstance(batch, dict) else batch[1]
-            squares += float(target.square().sum(dtype=torch.float64))
-            count += target.numel()
-        squares, count = read.sum(squares, count)
-        std = self.factor * math.sqrt(squares / count)
-        return {
-            "loss of a constant score": f"{constant_loss(self.grid):.4g}",
-            "loss of a score that knows the std alone": f"{white_loss(self.grid, std):.4g}",
-        }
-
-    def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        """Compute the denoising score matching loss (B,), summed over grid points."""
-        state = batch["state"].float()
-        target = self.factor * batch["target"].float()
-        size = target.shape[-1]
-        ids = [int(i) for i in batch["sample_index"]]
-        t = keyed_noise.uniforms(seed, "train", ids, step, 1)[:, 0].to(target)
-        t = LATEST * (t * (1 - 1e-5) + 1e-5)
-        z = keyed_noise.normals(seed, "train", ids, step, size * size).to(target)
-        z = z.view(-1, size, size)
-        sigma = self.schedule.sigmas(t)[:, None, None]
-        sensors = None
-        if self.network.upscaling != "none":
-            sensors = self._field(subgrid(target, SENSORS_PER_SIDE), size)
-        score = self.network(t, target + sigma * z, state, sensors)
-        return (score + z).square().sum((-2, -1))
-
-    def _field(self, values: Tensor, size: int) -> Tensor:
+    def carried(self, values: Tensor, size: int) -> Tensor:
+        """Carry values (B, s, s) of sensors to the grid, (B, size, size), or leave them there."""
         return box_filter(values, size) if self.network.upscaling == "conv" else values
 
     @torch.no_grad()
@@ -251,7 +254,7 @@ class PublishedModel(ClosureModel):
             if side * side != len(sensors.positions) or size % side:
                 raise ValueError("model.preset=published needs sensors on a regular subgrid")
             values = self.factor * sensors.values.to(state.device).float()
-            field = each_member(self._field(values.reshape(-1, side, side), size), count)
+            field = each_member(self.carried(values.reshape(-1, side, side), size), count)
         elif sensors is not None:
             raise ValueError("this model was trained with conditions.sensors=none: give none")
         key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)

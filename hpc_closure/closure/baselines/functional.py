@@ -1,0 +1,92 @@
+"""A baseline as a closure model: a formula of the state, with constants that coupled runs choose.
+
+The choice is :mod:`hpc_closure.train.tuning`'s; nothing is fitted one step ahead.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.fields.members import each_member
+from hpc_closure.closure.fields.modes import Band, band
+from hpc_closure.closure.model import ClosureModel, Phase, Request
+from hpc_closure.closure.part_report import PartReport
+from hpc_closure.spectral.modes.grid import hermitian, resize
+
+__all__ = ["FunctionalModel"]
+
+
+class Formula(Protocol):
+    """A :class:`~hpc_closure.closure.baselines.base.Baseline`."""
+
+    constants: Mapping[str, tuple[float, ...]]
+    note: str
+
+    def candidates(self, config: dict[str, Any]) -> list[tuple[float, ...]]:
+        """List the constants to choose from."""
+
+    def tendency(self, w_hat: Tensor, band: Band, delta: float, *constants: Any) -> Tensor:
+        """Compute spectra of U."""
+
+
+class FunctionalModel(ClosureModel):
+    """A baseline with its constants behind the package's interface.
+
+    Args:
+        baseline: the formula.
+        config, grid, length: see :class:`~hpc_closure.closure.model.ClosureModel`.
+
+    Attributes:
+        constants: of the formula; the first choice until they are chosen.
+    """
+
+    def __init__(self, baseline: Formula, config: dict[str, Any], grid: int, length: float = 1.0):
+        super().__init__(config, grid, length)
+        self.baseline, self.kind = baseline, config["preset"]
+        self.band = band((grid - 1) // 3, length)
+        self.constants = baseline.candidates(config)[0]
+        self.width = length / grid
+
+    def parts(self) -> list[PartReport]:
+        symbols = ("c" if name == "constant" else name for name in self.baseline.constants)
+        values = ", ".join(f"{name} = {value:g}" for name, value in zip(symbols, self.constants))
+        name = self.kind.replace("_", " ")
+        return [PartReport(name, False, True, (), values or self.baseline.note)]
+
+    def phase_named(self, name: str) -> Phase:
+        raise ValueError(f"model.preset={self.kind} has no phase {name!r}: it is tuned")
+
+    def saved_statistics(self, spacing: float | None = None) -> dict[str, Tensor]:
+        return {"constants": torch.tensor(self.constants, dtype=torch.float64)}
+
+    def load_statistics(self, tensors: dict[str, Tensor]) -> None:
+        self.constants = tuple(tensors["constants"].tolist())
+
+    @property
+    def score_active(self) -> bool:
+        return False
+
+    def tendency(self, w_hat: Tensor, constants: Sequence[Tensor | float]) -> Tensor:
+        """Compute spectra (B, ...) of U in the model's band, of those of w.
+
+        Args:
+            w_hat: (B, 2K + 1, K + 1).
+            constants: numbers, or one for each row (B, 1, 1).
+        """
+        return self.baseline.tendency(w_hat, self.band, self.width, *constants)
+
+    @torch.no_grad()
+    def sample_hat(self, request: Request) -> Tensor:
+        modes, count = request.state.shape[-1] - 1, len(request.members)
+        u_hat = self.tendency(resize(request.state, self.band.modes), self.constants)
+        return each_member(hermitian(resize(u_hat, modes)), count)
+
+    @torch.no_grad()
+    def sample_batch(self, request: Request) -> Tensor:
+        """The same for every member."""
+        size, count = request.state.shape[-1], len(request.members)
+        u_hat = self.tendency(self.band.to_spectral(request.state), self.constants)
+        field = self.band.to_physical(u_hat, size).to(request.state)
+        return each_member(field, count)

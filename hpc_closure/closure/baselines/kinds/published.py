@@ -1,0 +1,69 @@
+"""The published network (Dong, Chen, Wu, J. Comput. Phys. 2025), for comparison."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from hpc_closure.experiment.kinds import ModelKind
+from hpc_closure.spectral.recipe import Section
+
+
+class Published(ModelKind):
+    """Draw by the published score network, its loss and its sampler."""
+
+    name = "published"
+    reads = ("width", "modes", "layers", "form", "evaluations")
+    defaults = {
+        "conditions": {"sensors": "required", "history": 0, "physics": False},
+        "width": 20,
+        "modes": 8,
+        "layers": 4,
+        "upscaling": "interp",
+        "target_factor": 1.0,
+        "method": "euler_maruyama",
+        "evaluations": 10,
+        "form": "fft",
+    }
+
+    class Options(Section):
+        """Keys of its own."""
+
+        upscaling: Literal["interp", "conv"] | None = Field(
+            None, description="published: how sensors are carried to the grid"
+        )
+
+    @classmethod
+    def build(cls, config, grid, length):
+        from hpc_closure.closure.baselines.published_model import PublishedModel
+
+        return PublishedModel(config, grid, length)
+
+    @classmethod
+    def check(cls, experiment):
+        conditions = experiment.model.conditions
+        if conditions.sensors == "optional":
+            raise ValueError(
+                "model.preset=published is trained either with sensors or without: set "
+                "model.conditions.sensors to required or none"
+            )
+        for key in ("history", "previous", "physics"):
+            if getattr(conditions, key):
+                raise ValueError(
+                    f"model.preset=published has no {key}: remove model.conditions.{key}"
+                )
+        layouts = [experiment.rollout.sensors, *experiment.evaluate.sensors]
+        if any(layout and layout.layout == "scattered" for layout in layouts):
+            raise ValueError("model.preset=published reads sensors of layout regular only")
+        if experiment.rollout.interval < experiment.generate.interval:
+            raise ValueError(
+                f"rollout.interval={experiment.rollout.interval}: model.preset=published is never "
+                "rescaled and is held at least as long as it was trained at, "
+                f"generate.interval={experiment.generate.interval}"
+            )
+
+    @classmethod
+    def settings(cls, experiment):
+        from hpc_closure.closure.targets import QUOTED_FACTOR
+
+        # it learns the closure as it is quoted, G = 2U
+        return {"target_factor": QUOTED_FACTOR[experiment.generate.closure]}

@@ -1,0 +1,30 @@
+"""The eddy viscosity of Smagorinsky (1963)."""
+
+from pydantic import Field
+
+from hpc_closure.closure.baselines.base import Baseline
+from hpc_closure.spectral.recipe import NonNegative, Section
+
+CHOICES = tuple(round(0.06 * 1.3**step, 3) for step in range(12))  # .06 to 1.08
+
+
+class Constant(Section):
+    """The constant of an eddy viscosity."""
+
+    constant: NonNegative | None = Field(
+        None, description="eddy viscosities: c; none = tuned in coupled runs"
+    )
+
+
+class Smagorinsky(Baseline):
+    r"""U = div(nu grad w), :math:`\nu = (c\Delta)^2 |S|`, |S| the rate of strain."""
+
+    name = "smagorinsky"
+    constants = {"constant": CHOICES}
+    Options = Constant
+
+    @classmethod
+    def tendency(cls, w_hat, band, delta, *constants):
+        from hpc_closure.closure.baselines.eddy_viscosity import strain_rate, viscous
+
+        return constants[0] ** 2 * viscous(w_hat, band, delta, strain_rate)

@@ -1,0 +1,156 @@
+"""Phases of fitting a composite closure in coupled runs of the reduced solver.
+
+=========== ======== ===========================================================================
+phase       members  fits
+=========== ======== ===========================================================================
+steady      valid    the share of the mean's network that long runs bear (:mod:`steady`)
+law         hold     the law of the residual, again
+trajectory  train    the mean's network, the factors of regression and noise, by gradients
+                     through the solver (:mod:`rollout_training`)
+noise       valid    the size of the noise, so that ensembles spread as their means err
+=========== ======== ===========================================================================
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_closure.closure.composed.generators import Generator
+from hpc_closure.closure.composed.model import CompositeClosure
+from hpc_closure.closure.composed.phases import FitLaw, rounded, weights_of
+from hpc_closure.closure.composed.reading import CHECK_SEED
+from hpc_closure.closure.composed.rollout_training import Scale, Trajectories
+from hpc_closure.closure.composed.steady import ROUNDS, LongRuns, in_words, lower
+from hpc_closure.closure.model import Phase, Through
+from hpc_closure.closure.reductions import Reader
+
+__all__ = [
+    "CalibrateNoise",
+    "ChooseShare",
+    "TrainThroughSolver",
+    "choose_share",
+    "train_through",
+]
+
+CALIBRATIONS = 3  # times that the noise of coupled runs is brought nearer to their error,
+MOST = 2.0  # by at most this factor in all
+
+
+def choose_share(model: CompositeClosure, long_runs: LongRuns) -> None:
+    """Add the phases that choose how much of the mean's network acts in long coupled runs.
+
+    Then the residual's law is learned again. Nothing is chosen where no network reads closures
+    alone, or where a generator is trained on what the network leaves.
+    """
+    reads = model.previous and not model.history and model.sensors_allowed != "required"
+    if reads and model.mean is not None and not isinstance(model.residual, Generator):
+        model.phases = (*model.phases, ChooseShare(long_runs=long_runs), FitLaw())
+
+
+def train_through(model: CompositeClosure, trajectories: Trajectories, through: Through) -> None:
+    """Add two last phases: training through the solver, and the noise's size."""
+    model.phases = (*model.phases, TrainThroughSolver(through=through, trajectories=trajectories))
+    if model.config["residual"] != "none":
+        judged = replace(through, steps=0)
+        model.phases = (*model.phases, CalibrateNoise(through=judged, trajectories=trajectories))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseShare(Phase):
+    """Choose the share of the mean's network that long coupled runs bear, per shell."""
+
+    name: str = "steady"
+    share: float = 0.0
+    members: str = "valid"
+    long_runs: LongRuns
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        expected = model.expected_back
+        assert expected is not None
+        share = torch.ones(model.guarded, dtype=torch.float64)
+        tried = []
+        for _ in range(ROUNDS):
+            model.statistics = replace(model.statistics, mean_share=share)
+            found = self.long_runs.run(model, reader)
+            tried.append((share, found))
+            less = lower(share, found, float(expected[0]))
+            if less is None or bool((less == share).all()):
+                break
+            share = less
+        if bool((share == 1).all()):
+            model.statistics = replace(model.statistics, mean_share=None)
+        return {"expected_back": round(float(expected[0]), 4), "tried": in_words(tried)}
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainThroughSolver(Phase):
+    """Train in coupled ensembles, scored against the DNS."""
+
+    name: str = "trajectory"
+    share: float = 0.0
+    members: str = "train"
+    through: Through
+    trajectories: Trajectories
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        """Score coupled ensembles as they are, before they are trained."""
+        reader = reader.kept()
+        scale = self.trajectories.scale(model, reader, CHECK_SEED)
+        if not bool(scale.crps.isfinite().all()):
+            lost = int(scale.crps.isfinite().sum()) + 1
+            raise ValueError(
+                f"coupled runs of the model are not finite by closure call {lost}: training "
+                f"through the solver starts from runs that hold; lower train.trajectory.calls"
+            )
+        model.statistics = replace(
+            model.statistics, trajectory_scale=scale.crps, trajectory_power=scale.power
+        )
+        (starts,) = reader.sum(sum(len(batch["state"]) for batch in reader))
+        return {"crps": rounded(scale.crps, 4), "starts": starts}
+
+    def loss(self, model: CompositeClosure, batch: dict, seed: int, step: int) -> Tensor:
+        """Compute the loss (B,) of :class:`~.rollout_training.Trajectories`."""
+        statistics = model.statistics
+        assert statistics.trajectory_scale is not None and statistics.trajectory_power is not None
+        scale = Scale(statistics.trajectory_scale, statistics.trajectory_power)
+        return self.trajectories.loss(model, batch, scale, seed, step)
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return weights_of(model.mean, model.adjustment)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateNoise(Phase):
+    """Size the noise per shell, so that coupled ensembles spread as their means err.
+
+    On members that the rest has not seen: an ensemble trained on its own starts spreads too little
+    on others, and a score that is at its minimum hardly shows it.
+    """
+
+    name: str = "noise"
+    share: float = 0.0
+    members: str = "valid"
+    through: Through
+    trajectories: Trajectories
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        reader = reader.kept()
+        factor = torch.ones(model.band.grid.num_shells, dtype=torch.float64)
+        ratios = []
+        for _ in range(CALIBRATIONS):
+            ratio = self.trajectories.spread_skill(model, reader, CHECK_SEED)
+            ratios.append(float(ratio.log().mean().exp()))
+            factor[1:] = (factor[1:] / ratio).clamp(1 / MOST, MOST)
+            model.statistics = replace(model.statistics, trajectory_noise=factor.clone())
+        return {
+            "spread_skill": [round(one, 3) for one in ratios],
+            "noise_factor": rounded(factor),
+        }
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return []

@@ -1,0 +1,18 @@
+"""A residual drawn in one pass."""
+
+from hpc_closure.experiment.kinds import ResidualKind
+
+
+class CRPS(ResidualKind):
+    """Add one answer of a network to base noise, trained by an almost-fair score."""
+
+    name = "crps"
+    reads = ("width", "modes", "layers", "form", "base_noise")
+    learns_sensors = True
+    one_evaluation = True
+
+    @classmethod
+    def build(cls, channels, config, band):
+        from hpc_closure.closure.composed.generators import OnePass
+
+        return OnePass(channels, config)

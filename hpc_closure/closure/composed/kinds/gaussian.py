@@ -1,0 +1,16 @@
+"""A residual drawn from the stationary Gaussian law."""
+
+from hpc_closure.experiment.kinds import ResidualKind
+
+
+class Stationary(ResidualKind):
+    """Draw from the base law itself: what a generator must beat."""
+
+    name = "gaussian"
+    trained = False
+
+    @classmethod
+    def build(cls, channels, config, band):
+        from hpc_closure.closure.composed.generators import Gaussian
+
+        return Gaussian()

@@ -1,0 +1,17 @@
+"""A residual drawn from a Gaussian law with a covariance for each wavevector."""
+
+from hpc_closure.experiment.kinds import ResidualKind
+
+
+class ByMode(ResidualKind):
+    """Draw from that law; it is fitted in closed form."""
+
+    name = "modes"
+    trained = False
+    reads_sensors = False
+
+    @classmethod
+    def build(cls, channels, config, band):
+        from hpc_closure.closure.composed.generators import Modes
+
+        return Modes()

@@ -1,0 +1,25 @@
+"""No residual, a deterministic closure."""
+
+from hpc_closure.experiment.kinds import ResidualKind
+
+
+class Nothing(ResidualKind):
+    """Draw nothing; every member has the mean."""
+
+    name = "none"
+    trained = False
+    reads_sensors = False
+
+    @classmethod
+    def build(cls, channels, config, band):
+        from hpc_closure.closure.composed.generators import Gaussian
+
+        return Gaussian()
+
+    @classmethod
+    def check(cls, config):
+        if config["conditions"]["sensors"] != "none":
+            raise ValueError(
+                "model.residual=none has one answer, with nothing in it for sensors to tell: set "
+                "model.conditions.sensors to none"
+            )

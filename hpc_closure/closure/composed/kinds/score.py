@@ -1,0 +1,19 @@
+"""A residual drawn by a score."""
+
+from hpc_closure.experiment.kinds import ResidualKind
+
+
+class Score(ResidualKind):
+    """Carry base noise along the velocity of a trigonometric flow."""
+
+    name = "score"
+    reads = ("width", "modes", "layers", "form", "base_noise", "schedule", "evaluations")
+    learns_sensors = True
+
+    @classmethod
+    def build(cls, channels, config, band):
+        from hpc_closure.closure.composed import generators, learned_score
+
+        if config["sensors"] == "learned":
+            return learned_score.LearnedScore(channels, config, band)
+        return generators.Score(channels, config)

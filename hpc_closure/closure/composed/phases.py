@@ -1,0 +1,559 @@
+"""How a composite closure is fitted: one class per phase, in the order in which they run.
+
+========== ========= ==========================================================================
+phase      members   fits
+========== ========= ==========================================================================
+mean       fit       scales and regression in closed form; networks of mean and amplitude
+law        hold      gains of these networks, law of the residual
+generator  hold      the same, then the generator on the residual; of a model that trains
+                     nothing before, on all training members
+spread     valid     the spread of a score that reads sensors itself, once more
+check      valid     gains of the generator and of its samples' spread
+centre     train     mean of the generator's draws, from its own draws (:mod:`centre`)
+centred    valid     whether that mean is subtracted
+========== ========= ==========================================================================
+
+and those that run the reduced solver (:mod:`coupled_phases`). A trained part acts as far as it
+helps on members that it has not seen (:mod:`judging`), or always. What few steps and a finite
+network leave of too little spread is made up on the same members: without sensors, and with the
+model's own sampler, each shell of q is scaled to the variance seen.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_closure.closure.composed import centre
+from hpc_closure.closure.composed.generators import Generator, Modes
+from hpc_closure.closure.composed.judging import (
+    check_memory,
+    judge_amplitude,
+    judge_generator,
+    judge_mean,
+    judge_spread,
+    samples_improve,
+)
+from hpc_closure.closure.composed.learned_score import LearnedScore
+from hpc_closure.closure.composed.mixture import Mixture, principal
+from hpc_closure.closure.composed.model import CompositeClosure
+from hpc_closure.closure.composed.numbers import NumberMean
+from hpc_closure.closure.composed.reading import CHECK_SEED, residuals, snapshots, training_draws
+from hpc_closure.closure.composed.statistics import NO_CENTRE, Batch, Statistics, generator_grid
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.modes import LARGEST, band
+from hpc_closure.closure.gaussian.conditioning import Learned
+from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.memory import LagCorrelation
+from hpc_closure.closure.gaussian.mode_covariance import ModeCovariance
+from hpc_closure.closure.gaussian.residual_coordinates import Encoding
+from hpc_closure.closure.model import Phase
+from hpc_closure.closure.reductions import Reader
+from hpc_closure.experiment.models import closed_mean
+from hpc_closure.spectral.modes.grid import resize
+
+__all__ = [
+    "Check",
+    "FitGenerator",
+    "FitLaw",
+    "FitMean",
+    "FitSpread",
+    "JudgeCentre",
+    "LearnCentre",
+    "compose",
+    "take_mean",
+]
+
+RARE = 3e-3  # share of the closures that have a larger shell than a draw that is left as it is
+TURNS = 4  # of numbers and regression, each fitted to what the other leaves
+PAIRS = 4  # of draws of each training state for the mean of the generator's draws, at most,
+MOST_PAIRS = 2**16  # and in all: fewer of each state, then of fewer states
+UNSEEN_PAIRS = 8  # of each state on which that mean is judged
+SPREAD = 0.15  # steps in which the spread of a score is learned again, over the generator's
+
+
+def compose(config: dict[str, Any], grid: int, length: float = 1.0) -> CompositeClosure:
+    """Build a composite closure with the phases that fit it; arguments are the class's."""
+    model = CompositeClosure(config, grid, length)
+    of_mean, of_generator = config["shares"]
+    trained = bool(model.mean or model.amplitude)
+    mean = FitMean(share=of_mean if trained else 0.0)
+    if not isinstance(model.residual, Generator):
+        model.phases = (mean, FitLaw())
+        return model
+    # members that no network has seen are as good as those held back
+    members, likely = "hold" if trained else "train", isinstance(model.residual, Mixture)
+    generator = FitGenerator(share=of_generator, members=members, best=likely)
+    spread = FitSpread(share=SPREAD * of_generator)
+    model.phases = (mean, generator, Check())
+    if isinstance(model.residual, LearnedScore):
+        model.phases = (mean, generator, spread, Check())
+    elif not likely:  # the mean of a mixture is exact
+        model.phases = (mean, generator, Check(), LearnCentre(), JudgeCentre())
+    return model
+
+
+def take_mean(model: CompositeClosure, other: CompositeClosure) -> bool:
+    """Have the mean of a trained model, in place of training one; False where it has none.
+
+    A network that does not act is not in its file, and is none of this model's then. The members
+    that it was judged on are those that what is about it is fitted on.
+
+    Raises:
+        ValueError: its mean is of another kind or size.
+    """
+    if other.statistics.summary_mean is None:
+        return False
+    if other.mean is None:
+        model.mean = None
+        model.config["mean"] = closed_mean(model.config)
+    keys = ["mean", "library", "dimensions"]
+    keys += ["width", "modes", "mean_layers"] if other.mean is not None else []
+    for key in keys:
+        if model.config[key] != other.config[key]:
+            raise ValueError(
+                f"use.mean: its {key} is {other.config[key]}, this model's {model.config[key]}"
+            )
+    if model.amplitude is not None or model.num_features != other.num_features:
+        raise ValueError("use.mean: it reads other conditions, or this model has an amplitude")
+    if model.mean is not None and other.mean is not None:
+        model.mean.load_state_dict(other.mean.state_dict())
+    fitted = (
+        "library",
+        "numbers",
+        "features",
+        "summary",
+        "state",
+        "target",
+        "first",
+        "generator",
+    )
+    names = [field.name for field in fields(Statistics) if field.name.startswith(fitted)]
+    model.adopt(Statistics(**{name: getattr(other.statistics, name) for name in names}))
+    model.phases = tuple(phase for phase in model.phases if not isinstance(phase, FitMean))
+    return True
+
+
+def rounded(values: Tensor, digits: int = 3) -> list[float]:
+    """List values for a log."""
+    return [round(float(value), digits) for value in values]
+
+
+# ---- mean and amplitude -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FitMean(Phase):
+    """Fit scales, regression, first residual spectrum and the generator's grid, then networks."""
+
+    name: str = "mean"
+    share: float = 0.0
+    members: str = "fit"
+    sampled: bool = False
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        b = model.band
+        own = fit_numbers(model, reader)
+        active = model.library.active if own else fit_library(model, reader)
+        power = torch.zeros(model.num_features, dtype=torch.float64)
+        state = torch.zeros(len(b.group_k2), dtype=torch.float64)
+        spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
+        total = torch.zeros(len(b.group_k2), dtype=torch.float64)
+        shells: list[Tensor] = []
+        num, summary = 0, []
+        for frames_hat, target_hat, _ in snapshots(model, reader):
+            summary.append(b.summary(frames_hat[:, 0]).cpu())
+            advected = model.advected(frames_hat)
+            features = b.by_group(model.feature_spectra(frames_hat, advected).abs().square())
+            power += features.sum((0, -1)).cpu()
+            state += features[:, model.own].sum(0).cpu()
+            residual = target_hat - model.library(frames_hat, advected)
+            by_numbers = model.mean_by_numbers(frames_hat[:, 0])
+            residual = residual if by_numbers is None else residual - by_numbers
+            spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
+            total += b.by_group(target_hat.abs().square()).sum(0).cpu()
+            shells.append(b.grid.shell_sum(target_hat.abs().square()).cpu())
+            num += len(target_hat)
+        power, state, spectrum, total, num = reader.sum(power, state, spectrum, total, num)
+        numbers = torch.cat(reader.every(summary))
+        rms, variance = (power / num).sqrt(), spectrum / num
+        has_numbers = numbers.shape[1] > 0  # on a line no network reads any
+        smallest = torch.full_like(numbers[0], 1e-6)
+        smallest[:LARGEST] *= rms[model.own]
+        if not float(total.sum()) > 0:
+            raise ValueError("the closure targets are all zero: nothing to learn")
+        modes, size, tail = generator_grid(b, variance, model.config["modes"])
+        inner = band(modes, model.length, model.dimensions)
+        per_mode, state_modes = (
+            resize(b.spread(part / b.group_size), modes) for part in (variance, state / num)
+        )
+        reads = isinstance(model.conditioning, Learned)
+        largest = mean = None
+        if model.previous:
+            largest, mean = shell_sizes(torch.cat(reader.every(shells)))
+        model.adopt(
+            Statistics(
+                library=model.library.coefficients,
+                **own,
+                features_rms=rms.clamp(min=1e-30),
+                summary_mean=numbers.mean(0) if has_numbers else None,
+                summary_std=torch.maximum(numbers.std(0), smallest) if has_numbers else None,
+                state_spectrum=inner.by_group(state_modes) / inner.group_size if reads else None,
+                target_rms=float((total.sum() / num).sqrt()),
+                target_largest=largest,
+                target_mean=mean,
+                first_spectrum=inner.by_group(per_mode) / inner.group_size,
+                first_tail=tail,
+                first_snapshots=float(num),
+                generator_modes=modes,
+                generator_size=size,
+            )
+        )
+        memory = {}
+        if model.previous:
+            memory["spectral_radius"] = round(float(model.library.spectral_radius().max()), 3)
+        return {
+            "terms": active,
+            **memory,
+            "residual": math.sqrt(float(variance.sum()) / float(total.sum() / num)),
+            "generator_grid": size,
+            "generator_modes": modes,
+            "snapshots": num,
+        }
+
+    def loss(self, model: CompositeClosure, batch: dict, seed: int, step: int) -> Tensor:
+        """Compute the loss (B,) of mean and amplitude; 1 + 1/2 where they add nothing."""
+        if not self.parameters(model):
+            return super().loss(model, batch, seed, step)
+        encoding, frame = _encode(model, batch), model.frame
+        left = model.band.to_spectral(batch["target"]) - encoding.mean_hat
+        left = resize(left, frame.kept.modes).to(torch.complex64)
+        loss = left.real.new_zeros(len(left))
+        if model.mean is not None:
+            guess = model.mean(frame, encoding)
+            loss = loss + model.mean.loss(frame, left, guess)
+            left = left - model.mean.correction(frame, guess.detach())
+        if model.amplitude is not None:
+            loss = loss + model.amplitude.loss(frame, left, model.amplitude(encoding))
+        return loss
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return weights_of(model.mean, model.amplitude)
+
+
+def weights_of(*parts: nn.Module | None) -> list[nn.Parameter]:
+    """List the weights of those parts that are there."""
+    return [weight for part in parts if part is not None for weight in part.parameters()]
+
+
+def _encode(model: CompositeClosure, batch: dict[str, Any]) -> Encoding:
+    """Encode the states of a training's batch."""
+    return model.encode(model.frames(batch["state"], batch.get("history"), batch.get("previous")))
+
+
+def fit_library(model: CompositeClosure, reader: Reader) -> list[str]:
+    """Fit the regression to what the functions of numbers leave; returns its terms."""
+
+    def pairs() -> Iterable[tuple[Tensor, Tensor]]:
+        for frames_hat, target_hat, _ in snapshots(model, reader):
+            by_numbers = model.mean_by_numbers(frames_hat[:, 0])
+            yield frames_hat, target_hat if by_numbers is None else target_hat - by_numbers
+
+    return model.library.fit(pairs(), reader)
+
+
+def fit_numbers(model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+    """Fit the mean of the largest modes by numbers of the state; returns its statistics.
+
+    None where the mean has no such part. In turns with the regression, the numbers first: what
+    either does not have, the other makes up for by terms that merely go with it.
+    """
+    model.statistics = replace(model.statistics, numbers_mean=None, numbers_scale=None)
+    if "numbers" not in model.config["mean"]:
+        return {}
+    b, num = model.band, 0
+    square = torch.zeros(2 * LARGEST + 1, dtype=torch.float64)
+    for frames_hat, _, _ in snapshots(model, reader):
+        square += b.summary(frames_hat[:, 0]).square().sum(0).cpu()
+        num += len(frames_hat)
+    square, num = reader.sum(square, num)
+    scale = (square / num).sqrt().clamp(min=1e-30)
+    model.statistics = replace(model.statistics, numbers_scale=scale)
+    for turn in range(TURNS):
+        mean = NumberMean()
+        for frames_hat, target_hat, _ in snapshots(model, reader):
+            left = target_hat
+            if turn:
+                left = target_hat - model.library(frames_hat, model.advected(frames_hat))
+            mean.add(model.scaled_numbers(frames_hat[:, 0]), b.largest(left))
+        coefficients = mean.coefficients(reader)
+        model.statistics = replace(model.statistics, numbers_mean=coefficients)
+        fit_library(model, reader)
+    return {"numbers_mean": coefficients, "numbers_scale": scale}
+
+
+def shell_sizes(shells: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the power of a shell that hardly a closure exceeds, and its mean, both (shells,).
+
+    Args:
+        shells: power of each, (snapshots, shells).
+    """
+    last = len(shells) - 1
+    return shells.sort(0).values[last - int(RARE * last)], shells.mean(0)
+
+
+# ---- the law of the residual, and the generator -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FitLaw(Phase):
+    """Fit gains of mean and amplitude, and the law of the residual."""
+
+    name: str = "law"
+    share: float = 0.0
+    members: str = "hold"
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        model.statistics = replace(model.statistics, mean_gain=None, amplitude_gain=None)
+        if model.mean is not None:
+            judge_mean(model, reader)
+        if model.amplitude is not None:
+            judge_amplitude(model, reader)
+        frame, s = model.frame, model.statistics
+        inner = frame.kept
+        is_late = isinstance(model.residual, LearnedScore)  # its mean is known from the check on
+        power = torch.zeros(len(inner.group_k2), dtype=torch.float64)
+        plain_power, tail, num = torch.zeros_like(power), 0.0, 0
+        exceeded = torch.zeros(1 + model.guarded, dtype=torch.float64)
+        memory = LagCorrelation(inner)
+        for frames_hat, target_hat, batch in snapshots(model, reader):
+            encoding = model.encode(frames_hat)
+            residual = target_hat - encoding.mean_hat
+            q_hat = frame.standardise(residual, encoding.log_amplitude)
+            power += inner.by_group(q_hat.abs().square()).sum(0).cpu()
+            if not is_late:
+                memory.add(q_hat, None if model.is_white else batch.tags)
+            far = model.beyond(target_hat)[0]
+            exceeded[1:] += far.sum(0).cpu()
+            exceeded[0] += far.any(-1).sum().cpu()
+            inside = resize(residual, inner.modes)
+            plain_power += inner.by_group(inside.abs().square()).sum(0).cpu()
+            beyond = residual - resize(inside, model.band.modes)
+            tail += float(model.band.by_group(beyond.abs().square()).sum())
+            num += len(q_hat)
+        power, plain_power, tail, num = reader.sum(power, plain_power, tail, num)
+        memory.collect(reader)
+        if not is_late:
+            check_memory(model, memory)
+        (exceeded,) = reader.sum(exceeded)
+        spectrum, tail = power / num / inner.group_size, tail / num
+        if model.gain_by_mode(model.mean_gain, power) is None and not model.amplitude_share:
+            # nothing was learned by gradients: the members of ``fit`` are as good as unseen
+            share = num / (num + s.first_snapshots)
+            spectrum = share * spectrum + (1 - share) * s.first_spectrum
+            tail = share * tail + (1 - share) * s.first_tail
+        model.adopt(
+            replace(
+                s,
+                target_beyond=exceeded / num if model.guarded else None,
+                **fit_law_by_mode(model, reader, spectrum),
+                law_spectrum=spectrum,
+                law_tail=tail,
+                plain_spectrum=plain_power / num / inner.group_size,
+                memory_times=memory.times(),
+                score_gain=None,
+            )
+        )
+        gains: dict[str, Any] = {"amplitude_gain": model.amplitude_share}
+        if s.mean_gain is not None:
+            gains["mean_gain"] = rounded(s.mean_gain)
+        return {
+            **gains,
+            "memory": rounded(model.statistics.memory_times, 2),
+            "residual": math.sqrt(inner.variance(spectrum) + tail) / s.target_rms,
+            "snapshots": num,
+        }
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return []
+
+
+def fit_law_by_mode(model: CompositeClosure, reader: Reader, spectrum: Tensor) -> dict[str, Any]:
+    """Fit the law by wavevector, where the residual is drawn from one; returns its statistics."""
+    if not isinstance(model.residual, (Modes, Mixture)):
+        return {}
+    inner = model.frame.kept
+    law, modes = BaseLaw(inner, spectrum), ModeCovariance(inner)
+    largest = torch.zeros(LARGEST, LARGEST, dtype=torch.float64)
+    for _, q_hat, _, _ in residuals(model, reader):
+        modes.add(q_hat)
+        numbers = inner.largest(q_hat * law.modes("whiten", q_hat)).double()
+        largest += (numbers.mT @ numbers).cpu()
+    largest, num = reader.sum(largest, modes.number)
+    out = {"law_modes": modes.factors(reader, inner.spread(spectrum))}
+    if isinstance(model.residual, Mixture) and model.residual.components == 2:
+        out["law_offset"] = principal(largest / num)
+    return out
+
+
+@dataclass(frozen=True)
+class FitGenerator(FitLaw):
+    """Fit the law of the residual, then the generator to what is not Gaussian in it."""
+
+    name: str = "generator"
+
+    def loss(self, model: CompositeClosure, batch: dict, seed: int, step: int) -> Tensor:
+        """Compute the loss (B,) of :class:`~.generators.Generator`."""
+        assert isinstance(model.residual, Generator)
+        layouts = model.conditioning.layouts
+        return model.residual.loss(model.frame, *_drawn(model, batch, seed, step, layouts))
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return weights_of(model.residual)
+
+
+def _drawn(model: CompositeClosure, batch: dict, seed: int, step: int, layouts: Any) -> tuple:
+    """Draw the arguments of a generator's loss for a training's batch, without gradients."""
+    key = keyed_noise.Key(seed, "train", [int(i) for i in batch["sample_index"]], step)
+    with torch.no_grad():
+        target_hat = model.band.to_spectral(batch["target"])
+        return training_draws(model, _encode(model, batch), target_hat, key, layouts)
+
+
+@dataclass(frozen=True)
+class FitSpread(Phase):
+    """Fit the spread of a score once more, alone, on members that the rest has not seen."""
+
+    name: str = "spread"
+    share: float = 0.0
+    members: str = "valid"
+
+    def loss(self, model: CompositeClosure, batch: dict, seed: int, step: int) -> Tensor:
+        """Compute the loss (B,) of :meth:`~.learned_score.LearnedScore.spread_loss`."""
+        assert isinstance(model.residual, LearnedScore)
+        # rare layouts need their spread as much as common ones
+        layouts = tuple(one._replace(weight=1.0) for one in model.conditioning.layouts)
+        conditions, x0, _, _ = _drawn(model, batch, seed, step, layouts)
+        return model.residual.spread_loss(model.frame, conditions, x0)
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        assert isinstance(model.residual, LearnedScore)
+        return model.residual.spread_parameters()
+
+
+@dataclass(frozen=True)
+class Check(Phase):
+    """Decide in which shells the generator acts, and how far its samples' spread is scaled."""
+
+    name: str = "check"
+    share: float = 0.0
+    members: str = "valid"
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        assert isinstance(model.residual, Generator)
+        ones = torch.ones(model.frame.kept.grid.num_shells).double()
+        model.statistics = replace(
+            model.statistics, score_gain=ones, score_spread=None, **NO_CENTRE
+        )
+        gain, members, num = judge_generator(model, reader)
+        model.statistics = replace(model.statistics, score_gain=gain, score_members=float(members))
+        report = {"score_gain": rounded(gain), "members": members, "snapshots": num}
+        if model.score_active and model.sensors_allowed != "required":
+            spread = judge_spread(model, reader, isinstance(model.residual, LearnedScore))
+            model.statistics = replace(model.statistics, score_spread=spread)
+            report["spread_gain"] = rounded(spread)
+            report["memory"] = rounded(model.statistics.memory_times, 2)
+            judged = model.gated and model.residual.judged
+            if judged and not samples_improve(model, reader):
+                none = torch.zeros_like(gain)
+                model.statistics = replace(model.statistics, score_gain=none, score_spread=None)
+                report["score_gain"] = "none: its samples are no better than the Gaussian law's"
+        return report
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return []
+
+
+# ---- mean of the generator's draws --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LearnCentre(Phase):
+    """Learn the mean of the generator's draws from its own draws, if another part is the mean."""
+
+    name: str = "centre"
+    share: float = 0.0
+    members: str = "train"
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        s = model.statistics = replace(model.statistics, **NO_CENTRE)
+        by_network = model.gain_by_mode(model.mean_gain, model._place) is not None
+        elsewhere = by_network or s.numbers_mean is not None
+        has_numbers = s.summary_mean is not None and model.sensors_allowed != "required"
+        if not (has_numbers and model.score_active and elsewhere):
+            return {}
+        (states,) = reader.sum(sum(len(batch.state) for batch in Batch.read(reader)))
+        # another state says more than another pair of the same
+        pairs = min(PAIRS, max(1, MOST_PAIRS // states))
+        every = -(-pairs * states // MOST_PAIRS)
+        numbers, means = [], []
+        for encoding, _, ids, _ in residuals(model, reader):
+            rows = [row for row, draw in enumerate(ids) if draw % every == 0]
+            if rows:
+                some = encoding.rows(rows)
+                drawn = draw_pairs(model, some, [ids[row] for row in rows], pairs, 0)
+                numbers.append(some.summary.cpu())
+                means.append(model.frame.kept.largest(drawn.mean((1, 2))).cpu())
+        numbers, means = reader.every(numbers), reader.every(means)
+        inner, middle, outer = centre.fit(torch.cat(numbers), torch.cat(means))
+        model.statistics = replace(s, centre_inner=inner, centre_middle=middle, centre_outer=outer)
+        return {"pairs": pairs * sum(map(len, numbers))}
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return []
+
+
+@dataclass(frozen=True)
+class JudgeCentre(Phase):
+    """Subtract the learned mean of draws if unseen members confirm it."""
+
+    name: str = "centred"
+    share: float = 0.0
+    members: str = "valid"
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        if model.centre_weights is None:
+            return {}
+        gate = centre.CentreGate(model.frame.kept)
+        for encoding, q_hat, ids, batch in residuals(model, reader):
+            drawn, mean_hat = draw_pairs(model, encoding, ids, UNSEEN_PAIRS, 1), model.centre_of(
+                encoding
+            )
+            assert mean_hat is not None
+            gate.add(q_hat, drawn, mean_hat, batch.members)
+        gate.collect(reader)
+        s, acts = model.statistics, gate.acts() or not model.gated
+        if acts:
+            spread = None if s.score_spread is None else s.score_spread * gate.spread()
+            model.statistics = replace(s, score_spread=spread, centre_members=float(gate.members))
+        else:
+            model.statistics = replace(s, **NO_CENTRE)
+        before, after = (round(share, 5) for share in gate.shares())
+        return {"mean": f"{before} of the variance before, {after} after", "acts": acts}
+
+    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
+        return []
+
+
+def draw_pairs(
+    model: CompositeClosure, encoding: Encoding, ids: Sequence[int], pairs: int, item: int
+) -> Tensor:
+    """Draw q for base noise z and -z; returns (states, 2, pairs, ...) complex128."""
+    members = [keyed_noise.pair(state, number) for state in ids for number in range(pairs)]
+    key = keyed_noise.Key(CHECK_SEED, "centre", members, item)
+    z = model.base_noise(model.frame.law, key, keyed_noise.STREAM_BASE).unflatten(0, (-1, pairs))
+    q_hat = model.generate(encoding, torch.cat([z, -z], 1).flatten(0, 1)).q
+    return q_hat.unflatten(0, (len(ids), 2, pairs)).to(torch.complex128)

@@ -1,0 +1,89 @@
+"""What the phases of a composite closure read: snapshots as spectra, residuals, training draws."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.composed.generators import Generator
+from hpc_closure.closure.composed.model import CompositeClosure
+from hpc_closure.closure.composed.statistics import Batch
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.sensors import TrainingLayout, choose_layouts
+from hpc_closure.closure.gaussian.conditioning import Posterior
+from hpc_closure.closure.gaussian.residual_coordinates import Encoding
+from hpc_closure.closure.reductions import Reader
+
+__all__ = ["CHECK_SEED", "Residuals", "residuals", "snapshots", "training_draws"]
+
+CHECK_SEED = 20240807  # of the draws by which unseen snapshots judge
+
+
+class Residuals(NamedTuple):
+    """What the mean leaves of a batch.
+
+    Attributes:
+        encoding: of the states.
+        q_hat: (B, ...) spectra of q.
+        ids: of the draws for these snapshots.
+        batch: as read.
+    """
+
+    encoding: Encoding
+    q_hat: Tensor
+    ids: range
+    batch: Batch
+
+
+def snapshots(model: CompositeClosure, reader: Reader) -> Iterable[tuple[Tensor, Tensor, Batch]]:
+    """Yield (frames, target spectra, batch) of every batch, float64, on the model's device."""
+    device = model.device
+    for batch in Batch.read(reader):
+        earlier = (
+            None if one is None else one.to(device) for one in (batch.history, batch.previous)
+        )
+        frames_hat = model.frames(batch.state.to(device).double(), *earlier)
+        yield frames_hat, model.band.to_spectral(batch.target.to(device).double()), batch
+
+
+def residuals(model: CompositeClosure, reader: Reader) -> Iterable[Residuals]:
+    """Yield q of every batch, with the encoding of its states."""
+    first = reader.first
+    for frames_hat, target_hat, batch in snapshots(model, reader):
+        encoding, ids = model.encode(frames_hat), range(first, first + len(target_hat))
+        first += len(target_hat)
+        q_hat = model.frame.standardise(target_hat - encoding.mean_hat, encoding.log_amplitude)
+        yield Residuals(encoding, q_hat, ids, batch)
+
+
+def training_draws(
+    model: CompositeClosure,
+    encoding: Encoding,
+    target_hat: Tensor,
+    key: keyed_noise.Key,
+    layouts: tuple[TrainingLayout, ...],
+) -> tuple[Posterior, Tensor, Tensor, Tensor]:
+    """Draw the arguments of a generator's loss: conditions, x0, base noise and uniforms.
+
+    Half of the samples see sensors, in layouts drawn from a fixed list, so that one model serves
+    with and without them. Every draw is keyed by (seed, step, sample).
+
+    Args:
+        model: with a generator.
+        encoding: of the states.
+        target_hat: spectra (B, ...) of the closures.
+        key: of the draws.
+        layouts: of sensors, to choose from.
+    """
+    assert isinstance(model.residual, Generator)
+    frame = model.frame
+    residual = target_hat - encoding.mean_hat
+    x0 = frame.standardise(residual, encoding.log_amplitude).to(torch.complex128)
+    uniform = keyed_noise.uniforms(*key)  # layouts are chosen by the host
+    streams = range(keyed_noise.STREAM_STEP, keyed_noise.STREAM_STEP + model.residual.noises)
+    z = torch.stack([model.base_noise(frame.law, key, stream) for stream in streams])
+    chosen = choose_layouts(uniform[:, 1], model.sensors_allowed, layouts)
+    seen = model.conditioning.observe_training(frame, encoding, x0, z, chosen, key)
+    conditions = model.posterior(encoding, seen, list(seen.gains))
+    return conditions, x0 - seen.mean, z, uniform[:, 0].to(x0.device)

@@ -1,0 +1,19 @@
+"""3 x 3 convolutions as a network of mean or amplitude."""
+
+from hpc_closure.experiment.kinds import NetworkKind
+
+
+class CNN(NetworkKind):
+    """Periodic 3 x 3 convolutions, on a line of three points."""
+
+    name = "cnn"
+    reads = ("width", "mean_layers")
+    flow_dimensions = (1, 2)
+    decay = 0.3
+
+    @classmethod
+    def build(cls, channels, config):
+        from hpc_closure.closure.networks.blocks import LocalNetwork
+
+        sizes = (config["width"], config["mean_layers"])
+        return LocalNetwork(channels, *sizes, config["dimensions"])

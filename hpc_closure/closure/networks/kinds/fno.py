@@ -1,0 +1,19 @@
+"""A Fourier neural operator as a network of mean or amplitude."""
+
+from hpc_closure.experiment.kinds import NetworkKind
+
+
+class FNO(NetworkKind):
+    """Fourier blocks on the generator's grid, and a perceptron for the largest modes."""
+
+    name = "fno"
+    reads = ("width", "modes", "mean_layers", "form")
+    decay = 3.0
+    answers_largest = True
+
+    @classmethod
+    def build(cls, channels, config):
+        from hpc_closure.closure.networks.blocks import FieldNetwork
+
+        sizes = (config["width"], config["modes"], config["mean_layers"])
+        return FieldNetwork(channels, *sizes, config["form"])
