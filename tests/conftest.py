@@ -13,6 +13,7 @@ for launcher_variable in ("PMI_RANK", "PMI_SIZE", "RANK", "WORLD_SIZE"):
     os.environ.pop(launcher_variable, None)
 
 BIN = Path(sys.executable).parent
+MOST_RERUNS = 3  # of a run; more of them say that something is wrong
 
 
 def pytest_collection_modifyitems(config, items):
@@ -21,6 +22,29 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if "long" in item.keywords]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    """Fail a run in which too many tests needed a second try (`launch/test` gives each one)."""
+    if len(_reruns(session.config)) > MOST_RERUNS and exitstatus == 0:
+        session.exitstatus = 1
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say why such a run fails."""
+    number = len(_reruns(config))
+    if number > MOST_RERUNS:
+        terminalreporter.line(
+            f"{number} tests failed first, more than {MOST_RERUNS}: something is wrong with them "
+            "or with what they test"
+        )
+
+
+def _reruns(config) -> list:
+    """Reports of the tests that were run again; none in a worker of xdist."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return reporter.stats.get("rerun", []) if reporter else []
 
 
 @pytest.fixture(scope="session")

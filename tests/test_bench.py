@@ -12,7 +12,6 @@ from recorded import Graph, play_graphs
 from hpc_closure.bench import (
     dns,
     gradient,
-    intervals,
     measure,
     peers,
     sampling,
@@ -337,7 +336,7 @@ def test_speedups_are_of_samples_per_second():
 
 
 def test_a_process_that_ends_is_named():
-    with pytest.raises(RuntimeError, match="process 0 of 1 ended: ."):
+    with pytest.raises(RuntimeError, match=r"a process of 1 ended: .*ValidationError: "):
         scaling.run(replace(TINY_SCALING, asked=[1], engines=["none"]), Timing(1, 1), 1)
 
 
@@ -407,18 +406,6 @@ def test_sampling_records(case):
     assert checked == ["check"], "one pass is not corrected as the others are"
     if case == "diffusion":  # the closed-form law is nearly the exact one
         assert plain["crps_ratio"] == pytest.approx(1, abs=0.1)
-
-
-def test_interval_records_show_which_intervals_hold_the_truth():
-    records = intervals.run([5], 400)
-    assert [(r["score"], r["scale"], r["blocks"]) for r in records] == [
-        (score, scale, 5) for score in ("ratio", "root") for scale in (0.3, 1.0)
-    ]
-    for record in records:
-        assert 0.7 < record["percentile"] < 0.88 < record["t"] < 0.99
-        assert 0.7 < record["bca"] < record["t"]
-    with pytest.raises(ValueError, match="--blocks 3: an interval needs at least 4"):
-        intervals.run([3, 8], 10)
 
 
 def test_gradient_records():

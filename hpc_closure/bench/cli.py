@@ -276,24 +276,6 @@ def _size(word: str):
 
 
 @app.command()
-def intervals(
-    blocks: Annotated[
-        str, typer.Option(help="Trajectories that are scored.", metavar="N,...")
-    ] = "4,5,8,20",
-    repeats: Annotated[int, typer.Option(help="Intervals of each kind.", metavar="N")] = 2000,
-    json: Json = None,
-):
-    """How often 95 % intervals of scores hold the truth, beside the bootstrap's."""
-    from hpc_closure.bench import intervals as bench
-
-    with _usage():
-        machine = _machine("cpu", 0)
-        records = bench.run(_numbers("--blocks", blocks), repeats)
-        _print(records, bench.COLUMNS)
-        _save(json, machine, records)
-
-
-@app.command()
 def gradient(
     grid: Annotated[str, typer.Option(help="Points per side.", metavar="N,...")] = "32,64,128",
     members: Annotated[int, typer.Option(help="Members.")] = 24,

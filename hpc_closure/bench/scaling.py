@@ -1,24 +1,26 @@
 """Scaling of the training step: one batch on more processes (strong), more of them as well (weak).
 
 The step is that of :mod:`.training`, of the ``default`` preset's generator, through the engines
-that train. Processes of every number asked for are alive together and take turns, as all that is
-compared here does; who waits for a turn waits for a line of text, and computes nothing. They are
-started as torchrun would start them, so no launcher and no MPI is needed.
+that train. torchrun starts a group of processes for every number; the groups are alive together
+and take turns, as all that is compared here does. A group waits for its turn without computing:
+its first process reads a line of text, the others a broadcast.
 """
 
 import contextlib
 import copy
 import json
-import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from hpc_closure.bench import measure
 from hpc_closure.bench.known import Known, fit
@@ -29,6 +31,8 @@ from hpc_closure.train import deepspeed, processes
 from hpc_closure.work import launch
 
 STRONG, WEAK = "strong", "weak"
+PATIENCE = timedelta(days=1)
+ERROR = re.compile(r"(\[rank\d+\]: )?[\w.]+Error: ")  # the last line of a traceback
 COLUMNS = {
     "engine": "",
     "scaling": "",
@@ -115,7 +119,7 @@ def run(plan: Plan, timing: Timing, cores: int) -> list[dict[str, Any]]:
             closing.callback(group.end)  # all of them before the first is waited for
         contenders = {}
         for group in groups:
-            group.meet()
+            group.wait_until_ready()
             for case in plan.cases(group.count):
                 contenders[_name(group.count, *case)] = group.turn(*case)
         taken = measure.interleave(contenders, replace(timing, device="cpu"))
@@ -161,119 +165,101 @@ def remarks(plan: Plan, cores: int) -> list[str]:
 
 
 class Group:
-    """Processes that train together, in turns that :meth:`turn` gives them.
+    """Processes of one torchrun, which train together in turns that :meth:`turn` gives them.
 
     Args:
-        count: how many.
+        count: number of processes.
         plan: what they make ready.
     """
 
     def __init__(self, count: int, plan: Plan):
         self.count, self.errors, self.ready = count, tempfile.TemporaryFile("w+"), False
-        self.members = [
-            subprocess.Popen(
-                [sys.executable, "-m", __name__, json.dumps(asdict(plan))],
-                env=_environment(rank, count),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.errors,
-                text=True,
-            )
-            for rank in range(count)
-        ]
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        self.agent = subprocess.Popen(
+            [sys.executable, "-m", *launcher, "-m", __name__, json.dumps(asdict(plan))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
 
-    def meet(self) -> None:
-        """Tell all where the first one is, and wait until they are ready."""
-        if self.count > 1:
-            first, *others = self.members
-            met = self._hear(first)
-            for other in others:
-                self._tell(other, met)
-        self._hear_all()
+    def wait_until_ready(self) -> None:
+        """Wait until all processes have made ready what the plan has for them."""
+        self._hear()
         self.ready = True
 
     def end(self) -> None:
-        """Tell them that there are no more turns."""
-        for member in self.members:
-            if not self.ready:
-                member.terminate()  # it may wait for the others
-            with contextlib.suppress(BrokenPipeError):
-                member.stdin.close()  # type: ignore[union-attr]
+        """Give no more turns."""
+        if not self.ready:
+            self.agent.terminate()
+        with contextlib.suppress(BrokenPipeError):
+            self.agent.stdin.close()  # type: ignore[union-attr]
 
     def wait(self) -> None:
-        """Wait until they have ended."""
-        for member in self.members:
-            member.wait()
-            member.stdout.close()  # type: ignore[union-attr]
+        """Wait until the processes have ended."""
+        self.agent.wait()
+        self.agent.stdout.close()  # type: ignore[union-attr]
         self.errors.close()
 
     def turn(self, engine: str, batch: int):
-        """What takes a number of steps of a case, and returns when all processes have."""
+        """Return what takes a number of steps of a case, and returns when all processes have."""
 
         def advance(steps: int) -> None:
-            for member in self.members:
-                self._tell(member, json.dumps([engine, batch, steps]))
-            self._hear_all()
+            with contextlib.suppress(BrokenPipeError):  # then there is no answer, either
+                self.agent.stdin.write(json.dumps([engine, batch, steps]) + "\n")  # type: ignore
+                self.agent.stdin.flush()  # type: ignore[union-attr]
+            self._hear()
 
         return advance
 
-    def _tell(self, member: subprocess.Popen, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it is not heard any more, either
-            member.stdin.write(line.strip() + "\n")  # type: ignore[union-attr]
-            member.stdin.flush()  # type: ignore[union-attr]
+    def _hear(self) -> None:
+        """Wait for the line of the first process.
 
-    def _hear(self, member: subprocess.Popen) -> str:
-        line = member.stdout.readline()  # type: ignore[union-attr]
-        if not line:
-            self._fail(self.members.index(member))
-        return line
-
-    def _hear_all(self) -> None:
-        for member in self.members:
-            self._hear(member)
-
-    def _fail(self, rank: int) -> None:
-        for member in self.members:
-            member.terminate()  # the others wait for it
+        Raises:
+            RuntimeError: the processes ended, with the first of their errors.
+        """
+        if self.agent.stdout.readline():  # type: ignore[union-attr]
+            return
+        self.agent.wait()
         self.errors.seek(0)
-        told = [line.strip() for line in self.errors if line.strip()]
-        last = told[-1] if told else "without a word"
-        raise RuntimeError(f"process {rank} of {self.count} ended: {last}")
-
-
-def _environment(rank: int, count: int) -> dict[str, str]:
-    """As torchrun sets it, but for the meeting point, which the first process tells."""
-    here = {key: value for key, value in os.environ.items() if not key.startswith("MASTER_")}
-    own = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
-    return {**here, **{key: str(value) for key, value in own.items()}}
+        lines = [line.strip() for line in self.errors if ERROR.match(line)]
+        reason = lines[0] if lines else f"exit code {self.agent.returncode}"
+        raise RuntimeError(f"a process of {self.count} ended: {reason}")
 
 
 def main() -> None:
-    """One of the processes: make ready what the plan has for them, and wait for turns."""
+    """Make ready what the plan has for this process, and take turns until there are no more."""
     answers, sys.stdout = sys.stdout, sys.stderr
     plan = Plan(**json.loads(sys.argv[1]))
-
-    def say(line: str) -> None:
-        answers.write(line + "\n")
-        answers.flush()
-
-    def broadcast(met):
-        if met is None:
-            return json.loads(sys.stdin.readline())
-        say(json.dumps(met))
-        return met
-
     torch.set_num_threads(plan.threads)
-    found = processes.join(launch.choose_device(plan.device, shared=False), broadcast)
+    found = processes.join(launch.choose_device(plan.device, shared=False))
+    # waits without computing, for as long as the other groups take
+    turns = dist.new_group(backend="gloo", timeout=PATIENCE) if found.size > 1 else None
     steps = dict(_cases(plan, found))
     finish = measure.wait_for(plan.device)
+
+    def say(line: str) -> None:
+        if turns is not None:
+            dist.barrier(turns)
+        if found.rank == 0:
+            answers.write(line + "\n")
+            answers.flush()
+
     say("ready")
-    for line in sys.stdin:
+    while (line := _next(found.rank, turns)) is not None:
         engine, batch, number = json.loads(line)
         steps[engine, batch](number)
         finish()
         say("done")
     processes.leave()
+
+
+def _next(rank: int, turns: dist.ProcessGroup | None) -> str | None:
+    """Return the next turn, which the first process reads for all; None after the last."""
+    lines = [(sys.stdin.readline() or None) if rank == 0 else None]
+    if turns is not None:
+        dist.broadcast_object_list(lines, 0, group=turns)
+    return lines[0]
 
 
 def _cases(plan: Plan, found: processes.Processes) -> Iterator[tuple]:

