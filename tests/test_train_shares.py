@@ -89,6 +89,6 @@ def test_batches_that_are_kept_are_read_once():
         yield from range(3)
 
     reader = Reader(batches)
-    kept = reader.kept()
+    kept = reader.in_memory()
     assert list(kept) == list(kept) == [0, 1, 2] and len(read) == 1
     assert list(reader) == [0, 1, 2] and len(read) == 2  # which is as it was

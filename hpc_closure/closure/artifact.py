@@ -1,8 +1,8 @@
-"""The trained closure as one file, and as an object that any solver can call.
+"""A trained closure: the model file, and the object that a solver calls.
 
-``model.safetensors`` holds float32 weights and float64 statistics; its header
-(:mod:`hpc_closure.closure.header`) the configuration, what the closure stands for and the
-provenance. Reading it cannot run code.
+``model.safetensors`` holds float32 weights and float64 statistics. Its header
+(:mod:`hpc_closure.closure.header`) holds the configuration, the definition of the closure and the
+provenance. Reading the file runs no code from it.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,18 +32,18 @@ from hpc_closure.work import atomic, log
 __all__ = ["Closure", "build", "load", "save"]
 
 STATISTICS = "statistics/"
-SHARE_BEYOND = 1e-6  # of a state's variance, above which it is told
-ROWS_LOOKED_AT = 8  # of many states, unless all must be within the band
+SHARE_BEYOND = 1e-6  # largest share of a state's variance outside the band without a warning
+ROWS_CHECKED = 8  # of many states, unless the call is strict
 
 
 def save(
     model: ClosureModel, path: str | Path, *, target: dict[str, Any], provenance: dict[str, Any]
 ) -> None:
-    """Write a model.
+    """Write a model file.
 
     Args:
-        model: trained, on any device.
-        path: of the ``.safetensors`` file; whole or absent, never half.
+        model: trained model, on any device.
+        path: path of the ``.safetensors`` file. It is published at once, never in part.
         target, provenance: see :class:`~hpc_closure.closure.header.Header`.
     """
     parts = tuple(model.parts())
@@ -58,15 +58,16 @@ def save(
         tensors[STATISTICS + key] = value.contiguous().clone()
     header = Header(model.config, model.grid, model.length, target, provenance, parts)
     with atomic.publish(path) as part:
-        # save_file makes the file private
+        # not save_file, which makes the file readable by its owner only
         part.write_bytes(serialize(tensors, metadata=header.metadata))
 
 
 def load(path: str | Path) -> "Closure":
-    """Read a model file, or a shipped model by its name.
+    """Load a closure from a model file, or a shipped model by its name.
 
-    The C library is asked to keep freed memory (:mod:`hpc_closure.spectral.modes.line_fft`),
-    without which draws of many members take twice the time.
+    This also sets the C library to keep freed memory
+    (:mod:`hpc_closure.spectral.modes.line_fft`); otherwise draws of many members take twice the
+    time.
 
     Raises:
         FileNotFoundError, ValueError: one line that names the file.
@@ -108,15 +109,17 @@ def load(path: str | Path) -> "Closure":
 
 
 class Closure:
-    """A trained closure: draws U in dV/dt = M~(V) + U. No draw leaves a trace: calls may overlap.
+    """A trained closure: draws U in dV/dt = M~(V) + U.
 
-    Outside the band that it was trained in (``|kx|, |ky| <= (grid - 1) // 3`` of the training's
-    grid) a closure is zero. A state with more than a millionth of its variance there is told of
-    once, by a warning (of many states 8 are looked at), or refused where the call is ``strict``.
+    A draw changes no state of the object, so calls may overlap.
+
+    Outside the band of its training (``|kx|, |ky| <= (grid - 1) // 3`` of the training grid) a
+    closure is zero. If more than a millionth of a state's variance is outside, the first such call
+    logs a warning; a ``strict`` call raises ValueError. Of many states, 8 are checked.
 
     Attributes:
-        model: its parts.
-        header: what its file tells of it.
+        model: the closure model.
+        header: header of its file.
     """
 
     def __init__(self, model: ClosureModel, header: Header):
@@ -126,54 +129,54 @@ class Closure:
 
     @property
     def target(self) -> dict:
-        """What U stands for (``kind``, ``interval``, ``dt``)."""
+        """Definition of U: ``kind``, ``interval`` (solver steps), ``dt``."""
         return self.header.target
 
     @property
     def provenance(self) -> dict:
-        """How the model was made."""
+        """Record of how the model was made."""
         return self.header.provenance
 
     def parts(self) -> tuple[PartReport, ...]:
-        """Which parts act; those that its training has dropped are told, too."""
+        """List the parts and whether they act, with those that training has dropped."""
         return self.header.parts
 
     @property
     def config(self) -> dict:
-        """The model's configuration."""
+        """Configuration of the model."""
         return self.model.config
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device on which the model computes."""
         return self.model.device
 
     @property
     def guarded(self) -> int:
-        """Shells of a draw that may be brought back (``Request.tell``); 0 = none ever is."""
+        """Number of shells of a draw that may be rescaled (``Request.tell``); 0 = none."""
         return self.model.guarded
 
     def evaluations(self, requested: int | None = None) -> int:
-        """Evaluations of the generator for a sample; 0 where training switched it off."""
+        """Return the evaluations of the generator per sample; 0 if it does not act."""
         if not self.model.score_active:
             return 0
         return requested or int(self.config.get("evaluations", 1))
 
     def to(self, device: str | torch.device) -> "Closure":
-        """Move the model; returns self."""
+        """Move the model to a device; returns self."""
         self.model.to(device)
         self.model.replayed = _replays()
         return self
 
     def meant(self, interval: int) -> int:
-        """Solver steps whose mean a draw is that is held for ``interval`` of them.
+        """Return the number of solver steps whose mean a draw is, if held for ``interval`` steps.
 
-        All of them: the draw is rescaled. The published network's draws are held as they
-        come, as published: they stand for the steps that it was trained at.
+        This is ``interval``, because draws are rescaled to it. Only the published network's draws
+        are not rescaled, as published: they remain means over the trained interval.
 
         Raises:
-            ValueError: the published network is to be held for less, or a model of the previous
-                closures for another time than it was trained at.
+            ValueError: the published network is to be held for less than its trained interval, or
+                a model that reads previous closures for another interval than the trained one.
         """
         trained = self.target.get("interval", 1)
         if self.config["conditions"].get("previous") and interval != trained:
@@ -191,11 +194,11 @@ class Closure:
         return trained
 
     def held(self, interval: int | None) -> float:
-        """What a draw stands for that is held for ``interval`` steps, in trained intervals."""
+        """Return the averaging time of a draw for ``interval`` steps, in trained intervals."""
         return 1.0 if interval is None else self.meant(interval) / self.target.get("interval", 1)
 
     def hold(self, interval: int) -> str:
-        """In words how a draw is held; the same words wherever a coupled run is reported."""
+        """Describe how a draw is held, in the words of every report of a coupled run."""
         words = f"held {interval} step{'' if interval == 1 else 's'}"
         return words if self.meant(interval) == interval else words + " as published, not rescaled"
 
@@ -214,28 +217,30 @@ class Closure:
         method: str | None = None,
         strict: bool = False,
     ) -> Any:
-        """Draw closures for one resolved state, or one for each row of states.
+        """Draw closures U for one or several resolved states; returns (M, n, n) or (B, M, n, n).
 
         Args:
-            state: vorticity (n, n), or (M, n, n) with one row per member, or (B, n, n) with one
-                per list of members; numpy or torch.
+            state: vorticity, numpy or torch: (n, n), or (M, n, n) with one row per member, or
+                (B, n, n) with one row per list of members.
             sensors: point values of the true closure, or None.
-            history: earlier states (H, n, n) or (M, H, n, n), newest first, where trained with.
-            previous: the last closures, likewise.
-            members: how many, or their ids, or B lists of M ids: what a state decides is then
-                computed once for its list. A member's draw depends on (seed, member, call) only.
-            seed, call: a fresh draw for each call; the same for the same numbers.
-            interval: solver steps that the draw is held; other than the trained one each shell is
-                rescaled by its memory: an m-step mean of white noise has 1/m of its variance. The
-                published network's is not.
-            evaluations, method: of the sampler; None = the model's own.
-            strict: refuse a state with variance outside the model's band.
+            history: earlier states (H, n, n) or (M, H, n, n), newest first, if the model was
+                trained with them.
+            previous: previous closures, in the form of ``history``.
+            members: number of members, or their ids, or B lists of M ids. With lists, results that
+                depend on the state alone are computed once per list. A member's draw depends on
+                (seed, member, call) only.
+            seed, call: key of the draws; equal keys give equal draws.
+            interval: solver steps for which the draw is held; None = the trained interval. For
+                another interval each shell is rescaled by its memory: a mean of white noise over m
+                steps has 1/m of its variance. Draws of the published network are not rescaled.
+            evaluations, method: settings of the sampler; None = the model's.
+            strict: raise ValueError for a state with variance outside the model's band.
 
         Returns:
-            U, (M, n, n), or (B, M, n, n) of B lists, of the type and precision of ``state``.
+            U, (M, n, n), or (B, M, n, n) for B lists, in the type and precision of ``state``.
 
         Raises:
-            ValueError: one line: what was given, what was expected.
+            ValueError: one line with the value and what was expected.
         """
         given = fields("state", state)
         ids, states = lists(members)
@@ -262,19 +267,19 @@ class Closure:
         return out.to(device=given.device, dtype=given.dtype)
 
     def sample_hat(self, request: Request, *, strict: bool = False) -> Tensor:
-        """The same for solvers that keep retained spectra: no field is formed.
+        """Draw closures as :meth:`sample`, from and to retained spectra, without a transform.
 
         Args:
-            request: ``state`` (2K + 1, K + 1) or (M, 2K + 1, K + 1), of the solver's K modes in
-                the forward norm (:mod:`hpc_closure.spectral.modes.grid`), ``history`` and
+            request: ``state`` (2K + 1, K + 1) or (M, 2K + 1, K + 1), with the solver's K modes in
+                the forward norm (:mod:`hpc_closure.spectral.modes.grid`); ``history`` and
                 ``previous`` likewise.
             strict: see :meth:`sample`.
 
         Returns:
-            Spectra of U, (M, 2K + 1, K + 1), of the device and precision of ``state``.
+            Spectra of U, (M, 2K + 1, K + 1), on the device and in the precision of ``state``.
 
         Raises:
-            ValueError: one line: what was given, what was expected.
+            ValueError: one line with the value and what was expected.
         """
         given = spectra("state", request.state)
         for name in PAST:
@@ -286,7 +291,7 @@ class Closure:
         return out.to(device=given.device, dtype=given.dtype)
 
     def _answer(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
-        """Bring a request to the model, in either form of ``state``."""
+        """Move a request to the model's device, add its batch axis, and draw without gradients."""
         past = {name: getattr(request, name) for name in PAST}
         for name, frames in past.items():
             if frames is not None:
@@ -296,27 +301,27 @@ class Closure:
             return draw(replace(request, state=state, **past))
 
     def _look_beyond(self, state: Tensor, strict: bool) -> None:
-        """Tell once, or refuse where ``strict``, that a state goes beyond the model's band."""
-        own = getattr(self.model, "band", None)  # a model without works on the caller's grid
-        if own is None or (self._told and not strict):
+        """Log once, or raise if ``strict``, that a state has variance outside the model's band."""
+        band = getattr(self.model, "band", None)  # a model without a band uses the caller's grid
+        if band is None or (self._told and not strict):
             return
-        if state.ndim == 3 and not strict:  # members of one flow: a few tell, at little cost
-            state = state[:: -(-len(state) // ROWS_LOOKED_AT)]
+        if state.ndim == 3 and not strict:  # a few members of a flow show it at little cost
+            state = state[:: -(-len(state) // ROWS_CHECKED)]
         if state.is_complex():
-            if state.shape[-1] - 1 <= own.modes:
+            if state.shape[-1] - 1 <= band.modes:
                 return
-            share = own.share_beyond(state)
+            share = band.share_beyond(state)
         else:
-            own.check_grid(*state.shape[-2:])
+            band.check_grid(*state.shape[-2:])
             single = state if state.dtype == torch.float64 else state.float()
-            share = own.share_beyond(torch.fft.rfft2(single), state.shape[-1])
+            share = band.share_beyond(torch.fft.rfft2(single), state.shape[-1])
         most = float(share.max())
         if most <= SHARE_BEYOND:
             return
         line = (
-            f"{most:.2g} of the state's variance is outside the model's band of {own.modes} modes "
-            f"(training grid {self.model.grid}), where the closure is zero: train on a finer "
-            "train.grid, or filter the state to the band"
+            f"{most:.2g} of the state's variance is outside the model's band of {band.modes} "
+            f"modes (training grid {self.model.grid}), where the closure is zero: train on a "
+            "finer train.grid, or filter the state to the band"
         )
         if strict:
             raise ValueError(line)
@@ -325,7 +330,7 @@ class Closure:
 
 
 def _replays() -> Any:
-    """Make the CUDA graphs of a closure's draws where the switch ``replays`` is on, else None."""
+    """Create the CUDA graphs of a closure's draws if the switch ``replays`` is on, else None."""
     if not switches.is_on(switches.REPLAYS):
         return None
     from hpc_closure.closure.cuda.replays import Replayed
@@ -334,16 +339,16 @@ def _replays() -> Any:
 
 
 def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel:
-    """A fresh model.
+    """Build a model with fresh weights.
 
     Args:
-        model: the experiment's ``model`` section; keys left out or None come from the preset.
+        model: the experiment's ``model`` section; missing keys and None come from the preset.
         grid: points per side of the training fields; sets the band, ``|k| <= (grid - 1) // 3``.
         length: side of the periodic square.
     """
     config = resolve(model)
-    whole = kind_of(config["preset"])
-    build_model = compose if whole is None else whole.build
+    kind = kind_of(config["preset"])
+    build_model = compose if kind is None else kind.build
     built: ClosureModel = build_model(config, grid, length)
-    built.num_parameters()  # refuses complex ones
+    built.num_parameters()  # raises ValueError for complex parameters
     return built

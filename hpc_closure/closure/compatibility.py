@@ -1,4 +1,4 @@
-"""Whether the model file of a run is the one that its experiment describes."""
+"""Check that a model file fits an experiment."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,33 +14,36 @@ from hpc_closure.work.session import check_recipe
 
 
 def is_made_by(path: Path, experiment: Experiment) -> bool:
-    """Whether the model at ``path`` is what the experiment's training makes.
+    """Return whether the experiment's training has made the model at ``path``.
 
     Raises:
-        ValueError: there is a file, but not a whole model.
+        ValueError: the file is not a complete model file.
     """
     return path.exists() and read_header(path).train_hash == experiment.stage_hash("train")
 
 
 def has_mean_gp(config: Mapping[str, Any]) -> bool:
-    """Whether models of a configuration have a mean and a Gaussian law beside the generator."""
+    """Return whether models of a configuration can draw by the method ``mean_gp``.
+
+    It needs a mean and a Gaussian law beside the generator.
+    """
     return is_composite(dict(config))
 
 
 def has_noise(config: Mapping[str, Any]) -> bool:
-    """Whether models of a configuration draw; the others give one answer to a state."""
+    """Return whether models of a configuration draw; the others are deterministic."""
     return draws(dict(config))
 
 
 def check_model(experiment: Experiment) -> None:
-    """Raise ValueError unless the experiment's own model, or the one it uses, is there."""
+    """Raise ValueError unless the model that the experiment trains or uses exists and fits."""
     run = Run.of(experiment)
     if run.model_file:
         return check_fits(run.model_file, experiment, f"use.model={experiment.use.model}")
     if not run.model.exists():
         raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
     if not is_made_by(run.model, experiment):
-        check_recipe(run, experiment, "rollout", redo=True)  # names the keys, where it can
+        check_recipe(run, experiment, "rollout", redo=True)  # names the changed keys if it can
         made, wanted = read_header(run.model).train_hash, experiment.stage_hash("train")
         raise ValueError(
             f"{run.model}: trained by another experiment (hash {made[:12] or 'none'}, expected "
@@ -52,9 +55,9 @@ def check_fits(path: Path, experiment: Experiment, key: str) -> None:
     """Raise ValueError unless a model from elsewhere fits the experiment.
 
     Args:
-        path: of the model file.
-        experiment: whose closure it is to be.
-        key: setting that names the model, with its value.
+        path: path of the model file.
+        experiment: the experiment that uses it.
+        key: setting that names the model, with its value, for the message.
     """
     if not path.exists():
         raise ValueError(

@@ -1,8 +1,8 @@
-"""What a model file says of itself.
+"""Header of a model file.
 
-A model file is safetensors: eight bytes that hold the length of a JSON header, the header, the
-tensors. Its metadata hold, as JSON again, what :class:`Header` has. Read by hand, so that asking
-does not import torch; reading cannot run code.
+A model file is in the safetensors format: eight bytes with the length of a JSON header, the
+header, the tensors. The header's metadata hold, as JSON again, the fields of :class:`Header`. They
+are read here without torch, and reading them runs no code.
 """
 
 import json
@@ -21,16 +21,16 @@ LONGEST = 10**8  # bytes of a header
 
 @dataclass(frozen=True)
 class Header:
-    """What a model file holds beside its tensors.
+    """Contents of a model file beside its tensors.
 
     Attributes:
-        config: the model's configuration, resolved.
+        config: resolved configuration of the model.
         size: points per side of the training fields.
         length: side of the square.
-        target: what U stands for: ``kind``, ``interval`` (solver steps), ``dt``, and ``every``,
-            the time between the snapshots it was trained on (memory needs it).
-        provenance: how it was made.
-        parts: which parts act; those that were dropped from the file are told, too.
+        target: definition of U: ``kind``, ``interval`` (solver steps), ``dt``, and ``every``, the
+            time between the training snapshots, which the noise's memory needs.
+        provenance: record of how the model was made.
+        parts: which parts act, with those that were dropped from the file.
     """
 
     config: dict[str, Any]
@@ -42,13 +42,13 @@ class Header:
 
     @property
     def train_hash(self) -> str:
-        """Hash of the settings that made the model; "" where it is not told."""
+        """Hash of the settings that made the model; "" if not recorded."""
         hashes = self.provenance.get("hashes")
         return str(hashes.get("train", "")) if isinstance(hashes, dict) else ""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """As the file holds it."""
+        """The fields as strings, in the form of the file."""
         return {
             "format": FORMAT,
             "config": json.dumps(self.config),
@@ -60,11 +60,11 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a model file.
+    """Read the header of a model file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: truncated, foreign or damaged.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is truncated, foreign or damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -84,14 +84,14 @@ def read_header(path: str | Path) -> Header:
         )
     try:
         parts = {key: json.loads(metadata[key]) for key in ("config", "target", "provenance")}
-        told = tuple(PartReport(**part) for part in json.loads(metadata["parts"]))
-        return Header(**parts, **json.loads(metadata["grid"]), parts=told)
+        reports = tuple(PartReport(**part) for part in json.loads(metadata["parts"]))
+        return Header(**parts, **json.loads(metadata["grid"]), parts=reports)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: its header is damaged ({error}); train again") from None
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """Metadata of a safetensors file whose size is the one that its header tells."""
+    """Read the metadata; raises ValueError if the file's size differs from the header's."""
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(min(length, LONGEST)))
@@ -104,5 +104,5 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def shipped() -> list[str]:
-    """Names of the models that come with the package."""
+    """List the names of the shipped models."""
     return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))

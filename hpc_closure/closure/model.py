@@ -1,4 +1,4 @@
-"""What every closure model offers to training, rollout and the artifact.
+"""Base class of closure models, and its interface to training, rollout and model files.
 
 Training runs the ``phases`` in order::
 
@@ -6,17 +6,18 @@ Training runs the ``phases`` in order::
         model.begin(phase.name, reader(phase.members))   # closed-form statistics
         optimise(model.loss, phase.parameters(model), share=phase.share)
 
-``reader(kind)`` iterates over batches ``(state, target)`` or dicts with ``state``, ``target``,
-``history`` and ``previous``, of the snapshots of the members of that kind, always in one order:
+``reader(kind)`` iterates over the snapshots of the members of a kind, always in the same order.
+Its batches are pairs ``(state, target)`` or dicts with ``state``, ``target``, ``history`` and
+``previous``. The kinds are:
 
-* ``fit``: the part of the training members that fits the mean;
-* ``hold``: the rest of the training members, from which the residual's law is learned;
-* ``valid``: the validation members, on which the generator must earn its place.
+* ``fit``: the part of the training members on which the mean is fitted;
+* ``hold``: the other training members, on which the residual's law is fitted;
+* ``valid``: the validation members, on which the generator is judged.
 
-Of several processes each reads its share of them, whole trajectories, and the statistics are those
-of all (:mod:`hpc_closure.closure.reductions`).
+Several processes each read a share of them, in whole trajectories; the statistics are those of all
+(:mod:`hpc_closure.closure.reductions`).
 
-A trained model answers a :class:`Request`.
+A trained model draws closures for a :class:`Request`.
 """
 
 from abc import ABC, abstractmethod
@@ -37,11 +38,11 @@ __all__ = ["ClosureModel", "Phase", "Replays", "Request", "Through"]
 
 @dataclass(frozen=True)
 class Through:
-    """How a phase trains through the solver, with settings of its own.
+    """Settings of a phase that trains through the solver.
 
     Attributes:
         steps: optimiser steps.
-        batch: starts in a step over all processes.
+        batch: starts per step, over all processes.
         lr: peak learning rate.
         calls: closure calls of a run, in the first step and from the middle of the phase on.
     """
@@ -52,22 +53,25 @@ class Through:
     calls: tuple[int, int]
 
     def calls_at(self, step: int) -> int:
-        """Closure calls of a run in a step."""
+        """Return the number of closure calls of a run in a step."""
         first, last = self.calls
         return min(last, first + (last - first + 1) * 2 * step // self.steps)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Fit a part of a model: closed forms from its members' snapshots, then weights by a loss.
+    """Fit a part of a model: closed-form statistics from snapshots, then weights by a loss.
 
     Attributes:
-        name: in logs, metrics and restart points; phases of one name are the same, run again.
-        share: share of all optimiser steps; 0 = closed-form work only.
-        members: whose snapshots it reads: ``fit``, ``hold``, ``valid`` or ``train``.
-        sampled: the model can be sampled from its beginning on.
-        through: of a phase that trains through the solver, on samples with what follows them.
-        best: its weights are those with the least loss on validation members, not the last ones.
+        name: name in logs, metrics and restart points. Phases of equal name are the same phase,
+            run again.
+        share: share of all optimiser steps; 0 = closed-form statistics only.
+        members: kind of members whose snapshots it reads: ``fit``, ``hold``, ``valid`` or
+            ``train``.
+        sampled: whether the model can be sampled from the beginning of the phase on.
+        through: settings of training through the solver, on samples with the states that follow
+            them; None = the phase trains one call ahead.
+        best: whether the weights with the least validation loss are used, instead of the last.
     """
 
     name: str
@@ -78,7 +82,7 @@ class Phase:
     best: bool = False
 
     def begin(self, model: Any, reader: Reader) -> dict[str, Any]:
-        """Compute closed-form statistics; returns what the log says of them, by name.
+        """Compute closed-form statistics; returns results for the log, by name.
 
         Called without gradients, by all processes, each with a reader of its own share.
         """
@@ -89,7 +93,7 @@ class Phase:
         raise ValueError(f"phase {self.name!r} has no loss")
 
     def parameters(self, model: Any) -> list[nn.Parameter]:
-        """List the weights that the phase trains; the others are frozen."""
+        """List the weights that the phase trains; all others are frozen."""
         return list(model.parameters())
 
 
@@ -99,31 +103,32 @@ class Replays(Protocol):
     def __call__(
         self, function: Callable[..., tuple[Tensor, ...]], key: Hashable, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return ``function(*inputs)``; ``key`` says all that it depends on besides."""
+        """Return ``function(*inputs)``; ``key`` holds all else that the result depends on."""
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return ``make()`` of the first call with this name."""
+        """Return the result of ``make()`` at the first call with this name."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A draw of the closure: of which states, for which members, and which draw.
+    """States, members and key of a draw of the closure.
 
     Attributes:
-        state: one for all members, one for each, or each for as many in a row: fields (B, n, n)
-            for ``sample_batch``, retained spectra (B, 2K + 1, K + 1) for ``sample_hat``.
-        members: ids, B times as many. A member's draw depends on (seed, member, call) only.
-        seed, call: a fresh draw for each call; the same for the same numbers.
+        state: fields (B, n, n) for ``sample_batch``, retained spectra (B, 2K + 1, K + 1) for
+            ``sample_hat``. For M members, B is 1 (shared by all members), M (one per member), or a
+            divisor of M: state b is used for members b M/B to (b + 1) M/B - 1.
+        members: M ids. A member's draw depends on (seed, member, call) only.
+        seed, call: key of the draws; equal keys give equal draws.
         sensors: point values of the true closure, or None.
         history: earlier states (B, H, ...) in the form of ``state``, newest first.
-        previous: the last closures (B, P, ...) in the form of ``state``, newest first.
-        held: how long the draw is held, in trained intervals.
-        evaluations, method: of the sampler; None = the model's own.
-        grid: points per side of the caller's grid where ``state`` is a spectrum; None = the
-            fewest that retain its modes.
-        stage: of the draws; those of another stage are others.
-        tell: called with (members, shells) bool: which shells of each draw were brought back,
-            where the model looks at them (:attr:`ClosureModel.guarded`); None = nobody looks.
+        previous: previous closures (B, P, ...) in the form of ``state``, newest first.
+        held: averaging time of the draw, in trained intervals.
+        evaluations, method: settings of the sampler; None = the model's.
+        grid: points per side of the caller's grid if ``state`` is a spectrum; None = the smallest
+            that retains its modes.
+        stage: part of the key: draws of different stages are independent.
+        tell: called with (members, shells) bool, the shells of each draw that were rescaled, if
+            the model checks them (:attr:`ClosureModel.guarded`); None = no call.
     """
 
     state: Tensor
@@ -142,16 +147,16 @@ class Request:
 
 
 class ClosureModel(nn.Module, ModelKind, ABC):
-    """Base class: p(U | state, sensors, history, previous closures).
+    """Base class of models of p(U | state, sensors, history, previous closures).
 
-    Parameters and closed-form statistics together are the whole model. Statistics are no buffers,
-    so that no engine casts them. An experiment may name a class outside the package by its path,
-    ``model.preset: package.module:Class``; keys of its own, declared in ``Options``, stand in
-    ``model.options`` and are passed as ``config["options"]``.
+    Parameters and closed-form statistics together define the model. Statistics are not buffers, so
+    that no engine casts them to another precision. An experiment may name a class outside the
+    package by its path, ``model.preset: package.module:Class``. Keys that its ``Options`` declare
+    are read from ``model.options`` and passed as ``config["options"]``.
     """
 
     phases: Sequence[Phase] = ()
-    #: a draw that is held for another interval than the trained one is rescaled
+    #: whether a draw is rescaled if held for another interval than the trained one
     rescaled: ClassVar[bool] = True
 
     @classmethod
@@ -161,49 +166,49 @@ class ClosureModel(nn.Module, ModelKind, ABC):
     def __init__(self, config: dict[str, Any], grid: int, length: float):
         super().__init__()
         self.config, self.grid, self.length = dict(config), int(grid), float(length)
-        self.phase: Phase | None = None  # the one that trains now
-        # a closed form has no weights that tell where it computes
+        self.phase: Phase | None = None  # the current phase
+        # shows the device also of a model without weights
         self.register_buffer("_place", torch.zeros(()), persistent=False)
         self._place: Tensor
-        self._brought_back = torch.zeros((), dtype=torch.int64)  # where it is counted
-        #: set where weights do not change any more: draws on a GPU are then replayed
+        self._brought_back = torch.zeros((), dtype=torch.int64)  # on the device of the draws
+        #: replays draws on a GPU; set only if the weights no longer change
         self.replayed: Replays | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device on which the model computes."""
         return self._place.device
 
     @property
     def brought_back(self) -> int:
-        """Draws so far that were made smaller, to stay within the training's range."""
+        """Number of draws so far that were rescaled into the range of the training closures."""
         return int(self._brought_back)
 
     @property
     def guarded(self) -> int:
-        """Shells of a draw that are looked at, and may be brought back; 0 = none ever is."""
+        """Number of shells of a draw that are checked and may be rescaled; 0 = none."""
         return 0
 
     @property
     def expected_back(self) -> Tensor | None:
-        """(1 + shells,) share of the training's closures that would be brought back.
+        """Shares (1 + shells,) of the training closures that would be rescaled; None if unknown.
 
-        In any shell, and in each; None where that is not known.
+        The first is the share with any such shell, then follow those of each shell.
         """
         return None
 
     @abstractmethod
     def parts(self) -> list[PartReport]:
-        """Its parts, in a row."""
+        """List the parts of the model in order."""
 
     def compact(self) -> "ClosureModel":
-        """The model without the weights that no sample evaluates; itself where all act."""
+        """Return the model without weights that no sample evaluates; itself if all act."""
         return self
 
     # training
 
     def phase_named(self, name: str) -> Phase:
-        """Find a phase. Raises ValueError where the model has none of that name."""
+        """Return a phase by name. Raises ValueError if the model has no phase of that name."""
         for phase in self.phases:
             if phase.name == name:
                 return phase
@@ -211,7 +216,7 @@ class ClosureModel(nn.Module, ModelKind, ABC):
         raise ValueError(f"phase {name!r}, expected one of {names}")
 
     def begin(self, name: str, reader: Batches) -> dict[str, Any]:
-        """Start a phase: closed-form statistics, then its weights; returns lines for the log.
+        """Start a phase: compute its statistics, select its weights; returns results for the log.
 
         Called by all processes of a training, each with a reader of its own share.
         """
@@ -222,20 +227,20 @@ class ClosureModel(nn.Module, ModelKind, ABC):
         return report
 
     def resume(self, name: str) -> None:
-        """Make a phase the present one, whose weights alone have gradients."""
+        """Make a phase the current one; only its weights have gradients."""
         self.phase = phase = self.phase_named(name)
         trained = {id(weight) for weight in phase.parameters(self)}
         for weight in self.parameters():
             weight.requires_grad_(id(weight) in trained)
 
     def loss_per_sample(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        """Compute the loss (B,) of the present phase.
+        """Compute the loss (B,) of the current phase.
 
         Args:
-            batch: ``state``, ``target`` (B, n, n), ``sample_index`` (B,) global indices of the
-                samples, ``history`` (B, H, n, n) and ``previous`` (B, P, n, n) when the model
-                reads them, ``ahead`` (B, L, n, n) in a phase through the solver.
-            seed: seed of the training's draws, keyed by (seed, step, sample index).
+            batch: ``state``, ``target`` (B, n, n); ``sample_index`` (B,), global indices of the
+                samples; ``history`` (B, H, n, n) and ``previous`` (B, P, n, n) if the model reads
+                them; ``ahead`` (B, L, n, n) in a phase through the solver.
+            seed: seed of the training draws, which are keyed by (seed, step, sample index).
             step: optimiser step.
         """
         if self.phase is None:
@@ -243,22 +248,25 @@ class ClosureModel(nn.Module, ModelKind, ABC):
         return self.phase.loss(self, batch, seed, step)
 
     def loss(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        """Compute the mean loss of the batch, as :meth:`loss_per_sample`.
+        """Compute the mean loss of the batch, with arguments of :meth:`loss_per_sample`.
 
-        Equal parts of a global batch average to the global loss.
+        Means over equal parts of a global batch average to the global loss.
         """
         return self.loss_per_sample(batch, seed, step).mean()
 
     def forward(self, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        """Compute the loss: engines call the module."""
+        """Compute the loss; engines call the module."""
         return self.loss(batch, seed, step)
 
     def weight_decay(self, name: str) -> float:
-        """Decoupled weight decay of a named weight, beyond that of the experiment."""
+        """Return the decoupled weight decay of a named weight, beyond that of the experiment."""
         return 0.0
 
     def num_parameters(self) -> int:
-        """Count real parameters. Raises ValueError if one is complex: DeepSpeed loses those."""
+        """Count real parameters; raises ValueError for a complex one.
+
+        DeepSpeed loses the imaginary part of complex parameters.
+        """
         for name, weight in self.named_parameters():
             if weight.is_complex():
                 raise ValueError(f"parameter {name} is complex; store it as real (..., 2)")
@@ -268,31 +276,31 @@ class ClosureModel(nn.Module, ModelKind, ABC):
 
     @property
     def score_active(self) -> bool:
-        """Whether the generator is evaluated at all."""
+        """Whether the generator acts; otherwise it is not evaluated."""
         return True
 
     @abstractmethod
     def sample_batch(self, request: Request) -> Tensor:
-        """Draw U (members, n, n) given fields.
+        """Draw U (members, n, n) for states given as fields.
 
         Raises:
-            ValueError: grid, history or sensors are not those of the training.
+            ValueError: grid, history or sensors differ from those of the training.
         """
 
     @abstractmethod
     def sample_hat(self, request: Request) -> Tensor:
-        """Draw U (members, 2K + 1, K + 1) given retained spectra; otherwise the same."""
+        """Draw U (members, 2K + 1, K + 1) for states given as retained spectra."""
 
-    # what a file holds beside the parameters
+    # contents of a file beside the parameters
 
     def saved_statistics(self, spacing: float | None = None) -> dict[str, Tensor]:
-        """The closed-form results as float64 CPU tensors.
+        """Return the closed-form statistics as float64 CPU tensors.
 
         Args:
-            spacing: trained intervals from one snapshot of the training to the next, for a file;
-                None = as the model knows it.
+            spacing: trained intervals between training snapshots, for a file; None = as the model
+                has it.
         """
         return {}
 
     def load_statistics(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what :meth:`saved_statistics` gave."""
+        """Load what :meth:`saved_statistics` returned."""

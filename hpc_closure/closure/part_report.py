@@ -1,4 +1,4 @@
-"""Which parts of a model act: the records, and the line that reports and files carry."""
+"""Records of which parts of a model act, and their summary line for reports and files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ class PartReport:
     """Whether a part of a model acts.
 
     Attributes:
-        name: what it is, and how it is done: ``mean: regression``, ``residual: score``.
-        trained: its weights were learned by gradients; the others are closed forms.
-        acts: what it gives enters the samples.
-        gains: of what it gives, per shell where it has such.
-        note: terms of a regression, or why it does not act.
+        name: part and method: ``mean: regression``, ``residual: score``.
+        trained: whether its weights were trained by gradients; otherwise it is a closed form.
+        acts: whether its output enters the samples.
+        gains: gains of its output, per shell if it has them.
+        note: terms of a regression, or the reason why it does not act.
     """
 
     name: str
@@ -36,12 +36,12 @@ class PartReport:
 
 
 def is_closed_form(parts: Sequence[PartReport]) -> bool:
-    """Whether no trained part acts."""
+    """Return whether no trained part acts."""
     return not any(part.trained and part.acts for part in parts)
 
 
 def describe(parts: Sequence[PartReport]) -> str:
-    """Which parts act, in one line."""
+    """Describe in one line which parts act."""
     acting = [part for part in parts if part.acts]
     idle = [part for part in parts if part.trained and not part.acts]
     line = ", ".join(map(str, acting))

@@ -1,9 +1,9 @@
-"""What closed-form statistics read: the snapshots of a phase's members, and sums over them all.
+"""Readers of closed-form statistics: snapshots of a phase's members, and sums over processes.
 
-They are written once for any number of processes: each reads its own share of the snapshots, and
-what it makes of them goes through the reader's reductions before it is used. Those of the reader
-here, of one process that reads everything, give back what they are given;
-:mod:`hpc_closure.train.shares` has those of several.
+Statistics are written once for any number of processes. Each process reads its own share of the
+snapshots and passes its results through the reader's reductions before it uses them. The reader of
+this module is that of a single process, so its reductions return their arguments.
+:mod:`hpc_closure.train.shares` has the reader for several processes.
 """
 
 import copy
@@ -18,15 +18,16 @@ Batches = Callable[[], Iterable] | Iterable
 
 
 class Reader:
-    """All snapshots, read by this process.
+    """Reader of all snapshots by this process.
 
     Args:
-        batches: a callable that starts over, or an iterable of use more than once.
+        batches: a callable that returns a fresh iterator, or a collection that can be iterated
+            repeatedly.
 
     Attributes:
-        first: number of the first snapshot that is read here, in the order of all.
-        others: how many are read by other processes.
-        first_batch: number of the batch that the first one is in.
+        first: number of the first snapshot of this process, in the order of all.
+        others: number of snapshots that other processes read.
+        first_batch: number of the batch that contains the first snapshot.
     """
 
     first = others = first_batch = 0
@@ -35,27 +36,27 @@ class Reader:
         self._batches = batches
 
     @classmethod
-    def of(cls, given: Batches) -> "Reader":
-        """The reader itself, or one of what is given."""
-        return given if isinstance(given, Reader) else cls(given)
+    def of(cls, source: Batches) -> "Reader":
+        """Return a reader unchanged, or make one of a source of batches."""
+        return source if isinstance(source, Reader) else cls(source)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._batches() if callable(self._batches) else self._batches)
 
-    def kept(self) -> "Reader":
-        """The same, with the batches in memory: for use more than once."""
-        kept = copy.copy(self)
-        kept._batches = list(self)
-        return kept
+    def in_memory(self) -> "Reader":
+        """Return a reader with the batches in memory, for repeated use."""
+        in_memory = copy.copy(self)
+        in_memory._batches = list(self)
+        return in_memory
 
     def sum(self, *values: Tensor | float) -> tuple[Any, ...]:
-        """Sums of tensors and numbers over the processes, each of the shape it had."""
+        """Sum tensors and numbers over the processes; returns them in their shapes."""
         return values
 
     def largest(self, *values: Tensor | float) -> tuple[Any, ...]:
-        """The same of their largest values."""
+        """Take elementwise maxima of tensors and numbers over the processes, in their shapes."""
         return values
 
     def every(self, values: list) -> list:
-        """Values of all processes, in the order of their snapshots; tensors are on the host."""
+        """Join the lists of all processes in the order of their snapshots; tensors on the host."""
         return values

@@ -1,7 +1,7 @@
-"""What a caller asks of a closure, checked: one clear line for what it cannot mean.
+"""Check a caller's request; each error is one line.
 
-The shapes here are those that every model needs; what a model was trained with (grid, history,
-sensors) it checks itself.
+Only shapes that every model needs are checked here. A model itself checks what depends on its
+training (grid, history, sensors).
 """
 
 import operator
@@ -17,23 +17,24 @@ from hpc_closure.closure.model import Request
 
 __all__ = ["fields", "spectra", "lists", "check", "interval_of"]
 
-PAST = ("history", "previous")  # of a request: what was before its state
+PAST = ("history", "previous")  # attributes of a request with fields before its state
 FIELD, MODES = "n, n", "2K + 1, K + 1"
 
 
 def fields(name: str, value: Any) -> Tensor:
-    """Real fields on an even grid as a tensor.
+    """Check real fields on an even grid; returns them as a tensor.
 
     Args:
         name: ``state`` for (n, n) or (M, n, n), ``history`` and ``previous`` for (H, n, n) or
-            (M, H, n, n); on a line, a square of one row, (1, n) for (n, n).
-        value: numpy array or tensor, or what becomes one.
+            (M, H, n, n). On a line the fields have one row, (1, n) for (n, n).
+        value: numpy array, tensor, or an object that torch converts to one.
 
     Raises:
-        ValueError: no numbers, not real, odd or not square, or not finite.
+        ValueError: the values are not numbers, not real or not finite, or the grid is odd or not
+            square.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        # a tensor has neither the other byte order nor negative strides
+        # torch supports neither foreign byte orders nor negative strides
         value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
     try:
         given = torch.as_tensor(value)
@@ -57,7 +58,7 @@ def fields(name: str, value: Any) -> Tensor:
 
 
 def spectra(name: str, value: Any) -> Tensor:
-    """Retained spectra, complex, of what a request holds; errors as of :func:`fields`."""
+    """Check retained spectra, complex, of a request; errors as of :func:`fields`."""
     if not isinstance(value, Tensor):
         kind = type(value).__name__
         raise ValueError(f"{name} is a {kind}; expected a tensor {_shapes(name, MODES)}")
@@ -72,7 +73,9 @@ def spectra(name: str, value: Any) -> Tensor:
 
 
 def lists(members: Any) -> tuple[Any, int | None]:
-    """Members, and in how many lists of ids they were given, one for each state; else None.
+    """Flatten members given as one list of ids per state; returns ids and number of lists.
+
+    Members in another form are returned unchanged, with None.
 
     Raises:
         ValueError: the lists differ in length.
@@ -87,20 +90,20 @@ def lists(members: Any) -> tuple[Any, int | None]:
 
 
 def check(request: Request, states: int | None = None) -> Request:
-    """The request with its members' ids as a list.
+    """Check a request; returns it with its members' ids as a list.
 
     Args:
-        request: as it was asked.
-        states: in how many lists its members were given; None = in one for all states.
+        request: the caller's request.
+        states: number of lists in which the members were given; None = one list for all states.
 
     Raises:
-        ValueError: rows, members, numbers or sensors are none, or do not fit one another.
+        ValueError: states, members, numbers or sensors are invalid, or do not fit one another.
     """
     members = _members(request.members)
-    _whole("seed", request.seed, 0)
-    _whole("call", request.call, 0)
+    _integer("seed", request.seed, 0)
+    _integer("call", request.call, 0)
     if request.evaluations is not None:
-        _whole("evaluations", request.evaluations, 1)
+        _integer("evaluations", request.evaluations, 1)
     if request.sensors is not None and not isinstance(request.sensors, Sensors):
         kind = type(request.sensors).__name__
         raise ValueError(f"sensors is a {kind}; expected Sensors(values, positions) or None")
@@ -129,25 +132,29 @@ def check(request: Request, states: int | None = None) -> Request:
     return replace(request, members=members)
 
 
-def interval_of(asked: Any) -> int | None:
-    """Solver steps that a draw is held; None as it is. ValueError unless at least 1."""
-    return None if asked is None else _whole("interval", asked, 1)
+def interval_of(requested: Any) -> int | None:
+    """Check the solver steps for which a draw is held; returns None unchanged.
+
+    Raises:
+        ValueError: it is not an integer of at least 1.
+    """
+    return None if requested is None else _integer("interval", requested, 1)
 
 
-def _members(asked: Any) -> list[int]:
-    number = isinstance(asked, (int, np.integer)) and not isinstance(asked, bool)
+def _members(requested: Any) -> list[int]:
+    number = isinstance(requested, (int, np.integer)) and not isinstance(requested, bool)
     try:
-        ids = [operator.index(one) for one in (range(asked) if number else asked)]
+        ids = [operator.index(one) for one in (range(requested) if number else requested)]
     except TypeError:
         ids = [-1]
     if any(one < 0 for one in ids):
-        raise ValueError(f"members={asked!r}: expected how many, or their ids from 0 on")
+        raise ValueError(f"members={requested!r}: expected how many, or their ids from 0 on")
     if not ids:
-        raise ValueError(f"members={asked!r}: at least one sample must be asked for")
+        raise ValueError(f"members={requested!r}: at least one sample must be asked for")
     return ids
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def _integer(name: str, value: Any, least: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:

@@ -1,15 +1,15 @@
-r"""Noise schedules and samplers: a base class owns the loop, a leaf owns one step.
+r"""Noise schedules and samplers; the base class runs the loop, each subclass defines one step.
 
-A sampler turns base noise z into a sample of the data by way of a denoiser
+A sampler transforms base noise z into a sample of the data with a denoiser
 :math:`D(x, t) = E[x_0 | x_t = x]`. With :math:`x_t = \alpha x_0 + \sigma z` the probability flow
 is
 
 .. math:: \dot x_t = \dot\alpha\,D + \dot\sigma\,\hat z, \quad \hat z = (x_t - \alpha D) / \sigma.
 
-The base noise z is drawn from the law of the residual. So both ends have the same covariance, the
-trigonometric schedule keeps it at every t, and for a Gaussian law the velocity
-:math:`E[\dot x_t | x_t]` is zero: any number of steps is exact. The budget counts evaluations of
-the denoiser: a Heun step costs two.
+The base noise z is drawn from the law of the residual, so both ends have the same covariance, and
+the trigonometric schedule preserves it at every t. For a Gaussian law the velocity
+:math:`E[\dot x_t | x_t]` is zero, so any number of steps is exact. The budget counts evaluations
+of the denoiser: a Heun step costs two.
 
 References: Song et al. 2021 (VE); Karras et al. 2022 (Heun's rule); Lu et al. 2022
 (DPM-Solver++); Lu and Song 2024 (trigonometric form); Dong, Chen, Wu 2025 (the published closure
@@ -37,34 +37,34 @@ Denoiser = Callable[[Tensor, float], Tensor]
 
 
 class Schedule(ABC):
-    """alpha, sigma, their derivatives, and ``times(n)``: n + 1 decreasing, the last clean."""
+    """Schedule alpha(t), sigma(t): factors of data and noise in x_t."""
 
     @abstractmethod
     def alpha(self, t: float) -> float:
-        """Share of the data."""
+        """Return the factor of the data."""
 
     @abstractmethod
     def sigma(self, t: float) -> float:
-        """Share of the noise."""
+        """Return the factor of the noise."""
 
     @abstractmethod
     def alpha_dot(self, t: float) -> float:
-        """d alpha / dt."""
+        """Return d alpha / dt."""
 
     @abstractmethod
     def sigma_dot(self, t: float) -> float:
-        """d sigma / dt."""
+        """Return d sigma / dt."""
 
     @abstractmethod
     def times(self, num_steps: int) -> list[float]:
-        """Times of a sampler with ``num_steps`` steps."""
+        """Return num_steps + 1 decreasing times of a sampler; at the last there is no noise."""
 
     def angle(self, t: float) -> float:
-        """atan2(sigma, alpha): the only thing about t that a matched network needs to know."""
+        """Return atan2(sigma, alpha), the only function of t that the network reads."""
         return math.atan2(self.sigma(t), self.alpha(t))
 
     def norm(self, t: float) -> float:
-        """sqrt(alpha^2 + sigma^2): std of x_t when data and noise have unit variance."""
+        """Return sqrt(alpha^2 + sigma^2), the std of x_t if data and noise have unit variance."""
         return math.hypot(self.alpha(t), self.sigma(t))
 
 
@@ -88,9 +88,9 @@ class Trigonometric(Schedule):
 
 
 class PublishedVE(Schedule):
-    r"""The published SDE, :math:`dx = 26^t dW`: sigma(t)^2 = (26^{2t} - 1) / (2 ln 26).
+    """Schedule of the published SDE, :math:`dx = 26^t dW`: sigma(t)^2 = (26^{2t} - 1) / (2 ln 26).
 
-    Sampled on a rho = 7 grid of the SDE time from 0.1 to 1e-3.
+    It is sampled on a rho = 7 grid of the SDE time from 0.1 to 1e-3.
     """
 
     def __init__(self, base: float = 26.0, t_max: float = 0.1, t_min: float = 1e-3):
@@ -103,11 +103,11 @@ class PublishedVE(Schedule):
         return math.sqrt(max(self.base ** (2 * t) - 1, 0.0) / (2 * math.log(self.base)))
 
     def sigmas(self, t: Tensor) -> Tensor:
-        """sigma of a tensor of times."""
+        """Return sigma of a tensor of times."""
         return torch.sqrt((self.base ** (2 * t) - 1) / (2 * math.log(self.base)))
 
     def norm(self, t: float) -> float:
-        # as published: the start has the noise's std alone, the data's variance left out
+        # as published, the start has the noise's std, without the variance of the data
         return self.sigma(t)
 
     def alpha_dot(self, t: float) -> float:
@@ -117,7 +117,7 @@ class PublishedVE(Schedule):
         return self.base ** (2 * t) / (2 * self.sigma(t))
 
     def diffusion(self, t: float) -> float:
-        """g(t) of the SDE."""
+        """Return g(t) of the SDE."""
         return self.base**t
 
     def times(self, num_steps: int) -> list[float]:
@@ -127,14 +127,15 @@ class PublishedVE(Schedule):
 
 
 class Sampler(ABC):
-    """The loop over the times of a schedule.
+    """Loop over the times of a schedule.
 
     Args:
-        schedule: alpha, sigma and the grid of times.
+        schedule: alpha, sigma and the times.
         evaluations: budget of denoiser evaluations.
 
     Attributes:
-        first: the first denoised, where there is (nearly) nothing but noise: the mean of the data.
+        first: result of the first evaluation of the denoiser. Its input is (nearly) pure noise, so
+            it is the mean of the data.
     """
 
     first: Tensor
@@ -151,12 +152,13 @@ class Sampler(ABC):
     def __call__(
         self, denoiser: Denoiser, z: Tensor, fresh: Callable[[int], Tensor] | None = None
     ) -> Tensor:
-        """Sample.
+        """Transform base noise into a sample.
 
         Args:
             denoiser: D(x, t), same shape as x.
             z: base noise.
-            fresh: i -> further base noise for step i; Euler-Maruyama needs it.
+            fresh: function from the step number i to further base noise; only Euler-Maruyama needs
+                it.
         """
         times = self.schedule.times(self.num_steps)
         x = z * self.schedule.norm(times[0])
@@ -164,27 +166,27 @@ class Sampler(ABC):
             self.fresh = fresh
         self.previous = None
 
-        def noted(x: Tensor, t: float) -> Tensor:
+        def recorded(x: Tensor, t: float) -> Tensor:
             denoised = denoiser(x, t)
             if self.index == 0 and t == times[0]:
                 self.first = denoised
             return denoised
 
         for self.index, (t, s) in enumerate(zip(times, times[1:])):
-            x = self.step(noted, x, t, s)
+            x = self.step(recorded, x, t, s)
         return x
 
     def velocity(self, denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
-        """dx/dt of the probability flow."""
-        # alpha' D + sigma' (x - alpha D) / sigma: one draw is priced by its operations
+        """Compute dx/dt of the probability flow."""
+        # alpha' D + sigma' (x - alpha D) / sigma, in few operations: they are the cost of a draw
         c, denoised = self.schedule, denoiser(x, t)
         growth = c.sigma_dot(t) / c.sigma(t)
         return torch.add(growth * x, denoised, alpha=c.alpha_dot(t) - growth * c.alpha(t))
 
     def halfway(self, value: Tensor, width: float) -> Tensor:
-        """What changes by step, at the middle of this one, from its value now and the one before.
+        """Extrapolate a value to the middle of this step, from its values at this and the last.
 
-        The value as it is in the first step, and after one of infinite width.
+        The value is returned unchanged in the first step, and after a step of infinite width.
         """
         previous, self.previous = self.previous, (value, width)
         if previous is None or not math.isfinite(previous[1]):
@@ -193,11 +195,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
-        """From time t to time s < t."""
+        """Step from time t to time s < t."""
 
 
 class Euler(Sampler):
-    """x + (s - t) dx/dt."""
+    """Euler's rule, x + (s - t) dx/dt."""
 
     def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
         return torch.add(x, self.velocity(denoiser, x, t), alpha=s - t)
@@ -219,13 +221,13 @@ class Heun(Sampler):
 
 
 class DPMSolver2M(Sampler):
-    """DPM-Solver++(2M) of Lu et al. 2022: two-step, in log(alpha / sigma), data prediction."""
+    """DPM-Solver++(2M) of Lu et al. 2022: a two-step rule in log(alpha / sigma) for D."""
 
     def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
         c, denoised = self.schedule, denoiser(x, t)
         if c.sigma(s) < 1e-9:
             return denoised
-        # alpha = 0 at the start: an infinite first step in log-SNR
+        # alpha = 0 at the start, so the first step is infinite in log-SNR
         decay = c.sigma(s) * c.alpha(t) / (c.alpha(s) * c.sigma(t))
         width = -math.log(decay) if decay > 0 else math.inf
         target = self.halfway(denoised, width)
@@ -233,7 +235,7 @@ class DPMSolver2M(Sampler):
 
 
 class EulerMaruyama(Sampler):
-    """The reverse SDE as published: x + g^2 score dt + g sqrt(dt) z; returns the last mean."""
+    """Reverse SDE as published: x + g^2 score dt + g sqrt(dt) z; returns the last mean."""
 
     def step(self, denoiser: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
         if not isinstance(self.schedule, PublishedVE):
@@ -246,11 +248,12 @@ class EulerMaruyama(Sampler):
 
 
 class GaussianStep(Sampler):
-    r"""Exact for a Gaussian law of known spread c, per mode, in any number of steps.
+    r"""Step that is exact for a Gaussian law of known spread c per mode, in any number of steps.
 
-    From :math:`D = g x + (1 - g\cos t)\,\mu`, see :mod:`learned_score`; for the trigonometric
-    schedule. Where :math:`\mu` changes, as of laws with several peaks, it is taken at the middle
-    of the step, from this one and the one before.
+    It follows from :math:`D = g x + (1 - g\cos t)\,\mu`, see
+    :mod:`~hpc_closure.closure.composed.learned_score`, for the trigonometric schedule. If
+    :math:`\mu` changes, as for laws with several peaks, its value at the middle of the step is
+    extrapolated from this step and the step before.
     """
 
     name = "gaussian"
@@ -263,8 +266,8 @@ class GaussianStep(Sampler):
         c = self.schedule
         before, after = (self.spread2 * c.alpha(u) ** 2 + c.sigma(u) ** 2 for u in (t, s))
         slope = self.spread2 * c.alpha(t) / before
-        told = (denoiser(x, t) - slope * x) * before / c.sigma(t) ** 2
-        mean = self.halfway(told, s - t)
+        posterior_mean = (denoiser(x, t) - slope * x) * before / c.sigma(t) ** 2
+        mean = self.halfway(posterior_mean, s - t)
         return c.alpha(s) * mean + (after / before).sqrt() * (x - c.alpha(t) * mean)
 
 
@@ -277,7 +280,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 
 def build_sampler(method: str, schedule: Schedule, evaluations: int) -> Sampler:
-    """A sampler by name."""
+    """Create a sampler by name."""
     if method not in SAMPLERS:
         raise ValueError(f"sampler {method!r}, expected one of {', '.join(SAMPLERS)}")
     return SAMPLERS[method](schedule, evaluations)

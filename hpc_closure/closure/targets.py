@@ -1,4 +1,4 @@
-"""Closure targets: what the reduced solver lacks, in one convention, dV/dt = M~(V) + U.
+"""Closure targets: the tendency that the reduced solver lacks, as U in dV/dt = M~(V) + U.
 
 ``diffusion``
     G = nu Lap w + 2 beta xi of Dong, Chen, Wu (JCP 2025) enters the published Crank-Nicolson
@@ -7,11 +7,11 @@
 ``convection``
     U = H = -(u . grad w) + beta xi.
 ``subgrid``
-    the defect of the map that the reduced solver runs, U = [K v(t + D) - Phi_D(K v(t))] / D with
-    D = interval * dt, Phi the reduced solver, which takes steps of its own, and K the cut to its
-    retained modes.
+    The defect of the reduced solver's map, U = [K v(t + D) - Phi_D(K v(t))] / D. D is
+    interval * dt, K the truncation to the retained modes, and Phi the reduced solver, which has
+    its own time step.
 
-For ``interval`` m > 1 the first two are means over the m coming steps. Intervals and strides count
+For ``interval`` m > 1 the first two are means over the next m steps. Intervals and strides count
 steps of the full system. All functions take and return retained spectra.
 """
 
@@ -28,13 +28,13 @@ QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
 
 
 def reduced_problem(problem: Problem, grid: int, kind: str, stride: int = 1) -> Problem:
-    """What the reduced solver runs, M~: without the term that the closure supplies.
+    """Return the problem of the reduced solver M~, without the term that the closure supplies.
 
     Args:
         problem: the full system.
         grid: points per side of the reduced solver.
-        kind: of the closure.
-        stride: steps of the full system that one step of the reduced solver takes (subgrid).
+        kind: kind of the closure.
+        stride: steps of the full system per step of the reduced solver (subgrid).
     """
     if kind in REMOVABLE:
         return problem.replace(grid=grid, removed=kind)
@@ -44,10 +44,10 @@ def reduced_problem(problem: Problem, grid: int, kind: str, stride: int = 1) -> 
 def advance_with(
     simulation: Simulation, kind: str, span: float, tendency_hat: torch.Tensor
 ) -> None:
-    """Advance the reduced solver by a time ``span`` under a closure (B, ...) that is held.
+    """Advance the reduced solver by a time ``span`` under a constant closure (B, ...).
 
-    The subgrid target is the defect of the reduced map, so it is added after that map, and the
-    map is the one that the target was taken of: its scheme begins anew in every interval.
+    The subgrid target is the defect of the reduced map, so it is added after that map. The map
+    must equal that of the target, so the scheme starts without history in every interval.
     """
     steps = simulation.problem.steps_in(span)
     if kind in REMOVABLE:
@@ -65,7 +65,7 @@ def traced_with(
     tendency_hat: torch.Tensor,
     past: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`advance_with`, with gradients; returns the state and what the scheme keeps."""
+    """Advance as :func:`advance_with`, with gradients; returns state and scheme history."""
     steps = solver.problem.steps_in(span)
     if kind in REMOVABLE:
         return solver.advance(state, steps, tendency_hat, past)
@@ -74,12 +74,12 @@ def traced_with(
 
 
 def quoted(closure, kind: str):
-    """The closure as the published tables quote it: G = 2 U for diffusion, U otherwise."""
+    """Convert U to the closure that the published tables quote: G = 2 U for diffusion, else U."""
     return QUOTED_FACTOR[kind] * closure
 
 
 def removed_terms_hat(simulation: Simulation, kind: str) -> torch.Tensor:
-    """U of this very step, (B, 2K+1, K+1): removed term plus the noise that the step uses."""
+    """Compute U of the present step, (B, 2K+1, K+1): removed term plus the noise of this step."""
     noise = simulation.noise_hat(simulation.step_index)
     if kind == "diffusion":
         k2 = simulation.transform.local(simulation.grid.k2)
@@ -97,13 +97,13 @@ class Target:
 
     Args:
         kind: diffusion, convection or subgrid.
-        interval: steps of the full system that one target stands for.
-        reduced: the problem that the reduced solver runs (subgrid only).
+        interval: averaging time of a target, in steps of the full system.
+        reduced: problem of the reduced solver (subgrid only).
     """
 
     def __init__(self, kind: str, interval: int, reduced: Problem | None = None):
         self.kind, self.interval, self.reduced = kind, interval, reduced
-        self._solver: Simulation | None = None  # of the reduced problem, made at the first use
+        self._solver: Simulation | None = None  # reduced solver, created at the first use
 
     @property
     def lookahead(self) -> int:
@@ -113,11 +113,11 @@ class Target:
     def compute(
         self, simulation: Simulation, advance: Callable[[int], object] | None = None
     ) -> torch.Tensor:
-        """U_hat at the present time; advances ``simulation`` by :attr:`lookahead` steps.
+        """Compute U_hat at the present time; advances ``simulation`` by :attr:`lookahead` steps.
 
         Args:
             simulation: the full system.
-            advance: what to call instead of ``simulation.advance``.
+            advance: replacement of ``simulation.advance``.
         """
         advance = advance or simulation.advance
         if self.kind == "subgrid":

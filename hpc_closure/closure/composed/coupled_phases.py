@@ -99,7 +99,7 @@ class TrainThroughSolver(Phase):
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
         """Score coupled ensembles as they are, before they are trained."""
-        reader = reader.kept()
+        reader = reader.in_memory()
         scale = self.trajectories.scale(model, reader, CHECK_SEED)
         if not bool(scale.crps.isfinite().all()):
             lost = int(scale.crps.isfinite().sum()) + 1
@@ -139,7 +139,7 @@ class CalibrateNoise(Phase):
     trajectories: Trajectories
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
-        reader = reader.kept()
+        reader = reader.in_memory()
         factor = torch.ones(model.band.grid.num_shells, dtype=torch.float64)
         ratios = []
         for _ in range(CALIBRATIONS):
