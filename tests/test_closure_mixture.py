@@ -59,7 +59,7 @@ def test_the_loss_is_the_likelihood_of_the_law_that_is_drawn(mixture):
         return torch.stack([w[:, 0].real, w[:, 0].imag, w[:, 1].real, w[:, 2].real], 1).double()
 
     first = torch.special.ndtr(z[:, 0, 0].imag) < math.exp(
-        model.residual.told(frame, told.summary).log_weights[0, 0]
+        model.residual.laws(frame, told.summary).log_weights[0, 0]
     )
     share = float(first.double().mean())
     laws = []
@@ -96,7 +96,7 @@ def test_the_loss_is_the_likelihood_of_the_law_that_is_drawn(mixture):
 def test_two_regimes_are_found_and_when_each_is_likely(mixture):
     known = Known("regimes", GRID)
     states = known.states("test", 64)
-    told = mixture.residual.told(mixture.frame, given(mixture, states).summary)
+    told = mixture.residual.laws(mixture.frame, given(mixture, states).summary)
     share = told.log_weights[0].exp().double()
     law = known.law.fluctuation.probability(known.law.spectra(states)).double()
     assert abs(float(torch.corrcoef(torch.stack([share, law]))[0, 1])) > 0.95
@@ -107,14 +107,14 @@ def test_two_regimes_are_found_and_when_each_is_likely(mixture):
 def test_components_are_drawn_as_often_as_they_are_likely(mixture):
     model, frame = mixture, mixture.frame
     states = Known("regimes", GRID).states("test", 64)
-    every = model.residual.told(frame, given(model, states).summary).log_weights[0].exp()
+    every = model.residual.laws(frame, given(model, states).summary).log_weights[0].exp()
     row = int((every - 0.35).abs().argmin())
     one = given(model, states[row : row + 1])
     z = model.base_noise(
         frame.law, keyed_noise.Key(0, "test", range(4000), 0), keyed_noise.STREAM_BASE
     )
     drawn = model.residual.draw(frame, one, z, torch.ones(()), None).q
-    told = model.residual.told(frame, one.summary)
+    told = model.residual.laws(frame, one.summary)
     apart = (told.means[0] - told.means[1])[0, 1, 0].real
     middle = model.residual._of(frame, told.means.mean(0))[0, 1, 0].real
     share = float((torch.sign(apart) * (drawn[:, 1, 0].real - middle) > 0).double().mean())
@@ -124,7 +124,7 @@ def test_components_are_drawn_as_often_as_they_are_likely(mixture):
 
 def test_components_are_about_the_mean_that_was_learned(mixture):
     states = Known("regimes", GRID).states("test", 16)
-    told = mixture.residual.told(mixture.frame, given(mixture, states).summary)
+    told = mixture.residual.laws(mixture.frame, given(mixture, states).summary)
     mean = (told.log_weights.exp()[..., None, None] * told.means).sum(0)
     assert float(mean.abs().max()) < 1e-5 * float(told.means.abs().max())
     free = build({**SMALL, **NONE, "preset": "mixture", "mean": ["regression"]}, GRID)

@@ -198,7 +198,7 @@ def test_a_compared_closure_answers_the_same_snapshots_and_starts(experiment, ot
         assert set(rows_of["early"]["sensors"]) == {"none"}
     reasons = {(note["stage"], note["method"], note["sensors"]): note["reason"] for note in absent}
     sensors = next(name for name in set(table["sensors"]) if name != "none")
-    assert "conditions.sensors=none: give none" in reasons["generated", "early", sensors]
+    assert "conditions.sensors=none: pass sensors=None" in reasons["generated", "early", sensors]
     assert reasons["coupled", "file", None].startswith("a model file has no coupled run")
     # all of it is in the hash, and in what a second evaluation looks at
     alone = reading.load(path, [*words, "name=both"])

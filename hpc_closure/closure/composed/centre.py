@@ -1,12 +1,12 @@
-r"""Conditional mean of a generator's draws as a function of the state, to be subtracted from them.
+"""Conditional mean of a generator's draws as a function of the state, to be subtracted from them.
 
 A score that is trained on some thousand closures has an error in the conditional mean of its
-draws, about a hundredth of their variance. In one call it hardly counts; a coupled run repeats it
-in every call. If another part is the mean, that of a draw is known to be zero, and the error can
-be measured without data: a trained generator makes as many draws as needed. They are made in pairs
-of base noise z and -z, because the mean of a pair varies an eighth as much as a draw. A perceptron
-of the numbers of the state (:meth:`Band.summary`) learns the means of pairs on training states;
-other states decide whether it acts.
+draws, about a hundredth of their variance. The error is negligible in one call, but a coupled run
+repeats it in every call. If another part is the mean, the mean of the draws should be zero. Then
+the error can be measured without data, because a trained generator makes as many draws as needed.
+Draws are made in pairs with base noise z and -z, because the mean of a pair has an eighth of the
+variance of a draw. A perceptron of the summary numbers of the state (:meth:`Band.summary`) learns
+the means of pairs on training states. Other states decide whether it acts.
 """
 
 import torch
@@ -21,7 +21,7 @@ from hpc_closure.closure.reductions import Reader
 __all__ = ["CentreGate", "fit", "mean_of"]
 
 HIDDEN, STEPS, BATCH, RATE = 64, 3000, 256, 3e-3
-DECAY = 1.0  # of the weights: every pair is one draw about the mean
+DECAY = 1.0  # weight decay, strong because every pair is a single noisy draw about the mean
 SEED = 20261129
 
 
@@ -32,20 +32,20 @@ def fit(numbers: Tensor, means: Tensor) -> list[Tensor]:
         Three matrices (inputs + 1, outputs), float64, the biases last.
     """
     scale = means.std(0).max().clamp(min=1e-300)
-    numbers, wanted = numbers.float(), (means / scale).float()
+    numbers, scaled_means = numbers.float(), (means / scale).float()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        net = perceptron(numbers.shape[1], wanted.shape[1], HIDDEN).float()
+        net = perceptron(numbers.shape[1], scaled_means.shape[1], HIDDEN).float()
         adam = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
         for step in range(STEPS):
             adam.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
-            some = torch.randint(len(numbers), (BATCH,))
+            batch = torch.randint(len(numbers), (BATCH,))
             adam.zero_grad()
-            (net(numbers[some]) - wanted[some]).square().sum(1).mean().backward()
+            (net(numbers[batch]) - scaled_means[batch]).square().sum(1).mean().backward()
             adam.step()
     layers = [one for one in net if isinstance(one, nn.Linear)]
-    found = [torch.cat([one.weight.mT, one.bias[None]]).detach().double() for one in layers]
-    return [*found[:-1], found[-1] * scale]
+    matrices = [torch.cat([one.weight.mT, one.bias[None]]).detach().double() for one in layers]
+    return [*matrices[:-1], matrices[-1] * scale]
 
 
 def mean_of(weights: list[Tensor], numbers: Tensor) -> Tensor:
@@ -64,14 +64,16 @@ class CentreGate(Gate):
 
     def __init__(self, kept: Band):
         self.kept = kept
-        self.changes = ByMember()  # nearer by, farther by, square of what was taken out
-        self.squares = torch.zeros(3, dtype=torch.float64)  # before, after, of the closures
+        # decrease of the draws' squared mean, increase of the error, square of the mean
+        self.changes = ByMember()
+        # squared mean of draws before and after, power of the residuals
+        self.squares = torch.zeros(3, dtype=torch.float64)
         self.powers = torch.zeros(2, kept.grid.num_shells, dtype=torch.float64)
         super().__init__(self.changes)
 
     def add(self, q_hat: Tensor, drawn: Tensor, mean_hat: Tensor, members: Tensor | None) -> None:
         """Add residuals (B, ...), centred draws (B, 2, pairs, ...), subtracted means (B, ...)."""
-        halves = drawn.mean(1).unflatten(1, (2, -1)).mean(2)  # their errors are independent
+        halves = drawn.mean(1).unflatten(1, (2, -1)).mean(2)  # with independent errors
         after, before = halves.unbind(1), (halves + mean_hat[:, None]).unbind(1)
         then, now = self._inner(*before), self._inner(*after)
         was, is_now = (q_hat - (one + other) / 2 for one, other in (before, after))
@@ -91,9 +93,9 @@ class CentreGate(Gate):
         self.squares, self.powers = reader.sum(self.squares, self.powers)
 
     def acts(self) -> bool:
-        """Return whether the mean is to be subtracted."""
+        """Return whether the mean is subtracted."""
         nearer, farther, size = self.changes.sums().T
-        # means are large in few members, whose share would else be the uncertainty of the sum
+        # means are large in few members, which would otherwise dominate the uncertainty of the sum
         scale = size + size.mean()
         return bool(significant(nearer / scale)) and not bool(significant(farther / scale))
 

@@ -1,13 +1,13 @@
-"""Phases of fitting a composite closure in coupled runs of the reduced solver.
+"""Phases that fit a composite closure in coupled runs of the reduced solver.
 
 =========== ======== ===========================================================================
 phase       members  fits
 =========== ======== ===========================================================================
-steady      valid    the share of the mean's network that long runs bear (:mod:`steady`)
+steady      valid    the share of the mean's network for long runs (:mod:`steady`)
 law         hold     the law of the residual, again
 trajectory  train    the mean's network, the factors of regression and noise, by gradients
                      through the solver (:mod:`rollout_training`)
-noise       valid    the size of the noise, so that ensembles spread as their means err
+noise       valid    the noise amplitude, so that the spread of ensembles matches their error
 =========== ======== ===========================================================================
 """
 
@@ -34,15 +34,15 @@ __all__ = [
     "train_through",
 ]
 
-CALIBRATIONS = 3  # times that the noise of coupled runs is brought nearer to their error,
-MOST = 2.0  # by at most this factor in all
+CALIBRATIONS = 3  # rescalings of the noise of coupled runs,
+MOST = 2.0  # and their largest total factor
 
 
 def choose_share(model: CompositeClosure, long_runs: LongRuns) -> None:
-    """Add the phases that choose how much of the mean's network acts in long coupled runs.
+    """Add the phases that set the share of the mean's network in long coupled runs.
 
-    Then the residual's law is learned again. Nothing is chosen where no network reads closures
-    alone, or where a generator is trained on what the network leaves.
+    The law of the residual is then fitted again. No phase is added if the network does not read
+    previous closures alone, or if a generator is trained on the network's residual.
     """
     reads = model.previous and not model.history and model.sensors_allowed != "required"
     if reads and model.mean is not None and not isinstance(model.residual, Generator):
@@ -50,7 +50,7 @@ def choose_share(model: CompositeClosure, long_runs: LongRuns) -> None:
 
 
 def train_through(model: CompositeClosure, trajectories: Trajectories, through: Through) -> None:
-    """Add two last phases: training through the solver, and the noise's size."""
+    """Add two last phases: training through the solver, and calibration of the noise amplitude."""
     model.phases = (*model.phases, TrainThroughSolver(through=through, trajectories=trajectories))
     if model.config["residual"] != "none":
         judged = replace(through, steps=0)
@@ -59,7 +59,7 @@ def train_through(model: CompositeClosure, trajectories: Trajectories, through: 
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseShare(Phase):
-    """Choose the share of the mean's network that long coupled runs bear, per shell."""
+    """Choose per shell the share of the mean's network at which long coupled runs are stable."""
 
     name: str = "steady"
     share: float = 0.0
@@ -89,7 +89,7 @@ class ChooseShare(Phase):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainThroughSolver(Phase):
-    """Train in coupled ensembles, scored against the DNS."""
+    """Train on scores of coupled ensembles against the DNS."""
 
     name: str = "trajectory"
     share: float = 0.0
@@ -98,7 +98,7 @@ class TrainThroughSolver(Phase):
     trajectories: Trajectories
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
-        """Score coupled ensembles as they are, before they are trained."""
+        """Score coupled ensembles before training, as units of the loss."""
         reader = reader.in_memory()
         scale = self.trajectories.scale(model, reader, CHECK_SEED)
         if not bool(scale.crps.isfinite().all()):
@@ -126,10 +126,10 @@ class TrainThroughSolver(Phase):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateNoise(Phase):
-    """Size the noise per shell, so that coupled ensembles spread as their means err.
+    """Scale the noise per shell until the spread of coupled ensembles matches their error.
 
-    On members that the rest has not seen: an ensemble trained on its own starts spreads too little
-    on others, and a score that is at its minimum hardly shows it.
+    This uses unseen members: an ensemble is underdispersive beyond the starts of its training, and
+    a score near its minimum hardly depends on the spread.
     """
 
     name: str = "noise"

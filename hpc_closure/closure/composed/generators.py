@@ -1,10 +1,11 @@
-r"""How the residual is drawn from its base noise: by a score, in one pass, or as it is.
+r"""Draws of the residual from base noise: by a score, in one pass, or the base noise itself.
 
 A trigonometric flow from (conditioned) base noise to data,
-:math:`x_t = \cos t\,x_0 + \sin t\,z`, :math:`x_0 = q - k`, learns what is not Gaussian. Its
-velocity is :math:`F = A\,Q^{1/2} f_\theta`, A = 1 - KH the kriging projector, so f = 0 is exact
-for a Gaussian law, with or without kriged sensors, in any number of steps. The one-pass ensemble
-(Lang et al. 2024, AIFS-CRPS) adds such a velocity once, trained by an almost-fair score.
+:math:`x_t = \cos t\,x_0 + \sin t\,z`, :math:`x_0 = q - k` with the kriged mean k, learns the
+non-Gaussian part. Its velocity is :math:`F = A\,Q^{1/2} f_\theta` with the kriging projector
+A = 1 - KH. Then f = 0 is exact for a Gaussian law, with or without kriged sensors, in any number
+of steps. The one-pass ensemble (Lang et al. 2024, AIFS-CRPS) adds such a velocity once, and is
+trained by an almost-fair score.
 """
 
 import math
@@ -33,7 +34,7 @@ __all__ = ["Drawn", "Effort", "Gaussian", "Generator", "Modes", "OnePass", "Resi
 
 @dataclass(frozen=True)
 class Effort:
-    """How a sample is made: ``method`` and number of ``evaluations``; None = the model's own."""
+    """Settings of a sampler: ``method`` and number of ``evaluations``; None = the model's."""
 
     method: str | None = None
     evaluations: int | None = None
@@ -41,13 +42,14 @@ class Effort:
 
 @dataclass
 class Drawn:
-    """Residuals (M, ...), and the mean that their law has.
+    """Residuals (M, ...) and the mean of their law.
 
     Attributes:
         q: spectra (M, ...).
-        mean: (M or 1, ...) of the law; 0 where it is not known.
-        sharp: the mean is the same for every member: spreads are taken about it. One that is told
-            by the first step from a member's own noise has an error that the member shares.
+        mean: spectra (M or 1, ...) of the law's mean; 0 if unknown.
+        sharp: whether the mean is exact, so that spreads are taken about it. Otherwise it is
+            estimated by the first step from the member's base noise, with an error that the member
+            shares.
     """
 
     q: Tensor
@@ -55,57 +57,60 @@ class Drawn:
     sharp: bool = False
 
     def spread(self, factor: Tensor | float) -> Tensor:
-        """The residuals with another spread."""
+        """Scale the spread of the residuals about their mean by a factor."""
         if not self.sharp:
             return self.q * factor
         return self.mean + factor * (self.q - self.mean)
 
     def held(self, scaled: Callable[[Tensor, float], Tensor], held: float) -> Tensor:
-        """The residuals as means over ``held`` intervals: what is known of them stays.
+        """Rescale the random part to another averaging interval; the mean is unchanged.
 
         Args:
-            scaled: residuals (M, ...) and how long they are held, to those of that spread.
-            held: in trained intervals.
+            scaled: function from residuals (M, ...) and averaging time to rescaled residuals.
+            held: averaging time in trained intervals.
         """
         return self.q if held == 1 else self.mean + scaled(self.q - self.mean, held)
 
 
 class Residual(nn.Module, ABC):
-    """Draws of q, less their posterior mean, from (conditioned) base noise."""
+    """Base class of draws of q, minus their posterior mean, from (conditioned) base noise."""
 
     @abstractmethod
     def draw(
         self, frame: Frame, given: Posterior, z: Tensor, shells: Tensor, effort: Effort
     ) -> Drawn:
-        """Carry base noise z (M, ...) to residuals.
+        """Transform base noise z (M, ...) into residuals.
 
         Args:
             frame: coordinates of q.
-            given: conditions of B states, each of M / B members in a row.
+            given: conditions of B states; state b belongs to members b M/B to (b + 1) M/B - 1.
             z: base noise.
             shells: gain at every mode.
-            effort: of the sampler.
+            effort: settings of the sampler.
         """
 
 
 class Gaussian(Residual):
-    """The base law itself: what the generators must beat."""
+    """The base noise itself, the baseline of the generators."""
 
     def draw(self, frame, given, z, shells, effort):
         return Drawn(z)
 
 
 class Modes(Gaussian):
-    """A Gaussian law with a covariance for each wavevector (:mod:`mode_law`)."""
+    """Gaussian law with a covariance per wavevector.
+
+    The base noise has this law already (:mod:`~hpc_closure.closure.gaussian.mode_covariance`).
+    """
 
 
 class Generator(Residual):
-    """A network that makes residuals of base noise, and how it is trained and judged."""
+    """A trained network that transforms base noise into residuals."""
 
-    #: whether unseen members decide where it acts, in a model that has a gate
+    #: whether unseen members decide in which shells it acts, if the model has a gate
     judged = True
 
-    #: base draws for each sample of the training
+    #: base draws per training sample
     noises = 1
 
     def __init__(self, config: dict[str, Any]):
@@ -114,36 +119,36 @@ class Generator(Residual):
 
     @property
     def own(self) -> Effort:
-        """The model's own effort."""
+        """Settings of the model's sampler."""
         return Effort(self.config["method"], self.config["evaluations"])
 
     @abstractmethod
     def loss(
         self, frame: Frame, given: Posterior, x0: Tensor, z: Tensor, uniform: Tensor
     ) -> Tensor:
-        """Loss (B,).
+        """Compute the loss (B,).
 
         Args:
             frame: coordinates of q.
             given: conditions of the batch.
-            x0: (B, ...) q less its posterior mean.
+            x0: (B, ...) q minus its posterior mean.
             z: (noises, B, ...) base noise.
             uniform: (B,) in (0, 1), for the noise level.
         """
 
     @abstractmethod
     def gate(self, frame: Frame) -> ShellGate | ImprovementGate:
-        """What decides in which shells it acts."""
+        """Create the gate that decides in which shells the generator acts."""
 
     @abstractmethod
     def evidence(
         self, frame: Frame, given: Posterior, x0: Tensor, z: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the gate takes in of unseen snapshots; arguments as of :meth:`loss`."""
+        """Compute the gate's evidence from unseen snapshots; arguments as of :meth:`loss`."""
 
 
 class FlowNetwork(Generator):
-    """What the generators that start from kriged noise share."""
+    """Base class of the generators that start from kriged noise."""
 
     def __init__(self, channels: int, config: dict[str, Any]):
         super().__init__(config)
@@ -151,24 +156,24 @@ class FlowNetwork(Generator):
         self.network = ScoreNetwork(channels, *sizes, form=config["form"])
 
     def encode(self, given: Posterior) -> Encoded:
-        """What the noisy branch needs of the conditions; once for all noise levels."""
+        """Encode the conditions for the noisy branch, once for all noise levels."""
         return self.network.encode(given.fields, given.summary)
 
     def velocity(self, frame: Frame, x_hat: Tensor, angle: Tensor, encoded: Encoded) -> Tensor:
-        """Network output, spectra (B, ...) in whitened units, at unit-norm noisy x."""
+        """Evaluate the network at unit-norm noisy x; returns whitened spectra (B, ...)."""
         side = 2 * frame.kept.modes + 1
         both = x_hat[:, None] * frame.law.modes("inputs", x_hat)
         largest = side * frame.kept.largest(both[:, 0]).float()
         inputs = frame.field(both).float()
         out, low = self.network(inputs, largest, angle.float(), encoded)
-        # in fields of unit variance, as the inputs are: weights need not grow to be seen
+        # scaled to fields of unit variance, like the inputs, so that weights need not grow
         return frame.kept.to_spectral(out) * side + frame.kept.place_largest(low)
 
 
 class Score(FlowNetwork):
-    r"""Score matching as a velocity, :math:`|F(x_t, t) - (\cos t\,z - \sin t\,x_0)|^2`.
+    r"""Score matching of a velocity, with loss :math:`|F(x_t, t) - (\cos t\,z - \sin t\,x_0)|^2`.
 
-    The loss is 1 where the network adds nothing to a Gaussian law without sensors.
+    The loss is 1 if the network adds nothing to a Gaussian law without sensors.
     """
 
     def __init__(self, channels: int, config: dict[str, Any]):
@@ -181,7 +186,7 @@ class Score(FlowNetwork):
         return spectral_square(frame.kept, error, frame.law.modes("importance", error))
 
     def _both(self, frame, given, x0, z, uniform) -> tuple[Tensor, Tensor]:
-        """Velocity guessed and true, spectra (B, ...) in units of q."""
+        """Compute predicted and true velocity, spectra (B, ...) in units of q."""
         z = z.to(x0)
         angle = (uniform * (math.pi / 2)).to(x0.real)
         cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
@@ -215,7 +220,7 @@ class Score(FlowNetwork):
 
 
 class OnePass(FlowNetwork):
-    """One evaluation, trained by almost-fair CRPS plus a spectral energy score."""
+    """Generator of a single evaluation, trained by almost-fair CRPS and spectral energy score."""
 
     noises = 4
 

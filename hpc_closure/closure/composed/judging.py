@@ -1,6 +1,6 @@
-"""How far each trained part of a composite closure acts, judged on members it has not seen.
+"""Gains of the trained parts of a composite closure, from evidence of unseen members.
 
-The decisions themselves are in :mod:`part_selection`; here evidence is collected for them.
+This module collects the evidence; :mod:`part_selection` makes the decisions.
 """
 
 from dataclasses import replace
@@ -27,14 +27,14 @@ __all__ = [
     "samples_improve",
 ]
 
-CHECK_DRAWS = 4  # samples of each unseen snapshot whose score judges it
-CHECKS = 2  # noise levels at which each unseen snapshot judges the generator
+CHECK_DRAWS = 4  # draws of each unseen snapshot that are scored
+CHECKS = 2  # noise levels at which the generator is judged on each unseen snapshot
 
 
 def judge_mean(model: CompositeClosure, reader: Reader) -> None:
-    """Set the gain per shell of the mean's network on what the regression leaves.
+    """Set the gain per shell of the mean's network, from its fit of the regression's residual.
 
-    Where it reads closures of its own, also the range of what it reads and answers here.
+    If the model reads previous closures, also set the range of the network's inputs and outputs.
     """
     frame, gate = model.frame, ShellGate(model.frame.kept)
     assert model.mean is not None
@@ -63,7 +63,7 @@ def judge_mean(model: CompositeClosure, reader: Reader) -> None:
 
 
 def judge_amplitude(model: CompositeClosure, reader: Reader) -> None:
-    """Set the share of log D."""
+    """Set the share of log D in use."""
     frame, gate = model.frame, ShareGate(model.frame.first)
     assert model.amplitude is not None
     for frames_hat, target_hat, batch in snapshots(model, reader):
@@ -79,7 +79,7 @@ def judge_amplitude(model: CompositeClosure, reader: Reader) -> None:
 
 
 def judge_generator(model: CompositeClosure, reader: Reader) -> tuple[Tensor, int, int]:
-    """Weigh the generator; returns its gain per shell, the members and the snapshots."""
+    """Judge the generator; returns its gain per shell, the number of members and of snapshots."""
     generator = model.residual
     assert isinstance(generator, Generator)
     frame, gate, first = model.frame, generator.gate(model.frame), reader.first
@@ -89,8 +89,8 @@ def judge_generator(model: CompositeClosure, reader: Reader) -> tuple[Tensor, in
             first += len(target_hat)
             encoding = model.encode(frames_hat)
             layouts = model.conditioning.layouts
-            drawn = training_draws(model, encoding, target_hat, key, layouts)
-            gate.add(*generator.evidence(frame, *drawn), batch.members)
+            draws = training_draws(model, encoding, target_hat, key, layouts)
+            gate.add(*generator.evidence(frame, *draws), batch.members)
         first += reader.others
     gate.collect(reader)
     everywhere = torch.ones(frame.kept.grid.num_shells).double()
@@ -99,11 +99,11 @@ def judge_generator(model: CompositeClosure, reader: Reader) -> tuple[Tensor, in
 
 
 def samples_improve(model: CompositeClosure, reader: Reader) -> bool:
-    """Decide whether q as the generator draws it scores better than as its base law does.
+    """Return whether the generator's draws of q score better than those of the base law.
 
-    By the energy score of fields, which sees two peaks of a pattern, or by the CRPS of points,
-    which sees a spread that differs by place. A velocity may be nearer to the truth, and few
-    steps along it end farther.
+    Scores are the energy score of fields, which is sensitive to two peaks of a pattern, and the
+    CRPS of points, which is sensitive to a spread that depends on position. This is a separate
+    test, because a better velocity can still give worse draws after few steps.
     """
     frame = model.frame
     fields, points = ImprovementGate(frame.kept), ImprovementGate(frame.kept)
@@ -111,8 +111,8 @@ def samples_improve(model: CompositeClosure, reader: Reader) -> bool:
         truth = frame.field(q_hat.to(torch.complex128))
         keys = [keyed_noise.Key(CHECK_SEED, "check", ids, 2 + i) for i in range(CHECK_DRAWS)]
         plain = [model.base_noise(frame.law, key, keyed_noise.STREAM_BASE) for key in keys]
-        drawn = [model.generate(encoding, z).q for z in plain]
-        sets = [frame.field(torch.stack(qs).to(torch.complex128)) for qs in (plain, drawn)]
+        draws = [model.generate(encoding, z).q for z in plain]
+        sets = [frame.field(torch.stack(qs).to(torch.complex128)) for qs in (plain, draws)]
         for gate, score in ((fields, energy_score), (points, crps)):
             before, after = (score(one, truth) for one in sets)
             gate.add(before, after, batch.members)
@@ -122,40 +122,40 @@ def samples_improve(model: CompositeClosure, reader: Reader) -> bool:
 
 
 def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tensor:
-    """Compare the standard deviations of D q and of D times the generator's samples, (shells,).
+    """Compute std ratios (shells,) of D q to D times the generator's draws.
 
-    Both about the generator's mean, where it has one; what is left of the residual then shows its
-    memory, too.
+    Both are taken about the generator's mean, if it has one. The memory of the rest of the
+    residual is set as well.
 
     Args:
-        model: with a generator.
-        reader: of unseen members.
-        is_late: the residual's memory is known only now (:func:`check_memory`).
+        model: a model with a generator.
+        reader: reader of unseen members.
+        is_late: whether the residual's memory is checked here (:func:`check_memory`).
     """
     frame = model.frame
     memory = LagCorrelation(frame.kept)
-    seen = torch.zeros(frame.kept.grid.num_shells, dtype=torch.float64)
-    drawn = torch.zeros_like(seen)
+    true_power = torch.zeros(frame.kept.grid.num_shells, dtype=torch.float64)
+    draws = torch.zeros_like(true_power)
     for encoding, q_hat, ids, batch in residuals(model, reader):
         key = keyed_noise.Key(CHECK_SEED, "check", ids, 1)
         z = model.base_noise(frame.law, key, keyed_noise.STREAM_BASE)
         made = model.generate(encoding, z)
         memory.add(q_hat - made.mean, None if model.is_white else batch.tags)
         about = made.mean if made.sharp else 0.0
-        for power, q in ((seen, q_hat - about), (drawn, made.q - about)):
+        for power, q in ((true_power, q_hat - about), (draws, made.q - about)):
             u_hat = resize(frame.amplify(q, encoding.log_amplitude), frame.kept.modes)
             power += frame.kept.grid.shell_sum(u_hat.abs().square().double()).sum(0).cpu()
     memory.collect(reader)
     if is_late:
         check_memory(model, memory)
-    seen, drawn = reader.sum(seen, drawn)
+    true_power, draws = reader.sum(true_power, draws)
     model.adopt(replace(model.statistics, memory_times=memory.times()))
-    ratio = (seen / drawn.clamp(min=1e-300)).sqrt()
-    # where D carries more from other shells than there is, no factor of q would help
-    return torch.where((seen > 0) & (drawn > 0), ratio.clamp(0.9, 2.0), 1.0)
+    ratio = (true_power / draws.clamp(min=1e-300)).sqrt()
+    # if D couples more into a shell from others than the shell has, no factor of q helps
+    return torch.where((true_power > 0) & (draws > 0), ratio.clamp(0.9, 2.0), 1.0)
 
 
 def check_memory(model: CompositeClosure, memory: LagCorrelation) -> None:
-    """Raise ValueError where only snapshots can show the noise's memory and these do not."""
+    """Raise ValueError if the noise's memory must be fitted and the snapshots cannot show it."""
     if model.recorded_every is not None and not model.is_white:
         memory.demand(model.recorded_every)

@@ -1,19 +1,20 @@
-r"""A score that reads sensors itself, sampled by steps that are exact for any Gaussian law.
+r"""A score whose network reads sensors, sampled by steps that are exact for any Gaussian law.
 
-With narrow posteriors (sensors) and wide ones (none) in one model, neither a velocity nor a
-denoiser is a good thing to learn, and few steps of either leave a wrong spread. Here the network
-(:mod:`posterior_network`) tells the spread c of q given what is known, per group of |k|^2, and
-learns the mean :math:`\mu` that a Gaussian law of that spread would have which gives the true
-denoiser:
+A single model has narrow posteriors (with sensors) and wide ones (without). For these neither a
+velocity nor a denoiser is a good target of learning, and few steps of either give a wrong spread.
+Here the network (:mod:`~hpc_closure.closure.networks.sensor_network`) predicts the spread c of q
+given the conditions, per group of |k|^2. It learns the mean :math:`\mu` for which a Gaussian law
+of that spread has the true denoiser:
 
 .. math:: D(x_t, t) = g\,x_t + (1 - g\cos t)\,\mu, \qquad
           g = c^2\cos t / \rho_t^2,\quad \rho_t^2 = c^2\cos^2 t + \sin^2 t .
 
-At t = pi/2 this is E[q | V, y]. The sampler's step, exact where :math:`\mu` does not change,
+At t = pi/2 this is E[q | V, y]. The sampler's step is exact if :math:`\mu` is constant,
 
-.. math:: x_s = \cos s\,\mu + (\rho_s / \rho_t)\,(x_t - \cos t\,\mu),
+.. math:: x_s = \cos s\,\mu + (\rho_s / \rho_t)\,(x_t - \cos t\,\mu).
 
-becomes the rotation of DDIM for c = 0 and Euler's for c = 1, so four evaluations serve both.
+It becomes the rotation of DDIM for c = 0 and Euler's rule for c = 1, so four evaluations suffice
+for both.
 """
 
 import math
@@ -34,16 +35,16 @@ from hpc_closure.closure.sampling import GaussianStep, Trigonometric, build_samp
 __all__ = ["LearnedScore"]
 
 HALF = math.pi / 2
-FIRST = 0.25  # share of the training's samples at t = pi/2, where the posterior mean is learned
+FIRST = 0.25  # share of training samples at t = pi/2, at which the posterior mean is learned
 LEAST_ANGLE = 0.05
-FLOOR = 1e-3  # least spread that is believed
-STEEPEST = 9.0  # slope of the likelihood of log c
-OUTLIER = 4.0  # times the expected error, beyond which it counts as its logarithm
+FLOOR = 1e-3  # least spread
+STEEPEST = 9.0  # largest slope of the likelihood of log c
+OUTLIER = 4.0  # ratio of error to expected error beyond which the error is scaled down
 
 
 @dataclass
 class Levels:
-    """Angles (B, 1, 1) of noisy samples, and a Gaussian law's constants there."""
+    """Angles (B, 1, 1) of noisy samples, with a Gaussian law's constants at them."""
 
     cos: Tensor
     sin: Tensor
@@ -56,37 +57,43 @@ class Levels:
 
     @property
     def slope(self) -> Tensor:
-        """g."""
+        """Factor g of x_t in the denoiser."""
         return self.spread.square() * self.cos / self.rho2
 
     def denoised(self, x: Tensor, mu: Tensor) -> Tensor:
-        """D of a Gaussian law with mean mu."""
+        """Compute D of a Gaussian law with mean mu."""
         return self.slope * x + (1 - self.slope * self.cos) * mu
 
 
 class LearnedScore(Generator):
-    """See the module's docstring."""
+    """Score whose network reads sensors; see the module's docstring.
+
+    Args:
+        channels: number of input channels.
+        config: configuration of the model.
+        own: band of the model.
+    """
 
     def __init__(self, channels: int, config: dict[str, Any], own: Band):
         super().__init__(config)
         self.network = PosteriorNetwork(channels, config, own)
 
     def spread_parameters(self) -> list[nn.Parameter]:
-        """What tells c: trained once more, alone, on members that the rest has not seen."""
+        """List the weights of the spread c, which are trained again, alone, on unseen members."""
         return list(self.network.spread_head.parameters())
 
     def estimate(self, frame: Frame, given: Posterior) -> Estimate:
-        """What is known before there is noise."""
+        """Estimate mean and spread of q from the conditions, before any noise is added."""
         return self.network.estimate(frame, given)
 
-    def _levels(self, frame: Frame, told: Estimate, angle: Tensor) -> Levels:
+    def _levels(self, frame: Frame, estimated: Estimate, angle: Tensor) -> Levels:
         cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
         cos = torch.where(cos.abs() < 1e-6, 0.0, cos)
-        spread = told.log_spread.detach().exp().clamp(min=FLOOR)
+        spread = estimated.log_spread.detach().exp().clamp(min=FLOOR)
         return Levels(cos, sin, frame.kept.spread(spread))
 
     def _angles(self, uniform: Tensor) -> Tensor:
-        """Angles (B,): a share of them pi/2, the others anywhere above the least."""
+        """Return angles (B,): a share is pi/2, the others are uniform above the least angle."""
         rest = (uniform - FIRST) / (1 - FIRST)
         return torch.where(uniform < FIRST, HALF, LEAST_ANGLE + rest * (HALF - LEAST_ANGLE))
 
@@ -95,15 +102,15 @@ class LearnedScore(Generator):
 
     def loss(self, frame, given, x0, z, uniform):
         x0, z = self._whitened(frame, x0), self._whitened(frame, z[0])
-        told = self.estimate(frame, given)
+        estimated = self.estimate(frame, given)
         angle = self._angles(uniform).to(x0.real)
-        at = self._levels(frame, told, angle)
+        at = self._levels(frame, estimated, angle)
         x = at.cos * x0 + at.sin * z
-        mu = self.network.posterior(frame, x, angle, given, told)
+        mu = self.network.posterior(frame, x, angle, given, estimated)
         # 1 - g cos t is sin^2 t / rho^2
         error = mu - (x0 - at.slope * x) * at.rho2 / at.sin.square()
         square = torch.view_as_real(error).square().sum(-1)
-        # 1 at the optimum of a Gaussian law, whatever its spread
+        # equals 1 at the optimum of a Gaussian law of any spread
         relative = square * at.sin.square() / (at.spread.square() * at.rho2)
         mean = self._per_group(frame, relative.detach())
         relative = relative / frame.kept.spread((mean / OUTLIER).clamp(min=1))
@@ -111,22 +118,22 @@ class LearnedScore(Generator):
         size = at.spread.square() * variance * weights
         equal = (relative * weights).sum((-2, -1)) / weights.sum()
         by_size = (relative * size).sum((-2, -1)) / size.sum((-2, -1))
-        return 0.5 * (equal + by_size) + self._spread_loss(frame, told, x0)
+        return 0.5 * (equal + by_size) + self._spread_loss(frame, estimated, x0)
 
     def spread_loss(self, frame: Frame, given: Posterior, x0: Tensor) -> Tensor:
-        """Loss (B,) of c alone."""
+        """Compute the loss (B,) of c alone."""
         with torch.no_grad():
             x0 = self._whitened(frame, x0)
         return self._spread_loss(frame, self.estimate(frame, given), x0)
 
-    def _spread_loss(self, frame: Frame, told: Estimate, x0: Tensor) -> Tensor:
-        """Gaussian likelihood (B,) of the mean's error per group, its gradient bounded."""
-        error = torch.view_as_real(told.mean.detach() - x0).square().sum(-1)
-        seen = self._per_group(frame, error)
-        log = told.log_spread
-        ratio = seen * torch.exp(-2 * log.detach())
-        slope = (1 - ratio).clamp(min=-STEEPEST) * (seen > 0)
-        value = (log.detach() + 0.5 * ratio) * (seen > 0)
+    def _spread_loss(self, frame: Frame, estimated: Estimate, x0: Tensor) -> Tensor:
+        """Compute the Gaussian likelihood (B,) of the mean's error per group, gradient bounded."""
+        error = torch.view_as_real(estimated.mean.detach() - x0).square().sum(-1)
+        error_power = self._per_group(frame, error)
+        log = estimated.log_spread
+        ratio = error_power * torch.exp(-2 * log.detach())
+        slope = (1 - ratio).clamp(min=-STEEPEST) * (error_power > 0)
+        value = (log.detach() + 0.5 * ratio) * (error_power > 0)
         return (slope * (log - log.detach()) + value).mean(-1)
 
     def _weights(self, frame: Frame, like: Tensor) -> Tensor:
@@ -135,7 +142,7 @@ class LearnedScore(Generator):
         return weights * frame.law.modes("mask", like.real)
 
     def _per_group(self, frame: Frame, values: Tensor) -> Tensor:
-        """Means (B, groups) over the modes that are modelled."""
+        """Average over the modelled modes of each group; returns (B, groups)."""
         mask = frame.law.modes("mask", values)
         sums = frame.kept.by_group(values * mask)
         return sums / frame.kept.by_group(mask).clamp(min=1)
@@ -145,29 +152,29 @@ class LearnedScore(Generator):
 
     def evidence(self, frame, given, x0, z, uniform):
         x0, z = self._whitened(frame, x0), self._whitened(frame, z[0])
-        told = self.estimate(frame, given)
+        estimated = self.estimate(frame, given)
         angle = LEAST_ANGLE + uniform.to(x0.real) * (HALF - LEAST_ANGLE)
-        at = self._levels(frame, told, angle)
+        at = self._levels(frame, estimated, angle)
         x = at.cos * x0 + at.sin * z
-        mu = self.network.posterior(frame, x, angle, given, told)
+        mu = self.network.posterior(frame, x, angle, given, estimated)
         weights = self._weights(frame, x0)
 
         def score(denoised: Tensor) -> Tensor:
             square = torch.view_as_real(denoised - x0).square().sum(-1)
             return (square * weights).sum((-2, -1)) / weights.sum()
 
-        # without the generator the law is the base law: D = cos t x
+        # without the generator the law is the base law, so D = cos t x
         return score(at.cos * x), score(at.denoised(x, mu))
 
     def draw(self, frame, given, z, shells, effort):
-        told = self.estimate(frame, given).for_members(len(z))
+        estimated = self.estimate(frame, given).for_members(len(z))
         given = replace(given, summary=for_members(given.summary, len(z)))
-        spread = frame.kept.spread(told.log_spread.exp().clamp(min=FLOOR))
+        spread = frame.kept.spread(estimated.log_spread.exp().clamp(min=FLOOR))
 
         def denoise(x: Tensor, t: float) -> Tensor:
             angle = torch.full((1,), t, device=x.device)
-            at = self._levels(frame, told, angle)
-            return at.denoised(x, self.network.posterior(frame, x, angle, given, told))
+            at = self._levels(frame, estimated, angle)
+            return at.denoised(x, self.network.posterior(frame, x, angle, given, estimated))
 
         method = effort.method or self.own.method
         evaluations = effort.evaluations or self.own.evaluations

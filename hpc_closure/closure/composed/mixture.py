@@ -1,17 +1,22 @@
-r"""One or two Gaussian laws of the residual, shaped by the state and fitted by likelihood.
+r"""One or two Gaussian laws of the residual that depend on the state, fitted by likelihood.
 
 .. math:: q \sim \sum_c p_c(V)\,N\bigl(\mu_c(V),\, e^{2 g_c(V)} B_c B_c^T\bigr)
 
-With y the residual over the law of its modes (:mod:`mode_law`), component c has a mean
-:math:`\mu_c`, of every mode, with a part of the largest modes that follows the state; a lower
-triangular 2 x 2 factor :math:`B_c` of every mode; a log amplitude :math:`g_c` of every shell; and
-a weight :math:`p_c`. What follows the state is read from its numbers (:meth:`Band.summary`) by a
-perceptron. One component is a Gaussian law whose mean and spread follow the state. Two begin at
-plus and minus the direction in which the largest modes vary most. Where the mean has been learned
-elsewhere (numbers or a network), the components are about it, :math:`\sum_c p_c\mu_c = 0`: what
-each adds to a mean is an error that a coupled run adds up.
+Let y be the residual over the law of its modes
+(:mod:`~hpc_closure.closure.gaussian.mode_covariance`). Component c of the law of y has
 
-It is no flow: a draw takes one evaluation, of a perceptron, and its likelihood is known.
+* a mean :math:`\mu_c` of every mode, of which a part of the largest modes depends on the state;
+* a lower triangular 2 x 2 factor :math:`B_c` of every mode;
+* a log amplitude :math:`g_c` of every shell;
+* a weight :math:`p_c`.
+
+A perceptron computes the parts that depend on the state from its summary numbers
+(:meth:`Band.summary`). With one component, the law is Gaussian, with mean and spread that depend
+on the state. Two components start at plus and minus the direction in which the largest modes vary
+most. If another part learns the mean (numbers or a network), the components are centred,
+:math:`\sum_c p_c\mu_c = 0`, because a further mean is an error that a coupled run accumulates.
+
+This is not a flow: a draw takes one evaluation of a perceptron, and the likelihood is known.
 """
 
 import math
@@ -32,20 +37,20 @@ from hpc_closure.spectral.modes.grid import hermitian, placed, resize
 
 __all__ = ["Mixture", "principal"]
 
-HIDDEN = 64  # numbers in the layers of the perceptron
-RATE = 5.0  # of the tables, over that of other weights: an optimiser's step is as long for all
-APART = 0.8  # of the standard deviation along a direction: where two peaks of it begin
+HIDDEN = 64  # width of the perceptron
+RATE = 5.0  # learning rate of the tables over that of other weights; Adam's steps ignore scale
+APART = 0.8  # initial distance of each peak from the mean, in standard deviations
 WIDEST = 1.5  # largest |g|
 
 
 @dataclass
 class Components:
-    """Of B states: what their residuals are drawn from; K components first.
+    """Components of the laws of B states; the component, of K, is the first axis.
 
     Attributes:
         log_weights: (K, B).
         means: (K, B or 1, ...) spectra of y.
-        factors: (K, 3, B or 1, ...) log b11, b21, log b22, each with g in it.
+        factors: (K, 3, B or 1, ...) log b11, b21, log b22, each including g.
     """
 
     log_weights: Tensor
@@ -54,20 +59,20 @@ class Components:
 
 
 class Mixture(Generator):
-    """See the module's docstring.
+    """Mixture of Gaussian laws; see the module's docstring.
 
     Args:
-        config: of the model; ``components``: 1 or 2.
-        own: band of the model: tables are of its modes, cut to those of the residual.
+        config: configuration of the model; ``components``: 1 or 2.
+        own: band of the model; tables have its modes and are truncated to those of the residual.
     """
 
-    #: unseen members do not decide whether it acts: it stands for itself
+    #: it acts without being judged on unseen members
     judged = False
 
     def __init__(self, config: dict[str, Any], own: Band):
         super().__init__(config)
         self.components = number = int(config["components"])
-        if config.get("centred") is None:  # told once: a mean that does not act is dropped
+        if config.get("centred") is None:  # set once, because an unused mean is dropped later
             config["centred"] = bool(set(config["mean"]) - {"regression"})
         self.about_mean = bool(config["centred"])
         self.shells = own.grid.num_shells
@@ -75,11 +80,11 @@ class Mixture(Generator):
         self.odds = nn.Parameter(torch.zeros(number))
         self.numbers = perceptron(SUMMARY, number * (1 + LARGEST + self.shells), HIDDEN)
 
-    def told(self, frame: Frame, summary: Tensor) -> Components:
-        """Components of states with these numbers, (B, 51)."""
+    def laws(self, frame: Frame, summary: Tensor) -> Components:
+        """Compute the components of the laws of states with summary numbers (B, 51)."""
         kept, count = frame.kept, self.components
-        told = self.numbers(summary).unflatten(-1, (count, -1)).transpose(0, 1)  # (K, B, ...)
-        odds, low, log_size = told.split([1, LARGEST, self.shells], -1)
+        outputs = self.numbers(summary).unflatten(-1, (count, -1)).transpose(0, 1)  # (K, B, ...)
+        odds, low, log_size = outputs.split([1, LARGEST, self.shells], -1)
         weights = (odds[..., 0] + self.odds[:, None]).log_softmax(0)
         tables = RATE * resize(self.tables, kept.modes)
         means = torch.complex(tables[:, 0], tables[:, 1])
@@ -103,18 +108,18 @@ class Mixture(Generator):
     # ---- fitting --------------------------------------------------------------------------------
 
     def loss(self, frame, given, x0, z, uniform):
-        """Negative log-likelihood (B,) per number of the residual, less its constant."""
+        """Compute the negative log-likelihood (B,) per number of q, up to a constant."""
         white = x0.to(torch.complex64) * frame.law.modes("whiten", x0.real.float())
         y = remove_factors(_factors(frame, white), _root(frame, white) * white)
         real, imaginary = frame.law.modes("mask", white) * _numbers(frame, white)
-        told = self.told(frame, given.summary)
-        off = y - told.means
-        log_first, across, log_second = told.factors.unbind(1)
+        laws = self.laws(frame, given.summary)
+        off = y - laws.means
+        log_first, across, log_second = laws.factors.unbind(1)
         first = off.real * torch.exp(-log_first)
         second = (off.imag - across * first) * torch.exp(-log_second)
         misfit = real * (0.5 * first.square() + log_first)
         misfit = misfit + imaginary * (0.5 * second.square() + log_second)
-        likelihood = told.log_weights - misfit.sum((-2, -1))
+        likelihood = laws.log_weights - misfit.sum((-2, -1))
         return -likelihood.logsumexp(0) / (real.sum() + imaginary.sum()).clamp(min=1)
 
     def gate(self, frame):
@@ -127,15 +132,15 @@ class Mixture(Generator):
     # ---- drawing --------------------------------------------------------------------------------
 
     def draw(self, frame, given, z, shells, effort):
-        """Residuals of base noise, whose component the imaginary part of its mean mode chooses."""
+        """Draw residuals; the imaginary part of the noise's mean mode chooses the component."""
         chosen, count = z[:, 0, 0].imag, len(z)
-        told = self.told(frame, given.summary)
+        laws = self.laws(frame, given.summary)
         white = z.to(torch.complex64) * frame.law.modes("whiten", z.real.float())
-        weights = told.log_weights.exp()
+        weights = laws.log_weights.exp()
         share = for_members(weights.mT, count)
         level = torch.special.ndtr(chosen)[:, None].to(share)
         first = (level < share[:, :1])[:, :, None]
-        means, factors = told.means, told.factors
+        means, factors = laws.means, laws.factors
         drawn = []
         for mean, (log_first, across, log_second) in zip(means, factors):
             parts = [log_first.exp(), across, log_second.exp()]
@@ -148,28 +153,28 @@ class Mixture(Generator):
         return Drawn(self._of(frame, y), for_members(self._of(frame, mean), count), sharp=True)
 
     def _of(self, frame: Frame, y: Tensor) -> Tensor:
-        """Spectra of q of those of y."""
+        """Convert spectra of y to spectra of q."""
         q_hat = apply_factors(_factors(frame, y), y) * frame.law.modes("colour", y)
         return hermitian(q_hat / _root(frame, q_hat))
 
 
 def _factors(frame: Frame, like: Tensor) -> Tensor:
-    """Of the law by wavevector, (3, 2K + 1, K + 1)."""
+    """Return the factors of the law by wavevector, (3, 2K + 1, K + 1)."""
     assert frame.factors is not None
     return placed(frame.factors, like)
 
 
 def _root(frame: Frame, like: Tensor) -> Tensor:
-    """What makes real and imaginary part of a whitened mode unit normals, (2K + 1, K + 1)."""
+    """Return factors (2K + 1, K + 1) that scale the parts of a whitened mode to unit normals."""
     root = torch.full(frame.kept.shape, math.sqrt(2.0), device=like.device)
     root[0, 0] = 1.0
     return root
 
 
 def _numbers(frame: Frame, like: Tensor) -> Tensor:
-    """Which real and imaginary parts are numbers of their own: not those of conjugates, (2, ...).
+    """Mark the independent real and imaginary parts of the modes, (2, 2K + 1, K + 1).
 
-    The mean is real.
+    Parts of conjugate modes are not independent, and the mean is real.
     """
     own = torch.ones(2, *frame.kept.shape, device=like.device)
     own[:, frame.kept.modes + 1 :, 0] = 0.0
@@ -178,7 +183,7 @@ def _numbers(frame: Frame, like: Tensor) -> Tensor:
 
 
 def principal(covariance: Tensor) -> Tensor:
-    """Where two peaks may be, (25,): the direction in which the largest modes vary most.
+    """Return the initial position (25,) of a peak: the direction of largest variance of the modes.
 
     Args:
         covariance: (25, 25) of :meth:`Band.largest` of whitened residuals.

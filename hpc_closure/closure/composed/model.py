@@ -1,8 +1,8 @@
-r"""A closure as parts in a row, each chosen in the experiment.
+r"""A closure composed of parts, each chosen in the experiment.
 
 .. math:: U = m(V) + D(V)\,q, \qquad q \sim p(q\,|\,V, y)
 
-* mean m: a regression on generic terms (:mod:`regression`), a network for what it leaves
+* mean m: a regression on generic terms (:mod:`regression`), a network for its residual
   (:mod:`mean`), both or neither;
 * amplitude D: a field from such a network, or 1;
 * base law: q is N(0, Q) with the spectrum and the memory of the residual
@@ -10,8 +10,8 @@ r"""A closure as parts in a row, each chosen in the experiment.
   alone it is the baseline ``mean_gp``;
 * sensors: kriged under the base law, or learned
   (:mod:`~hpc_closure.closure.gaussian.conditioning`);
-* residual: what is not Gaussian, learned by a score or in one pass (:mod:`generators`), or
-  nothing; without any noise the mean alone is left, a deterministic closure.
+* residual: the non-Gaussian part, learned by a score or in one pass (:mod:`generators`), or none.
+  Without noise the closure is the mean alone, a deterministic closure.
 
 :mod:`phases` fits it.
 """
@@ -71,21 +71,21 @@ from hpc_closure.spectral.modes.grid import hermitian, placed, resize
 
 __all__ = ["CompositeClosure"]
 
-BEYOND = 6.0  # standard deviations at which a state's numbers are held
-NOTHING = 1e-9  # of a closure's power
-FAR = 10.0  # root mean squares at which a condition channel is held
+BEYOND = 6.0  # bound of a state's summary numbers, in standard deviations
+NOTHING = 1e-9  # share of a closure's power that counts as round-off
+FAR = 10.0  # bound of a condition channel, in root mean squares
 MEAN_GP = "mean_gp"
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a draw depends on besides tensors.
+    """Settings of a draw, which it depends on besides tensors.
 
     Attributes:
-        held: how long it is held, in trained intervals.
-        members: how many.
-        baseline: mean and stationary Gaussian process alone.
-        effort: of the sampler.
+        held: averaging time in trained intervals.
+        members: number of members.
+        baseline: whether only the mean and a stationary Gaussian process are drawn.
+        effort: settings of the sampler.
     """
 
     held: float
@@ -95,10 +95,10 @@ class Drawing:
 
 
 class CompositeClosure(ClosureModel):
-    """Draw U = m(V) + D(V) q for states V; :func:`~.phases.compose` adds how it is fitted.
+    """Draws U = m(V) + D(V) q for states V; :func:`~.phases.compose` adds the phases that fit it.
 
     Args:
-        config: of the model, from :func:`hpc_closure.experiment.models.resolve`.
+        config: configuration from :func:`hpc_closure.experiment.models.resolve`.
         grid, length: see :class:`~hpc_closure.closure.model.ClosureModel`.
     """
 
@@ -108,7 +108,7 @@ class CompositeClosure(ClosureModel):
         self.band = band((grid - 1) // 3, length, self.dimensions)
         conditions = config["conditions"]
         self.history = int(conditions["history"])
-        self.previous = int(conditions.get("previous", 0))  # models of before it had none
+        self.previous = int(conditions.get("previous", 0))  # missing in old model files
         self.sensors_allowed = conditions["sensors"]
         self.granted: dict | None = conditions["physics"] or None
         self.gated = config["gate"] == "on"
@@ -137,8 +137,8 @@ class CompositeClosure(ClosureModel):
             terms, shells = len(self.library.names), self.band.grid.num_shells
             self.adjustment = Adjustment(terms, shells, noise=config["residual"] != "none")
         self.frame: Frame
-        #: closure intervals from one snapshot to the next, where only they show a memory;
-        #: None where the closure is known to be white in time
+        #: closure intervals between snapshots, if memory can be measured from them only;
+        #: None if the closure is known to be white in time
         self.recorded_every: float | None = None
 
     def weight_decay(self, name: str) -> float:
@@ -176,7 +176,7 @@ class CompositeClosure(ClosureModel):
         self.adopt(Statistics.from_tensors(tensors))
 
     def adopt(self, statistics: Statistics) -> None:
-        """Take over statistics, and rebuild everything that follows from them."""
+        """Set the statistics, and rebuild everything that depends on them."""
         self.statistics = s = statistics
         self._scales.clear()
         self.library = self._library(s.library)
@@ -212,12 +212,12 @@ class CompositeClosure(ClosureModel):
         return Library(self.band, kind, self.history, self.previous, coefficients, estimate)
 
     def estimate(self, w_hat: Tensor) -> Tensor:
-        """What physics says of the closure, where ``conditions.physics`` grants it."""
+        """Compute the physical estimate of the closure that ``conditions.physics`` allows."""
         return physics_estimate(w_hat, self.band, **(self.granted or {}))
 
     @property
     def has_networks(self) -> bool:
-        """Whether anything reads the condition channels; a mixture reads the state's numbers."""
+        """Whether any part reads the condition channels; a mixture reads summary numbers only."""
         reads = isinstance(self.residual, Generator) and not isinstance(self.residual, Mixture)
         return bool(self.mean or self.amplitude) or reads
 
@@ -232,7 +232,7 @@ class CompositeClosure(ClosureModel):
 
     @property
     def score_active(self) -> bool:
-        """Whether a generator acts (it is not evaluated otherwise)."""
+        """Whether a generator acts; otherwise it is not evaluated."""
         if not isinstance(self.residual, Generator):
             return False
         gain = self.statistics.score_gain
@@ -240,14 +240,16 @@ class CompositeClosure(ClosureModel):
 
     @property
     def mean_gain(self) -> Tensor | None:
-        """(shells,) gain of the mean's network: what helps one call ahead, times the share of it
-        that coupled runs bear; None before it is judged."""
+        """Gain (shells,) of the mean's network; None before it is judged.
+
+        It is the gain one call ahead, times the share at which coupled runs are stable.
+        """
         gain, share = self.statistics.mean_gain, self.statistics.mean_share
         return gain if gain is None or share is None else gain * share[: len(gain)]
 
     @property
     def is_white(self) -> bool:
-        """Whether the noise has no memory: previous closures carry it, or it is off."""
+        """Whether the noise has no memory, because previous closures carry it or it is off."""
         off = self.config.get("memory") == "off" or self.config["residual"] == "none"
         return bool(self.previous) or off
 
@@ -257,7 +259,7 @@ class CompositeClosure(ClosureModel):
         return self.statistics.amplitude_gain or 0.0
 
     def gain_by_mode(self, shells: Tensor | None, like: Tensor) -> Tensor | None:
-        """Gains (shells,) of a trained part at every mode; None when they are zero everywhere."""
+        """Expand gains (shells,) of a trained part to modes; None if they are zero everywhere."""
         if shells is None or not bool((shells != 0).any()):
             return None
         return placed(shells, like)[placed(self.frame.kept.grid.shell(), like)]
@@ -310,17 +312,17 @@ class CompositeClosure(ClosureModel):
             note = "not gated"
         return PartReport(name, True, acts, gains, note)
 
-    # ---- what a state decides -------------------------------------------------------------------
+    # ---- conditions from a state ----------------------------------------------------------------
 
     def frames(
         self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
     ) -> Tensor:
-        """Spectra (B, 1 + H + P, ...) in the model's band of fields.
+        """Stack states and earlier fields as spectra (B, 1 + H + P, ...) in the model's band.
 
         Args:
             state: (B, n, n).
             history: earlier states (B, H, n, n).
-            previous: the last closures (B, P, n, n).
+            previous: previous closures (B, P, n, n).
         """
         if state.dtype not in (torch.float32, torch.float64):
             state = state.float()
@@ -329,7 +331,7 @@ class CompositeClosure(ClosureModel):
     def frames_hat(
         self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
     ) -> Tensor:
-        """The same of retained spectra of any number of modes."""
+        """Stack as :meth:`frames`, from retained spectra of any number of modes."""
         return resize(self._stacked(state, history, previous), self.band.modes)
 
     def _stacked(self, state: Tensor, history: Tensor | None, previous: Tensor | None) -> Tensor:
@@ -349,9 +351,9 @@ class CompositeClosure(ClosureModel):
         return torch.cat(stack, dim=1)
 
     def encode(self, frames_hat: Tensor) -> Encoding:
-        """Mean, features and amplitude of states with their history, as :meth:`frames` gives them.
+        """Compute mean, features and amplitude of states; ``frames_hat`` is of :meth:`frames`.
 
-        The trained parts as far as they have a gain.
+        Trained parts act according to their gain.
         """
         state_hat, moved = frames_hat[:, 0], None
         summary = self.state_numbers(state_hat)
@@ -374,13 +376,16 @@ class CompositeClosure(ClosureModel):
         return encoding
 
     def scaled_numbers(self, state_hat: Tensor) -> Tensor:
-        """(B, 51) numbers of states over their scales, the logarithm about nothing."""
+        """Divide summary numbers of states by their scales; returns (B, 51)."""
         assert self.statistics.numbers_scale is not None
         numbers = self.band.summary(state_hat)
         return numbers / placed(self.statistics.numbers_scale, numbers)
 
     def mean_by_numbers(self, state_hat: Tensor) -> Tensor | None:
-        """Spectra (B, ...) of the mean of the largest modes, where the mean has such a part."""
+        """Compute the mean of the largest modes from summary numbers, spectra (B, ...).
+
+        None if the mean has no such part.
+        """
         coefficients = self.statistics.numbers_mean
         if coefficients is None:
             return None
@@ -388,7 +393,7 @@ class CompositeClosure(ClosureModel):
         return self.band.place_largest(terms @ placed(coefficients, terms))
 
     def _factors(self) -> Tensor | None:
-        """(terms, shells) of the regression's coefficients, where training has changed them."""
+        """Return factors (terms, shells) of the regression's coefficients; None if not trained."""
         if self.adjustment is None:
             return None
         adjustment, library = self.adjustment, self.library
@@ -397,7 +402,7 @@ class CompositeClosure(ClosureModel):
         return self.replayed.once("factors", lambda: library.bounded(adjustment().terms))
 
     def state_numbers(self, state_hat: Tensor) -> Tensor:
-        """(B, 51) numbers of states about one in size; (B, 0) where no network reads them."""
+        """Standardise summary numbers of states, (B, 51); (B, 0) if no network reads them."""
         mean, std, like = self.statistics.summary_mean, self.statistics.summary_std, state_hat.real
         if mean is None or std is None:
             return like.new_zeros(len(like), 0)
@@ -406,13 +411,13 @@ class CompositeClosure(ClosureModel):
         return numbers.clamp(-BEYOND, BEYOND).to(self._place)
 
     def advected(self, frames_hat: Tensor) -> Tensor | None:
-        """What the flow makes of the last closures, spectra (B, P, ...); None without memory."""
+        """Compute the advection of previous closures, spectra (B, P, ...); None if not read."""
         if not self.previous:
             return None
         return carried(frames_hat[:, 0], frames_hat[:, 1 + self.history :], self.band)
 
     def feature_spectra(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
-        """Spectra (B, F, 2K + 1, K + 1) of the features of states with what was before them."""
+        """Compute spectra (B, F, 2K + 1, K + 1) of features of states and earlier fields."""
         w_hat = frames_hat[:, 0]
         spectra = [feature_spectra(w_hat, self.band)]
         if self.granted:
@@ -423,7 +428,7 @@ class CompositeClosure(ClosureModel):
         return torch.cat(spectra, dim=1)
 
     def features(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
-        """Normalised condition channels (B, C, g, g), as the weights, on the generator's grid."""
+        """Compute normalised condition channels (B, C, g, g) on the generator's grid."""
         spectra = self.feature_spectra(frames_hat, moved)
         scale = placed(self.statistics.features_rms, frames_hat)
         size = self.frame.size
@@ -437,10 +442,10 @@ class CompositeClosure(ClosureModel):
     # ---- base noise -----------------------------------------------------------------------------
 
     def base_noise(self, law: BaseLaw, key: keyed_noise.Key, stream: int) -> Tensor:
-        """Draws of a base law, spectra (ids, ...) complex128.
+        """Draw base noise of a law, spectra (ids, ...) complex128.
 
-        Of the law of q by wavevector, where the residual has such. The mean is real; in the place
-        of its imaginary part is the standard normal by which a mixture chooses.
+        If the residual has a law by wavevector, the noise is drawn from it. The mean mode is real;
+        its imaginary part holds the standard normal by which a mixture chooses a component.
         """
         noise = law.coloured(keyed_noise.white_spectra(self.frame.kept, *key, stream, self.device))
         own = law is self.frame.law and law is not self.frame.plain
@@ -452,7 +457,7 @@ class CompositeClosure(ClosureModel):
         return noise
 
     def noise_of_call(self, request: Request, law: BaseLaw) -> Tensor:
-        """Base noise of a call, with the residual's memory (:mod:`residual_memory`) if any."""
+        """Draw the base noise of a call, with the residual's memory if it has any."""
         noise = self._noise_with_memory(request, law)
         if self.adjustment is None:
             return noise
@@ -476,8 +481,11 @@ class CompositeClosure(ClosureModel):
         return fresh
 
     def scale_of(self, held: float) -> Tensor | None:
-        """Factors (shells,) of the residual's std for another interval, each from the shell's own
-        memory: white shells average out, the others hardly; None for the trained interval."""
+        """Compute factors (shells,) of the residual's std for another averaging time.
+
+        They follow from each shell's memory: white shells average out, persistent shells hardly.
+        None for the trained interval.
+        """
         if held == 1:
             return None
         if held not in self._scales:
@@ -489,7 +497,7 @@ class CompositeClosure(ClosureModel):
         return self._scales[held]
 
     def _scaled(self, q_hat: Tensor, held: float) -> Tensor:
-        """Residuals (M, ...) of the trained interval with the spread of another's."""
+        """Rescale residuals (M, ...) from the trained interval to another averaging time."""
         scale = self.scale_of(held)
         return q_hat if scale is None else q_hat * self.frame.each_mode(scale, q_hat)
 
@@ -497,10 +505,10 @@ class CompositeClosure(ClosureModel):
 
     @torch.no_grad()
     def sample_batch(self, request: Request) -> Tensor:
-        """See :class:`~.interface.ClosureModel`.
+        """Draw U (members, n, n), see :class:`~hpc_closure.closure.model.ClosureModel`.
 
         ``method="mean_gp"`` is the baseline of that name: the mean and a stationary Gaussian
-        process, with sensors kriged under it; no generator, no amplitude.
+        process, with sensors kriged under it, without generator and amplitude.
         """
         frames_hat = self.frames(request.state, request.history, request.previous)
         return self.band.to_physical(self._draw(frames_hat, request), request.state.shape[-1])
@@ -510,22 +518,27 @@ class CompositeClosure(ClosureModel):
         return self.draw_hat(request)
 
     def draw_hat(self, request: Request) -> Tensor:
-        """As :meth:`sample_hat`, with gradients."""
+        """Draw as :meth:`sample_hat`, with gradients."""
         modes = request.state.shape[-1] - 1
         size = request.grid or band(modes).grid.size
         self.band.check_grid(1 if self.dimensions == 1 else size, size)
         frames_hat = self.frames_hat(request.state, request.history, request.previous)
         u_hat = self._draw(frames_hat, request)
-        # no transform has made the column ky = 0 that of a real field
+        # without a transform the column ky = 0 need not be that of a real field
         return hermitian(resize(u_hat, modes))
 
     def _draw(self, frames_hat: Tensor, request: Request) -> Tensor:
-        """Spectra of U (members, ...) in the model's band."""
+        """Draw spectra of U (members, ...) in the model's band."""
         sensors, baseline = request.sensors, request.method == MEAN_GP
         if sensors is None and self.sensors_allowed == "required":
-            raise ValueError("this model was trained with conditions.sensors=required: give some")
+            raise ValueError(
+                "this model was trained with conditions.sensors=required: pass "
+                "sensors=Sensors(values, positions)"
+            )
         if sensors is not None and self.sensors_allowed == "none":
-            raise ValueError("this model was trained with conditions.sensors=none: give none")
+            raise ValueError(
+                "this model was trained with conditions.sensors=none: pass sensors=None"
+            )
         effort = Effort(request.method, request.evaluations)
         how = Drawing(request.held, len(request.members), baseline, effort)
         if self.config["residual"] == "none" and not baseline:
@@ -542,11 +555,11 @@ class CompositeClosure(ClosureModel):
         return drawn
 
     def _alone(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Closures, and which shells were brought back, without sensors: a function of tensors.
+        """Draw closures without sensors, as a function of tensors, and mark rescaled shells.
 
         Args:
-            how: the rest that it depends on.
-            inputs: states with what was before them, and base noise unless nothing is drawn.
+            how: all settings that the draw depends on.
+            inputs: stacked states, and base noise unless the residual is none.
         """
 
         def function(frames_hat: Tensor, z: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -584,7 +597,7 @@ class CompositeClosure(ClosureModel):
         z: Tensor | None,
         observed: Observed | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Closures of base noise, or their means without, and which shells were brought back."""
+        """Turn base noise into closures, or return means without noise, and mark rescaled shells."""
         if z is None:
             drawn, beyond = self._within_range(encoding.mean_hat)
             return each_member(drawn, how.members), each_member(beyond, how.members)
@@ -600,12 +613,13 @@ class CompositeClosure(ClosureModel):
         return self._within_range(mean_hat + self.frame.amplify(q_hat, encoding.log_amplitude))
 
     def _within_range(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """Closures (B, ...) none of whose shells is larger than nearly all of the training's.
+        """Rescale shells of closures (B, ...) that exceed nearly all of the training closures.
 
-        Given the last closures, the next may grow from call to call where the flow is as it has
-        hardly been seen; left at the edge of the range, it would stay there and spin the flow up.
-        So a shell beyond is brought back to its mean size, from where it follows the flow again.
-        The second value, (B, shells) bool, says which were; ``brought_back`` counts the draws.
+        If a model reads previous closures, these may grow from call to call in a flow unlike the
+        training flows. A closure limited to the edge of the range would stay there and accelerate
+        the flow. Therefore a shell beyond the range is rescaled to its mean size, from which it
+        follows the flow again. The second value, (B, shells) bool, marks these shells;
+        ``brought_back`` counts the draws.
         """
         far, factor = self.beyond(u_hat)
         if not self.guarded:
@@ -614,15 +628,17 @@ class CompositeClosure(ClosureModel):
         return u_hat * factor[:, places].to(u_hat.real), far
 
     def beyond(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """Which shells of closures are beyond the range, (B, shells) bool, and the factors
-        (B, shells) that bring those back; (B, 0) both where there is no range."""
+        """Mark shells of closures beyond the range, (B, shells), with factors to rescale them.
+
+        Both are (B, 0) without a range.
+        """
         largest, mean = self.statistics.target_largest, self.statistics.target_mean
         if largest is None or mean is None:
             none = torch.zeros(len(u_hat), 0, dtype=torch.bool, device=u_hat.device)
             return none, none
         shell = self.band.grid.shell_sum(u_hat.abs().square())
         largest, mean = placed(largest, shell), placed(mean, shell)
-        least = NOTHING * mean.sum()  # the mean of a closure is zero but for round-off
+        least = NOTHING * mean.sum()  # shell 0 has round-off only
         far = shell > largest.clamp(min=least)
         size = torch.where(far, shell, 1.0)
         return far, torch.where(far, mean.clamp(min=least) / size, 1.0).sqrt()
@@ -634,13 +650,13 @@ class CompositeClosure(ClosureModel):
         observed: Observed | None = None,
         effort: Effort = Effort(),
     ) -> Drawn:
-        """Carry base noise z (M, ...) to residuals, less their kriged mean.
+        """Transform base noise z (M, ...) into residuals minus their kriged mean.
 
         Args:
-            encoding: of the states.
+            encoding: conditions from the states.
             z: base noise.
-            observed: what sensors say.
-            effort: of the sampler.
+            observed: information of sensors.
+            effort: settings of the sampler.
         """
         seen = observed or Observed(self.conditioning.absent(self.frame, encoding.features))
         gains = [] if seen.gain is None else [(None, seen.gain)]
@@ -651,7 +667,7 @@ class CompositeClosure(ClosureModel):
         if shells is None:  # not judged yet
             shells = torch.ones((), device=z.device)
         drawn = self.residual.draw(self.frame, conditions, z, shells, effort)
-        # the spread was made up for the model's own sampler, without sensors
+        # the spread was calibrated for the model's sampler settings, without sensors
         own = effort in (Effort(), Effort(self.config["method"], self.config["evaluations"]))
         spread = self.gain_by_mode(self.statistics.score_spread, z)
         if spread is None or observed is not None or not own:
@@ -681,7 +697,7 @@ class CompositeClosure(ClosureModel):
     def posterior(
         self, encoding: Encoding, seen: Observed | TrainingObserved, gains: list
     ) -> Posterior:
-        """What a generator reads: features, what sensors say, log D."""
+        """Assemble the inputs of a generator: features, information of sensors, log D."""
         fields = seen.fields
         features, log = encoding.features, encoding.log_amplitude
         if isinstance(self.residual, Mixture):

@@ -1,12 +1,13 @@
-r"""A mean of the largest modes by functions of single numbers of the state, in closed form.
+"""Mean of the largest modes as a sum of functions of summary numbers of the state, in closed form.
 
-A mean that a network learns from some thousand draws has an error of some thousandths of the
-variance that is the same from call to call: a coupled run adds it up, while noise averages out.
-Where the mean follows a few numbers of the state, few coefficients say as much with an error that
-is smaller by their number over that of the weights. Candidates are smooth functions, a line and
-steps, of each of the numbers of :meth:`Band.summary`. For every one of the 25 numbers of the
-largest modes some are chosen one after another, as long as the extended Bayesian information
-criterion falls (Chen, Chen, Biometrika 95 (2008) 759).
+A network that learns a mean from some thousand draws has an error of some thousandths of the
+variance. The error is the same in every call, so a coupled run accumulates it, while noise
+averages out. If the mean depends on few summary numbers of the state, few coefficients suffice.
+Their error is smaller by the ratio of their number to that of a network's weights.
+
+Candidates are smooth functions, a line and steps, of each of the numbers of :meth:`Band.summary`.
+For each of the 25 numbers of the largest modes, terms are added one after another as long as the
+extended Bayesian information criterion decreases (Chen, Chen, Biometrika 95 (2008) 759).
 """
 
 import math
@@ -20,20 +21,20 @@ from hpc_closure.closure.reductions import Reader
 __all__ = ["NumberMean", "candidates"]
 
 SLOPES, PLACES = (1.0, 2.0, 4.0), (-1.0, -0.5, 0.0, 0.5, 1.0)  # of steps, in scales
-MOST = 8  # terms of one number of the closure
-BEYOND = 6.0  # scales at which a number is held
+MOST = 8  # largest number of terms for one number of the closure
+BEYOND = 6.0  # bound of a number, in scales
 RIDGE = 1e-9
 
 
 def candidates(numbers: Tensor) -> Tensor:
-    """Functions (B, 1 + 16 x 51) of numbers (B, 51) that are about one in size; the first is 1."""
+    """Compute candidate functions (B, 1 + 16 x 51) of scaled numbers (B, 51); the first is 1."""
     x = numbers.clamp(-BEYOND, BEYOND)
     steps = [torch.tanh(slope * (x - place)) for slope in SLOPES for place in PLACES]
     return torch.cat([torch.ones_like(x[:, :1]), x, *steps], dim=-1)
 
 
 class NumberMean:
-    """Sums from which the coefficients follow."""
+    """Sums of the normal equations of the coefficients."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -42,7 +43,7 @@ class NumberMean:
         self.square: Tensor | float = 0.0
 
     def add(self, numbers: Tensor, largest: Tensor) -> None:
-        """Take in numbers (B, 51) of states and (B, 25) of what is left of their closures."""
+        """Add numbers (B, 51) of states, and residuals (B, 25) of their closures."""
         terms, largest = candidates(numbers.double()), largest.double()
         self.gram = self.gram + (terms.mT @ terms).cpu()
         self.cross = self.cross + (terms.mT @ largest).cpu()
@@ -50,7 +51,7 @@ class NumberMean:
         self.number += len(numbers)
 
     def coefficients(self, reader: Reader) -> Tensor:
-        """(terms, 25) float64, most of them zero; all of them where nothing is worth a term."""
+        """Compute coefficients (terms, 25), float64; most are zero, or all if no term pays."""
         gram, cross, square, number = reader.sum(self.gram, self.cross, self.square, self.number)
         out = torch.zeros_like(cross)
         scale = gram.diagonal().clamp(min=1e-300).sqrt()
@@ -59,20 +60,20 @@ class NumberMean:
         for place in range(LARGEST):
             if float(square[place]) <= 0:
                 continue
-            chosen, found = _chosen(gram, cross[:, place], float(square[place]), number, price)
+            chosen, values = _chosen(gram, cross[:, place], float(square[place]), number, price)
             if chosen:
-                out[chosen, place] = found / scale[chosen]
+                out[chosen, place] = values / scale[chosen]
         return out
 
 
 def _chosen(
     gram: Tensor, cross: Tensor, square: float, number: int, price: float
 ) -> tuple[list[int], Tensor]:
-    """Terms by forward selection, and their coefficients."""
+    """Select terms by forward selection; returns them and their coefficients."""
     chosen: list[int] = []
-    found, left = torch.zeros(0, dtype=torch.float64), square
+    values, remaining = torch.zeros(0, dtype=torch.float64), square
     while len(chosen) < MOST:
-        # what each further term would explain, once the chosen ones are taken out of it
+        # variance that each further term explains after projection on the chosen ones
         if chosen:
             inverse = torch.linalg.inv(gram[chosen][:, chosen] + RIDGE * torch.eye(len(chosen)))
             over = gram[:, chosen] @ inverse
@@ -83,11 +84,11 @@ def _chosen(
         gain = torch.where(size > 1e-4, rest.square() / size.clamp(min=1e-4), 0.0)
         gain[chosen] = 0.0
         best = int(gain.argmax())
-        after = left - float(gain[best])
-        if after <= 0 or number * math.log(left / after) < price:
+        after = remaining - float(gain[best])
+        if after <= 0 or number * math.log(remaining / after) < price:
             break
         chosen.append(best)
-        left = after
+        remaining = after
         block = gram[chosen][:, chosen] + RIDGE * torch.eye(len(chosen))
-        found = torch.linalg.solve(block, cross[chosen])
-    return chosen, found
+        values = torch.linalg.solve(block, cross[chosen])
+    return chosen, values

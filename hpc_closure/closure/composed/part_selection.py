@@ -1,9 +1,9 @@
-"""Which trained parts act, and how far: judged on members that they have not seen.
+"""Decide which trained parts act, and how far, on members unseen in training.
 
 A gain is the regression of the truth on a part's output, within [0, 2]. Snapshots of one member
-are correlated, members are not: sums over a member's snapshots are what Student's t is taken of.
-Where it is not significant (one-sided, at the level of three standard deviations) the gain is
-zero, and an unneeded network drops out exactly. Fewer than ``LEAST`` members decide nothing.
+are correlated, members are not, so Student's t is computed from sums over each member's snapshots.
+If the gain is not significant (one-sided, at the level of three standard deviations) it is zero,
+and a network that is not needed drops out exactly. With fewer than ``LEAST`` members no part acts.
 """
 
 import torch
@@ -16,9 +16,9 @@ from hpc_closure.closure.reductions import Reader
 __all__ = ["LEAST", "ByMember", "Gate", "ImprovementGate", "ShareGate", "ShellGate", "significant"]
 
 LEAST = 8  # members
-LEVEL = 1.35e-3  # probability that a part without merit is let through
+LEVEL = 1.35e-3  # probability that a useless part passes
 AMPLITUDE_SHARES = (0.25, 0.5, 0.75, 1.0)
-WORTH = 1e-3  # nats per mode: what an amplitude must bring at least
+WORTH = 1e-3  # least gain of an amplitude, in nats per mode
 
 
 class ByMember:
@@ -29,7 +29,7 @@ class ByMember:
         self._unnamed = 0
 
     def add(self, values: Tensor, members: Tensor | None) -> None:
-        """Take in values (B, ...) of snapshots; without ``members`` each is its own."""
+        """Add values (B, ...) of snapshots; without ``members`` each is a member of its own."""
         if members is None:
             members = -1 - torch.arange(self._unnamed, self._unnamed + len(values))
             self._unnamed += len(values)
@@ -37,23 +37,23 @@ class ByMember:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def collect(self, reader: Reader) -> None:
-        """Take in the members that other processes have seen: none that was seen here."""
-        # a row would carry its whole batch along
+        """Add the sums of other processes; each member is read by one process."""
+        # a row is a view of its batch, which would be sent as well
         seen = [(name, value.clone()) for name, value in self._sums.items()]
         self._sums = dict(reader.every(seen))
 
     def sums(self) -> Tensor:
-        """(members, ...), by member."""
+        """Return the sums (members, ...), ordered by member."""
         return torch.stack([self._sums[name] for name in sorted(self._sums)])
 
     @property
     def members(self) -> int:
-        """Number of members seen."""
+        """Number of members."""
         return len(self._sums)
 
 
 def significant(sums: Tensor) -> Tensor:
-    """Whether the mean of independent values (members, ...) is above zero; never for few."""
+    """Return whether the mean of independent values (members, ...) exceeds zero; False if few."""
     from scipy.stats import t
 
     count = len(sums)
@@ -64,24 +64,24 @@ def significant(sums: Tensor) -> Tensor:
 
 
 class Gate:
-    """What the gates share: evidence by member."""
+    """Base class of the gates, with their evidence by member."""
 
     def __init__(self, *evidence: ByMember):
         self.evidence = evidence
 
     @property
     def members(self) -> int:
-        """Number of members seen."""
+        """Number of members in the evidence."""
         return self.evidence[0].members
 
     def collect(self, reader: Reader) -> None:
-        """Take in the evidence of the other processes, before a decision."""
+        """Add the evidence of the other processes, before a decision."""
         for one in self.evidence:
             one.collect(reader)
 
 
 class ShellGate(Gate):
-    """Gains per shell of an output that is meant to be the truth."""
+    """Gains per shell of an output that predicts the truth."""
 
     def __init__(self, kept: Band):
         self.kept = kept
@@ -89,13 +89,13 @@ class ShellGate(Gate):
         super().__init__(self.products, self.squares)
 
     def add(self, truth: Tensor, output: Tensor, members: Tensor | None) -> None:
-        """Take in spectra (B, ...) of the residual band, in units in which modes compare."""
+        """Add spectra (B, ...) of the residual band, in units in which modes are comparable."""
         shell_sum = self.kept.grid.shell_sum
         self.products.add(shell_sum((truth.conj() * output).real), members)
         self.squares.add(shell_sum(output.abs().square()), members)
 
     def gains(self) -> Tensor:
-        """(shells,)."""
+        """Return the gains (shells,)."""
         products, squares = self.products.sums(), self.squares.sums()
         total, power = products.sum(0), squares.sum(0)
         gain = (total / power.clamp(min=1e-300)).clamp(0.0, 2.0)
@@ -103,7 +103,7 @@ class ShellGate(Gate):
 
 
 class ImprovementGate(Gate):
-    """One decision for all shells: whether a score has improved."""
+    """Joint decision for all shells, by whether a score has improved."""
 
     def __init__(self, kept: Band):
         self.kept = kept
@@ -111,24 +111,25 @@ class ImprovementGate(Gate):
         super().__init__(self.improvements)
 
     def add(self, before: Tensor, after: Tensor, members: Tensor | None) -> None:
-        """Take in scores (B,), smaller is better, without and with the part."""
+        """Add scores (B,) without and with the part; a smaller score is better."""
         self.improvements.add(before - after, members)
 
     def gains(self) -> Tensor:
-        """(shells,), one or zero."""
+        """Return the gains (shells,), all 1 or all 0."""
         better = significant(self.improvements.sums())
         return better.double().expand(self.kept.grid.num_shells).clone()
 
 
 class ShareGate(Gate):
-    r"""Share of log D, 0 to 1, that is most likely on unseen members.
+    """Share of log D, 0 to 1, of largest likelihood on unseen members.
 
-    Where D is right, U / D is a stationary Gaussian process: the likelihood is that of its modes,
-    each group of equal :math:`|k|^2` with its own best variance. Point by point a field of D could
-    stand for two peaks of a pattern, too, and blur what a generator would make of them.
+    If D is right, U / D is a stationary Gaussian process. The likelihood is therefore that of its
+    modes, in which each group of equal :math:`|k|^2` has its best variance. A likelihood of points
+    would let a field of D also represent two peaks of a pattern, and blur what a generator would
+    make of them.
 
     Args:
-        law: base law of the residual where D = 1; its modes that carry anything are judged.
+        law: base law of the residual for D = 1; its modes with nonzero variance are judged.
     """
 
     def __init__(self, law: BaseLaw):
@@ -139,7 +140,7 @@ class ShareGate(Gate):
         super().__init__(self.levels, self.powers)
 
     def add(self, log: Tensor, field: Tensor, members: Tensor | None) -> None:
-        """Take in fields (B, n, n) of snapshots: log D, and the residual."""
+        """Add fields (B, n, n) of snapshots: log D and the residual."""
         level = log.double().mean((-2, -1))
         scaled = [field * torch.exp(-share * log) for share in (0.0, *AMPLITUDE_SHARES)]
         squares = self.band.to_spectral(torch.stack(scaled, dim=1)).abs().square()
@@ -147,7 +148,7 @@ class ShareGate(Gate):
         self.powers.add(self.band.by_group(squares)[..., self.judged], members)
 
     def share(self) -> float:
-        """0 unless significant."""
+        """Return the share; 0 unless significant."""
         (snapshots, level), powers = self.levels.sums().T, self.powers.sums()
         size, total = self.band.group_size[self.judged], snapshots.sum()
         spectra = (powers.sum(0) / total / size).clamp(min=1e-300)  # (shares, groups)
@@ -157,7 +158,7 @@ class ShareGate(Gate):
         loss = shares * level[:, None] + 0.5 * misfit / size.sum()
         gain = loss[:, :1] - loss[:, 1:]  # nats per mode, by member
         best = int(gain.sum(0).argmax())
-        # a uniform amplitude costs accuracy and buys nothing below a part in a thousand
+        # a gain below a thousandth is not worth the error that a trained amplitude adds
         worth = float(gain[:, best].sum() / total) > WORTH
         kept = worth and bool(significant(gain[:, best]))
         return AMPLITUDE_SHARES[best] if kept else 0.0

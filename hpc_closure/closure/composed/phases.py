@@ -1,22 +1,22 @@
-"""How a composite closure is fitted: one class per phase, in the order in which they run.
+"""Phases that fit a composite closure, in the order in which they run.
 
 ========== ========= ==========================================================================
 phase      members   fits
 ========== ========= ==========================================================================
 mean       fit       scales and regression in closed form; networks of mean and amplitude
 law        hold      gains of these networks, law of the residual
-generator  hold      the same, then the generator on the residual; of a model that trains
-                     nothing before, on all training members
-spread     valid     the spread of a score that reads sensors itself, once more
-check      valid     gains of the generator and of its samples' spread
-centre     train     mean of the generator's draws, from its own draws (:mod:`centre`)
+generator  hold      the same, then the generator of the residual; on all training members if
+                     the model trains nothing before
+spread     valid     the spread of a score that reads sensors, again
+check      valid     gains of the generator and factors of its draws' spread
+centre     train     mean of the generator's draws, from its draws (:mod:`centre`)
 centred    valid     whether that mean is subtracted
 ========== ========= ==========================================================================
 
-and those that run the reduced solver (:mod:`coupled_phases`). A trained part acts as far as it
-helps on members that it has not seen (:mod:`judging`), or always. What few steps and a finite
-network leave of too little spread is made up on the same members: without sensors, and with the
-model's own sampler, each shell of q is scaled to the variance seen.
+:mod:`coupled_phases` has the phases that run the reduced solver. A trained part acts as far as it
+improves predictions on unseen members (:mod:`judging`), or always without a gate. Few steps and a
+finite network give too little spread. The check phase corrects this on the same members: without
+sensors and with the model's sampler settings, each shell of q is scaled to the true variance.
 """
 
 import math
@@ -67,16 +67,16 @@ __all__ = [
     "take_mean",
 ]
 
-RARE = 3e-3  # share of the closures that have a larger shell than a draw that is left as it is
-TURNS = 4  # of numbers and regression, each fitted to what the other leaves
-PAIRS = 4  # of draws of each training state for the mean of the generator's draws, at most,
-MOST_PAIRS = 2**16  # and in all: fewer of each state, then of fewer states
-UNSEEN_PAIRS = 8  # of each state on which that mean is judged
-SPREAD = 0.15  # steps in which the spread of a score is learned again, over the generator's
+RARE = 3e-3  # share of the training closures that exceed the range of a shell
+TURNS = 4  # alternations of numbers and regression, each fitted to the other's residual
+PAIRS = 4  # largest number of pairs of draws per training state for the mean of draws,
+MOST_PAIRS = 2**16  # and in total; above it fewer pairs per state, then fewer states
+UNSEEN_PAIRS = 8  # pairs of draws per state on which that mean is judged
+SPREAD = 0.15  # steps of the spread phase over those of the generator
 
 
 def compose(config: dict[str, Any], grid: int, length: float = 1.0) -> CompositeClosure:
-    """Build a composite closure with the phases that fit it; arguments are the class's."""
+    """Build a composite closure and the phases that fit it; arguments are those of the class."""
     model = CompositeClosure(config, grid, length)
     of_mean, of_generator = config["shares"]
     trained = bool(model.mean or model.amplitude)
@@ -84,7 +84,7 @@ def compose(config: dict[str, Any], grid: int, length: float = 1.0) -> Composite
     if not isinstance(model.residual, Generator):
         model.phases = (mean, FitLaw())
         return model
-    # members that no network has seen are as good as those held back
+    # if no network is trained before, all training members are unseen
     members, likely = "hold" if trained else "train", isinstance(model.residual, Mixture)
     generator = FitGenerator(share=of_generator, members=members, best=likely)
     spread = FitSpread(share=SPREAD * of_generator)
@@ -97,13 +97,13 @@ def compose(config: dict[str, Any], grid: int, length: float = 1.0) -> Composite
 
 
 def take_mean(model: CompositeClosure, other: CompositeClosure) -> bool:
-    """Have the mean of a trained model, in place of training one; False where it has none.
+    """Use the mean of a trained model instead of training one; returns False if it has none.
 
-    A network that does not act is not in its file, and is none of this model's then. The members
-    that it was judged on are those that what is about it is fitted on.
+    A network that does not act is not in the other model's file, and is then removed from this
+    model as well. The law of the residual is fitted on the members on which that mean was judged.
 
     Raises:
-        ValueError: its mean is of another kind or size.
+        ValueError: the means differ in kind or size.
     """
     if other.statistics.summary_mean is None:
         return False
@@ -138,7 +138,7 @@ def take_mean(model: CompositeClosure, other: CompositeClosure) -> bool:
 
 
 def rounded(values: Tensor, digits: int = 3) -> list[float]:
-    """List values for a log."""
+    """Round values for a log."""
     return [round(float(value), digits) for value in values]
 
 
@@ -245,17 +245,17 @@ class FitMean(Phase):
 
 
 def weights_of(*parts: nn.Module | None) -> list[nn.Parameter]:
-    """List the weights of those parts that are there."""
+    """List the weights of the parts that exist."""
     return [weight for part in parts if part is not None for weight in part.parameters()]
 
 
 def _encode(model: CompositeClosure, batch: dict[str, Any]) -> Encoding:
-    """Encode the states of a training's batch."""
+    """Encode the states of a training batch."""
     return model.encode(model.frames(batch["state"], batch.get("history"), batch.get("previous")))
 
 
 def fit_library(model: CompositeClosure, reader: Reader) -> list[str]:
-    """Fit the regression to what the functions of numbers leave; returns its terms."""
+    """Fit the regression to the residual of the functions of numbers; returns its terms."""
 
     def pairs() -> Iterable[tuple[Tensor, Tensor]]:
         for frames_hat, target_hat, _ in snapshots(model, reader):
@@ -266,10 +266,11 @@ def fit_library(model: CompositeClosure, reader: Reader) -> list[str]:
 
 
 def fit_numbers(model: CompositeClosure, reader: Reader) -> dict[str, Any]:
-    """Fit the mean of the largest modes by numbers of the state; returns its statistics.
+    """Fit the mean of the largest modes by summary numbers; returns its statistics.
 
-    None where the mean has no such part. In turns with the regression, the numbers first: what
-    either does not have, the other makes up for by terms that merely go with it.
+    The dictionary is empty if the mean has no such part. Numbers and regression are fitted in
+    turns, numbers first, because either would otherwise represent the other's part by correlated
+    terms.
     """
     model.statistics = replace(model.statistics, numbers_mean=None, numbers_scale=None)
     if "numbers" not in model.config["mean"]:
@@ -296,10 +297,10 @@ def fit_numbers(model: CompositeClosure, reader: Reader) -> dict[str, Any]:
 
 
 def shell_sizes(shells: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the power of a shell that hardly a closure exceeds, and its mean, both (shells,).
+    """Compute the power of a shell that a share ``RARE`` exceeds, and its mean, both (shells,).
 
     Args:
-        shells: power of each, (snapshots, shells).
+        shells: power of each shell, (snapshots, shells).
     """
     last = len(shells) - 1
     return shells.sort(0).values[last - int(RARE * last)], shells.mean(0)
@@ -310,7 +311,7 @@ def shell_sizes(shells: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class FitLaw(Phase):
-    """Fit gains of mean and amplitude, and the law of the residual."""
+    """Fit the gains of mean and amplitude, and the law of the residual."""
 
     name: str = "law"
     share: float = 0.0
@@ -324,7 +325,7 @@ class FitLaw(Phase):
             judge_amplitude(model, reader)
         frame, s = model.frame, model.statistics
         inner = frame.kept
-        is_late = isinstance(model.residual, LearnedScore)  # its mean is known from the check on
+        is_late = isinstance(model.residual, LearnedScore)  # its mean is known in the check phase
         power = torch.zeros(len(inner.group_k2), dtype=torch.float64)
         plain_power, tail, num = torch.zeros_like(power), 0.0, 0
         exceeded = torch.zeros(1 + model.guarded, dtype=torch.float64)
@@ -351,7 +352,7 @@ class FitLaw(Phase):
         (exceeded,) = reader.sum(exceeded)
         spectrum, tail = power / num / inner.group_size, tail / num
         if model.gain_by_mode(model.mean_gain, power) is None and not model.amplitude_share:
-            # nothing was learned by gradients: the members of ``fit`` are as good as unseen
+            # without trained weights the ``fit`` members give an unbiased spectrum as well
             share = num / (num + s.first_snapshots)
             spectrum = share * spectrum + (1 - share) * s.first_spectrum
             tail = share * tail + (1 - share) * s.first_tail
@@ -382,7 +383,7 @@ class FitLaw(Phase):
 
 
 def fit_law_by_mode(model: CompositeClosure, reader: Reader, spectrum: Tensor) -> dict[str, Any]:
-    """Fit the law by wavevector, where the residual is drawn from one; returns its statistics."""
+    """Fit the law by wavevector, if the residual is drawn from one; returns its statistics."""
     if not isinstance(model.residual, (Modes, Mixture)):
         return {}
     inner = model.frame.kept
@@ -401,7 +402,7 @@ def fit_law_by_mode(model: CompositeClosure, reader: Reader, spectrum: Tensor) -
 
 @dataclass(frozen=True)
 class FitGenerator(FitLaw):
-    """Fit the law of the residual, then the generator to what is not Gaussian in it."""
+    """Fit the law of the residual, then the generator of its non-Gaussian part."""
 
     name: str = "generator"
 
@@ -416,7 +417,7 @@ class FitGenerator(FitLaw):
 
 
 def _drawn(model: CompositeClosure, batch: dict, seed: int, step: int, layouts: Any) -> tuple:
-    """Draw the arguments of a generator's loss for a training's batch, without gradients."""
+    """Draw the arguments of a generator's loss for a training batch, without gradients."""
     key = keyed_noise.Key(seed, "train", [int(i) for i in batch["sample_index"]], step)
     with torch.no_grad():
         target_hat = model.band.to_spectral(batch["target"])
@@ -425,7 +426,7 @@ def _drawn(model: CompositeClosure, batch: dict, seed: int, step: int, layouts: 
 
 @dataclass(frozen=True)
 class FitSpread(Phase):
-    """Fit the spread of a score once more, alone, on members that the rest has not seen."""
+    """Fit the spread of a score again, alone, on unseen members."""
 
     name: str = "spread"
     share: float = 0.0
@@ -434,7 +435,7 @@ class FitSpread(Phase):
     def loss(self, model: CompositeClosure, batch: dict, seed: int, step: int) -> Tensor:
         """Compute the loss (B,) of :meth:`~.learned_score.LearnedScore.spread_loss`."""
         assert isinstance(model.residual, LearnedScore)
-        # rare layouts need their spread as much as common ones
+        # equal weights, because rare layouts need a spread as accurate as common ones
         layouts = tuple(one._replace(weight=1.0) for one in model.conditioning.layouts)
         conditions, x0, _, _ = _drawn(model, batch, seed, step, layouts)
         return model.residual.spread_loss(model.frame, conditions, x0)
@@ -446,7 +447,7 @@ class FitSpread(Phase):
 
 @dataclass(frozen=True)
 class Check(Phase):
-    """Decide in which shells the generator acts, and how far its samples' spread is scaled."""
+    """Decide in which shells the generator acts, and scale the spread of its draws."""
 
     name: str = "check"
     share: float = 0.0
@@ -482,7 +483,7 @@ class Check(Phase):
 
 @dataclass(frozen=True)
 class LearnCentre(Phase):
-    """Learn the mean of the generator's draws from its own draws, if another part is the mean."""
+    """Learn the mean of the generator's draws from its draws, if another part is the mean."""
 
     name: str = "centre"
     share: float = 0.0
@@ -496,7 +497,7 @@ class LearnCentre(Phase):
         if not (has_numbers and model.score_active and elsewhere):
             return {}
         (states,) = reader.sum(sum(len(batch.state) for batch in Batch.read(reader)))
-        # another state says more than another pair of the same
+        # a further state is more informative than a further pair of the same state
         pairs = min(PAIRS, max(1, MOST_PAIRS // states))
         every = -(-pairs * states // MOST_PAIRS)
         numbers, means = [], []

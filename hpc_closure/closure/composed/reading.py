@@ -1,4 +1,4 @@
-"""What the phases of a composite closure read: snapshots as spectra, residuals, training draws."""
+"""Inputs of the phases of a composite closure: snapshots as spectra, residuals, training draws."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -17,17 +17,17 @@ from hpc_closure.closure.reductions import Reader
 
 __all__ = ["CHECK_SEED", "Residuals", "residuals", "snapshots", "training_draws"]
 
-CHECK_SEED = 20240807  # of the draws by which unseen snapshots judge
+CHECK_SEED = 20240807  # seed of the draws for unseen snapshots
 
 
 class Residuals(NamedTuple):
-    """What the mean leaves of a batch.
+    """Residuals of the mean for a batch.
 
     Attributes:
-        encoding: of the states.
+        encoding: conditions from the states.
         q_hat: (B, ...) spectra of q.
-        ids: of the draws for these snapshots.
-        batch: as read.
+        ids: ids of the draws for these snapshots.
+        batch: the batch.
     """
 
     encoding: Encoding
@@ -66,24 +66,24 @@ def training_draws(
 ) -> tuple[Posterior, Tensor, Tensor, Tensor]:
     """Draw the arguments of a generator's loss: conditions, x0, base noise and uniforms.
 
-    Half of the samples see sensors, in layouts drawn from a fixed list, so that one model serves
-    with and without them. Every draw is keyed by (seed, step, sample).
+    Half of the samples have sensors, in layouts chosen from a fixed list, so that one model serves
+    with and without sensors. Every draw is keyed by (seed, step, sample).
 
     Args:
-        model: with a generator.
-        encoding: of the states.
+        model: a model with a generator.
+        encoding: conditions from the states.
         target_hat: spectra (B, ...) of the closures.
-        key: of the draws.
-        layouts: of sensors, to choose from.
+        key: key of the draws.
+        layouts: layouts of sensors to choose from.
     """
     assert isinstance(model.residual, Generator)
     frame = model.frame
     residual = target_hat - encoding.mean_hat
     x0 = frame.standardise(residual, encoding.log_amplitude).to(torch.complex128)
-    uniform = keyed_noise.uniforms(*key)  # layouts are chosen by the host
+    uniform = keyed_noise.uniforms(*key)  # on the host, which chooses the layouts
     streams = range(keyed_noise.STREAM_STEP, keyed_noise.STREAM_STEP + model.residual.noises)
     z = torch.stack([model.base_noise(frame.law, key, stream) for stream in streams])
     chosen = choose_layouts(uniform[:, 1], model.sensors_allowed, layouts)
-    seen = model.conditioning.observe_training(frame, encoding, x0, z, chosen, key)
-    conditions = model.posterior(encoding, seen, list(seen.gains))
-    return conditions, x0 - seen.mean, z, uniform[:, 0].to(x0.device)
+    observed = model.conditioning.observe_training(frame, encoding, x0, z, chosen, key)
+    conditions = model.posterior(encoding, observed, list(observed.gains))
+    return conditions, x0 - observed.mean, z, uniform[:, 0].to(x0.device)

@@ -1,16 +1,17 @@
-r"""The closed-form part of the mean: a regression of U on simple terms, per group of |k|^2.
+r"""Closed-form part of the mean: a regression of U on simple terms, per group of |k|^2.
 
 .. math:: \hat m(k) = \sum_p c_p(|k|^2)\, \hat\phi_p(k)
 
-with real coefficients and generic terms: the features u, v, w, w_x, w_y (of each history frame:
-w), the 15 products of two features, free of aliasing, and where the model reads the last closures,
-those and the advection of each, -u . grad U. A coefficient is free in each group, or a
-polynomial in |k|^2 where the criterion prefers those; a polynomial holds in the whole band, also
-where the training saw nothing above round-off. Nothing is granted, unless ``conditions.physics``
-adds an estimate of the closure to the candidates. The terms that stay are chosen by forward
-selection under the Bayesian information criterion, so a law that is linear in V costs one product
-per mode, and one that no such term explains costs nothing. It is the
-sparse regression of Brunton, Proctor, Kutz (PNAS 2016) with a spectrum as each coefficient.
+The coefficients are real, and the terms generic: the features u, v, w, w_x, w_y; w of each earlier
+state; the 15 products of two features, free of aliasing. If the model reads previous closures,
+these and their advection, -u . grad U, are terms too. ``conditions.physics`` adds an estimate of
+the closure; otherwise no term is specific to the equation.
+
+A coefficient is free in each group, or a polynomial in |k|^2 if the criterion prefers it. A
+polynomial holds in the whole band, also where the training data are at round-off level. Terms are
+chosen by forward selection under the Bayesian information criterion. A law that is linear in V
+then costs one product per mode, and an unrelated term costs nothing. This is the sparse regression
+of Brunton, Proctor, Kutz (PNAS 2016) with a spectrum as each coefficient.
 """
 
 from itertools import combinations_with_replacement
@@ -27,9 +28,9 @@ from hpc_closure.spectral.modes.grid import placed
 __all__ = ["Library", "term_names"]
 
 KINDS = ("none", "linear", "quadratic")
-SIGNIFICANT = 3.0
-LARGEST_RADIUS = 0.999  # of the closure's own memory: what is read again must not grow by itself
-CARRIED = "u.grad U["  # what the flow makes of a last closure
+SIGNIFICANT = 3.0  # standard errors
+LARGEST_RADIUS = 0.999  # spectral radius below which feedback of previous closures decays
+CARRIED = "u.grad U["  # advection of a previous closure
 
 
 def term_names(
@@ -39,7 +40,7 @@ def term_names(
     previous: int = 0,
     features: tuple[str, ...] = FEATURES,
 ) -> list[str]:
-    """Names of the candidate terms, in the order of the coefficients."""
+    """List the names of the candidate terms, in the order of the coefficients."""
     if kind not in KINDS:
         raise ValueError(f"library={kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "none":
@@ -54,11 +55,12 @@ def term_names(
 
 
 def _power(name: str) -> int:
-    """p of U[-p], 0 of other terms."""
+    """Return p of U[-p]; 0 for other terms."""
     return int(name[3:-1]) if name.startswith("U[") else 0
 
 
 def _lag(name: str) -> int:
+    """Return p of the advection of U[-p]."""
     return int(name.removeprefix(CARRIED)[1:-1])
 
 
@@ -68,10 +70,10 @@ class Library:
     Args:
         band: the model's band; products are formed on its alias-free grid.
         kind: ``none``, ``linear`` or ``quadratic``.
-        history: number of history frames.
+        history: number of earlier states.
         previous: number of previous closures.
-        coefficients: (terms, groups) float64; zeros when None.
-        estimate: state spectra -> spectra of an estimate of the closure, a further term.
+        coefficients: (terms, groups) float64; None = zeros.
+        estimate: function from state spectra to spectra of a closure estimate, a further term.
     """
 
     def __init__(
@@ -98,17 +100,17 @@ class Library:
         used = (coefficients != 0).any(-1).tolist()
         self.active = [name for name, use in zip(self.names, used) if use]
         self._on: dict = {}
-        self._lacks: tuple[Tensor, Tensor] | None = None  # factors, and what their radius lacks
+        self._lacks: tuple[Tensor, Tensor] | None = None  # factors, and limit over their radius
 
     def terms(self, frames_hat: Tensor, names: list[str], moved: Tensor | None = None) -> Tensor:
-        """Spectra (B, len(names), 2K + 1, K + 1) of terms.
+        """Compute spectra (B, len(names), 2K + 1, K + 1) of terms.
 
         Args:
-            frames_hat: (B, 1 + history + previous, 2K + 1, K + 1): the present state, the
-                earlier ones, the last closures.
+            frames_hat: (B, 1 + history + previous, 2K + 1, K + 1): the present state, the earlier
+                states, the previous closures.
             names: a subset of ``self.names``.
-            moved: (B, previous, 2K + 1, K + 1) what the flow makes of the last closures, where it
-                is known.
+            moved: (B, previous, 2K + 1, K + 1) advection of the previous closures, if computed
+                before.
         """
         features = feature_spectra(frames_hat[:, 0], self.band)
         size = self.band.grid.size
@@ -144,9 +146,9 @@ class Library:
     def __call__(
         self, frames_hat: Tensor, moved: Tensor | None = None, factors: Tensor | None = None
     ) -> Tensor:
-        """Closed-form mean (B, 2K + 1, K + 1) of frames as :meth:`terms` has them.
+        """Compute the mean (B, 2K + 1, K + 1); arguments as of :meth:`terms`.
 
-        ``factors`` (terms, shells), where given, multiply the coefficients.
+        ``factors`` (terms, shells) multiply the coefficients; None = 1.
         """
         active = self.active
         if not active:
@@ -165,10 +167,11 @@ class Library:
         return torch.view_as_complex((terms * coefficients[..., None]).sum(1))
 
     def spectral_radius(self, factors: Tensor | None = None) -> Tensor:
-        r"""Of the closure's own memory, (shells,): how a change of the last closures lives on.
+        r"""Compute the spectral radius (shells,) of the feedback of previous closures.
 
-        That is the largest root of :math:`z^P = \sum_p c_p z^{P-p}` in the shell, with
-        :math:`c_p` the coefficient of U[-p]; below one it dies out. ``factors`` as of a call.
+        It is the largest root of :math:`z^P = \sum_p c_p z^{P-p}` in the shell, with :math:`c_p`
+        the coefficient of U[-p]. A perturbation of the previous closures decays if it is below 1.
+        ``factors`` are those of a call.
         """
         rows = [number for number, name in enumerate(self.names) if name.startswith("U[")]
         shell, count = self.band.group_shell, self.band.grid.num_shells
@@ -184,16 +187,17 @@ class Library:
         return radius.new_zeros(count).scatter_reduce(0, shell, radius, "amax")
 
     def bounded(self, factors: Tensor) -> Tensor:
-        """``factors`` with which no shell's memory has a spectral radius above LARGEST_RADIUS.
+        """Reduce ``factors`` so that no shell's spectral radius exceeds ``LARGEST_RADIUS``.
 
-        Where it would, the coefficient of U[-p] is multiplied by the p-th power of what lacks.
-        That is kept: from call to call of a run the factors are the same.
+        In a shell that exceeds it, the coefficient of U[-p] is multiplied by the p-th power of the
+        limit over the radius. The result is cached, because the factors do not change within a
+        run.
         """
         known = torch.zeros(factors.shape, dtype=torch.float64)
         known.copy_(factors.detach())
         last = self._lacks
         if last is None or not torch.equal(last[0], known):
-            # by value: an engine may write to weights behind their version
+            # compared by value, because an engine may change weights without their version
             radius = self.spectral_radius(known).clamp(min=1e-300)
             last = self._lacks = known, (LARGEST_RADIUS / radius).clamp(max=1.0)
         lacks = last[1]
@@ -205,7 +209,7 @@ class Library:
     def fit(
         self, batches: Iterable[tuple[Tensor, Tensor]], reader: Reader = Reader(())
     ) -> list[str]:
-        """Choose terms and coefficients from (frames_hat, target_hat) batches; return names.
+        """Fit terms and coefficients to (frames_hat, target_hat) batches; returns term names.
 
         ``reader`` sums over the processes that have batches.
         """
@@ -238,20 +242,20 @@ class Library:
 
 
 class _Fit:
-    """Least squares of all groups, for coefficients of one kind.
+    """Least squares in all groups, with coefficients of one form.
 
     Args:
-        gram, cross, power, counts: as :func:`select` has them.
+        gram, cross, power, counts: as in :func:`select`.
         k2: (groups,) integer |k|^2.
-        degree: the coefficients are polynomials of this degree in |k|^2; None = free per group.
+        degree: degree of the coefficients as polynomials in |k|^2; None = free per group.
     """
 
     def __init__(self, gram, cross, power, counts, k2, degree: int | None):
         self.power, self.counts = power, counts
-        # what lies a millionth below the largest amplitude is not looked for
+        # amplitudes a few millionths of the largest are treated as round-off
         self.floor = (1e-11 * (power / counts).max()).clamp(min=1e-60)
         size = gram.diagonal(dim1=1, dim2=2)
-        # a term that is round-off in a group (the mean of a derivative) must not be amplified
+        # a term at round-off level in a group (the mean of a derivative) must not be amplified
         self.seen = size > 1e-14 * (size.sum(0) / counts.sum()) * counts[:, None]
         self.scale = size.clamp(min=1e-300).sqrt()
         gram = gram / (self.scale[:, :, None] * self.scale[:, None, :])
@@ -264,22 +268,25 @@ class _Fit:
         self.price = (degree + 1) * counts.sum().log()
         x = k2.double() / k2.max().clamp(min=1)
         self.powers = torch.stack([x**n for n in range(degree + 1)], dim=-1)
-        # (groups, P, degree + 1): what a polynomial's coefficient is in a scaled group
+        # (groups, P, degree + 1): powers of |k|^2 in the units of the scaled groups
         self.basis = torch.where(self.seen, self.scale, 0.0)[..., None] * self.powers[:, None]
         every = list(range(cross.shape[1]))
         free = _Fit.free(self, every)
         self.weights = self.floor / (self._rest(free, every) / counts).clamp(min=self.floor)
 
     def free(self, chosen: list[int]) -> Tensor:
-        """Scaled coefficients (groups, chosen), each group for itself."""
+        """Solve for scaled coefficients (groups, chosen) in each group separately."""
         unseen = torch.diag_embed((~self.seen[:, chosen]).to(self.gram.dtype))
         matrix = self.gram[:, chosen][:, :, chosen] + unseen
         matrix = matrix + 1e-12 * torch.eye(len(chosen), dtype=matrix.dtype)
         return torch.linalg.solve(matrix, self.cross[:, chosen])
 
     def normal(self, chosen: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Normal equations of polynomials: matrix (n, n) and vector (n,) of a unit diagonal, and
-        the scale (n,) of the unknowns, n = chosen x (degree + 1)."""
+        """Form the normal equations of the polynomials, scaled to a unit diagonal.
+
+        Returns the matrix (n, n), the vector (n,) and the scale (n,) of the unknowns, with
+        n = chosen x (degree + 1).
+        """
         basis, num = self.basis[:, chosen], len(chosen)
         gram, cross = self.gram[:, chosen][:, :, chosen], self.cross[:, chosen]
         weighted = basis * self.weights[:, None, None]
@@ -290,41 +297,41 @@ class _Fit:
         return matrix / (size[:, None] * size), vector / size, size
 
     def polynomials(self, chosen: list[int]) -> Tensor:
-        """Factors (chosen, degree + 1) of the powers of |k|^2 / max |k|^2."""
+        """Solve for factors (chosen, degree + 1) of the powers of |k|^2 / max |k|^2."""
         matrix, vector, size = self.normal(chosen)
         factors = torch.linalg.lstsq(matrix, vector[:, None], driver="gelsd").solution[:, 0]
         return (factors / size).unflatten(0, (len(chosen), -1))
 
     def errors(self, chosen: list[int]) -> Tensor:
-        """Standard errors (chosen, groups) of what the polynomials are in every group."""
+        """Compute standard errors (chosen, groups) of the polynomials in every group."""
         matrix, _, size = self.normal(chosen)
         # the weights are the inverse variances of the residual in units of the floor
         spread = self.floor * torch.linalg.pinv(matrix, hermitian=True)
         spread = (spread / (size[:, None] * size)).reshape(len(chosen), self.powers.shape[1], -1)
-        own = torch.stack(
+        by_term = torch.stack(
             [one.unflatten(1, (len(chosen), -1))[:, p] for p, one in enumerate(spread)]
         )
-        return torch.einsum("gi,pij,gj->pg", self.powers, own, self.powers).clamp(min=0).sqrt()
+        return torch.einsum("gi,pij,gj->pg", self.powers, by_term, self.powers).clamp(min=0).sqrt()
 
     def solve(self, chosen: list[int]) -> Tensor:
-        """Scaled coefficients (groups, chosen)."""
+        """Solve for scaled coefficients (groups, chosen)."""
         if self.degree is None:
             return self.free(chosen)
         return (self.basis[:, chosen] * self.polynomials(chosen)).sum(-1)
 
     def _rest(self, solved: Tensor, chosen: list[int]) -> Tensor:
-        """Residual sums of squares (groups,)."""
+        """Compute residual sums of squares (groups,)."""
         fitted = (self.gram[:, chosen][:, :, chosen] @ solved[..., None])[..., 0]
         return self.power + (solved * (fitted - 2 * self.cross[:, chosen])).sum(1)
 
     def cost(self, chosen: list[int]) -> float:
-        """Bayesian information criterion."""
+        """Compute the Bayesian information criterion."""
         rest = self._rest(self.solve(chosen), chosen) if chosen else self.power
         fit = (self.counts * (rest / self.counts).clamp(min=self.floor).log()).sum()
         return float(fit + len(chosen) * self.price)
 
     def forward(self) -> tuple[float, list[int]]:
-        """Forward selection: (cost, terms)."""
+        """Select terms by forward selection; returns cost and terms."""
         chosen: list[int] = []
         best, num = self.cost(chosen), self.cross.shape[1]
         while len(chosen) < num:
@@ -337,10 +344,11 @@ class _Fit:
         return best, chosen
 
     def coefficients(self, chosen: list[int]) -> Tensor:
-        """(P, groups), zero for terms left out.
+        """Compute coefficients (P, groups); zero for other terms.
 
-        Where the training saw no more than round-off, free coefficients are zero, and polynomials
-        hold on as far as their sign is known (SIGNIFICANT standard errors from zero).
+        In groups in which the training data are at round-off level, free coefficients are zero.
+        Polynomials are used as far as their sign is certain (SIGNIFICANT standard errors from
+        zero).
         """
         groups, num = self.cross.shape
         out = torch.zeros(num, groups, dtype=torch.float64)
@@ -348,20 +356,20 @@ class _Fit:
             return out
         known = self.seen[:, chosen].T
         if self.degree is None:
-            found = self.free(chosen).T / self.scale[:, chosen].T
+            values = self.free(chosen).T / self.scale[:, chosen].T
         else:
-            found = self.polynomials(chosen) @ self.powers.T
-            known = known | (found.abs() > SIGNIFICANT * self.errors(chosen))
-        out[chosen] = torch.where(known, found, 0.0)
+            values = self.polynomials(chosen) @ self.powers.T
+            known = known | (values.abs() > SIGNIFICANT * self.errors(chosen))
+        out[chosen] = torch.where(known, values, 0.0)
         return out
 
 
 def select(gram: Tensor, cross: Tensor, power: Tensor, counts: Tensor, k2: Tensor) -> Tensor:
-    """Terms and coefficients of least Bayesian information criterion, for all groups together.
+    """Select terms and coefficients of least Bayesian information criterion, jointly for groups.
 
-    Minimises ``sum_g N_g log(RSS_g / N_g)`` plus the price of the numbers fitted: one for each
-    term and group, or few for each term where its coefficient may be a polynomial in |k|^2. The
-    second is what a damping or an advection is, and is known far better from the same data.
+    The criterion is ``sum_g N_g log(RSS_g / N_g)`` plus a price per fitted number: one number per
+    term and group, or few per term if its coefficient is a polynomial in |k|^2. Damping and
+    advection have such coefficients, which are far more accurate from the same data.
 
     Args:
         gram: (groups, P, P) sums of products of terms.
@@ -371,7 +379,7 @@ def select(gram: Tensor, cross: Tensor, power: Tensor, counts: Tensor, k2: Tenso
         k2: (groups,) integer |k|^2.
 
     Returns:
-        (P, groups) coefficients, zero for terms left out.
+        (P, groups) coefficients, zero for other terms.
     """
     fits = [_Fit(gram, cross, power, counts, k2, degree) for degree in (0, 1, 2, None)]
     _, chosen, best = min(

@@ -1,11 +1,11 @@
-r"""Training through the solver: coupled ensembles with gradients, scored against the DNS.
+"""Training through the solver: coupled ensembles with gradients, scored against the DNS.
 
-From a stored state every member runs in the reduced solver under closures of its own, as
-:class:`hpc_closure.rollout.coupling.CoupledRun` would run it, and the vorticity after every
-closure call is scored against the DNS of that time by the fair CRPS, a strictly proper score: its
-minimum is the law itself, where a square error over chaotic trajectories has its minimum at no
-spread (Brolly, arXiv 2603.28671, 2026). Gradients go through the solver's steps, the closures, the
-closures that they are drawn given, and their noise, which is drawn by keys and so stays as it is.
+From a stored state every member runs in the reduced solver with its own closures, as in
+:class:`hpc_closure.rollout.coupling.CoupledRun`. The vorticity after every closure call is scored
+against the DNS by the fair CRPS. This is a strictly proper score, so its minimum is the true law;
+a square error over chaotic trajectories has its minimum at zero spread (Brolly, arXiv 2603.28671,
+2026). Gradients pass through the solver's steps, the closures, the previous closures that these
+read, and the scaling of the noise. The noise itself is drawn by keys and does not change.
 """
 
 from collections import deque
@@ -33,12 +33,12 @@ from hpc_closure.spectral.problem import Problem
 __all__ = ["Trajectories"]
 
 STAGE = "trajectory"
-MANY = 8  # members that tell a spread
-CALLS = 1 << 10  # most closure calls of a run: draws of one step do not meet those of the next
+MANY = 8  # members of an ensemble whose spread is measured
+CALLS = 1 << 10  # largest number of closure calls of a run, so that draws of steps differ
 
 
 class Scale(NamedTuple):
-    """What a loss is measured in.
+    """Units of a loss.
 
     Attributes:
         crps: (calls,) CRPS before the training.
@@ -50,26 +50,26 @@ class Scale(NamedTuple):
 
 
 class Drawing(Protocol):
-    """What is asked of a closure here."""
+    """Interface of a closure in training."""
 
     @property
     def device(self) -> torch.device: ...
 
     def draw_hat(self, request: Request) -> Tensor:
-        """A draw for retained spectra, with gradients."""
+        """Draw from retained spectra, with gradients."""
 
 
 class Trajectories:
-    """Coupled ensembles of a closure in training.
+    """Coupled ensembles of a closure in training, and their loss.
 
     Args:
         problem: the full system.
         grid: points per side of the reduced solver, and of the training fields.
-        kind: of the closure.
-        interval: steps of the full system that a draw stands for, as the targets do.
-        members: of each ensemble.
-        energy: weight of the errors of the energy.
-        stride: steps of the full system in one of the reduced solver's.
+        kind: kind of the closure.
+        interval: averaging time of the targets, in steps of the full system.
+        members: members of each ensemble.
+        energy: weight of the energy errors.
+        stride: steps of the full system per step of the reduced solver.
     """
 
     def __init__(
@@ -89,18 +89,18 @@ class Trajectories:
         self._solver: TracedSolver | None = None
 
     def solver(self, device: torch.device) -> TracedSolver:
-        """The reduced solver on a device."""
+        """Return the reduced solver on a device."""
         if self._solver is None or self._solver.device != device:
             self._solver = TracedSolver(self.problem, device)
         return self._solver
 
     def run(self, model: Drawing, batch: dict[str, Any], seed: int, step: int) -> Tensor:
-        """Vorticity (calls, members, B, n, n) after each of the calls that ``ahead`` has.
+        """Run the ensembles; returns vorticity (calls, members, B, n, n) after each call.
 
         Args:
             model: the closure.
-            batch: of :class:`~hpc_closure.data.samples.TrainingSet`, with ``ahead``.
-            seed, step: with the samples' indices the key of all draws.
+            batch: batch of :class:`~hpc_closure.data.samples.TrainingSet`, with ``ahead``.
+            seed, step: key of all draws, with the samples' indices.
         """
         return to_fields(self.spectra(model, batch, seed, step), self.problem.grid)
 
@@ -112,7 +112,10 @@ class Trajectories:
         step: int,
         members: int | None = None,
     ) -> Tensor:
-        """The same as retained spectra; ``members`` of each ensemble, where other than always."""
+        """Run the ensembles; returns retained spectra (calls, members, B, 2K + 1, K + 1).
+
+        ``members`` replaces the number of members of each ensemble.
+        """
         solver, members = self.solver(model.device), members or self.members
         modes, sides = solver.grid.modes, solver.grid.dimensions
         numbers = batch["sample_index"].tolist()
@@ -152,11 +155,11 @@ class Trajectories:
     def scores(
         self, model: Drawing, batch: dict[str, Any], seed: int, step: int, alpha: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        r"""CRPS (B, calls) of the vorticity after each call, and errors of the energy.
+        r"""Score the ensembles: CRPS (B, calls) of the vorticity, and squared energy errors.
 
-        The latter (B, calls, shells) are squares of the ensemble's mean enstrophy in a shell less
-        the truth's, without what chance adds to a square:
-        :math:`\tfrac{1}{M(M-1)}\sum_{i\ne j} (Z_i - Z)(Z_j - Z)`. ``alpha`` as of :func:`crps`.
+        The latter (B, calls, shells) are unbiased squares of the ensemble-mean enstrophy of a
+        shell minus the truth's, :math:`\tfrac{1}{M(M-1)}\sum_{i\ne j} (Z_i - Z)(Z_j - Z)`, so the
+        spread adds nothing on average. ``alpha`` is as in :func:`crps`.
         """
         w_hat = self.spectra(model, batch, seed, step)
         truth = batch["ahead"].swapaxes(0, 1).to(w_hat.real)
@@ -170,7 +173,7 @@ class Trajectories:
         return torch.stack(each, dim=1), square.swapaxes(0, 1)
 
     def power(self, w_hat: Tensor) -> Tensor:
-        """Sums of |w|^2 over the shells from 1 on, (..., shells)."""
+        """Sum |w|^2 over the shells from 1 on; returns (..., shells)."""
         grid = self.solver(w_hat.device).grid
         square = torch.view_as_real(w_hat).square().sum(-1)
         return grid.shell_sum(from_row(square, grid.dimensions))[..., 1:]
@@ -178,9 +181,9 @@ class Trajectories:
     def loss(
         self, model: Drawing, batch: dict[str, Any], scale: Scale, seed: int, step: int
     ) -> Tensor:
-        """Loss (B,): CRPS and the weighted errors of the energy, both in units of the scale.
+        """Compute the loss (B,): CRPS plus weighted energy errors, in units of ``scale``.
 
-        Both averaged over the calls, the latter over the shells.
+        Both are means over calls; the energy errors are also means over shells.
         """
         scores, errors = self.scores(model, batch, seed, step, ALMOST_FAIR)
         loss = (scores / scale.crps[: scores.shape[1]].to(scores)).mean(1)
@@ -189,7 +192,7 @@ class Trajectories:
         return loss
 
     def scale(self, model: Drawing, reader: Reader, seed: int) -> Scale:
-        """What a loss is measured in: scores of the model as it is, and the truth's shells."""
+        """Measure the units of the loss: scores before training, and the truth's spectrum."""
         modes = self.solver(model.device).grid.modes
         scores, power = [], []
         for step, batch in enumerate(reader, reader.first_batch):
@@ -199,10 +202,10 @@ class Trajectories:
         return Scale(crps_.mean(0), power_.mean((0, 1)).clamp(min=1e-300))
 
     def spread_skill(self, model: Drawing, reader: Reader, seed: int) -> Tensor:
-        """Spread over error of the mean, (shells - 1,), of ensembles of MANY, without gradients.
+        """Compute spread over error of the mean, (shells - 1,), of ensembles of MANY members.
 
-        Of each call the ratio of mean squares over all starts; over the calls their geometric
-        mean.
+        For each call, it is the ratio of mean squares over all starts. The result is the geometric
+        mean over the calls. No gradients are computed.
         """
         spread, error = [], []
         for step, batch in enumerate(reader, reader.first_batch):

@@ -1,9 +1,9 @@
-"""Closed-form statistics of the default model: the record, and what single numbers follow from.
+"""Closed-form statistics of the composite closure, and the factors that training changes.
 
-:class:`Statistics` is filled phase by phase: ``mean`` gives feature scales, the regression, the
-first residual spectrum and sizes; ``generator`` the gains of the mean network on members it has
-not seen, the amplitude and the law of the residual; ``check`` the gains of the generator (see
-:mod:`gate`).
+The phases fill :class:`Statistics` in order. ``mean`` sets the scales of features, the regression,
+the first spectrum of the residual and the grid sizes. ``generator`` sets the gain of the mean's
+network on unseen members, the amplitude and the law of the residual. ``check`` sets the gains of
+the generator (see :mod:`part_selection`).
 """
 
 from collections.abc import Callable, Iterable
@@ -27,49 +27,50 @@ NOT_YET: Any = None
 
 @dataclass(frozen=True)
 class Statistics:
-    """Every closed-form result; None until its phase has run. Tensors are float64, on the CPU.
+    """All closed-form results; None until the phase has run. Tensors are float64, on the CPU.
 
-    In files a field's first ``_`` is a ``/``: ``first_tail`` is ``first/tail``.
+    In files the first ``_`` of a name is a ``/``: ``first_tail`` is ``first/tail``.
 
     Attributes:
         library: (terms, groups) coefficients of the regression.
         features_rms: (features,) rms of the condition channels.
-        features_largest: (features,) largest size of one, in rms, that members unseen by the
-            network of the mean have; of a model that reads closures of its own.
-        summary_mean, summary_std: (51,) of the state's numbers (:meth:`Band.summary`); None in a
-            model without networks.
+        features_largest: (features,) largest size of each channel, in rms, over members unseen by
+            the mean's network; only of a model that reads previous closures.
+        summary_mean, summary_std: (51,) of the state's summary numbers (:meth:`Band.summary`);
+            None in a model without networks.
         numbers_mean: (terms, 25) coefficients of the mean of the largest modes (:mod:`numbers`),
-            of a model whose mean has them.
-        numbers_scale: (51,) of the numbers that they read.
-        state_spectrum: (groups,) variance per mode of the state, in the residual band; where the
-            generator reads the state whitened.
-        target_rms: of the closure.
-        target_largest, target_mean: (shells,) power of a shell that hardly a closure of the fit
-            exceeds, and its mean; of a model that reads closures of its own.
+            if the mean has this part.
+        numbers_scale: (51,) scales of its summary numbers.
+        state_spectrum: (groups,) variance per mode of the state, in the residual band, if the
+            generator reads the whitened state.
+        target_rms: rms of the closure.
+        target_largest, target_mean: (shells,) power of a shell that only a share ``RARE`` of the
+            fitted closures exceeds, and the mean power; only of a model that reads previous
+            closures.
         target_beyond: (1 + shells,) share of the closures of other training members that exceed
-            it, in any shell and in each.
-        first_spectrum: (groups,) variance per mode that the regression leaves.
-        first_tail: variance of that beyond the residual band.
-        first_snapshots: that the mean was fitted on.
+            ``target_largest``, in any shell and in each.
+        first_spectrum: (groups,) variance per mode of the regression's residual.
+        first_tail: its variance beyond the residual band.
+        first_snapshots: number of snapshots in the fit of the mean.
         generator_modes, generator_size: modes of the residual band, points per side of its grid.
-        mean_gain: (shells,) of the mean network; ``mean_members`` have decided.
-        mean_share: (shells,) share of that gain which coupled runs bear (:mod:`steady`); None = 1.
-        mean_largest: the largest answer of that network to them, in standard deviations of the
-            residual; of a model that reads closures of its own.
-        amplitude_gain: share of log D in use; 0 = D is 1; ``amplitude_members`` have decided.
-        law_spectrum, law_tail: of the residual, like those of ``first``.
-        law_modes: (3, ...) factors of the law of q by wavevector (:mod:`mode_law`), of a residual
-            that is drawn from it.
-        law_offset: (25,) where two peaks of its largest modes begin (:mod:`mixture`).
-        plain_spectrum: (groups,) of the residual where D = 1.
+        mean_gain: (shells,) gain of the mean's network, judged on ``mean_members`` members.
+        mean_share: (shells,) share of that gain in long coupled runs (:mod:`steady`); None = 1.
+        mean_largest: largest output of that network on unseen members, in standard deviations of
+            the residual; only of a model that reads previous closures.
+        amplitude_gain: share of log D in use, judged on ``amplitude_members`` members; 0 = D is 1.
+        law_spectrum, law_tail: of the residual q, as those of ``first``.
+        law_modes: (3, ...) factors of the law of q by wavevector
+            (:mod:`~hpc_closure.closure.gaussian.mode_covariance`), if q is drawn from it.
+        law_offset: (25,) initial position of two peaks of the largest modes (:mod:`mixture`).
+        plain_spectrum: (groups,) variance per mode of the residual for D = 1.
         memory_times: (shells,) correlation times in snapshots; 0 = none.
-        memory_spacing: trained intervals from one snapshot to the next.
-        score_gain: (shells,) of the generator; ``score_members`` have decided.
-        score_spread: (shells,) std of the residual over that of the generator's samples.
+        memory_spacing: trained intervals between snapshots.
+        score_gain: (shells,) gain of the generator, judged on ``score_members`` members.
+        score_spread: (shells,) std of the residual over that of the generator's draws.
         centre_inner, centre_middle, centre_outer: weights of the mean of the generator's draws
-            (:mod:`centre`), to be taken out; ``centre_members`` have let it act.
-        trajectory_scale: (calls,) CRPS of coupled ensembles before they were trained.
-        trajectory_power: (shells - 1,) mean power of the states that they were compared with.
+            (:mod:`centre`), which is subtracted; judged on ``centre_members`` members.
+        trajectory_scale: (calls,) CRPS of coupled ensembles before their training.
+        trajectory_power: (shells - 1,) mean power of the true states.
         trajectory_noise: (shells,) factor of the noise's std, from coupled runs.
     """
 
@@ -115,7 +116,7 @@ class Statistics:
     trajectory_noise: Tensor | None = None
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """As a file holds them, those that are there."""
+        """Return the statistics that are set, in the form of a file."""
         values = {field.name.replace("_", "/", 1): getattr(self, field.name) for field in KEYS}
         return {
             key: torch.as_tensor(value, dtype=torch.float64)
@@ -125,7 +126,7 @@ class Statistics:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "Statistics":
-        """The record of a file; a key that is none of its own is an error (KeyError)."""
+        """Read the statistics of a file. Raises KeyError for an unknown key."""
         read: dict[Any, Callable] = {int: int, float: float, float | None: float}
         kinds = {field.name.replace("_", "/", 1): field for field in KEYS}
         return cls(
@@ -152,7 +153,7 @@ class Batch:
         state, target: (B, n, n).
         history: (B, H, n, n), or None.
         previous: (B, P, n, n) closures, or None.
-        tags: (member, moment) of each, or None where the reader does not tell.
+        tags: (member, moment) of each snapshot, or None if the reader has none.
     """
 
     state: Tensor
@@ -163,12 +164,12 @@ class Batch:
 
     @property
     def members(self) -> Tensor | None:
-        """(B,), or None where the reader does not tell."""
+        """Members (B,) of the snapshots; None if the reader has none."""
         return None if self.tags is None else self.tags[0]
 
     @classmethod
     def read(cls, reader: Reader) -> Iterable["Batch"]:
-        """All of a reader."""
+        """Yield all batches of a reader."""
         for batch in reader:
             yield cls._of(batch)
 
@@ -193,12 +194,13 @@ class Batch:
 
 
 def generator_grid(band: Band, variance: Tensor, network_modes: int) -> tuple[int, int, float]:
-    """(modes, grid, variance beyond) that hold the residual.
+    """Choose modes and grid of the residual; returns them and the variance beyond.
 
-    All but 1e-7 of its variance on a grid of at most 32, else all but 1e-4, within the band.
+    The grid holds all but 1e-7 of the residual's variance with at most 32 points per side, or else
+    all but 1e-4, within the band.
 
     Args:
-        band: of the model.
+        band: band of the model.
         variance: (groups,) of the residual, summed over the modes of each group.
         network_modes: modes of the networks' spectral convolutions.
     """
@@ -230,12 +232,12 @@ class Adjusted(NamedTuple):
 
 
 class Adjustment(nn.Module):
-    """Starts as no change.
+    """Trainable factors of the closed forms, initially 1.
 
     Args:
-        terms: number of the regression's.
-        shells: number of them.
-        noise: there is noise whose size can be trained.
+        terms: number of terms of the regression.
+        shells: number of shells.
+        noise: whether the noise amplitude is trained.
     """
 
     def __init__(self, terms: int, shells: int, noise: bool = True):

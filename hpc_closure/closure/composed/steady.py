@@ -1,16 +1,16 @@
-r"""How much of the mean's network a coupled run bears, chosen on starts it has not seen.
+r"""Share of the mean's network at which long coupled runs are stable, chosen on unseen starts.
 
-A network that reads the closures it has drawn is trained one call ahead, where the largest slopes
-that help are the best. Read again and again, they let closures grow: more and more of them leave
-the range of the training and are brought back into it, each time with a jump that feeds the flow.
-Less of the network costs little one call ahead: with a share :math:`\kappa` of its answer it still
-explains :math:`1-(1-\kappa)^2` of what it can. So from states of the validation trajectories the
-reduced solver runs on under the closure's own draws, far beyond what is trained, and the share of
-the network is taken down, in all shells or in single ones, until
+A network that reads previous closures is trained one call ahead, where the largest slopes that
+help are best. In a coupled run its output is read again and again, and closures grow. More and
+more of them leave the range of the training and are rescaled into it, and each jump feeds the
+flow. A smaller share of the network costs little one call ahead: with a share :math:`\kappa` of
+its output it still explains :math:`1-(1-\kappa)^2` of what it can. So the reduced solver runs from
+states of the validation trajectories, with draws of the closure, far longer than in training. The
+share of the network is reduced, in all shells or in single ones, until
 
-* half as many draws are brought back as of the DNS's own closures would be, or fewer (of so few
-  trajectories the share is known to a third or so, and it rises with the time), and
-* no shell has more enstrophy than in the DNS by a twentieth, beyond two standard errors.
+* the rate of rescaled draws is at most half of what it would be for the DNS's closures (of so few
+  trajectories the rate is known to about a third, and it grows with time), and
+* no shell's enstrophy exceeds that of the DNS by 5 %, beyond two standard errors.
 """
 
 from collections.abc import Iterable
@@ -32,39 +32,39 @@ from hpc_closure.spectral.simulation import Simulation
 __all__ = ["Found", "LongRuns", "lower"]
 
 STAGE = "steady"
-ROUNDS = 8  # shares that are tried
-CROWDED = 0.5  # share of the draws that go back, over that of the DNS's own closures, at most
-STEP = 0.1  # by which the share of all shells falls in a round in which too many draws go back,
-HEAVY = 0.3  # and that of a shell which has too much
-MOST = 0.05  # enstrophy of a shell above the DNS's
-JUDGED = 1e-3  # share of the enstrophy that a shell must have
-ERRORS = 2.0  # standard errors that are chance
+ROUNDS = 8  # largest number of trial runs
+CROWDED = 0.5  # largest rate of rescaled draws, over the rate for the DNS's closures
+STEP = 0.1  # decrease of the share of all shells after a round with too many rescaled draws,
+HEAVY = 0.3  # and of a shell with too much enstrophy
+MOST = 0.05  # largest relative excess of a shell's enstrophy over the DNS
+JUDGED = 1e-3  # least share of the total enstrophy in a shell that is judged
+ERRORS = 2.0  # standard errors within which an excess may be chance
 
 
 class Drawing(Protocol):
-    """What is asked of a closure here."""
+    """Interface of a closure in a long run."""
 
     @property
     def device(self) -> torch.device: ...
 
     @property
     def guarded(self) -> int:
-        """Shells of a draw that may be brought back."""
+        """Number of shells of a draw that may be rescaled."""
 
     def sample_hat(self, request: Request) -> Tensor:
-        """Draws for retained spectra."""
+        """Draw from retained spectra."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a long run has come to, in its second half.
+    """Results of a long run, from its second half.
 
     Attributes:
-        back: share of the draws that were brought back.
-        lost: trajectories.
+        back: share of the draws that were rescaled into range.
+        lost: number of trajectories that diverged.
         ratio: (shells,) enstrophy over the DNS's, from shell 1 on.
-        error: (shells,) its standard error.
-        judged: (shells,) bool: shells that have enough enstrophy to be judged.
+        error: (shells,) standard error of the ratio.
+        judged: (shells,) bool: shells with enough enstrophy to be judged.
     """
 
     back: float
@@ -75,17 +75,17 @@ class Found:
 
     @property
     def heavy(self) -> Tensor:
-        """(shells,) bool: shells that have too much."""
+        """Shells (shells,) bool with too much enstrophy."""
         return self.judged & (self.ratio - ERRORS * self.error > 1 + MOST)
 
 
 def lower(share: Tensor, found: Found, expected: float) -> Tensor | None:
-    """The next share (1 + shells,) of the network; None where this one holds.
+    """Compute the next share (1 + shells,) of the network; None if this share is stable.
 
     Args:
-        share: of each shell, from shell 0 on.
-        found: of the run with it.
-        expected: share of the DNS's own closures that would be brought back.
+        share: share of each shell, from shell 0 on.
+        found: results of the run with this share.
+        expected: share of the DNS's closures that would be rescaled.
     """
     crowded = found.back > CROWDED * expected or found.lost > 0
     heavy = torch.cat([found.heavy.new_zeros(1), found.heavy])
@@ -95,15 +95,15 @@ def lower(share: Tensor, found: Found, expected: float) -> Tensor | None:
 
 
 class LongRuns:
-    """Coupled runs from stored states, without the DNS beside them.
+    """Long coupled runs from stored states, without a DNS beside them.
 
     Args:
-        problem: what the reduced solver runs, on the grid of the training fields.
-        kind: of the closure.
-        span: time from call to call, as in training.
+        problem: problem of the reduced solver, on the grid of the training fields.
+        kind: kind of the closure.
+        span: time between calls, as in training.
         calls: closure calls of a run.
-        members: trajectories from each start.
-        seed: of the draws.
+        members: trajectories per start.
+        seed: seed of the draws.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class LongRuns:
         self.grid = self.problem.make_grid()
 
     def run(self, model: Drawing, reader: Reader) -> Found:
-        """Run on from the first snapshot of every trajectory that ``reader`` has."""
+        """Run from the first snapshot of every trajectory of ``reader``."""
         starts, truth = self._read(reader)
         draws_, back, lost = 0, 0, 0
         means = torch.zeros(0, self.grid.num_shells, dtype=torch.float64)
@@ -146,7 +146,7 @@ class LongRuns:
         )
 
     def _read(self, reader: Reader) -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
-        """Starts (member, state, last closures) and mean enstrophy (trajectories, shells)."""
+        """Read starts (member, state, previous closures) and mean enstrophy (members, shells)."""
         starts: dict[int, tuple[int, Tensor, Tensor]] = {}
         sums: dict[int, Tensor] = {}
         counts: dict[int, int] = {}
@@ -166,14 +166,17 @@ class LongRuns:
         return to_spectra(fields.double(), self.grid.modes)
 
     def _enstrophy(self, w_hat: Tensor) -> Tensor:
-        """(B, shells) of retained spectra as closures read them."""
+        """Compute enstrophy (B, shells) of retained spectra in the closures' layout."""
         power = from_row(w_hat.abs().square().double(), self.grid.dimensions)
         return 0.5 * self.grid.shell_sum(power).cpu()
 
     def _run(
         self, model: Drawing, starts: list[tuple[int, Tensor, Tensor]]
     ) -> tuple[int, int, Tensor]:
-        """Draws in the second half, those brought back, and mean enstrophy (rows, shells)."""
+        """Run all members; returns over the second half draws, rescaled draws and mean enstrophy.
+
+        The mean enstrophy is (rows, shells).
+        """
         sides, device = self.grid.dimensions, model.device
         ids = [
             keyed_noise.pair(start[0], member)
@@ -189,12 +192,12 @@ class LongRuns:
         past = self._spectra(torch.stack([start[2] for start in starts]))
         drawn = list(past.to(like).repeat(self.members, 1, 1, 1).unbind(1))
         sizes = torch.zeros(len(ids), self.grid.num_shells, dtype=torch.float64)
-        told: list[Tensor] = []
+        rescaled: list[Tensor] = []
         half = self.calls // 2
         for call in range(self.calls):
             state = as_row(simulation.state, sides)
-            gone = simulation.diverged()
-            state = torch.where(gone[:, None, None], 0.0, state)
+            diverged_rows = simulation.diverged()
+            state = torch.where(diverged_rows[:, None, None], 0.0, state)
             request = Request(
                 state,
                 ids,
@@ -203,15 +206,17 @@ class LongRuns:
                 previous=torch.stack(drawn, 1),
                 grid=self.grid.size,
                 stage=STAGE,
-                tell=told.append if call >= half else None,
+                tell=rescaled.append if call >= half else None,
             )
             closure = resize(model.sample_hat(request), self.grid.modes).to(like)
-            drawn = [torch.where(gone[:, None, None], 0.0, closure), *drawn[:-1]]
-            held = torch.where(gone[:, None, None], torch.nan, closure)
+            drawn = [torch.where(diverged_rows[:, None, None], 0.0, closure), *drawn[:-1]]
+            held = torch.where(diverged_rows[:, None, None], torch.nan, closure)
             advance_with(simulation, self.kind, self.span, from_row(held, sides))
             if call >= half:
                 sizes += self._enstrophy(as_row(simulation.state, sides))
-        beyond = torch.stack(told) if told else torch.zeros(0, len(ids), 1, dtype=torch.bool)
+        beyond = (
+            torch.stack(rescaled) if rescaled else torch.zeros(0, len(ids), 1, dtype=torch.bool)
+        )
         return (
             len(ids) * (self.calls - half),
             int(beyond.any(-1).sum()),
@@ -224,14 +229,14 @@ class LongRuns:
 
     @staticmethod
     def _mean(count: float, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean over trajectories, and its standard error."""
+        """Compute the mean over trajectories and its standard error."""
         mean = total / max(count, 1)
         variance = (squares / max(count, 1) - mean.square()).clamp(min=0)
         return mean, (variance / max(count - 1, 1)).sqrt()
 
 
 def in_words(tried: Iterable[tuple[Tensor, Found]]) -> list[dict[str, Any]]:
-    """Each share that was tried, with what came of it."""
+    """Describe each tried share and its results, for the log."""
     return [
         {
             "share": [round(float(one), 2) for one in share[1:].unique()],

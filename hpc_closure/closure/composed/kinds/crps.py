@@ -4,7 +4,7 @@ from hpc_closure.experiment.kinds import ResidualKind
 
 
 class CRPS(ResidualKind):
-    """Add one answer of a network to base noise, trained by an almost-fair score."""
+    """Add one network output to base noise; trained by an almost-fair score."""
 
     name = "crps"
     reads = ("width", "modes", "layers", "form", "base_noise")

@@ -4,7 +4,7 @@ from hpc_closure.experiment.kinds import ResidualKind
 
 
 class Stationary(ResidualKind):
-    """Draw from the base law itself: what a generator must beat."""
+    """Draw from the base law itself, the baseline of the generators."""
 
     name = "gaussian"
     trained = False

@@ -1,4 +1,4 @@
-"""A residual drawn from Gaussian laws that follow the state."""
+"""A residual drawn from Gaussian laws that depend on the state."""
 
 from typing import Annotated
 
@@ -9,13 +9,13 @@ from hpc_closure.spectral.recipe import Section
 
 
 class Mixture(ResidualKind):
-    """Draw from one or two Gaussian laws, shaped by the state and fitted by likelihood."""
+    """Draw from one or two Gaussian laws that depend on the state, fitted by likelihood."""
 
     name = "mixture"
     reads_sensors = False
 
     class Options(Section):
-        """Keys of its own."""
+        """Keys of this residual."""
 
         components: Annotated[int, Field(ge=1, le=2)] | None = Field(
             None, description="of a mixture; 1: a Gaussian law that follows the state"

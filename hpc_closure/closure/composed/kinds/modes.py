@@ -1,10 +1,10 @@
-"""A residual drawn from a Gaussian law with a covariance for each wavevector."""
+"""A residual drawn from a Gaussian law with a covariance per wavevector."""
 
 from hpc_closure.experiment.kinds import ResidualKind
 
 
 class ByMode(ResidualKind):
-    """Draw from that law; it is fitted in closed form."""
+    """Draw from a Gaussian law with a covariance per wavevector, fitted in closed form."""
 
     name = "modes"
     trained = False

@@ -1,10 +1,10 @@
-"""No residual, a deterministic closure."""
+"""No residual: a deterministic closure."""
 
 from hpc_closure.experiment.kinds import ResidualKind
 
 
 class Nothing(ResidualKind):
-    """Draw nothing; every member has the mean."""
+    """Draw nothing, so that every member has the mean."""
 
     name = "none"
     trained = False

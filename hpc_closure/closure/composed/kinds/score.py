@@ -4,7 +4,7 @@ from hpc_closure.experiment.kinds import ResidualKind
 
 
 class Score(ResidualKind):
-    """Carry base noise along the velocity of a trigonometric flow."""
+    """Transform base noise along the velocity of a trigonometric flow."""
 
     name = "score"
     reads = ("width", "modes", "layers", "form", "base_noise", "schedule", "evaluations")
