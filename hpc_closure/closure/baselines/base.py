@@ -1,4 +1,4 @@
-"""A baseline without chance: one formula of the resolved state, with constants that are tuned."""
+"""Base class of deterministic baselines: a formula of the resolved state with tuned constants."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -10,13 +10,13 @@ __all__ = ["Baseline"]
 
 
 class Baseline(ModelKind):
-    """Give U of the state alone; derive from it, in a file of the package or outside.
+    """Base class of closures that are a function of the state, for use also outside the package.
 
     Attributes:
-        constants: of :meth:`tendency`, in the order of its arguments, each with the values from
-            which coupled runs of validation trajectories choose. One that stands in ``Options``
-            may be set in the experiment; it is not tuned then.
-        note: in the list of parts, where there are no constants.
+        constants: names of the constants, in the order of :meth:`tendency`'s arguments, with
+            candidate values, among which coupled runs of validation trajectories choose. A
+            constant in ``Options`` can be set in the experiment and is then not tuned.
+        note: text in the list of parts if there are no constants.
     """
 
     tuned = True
@@ -26,19 +26,19 @@ class Baseline(ModelKind):
 
     @classmethod
     def tendency(cls, w_hat: Any, band: Any, delta: float, *constants: Any) -> Any:
-        """Compute spectra of U, (B, 2K + 1, K + 1), of those of the vorticity.
+        """Compute spectra of U, (B, 2K + 1, K + 1), from those of the vorticity.
 
         Args:
             w_hat: (B, 2K + 1, K + 1) in the model's band.
             band: :class:`hpc_closure.closure.fields.modes.Band`.
             delta: spacing of the reduced solver's grid.
-            constants: numbers, or one for each row (B, 1, 1).
+            constants: numbers, or tensors (B, 1, 1) with one value per row.
         """
         raise NotImplementedError
 
     @classmethod
     def candidates(cls, config: dict[str, Any]) -> list[tuple[float, ...]]:
-        """List the constants to choose from; one of each that the configuration sets."""
+        """List the tuples of constants to choose from; a constant that is set has one value."""
         fixed = own_options(cls, config)
         choices = (
             values if fixed.get(name) is None else (float(fixed[name]),)

@@ -1,6 +1,7 @@
-"""A baseline as a closure model: a formula of the state, with constants that coupled runs choose.
+"""A deterministic baseline as a closure model.
 
-The choice is :mod:`hpc_closure.train.tuning`'s; nothing is fitted one step ahead.
+:mod:`hpc_closure.train.tuning` chooses its constants in coupled runs; nothing is fitted one step
+ahead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,27 +20,27 @@ __all__ = ["FunctionalModel"]
 
 
 class Formula(Protocol):
-    """A :class:`~hpc_closure.closure.baselines.base.Baseline`."""
+    """Interface of a :class:`~hpc_closure.closure.baselines.base.Baseline`."""
 
     constants: Mapping[str, tuple[float, ...]]
     note: str
 
     def candidates(self, config: dict[str, Any]) -> list[tuple[float, ...]]:
-        """List the constants to choose from."""
+        """List the tuples of constants to choose from."""
 
     def tendency(self, w_hat: Tensor, band: Band, delta: float, *constants: Any) -> Tensor:
         """Compute spectra of U."""
 
 
 class FunctionalModel(ClosureModel):
-    """A baseline with its constants behind the package's interface.
+    """A baseline with its constants, as a closure model.
 
     Args:
         baseline: the formula.
         config, grid, length: see :class:`~hpc_closure.closure.model.ClosureModel`.
 
     Attributes:
-        constants: of the formula; the first choice until they are chosen.
+        constants: constants of the formula; the first candidate until they are tuned.
     """
 
     def __init__(self, baseline: Formula, config: dict[str, Any], grid: int, length: float = 1.0):
@@ -69,11 +70,11 @@ class FunctionalModel(ClosureModel):
         return False
 
     def tendency(self, w_hat: Tensor, constants: Sequence[Tensor | float]) -> Tensor:
-        """Compute spectra (B, ...) of U in the model's band, of those of w.
+        """Compute spectra (B, ...) of U in the model's band from those of w.
 
         Args:
             w_hat: (B, 2K + 1, K + 1).
-            constants: numbers, or one for each row (B, 1, 1).
+            constants: numbers, or tensors (B, 1, 1) with one value per row.
         """
         return self.baseline.tendency(w_hat, self.band, self.width, *constants)
 
@@ -85,7 +86,7 @@ class FunctionalModel(ClosureModel):
 
     @torch.no_grad()
     def sample_batch(self, request: Request) -> Tensor:
-        """The same for every member."""
+        """Return U (members, n, n), the same for members that share a state."""
         size, count = request.state.shape[-1], len(request.members)
         u_hat = self.tendency(self.band.to_spectral(request.state), self.constants)
         field = self.band.to_physical(u_hat, size).to(request.state)

@@ -256,7 +256,9 @@ class PublishedModel(ClosureModel):
             values = self.factor * sensors.values.to(state.device).float()
             field = each_member(self.carried(values.reshape(-1, side, side), size), count)
         elif sensors is not None:
-            raise ValueError("this model was trained with conditions.sensors=none: give none")
+            raise ValueError(
+                "this model was trained with conditions.sensors=none: pass sensors=None"
+            )
         key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
         states = each_member(state.float(), count)
 

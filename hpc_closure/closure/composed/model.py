@@ -597,7 +597,7 @@ class CompositeClosure(ClosureModel):
         z: Tensor | None,
         observed: Observed | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Turn base noise into closures, or return means without noise, and mark rescaled shells."""
+        """Turn base noise into closures, or return means without it, and mark rescaled shells."""
         if z is None:
             drawn, beyond = self._within_range(encoding.mean_hat)
             return each_member(drawn, how.members), each_member(beyond, how.members)

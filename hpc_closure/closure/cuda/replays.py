@@ -1,9 +1,9 @@
-"""Replay draws from CUDA graphs: launches are what a draw of few members costs.
+"""Replay draws from CUDA graphs, because kernel launches are the cost of a draw of few members.
 
-A draw is some thousand operations, the same ones in every call. They are recorded once and
-replayed with one launch; states and noise are arguments. A recording may touch nothing of the
-host, and its numbers are those of the first call: whatever may change from call to call is an
-argument, or in the key.
+A draw is about a thousand operations, the same in every call. They are recorded once and replayed
+with one launch, with states and noise as arguments. A recording must not use the host, and all
+other values in it are those of the first call. So everything that changes between calls must be an
+argument or part of the key.
 """
 
 import threading
@@ -16,19 +16,19 @@ from torch import Tensor
 from hpc_closure.spectral.cuda.graph import record
 from hpc_closure.work import log
 
-MOST_GRAPHS = 4  # each has its own memory
-LARGE = 1 << 20  # numbers of the arguments, from which arithmetic counts and memory is dear
+MOST_GRAPHS = 4  # each has memory of its own
+LARGE = 1 << 20  # argument elements from which launches are cheap and graphs take much memory
 
-#: tensors to tensors, by their shapes and numbers alone
+#: function from tensors to tensors that depends on nothing else
 Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Recorded:
-    """A recording of a function of tensors of some shapes.
+    """Recording of a function of tensors of fixed shapes.
 
     Args:
-        function: to record.
-        inputs: arguments, whose values do not matter.
+        function: function to record.
+        inputs: arguments; their values are not used later.
     """
 
     def __init__(self, function: Function, inputs: tuple[Tensor, ...]):
@@ -48,10 +48,10 @@ class Recorded:
 
 
 class Replayed:
-    """Replay functions of tensors on a CUDA device; record each at its first call.
+    """Replay functions of tensors on a CUDA device; each is recorded at its first call.
 
-    Their weights must stay as they are and where they are. Calls of several threads take turns. A
-    function that cannot be recorded is logged once and called without a recording.
+    The weights in them must change neither value nor address. Calls of several threads run one
+    after another. If a function cannot be recorded, this is logged once and it is called directly.
     """
 
     def __init__(self):
@@ -60,7 +60,7 @@ class Replayed:
         self._lock = threading.Lock()
 
     def __call__(self, function: Function, key: Hashable, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return ``function(*inputs)``; ``key`` holds all that it depends on besides."""
+        """Return ``function(*inputs)``; ``key`` holds all else that the result depends on."""
         if sum(tensor.numel() for tensor in inputs) >= LARGE:
             return function(*inputs)
         key = (key, *((tensor.shape, tensor.dtype) for tensor in inputs))
@@ -76,10 +76,10 @@ class Replayed:
         return function(*inputs)
 
     def __deepcopy__(self, memo: dict) -> "Replayed":
-        return Replayed()  # a copy has other weights
+        return Replayed()  # without recordings, because a copy has its own weights
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return ``make()`` of the first call: it needs weights alone, and perhaps the host."""
+        """Return the result of ``make()`` at the first call; it depends on weights alone."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]

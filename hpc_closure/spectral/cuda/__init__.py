@@ -1,5 +1,5 @@
-"""GPU code of the solver that no GPU has run yet; see :mod:`hpc_closure.spectral.switches`.
+"""GPU code of the solver, not yet run on a GPU; see :mod:`hpc_closure.spectral.switches`.
 
-The folder may be deleted with ``closure/cuda`` and ``train/cuda``: without switches nothing
-imports them.
+This folder may be deleted together with ``closure/cuda`` and ``train/cuda``: it is imported only
+if a switch is on.
 """

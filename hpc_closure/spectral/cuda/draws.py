@@ -1,8 +1,8 @@
-"""Draw the modes of a half plane on a device, by the counters of the host.
+"""Draw the modes of a half plane on a device, with the counters of the host.
 
 :mod:`~hpc_closure.spectral.noise.counters` draws words member by member on the host. Here one
-kernel draws them for all members and places them on the modes: only keys and the number of the
-draw come from the host, and the uniforms have the host's bits.
+kernel draws them for all members and places them on the modes. The host sends only keys and the
+number of the draw. The uniforms have the same bits as on the host.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from hpc_closure.spectral.modes.half_plane import ModeDraws
 from hpc_closure.spectral.noise.counters import WORDS_PER_COUNTER, key_of
 
 BLOCK = 128
-ENSEMBLES = 16  # whose keys stay on the device
+ENSEMBLES = 16  # largest number of ensembles whose keys are cached on the device
 
 
 class DeviceDraws:
     """Draw modes (steps, members, box, 2) with their standard deviations.
 
     Args:
-        draws: which modes, and which draw each takes.
+        draws: modes, and the number of the draw for each.
         std: (box) standard deviations, float64.
-        device: where they are drawn.
+        device: device on which they are drawn.
     """
 
     def __init__(self, draws: ModeDraws, std: np.ndarray, device: torch.device):
@@ -66,13 +66,13 @@ class DeviceDraws:
 
 
 def keys_on(device: torch.device, keys: Sequence[np.ndarray]) -> Tensor:
-    """Philox keys (members, 2) on a device, int64."""
+    """Copy Philox keys (members, 2) to a device, as int64."""
     return torch.from_numpy(np.stack(keys).view(np.int64)).to(device)
 
 
 @lru_cache(maxsize=ENSEMBLES)
 def member_keys(seed: int, stage: str, members: tuple[int, ...], device: str) -> Tensor:
-    """Philox keys (members, 2) of an experiment; cached: an ensemble draws at every call."""
+    """Compute Philox keys (members, 2) of an experiment; cached for the next calls."""
     return keys_on(torch.device(device), [key_of(seed, stage, member) for member in members])
 
 
@@ -86,10 +86,10 @@ def white_on(
     """Draw white noise of unit variance, (members, box) complex128, on a device.
 
     Args:
-        draws: which modes.
-        device: where.
+        draws: the modes.
+        device: the device.
         key: seed, stage and ids of the members.
-        stream, item: which draw.
+        stream, item: stream and number of the draw.
     """
     seed, stage, ids = key
     keys = member_keys(seed, stage, tuple(ids), str(device))
@@ -99,5 +99,5 @@ def white_on(
 
 @lru_cache(maxsize=8)
 def _unit(draws: ModeDraws, device: torch.device) -> DeviceDraws:
-    """Make the draws of modes with unit variance; cached by modes and device."""
+    """Create the draws of modes with unit variance; cached by modes and device."""
     return DeviceDraws(draws, np.ones(draws.box), device)

@@ -1,7 +1,8 @@
 """Triton kernels of the GPU step: draws, products of velocities, update and next velocity.
 
-One step of the published scheme in the Basdevant form is two library transforms and two of these
-kernels; the draws of many steps are one more. See :mod:`graphs` for how they are put together.
+A step of the published scheme in the Basdevant form takes two library transforms and two of these
+kernels; one more kernel draws the noise of many steps. :mod:`~hpc_closure.spectral.cuda.steps`
+combines them.
 """
 
 import triton
@@ -9,7 +10,7 @@ import triton.language as tl
 
 
 def _signed(word: int) -> int:
-    """Value of an int64 with these 64 bits."""
+    """Return the int64 with these 64 bits."""
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
@@ -27,7 +28,7 @@ PHILOX_CONSTANTS = tuple(
 
 @triton.jit
 def _philox(c0, c1, c2, k0, k1, m0, m1, w0, w1):
-    """Philox4x64-10 of counters ``(c0, c1, c2, 0)``."""
+    """Compute Philox4x64-10 of counters ``(c0, c1, c2, 0)``."""
     c3 = c0 ^ c0
     for _ in tl.static_range(10):
         high0 = tl.umulhi(m0, c0)
@@ -59,7 +60,7 @@ def draw_kernel(
     item,
     BLOCK: tl.constexpr,
 ):
-    """Rates ``std * z`` of the box of drawn modes; every word as :mod:`counters` draws it."""
+    """Draw rates ``std * z`` in the box of drawn modes, with the words of :mod:`counters`."""
     row = tl.program_id(0).to(tl.int64)
     step, member = row // members, row % members
     mode = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -94,7 +95,7 @@ def draw_kernel(
 
 @triton.jit
 def product_kernel(fields, size, BLOCK: tl.constexpr):
-    """``(u, v) -> (u v, (v - u)(v + u))`` in place; ``size`` points per field."""
+    """Compute ``(u, v) -> (u v, (v - u)(v + u))`` in place; ``size`` points per field."""
     point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = point < size
     u = tl.load(fields + point, mask=inside)
@@ -124,9 +125,9 @@ def update_kernel(
     NOISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``w = a w + b (s_uv P + s_difference Q + base + rate)``, then ``velocity = i f w``.
+    """Compute ``w = a w + b (s_uv P + s_difference Q + base + rate)``, then ``velocity = i f w``.
 
-    Without ADVANCE only the velocity of the present w is written.
+    Without ADVANCE only the velocity of the present w is computed.
     """
     member = tl.program_id(0).to(tl.int64)
     mode = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

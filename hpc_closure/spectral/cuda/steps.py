@@ -1,10 +1,10 @@
-"""Solver steps for a CUDA device: fewer launches, which are what a small batch costs.
+"""Solver steps for a CUDA device with few launches, which are the cost of a small batch.
 
-Two kinds of step. :class:`FusedStep`, for the published scheme in the Basdevant form, takes two
-transforms and two Triton kernels (switch ``fused``). :class:`PlainStep`, for everything else with
-a fixed step, takes the torch operations of the CPU. Both read their noise from a block of steps on
-the device, at a step counter that lives there too, so that a CUDA graph (switch ``graphs``) can
-replay them without the host.
+There are two kinds of step. :class:`FusedStep`, for the published scheme in the Basdevant form,
+takes two transforms and two Triton kernels (switch ``fused``). :class:`PlainStep`, for all other
+schemes with a fixed step, uses the torch operations of the CPU. Both read their noise from a block
+of steps on the device, at a step counter that is on the device too. So a CUDA graph (switch
+``graphs``) can replay them without the host.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ DEVICE_NOISE_BYTES = 16 * NOISE_BYTES
 
 
 class DeviceNoise:
-    """Hold rates of a block of steps on the device, ``rates[step - first]``.
+    """Hold the rates of a block of steps on the device, ``rates[step - first]``.
 
-    The uniforms have the host's bits, whoever draws them.
+    The uniforms have the same bits, whether host or device draws them.
 
     Args:
-        source: the white forcing and the members that are drawn.
-        like: the state, whose precision and device the rates take.
-        fused: the device draws, but for a refined path, which the host draws.
+        source: the white forcing and its members.
+        like: the state, which sets precision and device of the rates.
+        fused: whether the device draws; the host always draws a refined path.
     """
 
     def __init__(self, source: Rates, like: Tensor, fused: bool):
@@ -62,15 +62,15 @@ class DeviceNoise:
 
 
 class PlainStep:
-    """Any scheme with a fixed step, by the operations of the CPU on static arrays.
+    """Step of any scheme with a fixed time step, by the operations of the CPU on static arrays.
 
     Args:
         w: the state, real pairs; changed in place by every step.
         nonlinear: the explicit term of the equation.
-        scheme: of the step.
-        rates: adds a rate to what is held.
+        scheme: scheme of the step.
+        rates: adds a rate to the constant tendency.
         noise: rates of the coming steps, or None.
-        row: row of ``noise`` of the next step, on the device.
+        row: row of ``noise`` for the next step, on the device.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class PlainStep:
         self.explicit, self.registers = Explicit(nonlinear, self.held), scheme.make_registers(w)
 
     def prepare(self, base: Tensor) -> None:
-        """Take the steady forcing and closure of the coming steps."""
+        """Set steady forcing and closure for the coming steps."""
         self.base.copy_(base)
         self.held.copy_(base)
 
     def step(self, offset: int) -> None:
-        """One step with the noise of row ``row + offset``."""
+        """Advance one step with the noise of row ``row + offset``."""
         if self.noise is not None:
             rate = self.noise.rates.index_select(0, self.row + offset)[0]
             self.rates.add(self.base, rate, self.held, slice(0, self.w.shape[2]))
@@ -100,14 +100,14 @@ class PlainStep:
 
 
 class FusedStep:
-    """The published scheme in the Basdevant form: two transforms and two kernels per step.
+    """Step of the published scheme in the Basdevant form: two transforms and two kernels.
 
     Args:
         w: the state, real pairs; changed in place by every step.
-        advection: gives the symbols of velocity and tendency.
-        euler: what :meth:`Scheme.real_euler` gave.
+        advection: provides the symbols of velocity and tendency.
+        euler: result of :meth:`Scheme.real_euler`.
         noise: rates of the coming steps, or None.
-        row: row of ``noise`` of the next step, on the device.
+        row: row of ``noise`` for the next step, on the device.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class FusedStep:
     ):
         self.w, self.noise, self.row = w, noise, row
         self.n, self.members = advection.transform.grid.size, len(w)
-        # The forward transform is left unnormalised and 1 / n^2 put here: one pass less.
+        # includes the 1 / n^2 of the unnormalised forward transform, which saves a pass
         s_uv, s_difference = advection.to_tendency[:, 0, ..., 0] / self.n**2
         f_u, f_v = advection.to_velocity[:, 0, ..., 0]
         self.symbols = torch.stack([*euler, s_uv, s_difference, f_u, f_v]).contiguous()
@@ -129,12 +129,12 @@ class FusedStep:
         self.base = torch.empty_like(w)
 
     def prepare(self, base: Tensor) -> None:
-        """Take the steady forcing and closure of the coming steps, and the present velocity."""
+        """Set steady forcing and closure for the coming steps; computes the present velocity."""
         self.base.copy_(base)
         self._update(self.velocity, 0, advance=False)
 
     def step(self, offset: int) -> None:
-        """One step with the noise of row ``row + offset``."""
+        """Advance one step with the noise of row ``row + offset``."""
         from hpc_closure.spectral.cuda.kernels import product_kernel
 
         spectra = torch.view_as_complex(self.velocity)
@@ -175,23 +175,23 @@ class FusedStep:
 
 
 class DeviceSteps:
-    """Advance all members on a CUDA device, by graphs and fused kernels as far as they are on.
+    """Advance all members on a CUDA device, with graphs and fused kernels if they are switched on.
 
-    For a fixed step and white noise or none: an adaptive step and a coloured forcing need the host
-    between steps.
+    The time step must be fixed and the noise white or none, because an adaptive step and a
+    coloured forcing need the host between steps.
 
     Args:
         w: the state, real pairs; changed in place.
-        equation: gives the symbols that the fused kernels need.
-        nonlinear: its explicit term, or what stands for it where a closure supplies that.
-        scheme: of the step; its memory is that of ``w``.
+        equation: provides the symbols of the fused kernels.
+        nonlinear: its explicit term, or the term that replaces it if a closure supplies it.
+        scheme: scheme of the step, with memory for ``w``.
         rates: the stochastic forcing.
     """
 
     def __init__(self, w: Tensor, equation, nonlinear: Term, scheme: Scheme, rates: Rates):
         self.w, self.equation, self.nonlinear = w, equation, nonlinear
         self.scheme, self.rates = scheme, rates
-        #: number of steps -> what takes them
+        #: number of steps -> function that advances by them
         self._takes: dict[int, Callable[[], None]] = {}
         self._step: FusedStep | PlainStep | None = None
         self.noise: DeviceNoise | None = None
@@ -200,12 +200,12 @@ class DeviceSteps:
         self._row = torch.zeros(1, dtype=torch.int64, device=w.device)
 
     def advance(self, first: int, num_steps: int, base: Tensor) -> None:
-        """Advance all members, not at the start of a scheme's history.
+        """Advance all members; the scheme must have its history.
 
         Args:
-            first: steps taken before.
-            num_steps: steps to take.
-            base: steady forcing and closure, held over these steps.
+            first: number of steps taken before.
+            num_steps: number of steps to take.
+            base: steady forcing and closure, constant over these steps.
         """
         with torch.cuda.device(self.w.device):
             step = self._step or self._make_step(base)
@@ -220,18 +220,18 @@ class DeviceSteps:
                     self._takes[steps]()
 
     def choose_step(self) -> FusedStep | PlainStep:
-        """Choose the fused step where it is on and knows the recipe, else the plain one."""
+        """Choose the fused step if it is on and supports the problem, else the plain one."""
         if self.rates.noise is not None:
             self.noise = DeviceNoise(self.rates, self.w, self.fused)
         advection, euler = self.equation.advection, self.scheme.real_euler()
-        # a closure may stand for the nonlinear term, which the kernels do not know
+        # the kernels cannot use a nonlinear term that a closure replaces
         known = self.fused and self.nonlinear == self.equation.nonlinear
         if known and isinstance(advection, Basdevant) and euler is not None:
             return FusedStep(self.w, advection, euler, self.noise, self._row)
         return PlainStep(self.w, self.nonlinear, self.scheme, self.rates, self.noise, self._row)
 
     def _make_step(self, base: Tensor) -> FusedStep | PlainStep:
-        """Choose a step and, with graphs on, record it; undo the steps that warm it up."""
+        """Choose a step and, with graphs on, record it; undo the warm-up steps."""
         step = self.choose_step()
         w, memory = self.w.clone(), {name: x.clone() for name, x in self.scheme.save().items()}
         step.prepare(base)
@@ -243,7 +243,7 @@ class DeviceSteps:
         return step
 
     def _make_take(self, step: FusedStep | PlainStep, steps: int) -> Callable[[], None]:
-        """Make what takes ``steps`` steps, by one replay where graphs are on."""
+        """Create the function that advances ``steps`` steps, by one replay if graphs are on."""
 
         def run() -> None:
             for offset in range(steps):

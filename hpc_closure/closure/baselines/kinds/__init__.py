@@ -1,4 +1,4 @@
-"""The baselines that an experiment may name, one file each; a new file is known at once."""
+"""Baselines that an experiment can name, one per file; a new file is registered on import."""
 
 from hpc_closure.experiment.kinds import import_all
 

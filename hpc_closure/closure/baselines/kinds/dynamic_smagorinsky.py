@@ -1,13 +1,14 @@
-"""The eddy viscosity of Smagorinsky, with the constant that the flow itself shows."""
+"""The eddy viscosity of Smagorinsky with a dynamic constant."""
 
 from hpc_closure.closure.baselines.base import Baseline
 
 
 class DynamicSmagorinsky(Baseline):
-    """By the identity of Germano et al. (Phys. Fluids A 1991) as Lilly (1992) solves it.
+    """U = div(nu grad w) with Smagorinsky's nu and a constant from the flow.
 
-    A sharp test filter at half of the modes, means over the square, never below zero. Nothing is
-    tuned.
+    The constant follows from the identity of Germano et al. (Phys. Fluids A 1991) as solved by
+    Lilly (1992), with a sharp test filter at half of the modes and means over the square. Negative
+    values are set to zero. Nothing is tuned.
     """
 
     name = "dynamic_smagorinsky"

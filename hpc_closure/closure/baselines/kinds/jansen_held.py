@@ -11,7 +11,7 @@ from hpc_closure.closure.baselines.kinds.smagorinsky import CHOICES, Constant
 class JansenHeld(Baseline):
     r"""U = :math:`-\nabla^2(\nu_4\nabla^2 w)`, :math:`\nu_4 = (c\Delta)^4 |S|`, and backscatter.
 
-    A negative viscosity, uniform in space, gives a share of the energy so taken back to the large
+    A negative viscosity, uniform in space, returns a share of the drained energy to the large
     scales.
     """
 
@@ -19,7 +19,7 @@ class JansenHeld(Baseline):
     constants = {"constant": CHOICES, "returned": (0.0, 0.5, 0.8, 0.9, 1.0)}
 
     class Options(Constant):
-        """Keys of its own."""
+        """Keys of this baseline."""
 
         returned: Annotated[float, Field(ge=0, le=1)] | None = Field(
             None, description="jansen_held: share of the energy that is given back; none = tuned"

@@ -9,7 +9,7 @@ from hpc_closure.spectral.recipe import Section
 
 
 class Published(ModelKind):
-    """Draw by the published score network, its loss and its sampler."""
+    """Draw with the published score network, its loss and its sampler."""
 
     name = "published"
     reads = ("width", "modes", "layers", "form", "evaluations")
@@ -26,7 +26,7 @@ class Published(ModelKind):
     }
 
     class Options(Section):
-        """Keys of its own."""
+        """Keys of this model."""
 
         upscaling: Literal["interp", "conv"] | None = Field(
             None, description="published: how sensors are carried to the grid"
@@ -65,5 +65,5 @@ class Published(ModelKind):
     def settings(cls, experiment):
         from hpc_closure.closure.targets import QUOTED_FACTOR
 
-        # it learns the closure as it is quoted, G = 2U
+        # it learns the closure as published, G = 2U
         return {"target_factor": QUOTED_FACTOR[experiment.generate.closure]}

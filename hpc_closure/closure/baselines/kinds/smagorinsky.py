@@ -5,11 +5,11 @@ from pydantic import Field
 from hpc_closure.closure.baselines.base import Baseline
 from hpc_closure.spectral.recipe import NonNegative, Section
 
-CHOICES = tuple(round(0.06 * 1.3**step, 3) for step in range(12))  # .06 to 1.08
+CHOICES = tuple(round(0.06 * 1.3**step, 3) for step in range(12))  # 0.06 to 1.08
 
 
 class Constant(Section):
-    """The constant of an eddy viscosity."""
+    """Constant of an eddy viscosity."""
 
     constant: NonNegative | None = Field(
         None, description="eddy viscosities: c; none = tuned in coupled runs"
