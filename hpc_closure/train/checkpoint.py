@@ -2,17 +2,18 @@
 
 ::
 
-    weights.safetensors     weights and buffers of the model, whole, float32
-    statistics.safetensors  the model's closed-form parts, float64
-    average.safetensors     their exponential average
-    best.safetensors        averaged weights of the best validation, where it decides
-    optimizer.safetensors   Adam's moments by weight name, whole
+    weights.safetensors     full weights and buffers of the model, float32
+    statistics.safetensors  closed-form statistics of the model, float64
+    average.safetensors     exponential average of the weights
+    best.safetensors        averaged weights of the best validation, if they are used
+    optimizer.safetensors   full moments of Adam, by weight name
     progress.json           phase, step, history of the validation, settings
-    complete.json           sha256 of the others; written last
+    complete.json           sha256 of the other files; written last
 
-Everything is whole and named, so another number of processes, ZeRO stage or engine can go on from
-it, and nothing is pickled. No generator state: batches and noise are functions of (seed, step).
-A folder without a right ``complete.json`` is skipped with one line. Two are kept.
+All tensors are full and named, so training can continue with another number of processes, ZeRO
+stage or engine. Nothing is pickled. No state of a generator is needed, because batches and noise
+are functions of (seed, step). A folder without a matching ``complete.json`` is skipped with a
+warning. The newest two restart points remain.
 """
 
 import hashlib
@@ -27,23 +28,23 @@ from torch import Tensor
 
 from hpc_closure.work import atomic, log
 
-KEPT = 2
+MOST = 2
 TENSORS = ("weights", "statistics", "average", "best", "optimizer")
 LAYOUT = 1
 
 
 @dataclass
 class Position:
-    """Where a training stands.
+    """Progress of a training.
 
     Attributes:
         step: optimiser steps done, over all phases.
-        phase, phase_step: number of the phase and steps done in it.
+        phase, phase_step: number of the current phase and steps done in it.
         pending: losses since the last row of the metrics.
         first, best: first and lowest validation loss of the phase.
-        strikes: validations since the lowest.
-        seconds: of computing so far.
-        settings: what must not change between stop and resume, for the message when it has.
+        strikes: validations since the lowest loss.
+        seconds: computing time so far.
+        settings: settings that must not change between stop and resume, for the error message.
     """
 
     step: int = 0
@@ -60,16 +61,19 @@ class Position:
 
 @dataclass
 class Checkpoint:
+    """Contents of a restart point: the position, and tensors by file name and key."""
+
     position: Position
     tensors: dict[str, dict[str, Tensor]]
 
 
 def name_of(step: int) -> str:
+    """Return the name of the restart point of a step."""
     return f"step_{step:07d}"
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Publish a restart point and drop all but the newest two. Call on one process."""
+    """Publish a restart point and remove all but the newest two. Call on one process."""
     target = folder / name_of(checkpoint.position.step)
     with atomic.publish(target) as part:
         part.mkdir(parents=True)
@@ -81,17 +85,17 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         (part / "progress.json").write_text(text, encoding="utf-8")
         sums = {path.name: _sha256(path) for path in sorted(part.iterdir())}
         (part / "complete.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    for old in _found(folder)[KEPT:]:
+    for old in _found(folder)[MOST:]:
         atomic.remove(old)
 
 
 def _plain(value: Tensor) -> Tensor:
-    """An own, contiguous CPU copy: safetensors refuses views of shared memory."""
+    """Return a contiguous CPU copy, because safetensors refuses views of shared memory."""
     return value.detach().to("cpu", copy=True).contiguous()
 
 
 def _found(folder: Path) -> list[Path]:
-    """Restart points, newest first."""
+    """List the restart points, newest first."""
     return sorted(
         (path for path in folder.glob("step_*") if path.name[5:].isdigit()), reverse=True
     )
@@ -103,7 +107,7 @@ def _sha256(path: Path) -> str:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest restart point that is whole; damaged ones are named and set aside."""
+    """Find the newest complete restart point; damaged ones are logged and set aside."""
     for path in _found(folder):
         reason = damage(path)
         if reason is None:
@@ -114,7 +118,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """Why a restart point cannot be used; None when it can."""
+    """Describe why a restart point cannot be used; returns None if it can."""
     try:
         sums = json.loads((path / "complete.json").read_text(encoding="utf-8"))
         for name, expected in sums.items():
@@ -133,7 +137,7 @@ def damage(path: Path) -> str | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a restart point. Raises ValueError when it is damaged."""
+    """Read a restart point. Raises ValueError if it is damaged."""
     try:
         values = json.loads((path / "progress.json").read_text(encoding="utf-8"))
         values.pop("layout")
@@ -147,10 +151,13 @@ def load(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: damaged restart point ({error}); delete it and go on") from None
 
 
-def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:
-    """What differs between the names and shapes of two sets of weights; None when nothing."""
+def same_weights(
+    first_weights: dict[str, Tensor], second_weights: dict[str, Tensor]
+) -> str | None:
+    """Describe the first difference in names and shapes of two sets of weights; None if equal."""
     shapes = [
-        {key: tuple(value.shape) for key, value in weights.items()} for weights in (one, other)
+        {key: tuple(value.shape) for key, value in weights.items()}
+        for weights in (first_weights, second_weights)
     ]
     for key in [*shapes[0], *shapes[1]]:
         if shapes[0].get(key) != shapes[1].get(key):

@@ -1,8 +1,8 @@
-"""The door to DeepSpeed: the only module that imports it.
+"""The training engine that uses DeepSpeed; no other module imports it.
 
-The engine of :mod:`hpc_closure.train.engine` with gradients, optimiser and weights shared out by
-ZeRO. It reaches into private parts of DeepSpeed, where the optimiser keeps its flat float32 parts;
-setup.cfg bounds the versions in which they are known to be there.
+It shards gradients, optimiser state and weights by ZeRO, with the interface of
+:mod:`hpc_closure.train.engine`. It accesses private attributes of DeepSpeed that hold the
+optimiser's flat float32 parts; setup.cfg bounds the versions in which these exist.
 """
 
 import importlib.util
@@ -34,11 +34,12 @@ from hpc_closure.train.processes import Processes, closing, join_alone
 
 
 def installed() -> bool:
+    """Return whether DeepSpeed is installed."""
     return importlib.util.find_spec("deepspeed") is not None
 
 
 class DeepSpeedEngine:
-    """DeepSpeed with a client AdamW: its own Adam would be compiled on first use."""
+    """DeepSpeed with torch's AdamW, because DeepSpeed's Adam would be compiled on first use."""
 
     name = "deepspeed"
 
@@ -92,21 +93,21 @@ class DeepSpeedEngine:
         self.engine.destroy()
 
     def _gather(self, weight: nn.Parameter, part: Tensor) -> Tensor:
-        """A whole tensor from equal parts, the last of them padded."""
+        """Gather a full tensor from equal parts, the last of which is padded."""
         part = part.reshape(-1).contiguous()
         parts = [torch.empty_like(part) for _ in range(self.processes.size)]
         dist.all_gather(parts, part)
         return torch.cat(parts)[: _sharded(weight).ds_numel].view(_sharded(weight).ds_shape)
 
     def _part(self, weight: nn.Parameter, whole: Tensor) -> Tensor:
-        """This process's part of a whole tensor, padded by zeros."""
+        """Return this process's part of a full tensor, padded with zeros."""
         size = _sharded(weight).ds_tensor.numel()
         flat = torch.zeros(size * self.processes.size, dtype=whole.dtype)
         flat[: whole.numel()] = whole.flatten()
         return flat[self.processes.rank * size :][:size].to(self.processes.device)
 
     def _inner(self) -> torch.optim.Optimizer:
-        """The client's AdamW, whose weights are flat float32 parts in stages 1 to 3."""
+        """Return torch's AdamW, whose weights are flat float32 parts in stages 1 to 3."""
         return self.engine.optimizer.optimizer if self.stage else self.engine.optimizer
 
     def _flat_parts(self) -> list[Tensor]:
@@ -115,9 +116,9 @@ class DeepSpeedEngine:
         return self.engine.optimizer.single_partition_of_fp32_groups
 
     def _link(self) -> None:
-        """Name the parts of the moments by weight.
+        """Link the parts of the moments to weight names.
 
-        DeepSpeed 0.19 does so once, after the first step of the first group of weights, when the
+        DeepSpeed 0.19 does this once, after the first step of the first group of weights, when the
         other groups have no moments yet.
         """
         if self.stage < 3:
@@ -153,7 +154,7 @@ class DeepSpeedEngine:
         if self.stage == 0 or not state:
             return
         inner = self._inner()
-        for flat in self._flat_parts():  # what the first step would have made
+        for flat in self._flat_parts():  # state that the first step would have created
             inner.state[flat] = {key: torch.zeros_like(flat) for key in MOMENTS}
             inner.state[flat]["step"] = state["step"].clone().to(flat.device)
         self._link()
@@ -170,14 +171,14 @@ class DeepSpeedEngine:
 
 
 def _sharded(weight: nn.Parameter) -> Any:
-    """A weight of ZeRO stage 3: ``ds_tensor`` is this process's part of it."""
+    """Return a weight of ZeRO stage 3, whose attribute ``ds_tensor`` is this process's part."""
     return weight
 
 
 def configuration(settings: Train, num_processes: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: ours, then the keys of the file ``settings.deepspeed``.
+    """Assemble DeepSpeed's configuration: ours, then the keys of the file ``settings.deepspeed``.
 
-    Batch, clipping and accumulation always are the experiment's.
+    Batch, clipping and accumulation are always those of the experiment.
     """
     config: dict[str, Any] = {
         "zero_optimization": {"stage": settings.zero_stage, **_ZERO.get(settings.zero_stage, {})}
@@ -205,8 +206,8 @@ def configuration(settings: Train, num_processes: int) -> dict[str, Any]:
     return {**config, **ours}
 
 
-# Buffers for models of a few MB to GB: DeepSpeed's defaults take 2 GB per process. In stage 3 all
-# weights are shared out and none kept whole, so that parts always say what the weights are.
+# Buffers for models of a few MB to GB; DeepSpeed's defaults take 2 GB per process. In stage 3 all
+# weights are sharded, small ones too, so that the parts always determine the weights.
 _ZERO: dict[int, dict[str, Any]] = {
     1: {"reduce_bucket_size": 20_000_000, "allgather_bucket_size": 20_000_000},
     2: {"reduce_bucket_size": 20_000_000, "allgather_bucket_size": 20_000_000},
@@ -231,9 +232,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _import_deepspeed(processes: Processes):
-    """Import deepspeed quietly, bound to our device and process group, compiling nothing."""
+    """Import deepspeed without messages and compilation, bound to our device and process group."""
     os.environ.setdefault("DS_ACCELERATOR", processes.device.type)
-    # DeepSpeed binds by this variable; under srun each task may see one device only, its number 0
+    # DeepSpeed selects its device by this variable; under srun each task may see device 0 only
     os.environ["LOCAL_RANK"] = str(processes.device.index or 0)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -241,7 +242,7 @@ def _import_deepspeed(processes: Processes):
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
-    # built with a C++ compiler at the first start on a CPU, for an inference call not used here
+    # otherwise compiled at the first start on a CPU, for an inference call not used here
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if processes.size == 1:
         join_alone(processes)
@@ -254,6 +255,6 @@ def _import_deepspeed(processes: Processes):
 
 
 def _forget_groups(comm) -> None:
-    """DeepSpeed keeps groups of its own, which end with those of the training."""
+    """Destroy DeepSpeed's process groups before those of the training."""
     if dist.is_initialized():
         comm.destroy_process_group()

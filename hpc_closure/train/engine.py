@@ -1,4 +1,4 @@
-"""What a training engine does in four calls, and plain torch doing it.
+"""Interface of a training engine, and the engine of plain torch.
 
 ::
 
@@ -7,12 +7,13 @@
     moments = engine.save()                                # full tensors by name, on rank 0
     engine.load(moments)
 
-beside two views of the weights, of which ZeRO stage 3 leaves each process only a part:
-``engine.held()`` (this process's float32 part) and ``engine.whole(parts)``.
+In ZeRO stage 3 each process has only a part of the weights, so there are two views:
+``engine.held()`` (this process's float32 parts) and ``engine.whole(parts)`` (full tensors).
 
 The losses of all engines, process counts and ZeRO stages agree to round-off, because the update is
 the same: mean gradient over the global batch, its norm clipped, torch's AdamW on float32 weights.
-What is saved has neither the engine's nor the process count's shape, so any may continue from any.
+Saved states depend on neither the engine nor the number of processes, so any engine can continue
+from any state.
 """
 
 from collections.abc import Sequence
@@ -34,52 +35,52 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine(Protocol):
-    """What the trainer sees of an engine."""
+    """Interface of an engine to the trainer."""
 
     name: str
 
     def step(self, micro: Sequence[tuple[dict, int, int]], lr: float) -> Tensor:
-        """One optimiser step; returns this process's mean loss, detached, on the device."""
+        """Take an optimiser step; returns this process's mean loss, detached, on the device."""
 
     def held(self) -> dict[str, Tensor]:
-        """The float32 weights this process holds, by name: views, valid until the next step."""
+        """Return this process's float32 weights, by name: views, valid until the next step."""
 
     def whole(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Full tensors from parts shaped like :meth:`held`. Collective."""
+        """Gather full tensors from parts shaped like :meth:`held`. Collective."""
 
     def parts(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This process's parts of full tensors: the inverse of :meth:`whole`."""
+        """Return this process's parts of full tensors, the inverse of :meth:`whole`."""
 
     def save(self) -> dict[str, Tensor]:
-        """The optimiser's state, full: ``exp_avg/<weight>`` ... and ``step``. Collective."""
+        """Return the optimiser's full state: ``exp_avg/<weight>`` ... and ``step``. Collective."""
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Continue from what any engine has saved. The weights themselves come with the model."""
+        """Load the optimiser's state from any engine. The model has the weights already."""
 
     def close(self) -> None:
-        """Let go of the model, whose weights may not be used afterwards."""
+        """Release the model, whose weights must not be used afterwards."""
 
 
 class Captures(Protocol):
-    """CUDA graphs of a model's networks, which a training replays."""
+    """CUDA graphs of a model's networks that a training replays."""
 
     def begin(self) -> None:
-        """Begin another forward pass of the model."""
+        """Start another forward pass of the model."""
 
     def close(self) -> None:
-        """Restore the networks, and free what the graphs hold."""
+        """Restore the networks and free the graphs."""
 
 
 def capture(
     model: ClosureModel, settings: Train, processes: Processes, stage: int = 0
 ) -> Captures | None:
-    """Replay the networks of a model from CUDA graphs, where the switch ``captured`` is on.
+    """Replay the networks of a model from CUDA graphs if the switch ``captured`` is on.
 
     Args:
-        model: to be trained.
-        settings: of the training.
-        processes: that share a batch.
-        stage: of ZeRO.
+        model: model to be trained.
+        settings: settings of the training.
+        processes: the processes that share a batch.
+        stage: stage of ZeRO.
     """
     if not switches.is_on(switches.CAPTURED):
         return None
@@ -89,7 +90,7 @@ def capture(
 
 
 class Loss(nn.Module):
-    """The model's loss as a forward pass, because that is where engines place their hooks."""
+    """The model's loss as a forward pass, on which engines place their hooks."""
 
     def __init__(
         self,
@@ -112,12 +113,12 @@ class Loss(nn.Module):
 def check(
     model: nn.Module, settings: Train, processes: Processes, key: str = "train.batch"
 ) -> None:
-    """Raise ValueError when the batch has no equal shares, or a weight is complex.
+    """Raise ValueError if the batch has no equal shares, or a weight is complex.
 
     ``key`` names the batch in an experiment.
 
-    DeepSpeed 0.19 crashes on complex parameters or, when all are complex under ZeRO 1 and 2, sets
-    every imaginary part to zero without a word.
+    DeepSpeed 0.19 crashes on complex parameters. If all are complex under ZeRO 1 and 2, it sets
+    every imaginary part to zero without a warning.
     """
     parts = processes.size * settings.accumulate
     if settings.batch % parts:
@@ -135,21 +136,23 @@ def check(
 
 
 def make_optimizer(model: ClosureModel, settings: Train) -> torch.optim.Optimizer:
-    """AdamW; weights of one decay are a group."""
+    """Create AdamW, with a group for the weights of each decay."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, weight in trained_weights(model).items():
         groups.setdefault(settings.weight_decay + model.weight_decay(name), []).append(weight)
-    sorted_out = [{"params": weights, "weight_decay": decay} for decay, weights in groups.items()]
-    return torch.optim.AdamW(sorted_out, lr=settings.lr, fused=True)
+    parameter_groups = [
+        {"params": weights, "weight_decay": decay} for decay, weights in groups.items()
+    ]
+    return torch.optim.AdamW(parameter_groups, lr=settings.lr, fused=True)
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that require gradients, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def prepare(model: ClosureModel, settings: Train, processes: Processes) -> None:
-    """What every engine does first: the checks, float32 as meant, equal weights everywhere, and
-    what is kept for the backward pass."""
+    """Prepare a model for an engine: checks, float32 precision, recomputation, equal weights."""
     check(model, settings, processes)
     for module in model.modules():
         if isinstance(module, Layered):
@@ -162,7 +165,7 @@ def prepare(model: ClosureModel, settings: Train, processes: Processes) -> None:
 
 
 class TorchEngine:
-    """One AdamW over the whole model; gradients are averaged by one all-reduce."""
+    """A single AdamW for the full model; gradients are averaged by one all-reduce."""
 
     name = "torch"
 
@@ -222,7 +225,7 @@ class TorchEngine:
 
 
 def save_moments(optimizer: torch.optim.Optimizer, trained: dict) -> dict[str, Tensor]:
-    """State of an optimiser that holds whole weights."""
+    """Return the state of an optimiser that has full weights."""
     saved = {}
     for name, weight in trained.items():
         for key in MOMENTS if weight in optimizer.state else ():
@@ -232,6 +235,7 @@ def save_moments(optimizer: torch.optim.Optimizer, trained: dict) -> dict[str, T
 
 
 def load_moments(optimizer: torch.optim.Optimizer, trained: dict, saved: dict) -> None:
+    """Load the state of an optimiser that has full weights."""
     for name, weight in trained.items():
         if f"exp_avg/{name}" in saved:
             state = {key: saved[f"{key}/{name}"].clone().to(weight.device) for key in MOMENTS}

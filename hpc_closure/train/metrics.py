@@ -1,7 +1,7 @@
 """Loss curves: metrics.csv, and the same as TensorBoard events.
 
-One row per step that reports anything. The CSV is the truth: on resuming, rows past the restored
-step are dropped and the events are written anew from it, so no step ever appears twice.
+Each step that reports has a row. The CSV file is authoritative: on resuming, rows after the
+restored step are dropped and the events are written again from it, so no step appears twice.
 """
 
 import csv
@@ -20,7 +20,7 @@ class Metrics:
     Args:
         path: the CSV file.
         tensorboard: folder of the event files; None = none.
-        restored: steps that are already done; later rows are dropped.
+        restored: steps already done; later rows are dropped.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None = None, restored: int = 0):
@@ -36,7 +36,7 @@ class Metrics:
             self._event(row)
 
     def _admit(self, row: dict) -> bool:
-        """Make room for a row's keys; True when there are new ones."""
+        """Add columns for new keys of a row; returns whether there were any."""
         fresh = [key for key in row if key not in self.columns]
         self.columns += fresh
         return bool(fresh)
@@ -51,7 +51,7 @@ class Metrics:
         return buffer.getvalue()
 
     def write(self, row: dict) -> None:
-        """Add a row; its ``step`` must be later than any before."""
+        """Add a row. Raises ValueError unless its ``step`` is later than all before."""
         if row["step"] <= self.last:
             raise ValueError(f"step {row['step']} after step {self.last} in {self.path}")
         self.last = row["step"]
@@ -83,7 +83,7 @@ def _text(value) -> str:
 
 
 def _events(folder: Path | None):
-    """A fresh TensorBoard writer, or None where TensorBoard is not installed."""
+    """Create a TensorBoard writer; None if TensorBoard is not installed or ``folder`` is None."""
     if folder is None:
         return None
     try:
@@ -96,17 +96,18 @@ def _events(folder: Path | None):
 
 
 def read(path: Path) -> list[dict]:
-    """Rows of a metrics.csv: numbers by column, ``phase`` a word, empty cells left out.
+    """Read the rows of a metrics.csv: numbers by column, ``phase`` as text, without empty cells.
 
-    Lines that are torn or no row of this table are skipped; without a file there are no rows.
+    Incomplete lines and lines that are not rows of the table are skipped. Without a file there are
+    no rows.
     """
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    whole = text[: text.rfind("\n") + 1]
+    complete = text[: text.rfind("\n") + 1]
     rows = []
-    for values in csv.DictReader(io.StringIO(whole)):
+    for values in csv.DictReader(io.StringIO(complete)):
         if None in values or None in values.values():
             continue
         try:
@@ -119,7 +120,7 @@ def read(path: Path) -> list[dict]:
 
 
 def _value(column: str, text: str) -> str | int | float:
-    """A cell; raises ValueError when a number is none."""
+    """Parse a cell. Raises ValueError for an invalid number."""
     if column == "phase":
         return text
     if column == "step":

@@ -1,6 +1,6 @@
-"""The processes of a training: how they find each other, and what they say to each other.
+"""The processes of a training: their rendezvous and their collective operations.
 
-Who they are says :mod:`hpc_closure.work.launch`; the meeting point depends on the launcher:
+:mod:`hpc_closure.work.launch` finds rank and size. The meeting point depends on the launcher:
 
 ==============  ===========================================
 torchrun        MASTER_ADDR, MASTER_PORT
@@ -27,11 +27,11 @@ import torch.distributed as dist
 from hpc_closure.work.launch import Launch, launch
 
 TIMEOUT = timedelta(minutes=30)  # a rank may wait while another reads its share or writes weights
-closing = contextlib.ExitStack()  # what an engine has opened beside; closed by leave()
+closing = contextlib.ExitStack()  # resources that an engine opened; closed by leave()
 
 
 class Elsewhere(RuntimeError):
-    """Another process has failed: its message."""
+    """Failure of another process, with its message."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,19 @@ class Processes:
 
     @property
     def first(self) -> bool:
+        """Whether this is the first process."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over the processes, the same bits on each."""
+        """Sum over the processes, with the same bits on each."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean over the processes, the same bits on each."""
+        """Average over the processes, with the same bits on each."""
         return self.sum(values) / self.size
 
     def largest(self, values: torch.Tensor) -> torch.Tensor:
-        """The largest over the processes, element by element."""
+        """Take elementwise maxima over the processes."""
         return self._reduced(values, dist.ReduceOp.MAX)
 
     def _reduced(self, values: torch.Tensor, how: dist.ReduceOp.RedOpType) -> torch.Tensor:
@@ -65,7 +66,7 @@ class Processes:
         return values
 
     def gather(self, value) -> list:
-        """The values of all processes by rank, on every one; tensors must be on the host."""
+        """Gather the values of all processes by rank, on every process; tensors on the host."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -73,7 +74,7 @@ class Processes:
         return values
 
     def share(self, value):
-        """``value`` of rank 0, on every rank (a plain Python object)."""
+        """Broadcast ``value`` of rank 0 to every rank (a plain Python object)."""
         if self.size == 1:
             return value
         box = [value]
@@ -81,9 +82,9 @@ class Processes:
         return box[0]
 
     def together(self, work: Callable[[], Any]) -> Any:
-        """What ``work`` gives here; where it fails on one process, it fails on all of them.
+        """Return ``work()``; if it fails on one process, it fails on all.
 
-        Work in which the processes wait for each other calls :meth:`check` before each time.
+        Work in which the processes wait for each other calls :meth:`check` before each wait.
 
         Raises:
             Elsewhere: it failed on another process.
@@ -99,18 +100,19 @@ class Processes:
         return value
 
     def check(self, error: str | None = None) -> None:
-        """Tell the other processes of an error, or raise Elsewhere for theirs (collective)."""
-        for rank, told in enumerate(self.gather(error)):
-            if told is not None and error is None:
-                raise Elsewhere(f"process {rank}/{self.size} failed: {told}")
+        """Send an error to the other processes, or raise Elsewhere for theirs (collective)."""
+        for rank, message in enumerate(self.gather(error)):
+            if message is not None and error is None:
+                raise Elsewhere(f"process {rank}/{self.size} failed: {message}")
 
     def wait(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
 
 def _slurm_address(environ: Mapping[str, str]) -> tuple[str, int]:
-    """First node of the step, and a port that two jobs on one node do not share by accident."""
+    """Return the step's first node, and a port that two jobs on a node are unlikely to share."""
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     if "[" in nodes:
         done = subprocess.run(
@@ -125,7 +127,7 @@ def _slurm_address(environ: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _own_address(alone: bool) -> str:
-    """Where other processes reach this one: the loop-back device while they are all here."""
+    """Return this process's address: the loop-back device if all processes are on this node."""
     if alone:
         return "127.0.0.1"
     try:
@@ -135,7 +137,7 @@ def _own_address(alone: bool) -> str:
 
 
 def _meet(started: Launch, broadcast: Callable | None) -> dist.Store | None:
-    """The store through which the processes find each other; None = the environment names it."""
+    """Create the store for the rendezvous; None if the environment names the meeting point."""
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return None
     if broadcast is None:
@@ -159,10 +161,10 @@ def _meet(started: Launch, broadcast: Callable | None) -> dist.Store | None:
 
 
 def join(device: str = "cpu", broadcast: Callable | None = None) -> Processes:
-    """Join the training's processes and bind this one to its device.
+    """Join the training's processes and bind this process to its device.
 
     Args:
-        device: this process's, as torch names it.
+        device: device of this process, as torch names it.
         broadcast: sends rank 0's object to all ranks of the same processes (MPI's ``bcast``);
             needed under mpirun only.
 
@@ -177,7 +179,7 @@ def join(device: str = "cpu", broadcast: Callable | None = None) -> Processes:
     if joined.size == 1 or dist.is_initialized():
         return joined
     if started.local_size == started.size and os.path.exists("/sys/class/net/lo"):
-        # without this gloo looks up the host's name, which need not resolve
+        # otherwise gloo looks up the host's name, which may not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -191,7 +193,7 @@ def join(device: str = "cpu", broadcast: Callable | None = None) -> Processes:
 
 
 def join_alone(processes: Processes) -> None:
-    """Give a single process a process group, which DeepSpeed wants; uses no port."""
+    """Create a process group for a single process, as DeepSpeed needs one; uses no port."""
     if dist.is_initialized():
         return
     dist.init_process_group(
@@ -203,11 +205,11 @@ def join_alone(processes: Processes) -> None:
 
 
 def leave() -> None:
-    """Close what :func:`join` and the engines have opened."""
-    # A thread of gloo that drops the last reference to a tensor while Python ends takes the
-    # process down ("terminate called without an active exception", pytorch#179291). So nothing is
-    # left to it: engines of DeepSpeed, which are cycles that hold groups, go now, and the threads
-    # get a moment.
+    """Close everything that :func:`join` and the engines have opened."""
+    # If a thread of gloo drops the last reference to a tensor while Python ends, the process
+    # aborts ("terminate called without an active exception", pytorch#179291). Therefore engines of
+    # DeepSpeed, which are reference cycles that hold groups, are collected now, and the threads
+    # get time to finish.
     gc.collect()
     time.sleep(0.05)
     closing.close()

@@ -1,4 +1,4 @@
-"""Closed-form statistics by several processes: the share of each, and sums over all of them."""
+"""Closed-form statistics by several processes: each reads a share; sums are over all of them."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -16,17 +16,18 @@ __all__ = ["SharedReader"]
 
 
 class SharedReader(Reader):
-    """Reads one process's share of samples, a run of them; see the base class.
+    """Reader of one process's share of samples, a contiguous range; see the base class.
 
-    Batches begin and end where they do for one process, and where a share does. A process for
-    which there is nothing to read takes part in the sums.
+    Batches start and end at the same samples as for a single process, and at the ends of a share.
+    A process with an empty share takes part in the sums.
 
     Args:
-        processes: that share the samples.
+        processes: processes that share the samples.
         part: the samples.
-        numbers: of those to be read, in order.
-        size: samples in a batch.
-        together: neighbours that are not shared out, such as the samples of a trajectory.
+        numbers: numbers of the samples to be read, in order.
+        size: samples per batch.
+        together: size of groups of consecutive samples, such as those of a trajectory, that are
+            not split.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class SharedReader(Reader):
         return self._reduced(self.processes.largest, values)
 
     def _reduced(self, reduce: Callable, values: tuple[Tensor | float, ...]) -> tuple[Any, ...]:
-        """All of them at once, in float64 on the host."""
+        """Reduce all values in one call, in float64 on the host."""
         self.processes.check()
         flat = [torch.as_tensor(one, dtype=torch.float64).cpu().flatten() for one in values]
-        whole = reduce(torch.cat(flat)).split([len(one) for one in flat])
+        reduced_values = reduce(torch.cat(flat)).split([len(one) for one in flat])
         return tuple(
             part.reshape(one.shape).clone() if isinstance(one, Tensor) else type(one)(part)
-            for part, one in zip(whole, values)
+            for part, one in zip(reduced_values, values)
         )
 
     def every(self, values: list) -> list:

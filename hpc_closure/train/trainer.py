@@ -1,9 +1,9 @@
 """Training, from the first batch to model.safetensors.
 
-The model's phases (:class:`hpc_closure.closure.model.ClosureModel`) run in order, each with its
-closed-form statistics, its trainable weights and a learning-rate cycle of its own; a phase may
-have no steps at all. The training members are split in two, every other one: ``fit`` and ``hold``.
-After a phase the averaged weights are the model's.
+The model's phases (:class:`hpc_closure.closure.model.ClosureModel`) run in order. Each has its
+closed-form statistics, its trainable weights and a cycle of the learning rate; a phase may have no
+steps. The training members are split alternately into ``fit`` and ``hold``. After a phase the
+averaged weights become the model's.
 """
 
 import copy
@@ -31,24 +31,24 @@ from hpc_closure.train.shares import SharedReader
 from hpc_closure.work import log
 from hpc_closure.work.stop import Stop, Stopped
 
-RUN_AT_ONCE = 16  # starts of coupled ensembles that run together to be judged
-READ_EVERY = 10  # steps between looks at losses and stop flag on a GPU, which would wait each time
-JUDGED_TIMES = 12  # times that a training through the solver is judged,
-JUDGED_AFTER = 10  # steps at least from one to the next
-ROW_EVERY = 10  # steps averaged in one row of the metrics
+RUN_AT_ONCE = 16  # starts of coupled ensembles that run together in a validation
+READ_EVERY = 10  # steps between reads of losses and stop flag on a GPU, each of which waits for it
+JUDGED_TIMES = 12  # validations of a training through the solver,
+JUDGED_AFTER = 10  # with at least so many steps between them
+ROW_EVERY = 10  # steps averaged in a row of the metrics
 WARM_UP = 0.02  # share of a phase's steps in which the cosine schedule rises
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained, and where it goes.
+    """Settings and output of a training.
 
     Attributes:
-        settings: the experiment's section ``train``.
-        seed: of batches, augmentation and the model's noise.
-        run: where restart points, metrics and the model go.
-        recipe: hash of all that decides what is learned, the data included; a restart point of
-            another one is refused.
+        settings: section ``train`` of the experiment.
+        seed: seed of batches, augmentation and the model's noise.
+        run: run folder for restart points, metrics and the model.
+        recipe: hash of all settings that determine the model, including those of the data. A
+            restart point with another hash is refused.
     """
 
     settings: Train
@@ -58,20 +58,20 @@ class Plan:
 
     @property
     def learned(self) -> dict:
-        """What decides the losses; a training that goes on must not change it."""
+        """Settings that determine the losses; they must not change when a training continues."""
         settings = self.settings.model_dump(mode="json", exclude=set(TRANSIENT_TRAIN))
         return {**settings, "seed": self.seed, "recipe": self.recipe[:12]}
 
 
 @dataclass
 class TrainData:
-    """Samples to fit, and samples of other members to judge by."""
+    """Training samples, and validation samples of other members."""
 
     train: TrainingSet
     valid: TrainingSet
 
     def of(self, kind: str) -> TrainingSet:
-        """Members of a kind that phases name: fit, hold, valid or train."""
+        """Return the samples of a kind of members: fit, hold, valid or train."""
         if kind in ("fit", "hold"):
             return self.train.part(("fit", "hold").index(kind), 2)
         return getattr(self, kind)
@@ -86,18 +86,18 @@ def fit(
     processes: Processes | None = None,
     stop: Stop | None = None,
 ) -> None:
-    """Train ``model`` on ``data``, or go on from the newest restart point, then export it.
+    """Train ``model`` on ``data``, or continue from the newest restart point, then export it.
 
     Args:
-        model: built alike on every process.
-        data: read alike on every process.
-        plan: what to do, and where its products go.
+        model: model, built equally on every process.
+        data: data, read equally on every process.
+        plan: settings and output of the training.
         export: writes the model (averaged weights, float32, on the CPU) to a path.
-        processes: from :func:`hpc_closure.train.processes.join`; None = this one alone.
-        stop: looked at between steps.
+        processes: from :func:`hpc_closure.train.processes.join`; None = this process alone.
+        stop: stop flag, read between steps.
 
     Raises:
-        Stopped: asked to stop; everything is saved, the same call continues.
+        Stopped: a stop was requested. Everything is saved, and the same call continues.
         ValueError: settings, data and restart point do not fit together.
         RuntimeError: the loss is not finite.
     """
@@ -113,7 +113,7 @@ def fit(
 
 
 class Trainer:
-    """The state of a training; :func:`fit` says what happens in which order."""
+    """State of a training; :func:`fit` calls its methods in order."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Trainer:
     # Restart points
 
     def restore(self) -> None:
-        """Go on from the newest whole restart point, if there is one."""
+        """Continue from the newest complete restart point, if there is one."""
         found = self.on_first(lambda: checkpoint.newest(self.run.checkpoints), share=True)
         if found:
             self.restored = restored = checkpoint.load(found)
@@ -199,14 +199,14 @@ class Trainer:
             self.metrics.flush()
 
     def on_first(self, work: Callable[[], Any], share: bool = False) -> Any:
-        """Do something on the first process only; when it fails, all fail with its message."""
+        """Call ``work`` on the first process only; if it fails, all fail with its message."""
         value = self.processes.together(lambda: work() if self.processes.first else None)
         return self.processes.share(value) if share else value
 
     # One phase
 
     def train_phase(self, phase: Phase, steps: int) -> None:
-        """All (remaining) steps of a phase; afterwards the averaged weights are the model's."""
+        """Take all (remaining) steps of a phase; then the averaged weights become the model's."""
         position = self.position
         self._begin(phase)
         settings = self.settings
@@ -214,7 +214,7 @@ class Trainer:
             return self._end(phase)
         self._prepare(phase)
         if self.through and position.phase_step == 0:
-            self._validate()  # what it must be better than
+            self._validate()  # reference of the best weights
         with log.Progress(
             steps, f"train {phase.name}", initial=position.phase_step, show=self.processes.first
         ) as bar:
@@ -243,7 +243,7 @@ class Trainer:
         self._end(phase)
 
     def _begin(self, phase: Phase) -> None:
-        """Statistics of a phase, computed or as they were, and which weights it trains."""
+        """Compute or restore a phase's statistics, and select the weights that it trains."""
         model, self.part, self.valid = self.model, self.data.of(phase.members), self.data.valid
         self.settings, self.through = _settings_of(phase, self.plan.settings), phase.through
         self.share = Share(self.settings.batch, self.processes.rank, self.processes.size)
@@ -262,14 +262,14 @@ class Trainer:
         model.resume(phase.name)
 
     def _reader(self) -> SharedReader:
-        """Of this process's share of what the phase's statistics are made of."""
+        """Create a reader of this process's share of the snapshots for the phase's statistics."""
         if self.through:
             return SharedReader(self.processes, self.part, self.fixed["train"], RUN_AT_ONCE)
         whole = self.part.some(0)
         return SharedReader(self.processes, self.part, whole, PASS, len(self.part.indices))
 
     def _prepare(self, phase: Phase) -> None:
-        """Engine and average of a phase, fresh or as they were."""
+        """Create or restore engine and average of a phase."""
         self.keeps_best = bool(self.settings.patience or self.through or phase.best)
         self.scored = phase.sampled and phase is self._last_trained()
         self.shadow = copy.deepcopy(self.model).eval()
@@ -286,7 +286,7 @@ class Trainer:
             self._announce()
 
     def _last_trained(self) -> Phase:
-        """The last phase that has steps: before it, samples tell nothing of the model."""
+        """Return the last phase with steps; before it, samples are not informative."""
         return [phase for phase, steps in self.phases if steps][-1]
 
     def _announce(self) -> None:
@@ -299,7 +299,7 @@ class Trainer:
         )
 
     def _micro_batches(self) -> list[tuple[dict, int, int]]:
-        """This process's slice of the step's global batch, cut for accumulation."""
+        """Load this process's slice of the step's global batch, split for accumulation."""
         settings, step = self.settings, self.position.step
         size = settings.batch // (self.processes.size * settings.accumulate)
         first = step * settings.batch + self.processes.rank * settings.accumulate * size
@@ -313,10 +313,11 @@ class Trainer:
         return [(batch, self.seed, step) for batch in batches]
 
     def _read(self, force: bool) -> bool:
-        """Fetch the losses of the last steps, averaged over the processes.
+        """Read the losses of the last steps, averaged over the processes.
 
         Returns:
-            True when some process was asked to stop, on all of them at the same step.
+            Whether a stop was requested on any process; all processes return this at the same
+            step.
         """
         if self.processes.device.type == "cuda" and len(self.unread) < READ_EVERY and not force:
             return False
@@ -347,7 +348,7 @@ class Trainer:
     # Judging
 
     def _validate(self) -> dict[str, float]:
-        """Train and held-out loss and scores of the averaged weights, side by side."""
+        """Compute training loss, validation loss and scores of the averaged weights."""
         settings, processes = self.settings, self.processes
         averaged = self.engine.whole(self.average.tensors)
         self.shadow.load_state_dict({**self.shadow.state_dict(), **averaged})
@@ -388,7 +389,7 @@ class Trainer:
         return True
 
     def _end(self, phase: Phase) -> None:
-        """Give the model its averaged (or best) weights and mark the phase done."""
+        """Set the model's averaged (or best) weights and mark the phase as done."""
         position = self.position
         if position.phase_step:
             averaged = self.best or self.engine.whole(self.average.tensors)
@@ -416,12 +417,14 @@ class Trainer:
 
 
 class Average:
-    """Exponential average of the weights a process holds, in float32.
+    """Exponential average of this process's weights, in float32.
 
-    a <- a + (1 - d) (w - a) with d = min(decay, (1 + t) / (10 + t)): the start is forgotten.
+    a <- a + (1 - d) (w - a) with d = min(decay, (1 + t) / (10 + t)), so that the start is
+    forgotten.
 
     Args:
-        weights: by name; ``decay`` = 0 makes the average the latest weights.
+        weights: weights by name.
+        decay: largest d; 0 makes the average the latest weights.
     """
 
     def __init__(self, weights: dict[str, Tensor], decay: float):
@@ -430,7 +433,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, weights: dict[str, Tensor], step: int) -> None:
-        """Take in the weights after ``step`` steps of the phase (1, 2, ...)."""
+        """Add the weights after ``step`` steps of the phase (1, 2, ...)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(
             list(self.tensors.values()), [weights[key] for key in self.tensors], 1 - decay
@@ -438,7 +441,7 @@ class Average:
 
 
 def choose_engine(settings: Train) -> str:
-    """Name of the engine. Raises ValueError when DeepSpeed is asked for and absent."""
+    """Return the name of the engine. Raises ValueError if DeepSpeed is required and missing."""
     if settings.engine == "torch":
         return "torch"
     if deepspeed.installed():
@@ -452,17 +455,17 @@ def choose_engine(settings: Train) -> str:
 
 
 def start_engine(model: ClosureModel, settings: Train, processes: Processes) -> Engine:
-    """Prepare ``model`` (on its device, equal on every rank) for training."""
+    """Create the engine for ``model``, which is on its device and equal on every rank."""
     if choose_engine(settings) == "torch":
         return TorchEngine(model, settings, processes)
     return deepspeed.DeepSpeedEngine(model, settings, processes)
 
 
 def learning_rate(settings: Train, step: int, steps: int) -> float:
-    """Learning rate of step ``step`` of a phase of ``steps`` steps.
+    """Compute the learning rate of step ``step`` of a phase of ``steps`` steps.
 
-    "cosine" falls to zero after a linear rise; "published" is halved every fifth of the steps
-    (Dong, Chen, Wu 2025: every 200 of 1000 epochs).
+    "cosine" decreases to zero after a linear rise. "published" is halved after every fifth of the
+    steps (Dong, Chen, Wu 2025: every 200 of 1000 epochs).
     """
     if settings.schedule == "constant":
         return settings.lr
@@ -476,7 +479,11 @@ def learning_rate(settings: Train, step: int, steps: int) -> float:
 
 
 def _settings_of(phase: Phase, settings: Train) -> Train:
-    """The settings of a phase: those of its own, and judged and kept often, through the solver."""
+    """Return the settings of a phase.
+
+    A phase through the solver has its own batch and learning rate, and is validated and saved
+    often.
+    """
     through = phase.through
     if through is None:
         return settings
@@ -491,7 +498,7 @@ def _settings_of(phase: Phase, settings: Train) -> Train:
 
 
 def _steps_of(phases: Sequence[Phase], steps: int) -> list[tuple[Phase, int]]:
-    """Steps of each phase; the shares need not sum to one."""
+    """Compute the steps of each phase; the shares need not sum to one."""
     total = sum(phase.share for phase in phases)
     bounds, done = [0], 0.0
     for phase in phases:

@@ -1,9 +1,10 @@
 """Constants of a functional closure, tuned in coupled runs of the validation trajectories.
 
-Every choice runs in the reduced solver from the state of ``rollout.t_start``, as the coupled run
-would call it; the best has the least mean absolute error of the vorticity over that of the bare
-solver, averaged over lead times, among those that lose no trajectory in a longer run: what is
-given back can blow up long after the lead times that tell choices apart.
+Every candidate runs in the reduced solver from the state of ``rollout.t_start``, with the calls of
+the coupled run. A candidate's error is the mean absolute error of the vorticity over that of the
+bare solver, averaged over lead times. The candidate of least error is chosen among those that lose
+no trajectory in a longer run, because backscatter can diverge long after the lead times at which
+errors differ.
 """
 
 import itertools
@@ -26,18 +27,18 @@ from hpc_closure.work.stop import Stop
 if TYPE_CHECKING:
     from hpc_closure.data.reader import DataSet
 
-CALLS = 40  # closure calls at most: farther no choice tells from another
-TRAJECTORIES = 16  # at most
-LONGER = 3  # times the calls: how long a choice must hold
+CALLS = 40  # largest number of scored closure calls; at later ones candidates do not differ
+TRAJECTORIES = 16  # largest number of trajectories
+LONGER = 3  # length of the stability run over that of the scored run
 
 
 def tune(
     model: FunctionalModel, experiment: Experiment, store: "DataSet", stop: Stop | None = None
 ) -> str:
-    """Choose ``model.constants``; returns in words how well they do.
+    """Choose ``model.constants``; returns a line on their error for the log.
 
     Raises:
-        Stopped: asked to stop; nothing is kept.
+        Stopped: a stop was requested; the constants are unchanged.
     """
     options = model.baseline.candidates(model.config)
     trial = Trial(model, experiment, store)
@@ -49,22 +50,22 @@ def tune(
     model.constants = options[best]
     named = " ".join(f"{value:g}" for value in model.constants) or "the flow's"
     span = trial.calls * trial.interval * trial.dt
-    told = (
+    summary = (
         f"constants {named}: error {float(scores[best]):.3f} of the bare solver's over {span:g} "
         f"time units, {len(trial.members)} validation trajectories, {len(options)} choice(s)"
     )
     if lost:
         whose = "every one loses" if len(lost) == len(order) else f"{len(lost)} better one(s) lose"
-        told += f"; {whose} a trajectory within {LONGER * span:g}"
-    return told
+        summary += f"; {whose} a trajectory within {LONGER * span:g}"
+    return summary
 
 
 class Trial:
     """Coupled runs of the validation trajectories.
 
     Args:
-        model: whose tendency is called.
-        experiment: of the reduced solver and its calls.
+        model: the closure.
+        experiment: experiment with the reduced solver and its calls.
         store: the DNS.
     """
 
@@ -87,8 +88,12 @@ class Trial:
         self.calls = max(self.truth)
 
     def scores(self, options: list[tuple[float, ...]], stop: Stop) -> Tensor:
-        """(options,) mean over lead times of the error over the bare solver's; NaN if it ends."""
-        count, runs, errors = len(self.members), len(options) + 1, []  # the last is the bare one
+        """Compute errors (options,) over the bare solver's, mean over lead times.
+
+        A diverged run gives NaN.
+        """
+        # the last run is the bare solver
+        count, runs, errors = len(self.members), len(options) + 1, []
         for call, simulation in self._run([*options, (0.0,) * len(options[0])], True, stop):
             if call in self.truth:
                 fields = simulation.transform.to_physical(simulation.state)
@@ -96,11 +101,11 @@ class Trial:
                 errors.append(error.abs().mean((1, 2, 3)))
             if call == self.calls:
                 break
-        found = torch.stack(errors)
-        return (found[:, :-1] / found[:, -1:]).mean(0)
+        stacked = torch.stack(errors)
+        return (stacked[:, :-1] / stacked[:, -1:]).mean(0)
 
     def holds(self, option: tuple[float, ...], stop: Stop) -> bool:
-        """Whether no trajectory is lost in a longer run."""
+        """Return whether no trajectory is lost in a longer run."""
         for call, simulation in self._run([option], False, stop):
             if call % self.calls == 0 and bool(simulation.diverged().any()):
                 return False
@@ -111,7 +116,7 @@ class Trial:
     def _run(
         self, options: list[tuple[float, ...]], last_is_bare: bool, stop: Stop
     ) -> Iterator[tuple[int, Simulation]]:
-        """Closure calls taken, and the runs of every option from every start after them."""
+        """Run every option from every start; yields the closure calls taken and the simulation."""
         count, runs = len(self.members), len(options)
         constants = torch.tensor(options, dtype=torch.float64)
         constants = constants.repeat_interleave(count, 0).T[..., None, None]

@@ -1,4 +1,4 @@
-"""Loss and simple scores of the averaged weights, on held-out members and on training members."""
+"""Loss and simple scores of the averaged weights, on validation members and training members."""
 
 import math
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.train.processes import Processes
 
-JUDGED = 512  # most samples used in one validation
-JUDGED_THROUGH = 48  # most starts of coupled ensembles used in one
-SCORED = 16  # snapshots sampled for the scores beside the loss
-MEMBERS = 8  # samples of each of them
+JUDGED = 512  # largest number of samples in a validation
+JUDGED_THROUGH = 48  # largest number of starts of coupled ensembles in a validation
+SCORED = 16  # snapshots for the scores beside the loss
+MEMBERS = 8  # members per snapshot for these scores
 
 
-def mine(numbers: np.ndarray, processes: Processes) -> np.ndarray:
-    """This process's part of the sample numbers."""
+def my_share(numbers: np.ndarray, processes: Processes) -> np.ndarray:
+    """Return this process's share of the sample numbers."""
     return numbers[processes.rank :: processes.size]
 
 
 def batches(part: TrainingSet, numbers: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
-    """The samples by number, ``size`` at a time."""
+    """Yield the samples by number, ``size`` at a time."""
     for first in range(0, len(numbers), size):
         yield part.gather(numbers[first : first + size])
 
@@ -35,9 +35,9 @@ def batches(part: TrainingSet, numbers: np.ndarray, size: int) -> Iterator[dict[
 def mean_loss(
     loss: nn.Module, part: TrainingSet, numbers: np.ndarray, size: int, seed: int, processes
 ) -> float:
-    """Mean loss over samples, with the same noise at every call; shared by the processes."""
+    """Compute the mean loss over samples of all processes, with the same noise at every call."""
     total = torch.zeros(2, dtype=torch.float64)
-    for batch in batches(part, mine(numbers, processes), size):
+    for batch in batches(part, my_share(numbers, processes), size):
         count = len(batch["state"])
         total += torch.tensor([loss(batch, seed, 0).item() * count, count], dtype=torch.float64)
     total = processes.mean(total)
@@ -52,13 +52,13 @@ def scores(
     seed: int,
     processes: Processes,
 ) -> dict[str, float]:
-    """Scores of an ensemble of ``MEMBERS`` samples per snapshot.
+    """Score ensembles of ``MEMBERS`` members per snapshot.
 
-    ``error``: relative error of the ensemble mean; ``crps``: fair CRPS over the target's rms;
-    ``spread_skill``: 1 when the spread explains the error of the mean.
+    ``error`` is the relative error of the ensemble mean, ``crps`` the fair CRPS over the target's
+    rms, and ``spread_skill`` is 1 if the spread matches the error of the mean.
     """
     sums = torch.zeros(4, dtype=torch.float64)
-    for batch in batches(part, mine(numbers, processes), 8):
+    for batch in batches(part, my_share(numbers, processes), 8):
         samples = ensemble(model, batch, MEMBERS, seed).double()
         sums += score_sums(samples, batch["target"].double()).cpu()
     error, size, variance, crps = processes.mean(sums).tolist()
@@ -70,7 +70,7 @@ def scores(
 
 
 def ensemble(model: ClosureModel, batch: dict[str, Any], members: int, seed: int) -> Tensor:
-    """Samples (members, B, n, n), an ensemble per state; with sensors where they are required."""
+    """Draw an ensemble per state, (members, B, n, n), with sensors if they are required."""
 
     def repeat(field: Tensor) -> Tensor:
         return field.repeat(members, *[1] * (field.ndim - 1))
@@ -97,7 +97,7 @@ def _points(part: TrainingSet, numbers: np.ndarray, processes: Processes) -> flo
 
 
 def score_sums(samples: Tensor, target: Tensor) -> Tensor:
-    """Sums over points of (mean - target)^2, target^2, variance and fair CRPS.
+    """Sum (mean - target)^2, target^2, variance and fair CRPS over points; returns (4,).
 
     Args:
         samples: (members, B, n, n).

@@ -1,4 +1,4 @@
-"""``hpc-closure train``: fit the closure model to the data of generate."""
+"""``hpc-closure train``: fit the closure model to the data of ``generate``."""
 
 import json
 import math
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
-    """Train, or go on training, and write RUN/train/model.safetensors. Returns the exit code."""
+    """Train, or continue training, and write RUN/train/model.safetensors; returns exit code."""
     if options.dry_run:
         return print_plan(experiment)
     check_data(experiment)
@@ -40,7 +40,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
 
 
 def fit(experiment: Experiment, session: Session) -> None:
-    """Build the model, read the data, train and export."""
+    """Build the model, read the data, train and export the model."""
     import torch
 
     from hpc_closure.closure import artifact
@@ -77,13 +77,13 @@ def fit(experiment: Experiment, session: Session) -> None:
 
 
 def seed_of(experiment: Experiment) -> int:
-    """What the draws of a training are keyed by: weights, order of samples, noise."""
+    """Return the seed of a training's draws: weights, order of samples, noise."""
     section = experiment.train
     return experiment.seed if section.seed is None else section.seed
 
 
 def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
-    """The mean of another model (``use.mean``), where that has a network."""
+    """Use the mean of another model (``use.mean``) if that model has a network."""
     import hpc_closure
     from hpc_closure.closure.composed import phases
     from hpc_closure.closure.composed.model import CompositeClosure
@@ -101,7 +101,7 @@ def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
 
 
 def tune(experiment: Experiment, session: Session) -> None:
-    """Choose the constants of a functional closure, on the first process, and export it."""
+    """Tune the constants of a functional closure on the first process, and export it."""
     from hpc_closure.closure import artifact
     from hpc_closure.closure.baselines.functional import FunctionalModel
     from hpc_closure.data.reader import DataSet
@@ -121,7 +121,7 @@ def tune(experiment: Experiment, session: Session) -> None:
 
 
 def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, TrainingSet]":
-    """Samples of the members to fit, and of those to judge by."""
+    """Read the training samples and the validation samples."""
     from hpc_closure.closure.composed.part_selection import LEAST
     from hpc_closure.data.samples import Past, TrainingSet
     from hpc_closure.data.symmetry import Symmetry
@@ -168,7 +168,7 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
 
 
 def build_model(experiment: Experiment) -> "ClosureModel":
-    """The model that the experiment describes, with fresh weights."""
+    """Build the model of the experiment, with fresh weights and its phases."""
     from hpc_closure.closure.artifact import build
     from hpc_closure.closure.composed import coupled_phases
     from hpc_closure.closure.composed.model import CompositeClosure
@@ -222,7 +222,7 @@ def build_model(experiment: Experiment) -> "ClosureModel":
 
 
 def target_of(experiment: Experiment) -> dict:
-    """What the closure stands for, for the artifact."""
+    """Return the definition of the closure for the model file."""
     generate = experiment.generate
     target = {
         "kind": generate.closure,
@@ -235,7 +235,7 @@ def target_of(experiment: Experiment) -> dict:
 
 
 def is_trained(experiment: Experiment, path: Path) -> bool:
-    """Whether a model is there that the experiment made; a damaged one is set aside."""
+    """Return whether the experiment's model exists; a damaged one is set aside."""
     try:
         return is_made_by(path, experiment)
     except ValueError as error:
@@ -245,7 +245,7 @@ def is_trained(experiment: Experiment, path: Path) -> bool:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Raise ValueError unless all data are there."""
+    """Raise ValueError unless all data exist."""
     books = Ledger.of(experiment, "generate")
     reason = books.incomplete(books.survey())
     if reason:
@@ -253,7 +253,7 @@ def check_data(experiment: Experiment) -> None:
 
 
 def print_plan(experiment: Experiment) -> int:
-    """What a training would do; writes nothing."""
+    """Print what a training would do; writes nothing."""
     run_folder, section = Run.of(experiment), experiment.train
     print(f"run folder {run_folder}")
     if run_folder.model_file:
@@ -267,6 +267,6 @@ def print_plan(experiment: Experiment) -> int:
         print(f"then {steps} steps through the solver, from {batch} starts each")
     print("settings: " + json.dumps(experiment.model.model_dump(mode="json")))
     for name, opponent in opponents_of(experiment).items():
-        there = Run.of(opponent).model.exists()
-        print(f"opponent {name}: {'done' if there else 'to train'}, in {Run.of(opponent)}")
+        has_model = Run.of(opponent).model.exists()
+        print(f"opponent {name}: {'done' if has_model else 'to train'}, in {Run.of(opponent)}")
     return 0

@@ -17,7 +17,7 @@ TEST_FILTER = 2  # width of the test filter over the grid spacing
 
 
 def strain_rate(w_hat: Tensor, band: Band, delta: float) -> Tensor:
-    r"""Compute fields of :math:`\Delta^2 |S|`, (B, n, n), :math:`|S|^2 = 4 u_x^2 + (u_y + v_x)^2`."""
+    r"""Compute fields of :math:`\Delta^2 |S|`, with :math:`|S|^2 = 4 u_x^2 + (u_y + v_x)^2`."""
     kx, ky = (band.on(name, w_hat.device, w_hat.real.dtype) for name in ("kx", "ky"))
     u, v = feature_spectra(w_hat, band)[:, :2].unbind(1)
     parts = torch.stack([2j * kx * u, 1j * (ky * u + kx * v)], dim=1)

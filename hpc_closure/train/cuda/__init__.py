@@ -1,1 +1,1 @@
-"""GPU code of the training that no GPU has run yet; see :mod:`hpc_closure.spectral.switches`."""
+"""GPU code of the training, not yet run on a GPU; see :mod:`hpc_closure.spectral.switches`."""

@@ -1,12 +1,13 @@
-"""Replay networks in training from CUDA graphs: launches are what a step of few samples costs.
+"""Replay networks in training from CUDA graphs, as launches are the cost of a step of few samples.
 
-The forward and backward pass of a network are some hundred operations, the same ones in every
-step. They are recorded once and replayed with two launches; what the network reads is an argument.
-The draws, sensors and losses around it, which the host chooses, stay as they are. An engine sees
-gradients reach the weights and its hooks, though all of a network at once.
+The forward and backward pass of a network are some hundred operations, the same in every step.
+They are recorded once and replayed with two launches, with the network's inputs as arguments.
+Draws, sensors and losses, which the host chooses, are not recorded. Gradients reach the weights
+and an engine's hooks as before, but for all weights of a network at once.
 
-A wrong recording would train wrongly without a sign. So the first step after a recording takes
-both ways, with other inputs and weights than were recorded, and compares outputs and gradients.
+A wrong recording would spoil the training unnoticed. So the first step after a recording runs both
+the graph and the network, with other inputs and weights than those recorded, and compares outputs
+and gradients.
 """
 
 import copy
@@ -26,20 +27,22 @@ from hpc_closure.work import log
 
 __all__ = ["Captures", "capture", "possible"]
 
-GRAPHS_PER_PASS = 16  # each holds what its backward pass needs
-FIRST = 2  # the first step that is recorded: the step before shows how much memory a step takes
-SHARE = 3  # memory must hold a step, its graphs and what is between so many times
+GRAPHS_PER_PASS = 16  # limit, because each holds the memory of its backward pass
+FIRST = 2  # first recorded step; the step before shows how much memory a step takes
+SHARE = 3  # least device memory over that of a step, for the step, its graphs and a margin
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # relative, of round-off
 
 
 def possible(settings: Train, device: torch.device, stage: int = 0, processes: int = 1) -> bool:
-    """Return whether networks are worth recording, and may be.
+    """Return whether recording the networks is possible and worthwhile.
 
-    Not with micro-batches: a graph leaves its gradient in the same memory in every pass, so none
-    can be added to another. Not with recomputed layers, whose arithmetic is what counts. Not in
-    ZeRO stage 3, which has no weights between the passes of the layers, nor in stages 1 and 2 on
-    several processes, which sum gradients in the order in which they come: those of a graph come
-    all at once, so all processes would have to replay, or not, in the same step.
+    It is not possible with micro-batches: a graph writes its gradient to the same memory in every
+    pass, so gradients cannot accumulate. It is not worthwhile with recomputed layers, whose cost
+    is arithmetic. It is not possible in ZeRO stage 3, in which there are no weights between the
+    passes of the layers. Nor is it in stages 1 and 2 on several processes, which sum gradients in
+    order of
+    arrival: those of a graph arrive all at once, so all processes would have to replay in the same
+    steps.
     """
     ordered = stage == 0 or stage < 3 and processes == 1
     plain = settings.accumulate == 1 and not settings.recompute
@@ -49,14 +52,14 @@ def possible(settings: Train, device: torch.device, stage: int = 0, processes: i
 def capture(
     model: nn.Module, settings: Train, device: torch.device, stage: int, processes: int
 ) -> "Captures | None":
-    """Replay the networks of a model in training, where that is possible.
+    """Replay the networks of a model in training if that is possible.
 
     Args:
-        model: to be trained.
-        settings: of the training.
-        device: of the model.
-        stage: of ZeRO.
-        processes: that share a batch.
+        model: model to be trained.
+        settings: settings of the training.
+        device: device of the model.
+        stage: stage of ZeRO.
+        processes: number of processes that share a batch.
     """
     return Captures(model) if possible(settings, device, stage, processes) else None
 
@@ -65,7 +68,7 @@ class Captures:
     """The networks of a model, replayed until :meth:`close`.
 
     Attributes:
-        recording: whether what is called may be recorded.
+        recording: whether calls may be recorded.
     """
 
     def __init__(self, model: nn.Module):
@@ -80,7 +83,7 @@ class Captures:
             setattr(captured.network, captured.name, captured)
 
     def begin(self) -> None:
-        """Begin another forward pass of the model, after the backward pass of the last."""
+        """Start another forward pass of the model, after the backward pass of the last."""
         self.steps += 1
         if self.steps == FIRST:
             self.recording = _has_room()
@@ -88,9 +91,9 @@ class Captures:
             captured.calls = 0
 
     def give_up(self, why: str) -> None:
-        """Call all networks operation by operation from now on, and log why.
+        """Call all networks directly from now on, and log the reason.
 
-        After a recording that failed no other one is trusted.
+        After a failed recording none of the others is trusted.
         """
         self.recording = False
         for captured in self.passes:
@@ -98,7 +101,7 @@ class Captures:
         log.get().warning(f"networks are not replayed from CUDA graphs ({why}): slower")
 
     def close(self) -> None:
-        """Restore the networks, and free what the graphs hold."""
+        """Restore the networks and free the graphs."""
         for captured in self.passes:
             captured.forget()
             delattr(captured.network, captured.name)
@@ -106,7 +109,7 @@ class Captures:
 
 
 def _has_room() -> bool:
-    """Return whether a step takes little of the device's memory: graphs take as much, and stay."""
+    """Return whether the device has memory for graphs, which take as much as a step and stay."""
     if not torch.cuda.is_available():
         return True
     _, total = torch.cuda.mem_get_info()
@@ -114,13 +117,13 @@ def _has_room() -> bool:
 
 
 class Pass(nn.Module):
-    """A method of a network as a module of tensors, the form that torch records.
+    """A method of a network as a module of tensors, which torch can record.
 
     Args:
-        network: whose method it is.
-        method: of its class.
+        network: the network.
+        method: method of its class.
         form: tree of its arguments, some of which may be None.
-        present: which leaves of the form are tensors.
+        present: which leaves of the tree are tensors.
     """
 
     def __init__(self, network: nn.Module, method: Callable, form: TreeSpec, present: list[bool]):
@@ -135,15 +138,15 @@ class Pass(nn.Module):
 
 
 class Captured:
-    """Stand for a method of a network: record it, compare, then replay.
+    """Replacement for a method of a network: records it, compares, then replays.
 
-    Each call in one forward pass of the model has its own graph, because the next must not
-    overwrite what the backward pass of the one before needs.
+    Each call in one forward pass of the model has its own graph, because the next call must not
+    overwrite what the backward pass of the previous one needs.
 
     Args:
-        owner: of all that are replayed.
-        network: whose method it is.
-        name: of the method, a function of tensors, or of lists and tuples of them.
+        owner: the captures of the model.
+        network: the network.
+        name: name of the method, a function of tensors, or of lists and tuples of them.
     """
 
     def __init__(self, owner: Captures, network: Layered, name: str):
@@ -177,29 +180,29 @@ class Captured:
         return self.method(self.network, *inputs)
 
     def forget(self) -> None:
-        """Free the graphs, each of which refers to itself."""
+        """Free the graphs, each of which is a reference cycle."""
         for graph in self._graphs.values():
             del graph.forward
         self._graphs.clear()
         self._compared.clear()
 
     def _worth(self, tensors: list) -> bool:
-        """Return whether a backward pass follows, and all arguments are tensors."""
+        """Return whether a backward pass follows and all arguments are tensors."""
         if not switches.is_on(switches.CAPTURED) or not torch.is_grad_enabled():
             return False
         trained = any(weight.requires_grad for weight in self.network.parameters())
         return trained and all(isinstance(leaf, Tensor) for leaf in tensors)
 
     def _key(self, tensors: list[Tensor], form: TreeSpec) -> Hashable:
-        """Return all that may differ from call to call beside the numbers of the tensors."""
+        """Return everything that may change between calls besides the values of the tensors."""
         mixed = torch.is_autocast_enabled(tensors[0].device.type)
         shapes = ((x.shape, x.dtype, x.requires_grad) for x in tensors)
         weights = ((x.data_ptr(), x.requires_grad) for x in self.network.parameters())
         return self.calls, mixed, form, tuple(shapes), tuple(weights)
 
-    def _record(self, key: Hashable, own: Pass, tensors: list[Tensor]) -> None:
+    def _record(self, key: Hashable, recorded_pass: Pass, tensors: list[Tensor]) -> None:
         kind = tensors[0].device.type
-        # the next step has other weights than those that were cast outside the recording
+        # weights cast outside the recording would be those of this step in all later ones
         uncached = torch.autocast(
             kind,
             dtype=torch.get_autocast_dtype(kind),
@@ -209,15 +212,15 @@ class Captured:
         inputs = tuple(_leaf(x.clone(), x) for x in tensors)
         try:
             with recording(), uncached:
-                # changes the module's own forward pass
-                torch.cuda.make_graphed_callables(own, inputs, allow_unused_input=True)
+                # replaces the forward pass of the module
+                torch.cuda.make_graphed_callables(recorded_pass, inputs, allow_unused_input=True)
         except RuntimeError as error:
             self.owner.give_up(str(error).splitlines()[0])
         else:
-            self._graphs[key] = own
+            self._graphs[key] = recorded_pass
 
     def _agrees(self, graph: Pass, tensors: list[Tensor]) -> bool:
-        """Return whether outputs and gradients are those of the network without a graph."""
+        """Return whether outputs and gradients equal those of the network without a graph."""
         mixed = torch.is_autocast_enabled(tensors[0].device.type)
         tolerance = TOLERANCE[torch.bfloat16 if mixed else torch.float32]
         plain = Pass(self.network, self.method, graph.form, graph.present)
@@ -233,7 +236,7 @@ class Captured:
         return both and bool(torch.stack(close).all())
 
     def _outcome(self, function: Pass, tensors: list[Tensor]) -> list[Tensor | None]:
-        """Return outputs, and the gradients of their sum."""
+        """Return outputs and the gradients of their sum."""
         inputs = [_leaf(x, x) for x in tensors]
         outputs = tree_leaves(function(*inputs))
         summed = [x for x in outputs if x.requires_grad]
