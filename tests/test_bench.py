@@ -324,7 +324,7 @@ def test_scaling_records():
     assert one["milliseconds"] == same["milliseconds"] > 0 and one["speedup"] == 1
     assert more["speedup"] == pytest.approx(2 * more["efficiency"]) and two["efficiency"] > 0
     told = scaling.remarks(TINY_SCALING, cores=1)
-    assert told == ["2 processes share 1 core(s): there the speedup is not the program's"]
+    assert told == ["2 processes share 1 core(s): their speedup is limited by the cores"]
     assert not scaling.remarks(TINY_SCALING, cores=2)
 
 

@@ -1,6 +1,7 @@
-"""``hpc-closure bench``: options, tables and records of what is measured on this machine.
+"""``hpc-closure bench``: options, tables and records of measurements on this machine.
 
-A bench reads nothing but its options, so what is wrong is wrong in them: one line, exit code 2.
+The only input of a bench is its options, so an invalid value is a usage error: one line, exit
+code 2.
 """
 
 import contextlib
@@ -19,20 +20,20 @@ SMALL = {"width": 16, "modes": 6, "layers": 2}  # as in the presets on 64^2
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and calibration on this machine.")
 
-Threads = Annotated[int, typer.Option(help="Threads in all; 0 = as torch has it.", metavar="N")]
+Threads = Annotated[int, typer.Option(help="Total threads; 0 = torch's default.", metavar="N")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Steps = Annotated[
-    int, typer.Option(help="Steps per timed block; 0 = what fills --seconds.", metavar="N")
+    int, typer.Option(help="Steps per timed block; 0 = as many as fill --seconds.", metavar="N")
 ]
-Repeats = Annotated[int, typer.Option(help="Timed blocks; medians are given.", metavar="N")]
-Seconds = Annotated[float, typer.Option(help="Length of a timed block.")]
+Repeats = Annotated[int, typer.Option(help="Timed blocks; results are medians.", metavar="N")]
+Seconds = Annotated[float, typer.Option(help="Length of a timed block in seconds.")]
 Case = Annotated[str, typer.Option(help="Law of the data: diffusion, amplitude or regimes.")]
 Grid = Annotated[int, typer.Option(help="Points per side.")]
 States = Annotated[int, typer.Option(help="Unseen states.")]
 Members = Annotated[int, typer.Option(help="Members per state.")]
-Samples = Annotated[int, typer.Option(help="States to train on.")]
+Samples = Annotated[int, typer.Option(help="Number of training states.")]
 Json = Annotated[
-    Optional[Path], typer.Option("--json", help="Write the records there too.", metavar="FILE")
+    Optional[Path], typer.Option("--json", help="Also write the records to FILE.", metavar="FILE")
 ]
 
 
@@ -44,18 +45,18 @@ def dns(
         str, typer.Option(help="float64, float32 or both.", metavar="WORD,...")
     ] = "float64",
     domain_ranks: Annotated[
-        int, typer.Option(help="Ranks that share one field; the others share members.")
+        int, typer.Option(help="Ranks that share a field; groups of them share the members.")
     ] = 1,
     against: Annotated[
         str,
         typer.Option(
-            help="published (ten draws), published-1 (one), one-rank, exponax, jax-cfd, fluidsim; "
-            "several with commas.",
+            help="Other methods: published (ten draws), published-1 (one), one-rank, exponax, "
+            "jax-cfd, fluidsim; separate several by commas.",
             metavar="METHOD,...",
             show_default=False,
         ),
     ] = "",
-    scheme: Annotated[str, typer.Option(help="Our time scheme.")] = "cn_euler",
+    scheme: Annotated[str, typer.Option(help="Time scheme of our solver.")] = "cn_euler",
     noise: Annotated[bool, typer.Option(help="With the published stochastic forcing.")] = True,
     steps: Steps = 0,
     repeats: Repeats = 5,
@@ -64,11 +65,11 @@ def dns(
     device: Device = "cpu",
     json: Json = None,
 ):
-    """Speed of the DNS, beside other methods in the same run.
+    """Measure the speed of the DNS, beside other methods in the same run.
 
-    A ratio is our speed over the method's: medians of blocks timed by turns, the first ones left
-    out. Other solvers are measured when installed, without stochastic forcing, which they lack.
-    Several ranks: `mpirun -n 2 hpc-closure bench dns`.
+    A ratio is our speed over the method's speed. It is a median over blocks timed in turns,
+    without the first ones. Other solvers are measured if installed, without stochastic forcing,
+    which they lack. Several ranks: `mpirun -n 2 hpc-closure bench dns`.
     """
     world = mpi.world()  # before torch
     from hpc_closure.bench import dns as bench
@@ -114,12 +115,12 @@ def training(
     grid: Grid = 64,
     batch: Annotated[int, typer.Option(help="Batch of the training step.")] = 80,
     samples: Annotated[
-        str, typer.Option(help="Members sampled at once.", metavar="N,...")
+        str, typer.Option(help="Numbers of members sampled at once.", metavar="N,...")
     ] = "1,20",
     ranks: Annotated[
         str,
         typer.Option(
-            help="Scaling of the training step instead, on so many processes, beside one.",
+            help="Measure instead the scaling of the training step from one to N processes.",
             metavar="N,...",
             show_default=False,
         ),
@@ -135,10 +136,10 @@ def training(
     device: Device = "cpu",
     json: Json = None,
 ):
-    """Speed of training and sampling, beside the published network's form in eager PyTorch.
+    """Measure the speed of training and sampling, beside the published network in eager PyTorch.
 
-    With `--ranks` the processes are started here, each with its share of the threads or a GPU of
-    its own; in strong scaling they share `--batch`, in weak scaling each has one.
+    `--ranks` starts the processes itself, each with its share of the threads or its GPU. In strong
+    scaling they share `--batch`; in weak scaling each has a batch of this size.
     """
     from hpc_closure.bench import training as bench
     from hpc_closure.bench.measure import Timing
@@ -162,34 +163,34 @@ def sampling(
     grid: Grid = 64,
     model: Annotated[
         Optional[str],
-        typer.Option(help="A trained model; without it one is trained first.", metavar="FILE"),
+        typer.Option(help="A trained model; default: train one first.", metavar="FILE"),
     ] = None,
     methods: Annotated[
-        Optional[str], typer.Option(help="Samplers; all without it.", metavar="NAME,...")
+        Optional[str], typer.Option(help="Samplers; default: all.", metavar="NAME,...")
     ] = None,
     evaluations: Annotated[
         str, typer.Option(help="Evaluations per sample.", metavar="N,...")
     ] = "1,2,4,8,16,32",
     states: States = 32,
     members: Members = 32,
-    steps: Annotated[int, typer.Option(help="Training steps; 0 = closed form only.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Training steps; 0 = closed forms only.")] = 2000,
     samples: Samples = 2000,
     one_pass: Annotated[
-        bool, typer.Option("--one-pass", help="Train a one-pass CRPS ensemble, too: one more row.")
+        bool, typer.Option("--one-pass", help="Also train and measure a one-pass CRPS ensemble.")
     ] = False,
     correct: Annotated[
         bool,
         typer.Option(
             "--correct",
-            help="Make up the spread that each setting (one pass as well) lacks on unseen states, "
-            "as training does for a model's own.",
+            help="Correct the spread of each setting (one pass as well) on unseen states, as "
+            "training does for a model's default setting.",
         ),
     ] = False,
     threads: Threads = 0,
     device: Device = "cpu",
     json: Json = None,
 ):
-    """Error, spread per shell and cost of every sampler on data with a known law.
+    """Measure error, spread per shell and cost of every sampler on data with a known law.
 
     The ratios to the law have 95 % intervals over the states.
     """
@@ -206,7 +207,7 @@ def sampling(
 
         trained = artifact.load(model).model if model else train("default")
         if not trained.score_active:
-            print("the score network did not earn its place: the samplers do not differ")
+            print("the score network does not act, so the samplers do not differ")
         plan = bench.Plan(
             methods=_words(methods) if methods else bench.METHODS,
             evaluations=_numbers("--evaluations", evaluations),
@@ -230,10 +231,10 @@ def sizes(
     case: Case = "regimes",
     grid: Grid = 32,
     full_band: Annotated[
-        bool, typer.Option("--full-band", help="Noise that has all modes of the grid.")
+        bool, typer.Option("--full-band", help="Noise with all modes of the grid.")
     ] = False,
     size: Annotated[
-        str, typer.Option(help="Width, layers and modes of each.", metavar="WxLxM,...")
+        str, typer.Option(help="Width, layers and modes of each network.", metavar="WxLxM,...")
     ] = "12x2x6,16x2x6,16x3x8,24x3x8",
     states: States = 200,
     members: Members = 32,
@@ -242,7 +243,7 @@ def sizes(
     threads: Threads = 0,
     json: Json = None,
 ):
-    """CRPS, spread and cost of networks of several sizes on data with a known law."""
+    """Measure CRPS, spread and cost of networks of several sizes on data with a known law."""
     from hpc_closure.bench import sizes as bench
     from hpc_closure.bench.known import WHITE, Known
     from hpc_closure.bench.sampling import Plan
@@ -263,7 +264,7 @@ def sizes(
 
 
 def _size(word: str):
-    """Of networks, from what ``--size`` says of it."""
+    """Parse a network size of the option ``--size``."""
     from hpc_closure.bench.sizes import Size
 
     try:
@@ -289,7 +290,7 @@ def gradient(
     device: Device = "cpu",
     json: Json = None,
 ):
-    """Time of a gradient through the solver, in the solver's own time."""
+    """Measure the time of a gradient through the solver, relative to a solver step."""
     from hpc_closure.bench import gradient as bench
     from hpc_closure.bench.measure import Timing
 
@@ -304,8 +305,12 @@ def gradient(
 @app.command()
 def switches(
     grid: Grid = 64,
-    members: Annotated[str, typer.Option(help="Of the solver.", metavar="N,...")] = "1,100",
-    samples: Annotated[str, typer.Option(help="Members drawn at once.", metavar="N,...")] = "1,20",
+    members: Annotated[
+        str, typer.Option(help="Ensemble sizes of the solver.", metavar="N,...")
+    ] = "1,100",
+    samples: Annotated[
+        str, typer.Option(help="Numbers of members drawn at once.", metavar="N,...")
+    ] = "1,20",
     batch: Annotated[int, typer.Option(help="Batch of the training step.")] = 80,
     size: Annotated[
         str,
@@ -317,10 +322,10 @@ def switches(
     device: Device = "cuda",
     json: Json = None,
 ):
-    """Which switches of HPC_CLOSURE_CUDA to keep: each beside none, and beside torch.compile.
+    """Decide which switches of HPC_CLOSURE_CUDA to keep: each against none and torch.compile.
 
-    Milliseconds of a solver step, a draw and a training step. On a CPU the switches change
-    nothing: that rehearses the bench.
+    Times are in milliseconds, of a solver step, a draw and a training step. On a CPU the switches
+    have no effect; such a run only tests the bench.
     """
     from hpc_closure.bench import switches as bench
     from hpc_closure.bench.measure import Timing
@@ -344,21 +349,25 @@ def switches(
 def stability(
     experiment: Annotated[str, typer.Argument(help="Preset or file of a trained run.")],
     overrides: Annotated[
-        Optional[list[str]], typer.Argument(help="Settings of it.", metavar="[KEY=VALUE]...")
+        Optional[list[str]],
+        typer.Argument(help="Changed settings of the run.", metavar="[KEY=VALUE]..."),
     ] = None,
-    members: Annotated[int, typer.Option(help="Trajectories.", metavar="N")] = 100,
-    steps: Annotated[int, typer.Option(help="Solver steps of each.", metavar="N")] = 100_000,
+    members: Annotated[int, typer.Option(help="Number of trajectories.", metavar="N")] = 100,
+    steps: Annotated[
+        int, typer.Option(help="Solver steps per trajectory.", metavar="N")
+    ] = 100_000,
     part: Annotated[
         str,
-        typer.Option(help="Trajectories to start from: test, or valid, to choose settings on."),
+        typer.Option(help="Trajectories to start from: test, or valid if settings are chosen."),
     ] = "test",
     threads: Threads = 0,
     device: Device = "cpu",
     json: Json = None,
 ):
-    """Long coupled runs: lost members, and enstrophy per shell over the DNS's.
+    """Measure long coupled runs: lost members, and enstrophy per shell over that of the DNS.
 
-    Beside the closure the bare solver; `_error` columns are standard errors over trajectories.
+    The bare solver runs beside the closure. Columns `_error` are standard errors over
+    trajectories.
     """
     from hpc_closure.bench import stability as bench
     from hpc_closure.experiment import reading
@@ -372,13 +381,13 @@ def stability(
             raise ValueError(f"--part {part}: expected test or valid")
         settings = reading.load(experiment, overrides or [])
 
-        calls, told = max(1, steps // settings.rollout.interval), 0
+        num_calls, tenths = max(1, steps // settings.rollout.interval), 0
 
         def report(call: int, lost: int) -> None:
-            nonlocal told
-            if 10 * call // calls > told:
-                told = 10 * call // calls
-                print(f"{told} tenths done, {lost} lost", flush=True)
+            nonlocal tenths
+            if 10 * call // num_calls > tenths:
+                tenths = 10 * call // num_calls
+                print(f"{tenths} tenths done, {lost} lost", flush=True)
 
         records, remarks = bench.run(settings, members, steps, device, report, part)
         _print(records, bench.COLUMNS)
@@ -388,24 +397,27 @@ def stability(
 
 @app.command()
 def visit(
-    folder: Annotated[Path, typer.Argument(help="Of the output; the same call later goes on.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the output; the same call continues.")],
     part: Annotated[
-        str, typer.Option(help="Parts of it; all without.", metavar="NAME,...", show_default=False)
+        str,
+        typer.Option(help="Parts to run; default: all.", metavar="NAME,...", show_default=False),
     ] = "",
-    minutes: Annotated[float, typer.Option(help="Time for this call.")] = 9.0,
+    minutes: Annotated[float, typer.Option(help="Time limit of this call in minutes.")] = 9.0,
     tests: Annotated[
         Optional[Path], typer.Option(help="Folder of the package's tests.", metavar="FOLDER")
     ] = None,
     small: Annotated[
-        bool, typer.Option("--small", help="Sizes of seconds, to try the visit itself.")
+        bool, typer.Option("--small", help="Problems of seconds, to test the visit itself.")
     ] = False,
     device: Device = "cuda",
 ):
-    """All that is to be measured on a GPU: tests, speed, trained models; in pieces.
+    """Run all measurements on a GPU: tests, speed, trained models; in pieces.
 
-    Parts: tests, dns, networks, gradient, switches, default, fno_score, published. What is done is
-    not done again. FOLDER/visit.json and visit.txt have the results so far. Exit code 75: time is
-    over, the same call goes on; 1: a command failed, and its log says why.
+    Parts: tests, dns, networks, gradient, switches, default, fno_score, published. Finished
+        commands
+    are not run again. FOLDER/visit.json and visit.txt have the results so far. Exit code 75: the
+    time limit is reached, and the same call continues; 1: a command failed, and its log has the
+    reason.
     """
     from hpc_closure.bench import visit as bench
 
@@ -421,7 +433,7 @@ def visit(
 
 
 def _scaling(machine: dict[str, Any], counts: list[int], timing, **case: Any) -> list:
-    """Print the table of ``bench training --ranks``."""
+    """Run ``bench training --ranks`` and print its table."""
     from hpc_closure.bench import scaling as bench
 
     threads, cores = max(1, machine["threads"] // max(counts)), machine["cores"]
@@ -443,7 +455,7 @@ def _usage() -> Iterator[None]:
 
 
 def _machine(device: str, threads: int, world: World = World()) -> dict[str, object]:
-    """Share the threads among the ranks, and print where this runs."""
+    """Split the threads among the ranks and print a description of the machine."""
     import torch
 
     from hpc_closure.bench import measure

@@ -1,9 +1,9 @@
-"""Speed of the DNS: ours alone, or beside another method in the same run.
+"""Speed of the DNS: our solver alone, or beside other methods in the same run.
 
 The problem is the published one (nu = 1e-3, dt = 1e-3, CN-Euler, its steady and stochastic
 forcing), on any grid. Per point and right-hand side, a step on the CPU moves about 14 words
-(:data:`WORDS`): that traffic over the measured copy bandwidth is ``fraction_of_copy``. A number
-above 1 means that the work stayed in the cache.
+(:data:`WORDS`). This traffic over the measured copy bandwidth is ``fraction_of_copy``. A value
+above 1 means that the data stayed in the cache.
 """
 
 from __future__ import annotations
@@ -49,15 +49,16 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement.
+    """Settings of a measurement.
 
     Attributes:
-        grid, members, precision: of the problem.
-        against: methods timed by turns with ours.
-        noise: with the published stochastic forcing; peers have none, so there it is left out.
+        grid, members, precision: settings of the problem.
+        against: methods timed in turns with our solver.
+        noise: whether the published stochastic forcing is on; peers lack it, so it is off with
+            them.
         scheme: a key of ``SCHEMES``.
-        ranks, domain_ranks: processes, and how many share one field.
-        timing: of the blocks.
+        ranks, domain_ranks: number of processes, and how many share a field.
+        timing: settings of the timed blocks.
     """
 
     grid: int = 64
@@ -97,7 +98,7 @@ class Case:
 
 
 def problem_of(case: Case) -> Problem:
-    """The published problem on the grid of a case."""
+    """Return the published problem on the grid of a case."""
     return Problem(
         grid=case.grid,
         forcing={"kind": "published"},
@@ -108,7 +109,10 @@ def problem_of(case: Case) -> Problem:
 
 
 def split(case: Case) -> list[Case]:
-    """Cases that can be timed on the same problem: the peers have no stochastic forcing."""
+    """Split a case into cases with the same problem for all methods.
+
+    Peers have no stochastic forcing, so they are timed in a case without it.
+    """
     quiet = tuple(name for name in case.against if name in peers.PEERS)
     if not quiet or not case.noise:
         return [case]
@@ -118,7 +122,7 @@ def split(case: Case) -> list[Case]:
 
 
 def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Time one case on the ranks of ``world`` (collective).
+    """Time a case on the ranks of ``world`` (collective).
 
     Returns:
         Records, ours first, and remarks, one line each; both complete on the first rank only.
@@ -147,16 +151,17 @@ def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], l
 
 
 def differences(records: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for every peer on how far it is from us."""
+    """Describe in a line for each peer how much its solution differs from ours."""
     return [
-        f"  {record['method']}: after ten steps {record['difference']:.1e} of the change from ours"
+        f"  {record['method']}: differs from ours by {record['difference']:.1e} of the change "
+        "in ten steps"
         for record in records
         if "difference" in record
     ]
 
 
 def _record(case: Case, name: str, taken: dict[str, list[float]], copy: float) -> dict[str, Any]:
-    """One row; times are of a step of all members."""
+    """Create a row; times are of a step of all members."""
     seconds = statistics.median(taken[name])
     stages = SCHEMES[case.scheme].num_stages if name in (OURS, ONE_RANK) else 1
     points = case.members * case.grid**2 * stages
@@ -173,7 +178,7 @@ def _record(case: Case, name: str, taken: dict[str, list[float]], copy: float) -
         "ns_per_point_rhs": 1e9 * seconds / points,
         "member_steps_per_s": case.members / seconds,
         "fraction_of_copy": bandwidth / copy if name in (OURS, ONE_RANK) else None,
-        # by right-hand sides, so that schemes of other orders can be compared
+        # per right-hand side, so that schemes of different orders are comparable
         "ratio": None if name == OURS else _ratio(case, name, taken, stages),
         "copy_bytes_per_s": copy,
         "device": case.timing.device,
@@ -188,7 +193,7 @@ def _ratio(case: Case, name: str, taken: dict[str, list[float]], stages: int) ->
 
 
 class _Ranks:
-    """Meeting and agreeing; a rank that waits leaves its core alone."""
+    """Barriers and reductions of the ranks; a waiting rank does not use its core."""
 
     def __init__(self, world: World):
         self.world = world
@@ -205,15 +210,17 @@ class _Ranks:
 
 
 def _ours(case: Case, problem: Problem, world: World) -> Callable[[int], None]:
-    """Our solver: members over groups of ranks, fields over the ranks of a group."""
+    """Create our solver: members over groups of ranks, fields over the ranks of a group."""
     groups = world.groups(case.domain_ranks)
-    mine = range(case.members)[groups.index :: groups.count]
-    simulation = Simulation(problem, mine, 0, device=case.timing.device, comm=groups.domain.comm)
+    my_members = range(case.members)[groups.index :: groups.count]
+    simulation = Simulation(
+        problem, my_members, 0, device=case.timing.device, comm=groups.domain.comm
+    )
     return _advance(simulation.initialise())
 
 
 def _advance(simulation: Simulation) -> Callable[[int], None]:
-    """Blocks of steps that go on from each other."""
+    """Return a function that continues the simulation by a number of steps."""
 
     def advance(num_steps: int) -> None:
         simulation.advance(num_steps)
@@ -222,16 +229,16 @@ def _advance(simulation: Simulation) -> Callable[[int], None]:
 
 
 def _other(name: str, case: Case, problem: Problem, world: World):
-    """(advance, peer or None) of a method on this rank's share of the members."""
+    """Return (advance, peer or None) of a method for this rank's share of the members."""
     if name == ONE_RANK:
         if not world.root:
             return (lambda num_steps: None), None
         whole = Simulation(problem, range(case.members), 0, device=case.timing.device)
         return _advance(whole.initialise()), None
-    mine = range(case.members)[world.rank :: world.size]
-    if not mine:
+    my_members = range(case.members)[world.rank :: world.size]
+    if not my_members:
         return (lambda num_steps: None), None
-    start = initial_fields(problem, mine)
+    start = initial_fields(problem, my_members)
     if name in PUBLISHED:
         solver = published_solver(problem, PUBLISHED[name], case.timing.device, seed=world.rank)
         return solver.start(start).advance, None
@@ -247,14 +254,14 @@ def _other(name: str, case: Case, problem: Problem, world: World):
 
 
 def initial_fields(problem: Problem, members: Sequence[int]) -> torch.Tensor:
-    """Vorticity (members, n, n) float64 at t = 0, the same for every method."""
+    """Return vorticity (members, n, n) float64 at t = 0, the same for every method."""
     double = problem.replace(precision="float64")
     simulation = Simulation(double, members, 0, threads=1).initialise()
     return simulation.fields(["vorticity"])["vorticity"]
 
 
 def forcing_field(problem: Problem) -> torch.Tensor:
-    """The steady forcing (n, n) float64."""
+    """Return the steady forcing (n, n) float64."""
     grid = problem.make_grid()
     return Transform(grid).to_physical(problem.physics.forcing.spectrum(grid)[None])[0]
 
@@ -262,7 +269,7 @@ def forcing_field(problem: Problem) -> torch.Tensor:
 def published_solver(
     problem: Problem, draws: int, device: str = "cpu", seed: int = 0
 ) -> PublishedSolver:
-    """The published solver on our problem; with fewer draws of the same law in total."""
+    """Create the published solver of our problem; fewer draws have the same total variance."""
     noise = problem.physics.noise.parameters()
     beta = 0.0
     if noise["kind"] == "q_wiener":
@@ -280,10 +287,10 @@ def published_solver(
 
 
 def difference(peer: peers.Peer, problem: Problem, case: Case, steps: int = 10) -> float:
-    """Relative distance of a fresh peer from us after some steps, over what happened in them.
+    """Compute the distance of a fresh peer from our solution, over the change in some steps.
 
-    Two first-order schemes differ in their O(dt) error only, so this is of the order of dt times
-    a rate: far below 1. A peer that solved another problem would be at 1 or more.
+    Two first-order schemes differ by their O(dt) errors only. The result is therefore of the order
+    of dt times a rate, far below 1. For a peer that solves another problem it is 1 or more.
     """
     simulation = Simulation(
         problem, range(case.members), 0, device=case.timing.device

@@ -1,8 +1,8 @@
-"""Time of a gradient through the solver, in the solver's own time.
+"""Time of a gradient through the solver, relative to the solver.
 
-``solver`` is the simulation; ``traced`` the same steps in operations that autograd sees, without a
-gradient; ``gradient`` these and the gradient of the end's enstrophy with respect to the start. The
-last two by matrices, where the grid is small enough to be worth it, and by FFTs.
+``solver`` is the simulation. ``traced`` takes the same steps in operations that autograd can
+differentiate, without a gradient. ``gradient`` adds the gradient of the final enstrophy with
+respect to the initial state. The last two use FFTs, and on small grids also matrices.
 """
 
 import statistics
@@ -31,7 +31,7 @@ COLUMNS = {
 def run(
     grids: Sequence[int], members: int, precisions: Sequence[str], timing: Timing
 ) -> list[dict[str, Any]]:
-    """Records: microseconds a step and member, and over the solver's."""
+    """Time all cases; returns records of microseconds per step and member, with ratios."""
     records = []
     for grid in grids:
         for precision in precisions:
@@ -58,7 +58,7 @@ def run(
 def _contenders(
     grid: int, members: int, precision: str, device: str
 ) -> dict[str, Callable[[int], None]]:
-    """What takes a number of stretches, each from the same developed flow."""
+    """Create functions that advance by a number of stretches, all from the same developed flow."""
     problem = Problem(
         grid=grid,
         viscosity=1e-4,
@@ -75,14 +75,14 @@ def _contenders(
             simulation.load_state(0, start)
             simulation.advance(STRETCH)
 
-    found: dict[str, Callable[[int], None]] = {"solver": solver}
+    contenders_by_name: dict[str, Callable[[int], None]] = {"solver": solver}
     for way, largest in (("matrices", MATRICES), ("ffts", 0)):
         if grid > MATRICES and way == "matrices":
             continue
         traced = TracedSolver(problem, device, largest)
-        found[f"traced, {way}"] = _forward(traced, start)
-        found[f"gradient, {way}"] = _backward(traced, start)
-    return found
+        contenders_by_name[f"traced, {way}"] = _forward(traced, start)
+        contenders_by_name[f"gradient, {way}"] = _backward(traced, start)
+    return contenders_by_name
 
 
 def _forward(solver: TracedSolver, start: torch.Tensor) -> Callable[[int], None]:

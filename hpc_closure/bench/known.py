@@ -21,27 +21,28 @@ from hpc_closure.spectral.problem import Problem
 from hpc_closure.train import trainer
 
 PUBLISHED: dict[str, Any] = {"amplitude": 5e-5, "draws": 10}
-#: noise of each case; a regime lasts one step, which is what a closure stands for here
+#: noise of each case; a regime lasts a step, which is the averaging time of a closure here
 CASES: dict[str, dict[str, Any]] = {
     "diffusion": {"kind": "q_wiener", **PUBLISHED},
     "amplitude": {"kind": "state_amplitude", "strength": 1.0, **PUBLISHED},
     "regimes": {"kind": "two_regimes", "hold": 1e-3, **PUBLISHED},
 }
-WHITE = 1e-7  # correlation length squared of a noise that has all modes
+WHITE = 1e-7  # squared correlation length of a noise with all modes
 CHUNK = 100
-# first state of each kind: no two kinds share one
+# number of the first state of each kind; the ranges do not overlap
 FIRST = {"train": 0, "valid": 2_000_000, "test": 3_000_000}
 
 
 @dataclass
 class Known:
-    """A law p(U | V) and states drawn from the published initial law.
+    """A law p(U | V) and states from the published initial law.
 
     Attributes:
-        case: diffusion (Gaussian), amplitude (it follows the flow) or regimes (bimodal).
+        case: diffusion (Gaussian), amplitude (depends on the flow) or regimes (bimodal).
         grid: points per side.
-        seed: of states and draws.
-        correlation: length squared of the noise; none resolved = a residual that fills the band.
+        seed: seed of states and draws.
+        correlation: squared correlation length of the noise. If the grid does not resolve it, the
+            residual has all modes of the band.
     """
 
     case: str
@@ -57,18 +58,18 @@ class Known:
         self.law = ExactLaw(self.problem, "diffusion")
 
     def states(self, kind: str, count: int, first: int = 0) -> Tensor:
-        """Vorticity (count, n, n) float64 of a kind of ``FIRST``."""
+        """Draw vorticity (count, n, n) float64 of a kind in ``FIRST``."""
         ids = range(FIRST[kind] + first, FIRST[kind] + first + count)
         grid = self.problem.make_grid()
         w_hat = self.problem.physics.initial.draw(grid, ids, self.seed, "bench")
         return Transform(grid).to_physical(w_hat)
 
     def draw(self, states: Tensor, first: int) -> Tensor:
-        """One U for each state; ``first`` names the draws."""
+        """Draw one U per state; ``first`` is the number of the first draw."""
         return self.law.draw(states, range(first, first + len(states)), self.seed + 1, 0)
 
     def batches(self, kind: str, count: int) -> list[tuple[Tensor, Tensor]]:
-        """Pairs (state, target) float32, ``count`` in all."""
+        """Draw pairs (state, target) float32 in batches, ``count`` pairs in total."""
         out = []
         for start in range(0, count, CHUNK):
             states = self.states(kind, min(CHUNK, count - start), start)
@@ -77,18 +78,18 @@ class Known:
         return out
 
     def data(self, samples: int) -> trainer.TrainData:
-        """Two halves of ``samples`` states each to train on, and a quarter of one to judge by."""
+        """Draw two halves of ``samples`` training states, and samples / 4 validation states."""
         drawn = (("train", 2 * samples), ("valid", max(samples // 4, 1)))
         sets = [Drawn(self, kind, count) for kind, count in drawn]
         return trainer.TrainData(*(TrainingSet(one, one.members, seed=self.seed) for one in sets))
 
 
 class Drawn:
-    """Draws of a law as a data set in memory, each state a trajectory of its own.
+    """Draws of a law as a data set in memory; each state is a trajectory.
 
     Args:
         known: the law.
-        kind, count: of the states.
+        kind, count: kind and number of the states.
     """
 
     times = np.zeros(1)
@@ -105,7 +106,7 @@ class Drawn:
     def read(
         self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
     ) -> np.ndarray:
-        """(times, n, n) of a member; every grid is the stored one."""
+        """Return fields (times, n, n) of a member; the grid is always the stored one."""
         return self.fields[field][member, index]
 
 
@@ -118,15 +119,15 @@ def fit(
     config: dict | None = None,
     data: trainer.TrainData | None = None,
 ) -> ClosureModel:
-    """The default model, trained on fresh draws of the law.
+    """Train the default model on fresh draws of the law.
 
     Args:
         known: the law.
-        samples: states of each half of the training data; a quarter of it to judge by.
-        steps: of the optimiser, all phases together; 0 fits the closed-form parts only.
-        batch: of a step.
+        samples: states in each half of the training data; a quarter of it for validation.
+        steps: optimiser steps of all phases together; 0 fits the closed forms only.
+        batch: samples per step.
         config: differences from the ``default`` preset.
-        data: drawn before, by :meth:`Known.data`; ``samples`` then says nothing.
+        data: result of :meth:`Known.data`; ``samples`` is then ignored.
     """
     torch.manual_seed(known.seed)
     model = build(config or {}, known.grid)

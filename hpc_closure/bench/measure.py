@@ -1,8 +1,8 @@
-"""How everything here is timed: side by side in one run, the first pass thrown away.
+"""Timing of several programs in turns in the same run, without the first pass.
 
-A machine is never quiet for long, so two programs are compared by turns: each pass runs every
-contender once, and a ratio is the median over the passes of the quotient *within* a pass. What
-slows the machine for a second then hits both.
+No machine is quiet for long, so programs are compared in turns: each pass runs every contender
+once, and a ratio is the median over the passes of the quotient *within* a pass. A disturbance of a
+second then affects both.
 """
 
 import os
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-COPY_BYTES = 1 << 28  # of the array that is copied: far beyond any cache
+COPY_BYTES = 1 << 28  # size of the copied array, far beyond any cache
 MOST_STEPS = 100_000
 
 
 def machine(device: str = "cpu") -> dict[str, object]:
-    """What the numbers were measured on."""
-    found: dict[str, object] = {
+    """Describe the machine of the measurements."""
+    description: dict[str, object] = {
         "cpu": _cpu_model(),
         "cores": (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -30,17 +30,17 @@ def machine(device: str = "cpu") -> dict[str, object]:
         "torch": torch.__version__,
     }
     if torch.device(device).type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        description["gpu"] = torch.cuda.get_device_name(device)
+    return description
 
 
-def one_line(found: Mapping[str, object]) -> str:
-    """One line about the machine."""
+def one_line(description: Mapping[str, object]) -> str:
+    """Describe the machine in one line."""
     line = (
-        f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, "
-        f"torch {found['torch']}"
+        f"{description['cpu']}, {description['cores']} cores, {description['threads']} threads, "
+        f"torch {description['torch']}"
     )
-    return f"{line}, {found['gpu']}" if "gpu" in found else line
+    return f"{line}, {description['gpu']}" if "gpu" in description else line
 
 
 def _cpu_model() -> str:
@@ -54,7 +54,7 @@ def _cpu_model() -> str:
 
 
 def wait_for(device: str) -> Callable[[], None]:
-    """What makes sure that work given to a device is done."""
+    """Return a function that waits until the work of a device is done."""
     if torch.device(device).type == "cuda":
         return torch.cuda.synchronize
     return lambda: None
@@ -62,13 +62,13 @@ def wait_for(device: str) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Timing:
-    """How a comparison is timed.
+    """Settings of a comparison.
 
     Attributes:
-        steps: per block; 0 = as many as fill ``seconds``.
-        repeats: passes.
-        seconds: length of a block whose number of steps is not given.
-        device: what is waited for.
+        steps: steps per block; 0 = as many as fill ``seconds``.
+        repeats: number of passes.
+        seconds: length of a block if ``steps`` is 0.
+        device: device to wait for.
     """
 
     steps: int = 0
@@ -88,13 +88,13 @@ def interleave(
     meet: Callable[[], None] = lambda: None,
     agree: Callable[[float], float] = lambda value: value,
 ) -> dict[str, list[float]]:
-    """Seconds per step of each contender in each pass, the contenders by turns.
+    """Time contenders in turns; returns seconds per step of each contender in each pass.
 
     Args:
-        contenders: by name, what does a number of steps; each takes one step and then one whole
-            block before the first pass.
+        contenders: by name, a function that takes a number of steps. Each takes a few steps and
+            then a full block before the first pass.
         meet: waits for the other ranks, before and after each block.
-        agree: the largest of the ranks' numbers; a block's time is that of its last rank.
+        agree: maximum over the ranks; a block's time is that of its last rank.
     """
     finish = wait_for(timing.device)
 
@@ -122,7 +122,7 @@ def interleave(
 
 
 def ratio(ours: list[float], others: list[float]) -> float:
-    """How many times faster we are: median over the passes of other / ours within a pass."""
+    """Return our speed-up: median over the passes of other / ours within a pass."""
     return statistics.median(other / our for our, other in zip(ours, others, strict=True))
 
 
@@ -133,7 +133,7 @@ def copy_bandwidth(
     repeats: int = 5,
     meet: Callable[[], None] = lambda: None,
 ) -> float:
-    """Bytes per second, read and written, of copying a large array with all threads."""
+    """Measure bytes per second, read plus written, of copying a large array with all threads."""
     source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     finish, taken = wait_for(device), []
@@ -148,9 +148,9 @@ def copy_bandwidth(
 
 
 def table(rows: list[dict], columns: Mapping[str, str], widths: int = 0) -> str:
-    """Rows as aligned text, ``columns`` mapping keys to formats; None is shown as ``-``.
+    """Format rows as aligned text; ``columns`` maps keys to formats, and None becomes ``-``.
 
-    ``widths`` is the least width of a column, so that tables printed one after another align.
+    ``widths`` is the least width of a column, so that successive tables are aligned.
     """
     cells = [list(columns)]
     for row in rows:

@@ -1,8 +1,8 @@
-"""The published network in the form in which it was published: complex weights, eager PyTorch.
+"""The published network as published: complex weights, eager PyTorch.
 
-Our ``published`` preset is the same function with real-stored weights and products that suit the
-machine. To measure what that is worth, its spectral layers are put back to the published form:
-complex parameters, a whole array of zeros filled at two corners, one complex ``einsum`` for each.
+Our ``published`` preset is the same function with real-stored weights and faster products. To
+measure the gain, its spectral layers are replaced by the published form: complex parameters, and a
+full array of zeros of which two corners are filled by a complex ``einsum`` each.
 (Li et al., ICLR 2021; Dong, Chen, Wu, JCP 2025.)
 """
 
@@ -20,8 +20,8 @@ EVALUATIONS = 10
 class ComplexSpectral(nn.Module):
     """Spectral convolution as published, with the weights of one of our layers.
 
-    No Hermitian projection of the ky = 0 column: the complex-to-real transform ignores what breaks
-    the symmetry there, on the CPU.
+    The ky = 0 column is not made Hermitian, because the complex-to-real transform on the CPU
+    ignores its other part.
     """
 
     def __init__(self, layer: SpectralConv2d):
@@ -32,7 +32,7 @@ class ComplexSpectral(nn.Module):
         self.lower = nn.Parameter(weight[:, :, self.modes :].clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, n, n) -> (B, out, n, n)."""
+        """Convolve fields (B, in, n, n); returns (B, out, n, n)."""
         size, m = x.shape[-1], self.modes
         x_hat = torch.fft.rfft2(x)
         out = torch.zeros(
@@ -46,14 +46,14 @@ class ComplexSpectral(nn.Module):
 def published_network(
     width: int = 20, modes: int = 8, layers: int = 4, upscaling: str = "interp"
 ) -> PublishedNetwork:
-    """The published network with complex spectral layers."""
+    """Create the published network with complex spectral layers."""
     network = PublishedNetwork(width, modes, layers, upscaling)
     to_published_form(network)
     return network
 
 
 def to_published_form(module: nn.Module) -> None:
-    """Replace every spectral layer of ours inside ``module``."""
+    """Replace every spectral layer in ``module`` by the published form."""
     for name, child in module.named_children():
         if isinstance(child, SpectralConv2d):
             setattr(module, name, ComplexSpectral(child))
@@ -62,7 +62,7 @@ def to_published_form(module: nn.Module) -> None:
 
 
 def published_loss(network: PublishedNetwork, state: Tensor, target: Tensor) -> Tensor:
-    """Denoising score matching, summed over points, averaged over the batch."""
+    """Compute the denoising score matching loss, summed over points, averaged over the batch."""
     schedule = PublishedVE()
     t = 2 * (torch.rand(len(target), device=target.device) * (1 - 1e-5) + 1e-5)
     z = torch.randn_like(target)
@@ -73,7 +73,7 @@ def published_loss(network: PublishedNetwork, state: Tensor, target: Tensor) -> 
 
 @torch.no_grad()
 def published_sample(network: PublishedNetwork, state: Tensor, sensors: Tensor) -> Tensor:
-    """Ten Euler-Maruyama steps of the reverse SDE; every step evaluates the whole network."""
+    """Draw by ten Euler-Maruyama steps of the reverse SDE; each evaluates the full network."""
     schedule = PublishedVE()
     times = schedule.times(EVALUATIONS)
     x = torch.randn_like(state) * schedule.norm(times[0])

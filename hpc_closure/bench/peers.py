@@ -1,9 +1,9 @@
-"""Other solvers on the same problem, for those that are installed.
+"""Other solvers of the same problem, if they are installed.
 
-Each adapter starts from our initial vorticity and takes first-order steps of one right-hand side,
-in double or single precision, without noise: unit square, viscosity, steady forcing, 2/3 rule.
-Codes with a member axis (exponax, jax-cfd: ``vmap``) advance all members in one call; the others
-one member after another, which is how their users run ensembles.
+Each adapter starts from our initial vorticity and takes first-order steps with one evaluation of
+the right-hand side, in double or single precision, without noise: unit square, viscosity, steady
+forcing, 2/3 rule. Codes with a member axis (exponax, jax-cfd: ``vmap``) advance all members in one
+call. The others advance the members one after another, as their users run ensembles.
 
     pip install 'hpc_closure[peers]'
 """
@@ -23,17 +23,17 @@ import numpy as np
 
 
 class Peer(Protocol):
-    """A solver with members of vorticity on an n x n grid."""
+    """Interface of a solver with members of vorticity on an n x n grid."""
 
     def advance(self, num_steps: int) -> None:
-        """Take steps."""
+        """Advance by a number of steps."""
 
     def field(self) -> np.ndarray:
-        """Vorticity (members, n, n)."""
+        """Return vorticity (members, n, n)."""
 
 
 class NotInstalled(Exception):
-    """A peer that cannot be imported; the message is one line."""
+    """A peer cannot be imported; the message is one line."""
 
 
 def make(
@@ -45,18 +45,18 @@ def make(
     dt: float,
     precision: str,
 ) -> Peer:
-    """A peer at t = 0.
+    """Create a peer at t = 0.
 
     Args:
         name: a key of ``PEERS``.
-        initial: vorticity (members, n, n), first axis of the grid x.
+        initial: vorticity (members, n, n); the first axis of the grid is x.
         forcing: steady forcing of the vorticity (n, n).
-        viscosity, dt: of the problem.
+        viscosity, dt: settings of the problem.
         precision: ``float64`` or ``float32``.
 
     Raises:
         NotInstalled: the package is missing, or cannot be used here.
-        ValueError: unknown name, or a precision that the peer does not have.
+        ValueError: the name is unknown, or the peer lacks the precision.
     """
     if name not in PEERS:
         raise ValueError(f"against {name!r}: expected one of {', '.join(['published', *PEERS])}")
@@ -75,7 +75,7 @@ def make(
 
 
 def _jax(precision: str):
-    """JAX with as many threads as we have; must be told before it is first imported."""
+    """Import JAX with as many threads as torch; must be called before JAX is first imported."""
     import torch
 
     if torch.get_num_threads() == 1:
@@ -88,7 +88,7 @@ def _jax(precision: str):
 
 
 class _Jitted:
-    """State of a jitted step that takes and gives all members."""
+    """State of a jitted step that advances all members."""
 
     def __init__(self, jax, step: Callable, state: Any, to_field: Callable):
         self.jax, self.state, self.to_field = jax, state, to_field
@@ -106,7 +106,7 @@ class _Jitted:
 
 
 def _exponax(initial, forcing, viscosity, dt, precision):
-    """exponax: ETDRK1 of its vorticity equation; the forcing as a constant nonlinear term."""
+    """Create exponax's ETDRK1 of its vorticity equation, with the forcing as a constant term."""
     jax = _jax(precision)
     import exponax
     import jax.numpy as jnp
@@ -116,13 +116,13 @@ def _exponax(initial, forcing, viscosity, dt, precision):
     f_hat = spectral.fft(jnp.asarray(forcing, precision)[None], num_spatial_dims=2)
 
     class Forced(exponax.stepper.NavierStokesVorticity):
-        """Its own nonlinear term, and the forcing."""
+        """Exponax's nonlinear term plus the forcing."""
 
         def _build_nonlinear_fun(self, derivative_operator):
             flow = super()._build_nonlinear_fun(derivative_operator)
             return lambda w_hat: flow(w_hat) + f_hat
 
-    # its stream function has the other sign, and so its velocity; the scale turns it round
+    # stream function and velocity have the opposite sign in exponax; the scale corrects this
     stepper = Forced(
         2,
         1.0,
@@ -133,7 +133,7 @@ def _exponax(initial, forcing, viscosity, dt, precision):
         order=1,
         dealiasing_fraction=2 / 3,
     )
-    # it works with spectra of one channel; staying there saves it two transforms per step
+    # the state is a spectrum of one channel, which saves exponax two transforms per step
     step = jax.vmap(stepper.step_fourier)
     to_spectrum = jax.vmap(lambda w: spectral.fft(w, num_spatial_dims=2))
     to_field = jax.vmap(lambda w: spectral.ifft(w, num_spatial_dims=2, num_points=size))
@@ -142,7 +142,7 @@ def _exponax(initial, forcing, viscosity, dt, precision):
 
 
 def _jax_cfd(initial, forcing, viscosity, dt, precision):
-    """jax-cfd: its NavierStokes2D with one explicit Euler, implicit Euler step."""
+    """Create jax-cfd's NavierStokes2D with one explicit Euler, implicit Euler step."""
     jax = _jax(precision)
     import jax.numpy as jnp
     from jax_cfd.base import grids
@@ -162,7 +162,7 @@ def _jax_cfd(initial, forcing, viscosity, dt, precision):
 
 
 class _OneByOne:
-    """Members one after another."""
+    """Advance members one after another."""
 
     def __init__(self, members: list):
         self.members = members
@@ -176,7 +176,7 @@ class _OneByOne:
 
 
 class _Fluidsim:
-    """fluidsim: its ns2d solver's own explicit Euler with the viscosity integrated exactly."""
+    """A member in fluidsim's ns2d solver, by explicit Euler with exactly integrated viscosity."""
 
     def __init__(self, initial, forcing, viscosity, dt):
         from fluidsim.solvers.ns2d.solver import Simul
@@ -196,7 +196,7 @@ class _Fluidsim:
         parameters.forcing.type = "in_script"
         parameters.forcing.key_forced = "rot_fft"
         self.sim = sim = Simul(parameters)
-        # its first axis is y
+        # fluidsim's first axis is y
         rot = np.ascontiguousarray(initial.T)
         sim.state.init_statespect_from(rot_fft=sim.oper.fft(rot))
         f_hat = sim.oper.fft(np.ascontiguousarray(forcing.T))
@@ -213,11 +213,12 @@ class _Fluidsim:
 
 
 def _fluidsim(initial, forcing, viscosity, dt, precision):
+    """Create a fluidsim simulation per member."""
     os.environ.setdefault("FLUIDSIM_PATH", tempfile.gettempdir())
     return _OneByOne([_Fluidsim(one, forcing, viscosity, dt) for one in initial])
 
 
-#: modules that must be there, adapter, whether it has single precision
+#: required modules, adapter, whether it has single precision
 PEERS: dict[str, tuple[tuple[str, ...], Callable[..., Peer], bool]] = {
     "exponax": (("jax", "exponax"), _exponax, True),
     "jax-cfd": (("jax", "jax_cfd"), _jax_cfd, True),

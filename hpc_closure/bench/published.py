@@ -1,20 +1,21 @@
-r"""The published solver, written again from its equations in eager PyTorch, to measure against.
+r"""The published solver, rewritten from its equations in eager PyTorch, for comparison.
 
 Dong, Chen, Wu (J. Comput. Phys. 2025) advance
 
 .. math:: \partial_t w + u\cdot\nabla w = \nu\Delta w + f + \beta\xi
 
-with the state as the real-to-complex transform of the whole grid, the advective form (four inverse
-transforms u, v, w_x, w_y and one forward, the product cut by the 2/3 rule), Crank-Nicolson for the
-viscosity and explicit Euler for the rest. The Q-Wiener increment is the real part of a complex
-inverse transform of :math:`\sqrt{q_k}\,(a_k + i b_k)`, a and b each the sum of kappa draws on the
-whole grid (Lord, Powell, Shardlow 2014, ch. 10), and is transformed forward again:
+The state is the real-to-complex transform of the full grid. The advective form takes four inverse
+transforms (u, v, w_x, w_y) and one forward transform, with the product truncated by the 2/3 rule.
+Time stepping is Crank-Nicolson for the viscosity and explicit Euler for all other terms. The
+Q-Wiener increment is the real part of a complex inverse transform of
+:math:`\sqrt{q_k}\,(a_k + i b_k)`, a and b each the sum of kappa draws on the full grid (Lord,
+Powell, Shardlow 2014, ch. 10), and is transformed forward again:
 
 .. math:: \hat w^+ = \frac{\hat w - dt\,\hat N + dt\,\hat f + \beta\,\widehat{\Delta W}
           - \tfrac{dt}{2}\nu k^2 \hat w}{1 + \tfrac{dt}{2}\nu k^2},
           \qquad q_k = dt\,e^{-a k^2} .
 
-Nothing here is tuned: one operation per term, as an experimenter writes it.
+Nothing is optimised here: one operation per term, as in a first implementation.
 """
 
 import math
@@ -27,13 +28,13 @@ class PublishedSolver:
     """Members advanced together on an n x n grid of the unit square.
 
     Args:
-        forcing: f, (n, n), in the precision and on the device of all arrays.
+        forcing: f, (n, n), which sets precision and device of all arrays.
         viscosity: nu.
-        dt: step.
+        dt: time step.
         noise: beta, 0 = none.
         draws: kappa, normal draws summed per mode and step.
-        correlation: a, length squared.
-        seed: of the draws.
+        correlation: a, squared correlation length.
+        seed: seed of the draws.
     """
 
     def __init__(
@@ -50,32 +51,32 @@ class PublishedSolver:
         self.size, self.dt, self.noise, self.draws = len(forcing), dt, noise, draws
         self.device, self.precision = device, precision = forcing.device, forcing.dtype
         size = self.size
-        whole = torch.fft.fftfreq(size, 1 / size, dtype=precision, device=device)
+        wavenumbers = torch.fft.fftfreq(size, 1 / size, dtype=precision, device=device)
         half = torch.fft.rfftfreq(size, 1 / size, dtype=precision, device=device)
-        self.kx, self.ky = 2 * math.pi * whole[:, None], 2 * math.pi * half[None, :]
+        self.kx, self.ky = 2 * math.pi * wavenumbers[:, None], 2 * math.pi * half[None, :]
         self.k2 = self.kx**2 + self.ky**2
         self.safe_k2 = self.k2.clone()
         self.safe_k2[0, 0] = 1.0
         limit = size // 2 * 2 / 3
-        self.kept = (whole.abs()[:, None] <= limit) & (half[None, :] <= limit)
+        self.kept = (wavenumbers.abs()[:, None] <= limit) & (half[None, :] <= limit)
         self.half_viscous = 0.5 * dt * viscosity * self.k2
         self.f_hat = torch.fft.rfft2(forcing)
-        k2 = (2 * math.pi) ** 2 * (whole[:, None] ** 2 + whole[None, :] ** 2)
+        k2 = (2 * math.pi) ** 2 * (wavenumbers[:, None] ** 2 + wavenumbers[None, :] ** 2)
         self.root = torch.sqrt(dt * torch.exp(-correlation * k2))
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.w_hat = torch.empty(0)
 
     def start(self, fields: Tensor) -> "PublishedSolver":
-        """Begin from vorticity fields (members, n, n)."""
+        """Start from vorticity fields (members, n, n)."""
         self.w_hat = torch.fft.rfft2(fields.to(self.device, self.precision))
         return self
 
     def field(self) -> Tensor:
-        """Vorticity (members, n, n)."""
+        """Return vorticity (members, n, n)."""
         return torch.fft.irfft2(self.w_hat, s=(self.size, self.size))
 
     def increment(self) -> Tensor:
-        """Wiener increments (members, n, n) over one step, without beta."""
+        """Draw Wiener increments (members, n, n) over a step, without beta."""
         shape = (len(self.w_hat), self.size, self.size, 2, self.draws)
         normals = torch.randn(
             shape, generator=self.generator, device=self.device, dtype=self.precision
@@ -86,7 +87,7 @@ class PublishedSolver:
         return torch.fft.ifft2(self.root * z).real * self.size**2
 
     def nonlinear_hat(self) -> Tensor:
-        """Transform of u . grad w, cut by the 2/3 rule."""
+        """Compute the transform of u . grad w, truncated by the 2/3 rule."""
         shape = (self.size, self.size)
         psi_hat = self.w_hat / self.safe_k2
         u = torch.fft.irfft2(1j * self.ky * psi_hat, s=shape)
@@ -96,7 +97,7 @@ class PublishedSolver:
         return torch.fft.rfft2(u * w_x + v * w_y) * self.kept
 
     def advance(self, num_steps: int) -> None:
-        """Take steps."""
+        """Advance by a number of steps."""
         for _ in range(num_steps):
             right = self.w_hat - self.dt * self.nonlinear_hat() + self.dt * self.f_hat
             if self.noise:

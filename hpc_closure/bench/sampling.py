@@ -1,20 +1,20 @@
 """Calibration and cost against the number of evaluations and the sampler, on a known law.
 
-A model is fitted to draws of a law (:mod:`.known`), or read from a file, and judged on states it
-has not seen, without sensors, beside draws of the law itself. One row for each sampler and number
-of evaluations:
+A model is fitted to draws of a law (:mod:`.known`), or read from a file. It is judged on unseen
+states, without sensors, beside draws of the law itself. Each sampler and number of evaluations has
+a row:
 
-* ``relative_error`` of one member and ``crps_ratio`` to the oracle (1 is the best there is);
-* ``spread_ratio`` to the oracle, in all and per shell; ``lowest`` and ``highest`` of the shells
+* ``relative_error`` of a single member, and ``crps_ratio`` to the oracle (1 is optimal);
+* ``spread_ratio`` to the oracle, total and per shell; ``lowest`` and ``highest`` of the shells
   with more than 1e-3 of the noise's variance (``shells``);
-* ``calm`` and ``wild``: the spread ratio over the quarter of all points and states where the law
-  spreads least and most; a law that knows nothing of the state fails there;
-* ``rank_p``: of the truth's ranks at the point of each state where the law spreads most;
-* ``cost_ms`` of ``members`` samples for one state.
+* ``calm`` and ``wild``: the spread ratio over the quarter of all points and states in which the
+  law's spread is smallest and largest; a law that does not depend on the state fails there;
+* ``rank_p``: p-value of the truth's ranks at the point of each state with the largest spread;
+* ``cost_ms``: milliseconds for ``members`` samples of a state.
 
 The ratios have 95 % intervals over the states (``crps_low``, ``crps_high``, ``spread_low``,
-``spread_high``). Each row has draws of its own; the row ``oracle_x0.95`` is the control: the
-oracle's with their spread shrunk.
+``spread_high``). Each row has its own draws. The row ``oracle_x0.95`` is the control: the oracle's
+draws with reduced spread.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from hpc_closure.evaluate.stages.generated import CONTROL
 
 METHODS = ("euler", "heun", "dpmpp_2m")
 EVALUATIONS = (1, 2, 4, 8, 16, 32)
-FLOOR = 1e-3  # share of the noise's variance that a shell must have to be judged
-REFERENCE = 4  # times as many draws of the law as of the model
-CHUNK = 25  # states at a time
-SEED = 7  # of the first row's draws
+FLOOR = 1e-3  # least share of the noise's variance in a shell that is judged
+REFERENCE = 4  # draws of the law over draws of the model
+CHUNK = 25  # states per chunk
+SEED = 7  # seed of the first row's draws
 ORACLE = "oracle"
 MEAN_GP = "mean_gp"
 ONE_PASS = "one_pass"
@@ -70,14 +70,14 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of a model.
+    """Settings of the measurement of a model.
 
     Attributes:
         methods: keys of ``SAMPLERS``.
         evaluations: budgets.
-        states, members: unseen states, and members drawn for each.
-        repeats: timings of the cost; their median is given.
-        device: where the models compute.
+        states, members: number of unseen states, and members per state.
+        repeats: timings of the cost, of which the median is reported.
+        device: device of the models.
     """
 
     methods: Sequence[str] = METHODS
@@ -108,20 +108,20 @@ def run(
     one_pass: ClosureModel | None = None,
     unseen: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> list[dict[str, Any]]:
-    """Records: the oracle, mean + Gaussian process, one pass, then methods x evaluations.
+    """Measure all rows: the oracle, mean + Gaussian process, one pass, then methods x evaluations.
 
     Args:
         known: the law.
-        model: fitted to it.
-        plan: what is asked of it.
-        one_pass: a model whose generator was trained by CRPS; a row of its own.
-        unseen: batches on which the spread of every setting, one pass as well, is made up, as
-            training does for a model's own setting; without them only that one is corrected.
+        model: a model fitted to it.
+        plan: settings of the measurement.
+        one_pass: a model whose generator was trained by CRPS, for a further row.
+        unseen: batches on which the spread of every setting, one pass as well, is corrected as in
+            training. Without them only the model's default setting is corrected.
     """
     members, device = plan.members, plan.device
-    given = known.states("test", plan.states)
-    truth = known.draw(given, 9_000_000)
-    reference = Reference(known, given, truth, members)
+    states = known.states("test", plan.states)
+    truth = known.draw(states, 9_000_000)
+    reference = Reference(known, states, truth, members)
     rows = []
 
     def add(method: str, budget: int | None, draw, cost: float | None = None) -> None:
@@ -135,25 +135,25 @@ def run(
             }
         )
 
-    # draws of its own for the oracle's row, which so shows what chance does
-    own = range(members)
-    add(ORACLE, None, lambda chosen: reference.law(chosen, own))
+    # the oracle's row has draws apart from the reference, so it shows the effect of chance
+    oracle_members = range(members)
+    add(ORACLE, None, lambda chosen: reference.law(chosen, oracle_members))
 
     def control(chosen: slice) -> Tensor:
-        drawn, mean = reference.law(chosen, own), known.law.mean(given[chosen])
+        drawn, mean = reference.law(chosen, oracle_members), known.law.mean(states[chosen])
         return mean + CONTROL * (drawn - mean)
 
     add(f"{ORACLE}_x{CONTROL:g}", None, control)
 
-    def measure(method: str, drawer: ClosureModel, own: str | None, budget: int | None) -> None:
+    def measure(label: str, drawer: ClosureModel, method: str | None, budget: int | None) -> None:
         drawer = drawer.to(device)
-        # a seed of its own for each row
-        asked = Request(given, (), SEED + len(rows), method=own, evaluations=budget)
-        cost = _cost(drawer, asked, plan)
+        # each row has another seed
+        request = Request(states, (), SEED + len(rows), method=method, evaluations=budget)
+        cost = _cost(drawer, request, plan)
         add(
-            method,
+            label,
             budget,
-            partial(_draw, drawer, members, asked, device),
+            partial(_draw, drawer, members, request, device),
             cost,
         )
 
@@ -177,7 +177,7 @@ def run(
 
 
 class Reference:
-    """The law on some states, by many draws, and one truth for each state."""
+    """The law on some states, from many draws, and a truth per state."""
 
     def __init__(self, known: Known, states: Tensor, truth: Tensor, members: int):
         self.known, self.states, self.truth, self.members = known, states, truth, members
@@ -185,7 +185,7 @@ class Reference:
             self._sum(range(start, start + REFERENCE * members // 2))
             for start in (members, members + REFERENCE * members // 2)
         )
-        # the places are chosen by one half of the draws and measured by the other
+        # half of the draws select the places, the other half measure them
         order = first["variance_map"].flatten().argsort()
         quarter = len(order) // 4
         self.calm, self.wild = order[:quarter], order[-quarter:]
@@ -196,7 +196,7 @@ class Reference:
         self.judged = (shells / shells.sum()) > FLOOR
 
     def law(self, chosen: slice, members: range) -> Tensor:
-        """Draws of the law, (members, states, n, n), a seed of its own for each chunk."""
+        """Draw from the law, (members, states, n, n), with a seed per chunk."""
         seed = self.known.seed + 2 + chosen.start
         return self.known.law.sample(self.states[chosen], members=members, seed=seed)
 
@@ -204,7 +204,7 @@ class Reference:
         return self._statistics(lambda chosen: self.law(chosen, members))
 
     def _statistics(self, draw, widest: Tensor | None = None) -> dict[str, Tensor]:
-        """What the scores are made of, for each state; ``draw(slice)`` gives members."""
+        """Compute the statistics of the scores per state; ``draw(slice)`` returns the members."""
         parts: dict[str, list[Tensor]] = {}
         ties = torch.Generator().manual_seed(self.known.seed)
         for start in range(0, len(self.states), CHUNK):
@@ -228,7 +228,7 @@ class Reference:
         return {key: torch.cat(value) for key, value in parts.items()}
 
     def _ratio(self, own: Tensor, law: Tensor, form, name: str) -> dict[str, float]:
-        """A score of values for each state to the law's, with its interval over the states."""
+        """Compute the ratio of a score to the law's, with its interval over the states."""
         found = block_interval(
             {"own": own, "law": law},
             torch.arange(len(own)),
@@ -238,7 +238,7 @@ class Reference:
         return {key: float(value) for key, value in zip(names, found, strict=True)}
 
     def judge(self, draw) -> dict[str, Any]:
-        """Columns of a row for the ensembles that ``draw(slice)`` gives."""
+        """Compute the columns of a row from the ensembles of ``draw(slice)``."""
         found, law = self._statistics(draw, self.widest), self.found
         shells = pointwise.spread_ratio(found["shells"].mean(0), law["shells"].mean(0))[
             self.judged
@@ -261,24 +261,24 @@ class Reference:
         }
 
 
-def _draw(model, members: int, asked: Request, device: str, chosen: slice) -> Tensor:
-    """(members, states, n, n) float64 of some of the states asked for."""
+def _draw(model, members: int, request: Request, device: str, chosen: slice) -> Tensor:
+    """Draw (members, states, n, n) float64 for a slice of the request's states."""
     out = []
     for number in range(chosen.start, chosen.stop):
         ids = range(number * members, (number + 1) * members)
-        given = asked.state[number : number + 1].float().to(device)
-        drawn = model.sample_batch(replace(asked, state=given, members=ids))
+        state = request.state[number : number + 1].float().to(device)
+        drawn = model.sample_batch(replace(request, state=state, members=ids))
         out.append(drawn.double().cpu())
     return torch.stack(out, 1)
 
 
-def _cost(model, asked: Request, plan: Plan) -> float:
-    """Milliseconds for the members of one state."""
-    given, taken = asked.state[:1].float().to(plan.device), []
+def _cost(model, request: Request, plan: Plan) -> float:
+    """Measure milliseconds for the members of a state."""
+    state, taken = request.state[:1].float().to(plan.device), []
     for call in range(plan.repeats + 1):
         start = time.perf_counter()
         members = range(plan.members)
-        drawn = model.sample_batch(replace(asked, state=given, members=members, call=call))
+        drawn = model.sample_batch(replace(request, state=state, members=members, call=call))
         float(drawn[0, 0, 0])  # waits for the device
         taken.append(time.perf_counter() - start)
     return 1e3 * statistics.median(taken[1:])

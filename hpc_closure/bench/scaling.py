@@ -1,9 +1,9 @@
-"""Scaling of the training step: one batch on more processes (strong), more of them as well (weak).
+"""Scaling of the training step: one batch on more processes (strong), or one per process (weak).
 
-The step is that of :mod:`.training`, of the ``default`` preset's generator, through the engines
-that train. torchrun starts a group of processes for every number; the groups are alive together
-and take turns, as all that is compared here does. A group waits for its turn without computing:
-its first process reads a line of text, the others a broadcast.
+The step is that of :mod:`.training`, with the generator of the ``default`` preset and the training
+engines. torchrun starts a group of processes for every number. The groups exist together and take
+turns, as all compared programs here. A group waits for its turn without computing: its first
+process reads a line of text, the others a broadcast.
 """
 
 import contextlib
@@ -47,15 +47,15 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
-        asked: numbers of processes; one is measured anyway.
+        asked: numbers of processes; a single process is measured in any case.
         grid: points per side.
-        batch: of one process, and the global one of strong scaling.
-        engines: by name.
-        threads: of each process.
-        device: ``cpu``, or ``cuda``: a GPU for each process.
+        batch: batch of a process, and the global batch of strong scaling.
+        engines: names of the engines.
+        threads: threads of each process.
+        device: ``cpu``, or ``cuda`` with a GPU per process.
         config: differences from the ``default`` preset.
     """
 
@@ -82,41 +82,41 @@ class Plan:
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of processes that are measured, increasing."""
+        """Measured numbers of processes, increasing."""
         return sorted({1, *self.asked})
 
     def batch_of(self, scaling: str, count: int) -> int:
-        """The global batch."""
+        """Return the global batch."""
         return self.batch if scaling == STRONG else self.batch * count
 
     def cases(self, count: int) -> list[tuple[str, int]]:
-        """(engine, global batch) of what is measured on ``count`` processes."""
+        """List (engine, global batch) of the measurements on ``count`` processes."""
         batches = sorted({self.batch_of(scaling, count) for scaling in (STRONG, WEAK)})
         return [(engine, batch) for engine in self.engines for batch in batches]
 
 
 def engines() -> tuple[str, ...]:
-    """Names of the engines that are installed."""
+    """Return the names of the installed engines."""
     return ("torch", "deepspeed") if deepspeed.installed() else ("torch",)
 
 
 def run(plan: Plan, timing: Timing, cores: int) -> list[dict[str, Any]]:
-    """Records: a row for each engine, scaling and number of processes.
+    """Measure; returns a row for each engine, scaling and number of processes.
 
-    ``speedup`` is samples per second over those of one process in the same passes, ``efficiency``
-    that over the number of processes.
+    ``speedup`` is samples per second over those of a single process in the same passes.
+    ``efficiency`` is the speedup over the number of processes.
 
     Args:
-        plan: what.
-        timing: of the blocks.
-        cores: of this machine.
+        plan: settings of the measurement.
+        timing: settings of the blocks.
+        cores: cores of this machine.
     """
     with contextlib.ExitStack() as closing:
         groups = [Group(count, plan) for count in plan.counts]
         for group in groups:
             closing.callback(group.wait)
         for group in groups:
-            closing.callback(group.end)  # all of them before the first is waited for
+            closing.callback(group.end)  # called for all groups before the first wait
         contenders = {}
         for group in groups:
             group.wait_until_ready()
@@ -137,7 +137,7 @@ def _name(count: int, engine: str, batch: int) -> str:
 
 
 def record(plan: Plan, taken: dict, engine: str, scaling: str, count: int) -> dict[str, Any]:
-    """A row of times (passes,) by contender."""
+    """Create a row from times (passes,) by contender."""
     batch = plan.batch_of(scaling, count)
     ours, one = taken[_name(count, engine, batch)], taken[_name(1, engine, plan.batch)]
     speedup = measure.ratio(ours, one) * batch / plan.batch
@@ -156,20 +156,20 @@ def record(plan: Plan, taken: dict, engine: str, scaling: str, count: int) -> di
 
 
 def remarks(plan: Plan, cores: int) -> list[str]:
-    """What the rows do not tell by themselves."""
+    """Return remarks on rows that measure the machine instead of the program."""
     more = [count for count in plan.counts if count * plan.threads > cores]
     if plan.device.startswith("cuda") or not more:
         return []
-    told = ", ".join(map(str, more))
-    return [f"{told} processes share {cores} core(s): there the speedup is not the program's"]
+    counts = ", ".join(map(str, more))
+    return [f"{counts} processes share {cores} core(s): their speedup is limited by the cores"]
 
 
 class Group:
-    """Processes of one torchrun, which train together in turns that :meth:`turn` gives them.
+    """Processes of a torchrun that train together, in turns started by :meth:`turn`.
 
     Args:
         count: number of processes.
-        plan: what they make ready.
+        plan: settings of the measurement.
     """
 
     def __init__(self, count: int, plan: Plan):
@@ -184,12 +184,12 @@ class Group:
         )
 
     def wait_until_ready(self) -> None:
-        """Wait until all processes have made ready what the plan has for them."""
+        """Wait until all processes have prepared their cases."""
         self._hear()
         self.ready = True
 
     def end(self) -> None:
-        """Give no more turns."""
+        """End the turns."""
         if not self.ready:
             self.agent.terminate()
         with contextlib.suppress(BrokenPipeError):
@@ -202,10 +202,10 @@ class Group:
         self.errors.close()
 
     def turn(self, engine: str, batch: int):
-        """Return what takes a number of steps of a case, and returns when all processes have."""
+        """Create a function that takes steps of a case; it returns when all processes are done."""
 
         def advance(steps: int) -> None:
-            with contextlib.suppress(BrokenPipeError):  # then there is no answer, either
+            with contextlib.suppress(BrokenPipeError):  # _hear then raises
                 self.agent.stdin.write(json.dumps([engine, batch, steps]) + "\n")  # type: ignore
                 self.agent.stdin.flush()  # type: ignore[union-attr]
             self._hear()
@@ -216,7 +216,7 @@ class Group:
         """Wait for the line of the first process.
 
         Raises:
-            RuntimeError: the processes ended, with the first of their errors.
+            RuntimeError: the processes ended; the message is the first of their errors.
         """
         if self.agent.stdout.readline():  # type: ignore[union-attr]
             return
@@ -228,25 +228,25 @@ class Group:
 
 
 def main() -> None:
-    """Make ready what the plan has for this process, and take turns until there are no more."""
+    """Prepare the cases of this process, and take turns until there are no more."""
     answers, sys.stdout = sys.stdout, sys.stderr
     plan = Plan(**json.loads(sys.argv[1]))
     torch.set_num_threads(plan.threads)
-    found = processes.join(launch.choose_device(plan.device, shared=False))
-    # waits without computing, for as long as the other groups take
-    turns = dist.new_group(backend="gloo", timeout=PATIENCE) if found.size > 1 else None
-    steps = dict(_cases(plan, found))
+    joined = processes.join(launch.choose_device(plan.device, shared=False))
+    # a gloo group, which waits without computing while the other groups run
+    turns = dist.new_group(backend="gloo", timeout=PATIENCE) if joined.size > 1 else None
+    steps = dict(_cases(plan, joined))
     finish = measure.wait_for(plan.device)
 
     def say(line: str) -> None:
         if turns is not None:
             dist.barrier(turns)
-        if found.rank == 0:
+        if joined.rank == 0:
             answers.write(line + "\n")
             answers.flush()
 
     say("ready")
-    while (line := _next(found.rank, turns)) is not None:
+    while (line := _next(joined.rank, turns)) is not None:
         engine, batch, number = json.loads(line)
         steps[engine, batch](number)
         finish()
@@ -262,15 +262,15 @@ def _next(rank: int, turns: dist.ProcessGroup | None) -> str | None:
     return lines[0]
 
 
-def _cases(plan: Plan, found: processes.Processes) -> Iterator[tuple]:
+def _cases(plan: Plan, joined: processes.Processes) -> Iterator[tuple]:
     known = Known("diffusion", plan.grid)
-    pairs = training_batch(known, plan.batch, str(found.device))
+    pairs = training_batch(known, plan.batch, str(joined.device))
     fitted = fit(known, samples=max(plan.batch, 64), steps=0, config=plan.config)
-    for engine, batch in plan.cases(found.size):
+    for engine, batch in plan.cases(joined.size):
         settings = Train(steps=1, batch=batch, engine=engine, lr=1e-3)
-        state, target = (one[: batch // found.size] for one in pairs)
-        model = copy.deepcopy(fitted).to(found.device)
-        yield (engine, batch), training_step(model, settings, state, target, found)
+        state, target = (one[: batch // joined.size] for one in pairs)
+        model = copy.deepcopy(fitted).to(joined.device)
+        yield (engine, batch), training_step(model, settings, state, target, joined)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Calibration against the size of the networks, on a known law.
 
-A model of each size is trained for as many steps on the same draws (:mod:`.known`), and judged on
-states that it has not seen (:mod:`.sampling`), with its own sampler. ``score``: whether the
-generator has earned its place. ``front``: no other size is cheaper to train and as near the law.
+A model of each size is trained for an equal number of steps on the same draws (:mod:`.known`), and
+judged on unseen states (:mod:`.sampling`) with its sampler. ``score`` is whether the generator
+acts. ``front`` is whether no other size is both cheaper to train and nearer to the law.
 """
 
 import time
@@ -35,7 +35,7 @@ SCORES = [key for key in COLUMNS if key in sampling.COLUMNS]
 
 
 class Size(NamedTuple):
-    """Of a model's networks: keys of its section."""
+    """Size of a model's networks: keys of its section."""
 
     width: int
     layers: int
@@ -51,15 +51,15 @@ def run(
     steps: int = 2000,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """Records, one a size: seconds of training, milliseconds of a sample, scores.
+    """Train and measure each size; returns seconds of training, milliseconds of a sample, scores.
 
     Args:
         known: the law.
-        sizes: what is compared.
-        plan: states and members; methods and budgets are those of the models.
-        samples: states of each half of the training data.
-        steps: of every training.
-        report: told each row as it is there, without ``front``.
+        sizes: the sizes.
+        plan: numbers of states and members; methods and budgets are those of the models.
+        samples: states in each half of the training data.
+        steps: steps of every training.
+        report: called with each row when it is complete, without ``front``.
     """
     rows: list[dict[str, Any]] = []
     data = known.data(samples)
@@ -68,8 +68,8 @@ def run(
         model = fit(known, data=data, steps=steps, config=size._asdict())
         took = time.perf_counter() - began
         method, evaluations = model.config["method"], int(model.config["evaluations"])
-        own = replace(plan, methods=(method,), evaluations=(evaluations,))
-        scores = sampling.run(known, model, own)[-1]
+        settings = replace(plan, methods=(method,), evaluations=(evaluations,))
+        scores = sampling.run(known, model, settings)[-1]
         row = {
             **size._asdict(),
             "weights": model.num_parameters(),
@@ -85,8 +85,10 @@ def run(
 
 
 def mark_front(rows: list[dict[str, Any]]) -> None:
-    """Say in ``front`` of each row whether no other is as good in one respect and better in the
-    other."""
+    """Set ``front`` of each row: whether no other row is better in cost and score.
+
+    Another row is better if it is better in one of them and not worse in the other.
+    """
     places = [(row["train_s"], row["crps_ratio"]) for row in rows]
     for row, (cost, score) in zip(rows, places, strict=True):
         beaten = any(a <= cost and b <= score and (a < cost or b < score) for a, b in places)

@@ -1,11 +1,11 @@
-"""Long coupled runs: how many members are lost, and which spectra the others keep.
+"""Long coupled runs: number of lost members, and spectra of the others.
 
-From the starts of the experiment's rollout, or from validation trajectories, every member runs on
-under the closure, far beyond the DNS, and beside it the bare solver from every start. The
-enstrophy per shell, averaged over all but the first quarter of the run, is compared with that of
-the DNS's trajectories of that part from the start on; errors are of means over trajectories. A
-lost member counts in no spectrum, so the record says how many there are. Where draws may be
-brought back into the training's range, the record says of each shell how often it was.
+Every member runs under the closure from a start of the experiment's rollout, or of the validation
+trajectories, far beyond the DNS. The bare solver runs beside it from every start. The enstrophy
+per shell, averaged over all but the first quarter of the run, is compared with that of the DNS
+from the start on, over the trajectories of the same part. Errors are those of means over
+trajectories. A lost member is in no spectrum, so the record has their number. If draws may be
+rescaled into the range of the training, the record has the rate per shell.
 """
 
 import math
@@ -29,8 +29,8 @@ from hpc_closure.spectral.modes.grid import Grid, from_row, to_spectra
 COLUMNS = {"shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
     ("model", "model_error", "none", "none_error", "back"), ".3f"
 )
-SETTLED = 0.25  # of a run, after which its spectra count
-LOOKS = 200  # at the spectra of a run, at most
+SETTLED = 0.25  # share of a run before its spectra are averaged
+LOOKS = 200  # largest number of spectra of a run
 
 
 def run(
@@ -41,19 +41,19 @@ def run(
     report: Callable[[int, int], None] = lambda call, lost: None,
     part: str = "test",
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records, one a shell, and remarks.
+    """Run the members; returns records, one per shell, and remarks.
 
     Args:
-        experiment: trained, with its data.
-        members: trajectories, shared by the starts.
-        steps: solver steps of each.
-        device: of the run.
-        report: told closure calls and lost members, now and then.
-        part: of the data, whose trajectories are started from: ``test``, or ``valid``, on which
-            settings may be chosen.
+        experiment: a trained experiment with its data.
+        members: number of trajectories, distributed over the starts.
+        steps: solver steps of each trajectory.
+        device: device of the run.
+        report: called with closure calls and lost members, at intervals.
+        part: part of the data with the starts: ``test``, or ``valid``, on which settings may be
+            chosen.
 
     Raises:
-        ValueError: data or model are not there, or fit no such run.
+        ValueError: data or model are missing or do not fit.
     """
     check_model(experiment)
     folder = Run.of(experiment)
@@ -95,12 +95,12 @@ def run(
 
 
 def _guard(counts: np.ndarray, expected: Tensor | None, records: Sequence[dict[str, Any]]) -> str:
-    """How many draws were brought back, in words; the shares of shells go into their records.
+    """Describe how many draws were rescaled, and write the rates per shell to their records.
 
     Args:
         counts: (rows, 2 + shells) of :class:`~hpc_closure.rollout.tally.Tally`.
-        expected: (1 + shells,) shares of the DNS's own closures, or None.
-        records: one a shell.
+        expected: (1 + shells,) rates for the DNS's closures, or None.
+        records: records, one per shell.
     """
     total = counts.sum(0)
     shares = total[1:] / max(total[0], 1)
@@ -127,7 +127,7 @@ class _Spectra:
 
     @property
     def means(self) -> np.ndarray:
-        """(trajectories, shells), without those that were lost."""
+        """Mean enstrophy (trajectories, shells) of the trajectories that are not lost."""
         means = (self.total / self.count).numpy()
         return means[np.isfinite(means).all(1)]
 
@@ -142,7 +142,7 @@ def _of_the_data(experiment: Experiment, data: DataSet, cases: list[int]) -> np.
 
 
 def _records(truth: np.ndarray, runs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Ratios to the truth with standard errors; shells in which it has anything."""
+    """Compute ratios to the truth with standard errors, for shells above round-off."""
     mean = truth.mean(0)
     records = []
     for shell in np.flatnonzero(mean > 1e-12 * mean.sum()):
@@ -160,7 +160,7 @@ def _records(truth: np.ndarray, runs: dict[str, np.ndarray]) -> list[dict[str, A
 
 
 def _relative_error(values: np.ndarray) -> float:
-    """Of a mean over trajectories."""
+    """Compute the relative standard error of a mean over trajectories."""
     if len(values) < 2:
         return float("nan")
     return float(values.std(ddof=1) / np.sqrt(len(values)) / values.mean())

@@ -1,13 +1,13 @@
-"""Measure each switch of the GPU code beside none of it and beside torch.compile.
+"""Measure each switch of the GPU code against no switch and against torch.compile.
 
-A row is a switch (:mod:`hpc_closure.spectral.switches`) in one case: a solver step of all members,
-a draw of the shipped model ``two_regimes``, a training step of the ``default`` preset's generator.
-``torch.compile(mode="reduce-overhead")``, which makes CUDA graphs of its own, compiles the solver
-in its form for autograd, and the methods of the networks that ``captured`` and ``replays`` would
-record. ``difference`` is the largest one between results with and without the switch, over the
-largest result.
+A row is a switch (:mod:`hpc_closure.spectral.switches`) in a case: a solver step of all members, a
+draw of the shipped model ``two_regimes``, or a training step of the ``default`` preset's
+generator. ``torch.compile(mode="reduce-overhead")``, which makes CUDA graphs itself, compiles the
+solver in its form for autograd, and the methods of the networks that ``captured`` and ``replays``
+would record. ``difference`` is the largest difference between results with and without the switch,
+over the largest result.
 
-On a CPU switches change nothing and torch.compile only traces: such a run rehearses the bench.
+On a CPU switches have no effect and torch.compile only traces; such a run tests the bench.
 """
 
 import copy
@@ -39,9 +39,9 @@ from hpc_closure.train.processes import Processes
 WITHOUT, COMPILED = "without", "torch.compile"
 MODEL = "two_regimes"  # the shipped model that draws by a network
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
-GAIN = 1.1  # over the better of the others, from which a switch is worth its code
+GAIN = 1.1  # least speed-up, over the faster alternative, that is worth the code of a switch
 TOLERANCE = 1e-3  # relative difference beyond which a switch is wrong
-FIRST = 20  # steps after which results are compared, the longer graph of the solver among them
+FIRST = 20  # steps before results are compared, which include the solver's longer graph
 COLUMNS = {
     "switch": "",
     "case": "",
@@ -54,19 +54,19 @@ COLUMNS = {
     "verdict": "",
 }
 
-#: takes a number of steps; returns the result, or None where nothing is compared
+#: takes a number of steps; returns the result, or None if it is not compared
 Advance = Callable[[int], Tensor | None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
         grid: points per side of solver and training.
-        members: of the solver.
-        samples: numbers of members drawn at once for one state.
-        batch: of the training step.
+        members: ensemble sizes of the solver.
+        samples: numbers of members drawn at once for a state.
+        batch: batch of the training step.
         config: differences from the ``default`` preset in training.
     """
 
@@ -78,7 +78,7 @@ class Plan:
 
 
 def run(plan: Plan, timing: Timing) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a record for each switch and case, and remarks: what failed, and what to keep."""
+    """Return a record per switch and case, and remarks: failures, and switches to keep."""
     records: list[dict[str, Any]] = []
     remarks: list[str] = []
 
@@ -88,7 +88,7 @@ def run(plan: Plan, timing: Timing) -> tuple[list[dict[str, Any]], list[str]]:
         for name, advance in contenders.items():
             try:
                 results[name] = advance(FIRST)
-            except Exception as error:  # of code that is on trial, and of torch.compile
+            except Exception as error:  # of the code under test, or of torch.compile
                 if name == WITHOUT:
                     raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -138,13 +138,13 @@ def _difference(result: Tensor | None, plain: Tensor | None) -> float | None:
 def verdict(
     taken: Mapping[str, list[float]], name: str, difference: float | None, device: str
 ) -> str:
-    """Return ``keep``, or why not.
+    """Return ``keep``, or the reason to remove the switch.
 
     Args:
         taken: seconds per step in each pass, by contender.
-        name: of the switch.
-        difference: between results with and without it.
-        device: where it was measured.
+        name: name of the switch.
+        difference: difference between results with and without it.
+        device: device of the measurement.
     """
     if torch.device(device).type != "cuda":
         return "not measured"
@@ -160,17 +160,17 @@ def verdict(
 
 
 def conclude(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each switch: keep it where it pays in a case and fails in none."""
+    """Return a line per switch: keep it if it pays in a case and fails in none."""
     lines = []
     for name in dict.fromkeys(record["switch"] for record in records):
-        found = [record["verdict"] for record in records if record["switch"] == name]
-        paying = found.count("keep")
-        if "not measured" in found:
+        verdicts = [record["verdict"] for record in records if record["switch"] == name]
+        paying = verdicts.count("keep")
+        if "not measured" in verdicts:
             lines.append(f"{name}: not measured, for there is no GPU")
-        elif paying and not {"remove: fails", "remove: wrong"} & set(found):
-            lines.append(f"{name}: keep (pays in {paying} of {len(found)} cases)")
+        elif paying and not {"remove: fails", "remove: wrong"} & set(verdicts):
+            lines.append(f"{name}: keep (pays in {paying} of {len(verdicts)} cases)")
         else:
-            lines.append(f"{name}: remove ({', '.join(dict.fromkeys(found))})")
+            lines.append(f"{name}: remove ({', '.join(dict.fromkeys(verdicts))})")
     return lines
 
 
@@ -195,13 +195,13 @@ def _compile(function: Callable[..., Any], device: str) -> Callable[..., Any]:
 
 
 def _solvers(grid: int, members: int, noise: dict, device: str) -> dict[str, Advance]:
-    """Solvers of the published problem that start from the same states."""
+    """Create solvers of the published problem that start from the same states."""
     problem = Problem(grid=grid, forcing={"kind": "published"}, noise=noise)
     contenders = {
         ",".join(names) or WITHOUT: _solver(problem, members, names, device)
         for names in ((), (GRAPHS,), (FUSED,), (GRAPHS, FUSED))
     }
-    if noise["kind"] == "none":  # the form for autograd has no noise of its own
+    if noise["kind"] == "none":  # the form for autograd cannot draw noise
         contenders[COMPILED] = _compiled_solver(problem, members, device)
     return contenders
 
@@ -236,7 +236,7 @@ def _compiled_solver(problem: Problem, members: int, device: str) -> Advance:
 
 
 def _draws(number: int, device: str) -> dict[str, Advance]:
-    """Closures that draw ``number`` members for the same state."""
+    """Create closures that draw ``number`` members for the same state."""
     contenders = {}
     for names in ((), (REPLAYS,), (FUSED,)):
         with switches.only(*names):
@@ -275,7 +275,7 @@ def compile_networks(model: nn.Module, device: str) -> None:
 
 
 def _traced(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Call a method of a network as operations of torch, not as code that Numba compiled."""
+    """Call a method of a network as operations of torch, without the code compiled by Numba."""
 
     def called(*inputs: Any) -> Any:
         with compiling.off():
@@ -288,7 +288,7 @@ def _traced(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _trainings(plan: Plan, device: str) -> dict[str, Advance]:
-    """Training steps of equal models on one batch."""
+    """Create training steps of equal models on one batch."""
     settings = Train(steps=1, batch=plan.batch, engine="torch", lr=1e-3)
     here, known = Processes(device=torch.device(device)), Known("diffusion", plan.grid)
     pair = training_batch(known, plan.batch, device)
@@ -307,7 +307,7 @@ def _trainings(plan: Plan, device: str) -> dict[str, Advance]:
 
 
 def _marked(advance: Callable[[int], None]) -> Advance:
-    """Begin each step as torch.compile's CUDA graphs want it."""
+    """Mark the start of each step, as torch.compile's CUDA graphs require."""
 
     def marked(num_steps: int) -> None:
         for _ in range(num_steps):

@@ -1,13 +1,13 @@
 """Speed of the model: a training step and a sample, beside the published network.
 
-All see a batch of equal size, with 16 x 16 sensors. ``default`` goes through the training engine,
-with every learned part switched on (a part that did not earn its place would be skipped, and cost
-nothing). What its generator costs depends on the residual: that of the published problem lives in
-few modes, and the network computes on a grid for these; ``default, full band`` is the same where
-the residual has all modes of the grid. ``published`` is the network in the form in which it was
-published (:mod:`.networks`): complex weights in eager PyTorch, Adam, ten evaluations per sample;
-``published fft`` and ``published matrix`` are the preset, in its two forms, through our engine.
-*Recomputed* is a training with ``train.recompute``.
+All have a batch of equal size, with 16 x 16 sensors. ``default`` uses the training engine, with
+every learned part switched on, because a part that does not act is skipped and costs nothing. The
+cost of its generator depends on the residual. The residual of the published problem has few modes,
+and the network computes on a grid for these; ``default, full band`` is the same for a residual
+with all modes of the grid. ``published`` is the network as published (:mod:`.networks`): complex
+weights in eager PyTorch, Adam, ten evaluations per sample. ``published fft`` and ``published
+matrix`` are the preset, in its two forms, in our engine. *Recomputed* is a training with
+``train.recompute``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from hpc_closure.train.processes import Processes
 from hpc_closure.train.trainer import start_engine
 
 PUBLISHED, FORMS = "published", ("fft", "matrix")
-RECOMPUTED = ("default, full band", "published fft")  # are trained in both ways
+RECOMPUTED = ("default, full band", "published fft")  # trained with and without recomputation
 COLUMNS = {
     "case": "",
     "grid": "d",
@@ -53,20 +53,20 @@ COLUMNS = {
 }
 
 
-#: what takes a number of steps
+#: function that takes a number of steps
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A network with what it is given.
+    """A network with its inputs.
 
     Attributes:
-        model: of this package; None = the published form.
+        model: model of this package; None = the published form.
         state, target: (batch, n, n).
-        network_grid, modes: points per side that the network computes on, modes that it keeps.
-        evaluations: per sample.
-        recompute: train with ``train.recompute``.
+        network_grid, modes: points per side and retained modes of the network.
+        evaluations: evaluations per sample.
+        recompute: whether it is trained with ``train.recompute``.
     """
 
     model: ClosureModel | None
@@ -86,16 +86,16 @@ def run(
     timing: Timing = Timing(seconds=1.0),
     config: dict | None = None,
 ) -> list[dict[str, Any]]:
-    """Records: case ``training_step`` and ``sample`` at each batch size, a row for each method.
+    """Measure cases ``training_step`` and ``sample``; returns a row per batch size and method.
 
-    ``ratio``: how many times faster than the published form; ``kept_mb``: megabytes (1e6) that a
-    training step keeps for its backward pass.
+    ``ratio`` is the speed over that of the published form. ``kept_mb`` is the megabytes (1e6
+    bytes) that a training step stores for its backward pass.
 
     Args:
         grid: points per side.
-        batch: of the training step.
-        samples: numbers of members drawn at once for one state.
-        timing: of the blocks.
+        batch: batch of the training step.
+        samples: numbers of members drawn at once for a state.
+        timing: settings of the blocks.
         config: differences from the ``default`` preset.
     """
     settings = Train(steps=1, batch=batch, engine="torch", lr=1e-3)
@@ -114,7 +114,7 @@ def run(
     def add(case: str, number: int, contenders: dict[str, Advance]) -> None:
         taken = measure.interleave(contenders, timing)
         for name, advance in contenders.items():
-            one, step = trained[name], case == "training_step"
+            contender, step = trained[name], case == "training_step"
             theirs = None if name == PUBLISHED else measure.ratio(taken[name], taken[PUBLISHED])
             records.append(
                 {
@@ -122,9 +122,9 @@ def run(
                     "grid": grid,
                     "batch": number,
                     "method": name,
-                    "network_grid": one.network_grid,
-                    "modes": one.modes,
-                    "evaluations": 1 if step else one.evaluations,
+                    "network_grid": contender.network_grid,
+                    "modes": contender.modes,
+                    "evaluations": 1 if step else contender.evaluations,
                     "milliseconds": 1e3 * statistics.median(taken[name]),
                     "kept_mb": 1e-6 * kept_bytes(advance) if step else None,
                     "ratio": theirs,
@@ -134,32 +134,34 @@ def run(
                 }
             )
 
-    def training(one: Contender) -> Advance:
-        if one.model is None:
-            return _their_training(network, settings, one.state, one.target)
-        asked = settings.model_copy(update={"recompute": one.recompute})
-        return training_step(one.model, asked, one.state, one.target, here)
+    def training(contender: Contender) -> Advance:
+        if contender.model is None:
+            return _their_training(network, settings, contender.state, contender.target)
+        train_settings = settings.model_copy(update={"recompute": contender.recompute})
+        return training_step(
+            contender.model, train_settings, contender.state, contender.target, here
+        )
 
-    steps = {name: training(one) for name, one in trained.items()}
+    steps = {name: training(contender) for name, contender in trained.items()}
     add("training_step", batch, steps)
-    for one in entered.values():
-        if one.model:
-            _switch_on(one.model)
+    for contender in entered.values():
+        if contender.model:
+            _switch_on(contender.model)
     for number in samples:
         draws = {
             name: (
-                _our_sample(one.model, one.state[:1], one.target[:1], number)
-                if one.model
-                else _their_sample(network, one.state[:1], one.target[:1], number)
+                _our_sample(contender.model, contender.state[:1], contender.target[:1], number)
+                if contender.model
+                else _their_sample(network, contender.state[:1], contender.target[:1], number)
             )
-            for name, one in entered.items()
+            for name, contender in entered.items()
         }
         add("sample", number, draws)
     return records
 
 
 def _enter(grid: int, batch: int, device: str, config: dict | None) -> dict[str, Contender]:
-    """All that take part; the weights do not matter for the speed."""
+    """Create all contenders, with arbitrary weights, which do not affect the speed."""
     known, entered = Known("diffusion", grid), {}
     narrow = training_batch(known, batch, device)
     size = max(batch, 64)
@@ -179,13 +181,13 @@ def _enter(grid: int, batch: int, device: str, config: dict | None) -> dict[str,
 
 
 def _generator_grid(model: ClosureModel) -> int:
-    """Points per side on which the generator of a ``default`` model computes."""
+    """Return the points per side on which the generator of a ``default`` model computes."""
     assert isinstance(model, CompositeClosure)
     return model.frame.size
 
 
 def kept_bytes(advance: Advance) -> int:
-    """Bytes that a training step keeps for its backward pass, without the weights."""
+    """Count the bytes that a training step stores for its backward pass, without the weights."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -203,12 +205,12 @@ def kept_bytes(advance: Advance) -> int:
 
 
 def training_batch(known: Known, batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """States and targets (batch, n, n) that no model was fitted to."""
-    state, target = (x[:batch].to(device) for x in _whole(known.batches("test", batch)))
+    """Draw states and targets (batch, n, n) that no model was fitted to."""
+    state, target = (x[:batch].to(device) for x in _joined(known.batches("test", batch)))
     return state, target
 
 
-def _whole(batches) -> tuple[torch.Tensor, torch.Tensor]:
+def _joined(batches) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([one for one, _ in batches]), torch.cat([one for _, one in batches])
 
 
@@ -219,13 +221,13 @@ def training_step(
     target: torch.Tensor,
     found: Processes,
 ) -> Advance:
-    """What takes steps of the phase that has most of them and the dearer ones, the generator's.
+    """Create a function that takes steps of the generator's phase, the longest one.
 
     Args:
-        model: on its device.
-        settings: of the engine.
+        model: model on its device.
+        settings: settings of the engine.
         state, target: this process's share (B, n, n) of the batch.
-        found: the processes that share it.
+        found: the processes that share the batch.
     """
     model.train()
     model.resume(max(model.phases, key=lambda phase: phase.share).name)
@@ -256,7 +258,7 @@ def _their_training(network, settings, state, target) -> Advance:
 
 
 def _switch_on(model: ClosureModel) -> None:
-    """Use the generator in every shell, whatever it has learned."""
+    """Set all gains to 1, so that every part acts in every shell."""
     model.eval()
     if not isinstance(model, CompositeClosure):
         return
@@ -279,11 +281,11 @@ def _our_sample(model, state, target, number: int) -> Advance:
 
 
 def _their_sample(network, state, target, number: int) -> Advance:
-    given = state.expand(number, -1, -1)
+    states = state.expand(number, -1, -1)
     sensors = subgrid(target, SENSORS_PER_SIDE).expand(number, -1, -1)
 
     def advance(num_steps: int) -> None:
         for _ in range(num_steps):
-            published_sample(network, given, sensors)
+            published_sample(network, states, sensors)
 
     return advance

@@ -1,10 +1,10 @@
-"""All that is to be measured on a machine that is at hand for a short while, in pieces.
+"""All measurements on a machine that is available for a short time, in pieces.
 
-A *visit* is a list of parts, a part a list of commands of this package. Each runs in a process of
-its own, with its output in ``OUT/PART/STEP.log``; what came of it stands in
-``OUT/PART/STEP.json``, so the same call later goes on where the time ended: a finished command is
-not run again, a verb continues, a bench that was cut begins anew.
-``OUT/visit.json`` and ``OUT/visit.txt`` are made from whatever is there.
+A *visit* is a list of parts, and a part is a list of commands of this package. Each command runs
+in its own process, with its output in ``OUT/PART/STEP.log`` and its result in
+``OUT/PART/STEP.json``. So the same call later continues where the time ended: a finished command
+is not run again, a verb continues, and an interrupted bench starts again. ``OUT/visit.json`` and
+``OUT/visit.txt`` summarise all results so far.
 """
 
 import subprocess
@@ -23,32 +23,32 @@ from hpc_closure.work import atomic
 from hpc_closure.work.stop import EXIT_STOPPED
 
 VERBS = ("generate", "train", "rollout", "evaluate")
-SHOWN = ("relative_error", "crps_ratio", "spread_ratio")  # of the runs' samples
+SHOWN = ("relative_error", "crps_ratio", "spread_ratio")  # scores of the runs' samples
 COLUMNS = {"grid": "d", "sensors": "", "method": ""} | dict.fromkeys(SHOWN, ".4f")
-LINES = 60  # of a log, in the summary
-LEAST = 20.0  # seconds left in which a command is still begun
-PATIENCE = 60.0  # seconds in which a command may save what it has
+LINES = 60  # lines of a log in the summary
+LEAST = 20.0  # least remaining seconds at the start of a command
+PATIENCE = 60.0  # seconds for a command to save its progress
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command: ``words`` after ``hpc-closure``, or of ``python -m`` where ``module``."""
+    """A command: ``words`` after ``hpc-closure``, or after ``python -m`` MODULE."""
 
     name: str
     words: Sequence[str]
     module: str = "hpc_closure"
-    records: bool = False  # it writes them with --json
+    records: bool = False  # whether it writes records with --json
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a visit takes place.
+    """Output and device of a visit.
 
     Attributes:
-        folder: of its output.
+        folder: folder of the output.
         device: ``cuda`` or ``cpu``.
-        small: sizes of seconds, to try the visit itself.
-        tests: folder of the package's tests; None = they are not there.
+        small: whether problems take seconds, to test the visit itself.
+        tests: folder of the package's tests; None = run no tests.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class Place:
     tests: Path | None = None
 
 
-# the pipelines in seconds
+# settings with which a pipeline takes seconds
 SMALL = [
     "generate.grid=32",
     "generate.members=8",
@@ -89,12 +89,12 @@ SMALL = [
 
 
 def parts(place: Place) -> dict[str, list[Step]]:
-    """The parts of a visit, in their order."""
-    found = _benches(place) | _runs(place)
+    """Return the parts of a visit, in order."""
+    pipelines = _benches(place) | _runs(place)
     if place.tests is None:
-        return found
+        return pipelines
     words = ["-q", "-m", "gpu", "-p", "no:cacheprovider", str(place.tests)]
-    return {"tests": [Step("gpu", words, "pytest")], **found}
+    return {"tests": [Step("gpu", words, "pytest")], **pipelines}
 
 
 def _benches(place: Place) -> dict[str, list[Step]]:
@@ -126,7 +126,7 @@ def _benches(place: Place) -> dict[str, list[Step]]:
 
 
 def _runs(place: Place) -> dict[str, list[Step]]:
-    """Pipelines: each trained model on the data of the first of its problem."""
+    """Return the pipelines: each trains a model, on the data of the first of its problem."""
     shared = [f"root={place.folder / 'runs'}", f"cluster.device={place.device}"]
     base, full = "diffusion_256", "published_diffusion"
     if place.small:
@@ -146,12 +146,12 @@ def _runs(place: Place) -> dict[str, list[Step]]:
 
 @dataclass
 class Visit:
-    """One call: what is done of a visit's parts in a time.
+    """A call of a visit, with a time limit.
 
     Args:
-        place: where.
-        seconds: for all of it.
-        report: told of each command, one line.
+        place: output and device.
+        seconds: time limit of the call.
+        report: called with a line for each command.
     """
 
     place: Place
@@ -161,18 +161,17 @@ class Visit:
 
     @property
     def left(self) -> float:
-        """Seconds left."""
+        """Remaining seconds."""
         return self.seconds - (time.monotonic() - self.began)
 
     def run(self, chosen: Sequence[str] = ()) -> int:
-        """Go through all parts, or those ``chosen``.
+        """Run all parts, or those ``chosen``.
 
         Returns:
-            Exit code: 0 when they are done, 1 when a command failed, EXIT_STOPPED when the time
-            was over.
+            Exit code: 0 if all are done, 1 if a command failed, EXIT_STOPPED if the time ended.
 
         Raises:
-            ValueError: there is no such part.
+            ValueError: a part does not exist.
         """
         every, pipelines = parts(self.place), _runs(self.place)
         for name in chosen:
@@ -184,12 +183,12 @@ class Visit:
                 state = self._take(name, step)
                 states.add(state)
                 if state != "done" and name in pipelines:
-                    break  # what follows needs it
+                    break  # later steps need its result
         write_summary(self.place.folder)
         return 1 if "failed" in states else EXIT_STOPPED if "stopped" in states else 0
 
     def _take(self, part: str, step: Step) -> str:
-        """Run a command unless it is done: ``done``, ``failed`` or ``stopped``."""
+        """Run a command unless it is done; returns ``done``, ``failed`` or ``stopped``."""
         stem = self.place.folder / part / step.name
         made = _read(stem.with_suffix(".json"))
         command = [sys.executable, "-m", step.module, *step.words]
@@ -204,7 +203,7 @@ class Visit:
         with stem.with_suffix(".log").open("a", encoding="utf-8") as log:
             code = _within(command + extra, self.left, log)
         state = "done" if code == 0 else "stopped" if code == EXIT_STOPPED else "failed"
-        told = {
+        result = {
             "part": part,
             "step": step.name,
             "began": made.get("began", time.time()),
@@ -215,13 +214,13 @@ class Visit:
             "version": hpc_closure.__version__,
             "records": _read(records),
         }
-        atomic.write_json(stem.with_suffix(".json"), told)
-        self.report(f"{part} {step.name}: {state} after {told['seconds']:g} s")
+        atomic.write_json(stem.with_suffix(".json"), result)
+        self.report(f"{part} {step.name}: {state} after {result['seconds']:g} s")
         return state
 
 
 def _within(command: Sequence[str], seconds: float, log: Any) -> int:
-    """Exit code of a command; EXIT_STOPPED when it was asked to end at that time."""
+    """Run a command with a time limit; returns its exit code, or EXIT_STOPPED at the limit."""
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         return process.wait(seconds)
@@ -240,7 +239,7 @@ def _within(command: Sequence[str], seconds: float, log: Any) -> int:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object, or nothing where there is none that can be read."""
+    """Read a JSON object; returns {} if it cannot be read."""
     try:
         found = atomic.read_json(path)
     except (OSError, ValueError):
@@ -249,18 +248,22 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def write_summary(folder: Path) -> None:
-    """``visit.json`` and ``visit.txt`` of all that is in a folder."""
+    """Write ``visit.json`` and ``visit.txt`` from all results in a folder."""
     found = (_read(path) for path in folder.glob("*/*.json"))
-    steps = sorted((told for told in found if "state" in told), key=lambda told: told["began"])
+    steps = sorted(
+        (result for result in found if "state" in result), key=lambda result: result["began"]
+    )
     scores = {
         path.parent.parent.name: _scores(path)
         for path in folder.glob("runs/*/evaluate/scores.csv")
     }
     lines = []
-    for told in steps:
-        lines.append(f"{told['part']} {told['step']}: {told['state']}, {told['seconds']:g} s")
-        if told["records"] or told["state"] == "failed":
-            log = (folder / told["part"] / told["step"]).with_suffix(".log")
+    for result in steps:
+        lines.append(
+            f"{result['part']} {result['step']}: {result['state']}, {result['seconds']:g} s"
+        )
+        if result["records"] or result["state"] == "failed":
+            log = (folder / result["part"] / result["step"]).with_suffix(".log")
             lines += ["", *log.read_text(encoding="utf-8").splitlines()[-LINES:], ""]
     for name, rows in scores.items():
         lines += ["", f"{name}, samples of unseen states", measure.table(rows["samples"], COLUMNS)]
@@ -270,7 +273,10 @@ def write_summary(folder: Path) -> None:
 
 
 def _scores(path: Path) -> dict[str, Any]:
-    """``samples``: a row for each method, grid and layout of sensors; ``cost`` by method."""
+    """Read scores of a run.
+
+    ``samples`` has a row per method, grid and layout of sensors; ``cost`` is by method.
+    """
     rows = pandas.read_csv(path, keep_default_na=False, na_values="")
     rows = rows[rows["shell"].isna()]
     samples = rows[(rows["stage"] == "generated") & rows["score"].isin(SHOWN)]
