@@ -437,8 +437,8 @@ def _scaling(machine: dict[str, Any], counts: list[int], timing, **case: Any) ->
     from hpc_closure.bench import scaling as bench
 
     threads, cores = max(1, machine["threads"] // max(counts)), machine["cores"]
-    own = {"engines": bench.engines(), "threads": threads, "device": timing.device}
-    plan = bench.Plan(counts, **own, **case)
+    settings = {"engines": bench.engines(), "threads": threads, "device": timing.device}
+    plan = bench.Plan(counts, **settings, **case)
     records = bench.run(plan, timing, cores)
     _print(records, bench.COLUMNS)
     for line in bench.remarks(plan, cores):

@@ -233,8 +233,8 @@ def _other(name: str, case: Case, problem: Problem, world: World):
     if name == ONE_RANK:
         if not world.root:
             return (lambda num_steps: None), None
-        whole = Simulation(problem, range(case.members), 0, device=case.timing.device)
-        return _advance(whole.initialise()), None
+        simulation = Simulation(problem, range(case.members), 0, device=case.timing.device)
+        return _advance(simulation.initialise()), None
     my_members = range(case.members)[world.rank :: world.size]
     if not my_members:
         return (lambda num_steps: None), None

@@ -81,7 +81,9 @@ class Known:
         """Draw two halves of ``samples`` training states, and samples / 4 validation states."""
         drawn = (("train", 2 * samples), ("valid", max(samples // 4, 1)))
         sets = [Drawn(self, kind, count) for kind, count in drawn]
-        return trainer.TrainData(*(TrainingSet(one, one.members, seed=self.seed) for one in sets))
+        return trainer.TrainData(
+            *(TrainingSet(drawn_set, drawn_set.members, seed=self.seed) for drawn_set in sets)
+        )
 
 
 class Drawn:

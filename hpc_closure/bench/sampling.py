@@ -211,7 +211,7 @@ class Reference:
             chosen = slice(start, min(start + CHUNK, len(self.states)))
             ensemble, truth = draw(chosen).double(), self.truth[chosen].double()
             shells = shell_power(ensemble - ensemble.mean(0)).sum(0) / (len(ensemble) - 1)
-            found = {
+            chunk_statistics = {
                 "relative_error": pointwise.relative_error(ensemble, truth),
                 "crps": crps(ensemble, truth),
                 "variance": pointwise.variance(ensemble),
@@ -222,42 +222,42 @@ class Reference:
                 place = widest[chosen]
                 rows = torch.arange(len(place))
                 at = ensemble.flatten(2)[:, rows, place], truth.flatten(1)[rows, place]
-                found["rank_map"] = ranks(*at, ties)
-            for key, value in found.items():
+                chunk_statistics["rank_map"] = ranks(*at, ties)
+            for key, value in chunk_statistics.items():
                 parts.setdefault(key, []).append(value)
         return {key: torch.cat(value) for key, value in parts.items()}
 
-    def _ratio(self, own: Tensor, law: Tensor, form, name: str) -> dict[str, float]:
+    def _ratio(self, values: Tensor, law: Tensor, form, name: str) -> dict[str, float]:
         """Compute the ratio of a score to the law's, with its interval over the states."""
-        found = block_interval(
-            {"own": own, "law": law},
-            torch.arange(len(own)),
+        interval = block_interval(
+            {"own": values, "law": law},
+            torch.arange(len(values)),
             lambda means: form(means["own"], means["law"]),
         )
         names = (f"{name}_ratio", f"{name}_low", f"{name}_high")
-        return {key: float(value) for key, value in zip(names, found, strict=True)}
+        return {key: float(value) for key, value in zip(names, interval, strict=True)}
 
     def judge(self, draw) -> dict[str, Any]:
         """Compute the columns of a row from the ensembles of ``draw(slice)``."""
-        found, law = self._statistics(draw, self.widest), self.found
-        shells = pointwise.spread_ratio(found["shells"].mean(0), law["shells"].mean(0))[
+        scores, law = self._statistics(draw, self.widest), self.found
+        shells = pointwise.spread_ratio(scores["shells"].mean(0), law["shells"].mean(0))[
             self.judged
         ]
-        own = found["variance_map"].flatten()
+        variance = scores["variance_map"].flatten()
         places = {
-            name: float(pointwise.spread_ratio(own[place].mean(), law["map"][place].mean()))
+            name: float(pointwise.spread_ratio(variance[place].mean(), law["map"][place].mean()))
             for name, place in (("calm", self.calm), ("wild", self.wild))
         }
         return {
-            "relative_error": float(found["relative_error"].mean()),
-            **self._ratio(found["crps"], law["crps"], pointwise.crps_ratio, "crps"),
-            **self._ratio(found["variance"], law["variance"], pointwise.spread_ratio, "spread"),
+            "relative_error": float(scores["relative_error"].mean()),
+            **self._ratio(scores["crps"], law["crps"], pointwise.crps_ratio, "crps"),
+            **self._ratio(scores["variance"], law["variance"], pointwise.spread_ratio, "spread"),
             "lowest": float(shells.min()),
             "highest": float(shells.max()),
             "shells": self.judged.nonzero()[:, 0].tolist(),
             "spread_ratio_shells": shells.tolist(),
             **places,
-            "rank_p": rank_p(rank_counts(found["rank_map"], self.members)),
+            "rank_p": rank_p(rank_counts(scores["rank_map"], self.members)),
         }
 
 

@@ -139,8 +139,8 @@ def _name(count: int, engine: str, batch: int) -> str:
 def record(plan: Plan, taken: dict, engine: str, scaling: str, count: int) -> dict[str, Any]:
     """Create a row from times (passes,) by contender."""
     batch = plan.batch_of(scaling, count)
-    ours, one = taken[_name(count, engine, batch)], taken[_name(1, engine, plan.batch)]
-    speedup = measure.ratio(ours, one) * batch / plan.batch
+    ours, single = taken[_name(count, engine, batch)], taken[_name(1, engine, plan.batch)]
+    speedup = measure.ratio(ours, single) * batch / plan.batch
     return {
         "engine": engine,
         "scaling": scaling,
@@ -268,7 +268,7 @@ def _cases(plan: Plan, joined: processes.Processes) -> Iterator[tuple]:
     fitted = fit(known, samples=max(plan.batch, 64), steps=0, config=plan.config)
     for engine, batch in plan.cases(joined.size):
         settings = Train(steps=1, batch=batch, engine=engine, lr=1e-3)
-        state, target = (one[: batch // joined.size] for one in pairs)
+        state, target = (tensor[: batch // joined.size] for tensor in pairs)
         model = copy.deepcopy(fitted).to(joined.device)
         yield (engine, batch), training_step(model, settings, state, target, joined)
 

@@ -69,11 +69,11 @@ def run(
     coupled = coupled_run(experiment, closure, data, range(members), device, cases)
     start(coupled, data, experiment)
     calls = max(1, steps // rollout.interval)
-    every = max(1, calls // LOOKS)
-    calls -= calls % every
+    stride = max(1, calls // LOOKS)
+    calls -= calls % stride
     sums = {name: _Spectra(coupled.simulations[name].grid) for name in ("model", "none")}
-    for call in range(every, calls + 1, every):
-        coupled.advance(every)
+    for call in range(stride, calls + 1, stride):
+        coupled.advance(stride)
         lost = {name: coupled.simulations[name].mark_lost() for name in sums}
         if call > SETTLED * calls:
             for name, spectra in sums.items():

@@ -211,7 +211,7 @@ def training_batch(known: Known, batch: int, device: str) -> tuple[torch.Tensor,
 
 
 def _joined(batches) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.cat([one for one, _ in batches]), torch.cat([one for _, one in batches])
+    return torch.cat([state for state, _ in batches]), torch.cat([state for _, state in batches])
 
 
 def training_step(

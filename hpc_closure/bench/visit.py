@@ -101,8 +101,8 @@ def _benches(place: Place) -> dict[str, list[Step]]:
     brief = ["--steps", "2", "--repeats", "1"] if place.small else []
 
     def bench(step: str, words: str) -> Step:
-        every = ["bench", *words.split(), "--device", place.device, *brief]
-        return Step(step, every, records=True)
+        words_of_step = ["bench", *words.split(), "--device", place.device, *brief]
+        return Step(step, words_of_step, records=True)
 
     both = "--precision float32,float64 --against published"
     few = "--batch 2 --size 4x1x4"
@@ -173,13 +173,13 @@ class Visit:
         Raises:
             ValueError: a part does not exist.
         """
-        every, pipelines = parts(self.place), _runs(self.place)
+        all_parts, pipelines = parts(self.place), _runs(self.place)
         for name in chosen:
-            if name not in every:
-                raise ValueError(f"--part {name}: expected one of {', '.join(every)}")
+            if name not in all_parts:
+                raise ValueError(f"--part {name}: expected one of {', '.join(all_parts)}")
         states = set()
-        for name in chosen or every:
-            for step in every[name]:
+        for name in chosen or all_parts:
+            for step in all_parts[name]:
                 state = self._take(name, step)
                 states.add(state)
                 if state != "done" and name in pipelines:
@@ -241,17 +241,17 @@ def _within(command: Sequence[str], seconds: float, log: Any) -> int:
 def _read(path: Path) -> dict[str, Any]:
     """Read a JSON object; returns {} if it cannot be read."""
     try:
-        found = atomic.read_json(path)
+        value = atomic.read_json(path)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_summary(folder: Path) -> None:
     """Write ``visit.json`` and ``visit.txt`` from all results in a folder."""
-    found = (_read(path) for path in folder.glob("*/*.json"))
+    results = (_read(path) for path in folder.glob("*/*.json"))
     steps = sorted(
-        (result for result in found if "state" in result), key=lambda result: result["began"]
+        (result for result in results if "state" in result), key=lambda result: result["began"]
     )
     scores = {
         path.parent.parent.name: _scores(path)

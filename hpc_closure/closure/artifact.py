@@ -242,10 +242,10 @@ class Closure:
         Raises:
             ValueError: one line with the value and what was expected.
         """
-        given = fields("state", state)
+        tensor = fields("state", state)
         ids, states = lists(members)
         request = Request(
-            given,
+            tensor,
             ids,
             seed,
             call,
@@ -257,14 +257,14 @@ class Closure:
             method,
         )
         request = check(request, states)
-        self._look_beyond(given, strict)
+        self._look_beyond(tensor, strict)
         out = self._answer(self.model.sample_batch, request)
         if states is not None:
             out = out.unflatten(0, (states, -1))
         if isinstance(state, np.ndarray):
             precision = state.dtype if state.dtype in (np.float32, np.float64) else np.float64
             return out.cpu().numpy().astype(precision)
-        return out.to(device=given.device, dtype=given.dtype)
+        return out.to(device=tensor.device, dtype=tensor.dtype)
 
     def sample_hat(self, request: Request, *, strict: bool = False) -> Tensor:
         """Draw closures as :meth:`sample`, from and to retained spectra, without a transform.
@@ -281,14 +281,14 @@ class Closure:
         Raises:
             ValueError: one line with the value and what was expected.
         """
-        given = spectra("state", request.state)
+        w_hat = spectra("state", request.state)
         for name in PAST:
             if getattr(request, name) is not None:
                 spectra(name, getattr(request, name))
         request = check(request)
-        self._look_beyond(given, strict)
+        self._look_beyond(w_hat, strict)
         out = self._answer(self.model.sample_hat, request)
-        return out.to(device=given.device, dtype=given.dtype)
+        return out.to(device=w_hat.device, dtype=w_hat.dtype)
 
     def _answer(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
         """Move a request to the model's device, add its batch axis, and draw without gradients."""

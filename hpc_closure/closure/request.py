@@ -37,24 +37,24 @@ def fields(name: str, value: Any) -> Tensor:
         # torch supports neither foreign byte orders nor negative strides
         value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
     try:
-        given = torch.as_tensor(value)
+        tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         kind = type(value).__name__
         raise ValueError(
             f"{name} is a {kind}; expected an array or tensor {_shapes(name, FIELD)} of numbers"
         ) from None
-    if given.is_complex():
+    if tensor.is_complex():
         raise ValueError(f"{name} is complex; expected real fields (sample_hat takes spectra)")
-    if not given.is_floating_point():
-        raise ValueError(f"{name} holds {_kind(given)}; expected floating-point numbers")
-    square = given.ndim >= 2 and given.shape[-2] in (1, given.shape[-1]) and given.numel() > 0
-    _check_shape(name, given, FIELD, square)
-    if given.shape[-1] % 2:
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} holds {_kind(tensor)}; expected floating-point numbers")
+    square = tensor.ndim >= 2 and tensor.shape[-2] in (1, tensor.shape[-1]) and tensor.numel() > 0
+    _check_shape(name, tensor, FIELD, square)
+    if tensor.shape[-1] % 2:
         raise ValueError(
-            f"{name} has shape {tuple(given.shape)}: the closure needs an even number of points "
-            f"per side, not {given.shape[-1]}"
+            f"{name} has shape {tuple(tensor.shape)}: the closure needs an even number of points "
+            f"per side, not {tensor.shape[-1]}"
         )
-    return _finite(name, given)
+    return _finite(name, tensor)
 
 
 def spectra(name: str, value: Any) -> Tensor:
@@ -86,7 +86,11 @@ def lists(members: Any) -> tuple[Any, int | None]:
         raise ValueError(
             "members holds lists of different lengths: expected as many ids for every state"
         ) from None
-    return ([one for ids in members for one in ids], len(members)) if listed else (members, None)
+    return (
+        ([member for ids in members for member in ids], len(members))
+        if listed
+        else (members, None)
+    )
 
 
 def check(request: Request, states: int | None = None) -> Request:
@@ -144,10 +148,10 @@ def interval_of(requested: Any) -> int | None:
 def _members(requested: Any) -> list[int]:
     number = isinstance(requested, (int, np.integer)) and not isinstance(requested, bool)
     try:
-        ids = [operator.index(one) for one in (range(requested) if number else requested)]
+        ids = [operator.index(member) for member in (range(requested) if number else requested)]
     except TypeError:
         ids = [-1]
-    if any(one < 0 for one in ids):
+    if any(member < 0 for member in ids):
         raise ValueError(f"members={requested!r}: expected how many, or their ids from 0 on")
     if not ids:
         raise ValueError(f"members={requested!r}: at least one sample must be asked for")
@@ -164,21 +168,23 @@ def _integer(name: str, value: Any, least: int) -> int:
     return number
 
 
-def _shapes(name: str, one: str) -> str:
-    return f"({one}) or (M, {one})" if name == "state" else f"(H, {one}) or (M, H, {one})"
+def _shapes(name: str, shape: str) -> str:
+    return f"({shape}) or (M, {shape})" if name == "state" else f"(H, {shape}) or (M, H, {shape})"
 
 
-def _check_shape(name: str, given: Tensor, one: str, fits: bool) -> None:
+def _check_shape(name: str, tensor: Tensor, field_shape: str, fits: bool) -> None:
     most = 3 if name == "state" else 4
-    if not fits or given.ndim not in (most - 1, most):
-        raise ValueError(f"{name} has shape {tuple(given.shape)}, expected {_shapes(name, one)}")
+    if not fits or tensor.ndim not in (most - 1, most):
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, expected {_shapes(name, field_shape)}"
+        )
 
 
-def _finite(name: str, given: Tensor) -> Tensor:
-    if not bool(torch.isfinite(given).all()):
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} has non-finite values: the solver has blown up")
-    return given
+    return tensor
 
 
-def _kind(given: Tensor) -> str:
-    return str(given.dtype).removeprefix("torch.")
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

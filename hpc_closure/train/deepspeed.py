@@ -99,11 +99,11 @@ class DeepSpeedEngine:
         dist.all_gather(parts, part)
         return torch.cat(parts)[: _sharded(weight).ds_numel].view(_sharded(weight).ds_shape)
 
-    def _part(self, weight: nn.Parameter, whole: Tensor) -> Tensor:
+    def _part(self, weight: nn.Parameter, full: Tensor) -> Tensor:
         """Return this process's part of a full tensor, padded with zeros."""
         size = _sharded(weight).ds_tensor.numel()
-        flat = torch.zeros(size * self.processes.size, dtype=whole.dtype)
-        flat[: whole.numel()] = whole.flatten()
+        flat = torch.zeros(size * self.processes.size, dtype=full.dtype)
+        flat[: full.numel()] = full.flatten()
         return flat[self.processes.rank * size :][:size].to(self.processes.device)
 
     def _inner(self) -> torch.optim.Optimizer:
@@ -160,14 +160,14 @@ class DeepSpeedEngine:
         self._link()
         for name, weight in trained.items():
             for key in MOMENTS:
-                whole = state.get(f"{key}/{name}")
-                if whole is None:
+                moment = state.get(f"{key}/{name}")
+                if moment is None:
                     continue
                 if self.stage == 3:
-                    safe_set_local_optimizer_state(weight, self._part(weight, whole), key)
+                    safe_set_local_optimizer_state(weight, self._part(weight, moment), key)
                 else:
-                    whole = whole.to(self.processes.device)
-                    safe_set_full_optimizer_state(weight, whole, key)
+                    moment = moment.to(self.processes.device)
+                    safe_set_full_optimizer_state(weight, moment, key)
 
 
 def _sharded(weight: nn.Parameter) -> Any:

@@ -63,11 +63,11 @@ class SharedReader(Reader):
     def _reduced(self, reduce: Callable, values: tuple[Tensor | float, ...]) -> tuple[Any, ...]:
         """Reduce all values in one call, in float64 on the host."""
         self.processes.check()
-        flat = [torch.as_tensor(one, dtype=torch.float64).cpu().flatten() for one in values]
-        reduced_values = reduce(torch.cat(flat)).split([len(one) for one in flat])
+        flat = [torch.as_tensor(value, dtype=torch.float64).cpu().flatten() for value in values]
+        reduced_values = reduce(torch.cat(flat)).split([len(value) for value in flat])
         return tuple(
-            part.reshape(one.shape).clone() if isinstance(one, Tensor) else type(one)(part)
-            for part, one in zip(reduced_values, values)
+            part.reshape(value.shape).clone() if isinstance(value, Tensor) else type(value)(part)
+            for part, value in zip(reduced_values, values)
         )
 
     def every(self, values: list) -> list:

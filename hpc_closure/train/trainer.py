@@ -146,16 +146,16 @@ class Trainer:
 
     def restore(self) -> None:
         """Continue from the newest complete restart point, if there is one."""
-        found = self.on_first(lambda: checkpoint.newest(self.run.checkpoints), share=True)
-        if found:
-            self.restored = restored = checkpoint.load(found)
+        newest = self.on_first(lambda: checkpoint.newest(self.run.checkpoints), share=True)
+        if newest:
+            self.restored = restored = checkpoint.load(newest)
             self.position = restored.position
-            self._check_restored(found, restored.tensors["weights"])
+            self._check_restored(newest, restored.tensors["weights"])
             self.best = restored.tensors.get("best", {})
             self.model.load_state_dict({**self.model.state_dict(), **restored.tensors["weights"]})
             self.model.load_statistics(restored.tensors.get("statistics", {}))
             if self.processes.first:
-                self.logger.info(f"going on from restart point {found.name}")
+                self.logger.info(f"going on from restart point {newest.name}")
         self.started = time.monotonic() - self.position.seconds
         if self.processes.first:
             self.metrics = Metrics(self.run.metrics, self.run.tensorboard, self.position.step)
@@ -180,9 +180,9 @@ class Trainer:
         """Write a restart point (collective)."""
         whole = self.engine.whole
         buffers = dict(self.model.named_buffers())
-        kept = {key: buffers[key] for key in self.shadow.state_dict() if key in buffers}
+        saved_buffers = {key: buffers[key] for key in self.shadow.state_dict() if key in buffers}
         tensors = {
-            "weights": {**whole(self.engine.held()), **kept},
+            "weights": {**whole(self.engine.held()), **saved_buffers},
             "statistics": self.model.saved_statistics(),
             "average": whole(self.average.tensors),
             "best": self.best,
@@ -265,8 +265,8 @@ class Trainer:
         """Create a reader of this process's share of the snapshots for the phase's statistics."""
         if self.through:
             return SharedReader(self.processes, self.part, self.fixed["train"], RUN_AT_ONCE)
-        whole = self.part.some(0)
-        return SharedReader(self.processes, self.part, whole, PASS, len(self.part.indices))
+        numbers = self.part.some(0)
+        return SharedReader(self.processes, self.part, numbers, PASS, len(self.part.indices))
 
     def _prepare(self, phase: Phase) -> None:
         """Create or restore engine and average of a phase."""
@@ -488,13 +488,13 @@ def _settings_of(phase: Phase, settings: Train) -> Train:
     if through is None:
         return settings
     often = max(JUDGED_AFTER, through.steps // JUDGED_TIMES)
-    own: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "batch": through.batch,
         "lr": through.lr,
         "validate_every": min(often, settings.validate_every),
         "checkpoint_every": min(often, settings.checkpoint_every),
     }
-    return settings.model_copy(update=own)
+    return settings.model_copy(update=changes)
 
 
 def _steps_of(phases: Sequence[Phase], steps: int) -> list[tuple[Phase, int]]:

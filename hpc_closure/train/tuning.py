@@ -45,7 +45,7 @@ def tune(
     stop = stop or Stop()
     scores = trial.scores(options, stop)
     order = torch.where(scores.isfinite(), scores, math.inf).argsort().tolist()
-    lost = list(itertools.takewhile(lambda one: not trial.holds(options[one], stop), order))
+    lost = list(itertools.takewhile(lambda index: not trial.holds(options[index], stop), order))
     best = order[len(lost)] if len(lost) < len(order) else order[0]
     model.constants = options[best]
     named = " ".join(f"{value:g}" for value in model.constants) or "the flow's"
@@ -78,10 +78,10 @@ class Trial:
         self.problem = reduced_problem(experiment.problem, self.grid, self.kind, stride)
         first = store.time_index(experiment.rollout.t_start)
         self.first_step = round(float(store.times[first]) / self.dt)
-        every = self.interval * self.dt
+        time_per_call = self.interval * self.dt
         self.truth: dict[int, np.ndarray] = {}  # by closure call
         for index in range(first, len(store.times)):
-            calls = (store.times[index] - store.times[first]) / every
+            calls = (store.times[index] - store.times[first]) / time_per_call
             if calls <= CALLS and abs(calls - round(calls)) < 1e-6:
                 fields = [store.read(m, index, "vorticity", self.grid) for m in self.members]
                 self.truth[round(calls)] = np.stack(fields).astype(np.float64)

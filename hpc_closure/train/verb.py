@@ -48,8 +48,8 @@ def fit(experiment: Experiment, session: Session) -> None:
     from hpc_closure.train import processes, trainer
 
     section = experiment.train
-    whole = kind_of(experiment.model.preset)
-    if whole is not None and whole.tuned:
+    model_kind = kind_of(experiment.model.preset)
+    if model_kind is not None and model_kind.tuned:
         return tune(experiment, session)
     joined = processes.join(session.device, session.world.bcast)
     store = DataSet(session.run.data)
@@ -178,9 +178,9 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     from hpc_closure.closure.targets import reduced_problem
 
     settings = experiment.model.model_dump(mode="json")
-    whole = kind_of(experiment.model.preset)
-    if whole is not None:
-        settings |= whole.settings(experiment)
+    model_kind = kind_of(experiment.model.preset)
+    if model_kind is not None:
+        settings |= model_kind.settings(experiment)
     if experiment.model.conditions.physics:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics"] = known

@@ -42,10 +42,10 @@ def viscous(w_hat: Tensor, band: Band, delta: float, viscosity) -> Tensor:
     return divergence(nu * gradient(w_hat, band), band)
 
 
-def mean_product(one: Tensor, other: Tensor, band: Band) -> Tensor:
+def mean_product(first_hat: Tensor, second_hat: Tensor, band: Band) -> Tensor:
     """Compute means over the square (B, 1, 1) of products of two fields, from their spectra."""
-    weights = band.on("weights", one.device, one.real.dtype)
-    return ((one.conj() * other).real * weights).sum((-2, -1), keepdim=True)
+    weights = band.on("weights", first_hat.device, first_hat.real.dtype)
+    return ((first_hat.conj() * second_hat).real * weights).sum((-2, -1), keepdim=True)
 
 
 def backscatter(
@@ -71,7 +71,9 @@ def germano(w_hat: Tensor, band: Band, delta: float, viscosity) -> Tensor:
     coarse = test(w_hat)
     resolved = viscous(w_hat, band, delta, viscosity)
     # d(test)/dt + J(test) = U(test), and the test filter of dw/dt + J(w) = U(w)
-    moved, moved_coarse = (carried(one, one[:, None], band)[:, 0] for one in (w_hat, coarse))
+    moved, moved_coarse = (
+        carried(spectra, spectra[:, None], band)[:, 0] for spectra in (w_hat, coarse)
+    )
     stress = test(moved - moved_coarse)
     model = test(viscous(coarse, band, TEST_FILTER * delta, viscosity) - resolved)
     share = mean_product(stress, model, band)

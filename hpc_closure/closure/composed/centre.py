@@ -43,15 +43,17 @@ def fit(numbers: Tensor, means: Tensor) -> list[Tensor]:
             adam.zero_grad()
             (net(numbers[batch]) - scaled_means[batch]).square().sum(1).mean().backward()
             adam.step()
-    layers = [one for one in net if isinstance(one, nn.Linear)]
-    matrices = [torch.cat([one.weight.mT, one.bias[None]]).detach().double() for one in layers]
+    layers = [layer for layer in net if isinstance(layer, nn.Linear)]
+    matrices = [
+        torch.cat([layer.weight.mT, layer.bias[None]]).detach().double() for layer in layers
+    ]
     return [*matrices[:-1], matrices[-1] * scale]
 
 
 def mean_of(weights: list[Tensor], numbers: Tensor) -> Tensor:
     """Evaluate the perceptron: means (B, 25) of states with numbers (B, 51)."""
-    for number, one in enumerate(weights):
-        numbers = torch.addmm(one[-1], gelu(numbers) if number else numbers, one[:-1])
+    for number, weight in enumerate(weights):
+        numbers = torch.addmm(weight[-1], gelu(numbers) if number else numbers, weight[:-1])
     return numbers
 
 
@@ -76,17 +78,21 @@ class CentreGate(Gate):
         halves = drawn.mean(1).unflatten(1, (2, -1)).mean(2)  # with independent errors
         after, before = halves.unbind(1), (halves + mean_hat[:, None]).unbind(1)
         then, now = self._inner(*before), self._inner(*after)
-        was, is_now = (q_hat - (one + other) / 2 for one, other in (before, after))
+        was, is_now = (
+            q_hat - (first_half + second_half) / 2 for first_half, second_half in (before, after)
+        )
         farther = self._inner(is_now, is_now) - self._inner(was, was)
         size = self._inner(mean_hat, mean_hat)
         self.changes.add(torch.stack([then - now, farther, size], dim=1), members)
-        self.squares += torch.stack([one.sum() for one in (then, now, self._inner(q_hat, q_hat))])
+        self.squares += torch.stack(
+            [value.sum() for value in (then, now, self._inner(q_hat, q_hat))]
+        )
         first = drawn[:, 0, 0]
-        for power, one in zip(self.powers, (first + mean_hat, first)):
-            power += self.kept.grid.shell_sum(one.abs().square()).sum(0).cpu()
+        for power, q in zip(self.powers, (first + mean_hat, first)):
+            power += self.kept.grid.shell_sum(q.abs().square()).sum(0).cpu()
 
-    def _inner(self, one: Tensor, other: Tensor) -> Tensor:
-        return self.kept.grid.shell_sum((one.conj() * other).real).sum(-1).cpu()
+    def _inner(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.kept.grid.shell_sum((first.conj() * second).real).sum(-1).cpu()
 
     def collect(self, reader: Reader) -> None:
         super().collect(reader)

@@ -148,7 +148,7 @@ class CalibrateNoise(Phase):
             factor[1:] = (factor[1:] / ratio).clamp(1 / MOST, MOST)
             model.statistics = replace(model.statistics, trajectory_noise=factor.clone())
         return {
-            "spread_skill": [round(one, 3) for one in ratios],
+            "spread_skill": [round(ratio_mean, 3) for ratio_mean in ratios],
             "noise_factor": rounded(factor),
         }
 

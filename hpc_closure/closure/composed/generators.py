@@ -77,13 +77,14 @@ class Residual(nn.Module, ABC):
 
     @abstractmethod
     def draw(
-        self, frame: Frame, given: Posterior, z: Tensor, shells: Tensor, effort: Effort
+        self, frame: Frame, conditions: Posterior, z: Tensor, shells: Tensor, effort: Effort
     ) -> Drawn:
         """Transform base noise z (M, ...) into residuals.
 
         Args:
             frame: coordinates of q.
-            given: conditions of B states; state b belongs to members b M/B to (b + 1) M/B - 1.
+            conditions: conditions of B states; state b belongs to members b M/B to (b + 1) M/B -
+                1.
             z: base noise.
             shells: gain at every mode.
             effort: settings of the sampler.
@@ -93,7 +94,7 @@ class Residual(nn.Module, ABC):
 class Gaussian(Residual):
     """The base noise itself, the baseline of the generators."""
 
-    def draw(self, frame, given, z, shells, effort):
+    def draw(self, frame, conditions, z, shells, effort):
         return Drawn(z)
 
 
@@ -124,13 +125,13 @@ class Generator(Residual):
 
     @abstractmethod
     def loss(
-        self, frame: Frame, given: Posterior, x0: Tensor, z: Tensor, uniform: Tensor
+        self, frame: Frame, conditions: Posterior, x0: Tensor, z: Tensor, uniform: Tensor
     ) -> Tensor:
         """Compute the loss (B,).
 
         Args:
             frame: coordinates of q.
-            given: conditions of the batch.
+            conditions: conditions of the batch.
             x0: (B, ...) q minus its posterior mean.
             z: (noises, B, ...) base noise.
             uniform: (B,) in (0, 1), for the noise level.
@@ -142,7 +143,7 @@ class Generator(Residual):
 
     @abstractmethod
     def evidence(
-        self, frame: Frame, given: Posterior, x0: Tensor, z: Tensor, uniform: Tensor
+        self, frame: Frame, conditions: Posterior, x0: Tensor, z: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Compute the gate's evidence from unseen snapshots; arguments as of :meth:`loss`."""
 
@@ -155,9 +156,9 @@ class FlowNetwork(Generator):
         sizes = (config["width"], config["modes"], config["layers"])
         self.network = ScoreNetwork(channels, *sizes, form=config["form"])
 
-    def encode(self, given: Posterior) -> Encoded:
+    def encode(self, conditions: Posterior) -> Encoded:
         """Encode the conditions for the noisy branch, once for all noise levels."""
-        return self.network.encode(given.fields, given.summary)
+        return self.network.encode(conditions.fields, conditions.summary)
 
     def velocity(self, frame: Frame, x_hat: Tensor, angle: Tensor, encoded: Encoded) -> Tensor:
         """Evaluate the network at unit-norm noisy x; returns whitened spectra (B, ...)."""
@@ -180,29 +181,29 @@ class Score(FlowNetwork):
         super().__init__(channels, config)
         self.schedule = Trigonometric()
 
-    def loss(self, frame, given, x0, z, uniform):
-        guess, truth = self._both(frame, given, x0.to(torch.complex64), z[0], uniform)
+    def loss(self, frame, conditions, x0, z, uniform):
+        guess, truth = self._both(frame, conditions, x0.to(torch.complex64), z[0], uniform)
         error = (guess - truth) * frame.law.modes("whiten", guess)
         return spectral_square(frame.kept, error, frame.law.modes("importance", error))
 
-    def _both(self, frame, given, x0, z, uniform) -> tuple[Tensor, Tensor]:
+    def _both(self, frame, conditions, x0, z, uniform) -> tuple[Tensor, Tensor]:
         """Compute predicted and true velocity, spectra (B, ...) in units of q."""
         z = z.to(x0)
         angle = (uniform * (math.pi / 2)).to(x0.real)
         cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-        white = self.velocity(frame, cos * x0 + sin * z, angle, self.encode(given))
-        return given.project(frame, white), cos * z - sin * x0
+        white = self.velocity(frame, cos * x0 + sin * z, angle, self.encode(conditions))
+        return conditions.project(frame, white), cos * z - sin * x0
 
     def gate(self, frame):
         return ShellGate(frame.kept)
 
-    def evidence(self, frame, given, x0, z, uniform):
-        guess, truth = self._both(frame, given, x0.to(torch.complex64), z[0], uniform)
+    def evidence(self, frame, conditions, x0, z, uniform):
+        guess, truth = self._both(frame, conditions, x0.to(torch.complex64), z[0], uniform)
         whiten = frame.law.modes("whiten", truth)
         return (truth * whiten).to(torch.complex128), (guess * whiten).to(torch.complex128)
 
-    def draw(self, frame, given, z, shells, effort):
-        z, encoded = z.to(torch.complex64), self.encode(given).for_members(len(z))
+    def draw(self, frame, conditions, z, shells, effort):
+        z, encoded = z.to(torch.complex64), self.encode(conditions).for_members(len(z))
         schedule, shells = self.schedule, shells.to(z.real)
 
         def denoise(x: Tensor, t: float) -> Tensor:
@@ -210,7 +211,7 @@ class Score(FlowNetwork):
             unit = x if norm == 1 else x / norm
             angles = torch.full((1,), angle, device=z.device)
             white = self.velocity(frame, unit, angles, encoded) * shells
-            step = given.project(frame, white)
+            step = conditions.project(frame, white)
             return torch.add(math.cos(angle) * unit, step, alpha=-math.sin(angle))
 
         method = effort.method or self.own.method
@@ -224,19 +225,19 @@ class OnePass(FlowNetwork):
 
     noises = 4
 
-    def loss(self, frame, given, x0, z, uniform):
+    def loss(self, frame, conditions, x0, z, uniform):
         x0 = x0.to(torch.complex64)
-        members = self._members(frame, given, z.to(x0))
+        members = self._members(frame, conditions, z.to(x0))
         whiten = frame.law.modes("whiten", x0)
         importance = frame.law.modes("importance", x0)
         return self._crps(frame, members, x0, ALMOST_FAIR) + spectral_energy_score(
             frame.kept, members * whiten, x0 * whiten, importance, ALMOST_FAIR
         )
 
-    def _members(self, frame: Frame, given: Posterior, z: Tensor) -> Tensor:
-        encoded, angle = self.encode(given), self._angle(z)
-        guesses = [self.velocity(frame, one, angle, encoded) for one in z]
-        return torch.stack([one + given.project(frame, f) for one, f in zip(z, guesses)])
+    def _members(self, frame: Frame, conditions: Posterior, z: Tensor) -> Tensor:
+        encoded, angle = self.encode(conditions), self._angle(z)
+        guesses = [self.velocity(frame, noise, angle, encoded) for noise in z]
+        return torch.stack([noise + conditions.project(frame, f) for noise, f in zip(z, guesses)])
 
     def _angle(self, like: Tensor) -> Tensor:
         return torch.full((1,), math.pi / 2, device=like.device)
@@ -248,14 +249,14 @@ class OnePass(FlowNetwork):
     def gate(self, frame):
         return ImprovementGate(frame.kept)
 
-    def evidence(self, frame, given, x0, z, uniform):
+    def evidence(self, frame, conditions, x0, z, uniform):
         x0 = x0.to(torch.complex64)
         z = z.to(x0)
-        members = self._members(frame, given, z)
+        members = self._members(frame, conditions, z)
         return self._crps(frame, z, x0, 1.0), self._crps(frame, members, x0, 1.0)
 
-    def draw(self, frame, given, z, shells, effort):
+    def draw(self, frame, conditions, z, shells, effort):
         z = z.to(torch.complex64)
-        encoded = self.encode(given).for_members(len(z))
+        encoded = self.encode(conditions).for_members(len(z))
         white = self.velocity(frame, z, self._angle(z), encoded)
-        return Drawn(z + given.project(frame, white * shells.to(z.real)))
+        return Drawn(z + conditions.project(frame, white * shells.to(z.real)))

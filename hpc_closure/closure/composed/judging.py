@@ -114,7 +114,7 @@ def samples_improve(model: CompositeClosure, reader: Reader) -> bool:
         draws = [model.generate(encoding, z).q for z in plain]
         sets = [frame.field(torch.stack(qs).to(torch.complex128)) for qs in (plain, draws)]
         for gate, score in ((fields, energy_score), (points, crps)):
-            before, after = (score(one, truth) for one in sets)
+            before, after = (score(ensemble, truth) for ensemble in sets)
             gate.add(before, after, batch.members)
     fields.collect(reader)
     points.collect(reader)

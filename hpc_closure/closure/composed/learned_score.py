@@ -82,9 +82,9 @@ class LearnedScore(Generator):
         """List the weights of the spread c, which are trained again, alone, on unseen members."""
         return list(self.network.spread_head.parameters())
 
-    def estimate(self, frame: Frame, given: Posterior) -> Estimate:
+    def estimate(self, frame: Frame, conditions: Posterior) -> Estimate:
         """Estimate mean and spread of q from the conditions, before any noise is added."""
-        return self.network.estimate(frame, given)
+        return self.network.estimate(frame, conditions)
 
     def _levels(self, frame: Frame, estimated: Estimate, angle: Tensor) -> Levels:
         cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
@@ -100,13 +100,13 @@ class LearnedScore(Generator):
     def _whitened(self, frame: Frame, q_hat: Tensor) -> Tensor:
         return q_hat.to(torch.complex64) * frame.law.modes("whiten", q_hat.real.float())
 
-    def loss(self, frame, given, x0, z, uniform):
+    def loss(self, frame, conditions, x0, z, uniform):
         x0, z = self._whitened(frame, x0), self._whitened(frame, z[0])
-        estimated = self.estimate(frame, given)
+        estimated = self.estimate(frame, conditions)
         angle = self._angles(uniform).to(x0.real)
         at = self._levels(frame, estimated, angle)
         x = at.cos * x0 + at.sin * z
-        mu = self.network.posterior(frame, x, angle, given, estimated)
+        mu = self.network.posterior(frame, x, angle, conditions, estimated)
         # 1 - g cos t is sin^2 t / rho^2
         error = mu - (x0 - at.slope * x) * at.rho2 / at.sin.square()
         square = torch.view_as_real(error).square().sum(-1)
@@ -120,11 +120,11 @@ class LearnedScore(Generator):
         by_size = (relative * size).sum((-2, -1)) / size.sum((-2, -1))
         return 0.5 * (equal + by_size) + self._spread_loss(frame, estimated, x0)
 
-    def spread_loss(self, frame: Frame, given: Posterior, x0: Tensor) -> Tensor:
+    def spread_loss(self, frame: Frame, conditions: Posterior, x0: Tensor) -> Tensor:
         """Compute the loss (B,) of c alone."""
         with torch.no_grad():
             x0 = self._whitened(frame, x0)
-        return self._spread_loss(frame, self.estimate(frame, given), x0)
+        return self._spread_loss(frame, self.estimate(frame, conditions), x0)
 
     def _spread_loss(self, frame: Frame, estimated: Estimate, x0: Tensor) -> Tensor:
         """Compute the Gaussian likelihood (B,) of the mean's error per group, gradient bounded."""
@@ -150,13 +150,13 @@ class LearnedScore(Generator):
     def gate(self, frame):
         return ImprovementGate(frame.kept)
 
-    def evidence(self, frame, given, x0, z, uniform):
+    def evidence(self, frame, conditions, x0, z, uniform):
         x0, z = self._whitened(frame, x0), self._whitened(frame, z[0])
-        estimated = self.estimate(frame, given)
+        estimated = self.estimate(frame, conditions)
         angle = LEAST_ANGLE + uniform.to(x0.real) * (HALF - LEAST_ANGLE)
         at = self._levels(frame, estimated, angle)
         x = at.cos * x0 + at.sin * z
-        mu = self.network.posterior(frame, x, angle, given, estimated)
+        mu = self.network.posterior(frame, x, angle, conditions, estimated)
         weights = self._weights(frame, x0)
 
         def score(denoised: Tensor) -> Tensor:
@@ -166,15 +166,15 @@ class LearnedScore(Generator):
         # without the generator the law is the base law, so D = cos t x
         return score(at.cos * x), score(at.denoised(x, mu))
 
-    def draw(self, frame, given, z, shells, effort):
-        estimated = self.estimate(frame, given).for_members(len(z))
-        given = replace(given, summary=for_members(given.summary, len(z)))
+    def draw(self, frame, conditions, z, shells, effort):
+        estimated = self.estimate(frame, conditions).for_members(len(z))
+        conditions = replace(conditions, summary=for_members(conditions.summary, len(z)))
         spread = frame.kept.spread(estimated.log_spread.exp().clamp(min=FLOOR))
 
         def denoise(x: Tensor, t: float) -> Tensor:
             angle = torch.full((1,), t, device=x.device)
             at = self._levels(frame, estimated, angle)
-            return at.denoised(x, self.network.posterior(frame, x, angle, given, estimated))
+            return at.denoised(x, self.network.posterior(frame, x, angle, conditions, estimated))
 
         method = effort.method or self.own.method
         evaluations = effort.evaluations or self.own.evaluations

@@ -107,12 +107,12 @@ class Mixture(Generator):
 
     # ---- fitting --------------------------------------------------------------------------------
 
-    def loss(self, frame, given, x0, z, uniform):
+    def loss(self, frame, conditions, x0, z, uniform):
         """Compute the negative log-likelihood (B,) per number of q, up to a constant."""
         white = x0.to(torch.complex64) * frame.law.modes("whiten", x0.real.float())
         y = remove_factors(_factors(frame, white), _root(frame, white) * white)
         real, imaginary = frame.law.modes("mask", white) * _numbers(frame, white)
-        laws = self.laws(frame, given.summary)
+        laws = self.laws(frame, conditions.summary)
         off = y - laws.means
         log_first, across, log_second = laws.factors.unbind(1)
         first = off.real * torch.exp(-log_first)
@@ -125,16 +125,16 @@ class Mixture(Generator):
     def gate(self, frame):
         return ImprovementGate(frame.kept)
 
-    def evidence(self, frame, given, x0, z, uniform):
-        likelihood = self.loss(frame, given, x0, z, uniform).double()
+    def evidence(self, frame, conditions, x0, z, uniform):
+        likelihood = self.loss(frame, conditions, x0, z, uniform).double()
         return torch.full_like(likelihood, 0.5), likelihood
 
     # ---- drawing --------------------------------------------------------------------------------
 
-    def draw(self, frame, given, z, shells, effort):
+    def draw(self, frame, conditions, z, shells, effort):
         """Draw residuals; the imaginary part of the noise's mean mode chooses the component."""
         chosen, count = z[:, 0, 0].imag, len(z)
-        laws = self.laws(frame, given.summary)
+        laws = self.laws(frame, conditions.summary)
         white = z.to(torch.complex64) * frame.law.modes("whiten", z.real.float())
         weights = laws.log_weights.exp()
         share = for_members(weights.mT, count)
@@ -144,9 +144,10 @@ class Mixture(Generator):
         drawn = []
         for mean, (log_first, across, log_second) in zip(means, factors):
             parts = [log_first.exp(), across, log_second.exp()]
-            own = torch.stack([for_members(part, count) for part in parts])
+            member_factors = torch.stack([for_members(part, count) for part in parts])
             drawn.append(
-                apply_factors(own, _root(frame, white) * white) + for_members(mean, count)
+                apply_factors(member_factors, _root(frame, white) * white)
+                + for_members(mean, count)
             )
         y = drawn[0] if len(drawn) == 1 else torch.where(first, *drawn)
         mean = (weights[..., None, None] * means).sum(0)
@@ -176,10 +177,10 @@ def _numbers(frame: Frame, like: Tensor) -> Tensor:
 
     Parts of conjugate modes are not independent, and the mean is real.
     """
-    own = torch.ones(2, *frame.kept.shape, device=like.device)
-    own[:, frame.kept.modes + 1 :, 0] = 0.0
-    own[1, 0, 0] = 0.0
-    return own
+    independent = torch.ones(2, *frame.kept.shape, device=like.device)
+    independent[:, frame.kept.modes + 1 :, 0] = 0.0
+    independent[1, 0, 0] = 0.0
+    return independent
 
 
 def principal(covariance: Tensor) -> Tensor:

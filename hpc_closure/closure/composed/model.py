@@ -185,16 +185,16 @@ class CompositeClosure(ClosureModel):
             self.mean.farthest = s.mean_largest
         if s.generator_size is None:
             return
-        own = band(s.generator_modes, self.length, self.dimensions)
-        first = law = plain = BaseLaw(own, s.first_spectrum, s.first_tail)
+        inner = band(s.generator_modes, self.length, self.dimensions)
+        first = law = plain = BaseLaw(inner, s.first_spectrum, s.first_tail)
         if s.law_spectrum is not None:
-            law = BaseLaw(own, s.law_spectrum, s.law_tail)
-            plain = BaseLaw(own, s.plain_spectrum, s.law_tail)
+            law = BaseLaw(inner, s.law_spectrum, s.law_tail)
+            plain = BaseLaw(inner, s.plain_spectrum, s.law_tail)
             self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
-        state_std = None if s.state_spectrum is None else own.spread(s.state_spectrum.sqrt())
+        state_std = None if s.state_spectrum is None else inner.spread(s.state_spectrum.sqrt())
         self.frame = Frame(
             self.band,
-            own,
+            inner,
             s.generator_size,
             first,
             law,
@@ -271,8 +271,8 @@ class CompositeClosure(ClosureModel):
             terms = ", ".join(self.library.active)
             out.append(PartReport("mean: regression", False, bool(terms), (), terms or "no term"))
         if "numbers" in config["mean"]:
-            found = 0 if s.numbers_mean is None else int((s.numbers_mean != 0).sum())
-            out.append(PartReport("mean: numbers", False, found > 0, (), f"{found} terms"))
+            num_terms = 0 if s.numbers_mean is None else int((s.numbers_mean != 0).sum())
+            out.append(PartReport("mean: numbers", False, num_terms > 0, (), f"{num_terms} terms"))
         if self.mean is not None:
             out.append(self._trained(f"mean: {self.mean.kind}", self.mean_gain, s.mean_members))
         if self.amplitude is not None:
@@ -448,10 +448,10 @@ class CompositeClosure(ClosureModel):
         its imaginary part holds the standard normal by which a mixture chooses a component.
         """
         noise = law.coloured(keyed_noise.white_spectra(self.frame.kept, *key, stream, self.device))
-        own = law is self.frame.law and law is not self.frame.plain
-        if own and isinstance(self.residual, Modes) and self.frame.factors is not None:
+        is_residual = law is self.frame.law and law is not self.frame.plain
+        if is_residual and isinstance(self.residual, Modes) and self.frame.factors is not None:
             return apply_factors(placed(self.frame.factors, noise), noise)
-        if own and isinstance(self.residual, Mixture):
+        if is_residual and isinstance(self.residual, Mixture):
             choice = keyed_noise.normals(*key, 1, stream=keyed_noise.STREAM_COMPONENT)[:, 0]
             noise[:, 0, 0].imag.copy_(choice)
         return noise
@@ -475,9 +475,11 @@ class CompositeClosure(ClosureModel):
         for knots in sorted(set(self.knots[self.knots > 0].tolist())):
             first, cos, sin = position(request.call * request.held, knots)
             stream = keyed_noise.STREAM_MEMORY + round(math.log2(knots))
-            one, two = (self.base_noise(law, key._replace(item=first + i), stream) for i in (0, 1))
+            at_knot, at_next = (
+                self.base_noise(law, key._replace(item=first + i), stream) for i in (0, 1)
+            )
             rows = (self.knots == knots).to(fresh.device)[shell]
-            fresh = torch.where(rows, cos * one + sin * two, fresh)
+            fresh = torch.where(rows, cos * at_knot + sin * at_next, fresh)
         return fresh
 
     def scale_of(self, held: float) -> Tensor | None:
@@ -658,9 +660,9 @@ class CompositeClosure(ClosureModel):
             observed: information of sensors.
             effort: settings of the sampler.
         """
-        seen = observed or Observed(self.conditioning.absent(self.frame, encoding.features))
-        gains = [] if seen.gain is None else [(None, seen.gain)]
-        conditions = self.posterior(encoding, seen, gains)
+        information = observed or Observed(self.conditioning.absent(self.frame, encoding.features))
+        gains = [] if information.gain is None else [(None, information.gain)]
+        conditions = self.posterior(encoding, information, gains)
         if not self.score_active:
             return Drawn(z)
         shells = self.gain_by_mode(self.statistics.score_gain, z)
@@ -668,12 +670,15 @@ class CompositeClosure(ClosureModel):
             shells = torch.ones((), device=z.device)
         drawn = self.residual.draw(self.frame, conditions, z, shells, effort)
         # the spread was calibrated for the model's sampler settings, without sensors
-        own = effort in (Effort(), Effort(self.config["method"], self.config["evaluations"]))
+        is_default = effort in (
+            Effort(),
+            Effort(self.config["method"], self.config["evaluations"]),
+        )
         spread = self.gain_by_mode(self.statistics.score_spread, z)
-        if spread is None or observed is not None or not own:
+        if spread is None or observed is not None or not is_default:
             spread = torch.ones((), device=z.device)
         q_hat = drawn.spread(spread)
-        mean_hat = self.centre_of(encoding) if observed is None and own else None
+        mean_hat = self.centre_of(encoding) if observed is None and is_default else None
         if mean_hat is None:
             return replace(drawn, q=q_hat)
         return Drawn(q_hat - for_members(mean_hat, len(q_hat)))
@@ -691,17 +696,17 @@ class CompositeClosure(ClosureModel):
         weights, numbers = self.centre_weights, encoding.summary
         if weights is None:
             return None
-        largest = centre.mean_of([placed(one, numbers) for one in weights], numbers)
+        largest = centre.mean_of([placed(weight, numbers) for weight in weights], numbers)
         return self.frame.kept.place_largest(largest)
 
     def posterior(
-        self, encoding: Encoding, seen: Observed | TrainingObserved, gains: list
+        self, encoding: Encoding, information: Observed | TrainingObserved, gains: list
     ) -> Posterior:
         """Assemble the inputs of a generator: features, information of sensors, log D."""
-        fields = seen.fields
+        fields = information.fields
         features, log = encoding.features, encoding.log_amplitude
         if isinstance(self.residual, Mixture):
-            return Posterior(features, encoding.summary, gains, seen.readings)
+            return Posterior(features, encoding.summary, gains, information.readings)
         if log is None:
             log = features.new_zeros(1, self.frame.size, self.frame.size)
         parts = (features, fields, log[:, None].to(features))
@@ -710,4 +715,4 @@ class CompositeClosure(ClosureModel):
         white = None
         if isinstance(self.conditioning, Learned):
             white = self.frame.whiten_state(encoding.state_hat)
-        return Posterior(channels, encoding.summary, gains, seen.readings, white)
+        return Posterior(channels, encoding.summary, gains, information.readings, white)

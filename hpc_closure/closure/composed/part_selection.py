@@ -39,8 +39,8 @@ class ByMember:
     def collect(self, reader: Reader) -> None:
         """Add the sums of other processes; each member is read by one process."""
         # a row is a view of its batch, which would be sent as well
-        seen = [(name, value.clone()) for name, value in self._sums.items()]
-        self._sums = dict(reader.every(seen))
+        sums = [(name, value.clone()) for name, value in self._sums.items()]
+        self._sums = dict(reader.every(sums))
 
     def sums(self) -> Tensor:
         """Return the sums (members, ...), ordered by member."""
@@ -76,8 +76,8 @@ class Gate:
 
     def collect(self, reader: Reader) -> None:
         """Add the evidence of the other processes, before a decision."""
-        for one in self.evidence:
-            one.collect(reader)
+        for sums in self.evidence:
+            sums.collect(reader)
 
 
 class ShellGate(Gate):
@@ -160,5 +160,5 @@ class ShareGate(Gate):
         best = int(gain.sum(0).argmax())
         # a gain below a thousandth is not worth the error that a trained amplitude adds
         worth = float(gain[:, best].sum() / total) > WORTH
-        kept = worth and bool(significant(gain[:, best]))
-        return AMPLITUDE_SHARES[best] if kept else 0.0
+        acts = worth and bool(significant(gain[:, best]))
+        return AMPLITUDE_SHARES[best] if acts else 0.0

@@ -156,8 +156,8 @@ class FitMean(Phase):
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
         b = model.band
-        own = fit_numbers(model, reader)
-        active = model.library.active if own else fit_library(model, reader)
+        number_statistics = fit_numbers(model, reader)
+        active = model.library.active if number_statistics else fit_library(model, reader)
         power = torch.zeros(model.num_features, dtype=torch.float64)
         state = torch.zeros(len(b.group_k2), dtype=torch.float64)
         spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
@@ -197,7 +197,7 @@ class FitMean(Phase):
         model.adopt(
             Statistics(
                 library=model.library.coefficients,
-                **own,
+                **number_statistics,
                 features_rms=rms.clamp(min=1e-30),
                 summary_mean=numbers.mean(0) if has_numbers else None,
                 summary_std=torch.maximum(numbers.std(0), smallest) if has_numbers else None,
@@ -436,7 +436,7 @@ class FitSpread(Phase):
         """Compute the loss (B,) of :meth:`~.learned_score.LearnedScore.spread_loss`."""
         assert isinstance(model.residual, LearnedScore)
         # equal weights, because rare layouts need a spread as accurate as common ones
-        layouts = tuple(one._replace(weight=1.0) for one in model.conditioning.layouts)
+        layouts = tuple(layout._replace(weight=1.0) for layout in model.conditioning.layouts)
         conditions, x0, _, _ = _drawn(model, batch, seed, step, layouts)
         return model.residual.spread_loss(model.frame, conditions, x0)
 
@@ -499,10 +499,10 @@ class LearnCentre(Phase):
         (states,) = reader.sum(sum(len(batch.state) for batch in Batch.read(reader)))
         # a further state is more informative than a further pair of the same state
         pairs = min(PAIRS, max(1, MOST_PAIRS // states))
-        every = -(-pairs * states // MOST_PAIRS)
+        spacing = -(-pairs * states // MOST_PAIRS)
         numbers, means = [], []
         for encoding, _, ids, _ in residuals(model, reader):
-            rows = [row for row, draw in enumerate(ids) if draw % every == 0]
+            rows = [row for row, draw in enumerate(ids) if draw % spacing == 0]
             if rows:
                 some = encoding.rows(rows)
                 drawn = draw_pairs(model, some, [ids[row] for row in rows], pairs, 0)

@@ -41,7 +41,8 @@ def snapshots(model: CompositeClosure, reader: Reader) -> Iterable[tuple[Tensor,
     device = model.device
     for batch in Batch.read(reader):
         earlier = (
-            None if one is None else one.to(device) for one in (batch.history, batch.previous)
+            None if fields is None else fields.to(device)
+            for fields in (batch.history, batch.previous)
         )
         frames_hat = model.frames(batch.state.to(device).double(), *earlier)
         yield frames_hat, model.band.to_spectral(batch.target.to(device).double()), batch

@@ -129,8 +129,8 @@ class Library:
         out = []
         for name in names:
             if "*" in name:
-                one, other = name.split("*")
-                out.append(self.band.to_spectral(fields[one] * fields[other]))
+                first, second = name.split("*")
+                out.append(self.band.to_spectral(fields[first] * fields[second]))
             elif name.startswith("w["):
                 out.append(frames_hat[:, int(name[3:-1])])
             elif name.startswith("U["):
@@ -270,9 +270,9 @@ class _Fit:
         self.powers = torch.stack([x**n for n in range(degree + 1)], dim=-1)
         # (groups, P, degree + 1): powers of |k|^2 in the units of the scaled groups
         self.basis = torch.where(self.seen, self.scale, 0.0)[..., None] * self.powers[:, None]
-        every = list(range(cross.shape[1]))
-        free = _Fit.free(self, every)
-        self.weights = self.floor / (self._rest(free, every) / counts).clamp(min=self.floor)
+        all_terms = list(range(cross.shape[1]))
+        free = _Fit.free(self, all_terms)
+        self.weights = self.floor / (self._rest(free, all_terms) / counts).clamp(min=self.floor)
 
     def free(self, chosen: list[int]) -> Tensor:
         """Solve for scaled coefficients (groups, chosen) in each group separately."""
@@ -309,7 +309,7 @@ class _Fit:
         spread = self.floor * torch.linalg.pinv(matrix, hermitian=True)
         spread = (spread / (size[:, None] * size)).reshape(len(chosen), self.powers.shape[1], -1)
         by_term = torch.stack(
-            [one.unflatten(1, (len(chosen), -1))[:, p] for p, one in enumerate(spread)]
+            [rows.unflatten(1, (len(chosen), -1))[:, p] for p, rows in enumerate(spread)]
         )
         return torch.einsum("gi,pij,gj->pg", self.powers, by_term, self.powers).clamp(min=0).sqrt()
 

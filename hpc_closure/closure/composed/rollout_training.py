@@ -146,7 +146,7 @@ class Trajectories:
             closure = hermitian(resize(model.draw_hat(request), modes)).to(state)
             earlier.appendleft(state)
             drawn.appendleft(closure)
-            now, held = (from_row(one, sides) for one in (state, closure))
+            now, held = (from_row(rows, sides) for rows in (state, closure))
             now, past = traced_with(solver, self.kind, self.span, now, held, past)
             state = as_row(now, sides)
             out.append(state)
@@ -164,7 +164,7 @@ class Trajectories:
         w_hat = self.spectra(model, batch, seed, step)
         truth = batch["ahead"].swapaxes(0, 1).to(w_hat.real)
         fields = to_fields(w_hat, self.problem.grid)
-        each = [crps(ensemble, one, alpha) for ensemble, one in zip(fields, truth)]
+        each = [crps(ensemble, target, alpha) for ensemble, target in zip(fields, truth)]
         errors = self.power(w_hat) - self.power(to_spectra(truth, w_hat.shape[-1] - 1))[:, None]
         number = errors.shape[1]
         square = errors.sum(1).square()

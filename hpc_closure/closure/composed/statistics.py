@@ -138,7 +138,9 @@ class Statistics:
 
 
 KEYS = fields(Statistics)
-NO_CENTRE: dict[str, Any] = {one.name: None for one in KEYS if one.name.startswith("centre_")}
+NO_CENTRE: dict[str, Any] = {
+    entry.name: None for entry in KEYS if entry.name.startswith("centre_")
+}
 
 
 def _held(value: Tensor) -> Tensor:

@@ -239,10 +239,10 @@ def in_words(tried: Iterable[tuple[Tensor, Found]]) -> list[dict[str, Any]]:
     """Describe each tried share and its results, for the log."""
     return [
         {
-            "share": [round(float(one), 2) for one in share[1:].unique()],
+            "share": [round(float(value), 2) for value in share[1:].unique()],
             "brought_back": round(found.back, 4),
             "lost": found.lost,
-            "enstrophy": [round(float(one), 2) for one in found.ratio],
+            "enstrophy": [round(float(value), 2) for value in found.ratio],
         }
         for share, found in tried
     ]
