@@ -8,14 +8,14 @@ import torch
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import regular_positions
-from hpc_closure.closure.gaussian.kriging import BaseLaw, Kriging
+from hpc_closure.closure.gaussian.kriging import Kriging, StationaryGaussian
 
 B = band(6)
 
 
 def make_law(decay=0.02):
     spectrum = torch.exp(-decay * (2 * math.pi) ** 2 * B.group_k2.double())
-    return BaseLaw(B, spectrum)
+    return StationaryGaussian(B, spectrum)
 
 
 def covariance(law, one, other):

@@ -10,7 +10,7 @@ from hpc_closure.closure.artifact import build
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import Sensors, fourier_interpolation, regular_positions
-from hpc_closure.closure.gaussian.conditioning import Carrier
+from hpc_closure.closure.gaussian.conditioning import SensorInterpolator
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.sampling import GaussianStep, Trigonometric
 
@@ -40,7 +40,7 @@ def test_largest_modes_go_there_and_back():
 def test_regular_readings_are_fourier_interpolated(fitted, side):
     _, model = fitted
     frame = model.frame
-    carrier = Carrier(frame, regular_positions(side), 0.0, "cpu")
+    carrier = SensorInterpolator(frame, regular_positions(side), 0.0, "cpu")
     values = torch.randn(2, side * side, generator=torch.Generator().manual_seed(0))
     ours = carrier.spread(values)
     theirs = fourier_interpolation(Sensors(values, regular_positions(side)), frame.size)
@@ -53,7 +53,7 @@ def test_a_carrier_reads_what_a_spectrum_has_there(fitted):
     frame = model.frame
     generator = torch.Generator().manual_seed(1)
     positions = torch.rand(9, 2, generator=generator, dtype=torch.float64)
-    carrier = Carrier(frame, positions, 0.2, "cpu")
+    carrier = SensorInterpolator(frame, positions, 0.2, "cpu")
     q_hat = frame.kept.to_spectral(states_of(3))
     exact = frame.kept.at(q_hat, frame.kept.phases(positions))
     assert torch.allclose(carrier.read(q_hat).double(), exact, atol=1e-5)

@@ -15,7 +15,7 @@ from hpc_closure.closure.fields.losses import (
     spectral_square,
 )
 from hpc_closure.closure.fields.modes import band
-from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 
 B = band(5)
 
@@ -59,7 +59,7 @@ def test_likelihood_is_least_at_the_true_amplitude():
 
 def test_base_law_scores_one():
     spectrum = torch.exp(-0.3 * B.group_k2.double())
-    law = BaseLaw(B, spectrum)
+    law = StationaryGaussian(B, spectrum)
     q_hat = keyed_noise.white_spectra(B, 0, "test", range(3000), 0)
     like = torch.zeros(1, dtype=torch.float64)
     white = q_hat * law.modes("std", like) * law.modes("whiten", like)

@@ -7,7 +7,7 @@ from closure_case import SMALL
 from hpc_closure.bench.known import Known, fit
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
-from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 from hpc_closure.closure.gaussian.mode_covariance import (
     ModeCovariance,
     apply_factors,
@@ -23,7 +23,7 @@ MODES = {"preset": "gaussian_modes", "mean": ["regression"]}
 def test_factors_carry_the_base_law_to_the_covariance_that_was_seen():
     spectrum = torch.linspace(1.0, 3.0, len(B.group_k2), dtype=torch.float64)
     spectrum[4] = 0.0
-    law = BaseLaw(B, spectrum)
+    law = StationaryGaussian(B, spectrum)
     white = law.coloured(keyed_noise.white_spectra(B, 0, "test", range(20_000), 0))
     pushed = white.clone()
     pushed[:, 1, 0] += 2.0 * torch.sign(

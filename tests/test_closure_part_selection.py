@@ -16,12 +16,12 @@ from hpc_closure.closure.composed.part_selection import (
     significant,
 )
 from hpc_closure.closure.fields.modes import band
-from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 
 B = band(4)
 SHELLS = B.grid.num_shells
 SIZE = 12  # points per side
-WHITE = BaseLaw(B, torch.ones(len(B.group_k2)))
+WHITE = StationaryGaussian(B, torch.ones(len(B.group_k2)))
 VARIANCE = WHITE.variance  # of a point
 
 

@@ -24,8 +24,8 @@ from hpc_closure.closure.fields.losses import (
     spectral_energy_score,
     spectral_square,
 )
-from hpc_closure.closure.gaussian.conditioning import Posterior
-from hpc_closure.closure.gaussian.residual_coordinates import Frame
+from hpc_closure.closure.gaussian.conditioning import GeneratorConditions
+from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
 from hpc_closure.closure.networks.blocks import Encoded, ScoreNetwork
 from hpc_closure.closure.sampling import Trigonometric, build_sampler
 
@@ -77,7 +77,12 @@ class Residual(nn.Module, ABC):
 
     @abstractmethod
     def draw(
-        self, frame: Frame, conditions: Posterior, z: Tensor, shells: Tensor, effort: Effort
+        self,
+        frame: ResidualCoordinates,
+        conditions: GeneratorConditions,
+        z: Tensor,
+        shells: Tensor,
+        effort: Effort,
     ) -> Drawn:
         """Transform base noise z (M, ...) into residuals.
 
@@ -125,7 +130,12 @@ class Generator(Residual):
 
     @abstractmethod
     def loss(
-        self, frame: Frame, conditions: Posterior, x0: Tensor, z: Tensor, uniform: Tensor
+        self,
+        frame: ResidualCoordinates,
+        conditions: GeneratorConditions,
+        x0: Tensor,
+        z: Tensor,
+        uniform: Tensor,
     ) -> Tensor:
         """Compute the loss (B,).
 
@@ -138,12 +148,17 @@ class Generator(Residual):
         """
 
     @abstractmethod
-    def gate(self, frame: Frame) -> ShellGate | ImprovementGate:
+    def gate(self, frame: ResidualCoordinates) -> ShellGate | ImprovementGate:
         """Create the gate that decides in which shells the generator acts."""
 
     @abstractmethod
     def evidence(
-        self, frame: Frame, conditions: Posterior, x0: Tensor, z: Tensor, uniform: Tensor
+        self,
+        frame: ResidualCoordinates,
+        conditions: GeneratorConditions,
+        x0: Tensor,
+        z: Tensor,
+        uniform: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Compute the gate's evidence from unseen snapshots; arguments as of :meth:`loss`."""
 
@@ -156,11 +171,13 @@ class FlowNetwork(Generator):
         sizes = (config["width"], config["modes"], config["layers"])
         self.network = ScoreNetwork(channels, *sizes, form=config["form"])
 
-    def encode(self, conditions: Posterior) -> Encoded:
+    def encode(self, conditions: GeneratorConditions) -> Encoded:
         """Encode the conditions for the noisy branch, once for all noise levels."""
         return self.network.encode(conditions.fields, conditions.summary)
 
-    def velocity(self, frame: Frame, x_hat: Tensor, angle: Tensor, encoded: Encoded) -> Tensor:
+    def velocity(
+        self, frame: ResidualCoordinates, x_hat: Tensor, angle: Tensor, encoded: Encoded
+    ) -> Tensor:
         """Evaluate the network at unit-norm noisy x; returns whitened spectra (B, ...)."""
         side = 2 * frame.kept.modes + 1
         both = x_hat[:, None] * frame.law.modes("inputs", x_hat)
@@ -234,7 +251,9 @@ class OnePass(FlowNetwork):
             frame.kept, members * whiten, x0 * whiten, importance, ALMOST_FAIR
         )
 
-    def _members(self, frame: Frame, conditions: Posterior, z: Tensor) -> Tensor:
+    def _members(
+        self, frame: ResidualCoordinates, conditions: GeneratorConditions, z: Tensor
+    ) -> Tensor:
         encoded, angle = self.encode(conditions), self._angle(z)
         guesses = [self.velocity(frame, noise, angle, encoded) for noise in z]
         return torch.stack([noise + conditions.project(frame, f) for noise, f in zip(z, guesses)])
@@ -242,7 +261,9 @@ class OnePass(FlowNetwork):
     def _angle(self, like: Tensor) -> Tensor:
         return torch.full((1,), math.pi / 2, device=like.device)
 
-    def _crps(self, frame: Frame, members: Tensor, x0: Tensor, alpha: float) -> Tensor:
+    def _crps(
+        self, frame: ResidualCoordinates, members: Tensor, x0: Tensor, alpha: float
+    ) -> Tensor:
         scale = math.sqrt(frame.law.variance)
         return crps(frame.field(members) / scale, frame.field(x0) / scale, alpha)
 

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure.composed.generators import Drawn, Generator, Posterior
+from hpc_closure.closure.composed.generators import Drawn, Generator, GeneratorConditions
 from hpc_closure.closure.composed.part_selection import ImprovementGate
 from hpc_closure.closure.fields.members import for_members
 from hpc_closure.closure.fields.modes import Band
-from hpc_closure.closure.gaussian.residual_coordinates import Frame
+from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
 from hpc_closure.closure.networks.sensor_network import Estimate, PosteriorNetwork
 from hpc_closure.closure.sampling import GaussianStep, Trigonometric, build_sampler
 
@@ -82,11 +82,11 @@ class LearnedScore(Generator):
         """List the weights of the spread c, which are trained again, alone, on unseen members."""
         return list(self.network.spread_head.parameters())
 
-    def estimate(self, frame: Frame, conditions: Posterior) -> Estimate:
+    def estimate(self, frame: ResidualCoordinates, conditions: GeneratorConditions) -> Estimate:
         """Estimate mean and spread of q from the conditions, before any noise is added."""
         return self.network.estimate(frame, conditions)
 
-    def _levels(self, frame: Frame, estimated: Estimate, angle: Tensor) -> Levels:
+    def _levels(self, frame: ResidualCoordinates, estimated: Estimate, angle: Tensor) -> Levels:
         cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
         cos = torch.where(cos.abs() < 1e-6, 0.0, cos)
         spread = estimated.log_spread.detach().exp().clamp(min=FLOOR)
@@ -97,7 +97,7 @@ class LearnedScore(Generator):
         rest = (uniform - FIRST) / (1 - FIRST)
         return torch.where(uniform < FIRST, HALF, LEAST_ANGLE + rest * (HALF - LEAST_ANGLE))
 
-    def _whitened(self, frame: Frame, q_hat: Tensor) -> Tensor:
+    def _whitened(self, frame: ResidualCoordinates, q_hat: Tensor) -> Tensor:
         return q_hat.to(torch.complex64) * frame.law.modes("whiten", q_hat.real.float())
 
     def loss(self, frame, conditions, x0, z, uniform):
@@ -120,13 +120,15 @@ class LearnedScore(Generator):
         by_size = (relative * size).sum((-2, -1)) / size.sum((-2, -1))
         return 0.5 * (equal + by_size) + self._spread_loss(frame, estimated, x0)
 
-    def spread_loss(self, frame: Frame, conditions: Posterior, x0: Tensor) -> Tensor:
+    def spread_loss(
+        self, frame: ResidualCoordinates, conditions: GeneratorConditions, x0: Tensor
+    ) -> Tensor:
         """Compute the loss (B,) of c alone."""
         with torch.no_grad():
             x0 = self._whitened(frame, x0)
         return self._spread_loss(frame, self.estimate(frame, conditions), x0)
 
-    def _spread_loss(self, frame: Frame, estimated: Estimate, x0: Tensor) -> Tensor:
+    def _spread_loss(self, frame: ResidualCoordinates, estimated: Estimate, x0: Tensor) -> Tensor:
         """Compute the Gaussian likelihood (B,) of the mean's error per group, gradient bounded."""
         error = torch.view_as_real(estimated.mean.detach() - x0).square().sum(-1)
         error_power = self._per_group(frame, error)
@@ -136,12 +138,12 @@ class LearnedScore(Generator):
         value = (log.detach() + 0.5 * ratio) * (error_power > 0)
         return (slope * (log - log.detach()) + value).mean(-1)
 
-    def _weights(self, frame: Frame, like: Tensor) -> Tensor:
+    def _weights(self, frame: ResidualCoordinates, like: Tensor) -> Tensor:
         kept = frame.kept
         weights = kept.on("weights", like.device, like.real.dtype)
         return weights * frame.law.modes("mask", like.real)
 
-    def _per_group(self, frame: Frame, values: Tensor) -> Tensor:
+    def _per_group(self, frame: ResidualCoordinates, values: Tensor) -> Tensor:
         """Average over the modelled modes of each group; returns (B, groups)."""
         mask = frame.law.modes("mask", values)
         sums = frame.kept.by_group(values * mask)

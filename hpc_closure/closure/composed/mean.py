@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure.fields.losses import gaussian_likelihood, spectral_square
-from hpc_closure.closure.gaussian.residual_coordinates import Encoding, Frame
+from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates, StateConditions
 from hpc_closure.closure.networks.blocks import LARGEST, LOW, SUMMARY, perceptron
 from hpc_closure.experiment.kinds import NetworkKind, find
 
@@ -38,16 +38,18 @@ class NetworkMean(nn.Module):
         self.farthest = FARTHEST  # replaced by the largest output on unseen members
         self.low = perceptron(SUMMARY, LARGEST, LOW) if network_kind.answers_largest else None
 
-    def forward(self, frame: Frame, encoding: Encoding) -> Tensor:
+    def forward(self, frame: ResidualCoordinates, encoding: StateConditions) -> Tensor:
         """Compute whitened spectra (B, ...) in the residual band."""
         return self.spectra(frame, encoding, self.field(encoding))
 
-    def field(self, encoding: Encoding) -> Tensor:
+    def field(self, encoding: StateConditions) -> Tensor:
         """Compute the network's output (B, g, g), in standard deviations of the residual."""
         out = self.network(encoding.features, encoding.summary)
         return out.clamp(-self.farthest, self.farthest)
 
-    def spectra(self, frame: Frame, encoding: Encoding, field: Tensor) -> Tensor:
+    def spectra(
+        self, frame: ResidualCoordinates, encoding: StateConditions, field: Tensor
+    ) -> Tensor:
         """Transform an output to whitened spectra, and add the largest modes if predicted."""
         # scaled from fields of unit variance, so that weights need not grow
         white = frame.kept.to_spectral(field) * (2 * frame.kept.modes + 1)
@@ -55,11 +57,11 @@ class NetworkMean(nn.Module):
             return white
         return white + frame.kept.place_largest(self.low(encoding.summary))
 
-    def correction(self, frame: Frame, white_hat: Tensor) -> Tensor:
+    def correction(self, frame: ResidualCoordinates, white_hat: Tensor) -> Tensor:
         """Convert the output to units of U."""
         return white_hat * frame.first.modes("colour", white_hat)
 
-    def loss(self, frame: Frame, residual_hat: Tensor, white_hat: Tensor) -> Tensor:
+    def loss(self, frame: ResidualCoordinates, residual_hat: Tensor, white_hat: Tensor) -> Tensor:
         """Compute the whitened square error (B,); 1 if the output is zero."""
         error = residual_hat * frame.first.modes("whiten", residual_hat) - white_hat
         return spectral_square(frame.kept, error, frame.first.modes("importance", error))
@@ -72,11 +74,13 @@ class NetworkAmplitude(nn.Module):
         super().__init__()
         self.network = find(NetworkKind, kind, "model.amplitude").build(channels, config)
 
-    def forward(self, encoding: Encoding) -> Tensor:
+    def forward(self, encoding: StateConditions) -> Tensor:
         """Compute log D (B, g, g)."""
         return 3.0 * torch.tanh(self.network(encoding.features, encoding.summary) / 3.0)
 
-    def loss(self, frame: Frame, residual_hat: Tensor, log_amplitude: Tensor) -> Tensor:
+    def loss(
+        self, frame: ResidualCoordinates, residual_hat: Tensor, log_amplitude: Tensor
+    ) -> Tensor:
         """Compute the negative log-likelihood per point (B,); 1/2 if D is 1."""
         field = frame.field(residual_hat) / math.sqrt(frame.first.variance)
         return gaussian_likelihood(field, log_amplitude)

@@ -31,7 +31,7 @@ from hpc_closure.closure.composed.part_selection import ImprovementGate
 from hpc_closure.closure.fields.members import for_members
 from hpc_closure.closure.fields.modes import LARGEST, Band
 from hpc_closure.closure.gaussian.mode_covariance import apply_factors, remove_factors
-from hpc_closure.closure.gaussian.residual_coordinates import Frame
+from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
 from hpc_closure.closure.networks.blocks import SUMMARY, perceptron
 from hpc_closure.spectral.modes.grid import hermitian, placed, resize
 
@@ -80,7 +80,7 @@ class Mixture(Generator):
         self.odds = nn.Parameter(torch.zeros(number))
         self.numbers = perceptron(SUMMARY, number * (1 + LARGEST + self.shells), HIDDEN)
 
-    def laws(self, frame: Frame, summary: Tensor) -> Components:
+    def laws(self, frame: ResidualCoordinates, summary: Tensor) -> Components:
         """Compute the components of the laws of states with summary numbers (B, 51)."""
         kept, count = frame.kept, self.components
         outputs = self.numbers(summary).unflatten(-1, (count, -1)).transpose(0, 1)  # (K, B, ...)
@@ -153,26 +153,26 @@ class Mixture(Generator):
         mean = (weights[..., None, None] * means).sum(0)
         return Drawn(self._of(frame, y), for_members(self._of(frame, mean), count), sharp=True)
 
-    def _of(self, frame: Frame, y: Tensor) -> Tensor:
+    def _of(self, frame: ResidualCoordinates, y: Tensor) -> Tensor:
         """Convert spectra of y to spectra of q."""
         q_hat = apply_factors(_factors(frame, y), y) * frame.law.modes("colour", y)
         return hermitian(q_hat / _root(frame, q_hat))
 
 
-def _factors(frame: Frame, like: Tensor) -> Tensor:
+def _factors(frame: ResidualCoordinates, like: Tensor) -> Tensor:
     """Return the factors of the law by wavevector, (3, 2K + 1, K + 1)."""
     assert frame.factors is not None
     return placed(frame.factors, like)
 
 
-def _root(frame: Frame, like: Tensor) -> Tensor:
+def _root(frame: ResidualCoordinates, like: Tensor) -> Tensor:
     """Return factors (2K + 1, K + 1) that scale the parts of a whitened mode to unit normals."""
     root = torch.full(frame.kept.shape, math.sqrt(2.0), device=like.device)
     root[0, 0] = 1.0
     return root
 
 
-def _numbers(frame: Frame, like: Tensor) -> Tensor:
+def _numbers(frame: ResidualCoordinates, like: Tensor) -> Tensor:
     """Mark the independent real and imaginary parts of the modes, (2, 2K + 1, K + 1).
 
     Parts of conjugate modes are not independent, and the mean is real.

@@ -52,16 +52,16 @@ from hpc_closure.closure.fields.members import each_member, for_members
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.gaussian.conditioning import (
     Conditioning,
+    GeneratorConditions,
     Kriged,
     Learned,
     Observed,
-    Posterior,
     TrainingObserved,
 )
-from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 from hpc_closure.closure.gaussian.memory import knot_spacing, position, share_of_mean
 from hpc_closure.closure.gaussian.mode_covariance import apply_factors
-from hpc_closure.closure.gaussian.residual_coordinates import Encoding, Frame
+from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates, StateConditions
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.networks.blocks import PLACES
 from hpc_closure.closure.part_report import PartReport
@@ -136,7 +136,7 @@ class CompositeClosure(ClosureModel):
         if config["adjusted"]:
             terms, shells = len(self.library.names), self.band.grid.num_shells
             self.adjustment = Adjustment(terms, shells, noise=config["residual"] != "none")
-        self.frame: Frame
+        self.frame: ResidualCoordinates
         #: closure intervals between snapshots, if memory can be measured from them only;
         #: None if the closure is known to be white in time
         self.recorded_every: float | None = None
@@ -186,13 +186,13 @@ class CompositeClosure(ClosureModel):
         if s.generator_size is None:
             return
         inner = band(s.generator_modes, self.length, self.dimensions)
-        first = law = plain = BaseLaw(inner, s.first_spectrum, s.first_tail)
+        first = law = plain = StationaryGaussian(inner, s.first_spectrum, s.first_tail)
         if s.law_spectrum is not None:
-            law = BaseLaw(inner, s.law_spectrum, s.law_tail)
-            plain = BaseLaw(inner, s.plain_spectrum, s.law_tail)
+            law = StationaryGaussian(inner, s.law_spectrum, s.law_tail)
+            plain = StationaryGaussian(inner, s.plain_spectrum, s.law_tail)
             self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
         state_std = None if s.state_spectrum is None else inner.spread(s.state_spectrum.sqrt())
-        self.frame = Frame(
+        self.frame = ResidualCoordinates(
             self.band,
             inner,
             s.generator_size,
@@ -350,7 +350,7 @@ class CompositeClosure(ClosureModel):
                 stack.append(frames.to(state))
         return torch.cat(stack, dim=1)
 
-    def encode(self, frames_hat: Tensor) -> Encoding:
+    def encode(self, frames_hat: Tensor) -> StateConditions:
         """Compute mean, features and amplitude of states; ``frames_hat`` is of :meth:`frames`.
 
         Trained parts act according to their gain.
@@ -365,7 +365,7 @@ class CompositeClosure(ClosureModel):
         by_numbers = self.mean_by_numbers(state_hat)
         if by_numbers is not None:
             mean_hat = mean_hat + by_numbers.to(mean_hat)
-        encoding = Encoding(state_hat, mean_hat, features, summary)
+        encoding = StateConditions(state_hat, mean_hat, features, summary)
         gain = self.gain_by_mode(self.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
             correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
@@ -441,7 +441,7 @@ class CompositeClosure(ClosureModel):
 
     # ---- base noise -----------------------------------------------------------------------------
 
-    def base_noise(self, law: BaseLaw, key: keyed_noise.Key, stream: int) -> Tensor:
+    def base_noise(self, law: StationaryGaussian, key: keyed_noise.Key, stream: int) -> Tensor:
         """Draw base noise of a law, spectra (ids, ...) complex128.
 
         If the residual has a law by wavevector, the noise is drawn from it. The mean mode is real;
@@ -456,7 +456,7 @@ class CompositeClosure(ClosureModel):
             noise[:, 0, 0].imag.copy_(choice)
         return noise
 
-    def noise_of_call(self, request: Request, law: BaseLaw) -> Tensor:
+    def noise_of_call(self, request: Request, law: StationaryGaussian) -> Tensor:
         """Draw the base noise of a call, with the residual's memory if it has any."""
         noise = self._noise_with_memory(request, law)
         if self.adjustment is None:
@@ -466,7 +466,7 @@ class CompositeClosure(ClosureModel):
             factor = factor * placed(self.statistics.trajectory_noise, factor)
         return noise * factor[placed(self.frame.kept.grid.shell(), factor)].to(noise.real)
 
-    def _noise_with_memory(self, request: Request, law: BaseLaw) -> Tensor:
+    def _noise_with_memory(self, request: Request, law: StationaryGaussian) -> Tensor:
         key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
         fresh = self.base_noise(law, key, keyed_noise.STREAM_BASE)
         if not bool((self.knots > 0).any()):
@@ -585,16 +585,16 @@ class CompositeClosure(ClosureModel):
             z = observed.condition(z, key)
         return self._finish(encoding, how, z, observed)
 
-    def _law(self, how: Drawing) -> BaseLaw:
+    def _law(self, how: Drawing) -> StationaryGaussian:
         return self.frame.plain if how.baseline else self.frame.law
 
-    def _encoding(self, frames_hat: Tensor, how: Drawing) -> Encoding:
+    def _encoding(self, frames_hat: Tensor, how: Drawing) -> StateConditions:
         encoding = self.encode(frames_hat)
         return replace(encoding, log_amplitude=None) if how.baseline else encoding
 
     def _finish(
         self,
-        encoding: Encoding,
+        encoding: StateConditions,
         how: Drawing,
         z: Tensor | None,
         observed: Observed | None = None,
@@ -647,7 +647,7 @@ class CompositeClosure(ClosureModel):
 
     def generate(
         self,
-        encoding: Encoding,
+        encoding: StateConditions,
         z: Tensor,
         observed: Observed | None = None,
         effort: Effort = Effort(),
@@ -691,7 +691,7 @@ class CompositeClosure(ClosureModel):
             return None
         return [s.centre_inner, s.centre_middle, s.centre_outer]
 
-    def centre_of(self, encoding: Encoding) -> Tensor | None:
+    def centre_of(self, encoding: StateConditions) -> Tensor | None:
         """Return the mean (B, ...) of the generator's draws, spectra of q; None for zero."""
         weights, numbers = self.centre_weights, encoding.summary
         if weights is None:
@@ -700,13 +700,13 @@ class CompositeClosure(ClosureModel):
         return self.frame.kept.place_largest(largest)
 
     def posterior(
-        self, encoding: Encoding, information: Observed | TrainingObserved, gains: list
-    ) -> Posterior:
+        self, encoding: StateConditions, information: Observed | TrainingObserved, gains: list
+    ) -> GeneratorConditions:
         """Assemble the inputs of a generator: features, information of sensors, log D."""
         fields = information.fields
         features, log = encoding.features, encoding.log_amplitude
         if isinstance(self.residual, Mixture):
-            return Posterior(features, encoding.summary, gains, information.readings)
+            return GeneratorConditions(features, encoding.summary, gains, information.readings)
         if log is None:
             log = features.new_zeros(1, self.frame.size, self.frame.size)
         parts = (features, fields, log[:, None].to(features))
@@ -715,4 +715,4 @@ class CompositeClosure(ClosureModel):
         white = None
         if isinstance(self.conditioning, Learned):
             white = self.frame.whiten_state(encoding.state_hat)
-        return Posterior(channels, encoding.summary, gains, information.readings, white)
+        return GeneratorConditions(channels, encoding.summary, gains, information.readings, white)

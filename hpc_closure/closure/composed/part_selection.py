@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields.modes import Band
-from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 from hpc_closure.closure.reductions import Reader
 
 __all__ = ["LEAST", "ByMember", "Gate", "ImprovementGate", "ShareGate", "ShellGate", "significant"]
@@ -132,7 +132,7 @@ class ShareGate(Gate):
         law: base law of the residual for D = 1; its modes with nonzero variance are judged.
     """
 
-    def __init__(self, law: BaseLaw):
+    def __init__(self, law: StationaryGaussian):
         self.band = law.band
         like = torch.zeros((), dtype=torch.float64)
         self.judged = self.band.by_group(law.modes("mask", like)) > 0

@@ -46,10 +46,10 @@ from hpc_closure.closure.composed.statistics import NO_CENTRE, Batch, Statistics
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import LARGEST, band
 from hpc_closure.closure.gaussian.conditioning import Learned
-from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 from hpc_closure.closure.gaussian.memory import LagCorrelation
 from hpc_closure.closure.gaussian.mode_covariance import ModeCovariance
-from hpc_closure.closure.gaussian.residual_coordinates import Encoding
+from hpc_closure.closure.gaussian.residual_coordinates import StateConditions
 from hpc_closure.closure.model import Phase
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.experiment.models import closed_mean
@@ -249,7 +249,7 @@ def weights_of(*parts: nn.Module | None) -> list[nn.Parameter]:
     return [weight for part in parts if part is not None for weight in part.parameters()]
 
 
-def _encode(model: CompositeClosure, batch: dict[str, Any]) -> Encoding:
+def _encode(model: CompositeClosure, batch: dict[str, Any]) -> StateConditions:
     """Encode the states of a training batch."""
     return model.encode(model.frames(batch["state"], batch.get("history"), batch.get("previous")))
 
@@ -387,7 +387,7 @@ def fit_law_by_mode(model: CompositeClosure, reader: Reader, spectrum: Tensor) -
     if not isinstance(model.residual, (Modes, Mixture)):
         return {}
     inner = model.frame.kept
-    law, modes = BaseLaw(inner, spectrum), ModeCovariance(inner)
+    law, modes = StationaryGaussian(inner, spectrum), ModeCovariance(inner)
     largest = torch.zeros(LARGEST, LARGEST, dtype=torch.float64)
     for _, q_hat, _, _ in residuals(model, reader):
         modes.add(q_hat)
@@ -550,7 +550,7 @@ class JudgeCentre(Phase):
 
 
 def draw_pairs(
-    model: CompositeClosure, encoding: Encoding, ids: Sequence[int], pairs: int, item: int
+    model: CompositeClosure, encoding: StateConditions, ids: Sequence[int], pairs: int, item: int
 ) -> Tensor:
     """Draw q for base noise z and -z; returns (states, 2, pairs, ...) complex128."""
     members = [keyed_noise.pair(state, number) for state in ids for number in range(pairs)]

@@ -11,8 +11,8 @@ from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.statistics import Batch
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import TrainingLayout, choose_layouts
-from hpc_closure.closure.gaussian.conditioning import Posterior
-from hpc_closure.closure.gaussian.residual_coordinates import Encoding
+from hpc_closure.closure.gaussian.conditioning import GeneratorConditions
+from hpc_closure.closure.gaussian.residual_coordinates import StateConditions
 from hpc_closure.closure.reductions import Reader
 
 __all__ = ["CHECK_SEED", "Residuals", "residuals", "snapshots", "training_draws"]
@@ -30,7 +30,7 @@ class Residuals(NamedTuple):
         batch: the batch.
     """
 
-    encoding: Encoding
+    encoding: StateConditions
     q_hat: Tensor
     ids: range
     batch: Batch
@@ -60,11 +60,11 @@ def residuals(model: CompositeClosure, reader: Reader) -> Iterable[Residuals]:
 
 def training_draws(
     model: CompositeClosure,
-    encoding: Encoding,
+    encoding: StateConditions,
     target_hat: Tensor,
     key: keyed_noise.Key,
     layouts: tuple[TrainingLayout, ...],
-) -> tuple[Posterior, Tensor, Tensor, Tensor]:
+) -> tuple[GeneratorConditions, Tensor, Tensor, Tensor]:
     """Draw the arguments of a generator's loss: conditions, x0, base noise and uniforms.
 
     Half of the samples have sensors, in layouts chosen from a fixed list, so that one model serves

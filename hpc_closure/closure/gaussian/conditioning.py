@@ -20,17 +20,25 @@ from hpc_closure.closure.fields.sensors import (
     regular_side,
     training_layout,
 )
-from hpc_closure.closure.gaussian.kriging import BaseLaw, Kriging
-from hpc_closure.closure.gaussian.residual_coordinates import Encoding, Frame
+from hpc_closure.closure.gaussian.kriging import Kriging, StationaryGaussian
+from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates, StateConditions
 
-__all__ = ["Carrier", "Conditioning", "Kriged", "Learned", "Observed", "Posterior", "Reading"]
+__all__ = [
+    "SensorInterpolator",
+    "Conditioning",
+    "Kriged",
+    "Learned",
+    "Observed",
+    "GeneratorConditions",
+    "Reading",
+]
 
 KRIGING_CACHE = 32  # cached gains
 CARRIERS = 256  # cached carriers
 FEW = 0.1  # total weight of sensors at which a point counts as half observed
 
 
-class Carrier:
+class SensorInterpolator:
     """Interpolation between the sensors of a layout and the generator's grid.
 
     A regular layout is interpolated by its Fourier modes. Values of a scattered layout are spread
@@ -48,7 +56,7 @@ class Carrier:
             :mod:`~hpc_closure.closure.networks.sensor_network`.
     """
 
-    def __init__(self, frame: Frame, positions: Tensor, noise: float, device: Any):
+    def __init__(self, frame: ResidualCoordinates, positions: Tensor, noise: float, device: Any):
         kept, size, count = frame.kept, frame.size, len(positions)
         weights = kept.weights.flatten().repeat_interleave(2)
         self._reads = (kept.phases(positions) * weights).to(device, torch.float32)
@@ -99,7 +107,7 @@ class Reading:
     """
 
     rows: Tensor | None
-    carrier: Carrier
+    carrier: SensorInterpolator
     values: Tensor
 
     def rows_of(self, count: int) -> Tensor:
@@ -162,17 +170,17 @@ class Conditioning(ABC):
     layouts: tuple[TrainingLayout, ...]
 
     @abstractmethod
-    def absent(self, frame: Frame, like: Tensor) -> Tensor:
+    def absent(self, frame: ResidualCoordinates, like: Tensor) -> Tensor:
         """Return the network's input (1, C, g, g) without sensors."""
 
     @abstractmethod
     def observe(
         self,
-        frame: Frame,
-        encoding: Encoding,
+        frame: ResidualCoordinates,
+        encoding: StateConditions,
         sensors: Sensors,
         scale: Tensor | None,
-        law: BaseLaw,
+        law: StationaryGaussian,
     ) -> Observed:
         """Condition q on readings.
 
@@ -188,8 +196,8 @@ class Conditioning(ABC):
     @abstractmethod
     def observe_training(
         self,
-        frame: Frame,
-        encoding: Encoding,
+        frame: ResidualCoordinates,
+        encoding: StateConditions,
         x0: Tensor,
         z: Tensor,
         layouts: Tensor,
@@ -220,17 +228,17 @@ class Kriged(Conditioning):
         """Clear the cache of gains, because the law has changed."""
         self._kept.clear()
 
-    def absent(self, frame: Frame, like: Tensor) -> Tensor:
+    def absent(self, frame: ResidualCoordinates, like: Tensor) -> Tensor:
         none = like.new_zeros(1, 2, frame.size, frame.size)
         none[:, 1] = 1.0
         return none
 
     def gain(
         self,
-        frame: Frame,
+        frame: ResidualCoordinates,
         sensors: Sensors,
         log_amplitude: Tensor | None,
-        law: BaseLaw,
+        law: StationaryGaussian,
         device: Any,
         scale: Tensor | None = None,
     ) -> Kriging:
@@ -261,7 +269,7 @@ class Kriged(Conditioning):
         kriged = gain.field(innovation)
         return Observed(self._fields(frame, kriged, gain.std(frame.size)), gain, kriged)
 
-    def _fields(self, frame: Frame, kriged: Tensor, std: Tensor) -> Tensor:
+    def _fields(self, frame: ResidualCoordinates, kriged: Tensor, std: Tensor) -> Tensor:
         mean = frame.field(kriged) / math.sqrt(frame.law.variance)
         return torch.stack([mean, std.expand_as(mean)], dim=1).float()
 
@@ -296,15 +304,17 @@ class Learned(Conditioning):
     def __init__(self) -> None:
         self._kept: OrderedDict = OrderedDict()
 
-    def absent(self, frame: Frame, like: Tensor) -> Tensor:
+    def absent(self, frame: ResidualCoordinates, like: Tensor) -> Tensor:
         return like.new_zeros(1, 0, frame.size, frame.size)
 
-    def carrier(self, frame: Frame, sensors: Sensors, noise_std: float, device: Any) -> Carrier:
+    def carrier(
+        self, frame: ResidualCoordinates, sensors: Sensors, noise_std: float, device: Any
+    ) -> SensorInterpolator:
         """Return the carrier of a layout; the last ones are cached."""
         key = (*sensors.key, noise_std, frame.kept.modes, frame.size, str(device))
         if key not in self._kept:
             noise = noise_std / math.sqrt(frame.law.variance)
-            self._kept[key] = Carrier(frame, sensors.positions, noise, device)
+            self._kept[key] = SensorInterpolator(frame, sensors.positions, noise, device)
             while len(self._kept) > CARRIERS:
                 self._kept.popitem(last=False)
         return self._kept[key]
@@ -341,7 +351,7 @@ def rows_of(layouts: Tensor) -> list[tuple[int, Tensor]]:
 
 
 @dataclass
-class Posterior:
+class GeneratorConditions:
     """Conditions under which the generator draws q.
 
     Attributes:
@@ -359,7 +369,7 @@ class Posterior:
     readings: list[Reading]
     white_state: Tensor | None = None
 
-    def project(self, frame: Frame, white_hat: Tensor) -> Tensor:
+    def project(self, frame: ResidualCoordinates, white_hat: Tensor) -> Tensor:
         """Colour a whitened spectrum (B, ...) and remove its kriged part: (1 - KH) Q^(1/2) f."""
         out = white_hat * frame.law.modes("colour", white_hat)
         for rows, gain in self.gains:

@@ -19,7 +19,7 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import Sensors, fourier_interpolation, values_at
 from hpc_closure.closure.gaussian.fluctuation import FLUCTUATIONS, Seen
-from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 
@@ -50,7 +50,7 @@ class ExactLaw:
         noise = problem.make_noise(0)
         assert noise is not None
         spectrum = self.band.by_group(noise.std_hat.double() ** 2) / interval
-        self.law = BaseLaw(self.band, spectrum / self.band.group_size)
+        self.law = StationaryGaussian(self.band, spectrum / self.band.group_size)
         shape = FLUCTUATIONS[problem.physics.noise.kind]
         self.fluctuation = shape(self.law, noise, self.transform)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import Sensors
-from hpc_closure.closure.gaussian.kriging import NUGGET, BaseLaw, Kriging
+from hpc_closure.closure.gaussian.kriging import NUGGET, Kriging, StationaryGaussian
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.draws import NoiseModel
 from hpc_closure.spectral.noise.laws import Noise
@@ -67,7 +67,7 @@ class Homogeneous:
     #: whether the fluctuation is Gaussian with one covariance for all states
     homogeneous = True
 
-    def __init__(self, law: BaseLaw, model: NoiseModel, transform: Transform):
+    def __init__(self, law: StationaryGaussian, model: NoiseModel, transform: Transform):
         self.law, self.band, self.model, self.transform = law, law.band, model, transform
         self._kriging: tuple[tuple, list[Kriging]] | None = None  # key and gains of last layout
 
@@ -111,7 +111,7 @@ class Homogeneous:
         return self._kriging[1]
 
     @property
-    def components(self) -> list[BaseLaw]:
+    def components(self) -> list[StationaryGaussian]:
         """Gaussian laws of which the fluctuation is a mixture."""
         return [self.law]
 
@@ -240,7 +240,8 @@ class Mixed(Homogeneous):
         self.pattern = torch.zeros(self.band.shape, dtype=torch.complex128)
         self.pattern[[1, -1], 0] = response.pattern
         self._components = [
-            BaseLaw(self.band, law.spectrum * size**2) for size in response.law.amplitudes
+            StationaryGaussian(self.band, law.spectrum * size**2)
+            for size in response.law.amplitudes
         ]
 
     @staticmethod

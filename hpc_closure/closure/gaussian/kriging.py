@@ -18,14 +18,14 @@ from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.fields.sensors import regular_positions
 from hpc_closure.spectral.modes.grid import shell_sum
 
-__all__ = ["BaseLaw", "Kriging"]
+__all__ = ["StationaryGaussian", "Kriging"]
 
 CAP = 1e-6  # smallest share of the variance of a shell that is whitened
 MOST_NUMBERS = 2048  # real numbers of a spectrum up to which a square matrix of them is cached
 NUGGET = 1e-12  # added to the readings' covariance, over the variance of the law
 
 
-class BaseLaw:
+class StationaryGaussian:
     """Stationary Gaussian law with a variance per group of equal ``|k|^2``.
 
     Args:
@@ -109,7 +109,7 @@ class Kriging:
 
     def __init__(
         self,
-        law: BaseLaw,
+        law: StationaryGaussian,
         positions: Tensor,
         noise_variance: Tensor,
         scale: Tensor | None = None,

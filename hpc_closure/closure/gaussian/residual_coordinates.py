@@ -8,14 +8,14 @@ from torch import Tensor
 from hpc_closure.closure.fields.members import for_members
 from hpc_closure.closure.fields.modes import Band, band
 from hpc_closure.closure.fields.sensors import Sensors
-from hpc_closure.closure.gaussian.kriging import BaseLaw
+from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 from hpc_closure.spectral.modes.grid import placed, resize
 
-__all__ = ["Encoding", "Frame"]
+__all__ = ["StateConditions", "ResidualCoordinates"]
 
 
 @dataclass
-class Encoding:
+class StateConditions:
     """Quantities that depend on the state only, for B states.
 
     Attributes:
@@ -34,9 +34,9 @@ class Encoding:
     summary: Tensor
     log_amplitude: Tensor | None = None
 
-    def rows(self, rows: list[int]) -> "Encoding":
+    def rows(self, rows: list[int]) -> "StateConditions":
         """Select some of the states."""
-        return Encoding(
+        return StateConditions(
             self.state_hat[rows],
             self.mean_hat[rows],
             self.features[rows],
@@ -46,7 +46,7 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class Frame:
+class ResidualCoordinates:
     """Band, grid and laws of q.
 
     Attributes:
@@ -66,9 +66,9 @@ class Frame:
     band: Band
     kept: Band
     size: int
-    first: BaseLaw
-    law: BaseLaw
-    plain: BaseLaw
+    first: StationaryGaussian
+    law: StationaryGaussian
+    plain: StationaryGaussian
     state_std: Tensor | None
     factors: Tensor | None = None
     offset: Tensor | None = None
@@ -118,7 +118,7 @@ class Frame:
         """Expand values (shells,) to every mode of the residual band, on ``like``'s device."""
         return placed(shells, like)[placed(self.kept.grid.shell(), like)]
 
-    def innovation(self, encoding: Encoding, sensors: Sensors) -> Tensor:
+    def innovation(self, encoding: StateConditions, sensors: Sensors) -> Tensor:
         """Compute innovations: readings minus the mean, divided by D; (B, S) float64.
 
         Args:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.fields.members import for_members
 from hpc_closure.closure.fields.modes import Band
-from hpc_closure.closure.gaussian.conditioning import Posterior, Reading
-from hpc_closure.closure.gaussian.residual_coordinates import Frame
+from hpc_closure.closure.gaussian.conditioning import GeneratorConditions, Reading
+from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
 from hpc_closure.closure.networks.blocks import (
     LARGEST,
     LOW,
@@ -102,7 +102,7 @@ class ModeHead(nn.Module):
         self.white = nn.Parameter(torch.zeros(shape))
         self.plain = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, hidden: Tensor, frame: Frame) -> Tensor:
+    def forward(self, hidden: Tensor, frame: ResidualCoordinates) -> Tensor:
         kept = frame.kept
         gain = (frame.law.modes("whiten", hidden) * math.sqrt(frame.law.variance)).clamp(max=CAP)
         # view_as_complex fails here: engines place weights at odd offsets of a long buffer
@@ -144,7 +144,7 @@ class PosteriorNetwork(nn.Module):
         self.noisy_head = ModeHead(own.modes, self.noisy.outputs)
         self.low_noisy = perceptron(NOISY + LARGEST, LARGEST + 1, LOW)
 
-    def estimate(self, frame: Frame, given: Posterior) -> Estimate:
+    def estimate(self, frame: ResidualCoordinates, given: GeneratorConditions) -> Estimate:
         """Evaluate stages 1 and 2 for B states.
 
         Args:
@@ -199,7 +199,12 @@ class PosteriorNetwork(nn.Module):
         return self._groups[kept]
 
     def posterior(
-        self, frame: Frame, x: Tensor, angle: Tensor, given: Posterior, told: Estimate
+        self,
+        frame: ResidualCoordinates,
+        x: Tensor,
+        angle: Tensor,
+        given: GeneratorConditions,
+        told: Estimate,
     ) -> Tensor:
         """Evaluate stage 3; returns whitened spectra (B, ...).
 
@@ -222,7 +227,9 @@ class PosteriorNetwork(nn.Module):
         return told.mean + angle.cos()[:, None, None] * added
 
 
-def carried(frame: Frame, readings: list[Reading], mean: Tensor, beyond: bool) -> Tensor:
+def carried(
+    frame: ResidualCoordinates, readings: list[Reading], mean: Tensor, beyond: bool
+) -> Tensor:
     """Interpolate readings to fields (B, g, g), in units of q.
 
     Args:
@@ -241,16 +248,16 @@ def carried(frame: Frame, readings: list[Reading], mean: Tensor, beyond: bool) -
     return out
 
 
-def _units_of_q(frame: Frame, white: Tensor) -> Tensor:
+def _units_of_q(frame: ResidualCoordinates, white: Tensor) -> Tensor:
     """Convert whitened spectra to spectra of q over its standard deviation."""
     return white * (frame.law.modes("std", white.real) / math.sqrt(frame.law.variance))
 
 
-def _plain_field(frame: Frame, white: Tensor) -> Tensor:
+def _plain_field(frame: ResidualCoordinates, white: Tensor) -> Tensor:
     """Convert whitened spectra to fields in units of q."""
     return frame.field(_units_of_q(frame, white))
 
 
-def _white_field(frame: Frame, white: Tensor) -> Tensor:
+def _white_field(frame: ResidualCoordinates, white: Tensor) -> Tensor:
     """Convert whitened spectra to fields of unit variance."""
     return frame.field(white) / (2 * frame.kept.modes + 1)
