@@ -11,7 +11,7 @@ from hpc_closure.bench import stability
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.compatibility import check_fits
 from hpc_closure.closure.composed import rollout_training
-from hpc_closure.closure.composed.rollout_training import Trajectories
+from hpc_closure.closure.composed.rollout_training import RolloutLoss
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.features import carried, feature_spectra
 from hpc_closure.closure.fields.modes import band
@@ -140,7 +140,7 @@ def test_the_solver_with_gradients_is_the_coupled_run(run, monkeypatch):
         "ahead": state[:, None].expand(-1, 4, -1, -1),
     }
     monkeypatch.setattr(rollout_training, "STAGE", "sample")
-    through = Trajectories(experiment.problem, 24, "subgrid", 10, 2)
+    through = RolloutLoss(experiment.problem, 24, "subgrid", 10, 2)
     through.problem = through.problem.replace(precision="float64")
     with torch.no_grad():
         ours = through.run(closure.model, batch, 7, 0)

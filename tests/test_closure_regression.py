@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpc_closure.closure.composed import regression
-from hpc_closure.closure.composed.regression import Library, term_names
+from hpc_closure.closure.composed.regression import TermRegression, term_names
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.features import carried, feature_spectra
 from hpc_closure.closure.fields.modes import band
@@ -34,7 +34,7 @@ def advection(w_hat):
 def test_linear_law():
     w_hat = states(400)
     target = -1e-3 * B.grid.k2 * w_hat + noise(400, 0.02)
-    library = Library(B, "quadratic")
+    library = TermRegression(B, "quadratic")
     halves = [(w_hat[:200, None], target[:200]), (w_hat[200:, None], target[200:])]
     assert library.fit(halves) == ["w"]
     symbol = B.spread(library.coefficients[library.names.index("w")])
@@ -49,7 +49,7 @@ def test_linear_law():
 def test_coefficients_that_are_no_polynomial_are_free():
     w_hat = states(400)
     symbol = torch.cos(B.grid.integer_k2.double()) + 2
-    library = Library(B, "quadratic")
+    library = TermRegression(B, "quadratic")
     assert library.fit([(w_hat[:, None], symbol * w_hat + noise(400, 0.002))]) == ["w"]
     found = B.spread(library.coefficients[library.names.index("w")])
     seen = B.grid.integer_k2 > 0
@@ -60,7 +60,7 @@ def test_quadratic_law():
     w_hat = states(300)
     clean = advection(w_hat)
     target = clean + noise(300, 0.003)
-    library = Library(B, "quadratic")
+    library = TermRegression(B, "quadratic")
     assert sorted(library.fit([(w_hat[:, None], target)])) == ["u*w_x", "v*w_y"]
     fresh = states(50, seed=1)
     error = library(fresh[:, None]) - advection(fresh)
@@ -91,7 +91,7 @@ def ratio(library, mode):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_polynomial_holds_where_the_training_saw_round_off(seed):
     """The shipped closure once gave nothing at (20, 1), where half the viscosity is."""
-    library = Library(WIDE, "linear")
+    library = TermRegression(WIDE, "linear")
     assert library.fit([steep(100, seed)]) == ["w"]
     for mode in [(5, 0), (19, 3), (20, 1), (30, 0), (42, 42), (-42, 42)]:
         assert ratio(library, mode) == pytest.approx(1, abs=1e-3), mode
@@ -108,7 +108,7 @@ def test_a_polynomial_whose_sign_is_not_known_is_not_used_beyond(monkeypatch, le
 
     monkeypatch.setattr(regression, "select", degree_2)
     for seed in range(4):
-        library = Library(WIDE, "linear")
+        library = TermRegression(WIDE, "linear")
         library.fit([steep(100, seed, level)])
         told = [ratio(library, (k, 0)) for k in range(22, 43)]
         assert all(one == 0 or 0 < one < 2 for one in told), told
@@ -123,7 +123,7 @@ def test_a_polynomial_whose_sign_is_not_known_is_not_used_beyond(monkeypatch, le
 def test_free_coefficients_stay_zero_where_nothing_was_seen():
     state, target = steep(100, 0)
     wild = target + (torch.cos(WIDE.grid.integer_k2.double()) + 2) * state[:, 0]
-    library = Library(WIDE, "linear")
+    library = TermRegression(WIDE, "linear")
     assert library.fit([(state, wild)]) == ["w"]
     assert abs(ratio(library, (5, 0))) > 0 and ratio(library, (30, 0)) == 0.0
 
@@ -131,13 +131,13 @@ def test_free_coefficients_stay_zero_where_nothing_was_seen():
 def test_history_is_found():
     w_hat = states(300).reshape(150, 2, *B.shape)
     target = 0.5 * w_hat[:, 1] + 0.1 * w_hat[:, 0]
-    library = Library(B, "linear", history=1)
+    library = TermRegression(B, "linear", history=1)
     assert sorted(library.fit([(w_hat, target)])) == ["w", "w[-1]"]
     assert torch.allclose(library(w_hat), target, atol=1e-9)
 
 
 def test_pure_noise_leaves_nothing():
-    library = Library(B, "quadratic")
+    library = TermRegression(B, "quadratic")
     assert library.fit([(states(200)[:, None], noise(200, 1.0))]) == []
     assert float(library(states(5)[:, None]).abs().max()) == 0.0
 
@@ -156,7 +156,7 @@ def test_every_previous_closure_is_a_term_and_so_is_its_advection():
     target = (
         0.6 * last[:, 0] - 0.3 * last[:, 2] + 2 * moved[:, 1] + noise(4 * count, 0.02)[-count:]
     )
-    library = Library(B, "linear", previous=3)
+    library = TermRegression(B, "linear", previous=3)
     frames = torch.cat([w_hat[:, None], last], 1)
     assert library.fit([(frames, target)]) == ["U[-1]", "U[-3]", "u.grad U[-2]"]
     for name, value in (("U[-1]", 0.6), ("U[-3]", -0.3), ("u.grad U[-2]", 2.0)):
@@ -170,12 +170,12 @@ def test_every_previous_closure_is_a_term_and_so_is_its_advection():
 
 
 def remembering(*lags):
-    library = Library(B, "linear", previous=len(lags))
+    library = TermRegression(B, "linear", previous=len(lags))
     coefficients = torch.zeros_like(library.coefficients)
     for lag, value in enumerate(lags, 1):
         coefficients[library.names.index(f"U[-{lag}]")] = value
     coefficients[library.names.index("w")] = 3.0
-    return Library(B, "linear", previous=len(lags), coefficients=coefficients)
+    return TermRegression(B, "linear", previous=len(lags), coefficients=coefficients)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_the_spectral_radius_is_that_of_the_recursion(lags, radius):
     """(z - .5)(z - .6) = z^2 - 1.1 z + .3."""
     found = remembering(*lags).spectral_radius()
     assert torch.allclose(found, torch.full_like(found, radius))
-    assert not Library(B, "linear").spectral_radius().any()
+    assert not TermRegression(B, "linear").spectral_radius().any()
 
 
 def test_a_memory_that_would_grow_is_brought_back():
@@ -216,6 +216,6 @@ def test_the_radius_is_computed_once_for_equal_factors(monkeypatch):
 
 def test_a_fit_has_no_memory_that_grows():
     last = noise(300, 1.0)
-    library = Library(B, "linear", previous=1)
+    library = TermRegression(B, "linear", previous=1)
     library.fit([(torch.stack([states(300), last], 1), 1.3 * last + noise(600, 0.01)[300:])])
     assert torch.allclose(library.spectral_radius().max(), torch.tensor(0.999).double())

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.closure.composed.learned_score import LearnedScore
+from hpc_closure.closure.composed.learned_score import PosteriorScore
 from hpc_closure.closure.composed.model import CompositeClosure
-from hpc_closure.closure.model import Through
+from hpc_closure.closure.model import RolloutTraining
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
@@ -87,7 +87,7 @@ class Seen:
         begin, loss, sample = (
             getattr(CompositeClosure, name) for name in ("begin", "loss", "sample_batch")
         )
-        score, spread, spreads = LearnedScore.loss, LearnedScore._spread_loss, []
+        score, spread, spreads = PosteriorScore.loss, PosteriorScore._spread_loss, []
 
         def watched_begin(model, phase, reader):
             batches = reader._batches
@@ -126,8 +126,8 @@ class Seen:
         patch.setattr(CompositeClosure, "begin", watched_begin)
         patch.setattr(CompositeClosure, "loss", watched_loss)
         patch.setattr(CompositeClosure, "sample_batch", watched_sample)
-        patch.setattr(LearnedScore, "_spread_loss", watched_spread)
-        patch.setattr(LearnedScore, "loss", watched_score)
+        patch.setattr(PosteriorScore, "_spread_loss", watched_spread)
+        patch.setattr(PosteriorScore, "loss", watched_score)
 
 
 def training(folder, text):
@@ -178,7 +178,7 @@ def test_each_call_is_scored_in_units_of_its_own(solver):
     of the first call is a fifth of that of the last, so with another's units it would not be."""
     _, rows = solver
     losses = np.array([row["loss"] for row in rows if row["phase"] == "trajectory"])
-    through = Through(24, 8, 0.0, (1, 4))
+    through = RolloutTraining(24, 8, 0.0, (1, 4))
     calls = np.array([through.calls_at(step) for step in range(24)])
     assert set(calls) == {1, 2, 3, 4} and len(losses) == 24
     for number in (1, 2, 3, 4):

@@ -7,8 +7,8 @@ import torch
 
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.composed.coupled_phases import train_through
-from hpc_closure.closure.composed.rollout_training import Trajectories
-from hpc_closure.closure.model import Through
+from hpc_closure.closure.composed.rollout_training import RolloutLoss
+from hpc_closure.closure.model import RolloutTraining
 from hpc_closure.closure.targets import Target, reduced_problem
 from hpc_closure.data.samples import Past, TrainingSet
 from hpc_closure.spectral.modes.grid import resize, to_fields
@@ -64,8 +64,8 @@ def data() -> TrainData:
     return TrainData(*parts)
 
 
-def trajectories(members: int = 2, precision: str = "float32") -> Trajectories:
-    made = Trajectories(PROBLEM, GRID, "subgrid", INTERVAL, members, energy=0.5)
+def trajectories(members: int = 2, precision: str = "float32") -> RolloutLoss:
+    made = RolloutLoss(PROBLEM, GRID, "subgrid", INTERVAL, members, energy=0.5)
     made.problem = made.problem.replace(precision=precision)
     return made
 
@@ -78,7 +78,7 @@ def model(preset: str = "convolutional", precision: str = "float32", **settings)
     config = {"preset": preset, "conditions": conditions, "adjusted": True, "gate": "off"}
     config |= {**sizes, **settings}
     built = build(config, GRID)
-    train_through(built, trajectories(precision=precision), Through(12, 4, 3e-3, (2, 4)))
+    train_through(built, trajectories(precision=precision), RolloutTraining(12, 4, 3e-3, (2, 4)))
     return built
 
 

@@ -33,11 +33,11 @@ from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.reductions import Batches, Reader
 from hpc_closure.experiment.kinds import ModelKind
 
-__all__ = ["ClosureModel", "Phase", "Replays", "Request", "Through"]
+__all__ = ["ClosureModel", "Phase", "Replays", "Request", "RolloutTraining"]
 
 
 @dataclass(frozen=True)
-class Through:
+class RolloutTraining:
     """Settings of a phase that trains through the solver.
 
     Attributes:
@@ -78,7 +78,7 @@ class Phase:
     share: float
     members: str
     sampled: bool = True
-    through: Through | None = None
+    through: RolloutTraining | None = None
     best: bool = False
 
     def begin(self, model: Any, reader: Reader) -> dict[str, Any]:

@@ -172,9 +172,9 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     from hpc_closure.closure.artifact import build
     from hpc_closure.closure.composed import coupled_phases
     from hpc_closure.closure.composed.model import CompositeClosure
-    from hpc_closure.closure.composed.rollout_training import Trajectories
+    from hpc_closure.closure.composed.rollout_training import RolloutLoss
     from hpc_closure.closure.composed.steady import LongRuns
-    from hpc_closure.closure.model import Through
+    from hpc_closure.closure.model import RolloutTraining
     from hpc_closure.closure.targets import reduced_problem
 
     settings = experiment.model.model_dump(mode="json")
@@ -207,7 +207,7 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     members = 1 if model.config["residual"] == "none" else section.members
     coupled_phases.train_through(
         model,
-        Trajectories(
+        RolloutLoss(
             experiment.problem,
             experiment.train_grid,
             kind,
@@ -216,7 +216,7 @@ def build_model(experiment: Experiment) -> "ClosureModel":
             section.energy,
             Choices(experiment).stride,
         ),
-        Through(section.steps, section.batch, section.lr, section.calls),
+        RolloutTraining(section.steps, section.batch, section.lr, section.calls),
     )
     return model
 

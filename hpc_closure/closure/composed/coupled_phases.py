@@ -21,9 +21,9 @@ from hpc_closure.closure.composed.generators import Generator
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.phases import FitLaw, rounded, weights_of
 from hpc_closure.closure.composed.reading import CHECK_SEED
-from hpc_closure.closure.composed.rollout_training import Scale, Trajectories
+from hpc_closure.closure.composed.rollout_training import RolloutLoss, Scale
 from hpc_closure.closure.composed.steady import ROUNDS, LongRuns, in_words, lower
-from hpc_closure.closure.model import Phase, Through
+from hpc_closure.closure.model import Phase, RolloutTraining
 from hpc_closure.closure.reductions import Reader
 
 __all__ = [
@@ -49,7 +49,9 @@ def choose_share(model: CompositeClosure, long_runs: LongRuns) -> None:
         model.phases = (*model.phases, ChooseShare(long_runs=long_runs), FitLaw())
 
 
-def train_through(model: CompositeClosure, trajectories: Trajectories, through: Through) -> None:
+def train_through(
+    model: CompositeClosure, trajectories: RolloutLoss, through: RolloutTraining
+) -> None:
     """Add two last phases: training through the solver, and calibration of the noise amplitude."""
     model.phases = (*model.phases, TrainThroughSolver(through=through, trajectories=trajectories))
     if model.config["residual"] != "none":
@@ -94,8 +96,8 @@ class TrainThroughSolver(Phase):
     name: str = "trajectory"
     share: float = 0.0
     members: str = "train"
-    through: Through
-    trajectories: Trajectories
+    through: RolloutTraining
+    trajectories: RolloutLoss
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
         """Score coupled ensembles before training, as units of the loss."""
@@ -114,7 +116,7 @@ class TrainThroughSolver(Phase):
         return {"crps": rounded(scale.crps, 4), "starts": starts}
 
     def loss(self, model: CompositeClosure, batch: dict, seed: int, step: int) -> Tensor:
-        """Compute the loss (B,) of :class:`~.rollout_training.Trajectories`."""
+        """Compute the loss (B,) of :class:`~.rollout_training.RolloutLoss`."""
         statistics = model.statistics
         assert statistics.trajectory_scale is not None and statistics.trajectory_power is not None
         scale = Scale(statistics.trajectory_scale, statistics.trajectory_power)
@@ -135,8 +137,8 @@ class CalibrateNoise(Phase):
     name: str = "noise"
     share: float = 0.0
     members: str = "valid"
-    through: Through
-    trajectories: Trajectories
+    through: RolloutTraining
+    trajectories: RolloutLoss
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
         reader = reader.in_memory()

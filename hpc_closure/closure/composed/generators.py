@@ -29,11 +29,20 @@ from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinate
 from hpc_closure.closure.networks.blocks import Encoded, ScoreNetwork
 from hpc_closure.closure.sampling import Trigonometric, build_sampler
 
-__all__ = ["Drawn", "Effort", "Gaussian", "Generator", "Modes", "OnePass", "Residual", "Score"]
+__all__ = [
+    "Drawn",
+    "SamplerSettings",
+    "Gaussian",
+    "Generator",
+    "Modes",
+    "CRPSGenerator",
+    "Residual",
+    "Score",
+]
 
 
 @dataclass(frozen=True)
-class Effort:
+class SamplerSettings:
     """Settings of a sampler: ``method`` and number of ``evaluations``; None = the model's."""
 
     method: str | None = None
@@ -82,7 +91,7 @@ class Residual(nn.Module, ABC):
         conditions: GeneratorConditions,
         z: Tensor,
         shells: Tensor,
-        effort: Effort,
+        effort: SamplerSettings,
     ) -> Drawn:
         """Transform base noise z (M, ...) into residuals.
 
@@ -124,9 +133,9 @@ class Generator(Residual):
         self.config = config
 
     @property
-    def own(self) -> Effort:
+    def own(self) -> SamplerSettings:
         """Settings of the model's sampler."""
-        return Effort(self.config["method"], self.config["evaluations"])
+        return SamplerSettings(self.config["method"], self.config["evaluations"])
 
     @abstractmethod
     def loss(
@@ -237,7 +246,7 @@ class Score(FlowNetwork):
         return Drawn(sampler(denoise, z), sampler.first)
 
 
-class OnePass(FlowNetwork):
+class CRPSGenerator(FlowNetwork):
     """Generator of a single evaluation, trained by almost-fair CRPS and spectral energy score."""
 
     noises = 4

@@ -32,7 +32,7 @@ from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinate
 from hpc_closure.closure.networks.sensor_network import Estimate, PosteriorNetwork
 from hpc_closure.closure.sampling import GaussianStep, Trigonometric, build_sampler
 
-__all__ = ["LearnedScore"]
+__all__ = ["PosteriorScore"]
 
 HALF = math.pi / 2
 FIRST = 0.25  # share of training samples at t = pi/2, at which the posterior mean is learned
@@ -65,7 +65,7 @@ class Levels:
         return self.slope * x + (1 - self.slope * self.cos) * mu
 
 
-class LearnedScore(Generator):
+class PosteriorScore(Generator):
     """Score whose network reads sensors; see the module's docstring.
 
     Args:

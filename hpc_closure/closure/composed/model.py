@@ -27,17 +27,17 @@ from torch import Tensor
 from hpc_closure.closure.composed import centre
 from hpc_closure.closure.composed.generators import (
     Drawn,
-    Effort,
     Gaussian,
     Generator,
     Modes,
     Residual,
+    SamplerSettings,
 )
 from hpc_closure.closure.composed.mean import NetworkAmplitude, NetworkMean
 from hpc_closure.closure.composed.mixture import Mixture
 from hpc_closure.closure.composed.numbers import candidates
 from hpc_closure.closure.composed.part_selection import LEAST
-from hpc_closure.closure.composed.regression import Library
+from hpc_closure.closure.composed.regression import TermRegression
 from hpc_closure.closure.composed.statistics import Adjustment, Statistics
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.features import (
@@ -91,7 +91,7 @@ class Drawing:
     held: float
     members: int
     baseline: bool
-    effort: Effort
+    effort: SamplerSettings
 
 
 class CompositeClosure(ClosureModel):
@@ -204,12 +204,12 @@ class CompositeClosure(ClosureModel):
             s.law_offset,
         )
 
-    def _library(self, coefficients: Tensor | None = None) -> Library:
+    def _library(self, coefficients: Tensor | None = None) -> TermRegression:
         kind = self.config["library"] if "regression" in self.config["mean"] else "none"
         estimate = self.estimate if self.granted else None
         if kind == "none":
             estimate = None
-        return Library(self.band, kind, self.history, self.previous, coefficients, estimate)
+        return TermRegression(self.band, kind, self.history, self.previous, coefficients, estimate)
 
     def estimate(self, w_hat: Tensor) -> Tensor:
         """Compute the physical estimate of the closure that ``conditions.physics`` allows."""
@@ -541,7 +541,7 @@ class CompositeClosure(ClosureModel):
             raise ValueError(
                 "this model was trained with conditions.sensors=none: pass sensors=None"
             )
-        effort = Effort(request.method, request.evaluations)
+        effort = SamplerSettings(request.method, request.evaluations)
         how = Drawing(request.held, len(request.members), baseline, effort)
         if self.config["residual"] == "none" and not baseline:
             inputs: tuple[Tensor, ...] = (frames_hat,)
@@ -650,7 +650,7 @@ class CompositeClosure(ClosureModel):
         encoding: StateConditions,
         z: Tensor,
         observed: Observed | None = None,
-        effort: Effort = Effort(),
+        effort: SamplerSettings = SamplerSettings(),
     ) -> Drawn:
         """Transform base noise z (M, ...) into residuals minus their kriged mean.
 
@@ -671,8 +671,8 @@ class CompositeClosure(ClosureModel):
         drawn = self.residual.draw(self.frame, conditions, z, shells, effort)
         # the spread was calibrated for the model's sampler settings, without sensors
         is_default = effort in (
-            Effort(),
-            Effort(self.config["method"], self.config["evaluations"]),
+            SamplerSettings(),
+            SamplerSettings(self.config["method"], self.config["evaluations"]),
         )
         spread = self.gain_by_mode(self.statistics.score_spread, z)
         if spread is None or observed is not None or not is_default:

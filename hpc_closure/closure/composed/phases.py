@@ -37,7 +37,7 @@ from hpc_closure.closure.composed.judging import (
     judge_spread,
     samples_improve,
 )
-from hpc_closure.closure.composed.learned_score import LearnedScore
+from hpc_closure.closure.composed.learned_score import PosteriorScore
 from hpc_closure.closure.composed.mixture import Mixture, principal
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.numbers import NumberMean
@@ -89,7 +89,7 @@ def compose(config: dict[str, Any], grid: int, length: float = 1.0) -> Composite
     generator = FitGenerator(share=of_generator, members=members, best=likely)
     spread = FitSpread(share=SPREAD * of_generator)
     model.phases = (mean, generator, Check())
-    if isinstance(model.residual, LearnedScore):
+    if isinstance(model.residual, PosteriorScore):
         model.phases = (mean, generator, spread, Check())
     elif not likely:  # the mean of a mixture is exact
         model.phases = (mean, generator, Check(), LearnCentre(), JudgeCentre())
@@ -325,7 +325,9 @@ class FitLaw(Phase):
             judge_amplitude(model, reader)
         frame, s = model.frame, model.statistics
         inner = frame.kept
-        is_late = isinstance(model.residual, LearnedScore)  # its mean is known in the check phase
+        is_late = isinstance(
+            model.residual, PosteriorScore
+        )  # its mean is known in the check phase
         power = torch.zeros(len(inner.group_k2), dtype=torch.float64)
         plain_power, tail, num = torch.zeros_like(power), 0.0, 0
         exceeded = torch.zeros(1 + model.guarded, dtype=torch.float64)
@@ -433,15 +435,15 @@ class FitSpread(Phase):
     members: str = "valid"
 
     def loss(self, model: CompositeClosure, batch: dict, seed: int, step: int) -> Tensor:
-        """Compute the loss (B,) of :meth:`~.learned_score.LearnedScore.spread_loss`."""
-        assert isinstance(model.residual, LearnedScore)
+        """Compute the loss (B,) of :meth:`~.learned_score.PosteriorScore.spread_loss`."""
+        assert isinstance(model.residual, PosteriorScore)
         # equal weights, because rare layouts need a spread as accurate as common ones
         layouts = tuple(layout._replace(weight=1.0) for layout in model.conditioning.layouts)
         conditions, x0, _, _ = _drawn(model, batch, seed, step, layouts)
         return model.residual.spread_loss(model.frame, conditions, x0)
 
     def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
-        assert isinstance(model.residual, LearnedScore)
+        assert isinstance(model.residual, PosteriorScore)
         return model.residual.spread_parameters()
 
 
@@ -463,7 +465,7 @@ class Check(Phase):
         model.statistics = replace(model.statistics, score_gain=gain, score_members=float(members))
         report = {"score_gain": rounded(gain), "members": members, "snapshots": num}
         if model.score_active and model.sensors_allowed != "required":
-            spread = judge_spread(model, reader, isinstance(model.residual, LearnedScore))
+            spread = judge_spread(model, reader, isinstance(model.residual, PosteriorScore))
             model.statistics = replace(model.statistics, score_spread=spread)
             report["spread_gain"] = rounded(spread)
             report["memory"] = rounded(model.statistics.memory_times, 2)

@@ -25,7 +25,7 @@ from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.modes.grid import placed
 
-__all__ = ["Library", "term_names"]
+__all__ = ["TermRegression", "term_names"]
 
 KINDS = ("none", "linear", "quadratic")
 SIGNIFICANT = 3.0  # standard errors
@@ -64,7 +64,7 @@ def _lag(name: str) -> int:
     return int(name.removeprefix(CARRIED)[1:-1])
 
 
-class Library:
+class TermRegression:
     """Terms and their coefficients; ``active`` are the names of the terms in use.
 
     Args:

@@ -30,7 +30,7 @@ from hpc_closure.spectral.modes.grid import (
 )
 from hpc_closure.spectral.problem import Problem
 
-__all__ = ["Trajectories"]
+__all__ = ["RolloutLoss"]
 
 STAGE = "trajectory"
 MANY = 8  # members of an ensemble whose spread is measured
@@ -59,7 +59,7 @@ class Drawing(Protocol):
         """Draw from retained spectra, with gradients."""
 
 
-class Trajectories:
+class RolloutLoss:
     """Coupled ensembles of a closure in training, and their loss.
 
     Args:

@@ -13,6 +13,6 @@ class CRPS(ResidualKind):
 
     @classmethod
     def build(cls, channels, config, band):
-        from hpc_closure.closure.composed.generators import OnePass
+        from hpc_closure.closure.composed.generators import CRPSGenerator
 
-        return OnePass(channels, config)
+        return CRPSGenerator(channels, config)

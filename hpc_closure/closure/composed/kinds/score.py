@@ -15,5 +15,5 @@ class Score(ResidualKind):
         from hpc_closure.closure.composed import generators, learned_score
 
         if config["sensors"] == "learned":
-            return learned_score.LearnedScore(channels, config, band)
+            return learned_score.PosteriorScore(channels, config, band)
         return generators.Score(channels, config)
