@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hpc_closure.closure.networks.layers import Pointwise, SpectralConv2d, dft_matrices
+from hpc_closure.closure.networks.layers import Conv1x1, SpectralConv2d, dft_matrices
 
 
 def direct(layer, x):
@@ -96,7 +96,7 @@ def test_matrices_are_inverse_on_kept_modes():
 
 
 def test_pointwise_is_a_linear_map_per_point():
-    layer = Pointwise(3, 2)
+    layer = Conv1x1(3, 2)
     x = torch.randn(4, 3, 6, 6)
     expected = torch.einsum("oi,bixy->boxy", layer.weight, x) + layer.bias[:, None, None]
     assert torch.allclose(layer(x), expected, atol=1e-6)

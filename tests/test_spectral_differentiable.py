@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpc_closure.spectral import differentiable
-from hpc_closure.spectral.differentiable import TracedSolver
+from hpc_closure.spectral.differentiable import DifferentiableSolver
 from hpc_closure.spectral.modes.grid import hermitian
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -46,7 +46,7 @@ def test_it_is_the_solver(problem):
     start, one, other = (draw(problem, 3, seed, 0.1) for seed in range(3))
     simulation = Simulation(problem, range(3), 0).load_state(0, start)
     simulation.advance(30, tendency_hat=one).advance(4, tendency_hat=other)
-    solver = TracedSolver(problem)
+    solver = DifferentiableSolver(problem)
     state, past = solver.advance(start, 30, one)
     state, past = solver.advance(state, 4, other, past)
     size = simulation.state.abs().max()
@@ -57,7 +57,7 @@ def test_it_is_the_solver(problem):
 
 def test_gradients_are_those_of_differences(problem):
     """Of the start, of a held closure, and of what the scheme keeps of the steps before."""
-    solver = TracedSolver(problem)
+    solver = DifferentiableSolver(problem)
     values = [draw(problem, 1, seed, 0.1).requires_grad_() for seed in range(2)]
     if problem.scheme == "cn_ab2":
         values.append(draw(problem, 1, 2, 0.1).requires_grad_())
@@ -85,7 +85,7 @@ def test_matrices_and_ffts_give_the_same_gradient(form):
     found = []
     for largest in (64, 0):
         start = draw(problem, 2, 0, 0.1).requires_grad_()
-        solver = TracedSolver(problem, matrices=largest)
+        solver = DifferentiableSolver(problem, matrices=largest)
         assert solver._transform.by_matrices == bool(largest)
         solver.advance(start, 5)[0].abs().square().sum().backward()
         found.append(start.grad)
@@ -98,7 +98,7 @@ def test_stretches_change_no_gradient(monkeypatch):
     for stretch in (25, 4, 1):
         monkeypatch.setattr(differentiable, "STRETCH", stretch)
         start = draw(problem, 2, 0, 0.1).requires_grad_()
-        TracedSolver(problem).advance(start, 11)[0].abs().square().sum().backward()
+        DifferentiableSolver(problem).advance(start, 11)[0].abs().square().sum().backward()
         found.append(start.grad)
     for other in found[1:]:
         assert (other - found[0]).abs().max() < 1e-14 * found[0].abs().max()
@@ -107,9 +107,9 @@ def test_stretches_change_no_gradient(monkeypatch):
 def test_float32_is_computed_in_float32():
     problem = Problem(**PLANE, precision="float32")
     start = draw(problem, 2, 0, 0.1)
-    state, _ = TracedSolver(problem).advance(start, 3)
+    state, _ = DifferentiableSolver(problem).advance(start, 3)
     assert state.dtype == torch.complex64
-    exact, _ = TracedSolver(Problem(**PLANE)).advance(start, 3)
+    exact, _ = DifferentiableSolver(Problem(**PLANE)).advance(start, 3)
     assert (state - exact).abs().max() < 1e-6
 
 
@@ -119,4 +119,4 @@ def test_float32_is_computed_in_float32():
 )
 def test_refused(settings, named):
     with pytest.raises(ValueError, match=named):
-        TracedSolver(Problem(grid=32, viscosity=1e-3, **settings))
+        DifferentiableSolver(Problem(grid=32, viscosity=1e-3, **settings))

@@ -9,7 +9,7 @@ from recorded import Graph, Recorder, play_graphs
 from train_case import losses, needs_deepspeed, small_model, training_data
 
 from hpc_closure.closure.networks.blocks import ScoreNetwork
-from hpc_closure.closure.networks.layers import Layered
+from hpc_closure.closure.networks.layers import CheckpointedModule
 from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral import switches
 from hpc_closure.train import processes, trainer
@@ -242,7 +242,7 @@ def test_a_closed_engine_leaves_the_model_as_it_was(played):
     assert all(isinstance(one.forward, graphs.Captured) for one in networks) and networks
     training.engine.close()
     for one in training.model.modules():
-        if isinstance(one, Layered):
+        if isinstance(one, CheckpointedModule):
             assert not set(one.passes) & set(vars(one))
 
 

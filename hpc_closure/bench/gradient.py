@@ -13,7 +13,7 @@ import torch
 
 from hpc_closure.bench import measure
 from hpc_closure.bench.measure import Timing
-from hpc_closure.spectral.differentiable import STRETCH, TracedSolver
+from hpc_closure.spectral.differentiable import STRETCH, DifferentiableSolver
 from hpc_closure.spectral.modes.differentiable import MATRICES
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -79,13 +79,13 @@ def _contenders(
     for way, largest in (("matrices", MATRICES), ("ffts", 0)):
         if grid > MATRICES and way == "matrices":
             continue
-        traced = TracedSolver(problem, device, largest)
+        traced = DifferentiableSolver(problem, device, largest)
         contenders_by_name[f"traced, {way}"] = _forward(traced, start)
         contenders_by_name[f"gradient, {way}"] = _backward(traced, start)
     return contenders_by_name
 
 
-def _forward(solver: TracedSolver, start: torch.Tensor) -> Callable[[int], None]:
+def _forward(solver: DifferentiableSolver, start: torch.Tensor) -> Callable[[int], None]:
     @torch.no_grad()
     def advance(count: int) -> None:
         for _ in range(count):
@@ -94,7 +94,7 @@ def _forward(solver: TracedSolver, start: torch.Tensor) -> Callable[[int], None]
     return advance
 
 
-def _backward(solver: TracedSolver, start: torch.Tensor) -> Callable[[int], None]:
+def _backward(solver: DifferentiableSolver, start: torch.Tensor) -> Callable[[int], None]:
     def advance(count: int) -> None:
         for _ in range(count):
             begin = start.clone().requires_grad_()

@@ -26,11 +26,11 @@ from hpc_closure.bench.training import training_batch, training_step
 from hpc_closure.closure import artifact
 from hpc_closure.closure.header import read_header
 from hpc_closure.closure.networks.compiled import compiling
-from hpc_closure.closure.networks.layers import Layered
+from hpc_closure.closure.networks.layers import CheckpointedModule
 from hpc_closure.experiment.folder import shipped_model
 from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral import switches
-from hpc_closure.spectral.differentiable import TracedSolver
+from hpc_closure.spectral.differentiable import DifferentiableSolver
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.spectral.switches import CAPTURED, FUSED, GRAPHS, REPLAYS
@@ -218,7 +218,7 @@ def _solver(problem: Problem, members: int, names: Sequence[str], device: str) -
 
 def _compiled_solver(problem: Problem, members: int, device: str) -> Advance:
     start = Simulation(problem, range(members), 0, device=device).initialise()
-    solver = TracedSolver(problem, device)
+    solver = DifferentiableSolver(problem, device)
     held, state = solver.steady(start.pairs), {"w": start.pairs.clone()}
     step = _compile(lambda w, held: solver.stretch(1, w, held, None)[0], device)
 
@@ -269,7 +269,7 @@ def _draw(closure: artifact.Closure, number: int) -> Advance:
 def compile_networks(model: nn.Module, device: str) -> None:
     """Compile the methods of a model's networks that take tensors alone, in place."""
     for module in model.modules():
-        if isinstance(module, Layered):
+        if isinstance(module, CheckpointedModule):
             for name in module.passes:
                 setattr(module, name, _traced(_compile(getattr(module, name), device)))
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import torch
 
-from hpc_closure.spectral.differentiable import TracedSolver
+from hpc_closure.spectral.differentiable import DifferentiableSolver
 from hpc_closure.spectral.modes.grid import resize, retained_modes
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -58,7 +58,7 @@ def advance_with(
 
 
 def traced_with(
-    solver: TracedSolver,
+    solver: DifferentiableSolver,
     kind: str,
     span: float,
     state: torch.Tensor,

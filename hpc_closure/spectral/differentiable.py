@@ -21,7 +21,7 @@ from hpc_closure.spectral.problem import Problem
 STRETCH = 25
 
 
-class TracedSolver:
+class DifferentiableSolver:
     """Advances spectra of a problem; gradients flow to states, closures and past spectra.
 
     Args:
@@ -100,7 +100,7 @@ class _Stretch(torch.autograd.Function):
     """A stretch of steps; its gradient is that of a second run through it."""
 
     @staticmethod
-    def forward(ctx, solver: TracedSolver, count: int, *start):
+    def forward(ctx, solver: DifferentiableSolver, count: int, *start):
         ctx.solver, ctx.count = solver, count
         ctx.save_for_backward(*start)
         return solver.stretch(count, *start)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from hpc_closure.closure.model import ClosureModel
-from hpc_closure.closure.networks.layers import Layered
+from hpc_closure.closure.networks.layers import CheckpointedModule
 from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.line_fft import keep_freed_memory
@@ -155,7 +155,7 @@ def prepare(model: ClosureModel, settings: Train, processes: Processes) -> None:
     """Prepare a model for an engine: checks, float32 precision, recomputation, equal weights."""
     check(model, settings, processes)
     for module in model.modules():
-        if isinstance(module, Layered):
+        if isinstance(module, CheckpointedModule):
             module.recompute = settings.recompute
     torch.backends.cudnn.allow_tf32 = False
     keep_freed_memory()

@@ -25,7 +25,7 @@ from hpc_closure.closure.fields.members import each_member
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import subgrid
 from hpc_closure.closure.model import ClosureModel, Phase, Request
-from hpc_closure.closure.networks.layers import Layered, SpectralConv2d
+from hpc_closure.closure.networks.layers import CheckpointedModule, SpectralConv2d
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.closure.sampling import PublishedVE, build_sampler
@@ -44,7 +44,7 @@ def _spectral(width: int, modes: int, form: str) -> SpectralConv2d:
     return layer
 
 
-class Branch(Layered):
+class Branch(CheckpointedModule):
     """Fourier network of one input field; (B, n, n) to (B, width, n, n).
 
     It lifts (field, x, y), then applies layers of spectral plus 1 x 1 convolution with GELU in
@@ -76,7 +76,7 @@ class Branch(Layered):
         return x if number == len(self.spectral) - 1 else functional.gelu(x)
 
 
-class PublishedNetwork(Layered):
+class PublishedNetwork(CheckpointedModule):
     """Network for sigma(t) s(x, t | w, sensors), s the score."""
 
     passes = ("forward",)

@@ -33,7 +33,7 @@ from hpc_closure.closure.fields.modes import LARGEST, Band
 from hpc_closure.closure.gaussian.mode_covariance import apply_factors, remove_factors
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
 from hpc_closure.closure.networks.blocks import SUMMARY, perceptron
-from hpc_closure.spectral.modes.grid import hermitian, placed, resize
+from hpc_closure.spectral.modes.grid import hermitian, resize, to_device_cached
 
 __all__ = ["Mixture", "principal"]
 
@@ -90,7 +90,7 @@ class Mixture(Generator):
         means = torch.complex(tables[:, 0], tables[:, 1])
         if count == 2 and frame.offset is not None:
             apart = remove_factors(
-                _factors(frame, means), kept.place_largest(placed(frame.offset, means))
+                _factors(frame, means), kept.place_largest(to_device_cached(frame.offset, means))
             )
             means = means + torch.stack([apart, -apart])
         means = means[:, None]
@@ -100,7 +100,7 @@ class Mixture(Generator):
         else:
             means = means + kept.place_largest(low)
         bounded = WIDEST * torch.tanh(log_size / WIDEST)
-        size = bounded[..., placed(kept.grid.shell(), bounded)]  # (K, B, ...)
+        size = bounded[..., to_device_cached(kept.grid.shell(), bounded)]  # (K, B, ...)
         log_first, across, log_second = tables[:, 2:, None].unbind(1)
         factors = torch.stack([log_first + size, across * size.exp(), log_second + size], 1)
         return Components(weights, means, factors)
@@ -162,7 +162,7 @@ class Mixture(Generator):
 def _factors(frame: ResidualCoordinates, like: Tensor) -> Tensor:
     """Return the factors of the law by wavevector, (3, 2K + 1, K + 1)."""
     assert frame.factors is not None
-    return placed(frame.factors, like)
+    return to_device_cached(frame.factors, like)
 
 
 def _root(frame: ResidualCoordinates, like: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ from hpc_closure.closure.networks.blocks import PLACES
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.experiment.kinds import ResidualKind, find
 from hpc_closure.experiment.models import closed_mean, network_of
-from hpc_closure.spectral.modes.grid import hermitian, placed, resize
+from hpc_closure.spectral.modes.grid import hermitian, resize, to_device_cached
 
 __all__ = ["CompositeClosure"]
 
@@ -262,7 +262,7 @@ class CompositeClosure(ClosureModel):
         """Expand gains (shells,) of a trained part to modes; None if they are zero everywhere."""
         if shells is None or not bool((shells != 0).any()):
             return None
-        return placed(shells, like)[placed(self.frame.kept.grid.shell(), like)]
+        return to_device_cached(shells, like)[to_device_cached(self.frame.kept.grid.shell(), like)]
 
     def parts(self) -> list[PartReport]:
         s, config = self.statistics, self.config
@@ -379,7 +379,7 @@ class CompositeClosure(ClosureModel):
         """Divide summary numbers of states by their scales; returns (B, 51)."""
         assert self.statistics.numbers_scale is not None
         numbers = self.band.summary(state_hat)
-        return numbers / placed(self.statistics.numbers_scale, numbers)
+        return numbers / to_device_cached(self.statistics.numbers_scale, numbers)
 
     def mean_by_numbers(self, state_hat: Tensor) -> Tensor | None:
         """Compute the mean of the largest modes from summary numbers, spectra (B, ...).
@@ -390,7 +390,7 @@ class CompositeClosure(ClosureModel):
         if coefficients is None:
             return None
         terms = candidates(self.scaled_numbers(state_hat))
-        return self.band.place_largest(terms @ placed(coefficients, terms))
+        return self.band.place_largest(terms @ to_device_cached(coefficients, terms))
 
     def _factors(self) -> Tensor | None:
         """Return factors (terms, shells) of the regression's coefficients; None if not trained."""
@@ -406,7 +406,7 @@ class CompositeClosure(ClosureModel):
         mean, std, like = self.statistics.summary_mean, self.statistics.summary_std, state_hat.real
         if mean is None or std is None:
             return like.new_zeros(len(like), 0)
-        mean, std = placed(mean, like), placed(std, like)
+        mean, std = to_device_cached(mean, like), to_device_cached(std, like)
         numbers = (self.band.summary(state_hat) - mean) / std
         return numbers.clamp(-BEYOND, BEYOND).to(self._place)
 
@@ -430,11 +430,11 @@ class CompositeClosure(ClosureModel):
     def features(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
         """Compute normalised condition channels (B, C, g, g) on the generator's grid."""
         spectra = self.feature_spectra(frames_hat, moved)
-        scale = placed(self.statistics.features_rms, frames_hat)
+        scale = to_device_cached(self.statistics.features_rms, frames_hat)
         size = self.frame.size
         fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).to(self._place)
         largest = self.statistics.features_largest
-        far: Any = FAR if largest is None else placed(largest, fields)[:, None, None]
+        far: Any = FAR if largest is None else to_device_cached(largest, fields)[:, None, None]
         fields = fields.clamp(-far, far)
         places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
         return torch.cat([fields, places], dim=1)
@@ -450,7 +450,7 @@ class CompositeClosure(ClosureModel):
         noise = law.coloured(keyed_noise.white_spectra(self.frame.kept, *key, stream, self.device))
         is_residual = law is self.frame.law and law is not self.frame.plain
         if is_residual and isinstance(self.residual, Modes) and self.frame.factors is not None:
-            return apply_factors(placed(self.frame.factors, noise), noise)
+            return apply_factors(to_device_cached(self.frame.factors, noise), noise)
         if is_residual and isinstance(self.residual, Mixture):
             choice = keyed_noise.normals(*key, 1, stream=keyed_noise.STREAM_COMPONENT)[:, 0]
             noise[:, 0, 0].imag.copy_(choice)
@@ -463,15 +463,16 @@ class CompositeClosure(ClosureModel):
             return noise
         factor = self.adjustment().noise
         if self.statistics.trajectory_noise is not None:
-            factor = factor * placed(self.statistics.trajectory_noise, factor)
-        return noise * factor[placed(self.frame.kept.grid.shell(), factor)].to(noise.real)
+            factor = factor * to_device_cached(self.statistics.trajectory_noise, factor)
+        shell = to_device_cached(self.frame.kept.grid.shell(), factor)
+        return noise * factor[shell].to(noise.real)
 
     def _noise_with_memory(self, request: Request, law: StationaryGaussian) -> Tensor:
         key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
         fresh = self.base_noise(law, key, keyed_noise.STREAM_BASE)
         if not bool((self.knots > 0).any()):
             return fresh
-        shell = placed(self.frame.kept.grid.shell(), fresh)
+        shell = to_device_cached(self.frame.kept.grid.shell(), fresh)
         for knots in sorted(set(self.knots[self.knots > 0].tolist())):
             first, cos, sin = position(request.call * request.held, knots)
             stream = keyed_noise.STREAM_MEMORY + round(math.log2(knots))
@@ -626,7 +627,7 @@ class CompositeClosure(ClosureModel):
         far, factor = self.beyond(u_hat)
         if not self.guarded:
             return u_hat, far
-        places = placed(self.band.grid.shell(), factor)
+        places = to_device_cached(self.band.grid.shell(), factor)
         return u_hat * factor[:, places].to(u_hat.real), far
 
     def beyond(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
@@ -639,7 +640,7 @@ class CompositeClosure(ClosureModel):
             none = torch.zeros(len(u_hat), 0, dtype=torch.bool, device=u_hat.device)
             return none, none
         shell = self.band.grid.shell_sum(u_hat.abs().square())
-        largest, mean = placed(largest, shell), placed(mean, shell)
+        largest, mean = to_device_cached(largest, shell), to_device_cached(mean, shell)
         least = NOTHING * mean.sum()  # shell 0 has round-off only
         far = shell > largest.clamp(min=least)
         size = torch.where(far, shell, 1.0)
@@ -696,7 +697,9 @@ class CompositeClosure(ClosureModel):
         weights, numbers = self.centre_weights, encoding.summary
         if weights is None:
             return None
-        largest = centre.mean_of([placed(weight, numbers) for weight in weights], numbers)
+        largest = centre.mean_of(
+            [to_device_cached(weight, numbers) for weight in weights], numbers
+        )
         return self.frame.kept.place_largest(largest)
 
     def posterior(

@@ -23,7 +23,7 @@ from torch import Tensor
 from hpc_closure.closure.fields.features import FEATURES, carried, feature_names, feature_spectra
 from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.reductions import Reader
-from hpc_closure.spectral.modes.grid import placed
+from hpc_closure.spectral.modes.grid import to_device_cached
 
 __all__ = ["TermRegression", "term_names"]
 
@@ -161,7 +161,7 @@ class TermRegression:
         coefficients = self._on[key]
         if factors is not None:
             chosen = torch.stack([factors[row] for row in rows])
-            by_mode = chosen[:, placed(self.band.grid.shell(), factors)]
+            by_mode = chosen[:, to_device_cached(self.band.grid.shell(), factors)]
             coefficients = coefficients * by_mode.to(coefficients)
         terms = torch.view_as_real(self.terms(frames_hat, active, moved))
         return torch.view_as_complex((terms * coefficients[..., None]).sum(1))

@@ -19,7 +19,7 @@ from hpc_closure.closure.fields.losses import ALMOST_FAIR, crps
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.closure.targets import reduced_problem, traced_with
-from hpc_closure.spectral.differentiable import TracedSolver
+from hpc_closure.spectral.differentiable import DifferentiableSolver
 from hpc_closure.spectral.modes.grid import (
     as_row,
     from_row,
@@ -86,12 +86,12 @@ class RolloutLoss:
         self.problem = reduced.replace(precision="float32")
         self.kind, self.span = kind, interval * problem.dt
         self.members, self.energy = members, energy
-        self._solver: TracedSolver | None = None
+        self._solver: DifferentiableSolver | None = None
 
-    def solver(self, device: torch.device) -> TracedSolver:
+    def solver(self, device: torch.device) -> DifferentiableSolver:
         """Return the reduced solver on a device."""
         if self._solver is None or self._solver.device != device:
-            self._solver = TracedSolver(self.problem, device)
+            self._solver = DifferentiableSolver(self.problem, device)
         return self._solver
 
     def run(self, model: Drawing, batch: dict[str, Any], seed: int, step: int) -> Tensor:

@@ -9,7 +9,7 @@ from hpc_closure.closure.fields.members import for_members
 from hpc_closure.closure.fields.modes import Band, band
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian
-from hpc_closure.spectral.modes.grid import placed, resize
+from hpc_closure.spectral.modes.grid import resize, to_device_cached
 
 __all__ = ["StateConditions", "ResidualCoordinates"]
 
@@ -80,7 +80,7 @@ class ResidualCoordinates:
         from equally small scales of the state.
         """
         assert self.state_std is not None
-        std = placed(self.state_std, w_hat)
+        std = to_device_cached(self.state_std, w_hat)
         seen = std > 1e-7 * std.max()
         white = resize(w_hat, self.kept.modes) / torch.where(seen, std, torch.inf)
         return white.to(torch.complex64)
@@ -116,7 +116,7 @@ class ResidualCoordinates:
 
     def each_mode(self, shells: Tensor, like: Tensor) -> Tensor:
         """Expand values (shells,) to every mode of the residual band, on ``like``'s device."""
-        return placed(shells, like)[placed(self.kept.grid.shell(), like)]
+        return to_device_cached(shells, like)[to_device_cached(self.kept.grid.shell(), like)]
 
     def innovation(self, encoding: StateConditions, sensors: Sensors) -> Tensor:
         """Compute innovations: readings minus the mean, divided by D; (B, S) float64.

@@ -26,7 +26,7 @@ from torch.nn.functional import conv2d, gelu, pad
 from hpc_closure.closure.fields.members import for_members
 from hpc_closure.closure.fields.modes import LARGEST
 from hpc_closure.closure.networks import compiled
-from hpc_closure.closure.networks.layers import Layered, Pointwise, SpectralConv2d
+from hpc_closure.closure.networks.layers import CheckpointedModule, Conv1x1, SpectralConv2d
 from hpc_closure.spectral.cpu.jit import compare
 
 __all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
@@ -52,8 +52,8 @@ class FourierBlock(nn.Module):
         super().__init__()
         self.products = products
         self.spectral = SpectralConv2d(width, width, modes, form=form, gain=0.7)
-        self.local = Pointwise(width, width + 2 * products, gain=0.7)
-        self.out = Pointwise(width + products, width, bias=False, gain=0.5)
+        self.local = Conv1x1(width, width + 2 * products, gain=0.7)
+        self.out = Conv1x1(width + products, width, bias=False, gain=0.5)
 
     def forward(
         self, x: Tensor, shift: Tensor | None = None, gate: Tensor | None = None
@@ -103,11 +103,11 @@ class Chain:
         head: map from the hidden fields to the output; None = no head.
     """
 
-    def __init__(self, lift: Pointwise, blocks: nn.ModuleList, head: Pointwise | None = None):
+    def __init__(self, lift: Conv1x1, blocks: nn.ModuleList, head: Conv1x1 | None = None):
         self.lift, self.blocks, self.head = lift, blocks, head
         self._packed = compiled.Packed(compiled.weights_of, lift, blocks, head)
 
-    def __call__(self, network: Layered, x: Tensor, *maps: Tensor) -> Tensor:
+    def __call__(self, network: CheckpointedModule, x: Tensor, *maps: Tensor) -> Tensor:
         """Compute the output (B, channels, n, n) of the head.
 
         Args:
@@ -120,7 +120,9 @@ class Chain:
             return compiled.chain(self._packed(), x, maps)
         return self.head(self._by_torch(network, x, maps)[0])
 
-    def with_products(self, network: Layered, x: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
+    def with_products(
+        self, network: CheckpointedModule, x: Tensor, *maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Compute the hidden fields without a head, and these followed by all products.
 
         Returns (B, width, n, n) and (B, width + layers products, n, n).
@@ -139,7 +141,7 @@ class Chain:
         return few and self._packed.whole() and _compiled_and_right(x)
 
     def _by_torch(
-        self, network: Layered, x: Tensor, maps: tuple[Tensor, ...]
+        self, network: CheckpointedModule, x: Tensor, maps: tuple[Tensor, ...]
     ) -> tuple[Tensor, list[Tensor]]:
         """Compute hidden fields and the blocks' products by torch operations."""
         x, all_products = self.lift(x), []
@@ -196,7 +198,7 @@ def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
     )
 
 
-class FieldNetwork(Layered):
+class FieldNetwork(CheckpointedModule):
     """Network from conditions to a field: the whitened mean correction, or the log-amplitude.
 
     The last layer starts at zero, so an untrained network has no effect.
@@ -206,12 +208,12 @@ class FieldNetwork(Layered):
 
     def __init__(self, channels: int, width: int, modes: int, layers: int, form: str = "auto"):
         super().__init__()
-        self.lift = Pointwise(channels, width)
+        self.lift = Conv1x1(channels, width)
         self.modulation = Modulation(SUMMARY, width, layers)
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
         )
-        self.head = Pointwise(width, 1)
+        self.head = Conv1x1(width, 1)
         nn.init.zeros_(self.head.weight)
         self.chain = Chain(self.lift, self.blocks, self.head)
 
@@ -242,7 +244,7 @@ def _activated(layer: nn.Module, x: Tensor) -> Tensor:
     return gelu(layer(x))
 
 
-class LocalNetwork(Layered):
+class LocalNetwork(CheckpointedModule):
     """Network as :class:`FieldNetwork`, but local and translation-invariant.
 
     If the closure depends on neighbouring points only, it needs few weights and few samples.
@@ -290,7 +292,7 @@ class Encoded(NamedTuple):
         return Encoded(for_members(self.maps, count), for_members(self.summary, count))
 
 
-class ScoreNetwork(Layered):
+class ScoreNetwork(CheckpointedModule):
     """Network for the velocity of the trigonometric flow, F(x_t, angle, conditions), whitened.
 
     Conditions are encoded once (:meth:`encode`) for all noise levels and members.
@@ -317,21 +319,21 @@ class ScoreNetwork(Layered):
     ):
         super().__init__()
         self.width = width
-        self.encode_lift = Pointwise(channels, width)
+        self.encode_lift = Conv1x1(channels, width)
         self.encode_blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(encoder_layers)
         )
         # a shift and a gate per point for every block of the noisy branch
-        self.encode_head = Pointwise(width, 2 * width * layers, gain=0.3)
+        self.encode_head = Conv1x1(width, 2 * width * layers, gain=0.3)
         self.modulation = Modulation(NOISY, width, layers)
         # the effect of a regime on all scales together, and on the largest modes
         self.gain = perceptron(NOISY, 2, 2 * width)
         self.low = perceptron(NOISY, LARGEST, LOW)
-        self.lift = Pointwise(2, width)
+        self.lift = Conv1x1(2, width)
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
         )
-        self.head = Pointwise(width, 1)
+        self.head = Conv1x1(width, 1)
         nn.init.zeros_(self.head.weight)
         self.encoder = Chain(self.encode_lift, self.encode_blocks, self.encode_head)
         self.chain = Chain(self.lift, self.blocks, self.head)
@@ -395,7 +397,7 @@ def _compare() -> None:
     ):
         torch.manual_seed(0)
         blocks = nn.ModuleList(FourierBlock(width, modes, 3) for _ in range(layers)).float()
-        lift, head = Pointwise(2, width).float(), Pointwise(width, 2).float()
+        lift, head = Conv1x1(2, width).float(), Conv1x1(width, 2).float()
         nets = [Modulation(4, width, last).net.float() for last in (1, 2)]
         maps = 2 * width * layers
         shapes = [(2, 2, size, size), (1, maps, size, size), (2, maps, 1, 1), (2, 4), (2, LARGEST)]
@@ -408,7 +410,7 @@ def _compare() -> None:
         ]
         whole = Chain(lift.double(), blocks.double(), head.double())
         expected = [
-            whole(Layered(), x.double(), local.double(), everywhere.double()),
+            whole(CheckpointedModule(), x.double(), local.double(), everywhere.double()),
             *(net.double()(read.double()) for net in nets),
             noisy_numbers(*(one.double() for one in noisy)),
         ]

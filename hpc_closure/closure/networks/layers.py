@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Layered", "Pointwise", "SpectralConv2d", "dft_matrices"]
+__all__ = ["CheckpointedModule", "Conv1x1", "SpectralConv2d", "dft_matrices"]
 
 
 @lru_cache(maxsize=None)  # never evicted, because CUDA graphs hold their addresses
@@ -53,7 +53,7 @@ def dft_matrices(size: int, modes: int, dtype: torch.dtype, device: str) -> tupl
     )
 
 
-class Layered(nn.Module):
+class CheckpointedModule(nn.Module):
     """Network whose layers can be checkpointed.
 
     With checkpoints, training stores only the inputs of each layer and recomputes the layer in the
@@ -201,7 +201,7 @@ def hermitian_column(column: Tensor, size: int) -> Tensor:
     return 0.5 * (full + mirror)
 
 
-class Pointwise(nn.Module):
+class Conv1x1(nn.Module):
     """Linear map of channels, equal at every point: (B, in, n, n) -> (B, out, n, n)."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True, gain: float = 1.0):

@@ -37,8 +37,8 @@ from hpc_closure.closure.networks.blocks import (
     noisy_numbers,
     perceptron,
 )
-from hpc_closure.closure.networks.layers import Layered, Pointwise
-from hpc_closure.spectral.modes.grid import placed, resize
+from hpc_closure.closure.networks.layers import CheckpointedModule, Conv1x1
+from hpc_closure.spectral.modes.grid import resize, to_device_cached
 
 __all__ = ["Estimate", "PosteriorNetwork"]
 
@@ -71,14 +71,14 @@ class Estimate:
         return Estimate(*(for_members(one, count) for one in every))
 
 
-class Blocks(Layered):
+class Blocks(CheckpointedModule):
     """Fourier blocks whose products are part of the output."""
 
     passes = ("forward",)
 
     def __init__(self, channels: int, width: int, modes: int, layers: int, form: str):
         super().__init__()
-        self.lift = Pointwise(channels, width)
+        self.lift = Conv1x1(channels, width)
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
         )
@@ -138,7 +138,7 @@ class PosteriorNetwork(nn.Module):
         self.low_state = perceptron(SUMMARY, LARGEST, LOW)
         self.spread_head = perceptron(2 * width + NUMBERS, len(own.group_k2), HIDDEN)
         self.gain_head = perceptron(2 * width + NUMBERS, own.grid.num_shells, HIDDEN)
-        self.maps = Pointwise(width, 2 * width * few, gain=0.3)
+        self.maps = Conv1x1(width, 2 * width * few, gain=0.3)
         self.modulate_noisy = Modulation(NOISY, width, few)
         self.noisy = Blocks(2, width, min(modes, 8), few, form)
         self.noisy_head = ModeHead(own.modes, self.noisy.outputs)
@@ -186,9 +186,12 @@ class PosteriorNetwork(nn.Module):
         if readings or torch.is_grad_enabled():
             gain = 0.5 + FAST * self.gain_head(pooled)
             left = kept.to_spectral(carried(frame, readings, mean, True)) * soft
-            mean = mean + gain[:, placed(kept.grid.shell(), gain)] * left
+            mean = mean + gain[:, to_device_cached(kept.grid.shell(), gain)] * left
         middle, reach, start = SPREAD
-        spread = FAST * self.spread_head(pooled.detach())[:, placed(self._groups_of(kept), pooled)]
+        spread = (
+            FAST
+            * self.spread_head(pooled.detach())[:, to_device_cached(self._groups_of(kept), pooled)]
+        )
         log_spread = middle + reach * torch.tanh((spread + start) / reach)
         return Estimate(mean, log_spread, self.maps(hidden))
 

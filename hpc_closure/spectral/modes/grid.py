@@ -196,10 +196,10 @@ def shell_sum(values: Tensor, shell: Tensor, weights: Tensor | None = None) -> T
         ``(..., shells)``, shells up to the largest in ``shell``.
     """
     if weights is not None:
-        values = values * placed(weights, values)
+        values = values * to_device_cached(weights, values)
     values = values.flatten(-shell.dim())
     out = values.new_zeros(*values.shape[:-1], int(shell.max()) + 1)
-    return out.index_add_(-1, placed(shell, values).flatten(), values)
+    return out.index_add_(-1, to_device_cached(shell, values).flatten(), values)
 
 
 def resize(w_hat: Tensor, modes: int, dimensions: int = 2) -> Tensor:
@@ -276,7 +276,7 @@ def hermitian(w_hat: Tensor, dimensions: int = 2) -> Tensor:
 _device_copies = WeakTensorKeyDictionary()
 
 
-def placed(value: Tensor, like: Tensor) -> Tensor:
+def to_device_cached(value: Tensor, like: Tensor) -> Tensor:
     """Return ``value`` on the device and in the real precision of ``like``, cached.
 
     An integer keeps its dtype. The cache knows a tensor by its identity, so ``value`` must not be

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from hpc_closure.closure.networks.layers import Layered
+from hpc_closure.closure.networks.layers import CheckpointedModule
 from hpc_closure.experiment.schema import Train
 from hpc_closure.spectral import switches
 from hpc_closure.spectral.cuda.graph import recording
@@ -76,7 +76,7 @@ class Captures:
         self.passes = [
             Captured(self, module, name)
             for module in model.modules()
-            if isinstance(module, Layered)
+            if isinstance(module, CheckpointedModule)
             for name in module.passes
         ]
         for captured in self.passes:
@@ -149,7 +149,7 @@ class Captured:
         name: name of the method, a function of tensors, or of lists and tuples of them.
     """
 
-    def __init__(self, owner: Captures, network: Layered, name: str):
+    def __init__(self, owner: Captures, network: CheckpointedModule, name: str):
         self.owner, self.network, self.name = owner, network, name
         self.method: Callable[..., Any] = getattr(type(network), name)
         self.calls = 0
