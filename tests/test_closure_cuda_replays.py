@@ -40,12 +40,12 @@ def test_a_replay_is_a_draw_of_what_it_is_given(preset, recorded):
     model = model_of(preset)
     calls = [drawing(model, 0), drawing(model, 1), drawing(model, 1, seed=5)]
     expected = [model.sample_hat(asked) for asked in calls]
-    before, model.replayed = model.brought_back, Replayed()
+    before, model.replayed = model.num_rescaled, Replayed()
     found = [model.sample_hat(asked) for asked in calls]
     assert len(recorded) == 1 and len(recorded[0].operations) > 20
     for ours, theirs in zip(found, expected):
         assert torch.equal(ours, theirs)
-    assert model.brought_back == 2 * before
+    assert model.num_rescaled == 2 * before
     assert not torch.equal(expected[0], expected[1])
 
 

@@ -345,12 +345,12 @@ def test_a_closure_that_is_read_again_stays_within_what_the_training_saw():
 
     mean = torch.cat(seen).mean(0)
     assert (shells(50.0) < 1.001 * largest + 1e-8 * largest.sum()).all()
-    assert model.brought_back == 60
+    assert model.num_rescaled == 60
     # at its edge a memory that feeds itself would stay: it goes back to the mean
     assert torch.allclose(shells(50.0)[:, 1:7], mean[1:7].expand(60, -1), rtol=1e-4)
-    before = model.brought_back
+    before = model.num_rescaled
     assert (shells(1.0)[:, 1:] < 1.001 * largest[1:]).all()
-    assert model.brought_back - before < 20  # few of its own range
+    assert model.num_rescaled - before < 20  # few of its own range
 
 
 def test_a_mean_given_the_last_closures_stays_within_what_unseen_members_showed():

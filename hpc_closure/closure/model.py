@@ -170,7 +170,7 @@ class ClosureModel(nn.Module, ModelKind, ABC):
         # shows the device also of a model without weights
         self.register_buffer("_place", torch.zeros(()), persistent=False)
         self._place: Tensor
-        self._brought_back = torch.zeros((), dtype=torch.int64)  # on the device of the draws
+        self._num_rescaled = torch.zeros((), dtype=torch.int64)  # on the device of the draws
         #: replays draws on a GPU; set only if the weights no longer change
         self.replayed: Replays | None = None
 
@@ -180,9 +180,9 @@ class ClosureModel(nn.Module, ModelKind, ABC):
         return self._place.device
 
     @property
-    def brought_back(self) -> int:
+    def num_rescaled(self) -> int:
         """Number of draws so far that were rescaled into the range of the training closures."""
-        return int(self._brought_back)
+        return int(self._num_rescaled)
 
     @property
     def guarded(self) -> int:

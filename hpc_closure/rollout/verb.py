@@ -72,9 +72,9 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
 
     def run_unit(unit, claim):
         block = RolloutBlock(unit, books, session, groups.domain, closure, data)
-        before = closure.model.brought_back
+        before = closure.model.num_rescaled
         block.run(claim, experiment.cluster.checkpoint_every)
-        if back := closure.model.brought_back - before:
+        if back := closure.model.num_rescaled - before:
             log.get().info(
                 f"rollout {unit}: {back} draws had a shell beyond the training's range and were "
                 "rescaled to its mean size"

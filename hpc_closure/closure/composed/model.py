@@ -552,7 +552,7 @@ class CompositeClosure(ClosureModel):
             drawn, beyond = self._alone(how, *inputs)
         else:
             drawn, beyond = self._beside_sensors(how, request, *inputs)
-        self._brought_back = beyond.any(-1).sum() + self._brought_back.to(beyond.device)
+        self._num_rescaled = beyond.any(-1).sum() + self._num_rescaled.to(beyond.device)
         if request.tell is not None and self.guarded:
             request.tell(beyond)
         return drawn
@@ -622,7 +622,7 @@ class CompositeClosure(ClosureModel):
         training flows. A closure limited to the edge of the range would stay there and accelerate
         the flow. Therefore a shell beyond the range is rescaled to its mean size, from which it
         follows the flow again. The second value, (B, shells) bool, marks these shells;
-        ``brought_back`` counts the draws.
+        ``num_rescaled`` counts the draws.
         """
         far, factor = self.beyond(u_hat)
         if not self.guarded:
