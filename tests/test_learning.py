@@ -595,7 +595,7 @@ def test_few_members_decide_nothing_however_many_snapshots(residual):
     for phase in model.phases:
         model.begin(phase.name, by_member(5))
     notes = {part.name: part.note for part in model.parts() if part.trained}
-    few = "5 members cannot decide, 8 are needed"
+    few = "judged on 5 members, needs 8"
     assert notes == {"mean: fno": few, "amplitude: fno": few, f"residual: {residual}": few}
 
 

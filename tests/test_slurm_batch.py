@@ -195,7 +195,7 @@ def finished(cluster, tmp_path_factory):
     assert run.report.exists(), logs
     text = Path(train_log).read_text()
     requeued = text.partition("requeue 1 of at most 20")[2]
-    resumed = re.search(r"going on from restart point step_(\d+)", requeued)
+    resumed = re.search(r"continuing from restart point step_(\d+)", requeued)
     assert resumed and int(resumed[1]) < 60, text
     runs = {name: Run(folder / name) for name in paths}
     return paths, runs, early, (limited, sent, unwarned)

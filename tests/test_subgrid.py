@@ -120,7 +120,7 @@ def test_long_runs_keep_the_spectrum(run):
     assert 0.8 < weighted["model"] < 1.25
     assert weighted["none"] < 0.8 * weighted["model"]  # no ring feeds it
     assert all(0 <= row["back"] < 0.2 for row in records)
-    assert remarks[-1].startswith("draws brought back into the training's range: ")
+    assert remarks[-1].startswith("draws rescaled into the range of the training: ")
     assert "of the DNS's own closures" in remarks[-1]
     valid, _ = stability.run(experiment, 6, 25, part="valid")
     assert not np.allclose([row["dns"] for row in valid], [row["dns"] for row in records])
@@ -237,7 +237,9 @@ def test_the_closure_of_another_cut_off_is_refused(run):
     experiment = reading.load(run.config)
     assert check_fits(run.model, experiment, "use.model=small") is None
     finer = reading.load(run.config, ["generate.grid=96", "generate.record.grid=48"])
-    with pytest.raises(ValueError, match=r"what a solver on 24\^2 lacks, the experiment's on 48"):
+    with pytest.raises(
+        ValueError, match=r"corrects a solver on 24\^2, the experiment's one on 48"
+    ):
         check_fits(run.model, finer, "use.model=small")
 
 

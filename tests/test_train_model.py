@@ -119,7 +119,7 @@ def test_too_few_trajectories_to_decide_are_told(tiny, capfd):
         for changes, told in (([], True), (["model.gate=off"], False)):
             capfd.readouterr()
             verb.samples(reading.load(tiny, changes), store)
-            line = "validation trajectories cannot decide which trained parts act, 8 can"
+            line = "validation trajectories are too few to judge the trained parts (8 are needed)"
             assert (line in capfd.readouterr().err) == told
     finally:
         store.close()

@@ -170,7 +170,7 @@ def test_deepspeed_resumes_bit_equal(on_ranks, tmp_path):
     assert "Traceback" not in first.stderr, first.stderr
     second = on_ranks(2, *jobs("parts"))
     assert second.returncode == 0, second.stderr
-    assert "going on from restart point step_0000013" in second.stderr
+    assert "continuing from restart point step_0000013" in second.stderr
     for stage in (1, 3):
         assert losses(tmp_path / f"parts{stage}") == losses(tmp_path / f"whole{stage}")
 
@@ -313,7 +313,7 @@ def test_damaged_restart_points_are_skipped(tmp_path, capfd):
     train(tmp_path, **settings)
     told = capfd.readouterr().err
     assert "step_0000025 is skipped: weights.safetensors is damaged" in told
-    assert "going on from restart point step_0000020" in told
+    assert "continuing from restart point step_0000020" in told
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 41))
 
 

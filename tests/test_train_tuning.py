@@ -107,7 +107,7 @@ def test_a_choice_that_loses_a_trajectory_later_is_not_taken(case, monkeypatch):
     monkeypatch.setattr(Trial, "holds", holds)
     told = tune(model, experiment, store)
     assert asked[0] == (TRUE,) and model.constants == asked[1] != (TRUE,)
-    assert told.endswith("; 1 better one(s) lose a trajectory within 3")
+    assert told.endswith("; 1 better choice(s) lose a trajectory within 3")
 
 
 def test_a_long_run_tells_what_blows_up(case):

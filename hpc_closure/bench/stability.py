@@ -107,7 +107,7 @@ def _guard(counts: np.ndarray, expected: Tensor | None, records: Sequence[dict[s
     for row in records:
         if row["shell"] + 1 < len(shares):
             row["back"] = float(shares[row["shell"] + 1])
-    words = f"draws brought back into the training's range: {shares[0]:.2%}"
+    words = f"draws rescaled into the range of the training: {shares[0]:.2%}"
     if expected is None:
         return words
     return f"{words}; of the DNS's own closures {float(expected[0]):.2%} would be"

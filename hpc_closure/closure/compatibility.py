@@ -76,14 +76,14 @@ def check_fits(path: Path, experiment: Experiment, key: str) -> None:
             raise ValueError(f"{key}: its {name} is {have}, the experiment's is {want}")
     if generate.closure == "subgrid" and experiment.train_grid != header.size:
         raise ValueError(
-            f"{key}: its closure is what a solver on {header.size}^2 lacks, the experiment's "
+            f"{key}: its closure corrects a solver on {header.size}^2, the experiment's one "
             f"on {experiment.train_grid}^2: train on that grid"
         )
     made, wanted = header.target.get("stride", 1), Choices(experiment).stride
     if made != wanted:
         raise ValueError(
-            f"{key}: its closure is what a solver lacks that takes {made} step(s) of the DNS in "
-            f"one, the experiment's takes {wanted}: set reduced.step, or train again"
+            f"{key}: its closure corrects a solver with time steps of {made} DNS step(s), the "
+            f"experiment's has {wanted}: set reduced.step, or train again"
         )
     least = smallest_grid(header.size)
     for grid in (experiment.train_grid, *experiment.score_grids):

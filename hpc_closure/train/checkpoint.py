@@ -148,7 +148,9 @@ def load(path: Path) -> Checkpoint:
         }
         return Checkpoint(Position(**values), tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{path}: damaged restart point ({error}); delete it and go on") from None
+        raise ValueError(
+            f"{path}: damaged restart point ({error}); delete it and run again"
+        ) from None
 
 
 def same_weights(

@@ -155,7 +155,7 @@ class Trainer:
             self.model.load_state_dict({**self.model.state_dict(), **restored.tensors["weights"]})
             self.model.load_statistics(restored.tensors.get("statistics", {}))
             if self.processes.first:
-                self.logger.info(f"going on from restart point {newest.name}")
+                self.logger.info(f"continuing from restart point {newest.name}")
         self.started = time.monotonic() - self.position.seconds
         if self.processes.first:
             self.metrics = Metrics(self.run.metrics, self.run.tensorboard, self.position.step)
@@ -333,7 +333,7 @@ class Trainer:
                     "train.clip; earlier restart points are kept"
                 )
         if values[0] > 0:
-            self.stop.request("another process was asked to stop")
+            self.stop.request("another process received a stop request")
         return values[0] > 0
 
     def _write_row(self, name: str, lr: float, extra: dict[str, float]) -> float:

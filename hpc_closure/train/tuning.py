@@ -55,8 +55,8 @@ def tune(
         f"time units, {len(trial.members)} validation trajectories, {len(options)} choice(s)"
     )
     if lost:
-        whose = "every one loses" if len(lost) == len(order) else f"{len(lost)} better one(s) lose"
-        summary += f"; {whose} a trajectory within {LONGER * span:g}"
+        which = "all" if len(lost) == len(order) else f"{len(lost)} better choice(s)"
+        summary += f"; {which} lose a trajectory within {LONGER * span:g}"
     return summary
 
 

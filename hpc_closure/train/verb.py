@@ -93,11 +93,14 @@ def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
     check_fits(path, experiment, key)
     other = hpc_closure.load(path).model
     if not isinstance(model, CompositeClosure) or not isinstance(other, CompositeClosure):
-        raise ValueError(f"{key}: model.preset={experiment.model.preset} takes no mean")
+        raise ValueError(
+            f"{key}: model.preset={experiment.model.preset} cannot use the mean of another model: "
+            "remove use.mean"
+        )
     if phases.take_mean(model, other):
-        log.get().info(f"the mean is that of {path}")
+        log.get().info(f"using the mean of {path}")
     else:
-        log.get().info(f"{path} has no mean that can be taken: one is trained here")
+        log.get().info(f"{path} has no mean to use: training one")
 
 
 def tune(experiment: Experiment, session: Session) -> None:
@@ -121,7 +124,7 @@ def tune(experiment: Experiment, session: Session) -> None:
 
 
 def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, TrainingSet]":
-    """Read the training samples and the validation samples."""
+    """Open the training samples and the validation samples."""
     from hpc_closure.closure.composed.part_selection import LEAST
     from hpc_closure.data.samples import Past, TrainingSet
     from hpc_closure.data.symmetry import Symmetry
@@ -154,9 +157,9 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
     )
     if experiment.model.gated and len(parts["valid"]) < LEAST:
         log.get().warning(
-            f"{len(parts['valid'])} validation trajectories cannot decide which trained parts "
-            f"act, {LEAST} can: none will; raise generate.members or the middle share of "
-            f"train.split={list(section.split)}, or set model.gate=off"
+            f"{len(parts['valid'])} validation trajectories are too few to judge the trained "
+            f"parts ({LEAST} are needed), so none will act: raise generate.members or the middle "
+            f"share of train.split={list(section.split)}, or set model.gate=off"
         )
     if section.augment:
         forced = experiment.generate.closure != "subgrid"

@@ -307,7 +307,7 @@ class CompositeClosure(ClosureModel):
         if not acts:
             note = "not judged yet" if members is None else "no significant gain"
             if members is not None and members < LEAST:
-                note = f"{members:.0f} members cannot decide, {LEAST} are needed"
+                note = f"judged on {members:.0f} members, needs {LEAST}"
         elif not self.gated:
             note = "not gated"
         return PartReport(name, True, acts, gains, note)

@@ -118,7 +118,10 @@ def take_mean(model: CompositeClosure, other: CompositeClosure) -> bool:
                 f"use.mean: its {key} is {other.config[key]}, this model's {model.config[key]}"
             )
     if model.amplitude is not None or model.num_features != other.num_features:
-        raise ValueError("use.mean: it reads other conditions, or this model has an amplitude")
+        raise ValueError(
+            "use.mean: that model reads other conditions, or this model has an amplitude: set "
+            "model.conditions as there and model.amplitude to none"
+        )
     if model.mean is not None and other.mean is not None:
         model.mean.load_state_dict(other.mean.state_dict())
     fitted = (

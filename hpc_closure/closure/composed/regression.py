@@ -233,7 +233,7 @@ class TermRegression:
                 cross.index_add_(0, index, weights[..., 0] * (terms @ target[..., None])[..., 0])
         gram, cross, power, samples = reader.sum(gram, cross, power, samples)
         if not samples:
-            raise ValueError("the library was given no snapshots to fit")
+            raise ValueError("no snapshots to fit the regression to: expected at least one")
         counts = band.group_size * samples
         self._take(select(gram, cross, power, counts, band.group_k2))
         ones = torch.ones(num, band.grid.num_shells, dtype=torch.float64)
