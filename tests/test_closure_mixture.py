@@ -116,7 +116,7 @@ def test_components_are_drawn_as_often_as_they_are_likely(mixture):
     drawn = model.residual.draw(frame, one, z, torch.ones(()), None).q
     told = model.residual.laws(frame, one.summary)
     apart = (told.means[0] - told.means[1])[0, 1, 0].real
-    middle = model.residual._of(frame, told.means.mean(0))[0, 1, 0].real
+    middle = model.residual._to_residual(frame, told.means.mean(0))[0, 1, 0].real
     share = float((torch.sign(apart) * (drawn[:, 1, 0].real - middle) > 0).double().mean())
     assert 0.2 < float(every[row]) < 0.5
     assert share == pytest.approx(float(every[row]), abs=0.06)

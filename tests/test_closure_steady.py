@@ -11,7 +11,7 @@ from trajectory_case import INTERVAL, PROBLEM, REDUCED, SEED, data
 
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.composed.coupled_phases import choose_share
-from hpc_closure.closure.composed.steady import HEAVY, STEP, Found, LongRuns, lower
+from hpc_closure.closure.composed.steady import HEAVY, STEP, LongRuns, RunResult, lower
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.simulation import Simulation
@@ -21,7 +21,7 @@ SHELLS = REDUCED.replace(grid=COARSE).make_grid().num_shells
 
 def found(back=0.0, lost=0, ratio=1.0, error=0.01, judged=True, shells=4):
     ratios = torch.full((shells,), float(ratio))
-    return Found(
+    return RunResult(
         back,
         lost,
         ratios,

@@ -100,7 +100,7 @@ def run(
     """
     settings = Train(steps=1, batch=batch, engine="torch", lr=1e-3)
     here = Processes(device=torch.device(timing.device))
-    entered = _enter(grid, batch, timing.device, config)
+    entered = _contenders(grid, batch, timing.device, config)
     again = {
         f"{name}, recomputed": replace(
             entered[name], model=copy.deepcopy(entered[name].model), recompute=True
@@ -160,7 +160,7 @@ def run(
     return records
 
 
-def _enter(grid: int, batch: int, device: str, config: dict | None) -> dict[str, Contender]:
+def _contenders(grid: int, batch: int, device: str, config: dict | None) -> dict[str, Contender]:
     """Create all contenders, with arbitrary weights, which do not affect the speed."""
     known, entered = Known("diffusion", grid), {}
     narrow = training_batch(known, batch, device)

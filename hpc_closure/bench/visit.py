@@ -180,17 +180,17 @@ class Visit:
         states = set()
         for name in chosen or all_parts:
             for step in all_parts[name]:
-                state = self._take(name, step)
+                state = self._run_step(name, step)
                 states.add(state)
                 if state != "done" and name in pipelines:
                     break  # later steps need its result
         write_summary(self.place.folder)
         return 1 if "failed" in states else EXIT_STOPPED if "stopped" in states else 0
 
-    def _take(self, part: str, step: Step) -> str:
+    def _run_step(self, part: str, step: Step) -> str:
         """Run a command unless it is done; returns ``done``, ``failed`` or ``stopped``."""
         stem = self.place.folder / part / step.name
-        made = _read(stem.with_suffix(".json"))
+        made = _read_json(stem.with_suffix(".json"))
         command = [sys.executable, "-m", step.module, *step.words]
         if made.get("state") == "done" and made.get("command") == command[1:]:
             return "done"
@@ -201,7 +201,7 @@ class Visit:
         extra = ["--json", str(records)] if step.records else []
         begin, before = time.monotonic(), float(made.get("seconds", 0.0))
         with stem.with_suffix(".log").open("a", encoding="utf-8") as log:
-            code = _within(command + extra, self.left, log)
+            code = _run_limited(command + extra, self.left, log)
         state = "done" if code == 0 else "stopped" if code == EXIT_STOPPED else "failed"
         result = {
             "part": part,
@@ -212,14 +212,14 @@ class Visit:
             "seconds": round(before + time.monotonic() - begin, 2),
             "command": command[1:],
             "version": hpc_closure.__version__,
-            "records": _read(records),
+            "records": _read_json(records),
         }
         atomic.write_json(stem.with_suffix(".json"), result)
         self.report(f"{part} {step.name}: {state} after {result['seconds']:g} s")
         return state
 
 
-def _within(command: Sequence[str], seconds: float, log: Any) -> int:
+def _run_limited(command: Sequence[str], seconds: float, log: Any) -> int:
     """Run a command with a time limit; returns its exit code, or EXIT_STOPPED at the limit."""
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -238,7 +238,7 @@ def _within(command: Sequence[str], seconds: float, log: Any) -> int:
         raise
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; returns {} if it cannot be read."""
     try:
         value = atomic.read_json(path)
@@ -249,7 +249,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def write_summary(folder: Path) -> None:
     """Write ``visit.json`` and ``visit.txt`` from all results in a folder."""
-    results = (_read(path) for path in folder.glob("*/*.json"))
+    results = (_read_json(path) for path in folder.glob("*/*.json"))
     steps = sorted(
         (result for result in results if "state" in result), key=lambda result: result["began"]
     )

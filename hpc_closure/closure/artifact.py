@@ -125,7 +125,7 @@ class Closure:
     def __init__(self, model: ClosureModel, header: Header):
         self.model, self.header = model, header
         self.model.replayed = _replays()
-        self._told = False
+        self._warned = False
 
     @property
     def target(self) -> dict:
@@ -257,8 +257,8 @@ class Closure:
             method,
         )
         request = check(request, states)
-        self._look_beyond(tensor, strict)
-        out = self._answer(self.model.sample_batch, request)
+        self._check_band(tensor, strict)
+        out = self._draw(self.model.sample_batch, request)
         if states is not None:
             out = out.unflatten(0, (states, -1))
         if isinstance(state, np.ndarray):
@@ -286,11 +286,11 @@ class Closure:
             if getattr(request, name) is not None:
                 spectra(name, getattr(request, name))
         request = check(request)
-        self._look_beyond(w_hat, strict)
-        out = self._answer(self.model.sample_hat, request)
+        self._check_band(w_hat, strict)
+        out = self._draw(self.model.sample_hat, request)
         return out.to(device=w_hat.device, dtype=w_hat.dtype)
 
-    def _answer(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
+    def _draw(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
         """Move a request to the model's device, add its batch axis, and draw without gradients."""
         past = {name: getattr(request, name) for name in PAST}
         for name, frames in past.items():
@@ -300,10 +300,10 @@ class Closure:
         with torch.no_grad():
             return draw(replace(request, state=state, **past))
 
-    def _look_beyond(self, state: Tensor, strict: bool) -> None:
+    def _check_band(self, state: Tensor, strict: bool) -> None:
         """Log once, or raise if ``strict``, that a state has variance outside the model's band."""
         band = getattr(self.model, "band", None)  # a model without a band uses the caller's grid
-        if band is None or (self._told and not strict):
+        if band is None or (self._warned and not strict):
             return
         if state.ndim == 3 and not strict:  # a few members of a flow show it at little cost
             state = state[:: -(-len(state) // ROWS_CHECKED)]
@@ -325,7 +325,7 @@ class Closure:
         )
         if strict:
             raise ValueError(line)
-        self._told = True
+        self._warned = True
         log.get().warning(line)
 
 

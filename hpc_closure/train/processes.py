@@ -126,7 +126,7 @@ def _slurm_address(environ: Mapping[str, str]) -> tuple[str, int]:
     return first, 20000 + (job * 31 + step) % 20000
 
 
-def _own_address(alone: bool) -> str:
+def _address(alone: bool) -> str:
     """Return this process's address: the loop-back device if all processes are on this node."""
     if alone:
         return "127.0.0.1"
@@ -154,7 +154,7 @@ def _meet(started: Launch, broadcast: Callable | None) -> dist.Store | None:
             raise RuntimeError("MPI sees one process only, its launcher several; see launch/train")
         host, port = met
         return dist.TCPStore(host, port, started.size, False, TIMEOUT)
-    host = _own_address(started.local_size == started.size)
+    host = _address(started.local_size == started.size)
     store = dist.TCPStore(host, 0, started.size, True, TIMEOUT, wait_for_workers=False)
     broadcast((host, store.port))
     return store

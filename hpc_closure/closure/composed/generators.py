@@ -208,11 +208,11 @@ class Score(FlowNetwork):
         self.schedule = Trigonometric()
 
     def loss(self, frame, conditions, x0, z, uniform):
-        guess, truth = self._both(frame, conditions, x0.to(torch.complex64), z[0], uniform)
+        guess, truth = self._velocities(frame, conditions, x0.to(torch.complex64), z[0], uniform)
         error = (guess - truth) * frame.law.modes("whiten", guess)
         return spectral_square(frame.kept, error, frame.law.modes("importance", error))
 
-    def _both(self, frame, conditions, x0, z, uniform) -> tuple[Tensor, Tensor]:
+    def _velocities(self, frame, conditions, x0, z, uniform) -> tuple[Tensor, Tensor]:
         """Compute predicted and true velocity, spectra (B, ...) in units of q."""
         z = z.to(x0)
         angle = (uniform * (math.pi / 2)).to(x0.real)
@@ -224,7 +224,7 @@ class Score(FlowNetwork):
         return ShellGate(frame.kept)
 
     def evidence(self, frame, conditions, x0, z, uniform):
-        guess, truth = self._both(frame, conditions, x0.to(torch.complex64), z[0], uniform)
+        guess, truth = self._velocities(frame, conditions, x0.to(torch.complex64), z[0], uniform)
         whiten = frame.law.modes("whiten", truth)
         return (truth * whiten).to(torch.complex128), (guess * whiten).to(torch.complex128)
 

@@ -151,9 +151,13 @@ class Mixture(Generator):
             )
         y = drawn[0] if len(drawn) == 1 else torch.where(first, *drawn)
         mean = (weights[..., None, None] * means).sum(0)
-        return Drawn(self._of(frame, y), for_members(self._of(frame, mean), count), sharp=True)
+        return Drawn(
+            self._to_residual(frame, y),
+            for_members(self._to_residual(frame, mean), count),
+            sharp=True,
+        )
 
-    def _of(self, frame: ResidualCoordinates, y: Tensor) -> Tensor:
+    def _to_residual(self, frame: ResidualCoordinates, y: Tensor) -> Tensor:
         """Convert spectra of y to spectra of q."""
         q_hat = apply_factors(_factors(frame, y), y) * frame.law.modes("colour", y)
         return hermitian(q_hat / _root(frame, q_hat))

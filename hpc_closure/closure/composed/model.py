@@ -274,11 +274,13 @@ class CompositeClosure(ClosureModel):
             num_terms = 0 if s.numbers_mean is None else int((s.numbers_mean != 0).sum())
             out.append(PartReport("mean: numbers", False, num_terms > 0, (), f"{num_terms} terms"))
         if self.mean is not None:
-            out.append(self._trained(f"mean: {self.mean.kind}", self.mean_gain, s.mean_members))
+            out.append(
+                self._report_trained(f"mean: {self.mean.kind}", self.mean_gain, s.mean_members)
+            )
         if self.amplitude is not None:
             gain = torch.tensor([self.amplitude_share])
             name = f"amplitude: {config['amplitude']}"
-            out.append(self._trained(name, gain, s.amplitude_members))
+            out.append(self._report_trained(name, gain, s.amplitude_members))
         if config["residual"] == "modes":
             out.append(PartReport("Gaussian law by wavevector", False, True))
         elif config["residual"] != "none":
@@ -291,7 +293,7 @@ class CompositeClosure(ClosureModel):
             name = f"residual: {config['residual']}"
             if isinstance(self.residual, Mixture):
                 name += f" of {self.residual.components}"
-            out.append(self._trained(name, s.score_gain, s.score_members))
+            out.append(self._report_trained(name, s.score_gain, s.score_members))
             if self.centre_weights is not None:
                 out.append(PartReport("residual: centred", False, True))
         if self.adjustment is not None:
@@ -300,7 +302,7 @@ class CompositeClosure(ClosureModel):
             out.append(PartReport(name, True, acts, (), str(self.adjustment) if acts else ""))
         return out
 
-    def _trained(self, name: str, gain: Tensor | None, members: float | None) -> PartReport:
+    def _report_trained(self, name: str, gain: Tensor | None, members: float | None) -> PartReport:
         gains = () if gain is None else tuple(gain.tolist())
         acts = any(gains)
         note = ""
@@ -326,15 +328,15 @@ class CompositeClosure(ClosureModel):
         """
         if state.dtype not in (torch.float32, torch.float64):
             state = state.float()
-        return self.band.to_spectral(self._stacked(state, history, previous))
+        return self.band.to_spectral(self._stack(state, history, previous))
 
     def frames_hat(
         self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
     ) -> Tensor:
         """Stack as :meth:`frames`, from retained spectra of any number of modes."""
-        return resize(self._stacked(state, history, previous), self.band.modes)
+        return resize(self._stack(state, history, previous), self.band.modes)
 
-    def _stacked(self, state: Tensor, history: Tensor | None, previous: Tensor | None) -> Tensor:
+    def _stack(self, state: Tensor, history: Tensor | None, previous: Tensor | None) -> Tensor:
         stack = [state[:, None]]
         for name, frames, wanted in (
             ("history", history, self.history),
@@ -499,7 +501,7 @@ class CompositeClosure(ClosureModel):
             self._scales[held] = share_of_mean(rho, held).sqrt()
         return self._scales[held]
 
-    def _scaled(self, q_hat: Tensor, held: float) -> Tensor:
+    def _rescale(self, q_hat: Tensor, held: float) -> Tensor:
         """Rescale residuals (M, ...) from the trained interval to another averaging time."""
         scale = self.scale_of(held)
         return q_hat if scale is None else q_hat * self.frame.each_mode(scale, q_hat)
@@ -549,15 +551,15 @@ class CompositeClosure(ClosureModel):
         else:
             inputs = frames_hat, self.noise_of_call(request, self._law(how))
         if sensors is None:
-            drawn, beyond = self._alone(how, *inputs)
+            drawn, beyond = self._draw_without_sensors(how, *inputs)
         else:
-            drawn, beyond = self._beside_sensors(how, request, *inputs)
+            drawn, beyond = self._draw_with_sensors(how, request, *inputs)
         self._num_rescaled = beyond.any(-1).sum() + self._num_rescaled.to(beyond.device)
         if request.tell is not None and self.guarded:
             request.tell(beyond)
         return drawn
 
-    def _alone(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def _draw_without_sensors(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Draw closures without sensors, as a function of tensors, and mark rescaled shells.
 
         Args:
@@ -566,13 +568,13 @@ class CompositeClosure(ClosureModel):
         """
 
         def function(frames_hat: Tensor, z: Tensor | None = None) -> tuple[Tensor, ...]:
-            return self._finish(self._encoding(frames_hat, how), how, z)
+            return self._closures(self._encoding(frames_hat, how), how, z)
 
         if self.replayed is None or not inputs[0].is_cuda or torch.is_grad_enabled():
             return function(*inputs)
         return self.replayed(function, how, *inputs)
 
-    def _beside_sensors(
+    def _draw_with_sensors(
         self, how: Drawing, request: Request, frames_hat: Tensor, z: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         encoding, observed = self._encoding(frames_hat, how), None
@@ -584,7 +586,7 @@ class CompositeClosure(ClosureModel):
             observed = conditioning.observe(self.frame, encoding, request.sensors, scale, law)
             key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
             z = observed.condition(z, key)
-        return self._finish(encoding, how, z, observed)
+        return self._closures(encoding, how, z, observed)
 
     def _law(self, how: Drawing) -> StationaryGaussian:
         return self.frame.plain if how.baseline else self.frame.law
@@ -593,7 +595,7 @@ class CompositeClosure(ClosureModel):
         encoding = self.encode(frames_hat)
         return replace(encoding, log_amplitude=None) if how.baseline else encoding
 
-    def _finish(
+    def _closures(
         self,
         encoding: StateConditions,
         how: Drawing,
@@ -602,20 +604,22 @@ class CompositeClosure(ClosureModel):
     ) -> tuple[Tensor, Tensor]:
         """Turn base noise into closures, or return means without it, and mark rescaled shells."""
         if z is None:
-            drawn, beyond = self._within_range(encoding.mean_hat)
+            drawn, beyond = self._rescale_into_range(encoding.mean_hat)
             return each_member(drawn, how.members), each_member(beyond, how.members)
         if self.score_active and not how.baseline:
             made = self.generate(encoding, z, observed, how.effort)
-            q_hat = made.held(self._scaled, how.held)
+            q_hat = made.held(self._rescale, how.held)
         else:
-            q_hat = self._scaled(z, how.held)
+            q_hat = self._rescale(z, how.held)
         if observed is not None and observed.mean is not None:
-            q_hat = q_hat + self._scaled(for_members(observed.mean, how.members), how.held)
+            q_hat = q_hat + self._rescale(for_members(observed.mean, how.members), how.held)
         mean_hat = for_members(encoding.mean_hat, how.members)
         q_hat = q_hat.to(mean_hat.dtype)
-        return self._within_range(mean_hat + self.frame.amplify(q_hat, encoding.log_amplitude))
+        return self._rescale_into_range(
+            mean_hat + self.frame.amplify(q_hat, encoding.log_amplitude)
+        )
 
-    def _within_range(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _rescale_into_range(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
         """Rescale shells of closures (B, ...) that exceed nearly all of the training closures.
 
         If a model reads previous closures, these may grow from call to call in a flow unlike the

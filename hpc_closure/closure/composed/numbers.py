@@ -60,13 +60,13 @@ class NumberMean:
         for place in range(LARGEST):
             if float(square[place]) <= 0:
                 continue
-            chosen, values = _chosen(gram, cross[:, place], float(square[place]), number, price)
+            chosen, values = _select(gram, cross[:, place], float(square[place]), number, price)
             if chosen:
                 out[chosen, place] = values / scale[chosen]
         return out
 
 
-def _chosen(
+def _select(
     gram: Tensor, cross: Tensor, square: float, number: int, price: float
 ) -> tuple[list[int], Tensor]:
     """Select terms by forward selection; returns them and their coefficients."""

@@ -415,13 +415,17 @@ class FitGenerator(FitLaw):
         """Compute the loss (B,) of :class:`~.generators.Generator`."""
         assert isinstance(model.residual, Generator)
         layouts = model.conditioning.layouts
-        return model.residual.loss(model.frame, *_drawn(model, batch, seed, step, layouts))
+        return model.residual.loss(
+            model.frame, *_training_draws(model, batch, seed, step, layouts)
+        )
 
     def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
         return weights_of(model.residual)
 
 
-def _drawn(model: CompositeClosure, batch: dict, seed: int, step: int, layouts: Any) -> tuple:
+def _training_draws(
+    model: CompositeClosure, batch: dict, seed: int, step: int, layouts: Any
+) -> tuple:
     """Draw the arguments of a generator's loss for a training batch, without gradients."""
     key = keyed_noise.Key(seed, "train", [int(i) for i in batch["sample_index"]], step)
     with torch.no_grad():
@@ -442,7 +446,7 @@ class FitSpread(Phase):
         assert isinstance(model.residual, PosteriorScore)
         # equal weights, because rare layouts need a spread as accurate as common ones
         layouts = tuple(layout._replace(weight=1.0) for layout in model.conditioning.layouts)
-        conditions, x0, _, _ = _drawn(model, batch, seed, step, layouts)
+        conditions, x0, _, _ = _training_draws(model, batch, seed, step, layouts)
         return model.residual.spread_loss(model.frame, conditions, x0)
 
     def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:

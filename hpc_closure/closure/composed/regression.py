@@ -93,14 +93,14 @@ class TermRegression:
             coefficients = torch.zeros(shape, dtype=torch.float64)
         if tuple(coefficients.shape) != shape:
             raise ValueError(f"coefficients are {tuple(coefficients.shape)}, expected {shape}")
-        self._take(coefficients)
+        self._set(coefficients)
 
-    def _take(self, coefficients: Tensor) -> None:
+    def _set(self, coefficients: Tensor) -> None:
         self.coefficients = coefficients
         used = (coefficients != 0).any(-1).tolist()
         self.active = [name for name, use in zip(self.names, used) if use]
         self._on: dict = {}
-        self._lacks: tuple[Tensor, Tensor] | None = None  # factors, and limit over their radius
+        self._bound: tuple[Tensor, Tensor] | None = None  # factors, and limit over their radius
 
     def terms(self, frames_hat: Tensor, names: list[str], moved: Tensor | None = None) -> Tensor:
         """Compute spectra (B, len(names), 2K + 1, K + 1) of terms.
@@ -195,11 +195,11 @@ class TermRegression:
         """
         known = torch.zeros(factors.shape, dtype=torch.float64)
         known.copy_(factors.detach())
-        last = self._lacks
+        last = self._bound
         if last is None or not torch.equal(last[0], known):
             # compared by value, because an engine may change weights without their version
             radius = self.spectral_radius(known).clamp(min=1e-300)
-            last = self._lacks = known, (LARGEST_RADIUS / radius).clamp(max=1.0)
+            last = self._bound = known, (LARGEST_RADIUS / radius).clamp(max=1.0)
         lacks = last[1]
         if bool((lacks == 1).all()):
             return factors
@@ -235,9 +235,9 @@ class TermRegression:
         if not samples:
             raise ValueError("no snapshots to fit the regression to: expected at least one")
         counts = band.group_size * samples
-        self._take(select(gram, cross, power, counts, band.group_k2))
+        self._set(select(gram, cross, power, counts, band.group_k2))
         ones = torch.ones(num, band.grid.num_shells, dtype=torch.float64)
-        self._take(self.coefficients * self.bounded(ones)[:, band.group_shell])
+        self._set(self.coefficients * self.bounded(ones)[:, band.group_shell])
         return self.active
 
 

@@ -29,7 +29,7 @@ from hpc_closure.spectral.modes.grid import as_row, from_row, resize, to_spectra
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
-__all__ = ["Found", "LongRuns", "lower"]
+__all__ = ["RunResult", "LongRuns", "lower"]
 
 STAGE = "steady"
 ROUNDS = 8  # largest number of trial runs
@@ -56,7 +56,7 @@ class Drawing(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
+class RunResult:
     """Results of a long run, from its second half.
 
     Attributes:
@@ -79,7 +79,7 @@ class Found:
         return self.judged & (self.ratio - ERRORS * self.error > 1 + MOST)
 
 
-def lower(share: Tensor, found: Found, expected: float) -> Tensor | None:
+def lower(share: Tensor, found: RunResult, expected: float) -> Tensor | None:
     """Compute the next share (1 + shells,) of the network; None if this share is stable.
 
     Args:
@@ -119,7 +119,7 @@ class LongRuns:
         self.calls, self.members, self.seed = calls, members, seed
         self.grid = self.problem.make_grid()
 
-    def run(self, model: Drawing, reader: Reader) -> Found:
+    def run(self, model: Drawing, reader: Reader) -> RunResult:
         """Run from the first snapshot of every trajectory of ``reader``."""
         starts, truth = self._read(reader)
         draws_, back, lost = 0, 0, 0
@@ -137,7 +137,7 @@ class LongRuns:
         error = ratio * torch.hypot(
             error / ours.clamp(min=1e-300), their_error / theirs.clamp(min=1e-300)
         )
-        return Found(
+        return RunResult(
             back / max(draws_, 1),
             round(lost),
             ratio[1:],
@@ -235,7 +235,7 @@ class LongRuns:
         return mean, (variance / max(count - 1, 1)).sqrt()
 
 
-def in_words(tried: Iterable[tuple[Tensor, Found]]) -> list[dict[str, Any]]:
+def in_words(tried: Iterable[tuple[Tensor, RunResult]]) -> list[dict[str, Any]]:
     """Describe each tried share and its results, for the log."""
     return [
         {

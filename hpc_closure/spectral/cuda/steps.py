@@ -192,7 +192,7 @@ class DeviceSteps:
         self.w, self.equation, self.nonlinear = w, equation, nonlinear
         self.scheme, self.rates = scheme, rates
         #: number of steps -> function that advances by them
-        self._takes: dict[int, Callable[[], None]] = {}
+        self._advances: dict[int, Callable[[], None]] = {}
         self._step: FusedStep | PlainStep | None = None
         self.noise: DeviceNoise | None = None
         self.graphs = switches.is_on(switches.GRAPHS)
@@ -217,7 +217,7 @@ class DeviceSteps:
                 if self.noise is not None:
                     self.noise.draw(first + start, count)
                 for steps in [GRAPH_STEPS] * (count // GRAPH_STEPS) + [1] * (count % GRAPH_STEPS):
-                    self._takes[steps]()
+                    self._advances[steps]()
 
     def choose_step(self) -> FusedStep | PlainStep:
         """Choose the fused step if it is on and supports the problem, else the plain one."""
@@ -236,13 +236,13 @@ class DeviceSteps:
         w, memory = self.w.clone(), {name: x.clone() for name, x in self.scheme.save().items()}
         step.prepare(base)
         for steps in (1, GRAPH_STEPS):
-            self._takes[steps] = self._make_take(step, steps)
+            self._advances[steps] = self._make_advance(step, steps)
         self.w.copy_(w)
         self.scheme.load(self.w, memory)
         self._step = step
         return step
 
-    def _make_take(self, step: FusedStep | PlainStep, steps: int) -> Callable[[], None]:
+    def _make_advance(self, step: FusedStep | PlainStep, steps: int) -> Callable[[], None]:
         """Create the function that advances ``steps`` steps, by one replay if graphs are on."""
 
         def run() -> None:
