@@ -23,7 +23,8 @@ from hpc_closure.closure.model import Request
 from hpc_closure.closure.part_report import describe
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.spectral.modes.grid import hermitian, retained_modes
+from hpc_closure.spectral.modes.grid import hermitian
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 

@@ -294,7 +294,7 @@ def test_what_the_coupled_run_leaves_out_is_absent(experiment):
     inputs = inputs_of(experiment)
     inputs.closure.config["preset"] = "published"
     reasons = {note.method: note.reason for note in absent_references(inputs, ())}
-    assert reasons["mean_gp"] == "the published network has no mean and Gaussian law of its own"
+    assert reasons["mean_gp"] == "the model has no mean and Gaussian law of its own"
     own = Methods(inputs, inputs.snapshots(16), None, inputs.climatology(16))
     assert own.absent["mean_gp"] == reasons["mean_gp"]
     assert "mean_gp" not in own.samplers

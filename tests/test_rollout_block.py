@@ -17,7 +17,8 @@ from hpc_closure.experiment import reading
 from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
 from hpc_closure.rollout.block import coupled_run, start
-from hpc_closure.spectral.modes.grid import as_row, retained_modes, to_spectra
+from hpc_closure.spectral.modes.grid import as_row, to_spectra
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.train import verb as train
 
 COARSE = """

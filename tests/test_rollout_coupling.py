@@ -76,7 +76,8 @@ def test_the_subgrid_target_is_the_defect_of_the_reduced_map():
     coarse = reduced_problem(fine, 16, "subgrid")
     simulation = Simulation(fine, [0], 1).initialise()
     simulation.advance(50)
-    from hpc_closure.spectral.modes.grid import resize, retained_modes
+    from hpc_closure.spectral.modes.grid import resize
+    from hpc_closure.spectral.modes.resolution import retained_modes
 
     modes = retained_modes(16)
     before = resize(simulation.state, modes).clone()

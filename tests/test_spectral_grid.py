@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.spectral.modes.grid import Grid, hermitian, resize, retained_modes, shell_sum
+from hpc_closure.spectral.modes.grid import Grid, hermitian, resize, shell_sum
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.modes.transform import Transform
 
 

@@ -9,7 +9,7 @@ from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.models import draws, is_composite
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.modes.grid import smallest_grid
+from hpc_closure.spectral.modes.resolution import smallest_grid
 from hpc_closure.work.session import check_recipe
 
 

@@ -20,7 +20,8 @@ from collections.abc import Callable
 import torch
 
 from hpc_closure.spectral.differentiable import DifferentiableSolver
-from hpc_closure.spectral.modes.grid import resize, retained_modes
+from hpc_closure.spectral.modes.grid import resize
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
 

@@ -27,7 +27,8 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run, model_at, run_at
 from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.modes.grid import retained_modes, to_spectra
+from hpc_closure.spectral.modes.grid import to_spectra
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.work.units import Ledger
 
 # of rollouts that are compared

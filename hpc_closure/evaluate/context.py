@@ -19,7 +19,8 @@ from hpc_closure.evaluate.scores.climate import Flow
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.method_names import GRANTED, MODEL
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.modes.grid import retained_modes, to_fields, to_spectra
+from hpc_closure.spectral.modes.grid import to_fields, to_spectra
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.work.session import Session
 

@@ -21,9 +21,9 @@ from hpc_closure.closure.fields.sensors import Sensors, fourier_interpolation, l
 from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.evaluate.context import Inputs, Snapshots
 from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
-from hpc_closure.spectral.modes.grid import retained_modes
+from hpc_closure.spectral.modes.resolution import retained_modes
 
-NO_MEAN_GP = "the published network has no mean and Gaussian law of its own"
+NO_MEAN_GP = "the model has no mean and Gaussian law of its own"
 # values of fields drawn at once: on a CPU more leave its caches, on a GPU fewer leave it idle
 BATCH_VALUES = {"cpu": 2**17, "cuda": 2**21}
 RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance

@@ -2,7 +2,7 @@
 
 from hpc_closure.experiment.kinds import Kind, ModelKind, NetworkKind, ResidualKind, find, names
 from hpc_closure.experiment.models import kind_of, kinds_of, network_of, resolve
-from hpc_closure.spectral.modes.grid import retained_modes, smallest_grid
+from hpc_closure.spectral.modes.resolution import retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 
 # keys of a model that some of its parts read

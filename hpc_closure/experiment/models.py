@@ -93,8 +93,8 @@ def preset_names() -> tuple[str, ...]:
 
 
 def is_composite(config: dict[str, Any]) -> bool:
-    """Whether a configuration is of parts in a row, a mean and a residual."""
-    return "residual" in config or config["preset"] in PRESETS
+    """Whether a preset is of parts in a row, a mean and a residual."""
+    return config["preset"] in PRESETS
 
 
 def kind_of(preset: str) -> type[ModelKind] | None:

@@ -38,7 +38,7 @@ from hpc_closure.experiment.kinds import (
 from hpc_closure.experiment.method_names import RESERVED, TRUTH
 from hpc_closure.experiment.models import CLOSED_MEANS, RIVALS, preset_names, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
-from hpc_closure.spectral.modes.grid import points_for, retained_modes
+from hpc_closure.spectral.modes.resolution import points_for, retained_modes
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
     Count,

@@ -20,7 +20,8 @@ from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.experiment.choices import STAGE, Choice, Choices
 from hpc_closure.experiment.schema import Experiment, Rung
 from hpc_closure.generate.rungs import Known, begin, rung_problem
-from hpc_closure.spectral.modes.grid import from_row, resize, retained_modes, to_fields, to_spectra
+from hpc_closure.spectral.modes.grid import from_row, resize, to_fields, to_spectra
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import atomic, log

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields import keyed_noise
-from hpc_closure.spectral.modes.grid import from_row, resize, retained_modes
+from hpc_closure.spectral.modes.grid import from_row, resize
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 

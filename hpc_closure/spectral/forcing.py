@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from hpc_closure.spectral.modes.grid import retained_modes
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.recipe import Count, Family, Finite, Positive
 
 if TYPE_CHECKING:

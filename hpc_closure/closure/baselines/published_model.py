@@ -29,7 +29,7 @@ from hpc_closure.closure.networks.layers import CheckpointedModule, SpectralConv
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.closure.sampling import PublishedVE, build_sampler
-from hpc_closure.spectral.modes.grid import retained_modes
+from hpc_closure.spectral.modes.resolution import retained_modes
 
 __all__ = ["PublishedModel", "PublishedNetwork", "constant_loss", "white_loss"]
 

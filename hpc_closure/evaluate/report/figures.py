@@ -41,7 +41,8 @@ DPI = 200
 UNSTEADY = {"png": "Software", "pdf": "CreationDate"}  # entries that tell when and by what
 FURTHER = ("#D55E00", "#A6761D", "#4D4D4D", "#117A8B", "#882255")
 MARKERS = "<>h*pHd"  # as many as have no divisor in common with the colours: pairs come back late
-LATE = "#f0ead8"  # of lead times at which no score can tell
+# of lead times at which no score can tell; the edge shows it in the legend, which has no frame
+LATE = {"facecolor": "#f5f1e4", "edgecolor": "#b5a97f", "linewidth": 0.6}
 MARKED = 12  # markers on a line of many times
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -425,7 +426,7 @@ def _mark_late(axis, late: Sequence[float]) -> None:
     """Shade an axis over lead time from the first late one on."""
     if late:
         end = axis.get_xlim()[1]
-        axis.axvspan(late[0], end, color=LATE, linewidth=0, zorder=0, label="late")
+        axis.axvspan(late[0], end, zorder=0, label="late", **LATE)
         axis.set_xlim(right=end)
 
 

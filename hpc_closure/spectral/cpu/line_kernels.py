@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from hpc_closure.spectral.cpu import jit
-from hpc_closure.spectral.modes.grid import retained_modes
+from hpc_closure.spectral.modes.resolution import retained_modes
 
 LANES = 8  # lines side by side: one cache line of float64
 PADDING = 3  # rows of LANES between real and imaginary parts, to avoid equal addresses mod 4096

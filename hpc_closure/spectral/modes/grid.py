@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from hpc_closure.spectral.modes.resolution import retained_modes
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -291,18 +293,3 @@ def to_device_cached(value: Tensor, like: Tensor) -> Tensor:
     if key not in copies:
         copies[key] = value.to(device=like.device, dtype=dtype)
     return copies[key]
-
-
-def retained_modes(size: int) -> int:
-    """Return the largest ``K`` with ``size >= 3 K + 1``."""
-    return (size - 1) // 3
-
-
-def points_for(modes: int) -> int:
-    """Return the points per side of the smallest even grid that retains ``modes``."""
-    return 2 * -(-(3 * modes + 1) // 2)
-
-
-def smallest_grid(trained: int) -> int:
-    """Return the points per side that carry the modes of a model trained on ``trained`` points."""
-    return 2 * retained_modes(trained) + 2
