@@ -552,7 +552,7 @@ class JudgeCentre(Phase):
         else:
             model.statistics = replace(s, **NO_CENTRE)
         before, after = (round(share, 5) for share in gate.shares())
-        return {"mean": f"{before} of the variance before, {after} after", "acts": acts}
+        return {"mean_before": before, "mean_after": after, "acts": acts}
 
     def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
         return []

@@ -164,7 +164,8 @@ def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> 
     if late:
         caption += " Shaded: late lead times, at which scores can no longer tell."
     leads = scored.rows["lead_time"].dropna()
-    last = "the last lead time" + ", a late one" * (bool(late) and late[-1] == leads.max())
+    is_late = bool(late) and bool(late[-1] == leads.max())
+    last = "the last lead time" + ", a late one" * is_late
     drawn = figures.error_growth(scored.rows)
     yield album.add("coupled", drawn, f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]
