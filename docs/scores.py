@@ -17,19 +17,19 @@ HEAD = """# Scores
 
 <!-- written by docs/scores.py from the records in hpc_closure/evaluate/scores -->
 
-`RUN/evaluate/scores.csv` has one number a row: `score`, `method`, `lead_time`, `shell` and so on
-name it, `value` is the number, `low` and `high` are the ends of its 95 % interval. This page lists
-the values of the columns `score` and `method`, by the tables of the report. A heading in *italics*
-has a table by lead time, too; *shells*: there are rows per wavenumber shell. Formulas are of means
-over samples of the [statistics](#statistics), and of the ensemble size M; where a module stands
-instead, its functions compute the score.
+Each row of `RUN/evaluate/scores.csv` is one number. The columns `score`, `method`, `lead_time`,
+`shell` and others identify it; `value` is the number; `low` and `high` are the ends of its 95 %
+interval. This page lists the values of the columns `score` and `method`, in the order of the
+tables of the report. A score whose heading is in *italics* also has a table by lead time; *shells*
+marks scores with rows per wavenumber shell. A formula combines means over samples of the
+[statistics](#statistics) `s` with the ensemble size `M`. If the column names a module instead, its
+functions compute the score.
 """
-OWN = """## A score of your own
+OWN = """## Add a score
 
-A module of yours lists its scores, and the experiment names the module; its folder must be in
-`PYTHONPATH`, or the package installed. The scores stand in `scores.csv` and in the report beside
-the built-in ones, for every method, with their intervals. Nothing else is computed again: neither
-data nor model nor rollout.
+List your scores in a module and name the module in the experiment. Its folder must be in
+`PYTHONPATH`, or its package must be installed. The scores are written to `scores.csv` and to the
+report, for every method and with intervals. Data, model and rollout are not computed again.
 
 ```yaml
 base: quickstart
@@ -42,22 +42,23 @@ evaluate: {scores: [score_example]}
 :language: python
 ```
 
-`sample` is a function of a block of samples: an ensemble (members, samples, x, y), one member
-for a point forecast, and its truth (samples, x, y), both float64. It returns one number a
-sample, and the score is their mean. A `formula` forms the score from means of the statistics
-above. A table that does not exist yet is made.
+`sample` is a function of a block of samples: an ensemble (members, samples, x, y), with one member
+for a point forecast, and its truth (samples, x, y), both float64. It returns one number per
+sample; the score is their mean. A `formula` computes the score from means of the statistics above.
+A new name in `table` adds a table to the report.
 """
 REFERENCE = (
-    "`reference_` before a name: the same of the method `oracle`, where that is an ensemble."
+    "With the prefix `reference_` a name denotes the same statistic of the method `oracle`, if that "
+    "is an ensemble."
 )
 
 
 class Inline(ast.NodeTransformer):
-    """Put names of statistics for ``s["name"]``, arguments for parameters, bodies for calls.
+    """Replace ``s["name"]`` by the name, parameters by arguments, and calls by function bodies.
 
     Args:
-        function: whose body is transformed.
-        arguments: its parameters and what stands for them.
+        function: function whose body is transformed.
+        arguments: expression for each of its parameters.
     """
 
     def __init__(self, function: FunctionType, arguments: dict[str, ast.expr]):
@@ -86,7 +87,7 @@ class Inline(ast.NodeTransformer):
 
 
 def expression(function: FunctionType, arguments: list[ast.expr]) -> ast.expr:
-    """The value of a function of one expression, with other such functions put in."""
+    """Return the expression that a one-expression function computes, with its calls inlined."""
     code = function.__code__
     tree = ast.parse(Path(code.co_filename).read_text(encoding="utf-8"))
     (node,) = (
@@ -100,19 +101,19 @@ def expression(function: FunctionType, arguments: list[ast.expr]) -> ast.expr:
 
 
 def formula(score: Score, module: ModuleType) -> str:
-    """A score's formula, or the module whose functions compute it."""
+    """Format a score's formula, or name the module whose functions compute it."""
     if isinstance(score.formula, FunctionType):
         return f"`{ast.unparse(expression(score.formula, [ast.Name('s'), ast.Name('M')]))}`"
     return "`" + module.__name__.removeprefix("hpc_closure.") + "`"
 
 
 def row(*cells: str) -> str:
-    """A line of a table."""
+    """Format a line of a table."""
     return "| " + " | ".join(cell.replace("``", "`").replace("|", r"\|") for cell in cells) + " |"
 
 
 def page() -> str:
-    """The page."""
+    """Build the text of the page."""
     where = {score.name: module for module in MODULES for score in module.SCORES}
     lines = [HEAD]
     captions = dict.fromkeys(score.table or ALONE for score in BUILT_IN.values())
@@ -127,7 +128,7 @@ def page() -> str:
                 name = f"`{score.name}`"
                 lines.append(row(name, heading, score.meaning, score.requires, text, shells))
         if caption == record.PAIRED:
-            lines.append("\nThe report says of each *better*, *worse* or *not told apart*.")
+            lines.append("\nThe report adds *better*, *worse* or *not told apart*.")
         lines.append("")
     lines += ["## Statistics\n", "| name | meaning, of one sample | |", "|---|---|---|"]
     for name, meaning in STATISTICS.items():
@@ -143,7 +144,7 @@ def page() -> str:
     lines += [
         row("`rung_GRID_START`", "a bare solver on a finer grid (`rollout.rungs`)"),
         row("`NAME`, `NAME#1`", "a closure of `evaluate.compare`; one training of `seeds`"),
-        row("`NAME_gp`", "draws of a compared closure's own Gaussian law, of innovations alone"),
+        row("`NAME_gp`", "draws of a compared closure's Gaussian law; scores of innovations only"),
     ]
     return "\n".join(lines) + "\n"
 

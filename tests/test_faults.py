@@ -418,7 +418,7 @@ def test_scores_are_made_again_when_something_changed(rolled, tmp_path, hpc_clos
     def evaluate(*changes):
         done = hpc_closure_command("evaluate", path, *changes)
         assert done.returncode == 0, done.stderr
-        return "is there already; --redo makes it again" not in done.stderr
+        return "exists already; --redo writes it again" not in done.stderr
 
     other = ["evaluate.lead_times=[0.2]", "evaluate.sensors=[{number: 8}]"]
     assert [evaluate(), evaluate(), evaluate(*other), evaluate(*other)] == [1, 0, 1, 0]

@@ -1,10 +1,10 @@
-"""Further closures that answer beside the model: ``evaluate.compare: {name: run or file}``.
+"""Closures scored beside the run's model: ``evaluate.compare: {name: run or file}``.
 
-The opponents of ``train.opponents`` that are trained stand there by themselves.
+Trained opponents of ``train.opponents`` are added without being named.
 
-Runs of ``evaluate.seeds: {name: [run, run, ...]}`` differ in the seed of the training alone. Each
-answers under a name of its own, ``name#1`` and so on; :func:`join` makes
-one row of them.
+The runs of ``evaluate.seeds: {name: [run, run, ...]}`` differ only in the seed of the training.
+They are scored as methods ``name#1``, ``name#2`` and so on; :func:`join` averages their rows into
+rows of the method ``name``.
 """
 
 import math
@@ -31,7 +31,7 @@ from hpc_closure.spectral.modes.grid import to_spectra
 from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.work.units import Ledger
 
-# of rollouts that are compared
+# keys of ``rollout`` that must be equal in two runs whose coupled ensembles are compared
 SETTINGS = (
     "cases",
     "t_start",
@@ -45,12 +45,12 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Compared:
-    """A closure beside the model.
+    """A closure that is scored beside the run's model.
 
     Attributes:
-        name: of its rows.
-        path: of the model file.
-        run: the run that it is of; None for a file or a shipped model.
+        name: method name in the score rows.
+        path: model file.
+        run: run folder of the model; None for a plain model file or a shipped model.
     """
 
     name: str
@@ -59,29 +59,30 @@ class Compared:
 
     @property
     def experiment(self) -> Experiment | None:
-        """Settings of its run."""
+        """Experiment of the closure's run; None without a run or without its ``config.yaml``."""
         if self.run is None or not self.run.config.exists():
             return None
         return reading.load(self.run.config)
 
     def evaluations(self, closure: Closure) -> int:
-        """Evaluations of its generator in its coupled run."""
+        """Return the number of generator evaluations per sample in the closure's coupled run."""
         experiment = self.experiment
         return closure.evaluations(experiment.rollout.sampler.evaluations if experiment else None)
 
     @property
     def paths(self) -> list[Path]:
-        """Files that its rows are made from."""
+        """Model file and coupled-run files from which its rows are computed."""
         blocks = self.run.rollout.glob("block_*.h5") if self.run else ()
         return [self.path, *blocks]
 
 
 def chosen(experiment: Experiment) -> list[Compared]:
-    """The closures of ``evaluate.compare``, and the run's opponents.
+    """List the closures of ``evaluate.compare`` and ``evaluate.seeds`` and the trained opponents.
+
+    Opponents that are not trained are left out.
 
     Raises:
-        ValueError: one is not there, not whole, or of another problem; of the opponents only those
-            are taken that are there.
+        ValueError: a closure is missing, incomplete or made for another problem.
     """
     held, settings = HeldOut.of(experiment), experiment.evaluate
     opponents = {
@@ -89,7 +90,7 @@ def chosen(experiment: Experiment) -> list[Compared]:
         for name, opponent in opponents_of(experiment).items()
         if is_made_by(Run.of(opponent).model, opponent)
     }
-    found = [
+    closures = [
         _named(name, value, experiment, held, f"evaluate.compare.{name}={value}")
         for name, value in {**opponents, **settings.compare}.items()
     ]
@@ -100,18 +101,21 @@ def chosen(experiment: Experiment) -> list[Compared]:
             for number, value in enumerate(values, 1)
         ]
         _check_seeds(key, values, runs)
-        found += runs
-    return found
+        closures += runs
+    return closures
 
 
 def missing(experiment: Experiment) -> list[str]:
-    """Opponents of the run that are not trained."""
-    there = {one.name for one in chosen(experiment)}
-    return [name for name in opponents_of(experiment) if name not in there]
+    """List the names of the run's opponents that are not trained."""
+    trained = {compared.name for compared in chosen(experiment)}
+    return [name for name in opponents_of(experiment) if name not in trained]
 
 
 def _named(name: str, value: str, experiment: Experiment, held: HeldOut, key: str) -> Compared:
-    """The closure of a run, a file or a shipped model; ``key`` is the setting that names it."""
+    """Locate the closure of a run, a file or a shipped model and check that it fits.
+
+    ``key`` is the setting that names it, for the error message.
+    """
     folder = run_at(experiment.folder, value)
     path = model_at(experiment.folder, value)
     if folder is not None:
@@ -128,14 +132,14 @@ def _named(name: str, value: str, experiment: Experiment, held: HeldOut, key: st
 
 
 def _check_seeds(key: str, values: Sequence[str], runs: Sequence[Compared]) -> None:
-    """Raise ValueError unless the runs differ in ``train.seed``, and in nothing else."""
+    """Raise ValueError unless the runs differ in ``train.seed`` and in nothing else."""
     settings, seeds = [], []
-    for value, one in zip(values, runs, strict=True):
-        experiment = one.experiment
+    for value, run in zip(values, runs, strict=True):
+        experiment = run.experiment
         if experiment is None or experiment.use.model:
             raise ValueError(f"{key}={value}: no run that trained a model of its own")
-        plain = experiment.train.seed
-        seeds.append(experiment.seed if plain is None else plain)
+        train_seed = experiment.train.seed
+        seeds.append(experiment.seed if train_seed is None else train_seed)
         settings.append(experiment.stage_settings("train"))
         settings[-1]["train"].pop("seed", None)
         for name, first, here in reading.differences(settings[0], settings[-1]):
@@ -151,16 +155,20 @@ def _check_seeds(key: str, values: Sequence[str], runs: Sequence[Compared]) -> N
 
 
 def coupled(
-    one: Compared, experiment: Experiment, ensemble: CoupledEnsemble
+    compared: Compared, experiment: Experiment, ensemble: CoupledEnsemble
 ) -> CoupledEnsemble | str:
-    """The coupled ensemble of a compared closure, or why it cannot stand beside ``ensemble``."""
-    other = one.experiment
-    if one.run is None or other is None:
+    """Open the coupled ensemble of a compared closure.
+
+    Returns:
+        The ensemble, or the reason why it cannot be compared with ``ensemble``.
+    """
+    other = compared.experiment
+    if compared.run is None or other is None:
         return "a model file has no coupled run; name a run that has one"
     if reason := _differs(other, experiment):
         return reason
     books = Ledger.of(other, "rollout")
-    books.run = one.run  # the folder may have been moved
+    books.run = compared.run  # the folder may have been moved
     if reason := books.incomplete(books.survey()):
         return reason
     theirs = CoupledEnsemble([product.path for product in books.products()])
@@ -174,22 +182,23 @@ def coupled(
 
 
 def _resolved(fields: np.ndarray, modes: int) -> np.ndarray:
-    """Spectra of fields (..., n, n), or (..., 1, n), with as many modes."""
+    """Compute spectra, truncated to ``modes``, of fields (..., n, n) or (..., 1, n)."""
     return to_spectra(torch.from_numpy(fields).double(), modes).numpy()
 
 
 def _differs(other: Experiment, experiment: Experiment) -> str:
-    """The first setting in which a coupled run is another problem; "" where there is none."""
+    """Name the first setting in which two coupled runs differ; "" if there is none."""
     try:
         theirs, ours = HeldOut.of(other), HeldOut.of(experiment)
     except ValueError as error:
         return str(error)
     there, here = (one.experiment.stage_settings("generate") for one in (theirs, ours))
-    for settings in (there, here):  # solvers on several grids may know the same of a start
+    # runs whose solvers have different grids are comparable: the modes of the start are the same
+    for settings in (there, here):
         settings.pop("reduced", None)
         del settings["generate"]["record"]["grid"]
-    for key, value, own in reading.differences(there, here):
-        return f"its data have {key}={value}, here {own}"
+    for key, their_value, our_value in reading.differences(there, here):
+        return f"its data have {key}={their_value}, here {our_value}"
     pairs: list[tuple[str, Any, Any]] = [
         ("train.split", list(theirs.split), list(ours.split)),
         ("reduced.known", other.known_grid, experiment.known_grid),
@@ -212,26 +221,26 @@ KEY = ("lead_time", "shell", "score")
 
 
 def one_of(name: str, number: int) -> str:
-    """The method's name of one training of a row, counted from 1."""
+    """Return the method name of training ``number`` (from 1) of a row of ``evaluate.seeds``."""
     return f"{name}{MARK}{number}"
 
 
 def join(scored: Scored, seeds: Mapping[str, Sequence[str]]) -> None:
-    """Add the rows, spectra and fluxes of ``evaluate.seeds`` to what was scored.
+    """Add the mean rows, spectra and fluxes of ``evaluate.seeds`` to ``scored``, in place.
 
-    A row whose trainings are not all there has a note instead of numbers.
+    A row of which a training has no scores gets a note instead of numbers.
     """
     for name, runs in seeds.items():
         each = [one_of(name, number) for number in range(1, len(runs) + 1)]
         for note in [note for note in scored.absent if note.method in each]:
             reason = f"{note.method}: {note.reason}"
             scored.absent.append(replace(note, method=name, reason=reason))
-        found: dict[tuple, list[dict]] = {}
+        by_key: dict[tuple, list[dict]] = {}
         for record in scored.records:
             if record["method"] in each:
-                found.setdefault(tuple(record.get(key) for key in KEY), []).append(record)
+                by_key.setdefault(tuple(record.get(key) for key in KEY), []).append(record)
         scored.records += [
-            _joined(name, records) for records in found.values() if len(records) == len(each)
+            _joined(name, records) for records in by_key.values() if len(records) == len(each)
         ]
         parts = [scored.spectra, scored.spread_spectra]
         for part in [*parts, *scored.fluxes.values(), *scored.work.values()]:
@@ -240,7 +249,7 @@ def join(scored: Scored, seeds: Mapping[str, Sequence[str]]) -> None:
 
 
 def _joined(name: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One record of those of each training."""
+    """Average the records of all trainings into one; its interval is their range."""
     values = [float(record["value"]) for record in records]
     ends = [(value, value) for value in values]
     if records[0]["score"] in DIFFERENCES:
@@ -260,7 +269,7 @@ def _joined(name: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def shown(scored: Scored) -> Scored:
-    """What report and figures show: rows for all trainings, no single ones."""
+    """Return a copy for report and figures, without the rows of single trainings."""
 
     def without(part: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in part.items() if MARK not in name}

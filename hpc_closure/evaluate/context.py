@@ -1,4 +1,4 @@
-"""What an evaluation reads: the experiment, its trained closure, its data and their split."""
+"""Load the inputs of an evaluation: experiment, trained closure, data and their split."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.work.session import Session
 
-POOL = 512  # closures that climatology draws from
+POOL = 512  # largest number of training closures from which climatology draws
 
 
 @dataclass
@@ -33,9 +33,9 @@ class Snapshots:
 
     Attributes:
         states, closures: (S, n, n).
-        history: (S, H, n, n), newest first, or None.
-        previous: closures (S, P, n, n), newest first, or None.
-        keys: (member, stored time) of each.
+        history: the H earlier states, (S, H, n, n), newest first, or None.
+        previous: the P earlier closures, (S, P, n, n), newest first, or None.
+        keys: (member, index of the stored time) of each snapshot.
     """
 
     states: Tensor
@@ -46,27 +46,28 @@ class Snapshots:
 
     @property
     def trajectories(self) -> Tensor:
-        """(S,) member of each."""
+        """Member of each snapshot, (S,)."""
         return torch.tensor([member for member, _ in self.keys])
 
 
 class Inputs:
-    """The experiment with its model and data.
+    """The experiment with its models and data.
 
     Attributes:
         experiment: the settings.
         run: paths of the run folder.
-        stop: looked at between pieces of work; there is nothing to save.
+        stop: stop flag, checked between pieces of work; nothing has to be saved.
         closure: the trained closure.
-        chosen: further closures (``evaluate.compare``) and where they are from.
-        compared: these, loaded, by the name of their rows.
-        scores: of the modules of ``evaluate.scores``.
-        held: where starts, truth and snapshots are from.
-        data: the DNS data set of these.
-        training: the data set that trained, of which climatology is; mostly the same.
-        parts: ``train``, ``valid`` -> members of the latter, ``test`` -> of the former.
-        window: indices of the stored times that score.
-        replicas: the true ensemble of a subgrid closure; None where there is none.
+        chosen: closures of ``evaluate.compare`` and ``evaluate.seeds``, with their files.
+        compared: the same closures, loaded, by method name.
+        scores: scores of the modules in ``evaluate.scores``.
+        held: source of the starts, the truth and the held-out snapshots.
+        data: DNS data set of ``held``.
+        training: data set of the training, from which climatology draws; usually ``data``.
+        parts: members of each part of the split: ``train`` and ``valid`` of ``training``, ``test``
+            of ``data``.
+        window: indices of the stored times that are scored.
+        replicas: the true ensemble of a subgrid closure; None if there is none.
     """
 
     def __init__(self, experiment: Experiment, session: Session):
@@ -88,7 +89,7 @@ class Inputs:
         self.replicas = self._replicas()
 
     def _window(self, data: DataSet) -> range:
-        """Indices of a data set's stored times in ``train.window``."""
+        """Return the indices of a data set's stored times within ``train.window``."""
         window = self.experiment.train.window
         return data.window(*window) if window else range(len(data.times))
 
@@ -101,10 +102,10 @@ class Inputs:
         return CoupledEnsemble([product.path for product in books.products()])
 
     def _keys(self, indices: list[int]) -> list[tuple[int, int]]:
-        """(member, stored time) of the snapshots that can be scored.
+        """List (member, stored time) of the snapshots that can be scored.
 
-        Where there are replicas, those of their starts from half of the time on that they are
-        pinned, till they are released: before they may remember how they began.
+        With replicas these are snapshots of their starts, from the second half of the nudging to
+        the release: earlier replicas may still depend on how they were initialised.
         """
         if self.replicas is None:
             return [(member, index) for member in self.parts["test"] for index in indices]
@@ -118,12 +119,12 @@ class Inputs:
 
     @property
     def model(self) -> str:
-        """The method's name of the trained closure."""
+        """Method name of the trained closure."""
         return GRANTED if self.closure.config["conditions"]["physics"] else MODEL
 
     @property
     def against(self) -> str:
-        """The method with which the others are compared start by start."""
+        """Method with which the others are compared start by start."""
         name = self.experiment.evaluate.against
         return self.model if name == MODEL else name
 
@@ -131,7 +132,7 @@ class Inputs:
     def closed(self) -> list[str]:
         """Methods in which no trained part acts."""
         closures = {self.model: self.closure, **self.compared}
-        return [name for name, one in closures.items() if is_closed_form(one.parts())]
+        return [name for name, closure in closures.items() if is_closed_form(closure.parts())]
 
     @property
     def target(self) -> str:
@@ -139,7 +140,7 @@ class Inputs:
         return self.experiment.generate.closure
 
     def snapshots(self, grid: int) -> Snapshots:
-        """The held-out snapshots that are scored on a grid, at most ``evaluate.samples``."""
+        """Read the held-out snapshots that are scored on a grid, at most ``evaluate.samples``."""
         models = (self.closure, *self.compared.values())
         past = Past(
             *(
@@ -164,7 +165,7 @@ class Inputs:
             return torch.stack(before, dim=1) if before else None
 
         closures = fields("closure")
-        if self.replicas is not None:  # truth and reference are draws of one law
+        if self.replicas is not None:  # truth and reference must be draws of the same law
             closures = torch.stack([self.closures_of_replicas(key, grid)[0] for key in keys])
         return Snapshots(
             fields("vorticity"),
@@ -175,12 +176,12 @@ class Inputs:
         )
 
     def reduced(self, grid: int) -> Problem:
-        """What the reduced solver runs on a grid, with its own step."""
+        """Return the problem that the reduced solver integrates on a grid, with its time step."""
         stride = Choices(self.experiment).stride
         return reduced_problem(self.experiment.problem, grid, self.target, stride)
 
     def cut(self, fields: Tensor) -> Tensor:
-        """Fields (..., n, n) of a solver on the grid whose modes a start knows; others as is."""
+        """Truncate fields (..., n, n) to the grid ``known_grid``, whose modes a start fixes."""
         known = self.experiment.known_grid
         if fields.shape[-1] == known:
             return fields
@@ -188,14 +189,17 @@ class Inputs:
         return to_fields(spectra, known).to(fields.dtype)
 
     def origin(self, snapshots: Snapshots) -> Origin:
-        """Where snapshots are from, with the states to which the reduced solver takes them."""
+        """Return trajectories and, for the budget, the states after a reduced-solver interval."""
         problem, interval = self.experiment.problem, self.experiment.generate.interval
         reduced, span = self.reduced(snapshots.states.shape[-1]), interval * problem.dt
         states = Flow(reduced).after(snapshots.states, reduced.steps_in(span))
         return Origin(snapshots.trajectories, states, span)
 
     def closures_of_replicas(self, key: tuple[int, int], grid: int) -> Tensor:
-        """(M, n, n) at a snapshot; the first stands for the truth, the others are the oracle."""
+        """Read the replicas' closures (M, n, n) at a snapshot.
+
+        The first serves as the truth, the others are the members of ``oracle``.
+        """
         assert self.replicas is not None
         case, index = key
         when = self.replicas.index(self.data.times[index] - self.replicas.start)
@@ -204,7 +208,7 @@ class Inputs:
         return torch.from_numpy(np.ascontiguousarray(fields))
 
     def climatology(self, grid: int) -> Tensor:
-        """Closures (P, n, n) of random training members and stored times."""
+        """Read closures (P, n, n) of random training members at random stored times."""
         members, indices = self.parts["train"], self._window(self.training)
         rng = np.random.default_rng(self.experiment.evaluate.seed)
         count = min(POOL, len(members) * len(indices))

@@ -1,7 +1,8 @@
-"""Who answers: the model and everything that stands beside it in the tables.
+"""Methods that are scored: the model and the references beside it in the tables.
 
-A method for generated closures is ``sample(indices, members) -> (members, s, n, n)`` on the
-:class:`~hpc_closure.evaluate.context.Snapshots`, (1, s, n, n) for a point forecast.
+A method for generated closures is a function ``sample(indices, members)`` of snapshots of
+:class:`~hpc_closure.evaluate.context.Snapshots`. It returns (members, s, n, n), or (1, s, n, n)
+for a point forecast.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,24 +25,24 @@ from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
 from hpc_closure.spectral.modes.resolution import retained_modes
 
 NO_MEAN_GP = "the model has no mean and Gaussian law of its own"
-# values of fields drawn at once: on a CPU more leave its caches, on a GPU fewer leave it idle
+# grid values drawn in one batch: on a CPU more exceed its caches, on a GPU fewer leave it idle
 BATCH_VALUES = {"cpu": 2**17, "cuda": 2**21}
-RANKED_SHELLS = 6  # shells beyond hold less than 2e-4 of the published noise's variance
+RANKED_SHELLS = 6  # higher shells hold less than 2e-4 of the published noise's variance
 
 Method = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known exactly about p(U | y).
+    """Exact moments of p(U | y), the law of the closure under the conditions y.
 
     Attributes:
         mean: indices (s,) -> conditional mean (s, n, n).
-        variance: pointwise variance averaged over the grid: a number, or indices -> (s,).
-        variance_at: indices -> pointwise variance (s, n, n).
+        variance: pointwise variance averaged over the grid: a number, or indices (s,) -> (s,).
+        variance_at: indices (s,) -> pointwise variance (s, n, n).
         whiten: fields (..., n, n) -> coordinates (..., d) that are independent under the law
-            (:func:`~hpc_closure.evaluate.scores.rank_histogram.fourier_coordinates`); None = one
-            pixel per field.
+            (:func:`~hpc_closure.evaluate.scores.rank_histogram.fourier_coordinates`); None ranks
+            one pixel per field instead.
     """
 
     mean: Callable[[Tensor], Tensor]
@@ -54,10 +55,10 @@ class Methods:
     """The methods on one grid with one sensor layout.
 
     Args:
-        inputs: what the evaluation reads.
-        snapshots: what is answered.
-        layout: of the sensors, or None.
-        pool: (P, n, n) closures that climatology draws from.
+        inputs: experiment, closures and data.
+        snapshots: the held-out states for which closures are sampled.
+        layout: sensor layout, or None.
+        pool: closures (P, n, n) from which climatology draws.
     """
 
     def __init__(self, inputs: Inputs, snapshots: Snapshots, layout, pool: Tensor):
@@ -76,22 +77,22 @@ class Methods:
         self.law = ExactLaw.of(problem, inputs.target, experiment.generate.interval)
         refusals = {name: self._refusal(one) for name, one in inputs.compared.items()}
         self.refusals = {name: reason for name, reason in refusals.items() if reason}
-        self._last: tuple[Tensor, Tensor] | None = None  # block and variance
+        self._last: tuple[Tensor, Tensor] | None = None  # cache: indices and variance of a block
 
     def sensors(self, index) -> Sensors | None:
-        """Readings of some snapshots."""
+        """Return the sensor readings of some snapshots; None without sensors."""
         if self.readings is None:
             return None
         return self.readings.rows(index)
 
     @property
     def samplers(self) -> dict[str, Method]:
-        """Methods by name, those that apply; each looks at the stop flag before it answers."""
+        """Applicable methods by name; each checks the stop flag before it samples."""
         closure, options = self.inputs.closure, self.inputs.experiment.evaluate.sampler.options()
         samplers: dict[str, Method] = {}
         samplers[self.inputs.model] = partial(self.drawn, closure, options)
         if has_mean_gp(closure.config):
-            # the same noise as the model's: what differs is the generator's work
+            # the same noise as the model's, so that a difference is due to the generator
             samplers["mean_gp"] = partial(self.drawn, closure, {"method": "mean_gp"})
         for name, other in self.inputs.compared.items():
             if name not in self.refusals:
@@ -114,7 +115,7 @@ class Methods:
 
     @property
     def absent(self) -> dict[str, str]:
-        """Methods that do not apply, and why."""
+        """Reason why a method does not apply, by method."""
         reasons = dict(self.refusals)
         if not has_mean_gp(self.inputs.closure.config):
             reasons["mean_gp"] = NO_MEAN_GP
@@ -129,7 +130,7 @@ class Methods:
         return reasons
 
     def _refusal(self, closure: Closure) -> str:
-        """Why a compared closure does not answer with this layout; "" where it does."""
+        """Return why a compared closure cannot be sampled with this layout; "" if it can."""
         spacing = self.inputs.experiment.generate.spacing
         conditions, every = closure.config["conditions"], closure.target.get("every")
         if (conditions["history"] or conditions.get("previous")) and every != spacing:
@@ -139,7 +140,7 @@ class Methods:
             return f"it is what a solver on {closure.header.size}^2 lacks, not one on {here}^2"
         try:
             self.drawn(closure, {}, torch.tensor([0]), 1)
-        except ValueError as error:  # its own words for conditions that are not those it knows
+        except ValueError as error:  # the closure says which conditions it was trained with
             return str(error)
         return ""
 
@@ -148,13 +149,14 @@ class Methods:
         return self.layout is not None and self.layout.layout == "regular"
 
     def moments(self) -> Moments | None:
-        """The exact law in the words of the scores."""
+        """Return the moments of the exact law that the scores need; None without an exact law."""
         law, states = self.law, self.snapshots.states
         if law is None:
             return None
-        free = self.layout is None  # sensors leave almost no variance in the large scales
+        # with sensors the large scales have almost no variance left, and it is not scored
+        free = self.layout is None
         shells = min(RANKED_SHELLS, self.grid // 2 - 1)
-        # coordinates of another law are not independent: one pixel per field
+        # Fourier coordinates of an inhomogeneous law are dependent: rank one pixel per field
         whiten = (lambda fields: fourier_coordinates(fields, shells)) if law.homogeneous else None
 
         def variance(indices: Tensor) -> Tensor:
@@ -168,7 +170,7 @@ class Methods:
         )
 
     def _variance_at(self, indices: Tensor) -> Tensor:
-        """The law's pointwise variance; the last block's is kept, for several ask for it."""
+        """Compute the law's pointwise variance (s, n, n); cached, for it is read repeatedly."""
         assert self.law is not None
         if self._last is None or not torch.equal(self._last[0], indices):
             self._last = indices, self.law.variance_at(self.snapshots.states[indices])
@@ -179,7 +181,7 @@ class Methods:
     def drawn(
         self, closure: Closure, options: Mapping[str, Any], indices: Tensor, members: int
     ) -> Tensor:
-        """Samples of a trained closure, of several snapshots at once."""
+        """Draw samples (members, s, n, n) of a trained closure, in batches of snapshots."""
         states, out = self.snapshots.states, []
         at_once = max(1, BATCH_VALUES[closure.device.type] // (members * states[0].numel()))
         for part in indices.split(at_once):
@@ -190,13 +192,13 @@ class Methods:
     def _batch(
         self, closure: Closure, options: Mapping[str, Any], indices: Tensor, members: int
     ) -> Tensor:
-        """Samples of a few snapshots, (s, members, n, n)."""
+        """Draw samples (s, members, n, n) for one batch of snapshots."""
         ids = [
             [keyed_noise.pair(member, i) for member in range(members)] for i in indices.tolist()
         ]
         history, previous = self._past(closure, indices)
         if previous is not None and self.inputs.experiment.rollout.last_closures == "moved":
-            # as in the coupled run, others for each member: a state of its own for each
+            # as in the coupled run each member has its own last closures, hence a separate row
             indices = indices.repeat_interleave(members)
             ids = [[one] for row in ids for one in row]
             previous = self._moved(previous.repeat_interleave(members, 0), ids)
@@ -213,7 +215,7 @@ class Methods:
         return drawn.reshape(-1, members, *drawn.shape[-2:])
 
     def _past(self, closure: Closure, indices: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """History (s, H, n, n) and last closures (s, P, n, n) where a closure reads them."""
+        """Return history (s, H, n, n) and last closures (s, P, n, n), None if not read."""
         conditions = closure.config["conditions"]
         stored = (("history", self.snapshots.history), ("previous", self.snapshots.previous))
         history, previous = (
@@ -227,17 +229,19 @@ class Methods:
         return history, previous
 
     def _moved(self, closures: Tensor, ids: list[list[int]]) -> Tensor:
-        """Closures (B, P, n, n) moved in space, each row by a distance of its own."""
+        """Translate closures (B, P, n, n), each row by its own random distance."""
         physics = self.inputs.experiment.physics
-        own = band(retained_modes(self.grid), physics.length, physics.dimensions)
-        factors = keyed_noise.moves(own.grid, self.seed, "evaluate", [one for (one,) in ids])
-        moved = own.to_spectral(closures.double()) * factors[:, None]
-        return own.to_physical(moved, self.grid).to(closures)
+        modes = band(retained_modes(self.grid), physics.length, physics.dimensions)
+        factors = keyed_noise.moves(modes.grid, self.seed, "evaluate", [key for (key,) in ids])
+        moved = modes.to_spectral(closures.double()) * factors[:, None]
+        return modes.to_physical(moved, self.grid).to(closures)
 
     def none(self, indices: Tensor, members: int) -> Tensor:
+        """Return zero closures (1, s, n, n)."""
         return torch.zeros_like(self.snapshots.closures[indices])[None]
 
     def oracle(self, indices: Tensor, members: int) -> Tensor:
+        """Draw from the exact law, (members, s, n, n)."""
         assert self.law is not None
         return self.law.sample(
             self.snapshots.states[indices],
@@ -248,23 +252,25 @@ class Methods:
         )
 
     def replicas(self, indices: Tensor, members: int) -> Tensor:
-        """Closures of the DNS that share the resolved past of a snapshot, but the truth's."""
+        """Return the replicas' closures (M - 1, s, n, n) without the one that is the truth."""
         inputs, keys = self.inputs, self.snapshots.keys
         drawn = [inputs.closures_of_replicas(keys[i], self.grid)[1:] for i in indices.tolist()]
         return torch.stack(drawn, dim=1)
 
     def physics(self, indices: Tensor, members: int) -> Tensor:
+        """Return the known term of the closure, (1, s, n, n)."""
         assert self.law is not None
         regular = self.sensors(indices) if self._regular else None
         return self.law.known_term(self.snapshots.states[indices], regular)[None]
 
     def fourier(self, indices: Tensor, members: int) -> Tensor:
+        """Interpolate the readings of a regular sensor lattice, (1, s, n, n)."""
         sensors = self.sensors(indices)
         assert sensors is not None
         return fourier_interpolation(sensors, self.grid)[None]
 
     def climatology(self, indices: Tensor, members: int) -> Tensor:
-        """Closures of the training members, other ones for every snapshot."""
+        """Draw closures of training members, (members, s, n, n), new ones for each snapshot."""
         rng = np.random.default_rng((self.seed, int(indices[0])))
         picks = rng.integers(len(self.pool), size=(members, len(indices)))
         return self.pool[torch.from_numpy(picks)]

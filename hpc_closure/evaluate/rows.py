@@ -1,31 +1,32 @@
-"""Score rows in long form: the contract between ``evaluate`` and everybody who reads its numbers.
+"""Score rows in long form: the format of ``scores.csv`` and of every table computed from it.
 
-Rows are a pandas data frame, one number a row, an empty cell where a column does not apply:
+Rows are a pandas data frame with one number per row. A cell is empty where a column does not
+apply:
 
     stage        ``generated`` (samples of the closure) or ``coupled`` (the closure in the solver)
     closure      target, e.g. ``diffusion``
     method       ``model``, ``oracle``, ``none``, others
     grid         points per side
     lead_time    time since the start of the coupled run
-    shell        integer wavenumber shell; empty = in total
+    shell        integer wavenumber shell; empty = all shells
     score        name of the score
-    value        its value; infinite where the run diverged
+    value        its value; infinite if the run diverged
     low, high    ends of the 95 % interval
-    sensors      layout of the sensors in words, ``none`` without
-    evaluations  of the score network per closure sample; 0 where it is switched off
-    interval     solver steps that one closure sample stands for
+    sensors      sensor layout in words, ``none`` without sensors
+    evaluations  evaluations of the score network per closure sample; 0 if it is switched off
+    interval     number of solver steps for which a closure sample is held
     members      ensemble size
-    samples      snapshots (generated) or cases (coupled) averaged over
+    samples      number of snapshots (generated) or cases (coupled) in the mean
     split        part of the data, e.g. ``test``
-    seeds        trainings that the row is the mean of; then low and high are their range, of
-                 differences that of their intervals; empty = one
+    seeds        number of trainings that are averaged; low and high are then the range of their
+                 values, or for differences the range of their intervals; empty = one training
 
-``docs/scores.md`` lists the scores and the methods; it is made from their records,
+``docs/scores.md`` lists scores and methods. It is generated from their records,
 :class:`~hpc_closure.evaluate.scores.record.Score` and
 :class:`~hpc_closure.experiment.method_names.Method`.
 
-What could not be scored at all (no exact law, no sensors) stands beside the rows as notes with
-reasons, see :class:`Absent`.
+A method that could not be scored (no exact law, no sensors) has a note with the reason instead,
+see :class:`Absent`.
 """
 
 import math
@@ -60,16 +61,15 @@ COLUMNS = {
 }
 DEFAULTS = {"sensors": "none", "split": "test"}
 
-RUNG = "rung_"  # bare solvers on finer grids, printed before "none"
-# after it the number of one of several trainings that are shown as one row
-MARK = "#"
+RUNG = "rung_"  # prefix of bare solvers on finer grids, printed before "none"
+MARK = "#"  # precedes the number of a training in a method name of ``evaluate.seeds``
 
 
 @dataclass(frozen=True)
 class Absent:
-    """A method that has no rows, and why (printed under the tables).
+    """A method without rows and the reason, printed under the tables.
 
-    ``sensors`` names the layout it is lacking for; None = for all.
+    ``sensors`` is the layout for which the rows are missing; None = all layouts.
     """
 
     stage: str
@@ -80,7 +80,7 @@ class Absent:
 
 
 def frame(records: Iterable[Mapping[str, Any]]) -> DataFrame:
-    """Rows from dictionaries of columns; numbers may be tensors or numpy scalars."""
+    """Build rows from dictionaries of columns; numbers may be tensors or numpy scalars."""
     rows = [{**DEFAULTS, **record} for record in records]
     unknown = {name for row in rows for name in row} - set(COLUMNS)
     _refuse(unknown)
@@ -88,7 +88,7 @@ def frame(records: Iterable[Mapping[str, Any]]) -> DataFrame:
 
 
 def select(rows: DataFrame, **columns: Any) -> DataFrame:
-    """Rows whose columns equal the given values, None for empty: ``select(rows, shell=None)``."""
+    """Select the rows whose columns have these values; None selects empty cells."""
     _refuse(set(columns) - set(COLUMNS))
     for name, value in columns.items():
         rows = rows[rows[name].isna() if value is None else rows[name] == value]
@@ -96,10 +96,10 @@ def select(rows: DataFrame, **columns: Any) -> DataFrame:
 
 
 def find(rows: DataFrame, **columns: Any):
-    """The single row with these columns as a named tuple, or None.
+    """Return the single row with these columns as a named tuple, or None.
 
     Raises:
-        ValueError: several rows have them.
+        ValueError: several rows match.
     """
     matching = select(rows, **columns)
     if len(matching) > 1:
@@ -115,9 +115,9 @@ def _refuse(unknown: set[str]) -> None:
 def write(
     folder: Path, rows: DataFrame, absent: Iterable[Absent], provenance: Mapping[str, Any]
 ) -> None:
-    """Write ``scores.csv`` and ``scores.json`` into ``folder``; each is whole or absent.
+    """Write ``scores.csv`` and ``scores.json`` into ``folder``, each atomically.
 
-    ``provenance`` goes into ``scores.json``, for who wants to know what the scores are of.
+    ``provenance`` is stored in ``scores.json``: settings, versions and inputs of the scores.
     """
     write_text(folder / "scores.csv", rows.to_csv(index=False, lineterminator="\n"))
     plain = rows.astype(object).where(rows.notna(), None).to_dict("records")
@@ -131,7 +131,7 @@ def write(
 
 
 def _to_json(value: Any) -> Any:
-    """JSON has no infinity: it is written as the word that ``float`` reads."""
+    """Convert infinity, which JSON lacks, to the string that ``float`` reads back."""
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
@@ -139,7 +139,7 @@ def _to_json(value: Any) -> Any:
 
 
 def sort_methods(names: Iterable[str]) -> list[str]:
-    """Sort names as METHODS are, further closures after the opponents, rungs before ``none``."""
+    """Sort method names as in METHODS; other closures after the opponents, rungs before none."""
     order = [method.name for method in METHODS]
 
     def position(name: str) -> float:
@@ -153,7 +153,7 @@ def sort_methods(names: Iterable[str]) -> list[str]:
 
 
 def format_value(score: str, value: float | None) -> str:
-    """Three significant digits; p-values and diverged runs in words."""
+    """Format with three significant digits; p-values and diverged runs in words."""
     if value is None or math.isnan(value):
         return "n/a"
     if math.isinf(value):
@@ -172,16 +172,16 @@ def format_value(score: str, value: float | None) -> str:
 def pivot(
     rows: DataFrame, across: str = "score", order: Iterable | None = None, also: Iterable = ()
 ) -> DataFrame:
-    """Rows laid out for printing: methods down, another column's values across.
+    """Pivot rows for printing: one line per method, one column per value of ``across``.
 
     Args:
         rows: narrowed with :func:`select` until each cell holds one row.
-        across: the column.
-        order: its values, in this order; None = as they appear.
+        across: column whose values become columns of the table.
+        order: order of these values; None = order of appearance.
         also: further methods, which get an empty line.
 
     Returns:
-        Cells are named tuples of a row, or None.
+        A table of rows as named tuples; None where a row is missing.
 
     Raises:
         ValueError: several rows for one cell.

@@ -14,7 +14,7 @@ from hpc_closure.work.units import Ledger
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
-    """Write RUN/evaluate: scores.csv, scores.json, figures, report.html. Returns the exit code."""
+    """Write scores.csv, scores.json, figures and report.html; return the exit code."""
     if options.dry_run:
         return print_plan(experiment)
     held = held_out.check(experiment)
@@ -28,16 +28,16 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     if names := compare.missing(experiment):
         notes.append(
             f"The opponents {', '.join(names)} are not trained: run `hpc-closure train` and "
-            "`rollout` again, which do what is missing."
+            "`rollout` again; finished work is not repeated."
         )
     with Session(experiment, "evaluate", options) as session:
         session.record["inputs"] = fingerprint(
             session.run,
-            [path for one in compared for path in one.paths]
+            [path for closure in compared for path in closure.paths]
             + [*held.paths, *registry.files(experiment.evaluate.scores)],
         )
         if made_from(session.run, session.record) and session.run.report.exists():
-            log.get().info(f"{session.run.report} is there already; --redo makes it again")
+            log.get().info(f"{session.run.report} exists already; --redo writes it again")
             return 0
         score(experiment, session, notes)
         log.get().info(f"report: {session.run.report}")
@@ -45,7 +45,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
 
 
 def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
-    """Score the run, draw, and write what came of it."""
+    """Score the run, draw the figures, and write the report and the score files."""
     from hpc_closure.evaluate import compare, rows
     from hpc_closure.evaluate.context import Inputs
     from hpc_closure.evaluate.report import gallery
@@ -93,14 +93,14 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         against=inputs.against,
         further=inputs.scores,
     ).write(session.run.report)
-    # last, because they say what all of it was made from
+    # last, because scores.json marks the evaluation as complete
     rows.write(session.run.evaluate, table, absent, session.record)
     for line in first:
         log.get().info(line)
 
 
 def fingerprint(run: Run, compared: Sequence[Path] = ()) -> str:
-    """Hash of names, sizes and times of change of all files that the scores are made from."""
+    """Hash name, size and modification time of all files from which the scores are computed."""
     stamps = []
     blocks = [*run.data.glob("block_*.h5"), *run.rollout.glob("block_*.h5")]
     paths = [run.model, *blocks, *compared]
@@ -111,7 +111,7 @@ def fingerprint(run: Run, compared: Sequence[Path] = ()) -> str:
 
 
 def made_from(run: Run, record: dict) -> bool:
-    """Whether the scores that are there are of these settings and these files."""
+    """Return whether the stored scores were computed from these settings and these files."""
     try:
         made = atomic.read_json(run.scores_json)["provenance"]
         keys = ("inputs", "version", "git")
@@ -123,7 +123,7 @@ def made_from(run: Run, record: dict) -> bool:
 
 
 def check_complete(experiment: Experiment, partial: bool) -> list[str]:
-    """Notes for the report; raises ValueError when rollouts are missing and that was not said."""
+    """Return notes for the report on missing rollouts; raise ValueError without ``--partial``."""
     books = Ledger.of(experiment, "rollout")
     survey = books.survey()
     counts, reason = survey.counts(), books.incomplete(survey)
@@ -137,7 +137,7 @@ def check_complete(experiment: Experiment, partial: bool) -> list[str]:
 
 
 def print_plan(experiment: Experiment) -> int:
-    """What would be scored; writes nothing."""
+    """Print what would be scored; write nothing. Return the exit code."""
     settings, run_folder = experiment.evaluate, Run.of(experiment)
     data = Ledger.of(experiment, "generate").survey().counts()
     runs = Ledger.of(experiment, "rollout").survey().counts()

@@ -1,8 +1,8 @@
-"""One held-out state answered many times: what the picture ``closure`` shows.
+"""Many closures sampled for one held-out state: the data of the figure ``closure``.
 
-Beside the model stand the exact law and, where it has one, the model's own mean and Gaussian law
-without its generator. Where the noise has two regimes a state is taken in which both are about
-equally likely, for there one peak and two differ most.
+The model is compared with the exact law and, if it has them, with its own mean and Gaussian law
+without the generator. If the noise has two regimes, a state is chosen in which both are about
+equally likely: there a law with one peak differs most from the true law with two.
 """
 
 import math
@@ -19,20 +19,20 @@ from hpc_closure.evaluate.methods import Methods
 from hpc_closure.evaluate.stages.generated import BLOCK_BYTES
 
 DRAWS = 1024
-KEPT = 3  # samples whose fields are shown
+KEPT = 3  # number of samples whose fields are shown
 
 
 @dataclass(frozen=True)
 class OneState:
-    """Answers to one state, all float64 on the CPU.
+    """Closures sampled for one state, all float64 on the CPU.
 
     Attributes:
-        truth: (n, n), the closure of the DNS.
-        samples: method -> (up to ``KEPT``, n, n), the model's first.
-        spread: method -> (n, n) standard deviation; that of ``oracle`` is exact.
-        values: method -> (draws,) the number of each sample that ``number`` names.
-        number: what that number is.
-        state: which state it is, in words.
+        truth: closure of the DNS, (n, n).
+        samples: method -> samples (up to ``KEPT``, n, n); the model comes first.
+        spread: method -> standard deviation (n, n); that of ``oracle`` is exact.
+        values: method -> a scalar of each sample, (draws,), described by ``number``.
+        number: name of that scalar.
+        state: description of the state, in words.
     """
 
     truth: Tensor
@@ -44,15 +44,15 @@ class OneState:
 
 
 def answer(inputs: Inputs) -> OneState | None:
-    """The answers on the first grid scored; None without a law to compare with.
+    """Sample closures for one state of the first scored grid; None without an exact law.
 
-    That many samples are drawn as to cost an eighth of what the scores do, up to ``DRAWS``.
+    The number of samples is an eighth of those that the scores use, at most ``DRAWS``.
     """
     settings, grid = inputs.experiment.evaluate, inputs.experiment.score_grids[0]
     if inputs.closure.config["conditions"]["sensors"] == "required":
         return None
     snapshots = inputs.snapshots(grid)
-    methods = Methods(inputs, snapshots, None, snapshots.closures)  # no climatology is asked for
+    methods = Methods(inputs, snapshots, None, snapshots.closures)  # climatology is not sampled
     if methods.law is None:
         return None
     index, state = choose(methods.law, snapshots.states)
@@ -63,7 +63,7 @@ def answer(inputs: Inputs) -> OneState | None:
     draws = min(draws, max(2, BLOCK_BYTES // (8 * grid * grid)))
     samples: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
-    stride = max(1, draws // (KEPT + 1))  # those shown are spread evenly over all
+    stride = max(1, draws // (KEPT + 1))  # show samples evenly spaced in the sequence
     for name in (inputs.model, "mean_gp", "oracle"):
         if name in methods.samplers:
             drawn = methods.samplers[name](here, draws)[:, 0].double().cpu()
@@ -75,7 +75,7 @@ def answer(inputs: Inputs) -> OneState | None:
 
 
 def choose(law: ExactLaw, states: Tensor) -> tuple[int, str]:
-    """Index of the state to show, and what it is in words."""
+    """Choose the state to show; return its index and a description."""
     if not isinstance(law.fluctuation, Mixed):
         return 0, "the first held-out state"
     probability = law.fluctuation.probability(law.spectra(states))
@@ -84,7 +84,7 @@ def choose(law: ExactLaw, states: Tensor) -> tuple[int, str]:
 
 
 def functional(law: ExactLaw, spread: Tensor) -> tuple[Tensor, str]:
-    """Weights (n, n) that turn a field into one number, and what that is in words."""
+    """Return weights (n, n) whose sum with a field is the scalar to show, and its name."""
     if isinstance(law.fluctuation, Mixed):
         x = 2 * math.pi / len(spread) * torch.arange(len(spread), dtype=torch.float64)
         return x.cos()[:, None].expand_as(spread) * 2 / spread.numel(), "amplitude of cos(2πx/L)"

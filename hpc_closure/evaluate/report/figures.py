@@ -1,8 +1,8 @@
-"""Figures of the report, one function each; every figure is written as PNG and PDF.
+"""Draw the figures of the report, one function each; every figure is written as PNG and PDF.
 
-Methods keep one colour, line style and marker in all figures (Okabe and Ito's colours, which
-colour-blind readers can tell apart; the truth is black). Functions take numbers, not files, and
-return the figure.
+A method has the same colour, line style and marker in all figures. The colours are those of Okabe
+and Ito, which colour-blind readers can distinguish; the truth is black. The functions take
+numbers, not files, and return the figure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,12 +38,13 @@ STYLES = {
 }
 IN_WORDS = {"oracle": "exact law", "mean_gp": "no generator"}
 DPI = 200
-UNSTEADY = {"png": "Software", "pdf": "CreationDate"}  # entries that tell when and by what
+UNSTEADY = {"png": "Software", "pdf": "CreationDate"}  # metadata that would change the bytes
 FURTHER = ("#D55E00", "#A6761D", "#4D4D4D", "#117A8B", "#882255")
-MARKERS = "<>h*pHd"  # as many as have no divisor in common with the colours: pairs come back late
-# of lead times at which no score can tell; the edge shows it in the legend, which has no frame
+# the numbers of markers and colours are coprime, so that a pair is reused only after all others
+MARKERS = "<>h*pHd"
+# shade of lead times at which scores no longer discriminate; the edge shows it in the legend
 LATE = {"facecolor": "#f5f1e4", "edgecolor": "#b5a97f", "linewidth": 0.6}
-MARKED = 12  # markers on a line of many times
+MARKED = 12  # number of markers on a line of many times
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -77,19 +78,22 @@ def _style():
 def save(
     figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf")
 ) -> tuple[Path, ...]:
-    """Write ``stem.png``, and the other formats; the same figure gives the same bytes."""
+    """Write ``stem.png`` and the other formats; equal figures have equal bytes.
+
+    Returns the paths, the PNG first.
+    """
     paths = []
-    for kind in ("png", *(one for one in formats if one != "png")):
+    for kind in ("png", *(other for other in formats if other != "png")):
         path = Path(f"{stem}.{kind}")
         with publish(path) as part, _style():
             figure.savefig(part, format=kind, dpi=DPI, metadata={UNSTEADY[kind]: None})
-        figure.set_layout_engine("none")  # laid out once, which is half the cost
+        figure.set_layout_engine("none")  # the layout is half the cost: compute it once
         paths.append(path)
     return tuple(paths)
 
 
 def method_style(method: str, others: Iterable[str] = ()) -> dict[str, Any]:
-    """Line properties of a method; names without a style of their own get one by their order."""
+    """Return line properties of a method; a method not in STYLES gets a style by its position."""
     if method in STYLES:
         colour, line, marker = STYLES[method]
     else:
@@ -106,7 +110,7 @@ def fields(
     quantity: str = "U",
     unit: str = r"s$^{-2}$",
 ) -> Figure:
-    """Truth, one member, ensemble mean and ensemble standard deviation, a row for each method.
+    """Draw truth, one member, ensemble mean and standard deviation, one row per method.
 
     Args:
         examples: ``truth`` -> (n, n); method -> (3, n, n), see ``Scored.examples``.
@@ -155,7 +159,7 @@ def fields(
 def profiles(
     examples: Mapping[str, Tensor], methods: Sequence[str] = ("model",), *, quantity: str = "U"
 ) -> Figure:
-    """As :func:`fields` on a line: truth, one member, and the ensemble's mean and std about it.
+    """Draw :func:`fields` of a 1-D problem: truth, one member, and a band of mean and std.
 
     Args:
         examples: ``truth`` -> (1, n); method -> (3, 1, n).
@@ -182,7 +186,7 @@ def profiles(
 
 
 def _scaled(largest: float, unit: str) -> tuple[float, str]:
-    """Factor and unit that keep the numbers of an axis between 0.1 and 1000."""
+    """Return a factor and a unit with which the axis has numbers between 0.1 and 1000."""
     if largest == 0 or 0.1 <= largest < 1000:
         return 1.0, unit
     exponent = int(np.floor(np.log10(largest)))
@@ -207,10 +211,10 @@ def _image(axis, values, title, colours, low, high):
 
 
 def closure(shown: OneState, *, quantity: str = "U", unit: str = r"s$^{-2}$") -> Figure:
-    """Truth and samples above; spread, and one number of many samples, beside the exact law's.
+    """Draw truth and samples above, and below the spread and the density of one scalar.
 
     Args:
-        shown: the answers to one state.
+        shown: closures sampled for one state.
         quantity: symbol or name of the field.
         unit: its unit.
     """
@@ -223,7 +227,7 @@ def closure(shown: OneState, *, quantity: str = "U", unit: str = r"s$^{-2}$") ->
     limit = scale * max(float(tile.abs().max()) for _, tile in tiles) or 1.0
     widest = max(float(std.max()) for std in spreads.values())
     spread_scale, spread_unit = _scaled(widest, unit)
-    # in inches, from the lower left corner, so that the rows stand exactly above each other
+    # in inches from the lower left corner, so that the panels of both rows are aligned
     width, height, side, step, left, low, high = 9.2, 4.5, 1.48, 1.6, 0.5, 0.46, 2.68
     with _style():
         figure = Figure(figsize=(width, height))
@@ -256,7 +260,7 @@ def closure(shown: OneState, *, quantity: str = "U", unit: str = r"s$^{-2}$") ->
 
 
 def _corner(axis, column: int) -> None:
-    """Names of the axes; that of y at the first of a row alone."""
+    """Label the axes; y only in the first panel of a row."""
     axis.set_xlabel("x / L", labelpad=1)
     if column:
         axis.set_yticklabels([])
@@ -265,7 +269,7 @@ def _corner(axis, column: int) -> None:
 
 
 def _values(axis, shown: OneState, quantity: str, unit: str) -> None:
-    """Densities of one number of every sample."""
+    """Draw the density over samples of one scalar per sample, one line per method."""
     together = np.concatenate([np.asarray(values) for values in shown.values.values()])
     scale, unit = _scaled(float(np.abs(together).max()), unit)
     draws = min(len(values) for values in shown.values.values())
@@ -293,14 +297,14 @@ def spectra(
     quantity: str = "U",
     unit: str = r"s$^{-4}$",
 ) -> Figure:
-    """Power per wavenumber shell, and spread per shell over that of the oracle.
+    """Draw power per wavenumber shell, and spread per shell over that of the oracle.
 
     Args:
-        power: ``truth`` and methods -> (shells,) mean square of one member.
-        spread: ensembles -> (shells,) variance over members; without an oracle among them the
+        power: ``truth`` and methods -> mean square of one member (shells,).
+        spread: ensemble methods -> variance over members (shells,). Without ``oracle`` the
             variances themselves are drawn.
         quantity: symbol or name of the field.
-        unit: of its square.
+        unit: unit of the squared field.
     """
     # "none" has no power; the controls of the oracle have its power
     shown = [m for m in power if float(power[m].sum()) > 0 and not m.startswith("oracle_")]
@@ -325,23 +329,23 @@ def spectra(
 def rates(
     lines: Mapping[str, Mapping[str, Tensor]], *, title: str, shown: Sequence[str]
 ) -> Figure:
-    """Signed rates per wavenumber shell, a panel for each quantity: fluxes, budgets.
+    """Draw signed rates per wavenumber shell (fluxes, budgets), one panel per quantity.
 
     Args:
         lines: quantity -> {method or ``truth``: (shells,)}.
-        title: what is drawn, ``{}`` for the quantity.
-        shown: methods to draw, of those there are.
+        title: title of a panel, with ``{}`` for the quantity.
+        shown: methods to draw; those without a line are skipped.
     """
     units = {"energy": "length²/time³", "enstrophy": "1/time³"}
     with _style():
         figure = Figure(figsize=(4.6 * len(lines), 3.4), layout="constrained")
-        for axis, (quantity, found) in zip(
+        for axis, (quantity, curves) in zip(
             np.atleast_1d(figure.subplots(1, len(lines))), lines.items(), strict=True
         ):
-            names = [name for name in ("truth", *shown) if name in found]
+            names = [name for name in ("truth", *shown) if name in curves]
             axis.axhline(0, color="black", linewidth=0.8)
             for name in names:
-                values = np.trim_zeros(np.asarray(found[name], dtype=float), "b")
+                values = np.trim_zeros(np.asarray(curves[name], dtype=float), "b")
                 style = method_style(name, names)
                 style["linewidth"] = 4 if name == "truth" else 1.4
                 axis.plot(np.arange(1, len(values)), values[1:], **style)
@@ -353,7 +357,7 @@ def rates(
 
 
 def _shell_lines(axis, lines: Mapping[str, Tensor]) -> None:
-    """Spectra on logarithmic axes, ten decades deep, markers staggered where lines coincide."""
+    """Draw spectra on logarithmic axes over ten decades; markers of lines are staggered."""
     floor = 1e-10 * max((float(part.sum()) for part in lines.values()), default=0.0)
     axis.set(xscale="log", yscale="log")
     for index, (method, part) in enumerate(lines.items()):
@@ -369,7 +373,7 @@ def _shell_lines(axis, lines: Mapping[str, Tensor]) -> None:
 
 
 def _spread_ratios(axis, spread: Mapping[str, Tensor]) -> None:
-    """Spread per shell over the oracle's, where that has signal; climatology has its own."""
+    """Draw spread per shell over the oracle's, in shells where that exceeds round-off."""
     base = np.asarray(spread["oracle"], dtype=float)
     shells = np.flatnonzero(base > 1e-6 * base.sum())
     axis.axhspan(0.95, 1.05, color="#e8e8e8", zorder=0)
@@ -385,12 +389,12 @@ def _spread_ratios(axis, spread: Mapping[str, Tensor]) -> None:
 
 
 def error_growth(rows: DataFrame) -> Figure:
-    """Error of the ensemble mean against lead time, with the spread of the ensemble.
+    """Draw the error of the ensemble mean and the spread against lead time.
 
-    A band begins at the first late lead time (:mod:`~hpc_closure.evaluate.scores.late`).
+    Late lead times (:mod:`~hpc_closure.evaluate.scores.late`) are shaded.
 
     Args:
-        rows: rows of the coupled stage (one closure, grid and sensor layout).
+        rows: rows of the coupled stage of one closure, grid and sensor layout.
     """
     total = select(rows, stage="coupled", shell=None)
     names = sort_methods(total["method"])
@@ -423,7 +427,7 @@ def error_growth(rows: DataFrame) -> Figure:
 
 
 def _mark_late(axis, late: Sequence[float]) -> None:
-    """Shade an axis over lead time from the first late one on."""
+    """Shade the axis from the first late lead time on."""
     if late:
         end = axis.get_xlim()[1]
         axis.axvspan(late[0], end, zorder=0, label="late", **LATE)
@@ -431,17 +435,17 @@ def _mark_late(axis, late: Sequence[float]) -> None:
 
 
 def _series(rows: DataFrame) -> np.ndarray:
-    """(times, 4): lead time, value, low, high, where a logarithmic axis can show them."""
+    """Return lead time, value, low and high, (times, 4), of the finite positive values."""
     drawn = (rows["lead_time"] > 0) & (rows["value"] > 0) & np.isfinite(rows["value"])
     lines = rows[drawn].sort_values("lead_time")
     return lines[["lead_time", "value", "low", "high"]].to_numpy()
 
 
 def rank_histograms(counts: Mapping[str, Tensor]) -> Figure:
-    """Rank histograms beside each other; the band holds 95 % of the bars of a calibrated one.
+    """Draw rank histograms; the band holds 95 % of the bars of a calibrated ensemble.
 
     Args:
-        counts: ensemble -> (M + 1,) histogram, see ``Scored.ranks``.
+        counts: ensemble method -> histogram (M + 1,), see ``Scored.ranks``.
     """
     names = sort_methods(counts)
     with _style():
@@ -479,11 +483,11 @@ def rank_histograms(counts: Mapping[str, Tensor]) -> Figure:
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training and held-out loss against step, phases of the training side by side.
+    """Draw training and held-out loss against step, one panel per training phase.
 
     Args:
-        history: rows of ``train/metrics.csv``: ``step, loss`` and, where validated, ``train_loss,
-            valid_loss``; ``phase`` names parts whose losses differ in kind.
+        history: rows of ``train/metrics.csv`` with ``step``, ``loss``, ``phase`` and, at
+            validations, ``train_loss`` and ``valid_loss``. Losses of phases are not comparable.
     """
     phases = list(dict.fromkeys(row.get("phase", "") for row in history)) or [""]
     with _style():
@@ -518,7 +522,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _log_axis(axis) -> None:
-    """Logarithmic ordinate with plain numbers; between the decades too when they are few."""
+    """Set a logarithmic ordinate with plain numbers, with minor labels within one decade."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     axis.yaxis.set_major_formatter("{x:g}")
@@ -529,10 +533,10 @@ def _log_axis(axis) -> None:
 
 
 def cost(rows: DataFrame) -> Figure:
-    """Cost of a closure sample, and of a coupled member and time unit, a bar for each method.
+    """Draw the cost of a closure sample and of a coupled member and time unit, as bars.
 
     Args:
-        rows: any rows; those with the scores ``cost_ms`` and ``cost_us`` are drawn.
+        rows: score rows; those with the scores ``cost_ms`` and ``cost_us`` are drawn.
     """
     costs = []
     for stage, score, title, unit in (
@@ -561,14 +565,14 @@ def cost(rows: DataFrame) -> Figure:
 
 
 def frontier(rows: DataFrame, lead_times: Sequence[float]) -> Figure:
-    """Skill against cost: CRPS over cost in bare solvers, a panel for each lead time.
+    """Draw CRPS against cost in units of the bare solver, one panel per lead time.
 
-    A point for each method; closures that no cheaper closure beats are joined by one line, bare
-    solvers that no cheaper one beats by another.
+    Each method is a point. One line joins the closures, another the bare solvers, for which no
+    cheaper one of the same kind has a smaller CRPS (Pareto front).
 
     Args:
-        rows: any rows; those of the coupled run with ``crps`` and ``cost_ratio`` are drawn.
-        lead_times: some of those scored.
+        rows: score rows; those of the coupled run with ``crps`` and ``cost_ratio`` are drawn.
+        lead_times: scored lead times to draw.
     """
     coupled = select(rows, stage="coupled", shell=None)
     cost = select(coupled, score="cost_ratio").set_index("method")["value"]
@@ -586,7 +590,7 @@ def frontier(rows: DataFrame, lead_times: Sequence[float]) -> Figure:
 
 
 def _cost_and_skill(axis, cost: Series, skill: Series) -> None:
-    """A panel of :func:`frontier`; costs and scores by method."""
+    """Draw one panel of :func:`frontier`; ``cost`` and ``skill`` are indexed by method."""
     points = {name: (cost[name], skill[name]) for name in cost.index if name in skill.index}
     points = {name: place for name, place in points.items() if np.isfinite(place).all()}
     names = sort_methods(points)

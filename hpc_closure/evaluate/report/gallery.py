@@ -1,7 +1,7 @@
-"""The figures of a run, drawn and captioned for the report.
+"""Draw and caption the figures of a run for the report.
 
-Each function draws what its results allow into a folder and yields the pictures, one when it is
-drawn, in the order in which the report shows them.
+Each function draws the figures for which there are results, and yields each picture once its file
+is written, in the order of the report.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from hpc_closure.experiment.method_names import MODELS
 from hpc_closure.train import metrics
 
 SECTIONS = ("generated", "coupled", "training", "cost")
-SHOWN = (0.2, 0.45, 0.75)  # places of the lead times in the picture of skill against cost
+SHOWN = (0.2, 0.45, 0.75)  # relative positions of the lead times in the figure of skill and cost
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Picture:
 
     Attributes:
         section: one of ``SECTIONS``.
-        png: its file.
-        caption: what it shows.
+        png: file of the figure.
+        caption: text below it.
     """
 
     section: str
@@ -41,18 +41,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class Album:
-    """Where figures are written, and in which formats beside PNG.
+    """Folder into which figures are written, and their formats beside PNG.
 
     Attributes:
-        folder: which is there.
-        formats: of ``evaluate.formats``.
+        folder: an existing folder.
+        formats: ``evaluate.formats``.
     """
 
     folder: Path
     formats: Sequence[str] = ("png", "pdf")
 
     def add(self, section: str, figure, name: str, caption: str) -> Picture:
-        """Write a figure."""
+        """Write a figure and return its picture."""
         png = figures.save(figure, self.folder / name, self.formats)[0]
         return Picture(section, png, caption)
 
@@ -64,9 +64,9 @@ def draw(
     rows: DataFrame,
     device: str,
 ) -> Iterator[Picture]:
-    """All pictures of a run, none without ``evaluate.formats``.
+    """Draw all pictures of a run; none if ``evaluate.formats`` is empty.
 
-    ``device`` names the machine that the costs were measured on.
+    ``device`` names the machine on which the costs were measured.
     """
     target = inputs.target
     if not inputs.experiment.evaluate.formats:
@@ -92,7 +92,7 @@ def draw(
 
 
 def illustrate_closure(shown: OneState, album: Album) -> Picture:
-    """Truth, samples and spread of the closure at one state, beside the exact law's."""
+    """Draw truth, samples and spread of the closure at one state, beside the exact law."""
     drawn = figures.closure(shown)
     plain = ", one of its mean and Gaussian law without the generator" * (len(shown.samples) > 1)
     caption = (
@@ -106,13 +106,13 @@ def illustrate_closure(shown: OneState, album: Album) -> Picture:
 def illustrate_generated(
     scored: Scored, album: Album, label: str, words: str
 ) -> Iterator[Picture]:
-    """Fields, spectra and rank histograms of the generated closure.
+    """Draw fields, spectra, budgets and rank histograms of the generated closure.
 
     Args:
         scored: result of ``score_generated``.
-        album: for the files.
-        label: of the file names, e.g. ``diffusion_64_none``.
-        words: what was scored, for the captions, e.g. ``diffusion, no sensors, 64² grid``.
+        album: folder for the files.
+        label: suffix of the file names, e.g. ``diffusion_64_none``.
+        words: description for the captions, e.g. ``diffusion, no sensors, 64² grid``.
     """
     shown = [name for name in (*MODELS, "oracle") if name in scored.examples]
     against = ", and of the exact law" if "oracle" in shown else ""
@@ -149,13 +149,13 @@ def illustrate_generated(
 
 
 def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> Iterator[Picture]:
-    """Error growth, fields and spectra at the last lead time of the coupled run.
+    """Draw error growth, fluxes, and fields and spectra at the last lead time of a coupled run.
 
     Args:
         scored: result of ``score_coupled``.
-        album: for the files.
-        label: of the file names.
-        words: what was scored, for the captions.
+        album: folder for the files.
+        label: suffix of the file names.
+        words: description for the captions.
     """
     line = _on_a_line(scored)
     name, unit = ("state", "(length/time)$^2$") if line else ("vorticity", r"s$^{-2}$")
@@ -186,14 +186,14 @@ def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> 
 
 
 def illustrate_training(history: Sequence[Mapping[str, Any]], album: Album) -> Iterator[Picture]:
-    """Loss curve from the rows of ``train/metrics.csv``; nothing without rows."""
+    """Draw the loss curve from the rows of ``train/metrics.csv``; nothing without rows."""
     if history:
         caption = "Loss of the batches, and of fixed samples of training and held-out members."
         yield album.add("training", figures.loss_curve(history), "loss", caption)
 
 
 def illustrate_cost(rows: DataFrame, album: Album, words: str) -> Iterator[Picture]:
-    """Cost bars; ``words`` names the machine. Nothing where no cost was measured."""
+    """Draw the costs; ``words`` names the machine. Draw nothing if no cost was measured."""
     if rows["score"].isin(["cost_ms", "cost_us"]).any():
         yield album.add("cost", figures.cost(rows), "cost", f"Wall time, {words}.")
 
@@ -201,7 +201,7 @@ def illustrate_cost(rows: DataFrame, album: Album, words: str) -> Iterator[Pictu
 def illustrate_frontier(
     rows: DataFrame, album: Album, lead_times: Sequence[float]
 ) -> Iterator[Picture]:
-    """Skill against cost, where there are three methods of which both are known."""
+    """Draw skill against cost if at least three methods have a cost."""
     coupled = select(rows, stage="coupled", score="cost_ratio")
     if len(coupled) >= 3:
         caption = (

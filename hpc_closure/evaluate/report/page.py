@@ -1,8 +1,7 @@
-"""The report: one HTML file that needs nothing else, not even the network.
+"""Write the report: one self-contained HTML file without scripts or network access.
 
-Everything in it is computed from the rows, the figures and the plain data handed in; how it looks
-stands in ``templates/report.html``. Images are inlined, there is no script, and both light and
-dark displays are served.
+The content is computed from score rows, figures and plain data; ``templates/report.html`` defines
+the appearance, for light and dark displays. Images are embedded.
 """
 
 import base64
@@ -29,27 +28,27 @@ from hpc_closure.work.atomic import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_TIMES = 6  # lead times side by side
-LEADING = "relative_error_mean"  # the first table by lead time, the others are folded
+LEADING = "relative_error_mean"  # the first table by lead time; the others are folded
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the report is made of.
+    """Content of the report.
 
     Attributes:
         title: name of the run.
         rows: all score rows.
-        absent: methods that do not apply, and why.
-        facts: heading -> facts on what was run.
+        absent: methods that do not apply, with reasons.
+        facts: heading -> settings of the run.
         pictures: figures in order.
         headline: first lines: which parts of the model act, what its generator adds.
         closed: methods in which no trained part acts.
-        notes: sentences a reader must know, e.g. that fewer members than planned were there.
-        provenance: plain data, printed as it is.
+        notes: warnings in sentences, e.g. that members of the ensemble are missing.
+        provenance: settings, versions and inputs, printed as JSON.
         start: time at which the coupled runs start.
-        lead_times: those to print; None = up to six of those scored.
-        against: method of the paired differences.
-        further: scores beside the built-in ones.
+        lead_times: lead times to print; None = up to six of those scored.
+        against: reference method of the paired differences.
+        further: the user's scores of ``evaluate.scores``.
     """
 
     title: str
@@ -93,14 +92,14 @@ class Report:
         write_text(path, page)
 
     def _figures(self) -> dict[str, list[dict[str, Any]]]:
-        """{section: figures}, the images as text."""
+        """Return {section: figures}, with the images in base64."""
         figures: dict[str, list] = {name: [] for name in SECTIONS}
         for picture in self.pictures:
             image = picture.png.read_bytes()
             figures[picture.section].append(
                 {
                     "caption": picture.caption,
-                    # of the PNG header; letters of one size
+                    # half the pixels of the PNG header: letters have one size in all figures
                     "width": int.from_bytes(image[16:20], "big") // 2,
                     "data": base64.b64encode(image).decode(),
                 }
@@ -108,7 +107,7 @@ class Report:
         return figures
 
     def _notes(self, stage: str, columns: dict) -> dict[str, str]:
-        """{method: reason} of the methods that a group of rows lacks."""
+        """Return {method: reason} for the methods that are missing in a group of rows."""
         return {
             note.method: note.reason
             for note in self.absent
@@ -118,7 +117,7 @@ class Report:
         }
 
     def _generated(self, columns: dict, rows: DataFrame) -> dict[str, Any]:
-        """Heading, note and tables of one group of the generated closure."""
+        """Lay out heading, note and tables of one group of the generated closure."""
         total = select(rows, shell=None)
         return {
             "heading": heading(columns).capitalize(),
@@ -131,7 +130,7 @@ class Report:
         }
 
     def _coupled(self) -> Iterator[dict[str, Any]]:
-        """Heading, note and tables of each group of coupled runs."""
+        """Lay out heading, note and tables of each group of coupled runs."""
         for columns, rows in groups(self.rows, "coupled"):
             total = select(rows, shell=None)
             times = sorted(time for time in total["lead_time"].dropna().unique() if time)
@@ -174,7 +173,7 @@ class Report:
             }
 
     def _paired(self, rows: DataFrame, names: Sequence[str], how: str) -> "list[Table]":
-        """The table of some differences to the reference method; none without rows."""
+        """Lay out the table of differences to the reference method; [] without rows."""
         heads = {name: self._head(name) for name in names}
         return self._differences(rows[rows["score"].isin(names)], "score", heads, how)
 
@@ -191,8 +190,7 @@ class Report:
         return self.scores[name].heading, self.scores[name].meaning
 
     def _tables(self, rows: DataFrame, reasons: Mapping[str, str]) -> "Iterator[Table]":
-        """Lay out the tables of the records; a score that says nothing (nobody diverged) is left
-        out."""
+        """Lay out the tables of the score records, without ``diverged`` if no member diverged."""
         if not select(rows, score="diverged")["value"].any():
             rows = rows[rows["score"] != "diverged"]
         there = set(rows["score"])
@@ -204,7 +202,7 @@ class Report:
                 yield Table.of(part, "score", heads, caption + self._closed(part), reasons)
 
     def _closed(self, rows: DataFrame) -> str:
-        """Which rows of a table are closed forms, in words."""
+        """Name the methods of a table that are closed forms, in words."""
         names = [name for name in sort_methods(rows["method"]) if name in self.closed]
         return f" (closed form: {', '.join(names)})" if names else ""
 
@@ -217,7 +215,7 @@ class Report:
                 yield Table.of(part, "shell", heads, f"{score.shells} per wavenumber shell")
 
     def _glossary(self) -> dict[str, str]:
-        """{name: meaning} of the methods and scores in the rows."""
+        """Return {name: meaning} of the methods and scores in the rows."""
         names = sort_methods([*self.rows["method"], *(note.method for note in self.absent)])
         used = set(self.rows["score"])
         several = self.rows.dropna(subset="seeds").groupby("method")["seeds"].max()
@@ -239,13 +237,13 @@ class Report:
 # ---- tables ---------------------------------------------------------------------------------
 
 
-# value of the column that runs across -> name and meaning of its table column
+# value of the pivoted column -> name and meaning of its table column
 Heads = Mapping[Any, tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value in words with its interval in words; both empty where there is none."""
+    """A formatted value and its formatted interval; empty where there is none."""
 
     value: str = ""
     interval: str = ""
@@ -253,13 +251,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with methods down.
+    """A table with one line per method.
 
     Attributes:
-        caption: above it.
+        caption: text above the table.
         heads: (name, meaning) of the columns.
         lines: method -> cells.
-        reasons: why a method has no cell.
+        reasons: method without cells -> reason.
     """
 
     caption: str
@@ -276,7 +274,7 @@ class Table:
         caption: str,
         reasons: Mapping[str, str] | None = None,
     ) -> "Table":
-        """Lay rows out; ``reasons`` has further methods, and why they have no rows."""
+        """Lay out rows; ``reasons`` maps methods without rows to the reason."""
         reasons = reasons or {}
         table = pivot(rows, across, heads, reasons)
         lines = {
@@ -300,7 +298,7 @@ def _cell(row, intervals: bool) -> Cell:
 
 
 def _difference(row) -> Cell:
-    """A paired difference in per cent, and what its interval says."""
+    """Format a paired difference in per cent with the verdict of its interval."""
     if math.isinf(row.value):
         return Cell(f"diverged, {WORSE}")
     value, low, high = (f"{100 * edge:+.2g}" for edge in (row.value, row.low, row.high))
@@ -309,7 +307,7 @@ def _difference(row) -> Cell:
 
 
 def _floor(rows: DataFrame) -> str:
-    """The best that any answer could reach, in words; empty where the law is not known."""
+    """Describe the least possible error, from the exact law; "" if that is not known."""
     floor = find(rows, method="oracle", score="floor")
     if floor is None:
         return ""

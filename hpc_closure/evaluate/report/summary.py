@@ -1,7 +1,7 @@
-"""What was run and what came out, in a few lines; nothing here is written by hand for one run.
+"""Summarise a run in a few generated lines: settings, scores and comparisons.
 
-The model always stands beside what it has to be measured against: the exact law where there is
-one, and the best answer that needs no network.
+Every score of the model is printed beside those of the exact law, if it is known, and of the best
+method that needs no generator.
 """
 
 import math
@@ -21,9 +21,9 @@ from hpc_closure.evaluate.scores.late import late_leads
 from hpc_closure.evaluate.scores.rank_histogram import LEVEL
 from hpc_closure.experiment.method_names import GRANTED, METHODS, MODEL
 
-RARE = 0.01  # share of draws that were brought back above which the first lines say so
-CONTROL_SEES = 0.05  # spread error that a test must see to be passed
-# what stands beside the model in a sentence, the exact law first
+RARE = 0.01  # share of rescaled draws above which the headline mentions them
+CONTROL_SEES = 0.05  # a rank test passes only if it would detect this relative error of the spread
+# methods with which a sentence compares the model, the exact law first
 WORDS = {method.name: method.words for method in METHODS if method.words}
 BESIDE = sorted(WORDS, key=lambda name: name != "oracle")
 OPPONENTS = [method.name for method in METHODS if method.opponent]
@@ -32,7 +32,7 @@ GROUP = ["closure", "sensors", "grid", "interval", "split"]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the summary: a question, the model's answer, and what stands beside it."""
+    """One line of the summary: a quantity, its value for the model, and those of references."""
 
     what: str
     model: str
@@ -40,7 +40,7 @@ class Line:
 
 
 def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
-    """Heading -> facts on what was run."""
+    """Return heading -> settings of the run, for the report."""
     experiment, model = inputs.experiment, inputs.closure.config
     physics, dns, coupled = experiment.physics, experiment.generate, experiment.rollout
     times = inputs.data.times
@@ -83,9 +83,12 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
     }
 
 
-def generator_in_words(closure: Closure, asked: int | None) -> str:
-    """Grid, modes and evaluations of a closure's generator."""
-    number = closure.evaluations(asked)
+def generator_in_words(closure: Closure, requested: int | None) -> str:
+    """Describe grid, modes and number of evaluations of a closure's generator.
+
+    ``requested`` is the configured number of evaluations; None uses the model's default.
+    """
+    number = closure.evaluations(requested)
     if not number:
         return "does not act"
     config, effort = closure.config, f"{number} evaluation{'' if number == 1 else 's'}"
@@ -97,13 +100,15 @@ def generator_in_words(closure: Closure, asked: int | None) -> str:
 
 
 def dataset(inputs: Inputs) -> str:
-    """Which data set the scores are of, in words."""
+    """Describe the data set on which the scores are computed."""
     return f"scored on {inputs.held.in_words(len(inputs.parts['test']))}"
 
 
 def headline(parts: Sequence[PartReport], rows: DataFrame, data: str = "") -> list[str]:
-    """First lines of a report: which parts act, on which data that is scored and, where the exact
-    law is known, what the generator is for."""
+    """Return the first lines of a report: acting parts, test data, gain by the generator.
+
+    The gain needs an exact law or a true ensemble.
+    """
     lines = [describe(parts), *([data] if data else [])]
     for columns, group in groups(rows, "generated"):
         if columns["sensors"] == "none" and (line := Answers(columns, group).added()):
@@ -116,13 +121,17 @@ def headline(parts: Sequence[PartReport], rows: DataFrame, data: str = "") -> li
 
 
 def groups(rows: DataFrame, stage: str) -> Iterator[tuple[dict, DataFrame]]:
-    """Rows of one stage that belong into one table: equal closure, sensors, grid, interval."""
+    """Group the rows of a stage into tables: equal closure, sensors, grid, interval, split.
+
+    Yields:
+        The shared columns and the rows.
+    """
     for key, group in select(rows, stage=stage).groupby(GROUP, dropna=False, sort=False):
         yield {name: None if isna(v) else v for name, v in zip(GROUP, key, strict=True)}, group
 
 
 def heading(columns: dict) -> str:
-    """A group in words: ``diffusion, no sensors, 64² grid``."""
+    """Describe a group in words: ``diffusion, no sensors, 64² grid``."""
     sensors = columns["sensors"]
     layout = "no sensors" if sensors == "none" else f"sensors: {sensors}"
     return f"{columns['closure']}, {layout}, {columns['grid']}² grid"
@@ -131,7 +140,7 @@ def heading(columns: dict) -> str:
 def summarise(
     rows: DataFrame, start: float | None = None, closed: Collection[str] = ()
 ) -> list[Line]:
-    """Lines on every group that has a model.
+    """Summarise the model's scores, group by group.
 
     Args:
         rows: all rows of the run.
@@ -147,7 +156,7 @@ def summarise(
 
 
 class Answers:
-    """The numbers of one group, in words."""
+    """Sentences on the scores of one group of rows."""
 
     def __init__(self, columns: dict, rows: DataFrame, closed: Collection[str] = ()):
         self.rows, self.each_shell = select(rows, shell=None), rows
@@ -158,11 +167,11 @@ class Answers:
         self.late = late_leads(rows)
 
     def row(self, score: str, method: str = "", time: float | None = None):
-        """The row of a score, of the model where no method is named; None where there is none."""
+        """Return the row of a score (of the model, unless a method is named), or None."""
         return find(self.rows, method=method or self.model, score=score, lead_time=time)
 
     def others(self, score: str, time: float | None = None) -> str:
-        """The same score of the methods that a reader compares with."""
+        """Format the same score of the reference methods."""
         scored = {name: self.row(score, name, time) for name in BESIDE}
         return ", ".join(
             f"{WORDS[name]} {format_value(score, row.value)}"
@@ -171,7 +180,7 @@ class Answers:
         )
 
     def last(self, score: str) -> float | None:
-        """The last lead time at which the model has a score that can tell."""
+        """Return the last lead time that is not late at which the model has this score."""
         times = select(self.rows, method=self.model, score=score)["lead_time"].dropna()
         times = times[(times > 0) & ~times.isin(self.late)]
         return None if times.empty else times.max()
@@ -189,7 +198,7 @@ class Answers:
                 bound = f"σ/rms(U) = {format_value('floor', floor.value)}"
                 beside.append(f"no mean without more information can be nearer than {bound}")
             yield Line(what, say(row), "; ".join(filter(None, beside)))
-        if not self.granted:  # what was granted certifies nothing
+        if not self.granted:  # an estimate of the closure as input would make the test meaningless
             yield from self.calibration()
         words, of_law = verdict(self.each_shell, self.model)
         if words:
@@ -197,21 +206,21 @@ class Answers:
             yield Line(where, words, of_law)
 
     def opponent(self) -> str | None:
-        """The method without a generator that has the least CRPS; None where there is none."""
+        """Return the method without a generator that has the least CRPS, or None."""
         names = [name for name in OPPONENTS if self.row("crps_ratio", name)]
         return min(names, key=lambda name: self.row("crps_ratio", name).value, default=None)
 
     def added(self) -> str:
-        """What the generator adds to the best answer without one, by the exact law."""
-        own = self.row("crps_ratio")
-        if own is None:
+        """Compare the model's CRPS with that of the best method without a generator."""
+        model_row = self.row("crps_ratio")
+        if model_row is None:
             return ""
-        if not own.evaluations:
+        if not model_row.evaluations:
             return (
-                f"what the generator adds: nothing, it does not act; CRPS {say(own)} times "
+                f"what the generator adds: nothing, it does not act; CRPS {say(model_row)} times "
                 "the exact law's"
             )
-        words = f"what the generator adds: CRPS {say(own)} times the exact law's"
+        words = f"what the generator adds: CRPS {say(model_row)} times the exact law's"
         best = self.opponent()
         if best is None:
             return words
@@ -225,7 +234,7 @@ class Answers:
         return f"{self._verdict_on(best)}{words}{self._spreads(best)}"
 
     def _verdict_on(self, best: str) -> str:
-        """What comes first where the best opponent is as good as the generator."""
+        """Return the opening words if the best opponent is as good as the generator, else ""."""
         pair = self.row("crps_difference", best)
         if pair is None or isna(pair.low) or pair.low > 0:
             return ""
@@ -233,7 +242,7 @@ class Answers:
         return f"{WORDS[best]} {how} the generator: {say(_over(pair))} times its CRPS; "
 
     def _spreads(self, best: str) -> str:
-        """Spreads of the model and of an opponent, over the exact law's."""
+        """Compare the spreads of the model and of an opponent, relative to the exact law's."""
         spreads = []
         for score, where in (
             ("spread_ratio", "in all"),
@@ -273,7 +282,7 @@ class Answers:
             yield Line(f"Calibration ({self.words})", ", ".join(parts), beside)
 
     def _verdict(self, p) -> str:
-        """What a rank test says, and how large a spread error it could have seen."""
+        """Describe a rank test's result and the smallest spread error that it detects."""
         if p.value < LEVEL:
             return f"fails (p {_p(p)})"
         seen = self.row("rank_sees")
@@ -320,7 +329,7 @@ class Answers:
         yield from self.event()
 
     def guard(self, least: float = RARE) -> str:
-        """How many draws were brought back, where the share is above ``least``; else empty."""
+        """Describe the share of rescaled draws if it exceeds ``least``; "" otherwise."""
         last = self.last("brought_back")
         row = None if last is None else self.row("brought_back", time=last)
         if row is None or not row.value > least:
@@ -348,7 +357,10 @@ class Answers:
             yield Line(f"Spread of that ensemble {when}", " and ".join(parts))
 
     def similarity(self) -> Iterator[Line]:
-        """The worst of the long-time statistics, where late leads cannot flatter."""
+        """Report the worst similarity of the long-time statistics.
+
+        At late lead times, where forecast errors no longer discriminate, it still does.
+        """
         score = "similarity_worst"
         if (row := self.row(score)) is None:
             return
@@ -394,7 +406,7 @@ class Answers:
 
 
 def _effort(evaluations) -> str:
-    """How often the score network was asked for one sample."""
+    """Describe the number of evaluations of the score network per sample."""
     if isna(evaluations):
         return ""
     if not evaluations:
@@ -403,19 +415,19 @@ def _effort(evaluations) -> str:
 
 
 def _over(row):
-    """A relative difference as a ratio."""
+    """Convert a relative difference to a ratio."""
     ends = {name: getattr(row, name) + 1 for name in ("value", "low", "high")}
     return row._replace(**ends)
 
 
 def say(row) -> str:
-    """A value with its interval."""
+    """Format a value with its interval."""
     value, low, high = (format_value(row.score, edge) for edge in (row.value, row.low, row.high))
     return value if isna(row.low) or isna(row.high) else f"{value} [{low}, {high}]"
 
 
 def _percent(row) -> str:
-    """A share with its interval, where it has one."""
+    """Format a share in per cent, with its interval if there is one."""
     value, low, high = (f"{100 * edge:.2g}" for edge in (row.value, row.low, row.high))
     interval = "" if isna(row.low) or isna(row.high) else f" [{low}, {high}]"
     return f"{value}{interval}\u00a0%"

@@ -1,9 +1,9 @@
-"""How often draws of a coupled run were brought back into the training's range.
+"""Compute the share of draws in a coupled run that were rescaled into the training's range.
 
-A closure that reads its own last draws is guarded: a draw of which a shell is larger than the
-training's hardly ever are is made smaller. The share of draws so changed, from the start to each
-lead time, stands beside what draws exchangeable with the DNS's own closures would have: the share
-of training closures that are beyond the same bounds.
+A closure that reads its own last draws is guarded: if the power of a draw in a wavenumber shell
+exceeds a high quantile of the training closures, the draw is made smaller. The share of draws
+changed in this way, from the start to each lead time, is compared with the share of training
+closures beyond the same bounds, which draws exchangeable with the DNS's closures would have.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +23,8 @@ SCORES = (
     Score(
         name=SHARE,
         heading="brought back",
-        meaning="share of the draws from the start on of which a shell was larger than the "
-        "training's hardly ever are, and was brought back into their range",
+        meaning="share of the draws since the start in which the power of a shell was beyond "
+        "the training's range and was brought back into it",
         table=TABLE,
         requires=REQUIRES,
         per_shell=True,
@@ -33,8 +33,8 @@ SCORES = (
     Score(
         name=EXPECTED,
         heading="expected",
-        meaning="the same share of draws that are exchangeable with the DNS's own closures: of "
-        "training closures from which the range was not taken",
+        meaning="the same share for closures of the DNS: training closures that were not used to "
+        "set the range",
         table=TABLE,
         requires=REQUIRES,
         per_shell=True,
@@ -43,41 +43,41 @@ SCORES = (
 
 
 def shares(counts: np.ndarray | Tensor) -> Iterator[dict[str, Any]]:
-    """Columns ``score, shell, value, low, high`` of the share of draws brought back.
+    """Yield columns ``score, shell, value, low, high`` of the share of draws brought back.
 
-    In total, and in each shell from 1 on; intervals are over starts.
+    The share is given in total and for each shell from 1 on; intervals are over starts.
 
     Args:
-        counts: (members, starts, 2 + shells): draws since the start, those of them brought back in
-            any shell, and in each.
+        counts: (members, starts, 2 + shells). Column 0 is the number of draws since the start,
+            column 1 the number brought back in any shell, column 2 + s that in shell s.
     """
     sums = torch.as_tensor(counts, dtype=torch.float64).sum(0)
     if not bool(sums[:, 0].sum() > 0):
         return
-    found = block_interval(
+    interval = block_interval(
         {"n": sums[:, :1], "back": sums[:, 1:]},
         torch.arange(len(sums)),
         lambda means: means["back"] / means["n"].clamp(min=1e-300),
     )
-    for place, shell in _places(len(found[0])):
-        numbers = {name: float(one[place]) for name, one in zip(("value", "low", "high"), found)}
+    for column, shell in _columns(len(interval[0])):
+        numbers = {name: float(c[column]) for name, c in zip(("value", "low", "high"), interval)}
         yield {"score": SHARE, "shell": shell, **numbers}
 
 
 def expected(model: Tensor | None) -> Iterator[dict[str, Any]]:
-    """Columns of the share expected of the DNS's own closures; none where it is not known.
+    """Yield columns of the share expected of the DNS's closures; nothing if it is unknown.
 
     Args:
         model: (1 + shells,) as :attr:`~hpc_closure.closure.model.ClosureModel.expected_back`.
     """
     if model is not None:
-        for place, shell in _places(len(model)):
-            yield {"score": EXPECTED, "shell": shell, "value": float(model[place])}
+        for column, shell in _columns(len(model)):
+            yield {"score": EXPECTED, "shell": shell, "value": float(model[column])}
 
 
-def _places(columns: int) -> Iterator[tuple[int, int | None]]:
-    """Column and shell: the total first; shell 0 holds a mean, which is zero."""
-    return ((place, place - 1 if place else None) for place in range(columns) if place != 1)
+def _columns(number: int) -> Iterator[tuple[int, int | None]]:
+    """Yield column and shell, the total first; shell 0 is left out, for the mean is zero."""
+    return ((column, column - 1 if column else None) for column in range(number) if column != 1)
 
 
 def records(
@@ -85,16 +85,16 @@ def records(
     model: Mapping[str, Tensor | None],
     leads: Sequence[float],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Method and columns of all rows.
+    """Yield method and columns of all rows.
 
     Args:
-        counts: method -> counts, as :func:`shares` has them, at each lead time.
-        model: method -> expected shares.
+        counts: method -> counts of :func:`shares` at each lead time.
+        model: method -> expected shares of :func:`expected`, or None.
         leads: lead times.
     """
-    for method, each in counts.items():
-        for lead, one in zip(leads, each, strict=True):
-            for columns in shares(one):
+    for method, by_lead in counts.items():
+        for lead, counts_at in zip(leads, by_lead, strict=True):
+            for columns in shares(counts_at):
                 yield method, {"lead_time": lead, **columns}
         for columns in expected(model.get(method)):
             yield method, columns

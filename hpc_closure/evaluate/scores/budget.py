@@ -1,13 +1,13 @@
-r"""What a closure brings to the resolved flow: its budget of enstrophy and energy, per shell.
+r"""Compute the rates at which a closure adds enstrophy and energy to the resolved flow, per shell.
 
-A closure U that acts for a time :math:`\tau` takes the state :math:`\tilde w`, to which the
-reduced solver alone would have come, to :math:`\tilde w + \tau U`. So it brings to a mode, per
-unit time and in enstrophy,
+The reduced solver alone would reach the state :math:`\tilde w`. A closure U that acts for a time
+:math:`\tau` changes it to :math:`\tilde w + \tau U`. The closure therefore adds to a mode, per
+unit time, the enstrophy
 
-.. math:: \mathrm{Re}(\tilde w^* U) + \tfrac{\tau}{2} |U|^2,
+.. math:: \mathrm{Re}(\tilde w^* U) + \tfrac{\tau}{2} |U|^2.
 
-of which the second part is what noise brings (Ito). Divided by :math:`k^2` it is energy; on a line
-the state is a velocity and this is energy itself.
+The second term is the contribution of noise (Ito). Divided by :math:`k^2` the rate is that of
+energy. In one dimension the state is a velocity and the expression is the energy itself.
 """
 
 from collections.abc import Iterator
@@ -34,13 +34,13 @@ SCORES = tuple(
         (
             "energy",
             "energy, ratio",
-            "energy that the closure brings to the resolved flow, over what the true one brings; "
-            "a ratio of small differences where what it takes and gives is nearly equal",
+            "energy that the closure adds to the resolved flow over what the true closure adds; "
+            "ill-conditioned where gains and losses nearly cancel",
         ),
         (
             "energy_distance",
             "energy, distance",
-            "relative distance of that spectrum, what each shell gets, from the truth's",
+            "relative distance between the spectrum of that rate over shells and the truth's",
         ),
         ("enstrophy", "enstrophy, ratio", "the same of enstrophy"),
         ("enstrophy_distance", "enstrophy, distance", "the same of enstrophy"),
@@ -50,12 +50,12 @@ SCORES = tuple(
 
 @dataclass(frozen=True)
 class Origin:
-    """Where held-out closures are from.
+    """Trajectories and states to which held-out closures belong.
 
     Attributes:
-        trajectories: (S,) trajectory of each; None = each its own.
-        states: (S, n, n) that they are added to; None = not known.
-        span: time that each acts for.
+        trajectories: trajectory of each closure (S,); None = each from a different one.
+        states: states (S, n, n) to which the closures are added; None = unknown.
+        span: time for which a closure acts.
     """
 
     trajectories: Tensor | None = None
@@ -64,30 +64,30 @@ class Origin:
 
 
 class Budget:
-    """Budgets of all methods beside the truth's, taken in block by block.
+    """Budgets of all methods and of the truth, accumulated block by block.
 
     Args:
-        span: time that a closure acts for.
+        span: time for which a closure acts.
     """
 
     def __init__(self, span: float):
         self.span = span
         self._truth: dict[str, list[Tensor]] = {}
-        self._own: dict[str, dict[str, list[Tensor]]] = {}
+        self._by_method: dict[str, dict[str, list[Tensor]]] = {}
         self._state: Tensor
         self._shape: torch.Size
 
     def begin(self, truth: Truth, states: Tensor) -> None:
-        """Begin a block: the true closures and the states (s, n, n) that they are added to."""
+        """Begin a block: the true closures and the states (s, n, n) to which they are added."""
         self._state, self._shape = transform(states.double().cpu()), states.shape[-2:]
-        self._take(self._truth, truth.hat, power(truth.hat))
+        self._append(self._truth, truth.hat, power(truth.hat))
 
     def add(self, method: str, forecast: Forecast) -> None:
-        """Take in a method's closures of the block."""
-        self._take(self._own.setdefault(method, {}), forecast.mean_hat, forecast.energy)
+        """Add a method's closures for the block."""
+        self._append(self._by_method.setdefault(method, {}), forecast.mean_hat, forecast.energy)
 
-    def _take(self, into: dict[str, list[Tensor]], mean: Tensor, energy: Tensor) -> None:
-        """What closures bring per shell, from the means of coefficients and of their squares."""
+    def _append(self, into: dict[str, list[Tensor]], mean: Tensor, energy: Tensor) -> None:
+        """Append the rates per shell, from the mean coefficients and mean squared coefficients."""
         rows, size = self._shape
         density = (self._state.conj() * mean.cpu()).real + 0.5 * self.span * energy.cpu()
         k2 = integer_k2(size, rows)
@@ -100,19 +100,19 @@ class Budget:
             into.setdefault(quantity, []).append(work)
 
     def work(self, method: str) -> dict[str, Tensor]:
-        """Per sample and shell (S, shells): ``own_energy``, ``truth_energy``, enstrophy alike."""
+        """Return rates (S, shells): ``own_energy``, ``truth_energy``, and those of enstrophy."""
         return {
             f"{whose}_{quantity}": torch.cat(parts)
-            for whose, work in (("own", self._own[method]), ("truth", self._truth))
+            for whose, work in (("own", self._by_method[method]), ("truth", self._truth))
             for quantity, parts in work.items()
         }
 
     def scores(self, method: str, blocks: Tensor) -> Iterator[dict]:
-        """Columns ``score, value, low, high``; nothing where a sample is not finite.
+        """Yield columns ``score, value, low, high``; nothing if a sample is not finite.
 
         Args:
-            method: whose.
-            blocks: (S,).
+            method: name of the method.
+            blocks: trajectory of each sample (S,), for the intervals.
         """
         work = self.work(method)
         if not all(bool(part.isfinite().all()) for part in work.values()):

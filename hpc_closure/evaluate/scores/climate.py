@@ -1,14 +1,14 @@
-r"""Long-time statistics of coupled runs beside the filtered DNS's: spectra, fluxes and laws.
+r"""Compare long-time statistics of coupled runs with the filtered DNS: spectra, fluxes and laws.
 
-Taken over the second half of the stored lead times, members and cases alike. With the distance D
-of a statistic to the truth's, a method's *similarity* is :math:`1 - D / D_\mathrm{none}`: 1 is
-perfect, 0 no better than the bare solver, negative does harm. The statistics and the measure are
-those of Ross et al., J. Adv. Model. Earth Syst. 15 (2023), for one layer as Frezat et al. have
-them (arXiv 2111.06841): root mean square over shells for spectra and fluxes, the Wasserstein-1
-distance for laws.
+The statistics are means over the second half of the stored lead times, over members and cases.
+With the distance D of a statistic from the truth's, a method's *similarity* is
+:math:`1 - D / D_\mathrm{none}`: 1 is perfect, 0 is no better than the bare solver, negative is
+worse. Statistics and measure are those of Ross et al., J. Adv. Model. Earth Syst. 15 (2023),
+for one layer as in Frezat et al. (arXiv 2111.06841): D is the root mean square over shells for
+spectra and fluxes, and the Wasserstein-1 distance for laws.
 
-The flux through a shell is what the resolved nonlinear term takes from it and from all larger
-scales, :math:`\Pi(k) = -\sum_{k' \le k} T(k')`.
+The flux through a shell is the rate at which the resolved nonlinear term removes energy (or
+enstrophy) from this and all larger scales, :math:`\Pi(k) = -\sum_{k' \le k} T(k')`.
 """
 
 import math
@@ -24,9 +24,9 @@ from hpc_closure.spectral.modes.grid import as_row, from_row, to_fields, to_spec
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
-BINS = 1000  # of a law
-REACH = {"values": (-3.0, 3.0)}  # of the bins, in the truth's largest
-TOTAL = (0.0, 4.0)  # the same of energy and enstrophy
+BINS = 1000  # number of bins of a law
+REACH = {"values": (-3.0, 3.0)}  # range of the bins in units of the truth's largest absolute value
+TOTAL = (0.0, 4.0)  # the same range for energy and enstrophy
 SCORES = tuple(
     Score(
         name=f"similarity_{name}",
@@ -62,7 +62,8 @@ class Flow:
     """Spectra and transfers of states.
 
     Args:
-        problem: of the reduced solver, :func:`~hpc_closure.closure.targets.reduced_problem`.
+        problem: problem of the reduced solver, see
+            :func:`~hpc_closure.closure.targets.reduced_problem`.
     """
 
     def __init__(self, problem: Problem):
@@ -70,7 +71,7 @@ class Flow:
         self.quantities = ("energy", "enstrophy") if problem.dimensions == 2 else ("energy",)
 
     def simulation(self, states: Tensor) -> Simulation:
-        """One that holds these states (B, n, n), on a line (B, 1, n)."""
+        """Return a simulation of B members in the states (B, n, n), in 1-D (B, 1, n)."""
         simulation = Simulation(self.problem, range(len(states)), 0)
         dimensions = self.problem.dimensions
         fields = from_row(states.double().cpu(), dimensions)
@@ -78,28 +79,28 @@ class Flow:
         return simulation.load_state(0, spectra)
 
     def measure(self, states: Tensor) -> dict[str, Tensor]:
-        """``energy_spectrum``, ``energy_transfer`` and so on, (B, shells) each."""
+        """Compute ``energy_spectrum``, ``energy_transfer`` and so on, (B, shells) each."""
         transfers = [f"{quantity}_transfer" for quantity in self.quantities]
         names = [*self.quantities, *transfers]
-        found = Diagnostics(self.simulation(states)).spectra(names)
+        by_name = Diagnostics(self.simulation(states)).spectra(names)
         return {
             name if name in transfers else f"{name}_spectrum": torch.from_numpy(part)
-            for name, part in found.items()
+            for name, part in by_name.items()
         }
 
     def after(self, states: Tensor, steps: int) -> Tensor:
-        """States (B, n, n) some solver steps later."""
+        """Advance states (B, n, n) by solver steps; returns (B, n, n)."""
         simulation = self.simulation(states).advance(steps)
         fields = to_fields(simulation.state, states.shape[-1], self.problem.dimensions)
         return as_row(fields, self.problem.dimensions)
 
 
 class Climate:
-    """Statistics of methods and of the truth, taken in lead time by lead time.
+    """Statistics of methods and of the truth, accumulated lead time by lead time.
 
     Args:
-        flow: what measures states.
-        truth: (cases, L, n, n): the filtered DNS at all lead times.
+        flow: computes spectra and transfers of states.
+        truth: filtered DNS at all lead times (cases, L, n, n).
     """
 
     def __init__(self, flow: Flow, truth: Tensor):
@@ -115,7 +116,7 @@ class Climate:
         }
 
     def add(self, method: str, index: int, ensemble: Tensor) -> None:
-        """Take in members (M, cases, n, n) of lead time ``index``; the first half is let pass."""
+        """Add members (M, cases, n, n) at lead time ``index``; the first half is ignored."""
         if index < self.since:
             return
         cases, flat = ensemble.shape[1], ensemble.flatten(0, 1).cpu().double()
@@ -131,7 +132,7 @@ class Climate:
             sums[name] = sums[name] + part if name in sums else part
 
     def _law(self, name: str, values: Tensor) -> Tensor:
-        """Share (B, BINS) of each field's values in each bin; NaN where one is not finite."""
+        """Return the share (B, BINS) of each field's values per bin; NaN if one is not finite."""
         counts = torch.zeros(len(values), BINS, dtype=torch.float64)
         counts.scatter_add_(
             1, torch.bucketize(values.contiguous(), self._edges[name]), torch.ones_like(values)
@@ -140,8 +141,8 @@ class Climate:
         return (counts / values.shape[1]).masked_fill(lost, torch.nan)
 
     def fluxes(self) -> dict[str, dict[str, Tensor]]:
-        """{quantity: {method: (shells,)}} of those that lost no member."""
-        found = {
+        """Return {quantity: {method: flux (shells,)}} of the methods that lost no member."""
+        by_quantity = {
             quantity: {
                 method: -sums[f"{quantity}_transfer"].mean(0).cumsum(-1) / self._number
                 for method, sums in self._sums.items()
@@ -150,16 +151,16 @@ class Climate:
         }
         return {
             quantity: {name: flux for name, flux in lines.items() if bool(flux.isfinite().all())}
-            for quantity, lines in found.items()
+            for quantity, lines in by_quantity.items()
         }
 
     def similarities(self, blocks: Tensor) -> Iterator[tuple[str, dict]]:
-        """Method, and columns ``score, value, low, high``, of all but the bare solver.
+        """Yield method and columns ``score, value, low, high`` of all methods but the bare solver.
 
-        Minus infinity where a member was lost.
+        The value is minus infinity if a member was lost.
 
         Args:
-            blocks: (cases,).
+            blocks: block of each case (cases,), for the intervals.
         """
         quantities = self.flow.quantities
         distances: dict[str, Callable[[Tensor], Tensor]] = {
@@ -169,7 +170,7 @@ class Climate:
         }
 
         def left(means: Means) -> Tensor:
-            """Share of the bare solver's distance that is left, of every statistic; the most."""
+            """Return D / D_none of every statistic, and the largest of them as the last."""
             every = [
                 distance(means[f"own_{name}"]) / distance(means[f"bare_{name}"])
                 for name, distance in distances.items()
@@ -186,26 +187,28 @@ class Climate:
                 for which, part in (("own", sums), ("bare", bare))
                 for name in distances
             }
-            found = (torch.full((len(names),), torch.inf),) * 3
+            ratios = (torch.full((len(names),), torch.inf),) * 3
             if all(bool(part.isfinite().all()) for part in apart.values()):
-                found = block_interval(apart, blocks, left)
-            for name, share, least, most in zip(names, *map(Tensor.tolist, found), strict=True):
-                if not math.isnan(share):  # the bare solver's is the truth's
+                ratios = block_interval(apart, blocks, left)
+            for name, share, least, most in zip(names, *map(Tensor.tolist, ratios), strict=True):
+                if not math.isnan(share):  # 0 / 0: the bare solver equals the truth
                     columns = {"score": f"similarity_{name}", "value": 1 - share}
                     yield method, {**columns, "low": 1 - most, "high": 1 - least}
 
 
-# ---- distances, of the difference of two statistics (..., shells or bins) ----------------------
+# ---- distances (...) from the difference of two statistics (..., shells or bins) ----------------
 
 
 def _root(apart: Tensor) -> Tensor:
+    """Return the norm of the difference of two spectra."""
     return apart.square().sum(-1).sqrt()
 
 
 def _of_flux(apart: Tensor) -> Tensor:
+    """Return the norm of the difference of two fluxes, from the difference of the transfers."""
     return _root(apart.cumsum(-1))
 
 
 def _wasserstein(apart: Tensor) -> Tensor:
-    """Area between two distribution functions, in bins."""
+    """Return the area between two distribution functions, in bins."""
     return apart.cumsum(-1).abs().sum(-1)

@@ -1,4 +1,4 @@
-"""What methods cost, from measured times; ``stages.costs`` measures those of the coupled run."""
+"""Form the cost scores from measured times; ``stages.costs`` measures the coupled run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -32,16 +32,16 @@ SCORES = (
 
 
 def of_samples(milliseconds: Sequence[float]) -> dict:
-    """Columns ``score, value``: the median over blocks of the time of one closure sample."""
+    """Return columns ``score, value``: median over blocks of the time per closure sample."""
     return {"score": "cost_ms", "value": float(torch.tensor(milliseconds).median())}
 
 
 def of_members(microseconds: Mapping[str, float], method: str) -> Iterator[dict]:
-    """Columns ``score, value`` of a method's coupled run; nothing where it was not timed.
+    """Yield columns ``score, value`` of a method's coupled run; nothing if it was not timed.
 
     Args:
-        microseconds: method -> per member and time unit, the bare solver's as ``none``.
-        method: whose rows.
+        microseconds: method -> microseconds per member and time unit; ``none`` is the bare solver.
+        method: name of the method.
     """
     if method in microseconds:
         yield {"score": "cost_us", "value": microseconds[method]}

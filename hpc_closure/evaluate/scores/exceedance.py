@@ -1,7 +1,7 @@
-"""The question of an uncertainty study: how probable is it that an observable exceeds a threshold?
+"""Estimate the probability that an observable exceeds a threshold (uncertainty study).
 
-The answer is a share of members with its Wilson interval, and the ensemble size that would pin it
-down to a stated half width.
+The estimate is a share of members with its Wilson interval. A second score is the ensemble size at
+which the interval has a requested half width.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.spectra import shell_power
 
-QUANTILE = 1.959963984540054  # of the normal law, 95 % two-sided
+QUANTILE = 1.959963984540054  # 97.5 % quantile of the normal law: a two-sided 95 % interval
 TABLE = "The event asked for"
 SCORES = (
     Score(
@@ -34,17 +34,17 @@ SCORES = (
 
 
 def enstrophy(fields: Tensor) -> Tensor:
-    """Mean of w^2 / 2 over the grid, fields (..., n, n)."""
+    """Compute the mean of w^2 / 2 over the grid; fields (..., n, n) -> (...)."""
     return 0.5 * fields.double().square().mean((-2, -1))
 
 
 def peak(fields: Tensor) -> Tensor:
-    """Largest |w| on the grid."""
+    """Find the largest |w| on the grid; fields (..., n, n) -> (...)."""
     return fields.double().abs().amax((-2, -1))
 
 
 def large_scale(fields: Tensor) -> Tensor:
-    """Share of the enstrophy in the shells 0 to 2."""
+    """Compute the share of the enstrophy in shells 0 to 2; fields (..., n, n) -> (...)."""
     power = shell_power(fields)
     return power[..., :3].sum(-1) / power.sum(-1)
 
@@ -57,7 +57,10 @@ OBSERVABLES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def wilson(hits: int, trials: int) -> tuple[float, float, float]:
-    """Share and its 95 % interval (Wilson, J. Am. Stat. Assoc. 1927), right at 0 and 1 too."""
+    """Compute a share and its 95 % interval (Wilson, J. Am. Stat. Assoc. 1927).
+
+    The interval is valid for shares of 0 and 1, too.
+    """
     if not 0 <= hits <= trials or trials < 1:
         raise ValueError(f"{hits} of {trials}: expected 0 <= hits <= trials, trials >= 1")
     share, z2 = hits / trials, QUANTILE**2
@@ -68,7 +71,12 @@ def wilson(hits: int, trials: int) -> tuple[float, float, float]:
 
 
 def members_needed(low: float, high: float, tolerance: float) -> int:
-    """Members for a half width of ``tolerance``, for the least favourable share in [low, high]."""
+    """Return the ensemble size for a half width of ``tolerance`` at the worst share.
+
+    The share lies in [low, high].
+
+    The worst share is the one closest to 0.5, where the interval is widest.
+    """
     if not 0 < tolerance < 0.5:
         raise ValueError(f"tolerance={tolerance}, expected between 0 and 0.5")
     worst = min(max(0.5, low), high)
@@ -76,17 +84,22 @@ def members_needed(low: float, high: float, tolerance: float) -> int:
 
 
 def event_records(fields: dict[str, Tensor], event, labels: dict) -> Iterator[dict]:
-    """Records of the scores ``probability`` and ``members_needed``.
+    """Yield rows of the scores ``probability`` and ``members_needed``.
 
     Args:
-        fields: method -> (members, cases, n, n) at the event's lead time.
-        event: object with ``observable, above, lead_time, tolerance``.
+        fields: method -> states (members, cases, n, n) at the event's lead time.
+        event: the settings ``evaluate.event``: observable, above, lead_time, tolerance.
         labels: columns of every row.
     """
     for method, ensemble in fields.items():
         values = OBSERVABLES[event.observable](torch.as_tensor(ensemble)).flatten()
         share, low, high = wilson(int((values > event.above).sum()), len(values))
-        own = {**labels, "method": method, "lead_time": event.lead_time, "members": len(values)}
-        yield {**own, "score": "probability", "value": share, "low": low, "high": high}
+        columns = {
+            **labels,
+            "method": method,
+            "lead_time": event.lead_time,
+            "members": len(values),
+        }
+        yield {**columns, "score": "probability", "value": share, "low": low, "high": high}
         needed = members_needed(low, high, event.tolerance)
-        yield {**own, "score": "members_needed", "value": needed}
+        yield {**columns, "score": "members_needed", "value": needed}

@@ -1,4 +1,4 @@
-"""An ensemble beside the truth, with what several kinds of scores are made of: computed once."""
+"""An ensemble and its truth, with cached quantities that several scores share."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from hpc_closure.evaluate.scores.spectra import per_shell, power, transform
 
 @dataclass(frozen=True)
 class Truth:
-    """What every method is compared with.
+    """True fields of a block of samples.
 
     Attributes:
         fields: (S, n, n) float64.
@@ -21,21 +21,21 @@ class Truth:
 
     @cached_property
     def hat(self) -> Tensor:
-        """Its coefficients (S, n, n // 2 + 1)."""
+        """Fourier coefficients (S, n, n // 2 + 1)."""
         return transform(self.fields)
 
     def to(self, device) -> "Truth":
-        """The same where an ensemble is."""
+        """Return the truth on a device."""
         return self if self.fields.device == device else Truth(self.fields.to(device))
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Answers of one method.
+    """Ensembles of one method for a block of samples.
 
     Attributes:
         ensemble: (M, S, n, n) float64.
-        truth: of the same samples.
+        truth: truth of the same samples.
     """
 
     ensemble: Tensor
@@ -43,13 +43,13 @@ class Forecast:
 
     @cached_property
     def error_moments(self) -> tuple[Tensor, Tensor]:
-        """Means over members of the error's coefficients and of their squares, (S, ...) each."""
+        """Means over members of the error's coefficients and of their squared moduli, (S, ...)."""
         error_hat = transform(self.ensemble - self.truth.fields)
         return error_hat.mean(0), power(error_hat).mean(0)
 
     @cached_property
     def distances(self) -> tuple[Tensor, Tensor]:
-        """Mean squares of members less truth (S, M), and less each other (S, M, M)."""
+        """Mean squared distances of members from the truth (S, M) and each other (S, M, M)."""
         return square_distances(self.ensemble, self.truth.fields)
 
     @property
@@ -59,23 +59,24 @@ class Forecast:
 
     @property
     def energy(self) -> Tensor:
-        """Mean over members of the square of every coefficient, (S, n, n // 2 + 1)."""
+        """Mean over members of the squared modulus of each coefficient, (S, n, n // 2 + 1)."""
         mean, square = self.error_moments
         truth_hat = self.truth.hat
         return square + 2 * (truth_hat.conj() * mean).real + power(truth_hat)
 
 
 def shell_statistics(forecast: Forecast) -> dict[str, Tensor]:
-    """What the scores per shell are made of, one value per sample and shell.
+    """Compute the statistics per sample and shell from which the scores per shell are formed.
+
+    Needs float64, because squares are subtracted.
 
     Returns:
         (S, shells) each: ``energy`` of one member, ``truth_energy``, unbiased ``variance`` over
-        members (zero for one member) and ``mean_mse``, the squared error of the ensemble mean. In
-        all, each sums over shells to the mean over the grid of the same quantity. Differences of
-        squares are taken: give float64.
+        members (zero for one member) and ``mean_mse``, the squared error of the ensemble mean. The
+        sum over shells of each is the mean over the grid of the same quantity.
     """
     num = len(forecast.ensemble)
-    mean, square = forecast.error_moments  # all from these two: one pass over the members
+    mean, square = forecast.error_moments  # all statistics follow from one pass over the members
     parts = {
         "energy": forecast.energy,
         "truth_energy": power(forecast.truth.hat),

@@ -1,4 +1,4 @@
-"""How much of each trained part acts, as members that it has not seen decide."""
+"""Report the gain of each trained part: the share that acts, chosen on unseen members."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -21,7 +21,7 @@ SCORES = tuple(
         (
             "mean",
             "mean",
-            "share of the mean's network that unseen members have granted",
+            "share of the mean's network that is kept, chosen on members unseen in training",
             "Gain of the mean's network",
         ),
         ("amplitude", "amplitude", "the same of the amplitude", ""),
@@ -31,7 +31,7 @@ SCORES = tuple(
 
 
 def gains(parts: Iterable[PartReport]) -> Iterator[dict[str, Any]]:
-    """Yield columns ``score, shell, value`` of trained parts, per shell where each has a gain."""
+    """Yield columns ``score, shell, value`` of the trained parts, per shell if gains differ."""
     for part in parts:
         if not part.trained or not part.gains:
             continue

@@ -1,10 +1,10 @@
-"""The law of the innovations: what a closure with memory leaves to chance.
+"""Test whether the innovations of a closure with memory are Gaussian and independent of the state.
 
-A closure that is drawn given the last ones is its conditional mean plus an innovation. Where the
-innovations are Gaussian, with a variance that does not follow the state, the model's Gaussian law
-is all there is and a generator has nothing to add; where they are not, these scores say in which
-shells and how. Each is computed in the same way of as many draws of the model's own Gaussian law,
-which shows what a Gaussian sample of this size gives.
+A closure conditioned on its last values is a conditional mean plus an innovation. If the
+innovations are Gaussian and their variance does not depend on the state, the model's Gaussian law
+is complete and a generator cannot improve it. Otherwise these scores show which shells deviate and
+how. Every score is also computed for equally many draws of the model's Gaussian law, which shows
+the sampling error of a Gaussian sample of this size.
 
 Intervals are over trajectories (:mod:`~hpc_closure.evaluate.scores.intervals`).
 """
@@ -22,12 +22,12 @@ from hpc_closure.evaluate.rows import find, format_value, select
 from hpc_closure.evaluate.scores.intervals import interval_columns
 from hpc_closure.evaluate.scores.record import Score
 
-LOW_SHELLS = 4  # whose modes make patterns
-PATTERNS = 8  # leading ones
-PATCH = 4  # patches along a side
-CARRIES = 0.01  # share of the innovations' variance from which a shell is looked at
-QUIET = 1e-9  # of the largest variance: a number that is always zero, but for round-off
-# what would not be worth a generator: excess kurtosis, and ratio of variances
+LOW_SHELLS = 4  # highest shell whose modes enter the patterns
+PATTERNS = 8  # number of leading principal components
+PATCH = 4  # number of patches along a side
+CARRIES = 0.01  # share of the innovations' variance above which a shell is scored
+QUIET = 1e-9  # share of the largest variance below which a mode holds only round-off
+# largest excess kurtosis and ratio of variances that do not justify a generator
 FLAT, EQUAL = 0.3, 1.3
 TABLE = "Innovations: what the mean leaves (gp: draws of the Gaussian law in their place)"
 SCORES = tuple(
@@ -62,7 +62,7 @@ SCORES = tuple(
         ),
         (
             "variance_follows_state",
-            "told by the state",
+            "explained by the state",
             "share of the variance of squared innovations that a regression on local |w|, "
             "|grad w| and strain squared explains",
             "",
@@ -90,10 +90,10 @@ class Innovations:
     """Innovations of S snapshots.
 
     Attributes:
-        kept: their band.
-        q_hat: spectra (S, ...) in it.
-        features: (S, F, n, n) of the states, positive, which the variance may follow.
-        trajectories: (S,) of each.
+        kept: band of modes that hold the innovations.
+        q_hat: spectra of the innovations in this band (S, ...).
+        features: positive features of the states (S, F, n, n) on which the variance may depend.
+        trajectories: trajectory of each snapshot (S,).
     """
 
     kept: Band
@@ -102,7 +102,7 @@ class Innovations:
     trajectories: Tensor
 
     def scores(self) -> Iterator[dict[str, Any]]:
-        """Columns ``score, value, low, high``, and ``shell`` of those per shell."""
+        """Yield columns ``score, value, low, high``, and ``shell`` for scores per shell."""
         yield from self._of_modes()
         yield from self._of_fields()
         yield from self._of_variance()
@@ -112,7 +112,7 @@ class Innovations:
 
     @property
     def shells(self) -> list[int]:
-        """Those with more than ``CARRIES`` of the variance."""
+        """Shells with more than the share ``CARRIES`` of the variance."""
         power = self._power()
         return [s for s in range(1, len(power)) if power[s] > CARRIES * power.sum()]
 
@@ -120,11 +120,11 @@ class Innovations:
         return self.kept.grid.shell_sum(self.q_hat.abs().square()).mean(0)
 
     def _numbers(self) -> tuple[Tensor, Tensor]:
-        """Real numbers (S, C) of the modes that vary, and the shell (C,) of each."""
+        """Return real and imaginary parts (S, C) of the modes that vary, and their shells (C,)."""
         numbers = torch.view_as_real(self.q_hat).flatten(1)
         shell = self.kept.grid.shell().expand(self.kept.shape).flatten().repeat_interleave(2)
         variance = numbers.square().mean(0)
-        # of the column ky = 0 a half is the conjugate of the other
+        # in the column ky = 0 one half of the modes is the conjugate of the other
         once = torch.ones(self.kept.shape, dtype=torch.bool)
         once[self.kept.modes + 1 :, 0] = False
         once = once.flatten().repeat_interleave(2)
@@ -150,7 +150,7 @@ class Innovations:
         for s in [*self.shells, None]:
             part = self.q_hat if s is None else self.q_hat * (places == s)
             values = self._fields(part).flatten(1)
-            moments = {name: one.mean(1) for name, one in _moments(values).items()}
+            moments = {name: moment.mean(1) for name, moment in _moments(values).items()}
             yield self._row("kurtosis_field", moments, _kurtosis, s)
             yield self._row("skewness", moments, _skewness, s)
 
@@ -212,8 +212,8 @@ class Innovations:
         if fields.shape[-2] > 1:
             parts = parts.unfold(-3, side, side)
         patches = parts.reshape(len(fields), PATCH ** (1 + (fields.shape[-2] > 1)), -1)
-        found = _leading(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
-        moments = {name: one.mean(1) for name, one in _moments(found).items()}
+        components = _leading(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        moments = {name: moment.mean(1) for name, moment in _moments(components).items()}
         yield self._row("kurtosis_patches", moments, _mean_kurtosis)
 
     def _row(
@@ -224,8 +224,8 @@ class Innovations:
         shell: int | None = None,
     ) -> dict[str, Any]:
         signed = "kurtosis" in score or score == "skewness"
-        found = interval_columns(values, self.trajectories, formula, signed=signed)
-        return {"score": score, "shell": shell, **found}
+        numbers = interval_columns(values, self.trajectories, formula, signed=signed)
+        return {"score": score, "shell": shell, **numbers}
 
 
 def _moments(values: Tensor) -> dict[str, Tensor]:
@@ -245,15 +245,17 @@ def _skewness(means: Mapping[str, Tensor]) -> Tensor:
 
 
 def _leading(numbers: Tensor) -> Tensor:
-    """Values (S, J) of the leading principal components of numbers (S, C)."""
+    """Project numbers (S, C) on their leading principal components; returns (S, J)."""
     about = numbers - numbers.mean(0)
     _, vectors = torch.linalg.eigh(about.T @ about / len(about))
     return about @ vectors[:, -PATTERNS:]
 
 
 def local_features(w_hat: Tensor, b: Band, size: int) -> Tensor:
-    """|w|, |grad w| and strain squared of states (B, ...), (B, 3, n, n); on a line the square of
-    the slope is the last."""
+    """Compute |w|, |grad w| and the squared strain rate of states (B, ...); returns (B, 3, n, n).
+
+    In one dimension the third feature is the squared slope.
+    """
 
     def field(spectrum: Tensor) -> Tensor:
         return b.to_physical(spectrum, size)
@@ -272,12 +274,14 @@ def local_features(w_hat: Tensor, b: Band, size: int) -> Tensor:
 
 
 def verdict(rows: DataFrame, method: str = "model", law: str = "mean_gp") -> tuple[str, str]:
-    """What the innovations of a method say, and what its Gaussian law would; ("", "") where
-    there are none.
+    """Describe the innovations of a method and, for comparison, draws of its Gaussian law.
 
-    A shell is not Gaussian where its excess kurtosis, of modes or of the field, is beyond
-    ``FLAT`` and its interval has no point with that of the law; the variance follows the state
-    where the ratio is beyond ``EQUAL`` in the same sense.
+    A shell is called not Gaussian if the excess kurtosis of its modes or of its field exceeds
+    ``FLAT`` and the interval is disjoint from that of the Gaussian law. The variance is said to
+    follow the state if the ratio exceeds ``EQUAL`` in the same sense.
+
+    Returns:
+        Two sentences; ("", "") without rows.
     """
     total = find(rows, method=method, score="kurtosis", shell=None)
     if total is None:
@@ -298,7 +302,7 @@ def verdict(rows: DataFrame, method: str = "model", law: str = "mean_gp") -> tup
     share = find(rows, method=method, score="variance_follows_state", shell=None)
     variance = (
         f"{format_value('', own.value)} times the variance in the wildest quarter of points as in "
-        f"the calmest, {format_value('', 100 * share.value)} % of squared innovations told by the "
+        f"the calmest, {format_value('', 100 * share.value)} % of their variance explained by the "
         "state"
     )
     if wrong:
@@ -307,25 +311,25 @@ def verdict(rows: DataFrame, method: str = "model", law: str = "mean_gp") -> tup
         words += f" (excess kurtosis up to {format_value('', largest)})"
     else:
         words = f"Gaussian within {format_value('', largest)} of excess kurtosis in every shell"
-    whole, of_law = (
+    field, of_law = (
         find(rows, method=m, score="kurtosis_field", shell=None) for m in (method, law)
     )
-    words += f", the field within {format_value('', abs(whole.value))}; {variance}"
+    words += f", the field within {format_value('', abs(field.value))}; {variance}"
     if follows:
         words += ": their variance follows the state"
-    elif not wrong and abs(whole.value) <= FLAT:
+    elif not wrong and abs(field.value) <= FLAT:
         words += ": the generator has next to nothing to add"
-    told = (
+    of_draws = (
         f"draws of its own Gaussian law: excess kurtosis of the field "
         f"{format_value('', of_law.value)}, variances {format_value('', plain.value)} times"
     )
-    return words, told
+    return words, of_draws
 
 
 def _apart(own, other) -> bool:
-    """Whether two intervals have no point in common; values where there are no intervals.
+    """Return whether two intervals are disjoint; without intervals, whether the values differ.
 
-    A shell that only one of them has enough variance to judge is not told apart.
+    Returns False if ``other`` is None: in that shell only one of both has enough variance.
     """
     if other is None:
         return False

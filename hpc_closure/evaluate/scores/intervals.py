@@ -1,12 +1,12 @@
-"""Intervals from blocks of samples that are independent of each other.
+"""Compute intervals from independent blocks of samples.
 
-Snapshots of one trajectory are not independent, trajectories are. So a score is computed again
-with each trajectory left out in turn (delete-one jackknife; Efron & Stein, Ann. Stat. 9 (1981)
-586), and Student's law with one degree of freedom less than there are trajectories gives the ends.
-A score that is positive in all of these gets its interval on the logarithm: scores are skewed like
-the errors that they are means of. Such an interval holds the truth 89 to 97 % of the time
-(``tests/test_evaluate_intervals.py``); percentiles of a bootstrap over so few blocks do so far too
-seldom.
+Snapshots of one trajectory are dependent, trajectories are independent. Therefore a score is
+recomputed with each trajectory left out (delete-one jackknife; Efron & Stein, Ann. Stat. 9 (1981)
+586). The ends follow from Student's law, whose degrees of freedom are the number of trajectories
+less one. If a score is positive in all of these, the interval is computed for its logarithm,
+because scores are skewed like the errors of which they are means. Nominal 95 % intervals cover the
+truth in 89 to 97 % of cases (``tests/test_evaluate_intervals.py``). Percentiles of a bootstrap
+over so few blocks cover it far less often.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-MIN_BLOCKS = 4  # fewer blocks say nothing about their spread
+MIN_BLOCKS = 4  # the spread of fewer blocks cannot be estimated
 
 Means = Mapping[str, Tensor]
 
@@ -28,9 +28,9 @@ def interval_columns(
     *,
     signed: bool = False,
 ) -> dict[str, float]:
-    """Columns ``value, low, high`` of a single number, by :func:`block_interval`."""
-    found = block_interval(values, blocks, formula, signed=signed)
-    return dict(zip(("value", "low", "high"), map(float, found), strict=True))
+    """Return columns ``value, low, high`` of a scalar score, by :func:`block_interval`."""
+    interval = block_interval(values, blocks, formula, signed=signed)
+    return dict(zip(("value", "low", "high"), map(float, interval), strict=True))
 
 
 def block_interval(
@@ -41,17 +41,17 @@ def block_interval(
     level: float = 0.95,
     signed: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A score of means over samples, with its interval.
+    """Form a score from means over samples and compute its interval.
 
     Args:
-        values: per-sample values by name, each (S, ...).
-        blocks: (S,) block of each sample, any integers.
-        formula: from the means by name, each (...) or (blocks, ...), to the score.
+        values: values per sample by name, each (S, ...).
+        blocks: block of each sample (S,), any integers.
+        formula: maps the means by name, each (...) or (blocks, ...), to the score.
         level: probability of the interval.
-        signed: the score may be of either sign, and is never taken on its logarithm.
+        signed: the score may have either sign; its interval is never on the logarithm.
 
     Returns:
-        value, low, high, each with the shape of the score; low and high are NaN for fewer than
+        value, low and high, each in the shape of the score; low and high are NaN for fewer than
         four blocks.
     """
     names, index = torch.unique(blocks.cpu(), return_inverse=True)
@@ -74,7 +74,7 @@ def block_interval(
     quantile = float(stdtrit(number - 1, (1 + level) / 2))
 
     def half(replicates: Tensor) -> Tensor:
-        """Half the width of the interval."""
+        """Return half the width of the interval."""
         error = math.sqrt((number - 1) / number) * (replicates - replicates.mean(0)).norm(dim=0)
         return quantile * error
 

@@ -1,9 +1,9 @@
-"""Late leads: lead times at which a score can no longer tell a good closure from a bad one.
+"""Find late leads: lead times at which scores no longer separate good from bad closures.
 
-Once the true ensemble has forgotten its start its members are those of the climate, and any flow
-of about that climate scores what it scores. A lead time is late when the CRPS of the true ensemble
-is at least 0.95 of climatology's, there and at all lead times that follow. Where there is no true
-ensemble nobody knows, and no lead time is called late.
+Once the true ensemble is independent of its initial state, its members are draws from the climate,
+and every closure with about the right climate has the same score. A lead time is late if the CRPS
+of the true ensemble is at least 0.95 of climatology's at this and all later lead times. Without a
+true ensemble no lead time is called late.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,14 +17,13 @@ from hpc_closure.evaluate.scores.paired import difference
 from hpc_closure.evaluate.scores.record import Score
 
 PREDICTABILITY = "predictability"
-LEAST = 0.05  # of it, for a score to tell
+LEAST = 0.05  # predictability below which a lead time is late
 DAGGER = "†"
 SCORES = (
     Score(
         name=PREDICTABILITY,
         heading="predictability",
-        meaning="1 less the CRPS of the true ensemble over climatology's: what there is to be "
-        "gained",
+        meaning="1 - CRPS of the true ensemble / CRPS of climatology: the largest possible gain",
         requires="the methods ``oracle`` and ``climatology`` (coupled)",
         by_lead_time=True,
     ),
@@ -37,30 +36,30 @@ SENTENCE = (
 
 
 def predictability(crps: Mapping[str, Tensor], blocks: Tensor) -> Iterator[tuple[str, dict]]:
-    """The method ``oracle`` and its columns ``score, value, low, high``: one less the ratio of its
-    CRPS to climatology's.
+    """Yield ``oracle`` and columns ``score, value, low, high`` of its predictability.
 
     Args:
-        crps: method -> (cases,) at one lead time; nothing comes where one of both is not there.
-        blocks: (cases,).
+        crps: method -> CRPS (cases,) at one lead time; nothing is yielded without ``oracle`` and
+            ``climatology``.
+        blocks: block of each case (cases,), for the intervals.
     """
     if not {"oracle", "climatology"} <= set(crps):
         return
-    own, climate = crps["oracle"], crps["climatology"]
-    if bool(torch.stack([own.isfinite().all(), climate.isfinite().all()]).all()):
-        found = difference(own, climate, blocks)
-        ends = {"value": -found["value"], "low": -found["high"], "high": -found["low"]}
+    oracle, climate = crps["oracle"], crps["climatology"]
+    if bool(torch.stack([oracle.isfinite().all(), climate.isfinite().all()]).all()):
+        relative = difference(oracle, climate, blocks)
+        ends = {"value": -relative["value"], "low": -relative["high"], "high": -relative["low"]}
         yield "oracle", {"score": PREDICTABILITY, **ends}
 
 
 def late_leads(rows: DataFrame) -> list[float]:
-    """Find the late ones of the lead times in the rows of a coupled run, increasing."""
+    """List the late lead times in the rows of a coupled run, increasing."""
     known = select(rows, method="oracle", score=PREDICTABILITY, shell=None)
     return late_of(dict(zip(known["lead_time"], known["value"], strict=True)))
 
 
 def late_of(predictabilities: Mapping[float, float]) -> list[float]:
-    """Find the late ones of lead times, increasing; ``predictabilities`` by lead time."""
+    """List the late lead times, increasing; ``predictabilities`` is indexed by lead time."""
     late: list[float] = []
     for lead, value in sorted(predictabilities.items(), reverse=True):
         if value >= LEAST:

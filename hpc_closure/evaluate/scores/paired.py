@@ -1,9 +1,9 @@
-"""Scores of two methods start by start: what an interval of each alone cannot tell apart.
+"""Compare two methods start by start, which resolves differences that separate intervals hide.
 
-Starts differ much more than methods do, and alike for all methods. So the score of a method is
-divided by that of a reference over the same starts (snapshots, trajectories), and the interval is
-of that ratio, each start left out of both at once (:mod:`~hpc_closure.evaluate.scores.intervals`);
-less one, it is the difference over the reference's mean.
+Scores vary much more between starts than between methods, and in the same way for all methods.
+Therefore the mean score of a method is divided by that of a reference over the same starts
+(snapshots, trajectories). The jackknife leaves the same start out of both
+(:mod:`~hpc_closure.evaluate.scores.intervals`). The ratio less one is the relative difference.
 """
 
 import math
@@ -17,14 +17,14 @@ from hpc_closure.evaluate.scores.intervals import interval_columns
 from hpc_closure.evaluate.scores.record import PAIRED, Score
 from hpc_closure.evaluate.scores.table import Statistics
 
-OF_STATES = ("crps", "energy_score")  # scores that are compared state by state
+OF_STATES = ("crps", "energy_score")  # scores of single states that are compared
 REQUIRES = "the method ``evaluate.against``"
 SCORES = (
     Score(
         name="crps_difference",
         heading="CRPS, difference",
-        meaning="CRPS less that of the reference method over the same starts or snapshots, over "
-        "its mean; the interval is of the difference, negative is better",
+        meaning="relative difference of the CRPS to the reference method over the same starts or "
+        "snapshots; the interval is that of the difference, negative is better",
         table=PAIRED,
         requires=REQUIRES,
     ),
@@ -48,12 +48,12 @@ BETTER, WORSE, ALIKE = "better", "worse", "not told apart"
 
 
 def difference(own: Tensor, reference: Tensor, blocks: Tensor) -> dict[str, float]:
-    """Columns ``value, low, high``: mean of ``own`` over that of ``reference``, less one.
+    """Return columns ``value, low, high`` of mean(own) / mean(reference) - 1.
 
     Args:
-        own: (S,) scores of a method, small ones are good.
-        reference: (S,) of another one, same samples.
-        blocks: (S,) of samples that are independent.
+        own: scores of a method (S,); smaller is better.
+        reference: scores of the reference method for the same samples (S,).
+        blocks: block of each sample (S,); blocks are independent.
     """
     numbers = interval_columns(
         {"own": own, "reference": reference},
@@ -66,15 +66,16 @@ def difference(own: Tensor, reference: Tensor, blocks: Tensor) -> dict[str, floa
 def differences(
     score: str, values: Mapping[str, Tensor], against: str, blocks: Tensor
 ) -> Iterator[tuple[str, dict]]:
-    """Method, and columns ``score, value, low, high``, of all methods but the reference.
+    """Yield method and columns ``score, value, low, high`` of all methods but the reference.
 
-    Infinite where the method lost a member; none where the reference lost one or is not there.
+    The value is infinite if the method lost a member. Nothing is yielded if the reference lost a
+    member or is missing.
 
     Args:
-        score: name of the rows, of :data:`DIFFERENCES`.
-        values: method -> (S,).
-        against: the reference; of several trainings their mean.
-        blocks: (S,).
+        score: name of the rows, one of :data:`DIFFERENCES`.
+        values: method -> scores (S,).
+        against: name of the reference; the mean of its trainings if there are several.
+        blocks: block of each sample (S,).
     """
     same = [name for name in values if name == against or name.startswith(against + MARK)]
     if not same:
@@ -94,14 +95,14 @@ def differences(
 def of_states(
     statistics: Mapping[str, Statistics], against: str, blocks: Tensor
 ) -> Iterator[tuple[str, dict]]:
-    """:func:`differences` of the scores OF_STATES; statistics of the same states by method."""
+    """Yield :func:`differences` of the scores OF_STATES, from statistics by method."""
     for score in OF_STATES:
         values = {method: parts.joined("total")[score] for method, parts in statistics.items()}
         yield from differences(f"{score}_difference", values, against, blocks)
 
 
 def verdict(low: float, high: float) -> str:
-    """What the interval of a difference says; too few samples have none, and tell nothing."""
+    """Return the verdict of a difference's interval; without an interval ALIKE."""
     if math.isnan(low) or math.isnan(high) or low <= 0 <= high:
         return ALIKE
     return WORSE if low > 0 else BETTER

@@ -1,11 +1,10 @@
-"""Scores of point forecasts and ensembles, as pure functions of tensors.
+"""Score point forecasts and ensembles with pure functions of tensors.
 
-Shapes, everywhere: an ensemble is ``(members, samples, ...)``, the truth ``(samples, ...)``; the
-trailing axes are grid points and are averaged. Functions of an ensemble return one value per
-sample, ``(samples,)``; a score that is a root or a ratio is a function of *means over samples* of
-those values. So that aggregation comes before the root or the ratio (a mean of per-sample ratios
-is biased), a score can be streamed over any number of samples, and its interval is a resampling of
-the same per-sample values.
+An ensemble has the shape ``(members, samples, ...)``, the truth ``(samples, ...)``. The trailing
+axes are grid points and are averaged. Functions of an ensemble return one value per sample,
+``(samples,)``. A score that is a root or a ratio is a function of *means over samples* of those
+values, because a mean of ratios per sample is biased. Samples can thus be processed block by
+block, and the interval resamples the same values per sample.
 
     relative error  ||x - y|| / ||y||                       Frobenius norm over the grid
     bias^2          |x_mean - y|^2 - s^2 / M - |y - E y|^2
@@ -13,9 +12,9 @@ the same per-sample values.
     energy score    the same with fields for numbers and the norm for | |
     spread-skill    sqrt((M + 1) / M  <s^2> / <|x_mean - y|^2>)
 
-A single member is a point forecast: its variance is zero and its CRPS the absolute error. The CRPS
-and the energy score stand in :mod:`hpc_closure.closure.fields.losses`: they train and judge
-models, too.
+A single member is a point forecast: its variance is zero and its CRPS is the absolute error. The
+CRPS and the energy score are defined in :mod:`hpc_closure.closure.fields.losses`, because they are
+also used as training losses.
 
 Sources: Ferro, Q. J. R. Meteorol. Soc. 140 (2014) 1917 (fair scores); Lang et al., arXiv
 2412.15832 (almost-fair CRPS); Fortin et al., J. Hydrometeorol. 15 (2014) 1708 (spread-skill).
@@ -29,7 +28,7 @@ from hpc_closure.evaluate.scores.record import ACCURACY, Score
 
 VALID = 0.5  # relative error of the ensemble mean at which a forecast ends
 
-# computed from more than means over samples
+# scores that are not functions of means over samples
 SCORES = (
     Score(
         name="valid_time",
@@ -56,20 +55,21 @@ SCORES = (
     Score(
         name="floor",
         heading="floor",
-        meaning="least relative error of any mean, from the exact law's variance: σ / rms(U)",
+        meaning="least possible relative error of a mean, from the exact law's variance: "
+        "σ / rms(U)",
         requires="an exact law, no sensors (generated)",
     ),
     Score(
         name="floor_realised",
         heading="realised floor",
-        meaning="the same with the noise that these snapshots realised",
+        meaning="the same with the noise realised in these snapshots",
         requires="an exact law (generated)",
     ),
 )
 
 
 def _mean_points(values: Tensor, leading: int) -> Tensor:
-    """Mean over every axis after the first ``leading``."""
+    """Average over all axes after the first ``leading``."""
     return values.flatten(leading).mean(-1) if values.ndim > leading else values
 
 
@@ -77,10 +77,10 @@ def _mean_points(values: Tensor, leading: int) -> Tensor:
 
 
 def relative_error(ensemble: Tensor, truth: Tensor) -> Tensor:
-    """Relative Frobenius error of one member, the published figure.
+    """Compute the relative Frobenius error of one member, as in the published tables; (S,).
 
-    The published tables average ``||x - y||_F / ||y||_F`` over snapshots, one sample each; here it
-    is averaged over the members too.
+    The published tables average ``||x - y||_F / ||y||_F`` over snapshots with one sample each;
+    here it is averaged over the members, too.
 
     Args:
         ensemble: (M, S, ...).
@@ -95,41 +95,41 @@ def relative_error(ensemble: Tensor, truth: Tensor) -> Tensor:
 
 
 def mse(ensemble: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error of one member, averaged over members: (S,), in units of truth squared."""
+    """Compute the squared error of one member, averaged over members; (S,), units of truth^2."""
     check_ensemble(ensemble, truth)
     return _mean_points((ensemble - truth).square(), 2).mean(0)
 
 
 def mean_mse(ensemble: Tensor, truth: Tensor) -> Tensor:
-    """Squared error of the ensemble mean: (S,), in units of truth squared."""
+    """Compute the squared error of the ensemble mean; (S,), in units of truth squared."""
     check_ensemble(ensemble, truth)
     return _mean_points((ensemble - truth).mean(0).square(), 1)
 
 
 def variance(ensemble: Tensor) -> Tensor:
-    """Unbiased variance over members, averaged over the grid: (S,); zero for a single member."""
+    """Compute the unbiased variance over members, mean over the grid; (S,), zero if M = 1."""
     if len(ensemble) == 1:
         return torch.zeros(ensemble.shape[1], dtype=ensemble.dtype, device=ensemble.device)
     return _mean_points(ensemble.var(0, correction=1), 1)
 
 
 def bias2(ensemble: Tensor, truth: Tensor, floor: Tensor | float = 0.0) -> Tensor:
-    """Squared bias of the forecast law's mean: (S,), in units of truth squared.
+    """Estimate the squared bias of the forecast law's mean; (S,), in units of truth squared.
 
-    The squared error of the ensemble mean holds ``s^2 / M`` for its finite size and the noise that
-    the truth happened to realise; both are taken off, so a single value may be negative.
+    The squared error of the ensemble mean contains ``s^2 / M`` due to the finite ensemble, and the
+    noise realised in the truth. Both are subtracted, so a single value may be negative.
 
     Args:
         ensemble: (M, S, ...).
         truth: (S, ...).
-        floor: (S,) squared distance of the truth from its exact conditional mean (``mse`` of that
-            mean), or 0: then the noise of the truth stays in.
+        floor: squared distance of the truth from its exact conditional mean (S,), i.e. ``mse`` of
+            that mean; with 0 the noise of the truth is not subtracted.
     """
     return mean_mse(ensemble, truth) - variance(ensemble) / len(ensemble) - floor
 
 
 def coverage(ensemble: Tensor, truth: Tensor, level: float = 0.9) -> Tensor:
-    """Share of the points inside the ensemble's central interval: (S,); calibrated is ``level``.
+    """Compute the share of points inside the central interval; (S,), ``level`` if calibrated.
 
     The interval between the order statistics ``j`` and ``M + 1 - j`` holds an exchangeable truth
     with probability ``1 - 2 j / (M + 1)``. The two intervals that bracket ``level`` are weighted
@@ -144,7 +144,7 @@ def coverage(ensemble: Tensor, truth: Tensor, level: float = 0.9) -> Tensor:
     if not 1 <= level * (num + 1) <= num - 1:
         raise ValueError(
             f"a central interval of {level:g} cannot be taken from {num} members: the levels are "
-            f"1/{num + 1} to {num - 1}/{num + 1}; give another level or more members"
+            f"1/{num + 1} to {num - 1}/{num + 1}; choose such a level or more members"
         )
     not_above = (ensemble <= truth).sum(0)
     not_below = (ensemble >= truth).sum(0)
@@ -161,43 +161,44 @@ def coverage(ensemble: Tensor, truth: Tensor, level: float = 0.9) -> Tensor:
 
 
 def diverged(ensemble: Tensor) -> float:
-    """Share of the members and samples (M, S, ...) with a value that is not finite."""
+    """Compute the share of members and samples (M, S, ...) with a value that is not finite."""
     return float(1 - ensemble.isfinite().flatten(1).all(1).double().mean())
 
 
 def spread(variance: Tensor) -> Tensor:
-    """Root of the mean variance."""
+    """Compute the root of the mean variance."""
     return variance.clamp_min(0).sqrt()
 
 
 def spread_skill(variance: Tensor, mean_mse: Tensor, members: int) -> Tensor:
-    """Spread over the error of the ensemble mean; 1 for a calibrated ensemble of any size.
+    """Divide spread by the error of the ensemble mean; 1 for a calibrated ensemble of any size.
 
     Args:
-        variance: mean over samples of :func:`variance` (of any shape, e.g. per shell).
+        variance: mean over samples of :func:`variance`, of any shape, e.g. per shell.
         mean_mse: mean over samples of :func:`mean_mse`, same shape.
-        members: ensemble size M; a finite mean has error variance (M + 1) / M of the law's.
+        members: ensemble size M. For a calibrated ensemble ``mean_mse`` is (M + 1) / M times the
+            variance in expectation.
     """
     return ((members + 1) / members * variance / mean_mse).sqrt()
 
 
 def spread_ratio(variance: Tensor, reference: Tensor) -> Tensor:
-    """Spread over the spread of a reference law or ensemble, from their mean variances."""
+    """Divide the spread by that of a reference law or ensemble, from their mean variances."""
     return (variance / reference).sqrt()
 
 
 def crps_ratio(crps: Tensor, reference: Tensor) -> Tensor:
-    """CRPS over that of the reference (at least 1 in expectation when that is the exact law)."""
+    """Divide the CRPS by the reference's; at least 1 in expectation for the exact law."""
     return crps / reference
 
 
 def distance(spectrum: Tensor, truth: Tensor) -> Tensor:
-    """Relative distance of two spectra (..., shells), root of sums of squares."""
+    """Compute the relative L2 distance of two spectra (..., shells); returns (...)."""
     return ((spectrum - truth).square().sum(-1) / truth.square().sum(-1)).sqrt()
 
 
 def energy_ratio(energy: Tensor, truth: Tensor) -> Tensor:
-    """Mean square of the members over that of the truth, in total or per shell."""
+    """Divide the mean square of the members by that of the truth, in total or per shell."""
     return energy / truth
 
 
@@ -205,15 +206,15 @@ def energy_ratio(energy: Tensor, truth: Tensor) -> Tensor:
 
 
 def valid_time(error: Tensor, times: Tensor, threshold: float = 0.5) -> Tensor:
-    """Time at which a growing error first reaches a threshold, interpolated linearly.
+    """Find the time at which a growing error first reaches a threshold, interpolated linearly.
 
     Args:
-        error: (..., L) relative error at each time; a value that is not finite counts as above.
+        error: relative error at each time (..., L); a value that is not finite counts as above.
         times: (L,) increasing.
-        threshold: relative error that ends the forecast.
+        threshold: relative error at which the forecast ends.
 
     Returns:
-        (...), the last time where the threshold is never reached.
+        (...); the last time if the threshold is never reached.
     """
     error = torch.where(error.isfinite(), error, torch.inf)
     above = error >= threshold
@@ -227,9 +228,9 @@ def valid_time(error: Tensor, times: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def wasserstein1(first: Tensor, second: Tensor) -> Tensor:
-    """Wasserstein-1 distance of two sets of numbers of any sizes: area between their CDFs."""
+    """Compute the Wasserstein-1 distance of two samples of any sizes: area between their CDFs."""
     first, second = first.flatten().sort().values, second.flatten().sort().values
-    if len(first) == len(second):  # the mean distance of their quantiles
+    if len(first) == len(second):  # mean distance of the quantiles
         return (first - second).abs().mean()
     both = torch.cat((first, second)).sort().values
     first_cdf, second_cdf = (

@@ -1,14 +1,15 @@
-"""Rank histograms: is the truth exchangeable with the members?
+"""Test by rank histograms whether the truth is exchangeable with the members.
 
-The rank of the truth among M members is uniform on 0..M when the forecast law is the true one.
-The chi-squared test of that needs *independent* ranks. Neighbouring grid points are correlated, so
-pooled pixels make every test fail; ranks are taken of coordinates that are independent under the
-law (Fourier modes of a stationary law: "whitened modes"), or of one pixel per field.
+If the forecast law is the true one, the rank of the truth among M members is uniform on 0..M. The
+chi-squared test of uniformity needs *independent* ranks. Neighbouring grid points are correlated,
+so with pooled pixels every test would fail. Therefore ranks are computed for coordinates that are
+independent under the law (Fourier modes of a stationary law: "whitened modes"), or for one pixel
+per field.
 
-How many ranks decides what the test can see. With N ranks in 13 bins a spread wrong by the factor
-1 - e has non-centrality of about 1.6 e^2 N: for N = 20,000 that is 80 at e = 5 % (certain to fail
-with 12 degrees of freedom), 3 at 1 % (as a rule passed). More ranks would reject errors too small
-to matter; far fewer would pass everything.
+The number of ranks N determines the power. With 13 bins and a spread that is wrong by the factor
+1 - e the non-centrality is about 1.6 e^2 N. For N = 20,000 it is 80 at e = 5 % (the test fails
+almost surely with 12 degrees of freedom) and 3 at e = 1 % (the test usually passes). More ranks
+would reject irrelevant errors; far fewer would accept everything.
 """
 
 import math
@@ -24,22 +25,22 @@ from hpc_closure.evaluate.scores.spectra import shell_numbers, transform
 MAX_RANKS = 20_000
 MAX_BINS = 13
 LEVEL = 0.01  # p-value below which a rank histogram fails
-POWER = 0.8  # with which it must see a spread error that it is said to see
-LARGEST = 0.9  # spread error that is looked at
+POWER = 0.8  # probability of failing at a spread error that counts as detectable
+LARGEST = 0.9  # largest spread error that is considered
 REQUIRES = "several members, at least five ranks expected in each bin"
 SCORES = (
     Score(
         name="rank_p",
         heading="rank p",
-        meaning="p-value of the rank histogram of whitened modes (or of one pixel per field); a "
-        "small one means not calibrated",
+        meaning="p-value of the rank histogram of whitened modes (or of one pixel per field); "
+        "small if not calibrated",
         table=CALIBRATION,
         requires=REQUIRES,
     ),
     Score(
         name="rank_sees",
         heading="seen by it",
-        meaning="least error of the spread, as a share, that so many ranks would show in 4 of 5 "
+        meaning="least relative error of the spread that this number of ranks detects in 4 of 5 "
         "cases",
         table=CALIBRATION,
         requires=REQUIRES,
@@ -48,12 +49,12 @@ SCORES = (
 
 
 def ranks(ensemble: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
-    """Rank of the truth among the members, ties broken at random.
+    """Rank the truth among the members; ties are broken at random.
 
     Args:
         ensemble: (M, ...).
         truth: (...).
-        generator: a CPU generator for the ties.
+        generator: CPU generator for the ties.
 
     Returns:
         (...) int64 in 0..M, on the CPU.
@@ -65,7 +66,7 @@ def ranks(ensemble: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor
 
 
 def rank_counts(values: Tensor, members: int) -> Tensor:
-    """Histogram (M + 1,) of ranks."""
+    """Count ranks 0..M; returns the histogram (M + 1,)."""
     return torch.bincount(values.flatten(), minlength=members + 1)
 
 
@@ -81,20 +82,20 @@ def merge(counts: Tensor, max_bins: int = MAX_BINS) -> tuple[Tensor, Tensor]:
 
 
 def _bins(num: int, max_bins: int) -> tuple[Tensor, Tensor]:
-    """Bin of each of ``num`` ranks, and number of ranks of each bin."""
+    """Return the bin of each of ``num`` ranks and the number of ranks in each bin."""
     bins = min(max_bins, num)
     index = torch.arange(num) * bins // num
     return index, torch.bincount(index, minlength=bins)
 
 
 def rank_p(counts: Tensor, max_bins: int = MAX_BINS) -> float:
-    """Chi-squared p-value of a rank histogram (M + 1,) against the uniform law.
+    """Compute the chi-squared p-value of a rank histogram (M + 1,) against the uniform law.
 
     Returns:
-        p in [0, 1], or NaN where a bin expects fewer than five ranks.
+        p in [0, 1]; NaN if fewer than five ranks are expected in a bin.
     """
     total = float(counts.sum())
-    # fewer bins for few ranks: the test statistic is chi-squared only with some ranks in each
+    # fewer bins for few ranks: the statistic is chi-squared only with several ranks in each bin
     merged, widths = merge(counts, max(2, min(max_bins, int(total / 10))))
     expected = total * widths.double() / len(counts)
     if float(expected.min()) < 5:
@@ -106,19 +107,20 @@ def rank_p(counts: Tensor, max_bins: int = MAX_BINS) -> float:
 
 @lru_cache(maxsize=256)
 def smallest_seen(number: int, members: int, max_bins: int = MAX_BINS) -> float:
-    """Least spread error that :func:`rank_p` sees with POWER, as a share of the right spread.
+    """Compute the least relative spread error e that :func:`rank_p` detects at power POWER.
 
-    Of a Gaussian law and an ensemble whose standard deviation is 1 - e times the right one. The
-    rank is binomial given the truth's quantile among the members, so the bins' probabilities are
-    known, and with them mean and variance of the statistic, which is taken for normal.
+    The law is Gaussian and the ensemble's standard deviation is 1 - e times the right one. Under
+    the condition of the truth's quantile the rank is binomial. This gives the probabilities of the
+    bins, hence mean and variance of the statistic, which is approximated as normal.
 
     Args:
-        number: of independent ranks.
-        members: M.
-        max_bins: as of :func:`rank_p`.
+        number: number of independent ranks.
+        members: ensemble size M.
+        max_bins: as in :func:`rank_p`.
 
     Returns:
-        e, or NaN where an error of LARGEST would not be seen either, or nothing is tested.
+        e; NaN if not even an error of LARGEST is detected, or if there are too few ranks for a
+        test.
     """
     from scipy.optimize import brentq
     from scipy.stats import binom, chi2, norm
@@ -145,11 +147,11 @@ def smallest_seen(number: int, members: int, max_bins: int = MAX_BINS) -> float:
 
 
 def fourier_coordinates(fields: Tensor, max_shell: int) -> Tensor:
-    """Real coordinates that are independent under any stationary Gaussian law.
+    """Compute real coordinates that are independent under any stationary Gaussian law.
 
-    Real and imaginary parts of one of each pair (k, -k), shells 0..max_shell. They stay
-    independent when the law is conditioned on a regular m x m lattice of sensors as long as
-    ``max_shell < m / 2``: such sensors tie k to k + m j only.
+    The coordinates are real and imaginary parts of one mode of each pair (k, -k) in shells
+    0..max_shell. They remain independent when the law is conditioned on a regular m x m lattice of
+    sensors with ``max_shell < m / 2``, because such sensors couple k only to k + m j.
 
     Args:
         fields: (..., n, n).
@@ -157,6 +159,9 @@ def fourier_coordinates(fields: Tensor, max_shell: int) -> Tensor:
 
     Returns:
         (..., coordinates).
+
+    Raises:
+        ValueError: ``max_shell`` is not in 0..(n - 1) / 2.
     """
     size = fields.shape[-1]
     if not 0 <= max_shell < size / 2:

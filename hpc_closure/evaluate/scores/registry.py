@@ -1,4 +1,4 @@
-"""All scores: those of this package, and those of modules that ``evaluate.scores`` names."""
+"""Collect all scores: built-in ones and those of the modules in ``evaluate.scores``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
@@ -52,11 +52,11 @@ BUILT_IN: Mapping[str, Score] = by_name(score for one in MODULES for score in on
 
 
 def load(modules: Sequence[str]) -> tuple[Score, ...]:
-    """Import modules and collect their ``SCORES``, beside the built-in ones.
+    """Import modules and collect their ``SCORES``, without the built-in ones.
 
     Raises:
-        ValueError: a module cannot be imported, has no scores, or has one that cannot be computed
-            or whose name is taken.
+        ValueError: a module cannot be imported or has no scores; a score cannot be computed or has
+            the name of another.
     """
     known = dict(BUILT_IN)
     for name in modules:
@@ -70,7 +70,7 @@ def load(modules: Sequence[str]) -> tuple[Score, ...]:
             if score.name in known:
                 raise ValueError(
                     f"evaluate.scores: {name} has a score {score.name}, a name that is taken; "
-                    "choose another"
+                    "choose another name"
                 )
             _check_statistics(name, score)
             known[score.name] = score
@@ -78,7 +78,7 @@ def load(modules: Sequence[str]) -> tuple[Score, ...]:
 
 
 def files(modules: Sequence[str]) -> list[Path]:
-    """Find the source files of modules, which the scores are made from, too."""
+    """List the source files of modules; a change of them makes the scores outdated."""
     paths = (getattr(_import(name), "__file__", None) for name in modules)
     return [Path(path) for path in paths if path]
 
@@ -94,7 +94,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _check_statistics(module: str, score: Score) -> None:
-    """Raise ValueError unless a score can be formed from the statistics that there are."""
+    """Raise ValueError unless a score can be formed from the existing statistics."""
     where = f"evaluate.scores: {module}: score {score.name}"
     if not score.statistics:
         raise ValueError(f"{where} has neither a formula with its needs nor a function of samples")

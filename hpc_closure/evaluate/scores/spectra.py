@@ -1,13 +1,13 @@
-"""Power of fields per wavenumber shell; shell s holds the integer wavevectors with round(|k|) = s.
+"""Compute power per wavenumber shell; shell s contains integer wavevectors with round(|k|) = s.
 
-A field is any real ``(..., n, n)``, n even or odd, or ``(..., 1, n)`` of a line. Every mode of its
-grid is counted, not only the retained ones of :mod:`hpc_closure.spectral.modes.grid` (a strided
-field has others too), so that
+A field is real with shape ``(..., n, n)``, n even or odd, or ``(..., 1, n)`` in one dimension. All
+modes of its grid are counted, not only the retained ones of
+:mod:`hpc_closure.spectral.modes.grid`, because a field sampled on a coarser grid has others. Hence
 
     sum_s power[s] = mean of the squared field                                    (Parseval)
 
-exactly. The half-plane transform holds the columns ky = 0..n/2; all but ky = 0 (and n/2 for even
-n) stand for two modes.
+holds exactly. The half-plane transform stores the columns ky = 0..n/2. Each column stands for two
+modes, except ky = 0 and, for even n, ky = n/2.
 """
 
 from functools import lru_cache
@@ -20,7 +20,7 @@ from hpc_closure.spectral.modes.grid import shell_sum
 
 @lru_cache(maxsize=16)
 def integer_k2(size: int, rows: int | None = None) -> Tensor:
-    """|k|^2 of each mode of ``rfft2``: (n, n // 2 + 1), float64; of fewer ``rows`` as many."""
+    """Compute |k|^2 of each mode of ``rfft2``; (rows or n, n // 2 + 1), float64."""
     rows = rows or size
     kx = torch.fft.fftfreq(rows, d=1 / rows, dtype=torch.float64)
     ky = torch.fft.rfftfreq(size, d=1 / size, dtype=torch.float64)
@@ -29,7 +29,7 @@ def integer_k2(size: int, rows: int | None = None) -> Tensor:
 
 @lru_cache(maxsize=16)
 def shell_numbers(size: int, rows: int | None = None) -> Tensor:
-    """Shell of each of these modes, int64."""
+    """Compute the shell of each mode of ``rfft2``; (rows or n, n // 2 + 1), int64."""
     return integer_k2(size, rows).sqrt().round().long()
 
 
@@ -51,7 +51,11 @@ def per_shell(density: Tensor, size: int) -> Tensor:
 
 
 def transform(fields: Tensor) -> Tensor:
-    """Half-plane Fourier coefficients (..., n, n // 2 + 1), normalised by the number of points."""
+    """Compute Fourier coefficients (..., n, n // 2 + 1), divided by the number of points.
+
+    Raises:
+        ValueError: the last two axes are neither square nor of one row.
+    """
     if fields.shape[-2] not in (1, fields.shape[-1]):
         raise ValueError(
             f"fields {tuple(fields.shape)} are neither square nor of one row in the last two axes"
@@ -60,10 +64,10 @@ def transform(fields: Tensor) -> Tensor:
 
 
 def power(coefficients: Tensor) -> Tensor:
-    """``|w_hat|^2``."""
+    """Compute ``|w_hat|^2``, same shape."""
     return torch.view_as_real(coefficients).square().sum(-1)
 
 
 def shell_power(fields: Tensor) -> Tensor:
-    """Mean square per shell of fields (..., n, n): (..., shells)."""
+    """Compute the mean square per shell of fields (..., n, n); returns (..., shells)."""
     return per_shell(power(transform(fields)), fields.shape[-1])

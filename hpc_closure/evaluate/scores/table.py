@@ -1,9 +1,8 @@
-"""From blocks of samples to scores: gather statistics per sample, take means, form scores.
+"""Compute scores from blocks of samples: gather statistics per sample, average, form scores.
 
 A statistic is a number per sample (and per shell); a score is a formula of means of statistics.
-Nothing else of an ensemble is stored, so any number of samples passes through bounded memory, and
-every score gets its interval from the same statistics
-(:mod:`~hpc_closure.evaluate.scores.intervals`).
+Only statistics are stored, so memory is bounded for any number of samples. The interval of a score
+is computed from the same statistics (:mod:`~hpc_closure.evaluate.scores.intervals`).
 """
 
 import math
@@ -24,11 +23,11 @@ from hpc_closure.evaluate.scores.rank_histogram import rank_p, smallest_seen
 from hpc_closure.evaluate.scores.record import ACCURACY, CALIBRATION, Score
 
 COVERAGE = 0.9
-JUDGED = 1e-3  # share of the reference's variance that a shell of the extremes must have
+JUDGED = 1e-3  # least share of the reference's variance of a shell in least and largest ratio
 SHELL_FLOOR = 1e-6  # shells below this share of the variance hold round-off, not signal
 
 
-# statistics that formulas can read, in total and (those of SHELL_STATISTICS) per shell
+# statistics that formulas can read: in total, and those of SHELL_STATISTICS also per shell
 STATISTICS = {
     "relative_error": "||x - y|| / ||y|| of one member, averaged over members",
     "relative_error_mean": "the same of the ensemble mean",
@@ -47,7 +46,7 @@ STATISTICS = {
         for name, words in (
             ("variance", "variance over members, summed"),
             ("law_variance", "variance of the exact law, summed"),
-            ("share", "share of points that are"),
+            ("share", "share of points"),
         )
     },
 }
@@ -59,8 +58,8 @@ FOLLOWS = "an exact law whose variance follows the state (generated)"
 
 
 def _of_quarter(name: str, heading: str, meaning: str) -> tuple[Score, Score]:
-    """Spread over a quarter of all points: over that of the exact law there, and as it is."""
-    own, law, share = (f"{word}_{name}" for word in ("variance", "law_variance", "share"))
+    """Define the spread over a quarter of all points, and its ratio to the exact law's."""
+    variance, law, share = (f"{word}_{name}" for word in ("variance", "law_variance", "share"))
     return (
         Score(
             name=f"spread_ratio_{name}",
@@ -68,8 +67,8 @@ def _of_quarter(name: str, heading: str, meaning: str) -> tuple[Score, Score]:
             meaning=meaning,
             table=CALIBRATION,
             requires=FOLLOWS,
-            needs=(own, law),
-            formula=lambda s, m: pointwise.spread_ratio(s[own], s[law]),
+            needs=(variance, law),
+            formula=lambda s, m: pointwise.spread_ratio(s[variance], s[law]),
             ensembles_only=True,
         ),
         Score(
@@ -78,15 +77,18 @@ def _of_quarter(name: str, heading: str, meaning: str) -> tuple[Score, Score]:
             meaning=f"spread over the {name} quarter",
             table=CALIBRATION,
             requires=FOLLOWS,
-            needs=(own, share),
-            formula=lambda s, m: pointwise.spread(s[own] / s[share]),
+            needs=(variance, share),
+            formula=lambda s, m: pointwise.spread(s[variance] / s[share]),
             ensembles_only=True,
         ),
     )
 
 
 def _unexplained(s: Means, m: int) -> Tensor:
-    """Spectrum of the truth less its conditional mean (..., shells), ensemble size taken off."""
+    """Estimate the spectrum (..., shells) of the truth less its conditional mean.
+
+    The sampling error of the ensemble mean is subtracted.
+    """
     return (s["mean_mse"] - s["variance"] / m).clamp_min(0)
 
 
@@ -128,7 +130,7 @@ SCORES = (
     Score(
         name="bias2",
         heading="bias²",
-        meaning="squared bias of the mean, ensemble size and realised noise taken off",
+        meaning="squared bias of the mean, corrected for ensemble size and realised noise",
         requires=EXACT,
         needs=("mean_mse", "variance", "floor"),
         formula=lambda s, m: s["mean_mse"] - s["variance"] / m - s["floor"],
@@ -136,8 +138,8 @@ SCORES = (
     Score(
         name="bias2_ratio",
         heading="bias² / floor",
-        meaning="squared bias of the mean (ensemble size and realised noise taken off) over the "
-        "noise",
+        meaning="squared bias of the mean (corrected for ensemble size and realised noise) over "
+        "the variance of the noise",
         table=CALIBRATION,
         requires=EXACT,
         needs=("mean_mse", "variance", "floor"),
@@ -164,7 +166,7 @@ SCORES = (
     Score(
         name="energy_score",
         heading="energy score",
-        meaning="fair energy score: like the CRPS, of whole fields",
+        meaning="fair energy score: the CRPS of entire fields",
         table=ACCURACY,
         needs=("energy_score",),
         formula=lambda s, m: s["energy_score"],
@@ -182,7 +184,7 @@ SCORES = (
     Score(
         name="spread_skill",
         heading="spread / skill",
-        meaning="spread over error of the ensemble mean, finite ensemble size corrected; 1 is "
+        meaning="spread over error of the ensemble mean, corrected for ensemble size; 1 is "
         "calibrated",
         table=CALIBRATION,
         requires=SEVERAL,
@@ -208,13 +210,14 @@ SCORES = (
     *_of_quarter(
         "calm",
         "in calm quarters",
-        "spread ratio over the quarter of all points and snapshots where the exact law spreads "
-        "least, to that law's own",
+        "spread over that of the exact law, in the quarter of all points and snapshots where the "
+        "exact law's variance is least",
     ),
     *_of_quarter(
         "wild",
         "in wild quarters",
-        "the same where the exact law spreads most; who ignores the state fails in both",
+        "the same where the exact law's variance is largest; a method that ignores the state "
+        "fails in both",
     ),
     Score(
         name="coverage_90",
@@ -252,7 +255,7 @@ SCORES = (
             ("highest", "the largest of these"),
         )
     ),
-    # the four columns of Perezhogin, Zanna, Fernandez-Granda
+    # the four columns of Perezhogin, Zanna, Fernandez-Granda (JAMES 2023)
     *(
         Score(
             name=f"pzf_{name}",
@@ -269,7 +272,7 @@ SCORES = (
             (
                 "mean",
                 "L2 mean",
-                "relative error of the conditional mean, ensemble size taken off; the four "
+                "relative error of the conditional mean, corrected for ensemble size; the four "
                 "columns of Perezhogin, Zanna, Fernandez-Granda (JAMES 2023)",
                 ("mean_mse", "variance", "truth_energy"),
                 lambda s, m: (_unexplained(s, m).sum(-1) / s["truth_energy"].sum(-1)).sqrt(),
@@ -284,14 +287,14 @@ SCORES = (
             (
                 "residual",
                 "L2 residual",
-                "the same of what is left when the conditional mean is taken off sample and truth",
+                "the same after the conditional mean is subtracted from sample and truth",
                 ("mean_mse", "variance"),
                 lambda s, m: pointwise.distance(s["variance"], _unexplained(s, m)),
             ),
             (
                 "spread",
                 "spread (variance)",
-                "variance of the former over that of the latter",
+                "variance of the sample's residual over that of the truth's",
                 ("mean_mse", "variance"),
                 lambda s, m: s["variance"].sum(-1) / _unexplained(s, m).sum(-1),
             ),
@@ -302,13 +305,13 @@ SCORES = (
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known before scoring.
+    """Columns and options that are known before scoring.
 
     Attributes:
         shared: columns of all rows.
         single: method -> columns of its rows.
-        against: method that the others are compared with, sample by sample.
-        further: scores that are computed beside the built-in ones.
+        against: reference method of the comparison sample by sample.
+        further: the user's scores of ``evaluate.scores``.
     """
 
     shared: Mapping[str, Any]
@@ -317,7 +320,7 @@ class Labels:
     further: tuple[Score, ...] = ()
 
     def of(self, method: str) -> dict[str, Any]:
-        """Columns of the rows of a method."""
+        """Return the columns of a method's rows."""
         return {**self.shared, **self.single.get(method, {}), "method": method}
 
 
@@ -326,7 +329,7 @@ class Statistics:
     """Per-sample statistics of one method, appended block by block.
 
     Attributes:
-        further: scores beside the built-in ones.
+        further: the user's scores of ``evaluate.scores``.
         members: ensemble size; 1 is a point forecast.
         total: name -> list of (s,) tensors.
         shells: name -> list of (s, shells) tensors.
@@ -346,10 +349,11 @@ class Statistics:
         """Add a block.
 
         Args:
-            forecast: a sample with any value that is not finite scores as infinitely wrong.
-            floor: (s,) squared distance of the truth from its exact conditional mean, if known.
-            places: name -> mask and exact pointwise variance, (s, n, n) both, as
-                :meth:`~hpc_closure.evaluate.scores.variance_quartiles.Quarters.at` gives them.
+            forecast: ensemble and truth; a sample with a value that is not finite has infinite
+                errors.
+            floor: squared distance of the truth from its exact conditional mean (s,), if known.
+            places: name -> mask and exact pointwise variance, both (s, n, n), from
+                :meth:`~hpc_closure.evaluate.scores.variance_quartiles.Quarters.at`.
         """
         ensemble, truth = forecast.ensemble, forecast.truth.fields
         self.members = len(ensemble)
@@ -369,11 +373,11 @@ class Statistics:
         if floor is not None:
             total["floor"] = floor
         if places and self.members > 1:
-            own = ensemble.var(0)
+            variance = ensemble.var(0)
             for name, (mask, exact) in places.items():
-                mask = mask.to(own.device)
-                total[f"variance_{name}"] = (own * mask).mean((1, 2))
-                total[f"law_variance_{name}"] = (exact.to(own.device) * mask).mean((1, 2))
+                mask = mask.to(variance.device)
+                total[f"variance_{name}"] = (variance * mask).mean((1, 2))
+                total[f"law_variance_{name}"] = (exact.to(variance.device) * mask).mean((1, 2))
                 total[f"share_{name}"] = mask.double().mean((1, 2))
         for score in self.further:
             if score.sample is not None:
@@ -416,12 +420,12 @@ def _gather(which: str, own: Statistics, reference: Statistics | None) -> dict[s
 def form_scores(
     statistics: Statistics, blocks: Tensor, reference: Statistics | None = None
 ) -> Iterator[dict]:
-    """Every score that the statistics allow, in total and per shell.
+    """Form every score that the statistics allow, in total and per shell.
 
     Args:
-        statistics: of the method.
-        blocks: (S,) trajectory or case of each sample, for the intervals.
-        reference: of the exact law or true ensemble, same samples.
+        statistics: statistics of the method.
+        blocks: trajectory or case of each sample (S,), for the intervals.
+        reference: statistics of the exact law or true ensemble for the same samples.
 
     Yields:
         Columns ``score, shell, value, low, high, members, samples`` of a score row.
@@ -443,7 +447,7 @@ def form_scores(
                 lambda means, form=score.form: form(means, statistics.members),  # type: ignore
             )
             lost = any(not values[need].isfinite().all() for need in score.statistics)
-            if lost:  # a run that diverged: no number describes it
+            if lost:  # the run diverged: no finite number describes it
                 value, low, high = (
                     torch.full_like(part, torch.inf) for part in (value, low, high)
                 )
@@ -470,11 +474,11 @@ def form_scores(
 def _of_spectra(
     scores: Sequence[Score], shells: Mapping[str, Tensor], members: int, blocks: Tensor
 ) -> Iterator[dict]:
-    """Columns ``score, shell, value, low, high`` of the scores of spectra (S, shells)."""
+    """Yield columns ``score, shell, value, low, high`` of the scores of spectra (S, shells)."""
     for score in scores:
         parts = {need: shells[need] for need in score.statistics if need in shells}
-        whole = all(part.isfinite().all() for part in parts.values())
-        if len(parts) < len(score.statistics) or not whole:
+        finite = all(part.isfinite().all() for part in parts.values())
+        if len(parts) < len(score.statistics) or not finite:
             continue
         numbers = interval_columns(
             parts,
@@ -486,7 +490,7 @@ def _of_spectra(
 
 
 def _extremes(shells: Mapping[str, Tensor], blocks: Tensor) -> Iterator[dict]:
-    """The spread ratios of the shells that spread least and most, of those that carry the law."""
+    """Yield the least and the largest spread ratio over shells with enough variance (JUDGED)."""
     values = {name: shells[name] for name in ("variance", "reference_variance")}
     if not all(part.isfinite().all() for part in values.values()):
         return
@@ -506,7 +510,7 @@ def _extremes(shells: Mapping[str, Tensor], blocks: Tensor) -> Iterator[dict]:
 
 
 def _places(which: str, denominator: Tensor) -> list:
-    """Where a score is taken: () in total, or the shells whose denominator holds signal."""
+    """Return the indices of a score: () in total, or shells whose denominator has signal."""
     if which == "total":
         return [()]
     return (denominator > SHELL_FLOOR * denominator.sum()).nonzero()[:, 0].tolist()
@@ -514,15 +518,16 @@ def _places(which: str, denominator: Tensor) -> list:
 
 @dataclass
 class Scored:
-    """What scoring leaves: rows, and what the figures need beside them.
+    """Results of scoring: rows and the data of the figures.
 
     Attributes:
         records: score rows as dictionaries of columns, see :mod:`~hpc_closure.evaluate.rows`.
-        absent: methods without rows, and why.
+        absent: methods without rows, with reasons.
         spectra: method or ``truth`` -> mean square per shell (shells,).
         spread_spectra: ensemble method -> variance over members per shell (shells,).
         fluxes: quantity -> {method or ``truth``: flux through each shell (shells,)}.
-        work: quantity -> {method or ``truth``: what the closure brings to each shell (shells,)}.
+        work: quantity -> {method or ``truth``: rate at which the closure adds it to each shell
+            (shells,)}.
         ranks: ensemble method -> rank histogram (M + 1,).
         examples: ``truth`` -> (n, n); method -> (3, n, n): one member, ensemble mean, ensemble
             standard deviation (zero for a point forecast).
@@ -547,21 +552,21 @@ class Scored:
         self.records.append(columns)
 
     def add_ranks(self, counts: Tensor, **columns: Any) -> None:
-        """Keep the rank histogram (M + 1,) of a method, and add its rows; none for few ranks."""
+        """Store the rank histogram (M + 1,) of a method and add its rows; none for few ranks."""
         self.ranks[columns["method"]] = counts
         p = rank_p(counts)
         if p == p:
-            seen = smallest_seen(int(counts.sum()), len(counts) - 1)
+            detectable = smallest_seen(int(counts.sum()), len(counts) - 1)
             self.add(**columns, score="rank_p", value=p)
-            self.add(**columns, score="rank_sees", value=seen)
+            self.add(**columns, score="rank_sees", value=detectable)
 
     def keep_example(self, method: str, ensemble: Tensor) -> None:
-        """Keep one member, mean and standard deviation of an ensemble (M, n, n)."""
+        """Store one member, mean and standard deviation of an ensemble (M, n, n)."""
         std = ensemble.std(0) if len(ensemble) > 1 else torch.zeros_like(ensemble[0])
         self.examples[method] = torch.stack((ensemble[0], ensemble.mean(0), std)).cpu()
 
     def keep_spectra(self, method: str, statistics: Statistics) -> None:
-        """Keep the mean spectra of a method."""
+        """Store the mean spectra of a method and of the truth."""
         shells = statistics.joined("shells")
         self.spectra[method] = shells["energy"].mean(0)
         self.spectra["truth"] = shells["truth_energy"].mean(0)
@@ -569,7 +574,7 @@ class Scored:
             self.spread_spectra[method] = shells["variance"].mean(0)
 
     def keep_work(self, method: str, work: Mapping[str, Tensor]) -> None:
-        """Keep what a method's closures bring to each shell, and the truth's."""
+        """Store the rates per shell of a method's closures and of the truth's."""
         for name, part in work.items():
             whose, _, quantity = name.partition("_")
             key = method if whose == "own" else "truth"

@@ -1,4 +1,4 @@
-"""Scores of whole trajectories: what a lead time alone does not show."""
+"""Score trajectories over all lead times together."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,29 +12,29 @@ from hpc_closure.evaluate.scores.intervals import Means, interval_columns
 from hpc_closure.evaluate.scores.pointwise import valid_time
 from hpc_closure.evaluate.scores.record import Score
 
-CORRELATED = 0.95  # of a member with the truth
+CORRELATED = 0.95  # least correlation of a member with the truth
 TABLE = "Whole trajectories"
 SCORES = (
     Score(
         name="energy_score_joint",
         heading="energy score, joint",
-        meaning="fair energy score of whole trajectories, root mean square over the stored lead "
-        "times that are not late; all where no true ensemble says which are",
+        meaning="fair energy score of trajectories, root mean square over the stored lead times "
+        "that are not late; over all of them without a true ensemble",
         table=TABLE,
         requires="coupled",
     ),
     Score(
         name="energy_score_joint_ratio",
         heading="joint ratio",
-        meaning="that over the true ensemble's; 1 is the best possible",
+        meaning="the same over that of the true ensemble; 1 is the best possible",
         table=TABLE,
         requires="the method ``oracle`` (coupled)",
     ),
     Score(
         name="correlated_95",
         heading="correlated until",
-        meaning=f"time until which members are correlated with the truth by {CORRELATED:g}, on "
-        "average, over all stored lead times",
+        meaning=f"time until which the mean correlation of members with the truth is at least "
+        f"{CORRELATED:g}, over all stored lead times",
         table=TABLE,
         requires="coupled",
     ),
@@ -42,7 +42,7 @@ SCORES = (
 
 
 class Trajectories:
-    """Trajectories of one method beside the truth's, taken in lead time by lead time."""
+    """Distances of one method's trajectories to the truth, accumulated lead time by lead time."""
 
     def __init__(self) -> None:
         self._skill: list[Tensor] = []
@@ -50,7 +50,7 @@ class Trajectories:
         self._apart: list[Tensor] = []
 
     def add(self, forecast: Forecast) -> None:
-        """Take in a lead time: members (M, cases, n, n) and truth (cases, n, n)."""
+        """Add a lead time: members (M, cases, n, n) and truth (cases, n, n)."""
         ensemble, truth = forecast.ensemble, forecast.truth.fields
         skill, pairs = forecast.distances
         self._skill.append(skill.cpu())
@@ -60,17 +60,17 @@ class Trajectories:
         self._apart.append(1 - correlation.mean(0).cpu())
 
     def energy_score(self, number: int | None = None) -> Tensor:
-        """Fair energy score (cases,) of the first lead times together, root mean square over them.
+        """Compute the fair energy score (cases,) over the first lead times together.
 
         Args:
-            number: how many; none for all.
+            number: number of lead times; None for all.
         """
         skill, pairs = (torch.stack(parts[:number]) for parts in (self._skill, self._pairs))
         score = energy_of(skill.mean(0), pairs.mean(0))
         return torch.where(score.isfinite(), score, torch.inf)
 
     def correlated(self, times: Tensor) -> Tensor:
-        """(cases,) time at which members are no more correlated with the truth by CORRELATED."""
+        """Return the time (cases,) at which the mean correlation falls below CORRELATED."""
         apart = torch.stack(self._apart, -1)
         apart = torch.cat([torch.zeros_like(apart[:, :1]), apart], -1)  # equal at the start
         times = torch.cat([times.new_zeros(1), times])
@@ -80,20 +80,20 @@ class Trajectories:
 def joint_energies(
     trajectories: Mapping[str, Trajectories], times: Tensor, late: Sequence[float] = ()
 ) -> dict[str, Tensor]:
-    """Energy scores (cases,) of whole trajectories by method; {} where every lead time is late.
+    """Compute energy scores (cases,) of trajectories by method; {} if every lead time is late.
 
-    A late lead adds what any flow of the same climate has, to every method alike: with many of
-    them a trajectory that is right as long as it can be looks like one that never is.
+    Late leads are excluded: they add to every method the error of a random flow of the same
+    climate, which with many late leads hides the differences at early ones.
 
     Args:
-        trajectories: by method.
-        times: (L,) lead times, increasing.
-        late: the last of them, at which no score can tell.
+        trajectories: trajectories by method.
+        times: lead times (L,), increasing.
+        late: the late lead times, which are the last ones of ``times``.
     """
     number = sum(time < min(late, default=math.inf) for time in times.tolist())
     if not number:
         return {}
-    return {method: own.energy_score(number) for method, own in trajectories.items()}
+    return {method: paths.energy_score(number) for method, paths in trajectories.items()}
 
 
 def joint_scores(
@@ -102,21 +102,21 @@ def joint_scores(
     blocks: Tensor,
     late: Sequence[float] = (),
 ) -> Iterator[tuple[str, dict]]:
-    """Yield method, and columns ``score, value, low, high``, of every method.
+    """Yield method and columns ``score, value, low, high`` of every method.
 
     Args:
-        trajectories: by method.
-        times: (L,) lead times, increasing.
-        blocks: (cases,).
-        late: as of :func:`joint_energies`.
+        trajectories: trajectories by method.
+        times: lead times (L,), increasing.
+        blocks: block of each case (cases,), for the intervals.
+        late: as in :func:`joint_energies`.
     """
     energies = joint_energies(trajectories, times, late)
-    for method, own in trajectories.items():
+    for method, paths in trajectories.items():
         forms: dict[str, tuple[dict[str, Tensor], Callable[[Means], Tensor]]] = {}
         if method in energies:
             energy = {"own": energies[method]}
             forms["energy_score_joint"] = (energy, lambda means: means["own"])
-        forms["correlated_95"] = ({"t": own.correlated(times)}, lambda means: means["t"])
+        forms["correlated_95"] = ({"t": paths.correlated(times)}, lambda means: means["t"])
         if method in energies and "oracle" in energies:
             both = {**energy, "law": energies["oracle"]}
             forms["energy_score_joint_ratio"] = (both, lambda means: means["own"] / means["law"])

@@ -1,8 +1,8 @@
-"""What a member costs: every method of the coupled table, timed in one run on one thread.
+"""Measure the cost of a member for every method of the coupled table, on one thread.
 
-Each runs some closure intervals from the starts of the rollout, turn by turn, with equally many
-members; its cost is that of its fastest interval, in microseconds per member and time unit. The
-true ensemble's is that of the DNS.
+The methods run closure intervals from the starts of the rollout, in turn, with equally many
+members. The cost is that of the fastest interval, in microseconds per member and time unit. The
+cost of the true ensemble is that of the DNS.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from hpc_closure.rollout.block import coupled_run, start
 from hpc_closure.rollout.coupling import CoupledRun
 from hpc_closure.spectral.simulation import Simulation
 
-ROWS = 80  # members that are timed together, at most
-DNS_ROWS = 4  # of the full system
-ROUNDS = 6  # of which the first one warms up
+ROWS = 80  # largest number of members that are timed together
+DNS_ROWS = 4  # number of DNS members
+ROUNDS = 6  # timed rounds, of which the first is a warm-up
 
 
-Clock = tuple[Callable[[], float], int]  # seconds of one interval, and for how many members
+Clock = tuple[Callable[[], float], int]  # function that returns seconds per interval, members
 
 
 def measure(inputs: Inputs) -> dict[str, float]:
-    """Microseconds per member and time unit, by method of the coupled table."""
+    """Measure microseconds per member and time unit, by method of the coupled table."""
     with one_thread():
         span, clocks = _clocks(inputs)
         return fastest(clocks, span, inputs.stop.check)
@@ -36,7 +36,7 @@ def measure(inputs: Inputs) -> dict[str, float]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch has one thread inside."""
+    """Limit torch to one thread within the context."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -48,12 +48,12 @@ def one_thread() -> Iterator[None]:
 def fastest(
     clocks: Mapping[str, Clock], span: float, check: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """Microseconds per member and time unit, by name; turn by turn, the least of some turns.
+    """Time all clocks in turn; return the least microseconds per member and time unit, by name.
 
     Args:
-        clocks: what runs one interval and returns its seconds, and its number of members.
-        span: time of an interval.
-        check: called between two of them.
+        clocks: function that runs an interval and returns its seconds, and the number of members.
+        span: length of an interval in time units.
+        check: called between two intervals, e.g. to check the stop flag.
     """
     best: dict[str, float] = {}
     for turn in range(ROUNDS):
@@ -66,25 +66,25 @@ def fastest(
 
 
 def _clocks(inputs: Inputs) -> tuple[float, dict[str, Clock]]:
-    """The time of a closure interval, and a clock for every method."""
+    """Return the length of a closure interval and a clock for every method."""
     experiment = inputs.experiment
     number = min(ROWS, experiment.rollout.trajectories)
-    own = _run(inputs, inputs.closure, number)
-    clocks: dict[str, Clock] = {inputs.model: (_model(own), number)}
-    for one in inputs.chosen:
-        run = _run(inputs, inputs.compared[one.name], number, one.experiment)
-        clocks[one.name] = (_model(run), number)
-    span, model = own.coupling.span, own.simulations["model"]
+    model_run = _run(inputs, inputs.closure, number)
+    clocks: dict[str, Clock] = {inputs.model: (_model(model_run), number)}
+    for compared in inputs.chosen:
+        run = _run(inputs, inputs.compared[compared.name], number, compared.experiment)
+        clocks[compared.name] = (_model(run), number)
+    span, model = model_run.coupling.span, model_run.simulations["model"]
     solver = Simulation(model.problem, range(len(model.members)), 0, device=inputs.device)
     clocks["none"] = bare(solver.load_state(0, model.state), span)
     if experiment.rollout.rungs:
         beside = _run(inputs, inputs.closure, number, rungs=experiment.rollout.rungs)
         clocks |= {name: bare(beside.simulations[name], span) for name in beside.rungs}
-    if inputs.replicas is not None or own.exact:
+    if inputs.replicas is not None or model_run.exact:
         problem = experiment.problem
-        if own.exact:
+        if model_run.exact:
             problem = problem.replace(grid=experiment.train_grid)
-        rows = range(number if own.exact else DNS_ROWS)
+        rows = range(number if model_run.exact else DNS_ROWS)
         full = Simulation(problem, rows, experiment.seed, device=inputs.device)
         clocks["oracle"] = bare(full.initialise(), span)
     return span, clocks
@@ -97,14 +97,14 @@ def _run(
     other: Experiment | None = None,
     rungs: Sequence[Rung] = (),
 ) -> CoupledRun:
-    """A coupled run from the starts, without references, which would be run in each of its turns.
+    """Start a coupled run without references, whose time would otherwise be included.
 
     Args:
-        inputs: what is scored.
-        closure: of the run.
-        number: of trajectories.
-        other: the experiment of a compared run.
-        rungs: bare solvers that are begun beside it.
+        inputs: inputs of the evaluation.
+        closure: closure in the solver.
+        number: number of trajectories.
+        other: experiment of a compared run; None for the experiment that is evaluated.
+        rungs: bare solvers to start beside it.
     """
     experiment, data = inputs.experiment, inputs.data
     if other is not None and other.train_grid != experiment.train_grid:
@@ -117,7 +117,7 @@ def _run(
 
 
 def _model(run: CoupledRun) -> Callable[[], float]:
-    """Seconds that an interval of the reduced solver with its closure takes."""
+    """Return a function that runs one interval of solver and closure and returns its seconds."""
 
     def interval() -> float:
         before = run.seconds["solver"] + run.seconds["closure"]
@@ -128,7 +128,7 @@ def _model(run: CoupledRun) -> Callable[[], float]:
 
 
 def bare(simulation: Simulation, span: float) -> Clock:
-    """A clock of a bare solver."""
+    """Return a clock of a bare solver for intervals of length ``span``."""
     steps = simulation.problem.steps_in(span)
 
     def interval() -> float:

@@ -1,9 +1,8 @@
-"""Scores of the coupled run: ensembles of the reduced solver with the closure in it.
+"""Score the coupled run: ensembles of the reduced solver with the closure.
 
 A *case* is one start: a resolved state at t0 whose DNS continuation is the truth. Each method runs
-M members from every case. The ratios refer to the members of ``oracle``: what the full system
-would do from the same resolved state, or with sensors the reduced solver with draws of the exact
-law.
+M members from every case. Ratios refer to the members of ``oracle``: runs of the full system from
+the same resolved state, or with sensors the reduced solver with draws of the exact law.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,15 +36,16 @@ from hpc_closure.evaluate.stages import costs
 from hpc_closure.work import log
 from hpc_closure.work.units import Ledger
 
-OTHER = 0.5  # relative distance of states of two trajectories; what a coarse grid cuts is less
-POOL_VALUES = 20_000  # values of each lead time that enter a Wasserstein distance
+# states of two trajectories differ by more than this relative distance, truncations by less
+OTHER = 0.5
+POOL_VALUES = 20_000  # values per lead time that enter a Wasserstein distance
 _LOST = torch.tensor([torch.nan], dtype=torch.float64)
 
 Source = Tensor | Callable[[int], Tensor] | Any
 
 
 def score_run(inputs: Inputs) -> Scored | None:
-    """Scored of the coupled runs of an experiment; None when there are none."""
+    """Score the coupled runs of an experiment; return None if there are none."""
     experiment, settings = inputs.experiment, inputs.experiment.rollout
     paths = [product.path for product in Ledger.of(experiment, "rollout").products()]
     if not paths:
@@ -70,7 +70,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         return read
 
     def climatology(number):
-        """States of the training members at that time, or at the last one stored."""
+        """Return states of the training members at this time, or at the last stored time."""
         training = inputs.training
         time = min(ensemble.times[indices[number]], training.times[-1])
         index = int(np.argmin(np.abs(training.times - time)))
@@ -93,29 +93,38 @@ def score_run(inputs: Inputs) -> Scored | None:
             },
             "mean_gp": {"evaluations": 0},
             **{
-                one.name: {"evaluations": one.evaluations(inputs.compared[one.name])}
-                for one in inputs.chosen
+                compared.name: {
+                    "evaluations": compared.evaluations(inputs.compared[compared.name])
+                }
+                for compared in inputs.chosen
             },
         },
         inputs.against,
         inputs.scores,
     )
-    found = {one.name: compare.coupled(one, experiment, ensemble) for one in inputs.chosen}
-    beside = {name: one for name, one in found.items() if isinstance(one, CoupledEnsemble)}
-    refused = {name: one for name, one in found.items() if isinstance(one, str)}
+    candidates = {
+        compared.name: compare.coupled(compared, experiment, ensemble)
+        for compared in inputs.chosen
+    }
+    others = {
+        name: candidate
+        for name, candidate in candidates.items()
+        if isinstance(candidate, CoupledEnsemble)
+    }
+    refused = {name: reason for name, reason in candidates.items() if isinstance(reason, str)}
     names = [name for name in ("none", *BESIDE, *ensemble.rungs) if name in ensemble.names]
-    beside_it = {name: reader(name) for name in names}
+    references = {name: reader(name) for name in names}
     truth = reader("truth")
     if inputs.replicas is not None and set(ensemble.cases) <= set(inputs.replicas.cases):
-        inputs.replicas.select(ensemble.cases)  # the first stands for the truth
+        inputs.replicas.select(ensemble.cases)  # the first replica serves as the truth
         truth = reader("model", inputs.replicas, slice(1))
-        beside_it["oracle"] = reader("model", inputs.replicas, slice(1, None))
+        references["oracle"] = reader("model", inputs.replicas, slice(1, None))
     scored = score_coupled(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
             inputs.model: reader("model"),
-            **{name: reader("model", theirs) for name, theirs in beside.items()},
-            **beside_it,
+            **{name: reader("model", theirs) for name, theirs in others.items()},
+            **references,
             "climatology": climatology,
         },
         leads,
@@ -124,12 +133,12 @@ def score_run(inputs: Inputs) -> Scored | None:
         seed=experiment.evaluate.seed,
         flow=Flow(inputs.reduced(experiment.known_grid)),
     )
-    if settings.after_release:  # members grow apart from equal states alone
-        kept = [row for row in scored.records if not row["score"].startswith("growth_")]
-        scored.records = kept
+    if settings.after_release:  # growth is defined only for members with equal initial states
+        rest = [row for row in scored.records if not row["score"].startswith("growth_")]
+        scored.records = rest
     if event := experiment.evaluate.event:
         index = ensemble.index(event.lead_time)
-        asked = [
+        available = [
             name
             for name in ("model", "mean_gp", "oracle", "none", "truth")
             if name in ensemble.names
@@ -138,21 +147,21 @@ def score_run(inputs: Inputs) -> Scored | None:
             inputs.model if name == "model" else name: inputs.cut(
                 torch.from_numpy(ensemble.read(name, index))
             )
-            for name in asked
+            for name in available
         }
         stage = {"stage": "coupled", "grid": experiment.known_grid, **labels.shared}
         scored.records += event_records(fields, event, stage)
-    for method, columns in _brought_back(inputs, ensemble, beside, leads):
+    for method, columns in _brought_back(inputs, ensemble, others, leads):
         sizes = {"members": len(ensemble.members), "samples": len(ensemble.cases)}
         place = {"stage": "coupled", "grid": experiment.train_grid}
         scored.add(**place, **labels.of(method), **sizes, **columns)
-    scored.absent = absent_references(inputs, list(beside_it))
+    scored.absent = absent_references(inputs, list(references))
     scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
     return scored
 
 
 def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
-    """Raise ValueError unless a second data set holds the states that the runs began with."""
+    """Raise ValueError unless a second data set contains the initial states of the runs."""
     held, grid = inputs.held, inputs.experiment.train_grid
     if not held.second:
         return
@@ -171,14 +180,14 @@ def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
 def _brought_back(
     inputs: Inputs,
     ensemble: CoupledEnsemble,
-    beside: Mapping[str, CoupledEnsemble],
+    others: Mapping[str, CoupledEnsemble],
     leads: Sequence[float],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows on the draws that were brought back, of every model whose runs have counted them."""
+    """Yield rows on rescaled draws, for every model whose runs have counted them."""
     runs = {
         inputs.model: (ensemble, "model", inputs.closure),
         "mean_gp": (ensemble, "mean_gp", inputs.closure),
-        **{name: (run, "model", inputs.compared[name]) for name, run in beside.items()},
+        **{name: (run, "model", inputs.compared[name]) for name, run in others.items()},
     }
     runs = {method: run for method, run in runs.items() if run[1] in run[0].counted}
     return brought_back.records(
@@ -192,7 +201,7 @@ def _brought_back(
 
 
 def absent_references(inputs: Inputs, names: Sequence[str]) -> list[Absent]:
-    """Why methods are not in the coupled tables; ``names`` of the references that are."""
+    """List the methods missing in the coupled tables; ``names`` are the existing references."""
     reasons = dict.fromkeys(("fourier", "physics"), "scored as generated closure only")
     left_out = "rollout.references leaves it out"
     if "oracle" not in names:
@@ -216,15 +225,19 @@ def score_coupled(
     """Score coupled ensembles at every lead time.
 
     Args:
-        truth: (L, n, n) or (cases, L, n, n): the DNS, filtered to this grid.
-        ensembles: method -> (M, L, n, n) or (M, cases, L, n, n), or ``read(l)`` -> (M, cases, n,
-            n), which need not hold all times at once. M = 1 is a point forecast.
+        truth: the DNS filtered to this grid, (L, n, n) or (cases, L, n, n).
+        ensembles: method -> (M, L, n, n) or (M, cases, L, n, n), or a function of the index of the
+            lead time that returns (M, cases, n, n), so that only one time is in memory. M = 1 is
+            a point forecast.
         lead_times: (L,) times since the start, increasing.
-        labels: columns of the rows: ``closure`` and what else applies.
-        costs: method -> microseconds per member and time unit, the bare solver's as ``none``.
-        seed: of ties and pixels.
-        flow: what measures the long-time statistics; without it, or the method ``none``, there are
-            none.
+        labels: columns of the rows: ``closure`` and others that apply.
+        costs: method -> microseconds per member and time unit; ``none`` is the bare solver.
+        seed: seed for ties and pixels.
+        flow: computes long-time statistics; they are omitted without it or without the method
+            ``none``.
+
+    Raises:
+        ValueError: shapes of truth, lead times and ensembles do not match.
     """
     truth = torch.as_tensor(truth)
     truth = truth[None] if truth.ndim == 3 else truth
@@ -254,7 +267,7 @@ def score_coupled(
         pixels = torch.randint(y[0].numel(), (1, cases, 1), generator=generator)
         for method, source in ensembles.items():
             x = _at(source, index, y)
-            own = {**stage, **labels.of(method), "lead_time": lead_time}
+            columns_of_method = {**stage, **labels.of(method), "lead_time": lead_time}
             sizes[method] = {"members": len(x), "samples": cases}
             statistics[method] = Statistics(labels.further)
             forecast = Forecast(x, true)
@@ -263,7 +276,7 @@ def score_coupled(
             if climate is not None and method != "climatology":
                 climate.add(method, index, x)
             lost = diverged(x)
-            scored.add(**own, score="diverged", value=lost, **sizes[method])
+            scored.add(**columns_of_method, score="diverged", value=lost, **sizes[method])
             pools.setdefault(method, []).append(_some(x, generator) if lost == 0 else _LOST)
             if len(x) > 1:
                 drawn = ranks(
@@ -271,47 +284,51 @@ def score_coupled(
                     y.flatten(1).gather(1, pixels[0]),
                     generator,
                 )
-                # one pixel per case: no rows for few cases
-                scored.add_ranks(rank_counts(drawn, len(x)), **own, **sizes[method])
+                # one pixel per case, so there are no rows with few cases
+                scored.add_ranks(rank_counts(drawn, len(x)), **columns_of_method, **sizes[method])
             if index == num_times - 1:
                 scored.examples["truth"] = y[0].cpu()
                 scored.keep_example(method, x[:, 0])
         for method, parts in statistics.items():
-            own = {**stage, **labels.of(method), "lead_time": lead_time}
+            columns_of_method = {**stage, **labels.of(method), "lead_time": lead_time}
             for columns in form_scores(parts, blocks, statistics.get("oracle")):
-                scored.add(**own, **columns)
+                scored.add(**columns_of_method, **columns)
             errors.setdefault(method, []).append(parts.joined("total")["relative_error_mean"])
             if parts.members > 1:
                 variances.setdefault(method, []).append(parts.joined("shells")["variance"])
             if index == num_times - 1:
                 scored.keep_spectra(method, parts)
         crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
-        gained = dict(predictability(crps, blocks))
-        predictable |= {lead_time: columns["value"] for columns in gained.values()}
+        predictabilities = dict(predictability(crps, blocks))
+        predictable |= {lead_time: columns["value"] for columns in predictabilities.values()}
         for method, columns in (
             *of_states(statistics, labels.against, blocks),
-            *gained.items(),
+            *predictabilities.items(),
         ):
-            own = {**stage, **labels.of(method), "lead_time": lead_time}
-            scored.add(**own, **sizes[method], **columns)
+            columns_of_method = {**stage, **labels.of(method), "lead_time": lead_time}
+            scored.add(**columns_of_method, **sizes[method], **columns)
 
     for method, parts_list in errors.items():
-        own = {**stage, **labels.of(method), **sizes[method]}
+        columns_of_method = {**stage, **labels.of(method), **sizes[method]}
         reached = valid_time(torch.stack(parts_list, -1), times, VALID)
         value, low, high = block_interval({"t": reached}, blocks, lambda means: means["t"])
-        scored.add(**own, score="valid_time", value=value, low=low, high=high)
+        scored.add(**columns_of_method, score="valid_time", value=value, low=low, high=high)
         pool = torch.cat(pools[method])
         if bool(pool.isfinite().all()):
             law = torch.cat(pools["truth"])
-            scored.add(**own, score="wasserstein1", value=wasserstein1(pool, law) / law.std())
+            scored.add(
+                **columns_of_method,
+                score="wasserstein1",
+                value=wasserstein1(pool, law) / law.std(),
+            )
         for columns in cost.of_members(costs or {}, method):
-            scored.add(**own, **columns)
+            scored.add(**columns_of_method, **columns)
     late = late_of(predictable)
     for method, columns in joint_scores(joint, times, blocks, late):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-    whole = joint_energies(joint, times, late)
+    energies = joint_energies(joint, times, late)
     for method, columns in differences(
-        "energy_score_joint_difference", whole, labels.against, blocks
+        "energy_score_joint_difference", energies, labels.against, blocks
     ):
         scored.add(**stage, **labels.of(method), **sizes[method], **columns)
     if climate is not None:
@@ -325,24 +342,24 @@ def score_coupled(
 
 
 def losses(rows: DataFrame) -> list[str]:
-    """Which coupled ensembles lost members, in words."""
-    found = rows[(rows["score"] == "diverged") & (rows["value"] > 0)]
+    """Describe which coupled ensembles lost members, one sentence per method."""
+    with_losses = rows[(rows["score"] == "diverged") & (rows["value"] > 0)]
     return [
         f"Coupled run of {method}: {last.value:.3g} of the members diverged by lead time "
         f"{last.lead_time:g}; scores count them as infinitely wrong."
-        for method, group in found.groupby("method", sort=False)
+        for method, group in with_losses.groupby("method", sort=False)
         for last in [group.loc[group["lead_time"].idxmax()]]
     ]
 
 
 def _some(fields: Tensor, generator: torch.Generator) -> Tensor:
-    """Values at randomly chosen points of randomly chosen members."""
+    """Sample POOL_VALUES values at random points of random members."""
     chosen = torch.randint(fields.numel(), (POOL_VALUES,), generator=generator)
     return fields.flatten()[chosen.to(fields.device)].cpu()
 
 
 def _at(source: Source, index: int, truth: Tensor) -> Tensor:
-    """Ensemble (M, cases, n, n) in float64 at one lead time."""
+    """Read the ensemble (M, cases, n, n) in float64 at one lead time."""
     if callable(source):
         ensemble = source(index)
     elif source.ndim == 4:

@@ -1,8 +1,8 @@
-"""Scores of the generated closure: samples of U for held-out states, beside the references.
+"""Score the generated closure: samples of U for held-out states, beside the references.
 
-Every method answers the same snapshots, block by block. In memory at any time: one block of one
-method. Where the exact law is known the run also scores a control, the oracle with its spread
-shrunk to 95 %, so that a reader sees whether the calibration test could have failed.
+Every method is sampled for the same snapshots, block by block; memory holds one block of one
+method. If the exact law is known, a control is scored as well: the oracle with its spread reduced
+to 95 %. It shows whether the calibration test can detect such an error.
 """
 
 import time
@@ -25,13 +25,13 @@ from hpc_closure.evaluate.scores.table import Labels, Scored, Statistics, form_s
 from hpc_closure.evaluate.scores.variance_quartiles import Quarters
 from hpc_closure.work import log
 
-# a block's float64 ensemble; the scores hold a few copies of it at a time
+# size of a block's float64 ensemble; scoring holds a few copies of it
 BLOCK_BYTES = 2**27
 CONTROL = 0.95
 
 
 def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
-    """{(grid, sensors in words): Scored} of samples of U for the held-out states of a run."""
+    """Score samples of U for a run's held-out states; {(grid, sensors in words): Scored}."""
     experiment, settings = inputs.experiment, inputs.experiment.evaluate
     bare = [None] if inputs.closure.config["conditions"]["sensors"] != "required" else []
     evaluations = inputs.closure.evaluations(settings.sampler.evaluations)
@@ -91,15 +91,17 @@ def score_generated(
     """Score samples of the closure.
 
     Args:
-        truth: (S, n, n) true closures; a tensor, an array or an HDF5 data set (sliced by blocks).
-        samplers: method -> ``sample(indices, members)``, indices (s,) into ``truth``; returns
-            (members, s, n, n), or (1, s, n, n) for a point forecast. ``oracle`` is the reference
-            of the ratios.
-        labels: columns of the rows: ``closure`` and what else applies (``sensors``, ``split``).
-        members: ensemble size asked for.
+        truth: true closures (S, n, n); a tensor, an array or an HDF5 data set (sliced by blocks).
+        samplers: method -> ``sample(indices, members)``, with indices (s,) into ``truth``; returns
+            (members, s, n, n), or (1, s, n, n) for a point forecast. Ratios refer to ``oracle``.
+        labels: columns of the rows: ``closure`` and others that apply (``sensors``, ``split``).
+        members: ensemble size.
         origin: trajectory of each snapshot, for the intervals, and its state, for the budget.
-        law: what is known exactly, where the law is.
-        seed: of ties and rank coordinates.
+        law: moments of the exact law, if it is known.
+        seed: seed for ties and rank coordinates.
+
+    Raises:
+        ValueError: there are no snapshots, or a sampler returns a wrong shape.
     """
     num_samples, size = int(truth.shape[0]), int(truth.shape[-1])
     if num_samples == 0:
@@ -151,7 +153,7 @@ def score_generated(
             if seconds is not None:
                 costs.setdefault(method, []).append(1e3 * seconds / (num * len(indices)))
             if num > 1:
-                x, y = (_coordinates(law, one) for one in (ensemble, forecast.truth.fields))
+                x, y = (_coordinates(law, part) for part in (ensemble, forecast.truth.fields))
                 if picks is None:  # the same coordinates for every method
                     picks = _pick(x.shape[-1], len(indices), num_samples, law, chooser)
                 drawn = ranks(_take(x, picks), _take(y, picks), ties)
@@ -163,35 +165,35 @@ def score_generated(
     stage = {"stage": "generated", "grid": size}
     reference = statistics.get("oracle")
     for method, parts in statistics.items():
-        own = {**stage, **labels.of(method)}
+        columns_of_method = {**stage, **labels.of(method)}
         for columns in form_scores(parts, blocks, reference):
-            scored.add(**own, **columns)
+            scored.add(**columns_of_method, **columns)
         sizes = {"members": parts.members, "samples": num_samples}
         if budget is not None:
             scored.keep_work(method, budget.work(method))
             for columns in budget.scores(method, blocks):
-                scored.add(**own, **columns, **sizes)
+                scored.add(**columns_of_method, **columns, **sizes)
         if method in counts:
-            scored.add_ranks(counts[method], **own, **sizes)
+            scored.add_ranks(counts[method], **columns_of_method, **sizes)
         if method in costs:
-            scored.add(**own, **cost.of_samples(costs[method]), **sizes)
+            scored.add(**columns_of_method, **cost.of_samples(costs[method]), **sizes)
         scored.keep_spectra(method, parts)
     for method, columns in of_states(statistics, labels.against, blocks):
         sizes = {"members": statistics[method].members, "samples": num_samples}
         scored.add(**stage, **labels.of(method), **sizes, **columns)
     if law is not None:
-        own = {**stage, **labels.of("oracle"), "samples": num_samples}
+        columns_of_method = {**stage, **labels.of("oracle"), "samples": num_samples}
         energy = next(iter(statistics.values())).joined("total")["truth_energy"].mean()
         realised = float((torch.cat(floors).mean() / energy).sqrt())
-        scored.add(**own, score="floor_realised", value=realised)
+        scored.add(**columns_of_method, score="floor_realised", value=realised)
         if variances:
             floor = (torch.cat(variances).mean() / energy).sqrt()
-            scored.add(**own, score="floor", value=float(floor))
+            scored.add(**columns_of_method, score="floor", value=float(floor))
     return scored
 
 
 def _ensembles(samplers: Mapping[str, Method], indices: Tensor, members: int, mean: Tensor | None):
-    """Yield (method, ensemble float64, seconds), the control after the oracle."""
+    """Yield method, float64 ensemble and seconds; the control follows the oracle."""
     for method, sample in samplers.items():
         begin = time.perf_counter()
         ensemble = sample(indices, members)
@@ -214,7 +216,10 @@ def _coordinates(law: Moments | None, fields: Tensor) -> Tensor:
 def _pick(
     dimensions: int, here: int, samples: int, law: Moments | None, generator: torch.Generator
 ) -> Tensor:
-    """Coordinates ranked for each snapshot, (s, q): enough for MAX_RANKS in all, one if pixels."""
+    """Choose the coordinates to rank for each snapshot, (s, q).
+
+    q gives about MAX_RANKS ranks in total; without whitening, q = 1 pixel.
+    """
     whitened = law is not None and law.whiten is not None
     num = min(dimensions, max(1, round(MAX_RANKS / samples))) if whitened else 1
     return torch.rand(here, dimensions, generator=generator).argsort(-1)[:, :num]

@@ -1,7 +1,7 @@
-"""Innovations of a run: what its closures with memory leave to chance, on unseen members.
+"""Score the innovations of closures with memory, on members that were not used in training.
 
-Draws of a closure's own Gaussian law in their place are rows of the method ``mean_gp``, of a
-compared closure ``NAME_gp``.
+The same scores for draws of the closure's Gaussian law are rows of the method ``mean_gp``, or
+``NAME_gp`` for a compared closure.
 """
 
 import numpy as np
@@ -20,14 +20,14 @@ from hpc_closure.evaluate.scores.table import Scored
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.work import log
 
-MOST = 4096  # snapshots
-AT_ONCE = 256  # of them
+MOST = 4096  # largest number of snapshots
+AT_ONCE = 256  # snapshots per batch
 
 
 def score_run(inputs: Inputs) -> Scored:
-    """Rows on the innovations of the model and of those compared, and on what acts per shell.
+    """Score the innovations of the model and of the compared closures, and their gains per shell.
 
-    Innovations are of closures with memory that have a mean of their own; gains are of all.
+    Innovations are defined for subgrid closures with memory and a trained mean; gains for all.
     """
     closures = {inputs.model: inputs.closure, **inputs.compared}
     experiment, scored = inputs.experiment, Scored()
@@ -38,7 +38,7 @@ def score_run(inputs: Inputs) -> Scored:
         "closure": inputs.target,
         "grid": grid,
         "interval": experiment.generate.interval,
-        # beside the other rows of the model
+        # the layout under which the other rows of the model are listed
         "sensors": layout_name(layouts[0] if required and layouts else None),
     }
     for name, closure in closures.items():
@@ -47,28 +47,30 @@ def score_run(inputs: Inputs) -> Scored:
         if inputs.target != "subgrid" or not has_innovations(closure):
             continue
         if closure.header.size != experiment.train_grid:
-            continue  # what a solver on another grid lacks
+            continue  # the closure of a solver on another grid has another target
         inputs.stop.check()
-        of_data, of_law = found(inputs, closure, grid)
+        of_data, of_law = compute_innovations(inputs, closure, grid)
         count = len(of_data.q_hat)
         log.get().info(f"innovations of {name}: {count} snapshots")
         law = "mean_gp" if name == inputs.model else f"{name}_gp"
-        for method, one in ((name, of_data), (law, of_law)):
-            for record in one.scores():
+        for method, sample in ((name, of_data), (law, of_law)):
+            for record in sample.scores():
                 scored.add(**shared, method=method, samples=count, **record)
     return scored
 
 
 def has_innovations(closure: Closure) -> bool:
-    """Whether a closure reads the last ones and has a mean and a law of its own."""
+    """Return whether a closure reads its last draws and has a mean and a Gaussian law."""
     model = closure.model
     if not isinstance(model, CompositeClosure) or not model.previous:
         return False
     return bool(model.config["mean"]) and model.config["residual"] != "none"
 
 
-def found(inputs: Inputs, closure: Closure, grid: int) -> tuple[Innovations, Innovations]:
-    """Innovations of unseen members, and draws of the closure's Gaussian law in their place."""
+def compute_innovations(
+    inputs: Inputs, closure: Closure, grid: int
+) -> tuple[Innovations, Innovations]:
+    """Compute the innovations on test members, and draw equally many from the Gaussian law."""
     model = closure.model
     assert isinstance(model, CompositeClosure)
     past = Past(model.history, model.previous)
@@ -95,12 +97,12 @@ def found(inputs: Inputs, closure: Closure, grid: int) -> tuple[Innovations, Inn
 def _of_batch(
     model: CompositeClosure, batch: dict, rows: list[int], seed: int
 ) -> tuple[Tensor, ...]:
-    """Innovations, draws of the Gaussian law, features of the states and members of a batch."""
+    """Return innovations, Gaussian draws, features of the states and members of a batch."""
     state = batch["state"].double()
     earlier = (batch.get("history"), batch.get("previous"))
     device = model.device
     frames_hat = model.frames(
-        state.to(device), *(None if one is None else one.double().to(device) for one in earlier)
+        state.to(device), *(None if past is None else past.double().to(device) for past in earlier)
     )
     encoding, frame = model.encode(frames_hat), model.frame
     target_hat = model.band.to_spectral(batch["target"].double().to(device))
@@ -109,5 +111,5 @@ def _of_batch(
     drawn = model.base_noise(frame.law, key, keyed_noise.STREAM_BASE)
     drawn = resize(drawn, frame.kept.modes)
     features = local_features(encoding.state_hat, model.band, state.shape[-1])
-    found = (left.to(torch.complex128), drawn.to(torch.complex128), features)
-    return (*(one.cpu() for one in found), batch["member"])
+    parts = (left.to(torch.complex128), drawn.to(torch.complex128), features)
+    return (*(part.cpu() for part in parts), batch["member"])
