@@ -48,8 +48,8 @@ sample; the score is their mean. A `formula` computes the score from means of th
 A new name in `table` adds a table to the report.
 """
 REFERENCE = (
-    "With the prefix `reference_` a name denotes the same statistic of the method `oracle`, if that "
-    "is an ensemble."
+    "With the prefix `reference_` a name denotes the statistic of the method `oracle`, if that is "
+    "an ensemble."
 )
 
 

@@ -149,7 +149,7 @@ def test_the_first_lines_say_which_data_set_it_is(path, tested, capsys):
         (["seed=77"], r"its seed 77 is that of the training data \(seed=77\)"),
         (
             ["rollout.after_release=0.5", "rollout.rungs=[]", "evaluate.lead_times=[1.0]"],
-            "one of the 4 stands for the truth; at most 3",
+            "one of the 4 is the truth; at most 3",
         ),
     ],
 )

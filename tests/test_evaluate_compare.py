@@ -116,16 +116,19 @@ def test_runs_that_differ_in_more_are_one_clear_line(path, changes, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("evaluate.seeds={none: [a, b]}", "none names a method of every table"),
+        ("evaluate.seeds={none: [a, b]}", "none is the name of a built-in method"),
         ("evaluate.seeds={drawn: [a]}", "evaluate.seeds.drawn"),
-        ("evaluate.against=drawn", "against=drawn names no method of the tables; known are model"),
+        (
+            "evaluate.against=drawn",
+            "against=drawn is no method of the tables; expected one of model",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_one_clear_line(path, change, message):
     with pytest.raises(ValueError, match=message):
         reading.load(path, [change])
     both = ["evaluate.compare={drawn: one}", ROW]
-    with pytest.raises(ValueError, match="drawn stands in compare and in seeds"):
+    with pytest.raises(ValueError, match="drawn is in compare and in seeds"):
         reading.load(path, both)
     assert reading.load(path, [ROW, "evaluate.against=drawn"]).evaluate.against == "drawn"
 

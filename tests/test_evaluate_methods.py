@@ -266,8 +266,8 @@ def test_what_cannot_be_compared_is_one_line(experiment, others, tmp_path):
         "evaluate.compare={a: other}",
         "generate.dt=0.0025",
     )
-    refused("oracle_2 names a method of every table", "evaluate.compare={oracle_2: other}")
-    refused("mean_gp names a method of every table", "evaluate.compare={mean_gp: other}")
+    refused("oracle_2 is the name of a built-in method", "evaluate.compare={oracle_2: other}")
+    refused("mean_gp is the name of a built-in method", "evaluate.compare={mean_gp: other}")
     refused("should match pattern", "evaluate.compare={a b: other}")
     foreign = tmp_path / "model.safetensors"
     foreign.write_bytes(b"no model")

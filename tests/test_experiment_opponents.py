@@ -44,7 +44,7 @@ def test_presets_with_a_generator_that_acts_have_them():
 
 
 def test_on_a_line_there_are_none():
-    with pytest.raises(ValueError, match="read numbers of a flow in two dimensions"):
+    with pytest.raises(ValueError, match="are for flows in two dimensions"):
         reading.load("burgers", [ALL])
 
 

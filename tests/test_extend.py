@@ -155,7 +155,7 @@ def test_an_experiment_names_the_classes_of_other_models(data, monkeypatch):
         ("residual: 'extend.network:Pointwise'", "no subclass of hpc_closure.experiment.kinds.Re"),
         (
             "preset: 'hpc_closure.closure.model:ClosureModel'",
-            "it lacks parts, sample_batch, sample_hat",
+            "define its abstract method(s) parts, sample_batch, sample_hat",
         ),
         (
             "preset: 'extend.model:Linear', options: {stop: 1}",

@@ -181,7 +181,7 @@ def test_what_was_not_found_is_one_line(made, tmp_path):
         Choices(nowhere).stride
     nowhere.folder.joinpath("pilot").mkdir(parents=True)
     Choices(nowhere).path.write_text("{broken")
-    with pytest.raises(ValueError, match="not the choices of a pilot; remove it"):
+    with pytest.raises(ValueError, match="not a file of pilot choices; remove it"):
         Choices(nowhere)
 
 
@@ -192,7 +192,7 @@ def test_what_was_not_found_is_one_line(made, tmp_path):
         ("rollout.rungs=[{grid: 16}]", "rung_16_empty has 16 points a side; expected at least"),
         ("rollout.rungs=[{grid: 96}]", "at most the DNS's 72"),
         ("rollout.rungs=[{grid: 40, step: 7}]", "step of rung_40_empty=7 does not divide"),
-        ("rollout.rungs=[{grid: 40}, {grid: 40}]", "rung_40_empty stands there twice"),
+        ("rollout.rungs=[{grid: 40}, {grid: 40}]", "rung_40_empty is listed twice"),
         (
             "rollout.rungs=[{grid: 40, start: synchronised, past: 1.0}]",
             "past of rung_40_synchronised=1 is not a multiple of 0.16",
@@ -201,7 +201,7 @@ def test_what_was_not_found_is_one_line(made, tmp_path):
             "rollout.rungs=[{grid: 40, start: synchronised, past: 3.2}]",
             "follows 3.2 of the past before rollout.t_start=7.92, snapshots begin at 6",
         ),
-        ("replicas.members=0", "needs the starts' unresolved modes, which the replicas keep"),
+        ("replicas.members=0", "needs the starts' unresolved modes, which the replicas store"),
         ("pilot.watched=0.5", "pilot.watched=0.5 is not a multiple of 0.16"),
         ("generate.cfl=0.5", "steps of one length"),
     ],

@@ -137,7 +137,7 @@ SPARSE = ["generate.record.every=0.32", "model.conditions.previous=0", "rollout.
         (["reduced.known=40"], "reduced.known=40: expected fewer points"),
         (
             [*SPARSE, "evaluate.lead_times=[0.96]", "rollout.t_start=7.92"],
-            "follows the past once a closure interval: set generate.record.every to 0.16",
+            "needs the past at every closure interval: set generate.record.every to 0.16",
         ),
         (["replicas.members=0"], "needs the starts' unresolved modes"),
         (["train.grid=18"], "reduced.known=24"),
@@ -281,11 +281,14 @@ def test_without_the_setting_no_hash_knows_it(made, after):
         (["rollout.after_release=0.96"], "begins at 8.88, not before rollout.t_end=8.88"),
         (["evaluate.lead_times=[0.32]"], "evaluate.lead_times: 0.32 is not after rollout.after_"),
         (["replicas.members=0"], "begins in the states of replicas: set replicas.members"),
-        (["rollout.members=3"], "one of the 3 stands for the truth; at most 2"),
-        (["rollout.rungs=[{grid: 36, step: 4}]"], "not for rollout.rungs: replicas keep no unres"),
-        (["generate.record.grid=36", "reduced.known=24"], "is not for reduced.known: replicas "),
-        (["train.opponents=[mixture]", "use.model=null"], "is not for train.opponents"),
-        (["model.conditions.previous=3", "use.model=null"], "release alone; at least 0.48"),
+        (["rollout.members=3"], "one of the 3 is the truth; at most 2"),
+        (
+            ["rollout.rungs=[{grid: 36, step: 4}]"],
+            "excludes rollout.rungs: replicas store no unres",
+        ),
+        (["generate.record.grid=36", "reduced.known=24"], "excludes reduced.known: replicas "),
+        (["train.opponents=[mixture]", "use.model=null"], "excludes train.opponents"),
+        (["model.conditions.previous=3", "use.model=null"], "release; at least 0.48"),
         (
             ["use.model=null", "rollout.every=0.32", "evaluate.lead_times=[0.96]"],
             "reads of the past=0.16 is not a multiple of 0.32",

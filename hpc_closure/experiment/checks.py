@@ -1,16 +1,16 @@
-"""What must hold between the sections of an experiment; each breach is one clear line."""
+"""Check the sections of an experiment against each other; an error is one line."""
 
 from hpc_closure.experiment.kinds import Kind, ModelKind, NetworkKind, ResidualKind, find, names
 from hpc_closure.experiment.models import kind_of, kinds_of, network_of, resolve
 from hpc_closure.spectral.modes.resolution import retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 
-# keys of a model that some of its parts read
+# keys of a model that only some of its parts read
 MAY_BE_READ = ("schedule", "evaluations", "layers", "base_noise", "mean_layers")
 
 
 def check(experiment) -> None:
-    """Raise ValueError when the sections do not fit together."""
+    """Raise ValueError if two sections of the experiment contradict each other."""
     for path in experiment.use.classes:
         find(Kind, path, "use.classes")
     _check_data(experiment)
@@ -31,6 +31,7 @@ def check(experiment) -> None:
 
 
 def _check_data(experiment) -> None:
+    """Check times and grids of the stored data."""
     generate = experiment.generate
     _check_steps("generate.t_end", generate.t_end, generate.dt)
     _check_steps("generate.record.start", generate.record.start, generate.dt)
@@ -48,13 +49,13 @@ def _check_data(experiment) -> None:
         )
     if experiment.cluster.domain_ranks > generate.grid // 3:
         raise ValueError(
-            f"cluster.domain_ranks={experiment.cluster.domain_ranks} is more than the retained "
-            f"rows of a {generate.grid}^2 field can feed; at most {generate.grid // 3}"
+            f"cluster.domain_ranks={experiment.cluster.domain_ranks} is more than the number of "
+            f"retained rows of a {generate.grid}^2 field; at most {generate.grid // 3}"
         )
 
 
 def _check_problem(experiment) -> None:
-    """The full system, and the reduced one that a closure is to complete, must be possible."""
+    """Build the full system and, for a closure, the forcing of the reduced one."""
     physics, generate = experiment.physics, experiment.generate
     removed = generate.closure if generate.closure in REMOVABLE else "none"
     Problem.of(physics, generate, removed)
@@ -63,18 +64,21 @@ def _check_problem(experiment) -> None:
 
 
 def _check_dimensions(experiment) -> None:
-    """On a line there is no domain split, velocity or enstrophy, and no network but local ones."""
+    """Refuse settings that exist only in two dimensions if the equation has one.
+
+    These are domain split, velocity, enstrophy, and networks other than local ones.
+    """
     physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
     if physics.dimensions == 2:
         return
-    wrong: list[tuple] = [  # key, value, what it may be
+    wrong: list[tuple] = [  # key, value, allowed values
         ("generate.closure", generate.closure, "subgrid", "none"),
         ("cluster.domain_ranks", experiment.cluster.domain_ranks, 1),
         ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
         ("generate.record.spectra", [name for name in record.spectra if "enst" in name], []),
     ]
     if generate.closure == "subgrid":
-        wrong += _of_a_model_on_a_line(experiment)
+        wrong += _model_settings_in_1d(experiment)
     for key, value, *expected in wrong:
         if value not in expected:
             raise ValueError(
@@ -83,39 +87,41 @@ def _check_dimensions(experiment) -> None:
             )
 
 
-def _of_a_model_on_a_line(experiment) -> list[tuple]:
-    """Settings of the model that :func:`_check_dimensions` looks at."""
-    model, whole = experiment.model, kind_of(experiment.model.preset)
+def _model_settings_in_1d(experiment) -> list[tuple]:
+    """List (key, value, allowed values) of the model settings that matter in one dimension."""
+    model, kind = experiment.model, kind_of(experiment.model.preset)
     composites = ("gaussian", "convolutional")
-    fit = (*composites, *(name for name in names(ModelKind) if _on_a_line(ModelKind.known[name])))
-    if whole is not None and _on_a_line(whole):
-        fit = (*fit, model.preset)
+    presets = (*composites, *(name for name in names(ModelKind) if _is_1d(ModelKind.known[name])))
+    if kind is not None and _is_1d(kind):
+        presets = (*presets, model.preset)
     wrong: list[tuple] = [
-        ("model.preset", model.preset, *fit),
+        ("model.preset", model.preset, *presets),
         ("model.conditions.physics", model.conditions.physics, False),
         ("train.augment", experiment.train.augment, False),
     ]
     if model.preset in composites:
         config = resolve(model.model_dump(exclude_none=True))
-        local = [name for name in names(NetworkKind) if _on_a_line(NetworkKind.known[name])]
+        local = [name for name in names(NetworkKind) if _is_1d(NetworkKind.known[name])]
         for key, name in (("mean", network_of(config)), ("amplitude", config["amplitude"])):
-            if name and name != "none" and not _on_a_line(find(NetworkKind, name, f"model.{key}")):
+            if name and name != "none" and not _is_1d(find(NetworkKind, name, f"model.{key}")):
                 wrong.append((f"model.{key}", name, *local))
         if find(ResidualKind, config["residual"], "model.residual").trained:
             wrong.append(("model.residual", config["residual"], *_untrained()))
     return wrong
 
 
-def _on_a_line(kind) -> bool:
+def _is_1d(kind) -> bool:
+    """Return whether a class can be used for flows in one dimension."""
     return 1 in kind.flow_dimensions
 
 
 def _untrained() -> list[str]:
-    """List the residuals that nothing trains by gradients."""
+    """List the residuals that are fitted in closed form, not trained by gradients."""
     return [name for name in names(ResidualKind) if not ResidualKind.known[name].trained]
 
 
 def _check_outputs(experiment) -> None:
+    """Check series, filters and bursts of ``generate.record``."""
     generate, record = experiment.generate, experiment.generate.record
     if record.series_every is not None:
         _check_steps("generate.record.series_every", record.series_every, generate.dt)
@@ -134,8 +140,8 @@ def _check_outputs(experiment) -> None:
             )
         if modes < 1:
             raise ValueError(
-                f"generate.record.filters: {item.kind}, width={item.width:g} leaves nothing in a "
-                f"box of side {experiment.physics.length:g}"
+                f"generate.record.filters: {item.kind}, width={item.width:g} removes all modes of "
+                f"a box of side {experiment.physics.length:g}; reduce the width"
             )
     ahead = generate.interval * generate.dt
     if generate.closure != "none" and record.burst * ahead > record.every * (1 + 1e-9):
@@ -153,7 +159,7 @@ def _check_outputs(experiment) -> None:
 
 
 def _check_intervals(experiment) -> None:
-    """A forcing that holds its regime for an interval wants closures of just those intervals."""
+    """Check that the closure interval equals the time for which the noise holds its regime."""
     physics, generate = experiment.physics, experiment.generate
     hold = getattr(physics.noise, "hold", None)
     if hold is None or generate.closure not in REMOVABLE:
@@ -172,6 +178,7 @@ def _check_intervals(experiment) -> None:
 
 
 def _check_training(experiment) -> None:
+    """Check grids, split, batch and window of ``train``."""
     generate, train = experiment.generate, experiment.train
     _check_divides("train.grid", experiment.train_grid, experiment.data_grid)
     for grid in experiment.score_grids:
@@ -180,8 +187,8 @@ def _check_training(experiment) -> None:
     for grid in experiment.score_grids:
         if grid < least:
             raise ValueError(
-                f"evaluate.grids: {grid} cannot carry a model trained at {experiment.train_grid}; "
-                f"at least {least}"
+                f"evaluate.grids: {grid} has too few modes for a model trained at "
+                f"{experiment.train_grid}; at least {least}"
             )
     if abs(sum(train.split) - 1) > 1e-6:
         raise ValueError(
@@ -189,12 +196,12 @@ def _check_training(experiment) -> None:
         )
     if not train.split[0] and train.split[2] < 1:
         raise ValueError(
-            f"train.split={list(train.split)} leaves nothing to train on; a run that only "
+            f"train.split={list(train.split)} has no training members; a run that only "
             "generates a test set has [0, 0, 1]"
         )
     if train.batch % train.accumulate:
         raise ValueError(
-            f"train.batch={train.batch} cannot be cut into train.accumulate="
+            f"train.batch={train.batch} cannot be divided into train.accumulate="
             f"{train.accumulate} equal parts"
         )
     if (
@@ -208,17 +215,17 @@ def _check_training(experiment) -> None:
 
 
 def _check_model(experiment) -> None:
-    """Settings that the chosen kind of model does not have are errors, not silence."""
+    """Refuse settings that the chosen model does not read, instead of ignoring them."""
     model, conditions = experiment.model, experiment.model.conditions
     if experiment.use.model:
         return
-    whole = kind_of(model.preset)
+    kind_of_model = kind_of(model.preset)
     if experiment.train.trajectory:
         _check_trajectory(experiment)
     settings = model.model_dump(exclude_none=True)
     config = resolve(settings)
-    if whole is not None:
-        return whole.check(experiment)
+    if kind_of_model is not None:
+        return kind_of_model.check(experiment)
     if conditions.previous:
         check_previous(experiment, conditions.previous)
     residual = config["residual"]
@@ -235,20 +242,21 @@ def _check_model(experiment) -> None:
             )
     if experiment.train.opponents and experiment.physics.dimensions == 1:
         raise ValueError(
-            f"train.opponents={list(experiment.train.opponents)} read numbers of a flow in two "
-            f"dimensions; {experiment.physics.equation} has one: remove them"
+            f"train.opponents={list(experiment.train.opponents)} are for flows in two dimensions; "
+            f"{experiment.physics.equation} has one: remove them"
         )
     if find(ResidualKind, residual, "model.residual").one_evaluation:
         for stage in ("rollout", "evaluate"):
             sampler = getattr(experiment, stage).sampler
             if (sampler.method, sampler.evaluations or 1) != ("preset", 1):
                 raise ValueError(
-                    f"{stage}.sampler: model.residual={residual} has one evaluation and no method"
+                    f"{stage}.sampler: model.residual={residual} needs one evaluation and no "
+                    f"method: remove {stage}.sampler"
                 )
 
 
 def _check_memory(experiment) -> None:
-    """Memory of the noise of a subgrid closure is read off neighbouring snapshots."""
+    """Check that a subgrid closure's noise memory can be estimated from neighbouring snapshots."""
     generate, model, train = experiment.generate, experiment.model, experiment.train
     config = resolve(model.model_dump(exclude_none=True))
     if experiment.use.model or generate.closure != "subgrid" or model.conditions.previous:
@@ -266,13 +274,13 @@ def _check_memory(experiment) -> None:
 
 
 def _check_trajectory(experiment) -> None:
-    """Coupled ensembles are trained from consecutive states, one reading of each draw."""
+    """Check the requirements of training through the solver (``train.trajectory``)."""
     model, generate = experiment.model, experiment.generate
     residual = resolve(model.model_dump(exclude_none=True)).get("residual")
     if residual is None or find(ResidualKind, residual, "model.residual").trained:
         raise ValueError(
-            f"train.trajectory is for closures drawn from a mean and a Gaussian law, or a mean "
-            f"alone: model.preset={model.preset} is none; set model.preset to gaussian or "
+            f"train.trajectory needs a closure with a mean and a Gaussian law, or a mean only; "
+            f"model.preset={model.preset} is not: set model.preset to gaussian or "
             "convolutional, or remove train.trajectory"
         )
     if model.conditions.sensors != "none":
@@ -293,12 +301,12 @@ def _check_trajectory(experiment) -> None:
 
 
 def check_previous(experiment, number: int) -> None:
-    """Closures that are a condition must be stored one interval apart, and called as trained."""
+    """Check that previous closures are stored one interval apart and called as in training."""
     generate, rollout = experiment.generate, experiment.rollout
     if generate.closure != "subgrid":
         raise ValueError(
-            f"model.conditions.previous={number}: closure {generate.closure} stands for a term "
-            "whose noise has no memory; remove it"
+            f"model.conditions.previous={number}: the noise of closure {generate.closure} has no "
+            "memory; remove model.conditions.previous"
         )
     if not generate.consecutive or 1 < generate.record.burst <= number:
         raise ValueError(
@@ -323,7 +331,7 @@ def check_previous(experiment, number: int) -> None:
 
 
 def check_past(experiment, number: int) -> None:
-    """Replicas must keep the states or closures of the past that a model reads as it begins."""
+    """Check that replicas store the earlier states or closures that a model reads at its start."""
     generate, rollout = experiment.generate, experiment.rollout
     if not rollout.after_release:
         return
@@ -331,31 +339,31 @@ def check_past(experiment, number: int) -> None:
     _check_steps(f"{key}: the spacing of what the model reads of the past", spacing, rollout.every)
     if rollout.after_release < number * spacing - 1e-9:
         raise ValueError(
-            f"{key}: of the {number} states or closures that the model reads of the past replicas "
-            f"keep those after their release alone; at least {number * spacing:g}"
+            f"{key}: the model reads {number} earlier states or closures, and replicas store only "
+            f"those after their release; at least {number * spacing:g}"
         )
 
 
 def check_members(experiment, replicas: int) -> None:
-    """Each member begins in a replica of its own, and never in the one that is the truth."""
+    """Check that there is a replica for each member, besides the one that is the truth."""
     rollout = experiment.rollout
     if rollout.after_release and rollout.members >= replicas:
         raise ValueError(
             f"rollout.members={rollout.members}: with rollout.after_release each begins in a "
-            f"replica of its own, and one of the {replicas} stands for the truth; at most "
+            f"different replica, and one of the {replicas} is the truth; at most "
             f"{replicas - 1}"
         )
 
 
 def _check_after_release(experiment) -> None:
-    """Coupled runs that begin in the states of replicas."""
+    """Check coupled runs that begin in the states of replicas (``rollout.after_release``)."""
     rollout, evaluate = experiment.rollout, experiment.evaluate
     if not rollout.after_release:
         return
     key = f"rollout.after_release={rollout.after_release:g}"
     if not experiment.replicas.members:
         raise ValueError(f"{key} begins in the states of replicas: set replicas.members")
-    if not experiment.use.test:  # of a second data set its own number counts
+    if not experiment.use.test:  # else the second data set's number of replicas counts
         check_members(experiment, experiment.replicas.members)
     _check_steps("rollout.after_release", rollout.after_release, rollout.every)
     if rollout.begin > rollout.t_end - 1e-9:
@@ -369,15 +377,16 @@ def _check_after_release(experiment) -> None:
         )
     opponents = () if experiment.use.model else experiment.train.opponents
     for name, there, why in (
-        ("rollout.rungs", rollout.rungs, "replicas keep no unresolved modes to begin with"),
-        ("reduced.known", experiment.reduced.known, "replicas keep no past to follow"),
+        ("rollout.rungs", rollout.rungs, "replicas store no unresolved modes to begin with"),
+        ("reduced.known", experiment.reduced.known, "replicas store no past to follow"),
         ("train.opponents", opponents, "opponents are run without replicas"),
     ):
         if there:
-            raise ValueError(f"{key} is not for {name}: {why}; remove one of them")
+            raise ValueError(f"{key} excludes {name}: {why}; remove one of them")
 
 
 def _check_rollout(experiment) -> None:
+    """Check times of the coupled run and its lead times."""
     generate, rollout = experiment.generate, experiment.rollout
     _check_steps("rollout.every", rollout.every, rollout.interval * generate.dt)
     _check_steps("rollout.t_start", rollout.t_start, generate.dt)
@@ -407,7 +416,7 @@ def _check_rollout(experiment) -> None:
 
 
 def _check_reduced(experiment) -> None:
-    """The reduced solver's step, and the bare solvers beside it."""
+    """Check the reduced solver's step and the bare solvers of ``rollout.rungs``."""
     generate, rollout, step = experiment.generate, experiment.rollout, experiment.reduced.step
     if generate.closure != "subgrid":
         known = experiment.reduced.known is not None
@@ -429,7 +438,7 @@ def _check_reduced(experiment) -> None:
             )
     if generate.cfl and (experiment.needs_pilot or step != 1):
         raise ValueError(
-            f"generate.cfl={generate.cfl:g}: steps are found and taken as multiples of one; "
+            f"generate.cfl={generate.cfl:g}: other solvers' steps are multiples of a fixed step; "
             "remove it, or set reduced.step to 1 and the steps of rollout.rungs"
         )
     _check_steps("pilot.watched", experiment.watched, generate.interval * generate.dt)
@@ -445,7 +454,7 @@ def _check_reduced(experiment) -> None:
 
 
 def _check_known(experiment) -> None:
-    """A reduced solver that is finer than what a start knows."""
+    """Check a reduced solver that is finer than the grid of the starts (``reduced.known``)."""
     generate, known = experiment.generate, experiment.reduced.known
     if known >= experiment.train_grid:
         raise ValueError(
@@ -462,13 +471,14 @@ def _check_known(experiment) -> None:
     _check_rung(experiment, experiment.solver)
     if experiment.solver.start == "synchronised" and not generate.consecutive:
         raise ValueError(
-            "reduced.start=synchronised follows the past once a closure interval: set "
+            "reduced.start=synchronised needs the past at every closure interval: set "
             f"generate.record.every to {generate.interval * generate.dt:g}, or reduced.start to "
             "moved"
         )
 
 
 def _check_rung(experiment, rung) -> None:
+    """Check grid, start and past of a bare solver."""
     generate, rollout, past = (
         experiment.generate,
         experiment.rollout,
@@ -482,7 +492,7 @@ def _check_rung(experiment, rung) -> None:
     if rung.start != "empty" and not experiment.replicas.members:
         raise ValueError(
             f"rollout.rungs: {rung.name} needs the starts' unresolved modes, which the replicas "
-            "keep: set replicas.members, or its start to empty"
+            "store: set replicas.members, or its start to empty"
         )
     if past:
         if generate.record.burst > 1:
@@ -499,12 +509,13 @@ def _check_rung(experiment, rung) -> None:
             )
     if past > experiment.watched + 1e-9 and (rung.drain or rung.step == "auto"):
         raise ValueError(
-            f"rollout.rungs: {rung.name} follows {past:g} of the past, the pilot holds "
+            f"rollout.rungs: {rung.name} follows {past:g} of the past, the pilot stores "
             f"{experiment.watched:g}: raise pilot.watched"
         )
 
 
 def _check_replicas(experiment) -> None:
+    """Check closure and times of the replicas."""
     generate, rollout, replicas = experiment.generate, experiment.rollout, experiment.replicas
     if not replicas.members:
         return
@@ -514,7 +525,9 @@ def _check_replicas(experiment) -> None:
             "exactly; replicas are for closure subgrid"
         )
     if generate.cfl:
-        raise ValueError(f"generate.cfl={generate.cfl:g}: replicas take steps of one length")
+        raise ValueError(
+            f"generate.cfl={generate.cfl:g}: replicas need steps of one length; remove one of them"
+        )
     _check_steps("replicas.pinned", replicas.pinned, rollout.every)
     if replicas.pinned > rollout.t_start:
         raise ValueError(
@@ -524,12 +537,13 @@ def _check_replicas(experiment) -> None:
     ahead = generate.interval * generate.dt
     if ahead > rollout.every * (1 + 1e-9):
         raise ValueError(
-            f"rollout.every={rollout.every:g} is shorter than the {ahead:g} that one closure of a "
-            "replica stands for"
+            f"rollout.every={rollout.every:g} is shorter than the closure interval {ahead:g} of "
+            "the replicas"
         )
 
 
 def _check_sensors(experiment) -> None:
+    """Check that sensors and the model's conditions agree."""
     generate, rollout = experiment.generate, experiment.rollout
     if experiment.model.conditions.sensors == "required" and not rollout.sensors:
         raise ValueError("model.conditions.sensors=required, but rollout.sensors is not set")
@@ -554,11 +568,13 @@ def _check_sensors(experiment) -> None:
 
 
 def _check_divides(key: str, grid: int, of: int) -> None:
+    """Raise ValueError unless ``grid`` divides the finer grid ``of``."""
     if of % grid:
         raise ValueError(f"{key}={grid} does not divide {of}, the grid it is taken from")
 
 
 def _check_steps(key: str, time: float, step: float) -> None:
+    """Raise ValueError unless ``time`` is a multiple of ``step``."""
     ratio = time / step
     if abs(ratio - round(ratio)) > 1e-6 * max(1.0, abs(ratio)):
         raise ValueError(

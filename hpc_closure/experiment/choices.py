@@ -1,4 +1,4 @@
-"""Steps and drains that were found on the pilot's trajectories, as a run keeps them."""
+"""Store and read the steps and drains that ``generate`` fits to the pilot's trajectories."""
 
 import json
 import math
@@ -13,13 +13,13 @@ STAGE = "pilot"
 
 @dataclass(frozen=True)
 class Choice:
-    """How a bare solver is run.
+    """Step and drain of a bare solver.
 
     Attributes:
-        stride: steps of the DNS in one of its own.
-        cfl: largest (|u| + |v|) dt / dx at the starts; NaN where it was not measured.
+        stride: number of DNS steps in one of its steps.
+        cfl: largest (|u| + |v|) dt / dx at the starts; NaN if not measured.
         drain: damping rate of each shell, 1/time.
-        strength: of the drain, over what the regression has found.
+        strength: factor of the drain over the rates of the regression.
         errors: fair CRPS by lead time, mean over the pilot's starts.
     """
 
@@ -31,14 +31,14 @@ class Choice:
 
 
 class Choices:
-    """Choices of a run, kept beside its pilot.
+    """Choices of a run, in a file beside its pilot.
 
     Args:
-        experiment: whose run it is.
+        experiment: experiment of the run.
 
     Attributes:
-        path: of the file.
-        known: what it holds for the present pilot, plain values of a :class:`Choice` each.
+        path: file of the choices.
+        known: solver -> fields of a :class:`Choice`, for the present pilot settings.
 
     Raises:
         ValueError: the file is damaged.
@@ -57,43 +57,43 @@ class Choices:
             return {}
         except (ValueError, KeyError, TypeError):
             raise ValueError(
-                f"{self.path}: not the choices of a pilot; remove it, and run `hpc-closure "
+                f"{self.path}: not a file of pilot choices; remove it and run `hpc-closure "
                 "generate` again"
             ) from None
 
     def as_json(self) -> dict[str, Any]:
-        """What the file holds."""
+        """Return the content of the file."""
         return {"recipe": self.recipe, "choices": self.known}
 
     @property
     def stride(self) -> int:
-        """Steps of the DNS in one of the reduced solver's.
+        """Number of DNS steps in one step of the reduced solver.
 
         Raises:
-            ValueError: it is to be found, and was not yet.
+            ValueError: it is ``auto`` and not yet chosen.
         """
         step = self.experiment.reduced.step
         return step if step != "auto" else self._of("reduced").stride
 
     def rung(self, rung: Rung) -> Choice:
-        """How a rung is run.
+        """Return step and drain of a rung.
 
         Raises:
-            ValueError: it is to be found, and was not yet.
+            ValueError: they are chosen on the pilot, and not yet chosen.
         """
         if rung.step != "auto" and not rung.drain:
             return Choice(rung.step, math.nan)
         return self._of(rung.key)
 
     def missing(self) -> dict[str, Rung | None]:
-        """What is to be found and was not: rungs by key; None is the reduced solver."""
-        wanted: dict[str, Rung | None] = {}
+        """Return the solvers without a choice: rungs by key; None is the reduced solver."""
+        fitted: dict[str, Rung | None] = {}
         if self.experiment.reduced.step == "auto":
-            wanted["reduced"] = None
+            fitted["reduced"] = None
         for rung in self.experiment.rollout.rungs:
             if rung.step == "auto" or rung.drain:
-                wanted[rung.key] = rung
-        return {key: rung for key, rung in wanted.items() if key not in self.known}
+                fitted[rung.key] = rung
+        return {key: rung for key, rung in fitted.items() if key not in self.known}
 
     def _of(self, key: str) -> Choice:
         if key not in self.known:

@@ -1,4 +1,4 @@
-"""Durations as people write them: ``90s``, ``45m``, ``3h50m``, ``03:50:00``."""
+"""Parse durations such as ``90s``, ``45m``, ``3h50m``, ``03:50:00``."""
 
 import re
 
@@ -6,7 +6,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds(text: str | float) -> float:
-    """Read a duration: ``90``, ``90s``, ``45m``, ``3h50m``, ``1d``, ``03:50:00``, in seconds.
+    """Parse a duration such as ``90``, ``45m``, ``3h50m``, ``1d``, ``03:50:00``, to seconds.
 
     Raises:
         ValueError: not a positive duration.
@@ -34,9 +34,9 @@ def seconds(text: str | float) -> float:
 
 
 def check_lead(signal_lead: str | float, walltime: str | float) -> None:
-    """Raise ValueError when a job is warned so early that much of its time is not used."""
+    """Raise ValueError if the warning comes so early that much of the job's time is unused."""
     if seconds(signal_lead) > max(600.0, 0.2 * seconds(walltime)):
         raise ValueError(
             f"signal_lead={signal_lead} is longer than max(10m, 20 % of walltime={walltime}), "
-            "time in which a job does nothing: shorten it, or ask for more walltime"
+            "and a job is idle after the warning: shorten it or raise walltime"
         )

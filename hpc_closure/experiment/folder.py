@@ -1,53 +1,52 @@
-"""Layout of a run folder; no other module spells these paths.
+"""Define the paths in a run folder; no other module contains them.
 
     RUN = root/name
       config.yaml           the resolved experiment, written by the first verb
       provenance.jsonl      one line per invocation of any verb
       data/                 block_000000-000019.h5 ...     (generate)
-      replicas/             block_000000-000019.h5 ...     (generate, where asked for)
+      replicas/             block_000000-000019.h5 ...     (generate, with replicas.members)
       pilot/                block_000000-000003.h5 ... choices.json     (generate and advise)
       train/                model.safetensors metrics.csv tensorboard/ checkpoints/
       rollout/              block_000000-000019.h5 ...
       evaluate/             scores.csv scores.json report.html figures/
-      opponents/            NAME/train NAME/rollout: runs of their own (train.opponents)
+      opponents/            NAME/train NAME/rollout: a run folder each (train.opponents)
       logs/                 <stage>/<unit>.log
       .units/<stage>/       claims, failures, restart files, manifest, submissions
 
-A block is named by its first and last member, so a changed block size never makes two blocks share
-a name.
+A block is named by its first and last member, so that blocks of different sizes never share a
+name.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 STAGES = ("generate", "train", "rollout", "evaluate")
-SHIPPED = (
-    Path(__file__).parents[1] / "closure" / "models"
-)  # trained models that come with the package
+# trained models that come with the package
+SHIPPED = Path(__file__).parents[1] / "closure" / "models"
 # stages whose products are blocks of members
 BLOCKS = ("pilot", "generate", "replicas", "rollout")
-BESIDE_DATA = ("pilot", "replicas")  # stages that the verb generate makes beside the data
+BESIDE_DATA = ("pilot", "replicas")  # stages that the verb generate computes besides the data
 FOLDERS = {"generate": "data", **{name: name for name in (*BESIDE_DATA, *STAGES[1:])}}
 
 
 def verb_of(stage: str) -> str:
-    """The verb that makes a stage: its own name, but for pilot and replicas."""
+    """Return the verb that computes a stage: its name, or generate for pilot and replicas."""
     return "generate" if stage in BESIDE_DATA else stage
 
 
 def stages_of(verb: str) -> list[str]:
-    """The stages that a verb makes."""
+    """List the stages that a verb computes."""
     return [stage for stage in FOLDERS if verb_of(stage) == verb]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run; building one touches no file.
+    """Paths of one run; no file is read or written.
 
     Args:
         root: the run folder.
-        data_root: the run folder whose data are read; None = this one (``use.data``).
-        model_file: the trained model that is used; None = this run's own (``use.model``).
+        data_root: run folder whose data are read (``use.data``); None = ``root``.
+        model_file: trained model that is used (``use.model``); None = the model of this run.
     """
 
     root: Path
@@ -57,12 +56,12 @@ class Run:
     def __post_init__(self):
         for key in ("root", "data_root", "model_file"):
             if getattr(self, key) is not None:
-                whole = Path(getattr(self, key)).expanduser().absolute()
-                object.__setattr__(self, key, whole)
+                absolute = Path(getattr(self, key)).expanduser().absolute()
+                object.__setattr__(self, key, absolute)
 
     @classmethod
     def of(cls, experiment) -> "Run":
-        """The run of an experiment: its own folder, and what it takes from elsewhere."""
+        """Return the run of an experiment, with data and model of ``use``."""
         root, use = experiment.folder, experiment.use
         data = model = None
         if use.data:
@@ -74,7 +73,7 @@ class Run:
     def __str__(self) -> str:
         return str(self.root)
 
-    # The folder as a whole.
+    # The run folder.
 
     @property
     def config(self) -> Path:
@@ -85,7 +84,7 @@ class Run:
         return self.root / "provenance.jsonl"
 
     def folder(self, stage: str) -> Path:
-        """Folder that holds the products of ``stage``."""
+        """Return the folder with the products of ``stage``."""
         if stage not in FOLDERS:
             raise ValueError(f"stage {stage!r} is none of {', '.join(FOLDERS)}")
         return self._home(stage) / FOLDERS[stage]
@@ -99,7 +98,7 @@ class Run:
 
     @property
     def choices(self) -> Path:
-        """Steps and drains that were found on the pilot's trajectories."""
+        """File of the steps and drains chosen on the pilot's trajectories."""
         return self.folder("pilot") / "choices.json"
 
     @property
@@ -119,13 +118,13 @@ class Run:
         return self.root / "logs"
 
     def log(self, stage: str, unit="main") -> Path:
-        """Log file of a unit (or of the whole stage)."""
+        """Return the log file of a unit, by default that of the stage."""
         return self.logs / stage / f"{unit}.log"
 
     # Units: of BLOCKS.
 
     def product(self, stage: str, unit) -> Path:
-        """Published file of a unit (a ``units.Unit`` or its name ``000000-000019``)."""
+        """Return the published file of a unit (a ``units.Unit`` or its name ``000000-000019``)."""
         return self.folder(stage) / f"block_{unit}.h5"
 
     @property
@@ -133,7 +132,7 @@ class Run:
         return self.root / ".units"
 
     def units(self, stage: str) -> Path:
-        """Bookkeeping folder of a stage."""
+        """Return the bookkeeping folder of a stage."""
         return self._home(stage) / ".units" / stage
 
     def claim(self, stage: str, unit) -> Path:
@@ -143,7 +142,7 @@ class Run:
         return self.units(stage) / f"{unit}.error"
 
     def restart(self, stage: str, unit, step: int | None = None) -> Path:
-        """Restart file of a unit at ``step``; without a step the folder that holds them."""
+        """Return the restart file of a unit at ``step``; without a step the folder of them."""
         folder = self.units(stage) / f"{unit}.restart"
         return folder if step is None else folder / f"step_{step:010d}.h5"
 
@@ -171,11 +170,11 @@ class Run:
     def tensorboard(self) -> Path:
         return self.train / "tensorboard"
 
-    # What the model is compared with.
+    # Opponents.
 
     @property
     def opponents(self) -> Path:
-        """Folder of their runs."""
+        """Folder of the opponents' runs."""
         return self.root / "opponents"
 
     # Evaluate.
@@ -198,13 +197,13 @@ class Run:
 
 
 def run_at(root: Path, name: str) -> Run | None:
-    """The run of this name beside the run at ``root``, or in this folder; None where none is."""
+    """Find a run by its name beside the run at ``root``, or by its folder; None if missing."""
     path = _beside(root, name)
     return Run(path) if path.is_dir() else None
 
 
 def model_at(root: Path, name: str) -> Path:
-    """Where a trained model is: of a run, a .safetensors file, or a shipped one; it may lack."""
+    """Return the path of a model: of a run, a .safetensors file, or shipped; it may not exist."""
     path = _beside(root, name)
     if path.suffix == ".safetensors":
         return path
@@ -212,11 +211,11 @@ def model_at(root: Path, name: str) -> Path:
 
 
 def shipped_model(name: str) -> Path:
-    """Where a model of the package is; it may lack."""
+    """Return the path of a model of the package; it may not exist."""
     return SHIPPED / f"{name}.safetensors"
 
 
 def _beside(root: Path, name: str) -> Path:
-    """A run beside this one, by its name, or a path."""
+    """Return the run folder of this name beside ``root`` if it exists, else the name as path."""
     neighbour = root.parent / name
     return neighbour if neighbour.is_dir() else Path(name).expanduser()

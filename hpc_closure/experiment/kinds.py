@@ -1,9 +1,10 @@
-"""What an experiment chooses by name: networks, residuals and whole models, each one class.
+"""Register the classes that an experiment names: networks, residuals and complete models.
 
-A class that is imported is known; no table lists it again. Those of the package are imported when
-an experiment is first read (:func:`provide`); one from elsewhere is named by its path,
-``package.module:Class``, and imported when an experiment names it. Nothing at the top of the
-package's own needs torch: experiments are read at once, and what a class builds is imported then.
+A class registers itself when its module is imported; there is no other list. Classes of the
+package are imported when an experiment is first read (:func:`provide`). A class outside the
+package is named by its path, ``package.module:Class``, and imported when an experiment names it.
+The package's modules with such classes import torch only when a class builds its module, so that
+reading an experiment is fast.
 """
 
 import importlib
@@ -35,21 +36,21 @@ _sources: list[Callable[[], None]] = []
 
 
 class Kind:
-    """A class of which an experiment names one; a direct subclass is a family.
+    """Base of the classes that an experiment names; a direct subclass defines a family.
 
     Attributes:
-        name: in an experiment; a class outside the package has none, its path names it.
+        name: name in an experiment; empty for a class outside the package, which has a path.
         reads: keys of the section ``model`` that it reads.
-        Options: section of the keys of its own, each with range, default and description. Of a
-            class of the package they stand in ``model``, of another in ``model.options``.
-        known: the kinds of a family, by name.
+        Options: section with its additional keys, each with range, default and description. They
+            belong to ``model`` for a class of the package, else to ``model.options``.
+        known: registered classes of a family, by name.
     """
 
     name: ClassVar[str] = ""
     reads: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar["type[Section] | None"] = None
     known: ClassVar[dict[str, type[Any]]]
-    #: what to derive from
+    #: base class to name in error messages
     parent: ClassVar[str] = "a class of hpc_closure.experiment.kinds"
 
     def __init_subclass__(cls, **more: Any) -> None:
@@ -59,18 +60,18 @@ class Kind:
             return
         name = cls.__dict__.get("name")
         if name and cls.known.setdefault(name, cls).__module__ != cls.__module__:
-            raise TypeError(f"{cls.__module__}: a class named {name!r} is there already")
+            raise TypeError(f"{cls.__module__}: a class named {name!r} exists already; rename it")
 
 
 class NetworkKind(Kind):
-    """A network of the mean, or of the amplitude.
+    """A network of the mean or of the amplitude.
 
     Attributes:
-        flow_dimensions: of the flows that it reads.
-        decay: weight decay of a mean's weights, beyond that of the experiment. Every target is one
-            draw about the mean, which they would learn by heart, and a coupled run amplifies
-            slopes that are not there (an amplitude, which it made worse, has none).
-        answers_largest: a perceptron beside it answers for the largest modes.
+        flow_dimensions: dimensions of the flows for which it can be used.
+        decay: weight decay of a mean network, added to that of the experiment. Every target is a
+            single draw around the mean, to which the weights would overfit, and a coupled run
+            amplifies spurious slopes. Amplitudes have no decay, which made them worse.
+        answers_largest: whether a perceptron predicts the largest modes instead of the network.
     """
 
     parent = "hpc_closure.experiment.kinds.NetworkKind"
@@ -85,13 +86,13 @@ class NetworkKind(Kind):
 
 
 class ResidualKind(Kind):
-    """How the residual q is drawn.
+    """A method of drawing the residual q.
 
     Attributes:
-        trained: by gradients, and so judged on unseen members.
-        reads_sensors: it can be conditioned on sensors.
-        learns_sensors: it can learn how sensors enter.
-        one_evaluation: a sample is one evaluation, by no method.
+        trained: whether it is trained by gradients, and therefore validated on unseen members.
+        reads_sensors: whether it can be conditioned on sensors.
+        learns_sensors: whether it can learn how sensors enter.
+        one_evaluation: whether a sample is a single evaluation without a sampling method.
     """
 
     parent = "hpc_closure.experiment.kinds.ResidualKind"
@@ -105,25 +106,25 @@ class ResidualKind(Kind):
         """Build a :class:`hpc_closure.closure.composed.generators.Residual`.
 
         Args:
-            channels: of the conditions.
-            config: of the model.
-            band: of the model.
+            channels: number of condition channels.
+            config: configuration of the model.
+            band: modes of the model.
         """
         raise NotImplementedError
 
     @classmethod
     def check(cls, config: dict[str, Any]) -> None:
-        """Raise ValueError where the other parts of the model do not fit it."""
+        """Raise ValueError if other parts of the model are incompatible."""
 
 
 class ModelKind(Kind):
-    """A whole model, not made of a mean, an amplitude and a residual.
+    """A complete model, not composed of a mean, an amplitude and a residual.
 
     Attributes:
-        defaults: keys of ``model`` that it reads, with their values.
-        flow_dimensions: of the flows that it reads.
-        tuned: its constants are chosen in coupled runs; no phase trains it.
-        draws: there is chance in it.
+        defaults: keys of ``model`` that it reads, with their default values.
+        flow_dimensions: dimensions of the flows for which it can be used.
+        tuned: whether its constants are chosen in coupled runs instead of by training.
+        draws: whether it is stochastic.
     """
 
     parent = (
@@ -141,26 +142,27 @@ class ModelKind(Kind):
 
     @classmethod
     def check(cls, experiment: Any) -> None:
-        """Raise ValueError where the rest of the experiment does not fit it."""
+        """Raise ValueError if the experiment is incompatible with it."""
 
     @classmethod
     def settings(cls, experiment: Any) -> dict[str, Any]:
-        """Return settings of the model that follow from the rest of the experiment."""
+        """Return model settings that are derived from other sections of the experiment."""
         return {}
 
 
 def provide(source: Callable[[], None]) -> None:
-    """Import further kinds by ``source()``, when one is first looked for."""
+    """Register a function that imports further classes; it is called at the first look-up."""
     _sources.append(source)
 
 
 def import_all(package: str, path: Iterable[str]) -> None:
-    """Import every module of a package, so that its kinds are known."""
+    """Import every module of a package, which registers its classes."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")
 
 
 def _provided(family: type[Kind]) -> dict[str, type[Any]]:
+    """Call the functions of :func:`provide`; return the classes of a family by name."""
     while _sources:
         _sources[0]()
         del _sources[0]
@@ -168,26 +170,26 @@ def _provided(family: type[Kind]) -> dict[str, type[Any]]:
 
 
 def names(family: type[Kind]) -> tuple[str, ...]:
-    """List the kinds of a family by name."""
+    """List the names of a family's classes."""
     return tuple(_provided(family))
 
 
 def is_path(name: Any) -> bool:
-    """Whether a name is the path of a class outside the package."""
+    """Return whether a name is the path of a class, ``package.module:Class``."""
     return isinstance(name, str) and ":" in name
 
 
 def find(family: type[Kind], name: str, key: str) -> type[Any]:
-    """Find a kind by its name, or import it by its path.
+    """Find a class by its name, or import it by its path.
 
     Args:
         family: :class:`NetworkKind`, :class:`ResidualKind` or :class:`ModelKind`; for a path also
-            :class:`Kind`, any of them.
-        name: its name, or ``package.module:Class``.
-        key: of the experiment that names it, for an error.
+            :class:`Kind`, which allows any of them.
+        name: name of the class, or ``package.module:Class``.
+        key: key of the experiment that names it, for the error message.
 
     Raises:
-        ValueError: one line: there is none, or it is none of the family.
+        ValueError: the class does not exist, cannot be imported, or is not of the family.
     """
     if not is_path(name):
         known = _provided(family)
@@ -196,7 +198,7 @@ def find(family: type[Kind], name: str, key: str) -> type[Any]:
         return known[name]
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        imported = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{key}={name}: {error}; install its package, or add its folder to PYTHONPATH"
@@ -206,18 +208,18 @@ def find(family: type[Kind], name: str, key: str) -> type[Any]:
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ValueError(f"{key}={name}: importing {module} fails ({reason})") from None
-    if not isinstance(found, type) or not issubclass(found, family):
+    if not isinstance(imported, type) or not issubclass(imported, family):
         raise ValueError(f"{key}={name}: no subclass of {family.parent}")
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(getattr(found, "__abstractmethods__")))
-        raise ValueError(f"{key}={name}: it lacks {missing}")
-    return found
+    if inspect.isabstract(imported):
+        missing = ", ".join(sorted(getattr(imported, "__abstractmethods__")))
+        raise ValueError(f"{key}={name}: define its abstract method(s) {missing}")
+    return imported
 
 
 def check_loaded(config: dict[str, Any]) -> None:
-    """Raise ValueError unless the classes outside the package that a model names are imported.
+    """Raise ValueError unless the outside classes that a model file names are imported.
 
-    A file may name any class; only an experiment or the caller decides that one is imported.
+    A model file is data and may name any class; only an experiment or the caller imports one.
     """
     parts = (config.get("preset"), config.get("amplitude"), config.get("residual"))
     for name in (*parts, *(config.get("mean") or ())):
@@ -230,7 +232,7 @@ def check_loaded(config: dict[str, Any]) -> None:
 
 
 def own_options(kind: type[Kind], config: dict[str, Any]) -> dict[str, Any]:
-    """Return a kind's own keys with their values in a resolved configuration."""
+    """Return the additional keys of a class with their values in a resolved configuration."""
     if kind.Options is None:
         return {}
     values = {**config, **(config.get("options") or {})}

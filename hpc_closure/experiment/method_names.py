@@ -1,7 +1,7 @@
-"""The methods that stand in the tables of scores: names, meanings and order, once for all readers.
+"""Define names, meanings and order of the methods in the tables of scores.
 
-The schema refuses these names for further closures, the rows are sorted by them, and the report
-and its summary explain them.
+The schema reserves these names, the rows are sorted in this order, and report and summary print
+the meanings.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ class Method:
     """One method of the tables.
 
     Attributes:
-        name: in the column ``method`` of the rows.
-        meaning: for the report's glossary, one sentence.
-        words: in a sentence beside the model's score; empty for what is not set beside it.
-        reserved: no further closure may have the name, and ``evaluate.against`` may name it.
-        opponent: a closure without a generator that the model is compared with.
+        name: value of the column ``method`` in the rows.
+        meaning: explanation in the report's glossary.
+        words: name in a sentence that compares it with the model; empty if it is never compared.
+        reserved: whether no other closure may have the name; ``evaluate.against`` may name it.
+        opponent: whether it is a closure without a generator, as a comparison for the model.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Method:
 
 
 MODEL = "model"
-GRANTED = "model+physics"  # the model where conditions.physics grants it an estimate of U
+GRANTED = "model+physics"  # the model with an estimate of U as input (conditions.physics)
 MODELS = (MODEL, GRANTED)
-TRUTH = "truth"  # the DNS itself, in figures and files; it has no scores
+TRUTH = "truth"  # the DNS, in figures and files; it has no scores
 
-# in the order in which they are printed
+# in the order of the tables
 METHODS = (
     Method(MODEL, "the trained closure"),
     Method(
@@ -46,14 +46,15 @@ METHODS = (
     ),
     Method(
         "gaussian_state",
-        "an opponent without a generator: such a law, whose amplitudes follow the state",
+        "an opponent without a generator: the same law with amplitudes that depend on the state",
         words="a Gaussian law that follows the state",
         reserved=False,
         opponent=True,
     ),
     Method(
         "mixture",
-        "an opponent without a generator: two such laws, whose weights follow the state, too",
+        "an opponent without a generator: a mixture of two such laws with weights that depend on "
+        "the state",
         words="a mixture of two Gaussian laws that follow the state",
         reserved=False,
         opponent=True,
@@ -66,17 +67,17 @@ METHODS = (
     ),
     Method(
         "oracle",
-        "draws of the exact law; in the coupled run the full system with other noise, with "
-        "sensors the reduced solver with draws of the exact law given what they read; of a "
-        "subgrid closure the replicas: DNS that share the resolved past",
+        "draws of the exact law; in the coupled run the full system with independent noise, or "
+        "with sensors the reduced solver with draws of the exact law conditioned on the readings; "
+        "for a subgrid closure the replicas: DNS with the same resolved past",
         words="the exact law",
     ),
     Method(
         "oracle_x0.95",
-        "the exact law with its spread shrunk to 95 %: a control that must fail",
+        "the exact law with its spread reduced to 95 %: a control that must fail the rank test",
         reserved=False,
     ),
-    Method("physics", "the known term granted, no network", words="the granted physics"),
+    Method("physics", "the known term of the closure, no network", words="the granted physics"),
     Method(
         "fourier",
         "periodic Fourier interpolation of the sensors alone",

@@ -1,4 +1,4 @@
-"""Models as an experiment describes them: presets of parts in a row, or a whole model by name."""
+"""Resolve the section ``model``: presets of composed parts, or a complete model by name."""
 
 from typing import Any
 
@@ -45,14 +45,14 @@ DEFAULT: dict[str, Any] = {
     "evaluations": 4,
     "shares": [0.4, 0.6],
     "form": "auto",
-    "adjusted": False,  # closed forms by training through the solver
-    "dimensions": 2,  # of the flow
+    "adjusted": False,  # whether closed forms were tuned by training through the solver
+    "dimensions": 2,  # dimensions of the flow
 }
 
-# what a generator is compared with: about the best mean, fitted by likelihood
+# opponents of a generator, around the best mean and fitted by likelihood
 RIVALS = ("gaussian_modes", "gaussian_state", "mixture")
 RIVAL = {"mean": ["regression", "numbers", "fno"], "amplitude": "none"}
-# centred: its components are about the mean, where that was learned; None = as the mean has it
+# centred: the components have zero mean; None = true if the mean is learned
 MIXED = {"residual": "mixture", "evaluations": 1, "centred": None}
 
 
@@ -61,7 +61,7 @@ def _rival(name: str, **parts: Any) -> dict[str, Any]:
     return {**DEFAULT, "preset": name, "conditions": conditions, **RIVAL, **parts}
 
 
-# the method alone: nothing is granted, nothing is judged away
+# the generator alone: no mean, no kriging, no validation of its gain
 ALONE = {"mean": [], "amplitude": "none", "sensors": "learned", "gate": "off"}
 CLOSED = {"mean": ["regression"], "amplitude": "none", "residual": "gaussian"}
 LOCAL = {**CLOSED, "mean": ["regression", "cnn"], "width": 16, "mean_layers": 4}
@@ -81,60 +81,60 @@ CHOICES = {
     "gate": ("on", "off"),
     "library": ("none", "linear", "quadratic"),
 }
-# Settings with one value left, which older experiments and model files may state. Stage hashes
-# cover them as they stand there.
+# Keys with one remaining value, which older experiments and model files may contain. Stage hashes
+# include them if they are stated.
 RETIRED = {"schedule": "trigonometric", "base_noise": "matched"}
-CLOSED_MEANS = ("regression", "numbers")  # parts of the mean that no gradient fits
+CLOSED_MEANS = ("regression", "numbers")  # parts of the mean that are fitted in closed form
 
 
 def preset_names() -> tuple[str, ...]:
-    """List the presets: parts in a row, then whole models."""
+    """List the presets: composed models, then complete models."""
     return (*PRESETS, *names(ModelKind))
 
 
 def is_composite(config: dict[str, Any]) -> bool:
-    """Whether a preset is of parts in a row, a mean and a residual."""
+    """Return whether a preset describes a model composed of a mean and a residual."""
     return config["preset"] in PRESETS
 
 
 def kind_of(preset: str) -> type[ModelKind] | None:
-    """Find the whole model that a preset names; None for parts in a row."""
+    """Find the class of a complete model by its preset; None for a composed model."""
     return None if preset in PRESETS else find(ModelKind, preset, "model.preset")
 
 
 def network_of(config: dict[str, Any]) -> str | None:
-    """Find the name of the mean's network; None where there is none."""
+    """Return the name of the mean's network, or None."""
     return next((name for name in config["mean"] if name not in CLOSED_MEANS), None)
 
 
 def closed_mean(config: dict[str, Any]) -> list[str]:
-    """List the parts of the mean that are no network."""
+    """List the parts of the mean that are fitted in closed form."""
     return [name for name in config["mean"] if name in CLOSED_MEANS]
 
 
 def kinds_of(config: dict[str, Any]) -> list[type[Kind]]:
     """List the classes that a configuration names."""
-    whole = kind_of(config["preset"])
-    if whole is not None:
-        return [whole]
-    found: list[type[Kind]] = [
+    complete = kind_of(config["preset"])
+    if complete is not None:
+        return [complete]
+    parts: list[type[Kind]] = [
         find(NetworkKind, name, "model.mean")
         for name in config["mean"]
         if name not in CLOSED_MEANS
     ]
     if config["amplitude"] != "none":
-        found.append(find(NetworkKind, config["amplitude"], "model.amplitude"))
-    return [*found, find(ResidualKind, config["residual"], "model.residual")]
+        parts.append(find(NetworkKind, config["amplitude"], "model.amplitude"))
+    return [*parts, find(ResidualKind, config["residual"], "model.residual")]
 
 
 def draws(config: dict[str, Any]) -> bool:
-    """Whether models of a configuration draw; the others have one answer to a state."""
-    whole = kind_of(config["preset"])
-    return config.get("residual") != "none" if whole is None else whole.draws
+    """Return whether a model of this configuration is stochastic."""
+    complete = kind_of(config["preset"])
+    return config.get("residual") != "none" if complete is None else complete.draws
 
 
 def resolve(model: dict[str, Any]) -> dict[str, Any]:
-    """Fill in a preset: the differences of ``model`` over its values; None means the preset's.
+    """Resolve a model: values of its preset, replaced by those of ``model`` that are not None.
 
     Raises:
         ValueError: unknown preset, key or class, or a value that was removed.
@@ -154,12 +154,12 @@ def resolve(model: dict[str, Any]) -> dict[str, Any]:
                 f"model.{key}={chosen[key]!r} was removed, {value} is the only value left: remove "
                 "the key"
             )
-        if "mean" in preset:  # the others never had it
+        if "mean" in preset:  # complete models never had these keys
             chosen.pop(key, None)
     conditions = {**preset["conditions"], **(chosen.pop("conditions", None) or {})}
     resolved = {**preset, **chosen, "conditions": conditions}
     if resolved.get("sensors") == "learned" and "method" not in chosen:
-        resolved["method"] = "gaussian"  # steps that are exact for the spread that it learns
+        resolved["method"] = "gaussian"  # its steps are exact for the spread that is learned
     if "mean" in preset:
         resolved["mean"] = [] if resolved["mean"] == "none" else list(resolved["mean"])
         _check_choices(resolved)
@@ -178,23 +178,23 @@ def resolve(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(kind: type[ModelKind], name: str) -> dict[str, Any]:
-    """Return the preset of a whole model; of one outside the package its own keys are options."""
-    inside = [] if is_path(name) else [key for key in _own(kind) if key not in kind.defaults]
-    return {"preset": name, "conditions": BARE, **dict.fromkeys(inside), **kind.defaults}
+    """Return the preset values of a complete model; keys of an outside class are options."""
+    additional = [] if is_path(name) else [key for key in _own(kind) if key not in kind.defaults]
+    return {"preset": name, "conditions": BARE, **dict.fromkeys(additional), **kind.defaults}
 
 
 def _own(kind: type[Kind]) -> list[str]:
-    """List the keys of a kind's own."""
+    """List the additional keys of a class."""
     return [] if kind.Options is None else list(kind.Options.model_fields)
 
 
 def _is_inside(kind: type[Kind]) -> bool:
-    """Whether a kind is named without a path: its own keys stand in the section itself."""
+    """Return whether a class belongs to the package, so that its keys belong to ``model``."""
     return bool(kind.name) and kind.known.get(kind.name) is kind
 
 
 def _fill_options(config: dict[str, Any], kinds: list[type[Kind]]) -> None:
-    """Read ``options`` as the classes outside the package take them, with their defaults."""
+    """Validate ``options`` for the classes outside the package and add defaults, in place."""
     rest, read = dict(config.pop("options", None) or {}), {}
     outside = [kind for kind in kinds if not _is_inside(kind)]
     for kind in outside:
@@ -213,7 +213,11 @@ def _fill_options(config: dict[str, Any], kinds: list[type[Kind]]) -> None:
 
 
 def _read(kind: type[Kind], values: dict[str, Any]) -> dict[str, Any]:
-    """Check a kind's own keys; returns them all, plain values. Raises ValueError, one line."""
+    """Validate the additional keys of a class; return all of them with plain values.
+
+    Raises:
+        ValueError: a key has an invalid value.
+    """
     if kind.Options is None:
         return {}
     try:
@@ -226,7 +230,7 @@ def _read(kind: type[Kind], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_choices(config: dict[str, Any]) -> None:
-    """Raise ValueError unless parts are known."""
+    """Raise ValueError unless the named parts and choices exist."""
     means = [*CLOSED_MEANS, *names(NetworkKind)]
     for name in config["mean"]:
         if name not in means and not is_path(name):
@@ -235,21 +239,21 @@ def _check_choices(config: dict[str, Any]) -> None:
                 "package.module:Class or none"
             )
     if len(set(config["mean"]) - set(CLOSED_MEANS)) > 1:
-        raise ValueError(f"model.mean={config['mean']}: one network")
+        raise ValueError(f"model.mean={config['mean']}: more than one network; name one")
     for key, known in CHOICES.items():
         if config[key] not in known:
             raise ValueError(f"model.{key}={config[key]!r}, expected one of {', '.join(known)}")
 
 
 def _check_parts(config: dict[str, Any]) -> None:
-    """Raise ValueError unless parts fit together."""
+    """Raise ValueError unless the parts are compatible."""
     residual = find(ResidualKind, config["residual"], "model.residual")
     residual.check(config)
     if "numbers" in config["mean"] and config["dimensions"] != 2:
-        raise ValueError("model.mean=numbers reads a flow in two dimensions: remove it")
+        raise ValueError("model.mean=numbers is for flows in two dimensions: remove it")
     if not residual.reads_sensors and config["conditions"]["sensors"] != "none":
         raise ValueError(
-            f"model.residual={config['residual']} is drawn without sensors: set "
+            f"model.residual={config['residual']} cannot be conditioned on sensors: set "
             "model.conditions.sensors to none"
         )
     learned = config["sensors"] == "learned" and config["residual"] != "none"
@@ -261,5 +265,5 @@ def _check_parts(config: dict[str, Any]) -> None:
 
 
 def _either(family: type[Kind], attribute: str) -> str:
-    """List the kinds of a family that have something, in words."""
+    """List the names of a family whose attribute is true, joined by "or"."""
     return " or ".join(name for name in names(family) if getattr(family.known[name], attribute))

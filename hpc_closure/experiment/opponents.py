@@ -1,7 +1,7 @@
-"""Opponents of a generator: closures without one, each an experiment beside the run's own.
+"""Build the experiments of the opponents: closures without a generator, as a comparison.
 
-``train.opponents`` names presets of the model. Each is trained on the data of the run, coupled
-from the same starts, and compared in every table: a run of its own in RUN/opponents/NAME.
+``train.opponents`` names model presets. Each opponent is trained on the data of the run, coupled
+from the same starts and compared in every table. Its run folder is RUN/opponents/NAME.
 """
 
 from pathlib import Path
@@ -9,27 +9,28 @@ from pathlib import Path
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Conditions, Experiment, Use
 
-FIRST = "gaussian_modes"  # whose mean the others take, where it is an opponent, too
-AFTER_MEAN = 0.6  # share of the steps that are for what is about a mean
-# sizes of networks that an opponent has as the model has them
+FIRST = "gaussian_modes"  # if this is an opponent, the others reuse its mean
+AFTER_MEAN = 0.6  # share of the steps of an opponent that reuses a mean
+# keys that an opponent copies from the model
 SIZES = ("width", "modes", "mean_layers", "memory", "library")
 
 __all__ = ["folder_of", "opponents_of"]
 
 
 def opponents_of(experiment: Experiment) -> dict[str, Experiment]:
-    """The experiments of ``train.opponents`` by name; none where the model is another run's."""
+    """Return the experiments of ``train.opponents`` by name; {} if the model is reused."""
     if experiment.use.model:
         return {}
     return {name: _experiment(experiment, name) for name in experiment.train.opponents}
 
 
 def folder_of(experiment: Experiment, name: str) -> Path:
-    """Run folder of an opponent."""
+    """Return the run folder of an opponent."""
     return Run.of(experiment).opponents / name
 
 
 def _experiment(experiment: Experiment, name: str) -> Experiment:
+    """Build the experiment of one opponent."""
     run, plain = Run.of(experiment), experiment.model_dump()
     data = run.data_root or run.root
     conditions = {**plain["model"]["conditions"], "sensors": "none"}

@@ -1,7 +1,7 @@
-"""Reading experiments: one YAML file, ``base`` names a preset, the file states the differences.
+"""Read experiments: a YAML file whose ``base`` names a preset and which states the differences.
 
-Precedence: preset < file < ``key=value`` overrides. Every error is one line that names the
-source, the key, the value read and what was expected.
+Precedence: preset < file < ``key=value`` overrides. Every error is one line with source, key,
+value and expectation.
 """
 
 import difflib
@@ -20,21 +20,21 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (1e-4 is a number, on and no are words); a key stated twice is an error."""
+    """Load YAML 1.2 scalars (1e-4 is a number, ``on`` is a string); refuse duplicate keys."""
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
+        keys = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is not a word", key_node.start_mark
                 )
-            if key in seen:
+            if key in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} stated twice", key_node.start_mark
                 )
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -60,7 +60,11 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, source: str) -> dict:
-    """Parse one YAML mapping. Raises ValueError naming ``source``, line and column."""
+    """Parse a YAML mapping.
+
+    Raises:
+        ValueError: it is invalid; the message has ``source``, line and column.
+    """
     try:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -76,7 +80,7 @@ def parse_yaml(text: str, source: str) -> dict:
 
 
 def presets() -> list[str]:
-    """Names of the shipped experiment presets."""
+    """List the names of the shipped experiment presets."""
     return sorted(
         entry.name.removesuffix(".yaml")
         for entry in PRESETS.iterdir()
@@ -85,9 +89,14 @@ def presets() -> list[str]:
 
 
 def read_source(name_or_path: str | Path) -> tuple[str, str]:
-    """Text and source name of an experiment file or of a shipped preset."""
+    """Read an experiment file or a shipped preset; return its text and the name of the source.
+
+    Raises:
+        ValueError: there is no such file or preset, or the file cannot be read.
+    """
     path = Path(name_or_path)
-    run_of_preset = path.is_dir() and str(name_or_path) in presets()  # seen from `root`
+    # a run folder named like a preset does not hide the preset
+    run_of_preset = path.is_dir() and str(name_or_path) in presets()
     there = path.exists() and not run_of_preset
     if path.suffix in (".yaml", ".yml") or there or os.sep in str(name_or_path):
         try:
@@ -111,6 +120,7 @@ def read_source(name_or_path: str | Path) -> tuple[str, str]:
 
 
 def _merge(lower: dict, upper: dict) -> dict:
+    """Merge two trees; values of ``upper`` win."""
     merged = dict(lower)
     for key, value in upper.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -120,12 +130,13 @@ def _merge(lower: dict, upper: dict) -> dict:
     return merged
 
 
-def _compose(name_or_path: str | Path, seen: tuple[str, ...] = ()) -> dict:
+def _compose(name_or_path: str | Path, chain: tuple[str, ...] = ()) -> dict:
+    """Read a source and merge it into its ``base``; ``chain`` holds the sources so far."""
     text, source = read_source(name_or_path)
     if not text.strip():
         raise ValueError(f"{source}: empty; a first line `base: quickstart` names a preset")
-    if source in seen:
-        raise ValueError(f"{source}: base leads back to itself ({' -> '.join((*seen, source))})")
+    if source in chain:
+        raise ValueError(f"{source}: base leads back to itself ({' -> '.join((*chain, source))})")
     values = parse_yaml(text, source)
     base = values.get("base")
     if base is None:
@@ -138,10 +149,11 @@ def _compose(name_or_path: str | Path, seen: tuple[str, ...] = ()) -> dict:
         and not source.startswith("preset ")
     ):
         base = str(Path(source).parent / base)
-    return _merge(_compose(base, (*seen, source)), values)
+    return _merge(_compose(base, (*chain, source)), values)
 
 
 def _apply_overrides(values: dict, overrides: list[str]) -> dict:
+    """Merge overrides ``key=value`` into the values."""
     for text in overrides:
         if len(text.splitlines()) > 1:
             raise ValueError(f"{text!r}: an override is one line")
@@ -163,12 +175,12 @@ def _apply_overrides(values: dict, overrides: list[str]) -> dict:
 
 
 def explain(error: ValidationError, source: str, model: type[BaseModel]) -> str:
-    """The first of the errors as one line, and how many more there are.
+    """Format the first error as one line, with the number of further errors.
 
     Args:
-        error: what ``model`` found.
-        source: file or preset that the values are from.
-        model: the schema; its keys are offered where an unknown one stands.
+        error: errors of the validation.
+        source: file or preset of the values.
+        model: the schema, whose valid keys are listed after an unknown key.
     """
     lines = [_one_line(dict(item), source, model) for item in error.errors()]
     return lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
@@ -197,7 +209,7 @@ def _one_line(error: dict, source: str, model: type[BaseModel]) -> str:
 
 
 def _valid_keys(model: type[BaseModel], location: tuple) -> list[str]:
-    """Keys of the section at ``location``; indices and free names lead nowhere."""
+    """List the keys of the section at ``location``; indices and free names are skipped."""
     for part in location:
         field = model.model_fields.get(part)
         annotation = field.annotation if field else None
@@ -212,7 +224,7 @@ def load(name_or_path: str | Path, overrides: list[str] | None = None) -> Experi
     """Read an experiment: preset < file < overrides.
 
     Raises:
-        ValueError: one line that names the source, the key, the value read and what was expected.
+        ValueError: one line with source, key, value and expectation.
     """
     source = str(name_or_path)
     values = _apply_overrides(_compose(name_or_path), list(overrides or ()))
@@ -225,16 +237,18 @@ def load(name_or_path: str | Path, overrides: list[str] | None = None) -> Experi
 
 
 def dump(experiment: Experiment) -> str:
-    """The resolved experiment as YAML; it loads again to the same experiment."""
+    """Format the resolved experiment as YAML, which loads to an equal experiment."""
     values = experiment.model_dump(mode="json", exclude={"base"})
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
 
 
-def differences(one: Any, other: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Leaves that differ between two plain trees, as (key, one, other)."""
-    if isinstance(one, dict) and isinstance(other, dict):
+def differences(first: Any, second: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """List the leaves that differ between two plain trees, as (key, first, second)."""
+    if isinstance(first, dict) and isinstance(second, dict):
         rows: list[tuple[str, Any, Any]] = []
-        for key in [*one, *(key for key in other if key not in one)]:
-            rows += differences(one.get(key), other.get(key), f"{prefix}.{key}" if prefix else key)
+        for key in [*first, *(key for key in second if key not in first)]:
+            rows += differences(
+                first.get(key), second.get(key), f"{prefix}.{key}" if prefix else key
+            )
         return rows
-    return [] if one == other else [(prefix, one, other)]
+    return [] if first == second else [(prefix, first, second)]

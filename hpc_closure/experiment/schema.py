@@ -1,8 +1,8 @@
-"""The schema of an experiment, and what its stages' hashes cover.
+"""Define the schema of an experiment and the settings that the hashes of its stages cover.
 
-Every field carries its description, unit and range here, once; ``hpc-closure config show --doc``
-prints them. What an experiment *is* lives in ``physics generate model train rollout evaluate``;
-how it is run lives in ``cluster`` and is part of no hash.
+Description, unit and range of every key are defined only here; ``hpc-closure config show --doc``
+prints them. The sections ``physics generate model train rollout evaluate`` determine the results.
+The section ``cluster`` determines how they are computed and is part of no hash.
 """
 
 import hashlib
@@ -49,11 +49,11 @@ from hpc_closure.spectral.recipe import (
     Section,
 )
 
-# what may change without touching the trajectories that are there
+# keys of generate that may change without invalidating existing trajectories
 GROWS_GENERATE = ("members", "t_end", "certificate")
-# what is written besides: changes no trajectory, so it is in no hash; one list for a run
+# further outputs: they change no trajectory and are in no hash, but are equal in a run
 OUTPUTS = ("fields", "filters", "series_every", "spectra")
-# how a training is run, not what it learns
+# keys of train that do not change what is learned
 TRANSIENT_TRAIN = (
     "engine",
     "zero_stage",
@@ -77,16 +77,16 @@ class Filter(Section):
 
     @property
     def name(self) -> str:
-        """Name of its data sets."""
+        """Name of the data sets of the filtered fields."""
         return f"{self.kind}_{self.width!r}"
 
     def modes(self, length: float) -> int:
-        """Highest integer wavenumber that it passes in a box (gaussian: at least 1e-3 of it)."""
+        """Return the highest integer wavenumber that passes (gaussian: transfer above 1e-3)."""
         cut = math.pi if self.kind == "sharp" else math.sqrt(24 * math.log(1e3))
         return int(cut * length / (2 * math.pi * self.width) + 1e-9)
 
     def points(self, length: float, grid: int) -> int:
-        """Points per side of the smallest even grid that retains what it passes (2/3 rule)."""
+        """Return points per side of the smallest even grid that retains these modes (2/3 rule)."""
         modes = self.modes(length)
         return grid if modes >= retained_modes(grid) else points_for(modes)
 
@@ -96,31 +96,31 @@ class Record(Section):
     every: Positive = Field(0.1, description="time between snapshots; a multiple of dt")
     burst: Count = Field(
         1,
-        description="snapshots one closure interval apart that end at each of these times; a "
-        "model of the previous closures needs at least one more than it reads",
+        description="number of snapshots, one closure interval apart, that end at each of these "
+        "times; a model needs at least one more than the previous closures that it reads",
     )
     grid: EvenGrid | None = Field(
         None, description="grid of the stored fields; none = the grid of the DNS"
     )
     precision: Literal["float32", "float64"] = "float32"
     fields: tuple[Literal["vorticity", "velocity", "streamfunction"], ...] = Field(
-        (), description="stored beside the vorticity (on a line: the state), which always is"
+        (), description="fields stored besides the vorticity (in 1-D: besides the state)"
     )
     filters: tuple[Filter, ...] = Field(
         (), description="filtered vorticity stored at each {kind, width}, on its own small grid"
     )
     series_every: Positive | None = Field(
         None,
-        description="time between entries of the diagnostics from t = 0; none = no such series",
+        description="time between entries of the diagnostics from t = 0; none = no time series",
     )
     spectra: tuple[
         Literal["energy", "enstrophy", "energy_transfer", "enstrophy_transfer"], ...
-    ] = Field((), description="shell spectra in the series (series_every)")
+    ] = Field((), description="shell spectra in the time series (series_every)")
 
     @field_validator("fields", "spectra")
     @classmethod
     def _once(cls, names):
-        return tuple(sorted({*names} - {"vorticity"}))  # which always is stored
+        return tuple(sorted({*names} - {"vorticity"}))  # vorticity is always stored
 
     @field_validator("filters")
     @classmethod
@@ -129,23 +129,25 @@ class Record(Section):
 
 
 class Generate(Numerics):
-    """The DNS ensemble and the closure target taken from it."""
+    """The DNS ensemble and the closure target computed from it."""
 
     members: Annotated[int, Field(ge=1, le=10_000_000)] = Field(100, description="trajectories")
     t_end: Positive = 40.0
     record: Record = Record()
     closure: Literal["diffusion", "convection", "subgrid", "none"] = Field(
         "diffusion",
-        description="what the reduced solver lacks: the published G, H, or the unresolved scales; "
-        "none = data only, nothing to train",
+        description="term missing in the reduced solver: diffusion (the published G), convection "
+        "(the published H), or subgrid (the effect of unresolved scales); none = data only",
     )
-    interval: Count = Field(1, description="solver steps that one closure target stands for")
+    interval: Count = Field(1, description="solver steps over which a closure target is averaged")
     certificate: Literal["required", "reported"] = Field(
-        "required", description="a block that fails its checks is failed, or kept with the reasons"
+        "required",
+        description="required: a block that fails its checks counts as failed; reported: it is "
+        "kept and the failed checks are recorded",
     )
 
     def bytes_per_member(self, physics: Equation) -> float:
-        """Size of the fields of one member on the disk."""
+        """Compute the size in bytes of the stored fields of one member."""
         record, sides = self.record, physics.dimensions
         grid = record.grid or self.grid
         further = {"velocity": 2, "streamfunction": 1}
@@ -157,17 +159,17 @@ class Generate(Numerics):
 
     @property
     def spacing(self) -> float:
-        """Time from a stored snapshot to the next, within a burst where there are any."""
+        """Time between stored snapshots; with bursts the time between snapshots of a burst."""
         return self.interval * self.dt if self.record.burst > 1 else self.record.every
 
     @property
     def consecutive(self) -> bool:
-        """Whether snapshots follow each other by one closure interval."""
+        """Whether stored snapshots are one closure interval apart."""
         return abs(self.spacing - self.interval * self.dt) < 1e-6 * self.dt
 
     @property
     def holds(self) -> dict:
-        """What a block must hold to be done, in the form that the ledger compares."""
+        """Content that a finished block must have, as the ledger compares it."""
         record = self.record
         holds: dict = {"t_end": self.t_end}
         outputs = [*record.fields, *(item.name for item in record.filters)]
@@ -192,27 +194,27 @@ class Conditions(Section):
         "optional", description="point values of the true closure as a condition"
     )
     history: Annotated[int, Field(ge=0, le=8)] = Field(
-        0, description="earlier states used as conditions"
+        0, description="number of earlier states used as conditions"
     )
     previous: Annotated[int, Field(ge=0, le=8)] = Field(
         0,
-        description="the last closures used as conditions: U_n is drawn given U_(n-1), ..., for "
-        "closures that one call leaves with memory",
+        description="number of previous closures used as conditions: U_n depends on U_(n-1), ...; "
+        "for closures with memory from call to call",
     )
     physics: bool = Field(
         False,
-        description="grant an estimate of the closure as an input: the removed term, for subgrid "
-        "a Leith model; the rows of such a model are named model+physics",
+        description="use an estimate of the closure as an input: the removed term, for subgrid "
+        "a Leith model; the method of such a model is named model+physics",
     )
 
 
 def _switch(value: Any) -> Any:
-    """YAML reads on and off as booleans."""
+    """Convert booleans, as which YAML 1.1 reads on and off, back to these words."""
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 def _one_of(known: tuple[str, ...]) -> Any:
-    """Type of a name among some, or of a class outside the package by its path."""
+    """Return the type of a name that is one of ``known`` or the path of an outside class."""
 
     def check_name(value: str) -> str:
         if value not in known and not is_path(value):
@@ -225,7 +227,7 @@ def _one_of(known: tuple[str, ...]) -> Any:
 
 
 def _own_keys() -> dict[str, Any]:
-    """Collect the keys that networks, residuals and models of the package have of their own."""
+    """Collect the additional keys of the package's networks, residuals and models."""
     kinds: list[type[Kind]] = [
         family.known[name]
         for family in (NetworkKind, ResidualKind, ModelKind)
@@ -233,8 +235,8 @@ def _own_keys() -> dict[str, Any]:
     ]
     fields: dict[str, Any] = {}
     for kind in kinds:
-        own = kind.Options.model_fields if kind.Options else {}
-        fields |= {key: (field.annotation, field) for key, field in own.items()}
+        options = kind.Options.model_fields if kind.Options else {}
+        fields |= {key: (field.annotation, field) for key, field in options.items()}
     return fields
 
 
@@ -257,84 +259,90 @@ class ModelKeys(Section):
 
     preset: PresetName = Field(
         "default",
-        description="default: all parts, gated; fno_score: the score network alone, with learned "
-        "sensors; one_pass: a generator trained by CRPS; gaussian: closed forms only; "
-        "gaussian_modes, gaussian_state, mixture: no generator, what one is compared with: about "
-        "a learned mean a Gaussian law with a covariance for each wavevector, one whose spread "
-        "follows the state, two of these with weights that do; "
-        "convolutional: these, and 3 x 3 convolutions for what they leave of the mean; published: "
-        "the network of Dong, Chen, Wu 2025; the others: eddy viscosities",
+        description="default: all parts, validated on unseen members; fno_score: the score "
+        "network alone, with learned sensors; one_pass: a generator trained by CRPS; gaussian: "
+        "closed forms only; convolutional: closed forms, and 3 x 3 convolutions for the rest of "
+        "the mean; gaussian_modes: a learned mean and a Gaussian law with a covariance per "
+        "wavevector; "
+        "gaussian_state: the same law with a spread that depends on the state; mixture: two such "
+        "laws with weights that depend on the state; published: the network of Dong, Chen, Wu "
+        "2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
     mean: Literal["none"] | tuple[MeanName, ...] | None = Field(
         None,
-        description="m: a regression; numbers: for the largest modes also smooth functions of "
-        "single numbers of the state, few coefficients; and a network for what they leave: fno, "
-        "a Fourier neural operator, or cnn, 3 x 3 convolutions; or none",
+        description="parts of the mean m: regression; numbers: smooth functions of scalar "
+        "features of the state for the largest modes; and one network for the rest: fno, a "
+        "Fourier neural operator, or cnn, 3 x 3 convolutions; or none",
     )
     library: Literal["none", "linear", "quadratic"] | None = Field(
         None, description="terms of the regression"
     )
-    amplitude: NetworkName | None = Field(None, description="D: learned by such a network, or 1")
+    amplitude: NetworkName | None = Field(
+        None, description="network of the amplitude D; none: D = 1"
+    )
     residual: ResidualName | None = Field(
         None,
-        description="how q is drawn: by a score; in one pass; from a mixture of Gaussian laws "
-        "that follow the state; from a Gaussian law with a covariance for each wavevector, or "
-        "with one variance for all of equal |k|; none: the mean alone, the same for every member",
+        description="law of the residual q; score: a diffusion model; crps: a generator in one "
+        "pass; mixture: Gaussian laws that depend on the state; modes: a Gaussian law with a "
+        "covariance per wavevector; gaussian: with one variance per |k|; none: q = 0, the mean "
+        "alone",
     )
     sensors: Literal["kriging", "learned"] | None = Field(
-        None, description="how sensors enter: kriged under the Gaussian law, or learned"
+        None,
+        description="kriging: sensors are kriged under the Gaussian law; learned: by training",
     )
     base_noise: Literal["matched"] | None = Field(
-        None, description="retired: older files may say matched, the only value left"
+        None, description="retired: older files may state matched, the only remaining value"
     )
     memory: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
-        description="on: noise as correlated from call to call as the residual is, where no "
-        "previous closures carry that; snapshots of a subgrid closure must show it: "
-        "generate.record.burst, or record.every of one interval; off: white",
+        description="on: noise with the residual's correlation from call to call, unless previous "
+        "closures are conditions; a subgrid closure needs generate.record.burst or record.every "
+        "of one closure interval to estimate it; off: white noise",
     )
     gate: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
-        description="on: a trained part acts as far as it helps on unseen members, of which it "
-        "takes 8; off: always",
+        description="on: a trained part is scaled by its gain on 8 members that are not trained "
+        "on; off: it always acts in full",
     )
     modes: Annotated[int, Field(ge=2, le=256)] | None = Field(
-        None, description="kept modes per side; none = preset"
+        None, description="retained modes per side; none = preset"
     )
     width: Annotated[int, Field(ge=4, le=1024)] | None = Field(
-        None, description="channels; none = preset"
+        None, description="channels of the networks; none = preset"
     )
     layers: Annotated[int, Field(ge=1, le=32)] | None = Field(
-        None, description="blocks of the generator"
+        None, description="blocks of the generator; none = preset"
     )
     mean_layers: Annotated[int, Field(ge=1, le=32)] | None = Field(
-        None, description="blocks of the networks of mean and amplitude"
+        None, description="blocks of the networks of mean and amplitude; none = preset"
     )
     schedule: Literal["trigonometric"] | None = Field(
-        None, description="retired: older files may say trigonometric, the only value left"
+        None, description="retired: older files may state trigonometric, the only remaining value"
     )
     evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None, description="of the generator for a sample"
+        None, description="evaluations of the generator per sample; none = preset"
     )
     form: Literal["auto", "fft", "matrix"] | None = Field(
-        None, description="how spectral convolutions are computed"
+        None,
+        description="algorithm of spectral convolutions; auto: matrix for few modes, else fft",
     )
     options: dict[str, Any] | None = Field(
-        None, description="keys of classes outside the package, package.module:Class"
+        None, description="keys of the classes outside the package that this section names"
     )
 
 
-#: with the keys that single networks, residuals and models have of their own
+#: with the additional keys of single networks, residuals and models
 ModelOfAll: Any = create_model("ModelOfAll", __base__=ModelKeys, **_own_keys())
 
 
 class Model(ModelOfAll):
-    """Parts in a row, U = m(V) + D(V) q; what is none here is as the preset has it."""
+    """The closure U = m(V) + D(V) q; a key that is none has the preset's value."""
 
     @property
     def gated(self) -> bool:
-        """Whether unseen members decide what acts."""
+        """Whether trained parts are scaled by their gain on unseen members."""
         config = resolve(self.model_dump(exclude_none=True))
         residual = config.get("residual")
         if residual is None or config.get("gate") != "on":
@@ -343,20 +351,20 @@ class Model(ModelOfAll):
 
 
 class Trajectory(Section):
-    """Training through the solver: coupled ensembles from stored states, scored by the CRPS."""
+    """Training through the solver: coupled ensembles from stored states, with the CRPS as loss."""
 
     steps: Count = Field(600, description="optimiser steps, after all others")
     batch: Count = Field(12, description="starts per step over all processes")
-    members: Annotated[int, Field(ge=2, le=64)] = Field(2, description="of each ensemble")
+    members: Annotated[int, Field(ge=2, le=64)] = Field(2, description="members of each ensemble")
     calls: tuple[Count, Count] = Field(
         (4, 12),
-        description="closure calls of a run, in the first step and from half of the steps on",
+        description="closure calls of a run: in the first step, and from half of the steps on",
     )
     lr: Positive = Field(3e-3, description="peak learning rate")
     energy: NonNegative = Field(
         0.5,
-        description="weight of the square error of each shell's mean energy, over the energy's "
-        "square, beside the relative CRPS",
+        description="weight, beside the relative CRPS, of the relative squared error of each "
+        "shell's mean energy",
     )
 
     @model_validator(mode="after")
@@ -367,18 +375,20 @@ class Trajectory(Section):
 
 
 class Steady(Section):
-    """Long coupled runs of validation trajectories, in which a closure that reads its own draws
-    must neither leave the training's range more often than the DNS's closures nor gain enstrophy.
+    """Stability test of a closure that reads its own draws, by long coupled runs.
+
+    The runs start from validation trajectories. The closure must not leave the training's range
+    more often than the DNS's closures, and enstrophy must not grow.
     """
 
     calls: Annotated[int, Field(ge=2)] = Field(
-        400, description="closure calls of a run; its second half counts"
+        400, description="closure calls of a run, of which the second half is tested"
     )
     members: Count = Field(2, description="trajectories from each start")
 
 
 class Train(Section):
-    """Batches are global: the processes share them."""
+    """Training; batch sizes are totals over all processes."""
 
     grid: EvenGrid | None = Field(
         None, description="train on fields strided to this grid; none = stored grid"
@@ -388,75 +398,81 @@ class Train(Section):
     )
     split: tuple[NonNegative, NonNegative, NonNegative] = Field(
         (0.8, 0.1, 0.1),
-        description="shares of train, valid, test by trajectory; stable under growth",
+        description="shares of train, valid, test, by trajectory; a trajectory keeps its part if "
+        "members are added",
     )
-    steps: Count = Field(20000, description="optimiser steps, all phases together")
+    steps: Count = Field(20000, description="optimiser steps of all phases together")
     batch: Count = Field(
         80, description="samples per step over all processes; a multiple of processes x accumulate"
     )
     lr: Positive = Field(1e-3, description="peak learning rate")
     schedule: Literal["constant", "cosine", "published"] = Field(
         "cosine",
-        description="learning rate of a phase; cosine: to zero, after a short linear rise; "
-        "published: halved every fifth of the steps",
+        description="learning rate within a phase; cosine: a short linear rise, then decay to "
+        "zero; published: halved after every fifth of the steps",
     )
     weight_decay: NonNegative = Field(
-        0.0, description="decoupled (AdamW), beyond what the mean's network has"
+        0.0, description="decoupled weight decay (AdamW), added to that of the mean's network"
     )
-    clip: NonNegative = Field(1.0, description="largest norm of the whole gradient; 0 = off")
+    clip: NonNegative = Field(1.0, description="largest norm of the gradient; 0 = no clipping")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.999,
         description="decay of the averaged weights, which are validated and exported; 0 = off",
     )
     engine: Literal["auto", "deepspeed", "torch"] = Field(
-        "auto", description="auto: DeepSpeed where it is installed, else plain torch"
+        "auto", description="auto: DeepSpeed if it is installed, else plain torch"
     )
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
         0,
-        description="DeepSpeed shards: 0 nothing, 1 optimiser, 2 and gradients, 3 and weights",
+        description="what DeepSpeed shards; 0: nothing, 1: optimiser, 2: also gradients, 3: also "
+        "weights",
     )
     deepspeed: str | None = Field(
-        None, description="JSON file whose keys replace the built-in DeepSpeed configuration's"
+        None, description="JSON file whose keys replace those of the built-in DeepSpeed settings"
     )
-    memory: Positive = Field(4.0, description="GiB of fields held; larger data are streamed")
+    memory: Positive = Field(
+        4.0, description="GiB of fields kept in memory; larger data are streamed"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16: autocast for pointwise parts; weights stay float32"
+        "float32", description="bfloat16: autocast of pointwise parts; weights remain float32"
     )
     accumulate: Count = Field(1, description="micro-batches per step and process")
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
         None,
-        description="of weights, batches and noise of the training; none = the experiment's seed, "
-        "which makes the data, too",
+        description="seed of weights, batches and noise in training; none = the experiment's "
+        "seed, which also determines the data",
     )
     recompute: bool = Field(
         False,
-        description="keep what goes into the networks' layers alone and compute their inside "
-        "again in the backward pass: the same gradients, less memory, more time",
+        description="store only the inputs of the networks' layers and recompute activations in "
+        "the backward pass: equal gradients, less memory, more time",
     )
     augment: bool = Field(
         False,
-        description="use the symmetries that equation, forcing and noise leave; for samples of "
-        "closure subgrid, which sees no forcing, those of equation and noise",
+        description="augment samples by the common symmetries of equation, forcing and noise; for "
+        "closure subgrid, which does not depend on the forcing, of equation and noise",
     )
-    validate_every: Count = Field(500, description="steps between held-out losses")
+    validate_every: Count = Field(
+        500, description="steps between evaluations of the held-out loss"
+    )
     checkpoint_every: Count = Field(500, description="steps between restart points")
     patience: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="end a phase after this many validations without improvement and keep its "
+        description="number of validations without improvement after which a phase ends with its "
         "best weights; 0 = off",
     )
     steady: Steady | None = Field(
         None,
-        description="take of the mean's network as much as long coupled runs bear, where it reads "
-        "the last closures; none = all of it",
+        description="reduce the share of the mean's network until long coupled runs are stable, "
+        "for a model that reads previous closures; none = off",
     )
     trajectory: Trajectory | None = Field(
-        None, description="a last phase of training, through the reduced solver; none = off"
+        None, description="last phase of training, through the reduced solver; none = off"
     )
     opponents: tuple[RivalName, ...] = Field(
         (),
-        description="closures without a generator (model.preset) that are trained after the "
-        "model, on the same data, coupled from the same starts, and stand in every table",
+        description="closures without a generator (model.preset) to compare with the model: they "
+        "are trained on the same data, coupled from the same starts, and listed in every table",
     )
 
     @field_validator("opponents")
@@ -476,21 +492,21 @@ class Train(Section):
 
 class Sampling(Section):
     method: Literal["preset", "euler", "heun", "dpmpp_2m"] = Field(
-        "preset", description="preset = the model's own"
+        "preset", description="integrator of the generator; preset = the model's default"
     )
     evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None, description="none = the model's own"
+        None, description="evaluations of the generator per sample; none = the model's default"
     )
 
     def options(self) -> dict:
-        """Keyword arguments for ``closure.sample``; None = the model's own."""
+        """Return keyword arguments for ``closure.sample``; None selects the model's default."""
         method = None if self.method == "preset" else self.method
         return {"method": method, "evaluations": self.evaluations}
 
 
 class SensorLayout(Section):
     layout: Literal["regular", "scattered"] = "regular"
-    number: Count = Field(16, description="regular: per side; scattered: in all")
+    number: Count = Field(16, description="sensors; regular: per side; scattered: in total")
     noise: NonNegative = Field(
         0.0, description="standard deviation of the sensor error / rms of the closure"
     )
@@ -501,74 +517,75 @@ class Reduced(Section):
 
     step: Literal["auto"] | Count = Field(
         1,
-        description="steps of the DNS that one step of the reduced solver takes; it divides "
-        "generate.interval; auto: the most with which the bare solver errs as at the DNS's step, "
-        "to 1 %, on the pilot's starts (generate finds it)",
+        description="number of DNS steps in one step of the reduced solver, a divisor of "
+        "generate.interval; auto: the largest for which the bare solver's error exceeds that at "
+        "the DNS's step by at most 1 % on the pilot's starts (chosen by generate)",
     )
     known: EvenGrid | None = Field(
         None,
-        description="grid whose modes a start knows, and on which coupled runs are scored; none = "
-        "the reduced solver's. On a finer reduced solver (generate.record.grid) the closure of a "
-        "rung is trained, and begins with no more than one on the coarse grid",
+        description="grid whose modes are known at a start, and on which coupled runs are scored; "
+        "none = grid of the reduced solver. With a coarser grid the closure of a finer reduced "
+        "solver (generate.record.grid) is trained, which starts from the same information as a "
+        "closure on the coarse grid",
     )
     start: Literal["empty", "moved", "synchronised"] = Field(
         "synchronised",
-        description="with known: further modes of the reduced solver at a start, as of "
-        "rollout.rungs; synchronised: they follow the resolved past under the closure",
+        description="with known: further modes of the reduced solver at a start, as in "
+        "rollout.rungs; synchronised: they have followed the resolved past under the closure",
     )
 
 
 class Pilot(Section):
-    """Trajectories in no data set, on which steps, drains and the need of a closure are judged."""
+    """Separate trajectories to choose steps and drains and to test whether a closure is needed."""
 
-    cases: Annotated[int, Field(ge=2, le=1000)] = Field(8, description="starts")
+    cases: Annotated[int, Field(ge=2, le=1000)] = Field(8, description="number of starts")
     members: Annotated[int, Field(ge=3, le=1000)] = Field(
-        4, description="DNS from every start, of which the first stands for the truth"
+        4, description="number of DNS from every start, of which the first serves as the truth"
     )
     watched: Positive | None = Field(
         None,
-        description="time before the start for which twins are pinned to one flow, to see how "
-        "fast they come together; a multiple of the closure interval; none = replicas.pinned, at "
+        description="time before the start during which twins are nudged to one flow, to measure "
+        "their synchronisation; a multiple of the closure interval; none = replicas.pinned, at "
         "least 12 intervals",
     )
 
 
 class Rung(Section):
-    """A bare solver on a grid of its own, without closure: what a closure has to beat.
+    """A solver on a finer grid without closure: the baseline that a closure has to beat.
 
-    Of a start it knows the modes that the reduced solver retains, and how they came about.
+    It knows the modes that the reduced solver retains, at the start and in the past.
     """
 
     grid: EvenGrid = Field(description="points per side, at most those of the DNS")
     start: Literal["empty", "moved", "synchronised", "mismatched"] = Field(
         "empty",
-        description="its further modes at the start: none; the start's own, moved in space by a "
-        "random distance; these, after they have followed the resolved past for a while; the same "
-        "with the past of another start (a control)",
+        description="further modes at the start; empty: zero; moved: those of the DNS, translated "
+        "by a random distance; synchronised: the same after following the resolved past; "
+        "mismatched: after following the past of another start (a control)",
     )
     past: Positive | None = Field(
         None,
-        description="resolved past that synchronised modes have followed; a multiple of the time "
-        "between snapshots; none = replicas.pinned, at least 10 closure intervals",
+        description="length of the resolved past that synchronised modes follow; a multiple of "
+        "the time between snapshots; none = replicas.pinned, at least 10 closure intervals",
     )
     drain: bool = Field(
         False,
-        description="with one damping rate per shell, fitted to the pilot's trajectories",
+        description="add a damping rate per shell, fitted to the pilot's trajectories",
     )
     step: Literal["auto"] | Count = Field(
         "auto",
-        description="steps of the DNS that one of its steps takes; auto: the most with which it "
-        "errs no more than at the DNS's step, to 2 %, on the pilot's starts",
+        description="number of DNS steps in one step; auto: the largest for which the error "
+        "exceeds that at the DNS's step by at most 2 % on the pilot's starts",
     )
 
     @property
     def name(self) -> str:
-        """Of its method in the tables, such as ``rung_64_moved_drain``."""
+        """Name of its method in the tables, e.g. ``rung_64_moved_drain``."""
         return f"rung_{self.grid}_{self.start}{'_drain' if self.drain else ''}"
 
     @property
     def key(self) -> str:
-        """The name, and what else decides its run."""
+        """Name and the further settings that determine its run."""
         more = {"step": self.step, "past": self.past}
         return " ".join([self.name, *(f"{key}={value}" for key, value in more.items())])
 
@@ -576,24 +593,24 @@ class Rung(Section):
 class Replicas(Section):
     """The true ensemble of a subgrid closure: DNS that share the resolved past of a start.
 
-    A replica begins with the retained modes of its start, and unresolved modes and forcing of its
-    own. For ``pinned`` the retained modes are imposed on it at every step, at ``rollout.t_start``
+    A replica has the retained modes of its start, and independent unresolved modes and forcing.
+    For the time ``pinned`` the retained modes are imposed at every step; at ``rollout.t_start``
     it is released. Starts and times are those of ``rollout``.
     """
 
     members: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        0, description="replicas of every start; 0 = none"
+        0, description="number of replicas of every start; 0 = none"
     )
     pinned: NonNegative = Field(
         0.0,
-        description="time before the release for which the resolved modes are imposed: unresolved "
-        "scales that follow them forget how they began; those with a forcing of their own gather "
-        "what they cannot hand up, so there leave it at 0",
+        description="time before the release during which the resolved modes are imposed, so that "
+        "unresolved modes forget their initialisation; leave it at 0 if unresolved modes are "
+        "forced, for they would accumulate energy that they cannot transfer",
     )
     start: Literal["moved", "empty"] = Field(
         "moved",
-        description="unresolved modes at the beginning: those of the start, moved in space by a "
-        "random distance, or none",
+        description="initial unresolved modes; moved: those of the start, translated by a random "
+        "distance; empty: zero",
     )
 
 
@@ -601,35 +618,35 @@ class Rollout(Section):
     """The closure-coupled ensemble, started from test trajectories."""
 
     members: Annotated[int, Field(ge=1, le=10_000_000)] = 20
-    cases: Count = Field(1, description="test trajectories to start from")
+    cases: Count = Field(1, description="number of test trajectories to start from")
     t_start: NonNegative = 30.0
     t_end: Positive = 50.0
     after_release: NonNegative = Field(
         0.0,
-        description="time after t_start, at which replicas are released, until member m begins, "
-        "in the state of replica 1 + m and with that replica's own last closures; a multiple of "
-        "every; 0 = all members begin at t_start in the start's own state. Lead times count from "
-        "the release",
+        description="time from t_start, when replicas are released, to the start of the members; "
+        "member m starts from state and last closures of replica 1 + m; a multiple of every; 0 = "
+        "all members start at t_start from the state of the test trajectory. Lead times count "
+        "from the release",
     )
     every: Positive = Field(1.0, description="time between stored states; a multiple of dt")
     interval: Count = Field(5, description="solver steps between closure calls")
     last_closures: Literal["own", "moved"] = Field(
         "own",
-        description="of a start, for a model of the previous closures: those that its own past "
-        "tells, or these moved in space by a random distance, for members that know no more than "
-        "the resolved state, as replicas do",
+        description="initial previous closures; own: those of the test trajectory; moved: these "
+        "translated by a random distance, so that members know only the resolved state, as "
+        "replicas do",
     )
     sampler: Sampling = Sampling()
     sensors: SensorLayout | None = None
     references: tuple[Literal["none", "oracle", "mean_gp"], ...] = Field(
         ("none", "oracle"),
-        description="ensembles run beside the model's; mean_gp: the model's own mean and Gaussian "
-        "law, no generator",
+        description="reference ensembles; none: no closure; oracle: the exact law; mean_gp: the "
+        "model's mean and Gaussian law without generator",
     )
     rungs: tuple[Rung, ...] = Field(
         (),
-        description="bare solvers on finer grids beside the model's, with the stochastic forcing "
-        "that they resolve (closure subgrid)",
+        description="solvers without closure on finer grids, with the stochastic forcing that "
+        "they resolve (closure subgrid)",
     )
 
     @field_validator("references")
@@ -644,12 +661,14 @@ class Rollout(Section):
         names = [rung.name for rung in ordered]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{name} stands there twice: one of each grid, start and drain")
+                raise ValueError(
+                    f"{name} is listed twice; list each combination of grid, start and drain once"
+                )
         return tuple(ordered)
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """All ensembles run beside the model's, with what decides them."""
+        """Names of the ensembles besides the model's, with the settings that determine them."""
         return (*self.references, *(rung.key for rung in self.rungs))
 
     @property
@@ -664,28 +683,30 @@ class Rollout(Section):
 
     @property
     def holds(self) -> dict:
-        """What a block must hold to be done, in the form that the ledger compares."""
+        """Content that a finished block must have, as the ledger compares it."""
         return {"t_end": self.t_end, "references": list(self.beside)}
 
 
 class Event(Section):
-    """The question of an uncertainty study: P(observable > above) at a lead time."""
+    """Event of an uncertainty study: observable > above at a lead time."""
 
     observable: Literal["enstrophy", "peak", "large_scale"] = "enstrophy"
     above: Finite = Field(description="threshold, in units of the observable")
     lead_time: Positive = Field(description="a stored lead time")
     tolerance: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        0.02, description="half width for which the ensemble size is worked out"
+        0.02, description="half width of the interval for which the ensemble size is computed"
     )
 
 
 class Evaluate(Section):
     lead_times: Annotated[tuple[Positive, ...], Field(min_length=1)] = (5.0, 10.0, 15.0, 20.0)
     grids: Annotated[tuple[EvenGrid, ...], Field(min_length=1)] | None = Field(
-        None, description="grids scored (strided data); none = training grid"
+        None, description="grids on which samples are scored (strided data); none = training grid"
     )
-    sensors: tuple[SensorLayout, ...] = Field((), description="layouts scored beside 'no sensors'")
-    samples: Count = Field(200, description="held-out snapshots scored")
+    sensors: tuple[SensorLayout, ...] = Field(
+        (), description="sensor layouts that are scored besides no sensors"
+    )
+    samples: Count = Field(200, description="number of held-out snapshots that are scored")
     members: Annotated[int, Field(ge=2)] = Field(32, description="closure samples per snapshot")
     sampler: Sampling = Sampling()
     compare: dict[
@@ -693,31 +714,31 @@ class Evaluate(Section):
         Annotated[str, Field(min_length=1)],
     ] = Field(
         {},
-        description="further closures in the same tables, {name: model}: a run, a .safetensors "
-        "file, or a shipped model",
+        description="further closures in the tables, {name: model}; a model is a run, a "
+        ".safetensors file, or a shipped model",
     )
     seeds: dict[
         Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")],
         Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)],
     ] = Field(
         {},
-        description="runs that differ in train.seed alone, {name: [run, run, ...]}: one row, the "
-        "mean over them with its range",
+        description="runs that differ only in train.seed, {name: [run, run, ...]}; they are shown "
+        "as one row with mean and range",
     )
     against: str = Field(
         "model",
-        description="method of the tables with which every other one is compared start by start",
+        description="reference method with which all others are compared start by start",
     )
-    event: Event | None = Field(None, description="probability asked of the coupled ensemble")
+    event: Event | None = Field(None, description="event whose probability is estimated")
     scores: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...] = Field(
         (),
-        description="modules of your own whose SCORES stand beside the built-in ones, "
-        "[package.module]; they are imported",
+        description="modules with further scores, [package.module]; they are imported, and their "
+        "SCORES are added to the tables",
     )
     formats: tuple[Literal["png", "pdf"], ...] = Field(
         ("png", "pdf"),
-        description="of the figures; the report shows the png, which is written for any; with [] "
-        "none are drawn, which is most of the time of a small evaluation",
+        description="formats of the figures; png is always among them, for the report; [] = no "
+        "figures, which take most of the time of a small evaluation",
     )
     seed: int = 0
 
@@ -728,7 +749,7 @@ class Evaluate(Section):
             taken = (*RESERVED, TRUTH)
             if name in taken or name.startswith(("oracle", "rung_")):
                 raise ValueError(
-                    f"{name} names a method of every table ({', '.join(taken)}): choose another"
+                    f"{name} is the name of a built-in method ({', '.join(taken)}): choose another"
                 )
         return compare
 
@@ -736,35 +757,36 @@ class Evaluate(Section):
     def _knows_its_methods(self):
         for name in self.seeds:
             if name in self.compare:
-                raise ValueError(f"{name} stands in compare and in seeds: choose another name")
+                raise ValueError(f"{name} is in compare and in seeds: choose another name")
         known = [*RESERVED, *self.compare, *self.seeds]
         if self.against not in known:
             raise ValueError(
-                f"against={self.against} names no method of the tables; known are "
+                f"against={self.against} is no method of the tables; expected one of "
                 f"{', '.join(known)}"
             )
         return self
 
 
 class Cluster(Section):
-    """How, never what: part of no hash (docs/design.md says what equal means)."""
+    """Resources; they do not change results and are part of no hash (docs/design.md)."""
 
     members_per_block: Count = 20
-    domain_ranks: Count = Field(1, description="MPI ranks that share one field")
+    domain_ranks: Count = Field(1, description="MPI ranks per field (domain decomposition)")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="CPU threads per process; 0 = its share of the cores, in training no more "
-        "than a batch has work for",
+        description="CPU threads per process; 0 = its share of the cores, in training at most as "
+        "many as a batch can use",
     )
     checkpoint_every: Positive = Field(60.0, description="seconds between restart files of a unit")
     stale_after: Positive = Field(
-        600.0, description="seconds after which a silent claim may be taken over"
+        600.0,
+        description="seconds without a sign of life after which another process takes over a unit",
     )
     give_up: Annotated[int, Field(ge=0)] = Field(
         3,
-        description="a verb stops when its first so many units all fail for one cause, or lose "
-        "every member; 0 = never",
+        description="a command stops if its first units, this many, all fail for the same reason "
+        "or lose every member; 0 = never",
     )
     executor: Literal["inline", "local", "slurm"] = "inline"
     profile: str | None = Field(
@@ -772,9 +794,9 @@ class Cluster(Section):
     )
     walltime: str = Field("1h", description="per task, e.g. 90m, 3h50m")
     signal_lead: str = Field("5m", description="warning before the wall-time limit")
-    throttle: Count = Field(64, description="array tasks that run at once")
+    throttle: Count = Field(64, description="largest number of array tasks that run at once")
     max_requeues: Annotated[int, Field(ge=0)] = 20
-    units_per_task: Count = Field(1, description="blocks that one array task works through")
+    units_per_task: Count = Field(1, description="number of blocks per array task")
     devices_per_task: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -784,31 +806,31 @@ class Cluster(Section):
 
 
 class Use(Section):
-    """Products of other runs, instead of making them again."""
+    """Products of other runs that are reused."""
 
     data: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="run (its name under root, or its folder) whose data are used"
+        None, description="run whose data are used: its name under root, or its folder"
     )
     model: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="trained model that is used: a run, a .safetensors file, or a shipped model "
+        description="trained model to use: a run, a .safetensors file, or a shipped model "
         "(diffusion, convection, two_regimes)",
     )
     test: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="run (its name under root, or its folder) whose data, of another seed, are "
-        "the test set: rollout and evaluate take starts, truth, replicas and snapshots from it, "
-        "and all its members; none = the test members of train.split",
+        description="run with another seed whose data are the test set: its name under root, or "
+        "its folder; all its members serve as starts, truth, replicas and snapshots of rollout "
+        "and evaluate; none = the test members of train.split",
     )
     mean: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="trained model whose mean is taken over instead of being trained: a run, a "
-        ".safetensors file, or a shipped model; all steps are for what is about it",
+        description="trained model whose mean is reused: a run, a .safetensors file, or a shipped "
+        "model; all training steps are spent on the other parts",
     )
     classes: tuple[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")], ...] = Field(
         (),
         description="classes outside the package, package.module:Class, that model files of other "
-        "runs need; those that section model names are imported anyway",
+        "runs need; those named in section model are imported in any case",
     )
 
 
@@ -832,9 +854,9 @@ class Experiment(Section):
     @field_validator("root")
     @classmethod
     def _expands(cls, root: str) -> str:
-        left = re.search(r"\$\{?\w+\}?", os.path.expandvars(root))
-        if left:
-            raise ValueError(f"environment variable {left.group()} of root={root} is not set")
+        unset = re.search(r"\$\{?\w+\}?", os.path.expandvars(root))
+        if unset:
+            raise ValueError(f"environment variable {unset.group()} of root={root} is not set")
         return root
 
     @property
@@ -843,7 +865,7 @@ class Experiment(Section):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Stages that have something to do."""
+        """Stages of this experiment, in order."""
         later = () if self.only_generates else ("train", "rollout", "evaluate")
         pilot = ("pilot",) if self.needs_pilot else ()
         replicas = ("replicas",) if self.own_replicas else ()
@@ -851,21 +873,21 @@ class Experiment(Section):
 
     @property
     def needs_pilot(self) -> bool:
-        """Whether settings are to be found on trajectories of the pilot."""
+        """Whether settings must be chosen on the pilot's trajectories."""
         if self.generate.closure != "subgrid":
             return False
         rungs = () if self.only_generates else self.rollout.rungs
-        found = [rung.drain or rung.step == "auto" for rung in rungs]
-        return self.reduced.step == "auto" or any(found)
+        fitted = [rung.drain or rung.step == "auto" for rung in rungs]
+        return self.reduced.step == "auto" or any(fitted)
 
     @property
     def watched(self) -> float:
-        """Time before the start for which the pilot's twins are pinned."""
+        """Time before the start during which the pilot's twins are nudged."""
         least = 12 * self.generate.interval * self.generate.dt
         return self.pilot.watched or max(self.replicas.pinned, least)
 
     def past_of(self, rung: Rung) -> float:
-        """Resolved past that the unresolved modes of a rung follow before the start."""
+        """Return the length of the past that a rung's unresolved modes follow before the start."""
         if rung.start not in ("synchronised", "mismatched"):
             return 0.0
         least = 10 * self.generate.interval * self.generate.dt
@@ -873,12 +895,12 @@ class Experiment(Section):
 
     @property
     def only_generates(self) -> bool:
-        """Whether its data are for other runs alone: without a closure, or all a test set."""
+        """Whether the run only generates data: no closure, or no training members."""
         return self.generate.closure == "none" or not self.train.split[0]
 
     @property
     def own_replicas(self) -> int:
-        """Replicas of every start that ``generate`` makes: those of another test set are there."""
+        """Number of replicas per start that this run computes; 0 with ``use.test``."""
         return 0 if self.use.test else self.replicas.members
 
     @property
@@ -896,12 +918,12 @@ class Experiment(Section):
 
     @property
     def known_grid(self) -> int:
-        """Points per side of the grid whose modes a start of a coupled run knows."""
+        """Points per side of the grid whose modes are known at the start of a coupled run."""
         return self.reduced.known or self.train_grid
 
     @property
     def solver(self) -> Rung:
-        """The reduced solver as a rung: where it begins."""
+        """The reduced solver as a rung, with the start of its further modes."""
         start = self.reduced.start if self.known_grid < self.train_grid else "empty"
         return Rung(grid=self.train_grid, start=start)
 
@@ -915,9 +937,13 @@ class Experiment(Section):
         return self
 
     def stage_settings(self, stage: str) -> dict:
-        """What decides the product of ``stage``; each stage includes the stage that it reads."""
+        """Return the settings that determine the product of ``stage``, with those of its inputs.
+
+        Keys that were added later are left out at their default, so that hashes of older runs
+        remain valid.
+        """
         plain = self.model_dump(mode="json")
-        if not self.rollout.after_release:  # in no hash without
+        if not self.rollout.after_release:
             del plain["rollout"]["after_release"]
         generate = {
             key: value for key, value in plain["generate"].items() if key not in GROWS_GENERATE
@@ -926,14 +952,14 @@ class Experiment(Section):
         generate["record"] = {key: record[key] for key in record if key not in OUTPUTS}
         if record["burst"] == 1:
             del generate["record"]["burst"]
-        if generate["cfl"] is None:  # a fixed step has no ladder
+        if generate["cfl"] is None:  # a fixed step has no refinement levels
             del generate["cfl"], generate["max_level"]
         physics = self.physics.parameters()
         settings = {"seed": plain["seed"], "physics": physics, "generate": generate}
         times = {key: plain["rollout"][key] for key in ("t_start", "every")}
         reduced = self.reduced.model_dump(mode="json", exclude_defaults=True)
         known = {key: value for key, value in reduced.items() if key == "known"}
-        if stage == "pilot":  # of the DNS alone
+        if stage == "pilot":  # independent of the reduced solver's step
             begin = {"watched": self.watched, "members": self.pilot.members}
             begin |= {key: plain["replicas"][key] for key in ("pinned", "start")}
             return {**settings, "pilot": {**begin, **known}, "rollout": times}
@@ -957,9 +983,9 @@ class Experiment(Section):
         if self.use.mean:
             model["mean_of"] = self.use.mean
         settings.update(model=model, train=train)
-        if self.use.model:  # of the training only what chooses snapshots and grid matters
-            kept = {key: train[key] for key in ("grid", "window", "split")}
-            settings.update(model={"use": self.use.model}, train=kept)
+        if self.use.model:  # only the training's choice of snapshots and grid matters
+            selection = {key: train[key] for key in ("grid", "window", "split")}
+            settings.update(model={"use": self.use.model}, train=selection)
         if stage == "train":
             return settings
         if self.use.test:
@@ -980,7 +1006,7 @@ class Experiment(Section):
         if stage == "rollout":
             return {**settings, "rollout": rollout}
         if stage == "evaluate":
-            # not in the hash of scores without them
+            # later keys, left out at their default
             new = {"seeds": {}, "against": "model", "scores": []}
             evaluate = {
                 key: value
@@ -991,7 +1017,7 @@ class Experiment(Section):
         raise ValueError(f"unknown stage {stage!r}")
 
     def stage_outputs(self, stage: str) -> dict:
-        """What the blocks of ``stage`` hold beside their trajectories: one list for a run."""
+        """Return the outputs of ``stage`` besides its trajectories; they are equal in a run."""
         record = self.generate.record.model_dump(mode="json", include=set(OUTPUTS))
         outputs: dict[str, dict] = {
             "generate": {"generate": {"record": record}},
@@ -1000,4 +1026,5 @@ class Experiment(Section):
         return outputs.get(stage, {})
 
     def stage_hash(self, stage: str) -> str:
+        """Return the hash of :meth:`stage_settings`."""
         return sha256_json(self.stage_settings(stage))
