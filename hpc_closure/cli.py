@@ -1,7 +1,7 @@
-"""The command line: four verbs that run an experiment in order, and their helpers.
+"""Define the command line: four verbs that run an experiment in order, and further commands.
 
-Only the parser lives here. Each verb imports what it needs when it runs, so that ``--help`` and
-shell completion answer at once.
+This module is only the parser. A verb imports its modules when it runs, so that ``--help`` and
+shell completion are fast.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ app = typer.Typer(
     name="hpc-closure",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help answers three times sooner
+    rich_markup_mode=None,  # plain help is three times faster
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Learn a stochastic closure from DNS ensembles, use it in coupled ensembles.
 
@@ -30,9 +30,9 @@ app = typer.Typer(
         hpc-closure rollout   x.yaml   closure-coupled ensemble    RUN/rollout
         hpc-closure evaluate  x.yaml   scores, figures, report     RUN/evaluate
 
-    `advise x.yaml` says before any training whether a subgrid closure can be expected to pay.
+    `advise x.yaml` estimates before any training whether a subgrid closure is worth its cost.
 
-    The same command again does only what is missing. `config list` names the presets, `config
+    Repeat a command to compute only what is missing. `config list` names the presets, `config
     show --doc` explains every key. Exit codes: 0 done, 1 error, 2 bad config or usage, 3 some
     units failed, 75 stopped early (run it again).""",
 )
@@ -42,6 +42,7 @@ config = typer.Typer(
 
 
 def _complete_experiment(incomplete: str) -> list[str]:
+    """List presets and YAML files of this folder, for shell completion."""
     shipped = Path(__file__).parent / "experiment" / "presets"
     names = [path.stem for path in shipped.glob("*.yaml")]
     names += [str(path) for path in Path(".").glob("*.y*ml")]
@@ -59,7 +60,7 @@ Experiment = Annotated[
 ]
 Overrides = Annotated[
     Optional[list[str]],
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, for example train.lr=3e-4."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changed keys, for example train.lr=3e-4."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved plan and its cost; write nothing.")
@@ -68,19 +69,22 @@ MaxElapsed = Annotated[
     Optional[str],
     typer.Option(help="Stop cleanly (exit 75) after this long, e.g. 3h50m.", metavar="TIME"),
 ]
-Redo = Annotated[bool, typer.Option("--redo", help="Delete this stage's products first; asks.")]
+Redo = Annotated[
+    bool,
+    typer.Option("--redo", help="Delete this stage's products first, after a question."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Answer yes to questions.")]
 Parts = Annotated[
     Optional[str],
-    typer.Option(help="Work on part I of N of the units (1-based), e.g. 2/8.", metavar="I/N"),
+    typer.Option(help="Compute part I of N of the units (from 1), e.g. 2/8.", metavar="I/N"),
 ]
 Members = Annotated[
     Optional[str], typer.Option(help="Only these members, e.g. 0-31 or 4,7,9.", metavar="LIST")
 ]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try failed units again.")]
-Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings and errors only.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run failed units again.")]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Log more.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Log only warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -98,10 +102,10 @@ def generate(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ):
-    """Make the DNS ensemble and its targets: RUN/data.
+    """Compute the DNS ensemble and the closure targets: RUN/data.
 
-    Under MPI (`mpirun -n 4 hpc-closure generate x.yaml`) the members are shared among the ranks;
-    with cluster.domain_ranks=k each field is split over k ranks. The numbers are the same.
+    Under MPI (`mpirun -n 4 hpc-closure generate x.yaml`) the members are divided among the ranks;
+    with cluster.domain_ranks=k each field is divided among k ranks. The results are the same.
     """
     from hpc_closure.generate import verb
 
@@ -120,10 +124,10 @@ def train(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ):
-    """Fit the closure model: RUN/train/model.safetensors.
+    """Train the closure model: RUN/train/model.safetensors.
 
-    One process or many (`launch/train -n 4 x.yaml`); DeepSpeed when installed, plain torch
-    otherwise. Resumes from the newest whole checkpoint.
+    Runs in one process or several (`launch/train -n 4 x.yaml`), with DeepSpeed if it is installed,
+    else plain torch. Resumes from the newest complete checkpoint.
     """
     from hpc_closure.train import verb
 
@@ -149,10 +153,10 @@ def rollout(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ):
-    """Run the closure inside the solver: RUN/rollout.
+    """Run the solver with the closure: RUN/rollout.
 
-    With --executor slurm the missing units go to the queue through submitit and the command
-    returns; run it again whenever something was lost.
+    With --executor slurm the missing units are submitted through submitit and the command
+    returns; run it again to submit units that were lost.
     """
     from hpc_closure.rollout import verb
 
@@ -165,7 +169,7 @@ def evaluate(
     experiment: Experiment,
     overrides: Overrides = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Score what there is; the report says so.")
+        bool, typer.Option("--partial", help="Score an incomplete rollout; the report says so.")
     ] = False,
     dry_run: DryRun = False,
     max_elapsed: MaxElapsed = None,
@@ -174,7 +178,7 @@ def evaluate(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ):
-    """Score it beside exact laws: RUN/evaluate/report.html."""
+    """Score the closure against exact laws and other references: RUN/evaluate/report.html."""
     from hpc_closure.evaluate import verb
 
     _run(verb.run, context)
@@ -194,18 +198,18 @@ def submit(
         bool, typer.Option("--dry-run", help="Print cost and batch scripts; write nothing.")
     ] = False,
 ):
-    """Queue the verbs as Slurm jobs, each after the one before.
+    """Submit the verbs as Slurm jobs; each starts after the previous one.
 
-    Account, partition, modules and sizes come from the profile that the experiment names
-    (cluster.profile, see slurm/profiles/template.yaml). A job that was stopped early goes back
-    to the queue by itself. The same command again does what is missing.
+    Account, partition, modules and sizes are defined in the profile that the experiment names
+    (cluster.profile, see slurm/profiles/template.yaml). A job that is stopped early requeues
+    itself. Repeat the command to submit what is missing.
     """
     from hpc_closure.tools import submit
 
     typed = (experiment, *(overrides or []))
     try:
         submit.run(_experiment(*typed), stages, after, dry_run, typed)
-    except ValueError as error:  # what cannot be submitted was asked wrongly
+    except ValueError as error:  # an invalid request is a usage error (exit code 2)
         raise UsageError(str(error)) from None
 
 
@@ -220,7 +224,7 @@ def status(
         typer.Option(help="Repeat every SECONDS (at least 30 on a cluster).", metavar="SECONDS"),
     ] = None,
 ):
-    """Say what is done, failed and missing, and how to go on."""
+    """Show what is done, failed and missing, and the next command."""
     from hpc_closure.tools import status
 
     typed = (experiment, *(overrides or []))
@@ -238,7 +242,7 @@ def inspect(
     deep: Annotated[bool, typer.Option("--deep", help="Read every value.")] = False,
     json: Json = False,
 ):
-    """Show what a file of a run holds, and where it is from."""
+    """Show content and provenance of a file of a run."""
     from hpc_closure.tools import inspect
 
     _end(inspect.run(path, deep=deep, json=json))
@@ -253,17 +257,18 @@ def advise(
         str, typer.Option(help="Grids of the ladder, e.g. 48,64,80.", metavar="LIST")
     ] = "",
     within: Annotated[
-        float, typer.Option(help="Error over the true ensemble's that is good enough.")
+        float, typer.Option(help="Acceptable error, relative to that of the true ensemble.")
     ] = 1.3,
     dry_run: DryRun = False,
     max_elapsed: MaxElapsed = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ):
-    """Say whether a subgrid closure can be expected to pay, before one is trained.
+    """Estimate whether a subgrid closure is worth its cost, before one is trained.
 
-    Runs the pilot, DNS in no data set: how fast unresolved scales forget how they began, and what
-    bare solvers on finer grids reach at what cost, each at its own step and with its best start.
+    Runs the pilot, DNS outside the data set. It shows how fast unresolved scales forget their
+    initial state, and error and cost of solvers without closure on finer grids, each with its
+    best step and start.
     """
     from hpc_closure.tools import advise
 
@@ -274,7 +279,7 @@ def advise(
 
 
 def _numbers(option: str, text: str) -> list[int]:
-    """Whole numbers with commas between them."""
+    """Parse a comma-separated list of whole numbers; UsageError if it is none."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdigit() for part in parts):
         raise UsageError(f"{option} {text}: expected whole numbers, for example 48,64,80")
@@ -283,7 +288,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 @config.command("list")
 def config_list():
-    """Name the shipped presets."""
+    """List the shipped presets."""
     from hpc_closure.tools import config
 
     config.list_presets()
@@ -293,7 +298,7 @@ def config_list():
 def config_show(
     experiment: Experiment,
     overrides: Overrides = None,
-    doc: Annotated[bool, typer.Option("--doc", help="With descriptions and ranges.")] = False,
+    doc: Annotated[bool, typer.Option("--doc", help="Add descriptions and ranges.")] = False,
 ):
     """Print the resolved experiment."""
     from hpc_closure.tools import config
@@ -303,7 +308,7 @@ def config_show(
 
 @config.command("check")
 def config_check(experiment: Experiment, overrides: Overrides = None):
-    """Check an experiment file; exit code 0 when it is right."""
+    """Check an experiment file; exit code 0 if it is valid."""
     from hpc_closure.tools import config
 
     config.check(_experiment(experiment, *(overrides or [])), experiment)
@@ -322,7 +327,7 @@ def config_copy(
     preset: Experiment,
     target: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
 ):
-    """Write a preset to a file of your own, comments included."""
+    """Copy a preset to a file, with its comments."""
     from hpc_closure.tools import config
 
     config.copy(preset, target)
@@ -333,28 +338,29 @@ app.add_typer(bench, name="bench")
 
 
 def _run(verb: Callable[..., int], context: typer.Context, more: tuple[str, ...] = ()) -> None:
-    """Run a verb on its experiment; ``more`` are overrides that an option stands for."""
-    asked, stage = context.params, str(context.info_name)
-    typed = (asked["experiment"], *(asked["overrides"] or []), *more)
+    """Run a verb on its experiment; ``more`` are overrides that follow from options."""
+    params, stage = context.params, str(context.info_name)
+    typed = (params["experiment"], *(params["overrides"] or []), *more)
     experiment = _experiment(*typed)
     if stage not in experiment.stages:
-        made = f"generate.closure={experiment.generate.closure} makes data but no closure"
+        reason = f"generate.closure={experiment.generate.closure} makes data but no closure"
         if experiment.generate.closure != "none":
-            made = (
+            reason = (
                 f"train.split={list(experiment.train.split)} makes a test set for other runs "
                 "(use.test)"
             )
-        raise UsageError(f"{typed[0]}: {made}: there is nothing to {stage}")
-    known = {key: asked[key] for key in Options.__dataclass_fields__ if key in asked}
+        raise UsageError(f"{typed[0]}: {reason}: there is nothing to {stage}")
+    known = {key: params[key] for key in Options.__dataclass_fields__ if key in params}
     _end(
         verb(
-            experiment, Options(**known, verbosity=asked["verbose"] - asked["quiet"], typed=typed)
+            experiment,
+            Options(**known, verbosity=params["verbose"] - params["quiet"], typed=typed),
         )
     )
 
 
 def _experiment(name: str, *overrides: str):
-    """The experiment of a file or preset; what is wrong in it is wrong usage."""
+    """Load the experiment; an invalid one is a usage error (exit code 2)."""
     from hpc_closure.experiment import reading
 
     try:
@@ -364,5 +370,6 @@ def _experiment(name: str, *overrides: str):
 
 
 def _end(code: int) -> None:
+    """Exit with a code unless it is 0."""
     if code:
         raise typer.Exit(code)
