@@ -121,7 +121,7 @@ class Trials:
                 f"{(len(resolved) - 1) * self.span:g} before the start: raise pilot.watched"
             )
         stretch = resolved[-1 - before : -1] if before else []
-        other = [one.roll(1, 0) for one in stretch]
+        other = [resolved_at.roll(1, 0) for resolved_at in stretch]
         return Known(resolved[-1], self.whole[-1], stretch, other, self.span)
 
     def run(
@@ -291,7 +291,7 @@ class Trials:
         modes, grid_of_solver = simulation.grid.modes, simulation.grid
         product = power = torch.zeros(())
         for before, after in zip(self.whole[:-1], self.whole[1:]):
-            start, end = (resize(one, modes, self.sides) for one in (before, after))
+            start, end = (resize(spectra, modes, self.sides) for spectra in (before, after))
             simulation.load_state(0, start).advance(problem.steps_in(self.span))
             defect = end - simulation.state
             product = product + grid_of_solver.shell_sum((defect * start.conj()).real).sum(0)

@@ -125,6 +125,7 @@ class ReplicaBlock(Block):
         self.resolved = self._resolved()
 
     def _simulation(self, members, stage: str) -> Simulation:
+        """Build a simulation of DNS members whose draws are keyed by ``stage``."""
         session, comm = self.session, self.domain.comm
         seed = self.experiment.seed
         return Simulation(
@@ -210,6 +211,7 @@ class ReplicaBlock(Block):
         return fields, {}, {}
 
     def _write_whole(self, index: int) -> None:
+        """Write the master's states with all modes at entry ``index`` of ``plan.whole``."""
         states = self.master.transform.gather_field(
             self.master.transform.to_physical(self.master.state)
         )
@@ -217,11 +219,13 @@ class ReplicaBlock(Block):
             self.writer.write_whole(index, self._plain(states))
 
     def _coarse(self, simulation: Simulation) -> np.ndarray:
-        whole = simulation.transform.gather(simulation.state)
-        small = resize(whole, self.stored.grid.modes, self.sides)
+        """Return the states (rows, n, n) on the data grid."""
+        spectra = simulation.transform.gather(simulation.state)
+        small = resize(spectra, self.stored.grid.modes, self.sides)
         return self._plain(self.stored.to_physical(small))
 
     def _plain(self, field) -> np.ndarray:
+        """Convert a field to numpy float32."""
         return field.cpu().numpy().astype(np.float32)
 
     def save_state(self) -> dict:
@@ -232,12 +236,12 @@ class ReplicaBlock(Block):
 
     def load_state(self, state: dict) -> None:
         for prefix, simulation in ((MASTER, self.master), (OWN, self.replicas)):
-            own = {
+            stored = {
                 key.removeprefix(prefix): value
                 for key, value in state.items()
                 if key.startswith(MASTER) == (prefix == MASTER)
             }
-            simulation.load_state(**own)
+            simulation.load_state(**stored)
 
     def open_writer(self, path) -> BlockWriter:
         experiment, dt = self.experiment, self.experiment.generate.dt

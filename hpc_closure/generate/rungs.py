@@ -114,5 +114,5 @@ def impose(simulation: Simulation, resolved: Tensor) -> None:
     """Overwrite the resolved modes of a simulation with spectra (rows, ...)."""
     modes, sides = simulation.grid.modes, simulation.grid.dimensions
     is_resolved = resize(torch.ones_like(resolved[:1]), modes, sides).real > 0
-    whole = resize(resolved, modes, sides).to(simulation.state)
-    torch.where(is_resolved.to(simulation.device), whole, simulation.state, out=simulation.state)
+    spectra = resize(resolved, modes, sides).to(simulation.state)
+    torch.where(is_resolved.to(simulation.device), spectra, simulation.state, out=simulation.state)

@@ -97,8 +97,8 @@ def run_pilot(
     if session.world.root:
         try:
             pilot.find(experiment)
-        except (ValueError, RuntimeError, OSError) as found:
-            error = found
+        except (ValueError, RuntimeError, OSError) as failure:
+            error = failure
     error = session.world.agree_on_error(error)
     if error is not None:
         raise error

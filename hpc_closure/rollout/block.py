@@ -90,8 +90,8 @@ def coupled_run(
             **{rung.name: experiment.past_of(rung) for rung in rollout.rungs},
         },
     )
-    own = {case for case, _ in rows}
-    return CoupledRun(coupling, closure, rows, [case for case in cases if case in own])
+    used = {case for case, _ in rows}
+    return CoupledRun(coupling, closure, rows, [case for case in cases if case in used])
 
 
 def stored(
@@ -134,12 +134,12 @@ def _of_replicas(experiment, rows: Sequence[tuple[int, int]]) -> Callable[..., n
     """
     held = HeldOut.of(experiment)
     replicas = CoupledEnsemble([product.path for product in held.books("replicas").products()])
-    own = [(case, 1 + member) for case, member in rows]
+    replica_of_row = [(case, 1 + member) for case, member in rows]
     stride = experiment.data_grid // experiment.train_grid
 
     def fields(back: int, name: str = "model") -> np.ndarray:
         lead = experiment.rollout.after_release - back * experiment.generate.spacing
-        values = replicas.read_rows(name, own, replicas.index(lead))
+        values = replicas.read_rows(name, replica_of_row, replicas.index(lead))
         return values[..., ::stride, ::stride].astype(np.float64)
 
     return fields
@@ -169,17 +169,17 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
         return Known(now)
     held = HeldOut.of(experiment)
     ensemble = CoupledEnsemble([product.path for product in held.books("replicas").products()])
-    whole = np.stack([ensemble.read_whole(case, rollout.t_start) for case in cases])
+    full = np.stack([ensemble.read_whole(case, rollout.t_start) for case in cases])
     past: dict[str, list[torch.Tensor]] = {}
-    everybody = data.starts(held.split, rollout.cases)
-    following = [everybody[everybody.index(case) - 1] for case in cases]
+    all_cases = data.starts(held.split, rollout.cases)
+    following = [all_cases[all_cases.index(case) - 1] for case in cases]
     for how, chosen in (("synchronised", cases), ("mismatched", following)):
         lengths = {experiment.past_of(run) for run in runs if run.start == how}
         number = round(max(lengths, default=0.0) / every)
         times = [rollout.t_start - back * every for back in range(number, 0, -1)]
         past[how] = [resolved(chosen, time) for time in times]
     modes = problem.make_grid().modes
-    return Known(now, spectra(whole, modes), past["synchronised"], past["mismatched"], every)
+    return Known(now, spectra(full, modes), past["synchronised"], past["mismatched"], every)
 
 
 def _earlier(states: Sequence[np.ndarray], coupled: CoupledRun) -> Iterator[np.ndarray]:
@@ -274,9 +274,9 @@ class RolloutBlock(Block):
         begun = [path]
         if self.unit.extends:
             begun.append(self.books.run.product(self.books.stage, self.unit))
-        for one in filter(Path.exists, begun):
+        for existing in filter(Path.exists, begun):
             try:
-                with open_hdf5(one) as file:
+                with open_hdf5(existing) as file:
                     if "t0_fields" in file and "dimensions/series_time" not in file:
                         return None
             except ValueError:  # a damaged file is written again

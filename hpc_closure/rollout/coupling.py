@@ -118,13 +118,13 @@ class Losses:
         lost: (rows,) bool.
         since: (rows,) solver step at which the loss was detected.
         reason: (rows,) BY_STATE or BY_CLOSURE.
-        told: (rows,) bool, rows whose loss has been logged.
+        logged: (rows,) bool, rows whose loss has been logged.
     """
 
     lost: torch.Tensor
     since: torch.Tensor
     reason: torch.Tensor
-    told: torch.Tensor
+    logged: torch.Tensor
 
     @classmethod
     def none(cls, rows: int, device: str) -> "Losses":
@@ -133,24 +133,24 @@ class Losses:
         steps = torch.zeros(rows, dtype=torch.int64, device=device)
         return cls(lost, steps, steps.clone(), torch.zeros(rows, dtype=torch.bool))
 
-    def add(self, found: torch.Tensor, step: int, reason: int) -> torch.Tensor:
+    def add(self, diverged: torch.Tensor, step: int, reason: int) -> torch.Tensor:
         """Mark rows (rows,) bool as lost at a step; returns all lost rows."""
-        new = found & ~self.lost
+        new = diverged & ~self.lost
         self.since = torch.where(new, step, self.since)
         self.reason = torch.where(new, reason, self.reason)
-        self.lost = self.lost | found
+        self.lost = self.lost | diverged
         return self.lost
 
-    def take(self, found: torch.Tensor, step: int) -> None:
+    def take(self, diverged: torch.Tensor, step: int) -> None:
         """Set the lost rows, as after a restart, and count them as logged."""
-        self.lost = found
-        self.told = found.cpu()
+        self.lost = diverged
+        self.logged = diverged.cpu()
 
     def tell(self, rows: Sequence[tuple[int, int]], dt: float) -> str:
         """Describe rows lost since the last call, "" if none; the host waits for the device."""
         lost = self.lost.cpu()
-        new = (lost & ~self.told).nonzero()[:, 0]
-        self.told = lost
+        new = (lost & ~self.logged).nonzero()[:, 0]
+        self.logged = lost
         if not len(new):
             return ""
         since, reason = self.since.cpu(), self.reason.cpu()
@@ -274,7 +274,7 @@ class CoupledRun:
     def _simulation(self, problem, members, stage="generate") -> Simulation:
         return Simulation(problem, members, self.seed, device=self.coupling.device, stage=stage)
 
-    def _given(self, name: str) -> torch.Tensor:
+    def _initial_index(self, name: str) -> torch.Tensor:
         """Return the index of the initial state of each trajectory of a run, (rows,)."""
         if self.apart or name not in self.rows_of:
             return torch.arange(len(self.rows) if self.apart else len(self.cases))
@@ -310,7 +310,7 @@ class CoupledRun:
         begin = self.coupling.begin
         for name, simulation in self.simulations.items():
             own_step = round(step * self.coupling.problem.dt / simulation.problem.dt)
-            rows = self._given(name)
+            rows = self._initial_index(name)
             how = self.rungs[name].start if name in self.rungs else begin
             if name in self.drawn and how == "synchronised":
                 how = "moved"  # _follow synchronises it below, with its closure
@@ -326,7 +326,7 @@ class CoupledRun:
         for fields in earlier:
             frame = self._spectra(fields)
             for name, frames in self.past.items():
-                frames.append(frame[self._given(name)])
+                frames.append(frame[self._initial_index(name)])
         moves: torch.Tensor | float = 1.0
         if len(closures) and self.moved:
             grid, ids = self.simulations["model"].grid, self.rows_of["model"].ids
@@ -334,7 +334,7 @@ class CoupledRun:
         for fields in closures:
             frame = self._spectra(fields)
             for name, drawn in self.drawn.items():
-                drawn.append(frame[self._given(name)] * moves)
+                drawn.append(frame[self._initial_index(name)] * moves)
         if begin == "synchronised":
             self._follow(known)
 
@@ -366,16 +366,16 @@ class CoupledRun:
     def _spectra(self, fields: np.ndarray) -> torch.Tensor:
         """Transform fields (cases, n, n) to spectra in the layout that closures read."""
         transform = self.simulations["model"].transform
-        given = torch.as_tensor(fields, device=self.coupling.device)
-        return as_row(transform.to_spectral(from_row(given, self.sides)), self.sides)
+        tensor = torch.as_tensor(fields, device=self.coupling.device)
+        return as_row(transform.to_spectral(from_row(tensor, self.sides)), self.sides)
 
     def advance(self, calls: int = 1) -> None:
         """Advance all runs by ``calls`` closure intervals, then log the members that diverged."""
         for _ in range(calls):
             self._interval()
         for name, losses in self.losses.items():
-            if told := losses.tell(self.rows_of[name].each, self.coupling.problem.dt):
-                log.get().warning(f"{name}: {told}; the others go on")
+            if message := losses.tell(self.rows_of[name].each, self.coupling.problem.dt):
+                log.get().warning(f"{name}: {message}; the others go on")
 
     def _interval(self) -> None:
         clock, kind = [time.perf_counter()], self.coupling.kind
@@ -480,24 +480,24 @@ class CoupledRun:
 
         Shape (trajectories, n, n); on a line (trajectories, n).
         """
-        own, found = self.simulations["model"], {}
+        model, fields = self.simulations["model"], {}
         for name, run in self.simulations.items():
-            field = own.transform.to_physical(resize(run.state, own.grid.modes, self.sides))
+            field = model.transform.to_physical(resize(run.state, model.grid.modes, self.sides))
             rows = self.rows_of.get(name)
-            found[name] = field if rows is None or rows.whole is None else field[rows.whole]
-        return found
+            fields[name] = field if rows is None or rows.whole is None else field[rows.whole]
+        return fields
 
     def brought_back(self) -> dict[str, np.ndarray]:
         """Return the counts (rows, 2 + shells) of :class:`Tally`, by their name in products.
 
         Contains the runs whose draws may be rescaled, with a row for every row of the ensemble.
         """
-        found = {}
+        counted = {}
         for name, tally in self.tallies.items():
             if tally.columns:
-                counts, whole = tally.save(), self.rows_of[name].whole
-                found[COUNTED[name]] = counts if whole is None else counts[whole.numpy()]
-        return found
+                counts, index = tally.save(), self.rows_of[name].whole
+                counted[COUNTED[name]] = counts if index is None else counts[index.numpy()]
+        return counted
 
     def save_state(self) -> dict:
         """Return the state of all runs as numpy arrays; ``load_state`` continues bit for bit."""
@@ -505,10 +505,10 @@ class CoupledRun:
         for name, tally in self.tallies.items():
             if tally.columns:
                 saved[COUNTED[name]] = tally.save()
-        for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
-            for name, one in kept.items():
-                if one:
-                    saved[names[name]] = torch.stack(list(one)).cpu().numpy()
+        for names, histories in ((PAST, self.past), (DRAWN, self.drawn)):
+            for name, history in histories.items():
+                if history:
+                    saved[names[name]] = torch.stack(list(history)).cpu().numpy()
         for name, simulation in self.simulations.items():
             for key, value in simulation.save_state().items():
                 saved[f"{name}.{key}"] = value
@@ -522,14 +522,16 @@ class CoupledRun:
         for name, tally in self.tallies.items():
             if COUNTED[name] in state:  # older restart files have no counts
                 tally.load(state[COUNTED[name]])
-        for names, kept in ((PAST, self.past), (DRAWN, self.drawn)):
-            for name, one in kept.items():
-                one.clear()
+        for names, histories in ((PAST, self.past), (DRAWN, self.drawn)):
+            for name, history in histories.items():
+                history.clear()
                 if names[name] in state:
-                    one.extend(torch.as_tensor(state[names[name]], device=self.coupling.device))
+                    history.extend(
+                        torch.as_tensor(state[names[name]], device=self.coupling.device)
+                    )
         for name, simulation in self.simulations.items():
             prefix = f"{name}."
-            own = {key: value for key, value in state.items() if key.startswith(prefix)}
-            simulation.load_state(**{key.removeprefix(prefix): own[key] for key in own})
+            stored = {key: value for key, value in state.items() if key.startswith(prefix)}
+            simulation.load_state(**{key.removeprefix(prefix): stored[key] for key in stored})
             if name in self.losses:
                 self.losses[name].take(simulation.diverged(), self.step_index)
