@@ -192,7 +192,7 @@ def _differs(other: Experiment, experiment: Experiment) -> str:
         theirs, ours = HeldOut.of(other), HeldOut.of(experiment)
     except ValueError as error:
         return str(error)
-    there, here = (one.experiment.stage_settings("generate") for one in (theirs, ours))
+    there, here = (held.experiment.stage_settings("generate") for held in (theirs, ours))
     # runs whose solvers have different grids are comparable: the modes of the start are the same
     for settings in (there, here):
         settings.pop("reduced", None)

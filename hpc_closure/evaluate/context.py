@@ -76,7 +76,7 @@ class Inputs:
         self.closure = hpc_closure.load(self.run.model).to(session.device)
         self.chosen = compare.chosen(experiment)
         self.compared = {
-            one.name: hpc_closure.load(one.path).to(session.device) for one in self.chosen
+            item.name: hpc_closure.load(item.path).to(session.device) for item in self.chosen
         }
         self.scores = registry.load(experiment.evaluate.scores)
         self.held = HeldOut.of(experiment)

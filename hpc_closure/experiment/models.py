@@ -198,8 +198,8 @@ def _fill_options(config: dict[str, Any], kinds: list[type[Kind]]) -> None:
     rest, read = dict(config.pop("options", None) or {}), {}
     outside = [kind for kind in kinds if not _is_inside(kind)]
     for kind in outside:
-        own = {key: rest[key] for key in _own(kind) if key in rest}
-        read.update(_read(kind, own))
+        options = {key: rest[key] for key in _own(kind) if key in rest}
+        read.update(_read(kind, options))
     unknown = sorted(set(rest) - set(read))
     if unknown:
         valid = ", ".join(read) or "none"

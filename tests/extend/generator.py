@@ -24,7 +24,9 @@ class Sized(ResidualKind):
     class Options(Section):
         """Keys of ``model.options``."""
 
-        largest: Annotated[float, Field(gt=0, le=2)] = Field(1.0, description="of |log size|")
+        largest: Annotated[float, Field(gt=0, le=2)] = Field(
+            1.0, description="upper bound of |log s|"
+        )
 
     @classmethod
     def build(cls, channels, config, band):
@@ -32,7 +34,7 @@ class Sized(ResidualKind):
 
 
 class SizedNoise(Generator):
-    """Draw q = s(V) z, s a function of the state's numbers."""
+    """Draw q = s(V) z, where s depends on scalar features of the state."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -51,17 +53,17 @@ class SizedNoise(Generator):
         power = spectral_square(frame.kept, white, frame.law.modes("mask", white))
         return 0.5 * power * torch.exp(-2 * log_size) + log_size
 
-    def loss(self, frame, given, x0, z, uniform):
-        return self.likelihood(frame, x0, self.log_size(given))
+    def loss(self, frame, conditions, x0, z, uniform):
+        return self.likelihood(frame, x0, self.log_size(conditions))
 
     def gate(self, frame):
         return ImprovementGate(frame.kept)
 
-    def evidence(self, frame, given, x0, z, uniform):
-        log_size = self.log_size(given)
+    def evidence(self, frame, conditions, x0, z, uniform):
+        log_size = self.log_size(conditions)
         without = self.likelihood(frame, x0, torch.zeros_like(log_size))
         return without, self.likelihood(frame, x0, log_size)
 
-    def draw(self, frame, given, z, shells, effort):
-        size = for_members(self.log_size(given).exp(), len(z)).to(z.real)
+    def draw(self, frame, conditions, z, shells, effort):
+        size = for_members(self.log_size(conditions).exp(), len(z)).to(z.real)
         return Drawn(z * size[:, None, None])

@@ -1,4 +1,4 @@
-"""A whole model from outside the package: a linear closure with white noise."""
+"""A complete model from outside the package: a linear closure with white noise."""
 
 import torch
 from pydantic import Field

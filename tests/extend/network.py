@@ -23,7 +23,7 @@ class Pointwise(NetworkKind):
 
 
 class Network(nn.Module):
-    """Map condition channels (B, C, g, g) to a field (B, g, g), whose size is about one."""
+    """Map condition channels (B, C, g, g) to a field (B, g, g) of magnitude about one."""
 
     def __init__(self, channels, hidden):
         super().__init__()

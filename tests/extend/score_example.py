@@ -1,12 +1,12 @@
-"""Two scores of your own: a function of one sample, and a formula of per-sample statistics."""
+"""Two scores: a function of one sample, and a formula of statistics per sample."""
 
 from hpc_closure.evaluate.scores.record import ACCURACY, Score
 
 
 def peak_error(ensemble, truth):
     """Relative error of the largest value: (M, S, n, n) and (S, n, n) -> (S,)."""
-    own, true = (fields.abs().amax((-2, -1)) for fields in (ensemble, truth))
-    return ((own - true).abs() / true).mean(0)
+    peaks, true = (fields.abs().amax((-2, -1)) for fields in (ensemble, truth))
+    return ((peaks - true).abs() / true).mean(0)
 
 
 SCORES = (

@@ -158,7 +158,7 @@ class Report:
                 *self._paired(total, DIFFERENCES[2:], "start by start, of whole trajectories"),
             ]
             ends = total["lead_time"].isna() | (total["lead_time"] == last)
-            asked = total["score"].isin(score.name for score in exceedance.SCORES)
+            is_event = total["score"].isin(score.name for score in exceedance.SCORES)
             model = total[total["method"].isin(MODELS)]
             yield {
                 "heading": heading(columns).capitalize(),
@@ -169,7 +169,7 @@ class Report:
                 "last": last,
                 "of": times[-1],
                 "late": SENTENCE if late else "",
-                "tables": list(self._tables(total[ends | asked], {})),
+                "tables": list(self._tables(total[ends | is_event], {})),
             }
 
     def _paired(self, rows: DataFrame, names: Sequence[str], how: str) -> "list[Table]":
@@ -196,7 +196,9 @@ class Report:
         there = set(rows["score"])
         shown = [score for score in self.scores.values() if score.name in there]
         for caption in dict.fromkeys(score.table for score in self.scores.values()):
-            heads = {one.name: self._head(one.name) for one in shown if one.table == caption}
+            heads = {
+                score.name: self._head(score.name) for score in shown if score.table == caption
+            }
             if caption not in ("", PAIRED) and heads:
                 part = rows[rows["score"].isin(heads)]
                 yield Table.of(part, "score", heads, caption + self._closed(part), reasons)

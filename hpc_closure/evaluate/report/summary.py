@@ -285,11 +285,11 @@ class Answers:
         """Describe a rank test's result and the smallest spread error that it detects."""
         if p.value < LEVEL:
             return f"fails (p {_p(p)})"
-        seen = self.row("rank_sees")
-        if seen is None or math.isnan(seen.value):
+        detectable = self.row("rank_sees")
+        if detectable is None or math.isnan(detectable.value):
             return f"does not fail (p {_p(p)}), with too few ranks to see a wrong spread"
-        size = f"a spread wrong by {100 * seen.value:.2g}\u00a0%"
-        if seen.value > CONTROL_SEES:
+        size = f"a spread wrong by {100 * detectable.value:.2g}\u00a0%"
+        if detectable.value > CONTROL_SEES:
             return f"does not fail (p {_p(p)}), and would as a rule not see less than {size}"
         return f"passes (p {_p(p)}; it sees {size})"
 

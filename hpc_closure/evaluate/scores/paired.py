@@ -83,12 +83,12 @@ def differences(
     reference = torch.stack([values[name] for name in same]).mean(0)
     if not bool(reference.isfinite().all()):
         return
-    for method, own in values.items():
+    for method, scores in values.items():
         if method in same:
             continue
         numbers = dict.fromkeys(("value", "low", "high"), torch.inf)
-        if bool(own.isfinite().all()):
-            numbers = difference(own, reference, blocks)
+        if bool(scores.isfinite().all()):
+            numbers = difference(scores, reference, blocks)
         yield method, {"score": score, **numbers}
 
 

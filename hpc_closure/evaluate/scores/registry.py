@@ -48,7 +48,7 @@ def by_name(scores: Iterable[Score]) -> dict[str, Score]:
     return {score.name: score for score in scores}
 
 
-BUILT_IN: Mapping[str, Score] = by_name(score for one in MODULES for score in one.SCORES)
+BUILT_IN: Mapping[str, Score] = by_name(score for module in MODULES for score in module.SCORES)
 
 
 def load(modules: Sequence[str]) -> tuple[Score, ...]:
@@ -99,8 +99,8 @@ def _check_statistics(module: str, score: Score) -> None:
     if not score.statistics:
         raise ValueError(f"{where} has neither a formula with its needs nor a function of samples")
     per_shell = score.spectra or score.per_shell
-    own = (score.name,) if score.sample else ()
-    names = SHELL_STATISTICS if per_shell else (*STATISTICS, *own)
+    sampled = (score.name,) if score.sample else ()
+    names = SHELL_STATISTICS if per_shell else (*STATISTICS, *sampled)
     kind = "statistic per shell" if per_shell else "statistic"
     for need in score.statistics:
         if need.removeprefix("reference_") not in names:

@@ -392,12 +392,12 @@ class Statistics:
                 into.setdefault(name, []).append(part)
 
     def joined(self, which: str) -> dict[str, Tensor]:
-        """All samples: ``which`` is ``total`` or ``shells``."""
+        """Concatenate the statistics of all blocks; ``which`` is ``total`` or ``shells``."""
         return {name: torch.cat(parts) for name, parts in getattr(self, which).items()}
 
 
 def _sampled(score: Score, ensemble: Tensor, truth: Tensor) -> Tensor:
-    """Numbers (S,) of a score's own function; ValueError where it returns others."""
+    """Compute numbers (S,) by a score's function; raise ValueError if the shape is wrong."""
     assert score.sample is not None
     numbers = torch.as_tensor(score.sample(ensemble, truth))
     if numbers.shape != truth.shape[:1]:
@@ -408,9 +408,9 @@ def _sampled(score: Score, ensemble: Tensor, truth: Tensor) -> Tensor:
     return numbers
 
 
-def _gather(which: str, own: Statistics, reference: Statistics | None) -> dict[str, Tensor]:
-    """Statistics of a method with those of its reference beside them."""
-    values = own.joined(which)
+def _gather(which: str, method: Statistics, reference: Statistics | None) -> dict[str, Tensor]:
+    """Return statistics of a method and, with the prefix ``reference_``, of its reference."""
+    values = method.joined(which)
     # a point forecast has no spread to divide by
     if reference is not None and reference.members > 1:
         values |= {f"reference_{name}": part for name, part in reference.joined(which).items()}
