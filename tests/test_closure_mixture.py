@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused():
     for config, words in (
         (
             {"preset": "mixture", "conditions": {"sensors": "optional"}},
-            "drawn without sensors",
+            "cannot be conditioned on sensors",
         ),
         ({"preset": "default", "residual": "mixture", **NONE}, "set model.preset"),
         (
