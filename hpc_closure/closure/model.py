@@ -33,7 +33,7 @@ from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.reductions import Batches, Reader
 from hpc_closure.experiment.kinds import ModelKind
 
-__all__ = ["ClosureModel", "Phase", "Replays", "Request", "RolloutTraining"]
+__all__ = ["ClosedFormPhase", "ClosureModel", "Phase", "Replays", "Request", "RolloutTraining"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,14 @@ class Phase:
     def parameters(self, model: Any) -> list[nn.Parameter]:
         """List the weights that the phase trains; all others are frozen."""
         return list(model.parameters())
+
+
+class ClosedFormPhase(Phase):
+    """Compute closed-form statistics; train no weights."""
+
+    def parameters(self, model: Any) -> list[nn.Parameter]:
+        """Return an empty list: no weight is trained."""
+        return []
 
 
 class Replays(Protocol):

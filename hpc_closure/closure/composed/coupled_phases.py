@@ -23,7 +23,7 @@ from hpc_closure.closure.composed.phases import FitLaw, rounded, weights_of
 from hpc_closure.closure.composed.reading import CHECK_SEED
 from hpc_closure.closure.composed.rollout_training import RolloutLoss, Scale
 from hpc_closure.closure.composed.steady import ROUNDS, LongRuns, in_words, lower
-from hpc_closure.closure.model import Phase, RolloutTraining
+from hpc_closure.closure.model import ClosedFormPhase, Phase, RolloutTraining
 from hpc_closure.closure.reductions import Reader
 
 __all__ = [
@@ -60,7 +60,7 @@ def train_through(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChooseShare(Phase):
+class ChooseShare(ClosedFormPhase):
     """Choose per shell the share of the mean's network at which long coupled runs are stable."""
 
     name: str = "steady"
@@ -84,9 +84,6 @@ class ChooseShare(Phase):
         if bool((share == 1).all()):
             model.statistics = replace(model.statistics, mean_share=None)
         return {"expected_back": round(float(expected[0]), 4), "tried": in_words(tried)}
-
-    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
-        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +124,7 @@ class TrainThroughSolver(Phase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateNoise(Phase):
+class CalibrateNoise(ClosedFormPhase):
     """Scale the noise per shell until the spread of coupled ensembles matches their error.
 
     This uses unseen members: an ensemble is underdispersive beyond the starts of its training, and
@@ -153,6 +150,3 @@ class CalibrateNoise(Phase):
             "spread_skill": [round(ratio_mean, 3) for ratio_mean in ratios],
             "noise_factor": rounded(factor),
         }
-
-    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
-        return []

@@ -50,7 +50,7 @@ from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 from hpc_closure.closure.gaussian.memory import LagCorrelation
 from hpc_closure.closure.gaussian.mode_covariance import ModeCovariance
 from hpc_closure.closure.gaussian.residual_coordinates import StateConditions
-from hpc_closure.closure.model import Phase
+from hpc_closure.closure.model import ClosedFormPhase, Phase
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.experiment.models import closed_mean
 from hpc_closure.spectral.modes.grid import resize
@@ -455,7 +455,7 @@ class FitSpread(Phase):
 
 
 @dataclass(frozen=True)
-class Check(Phase):
+class Check(ClosedFormPhase):
     """Decide in which shells the generator acts, and scale the spread of its draws."""
 
     name: str = "check"
@@ -483,15 +483,12 @@ class Check(Phase):
                 report["score_gain"] = "none: its samples are no better than the Gaussian law's"
         return report
 
-    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
-        return []
-
 
 # ---- mean of the generator's draws --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class LearnCentre(Phase):
+class LearnCentre(ClosedFormPhase):
     """Learn the mean of the generator's draws from its draws, if another part is the mean."""
 
     name: str = "centre"
@@ -522,12 +519,9 @@ class LearnCentre(Phase):
         model.statistics = replace(s, centre_inner=inner, centre_middle=middle, centre_outer=outer)
         return {"pairs": pairs * sum(map(len, numbers))}
 
-    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
-        return []
-
 
 @dataclass(frozen=True)
-class JudgeCentre(Phase):
+class JudgeCentre(ClosedFormPhase):
     """Subtract the learned mean of draws if unseen members confirm it."""
 
     name: str = "centred"
@@ -539,9 +533,8 @@ class JudgeCentre(Phase):
             return {}
         gate = centre.CentreGate(model.frame.kept)
         for encoding, q_hat, ids, batch in residuals(model, reader):
-            drawn, mean_hat = draw_pairs(model, encoding, ids, UNSEEN_PAIRS, 1), model.centre_of(
-                encoding
-            )
+            drawn = draw_pairs(model, encoding, ids, UNSEEN_PAIRS, 1)
+            mean_hat = model.centre_of(encoding)
             assert mean_hat is not None
             gate.add(q_hat, drawn, mean_hat, batch.members)
         gate.collect(reader)
@@ -553,9 +546,6 @@ class JudgeCentre(Phase):
             model.statistics = replace(s, **NO_CENTRE)
         before, after = (round(share, 5) for share in gate.shares())
         return {"mean_before": before, "mean_after": after, "acts": acts}
-
-    def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
-        return []
 
 
 def draw_pairs(
