@@ -17,6 +17,7 @@ from torch import Tensor
 from train_case import run_fit
 
 from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed import centre
 from hpc_closure.closure.composed.judging import samples_improve
 from hpc_closure.closure.composed.part_selection import Gate, ImprovementGate
 from hpc_closure.closure.model import ClosureModel, Phase
@@ -50,9 +51,15 @@ def models() -> dict[str, ClosureModel]:
 
 
 @contextlib.contextmanager
-def evidence() -> Iterator[list[Tensor]]:
-    """What gates have collected when they are asked: sums over the members that they know."""
+def evidence() -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Collect the sums that gates decide on, and the pairs that centres are fitted to."""
     seen: list[Tensor] = []
+    pairs: list[Tensor] = []
+    fit = centre.fit
+
+    def noting_pairs(numbers, means):
+        pairs.extend((numbers, means))
+        return fit(numbers, means)
 
     def noting(ask):
         def asked(gate):
@@ -65,8 +72,9 @@ def evidence() -> Iterator[list[Tensor]]:
     with (
         mock.patch.object(Gate, "members", property(members)),
         mock.patch.object(ImprovementGate, "gains", gains),
+        mock.patch.object(centre, "fit", noting_pairs),
     ):
-        yield seen
+        yield seen, pairs
 
 
 def reader_of(phase: Phase, data: TrainData, found: Processes) -> SharedReader:
@@ -84,7 +92,7 @@ def statistics(found: Processes) -> dict[str, Tensor]:
     for name, model in models().items():
         past = Past(closures=trajectory_case.PREVIOUS if name == "trajectory" else 0)
         data = TrainData(*(TrainingSet(store, ids, past=past) for ids in (MEMBERS, VALID)))
-        with evidence() as seen:
+        with evidence() as (seen, pairs):
             for phase in model.phases:
                 reader = reader_of(phase, data, found)
                 for key, value in model.begin(phase.name, reader).items():
@@ -95,6 +103,7 @@ def statistics(found: Processes) -> dict[str, Tensor]:
             if name == "default":  # gates that are off do not ask
                 samples_improve(model, reader)
         results |= {f"{name}: evidence {number}": sums for number, sums in enumerate(seen)}
+        results |= {f"{name}: pairs {number}": values for number, values in enumerate(pairs)}
     return results
 
 

@@ -16,9 +16,16 @@ from hpc_closure.train.processes import Processes
 from hpc_closure.train.shares import SharedReader
 
 CASE = Path(__file__).with_name("shares_case.py")
-# what networks in float32 have a part in; batches of another shape round otherwise
-ROUGH = ("law/", "plain/", "memory/", "score/", "evidence")
-COUPLED = "trajectory/"  # of coupled runs in float32, in which such a difference grows (2e-6 here)
+EXACT = 1e-10
+# Tolerances of what float32 networks have a part in, by words of the names. Batches of another
+# shape round otherwise, by 1e-7 of a draw. Coupled runs enlarge that (2e-6 measured), and so do
+# the 3000 steps that train the centre (5e-5 measured), which the last gates of "default" read.
+TOLERANCES = {
+    "default after centre": 1e-3,
+    "default: evidence": 1e-3,
+    **dict.fromkeys(("law/", "plain/", "memory/", "score/", "mean/largest"), 1e-5),
+    **dict.fromkeys(("trajectory/", "evidence", "pairs"), 1e-5),
+}
 
 
 @pytest.mark.mpi
@@ -31,8 +38,7 @@ def test_statistics_do_not_depend_on_the_number_of_processes(tmp_path, mpirun):
     for name, value in alone.items():
         assert found[name].shape == value.shape, name
         size = value.double().abs().max() if value.numel() else 0.0
-        near = 1e-6 if any(word in name for word in ROUGH) else 1e-10
-        near = 1e-5 if COUPLED in name else near
+        near = next((near for word, near in TOLERANCES.items() if word in name), EXACT)
         far = (found[name] - value).abs() > near * size + 1e-15
         assert not bool(far.any()), (name, value, found[name])
     assert sorted(done.stdout.splitlines()) == [
