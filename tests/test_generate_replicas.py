@@ -53,6 +53,20 @@ def made(tmp_path_factory):
     return path, make(path)
 
 
+def test_the_stored_grid_need_not_divide_that_of_the_dns(made):
+    """A recording on 30^2 of a DNS on 40^2 has the resolved modes of one on 20^2, and more."""
+    run = make(made[0], "name=thirty", "generate.record.grid=30", "reduced.step=1")
+    spectra = []
+    for folder, size in ((made[1], 20), (run, 30)):
+        data = DataSet(folder / "data")
+        fields = np.stack([data.read(case, 3) for case in range(8)])
+        spectra.append(np.fft.rfft2(fields, norm="forward"))
+        assert fields.shape[1:] == (size, size)
+    few, many = (np.concatenate([one[:, :7, :7], one[:, -6:, :7]], 1) for one in spectra)
+    assert np.abs(few - many).max() < 1e-6 * np.abs(few).max()
+    assert np.abs(spectra[1][:, 7:11]).max() > 1e-6 * np.abs(few).max()
+
+
 @pytest.fixture
 def ensemble(made):
     """The replicas with the data that they were made beside."""

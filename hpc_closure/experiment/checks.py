@@ -41,7 +41,11 @@ def _check_data(experiment) -> None:
             f"generate.record.start={generate.record.start} is after generate.t_end="
             f"{generate.t_end}: nothing would be stored"
         )
-    _check_divides("generate.record.grid", experiment.data_grid, generate.grid)
+    if experiment.data_grid > generate.grid:
+        raise ValueError(
+            f"generate.record.grid={experiment.data_grid} is finer than generate.grid="
+            f"{generate.grid}, the grid of the full system"
+        )
     if generate.closure == "subgrid" and experiment.data_grid == generate.grid:
         raise ValueError(
             "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
