@@ -30,7 +30,7 @@ class DifferentiableSolver:
         matrices: points per side up to which fields are transformed by matrices.
 
     Raises:
-        ValueError: the problem has an adaptive step or a stochastic forcing.
+        ValueError: the problem has an adaptive step, a stochastic forcing or random events.
     """
 
     def __init__(self, problem: Problem, device="cpu", matrices: int = MATRICES):
@@ -42,12 +42,14 @@ class DifferentiableSolver:
             raise ValueError(
                 "gradients need a solver without stochastic forcing: set physics.noise.kind=none"
             )
+        if problem.physics.events(problem.make_grid(), problem.dt, 0, "") is not None:
+            raise ValueError("gradients need a solver without random events: set births=mean")
         self.problem, self.grid, self.device = problem, problem.make_grid(), torch.device(device)
         transform = Transform(self.grid, problem.precision, device)
         self.complex = transform.complex
         self.equation = problem.make_equation(transform)
         self.scheme = problem.make_scheme(self.equation.linear, transform)
-        steady = problem.physics.forcing.spectrum(self.grid).to(device, self.complex)
+        steady = problem.physics.steady(self.grid).to(device, self.complex)
         self._steady = torch.view_as_real(steady)
         self._transform = DifferentiableTransform(self.grid, self._steady, matrices)
 

@@ -21,6 +21,9 @@ Term = Callable[[Tensor, Tensor], Tensor]
 #: ``term(w)`` returns a term of the state ``w`` as a new tensor
 DifferentiableTerm = Callable[[Tensor], Tensor]
 
+#: names of saved rates of past steps, the latest first
+PAST = ("previous_hat", "before_previous_hat")
+
 
 @dataclass
 class Explicit:
@@ -241,6 +244,76 @@ class CNAB2(CrankNicolson):
         return {} if self.is_starting else {"previous_hat": self._previous}
 
 
+class AB3(Scheme):
+    r"""Adams-Bashforth 3 of all terms, then a filter: the scheme of pyqg.
+
+    .. math:: w^+ = F\,[w + dt (\tfrac{23}{12} R_n - \tfrac{16}{12} R_{n-1}
+                                 + \tfrac{5}{12} R_{n-2} + held)], \quad R = N(w) + L w
+
+    The first step is an Euler step, the second one of Adams-Bashforth 2. The filter is 1 up to
+    :math:`\kappa = 0.65\pi` and :math:`e^{-23.6 (\kappa - 0.65\pi)^4}` beyond, with
+    :math:`\kappa = |k|\,dx` (Arbic and Flierl 2003).
+    """
+
+    num_registers = 2
+    has_memory = True
+    WEIGHTS = ((1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12))
+    CUT, SHARPNESS = 0.65 * math.pi, 23.6
+
+    def prepare(self, linear, dt, implicit_only):
+        grid = self.transform.grid
+        kappa = grid.k2.sqrt() * (grid.length / grid.size)
+        beyond = (kappa - self.CUT).clamp(min=0)
+        self.filter = self.symbol(torch.exp(-self.SHARPNESS * beyond**4) + 0j)
+        self.linear = self.symbol(linear)
+        self._past = torch.empty(2, 0)  # R_{n-1}, R_{n-2}, row by row
+        self._taken = np.empty(0, dtype=np.int64)  # steps taken, 2 = enough
+
+    def step(self, w, explicit, registers, rows=slice(None)):
+        rate, scratch = registers
+        past, taken = self._past[:, rows], self._taken[rows]
+        explicit.nonlinear(w, rate)
+        first, second = int(taken.min()), int(taken.max())
+        if first != second:
+            raise RuntimeError("members of a chunk have taken different numbers of steps")
+        rate.add_(self.linear.times(w))
+        weights = self.WEIGHTS[first]
+        torch.mul(rate, weights[0], out=scratch)
+        for weight, before in zip(weights[1:], past):
+            scratch.add_(before * weight)
+        self._past[1, rows] = past[0]
+        self._past[0, rows] = rate
+        self._taken[rows] = min(first + 1, 2)
+        w.add_(scratch.add_(explicit.held).mul_(self.dt))
+        self.filter.scale(w, scratch)
+
+    def differentiable_step(self, w, nonlinear, held, past):
+        rates = (nonlinear(w) + self.linear.times(w))[None]
+        if past is not None:
+            rates = torch.cat([rates, past])[:3]
+        weights = self.WEIGHTS[len(rates) - 1]
+        total = held + sum(weight * rate for weight, rate in zip(weights, rates))
+        return self.filter.times(w + self.dt * total), rates[:2]
+
+    @property
+    def is_starting(self):
+        return bool((self._taken < 2).any())
+
+    def load(self, w, memory):
+        memory = dict(memory)
+        names = [name for name in PAST if name in memory]
+        past = [memory.pop(name) for name in names]
+        super().load(w, memory)
+        self._past = w.new_zeros(2, *w.shape)
+        for place, values in enumerate(past):
+            self._past[place].copy_(values)
+        self._taken = np.full(len(w), len(past))
+
+    def save(self):
+        known = int(self._taken.min(initial=2))
+        return {name: self._past[place] for place, name in enumerate(PAST[:known])}
+
+
 class ETDRK4(Scheme):
     r"""Exponential time differencing, fourth order (Cox and Matthews 2002, eqs 26-29).
 
@@ -379,4 +452,10 @@ class IMEXRK3(Scheme):
         return stage, None
 
 
-SCHEMES = {"cn_euler": CNEuler, "cn_ab2": CNAB2, "etdrk4": ETDRK4, "imex_rk3": IMEXRK3}
+SCHEMES = {
+    "cn_euler": CNEuler,
+    "cn_ab2": CNAB2,
+    "etdrk4": ETDRK4,
+    "imex_rk3": IMEXRK3,
+    "ab3": AB3,
+}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.transform import Transform
+from hpc_closure.spectral.noise.events import Events
 from hpc_closure.spectral.noise.rates import Rates
 from hpc_closure.spectral.noise.state_dependent import Start
 from hpc_closure.spectral.problem import Problem
@@ -58,12 +59,14 @@ class Simulation:
         self.device, self.comm = torch.device(device), comm
         self.transform = Transform(self.grid, problem.precision, device, comm)
         self.step_index = 0
-        # State as real pairs (members, ..., 2).
-        shape = (len(self.members), *self.transform.shape, 2)
+        self.channel_shape = problem.physics.channel_shape
+        # State as real pairs (members, *channel_shape, ..., 2).
+        shape = (len(self.members), *self.channel_shape, *self.transform.shape, 2)
         self.pairs = torch.zeros(shape, dtype=self.transform.real, device=self.device)
         self.noise = problem.make_noise(seed, stage) if problem.removed == "none" else None
         self.rates = Rates(self.noise, self.members, self.pairs)
-        self._steady = self._local_pairs(problem.physics.forcing.spectrum(self.grid))
+        self.events = problem.physics.events(self.grid, problem.dt, seed, stage)
+        self._steady = self._local_pairs(problem.physics.steady(self.grid))
         self._workers, self._chunks = self._make_workers(threads)
         self._pool = None
         if len(self._workers) > 1:
@@ -84,13 +87,15 @@ class Simulation:
     def state(self) -> Tensor:
         """Return the retained spectra ``(members, 2K + 1, K + 1)`` complex, a view.
 
-        On slabs they are this rank's columns.
+        States of C > 1 channels are ``(members, C, 2K + 1, K + 1)``, here and below. On slabs they
+        are this rank's columns.
         """
         return torch.view_as_complex(self.pairs)
 
     def initialise(self) -> Simulation:
         """Draw the initial state of every member and set the step index to zero."""
-        start = self.problem.physics.initial.draw(self.grid, self.members, self.seed, self.stage)
+        physics = self.problem.physics
+        start = physics.draw_initial(self.grid, self.members, self.seed, self.stage)
         return self.load_state(0, start)
 
     def load_state(
@@ -136,8 +141,9 @@ class Simulation:
         """Return full physical fields by name, on every rank.
 
         Args:
-            names: ``vorticity`` and ``streamfunction`` ``(members, n, n)``, ``velocity``
-                ``(members, 2, n, n)``; on a line ``state`` ``(members, n)``.
+            names: names of channels, ``(members, n, n)``; ``streamfunction`` and ``velocity``
+                ``(members, 2, n, n)``, of an equation with several channels as its ``derived``
+                defines them; on a line ``state`` ``(members, n)``.
             size: points per side; by default those of the grid.
         """
         out = {}
@@ -153,6 +159,11 @@ class Simulation:
             ValueError: no such field in these dimensions.
         """
         grid, local, w = self.grid, self.transform.local, self.state
+        if self.channel_shape:
+            channels = [channel.name for channel in self.problem.physics.channels]
+            if name in channels:
+                return w[:, channels.index(name)]
+            return torch.view_as_complex(self._workers[0].equation.derived(name, self.pairs))
         if name in ("vorticity", "state"):
             return w
         if grid.dimensions == 2 and name in ("streamfunction", "velocity"):
@@ -184,8 +195,10 @@ class Simulation:
             raise ValueError(f"a {kind} is known at the present step only, not at step {step}")
         if state_dependent:
             return torch.view_as_complex(self.rates.state_dependent(self.start()))
+        noise = torch.zeros_like(self.state)
         full = self.noise.spread(self.rates.at(step))
-        return self.transform.local(full).to(self.state)
+        self._first_channel(noise).copy_(self.transform.local(full))
+        return noise
 
     def start(self) -> Start:
         """Return all members at the start of the next step."""
@@ -292,6 +305,10 @@ class Simulation:
 
     # -- internals -------------------------------------------------------------------------------
 
+    def _first_channel(self, values: Tensor) -> Tensor:
+        """Return the forced channel of values ``(members, *channel_shape, ...)``."""
+        return values[:, 0] if self.channel_shape else values
+
     def _base(self, chunk: slice, closure: Tensor | None) -> Tensor:
         """Return the steady forcing plus the closure of a chunk, real pairs."""
         if closure is None:
@@ -301,7 +318,8 @@ class Simulation:
     def _make_workers(self, threads: int | None) -> tuple[list[Worker], list[slice]]:
         """Return one worker per thread, and the chunks of members that the workers share."""
         num = len(self.members)
-        chunk = max(1, CHUNK_POINTS // self.grid.size**self.grid.dimensions)
+        points = self.grid.size**self.grid.dimensions * len(self.problem.physics.channels)
+        chunk = max(1, CHUNK_POINTS // points)
         if self.device.type != "cpu" or self.transform.slabs:
             # a GPU needs one launch for all members, slabs need one exchange
             threads, chunk = 1, num
@@ -314,18 +332,21 @@ class Simulation:
         equations = [problem.make_equation(transform) for transform in transforms]
         linear, transform = equations[0].linear, self.transform
         scheme_at = cache(lambda level: problem.make_scheme(linear, transform, level))
-        return [Worker(problem, equation, self.rates, scheme_at) for equation in equations], chunks
+        workers = [
+            Worker(problem, equation, self.rates, self.events, scheme_at) for equation in equations
+        ]
+        return workers, chunks
 
     def _make_device_steps(self):
         """Make the steps of the switches ``graphs`` and ``fused``.
 
         None with both off, on the CPU, and where a step needs the host: an adaptive step, a
-        coloured forcing, one that follows the state.
+        coloured forcing, one that follows the state, several channels.
         """
         if self.device.type != "cuda" or not switches.active() & {switches.GRAPHS, switches.FUSED}:
             return None
         by_host = self.problem.cfl or self.rates.coloured or self.rates.response is not None
-        if by_host or len(self._chunks) > 1:
+        if by_host or self.channel_shape or len(self._chunks) > 1:
             return None
         from hpc_closure.spectral.cuda.steps import DeviceSteps
 
@@ -339,7 +360,7 @@ class Simulation:
             ValueError: the spectra have another shape.
         """
         full = torch.as_tensor(full)
-        expected = (len(self.members), *self.grid.shape)
+        expected = (len(self.members), *self.channel_shape, *self.grid.shape)
         if tuple(full.shape) != expected:
             raise ValueError(f"expected spectra of shape {expected}, got {tuple(full.shape)}")
         return self._local_pairs(full)
@@ -357,13 +378,19 @@ class Worker:
         problem: the recipe.
         equation: on a transform that no other worker uses.
         rates: the stochastic forcing of the ensemble.
+        events: random events of the equation, or None.
         scheme_at: returns the scheme at ``dt / 2**level``; the workers share the schemes.
     """
 
     def __init__(
-        self, problem: Problem, equation, rates: Rates, scheme_at: Callable[[int], Scheme]
+        self,
+        problem: Problem,
+        equation,
+        rates: Rates,
+        events: Events | None,
+        scheme_at: Callable[[int], Scheme],
     ):
-        self.problem, self.equation, self.rates = problem, equation, rates
+        self.problem, self.equation, self.rates, self.events = problem, equation, rates, events
         self.scheme_at, self.transform = scheme_at, equation.transform
         self.nonlinear = equation.nonlinear
         if problem.removed == "convection":
@@ -392,11 +419,15 @@ class Worker:
         explicit = Explicit(self.nonlinear, held)
         scheme, registers = self.scheme_at(level), self._registers_for(w)
         response = self.rates.response
+        forced = (base[:, 0], held[:, 0]) if self.problem.physics.channel_shape else (base, held)
         for step, rate in rates:
             if response is not None:
                 response.add(Start(step, rows, w, self.transform), base, rate, held)
             elif rate is not None:
-                self.rates.add(base, rate, held, self.transform.columns)
+                self.rates.add(forced[0], rate, forced[1], self.transform.columns)
+            if self.events is not None:
+                members = np.asarray(self.rates.members)[rows].tolist()
+                self.events.add(Start(step, rows, w, self.transform), members, base, held)
             scheme.step(w, explicit, registers, rows)
 
     def _advance_adaptive(

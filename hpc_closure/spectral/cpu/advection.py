@@ -32,12 +32,13 @@ def compiled_advection(
 
 
 class CompiledAdvection:
-    """``-(u . grad w)`` from ``w_hat``; holds work arrays, so each thread needs its own.
+    """``-(u . grad c)`` of a field c that a flow carries; holds work arrays of one thread.
 
     Args:
-        form: ``basdevant`` or ``flux``.
+        form: ``basdevant`` (c is the vorticity) or ``flux``.
         transform: on the CPU, of a size that has :func:`line_kernels.radices`.
-        to_velocity: real factors of i w_hat, ``(2, 1, 2K + 1, local columns, 2)``.
+        to_velocity: real factors of i times the spectrum that determines the velocity,
+            ``(2, 1, 2K + 1, local columns, 2)``.
         to_tendency: real factors of the two products, the same shape.
     """
 
@@ -79,35 +80,44 @@ class CompiledAdvection:
             calls = [
                 (
                     programs.whole,
-                    (no_members, into, back, no_members, np.zeros((0, 0, 0), self.dtype)),
+                    (
+                        *(no_members, no_members, into, back, no_members),
+                        np.zeros((0, 0, 0), self.dtype),
+                    ),
                 )
             ]
         else:
             calls = [
-                (programs.to_rows, (no_members, into, mixed)),
+                (programs.to_rows, (no_members, no_members, into, mixed)),
                 (programs.multiply, (mixed, 0)),
                 (programs.to_columns, (mixed, back, no_members)),
             ]
         for program, arguments in calls:
             jit.load(program, *arguments, *common)
 
-    def tendency(self, w: Tensor, out: Tensor) -> Tensor:
-        """Write the tendency of ``w`` to ``out`` and return it.
+    def tendency(self, stream: Tensor, out: Tensor, carried: Tensor | None = None) -> Tensor:
+        """Write the tendency of a field to ``out`` and return it.
 
-        Both are real pairs ``(members, 2K + 1, local columns, 2)``.
+        All are real pairs ``(members, 2K + 1, local columns, 2)``.
+
+        Args:
+            stream: spectra that determine the velocity.
+            out: the tendency.
+            carried: the field, in flux form; by default ``stream``.
         """
-        w_hat = w.view(*w.shape[:2], -1).numpy()
+        flow = stream.view(*stream.shape[:2], -1).numpy()
+        field = flow if carried is None else carried.view(*carried.shape[:2], -1).numpy()
         result = out.view(*out.shape[:2], -1).numpy()
         programs, n, common = self.programs, self.size, (self._work, self._tables)
         if self.slabs is None:
             mixed = self._mixed_fields(1, self.blocks[0], n)[0]
-            programs.whole(w_hat, self.into, self.back, result, mixed, *common)
+            programs.whole(flow, field, self.into, self.back, result, mixed, *common)
             return out
         local_blocks, rows = self.blocks[self.slabs.rank], self.slabs.rows(n)
         count = rows.stop - rows.start
-        columns = self._mixed_fields(len(w), local_blocks, n)
-        lines = self._mixed_fields(len(w), sum(self.blocks), count)
-        programs.to_rows(w_hat, self.into, columns, *common)
+        columns = self._mixed_fields(len(flow), local_blocks, n)
+        lines = self._mixed_fields(len(flow), sum(self.blocks), count)
+        programs.to_rows(flow, field, self.into, columns, *common)
         self._exchange(self.slabs, columns, lines, to_rows=True)
         programs.multiply(lines, count, *common)
         self._exchange(self.slabs, columns, lines, to_rows=False)

@@ -249,13 +249,13 @@ def _forward(source, x, y, out, tables):
 # is two buffers for lines and one for a field.
 
 
-def _to_rows(spectrum, factors, mixed, work, tables):
-    """Transform a spectrum to mixed fields, exchanged: u, v, and in flux form w."""
+def _to_rows(stream, carried, factors, mixed, work, tables):
+    """Transform spectra to mixed fields, exchanged: u, v and, in flux form, the carried field."""
     x, y, _ = work
     lanes = tables[2]
     for f in range(mixed.shape[0]):
         for block in range(mixed.shape[1]):
-            LOAD(spectrum, factors, f, block, x, lanes)
+            LOAD(stream if f < 2 else carried, factors, f, block, x, lanes)
             FORWARD(x, y, x, mixed[f, block], tables)
 
 
@@ -381,16 +381,16 @@ def _store(z, factors, f, block, spectrum, lanes):
 # -- loops over members, the leading axis ---------------------------------------------------------
 
 
-def _whole(w_hat, into, back, out, mixed, work, tables):
-    for i in range(w_hat.shape[0]):
-        TO_ROWS(w_hat[i], into, mixed, work, tables)
+def _whole(stream, carried, into, back, out, mixed, work, tables):
+    for i in range(stream.shape[0]):
+        TO_ROWS(stream[i], carried[i], into, mixed, work, tables)
         MULTIPLY(mixed, N, work, tables)
         TO_COLUMNS(mixed, back, out[i], work, tables)
 
 
-def _all_to_rows(w_hat, into, mixed, work, tables):
-    for i in range(w_hat.shape[0]):
-        TO_ROWS(w_hat[i], into, mixed[i], work, tables)
+def _all_to_rows(stream, carried, into, mixed, work, tables):
+    for i in range(stream.shape[0]):
+        TO_ROWS(stream[i], carried[i], into, mixed[i], work, tables)
 
 
 def _multiply_all(mixed, rows, work, tables):

@@ -7,5 +7,14 @@ from hpc_closure.spectral.equations.base import Equation
 from hpc_closure.spectral.equations.vorticity import Vorticity2D
 from hpc_closure.spectral.equations.kuramoto_sivashinsky import KuramotoSivashinsky1D
 from hpc_closure.spectral.equations.burgers import Burgers1D
+from hpc_closure.spectral.equations.two_layer import TwoLayerQG
+from hpc_closure.spectral.equations.clouds import Clouds
 
-__all__ = ["Burgers1D", "Equation", "KuramotoSivashinsky1D", "Vorticity2D"]
+__all__ = [
+    "Burgers1D",
+    "Clouds",
+    "Equation",
+    "KuramotoSivashinsky1D",
+    "TwoLayerQG",
+    "Vorticity2D",
+]

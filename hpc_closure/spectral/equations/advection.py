@@ -30,12 +30,20 @@ if TYPE_CHECKING:
 
 
 class Advection:
-    """``-u . grad w`` of ``w_hat``, both as real pairs ``(members, 2K + 1, columns, 2)``."""
+    """``-u . grad w`` of ``w_hat``, both as real pairs ``(members, 2K + 1, columns, 2)``.
 
-    def __init__(self, transform: Transform):
+    Args:
+        transform: transform of the grid.
+        to_velocity: real factors of u and v, from i times the spectrum that determines them; by
+            default those of the vorticity.
+    """
+
+    def __init__(self, transform: Transform, to_velocity: Tensor | None = None):
         grid, self.transform = transform.grid, transform
-        # without the factor i: u_hat = i ky / k^2 w_hat, v_hat = -i kx / k^2 w_hat
-        self.to_velocity = transform.factors(grid.ky * grid.inverse_k2, -grid.kx * grid.inverse_k2)
+        if to_velocity is None:
+            # without the factor i: u_hat = i ky / k^2 w_hat, v_hat = -i kx / k^2 w_hat
+            to_velocity = transform.factors(grid.ky * grid.inverse_k2, -grid.kx * grid.inverse_k2)
+        self.to_velocity = to_velocity
         self._work: dict[tuple, Tensor] = {}
 
     def work(self, name: str, like: Tensor) -> Tensor:
@@ -73,8 +81,8 @@ class TwoProducts(Advection):
 
     form = ""
 
-    def __init__(self, transform: Transform):
-        super().__init__(transform)
+    def __init__(self, transform: Transform, to_velocity: Tensor | None = None):
+        super().__init__(transform, to_velocity)
         self.to_tendency = transform.factors(*self.factors(transform.grid))
         self.compiled: CompiledAdvection | None = None
         if transform.lines.on_cpu:
@@ -91,22 +99,28 @@ class TwoProducts(Advection):
     def tendency(self, w, out):
         if self.compiled is None:
             return self.by_transforms(w, out)
-        if self._key not in _COMPARED:
-            self._compare(self.compiled)
-            _COMPARED.add(self._key)
+        self._compare_once(self.compiled)
         return self.compiled.tendency(w, out)
+
+    def _compare_once(self, compiled: CompiledAdvection) -> None:
+        if self._key not in _COMPARED:
+            self._compare(compiled)
+            _COMPARED.add(self._key)
 
     def _compare(self, compiled: CompiledAdvection) -> None:
         """Raise RuntimeError unless compiled functions and transforms agree; once per process."""
         from hpc_closure.spectral.cpu.jit import compare
 
-        shape = (1, *self.transform.shape, 2)
-        w = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        w = w.to(self.transform.real)
+        shape = (2, 1, *self.transform.shape, 2)
+        random = torch.randn(
+            shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        w, carried = random.to(self.transform.real)
+        more = (carried,) if self.form == "flux" else ()
         actual, expected = torch.empty_like(w), torch.empty_like(w)
         compiled.load()
-        compiled.tendency(w, actual)
-        self.by_transforms(w, expected)
+        compiled.tendency(w, actual, *more)
+        self.by_transforms(w, expected, *more)
         bound = 1e3 * torch.finfo(w.dtype).eps
         subject = f"the {self.form} form on {self.transform.grid.size} points per side"
         compare(actual, expected, bound, subject, __file__)
@@ -121,15 +135,31 @@ class TwoProducts(Advection):
 
 
 class Flux(TwoProducts):
-    """``-((u w)_x + (v w)_y)``."""
+    """``-((u c)_x + (v c)_y)`` of a field c that a flow carries; by default the vorticity."""
 
     form = "flux"
 
     def factors(self, grid):
         return grid.kx, grid.ky
 
-    def by_transforms(self, w, out):
-        fields = self.transform.synthesize((self.rotate(w), self.to_velocity), (w, None))
+    def carry(self, stream: Tensor, carried: Tensor, out: Tensor) -> Tensor:
+        """Write the tendency of a carried field to ``out`` and return it.
+
+        All are contiguous real pairs ``(members, 2K + 1, columns, 2)``.
+
+        Args:
+            stream: spectra from which ``to_velocity`` computes the velocity.
+            carried: spectra of c.
+            out: the tendency.
+        """
+        if self.compiled is None:
+            return self.by_transforms(stream, out, carried)
+        self._compare_once(self.compiled)
+        return self.compiled.tendency(stream, out, carried)
+
+    def by_transforms(self, w, out, carried=None):
+        carried = w if carried is None else carried
+        fields = self.transform.synthesize((self.rotate(w), self.to_velocity), (carried, None))
         fields[:2].mul_(fields[2])
         flux = self.transform.analyse(fields[:2], self.to_tendency)
         total = flux[0].add_(flux[1])

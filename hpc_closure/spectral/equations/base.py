@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny
 
@@ -12,13 +13,31 @@ from hpc_closure.spectral.noise.laws import Noise, QWiener
 from hpc_closure.spectral.recipe import Family, Positive
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from hpc_closure.spectral.modes.differentiable import DifferentiableTransform
     from hpc_closure.spectral.modes.grid import Grid
     from hpc_closure.spectral.modes.transform import Transform
+    from hpc_closure.spectral.noise.events import Events
 
 _WORDS = {1: "one dimension", 2: "two dimensions"}
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One field of a state.
+
+    Attributes:
+        name: name of the field, also of its data set.
+        unit: unit in terms of ``length`` and ``time``; empty if it has none.
+        kind: how a reflection changes it; a pseudo-scalar changes its sign.
+    """
+
+    name: str
+    unit: str
+    kind: Literal["scalar", "pseudo-scalar"]
 
 
 class Equation(Family):
@@ -31,6 +50,8 @@ class Equation(Family):
     default: ClassVar[str] = "vorticity2d"
     #: dimensions of the flow, 1 or 2
     dimensions: ClassVar[int]
+    #: fields of the state; forcing and noise act on the first
+    channels: ClassVar[tuple[Channel, ...]] = (Channel("vorticity", "1/time", "pseudo-scalar"),)
 
     equation: str
     length: Positive = Field(1.0, description="side of the periodic box")
@@ -48,9 +69,49 @@ class Equation(Family):
         """Return the keys of the linear terms other than viscosity."""
         return []
 
+    @property
+    def channel_shape(self) -> tuple[int, ...]:
+        """Return ``(C,)`` for a state of C > 1 fields, and ``()`` for a single field."""
+        return (len(self.channels),) if len(self.channels) > 1 else ()
+
     def linear(self, grid: Grid) -> Tensor:
-        """Return the eigenvalue of the linear part per mode, full retained shape, complex128."""
+        """Return the eigenvalues of the diagonal linear part per mode, complex128.
+
+        Their shape is ``(*channel_shape, 2K + 1, K + 1)``. Linear terms that couple channels
+        belong to :meth:`Terms.nonlinear`.
+        """
         raise NotImplementedError
+
+    def steady(self, grid: Grid) -> Tensor:
+        """Return the steady forcing of all channels, ``(*channel_shape, ...)`` complex128."""
+        return self._of_first_channel(self.forcing.spectrum(grid))
+
+    def draw_initial(self, grid: Grid, members: Sequence[int], seed: int, stage: str) -> Tensor:
+        """Draw initial states ``(members, *channel_shape, ...)`` complex128.
+
+        The initial law is that of the first channel; the others begin at zero.
+        """
+        return self._of_first_channel(self.initial.draw(grid, members, seed, stage), 1)
+
+    def events(self, grid: Grid, dt: float, seed: int, stage: str) -> Events | None:
+        """Return the random events that change the state at single steps, or None.
+
+        Args:
+            grid: the solver's grid.
+            dt: step of the run.
+            seed: seed of the experiment.
+            stage: stage of the pipeline, part of the Philox key.
+        """
+        return None
+
+    def _of_first_channel(self, spectra: Tensor, axis: int = 0) -> Tensor:
+        """Insert an axis of channels before the modes; all channels but the first are zero."""
+        if not self.channel_shape:
+            return spectra
+        shape = (*spectra.shape[:axis], *self.channel_shape, *spectra.shape[axis:])
+        out = spectra.new_zeros(shape)
+        out.select(axis, 0).copy_(spectra)
+        return out
 
     def terms(self, transform: Transform, form: str) -> Terms:
         """Return the equation on a transform.
@@ -111,8 +172,19 @@ class Terms:
         self.linear = equation.linear(transform.grid)
 
     def nonlinear(self, w: Tensor, out: Tensor) -> Tensor:
-        """Write the nonlinear term of ``w``, ``(members, ..., 2)``, to ``out`` and return it."""
+        """Write the nonlinear term of ``w`` to ``out`` and return it.
+
+        Both are ``(members, *channel_shape, 2K + 1, columns, 2)``, on a line without the rows.
+        """
         raise NotImplementedError
+
+    def derived(self, name: str, w: Tensor) -> Tensor:
+        """Return the pairs of a field that states determine; see :meth:`Simulation.fields`.
+
+        Raises:
+            ValueError: the equation has no such field.
+        """
+        raise ValueError(f"unknown field {name!r}")
 
     def differentiable_nonlinear(self, w: Tensor, transform: DifferentiableTransform) -> Tensor:
         """Return the nonlinear term of ``w`` as a new tensor that autograd differentiates."""

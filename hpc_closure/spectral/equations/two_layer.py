@@ -1,0 +1,162 @@
+r"""Two-layer quasi-geostrophic flow on a periodic square, with a mean shear.
+
+.. math::
+   \partial_t q_i + J(\psi_i, q_i) + U_i\,\partial_x q_i + Q_{i,y}\,\partial_x\psi_i
+   = -\delta_{i2}\,r\,\nabla^2\psi_2 - \nu_h(-\nabla^2)^p q_i + \delta_{i1} f
+
+with :math:`q_1 = \nabla^2\psi_1 + F_1(\psi_2 - \psi_1)`, :math:`q_2 = \nabla^2\psi_2 + F_2(\psi_1
+- \psi_2)`, :math:`F_1 = r_d^{-2}/(1 + \delta)`, :math:`F_2 = \delta F_1`, and mean gradients
+:math:`Q_{1,y} = \beta + F_1(U_1 - U_2)`, :math:`Q_{2,y} = \beta - F_2(U_1 - U_2)` (Vallis 2017,
+sec. 5.3; the model of pyqg). Velocities are :math:`(u, v) = (-\psi_y, \psi_x)`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from hpc_closure.spectral.equations.base import Channel, Equation, Terms
+from hpc_closure.spectral.recipe import Finite, NonNegative, Positive
+
+
+class TwoLayerQG(Equation):
+    """Two-layer quasi-geostrophic flow on a square; channel 0 is the upper layer."""
+
+    dimensions: ClassVar[int] = 2
+    channels: ClassVar[tuple[Channel, ...]] = (
+        Channel("q_upper", "1/time", "pseudo-scalar"),
+        Channel("q_lower", "1/time", "pseudo-scalar"),
+    )
+
+    equation: Literal["two_layer_qg"] = "two_layer_qg"
+    beta: Finite = Field(0.0, description="gradient of the planetary vorticity")
+    drag: NonNegative = Field(0.0, description="linear drag, 1/time; of the lower layer")
+    deformation_radius: Positive = Field(0.1, description="r_d, length")
+    depth_ratio: Positive = Field(1.0, description="depth of the upper layer over the lower one")
+    mean_flow: tuple[Finite, Finite] = Field(
+        (0.0, 0.0), description="velocities U of the layers along x"
+    )
+    hyperviscosity: NonNegative = Field(0.0, description="coefficient of (-Lap)^order")
+    hyperviscosity_order: Annotated[int, Field(ge=2, le=8)] = 4
+
+    @property
+    def damping(self) -> dict[int, float]:
+        return {self.hyperviscosity_order: self.hyperviscosity} if self.hyperviscosity else {}
+
+    @property
+    def other_linear_terms(self) -> list[str]:
+        return ["mean_flow"]
+
+    @property
+    def stretching(self) -> tuple[float, float]:
+        """Return F_1 and F_2, 1/length^2."""
+        upper = self.deformation_radius**-2 / (1 + self.depth_ratio)
+        return upper, self.depth_ratio * upper
+
+    @property
+    def mean_gradients(self) -> tuple[float, float]:
+        """Return the gradients along y of the layers' mean potential vorticity."""
+        (upper, lower), (f1, f2) = self.mean_flow, self.stretching
+        return self.beta + f1 * (upper - lower), self.beta - f2 * (upper - lower)
+
+    def linear(self, grid):
+        import torch
+
+        damping = -self.hyperviscosity * grid.k2**self.hyperviscosity_order
+        layers = [
+            torch.complex(damping, -speed * grid.kx.expand(grid.shape)) for speed in self.mean_flow
+        ]
+        return torch.stack(layers)
+
+    def is_symmetry(self, exchanged, sign_x, sign_y):
+        # shear and beta distinguish the axes and the direction of x
+        plain = not self.beta and self.mean_flow[0] == self.mean_flow[1] == 0
+        return plain or (not exchanged and sign_x == 1)
+
+    def terms(self, transform, form):
+        return TwoLayerTerms(self, transform)
+
+
+class TwoLayerTerms(Terms):
+    """Advection in flux form, and the linear terms that couple the layers."""
+
+    def __init__(self, equation: TwoLayerQG, transform):
+        from hpc_closure.spectral.equations.advection import Flux
+
+        super().__init__(equation, transform)
+        grid, factors = transform.grid, transform.factors
+        self.mean_flow = equation.mean_flow
+        f1, f2 = equation.stretching
+        # psi = S q with S the inverse of [[-(k^2 + F1), F1], [F2, -(k^2 + F2)]]; no mean
+        determinant = grid.k2 * (grid.k2 + f1 + f2)
+        inverse = determinant.new_zeros(grid.shape)
+        inverse[grid.integer_k2 > 0] = 1 / determinant[grid.integer_k2 > 0]
+        one = inverse.new_ones(grid.shape)
+        self.inversion = factors(
+            -(grid.k2 + f2) * inverse,
+            -f1 * one * inverse,
+            -f2 * one * inverse,
+            -(grid.k2 + f1) * inverse,
+        )
+        # without the factor i: u_hat = -i ky psi_hat, v_hat = i kx psi_hat
+        self.transport = Flux(transform, factors(-grid.ky, grid.kx))
+        self.gradients = factors(*(gradient * grid.kx for gradient in equation.mean_gradients))
+        self.drag = factors(equation.drag * grid.k2)[0]
+
+    def streamfunctions(self, w):
+        """Return the pairs of psi, shaped like the state ``(members, 2, 2K + 1, columns, 2)``."""
+        import torch
+
+        upper, lower, (a, b, c, d) = w[:, 0], w[:, 1], self.inversion
+        return torch.stack([a * upper + b * lower, c * upper + d * lower], 1)
+
+    def nonlinear(self, w, out):
+        psi = self.streamfunctions(w)
+        layers = (-1, *w.shape[2:])  # layers as further members
+        self.transport.carry(psi.reshape(layers), w.reshape(layers), out.view(layers))
+        rotated = _times_i(psi)
+        for layer, gradient in enumerate(self.gradients):
+            out[:, layer].sub_(gradient * rotated[:, layer])
+        out[:, 1].add_(self.drag * psi[:, 1])
+        return out
+
+    def differentiable_nonlinear(self, w, transform):
+        import torch
+
+        psi = self.streamfunctions(w)
+        rotated = _times_i(psi)
+        velocity = [transform.fields(rotated * factor[0]) for factor in self.transport.to_velocity]
+        field = transform.fields(w)
+        total = sum(
+            transform.spectra(speed * field) * factor[0]
+            for speed, factor in zip(velocity, self.transport.to_tendency)
+        )
+        gradients = torch.stack([gradient[0] for gradient in self.gradients])
+        drag = torch.stack([torch.zeros_like(self.drag[0]), self.drag[0]])
+        return -_times_i(total) - gradients * rotated + drag * psi
+
+    def speed(self, w):
+        rotated = _times_i(self.streamfunctions(w)).reshape(-1, *w.shape[2:])
+        u, v = self.transform.synthesize((rotated, self.transport.to_velocity))
+        u, v = (part.reshape(*w.shape[:2], *part.shape[1:]) for part in (u, v))
+        mean = u.new_tensor(self.mean_flow)[:, None, None]
+        return (u + mean).abs_().add_(v.abs_()).amax((-3, -2, -1))
+
+    def derived(self, name, w):
+        import torch
+
+        psi = self.streamfunctions(w)
+        if name == "streamfunction":
+            return psi
+        if name == "velocity":  # (members, 2 components, 2 layers, ...)
+            rotated = _times_i(psi)
+            return torch.stack([rotated * factor[0] for factor in self.transport.to_velocity], 1)
+        return super().derived(name, w)
+
+
+def _times_i(z):
+    """Return ``i z`` of real pairs."""
+    from hpc_closure.spectral.modes.differentiable import times_i
+
+    return times_i(z)

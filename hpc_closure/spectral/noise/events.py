@@ -1,0 +1,127 @@
+r"""Random events that change the state at single steps: births of rain clouds.
+
+Births are a Poisson process whose rate per area and time depends on the state at the start of a
+step. They are drawn by thinning: candidates of a constant rate, of which a share is accepted.
+Candidates, places, sizes and acceptance come from counters (seed, stage, member, step). So the
+births of a member do not depend on the batch, the number of ranks or a restart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_closure.spectral.modes.grid import Grid
+from hpc_closure.spectral.noise.counters import STREAM_EVENTS, key_of, uniform_bits
+from hpc_closure.spectral.noise.state_dependent import Start
+
+
+class Events:
+    """Random events that add to some channels in the steps at which they occur."""
+
+    def add(self, start: Start, members: Sequence[int], base: Tensor, out: Tensor) -> None:
+        """Write ``base`` plus the events of a step, as rates, to their channels of ``out``.
+
+        Args:
+            start: the members at the start of the step.
+            members: ids of its rows.
+            base: real pairs like the state.
+            out: like ``base``.
+        """
+        raise NotImplementedError
+
+
+class Births(Events):
+    r"""Blobs :math:`A\,g(x - x_j)` added to a channel, with exponential sizes A of mean 1.
+
+    Args:
+        rate: births per area and time at field values ``(...)`` of the channel ``reads``.
+        largest: values are cut at this rate.
+        blob: retained spectrum of g, centred at the origin, ``(2K + 1, K + 1)`` real.
+        channels: (reads, writes), channels that determine the rate and that receive the blobs.
+        grid: the solver's grid.
+        dt: step.
+        seed, stage: of the experiment, for the Philox keys.
+    """
+
+    def __init__(
+        self,
+        rate: Callable[[np.ndarray], np.ndarray],
+        largest: float,
+        blob: Tensor,
+        channels: tuple[int, int],
+        grid: Grid,
+        dt: float,
+        seed: int,
+        stage: str,
+    ):
+        self.rate, self.largest, self.blob = rate, largest, blob.numpy()
+        self.reads, self.writes = channels
+        self.grid, self.dt, self.seed, self.stage = grid, dt, seed, stage
+        self.expected = largest * grid.length**2 * dt
+
+    def add(self, start, members, base, out):
+        transform = start.transform
+        field = transform.gather_field(transform.synthesize((start.w[:, self.reads], None))[0])
+        fields = field.double().cpu().numpy()
+        target = out[:, self.writes]
+        target.copy_(base[:, self.writes])
+        for row, member in enumerate(members):
+            places, sizes = self.draw(member, start.step, fields[row])
+            if len(sizes):
+                spectrum = transform.local(torch.from_numpy(self.spectrum(places, sizes)))
+                target[row] += torch.view_as_real(spectrum / self.dt).to(target)
+
+    def draw(self, member: int, step: int, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the births of a member in a step.
+
+        Args:
+            member: its id.
+            step: steps taken before.
+            field: ``(n, n)`` values at the start of the step that determine the rate.
+
+        Returns:
+            Places ``(J, 2)`` in units of the side, and sizes ``(J,)``.
+        """
+        key = key_of(self.seed, self.stage, member)
+        number = _poisson(self.expected, _uniforms(key, step, 0, 1)[0])
+        if not number:
+            return np.empty((0, 2)), np.empty(0)
+        x, y, sizes, accepted = _uniforms(key, step, 1, number).reshape(number, 4).T
+        n = self.grid.size
+        # the value at the nearest point
+        values = field[np.rint(x * n).astype(int) % n, np.rint(y * n).astype(int) % n]
+        born = accepted * self.largest < np.minimum(self.rate(values), self.largest)
+        return np.stack([x, y], 1)[born], -np.log(sizes[born])
+
+    def spectrum(self, places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Return the retained spectrum of the blobs of a step, ``(2K + 1, K + 1)`` complex128."""
+        kx, ky = self.grid.integer_kx.numpy().ravel(), self.grid.integer_ky.numpy().ravel()
+        along_x = np.exp(-2j * np.pi * places[:, :1] * kx) * sizes[:, None]
+        along_y = np.exp(-2j * np.pi * places[:, 1:] * ky)
+        # one sum per mode, in the order of the births
+        total = np.zeros((len(kx), len(ky)), dtype=np.complex128)
+        for one_x, one_y in zip(along_x, along_y):
+            total += one_x[:, None] * one_y
+        return total * self.blob
+
+
+def _uniforms(key: np.ndarray, step: int, first: int, counters: int) -> np.ndarray:
+    """Return four uniform numbers in (0, 1) per counter of a step, of 53 bits."""
+    words = uniform_bits(key, STREAM_EVENTS, first, counters, step)
+    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def _poisson(mean: float, uniform: float) -> int:
+    """Return the quantile of a Poisson law by adding its probabilities; for means below 500."""
+    term = total = math.exp(-mean)
+    number = 0
+    while uniform > total and number < 10 * mean + 100:
+        number += 1
+        term *= mean / number
+        total += term
+    return number
