@@ -70,6 +70,10 @@ CONFIG = [
     ("generate.t_end=0.4012", r"generate.t_end=0.4012 is not a multiple of 0.005; nearest: 0.4"),
     ("generate.record.every=0.013", r"generate.record.every=0.013 is not a multiple of 0.005"),
     ("generate.record.start=5", r"generate.record.start=5.0 is after generate.t_end=0.4: nothing"),
+    (
+        "physics.equation=clouds",
+        r"physics.equation=clouds has the fields vorticity, moisture, rain",
+    ),
     ("generate.record.grid=32", r"generate.record.grid=32 is finer than generate.grid=16, the gr"),
     ("train.grid=12", r"train.grid=12 does not divide 16"),
     ("evaluate.grids=[64]", r"evaluate.grids=64 does not divide 16"),

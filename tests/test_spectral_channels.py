@@ -313,6 +313,43 @@ def test_the_mean_of_many_births_is_the_mean_rate():
     assert 0.6 < ratio < 1.5
 
 
+def test_the_mean_of_many_births_over_ten_steps_is_the_mean_rate():
+    """Each step adds its own births, and no others."""
+    # clouds too weak to change the moisture, on which the rate depends
+    problem = CLOUDS.replace(cloud_strength=0.01, rain_time=1e6, **QUIET)
+    start = torch.zeros(1, 3, *problem.make_grid().shape, dtype=torch.complex128)
+    start[0, 1, 0, 0] = 0.7
+    random = Simulation(problem, range(200), 2)
+    random.load_state(0, start.expand(200, *start.shape[1:])).advance(10)
+    mean = Simulation(problem.replace(births="mean"), [0], 2).load_state(0, start).advance(10)
+    rain, expected = random.state[:, 2, 0, 0].real, mean.state[0, 2, 0, 0].real
+    assert rain.mean().item() == pytest.approx(expected.item(), rel=0.06)
+
+
 def test_random_births_have_no_gradient():
     with pytest.raises(ValueError, match="without random events: set births=mean"):
         DifferentiableSolver(CLOUDS.replace(**QUIET))
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        (
+            {"noise": {"kind": "two_regimes"}},
+            "noise.kind=state_amplitude is for equations of one fiel",
+        ),
+        (
+            {"cfl": 0.5, "scheme": "etdrk4"},
+            "generate.cfl=0.5: clouds is solved in steps of one le",
+        ),
+        (
+            {"removed": "convection"},
+            "generate.closure=convection is a term of vorticity2d; clouds",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(change, line):
+    with pytest.raises(ValueError, match=line):
+        CLOUDS.replace(**change)
+    with pytest.raises(ValueError, match="expected spectra of shape"):
+        Simulation(CLOUDS, [0], 0).load_state(0, torch.zeros(1, 21, 11))

@@ -13,6 +13,7 @@ def check(experiment) -> None:
     """Raise ValueError if two sections of the experiment contradict each other."""
     for path in experiment.use.classes:
         find(Kind, path, "use.classes")
+    _check_fields(experiment.physics)
     _check_data(experiment)
     _check_problem(experiment)
     _check_dimensions(experiment)
@@ -28,6 +29,16 @@ def check(experiment) -> None:
     _check_replicas(experiment)
     _check_after_release(experiment)
     _check_sensors(experiment)
+
+
+def _check_fields(physics) -> None:
+    """Refuse equations whose state has several fields."""
+    if len(physics.channels) > 1:
+        names = ", ".join(channel.name for channel in physics.channels)
+        raise ValueError(
+            f"physics.equation={physics.equation} has the fields {names}, but the verbs take "
+            "equations of one field; docs/api.md says how to run it in Python"
+        )
 
 
 def _check_data(experiment) -> None:

@@ -85,6 +85,8 @@ class Problem(Numerics):
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
         self.physics.check()
+        if len(self.physics.channels) > 1:
+            self._check_channels()
         self.physics.forcing.retained(self.grid, self.physics.length)
         self.physics.noise.check(self.dt, self.cfl)
         if self.removed != "none":
@@ -95,6 +97,23 @@ class Problem(Numerics):
                 "remove cfl, or set generate.scheme to cn_euler, etdrk4 or imex_rk3"
             )
         return self
+
+    def _check_channels(self) -> None:
+        name = self.physics.equation
+        if self.physics.noise.depends_on_state:
+            raise ValueError(
+                f"physics.noise.kind={self.physics.noise.kind} is for equations of one field; "
+                f"{name} needs none, ring, ornstein_uhlenbeck or q_wiener"
+            )
+        if self.cfl:
+            raise ValueError(
+                f"generate.cfl={self.cfl:g}: {name} is solved in steps of one length; remove cfl"
+            )
+        if self.removed != "none":
+            raise ValueError(
+                f"generate.closure={self.removed} is a term of vorticity2d; {name} has closure "
+                "subgrid or none"
+            )
 
     def _check_removed(self) -> None:
         alternative = "or set generate.closure to convection, subgrid or none"

@@ -28,6 +28,8 @@ class Noise(Family):
     default: ClassVar[str] = "q_wiener"
     #: dimensions of the flows that the forcing is for
     dimensions: ClassVar[tuple[int, ...]] = (2,)
+    #: whether the noise of a step depends on the state at its start
+    depends_on_state: ClassVar[bool] = False
 
     kind: str
 
@@ -156,6 +158,8 @@ class OrnsteinUhlenbeck(Noise):
 
 class StateDependentNoise(QWiener):
     """White noise that depends on the state at the start of each step, in the sense of Ito."""
+
+    depends_on_state: ClassVar[bool] = True
 
     kind: str  # type: ignore[assignment]
 
