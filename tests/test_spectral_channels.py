@@ -335,7 +335,7 @@ def test_random_births_have_no_gradient():
     "change, line",
     [
         (
-            {"noise": {"kind": "two_regimes"}},
+            {"noise": {"kind": "state_amplitude"}},
             "noise.kind=state_amplitude is for equations of one fiel",
         ),
         (
