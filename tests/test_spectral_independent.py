@@ -1,7 +1,13 @@
-"""The solver against solvers that share no line with it: exponax and fluidsim, where installed."""
+"""The solver against solvers that share no line with it: exponax, fluidsim and pyqg, if installed.
+
+pyqg 0.7.2 needs numpy 1, so it may be in another environment: ``PYQG_PYTHON=/path/to/python``.
+"""
 
 import contextlib
 import io
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -131,3 +137,54 @@ def test_the_published_scheme_converges_to_an_independent_solver(independent):
     assert [a / b for a, b in zip(errors, errors[1:])] == pytest.approx([2, 2], rel=0.05)
     coarse, fine = (2 * b - a for a, b in zip(ends, ends[1:]))
     assert distance(coarse, independent) / distance(fine, independent) == pytest.approx(4, rel=0.1)
+
+
+# 100 steps of an hour of the eddy configuration (Ross et al. 2023), from large scales
+PYQG = """
+import sys
+import numpy as np
+import pyqg
+model = pyqg.QGModel(
+    nx=128, dt=3600.0, L=1e6, beta=1.5e-11, rek=5.787e-7, rd=15000.0, delta=0.25, U1=0.025, U2=0.0,
+    tmax=1e20, tavestart=1e30, twrite=10**9, log_level=0, ntd=1,
+)
+model.q = np.load(sys.argv[1])
+model._invert()
+for _ in range(100):
+    model._step_forward()
+np.save(sys.argv[2], np.array(model.q))
+"""
+
+
+def test_two_layers_end_where_pyqg_ends(tmp_path):
+    python = os.environ.get("PYQG_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import pyqg"], capture_output=True).returncode:
+        pytest.skip(f"{python} cannot import pyqg")
+    problem = Problem(
+        equation="two_layer_qg",
+        grid=128,
+        length=1e6,
+        dt=3600.0,
+        beta=1.5e-11,
+        drag=5.787e-7,
+        deformation_radius=15000.0,
+        depth_ratio=0.25,
+        mean_flow=(0.025, 0.0),
+        scheme="ab3",
+    )
+    sim = Simulation(problem, [0], 0)
+    noise = torch.randn(1, 2, 128, 128, generator=torch.Generator().manual_seed(0)).double()
+    spectra = sim.transform.to_spectral(noise) * (sim.grid.integer_k2 <= 36)
+    fields = sim.transform.to_physical(spectra)
+    size = torch.tensor([5e-6, 1e-6])[:, None, None] / fields.std((-2, -1), keepdim=True)
+    sim.load_state(0, spectra * size)
+    # the first axis is x here, the last one in pyqg
+    np.save(tmp_path / "start.npy", (fields * size)[0].mT.numpy())
+    command = [python, "-c", PYQG, tmp_path / "start.npy", tmp_path / "end.npy"]
+    subprocess.run(command, check=True, capture_output=True)
+    expected = torch.from_numpy(np.load(tmp_path / "end.npy")).mT
+    sim.advance(100)
+    for layer, name in enumerate(("q_upper", "q_lower")):
+        field = sim.fields([name])[name][0]
+        assert (field - (fields * size)[0, layer]).abs().max() > 0.3 * field.abs().max()
+        assert (field - expected[layer]).abs().max() < 2e-6 * field.abs().max()
