@@ -10,6 +10,7 @@ import torch
 
 from hpc_closure.spectral import simulation
 from hpc_closure.spectral.differentiable import DifferentiableSolver
+from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -244,27 +245,42 @@ def test_the_noise_forces_the_upper_layer():
 
 
 def test_births_have_their_law():
-    """Numbers, sizes and places of 4,000 steps, at two moistures."""
+    """Numbers, sizes and places of 4,000 steps, where the moisture varies along x."""
     sim = Simulation(CLOUDS, [0], 5)
-    field = np.full((32, 32), 0.5)
-    field[:16] = 0.75  # five times the rate
-    births = [sim.events.draw(3, step, field) for step in range(4000)]
+    x, _ = sim.grid.coordinates()
+    angle = 2 * math.pi / sim.grid.length * x
+    field = (0.6 + 0.2 * torch.cos(angle)).expand(32, 32)
+    w_hat = sim.transform.to_spectral(field[None])[0].numpy()
+    births = [sim.events.draw(3, step, w_hat) for step in range(4000)]
     places = np.concatenate([place for place, _ in births])
     sizes = np.concatenate([size for _, size in births])
     number = np.array([len(size) for _, size in births])
-    half = CLOUDS.physics.length**2 / 2 * CLOUDS.dt
-    expected = half * 2 * (1 + 1.5**4)
+    rate = CLOUDS.physics.rate(field)
+    expected = float(rate.mean()) * CLOUDS.physics.length**2 * CLOUDS.dt
     assert number.mean() == pytest.approx(expected, rel=0.03)
     assert number.var() == pytest.approx(expected, rel=0.1)
     assert sizes.mean() == pytest.approx(1, abs=0.03) and sizes.std() == pytest.approx(1, abs=0.05)
-    # points nearest to the first 16 rows are within half a row of them
-    moist = ((places[:, 0] + 0.5 / 32) % 1) < 0.5
-    assert moist.mean() == pytest.approx(1.5**4 / (1 + 1.5**4), abs=0.01)
-    assert places[:, 1].mean() == pytest.approx(0.5, abs=0.01)
-    again = sim.events.draw(3, 17, field)
+    for wave in (1, 2):  # the law of the places, by its Fourier coefficients
+        law = float((rate * torch.cos(wave * angle)).mean() / rate.mean())
+        assert np.cos(2 * np.pi * wave * places[:, 0]).mean() == pytest.approx(law, abs=0.02)
+        assert np.cos(2 * np.pi * wave * places[:, 1]).mean() == pytest.approx(0, abs=0.02)
+        assert np.sin(2 * np.pi * wave * places[:, 0]).mean() == pytest.approx(0, abs=0.02)
+    again, other = sim.events.draw(3, 17, w_hat), sim.events.draw(4, 17, w_hat)
     assert np.array_equal(again[0], births[17][0]) and np.array_equal(again[1], births[17][1])
-    other = sim.events.draw(4, 17, field)
     assert not np.array_equal(again[0], other[0])
+
+
+def test_births_do_not_depend_on_the_grid():
+    """Finer grids with the same modes of the moisture see the same births."""
+    small, large = (Simulation(CLOUDS.replace(grid=grid), [0], 5) for grid in (32, 64))
+    w_hat = random_state(CLOUDS, 1).state[0, 1] * 0.02
+    w_hat[0, 0] = 0.6
+    fine = resize(w_hat, large.grid.modes)
+    for step in range(50):
+        one, other = small.events.draw(0, step, w_hat.numpy()), large.events.draw(
+            0, step, fine.numpy()
+        )
+        assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
 
 
 def test_a_cloud_is_born_where_it_is_drawn():

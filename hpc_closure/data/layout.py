@@ -8,7 +8,9 @@
     /dimensions          time (T,), x (n,), y (n,)
     /boundary_conditions x_periodic, y_periodic
     /scalars             one (B, T) series per diagnostic
-    /t0_fields           vorticity, closure, streamfunction: (B, T, n, n); on a line (B, T, n)
+    /t0_fields           vorticity, closure, streamfunction: (B, T, n, n); on a line (B, T, n);
+                         of an equation with several fields its fields, named in attribute
+                         channels
     /t1_fields           velocity: (B, T, n, n, 2)
     /filtered            one (B, T, m, m) field per filter, on the filter's grid
     /references          truth, none: (cases, T, n, n), in a rollout
@@ -75,6 +77,7 @@ class Layout:
         dimensions: 2, or 1 for fields on a line, (B, T, n).
         precision: precision of the fields.
         fields: names of the (B, T, n, n) fields.
+        channels: names of the fields of the state, if it has several.
         vectors: names of the (B, T, n, n, 2) fields.
         filtered: points per side of the (B, T, m, m) fields, by name.
         scalars: names of the (B, T) diagnostics.
@@ -90,6 +93,7 @@ class Layout:
     dimensions: int = 2
     precision: str = "float32"
     fields: Sequence[str] = FIELDS
+    channels: Sequence[str] = ()
     vectors: Sequence[str] = ()
     filtered: Mapping[str, int] = field(default_factory=dict)
     scalars: Sequence[str] = ()
@@ -188,10 +192,14 @@ class BlockHeader(Header):
         times, points = file.get("dimensions/time"), file.get("dimensions/x")
         expect(path, _is_floats(times, 1), "it has no times")
         expect(path, _is_floats(points, 1), "it has no points x")
+        channels = file.attrs.get("channels", ())
+        named = np.ndim(channels) == 1 and all(isinstance(name, str) for name in channels)
+        expect(path, named, "its channels are no names")
         sides = file.attrs.get("n_spatial_dims", 2)
         plane_or_line = np.ndim(sides) == 0 and sides in (1, 2)
         expect(path, plane_or_line, "its n_spatial_dims is neither 1 nor 2")
-        _check_shapes(file, path, (len(header.members), len(times)), int(sides))
+        states = list(channels) or [STATES[int(sides)]]
+        _check_shapes(file, path, (len(header.members), len(times)), int(sides), states)
         return cls(
             **{name: getattr(header, name) for name in Header.__dataclass_fields__},
             times=times[:],
@@ -206,10 +214,12 @@ class BlockHeader(Header):
 RECORDS = ("recipe", "certificate", "provenance")  # attributes of a block that are JSON
 
 
-def _check_shapes(file, path: Path, shape: tuple[int, int], sides: int) -> None:
-    """Check that all data sets are floats of (members, times) ``shape``."""
-    state = STATES[sides]
-    expect(path, state in file.get("t0_fields", {}), f"it has no t0_fields/{state}")
+def _check_shapes(
+    file, path: Path, shape: tuple[int, int], sides: int, states: Sequence[str]
+) -> None:
+    """Check that all data sets are floats of (members, times) ``shape``, and ``states`` exist."""
+    for state in states:
+        expect(path, state in file.get("t0_fields", {}), f"it has no t0_fields/{state}")
     defect = f"does not have {shape[0]} members and {shape[1]} times"
     ndims = {"t0_fields": 2 + sides, "t1_fields": 3 + sides, "filtered": 2 + sides, "scalars": 2}
     for group, ndim in ndims.items():

@@ -75,6 +75,8 @@ class BlockWriter:
         file.attrs["layout_version"] = VERSION
         file.attrs["grid_type"] = "cartesian"
         file.attrs["n_spatial_dims"] = layout.dimensions
+        if layout.channels:
+            file.attrs["channels"] = list(layout.channels)
         file.attrs["n_trajectories"] = len(layout.members)
         file.attrs["members"] = np.asarray(layout.members, dtype=np.int64)
         file.attrs["simulation_parameters"] = numbers

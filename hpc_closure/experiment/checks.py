@@ -13,7 +13,7 @@ def check(experiment) -> None:
     """Raise ValueError if two sections of the experiment contradict each other."""
     for path in experiment.use.classes:
         find(Kind, path, "use.classes")
-    _check_fields(experiment.physics)
+    _check_fields(experiment)
     _check_data(experiment)
     _check_problem(experiment)
     _check_dimensions(experiment)
@@ -31,14 +31,23 @@ def check(experiment) -> None:
     _check_sensors(experiment)
 
 
-def _check_fields(physics) -> None:
-    """Refuse equations whose state has several fields."""
-    if len(physics.channels) > 1:
+def _check_fields(experiment) -> None:
+    """Refuse what is only for a state of one field, if the equation has several."""
+    physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
+    if len(physics.channels) == 1:
+        return
+    if generate.closure != "none":
         names = ", ".join(channel.name for channel in physics.channels)
         raise ValueError(
-            f"physics.equation={physics.equation} has the fields {names}, but the verbs take "
-            "equations of one field; docs/api.md says how to run it in Python"
+            f"generate.closure={generate.closure} is for equations of one field, but "
+            f"{physics.equation} has the fields {names}: set generate.closure to none (data only)"
         )
+    for key in ("fields", "filters", "spectra"):
+        if getattr(record, key):
+            raise ValueError(
+                f"generate.record.{key} is for equations of one field; remove it: the fields of "
+                f"{physics.equation} are stored in any case"
+            )
 
 
 def _check_data(experiment) -> None:

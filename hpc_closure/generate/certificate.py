@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc_closure.spectral.diagnostics import Diagnostics
+from hpc_closure.spectral.diagnostics import Diagnostics, diagnostics_of
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.schemes import PAST
 from hpc_closure.spectral.simulation import Simulation
 
 #: largest allowed values (``kmax_eta``: smallest); a check that does not apply has the value None
@@ -99,14 +100,15 @@ def certify(
         return certificate
     if lost.any():
         simulation = _copy(simulation, problem, np.flatnonzero(~lost), simulation.save_state())
-    diagnostics = Diagnostics(simulation)
+    diagnostics = diagnostics_of(simulation)
     if not problem.cfl:
         figures["cfl"] = float(diagnostics.cfl().max())
     figures["tail"] = _tail(diagnostics)
-    figures["kmax_eta"] = _kmax_eta(diagnostics, problem)
+    if not simulation.channel_shape:
+        figures["kmax_eta"] = _kmax_eta(diagnostics, problem)
     saved = simulation.save_state()
     probe_rows = np.arange(len(simulation.members))[:max_members]
-    if not problem.cfl and problem.removed == "none":
+    if not problem.cfl and problem.removed == "none" and not simulation.channel_shape:
         budget = Diagnostics(_copy(simulation, problem, probe_rows, saved)).budget(steps)
         figures["budget"] = _budget_ratio(budget, diagnostics, len(probe_rows), steps)
     figures["aliasing"] = _aliasing(simulation, probe_rows, saved, steps)
@@ -154,14 +156,15 @@ def _budget_ratio(budget: dict, diagnostics: Diagnostics, num: int, steps: int) 
 def _tail(diagnostics: Diagnostics) -> float:
     """Return the highest shell of the last tenth below K over the highest shell of all.
 
-    The spectrum is that of enstrophy, on a line that of energy.
+    The spectrum is that of enstrophy, on a line that of energy; of several channels it is the
+    variance of the worst one.
     """
-    grid = diagnostics.simulation.grid
-    spectrum = diagnostics.spectrum("enstrophy" if grid.dimensions == 2 else "energy")
-    K = grid.modes
-    last = spectrum[:, max(1, int(0.9 * K)) : K + 1].max(1)
-    highest = spectrum.max(1)
-    return float((last / np.where(highest > 0, highest, 1.0)).max())
+    K, ratios = diagnostics.simulation.grid.modes, []
+    for spectrum in diagnostics.resolved_spectra():
+        last = spectrum[:, max(1, int(0.9 * K)) : K + 1].max(1)
+        highest = spectrum.max(1)
+        ratios.append((last / np.where(highest > 0, highest, 1.0)).max())
+    return float(max(ratios))
 
 
 def _kmax_eta(diagnostics: Diagnostics, problem: Problem) -> float | None:
@@ -190,16 +193,18 @@ def _aliasing(simulation: Simulation, rows: np.ndarray, saved: dict, steps: int)
     coarse = _copy(simulation, problem, rows, saved).advance(steps)
     fine_state = {"step_index": saved["step_index"]}
     fine_modes = finer.make_grid().modes
-    for name in ("w_hat", "previous_hat"):
+    for name in ("w_hat", *PAST):
         if name in saved:
             spectra = torch.from_numpy(saved[name])
             fine_state[name] = resize(spectra, fine_modes, dimensions).numpy()
     if "rates" in saved:
         fine_state["rates"] = saved["rates"]
     fine = _copy(simulation, finer, rows, fine_state).advance(steps)
-    a = Diagnostics(coarse).state()
-    b = resize(torch.from_numpy(Diagnostics(fine).state()), simulation.grid.modes, dimensions)
+    a = diagnostics_of(coarse).state()
+    b = resize(torch.from_numpy(diagnostics_of(fine).state()), simulation.grid.modes, dimensions)
     difference = np.abs(a - b.numpy()) ** 2
     scale = np.abs(b.numpy()) ** 2
+    if simulation.channel_shape:  # channels have units of their own
+        difference, scale = (part.reshape(-1, *part.shape[2:]) for part in (difference, scale))
     ratios = [d.sum() / max(s.sum(), 1e-300) for d, s in zip(difference, scale)]
     return float(np.sqrt(max(ratios)))

@@ -11,7 +11,7 @@ from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate.certificate import certify
 from hpc_closure.generate.filters import Filtered
-from hpc_closure.spectral.diagnostics import Diagnostics, series_names
+from hpc_closure.spectral.diagnostics import diagnostics_of, series_names
 from hpc_closure.spectral.modes.grid import Grid, resize
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.simulation import Simulation
@@ -72,7 +72,7 @@ class DNSBlock(Block):
             device=session.device,
             comm=domain.comm,
         )
-        self.diagnostics = Diagnostics(self.simulation)
+        self.diagnostics = diagnostics_of(self.simulation)
         self.stored = Transform(
             Grid(self.grid, self.problem.length, self.problem.dimensions),
             self.problem.precision,
@@ -136,9 +136,10 @@ class DNSBlock(Block):
         simulation, names = self.simulation, self.experiment.generate.record.fields
         self._mark_lost()
         series = self.diagnostics.measure()
-        fields = {self.state_name: self._at_grid(simulation.state)}
-        for name in names:
-            fields[name] = self._at_grid(simulation.field_spectra(name))
+        fields = {
+            name: self._at_grid(simulation.field_spectra(name))
+            for name in (*self.state_names, *names)
+        }
         w_hat = simulation.transform.gather(simulation.state)
         for item in self.filters:
             fields[item.name] = self._plain(item.field(w_hat))
@@ -151,8 +152,10 @@ class DNSBlock(Block):
         return fields, series, {}
 
     @property
-    def state_name(self) -> str:
-        return STATES[self.problem.dimensions]
+    def state_names(self) -> list[str]:
+        """Return the names of the fields of the state."""
+        channels = [channel.name for channel in self.problem.physics.channels]
+        return channels if channels[1:] else [STATES[self.problem.dimensions]]
 
     def _at_grid(self, spectrum) -> np.ndarray:
         """Gather this rank's spectra and return fields (B, n, n) on the data grid."""
@@ -195,10 +198,11 @@ class DNSBlock(Block):
             self.problem.dimensions,
             record.precision,
             fields=(
-                self.state_name,
+                *self.state_names,
                 *closure,
                 *(name for name in record.fields if name != "velocity"),
             ),
+            channels=self.state_names if len(self.state_names) > 1 else (),
             vectors=[name for name in record.fields if name == "velocity"],
             filtered={item.name: item.grid for item in self.filters},
             scalars=series_names(self.problem),

@@ -31,8 +31,17 @@ SPECTRA = ("energy", "enstrophy", "energy_transfer", "enstrophy_transfer")
 
 def series_names(problem: Problem) -> tuple[str, ...]:
     """Return the keys of :meth:`Diagnostics.measure`."""
+    if len(problem.physics.channels) > 1:
+        moments = ("mean", "variance")
+        channels = [channel.name for channel in problem.physics.channels]
+        return (*(f"{name}_{moment}" for name in channels for moment in moments), "cfl")
     names = SERIES if problem.dimensions == 2 else [n for n in SERIES if n[:9] != "enstrophy"]
     return (*names, "dt") if problem.cfl else tuple(names)
+
+
+def diagnostics_of(simulation: Simulation) -> Diagnostics:
+    """Return the diagnostics of a simulation, of one field or of several channels."""
+    return (ChannelDiagnostics if simulation.channel_shape else Diagnostics)(simulation)
 
 
 class Diagnostics:
@@ -120,6 +129,10 @@ class Diagnostics:
                 transfer is the rate at which the nonlinear term feeds each shell.
         """
         return self.spectra([quantity])[quantity]
+
+    def resolved_spectra(self) -> list[np.ndarray]:
+        """Return the spectra ``(members, shells)`` that must fall off towards the last shells."""
+        return [self.spectrum("enstrophy" if self.two_dimensional else "energy")]
 
     def spectra(self, quantities: Sequence[str]) -> dict[str, np.ndarray]:
         """Return several spectra by name, each ``(members, shells)``.
@@ -225,6 +238,39 @@ class Diagnostics:
         transform = self.simulation.transform
         rate = transform.gather(self.simulation.nonlinear_hat())
         return rate.cpu().numpy().astype(np.complex128)
+
+
+class ChannelDiagnostics(Diagnostics):
+    """Means and variances of the channels of a simulation."""
+
+    def __init__(self, simulation: Simulation):
+        self.simulation = simulation
+        grid = simulation.grid
+        self.weights = np.broadcast_to(grid.weights.numpy(), grid.shape)
+        self.names = [channel.name for channel in simulation.problem.physics.channels]
+
+    def measure(self):
+        """Return mean and variance over the domain of each channel, and the CFL number."""
+        w, out = self.state(), {}
+        power = self.weights * _square(w)
+        power[..., 0, 0] = 0.0
+        for number, name in enumerate(self.names):
+            out[f"{name}_mean"] = np.ascontiguousarray(w[:, number, 0, 0].real)
+            out[f"{name}_variance"] = _sum(power[:, number])
+        return {**out, "cfl": self.cfl()}
+
+    def spectra(self, quantities):
+        """Return half the variance of channels per shell, by name."""
+        if unknown := [quantity for quantity in quantities if quantity not in self.names]:
+            raise ValueError(
+                f"no spectrum of {unknown[0]!r}: expected one of {', '.join(self.names)}"
+            )
+        density = torch.from_numpy(0.5 * _square(self.state()))
+        sums = self.simulation.grid.shell_sum(density).numpy()
+        return {name: sums[:, self.names.index(name)] for name in quantities}
+
+    def resolved_spectra(self):
+        return list(self.spectra(self.names).values())
 
 
 def _square(w: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from hpc_closure.spectral.equations.base import Channel, Equation, Terms
 from hpc_closure.spectral.recipe import NonNegative, Positive
 
 POWER = 4  # of the moisture in the rate of births
-MOISTEST = 1.25  # the rate is cut at this moisture; restored towards 1, m does not reach it
+MOISTEST = 1.0  # the rate is cut at this moisture, to which m is restored
 
 
 class Clouds(Equation):

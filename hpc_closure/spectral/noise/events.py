@@ -65,24 +65,23 @@ class Births(Events):
         self.expected = largest * grid.length**2 * dt
 
     def add(self, start, members, base, out):
-        transform = start.transform
-        field = transform.gather_field(transform.synthesize((start.w[:, self.reads], None))[0])
-        fields = field.double().cpu().numpy()
+        spectra = start.full_spectra()[:, self.reads]
         target = out[:, self.writes]
         target.copy_(base[:, self.writes])
         for row, member in enumerate(members):
-            places, sizes = self.draw(member, start.step, fields[row])
+            places, sizes = self.draw(member, start.step, spectra[row])
             if len(sizes):
-                spectrum = transform.local(torch.from_numpy(self.spectrum(places, sizes)))
+                spectrum = start.transform.local(torch.from_numpy(self.spectrum(places, sizes)))
                 target[row] += torch.view_as_real(spectrum / self.dt).to(target)
 
-    def draw(self, member: int, step: int, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, member: int, step: int, w_hat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draw the births of a member in a step.
 
         Args:
             member: its id.
             step: steps taken before.
-            field: ``(n, n)`` values at the start of the step that determine the rate.
+            w_hat: retained spectrum of the field that determines the rate, at the start of the
+                step, ``(2K + 1, K + 1)``.
 
         Returns:
             Places ``(J, 2)`` in units of the side, and sizes ``(J,)``.
@@ -92,22 +91,27 @@ class Births(Events):
         if not number:
             return np.empty((0, 2)), np.empty(0)
         x, y, sizes, accepted = _uniforms(key, step, 1, number).reshape(number, 4).T
-        n = self.grid.size
-        # the value at the nearest point
-        values = field[np.rint(x * n).astype(int) % n, np.rint(y * n).astype(int) % n]
+        along_x, along_y = self._waves(x), self._waves(y)
+        rows = np.concatenate([along_x, along_x[:, :0:-1].conj()], 1)  # kx = 0..K, -K..-1
+        along_y[:, 1:] *= 2  # for the modes that are not stored
+        # not by BLAS, whose sums depend on the number of threads
+        values = np.einsum("jx,xy,jy->j", rows, w_hat, along_y, optimize=False).real
         born = accepted * self.largest < np.minimum(self.rate(values), self.largest)
         return np.stack([x, y], 1)[born], -np.log(sizes[born])
 
     def spectrum(self, places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Return the retained spectrum of the blobs of a step, ``(2K + 1, K + 1)`` complex128."""
-        kx, ky = self.grid.integer_kx.numpy().ravel(), self.grid.integer_ky.numpy().ravel()
-        along_x = np.exp(-2j * np.pi * places[:, :1] * kx) * sizes[:, None]
-        along_y = np.exp(-2j * np.pi * places[:, 1:] * ky)
+        along_x = self._waves(-places[:, 0]) * sizes[:, None]
+        rows = np.concatenate([along_x, along_x[:, :0:-1].conj()], 1)
+        total = np.zeros(self.grid.shape, dtype=np.complex128)
         # one sum per mode, in the order of the births
-        total = np.zeros((len(kx), len(ky)), dtype=np.complex128)
-        for one_x, one_y in zip(along_x, along_y):
+        for one_x, one_y in zip(rows, self._waves(-places[:, 1])):
             total += one_x[:, None] * one_y
         return total * self.blob
+
+    def _waves(self, places: np.ndarray) -> np.ndarray:
+        """Return ``exp(2 pi i k x)`` of coordinates ``(J,)`` for k = 0 .. K, ``(J, K + 1)``."""
+        return np.exp(2j * np.pi * places[:, None] * np.arange(self.grid.modes + 1))
 
 
 def _uniforms(key: np.ndarray, step: int, first: int, counters: int) -> np.ndarray:

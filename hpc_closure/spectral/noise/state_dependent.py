@@ -38,7 +38,7 @@ class Start:
     transform: Transform
 
     def full_spectra(self) -> np.ndarray:
-        """Return full spectra ``(rows, 2K + 1, K + 1)`` complex128, on every rank."""
+        """Return full spectra ``(rows, *channels, 2K + 1, K + 1)`` complex128, on every rank."""
         spectra = self.transform.gather(torch.view_as_complex(self.w))
         return spectra.cpu().numpy().astype(np.complex128)
 
