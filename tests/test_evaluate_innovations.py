@@ -9,8 +9,8 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.evaluate.rows import find, frame
-from hpc_closure.evaluate.scores.gains import gains
-from hpc_closure.evaluate.scores.innovations import Innovations, local_features, verdict
+from hpc_closure.evaluate.scores.generated.gains import gains
+from hpc_closure.evaluate.scores.generated.innovations import Innovations, local_features, verdict
 
 B, SIZE, COUNT = band(5), 16, 2400
 SLOW = 3  # shells up to which modes have a scale of their own

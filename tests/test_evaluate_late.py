@@ -7,7 +7,7 @@ from hpc_closure.evaluate.report import figures
 from hpc_closure.evaluate.report.page import Report
 from hpc_closure.evaluate.report.summary import summarise
 from hpc_closure.evaluate.rows import find, frame, select
-from hpc_closure.evaluate.scores.late import SENTENCE, late_leads
+from hpc_closure.evaluate.scores.coupled.late import SENTENCE, late_leads
 from hpc_closure.evaluate.scores.table import Labels
 from hpc_closure.evaluate.stages.coupled import score_coupled
 

@@ -21,7 +21,7 @@ from hpc_closure.closure.artifact import load
 from hpc_closure.closure.compatibility import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.evaluate import verb as evaluate
-from hpc_closure.evaluate.scores import innovations
+from hpc_closure.evaluate.scores.generated import innovations
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate

@@ -14,8 +14,8 @@ from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.scores import registry
-from hpc_closure.evaluate.scores.budget import Origin
-from hpc_closure.evaluate.scores.climate import Flow
+from hpc_closure.evaluate.scores.coupled.climate import Flow
+from hpc_closure.evaluate.scores.generated.budget import Origin
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.method_names import GRANTED, MODEL
 from hpc_closure.experiment.schema import Experiment

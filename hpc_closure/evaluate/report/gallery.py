@@ -15,7 +15,7 @@ from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.report import example_state, figures
 from hpc_closure.evaluate.report.example_state import OneState
 from hpc_closure.evaluate.rows import select
-from hpc_closure.evaluate.scores.late import late_leads
+from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.table import Scored
 from hpc_closure.experiment.method_names import MODELS
 from hpc_closure.train import metrics

@@ -18,8 +18,8 @@ from pandas import DataFrame, isna
 from hpc_closure.evaluate.report.gallery import SECTIONS, Picture
 from hpc_closure.evaluate.report.summary import groups, heading, summarise
 from hpc_closure.evaluate.rows import Absent, find, format_value, pivot, select, sort_methods
-from hpc_closure.evaluate.scores import exceedance
-from hpc_closure.evaluate.scores.late import DAGGER, SENTENCE, late_leads
+from hpc_closure.evaluate.scores.coupled import exceedance
+from hpc_closure.evaluate.scores.coupled.late import DAGGER, SENTENCE, late_leads
 from hpc_closure.evaluate.scores.paired import DIFFERENCES, WORSE, verdict
 from hpc_closure.evaluate.scores.record import PAIRED, Score
 from hpc_closure.evaluate.scores.registry import BUILT_IN, by_name

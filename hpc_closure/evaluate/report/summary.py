@@ -16,8 +16,8 @@ from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.part_report import PartReport, describe
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.rows import find, format_value, select, sort_methods
-from hpc_closure.evaluate.scores.innovations import verdict
-from hpc_closure.evaluate.scores.late import late_leads
+from hpc_closure.evaluate.scores.coupled.late import late_leads
+from hpc_closure.evaluate.scores.generated.innovations import verdict
 from hpc_closure.evaluate.scores.rank_histogram import LEVEL
 from hpc_closure.experiment.method_names import GRANTED, METHODS, MODEL
 

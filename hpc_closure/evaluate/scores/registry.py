@@ -7,20 +7,14 @@ from types import ModuleType
 
 from hpc_closure.evaluate.scores import (
     brought_back,
-    budget,
-    climate,
     cost,
-    exceedance,
-    gains,
-    growth,
-    innovations,
-    late,
     paired,
     pointwise,
     rank_histogram,
     table,
-    trajectories,
 )
+from hpc_closure.evaluate.scores.coupled import climate, exceedance, growth, late, trajectories
+from hpc_closure.evaluate.scores.generated import budget, gains, innovations
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.table import SHELL_STATISTICS, STATISTICS
 

@@ -21,17 +21,21 @@ from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.methods import NO_MEAN_GP
 from hpc_closure.evaluate.rows import Absent
 from hpc_closure.evaluate.scores import brought_back, cost
-from hpc_closure.evaluate.scores.climate import Climate, Flow
-from hpc_closure.evaluate.scores.exceedance import event_records
+from hpc_closure.evaluate.scores.coupled.climate import Climate, Flow
+from hpc_closure.evaluate.scores.coupled.exceedance import event_records
+from hpc_closure.evaluate.scores.coupled.growth import growth
+from hpc_closure.evaluate.scores.coupled.late import late_of, predictability
+from hpc_closure.evaluate.scores.coupled.trajectories import (
+    Trajectories,
+    joint_energies,
+    joint_scores,
+)
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
-from hpc_closure.evaluate.scores.growth import growth
 from hpc_closure.evaluate.scores.intervals import block_interval
-from hpc_closure.evaluate.scores.late import late_of, predictability
 from hpc_closure.evaluate.scores.paired import differences, of_states
 from hpc_closure.evaluate.scores.pointwise import VALID, diverged, valid_time, wasserstein1
 from hpc_closure.evaluate.scores.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.scores.table import Labels, Scored, Statistics, form_scores
-from hpc_closure.evaluate.scores.trajectories import Trajectories, joint_energies, joint_scores
 from hpc_closure.evaluate.stages import costs
 from hpc_closure.work import log
 from hpc_closure.work.units import Ledger
