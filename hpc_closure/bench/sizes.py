@@ -10,14 +10,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from hpc_closure.bench import measure, sampling
+from hpc_closure.bench import sampling
 from hpc_closure.bench.known import Known, fit
 
-COLUMNS = measure.columns(
-    "width:d layers:d modes:d weights:d score train_s:.1f sample_ms:.1f crps_ratio:.4f "
-    "crps_low:.4f crps_high:.4f spread_ratio:.4f lowest:.3f highest:.3f calm:.3f wild:.3f "
-    "front"
-)
+COLUMNS = {
+    "width": "d",
+    "layers": "d",
+    "modes": "d",
+    "weights": "d",
+    "score": "",
+    "train_s": ".1f",
+    "sample_ms": ".1f",
+    "crps_ratio": ".4f",
+    "crps_low": ".4f",
+    "crps_high": ".4f",
+    "spread_ratio": ".4f",
+    "lowest": ".3f",
+    "highest": ".3f",
+    "calm": ".3f",
+    "wild": ".3f",
+    "front": "",
+}
 SCORES = [key for key in COLUMNS if key in sampling.COLUMNS]
 
 
