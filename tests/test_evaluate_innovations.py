@@ -69,7 +69,10 @@ def test_a_gaussian_law_is_seen_as_one(gaussian):
         for score in ("kurtosis_patterns", "kurtosis_patches"):
             assert abs(value(gaussian, score, method=method)) < 0.1
     words, told = verdict(gaussian)
-    assert words.startswith("Gaussian within 0.0") and "next to nothing to add" in words
+    assert (
+        words.startswith("Gaussian in every shell (excess kurtosis within ±0.0")
+        and "almost nothing" in words
+    )
     assert told.startswith("draws of its own Gaussian law: excess kurtosis of the field ")
     kurtosis = gaussian[(gaussian.score == "kurtosis") & (gaussian.method == "model")]
     inside = (kurtosis.low < 0.01) & (kurtosis.high > -0.01)

@@ -70,7 +70,7 @@ class PublishedSolver:
         self.safe_k2 = self.k2.clone()
         self.safe_k2[0, 0] = 1.0
         limit = size // 2 * 2 / 3
-        self.kept = (wavenumbers.abs()[:, None] <= limit) & (half[None, :] <= limit)
+        self.retained = (wavenumbers.abs()[:, None] <= limit) & (half[None, :] <= limit)
         self.half_viscous = 0.5 * dt * viscosity * self.k2
         self.f_hat = torch.fft.rfft2(forcing)
         k2 = (2 * math.pi) ** 2 * (wavenumbers[:, None] ** 2 + wavenumbers[None, :] ** 2)
@@ -106,7 +106,7 @@ class PublishedSolver:
         v = torch.fft.irfft2(-1j * self.kx * psi_hat, s=shape)
         w_x = torch.fft.irfft2(1j * self.kx * self.w_hat, s=shape)
         w_y = torch.fft.irfft2(1j * self.ky * self.w_hat, s=shape)
-        return torch.fft.rfft2(u * w_x + v * w_y) * self.kept
+        return torch.fft.rfft2(u * w_x + v * w_y) * self.retained
 
     def advance(self, num_steps: int) -> None:
         """Advance by a number of steps."""

@@ -111,7 +111,7 @@ def run(
                     "modes": contender.modes,
                     "evaluations": 1 if step else contender.evaluations,
                     "milliseconds": 1e3 * statistics.median(taken[name]),
-                    "kept_mb": 1e-6 * kept_bytes(advance) if step else None,
+                    "kept_mb": 1e-6 * backward_bytes(advance) if step else None,
                     "ratio": theirs,
                     **timing.columns,
                 }
@@ -169,14 +169,14 @@ def _generator_grid(model: ClosureModel) -> int:
     return model.frame.size
 
 
-def kept_bytes(advance: Advance) -> int:
+def backward_bytes(advance: Advance) -> int:
     """Count the bytes that a training step stores for its backward pass, without the weights."""
-    kept: dict[int, int] = {}
+    storages: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with (
@@ -184,7 +184,7 @@ def kept_bytes(advance: Advance) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         advance(1)
-    return sum(kept.values())
+    return sum(storages.values())
 
 
 def training_batch(known: Known, batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -166,8 +166,8 @@ def score_run(inputs: Inputs) -> Scored | None:
 
 def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
     """Raise ValueError unless a second data set contains the initial states of the runs."""
-    held, grid = inputs.held, inputs.experiment.train_grid
-    if not held.second:
+    test_set, grid = inputs.test_set, inputs.experiment.train_grid
+    if not test_set.second:
         return
     begun = ensemble.read("truth", 0)[0]
     index = inputs.data.time_index(float(ensemble.times[0]))
@@ -176,8 +176,8 @@ def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
         here = inputs.data.read(case, index, grid=grid) if known else np.zeros_like(there)
         if np.linalg.norm(here - there) > OTHER * np.linalg.norm(there):
             raise ValueError(
-                f"{inputs.run.rollout}: start {case} is no state of use.test={held.second} (seed "
-                f"{held.seed}): run `rollout --redo`"
+                f"{inputs.run.rollout}: start {case} is no state of use.test={test_set.second} "
+                f"(seed {test_set.seed}): run `rollout --redo`"
             )
 
 

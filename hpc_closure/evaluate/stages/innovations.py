@@ -86,10 +86,10 @@ def compute_innovations(
         seed = inputs.experiment.evaluate.seed
         parts.append(_of_batch(model, samples.gather(rows), rows.tolist(), seed))
     left, drawn, features, members = (torch.cat(each) for each in zip(*parts))
-    kept = model.frame.kept
+    band = model.frame.kept
     return (
-        Innovations(kept, left, features, members),
-        Innovations(kept, drawn, features, members),
+        Innovations(band, left, features, members),
+        Innovations(band, drawn, features, members),
     )
 
 
