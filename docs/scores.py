@@ -128,7 +128,7 @@ def page() -> str:
                 name = f"`{score.name}`"
                 lines.append(row(name, heading, score.meaning, score.requires, text, shells))
         if caption == record.PAIRED:
-            lines.append("\nThe report adds *better*, *worse* or *not told apart*.")
+            lines.append("\nThe report adds *better*, *worse* or *indistinguishable*.")
         lines.append("")
     lines += ["## Statistics\n", "| name | meaning, of one sample | |", "|---|---|---|"]
     for name, meaning in STATISTICS.items():

@@ -129,8 +129,8 @@ def test_both_first_pages_tell_the_same_figures_of_the_quickstart():
     marked = r"<!-- quickstart figures -->\n(> .*\n)<!-- end -->"
     told = [re.findall(marked, page.read_text()) for page in (PAGES[0], ROOT / "docs/index.md")]
     assert told[0] == told[1] and len(told[0]) == 1
-    assert "what the generator adds: CRPS " in told[0][0]
-    assert "the best of 4 without a generator" in told[0][0]
+    assert "the model's CRPS is " in told[0][0]
+    assert "the best of 4 closures without a generator" in told[0][0]
 
 
 @pytest.mark.slow

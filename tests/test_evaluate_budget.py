@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_evaluate_pointwise import normal
 
-from hpc_closure.evaluate.scores.budget import Budget
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.generated.budget import Budget
 from hpc_closure.evaluate.scores.spectra import shell_power
 
 SPAN, SIZE, SAMPLES = 0.3, 12, 20

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_evaluate_pointwise import normal
 
-from hpc_closure.evaluate.scores.climate import BINS, TOTAL, Climate, Flow
+from hpc_closure.evaluate.scores.coupled.climate import BINS, TOTAL, Climate, Flow
 from hpc_closure.spectral.problem import Problem
 
 CASES, LEADS, SIZE = 6, 4, 16

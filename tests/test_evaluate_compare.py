@@ -91,7 +91,7 @@ def test_one_row_has_the_mean_and_the_range_of_the_trainings(table):
 def test_the_report_shows_one_line_for_all(path, table):
     page = Run.of(reading.load(path)).report.read_text()
     assert '<th scope="row">drawn</th>' in page and 'row">drawn#' not in page
-    assert "mean over 3 trainings that differ in their seed alone" in page
+    assert "mean over 3 trainings that differ only in their seed" in page
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpc_closure.evaluate.rows import find, frame
-from hpc_closure.evaluate.scores.exceedance import (
+from hpc_closure.evaluate.scores.coupled.exceedance import (
     OBSERVABLES,
     event_records,
     members_needed,

@@ -4,9 +4,10 @@ import torch
 from test_evaluate_pointwise import normal
 
 from hpc_closure.closure.fields.losses import square_distances
-from hpc_closure.evaluate.scores import budget, forecast
-from hpc_closure.evaluate.scores.budget import Origin
+from hpc_closure.evaluate.scores import forecast
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.generated import budget
+from hpc_closure.evaluate.scores.generated.budget import Origin
 from hpc_closure.evaluate.scores.spectra import power, transform
 from hpc_closure.evaluate.scores.table import Labels
 from hpc_closure.evaluate.stages.coupled import score_coupled

@@ -9,8 +9,8 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.evaluate.rows import find, frame
-from hpc_closure.evaluate.scores.gains import gains
-from hpc_closure.evaluate.scores.innovations import Innovations, local_features, verdict
+from hpc_closure.evaluate.scores.generated.gains import gains
+from hpc_closure.evaluate.scores.generated.innovations import Innovations, local_features, verdict
 
 B, SIZE, COUNT = band(5), 16, 2400
 SLOW = 3  # shells up to which modes have a scale of their own
@@ -69,7 +69,10 @@ def test_a_gaussian_law_is_seen_as_one(gaussian):
         for score in ("kurtosis_patterns", "kurtosis_patches"):
             assert abs(value(gaussian, score, method=method)) < 0.1
     words, told = verdict(gaussian)
-    assert words.startswith("Gaussian within 0.0") and "next to nothing to add" in words
+    assert (
+        words.startswith("Gaussian in every shell (excess kurtosis within ±0.0")
+        and "almost nothing" in words
+    )
     assert told.startswith("draws of its own Gaussian law: excess kurtosis of the field ")
     kurtosis = gaussian[(gaussian.score == "kurtosis") & (gaussian.method == "model")]
     inside = (kurtosis.low < 0.01) & (kurtosis.high > -0.01)

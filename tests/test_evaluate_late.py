@@ -7,7 +7,7 @@ from hpc_closure.evaluate.report import figures
 from hpc_closure.evaluate.report.page import Report
 from hpc_closure.evaluate.report.summary import summarise
 from hpc_closure.evaluate.rows import find, frame, select
-from hpc_closure.evaluate.scores.late import SENTENCE, late_leads
+from hpc_closure.evaluate.scores.coupled.late import SENTENCE, late_leads
 from hpc_closure.evaluate.scores.table import Labels
 from hpc_closure.evaluate.stages.coupled import score_coupled
 
@@ -87,14 +87,17 @@ def test_no_headline_is_of_a_late_lead(rows):
     lines = summarise(rows)
     coupled, spread = lines[:2]
     error = find(rows, method="model", score="relative_error_mean", lead_time=1.0, shell=None)
-    assert "the last one at which scores can tell, horizon 1;" in coupled.what
+    assert "lead time 1, the last that is not late;" in coupled.what
     assert coupled.model.startswith(f"{error.value:.3g}")
     assert spread.what.endswith("at lead time 1")
     for line in lines:
-        assert "horizon 4" not in line.what
+        assert "lead time 4" not in line.what
     every = rows[~rows["lead_time"].isin([0.5, 1.0])]
     words = [line.model for line in summarise(every)]
-    assert words[0] == "every lead time is late: no score of one can tell" and len(words) == 1
+    assert (
+        words[0] == "every lead time is late: scores there do not separate good closures from bad"
+        and len(words) == 1
+    )
 
 
 def test_late_leads_have_a_dagger_in_the_tables(rows, tmp_path):
@@ -103,7 +106,7 @@ def test_late_leads_have_a_dagger_in_the_tables(rows, tmp_path):
     heads = [page.count(f">{words}</th>") for words in ("0.5", "1", "2†", "4†")]
     assert heads[0] >= 4 and len(set(heads)) == 1
     assert page.count(SENTENCE.replace("'", "&#39;")) == 1
-    assert "At 1, the last lead time at which scores can tell (the last of all is 4):" in page
+    assert "At lead time 1, the last that is not late (the last of all is 4):" in page
     early = rows[rows["lead_time"].isna() | rows["lead_time"].isin([0.5, 1.0])]
     Report("t", early).write(tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
@@ -160,7 +163,7 @@ def test_the_worst_similarity_is_a_headline():
         for method, (value, low, high) in values.items()
     ]
     (line,) = summarise(frame(records))
-    assert line.what.endswith("the worst similarity to the filtered DNS")
+    assert line.what.endswith("least similarity to the filtered DNS")
     assert line.model == "0.680 [0.600, 0.700]"
     assert line.beside == (
         "the exact law 0.900, rung_64_moved 0.200, no closure 0 by definition, the filtered DNS 1"

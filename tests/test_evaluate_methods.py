@@ -131,7 +131,7 @@ def test_the_report_and_the_log_begin_with_what_acts(experiment, capsys):
     capsys.readouterr()
     assert evaluate.run(again, Options()) == 0
     last = capsys.readouterr().err.splitlines()[-4:]
-    assert last[0].endswith(told) and "what the generator adds:" in last[2]
+    assert last[0].endswith(told) and "the model's CRPS is " in last[2]
     assert "scored on the 2 test trajectories that train.split holds back" in last[1]
     assert "report: " in last[3]
     page = run.report.read_text()

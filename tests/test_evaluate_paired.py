@@ -135,7 +135,7 @@ def test_the_report_says_it_in_words(scored, tmp_path):
     lines = {line.split("</th>")[0]: line for line in table.split('scope="row">')[1:]}
     assert set(lines) == {"far", "alike"}
     assert lines["far"].count("%, worse<small>+") == 2
-    assert lines["alike"].count("%, not told apart<small>") == 2
+    assert lines["alike"].count("%, indistinguishable<small>") == 2
     Report("t", scored["far"], against="far").write(tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "Difference to far, start by start, of whole trajectories" in page

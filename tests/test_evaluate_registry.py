@@ -15,7 +15,8 @@ from test_evaluate_pointwise import normal
 
 from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.evaluate.rows import find, frame, select
-from hpc_closure.evaluate.scores import exceedance, paired, record, registry, table
+from hpc_closure.evaluate.scores import paired, record, registry, table
+from hpc_closure.evaluate.scores.coupled import exceedance
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.table import Statistics, form_scores
@@ -65,7 +66,9 @@ def test_the_named_modules_are_part_of_what_scores_are_made_from(run):
     assert "scores" in experiment.stage_settings("evaluate")["evaluate"]
     assert "scores" not in plain.stage_settings("evaluate")["evaluate"]
     assert registry.files(["score_example"]) == [EXAMPLE / "score_example.py"]
-    with pytest.raises(ValueError, match="evaluate.scores: no_such_module cannot be imported"):
+    with pytest.raises(
+        ValueError, match="evaluate.scores=no_such_module: no_such_module cannot be imported"
+    ):
         evaluate.run(
             reading.load(run.config, ["evaluate.scores=[no_such_module]"]), Options(verbosity=-1)
         )
@@ -104,8 +107,9 @@ FINE = Score("mine", "", "", needs=("mse",), formula=lambda s, m: s["mse"])
 @pytest.mark.parametrize(
     "scores, words",
     [
-        ((), "own_scores has no scores; expected SCORES = "),
-        (("mse",), "own_scores has no scores; expected SCORES = "),
+        ((), "SCORES of own_scores is not a tuple of one or more Score of "),
+        (("mse",), "SCORES of own_scores is not a tuple of one or more Score of "),
+        (None, "SCORES of own_scores is not a tuple of one or more Score of "),
         ((replace(FINE, name="crps"),), "has a score crps, a name that is taken; choose another"),
         ((FINE, FINE), "has a score mine, a name that is taken; choose another"),
         ((replace(FINE, needs=("skill",)),), "score mine needs skill, which is no statistic; "),
@@ -118,7 +122,7 @@ def test_what_cannot_be_scored_is_refused_in_one_line(scores, words, monkeypatch
     module = ModuleType("own_scores")
     module.SCORES = scores
     monkeypatch.setitem(sys.modules, "own_scores", module)
-    with pytest.raises(ValueError, match=f"^evaluate.scores: .*{words}") as refused:
+    with pytest.raises(ValueError, match=f"^evaluate.scores[:=].*{words}") as refused:
         registry.load(["own_scores"])
     assert "\n" not in str(refused.value)
 
@@ -126,9 +130,14 @@ def test_what_cannot_be_scored_is_refused_in_one_line(scores, words, monkeypatch
 def test_a_module_that_fails_is_named_with_its_error(tmp_path, monkeypatch):
     (tmp_path / "broken_scores.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    words = "broken_scores cannot be imported .ZeroDivisionError: division by zero.; is its folder"
+    words = "broken_scores cannot be imported .ZeroDivisionError: division by zero.; install its "
     with pytest.raises(ValueError, match=words):
         registry.load(["broken_scores"])
+
+
+def test_a_module_without_scores_is_named():
+    with pytest.raises(ValueError, match="^evaluate.scores=json: json has no SCORES; expected a "):
+        registry.load(["json"])
 
 
 def test_every_score_is_described_once():

@@ -153,8 +153,8 @@ def test_report_tables_have_methods_down_scores_across_and_reasons(report):
     assert "* fourier: there are no sensors to interpolate" in page.texts["p"]
     assert "* smagorinsky: G is not a <subgrid> term & more" in page.texts["p"]
     assert "n/a" in page.texts["td"] and "&lt; 1e-6" in report
-    floor = next(text for text in page.texts["p"] if text.startswith("Best possible"))
-    assert "σ/rms(U) = 0.338" in floor and "single sample 0.478" in floor
+    floor = next(text for text in page.texts["p"] if text.startswith("Least possible"))
+    assert "σ/rms(U) = 0.338" in floor and "sample of the exact law has 0.478" in floor
 
 
 @pytest.mark.parametrize(
@@ -183,22 +183,24 @@ def test_the_summary_puts_the_references_beside_the_model():
     assert error.what.startswith("Generated closure (diffusion, no sensors, 64² grid): relative")
     assert error.what.endswith("error of one sample, 2 evaluations of the score network")
     assert error.model == "0.481 [0.471, 0.491]"
-    assert "the exact law 0.478, the granted physics 0.338, no closure 1.00" in error.beside
-    assert error.beside.endswith("can be nearer than σ/rms(U) = 0.338")
+    assert (
+        "the exact law 0.478, the known term of the closure 0.338, no closure 1.00" in error.beside
+    )
+    assert error.beside.endswith("has an error below σ/rms(U) = 0.338")
     assert calibration.what == "Calibration (diffusion, no sensors, 64² grid)"
     assert "CRPS 1.00 [0.984, 1.02] times the exact law's, spread 0.995" in calibration.model
     assert "passes (p = 0.4; it sees a spread wrong by 3.2\u00a0%)" in calibration.model
     assert "the exact law has p = 0.6" in calibration.beside
     assert "p < 1e-6: this test can tell" in calibration.beside
-    assert "a sample held for 5 solver steps" in coupled.what
-    assert "at t = 50 (start 30, horizon 20; 20 members, 1 start)" in coupled.what
+    assert "one sample for 5 solver steps" in coupled.what
+    assert "at t = 50 (start at 30, lead time 20; 20 members, 1 start)" in coupled.what
     assert coupled.model == "0.00200"
     assert coupled.beside.startswith("the exact law 0.00150, no closure 0.700")
-    assert coupled.beside.endswith("350 times nearer than without closure")
-    assert spread.model == "1.01 of the true ensemble's and 0.970 of its error"
+    assert coupled.beside.endswith("the error is 350 times smaller than without closure")
+    assert spread.model == "1.01 times the true ensemble's and 0.970 times the error of its mean"
     assert (cost.model, cost.beside) == (
         "1.50 us",
-        "4.90 times the bare solver at its own step",
+        "4.90 times that of the bare solver at its own step",
     )
 
 
@@ -213,9 +215,9 @@ def test_the_event_asked_for_has_a_line_and_a_table(tmp_path):
     rows = frame(records)
     (line,) = summarise(rows)
     assert line.what.endswith("lead time 10): probability")
-    assert line.model == "0.310 [0.290, 0.330] by 1000 members"
+    assert line.model == "0.310 [0.290, 0.330] from 1000 members"
     assert line.beside == (
-        "the exact law 0.290; 2305 members would give it to the tolerance asked for"
+        "the exact law 0.290; 2305 members estimate it within the tolerance of evaluate.event"
     )
     Report("t", rows).write(tmp_path / "r.html")
     page = Page((tmp_path / "r.html").read_text())
@@ -248,13 +250,14 @@ def test_the_first_lines_say_which_parts_act_and_what_the_generator_adds(tmp_pat
     first, second = headline(PARTS, headline_rows())
     assert first == "parts that act: mean: regression (w), residual: score (gain 0.9 to 1.1)"
     assert second == (
-        "what the generator adds: CRPS 1.00 times the exact law's, against 1.04 of mean + "
-        "Gaussian process; spread 1.00 against 1.02 in all, 0.990 against 1.21 in calm quarters, "
-        "1.01 against 0.803 in wild ones; the exact law has 1"
+        "the model's CRPS is 1.00 times the exact law's; mean + Gaussian process has 1.04 times "
+        "the exact law's CRPS; relative to the exact law's, the model's spread is 1.00 in all, "
+        "0.990 in calm quarters, 1.01 in wild ones; without a generator it is 1.02 in all, 1.21 "
+        "in calm quarters, 0.803 in wild ones"
     )
     off = headline(PARTS[:1], headline_rows(evaluations=0))
     assert off[0] == "closed form: mean: regression (w); no trained part acts"
-    assert off[1].startswith("what the generator adds: nothing, it does not act; CRPS 1.00 times")
+    assert off[1].startswith("the generator does not act; the model's CRPS is 1.00 times")
     assert headline(PARTS, frame([])) == [first]
     Report("t", headline_rows(), headline=[first, second]).write(tmp_path / "r.html")
     page = Page((tmp_path / "r.html").read_text())
@@ -282,7 +285,7 @@ def beside(method, crps, **pairs):
             (1.0, 0.98, 1.02),
             "a mixture of two Gaussian laws that follow the state is as good as",
         ),
-        ((1.03, 1.01, 1.05), "what the generator adds: CRPS 1.00"),
+        ((1.03, 1.01, 1.05), "the model's CRPS is 1.00"),
     ],
 )
 def test_the_best_opponent_is_named_and_a_tie_or_a_defeat_is_said_first(interval, begins):
@@ -291,10 +294,8 @@ def test_the_best_opponent_is_named_and_a_tie_or_a_defeat_is_said_first(interval
     both = frame([*rows, *headline_rows().astype(object).to_dict("records")])
     line = headline(PARTS, both)[1]
     assert line.startswith(begins)
-    best = (
-        "a mixture of two Gaussian laws that follow the state, the best of 3 without a generator"
-    )
-    assert f"against 1.01 of {best}" in line
+    best = "a mixture of two Gaussian laws that follow the state, the best of 3"
+    assert f"{best} closures without a generator, has 1.01 times the exact law's CRPS" in line
 
 
 def test_rows_of_a_closed_form_model_carry_the_words(tmp_path):
@@ -318,7 +319,7 @@ def test_the_summary_says_when_the_network_is_off_and_what_was_granted():
     records = [{**base, "method": "model+physics", "value": 0.3, "evaluations": 0}]
     (line,) = summarise(frame([*records, {**records[0], "score": "rank_p", "value": 0.5}]))
     assert line.what.endswith(
-        "one sample, score network switched off, granted an estimate of the closure"
+        "one sample, score network switched off, with an estimate of the closure as input"
     )
 
 
@@ -328,7 +329,7 @@ def test_the_summary_of_other_runs():
     values = (("model", math.inf), ("none", 0.5))
     rows = frame([{**base, **common, "method": name, "value": value} for name, value in values])
     (line,) = summarise(rows)
-    assert "at the end (horizon 3; 4 members, 2 starts)" in line.what
+    assert "at the end (lead time 3; 4 members, 2 starts)" in line.what
     assert (line.model, line.beside) == ("diverged", "no closure 0.500")
     assert summarise(frame([])) == []
     columns = {"closure": "convection", "sensors": "8x8", "grid": 128}

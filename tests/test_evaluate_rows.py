@@ -13,9 +13,9 @@ from test_evaluate_pointwise import normal, stationary
 from hpc_closure.evaluate import rows
 from hpc_closure.evaluate.methods import Moments
 from hpc_closure.evaluate.rows import Absent, find, select
-from hpc_closure.evaluate.scores.budget import Origin
+from hpc_closure.evaluate.scores.coupled.growth import growth
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
-from hpc_closure.evaluate.scores.growth import growth
+from hpc_closure.evaluate.scores.generated.budget import Origin
 from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
 from hpc_closure.evaluate.scores.spectra import shell_numbers
 from hpc_closure.evaluate.scores.table import Labels, Statistics, form_scores

@@ -5,8 +5,8 @@ import scoringrules
 import torch
 from test_evaluate_pointwise import normal, stationary
 
+from hpc_closure.evaluate.scores.coupled.trajectories import Trajectories, joint_scores
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
-from hpc_closure.evaluate.scores.trajectories import Trajectories, joint_scores
 
 CASES, TIMES, SIZE = 6, 4, 8
 

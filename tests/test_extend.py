@@ -136,7 +136,9 @@ def test_an_experiment_names_the_classes_of_other_models(data, monkeypatch):
     one = reading.load(data["diffusion"], ["use.classes=['extend.model:Linear']"])
     assert "extend.model" in sys.modules
     assert one.stage_hash("evaluate") == reading.load(data["diffusion"]).stage_hash("evaluate")
-    with pytest.raises(ValueError, match="use.classes=json:dumps: no subclass of a class of"):
+    with pytest.raises(
+        ValueError, match="use.classes=json:dumps: dumps of json is not a subclass of"
+    ):
         reading.load(data["diffusion"], ["use.classes=['json:dumps']"])
     with pytest.raises(ValueError, match="use.classes"):
         reading.load(data["diffusion"], ["use.classes=[extend]"])
@@ -147,12 +149,21 @@ def test_an_experiment_names_the_classes_of_other_models(data, monkeypatch):
     [
         (
             "preset: 'nowhere.at:All'",
-            "model.preset=nowhere.at:All: No module named 'nowhere'; install its package, or add "
-            "its folder to PYTHONPATH",
+            "model.preset=nowhere.at:All: nowhere.at cannot be imported (ModuleNotFoundError: No "
+            "module named 'nowhere'); install its package, or add its folder to PYTHONPATH",
         ),
-        ("preset: 'extend.model:Other'", "model.preset=extend.model:Other: module extend.model"),
-        ("preset: 'extend.network:Pointwise'", "no subclass of hpc_closure.closure.model.Closure"),
-        ("residual: 'extend.network:Pointwise'", "no subclass of hpc_closure.experiment.kinds.Re"),
+        (
+            "preset: 'extend.model:Other'",
+            "model.preset=extend.model:Other: extend.model has no Other; expected a subclass of",
+        ),
+        (
+            "preset: 'extend.network:Pointwise'",
+            "of extend.network is not a subclass of hpc_closure.closure.model.Closure",
+        ),
+        (
+            "residual: 'extend.network:Pointwise'",
+            "of extend.network is not a subclass of hpc_closure.experiment.kinds.Re",
+        ),
         (
             "preset: 'hpc_closure.closure.model:ClosureModel'",
             "define its abstract method(s) parts, sample_batch, sample_hat",
@@ -173,6 +184,17 @@ def test_what_does_not_fit_is_one_line(data, change, line):
     with pytest.raises(ValueError) as caught:
         reading.load(data["diffusion"], [f"model={{conditions: {{sensors: none}}, {change}}}"])
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, error", [("1 / 0", "ZeroDivisionError"), ("None.x", "AttributeError")]
+)
+def test_a_module_that_fails_is_named_with_its_error(data, tmp_path, monkeypatch, text, error):
+    (tmp_path / f"own_{error}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"own_{error} cannot be imported .{error}: ") as refused:
+        reading.load(data["diffusion"], [f"use.classes=['own_{error}:Mine']"])
+    assert "\n" not in str(refused.value)
 
 
 def test_the_options_are_in_the_hash(data):

@@ -21,7 +21,7 @@ from hpc_closure.closure.artifact import load
 from hpc_closure.closure.compatibility import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.evaluate import verb as evaluate
-from hpc_closure.evaluate.scores import innovations
+from hpc_closure.evaluate.scores.generated import innovations
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
@@ -323,8 +323,10 @@ def test_the_law_of_the_innovations_is_in_the_tables(run):
     assert len(own) == len(law) > 4
     assert law["value"].abs().max() < 0.4  # Gaussian, with as many snapshots
     page = run.report.read_text()
-    assert "Innovations: what the mean leaves (gp: draws of the Gaussian law" in page
-    assert re.search(r"Innovations \(subgrid, no sensors, 24² grid\): what the mean leaves", page)
+    assert "Innovations: closure minus its mean (gp: draws of the Gaussian law" in page
+    assert re.search(
+        r"Innovations \(subgrid, no sensors, 24² grid\): closure minus its mean", page
+    )
 
 
 ALONE = ["replicas.members=0", "rollout.rungs=[]"]

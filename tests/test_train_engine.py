@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from train_case import losses, needs_deepspeed, small_model, training_data
 
-from hpc_closure.bench.training import kept_bytes
+from hpc_closure.bench.training import backward_bytes
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train import deepspeed, engine, trainer
 from hpc_closure.train.processes import Processes
@@ -71,7 +71,7 @@ def test_recomputed_layers_have_the_same_gradients(preset, phases):
     for recompute in (False, True):
         engine.prepare(model, Train(batch=8, recompute=recompute), Processes())
         loss = engine.Loss(model, torch.device("cpu"), "float32")
-        kept.append(kept_bytes(lambda steps: loss(batch, 1, 0).backward()))
+        kept.append(backward_bytes(lambda steps: loss(batch, 1, 0).backward()))
         gradients.append({key: one.grad for key, one in model.named_parameters()})
         model.zero_grad()
     plain, again = gradients

@@ -73,7 +73,7 @@ def test_twin(tmp_path):
     share = (enstrophies(run, "oracle") > above).mean()
     assert answer(run, "oracle")["probability"][0] == pytest.approx(share)
     text = re.sub(r"<[^>]+>", " ", run.report.read_text())
-    assert "The event asked for" in text and "1068 members would give it" in text
+    assert "Event of evaluate.event" in text and "1068 members estimate it" in text
 
     # more members: those that are there stay
     kept = {path.name: hdf5.sha256_datasets(path) for path in run.rollout.glob("*.h5")}

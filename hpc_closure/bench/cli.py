@@ -6,7 +6,7 @@ code 2.
 
 import contextlib
 import json as json_format
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -20,6 +20,7 @@ SMALL = {"width": 16, "modes": 6, "layers": 2}  # as in the presets on 64^2
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and calibration on this machine.")
 
+# options of several commands
 Threads = Annotated[int, typer.Option(help="Total threads; 0 = torch's default.", metavar="N")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Steps = Annotated[
@@ -27,6 +28,14 @@ Steps = Annotated[
 ]
 Repeats = Annotated[int, typer.Option(help="Timed blocks; results are medians.", metavar="N")]
 Seconds = Annotated[float, typer.Option(help="Length of a timed block in seconds.")]
+Grids = Annotated[str, typer.Option(help="Points per side.", metavar="N,...")]
+Ensembles = Annotated[str, typer.Option(help="Ensemble sizes of the solver.", metavar="N,...")]
+Draws = Annotated[str, typer.Option(help="Numbers of members drawn at once.", metavar="N,...")]
+Batch = Annotated[int, typer.Option(help="Batch of the training step.")]
+NetworkSize = Annotated[
+    str,
+    typer.Option(help="Width, layers and modes of `default`'s networks.", metavar="WxLxM"),
+]
 Case = Annotated[str, typer.Option(help="Law of the data: diffusion, amplitude or regimes.")]
 Grid = Annotated[int, typer.Option(help="Points per side.")]
 States = Annotated[int, typer.Option(help="Unseen states.")]
@@ -39,8 +48,8 @@ Json = Annotated[
 
 @app.command()
 def dns(
-    grid: Annotated[str, typer.Option(help="Points per side.", metavar="N,...")] = "64,256",
-    members: Annotated[str, typer.Option(help="Ensemble sizes.", metavar="N,...")] = "20",
+    grid: Grids = "64,256",
+    members: Ensembles = "20",
     precision: Annotated[
         str, typer.Option(help="float64, float32 or both.", metavar="WORD,...")
     ] = "float64",
@@ -56,8 +65,6 @@ def dns(
             show_default=False,
         ),
     ] = "",
-    scheme: Annotated[str, typer.Option(help="Time scheme of our solver.")] = "cn_euler",
-    noise: Annotated[bool, typer.Option(help="With the published stochastic forcing.")] = True,
     steps: Steps = 0,
     repeats: Repeats = 5,
     seconds: Seconds = 0.5,
@@ -75,9 +82,7 @@ def dns(
     from hpc_closure.bench import dns as bench
     from hpc_closure.bench.measure import Timing
 
-    records: list[dict[str, Any]] = []
-    with _usage(), world.guard():
-        machine = _machine(device, threads, world)
+    with _usage(), world.guard(), _recording(json, device, threads, world) as records:
         cases = [
             case
             for size in _numbers("--grid", grid)
@@ -89,8 +94,6 @@ def dns(
                     members=count,
                     precision=word,
                     against=_words(against),
-                    noise=noise,
-                    scheme=scheme,
                     ranks=world.size,
                     domain_ranks=domain_ranks,
                     timing=Timing(steps, repeats, seconds, device),
@@ -100,23 +103,15 @@ def dns(
         for case in cases:
             rows, remarks = bench.run(case, world)
             if world.root:
-                for line in remarks:
-                    print(line)
-                _print(rows, bench.COLUMNS, header=not records)
-                for line in bench.differences(rows):
-                    print(line, flush=True)
+                _print(rows, bench.COLUMNS, remarks, header=not records)
             records += rows
-        if world.root:
-            _save(json, machine, records)
 
 
 @app.command()
 def training(
     grid: Grid = 64,
-    batch: Annotated[int, typer.Option(help="Batch of the training step.")] = 80,
-    samples: Annotated[
-        str, typer.Option(help="Numbers of members sampled at once.", metavar="N,...")
-    ] = "1,20",
+    batch: Batch = 80,
+    samples: Draws = "1,20",
     ranks: Annotated[
         str,
         typer.Option(
@@ -125,10 +120,7 @@ def training(
             show_default=False,
         ),
     ] = "",
-    size: Annotated[
-        str,
-        typer.Option(help="Width, layers and modes of `default`'s networks.", metavar="WxLxM"),
-    ] = "24x3x8",
+    size: NetworkSize = "24x3x8",
     steps: Steps = 0,
     repeats: Repeats = 5,
     seconds: Seconds = 1.0,
@@ -144,17 +136,15 @@ def training(
     from hpc_closure.bench import training as bench
     from hpc_closure.bench.measure import Timing
 
-    with _usage():
-        machine = _machine(device, threads)
+    with _usage(), _recording(json, device, threads) as records:
         timing = Timing(steps, repeats, seconds, device)
         case: dict[str, Any] = {"grid": grid, "batch": batch, "config": _size(size)._asdict()}
         if ranks:
-            records = _scaling(machine, _numbers("--ranks", ranks), timing, **case)
+            records += _scaling(_numbers("--ranks", ranks), timing, **case)
         else:
             numbers = _numbers("--samples", samples)
-            records = bench.run(samples=numbers, timing=timing, **case)
+            records += bench.run(samples=numbers, timing=timing, **case)
             _print(records, bench.COLUMNS)
-        _save(json, machine, records)
 
 
 @app.command()
@@ -278,11 +268,8 @@ def _size(word: str):
 
 @app.command()
 def gradient(
-    grid: Annotated[str, typer.Option(help="Points per side.", metavar="N,...")] = "32,64,128",
+    grid: Grids = "32,64,128",
     members: Annotated[int, typer.Option(help="Members.")] = 24,
-    precision: Annotated[
-        str, typer.Option(help="float64, float32 or both.", metavar="WORD,...")
-    ] = "float32,float64",
     steps: Steps = 0,
     repeats: Repeats = 5,
     seconds: Seconds = 0.5,
@@ -294,28 +281,19 @@ def gradient(
     from hpc_closure.bench import gradient as bench
     from hpc_closure.bench.measure import Timing
 
-    with _usage():
-        machine = _machine(device, threads)
+    with _usage(), _recording(json, device, threads) as records:
         timing = Timing(steps, repeats, seconds, device)
-        records = bench.run(_numbers("--grid", grid), members, _words(precision), timing)
+        records += bench.run(_numbers("--grid", grid), members, timing)
         _print(records, bench.COLUMNS)
-        _save(json, machine, records)
 
 
 @app.command()
 def switches(
     grid: Grid = 64,
-    members: Annotated[
-        str, typer.Option(help="Ensemble sizes of the solver.", metavar="N,...")
-    ] = "1,100",
-    samples: Annotated[
-        str, typer.Option(help="Numbers of members drawn at once.", metavar="N,...")
-    ] = "1,20",
-    batch: Annotated[int, typer.Option(help="Batch of the training step.")] = 80,
-    size: Annotated[
-        str,
-        typer.Option(help="Width, layers and modes of the trained networks.", metavar="WxLxM"),
-    ] = "24x3x8",
+    members: Ensembles = "1,100",
+    samples: Draws = "1,20",
+    batch: Batch = 80,
+    size: NetworkSize = "24x3x8",
     steps: Steps = 0,
     repeats: Repeats = 5,
     seconds: Seconds = 0.5,
@@ -330,19 +308,17 @@ def switches(
     from hpc_closure.bench import switches as bench
     from hpc_closure.bench.measure import Timing
 
-    with _usage():
-        machine = _machine(device, 0)
-        plan = bench.Plan(
-            grid,
-            _numbers("--members", members),
-            _numbers("--samples", samples),
-            batch,
-            _size(size)._asdict(),
+    with _usage(), _recording(json, device) as records:
+        rows, remarks = bench.run(
+            Timing(steps, repeats, seconds, device),
+            grid=grid,
+            members=_numbers("--members", members),
+            samples=_numbers("--samples", samples),
+            batch=batch,
+            config=_size(size)._asdict(),
         )
-        records, remarks = bench.run(plan, Timing(steps, repeats, seconds, device))
-        _print(records, bench.COLUMNS)
-        print("\n".join(remarks))
-        _save(json, machine, records)
+        records += rows
+        _print(rows, bench.COLUMNS, remarks)
 
 
 @app.command()
@@ -372,8 +348,7 @@ def stability(
     from hpc_closure.bench import stability as bench
     from hpc_closure.experiment import reading
 
-    with _usage():
-        machine = _machine(device, threads)
+    with _usage(), _recording(json, device, threads) as records:
         for option, number in (("--members", members), ("--steps", steps)):
             if number < 1:
                 raise ValueError(f"{option} {number}: expected at least 1")
@@ -389,10 +364,9 @@ def stability(
                 tenths = 10 * call // num_calls
                 print(f"{tenths} tenths done, {lost} lost", flush=True)
 
-        records, remarks = bench.run(settings, members, steps, device, report, part)
-        _print(records, bench.COLUMNS)
-        print("\n".join(remarks))
-        _save(json, machine, records)
+        rows, remarks = bench.run(settings, members, steps, device, report, part)
+        records += rows
+        _print(rows, bench.COLUMNS, remarks)
 
 
 @app.command()
@@ -432,17 +406,18 @@ def visit(
     raise typer.Exit(code)
 
 
-def _scaling(machine: dict[str, Any], counts: list[int], timing, **case: Any) -> list:
+def _scaling(ranks: list[int], timing, **case: Any) -> list[dict[str, Any]]:
     """Run ``bench training --ranks`` and print its table."""
+    import torch
+
+    from hpc_closure.bench import measure
     from hpc_closure.bench import scaling as bench
 
-    threads, cores = max(1, machine["threads"] // max(counts)), machine["cores"]
+    threads = max(1, torch.get_num_threads() // max(ranks))
     settings = {"engines": bench.engines(), "threads": threads, "device": timing.device}
-    plan = bench.Plan(counts, **settings, **case)
+    plan, cores = bench.Plan(ranks, **settings, **case), measure.cores()
     records = bench.run(plan, timing, cores)
-    _print(records, bench.COLUMNS)
-    for line in bench.remarks(plan, cores):
-        print(line)
+    _print(records, bench.COLUMNS, bench.remarks(plan, cores))
     return records
 
 
@@ -452,6 +427,18 @@ def _usage() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _recording(
+    path: Path | None, device: str, threads: int = 0, world: World = World()
+) -> Iterator[list[dict[str, Any]]]:
+    """Print the machine, collect the records of a command, and write them to ``path``."""
+    machine = _machine(device, threads, world)
+    records: list[dict[str, Any]] = []
+    yield records
+    if world.root:
+        _save(path, machine, records)
 
 
 def _machine(device: str, threads: int, world: World = World()) -> dict[str, object]:
@@ -483,11 +470,14 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _print(rows: list[dict], columns: dict[str, str], header: bool = True) -> None:
+def _print(
+    rows: list[dict], columns: dict[str, str], remarks: Sequence[str] = (), header: bool = True
+) -> None:
+    """Print a table, and remarks below it."""
     from hpc_closure.bench import measure
 
     lines = measure.table(rows, columns, widths=9).splitlines()
-    print("\n".join(lines if header else lines[1:]), flush=True)
+    print(*lines[0 if header else 1 :], *remarks, sep="\n", flush=True)
 
 
 def _save(path: Path | None, machine: dict, records: list[dict]) -> None:

@@ -9,7 +9,7 @@ above 1 means that the data stayed in the cache.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,10 @@ import numpy as np
 import torch
 
 from hpc_closure.bench import measure, peers
-from hpc_closure.bench.measure import Timing
+from hpc_closure.bench.measure import Advance, Timing
 from hpc_closure.bench.published import PublishedSolver
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.schemes import SCHEMES
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work.mpi import World
 
@@ -33,18 +32,10 @@ ONE_RANK = "one-rank"
 PUBLISHED = {"published": 10, "published-1": 1}  # draws per step
 AGAINST = (*PUBLISHED, ONE_RANK, *peers.PEERS)
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
-COLUMNS = {
-    "case": "",
-    "grid": "d",
-    "members": "d",
-    "ranks": "d",
-    "precision": "",
-    "method": "",
-    "ns_per_point_rhs": ".2f",
-    "member_steps_per_s": ".1f",
-    "fraction_of_copy": ".3f",
-    "ratio": ".2f",
-}
+COLUMNS = measure.columns(
+    "case grid:d members:d ranks:d precision method ns_per_point_rhs:.2f "
+    "member_steps_per_s:.1f fraction_of_copy:.3f ratio:.2f"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,6 @@ class Case:
         against: methods timed in turns with our solver.
         noise: whether the published stochastic forcing is on; peers lack it, so it is off with
             them.
-        scheme: a key of ``SCHEMES``.
         ranks, domain_ranks: number of processes, and how many share a field.
         timing: settings of the timed blocks.
     """
@@ -66,7 +56,6 @@ class Case:
     precision: str = "float64"
     against: tuple[str, ...] = ()
     noise: bool = True
-    scheme: str = "cn_euler"
     ranks: int = 1
     domain_ranks: int = 1
     timing: Timing = Timing()
@@ -88,8 +77,6 @@ class Case:
             )
         if ONE_RANK in self.against and self.ranks == 1:
             raise ValueError("against one-rank needs several ranks: start it with mpirun -n 2")
-        if self.scheme != "cn_euler" and set(self.against) & set(PUBLISHED):
-            raise ValueError("the published solver has one scheme, cn_euler")
 
     @property
     def name(self) -> str:
@@ -103,7 +90,6 @@ def problem_of(case: Case) -> Problem:
         grid=case.grid,
         forcing={"kind": "published"},
         noise=NOISE if case.noise else {"kind": "none"},
-        scheme=case.scheme,
         precision=case.precision,
     )
 
@@ -125,46 +111,43 @@ def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], l
     """Time a case on the ranks of ``world`` (collective).
 
     Returns:
-        Records, ours first, and remarks, one line each; both complete on the first rank only.
+        Records, ours first, and remarks, one line each: peers that are not installed, and how much
+        the solutions of the others differ from ours. Both are complete on the first rank only.
     """
     world = world or World()
-    ranks = _Ranks(world)
     problem = problem_of(case)
     contenders, remarks = {OURS: _ours(case, problem, world)}, []
-    peer_fields = {}
+    differences = {}
     for name in case.against:
         try:
-            advance, peer = _other(name, case, problem, world)
+            contenders[name], peer = _other(name, case, problem, world)
         except peers.NotInstalled as error:
             remarks.append(str(error))
             continue
-        contenders[name] = advance
         if peer is not None:
-            peer_fields[name] = difference(peer, problem, case)
-    taken = measure.interleave(contenders, case.timing, meet=ranks.meet, agree=ranks.largest)
-    copy = ranks.total(measure.copy_bandwidth(case.timing.device, meet=ranks.meet))
-    records = [_record(case, name, taken, copy) for name in contenders]
-    for record in records:
-        if record["method"] in peer_fields:
-            record["difference"] = peer_fields[record["method"]]
+            differences[name] = {"difference": difference(peer, problem, case)}
+            remarks.append(
+                f"  {name}: differs from ours by {differences[name]['difference']:.1e} of the "
+                "change in ten steps"
+            )
+
+    def meet() -> None:
+        if world.comm is not None:
+            world.all_arrive(float("inf"))  # a waiting rank does not use its core
+
+    def largest(seconds: float) -> float:
+        return max(world.allgather(seconds))
+
+    taken = measure.interleave(contenders, case.timing, meet=meet, agree=largest)
+    copy = sum(world.allgather(measure.copy_bandwidth(case.timing.device, meet=meet)))
+    records = [_record(case, name, taken, copy) | differences.get(name, {}) for name in contenders]
     return records, remarks
-
-
-def differences(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Describe in a line for each peer how much its solution differs from ours."""
-    return [
-        f"  {record['method']}: differs from ours by {record['difference']:.1e} of the change "
-        "in ten steps"
-        for record in records
-        if "difference" in record
-    ]
 
 
 def _record(case: Case, name: str, taken: dict[str, list[float]], copy: float) -> dict[str, Any]:
     """Create a row; times are of a step of all members."""
     seconds = statistics.median(taken[name])
-    stages = SCHEMES[case.scheme].num_stages if name in (OURS, ONE_RANK) else 1
-    points = case.members * case.grid**2 * stages
+    points = case.members * case.grid**2  # of one right-hand side per step, in every method
     bandwidth = WORDS * points * (8 if case.precision == "float64" else 4) / seconds
     return {
         "case": case.name,
@@ -173,68 +156,35 @@ def _record(case: Case, name: str, taken: dict[str, list[float]], copy: float) -
         "ranks": 1 if name == ONE_RANK else case.ranks,
         "domain_ranks": 1 if name == ONE_RANK else case.domain_ranks,
         "precision": case.precision,
-        "scheme": case.scheme if name in (OURS, ONE_RANK) else "first order",
         "method": name,
         "ns_per_point_rhs": 1e9 * seconds / points,
         "member_steps_per_s": case.members / seconds,
         "fraction_of_copy": bandwidth / copy if name in (OURS, ONE_RANK) else None,
-        # per right-hand side, so that schemes of different orders are comparable
-        "ratio": None if name == OURS else _ratio(case, name, taken, stages),
+        "ratio": None if name == OURS else measure.ratio(taken[OURS], taken[name]),
         "copy_bytes_per_s": copy,
-        "device": case.timing.device,
-        "threads": torch.get_num_threads(),
-        "repeats": case.timing.repeats,
+        **case.timing.columns,
     }
 
 
-def _ratio(case: Case, name: str, taken: dict[str, list[float]], stages: int) -> float:
-    ours = SCHEMES[case.scheme].num_stages
-    return measure.ratio(taken[OURS], taken[name]) * ours / stages
-
-
-class _Ranks:
-    """Barriers and reductions of the ranks; a waiting rank does not use its core."""
-
-    def __init__(self, world: World):
-        self.world = world
-
-    def meet(self) -> None:
-        if self.world.comm is not None:
-            self.world.all_arrive(float("inf"))
-
-    def largest(self, value: float) -> float:
-        return max(self.world.allgather(value))
-
-    def total(self, value: float) -> float:
-        return sum(self.world.allgather(value))
-
-
-def _ours(case: Case, problem: Problem, world: World) -> Callable[[int], None]:
+def _ours(case: Case, problem: Problem, world: World) -> Advance:
     """Create our solver: members over groups of ranks, fields over the ranks of a group."""
     groups = world.groups(case.domain_ranks)
     my_members = range(case.members)[groups.index :: groups.count]
     simulation = Simulation(
         problem, my_members, 0, device=case.timing.device, comm=groups.domain.comm
     )
-    return _advance(simulation.initialise())
+    return simulation.initialise().advance
 
 
-def _advance(simulation: Simulation) -> Callable[[int], None]:
-    """Return a function that continues the simulation by a number of steps."""
-
-    def advance(num_steps: int) -> None:
-        simulation.advance(num_steps)
-
-    return advance
-
-
-def _other(name: str, case: Case, problem: Problem, world: World):
+def _other(
+    name: str, case: Case, problem: Problem, world: World
+) -> tuple[Advance, peers.Peer | None]:
     """Return (advance, peer or None) of a method for this rank's share of the members."""
     if name == ONE_RANK:
         if not world.root:
             return (lambda num_steps: None), None
         simulation = Simulation(problem, range(case.members), 0, device=case.timing.device)
-        return _advance(simulation.initialise()), None
+        return simulation.initialise().advance, None
     my_members = range(case.members)[world.rank :: world.size]
     if not my_members:
         return (lambda num_steps: None), None

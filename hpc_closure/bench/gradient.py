@@ -6,58 +6,47 @@ respect to the initial state. The last two use FFTs, and on small grids also mat
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from hpc_closure.bench import measure
-from hpc_closure.bench.measure import Timing
+from hpc_closure.bench.measure import Advance, Timing
 from hpc_closure.spectral.differentiable import STRETCH, DifferentiableSolver
 from hpc_closure.spectral.modes.differentiable import MATRICES
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
-COLUMNS = {
-    "grid": "d",
-    "members": "d",
-    "precision": "",
-    "method": "",
-    "microseconds": ".2f",
-    "ratio": ".2f",
-}
+PRECISIONS = ("float32", "float64")
+COLUMNS = measure.columns("grid:d members:d precision method microseconds:.2f ratio:.2f")
 
 
 def run(
-    grids: Sequence[int], members: int, precisions: Sequence[str], timing: Timing
+    grids: Sequence[int], members: int, timing: Timing, precisions: Sequence[str] = PRECISIONS
 ) -> list[dict[str, Any]]:
     """Time all cases; returns records of microseconds per step and member, with ratios."""
-    records = []
-    for grid in grids:
-        for precision in precisions:
-            contenders = _contenders(grid, members, precision, timing.device)
-            taken = measure.interleave(contenders, timing)
-            for name in contenders:
-                time = statistics.median(taken[name])
-                records.append(
-                    {
-                        "grid": grid,
-                        "members": members,
-                        "precision": precision,
-                        "method": name,
-                        "microseconds": 1e6 * time / (members * STRETCH),
-                        "ratio": measure.ratio(taken["solver"], taken[name]),
-                        "device": timing.device,
-                        "threads": torch.get_num_threads(),
-                        "repeats": timing.repeats,
-                    }
-                )
-    return records
+    return [
+        {
+            "grid": grid,
+            "members": members,
+            "precision": precision,
+            "method": name,
+            "microseconds": 1e6 * statistics.median(seconds) / (members * STRETCH),
+            "ratio": measure.ratio(taken["solver"], seconds),
+            **timing.columns,
+        }
+        for grid in grids
+        for precision in precisions
+        for taken in [
+            measure.interleave(_contenders(grid, members, precision, timing.device), timing)
+        ]
+        for name, seconds in taken.items()
+    ]
 
 
-def _contenders(
-    grid: int, members: int, precision: str, device: str
-) -> dict[str, Callable[[int], None]]:
+def _contenders(grid: int, members: int, precision: str, device: str) -> dict[str, Advance]:
     """Create functions that advance by a number of stretches, all from the same developed flow."""
     problem = Problem(
         grid=grid,
@@ -70,34 +59,22 @@ def _contenders(
     simulation = Simulation(problem, range(members), 0, device=device, threads=1)
     start = simulation.initialise().advance(500).state.clone()
 
-    def solver(count: int) -> None:
-        for _ in range(count):
-            simulation.load_state(0, start)
-            simulation.advance(STRETCH)
-
-    contenders_by_name: dict[str, Callable[[int], None]] = {"solver": solver}
-    for way, largest in (("matrices", MATRICES), ("ffts", 0)):
-        if grid > MATRICES and way == "matrices":
-            continue
+    contenders: dict[str, Advance] = {
+        "solver": measure.repeat(lambda: simulation.load_state(0, start).advance(STRETCH))
+    }
+    ways = {"matrices": MATRICES, "ffts": 0} if grid <= MATRICES else {"ffts": 0}
+    for way, largest in ways.items():
         traced = DifferentiableSolver(problem, device, largest)
-        contenders_by_name[f"traced, {way}"] = _forward(traced, start)
-        contenders_by_name[f"gradient, {way}"] = _backward(traced, start)
-    return contenders_by_name
+        contenders[f"traced, {way}"] = measure.repeat(partial(_forward, traced, start))
+        contenders[f"gradient, {way}"] = measure.repeat(partial(_backward, traced, start))
+    return contenders
 
 
-def _forward(solver: DifferentiableSolver, start: torch.Tensor) -> Callable[[int], None]:
-    @torch.no_grad()
-    def advance(count: int) -> None:
-        for _ in range(count):
-            solver.advance(start, STRETCH)
-
-    return advance
+@torch.no_grad()
+def _forward(solver: DifferentiableSolver, start: torch.Tensor) -> None:
+    solver.advance(start, STRETCH)
 
 
-def _backward(solver: DifferentiableSolver, start: torch.Tensor) -> Callable[[int], None]:
-    def advance(count: int) -> None:
-        for _ in range(count):
-            begin = start.clone().requires_grad_()
-            solver.advance(begin, STRETCH)[0].abs().square().sum().backward()
-
-    return advance
+def _backward(solver: DifferentiableSolver, start: torch.Tensor) -> None:
+    begin = start.clone().requires_grad_()
+    solver.advance(begin, STRETCH)[0].abs().square().sum().backward()

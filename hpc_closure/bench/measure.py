@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+#: takes a number of steps; what it returns is not timed
+Advance = Callable[[int], object]
 COPY_BYTES = 1 << 28  # size of the copied array, far beyond any cache
 MOST_STEPS = 100_000
 
@@ -23,15 +26,20 @@ def machine(device: str = "cpu") -> dict[str, object]:
     """Describe the machine of the measurements."""
     description: dict[str, object] = {
         "cpu": _cpu_model(),
-        "cores": (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     if torch.device(device).type == "cuda":
         description["gpu"] = torch.cuda.get_device_name(device)
     return description
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def one_line(description: Mapping[str, object]) -> str:
@@ -80,9 +88,27 @@ class Timing:
         if self.repeats < 1:
             raise ValueError(f"repeats={self.repeats}: expected at least 1")
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Columns of a record that say how it was timed."""
+        threads = torch.get_num_threads()
+        return {"device": self.device, "threads": threads, "repeats": self.repeats}
+
+
+def repeat(step: Callable[[], Any]) -> Callable[[int], Any]:
+    """Return a function that calls ``step`` a number of times and returns the last result."""
+
+    def advance(num_steps: int) -> Any:
+        result = None
+        for _ in range(num_steps):
+            result = step()
+        return result
+
+    return advance
+
 
 def interleave(
-    contenders: Mapping[str, Callable[[int], None]],
+    contenders: Mapping[str, Advance],
     timing: Timing,
     *,
     meet: Callable[[], None] = lambda: None,
@@ -98,7 +124,7 @@ def interleave(
     """
     finish = wait_for(timing.device)
 
-    def block(advance: Callable[[int], None], steps: int) -> float:
+    def block(advance: Advance, steps: int) -> float:
         meet()
         finish()
         start = time.perf_counter()
@@ -145,6 +171,11 @@ def copy_bandwidth(
         finish()
         taken.append(time.perf_counter() - start)
     return 2 * source.nbytes / statistics.median(taken[1:])
+
+
+def columns(text: str) -> dict[str, str]:
+    """Parse the columns of a table, ``name`` or ``name:format`` each, into formats by name."""
+    return {name: form for name, _, form in (word.partition(":") for word in text.split())}
 
 
 def table(rows: list[dict], columns: Mapping[str, str], widths: int = 0) -> str:

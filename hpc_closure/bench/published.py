@@ -1,4 +1,4 @@
-r"""The published solver, rewritten from its equations in eager PyTorch, for comparison.
+r"""The published solver and network, rewritten in eager PyTorch, for comparison.
 
 Dong, Chen, Wu (J. Comput. Phys. 2025) advance
 
@@ -15,13 +15,25 @@ Powell, Shardlow 2014, ch. 10), and is transformed forward again:
           - \tfrac{dt}{2}\nu k^2 \hat w}{1 + \tfrac{dt}{2}\nu k^2},
           \qquad q_k = dt\,e^{-a k^2} .
 
+The network is our ``published`` preset with its spectral layers in the published form (Li et al.,
+ICLR 2021): complex parameters, and a full array of zeros of which two corners are filled by a
+complex ``einsum`` each. The preset is the same function with real-stored weights and faster
+products.
+
 Nothing is optimised here: one operation per term, as in a first implementation.
 """
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hpc_closure.closure.baselines.published_model import SENSORS_PER_SIDE, PublishedNetwork
+from hpc_closure.closure.fields.sensors import subgrid
+from hpc_closure.closure.networks.layers import SpectralConv2d
+from hpc_closure.closure.sampling import PublishedVE
+
+EVALUATIONS = 10  # of the network per draw
 
 
 class PublishedSolver:
@@ -58,7 +70,7 @@ class PublishedSolver:
         self.safe_k2 = self.k2.clone()
         self.safe_k2[0, 0] = 1.0
         limit = size // 2 * 2 / 3
-        self.kept = (wavenumbers.abs()[:, None] <= limit) & (half[None, :] <= limit)
+        self.retained = (wavenumbers.abs()[:, None] <= limit) & (half[None, :] <= limit)
         self.half_viscous = 0.5 * dt * viscosity * self.k2
         self.f_hat = torch.fft.rfft2(forcing)
         k2 = (2 * math.pi) ** 2 * (wavenumbers[:, None] ** 2 + wavenumbers[None, :] ** 2)
@@ -94,7 +106,7 @@ class PublishedSolver:
         v = torch.fft.irfft2(-1j * self.kx * psi_hat, s=shape)
         w_x = torch.fft.irfft2(1j * self.kx * self.w_hat, s=shape)
         w_y = torch.fft.irfft2(1j * self.ky * self.w_hat, s=shape)
-        return torch.fft.rfft2(u * w_x + v * w_y) * self.kept
+        return torch.fft.rfft2(u * w_x + v * w_y) * self.retained
 
     def advance(self, num_steps: int) -> None:
         """Advance by a number of steps."""
@@ -104,3 +116,76 @@ class PublishedSolver:
                 right = right + self.noise * torch.fft.rfft2(self.increment())
             right = right - self.half_viscous * self.w_hat
             self.w_hat = right / (1 + self.half_viscous)
+
+
+# ---- the network --------------------------------------------------------------------------------
+
+
+class ComplexSpectral(nn.Module):
+    """Spectral convolution as published, with the weights of one of our layers.
+
+    The ky = 0 column is not made Hermitian, because the complex-to-real transform on the CPU
+    ignores its other part.
+    """
+
+    def __init__(self, layer: SpectralConv2d):
+        super().__init__()
+        self.modes, self.out_channels = layer.modes, layer.out_channels
+        weight = torch.view_as_complex(layer.weight.detach().contiguous()).permute(2, 3, 0, 1)
+        self.upper = nn.Parameter(weight[:, :, : self.modes].clone())
+        self.lower = nn.Parameter(weight[:, :, self.modes :].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve fields (B, in, n, n); returns (B, out, n, n)."""
+        size, m = x.shape[-1], self.modes
+        x_hat = torch.fft.rfft2(x)
+        out = torch.zeros(
+            len(x), self.out_channels, size, size // 2 + 1, dtype=x_hat.dtype, device=x.device
+        )
+        out[:, :, :m, :m] = torch.einsum("bixy,ioxy->boxy", x_hat[:, :, :m, :m], self.upper)
+        out[:, :, -m:, :m] = torch.einsum("bixy,ioxy->boxy", x_hat[:, :, -m:, :m], self.lower)
+        return torch.fft.irfft2(out, s=(size, size))
+
+
+def published_network(
+    width: int = 20, modes: int = 8, layers: int = 4, upscaling: str = "interp"
+) -> PublishedNetwork:
+    """Create the published network with complex spectral layers."""
+    network = PublishedNetwork(width, modes, layers, upscaling)
+    to_published_form(network)
+    return network
+
+
+def to_published_form(module: nn.Module) -> None:
+    """Replace every spectral layer in ``module`` by the published form."""
+    for name, child in module.named_children():
+        if isinstance(child, SpectralConv2d):
+            setattr(module, name, ComplexSpectral(child))
+        else:
+            to_published_form(child)
+
+
+def published_loss(network: PublishedNetwork, state: Tensor, target: Tensor) -> Tensor:
+    """Compute the denoising score matching loss, summed over points, averaged over the batch."""
+    schedule = PublishedVE()
+    t = 2 * (torch.rand(len(target), device=target.device) * (1 - 1e-5) + 1e-5)
+    z = torch.randn_like(target)
+    sigma = schedule.sigmas(t)[:, None, None]
+    score = network(t, target + sigma * z, state, subgrid(target, SENSORS_PER_SIDE))
+    return (score + z).square().sum((-2, -1)).mean()
+
+
+@torch.no_grad()
+def published_sample(network: PublishedNetwork, state: Tensor, sensors: Tensor) -> Tensor:
+    """Draw by ten Euler-Maruyama steps of the reverse SDE; each evaluates the full network."""
+    schedule = PublishedVE()
+    times = schedule.times(EVALUATIONS)
+    x = torch.randn_like(state) * schedule.norm(times[0])
+    mean = x
+    for t, s in zip(times, times[1:]):
+        g, dt = schedule.diffusion(t), t - s
+        at = torch.full((len(state),), t, device=state.device)
+        score = network(at, x, state, sensors) / schedule.sigma(t)
+        mean = x + g * g * dt * score
+        x = mean + g * dt**0.5 * torch.randn_like(x)
+    return mean

@@ -14,9 +14,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,16 +34,9 @@ from hpc_closure.work import launch
 STRONG, WEAK = "strong", "weak"
 PATIENCE = timedelta(days=1)
 ERROR = re.compile(r"(\[rank\d+\]: )?[\w.]+Error: ")  # the last line of a traceback
-COLUMNS = {
-    "engine": "",
-    "scaling": "",
-    "ranks": "d",
-    "cores": "d",
-    "batch": "d",
-    "milliseconds": ".2f",
-    "speedup": ".2f",
-    "efficiency": ".2f",
-}
+COLUMNS = measure.columns(
+    "engine scaling ranks:d cores:d batch:d milliseconds:.2f speedup:.2f efficiency:.2f"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Plan:
     """Settings of the measurement.
 
     Attributes:
-        asked: numbers of processes; a single process is measured in any case.
+        ranks: numbers of processes; a single process is measured in any case.
         grid: points per side.
         batch: batch of a process, and the global batch of strong scaling.
         engines: names of the engines.
@@ -59,7 +53,7 @@ class Plan:
         config: differences from the ``default`` preset.
     """
 
-    asked: Sequence[int]
+    ranks: Sequence[int]
     grid: int = 64
     batch: int = 80
     engines: Sequence[str] = ("torch",)
@@ -83,7 +77,7 @@ class Plan:
     @property
     def counts(self) -> list[int]:
         """Measured numbers of processes, increasing."""
-        return sorted({1, *self.asked})
+        return sorted({1, *self.ranks})
 
     def batch_of(self, scaling: str, count: int) -> int:
         """Return the global batch."""
@@ -111,17 +105,13 @@ def run(plan: Plan, timing: Timing, cores: int) -> list[dict[str, Any]]:
         timing: settings of the blocks.
         cores: cores of this machine.
     """
-    with contextlib.ExitStack() as closing:
-        groups = [Group(count, plan) for count in plan.counts]
-        for group in groups:
-            closing.callback(group.wait)
-        for group in groups:
-            closing.callback(group.end)  # called for all groups before the first wait
+    with contextlib.ExitStack() as stack:
+        groups = {count: stack.enter_context(group(count, plan)) for count in plan.counts}
         contenders = {}
-        for group in groups:
-            group.wait_until_ready()
-            for case in plan.cases(group.count):
-                contenders[_name(group.count, *case)] = group.turn(*case)
+        for count, ask in groups.items():
+            ask("")
+            for case in plan.cases(count):
+                contenders[_name(count, *case)] = partial(_turn, ask, case)
         taken = measure.interleave(contenders, replace(timing, device="cpu"))
     return [
         record(plan, taken, engine, scaling, count)
@@ -130,6 +120,10 @@ def run(plan: Plan, timing: Timing, cores: int) -> list[dict[str, Any]]:
         for scaling in (STRONG, WEAK)
         for count in plan.counts
     ]
+
+
+def _turn(ask: Callable[[str], None], case: tuple[str, int], num_steps: int) -> None:
+    ask(json.dumps([*case, num_steps]))
 
 
 def _name(count: int, engine: str, batch: int) -> str:
@@ -164,67 +158,51 @@ def remarks(plan: Plan, cores: int) -> list[str]:
     return [f"{counts} processes share {cores} core(s): their speedup is limited by the cores"]
 
 
-class Group:
-    """Processes of a torchrun that train together, in turns started by :meth:`turn`.
+@contextlib.contextmanager
+def group(count: int, plan: Plan) -> Iterator[Callable[[str], None]]:
+    """Start processes of a torchrun that train together in turns; end them on exit.
 
     Args:
         count: number of processes.
         plan: settings of the measurement.
+
+    Yields:
+        A function that sends a line, a turn for :func:`main`, and returns when all processes have
+        answered; "" sends nothing and waits until all have prepared their cases. It raises
+        RuntimeError with the first of their errors if the processes ended.
     """
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [sys.executable, "-m", *launcher, "-m", __name__, json.dumps(asdict(plan))]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as agent,
+    ):
+        questions, answers = agent.stdin, agent.stdout
+        assert questions and answers
 
-    def __init__(self, count: int, plan: Plan):
-        self.count, self.errors, self.ready = count, tempfile.TemporaryFile("w+"), False
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        self.agent = subprocess.Popen(
-            [sys.executable, "-m", *launcher, "-m", __name__, json.dumps(asdict(plan))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-        )
+        def ask(line: str) -> None:
+            if line:
+                with contextlib.suppress(BrokenPipeError):  # the error is read below
+                    questions.write(line + "\n")
+                    questions.flush()
+            if answers.readline():
+                return
+            agent.wait()
+            errors.seek(0)
+            lines = [text.strip() for text in errors if ERROR.match(text)]
+            reason = lines[0] if lines else f"exit code {agent.returncode}"
+            raise RuntimeError(f"a process of {count} ended: {reason}")
 
-    def wait_until_ready(self) -> None:
-        """Wait until all processes have prepared their cases."""
-        self._hear()
-        self.ready = True
-
-    def end(self) -> None:
-        """End the turns."""
-        if not self.ready:
-            self.agent.terminate()
-        with contextlib.suppress(BrokenPipeError):
-            self.agent.stdin.close()  # type: ignore[union-attr]
-
-    def wait(self) -> None:
-        """Wait until the processes have ended."""
-        self.agent.wait()
-        self.agent.stdout.close()  # type: ignore[union-attr]
-        self.errors.close()
-
-    def turn(self, engine: str, batch: int):
-        """Create a function that takes steps of a case; it returns when all processes are done."""
-
-        def advance(steps: int) -> None:
-            with contextlib.suppress(BrokenPipeError):  # _hear then raises
-                self.agent.stdin.write(json.dumps([engine, batch, steps]) + "\n")  # type: ignore
-                self.agent.stdin.flush()  # type: ignore[union-attr]
-            self._hear()
-
-        return advance
-
-    def _hear(self) -> None:
-        """Wait for the line of the first process.
-
-        Raises:
-            RuntimeError: the processes ended; the message is the first of their errors.
-        """
-        if self.agent.stdout.readline():  # type: ignore[union-attr]
-            return
-        self.agent.wait()
-        self.errors.seek(0)
-        lines = [line.strip() for line in self.errors if ERROR.match(line)]
-        reason = lines[0] if lines else f"exit code {self.agent.returncode}"
-        raise RuntimeError(f"a process of {self.count} ended: {reason}")
+        try:
+            yield ask
+        except BaseException:
+            agent.terminate()
+            raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                questions.close()  # ends the turns
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ On a CPU switches have no effect and torch.compile only traces; such a run tests
 """
 
 import copy
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,43 +43,34 @@ NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.00
 GAIN = 1.1  # least speed-up, over the faster alternative, that is worth the code of a switch
 TOLERANCE = 1e-3  # relative difference beyond which a switch is wrong
 FIRST = 20  # steps before results are compared, which include the solver's longer graph
-COLUMNS = {
-    "switch": "",
-    "case": "",
-    "grid": "d",
-    "number": "d",
-    "without_ms": ".3f",
-    "with_ms": ".3f",
-    "compiled_ms": ".3f",
-    "difference": ".1e",
-    "verdict": "",
-}
+COLUMNS = measure.columns(
+    "switch case grid:d number:d without_ms:.3f with_ms:.3f compiled_ms:.3f "
+    "difference:.1e verdict"
+)
 
 #: takes a number of steps; returns the result, or None if it is not compared
 Advance = Callable[[int], Tensor | None]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Settings of the measurement.
+def run(
+    timing: Timing,
+    *,
+    grid: int,
+    members: Sequence[int],
+    samples: Sequence[int],
+    batch: int,
+    config: dict[str, Any],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return a record per switch and case, and remarks: failures, and switches to keep.
 
-    Attributes:
+    Args:
+        timing: settings of the blocks.
         grid: points per side of solver and training.
         members: ensemble sizes of the solver.
         samples: numbers of members drawn at once for a state.
         batch: batch of the training step.
         config: differences from the ``default`` preset in training.
     """
-
-    grid: int = 64
-    members: Sequence[int] = (1, 100)
-    samples: Sequence[int] = (1, 20)
-    batch: int = 80
-    config: Mapping[str, Any] | None = None
-
-
-def run(plan: Plan, timing: Timing) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a record per switch and case, and remarks: failures, and switches to keep."""
     records: list[dict[str, Any]] = []
     remarks: list[str] = []
 
@@ -110,17 +102,16 @@ def run(plan: Plan, timing: Timing) -> tuple[list[dict[str, Any]], list[str]]:
                         "compiled_ms": _milliseconds(taken, COMPILED),
                         "difference": difference,
                         "verdict": verdict(taken, name, difference, timing.device),
-                        "device": timing.device,
-                        "repeats": timing.repeats,
+                        **timing.columns,
                     }
                 )
 
-    for number in plan.members:
+    for number in members:
         for case, noise in (("solver step", {"kind": "none"}), ("with noise", NOISE)):
-            add(case, plan.grid, number, _solvers(plan.grid, number, noise, timing.device))
-    for number in plan.samples:
+            add(case, grid, number, _solvers(grid, number, noise, timing.device))
+    for number in samples:
         add("draw", read_header(shipped_model(MODEL)).size, number, _draws(number, timing.device))
-    add("training step", plan.grid, plan.batch, _trainings(plan, timing.device))
+    add("training step", grid, batch, _trainings(grid, batch, config, timing.device))
     return records, remarks + conclude(records)
 
 
@@ -191,6 +182,16 @@ def _compile(function: Callable[..., Any], device: str) -> Callable[..., Any]:
     return torch.compile(function, backend="eager")
 
 
+def _marked(step: Callable[[], Any]) -> Advance:
+    """Repeat a step, with a mark at the start of each, as torch.compile's CUDA graphs require."""
+
+    def marked() -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return step()
+
+    return measure.repeat(marked)
+
+
 # ---- the solver ---------------------------------------------------------------------------------
 
 
@@ -219,17 +220,16 @@ def _solver(problem: Problem, members: int, names: Sequence[str], device: str) -
 def _compiled_solver(problem: Problem, members: int, device: str) -> Advance:
     start = Simulation(problem, range(members), 0, device=device).initialise()
     solver = DifferentiableSolver(problem, device)
-    held, state = solver.steady(start.pairs), {"w": start.pairs.clone()}
-    step = _compile(lambda w, held: solver.stretch(1, w, held, None)[0], device)
+    forcing, w = solver.steady(start.pairs), start.pairs.clone()
+    stretch = _compile(lambda w, forcing: solver.stretch(1, w, forcing, None)[0], device)
 
     @torch.no_grad()
-    def advance(num_steps: int) -> Tensor:
-        for _ in range(num_steps):
-            torch.compiler.cudagraph_mark_step_begin()
-            state["w"] = step(state["w"], held).clone()  # the next replay overwrites it
-        return torch.view_as_complex(state["w"])
+    def step() -> Tensor:
+        nonlocal w
+        w = stretch(w, forcing).clone()  # the next replay overwrites it
+        return torch.view_as_complex(w)
 
-    return advance
+    return _marked(step)
 
 
 # ---- draws --------------------------------------------------------------------------------------
@@ -253,17 +253,8 @@ def _draw(closure: artifact.Closure, number: int) -> Advance:
     problem = Problem(grid=grid, forcing={"kind": "published"})
     simulation = Simulation(problem, [0], 0, threads=1).initialise()
     state = simulation.fields(["vorticity"])["vorticity"][0].float().to(device)
-    call = 0
-
-    def advance(num_steps: int) -> Tensor:
-        nonlocal call
-        for _ in range(num_steps):
-            call += 1
-            torch.compiler.cudagraph_mark_step_begin()
-            drawn = closure.sample(state, members=number, call=call)
-        return drawn
-
-    return advance
+    call = itertools.count(1)
+    return _marked(lambda: closure.sample(state, members=number, call=next(call)))
 
 
 def compile_networks(model: nn.Module, device: str) -> None:
@@ -287,13 +278,12 @@ def _traced(method: Callable[..., Any]) -> Callable[..., Any]:
 # ---- training -----------------------------------------------------------------------------------
 
 
-def _trainings(plan: Plan, device: str) -> dict[str, Advance]:
+def _trainings(grid: int, batch: int, config: dict, device: str) -> dict[str, Advance]:
     """Create training steps of equal models on one batch."""
-    settings = Train(steps=1, batch=plan.batch, engine="torch", lr=1e-3)
-    here, known = Processes(device=torch.device(device)), Known("diffusion", plan.grid)
-    pair = training_batch(known, plan.batch, device)
-    config = None if plan.config is None else dict(plan.config)
-    fitted = fit(known, samples=max(plan.batch, 64), steps=0, config=config).to(device)
+    settings = Train(steps=1, batch=batch, engine="torch", lr=1e-3)
+    here, known = Processes(device=torch.device(device)), Known("diffusion", grid)
+    pair = training_batch(known, batch, device)
+    fitted = fit(known, samples=max(batch, 64), steps=0, config=config).to(device)
     contenders: dict[str, Advance] = {}
     for names in ((), (CAPTURED,), None):
         model = copy.deepcopy(fitted)
@@ -302,16 +292,5 @@ def _trainings(plan: Plan, device: str) -> dict[str, Advance]:
         with switches.only(*(names or ())):
             advance = training_step(model, settings, *pair, here)
         name = COMPILED if names is None else ",".join(names) or WITHOUT
-        contenders[name] = _with(names or (), _marked(advance))
+        contenders[name] = _with(names or (), _marked(partial(advance, 1)))
     return contenders
-
-
-def _marked(advance: Callable[[int], None]) -> Advance:
-    """Mark the start of each step, as torch.compile's CUDA graphs require."""
-
-    def marked(num_steps: int) -> None:
-        for _ in range(num_steps):
-            torch.compiler.cudagraph_mark_step_begin()
-            advance(1)
-
-    return marked

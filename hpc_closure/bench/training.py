@@ -4,7 +4,7 @@ All have a batch of equal size, with 16 x 16 sensors. ``default`` uses the train
 every learned part switched on, because a part that does not act is skipped and costs nothing. The
 cost of its generator depends on the residual. The residual of the published problem has few modes,
 and the network computes on a grid for these; ``default, full band`` is the same for a residual
-with all modes of the grid. ``published`` is the network as published (:mod:`.networks`): complex
+with all modes of the grid. ``published`` is the network as published (:mod:`.published`): complex
 weights in eager PyTorch, Adam, ten evaluations per sample. ``published fft`` and ``published
 matrix`` are the preset, in its two forms, in our engine. *Recomputed* is a training with
 ``train.recompute``.
@@ -13,8 +13,9 @@ matrix`` are the preset, in its two forms, in our engine. *Recomputed* is a trai
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +23,8 @@ import torch
 
 from hpc_closure.bench import measure
 from hpc_closure.bench.known import WHITE, Known, fit
-from hpc_closure.bench.measure import Timing
-from hpc_closure.bench.networks import (
-    published_loss,
-    published_network,
-    published_sample,
-)
+from hpc_closure.bench.measure import Advance, Timing
+from hpc_closure.bench.published import published_loss, published_network, published_sample
 from hpc_closure.closure.baselines.published_model import SENSORS_PER_SIDE
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.fields.sensors import read_regular, subgrid
@@ -39,22 +36,10 @@ from hpc_closure.train.trainer import start_engine
 
 PUBLISHED, FORMS = "published", ("fft", "matrix")
 RECOMPUTED = ("default, full band", "published fft")  # trained with and without recomputation
-COLUMNS = {
-    "case": "",
-    "grid": "d",
-    "batch": "d",
-    "method": "",
-    "network_grid": "d",
-    "modes": "d",
-    "evaluations": "d",
-    "milliseconds": ".3f",
-    "kept_mb": ".0f",
-    "ratio": ".2f",
-}
-
-
-#: function that takes a number of steps
-Advance = Callable[[int], None]
+COLUMNS = measure.columns(
+    "case grid:d batch:d method network_grid:d modes:d evaluations:d milliseconds:.3f "
+    "kept_mb:.0f ratio:.2f"
+)
 
 
 @dataclass(frozen=True)
@@ -126,11 +111,9 @@ def run(
                     "modes": contender.modes,
                     "evaluations": 1 if step else contender.evaluations,
                     "milliseconds": 1e3 * statistics.median(taken[name]),
-                    "kept_mb": 1e-6 * kept_bytes(advance) if step else None,
+                    "kept_mb": 1e-6 * backward_bytes(advance) if step else None,
                     "ratio": theirs,
-                    "device": timing.device,
-                    "threads": torch.get_num_threads(),
-                    "repeats": timing.repeats,
+                    **timing.columns,
                 }
             )
 
@@ -186,14 +169,14 @@ def _generator_grid(model: ClosureModel) -> int:
     return model.frame.size
 
 
-def kept_bytes(advance: Advance) -> int:
+def backward_bytes(advance: Advance) -> int:
     """Count the bytes that a training step stores for its backward pass, without the weights."""
-    kept: dict[int, int] = {}
+    storages: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with (
@@ -201,17 +184,13 @@ def kept_bytes(advance: Advance) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         advance(1)
-    return sum(kept.values())
+    return sum(storages.values())
 
 
 def training_batch(known: Known, batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw states and targets (batch, n, n) that no model was fitted to."""
-    state, target = (x[:batch].to(device) for x in _joined(known.batches("test", batch)))
-    return state, target
-
-
-def _joined(batches) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.cat([state for state, _ in batches]), torch.cat([state for _, state in batches])
+    states, targets = map(torch.cat, zip(*known.batches("test", batch), strict=True))
+    return states[:batch].to(device), targets[:batch].to(device)
 
 
 def training_step(
@@ -233,28 +212,24 @@ def training_step(
     model.resume(max(model.phases, key=lambda phase: phase.share).name)
     engine = start_engine(model, settings, found)
     numbers = found.rank * len(state) + torch.arange(len(state))
-    count = 0
+    batch = {"state": state, "target": target, "sample_index": numbers}
+    count = itertools.count(1)
 
-    def advance(num_steps: int) -> None:
-        nonlocal count
-        for _ in range(num_steps):
-            count += 1
-            batch = {"state": state, "target": target, "sample_index": numbers}
-            engine.step([(batch, 0, count)], settings.lr)
+    def step() -> None:
+        engine.step([(dict(batch), 0, next(count))], settings.lr)
 
-    return advance
+    return measure.repeat(step)
 
 
 def _their_training(network, settings, state, target) -> Advance:
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
 
-    def advance(num_steps: int) -> None:
-        for _ in range(num_steps):
-            optimizer.zero_grad()
-            published_loss(network, state, target).backward()
-            optimizer.step()
+    def step() -> None:
+        optimizer.zero_grad()
+        published_loss(network, state, target).backward()
+        optimizer.step()
 
-    return advance
+    return measure.repeat(step)
 
 
 def _switch_on(model: ClosureModel) -> None:
@@ -269,23 +244,13 @@ def _switch_on(model: ClosureModel) -> None:
 
 def _our_sample(model, state, target, number: int) -> Advance:
     sensors = read_regular(target, SENSORS_PER_SIDE)
-    call = 0
-
-    def advance(num_steps: int) -> None:
-        nonlocal call
-        for _ in range(num_steps):
-            call += 1
-            model.sample_batch(Request(state, range(number), 0, call, sensors))
-
-    return advance
+    call = itertools.count(1)
+    return measure.repeat(
+        lambda: model.sample_batch(Request(state, range(number), 0, next(call), sensors))
+    )
 
 
 def _their_sample(network, state, target, number: int) -> Advance:
     states = state.expand(number, -1, -1)
     sensors = subgrid(target, SENSORS_PER_SIDE).expand(number, -1, -1)
-
-    def advance(num_steps: int) -> None:
-        for _ in range(num_steps):
-            published_sample(network, states, sensors)
-
-    return advance
+    return measure.repeat(lambda: published_sample(network, states, sensors))

@@ -84,20 +84,20 @@ def chosen(experiment: Experiment) -> list[Compared]:
     Raises:
         ValueError: a closure is missing, incomplete or made for another problem.
     """
-    held, settings = HeldOut.of(experiment), experiment.evaluate
+    test_set, settings = HeldOut.of(experiment), experiment.evaluate
     opponents = {
         name: str(opponent.folder)
         for name, opponent in opponents_of(experiment).items()
         if is_made_by(Run.of(opponent).model, opponent)
     }
     closures = [
-        _named(name, value, experiment, held, f"evaluate.compare.{name}={value}")
+        _named(name, value, experiment, test_set, f"evaluate.compare.{name}={value}")
         for name, value in {**opponents, **settings.compare}.items()
     ]
     for name, values in settings.seeds.items():
         key = f"evaluate.seeds.{name}"
         runs = [
-            _named(one_of(name, number), value, experiment, held, f"{key}={value}")
+            _named(one_of(name, number), value, experiment, test_set, f"{key}={value}")
             for number, value in enumerate(values, 1)
         ]
         _check_seeds(key, values, runs)
@@ -111,7 +111,7 @@ def missing(experiment: Experiment) -> list[str]:
     return [name for name in opponents_of(experiment) if name not in trained]
 
 
-def _named(name: str, value: str, experiment: Experiment, held: HeldOut, key: str) -> Compared:
+def _named(name: str, value: str, experiment: Experiment, test_set: HeldOut, key: str) -> Compared:
     """Locate the closure of a run, a file or a shipped model and check that it fits.
 
     ``key`` is the setting that names it, for the error message.
@@ -122,7 +122,7 @@ def _named(name: str, value: str, experiment: Experiment, held: HeldOut, key: st
         other = reading.load(folder.config) if folder.config.exists() else None
         path = (Run.of(other).model_file if other else None) or folder.model
         if other:
-            check_seed(held, other, key)
+            check_seed(test_set, other, key)
         finer = other and other.train_grid != experiment.train_grid
         if other and finer and other.known_grid == experiment.known_grid:
             check_fits(path, other, key)
@@ -192,7 +192,7 @@ def _differs(other: Experiment, experiment: Experiment) -> str:
         theirs, ours = HeldOut.of(other), HeldOut.of(experiment)
     except ValueError as error:
         return str(error)
-    there, here = (held.experiment.stage_settings("generate") for held in (theirs, ours))
+    there, here = (test_set.experiment.stage_settings("generate") for test_set in (theirs, ours))
     # runs whose solvers have different grids are comparable: the modes of the start are the same
     for settings in (there, here):
         settings.pop("reduced", None)

@@ -14,8 +14,8 @@ from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.scores import registry
-from hpc_closure.evaluate.scores.budget import Origin
-from hpc_closure.evaluate.scores.climate import Flow
+from hpc_closure.evaluate.scores.coupled.climate import Flow
+from hpc_closure.evaluate.scores.generated.budget import Origin
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.method_names import GRANTED, MODEL
 from hpc_closure.experiment.schema import Experiment
@@ -61,8 +61,8 @@ class Inputs:
         chosen: closures of ``evaluate.compare`` and ``evaluate.seeds``, with their files.
         compared: the same closures, loaded, by method name.
         scores: scores of the modules in ``evaluate.scores``.
-        held: source of the starts, the truth and the held-out snapshots.
-        data: DNS data set of ``held``.
+        test_set: source of the starts, the truth and the held-out snapshots.
+        data: DNS data set of ``test_set``.
         training: data set of the training, from which climatology draws; usually ``data``.
         parts: members of each part of the split: ``train`` and ``valid`` of ``training``, ``test``
             of ``data``.
@@ -79,11 +79,11 @@ class Inputs:
             item.name: hpc_closure.load(item.path).to(session.device) for item in self.chosen
         }
         self.scores = registry.load(experiment.evaluate.scores)
-        self.held = HeldOut.of(experiment)
-        self.data = self.training = DataSet(self.held.run.data)
-        if self.held.second:
+        self.test_set = HeldOut.of(experiment)
+        self.data = self.training = DataSet(self.test_set.run.data)
+        if self.test_set.second:
             self.training = DataSet(self.run.data)
-        tests = self.data.split(self.held.split)["test"]
+        tests = self.data.split(self.test_set.split)["test"]
         self.parts = {**self.training.split(experiment.train.split), "test": tests}
         self.window = self._window(self.data)
         self.replicas = self._replicas()
@@ -94,9 +94,9 @@ class Inputs:
         return data.window(*window) if window else range(len(data.times))
 
     def _replicas(self) -> CoupledEnsemble | None:
-        if not self.held.replicas.members:
+        if not self.test_set.replicas.members:
             return None
-        books = self.held.books("replicas")
+        books = self.test_set.books("replicas")
         if reason := books.incomplete(books.survey()):
             raise ValueError(reason)
         return CoupledEnsemble([product.path for product in books.products()])
@@ -109,7 +109,7 @@ class Inputs:
         """
         if self.replicas is None:
             return [(member, index) for member in self.parts["test"] for index in indices]
-        half = self.replicas.start - 0.5 * self.held.replicas.pinned
+        half = self.replicas.start - 0.5 * self.test_set.replicas.pinned
         pinned = self.replicas.times[
             (self.replicas.times >= half - 1e-9)
             & (self.replicas.times < self.replicas.start + 1e-9)

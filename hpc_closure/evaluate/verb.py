@@ -17,7 +17,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     """Write scores.csv, scores.json, figures and report.html; return the exit code."""
     if options.dry_run:
         return print_plan(experiment)
-    held = held_out.check(experiment)
+    test_set = held_out.check(experiment)
     check_model(experiment)
     from hpc_closure.evaluate import compare
     from hpc_closure.evaluate.scores import registry
@@ -34,7 +34,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         session.record["inputs"] = fingerprint(
             session.run,
             [path for closure in compared for path in closure.paths]
-            + [*held.paths, *registry.files(experiment.evaluate.scores)],
+            + [*test_set.paths, *registry.files(experiment.evaluate.scores)],
         )
         if made_from(session.run, session.record) and session.run.report.exists():
             log.get().info(f"{session.run.report} exists already; --redo writes it again")

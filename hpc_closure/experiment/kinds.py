@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hpc_closure.experiment.user_modules import load_attribute
+
 if TYPE_CHECKING:
     from hpc_closure.spectral.recipe import Section
 
@@ -50,7 +52,7 @@ class Kind:
     reads: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar["type[Section] | None"] = None
     known: ClassVar[dict[str, type[Any]]]
-    #: base class to name in error messages
+    #: base class to name in error messages, after "a subclass of"
     parent: ClassVar[str] = "a class of hpc_closure.experiment.kinds"
 
     def __init_subclass__(cls, **more: Any) -> None:
@@ -197,19 +199,13 @@ def find(family: type[Kind], name: str, key: str) -> type[Any]:
             raise ValueError(f"{key}={name!r}, expected one of {', '.join(known)}")
         return known[name]
     module, _, attribute = name.partition(":")
-    try:
-        imported = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{key}={name}: {error}; install its package, or add its folder to PYTHONPATH"
-        ) from None
-    except AttributeError:
-        raise ValueError(f"{key}={name}: module {module} has no {attribute}") from None
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ValueError(f"{key}={name}: importing {module} fails ({reason})") from None
-    if not isinstance(imported, type) or not issubclass(imported, family):
-        raise ValueError(f"{key}={name}: no subclass of {family.parent}")
+    imported: type[Any] = load_attribute(
+        f"{key}={name}",
+        module,
+        attribute,
+        f"a subclass of {family.parent}",
+        lambda value: isinstance(value, type) and issubclass(value, family),
+    )
     if inspect.isabstract(imported):
         missing = ", ".join(sorted(getattr(imported, "__abstractmethods__")))
         raise ValueError(f"{key}={name}: define its abstract method(s) {missing}")

@@ -77,7 +77,11 @@ METHODS = (
         "the exact law with its spread reduced to 95 %: a control that must fail the rank test",
         reserved=False,
     ),
-    Method("physics", "the known term of the closure, no network", words="the granted physics"),
+    Method(
+        "physics",
+        "the known term of the closure, no network",
+        words="the known term of the closure",
+    ),
     Method(
         "fourier",
         "periodic Fourier interpolation of the sensors alone",

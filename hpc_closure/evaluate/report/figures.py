@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hpc_closure.evaluate.report.example_state import OneState
 from hpc_closure.evaluate.rows import RUNG, format_value, select, sort_methods
-from hpc_closure.evaluate.scores.late import late_leads
+from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.rank_histogram import merge, rank_p
 from hpc_closure.experiment.method_names import GRANTED
 from hpc_closure.work.atomic import publish
@@ -391,7 +391,7 @@ def _spread_ratios(axis, spread: Mapping[str, Tensor]) -> None:
 def error_growth(rows: DataFrame) -> Figure:
     """Draw the error of the ensemble mean and the spread against lead time.
 
-    Late lead times (:mod:`~hpc_closure.evaluate.scores.late`) are shaded.
+    Late lead times (:mod:`~hpc_closure.evaluate.scores.coupled.late`) are shaded.
 
     Args:
         rows: rows of the coupled stage of one closure, grid and sensor layout.

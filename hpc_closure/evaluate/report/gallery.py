@@ -15,7 +15,7 @@ from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.report import example_state, figures
 from hpc_closure.evaluate.report.example_state import OneState
 from hpc_closure.evaluate.rows import select
-from hpc_closure.evaluate.scores.late import late_leads
+from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.table import Scored
 from hpc_closure.experiment.method_names import MODELS
 from hpc_closure.train import metrics
@@ -97,8 +97,8 @@ def illustrate_closure(shown: OneState, album: Album) -> Picture:
     plain = ", one of its mean and Gaussian law without the generator" * (len(shown.samples) > 1)
     caption = (
         f"Closure at {shown.state}, no sensors: truth, {len(next(iter(shown.samples.values())))} "
-        f"samples of the model{plain}; below: the exact law's spread, theirs, and the "
-        f"{shown.number} in many samples."
+        f"samples of the model{plain}; below: the spread of the exact law and of each of them, "
+        f"and the distribution of the {shown.number} over many samples."
     )
     return album.add("generated", drawn, "closure", caption)
 
@@ -135,8 +135,8 @@ def illustrate_generated(
     if scored.work:
         drawn = figures.rates(scored.work, title="{} of the closure", shown=(*MODELS, "oracle"))
         caption = (
-            f"Budget of the closure per wavenumber shell: what it brings to the resolved flow "
-            f"({words})."
+            f"Budget of the closure per wavenumber shell: rate at which it adds each quantity to "
+            f"the resolved flow ({words})."
         )
         yield album.add("generated", drawn, f"budget_{label}", caption)
     if scored.ranks:
@@ -160,12 +160,12 @@ def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> 
     line = _on_a_line(scored)
     name, unit = ("state", "(length/time)$^2$") if line else ("vorticity", r"s$^{-2}$")
     late = late_leads(scored.rows)
-    caption = f"Error of the ensemble mean against lead time, and the spread beside it ({words})."
+    caption = f"Error of the ensemble mean, and spread, against lead time ({words})."
     if late:
-        caption += " Shaded: late lead times, at which scores can no longer tell."
+        caption += " Shaded: late lead times, where scores do not separate good closures from bad."
     leads = scored.rows["lead_time"].dropna()
     is_late = bool(late) and bool(late[-1] == leads.max())
-    last = "the last lead time" + ", a late one" * is_late
+    last = "the last lead time" + ", which is late" * is_late
     drawn = figures.error_growth(scored.rows)
     yield album.add("coupled", drawn, f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]

@@ -18,8 +18,8 @@ from pandas import DataFrame, isna
 from hpc_closure.evaluate.report.gallery import SECTIONS, Picture
 from hpc_closure.evaluate.report.summary import groups, heading, summarise
 from hpc_closure.evaluate.rows import Absent, find, format_value, pivot, select, sort_methods
-from hpc_closure.evaluate.scores import exceedance
-from hpc_closure.evaluate.scores.late import DAGGER, SENTENCE, late_leads
+from hpc_closure.evaluate.scores.coupled import exceedance
+from hpc_closure.evaluate.scores.coupled.late import DAGGER, SENTENCE, late_leads
 from hpc_closure.evaluate.scores.paired import DIFFERENCES, WORSE, verdict
 from hpc_closure.evaluate.scores.record import PAIRED, Score
 from hpc_closure.evaluate.scores.registry import BUILT_IN, by_name
@@ -141,8 +141,8 @@ class Report:
                 last = len(shown) - 1
                 shown = [shown[round(i * last / (MAX_TIMES - 1))] for i in range(MAX_TIMES)]
             late = late_leads(total)
-            telling = [time for time in times if time not in late]
-            last = telling[-1] if telling else times[-1]
+            in_use = [time for time in times if time not in late]
+            last = in_use[-1] if in_use else times[-1]
             heads = {lead: (f"{lead:g}{DAGGER * (lead in late)}", "") for lead in shown}
             by_lead = total[total["lead_time"].isin(shown)]
             in_time, reasons = [], self._notes("coupled", columns)
@@ -222,9 +222,9 @@ class Report:
         used = set(self.rows["score"])
         several = self.rows.dropna(subset="seeds").groupby("method")["seeds"].max()
         means = {
-            name: f"mean over {number} trainings that differ in their seed alone; the small "
-            "figures are the least and the largest of them, of differences the ends of all "
-            "their intervals"
+            name: f"mean over {number} trainings that differ only in their seed; the small "
+            "figures are the least and the largest value of them, for differences the outermost "
+            "ends of their intervals"
             for name, number in several.items()
         }
         meanings = {method.name: method.meaning for method in METHODS}
@@ -315,9 +315,9 @@ def _floor(rows: DataFrame) -> str:
         return ""
     realised = find(rows, method="oracle", score="floor_realised")
     text = (
-        "Best possible relative error of any mean, from the exact law and these data: σ/rms(U) = "
-        f"{format_value('floor', floor.value)}"
+        "Least possible relative error of a predicted mean, from the exact law and these data: "
+        f"σ/rms(U) = {format_value('floor', floor.value)}"
     )
     if realised is not None:
-        text += f" (with the noise that these snapshots realised: {realised.value:.3g})"
-    return f"{text}; of a perfect single sample {floor.value * math.sqrt(2):.3g}."
+        text += f" ({realised.value:.3g} with the noise realised in these snapshots)"
+    return f"{text}; a single sample of the exact law has {floor.value * math.sqrt(2):.3g}."

@@ -16,8 +16,8 @@ from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.part_report import PartReport, describe
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.rows import find, format_value, select, sort_methods
-from hpc_closure.evaluate.scores.innovations import verdict
-from hpc_closure.evaluate.scores.late import late_leads
+from hpc_closure.evaluate.scores.coupled.late import late_leads
+from hpc_closure.evaluate.scores.generated.innovations import verdict
 from hpc_closure.evaluate.scores.rank_histogram import LEVEL
 from hpc_closure.experiment.method_names import GRANTED, METHODS, MODEL
 
@@ -59,7 +59,7 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
         "Data": {
             "DNS": f"{dns.grid}², dt {dns.dt:g}, {dns.scheme}",
             "trajectories": ", ".join(f"{len(v)} {k}" for k, v in inputs.parts.items()),
-            "test set": inputs.held.in_words(len(inputs.parts["test"])),
+            "test set": inputs.test_set.in_words(len(inputs.parts["test"])),
             "stored": f"t = {times[0]:g} to {times[-1]:g}, {len(times)} times on "
             f"{inputs.data.grid}²",
         },
@@ -101,7 +101,7 @@ def generator_in_words(closure: Closure, requested: int | None) -> str:
 
 def dataset(inputs: Inputs) -> str:
     """Describe the data set on which the scores are computed."""
-    return f"scored on {inputs.held.in_words(len(inputs.parts['test']))}"
+    return f"scored on {inputs.test_set.in_words(len(inputs.parts['test']))}"
 
 
 def headline(parts: Sequence[PartReport], rows: DataFrame, data: str = "") -> list[str]:
@@ -191,18 +191,18 @@ class Answers:
             what = f"Generated closure ({self.words}): relative error of one sample"
             what += self.closed or _effort(row.evaluations)
             if self.granted:
-                what += ", granted an estimate of the closure"
+                what += ", with an estimate of the closure as input"
             beside = [self.others("relative_error")]
             floor = self.row("floor", "oracle")
             if floor is not None:
                 bound = f"σ/rms(U) = {format_value('floor', floor.value)}"
-                beside.append(f"no mean without more information can be nearer than {bound}")
+                beside.append(f"no mean predicted from the same input has an error below {bound}")
             yield Line(what, say(row), "; ".join(filter(None, beside)))
         if not self.granted:  # an estimate of the closure as input would make the test meaningless
             yield from self.calibration()
         words, of_law = verdict(self.each_shell, self.model)
         if words:
-            where = f"Innovations ({self.words}): what the mean leaves, on unseen trajectories"
+            where = f"Innovations ({self.words}): closure minus its mean, on unseen trajectories"
             yield Line(where, words, of_law)
 
     def opponent(self) -> str | None:
@@ -217,20 +217,20 @@ class Answers:
             return ""
         if not model_row.evaluations:
             return (
-                f"what the generator adds: nothing, it does not act; CRPS {say(model_row)} times "
-                "the exact law's"
+                f"the generator does not act; the model's CRPS is {say(model_row)} times the "
+                "exact law's"
             )
-        words = f"what the generator adds: CRPS {say(model_row)} times the exact law's"
+        words = f"the model's CRPS is {say(model_row)} times the exact law's"
         best = self.opponent()
         if best is None:
             return words
         number = sum(self.row("crps_ratio", name) is not None for name in OPPONENTS)
-        whose = WORDS[best]
-        whose += f", the best of {number} without a generator" if number > 1 else ""
-        words += f", against {say(self.row('crps_ratio', best))} of {whose}"
+        words += f"; {WORDS[best]}"
+        words += f", the best of {number} closures without a generator," if number > 1 else ""
+        words += f" has {say(self.row('crps_ratio', best))} times the exact law's CRPS"
         energy = self.row("energy_score_difference", best)
         if energy is not None:
-            words += f", whose energy score is {say(_over(energy))} times the model's"
+            words += f" and {say(_over(energy))} times the model's energy score"
         return f"{self._verdict_on(best)}{words}{self._spreads(best)}"
 
     def _verdict_on(self, best: str) -> str:
@@ -239,11 +239,12 @@ class Answers:
         if pair is None or isna(pair.low) or pair.low > 0:
             return ""
         how = "is better than" if pair.high < 0 else "is as good as"
-        return f"{WORDS[best]} {how} the generator: {say(_over(pair))} times its CRPS; "
+        ratio = say(_over(pair))
+        return f"{WORDS[best]} {how} the generator: its CRPS is {ratio} times the model's; "
 
     def _spreads(self, best: str) -> str:
         """Compare the spreads of the model and of an opponent, relative to the exact law's."""
-        spreads = []
+        spreads, plain_spreads = [], []
         for score, where in (
             ("spread_ratio", "in all"),
             ("spread_ratio_calm", "in calm quarters"),
@@ -251,20 +252,25 @@ class Answers:
         ):
             own, plain = (self.row(score, name) for name in ("", best))
             if own is not None and plain is not None:
-                values = (format_value(score, row.value) for row in (own, plain))
-                spreads.append("{} against {} ".format(*values) + where)
-        return f"; spread {', '.join(spreads)}; the exact law has 1" if spreads else ""
+                spreads.append(f"{format_value(score, own.value)} {where}")
+                plain_spreads.append(f"{format_value(score, plain.value)} {where}")
+        if not spreads:
+            return ""
+        return (
+            f"; relative to the exact law's, the model's spread is {', '.join(spreads)}; without "
+            f"a generator it is {', '.join(plain_spreads)}"
+        )
 
     def calibration(self) -> Iterator[Line]:
         parts = []
         for score, words in (
             ("crps_ratio", "CRPS {} times the exact law's"),
-            ("spread_ratio", "spread {} of the exact law's"),
+            ("spread_ratio", "spread {} times the exact law's"),
         ):
             if (row := self.row(score)) is not None:
                 parts.append(words.format(say(row)))
         if not parts and (skill := self.row("spread_skill")) is not None:
-            parts.append(f"spread over skill {say(skill)}")
+            parts.append(f"spread over error of the mean {say(skill)}")
         p = self.row("rank_p")
         if p is not None:
             parts.append(f"the rank histogram {self._verdict(p)}")
@@ -275,7 +281,7 @@ class Answers:
             control = next(controls.itertuples())
             sound = oracle.value >= LEVEL > control.value
             beside = (
-                f"the exact law has p {_p(oracle)}, and with 95\u00a0% of its spread p "
+                f"the exact law has p {_p(oracle)}, and with its spread reduced to 95\u00a0% p "
                 f"{_p(control)}: this test {'can' if sound else 'could not'} tell them apart"
             )
         if parts:
@@ -298,33 +304,31 @@ class Answers:
         if last is not None:
             row, none = (self.row("relative_error_mean", m, last) for m in ("", "none"))
             when = "the end" if start is None else f"t = {start + last:g}"
-            since = "" if start is None else f"start {start:g}, "
-            if self.late:
-                since += "the last one at which scores can tell, "
+            since = "" if start is None else f"start at {start:g}, "
+            late = ", the last that is not late" if self.late else ""
             cases = "1 start" if row.samples == 1 else f"{row.samples} starts"
             what = (
-                f"Coupled run ({self.words}, a sample held for {self.interval} solver steps) at "
-                f"{when} ({since}horizon {last:g}; {row.members} members, {cases}): relative "
-                f"error of the ensemble mean{self.closed}"
+                f"Coupled run ({self.words}, one sample for {self.interval} solver steps) at "
+                f"{when} ({since}lead time {last:g}{late}; {row.members} members, {cases}): "
+                f"relative error of the ensemble mean{self.closed}"
             )
             beside = self.others("relative_error_mean", last)
             if none is not None and 0 < none.value < math.inf and 0 < row.value < math.inf:
                 factor = none.value / row.value
-                words = (
-                    f"{factor:.3g} times nearer"
-                    if factor >= 1
-                    else f"{1 / factor:.3g} times farther"
-                )
-                beside += f": {words} than without closure"
+                words = f"{1 / factor:.3g} times larger"
+                if factor >= 1:
+                    words = f"{factor:.3g} times smaller"
+                beside += f": the error is {words} than without closure"
             yield Line(what, say(row), beside)
         elif self.late:
             yield Line(
-                f"Coupled run ({self.words})", "every lead time is late: no score of one can tell"
+                f"Coupled run ({self.words})",
+                "every lead time is late: scores there do not separate good closures from bad",
             )
         yield from self.spread()
         yield from self.similarity()
         if guard := self.guard(least=0.0):
-            yield Line("The guard", guard)
+            yield Line("Draws beyond the training's range", guard)
         yield from self.cost()
         yield from self.event()
 
@@ -347,8 +351,8 @@ class Answers:
         last = self.last("spread_skill")
         parts = []
         for score, words in (
-            ("spread_ratio", "of the true ensemble's"),
-            ("spread_skill", "of its error"),
+            ("spread_ratio", "times the true ensemble's"),
+            ("spread_skill", "times the error of its mean"),
         ):
             if last is not None and (row := self.row(score, time=last)) is not None:
                 parts.append(f"{say(row)} {words}")
@@ -359,7 +363,7 @@ class Answers:
     def similarity(self) -> Iterator[Line]:
         """Report the worst similarity of the long-time statistics.
 
-        At late lead times, where forecast errors no longer discriminate, it still does.
+        At late lead times it still separates good closures from bad; forecast errors do not.
         """
         score = "similarity_worst"
         if (row := self.row(score)) is None:
@@ -372,7 +376,7 @@ class Answers:
         ]
         beside.append(f"{WORDS['none']} 0 by definition, the filtered DNS 1")
         yield Line(
-            "Long-time statistics of that ensemble: the worst similarity to the filtered DNS",
+            "Long-time statistics of that ensemble: least similarity to the filtered DNS",
             say(row),
             ", ".join(beside),
         )
@@ -383,9 +387,9 @@ class Answers:
             beside = ""
             if ratio is not None:
                 times = format_value("cost_ratio", ratio.value)
-                beside = f"{times} times the bare solver at its own step"
+                beside = f"{times} times that of the bare solver at its own step"
             spent = format_value("cost_us", cost.value)
-            yield Line("Cost of a member and time unit", f"{spent} us", beside)
+            yield Line("Cost of one member and one time unit", f"{spent} us", beside)
 
     def event(self) -> Iterator[Line]:
         times = select(self.rows, method=self.model, score="probability")["lead_time"].dropna()
@@ -394,13 +398,13 @@ class Answers:
         time = times.max()
         row, needed = (self.row(name, time=time) for name in ("probability", "members_needed"))
         beside = [self.others("probability", time)]
-        late = ", a late one" if time in self.late else ""
+        late = ", which is late" if time in self.late else ""
         if needed is not None:
             size = f"{needed.value:.0f} members"
-            beside.append(f"{size} would give it to the tolerance asked for")
+            beside.append(f"{size} estimate it within the tolerance of evaluate.event")
         yield Line(
-            f"The event asked for ({self.words}, lead time {time:g}{late}): probability",
-            f"{say(row)} by {row.members} members",
+            f"Event of evaluate.event ({self.words}, lead time {time:g}{late}): probability",
+            f"{say(row)} from {row.members} members",
             "; ".join(filter(None, beside)),
         )
 

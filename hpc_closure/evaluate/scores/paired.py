@@ -44,7 +44,7 @@ SCORES = (
     ),
 )
 DIFFERENCES = tuple(score.name for score in SCORES)
-BETTER, WORSE, ALIKE = "better", "worse", "not told apart"
+BETTER, WORSE, ALIKE = "better", "worse", "indistinguishable"
 
 
 def difference(own: Tensor, reference: Tensor, blocks: Tensor) -> dict[str, float]:

@@ -1,28 +1,22 @@
 """Collect all scores: built-in ones and those of the modules in ``evaluate.scores``."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from hpc_closure.evaluate.scores import (
     brought_back,
-    budget,
-    climate,
     cost,
-    exceedance,
-    gains,
-    growth,
-    innovations,
-    late,
     paired,
     pointwise,
     rank_histogram,
     table,
-    trajectories,
 )
+from hpc_closure.evaluate.scores.coupled import climate, exceedance, growth, late, trajectories
+from hpc_closure.evaluate.scores.generated import budget, gains, innovations
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.table import SHELL_STATISTICS, STATISTICS
+from hpc_closure.experiment.user_modules import load_attribute, load_module
 
 # in the order of tables and columns in the report
 MODULES = (
@@ -60,13 +54,8 @@ def load(modules: Sequence[str]) -> tuple[Score, ...]:
     """
     known = dict(BUILT_IN)
     for name in modules:
-        scores = getattr(_import(name), "SCORES", ())
-        if not scores or not all(isinstance(score, Score) for score in scores):
-            raise ValueError(
-                f"evaluate.scores: {name} has no scores; expected SCORES = (Score(...), ...) with "
-                f"Score of {Score.__module__}"
-            )
-        for score in scores:
+        expected = f"a tuple of one or more Score of {Score.__module__}"
+        for score in load_attribute(_setting(name), name, "SCORES", expected, _are_scores):
             if score.name in known:
                 raise ValueError(
                     f"evaluate.scores: {name} has a score {score.name}, a name that is taken; "
@@ -79,18 +68,21 @@ def load(modules: Sequence[str]) -> tuple[Score, ...]:
 
 def files(modules: Sequence[str]) -> list[Path]:
     """List the source files of modules; a change of them makes the scores outdated."""
-    paths = (getattr(_import(name), "__file__", None) for name in modules)
+    paths = (getattr(load_module(_setting(name), name), "__file__", None) for name in modules)
     return [Path(path) for path in paths if path]
 
 
-def _import(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except Exception as error:  # a user's module may raise anything
-        raise ValueError(
-            f"evaluate.scores: {name} cannot be imported ({type(error).__name__}: {error}); is "
-            "its folder in PYTHONPATH?"
-        ) from error
+def _setting(module: str) -> str:
+    return f"evaluate.scores={module}"
+
+
+def _are_scores(value: Any) -> bool:
+    """Return whether a value is a tuple or list of scores, at least one."""
+    return (
+        isinstance(value, (tuple, list))
+        and bool(value)
+        and all(isinstance(one, Score) for one in value)
+    )
 
 
 def _check_statistics(module: str, score: Score) -> None:

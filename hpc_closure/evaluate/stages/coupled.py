@@ -21,17 +21,21 @@ from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.methods import NO_MEAN_GP
 from hpc_closure.evaluate.rows import Absent
 from hpc_closure.evaluate.scores import brought_back, cost
-from hpc_closure.evaluate.scores.climate import Climate, Flow
-from hpc_closure.evaluate.scores.exceedance import event_records
+from hpc_closure.evaluate.scores.coupled.climate import Climate, Flow
+from hpc_closure.evaluate.scores.coupled.exceedance import event_records
+from hpc_closure.evaluate.scores.coupled.growth import growth
+from hpc_closure.evaluate.scores.coupled.late import late_of, predictability
+from hpc_closure.evaluate.scores.coupled.trajectories import (
+    Trajectories,
+    joint_energies,
+    joint_scores,
+)
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
-from hpc_closure.evaluate.scores.growth import growth
 from hpc_closure.evaluate.scores.intervals import block_interval
-from hpc_closure.evaluate.scores.late import late_of, predictability
 from hpc_closure.evaluate.scores.paired import differences, of_states
 from hpc_closure.evaluate.scores.pointwise import VALID, diverged, valid_time, wasserstein1
 from hpc_closure.evaluate.scores.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.scores.table import Labels, Scored, Statistics, form_scores
-from hpc_closure.evaluate.scores.trajectories import Trajectories, joint_energies, joint_scores
 from hpc_closure.evaluate.stages import costs
 from hpc_closure.work import log
 from hpc_closure.work.units import Ledger
@@ -162,8 +166,8 @@ def score_run(inputs: Inputs) -> Scored | None:
 
 def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
     """Raise ValueError unless a second data set contains the initial states of the runs."""
-    held, grid = inputs.held, inputs.experiment.train_grid
-    if not held.second:
+    test_set, grid = inputs.test_set, inputs.experiment.train_grid
+    if not test_set.second:
         return
     begun = ensemble.read("truth", 0)[0]
     index = inputs.data.time_index(float(ensemble.times[0]))
@@ -172,8 +176,8 @@ def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
         here = inputs.data.read(case, index, grid=grid) if known else np.zeros_like(there)
         if np.linalg.norm(here - there) > OTHER * np.linalg.norm(there):
             raise ValueError(
-                f"{inputs.run.rollout}: start {case} is no state of use.test={held.second} (seed "
-                f"{held.seed}): run `rollout --redo`"
+                f"{inputs.run.rollout}: start {case} is no state of use.test={test_set.second} "
+                f"(seed {test_set.seed}): run `rollout --redo`"
             )
 
 

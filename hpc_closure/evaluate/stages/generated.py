@@ -16,8 +16,8 @@ from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
 from hpc_closure.evaluate.rows import Absent
 from hpc_closure.evaluate.scores import cost
-from hpc_closure.evaluate.scores.budget import Budget, Origin
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.generated.budget import Budget, Origin
 from hpc_closure.evaluate.scores.paired import of_states
 from hpc_closure.evaluate.scores.pointwise import mse
 from hpc_closure.evaluate.scores.rank_histogram import MAX_RANKS, rank_counts, ranks

@@ -14,8 +14,8 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import layout_name
 from hpc_closure.data.samples import Past, TrainingSet
 from hpc_closure.evaluate.context import Inputs
-from hpc_closure.evaluate.scores.gains import gains
-from hpc_closure.evaluate.scores.innovations import Innovations, local_features
+from hpc_closure.evaluate.scores.generated.gains import gains
+from hpc_closure.evaluate.scores.generated.innovations import Innovations, local_features
 from hpc_closure.evaluate.scores.table import Scored
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.work import log
@@ -86,10 +86,10 @@ def compute_innovations(
         seed = inputs.experiment.evaluate.seed
         parts.append(_of_batch(model, samples.gather(rows), rows.tolist(), seed))
     left, drawn, features, members = (torch.cat(each) for each in zip(*parts))
-    kept = model.frame.kept
+    band = model.frame.kept
     return (
-        Innovations(kept, left, features, members),
-        Innovations(kept, drawn, features, members),
+        Innovations(band, left, features, members),
+        Innovations(band, drawn, features, members),
     )
 
 

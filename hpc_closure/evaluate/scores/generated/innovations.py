@@ -29,7 +29,7 @@ CARRIES = 0.01  # share of the innovations' variance above which a shell is scor
 QUIET = 1e-9  # share of the largest variance below which a mode holds only round-off
 # largest excess kurtosis and ratio of variances that do not justify a generator
 FLAT, EQUAL = 0.3, 1.3
-TABLE = "Innovations: what the mean leaves (gp: draws of the Gaussian law in their place)"
+TABLE = "Innovations: closure minus its mean (gp: draws of the Gaussian law instead)"
 SCORES = tuple(
     Score(
         name=name,
@@ -90,13 +90,13 @@ class Innovations:
     """Innovations of S snapshots.
 
     Attributes:
-        kept: band of modes that hold the innovations.
+        band: band of modes that hold the innovations.
         q_hat: spectra of the innovations in this band (S, ...).
         features: positive features of the states (S, F, n, n) on which the variance may depend.
         trajectories: trajectory of each snapshot (S,).
     """
 
-    kept: Band
+    band: Band
     q_hat: Tensor
     features: Tensor
     trajectories: Tensor
@@ -117,16 +117,16 @@ class Innovations:
         return [s for s in range(1, len(power)) if power[s] > CARRIES * power.sum()]
 
     def _power(self) -> Tensor:
-        return self.kept.grid.shell_sum(self.q_hat.abs().square()).mean(0)
+        return self.band.grid.shell_sum(self.q_hat.abs().square()).mean(0)
 
     def _numbers(self) -> tuple[Tensor, Tensor]:
         """Return real and imaginary parts (S, C) of the modes that vary, and their shells (C,)."""
         numbers = torch.view_as_real(self.q_hat).flatten(1)
-        shell = self.kept.grid.shell().expand(self.kept.shape).flatten().repeat_interleave(2)
+        shell = self.band.grid.shell().expand(self.band.shape).flatten().repeat_interleave(2)
         variance = numbers.square().mean(0)
         # in the column ky = 0 one half of the modes is the conjugate of the other
-        once = torch.ones(self.kept.shape, dtype=torch.bool)
-        once[self.kept.modes + 1 :, 0] = False
+        once = torch.ones(self.band.shape, dtype=torch.bool)
+        once[self.band.modes + 1 :, 0] = False
         once = once.flatten().repeat_interleave(2)
         varies = (variance > QUIET * variance.max()) & (shell > 0) & once
         return numbers[:, varies], shell[varies]
@@ -146,7 +146,7 @@ class Innovations:
             yield self._row("kurtosis", moments, mean, s)
 
     def _of_fields(self) -> Iterator[dict[str, Any]]:
-        places = self.kept.grid.shell().expand(self.kept.shape)
+        places = self.band.grid.shell().expand(self.band.shape)
         for s in [*self.shells, None]:
             part = self.q_hat if s is None else self.q_hat * (places == s)
             values = self._fields(part).flatten(1)
@@ -155,7 +155,7 @@ class Innovations:
             yield self._row("skewness", moments, _skewness, s)
 
     def _fields(self, q_hat: Tensor) -> Tensor:
-        return self.kept.to_physical(q_hat, self.features.shape[-1])
+        return self.band.to_physical(q_hat, self.features.shape[-1])
 
     # ---- variance that follows the state --------------------------------------------------------
 
@@ -310,18 +310,20 @@ def verdict(rows: DataFrame, method: str = "model", law: str = "mean_gp") -> tup
         words = f"not Gaussian in shell{'' if len(wrong) == 1 else 's'} {shells}"
         words += f" (excess kurtosis up to {format_value('', largest)})"
     else:
-        words = f"Gaussian within {format_value('', largest)} of excess kurtosis in every shell"
+        words = (
+            f"Gaussian in every shell (excess kurtosis within ±{format_value('', abs(largest))})"
+        )
     field, of_law = (
         find(rows, method=m, score="kurtosis_field", shell=None) for m in (method, law)
     )
-    words += f", the field within {format_value('', abs(field.value))}; {variance}"
+    words += f"; of the field within ±{format_value('', abs(field.value))}; {variance}"
     if follows:
         words += ": their variance follows the state"
     elif not wrong and abs(field.value) <= FLAT:
-        words += ": the generator has next to nothing to add"
+        words += ": a generator can add almost nothing"
     of_draws = (
         f"draws of its own Gaussian law: excess kurtosis of the field "
-        f"{format_value('', of_law.value)}, variances {format_value('', plain.value)} times"
+        f"{format_value('', of_law.value)}, ratio of the variances {format_value('', plain.value)}"
     )
     return words, of_draws
 

@@ -29,9 +29,9 @@ SCORES = (
     ),
 )
 SENTENCE = (
-    f"{DAGGER} Late: the true ensemble's CRPS is at least {1 - LEAST:g} of climatology's, so that "
-    "a flow of the same climate that knows nothing of its start scores as well; such lead times "
-    "stand in no headline."
+    f"{DAGGER} Late: the true ensemble's CRPS is at least {1 - LEAST:g} times climatology's. "
+    "There random states of the same climate score as well as forecasts from the right start, and "
+    "the headlines leave such lead times out."
 )
 
 

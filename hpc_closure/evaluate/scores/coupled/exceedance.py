@@ -14,7 +14,7 @@ from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.spectra import shell_power
 
 QUANTILE = 1.959963984540054  # 97.5 % quantile of the normal law: a two-sided 95 % interval
-TABLE = "The event asked for"
+TABLE = "Event of evaluate.event"
 SCORES = (
     Score(
         name="probability",
