@@ -72,7 +72,7 @@ CONFIG = [
     ("generate.record.start=5", r"generate.record.start=5.0 is after generate.t_end=0.4: nothing"),
     (
         "physics.equation=clouds",
-        r"generate.closure=diffusion is for equations of one field, but clouds has the fields vort",
+        r"generate.closure=diffusion is for equations of one field, but clouds has the fields vo",
     ),
     ("generate.record.grid=32", r"generate.record.grid=32 is finer than generate.grid=16, the gr"),
     ("train.grid=12", r"train.grid=12 does not divide 16"),
