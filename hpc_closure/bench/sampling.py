@@ -105,18 +105,18 @@ def run(
     model: ClosureModel,
     plan: Plan = Plan(),
     *,
-    one_pass: ClosureModel | None = None,
+    crps_generator: ClosureModel | None = None,
     unseen: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> list[dict[str, Any]]:
-    """Measure all rows: the oracle, mean + Gaussian process, one pass, then methods x evaluations.
+    """Measure the rows: oracle, mean + Gaussian process, CRPS generator, methods x evaluations.
 
     Args:
         known: the law.
         model: a model fitted to it.
         plan: settings of the measurement.
-        one_pass: a model whose generator was trained by CRPS, for a further row.
-        unseen: batches on which the spread of every setting, one pass as well, is corrected as in
-            training. Without them only the model's default setting is corrected.
+        crps_generator: a model whose generator was trained by CRPS, for a further row.
+        unseen: batches on which the spread of every setting, of ``crps_generator`` as well, is
+            calibrated as in training. Without them only the model's default setting is.
     """
     members, device = plan.members, plan.device
     states = known.states("test", plan.states)
@@ -157,19 +157,19 @@ def run(
             cost,
         )
 
-    def correct(drawer: ClosureModel) -> None:
+    def calibrate_spread(drawer: ClosureModel) -> None:
         if unseen:
             drawer.begin("check", unseen)
             drawer.eval()
 
     measure(MEAN_GP, model, MEAN_GP, None)
-    if one_pass is not None:
-        correct(one_pass)
-        measure(ONE_PASS, one_pass, None, 1)
+    if crps_generator is not None:
+        calibrate_spread(crps_generator)
+        measure(ONE_PASS, crps_generator, None, 1)
     for method, budget in plan.settings:
         if unseen:
             model.config.update(method=method, evaluations=budget)
-        correct(model)
+        calibrate_spread(model)
         measure(method, model, method, budget)
     for row in rows:
         row.update(grid=known.grid, states=plan.states, members=members, device=device)

@@ -173,7 +173,7 @@ def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
         if np.linalg.norm(here - there) > OTHER * np.linalg.norm(there):
             raise ValueError(
                 f"{inputs.run.rollout}: start {case} is no state of use.test={held.second} (seed "
-                f"{held.seed}): run `rollout --redo`"
+                f"{held.seed}): run `rollout --overwrite`"
             )
 
 
