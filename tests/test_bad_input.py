@@ -164,7 +164,11 @@ TEXTS = [
 COMMANDS = [
     ("generate", 2, r"Missing argument 'EXPERIMENT'. See `hpc-closure generate --help`"),
     ("generat tiny.yaml", 2, r"No such command 'generat'. Did you mean 'generate'\?"),
-    ("generate tiny.yaml --share", 2, r"No such option: --share .* See `hpc-closure generate --hel"),
+    (
+        "generate tiny.yaml --share",
+        2,
+        r"No such option: --share .* See `hpc-closure generate --he",
+    ),
     ("generate absent.yaml", 2, r"absent.yaml: no such file; `hpc-closure config list` names the"),
     ("generate quickstrat", 2, r"neither a file nor a preset .*; did you mean quickstart\?"),
     ("generate .", 2, r"\.: cannot be read \(Is a directory\); expected a YAML experiment file"),

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas
-
 import hpc_closure
 from hpc_closure.bench import measure
+from hpc_closure.evaluate.rows import read
 from hpc_closure.work import atomic
 from hpc_closure.work.stop import EXIT_STOPPED
 
@@ -277,7 +276,7 @@ def _scores(path: Path) -> dict[str, Any]:
 
     ``samples`` has a row per method, grid and layout of sensors; ``cost`` is by method.
     """
-    rows = pandas.read_csv(path, keep_default_na=False, na_values="")
+    rows = read(path)
     rows = rows[rows["shell"].isna()]
     samples = rows[(rows["stage"] == "generated") & rows["score"].isin(SHOWN)]
     table = samples.pivot(index=["grid", "sensors", "method"], columns="score", values="value")

@@ -5,10 +5,11 @@ states, without sensors, beside draws of the law itself. Each sampler and number
 a row:
 
 * ``relative_error`` of a single member, and ``crps_ratio`` to the oracle (1 is optimal);
-* ``spread_ratio`` to the oracle, total and per shell; ``lowest`` and ``highest`` of the shells
-  with more than 1e-3 of the noise's variance (``shells``);
-* ``calm`` and ``wild``: the spread ratio over the quarter of all points and states in which the
-  law's spread is smallest and largest; a law that does not depend on the state fails there;
+* ``spread_ratio`` to the oracle, total and per shell; ``min_shell`` and ``max_shell``: extremes
+  over the shells with more than 1e-3 of the noise's variance (``shells``);
+* ``low_variance`` and ``high_variance``: the spread ratio over the quarter of all points and
+  states in which the law's spread is smallest and largest; a law that does not depend on the state
+  fails there;
 * ``rank_p``: p-value of the truth's ranks at the point of each state with the largest spread;
 * ``cost_ms``: milliseconds for ``members`` samples of a state.
 
@@ -59,10 +60,10 @@ COLUMNS = {
     "spread_ratio": ".4f",
     "spread_low": ".4f",
     "spread_high": ".4f",
-    "lowest": ".3f",
-    "highest": ".3f",
-    "calm": ".3f",
-    "wild": ".3f",
+    "min_shell": ".3f",
+    "max_shell": ".3f",
+    "low_variance": ".3f",
+    "high_variance": ".3f",
     "rank_p": ".2g",
     "cost_ms": ".2f",
 }
@@ -188,7 +189,7 @@ class Reference:
         # half of the draws select the places, the other half measure them
         order = first["variance_map"].flatten().argsort()
         quarter = len(order) // 4
-        self.calm, self.wild = order[:quarter], order[-quarter:]
+        self.low_variance, self.high_variance = order[:quarter], order[-quarter:]
         self.widest = first["variance_map"].flatten(1).argmax(1)
         self.found = {key: (first[key] + second[key]) / 2 for key in first if "map" not in key}
         self.found["map"] = second["variance_map"].flatten()
@@ -246,14 +247,17 @@ class Reference:
         variance = scores["variance_map"].flatten()
         places = {
             name: float(pointwise.spread_ratio(variance[place].mean(), law["map"][place].mean()))
-            for name, place in (("calm", self.calm), ("wild", self.wild))
+            for name, place in (
+                ("low_variance", self.low_variance),
+                ("high_variance", self.high_variance),
+            )
         }
         return {
             "relative_error": float(scores["relative_error"].mean()),
             **self._ratio(scores["crps"], law["crps"], pointwise.crps_ratio, "crps"),
             **self._ratio(scores["variance"], law["variance"], pointwise.spread_ratio, "spread"),
-            "lowest": float(shells.min()),
-            "highest": float(shells.max()),
+            "min_shell": float(shells.min()),
+            "max_shell": float(shells.max()),
             "shells": self.judged.nonzero()[:, 0].tolist(),
             "spread_ratio_shells": shells.tolist(),
             **places,

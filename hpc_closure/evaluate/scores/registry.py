@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 from hpc_closure.evaluate.scores import (
-    brought_back,
     budget,
     climate,
     cost,
@@ -18,6 +17,7 @@ from hpc_closure.evaluate.scores import (
     paired,
     pointwise,
     rank_histogram,
+    rescaled,
     table,
     trajectories,
 )
@@ -30,7 +30,7 @@ MODULES = (
     pointwise,
     cost,
     rank_histogram,
-    brought_back,
+    rescaled,
     exceedance,
     paired,
     trajectories,

@@ -20,7 +20,7 @@ from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.methods import NO_MEAN_GP
 from hpc_closure.evaluate.rows import Absent
-from hpc_closure.evaluate.scores import brought_back, cost
+from hpc_closure.evaluate.scores import cost, rescaled
 from hpc_closure.evaluate.scores.climate import Climate, Flow
 from hpc_closure.evaluate.scores.exceedance import event_records
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
@@ -151,7 +151,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         }
         stage = {"stage": "coupled", "grid": experiment.known_grid, **labels.shared}
         scored.records += event_records(fields, event, stage)
-    for method, columns in _brought_back(inputs, ensemble, others, leads):
+    for method, columns in _rescaled(inputs, ensemble, others, leads):
         sizes = {"members": len(ensemble.members), "samples": len(ensemble.cases)}
         place = {"stage": "coupled", "grid": experiment.train_grid}
         scored.add(**place, **labels.of(method), **sizes, **columns)
@@ -177,7 +177,7 @@ def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
             )
 
 
-def _brought_back(
+def _rescaled(
     inputs: Inputs,
     ensemble: CoupledEnsemble,
     others: Mapping[str, CoupledEnsemble],
@@ -190,12 +190,12 @@ def _brought_back(
         **{name: (run, "model", inputs.compared[name]) for name, run in others.items()},
     }
     runs = {method: run for method, run in runs.items() if run[1] in run[0].counted}
-    return brought_back.records(
+    return rescaled.records(
         {
-            method: [run.brought_back(name, run.index(lead)) for lead in leads]
+            method: [run.rescaled_counts(name, run.index(lead)) for lead in leads]
             for method, (run, name, _) in runs.items()
         },
-        {method: closure.model.expected_back for method, (_, _, closure) in runs.items()},
+        {method: closure.model.expected_rescaled for method, (_, _, closure) in runs.items()},
         leads,
     )
 
