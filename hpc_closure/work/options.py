@@ -56,7 +56,7 @@ def chosen_members(text: str | None, total: int) -> list[int]:
 
 
 def chosen_shard(text: str | None, units: list) -> list:
-    """Return shard ``i/n`` (1-based) of the units: every n-th, so more units keep their shard.
+    """Return shard ``i/n`` (1-based): every n-th unit, so further units change no shard.
 
     Raises:
         ValueError: the text is not of this form.
