@@ -119,7 +119,7 @@ def test_long_runs_keep_the_spectrum(run):
     }
     assert 0.8 < weighted["model"] < 1.25
     assert weighted["none"] < 0.8 * weighted["model"]  # no ring feeds it
-    assert all(0 <= row["back"] < 0.2 for row in records)
+    assert all(0 <= row["rescaled_share"] < 0.2 for row in records)
     assert remarks[-1].startswith("draws rescaled into the range of the training: ")
     assert "of the DNS's own closures" in remarks[-1]
     valid, _ = stability.run(experiment, 6, 25, part="valid")

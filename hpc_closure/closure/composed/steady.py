@@ -240,7 +240,7 @@ def in_words(tried: Iterable[tuple[Tensor, RunResult]]) -> list[dict[str, Any]]:
     return [
         {
             "share": [round(float(value), 2) for value in share[1:].unique()],
-            "rescaled": round(found.rescaled, 4),
+            "rescaled_share": round(found.rescaled, 4),
             "lost": found.lost,
             "enstrophy": [round(float(value), 2) for value in found.ratio],
         }
