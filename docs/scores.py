@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 from types import FunctionType, ModuleType
 
+from hpc_closure.evaluate.rows import RENAMED
 from hpc_closure.evaluate.scores import record
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.registry import BUILT_IN, MODULES
@@ -146,6 +147,13 @@ def page() -> str:
         row("`NAME`, `NAME#1`", "a closure of `evaluate.compare`; one training of `seeds`"),
         row("`NAME_gp`", "draws of a compared closure's Gaussian law; scores of innovations only"),
     ]
+    lines += [
+        "\n## Names of the previous release\n",
+        "`evaluate.rows.read` renames the scores of older files.\n",
+        "| then | now |",
+        "|---|---|",
+    ]
+    lines += [row(f"`{then}`", f"`{now}`") for then, now in RENAMED.items()]
     return "\n".join(lines) + "\n"
 
 

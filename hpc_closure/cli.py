@@ -11,10 +11,12 @@ from typing import Annotated, Optional
 import typer
 
 from hpc_closure.bench.cli import app as bench
+from hpc_closure.tools.old_names import RenamedGroup
 from hpc_closure.work.options import Options, UsageError
 
 app = typer.Typer(
     name="hpc-closure",
+    cls=RenamedGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help is three times faster
@@ -69,14 +71,14 @@ MaxElapsed = Annotated[
     Optional[str],
     typer.Option(help="Stop cleanly (exit 75) after this long, e.g. 3h50m.", metavar="TIME"),
 ]
-Redo = Annotated[
+Overwrite = Annotated[
     bool,
-    typer.Option("--redo", help="Delete this stage's products first, after a question."),
+    typer.Option("--overwrite", help="Delete this stage's products first, after a question."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Answer yes to questions.")]
-Parts = Annotated[
+Shard = Annotated[
     Optional[str],
-    typer.Option(help="Compute part I of N of the units (from 1), e.g. 2/8.", metavar="I/N"),
+    typer.Option(help="Compute shard I of N of the units (from 1), e.g. 2/8.", metavar="I/N"),
 ]
 Members = Annotated[
     Optional[str], typer.Option(help="Only these members, e.g. 0-31 or 4,7,9.", metavar="LIST")
@@ -93,11 +95,11 @@ def generate(
     experiment: Experiment,
     overrides: Overrides = None,
     members: Members = None,
-    parts: Parts = None,
+    shard: Shard = None,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
     max_elapsed: MaxElapsed = None,
-    redo: Redo = False,
+    overwrite: Overwrite = False,
     yes: Yes = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -119,7 +121,7 @@ def train(
     overrides: Overrides = None,
     dry_run: DryRun = False,
     max_elapsed: MaxElapsed = None,
-    redo: Redo = False,
+    overwrite: Overwrite = False,
     yes: Yes = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -144,11 +146,11 @@ def rollout(
         typer.Option(help="inline, local (submitit on this machine) or slurm.", metavar="WHERE"),
     ] = None,
     members: Members = None,
-    parts: Parts = None,
+    shard: Shard = None,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
     max_elapsed: MaxElapsed = None,
-    redo: Redo = False,
+    overwrite: Overwrite = False,
     yes: Yes = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -173,7 +175,7 @@ def evaluate(
     ] = False,
     dry_run: DryRun = False,
     max_elapsed: MaxElapsed = None,
-    redo: Redo = False,
+    overwrite: Overwrite = False,
     yes: Yes = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -191,7 +193,7 @@ def submit(
     stages: Annotated[
         str, typer.Option(help="Verbs to submit; they run in order.", metavar="VERB,...")
     ] = "generate,train,rollout,evaluate",
-    after: Annotated[
+    dependency: Annotated[
         str, typer.Option(help="Start after this job has succeeded.", metavar="JOB")
     ] = "",
     dry_run: Annotated[
@@ -208,7 +210,7 @@ def submit(
 
     typed = (experiment, *(overrides or []))
     try:
-        submit.run(_experiment(*typed), stages, after, dry_run, typed)
+        submit.run(_experiment(*typed), stages, dependency, dry_run, typed)
     except ValueError as error:  # an invalid request is a usage error (exit code 2)
         raise UsageError(str(error)) from None
 
@@ -334,7 +336,7 @@ def config_copy(
 
 
 app.add_typer(config, name="config")
-app.add_typer(bench, name="bench")
+app.add_typer(bench, name="bench", cls=RenamedGroup)
 
 
 def _run(verb: Callable[..., int], context: typer.Context, more: tuple[str, ...] = ()) -> None:

@@ -13,10 +13,10 @@ from hpc_closure.bench import (
     dns,
     gradient,
     measure,
+    network_size,
     peers,
     sampling,
     scaling,
-    sizes,
     switches,
     training,
 )
@@ -294,17 +294,17 @@ def test_a_switch_that_is_wrong_somewhere_is_removed():
 
 def test_sizes_are_judged_and_the_front_is_marked():
     known, told = Known("regimes", 16), []
-    few = [sizes.Size(4, 1, 4), sizes.Size(8, 2, 4)]
+    few = [network_size.Size(4, 1, 4), network_size.Size(8, 2, 4)]
     plan = sampling.Plan(states=4, members=4, repeats=1)
-    rows = sizes.run(known, few, plan, samples=12, steps=3, report=told.append)
+    rows = network_size.run(known, few, plan, samples=12, steps=3, report=told.append)
     assert rows == told and [row["width"] for row in rows] == [4, 8]
     assert rows[0]["weights"] < rows[1]["weights"]
-    assert all(set(sizes.COLUMNS) == set(row) for row in rows)
+    assert all(set(network_size.COLUMNS) == set(row) for row in rows)
     made = [
         {"train_s": cost, "crps_ratio": score}
         for cost, score in ((1, 1.2), (2, 1.1), (2, 1.2), (3, 1.1), (4, 1.0))
     ]
-    sizes.mark_front(made)
+    network_size.mark_front(made)
     assert [row["front"] for row in made] == ["yes", "yes", "no", "no", "yes"]
 
 
@@ -352,7 +352,7 @@ def test_scaling_that_cannot_be(change, message):
 @pytest.mark.parametrize("case", ["diffusion", "amplitude", "regimes"])
 def test_sampling_records(case):
     known = Known(case, 16)
-    model, one_pass = (
+    model, crps_generator = (
         fit(
             known,
             samples=200,
@@ -366,15 +366,15 @@ def test_sampling_records(case):
         known,
         model,
         sampling.Plan(("euler", "heun"), (1, 2), states=12, members=16, repeats=1),
-        one_pass=one_pass,
+        crps_generator=crps_generator,
     )
     methods = [r["method"] for r in records[:5]]
     assert methods == ["oracle", "oracle_x0.95", "mean_gp", "one_pass", "euler"]
     oracle, shrunk, plain = records[:3]
     assert shrunk["spread_ratio"] == pytest.approx(0.95 * oracle["spread_ratio"], rel=1e-6)
     if case == "amplitude":  # a spread that does not follow the flow is wrong where it matters
-        assert plain["calm"] > 1.1 and plain["wild"] < 0.95
-        assert abs(oracle["calm"] - 1) < 0.1 and abs(oracle["wild"] - 1) < 0.1
+        assert plain["low_variance"] > 1.1 and plain["high_variance"] < 0.95
+        assert abs(oracle["low_variance"] - 1) < 0.1 and abs(oracle["high_variance"] - 1) < 0.1
     assert oracle["crps_ratio"] == pytest.approx(1, abs=0.1)
     assert oracle["spread_ratio"] == pytest.approx(1, abs=0.15)
     drawn = [record["relative_error"] for record in records if record["method"] != "oracle_x0.95"]
@@ -383,7 +383,7 @@ def test_sampling_records(case):
         assert record["crps_low"] < record["crps_ratio"] < record["crps_high"]
         assert record["spread_low"] < record["spread_ratio"] < record["spread_high"]
         assert len(record["shells"]) == len(record["spread_ratio_shells"])
-        assert record["lowest"] <= record["highest"]
+        assert record["min_shell"] <= record["max_shell"]
     model.adopt(
         replace(model.statistics, score_gain=None)
     )  # so the generator is used, and found unneeded again
@@ -395,12 +395,12 @@ def test_sampling_records(case):
     )
     assert model.config["evaluations"] == 1 and not model.score_active
     checked = []
-    begin = one_pass.begin
-    one_pass.begin = lambda phase, reader: (checked.append(phase), begin(phase, reader))
+    begin = crps_generator.begin
+    crps_generator.begin = lambda phase, reader: (checked.append(phase), begin(phase, reader))
     plan = sampling.Plan(("euler",), (1,), states=4, members=4, repeats=1)
     unseen = known.batches("valid", 50)
-    sampling.run(known, model, plan, one_pass=one_pass, unseen=unseen)
-    assert checked == ["check"], "one pass is not corrected as the others are"
+    sampling.run(known, model, plan, crps_generator=crps_generator, unseen=unseen)
+    assert checked == ["check"], "the CRPS generator is not calibrated as the others are"
     if case == "diffusion":  # the closed-form law is nearly the exact one
         assert plain["crps_ratio"] == pytest.approx(1, abs=0.1)
 

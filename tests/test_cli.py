@@ -57,19 +57,19 @@ def test_a_verb_gets_what_was_typed(monkeypatch):
 
     seen = []
     monkeypatch.setattr(verb, "run", lambda *given: seen.append(given) or 75)
-    line = "quickstart seed=3 --members 4 --parts 1/2 --retry-failed --dry-run -vv"
-    line += " --max-elapsed 1h --redo --yes"
+    line = "quickstart seed=3 --members 4 --shard 1/2 --retry-failed --dry-run -vv"
+    line += " --max-elapsed 1h --overwrite --yes"
     result = CliRunner().invoke(app, ["generate", *line.split()])
     assert result.exit_code == 75
     [(experiment, options)] = seen
     assert experiment.seed == 3
     assert options == Options(
         members="4",
-        parts="1/2",
+        shard="1/2",
         retry_failed=True,
         dry_run=True,
         max_elapsed="1h",
-        redo=True,
+        overwrite=True,
         yes=True,
         verbosity=2,
         typed=("quickstart", "seed=3"),

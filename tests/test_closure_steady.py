@@ -19,10 +19,10 @@ from hpc_closure.spectral.simulation import Simulation
 SHELLS = REDUCED.replace(grid=COARSE).make_grid().num_shells
 
 
-def found(back=0.0, lost=0, ratio=1.0, error=0.01, judged=True, shells=4):
+def found(rescaled=0.0, lost=0, ratio=1.0, error=0.01, judged=True, shells=4):
     ratios = torch.full((shells,), float(ratio))
     return RunResult(
-        back,
+        rescaled,
         lost,
         ratios,
         torch.full((shells,), error),
@@ -32,14 +32,14 @@ def found(back=0.0, lost=0, ratio=1.0, error=0.01, judged=True, shells=4):
 
 def test_what_holds_is_left_as_it_is():
     share = torch.ones(5).double()
-    assert lower(share, found(back=0.019), expected=0.04) is None
+    assert lower(share, found(rescaled=0.019), expected=0.04) is None
     assert lower(share, found(ratio=1.08, error=0.02), expected=0.04) is None  # chance
     assert lower(share, found(ratio=2.0, judged=False), expected=0.04) is None
 
 
-def test_too_many_draws_brought_back_take_the_share_of_all_shells_down():
+def test_too_many_rescaled_draws_take_the_share_of_all_shells_down():
     share = torch.ones(5).double()
-    for one in (found(back=0.021), found(lost=1)):
+    for one in (found(rescaled=0.021), found(lost=1)):
         assert torch.allclose(lower(share, one, expected=0.04), share - STEP)
 
 
@@ -52,7 +52,7 @@ def test_a_shell_with_too_much_loses_a_share_of_its_own():
 
 
 class Scripted:
-    """A closure that draws nothing, and tells that its first ``far`` rows were brought back."""
+    """A closure that draws nothing, and tells that its first ``far`` rows were rescaled."""
 
     device, guarded = torch.device("cpu"), SHELLS
 
@@ -86,7 +86,7 @@ def test_a_long_run_starts_from_every_trajectory_and_counts_its_second_half():
     assert [request.tell is not None for request in closure.asked] == 3 * [False] + 3 * [True]
     rows = 2 * len(trajectories)
     assert len(closure.asked[0].members) == rows == len(set(closure.asked[0].members))
-    assert one.back == pytest.approx(2 / rows)
+    assert one.rescaled == pytest.approx(2 / rows)
     assert one.lost == 0
 
 
@@ -124,7 +124,7 @@ class Bearing:
     def run(self, model, reader):
         share = model.statistics.mean_share
         self.seen.append((float(share.max()), sorted(batch["who"] for batch in reader)))
-        return found(back=float(share.max() > self.most + 1e-9), shells=len(share) - 1)
+        return found(rescaled=float(share.max() > self.most + 1e-9), shells=len(share) - 1)
 
 
 def fitted(long_runs=None, previous=1, **config):
@@ -216,11 +216,11 @@ def test_the_expected_share_is_that_of_other_training_members():
         [b.grid.shell_sum(b.to_spectral(one["target"].double()).abs().square()) for one in other]
     )
     far = power > largest.clamp(min=1e-9 * model.statistics.target_mean.sum())
-    expected = model.expected_back
+    expected = model.expected_rescaled
     assert float(expected[0]) == pytest.approx(float(far.any(1).double().mean()))
     assert torch.allclose(expected[1:], far.double().mean(0))
     doubled = [{**one, "target": 2 * one["target"]} for one in other]
     model.begin("law", doubled)
-    assert float(model.expected_back[0]) > 0.9
+    assert float(model.expected_rescaled[0]) > 0.9
     model.adopt(replace(model.statistics, target_largest=None))
     assert model.guarded == 0

@@ -44,13 +44,14 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("page, line", list(commands()))
-def test_every_command_is_one_that_exists(page, line):
+def test_every_command_is_one_that_exists(page, line, capsys):
     words = words_of(line)
     for index, word in enumerate(words):
         if word.startswith(("launch/", "slurm/")) and not word.endswith((".yaml", "/")):
             assert (ROOT / word).exists(), f"{page}: {word}"
     if "hpc-closure" in words:
         parse(words[words.index("hpc-closure") + 1 :])
+        assert not capsys.readouterr().err, f"{page}: an old name"
 
 
 def parse(words):

@@ -153,7 +153,7 @@ def test_every_kind_of_model_goes_from_the_file_to_the_report(
         "rollout.sensors={number: 16}",
     ]
     for verb, *more in (("train",), ("evaluate", "--partial")):
-        done = hpc_closure_command(verb, finished, *own, *more, "--redo", "--yes")
+        done = hpc_closure_command(verb, finished, *own, *more, "--overwrite", "--yes")
         assert done.returncode == 0, done.stderr
     folder = reading.load(finished, own).folder / "evaluate"
     with open(folder / "scores.csv", newline="") as file:

@@ -30,19 +30,19 @@ def case():
 
 def test_the_budget_is_the_change_of_enstrophy_that_a_closure_makes(case):
     states, truth, ensemble = case
-    work = budget(ensemble, truth, states).work("own")
+    rates = budget(ensemble, truth, states).transfer("own")
     before = 0.5 * shell_power(states)
     for name, closures in (("truth", truth[None]), ("own", ensemble)):
         change = (0.5 * shell_power(states + SPAN * closures).mean(0) - before) / SPAN
-        assert torch.allclose(work[f"{name}_enstrophy"], change, atol=1e-12)
+        assert torch.allclose(rates[f"{name}_enstrophy"], change, atol=1e-12)
 
 
 def test_energy_is_enstrophy_over_the_square_of_the_wavenumber():
     x = torch.arange(SIZE, dtype=torch.float64) * 2 * torch.pi / SIZE
     states = (torch.cos(x)[:, None] + torch.cos(3 * x)).expand(SAMPLES, SIZE, SIZE)
-    work = budget(-states[None], -states, states).work("own")
+    rates = budget(-states[None], -states, states).transfer("own")
     per_mode = 0.5 * (-1 + SPAN / 2)  # of a wave of amplitude one, damped at rate one
-    energy, enstrophy = work["own_energy"][0], work["own_enstrophy"][0]
+    energy, enstrophy = rates["own_energy"][0], rates["own_enstrophy"][0]
     assert enstrophy[1] == pytest.approx(per_mode) and energy[1] == pytest.approx(per_mode)
     assert enstrophy[3] == pytest.approx(per_mode)
     assert energy[3] == pytest.approx(per_mode / 9)
@@ -58,24 +58,24 @@ def test_scores_of_a_closure_that_damps_too_little_and_of_noise(case):
         )
     }
     expected = (-weak + SPAN / 2 * weak**2) / (-drag + SPAN / 2 * drag**2)
-    assert found["work_energy"] == pytest.approx(expected)
-    assert found["work_enstrophy"] == pytest.approx(expected)
-    assert found["work_enstrophy_distance"] == pytest.approx(1 - expected)
+    assert found["energy_transfer_ratio"] == pytest.approx(expected)
+    assert found["enstrophy_transfer_ratio"] == pytest.approx(expected)
+    assert found["enstrophy_transfer_distance"] == pytest.approx(1 - expected)
     noise = normal(400, SAMPLES, SIZE, SIZE, seed=5)
-    work = budget(noise, noise[0], states).work("own")["own_enstrophy"].sum(-1).mean()
-    assert float(work) == pytest.approx(SPAN / 2, rel=0.05)
+    rate = budget(noise, noise[0], states).transfer("own")["own_enstrophy"].sum(-1).mean()
+    assert float(rate) == pytest.approx(SPAN / 2, rel=0.05)
 
 
 def test_on_a_line_energy_is_the_square_and_a_lost_sample_has_no_score(case):
     states, truth, ensemble = (part[..., :1, :] for part in case)
     made = budget(ensemble, truth, states)
     change = 0.5 * (shell_power(states + SPAN * truth) - shell_power(states)) / SPAN
-    assert torch.allclose(made.work("own")["truth_energy"], change, atol=1e-12)
-    assert set(made.work("own")) == {"own_energy", "truth_energy"}
+    assert torch.allclose(made.transfer("own")["truth_energy"], change, atol=1e-12)
+    assert set(made.transfer("own")) == {"own_energy", "truth_energy"}
     blocks = torch.arange(SAMPLES)
     assert {row["score"] for row in made.scores("own", blocks)} == {
-        "work_energy",
-        "work_energy_distance",
+        "energy_transfer_ratio",
+        "energy_transfer_distance",
     }
     ensemble = ensemble.clone()
     ensemble[0, 3, 0, 1] = torch.nan

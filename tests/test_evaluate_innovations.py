@@ -65,7 +65,9 @@ def test_a_gaussian_law_is_seen_as_one(gaussian):
     for method in ("model", "mean_gp"):
         for score in ("kurtosis", "kurtosis_field", "skewness", "variance_follows_state"):
             assert abs(value(gaussian, score, method=method)) < 0.02
-        assert value(gaussian, "variance_wild_calm", method=method) == pytest.approx(1, abs=0.03)
+        assert value(gaussian, "variance_high_over_low", method=method) == pytest.approx(
+            1, abs=0.03
+        )
         for score in ("kurtosis_patterns", "kurtosis_patches"):
             assert abs(value(gaussian, score, method=method)) < 0.1
     words, told = verdict(gaussian)
@@ -115,7 +117,7 @@ def test_a_variance_that_follows_the_state_is_seen():
     quarter = len(by_shape) // 4
     ratio = float(by_shape[-quarter:].mean() / by_shape[:quarter].mean())
     assert ratio > 1.5
-    assert value(rows, "variance_wild_calm") == pytest.approx(ratio, rel=0.1)
+    assert value(rows, "variance_high_over_low") == pytest.approx(ratio, rel=0.1)
     assert value(rows, "kurtosis_field") > 0.1 and abs(value(rows, "kurtosis")) < 0.1
     assert verdict(rows)[0].endswith("their variance follows the state")
 

@@ -3,7 +3,6 @@
 import shutil
 from types import SimpleNamespace
 
-import pandas
 import pytest
 import torch
 from conftest import TINY, four_verbs
@@ -42,9 +41,7 @@ def experiment(tmp_path_factory):
 def written(experiment):
     """The score rows of a run, and its absent methods."""
     run = Run.of(experiment)
-    table = pandas.read_csv(
-        run.scores_csv, dtype=rows.COLUMNS, keep_default_na=False, na_values=""
-    )
+    table = rows.read(run.scores_csv)
     return table, atomic.read_json(run.scores_json)["absent"]
 
 

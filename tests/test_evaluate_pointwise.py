@@ -211,7 +211,7 @@ def test_rank_p_is_uniform_under_the_law():
 @pytest.mark.parametrize("number, members", [(1000, 16), (150, 20), (60, 20)])
 def test_the_spread_error_that_a_rank_test_sees_is_seen_in_four_of_five(number, members):
     generator = torch.Generator().manual_seed(1)
-    error = rank_histogram.smallest_seen(number, members)
+    error = rank_histogram.detectable_error(number, members)
     refused = 0
     for _ in range(400):
         ensemble = (1 - error) * torch.randn(members, number, generator=generator)
@@ -222,9 +222,9 @@ def test_the_spread_error_that_a_rank_test_sees_is_seen_in_four_of_five(number, 
 
 
 def test_more_ranks_see_more_and_too_few_see_nothing():
-    seen = [rank_histogram.smallest_seen(number, 16) for number in (60, 300, 2000, 20_000)]
+    seen = [rank_histogram.detectable_error(number, 16) for number in (60, 300, 2000, 20_000)]
     assert seen == sorted(seen, reverse=True) and seen[-1] < 0.05
-    assert math.isnan(rank_histogram.smallest_seen(8, 16))
+    assert math.isnan(rank_histogram.detectable_error(8, 16))
 
 
 def test_calibration_test_can_fail():

@@ -153,7 +153,10 @@ def test_every_score_is_described_once():
 
 def test_the_statistics_are_those_that_are_described():
     statistics = Statistics()
-    quarter = {name: (torch.ones(3, 4, 4), torch.ones(3, 4, 4)) for name in ("calm", "wild")}
+    quarter = {
+        name: (torch.ones(3, 4, 4), torch.ones(3, 4, 4))
+        for name in ("low_variance", "high_variance")
+    }
     forecast = Forecast(normal(20, 3, 4, 4), Truth(normal(3, 4, 4)))
     statistics.add(forecast, torch.ones(3), quarter)
     assert set(statistics.total) == set(table.STATISTICS)

@@ -64,7 +64,7 @@ def run_rows(p_control=1e-9):
             "crps_ratio": 1.004,
             "spread_ratio": 0.995,
             "rank_p": 0.4,
-            "rank_sees": 0.032,
+            "rank_power": 0.032,
         },
         "oracle": {"relative_error": 0.478, "crps_ratio": 1.0, "rank_p": 0.6, "floor": 0.338},
         "oracle_x0.95": {"rank_p": p_control},
@@ -163,16 +163,16 @@ def test_report_tables_have_methods_down_scores_across_and_reasons(report):
         (
             0.4,
             0.2,
-            "does not fail (p = 0.4), and would as a rule not see less than a spread wrong",
+            "does not fail (p = 0.4), and would as a rule not detect less than a spread wrong",
         ),
-        (0.4, math.nan, "does not fail (p = 0.4), with too few ranks to see a wrong spread"),
+        (0.4, math.nan, "does not fail (p = 0.4), with too few ranks to detect a wrong spread"),
         (0.001, 0.2, "fails (p = 0.001)"),
         (0.001, 0.02, "fails (p = 0.001)"),
     ],
 )
 def test_a_weak_test_is_never_passed(p, seen, told):
     rows = run_rows()
-    for score, value in (("rank_p", p), ("rank_sees", seen)):
+    for score, value in (("rank_p", p), ("rank_power", seen)):
         rows.loc[(rows.score == score) & (rows.method == "model"), "value"] = value
     calibration = summarise(rows, start=30.0)[1]
     assert f"the rank histogram {told}" in calibration.model
@@ -189,7 +189,7 @@ def test_the_summary_puts_the_references_beside_the_model():
     assert error.beside.endswith("has an error below σ/rms(U) = 0.338")
     assert calibration.what == "Calibration (diffusion, no sensors, 64² grid)"
     assert "CRPS 1.00 [0.984, 1.02] times the exact law's, spread 0.995" in calibration.model
-    assert "passes (p = 0.4; it sees a spread wrong by 3.2\u00a0%)" in calibration.model
+    assert "passes (p = 0.4; it detects a spread wrong by 3.2\u00a0%)" in calibration.model
     assert "the exact law has p = 0.6" in calibration.beside
     assert "p < 1e-6: this test can tell" in calibration.beside
     assert "one sample for 5 solver steps" in coupled.what
@@ -231,7 +231,12 @@ def headline_rows(evaluations=4):
         "mean_gp": (1.043, 1.02, 1.21, 0.803),
         "oracle": (1.0, 1.0, 1.0, 1.0),
     }
-    names = ("crps_ratio", "spread_ratio", "spread_ratio_calm", "spread_ratio_wild")
+    names = (
+        "crps_ratio",
+        "spread_ratio",
+        "spread_ratio_low_variance",
+        "spread_ratio_high_variance",
+    )
     return frame(
         {**base, "method": method, "score": score, "value": number, "evaluations": effort}
         for method, numbers in values.items()
@@ -252,8 +257,8 @@ def test_the_first_lines_say_which_parts_act_and_what_the_generator_adds(tmp_pat
     assert second == (
         "the model's CRPS is 1.00 times the exact law's; mean + Gaussian process has 1.04 times "
         "the exact law's CRPS; relative to the exact law's, the model's spread is 1.00 in all, "
-        "0.990 in calm quarters, 1.01 in wild ones; without a generator it is 1.02 in all, 1.21 "
-        "in calm quarters, 0.803 in wild ones"
+        "0.990 in low-variance quarters, 1.01 in high-variance ones; without a generator it is "
+        "1.02 in all, 1.21 in low-variance quarters, 0.803 in high-variance ones"
     )
     off = headline(PARTS[:1], headline_rows(evaluations=0))
     assert off[0] == "closed form: mean: regression (w); no trained part acts"

@@ -17,6 +17,7 @@ from hpc_closure.evaluate.scores.coupled.growth import growth
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.generated.budget import Origin
 from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
+from hpc_closure.evaluate.scores.registry import BUILT_IN
 from hpc_closure.evaluate.scores.spectra import shell_numbers
 from hpc_closure.evaluate.scores.table import Labels, Statistics, form_scores
 from hpc_closure.evaluate.scores.variance_quartiles import Quarters
@@ -80,6 +81,18 @@ def test_files_round_trip_and_leave_nothing_behind(tmp_path):
     rows.write(tmp_path, scores[:2], [], {})
     assert len(pandas.read_csv(csv_path)) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_scores_of_the_previous_release_are_read_by_their_present_names(tmp_path):
+    assert set(rows.RENAMED.values()) <= set(BUILT_IN) and not set(rows.RENAMED) & set(BUILT_IN)
+    scores = rows.frame(example_records())
+    old = scores.assign(score=["rank_sees", "spread_ratio_calm", *scores["score"][2:]])
+    rows.write(tmp_path, old, [], {})
+    now = rows.read(tmp_path / "scores.csv")
+    assert now["score"][:2].tolist() == ["rank_power", "spread_ratio_low_variance"]
+    assert now.drop(columns="score").equals(old.drop(columns="score"))
+    rows.write(tmp_path, scores, [], {})
+    assert rows.read(tmp_path / "scores.csv").equals(scores)
 
 
 def test_select_find_and_pivot():
@@ -262,13 +275,13 @@ def state_dependent_case(samples=120, size=16):
     return truth, samplers, law
 
 
-def test_calm_and_wild_quarters_show_a_law_that_ignores_the_state(monkeypatch):
+def test_low_and_high_variance_quarters_show_a_law_that_ignores_the_state(monkeypatch):
     truth, samplers, law = state_dependent_case()
     args = (truth, samplers, LABELS)
     groups = {"members": 16, "law": law, "origin": Origin(torch.arange(120) // 15)}
     scored = score_generated(*args, **groups)
     flat = sum(LEVELS) / 4
-    for name, level in (("calm", LEVELS[0]), ("wild", LEVELS[-1])):
+    for name, level in (("low_variance", LEVELS[0]), ("high_variance", LEVELS[-1])):
         expected = {"model": math.sqrt(flat / level), "oracle": 1, "oracle_x0.95": 0.95}
         for method, ratio in expected.items():
             row = find(scored.rows, method=method, score=f"spread_ratio_{name}", shell=None)
@@ -284,13 +297,13 @@ def test_calm_and_wild_quarters_show_a_law_that_ignores_the_state(monkeypatch):
 
 
 def test_quarters_are_of_the_points_of_all_snapshots_together():
-    """One calm and one wild snapshot: the quarters are half of each, not of every snapshot."""
+    """A snapshot of low and one of high variance: half of each, not a quarter of every one."""
     levels = torch.tensor([1.0, 2.0, 3.0, 9.0], dtype=torch.float64)
     fields = levels[:, None, None].expand(4, 8, 8)
     found = Quarters.of(lambda indices: fields[indices], 4, 3)
     masks = {name: mask for name, (mask, _) in found.at(torch.arange(4)).items()}
-    assert masks["calm"].double().mean((1, 2)).tolist() == [1, 0, 0, 0]
-    assert masks["wild"].double().mean((1, 2)).tolist() == [0, 0, 0, 1]
+    assert masks["low_variance"].double().mean((1, 2)).tolist() == [1, 0, 0, 0]
+    assert masks["high_variance"].double().mean((1, 2)).tolist() == [0, 0, 0, 1]
     assert Quarters.of(lambda indices: torch.ones(len(indices), 8, 8), 4, 3) is None
     assert Quarters.of(None, 4, 3) is None
 
@@ -309,11 +322,11 @@ def test_the_extreme_shells_are_those_that_carry_the_law(scored):
     found = score_generated(truth, named, LABELS, members=8, law=law)
     variance = found.spread_spectra["oracle"]
     assert variance[9] < 1e-3 * variance.sum() < variance[2]
-    assert value(found, "model", "spread_ratio_lowest") == pytest.approx(0.5, rel=1e-6)
-    assert value(found, "model", "spread_ratio_highest") == pytest.approx(1.0, rel=1e-6)
+    assert value(found, "model", "spread_ratio_min_shell") == pytest.approx(0.5, rel=1e-6)
+    assert value(found, "model", "spread_ratio_max_shell") == pytest.approx(1.0, rel=1e-6)
     shells = select(found.rows, method="model", score="spread_ratio")
     assert shells["value"].max() == pytest.approx(30, rel=1e-6)
-    assert value(scored, "model", "spread_ratio_highest") == pytest.approx(0.8, rel=1e-6)
+    assert value(scored, "model", "spread_ratio_max_shell") == pytest.approx(0.8, rel=1e-6)
 
 
 @pytest.mark.gpu
@@ -422,7 +435,7 @@ def test_coupled_refuses_wrong_shapes():
 # ---- spectra of samples and residuals -----------------------------------------------------------
 
 
-def pzf(shrink=1.0, white=False, members=24, samples=300):
+def l2_scores(shrink=1.0, white=False, members=24, samples=300):
     """The four columns for a law of known mean and spectrum, its samples perhaps wrong."""
     generator = torch.Generator().manual_seed(4)
     size = 16
@@ -433,19 +446,19 @@ def pzf(shrink=1.0, white=False, members=24, samples=300):
     statistics = Statistics()
     statistics.add(Forecast(mean + own, Truth(truth)))
     rows = {row["score"]: row["value"] for row in form_scores(statistics, torch.arange(samples))}
-    return [rows[f"pzf_{name}"] for name in ("mean", "total", "residual", "spread")]
+    return [rows[name] for name in ("l2_mean", "l2_total", "l2_residual", "variance_ratio")]
 
 
-def test_pzf_columns_of_the_right_law():
-    mean, total, residual, spread = pzf()
+def test_l2_scores_of_the_right_law():
+    mean, total, residual, spread = l2_scores()
     assert mean == pytest.approx((0.25 / 1.25) ** 0.5, rel=0.03)
     assert total < 0.05 and residual < 0.08 and spread == pytest.approx(1.0, abs=0.05)
 
 
-def test_pzf_columns_see_a_lack_of_spread_and_a_wrong_spectrum():
-    _, _, residual, spread = pzf(shrink=0.5)
+def test_l2_scores_see_a_lack_of_spread_and_a_wrong_spectrum():
+    _, _, residual, spread = l2_scores(shrink=0.5)
     assert spread == pytest.approx(0.25, abs=0.02) and residual == pytest.approx(0.75, abs=0.05)
-    _, total, residual, spread = pzf(white=True)
+    _, total, residual, spread = l2_scores(white=True)
     assert spread == pytest.approx(1.0, abs=0.05) and residual > 0.4 and total > 0.1
 
 

@@ -374,7 +374,7 @@ def test_another_coupled_run_in_the_same_folder_is_refused(
     done = hpc_closure_command("rollout", path, change)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert f"was made with other settings ({key}" in done.stderr
-    assert "change `name`, or run `rollout --redo`" in done.stderr
+    assert "change `name`, or run `rollout --overwrite`" in done.stderr
     assert contents(rolled[0].rollout) == rolled[1]
 
 
@@ -418,7 +418,7 @@ def test_scores_are_made_again_when_something_changed(rolled, tmp_path, hpc_clos
     def evaluate(*changes):
         done = hpc_closure_command("evaluate", path, *changes)
         assert done.returncode == 0, done.stderr
-        return "exists already; --redo writes it again" not in done.stderr
+        return "exists already; --overwrite writes it again" not in done.stderr
 
     other = ["evaluate.lead_times=[0.2]", "evaluate.sensors=[{number: 8}]"]
     assert [evaluate(), evaluate(), evaluate(*other), evaluate(*other)] == [1, 0, 1, 0]
@@ -434,18 +434,18 @@ def test_a_training_of_other_data_is_never_gone_on_with(copy, hpc_closure_comman
     path, run = copy
     other = ["physics.viscosity=2e-3"]
     run.model.unlink()
-    assert hpc_closure_command("generate", path, *other, "--redo", "--yes").returncode == 0
+    assert hpc_closure_command("generate", path, *other, "--overwrite", "--yes").returncode == 0
     done = hpc_closure_command("train", path, *other)
     assert done.returncode == 1 and not run.model.exists()
     assert "was made with other settings (recipe: " in last_line(done), done.stderr
-    assert "change `name`, or run `train --redo`" in last_line(done)
-    assert hpc_closure_command("train", path, *other, "--redo", "--yes").returncode == 0
+    assert "change `name`, or run `train --overwrite`" in last_line(done)
+    assert hpc_closure_command("train", path, *other, "--overwrite", "--yes").returncode == 0
 
 
-def test_redo_asks_and_without_an_answer_deletes_nothing(copy, environment):
+def test_overwrite_asks_and_without_an_answer_deletes_nothing(copy, environment):
     path, run = copy
     expected = contents(run.data)
-    program = [sys.executable, "-m", "hpc_closure", "generate", path, "--redo"]
+    program = [sys.executable, "-m", "hpc_closure", "generate", path, "--overwrite"]
     done = subprocess.run(
         program, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
@@ -455,13 +455,13 @@ def test_redo_asks_and_without_an_answer_deletes_nothing(copy, environment):
     assert done.returncode == 1 and contents(run.data) == expected
 
 
-def test_redo_does_not_delete_what_is_being_computed(copy, hpc_closure_command):
+def test_overwrite_does_not_delete_what_is_being_computed(copy, hpc_closure_command):
     path, run = copy
     expected = contents(run.data)
     claim = run.claim("generate", "000002-000003")
     atomic.write_json(claim, {**claims.owner(), "host": "node7", "machine": "x", "mark": "y"})
-    done = hpc_closure_command("generate", path, "--redo", "--yes")
-    assert done.returncode == 1 and "end it before --redo" in last_line(done), done.stderr
+    done = hpc_closure_command("generate", path, "--overwrite", "--yes")
+    assert done.returncode == 1 and "end it before --overwrite" in last_line(done), done.stderr
     assert "000002-000003 is being computed" in done.stderr and "node7" in done.stderr
     assert contents(run.data) == expected
 

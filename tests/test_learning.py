@@ -109,15 +109,15 @@ def one_pass():
 def test_a_score_learns_two_regimes(score):
     assert acting(score.model) == ["residual: score"]
     assert score.closed("crps_ratio") > 0.75
-    assert score.closed("calm") > 0.75
-    assert abs(score.rows["model"]["wild"] - 1) < 0.1
+    assert score.closed("low_variance") > 0.75
+    assert abs(score.rows["model"]["high_variance"] - 1) < 0.1
 
 
 def test_one_pass_learns_two_regimes(one_pass):
     assert acting(one_pass.model) == ["residual: crps"]
     assert one_pass.closed("crps_ratio") > 0.5
-    assert one_pass.closed("calm") > 0.3
-    assert abs(one_pass.rows["model"]["wild"] - 1) < 0.25
+    assert one_pass.closed("low_variance") > 0.3
+    assert abs(one_pass.rows["model"]["high_variance"] - 1) < 0.25
 
 
 def pattern(fields):
@@ -166,8 +166,8 @@ def score_of_amplitude():
 def test_a_variance_that_follows_the_flow_is_learned(name, part, request):
     judged = request.getfixturevalue(name)
     assert acting(judged.model) == [part]
-    assert judged.closed("calm") > 0.6
-    assert judged.closed("wild") > 0.6
+    assert judged.closed("low_variance") > 0.6
+    assert judged.closed("high_variance") > 0.6
     assert judged.closed("crps_ratio") > 0.3
 
 

@@ -1,4 +1,4 @@
-"""Draws of a coupled run that were brought back, counted by lead, row and shell."""
+"""Draws of a coupled run that were rescaled, counted by lead, row and shell."""
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def test_a_draw_beyond_is_counted_at_its_call_row_and_shell():
     leads = []
     for _ in range(4):
         run.advance()
-        leads.append(run.brought_back()["brought_back"])
+        leads.append(run.rescaled_counts()["brought_back"])
     assert [counts.shape for counts in leads] == 4 * [(3, 2 + SHELLS)]
     for call, counts in enumerate(leads):
         assert counts[:, 0].tolist() == 3 * [call + 1]
@@ -85,16 +85,16 @@ def test_counts_go_on_from_a_restart_and_do_not_depend_on_the_block():
     run.advance(2)
     saved = run.save_state()
     run.advance(2)
-    whole = run.brought_back()["brought_back"]
+    whole = run.rescaled_counts()["brought_back"]
     again = coupled(Scripted(script), ROWS)
     again.load_state(saved)
     again.advance(2)
-    assert np.array_equal(again.brought_back()["brought_back"], whole)
+    assert np.array_equal(again.rescaled_counts()["brought_back"], whole)
     for part in (ROWS[:1], ROWS[1:]):
         alone = started(Scripted(script), part)
         alone.advance(4)
         there = [ROWS.index(row) for row in part]
-        assert np.array_equal(alone.brought_back()["brought_back"], whole[there])
+        assert np.array_equal(alone.rescaled_counts()["brought_back"], whole[there])
     old = {name: value for name, value in saved.items() if name != "brought_back"}
     again.load_state(old)  # of before, when nothing was counted
 
@@ -103,7 +103,7 @@ def test_a_lost_row_draws_no_more():
     run = started(Scripted({}), ROWS)
     run.closure.script, run.closure.lose = script_of(run), run.rows_of["model"].ids[1]
     run.advance(4)
-    counts = run.brought_back()["brought_back"]
+    counts = run.rescaled_counts()["brought_back"]
     assert counts[:, 0].tolist() == [4, 2, 4]
     assert counts[1, 1] == 1
 
@@ -112,7 +112,7 @@ def test_a_closure_that_brings_nothing_back_is_not_counted():
     closure = Scripted({})
     closure.guarded = 0
     run = coupled(closure, ROWS)
-    assert run.brought_back() == {}
+    assert run.rescaled_counts() == {}
     assert "brought_back" not in run.save_state()
 
 

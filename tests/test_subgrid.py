@@ -85,8 +85,8 @@ def test_the_closure_is_judged_against_the_true_ensemble(run):
     assert value("coupled", "rung_48_moved", "cost_ratio") > 1
     assert value("coupled", "oracle", "similarity_values") > 0.4
     assert value("coupled", "model", "similarity_energy_spectrum") > 0.1
-    assert value("generated", "none", "work_enstrophy") == 0
-    assert value("generated", "oracle", "work_enstrophy_distance") < 1
+    assert value("generated", "none", "enstrophy_transfer_ratio") == 0
+    assert value("generated", "oracle", "enstrophy_transfer_distance") < 1
     for share in (1, 10, 50):
         assert 0 < value("coupled", "oracle", f"growth_{share}") <= 1.0
 
@@ -119,7 +119,7 @@ def test_long_runs_keep_the_spectrum(run):
     }
     assert 0.8 < weighted["model"] < 1.25
     assert weighted["none"] < 0.8 * weighted["model"]  # no ring feeds it
-    assert all(0 <= row["back"] < 0.2 for row in records)
+    assert all(0 <= row["rescaled_share"] < 0.2 for row in records)
     assert remarks[-1].startswith("draws rescaled into the range of the training: ")
     assert "of the DNS's own closures" in remarks[-1]
     valid, _ = stability.run(experiment, 6, 25, part="valid")
@@ -132,21 +132,21 @@ def test_long_runs_keep_the_spectrum(run):
     assert total == pytest.approx(0.5 * (fields**2).mean(), rel=0.01)
 
 
-def test_draws_that_were_brought_back_are_in_the_product_and_in_the_rows(run):
+def test_rescaled_draws_are_in_the_product_and_in_the_rows(run):
     """Counted to the stored times, each row for itself: blocks and restarts change nothing."""
     experiment = reading.load(run.config)
     ensemble = CoupledEnsemble(sorted(run.rollout.glob("block_*.h5")))
     assert ensemble.counted == {"model"}
-    counts = [ensemble.brought_back("model", index) for index in (0, 1, 2)]
+    counts = [ensemble.rescaled_counts("model", index) for index in (0, 1, 2)]
     assert [float(one[..., 0].max()) for one in counts] == [0, 5, 10]
     scores = pd.read_csv(run.scores_csv)
-    rows = scores[(scores.score == "brought_back") & (scores.lead_time == 1.0)]
+    rows = scores[(scores.score == "rescaled_share") & (scores.lead_time == 1.0)]
     total = counts[2].sum((0, 1))
     assert float(rows[rows["shell"].isna()]["value"].iloc[0]) == pytest.approx(total[1] / total[0])
     for shell, share in enumerate(total[2:] / total[0]):
         if shell:
             assert float(rows[rows["shell"] == shell]["value"].iloc[0]) == pytest.approx(share)
-    there = scores[(scores.score == "brought_back_expected") & scores["shell"].isna()]
+    there = scores[(scores.score == "rescaled_share_expected") & scores["shell"].isna()]
     assert 0 < float(there["value"].iloc[0]) < 0.5
 
     data, closure = DataSet(run.data), load(run.model)
@@ -160,7 +160,7 @@ def test_draws_that_were_brought_back_are_in_the_product_and_in_the_rows(run):
     again.load_state(runs[0].save_state())
     for one in (*runs, again):
         one.advance(3)
-    whole, *blocks, resumed = (one.brought_back()["brought_back"] for one in (*runs, again))
+    whole, *blocks, resumed = (one.rescaled_counts()["brought_back"] for one in (*runs, again))
     assert whole[:, 1].sum() > 40
     assert np.array_equal(np.concatenate(blocks), whole)
     assert np.array_equal(resumed, whole)
@@ -315,7 +315,7 @@ def test_the_law_of_the_innovations_is_in_the_tables(run):
         for name in (score.name for score in innovations.SCORES):
             row = rows.loc[name]
             assert row["low"] <= row["value"] <= row["high"], name
-        assert 0.8 < rows.loc["variance_wild_calm", "value"] < 3
+        assert 0.8 < rows.loc["variance_high_over_low", "value"] < 3
     own, law = (
         scores[(scores.method == method) & (scores.score == "kurtosis") & scores["shell"].notna()]
         for method in ("model", "mean_gp")
@@ -356,6 +356,6 @@ def test_a_score_draws_given_the_last_closures(run, name):
     gains = scores[scores.score == "gain_residual"]
     assert (gains["value"] == 1).all() and len(gains) == gains["shell"].nunique() > 4
     told = set(scores[scores.method == "model"]["score"])
-    assert ("gain_mean" in told) == ("variance_wild_calm" in told) == (name != "fno_score")
+    assert ("gain_mean" in told) == ("variance_high_over_low" in told) == (name != "fno_score")
     page = Run.of(experiment).report.read_text()
     assert "Gain of the generator per wavenumber shell" in page

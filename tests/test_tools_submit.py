@@ -67,7 +67,7 @@ def test_a_dry_run_needs_no_slurm_and_writes_nothing(tmp_path, submit_command):
 
 
 def test_stages_are_chosen_and_what_is_wrong_is_said(tmp_path, submit_command):
-    done = submit_command("quickstart", "--stages", "evaluate", "--after", "12", "--dry-run")
+    done = submit_command("quickstart", "--stages", "evaluate", "--dependency", "12", "--dry-run")
     assert re.findall(r"dependency=(\S+)", done.stdout) == ["afterok:12"]
     for words, message in (
         (["quickstart", "--stages", "fly"], "expected some of generate"),
@@ -129,7 +129,7 @@ def test_each_stage_waits_for_all_jobs_of_the_one_before(tiny, tmp_path, queue, 
     (tmp_path / "site.yaml").write_text("node_local: []\nmax_array: 3\n")
     experiment = reading.load(tiny, [f"cluster.profile={tmp_path}/site.yaml"])
     run = Run.of(experiment)
-    submit.run(experiment, after="12", typed=("tiny.yaml",))
+    submit.run(experiment, dependency="12", typed=("tiny.yaml",))
     said = capsys.readouterr().out
     assert said.endswith("follow it with: hpc-closure status tiny.yaml\n")
     jobs = re.findall(r"job (\d+): (\d) task\(s\), logs (\S+)", said)

@@ -11,11 +11,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import pandas
 import workflow
 
 import hpc_closure
 from hpc_closure.evaluate.report.summary import headline
+from hpc_closure.evaluate.rows import read
 from hpc_closure.experiment.folder import Run
 
 HERE = Path(__file__).resolve().parent
@@ -26,7 +26,7 @@ MARKED = re.compile(r"(?<=<!-- quickstart figures -->\n).*?(?=<!-- end -->)", re
 def main(folder: Path) -> None:
     """Draw, copy, and write the caption's figures."""
     run = Run(folder)
-    rows = pandas.read_csv(run.scores_csv)
+    rows = read(run.scores_csv)
     lines = headline(hpc_closure.load(run.model).parts(), rows)
     if len(lines) < 2:
         raise SystemExit(f"{run.scores_csv} has no scores beside the exact law; evaluate {folder}")

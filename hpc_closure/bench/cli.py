@@ -165,15 +165,18 @@ def sampling(
     members: Members = 32,
     steps: Annotated[int, typer.Option(help="Training steps; 0 = closed forms only.")] = 2000,
     samples: Samples = 2000,
-    one_pass: Annotated[
-        bool, typer.Option("--one-pass", help="Also train and measure a one-pass CRPS ensemble.")
-    ] = False,
-    correct: Annotated[
+    crps_generator: Annotated[
         bool,
         typer.Option(
-            "--correct",
-            help="Correct the spread of each setting (one pass as well) on unseen states, as "
-            "training does for a model's default setting.",
+            "--crps-generator", help="Also train and measure a one-pass generator trained by CRPS."
+        ),
+    ] = False,
+    calibrate_spread: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate-spread",
+            help="Calibrate the spread of each setting (of the CRPS generator as well) on unseen "
+            "states, as training does for a model's default setting.",
         ),
     ] = False,
     threads: Threads = 0,
@@ -209,15 +212,15 @@ def sampling(
             known,
             trained,
             plan,
-            one_pass=train(bench.ONE_PASS) if one_pass else None,
-            unseen=known.batches("valid", max(samples // 4, 1)) if correct else (),
+            crps_generator=train(bench.ONE_PASS) if crps_generator else None,
+            unseen=known.batches("valid", max(samples // 4, 1)) if calibrate_spread else (),
         )
         _print(records, bench.COLUMNS)
         _save(json, machine, records)
 
 
 @app.command()
-def sizes(
+def network_size(
     case: Case = "regimes",
     grid: Grid = 32,
     full_band: Annotated[
@@ -234,7 +237,7 @@ def sizes(
     json: Json = None,
 ):
     """Measure CRPS, spread and cost of networks of several sizes on data with a known law."""
-    from hpc_closure.bench import sizes as bench
+    from hpc_closure.bench import network_size as bench
     from hpc_closure.bench.known import WHITE, Known
     from hpc_closure.bench.sampling import Plan
 
@@ -255,7 +258,7 @@ def sizes(
 
 def _size(word: str):
     """Parse a network size of the option ``--size``."""
-    from hpc_closure.bench.sizes import Size
+    from hpc_closure.bench.network_size import Size
 
     try:
         width, layers, modes = (int(number) for number in word.split("x"))
@@ -370,7 +373,7 @@ def stability(
 
 
 @app.command()
-def visit(
+def gpu(
     folder: Annotated[Path, typer.Argument(help="Folder of the output; the same call continues.")],
     part: Annotated[
         str,
@@ -381,7 +384,7 @@ def visit(
         Optional[Path], typer.Option(help="Folder of the package's tests.", metavar="FOLDER")
     ] = None,
     small: Annotated[
-        bool, typer.Option("--small", help="Problems of seconds, to test the visit itself.")
+        bool, typer.Option("--small", help="Problems of seconds, to test the command itself.")
     ] = False,
     device: Device = "cuda",
 ):
@@ -389,11 +392,11 @@ def visit(
 
     Parts: tests, dns, networks, gradient, switches, default, fno_score, published. Finished
         commands
-    are not run again. FOLDER/visit.json and visit.txt have the results so far. Exit code 75: the
+    are not run again. FOLDER/gpu.json and gpu.txt have the results so far. Exit code 75: the
     time limit is reached, and the same call continues; 1: a command failed, and its log has the
     reason.
     """
-    from hpc_closure.bench import visit as bench
+    from hpc_closure.bench import gpu as bench
 
     with _usage():
         _machine(device, 0)
@@ -401,8 +404,8 @@ def visit(
             raise ValueError(f"--minutes {minutes:g}: expected more than 0")
         place = bench.Place(folder.resolve(), device, small, tests and tests.resolve())
         folder.mkdir(parents=True, exist_ok=True)
-        code = bench.Visit(place, 60 * minutes).run(_words(part))
-    print(f"wrote {folder / 'visit.txt'}")
+        code = bench.Measurements(place, 60 * minutes).run(_words(part))
+    print(f"wrote {folder / 'gpu.txt'}")
     raise typer.Exit(code)
 
 

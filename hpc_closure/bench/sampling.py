@@ -5,10 +5,11 @@ states, without sensors, beside draws of the law itself. Each sampler and number
 a row:
 
 * ``relative_error`` of a single member, and ``crps_ratio`` to the oracle (1 is optimal);
-* ``spread_ratio`` to the oracle, total and per shell; ``lowest`` and ``highest`` of the shells
-  with more than 1e-3 of the noise's variance (``shells``);
-* ``calm`` and ``wild``: the spread ratio over the quarter of all points and states in which the
-  law's spread is smallest and largest; a law that does not depend on the state fails there;
+* ``spread_ratio`` to the oracle, total and per shell; ``min_shell`` and ``max_shell``: extremes
+  over the shells with more than 1e-3 of the noise's variance (``shells``);
+* ``low_variance`` and ``high_variance``: the spread ratio over the quarter of all points and
+  states in which the law's spread is smallest and largest; a law that does not depend on the state
+  fails there;
 * ``rank_p``: p-value of the truth's ranks at the point of each state with the largest spread;
 * ``cost_ms``: milliseconds for ``members`` samples of a state.
 
@@ -59,10 +60,10 @@ COLUMNS = {
     "spread_ratio": ".4f",
     "spread_low": ".4f",
     "spread_high": ".4f",
-    "lowest": ".3f",
-    "highest": ".3f",
-    "calm": ".3f",
-    "wild": ".3f",
+    "min_shell": ".3f",
+    "max_shell": ".3f",
+    "low_variance": ".3f",
+    "high_variance": ".3f",
     "rank_p": ".2g",
     "cost_ms": ".2f",
 }
@@ -105,18 +106,18 @@ def run(
     model: ClosureModel,
     plan: Plan = Plan(),
     *,
-    one_pass: ClosureModel | None = None,
+    crps_generator: ClosureModel | None = None,
     unseen: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> list[dict[str, Any]]:
-    """Measure all rows: the oracle, mean + Gaussian process, one pass, then methods x evaluations.
+    """Measure the rows: oracle, mean + Gaussian process, CRPS generator, methods x evaluations.
 
     Args:
         known: the law.
         model: a model fitted to it.
         plan: settings of the measurement.
-        one_pass: a model whose generator was trained by CRPS, for a further row.
-        unseen: batches on which the spread of every setting, one pass as well, is corrected as in
-            training. Without them only the model's default setting is corrected.
+        crps_generator: a model whose generator was trained by CRPS, for a further row.
+        unseen: batches on which the spread of every setting, of ``crps_generator`` as well, is
+            calibrated as in training. Without them only the model's default setting is.
     """
     members, device = plan.members, plan.device
     states = known.states("test", plan.states)
@@ -157,19 +158,19 @@ def run(
             cost,
         )
 
-    def correct(drawer: ClosureModel) -> None:
+    def calibrate_spread(drawer: ClosureModel) -> None:
         if unseen:
             drawer.begin("check", unseen)
             drawer.eval()
 
     measure(MEAN_GP, model, MEAN_GP, None)
-    if one_pass is not None:
-        correct(one_pass)
-        measure(ONE_PASS, one_pass, None, 1)
+    if crps_generator is not None:
+        calibrate_spread(crps_generator)
+        measure(ONE_PASS, crps_generator, None, 1)
     for method, budget in plan.settings:
         if unseen:
             model.config.update(method=method, evaluations=budget)
-        correct(model)
+        calibrate_spread(model)
         measure(method, model, method, budget)
     for row in rows:
         row.update(grid=known.grid, states=plan.states, members=members, device=device)
@@ -188,7 +189,7 @@ class Reference:
         # half of the draws select the places, the other half measure them
         order = first["variance_map"].flatten().argsort()
         quarter = len(order) // 4
-        self.calm, self.wild = order[:quarter], order[-quarter:]
+        self.low_variance, self.high_variance = order[:quarter], order[-quarter:]
         self.widest = first["variance_map"].flatten(1).argmax(1)
         self.found = {key: (first[key] + second[key]) / 2 for key in first if "map" not in key}
         self.found["map"] = second["variance_map"].flatten()
@@ -246,14 +247,17 @@ class Reference:
         variance = scores["variance_map"].flatten()
         places = {
             name: float(pointwise.spread_ratio(variance[place].mean(), law["map"][place].mean()))
-            for name, place in (("calm", self.calm), ("wild", self.wild))
+            for name, place in (
+                ("low_variance", self.low_variance),
+                ("high_variance", self.high_variance),
+            )
         }
         return {
             "relative_error": float(scores["relative_error"].mean()),
             **self._ratio(scores["crps"], law["crps"], pointwise.crps_ratio, "crps"),
             **self._ratio(scores["variance"], law["variance"], pointwise.spread_ratio, "spread"),
-            "lowest": float(shells.min()),
-            "highest": float(shells.max()),
+            "min_shell": float(shells.min()),
+            "max_shell": float(shells.max()),
             "shells": self.judged.nonzero()[:, 0].tolist(),
             "spread_ratio_shells": shells.tolist(),
             **places,

@@ -27,7 +27,7 @@ from hpc_closure.rollout.block import coupled_run, start, stored
 from hpc_closure.spectral.modes.grid import Grid, from_row, to_spectra
 
 COLUMNS = {"shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
-    ("model", "model_error", "none", "none_error", "back"), ".3f"
+    ("model", "model_error", "none", "none_error", "rescaled_share"), ".3f"
 )
 SETTLED = 0.25  # share of a run before its spectra are averaged
 LOOKS = 200  # largest number of spectra of a run
@@ -88,9 +88,9 @@ def run(
         f"calls ({length})"
         for name in sums
     ]
-    counts = coupled.brought_back().get(COUNTED["model"])
+    counts = coupled.rescaled_counts().get(COUNTED["model"])
     if counts is not None:
-        remarks.append(_guard(counts, closure.model.expected_back, records))
+        remarks.append(_guard(counts, closure.model.expected_rescaled, records))
     return records, remarks
 
 
@@ -106,7 +106,7 @@ def _guard(counts: np.ndarray, expected: Tensor | None, records: Sequence[dict[s
     shares = total[1:] / max(total[0], 1)
     for row in records:
         if row["shell"] + 1 < len(shares):
-            row["back"] = float(shares[row["shell"] + 1])
+            row["rescaled_share"] = float(shares[row["shell"] + 1])
     words = f"draws rescaled into the range of the training: {shares[0]:.2%}"
     if expected is None:
         return words

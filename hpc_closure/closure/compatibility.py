@@ -43,11 +43,12 @@ def check_model(experiment: Experiment) -> None:
     if not run.model.exists():
         raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
     if not is_made_by(run.model, experiment):
-        check_recipe(run, experiment, "rollout", redo=True)  # names the changed keys if it can
+        # names the changed keys if it can
+        check_recipe(run, experiment, "rollout", overwrite=True)
         made, wanted = read_header(run.model).train_hash, experiment.stage_hash("train")
         raise ValueError(
             f"{run.model}: trained by another experiment (hash {made[:12] or 'none'}, expected "
-            f"{wanted[:12]}); change `name`, or run `hpc-closure train --redo`"
+            f"{wanted[:12]}); change `name`, or run `hpc-closure train --overwrite`"
         )
 
 

@@ -198,7 +198,7 @@ class ClosureModel(nn.Module, ModelKind, ABC):
         return 0
 
     @property
-    def expected_back(self) -> Tensor | None:
+    def expected_rescaled(self) -> Tensor | None:
         """Shares (1 + shells,) of the training closures that would be rescaled; None if unknown.
 
         The first is the share with any such shell, then follow those of each shell.

@@ -29,9 +29,9 @@ from hpc_closure.work.header import Header, expect, json_object
 
 VERSION = 1
 FIELDS = ("vorticity", "closure")
-# Series of a rollout that count, since its start, the draws that were brought back into the range
-# of the training; by the ensemble that draws. Columns: draws, draws brought back in any shell, and
-# draws brought back in each shell.
+# Series of a rollout that count, since its start, the draws that were rescaled into the range of
+# the training; by the ensemble that draws. Columns: draws, draws rescaled in any shell, and draws
+# rescaled in each shell. The hashes of products depend on these names.
 COUNTED = {"model": "brought_back", "mean_gp": "brought_back_mean_gp"}
 STATES = {1: "state", 2: "vorticity"}  # name of the state, by the dimensions of the flow
 SNAPSHOTS = ("t0_fields", "t1_fields", "filtered", "scalars", "references")  # (B, T, ...) each

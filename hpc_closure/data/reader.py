@@ -168,7 +168,7 @@ class CoupledEnsemble:
         cases: test trajectories that the runs started from.
         members: members that every case has.
         times: stored times, (T,).
-        counted: ``model`` and those of BESIDE for which the draws brought back are counted.
+        counted: ``model`` and those of BESIDE for which the rescaled draws are counted.
         start: time at lead 0: the first stored time; for replicas the time of their release.
         shared: those of ``names`` that are the same for all members of a case.
         names: names that can be read: ``model``, ``truth`` and, if they ran, ``none``, those of
@@ -236,11 +236,11 @@ class CoupledEnsemble:
         keys = [[self._rows[row] for row in rows]]
         return _with_row(self._read(self._path(name), index, keys)[0], self.dimensions)
 
-    def brought_back(self, name: str, index: int) -> np.ndarray:
+    def rescaled_counts(self, name: str, index: int) -> np.ndarray:
         """Return counts of draws from the start to time ``index``, (M, C, 2 + shells).
 
-        The columns are the number of draws, of draws that were brought back in any shell, and of
-        draws that were brought back in each shell. ``name`` is in ``counted``.
+        The columns are the number of draws, of draws that were rescaled in any shell, and of
+        draws that were rescaled in each shell. ``name`` is in ``counted``.
         """
         return self._read_members(f"series/{COUNTED[name]}", index)
 

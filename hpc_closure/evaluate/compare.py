@@ -243,7 +243,7 @@ def join(scored: Scored, seeds: Mapping[str, Sequence[str]]) -> None:
             _joined(name, records) for records in by_key.values() if len(records) == len(each)
         ]
         parts = [scored.spectra, scored.spread_spectra]
-        for part in [*parts, *scored.fluxes.values(), *scored.work.values()]:
+        for part in [*parts, *scored.fluxes.values(), *scored.transfer.values()]:
             if set(each) <= set(part):
                 part[name] = torch.stack([part[method] for method in each]).mean(0)
 
@@ -281,7 +281,7 @@ def shown(scored: Scored) -> Scored:
         spectra=without(scored.spectra),
         spread_spectra=without(scored.spread_spectra),
         fluxes={name: without(part) for name, part in scored.fluxes.items()},
-        work={name: without(part) for name, part in scored.work.items()},
+        transfer={name: without(part) for name, part in scored.transfer.items()},
         ranks=without(scored.ranks),
         examples=without(scored.examples),
     )

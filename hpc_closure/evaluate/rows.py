@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pandas import DataFrame
+from pandas import DataFrame, read_csv
 
 from hpc_closure.experiment.method_names import METHODS
 from hpc_closure.work.atomic import write_json, write_text
@@ -58,6 +58,27 @@ COLUMNS = {
     "samples": "Int64",
     "split": "str",
     "seeds": "Int64",
+}
+# scores that have another name in files of the previous release, by that name
+RENAMED = {
+    "brought_back": "rescaled_share",
+    "brought_back_expected": "rescaled_share_expected",
+    "pzf_mean": "l2_mean",
+    "pzf_residual": "l2_residual",
+    "pzf_spread": "variance_ratio",
+    "pzf_total": "l2_total",
+    "rank_sees": "rank_power",
+    "spread_calm": "spread_low_variance",
+    "spread_ratio_calm": "spread_ratio_low_variance",
+    "spread_ratio_highest": "spread_ratio_max_shell",
+    "spread_ratio_lowest": "spread_ratio_min_shell",
+    "spread_ratio_wild": "spread_ratio_high_variance",
+    "spread_wild": "spread_high_variance",
+    "variance_wild_calm": "variance_high_over_low",
+    "work_energy": "energy_transfer_ratio",
+    "work_energy_distance": "energy_transfer_distance",
+    "work_enstrophy": "enstrophy_transfer_ratio",
+    "work_enstrophy_distance": "enstrophy_transfer_distance",
 }
 DEFAULTS = {"sensors": "none", "split": "test"}
 
@@ -128,6 +149,12 @@ def write(
         "absent": [asdict(note) for note in absent],
     }
     write_json(folder / "scores.json", document)
+
+
+def read(path: Path) -> DataFrame:
+    """Read the rows of a ``scores.csv``; scores with names of the previous release are renamed."""
+    rows = read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values="")
+    return rows.assign(score=rows["score"].replace(RENAMED))
 
 
 def _to_json(value: Any) -> Any:

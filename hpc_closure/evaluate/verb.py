@@ -37,7 +37,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
             + [*test_set.paths, *registry.files(experiment.evaluate.scores)],
         )
         if made_from(session.run, session.record) and session.run.report.exists():
-            log.get().info(f"{session.run.report} exists already; --redo writes it again")
+            log.get().info(f"{session.run.report} exists already; --overwrite writes it again")
             return 0
         score(experiment, session, notes)
         log.get().info(f"report: {session.run.report}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, log, loop
-from hpc_closure.work.options import Options, chosen_members, chosen_part
+from hpc_closure.work.options import Options, chosen_members, chosen_shard
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
 
@@ -23,7 +23,7 @@ NS_PER_POINT_AND_STEP = 25.0
 def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute the missing blocks of RUN/data. Returns the exit code."""
     chosen = chosen_members(options.members, experiment.generate.members)
-    chosen_part(options.parts, [])
+    chosen_shard(options.shard, [])
     books = Ledger.of(experiment, "generate")
     if options.dry_run:
         return print_plan(experiment, books, chosen)
@@ -81,7 +81,7 @@ def run_pilot(
 ) -> int:
     """Compute the pilot's trajectories and choose steps and drains on them.
 
-    Programs that share the work (``--parts``) all need the complete pilot, so each one waits for
+    Programs that share the work (``--shard``) all need the complete pilot, so each one waits for
     units that another computes. ``always``: run it even if no setting is missing. Returns the exit
     code.
     """
@@ -90,7 +90,7 @@ def run_pilot(
     from hpc_closure.generate import pilot
     from hpc_closure.generate.replicas import Plan
 
-    all_units = replace(options, members=None, parts=None)
+    all_units = replace(options, members=None, shard=None)
     if code := run_replicas(session, all_units, Plan.pilot(experiment)):
         return code
     error: BaseException | None = None
@@ -116,7 +116,7 @@ def work(
 
     outcome = loop.work(
         books,
-        chosen_part(options.parts, books.plan(chosen)),
+        chosen_shard(options.shard, books.plan(chosen)),
         run_unit,
         stop=session.stop,
         groups=session.groups,

@@ -244,7 +244,7 @@ class RolloutBlock(Block):
         fields[STATES[self.sides]] = fields.pop("model")
         if self.writer is not None and self.series is not None:
             place = self.record_steps.index(self.step_index)
-            self.writer.write_series(place, self.coupled.brought_back())
+            self.writer.write_series(place, self.coupled.rescaled_counts())
         return fields, {}, references
 
     def hopeless(self) -> str:
@@ -270,7 +270,7 @@ class RolloutBlock(Block):
         A file of an older version without counts continues without them, because its earlier
         draws were not counted.
         """
-        widths = {name: counts.shape[1] for name, counts in self.coupled.brought_back().items()}
+        widths = {name: counts.shape[1] for name, counts in self.coupled.rescaled_counts().items()}
         begun = [path]
         if self.unit.extends:
             begun.append(self.books.run.product(self.books.stage, self.unit))

@@ -487,7 +487,7 @@ class CoupledRun:
             fields[name] = field if rows is None or rows.whole is None else field[rows.whole]
         return fields
 
-    def brought_back(self) -> dict[str, np.ndarray]:
+    def rescaled_counts(self) -> dict[str, np.ndarray]:
         """Return the counts (rows, 2 + shells) of :class:`Tally`, by their name in products.
 
         Contains the runs whose draws may be rescaled, with a row for every row of the ensemble.

@@ -11,7 +11,7 @@ from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import log, loop
-from hpc_closure.work.options import Options, chosen_members, chosen_part
+from hpc_closure.work.options import Options, chosen_members, chosen_shard
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
 
@@ -19,22 +19,22 @@ from hpc_closure.work.units import Ledger
 def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute or submit the missing blocks of RUN/rollout. Returns the exit code."""
     members = chosen_members(options.members, experiment.rollout.trajectories)
-    chosen_part(options.parts, [])
+    chosen_shard(options.shard, [])
     books = Ledger.of(experiment, "rollout")
     if options.dry_run:
         return print_plan(experiment, books, members, options)
     held_out.check(experiment)
     check_model(experiment)
     with Session(experiment, "rollout", options) as session:
-        plan = chosen_part(options.parts, books.plan(members))
+        plan = chosen_shard(options.shard, books.plan(members))
         if experiment.cluster.executor != "inline":
             return submit(experiment, session, books, plan, options)
         outcome = work(experiment, session, books, plan, options.retry_failed)
         if session.world.root:
             outcome.report()
         left = session.options_left()
-    # --members and --parts select units of this run; opponents run only if neither is used
-    all_units = not (options.members or options.parts)
+    # --members and --shard select units of this run; opponents run only if neither is used
+    all_units = not (options.members or options.shard)
     others = opponents_of(experiment).values() if all_units and not outcome.exit_code else ()
     return max([outcome.exit_code, *(run(one, left) for one in others if is_there(one))])
 
@@ -163,7 +163,7 @@ def print_plan(experiment, books, members, options=Options()) -> int:
     if experiment.cluster.executor != "inline":
         from hpc_closure.batch import submit as submission
 
-        plan = chosen_part(options.parts, books.plan(members))
+        plan = chosen_shard(options.shard, books.plan(members))
         names, _ = ready(experiment, books, plan, options.retry_failed)
         request = submission.Request.of(experiment, books.run, names, run_units)
         batch.append("cost: " + submission.cost(request))

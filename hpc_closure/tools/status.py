@@ -222,7 +222,7 @@ def _of_one(experiment: Experiment, folder: Run, stage: str, queued: bool) -> St
         try:
             made = _made_by(folder, stage)
             if made != experiment.stage_hash(stage):
-                way_out = "change `name`, or run `train --redo`"
+                way_out = "change `name`, or run `train --overwrite`"
                 way_out = "`evaluate` makes it again" if stage == "evaluate" else way_out
                 problems = [f"{product}: made with other settings; {way_out}"]
         except ValueError as error:
@@ -289,8 +289,8 @@ def _check_order(folder: Run, found: dict[str, Stage]) -> None:
             continue
         if found[later].counts["done"] and found[earlier].changed > found[later].changed:
             found[later].problems.append(
-                f"{earlier} is newer than the last product of {later}: `{later} --redo` makes it "
-                "again from what is there now"
+                f"{earlier} is newer than the last product of {later}: `{later} --overwrite` "
+                "makes it again from what is there now"
             )
 
 

@@ -24,7 +24,7 @@ from hpc_closure.work.units import Ledger
 def run(
     experiment: Experiment,
     stages: str = ",".join(STAGES),
-    after: str = "",
+    dependency: str = "",
     dry_run: bool = False,
     typed: Sequence[str] = (),
 ) -> None:
@@ -33,7 +33,7 @@ def run(
     Args:
         experiment: the experiment.
         stages: names joined by commas; they run in the order of the verbs.
-        after: id of a job that must succeed before the first stage starts.
+        dependency: id of a job that must succeed before the first stage starts.
         dry_run: print costs and batch scripts, submit nothing.
         typed: experiment and overrides as typed by the user, for the suggested next command.
 
@@ -49,13 +49,13 @@ def run(
             check_recipe(place, experiment, request.stage)
         store_settings(place, experiment)
     for request in requests:
-        request = replace(request, after=after)
+        request = replace(request, after=dependency)
         print(f"{request.stage}: {submission.cost(request)}")
         if dry_run:
             print(*submission.batch_text(request), sep="\n")
-            after = f"<job of {request.stage}>"
+            dependency = f"<job of {request.stage}>"
         else:
-            after = send(request)
+            dependency = send(request)
     if not dry_run:
         print("follow it with: " + shlex.join(["hpc-closure", "status", *typed]))
 

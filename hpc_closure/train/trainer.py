@@ -170,11 +170,11 @@ class Trainer:
         if changed:
             raise ValueError(
                 f"{path} was made with other settings ({', '.join(changed)}); "
-                "change `name`, or run `train --redo`"
+                "change `name`, or run `train --overwrite`"
             )
         reason = checkpoint.same_weights(weights, self.model.state_dict())
         if reason:
-            raise ValueError(f"{path} holds another model ({reason}); run `train --redo`")
+            raise ValueError(f"{path} holds another model ({reason}); run `train --overwrite`")
 
     def save(self) -> None:
         """Write a restart point (collective)."""

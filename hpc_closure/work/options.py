@@ -12,24 +12,24 @@ class Options:
 
     Attributes:
         members: members to compute, such as "0-31" or "4,7,9"; all if empty.
-        parts: "I/N": only part I (1-based) of N of the units.
+        shard: "I/N": only shard I (1-based) of N of the units.
         retry_failed: try failed units again.
         partial: score the products that exist.
         dry_run: print the plan, write nothing.
         max_elapsed: stop cleanly after this time, such as "3h50m".
-        redo: delete the stage's products first.
+        overwrite: delete the stage's products first.
         yes: answer yes to questions.
         verbosity: 1 and more show debug lines, -1 only warnings.
         typed: experiment and overrides as typed, for advice on the next command.
     """
 
     members: str | None = None
-    parts: str | None = None
+    shard: str | None = None
     retry_failed: bool = False
     partial: bool = False
     dry_run: bool = False
     max_elapsed: str | None = None
-    redo: bool = False
+    overwrite: bool = False
     yes: bool = False
     verbosity: int = 0
     typed: tuple[str, ...] = ()
@@ -55,18 +55,18 @@ def chosen_members(text: str | None, total: int) -> list[int]:
     return sorted(chosen)
 
 
-def chosen_part(text: str | None, units: list) -> list:
-    """Return part ``i/n`` (1-based) of the units: every n-th, so that more units keep their part.
+def chosen_shard(text: str | None, units: list) -> list:
+    """Return shard ``i/n`` (1-based): every n-th unit, so further units change no shard.
 
     Raises:
         ValueError: the text is not of this form.
     """
     if not text:
         return units
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise ValueError(f"--parts {text}: expected I/N with 1 <= I <= N, for example 2/8")
-    return units[int(part) - 1 :: int(parts)]
+    shard, slash, shards = text.partition("/")
+    if not (slash and shard.isdigit() and shards.isdigit() and 1 <= int(shard) <= int(shards)):
+        raise ValueError(f"--shard {text}: expected I/N with 1 <= I <= N, for example 2/8")
+    return units[int(shard) - 1 :: int(shards)]
 
 
 class UsageError(Exception):

@@ -59,7 +59,7 @@ class Session:
             launch.set_threads(cluster.threads)
             ranks = cluster.domain_ranks if self.verb == "generate" else 1
             self.groups = self.world.groups(ranks)
-            check_recipe(self.run, self.experiment, self.verb, redo=self.options.redo)
+            check_recipe(self.run, self.experiment, self.verb, overwrite=self.options.overwrite)
             error = self.world.agree_on_error(self._open_folder() if self.rank == 0 else None)
             if error is not None:
                 raise error
@@ -120,7 +120,7 @@ class Session:
     def _open_folder(self) -> Exception | None:
         """Make the folder and store the settings; return the error, so that all ranks learn it."""
         try:
-            if self.options.redo:
+            if self.options.overwrite:
                 self._delete_products()
             atomic.make_folder(self.run.folder(self.verb))
             store_settings(self.run, self.experiment)
@@ -137,7 +137,7 @@ class Session:
         for name, owner in fresh_claims.items():
             raise RuntimeError(
                 f"{folder}: {name} is being computed by process {owner.get('pid', '?')} on "
-                f"{owner.get('host', '?')}; end it before --redo"
+                f"{owner.get('host', '?')}; end it before --overwrite"
             )
         if not self.options.yes:
             try:
@@ -158,7 +158,7 @@ def store_settings(run: Run, experiment: Experiment) -> None:
         atomic.write_text(run.config, text)
 
 
-def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False) -> None:
+def check_recipe(run: Run, experiment: Experiment, verb: str, overwrite: bool = False) -> None:
     """Refuse to mix products of two experiments in one folder; name the keys that differ.
 
     Raises:
@@ -186,7 +186,7 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
             continue
         if stage in BESIDE_DATA and stage not in experiment.stages:
             continue  # this experiment neither reads nor changes them
-        if verb_of(stage) == verb and (redo or stage == "evaluate"):
+        if verb_of(stage) == verb and (overwrite or stage == "evaluate"):
             continue
         folder = run.folder(stage)
         if not folder.is_dir() or not any(folder.iterdir()):
@@ -201,7 +201,7 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, redo: bool = False
         if differing:
             changes = ", ".join(f"{key}: {old} -> {new}" for key, old, new in differing[:4])
             more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-            way_out = f"remove {folder}" if stage in BESIDE_DATA else f"run `{stage} --redo`"
+            way_out = f"remove {folder}" if stage in BESIDE_DATA else f"run `{stage} --overwrite`"
             raise ValueError(
                 f"{folder} was made with other settings ({changes}{more}); change `name`, "
                 f"or {way_out}"

@@ -69,7 +69,7 @@ class ChooseShare(ClosedFormPhase):
     long_runs: LongRuns
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
-        expected = model.expected_back
+        expected = model.expected_rescaled
         assert expected is not None
         share = torch.ones(model.guarded, dtype=torch.float64)
         tried = []
@@ -83,7 +83,7 @@ class ChooseShare(ClosedFormPhase):
             share = less
         if bool((share == 1).all()):
             model.statistics = replace(model.statistics, mean_share=None)
-        return {"expected_back": round(float(expected[0]), 4), "tried": in_words(tried)}
+        return {"expected_rescaled": round(float(expected[0]), 4), "tried": in_words(tried)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -227,7 +227,7 @@ class CompositeClosure(ClosureModel):
         return 0 if largest is None else len(largest)
 
     @property
-    def expected_back(self) -> Tensor | None:
+    def expected_rescaled(self) -> Tensor | None:
         return self.statistics.target_beyond
 
     @property

@@ -60,14 +60,14 @@ class RunResult:
     """Results of a long run, from its second half.
 
     Attributes:
-        back: share of the draws that were rescaled into range.
+        rescaled: share of the draws that were rescaled into range.
         lost: number of trajectories that diverged.
         ratio: (shells,) enstrophy over the DNS's, from shell 1 on.
         error: (shells,) standard error of the ratio.
         judged: (shells,) bool: shells with enough enstrophy to be judged.
     """
 
-    back: float
+    rescaled: float
     lost: int
     ratio: Tensor
     error: Tensor
@@ -87,7 +87,7 @@ def lower(share: Tensor, found: RunResult, expected: float) -> Tensor | None:
         found: results of the run with this share.
         expected: share of the DNS's closures that would be rescaled.
     """
-    crowded = found.back > CROWDED * expected or found.lost > 0
+    crowded = found.rescaled > CROWDED * expected or found.lost > 0
     heavy = torch.cat([found.heavy.new_zeros(1), found.heavy])
     if not crowded and not bool(heavy.any()):
         return None
@@ -122,14 +122,14 @@ class LongRuns:
     def run(self, model: Drawing, reader: Reader) -> RunResult:
         """Run from the first snapshot of every trajectory of ``reader``."""
         starts, truth = self._read(reader)
-        draws_, back, lost = 0, 0, 0
+        draws_, rescaled, lost = 0, 0, 0
         means = torch.zeros(0, self.grid.num_shells, dtype=torch.float64)
         if starts:
-            draws_, back, means = self._run(model, starts)
+            draws_, rescaled, means = self._run(model, starts)
             lost = int((~means.isfinite().all(1)).sum())
             means = means[means.isfinite().all(1)]
         sums = [self._sums(each) for each in (means, truth)]
-        draws_, back, lost, *numbers = reader.sum(draws_, back, lost, *sums[0], *sums[1])
+        draws_, rescaled, lost, *numbers = reader.sum(draws_, rescaled, lost, *sums[0], *sums[1])
         (ours, error), (theirs, their_error) = (
             self._mean(*numbers[3 * i : 3 * i + 3]) for i in (0, 1)
         )
@@ -138,7 +138,7 @@ class LongRuns:
             error / ours.clamp(min=1e-300), their_error / theirs.clamp(min=1e-300)
         )
         return RunResult(
-            back / max(draws_, 1),
+            rescaled / max(draws_, 1),
             round(lost),
             ratio[1:],
             error[1:],
@@ -240,7 +240,7 @@ def in_words(tried: Iterable[tuple[Tensor, RunResult]]) -> list[dict[str, Any]]:
     return [
         {
             "share": [round(float(value), 2) for value in share[1:].unique()],
-            "brought_back": round(found.back, 4),
+            "rescaled_share": round(found.rescaled, 4),
             "lost": found.lost,
             "enstrophy": [round(float(value), 2) for value in found.ratio],
         }

@@ -132,8 +132,10 @@ def illustrate_generated(
     )
     caption = f"Power of the closure per wavenumber shell; right: {right} ({words})."
     yield album.add("generated", drawn, f"spectra_{label}", caption)
-    if scored.work:
-        drawn = figures.rates(scored.work, title="{} of the closure", shown=(*MODELS, "oracle"))
+    if scored.transfer:
+        drawn = figures.rates(
+            scored.transfer, title="{} of the closure", shown=(*MODELS, "oracle")
+        )
         caption = (
             f"Budget of the closure per wavenumber shell: rate at which it adds each quantity to "
             f"the resolved flow ({words})."

@@ -22,7 +22,7 @@ from hpc_closure.evaluate.scores.rank_histogram import LEVEL
 from hpc_closure.experiment.method_names import GRANTED, METHODS, MODEL
 
 RARE = 0.01  # share of rescaled draws above which the headline mentions them
-CONTROL_SEES = 0.05  # a rank test passes only if it would detect this relative error of the spread
+DETECTABLE = 0.05  # a rank test passes only if it detects this relative error of the spread
 # methods with which a sentence compares the model, the exact law first
 WORDS = {method.name: method.words for method in METHODS if method.words}
 BESIDE = sorted(WORDS, key=lambda name: name != "oracle")
@@ -247,8 +247,8 @@ class Answers:
         spreads, plain_spreads = [], []
         for score, where in (
             ("spread_ratio", "in all"),
-            ("spread_ratio_calm", "in calm quarters"),
-            ("spread_ratio_wild", "in wild ones"),
+            ("spread_ratio_low_variance", "in low-variance quarters"),
+            ("spread_ratio_high_variance", "in high-variance ones"),
         ):
             own, plain = (self.row(score, name) for name in ("", best))
             if own is not None and plain is not None:
@@ -291,13 +291,13 @@ class Answers:
         """Describe a rank test's result and the smallest spread error that it detects."""
         if p.value < LEVEL:
             return f"fails (p {_p(p)})"
-        detectable = self.row("rank_sees")
+        detectable = self.row("rank_power")
         if detectable is None or math.isnan(detectable.value):
-            return f"does not fail (p {_p(p)}), with too few ranks to see a wrong spread"
+            return f"does not fail (p {_p(p)}), with too few ranks to detect a wrong spread"
         size = f"a spread wrong by {100 * detectable.value:.2g}\u00a0%"
-        if detectable.value > CONTROL_SEES:
-            return f"does not fail (p {_p(p)}), and would as a rule not see less than {size}"
-        return f"passes (p {_p(p)}; it sees {size})"
+        if detectable.value > DETECTABLE:
+            return f"does not fail (p {_p(p)}), and would as a rule not detect less than {size}"
+        return f"passes (p {_p(p)}; it detects {size})"
 
     def coupled(self, start: float | None) -> Iterator[Line]:
         last = self.last("relative_error_mean")
@@ -334,15 +334,15 @@ class Answers:
 
     def guard(self, least: float = RARE) -> str:
         """Describe the share of rescaled draws if it exceeds ``least``; "" otherwise."""
-        last = self.last("brought_back")
-        row = None if last is None else self.row("brought_back", time=last)
+        last = self.last("rescaled_share")
+        row = None if last is None else self.row("rescaled_share", time=last)
         if row is None or not row.value > least:
             return ""
         words = (
-            f"{_percent(row)} of the draws up to lead time {last:g} were brought back into the "
+            f"{_percent(row)} of the draws up to lead time {last:g} were rescaled into the "
             "training's range"
         )
-        beyond = self.row("brought_back_expected")
+        beyond = self.row("rescaled_share_expected")
         if beyond is None:
             return words
         return f"{words}; of the DNS's own closures {_percent(beyond)} would be"

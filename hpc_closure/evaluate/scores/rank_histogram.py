@@ -38,10 +38,10 @@ SCORES = (
         requires=REQUIRES,
     ),
     Score(
-        name="rank_sees",
-        heading="seen by it",
-        meaning="least relative error of the spread that this number of ranks detects in 4 of 5 "
-        "cases",
+        name="rank_power",
+        heading="detectable error",
+        meaning="least relative error of the spread that the rank test detects with power 0.8, "
+        "for this number of ranks",
         table=CALIBRATION,
         requires=REQUIRES,
     ),
@@ -106,7 +106,7 @@ def rank_p(counts: Tensor, max_bins: int = MAX_BINS) -> float:
 
 
 @lru_cache(maxsize=256)
-def smallest_seen(number: int, members: int, max_bins: int = MAX_BINS) -> float:
+def detectable_error(number: int, members: int, max_bins: int = MAX_BINS) -> float:
     """Compute the least relative spread error e that :func:`rank_p` detects at power POWER.
 
     The law is Gaussian and the ensemble's standard deviation is 1 - e times the right one. Under

@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from hpc_closure.evaluate.scores import (
-    brought_back,
     cost,
     paired,
     pointwise,
     rank_histogram,
     table,
 )
-from hpc_closure.evaluate.scores.coupled import climate, exceedance, growth, late, trajectories
+from hpc_closure.evaluate.scores.coupled import (
+    climate,
+    exceedance,
+    growth,
+    late,
+    rescaled,
+    trajectories,
+)
 from hpc_closure.evaluate.scores.generated import budget, gains, innovations
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.table import SHELL_STATISTICS, STATISTICS
@@ -24,7 +30,7 @@ MODULES = (
     pointwise,
     cost,
     rank_histogram,
-    brought_back,
+    rescaled,
     exceedance,
     paired,
     trajectories,

@@ -19,7 +19,7 @@ from hpc_closure.evaluate.rows import Absent, frame
 from hpc_closure.evaluate.scores import pointwise
 from hpc_closure.evaluate.scores.forecast import Forecast, shell_statistics
 from hpc_closure.evaluate.scores.intervals import Means, block_interval, interval_columns
-from hpc_closure.evaluate.scores.rank_histogram import rank_p, smallest_seen
+from hpc_closure.evaluate.scores.rank_histogram import detectable_error, rank_p
 from hpc_closure.evaluate.scores.record import ACCURACY, CALIBRATION, Score
 
 COVERAGE = 0.9
@@ -41,8 +41,8 @@ STATISTICS = {
     "coverage": "share of points inside the central 90 % interval (19 or more members)",
     "floor": "squared distance of the truth from its exact conditional mean, where that is known",
     **{
-        f"{name}_{quarter}": f"{words} over the {which} quarter of all points"
-        for quarter, which in (("calm", "calmest"), ("wild", "wildest"))
+        f"{name}_{quarter}": f"{words} over the quarter of all points with {which} variance"
+        for quarter, which in (("low_variance", "least"), ("high_variance", "largest"))
         for name, words in (
             ("variance", "variance over members, summed"),
             ("law_variance", "variance of the exact law, summed"),
@@ -59,6 +59,7 @@ FOLLOWS = "an exact law whose variance follows the state (generated)"
 
 def _of_quarter(name: str, heading: str, meaning: str) -> tuple[Score, Score]:
     """Define the spread over a quarter of all points, and its ratio to the exact law's."""
+    words = name.replace("_", " ")
     variance, law, share = (f"{word}_{name}" for word in ("variance", "law_variance", "share"))
     return (
         Score(
@@ -73,8 +74,8 @@ def _of_quarter(name: str, heading: str, meaning: str) -> tuple[Score, Score]:
         ),
         Score(
             name=f"spread_{name}",
-            heading=f"spread, {name}",
-            meaning=f"spread over the {name} quarter",
+            heading=f"spread, {words}",
+            meaning=f"spread over the quarter of {words}",
             table=CALIBRATION,
             requires=FOLLOWS,
             needs=(variance, share),
@@ -208,14 +209,14 @@ SCORES = (
         shells="Spread ratio",
     ),
     *_of_quarter(
-        "calm",
-        "in calm quarters",
+        "low_variance",
+        "in low-variance quarters",
         "spread over that of the exact law, in the quarter of all points and snapshots where the "
         "exact law's variance is least",
     ),
     *_of_quarter(
-        "wild",
-        "in wild quarters",
+        "high_variance",
+        "in high-variance quarters",
         "the same where the exact law's variance is largest; a method that ignores the state "
         "fails in both",
     ),
@@ -240,25 +241,25 @@ SCORES = (
     ),
     *(
         Score(
-            name=f"spread_ratio_{name}",
-            heading=f"{name} shell",
+            name=f"spread_ratio_{name}_shell",
+            heading=f"{name}. over shells",
             meaning=meaning,
             table=CALIBRATION,
             requires=f"{SEVERAL}, {REFERENCE}",
         )
         for name, meaning in (
             (
-                "lowest",
+                "min",
                 f"least spread ratio of the wavenumber shells with more than {JUDGED:g} of the "
                 "variance",
             ),
-            ("highest", "the largest of these"),
+            ("max", "the largest of these"),
         )
     ),
     # the four columns of Perezhogin, Zanna, Fernandez-Granda (JAMES 2023)
     *(
         Score(
-            name=f"pzf_{name}",
+            name=name,
             heading=heading,
             meaning=meaning,
             table="Spectra of samples and of residuals",
@@ -270,7 +271,7 @@ SCORES = (
         )
         for name, heading, meaning, needs, formula in (
             (
-                "mean",
+                "l2_mean",
                 "L2 mean",
                 "relative error of the conditional mean, corrected for ensemble size; the four "
                 "columns of Perezhogin, Zanna, Fernandez-Granda (JAMES 2023)",
@@ -278,22 +279,22 @@ SCORES = (
                 lambda s, m: (_unexplained(s, m).sum(-1) / s["truth_energy"].sum(-1)).sqrt(),
             ),
             (
-                "total",
+                "l2_total",
                 "L2 total",
                 "relative distance of a sample's spectrum from the truth's",
                 ("energy", "truth_energy"),
                 lambda s, m: pointwise.distance(s["energy"], s["truth_energy"]),
             ),
             (
-                "residual",
+                "l2_residual",
                 "L2 residual",
                 "the same after the conditional mean is subtracted from sample and truth",
                 ("mean_mse", "variance"),
                 lambda s, m: pointwise.distance(s["variance"], _unexplained(s, m)),
             ),
             (
-                "spread",
-                "spread (variance)",
+                "variance_ratio",
+                "variance ratio",
                 "variance of the sample's residual over that of the truth's",
                 ("mean_mse", "variance"),
                 lambda s, m: s["variance"].sum(-1) / _unexplained(s, m).sum(-1),
@@ -498,7 +499,7 @@ def _extremes(shells: Mapping[str, Tensor], blocks: Tensor) -> Iterator[dict]:
     judged = carried > JUDGED * carried.sum()
     if not judged.any():
         return
-    for name, extreme in (("lowest", torch.amin), ("highest", torch.amax)):
+    for name, extreme in (("min", torch.amin), ("max", torch.amax)):
         numbers = interval_columns(
             {key: part[:, judged] for key, part in values.items()},
             blocks,
@@ -506,7 +507,7 @@ def _extremes(shells: Mapping[str, Tensor], blocks: Tensor) -> Iterator[dict]:
                 pointwise.spread_ratio(s["variance"], s["reference_variance"]), -1
             ),
         )
-        yield {"score": f"spread_ratio_{name}", "shell": None, **numbers}
+        yield {"score": f"spread_ratio_{name}_shell", "shell": None, **numbers}
 
 
 def _places(which: str, denominator: Tensor) -> list:
@@ -526,8 +527,8 @@ class Scored:
         spectra: method or ``truth`` -> mean square per shell (shells,).
         spread_spectra: ensemble method -> variance over members per shell (shells,).
         fluxes: quantity -> {method or ``truth``: flux through each shell (shells,)}.
-        work: quantity -> {method or ``truth``: rate at which the closure adds it to each shell
-            (shells,)}.
+        transfer: quantity -> {method or ``truth``: rate at which the closure adds it to each
+            shell (shells,)}.
         ranks: ensemble method -> rank histogram (M + 1,).
         examples: ``truth`` -> (n, n); method -> (3, n, n): one member, ensemble mean, ensemble
             standard deviation (zero for a point forecast).
@@ -538,7 +539,7 @@ class Scored:
     spectra: dict[str, Tensor] = field(default_factory=dict)
     spread_spectra: dict[str, Tensor] = field(default_factory=dict)
     fluxes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    work: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    transfer: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     ranks: dict[str, Tensor] = field(default_factory=dict)
     examples: dict[str, Tensor] = field(default_factory=dict)
 
@@ -556,9 +557,9 @@ class Scored:
         self.ranks[columns["method"]] = counts
         p = rank_p(counts)
         if p == p:
-            detectable = smallest_seen(int(counts.sum()), len(counts) - 1)
+            detectable = detectable_error(int(counts.sum()), len(counts) - 1)
             self.add(**columns, score="rank_p", value=p)
-            self.add(**columns, score="rank_sees", value=detectable)
+            self.add(**columns, score="rank_power", value=detectable)
 
     def keep_example(self, method: str, ensemble: Tensor) -> None:
         """Store one member, mean and standard deviation of an ensemble (M, n, n)."""
@@ -573,9 +574,9 @@ class Scored:
         if statistics.members > 1:
             self.spread_spectra[method] = shells["variance"].mean(0)
 
-    def keep_work(self, method: str, work: Mapping[str, Tensor]) -> None:
+    def keep_transfer(self, method: str, transfer: Mapping[str, Tensor]) -> None:
         """Store the rates per shell of a method's closures and of the truth's."""
-        for name, part in work.items():
+        for name, part in transfer.items():
             whose, _, quantity = name.partition("_")
             key = method if whose == "own" else "truth"
-            self.work.setdefault(quantity, {})[key] = part.mean(0)
+            self.transfer.setdefault(quantity, {})[key] = part.mean(0)

@@ -2,7 +2,8 @@
 
 If the exact variance depends on the flow, the spread can be right in total although the model
 ignores the state. Therefore points of all snapshots are sorted together by the law's pointwise
-variance; ``calm`` is the quarter with the least variance, ``wild`` that with the largest.
+variance; ``low_variance`` is the quarter with the least variance, ``high_variance`` that with
+the largest.
 """
 
 from collections.abc import Callable
@@ -48,6 +49,6 @@ class Quarters:
         """Return {name: (mask, the law's variance)} for some snapshots, both (s, n, n)."""
         variance = self.variance(indices).double()
         return {
-            "calm": (variance <= self.low, variance),
-            "wild": (variance >= self.high, variance),
+            "low_variance": (variance <= self.low, variance),
+            "high_variance": (variance >= self.high, variance),
         }

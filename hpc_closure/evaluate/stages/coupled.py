@@ -20,7 +20,8 @@ from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.methods import NO_MEAN_GP
 from hpc_closure.evaluate.rows import Absent
-from hpc_closure.evaluate.scores import brought_back, cost
+from hpc_closure.evaluate.scores import cost
+from hpc_closure.evaluate.scores.coupled import rescaled
 from hpc_closure.evaluate.scores.coupled.climate import Climate, Flow
 from hpc_closure.evaluate.scores.coupled.exceedance import event_records
 from hpc_closure.evaluate.scores.coupled.growth import growth
@@ -155,7 +156,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         }
         stage = {"stage": "coupled", "grid": experiment.known_grid, **labels.shared}
         scored.records += event_records(fields, event, stage)
-    for method, columns in _brought_back(inputs, ensemble, others, leads):
+    for method, columns in _rescaled(inputs, ensemble, others, leads):
         sizes = {"members": len(ensemble.members), "samples": len(ensemble.cases)}
         place = {"stage": "coupled", "grid": experiment.train_grid}
         scored.add(**place, **labels.of(method), **sizes, **columns)
@@ -177,11 +178,11 @@ def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
         if np.linalg.norm(here - there) > OTHER * np.linalg.norm(there):
             raise ValueError(
                 f"{inputs.run.rollout}: start {case} is no state of use.test={test_set.second} "
-                f"(seed {test_set.seed}): run `rollout --redo`"
+                f"(seed {test_set.seed}): run `rollout --overwrite`"
             )
 
 
-def _brought_back(
+def _rescaled(
     inputs: Inputs,
     ensemble: CoupledEnsemble,
     others: Mapping[str, CoupledEnsemble],
@@ -194,12 +195,12 @@ def _brought_back(
         **{name: (run, "model", inputs.compared[name]) for name, run in others.items()},
     }
     runs = {method: run for method, run in runs.items() if run[1] in run[0].counted}
-    return brought_back.records(
+    return rescaled.records(
         {
-            method: [run.brought_back(name, run.index(lead)) for lead in leads]
+            method: [run.rescaled_counts(name, run.index(lead)) for lead in leads]
             for method, (run, name, _) in runs.items()
         },
-        {method: closure.model.expected_back for method, (_, _, closure) in runs.items()},
+        {method: closure.model.expected_rescaled for method, (_, _, closure) in runs.items()},
         leads,
     )
 

@@ -170,7 +170,7 @@ def score_generated(
             scored.add(**columns_of_method, **columns)
         sizes = {"members": parts.members, "samples": num_samples}
         if budget is not None:
-            scored.keep_work(method, budget.work(method))
+            scored.keep_transfer(method, budget.transfer(method))
             for columns in budget.scores(method, blocks):
                 scored.add(**columns_of_method, **columns, **sizes)
         if method in counts:

@@ -24,7 +24,7 @@ from hpc_closure.evaluate.scores.spectra import integer_k2, per_shell, power, tr
 
 SCORES = tuple(
     Score(
-        name=f"work_{name}",
+        name=name,
         heading=heading,
         meaning=meaning,
         table="Budget of the closure",
@@ -32,18 +32,18 @@ SCORES = tuple(
     )
     for name, heading, meaning in (
         (
-            "energy",
+            "energy_transfer_ratio",
             "energy, ratio",
             "energy that the closure adds to the resolved flow over what the true closure adds; "
             "ill-conditioned where gains and losses nearly cancel",
         ),
         (
-            "energy_distance",
+            "energy_transfer_distance",
             "energy, distance",
             "relative distance between the spectrum of that rate over shells and the truth's",
         ),
-        ("enstrophy", "enstrophy, ratio", "the same of enstrophy"),
-        ("enstrophy_distance", "enstrophy, distance", "the same of enstrophy"),
+        ("enstrophy_transfer_ratio", "enstrophy, ratio", "the same of enstrophy"),
+        ("enstrophy_transfer_distance", "enstrophy, distance", "the same of enstrophy"),
     )
 )
 
@@ -96,15 +96,15 @@ class Budget:
         if rows > 1:
             quantities["enstrophy"] = density
         for quantity, part in quantities.items():
-            work = per_shell(part, size).nan_to_num(nan=torch.inf)
-            into.setdefault(quantity, []).append(work)
+            rate = per_shell(part, size).nan_to_num(nan=torch.inf)
+            into.setdefault(quantity, []).append(rate)
 
-    def work(self, method: str) -> dict[str, Tensor]:
+    def transfer(self, method: str) -> dict[str, Tensor]:
         """Return rates (S, shells): ``own_energy``, ``truth_energy``, and those of enstrophy."""
         return {
             f"{whose}_{quantity}": torch.cat(parts)
-            for whose, work in (("own", self._by_method[method]), ("truth", self._truth))
-            for quantity, parts in work.items()
+            for whose, rates in (("own", self._by_method[method]), ("truth", self._truth))
+            for quantity, parts in rates.items()
         }
 
     def scores(self, method: str, blocks: Tensor) -> Iterator[dict]:
@@ -114,17 +114,17 @@ class Budget:
             method: name of the method.
             blocks: trajectory of each sample (S,), for the intervals.
         """
-        work = self.work(method)
-        if not all(bool(part.isfinite().all()) for part in work.values()):
+        rates = self.transfer(method)
+        if not all(bool(part.isfinite().all()) for part in rates.values()):
             return
         for quantity in ("energy", "enstrophy"):
             own, truth = f"own_{quantity}", f"truth_{quantity}"
-            if own not in work:
+            if own not in rates:
                 continue
             forms = {
-                "": lambda s, a=own, b=truth: s[a].sum(-1) / s[b].sum(-1),  # type: ignore
-                "_distance": lambda s, a=own, b=truth: distance(s[a], s[b]),  # type: ignore
+                "ratio": lambda s, a=own, b=truth: s[a].sum(-1) / s[b].sum(-1),  # type: ignore
+                "distance": lambda s, a=own, b=truth: distance(s[a], s[b]),  # type: ignore
             }
             for name, form in forms.items():
-                numbers = interval_columns(work, blocks, form)
-                yield {"score": f"work_{quantity}{name}", **numbers}
+                numbers = interval_columns(rates, blocks, form)
+                yield {"score": f"{quantity}_transfer_{name}", **numbers}

@@ -68,8 +68,8 @@ SCORES = tuple(
             "",
         ),
         (
-            "variance_wild_calm",
-            "wild / calm",
+            "variance_high_over_low",
+            "high / low variance",
             "mean squared innovation over the quarter of points where that regression is largest, "
             "over that where it is least: 1 does not follow the state",
             "",
@@ -186,18 +186,18 @@ class Innovations:
         quarters = {
             name: mask.double()
             for name, mask in (
-                ("calm", guess <= ordered[quarter - 1]),
-                ("wild", guess >= ordered[-quarter]),
+                ("low_variance", guess <= ordered[quarter - 1]),
+                ("high_variance", guess >= ordered[-quarter]),
             )
         }
         sums = {name: mask.mean(1) for name, mask in quarters.items()}
         sums |= {f"{name}_square": (square * mask).mean(1) for name, mask in quarters.items()}
 
         def ratio(means: Mapping[str, Tensor]) -> Tensor:
-            calm, wild = (means[f"{name}_square"] / means[name] for name in ("calm", "wild"))
-            return wild / calm
+            low, high = (means[f"{name}_square"] / means[name] for name in quarters)
+            return high / low
 
-        yield self._row("variance_wild_calm", sums, ratio)
+        yield self._row("variance_high_over_low", sums, ratio)
 
     # ---- patterns -------------------------------------------------------------------------------
 
@@ -296,14 +296,14 @@ def verdict(rows: DataFrame, method: str = "model", law: str = "mean_gp") -> tup
         if beyond:
             wrong.append(int(shell))
     own, plain = (
-        find(rows, method=m, score="variance_wild_calm", shell=None) for m in (method, law)
+        find(rows, method=m, score="variance_high_over_low", shell=None) for m in (method, law)
     )
     follows = own.value > EQUAL and _apart(own, plain)
     share = find(rows, method=method, score="variance_follows_state", shell=None)
     variance = (
-        f"{format_value('', own.value)} times the variance in the wildest quarter of points as in "
-        f"the calmest, {format_value('', 100 * share.value)} % of their variance explained by the "
-        "state"
+        f"{format_value('', own.value)} times the variance in the high-variance quarter of "
+        f"points as in the low-variance one, {format_value('', 100 * share.value)} % of their "
+        "variance explained by the state"
     )
     if wrong:
         shells = ", ".join(map(str, wrong))

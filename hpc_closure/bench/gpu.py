@@ -1,10 +1,10 @@
 """All measurements on a machine that is available for a short time, in pieces.
 
-A *visit* is a list of parts, and a part is a list of commands of this package. Each command runs
-in its own process, with its output in ``OUT/PART/STEP.log`` and its result in
+The work has parts, and a part is a list of commands of this package. Each command runs in its own
+process, with its output in ``OUT/PART/STEP.log`` and its result in
 ``OUT/PART/STEP.json``. So the same call later continues where the time ended: a finished command
-is not run again, a verb continues, and an interrupted bench starts again. ``OUT/visit.json`` and
-``OUT/visit.txt`` summarise all results so far.
+is not run again, a verb continues, and an interrupted bench starts again. ``OUT/gpu.json`` and
+``OUT/gpu.txt`` summarise all results so far.
 """
 
 import subprocess
@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas
-
 import hpc_closure
 from hpc_closure.bench import measure
+from hpc_closure.evaluate.rows import read
 from hpc_closure.work import atomic
 from hpc_closure.work.stop import EXIT_STOPPED
 
@@ -42,12 +41,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Place:
-    """Output and device of a visit.
+    """Output and device of the measurements.
 
     Attributes:
         folder: folder of the output.
         device: ``cuda`` or ``cpu``.
-        small: whether problems take seconds, to test the visit itself.
+        small: whether problems take seconds, to test the command itself.
         tests: folder of the package's tests; None = run no tests.
     """
 
@@ -89,7 +88,7 @@ SMALL = [
 
 
 def parts(place: Place) -> dict[str, list[Step]]:
-    """Return the parts of a visit, in order."""
+    """Return the parts, in order."""
     pipelines = _benches(place) | _runs(place)
     if place.tests is None:
         return pipelines
@@ -145,8 +144,8 @@ def _runs(place: Place) -> dict[str, list[Step]]:
 
 
 @dataclass
-class Visit:
-    """A call of a visit, with a time limit.
+class Measurements:
+    """A call of ``bench gpu``, with a time limit.
 
     Args:
         place: output and device.
@@ -248,7 +247,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def write_summary(folder: Path) -> None:
-    """Write ``visit.json`` and ``visit.txt`` from all results in a folder."""
+    """Write ``gpu.json`` and ``gpu.txt`` from all results in a folder."""
     results = (_read_json(path) for path in folder.glob("*/*.json"))
     steps = sorted(
         (result for result in results if "state" in result), key=lambda result: result["began"]
@@ -268,8 +267,8 @@ def write_summary(folder: Path) -> None:
     for name, rows in scores.items():
         lines += ["", f"{name}, samples of unseen states", measure.table(rows["samples"], COLUMNS)]
         lines += [f"a member step in bare solvers: {rows['cost']}"]
-    atomic.write_json(folder / "visit.json", {"steps": steps, "scores": scores})
-    atomic.write_text(folder / "visit.txt", "\n".join(lines) + "\n")
+    atomic.write_json(folder / "gpu.json", {"steps": steps, "scores": scores})
+    atomic.write_text(folder / "gpu.txt", "\n".join(lines) + "\n")
 
 
 def _scores(path: Path) -> dict[str, Any]:
@@ -277,7 +276,7 @@ def _scores(path: Path) -> dict[str, Any]:
 
     ``samples`` has a row per method, grid and layout of sensors; ``cost`` is by method.
     """
-    rows = pandas.read_csv(path, keep_default_na=False, na_values="")
+    rows = read(path)
     rows = rows[rows["shell"].isna()]
     samples = rows[(rows["stage"] == "generated") & rows["score"].isin(SHOWN)]
     table = samples.pivot(index=["grid", "sensors", "method"], columns="score", values="value")

@@ -25,10 +25,10 @@ COLUMNS = {
     "crps_low": ".4f",
     "crps_high": ".4f",
     "spread_ratio": ".4f",
-    "lowest": ".3f",
-    "highest": ".3f",
-    "calm": ".3f",
-    "wild": ".3f",
+    "min_shell": ".3f",
+    "max_shell": ".3f",
+    "low_variance": ".3f",
+    "high_variance": ".3f",
     "front": "",
 }
 SCORES = [key for key in COLUMNS if key in sampling.COLUMNS]

@@ -16,15 +16,15 @@ from torch import Tensor
 from hpc_closure.evaluate.scores.intervals import block_interval
 from hpc_closure.evaluate.scores.record import Score
 
-SHARE, EXPECTED = "brought_back", "brought_back_expected"
-TABLE = "Draws that were brought back"
+SHARE, EXPECTED = "rescaled_share", "rescaled_share_expected"
+TABLE = "Rescaled draws"
 REQUIRES = "a closure that reads its own last draws (coupled)"
 SCORES = (
     Score(
         name=SHARE,
-        heading="brought back",
+        heading="rescaled",
         meaning="share of the draws since the start in which the power of a shell was beyond "
-        "the training's range and was brought back into it",
+        "the training's range and was rescaled into it",
         table=TABLE,
         requires=REQUIRES,
         per_shell=True,
@@ -43,21 +43,21 @@ SCORES = (
 
 
 def shares(counts: np.ndarray | Tensor) -> Iterator[dict[str, Any]]:
-    """Yield columns ``score, shell, value, low, high`` of the share of draws brought back.
+    """Yield columns ``score, shell, value, low, high`` of the share of rescaled draws.
 
     The share is given in total and for each shell from 1 on; intervals are over starts.
 
     Args:
         counts: (members, starts, 2 + shells). Column 0 is the number of draws since the start,
-            column 1 the number brought back in any shell, column 2 + s that in shell s.
+            column 1 the number rescaled in any shell, column 2 + s that in shell s.
     """
     sums = torch.as_tensor(counts, dtype=torch.float64).sum(0)
     if not bool(sums[:, 0].sum() > 0):
         return
     interval = block_interval(
-        {"n": sums[:, :1], "back": sums[:, 1:]},
+        {"n": sums[:, :1], "rescaled": sums[:, 1:]},
         torch.arange(len(sums)),
-        lambda means: means["back"] / means["n"].clamp(min=1e-300),
+        lambda means: means["rescaled"] / means["n"].clamp(min=1e-300),
     )
     for column, shell in _columns(len(interval[0])):
         numbers = {name: float(c[column]) for name, c in zip(("value", "low", "high"), interval)}
@@ -68,7 +68,7 @@ def expected(model: Tensor | None) -> Iterator[dict[str, Any]]:
     """Yield columns of the share expected of the DNS's closures; nothing if it is unknown.
 
     Args:
-        model: (1 + shells,) as :attr:`~hpc_closure.closure.model.ClosureModel.expected_back`.
+        model: (1 + shells,) as :attr:`~hpc_closure.closure.model.ClosureModel.expected_rescaled`.
     """
     if model is not None:
         for column, shell in _columns(len(model)):

@@ -1,4 +1,4 @@
-"""Rows on draws that were brought back: shares of the draws up to each lead time."""
+"""Rows on rescaled draws: shares of the draws up to each lead time."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from hpc_closure.evaluate.report.summary import headline
 from hpc_closure.evaluate.rows import find, frame
-from hpc_closure.evaluate.scores.brought_back import records, shares
+from hpc_closure.evaluate.scores.coupled.rescaled import records, shares
 from hpc_closure.evaluate.scores.table import Labels
 
 
@@ -33,11 +33,11 @@ def test_rows_of_every_lead_stand_beside_what_is_expected():
     rows = list(records({"model": [counts_of(2), counts_of(4)]}, {"model": expected}, [0.1, 0.2]))
     table = frame({"method": method, **columns} for method, columns in rows)
     for lead in (0.1, 0.2):
-        row = find(table, score="brought_back", lead_time=lead, shell=None)
+        row = find(table, score="rescaled_share", lead_time=lead, shell=None)
         assert row.value == pytest.approx(1 / 8)
-    there = find(table, score="brought_back_expected", shell=None)
+    there = find(table, score="rescaled_share_expected", shell=None)
     assert there.value == pytest.approx(0.04)
-    assert find(table, score="brought_back_expected", shell=2).value == pytest.approx(0.03)
+    assert find(table, score="rescaled_share_expected", shell=2).value == pytest.approx(0.03)
     assert not list(records({}, {"model": expected}, [0.1]))
 
 
@@ -45,18 +45,18 @@ def lines(share, expected=0.03):
     labels = Labels({"closure": "subgrid", "sensors": "none", "interval": 25})
     own = {"stage": "coupled", "grid": 32, **labels.of("model")}
     rows = [
-        {**own, "score": "brought_back", "lead_time": 0.1, "value": 0.5},
-        {**own, "score": "brought_back", "lead_time": 10.0, "value": share},
+        {**own, "score": "rescaled_share", "lead_time": 0.1, "value": 0.5},
+        {**own, "score": "rescaled_share", "lead_time": 10.0, "value": share},
     ]
     if expected is not None:
-        rows.append({**own, "score": "brought_back_expected", "value": expected})
+        rows.append({**own, "score": "rescaled_share_expected", "value": expected})
     return headline([], frame(rows))
 
 
 def test_the_first_lines_say_it_where_it_is_more_than_one_in_a_hundred():
-    (line,) = [line for line in lines(0.31) if "brought back" in line]
+    (line,) = [line for line in lines(0.31) if "were rescaled" in line]
     assert "31\u00a0% of the draws up to lead time 10" in line
     assert "of the DNS's own closures 3\u00a0% would be" in line
-    assert not [line for line in lines(0.01) if "brought back" in line]
-    (line,) = [line for line in lines(0.02, None) if "brought back" in line]
+    assert not [line for line in lines(0.01) if "were rescaled" in line]
+    (line,) = [line for line in lines(0.02, None) if "were rescaled" in line]
     assert "DNS" not in line
