@@ -366,9 +366,19 @@ def _experiment(name: str, *overrides: str):
     from hpc_closure.experiment import reading
 
     try:
-        return reading.load(name, list(overrides))
+        return reading.load(name, list(overrides), warn=_is_first())
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _is_first() -> bool:
+    """Return whether this is the first process of its launcher, which warns for all."""
+    from hpc_closure.work.launch import launch
+
+    try:
+        return launch().rank == 0
+    except ValueError:  # the verb raises it
+        return True
 
 
 def _end(code: int) -> None:

@@ -89,7 +89,7 @@ generate: {{grid: 16, members: 8, t_end: 0.4, dt: 0.005, certificate: reported,
            record: {{start: 0.2, every: 0.02}}}}
 train: {{grid: 16, window: [0.2, 0.4], split: [0.5, 0.25, 0.25], steps: 4, batch: 4,
         validate_every: 2, checkpoint_every: 2}}
-rollout: {{members: 4, cases: 2, t_start: 0.2, t_end: 0.4, every: 0.1, interval: 2}}
+rollout: {{members: 4, initial_conditions: 2, t_start: 0.2, t_end: 0.4, every: 0.1, interval: 2}}
 evaluate: {{lead_times: [0.1, 0.2], grids: [16], samples: 4, members: 4,
            sensors: [{{number: 16}}], formats: []}}
 cluster: {{members_per_block: 2, device: cpu}}

@@ -37,7 +37,9 @@ def models() -> dict[str, ClosureModel]:
     """Models with a network in every part that has one, and weights that do something."""
     torch.manual_seed(0)
     made: dict[str, ClosureModel] = {
-        "default": build({"preset": "default", "gate": "off", **SIZES}, trajectory_case.GRID),
+        "default": build(
+            {"preset": "default", "validate_parts": "off", **SIZES}, trajectory_case.GRID
+        ),
         "learned": build({"preset": "fno_score", **SIZES}, trajectory_case.GRID),
         "published": build({"preset": "published", "width": 4}, trajectory_case.GRID),
         "trajectory": trajectory_case.model(),

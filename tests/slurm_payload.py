@@ -114,7 +114,7 @@ class Ensemble:
 
     def request(self, units, profile=None, **settings):
         profile = (profile or load_profile("testbed")).for_stage("rollout")
-        settings = {"walltime": 600.0, "signal_lead": 60.0} | settings
+        settings = {"walltime": 600.0, "signal_before_end": 60.0} | settings
         return submit.Request(self.run, tuple(units), run_units, profile, **settings)
 
     def done(self):

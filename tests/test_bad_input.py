@@ -47,7 +47,7 @@ CONFIG = [
     ("evaluate.lead_times=[]", r"evaluate.lead_times=\[\]: .*at least 1 item"),
     ("evaluate.lead_times=[-1]", r"evaluate.lead_times.0=-1: Input should be greater than 0"),
     ("cluster.members_per_block=0", r"cluster.members_per_block=0: Input should be greater"),
-    ("cluster.stale_after=0", r"cluster.stale_after=0: Input should be greater than 0"),
+    ("cluster.claim_timeout=0", r"cluster.claim_timeout=0: Input should be greater than 0"),
     ("seed=-1", r"seed=-1: Input should be greater than or equal to 0"),
     # no such choice
     ("physics.equation=euler", r"physics.equation='euler': Input should be 'vorticity2d'"),
@@ -62,8 +62,8 @@ CONFIG = [
     ("cluster.device=tpu", r"cluster.device='tpu': Input should be 'auto', 'cpu' or 'cuda'"),
     ("cluster.executor=pbs", r"cluster.executor='pbs': Input should be 'inline', 'local' or 'sl"),
     (
-        "rollout.references=[x]",
-        r"rollout.references.0='x': Input should be 'none', 'oracle' or 'mean_gp'",
+        "rollout.baselines=[x]",
+        r"rollout.baselines.0='x': Input should be 'none', 'oracle' or 'mean_gp'",
     ),
     ("name=a/b", r"name='a/b': String should match pattern"),
     # impossible combinations
@@ -92,8 +92,8 @@ CONFIG = [
         r"preset=published is trained either with sensors or without: set ",
     ),
     (
-        "model={preset: published, conditions: {sensors: none, history: 1}}",
-        r"model.preset=published has no history: remove model.conditions.history",
+        "model={preset: published, conditions: {sensors: none, previous_states: 1}}",
+        r"model.preset=published has no previous_states: remove model.conditions.previous_states",
     ),
     ("model.upscaling=conv", r"model.upscaling is no setting of model.preset=default: remove it"),
     ("model.schedule=edm", r"model.schedule='edm': Input should be 'trigonometric'"),
@@ -125,7 +125,10 @@ CONFIG = [
     ),
     ("physics.noise={kind: none, draws: 0}", r"physics.noise.draws=0: Input should be greater th"),
     ("generate.cfl=0", r"generate.cfl=0: Input should be greater than 0"),
-    ("generate.max_level=0", r"generate.max_level=0: Input should be greater than or equal to 1"),
+    (
+        "generate.max_refinements=0",
+        r"generate.max_refinements=0: Input should be greater than or equal to 1",
+    ),
     ("generate.interval=5", r"generate.record.every=0.02 is shorter than the 0.025 that one"),
     ("generate.record.fields=[pressure]", r"record.fields.0='pressure': Input should be 'vort"),
     ("generate.record.spectra=[energy]", r"\['energy'\] are part of the series: set generate.rec"),
@@ -140,7 +143,10 @@ CONFIG = [
     ("physics.equation=kuramoto_sivashinsky1d", r"initial.kind=gaussian_field does not fit kuram"),
     ("physics.initial.kind=line", r"initial.kind=line does not fit vorticity2d; expected gauss"),
     ("cluster.walltime=soon", r"duration 'soon': expected seconds or for example"),
-    ("cluster.signal_lead=50m", r"signal_lead=50m is longer than max\(10m, 20 % of walltime=1h\)"),
+    (
+        "cluster.signal_before_end=50m",
+        r"signal_before_end=50m is longer than max\(10m, 20 % of walltime=1h\)",
+    ),
     ("root=$NOT_SET_ANYWHERE/x", r"environment variable \$NOT_SET_ANYWHERE of root=.* is not set"),
     # overrides that are none
     ("generate", r"'generate': an override is key=value, for example train.lr=3e-4"),
@@ -205,7 +211,11 @@ COMMANDS = [
     ),
     ("train tiny.yaml", 1, r"data are not complete \(4 missing of 4 units\); run `hpc-closure ge"),
     ("rollout tiny.yaml", 1, r"model.safetensors: no trained model; run `hpc-closure train` firs"),
-    ("rollout tiny.yaml rollout.cases=50", 1, r"rollout.cases=50, but .* leave 2 test trajector"),
+    (
+        "rollout tiny.yaml rollout.initial_conditions=50",
+        1,
+        r"rollout.initial_conditions=50, but .* leave 2 test trajector",
+    ),
     ("rollout tiny.yaml --executor slurm cluster.profile=no --dry-run", 1, r"profile no: not in"),
     ("evaluate tiny.yaml", 1, r"model.safetensors: no trained model"),
     ("status tiny.yaml --watch 0", 1, r"--watch 0: expected at least 1 seconds"),

@@ -69,14 +69,20 @@ def test_the_experiment_wins_over_the_profile_where_it_states_something(tmp_path
             }
         )
     )
-    site = Profile(walltime="9h", throttle=7, signal_lead="4m", gpus_per_node=2, max_requeues=5)
+    site = Profile(
+        walltime="9h", max_running_tasks=7, signal_before_end="4m", gpus_per_node=2, max_requeues=5
+    )
     experiment, run, work = reading.load(path), Run(tmp_path), slurm_payload.run_units
     request = submit.Request.of(experiment, run, names(4), work, profile=site)
-    assert (request.walltime, request.throttle, request.signal_lead) == (7200.0, 7, 240.0)
+    assert (request.walltime, request.max_running_tasks, request.signal_before_end) == (
+        7200.0,
+        7,
+        240.0,
+    )
     assert (request.max_requeues, request.units_per_task, request.devices) == (5, 3, 2)
     # the experiment's walltime is that of a rollout task
     request = submit.Request.of(experiment, run, names(4), work, "train", site)
-    assert (request.walltime, request.throttle, request.devices) == (9 * 3600.0, 7, 2)
+    assert (request.walltime, request.max_running_tasks, request.devices) == (9 * 3600.0, 7, 2)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +99,10 @@ def test_the_experiment_wins_over_the_profile_where_it_states_something(tmp_path
 )
 def test_signal_lead_rule(request_of, walltime, lead, fits):
     if fits:
-        request_of(walltime=walltime, signal_lead=lead)
+        request_of(walltime=walltime, signal_before_end=lead)
     else:
         with pytest.raises(ValueError, match="shorten it"):
-            request_of(walltime=walltime, signal_lead=lead)
+            request_of(walltime=walltime, signal_before_end=lead)
 
 
 def test_cost_in_one_line(request_of):
@@ -126,7 +132,7 @@ def test_arrays_hold_every_unit_once_in_order(number, per_task, max_array):
 
 
 def test_the_throttle_is_shared_by_the_arrays(request_of):
-    request = request_of(5, Profile(max_array=2), throttle=4)
+    request = request_of(5, Profile(max_array=2), max_running_tasks=4)
     found = [
         line
         for text in submit.batch_text(request)
@@ -184,7 +190,7 @@ def test_golden_batch_text_needs_no_slurm_and_writes_nothing(request_of, program
         python="python",
     )
     before = sorted(tmp_path.rglob("*"))
-    request = request_of(4, site, devices=1, walltime=5400.0, throttle=2)
+    request = request_of(4, site, devices=1, walltime=5400.0, max_running_tasks=2)
     [text] = submit.batch_text(request)
     assert text == GOLDEN.format(folder=tmp_path / "runs/study/logs/rollout/jobs")
     assert sorted(tmp_path.rglob("*")) == before
@@ -215,7 +221,9 @@ def test_a_program_of_many_processes(request_of, tmp_path):
 
 def test_sbatch_gets_the_batch_text(request_of, programs, tmp_path):
     fake_slurm(programs)
-    request = request_of(7, Profile(max_array=3, python="python", node_local=[]), throttle=4)
+    request = request_of(
+        7, Profile(max_array=3, python="python", node_local=[]), max_running_tasks=4
+    )
     found = submit.submit(request)
     assert [one.job for one in found] == ["101", "102", "103"]
     assert [len(one.tasks) for one in found] == [3, 3, 1]
@@ -382,7 +390,9 @@ def test_units_on_this_machine(tmp_path, monkeypatch):
     books = slurm_payload.ledger(plan)
     atomic.write_text(books.run.config, json.dumps(plan))
     units = tuple(unit.name for unit in books.plan(6, 2))
-    request = submit.Request(books.run, units, slurm_payload.run_units, Profile(), throttle=2)
+    request = submit.Request(
+        books.run, units, slurm_payload.run_units, Profile(), max_running_tasks=2
+    )
     found = submit.submit(request, "local")
     assert sum(len(task) for one in found for task in one.tasks) == 3 and len(found) <= 2
     for _ in range(300):

@@ -393,7 +393,7 @@ def test_sampling_records(case):
         sampling.Plan(("euler",), (1,), states=4, members=4, repeats=1),
         unseen=known.batches("valid", 50),
     )
-    assert model.config["evaluations"] == 1 and not model.score_active
+    assert model.config["function_evaluations"] == 1 and not model.score_active
     checked = []
     begin = crps_generator.begin
     crps_generator.begin = lambda phase, reader: (checked.append(phase), begin(phase, reader))

@@ -75,7 +75,7 @@ def test_weights_that_no_sample_evaluates_are_not_in_the_file(saved, learned):
     told = {part.name: part.acts for part in closed.parts()}
     assert told["mean: regression"] and not told["residual: score"] and not told["mean: fno"]
     assert describe(closed.parts()).startswith("closed form: mean: regression (w)")
-    assert acting.evaluations() == acting.config["evaluations"] == 4
+    assert acting.evaluations() == acting.config["function_evaluations"] == 4
     assert acting.evaluations(8) == 8
     assert acting.model.num_parameters() == sum(w.numel() for w in model.residual.parameters())
     assert describe(acting.parts()).startswith("parts that act")
@@ -149,7 +149,7 @@ def test_the_published_model_takes_spectra_too():
         (dict(state=torch.zeros(11, 6)), "at least 22"),
         (dict(history=FINE), "history holds float64"),
         (dict(history=torch.zeros(21, 11)), r"expected \(H, 2K \+ 1, K \+ 1\) or \(M, H"),
-        (dict(history=torch.zeros(1, 21, 11)), "conditions.history=0"),
+        (dict(history=torch.zeros(1, 21, 11)), "conditions.previous_states=0"),
     ],
 )
 def test_misuse_with_spectra_is_the_same_line(saved, change, message):
@@ -271,7 +271,7 @@ def test_interval_is_relative_to_the_trained_one(saved):
             dict(history=torch.zeros(2, 1, 32, 32)),
             "history of 2 states for 1: expected one for ea",
         ),
-        (dict(history=torch.zeros(1, 32, 32)), "conditions.history=0"),
+        (dict(history=torch.zeros(1, 32, 32)), "conditions.previous_states=0"),
     ],
     ids=lambda one: one if isinstance(one, str) else "-".join(one),
 )

@@ -266,7 +266,7 @@ def test_history_is_a_condition(diffusion):
         "target": target.float(),
         "history": states.roll(1, 0)[:, None].float(),
     }
-    model = build({**SMALL, "conditions": {"history": 1}}, 32)
+    model = build({**SMALL, "conditions": {"previous_states": 1}}, 32)
     report = model.begin("mean", [batch])
     assert report["terms"] == ["w[-1]"]
     model.begin("generator", [batch])
@@ -282,11 +282,11 @@ def test_a_physics_estimate_is_a_condition(kind):
     w_hat = law.band.to_spectral(states_of(3))
     exact = law.mean_hat(w_hat)
     assert torch.allclose(physics_estimate(w_hat, law.band, **granted), exact, atol=1e-12)
-    model = fitted(law, 200, conditions={"physics": granted})
+    model = fitted(law, 200, conditions={"physics_estimate": granted})
     assert model.library.active == ["physics"]
     used = model.library.coefficients[model.library.names.index("physics")]
     assert float((used[1:10] - 1).abs().max()) < 0.05
-    twin = build({**SMALL, "conditions": {"physics": granted}}, law.grid.size)
+    twin = build({**SMALL, "conditions": {"physics_estimate": granted}}, law.grid.size)
     twin.load_statistics(model.saved_statistics())
     twin.load_state_dict(model.state_dict())
     one, other = (

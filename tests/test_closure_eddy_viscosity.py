@@ -129,7 +129,9 @@ def test_it_answers_as_every_closure():
 
 
 def test_settings_that_it_does_not_have():
-    with pytest.raises(ValueError, match="returned is no setting of model.preset=leith"):
-        model("leith", returned=0.5)
+    with pytest.raises(
+        ValueError, match="backscatter_fraction is no setting of model.preset=leith"
+    ):
+        model("leith", backscatter_fraction=0.5)
     with pytest.raises(ValueError, match="it is tuned"):
         model("leith").begin("mean", [])

@@ -32,11 +32,11 @@ root: {root}
 physics: {{viscosity: 2e-2}}
 generate: {{grid: 96, dt: 2e-3, members: 20, t_end: 2.0, interval: 10,
            record: {{start: 0.5, every: 0.02, grid: 24}}}}
-model: {{width: 4, mean_layers: 2, gate: "off"}}
+model: {{width: 4, mean_layers: 2, validate_parts: "off"}}
 train: {{split: [0.5, 0.25, 0.25], steps: 40, batch: 16,
-        trajectory: {{steps: 4, batch: 4, calls: [2, 4], lr: 1e-3}}}}
-replicas: {{members: 6, pinned: 0.1}}
-rollout: {{members: 8, cases: 5, t_start: 1.0, t_end: 2.0, every: 0.1, interval: 10,
+        rollout_training: {{steps: 4, batch: 4, horizon: [2, 4], lr: 1e-3}}}}
+replicas: {{members: 6, spinup: 0.1}}
+rollout: {{members: 8, initial_conditions: 5, t_start: 1.0, t_end: 2.0, every: 0.1, interval: 10,
           rungs: [{{grid: 48, start: moved}}]}}
 evaluate: {{lead_times: [0.1, 0.5, 1.0], samples: 10, members: 8, formats: [png]}}
 cluster: {{members_per_block: 20, device: cpu, threads: 1}}
@@ -101,7 +101,7 @@ def test_power_per_shell_of_a_line():
 
 def test_a_convolution_on_a_line_knows_no_place():
     torch.manual_seed(0)
-    conditions = {"sensors": "none", "previous": 1}
+    conditions = {"sensors": "none", "previous_closures": 1}
     model = build({"preset": "convolutional", "conditions": conditions, "dimensions": 1}, 24)
     assert set(model.library.names) == {
         "u",
@@ -144,7 +144,7 @@ def test_the_solver_with_gradients_is_the_coupled_run(run, monkeypatch):
     through.problem = through.problem.replace(precision="float64")
     with torch.no_grad():
         ours = through.run(closure.model, batch, 7, 0)
-    settings = Rollout(interval=10, references=())
+    settings = Rollout(interval=10, baselines=())
     coupling = Coupling(experiment.problem, "subgrid", 24, 7, settings, Memory(previous=2))
     rows = [(case, member) for member in range(2) for case in range(3)]
     coupled = CoupledRun(coupling, closure, rows, range(3))

@@ -84,7 +84,7 @@ def test_states_of_one_call_are_sampled_as_each_alone(name):
 
 @pytest.mark.parametrize("kind", CLOSED)
 def test_eddy_viscosities_answer_each_state(kind):
-    together, alone = both(build({"preset": kind, "constant": CLOSED[kind]}, 32))
+    together, alone = both(build({"preset": kind, "coefficient": CLOSED[kind]}, 32))
     assert close(together, alone) and not close(together[1], alone[0])
 
 

@@ -67,7 +67,7 @@ def test_a_memory_that_the_snapshots_cannot_show_is_refused(spacing, memory):
     line = rf"snapshots are {spacing} closure intervals apart .* may be 0\.\d\d from one call to"
     with pytest.raises(ValueError, match=line):
         seen.demand(spacing)
-    with pytest.raises(ValueError, match="no snapshot has a neighbour .* model.memory=off"):
+    with pytest.raises(ValueError, match="no snapshot has a neighbour .* model.noise_memory=off"):
         LagCorrelation(B).demand(1.0)
 
 

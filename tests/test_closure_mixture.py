@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_another_model_s_mean_is_taken_over():
-    first = made("gaussian_modes", 60, mean=["regression", "fno"], gate="off")
+    first = made("gaussian_modes", 60, mean=["regression", "fno"], validate_parts="off")
     second = build({**SMALL, **NONE, "preset": "mixture", "mean": ["regression", "fno"]}, GRID)
     assert take_mean(second, first)
     assert [phase.name for phase in second.phases] == ["generator", "check"]

@@ -86,9 +86,9 @@ def test_other_grid_than_trained():
 
 
 def test_both_forms_are_the_same_function():
-    """``model.form`` chooses how a layer is computed, not what."""
+    """``model.spectral_convolution`` chooses how a layer is computed, not what."""
     batch = batch_of()
-    fft, matrix = (published(form=form) for form in ("fft", "matrix"))
+    fft, matrix = (published(spectral_convolution=form) for form in ("fft", "matrix"))
     matrix.load_state_dict(fft.state_dict())
     one, other = (model.loss_per_sample(batch, 0, 0) for model in (fft, matrix))
     assert torch.allclose(one, other, rtol=1e-5)
@@ -281,7 +281,7 @@ def test_coupled_as_published():
 def test_errors():
     with pytest.raises(ValueError, match="required or none"):
         published(conditions={"sensors": "optional"})
-    with pytest.raises(ValueError, match="no history"):
-        published(conditions={"sensors": "none", "history": 2})
+    with pytest.raises(ValueError, match="reads no previous states"):
+        published(conditions={"sensors": "none", "previous_states": 2})
     with pytest.raises(ValueError, match="should be .interp. or .conv."):
         published(upscaling="nearest")

@@ -52,7 +52,7 @@ def test_it_is_the_coupled_run(residual, monkeypatch):
     with torch.no_grad():
         ours = case.trajectories(2, "float64").run(model, batch, seed=7, step=0)
     rows = [(one, member) for member in range(2) for one in cases]
-    settings = Rollout(interval=case.INTERVAL, references=())
+    settings = Rollout(interval=case.INTERVAL, baselines=())
     coupling = Coupling(case.PROBLEM, "subgrid", case.GRID, 7, settings, Memory(previous=2))
     header = Header(model.config, case.GRID, 1.0, TARGET, {})
     run = CoupledRun(coupling, Closure(model.eval(), header), rows, cases)

@@ -128,9 +128,14 @@ class Bearing:
 
 
 def fitted(long_runs=None, previous=1, **config):
-    network = {"preset": "convolutional", "width": 4, "mean_layers": 2, "gate": "off"}
+    network = {"preset": "convolutional", "width": 4, "mean_layers": 2, "validate_parts": "off"}
     model = build(
-        {**SMALL, **network, "conditions": {"sensors": "none", "previous": previous}, **config},
+        {
+            **SMALL,
+            **network,
+            "conditions": {"sensors": "none", "previous_closures": previous},
+            **config,
+        },
         GRID,
     )
     if long_runs is not None:
@@ -176,7 +181,7 @@ def test_a_network_that_coupled_runs_bear_is_left_whole():
 
 
 def test_without_a_network_that_reads_closures_there_is_nothing_to_choose():
-    closed = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 1}}
+    closed = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous_closures": 1}}
     model = build(closed, GRID)
     before = model.phases
     choose_share(model, Bearing(0.5))
@@ -189,7 +194,9 @@ def test_without_a_network_that_reads_closures_there_is_nothing_to_choose():
 def test_closures_drawn_given_their_own_last_have_the_variance_of_the_training():
     """The recursion's stationary law: per shell as large as what it was learned from."""
     torch.manual_seed(1)
-    model = build({**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 2}}, GRID)
+    model = build(
+        {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous_closures": 2}}, GRID
+    )
     for phase in model.phases:
         model.begin(phase.name, with_previous(200, 12, 2))
     states, closures = chain(200, 4)
@@ -207,7 +214,9 @@ def test_closures_drawn_given_their_own_last_have_the_variance_of_the_training()
 
 
 def test_the_expected_share_is_that_of_other_training_members():
-    model = build({**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 1}}, GRID)
+    model = build(
+        {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous_closures": 1}}, GRID
+    )
     model.begin("mean", with_previous(60, 6, 1))
     other = with_previous(60, 6, 1, first=500)
     model.begin("law", other)

@@ -27,17 +27,29 @@ root: {root}
 physics: {{noise: {{wavenumber: 14}}}}
 generate: {{grid: 48, members: 12, t_end: 2.5, interval: 25,
            record: {{start: 1.0, every: 0.5, burst: 3, grid: 24}}}}
-model: {{preset: gaussian, conditions: {{previous: 2}}}}
+model: {{preset: gaussian, conditions: {{previous_closures: 2}}}}
 train: {{split: [0.5, 0.25, 0.25]}}
 reduced: {{step: 5}}
 replicas: {{members: 4}}
-rollout: {{members: 4, cases: 3, t_start: 1.5, t_end: 2.5, every: 0.5, interval: 25,
-          references: [none], rungs: [{{grid: 48, start: moved, step: 5}}]}}
+rollout: {{members: 4, initial_conditions: 3, t_start: 1.5, t_end: 2.5, every: 0.5, interval: 25,
+          baselines: [none], rungs: [{{grid: 48, start: moved, step: 5}}]}}
 evaluate: {{lead_times: [0.5, 1.0], samples: 12, members: 4, formats: []}}
 cluster: {{members_per_block: 12, device: cpu, threads: 1}}
 """
-SECOND = ("name=second", "seed=77", "train.split=[0,0,1]", "generate.members=5", "rollout.cases=5")
-TESTED = ("name=tested", "use.data=small", "use.model=small", "use.test=second", "rollout.cases=5")
+SECOND = (
+    "name=second",
+    "seed=77",
+    "train.split=[0,0,1]",
+    "generate.members=5",
+    "rollout.initial_conditions=5",
+)
+TESTED = (
+    "name=tested",
+    "use.data=small",
+    "use.model=small",
+    "use.test=second",
+    "rollout.initial_conditions=5",
+)
 
 
 def run_all(path, verbs, *changes):
@@ -141,7 +153,7 @@ def test_the_first_lines_say_which_data_set_it_is(path, tested, capsys):
         (["use.test=small"], r"its seed \d+ is that of the training data \(seed="),
         (["physics.drag=0.2"], "use.test=second: its physics.drag is .* the experiment's is 0.2"),
         (["generate.interval=20"], "its generate.interval is 25, the experiment's is 20"),
-        (["rollout.cases=6"], "use.test=second has 5 trajectories to start from"),
+        (["rollout.initial_conditions=6"], "use.test=second has 5 trajectories to start from"),
         (
             ["rollout.t_start=2.0", "evaluate.lead_times=[0.5]"],
             r"replicas are made with rollout.t_start=1.5, needed is 2.0",
@@ -163,9 +175,9 @@ def test_a_test_set_that_does_not_fit_is_one_clear_line(path, changes, message):
 
 def test_replicas_of_other_starts_are_refused(path):
     """Those of a split are of its test members, not of the first members of all."""
-    split = ["name=halves", "seed=78", "generate.members=12", "rollout.cases=3"]
+    split = ["name=halves", "seed=78", "generate.members=12", "rollout.initial_conditions=3"]
     run_all(path, [generate], *split)
-    experiment = reading.load(path, [*TESTED, "use.test=halves", "rollout.cases=3"])
+    experiment = reading.load(path, [*TESTED, "use.test=halves", "rollout.initial_conditions=3"])
     with pytest.raises(ValueError, match=r"made with train.split=\[0.5, 0.25, 0.25\], needed is"):
         held_out.check(experiment)
     alone = ["replicas.members=0", "rollout.rungs=[]"]

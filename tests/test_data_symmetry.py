@@ -8,7 +8,7 @@ from hpc_closure.data.reader import DataSet
 from hpc_closure.data.symmetry import MAPS, Symmetry
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
-from hpc_closure.experiment.schema import Trajectory
+from hpc_closure.experiment.schema import RolloutTraining
 from hpc_closure.generate import verb as generate
 from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.transform import Transform
@@ -196,13 +196,13 @@ def test_a_training_is_augmented_by_what_its_equation_leaves(tiny):
             store.close()
 
 
-@pytest.mark.parametrize("trajectory", [None, Trajectory()])
+@pytest.mark.parametrize("trajectory", [None, RolloutTraining()])
 def test_the_symmetry_of_the_flow_is_asked_for_where_something_is_followed(
     tiny, trajectory, monkeypatch
 ):
     experiment = reading.load(tiny, ["train.augment=true"])
     assert generate.run(experiment) == 0
-    section = experiment.train.model_copy(update={"trajectory": trajectory})
+    section = experiment.train.model_copy(update={"rollout_training": trajectory})
     subgrid = experiment.generate.model_copy(update={"closure": "subgrid"})
     asked, plain = [], Symmetry.of
 

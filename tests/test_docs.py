@@ -185,7 +185,7 @@ def subgrid_case(folder):
     from hpc_closure.closure import artifact
     from hpc_closure.closure.artifact import build
 
-    conditions = {"sensors": "none", "previous": PREVIOUS}
+    conditions = {"sensors": "none", "previous_closures": PREVIOUS}
     torch.manual_seed(0)
     model, samples = build({"preset": "gaussian", "conditions": conditions}, GRID), data()
     for phase in model.phases:

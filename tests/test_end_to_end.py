@@ -131,7 +131,7 @@ def test_a_second_run_does_nothing(finished, hpc_closure_command):
 @pytest.mark.parametrize(
     "change, method",
     [
-        ("model.conditions.physics=true", "model+physics"),
+        ("model.conditions.physics_estimate=true", "model+physics"),
         ("model.preset=one_pass", "model"),
         ("model={preset: default, width: 8, schedule: trigonometric}", "model"),
         ("model={preset: published, width: 8, conditions: {sensors: required}}", "model"),

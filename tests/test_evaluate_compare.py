@@ -22,7 +22,7 @@ from hpc_closure.train import verb as train
 from hpc_closure.work.options import Options
 
 QUIET = Options(verbosity=-1)
-OWN = ["model.gate=off"]
+OWN = ["model.validate_parts=off"]
 ROW = "evaluate.seeds={drawn: [one, two, three]}"
 
 

@@ -45,7 +45,7 @@ def test_observables_of_a_sine():
 
 
 def test_rows_of_an_event():
-    event = SimpleNamespace(observable="peak", above=1.5, lead_time=2.0, tolerance=0.05)
+    event = SimpleNamespace(observable="peak", threshold=1.5, lead_time=2.0, tolerance=0.05)
     fields = torch.zeros(4, 1, 8, 8)
     fields[0] += 2.0
     labels = {"stage": "coupled", "closure": "diffusion"}

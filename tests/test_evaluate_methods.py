@@ -29,7 +29,7 @@ from hpc_closure.work import atomic
 from hpc_closure.work.options import Options
 
 QUIET = Options(verbosity=-1)
-REFERENCES = "rollout.references=[none,oracle,mean_gp]"
+REFERENCES = "rollout.baselines=[none,oracle,mean_gp]"
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,10 @@ def test_a_compared_closure_answers_the_same_snapshots_and_starts(experiment, ot
     "change, reason",
     [
         ("rollout.interval=1", "its coupled run has rollout.interval=2, here 1"),
-        ("rollout.cases=1", "its coupled run has rollout.cases=2, here 1"),
+        (
+            "rollout.initial_conditions=1",
+            "its coupled run has rollout.initial_conditions=2, here 1",
+        ),
         ("generate.t_end=0.6", ""),
         ("rollout.members=2", ""),
         ("generate.dt=0.0025", "its data have generate.dt=0.005, here 0.0025"),
@@ -287,7 +290,7 @@ def test_what_the_coupled_run_leaves_out_is_absent(experiment):
     from hpc_closure.evaluate.stages.coupled import absent_references
 
     reasons = {note.method: note.reason for note in absent_references(inputs_of(experiment), ())}
-    assert reasons["mean_gp"] == "rollout.references leaves it out"
+    assert reasons["mean_gp"] == "rollout.baselines leaves it out"
     inputs = inputs_of(experiment)
     inputs.closure.config["preset"] = "published"
     reasons = {note.method: note.reason for note in absent_references(inputs, ())}

@@ -25,10 +25,10 @@ def test_they_change_no_hash_and_have_their_own(tiny):
     for name, one in found.items():
         assert one.stage_hash("generate") == plain.stage_hash("generate")
         assert one.folder == folder_of(beside, name) == beside.folder / "opponents" / name
-        assert one.rollout.model_dump(include={"cases", "t_start", "members"}) == (
-            plain.rollout.model_dump(include={"cases", "t_start", "members"})
+        assert one.rollout.model_dump(include={"initial_conditions", "t_start", "members"}) == (
+            plain.rollout.model_dump(include={"initial_conditions", "t_start", "members"})
         )
-        assert one.train.opponents == () and one.rollout.references == ()
+        assert one.train.opponents == () and one.rollout.baselines == ()
     assert found["mixture"].use.mean == found["gaussian_state"].use.mean == "gaussian_modes"
     assert found["gaussian_modes"].use.mean is None
     lone = reading.load(tiny, ["train.opponents=[mixture]"])
@@ -52,7 +52,7 @@ def test_they_stand_in_every_table(tmp_path):
     changes = [
         ALL,
         "evaluate.sensors=[]",
-        "rollout.cases=2",
+        "rollout.initial_conditions=2",
         "model.conditions.sensors=none",
     ]
     changes += [

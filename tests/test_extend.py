@@ -30,8 +30,8 @@ generate: {{grid: 16, members: 24, t_end: 0.4, dt: 0.005, certificate: reported,
 model: {{conditions: {{sensors: none}}, width: null, modes: null, layers: null}}
 train: {{grid: 16, window: [0.2, 0.4], split: [0.5, 0.25, 0.25], steps: 8, batch: 4, lr: 1.0e-2,
         engine: torch, validate_every: 4, checkpoint_every: 4}}
-rollout: {{members: 3, cases: 2, t_start: 0.2, t_end: 0.4, every: 0.1, interval: 2,
-          references: [none]}}
+rollout: {{members: 3, initial_conditions: 2, t_start: 0.2, t_end: 0.4, every: 0.1, interval: 2,
+          baselines: [none]}}
 evaluate: {{lead_times: [0.1, 0.2], grids: [16], samples: 4, members: 4, sensors: [],
            formats: []}}
 cluster: {{members_per_block: 24, device: cpu, threads: 1}}
@@ -43,12 +43,13 @@ root: {root}
 physics: {{hyperviscosity: 1e-13, noise: {{wavenumber: 9}}, initial: {{energy: 0.01}}}}
 generate: {{grid: 32, members: 8, t_end: 1.6, interval: 20,
            record: {{start: 0.4, every: 0.08, grid: 16}}}}
-model: {{preset: leith, conditions: {{previous: 0}}}}
+model: {{preset: leith, conditions: {{previous_closures: 0}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4, augment: false, engine: torch,
-        steady: null}}
+        stability_test: null}}
 reduced: {{step: 1}}
 replicas: {{members: 0}}
-rollout: {{members: 2, cases: 1, t_start: 0.8, t_end: 1.6, every: 0.08, interval: 20, rungs: [],
+rollout: {{members: 2, initial_conditions: 1, t_start: 0.8, t_end: 1.6, every: 0.08,
+          interval: 20, rungs: [],
           last_closures: own}}
 evaluate: {{lead_times: [0.08], samples: 4, members: 4, formats: []}}
 cluster: {{members_per_block: 8, device: cpu, threads: 1}}
@@ -56,8 +57,8 @@ cluster: {{members_per_block: 8, device: cpu, threads: 1}}
 QUIET = Options(verbosity=-1)
 NETWORK = "model={mean: [regression, 'extend.network:Pointwise'], amplitude: none, %s}"
 CASES = {
-    "network": NETWORK % "residual: gaussian, gate: off, options: {hidden: 4}",
-    "generator": "model={mean: [regression], amplitude: none, gate: off, "
+    "network": NETWORK % "residual: gaussian, validate_parts: off, options: {hidden: 4}",
+    "generator": "model={mean: [regression], amplitude: none, validate_parts: off, "
     "residual: 'extend.generator:Sized'}",
     "model": "model={preset: 'extend.model:Linear', options: {start: 0.5}}",
 }
@@ -98,7 +99,9 @@ def test_a_class_from_outside_is_trained_coupled_and_read_again(data, name):
 @pytest.mark.parametrize("rate", [None, 0.1])
 def test_a_baseline_from_outside_is_tuned_or_fixed(data, rate):
     options = "" if rate is None else f", options: {{rate: {rate}}}"
-    model = f"model={{preset: 'extend.baseline:Drag', conditions: {{previous: 0}}{options}}}"
+    model = (
+        f"model={{preset: 'extend.baseline:Drag', conditions: {{previous_closures: 0}}{options}}}"
+    )
     run = coupled(data["subgrid"], f"name=drag_{rate}", model)
     closure = hpc_closure.load(run.model)
     (constant,) = closure.model.constants

@@ -347,14 +347,14 @@ def test_an_unfinished_unit_with_other_outputs_begins_anew(
         environment,
         "hpc_closure.data.writer:BlockWriter.write",
         2,
-        [*words, f"rollout.references={before}"],
+        [*words, f"rollout.baselines={before}"],
     )
     assert list(run.restart("rollout", "000000-000001").glob("step_*.h5"))
-    done = hpc_closure_command(*words, f"rollout.references={after}")
+    done = hpc_closure_command(*words, f"rollout.baselines={after}")
     assert done.returncode == 0 and "go on" not in done.stderr, done.stderr
     found = contents(run.rollout)
     shutil.rmtree(run.rollout)
-    assert hpc_closure_command(*words, f"rollout.references={after}").returncode == 0
+    assert hpc_closure_command(*words, f"rollout.baselines={after}").returncode == 0
     assert contents(run.rollout) == found
 
 
@@ -363,7 +363,7 @@ def test_an_unfinished_unit_with_other_outputs_begins_anew(
     [
         ("rollout.every=0.05", "rollout.every: 0.1 -> 0.05"),
         ("rollout.sensors.number=8", "rollout.sensors: None"),
-        ("rollout.references=[none]", "rollout.references: ['none', 'oracle'] -> ['none']"),
+        ("rollout.baselines=[none]", "rollout.baselines: ['none', 'oracle'] -> ['none']"),
     ],
 )
 def test_another_coupled_run_in_the_same_folder_is_refused(
@@ -486,7 +486,7 @@ def test_a_killed_task_on_this_machine(copy, rolled, hpc_closure_command):
         "--executor",
         "local",
         "cluster.checkpoint_every=0.01",
-        "cluster.throttle=1",
+        "cluster.max_running_tasks=1",
     ]
 
     def claimed():
@@ -531,7 +531,7 @@ def test_another_host_at_work_is_waited_for_and_taken_over_when_silent(copy, hpc
     atomic.write_json(claim, {**claims.owner(), "host": "x", "machine": "x", "mark": "y"})
     done = hpc_closure_command("generate", path, "--max-elapsed", "5s")
     assert done.returncode == 75 and "waiting for 1 unit(s)" in done.stderr
-    done = hpc_closure_command("generate", path, "cluster.stale_after=4")
+    done = hpc_closure_command("generate", path, "cluster.claim_timeout=4")
     assert done.returncode == 0, done.stderr
     assert contents(run.data) == expected and not claim.exists()
 

@@ -27,7 +27,7 @@ cluster: {{members_per_block: 2, device: cpu, threads: 1}}
 # speeds that cross a step of the ladder during the run, at another time in every member
 ADAPTIVE = [
     "generate.cfl=0.1",
-    "generate.max_level=3",
+    "generate.max_refinements=3",
     "generate.record.series_every=0.01",
     "physics.initial.kind=band",
     "physics.initial.energy=0.02",
@@ -163,11 +163,11 @@ def test_ranks_share_adaptive_fields_and_all_outputs(make, mpirun, tmp_path):
 
 
 def test_a_block_of_which_all_are_lost_fails_and_the_rest_is_not_tried(make, capfd):
-    changes = ["generate.cfl=1e-4", "generate.max_level=2", "generate.members=8"]
-    folder = make("short", *changes, "cluster.give_up=2", expected=3)
+    changes = ["generate.cfl=1e-4", "generate.max_refinements=2", "generate.members=8"]
+    folder = make("short", *changes, "cluster.max_first_failures=2", expected=3)
     told = capfd.readouterr().err
     assert "all members of the block are lost at step " in told
-    assert "lower generate.dt or raise generate.max_level" in told
+    assert "lower generate.dt or raise generate.max_refinements" in told
     assert "the first 2 unit(s) all failed for one cause, so the rest is not tried" in told
     assert not list(folder.glob("*.h5"))
     assert len(list((folder.parent / ".units/generate").glob("*.error"))) == 2
@@ -187,7 +187,7 @@ def cfl_that_half_keep(make):
 def test_one_lost_member_is_one_lost_member(make, capfd):
     """NaN from its time on, in the file, in `status` and for training; the others as ever."""
     cfl = cfl_that_half_keep(make)
-    changes = [f"generate.cfl={cfl}", "generate.max_level=2", "cluster.members_per_block=4"]
+    changes = [f"generate.cfl={cfl}", "generate.max_refinements=2", "cluster.members_per_block=4"]
     series = ["generate.record.series_every=0.02", "generate.record.fields=[velocity]"]
     folder = make("some", *changes, *series)
     told = capfd.readouterr().err
@@ -200,7 +200,7 @@ def test_one_lost_member_is_one_lost_member(make, capfd):
     for member in data.lost:
         gone = np.isnan(data.read(member, slice(None)))
         assert gone[-1].all() and (gone.all((1, 2)) | ~gone.any((1, 2))).all()
-    longer = make("longer", *changes, *series, "generate.max_level=3")
+    longer = make("longer", *changes, *series, "generate.max_refinements=3")
     assert not DataSet(longer).lost
     for member in whole:  # as if nobody were lost
         assert np.array_equal(data.read(member, -1), DataSet(longer).read(member, -1))
@@ -215,11 +215,11 @@ def test_defaults_are_in_no_hash():
     plain = reading.load("diffusion_64")
     settings = plain.stage_settings("generate")["generate"]
     assert set(settings["record"]) == {"start", "every", "grid", "precision"}
-    assert not {"cfl", "max_level"} & set(settings)
+    assert not {"cfl", "max_refinements"} & set(settings)
     more = reading.load("diffusion_64", OUTPUTS)
     assert all(more.stage_hash(s) == plain.stage_hash(s) for s in ("generate", "train", "rollout"))
     adaptive = reading.load("diffusion_64", ["generate.closure=none", "generate.cfl=0.5"])
-    assert adaptive.stage_settings("generate")["generate"]["max_level"] == 6
+    assert adaptive.stage_settings("generate")["generate"]["max_refinements"] == 6
 
 
 # outputs

@@ -26,8 +26,9 @@ generate: {{grid: 40, members: 8, t_end: 2.4, interval: 25,
            record: {{start: 0.5, every: 0.1, grid: 20}}}}
 reduced: {{step: 1}}
 train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4}}
-replicas: {{members: 4, pinned: 1.0}}
-rollout: {{members: 3, cases: 2, t_start: 2.0, t_end: 2.4, every: 0.1, interval: 25, rungs: []}}
+replicas: {{members: 4, spinup: 1.0}}
+rollout: {{members: 3, initial_conditions: 2, t_start: 2.0, t_end: 2.4, every: 0.1,
+          interval: 25, rungs: []}}
 evaluate: {{lead_times: [0.1, 0.4], samples: 8, members: 4, formats: []}}
 cluster: {{members_per_block: 8, device: cpu, threads: 1}}
 """
@@ -112,7 +113,7 @@ def test_each_replica_of_each_start_has_a_forcing_of_its_own(made):
     """Released with the resolved modes of their start, its replicas differ at first by what has
     forced them there: those of one start by something else than those of another."""
     strong = ["physics.noise.wavenumber=4", "physics.noise.energy_rate=0.01"]
-    run = make(made[0], "name=forced", "replicas.pinned=0", *strong)
+    run = make(made[0], "name=forced", "replicas.spinup=0", *strong)
     replicas = CoupledEnsemble(sorted((run / "replicas").glob("block_*.h5")))
     fields = [replicas.read_case("model", case, 1) for case in replicas.cases]
     one, other = ((field[1:] - field[0]).reshape(3, -1) for field in fields)
@@ -130,14 +131,14 @@ def test_each_replica_of_each_start_is_moved_by_a_distance_of_its_own(made, monk
         factors.append((block.replicas.state / master)[:, unresolved].numpy())
 
     monkeypatch.setattr(ReplicaBlock, "_begin", watched)
-    make(made[0], "name=watched", "replicas.pinned=0")
+    make(made[0], "name=watched", "replicas.spinup=0")
     every = np.concatenate(factors)
     assert np.allclose(np.abs(every), 1.0)
     assert len(np.unique(every.round(6), axis=0)) == len(every) == 8
 
 
 def test_without_pinning_they_begin_at_the_release(made):
-    run = make(made[0], "name=free", "replicas.pinned=0")
+    run = make(made[0], "name=free", "replicas.spinup=0")
     replicas = CoupledEnsemble(sorted((run / "replicas").glob("block_*.h5")))
     data = DataSet(run / "data")
     assert replicas.times[0] == pytest.approx(2.0) == replicas.start
@@ -179,7 +180,7 @@ def test_killed_they_go_on_to_the_same_bits(made, environment, hpc_closure_comma
 
 def test_more_starts_and_a_later_end_compute_only_what_is_missing(made, tmp_path):
     path, run = made
-    few = ["rollout.cases=1", "rollout.t_end=2.2", "evaluate.lead_times=[0.1]"]
+    few = ["rollout.initial_conditions=1", "rollout.t_end=2.2", "evaluate.lead_times=[0.1]"]
     make(path, f"root={tmp_path}", *few)
     grown = make(path, f"root={tmp_path}")
     log = (grown / "logs/generate/main.log").read_text()
@@ -200,8 +201,8 @@ def test_status_counts_them_and_generate_is_the_verb_that_makes_them(made, capsy
 def test_other_settings_are_refused(made):
     path, run = made
     before = contents(run / "replicas")
-    with pytest.raises(ValueError, match="replicas.pinned: 1.0 -> 0.5") as refused:
-        make(path, "replicas.pinned=0.5")
+    with pytest.raises(ValueError, match="replicas.spinup: 1.0 -> 0.5") as refused:
+        make(path, "replicas.spinup=0.5")
     assert f"or remove {run}/replicas" in str(refused.value)
     assert contents(run / "replicas") == before
 
@@ -210,12 +211,16 @@ def test_other_settings_are_refused(made):
     "change, told",
     [
         ("generate.closure=convection", "replicas are for closure subgrid"),
-        ("replicas.pinned=3", "begins before t = 0: at most rollout.t_start=2"),
-        ("replicas.pinned=0.05", "replicas.pinned=0.05 is not a multiple of 0.1"),
+        ("replicas.spinup=3", "begins before t = 0: at most rollout.t_start=2"),
+        ("replicas.spinup=0.05", "replicas.spinup=0.05 is not a multiple of 0.1"),
     ],
 )
 def test_what_cannot_be_is_one_line(made, change, told):
-    more = ["model.conditions.previous=0", "generate.record.grid=40", "rollout.references=[none]"]
+    more = [
+        "model.conditions.previous_closures=0",
+        "generate.record.grid=40",
+        "rollout.baselines=[none]",
+    ]
     changes = [change, *(more if "convection" in change else [])]
     with pytest.raises(ValueError, match=re.escape(told)):
         reading.load(Path(made[0]), changes)

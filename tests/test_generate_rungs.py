@@ -25,9 +25,10 @@ physics: {{viscosity: 5e-4}}
 generate: {{grid: 72, members: 6, t_end: 9.0, dt: 4e-3, interval: 40,
            record: {{start: 6.0, every: 0.16, grid: 24}}}}
 train: {{split: [0.34, 0.16, 0.5], steps: 4, batch: 4}}
-pilot: {{cases: 4, members: 3, watched: 1.92}}
-replicas: {{members: 3, pinned: 0.96}}
-rollout: {{members: 3, cases: 3, t_start: 7.92, t_end: 8.88, every: 0.16, interval: 40,
+pilot: {{initial_conditions: 4, members: 3, spinup: 1.92}}
+replicas: {{members: 3, spinup: 0.96}}
+rollout: {{members: 3, initial_conditions: 3, t_start: 7.92, t_end: 8.88, every: 0.16,
+          interval: 40,
           rungs: [{{grid: 40, start: synchronised, drain: true}}]}}
 evaluate: {{lead_times: [0.16, 0.32, 0.96], samples: 8, members: 4, formats: []}}
 cluster: {{members_per_block: 6, device: cpu, threads: 1}}
@@ -202,7 +203,7 @@ def test_what_was_not_found_is_one_line(made, tmp_path):
             "follows 3.2 of the past before rollout.t_start=7.92, snapshots begin at 6",
         ),
         ("replicas.members=0", "needs the starts' unresolved modes, which the replicas store"),
-        ("pilot.watched=0.5", "pilot.watched=0.5 is not a multiple of 0.16"),
+        ("pilot.spinup=0.5", "pilot.spinup=0.5 is not a multiple of 0.16"),
         ("generate.cfl=0.5", "steps of one length"),
     ],
 )

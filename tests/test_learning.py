@@ -215,7 +215,7 @@ def remembering():
     for history in (0, 1):
         known = Remembering(GRID, history)
         known.seed = SEED
-        conditions = {"sensors": "none", "history": history}
+        conditions = {"sensors": "none", "previous_states": history}
         models[history] = model = learned(
             known, samples=600, steps=150, mean=["regression", "fno"], conditions=conditions
         )
@@ -269,7 +269,7 @@ def with_previous(count, times, number, first=0):
 @pytest.mark.parametrize("previous", [0, 1, 2])
 def test_what_is_left_of_the_last_closure_is_not_drawn_anew(previous):
     """Given the last closure only the innovation is chance, and calls have the law's memory."""
-    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": previous}}
+    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous_closures": previous}}
     model = build(config, GRID)
     for phase in model.phases:
         model.begin(phase.name, with_previous(100, 12, previous))
@@ -297,7 +297,7 @@ def test_noise_without_memory_is_white_from_call_to_call():
     states = chain(60, 13, 500_000)[0].float()
     found = {}
     for memory in ("on", "off"):
-        model = build({**config, "memory": memory}, GRID)
+        model = build({**config, "noise_memory": memory}, GRID)
         for phase in model.phases:
             model.begin(phase.name, with_previous(100, 12, 0))
         model.adopt(replace(model.statistics, memory_spacing=1.0))
@@ -311,7 +311,7 @@ def test_noise_without_memory_is_white_from_call_to_call():
 
 
 def test_without_noise_every_member_has_the_mean():
-    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 1}}
+    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous_closures": 1}}
     model = build({**config, "residual": "none"}, GRID)
     batches = with_previous(60, 6, 1)
     for phase in model.phases:
@@ -327,7 +327,7 @@ def test_without_noise_every_member_has_the_mean():
 
 
 def test_a_closure_that_is_read_again_stays_within_what_the_training_saw():
-    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 1}}
+    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous_closures": 1}}
     model = build(config, GRID)
     batches = with_previous(60, 6, 1)
     for phase in model.phases:
@@ -359,7 +359,7 @@ def test_a_mean_given_the_last_closures_stays_within_what_unseen_members_showed(
         "preset": "convolutional",
         "width": 4,
         "mean_layers": 2,
-        "conditions": {"sensors": "none", "previous": 1},
+        "conditions": {"sensors": "none", "previous_closures": 1},
     }
     model = build(config, GRID)
     batches = with_previous(60, 6, 1)
@@ -381,7 +381,7 @@ def test_a_mean_given_the_last_closures_stays_within_what_unseen_members_showed(
 
 def test_the_networks_see_the_last_closures():
     """And what the flow makes of the last one, each about one in size."""
-    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous": 2}}
+    config = {**SMALL, **CLOSED, "conditions": {"sensors": "none", "previous_closures": 2}}
     model = build({**config, "residual": "score"}, GRID)
     batches = with_previous(60, 6, 2)
     for phase in model.phases:
@@ -458,7 +458,7 @@ def test_what_learned_noise_by_heart_does_not_act(residual, steps):
     parts = {"mean": ["regression", "fno"], "amplitude": "fno", "residual": residual}
     for gate in ("off", "on"):
         known = Known("diffusion", GRID, SEED)
-        judged = Judged.of(known, samples=32, steps=steps, batch=16, gate=gate, **parts)
+        judged = Judged.of(known, samples=32, steps=steps, batch=16, validate_parts=gate, **parts)
         rows[gate] = judged.rows["model"]["crps_ratio"] - judged.rows["mean_gp"]["crps_ratio"]
     assert rows["off"] > 0.015
     assert rows["on"] < 0.005
@@ -538,7 +538,7 @@ class Damped(Score):
 
 def test_spread_that_is_missing_on_unseen_members_is_made_up():
     batches = Known("diffusion", GRID).batches("train", 200)
-    model, _ = prepared(batches, residual="score", gate="off")
+    model, _ = prepared(batches, residual="score", validate_parts="off")
     model.residual.__class__ = Damped
     model.begin("check", batches)
     states = Known("diffusion", GRID).states("test", 4)

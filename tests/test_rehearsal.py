@@ -216,7 +216,7 @@ def test_a_coupled_interval_with_its_references(played):
     with played.off():
         model = trajectory_case.fitted("convolutional").eval()
     cases, rows = [0, 1], [(case, member) for case in (0, 1) for member in range(3)]
-    settings = Rollout(interval=trajectory_case.INTERVAL, references=("none",))
+    settings = Rollout(interval=trajectory_case.INTERVAL, baselines=("none",))
     rungs = [(Rung(grid=2 * trajectory_case.GRID), Choice(1, 0.1))]
     memory = Memory(previous=trajectory_case.PREVIOUS)
     coupling = Coupling(

@@ -28,11 +28,12 @@ root: {root}
 physics: {{viscosity: 5e-4}}
 generate: {{grid: 72, members: 24, t_end: 9.0, dt: 4e-3, interval: 40,
            record: {{start: 6.0, every: 0.16, grid: 24}}}}
-model: {{preset: gaussian, conditions: {{previous: 1}}}}
+model: {{preset: gaussian, conditions: {{previous_closures: 1}}}}
 train: {{split: [0.6, 0.2, 0.2]}}
 reduced: {{step: 8}}
-replicas: {{members: 3, pinned: 0.96}}
-rollout: {{members: 4, cases: 4, t_start: 7.92, t_end: 8.88, every: 0.16, interval: 40, rungs: []}}
+replicas: {{members: 3, spinup: 0.96}}
+rollout: {{members: 4, initial_conditions: 4, t_start: 7.92, t_end: 8.88, every: 0.16,
+          interval: 40, rungs: []}}
 evaluate: {{lead_times: [0.16, 0.32, 0.96], samples: 8, members: 4, formats: []}}
 cluster: {{members_per_block: 24, device: cpu, threads: 1}}
 """
@@ -127,7 +128,11 @@ def test_a_later_end_goes_on_to_the_same_bits(made):
     assert np.isfinite(here.read("model", 6)).all()
 
 
-SPARSE = ["generate.record.every=0.32", "model.conditions.previous=0", "rollout.every=0.32"]
+SPARSE = [
+    "generate.record.every=0.32",
+    "model.conditions.previous_closures=0",
+    "rollout.every=0.32",
+]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ def own_replicas(replicas, rows, name, lead):
 
 def begun(experiment, data, previous):
     """The coupled run of all rows at its start, with a closure that is not asked."""
-    conditions = {"history": 0, "previous": previous}
+    conditions = {"previous_states": 0, "previous_closures": previous}
     closure = SimpleNamespace(
         config={"preset": "gaussian", "conditions": conditions}, meant=lambda interval: interval
     )
@@ -203,7 +208,7 @@ def test_a_member_begins_as_its_replica_is_to_the_bit(released, last):
         "evaluate.lead_times=[0.3]",
         f"rollout.last_closures={last}",
     ]
-    experiment = reading.load(path, [*words, "model.conditions.previous=2"])
+    experiment = reading.load(path, [*words, "model.conditions.previous_closures=2"])
     run, replicas = begun(experiment, folder / "data", 2), ensemble(experiment, "replicas")
     assert len(run.rows) == 6 and run.step_index == round(2.2 / 4e-3)
     for name, lead, there in (
@@ -288,7 +293,7 @@ def test_without_the_setting_no_hash_knows_it(made, after):
         ),
         (["generate.record.grid=36", "reduced.known=24"], "excludes reduced.known: replicas "),
         (["train.opponents=[mixture]", "use.model=null"], "excludes train.opponents"),
-        (["model.conditions.previous=3", "use.model=null"], "release; at least 0.48"),
+        (["model.conditions.previous_closures=3", "use.model=null"], "release; at least 0.48"),
         (
             ["use.model=null", "rollout.every=0.32", "evaluate.lead_times=[0.96]"],
             "reads of the past=0.16 is not a multiple of 0.32",

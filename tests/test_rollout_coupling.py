@@ -348,7 +348,7 @@ class Reader:
 def test_history_is_the_runs_own_past_and_survives_a_restart():
     def run():
         rows = [(0, 0), (0, 1)]
-        return coupled(Reader(), rows, [0], seed=1, memory=Memory(2, 3), references=())
+        return coupled(Reader(), rows, [0], seed=1, memory=Memory(2, 3), baselines=())
 
     earlier = [np.full((1, 32, 32), float(number)) for number in range(6)]
     whole = run()
@@ -384,7 +384,7 @@ class Carrying(Reader):
 def test_the_last_closures_are_the_runs_own_and_survive_a_restart():
     def run():
         rows = [(0, 0), (0, 1)]
-        return coupled(Carrying(), rows, [0], seed=1, memory=Memory(previous=2), references=())
+        return coupled(Carrying(), rows, [0], seed=1, memory=Memory(previous=2), baselines=())
 
     stored = [np.full((1, 32, 32), float(number)) for number in (1, 2)]
     whole = run()
@@ -408,7 +408,7 @@ def test_the_last_closures_are_the_runs_own_and_survive_a_restart():
 
 def test_last_closures_that_are_moved_are_the_same_at_other_places():
     """At another one for each member, both of them by the same distance."""
-    settings = {"memory": Memory(previous=2), "references": (), "last_closures": "moved"}
+    settings = {"memory": Memory(previous=2), "baselines": (), "last_closures": "moved"}
     run = coupled(Carrying(), [(0, 0), (0, 1)], [0], seed=1, **settings)
     closures = [start_state(steps) for steps in (100, 150)]
     run.start(start_state(), 200, closures=closures)
@@ -442,20 +442,20 @@ class TwoLaws(Exact):
 
 def test_mean_gp_is_a_run_of_its_own_with_draws_of_that_name():
     references = ("none", "mean_gp")
-    run = coupled(TwoLaws(), [(7, 0), (7, 1)], references=references)
+    run = coupled(TwoLaws(), [(7, 0), (7, 1)], baselines=references)
     run.start(start_state(), 200)
     run.advance(3)
     fields = run.fields()
     assert set(fields) == {"model", "mean_gp", "none", "truth"}
     for row in fields["mean_gp"]:
         assert torch.equal(row, fields["none"][0])
-    alone = coupled(TwoLaws(), [(7, 0), (7, 1)], references=("none",))
+    alone = coupled(TwoLaws(), [(7, 0), (7, 1)], baselines=("none",))
     alone.start(start_state(), 200)
     alone.advance(3)
     assert torch.equal(alone.fields()["model"], fields["model"])
     published = TwoLaws()
     published.config = {"preset": "published"}
-    assert "mean_gp" not in coupled(published, [(7, 0)], references=references).simulations
+    assert "mean_gp" not in coupled(published, [(7, 0)], baselines=references).simulations
 
 
 class Damping(Reader):
@@ -476,7 +476,7 @@ def test_what_draws_nothing_is_run_once_for_all_members(monkeypatch, last):
     settings = {
         "problem": problem,
         "memory": Memory(previous=1),
-        "references": ("none",),
+        "baselines": ("none",),
         "rungs": ({"grid": 64},),
         "last_closures": last,
     }
@@ -512,7 +512,7 @@ def test_what_draws_nothing_is_run_once_for_all_members(monkeypatch, last):
 
 def test_members_that_begin_apart_are_run_each():
     """Each from its own state and last closure, also where nothing is drawn; none, too."""
-    rollout = Rollout(references=("none",), after_release=1.0, last_closures="moved")
+    rollout = Rollout(baselines=("none",), after_release=1.0, last_closures="moved")
     problem, rows = PROBLEM.replace(noise={"kind": "none"}), [(9, 0), (7, 0), (7, 1)]
     settings = Coupling(problem, "subgrid", 32, 3, rollout, Memory(previous=1))
     states = np.concatenate([start_state(steps) for steps in (200, 50, 100)])
@@ -541,7 +541,7 @@ def field_of(run):
 
 def test_a_lost_member_that_stands_for_all_is_named(caplog):
     settings = {"problem": PROBLEM.replace(noise={"kind": "none"}), "memory": Memory(previous=1)}
-    run = coupled(Damping(), [(7, 0), (9, 0), (9, 1)], [7, 9], references=(), **settings)
+    run = coupled(Damping(), [(7, 0), (9, 0), (9, 1)], [7, 9], baselines=(), **settings)
     run.start(np.concatenate(2 * [start_state()]), 200, closures=[np.zeros((2, 32, 32))])
     run.simulations["model"].pairs[1] = np.nan
     run.advance(1)
@@ -553,7 +553,7 @@ def test_a_lost_member_that_stands_for_all_is_named(caplog):
 def test_mean_gp_reads_its_own_past_also_after_a_restart():
     def run():
         rows = [(0, 0), (0, 1)]
-        return coupled(TwoLaws(), rows, [0], memory=Memory(1, 2), references=("mean_gp",))
+        return coupled(TwoLaws(), rows, [0], memory=Memory(1, 2), baselines=("mean_gp",))
 
     earlier = [np.full((1, 32, 32), float(number)) for number in range(2)]
     whole, first, second = run(), run(), run()
@@ -589,12 +589,12 @@ def test_states_before_the_start_are_read_between_the_stored_ones():
 
 
 def test_history_that_the_run_cannot_give_is_refused():
-    closure = SimpleNamespace(config={"conditions": {"history": 2}}, target={"every": 0.1})
+    closure = SimpleNamespace(config={"conditions": {"previous_states": 2}}, target={"every": 0.1})
     settings = {"generate": {"record": {"start": 20.0, "every": 0.1}}}
     assert memory_of(Experiment(**settings), closure) == Memory(2, 20)
-    closure.config["conditions"]["history"] = 0
+    closure.config["conditions"]["previous_states"] = 0
     assert memory_of(Experiment(**settings), closure) == Memory()
-    closure.config["conditions"]["history"] = 2
+    closure.config["conditions"]["previous_states"] = 2
     with pytest.raises(ValueError, match="not a whole number of closure intervals"):
         memory_of(Experiment(**settings, rollout={"interval": 8}), closure)
     with pytest.raises(ValueError, match="rollout.t_start be at least 20.2"):

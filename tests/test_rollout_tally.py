@@ -40,7 +40,7 @@ class Scripted:
 
 
 def coupled(closure, rows):
-    settings = Rollout(interval=INTERVAL, references=())
+    settings = Rollout(interval=INTERVAL, baselines=())
     cases = sorted({case for case, _ in rows})
     memory = Memory(previous=PREVIOUS)
     coupling = Coupling(PROBLEM, "subgrid", GRID, SEED, settings, memory)

@@ -20,7 +20,8 @@ generate: {{grid: 16, members: 64, t_end: 0.4, dt: 0.005, interval: 1, certifica
            record: {{start: 0.2, every: 0.02}}}}
 model: {{preset: gaussian, width: null, modes: null, layers: null}}
 train: {{grid: 16, window: [0.2, 0.4], split: [0.5, 0.25, 0.25], steps: 4, batch: 4}}
-rollout: {{members: 24, cases: 16, t_start: 0.2, t_end: 0.22, every: 0.02, interval: 4,
+rollout: {{members: 24, initial_conditions: 16, t_start: 0.2, t_end: 0.22, every: 0.02,
+          interval: 4,
           sensors: {{number: 8, noise: 0.3}}}}
 evaluate: {{lead_times: [0.02], grids: [16], samples: 4, members: 4, formats: []}}
 cluster: {{members_per_block: 64, device: cpu, threads: 1}}

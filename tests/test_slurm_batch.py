@@ -127,7 +127,7 @@ train: {grid: 32, window: null, split: [0.5, 0.25, 0.25], steps: 150, batch: 4,
 rollout: {members: 4, t_start: 0.05, t_end: 0.1, every: 0.01, interval: 5, sensors: null}
 evaluate: {lead_times: [0.05], grids: [32], samples: 4, members: 4, sensors: [{number: 16}],
            formats: []}
-cluster: {members_per_block: 2, profile: testbed, walltime: 10m, signal_lead: 1m, threads: 1}
+cluster: {members_per_block: 2, profile: testbed, walltime: 10m, signal_before_end: 1m, threads: 1}
 """
 
 
@@ -174,7 +174,7 @@ def finished(cluster, tmp_path_factory):
         patch.setenv("PYTHONPATH", with_tests())
         # Slurm looks every 30 s and warns up to 30 s early: 25 to 55 s after the start
         limited = Ensemble(folder / "limited", members=1, seconds=50.0, steps=500)
-        [sent] = limited.submit(walltime=60.0, signal_lead=5.0)
+        [sent] = limited.submit(walltime=60.0, signal_before_end=5.0)
     unwarned = submit_loop(folder, "-t", "1", steps=6000)  # its warning is lost: it has none
     early = status.survey(reading.load(paths["queue"]))
     jobs = re.findall(r"job (\d+): \d task\(s\), logs (\S+)", said)

@@ -22,7 +22,9 @@ SPARE = load_profile("testbed").model_copy(update={"partition": "spare"})
 def test_an_array_runs_and_the_queue_says_so(testbed, ensemble):
     work = ensemble(members=6, seconds=1.5)
     request = work.request(
-        [unit.name for unit in work.state().states["missing"]], throttle=4, units_per_task=2
+        [unit.name for unit in work.state().states["missing"]],
+        max_running_tasks=4,
+        units_per_task=2,
     )
     [found] = submit.submit(request)
     assert [len(task) for task in found.tasks] == [2, 2, 2]

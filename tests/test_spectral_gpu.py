@@ -141,7 +141,7 @@ def cases():
     yield "coloured", {
         "noise": {"kind": "ornstein_uhlenbeck", "wavenumber": 4, "rms": 1, "correlation_time": 0.1}
     }
-    yield "adaptive", {"dt": 8e-3, "cfl": 0.01, "max_level": 6}
+    yield "adaptive", {"dt": 8e-3, "cfl": 0.01, "max_refinements": 6}
     for form in ("advective", "flux", "packed"):
         yield form, {"form": form}
     yield "ab2", {"scheme": "cn_ab2"}

@@ -34,7 +34,7 @@ cases = {
     "amplitude": {"noise": {**wiener, "kind": "state_amplitude", "strength": 2.0}},
     "amplitude32": {"noise": {**wiener, "kind": "state_amplitude"}, "precision": "float32"},
     "regimes": {"noise": {**wiener, "kind": "two_regimes", "hold": 4e-3}, "scheme": "cn_ab2"},
-    "adaptive": {"dt": 8e-3, "cfl": 0.01, "noise": wiener, "max_level": 5},
+    "adaptive": {"dt": 8e-3, "cfl": 0.01, "noise": wiener, "max_refinements": 5},
 }
 result = {}
 for name, change in cases.items():

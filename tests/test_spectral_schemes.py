@@ -300,7 +300,7 @@ def test_adaptive_step_equals_the_fixed_small_step():
 
 
 def test_a_member_beyond_the_ladder_is_lost_and_the_others_go_on():
-    ladder = Problem(grid=16, dt=1e-2, cfl=1e-2, max_level=3)
+    ladder = Problem(grid=16, dt=1e-2, cfl=1e-2, max_refinements=3)
     members = range(6)
     sim = Simulation(ladder, members, 0).initialise()
     middle = float(np.median(sim.speed())) * 1e-2 * 16 / 2**3  # half of them need more

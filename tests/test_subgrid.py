@@ -37,11 +37,11 @@ root: {root}
 physics: {{noise: {{wavenumber: 14}}}}
 generate: {{grid: 48, members: 24, t_end: 4.0, interval: 25,
            record: {{start: 1.0, every: 0.5, burst: 3, grid: 24}}}}
-pilot: {{cases: 4, members: 3}}
-model: {{preset: gaussian, conditions: {{previous: 2}}}}
+pilot: {{initial_conditions: 4, members: 3}}
+model: {{preset: gaussian, conditions: {{previous_closures: 2}}}}
 train: {{split: [0.5, 0.25, 0.25]}}
 replicas: {{members: 6}}
-rollout: {{members: 8, cases: 5, t_start: 2.0, t_end: 3.0, every: 0.5, interval: 25,
+rollout: {{members: 8, initial_conditions: 5, t_start: 2.0, t_end: 3.0, every: 0.5, interval: 25,
           rungs: [{{grid: 48, start: moved}}]}}
 evaluate: {{lead_times: [0.5, 1.0], samples: 12, members: 8, formats: []}}
 cluster: {{members_per_block: 24, device: cpu, threads: 1}}
@@ -245,7 +245,7 @@ def test_the_closure_of_another_cut_off_is_refused(run):
 
 # ---- snapshots that cannot show a memory -----------------------------------------------
 
-APART = ["generate.record.burst=1", "model.conditions.previous=0", "replicas.members=0"]
+APART = ["generate.record.burst=1", "model.conditions.previous_closures=0", "replicas.members=0"]
 APART += ["rollout.rungs=[]"]
 
 
@@ -273,14 +273,14 @@ def test_memory_that_the_data_cannot_show_is_one_line(apart, monkeypatch, capfd)
     assert re.search(
         r"snapshots are 5 closure intervals apart \(generate.record.every\) and in shell \d+ "
         r"correlated by -?0\.\d\d: .* set generate.record.burst to at least 2, or record.every to "
-        r"one closure interval, or model.memory=off",
+        r"one closure interval, or model.noise_memory=off",
         told.splitlines()[-1],
     )
     assert not list(apart.parent.rglob("model.safetensors"))
 
 
 def test_white_noise_is_made_where_it_is_asked_for(apart, monkeypatch, capfd):
-    changes = ["model.memory=off", "name=white", "use.data=small"]
+    changes = ["model.noise_memory=off", "name=white", "use.data=small"]
     code, told = told_by_train(apart, monkeypatch, capfd, *changes)
     assert not code, told
     assert list(apart.parent.rglob("model.safetensors"))
@@ -297,7 +297,7 @@ def test_one_snapshot_of_a_trajectory_is_refused_before_anything_is_made(
 
 def test_bursts_show_it(run):
     """The same flow, recorded in bursts, tells a memory."""
-    changes = ["model.conditions.previous=0", "name=bursts", "use.data=small"]
+    changes = ["model.conditions.previous_closures=0", "name=bursts", "use.data=small"]
     experiment = reading.load(run.config, changes)
     assert train.run(experiment, Options(verbosity=-1)) == 0
     model = hpc_closure.load(Run.of(experiment).model).model
@@ -346,12 +346,18 @@ SCORES = {
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_draws_given_the_last_closures(run, name):
     """From training to the report; the gate's decision is there shell by shell."""
-    changes = [*SCORES[name], f"name={name}", "use.data=small", "train.steps=4", "model.gate=off"]
+    changes = [
+        *SCORES[name],
+        f"name={name}",
+        "use.data=small",
+        "train.steps=4",
+        "model.validate_parts=off",
+    ]
     experiment = reading.load(run.config, [*changes, "evaluate.samples=4", *ALONE])
     assert train.run(experiment, Options(verbosity=-1)) == 0
     assert evaluate.run(experiment, Options(verbosity=-1, partial=True)) == 0
     closure = hpc_closure.load(Run.of(experiment).model)
-    assert closure.model.score_active and closure.config["conditions"]["previous"] == 2
+    assert closure.model.score_active and closure.config["conditions"]["previous_closures"] == 2
     scores = pd.read_csv(Run.of(experiment).scores_csv)
     gains = scores[scores.score == "gain_residual"]
     assert (gains["value"] == 1).all() and len(gains) == gains["shell"].nunique() > 4

@@ -27,7 +27,7 @@ def submit_command(hpc_closure_command, tmp_path):
 MINE = """
 base: quickstart
 root: ./runs
-rollout: {members: 60, cases: 1}
+rollout: {members: 60, initial_conditions: 1}
 cluster: {profile: site.yaml, walltime: 2h, members_per_block: 20}
 """
 SITE = """

@@ -116,7 +116,7 @@ def test_too_few_trajectories_to_decide_are_told(tiny, capfd):
     assert generate.run(experiment) == 0
     store = DataSet(Run.of(experiment).data)
     try:
-        for changes, told in (([], True), (["model.gate=off"], False)):
+        for changes, told in (([], True), (["model.validate_parts=off"], False)):
             capfd.readouterr()
             verb.samples(reading.load(tiny, changes), store)
             line = "validation trajectories are too few to judge the trained parts (8 are needed)"

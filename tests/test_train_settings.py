@@ -7,15 +7,15 @@ import pytest
 
 import hpc_closure.train
 from hpc_closure.experiment import opponents
-from hpc_closure.experiment.schema import Train, Trajectory
+from hpc_closure.experiment.schema import RolloutTraining, Train
 from hpc_closure.train.trainer import WARM_UP, learning_rate
 
 FOLDER = Path(hpc_closure.train.__file__).parent
 
 
 def settings_read() -> set[str]:
-    """Keys read from what the wing calls ``settings``, ``section``, ``trajectory``, or from
-    ``experiment.train``."""
+    """Keys read from what the wing calls ``settings``, ``section``, ``rollout_training``, or
+    from ``experiment.train``."""
     names = set()
     for path in (*FOLDER.glob("*.py"), Path(opponents.__file__)):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -26,7 +26,7 @@ def settings_read() -> set[str]:
                     word == "train"
                     and getattr(getattr(owner, "value", None), "id", "") == "experiment"
                 )
-                if whole or word in ("settings", "section", "trajectory"):
+                if whole or word in ("settings", "section", "rollout_training"):
                     names.add(node.attr)
                 if node.attr == "train_grid":  # train.grid, or the grid of the data
                     names.add("grid")
@@ -34,10 +34,10 @@ def settings_read() -> set[str]:
 
 
 def test_every_key_is_read_and_nothing_else():
-    assert settings_read() == set(Train.model_fields) | set(Trajectory.model_fields)
+    assert settings_read() == set(Train.model_fields) | set(RolloutTraining.model_fields)
 
 
-@pytest.mark.parametrize("section", [Train, Trajectory])
+@pytest.mark.parametrize("section", [Train, RolloutTraining])
 def test_every_key_is_explained(section):
     assert all(key.description for key in section.model_fields.values())
 

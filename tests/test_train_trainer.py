@@ -1,6 +1,8 @@
 """Trainings as users run them: whole, killed, stopped, on other process counts."""
 
 import csv
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -14,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from train_case import StandIn, needs_deepspeed, run_fit, training_data
 
+from hpc_closure.experiment import renames
 from hpc_closure.train import checkpoint, deepspeed, engine, metrics, processes
 from hpc_closure.train.processes import Processes
 from hpc_closure.train.validate import mean_loss
@@ -324,6 +327,25 @@ def test_other_settings_are_refused(tmp_path):
         train(tmp_path, steps=40, engine="torch", lr=0.5)
     with pytest.raises(ValueError, match="holds another model"):
         train(tmp_path, steps=40, engine="torch", model=StandIn(width=4))
+
+
+def test_settings_by_the_old_names_of_keys_are_compared(tmp_path):
+    settings = {"steps": 40, "engine": "torch", "stability_test": {"horizon": 50}}
+    with pytest.raises(Stopped):
+        train(tmp_path, max_steps=5, **settings)
+    [folder] = (tmp_path / "train" / "checkpoints").iterdir()
+    progress = json.loads((folder / "progress.json").read_text())
+    old = renames.as_stored({"train": progress["settings"]})["train"]
+    assert old["steady"]["calls"] == 50
+    (folder / "progress.json").write_text(json.dumps({**progress, "settings": old}))
+    sums = json.loads((folder / "complete.json").read_text())
+    sums["progress.json"] = hashlib.sha256((folder / "progress.json").read_bytes()).hexdigest()
+    (folder / "complete.json").write_text(json.dumps(sums))
+    with pytest.raises(
+        ValueError, match=r"\(stability_test: {'horizon': 50, 'members': 2} -> {'ho"
+    ):
+        train(tmp_path, **{**settings, "stability_test": {"horizon": 60}})
+    train(tmp_path, **settings)
 
 
 def test_folder_not_writable(tmp_path):

@@ -22,10 +22,11 @@ base: subgrid_backscatter_quick
 generate: {grid: 64, members: 8, dt: 4e-3, t_end: 46, interval: 25,
            record: {grid: 32, start: 45.0, every: 0.1}}
 reduced: {step: 1}
-model: {preset: smagorinsky, conditions: {previous: 0}}
+model: {preset: smagorinsky, conditions: {previous_closures: 0}}
 train: {split: [0.25, 0.5, 0.25]}
 replicas: {members: 0}
-rollout: {cases: 1, last_closures: own, t_start: 45, t_end: 46, every: 0.1, interval: 25,
+rollout: {initial_conditions: 1, last_closures: own, t_start: 45, t_end: 46, every: 0.1,
+          interval: 25,
           rungs: []}
 evaluate: {lead_times: [1]}
 """
@@ -118,7 +119,7 @@ def test_a_long_run_tells_what_blows_up(case):
 
 
 def test_a_given_constant_stays():
-    assert Smagorinsky.candidates({"constant": 0.25}) == [(0.25,)]
+    assert Smagorinsky.candidates({"coefficient": 0.25}) == [(0.25,)]
     assert DynamicLeith.candidates({}) == [()]
-    both = JansenHeld.candidates({"constant": None, "returned": 0.9})
+    both = JansenHeld.candidates({"coefficient": None, "backscatter_fraction": 0.9})
     assert len(both) == len(CHOICES) and {share for _, share in both} == {0.9}

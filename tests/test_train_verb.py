@@ -44,12 +44,13 @@ root: {root}
 physics: {{hyperviscosity: 1e-13, noise: {{wavenumber: 9}}, initial: {{energy: 0.01}}}}
 generate: {{grid: 32, members: 16, t_end: 1.6, interval: 20,
            record: {{start: 0.4, every: 0.08, grid: 16}}}}
-model: {{preset: gaussian, conditions: {{previous: 1}}}}
+model: {{preset: gaussian, conditions: {{previous_closures: 1}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4, augment: false, engine: torch,
-        trajectory: {{steps: 24, batch: 8, calls: [1, 4], lr: 1.0e-9, energy: 0}}}}
+        rollout_training: {{steps: 24, batch: 8, horizon: [1, 4], lr: 1.0e-9, energy_weight: 0}}}}
 reduced: {{step: 1}}
 replicas: {{members: 0}}
-rollout: {{members: 2, cases: 1, t_start: 0.8, t_end: 1.6, every: 0.08, interval: 20, rungs: []}}
+rollout: {{members: 2, initial_conditions: 1, t_start: 0.8, t_end: 1.6, every: 0.08,
+          interval: 20, rungs: []}}
 evaluate: {{lead_times: [0.08], samples: 4, members: 4, formats: []}}
 cluster: {{members_per_block: 16, device: cpu, threads: 1}}
 """

@@ -63,7 +63,7 @@ def test_twin(tmp_path):
     values = enstrophies(run)
     assert len(values) == 20 and len(set(values)) == 20
     above = float(np.sort(values)[13:15].mean())  # 6 of 20
-    threshold = f"evaluate.event.above={above!r}"
+    threshold = f"evaluate.event.threshold={above!r}"
     assert evaluate.run(reading.load(path, [threshold]), Options(verbosity=-1)) == 0
     expected = binomtest(6, 20).proportion_ci(method="wilson")
     few = answer(run, "model")

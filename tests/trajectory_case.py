@@ -73,9 +73,14 @@ def trajectories(members: int = 2, precision: str = "float32") -> RolloutLoss:
 def model(preset: str = "convolutional", precision: str = "float32", **settings):
     """A model that is to be trained through the solver; nothing of it is fitted yet."""
     torch.manual_seed(0)
-    conditions = {"sensors": "none", "previous": PREVIOUS}
+    conditions = {"sensors": "none", "previous_closures": PREVIOUS}
     sizes = {} if preset == "gaussian" else {"width": 4, "mean_layers": 2}
-    config = {"preset": preset, "conditions": conditions, "adjusted": True, "gate": "off"}
+    config = {
+        "preset": preset,
+        "conditions": conditions,
+        "adjusted": True,
+        "validate_parts": "off",
+    }
     config |= {**sizes, **settings}
     built = build(config, GRID)
     train_through(built, trajectories(precision=precision), RolloutTraining(12, 4, 3e-3, (2, 4)))

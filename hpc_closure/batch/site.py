@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from hpc_closure.experiment import renames
 from hpc_closure.experiment.duration import seconds
 from hpc_closure.experiment.reading import explain, parse_yaml
 
@@ -85,8 +86,10 @@ class Profile(Settings):
     python: str | None = Field(None, description="how to start Python, e.g. in a container")
     mpi: str = Field("auto", description="srun --mpi=...; auto asks the MPI library")
     max_array: Count = Field(1000, description="largest job array of the site (MaxArraySize - 1)")
-    throttle: Count | None = Field(None, description="array tasks that run at once")
-    signal_lead: Duration | None = Field(None, description="warning before the wall-time limit")
+    max_running_tasks: Count | None = Field(None, description="array tasks that run at once")
+    signal_before_end: Duration | None = Field(
+        None, description="warning before the wall-time limit"
+    )
     max_requeues: Annotated[int, Field(ge=0)] | None = None
     wckey: str | None = Field(None, description="null leaves --wckey out: many sites refuse it")
     node_local: list[str] = Field(list(NODE_LOCAL), description="folders no run may be in")
@@ -148,7 +151,8 @@ def load_profile(name_or_path: str | Path | None) -> Profile:
     if name_or_path is None:
         return Profile.model_validate({})
     path = _find(str(name_or_path))
-    values = {"name": path.stem} | parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    values = {"name": path.stem} | renames.updated(values, "cluster", source=str(path))
     try:
         return Profile.model_validate(values)
     except ValidationError as error:

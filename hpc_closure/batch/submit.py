@@ -40,7 +40,7 @@ ARRAYS = ("rollout",)  # stages that run as job arrays, their units distributed 
 PROGRAMS = ("generate", "train")  # stages that run as one program of many processes
 
 # Settings of both the experiment and the profile; a value stated in the experiment wins.
-_SHARED = ("walltime", "signal_lead", "throttle", "max_requeues")
+_SHARED = ("walltime", "signal_before_end", "max_running_tasks", "max_requeues")
 _A_YEAR = 365 * 24 * 60  # minutes; submitit requires a limit, local processes have none
 
 
@@ -55,8 +55,8 @@ class Request:
         profile: the site's profile for this stage.
         stage: the stage.
         walltime: limit of a job, seconds.
-        signal_lead: time between the warning signal and the limit, seconds.
-        throttle: tasks that may run at once, over all arrays.
+        signal_before_end: time between the warning signal and the limit, seconds.
+        max_running_tasks: tasks that may run at once, over all arrays.
         max_requeues: how often a job may be requeued.
         units_per_task: units per task of an array.
         devices: GPUs per node.
@@ -69,18 +69,18 @@ class Request:
     profile: Profile
     stage: Stage = "rollout"
     walltime: float = 3600.0
-    signal_lead: float = 300.0
-    throttle: int = 64
+    signal_before_end: float = 300.0
+    max_running_tasks: int = 64
     max_requeues: int = requeue.MOST
     units_per_task: int = 1
     devices: int = 0
     after: str = ""
 
     def __post_init__(self):
-        check_lead(self.signal_lead, self.walltime)
-        if self.signal_lead >= self.walltime:
+        check_lead(self.signal_before_end, self.walltime)
+        if self.signal_before_end >= self.walltime:
             raise ValueError(
-                f"signal_lead={self.signal_lead:g} s leaves nothing of walltime="
+                f"signal_before_end={self.signal_before_end:g} s leaves nothing of walltime="
                 f"{self.walltime:g} s: shorten it"
             )
 
@@ -107,7 +107,7 @@ class Request:
             # cluster.walltime of the experiment is the limit of a rollout task
             stated = name in cluster.model_fields_set and (name != "walltime" or stage in ARRAYS)
             shared[name] = getattr(cluster, name) if stated or own is None else own
-        for name in ("walltime", "signal_lead"):
+        for name in ("walltime", "signal_before_end"):
             shared[name] = seconds(shared[name])
         return cls(
             run=run,
@@ -239,7 +239,7 @@ def _slurm(request: Request, throttle: int) -> _Slurm:
         time=math.ceil(request.walltime / 60),
         nodes=request.nodes,
         ntasks_per_node=request.processes,
-        signal_delay_s=int(request.signal_lead),
+        signal_delay_s=int(request.signal_before_end),
         array_parallelism=throttle,
         stderr_to_stdout=True,
         wckey=profile.wckey,  # many sites refuse submitit's default
@@ -254,7 +254,9 @@ def _jobs(request: Request) -> Iterator[tuple[list[Task], _Slurm]]:
     """Yield every job array with its executor; divides the throttle, at least 1 per array."""
     arrays = request.arrays
     for index, tasks in enumerate(arrays):
-        share = request.throttle // len(arrays) + (index < request.throttle % len(arrays))
+        share = request.max_running_tasks // len(arrays) + (
+            index < request.max_running_tasks % len(arrays)
+        )
         yield tasks, _slurm(request, max(1, share))
 
 
@@ -376,7 +378,7 @@ def _submit_local(request: Request) -> list[Submission]:
     import torch
 
     devices, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
-    at_once = min(len(request.units), request.throttle, devices or cores)
+    at_once = min(len(request.units), request.max_running_tasks, devices or cores)
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, cores // at_once)
     sent = []
     for slot in range(at_once):

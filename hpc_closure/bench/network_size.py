@@ -67,7 +67,7 @@ def run(
         began = time.perf_counter()
         model = fit(known, data=data, steps=steps, config=size._asdict())
         took = time.perf_counter() - began
-        method, evaluations = model.config["method"], int(model.config["evaluations"])
+        method, evaluations = model.config["method"], int(model.config["function_evaluations"])
         settings = replace(plan, methods=(method,), evaluations=(evaluations,))
         scores = sampling.run(known, model, settings)[-1]
         row = {

@@ -65,7 +65,7 @@ def run(
     experiment = experiment.model_copy(update={"rollout": rollout})
     cases = None
     if part != "test":
-        cases = data.split(experiment.train.split)[part][: experiment.rollout.cases]
+        cases = data.split(experiment.train.split)[part][: experiment.rollout.initial_conditions]
     coupled = coupled_run(experiment, closure, data, range(members), device, cases)
     start(coupled, data, experiment)
     calls = max(1, steps // rollout.interval)

@@ -153,12 +153,17 @@ def _contenders(grid: int, batch: int, device: str, config: dict | None) -> dict
         ("default, full band", white := Known("diffusion", grid, correlation=WHITE), None),
     ):
         model = fit(law, samples=size, steps=0, config=config).to(device)
-        evaluations, modes = int(model.config["evaluations"]), int(model.config["modes"])
+        evaluations, modes = int(model.config["function_evaluations"]), int(model.config["modes"])
         state, target = pair or training_batch(white, batch, device)
         entered[name] = Contender(model, state, target, _generator_grid(model), modes, evaluations)
     entered[PUBLISHED] = Contender(None, *narrow, grid, 8)
     for form in FORMS:
-        model = fit(known, samples=size, steps=0, config={"preset": "published", "form": form})
+        model = fit(
+            known,
+            samples=size,
+            steps=0,
+            config={"preset": "published", "spectral_convolution": form},
+        )
         entered[f"{PUBLISHED} {form}"] = Contender(model.to(device), *narrow, grid, 8)
     return entered
 

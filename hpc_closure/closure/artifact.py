@@ -22,6 +22,7 @@ from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.request import PAST, check, fields, interval_of, lists, spectra
+from hpc_closure.experiment import renames
 from hpc_closure.experiment.folder import shipped_model
 from hpc_closure.experiment.kinds import check_loaded
 from hpc_closure.experiment.models import kind_of, resolve
@@ -160,7 +161,7 @@ class Closure:
         """Return the evaluations of the generator per sample; 0 if it does not act."""
         if not self.model.score_active:
             return 0
-        return requested or int(self.config.get("evaluations", 1))
+        return requested or int(self.config.get("function_evaluations", 1))
 
     def to(self, device: str | torch.device) -> "Closure":
         """Move the model to a device; returns self."""
@@ -179,7 +180,7 @@ class Closure:
                 a model that reads previous closures for another interval than the trained one.
         """
         trained = self.target.get("interval", 1)
-        if self.config["conditions"].get("previous") and interval != trained:
+        if self.config["conditions"].get("previous_closures") and interval != trained:
             raise ValueError(
                 f"interval={interval}: this model draws a closure given the last ones, each of "
                 f"{trained} steps as in its training; call it every {trained} steps"
@@ -346,7 +347,7 @@ def build(model: dict[str, Any], grid: int, length: float = 1.0) -> ClosureModel
         grid: points per side of the training fields; sets the band, ``|k| <= (grid - 1) // 3``.
         length: side of the periodic square.
     """
-    config = resolve(model)
+    config = resolve(renames.updated(model, "model", source="model"))
     kind = kind_of(config["preset"])
     build_model = compose if kind is None else kind.build
     built: ClosureModel = build_model(config, grid, length)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_closure.closure.part_report import PartReport
+from hpc_closure.experiment import renames
 from hpc_closure.experiment.folder import SHIPPED
 
 __all__ = ["Header", "read_header", "shipped"]
@@ -84,6 +85,7 @@ def read_header(path: str | Path) -> Header:
         )
     try:
         parts = {key: json.loads(metadata[key]) for key in ("config", "target", "provenance")}
+        parts["config"] = renames.updated(parts["config"], "model", warn=False)
         reports = tuple(PartReport(**part) for part in json.loads(metadata["parts"]))
         return Header(**parts, **json.loads(metadata["grid"]), parts=reports)
     except (KeyError, ValueError, TypeError) as error:

@@ -52,7 +52,7 @@ class HeldOut:
                 f"of a run; `hpc-closure generate EXPERIMENT name={name} seed=... "
                 "train.split=[0,0,1]` makes it"
             )
-        other = reading.load(second_run.config)
+        other = reading.load(second_run.config, warn=False)
         # the folder may have been moved since the run
         other_run = replace(Run.of(other), root=second_run.root)
         replicas = other.replicas if experiment.replicas.members else Replicas()
@@ -99,21 +99,21 @@ def check(experiment: Experiment) -> HeldOut:
     """Return the trajectories that ``rollout`` and ``evaluate`` read, after checking them.
 
     Raises:
-        ValueError: there are fewer than ``rollout.cases``; or the second data set is of another
-            problem, has the seed of the training data, or is incomplete.
+        ValueError: there are fewer than ``rollout.initial_conditions``; or the second data set
+            is of another problem, has the seed of the training data, or is incomplete.
     """
     held = HeldOut.of(experiment)
     if held.second:
         _check_problem(held, experiment)
-    if experiment.rollout.cases > held.number:
-        members, cases = held.experiment.generate.members, experiment.rollout.cases
+    if experiment.rollout.initial_conditions > held.number:
+        members, cases = held.experiment.generate.members, experiment.rollout.initial_conditions
         if held.second:
             raise ValueError(
-                f"rollout.cases={cases}, but use.test={held.second} has {members} trajectories "
-                f"to start from: lower it, or generate more there"
+                f"rollout.initial_conditions={cases}, but use.test={held.second} has {members} "
+                f"trajectories to start from: lower it, or generate more there"
             )
         raise ValueError(
-            f"rollout.cases={cases}, but generate.members={members} with "
+            f"rollout.initial_conditions={cases}, but generate.members={members} with "
             f"train.split={list(experiment.train.split)} leave {held.number} test trajectories "
             "to start from: lower it, or raise the members or the test share"
         )
@@ -151,7 +151,8 @@ def _check_problem(held: HeldOut, experiment: Experiment) -> None:
     check_seed(held, experiment, f"seed={experiment.seed}")
     if experiment.use.model and (trained := run_at(experiment.folder, experiment.use.model)):
         if trained.config.exists():
-            check_seed(held, reading.load(trained.config), f"use.model={experiment.use.model}")
+            stored = reading.load(trained.config, warn=False)
+            check_seed(held, stored, f"use.model={experiment.use.model}")
 
 
 def _check_complete(held: HeldOut, experiment: Experiment) -> None:
@@ -203,7 +204,11 @@ def _check_replicas(held: HeldOut, experiment: Experiment) -> None:
                 f"{way_out}"
             )
     for name, second_value, required in (
-        ("rollout.cases", other.rollout.cases, rollout.cases),
+        (
+            "rollout.initial_conditions",
+            other.rollout.initial_conditions,
+            rollout.initial_conditions,
+        ),
         ("rollout.t_end", other.rollout.t_end, rollout.t_end),
     ):
         if second_value < required:

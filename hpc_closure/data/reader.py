@@ -106,9 +106,9 @@ class DataSet:
         test = self.split(shares)["test"]
         if len(test) < cases:
             raise ValueError(
-                f"rollout.cases={cases}, but the data hold {len(test)} test trajectories"
-                f"{f' ({self.loss})' if self.loss else ''}; lower it, raise generate.members or "
-                "the test share in train.split"
+                f"rollout.initial_conditions={cases}, but the data hold {len(test)} test "
+                f"trajectories{f' ({self.loss})' if self.loss else ''}; lower it, raise "
+                "generate.members or the test share in train.split"
             )
         return test[:cases]
 

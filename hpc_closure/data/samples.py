@@ -232,7 +232,7 @@ class TrainingSet:
         if not len(other.indices):
             raise ValueError(
                 f"no stored time is followed by {count} others: generate longer, or lower "
-                "train.trajectory.calls"
+                "train.rollout_training.horizon"
             )
         other._start()
         return other

@@ -33,7 +33,7 @@ from hpc_closure.work.units import Ledger
 
 # keys of ``rollout`` that must be equal in two runs whose coupled ensembles are compared
 SETTINGS = (
-    "cases",
+    "initial_conditions",
     "t_start",
     "after_release",
     "every",
@@ -62,12 +62,14 @@ class Compared:
         """Experiment of the closure's run; None without a run or without its ``config.yaml``."""
         if self.run is None or not self.run.config.exists():
             return None
-        return reading.load(self.run.config)
+        return reading.load(self.run.config, warn=False)
 
     def evaluations(self, closure: Closure) -> int:
         """Return the number of generator evaluations per sample in the closure's coupled run."""
         experiment = self.experiment
-        return closure.evaluations(experiment.rollout.sampler.evaluations if experiment else None)
+        return closure.evaluations(
+            experiment.rollout.sampler.function_evaluations if experiment else None
+        )
 
     @property
     def paths(self) -> list[Path]:
@@ -119,7 +121,7 @@ def _named(name: str, value: str, experiment: Experiment, test_set: HeldOut, key
     folder = run_at(experiment.folder, value)
     path = model_at(experiment.folder, value)
     if folder is not None:
-        other = reading.load(folder.config) if folder.config.exists() else None
+        other = reading.load(folder.config, warn=False) if folder.config.exists() else None
         path = (Run.of(other).model_file if other else None) or folder.model
         if other:
             check_seed(test_set, other, key)

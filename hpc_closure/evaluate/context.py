@@ -109,7 +109,7 @@ class Inputs:
         """
         if self.replicas is None:
             return [(member, index) for member in self.parts["test"] for index in indices]
-        half = self.replicas.start - 0.5 * self.test_set.replicas.pinned
+        half = self.replicas.start - 0.5 * self.test_set.replicas.spinup
         pinned = self.replicas.times[
             (self.replicas.times >= half - 1e-9)
             & (self.replicas.times < self.replicas.start + 1e-9)
@@ -120,7 +120,7 @@ class Inputs:
     @property
     def model(self) -> str:
         """Method name of the trained closure."""
-        return GRANTED if self.closure.config["conditions"]["physics"] else MODEL
+        return GRANTED if self.closure.config["conditions"]["physics_estimate"] else MODEL
 
     @property
     def against(self) -> str:
@@ -145,7 +145,7 @@ class Inputs:
         past = Past(
             *(
                 max(closure.config["conditions"].get(key, 0) for closure in models)
-                for key in ("history", "previous")
+                for key in ("previous_states", "previous_closures")
             )
         )
         spacing = self.experiment.generate.spacing

@@ -133,7 +133,9 @@ class Methods:
         """Return why a compared closure cannot be sampled with this layout; "" if it can."""
         spacing = self.inputs.experiment.generate.spacing
         conditions, every = closure.config["conditions"], closure.target.get("every")
-        if (conditions["history"] or conditions.get("previous")) and every != spacing:
+        if (
+            conditions["previous_states"] or conditions.get("previous_closures")
+        ) and every != spacing:
             return f"it reads states {every} apart, the stored ones are {spacing:g} apart"
         here = self.inputs.experiment.train_grid
         if self.inputs.target == "subgrid" and closure.header.size != here:
@@ -217,7 +219,10 @@ class Methods:
     def _past(self, closure: Closure, indices: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return history (s, H, n, n) and last closures (s, P, n, n), None if not read."""
         conditions = closure.config["conditions"]
-        stored = (("history", self.snapshots.history), ("previous", self.snapshots.previous))
+        stored = (
+            ("previous_states", self.snapshots.history),
+            ("previous_closures", self.snapshots.previous),
+        )
         history, previous = (
             (
                 fields[indices][:, : conditions[name]]

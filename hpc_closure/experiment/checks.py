@@ -6,7 +6,7 @@ from hpc_closure.spectral.modes.resolution import retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 
 # keys of a model that only some of its parts read
-MAY_BE_READ = ("schedule", "evaluations", "layers", "base_noise", "mean_layers")
+MAY_BE_READ = ("schedule", "function_evaluations", "layers", "base_noise", "mean_layers")
 
 
 def check(experiment) -> None:
@@ -120,7 +120,7 @@ def _model_settings_in_1d(experiment) -> list[tuple]:
         presets = (*presets, model.preset)
     wrong: list[tuple] = [
         ("model.preset", model.preset, *presets),
-        ("model.conditions.physics", model.conditions.physics, False),
+        ("model.conditions.physics_estimate", model.conditions.physics_estimate, False),
         ("train.augment", experiment.train.augment, False),
     ]
     if model.preset in composites:
@@ -244,19 +244,19 @@ def _check_model(experiment) -> None:
     if experiment.use.model:
         return
     kind_of_model = kind_of(model.preset)
-    if experiment.train.trajectory:
+    if experiment.train.rollout_training:
         _check_trajectory(experiment)
     settings = model.model_dump(exclude_none=True)
     config = resolve(settings)
     if kind_of_model is not None:
         return kind_of_model.check(experiment)
-    if conditions.previous:
-        check_previous(experiment, conditions.previous)
+    if conditions.previous_closures:
+        check_previous(experiment, conditions.previous_closures)
     residual = config["residual"]
     read = {key for kind in kinds_of(config) for key in kind.reads}
     for key, used in (
-        ("memory", not conditions.previous and residual != "none"),
-        ("library", "regression" in config["mean"]),
+        ("noise_memory", not conditions.previous_closures and residual != "none"),
+        ("regression_terms", "regression" in config["mean"]),
         *((key, key in read) for key in MAY_BE_READ),
     ):
         if key in settings and not used:
@@ -272,7 +272,7 @@ def _check_model(experiment) -> None:
     if find(ResidualKind, residual, "model.residual").one_evaluation:
         for stage in ("rollout", "evaluate"):
             sampler = getattr(experiment, stage).sampler
-            if (sampler.method, sampler.evaluations or 1) != ("preset", 1):
+            if (sampler.method, sampler.function_evaluations or 1) != ("preset", 1):
                 raise ValueError(
                     f"{stage}.sampler: model.residual={residual} needs one evaluation and no "
                     f"method: remove {stage}.sampler"
@@ -283,44 +283,48 @@ def _check_memory(experiment) -> None:
     """Check that a subgrid closure's noise memory can be estimated from neighbouring snapshots."""
     generate, model, train = experiment.generate, experiment.model, experiment.train
     config = resolve(model.model_dump(exclude_none=True))
-    if experiment.use.model or generate.closure != "subgrid" or model.conditions.previous:
+    if experiment.use.model or generate.closure != "subgrid" or model.conditions.previous_closures:
         return
-    if config.get("memory") != "on" or config["residual"] == "none" or generate.record.burst > 1:
+    if (
+        config.get("noise_memory") != "on"
+        or config["residual"] == "none"
+        or generate.record.burst > 1
+    ):
         return
     first, last = train.window or (generate.record.start, generate.t_end)
     if last - first < generate.record.every * (1 - 1e-9):
         raise ValueError(
             f"generate.record.every={generate.record.every:g} leaves one snapshot of a trajectory "
             f"in [{first:g}, {last:g}]: the memory of the closure's noise needs neighbours; set "
-            "generate.record.burst to at least 2, or model.memory=off for noise that is white "
-            "from call to call"
+            "generate.record.burst to at least 2, or model.noise_memory=off for noise that is "
+            "white from call to call"
         )
 
 
 def _check_trajectory(experiment) -> None:
-    """Check the requirements of training through the solver (``train.trajectory``)."""
+    """Check the requirements of training through the solver (``train.rollout_training``)."""
     model, generate = experiment.model, experiment.generate
     residual = resolve(model.model_dump(exclude_none=True)).get("residual")
     if residual is None or find(ResidualKind, residual, "model.residual").trained:
         raise ValueError(
-            f"train.trajectory needs a closure with a mean and a Gaussian law, or a mean only; "
-            f"model.preset={model.preset} is not: set model.preset to gaussian or "
-            "convolutional, or remove train.trajectory"
+            f"train.rollout_training needs a closure with a mean and a Gaussian law, or a mean "
+            f"only; model.preset={model.preset} is not: set model.preset to gaussian or "
+            "convolutional, or remove train.rollout_training"
         )
     if model.conditions.sensors != "none":
         raise ValueError(
-            f"train.trajectory runs without sensors: set model.conditions.sensors to none, it is "
-            f"{model.conditions.sensors}"
+            f"train.rollout_training runs without sensors: set model.conditions.sensors to none, "
+            f"it is {model.conditions.sensors}"
         )
     if not generate.consecutive:
         raise ValueError(
-            "train.trajectory is scored after every closure call: set generate.record.every to "
-            f"{generate.interval * generate.dt:g}, or generate.record.burst"
+            "train.rollout_training is scored after every closure call: set generate.record.every "
+            f"to {generate.interval * generate.dt:g}, or generate.record.burst"
         )
     if generate.cfl:
         raise ValueError(
-            f"generate.cfl={generate.cfl:g}: train.trajectory needs steps of one length; remove "
-            "one of them"
+            f"generate.cfl={generate.cfl:g}: train.rollout_training needs steps of one length; "
+            "remove one of them"
         )
 
 
@@ -329,14 +333,14 @@ def check_previous(experiment, number: int) -> None:
     generate, rollout = experiment.generate, experiment.rollout
     if generate.closure != "subgrid":
         raise ValueError(
-            f"model.conditions.previous={number}: the noise of closure {generate.closure} has no "
-            "memory; remove model.conditions.previous"
+            f"model.conditions.previous_closures={number}: the noise of closure "
+            f"{generate.closure} has no memory; remove model.conditions.previous_closures"
         )
     if not generate.consecutive or 1 < generate.record.burst <= number:
         raise ValueError(
-            f"model.conditions.previous={number} learns from snapshots one closure interval "
-            f"apart: set generate.record.burst to at least {number + 1}, or record.every to "
-            f"{generate.interval * generate.dt:g}"
+            f"model.conditions.previous_closures={number} learns from snapshots one closure "
+            f"interval apart: set generate.record.burst to at least {number + 1}, or record.every "
+            f"to {generate.interval * generate.dt:g}"
         )
     if rollout.interval != generate.interval:
         raise ValueError(
@@ -465,10 +469,10 @@ def _check_reduced(experiment) -> None:
             f"generate.cfl={generate.cfl:g}: other solvers' steps are multiples of a fixed step; "
             "remove it, or set reduced.step to 1 and the steps of rollout.rungs"
         )
-    _check_steps("pilot.watched", experiment.watched, generate.interval * generate.dt)
-    if experiment.needs_pilot and experiment.watched > rollout.t_start + 1e-9:
+    _check_steps("pilot.spinup", experiment.pilot_spinup, generate.interval * generate.dt)
+    if experiment.needs_pilot and experiment.pilot_spinup > rollout.t_start + 1e-9:
         raise ValueError(
-            f"pilot.watched={experiment.watched:g} begins before t = 0: at most "
+            f"pilot.spinup={experiment.pilot_spinup:g} begins before t = 0: at most "
             f"rollout.t_start={rollout.t_start:g}"
         )
     for rung in rollout.rungs:
@@ -531,10 +535,10 @@ def _check_rung(experiment, rung) -> None:
                 f"{rollout.t_start:g}, snapshots begin at {generate.record.start:g}: lower its "
                 "past, or generate.record.start"
             )
-    if past > experiment.watched + 1e-9 and (rung.drain or rung.step == "auto"):
+    if past > experiment.pilot_spinup + 1e-9 and (rung.drain or rung.step == "auto"):
         raise ValueError(
             f"rollout.rungs: {rung.name} follows {past:g} of the past, the pilot stores "
-            f"{experiment.watched:g}: raise pilot.watched"
+            f"{experiment.pilot_spinup:g}: raise pilot.spinup"
         )
 
 
@@ -552,10 +556,10 @@ def _check_replicas(experiment) -> None:
         raise ValueError(
             f"generate.cfl={generate.cfl:g}: replicas need steps of one length; remove one of them"
         )
-    _check_steps("replicas.pinned", replicas.pinned, rollout.every)
-    if replicas.pinned > rollout.t_start:
+    _check_steps("replicas.spinup", replicas.spinup, rollout.every)
+    if replicas.spinup > rollout.t_start:
         raise ValueError(
-            f"replicas.pinned={replicas.pinned:g} begins before t = 0: at most "
+            f"replicas.spinup={replicas.spinup:g} begins before t = 0: at most "
             f"rollout.t_start={rollout.t_start:g}"
         )
     ahead = generate.interval * generate.dt

@@ -33,10 +33,10 @@ def seconds(text: str | float) -> float:
     return total
 
 
-def check_lead(signal_lead: str | float, walltime: str | float) -> None:
+def check_lead(lead: str | float, walltime: str | float) -> None:
     """Raise ValueError if the warning comes so early that much of the job's time is unused."""
-    if seconds(signal_lead) > max(600.0, 0.2 * seconds(walltime)):
+    if seconds(lead) > max(600.0, 0.2 * seconds(walltime)):
         raise ValueError(
-            f"signal_lead={signal_lead} is longer than max(10m, 20 % of walltime={walltime}), "
+            f"signal_before_end={lead} is longer than max(10m, 20 % of walltime={walltime}), "
             "and a job is idle after the warning: shorten it or raise walltime"
         )

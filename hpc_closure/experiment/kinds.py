@@ -33,7 +33,7 @@ __all__ = [
     "provide",
 ]
 
-BARE = {"sensors": "none", "history": 0, "physics": False}
+BARE = {"sensors": "none", "previous_states": 0, "physics_estimate": False}
 _sources: list[Callable[[], None]] = []
 
 

@@ -27,7 +27,7 @@ class Method:
 
 
 MODEL = "model"
-GRANTED = "model+physics"  # the model with an estimate of U as input (conditions.physics)
+GRANTED = "model+physics"  # the model with an estimate of U as input (conditions.physics_estimate)
 MODELS = (MODEL, GRANTED)
 TRUTH = "truth"  # the DNS, in figures and files; it has no scores
 
@@ -35,7 +35,8 @@ TRUTH = "truth"  # the DNS, in figures and files; it has no scores
 METHODS = (
     Method(MODEL, "the trained closure"),
     Method(
-        GRANTED, "the trained closure, granted an estimate of the closure (conditions.physics)"
+        GRANTED,
+        "the trained closure, granted an estimate of the closure (conditions.physics_estimate)",
     ),
     Method(
         "gaussian_modes",

@@ -29,22 +29,22 @@ __all__ = [
 
 DEFAULT: dict[str, Any] = {
     "preset": "default",
-    "conditions": {"sensors": "optional", "history": 0, "physics": False},
+    "conditions": {"sensors": "optional", "previous_states": 0, "physics_estimate": False},
     "mean": ["regression", "fno"],
-    "library": "quadratic",
+    "regression_terms": "quadratic",
     "amplitude": "fno",
     "residual": "score",
     "sensors": "kriging",
-    "gate": "on",
+    "validate_parts": "on",
     "width": 24,
     "modes": 8,
     "layers": 3,
     "mean_layers": 3,
-    "memory": "on",
+    "noise_memory": "on",
     "method": "euler",
-    "evaluations": 4,
+    "function_evaluations": 4,
     "shares": [0.4, 0.6],
-    "form": "auto",
+    "spectral_convolution": "auto",
     "adjusted": False,  # whether closed forms were tuned by training through the solver
     "dimensions": 2,  # dimensions of the flow
 }
@@ -53,7 +53,7 @@ DEFAULT: dict[str, Any] = {
 RIVALS = ("gaussian_modes", "gaussian_state", "mixture")
 RIVAL = {"mean": ["regression", "numbers", "fno"], "amplitude": "none"}
 # centred: the components have zero mean; None = true if the mean is learned
-MIXED = {"residual": "mixture", "evaluations": 1, "centred": None}
+MIXED = {"residual": "mixture", "function_evaluations": 1, "centred": None}
 
 
 def _rival(name: str, **parts: Any) -> dict[str, Any]:
@@ -62,13 +62,13 @@ def _rival(name: str, **parts: Any) -> dict[str, Any]:
 
 
 # the generator alone: no mean, no kriging, no validation of its gain
-ALONE = {"mean": [], "amplitude": "none", "sensors": "learned", "gate": "off"}
+ALONE = {"mean": [], "amplitude": "none", "sensors": "learned", "validate_parts": "off"}
 CLOSED = {"mean": ["regression"], "amplitude": "none", "residual": "gaussian"}
 LOCAL = {**CLOSED, "mean": ["regression", "cnn"], "width": 16, "mean_layers": 4}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": DEFAULT,
     "fno_score": {**DEFAULT, "preset": "fno_score", **ALONE, "modes": 12},
-    "one_pass": {**DEFAULT, "preset": "one_pass", "residual": "crps", "evaluations": 1},
+    "one_pass": {**DEFAULT, "preset": "one_pass", "residual": "crps", "function_evaluations": 1},
     "gaussian": {**DEFAULT, "preset": "gaussian", **CLOSED},
     "gaussian_modes": _rival("gaussian_modes", residual="modes"),
     "gaussian_state": _rival("gaussian_state", **MIXED, components=1),
@@ -76,10 +76,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "convolutional": {**DEFAULT, "preset": "convolutional", **LOCAL},
 }
 CHOICES = {
-    "memory": ("on", "off"),
+    "noise_memory": ("on", "off"),
     "sensors": ("kriging", "learned"),
-    "gate": ("on", "off"),
-    "library": ("none", "linear", "quadratic"),
+    "validate_parts": ("on", "off"),
+    "regression_terms": ("none", "linear", "quadratic"),
 }
 # Keys with one remaining value, which older experiments and model files may contain. Stage hashes
 # include them if they are stated.

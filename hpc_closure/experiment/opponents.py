@@ -12,7 +12,7 @@ from hpc_closure.experiment.schema import Conditions, Experiment, Use
 FIRST = "gaussian_modes"  # if this is an opponent, the others reuse its mean
 AFTER_MEAN = 0.6  # share of the steps of an opponent that reuses a mean
 # keys that an opponent copies from the model
-SIZES = ("width", "modes", "mean_layers", "memory", "library")
+SIZES = ("width", "modes", "mean_layers", "noise_memory", "regression_terms")
 
 __all__ = ["folder_of", "opponents_of"]
 
@@ -40,9 +40,9 @@ def _experiment(experiment: Experiment, name: str) -> Experiment:
     steps = experiment.train.steps
     plain |= {"base": None, "name": name, "root": str(run.opponents)}
     plain["use"] = Use(data=str(data), mean=mean)
-    plain["train"] |= {"opponents": (), "trajectory": None}
+    plain["train"] |= {"opponents": (), "rollout_training": None}
     plain["train"] |= {"steps": max(1, round(AFTER_MEAN * steps)) if mean else steps}
     plain["replicas"] = {}
-    plain["rollout"] |= {"references": (), "sensors": None}
+    plain["rollout"] |= {"baselines": (), "sensors": None}
     plain["evaluate"] |= {"compare": {}, "sensors": (), "event": None}
     return Experiment.model_validate(plain)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from hpc_closure.experiment import renames
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.recipe import Section
 
@@ -130,14 +131,14 @@ def _merge(lower: dict, upper: dict) -> dict:
     return merged
 
 
-def _compose(name_or_path: str | Path, chain: tuple[str, ...] = ()) -> dict:
+def _compose(name_or_path: str | Path, warn: bool, chain: tuple[str, ...] = ()) -> dict:
     """Read a source and merge it into its ``base``; ``chain`` holds the sources so far."""
     text, source = read_source(name_or_path)
     if not text.strip():
         raise ValueError(f"{source}: empty; a first line `base: quickstart` names a preset")
     if source in chain:
         raise ValueError(f"{source}: base leads back to itself ({' -> '.join((*chain, source))})")
-    values = parse_yaml(text, source)
+    values = renames.updated(parse_yaml(text, source), source=source, warn=warn)
     base = values.get("base")
     if base is None:
         return values
@@ -149,10 +150,10 @@ def _compose(name_or_path: str | Path, chain: tuple[str, ...] = ()) -> dict:
         and not source.startswith("preset ")
     ):
         base = str(Path(source).parent / base)
-    return _merge(_compose(base, (*chain, source)), values)
+    return _merge(_compose(base, warn, (*chain, source)), values)
 
 
-def _apply_overrides(values: dict, overrides: list[str]) -> dict:
+def _apply_overrides(values: dict, overrides: list[str], warn: bool) -> dict:
     """Merge overrides ``key=value`` into the values."""
     for text in overrides:
         if len(text.splitlines()) > 1:
@@ -170,7 +171,7 @@ def _apply_overrides(values: dict, overrides: list[str]) -> dict:
             parsed = parse_yaml(f"value: {raw}", f"override {text}")["value"]
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
-        values = _merge(values, parsed)
+        values = _merge(values, renames.updated(parsed, source=f"override {text}", warn=warn))
     return values
 
 
@@ -220,14 +221,21 @@ def _valid_keys(model: type[BaseModel], location: tuple) -> list[str]:
     return model.keys() if issubclass(model, Section) else list(model.model_fields)
 
 
-def load(name_or_path: str | Path, overrides: list[str] | None = None) -> Experiment:
+def load(
+    name_or_path: str | Path, overrides: list[str] | None = None, *, warn: bool = True
+) -> Experiment:
     """Read an experiment: preset < file < overrides.
+
+    Args:
+        name_or_path: an experiment file, or the name of a preset.
+        overrides: changed keys, ``key=value``.
+        warn: whether old names of keys are logged; False for a file that the package has written.
 
     Raises:
         ValueError: one line with source, key, value and expectation.
     """
     source = str(name_or_path)
-    values = _apply_overrides(_compose(name_or_path), list(overrides or ()))
+    values = _apply_overrides(_compose(name_or_path, warn), list(overrides or ()), warn)
     if "name" not in values:
         values["name"] = Path(source).stem
     try:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from hpc_closure.experiment import renames
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.duration import check_lead
 from hpc_closure.experiment.kinds import (
@@ -58,7 +59,7 @@ TRANSIENT_TRAIN = (
     "engine",
     "zero_stage",
     "deepspeed",
-    "memory",
+    "memory_gib",
     "accumulate",
     "recompute",
     "validate_every",
@@ -194,15 +195,15 @@ class Conditions(Section):
     sensors: Literal["none", "optional", "required"] = Field(
         "optional", description="point values of the true closure as a condition"
     )
-    history: Annotated[int, Field(ge=0, le=8)] = Field(
+    previous_states: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="number of earlier states used as conditions"
     )
-    previous: Annotated[int, Field(ge=0, le=8)] = Field(
+    previous_closures: Annotated[int, Field(ge=0, le=8)] = Field(
         0,
         description="number of previous closures used as conditions: U_n depends on U_(n-1), ...; "
         "for closures with memory from call to call",
     )
-    physics: bool = Field(
+    physics_estimate: bool = Field(
         False,
         description="use an estimate of the closure as an input: the removed term, for subgrid "
         "a Leith model; the method of such a model is named model+physics",
@@ -276,7 +277,7 @@ class ModelKeys(Section):
         "features of the state for the largest modes; and one network for the rest: fno, a "
         "Fourier neural operator, or cnn, 3 x 3 convolutions; or none",
     )
-    library: Literal["none", "linear", "quadratic"] | None = Field(
+    regression_terms: Literal["none", "linear", "quadratic"] | None = Field(
         None, description="terms of the regression"
     )
     amplitude: NetworkName | None = Field(
@@ -296,13 +297,13 @@ class ModelKeys(Section):
     base_noise: Literal["matched"] | None = Field(
         None, description="retired: older files may state matched, the only remaining value"
     )
-    memory: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
+    noise_memory: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
         description="on: noise with the residual's correlation from call to call, unless previous "
         "closures are conditions; a subgrid closure needs generate.record.burst or record.every "
         "of one closure interval to estimate it; off: white noise",
     )
-    gate: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
+    validate_parts: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
         description="on: a trained part is scaled by its gain on 8 members that are not trained "
         "on; off: it always acts in full",
@@ -322,10 +323,10 @@ class ModelKeys(Section):
     schedule: Literal["trigonometric"] | None = Field(
         None, description="retired: older files may state trigonometric, the only remaining value"
     )
-    evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+    function_evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="evaluations of the generator per sample; none = preset"
     )
-    form: Literal["auto", "fft", "matrix"] | None = Field(
+    spectral_convolution: Literal["auto", "fft", "matrix"] | None = Field(
         None,
         description="algorithm of spectral convolutions; auto: matrix for few modes, else fft",
     )
@@ -346,23 +347,23 @@ class Model(ModelOfAll):
         """Whether trained parts are scaled by their gain on unseen members."""
         config = resolve(self.model_dump(exclude_none=True))
         residual = config.get("residual")
-        if residual is None or config.get("gate") != "on":
+        if residual is None or config.get("validate_parts") != "on":
             return False
         return find(ResidualKind, residual, "model.residual").trained
 
 
-class Trajectory(Section):
+class RolloutTraining(Section):
     """Training through the solver: coupled ensembles from stored states, with the CRPS as loss."""
 
     steps: Count = Field(600, description="optimiser steps, after all others")
     batch: Count = Field(12, description="starts per step over all processes")
     members: Annotated[int, Field(ge=2, le=64)] = Field(2, description="members of each ensemble")
-    calls: tuple[Count, Count] = Field(
+    horizon: tuple[Count, Count] = Field(
         (4, 12),
         description="closure calls of a run: in the first step, and from half of the steps on",
     )
     lr: Positive = Field(3e-3, description="peak learning rate")
-    energy: NonNegative = Field(
+    energy_weight: NonNegative = Field(
         0.5,
         description="weight, beside the relative CRPS, of the relative squared error of each "
         "shell's mean energy",
@@ -370,19 +371,19 @@ class Trajectory(Section):
 
     @model_validator(mode="after")
     def _rises(self):
-        if self.calls[0] > self.calls[1]:
-            raise ValueError(f"calls={list(self.calls)}: the first is larger than the last")
+        if self.horizon[0] > self.horizon[1]:
+            raise ValueError(f"horizon={list(self.horizon)}: the first is larger than the last")
         return self
 
 
-class Steady(Section):
+class StabilityTest(Section):
     """Stability test of a closure that reads its own draws, by long coupled runs.
 
     The runs start from validation trajectories. The closure must not leave the training's range
     more often than the DNS's closures, and enstrophy must not grow.
     """
 
-    calls: Annotated[int, Field(ge=2)] = Field(
+    horizon: Annotated[int, Field(ge=2)] = Field(
         400, description="closure calls of a run, of which the second half is tested"
     )
     members: Count = Field(2, description="trajectories from each start")
@@ -431,7 +432,7 @@ class Train(Section):
     deepspeed: str | None = Field(
         None, description="JSON file whose keys replace those of the built-in DeepSpeed settings"
     )
-    memory: Positive = Field(
+    memory_gib: Positive = Field(
         4.0, description="GiB of fields kept in memory; larger data are streamed"
     )
     precision: Literal["float32", "bfloat16"] = Field(
@@ -462,12 +463,12 @@ class Train(Section):
         description="number of validations without improvement after which a phase ends with its "
         "best weights; 0 = off",
     )
-    steady: Steady | None = Field(
+    stability_test: StabilityTest | None = Field(
         None,
         description="reduce the share of the mean's network until long coupled runs are stable, "
         "for a model that reads previous closures; none = off",
     )
-    trajectory: Trajectory | None = Field(
+    rollout_training: RolloutTraining | None = Field(
         None, description="last phase of training, through the reduced solver; none = off"
     )
     opponents: tuple[RivalName, ...] = Field(
@@ -495,14 +496,14 @@ class Sampling(Section):
     method: Literal["preset", "euler", "heun", "dpmpp_2m"] = Field(
         "preset", description="integrator of the generator; preset = the model's default"
     )
-    evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+    function_evaluations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="evaluations of the generator per sample; none = the model's default"
     )
 
     def options(self) -> dict:
         """Return keyword arguments for ``closure.sample``; None selects the model's default."""
         method = None if self.method == "preset" else self.method
-        return {"method": method, "evaluations": self.evaluations}
+        return {"method": method, "evaluations": self.function_evaluations}
 
 
 class SensorLayout(Section):
@@ -539,14 +540,16 @@ class Reduced(Section):
 class Pilot(Section):
     """Separate trajectories to choose steps and drains and to test whether a closure is needed."""
 
-    cases: Annotated[int, Field(ge=2, le=1000)] = Field(8, description="number of starts")
+    initial_conditions: Annotated[int, Field(ge=2, le=1000)] = Field(
+        8, description="number of starts"
+    )
     members: Annotated[int, Field(ge=3, le=1000)] = Field(
         4, description="number of DNS from every start, of which the first serves as the truth"
     )
-    watched: Positive | None = Field(
+    spinup: Positive | None = Field(
         None,
         description="time before the start during which twins are nudged to one flow, to measure "
-        "their synchronisation; a multiple of the closure interval; none = replicas.pinned, at "
+        "their synchronisation; a multiple of the closure interval; none = replicas.spinup, at "
         "least 12 intervals",
     )
 
@@ -567,7 +570,7 @@ class Rung(Section):
     past: Positive | None = Field(
         None,
         description="length of the resolved past that synchronised modes follow; a multiple of "
-        "the time between snapshots; none = replicas.pinned, at least 10 closure intervals",
+        "the time between snapshots; none = replicas.spinup, at least 10 closure intervals",
     )
     drain: bool = Field(
         False,
@@ -595,14 +598,14 @@ class Replicas(Section):
     """The true ensemble of a subgrid closure: DNS that share the resolved past of a start.
 
     A replica has the retained modes of its start, and independent unresolved modes and forcing.
-    For the time ``pinned`` the retained modes are imposed at every step; at ``rollout.t_start``
+    For the time ``spinup`` the retained modes are imposed at every step; at ``rollout.t_start``
     it is released. Starts and times are those of ``rollout``.
     """
 
     members: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         0, description="number of replicas of every start; 0 = none"
     )
-    pinned: NonNegative = Field(
+    spinup: NonNegative = Field(
         0.0,
         description="time before the release during which the resolved modes are imposed, so that "
         "unresolved modes forget their initialisation; leave it at 0 if unresolved modes are "
@@ -619,7 +622,7 @@ class Rollout(Section):
     """The closure-coupled ensemble, started from test trajectories."""
 
     members: Annotated[int, Field(ge=1, le=10_000_000)] = 20
-    cases: Count = Field(1, description="number of test trajectories to start from")
+    initial_conditions: Count = Field(1, description="number of test trajectories to start from")
     t_start: NonNegative = 30.0
     t_end: Positive = 50.0
     after_release: NonNegative = Field(
@@ -639,9 +642,9 @@ class Rollout(Section):
     )
     sampler: Sampling = Sampling()
     sensors: SensorLayout | None = None
-    references: tuple[Literal["none", "oracle", "mean_gp"], ...] = Field(
+    baselines: tuple[Literal["none", "oracle", "mean_gp"], ...] = Field(
         ("none", "oracle"),
-        description="reference ensembles; none: no closure; oracle: the exact law; mean_gp: the "
+        description="baseline ensembles; none: no closure; oracle: the exact law; mean_gp: the "
         "model's mean and Gaussian law without generator",
     )
     rungs: tuple[Rung, ...] = Field(
@@ -650,7 +653,7 @@ class Rollout(Section):
         "they resolve (closure subgrid)",
     )
 
-    @field_validator("references")
+    @field_validator("baselines")
     @classmethod
     def _once(cls, names):
         return tuple(sorted(set(names)))
@@ -670,7 +673,7 @@ class Rollout(Section):
     @property
     def beside(self) -> tuple[str, ...]:
         """Names of the ensembles besides the model's, with the settings that determine them."""
-        return (*self.references, *(rung.key for rung in self.rungs))
+        return (*self.baselines, *(rung.key for rung in self.rungs))
 
     @property
     def begin(self) -> float:
@@ -679,8 +682,8 @@ class Rollout(Section):
 
     @property
     def trajectories(self) -> int:
-        """Number of coupled trajectories: every member from every case."""
-        return self.members * self.cases
+        """Number of coupled trajectories: every member from every initial condition."""
+        return self.members * self.initial_conditions
 
     @property
     def holds(self) -> dict:
@@ -689,10 +692,10 @@ class Rollout(Section):
 
 
 class Event(Section):
-    """Event of an uncertainty study: observable > above at a lead time."""
+    """Event of an uncertainty study: observable > threshold at a lead time."""
 
     observable: Literal["enstrophy", "peak", "large_scale"] = "enstrophy"
-    above: Finite = Field(description="threshold, in units of the observable")
+    threshold: Finite = Field(description="in units of the observable")
     lead_time: Positive = Field(description="a stored lead time")
     tolerance: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.02, description="half width of the interval for which the ensemble size is computed"
@@ -780,11 +783,11 @@ class Cluster(Section):
         "many as a batch can use",
     )
     checkpoint_every: Positive = Field(60.0, description="seconds between restart files of a unit")
-    stale_after: Positive = Field(
+    claim_timeout: Positive = Field(
         600.0,
         description="seconds without a sign of life after which another process takes over a unit",
     )
-    give_up: Annotated[int, Field(ge=0)] = Field(
+    max_first_failures: Annotated[int, Field(ge=0)] = Field(
         3,
         description="a command stops if its first units, this many, all fail for the same reason "
         "or lose every member; 0 = never",
@@ -794,15 +797,17 @@ class Cluster(Section):
         None, description="site profile: a name in slurm/profiles or a path"
     )
     walltime: str = Field("1h", description="per task, e.g. 90m, 3h50m")
-    signal_lead: str = Field("5m", description="warning before the wall-time limit")
-    throttle: Count = Field(64, description="largest number of array tasks that run at once")
+    signal_before_end: str = Field("5m", description="warning before the wall-time limit")
+    max_running_tasks: Count = Field(
+        64, description="largest number of array tasks that run at once"
+    )
     max_requeues: Annotated[int, Field(ge=0)] = 20
     units_per_task: Count = Field(1, description="number of blocks per array task")
     devices_per_task: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _times(self):
-        check_lead(self.signal_lead, self.walltime)
+        check_lead(self.signal_before_end, self.walltime)
         return self
 
 
@@ -882,17 +887,17 @@ class Experiment(Section):
         return self.reduced.step == "auto" or any(fitted)
 
     @property
-    def watched(self) -> float:
+    def pilot_spinup(self) -> float:
         """Time before the start during which the pilot's twins are nudged."""
         least = 12 * self.generate.interval * self.generate.dt
-        return self.pilot.watched or max(self.replicas.pinned, least)
+        return self.pilot.spinup or max(self.replicas.spinup, least)
 
     def past_of(self, rung: Rung) -> float:
         """Return the length of the past that a rung's unresolved modes follow before the start."""
         if rung.start not in ("synchronised", "mismatched"):
             return 0.0
         least = 10 * self.generate.interval * self.generate.dt
-        return rung.past or max(self.replicas.pinned, least)
+        return rung.past or max(self.replicas.spinup, least)
 
     @property
     def only_generates(self) -> bool:
@@ -954,16 +959,17 @@ class Experiment(Section):
         if record["burst"] == 1:
             del generate["record"]["burst"]
         if generate["cfl"] is None:  # a fixed step has no refinement levels
-            del generate["cfl"], generate["max_level"]
+            del generate["cfl"], generate["max_refinements"]
         physics = self.physics.parameters()
         settings = {"seed": plain["seed"], "physics": physics, "generate": generate}
         times = {key: plain["rollout"][key] for key in ("t_start", "every")}
         reduced = self.reduced.model_dump(mode="json", exclude_defaults=True)
         known = {key: value for key, value in reduced.items() if key == "known"}
         if stage == "pilot":  # independent of the reduced solver's step
-            begin = {"watched": self.watched, "members": self.pilot.members}
-            begin |= {key: plain["replicas"][key] for key in ("pinned", "start")}
-            return {**settings, "pilot": {**begin, **known}, "rollout": times}
+            begin = {"spinup": self.pilot_spinup, "members": self.pilot.members}
+            of_replicas = {"replicas_spinup": self.replicas.spinup, "start": self.replicas.start}
+            pilot = {**begin, **of_replicas, **known}
+            return {**settings, "pilot": pilot, "rollout": times}
         if self.reduced.step != 1:
             settings["reduced"] = {"step": self.reduced.step}
         if stage == "generate":
@@ -972,15 +978,15 @@ class Experiment(Section):
             starts = {"split": plain["train"]["split"], **plain["replicas"]}
             return {**settings, "replicas": {**starts, **known}, "rollout": times}
         train = {key: value for key, value in plain["train"].items() if key not in TRANSIENT_TRAIN}
-        for name in ("steady", "trajectory"):
+        for name in ("stability_test", "rollout_training"):
             if train[name] is None:
                 del train[name]
         if train["seed"] in (None, plain["seed"]):
             del train["seed"]
         model = {key: value for key, value in plain["model"].items() if value is not None}
-        if not model["conditions"]["previous"]:
+        if not model["conditions"]["previous_closures"]:
             model["conditions"] = {**model["conditions"]}
-            del model["conditions"]["previous"]
+            del model["conditions"]["previous_closures"]
         if self.use.mean:
             model["mean_of"] = self.use.mean
         settings.update(model=model, train=train)
@@ -994,7 +1000,7 @@ class Experiment(Section):
         rollout = {
             key: value
             for key, value in plain["rollout"].items()
-            if key not in ("members", "t_end", "references", "rungs")
+            if key not in ("members", "t_end", "baselines", "rungs")
         }
         if rollout["last_closures"] == "own":
             del rollout["last_closures"]
@@ -1022,10 +1028,14 @@ class Experiment(Section):
         record = self.generate.record.model_dump(mode="json", include=set(OUTPUTS))
         outputs: dict[str, dict] = {
             "generate": {"generate": {"record": record}},
-            "rollout": {"rollout": {"references": list(self.rollout.beside)}},
+            "rollout": {"rollout": {"baselines": list(self.rollout.beside)}},
         }
         return outputs.get(stage, {})
 
     def stage_hash(self, stage: str) -> str:
-        """Return the hash of :meth:`stage_settings`."""
-        return sha256_json(self.stage_settings(stage))
+        """Return the hash of :meth:`stage_settings`; it covers the first names of keys."""
+        return sha256_json(renames.as_stored(self.stage_settings(stage)))
+
+    def stage_recipe(self, stage: str) -> str:
+        """Return :meth:`stage_settings` as JSON, as the files of ``stage`` store it."""
+        return json.dumps(renames.as_stored(self.stage_settings(stage)), sort_keys=True)

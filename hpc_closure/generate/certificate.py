@@ -188,7 +188,10 @@ def _aliasing(simulation: Simulation, rows: np.ndarray, saved: dict, steps: int)
     problem = simulation.problem
     dimensions = simulation.grid.dimensions
     finer = problem.model_copy(
-        update={"grid": 2 * -(-3 * problem.grid // 4), "max_level": problem.max_level + 1}
+        update={
+            "grid": 2 * -(-3 * problem.grid // 4),
+            "max_refinements": problem.max_refinements + 1,
+        }
     )
     coarse = _copy(simulation, problem, rows, saved).advance(steps)
     fine_state = {"step_index": saved["step_index"]}

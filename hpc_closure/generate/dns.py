@@ -1,6 +1,5 @@
 """DNS blocks: trajectories of the full system with closure targets and diagnostics."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -122,7 +121,7 @@ class DNSBlock(Block):
         lost_before, self.lost = self.lost, self.simulation.mark_lost()
         advice = "lower generate.dt"
         if self.problem.cfl:
-            advice += " or raise generate.max_level"
+            advice += " or raise generate.max_refinements"
         when = f"at step {self.step_index} (t = {self.simulation.time:g})"
         if self.lost.all():
             raise RuntimeError(f"all members of the block are lost {when}: {advice}")
@@ -218,7 +217,7 @@ class DNSBlock(Block):
             "stride": self.reduced_stride,
             "seed": experiment.seed,
             "member_hash": self.problem.member_hash(),
-            "recipe": json.dumps(experiment.stage_settings("generate"), sort_keys=True),
+            "recipe": experiment.stage_recipe("generate"),
         }
         return BlockWriter(path, layout, attributes)
 

@@ -118,7 +118,7 @@ class Trials:
         if before >= len(resolved):
             raise ValueError(
                 f"a rung reads {past:g} of the resolved past, the pilot holds "
-                f"{(len(resolved) - 1) * self.span:g} before the start: raise pilot.watched"
+                f"{(len(resolved) - 1) * self.span:g} before the start: raise pilot.spinup"
             )
         stretch = resolved[-1 - before : -1] if before else []
         other = [resolved_at.roll(1, 0) for resolved_at in stretch]

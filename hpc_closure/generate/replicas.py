@@ -10,7 +10,6 @@ are draws of p(U | history of V). At the start the replicas are released.
 The master's states with all modes are stored too, as initial states of finer solvers.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -62,7 +61,7 @@ class Plan:
     def replicas(cls, experiment: Experiment, cases: Sequence[int], stride: int) -> Self:
         """Plan the true ensemble of the rollout's starts."""
         dt, rollout = experiment.generate.dt, experiment.rollout
-        begin = round((rollout.t_start - experiment.replicas.pinned) / dt)
+        begin = round((rollout.t_start - experiment.replicas.spinup) / dt)
         released, end = round(rollout.t_start / dt), round(rollout.t_end / dt)
         steps = range(begin, end + 1, round(rollout.every / dt))
         number = experiment.replicas.members
@@ -83,12 +82,12 @@ class Plan:
         """Plan the pilot: separate trajectories, stored every interval before the start."""
         dt, rollout = experiment.generate.dt, experiment.rollout
         released = round(rollout.t_start / dt)
-        begin = released - round(experiment.watched / dt)
+        begin = released - round(experiment.pilot_spinup / dt)
         end = round((rollout.t_start + max(experiment.evaluate.lead_times)) / dt)
         before = range(begin, released, experiment.generate.interval)
         steps = [*before, *range(released, end + 1, round(rollout.every / dt))]
-        cases = [PILOT_IDS + number for number in range(experiment.pilot.cases)]
-        again = not experiment.replicas.pinned
+        cases = [PILOT_IDS + number for number in range(experiment.pilot.initial_conditions)]
+        again = not experiment.replicas.spinup
         members = experiment.pilot.members
         whole = [*before, released]
         return cls("pilot", "pilot", cases, members, released, steps, whole, again, 1)
@@ -267,6 +266,6 @@ class ReplicaBlock(Block):
             "row_case": [case for case, _ in self.rows],
             "row_member": [member for _, member in self.rows],
             "cases": self.cases,
-            "recipe": json.dumps(experiment.stage_settings(self.plan.stage), sort_keys=True),
+            "recipe": experiment.stage_recipe(self.plan.stage),
         }
         return BlockWriter(path, layout, attributes)

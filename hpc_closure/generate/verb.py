@@ -67,7 +67,7 @@ def go_on(experiment: Experiment, session: Session, options: Options, tell: bool
             log.get().info(line)
     cases = []
     if experiment.own_replicas:
-        cases = data.starts(experiment.train.split, experiment.rollout.cases)
+        cases = data.starts(experiment.train.split, experiment.rollout.initial_conditions)
     data.close()
     if not cases:
         return 0
@@ -157,7 +157,10 @@ def print_plan(experiment: Experiment, books: Ledger, chosen: list[int]) -> int:
     print(f"run folder {books.run}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
     print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")
-    starts = {"pilot": experiment.pilot.cases, "replicas": experiment.rollout.cases}
+    starts = {
+        "pilot": experiment.pilot.initial_conditions,
+        "replicas": experiment.rollout.initial_conditions,
+    }
     for stage, cases in starts.items():
         if stage in experiment.stages:
             stage_counts = Ledger.of(experiment, stage).survey().counts()

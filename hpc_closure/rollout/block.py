@@ -32,7 +32,7 @@ def memory_of(experiment, closure) -> Memory:
         ValueError: the closure calls or the stored snapshots do not contain these states.
     """
     conditions = closure.config["conditions"]
-    frames, previous = conditions["history"], conditions.get("previous", 0)
+    frames, previous = conditions["previous_states"], conditions.get("previous_closures", 0)
     generate, rollout = experiment.generate, experiment.rollout
     if previous:
         check_previous(experiment, previous)
@@ -72,7 +72,7 @@ def coupled_run(
         cases: trajectories to start from; None = those of the experiment's rollout.
     """
     rollout, held, choices = experiment.rollout, HeldOut.of(experiment), Choices(experiment)
-    cases = data.starts(held.split, rollout.cases) if cases is None else cases
+    cases = data.starts(held.split, rollout.initial_conditions) if cases is None else cases
     rows = [(cases[number % len(cases)], number // len(cases)) for number in numbers]
     coupling = Coupling(
         experiment.problem,
@@ -171,7 +171,7 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
     ensemble = CoupledEnsemble([product.path for product in held.books("replicas").products()])
     full = np.stack([ensemble.read_whole(case, rollout.t_start) for case in cases])
     past: dict[str, list[torch.Tensor]] = {}
-    all_cases = data.starts(held.split, rollout.cases)
+    all_cases = data.starts(held.split, rollout.initial_conditions)
     following = [all_cases[all_cases.index(case) - 1] for case in cases]
     for how, chosen in (("synchronised", cases), ("mismatched", following)):
         lengths = {experiment.past_of(run) for run in runs if run.start == how}
@@ -317,7 +317,7 @@ class RolloutBlock(Block):
             "row_case": [case for case, _ in rows],
             "row_member": [member for _, member in rows],
             "cases": list(self.cases),
-            "recipe": json.dumps(experiment.stage_settings("rollout"), sort_keys=True),
+            "recipe": experiment.stage_recipe("rollout"),
         }
         if self.coupled.apart:  # lead times count from the release
             attributes["released"] = rollout.t_start

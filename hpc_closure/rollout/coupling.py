@@ -231,7 +231,7 @@ class CoupledRun:
         self.moved = not self.apart and rollout.last_closures == "moved"
         differ = self.apart or self.moved and bool(self.memory.previous)
         self._run_members("model", reduced, drawn=differ or has_noise(closure.config))
-        if "mean_gp" in rollout.references and has_mean_gp(closure.config):
+        if "mean_gp" in rollout.baselines and has_mean_gp(closure.config):
             self._run_members("mean_gp", reduced)
         kept = self.memory.frames * self.memory.lag
         self.past: dict[str, deque[torch.Tensor]]  # states, newest last
@@ -247,9 +247,9 @@ class CoupledRun:
             name: Tally(len(rows.each), shells, coupling.device)
             for name, rows in self.rows_of.items()
         }
-        if "none" in rollout.references and self.apart:
+        if "none" in rollout.baselines and self.apart:
             self._run_members("none", reduced)
-        elif "none" in rollout.references:
+        elif "none" in rollout.baselines:
             self.simulations["none"] = self._simulation(reduced, self.cases)
         self.rungs = {rung.name: rung for rung, _ in coupling.rungs}
         for rung, choice in coupling.rungs:
@@ -260,7 +260,7 @@ class CoupledRun:
         # law of the oracle with sensors; if it has no closed form, there is no oracle
         free = self.layout is None
         self.law = None if free else ExactLaw.of(full, kind, meant)
-        if "oracle" in rollout.references and self.exact and (free or self.law is not None):
+        if "oracle" in rollout.baselines and self.exact and (free or self.law is not None):
             driven = full if free else reduced
             self._run_members("oracle", driven, "rollout")
         if self.exact:

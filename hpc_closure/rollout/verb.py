@@ -104,7 +104,7 @@ def run_units(config_path: str, unit_ids: list[str], wait: bool = False) -> int:
         unit_ids: names of units.
         wait: wait for units that another program is computing, for a job that needs all of them.
     """
-    experiment = reading.load(Path(config_path))
+    experiment = reading.load(Path(config_path), warn=False)
     held_out.check(experiment)
     check_model(experiment)
     books = Ledger.of(experiment, "rollout")
@@ -158,7 +158,7 @@ def print_plan(experiment, books, members, options=Options()) -> int:
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
     times = 1 + round((rollout.t_end - rollout.begin) / rollout.every)
-    fields = 1 + len(set(BESIDE) & set(rollout.references)) + len(rollout.rungs)
+    fields = 1 + len(set(BESIDE) & set(rollout.baselines)) + len(rollout.rungs)
     batch: list[str] = []
     if experiment.cluster.executor != "inline":
         from hpc_closure.batch import submit as submission
@@ -170,7 +170,7 @@ def print_plan(experiment, books, members, options=Options()) -> int:
         if experiment.cluster.executor == "slurm":
             batch += submission.batch_text(request)
     print(f"run folder {books.run}")
-    print(f"starts: {rollout.cases} of {HeldOut.of(experiment).in_words()}")
+    print(f"starts: {rollout.initial_conditions} of {HeldOut.of(experiment).in_words()}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
     print(f"trajectories to compute: {rows}, on {grid}^2, {times} stored times")
     print(f"bytes to write: {fields * rows * times * grid**2 * 4 / 1e9:.3g} GB")

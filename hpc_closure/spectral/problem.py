@@ -37,7 +37,7 @@ class Numerics(Section):
         description="a member takes 2^j steps of dt / 2^j, with the least j that keeps "
         "max(|u| + |v|) dt / 2^j <= cfl dx; none = all steps are dt",
     )
-    max_level: Annotated[int, Field(ge=1, le=20)] = Field(
+    max_refinements: Annotated[int, Field(ge=1, le=20)] = Field(
         6, description="with cfl: largest j; a member that needs more is lost"
     )
     scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3", "ab3"] = "cn_euler"
@@ -153,6 +153,7 @@ class Problem(Numerics):
     def member_hash(self) -> str:
         """Return the SHA-256 of the recipe; with seed and index it names a member."""
         settings = {**self.recipe(), **self.physics.hash_parameters(), "cfl": self.cfl or 0.0}
+        settings["max_level"] = settings.pop("max_refinements")  # as when members were first named
         path = settings.pop("path_dt")
         if not self.drain:
             del settings["drain"]

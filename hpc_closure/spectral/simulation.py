@@ -456,7 +456,7 @@ class Worker:
         speed = self.speed(w)
         number = speed * (problem.dt * grid.size / grid.length / problem.cfl)
         levels = np.ceil(np.log2(np.maximum(number, 1.0)))
-        allowed = np.isfinite(number) & (levels <= problem.max_level)
+        allowed = np.isfinite(number) & (levels <= problem.max_refinements)
         return np.where(allowed, levels, LOST).astype(np.int64)
 
     def _registers_for(self, w: Tensor) -> Tensor:

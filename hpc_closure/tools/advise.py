@@ -83,7 +83,8 @@ def run(
         raise UsageError(f"--within {within:g}: expected a number above 1")
     chosen = ladder(experiment, grids)
     if options.dry_run:
-        print(f"pilot of {experiment.pilot.cases} start(s), {experiment.pilot.members} DNS each")
+        pilot = experiment.pilot
+        print(f"pilot of {pilot.initial_conditions} start(s), {pilot.members} DNS each")
         print("ladder: " + ", ".join(f"{grid}^2" for grid in chosen))
         return 0
     with Session(experiment, "generate", options) as session:
@@ -261,7 +262,7 @@ def judge(
     """
     *rungs, dns = steps
     grid, past = experiment.train_grid, 10 * experiment.generate.interval * experiment.generate.dt
-    past = max(experiment.replicas.pinned, past)
+    past = max(experiment.replicas.spinup, past)
     begin = f", synchronised for {past:g} time units," if narrow else " from a moved start"
 
     def worst(step: Step) -> float:

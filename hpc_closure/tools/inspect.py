@@ -14,6 +14,7 @@ import numpy as np
 from hpc_closure.closure.header import shipped
 from hpc_closure.closure.part_report import PartReport, describe
 from hpc_closure.data.layout import BlockHeader
+from hpc_closure.experiment import renames
 from hpc_closure.experiment.folder import FOLDERS, Run, shipped_model
 from hpc_closure.work import atomic, hdf5
 
@@ -98,7 +99,7 @@ def block(path: Path, deep: bool = False) -> Report:
             "hashes": {
                 key: attributes[key] for key in ("recipe_hash", "member_hash") if key in attributes
             },
-            "recipe": header.settings,
+            "recipe": renames.updated(header.settings, warn=False),
             "provenance": header.provenance,
         }
         if deep:
@@ -357,7 +358,7 @@ def run_folder(path: Path, deep: bool = False) -> Report:
     from hpc_closure.tools import status
 
     layout = Run(path)
-    experiment = reading.load(layout.config)
+    experiment = reading.load(layout.config, warn=False)
     report: Report = {
         "run": str(path),
         "experiment": experiment.name,

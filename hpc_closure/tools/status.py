@@ -206,7 +206,7 @@ def _of_one(experiment: Experiment, folder: Run, stage: str, queued: bool) -> St
     product = {"train": folder.model, "evaluate": folder.report}[stage]
     place = folder.units(stage)
     marks = {entry.name for entry in units.listing(place)}
-    running = claims.living(place, marks, experiment.cluster.stale_after)
+    running = claims.living(place, marks, experiment.cluster.claim_timeout)
     failures = {}
     if folder.error(stage, SINGLE).name in marks:
         try:

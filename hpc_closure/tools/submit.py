@@ -115,4 +115,4 @@ def run_stage(stage: str, config_path: str, units: list[str]) -> int:
     if stage == "rollout":
         return rollout.run_units(config_path, units, wait=True)
     verbs = {"generate": generate, "train": train, "evaluate": evaluate}
-    return verbs[stage].run(reading.load(Path(config_path)))
+    return verbs[stage].run(reading.load(Path(config_path), warn=False))

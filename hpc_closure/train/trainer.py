@@ -20,6 +20,7 @@ from torch import Tensor
 from hpc_closure.closure.model import ClosureModel, Phase
 from hpc_closure.closure.part_report import describe
 from hpc_closure.data.samples import PASS, Share, TrainingSet
+from hpc_closure.experiment import renames
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import TRANSIENT_TRAIN, Train
 from hpc_closure.train import checkpoint, deepspeed, engine, validate
@@ -128,7 +129,7 @@ class Trainer:
         self.seed, self.run = plan.seed, plan.run
         self.logger = log.get()
         for phase in model.phases:
-            key = "train.trajectory.batch" if phase.through else "train.batch"
+            key = "train.rollout_training.batch" if phase.through else "train.batch"
             engine.check(model, _settings_of(phase, plan.settings), processes, key)
         model.to(processes.device)
         data.train.to(processes.device)
@@ -161,7 +162,7 @@ class Trainer:
             self.metrics = Metrics(self.run.metrics, self.run.tensorboard, self.position.step)
 
     def _check_restored(self, path: Path, weights: dict[str, Tensor]) -> None:
-        then = self.position.settings
+        then = renames.updated(self.position.settings, "train", warn=False)
         changed = [
             f"{key}: {then[key]} -> {value}"
             for key, value in self.learned.items()
@@ -327,7 +328,7 @@ class Trainer:
         self.position.pending += values[1:]
         for back, loss in enumerate(reversed(values[1:])):
             if loss != loss or abs(loss) == float("inf"):
-                key = "train.trajectory.lr" if self.through else "train.lr"
+                key = "train.rollout_training.lr" if self.through else "train.lr"
                 raise RuntimeError(
                     f"loss is {loss} at step {self.position.step - back}: lower {key} or set "
                     "train.clip; earlier restart points are kept"

@@ -131,7 +131,7 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
 
     section, grid = experiment.train, experiment.train_grid
     conditions = experiment.model.conditions
-    past = Past(conditions.history, conditions.previous)
+    past = Past(conditions.previous_states, conditions.previous_closures)
     window = store.window(*section.window) if section.window else range(len(store.times))
     indices = store.with_past(window, past.lead, experiment.generate.spacing)
     parts = store.split(section.split)
@@ -150,7 +150,7 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
             indices,
             grid=grid,
             past=past,
-            budget=round(section.memory * 2**30),
+            budget=round(section.memory_gib * 2**30),
             seed=seed_of(experiment),
         )
         for name in ("train", "valid")
@@ -159,12 +159,12 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
         log.get().warning(
             f"{len(parts['valid'])} validation trajectories are too few to judge the trained "
             f"parts ({LEAST} are needed), so none will act: raise generate.members or the middle "
-            f"share of train.split={list(section.split)}, or set model.gate=off"
+            f"share of train.split={list(section.split)}, or set model.validate_parts=off"
         )
     if section.augment:
         forced = experiment.generate.closure != "subgrid"
         flow = None
-        if section.trajectory and not forced:
+        if section.rollout_training and not forced:
             flow = Symmetry.of(experiment.physics, grid)
         train = train.augmented(Symmetry.of(experiment.physics, grid, forced), flow)
     return train, valid
@@ -184,12 +184,12 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     model_kind = kind_of(experiment.model.preset)
     if model_kind is not None:
         settings |= model_kind.settings(experiment)
-    if experiment.model.conditions.physics:
+    if experiment.model.conditions.physics_estimate:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
-        settings["conditions"]["physics"] = known
+        settings["conditions"]["physics_estimate"] = known
     if experiment.physics.dimensions == 1:
         settings["dimensions"] = 1
-    section, grid = experiment.train.trajectory, experiment.train_grid
+    section, grid = experiment.train.rollout_training, experiment.train_grid
     if section is not None:
         settings["adjusted"] = True
     model = build(settings, grid, experiment.physics.length)
@@ -197,12 +197,12 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     if isinstance(model, CompositeClosure) and generate.closure == "subgrid":
         model.recorded_every = generate.spacing / (generate.interval * generate.dt)
     kind, interval = experiment.generate.closure, experiment.generate.interval
-    if experiment.train.steady is not None and isinstance(model, CompositeClosure):
-        long = experiment.train.steady
+    if experiment.train.stability_test is not None and isinstance(model, CompositeClosure):
+        long = experiment.train.stability_test
         stride = Choices(experiment).stride
         problem = reduced_problem(experiment.problem, grid, kind, stride)
         span, seed = interval * experiment.generate.dt, experiment.seed
-        runs = LongRuns(problem, kind, span, long.calls, long.members, seed)
+        runs = LongRuns(problem, kind, span, long.horizon, long.members, seed)
         coupled_phases.choose_share(model, runs)
     if section is None:
         return model
@@ -216,10 +216,10 @@ def build_model(experiment: Experiment) -> "ClosureModel":
             kind,
             interval,
             members,
-            section.energy,
+            section.energy_weight,
             Choices(experiment).stride,
         ),
-        RolloutTraining(section.steps, section.batch, section.lr, section.calls),
+        RolloutTraining(section.steps, section.batch, section.lr, section.horizon),
     )
     return model
 
@@ -265,8 +265,8 @@ def print_plan(experiment: Experiment) -> int:
     state = "done" if run_folder.model.exists() else "to train"
     grid = experiment.train_grid
     print(f"model: {state}, {section.steps} steps of batch {section.batch} on {grid}^2 fields")
-    if section.trajectory:
-        steps, batch = section.trajectory.steps, section.trajectory.batch
+    if section.rollout_training:
+        steps, batch = section.rollout_training.steps, section.rollout_training.batch
         print(f"then {steps} steps through the solver, from {batch} starts each")
     print("settings: " + json.dumps(experiment.model.model_dump(mode="json")))
     for name, opponent in opponents_of(experiment).items():

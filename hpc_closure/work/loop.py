@@ -288,7 +288,7 @@ class _Worker:
         elif len(self.causes) == self.give_up:
             self.outcome.gave_up = (
                 f"the first {self.give_up} unit(s) all failed for one cause, so the rest is "
-                f"not tried (cluster.give_up={self.give_up}): {error}"
+                f"not tried (cluster.max_first_failures={self.give_up}): {error}"
             )
 
 

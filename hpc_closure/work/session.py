@@ -102,7 +102,7 @@ class Session:
             error = None
             if self.rank == 0:
                 recipe = self.experiment.stage_hash(self.verb)
-                stale_after = self.experiment.cluster.stale_after
+                stale_after = self.experiment.cluster.claim_timeout
                 try:
                     claims_held.enter_context(
                         loop.single(self.run, self.verb, recipe, stale_after)
@@ -133,7 +133,7 @@ class Session:
         if not folder.exists():
             return
         names = [entry.name for entry in units.listing(books)]
-        fresh_claims = claims.living(books, names, self.experiment.cluster.stale_after)
+        fresh_claims = claims.living(books, names, self.experiment.cluster.claim_timeout)
         for name, owner in fresh_claims.items():
             raise RuntimeError(
                 f"{folder}: {name} is being computed by process {owner.get('pid', '?')} on "
@@ -180,7 +180,7 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, overwrite: bool = 
     with atomic.disk_errors(run.root):
         if not run.config.exists():
             return
-    stored = reading.load(run.config)
+    stored = reading.load(run.config, warn=False)
     for stage in (*STAGES[: STAGES.index(verb)], *stages_of(verb)):
         if run.data_root and stage == "generate":
             continue

@@ -180,10 +180,18 @@ class Ledger:
         pilot = experiment.pilot
         pilot_end = rollout.t_start + max(experiment.evaluate.lead_times)
         number, per_block, holds = {
-            "pilot": (pilot.cases * pilot.members, pilot.members, {"t_end": pilot_end}),
+            "pilot": (
+                pilot.initial_conditions * pilot.members,
+                pilot.members,
+                {"t_end": pilot_end},
+            ),
             "generate": (generate.members, per_block, generate.holds),
             # the replicas of a start share its DNS, so they are one block
-            "replicas": (replicas * rollout.cases, replicas, {"t_end": rollout.t_end}),
+            "replicas": (
+                replicas * rollout.initial_conditions,
+                replicas,
+                {"t_end": rollout.t_end},
+            ),
             "rollout": (rollout.trajectories, per_block, rollout.holds),
         }[stage]
         ledger = cls(
@@ -191,11 +199,11 @@ class Ledger:
             stage,
             recipe=experiment.stage_hash(stage),
             holds=holds,
-            stale_after=experiment.cluster.stale_after,
+            stale_after=experiment.cluster.claim_timeout,
             members=number,
             per_block=per_block,
         )
-        ledger.give_up = experiment.cluster.give_up
+        ledger.give_up = experiment.cluster.max_first_failures
         return ledger
 
     # Reading

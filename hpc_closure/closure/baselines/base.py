@@ -55,7 +55,7 @@ class Baseline(ModelKind):
     @classmethod
     def check(cls, experiment):
         conditions = experiment.model.conditions
-        for key, none in {"previous": 0, **BARE}.items():
+        for key, none in {"previous_closures": 0, **BARE}.items():
             if getattr(conditions, key) != none:
                 raise ValueError(
                     f"model.preset={experiment.model.preset} reads the resolved state alone: set "

@@ -51,7 +51,7 @@ class FunctionalModel(ClosureModel):
         self.width = length / grid
 
     def parts(self) -> list[PartReport]:
-        symbols = ("c" if name == "constant" else name for name in self.baseline.constants)
+        symbols = ("c" if name == "coefficient" else name for name in self.baseline.constants)
         values = ", ".join(f"{name} = {value:g}" for name, value in zip(symbols, self.constants))
         name = self.kind.replace("_", " ")
         return [PartReport(name, False, True, (), values or self.baseline.note)]

@@ -213,8 +213,10 @@ class PublishedModel(ClosureModel):
     def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
         super().__init__(config, grid, length)
         sensors = config["conditions"]["sensors"]
-        if config["conditions"]["history"]:
-            raise ValueError("model.preset=published has no history: set conditions.history=0")
+        if config["conditions"]["previous_states"]:
+            raise ValueError(
+                "model.preset=published reads no previous states: set conditions.previous_states=0"
+            )
         if sensors == "optional":
             raise ValueError(
                 "model.preset=published is trained either with sensors or without: set "
@@ -224,7 +226,11 @@ class PublishedModel(ClosureModel):
         if upscaling not in ("none", "interp", "conv"):
             raise ValueError(f"model.upscaling={upscaling!r}, expected interp or conv")
         self.network = PublishedNetwork(
-            config["width"], config["modes"], config["layers"], upscaling, config["form"]
+            config["width"],
+            config["modes"],
+            config["layers"],
+            upscaling,
+            config["spectral_convolution"],
         )
         self.factor = float(config["target_factor"])
         self.schedule = PublishedVE()
@@ -273,7 +279,7 @@ class PublishedModel(ClosureModel):
         sampler = build_sampler(
             request.method or self.config["method"],
             self.schedule,
-            request.evaluations or self.config["evaluations"],
+            request.evaluations or self.config["function_evaluations"],
         )
         z = white(keyed_noise.STREAM_BASE)
         # as published, the initial noise does not include the variance of the data

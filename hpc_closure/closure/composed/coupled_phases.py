@@ -104,7 +104,7 @@ class TrainThroughSolver(Phase):
             lost = int(scale.crps.isfinite().sum()) + 1
             raise ValueError(
                 f"coupled runs of the model are not finite by closure call {lost}: training "
-                f"through the solver needs stable runs; lower train.trajectory.calls"
+                f"through the solver needs stable runs; lower train.rollout_training.horizon"
             )
         model.statistics = replace(
             model.statistics, trajectory_scale=scale.crps, trajectory_power=scale.power

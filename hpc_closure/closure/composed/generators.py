@@ -135,7 +135,7 @@ class Generator(Residual):
     @property
     def own(self) -> SamplerSettings:
         """Settings of the model's sampler."""
-        return SamplerSettings(self.config["method"], self.config["evaluations"])
+        return SamplerSettings(self.config["method"], self.config["function_evaluations"])
 
     @abstractmethod
     def loss(
@@ -178,7 +178,7 @@ class FlowNetwork(Generator):
     def __init__(self, channels: int, config: dict[str, Any]):
         super().__init__(config)
         sizes = (config["width"], config["modes"], config["layers"])
-        self.network = ScoreNetwork(channels, *sizes, form=config["form"])
+        self.network = ScoreNetwork(channels, *sizes, form=config["spectral_convolution"])
 
     def encode(self, conditions: GeneratorConditions) -> Encoded:
         """Encode the conditions for the noisy branch, once for all noise levels."""

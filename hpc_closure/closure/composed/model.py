@@ -107,11 +107,11 @@ class CompositeClosure(ClosureModel):
         self.dimensions = int(config["dimensions"])
         self.band = band((grid - 1) // 3, length, self.dimensions)
         conditions = config["conditions"]
-        self.history = int(conditions["history"])
-        self.previous = int(conditions.get("previous", 0))  # missing in old model files
+        self.history = int(conditions["previous_states"])
+        self.previous = int(conditions.get("previous_closures", 0))  # missing in old model files
         self.sensors_allowed = conditions["sensors"]
-        self.granted: dict | None = conditions["physics"] or None
-        self.gated = config["gate"] == "on"
+        self.granted: dict | None = conditions["physics_estimate"] or None
+        self.gated = config["validate_parts"] == "on"
         features = feature_names(self.band)
         self.own = features.index(STATES[self.dimensions])
         self.num_features = len(features) + bool(self.granted) + self.history + 2 * self.previous
@@ -205,14 +205,14 @@ class CompositeClosure(ClosureModel):
         )
 
     def _library(self, coefficients: Tensor | None = None) -> TermRegression:
-        kind = self.config["library"] if "regression" in self.config["mean"] else "none"
+        kind = self.config["regression_terms"] if "regression" in self.config["mean"] else "none"
         estimate = self.estimate if self.granted else None
         if kind == "none":
             estimate = None
         return TermRegression(self.band, kind, self.history, self.previous, coefficients, estimate)
 
     def estimate(self, w_hat: Tensor) -> Tensor:
-        """Compute the physical estimate of the closure that ``conditions.physics`` allows."""
+        """Compute the estimate of the closure that ``conditions.physics_estimate`` allows."""
         return physics_estimate(w_hat, self.band, **(self.granted or {}))
 
     @property
@@ -250,7 +250,7 @@ class CompositeClosure(ClosureModel):
     @property
     def is_white(self) -> bool:
         """Whether the noise has no memory, because previous closures carry it or it is off."""
-        off = self.config.get("memory") == "off" or self.config["residual"] == "none"
+        off = self.config.get("noise_memory") == "off" or self.config["residual"] == "none"
         return bool(self.previous) or off
 
     @property
@@ -338,15 +338,15 @@ class CompositeClosure(ClosureModel):
 
     def _stack(self, state: Tensor, history: Tensor | None, previous: Tensor | None) -> Tensor:
         stack = [state[:, None]]
-        for name, frames, wanted in (
-            ("history", history, self.history),
-            ("previous", previous, self.previous),
+        for name, key, frames, wanted in (
+            ("history", "previous_states", history, self.history),
+            ("previous", "previous_closures", previous, self.previous),
         ):
             number = 0 if frames is None else frames.shape[1]
             if number != wanted:
                 raise ValueError(
                     f"{name} has {number} frames, this model was built with "
-                    f"conditions.{name}={wanted}"
+                    f"conditions.{key}={wanted}"
                 )
             if frames is not None:
                 stack.append(frames.to(state))
@@ -677,7 +677,7 @@ class CompositeClosure(ClosureModel):
         # the spread was calibrated for the model's sampler settings, without sensors
         is_default = effort in (
             SamplerSettings(),
-            SamplerSettings(self.config["method"], self.config["evaluations"]),
+            SamplerSettings(self.config["method"], self.config["function_evaluations"]),
         )
         spread = self.gain_by_mode(self.statistics.score_spread, z)
         if spread is None or observed is not None or not is_default:

@@ -110,7 +110,7 @@ def take_mean(model: CompositeClosure, other: CompositeClosure) -> bool:
     if other.mean is None:
         model.mean = None
         model.config["mean"] = closed_mean(model.config)
-    keys = ["mean", "library", "dimensions"]
+    keys = ["mean", "regression_terms", "dimensions"]
     keys += ["width", "modes", "mean_layers"] if other.mean is not None else []
     for key in keys:
         if model.config[key] != other.config[key]:

@@ -4,8 +4,8 @@ r"""Closed-form part of the mean: a regression of U on simple terms, per group o
 
 The coefficients are real, and the terms generic: the features u, v, w, w_x, w_y; w of each earlier
 state; the 15 products of two features, free of aliasing. If the model reads previous closures,
-these and their advection, -u . grad U, are terms too. ``conditions.physics`` adds an estimate of
-the closure; otherwise no term is specific to the equation.
+these and their advection, -u . grad U, are terms too. ``conditions.physics_estimate`` adds an
+estimate of the closure; otherwise no term is specific to the equation.
 
 A coefficient is free in each group, or a polynomial in |k|^2 if the criterion prefers it. A
 polynomial holds in the whole band, also where the training data are at round-off level. Terms are

@@ -101,7 +101,7 @@ class LagCorrelation:
         """
         way_out = (
             "set generate.record.burst to at least 2, or record.every to one closure interval, "
-            "or model.memory=off for noise that is white from call to call"
+            "or model.noise_memory=off for noise that is white from call to call"
         )
         if not self.pairs:
             raise ValueError(

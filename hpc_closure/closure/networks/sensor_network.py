@@ -126,7 +126,7 @@ class PosteriorNetwork(nn.Module):
     def __init__(self, channels: int, config: dict[str, Any], own: Band):
         super().__init__()
         width, modes, layers = config["width"], config["modes"], config["layers"]
-        few, form = max(1, layers - 1), config["form"]
+        few, form = max(1, layers - 1), config["spectral_convolution"]
         self.modulate = Modulation(SUMMARY, width, layers)
         self.state = Blocks(channels + 1, width, modes, layers, form)
         self.state_head = ModeHead(own.modes, self.state.outputs)

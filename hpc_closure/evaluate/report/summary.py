@@ -70,12 +70,12 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
             "steps": experiment.train.steps,
             "parts": describe(inputs.closure.parts()),
             "generator": generator_in_words(
-                inputs.closure, experiment.evaluate.sampler.evaluations
+                inputs.closure, experiment.evaluate.sampler.function_evaluations
             ),
         },
         **({"Compared": compared} if compared else {}),
         "Coupled run": {
-            "members, starts": f"{coupled.members}, {coupled.cases}",
+            "members, starts": f"{coupled.members}, {coupled.initial_conditions}",
             "time": f"{coupled.begin:g} to {coupled.t_end:g}",
             "closure called": f"every {coupled.interval} step(s), "
             f"{inputs.closure.hold(coupled.interval)}",

@@ -94,7 +94,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         },
         {
             inputs.model: {
-                "evaluations": inputs.closure.evaluations(settings.sampler.evaluations)
+                "evaluations": inputs.closure.evaluations(settings.sampler.function_evaluations)
             },
             "mean_gp": {"evaluations": 0},
             **{
@@ -208,7 +208,7 @@ def _rescaled(
 def absent_references(inputs: Inputs, names: Sequence[str]) -> list[Absent]:
     """List the methods missing in the coupled tables; ``names`` are the existing references."""
     reasons = dict.fromkeys(("fourier", "physics"), "scored as generated closure only")
-    left_out = "rollout.references leaves it out"
+    left_out = "rollout.baselines leaves it out"
     if "oracle" not in names:
         reasons["oracle"] = f"no exact law is known for this closure, or {left_out}"
     if "mean_gp" not in names:

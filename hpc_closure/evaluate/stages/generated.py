@@ -34,7 +34,7 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
     """Score samples of U for a run's held-out states; {(grid, sensors in words): Scored}."""
     experiment, settings = inputs.experiment, inputs.experiment.evaluate
     bare = [None] if inputs.closure.config["conditions"]["sensors"] != "required" else []
-    evaluations = inputs.closure.evaluations(settings.sampler.evaluations)
+    evaluations = inputs.closure.evaluations(settings.sampler.function_evaluations)
     results = {}
     for grid in experiment.score_grids:
         snapshots, pool = inputs.snapshots(grid), inputs.climatology(grid)

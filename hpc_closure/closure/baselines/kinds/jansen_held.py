@@ -16,12 +16,12 @@ class JansenHeld(Baseline):
     """
 
     name = "jansen_held"
-    constants = {"constant": CHOICES, "returned": (0.0, 0.5, 0.8, 0.9, 1.0)}
+    constants = {"coefficient": CHOICES, "backscatter_fraction": (0.0, 0.5, 0.8, 0.9, 1.0)}
 
     class Options(Constant):
         """Keys of this baseline."""
 
-        returned: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        backscatter_fraction: Annotated[float, Field(ge=0, le=1)] | None = Field(
             None, description="jansen_held: share of the energy that is given back; none = tuned"
         )
 

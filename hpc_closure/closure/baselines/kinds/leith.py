@@ -8,7 +8,7 @@ class Leith(Baseline):
     r"""U = div(nu grad w), :math:`\nu = (c\Delta)^3 |\nabla w|`."""
 
     name = "leith"
-    constants = {"constant": CHOICES}
+    constants = {"coefficient": CHOICES}
     Options = Constant
 
     @classmethod

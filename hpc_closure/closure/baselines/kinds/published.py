@@ -12,17 +12,17 @@ class Published(ModelKind):
     """Draw with the published score network, its loss and its sampler."""
 
     name = "published"
-    reads = ("width", "modes", "layers", "form", "evaluations")
+    reads = ("width", "modes", "layers", "spectral_convolution", "function_evaluations")
     defaults = {
-        "conditions": {"sensors": "required", "history": 0, "physics": False},
+        "conditions": {"sensors": "required", "previous_states": 0, "physics_estimate": False},
         "width": 20,
         "modes": 8,
         "layers": 4,
         "upscaling": "interp",
         "target_factor": 1.0,
         "method": "euler_maruyama",
-        "evaluations": 10,
-        "form": "fft",
+        "function_evaluations": 10,
+        "spectral_convolution": "fft",
     }
 
     class Options(Section):
@@ -46,7 +46,7 @@ class Published(ModelKind):
                 "model.preset=published is trained either with sensors or without: set "
                 "model.conditions.sensors to required or none"
             )
-        for key in ("history", "previous", "physics"):
+        for key in ("previous_states", "previous_closures", "physics_estimate"):
             if getattr(conditions, key):
                 raise ValueError(
                     f"model.preset=published has no {key}: remove model.conditions.{key}"

@@ -11,7 +11,7 @@ CHOICES = tuple(round(0.06 * 1.3**step, 3) for step in range(12))  # 0.06 to 1.0
 class Constant(Section):
     """Constant of an eddy viscosity."""
 
-    constant: NonNegative | None = Field(
+    coefficient: NonNegative | None = Field(
         None, description="eddy viscosities: c; none = tuned in coupled runs"
     )
 
@@ -20,7 +20,7 @@ class Smagorinsky(Baseline):
     r"""U = div(nu grad w), :math:`\nu = (c\Delta)^2 |S|`, |S| the rate of strain."""
 
     name = "smagorinsky"
-    constants = {"constant": CHOICES}
+    constants = {"coefficient": CHOICES}
     Options = Constant
 
     @classmethod

@@ -7,7 +7,15 @@ class Score(ResidualKind):
     """Transform base noise along the velocity of a trigonometric flow."""
 
     name = "score"
-    reads = ("width", "modes", "layers", "form", "base_noise", "schedule", "evaluations")
+    reads = (
+        "width",
+        "modes",
+        "layers",
+        "spectral_convolution",
+        "base_noise",
+        "schedule",
+        "function_evaluations",
+    )
     learns_sensors = True
 
     @classmethod

@@ -7,7 +7,7 @@ class FNO(NetworkKind):
     """Fourier blocks on the generator's grid, and a perceptron for the largest modes."""
 
     name = "fno"
-    reads = ("width", "modes", "mean_layers", "form")
+    reads = ("width", "modes", "mean_layers", "spectral_convolution")
     decay = 3.0
     answers_largest = True
 
@@ -16,4 +16,4 @@ class FNO(NetworkKind):
         from hpc_closure.closure.networks.blocks import FieldNetwork
 
         sizes = (config["width"], config["modes"], config["mean_layers"])
-        return FieldNetwork(channels, *sizes, config["form"])
+        return FieldNetwork(channels, *sizes, config["spectral_convolution"])

@@ -93,7 +93,7 @@ def event_records(fields: dict[str, Tensor], event, labels: dict) -> Iterator[di
     """
     for method, ensemble in fields.items():
         values = OBSERVABLES[event.observable](torch.as_tensor(ensemble)).flatten()
-        share, low, high = wilson(int((values > event.above).sum()), len(values))
+        share, low, high = wilson(int((values > event.threshold).sum()), len(values))
         columns = {
             **labels,
             "method": method,
