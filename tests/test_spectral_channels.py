@@ -270,6 +270,13 @@ def test_births_have_their_law():
     assert not np.array_equal(again[0], other[0])
 
 
+def test_a_step_of_too_many_births_is_one_line():
+    with pytest.raises(
+        ValueError, match="generate.dt=1 has 1.26e.03 candidates of births in a st"
+    ):
+        Simulation(CLOUDS.replace(dt=1.0), [0], 5)
+
+
 def test_births_do_not_depend_on_the_grid():
     """Finer grids with the same modes of the moisture see the same births."""
     small, large = (Simulation(CLOUDS.replace(grid=grid), [0], 5) for grid in (32, 64))

@@ -19,6 +19,8 @@ from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.noise.counters import STREAM_EVENTS, key_of, uniform_bits
 from hpc_closure.spectral.noise.state_dependent import Start
 
+MOST = 500  # expected candidates of a step; the Poisson law is summed from exp(-MOST)
+
 
 class Events:
     """Random events that add to some channels in the steps at which they occur."""
@@ -46,6 +48,9 @@ class Births(Events):
         grid: the solver's grid.
         dt: step.
         seed, stage: of the experiment, for the Philox keys.
+
+    Raises:
+        ValueError: a step has more candidates than can be drawn.
     """
 
     def __init__(
@@ -63,6 +68,11 @@ class Births(Events):
         self.reads, self.writes = channels
         self.grid, self.dt, self.seed, self.stage = grid, dt, seed, stage
         self.expected = largest * grid.length**2 * dt
+        if self.expected > MOST:
+            raise ValueError(
+                f"generate.dt={dt:g} has {self.expected:.3g} candidates of births in a step, at "
+                f"most {MOST} can be drawn: lower generate.dt or physics.birth_rate"
+            )
 
     def add(self, start, members, base, out):
         spectra = start.full_spectra()[:, self.reads]
@@ -121,7 +131,7 @@ def _uniforms(key: np.ndarray, step: int, first: int, counters: int) -> np.ndarr
 
 
 def _poisson(mean: float, uniform: float) -> int:
-    """Return the quantile of a Poisson law by adding its probabilities; for means below 500."""
+    """Return the quantile of a Poisson law by adding its probabilities; for means up to MOST."""
     term = total = math.exp(-mean)
     number = 0
     while uniform > total and number < 10 * mean + 100:
