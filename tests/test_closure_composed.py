@@ -136,7 +136,7 @@ def test_interval_rescales_the_white_part(diffusion):
     law, model = diffusion
     state = states_of(1)
     one = model.sample_batch(Request(state, members=range(200), seed=0))
-    five = model.sample_batch(Request(state, members=range(200), seed=0, held=5))
+    five = model.sample_batch(Request(state, members=range(200), seed=0, interval_ratio=5))
     assert float(five.var(0).mean() / one.var(0).mean()) == pytest.approx(0.2, rel=1e-6)
     mean = law.mean(state)
     assert torch.allclose(five.mean(0) - mean, (one.mean(0) - mean) / math.sqrt(5), atol=5e-3)

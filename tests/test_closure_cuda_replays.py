@@ -51,7 +51,11 @@ def test_a_replay_is_a_draw_of_what_it_is_given(preset, recorded):
 
 def test_what_is_no_tensor_is_recorded_apart(recorded):
     model = with_generator("default")
-    asked = [drawing(model, 0), drawing(model, 0, held=4.0), drawing(model, 0, evaluations=1)]
+    asked = [
+        drawing(model, 0),
+        drawing(model, 0, interval_ratio=4.0),
+        drawing(model, 0, evaluations=1),
+    ]
     asked.append(drawing(model, 0, method="mean_gp"))
     expected = [model.sample_hat(one) for one in asked]
     model.replayed = Replayed()

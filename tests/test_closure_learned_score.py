@@ -124,7 +124,7 @@ def test_another_interval_scales_the_spread_and_not_the_mean(fitted):
     law, model = fitted
     state = states_of(1)
     one, four = (
-        model.sample_batch(Request(state, members=range(40), seed=1, held=held))
+        model.sample_batch(Request(state, members=range(40), seed=1, interval_ratio=held))
         for held in (1.0, 4.0)
     )
     assert float(four.var(0).mean() / one.var(0).mean()) == pytest.approx(0.25, rel=1e-3)

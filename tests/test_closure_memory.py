@@ -209,7 +209,7 @@ def mixed():
 def test_each_shell_is_rescaled_by_its_own_memory(mixed, held):
     law, model = mixed
     state, kept = states_of(1), law.law.band
-    found = model.sample_batch(Request(state, members=range(400), seed=3, held=held))
+    found = model.sample_batch(Request(state, members=range(400), seed=3, interval_ratio=held))
     noise = kept.to_spectral(found - law.mean(state))
     power = kept.grid.shell_sum(noise.abs().square()).mean(0)
     like = torch.zeros(1, dtype=torch.complex128)
@@ -231,7 +231,7 @@ def test_sensors_see_each_shell_at_its_own_size(mixed):
     truth = kept.to_physical(kept.to_spectral(truth), SIZE)
     sensors = read_regular(truth, 4, 1.0)
     for held in (1.0, 4.0):
-        request = Request(state, members=range(8), seed=3, held=held, sensors=sensors)
+        request = Request(state, members=range(8), seed=3, interval_ratio=held, sensors=sensors)
         found = model.sample_batch(request)
         rms = float(truth.square().mean().sqrt())
         assert float((found - truth)[:, ::8, ::8].abs().max()) < 1e-3 * rms

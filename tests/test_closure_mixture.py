@@ -156,7 +156,7 @@ def test_a_file_draws_the_same_and_a_member_alone_and_on_any_grid(mixture, tmp_p
 def test_the_mean_over_a_longer_interval_spreads_less_about_the_same_mean(mixture):
     states = Known("regimes", GRID).states("test", 1).float()
     once, held = (
-        mixture.sample_batch(Request(states, range(4000), seed=1, held=held))
+        mixture.sample_batch(Request(states, range(4000), seed=1, interval_ratio=held))
         for held in (1.0, 4.0)
     )
     assert float(held.var(0).mean() / once.var(0).mean()) == pytest.approx(0.25, rel=0.05)

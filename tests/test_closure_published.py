@@ -243,16 +243,16 @@ def closure_of(**config):
 
 def test_samples_are_held_as_published():
     closure = closure_of(conditions={"sensors": "none"})
-    assert closure.hold(5) == "held 5 steps as published, not rescaled"
-    assert closure.hold(1) == "held 1 step"
+    assert closure.describe_interval(5) == "held 5 steps as published, not rescaled"
+    assert closure.describe_interval(1) == "held 1 step"
     state = states_of(1)[0]
     once, held = (closure.sample(state, members=3, interval=m) for m in (1, 5))
     assert torch.equal(once, held)
     closure.target["interval"] = 10
     with pytest.raises(ValueError, match="interval=5: the published network was trained at 10"):
-        closure.hold(5)
+        closure.describe_interval(5)
     default = artifact.Closure(build({}, 32), Header({}, 32, 1.0, {"interval": 1}, {}))
-    assert default.hold(5) == "held 5 steps" and default.held(5) == 5
+    assert default.describe_interval(5) == "held 5 steps" and default.interval_ratio(5) == 5
 
 
 def test_coupled_as_published():
@@ -261,7 +261,7 @@ def test_coupled_as_published():
     seen, draw = [], closure.sample_hat
 
     def watch(request):
-        seen.append((request.held, request.sensors.values.clone()))
+        seen.append((request.interval_ratio, request.sensors.values.clone()))
         return draw(request)
 
     closure.sample_hat = watch

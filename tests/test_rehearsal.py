@@ -200,10 +200,10 @@ class Direct:
     def __init__(self, model):
         self.model, self.config = model, model.config
 
-    def held(self, interval):
+    def interval_ratio(self, interval):
         return 1.0
 
-    def meant(self, interval):
+    def averaging_steps(self, interval):
         return interval
 
     def sample_hat(self, request):

@@ -32,14 +32,14 @@ class Exact:
     def __init__(self, problem, kind):
         self.problem, self.kind = problem, kind
 
-    def held(self, interval):
+    def interval_ratio(self, interval):
         return interval
 
-    def meant(self, interval):
+    def averaging_steps(self, interval):
         return interval
 
     def sample_hat(self, request):
-        law = ExactLaw(self.problem, self.kind, request.held)
+        law = ExactLaw(self.problem, self.kind, request.interval_ratio)
         seed, sensors = request.seed + 1, request.sensors
         return law.draw_hat(request.state, request.members, seed, request.call, sensors)
 
@@ -334,10 +334,10 @@ class Reader:
     def __init__(self):
         self.seen = []
 
-    def held(self, interval):
+    def interval_ratio(self, interval):
         return 1.0
 
-    def meant(self, interval):
+    def averaging_steps(self, interval):
         return interval
 
     def sample_hat(self, request):
@@ -609,10 +609,10 @@ class Defect:
     def __init__(self, defects):
         self.defects = list(defects)
 
-    def held(self, interval):
+    def interval_ratio(self, interval):
         return None
 
-    def meant(self, interval):
+    def averaging_steps(self, interval):
         return interval
 
     def sample_hat(self, request):

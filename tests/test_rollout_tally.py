@@ -20,10 +20,10 @@ class Scripted:
     def __init__(self, script, lose=None):
         self.script, self.lose = script, lose
 
-    def held(self, interval):
+    def interval_ratio(self, interval):
         return 1.0
 
-    def meant(self, interval):
+    def averaging_steps(self, interval):
         return interval
 
     def sample_hat(self, request):

@@ -169,7 +169,7 @@ class Closure:
         self.model.replayed = _replays()
         return self
 
-    def meant(self, interval: int) -> int:
+    def averaging_steps(self, interval: int) -> int:
         """Return the number of solver steps whose mean a draw is, if held for ``interval`` steps.
 
         This is ``interval``, because draws are rescaled to it. Only the published network's draws
@@ -194,14 +194,22 @@ class Closure:
             )
         return trained
 
-    def held(self, interval: int | None) -> float:
+    def interval_ratio(self, interval: int | None) -> float:
         """Return the averaging time of a draw for ``interval`` steps, in trained intervals."""
-        return 1.0 if interval is None else self.meant(interval) / self.target.get("interval", 1)
+        return (
+            1.0
+            if interval is None
+            else self.averaging_steps(interval) / self.target.get("interval", 1)
+        )
 
-    def hold(self, interval: int) -> str:
+    def describe_interval(self, interval: int) -> str:
         """Describe how a draw is held, in the words of every report of a coupled run."""
         words = f"held {interval} step{'' if interval == 1 else 's'}"
-        return words if self.meant(interval) == interval else words + " as published, not rescaled"
+        return (
+            words
+            if self.averaging_steps(interval) == interval
+            else words + " as published, not rescaled"
+        )
 
     def sample(  # noqa: PLR0913 - as wide as what users can ask for
         self,
@@ -253,7 +261,7 @@ class Closure:
             sensors,
             None if history is None else fields("history", history),
             None if previous is None else fields("previous", previous),
-            self.held(interval_of(interval)),
+            self.interval_ratio(interval_of(interval)),
             evaluations,
             method,
         )

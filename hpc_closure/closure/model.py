@@ -130,7 +130,7 @@ class Request:
         sensors: point values of the true closure, or None.
         history: earlier states (B, H, ...) in the form of ``state``, newest first.
         previous: previous closures (B, P, ...) in the form of ``state``, newest first.
-        held: averaging time of the draw, in trained intervals.
+        interval_ratio: averaging time of the draw, in trained intervals.
         evaluations, method: settings of the sampler; None = the model's.
         grid: points per side of the caller's grid if ``state`` is a spectrum; None = the smallest
             that retains its modes.
@@ -146,7 +146,7 @@ class Request:
     sensors: Sensors | None = None
     history: Tensor | None = None
     previous: Tensor | None = None
-    held: float = 1.0
+    interval_ratio: float = 1.0
     evaluations: int | None = None
     method: str | None = None
     grid: int | None = None

@@ -54,9 +54,9 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     from hpc_closure.evaluate.stages import coupled, generated, innovations
 
     inputs = Inputs(experiment, session)
-    hold = inputs.closure.hold(experiment.rollout.interval)
-    if "not rescaled" in hold:
-        notes = [*notes, f"In the coupled run samples of the closure are {hold}."]
+    sampling = inputs.closure.describe_interval(experiment.rollout.interval)
+    if "not rescaled" in sampling:
+        notes = [*notes, f"In the coupled run samples of the closure are {sampling}."]
     if inputs.data.loss:
         notes = [*notes, f"Of the data {inputs.data.loss}."]
     by_layout, ensembles = generated.score_run(inputs), coupled.score_run(inputs)

@@ -71,14 +71,14 @@ def coupled_run(
         device: torch device.
         cases: trajectories to start from; None = those of the experiment's rollout.
     """
-    rollout, held, choices = experiment.rollout, HeldOut.of(experiment), Choices(experiment)
-    cases = data.starts(held.split, rollout.initial_conditions) if cases is None else cases
+    rollout, test_set, choices = experiment.rollout, HeldOut.of(experiment), Choices(experiment)
+    cases = data.starts(test_set.split, rollout.initial_conditions) if cases is None else cases
     rows = [(cases[number % len(cases)], number // len(cases)) for number in numbers]
     coupling = Coupling(
         experiment.problem,
         experiment.generate.closure,
         experiment.train_grid,
-        held.seed,
+        test_set.seed,
         rollout,
         memory_of(experiment, closure),
         device,
@@ -132,8 +132,8 @@ def _of_replicas(experiment, rows: Sequence[tuple[int, int]]) -> Callable[..., n
     Member m of a start begins in replica 1 + m. Replica 0 is the truth in the scores, so a member
     that began there would know the truth.
     """
-    held = HeldOut.of(experiment)
-    replicas = CoupledEnsemble([product.path for product in held.books("replicas").products()])
+    test_set = HeldOut.of(experiment)
+    replicas = CoupledEnsemble([product.path for product in test_set.books("replicas").products()])
     replica_of_row = [(case, 1 + member) for case, member in rows]
     stride = experiment.data_grid // experiment.train_grid
 
@@ -167,11 +167,11 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
     now = resolved(cases, rollout.t_start)
     if {run.start for run in runs} <= {"empty"}:
         return Known(now)
-    held = HeldOut.of(experiment)
-    ensemble = CoupledEnsemble([product.path for product in held.books("replicas").products()])
+    test_set = HeldOut.of(experiment)
+    ensemble = CoupledEnsemble([product.path for product in test_set.books("replicas").products()])
     full = np.stack([ensemble.read_whole(case, rollout.t_start) for case in cases])
     past: dict[str, list[torch.Tensor]] = {}
-    all_cases = data.starts(held.split, rollout.initial_conditions)
+    all_cases = data.starts(test_set.split, rollout.initial_conditions)
     following = [all_cases[all_cases.index(case) - 1] for case in cases]
     for how, chosen in (("synchronised", cases), ("mismatched", following)):
         lengths = {experiment.past_of(run) for run in runs if run.start == how}

@@ -204,7 +204,8 @@ class CoupledRun:
 
     Args:
         coupling: the systems and settings.
-        closure: object with ``sample_hat(request)``, ``held`` and ``meant``, as
+        closure: object with ``sample_hat(request)``, ``interval_ratio`` and
+            ``averaging_steps``, as
             :class:`~hpc_closure.closure.artifact.Closure`; and ``config`` for ``mean_gp``.
         rows: (case, member) of every trajectory of the ensembles.
         cases: test trajectories, member indices of the data set.
@@ -217,13 +218,13 @@ class CoupledRun:
         self.rows, self.cases = list(rows), list(cases)
         rollout, problem, kind = coupling.rollout, coupling.problem, coupling.kind
         self.interval, self.layout, self.seed = rollout.interval, rollout.sensors, coupling.seed
-        meant = closure.meant(self.interval)
+        averaging_steps = closure.averaging_steps(self.interval)
         self.memory = coupling.memory
         reduced = reduced_problem(problem, coupling.grid, kind, coupling.stride)
         full = problem.replace(grid=coupling.grid)
         self.sides = problem.dimensions
         self.exact = kind in REMOVABLE
-        self.target = Target(kind, meant) if self.exact else None
+        self.target = Target(kind, averaging_steps) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
         self.simulations: dict[str, Simulation] = {}
         self.rows_of: dict[str, Rows] = {}
@@ -259,7 +260,7 @@ class CoupledRun:
             self.seconds[rung.name] = 0.0
         # law of the oracle with sensors; if it has no closed form, there is no oracle
         free = self.layout is None
-        self.law = None if free else ExactLaw.of(full, kind, meant)
+        self.law = None if free else ExactLaw.of(full, kind, averaging_steps)
         if "oracle" in rollout.baselines and self.exact and (free or self.law is not None):
             driven = full if free else reduced
             self._run_members("oracle", driven, "rollout")
@@ -437,7 +438,7 @@ class CoupledRun:
             sensors and sensors.rows(rows.case),
             self._history(self.past[name]),
             torch.stack(list(self.drawn[name]), 1) if self.memory.previous else None,
-            self.closure.held(self.interval),
+            self.closure.interval_ratio(self.interval),
             **({"method": "mean_gp"} if name == "mean_gp" else sampler),
             grid=self.coupling.grid,
             tell=(lambda beyond: tally.add(beyond, gone)) if tally.columns else None,

@@ -63,12 +63,14 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
     groups = session.world.groups(1)
     closure = hpc_closure.load(session.run.model)
     if session.world.root:
-        log.get().info(f"samples of the closure are {closure.hold(experiment.rollout.interval)}")
+        log.get().info(
+            f"samples of the closure are {closure.describe_interval(experiment.rollout.interval)}"
+        )
     closure = closure.to(session.device) if session.device != "cpu" else closure
-    held = HeldOut.of(experiment)
+    test_set = HeldOut.of(experiment)
     if session.world.root:
-        log.get().info(f"starts are {held.in_words()}")
-    data = DataSet(held.run.data)
+        log.get().info(f"starts are {test_set.in_words()}")
+    data = DataSet(test_set.run.data)
 
     def run_unit(unit, claim):
         block = RolloutBlock(unit, books, session, groups.domain, closure, data)

@@ -71,14 +71,16 @@ class Drawn:
             return self.q * factor
         return self.mean + factor * (self.q - self.mean)
 
-    def held(self, scaled: Callable[[Tensor, float], Tensor], held: float) -> Tensor:
+    def rescaled(self, scaled: Callable[[Tensor, float], Tensor], interval_ratio: float) -> Tensor:
         """Rescale the random part to another averaging interval; the mean is unchanged.
 
         Args:
             scaled: function from residuals (M, ...) and averaging time to rescaled residuals.
-            held: averaging time in trained intervals.
+            interval_ratio: averaging time in trained intervals.
         """
-        return self.q if held == 1 else self.mean + scaled(self.q - self.mean, held)
+        if interval_ratio == 1:
+            return self.q
+        return self.mean + scaled(self.q - self.mean, interval_ratio)
 
 
 class Residual(nn.Module, ABC):

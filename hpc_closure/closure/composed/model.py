@@ -82,13 +82,13 @@ class Drawing:
     """Settings of a draw, which it depends on besides tensors.
 
     Attributes:
-        held: averaging time in trained intervals.
+        interval_ratio: averaging time in trained intervals.
         members: number of members.
         baseline: whether only the mean and a stationary Gaussian process are drawn.
         effort: settings of the sampler.
     """
 
-    held: float
+    interval_ratio: float
     members: int
     baseline: bool
     effort: SamplerSettings
@@ -476,7 +476,7 @@ class CompositeClosure(ClosureModel):
             return fresh
         shell = to_device_cached(self.frame.kept.grid.shell(), fresh)
         for knots in sorted(set(self.knots[self.knots > 0].tolist())):
-            first, cos, sin = position(request.call * request.held, knots)
+            first, cos, sin = position(request.call * request.interval_ratio, knots)
             stream = keyed_noise.STREAM_MEMORY + round(math.log2(knots))
             at_knot, at_next = (
                 self.base_noise(law, key._replace(item=first + i), stream) for i in (0, 1)
@@ -485,25 +485,25 @@ class CompositeClosure(ClosureModel):
             fresh = torch.where(rows, cos * at_knot + sin * at_next, fresh)
         return fresh
 
-    def scale_of(self, held: float) -> Tensor | None:
+    def scale_of(self, interval_ratio: float) -> Tensor | None:
         """Compute factors (shells,) of the residual's std for another averaging time.
 
         They follow from each shell's memory: white shells average out, persistent shells hardly.
         None for the trained interval.
         """
-        if held == 1:
+        if interval_ratio == 1:
             return None
-        if held not in self._scales:
+        if interval_ratio not in self._scales:
             s = self.statistics
             spacing = s.memory_spacing or 0.0
             rho = torch.exp(-1 / (s.memory_times * spacing).clamp(min=1e-3))
             rho = torch.where(self.knots > 0, rho, 0.0)
-            self._scales[held] = share_of_mean(rho, held).sqrt()
-        return self._scales[held]
+            self._scales[interval_ratio] = share_of_mean(rho, interval_ratio).sqrt()
+        return self._scales[interval_ratio]
 
-    def _rescale(self, q_hat: Tensor, held: float) -> Tensor:
+    def _rescale(self, q_hat: Tensor, interval_ratio: float) -> Tensor:
         """Rescale residuals (M, ...) from the trained interval to another averaging time."""
-        scale = self.scale_of(held)
+        scale = self.scale_of(interval_ratio)
         return q_hat if scale is None else q_hat * self.frame.each_mode(scale, q_hat)
 
     # ---- sampling -------------------------------------------------------------------------------
@@ -545,7 +545,7 @@ class CompositeClosure(ClosureModel):
                 "this model was trained with conditions.sensors=none: pass sensors=None"
             )
         effort = SamplerSettings(request.method, request.evaluations)
-        how = Drawing(request.held, len(request.members), baseline, effort)
+        how = Drawing(request.interval_ratio, len(request.members), baseline, effort)
         if self.config["residual"] == "none" and not baseline:
             inputs: tuple[Tensor, ...] = (frames_hat,)
         else:
@@ -582,7 +582,7 @@ class CompositeClosure(ClosureModel):
             law = self._law(how)
             conditioning = self.kriged if how.baseline else self.conditioning
             assert request.sensors is not None
-            scale = self.scale_of(how.held)
+            scale = self.scale_of(how.interval_ratio)
             observed = conditioning.observe(self.frame, encoding, request.sensors, scale, law)
             key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
             z = observed.condition(z, key)
@@ -608,11 +608,13 @@ class CompositeClosure(ClosureModel):
             return each_member(drawn, how.members), each_member(beyond, how.members)
         if self.score_active and not how.baseline:
             made = self.generate(encoding, z, observed, how.effort)
-            q_hat = made.held(self._rescale, how.held)
+            q_hat = made.rescaled(self._rescale, how.interval_ratio)
         else:
-            q_hat = self._rescale(z, how.held)
+            q_hat = self._rescale(z, how.interval_ratio)
         if observed is not None and observed.mean is not None:
-            q_hat = q_hat + self._rescale(for_members(observed.mean, how.members), how.held)
+            q_hat = q_hat + self._rescale(
+                for_members(observed.mean, how.members), how.interval_ratio
+            )
         mean_hat = for_members(encoding.mean_hat, how.members)
         q_hat = q_hat.to(mean_hat.dtype)
         return self._rescale_into_range(

@@ -138,8 +138,8 @@ def knot_spacing(times: Tensor, spacing: float) -> Tensor:
     return torch.where(calls > 1, rounded, 0.0)
 
 
-def share_of_mean(rho: Tensor, held: float) -> Tensor:
-    r"""Compute the variance of a mean over m = ``held`` trained intervals over that of one.
+def share_of_mean(rho: Tensor, interval_ratio: float) -> Tensor:
+    r"""Compute the variance of a mean over m trained intervals over that of one.
 
     If closures that are k intervals apart have the correlation :math:`\rho^k`, this ratio is
 
@@ -149,13 +149,13 @@ def share_of_mean(rho: Tensor, held: float) -> Tensor:
 
     Args:
         rho: (shells,) correlation of neighbouring intervals, 0 = white, below 1.
-        held: m > 0.
+        interval_ratio: m, above 0.
 
     Returns:
         (shells,).
     """
-    among = held * (1 - rho.square()) - 2 * rho * (1 - rho.pow(held))
-    return among / (held * (1 - rho)).square()
+    among = interval_ratio * (1 - rho.square()) - 2 * rho * (1 - rho.pow(interval_ratio))
+    return among / (interval_ratio * (1 - rho)).square()
 
 
 def position(call: float, knots: float) -> tuple[int, float, float]:

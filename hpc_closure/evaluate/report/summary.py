@@ -78,7 +78,7 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
             "members, starts": f"{coupled.members}, {coupled.initial_conditions}",
             "time": f"{coupled.begin:g} to {coupled.t_end:g}",
             "closure called": f"every {coupled.interval} step(s), "
-            f"{inputs.closure.hold(coupled.interval)}",
+            f"{inputs.closure.describe_interval(coupled.interval)}",
         },
     }
 
