@@ -112,7 +112,14 @@ def test_fields_and_spectra_give_the_same_draw(saved, learned, grid, acts, numbe
     states = solver.to_physical(solver.to_spectral(states_of(3, size=grid)), grid)
     sensors = read_regular(torch.ones(3, grid, grid).double(), number) if number else None
     drawn = closure.sample(states, members=[4, 5, 6], seed=2, call=3, interval=2, sensors=sensors)
-    request = Request(solver.to_spectral(states), [4, 5, 6], 2, 3, sensors, held=closure.held(2))
+    request = Request(
+        solver.to_spectral(states),
+        [4, 5, 6],
+        2,
+        3,
+        sensors,
+        interval_ratio=closure.interval_ratio(2),
+    )
     drawn_hat = closure.sample_hat(request)
     assert drawn_hat.dtype == torch.complex128 and drawn_hat.shape == (3, *solver.shape)
     expected = solver.to_spectral(drawn)

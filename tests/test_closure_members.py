@@ -76,7 +76,7 @@ def test_states_of_one_call_are_sampled_as_each_alone(name):
         noise = 0.3 * law.variance**0.5
         shown += [Sensors(values, regular_positions(4), std) for std in (0.0, noise)]
     for sensors in shown:
-        for options in ({}, {"held": 2.0}, {"method": "mean_gp"}):
+        for options in ({}, {"interval_ratio": 2.0}, {"method": "mean_gp"}):
             together, alone = both(model, sensors, **options)
             assert close(together, alone), (sensors, options)
             assert not close(together[1], alone[0])

@@ -191,7 +191,8 @@ def begun(experiment, data, previous):
     """The coupled run of all rows at its start, with a closure that is not asked."""
     conditions = {"previous_states": 0, "previous_closures": previous}
     closure = SimpleNamespace(
-        config={"preset": "gaussian", "conditions": conditions}, averaging_steps=lambda interval: interval
+        config={"preset": "gaussian", "conditions": conditions},
+        averaging_steps=lambda interval: interval,
     )
     rows = range(experiment.rollout.trajectories)
     run = coupled_run(experiment, closure, DataSet(data), rows, "cpu")

@@ -169,7 +169,7 @@ def run(
         measure(ONE_PASS, crps_generator, None, 1)
     for method, budget in plan.settings:
         if unseen:
-            model.config.update(method=method, evaluations=budget)
+            model.config.update(method=method, function_evaluations=budget)
         calibrate_spread(model)
         measure(method, model, method, budget)
     for row in rows:

@@ -42,7 +42,7 @@ def term_names(
 ) -> list[str]:
     """List the names of the candidate terms, in the order of the coefficients."""
     if kind not in KINDS:
-        raise ValueError(f"library={kind!r}, expected one of {', '.join(KINDS)}")
+        raise ValueError(f"regression_terms={kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "none":
         return []
     names = list(features) + [f"w[-{lag}]" for lag in range(1, history + 1)]

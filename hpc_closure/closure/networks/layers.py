@@ -112,7 +112,7 @@ class SpectralConv2d(nn.Module):
     ):
         super().__init__()
         if form not in ("auto", "fft", "matrix"):
-            raise ValueError(f"form={form!r}, expected auto, fft or matrix")
+            raise ValueError(f"spectral_convolution={form!r}, expected auto, fft or matrix")
         self.in_channels, self.out_channels, self.modes = in_channels, out_channels, modes
         self.form = form
         self._kept: tuple | None = None
