@@ -121,6 +121,16 @@ def hpc_closure_command(environment):
     return start
 
 
+def members_of(folder):
+    """Hash every member in a data folder: {member: sha256}."""
+    from hpc_closure.work import hdf5
+
+    hashes = {}
+    for path in sorted(folder.glob("*.h5")):
+        hashes.update(hdf5.sha256_members(path))
+    return hashes
+
+
 def four_verbs(folder, text, changes=()):
     """The experiment of a text with ``{root}``, run in this process from DNS to report."""
     from hpc_closure.evaluate import verb as evaluate

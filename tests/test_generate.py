@@ -8,26 +8,16 @@ import time
 import h5py
 import numpy as np
 import pytest
+from conftest import TINY, members_of
 
 from hpc_closure.data import reader
 from hpc_closure.data.reader import DataSet, split_members
 from hpc_closure.experiment import reading
-from hpc_closure.work import hdf5
-
-
-def members_of(folder):
-    """sha256 of every member in a data folder."""
-    hashes = {}
-    for path in sorted(folder.glob("*.h5")):
-        hashes.update(hdf5.sha256_members(path))
-    return hashes
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, hpc_closure_command):
     """Data of the tiny experiment on one rank."""
-    from conftest import TINY
-
     root = tmp_path_factory.mktemp("reference")
     path = root / "tiny.yaml"
     path.write_text(TINY.format(root=root / "runs"))

@@ -6,13 +6,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import members_of
 
 from hpc_closure.data.reader import DataSet
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment import reading
 from hpc_closure.generate import verb as generate
 from hpc_closure.spectral.simulation import Simulation
-from hpc_closure.work import hdf5
 from hpc_closure.work.options import Options
 
 CLOUDS = """
@@ -50,13 +50,6 @@ def make(tmp_path):
         return experiment.folder / "data"
 
     return run
-
-
-def members_of(folder):
-    hashes = {}
-    for path in sorted(folder.glob("*.h5")):
-        hashes.update(hdf5.sha256_members(path))
-    return hashes
 
 
 def test_every_field_of_the_state_is_stored(make, tmp_path):

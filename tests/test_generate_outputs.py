@@ -6,6 +6,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from conftest import members_of
 
 from hpc_closure.data.reader import DataSet
 from hpc_closure.data.writer import BlockWriter
@@ -13,7 +14,6 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.schema import Filter
 from hpc_closure.generate import verb as generate
 from hpc_closure.tools import inspect, status
-from hpc_closure.work import hdf5
 from hpc_closure.work.options import Options
 
 PLAIN = """
@@ -73,13 +73,6 @@ def make(tmp_path):
         return experiment.folder / "data"
 
     return run
-
-
-def members_of(folder):
-    hashes = {}
-    for path in sorted(folder.glob("*.h5")):
-        hashes.update(hdf5.sha256_members(path))
-    return hashes
 
 
 def stored(folder, name):

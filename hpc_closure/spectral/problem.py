@@ -111,8 +111,8 @@ class Problem(Numerics):
             )
         if self.removed != "none":
             raise ValueError(
-                f"generate.closure={self.removed} is a term of vorticity2d; {name} has closure "
-                "subgrid or none"
+                f"generate.closure={self.removed} is a term of vorticity2d; {name} needs "
+                "generate.closure=none"
             )
 
     def _check_removed(self) -> None:

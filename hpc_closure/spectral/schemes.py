@@ -273,17 +273,17 @@ class AB3(Scheme):
         rate, scratch = registers
         past, taken = self._past[:, rows], self._taken[rows]
         explicit.nonlinear(w, rate)
-        first, second = int(taken.min()), int(taken.max())
-        if first != second:
+        first = int(taken.min())
+        if first != taken.max():
             raise RuntimeError("members of a chunk have taken different numbers of steps")
         rate.add_(self.linear.times(w))
         weights = self.WEIGHTS[first]
         torch.mul(rate, weights[0], out=scratch)
         for weight, before in zip(weights[1:], past):
             scratch.add_(before * weight)
-        self._past[1, rows] = past[0]
-        self._past[0, rows] = rate
-        self._taken[rows] = min(first + 1, 2)
+        past[1].copy_(past[0])
+        past[0].copy_(rate)
+        taken[:] = min(first + 1, 2)
         w.add_(scratch.add_(explicit.held).mul_(self.dt))
         self.filter.scale(w, scratch)
 
@@ -304,7 +304,8 @@ class AB3(Scheme):
         names = [name for name in PAST if name in memory]
         past = [memory.pop(name) for name in names]
         super().load(w, memory)
-        self._past = w.new_zeros(2, *w.shape)
+        if self._past.shape[1:] != w.shape:  # else keep it: a CUDA graph may hold its address
+            self._past = w.new_zeros(2, *w.shape)
         for place, values in enumerate(past):
             self._past[place].copy_(values)
         self._taken = np.full(len(w), len(past))

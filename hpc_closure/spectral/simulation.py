@@ -197,7 +197,7 @@ class Simulation:
             return torch.view_as_complex(self.rates.state_dependent(self.start()))
         noise = torch.zeros_like(self.state)
         full = self.noise.spread(self.rates.at(step))
-        self._first_channel(noise).copy_(self.transform.local(full))
+        self.problem.physics.forced(noise).copy_(self.transform.local(full))
         return noise
 
     def start(self) -> Start:
@@ -304,10 +304,6 @@ class Simulation:
         torch.set_num_threads(torch.get_num_threads())
 
     # -- internals -------------------------------------------------------------------------------
-
-    def _first_channel(self, values: Tensor) -> Tensor:
-        """Return the forced channel of values ``(members, *channel_shape, ...)``."""
-        return values[:, 0] if self.channel_shape else values
 
     def _base(self, chunk: slice, closure: Tensor | None) -> Tensor:
         """Return the steady forcing plus the closure of a chunk, real pairs."""
@@ -419,14 +415,14 @@ class Worker:
         explicit = Explicit(self.nonlinear, held)
         scheme, registers = self.scheme_at(level), self._registers_for(w)
         response = self.rates.response
-        forced = (base[:, 0], held[:, 0]) if self.problem.physics.channel_shape else (base, held)
+        forced = self.problem.physics.forced(base), self.problem.physics.forced(held)
+        members = np.asarray(self.rates.members)[rows].tolist() if self.events else []
         for step, rate in rates:
             if response is not None:
                 response.add(Start(step, rows, w, self.transform), base, rate, held)
             elif rate is not None:
                 self.rates.add(forced[0], rate, forced[1], self.transform.columns)
             if self.events is not None:
-                members = np.asarray(self.rates.members)[rows].tolist()
                 self.events.add(Start(step, rows, w, self.transform), members, base, held)
             scheme.step(w, explicit, registers, rows)
 

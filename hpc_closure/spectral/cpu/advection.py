@@ -74,21 +74,18 @@ class CompiledAdvection:
         programs, common = self.programs, (self._work, self._tables)
         no_members = np.zeros((0, self.into.shape[1], 2 * self.into.shape[2]), self.dtype)
         mixed = np.zeros((0, self.fields, 0, 0), self.dtype)
-        into, back = self.into, self.back
+        into, back, none = self.into, self.back, (no_members, no_members)
         calls: list[tuple[Any, tuple]]
         if self.slabs is None:
             calls = [
                 (
                     programs.whole,
-                    (
-                        *(no_members, no_members, into, back, no_members),
-                        np.zeros((0, 0, 0), self.dtype),
-                    ),
+                    (none, into, back, no_members, np.zeros((0, 0, 0), self.dtype)),
                 )
             ]
         else:
             calls = [
-                (programs.to_rows, (no_members, no_members, into, mixed)),
+                (programs.to_rows, (none, into, mixed)),
                 (programs.multiply, (mixed, 0)),
                 (programs.to_columns, (mixed, back, no_members)),
             ]
@@ -111,13 +108,13 @@ class CompiledAdvection:
         programs, n, common = self.programs, self.size, (self._work, self._tables)
         if self.slabs is None:
             mixed = self._mixed_fields(1, self.blocks[0], n)[0]
-            programs.whole(flow, field, self.into, self.back, result, mixed, *common)
+            programs.whole((flow, field), self.into, self.back, result, mixed, *common)
             return out
         local_blocks, rows = self.blocks[self.slabs.rank], self.slabs.rows(n)
         count = rows.stop - rows.start
         columns = self._mixed_fields(len(flow), local_blocks, n)
         lines = self._mixed_fields(len(flow), sum(self.blocks), count)
-        programs.to_rows(flow, field, self.into, columns, *common)
+        programs.to_rows((flow, field), self.into, columns, *common)
         self._exchange(self.slabs, columns, lines, to_rows=True)
         programs.multiply(lines, count, *common)
         self._exchange(self.slabs, columns, lines, to_rows=False)

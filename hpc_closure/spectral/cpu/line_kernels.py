@@ -381,14 +381,16 @@ def _store(z, factors, f, block, spectrum, lanes):
 # -- loops over members, the leading axis ---------------------------------------------------------
 
 
-def _whole(stream, carried, into, back, out, mixed, work, tables):
+def _whole(spectra, into, back, out, mixed, work, tables):
+    stream, carried = spectra
     for i in range(stream.shape[0]):
         TO_ROWS(stream[i], carried[i], into, mixed, work, tables)
         MULTIPLY(mixed, N, work, tables)
         TO_COLUMNS(mixed, back, out[i], work, tables)
 
 
-def _all_to_rows(stream, carried, into, mixed, work, tables):
+def _all_to_rows(spectra, into, mixed, work, tables):
+    stream, carried = spectra
     for i in range(stream.shape[0]):
         TO_ROWS(stream[i], carried[i], into, mixed[i], work, tables)
 

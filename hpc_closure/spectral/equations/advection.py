@@ -168,9 +168,10 @@ class Flux(TwoProducts):
         torch.neg(total[..., 0], out=out[..., 1])
         return out
 
-    def differentiable_tendency(self, w, transform):
+    def differentiable_tendency(self, w, transform, carried=None):
+        carried = w if carried is None else carried
         velocity = transform.fields(times_i(w) * self.to_velocity)
-        flux = transform.spectra(velocity * transform.fields(w)) * self.to_tendency
+        flux = transform.spectra(velocity * transform.fields(carried)) * self.to_tendency
         return -times_i(flux[0] + flux[1])
 
 

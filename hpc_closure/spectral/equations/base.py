@@ -104,6 +104,10 @@ class Equation(Family):
         """
         return None
 
+    def forced(self, values: Tensor) -> Tensor:
+        """Return a view of the channel that the noise forces, of values like the state."""
+        return values[:, 0] if self.channel_shape else values
+
     def _of_first_channel(self, spectra: Tensor, axis: int = 0) -> Tensor:
         """Insert an axis of channels before the modes; all channels but the first are zero."""
         if not self.channel_shape:

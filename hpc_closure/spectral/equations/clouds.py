@@ -33,6 +33,8 @@ class Clouds(Equation):
         Channel("moisture", "", "scalar"),
         Channel("rain", "1/time", "scalar"),
     )
+    #: channels that determine the rate of births and that receive the clouds
+    birth_channels: ClassVar[tuple[int, int]] = (1, 2)
 
     equation: Literal["clouds"] = "clouds"
     viscosity: NonNegative = Field(2e-3, description="nu, length^2/time")
@@ -77,6 +79,11 @@ class Clouds(Equation):
         out[:, 1, 0, 0] = 1.0  # saturated, without clouds
         return out
 
+    @property
+    def largest_rate(self) -> float:
+        """Return the births per area and time at which :meth:`rate` is cut."""
+        return self.birth_rate * (MOISTEST / self.birth_moisture) ** POWER
+
     def rate(self, moisture):
         """Return births per area and time at values of the moisture (array or tensor)."""
         return self.birth_rate * (moisture.clip(0, MOISTEST) / self.birth_moisture) ** POWER
@@ -93,12 +100,9 @@ class Clouds(Equation):
     def events(self, grid, dt, seed, stage):
         if self.births == "mean" or not self.birth_rate:
             return None
-        import numpy as np
-
         from hpc_closure.spectral.noise.events import Births
 
-        largest = float(self.rate(np.array(MOISTEST)))
-        return Births(self.rate, largest, self.blob(grid), (1, 2), grid, dt, seed, stage)
+        return Births(self, grid, dt, seed, stage)
 
     def terms(self, transform, form):
         return CloudTerms(self, transform)
@@ -136,16 +140,12 @@ class CloudTerms(Terms):
     def differentiable_nonlinear(self, w, transform):
         import torch
 
-        from hpc_closure.spectral.modes.differentiable import times_i
-
         vorticity = self.flow.differentiable_tendency(w[:, 0], transform)
-        u, v = transform.fields(times_i(w[:, 0]) * self.flow.to_velocity)
-        moisture, rain = transform.fields(w[:, 1]), transform.fields(w[:, 2])
-        kx, ky = self.flow.to_tendency
         by_channel = [vorticity]
-        for field in (moisture, rain):
-            flux = transform.spectra(u * field) * kx + transform.spectra(v * field) * ky
-            by_channel.append(-times_i(flux))
+        for channel in (1, 2):
+            carried = w[:, channel]
+            by_channel.append(self.flow.differentiable_tendency(w[:, 0], transform, carried))
+        moisture, rain = transform.fields(w[:, 1]), transform.fields(w[:, 2])
         by_channel[1] = by_channel[1] - transform.spectra(rain * moisture)
         if self.births is not None:
             rate = self.equation.rate(moisture)

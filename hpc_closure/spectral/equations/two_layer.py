@@ -115,7 +115,7 @@ class TwoLayerTerms(Terms):
         psi = self.streamfunctions(w)
         layers = (-1, *w.shape[2:])  # layers as further members
         self.transport.carry(psi.reshape(layers), w.reshape(layers), out.view(layers))
-        rotated = _times_i(psi)
+        rotated = self.transport.rotate(psi)
         for layer, gradient in enumerate(self.gradients):
             out[:, layer].sub_(gradient * rotated[:, layer])
         out[:, 1].add_(self.drag * psi[:, 1])
@@ -124,21 +124,18 @@ class TwoLayerTerms(Terms):
     def differentiable_nonlinear(self, w, transform):
         import torch
 
-        psi = self.streamfunctions(w)
-        rotated = _times_i(psi)
-        velocity = [transform.fields(rotated * factor[0]) for factor in self.transport.to_velocity]
-        field = transform.fields(w)
-        total = sum(
-            transform.spectra(speed * field) * factor[0]
-            for speed, factor in zip(velocity, self.transport.to_tendency)
+        from hpc_closure.spectral.modes.differentiable import times_i
+
+        psi, layers = self.streamfunctions(w), (-1, *w.shape[2:])
+        advection = self.transport.differentiable_tendency(
+            psi.reshape(layers), transform, w.reshape(layers)
         )
         gradients = torch.stack([gradient[0] for gradient in self.gradients])
         drag = torch.stack([torch.zeros_like(self.drag[0]), self.drag[0]])
-        return -_times_i(total) - gradients * rotated + drag * psi
+        return advection.view_as(w) - gradients * times_i(psi) + drag * psi
 
     def speed(self, w):
-        rotated = _times_i(self.streamfunctions(w)).reshape(-1, *w.shape[2:])
-        u, v = self.transform.synthesize((rotated, self.transport.to_velocity))
+        u, v = self.transport.velocity(self.streamfunctions(w).reshape(-1, *w.shape[2:]))
         u, v = (part.reshape(*w.shape[:2], *part.shape[1:]) for part in (u, v))
         mean = u.new_tensor(self.mean_flow)[:, None, None]
         return (u + mean).abs_().add_(v.abs_()).amax((-3, -2, -1))
@@ -150,13 +147,6 @@ class TwoLayerTerms(Terms):
         if name == "streamfunction":
             return psi
         if name == "velocity":  # (members, 2 components, 2 layers, ...)
-            rotated = _times_i(psi)
+            rotated = self.transport.rotate(psi)
             return torch.stack([rotated * factor[0] for factor in self.transport.to_velocity], 1)
         return super().derived(name, w)
-
-
-def _times_i(z):
-    """Return ``i z`` of real pairs."""
-    from hpc_closure.spectral.modes.differentiable import times_i
-
-    return times_i(z)

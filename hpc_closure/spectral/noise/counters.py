@@ -67,10 +67,20 @@ def uniform_bits(
     return generator.random_raw(num_counters * WORDS_PER_COUNTER)
 
 
+def uniforms(key: np.ndarray, stream: int, item: int, first: int, counters: int) -> np.ndarray:
+    """Return uniform numbers in (0, 1) of 53 bits, four per counter of an item, ``(4 counters,)``.
+
+    Args:
+        key, stream, item, first: as in :func:`uniform_bits`.
+        counters: counters to use.
+    """
+    words = uniform_bits(key, stream, first, counters, item)
+    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
 def uniform(key: np.ndarray, stream: int, item: int) -> float:
-    """Return a uniform number in (0, 1), of 53 bits, for an item."""
-    word = int(uniform_bits(key, stream, 0, 1, item)[0])
-    return ((word >> 11) + 0.5) * 2.0**-53
+    """Return the first uniform number of an item."""
+    return float(uniforms(key, stream, item, 0, 1)[0])
 
 
 # cos and sin of 2 pi j / 4096: a third of libm's cost, and the same bits with every libm.

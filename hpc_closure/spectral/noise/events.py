@@ -9,14 +9,14 @@ births of a member do not depend on the batch, the number of ranks or a restart.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpc_closure.spectral.modes.grid import Grid
-from hpc_closure.spectral.noise.counters import STREAM_EVENTS, key_of, uniform_bits
+from hpc_closure.spectral.noise.counters import STREAM_EVENTS, key_of, uniform, uniforms
 from hpc_closure.spectral.noise.state_dependent import Start
 
 MOST = 500  # expected candidates of a step; the Poisson law is summed from exp(-MOST)
@@ -41,10 +41,9 @@ class Births(Events):
     r"""Blobs :math:`A\,g(x - x_j)` added to a channel, with exponential sizes A of mean 1.
 
     Args:
-        rate: births per area and time at field values ``(...)`` of the channel ``reads``.
-        largest: values are cut at this rate.
-        blob: retained spectrum of g, centred at the origin, ``(2K + 1, K + 1)`` real.
-        channels: (reads, writes), channels that determine the rate and that receive the blobs.
+        law: the equation; ``rate(values)`` is births per area and time at values of the field that
+            determines it, ``largest_rate`` its largest value, ``blob(grid)`` the spectrum of g at
+            the origin, and ``birth_channels`` the channels (that determines the rate, of blobs).
         grid: the solver's grid.
         dt: step.
         seed, stage: of the experiment, for the Philox keys.
@@ -55,19 +54,16 @@ class Births(Events):
 
     def __init__(
         self,
-        rate: Callable[[np.ndarray], np.ndarray],
-        largest: float,
-        blob: Tensor,
-        channels: tuple[int, int],
+        law,
         grid: Grid,
         dt: float,
         seed: int,
         stage: str,
     ):
-        self.rate, self.largest, self.blob = rate, largest, blob.numpy()
-        self.reads, self.writes = channels
+        self.rate, self.largest, self.blob = law.rate, law.largest_rate, law.blob(grid).numpy()
+        self.reads, self.writes = law.birth_channels
         self.grid, self.dt, self.seed, self.stage = grid, dt, seed, stage
-        self.expected = largest * grid.length**2 * dt
+        self.expected = self.largest * grid.length**2 * dt
         if self.expected > MOST:
             raise ValueError(
                 f"generate.dt={dt:g} has {self.expected:.3g} candidates of births in a step, at "
@@ -97,37 +93,36 @@ class Births(Events):
             Places ``(J, 2)`` in units of the side, and sizes ``(J,)``.
         """
         key = key_of(self.seed, self.stage, member)
-        number = _poisson(self.expected, _uniforms(key, step, 0, 1)[0])
+        number = _poisson(self.expected, uniform(key, STREAM_EVENTS, step))
         if not number:
             return np.empty((0, 2)), np.empty(0)
-        x, y, sizes, accepted = _uniforms(key, step, 1, number).reshape(number, 4).T
-        along_x, along_y = self._waves(x), self._waves(y)
-        rows = np.concatenate([along_x, along_x[:, :0:-1].conj()], 1)  # kx = 0..K, -K..-1
+        drawn = uniforms(key, STREAM_EVENTS, step, 1, number)
+        x, y, sizes, accepted = drawn.reshape(number, 4).T
+        along_x, along_y = self._waves(x, y)
         along_y[:, 1:] *= 2  # for the modes that are not stored
         # not by BLAS, whose sums depend on the number of threads
-        values = np.einsum("jx,xy,jy->j", rows, w_hat, along_y, optimize=False).real
+        values = np.einsum("jx,xy,jy->j", along_x, w_hat, along_y, optimize=False).real
         born = accepted * self.largest < np.minimum(self.rate(values), self.largest)
         return np.stack([x, y], 1)[born], -np.log(sizes[born])
 
     def spectrum(self, places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Return the retained spectrum of the blobs of a step, ``(2K + 1, K + 1)`` complex128."""
-        along_x = self._waves(-places[:, 0]) * sizes[:, None]
-        rows = np.concatenate([along_x, along_x[:, :0:-1].conj()], 1)
+        along_x, along_y = self._waves(*-places.T)
         total = np.zeros(self.grid.shape, dtype=np.complex128)
         # one sum per mode, in the order of the births
-        for one_x, one_y in zip(rows, self._waves(-places[:, 1])):
+        for one_x, one_y in zip(along_x * sizes[:, None], along_y):
             total += one_x[:, None] * one_y
         return total * self.blob
 
-    def _waves(self, places: np.ndarray) -> np.ndarray:
-        """Return ``exp(2 pi i k x)`` of coordinates ``(J,)`` for k = 0 .. K, ``(J, K + 1)``."""
-        return np.exp(2j * np.pi * places[:, None] * np.arange(self.grid.modes + 1))
+    def _waves(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``exp(2 pi i k x)`` per row and column of the spectrum, for coordinates ``(J,)``.
 
-
-def _uniforms(key: np.ndarray, step: int, first: int, counters: int) -> np.ndarray:
-    """Return four uniform numbers in (0, 1) per counter of a step, of 53 bits."""
-    words = uniform_bits(key, STREAM_EVENTS, first, counters, step)
-    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        Returns:
+            Waves along x ``(J, 2K + 1)`` for kx = 0 .. K, -K .. -1, and along y ``(J, K + 1)``.
+        """
+        k = np.arange(self.grid.modes + 1)
+        along_x, along_y = (np.exp(2j * np.pi * place[:, None] * k) for place in (x, y))
+        return np.concatenate([along_x, along_x[:, :0:-1].conj()], 1), along_y
 
 
 def _poisson(mean: float, uniform: float) -> int:
