@@ -36,11 +36,12 @@ def _check_fields(experiment) -> None:
     physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
     if len(physics.channels) == 1:
         return
-    if generate.closure != "none":
+    if generate.closure not in ("none", "subgrid"):
         names = ", ".join(channel.name for channel in physics.channels)
         raise ValueError(
             f"generate.closure={generate.closure} is for equations of one field, but "
-            f"{physics.equation} has the fields {names}: set generate.closure to none (data only)"
+            f"{physics.equation} has the fields {names}: set generate.closure to subgrid, or to "
+            "none (data only)"
         )
     for key in ("fields", "filters", "spectra"):
         if getattr(record, key):

@@ -25,6 +25,8 @@ __all__ = [
     "NetworkKind",
     "ResidualKind",
     "check_loaded",
+    "equation_of",
+    "fields_of",
     "find",
     "import_all",
     "is_path",
@@ -65,6 +67,20 @@ class Kind:
             raise TypeError(f"{cls.__module__}: a class named {name!r} exists already; rename it")
 
 
+def equation_of(config: dict[str, Any]) -> Any:
+    """Build the equation of several fields for which a model is configured; None for one field."""
+    from hpc_closure.spectral.equations import Equation
+
+    parameters = config.get("equation")
+    return None if parameters is None else Equation.model_validate(parameters)
+
+
+def fields_of(config: dict[str, Any]) -> int:
+    """Return the number of fields of a state for which a model is configured."""
+    equation = equation_of(config)
+    return 1 if equation is None else len(equation.channels)
+
+
 class NetworkKind(Kind):
     """A network of the mean or of the amplitude.
 
@@ -83,7 +99,10 @@ class NetworkKind(Kind):
 
     @classmethod
     def build(cls, channels: int, config: dict[str, Any]) -> Any:
-        """Build the module: channels (B, C, g, g), numbers (B, 51) to a field (B, g, g)."""
+        """Build the module: channels (B, C, g, g), numbers (B, 51) to a field (B, g, g).
+
+        For a state of several fields (:func:`fields_of`) it has one output field for each.
+        """
         raise NotImplementedError
 
 

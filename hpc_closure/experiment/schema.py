@@ -283,6 +283,9 @@ class ModelKeys(Section):
     amplitude: NetworkName | None = Field(
         None, description="network of the amplitude D; none: D = 1"
     )
+    amplitude_score: Literal["likelihood", "crps"] | None = Field(
+        None, description="score of points by which the network of D is fitted"
+    )
     residual: ResidualName | None = Field(
         None,
         description="law of the residual q; score: a diffusion model; crps: a generator in one "

@@ -109,12 +109,13 @@ def samples_improve(model: CompositeClosure, reader: Reader) -> bool:
     fields, points = ImprovementGate(frame.kept), ImprovementGate(frame.kept)
     for encoding, q_hat, ids, batch in residuals(model, reader):
         truth = frame.field(q_hat.to(torch.complex128))
+        scale = frame.law.rms(truth) if model.channel_shape else 1.0
         keys = [keyed_noise.Key(CHECK_SEED, "check", ids, 2 + i) for i in range(CHECK_DRAWS)]
         plain = [model.base_noise(frame.law, key, keyed_noise.STREAM_BASE) for key in keys]
         draws = [model.generate(encoding, z).q for z in plain]
         sets = [frame.field(torch.stack(qs).to(torch.complex128)) for qs in (plain, draws)]
         for gate, score in ((fields, energy_score), (points, crps)):
-            before, after = (score(ensemble, truth) for ensemble in sets)
+            before, after = (score(ensemble / scale, truth / scale) for ensemble in sets)
             gate.add(before, after, batch.members)
     fields.collect(reader)
     points.collect(reader)
@@ -133,14 +134,16 @@ def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tens
         is_late: whether the residual's memory is checked here (:func:`check_memory`).
     """
     frame = model.frame
-    memory = LagCorrelation(frame.kept)
-    true_power = torch.zeros(frame.kept.grid.num_shells, dtype=torch.float64)
+    memory = LagCorrelation(frame.kept, model.channel_shape)
+    shape = *model.channel_shape, frame.kept.grid.num_shells
+    true_power = torch.zeros(shape, dtype=torch.float64)
     draws = torch.zeros_like(true_power)
     for encoding, q_hat, ids, batch in residuals(model, reader):
         key = keyed_noise.Key(CHECK_SEED, "check", ids, 1)
         z = model.base_noise(frame.law, key, keyed_noise.STREAM_BASE)
         made = model.generate(encoding, z)
-        memory.add(q_hat - made.mean, None if model.is_white else batch.tags)
+        rest = model.apart(q_hat - made.mean)
+        memory.add(rest, None if model.is_white else batch.tags)
         about = made.mean if made.sharp else 0.0
         for power, q in ((true_power, q_hat - about), (draws, made.q - about)):
             u_hat = resize(frame.amplify(q, encoding.log_amplitude), frame.kept.modes)

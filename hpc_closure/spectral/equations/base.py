@@ -74,6 +74,12 @@ class Equation(Family):
         """Return ``(C,)`` for a state of C > 1 fields, and ``()`` for a single field."""
         return (len(self.channels),) if len(self.channels) > 1 else ()
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Return the names of C > 1 fields of the state, and ``()`` for a single field."""
+        names = tuple(channel.name for channel in self.channels)
+        return names if len(names) > 1 else ()
+
     def linear(self, grid: Grid) -> Tensor:
         """Return the eigenvalues of the diagonal linear part per mode, complex128.
 
@@ -81,6 +87,21 @@ class Equation(Family):
         belong to :meth:`Terms.nonlinear`.
         """
         raise NotImplementedError
+
+    @property
+    def carriers(self) -> tuple[int, ...]:
+        """Return for each channel the flow of :meth:`stream_factors` that carries it."""
+        return (0,) * len(self.channels)
+
+    def stream_factors(self, grid: Grid) -> Tensor:
+        r"""Return real factors (flows, C, 2K + 1, K + 1) from channels to streamfunctions.
+
+        The velocities of a flow are :math:`(u, v) = (\psi_y, -\psi_x)`. By default there is one
+        flow, whose vorticity :math:`-\Delta\psi` is the first channel.
+        """
+        factors = grid.k2.new_zeros(1, len(self.channels), *grid.shape)
+        factors[0, 0] = grid.inverse_k2
+        return factors
 
     def steady(self, grid: Grid) -> Tensor:
         """Return the steady forcing of all channels, ``(*channel_shape, ...)`` complex128."""
@@ -103,6 +124,15 @@ class Equation(Family):
             stage: stage of the pipeline, part of the Philox key.
         """
         return None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether trajectories from equal states differ."""
+        return self.noise.kind != "none"
+
+    def without_noise(self) -> dict[str, Any]:
+        """Return the keys that make the equation deterministic, as a reduced solver has it."""
+        return {"noise": {"kind": "none"}}
 
     def forced(self, values: Tensor) -> Tensor:
         """Return a view of the channel that the noise forces, of values like the state."""

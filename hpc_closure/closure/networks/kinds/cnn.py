@@ -1,6 +1,6 @@
 """3 x 3 convolutions as a network of mean or amplitude."""
 
-from hpc_closure.experiment.kinds import NetworkKind
+from hpc_closure.experiment.kinds import NetworkKind, fields_of
 
 
 class CNN(NetworkKind):
@@ -16,4 +16,4 @@ class CNN(NetworkKind):
         from hpc_closure.closure.networks.blocks import LocalNetwork
 
         sizes = (config["width"], config["mean_layers"])
-        return LocalNetwork(channels, *sizes, config["dimensions"])
+        return LocalNetwork(channels, *sizes, config["dimensions"], fields_of(config))

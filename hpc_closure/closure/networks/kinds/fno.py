@@ -1,6 +1,6 @@
 """A Fourier neural operator as a network of mean or amplitude."""
 
-from hpc_closure.experiment.kinds import NetworkKind
+from hpc_closure.experiment.kinds import NetworkKind, fields_of
 
 
 class FNO(NetworkKind):
@@ -16,4 +16,5 @@ class FNO(NetworkKind):
         from hpc_closure.closure.networks.blocks import FieldNetwork
 
         sizes = (config["width"], config["modes"], config["mean_layers"])
-        return FieldNetwork(channels, *sizes, config["spectral_convolution"])
+        form = config["spectral_convolution"]
+        return FieldNetwork(channels, *sizes, form, fields_of(config))
