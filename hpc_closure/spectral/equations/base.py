@@ -32,12 +32,14 @@ class Channel:
     Attributes:
         name: name of the field, also of its data set.
         unit: unit in terms of ``length`` and ``time``; empty if it has none.
-        kind: how a reflection changes it; a pseudo-scalar changes its sign.
+        kind: how a map of the square changes it. A reflection changes the sign of a pseudo-scalar.
+            "vector x" and, as the next channel, "vector y" are the components of a vector: they
+            change their signs as their axes do and are exchanged if the axes are.
     """
 
     name: str
     unit: str
-    kind: Literal["scalar", "pseudo-scalar"]
+    kind: Literal["scalar", "pseudo-scalar", "vector x", "vector y"]
 
 
 class Equation(Family):
@@ -158,6 +160,9 @@ class Equation(Family):
 
     def is_symmetry(self, exchanged: int, sign_x: int, sign_y: int) -> bool:
         """Return whether a map of the square takes unforced solutions to solutions.
+
+        It maps each channel according to its kind. Noise acts on the first channel alone, so an
+        equation in which that is a component of a vector must refuse to exchange the axes.
 
         Args:
             exchanged: 1 if the axes are exchanged first, else 0.
