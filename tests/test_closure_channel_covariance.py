@@ -27,9 +27,7 @@ SPECTRUM = (1.0 + B.grid.integer_k2.double()) ** -1.5
 def white(channels, number, start=0, of=B):
     """White noise (number, channels, modes) of real fields."""
     ids = range(start, start + number)
-    draws = [
-        keyed_noise.white_spectra(of, 0, "test", ids, item) for item in range(channels)
-    ]
+    draws = [keyed_noise.white_spectra(of, 0, "test", ids, item) for item in range(channels)]
     return torch.stack(draws, dim=1)
 
 
@@ -86,15 +84,11 @@ def test_draws_have_the_covariance_and_are_real_fields():
     assert torch.equal(factors[1, :, :, 6:, 0], -factors[1, :, :, 1:6, 0].flip(-1))
     assert not factors[1, :, :, 0, 0].any()
     drawn = apply_channels(factors, variance.sqrt() * white(2, 4000, 10_000))
-    assert torch.allclose(
-        drawn[:, :, 6:, 0], drawn[:, :, 1:6, 0].flip(-1).conj(), atol=1e-12
-    )
+    assert torch.allclose(drawn[:, :, 6:, 0], drawn[:, :, 1:6, 0].flip(-1).conj(), atol=1e-12)
     s, seen = covariance(factors, variance), moments(drawn)
     scale = torch.diagonal(s, dim1=0, dim2=1).real.sqrt().movedim(-1, 0)
     error = ((seen - s) / (scale[:, None] * scale)).abs()
-    assert (
-        float(error.max()) < 5 * (2 / 4000) ** 0.5
-    )  # the mean is real: twice the variance
+    assert float(error.max()) < 5 * (2 / 4000) ** 0.5  # the mean is real: twice the variance
     assert float(error.square().mean().sqrt()) < 1.2 * 4000**-0.5
     assert not factors[:, 0, 1].any()  # lower triangular
 
@@ -157,13 +151,9 @@ def test_a_solenoidal_vector_stays_solenoidal(scale, grouping, number):
     assert divergence(drawn) < 1e-12
     assert divergence(apply_channels(factors, z.to(torch.complex64))) < 1e-6
     if number == 3000:
-        power, truth = (
-            B.by_group(mean_square(one).sum(0).double()) for one in (drawn, q_hat)
-        )
+        power, truth = (B.by_group(mean_square(one).sum(0).double()) for one in (drawn, q_hat))
         assert torch.allclose(power[1:], truth[1:], rtol=0.15)
-        ratio = (
-            mean_square(drawn)[1, 1, 4] / mean_square(drawn)[0, 4, 1]
-        )  # turned by 90 degrees
+        ratio = mean_square(drawn)[1, 1, 4] / mean_square(drawn)[0, 4, 1]  # turned by 90 degrees
         want = 1.0 if scale is None else 9.0
         assert float(ratio) == pytest.approx(want, rel=0.2)
     again = apply_channels(factors, remove_channels(factors, drawn))
@@ -200,15 +190,10 @@ def test_channels_that_are_not_drawn_are_the_identity():
     assert torch.equal(factors[0, 1, :, 2, 3], eye[1])
     assert torch.equal(factors[0, :, 1, 2, 3], eye[1])
     s = covariance(factors, variance)[:, :, 2, 3].real
-    assert (
-        float(s[0, 0]) == pytest.approx(float(variance[0, 2, 3]), rel=0.2)
-        and s[1, 1] == 0
-    )
+    assert float(s[0, 0]) == pytest.approx(float(variance[0, 2, 3]), rel=0.2) and s[1, 1] == 0
     q_hat = solenoidal(500)
     variance = mean_square(q_hat)
-    _, factors, _ = estimated(
-        q_hat, VECTOR, variance=torch.where(variance > 0, variance, 0.0)
-    )
+    _, factors, _ = estimated(q_hat, VECTOR, variance=torch.where(variance > 0, variance, 0.0))
     assert torch.isfinite(factors).all()
     assert float(factors[0, 0, 0, 3, 0]) == 1.0  # u has no variance at ky = 0
     assert float(covariance(factors, variance)[1, 1, 3, 0].real) == pytest.approx(
@@ -229,12 +214,8 @@ def test_removal_inverts_application_and_both_differentiate():
     back = remove_channels(factors, apply_channels(factors, single))
     assert back.dtype == torch.complex64 and torch.allclose(back, single, atol=1e-5)
     z = z[:1, 0].clone().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda q: torch.view_as_real(apply_channels(factors, q)), z
-    )
-    assert torch.autograd.gradcheck(
-        lambda q: torch.view_as_real(remove_channels(factors, q)), z
-    )
+    assert torch.autograd.gradcheck(lambda q: torch.view_as_real(apply_channels(factors, q)), z)
+    assert torch.autograd.gradcheck(lambda q: torch.view_as_real(remove_channels(factors, q)), z)
 
 
 class Shared(Reader):
@@ -266,9 +247,7 @@ def test_two_processes_compute_the_factors_of_one(named):
         for some in torch.arange(480)[rows].split(40):
             share.add(q_hat[some], members[some] if named else None)
     for first, second in (shares, reversed(shares)):
-        assert torch.allclose(
-            first.factors(Shared(second), variance), factors, atol=1e-12
-        )
+        assert torch.allclose(first.factors(Shared(second), variance), factors, atol=1e-12)
         assert first.chosen == alone.chosen and first.grouping == "zonal"
 
 
@@ -307,9 +286,7 @@ def test_bad_input_is_one_line():
     for kinds in (("vector x", "scalar"), ("vector y", "vector x"), ("vector x",)):
         with pytest.raises(ValueError, match="followed by its 'vector y'"):
             ChannelCovariance(B, kinds)
-    with pytest.raises(
-        ValueError, match="kind of channel 1 is 'tensor', expected scalar"
-    ):
+    with pytest.raises(ValueError, match="kind of channel 1 is 'tensor', expected scalar"):
         ChannelCovariance(B, ("scalar", "tensor"))
     statistics = ChannelCovariance(B, LAYERS)
     with pytest.raises(ValueError, match=r"expected \(B, 2, 11, 6\)"):

@@ -123,7 +123,9 @@ def test_draws_score_as_those_of_the_law(gaussian):
 
 
 def test_a_score_and_networks_have_an_output_per_layer(tmp_path):
-    model = fitted(200, preset="default", residual="score", sensors="kriging", validate_parts="off")
+    model = fitted(
+        200, preset="default", residual="score", sensors="kriging", validate_parts="off"
+    )
     batch = dict(zip(("state", "target"), Law().batches(500, 100)[0]))
     batch |= {"sample_index": torch.arange(100)}
     for phase in ("mean", "generator"):
