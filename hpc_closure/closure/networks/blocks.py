@@ -393,7 +393,7 @@ class ScoreNetwork(CheckpointedModule):
 
 
 class LocalScoreNetwork(CheckpointedModule):
-    """Network as :class:`ScoreNetwork`, but of 3 x 3 convolutions, local and translation-invariant.
+    """Network as :class:`ScoreNetwork`, but local and translation-invariant: 3 x 3 convolutions.
 
     It reads no coordinates and no numbers of the state. If the law of a point depends on the
     neighbourhood alone, it needs far fewer samples than Fourier blocks.
