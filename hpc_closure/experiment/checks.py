@@ -292,6 +292,8 @@ def _check_model(experiment) -> None:
         return kind_of_model.check(experiment)
     if conditions.previous_closures:
         check_previous(experiment, conditions.previous_closures)
+    if conditions.forecast:
+        _check_forecast(experiment)
     residual = config["residual"]
     read = {key for kind in kinds_of(config) for key in kind.reads}
     for key, used in (
@@ -318,6 +320,29 @@ def _check_model(experiment) -> None:
                     f"{stage}.sampler: model.residual={residual} needs one evaluation and no "
                     f"method: remove {stage}.sampler"
                 )
+
+
+def _check_forecast(experiment) -> None:
+    """Check that a closure can read the state after the reduced solver's interval."""
+    train, conditions = experiment.train, experiment.model.conditions
+    for setting, used in (
+        (
+            f"generate.closure={experiment.generate.closure}",
+            experiment.generate.closure != "subgrid",
+        ),
+        (
+            f"model.conditions.previous_states={conditions.previous_states}",
+            conditions.previous_states,
+        ),
+        ("train.rollout_training", train.rollout_training),
+        ("train.stability_test", train.stability_test),
+        (f"train.grid={train.grid}", train.grid not in (None, experiment.data_grid)),
+    ):
+        if used:
+            raise ValueError(
+                f"model.conditions.forecast=true is for a closure that is added after the reduced "
+                f"solver's interval; it cannot be used with {setting}: remove one of them"
+            )
 
 
 def _check_memory(experiment) -> None:
