@@ -352,7 +352,7 @@ class CoupledRun:
         """
         number = round(self.coupling.pasts.get("model", 0.0) / known.every)
         first, *frames = [*known.past[len(known.past) - number :], known.now]
-        span, begun = self.coupling.span, self.simulations["model"].step_index
+        begun = self.simulations["model"].step_index
         self._first -= number * self.interval
         for name in self.drawn:
             rungs.impose(self.simulations[name], first[self.rows_of[name].case])
