@@ -7,6 +7,7 @@ from typing import Any
 from hpc_closure.evaluate.scores import (
     cost,
     paired,
+    patches,
     pointwise,
     rank_histogram,
     table,
@@ -28,6 +29,7 @@ from hpc_closure.experiment.user_modules import load_attribute, load_module
 MODULES = (
     table,
     pointwise,
+    patches,
     cost,
     rank_histogram,
     rescaled,

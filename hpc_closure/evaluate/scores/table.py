@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hpc_closure.closure.fields.losses import crps, energy_of
 from hpc_closure.evaluate.rows import Absent, frame
-from hpc_closure.evaluate.scores import pointwise
+from hpc_closure.evaluate.scores import patches, pointwise
 from hpc_closure.evaluate.scores.forecast import Forecast, shell_statistics
 from hpc_closure.evaluate.scores.intervals import Means, block_interval, interval_columns
 from hpc_closure.evaluate.scores.rank_histogram import detectable_error, rank_p
@@ -49,6 +49,7 @@ STATISTICS = {
             ("share", "share of points"),
         )
     },
+    **patches.STATISTICS,
 }
 SHELL_STATISTICS = ("energy", "truth_energy", "variance", "mean_mse")
 
@@ -331,12 +332,15 @@ class Statistics:
 
     Attributes:
         further: the user's scores of ``evaluate.scores``.
+        threshold: threshold of patch maxima
+            (:func:`~hpc_closure.evaluate.scores.patches.threshold`); None scores no exceedance.
         members: ensemble size; 1 is a point forecast.
         total: name -> list of (s,) tensors.
         shells: name -> list of (s, shells) tensors.
     """
 
     further: tuple[Score, ...] = ()
+    threshold: float | None = None
     members: int = 0
     total: dict[str, list[Tensor]] = field(default_factory=dict)
     shells: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -368,6 +372,7 @@ class Statistics:
             "energy_score": energy_of(*forecast.distances),
             "energy": ensemble.square().mean((0, 2, 3)),
             "truth_energy": truth.square().mean((1, 2)),
+            **patches.statistics(ensemble, truth, self.threshold),
         }
         if COVERAGE * (self.members + 1) <= self.members - 1:
             total["coverage"] = pointwise.coverage(ensemble, truth, COVERAGE)
@@ -432,7 +437,8 @@ def form_scores(
         Columns ``score, shell, value, low, high, members, samples`` of a score row.
     """
     columns = {"members": statistics.members, "samples": len(blocks)}
-    formed = [score for score in (*SCORES, *statistics.further) if score.statistics]
+    formed = [score for score in (*SCORES, *patches.SCORES, *statistics.further)]
+    formed = [score for score in formed if score.statistics]
     if statistics.members == 1:
         formed = [score for score in formed if not score.ensembles_only]
     for which in ("total", "shells"):

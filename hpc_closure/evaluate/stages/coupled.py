@@ -34,6 +34,7 @@ from hpc_closure.evaluate.scores.coupled.trajectories import (
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.intervals import block_interval
 from hpc_closure.evaluate.scores.paired import differences, of_states
+from hpc_closure.evaluate.scores.patches import left_out, threshold_of
 from hpc_closure.evaluate.scores.pointwise import VALID, diverged, valid_time, wasserstein1
 from hpc_closure.evaluate.scores.rank_histogram import rank_counts, ranks
 from hpc_closure.evaluate.scores.table import Labels, Scored, Statistics, form_scores
@@ -64,6 +65,8 @@ def score_run(inputs: Inputs) -> Scored | None:
         f"scoring the coupled ensemble: {len(ensemble.members)} members, "
         f"{len(ensemble.cases)} start(s), {len(leads)} lead times"
     )
+    if reason := left_out(experiment.known_grid):
+        log.get().info(reason)
 
     def reader(name, source=ensemble, members=slice(None)):
         places = [source.index(lead) for lead in leads]
@@ -260,6 +263,7 @@ def score_coupled(
     scored = Scored()
     joint: dict[str, Trajectories] = {}
     predictable: dict[float, float] = {}
+    above = threshold_of(truth)
     climate = Climate(flow, truth) if flow is not None and "none" in ensembles else None
 
     for index, lead_time in enumerate(times.tolist()):
@@ -274,7 +278,7 @@ def score_coupled(
             x = _at(source, index, y)
             columns_of_method = {**stage, **labels.of(method), "lead_time": lead_time}
             sizes[method] = {"members": len(x), "samples": cases}
-            statistics[method] = Statistics(labels.further)
+            statistics[method] = Statistics(labels.further, above)
             forecast = Forecast(x, true)
             statistics[method].add(forecast)
             joint.setdefault(method, Trajectories()).add(forecast)

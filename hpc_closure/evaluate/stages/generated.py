@@ -19,6 +19,7 @@ from hpc_closure.evaluate.scores import cost
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.generated.budget import Budget, Origin
 from hpc_closure.evaluate.scores.paired import of_states
+from hpc_closure.evaluate.scores.patches import left_out, threshold_of
 from hpc_closure.evaluate.scores.pointwise import mse
 from hpc_closure.evaluate.scores.rank_histogram import MAX_RANKS, rank_counts, ranks
 from hpc_closure.evaluate.scores.table import Labels, Scored, Statistics, form_scores
@@ -39,6 +40,8 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
     for grid in experiment.score_grids:
         snapshots, pool = inputs.snapshots(grid), inputs.climatology(grid)
         origin = inputs.origin(snapshots)
+        if reason := left_out(grid):
+            log.get().info(reason)
         for layout in [*bare, *settings.sensors]:
             methods = Methods(inputs, snapshots, layout, pool)
             sensors = methods.sensors_in_words
@@ -69,6 +72,7 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                 members=settings.members,
                 origin=origin,
                 law=methods.moments(),
+                reference=pool,
                 seed=settings.seed,
             )
             scored.absent = [
@@ -86,6 +90,7 @@ def score_generated(
     members: int,
     origin: Origin = Origin(),
     law: Moments | None = None,
+    reference: Tensor | None = None,
     seed: int = 0,
 ) -> Scored:
     """Score samples of the closure.
@@ -98,6 +103,8 @@ def score_generated(
         members: ensemble size.
         origin: trajectory of each snapshot, for the intervals, and its state, for the budget.
         law: moments of the exact law, if it is known.
+        reference: closures (P, n, n) of other members, for the threshold of patch maxima; without
+            them exceedance is not scored.
         seed: seed for ties and rank coordinates.
 
     Raises:
@@ -118,6 +125,7 @@ def score_generated(
     budget = None if origin.states is None else Budget(origin.span)
     floors, variances = [], []
     quarters = Quarters.of(None if law is None else law.variance_at, num_samples, step)
+    above = threshold_of(reference)
     scored = Scored()
 
     for start in range(0, num_samples, step):
@@ -147,7 +155,8 @@ def score_generated(
             forecast = Forecast(ensemble, true.to(ensemble.device))
             num = len(ensemble)
             places = {} if quarters is None else quarters.at(indices)
-            statistics.setdefault(method, Statistics(labels.further)).add(forecast, floor, places)
+            parts = statistics.setdefault(method, Statistics(labels.further, above))
+            parts.add(forecast, floor, places)
             if budget is not None:
                 budget.add(method, forecast)
             if seconds is not None:
@@ -163,10 +172,9 @@ def score_generated(
                 scored.keep_example(method, ensemble[:, 0])
 
     stage = {"stage": "generated", "grid": size}
-    reference = statistics.get("oracle")
     for method, parts in statistics.items():
         columns_of_method = {**stage, **labels.of(method)}
-        for columns in form_scores(parts, blocks, reference):
+        for columns in form_scores(parts, blocks, statistics.get("oracle")):
             scored.add(**columns_of_method, **columns)
         sizes = {"members": parts.members, "samples": num_samples}
         if budget is not None:
