@@ -164,9 +164,10 @@ class TwoTimes:
 
     def __init__(self, states: Tensor, targets: Tensor):
         self.members, self.grid, self.dimensions = range(len(states)), states.shape[-1], 2
-        self.fields = {"vorticity": states.numpy(), "closure": targets.numpy()}
+        self.channels: tuple = ()
+        self.fields = {"state": states.numpy(), "closure": targets.numpy()}
 
-    def read(self, member, index, field="vorticity", grid=None):
+    def read(self, member, index, field="state", grid=None):
         return self.fields[field][member, index]
 
 

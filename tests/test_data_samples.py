@@ -137,7 +137,8 @@ def test_streaming_reads_hdf5_in_the_background(tmp_path):
             times=store.times,
             grid=store.grid,
             dimensions=2,
-            read=lambda member, index, field="vorticity", grid=None: file[field][member, index],
+            channels=(),
+            read=lambda member, index, field="state", grid=None: file[field][member, index],
         )
         streamed = TrainingSet(on_disk, range(6), budget=400_000)
         assert not streamed.resident

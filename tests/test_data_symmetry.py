@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_spectral_channels import CLOUDS, LAYERS, QUIET
 
 from hpc_closure.data.reader import DataSet
 from hpc_closure.data.symmetry import MAPS, Symmetry
@@ -154,6 +155,179 @@ def test_without_its_forcing_an_equation_has_all_that_noise_and_beta_leave():
         problem = Problem(grid=N, forcing=forcing, noise=NONE, beta=beta)
         assert len(Symmetry.of(problem.physics, N)) == 1
         assert len(Symmetry.of(problem.physics, N, forced=False)) == number
+
+
+# ---- states of several channels
+
+SIDE = 32
+CALM = LAYERS.replace(beta=0.0, mean_flow=(0, 0), forcing=NONE, **QUIET)
+SHEARED = LAYERS.replace(forcing=NONE, **QUIET)
+RAINY = CLOUDS.replace(births="mean", forcing=NONE, **QUIET)
+SCALARS = (0.0, 0.7, 0.3)  # means of vorticity, moisture and rain
+
+
+def moved_and_marched(problem, elements, kinds=None, steps=4):
+    """Return how far "map, then march" is from "march, then map", per element.
+
+    The unit is the largest change of a channel while it marches.
+    """
+    physics, side = problem.physics, problem.grid
+    channels = len(physics.channels)
+    kinds = kinds or [channel.kind for channel in physics.channels]
+    free = Symmetry([np.zeros((channels, side, side))], kinds=kinds)
+    white = torch.from_numpy(np.random.default_rng(3).normal(size=(1, channels, side, side)))
+
+    def march(states):
+        flow = Simulation(problem, list(range(len(states))), seed=0)
+        flow.load_state(0, flow.transform.to_spectral(states))
+        flow.advance(steps)
+        return flow.transform.to_physical(flow.state)
+
+    grid = Grid(side, physics.length)
+    spectra = Transform(grid).to_spectral(white) * torch.exp(-0.1 * grid.integer_k2)
+    start = Transform(grid).to_physical(spectra)
+    if physics.equation == "clouds":
+        start = 0.2 * start / start.abs().amax((-2, -1), True)
+        start += torch.tensor(SCALARS, dtype=start.dtype)[:, None, None]
+    every = start.expand(len(elements), *start.shape[1:]).contiguous()
+    end = march(start)
+    expected = free.apply(end.expand_as(every).contiguous(), elements)
+    error = (march(free.apply(every, elements)) - expected).abs().amax((-2, -1))
+    scale = (end - start).abs().amax((-2, -1))
+    assert (scale > 1e-4).all()
+    return (error / scale).amax(1).numpy()
+
+
+@pytest.mark.parametrize(
+    "problem, number",
+    [(SHEARED, 2), (SHEARED.replace(mean_flow=(0, 0)), 2), (CALM, 8), (RAINY, 8)],
+    ids=["shear", "beta", "drag", "clouds"],
+)
+def test_solver_steps_of_several_channels_commute_with_what_the_equation_allows(problem, number):
+    allowed = [problem.physics.is_symmetry(*candidate) for candidate in MAPS]
+    assert sum(allowed) == number
+    errors = moved_and_marched(problem, np.array([(one, 3, 5) for one in range(8)]))
+    for one, error in zip(allowed, errors):
+        assert error < 1e-10 if one else error > 1e-3, errors
+
+
+def determinant_of(turn, row, column):
+    """Return 1 of a rotation, -1 of a reflection: the axes are exchanged first, then reflected."""
+    matrix = np.diag([row, column]) @ np.array([[0, 1], [1, 0]] if turn else np.eye(2))
+    return int(np.round(np.linalg.det(matrix)))
+
+
+@pytest.mark.parametrize(
+    "problem, kinds",
+    [
+        (CALM, ["pseudo-scalar", "scalar"]),
+        (RAINY, ["pseudo-scalar"] * 3),
+        (RAINY, ["scalar"] * 3),
+    ],
+    ids=["layers", "clouds of the wrong sign", "clouds"],
+)
+def test_a_wrong_kind_of_a_channel_is_noticed(problem, kinds):
+    """The test above can fail: a reflection with a wrong sign of one channel."""
+    determinants = [determinant_of(*candidate) for candidate in MAPS]
+    errors = moved_and_marched(problem, np.array([(one, 3, 5) for one in range(8)]), kinds)
+    for one, error in zip(determinants, errors):
+        assert error < 1e-10 if one == 1 else error > 1e-3, errors
+
+
+@pytest.mark.parametrize(
+    "problem, number",
+    [(CALM, 4 * SIDE), (SHEARED, SIDE), (RAINY, 4 * SIDE)],
+    ids=["layers", "shear", "clouds"],
+)
+def test_the_steady_forcing_of_the_first_channel_selects_the_maps(problem, number):
+    """The published forcing: four maps along one diagonal; with shear the identity alone."""
+    problem = problem.replace(forcing={"kind": "published"})
+    symmetry = Symmetry.of(problem.physics, SIDE)
+    assert symmetry.kinds == tuple(channel.kind for channel in problem.physics.channels)
+    assert len(symmetry) == number
+    assert moved_and_marched(problem, symmetry.elements[::7]).max() < 1e-10
+    shifted = symmetry.elements[::7] + np.array([0, 1, 0])
+    assert moved_and_marched(problem, shifted).min() > 1e-6
+    unforced = Symmetry.of(problem.physics, SIDE, forced=False)
+    allowed = sum(problem.physics.is_symmetry(*candidate) for candidate in MAPS)
+    assert len(unforced) == allowed * SIDE**2
+
+
+def test_fields_of_a_law_of_noise_are_those_of_the_first_channel():
+    law = Problem(grid=N, length=CALM.physics.length, noise={"kind": "two_regimes"}).physics
+    layers = CALM.physics.model_copy(update={"noise": law.noise})  # not validated
+    found, expected = Symmetry.of(layers, N), Symmetry.of(law, N)
+    assert len(found) == 4 and np.array_equal(found.elements, expected.elements)
+
+
+def velocity_of(w):
+    """Return (psi_y, -psi_x) of vorticities (b, N, N), (b, 2, N, N)."""
+    kx, ky = 2 * np.pi * np.fft.fftfreq(N, 1 / N)[:, None], 2 * np.pi * np.arange(N // 2 + 1)
+    k2 = kx**2 + ky**2
+    psi = np.fft.rfft2(w) / np.where(k2 == 0, 1, k2)
+    return np.fft.irfft2(np.stack([1j * ky * psi, -1j * kx * psi], 1), s=(N, N))
+
+
+VELOCITY = ("vector x", "vector y")
+
+
+def test_a_vector_is_turned_with_the_flow():
+    """The velocity of the mapped vorticity is the mapped velocity; with a scalar beside it."""
+    w = fields(count=8)
+    elements = np.array([(one, 3, 5) for one in range(8)])
+    plain = Symmetry([0 * X])
+    moved = plain.apply(torch.from_numpy(w), elements).numpy()
+    states = np.concatenate([w[:, None], velocity_of(w), w[:, None] ** 2], 1)
+    expected = np.concatenate([moved[:, None], velocity_of(moved), moved[:, None] ** 2], 1)
+    kinds = ("pseudo-scalar", *VELOCITY, "scalar")
+    symmetry = Symmetry([np.zeros((4, N, N))], kinds=kinds)
+    found = symmetry.apply(torch.from_numpy(states), elements).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-13)
+    # times before the channels, as a batch has them
+    history = torch.from_numpy(np.stack([states, -states, 3 * states], 1))
+    found = symmetry.apply(history, elements).numpy()
+    np.testing.assert_allclose(found, np.stack([expected, -expected, 3 * expected], 1), atol=1e-13)
+
+
+def test_a_vector_is_compared_as_a_whole():
+    """A uniform vector along x is left by (x, -y), one along the diagonal by an exchange."""
+    along_x, diagonal, scalar = (
+        np.stack([one + 0 * X, other + 0 * X, 1e3 + 0 * X])
+        for one, other in ((1e-3, 0), (1e-3, 1e-3), (0, 0))
+    )
+    for field, maps in (
+        (along_x, {(0, 1, 1), (0, 1, -1)}),
+        (diagonal, {(0, 1, 1), (1, 1, 1)}),
+        (scalar, set(MAPS)),
+    ):
+        symmetry = Symmetry([field], kinds=(*VELOCITY, "scalar"))
+        assert {MAPS[one] for one in symmetry.elements[:, 0]} == maps
+        assert len(symmetry) == len(maps) * N * N
+
+
+def test_a_single_kind_of_one_channel_needs_no_axis_of_channels():
+    w = torch.from_numpy(fields(count=8))
+    elements = np.array([(one, 0, 0) for one in range(8)])
+    scalar = Symmetry([0 * X], kinds=["scalar"]).apply(w, elements)
+    signs = torch.tensor([determinant_of(*candidate) for candidate in MAPS])[:, None, None]
+    assert (scalar == signs * Symmetry([0 * X]).apply(w, elements)).all()
+
+
+@pytest.mark.parametrize(
+    "kinds", [VELOCITY[:1], VELOCITY[::-1], ("vector x", "scalar", "vector y")]
+)
+def test_half_a_vector_is_refused(kinds):
+    with pytest.raises(ValueError, match="expected each vector x directly followed by its vect"):
+        Symmetry([np.zeros((len(kinds), N, N))], kinds=kinds)
+
+
+@pytest.mark.parametrize("shape", [(8, N, N), (8, 3, N, N), (2, N, N)])
+def test_fields_of_other_channels_are_one_line(shape):
+    symmetry = Symmetry([np.zeros((2, N, N))], kinds=("pseudo-scalar", "scalar"))
+    with pytest.raises(
+        ValueError, match=r"expected \(b, ..., 2, n, n\): the channels are pseudo-"
+    ):
+        symmetry.apply(torch.zeros(shape), symmetry.draw(0, 0, shape[0]))
 
 
 def test_published_translations_are_the_diagonal_ones():

@@ -119,10 +119,6 @@ def test_a_block_without_one_of_its_fields_is_refused(make):
     "change, line",
     [
         (
-            "generate.closure=subgrid",
-            "generate.closure=subgrid is for equations of one field, but",
-        ),
-        (
             "generate.record.fields=[velocity]",
             "generate.record.fields is for equations of one fie",
         ),

@@ -137,13 +137,14 @@ class Memory:
 
     def __init__(self, members=12, times=20, grid=GRID):
         self.members, self.grid, self.dimensions = list(range(members)), grid, 2
+        self.channels: tuple = ()
         self.times = np.arange(times) * 0.1
         shape = (members, times, grid, grid)
         state = standard_normals(3, "memory", 0, width=int(np.prod(shape))).reshape(shape)
         closure = 0.3 * np.roll(state, 1, -1) + 0.1 * state**2
-        self.fields = {"vorticity": state.astype("f4"), "closure": closure.astype("f4")}
+        self.fields = {"state": state.astype("f4"), "closure": closure.astype("f4")}
 
-    def read(self, member, index, field="vorticity", grid=None):
+    def read(self, member, index, field="state", grid=None):
         stride = self.grid // (grid or self.grid)
         return self.fields[field][member, index, ::stride, ::stride]
 

@@ -36,6 +36,7 @@ class DNS:
 
     def __init__(self, members: int, times: int):
         self.members, self.grid, self.dimensions = range(members), GRID, 2
+        self.channels: tuple = ()
         self.times = np.arange(times) * INTERVAL * PROBLEM.dt
         simulation = Simulation(PROBLEM, self.members, SEED).initialise().advance(100)
         target, states, closures = Target("subgrid", INTERVAL, REDUCED), [], []
@@ -44,10 +45,10 @@ class DNS:
             closures.append(to_fields(target.compute(simulation), GRID))
         self.fields = {
             name: torch.stack(each, 1).float().numpy()
-            for name, each in (("vorticity", states), ("closure", closures))
+            for name, each in (("state", states), ("closure", closures))
         }
 
-    def read(self, member, index, field="vorticity", grid=None):
+    def read(self, member, index, field="state", grid=None):
         return self.fields[field][member, index]
 
 

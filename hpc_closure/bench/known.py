@@ -99,14 +99,15 @@ class Drawn:
     def __init__(self, known: Known, kind: str, count: int):
         self.members: Sequence[int] = range(count)
         self.grid, self.dimensions = known.grid, 2
+        self.channels: tuple[str, ...] = ()
         pairs = known.batches(kind, count)
         self.fields = {
             name: torch.cat([pair[part] for pair in pairs])[:, None].numpy()
-            for part, name in enumerate(("vorticity", "closure"))
+            for part, name in enumerate(("state", "closure"))
         }
 
     def read(
-        self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
+        self, member: int, index: int | slice, field: str = "state", grid: int | None = None
     ) -> np.ndarray:
         """Return fields (times, n, n) of a member; the grid is always the stored one."""
         return self.fields[field][member, index]

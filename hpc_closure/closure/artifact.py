@@ -24,7 +24,7 @@ from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.request import PAST, check, fields, interval_of, lists, spectra
 from hpc_closure.experiment import renames
 from hpc_closure.experiment.folder import shipped_model
-from hpc_closure.experiment.kinds import check_loaded
+from hpc_closure.experiment.kinds import check_loaded, fields_of
 from hpc_closure.experiment.models import kind_of, resolve
 from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.line_fft import keep_freed_memory
@@ -153,6 +153,11 @@ class Closure:
         return self.model.device
 
     @property
+    def channels(self) -> int:
+        """Number of fields of a state."""
+        return fields_of(self.config)
+
+    @property
     def guarded(self) -> int:
         """Number of shells of a draw that may be rescaled (``Request.tell``); 0 = none."""
         return self.model.guarded
@@ -230,7 +235,8 @@ class Closure:
 
         Args:
             state: vorticity, numpy or torch: (n, n), or (M, n, n) with one row per member, or
-                (B, n, n) with one row per list of members.
+                (B, n, n) with one row per list of members. A state of C fields is (C, n, n), here
+                and below.
             sensors: point values of the true closure, or None.
             history: earlier states (H, n, n) or (M, H, n, n), newest first, if the model was
                 trained with them.
@@ -251,7 +257,7 @@ class Closure:
         Raises:
             ValueError: one line with the value and what was expected.
         """
-        tensor = fields("state", state)
+        tensor = fields("state", state, self.channels)
         ids, states = lists(members)
         request = Request(
             tensor,
@@ -259,13 +265,13 @@ class Closure:
             seed,
             call,
             sensors,
-            None if history is None else fields("history", history),
-            None if previous is None else fields("previous", previous),
+            None if history is None else fields("history", history, self.channels),
+            None if previous is None else fields("previous", previous, self.channels),
             self.interval_ratio(interval_of(interval)),
             evaluations,
             method,
         )
-        request = check(request, states)
+        request = check(request, states, self.channels)
         self._check_band(tensor, strict)
         out = self._draw(self.model.sample_batch, request)
         if states is not None:
@@ -290,22 +296,22 @@ class Closure:
         Raises:
             ValueError: one line with the value and what was expected.
         """
-        w_hat = spectra("state", request.state)
+        w_hat = spectra("state", request.state, self.channels)
         for name in PAST:
             if getattr(request, name) is not None:
-                spectra(name, getattr(request, name))
-        request = check(request)
+                spectra(name, getattr(request, name), self.channels)
+        request = check(request, channels=self.channels)
         self._check_band(w_hat, strict)
         out = self._draw(self.model.sample_hat, request)
         return out.to(device=w_hat.device, dtype=w_hat.dtype)
 
     def _draw(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
         """Move a request to the model's device, add its batch axis, and draw without gradients."""
-        past = {name: getattr(request, name) for name in PAST}
+        past, axes = {name: getattr(request, name) for name in PAST}, 2 + (self.channels > 1)
         for name, frames in past.items():
             if frames is not None:
-                past[name] = frames.to(self.device).reshape(-1, *frames.shape[-3:])
-        state = request.state.reshape(-1, *request.state.shape[-2:]).to(self.device)
+                past[name] = frames.to(self.device).reshape(-1, *frames.shape[-axes - 1 :])
+        state = request.state.reshape(-1, *request.state.shape[-axes:]).to(self.device)
         with torch.no_grad():
             return draw(replace(request, state=state, **past))
 
@@ -314,7 +320,9 @@ class Closure:
         band = getattr(self.model, "band", None)  # a model without a band uses the caller's grid
         if band is None or (self._warned and not strict):
             return
-        if state.ndim == 3 and not strict:  # a few members of a flow show it at little cost
+        if (
+            state.ndim > 2 + (self.channels > 1) and not strict
+        ):  # a few members of a flow show it at little cost
             state = state[:: -(-len(state) // ROWS_CHECKED)]
         if state.is_complex():
             if state.shape[-1] - 1 <= band.modes:

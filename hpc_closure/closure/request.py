@@ -21,12 +21,13 @@ PAST = ("history", "previous")  # attributes of a request with fields before its
 FIELD, MODES = "n, n", "2K + 1, K + 1"
 
 
-def fields(name: str, value: Any) -> Tensor:
+def fields(name: str, value: Any, channels: int = 1) -> Tensor:
     """Check real fields on an even grid; returns them as a tensor.
 
     Args:
         name: ``state`` for (n, n) or (M, n, n), ``history`` and ``previous`` for (H, n, n) or
             (M, H, n, n). On a line the fields have one row, (1, n) for (n, n).
+        channels: number C of fields of a state; for C > 1 they are (C, n, n) in place of (n, n).
         value: numpy array, tensor, or an object that torch converts to one.
 
     Raises:
@@ -41,14 +42,15 @@ def fields(name: str, value: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         kind = type(value).__name__
         raise ValueError(
-            f"{name} is a {kind}; expected an array or tensor {_shapes(name, FIELD)} of numbers"
+            f"{name} is a {kind}; expected an array or tensor "
+            f"{_shapes(name, FIELD, channels)} of numbers"
         ) from None
     if tensor.is_complex():
         raise ValueError(f"{name} is complex; expected real fields (sample_hat takes spectra)")
     if not tensor.is_floating_point():
         raise ValueError(f"{name} holds {_kind(tensor)}; expected floating-point numbers")
     square = tensor.ndim >= 2 and tensor.shape[-2] in (1, tensor.shape[-1]) and tensor.numel() > 0
-    _check_shape(name, tensor, FIELD, square)
+    _check_shape(name, tensor, FIELD, square, channels)
     if tensor.shape[-1] % 2:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}: the closure needs an even number of points "
@@ -57,18 +59,19 @@ def fields(name: str, value: Any) -> Tensor:
     return _finite(name, tensor)
 
 
-def spectra(name: str, value: Any) -> Tensor:
-    """Check retained spectra, complex, of a request; errors as of :func:`fields`."""
+def spectra(name: str, value: Any, channels: int = 1) -> Tensor:
+    """Check retained spectra, complex, of a request; arguments and errors as of :func:`fields`."""
     if not isinstance(value, Tensor):
         kind = type(value).__name__
-        raise ValueError(f"{name} is a {kind}; expected a tensor {_shapes(name, MODES)}")
+        shapes = _shapes(name, MODES, channels)
+        raise ValueError(f"{name} is a {kind}; expected a tensor {shapes}")
     if not value.is_complex():
         raise ValueError(
             f"{name} holds {_kind(value)}; expected complex spectra (sample takes fields)"
         )
     columns = value.shape[-1] if value.ndim else 0
     retained = value.ndim >= 2 and value.shape[-2] in (1, 2 * columns - 1) and columns > 1
-    _check_shape(name, value, MODES, retained)
+    _check_shape(name, value, MODES, retained, channels)
     return _finite(name, value)
 
 
@@ -93,12 +96,13 @@ def lists(members: Any) -> tuple[Any, int | None]:
     )
 
 
-def check(request: Request, states: int | None = None) -> Request:
+def check(request: Request, states: int | None = None, channels: int = 1) -> Request:
     """Check a request; returns it with its members' ids as a list.
 
     Args:
         request: the caller's request.
         states: number of lists in which the members were given; None = one list for all states.
+        channels: number of fields of a state.
 
     Raises:
         ValueError: states, members, numbers or sensors are invalid, or do not fit one another.
@@ -112,7 +116,8 @@ def check(request: Request, states: int | None = None) -> Request:
         kind = type(request.sensors).__name__
         raise ValueError(f"sensors is a {kind}; expected Sensors(values, positions) or None")
     state = request.state
-    rows = 1 if state.ndim == 2 else len(state)
+    alone = 2 + (channels > 1)  # axes of a single state
+    rows = 1 if state.ndim == alone else len(state)
     if states is None and rows not in (1, len(members)):
         raise ValueError(f"{rows} states for {len(members)} members: one row per member")
     if states is not None and rows != states:
@@ -130,7 +135,7 @@ def check(request: Request, states: int | None = None) -> Request:
                 f"{name} has shape {tuple(past.shape)}, state {tuple(state.shape)}: "
                 "expected the same grid"
             )
-        earlier = 1 if past.ndim == 3 else len(past)
+        earlier = 1 if past.ndim == alone + 1 else len(past)
         if earlier != rows:
             raise ValueError(f"{name} of {earlier} states for {rows}: expected one for each")
     return replace(request, members=members)
@@ -168,16 +173,19 @@ def _integer(name: str, value: Any, least: int) -> int:
     return number
 
 
-def _shapes(name: str, shape: str) -> str:
+def _shapes(name: str, shape: str, channels: int = 1) -> str:
+    shape = f"{channels}, {shape}" if channels > 1 else shape
     return f"({shape}) or (M, {shape})" if name == "state" else f"(H, {shape}) or (M, H, {shape})"
 
 
-def _check_shape(name: str, tensor: Tensor, field_shape: str, fits: bool) -> None:
-    most = 3 if name == "state" else 4
-    if not fits or tensor.ndim not in (most - 1, most):
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, expected {_shapes(name, field_shape)}"
-        )
+def _check_shape(name: str, tensor: Tensor, field_shape: str, fits: bool, channels: int) -> None:
+    most = (3 if name == "state" else 4) + (channels > 1)
+    if fits and tensor.ndim in (most - 1, most):
+        if channels == 1 or tensor.shape[-3] == channels:
+            return
+    raise ValueError(
+        f"{name} has shape {tuple(tensor.shape)}, expected {_shapes(name, field_shape, channels)}"
+    )
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:

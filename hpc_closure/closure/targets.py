@@ -39,7 +39,7 @@ def reduced_problem(problem: Problem, grid: int, kind: str, stride: int = 1) -> 
     """
     if kind in REMOVABLE:
         return problem.replace(grid=grid, removed=kind)
-    return problem.replace(grid=grid, dt=stride * problem.dt, noise={"kind": "none"})
+    return problem.replace(grid=grid, dt=stride * problem.dt, **problem.physics.without_noise())
 
 
 def advance_with(

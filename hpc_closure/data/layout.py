@@ -10,7 +10,7 @@
     /scalars             one (B, T) series per diagnostic
     /t0_fields           vorticity, closure, streamfunction: (B, T, n, n); on a line (B, T, n);
                          of an equation with several fields its fields, named in attribute
-                         channels
+                         channels, and closure_NAME, ... of each (:func:`data_sets`)
     /t1_fields           velocity: (B, T, n, n, 2)
     /filtered            one (B, T, m, m) field per filter, on the filter's grid
     /references          truth, none: (cases, T, n, n), in a rollout
@@ -33,8 +33,32 @@ FIELDS = ("vorticity", "closure")
 # the training; by the ensemble that draws. Columns: draws, draws rescaled in any shell, and draws
 # rescaled in each shell. The hashes of products depend on these names.
 COUNTED = {"model": "brought_back", "mean_gp": "brought_back_mean_gp"}
+STATE = "state"  # the state of any flow, in arguments
 STATES = {1: "state", 2: "vorticity"}  # name of the state, by the dimensions of the flow
 SNAPSHOTS = ("t0_fields", "t1_fields", "filtered", "scalars", "references")  # (B, T, ...) each
+
+
+def data_sets(name: str, channels: Sequence[str], dimensions: int = 2) -> list[str]:
+    """List the data sets of a field, one per channel of the state.
+
+    Args:
+        name: ``state`` for the state of any flow, ``closure``, the name of a run, or a channel.
+        channels: names of the fields of the state; empty if it has one.
+        dimensions: dimensions of the flow.
+    """
+    if name == STATE or not channels and name == STATES[2]:
+        return list(channels) or [STATES[dimensions]]
+    if name in channels:
+        return [name]
+    return [f"{name}_{channel}" for channel in channels] or [name]
+
+
+def by_data_set(
+    name: str, values: np.ndarray, channels: Sequence[str], dimensions: int = 2
+) -> dict[str, np.ndarray]:
+    """Return fields (B, n, n), or (B, C, n, n) of C channels, as (B, n, n) by data set."""
+    names = data_sets(name, channels, dimensions)
+    return dict(zip(names, values.swapaxes(0, 1) if channels else values[None]))
 
 
 @dataclass(frozen=True)
@@ -122,8 +146,8 @@ class Layout:
                 shapes[f"series/{name}"] = (len(self.members), len(self.series.times), *values)
         if self.whole is not None:
             whole, all_points = self.whole, (self.whole.grid,) * self.dimensions
-            path = f"whole/{STATES[self.dimensions]}"
-            shapes[path] = (whole.cases, len(whole.times), *all_points)
+            for name in data_sets(STATE, self.channels, self.dimensions):
+                shapes[f"whole/{name}"] = (whole.cases, len(whole.times), *all_points)
         return shapes
 
     def axes(self) -> dict[str, np.ndarray]:
@@ -165,6 +189,7 @@ class BlockHeader(Header):
         times: stored times, (T,).
         grid: points per side of its fields.
         dimensions: dimensions of the flow, 2 or 1.
+        channels: names of the fields of the state; empty if it has one.
         settings: plain dict of the physics and numerics that made it.
         certificate, provenance: plain dicts.
     """
@@ -172,6 +197,7 @@ class BlockHeader(Header):
     times: np.ndarray
     grid: int
     dimensions: int
+    channels: tuple[str, ...]
     settings: dict
     certificate: dict
     provenance: dict
@@ -198,13 +224,14 @@ class BlockHeader(Header):
         sides = file.attrs.get("n_spatial_dims", 2)
         plane_or_line = np.ndim(sides) == 0 and sides in (1, 2)
         expect(path, plane_or_line, "its n_spatial_dims is neither 1 nor 2")
-        states = list(channels) or [STATES[int(sides)]]
+        states = data_sets(STATE, list(channels), int(sides))
         _check_shapes(file, path, (len(header.members), len(times)), int(sides), states)
         return cls(
             **{name: getattr(header, name) for name in Header.__dataclass_fields__},
             times=times[:],
             grid=len(points),
             dimensions=int(sides),
+            channels=tuple(map(str, channels)),
             settings=settings,
             certificate=certificate,
             provenance=provenance,

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpc_closure.data.layout import COUNTED, STATES, BlockHeader
+from hpc_closure.data.layout import COUNTED, STATE, BlockHeader, data_sets
 from hpc_closure.work.hdf5 import hdf5_errors, open_hdf5
 from hpc_closure.work.header import BLOCK
 
@@ -26,6 +26,7 @@ class DataSet:
         times: stored times common to all blocks, (T,).
         grid: points per side of the stored fields.
         dimensions: dimensions of the flow, 2 or 1.
+        channels: names of the fields of the state; empty if it has one.
         recipe: plain dict of the physics and numerics that made them.
         lost: members that diverged before their end.
 
@@ -50,6 +51,7 @@ class DataSet:
         self.lost = sorted({member for header in headers for member in header.lost_members})
         self.times: np.ndarray = min((header.times for header in headers), key=len)
         self.grid, self.dimensions = headers[0].grid, headers[0].dimensions
+        self.channels = headers[0].channels
         self.recipe = headers[0].settings
 
     def _file(self, path: Path) -> h5py.File:
@@ -61,26 +63,28 @@ class DataSet:
         return self._open[path][1]
 
     def read(
-        self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
+        self, member: int, index: int | slice, field: str = STATE, grid: int | None = None
     ) -> np.ndarray:
         """Return a field of one trajectory: (n, n) at a time ``index``, (t, n, n) for a slice.
 
-        On a line fields of ``t0_fields`` have one row, (1, n).
+        On a line fields of ``t0_fields`` have one row, (1, n). States and closures of C channels
+        are (C, n, n) and (t, C, n, n).
 
         Args:
             member: global index of the trajectory.
             index: index of the stored time, or a slice.
-            field: a name in ``t0_fields``, where ``vorticity`` is the state of any flow, or a path
-                (``t1_fields/velocity``, ``filtered/sharp_0.05``).
+            field: ``state``, the state of any flow, ``closure``, a name in ``t0_fields``, or a
+                path (``t1_fields/velocity``, ``filtered/sharp_0.05``).
             grid: points per side; a number below the stored one takes every other point (strided,
                 as published; for ``t0_fields``).
         """
         path, row = self._rows[member]
         file = self._file(path)
-        if field == "vorticity":
-            field = STATES[self.dimensions]
         with hdf5_errors(path):
-            values = (file if "/" in field else file["t0_fields"])[field][row, index]
+            if "/" in field:
+                values = file[field][row, index]
+            else:
+                values = _channels(file["t0_fields"], field, self, (row, index))
         if "/" not in field:
             values = _with_row(values, self.dimensions)
         if grid is None:
@@ -152,7 +156,7 @@ class DataSet:
         """Yield (member, state (t, n, n), closure (t, n, n)) trajectory by trajectory."""
         chosen = slice(indices.start, indices.stop)
         for member in members:
-            state = self.read(member, chosen, "vorticity", grid)
+            state = self.read(member, chosen, STATE, grid)
             yield member, state, self.read(member, chosen, "closure", grid)
 
     def close(self) -> None:
@@ -174,13 +178,14 @@ class CoupledEnsemble:
         names: names that can be read: ``model``, ``truth`` and, if they ran, ``none``, those of
             BESIDE and the rungs; for replicas ``closure``.
         rungs: names of the rungs, in the order of the file.
+        channels: names of the fields of the state; empty if it has one.
         whole_times: times at which the starts are stored with all modes; empty if they are not.
 
     Raises:
         ValueError: there are no files.
     """
 
-    FIELDS = {name: f"t0_fields/{name}" for name in (*BESIDE, "none", "closure")}
+    FIELDS = (*BESIDE, "none", "closure")
     REFERENCES = ("truth", "none")
 
     def __init__(self, paths: Sequence[Path]):
@@ -199,16 +204,16 @@ class CoupledEnsemble:
                 for row, case in enumerate(file.attrs["cases"]):
                     self._cases.setdefault(int(case), (path, row))
                 times.append(header.times)
-                self.dimensions = header.dimensions
+                self.dimensions, self.channels = header.dimensions, header.channels
                 self.start = float(file.attrs.get("released", header.times[0]))
                 available = {"model"}
-                available |= {
-                    name for name, dataset_path in self.FIELDS.items() if dataset_path in file
-                }
-                self.rungs = [name for name in file["t0_fields"] if name.startswith(RUNG)]
+                available |= {name for name in self.FIELDS if self._paths(name)[0] in file}
+                self.rungs = self._rungs_in(file)
                 available |= set(self.rungs)
                 self.whole_times = file.get("dimensions/whole_time", np.empty(0))[:]
-                self.shared = {name for name in self.REFERENCES if f"references/{name}" in file}
+                self.shared = {
+                    name for name in self.REFERENCES if self._paths(name, "references")[0] in file
+                }
                 available |= self.shared
                 names = available if names is None else names & available
                 self.counted -= {
@@ -218,6 +223,12 @@ class CoupledEnsemble:
         self.rungs = [name for name in self.rungs if name in self.names]
         self.select(sorted(self._cases))
 
+    def _rungs_in(self, file: h5py.File) -> list[str]:
+        """List the names of the rungs of an open file."""
+        end = f"_{self.channels[0]}" if self.channels else ""
+        stored = (name for name in file["t0_fields"] if name.startswith(RUNG))
+        return [name.removesuffix(end) for name in stored if name.endswith(end)]
+
     def select(self, cases: Sequence[int]) -> None:
         """Restrict the ensemble to these cases, in this order."""
         self.cases = list(cases)
@@ -225,16 +236,23 @@ class CoupledEnsemble:
         self.members = sorted(set.intersection(*counts))
 
     def read(self, name: str, index: int) -> np.ndarray:
-        """Return vorticity at time ``index``: ensembles (M, C, n, n), ``shared`` (1, C, n, n)."""
+        """Return states at time ``index``, (M, cases, n, n); those in ``shared`` have M = 1.
+
+        States of C channels are (M, cases, C, n, n).
+        """
         if name not in self.shared:
-            return _with_row(self._read_members(self._path(name), index), self.dimensions)
+            keys = [[self._rows[case, member] for case in self.cases] for member in self.members]
+            return self._fields(self._paths(name), index, keys)
         keys = [[self._cases[case] for case in self.cases]]
-        return _with_row(self._read(f"references/{name}", index, keys), self.dimensions)
+        return self._fields(self._paths(name, "references"), index, keys)
 
     def read_rows(self, name: str, rows: Sequence[tuple[int, int]], index: int) -> np.ndarray:
-        """Return a field of (case, member) pairs at time ``index``, (rows, n, n)."""
+        """Return a field of (case, member) pairs at time ``index``, (rows, n, n).
+
+        Of C channels it is (rows, C, n, n).
+        """
         keys = [[self._rows[row] for row in rows]]
-        return _with_row(self._read(self._path(name), index, keys)[0], self.dimensions)
+        return self._fields(self._paths(name), index, keys)[0]
 
     def rescaled_counts(self, name: str, index: int) -> np.ndarray:
         """Return counts of draws from the start to time ``index``, (M, C, 2 + shells).
@@ -242,11 +260,18 @@ class CoupledEnsemble:
         The columns are the number of draws, of draws that were rescaled in any shell, and of
         draws that were rescaled in each shell. ``name`` is in ``counted``.
         """
-        return self._read_members(f"series/{COUNTED[name]}", index)
-
-    def _read_members(self, dataset_path: str, index: int) -> np.ndarray:
         keys = [[self._rows[case, member] for case in self.cases] for member in self.members]
-        return self._read(dataset_path, index, keys)
+        return self._read(f"series/{COUNTED[name]}", index, keys)
+
+    def _fields(
+        self, paths: Sequence[str], index: int, keys: Sequence[Sequence[tuple[Path, int]]]
+    ) -> np.ndarray:
+        """Return fields of rows at time ``index``; several paths are channels, (..., C, n, n)."""
+        return self._stacked([self._read(path, index, keys) for path in paths])
+
+    def _stacked(self, fields: Sequence[np.ndarray]) -> np.ndarray:
+        values = np.stack(fields, axis=-3) if self.channels else fields[0]
+        return _with_row(values, self.dimensions)
 
     @staticmethod
     def _read(
@@ -264,13 +289,16 @@ class CoupledEnsemble:
                 states |= {(m, c): dataset[row, index] for m, c, row in rows}
         return np.array([[states[m, c] for c in range(len(keys[0]))] for m in range(len(keys))])
 
-    def _path(self, name: str) -> str:
-        if name == "model":
-            return f"t0_fields/{STATES[self.dimensions]}"
-        return self.FIELDS.get(name, f"t0_fields/{name}")
+    def _paths(self, name: str, group: str = "t0_fields") -> list[str]:
+        """List the data sets of a run's fields, one per channel."""
+        field = STATE if name == "model" else name
+        names = data_sets(field, self.channels, self.dimensions)
+        return [f"{group}/{each}" for each in names]
 
     def read_whole(self, case: int, time: float) -> np.ndarray:
         """Return the state of a start with all modes of the DNS: (N, N), or (1, N) on a line.
+
+        Of C channels it is (C, N, N).
 
         Raises:
             ValueError: it was not stored.
@@ -288,22 +316,17 @@ class CoupledEnsemble:
                 f"remove {path.parent}, and run `hpc-closure generate` again"
             )
         with open_hdf5(path) as file:
-            values = file["whole"][STATES[self.dimensions]][row, matching[0]]
-        return _with_row(values, self.dimensions)
+            return self._stacked(
+                [file[each][row, matching[0]] for each in self._paths("model", "whole")]
+            )
 
     def read_case(self, name: str, case: int, index: int) -> np.ndarray:
-        """Return a field of the ensemble of one case at time ``index``, (M, n, n)."""
-        keys = [self._rows[case, member] for member in self.members]
-        out: dict[int, np.ndarray] = {}
-        for path in dict.fromkeys(path for path, _ in keys):
-            with open_hdf5(path) as file:
-                dataset = file[self._path(name)]
-                out |= {
-                    i: dataset[row, index]
-                    for i, (file_path, row) in enumerate(keys)
-                    if file_path == path
-                }
-        return _with_row(np.stack([out[i] for i in range(len(keys))]), self.dimensions)
+        """Return a field of the ensemble of one case at time ``index``, (M, n, n).
+
+        Of C channels it is (M, C, n, n).
+        """
+        keys = [[self._rows[case, member] for member in self.members]]
+        return self._fields(self._paths(name), index, keys)[0]
 
     def index(self, lead_time: float) -> int:
         """Return the index of a lead time; ValueError if it was not stored."""
@@ -312,6 +335,14 @@ class CoupledEnsemble:
         if abs(self.times[index] - time) > 1e-6 * max(1.0, abs(time)):
             raise ValueError(f"lead time {lead_time:g} was not stored by rollout")
         return index
+
+
+def _channels(
+    group: h5py.Group, field: str, data: DataSet, index: tuple[int, int | slice]
+) -> np.ndarray:
+    """Return ``index`` of a field (..., n, n); of C channels (..., C, n, n)."""
+    each = [group[name][index] for name in data_sets(field, data.channels, data.dimensions)]
+    return np.stack(each, axis=-3) if len(each) > 1 else each[0]
 
 
 def _with_row(values: np.ndarray, dimensions: int) -> np.ndarray:

@@ -40,9 +40,10 @@ class Store(Protocol):
     times: np.ndarray
     grid: int
     dimensions: int
+    channels: tuple[str, ...]
 
     def read(
-        self, member: int, index: int | slice, field: str = "vorticity", grid: int | None = None
+        self, member: int, index: int | slice, field: str = "state", grid: int | None = None
     ) -> np.ndarray: ...
 
 
@@ -168,6 +169,8 @@ class TrainingSet:
         self.store, self.grid = store, grid or store.grid
         # a line is treated as a plane of one row
         self.points = (1 if store.dimensions == 1 else self.grid, self.grid)
+        #: shape of a state: (n, n), or (C, n, n) of C channels
+        self.shape = (*[len(names) for names in [store.channels] if names], *self.points)
         self.seed = seed
         # stored times in units of their smallest distance, so that neighbours differ by one
         spacing = np.diff(store.times).min(initial=np.inf)
@@ -177,7 +180,7 @@ class TrainingSet:
         # all stored times from the first to the last that a sample needs
         self.span = slice(int(self.indices[0]) - past.lead, int(self.indices[-1]) + 1)
         times = self.span.stop - self.span.start
-        self.bytes = len(self.members) * times * 4 * math.prod(self.points) * 2
+        self.bytes = len(self.members) * times * 4 * math.prod(self.shape) * 2
         self.resident = self.bytes <= budget
         self.device = torch.device("cpu")
         self.budget = budget
@@ -191,7 +194,7 @@ class TrainingSet:
         self.window = 0
         if not self.resident:
             fields = 2 + self.past.states + self.past.closures + self.ahead
-            size = 2 * fields * math.prod(self.points) * 4
+            size = 2 * fields * math.prod(self.shape) * 4
             self.window = max(1, self.budget // size // RUN) * RUN
         self.num_samples = len(self.chosen) * len(self.indices)
         self.order = Order(self.num_samples, self.seed, RUN if self.window else 0, self.window)
@@ -256,12 +259,12 @@ class TrainingSet:
         return self
 
     def _read_all(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return states and targets (members, times of the span, n, n), float32."""
+        """Return states and targets (members, times of the span, *shape), float32."""
         times = self.span.stop - self.span.start
-        state = torch.empty(len(self.members), times, *self.points)
+        state = torch.empty(len(self.members), times, *self.shape)
         target = torch.empty_like(state)
         for row, member in enumerate(self.members):
-            for destination, name in ((state, "vorticity"), (target, "closure")):
+            for destination, name in ((state, "state"), (target, "closure")):
                 field = self.store.read(int(member), self.span, name, self.grid)
                 destination[row] = torch.from_numpy(np.ascontiguousarray(field))
         return state, target
@@ -303,7 +306,7 @@ class TrainingSet:
 
     def _read(self, rows: np.ndarray, times: np.ndarray) -> dict[str, torch.Tensor]:
         """Read samples from the files, in file order."""
-        shape = (len(rows), *self.points)
+        shape = (len(rows), *self.shape)
         out = {"state": np.empty(shape, np.float32), "target": np.empty(shape, np.float32)}
         for name, (_, steps) in self._other_times.items():
             out[name] = np.empty((len(rows), len(steps), *shape[1:]), np.float32)
@@ -313,8 +316,7 @@ class TrainingSet:
             span = slice(first, int(times[positions[-1]]) + self.ahead + 1)
             with self._lock:  # the store is not thread-safe
                 state, target = (
-                    self.store.read(member, span, name, self.grid)
-                    for name in ("vorticity", "closure")
+                    self.store.read(member, span, name, self.grid) for name in ("state", "closure")
                 )
             offset = times[positions] - first
             sources = {"state": state, "target": target}

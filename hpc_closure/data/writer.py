@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpc_closure.data.layout import VERSION, BlockHeader, Layout
+from hpc_closure.data.layout import STATE, VERSION, BlockHeader, Layout, by_data_set
 from hpc_closure.work.hdf5 import open_hdf5
 from hpc_closure.work.header import expect
 
@@ -147,9 +147,14 @@ class BlockWriter:
             self.file["series"][name][:, index] = values
 
     def write_whole(self, index: int, states: np.ndarray) -> None:
-        """Store states of the starts with all modes, (cases, N, N), at their time ``index``."""
-        (dataset,) = self.file["whole"].values()
-        dataset[:, index] = _whole_or_nan(states)
+        """Store states of the starts with all modes, (cases, N, N), at their time ``index``.
+
+        Of C channels they are (cases, C, N, N).
+        """
+        layout = self.layout
+        fields = by_data_set(STATE, states, layout.channels, layout.dimensions)
+        for name, values in fields.items():
+            self.file["whole"][name][:, index] = _whole_or_nan(values)
 
     def continue_from(self, product: Path) -> tuple[int, dict]:
         """Copy the data of a finished block of the same members with an earlier end.

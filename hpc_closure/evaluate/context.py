@@ -168,9 +168,9 @@ class Inputs:
         if self.replicas is not None:  # truth and reference must be draws of the same law
             closures = torch.stack([self.closures_of_replicas(key, grid)[0] for key in keys])
         return Snapshots(
-            fields("vorticity"),
+            fields("state"),
             closures,
-            earlier("vorticity", past.states),
+            earlier("state", past.states),
             earlier("closure", past.closures),
             keys,
         )

@@ -36,17 +36,50 @@ def _check_fields(experiment) -> None:
     physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
     if len(physics.channels) == 1:
         return
-    if generate.closure != "none":
+    if generate.closure not in ("none", "subgrid"):
         names = ", ".join(channel.name for channel in physics.channels)
         raise ValueError(
             f"generate.closure={generate.closure} is for equations of one field, but "
-            f"{physics.equation} has the fields {names}: set generate.closure to none (data only)"
+            f"{physics.equation} has the fields {names}: set generate.closure to subgrid, or to "
+            "none (data only)"
         )
+    if generate.closure != "none":
+        _check_closure_of_fields(experiment)
     for key in ("fields", "filters", "spectra"):
         if getattr(record, key):
             raise ValueError(
                 f"generate.record.{key} is for equations of one field; remove it: the fields of "
                 f"{physics.equation} are stored in any case"
+            )
+
+
+def _check_closure_of_fields(experiment) -> None:
+    """Refuse closures that are only for a state of one field."""
+    model, train, rollout = experiment.model, experiment.train, experiment.rollout
+    config, conditions = resolve(model.model_dump(exclude_none=True)), model.conditions
+    whole = kind_of(model.preset) is not None
+    refused = [kind.name for kind in kinds_of(config) if not kind.several_fields]
+    parts = {"numbers", *refused} & {*config.get("mean", ()), config.get("residual"), *refused}
+    sensors = conditions.sensors != "none" or config.get("sensors") == "learned"
+    for key, used, expected in (
+        (f"model.preset={model.preset}", whole, "gaussian, convolutional or default"),
+        (f"a model with {', '.join(sorted(parts))}", bool(parts), "other parts (model.mean, ...)"),
+        (
+            f"model.conditions.sensors={conditions.sensors}",
+            sensors and not whole,
+            "none, and " "model.sensors=kriging",
+        ),
+        ("model.conditions.previous_closures", conditions.previous_closures, "0"),
+        ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
+        ("train.rollout_training", train.rollout_training, "null"),
+        ("train.stability_test", train.stability_test, "null"),
+        ("train.opponents", train.opponents, "[]"),
+        ("rollout.sensors", rollout.sensors, "null"),
+    ):
+        if used:
+            raise ValueError(
+                f"{key} is for equations of one field, but {experiment.physics.equation} has "
+                f"{len(experiment.physics.channels)}: use {expected}"
             )
 
 

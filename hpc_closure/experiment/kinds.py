@@ -25,6 +25,8 @@ __all__ = [
     "NetworkKind",
     "ResidualKind",
     "check_loaded",
+    "equation_of",
+    "fields_of",
     "find",
     "import_all",
     "is_path",
@@ -43,6 +45,7 @@ class Kind:
     Attributes:
         name: name in an experiment; empty for a class outside the package, which has a path.
         reads: keys of the section ``model`` that it reads.
+        several_fields: whether it can be used for a state of several fields.
         Options: section with its additional keys, each with range, default and description. They
             belong to ``model`` for a class of the package, else to ``model.options``.
         known: registered classes of a family, by name.
@@ -50,6 +53,7 @@ class Kind:
 
     name: ClassVar[str] = ""
     reads: ClassVar[tuple[str, ...]] = ()
+    several_fields: ClassVar[bool] = False
     Options: ClassVar["type[Section] | None"] = None
     known: ClassVar[dict[str, type[Any]]]
     #: base class to name in error messages, after "a subclass of"
@@ -63,6 +67,20 @@ class Kind:
         name = cls.__dict__.get("name")
         if name and cls.known.setdefault(name, cls).__module__ != cls.__module__:
             raise TypeError(f"{cls.__module__}: a class named {name!r} exists already; rename it")
+
+
+def equation_of(config: dict[str, Any]) -> Any:
+    """Build the equation of several fields for which a model is configured; None for one field."""
+    from hpc_closure.spectral.equations import Equation
+
+    parameters = config.get("equation")
+    return None if parameters is None else Equation.model_validate(parameters)
+
+
+def fields_of(config: dict[str, Any]) -> int:
+    """Return the number of fields of a state for which a model is configured."""
+    equation = equation_of(config)
+    return 1 if equation is None else len(equation.channels)
 
 
 class NetworkKind(Kind):
@@ -83,7 +101,10 @@ class NetworkKind(Kind):
 
     @classmethod
     def build(cls, channels: int, config: dict[str, Any]) -> Any:
-        """Build the module: channels (B, C, g, g), numbers (B, 51) to a field (B, g, g)."""
+        """Build the module: channels (B, C, g, g), numbers (B, 51) to a field (B, g, g).
+
+        For a state of several fields (:func:`fields_of`) it has one output field for each.
+        """
         raise NotImplementedError
 
 

@@ -33,6 +33,7 @@ DEFAULT: dict[str, Any] = {
     "mean": ["regression", "fno"],
     "regression_terms": "quadratic",
     "amplitude": "fno",
+    "amplitude_score": "likelihood",
     "residual": "score",
     "sensors": "kriging",
     "validate_parts": "on",
@@ -47,6 +48,7 @@ DEFAULT: dict[str, Any] = {
     "spectral_convolution": "auto",
     "adjusted": False,  # whether closed forms were tuned by training through the solver
     "dimensions": 2,  # dimensions of the flow
+    "equation": None,  # parameters of an equation of several fields
 }
 
 # opponents of a generator, around the best mean and fitted by likelihood
@@ -76,6 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "convolutional": {**DEFAULT, "preset": "convolutional", **LOCAL},
 }
 CHOICES = {
+    "amplitude_score": ("likelihood", "crps"),
     "noise_memory": ("on", "off"),
     "sensors": ("kriging", "learned"),
     "validate_parts": ("on", "off"),

@@ -152,7 +152,7 @@ class Generate(Numerics):
         record, sides = self.record, physics.dimensions
         grid = record.grid or self.grid
         further = {"velocity": 2, "streamfunction": 1}
-        number = len(physics.channels) + (self.closure != "none")
+        number = len(physics.channels) * (1 + (self.closure != "none"))
         number += sum(further.get(name, 0) for name in record.fields)
         points = number * grid**sides
         points += sum(item.points(physics.length, self.grid) ** sides for item in record.filters)
@@ -282,6 +282,9 @@ class ModelKeys(Section):
     )
     amplitude: NetworkName | None = Field(
         None, description="network of the amplitude D; none: D = 1"
+    )
+    amplitude_score: Literal["likelihood", "crps"] | None = Field(
+        None, description="score of points by which the network of D is fitted"
     )
     residual: ResidualName | None = Field(
         None,

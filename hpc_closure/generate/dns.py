@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpc_closure.closure.targets import Target, reduced_problem
-from hpc_closure.data.layout import STATES, Layout, SeriesLayout
+from hpc_closure.data.layout import STATE, Layout, SeriesLayout, by_data_set, data_sets
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate.certificate import certify
@@ -145,16 +145,21 @@ class DNSBlock(Block):
         if self.target is not None:  # must be last, because it may advance the members
             closure = self.target.compute(simulation, self.advance)
             if self.target.kind == "subgrid":  # spectra of the reduced solver, on every rank
-                fields["closure"] = self._plain(self.stored.to_physical(closure))
+                values = self.stored.to_physical(closure).cpu().numpy().astype(self.precision)
             else:
-                fields["closure"] = self._at_grid(closure)
+                values = self._at_grid(closure)
+            fields |= by_data_set("closure", values, self.channels)
         return fields, series, {}
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """Return the names of the fields of the state; empty if it has one."""
+        return self.problem.physics.channel_names
+
+    @property
     def state_names(self) -> list[str]:
-        """Return the names of the fields of the state."""
-        channels = [channel.name for channel in self.problem.physics.channels]
-        return channels if channels[1:] else [STATES[self.problem.dimensions]]
+        """Return the names of the data sets of the state."""
+        return data_sets(STATE, self.channels, self.problem.dimensions)
 
     def _at_grid(self, spectrum) -> np.ndarray:
         """Gather this rank's spectra and return fields (B, n, n) on the data grid."""
@@ -189,7 +194,7 @@ class DNSBlock(Block):
         experiment = self.experiment
         physics, generate = experiment.physics, experiment.generate
         record = generate.record
-        closure = ("closure",) if self.target is not None else ()
+        closure = data_sets("closure", self.channels) if self.target is not None else ()
         layout = Layout(
             self.unit.members,
             times_of(self.record_steps, generate.dt),
@@ -201,7 +206,7 @@ class DNSBlock(Block):
                 *closure,
                 *(name for name in record.fields if name != "velocity"),
             ),
-            channels=self.state_names if len(self.state_names) > 1 else (),
+            channels=self.channels,
             vectors=[name for name in record.fields if name == "velocity"],
             filtered={item.name: item.grid for item in self.filters},
             scalars=series_names(self.problem),

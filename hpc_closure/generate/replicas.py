@@ -19,7 +19,7 @@ import torch
 
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.targets import Target, reduced_problem
-from hpc_closure.data.layout import STATES, Layout, WholeLayout
+from hpc_closure.data.layout import STATE, Layout, WholeLayout, by_data_set, data_sets
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.modes.grid import Grid, from_row, resize
@@ -138,6 +138,11 @@ class ReplicaBlock(Block):
         mask = resize(inside.to(torch.complex64), whole.modes, self.sides).real > 0
         return self.master.transform.local(mask)[0].to(self.session.device)
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Return the names of the fields of the state; empty if it has one."""
+        return self.problem.physics.channel_names
+
     # interface of Block
 
     @property
@@ -174,6 +179,8 @@ class ReplicaBlock(Block):
         """Set the replicas to the master's present state with other unresolved modes."""
         whole = self.master.transform.gather(self.master.state)[self.case_of_row]
         factors = from_row(self._factors(), self.sides).to(whole)
+        if self.channels:
+            factors = factors[:, None]
         self.replicas.load_state(self.step_index, whole * factors)
         self._impose()
 
@@ -203,11 +210,9 @@ class ReplicaBlock(Block):
             saved = running.save_state()
             running = self.free.load_state(**saved)
         closure = self.target.compute(running)
-        fields = {
-            STATES[self.sides]: state,
-            "closure": self._plain(self.stored.to_physical(closure)),
-        }
-        return fields, {}, {}
+        closures = self._plain(self.stored.to_physical(closure))
+        states = by_data_set(STATE, state, self.channels, self.sides)
+        return states | by_data_set("closure", closures, self.channels), {}, {}
 
     def _write_whole(self, index: int) -> None:
         """Write the master's states with all modes at entry ``index`` of ``plan.whole``."""
@@ -250,7 +255,11 @@ class ReplicaBlock(Block):
             times_of(self.record_steps, dt),
             self.grid,
             self.sides,
-            fields=[STATES[self.sides], "closure"],
+            fields=[
+                *data_sets(STATE, self.channels, self.sides),
+                *data_sets("closure", self.channels),
+            ],
+            channels=self.channels,
             whole=whole,
         )
         attributes = {

@@ -97,7 +97,10 @@ def begin(
     assert known.whole is not None
     moves = keyed_noise.moves(simulation.grid, simulation.seed, stage, simulation.members)
     moved = resize(known.whole, modes, sides)[case_of_row]
-    simulation.load_state(step, moved * from_row(moves, sides).to(moved))
+    factors = from_row(moves, sides).to(moved)
+    if simulation.channel_shape:
+        factors = factors[:, None]
+    simulation.load_state(step, moved * factors)
     if start in FOLLOW:
         frames = known.past if start == "synchronised" else known.other
         frames = frames[len(frames) - round(past / known.every) :]

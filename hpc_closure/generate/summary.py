@@ -19,7 +19,9 @@ def lines(experiment: Experiment, data: DataSet, stride: int) -> list[str]:
 
     ``stride`` is the number of DNS steps per step of the reduced solver.
     """
-    names = NAMES if data.dimensions == 2 else NAMES[:1]
+    names: tuple[str, ...] = NAMES if data.dimensions == 2 else NAMES[:1]
+    if data.channels:
+        names = tuple(f"{channel}_variance" for channel in data.channels)
     changes = [drift(data, name) for name in names if len(data.times) >= 4]
     return [*changes, share(experiment, data, stride)]
 
@@ -49,7 +51,7 @@ def share(experiment: Experiment, data: DataSet, stride: int) -> str:
     keys = [snapshots[number * len(snapshots) // count] for number in range(count)]
     state, closure = (
         torch.from_numpy(np.stack([data.read(*key, name) for key in keys])).double()
-        for name in ("vorticity", "closure")
+        for name in ("state", "closure")
     )
     reduced = reduced_problem(experiment.problem, data.grid, "subgrid", stride)
     span = generate.interval * generate.dt
@@ -59,9 +61,16 @@ def share(experiment: Experiment, data: DataSet, stride: int) -> str:
     solver.load_state(0, start).advance(reduced.steps_in(span))
     tendency = (solver.state - start) / span
     cfl = float(solver.speed().max()) * reduced.dt * reduced.grid / reduced.length
-    ratio = closure.square().mean() / solver.transform.to_physical(tendency).square().mean()
+    ratio = _power(closure, data) / _power(solver.transform.to_physical(tendency), data)
+    of = f" of {', '.join(data.channels)}" if data.channels else ""
+    sizes = [f"{float(size):.2g}" for size in ratio.sqrt().flatten()]
     return (
-        f"closure: {float(ratio.sqrt()):.2g} times the reduced solver's own tendency over "
-        f"{generate.interval} step(s), root mean square; the solver takes {stride} of them in one "
-        f"(CFL {cfl:.2g})"
+        f"closure: {', '.join(sizes)} times the reduced solver's own tendency over "
+        f"{generate.interval} step(s), root mean square{of}; the solver takes {stride} of them in "
+        f"one (CFL {cfl:.2g})"
     )
+
+
+def _power(fields: torch.Tensor, data: DataSet) -> torch.Tensor:
+    """Compute the mean square of fields (B, n, n), or of each channel of (B, C, n, n), (C,)."""
+    return fields.square().mean((0, -2, -1)) if data.channels else fields.square().mean()

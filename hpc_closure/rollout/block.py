@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hpc_closure.data.held_out import HeldOut
-from hpc_closure.data.layout import STATES, Layout, SeriesLayout
+from hpc_closure.data.layout import STATE, Layout, SeriesLayout, by_data_set, data_sets
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.checks import check_past, check_previous
@@ -95,7 +95,7 @@ def coupled_run(
 
 
 def stored(
-    data: DataSet, cases: Sequence[int], index: int, field: str = "vorticity", *, grid: int
+    data: DataSet, cases: Sequence[int], index: int, field: str = STATE, *, grid: int
 ) -> np.ndarray:
     """Read a field of some trajectories at a stored time, (cases, n, n); a line (cases, 1, n)."""
     return np.stack([data.read(case, index, field, grid) for case in cases])
@@ -113,7 +113,7 @@ def start(coupled: CoupledRun, data: DataSet, experiment) -> None:
     else:
         index = data.time_index(rollout.t_start)
 
-        def fields(back: int, name: str = "vorticity") -> np.ndarray:
+        def fields(back: int, name: str = STATE) -> np.ndarray:
             return stored(data, coupled.cases, index - back, name, grid=grid).astype(np.float64)
 
     needed = rollout.rungs or experiment.reduced.known
@@ -240,12 +240,25 @@ class RolloutBlock(Block):
             now = self.step_index * self.dt
             index = self.data.time_index(now)
             truth = stored(self.data, self.cases, index, grid=self.grid)
-            references["truth"] = truth.reshape(len(truth), *(self.grid,) * self.sides)
-        fields[STATES[self.sides]] = fields.pop("model")
+            lead = len(truth), *self.coupled.simulations["model"].channel_shape
+            references["truth"] = truth.reshape(*lead, *(self.grid,) * self.sides)
+        fields[STATE] = fields.pop("model")
+        fields, references = (self._by_data_set(values) for values in (fields, references))
         if self.writer is not None and self.series is not None:
             place = self.record_steps.index(self.step_index)
             self.writer.write_series(place, self.coupled.rescaled_counts())
         return fields, {}, references
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Return the names of the fields of the state; empty if it has one."""
+        return self.experiment.physics.channel_names
+
+    def _by_data_set(self, fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        by_set: dict[str, np.ndarray] = {}
+        for name, values in fields.items():
+            by_set |= by_data_set(name, values, self.channels, self.sides)
+        return by_set
 
     def hopeless(self) -> str:
         """Return a message if all trajectories of the model have diverged, else ""."""
@@ -298,8 +311,17 @@ class RolloutBlock(Block):
             times_of(self.record_steps, self.dt),
             self.grid,
             self.sides,
-            fields=[STATES[self.sides], *beside],
-            references=shared,
+            fields=[
+                each
+                for name in (STATE, *beside)
+                for each in data_sets(name, self.channels, self.sides)
+            ],
+            channels=self.channels,
+            references={
+                each: rows
+                for name, rows in shared.items()
+                for each in data_sets(name, self.channels, self.sides)
+            },
             series=self.series,
         )
         attributes = {

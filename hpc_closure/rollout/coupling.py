@@ -255,7 +255,7 @@ class CoupledRun:
         self.rungs = {rung.name: rung for rung, _ in coupling.rungs}
         for rung, choice in coupling.rungs:
             own = rungs.rung_problem(problem, rung.grid, choice.stride, choice.drain)
-            drawn = own.physics.noise.kind != "none" or rung.start != "empty"
+            drawn = own.physics.is_random or rung.start != "empty"
             self._run_members(rung.name, own, "rollout", drawn=drawn)
             self.seconds[rung.name] = 0.0
         # law of the oracle with sensors; if it has no closed form, there is no oracle
@@ -332,6 +332,7 @@ class CoupledRun:
         if len(closures) and self.moved:
             grid, ids = self.simulations["model"].grid, self.rows_of["model"].ids
             moves = keyed_noise.moves(grid, self.seed, "rollout", ids).to(spectra)
+            moves = moves[:, None] if self.simulations["model"].channel_shape else moves
         for fields in closures:
             frame = self._spectra(fields)
             for name, drawn in self.drawn.items():
@@ -427,7 +428,8 @@ class CoupledRun:
         losses, rows = self.losses[name], self.rows_of[name]
         lost = losses.add(self.simulations[name].diverged(), self.step_index, BY_STATE)
         state = as_row(self.simulations[name].state, self.sides)
-        state = torch.where(lost[:, None, None], 0.0, state)  # closures read finite states
+        gone_rows = lost.view(-1, *[1] * (state.ndim - 1))
+        state = torch.where(gone_rows, 0.0, state)  # closures read finite states
         sampler = self.coupling.rollout.sampler.options()
         tally, gone = self.tallies[name], lost
         request = Request(
@@ -447,10 +449,10 @@ class CoupledRun:
         if self.memory.frames:
             self.past[name].append(state)
         wild = ~drawn.abs().flatten(1).sum(1).isfinite()
-        lost = losses.add(wild, self.step_index, BY_CLOSURE)
+        lost = losses.add(wild, self.step_index, BY_CLOSURE).view(gone_rows.shape)
         if self.memory.previous:
-            self.drawn[name].appendleft(torch.where(lost[:, None, None], 0.0, drawn))
-        return from_row(torch.where(lost[:, None, None], torch.nan, drawn), self.sides)
+            self.drawn[name].appendleft(torch.where(lost, 0.0, drawn))
+        return from_row(torch.where(lost, torch.nan, drawn), self.sides)
 
     def _history(self, past: deque[torch.Tensor]) -> torch.Tensor | None:
         """Return earlier states (rows, frames, ...), newest first; None if none are read."""

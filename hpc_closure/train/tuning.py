@@ -83,7 +83,7 @@ class Trial:
         for index in range(first, len(store.times)):
             calls = (store.times[index] - store.times[first]) / time_per_call
             if calls <= CALLS and abs(calls - round(calls)) < 1e-6:
-                fields = [store.read(m, index, "vorticity", self.grid) for m in self.members]
+                fields = [store.read(m, index, "state", self.grid) for m in self.members]
                 self.truth[round(calls)] = np.stack(fields).astype(np.float64)
         self.calls = max(self.truth)
 

@@ -189,6 +189,9 @@ def build_model(experiment: Experiment) -> "ClosureModel":
         settings["conditions"]["physics_estimate"] = known
     if experiment.physics.dimensions == 1:
         settings["dimensions"] = 1
+    if experiment.physics.channel_shape:
+        laws = {"forcing", "noise", "initial"}
+        settings["equation"] = experiment.physics.model_dump(mode="json", exclude=laws)
     section, grid = experiment.train.rollout_training, experiment.train_grid
     if section is not None:
         settings["adjusted"] = True

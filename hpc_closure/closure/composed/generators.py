@@ -24,10 +24,12 @@ from hpc_closure.closure.fields.losses import (
     spectral_energy_score,
     spectral_square,
 )
+from hpc_closure.closure.fields.modes import LARGEST
 from hpc_closure.closure.gaussian.conditioning import GeneratorConditions
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
 from hpc_closure.closure.networks.blocks import Encoded, ScoreNetwork
 from hpc_closure.closure.sampling import Trigonometric, build_sampler
+from hpc_closure.experiment.kinds import fields_of
 
 __all__ = [
     "Drawn",
@@ -180,7 +182,9 @@ class FlowNetwork(Generator):
     def __init__(self, channels: int, config: dict[str, Any]):
         super().__init__(config)
         sizes = (config["width"], config["modes"], config["layers"])
-        self.network = ScoreNetwork(channels, *sizes, form=config["spectral_convolution"])
+        fields, form = fields_of(config), config["spectral_convolution"]
+        self.network = ScoreNetwork(channels, *sizes, form=form, fields=fields)
+        self.channel_shape = (fields,) if fields > 1 else ()
 
     def encode(self, conditions: GeneratorConditions) -> Encoded:
         """Encode the conditions for the noisy branch, once for all noise levels."""
@@ -192,9 +196,10 @@ class FlowNetwork(Generator):
         """Evaluate the network at unit-norm noisy x; returns whitened spectra (B, ...)."""
         side = 2 * frame.kept.modes + 1
         both = x_hat[:, None] * frame.law.modes("inputs", x_hat)
-        largest = side * frame.kept.largest(both[:, 0]).float()
-        inputs = frame.field(both).float()
+        largest = side * frame.kept.largest(both[:, 0]).flatten(1).float()
+        inputs = frame.field(both).flatten(1, -3).float()
         out, low = self.network(inputs, largest, angle.float(), encoded)
+        low = low.unflatten(1, (*self.channel_shape, LARGEST))
         # scaled to fields of unit variance, like the inputs, so that weights need not grow
         return frame.kept.to_spectral(out) * side + frame.kept.place_largest(low)
 
@@ -218,7 +223,7 @@ class Score(FlowNetwork):
         """Compute predicted and true velocity, spectra (B, ...) in units of q."""
         z = z.to(x0)
         angle = (uniform * (math.pi / 2)).to(x0.real)
-        cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+        cos, sin = (part.view(-1, *[1] * (x0.ndim - 1)) for part in (angle.cos(), angle.sin()))
         white = self.velocity(frame, cos * x0 + sin * z, angle, self.encode(conditions))
         return conditions.project(frame, white), cos * z - sin * x0
 
@@ -275,8 +280,9 @@ class CRPSGenerator(FlowNetwork):
     def _crps(
         self, frame: ResidualCoordinates, members: Tensor, x0: Tensor, alpha: float
     ) -> Tensor:
-        scale = math.sqrt(frame.law.variance)
-        return crps(frame.field(members) / scale, frame.field(x0) / scale, alpha)
+        members, truth = frame.field(members), frame.field(x0)
+        scale = frame.law.rms(truth)
+        return crps(members / scale, truth / scale, alpha)
 
     def gate(self, frame):
         return ImprovementGate(frame.kept)

@@ -3,10 +3,12 @@
 This module collects the evidence; :mod:`part_selection` makes the decisions.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from hpc_closure.closure.composed.generators import Generator
 from hpc_closure.closure.composed.model import CompositeClosure
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 CHECK_DRAWS = 4  # draws of each unseen snapshot that are scored
+PATCH = 4  # points per side of the patches whose extremes are scored
 CHECKS = 2  # noise levels at which the generator is judged on each unseen snapshot
 
 
@@ -102,23 +105,43 @@ def samples_improve(model: CompositeClosure, reader: Reader) -> bool:
     """Return whether the generator's draws of q score better than those of the base law.
 
     Scores are the energy score of fields, which is sensitive to two peaks of a pattern, and the
-    CRPS of points, which is sensitive to a spread that depends on position. This is a separate
-    test, because a better velocity can still give worse draws after few steps.
+    CRPS of points, which is sensitive to a spread that depends on position. Of several channels
+    the CRPS of extremes counts as well: rare events of a few points change neither of the others.
+    This is a separate test, because a better velocity can still give worse draws after few steps.
     """
     frame = model.frame
-    fields, points = ImprovementGate(frame.kept), ImprovementGate(frame.kept)
+    scores: list[Callable[[Tensor, Tensor], Tensor]] = [energy_score, crps]
+    if model.channel_shape:
+        scores.append(extremes_crps)
+    gates = [ImprovementGate(frame.kept) for _ in scores]
     for encoding, q_hat, ids, batch in residuals(model, reader):
         truth = frame.field(q_hat.to(torch.complex128))
+        scale = frame.law.rms(truth) if model.channel_shape else 1.0
         keys = [keyed_noise.Key(CHECK_SEED, "check", ids, 2 + i) for i in range(CHECK_DRAWS)]
         plain = [model.base_noise(frame.law, key, keyed_noise.STREAM_BASE) for key in keys]
         draws = [model.generate(encoding, z).q for z in plain]
         sets = [frame.field(torch.stack(qs).to(torch.complex128)) for qs in (plain, draws)]
-        for gate, score in ((fields, energy_score), (points, crps)):
-            before, after = (score(ensemble, truth) for ensemble in sets)
+        for gate, score in zip(gates, scores):
+            before, after = (score(ensemble / scale, truth / scale) for ensemble in sets)
             gate.add(before, after, batch.members)
-    fields.collect(reader)
-    points.collect(reader)
-    return bool(fields.gains().any() or points.gains().any())
+    for gate in gates:
+        gate.collect(reader)
+    return any(bool(gate.gains().any()) for gate in gates)
+
+
+def extremes_crps(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """Compute the CRPS of largest and least values of patches, (S,), units of the truth.
+
+    Args:
+        ensemble: (M, S, C, n, n); patches have ``PATCH`` points per side.
+        truth: (S, C, n, n).
+    """
+
+    def largest(values: Tensor) -> Tensor:
+        return max_pool2d(values.flatten(0, -4), PATCH).unflatten(0, values.shape[:-3])
+
+    high = crps(largest(ensemble), largest(truth))
+    return 0.5 * (high + crps(largest(-ensemble), largest(-truth)))
 
 
 def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tensor:
@@ -133,14 +156,16 @@ def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tens
         is_late: whether the residual's memory is checked here (:func:`check_memory`).
     """
     frame = model.frame
-    memory = LagCorrelation(frame.kept)
-    true_power = torch.zeros(frame.kept.grid.num_shells, dtype=torch.float64)
+    memory = LagCorrelation(frame.kept, model.channel_shape)
+    shape = *model.channel_shape, frame.kept.grid.num_shells
+    true_power = torch.zeros(shape, dtype=torch.float64)
     draws = torch.zeros_like(true_power)
     for encoding, q_hat, ids, batch in residuals(model, reader):
         key = keyed_noise.Key(CHECK_SEED, "check", ids, 1)
         z = model.base_noise(frame.law, key, keyed_noise.STREAM_BASE)
         made = model.generate(encoding, z)
-        memory.add(q_hat - made.mean, None if model.is_white else batch.tags)
+        rest = model.apart(q_hat - made.mean)
+        memory.add(rest, None if model.is_white else batch.tags)
         about = made.mean if made.sharp else 0.0
         for power, q in ((true_power, q_hat - about), (draws, made.q - about)):
             u_hat = resize(frame.amplify(q, encoding.log_amplitude), frame.kept.modes)

@@ -5,16 +5,19 @@ Their target is the residual of the mean's regression. They are fitted on ``fit`
 as far as the gate allows. Their outputs are bounded for any input.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.closure.fields.losses import gaussian_likelihood, spectral_square
+from hpc_closure.closure.fields.losses import (
+    gaussian_crps,
+    gaussian_likelihood,
+    spectral_square,
+)
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates, StateConditions
 from hpc_closure.closure.networks.blocks import LARGEST, LOW, SUMMARY, perceptron
-from hpc_closure.experiment.kinds import NetworkKind, find
+from hpc_closure.experiment.kinds import NetworkKind, fields_of, find
 
 __all__ = ["NetworkAmplitude", "NetworkMean"]
 
@@ -36,14 +39,21 @@ class NetworkMean(nn.Module):
         self.kind, self.decay = kind, network_kind.decay
         self.network = network_kind.build(channels, config)
         self.farthest = FARTHEST  # replaced by the largest output on unseen members
-        self.low = perceptron(SUMMARY, LARGEST, LOW) if network_kind.answers_largest else None
+        fields = fields_of(config)
+        self.channel_shape = (fields,) if fields > 1 else ()
+        self.low = None
+        if network_kind.answers_largest:
+            self.low = perceptron(SUMMARY * fields, LARGEST * fields, LOW)
 
     def forward(self, frame: ResidualCoordinates, encoding: StateConditions) -> Tensor:
-        """Compute whitened spectra (B, ...) in the residual band."""
+        """Compute whitened spectra (B, ...) in the residual band; of C fields (B, C, ...)."""
         return self.spectra(frame, encoding, self.field(encoding))
 
     def field(self, encoding: StateConditions) -> Tensor:
-        """Compute the network's output (B, g, g), in standard deviations of the residual."""
+        """Compute the network's output (B, g, g), in standard deviations of the residual.
+
+        Of C fields it is (B, C, g, g).
+        """
         out = self.network(encoding.features, encoding.summary)
         return out.clamp(-self.farthest, self.farthest)
 
@@ -55,7 +65,8 @@ class NetworkMean(nn.Module):
         white = frame.kept.to_spectral(field) * (2 * frame.kept.modes + 1)
         if self.low is None:
             return white
-        return white + frame.kept.place_largest(self.low(encoding.summary))
+        low = self.low(encoding.summary).unflatten(1, (*self.channel_shape, LARGEST))
+        return white + frame.kept.place_largest(low)
 
     def correction(self, frame: ResidualCoordinates, white_hat: Tensor) -> Tensor:
         """Convert the output to units of U."""
@@ -68,19 +79,24 @@ class NetworkMean(nn.Module):
 
 
 class NetworkAmplitude(nn.Module):
-    """Log amplitude log D, bounded to a factor of 20; arguments as of :class:`NetworkMean`."""
+    """Log amplitude log D, bounded to a factor of 20; arguments as of :class:`NetworkMean`.
+
+    It is fitted by the likelihood of points, or by their CRPS (``amplitude_score``). The CRPS is
+    less sensitive to rare large residuals, for which a likelihood widens D.
+    """
 
     def __init__(self, kind: str, channels: int, config: dict[str, Any]):
         super().__init__()
+        self.score = gaussian_crps if config["amplitude_score"] == "crps" else gaussian_likelihood
         self.network = find(NetworkKind, kind, "model.amplitude").build(channels, config)
 
     def forward(self, encoding: StateConditions) -> Tensor:
-        """Compute log D (B, g, g)."""
+        """Compute log D (B, g, g), of C fields (B, C, g, g)."""
         return 3.0 * torch.tanh(self.network(encoding.features, encoding.summary) / 3.0)
 
     def loss(
         self, frame: ResidualCoordinates, residual_hat: Tensor, log_amplitude: Tensor
     ) -> Tensor:
-        """Compute the negative log-likelihood per point (B,); 1/2 if D is 1."""
-        field = frame.field(residual_hat) / math.sqrt(frame.first.variance)
-        return gaussian_likelihood(field, log_amplitude)
+        """Compute the negative log-likelihood per point (B,), 1/2 if D is 1; or the CRPS."""
+        field = frame.field(residual_hat)
+        return self.score(field / frame.first.rms(field), log_amplitude)

@@ -41,15 +41,14 @@ from hpc_closure.closure.composed.regression import TermRegression
 from hpc_closure.closure.composed.statistics import Adjustment, Statistics
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.features import (
-    STATES,
+    Features,
     carried,
     coordinates,
-    feature_names,
-    feature_spectra,
     physics_estimate,
 )
 from hpc_closure.closure.fields.members import each_member, for_members
-from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.modes import LARGEST, band
+from hpc_closure.closure.gaussian.channel_covariance import apply_channels, remove_channels
 from hpc_closure.closure.gaussian.conditioning import (
     Conditioning,
     GeneratorConditions,
@@ -65,7 +64,7 @@ from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinate
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.networks.blocks import PLACES
 from hpc_closure.closure.part_report import PartReport
-from hpc_closure.experiment.kinds import ResidualKind, find
+from hpc_closure.experiment.kinds import ResidualKind, equation_of, fields_of, find
 from hpc_closure.experiment.models import closed_mean, network_of
 from hpc_closure.spectral.modes.grid import hermitian, resize, to_device_cached
 
@@ -106,15 +105,18 @@ class CompositeClosure(ClosureModel):
         super().__init__(config, grid, length)
         self.dimensions = int(config["dimensions"])
         self.band = band((grid - 1) // 3, length, self.dimensions)
+        self.feature_set = Features(self.band, equation_of(config))
+        fields = fields_of(config)
+        #: () of one field, (C,) of C channels; an axis of states, closures and residuals
+        self.channel_shape = (fields,) if fields > 1 else ()
         conditions = config["conditions"]
         self.history = int(conditions["previous_states"])
         self.previous = int(conditions.get("previous_closures", 0))  # missing in old model files
         self.sensors_allowed = conditions["sensors"]
         self.granted: dict | None = conditions["physics_estimate"] or None
         self.gated = config["validate_parts"] == "on"
-        features = feature_names(self.band)
-        self.own = features.index(STATES[self.dimensions])
-        self.num_features = len(features) + bool(self.granted) + self.history + 2 * self.previous
+        earlier = fields * (self.history + 2 * self.previous)
+        self.num_features = len(self.feature_set.names) + bool(self.granted) + earlier
         channels = self.num_features + PLACES * self.dimensions
         self.mean, self.amplitude = None, None
         network = network_of(config)
@@ -126,7 +128,7 @@ class CompositeClosure(ClosureModel):
         self.conditioning: Conditioning = self.kriged
         if config["sensors"] == "learned":
             self.conditioning = Learned()
-        channels += self.conditioning.channels + 1
+        channels += self.conditioning.channels + fields
         residual = find(ResidualKind, config["residual"], "model.residual")
         self.residual: Residual = residual.build(channels, self.config, self.band)
         self.statistics = Statistics()
@@ -202,6 +204,8 @@ class CompositeClosure(ClosureModel):
             state_std,
             s.law_modes,
             s.law_offset,
+            s.law_channels,
+            s.plain_channels,
         )
 
     def _library(self, coefficients: Tensor | None = None) -> TermRegression:
@@ -209,7 +213,10 @@ class CompositeClosure(ClosureModel):
         estimate = self.estimate if self.granted else None
         if kind == "none":
             estimate = None
-        return TermRegression(self.band, kind, self.history, self.previous, coefficients, estimate)
+        features = self.feature_set
+        return TermRegression(
+            self.band, kind, self.history, self.previous, coefficients, estimate, features
+        )
 
     def estimate(self, w_hat: Tensor) -> Tensor:
         """Compute the estimate of the closure that ``conditions.physics_estimate`` allows."""
@@ -262,7 +269,8 @@ class CompositeClosure(ClosureModel):
         """Expand gains (shells,) of a trained part to modes; None if they are zero everywhere."""
         if shells is None or not bool((shells != 0).any()):
             return None
-        return to_device_cached(shells, like)[to_device_cached(self.frame.kept.grid.shell(), like)]
+        places = to_device_cached(self.frame.kept.grid.shell(), like)
+        return to_device_cached(shells, like)[..., places]
 
     def parts(self) -> list[PartReport]:
         s, config = self.statistics, self.config
@@ -303,7 +311,7 @@ class CompositeClosure(ClosureModel):
         return out
 
     def _report_trained(self, name: str, gain: Tensor | None, members: float | None) -> PartReport:
-        gains = () if gain is None else tuple(gain.tolist())
+        gains = () if gain is None else tuple(gain.flatten().tolist())
         acts = any(gains)
         note = ""
         if not acts:
@@ -322,8 +330,8 @@ class CompositeClosure(ClosureModel):
         """Stack states and earlier fields as spectra (B, 1 + H + P, ...) in the model's band.
 
         Args:
-            state: (B, n, n).
-            history: earlier states (B, H, n, n).
+            state: (B, n, n), of C channels (B, C, n, n).
+            history: earlier states (B, H, n, n) or (B, H, C, n, n).
             previous: previous closures (B, P, n, n).
         """
         if state.dtype not in (torch.float32, torch.float64):
@@ -409,7 +417,7 @@ class CompositeClosure(ClosureModel):
         if mean is None or std is None:
             return like.new_zeros(len(like), 0)
         mean, std = to_device_cached(mean, like), to_device_cached(std, like)
-        numbers = (self.band.summary(state_hat) - mean) / std
+        numbers = (self.band.summary(state_hat).flatten(1) - mean) / std
         return numbers.clamp(-BEYOND, BEYOND).to(self._place)
 
     def advected(self, frames_hat: Tensor) -> Tensor | None:
@@ -421,10 +429,10 @@ class CompositeClosure(ClosureModel):
     def feature_spectra(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
         """Compute spectra (B, F, 2K + 1, K + 1) of features of states and earlier fields."""
         w_hat = frames_hat[:, 0]
-        spectra = [feature_spectra(w_hat, self.band)]
+        spectra = [self.feature_set.spectra(w_hat)]
         if self.granted:
             spectra.append(self.estimate(w_hat)[:, None])
-        spectra.append(frames_hat[:, 1:])
+        spectra.append(frames_hat[:, 1:].flatten(1, -3))
         if moved is not None:
             spectra.append(moved)
         return torch.cat(spectra, dim=1)
@@ -444,12 +452,20 @@ class CompositeClosure(ClosureModel):
     # ---- base noise -----------------------------------------------------------------------------
 
     def base_noise(self, law: StationaryGaussian, key: keyed_noise.Key, stream: int) -> Tensor:
-        """Draw base noise of a law, spectra (ids, ...) complex128.
+        """Draw base noise of a law, spectra (ids, ...) complex128."""
+        return self.joined(law, self.independent_noise(law, key, stream))
+
+    def independent_noise(
+        self, law: StationaryGaussian, key: keyed_noise.Key, stream: int
+    ) -> Tensor:
+        """Draw base noise as :meth:`base_noise`, with independent channels.
 
         If the residual has a law by wavevector, the noise is drawn from it. The mean mode is real;
         its imaginary part holds the standard normal by which a mixture chooses a component.
         """
-        noise = law.coloured(keyed_noise.white_spectra(self.frame.kept, *key, stream, self.device))
+        kept = self.frame.kept
+        white = keyed_noise.white_spectra(kept, *key, stream, self.device, self.channel_shape)
+        noise = law.coloured(white)
         is_residual = law is self.frame.law and law is not self.frame.plain
         if is_residual and isinstance(self.residual, Modes) and self.frame.factors is not None:
             return apply_factors(to_device_cached(self.frame.factors, noise), noise)
@@ -458,9 +474,20 @@ class CompositeClosure(ClosureModel):
             noise[:, 0, 0].imag.copy_(choice)
         return noise
 
+    def joined(self, law: StationaryGaussian, noise: Tensor) -> Tensor:
+        """Correlate the independent channels of base noise of a law; one field is unchanged."""
+        is_plain = law is self.frame.plain and law is not self.frame.law
+        factors = self.frame.plain_channels if is_plain else self.frame.channels
+        return noise if factors is None else apply_channels(factors, noise)
+
+    def apart(self, q_hat: Tensor) -> Tensor:
+        """Remove the correlation of channels from residuals; inverse of :meth:`joined`."""
+        factors = self.frame.channels
+        return q_hat if factors is None else remove_channels(factors, q_hat)
+
     def noise_of_call(self, request: Request, law: StationaryGaussian) -> Tensor:
         """Draw the base noise of a call, with the residual's memory if it has any."""
-        noise = self._noise_with_memory(request, law)
+        noise = self.joined(law, self._noise_with_memory(request, law))
         if self.adjustment is None:
             return noise
         factor = self.adjustment().noise
@@ -471,7 +498,7 @@ class CompositeClosure(ClosureModel):
 
     def _noise_with_memory(self, request: Request, law: StationaryGaussian) -> Tensor:
         key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
-        fresh = self.base_noise(law, key, keyed_noise.STREAM_BASE)
+        fresh = self.independent_noise(law, key, keyed_noise.STREAM_BASE)
         if not bool((self.knots > 0).any()):
             return fresh
         shell = to_device_cached(self.frame.kept.grid.shell(), fresh)
@@ -479,9 +506,9 @@ class CompositeClosure(ClosureModel):
             first, cos, sin = position(request.call * request.interval_ratio, knots)
             stream = keyed_noise.STREAM_MEMORY + round(math.log2(knots))
             at_knot, at_next = (
-                self.base_noise(law, key._replace(item=first + i), stream) for i in (0, 1)
+                self.independent_noise(law, key._replace(item=first + i), stream) for i in (0, 1)
             )
-            rows = (self.knots == knots).to(fresh.device)[shell]
+            rows = (self.knots == knots).to(fresh.device)[..., shell]
             fresh = torch.where(rows, cos * at_knot + sin * at_next, fresh)
         return fresh
 
@@ -706,6 +733,7 @@ class CompositeClosure(ClosureModel):
         largest = centre.mean_of(
             [to_device_cached(weight, numbers) for weight in weights], numbers
         )
+        largest = largest.unflatten(1, (*self.channel_shape, LARGEST))
         return self.frame.kept.place_largest(largest)
 
     def posterior(
@@ -717,8 +745,9 @@ class CompositeClosure(ClosureModel):
         if isinstance(self.residual, Mixture):
             return GeneratorConditions(features, encoding.summary, gains, information.readings)
         if log is None:
-            log = features.new_zeros(1, self.frame.size, self.frame.size)
-        parts = (features, fields, log[:, None].to(features))
+            log = features.new_zeros(1, *self.channel_shape, self.frame.size, self.frame.size)
+        log = log if self.channel_shape else log[:, None]
+        parts = (features, fields, log.to(features))
         count = max(map(len, parts))
         channels = torch.cat([part.expand(count, -1, -1, -1) for part in parts], dim=1)
         white = None

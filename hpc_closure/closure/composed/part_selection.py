@@ -140,8 +140,11 @@ class ShareGate(Gate):
         super().__init__(self.levels, self.powers)
 
     def add(self, log: Tensor, field: Tensor, members: Tensor | None) -> None:
-        """Add fields (B, n, n) of snapshots: log D and the residual."""
+        """Add fields (B, n, n), or (B, C, n, n), of snapshots: log D and the residual."""
         level = log.double().mean((-2, -1))
+        if level.ndim > 1:  # per judged mode, over the channels
+            modes = (self.judged * self.band.group_size).sum(-1)
+            level = (level.cpu() * modes / modes.sum()).sum(-1)
         scaled = [field * torch.exp(-share * log) for share in (0.0, *AMPLITUDE_SHARES)]
         squares = self.band.to_spectral(torch.stack(scaled, dim=1)).abs().square()
         self.levels.add(torch.stack([torch.ones_like(level), level], dim=1), members)
@@ -150,7 +153,8 @@ class ShareGate(Gate):
     def share(self) -> float:
         """Return the share; 0 unless significant."""
         (snapshots, level), powers = self.levels.sums().T, self.powers.sums()
-        size, total = self.band.group_size[self.judged], snapshots.sum()
+        size = self.band.group_size.expand(self.judged.shape)[self.judged]
+        total = snapshots.sum()
         spectra = (powers.sum(0) / total / size).clamp(min=1e-300)  # (shares, groups)
         shares = torch.tensor((0.0, *AMPLITUDE_SHARES), dtype=torch.float64)
         volume = (size * spectra.log()).sum(-1)

@@ -45,6 +45,7 @@ from hpc_closure.closure.composed.reading import CHECK_SEED, residuals, snapshot
 from hpc_closure.closure.composed.statistics import NO_CENTRE, Batch, Statistics, generator_grid
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import LARGEST, band
+from hpc_closure.closure.gaussian.channel_covariance import ChannelCovariance
 from hpc_closure.closure.gaussian.conditioning import Learned
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 from hpc_closure.closure.gaussian.memory import LagCorrelation
@@ -140,8 +141,10 @@ def take_mean(model: CompositeClosure, other: CompositeClosure) -> bool:
     return True
 
 
-def rounded(values: Tensor, digits: int = 3) -> list[float]:
-    """Round values for a log."""
+def rounded(values: Tensor, digits: int = 3) -> list:
+    """Round values (n,), or (C, n) of channels, for a log."""
+    if values.ndim > 1:
+        return [rounded(each, digits) for each in values]
     return [round(float(value), digits) for value in values]
 
 
@@ -162,17 +165,16 @@ class FitMean(Phase):
         number_statistics = fit_numbers(model, reader)
         active = model.library.active if number_statistics else fit_library(model, reader)
         power = torch.zeros(model.num_features, dtype=torch.float64)
-        state = torch.zeros(len(b.group_k2), dtype=torch.float64)
-        spectrum = torch.zeros(len(b.group_k2), dtype=torch.float64)
-        total = torch.zeros(len(b.group_k2), dtype=torch.float64)
+        state = torch.zeros(*model.channel_shape, len(b.group_k2), dtype=torch.float64)
+        spectrum, total = torch.zeros_like(state), torch.zeros_like(state)
         shells: list[Tensor] = []
-        num, summary = 0, []
+        num, summary, own = 0, [], model.feature_set.own
         for frames_hat, target_hat, _ in snapshots(model, reader):
-            summary.append(b.summary(frames_hat[:, 0]).cpu())
+            summary.append(b.summary(frames_hat[:, 0]).flatten(1).cpu())
             advected = model.advected(frames_hat)
             features = b.by_group(model.feature_spectra(frames_hat, advected).abs().square())
             power += features.sum((0, -1)).cpu()
-            state += features[:, model.own].sum(0).cpu()
+            state += features[:, own].sum(0).cpu()
             residual = target_hat - model.library(frames_hat, advected)
             by_numbers = model.mean_by_numbers(frames_hat[:, 0])
             residual = residual if by_numbers is None else residual - by_numbers
@@ -185,7 +187,9 @@ class FitMean(Phase):
         rms, variance = (power / num).sqrt(), spectrum / num
         has_numbers = numbers.shape[1] > 0  # on a line no network reads any
         smallest = torch.full_like(numbers[0], 1e-6)
-        smallest[:LARGEST] *= rms[model.own]
+        if has_numbers:
+            by_field = smallest.unflatten(0, (*model.channel_shape, -1))
+            by_field[..., :LARGEST] *= rms[own][..., None]
         if not float(total.sum()) > 0:
             raise ValueError("the closure targets are all zero: nothing to learn")
         modes, size, tail = generator_grid(b, variance, model.config["modes"])
@@ -221,7 +225,7 @@ class FitMean(Phase):
         return {
             "terms": active,
             **memory,
-            "residual": math.sqrt(float(variance.sum()) / float(total.sum() / num)),
+            "residual": _left(variance.sum(-1), total.sum(-1) / num),
             "generator_grid": size,
             "generator_modes": modes,
             "snapshots": num,
@@ -245,6 +249,12 @@ class FitMean(Phase):
 
     def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
         return weights_of(model.mean, model.amplitude)
+
+
+def _left(variance: Any, total: Any) -> Any:
+    """Return the rms of a residual over that of the closure; a list of several channels."""
+    share = (torch.as_tensor(variance) / torch.as_tensor(total).clamp(min=1e-300)).sqrt()
+    return rounded(share, 4) if share.ndim else float(share)
 
 
 def weights_of(*parts: nn.Module | None) -> list[nn.Parameter]:
@@ -331,10 +341,10 @@ class FitLaw(Phase):
         is_late = isinstance(
             model.residual, PosteriorScore
         )  # its mean is known in the check phase
-        power = torch.zeros(len(inner.group_k2), dtype=torch.float64)
+        power = torch.zeros(*model.channel_shape, len(inner.group_k2), dtype=torch.float64)
         plain_power, tail, num = torch.zeros_like(power), 0.0, 0
         exceeded = torch.zeros(1 + model.guarded, dtype=torch.float64)
-        memory = LagCorrelation(inner)
+        memory = LagCorrelation(inner, model.channel_shape)
         for frames_hat, target_hat, batch in snapshots(model, reader):
             encoding = model.encode(frames_hat)
             residual = target_hat - encoding.mean_hat
@@ -361,14 +371,17 @@ class FitLaw(Phase):
             share = num / (num + s.first_snapshots)
             spectrum = share * spectrum + (1 - share) * s.first_spectrum
             tail = share * tail + (1 - share) * s.first_tail
+        plain_spectrum = plain_power / num / inner.group_size
+        across, grouping = fit_law_across_channels(model, reader, spectrum, plain_spectrum)
         model.adopt(
             replace(
                 s,
                 target_beyond=exceeded / num if model.guarded else None,
                 **fit_law_by_mode(model, reader, spectrum),
+                **across,
                 law_spectrum=spectrum,
                 law_tail=tail,
-                plain_spectrum=plain_power / num / inner.group_size,
+                plain_spectrum=plain_spectrum,
                 memory_times=memory.times(),
                 score_gain=None,
             )
@@ -376,15 +389,46 @@ class FitLaw(Phase):
         gains: dict[str, Any] = {"amplitude_gain": model.amplitude_share}
         if s.mean_gain is not None:
             gains["mean_gain"] = rounded(s.mean_gain)
+        if grouping:
+            gains["across_channels"] = grouping
         return {
             **gains,
             "memory": rounded(model.statistics.memory_times, 2),
-            "residual": math.sqrt(inner.variance(spectrum) + tail) / s.target_rms,
+            "residual": math.sqrt(power_of(inner.variance(spectrum)) + tail) / s.target_rms,
             "snapshots": num,
         }
 
     def parameters(self, model: CompositeClosure) -> list[nn.Parameter]:
         return []
+
+
+def power_of(variance: Any) -> float:
+    """Return the variance of a field, or the sum of those of C channels."""
+    return float(torch.as_tensor(variance).sum())
+
+
+def fit_law_across_channels(
+    model: CompositeClosure, reader: Reader, spectrum: Tensor, plain_spectrum: Tensor
+) -> tuple[dict[str, Any], str]:
+    """Fit the laws of q across channels; returns statistics and how modes are grouped.
+
+    Both are empty for one field.
+    """
+    equation = model.feature_set.equation
+    if equation is None:
+        return {}, ""
+    inner, kinds = model.frame.kept, [channel.kind for channel in equation.channels]
+    law, plain = (ChannelCovariance(inner, kinds) for _ in range(2))
+    for frames_hat, target_hat, batch in snapshots(model, reader):
+        encoding = model.encode(frames_hat)
+        residual = target_hat - encoding.mean_hat
+        law.add(model.frame.standardise(residual, encoding.log_amplitude), batch.members)
+        plain.add(resize(residual, inner.modes), batch.members)
+    statistics = {
+        "law_channels": law.factors(reader, inner.spread(spectrum)),
+        "plain_channels": plain.factors(reader, inner.spread(plain_spectrum)),
+    }
+    return statistics, law.grouping
 
 
 def fit_law_by_mode(model: CompositeClosure, reader: Reader, spectrum: Tensor) -> dict[str, Any]:
@@ -513,7 +557,7 @@ class LearnCentre(ClosedFormPhase):
                 some = encoding.rows(rows)
                 drawn = draw_pairs(model, some, [ids[row] for row in rows], pairs, 0)
                 numbers.append(some.summary.cpu())
-                means.append(model.frame.kept.largest(drawn.mean((1, 2))).cpu())
+                means.append(model.frame.kept.largest(drawn.mean((1, 2))).flatten(1).cpu())
         numbers, means = reader.every(numbers), reader.every(means)
         inner, middle, outer = centre.fit(torch.cat(numbers), torch.cat(means))
         model.statistics = replace(s, centre_inner=inner, centre_middle=middle, centre_outer=outer)

@@ -11,7 +11,7 @@ from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.statistics import Batch
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import TrainingLayout, choose_layouts
-from hpc_closure.closure.gaussian.conditioning import GeneratorConditions
+from hpc_closure.closure.gaussian.conditioning import GeneratorConditions, Observed
 from hpc_closure.closure.gaussian.residual_coordinates import StateConditions
 from hpc_closure.closure.reductions import Reader
 
@@ -84,6 +84,10 @@ def training_draws(
     uniform = keyed_noise.uniforms(*key)  # on the host, which chooses the layouts
     streams = range(keyed_noise.STREAM_STEP, keyed_noise.STREAM_STEP + model.residual.noises)
     z = torch.stack([model.base_noise(frame.law, key, stream) for stream in streams])
+    if model.sensors_allowed == "none":
+        absent = model.conditioning.absent(frame, encoding.features)
+        conditions = model.posterior(encoding, Observed(absent), [])
+        return conditions, x0, z, uniform[:, 0].to(x0.device)
     chosen = choose_layouts(uniform[:, 1], model.sensors_allowed, layouts)
     observed = model.conditioning.observe_training(frame, encoding, x0, z, chosen, key)
     conditions = model.posterior(encoding, observed, list(observed.gains))

@@ -20,7 +20,7 @@ from typing import Callable, Iterable
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.fields.features import FEATURES, carried, feature_names, feature_spectra
+from hpc_closure.closure.fields.features import FEATURES, Features, carried
 from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.modes.grid import to_device_cached
@@ -39,13 +39,18 @@ def term_names(
     physics: bool = False,
     previous: int = 0,
     features: tuple[str, ...] = FEATURES,
+    states: tuple[str, ...] = ("w",),
 ) -> list[str]:
-    """List the names of the candidate terms, in the order of the coefficients."""
+    """List the names of the candidate terms, in the order of the coefficients.
+
+    Earlier states are named by ``states``, the fields of a state.
+    """
     if kind not in KINDS:
         raise ValueError(f"regression_terms={kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "none":
         return []
-    names = list(features) + [f"w[-{lag}]" for lag in range(1, history + 1)]
+    lags = range(1, history + 1)
+    names = list(features) + [f"{state}[-{lag}]" for lag in lags for state in states]
     names += ["physics"] * physics
     names += [f"U[-{lag}]" for lag in range(1, previous + 1)]
     names += [f"{CARRIED}-{lag}]" for lag in range(1, previous + 1)]
@@ -74,6 +79,8 @@ class TermRegression:
         previous: number of previous closures.
         coefficients: (terms, groups) float64; None = zeros.
         estimate: function from state spectra to spectra of a closure estimate, a further term.
+        features: features of the state; None = those of a state of one field. Of C fields each
+            has coefficients of its own, (C, terms, groups), and closures are (B, C, ...).
     """
 
     def __init__(
@@ -84,20 +91,36 @@ class TermRegression:
         previous: int = 0,
         coefficients: Tensor | None = None,
         estimate: Callable[[Tensor], Tensor] | None = None,
+        features: Features | None = None,
     ):
         self.band, self.history, self.estimate = band, history, estimate
-        self.features = feature_names(band)
-        self.names = term_names(kind, history, estimate is not None, previous, self.features)
-        shape = (len(self.names), len(band.group_k2))
+        self._features = features or Features(band)
+        self.features, self.channels = self._features.names, self._features.channels
+        states = self.channels or ("w",)
+        self.names = term_names(
+            kind, history, estimate is not None, previous, self.features, states
+        )
+        self._earlier = {
+            f"{state}[-{lag}]": (lag, number)
+            for lag in range(1, history + 1)
+            for number, state in enumerate(states)
+        }
+        shape = (*self.channel_shape, len(self.names), len(band.group_k2))
         if coefficients is None:
             coefficients = torch.zeros(shape, dtype=torch.float64)
         if tuple(coefficients.shape) != shape:
             raise ValueError(f"coefficients are {tuple(coefficients.shape)}, expected {shape}")
         self._set(coefficients)
 
+    @property
+    def channel_shape(self) -> tuple[int, ...]:
+        """Return ``(C,)`` of C > 1 fields, and ``()`` of one."""
+        return (len(self.channels),) if self.channels else ()
+
     def _set(self, coefficients: Tensor) -> None:
         self.coefficients = coefficients
-        used = (coefficients != 0).any(-1).tolist()
+        by_term = coefficients.flatten(0, -3) if self.channels else coefficients[None]
+        used = (by_term != 0).any(-1).any(0).tolist()
         self.active = [name for name, use in zip(self.names, used) if use]
         self._on: dict = {}
         self._bound: tuple[Tensor, Tensor] | None = None  # factors, and limit over their radius
@@ -112,7 +135,7 @@ class TermRegression:
             moved: (B, previous, 2K + 1, K + 1) advection of the previous closures, if computed
                 before.
         """
-        features = feature_spectra(frames_hat[:, 0], self.band)
+        features = self._features.spectra(frames_hat[:, 0])
         size = self.band.grid.size
         needed = sorted({f for name in names if "*" in name for f in name.split("*")})
         fields = {
@@ -131,8 +154,10 @@ class TermRegression:
             if "*" in name:
                 first, second = name.split("*")
                 out.append(self.band.to_spectral(fields[first] * fields[second]))
-            elif name.startswith("w["):
-                out.append(frames_hat[:, int(name[3:-1])])
+            elif name in self._earlier:
+                lag, channel = self._earlier[name]
+                earlier = frames_hat[:, lag]
+                out.append(earlier[:, channel] if self.channels else earlier)
             elif name.startswith("U["):
                 out.append(frames_hat[:, self.history + int(name[3:-1])])
             elif name.startswith(CARRIED):
@@ -156,7 +181,7 @@ class TermRegression:
         key = (str(frames_hat.device), frames_hat.real.dtype)
         rows = [self.names.index(name) for name in active]
         if key not in self._on:
-            modes = self.band.spread(self.coefficients[rows])
+            modes = self.band.spread(self.coefficients[..., rows, :])
             self._on[key] = modes.to(device=frames_hat.device, dtype=frames_hat.real.dtype)
         coefficients = self._on[key]
         if factors is not None:
@@ -164,6 +189,9 @@ class TermRegression:
             by_mode = chosen[:, to_device_cached(self.band.grid.shell(), factors)]
             coefficients = coefficients * by_mode.to(coefficients)
         terms = torch.view_as_real(self.terms(frames_hat, active, moved))
+        if self.channels:
+            each = [(terms * own[..., None]).sum(1) for own in coefficients]
+            return torch.view_as_complex(torch.stack(each, 1))
         return torch.view_as_complex((terms * coefficients[..., None]).sum(1))
 
     def spectral_radius(self, factors: Tensor | None = None) -> Tensor:
@@ -215,27 +243,38 @@ class TermRegression:
         """
         band, num = self.band, len(self.names)
         groups = len(band.group_k2)
+        fields = len(self.channels) or 1
         gram = torch.zeros(groups, num, num, dtype=torch.float64)
-        cross = torch.zeros(groups, num, dtype=torch.float64)
-        power = torch.zeros(groups, dtype=torch.float64)
+        crosses = torch.zeros(fields, groups, num, dtype=torch.float64)
+        powers = torch.zeros(fields, groups, dtype=torch.float64)
         samples = 0
         for frames_hat, target_hat in batches:
-            target = target_hat.to(torch.complex128).cpu()
-            power += band.by_group(target.abs().square()).sum(0)
-            samples += len(target)
+            whole = target_hat.to(torch.complex128).cpu()
+            targets = whole.unbind(1) if self.channels else (whole,)
+            for power, target in zip(powers, targets):
+                power += band.by_group(target.abs().square()).sum(0)
+            samples += len(target_hat)
             if num:
                 terms = self.terms(frames_hat.to(torch.complex128).cpu(), self.names)
                 terms = torch.view_as_real(terms).permute(2, 3, 1, 0, 4).flatten(3).flatten(0, 1)
-                target = torch.view_as_real(target).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
                 weights = band.weights.flatten()[:, None, None]
                 index = band.groups.flatten()
                 gram.index_add_(0, index, weights * (terms @ terms.transpose(1, 2)))
-                cross.index_add_(0, index, weights[..., 0] * (terms @ target[..., None])[..., 0])
-        gram, cross, power, samples = reader.sum(gram, cross, power, samples)
+                for cross, target in zip(crosses, targets):
+                    rows = torch.view_as_real(target).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+                    products = weights[..., 0] * (terms @ rows[..., None])[..., 0]
+                    cross.index_add_(0, index, products)
+        gram, crosses, powers, samples = reader.sum(gram, crosses, powers, samples)
         if not samples:
             raise ValueError("no snapshots to fit the regression to: expected at least one")
         counts = band.group_size * samples
-        self._set(select(gram, cross, power, counts, band.group_k2))
+        chosen = [
+            select(gram, cross, power, counts, band.group_k2)
+            for cross, power in zip(crosses, powers)
+        ]
+        self._set(torch.stack(chosen) if self.channels else chosen[0])
+        if self.channels:  # no feedback of previous closures
+            return self.active
         ones = torch.ones(num, band.grid.num_shells, dtype=torch.float64)
         self._set(self.coefficients * self.bounded(ones)[:, band.group_shell])
         return self.active

@@ -29,6 +29,8 @@ NOT_YET: Any = None
 class Statistics:
     """All closed-form results; None until the phase has run. Tensors are float64, on the CPU.
 
+    Of C channels, spectra are (C, groups), and values per shell are (C, shells).
+
     In files the first ``_`` of a name is a ``/``: ``first_tail`` is ``first/tail``.
 
     Attributes:
@@ -43,7 +45,7 @@ class Statistics:
         numbers_scale: (51,) scales of its summary numbers.
         state_spectrum: (groups,) variance per mode of the state, in the residual band, if the
             generator reads the whitened state.
-        target_rms: rms of the closure.
+        target_rms: rms of the closure; over the channels its root sum of squares.
         target_largest, target_mean: (shells,) power of a shell that only a share ``RARE`` of the
             fitted closures exceeds, and the mean power; only of a model that reads previous
             closures.
@@ -59,10 +61,13 @@ class Statistics:
             the residual; only of a model that reads previous closures.
         amplitude_gain: share of log D in use, judged on ``amplitude_members`` members; 0 = D is 1.
         law_spectrum, law_tail: of the residual q, as those of ``first``.
+        law_channels: (2, C, C, ...) factors across C channels of the law of q, real and imaginary
+            parts (:mod:`~hpc_closure.closure.gaussian.channel_covariance`); None for one field.
         law_modes: (3, ...) factors of the law of q by wavevector
             (:mod:`~hpc_closure.closure.gaussian.mode_covariance`), if q is drawn from it.
         law_offset: (25,) initial position of two peaks of the largest modes (:mod:`mixture`).
         plain_spectrum: (groups,) variance per mode of the residual for D = 1.
+        plain_channels: its factors across channels.
         memory_times: (shells,) correlation times in snapshots; 0 = none.
         memory_spacing: trained intervals between snapshots.
         score_gain: (shells,) gain of the generator, judged on ``score_members`` members.
@@ -99,9 +104,11 @@ class Statistics:
     amplitude_members: float | None = None
     law_spectrum: Tensor = NOT_YET
     law_tail: float = NOT_YET
+    law_channels: Tensor | None = None
     law_modes: Tensor | None = None
     law_offset: Tensor | None = None
     plain_spectrum: Tensor = NOT_YET
+    plain_channels: Tensor | None = None
     memory_times: Tensor = NOT_YET
     memory_spacing: float | None = None
     score_gain: Tensor | None = None
@@ -152,7 +159,7 @@ class Batch:
     """A reader's batch.
 
     Attributes:
-        state, target: (B, n, n).
+        state, target: (B, n, n), of C channels (B, C, n, n).
         history: (B, H, n, n), or None.
         previous: (B, P, n, n) closures, or None.
         tags: (member, moment) of each snapshot, or None if the reader has none.
@@ -199,13 +206,16 @@ def generator_grid(band: Band, variance: Tensor, network_modes: int) -> tuple[in
     """Choose modes and grid of the residual; returns them and the variance beyond.
 
     The grid holds all but 1e-7 of the residual's variance with at most 32 points per side, or else
-    all but 1e-4, within the band.
+    all but 1e-4, within the band. Channels count by their share of their variance.
 
     Args:
         band: band of the model.
-        variance: (groups,) of the residual, summed over the modes of each group.
+        variance: (groups,) of the residual, summed over the modes of each group; of C channels
+            (C, groups).
         network_modes: modes of the networks' spectral convolutions.
     """
+    if variance.ndim > 1:
+        variance = (variance / variance.sum(-1, keepdim=True).clamp(min=1e-300)).mean(0)
     per_mode = band.spread(variance / band.group_size) * band.weights
     total = float(variance.sum())
 

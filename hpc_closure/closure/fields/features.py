@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields.modes import Band
+from hpc_closure.spectral.equations import Equation
+from hpc_closure.spectral.modes.grid import to_device_cached
 
 __all__ = [
     "FEATURES",
+    "Features",
     "carried",
     "coordinates",
     "divergence",
@@ -24,6 +27,7 @@ __all__ = [
 
 FEATURES = ("u", "v", "w", "w_x", "w_y")
 ON_A_LINE = ("u", "u_x")
+AXES = ("kx", "ky")
 STATES = {1: "u", 2: "w"}  # feature that is the state, by number of dimensions
 
 
@@ -46,6 +50,59 @@ def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
     iw = torch.complex(-w_hat.imag, w_hat.real)
     parts = [iw * (ky * inverse), iw * (-kx * inverse), w_hat, iw * kx, iw * ky]
     return torch.stack(parts, dim=-3)
+
+
+class Features:
+    """Features of a state, for any equation.
+
+    * Of one field: those of :func:`feature_spectra`.
+    * Of C fields: the velocities u, v of each flow, then each field with its two derivatives. They
+      are named by the channel, such as ``rain`` and ``rain_x``; several flows are u1, v1, u2, ...
+
+    Args:
+        band: band of the state.
+        equation: an equation of several fields; None = a flow of one field.
+
+    Attributes:
+        names: names of the F features.
+        own: index of the feature that is the state; indices, one per channel, of several fields.
+        channels: names of the fields; empty if there is one.
+    """
+
+    def __init__(self, band: Band, equation: Equation | None = None):
+        self.band, self.equation = band, equation
+        self.channels: tuple[str, ...] = ()
+        self.own: int | list[int]
+        if equation is None:
+            self.names = feature_names(band)
+            self.own = self.names.index(STATES[band.grid.dimensions])
+            return
+        self.channels = equation.channel_names
+        self._factors = equation.stream_factors(band.grid)
+        flows = len(self._factors)
+        numbers = [str(flow + 1) for flow in range(flows)] if flows > 1 else [""]
+        velocities = [f"{part}{number}" for number in numbers for part in ("u", "v")]
+        fields = [name + end for name in self.channels for end in ("", "_x", "_y")]
+        self.names = (*velocities, *fields)
+        self.own = [self.names.index(name) for name in self.channels]
+
+    def spectra(self, state_hat: Tensor) -> Tensor:
+        """Compute spectra (B, F, ...) of the features of states (B, ...) or (B, C, ...)."""
+        if not self.channels:
+            return feature_spectra(state_hat, self.band)
+        kx, ky = (self.band.on(name, state_hat.device, state_hat.real.dtype) for name in AXES)
+        i_f = torch.complex(-state_hat.imag, state_hat.real)
+        fields = torch.stack([state_hat, i_f * kx, i_f * ky], dim=2).flatten(1, 2)
+        return torch.cat([self.velocities(state_hat), fields], dim=1)
+
+    def velocities(self, state_hat: Tensor) -> Tensor:
+        """Compute spectra (B, 2 flows, ...) of u, v of each flow from states (B, C, ...)."""
+        real = state_hat.real.dtype
+        kx, ky = (self.band.on(name, state_hat.device, real) for name in AXES)
+        factors = to_device_cached(self._factors, state_hat.real)
+        psi = (state_hat[:, None] * factors).sum(2)
+        i_psi = torch.complex(-psi.imag, psi.real)
+        return torch.stack([i_psi * ky, -i_psi * kx], dim=2).flatten(1, 2)
 
 
 def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:

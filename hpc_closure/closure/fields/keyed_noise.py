@@ -4,6 +4,7 @@ Each item has a counter word of its own, so draws of different items never overl
 width. Of two draws of the same item, the narrower one is the beginning of the wider one.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -102,15 +103,19 @@ def white_spectra(
     item: int,
     stream: int = STREAM_BASE,
     device: torch.device = torch.device("cpu"),
+    channel_shape: tuple[int, ...] = (),
 ) -> Tensor:
     """Draw spectra (len(ids), 2K + 1, K + 1), complex128, of white noise with E|z_hat|^2 = 1.
 
     The fields are real. Every device gets them from the same words. The host draws and copies
-    them, unless the switch ``fused`` lets the device draw.
+    them, unless the switch ``fused`` lets the device draw. With ``channel_shape`` (C,) C
+    independent spectra are drawn, (len(ids), C, 2K + 1, K + 1).
     """
-    if device.type != "cpu" and switches.is_on(switches.FUSED):
+    if device.type != "cpu" and switches.is_on(switches.FUSED) and not channel_shape:
         from hpc_closure.spectral.cuda.draws import white_on
 
         return white_on(band.half_plane, device, (seed, stage, ids), stream, item)
-    words = _words(stream, Key(seed, stage, ids, item), band.half_plane.num_drawn)
-    return band.white(box_muller(words)).to(device)
+    width = band.half_plane.num_drawn
+    words = _words(stream, Key(seed, stage, ids, item), math.prod(channel_shape) * width)
+    drawn = band.white(box_muller(words.reshape(-1, width))).to(device)
+    return drawn.view(len(words), *channel_shape, *band.shape)

@@ -1,5 +1,7 @@
 r"""Losses per sample, (B,): averages over a batch that is split over processes are exact."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ __all__ = [
     "crps",
     "check_ensemble",
     "energy_of",
+    "gaussian_crps",
+    "over_channels",
     "energy_score",
     "gaussian_likelihood",
     "spectral_energy_score",
@@ -23,11 +27,13 @@ ALMOST_FAIR = 0.95  # alpha of scores used as training losses
 def spectral_square(band: Band, error_hat: Tensor, importance: Tensor) -> Tensor:
     """Average |error|^2 over modes, weighted by ``importance`` and Parseval; returns (B,).
 
-    With errors in whitened units, a prediction of zero scores 1 if the law is the base law.
+    Of C channels, (B, C, ...), it is the mean over channels. With errors in whitened units, a
+    prediction of zero scores 1 if the law is the base law.
     """
     weights = band.on("weights", error_hat.device, importance.dtype) * importance
     square = torch.view_as_real(error_hat).square().sum(-1)
-    return (square * weights).sum((-2, -1)) / weights.sum().clamp(min=1e-30)
+    share = (square * weights).sum((-2, -1)) / weights.sum((-2, -1)).clamp(min=1e-30)
+    return over_channels(share)
 
 
 def gaussian_likelihood(residual: Tensor, log_std: Tensor) -> Tensor:
@@ -35,7 +41,26 @@ def gaussian_likelihood(residual: Tensor, log_std: Tensor) -> Tensor:
 
     The constant 0.5 log(2 pi) is left out.
     """
-    return (log_std + 0.5 * residual.square() * torch.exp(-2 * log_std)).mean((-2, -1))
+    likelihood = log_std + 0.5 * residual.square() * torch.exp(-2 * log_std)
+    return over_channels(likelihood.mean((-2, -1)))
+
+
+def gaussian_crps(residual: Tensor, log_std: Tensor) -> Tensor:
+    r"""Compute the CRPS per point of N(0, exp(2 log_std)), in closed form, (B,).
+
+    With :math:`z = r/\sigma` it is :math:`\sigma[z(2\Phi(z) - 1) + 2\varphi(z) - \pi^{-1/2}]`
+    (Gneiting et al., MWR 133 (2005) 1098).
+    """
+    std = log_std.exp()
+    z = residual / std
+    density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+    score = std * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
+    return over_channels(score.mean((-2, -1)))
+
+
+def over_channels(values: Tensor) -> Tensor:
+    """Average values (B,) or (B, C) over the channels, (B,)."""
+    return values if values.ndim == 1 else values.mean(1)
 
 
 def crps(ensemble: Tensor, truth: Tensor, alpha: float = 1.0) -> Tensor:
@@ -97,7 +122,8 @@ def spectral_energy_score(
     pairs = modulus(samples_hat[:, None] - samples_hat[None, :]) - 1e-6
     score = skill - (1 - (1 - alpha) / num) * pairs.sum((0, 1)) / (2 * num * (num - 1))
     weights = band.on("weights", importance.device, importance.dtype) * importance
-    return (score * weights).sum((-2, -1)) / weights.sum().clamp(min=1e-30)
+    share = (score * weights).sum((-2, -1)) / weights.sum((-2, -1)).clamp(min=1e-30)
+    return over_channels(share)
 
 
 def energy_score(ensemble: Tensor, truth: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ of modes (:mod:`~hpc_closure.spectral.modes.grid`) and the same order of random 
 import math
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,9 +196,13 @@ class Band:
             -1, self.on("groups", values.device, torch.int64).flatten(), weighted.flatten(-2)
         )
 
-    def variance(self, spectrum: Tensor) -> float:
-        """Compute the pointwise variance of a field from variances per mode (groups,)."""
-        return float((spectrum * self.group_size).sum())
+    def variance(self, spectrum: Tensor) -> Any:
+        """Compute the pointwise variance of a field from variances per mode (groups,).
+
+        From those of C channels, (C, groups), compute a tensor (C,).
+        """
+        variance = (spectrum * self.group_size).sum(-1)
+        return variance if variance.ndim else float(variance)
 
     def spread(self, by_group: Tensor) -> Tensor:
         """Expand group values (..., groups) to every mode, (..., 2K + 1, K + 1)."""

@@ -11,12 +11,16 @@ rule draws from the conditioned law:
 with :math:`\xi \sim N(0, Q)` and sensor errors :math:`\eta \sim N(0, R)`.
 """
 
+import math
+from functools import cached_property
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.fields.sensors import regular_positions
-from hpc_closure.spectral.modes.grid import shell_sum
+from hpc_closure.spectral.modes.grid import shell_sum, to_device_cached
 
 __all__ = ["StationaryGaussian", "Kriging"]
 
@@ -30,8 +34,11 @@ class StationaryGaussian:
 
     Args:
         band: band of the residual.
-        spectrum: (groups,) float64, variance per mode ``E|q_hat|^2``.
+        spectrum: (groups,) float64, variance per mode ``E|q_hat|^2``; of C channels (C, groups).
         tail: variance of the field beyond the band; it counts as an error of every sensor.
+
+    Attributes:
+        variance: pointwise variance of the field; of C channels a tensor (C,).
     """
 
     def __init__(self, band: Band, spectrum: Tensor, tail: float = 0.0):
@@ -51,30 +58,49 @@ class StationaryGaussian:
           half by variance. Neither the few strong modes nor the many weak modes then dominate.
         * ``inputs``: (2, ...) factors to fields of unit variance, with all modes equally strong,
           and with the spectrum of the law.
+
+        Of C channels each is (C, ...), and ``inputs`` is (2, C, ...).
         """
         dtype = like.real.dtype if like.is_complex() else like.dtype
         key = (name, str(like.device), dtype)
         if key not in self._on:
             shell = self.band.group_shell
             power = shell_sum(self.spectrum, shell, self.band.group_size)
-            mask = (power[shell] > CAP * self.variance) & (self.spectrum > 0)
+            total = self.variance[:, None] if self.spectrum.ndim > 1 else self.variance
+            mask = (power[..., shell] > CAP * total) & (self.spectrum > 0)
             std = self.spectrum.sqrt()
-            count = (mask * self.band.group_size).sum().clamp(min=1)
+            count = (mask * self.band.group_size).sum(-1, keepdim=std.ndim > 1).clamp(min=1)
             side = 2 * self.band.modes + 1
             whiten = torch.where(mask, 1 / std.clamp(min=1e-300), 0.0)
+            level = torch.tensor(
+                [max(one, 1e-300) ** -0.5 for one in self._variances], dtype=std.dtype
+            )
+            level = level[:, None] if std.ndim > 1 else level
             values = {
-                "inputs": torch.stack(
-                    [whiten / side, torch.full_like(std, max(self.variance, 1e-300) ** -0.5)]
-                ),
+                "inputs": torch.stack([whiten / side, level.expand_as(std)]),
                 "std": std,
                 "variance": self.spectrum,
                 "mask": mask.double(),
                 "whiten": whiten,
-                "importance": 0.5 * mask * (1 / count + self.spectrum / self.variance),
+                "importance": 0.5 * mask * (1 / count + self.spectrum / total),
                 "colour": torch.where(mask, std, 0.0),
             }[name]
             self._on[key] = self.band.spread(values).to(device=like.device, dtype=dtype)
         return self._on[key]
+
+    def rms(self, like: Tensor) -> Any:
+        """Return the standard deviation of fields ``like``: a number, or (C, 1, 1)."""
+        if self.spectrum.ndim == 1:
+            return math.sqrt(self.variance)
+        return to_device_cached(self._channel_rms, like)[:, None, None]
+
+    @property
+    def _variances(self) -> list[float]:
+        return self.variance.tolist() if self.spectrum.ndim > 1 else [self.variance]
+
+    @cached_property
+    def _channel_rms(self) -> Tensor:
+        return self.variance.clamp(min=1e-300).sqrt()
 
     def coloured(self, white: Tensor) -> Tensor:
         """Turn white noise (..., 2K + 1, K + 1) into draws of this law."""

@@ -45,11 +45,13 @@ class LagCorrelation:
 
     Args:
         kept: band of the residual.
+        channel_shape: () of one field; (C,) of C channels, whose results are (C, shells).
     """
 
-    def __init__(self, kept: Band):
+    def __init__(self, kept: Band, channel_shape: tuple[int, ...] = ()):
         self.kept = kept
-        self.product = torch.zeros(kept.grid.num_shells, dtype=torch.float64)
+        shape = *channel_shape, kept.grid.num_shells
+        self.product = torch.zeros(shape, dtype=torch.float64)
         self.power = torch.zeros_like(self.product)
         self.pairs = 0
         self.last: dict[int, tuple[int, Tensor]] = {}
@@ -70,7 +72,7 @@ class LagCorrelation:
     def _add(self, values: Tensor, sums: Tensor) -> None:
         # add mode by mode to the running sums: the order of additions decides the last bits
         weighted = values.double().cpu() * self.kept.weights
-        sums.index_add_(0, self.kept.grid.shell().flatten(), weighted.flatten())
+        sums.index_add_(-1, self.kept.grid.shell().flatten(), weighted.flatten(-2))
 
     def collect(self, reader: Reader) -> None:
         """Add the sums of all processes; each process has read different members."""
@@ -113,15 +115,18 @@ class LagCorrelation:
         rho, error = self._correlation()
         most = (rho.clamp(min=0) + CERTAIN * error).clamp(max=1) ** (1 / spacing)
         undetermined = (
-            (self.times() == 0) & (self.power > MATTERS * self.power.sum()) & (most > WHITE)
+            (self.times() == 0)
+            & (self.power > MATTERS * self.power.sum(-1, keepdim=True))
+            & (most > WHITE)
         )
         if not bool(undetermined.any()):
             return
-        shell = int(torch.where(undetermined, self.power, 0.0).argmax())
+        worst = int(torch.where(undetermined, self.power, 0.0).argmax())
+        shell, rho, most = worst % rho.shape[-1], rho.flatten()[worst], most.flatten()[worst]
         raise ValueError(
             f"snapshots are {spacing:g} closure intervals apart (generate.record.every) and in "
-            f"shell {shell} correlated by {float(rho[shell]):.2f}: the correlation of the "
-            f"residual may be {float(most[shell]):.2f} from one call to the next, more than "
+            f"shell {shell} correlated by {float(rho):.2f}: the correlation of the "
+            f"residual may be {float(most):.2f} from one call to the next, more than "
             f"{WHITE:.2f}, up to which draws are independent; {way_out}"
         )
 

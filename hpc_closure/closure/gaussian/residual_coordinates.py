@@ -19,12 +19,13 @@ class StateConditions:
     """Quantities that depend on the state only, for B states.
 
     Attributes:
-        state_hat: (B, ...) spectra of the state in the model's band.
+        state_hat: (B, ...) spectra of the state in the model's band; of C channels, here and
+            below, (B, C, ...).
         mean_hat: (B, ...) spectra of m(V) in the model's band.
         features: (B, C, g, g) condition channels on the generator's grid; (B, 0, 1, 1) for a model
             without networks.
-        summary: (B, 51) numbers of the state (:meth:`Band.summary`), normalised; (B, 0) for a
-            model without networks.
+        summary: (B, 51) numbers of the state (:meth:`Band.summary`), normalised, or (B, 51 C);
+            (B, 0) for a model without networks.
         log_amplitude: (B, g, g) log D; None if D = 1.
     """
 
@@ -60,6 +61,9 @@ class ResidualCoordinates:
             reads the whitened state.
         factors: (3, ...) covariance factors by wavevector, relative to ``law``
             (:mod:`~hpc_closure.closure.gaussian.mode_covariance`); None if they are not used.
+        channels: (2, C, C, ...) factors across C channels of the law of q, relative to ``law``
+            (:mod:`~hpc_closure.closure.gaussian.channel_covariance`); None for one field.
+        plain_channels: those of ``plain``.
         offset: (25,) initial offset of two peaks of the whitened largest modes; None if not used.
     """
 
@@ -72,6 +76,8 @@ class ResidualCoordinates:
     state_std: Tensor | None
     factors: Tensor | None = None
     offset: Tensor | None = None
+    channels: Tensor | None = None
+    plain_channels: Tensor | None = None
 
     def whiten_state(self, w_hat: Tensor) -> Tensor:
         """Whiten spectra (B, ...) of states in the model's band; returns the residual band.
@@ -116,7 +122,7 @@ class ResidualCoordinates:
 
     def each_mode(self, shells: Tensor, like: Tensor) -> Tensor:
         """Expand values (shells,) to every mode of the residual band, on ``like``'s device."""
-        return to_device_cached(shells, like)[to_device_cached(self.kept.grid.shell(), like)]
+        return to_device_cached(shells, like)[..., to_device_cached(self.kept.grid.shell(), like)]
 
     def innovation(self, encoding: StateConditions, sensors: Sensors) -> Tensor:
         """Compute innovations: readings minus the mean, divided by D; (B, S) float64.

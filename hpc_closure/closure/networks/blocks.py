@@ -31,9 +31,11 @@ from hpc_closure.spectral.cpu.jit import compare
 
 __all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
 
-SUMMARY = 2 * LARGEST + 1  # numbers of a state: largest modes, these over the rms, log rms
+# numbers of a state, for each of its fields: largest modes, these over the rms, log rms
+SUMMARY = 2 * LARGEST + 1
 HARMONICS = 8  # harmonics of the angle of the noise level
-NOISY = 2 * HARMONICS + LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state
+NUMBERS = LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state, for each field
+NOISY = 2 * HARMONICS + NUMBERS  # with those of the noise level, for one field
 PLACES = 2  # coordinate channels per dimension
 LOW = 128  # hidden width of the perceptron for the largest modes
 
@@ -201,25 +203,36 @@ def perceptron(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
 class FieldNetwork(CheckpointedModule):
     """Network from conditions to a field: the whitened mean correction, or the log-amplitude.
 
-    The last layer starts at zero, so an untrained network has no effect.
+    The last layer starts at zero, so an untrained network has no effect. A network of ``fields``
+    C > 1 maps to (B, C, n, n).
     """
 
     passes = ("forward",)
 
-    def __init__(self, channels: int, width: int, modes: int, layers: int, form: str = "auto"):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        modes: int,
+        layers: int,
+        form: str = "auto",
+        fields: int = 1,
+    ):
         super().__init__()
+        self.fields = fields
         self.lift = Conv1x1(channels, width)
-        self.modulation = Modulation(SUMMARY, width, layers)
+        self.modulation = Modulation(SUMMARY * fields, width, layers)
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
         )
-        self.head = Conv1x1(width, 1)
+        self.head = Conv1x1(width, fields)
         nn.init.zeros_(self.head.weight)
         self.chain = Chain(self.lift, self.blocks, self.head)
 
     def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:
-        """Map fields (B, C, n, n) and numbers (B, 51) to a field (B, n, n)."""
-        return self.chain(self, conditions, self.modulation(summary))[:, 0]
+        """Map condition fields (B, ..., n, n) and numbers (B, 51) to a field (B, n, n)."""
+        out = self.chain(self, conditions, self.modulation(summary))
+        return out if self.fields > 1 else out[:, 0]
 
 
 class Convolution(nn.Module):
@@ -254,18 +267,22 @@ class LocalNetwork(CheckpointedModule):
         width: hidden channels.
         layers: convolutions before the last one.
         dimensions: dimensions of the flow.
+        fields: number C of output fields; for C > 1 the output is (B, C, n, n).
     """
 
     passes = ("forward",)
 
-    def __init__(self, channels: int, width: int, layers: int, dimensions: int = 2):
+    def __init__(
+        self, channels: int, width: int, layers: int, dimensions: int = 2, fields: int = 1
+    ):
         super().__init__()
+        self.fields = fields
         self.read = channels - PLACES * dimensions
         sizes = [self.read, *[width] * layers]
         self.layers = nn.ModuleList(
             Convolution(read, made, dimensions) for read, made in itertools.pairwise(sizes)
         )
-        self.head = Convolution(width, 1, dimensions)
+        self.head = Convolution(width, fields, dimensions)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, conditions: Tensor, summary: Tensor) -> Tensor:
@@ -273,7 +290,8 @@ class LocalNetwork(CheckpointedModule):
         x = conditions[:, : self.read]
         for layer in self.layers:
             x = self.through(functools.partial(_activated, layer), x)
-        return self.head(x)[:, 0]
+        out = self.head(x)
+        return out if self.fields > 1 else out[:, 0]
 
 
 class Encoded(NamedTuple):
@@ -304,6 +322,7 @@ class ScoreNetwork(CheckpointedModule):
         layers: blocks of the noisy branch.
         encoder_layers: blocks of the encoder.
         form: form of the spectral convolutions.
+        fields: number C of fields of the residual.
     """
 
     passes = ("encoded_maps", "forward")
@@ -316,24 +335,26 @@ class ScoreNetwork(CheckpointedModule):
         layers: int,
         encoder_layers: int = 2,
         form: str = "auto",
+        fields: int = 1,
     ):
         super().__init__()
-        self.width = width
+        self.width, self.fields = width, fields
+        numbers = 2 * HARMONICS + NUMBERS * fields
         self.encode_lift = Conv1x1(channels, width)
         self.encode_blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(encoder_layers)
         )
         # a shift and a gate per point for every block of the noisy branch
         self.encode_head = Conv1x1(width, 2 * width * layers, gain=0.3)
-        self.modulation = Modulation(NOISY, width, layers)
+        self.modulation = Modulation(numbers, width, layers)
         # the effect of a regime on all scales together, and on the largest modes
-        self.gain = perceptron(NOISY, 2, 2 * width)
-        self.low = perceptron(NOISY, LARGEST, LOW)
-        self.lift = Conv1x1(2, width)
+        self.gain = perceptron(numbers, 2 * fields, 2 * width)
+        self.low = perceptron(numbers, LARGEST * fields, LOW)
+        self.lift = Conv1x1(2 * fields, width)
         self.blocks = nn.ModuleList(
             FourierBlock(width, modes, width // 2, form) for _ in range(layers)
         )
-        self.head = Conv1x1(width, 1)
+        self.head = Conv1x1(width, fields)
         nn.init.zeros_(self.head.weight)
         self.encoder = Chain(self.encode_lift, self.encode_blocks, self.encode_head)
         self.chain = Chain(self.lift, self.blocks, self.head)
@@ -353,18 +374,22 @@ class ScoreNetwork(CheckpointedModule):
         """Compute the velocity in whitened units.
 
         Args:
-            x: (B, 2, n, n), the noisy residual whitened, and in units of its standard deviation.
-            largest: (B, 25) largest modes of x, whitened.
+            x: (B, 2, n, n), the noisy residual whitened, and in units of its standard deviation;
+                of C fields (B, 2 C, n, n), first all of them whitened.
+            largest: (B, 25) largest modes of x, whitened; (B, 25 C).
             angle: (B,) or (1,) in [0, pi/2].
             encoded: encoded conditions, with batch B or 1.
 
         Returns:
-            Fields (B, n, n), and (B, 25) largest modes to be added.
+            Fields (B, n, n) or (B, C, n, n), and (B, 25) or (B, 25 C) largest modes to be added.
         """
         numbers = noisy_numbers(angle, largest, x, encoded.summary)
         maps, gain, low = self.readers(numbers)
-        field = self.chain(self, x, encoded.maps, maps[..., None, None])[:, 0]
-        return field + (gain[..., None, None] * x).sum(1), low
+        out = self.chain(self, x, encoded.maps, maps[..., None, None])
+        scaled = gain[..., None, None] * x
+        if self.fields > 1:
+            return out + scaled.unflatten(1, (2, -1)).sum(1), low
+        return out[:, 0] + scaled.sum(1), low
 
 
 def _compiled_and_right(x: Tensor) -> bool:

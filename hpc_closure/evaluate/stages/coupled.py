@@ -83,7 +83,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         time = min(ensemble.times[indices[number]], training.times[-1])
         index = int(np.argmin(np.abs(training.times - time)))
         states = [
-            training.read(member, index, "vorticity", experiment.train_grid)
+            training.read(member, index, "state", experiment.train_grid)
             for member in inputs.parts["train"]
         ]
         pool = inputs.cut(torch.from_numpy(np.stack(states)))

@@ -32,12 +32,14 @@ class Channel:
     Attributes:
         name: name of the field, also of its data set.
         unit: unit in terms of ``length`` and ``time``; empty if it has none.
-        kind: how a reflection changes it; a pseudo-scalar changes its sign.
+        kind: how a map of the square changes it. A reflection changes the sign of a pseudo-scalar.
+            "vector x" and, as the next channel, "vector y" are the components of a vector: they
+            change their signs as their axes do and are exchanged if the axes are.
     """
 
     name: str
     unit: str
-    kind: Literal["scalar", "pseudo-scalar"]
+    kind: Literal["scalar", "pseudo-scalar", "vector x", "vector y"]
 
 
 class Equation(Family):
@@ -74,6 +76,12 @@ class Equation(Family):
         """Return ``(C,)`` for a state of C > 1 fields, and ``()`` for a single field."""
         return (len(self.channels),) if len(self.channels) > 1 else ()
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Return the names of C > 1 fields of the state, and ``()`` for a single field."""
+        names = tuple(channel.name for channel in self.channels)
+        return names if len(names) > 1 else ()
+
     def linear(self, grid: Grid) -> Tensor:
         """Return the eigenvalues of the diagonal linear part per mode, complex128.
 
@@ -81,6 +89,21 @@ class Equation(Family):
         belong to :meth:`Terms.nonlinear`.
         """
         raise NotImplementedError
+
+    @property
+    def carriers(self) -> tuple[int, ...]:
+        """Return for each channel the flow of :meth:`stream_factors` that carries it."""
+        return (0,) * len(self.channels)
+
+    def stream_factors(self, grid: Grid) -> Tensor:
+        r"""Return real factors (flows, C, 2K + 1, K + 1) from channels to streamfunctions.
+
+        The velocities of a flow are :math:`(u, v) = (\psi_y, -\psi_x)`. By default there is one
+        flow, whose vorticity :math:`-\Delta\psi` is the first channel.
+        """
+        factors = grid.k2.new_zeros(1, len(self.channels), *grid.shape)
+        factors[0, 0] = grid.inverse_k2
+        return factors
 
     def steady(self, grid: Grid) -> Tensor:
         """Return the steady forcing of all channels, ``(*channel_shape, ...)`` complex128."""
@@ -103,6 +126,15 @@ class Equation(Family):
             stage: stage of the pipeline, part of the Philox key.
         """
         return None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether trajectories from equal states differ."""
+        return self.noise.kind != "none"
+
+    def without_noise(self) -> dict[str, Any]:
+        """Return the keys that make the equation deterministic, as a reduced solver has it."""
+        return {"noise": {"kind": "none"}}
 
     def forced(self, values: Tensor) -> Tensor:
         """Return a view of the channel that the noise forces, of values like the state."""
@@ -128,6 +160,9 @@ class Equation(Family):
 
     def is_symmetry(self, exchanged: int, sign_x: int, sign_y: int) -> bool:
         """Return whether a map of the square takes unforced solutions to solutions.
+
+        It maps each channel according to its kind. Noise acts on the first channel alone, so an
+        equation in which that is a component of a vector must refuse to exchange the axes.
 
         Args:
             exchanged: 1 if the axes are exchanged first, else 0.

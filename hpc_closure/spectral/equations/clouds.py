@@ -97,6 +97,13 @@ class Clouds(Equation):
         area = 2 * math.pi * self.cloud_width**2 / grid.length**2
         return self.cloud_strength * area * torch.exp(-0.5 * self.cloud_width**2 * grid.k2)
 
+    @property
+    def is_random(self):
+        return super().is_random or (self.births == "random" and self.birth_rate > 0)
+
+    def without_noise(self):
+        return {**super().without_noise(), "births": "mean"}
+
     def events(self, grid, dt, seed, stage):
         if self.births == "mean" or not self.birth_rate:
             return None

@@ -69,6 +69,23 @@ class TwoLayerQG(Equation):
         ]
         return torch.stack(layers)
 
+    @property
+    def carriers(self):
+        return (0, 1)
+
+    def stream_factors(self, grid):
+        import torch
+
+        # q = -M psi with M = [[k^2 + F1, -F1], [-F2, k^2 + F2]]; velocities are (-psi_y, psi_x)
+        f1, f2 = self.stretching
+        determinant = grid.k2 * (grid.k2 + f1 + f2)
+        inverse = determinant.new_zeros(grid.shape)
+        inverse[grid.integer_k2 > 0] = 1 / determinant[grid.integer_k2 > 0]
+        one = inverse.new_ones(grid.shape)
+        upper = torch.stack([(grid.k2 + f2) * inverse, f1 * one * inverse])
+        lower = torch.stack([f2 * one * inverse, (grid.k2 + f1) * inverse])
+        return torch.stack([upper, lower])
+
     def is_symmetry(self, exchanged, sign_x, sign_y):
         # shear and beta distinguish the axes and the direction of x
         plain = not self.beta and self.mean_flow[0] == self.mean_flow[1] == 0
@@ -87,18 +104,8 @@ class TwoLayerTerms(Terms):
         super().__init__(equation, transform)
         grid, factors = transform.grid, transform.factors
         self.mean_flow = equation.mean_flow
-        f1, f2 = equation.stretching
-        # psi = S q with S the inverse of [[-(k^2 + F1), F1], [F2, -(k^2 + F2)]]; no mean
-        determinant = grid.k2 * (grid.k2 + f1 + f2)
-        inverse = determinant.new_zeros(grid.shape)
-        inverse[grid.integer_k2 > 0] = 1 / determinant[grid.integer_k2 > 0]
-        one = inverse.new_ones(grid.shape)
-        self.inversion = factors(
-            -(grid.k2 + f2) * inverse,
-            -f1 * one * inverse,
-            -f2 * one * inverse,
-            -(grid.k2 + f1) * inverse,
-        )
+        # psi = S q without a mean
+        self.inversion = factors(*(-equation.stream_factors(grid)).flatten(0, 1))
         # without the factor i: u_hat = -i ky psi_hat, v_hat = i kx psi_hat
         self.transport = Flux(transform, factors(-grid.ky, grid.kx))
         self.gradients = factors(*(gradient * grid.kx for gradient in equation.mean_gradients))

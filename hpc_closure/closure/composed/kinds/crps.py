@@ -7,6 +7,7 @@ class CRPS(ResidualKind):
     """Add one network output to base noise; trained by an almost-fair score."""
 
     name = "crps"
+    several_fields = True
     reads = ("width", "modes", "layers", "spectral_convolution", "base_noise")
     learns_sensors = True
     one_evaluation = True

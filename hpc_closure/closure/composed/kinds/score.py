@@ -7,6 +7,7 @@ class Score(ResidualKind):
     """Transform base noise along the velocity of a trigonometric flow."""
 
     name = "score"
+    several_fields = True
     reads = (
         "width",
         "modes",
