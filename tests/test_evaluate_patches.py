@@ -9,8 +9,9 @@ from test_evaluate_pointwise import normal
 
 from hpc_closure.closure.fields.losses import energy_score
 from hpc_closure.evaluate.rows import find, select
-from hpc_closure.evaluate.scores import patches
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.generated.budget import Origin
+from hpc_closure.evaluate.scores.joint import patches
 from hpc_closure.evaluate.scores.rank_histogram import rank_counts, rank_p, ranks
 from hpc_closure.evaluate.scores.table import Labels, Statistics, form_scores
 from hpc_closure.evaluate.stages.coupled import score_coupled
@@ -296,7 +297,8 @@ def test_the_generated_closure_has_these_rows_for_every_method():
 
     samplers = {"model": law(0.7, 1), "oracle": law(1.0, 2)}
     samplers["none"] = lambda indices, members: torch.zeros_like(truth[None, indices])
-    rows = score_generated(truth, samplers, LABELS, members=8, reference=reference).rows
+    origin = Origin(reference=reference)
+    rows = score_generated(truth, samplers, LABELS, members=8, origin=origin).rows
     assert set(rows[rows["score"].isin(NAMES)]["method"]) == set(samplers)
     for method in samplers:
         assert set(select(rows, method=method)["score"]) >= NAMES, method

@@ -15,9 +15,10 @@ from test_evaluate_pointwise import normal
 
 from hpc_closure.evaluate import verb as evaluate
 from hpc_closure.evaluate.rows import find, frame, select
-from hpc_closure.evaluate.scores import paired, patches, record, registry, table
+from hpc_closure.evaluate.scores import paired, record, registry, table
 from hpc_closure.evaluate.scores.coupled import exceedance
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.joint import patches
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.table import Statistics, form_scores
 from hpc_closure.experiment import reading

@@ -7,7 +7,6 @@ from typing import Any
 from hpc_closure.evaluate.scores import (
     cost,
     paired,
-    patches,
     pointwise,
     rank_histogram,
     table,
@@ -21,6 +20,7 @@ from hpc_closure.evaluate.scores.coupled import (
     trajectories,
 )
 from hpc_closure.evaluate.scores.generated import budget, gains, innovations
+from hpc_closure.evaluate.scores.joint import channels, patches
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.table import SHELL_STATISTICS, STATISTICS
 from hpc_closure.experiment.user_modules import load_attribute, load_module
@@ -29,6 +29,7 @@ from hpc_closure.experiment.user_modules import load_attribute, load_module
 MODULES = (
     table,
     pointwise,
+    channels,
     patches,
     cost,
     rank_histogram,

@@ -7,7 +7,7 @@ is computed from the same statistics (:mod:`~hpc_closure.evaluate.scores.interva
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from hpc_closure.closure.fields.losses import crps, energy_of
 from hpc_closure.evaluate.rows import Absent, frame
-from hpc_closure.evaluate.scores import patches, pointwise
+from hpc_closure.evaluate.scores import pointwise
 from hpc_closure.evaluate.scores.forecast import Forecast, shell_statistics
 from hpc_closure.evaluate.scores.intervals import Means, block_interval, interval_columns
+from hpc_closure.evaluate.scores.joint import patches
 from hpc_closure.evaluate.scores.rank_histogram import detectable_error, rank_p
 from hpc_closure.evaluate.scores.record import ACCURACY, CALIBRATION, Score
 
@@ -314,16 +315,22 @@ class Labels:
         single: method -> columns of its rows.
         against: reference method of the comparison sample by sample.
         further: the user's scores of ``evaluate.scores``.
+        channels: names of the fields of a state; empty for one field.
     """
 
     shared: Mapping[str, Any]
     single: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     against: str = "model"
     further: tuple[Score, ...] = ()
+    channels: tuple[str, ...] = ()
 
     def of(self, method: str) -> dict[str, Any]:
         """Return the columns of a method's rows."""
         return {**self.shared, **self.single.get(method, {}), "method": method}
+
+    def of_channel(self, name: str) -> "Labels":
+        """Return the labels of a channel's rows; the same for the name "" of a single field."""
+        return replace(self, shared={**self.shared, "channel": name}) if name else self
 
 
 @dataclass
@@ -333,7 +340,8 @@ class Statistics:
     Attributes:
         further: the user's scores of ``evaluate.scores``.
         threshold: threshold of patch maxima
-            (:func:`~hpc_closure.evaluate.scores.patches.threshold`); None scores no exceedance.
+            (:func:`~hpc_closure.evaluate.scores.joint.patches.threshold`); without it exceedance
+            is not scored.
         members: ensemble size; 1 is a point forecast.
         total: name -> list of (s,) tensors.
         shells: name -> list of (s, shells) tensors.
