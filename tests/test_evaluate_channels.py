@@ -1,21 +1,31 @@
 """States of several fields: the scores of each channel are those of its field alone."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import four_verbs
 from pandas import isna
 from test_evaluate_pointwise import normal, stationary
 
 from hpc_closure.closure.fields.losses import energy_score
-from hpc_closure.evaluate import compare
+from hpc_closure.data.reader import CoupledEnsemble
+from hpc_closure.evaluate import compare, methods
+from hpc_closure.evaluate import verb as evaluate
+from hpc_closure.evaluate.context import Inputs
+from hpc_closure.evaluate.methods import Methods
 from hpc_closure.evaluate.report.page import Report
 from hpc_closure.evaluate.report.summary import groups, heading, headline
-from hpc_closure.evaluate.rows import find, frame, select
+from hpc_closure.evaluate.rows import find, frame, read, select
 from hpc_closure.evaluate.scores.generated.budget import Origin
 from hpc_closure.evaluate.scores.joint import channels
+from hpc_closure.evaluate.scores.pointwise import relative_error
 from hpc_closure.evaluate.scores.table import Labels, Scored
 from hpc_closure.evaluate.stages import coupled, generated
+from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
+from hpc_closure.work.options import Options
 
 NAMES = ("upper", "lower")
 PLAIN = Labels(
@@ -187,6 +197,123 @@ def test_a_channel_without_variance_has_the_scale_one():
     assert channels.scales(fields)[1] == 1
 
 
+# ---- a run of two layers ------------------------------------------------------------------------
+
+TWO_LAYERS = """
+name: layers
+root: {root}
+seed: 7
+physics: {{equation: two_layer_qg, deformation_radius: 0.5, mean_flow: [0.3, 0], viscosity: 2.0e-3,
+          hyperviscosity: 1.0e-8, length: 6.283185307179586, forcing: {{kind: none}},
+          noise: {{kind: ring, wavenumber: 2.5, width: 0.5, energy_rate: 0.1}},
+          initial: {{kind: band, wavenumber: 4, energy: 0.3}}}}
+generate: {{grid: 32, members: 8, t_end: 1.6, dt: 0.025, scheme: ab3, closure: subgrid,
+           interval: 4, certificate: reported, record: {{start: 0.5, every: 0.1, grid: 16}}}}
+model: {{preset: gaussian, conditions: {{sensors: none}}}}
+train: {{grid: 16, window: [0.5, 1.6], split: [0.5, 0.25, 0.25], steps: 4, batch: 4,
+        validate_every: 2, checkpoint_every: 2}}
+reduced: {{step: 1}}
+replicas: {{members: 4, spinup: 0.2}}
+rollout: {{members: 4, initial_conditions: 2, t_start: 1.0, t_end: 1.4, every: 0.2, interval: 4}}
+evaluate: {{lead_times: [0.2, 0.4], grids: [16], samples: 4, members: 4, formats: [png]}}
+cluster: {{members_per_block: 4, device: cpu}}
+"""
+LAYERS = ("q_upper", "q_lower")
+
+
+def session_of(experiment):
+    stop = SimpleNamespace(check=lambda: None)
+    return SimpleNamespace(run=Run.of(experiment), stop=stop, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory):
+    return four_verbs(tmp_path_factory.mktemp("layers"), TWO_LAYERS)
+
+
+def test_a_run_of_two_layers_has_rows_of_each(layers):
+    rows = read(Run.of(layers).scores_csv)
+    methods = {
+        "generated": {"model", "mean_gp", "none", "climatology", "oracle"},
+        "coupled": {"model", "none", "climatology", "oracle"},
+    }
+    for stage, names in methods.items():
+        for layer in LAYERS:
+            here = select(rows, stage=stage, channel=layer)
+            assert set(here["method"]) == names and set(here["sensors"]) == {"none"}
+            for score in ("crps", "spread_skill", "patch_max_crps", "crps_ratio"):
+                assert "model" in set(select(here, score=score, shell=None)["method"]), score
+        joint = select(rows, stage=stage, channel=None)
+        assert set(select(joint, score="energy_score_channels_ratio")["method"]) == names
+    runs = CoupledEnsemble(sorted(Run.of(layers).rollout.glob("*.h5")))
+    ensemble = torch.from_numpy(runs.read("model", runs.index(0.4))).double()
+    truth = Inputs(layers, session_of(layers)).replicas
+    true = torch.from_numpy(truth.read("model", truth.index(0.4)))[0].double()
+    for place, layer in enumerate(LAYERS):
+        expected = relative_error(ensemble[:, :, place], true[:, place]).mean()
+        found = find(
+            select(rows, stage="coupled", score="relative_error", shell=None),
+            method="model",
+            channel=layer,
+            lead_time=0.4,
+        )
+        assert found.value == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_samples_of_a_batch_have_their_channels(layers, monkeypatch):
+    inputs = Inputs(layers, session_of(layers))
+    snapshots = inputs.snapshots(16)
+    found = Methods(inputs, snapshots, None, inputs.climatology(16))
+    assert found.law is None
+    for name, sample in found.samplers.items():
+        drawn = sample(torch.tensor([1, 0]), 3)
+        assert drawn.shape[1:] == (2, 2, 16, 16), name
+    together = found.samplers["model"](torch.tensor([1, 0]), 3)
+    monkeypatch.setitem(methods.BATCH_VALUES, "cpu", 1)
+    alone = found.samplers["model"](torch.tensor([1, 0]), 3)
+    assert torch.allclose(together, alone, atol=1e-5 * float(alone.abs().max()))
+    # each channel has its own scale: the upper is fifty times the lower
+    ratio = together.std((0, 1, 3, 4)) / snapshots.closures.std((0, 2, 3))
+    assert bool((ratio > 0.2).all()) and bool((ratio < 5).all())
+
+
+def test_last_closures_are_moved_with_all_their_channels(layers):
+    inputs = Inputs(layers, session_of(layers))
+    snapshots = inputs.snapshots(16)
+    found = Methods(inputs, snapshots, None, snapshots.closures)
+    fields = snapshots.closures[:2, None].repeat(1, 3, 1, 1, 1)  # three last closures
+    moved = found._moved(fields, [[5], [6]])
+    assert moved.shape == fields.shape
+    for place in range(2):
+        alone = found._moved(fields[:, :, place], [[5], [6]])
+        assert torch.allclose(moved[:, :, place], alone, atol=1e-6 * float(fields.abs().max()))
+    assert not torch.allclose(moved, fields, rtol=0.1)
+
+
+def test_figures_of_channels_are_separate_files(layers):
+    names = {path.name for path in Run.of(layers).figures.glob("*.png")}
+    for layer in LAYERS:
+        for stem in ("fields_subgrid_16_none", "ranks_subgrid_16_none", "spectra_subgrid_16_none"):
+            assert f"{stem}_{layer}.png" in names
+        for stem in ("error", "state", "state_spectra"):
+            assert f"{stem}_subgrid_{layer}.png" in names
+    page = Run.of(layers).report.read_text()
+    assert "q_lower, subgrid, sensors: none" in page
+    assert "Subgrid, no sensors, 16² grid, q_upper" in page
+
+
+def test_what_is_not_scored_is_in_the_log(layers, capsys):
+    again = reading.load(Run.of(layers).config, ["evaluate.seed=1", "evaluate.formats=[]"])
+    capsys.readouterr()
+    assert evaluate.run(again, Options()) == 0
+    log = capsys.readouterr().err
+    for words in (
+        "several fields: the closure's budget is not scored",
+        "several fields: long-time statistics and evaluate.event are not scored",
+    ):
+        assert words in log, words
+
+
 # ---- tables and figures -------------------------------------------------------------------------
 
 
@@ -201,7 +328,7 @@ def scored(case):
 def test_the_report_has_a_table_of_each_channel(scored, tmp_path):
     rows = frame(record for part in scored.values() for record in part.records)
     found = {columns["channel"]: part for columns, part in groups(rows, "generated")}
-    assert list(found) == [*NAMES, None]
+    assert list(found) == [*NAMES, "all channels"]
     columns = next(columns for columns, _ in groups(rows, "generated"))
     assert heading(columns) == "subgrid, no sensors, 16² grid, upper"
     Report("t", rows).write(tmp_path / "report.html")
@@ -209,6 +336,7 @@ def test_the_report_has_a_table_of_each_channel(scored, tmp_path):
     for words in (
         "Subgrid, no sensors, 16² grid, upper",
         "Subgrid, no sensors, 16² grid, lower",
+        "Subgrid, no sensors, 16² grid, all channels",
         "All channels together",
         "energy score, channels",
     ):

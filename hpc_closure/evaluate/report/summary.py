@@ -27,6 +27,7 @@ DETECTABLE = 0.05  # a rank test passes only if it detects this relative error o
 WORDS = {method.name: method.words for method in METHODS if method.words}
 BESIDE = sorted(WORDS, key=lambda name: name != "oracle")
 OPPONENTS = [method.name for method in METHODS if method.opponent]
+WHOLE = "all channels"
 GROUP = ["closure", "sensors", "grid", "interval", "split", "channel"]
 
 
@@ -131,10 +132,14 @@ def groups(rows: DataFrame, stage: str) -> Iterator[tuple[dict, DataFrame]]:
     """Group the rows of a stage into tables, which have equal values of GROUP.
 
     Yields:
-        The shared columns and the rows.
+        The shared columns and the rows. If there are channels, the rows of all channels together
+        have the channel WHOLE.
     """
-    for key, group in select(rows, stage=stage).groupby(GROUP, dropna=False, sort=False):
-        yield {name: None if isna(v) else v for name, v in zip(GROUP, key, strict=True)}, group
+    here = select(rows, stage=stage)
+    whole = WHOLE if here["channel"].notna().any() else None
+    for key, group in here.groupby(GROUP, dropna=False, sort=False):
+        columns = {name: None if isna(v) else v for name, v in zip(GROUP, key, strict=True)}
+        yield {**columns, "channel": columns["channel"] or whole}, group
 
 
 def heading(columns: dict) -> str:

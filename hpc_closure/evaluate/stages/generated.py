@@ -44,9 +44,8 @@ def score_run(inputs: Inputs) -> dict[Key, Scored]:
     """
     experiment, settings = inputs.experiment, inputs.experiment.evaluate
     bare = [None] if inputs.closure.config["conditions"]["sensors"] != "required" else []
-    layouts = [*bare, *(() if inputs.channels else settings.sensors)]
     if inputs.channels:
-        log.get().info("a state of several fields: budget and sensor layouts are not scored")
+        log.get().info("a state of several fields: the closure's budget is not scored")
     evaluations = inputs.closure.evaluations(settings.sampler.function_evaluations)
     results: dict[Key, Scored] = {}
     for grid in experiment.score_grids:
@@ -54,7 +53,7 @@ def score_run(inputs: Inputs) -> dict[Key, Scored]:
         origin = inputs.origin(snapshots)
         if reason := left_out(grid):
             log.get().info(reason)
-        for layout in layouts:
+        for layout in [*bare, *settings.sensors]:
             methods = Methods(inputs, snapshots, layout, pool)
             sensors = methods.sensors_in_words
             log.get().info(
