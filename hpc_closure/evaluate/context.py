@@ -32,7 +32,7 @@ class Snapshots:
     """Held-out snapshots, evenly spread over trajectories and times.
 
     Attributes:
-        states, closures: (S, n, n).
+        states, closures: (S, n, n), of C channels (S, C, n, n), here and below.
         history: the H earlier states, (S, H, n, n), newest first, or None.
         previous: the P earlier closures, (S, P, n, n), newest first, or None.
         keys: (member, index of the stored time) of each snapshot.
@@ -135,6 +135,11 @@ class Inputs:
         return [name for name, closure in closures.items() if is_closed_form(closure.parts())]
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the fields of a state; empty if it has one."""
+        return tuple(self.data.channels)
+
+    @property
     def target(self) -> str:
         """Kind of the closure, e.g. ``diffusion``."""
         return self.experiment.generate.closure
@@ -189,14 +194,19 @@ class Inputs:
         return to_fields(spectra, known).to(fields.dtype)
 
     def origin(self, snapshots: Snapshots) -> Origin:
-        """Return trajectories and, for the budget, the states after a reduced-solver interval."""
+        """Return trajectories and, for the budget, the states after a reduced-solver interval.
+
+        The budget is that of one field; with several channels there are no states.
+        """
+        if self.channels:
+            return Origin(snapshots.trajectories)
         problem, interval = self.experiment.problem, self.experiment.generate.interval
         reduced, span = self.reduced(snapshots.states.shape[-1]), interval * problem.dt
         states = Flow(reduced).after(snapshots.states, reduced.steps_in(span))
         return Origin(snapshots.trajectories, states, span)
 
     def closures_of_replicas(self, key: tuple[int, int], grid: int) -> Tensor:
-        """Read the replicas' closures (M, n, n) at a snapshot.
+        """Read the replicas' closures (M, n, n), or (M, C, n, n), at a snapshot.
 
         The first serves as the truth, the others are the members of ``oracle``.
         """
@@ -204,7 +214,7 @@ class Inputs:
         case, index = key
         when = self.replicas.index(self.data.times[index] - self.replicas.start)
         stride = self.data.grid // grid
-        fields = self.replicas.read_case("closure", case, when)[:, ::stride, ::stride]
+        fields = self.replicas.read_case("closure", case, when)[..., ::stride, ::stride]
         return torch.from_numpy(np.ascontiguousarray(fields))
 
     def climatology(self, grid: int) -> Tensor:

@@ -46,6 +46,9 @@ def score_run(inputs: Inputs) -> Scored:
             scored.add(**shared, method=name, **record)
         if inputs.target != "subgrid" or not has_innovations(closure):
             continue
+        if inputs.channels:
+            log.get().info(f"innovations of {name} are not scored: a state of several fields")
+            continue
         if closure.header.size != experiment.train_grid:
             continue  # the closure of a solver on another grid has another target
         inputs.stop.check()
