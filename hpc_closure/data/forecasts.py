@@ -32,7 +32,7 @@ class Forecaster:
         self._solver: Simulation | None = None
 
     def after(self, states: np.ndarray) -> np.ndarray:
-        """Return the states after the interval, both (B, n, n) or (B, C, n, n)."""
+        """Return the states after the interval, float64, both (B, n, n) or (B, C, n, n)."""
         if self._solver is None or len(self._solver.members) != len(states):
             self._solver = Simulation(self.problem, range(len(states)), 0)
         solver, sides = self._solver, self.problem.dimensions
@@ -40,7 +40,7 @@ class Forecaster:
         spectra = solver.transform.to_spectral(fields)
         solver.load_state(0, spectra).advance(self.steps)
         after = as_row(solver.transform.to_physical(solver.state), sides)
-        return after.numpy().astype(states.dtype)
+        return after.numpy()
 
 
 class Forecasts:
@@ -64,8 +64,6 @@ class Forecasts:
         values = self.store.read(member, index, field, grid)
         if field != STATE:
             return values
-        return (
-            self.forecaster.after(values)
-            if isinstance(index, slice)
-            else (self.forecaster.after(values[None])[0])
-        )
+        rows = values if isinstance(index, slice) else values[None]
+        after = self.forecaster.after(rows).astype(values.dtype)
+        return after if isinstance(index, slice) else after[0]

@@ -9,12 +9,12 @@ from torch import Tensor
 import hpc_closure
 from hpc_closure.closure.part_report import is_closed_form
 from hpc_closure.closure.targets import reduced_problem
+from hpc_closure.data.forecasts import Forecaster
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.scores import registry
-from hpc_closure.evaluate.scores.coupled.climate import Flow
 from hpc_closure.evaluate.scores.generated.budget import Origin
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.method_names import GRANTED, MODEL
@@ -200,10 +200,16 @@ class Inputs:
         """
         if self.channels:
             return Origin(snapshots.trajectories)
-        problem, interval = self.experiment.problem, self.experiment.generate.interval
-        reduced, span = self.reduced(snapshots.states.shape[-1]), interval * problem.dt
-        states = Flow(reduced).after(snapshots.states, reduced.steps_in(span))
-        return Origin(snapshots.trajectories, states, span)
+        span = self.experiment.generate.closure_interval
+        return Origin(snapshots.trajectories, self.forecast(snapshots.states), span)
+
+    def forecaster(self, grid: int) -> Forecaster:
+        """Return the reduced solver on a grid, which advances states by a closure interval."""
+        return Forecaster(self.reduced(grid), self.experiment.generate.closure_interval)
+
+    def forecast(self, states: Tensor) -> Tensor:
+        """Return states (B, n, n) or (B, C, n, n) after a closure interval, without a closure."""
+        return torch.from_numpy(self.forecaster(states.shape[-1]).after(states.numpy()))
 
     def closures_of_replicas(self, key: tuple[int, int], grid: int) -> Tensor:
         """Read the replicas' closures (M, n, n), or (M, C, n, n), at a snapshot.

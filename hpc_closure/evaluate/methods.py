@@ -200,15 +200,19 @@ class Methods:
         ids = [
             [keyed_noise.pair(member, i) for member in range(members)] for i in indices.tolist()
         ]
+        states = self.snapshots.states[indices]
+        if closure.config["conditions"].get("forecast"):
+            states = self.inputs.forecast(states).to(states)
         history, previous = self._past(closure, indices)
         if previous is not None and self.inputs.experiment.rollout.last_closures == "moved":
             # as in the coupled run each member has its own last closures, hence a separate row
             indices = indices.repeat_interleave(members)
+            states = states.repeat_interleave(members, 0)
             ids = [[one] for row in ids for one in row]
             previous = self._moved(previous.repeat_interleave(members, 0), ids)
             history = None if history is None else history.repeat_interleave(members, 0)
         drawn = closure.sample(
-            self.snapshots.states[indices],
+            states,
             sensors=self.sensors(indices),
             history=history,
             previous=previous,
