@@ -221,7 +221,7 @@ class CoupledRun:
         averaging_steps = closure.averaging_steps(self.interval)
         self.memory = coupling.memory
         #: whether the closure reads the state after the reduced solver's interval
-        self.forecast = bool(closure.config["conditions"].get("forecast"))
+        self.forecast = bool(closure.config.get("conditions", {}).get("forecast"))
         reduced = reduced_problem(problem, coupling.grid, kind, coupling.stride)
         full = problem.replace(grid=coupling.grid)
         self.sides = problem.dimensions
