@@ -36,6 +36,13 @@ def test_they_change_no_hash_and_have_their_own(tiny):
     assert opponents_of(reading.load(tiny, [ALL, "use.model=diffusion"])) == {}
 
 
+def test_only_an_opponent_of_the_same_mean_reuses_it(tiny):
+    found = opponents_of(reading.load(tiny, ["train.opponents=[point_mixture,gaussian_modes]"]))
+    assert list(found) == ["gaussian_modes", "point_mixture"]
+    points = found["point_mixture"]
+    assert points.use.mean is None and points.train.steps == found["gaussian_modes"].train.steps
+
+
 def test_presets_with_a_generator_that_acts_have_them():
     assert [reading.load(name).train.opponents for name in ("quickstart", "diffusion_64")] == [
         tuple(NAMES),
