@@ -10,12 +10,14 @@ from torch import Tensor
 import hpc_closure
 from hpc_closure.closure import artifact
 from hpc_closure.closure.artifact import build
+from hpc_closure.closure.composed.judging import judge_spread
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.losses import crps
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.two_normals import TwoNormals
 from hpc_closure.closure.gaussian.conditioning import Observed
 from hpc_closure.closure.model import Request
+from hpc_closure.closure.reductions import Reader
 
 CONFIG = {
     "preset": "point_mixture",
@@ -189,6 +191,25 @@ def test_the_mean_of_the_law_is_that_of_its_draws(case):
     fields, mean = (part.unflatten(0, (4, 200)) for part in (fields, mean))
     off = (fields.mean(1) - mean[:, 0]) / fields.std(1)
     assert made.sharp and float(off.square().mean()) < 2 / 200
+
+
+def test_the_noise_has_the_memory_of_normal_scores(case, monkeypatch):
+    """Not that of q, which is less."""
+    law, model, _, _, _, _ = case
+    monkeypatch.setitem(model.config, "noise_memory", "on")
+    ids, rho = range(80_000, 80_100), 0.8
+    states, scores, snapshots = law.states(100, 80_000), law.scores(ids), []
+    for moment in range(2):
+        if moment:
+            scores = rho * scores + math.sqrt(1 - rho**2) * law.scores(ids, 1)
+        snapshots.append((states, law.points(states).quantile(scores), torch.full((100,), moment)))
+    state, target, moment = (torch.cat(part) for part in zip(*snapshots))
+    batch = {"state": state, "target": target, "moment": moment, "member": torch.arange(200) % 100}
+    saved = model.statistics
+    judge_spread(model, Reader([batch]), False)
+    found = torch.exp(-1 / model.statistics.memory_times.clamp(min=1e-3))[..., 1:4]
+    model.adopt(saved)
+    assert torch.allclose(found, torch.full_like(found, rho), atol=0.05)
 
 
 def test_a_file_draws_the_same_and_a_member_alone(case, tmp_path):

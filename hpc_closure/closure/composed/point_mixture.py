@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hpc_closure.closure.composed.generators import Drawn, Generator
 from hpc_closure.closure.composed.part_selection import ImprovementGate
-from hpc_closure.closure.fields.members import each_member, for_members
+from hpc_closure.closure.fields.members import for_members
 from hpc_closure.closure.fields.two_normals import TwoNormals
 from hpc_closure.closure.gaussian.channel_covariance import apply_channels, remove_channels
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
@@ -98,17 +98,15 @@ class PointMixture(Generator):
         """Draw residuals: base noise is the noise of the normal scores, with another spectrum."""
         count, laws = len(z), self.laws(conditions).double()
         scores = self._scores_of_noise(frame, z)
-        every = TwoNormals(
-            *(
-                torch.stack([each_member(one, count) for one in part])
-                for part in (laws.log_weights, laws.means, laws.log_stds)
-            )
+        each = (
+            torch.stack([for_members(one, count) for one in part])
+            for part in (laws.log_weights, laws.means, laws.log_stds)
         )
         rms = frame.law.rms(scores)
         inside = frame.law.modes("mask", scores)  # the closure has no other modes
         q_hat, mean_hat = (
             frame.kept.to_spectral(rms * fields) * inside
-            for fields in (every.quantile(scores), laws.mean())
+            for fields in (TwoNormals(*each).quantile(scores), laws.mean())
         )
         return Drawn(q_hat, for_members(mean_hat, count), sharp=True)
 

@@ -24,6 +24,8 @@ FARTHEST = 8.0  # largest score; a normal law is beyond it once in 10^15
 class TwoNormals:
     """Laws of numbers of one shape; the two components are the first axis.
 
+    Numbers and scores below may have any shape (...) to which the laws' broadcasts.
+
     Attributes:
         log_weights: (2, ...) log p, normalised.
         means: (2, ...).
