@@ -114,7 +114,7 @@ def fitted(law: Law, steps: int, count: int = 600):
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one field", "two channels"])
+@pytest.fixture(scope="module", params=[1, 2], ids=["field", "channels"])
 def case(request):
     """A law, a model of it, unseen states, their truths, and draws of the model and the law."""
     threads = torch.get_num_threads()
