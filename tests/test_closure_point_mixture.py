@@ -72,7 +72,9 @@ class Law:
         """Draw the copula's fields."""
         shape = (self.fields,) if self.fields > 1 else ()
         key = keyed_noise.Key(5, "copula", ids, item)
-        white = keyed_noise.white_spectra(self.band, *key, channel_shape=shape)
+        white = keyed_noise.white_fields(
+            self.band, key, keyed_noise.STREAM_BASE, torch.device("cpu"), shape
+        )
         if shape:
             white[:, 1] = ACROSS * white[:, 0] + math.sqrt(1 - ACROSS**2) * white[:, 1]
         return self.band.to_physical(white * self.std, SIZE)

@@ -55,6 +55,13 @@ def test_on_a_line_there_are_none():
         reading.load("burgers", [ALL])
 
 
+def test_of_several_fields_there_is_one():
+    found = opponents_of(reading.load("clouds", ["train.opponents=[point_mixture]"]))
+    assert list(found) == ["point_mixture"] and found["point_mixture"].model.width == 24
+    with pytest.raises(ValueError, match=r"train.opponents=\['mixture'\] is for equations of one"):
+        reading.load("clouds", ["train.opponents=[mixture,point_mixture]"])
+
+
 def test_they_stand_in_every_table(tmp_path):
     changes = [
         ALL,

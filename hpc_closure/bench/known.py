@@ -99,7 +99,7 @@ class Drawn:
     def __init__(self, known: Known, kind: str, count: int):
         self.members: Sequence[int] = range(count)
         self.grid, self.dimensions = known.grid, 2
-        self.channels: Sequence[str] = ()
+        self.channels: tuple[str, ...] = ()
         pairs = known.batches(kind, count)
         self.fields = {
             name: torch.cat([pair[part] for pair in pairs])[:, None].numpy()

@@ -320,7 +320,9 @@ class Closure:
         band = getattr(self.model, "band", None)  # a model without a band uses the caller's grid
         if band is None or (self._warned and not strict):
             return
-        if state.ndim > 2 + (self.channels > 1) and not strict:  # a few members of a flow show it at little cost
+        if (
+            state.ndim > 2 + (self.channels > 1) and not strict
+        ):  # a few members of a flow show it at little cost
             state = state[:: -(-len(state) // ROWS_CHECKED)]
         if state.is_complex():
             if state.shape[-1] - 1 <= band.modes:

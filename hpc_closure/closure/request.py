@@ -178,9 +178,7 @@ def _shapes(name: str, shape: str, channels: int = 1) -> str:
     return f"({shape}) or (M, {shape})" if name == "state" else f"(H, {shape}) or (M, H, {shape})"
 
 
-def _check_shape(
-    name: str, tensor: Tensor, field_shape: str, fits: bool, channels: int
-) -> None:
+def _check_shape(name: str, tensor: Tensor, field_shape: str, fits: bool, channels: int) -> None:
     most = (3 if name == "state" else 4) + (channels > 1)
     if fits and tensor.ndim in (most - 1, most):
         if channels == 1 or tensor.shape[-3] == channels:

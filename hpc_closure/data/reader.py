@@ -73,8 +73,8 @@ class DataSet:
         Args:
             member: global index of the trajectory.
             index: index of the stored time, or a slice.
-            field: ``state``, the state of any flow, ``closure``, a name in ``t0_fields``, or a path
-                (``t1_fields/velocity``, ``filtered/sharp_0.05``).
+            field: ``state``, the state of any flow, ``closure``, a name in ``t0_fields``, or a
+                path (``t1_fields/velocity``, ``filtered/sharp_0.05``).
             grid: points per side; a number below the stored one takes every other point (strided,
                 as published; for ``t0_fields``).
         """
@@ -212,9 +212,7 @@ class CoupledEnsemble:
                 available |= set(self.rungs)
                 self.whole_times = file.get("dimensions/whole_time", np.empty(0))[:]
                 self.shared = {
-                    name
-                    for name in self.REFERENCES
-                    if self._paths(name, "references")[0] in file
+                    name for name in self.REFERENCES if self._paths(name, "references")[0] in file
                 }
                 available |= self.shared
                 names = available if names is None else names & available
@@ -238,7 +236,7 @@ class CoupledEnsemble:
         self.members = sorted(set.intersection(*counts))
 
     def read(self, name: str, index: int) -> np.ndarray:
-        """Return states at time ``index``: ensembles (M, cases, n, n), ``shared`` (1, cases, n, n).
+        """Return states at time ``index``, (M, cases, n, n); those in ``shared`` have M = 1.
 
         States of C channels are (M, cases, C, n, n).
         """

@@ -40,7 +40,7 @@ class Store(Protocol):
     times: np.ndarray
     grid: int
     dimensions: int
-    channels: Sequence[str]
+    channels: tuple[str, ...]
 
     def read(
         self, member: int, index: int | slice, field: str = "state", grid: int | None = None
@@ -316,8 +316,7 @@ class TrainingSet:
             span = slice(first, int(times[positions[-1]]) + self.ahead + 1)
             with self._lock:  # the store is not thread-safe
                 state, target = (
-                    self.store.read(member, span, name, self.grid)
-                    for name in ("state", "closure")
+                    self.store.read(member, span, name, self.grid) for name in ("state", "closure")
                 )
             offset = times[positions] - first
             sources = {"state": state, "target": target}

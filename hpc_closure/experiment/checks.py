@@ -6,7 +6,14 @@ from hpc_closure.spectral.modes.resolution import retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 
 # keys of a model that only some of its parts read
-MAY_BE_READ = ("schedule", "function_evaluations", "layers", "base_noise", "mean_layers")
+MAY_BE_READ = (
+    "schedule",
+    "function_evaluations",
+    "generator",
+    "layers",
+    "base_noise",
+    "mean_layers",
+)
 
 
 def check(experiment) -> None:
@@ -43,11 +50,48 @@ def _check_fields(experiment) -> None:
             f"{physics.equation} has the fields {names}: set generate.closure to subgrid, or to "
             "none (data only)"
         )
+    if generate.closure != "none":
+        _check_closure_of_fields(experiment)
     for key in ("fields", "filters", "spectra"):
         if getattr(record, key):
             raise ValueError(
                 f"generate.record.{key} is for equations of one field; remove it: the fields of "
                 f"{physics.equation} are stored in any case"
+            )
+
+
+def _check_closure_of_fields(experiment) -> None:
+    """Refuse closures that are only for a state of one field."""
+    model, train, rollout = experiment.model, experiment.train, experiment.rollout
+    config, conditions = resolve(model.model_dump(exclude_none=True)), model.conditions
+    whole = kind_of(model.preset) is not None
+    refused = [kind.name for kind in kinds_of(config) if not kind.several_fields]
+    parts = {"numbers", *refused} & {*config.get("mean", ()), config.get("residual"), *refused}
+    rivals = [
+        name
+        for name in train.opponents
+        if not all(kind.several_fields for kind in kinds_of(resolve({"preset": name})))
+    ]
+    sensors = conditions.sensors != "none" or config.get("sensors") == "learned"
+    for key, used, expected in (
+        (f"model.preset={model.preset}", whole, "gaussian, convolutional or default"),
+        (f"a model with {', '.join(sorted(parts))}", bool(parts), "other parts (model.mean, ...)"),
+        (
+            f"model.conditions.sensors={conditions.sensors}",
+            sensors and not whole,
+            "none, and " "model.sensors=kriging",
+        ),
+        ("model.conditions.previous_closures", conditions.previous_closures, "0"),
+        ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
+        ("train.rollout_training", train.rollout_training, "null"),
+        ("train.stability_test", train.stability_test, "null"),
+        (f"train.opponents={rivals}", rivals, "[point_mixture] or []"),
+        ("rollout.sensors", rollout.sensors, "null"),
+    ):
+        if used:
+            raise ValueError(
+                f"{key} is for equations of one field, but {experiment.physics.equation} has "
+                f"{len(experiment.physics.channels)}: use {expected}"
             )
 
 
@@ -253,11 +297,14 @@ def _check_model(experiment) -> None:
         return kind_of_model.check(experiment)
     if conditions.previous_closures:
         check_previous(experiment, conditions.previous_closures)
+    if conditions.forecast:
+        _check_forecast(experiment)
     residual = config["residual"]
     read = {key for kind in kinds_of(config) for key in kind.reads}
     for key, used in (
         ("noise_memory", not conditions.previous_closures and residual != "none"),
         ("regression_terms", "regression" in config["mean"]),
+        ("amplitude_score", config["amplitude"] != "none"),
         *((key, key in read) for key in MAY_BE_READ),
     ):
         if key in settings and not used:
@@ -278,6 +325,29 @@ def _check_model(experiment) -> None:
                     f"{stage}.sampler: model.residual={residual} needs one evaluation and no "
                     f"method: remove {stage}.sampler"
                 )
+
+
+def _check_forecast(experiment) -> None:
+    """Check that a closure can read the state after the reduced solver's interval."""
+    train, conditions = experiment.train, experiment.model.conditions
+    for setting, used in (
+        (
+            f"generate.closure={experiment.generate.closure}",
+            experiment.generate.closure != "subgrid",
+        ),
+        (
+            f"model.conditions.previous_states={conditions.previous_states}",
+            conditions.previous_states,
+        ),
+        ("train.rollout_training", train.rollout_training),
+        ("train.stability_test", train.stability_test),
+        (f"train.grid={train.grid}", train.grid not in (None, experiment.data_grid)),
+    ):
+        if used:
+            raise ValueError(
+                f"model.conditions.forecast=true is for a closure that is added after the reduced "
+                f"solver's interval; it cannot be used with {setting}: remove one of them"
+            )
 
 
 def _check_memory(experiment) -> None:

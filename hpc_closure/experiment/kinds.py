@@ -45,6 +45,7 @@ class Kind:
     Attributes:
         name: name in an experiment; empty for a class outside the package, which has a path.
         reads: keys of the section ``model`` that it reads.
+        several_fields: whether it can be used for a state of several fields.
         Options: section with its additional keys, each with range, default and description. They
             belong to ``model`` for a class of the package, else to ``model.options``.
         known: registered classes of a family, by name.
@@ -52,6 +53,7 @@ class Kind:
 
     name: ClassVar[str] = ""
     reads: ClassVar[tuple[str, ...]] = ()
+    several_fields: ClassVar[bool] = False
     Options: ClassVar["type[Section] | None"] = None
     known: ClassVar[dict[str, type[Any]]]
     #: base class to name in error messages, after "a subclass of"

@@ -152,7 +152,7 @@ class Generate(Numerics):
         record, sides = self.record, physics.dimensions
         grid = record.grid or self.grid
         further = {"velocity": 2, "streamfunction": 1}
-        number = len(physics.channels) + (self.closure != "none")
+        number = len(physics.channels) * (1 + (self.closure != "none"))
         number += sum(further.get(name, 0) for name in record.fields)
         points = number * grid**sides
         points += sum(item.points(physics.length, self.grid) ** sides for item in record.filters)
@@ -162,7 +162,12 @@ class Generate(Numerics):
     @property
     def spacing(self) -> float:
         """Time between stored snapshots; with bursts the time between snapshots of a burst."""
-        return self.interval * self.dt if self.record.burst > 1 else self.record.every
+        return self.closure_interval if self.record.burst > 1 else self.record.every
+
+    @property
+    def closure_interval(self) -> float:
+        """Time of a closure interval."""
+        return self.interval * self.dt
 
     @property
     def consecutive(self) -> bool:
@@ -207,6 +212,11 @@ class Conditions(Section):
         False,
         description="use an estimate of the closure as an input: the removed term, for subgrid "
         "a Leith model; the method of such a model is named model+physics",
+    )
+    forecast: bool = Field(
+        False,
+        description="read the state after the reduced solver's interval, to which a subgrid "
+        "closure is added, in place of the state before it",
     )
 
 
@@ -306,6 +316,11 @@ class ModelKeys(Section):
         description="on: noise with the residual's correlation from call to call, unless previous "
         "closures are conditions; a subgrid closure needs generate.record.burst or record.every "
         "of one closure interval to estimate it; off: white noise",
+    )
+    generator: Literal["fno", "cnn"] | None = Field(
+        None,
+        description="network of the generator; fno: Fourier blocks; cnn: 3 x 3 convolutions, for "
+        "laws that depend on the neighbourhood alone",
     )
     validate_parts: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
@@ -988,9 +1003,10 @@ class Experiment(Section):
         if train["seed"] in (None, plain["seed"]):
             del train["seed"]
         model = {key: value for key, value in plain["model"].items() if value is not None}
-        if not model["conditions"]["previous_closures"]:
-            model["conditions"] = {**model["conditions"]}
-            del model["conditions"]["previous_closures"]
+        later = {"previous_closures", "forecast"}  # keys that hashes of older runs lack
+        model["conditions"] = {
+            key: value for key, value in model["conditions"].items() if value or key not in later
+        }
         if self.use.mean:
             model["mean_of"] = self.use.mean
         settings.update(model=model, train=train)

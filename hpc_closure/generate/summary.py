@@ -19,7 +19,7 @@ def lines(experiment: Experiment, data: DataSet, stride: int) -> list[str]:
 
     ``stride`` is the number of DNS steps per step of the reduced solver.
     """
-    names = NAMES if data.dimensions == 2 else NAMES[:1]
+    names: tuple[str, ...] = NAMES if data.dimensions == 2 else NAMES[:1]
     if data.channels:
         names = tuple(f"{channel}_variance" for channel in data.channels)
     changes = [drift(data, name) for name in names if len(data.times) >= 4]
@@ -66,8 +66,8 @@ def share(experiment: Experiment, data: DataSet, stride: int) -> str:
     sizes = [f"{float(size):.2g}" for size in ratio.sqrt().flatten()]
     return (
         f"closure: {', '.join(sizes)} times the reduced solver's own tendency over "
-        f"{generate.interval} step(s), root mean square{of}; the solver takes {stride} of them in one "
-        f"(CFL {cfl:.2g})"
+        f"{generate.interval} step(s), root mean square{of}; the solver takes {stride} of them in "
+        f"one (CFL {cfl:.2g})"
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # cost on one core in float64, forcing and noise included; `bench dns` measures it
 NS_PER_POINT_AND_STEP = 25.0
+EVALUATIONS = {"etdrk4": 4, "imex_rk3": 4}  # of the nonlinear term in a step; else one
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
@@ -151,9 +152,11 @@ def print_plan(experiment: Experiment, books: Ledger, chosen: list[int]) -> int:
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
     steps = round(generate.t_end / generate.dt)
+    evaluations = EVALUATIONS.get(generate.scheme, 1) * len(experiment.physics.channels)
     sides = experiment.physics.dimensions
     size = missing * generate.bytes_per_member(experiment.physics)
-    core_hours = missing * steps * generate.grid**sides * NS_PER_POINT_AND_STEP * 1e-9 / 3600
+    evaluated = missing * steps * generate.grid**sides * evaluations
+    core_hours = evaluated * NS_PER_POINT_AND_STEP * 1e-9 / 3600
     print(f"run folder {books.run}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
     print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")

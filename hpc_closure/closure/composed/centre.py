@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from hpc_closure.closure.composed.part_selection import ByMember, Gate, significant
-from hpc_closure.closure.fields.modes import Band
+from hpc_closure.closure.fields.modes import LARGEST, Band
 from hpc_closure.closure.networks.blocks import perceptron
 from hpc_closure.closure.reductions import Reader
 
@@ -28,10 +28,13 @@ SEED = 20261129
 def fit(numbers: Tensor, means: Tensor) -> list[Tensor]:
     """Fit the perceptron to numbers (N, 51) of states and means (N, 25) of pairs.
 
+    Of C channels they are (N, 51 C) and (N, 25 C).
+
     Returns:
         Three matrices (inputs + 1, outputs), float64, the biases last.
     """
-    scale = means.std(0).max().clamp(min=1e-300)
+    by_channel = means.std(0).unflatten(0, (-1, LARGEST)).amax(-1, keepdim=True)
+    scale = by_channel.clamp(min=1e-300).expand(-1, LARGEST).flatten()
     numbers, scaled_means = numbers.float(), (means / scale).float()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -62,15 +65,21 @@ class CentreGate(Gate):
 
     The mean of their draws must come nearer to zero, and their closures must not move farther from
     the mean of the draws.
+
+    Args:
+        kept: band of the residual.
+        variance: (C,) pointwise variance of each channel, in units of which channels are averaged;
+            None for one field.
     """
 
-    def __init__(self, kept: Band):
-        self.kept = kept
+    def __init__(self, kept: Band, variance: Tensor | None = None):
+        self.kept, self.variance = kept, variance
         # decrease of the draws' squared mean, increase of the error, square of the mean
         self.changes = ByMember()
         # squared mean of draws before and after, power of the residuals
         self.squares = torch.zeros(3, dtype=torch.float64)
-        self.powers = torch.zeros(2, kept.grid.num_shells, dtype=torch.float64)
+        channels = () if variance is None else variance.shape
+        self.powers = torch.zeros(2, *channels, kept.grid.num_shells, dtype=torch.float64)
         super().__init__(self.changes)
 
     def add(self, q_hat: Tensor, drawn: Tensor, mean_hat: Tensor, members: Tensor | None) -> None:
@@ -92,7 +101,8 @@ class CentreGate(Gate):
             power += self.kept.grid.shell_sum(q.abs().square()).sum(0).cpu()
 
     def _inner(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.kept.grid.shell_sum((first.conj() * second).real).sum(-1).cpu()
+        power = self.kept.grid.shell_sum((first.conj() * second).real).sum(-1).cpu()
+        return power if self.variance is None else (power / self.variance).mean(-1)
 
     def collect(self, reader: Reader) -> None:
         super().collect(reader)

@@ -3,15 +3,22 @@
 This module collects the evidence; :mod:`part_selection` makes the decisions.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from hpc_closure.closure.composed.copula import noise_of
 from hpc_closure.closure.composed.generators import Generator
 from hpc_closure.closure.composed.model import CompositeClosure
-from hpc_closure.closure.composed.part_selection import ImprovementGate, ShareGate, ShellGate
+from hpc_closure.closure.composed.part_selection import (
+    ImprovementGate,
+    PointShareGate,
+    ShareGate,
+    ShellGate,
+)
 from hpc_closure.closure.composed.point_mixture import PointMixture
 from hpc_closure.closure.composed.reading import CHECK_SEED, residuals, snapshots, training_draws
 from hpc_closure.closure.fields import keyed_noise
@@ -30,6 +37,7 @@ __all__ = [
 ]
 
 CHECK_DRAWS = 4  # draws of each unseen snapshot that are scored
+PATCH = 4  # points per side of the patches whose extremes are scored
 CHECKS = 2  # noise levels at which the generator is judged on each unseen snapshot
 
 
@@ -65,13 +73,26 @@ def judge_mean(model: CompositeClosure, reader: Reader) -> None:
 
 
 def judge_amplitude(model: CompositeClosure, reader: Reader) -> None:
-    """Set the share of log D in use."""
-    frame, gate = model.frame, ShareGate(model.frame.first)
-    assert model.amplitude is not None
-    for frames_hat, target_hat, batch in snapshots(model, reader):
-        encoding = model.encode(frames_hat)
-        residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
-        gate.add(model.amplitude(encoding).double(), frame.field(residual), batch.members)
+    """Set the share of log D in use, by the score by which D was fitted."""
+    frame, amplitude = model.frame, model.amplitude
+    assert amplitude is not None
+
+    def pairs() -> Iterable[tuple[Tensor, Tensor, Tensor | None]]:
+        for frames_hat, target_hat, batch in snapshots(model, reader):
+            encoding = model.encode(frames_hat)
+            residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
+            yield amplitude(encoding).double(), frame.field(residual), batch.members
+
+    gate: ShareGate | PointShareGate
+    if model.config["amplitude_score"] == "crps":
+        gate = PointShareGate()
+        for log, field, _ in pairs():
+            gate.measure(log, field)
+        gate.sum(reader)
+    else:
+        gate = ShareGate(frame.first)
+    for log, field, members in pairs():
+        gate.add(log, field, members)
     gate.collect(reader)
     model.statistics = replace(
         model.statistics,
@@ -104,11 +125,15 @@ def samples_improve(model: CompositeClosure, reader: Reader) -> bool:
     """Return whether the generator's draws of q score better than those of the base law.
 
     Scores are the energy score of fields, which is sensitive to two peaks of a pattern, and the
-    CRPS of points, which is sensitive to a spread that depends on position. This is a separate
-    test, because a better velocity can still give worse draws after few steps.
+    CRPS of points, which is sensitive to a spread that depends on position. Of several channels
+    the CRPS of extremes counts as well: rare events of a few points change neither of the others.
+    This is a separate test, because a better velocity can still give worse draws after few steps.
     """
     frame = model.frame
-    fields, points = ImprovementGate(frame.kept), ImprovementGate(frame.kept)
+    scores: list[Callable[[Tensor, Tensor], Tensor]] = [energy_score, crps]
+    if model.channel_shape:
+        scores.append(extremes_crps)
+    gates = [ImprovementGate(frame.kept) for _ in scores]
     for encoding, q_hat, ids, batch in residuals(model, reader):
         truth = frame.field(q_hat.to(torch.complex128))
         scale = frame.law.rms(truth) if model.channel_shape else 1.0
@@ -116,12 +141,27 @@ def samples_improve(model: CompositeClosure, reader: Reader) -> bool:
         plain = [model.base_noise(frame.law, key, keyed_noise.STREAM_BASE) for key in keys]
         draws = [model.generate(encoding, z).q for z in plain]
         sets = [frame.field(torch.stack(qs).to(torch.complex128)) for qs in (plain, draws)]
-        for gate, score in ((fields, energy_score), (points, crps)):
+        for gate, score in zip(gates, scores):
             before, after = (score(ensemble / scale, truth / scale) for ensemble in sets)
             gate.add(before, after, batch.members)
-    fields.collect(reader)
-    points.collect(reader)
-    return bool(fields.gains().any() or points.gains().any())
+    for gate in gates:
+        gate.collect(reader)
+    return any(bool(gate.gains().any()) for gate in gates)
+
+
+def extremes_crps(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """Compute the CRPS of largest and least values of patches, (S,), units of the truth.
+
+    Args:
+        ensemble: (M, S, C, n, n); patches have ``PATCH`` points per side.
+        truth: (S, C, n, n).
+    """
+
+    def largest(values: Tensor) -> Tensor:
+        return max_pool2d(values.flatten(0, -4), PATCH).unflatten(0, values.shape[:-3])
+
+    high = crps(largest(ensemble), largest(truth))
+    return 0.5 * (high + crps(largest(-ensemble), largest(-truth)))
 
 
 def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tensor:

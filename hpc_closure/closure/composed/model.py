@@ -470,7 +470,7 @@ class CompositeClosure(ClosureModel):
         its imaginary part holds the standard normal by which a mixture chooses a component.
         """
         kept = self.frame.kept
-        white = keyed_noise.white_spectra(kept, *key, stream, self.device, self.channel_shape)
+        white = keyed_noise.white_fields(kept, key, stream, self.device, self.channel_shape)
         noise = law.coloured(white)
         is_residual = law is self.frame.law and law is not self.frame.plain
         if is_residual and isinstance(self.residual, Modes) and self.frame.factors is not None:

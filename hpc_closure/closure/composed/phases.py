@@ -580,7 +580,8 @@ class JudgeCentre(ClosedFormPhase):
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
         if model.centre_weights is None:
             return {}
-        gate = centre.CentreGate(model.frame.kept)
+        variance = model.frame.law.variance if model.channel_shape else None
+        gate = centre.CentreGate(model.frame.kept, variance)
         for encoding, q_hat, ids, batch in residuals(model, reader):
             drawn = draw_pairs(model, encoding, ids, UNSEEN_PAIRS, 1)
             mean_hat = model.centre_of(encoding)

@@ -249,8 +249,8 @@ class TermRegression:
         powers = torch.zeros(fields, groups, dtype=torch.float64)
         samples = 0
         for frames_hat, target_hat in batches:
-            targets = target_hat.to(torch.complex128).cpu()
-            targets = targets.unbind(1) if self.channels else (targets,)
+            whole = target_hat.to(torch.complex128).cpu()
+            targets = whole.unbind(1) if self.channels else (whole,)
             for power, target in zip(powers, targets):
                 power += band.by_group(target.abs().square()).sum(0)
             samples += len(target_hat)

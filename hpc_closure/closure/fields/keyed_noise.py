@@ -17,7 +17,7 @@ from hpc_closure.spectral import switches
 from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.noise.counters import WORDS_PER_COUNTER, box_muller, key_of, uniform_bits
 
-__all__ = ["Key", "pair", "uniforms", "white_spectra", "normals"]
+__all__ = ["Key", "pair", "uniforms", "white_fields", "white_spectra", "normals"]
 
 # Streams of a (seed, stage, id), by use of the draw. Stochastic steps use STREAM_STEP + step.
 STREAM_CHOICE = 101
@@ -103,19 +103,27 @@ def white_spectra(
     item: int,
     stream: int = STREAM_BASE,
     device: torch.device = torch.device("cpu"),
-    channel_shape: tuple[int, ...] = (),
 ) -> Tensor:
     """Draw spectra (len(ids), 2K + 1, K + 1), complex128, of white noise with E|z_hat|^2 = 1.
 
     The fields are real. Every device gets them from the same words. The host draws and copies
-    them, unless the switch ``fused`` lets the device draw. With ``channel_shape`` (C,) C
-    independent spectra are drawn, (len(ids), C, 2K + 1, K + 1).
+    them, unless the switch ``fused`` lets the device draw.
     """
-    if device.type != "cpu" and switches.is_on(switches.FUSED) and not channel_shape:
+    if device.type != "cpu" and switches.is_on(switches.FUSED):
         from hpc_closure.spectral.cuda.draws import white_on
 
         return white_on(band.half_plane, device, (seed, stage, ids), stream, item)
+    words = _words(stream, Key(seed, stage, ids, item), band.half_plane.num_drawn)
+    return band.white(box_muller(words)).to(device)
+
+
+def white_fields(
+    band: Band, key: Key, stream: int, device: torch.device, channel_shape: tuple[int, ...]
+) -> Tensor:
+    """Draw white noise as :func:`white_spectra`, (len(ids), *channel_shape, 2K + 1, K + 1)."""
+    if not channel_shape:
+        return white_spectra(band, *key, stream, device)
     width = band.half_plane.num_drawn
-    words = _words(stream, Key(seed, stage, ids, item), math.prod(channel_shape) * width)
+    words = _words(stream, key, math.prod(channel_shape) * width)
     drawn = band.white(box_muller(words.reshape(-1, width))).to(device)
     return drawn.view(len(words), *channel_shape, *band.shape)

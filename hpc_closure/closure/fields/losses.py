@@ -27,7 +27,8 @@ ALMOST_FAIR = 0.95  # alpha of scores used as training losses
 def spectral_square(band: Band, error_hat: Tensor, importance: Tensor) -> Tensor:
     """Average |error|^2 over modes, weighted by ``importance`` and Parseval; returns (B,).
 
-    Of C channels, (B, C, ...), it is the mean over channels. With errors in whitened units, a prediction of zero scores 1 if the law is the base law.
+    Of C channels, (B, C, ...), it is the mean over channels. With errors in whitened units, a
+    prediction of zero scores 1 if the law is the base law.
     """
     weights = band.on("weights", error_hat.device, importance.dtype) * importance
     square = torch.view_as_real(error_hat).square().sum(-1)

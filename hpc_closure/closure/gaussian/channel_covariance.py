@@ -40,29 +40,16 @@ from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.modes.grid import hermitian, shell_sum, to_device_cached
 
-__all__ = [
-    "ChannelCovariance",
-    "apply_channels",
-    "coherence",
-    "covariance",
-    "remove_channels",
-]
+__all__ = ["ChannelCovariance", "apply_channels", "coherence", "covariance", "remove_channels"]
 
 KINDS = ("scalar", "pseudo-scalar", "vector x", "vector y")
 LEAST = 8  # members; with fewer the coarsest grouping is used
 NATS = 10.0  # least gain of a finer grouping, per snapshot of a member
 EARLIER = (4, 16, 64, 256, 1024)  # n0, snapshots of the coarser grouping
 CAP = 1e-6  # smallest share of a channel's variance of a shell that is judged
-NUGGET = (
-    1e-10  # added to the correlation matrices, whose channels may depend on each other
-)
-ABSENT = (
-    1e-10  # share of a vector's variance below which it has no part along (across) k
-)
-ABSENT_MODE = 1e-12  # the same for a single mode
-SINGULAR = (
-    1e-8  # singular value of a vector's block, over the largest, that is taken for 0
-)
+NUGGET = 1e-10  # added to the correlation matrices, whose channels may depend on each other
+ABSENT = 1e-10  # share of a vector's variance below which it has no part along (across) k
+SINGULAR = 1e-8  # singular value of a vector's block, over the largest, that is taken for 0
 
 
 @dataclass(frozen=True)
@@ -173,17 +160,11 @@ class ChannelCovariance:
         )
         members = len(set(reader.every(sorted(self.members)))) + unnamed
         if not sum(numbers):
-            raise ValueError(
-                "no snapshot was added, expected at least one: call add first"
-            )
+            raise ValueError("no snapshot was added, expected at least one: call add first")
         turn = self._turn()
-        moments = self._turned(
-            hermitian(torch.view_as_complex(sums.contiguous())), turn
-        )
+        moments = self._turned(torch.view_as_complex(sums.contiguous()), turn)
         total = moments.sum(0)
-        present = self._present(
-            torch.diagonal(total, dim1=0, dim2=1).real.movedim(-1, 0)
-        )
+        present = self._present(torch.diagonal(total, dim1=0, dim2=1).real.movedim(-1, 0))
         moments, total = moments * _outer(present), total * _outer(present)
         self.chosen = self._choose(moments, numbers, members)
         law = self._grouped(self.chosen, total / sum(numbers), sum(numbers))
@@ -204,18 +185,14 @@ class ChannelCovariance:
         back = turn.transpose(0, 1).conj()
         # turned back on both sides, so that F = 1 where S = diag(v)
         out = _product(_product(back, root), turn)
-        out = torch.where(
-            _outer(drawn), out / variance.clamp(min=1e-300).sqrt(), straight
-        )
+        out = torch.where(_outer(drawn), out / variance.clamp(min=1e-300).sqrt(), straight)
         out = hermitian(out)
         return torch.stack([out.real, out.imag])
 
     def _turn(self) -> Tensor:
         """Return the matrices (C, C, modes) to components along and across k, complex128."""
         grid = self.band.grid
-        kx, ky = torch.broadcast_tensors(
-            grid.integer_kx.double(), grid.integer_ky.double()
-        )
+        kx, ky = torch.broadcast_tensors(grid.integer_kx.double(), grid.integer_ky.double())
         size = grid.integer_k2.double().sqrt()
         moving = size > 0
         kx, ky = (1j * one / size.clamp(min=1.0) for one in (kx, ky))
@@ -239,21 +216,14 @@ class ChannelCovariance:
         for x, y in self.vectors:
             both = power[x] + power[y]
             for one in (x, y):
-                share = (weights * power[one]).sum() / (weights * both).sum().clamp(
-                    min=1e-300
-                )
-                part = power[one] > ABSENT_MODE * both
-                part &= share > ABSENT
-                part[0, 0] = power[one][0, 0] > 0
-                out[one] = part
+                share = (weights * power[one]).sum() / (weights * both).sum().clamp(min=1e-300)
+                out[one, weights > 0] &= share > ABSENT
         return out
 
     def _grouped(self, grouping: Grouping, matrices: Tensor, number: int) -> Tensor:
         """Average matrices (C, C, modes), the mean of ``number`` snapshots, as a grouping does."""
         average: dict[str, Callable[[Tensor], Tensor]] = {
-            "isotropic": lambda s: torch.where(
-                self._signs > 0, self._isotropic(s), 0.0
-            ),
+            "isotropic": lambda s: torch.where(self._signs > 0, self._isotropic(s), 0.0),
             "isotropic_handed": self._isotropic,
             "zonal": self._zonal,
             "mode": lambda s: s,
@@ -284,9 +254,7 @@ class ChannelCovariance:
 
     def _levels(self) -> list[list[Grouping]]:
         """List the groupings from coarse to fine, each with its shrinkages."""
-        plain = (
-            ["isotropic", "isotropic_handed"] if bool((self._signs < 0).any()) else []
-        )
+        plain = ["isotropic", "isotropic_handed"] if bool((self._signs < 0).any()) else []
         plain = [] if self.band.grid.dimensions == 1 else plain or ["isotropic"]
         levels = [[Grouping(name)] for name in plain]
         for name in ("zonal", "mode"):
@@ -298,8 +266,7 @@ class ChannelCovariance:
     def _choose(self, moments: Tensor, numbers: list[int], members: int) -> Grouping:
         """Choose a grouping by the likelihood of each half of the members under the other's law.
 
-        A gain must be one in both halves. Snapshots of a member are correlated, so the least gain
-        grows with their number.
+        Snapshots of a member are correlated, so the least gain grows with their number.
 
         Args:
             moments: (2, C, C, modes), sums over the snapshots of each half.
@@ -311,24 +278,20 @@ class ChannelCovariance:
         if members < LEAST or not min(numbers):
             return best
         means = [one / number for one, number in zip(moments, numbers)]
-        judged = self._judged(
-            torch.diagonal(moments.sum(0), dim1=0, dim2=1).real.movedim(-1, 0)
-        )
+        judged = self._judged(torch.diagonal(moments.sum(0), dim1=0, dim2=1).real.movedim(-1, 0))
         least = NATS * sum(numbers) / members
 
         def loss(grouping: Grouping) -> Tensor:
             laws = (self._grouped(grouping, s, n) for s, n in zip(means, numbers))
             halves = zip(laws, reversed(means), reversed(numbers))
-            return torch.tensor(
-                [n * self._loss(law, mean, judged) for law, mean, n in halves]
-            )
+            return torch.tensor([n * self._loss(law, mean, judged) for law, mean, n in halves])
 
         smallest = loss(best)
         for level in levels[1:]:
             losses = [loss(grouping) for grouping in level]
             place = min(range(len(level)), key=lambda i: float(losses[i].sum()))
             gain = smallest - losses[place]
-            if bool((gain > 0).all()) and float(gain.sum()) > least:
+            if float(gain.sum()) > least:
                 best, smallest = level[place], losses[place]
         return best
 
@@ -352,14 +315,10 @@ class ChannelCovariance:
             return math.inf
         scale = torch.where(live, scale, 1.0)
         seen = seen / scale[..., None] / scale[..., None, :]
-        misfit = torch.diagonal(
-            torch.cholesky_solve(seen, root), dim1=-2, dim2=-1
-        ).real.sum(-1)
+        misfit = torch.diagonal(torch.cholesky_solve(seen, root), dim1=-2, dim2=-1).real.sum(-1)
         pivots = torch.diagonal(root, dim1=-2, dim2=-1).real * scale
         # modes with ky > 0 are complex numbers; the others are pairs of conjugates, or real
-        return float(
-            (0.5 * self.band.weights * (2 * pivots.log().sum(-1) + misfit)).sum()
-        )
+        return float((0.5 * self.band.weights * (2 * pivots.log().sum(-1) + misfit)).sum())
 
 
 def apply_channels(factors: Tensor, q_hat: Tensor) -> Tensor:
@@ -420,9 +379,7 @@ def _vectors(kinds: Sequence[str]) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
     for place, kind in enumerate(kinds):
         if kind not in KINDS:
-            raise ValueError(
-                f"kind of channel {place} is {kind!r}, expected {', '.join(KINDS)}"
-            )
+            raise ValueError(f"kind of channel {place} is {kind!r}, expected {', '.join(KINDS)}")
         if kind == "vector x":
             pairs.append((place, place + 1))
     second = [place for place, kind in enumerate(kinds) if kind == "vector y"]
@@ -510,5 +467,5 @@ def _inverse(factors: Tensor) -> Tensor:
         inner = torch.linalg.pinv(_to_matrices(matrix[block, block]), rtol=SINGULAR)
         rows.append(torch.einsum("ia...,aj...->ij...", _to_modes(inner), left))
         place = block.stop
-    out = hermitian(torch.cat(rows))
+    out = torch.cat(rows)
     return torch.stack([out.real, out.imag])

@@ -77,9 +77,7 @@ class StationaryGaussian:
             )
             level = level[:, None] if std.ndim > 1 else level
             values = {
-                "inputs": torch.stack(
-                    [whiten / side, level.expand_as(std)]
-                ),
+                "inputs": torch.stack([whiten / side, level.expand_as(std)]),
                 "std": std,
                 "variance": self.spectrum,
                 "mask": mask.double(),

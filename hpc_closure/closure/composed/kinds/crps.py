@@ -7,7 +7,8 @@ class CRPS(ResidualKind):
     """Add one network output to base noise; trained by an almost-fair score."""
 
     name = "crps"
-    reads = ("width", "modes", "layers", "spectral_convolution", "base_noise")
+    several_fields = True
+    reads = ("generator", "width", "modes", "layers", "spectral_convolution", "base_noise")
     learns_sensors = True
     one_evaluation = True
 

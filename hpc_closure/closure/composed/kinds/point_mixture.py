@@ -9,6 +9,7 @@ class PointMixture(ResidualKind):
     name = "point_mixture"
     reads = ("width", "mean_layers")
     reads_sensors = False
+    several_fields = True
 
     @classmethod
     def build(cls, channels, config, band):

@@ -7,7 +7,9 @@ class Score(ResidualKind):
     """Transform base noise along the velocity of a trigonometric flow."""
 
     name = "score"
+    several_fields = True
     reads = (
+        "generator",
         "width",
         "modes",
         "layers",

@@ -7,6 +7,7 @@ class CNN(NetworkKind):
     """Periodic 3 x 3 convolutions, on a line of three points."""
 
     name = "cnn"
+    several_fields = True
     reads = ("width", "mean_layers")
     flow_dimensions = (1, 2)
     decay = 0.3

@@ -7,6 +7,7 @@ class FNO(NetworkKind):
     """Fourier blocks on the generator's grid, and a perceptron for the largest modes."""
 
     name = "fno"
+    several_fields = True
     reads = ("width", "modes", "mean_layers", "spectral_convolution")
     decay = 3.0
     answers_largest = True

@@ -1,0 +1,228 @@
+"""Closures of states with several fields."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hpc_closure.closure.artifact import Closure, build, load, save
+from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fields.features import Features, feature_spectra
+from hpc_closure.closure.fields.losses import crps
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.gaussian.channel_covariance import apply_channels
+from hpc_closure.closure.model import Request
+from hpc_closure.experiment.kinds import equation_of
+from hpc_closure.spectral.simulation import Simulation
+
+SIZE, MODES = 16, 5
+LENGTH = 2 * math.pi
+LAYERS = {
+    "equation": "two_layer_qg",
+    "length": LENGTH,
+    "deformation_radius": 0.5,
+    "mean_flow": [0.3, 0.0],
+}
+CLOUDS = {"equation": "clouds", "length": LENGTH}
+NONE = {"sensors": "none"}
+SMALL = {"width": 8, "modes": 4, "layers": 1, "mean_layers": 1, "conditions": NONE}
+B = band(MODES, LENGTH)
+COHERENCE, PHASE = 0.8, math.pi / 3
+
+
+def factors_of_layers():
+    """F of two layers of unit variance per mode, with a phase that is odd in kx."""
+    factors = torch.zeros(2, 2, 2, *B.shape, dtype=torch.float64)
+    kx = B.grid.integer_kx.double().expand(B.shape)
+    sign = torch.sign(kx)
+    factors[0, 0, 0] = 1.0
+    factors[0, 1, 0] = COHERENCE * torch.where(sign == 0, 1.0, math.cos(PHASE))
+    factors[1, 1, 0] = -COHERENCE * math.sin(PHASE) * sign
+    factors[0, 1, 1] = math.sqrt(1 - COHERENCE**2)
+    return factors
+
+
+class Law:
+    """U = A V + noise of two layers: a known mean and a known covariance across the layers."""
+
+    variance = 0.3 / (1 + B.grid.integer_k2.double()) * (B.grid.integer_k2 > 0)
+
+    def noise(self, ids, seed):
+        key = keyed_noise.Key(seed, "law", ids, 0)
+        white = keyed_noise.white_fields(B, key, 0, torch.device("cpu"), (2,))
+        return apply_channels(factors_of_layers(), white) * self.variance.sqrt()
+
+    def states(self, ids):
+        key = keyed_noise.Key(1, "state", ids, 0)
+        white = keyed_noise.white_fields(B, key, 0, torch.device("cpu"), (2,))
+        return white / (1 + B.grid.integer_k2.double()) * (B.grid.integer_k2 > 0)
+
+    def mean(self, w_hat):
+        return torch.stack([0.5 * w_hat[:, 1], -0.2 * w_hat[:, 0]], 1)
+
+    def batches(self, first, count, chunk=100):
+        out = []
+        for start in range(first, first + count, chunk):
+            ids = range(start, start + chunk)
+            states = self.states(ids)
+            target = self.mean(states) + self.noise(ids, 11)
+            out.append(tuple(B.to_physical(part, SIZE).float() for part in (states, target)))
+        return out
+
+
+def fitted(count=1200, equation=LAYERS, **config):
+    torch.manual_seed(0)
+    model = build({**SMALL, "equation": equation, **config}, SIZE, LENGTH)
+    for phase in model.phases:
+        first = {"fit": 0, "hold": 10_000, "train": 10_000, "valid": 20_000}[phase.members]
+        model.begin(phase.name, Law().batches(first, count))
+    return model
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    return fitted(preset="gaussian")
+
+
+def test_the_regression_finds_the_other_layer(gaussian):
+    w_hat = Law().states(range(90_000, 90_050))
+    mean = gaussian.encode(w_hat[:, None]).mean_hat
+    error = (mean - Law().mean(w_hat)).abs().square().sum()
+    assert float(error / Law().mean(w_hat).abs().square().sum()) < 1e-3
+    assert {"q_upper", "q_lower"} <= set(gaussian.library.active)
+
+
+def test_draws_have_the_covariance_across_layers(gaussian):
+    count = 4000
+    w_hat = torch.zeros(1, 2, *B.shape, dtype=torch.complex128)
+    drawn = gaussian.sample_hat(Request(w_hat, range(count), seed=5))
+    across = (drawn[:, 0] * drawn[:, 1].conj()).mean(0)
+    powers = drawn.abs().square().mean(0)
+    seen = B.grid.integer_k2.expand(B.shape) > 0
+    coherence = (across.abs() / powers.prod(0).sqrt().clamp(min=1e-300))[seen]
+    assert coherence.numpy() == pytest.approx(COHERENCE, abs=0.06)
+    east = seen & (B.grid.integer_kx.expand(B.shape) > 0)
+    assert torch.angle(across[east]).mul(180 / math.pi).numpy() == pytest.approx(60, abs=7)
+    west = seen & (B.grid.integer_kx.expand(B.shape) < 0)
+    assert torch.angle(across[west]).mul(180 / math.pi).numpy() == pytest.approx(-60, abs=7)
+
+
+def test_draws_score_as_those_of_the_law(gaussian):
+    law, ids = Law(), range(80_000, 80_200)
+    states = law.states(ids)
+    truth = B.to_physical(law.mean(states) + law.noise(ids, 11), SIZE)
+    ours, exact = [], []
+    for member in range(16):
+        keys = [keyed_noise.pair(i, member) for i in ids]
+        drawn = gaussian.sample_hat(Request(states, keys, seed=3))
+        ours.append(B.to_physical(drawn, SIZE))
+        exact.append(B.to_physical(law.mean(states) + law.noise(keys, 12), SIZE))
+    scores = [crps(torch.stack(each), truth).mean() for each in (ours, exact)]
+    assert float(scores[0] / scores[1]) < 1.02
+
+
+def test_a_score_and_networks_have_an_output_per_layer(tmp_path):
+    model = fitted(
+        200, preset="default", residual="score", sensors="kriging", validate_parts="off"
+    )
+    batch = dict(zip(("state", "target"), Law().batches(500, 100)[0]))
+    batch |= {"sample_index": torch.arange(100)}
+    for phase in ("mean", "generator"):
+        model.resume(phase)
+        loss = model.loss_per_sample(batch, 0, 0)
+        assert loss.shape == (100,) and bool(loss.isfinite().all())
+        loss.mean().backward()
+        grads = [w.grad for w in model.phase_named(phase).parameters(model)]
+        assert any(grad is not None and bool(grad.abs().sum() > 0) for grad in grads)
+    assert model.statistics.score_gain.shape[-1] == B.grid.num_shells
+    state = B.to_physical(Law().states(range(3)), SIZE)
+    drawn = model.sample_batch(Request(state, range(3), seed=1))
+    assert drawn.shape == (3, 2, SIZE, SIZE)
+
+
+def test_a_local_generator_is_translation_invariant_and_one_per_layer():
+    model = fitted(200, preset="default", generator="cnn", layers=2, validate_parts="off")
+    torch.manual_seed(1)
+    network = model.residual.network.double()
+    torch.nn.init.normal_(network.head.weight, std=0.1)
+    channels = len(network.read) + 4  # with the coordinates
+    conditions, x = torch.randn(2, channels, 12, 12).double(), torch.randn(2, 4, 12, 12).double()
+    angle, largest = torch.tensor([0.7]).double(), torch.zeros(2, 50).double()
+    shifts = (3, -2), (-2, -1)
+    plain, low = network(x, largest, angle, network.encode(conditions, largest))
+    moved, _ = network(
+        x.roll(*shifts), largest, angle, network.encode(conditions.roll(*shifts), largest)
+    )
+    assert plain.shape == (2, 2, 12, 12) and not bool(low.any())
+    assert torch.allclose(plain.roll(*shifts), moved, atol=1e-12)
+    places = [number for number in range(channels) if number not in network.read]
+    assert places == list(range(model.num_features, model.num_features + 4))
+
+
+def test_a_file_gives_the_same_draws(gaussian, tmp_path):
+    path = tmp_path / "model.safetensors"
+    target = {"kind": "subgrid", "interval": 1, "dt": 0.1, "every": 0.1}
+    save(gaussian, path, target=target, provenance={})
+    closure = load(path)
+    state = B.to_physical(Law().states([4]), SIZE)[0].numpy()
+    one = closure.sample(state, members=3, seed=2)
+    expected = gaussian.sample_batch(Request(torch.from_numpy(state)[None], range(3), seed=2))
+    assert one.shape == (3, 2, SIZE, SIZE) and np.allclose(one, expected, atol=1e-6)
+    two = closure.sample(np.stack([state] * 2), members=[[0, 1, 2]] * 2, seed=2)
+    assert np.allclose(two[1], one, atol=1e-6)
+    for wrong in (state[0], np.concatenate([state, state[:1]])):
+        with pytest.raises(ValueError, match=r"state has shape .*, expected \(2, n, n\)"):
+            closure.sample(wrong)
+
+
+def test_members_do_not_depend_on_their_company(gaussian):
+    state = B.to_physical(Law().states(range(4)), SIZE)
+    together = gaussian.sample_batch(Request(state, [7, 8, 9, 10], seed=1))
+    alone = gaussian.sample_batch(Request(state[2:3], [9], seed=1))
+    assert torch.allclose(together[2], alone[0], atol=1e-12)
+
+
+def test_features_of_layers_are_the_solvers_velocities():
+    equation = equation_of({"equation": LAYERS})
+    problem_keys = {**LAYERS, "grid": SIZE, "dt": 0.01, "hyperviscosity": 1e-8}
+    from hpc_closure.spectral.problem import Problem
+
+    solver = Simulation(Problem(**problem_keys), range(2), 0)
+    w_hat = Law().states(range(2))
+    solver.load_state(0, w_hat)
+    velocity = solver.fields(["velocity"], size=SIZE)["velocity"]  # (members, 2, layers, n, n)
+    features = Features(B, equation)
+    assert features.names[:4] == ("u1", "v1", "u2", "v2")
+    ours = B.to_physical(features.spectra(w_hat)[:, :4], SIZE)
+    expected = velocity.transpose(1, 2).flatten(1, 2)
+    assert torch.allclose(ours, expected, atol=1e-12)
+
+
+def test_features_of_clouds_are_those_of_the_flow_and_its_scalars():
+    features = Features(B, equation_of({"equation": CLOUDS}))
+    key = keyed_noise.Key(1, "state", range(2), 0)
+    w_hat = keyed_noise.white_fields(B, key, 0, torch.device("cpu"), (3,))
+    found = dict(zip(features.names, features.spectra(w_hat).unbind(1)))
+    flow = dict(zip(("u", "v", "w", "w_x", "w_y"), feature_spectra(w_hat[:, 0], B).unbind(1)))
+    assert torch.allclose(found["u"], flow["u"]) and torch.allclose(found["v"], flow["v"])
+    assert torch.equal(found["vorticity_y"], flow["w_y"])
+    rain = dict(zip(("u", "v", "w", "w_x", "w_y"), feature_spectra(w_hat[:, 2], B).unbind(1)))
+    assert torch.equal(found["rain_x"], rain["w_x"]) and torch.equal(found["rain"], w_hat[:, 2])
+
+
+def test_white_noise_of_channels_is_independent_and_keyed():
+    key = keyed_noise.Key(1, "test", range(2000), 0)
+    device = torch.device("cpu")
+    three = keyed_noise.white_fields(B, key, 5, device, (3,))
+    two = keyed_noise.white_fields(B, key, 5, device, (2,))
+    assert torch.equal(three[:, :2], two)  # a narrower draw is the beginning of a wider one
+    products = (three[:, 0] * three[:, 1].conj()).mean(0).abs()
+    assert float(products.max()) < 5 / math.sqrt(2000)
+    one = keyed_noise.white_fields(B, key, 5, device, ())
+    assert torch.equal(one, two[:, 0])
+
+
+def test_a_closure_is_a_closure(gaussian):
+    assert isinstance(Closure(gaussian, None).channels, int)
+    assert Closure(gaussian, None).channels == 2
