@@ -67,6 +67,11 @@ def _check_closure_of_fields(experiment) -> None:
     whole = kind_of(model.preset) is not None
     refused = [kind.name for kind in kinds_of(config) if not kind.several_fields]
     parts = {"numbers", *refused} & {*config.get("mean", ()), config.get("residual"), *refused}
+    rivals = [
+        name
+        for name in train.opponents
+        if not all(kind.several_fields for kind in kinds_of(resolve({"preset": name})))
+    ]
     sensors = conditions.sensors != "none" or config.get("sensors") == "learned"
     for key, used, expected in (
         (f"model.preset={model.preset}", whole, "gaussian, convolutional or default"),
@@ -80,7 +85,7 @@ def _check_closure_of_fields(experiment) -> None:
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
         ("train.rollout_training", train.rollout_training, "null"),
         ("train.stability_test", train.stability_test, "null"),
-        ("train.opponents", train.opponents, "[]"),
+        (f"train.opponents={rivals}", rivals, "[point_mixture] or []"),
         ("rollout.sensors", rollout.sensors, "null"),
     ):
         if used:

@@ -277,7 +277,8 @@ class ModelKeys(Section):
         "the mean; gaussian_modes: a learned mean and a Gaussian law with a covariance per "
         "wavevector; "
         "gaussian_state: the same law with a spread that depends on the state; mixture: two such "
-        "laws with weights that depend on the state; published: the network of Dong, Chen, Wu "
+        "laws with weights that depend on the state; point_mixture: a mixture of two normal laws "
+        "at every point, joined by a Gaussian copula; published: the network of Dong, Chen, Wu "
         "2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
@@ -299,9 +300,9 @@ class ModelKeys(Section):
     residual: ResidualName | None = Field(
         None,
         description="law of the residual q; score: a diffusion model; crps: a generator in one "
-        "pass; mixture: Gaussian laws that depend on the state; modes: a Gaussian law with a "
-        "covariance per wavevector; gaussian: with one variance per |k|; none: q = 0, the mean "
-        "alone",
+        "pass; mixture: Gaussian laws that depend on the state; point_mixture: two normal laws at "
+        "every point; modes: a Gaussian law with a covariance per wavevector; gaussian: with one "
+        "variance per |k|; none: q = 0, the mean alone",
     )
     sensors: Literal["kriging", "learned"] | None = Field(
         None,
