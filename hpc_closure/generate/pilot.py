@@ -2,8 +2,8 @@
 
 The pilot's trajectories belong to no data set: no model is trained or scored on them. Each start
 has several DNS (:class:`~hpc_closure.generate.replicas.ReplicaBlock`). The first is the truth, the
-others are the true ensemble. Errors are the fair CRPS of the state on the reduced solver's grid; of a
-state with several fields each is in units of its standard deviation over the starts.
+others are the true ensemble. Errors are the fair CRPS of the state on the reduced solver's grid.
+If a state has several fields, each is in units of its standard deviation over the starts.
 """
 
 import math
