@@ -123,7 +123,9 @@ def test_draws_score_as_those_of_the_law(gaussian):
 
 
 def test_a_score_and_networks_have_an_output_per_layer(tmp_path):
-    model = fitted(200, preset="default", residual="score", sensors="kriging", validate_parts="off")
+    model = fitted(
+        200, preset="default", residual="score", sensors="kriging", validate_parts="off"
+    )
     batch = dict(zip(("state", "target"), Law().batches(500, 100)[0]))
     batch |= {"sample_index": torch.arange(100)}
     for phase in ("mean", "generator"):
@@ -137,6 +139,25 @@ def test_a_score_and_networks_have_an_output_per_layer(tmp_path):
     state = B.to_physical(Law().states(range(3)), SIZE)
     drawn = model.sample_batch(Request(state, range(3), seed=1))
     assert drawn.shape == (3, 2, SIZE, SIZE)
+
+
+def test_a_local_generator_is_translation_invariant_and_one_per_layer():
+    model = fitted(200, preset="default", generator="cnn", layers=2, validate_parts="off")
+    torch.manual_seed(1)
+    network = model.residual.network.double()
+    torch.nn.init.normal_(network.head.weight, std=0.1)
+    channels = len(network.read) + 4  # with the coordinates
+    conditions, x = torch.randn(2, channels, 12, 12).double(), torch.randn(2, 4, 12, 12).double()
+    angle, largest = torch.tensor([0.7]).double(), torch.zeros(2, 50).double()
+    shifts = (3, -2), (-2, -1)
+    plain, low = network(x, largest, angle, network.encode(conditions, largest))
+    moved, _ = network(
+        x.roll(*shifts), largest, angle, network.encode(conditions.roll(*shifts), largest)
+    )
+    assert plain.shape == (2, 2, 12, 12) and not bool(low.any())
+    assert torch.allclose(plain.roll(*shifts), moved, atol=1e-12)
+    places = [number for number in range(channels) if number not in network.read]
+    assert places == list(range(model.num_features, model.num_features + 4))
 
 
 def test_a_file_gives_the_same_draws(gaussian, tmp_path):

@@ -11,12 +11,14 @@ from hpc_closure.closure.composed.part_selection import (
     LEVEL,
     ByMember,
     ImprovementGate,
+    PointShareGate,
     ShareGate,
     ShellGate,
     significant,
 )
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian
+from hpc_closure.closure.reductions import Reader
 
 B = band(4)
 SHELLS = B.grid.num_shells
@@ -206,3 +208,26 @@ def test_two_peaks_of_a_pattern_are_no_amplitude():
     uniform = 0.5 * float(residual.square().mean().log()) + 0.5
     assert pointwise < uniform - 0.1
     assert share(torch.zeros_like(right), right, noise=residual) == 0.0
+
+
+def point_share(log, proposed, members=10, noise=None, reader=None):
+    """Share of ``proposed`` as log D, by the CRPS of points."""
+    noise = white(len(log)) if noise is None else noise
+    field, gate = torch.exp(log) * noise, PointShareGate()
+    gate.measure(proposed, field)
+    gate.sum(reader or Reader(()))
+    gate.add(proposed, field, torch.arange(len(log)) % members)
+    return gate.share()
+
+
+def test_the_share_by_points_is_that_of_least_crps():
+    log = slow(800)
+    assert point_share(log, log) == 1.0
+    assert point_share(log, 2 * log) == 0.5
+    assert point_share(log, -log) == 0.0
+    assert point_share(log, slow(800, seed=4)) == 0.0
+    assert point_share(log, log + 0.7) == 1.0  # the level of log D does not matter
+    assert point_share(log, log, members=4) == 0.0  # too few to be judged
+    channels = torch.stack([log, 0 * log], dim=1)
+    two = torch.stack([white(800), 100 * white(800)], dim=1)
+    assert point_share(channels, channels, noise=two) == 1.0  # channels differ in their units

@@ -36,6 +36,7 @@ LAYERS = [
     "physics.hyperviscosity=1e-8",
     "generate.scheme=ab3",
 ]
+MEDIUM = ["physics.equation=excitable", "generate.scheme=etdrk4"]
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_every_field_of_the_state_is_stored(make, tmp_path):
         assert file["series/moisture_mean"].shape == (2, 9)
 
 
-@pytest.mark.parametrize("changes", [[], LAYERS], ids=["clouds", "layers"])
+@pytest.mark.parametrize("changes", [[], LAYERS, MEDIUM], ids=["clouds", "layers", "medium"])
 def test_data_survive_a_crash_and_do_not_depend_on_blocks(make, monkeypatch, changes):
     expected = members_of(make("whole", *changes))
     assert len(expected) == 4

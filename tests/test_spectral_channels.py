@@ -1,4 +1,4 @@
-"""States of several channels: two-layer quasi-geostrophic flow, and clouds."""
+"""States of several channels: two-layer quasi-geostrophic flow, clouds, and a medium."""
 
 import hashlib
 import math
@@ -38,8 +38,11 @@ CLOUDS = Problem(
     initial={"kind": "band", "wavenumber": 4, "energy": 0.3},
     noise={"kind": "ring", "wavenumber": 2.5, "width": 0.5, "energy_rate": 0.1},
 )
+MEDIUM = CLOUDS.replace(equation="excitable", scheme="etdrk4")
 QUIET = {"noise": {"kind": "none"}}
-BOTH = pytest.mark.parametrize("problem", [LAYERS, CLOUDS], ids=["layers", "clouds"])
+EACH = pytest.mark.parametrize(
+    "problem", [LAYERS, CLOUDS, MEDIUM], ids=["layers", "clouds", "medium"]
+)
 
 
 def run(problem, members, steps, **options):
@@ -61,7 +64,7 @@ def random_state(problem, members=2):
     return sim.load_state(0, spectra * torch.exp(-0.1 * sim.grid.integer_k2))
 
 
-@BOTH
+@EACH
 def test_states_do_not_depend_on_the_batch(problem, monkeypatch):
     whole = run(problem, range(5), 12, threads=1)
     assert whole.state.shape == (5, len(problem.physics.channels), *whole.grid.shape)
@@ -72,7 +75,7 @@ def test_states_do_not_depend_on_the_batch(problem, monkeypatch):
     assert digest(run(problem, [4, 1], 12).state) == digest(whole.state[[4, 1]])
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("stop", [1, 7])  # also before the scheme has all past steps
 def test_restart_is_bit_exact(problem, stop):
     straight = run(problem, [0, 2], 15)
@@ -86,9 +89,9 @@ from mpi4py import MPI
 import hashlib, sys, torch
 sys.path.insert(0, {folder!r})
 torch.set_num_threads(1)
-from test_spectral_channels import CLOUDS, LAYERS
+from test_spectral_channels import CLOUDS, LAYERS, MEDIUM
 from hpc_closure.spectral.simulation import Simulation
-for problem in (LAYERS, CLOUDS):
+for problem in (LAYERS, CLOUDS, MEDIUM):
     sim = Simulation(problem, [0, 4], 3, comm=MPI.COMM_WORLD).initialise().advance(8)
     full = sim.save_state()["w_hat"]
     speed = float(sim.speed().max())
@@ -107,7 +110,7 @@ def test_states_do_not_depend_on_the_number_of_ranks(mpirun):
         done = mpirun(ranks, [sys.executable, "-c", program], timeout=300)
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout.split())
-    assert len(outputs[0]) == 4 and outputs[0] == outputs[1]
+    assert len(outputs[0]) == 6 and outputs[0] == outputs[1]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ from hpc_closure.spectral.modes.resolution import retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 
 # keys of a model that only some of its parts read
-MAY_BE_READ = ("schedule", "function_evaluations", "layers", "base_noise", "mean_layers")
+MAY_BE_READ = (
+    "schedule",
+    "function_evaluations",
+    "generator",
+    "layers",
+    "base_noise",
+    "mean_layers",
+)
 
 
 def check(experiment) -> None:
@@ -290,6 +297,7 @@ def _check_model(experiment) -> None:
     for key, used in (
         ("noise_memory", not conditions.previous_closures and residual != "none"),
         ("regression_terms", "regression" in config["mean"]),
+        ("amplitude_score", config["amplitude"] != "none"),
         *((key, key in read) for key in MAY_BE_READ),
     ):
         if key in settings and not used:

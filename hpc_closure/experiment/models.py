@@ -35,6 +35,7 @@ DEFAULT: dict[str, Any] = {
     "amplitude": "fno",
     "amplitude_score": "likelihood",
     "residual": "score",
+    "generator": "fno",
     "sensors": "kriging",
     "validate_parts": "on",
     "width": 24,
@@ -79,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 CHOICES = {
     "amplitude_score": ("likelihood", "crps"),
+    "generator": ("fno", "cnn"),
     "noise_memory": ("on", "off"),
     "sensors": ("kriging", "learned"),
     "validate_parts": ("on", "off"),

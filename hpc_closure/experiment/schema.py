@@ -306,6 +306,11 @@ class ModelKeys(Section):
         "closures are conditions; a subgrid closure needs generate.record.burst or record.every "
         "of one closure interval to estimate it; off: white noise",
     )
+    generator: Literal["fno", "cnn"] | None = Field(
+        None,
+        description="network of the generator; fno: Fourier blocks; cnn: 3 x 3 convolutions, for "
+        "laws that depend on the neighbourhood alone",
+    )
     validate_parts: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
         description="on: a trained part is scaled by its gain on 8 members that are not trained "

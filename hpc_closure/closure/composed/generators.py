@@ -27,7 +27,12 @@ from hpc_closure.closure.fields.losses import (
 from hpc_closure.closure.fields.modes import LARGEST
 from hpc_closure.closure.gaussian.conditioning import GeneratorConditions
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
-from hpc_closure.closure.networks.blocks import Encoded, ScoreNetwork
+from hpc_closure.closure.networks.blocks import (
+    PLACES,
+    Encoded,
+    LocalScoreNetwork,
+    ScoreNetwork,
+)
 from hpc_closure.closure.sampling import Trigonometric, build_sampler
 from hpc_closure.experiment.kinds import fields_of
 
@@ -183,7 +188,16 @@ class FlowNetwork(Generator):
         super().__init__(config)
         sizes = (config["width"], config["modes"], config["layers"])
         fields, form = fields_of(config), config["spectral_convolution"]
-        self.network = ScoreNetwork(channels, *sizes, form=form, fields=fields)
+        self.network: ScoreNetwork | LocalScoreNetwork
+        if config["generator"] == "cnn":
+            size = PLACES * config["dimensions"]
+            end = channels - 2 - fields  # sensors and log D follow the coordinates
+            places = range(end - size, end)
+            self.network = LocalScoreNetwork(
+                channels, places, config["width"], config["layers"], fields
+            )
+        else:
+            self.network = ScoreNetwork(channels, *sizes, form=form, fields=fields)
         self.channel_shape = (fields,) if fields > 1 else ()
 
     def encode(self, conditions: GeneratorConditions) -> Encoded:

@@ -3,7 +3,7 @@
 This module collects the evidence; :mod:`part_selection` makes the decisions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,12 @@ from torch.nn.functional import max_pool2d
 
 from hpc_closure.closure.composed.generators import Generator
 from hpc_closure.closure.composed.model import CompositeClosure
-from hpc_closure.closure.composed.part_selection import ImprovementGate, ShareGate, ShellGate
+from hpc_closure.closure.composed.part_selection import (
+    ImprovementGate,
+    PointShareGate,
+    ShareGate,
+    ShellGate,
+)
 from hpc_closure.closure.composed.reading import CHECK_SEED, residuals, snapshots, training_draws
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.losses import crps, energy_score
@@ -66,13 +71,26 @@ def judge_mean(model: CompositeClosure, reader: Reader) -> None:
 
 
 def judge_amplitude(model: CompositeClosure, reader: Reader) -> None:
-    """Set the share of log D in use."""
-    frame, gate = model.frame, ShareGate(model.frame.first)
-    assert model.amplitude is not None
-    for frames_hat, target_hat, batch in snapshots(model, reader):
-        encoding = model.encode(frames_hat)
-        residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
-        gate.add(model.amplitude(encoding).double(), frame.field(residual), batch.members)
+    """Set the share of log D in use, by the score by which D was fitted."""
+    frame, amplitude = model.frame, model.amplitude
+    assert amplitude is not None
+
+    def pairs() -> Iterable[tuple[Tensor, Tensor, Tensor | None]]:
+        for frames_hat, target_hat, batch in snapshots(model, reader):
+            encoding = model.encode(frames_hat)
+            residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
+            yield amplitude(encoding).double(), frame.field(residual), batch.members
+
+    gate: ShareGate | PointShareGate
+    if model.config["amplitude_score"] == "crps":
+        gate = PointShareGate()
+        for log, field, _ in pairs():
+            gate.measure(log, field)
+        gate.sum(reader)
+    else:
+        gate = ShareGate(frame.first)
+    for log, field, members in pairs():
+        gate.add(log, field, members)
     gate.collect(reader)
     model.statistics = replace(
         model.statistics,

@@ -9,15 +9,26 @@ and a network that is not needed drops out exactly. With fewer than ``LEAST`` me
 import torch
 from torch import Tensor
 
+from hpc_closure.closure.fields.losses import gaussian_crps
 from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian
 from hpc_closure.closure.reductions import Reader
 
-__all__ = ["LEAST", "ByMember", "Gate", "ImprovementGate", "ShareGate", "ShellGate", "significant"]
+__all__ = [
+    "LEAST",
+    "ByMember",
+    "Gate",
+    "ImprovementGate",
+    "PointShareGate",
+    "ShareGate",
+    "ShellGate",
+    "significant",
+]
 
 LEAST = 8  # members
 LEVEL = 1.35e-3  # probability that a useless part passes
 AMPLITUDE_SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, *AMPLITUDE_SHARES)
 WORTH = 1e-3  # least gain of an amplitude, in nats per mode
 
 
@@ -145,7 +156,7 @@ class ShareGate(Gate):
         if level.ndim > 1:  # per judged mode, over the channels
             modes = (self.judged * self.band.group_size).sum(-1)
             level = (level.cpu() * modes / modes.sum()).sum(-1)
-        scaled = [field * torch.exp(-share * log) for share in (0.0, *AMPLITUDE_SHARES)]
+        scaled = [field * torch.exp(-share * log) for share in SHARES]
         squares = self.band.to_spectral(torch.stack(scaled, dim=1)).abs().square()
         self.levels.add(torch.stack([torch.ones_like(level), level], dim=1), members)
         self.powers.add(self.band.by_group(squares)[..., self.judged], members)
@@ -156,7 +167,7 @@ class ShareGate(Gate):
         size = self.band.group_size.expand(self.judged.shape)[self.judged]
         total = snapshots.sum()
         spectra = (powers.sum(0) / total / size).clamp(min=1e-300)  # (shares, groups)
-        shares = torch.tensor((0.0, *AMPLITUDE_SHARES), dtype=torch.float64)
+        shares = torch.tensor(SHARES, dtype=torch.float64)
         volume = (size * spectra.log()).sum(-1)
         misfit = snapshots[:, None] * volume + (powers / spectra).sum(-1)
         loss = shares * level[:, None] + 0.5 * misfit / size.sum()
@@ -166,3 +177,45 @@ class ShareGate(Gate):
         worth = float(gain[:, best].sum() / total) > WORTH
         acts = worth and bool(significant(gain[:, best]))
         return AMPLITUDE_SHARES[best] if acts else 0.0
+
+
+class PointShareGate(Gate):
+    """Share of log D, 0 to 1, of least CRPS at points on unseen members, with Gaussian draws.
+
+    For each share the residual over D has its own standard deviation, from :meth:`measure`.
+    """
+
+    def __init__(self) -> None:
+        self.moments: Tensor | float = 0.0  # (shares, [C]) sums of the squares of U / D
+        self.number = 0
+        self.scores = ByMember()
+        super().__init__(self.scores)
+
+    def measure(self, log: Tensor, field: Tensor) -> None:
+        """Add fields (B, n, n), or (B, C, n, n), to the mean squares: log D and the residual."""
+        squares = [
+            (field * torch.exp(-share * log)).square().mean((-2, -1)).sum(0) for share in SHARES
+        ]
+        self.moments = self.moments + torch.stack(squares).cpu()
+        self.number += len(field)
+
+    def sum(self, reader: Reader) -> None:
+        """Add the mean squares of the other processes."""
+        self.moments, self.number = reader.sum(self.moments, self.number)
+
+    def add(self, log: Tensor, field: Tensor, members: Tensor | None) -> None:
+        """Add scores of snapshots, fields as of :meth:`measure`, in units of the residual."""
+        std = (torch.as_tensor(self.moments) / self.number).clamp(min=1e-300).sqrt().to(field)
+        unit = std[0][..., None, None]
+        scores = [
+            gaussian_crps(field / unit, share * log + (own[..., None, None] / unit).log())
+            for share, own in zip(SHARES, std)
+        ]
+        self.scores.add(torch.stack(scores, dim=1), members)
+
+    def share(self) -> float:
+        """Return the share; 0 unless significant."""
+        scores = self.scores.sums()
+        gain = scores[:, :1] - scores[:, 1:]
+        best = int(gain.sum(0).argmax())
+        return AMPLITUDE_SHARES[best] if bool(significant(gain[:, best])) else 0.0

@@ -40,13 +40,7 @@ from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.modes.grid import hermitian, shell_sum, to_device_cached
 
-__all__ = [
-    "ChannelCovariance",
-    "apply_channels",
-    "coherence",
-    "covariance",
-    "remove_channels",
-]
+__all__ = ["ChannelCovariance", "apply_channels", "coherence", "covariance", "remove_channels"]
 
 KINDS = ("scalar", "pseudo-scalar", "vector x", "vector y")
 LEAST = 8  # members; with fewer the coarsest grouping is used
@@ -55,7 +49,6 @@ EARLIER = (4, 16, 64, 256, 1024)  # n0, snapshots of the coarser grouping
 CAP = 1e-6  # smallest share of a channel's variance of a shell that is judged
 NUGGET = 1e-10  # added to the correlation matrices, whose channels may depend on each other
 ABSENT = 1e-10  # share of a vector's variance below which it has no part along (across) k
-ABSENT_MODE = 1e-12  # the same for a single mode
 SINGULAR = 1e-8  # singular value of a vector's block, over the largest, that is taken for 0
 
 
@@ -169,7 +162,7 @@ class ChannelCovariance:
         if not sum(numbers):
             raise ValueError("no snapshot was added, expected at least one: call add first")
         turn = self._turn()
-        moments = self._turned(hermitian(torch.view_as_complex(sums.contiguous())), turn)
+        moments = self._turned(torch.view_as_complex(sums.contiguous()), turn)
         total = moments.sum(0)
         present = self._present(torch.diagonal(total, dim1=0, dim2=1).real.movedim(-1, 0))
         moments, total = moments * _outer(present), total * _outer(present)
@@ -224,10 +217,7 @@ class ChannelCovariance:
             both = power[x] + power[y]
             for one in (x, y):
                 share = (weights * power[one]).sum() / (weights * both).sum().clamp(min=1e-300)
-                part = power[one] > ABSENT_MODE * both
-                part &= share > ABSENT
-                part[0, 0] = power[one][0, 0] > 0
-                out[one] = part
+                out[one, weights > 0] &= share > ABSENT
         return out
 
     def _grouped(self, grouping: Grouping, matrices: Tensor, number: int) -> Tensor:
@@ -276,8 +266,7 @@ class ChannelCovariance:
     def _choose(self, moments: Tensor, numbers: list[int], members: int) -> Grouping:
         """Choose a grouping by the likelihood of each half of the members under the other's law.
 
-        A gain must be one in both halves. Snapshots of a member are correlated, so the least gain
-        grows with their number.
+        Snapshots of a member are correlated, so the least gain grows with their number.
 
         Args:
             moments: (2, C, C, modes), sums over the snapshots of each half.
@@ -302,7 +291,7 @@ class ChannelCovariance:
             losses = [loss(grouping) for grouping in level]
             place = min(range(len(level)), key=lambda i: float(losses[i].sum()))
             gain = smallest - losses[place]
-            if bool((gain > 0).all()) and float(gain.sum()) > least:
+            if float(gain.sum()) > least:
                 best, smallest = level[place], losses[place]
         return best
 
@@ -478,5 +467,5 @@ def _inverse(factors: Tensor) -> Tensor:
         inner = torch.linalg.pinv(_to_matrices(matrix[block, block]), rtol=SINGULAR)
         rows.append(torch.einsum("ia...,aj...->ij...", _to_modes(inner), left))
         place = block.stop
-    out = hermitian(torch.cat(rows))
+    out = torch.cat(rows)
     return torch.stack([out.real, out.imag])

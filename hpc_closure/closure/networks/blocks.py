@@ -29,7 +29,7 @@ from hpc_closure.closure.networks import compiled
 from hpc_closure.closure.networks.layers import CheckpointedModule, Conv1x1, SpectralConv2d
 from hpc_closure.spectral.cpu.jit import compare
 
-__all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "ScoreNetwork"]
+__all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "LocalScoreNetwork", "ScoreNetwork"]
 
 # numbers of a state, for each of its fields: largest modes, these over the rms, log rms
 SUMMARY = 2 * LARGEST + 1
@@ -390,6 +390,73 @@ class ScoreNetwork(CheckpointedModule):
         if self.fields > 1:
             return out + scaled.unflatten(1, (2, -1)).sum(1), low
         return out[:, 0] + scaled.sum(1), low
+
+
+class LocalScoreNetwork(CheckpointedModule):
+    """Network as :class:`ScoreNetwork`, but local and translation-invariant: 3 x 3 convolutions.
+
+    It reads no coordinates and no numbers of the state. If the law of a point depends on the
+    neighbourhood alone, it needs far fewer samples than Fourier blocks.
+
+    Args:
+        channels: channels of the conditions; the coordinates are not read.
+        places: indices of the channels that are coordinates.
+        width: hidden channels.
+        layers: convolutions of the noisy branch and of the encoder.
+        fields: number C of fields of the residual.
+    """
+
+    passes = ("encoded_maps", "forward")
+
+    def __init__(self, channels: int, places: range, width: int, layers: int, fields: int = 1):
+        super().__init__()
+        self.width, self.fields = width, fields
+        self.read = [number for number in range(channels) if number not in places]
+        sizes = [len(self.read), *[width] * layers]
+        self.encoder = nn.ModuleList(
+            Convolution(read, made) for read, made in itertools.pairwise(sizes)
+        )
+        # a shift and a gate per point for every convolution of the noisy branch
+        self.encode_head = Conv1x1(width, 2 * width * layers, gain=0.3)
+        numbers = 2 * HARMONICS + 2 * fields
+        self.modulation = Modulation(numbers, width, layers)
+        self.gain = perceptron(numbers, 2 * fields, 2 * width)
+        self.lift = Conv1x1(2 * fields, width)
+        self.layers = nn.ModuleList(Convolution(width, width) for _ in range(layers))
+        self.mix = nn.ModuleList(Conv1x1(width, width, gain=0.5) for _ in range(layers))
+        self.head = Convolution(width, fields)
+        nn.init.zeros_(self.head.weight)
+
+    def encode(self, conditions: Tensor, summary: Tensor) -> Encoded:
+        """Encode condition fields (B, C, n, n); the numbers (B, 51) are not read."""
+        return Encoded(self.encoded_maps(conditions), summary)
+
+    def encoded_maps(self, conditions: Tensor) -> Tensor:
+        """Compute the maps (B, 2 width layers, n, n) of the noisy branch."""
+        x = conditions[:, self.read]
+        for layer in self.encoder:
+            x = self.through(functools.partial(_activated, layer), x)
+        return self.encode_head(x)
+
+    def forward(
+        self, x: Tensor, largest: Tensor, angle: Tensor, encoded: Encoded
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the velocity in whitened units; arguments as of :class:`ScoreNetwork`."""
+        order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
+        phase = (angle[:, None] * order).expand(len(x), -1)
+        power = x.square().mean((-2, -1)).clamp(min=1e-12).log()
+        numbers = torch.cat([phase.sin(), phase.cos(), power], dim=1)
+        maps = encoded.maps + self.modulation(numbers)
+        steps = maps.chunk(2 * len(self.layers), dim=1)
+        hidden = self.lift(x)
+        for number, (layer, mix) in enumerate(zip(self.layers, self.mix)):
+            shift, gate = steps[2 * number : 2 * number + 2]
+            made = gelu(self.through(layer, hidden) + shift)
+            hidden = hidden + mix(made + made * gate)
+        scaled = self.gain(numbers)[..., None, None] * x
+        out = self.head(hidden) + scaled.unflatten(1, (2, -1)).sum(1)
+        low = largest.new_zeros(len(x), LARGEST * self.fields)
+        return (out if self.fields > 1 else out[:, 0]), low
 
 
 def _compiled_and_right(x: Tensor) -> bool:

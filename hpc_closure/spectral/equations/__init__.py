@@ -9,11 +9,13 @@ from hpc_closure.spectral.equations.kuramoto_sivashinsky import KuramotoSivashin
 from hpc_closure.spectral.equations.burgers import Burgers1D
 from hpc_closure.spectral.equations.two_layer import TwoLayerQG
 from hpc_closure.spectral.equations.clouds import Clouds
+from hpc_closure.spectral.equations.excitable import Excitable
 
 __all__ = [
     "Burgers1D",
     "Clouds",
     "Equation",
+    "Excitable",
     "KuramotoSivashinsky1D",
     "TwoLayerQG",
     "Vorticity2D",

@@ -8,7 +8,7 @@ class CRPS(ResidualKind):
 
     name = "crps"
     several_fields = True
-    reads = ("width", "modes", "layers", "spectral_convolution", "base_noise")
+    reads = ("generator", "width", "modes", "layers", "spectral_convolution", "base_noise")
     learns_sensors = True
     one_evaluation = True
 

@@ -9,6 +9,7 @@ class Score(ResidualKind):
     name = "score"
     several_fields = True
     reads = (
+        "generator",
         "width",
         "modes",
         "layers",
