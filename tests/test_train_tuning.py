@@ -38,7 +38,7 @@ generate: {grid: 64, members: 8, t_end: 4.4, record: {grid: 32, start: 0.4, ever
 model: {preset: smagorinsky}
 train: {split: [0.25, 0.5, 0.25]}
 replicas: {members: 0}
-rollout: {initial_conditions: 1, t_start: 0.4, t_end: 4.4, every: 0.4, baselines: [none], rungs: []}
+rollout: {initial_conditions: 1, t_start: 0.4, t_end: 4.4, every: 0.4, rungs: []}
 evaluate: {lead_times: [4]}
 """
 

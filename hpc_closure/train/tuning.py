@@ -2,9 +2,9 @@
 
 Every candidate runs in the reduced solver from the state of ``rollout.t_start``, with the calls of
 the coupled run. A candidate's error is the mean absolute error of the state over that of the
-bare solver, averaged over lead times and over the fields of the state. The candidate of least error is chosen among those that lose
-no trajectory in a longer run, because backscatter can diverge long after the lead times at which
-errors differ.
+bare solver, averaged over lead times and over the fields of the state. The candidate of least
+error is chosen among those that lose no trajectory in a longer run, because backscatter can
+diverge long after the lead times at which errors differ.
 """
 
 import itertools

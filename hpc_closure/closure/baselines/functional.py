@@ -103,7 +103,7 @@ class FunctionalModel(ClosureModel):
 
     @torch.no_grad()
     def sample_batch(self, request: Request) -> Tensor:
-        """Return U (members, n, n), or (members, C, n, n), the same for members that share a state."""
+        """Return U (members, n, n), or (members, C, n, n): members of a state have the same."""
         size, count = request.state.shape[-1], len(request.members)
         u_hat = self.tendency(self.band.to_spectral(request.state), self.constants)
         field = self.band.to_physical(u_hat, size).to(request.state)
