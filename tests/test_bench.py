@@ -15,6 +15,7 @@ from hpc_closure.bench import (
     measure,
     network_size,
     peers,
+    pyqg,
     sampling,
     scaling,
     switches,
@@ -182,6 +183,74 @@ def test_the_difference_of_a_peer_is_in_its_record_and_below_the_table(monkeypat
     assert "difference" not in records[0] and 0 < records[1]["difference"] < 1e-8
     assert remarks[0] == "fluidsim: not installed"
     assert remarks[1].startswith("  exponax: differs from ours by ")
+
+
+# Two layers: stands in for pyqg, and writes a line of its own before it answers
+LAYERS = """
+import sys
+import numpy as np
+import torch
+from hpc_closure.bench import pyqg
+start = torch.from_numpy(np.load(sys.argv[1])).mT
+problem = pyqg.problem_of(start.shape[-1])
+simulation = pyqg.started(problem, start)
+print("warming up")
+print("ready", flush=True)
+for line in sys.stdin:
+    word, value = line.strip().split(" ", 1)
+    if word == "advance":
+        simulation.advance(int(value))
+    else:
+        fields = simulation.fields(["q_upper", "q_lower"])
+        layers = torch.stack([fields["q_upper"], fields["q_lower"]], 1)
+        np.save(value, layers.mT.numpy())
+    print("done", flush=True)
+"""
+
+
+def test_two_layers_are_timed_in_a_case_of_their_own():
+    cases = dns.split(replace(TINY, against=("published", "exponax", "pyqg")))
+    assert [(case.against, case.noise) for case in cases] == [
+        (("published",), True),
+        (("exponax",), False),
+        (("pyqg",), False),
+    ]
+    assert cases[2].name == "dns-layers"
+    assert dns.split(replace(TINY, against=("pyqg",))) == [cases[2]]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_layers_in_another_process_are_compared(monkeypatch, turned):
+    """Our own solver stands in for pyqg; turned, its x is the first axis, which is wrong."""
+    monkeypatch.delenv("PYQG_PYTHON", raising=False)
+    program = LAYERS.replace(".mT", "") if turned else LAYERS
+    monkeypatch.setattr(pyqg, "PROGRAM", program)
+    records, remarks = dns.run(replace(TINY, against=("pyqg",), noise=False))
+    assert [record["method"] for record in records] == ["hpc_closure", "pyqg"], remarks
+    assert records[1]["ratio"] > 0 and records[0]["fraction_of_copy"] is None
+    nanoseconds = 1e9 / (records[0]["member_steps_per_s"] * 2 * 32**2)
+    assert records[0]["ns_per_point_rhs"] == pytest.approx(nanoseconds)
+    assert remarks[0].startswith("  pyqg: differs from ours by ") and "100 steps" in remarks[0]
+    assert (records[1]["difference"] < 1e-8) != turned
+
+
+def test_pyqg_takes_the_same_path_or_says_that_it_is_not_installed():
+    case = replace(TINY, grid=128, against=("pyqg",), noise=False, members=1)
+    records, remarks = dns.run(case)
+    if len(records) == 1:
+        assert len(remarks) == 1 and remarks[0].startswith("pyqg: ")
+        pytest.skip(remarks[0])
+    assert records[1]["difference"] < 1e-4
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", sys.executable])
+def test_an_interpreter_that_has_no_pyqg_is_one_line(monkeypatch, python):
+    monkeypatch.setenv("PYQG_PYTHON", python)
+    monkeypatch.setattr(pyqg, "PROGRAM", "import no_such_module")
+    with pytest.raises(peers.NotInstalled, match=rf"^pyqg: .*{python}.*[^\n]$"):
+        pyqg.Pyqg(torch.zeros(1, 2, 8, 8).numpy(), 1.0)
+    with pytest.raises(ValueError, match="pyqg computes in float64 only"):
+        dns.run(replace(TINY, against=("pyqg",), noise=False, precision="float32"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hpc_closure.closure.baselines.eddy_viscosity import slope, strain_rate, vis
 from hpc_closure.closure.fields.features import carried
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.model import Request
+from hpc_closure.experiment import reading
 
 B = band((SIZE - 1) // 3)
 W = B.to_spectral(states_of(6))
@@ -126,6 +127,51 @@ def test_it_answers_as_every_closure():
     spectra = made.sample_hat(Request(B.to_spectral(fields), members=[0]))
     assert torch.allclose(B.to_physical(spectra, SIZE)[0], drawn[0])
     assert not made.score_active and "c = 0.2" in str(made.parts()[0])
+
+
+EQUATION = {"equation": "two_layer_qg", "deformation_radius": 0.05, "depth_ratio": 0.25}
+
+
+def layered(vorticity):
+    """Potential vorticity of layers (B, 2, ...) with this relative vorticity."""
+    upper = 0.05**-2 / 1.25
+    psi = -B.grid.inverse_k2 * vorticity  # of velocities (-psi_y, psi_x)
+    coupling = psi.flip(1) - psi
+    return vorticity + torch.tensor([upper, 0.25 * upper])[:, None, None] * coupling
+
+
+@pytest.mark.parametrize("kind", ["smagorinsky", "leith", "jansen_held"])
+def test_each_layer_has_the_viscosity_of_its_own_flow(kind):
+    constants = {"jansen_held": (0.3, 0.9)}.get(kind, (0.3,))
+    layers = W.unflatten(0, (3, 2))
+    made = model(kind, *constants, equation=EQUATION)
+    found = made.tendency(layered(layers), made.constants)
+    expected = torch.stack(
+        [tendency(kind, *constants, w_hat=layers[:, layer]) for layer in range(2)], 1
+    )
+    assert torch.allclose(found, expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
+    rows = [torch.full((3, 1, 1), value) for value in constants]  # as they are tuned
+    assert torch.allclose(made.tendency(layered(layers), rows), found)
+    fields = B.to_physical(layered(layers), SIZE)
+    drawn = made.sample_batch(Request(fields[:1], members=[0, 1, 2]))
+    assert drawn.shape == (3, 2, SIZE, SIZE) and torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("preset", "model_preset", "line"),
+    [
+        ("clouds", "jansen_held", "each with its own flow; the fields of clouds share one"),
+        ("two_layer_quick", "dynamic_leith", "model.preset=dynamic_leith is for equations of one"),
+    ],
+)
+def test_fields_for_which_it_is_not(preset, model_preset, line):
+    reading.load("two_layer_quick", ["model={preset: leith, conditions: {sensors: none}}"])
+    parts = ("mean", "amplitude", "amplitude_score", "width", "modes", "layers", "mean_layers")
+    changes = [f"model.{key}=null" for key in parts]
+    with pytest.raises(ValueError, match=line):
+        reading.load(
+            preset, [*changes, f"model.preset={model_preset}", "rollout.baselines=[none]"]
+        )
 
 
 def test_settings_that_it_does_not_have():

@@ -34,6 +34,23 @@ evaluate: {{lead_times: [0.16, 0.32, 0.96], samples: 8, members: 4, formats: []}
 cluster: {{members_per_block: 6, device: cpu, threads: 1}}
 """
 
+# eddies of two layers, whose potential vorticities differ in size
+LAYERS = """
+base: two_layer_quick
+name: layers
+root: {root}
+generate: {{grid: 48, members: 4, t_end: 32.0, dt: 0.1, interval: 4,
+           record: {{start: 8.0, every: 2.0, grid: 24}}}}
+train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4}}
+reduced: {{step: auto}}
+pilot: {{initial_conditions: 3, members: 3}}
+replicas: {{members: 2, spinup: 4.0}}
+rollout: {{members: 2, initial_conditions: 1, t_start: 20.0, t_end: 32.0, interval: 4,
+          rungs: [{{grid: 32, start: moved, drain: true}}]}}
+evaluate: {{lead_times: [2, 4], formats: []}}
+cluster: {{members_per_block: 4, device: cpu, threads: 1}}
+"""
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -135,6 +152,45 @@ def test_a_drain_takes_out_what_gathers_at_the_cut_off(made, trials):
         for sign in (0, 1, -1)
     )
     assert drained[-1] < 0.97 * plain[-1] < plain[-1] < wrong[-1]
+
+
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory):
+    """The pilot's trials of an experiment of two layers, whose data are there."""
+    folder = tmp_path_factory.mktemp("layers")
+    path = folder / "layers.yaml"
+    path.write_text(LAYERS.format(root=folder / "runs"))
+    experiment = reading.load(path)
+    assert generate.run(experiment) == 0
+    return pilot.Trials(experiment)
+
+
+def test_each_field_of_a_state_is_scored_in_its_own_unit(layers):
+    stored = torch.from_numpy(layers.pilot.read("model", layers.pilot.index(2.0))[0])
+    upper, lower = stored.var((0, -2, -1))
+    assert upper > 9 * lower  # else the test below shows nothing
+    assert layers.truth[2.0].var((0, -2, -1)).tolist() == pytest.approx([1, 1], rel=0.01)
+    fields = layers.run(rungs.rung_problem(layers.problem, 32, 2), "moved", members=3)
+    assert fields[4.0].shape == (3, 3, 2, 24, 24)
+    errors = layers.errors(fields)
+    assert errors.shape == (2, 3) and (errors < 0.2).all() and layers.saturated > 0.5
+    choice = Choices(layers.experiment).rung(layers.experiment.rollout.rungs[0])
+    assert len(choice.drain) > 10 and np.isfinite(choice.drain).all()
+
+
+def test_a_drain_is_fitted_to_all_fields_alike(layers, monkeypatch):
+    """Layers that decay at two rates; one is ten times as strong."""
+    problem = rungs.rung_problem(layers.problem, 32, 1)
+    simulation = Simulation(problem, range(3), 0)
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(3, 1, 32, 32, generator=generator, dtype=torch.float64)
+    start = simulation.transform.to_spectral(white) * torch.tensor([1e-3, 1e-4])[:, None, None]
+    simulation.load_state(0, start).advance(problem.steps_in(layers.span))
+    kept = torch.tensor([0.9, 0.7], dtype=torch.float64)
+    whole = [start, simulation.state * kept[:, None, None]]
+    monkeypatch.setattr(layers, "whole", [resize(each, 15) for each in whole])
+    rates = layers.fit_drain(32, 1)
+    assert np.mean(rates[2:6]) == pytest.approx(-np.log(0.8) / layers.span, rel=0.2)
 
 
 def test_a_drain_damps_each_shell_at_its_rate():

@@ -32,25 +32,37 @@ evaluate: {lead_times: [1]}
 """
 
 
+LAYERS = """
+base: two_layer_quick
+generate: {grid: 64, members: 8, t_end: 4.4, record: {grid: 32, start: 0.4, every: 0.4, burst: 1}}
+model: {preset: smagorinsky}
+train: {split: [0.25, 0.5, 0.25]}
+replicas: {members: 0}
+rollout: {initial_conditions: 1, t_start: 0.4, t_end: 4.4, every: 0.4, rungs: []}
+evaluate: {lead_times: [4]}
+"""
+
+
 class Trajectories:
     """What the reduced solver makes with a Smagorinsky closure of a known constant."""
 
     members, calls = range(4), 10
 
-    def __init__(self, experiment):
+    def __init__(self, experiment, state, **config):
         problem = reduced_problem(experiment.problem, 32, "subgrid")
         simulation = Simulation(problem, self.members, 0)
-        start = 4 * simulation.transform.to_spectral(states_of(4))
+        start = simulation.transform.to_spectral(state)
         simulation.load_state(0, start)
-        model = build({"preset": "smagorinsky"}, 32)
+        model = build({"preset": "smagorinsky", **config}, 32, problem.length)
+        span = experiment.generate.interval * experiment.generate.dt
         fields = [simulation.transform.to_physical(start)]
         for _ in range(self.calls):
             state = resize(simulation.state, model.band.modes)
             tendency = resize(model.tendency(state, [TRUE]), simulation.grid.modes)
-            advance_with(simulation, "subgrid", 0.1, tendency)
+            advance_with(simulation, "subgrid", span, tendency)
             fields.append(simulation.transform.to_physical(simulation.state))
         self.fields = torch.stack(fields, 1).numpy()
-        self.times = experiment.rollout.t_start + 0.1 * np.arange(self.calls + 1)
+        self.times = experiment.rollout.t_start + span * np.arange(self.calls + 1)
 
     def split(self, shares):
         return {"valid": list(self.members)}
@@ -67,7 +79,7 @@ def case(tmp_path_factory):
     path = tmp_path_factory.mktemp("tuning") / "case.yaml"
     path.write_text(SETTINGS)
     experiment = reading.load(path)
-    return experiment, Trajectories(experiment)
+    return experiment, Trajectories(experiment, 4 * states_of(4))
 
 
 def test_the_true_constant_is_found(case):
@@ -76,6 +88,25 @@ def test_the_true_constant_is_found(case):
     told = tune(model, experiment, store)
     assert model.constants == (TRUE,)
     assert f"constants {TRUE:g}: error 0.000 of the bare solver's" in told
+
+
+def test_the_true_constant_of_two_layers_is_found(tmp_path):
+    """The lower layer, in which the closure is as wrong, is ten times weaker."""
+    path = tmp_path / "layers.yaml"
+    path.write_text(LAYERS)
+    experiment = reading.load(path)
+    state = states_of(8).unflatten(0, (4, 2))
+    state = state / state.std() * torch.tensor([1.0, 0.1])[:, None, None]
+    equation = experiment.physics.model_dump(exclude={"forcing", "noise", "initial"})
+    config = {"preset": "smagorinsky", "equation": equation}
+    store = Trajectories(experiment, state, equation=equation)
+    model = build(config, 32, experiment.physics.length)
+    text = tune(model, experiment, store)
+    assert model.constants == (TRUE,) and "error 0.000 of the bare solver's" in text
+    store.fields[:, 1:, 0] *= 1.1  # the upper layer cannot be right
+    trial = Trial(model, experiment, store)
+    scores = trial.scores([(TRUE,), (CHOICES[0],)], Stop())
+    assert scores[0] < 0.75 and scores[1] > scores[0] + 0.1
 
 
 def test_it_stops_when_it_is_asked_to(case):

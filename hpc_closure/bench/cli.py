@@ -60,7 +60,8 @@ def dns(
         str,
         typer.Option(
             help="Other methods: published (ten draws), published-1 (one), one-rank, exponax, "
-            "jax-cfd, fluidsim; separate several by commas.",
+            "jax-cfd, fluidsim, pyqg (two layers; its interpreter: PYQG_PYTHON); separate "
+            "several by commas.",
             metavar="METHOD,...",
             show_default=False,
         ),

@@ -4,6 +4,8 @@ The problem is the published one (nu = 1e-3, dt = 1e-3, CN-Euler, its steady and
 forcing), on any grid. Per point and right-hand side, a step on the CPU moves about 14 words
 (:data:`WORDS`). This traffic over the measured copy bandwidth is ``fraction_of_copy``. A value
 above 1 means that the data stayed in the cache.
+
+Against pyqg the problem is two-layer quasi-geostrophic flow (:mod:`hpc_closure.bench.pyqg`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc_closure.bench import measure, peers
+from hpc_closure.bench import measure, peers, pyqg
 from hpc_closure.bench.measure import Advance, Timing
 from hpc_closure.bench.published import PublishedSolver
 from hpc_closure.spectral.modes.transform import Transform
@@ -30,7 +32,8 @@ WORDS = 13.7
 OURS = "hpc_closure"
 ONE_RANK = "one-rank"
 PUBLISHED = {"published": 10, "published-1": 1}  # draws per step
-AGAINST = (*PUBLISHED, ONE_RANK, *peers.PEERS)
+PYQG = "pyqg"
+AGAINST = (*PUBLISHED, ONE_RANK, *peers.PEERS, PYQG)
 NOISE = {"kind": "q_wiener", "amplitude": 5e-5, "draws": 10, "correlation": 0.005}
 COLUMNS = measure.columns(
     "case grid:d members:d ranks:d precision method ns_per_point_rhs:.2f "
@@ -80,12 +83,21 @@ class Case:
 
     @property
     def name(self) -> str:
-        """``dns``, or ``dns-quiet`` without stochastic forcing."""
+        """``dns``, ``dns-quiet`` without stochastic forcing, or ``dns-layers`` of two layers."""
+        if self.two_layers:
+            return "dns-layers"
         return "dns" if self.noise else "dns-quiet"
+
+    @property
+    def two_layers(self) -> bool:
+        """Whether the problem is that of pyqg."""
+        return PYQG in self.against
 
 
 def problem_of(case: Case) -> Problem:
-    """Return the published problem on the grid of a case."""
+    """Return the published problem, or that of pyqg, on the grid of a case."""
+    if case.two_layers:
+        return pyqg.problem_of(case.grid, case.precision)
     return Problem(
         grid=case.grid,
         forcing={"kind": "published"},
@@ -97,8 +109,14 @@ def problem_of(case: Case) -> Problem:
 def split(case: Case) -> list[Case]:
     """Split a case into cases with the same problem for all methods.
 
-    Peers have no stochastic forcing, so they are timed in a case without it.
+    Peers have no stochastic forcing, so they are timed in a case without it; pyqg solves another
+    problem.
     """
+    if case.two_layers and len(case.against) > 1:
+        others = tuple(name for name in case.against if name != PYQG)
+        return [*split(replace(case, against=others)), *split(replace(case, against=(PYQG,)))]
+    if case.two_layers:
+        return [replace(case, noise=False)]
     quiet = tuple(name for name in case.against if name in peers.PEERS)
     if not quiet or not case.noise:
         return [case]
@@ -117,7 +135,7 @@ def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], l
     world = world or World()
     problem = problem_of(case)
     contenders, remarks = {OURS: _ours(case, problem, world)}, []
-    differences = {}
+    differences, found = {}, []
     for name in case.against:
         try:
             contenders[name], peer = _other(name, case, problem, world)
@@ -125,10 +143,12 @@ def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], l
             remarks.append(str(error))
             continue
         if peer is not None:
-            differences[name] = {"difference": difference(peer, problem, case)}
+            found.append(peer)
+            steps = pyqg.STEPS if case.two_layers else 10
+            differences[name] = {"difference": difference(peer, problem, case, steps)}
             remarks.append(
                 f"  {name}: differs from ours by {differences[name]['difference']:.1e} of the "
-                "change in ten steps"
+                f"change in {'ten' if steps == 10 else steps} steps"
             )
 
     def meet() -> None:
@@ -139,6 +159,9 @@ def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], l
         return max(world.allgather(seconds))
 
     taken = measure.interleave(contenders, case.timing, meet=meet, agree=largest)
+    for peer in found:
+        if isinstance(peer, pyqg.Pyqg):
+            peer.close()
     copy = sum(world.allgather(measure.copy_bandwidth(case.timing.device, meet=meet)))
     records = [_record(case, name, taken, copy) | differences.get(name, {}) for name in contenders]
     return records, remarks
@@ -147,8 +170,11 @@ def run(case: Case, world: World | None = None) -> tuple[list[dict[str, Any]], l
 def _record(case: Case, name: str, taken: dict[str, list[float]], copy: float) -> dict[str, Any]:
     """Create a row; times are of a step of all members."""
     seconds = statistics.median(taken[name])
-    points = case.members * case.grid**2  # of one right-hand side per step, in every method
+    fields = len(problem_of(case).physics.channels)
+    # of one right-hand side per step, in every method
+    points = case.members * fields * case.grid**2
     bandwidth = WORDS * points * (8 if case.precision == "float64" else 4) / seconds
+    in_words = name in (OURS, ONE_RANK) and not case.two_layers  # whose traffic is WORDS
     return {
         "case": case.name,
         "grid": case.grid,
@@ -159,7 +185,7 @@ def _record(case: Case, name: str, taken: dict[str, list[float]], copy: float) -
         "method": name,
         "ns_per_point_rhs": 1e9 * seconds / points,
         "member_steps_per_s": case.members / seconds,
-        "fraction_of_copy": bandwidth / copy if name in (OURS, ONE_RANK) else None,
+        "fraction_of_copy": bandwidth / copy if in_words else None,
         "ratio": None if name == OURS else measure.ratio(taken[OURS], taken[name]),
         "copy_bytes_per_s": copy,
         **case.timing.columns,
@@ -170,6 +196,9 @@ def _ours(case: Case, problem: Problem, world: World) -> Advance:
     """Create our solver: members over groups of ranks, fields over the ranks of a group."""
     groups = world.groups(case.domain_ranks)
     my_members = range(case.members)[groups.index :: groups.count]
+    if case.two_layers:
+        fields = pyqg.initial_fields(problem, my_members)
+        return pyqg.started(problem, fields, case.timing.device, groups.domain.comm).advance
     simulation = Simulation(
         problem, my_members, 0, device=case.timing.device, comm=groups.domain.comm
     )
@@ -188,6 +217,12 @@ def _other(
     my_members = range(case.members)[world.rank :: world.size]
     if not my_members:
         return (lambda num_steps: None), None
+    if name == PYQG:
+        if case.precision == "float32":
+            raise ValueError(f"{PYQG} computes in float64 only")
+        fields = pyqg.initial_fields(problem, my_members)
+        layers = pyqg.Pyqg(fields.numpy(), problem.dt, torch.get_num_threads())
+        return layers.advance, layers
     start = initial_fields(problem, my_members)
     if name in PUBLISHED:
         solver = published_solver(problem, PUBLISHED[name], case.timing.device, seed=world.rank)
@@ -240,14 +275,27 @@ def difference(peer: peers.Peer, problem: Problem, case: Case, steps: int = 10) 
     """Compute the distance of a fresh peer from our solution, over the change in some steps.
 
     Two first-order schemes differ by their O(dt) errors only. The result is therefore of the order
-    of dt times a rate, far below 1. For a peer that solves another problem it is 1 or more.
+    of dt times a rate, far below 1. For a peer that solves another problem it is 1 or more. pyqg
+    has our scheme and is equal to round-off while modes beyond two thirds, which it retains, are
+    empty. Of two layers the result is the larger one.
     """
-    simulation = Simulation(
-        problem, range(case.members), 0, device=case.timing.device
-    ).initialise()
-    start = simulation.fields(["vorticity"])["vorticity"].cpu().double().numpy()
+    device = case.timing.device
+    if case.two_layers:
+        simulation = pyqg.started(
+            problem, pyqg.initial_fields(problem, range(case.members)), device
+        )
+    else:
+        simulation = Simulation(problem, range(case.members), 0, device=device).initialise()
+    names = problem.physics.channel_names or ("vorticity",)
+
+    def state() -> np.ndarray:
+        fields = simulation.fields(names)
+        return np.stack([fields[name].cpu().double().numpy() for name in names])
+
+    start = state()
     simulation.advance(steps)
     peer.advance(steps)
-    ours = simulation.fields(["vorticity"])["vorticity"].cpu().double().numpy()
-    theirs = np.asarray(peer.field(), dtype=np.float64)
-    return float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours - start))
+    ours, theirs = state(), np.asarray(peer.field(), dtype=np.float64)
+    theirs = theirs.swapaxes(0, 1) if case.two_layers else theirs[None]
+    norm = np.linalg.norm
+    return max(float(norm(b - a) / norm(a - first)) for a, b, first in zip(ours, theirs, start))

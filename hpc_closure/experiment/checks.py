@@ -64,7 +64,7 @@ def _check_closure_of_fields(experiment) -> None:
     """Refuse closures that are only for a state of one field."""
     model, train, rollout = experiment.model, experiment.train, experiment.rollout
     config, conditions = resolve(model.model_dump(exclude_none=True)), model.conditions
-    whole = kind_of(model.preset) is not None
+    whole = kind_of(model.preset)
     refused = [kind.name for kind in kinds_of(config) if not kind.several_fields]
     parts = {"numbers", *refused} & {*config.get("mean", ()), config.get("residual"), *refused}
     rivals = [
@@ -74,11 +74,15 @@ def _check_closure_of_fields(experiment) -> None:
     ]
     sensors = conditions.sensors != "none" or config.get("sensors") == "learned"
     for key, used, expected in (
-        (f"model.preset={model.preset}", whole, "gaussian, convolutional or default"),
+        (
+            f"model.preset={model.preset}",
+            whole is not None and not whole.several_fields,
+            "gaussian, convolutional or default",
+        ),
         (f"a model with {', '.join(sorted(parts))}", bool(parts), "other parts (model.mean, ...)"),
         (
             f"model.conditions.sensors={conditions.sensors}",
-            sensors and not whole,
+            sensors and whole is None,
             "none, and " "model.sensors=kriging",
         ),
         ("model.conditions.previous_closures", conditions.previous_closures, "0"),

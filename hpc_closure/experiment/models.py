@@ -188,7 +188,9 @@ def resolve(model: dict[str, Any]) -> dict[str, Any]:
 def _whole(kind: type[ModelKind], name: str) -> dict[str, Any]:
     """Return the preset values of a complete model; keys of an outside class are options."""
     additional = [] if is_path(name) else [key for key in _own(kind) if key not in kind.defaults]
-    return {"preset": name, "conditions": BARE, **dict.fromkeys(additional), **kind.defaults}
+    equation = ["equation"] if kind.several_fields else []
+    keys = dict.fromkeys([*equation, *additional])
+    return {"preset": name, "conditions": BARE, **keys, **kind.defaults}
 
 
 def _own(kind: type[Kind]) -> list[str]:

@@ -3,6 +3,7 @@
 The pilot's trajectories belong to no data set: no model is trained or scored on them. Each start
 has several DNS (:class:`~hpc_closure.generate.replicas.ReplicaBlock`). The first is the truth, the
 others are the true ensemble. Errors are the fair CRPS of the state on the reduced solver's grid.
+If a state has several fields, each is in units of its standard deviation over the starts.
 """
 
 import math
@@ -74,6 +75,8 @@ class Trials:
         self.interval = experiment.generate.interval
         self.span = self.interval * self.problem.dt
         self.leads = sorted(experiment.evaluate.lead_times)
+        several = bool(self.problem.physics.channel_shape)
+        self.scale: Tensor | float = self._scale() if several else 1.0
         self.truth = {lead: self._fields(self.pilot.read("model", i)[0]) for lead, i in self._at()}
         self.whole = [self._whole(time) for time in self.pilot.whole_times]
         self.saturated = self._saturated()
@@ -85,7 +88,13 @@ class Trials:
         """Resample stored fields (..., n, n) to the grid on which starts are known."""
         fields = from_row(torch.from_numpy(values).double(), self.sides)
         spectra = to_spectra(fields, self.modes, self.sides)
-        return to_fields(spectra, self.grid, self.sides)
+        return to_fields(spectra, self.grid, self.sides) / self.scale
+
+    def _scale(self) -> Tensor:
+        """Return the standard deviation (C, 1, 1) of each field at the first lead time."""
+        self.scale = 1.0
+        fields = self._fields(self.pilot.read("model", self.pilot.index(self.leads[0]))[0])
+        return fields.var((0, -2, -1), correction=0).sqrt()[:, None, None]
 
     def _whole(self, time: float) -> Tensor:
         """Read the spectra (cases, ...) with all modes at a stored time."""
@@ -146,7 +155,7 @@ class Trials:
             simulation.advance(problem.steps_in(lead - now))
             now = lead
             resolved = resize(simulation.state, self.modes, self.sides)
-            fields = to_fields(resolved, self.grid, self.sides)
+            fields = to_fields(resolved, self.grid, self.sides) / self.scale
             results[lead] = fields.unflatten(0, (members, number))
         return results
 
@@ -164,7 +173,7 @@ class Trials:
 
         Returns:
             Times (T,) since the nudging began, and differences (T,): rms difference of the twins'
-            closures over the rms of the closure.
+            closures over the rms of the closure, rms over the fields of the state.
         """
         times, pilot = self.pilot.times, self.pilot
         nudged = [index for index, time in enumerate(times) if time < pilot.start - 1e-9]
@@ -172,7 +181,9 @@ class Trials:
         for index in nudged:
             closures = np.stack([pilot.read_case("closure", case, index) for case in self.cases])
             fields = torch.from_numpy(closures).double()  # (cases, members, ...)
-            results.append((2 * fields.var(1).mean() / fields.square().mean()).sqrt())
+            apart = fields.var(1).mean((0, -2, -1))  # of each field of the state
+            square = fields.square().mean((0, 1, -2, -1))
+            results.append((2 * apart / square).mean().sqrt())
         since = torch.from_numpy(times[nudged] - times[nudged[0]])
         return since, torch.stack(results)
 
@@ -284,7 +295,8 @@ class Trials:
         r"""Fit a damping rate to each shell by regressing a solver's defect on its state.
 
         The defect is the DNS after one interval of length D minus the solver after the same
-        interval. If it is, per shell, b times the state, the damping rate is -log(1 + b) / D.
+        interval. If it is, per shell, b times the state, the damping rate is -log(1 + b) / D. All
+        fields of a state have the same rates; each counts by its share of its own variance.
         """
         problem = rung_problem(self.problem, grid, stride)
         simulation = Simulation(problem, range(len(self.cases)), 0)
@@ -296,6 +308,9 @@ class Trials:
             defect = end - simulation.state
             product = product + grid_of_solver.shell_sum((defect * start.conj()).real).sum(0)
             power = power + grid_of_solver.shell_sum(start.abs().square()).sum(0)
+        if product.ndim > 1:  # channels have units of their own
+            total = power.sum(-1, keepdim=True).clamp(min=1e-300)
+            product, power = ((part / total).sum(0) for part in (product, power))
         energetic = power > JUDGED * power.sum()
         factor = torch.where(energetic, 1 + product / power.clamp(min=1e-300), 1.0)
         return (-factor.clamp(min=LEAST).log() / self.span).tolist()

@@ -1,10 +1,10 @@
 """Constants of a functional closure, tuned in coupled runs of the validation trajectories.
 
 Every candidate runs in the reduced solver from the state of ``rollout.t_start``, with the calls of
-the coupled run. A candidate's error is the mean absolute error of the vorticity over that of the
-bare solver, averaged over lead times. The candidate of least error is chosen among those that lose
-no trajectory in a longer run, because backscatter can diverge long after the lead times at which
-errors differ.
+the coupled run. A candidate's error is the mean absolute error of the state over that of the
+bare solver, averaged over lead times and over the fields of the state. The candidate of least
+error is chosen among those that lose no trajectory in a longer run, because backscatter can
+diverge long after the lead times at which errors differ.
 """
 
 import itertools
@@ -98,11 +98,12 @@ class Trial:
             if call in self.truth:
                 fields = simulation.transform.to_physical(simulation.state)
                 error = fields.unflatten(0, (runs, count)) - torch.from_numpy(self.truth[call])
-                errors.append(error.abs().mean((1, 2, 3)))
+                errors.append(error.abs().mean((1, -2, -1)))  # (runs,), or (runs, C)
             if call == self.calls:
                 break
         stacked = torch.stack(errors)
-        return (stacked[:, :-1] / stacked[:, -1:]).mean(0)
+        ratios = (stacked[:, :-1] / stacked[:, -1:]).mean(0)
+        return ratios if ratios.ndim == 1 else ratios.mean(1)
 
     def holds(self, option: tuple[float, ...], stop: Stop) -> bool:
         """Return whether no trajectory is lost in a longer run."""
@@ -122,8 +123,8 @@ class Trial:
         constants = constants.repeat_interleave(count, 0).T[..., None, None]
         simulation = Simulation(self.problem, range(runs * count), self.seed)
         start = simulation.transform.to_spectral(torch.from_numpy(self.truth[0]))
-        simulation.load_state(self.first_step, start.repeat(runs, 1, 1))
-        acts = torch.ones(runs * count, 1, 1)
+        simulation.load_state(self.first_step, torch.cat([start] * runs))
+        acts = torch.ones(runs * count, *(1,) * (start.ndim - 1))
         if last_is_bare:
             acts[-count:] = 0
         modes = simulation.grid.modes

@@ -28,6 +28,8 @@ class Baseline(ModelKind):
     def tendency(cls, w_hat: Any, band: Any, delta: float, *constants: Any) -> Any:
         """Compute spectra of U, (B, 2K + 1, K + 1), from those of the vorticity.
 
+        With ``several_fields`` it is also applied to the relative vorticity of each layer.
+
         Args:
             w_hat: (B, 2K + 1, K + 1) in the model's band.
             band: :class:`hpc_closure.closure.fields.modes.Band`.
@@ -61,3 +63,9 @@ class Baseline(ModelKind):
                     f"model.preset={experiment.model.preset} reads the resolved state alone: set "
                     f"model.conditions.{key} to {none}"
                 )
+        physics = experiment.physics
+        if physics.carriers != tuple(range(len(physics.channels))):
+            raise ValueError(
+                f"model.preset={experiment.model.preset} is for fields that are layers, each with "
+                f"its own flow; the fields of {physics.equation} share one: use gaussian"
+            )

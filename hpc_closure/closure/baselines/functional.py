@@ -14,7 +14,8 @@ from hpc_closure.closure.fields.members import each_member
 from hpc_closure.closure.fields.modes import Band, band
 from hpc_closure.closure.model import ClosureModel, Phase, Request
 from hpc_closure.closure.part_report import PartReport
-from hpc_closure.spectral.modes.grid import hermitian, resize
+from hpc_closure.experiment.kinds import equation_of
+from hpc_closure.spectral.modes.grid import hermitian, resize, to_device_cached
 
 __all__ = ["FunctionalModel"]
 
@@ -49,6 +50,10 @@ class FunctionalModel(ClosureModel):
         self.band = band((grid - 1) // 3, length)
         self.constants = baseline.candidates(config)[0]
         self.width = length / grid
+        self.equation = equation_of(config)
+        if self.equation is not None:  # relative vorticity of each layer, from all fields
+            factors = self.equation.stream_factors(self.band.grid)
+            self.vorticity_factors = factors * self.band.grid.k2
 
     def parts(self) -> list[PartReport]:
         symbols = ("c" if name == "coefficient" else name for name in self.baseline.constants)
@@ -72,11 +77,23 @@ class FunctionalModel(ClosureModel):
     def tendency(self, w_hat: Tensor, constants: Sequence[Tensor | float]) -> Tensor:
         """Compute spectra (B, ...) of U in the model's band from those of w.
 
+        Of C layers it is the formula of each layer's relative vorticity.
+
         Args:
-            w_hat: (B, 2K + 1, K + 1).
+            w_hat: (B, 2K + 1, K + 1), or (B, C, ...) of C layers.
             constants: numbers, or tensors (B, 1, 1) with one value per row.
         """
-        return self.baseline.tendency(w_hat, self.band, self.width, *constants)
+        if self.equation is None:
+            return self.baseline.tendency(w_hat, self.band, self.width, *constants)
+        factors = to_device_cached(self.vorticity_factors, w_hat.real)
+        vorticity = (w_hat[:, None] * factors).sum(2)
+        layers = vorticity.shape[1]
+        constants = [
+            each.repeat_interleave(layers, 0) if isinstance(each, Tensor) else each
+            for each in constants
+        ]
+        rates = self.baseline.tendency(vorticity.flatten(0, 1), self.band, self.width, *constants)
+        return rates.unflatten(0, (-1, layers))
 
     @torch.no_grad()
     def sample_hat(self, request: Request) -> Tensor:
@@ -86,7 +103,7 @@ class FunctionalModel(ClosureModel):
 
     @torch.no_grad()
     def sample_batch(self, request: Request) -> Tensor:
-        """Return U (members, n, n), the same for members that share a state."""
+        """Return U (members, n, n), or (members, C, n, n): members of a state have the same."""
         size, count = request.state.shape[-1], len(request.members)
         u_hat = self.tendency(self.band.to_spectral(request.state), self.constants)
         field = self.band.to_physical(u_hat, size).to(request.state)

@@ -8,6 +8,7 @@ class Leith(Baseline):
     r"""U = div(nu grad w), :math:`\nu = (c\Delta)^3 |\nabla w|`."""
 
     name = "leith"
+    several_fields = True
     constants = {"coefficient": CHOICES}
     Options = Constant
 

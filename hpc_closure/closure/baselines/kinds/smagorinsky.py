@@ -20,6 +20,7 @@ class Smagorinsky(Baseline):
     r"""U = div(nu grad w), :math:`\nu = (c\Delta)^2 |S|`, |S| the rate of strain."""
 
     name = "smagorinsky"
+    several_fields = True
     constants = {"coefficient": CHOICES}
     Options = Constant
 
