@@ -10,6 +10,7 @@ MAY_BE_READ = (
     "schedule",
     "function_evaluations",
     "generator",
+    "start",
     "layers",
     "base_noise",
     "mean_layers",
