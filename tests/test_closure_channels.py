@@ -160,6 +160,17 @@ def test_a_local_generator_is_translation_invariant_and_one_per_layer():
     assert places == list(range(model.num_features, model.num_features + 4))
 
 
+@pytest.mark.parametrize("network", ["fno", "cnn"])
+def test_a_generator_stays_finite_far_from_its_training(network):
+    model = fitted(200, preset="default", generator=network, validate_parts="off")
+    torch.manual_seed(1)
+    for weight in model.residual.parameters():
+        torch.nn.init.normal_(weight, std=1.0)
+    state = 1e4 * B.to_physical(Law().states(range(8)), SIZE)
+    drawn = model.sample_batch(Request(state, range(8), seed=1))
+    assert bool(drawn.isfinite().all())
+
+
 def test_a_file_gives_the_same_draws(gaussian, tmp_path):
     path = tmp_path / "model.safetensors"
     target = {"kind": "subgrid", "interval": 1, "dt": 0.1, "every": 0.1}

@@ -48,6 +48,9 @@ __all__ = [
 ]
 
 
+FARTHEST = 50.0  # bound of a noisy residual and of its velocity, in standard deviations
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
     """Settings of a sampler: ``method`` and number of ``evaluations``; None = the model's."""
@@ -211,8 +214,9 @@ class FlowNetwork(Generator):
         side = 2 * frame.kept.modes + 1
         both = x_hat[:, None] * frame.law.modes("inputs", x_hat)
         largest = side * frame.kept.largest(both[:, 0]).flatten(1).float()
-        inputs = frame.field(both).flatten(1, -3).float()
+        inputs = frame.field(both).flatten(1, -3).float().clamp(-FARTHEST, FARTHEST)
         out, low = self.network(inputs, largest, angle.float(), encoded)
+        out = out.clamp(-FARTHEST, FARTHEST)
         low = low.unflatten(1, (*self.channel_shape, LARGEST))
         # scaled to fields of unit variance, like the inputs, so that weights need not grow
         return frame.kept.to_spectral(out) * side + frame.kept.place_largest(low)
