@@ -160,6 +160,29 @@ def test_a_local_generator_is_translation_invariant_and_one_per_layer():
     assert places == list(range(model.num_features, model.num_features + 4))
 
 
+def test_resampled_draws_are_residuals_of_the_training_moved():
+    model = fitted(300, preset="resampled", amplitude="none", mean=["regression"])
+    archive = torch.view_as_complex(model.statistics.law_archive.double())
+    assert 256 <= len(archive) <= 512
+    state = torch.zeros(1, 2, *B.shape, dtype=torch.complex128)
+    drawn = model.sample_hat(Request(state, range(2000), seed=5))
+    powers = drawn.abs().square()
+    known = archive.abs().square()
+    nearest = (powers[:200, None] - known[None]).flatten(2).abs().amax(-1).min(1).values
+    assert float(nearest.max()) < 1e-6 * float(known.max())
+    assert len(powers[:200, 0, 0, 1].unique()) > 100
+    # moved: phases are uniform, and those of the two layers move together
+    phases = drawn[:, 0, 1, 1] / drawn[:, 0, 1, 1].abs()
+    assert float(phases.mean().abs()) < 0.1
+    across = (drawn[:, 0] * drawn[:, 1].conj()).mean(0)
+    expected = (archive[:, 0] * archive[:, 1].conj()).mean(0)
+    assert torch.allclose(across, expected, atol=0.05 * float(expected.abs().max()))
+    again = model.sample_hat(Request(state, range(2000), seed=5))
+    assert torch.equal(again, drawn)
+    other = model.sample_hat(Request(state, range(2000), seed=5, call=1))
+    assert not torch.allclose(other[0], drawn[0])
+
+
 @pytest.mark.parametrize("network", ["fno", "cnn"])
 def test_a_generator_stays_finite_far_from_its_training(network):
     model = fitted(200, preset="default", generator=network, validate_parts="off")

@@ -42,6 +42,7 @@ __all__ = [
     "Gaussian",
     "Generator",
     "Modes",
+    "Resampled",
     "CRPSGenerator",
     "Residual",
     "Score",
@@ -129,6 +130,17 @@ class Modes(Gaussian):
 
     The base noise has this law already (:mod:`~hpc_closure.closure.gaussian.mode_covariance`).
     """
+
+
+class Resampled(Gaussian):
+    """Residuals of the training, drawn at random and moved in space.
+
+    A draw has the law of a single snapshot, whatever its shape, but none that depends on the state
+    beyond its amplitude D. The base noise has this law already.
+    """
+
+    #: largest number of residuals in a model file
+    MOST = 512
 
 
 class Generator(Residual):
