@@ -83,7 +83,7 @@ def _check_closure_of_fields(experiment) -> None:
         (
             f"model.conditions.sensors={conditions.sensors}",
             sensors and whole is None,
-            "none, and " "model.sensors=kriging",
+            "none, and model.sensors=kriging",
         ),
         ("model.conditions.previous_closures", conditions.previous_closures, "0"),
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
