@@ -236,7 +236,8 @@ class Closure:
         Args:
             state: vorticity, numpy or torch: (n, n), or (M, n, n) with one row per member, or
                 (B, n, n) with one row per list of members. A state of C fields is (C, n, n), here
-                and below.
+                and below. If ``config["conditions"]`` has a true ``forecast``, it is the state
+                after the reduced solver's interval, to which U is added.
             sensors: point values of the true closure, or None.
             history: earlier states (H, n, n) or (M, H, n, n), newest first, if the model was
                 trained with them.
