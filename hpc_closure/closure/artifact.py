@@ -121,10 +121,12 @@ class Closure:
     Attributes:
         model: the closure model.
         header: header of its file.
+        channels: number of fields of a state.
     """
 
     def __init__(self, model: ClosureModel, header: Header):
         self.model, self.header = model, header
+        self.channels = fields_of(model.config)
         self.model.replayed = _replays()
         self._warned = False
 
@@ -151,11 +153,6 @@ class Closure:
     def device(self) -> torch.device:
         """Device on which the model computes."""
         return self.model.device
-
-    @property
-    def channels(self) -> int:
-        """Number of fields of a state."""
-        return fields_of(self.config)
 
     @property
     def guarded(self) -> int:
