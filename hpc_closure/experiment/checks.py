@@ -10,7 +10,6 @@ MAY_BE_READ = (
     "schedule",
     "function_evaluations",
     "generator",
-    "start",
     "layers",
     "base_noise",
     "mean_layers",

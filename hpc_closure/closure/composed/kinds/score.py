@@ -10,7 +10,6 @@ class Score(ResidualKind):
     several_fields = True
     reads = (
         "generator",
-        "start",
         "width",
         "modes",
         "layers",
