@@ -148,6 +148,8 @@ def test_shells_without_power_do_not_count():
     truth = smooth[0] + noise[1]
     found = coupled.score_channels(truth, {"model": (smooth + noise)[:1]}, [1, 2], LABELS)
     assert find(found[""].rows, score=SCORE).value < 1e-6
+    coherences = found[""].coherences[PAIR]["model"].abs()
+    assert bool((coherences[1:5] > 0).all()) and not bool(coherences[5:].any())
 
 
 def test_one_field_has_no_pairs():
@@ -173,6 +175,11 @@ def test_the_figure_has_a_column_per_pair(tmp_path):
     assert above.lines[0].get_ydata() == pytest.approx([0.5, 0.05])
     phase = below.lines[0].get_ydata()
     assert phase[0] == pytest.approx(math.degrees(1)) and math.isnan(phase[1])
+    low, high = below.get_ylim()
+    assert low < phase[0] - 100 and high > phase[0] + 100
+    away = {name: -line for name, line in lines["a-b"].items()}  # by half a turn
+    line, *_ = figures.coherences({"a-b": away}, shown=()).axes[1].lines
+    assert line.get_ydata()[0] == pytest.approx(math.degrees(1) - 180)
     picture = illustrate_coherence(Scored(coherences=lines), Album(tmp_path, ("png",)))
     assert picture.png == tmp_path / "coherence.png" and picture.png.exists()
 

@@ -360,7 +360,8 @@ def rates(
 def coherences(lines: Mapping[str, Mapping[str, Tensor]], *, shown: Sequence[str]) -> Figure:
     """Draw coherence above and phase below per wavenumber shell, one column per pair of fields.
 
-    The phase is drawn where the coherence exceeds ``COHERENT``; elsewhere it is noise.
+    The phase is drawn where the coherence exceeds ``COHERENT``; elsewhere it is noise. Its axis is
+    centred on the mean phase of the truth, so that few lines jump by 360 degrees.
 
     Args:
         lines: pair -> {method or ``truth``: complex coherence (shells,)}.
@@ -369,9 +370,11 @@ def coherences(lines: Mapping[str, Mapping[str, Tensor]], *, shown: Sequence[str
     with _style():
         size = (max(3.4 * len(lines), 4.6) + 1.4, 4.6)
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(2, len(lines), squeeze=False, sharex=True, sharey="row")
+        axes = figure.subplots(2, len(lines), squeeze=False, sharex=True)
         for (above, below), (pair, curves) in zip(axes.T, lines.items(), strict=True):
             names = [name for name in ("truth", *shown) if name in curves]
+            mean = np.angle(np.asarray(curves[names[0]]).sum(), deg=True)
+            middle = 90 * round(float(mean) / 90)
             for name in names:
                 values = np.asarray(curves[name])[1:]
                 shells, size_of = np.arange(1, len(values) + 1), np.abs(values)
@@ -380,10 +383,12 @@ def coherences(lines: Mapping[str, Mapping[str, Tensor]], *, shown: Sequence[str
                 style = method_style(name, names)
                 style["linewidth"] = 4 if name == "truth" else 1.4
                 above.plot(shells[:last], size_of[:last], **style)
-                phase = np.where(size_of > COHERENT, np.angle(values, deg=True), np.nan)
+                turned = np.angle(values * np.exp(-1j * np.radians(middle)), deg=True) + middle
+                phase = np.where(size_of > COHERENT, turned, np.nan)
                 below.plot(shells[:last], phase[:last], **style)
             above.set(title=pair.replace("-", " and "), ylim=(0, 1.02))
-            below.set(ylim=(-185, 185), yticks=(-180, -90, 0, 90, 180))
+            below.set(ylim=(middle - 185, middle + 185))
+            below.set_yticks([middle + turn for turn in (-180, -90, 0, 90, 180)])
             below.set_xlabel("wavenumber shell |k| L / 2π")
             below.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0, 0].set_ylabel("coherence")

@@ -29,6 +29,7 @@ from hpc_closure.evaluate.scores.joint.channels import TABLE
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.spectral.modes.grid import shell_sum
 
+FLOOR = 1e-6  # share of a field's variance below which a shell holds round-off
 JUDGED = 1e-3  # least share of the reference's variance of both fields in a shell that counts
 HALVES = ("oracle half 1", "oracle half 2")
 SCORES = (
@@ -119,11 +120,20 @@ class Pairs:
         """Method with which the others are compared."""
         return "oracle" if HALVES[1] in self._sums else "truth"
 
+    def _carried(self, share: float) -> Tensor:
+        """Return which shells (C, shells) have more than a share of the reference's variance."""
+        power = torch.diagonal(self._sums[self.reference].mean(0), dim1=0, dim2=1).real.T
+        return power > share * power.sum(1, keepdim=True)
+
     def coherences(self) -> dict[str, dict[str, Tensor]]:
-        """Return {pair: {method or ``truth``: complex coherence (shells,)}} without lost runs."""
+        """Return {pair: {method or ``truth``: complex coherence (shells,)}} without lost runs.
+
+        It is 0 in shells in which the reference has only round-off.
+        """
+        live = self._carried(FLOOR)
         means = {name: part.mean(0) for name, part in self._sums.items() if name not in HALVES}
         values = {
-            name: complex_coherence(part)
+            name: complex_coherence(part) * (live[:, None] & live)
             for name, part in means.items()
             if bool(torch.view_as_real(part).isfinite().all())
         }
@@ -142,9 +152,8 @@ class Pairs:
         """
         firsts, seconds = map(list, zip(*self.pairs.values(), strict=True))
         law = self._sums[self.reference]
-        power = torch.diagonal(law.mean(0), dim1=0, dim2=1).real  # (shells, C)
-        carried = power > JUDGED * power.sum(0)
-        judged = (carried[:, firsts] & carried[:, seconds]).T.double()
+        carried = self._carried(JUDGED)
+        judged = (carried[firsts] & carried[seconds]).double()
 
         def distance(means: Means) -> Tensor:
             """Return the root mean square distance (..., pairs)."""
