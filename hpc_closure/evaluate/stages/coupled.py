@@ -136,9 +136,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         truth = reader("model", inputs.replicas, slice(1))
         references["oracle"] = reader("model", inputs.replicas, slice(1, None))
     if inputs.channels:
-        log.get().info(
-            "a state of several fields: long-time statistics and evaluate.event are not scored"
-        )
+        log.get().info("a state of several fields: long-time statistics are not scored")
     by_channel = score_channels(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
@@ -159,7 +157,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
             part.records = rest
     scored = by_channel[""]
     event = experiment.evaluate.event
-    if event and not inputs.channels:
+    if event:
         index = ensemble.index(event.lead_time)
         available = [
             name
@@ -172,8 +170,13 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
             )
             for name in available
         }
-        stage = {"stage": "coupled", "grid": experiment.known_grid, **labels.shared}
-        scored.records += event_records(fields, event, stage)
+        if inputs.channels and "oracle" in references:
+            fields["oracle"] = references["oracle"](leads.index(round(event.lead_time, 9)))
+        channel = event.channel or ""
+        fields = {name: split(part, inputs.channels)[channel] for name, part in fields.items()}
+        of_channel = labels.of_channel(channel).shared
+        stage = {"stage": "coupled", "grid": experiment.known_grid, **of_channel}
+        by_channel[channel].records += event_records(fields, event, stage)
     for method, columns in _rescaled(inputs, ensemble, others, leads):
         sizes = {"members": len(ensemble.members), "samples": len(ensemble.cases)}
         place = {"stage": "coupled", "grid": experiment.train_grid}
