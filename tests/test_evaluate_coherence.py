@@ -180,6 +180,11 @@ def test_the_figure_has_a_column_per_pair(tmp_path):
     away = {name: -line for name, line in lines["a-b"].items()}  # by half a turn
     line, *_ = figures.coherences({"a-b": away}, shown=()).axes[1].lines
     assert line.get_ydata()[0] == pytest.approx(math.degrees(1) - 180)
+    turning = torch.polar(torch.tensor([0.0, 0.5, 0.5, 0.5]), torch.tensor([0.0, 3.0, -3.0, -2.5]))
+    lines["a-b"] = {"truth": torch.full((4,), 0.5 + 0j), "model": turning}
+    line = figures.coherences(lines, shown=("model",)).axes[3].lines[1]
+    expected = [math.degrees(3), math.nan, math.degrees(-3), math.degrees(-2.5)]
+    assert line.get_ydata() == pytest.approx(expected, nan_ok=True)
     picture = illustrate_coherence(Scored(coherences=lines), Album(tmp_path, ("png",)))
     assert picture.png == tmp_path / "coherence.png" and picture.png.exists()
 

@@ -361,7 +361,7 @@ def coherences(lines: Mapping[str, Mapping[str, Tensor]], *, shown: Sequence[str
     """Draw coherence above and phase below per wavenumber shell, one column per pair of fields.
 
     The phase is drawn where the coherence exceeds ``COHERENT``; elsewhere it is noise. Its axis is
-    centred on the mean phase of the truth, so that few lines jump by 360 degrees.
+    centred on the mean phase of the truth, and lines that leave it at one end are interrupted.
 
     Args:
         lines: pair -> {method or ``truth``: complex coherence (shells,)}.
@@ -373,7 +373,8 @@ def coherences(lines: Mapping[str, Mapping[str, Tensor]], *, shown: Sequence[str
         axes = figure.subplots(2, len(lines), squeeze=False, sharex=True)
         for (above, below), (pair, curves) in zip(axes.T, lines.items(), strict=True):
             names = [name for name in ("truth", *shown) if name in curves]
-            mean = np.angle(np.asarray(curves[names[0]]).sum(), deg=True)
+            first = np.asarray(curves[names[0]])
+            mean = np.angle(first[np.abs(first) > COHERENT].sum(), deg=True)
             middle = 90 * round(float(mean) / 90)
             for name in names:
                 values = np.asarray(curves[name])[1:]
@@ -385,7 +386,11 @@ def coherences(lines: Mapping[str, Mapping[str, Tensor]], *, shown: Sequence[str
                 above.plot(shells[:last], size_of[:last], **style)
                 turned = np.angle(values * np.exp(-1j * np.radians(middle)), deg=True) + middle
                 phase = np.where(size_of > COHERENT, turned, np.nan)
-                below.plot(shells[:last], phase[:last], **style)
+                jumps = 1 + np.flatnonzero(np.abs(np.diff(phase[:last])) > 180)
+                places, phase = (
+                    np.insert(part[:last].astype(float), jumps, np.nan) for part in (shells, phase)
+                )
+                below.plot(places, phase, **style)
             above.set(title=pair.replace("-", " and "), ylim=(0, 1.02))
             below.set(ylim=(middle - 185, middle + 185))
             below.set_yticks([middle + turn for turn in (-180, -90, 0, 90, 180)])
