@@ -376,6 +376,7 @@ def coherences(lines: Mapping[str, Mapping[str, Tensor]], *, shown: Sequence[str
             first = np.asarray(curves[names[0]])
             mean = np.angle(first[np.abs(first) > COHERENT].sum(), deg=True)
             middle = 90 * round(float(mean) / 90)
+            middle = 180 if middle == -180 else middle  # the same, in the usual words
             for name in names:
                 values = np.asarray(curves[name])[1:]
                 shells, size_of = np.arange(1, len(values) + 1), np.abs(values)
