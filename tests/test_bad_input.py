@@ -85,6 +85,10 @@ CONFIG = [
     ("rollout.t_end=0.2", r"rollout.t_end=0.2 must be after rollout.t_start=0.2"),
     ("rollout.interval=7", r"rollout.every=0.1 is not a multiple of 0.035"),
     ("evaluate.lead_times=[5]", r"evaluate.lead_times: 5 is beyond the horizon 0.2 of rollout"),
+    (
+        "evaluate.event={threshold: 1, lead_time: 0.1, channel: rain}",
+        r"evaluate.event.channel=rain is for a state of several fields, but vorticity2d has one",
+    ),
     ("evaluate.lead_times=[0.13]", r"evaluate.lead_times=0.13 is not a multiple of 0.1"),
     ("model.modes=100", r"model.modes=100 needs a grid of at least 200, train.grid is 16"),
     (

@@ -309,9 +309,34 @@ def test_what_is_not_scored_is_in_the_log(layers, capsys):
     log = capsys.readouterr().err
     for words in (
         "several fields: the closure's budget is not scored",
-        "several fields: long-time statistics and evaluate.event are not scored",
+        "several fields: long-time statistics are not scored",
     ):
         assert words in log, words
+
+
+def test_an_event_is_that_of_the_field_it_names(layers):
+    settings = "channel: q_lower, observable: peak, threshold: {}, lead_time: 0.4"
+    runs = CoupledEnsemble(sorted(Run.of(layers).rollout.glob("*.h5")))
+    replicas = Inputs(layers, session_of(layers)).replicas
+    largest = {
+        "model": runs.read("model", runs.index(0.4)),
+        "oracle": replicas.read("model", replicas.index(0.4))[1:],  # the first is the truth
+    }
+    largest = {name: abs(part[:, :, 1]).max((-2, -1)).flatten() for name, part in largest.items()}
+    middle = float(sorted(largest["oracle"])[2]) * (1 + 1e-6)
+    event = settings.format(repr(middle))
+    again = reading.load(
+        Run.of(layers).config, [f"evaluate.event={{{event}}}", "evaluate.formats=[]"]
+    )
+    assert evaluate.run(again, Options()) == 0
+    rows = select(read(Run.of(layers).scores_csv), score="probability")
+    assert set(rows["channel"]) == {"q_lower"} and set(rows["lead_time"]) == {0.4}
+    assert set(rows["method"]) == {"model", "oracle", "none", "truth"}
+    for method, values in largest.items():
+        row = find(rows, method=method)
+        assert row.value == pytest.approx((values > middle).mean()) and row.members == len(values)
+    page = Run.of(layers).report.read_text()
+    assert "Event of evaluate.event (subgrid, no sensors, 16² grid, q_lower, lead time 0.4" in page
 
 
 # ---- tables and figures -------------------------------------------------------------------------

@@ -129,6 +129,20 @@ def test_growth_keeps_the_hashes_of_the_units(key):
     assert all(plain.stage_hash(s) == other.stage_hash(s) for s in STAGES[:3])
 
 
+def test_an_event_names_a_field_if_there_are_several():
+    """Without a name the hash is that of files that do not know the key."""
+    event = reading.load("uncertainty_study").stage_settings("evaluate")["evaluate"]["event"]
+    assert set(event) == {"observable", "threshold", "lead_time", "tolerance"}
+    rain, other = (
+        reading.load("clouds", [f"evaluate.event.channel={c}"]) for c in ("rain", "moisture")
+    )
+    assert rain.stage_hash("evaluate") != other.stage_hash("evaluate")
+    known = "expected a field of clouds: vorticity, moisture, rain"
+    for value, shown in (("snow", "snow"), ("null", "none")):
+        with pytest.raises(ValueError, match=f"evaluate.event.channel={shown}, {known}"):
+            reading.load("clouds", [f"evaluate.event.channel={value}"])
+
+
 def test_unknown_key_names_the_nearest_valid_one():
     with pytest.raises(ValueError) as caught:
         reading.load("quickstart", ["train.lrr=1"])

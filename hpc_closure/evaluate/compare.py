@@ -245,7 +245,9 @@ def join(scored: Scored, seeds: Mapping[str, Sequence[str]]) -> None:
             _joined(name, records) for records in by_key.values() if len(records) == len(each)
         ]
         parts = [scored.spectra, scored.spread_spectra]
-        for part in [*parts, *scored.fluxes.values(), *scored.transfer.values()]:
+        for by_name in (scored.fluxes, scored.transfer, scored.coherences):
+            parts += by_name.values()
+        for part in parts:
             if set(each) <= set(part):
                 part[name] = torch.stack([part[method] for method in each]).mean(0)
 
@@ -284,6 +286,7 @@ def shown(scored: Scored) -> Scored:
         spread_spectra=without(scored.spread_spectra),
         fluxes={name: without(part) for name, part in scored.fluxes.items()},
         transfer={name: without(part) for name, part in scored.transfer.items()},
+        coherences={name: without(part) for name, part in scored.coherences.items()},
         ranks=without(scored.ranks),
         examples=without(scored.examples),
     )

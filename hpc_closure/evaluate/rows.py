@@ -21,7 +21,7 @@ apply:
     seeds        number of trainings that are averaged; low and high are then the range of their
                  values, or for differences the range of their intervals; empty = one training
     channel      field of the state, e.g. ``q_upper``; empty for a state of one field, and for
-                 scores of all channels together
+                 scores of all channels together; FIRST-SECOND for scores of a pair of them
 
 ``docs/scores.md`` lists scores and methods. It is generated from their records,
 :class:`~hpc_closure.evaluate.scores.record.Score` and

@@ -32,6 +32,7 @@ def check(experiment) -> None:
     _check_model(experiment)
     _check_memory(experiment)
     _check_rollout(experiment)
+    _check_event(experiment)
     _check_reduced(experiment)
     _check_replicas(experiment)
     _check_after_release(experiment)
@@ -519,6 +520,25 @@ def _check_rollout(experiment) -> None:
                 f"evaluate.lead_times: {lead:g} is beyond the horizon {horizon:g} of rollout"
             )
         _check_steps("evaluate.lead_times", lead, rollout.every)
+
+
+def _check_event(experiment) -> None:
+    """Check that ``evaluate.event`` names a field of the state if there are several."""
+    event, physics = experiment.evaluate.event, experiment.physics
+    if event is None:
+        return
+    key, names = "evaluate.event.channel", [channel.name for channel in physics.channels]
+    if len(names) == 1:
+        if event.channel is not None:
+            raise ValueError(
+                f"{key}={event.channel} is for a state of several fields, but {physics.equation} "
+                "has one: remove it"
+            )
+    elif event.channel not in names:
+        raise ValueError(
+            f"{key}={'none' if event.channel is None else event.channel}, expected a field of "
+            f"{physics.equation}: {', '.join(names)}"
+        )
 
 
 def _check_reduced(experiment) -> None:

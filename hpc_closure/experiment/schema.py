@@ -722,6 +722,9 @@ class Event(Section):
     tolerance: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.02, description="half width of the interval for which the ensemble size is computed"
     )
+    channel: str | None = Field(
+        None, description="field of a state of several, e.g. rain; none for a state of one field"
+    )
 
 
 class Evaluate(Section):
@@ -1043,6 +1046,9 @@ class Experiment(Section):
                 for key, value in plain["evaluate"].items()
                 if key != "formats" and not (key in new and value == new[key])
             }
+            event = evaluate["event"]
+            if event and event["channel"] is None:
+                evaluate["event"] = {k: v for k, v in event.items() if k != "channel"}
             return {**settings, "rollout": plain["rollout"], "evaluate": evaluate}
         raise ValueError(f"unknown stage {stage!r}")
 

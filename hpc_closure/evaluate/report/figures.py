@@ -44,6 +44,7 @@ FURTHER = ("#D55E00", "#A6761D", "#4D4D4D", "#117A8B", "#882255")
 MARKERS = "<>h*pHd"
 # shade of lead times at which scores no longer discriminate; the edge shows it in the legend
 LATE = {"facecolor": "#f5f1e4", "edgecolor": "#b5a97f", "linewidth": 0.6}
+COHERENT = 0.1  # coherence below which no phase is drawn
 MARKED = 12  # number of markers on a line of many times
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -353,6 +354,53 @@ def rates(
             axis.set_xlabel("wavenumber shell |k| L / 2π")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend()
+    return figure
+
+
+def coherences(lines: Mapping[str, Mapping[str, Tensor]], *, shown: Sequence[str]) -> Figure:
+    """Draw coherence above and phase below per wavenumber shell, one column per pair of fields.
+
+    The phase is drawn where the coherence exceeds ``COHERENT``; elsewhere it is noise. Its axis is
+    centred on the mean phase of the truth, and lines that leave it at one end are interrupted.
+
+    Args:
+        lines: pair -> {method or ``truth``: complex coherence (shells,)}.
+        shown: methods to draw beside the truth; those without a line are skipped.
+    """
+    with _style():
+        size = (max(3.4 * len(lines), 4.6) + 1.4, 4.6)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(2, len(lines), squeeze=False, sharex=True)
+        for (above, below), (pair, curves) in zip(axes.T, lines.items(), strict=True):
+            names = [name for name in ("truth", *shown) if name in curves]
+            first = np.asarray(curves[names[0]])
+            mean = np.angle(first[np.abs(first) > COHERENT].sum(), deg=True)
+            middle = 90 * round(float(mean) / 90)
+            middle = 180 if middle == -180 else middle  # the same, in the usual words
+            for name in names:
+                values = np.asarray(curves[name])[1:]
+                shells, size_of = np.arange(1, len(values) + 1), np.abs(values)
+                live = np.flatnonzero(size_of)  # no mode has power beyond the last
+                last = live[-1] + 1 if len(live) else 0
+                style = method_style(name, names)
+                style["linewidth"] = 4 if name == "truth" else 1.4
+                above.plot(shells[:last], size_of[:last], **style)
+                turned = np.angle(values * np.exp(-1j * np.radians(middle)), deg=True) + middle
+                phase = np.where(size_of > COHERENT, turned, np.nan)
+                jumps = 1 + np.flatnonzero(np.abs(np.diff(phase[:last])) > 180)
+                places, phase = (
+                    np.insert(part[:last].astype(float), jumps, np.nan) for part in (shells, phase)
+                )
+                below.plot(places, phase, **style)
+            above.set(title=pair.replace("-", " and "), ylim=(0, 1.02))
+            below.set(ylim=(middle - 185, middle + 185))
+            below.set_yticks([middle + turn for turn in (-180, -90, 0, 90, 180)])
+            below.set_xlabel("wavenumber shell |k| L / 2π")
+            below.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0, 0].set_ylabel("coherence")
+        axes[1, 0].set_ylabel("phase [degrees]")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center")
     return figure
 
 

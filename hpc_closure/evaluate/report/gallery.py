@@ -21,6 +21,7 @@ from hpc_closure.experiment.method_names import MODELS
 from hpc_closure.train import metrics
 
 SECTIONS = ("generated", "coupled", "training", "cost")
+SHOWN_PAIRS = (*MODELS, "mean_gp", "oracle", "none")  # methods in the figure of coherence
 SHOWN = (0.2, 0.45, 0.75)  # relative positions of the lead times in the figure of skill and cost
 
 
@@ -112,6 +113,8 @@ def draw(
         label, words = _of_channel(channel, label, words)
         yield from illustrate_generated(scored, album, label, words, field)
     for channel, scored in coupled.items():
+        if scored.coherences:
+            yield illustrate_coherence(scored, album)
         if not scored.spectra:
             continue
         words = f"{target}, started at t = {inputs.experiment.rollout.begin:g}"
@@ -244,6 +247,17 @@ def illustrate_coupled(
         drawn = figures.rates(scored.fluxes, title="flux of {}", shown=(*MODELS, "oracle", "none"))
         caption = f"Resolved flux through each shell in the second half of the run ({words})."
         yield album.add("coupled", drawn, f"flux_{label}", caption)
+
+
+def illustrate_coherence(scored: Scored, album: Album) -> Picture:
+    """Draw coherence and phase of each pair of fields of a coupled run."""
+    drawn = figures.coherences(scored.coherences, shown=SHOWN_PAIRS)
+    caption = (
+        "Coherence of pairs of fields per wavenumber shell in the second half of the run, and "
+        "phase of the first less the second, of modes with kx > 0; no phase where the coherence "
+        f"is below {figures.COHERENT:g}."
+    )
+    return album.add("coupled", drawn, "coherence", caption)
 
 
 def illustrate_training(history: Sequence[Mapping[str, Any]], album: Album) -> Iterator[Picture]:

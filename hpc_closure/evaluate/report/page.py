@@ -16,10 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pandas import DataFrame, isna
 
 from hpc_closure.evaluate.report.gallery import SECTIONS, Picture
-from hpc_closure.evaluate.report.summary import groups, heading, summarise
+from hpc_closure.evaluate.report.summary import GROUP, WHOLE, groups, heading, summarise
 from hpc_closure.evaluate.rows import Absent, find, format_value, pivot, select, sort_methods
 from hpc_closure.evaluate.scores.coupled import exceedance
 from hpc_closure.evaluate.scores.coupled.late import DAGGER, SENTENCE, late_leads
+from hpc_closure.evaluate.scores.joint import coherence
 from hpc_closure.evaluate.scores.paired import DIFFERENCES, WORSE, verdict
 from hpc_closure.evaluate.scores.record import PAIRED, Score
 from hpc_closure.evaluate.scores.registry import BUILT_IN, by_name
@@ -169,8 +170,19 @@ class Report:
                 "last": last,
                 "of": times[-1],
                 "late": SENTENCE if late else "",
-                "tables": list(self._tables(total[ends | is_event], {})),
+                "tables": [*self._tables(total[ends | is_event], {}), *self._pairs(columns)],
             }
+
+    def _pairs(self, columns: dict[str, Any]) -> "Iterator[Table]":
+        """Lay out the table of pairs of fields, beside the scores of all channels together."""
+        if columns["channel"] != WHOLE:
+            return
+        shared = {name: columns[name] for name in GROUP if name != "channel"}
+        (score,) = coherence.SCORES
+        rows = select(self.rows, stage="coupled", score=score.name, **shared)
+        if len(rows):
+            heads = {pair: (pair, score.meaning) for pair in rows["channel"].unique()}
+            yield Table.of(rows, "channel", heads, coherence.CAPTION)
 
     def _paired(self, rows: DataFrame, names: Sequence[str], how: str) -> "list[Table]":
         """Lay out the table of differences to the reference method; [] without rows."""

@@ -20,7 +20,7 @@ from hpc_closure.evaluate.scores.coupled import (
     trajectories,
 )
 from hpc_closure.evaluate.scores.generated import budget, gains, innovations
-from hpc_closure.evaluate.scores.joint import channels, patches
+from hpc_closure.evaluate.scores.joint import channels, coherence, patches
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.table import SHELL_STATISTICS, STATISTICS
 from hpc_closure.experiment.user_modules import load_attribute, load_module
@@ -30,6 +30,7 @@ MODULES = (
     table,
     pointwise,
     channels,
+    coherence,
     patches,
     cost,
     rank_histogram,

@@ -543,6 +543,7 @@ class Scored:
         fluxes: quantity -> {method or ``truth``: flux through each shell (shells,)}.
         transfer: quantity -> {method or ``truth``: rate at which the closure adds it to each
             shell (shells,)}.
+        coherences: pair of fields -> {method or ``truth``: complex coherence (shells,)}.
         ranks: ensemble method -> rank histogram (M + 1,).
         examples: ``truth`` -> (n, n); method -> (3, n, n): one member, ensemble mean, ensemble
             standard deviation (zero for a point forecast).
@@ -554,6 +555,7 @@ class Scored:
     spread_spectra: dict[str, Tensor] = field(default_factory=dict)
     fluxes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     transfer: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    coherences: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     ranks: dict[str, Tensor] = field(default_factory=dict)
     examples: dict[str, Tensor] = field(default_factory=dict)
 

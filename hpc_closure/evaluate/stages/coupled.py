@@ -34,6 +34,7 @@ from hpc_closure.evaluate.scores.coupled.trajectories import (
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.intervals import block_interval
 from hpc_closure.evaluate.scores.joint.channels import Channels, scales, split
+from hpc_closure.evaluate.scores.joint.coherence import Pairs
 from hpc_closure.evaluate.scores.joint.patches import left_out, threshold_of
 from hpc_closure.evaluate.scores.paired import differences, of_states
 from hpc_closure.evaluate.scores.pointwise import VALID, diverged, valid_time, wasserstein1
@@ -135,9 +136,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         truth = reader("model", inputs.replicas, slice(1))
         references["oracle"] = reader("model", inputs.replicas, slice(1, None))
     if inputs.channels:
-        log.get().info(
-            "a state of several fields: long-time statistics and evaluate.event are not scored"
-        )
+        log.get().info("a state of several fields: long-time statistics are not scored")
     by_channel = score_channels(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
@@ -158,7 +157,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
             part.records = rest
     scored = by_channel[""]
     event = experiment.evaluate.event
-    if event and not inputs.channels:
+    if event:
         index = ensemble.index(event.lead_time)
         available = [
             name
@@ -171,8 +170,13 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
             )
             for name in available
         }
-        stage = {"stage": "coupled", "grid": experiment.known_grid, **labels.shared}
-        scored.records += event_records(fields, event, stage)
+        if inputs.channels and "oracle" in references:
+            fields["oracle"] = references["oracle"](leads.index(round(event.lead_time, 9)))
+        channel = event.channel or ""
+        fields = {name: split(part, inputs.channels)[channel] for name, part in fields.items()}
+        of_channel = labels.of_channel(channel).shared
+        stage = {"stage": "coupled", "grid": experiment.known_grid, **of_channel}
+        by_channel[channel].records += event_records(fields, event, stage)
     for method, columns in _rescaled(inputs, ensemble, others, leads):
         sizes = {"members": len(ensemble.members), "samples": len(ensemble.cases)}
         place = {"stage": "coupled", "grid": experiment.train_grid}
@@ -290,11 +294,14 @@ def score_channels(
         for name, part in split(truth, channels).items()
     }
     together, scale = Scored(), scales(truth) if channels else torch.ones(1)
+    pairs = Pairs(channels, len(times)) if channels else None
     for index, lead_time in enumerate(times.tolist()):
         y = truth[:, index].double()
         whole = Channels(scale) if channels else None
         for field in fields.values():
             field.begin(index)
+        if pairs is not None:
+            pairs.add("truth", index, y[None])
         for method, source in ensembles.items():
             x = _at(source, index, y, channels)
             forecasts = [
@@ -302,6 +309,8 @@ def score_channels(
             ]
             if whole is not None:
                 whole.add(method, [forecast.distances for forecast in forecasts])
+            if pairs is not None:
+                pairs.add(method, index, x)
         for field in fields.values():
             field.end()
         if whole is not None:
@@ -314,6 +323,10 @@ def score_channels(
         place = {"stage": "coupled", "grid": truth.shape[-1], **labels.of(method)}
         for columns in cost.of_members(costs or {}, method):
             together.add(**place, **fields[channels[0]].sizes[method], **columns)
+    if pairs is not None:
+        together.coherences = pairs.coherences()
+        for method, columns in pairs.records(torch.arange(len(truth))):
+            together.add(stage="coupled", grid=truth.shape[-1], **labels.of(method), **columns)
     return {**{name: field.finish({}) for name, field in fields.items()}, "": together}
 
 
