@@ -123,9 +123,9 @@ def test_the_coupled_climatology_is_of_the_training_data(tested, monkeypatch):
     from hpc_closure.evaluate.stages import coupled
 
     seen = {}
-    monkeypatch.setattr(coupled, "score_coupled", lambda *words, **keys: seen.update(all=words))
+    monkeypatch.setattr(coupled, "score_channels", lambda *words, **keys: seen.update(all=words))
     inputs = inputs_of(tested)
-    with pytest.raises(AttributeError):  # what follows has nothing to go on with
+    with pytest.raises(TypeError):  # what follows has nothing to go on with
         coupled.score_run(inputs)
     states = seen["all"][1]["climatology"](0)
     training, members = data_of(tested, "small"), inputs.parts["train"]

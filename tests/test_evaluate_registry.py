@@ -18,6 +18,7 @@ from hpc_closure.evaluate.rows import find, frame, select
 from hpc_closure.evaluate.scores import paired, record, registry, table
 from hpc_closure.evaluate.scores.coupled import exceedance
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
+from hpc_closure.evaluate.scores.joint import patches
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.table import Statistics, form_scores
 from hpc_closure.experiment import reading
@@ -58,6 +59,17 @@ def test_scores_of_a_users_module_stand_in_rows_and_report(run, example):
     assert example.SCORES[0].meaning in page
     known = {**registry.BUILT_IN, **registry.by_name(example.SCORES)}
     assert set(rows.score) <= set(known)
+
+
+def test_extremes_have_rows_in_both_stages(run):
+    rows = pandas.read_csv(run.scores_csv)
+    for stage in ("generated", "coupled"):
+        here = rows[rows.stage == stage]
+        methods = set(here[here.score == "crps"].method)
+        for score in ("patch_max_crps", "field_max_crps", "exceedance_brier"):
+            assert set(here[here.score == score].method) == methods, (stage, score)
+    page = run.report.read_text()
+    assert "Extremes and patches" in page and "Patch maxima, by lead time" in page
 
 
 def test_the_named_modules_are_part_of_what_scores_are_made_from(run):
@@ -152,7 +164,7 @@ def test_every_score_is_described_once():
 
 
 def test_the_statistics_are_those_that_are_described():
-    statistics = Statistics()
+    statistics = Statistics(threshold=1.0)
     quarter = {
         name: (torch.ones(3, 4, 4), torch.ones(3, 4, 4))
         for name in ("low_variance", "high_variance")
@@ -183,11 +195,11 @@ def test_formulas_on_the_page_are_those_that_are_computed():
     means = {name: 1 + torch.rand(3, dtype=torch.float64) for name in table.STATISTICS}
     means |= {f"reference_{name}": 2 * value for name, value in means.items()}
     shown = 0
-    for score in table.SCORES:
+    for score in (*table.SCORES, *patches.SCORES):
         text = script.formula(score, table).strip("`")
         if score.formula is not None:
             shown += 1
-            value = eval(text, {"M": 5, **means})
+            value = eval(text, {"M": 5, "torch": torch, **means})
             assert torch.allclose(value, score.formula(means, 5), rtol=1e-12), score.name
             assert not re.search(r"pointwise|s\[", text)
     assert shown > 20

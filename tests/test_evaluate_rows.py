@@ -59,7 +59,7 @@ ABSENT = Absent("generated", "diffusion", "fourier", "there are no sensors to in
 def test_columns_are_the_contract():
     assert tuple(rows.COLUMNS) == tuple(
         "stage,closure,method,grid,lead_time,shell,score,value,low,high,sensors,evaluations,"
-        "interval,members,samples,split,seeds".split(",")
+        "interval,members,samples,split,seeds,channel".split(",")
     )
 
 
@@ -71,9 +71,9 @@ def test_files_round_trip_and_leave_nothing_behind(tmp_path):
     lines = csv_path.read_text().splitlines()
     assert lines[0] == ",".join(rows.COLUMNS)
     assert lines[2] == (
-        "generated,diffusion,model,64,,,relative_error,0.4781,0.43029,,none,,1,32,,test,"
+        "generated,diffusion,model,64,,,relative_error,0.4781,0.43029,,none,,1,32,,test,,"
     )
-    assert lines[4] == "coupled,diffusion,none,,5.0,,mse,inf,,,none,,1,,,test,"
+    assert lines[4] == "coupled,diffusion,none,,5.0,,mse,inf,,,none,,1,,,test,,"
     back = json.loads(json_path.read_text())
     assert rows.frame(back["rows"]).equals(scores) and back["rows"][3]["value"] == "inf"
     assert back["absent"] == [asdict(ABSENT)] and back["provenance"] == {"host": "here"}
@@ -93,6 +93,17 @@ def test_scores_of_the_previous_release_are_read_by_their_present_names(tmp_path
     assert now.drop(columns="score").equals(old.drop(columns="score"))
     rows.write(tmp_path, scores, [], {})
     assert rows.read(tmp_path / "scores.csv").equals(scores)
+
+
+def test_files_without_channels_are_read_and_one_field_has_an_empty_cell(tmp_path):
+    scores = rows.frame(example_records())
+    rows.write(tmp_path, scores, [], {})
+    path = tmp_path / "scores.csv"
+    lines = path.read_text().splitlines()
+    assert all(line.endswith(",") for line in lines[1:])
+    path.write_text("".join(line.rpartition(",")[0] + "\n" for line in lines))
+    assert "channel" not in path.read_text()
+    assert rows.read(path).equals(scores)
 
 
 def test_select_find_and_pivot():

@@ -36,6 +36,13 @@ def test_they_change_no_hash_and_have_their_own(tiny):
     assert opponents_of(reading.load(tiny, [ALL, "use.model=diffusion"])) == {}
 
 
+def test_only_an_opponent_of_the_same_mean_reuses_it(tiny):
+    found = opponents_of(reading.load(tiny, ["train.opponents=[point_mixture,gaussian_modes]"]))
+    assert list(found) == ["gaussian_modes", "point_mixture"]
+    points = found["point_mixture"]
+    assert points.use.mean is None and points.train.steps == found["gaussian_modes"].train.steps
+
+
 def test_presets_with_a_generator_that_acts_have_them():
     assert [reading.load(name).train.opponents for name in ("quickstart", "diffusion_64")] == [
         tuple(NAMES),
@@ -46,6 +53,13 @@ def test_presets_with_a_generator_that_acts_have_them():
 def test_on_a_line_there_are_none():
     with pytest.raises(ValueError, match="are for flows in two dimensions"):
         reading.load("burgers", [ALL])
+
+
+def test_of_several_fields_there_is_one():
+    found = opponents_of(reading.load("clouds", ["train.opponents=[point_mixture]"]))
+    assert list(found) == ["point_mixture"] and found["point_mixture"].model.width == 24
+    with pytest.raises(ValueError, match=r"train.opponents=\['mixture'\] is for equations of one"):
+        reading.load("clouds", ["train.opponents=[mixture,point_mixture]"])
 
 
 def test_they_stand_in_every_table(tmp_path):

@@ -37,7 +37,7 @@ LIMITS = {
     "closure": (15, 5, 33),
     "spectral": (14, 7, 36),
     "evaluate": (8, 8, 23),
-    "evaluate.scores": (14, 7, 37),
+    "evaluate.scores": (14, 7, 38),
     "batch": (5, 2, 4),
     "rollout": (4, 4, 3),
     "train": (11, 5, 16),

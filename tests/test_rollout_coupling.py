@@ -606,8 +606,9 @@ class Defect:
 
     config = {"preset": "leith"}
 
-    def __init__(self, defects):
-        self.defects = list(defects)
+    def __init__(self, defects, forecast=False):
+        self.defects, self.states = list(defects), []
+        self.config = {**self.config, "conditions": {"forecast": forecast}}
 
     def interval_ratio(self, interval):
         return None
@@ -616,11 +617,14 @@ class Defect:
         return interval
 
     def sample_hat(self, request):
+        self.states.append(request.state.clone())
         return self.defects.pop(0)
 
 
-@pytest.mark.parametrize("stride", [1, 4])
-def test_the_true_subgrid_closure_gives_the_truth_at_the_reduced_solvers_own_step(stride):
+@pytest.mark.parametrize("stride, forecast", [(1, False), (4, False), (4, True)])
+def test_the_true_subgrid_closure_gives_the_truth_at_the_reduced_solvers_own_step(
+    stride, forecast
+):
     """Call after call: the coupled run applies the very map whose defect the closure is."""
     fine = PROBLEM.replace(noise={"kind": "none"}, viscosity=1e-4, grid=48, scheme="cn_ab2")
     reduced = reduced_problem(fine, 16, "subgrid", stride)
@@ -629,7 +633,8 @@ def test_the_true_subgrid_closure_gives_the_truth_at_the_reduced_solvers_own_ste
     target = Target("subgrid", 8, reduced)
     defects = [target.compute(truth).clone() for _ in range(3)]
     settings = Coupling(fine, "subgrid", 16, 3, Rollout(interval=8), stride=stride)
-    run = CoupledRun(settings, Defect(defects), [(0, 0)], [0])
+    closure = Defect(defects, forecast)
+    run = CoupledRun(settings, closure, [(0, 0)], [0])
     model = run.simulations["model"]
     run.start(model.transform.to_physical(beginning).numpy(), 48)
     assert model.problem.dt == pytest.approx(stride * fine.dt)
@@ -638,3 +643,8 @@ def test_the_true_subgrid_closure_gives_the_truth_at_the_reduced_solvers_own_ste
     assert run.step_index == 72 and model.step_index * stride == 72
     expected = resize(truth.state, model.grid.modes)
     assert torch.allclose(model.state, expected, rtol=0, atol=1e-13)
+    start = resize(beginning, model.grid.modes)
+    if forecast:  # the state to which the closure is added
+        solver = Simulation(reduced, [0], 3).load_state(0, start).advance(8 // stride)
+        start = solver.state
+    assert torch.allclose(closure.states[0], start, rtol=0, atol=1e-14)

@@ -219,7 +219,7 @@ def _differs(other: Experiment, experiment: Experiment) -> str:
     return ""
 
 
-KEY = ("lead_time", "shell", "score")
+KEY = ("lead_time", "shell", "score", "channel")
 
 
 def one_of(name: str, number: int) -> str:

@@ -9,12 +9,12 @@ from torch import Tensor
 import hpc_closure
 from hpc_closure.closure.part_report import is_closed_form
 from hpc_closure.closure.targets import reduced_problem
+from hpc_closure.data.forecasts import Forecaster
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.scores import registry
-from hpc_closure.evaluate.scores.coupled.climate import Flow
 from hpc_closure.evaluate.scores.generated.budget import Origin
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.method_names import GRANTED, MODEL
@@ -32,7 +32,7 @@ class Snapshots:
     """Held-out snapshots, evenly spread over trajectories and times.
 
     Attributes:
-        states, closures: (S, n, n).
+        states, closures: (S, n, n), of C channels (S, C, n, n), here and below.
         history: the H earlier states, (S, H, n, n), newest first, or None.
         previous: the P earlier closures, (S, P, n, n), newest first, or None.
         keys: (member, index of the stored time) of each snapshot.
@@ -135,6 +135,11 @@ class Inputs:
         return [name for name, closure in closures.items() if is_closed_form(closure.parts())]
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the fields of a state; empty if it has one."""
+        return tuple(self.data.channels)
+
+    @property
     def target(self) -> str:
         """Kind of the closure, e.g. ``diffusion``."""
         return self.experiment.generate.closure
@@ -189,14 +194,25 @@ class Inputs:
         return to_fields(spectra, known).to(fields.dtype)
 
     def origin(self, snapshots: Snapshots) -> Origin:
-        """Return trajectories and, for the budget, the states after a reduced-solver interval."""
-        problem, interval = self.experiment.problem, self.experiment.generate.interval
-        reduced, span = self.reduced(snapshots.states.shape[-1]), interval * problem.dt
-        states = Flow(reduced).after(snapshots.states, reduced.steps_in(span))
-        return Origin(snapshots.trajectories, states, span)
+        """Return trajectories and, for the budget, the states after a reduced-solver interval.
+
+        The budget is that of one field; with several channels there are no states.
+        """
+        if self.channels:
+            return Origin(snapshots.trajectories)
+        span = self.experiment.generate.closure_interval
+        return Origin(snapshots.trajectories, self.forecast(snapshots.states), span)
+
+    def forecaster(self, grid: int) -> Forecaster:
+        """Return the reduced solver on a grid, which advances states by a closure interval."""
+        return Forecaster(self.reduced(grid), self.experiment.generate.closure_interval)
+
+    def forecast(self, states: Tensor) -> Tensor:
+        """Return states (B, n, n) or (B, C, n, n) after a closure interval, without a closure."""
+        return torch.from_numpy(self.forecaster(states.shape[-1]).after(states.numpy()))
 
     def closures_of_replicas(self, key: tuple[int, int], grid: int) -> Tensor:
-        """Read the replicas' closures (M, n, n) at a snapshot.
+        """Read the replicas' closures (M, n, n), or (M, C, n, n), at a snapshot.
 
         The first serves as the truth, the others are the members of ``oracle``.
         """
@@ -204,7 +220,7 @@ class Inputs:
         case, index = key
         when = self.replicas.index(self.data.times[index] - self.replicas.start)
         stride = self.data.grid // grid
-        fields = self.replicas.read_case("closure", case, when)[:, ::stride, ::stride]
+        fields = self.replicas.read_case("closure", case, when)[..., ::stride, ::stride]
         return torch.from_numpy(np.ascontiguousarray(fields))
 
     def climatology(self, grid: int) -> Tensor:

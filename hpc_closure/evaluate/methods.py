@@ -2,7 +2,7 @@
 
 A method for generated closures is a function ``sample(indices, members)`` of snapshots of
 :class:`~hpc_closure.evaluate.context.Snapshots`. It returns (members, s, n, n), or (1, s, n, n)
-for a point forecast.
+for a point forecast; of C channels (members, s, C, n, n).
 """
 
 from collections.abc import Callable, Mapping
@@ -74,7 +74,9 @@ class Methods:
             length = experiment.physics.length
             self.readings = observe(snapshots.closures, layout, experiment.seed, rows, 0, length)
         problem = experiment.problem.replace(grid=self.grid)
-        self.law = ExactLaw.of(problem, inputs.target, experiment.generate.interval)
+        self.law = None  # exact laws are those of one field
+        if not inputs.channels:
+            self.law = ExactLaw.of(problem, inputs.target, experiment.generate.interval)
         refusals = {name: self._refusal(one) for name, one in inputs.compared.items()}
         self.refusals = {name: reason for name, reason in refusals.items() if reason}
         self._last: tuple[Tensor, Tensor] | None = None  # cache: indices and variance of a block
@@ -198,15 +200,19 @@ class Methods:
         ids = [
             [keyed_noise.pair(member, i) for member in range(members)] for i in indices.tolist()
         ]
+        states = self.snapshots.states[indices]
+        if closure.config["conditions"].get("forecast"):
+            states = self.inputs.forecast(states).to(states)
         history, previous = self._past(closure, indices)
         if previous is not None and self.inputs.experiment.rollout.last_closures == "moved":
             # as in the coupled run each member has its own last closures, hence a separate row
             indices = indices.repeat_interleave(members)
+            states = states.repeat_interleave(members, 0)
             ids = [[one] for row in ids for one in row]
             previous = self._moved(previous.repeat_interleave(members, 0), ids)
             history = None if history is None else history.repeat_interleave(members, 0)
         drawn = closure.sample(
-            self.snapshots.states[indices],
+            states,
             sensors=self.sensors(indices),
             history=history,
             previous=previous,
@@ -214,7 +220,7 @@ class Methods:
             seed=self.seed,
             **options,
         )
-        return drawn.reshape(-1, members, *drawn.shape[-2:])
+        return drawn.reshape(-1, members, *self.snapshots.closures.shape[1:])
 
     def _past(self, closure: Closure, indices: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return history (s, H, n, n) and last closures (s, P, n, n), None if not read."""
@@ -238,7 +244,8 @@ class Methods:
         physics = self.inputs.experiment.physics
         modes = band(retained_modes(self.grid), physics.length, physics.dimensions)
         factors = keyed_noise.moves(modes.grid, self.seed, "evaluate", [key for (key,) in ids])
-        moved = modes.to_spectral(closures.double()) * factors[:, None]
+        factors = factors.view(-1, *[1] * (closures.ndim - 3), *factors.shape[1:])
+        moved = modes.to_spectral(closures.double()) * factors
         return modes.to_physical(moved, self.grid).to(closures)
 
     def none(self, indices: Tensor, members: int) -> Tensor:

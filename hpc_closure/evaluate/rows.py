@@ -20,6 +20,8 @@ apply:
     split        part of the data, e.g. ``test``
     seeds        number of trainings that are averaged; low and high are then the range of their
                  values, or for differences the range of their intervals; empty = one training
+    channel      field of the state, e.g. ``q_upper``; empty for a state of one field, and for
+                 scores of all channels together
 
 ``docs/scores.md`` lists scores and methods. It is generated from their records,
 :class:`~hpc_closure.evaluate.scores.record.Score` and
@@ -58,6 +60,7 @@ COLUMNS = {
     "samples": "Int64",
     "split": "str",
     "seeds": "Int64",
+    "channel": "str",
 }
 # scores that have another name in files of the previous release, by that name
 RENAMED = {
@@ -152,8 +155,13 @@ def write(
 
 
 def read(path: Path) -> DataFrame:
-    """Read the rows of a ``scores.csv``; scores with names of the previous release are renamed."""
+    """Read the rows of a ``scores.csv``; scores with names of the previous release are renamed.
+
+    Files of the previous release have no column ``channel``; it is empty.
+    """
     rows = read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values="")
+    if "channel" not in rows:
+        rows = rows.reindex(columns=list(COLUMNS)).astype(COLUMNS)
     return rows.assign(score=rows["score"].replace(RENAMED))
 
 

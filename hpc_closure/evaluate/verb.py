@@ -61,15 +61,15 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         notes = [*notes, f"Of the data {inputs.data.loss}."]
     by_layout, ensembles = generated.score_run(inputs), coupled.score_run(inputs)
     laws = innovations.score_run(inputs)
-    scored = [*by_layout.values(), laws, *([ensembles] if ensembles else [])]
+    scored = [*by_layout.values(), laws, *ensembles.values()]
     for part in scored:
         compare.join(part, experiment.evaluate.seeds)
     table = rows.frame(record for part in scored for record in part.records)
     notes = [*notes, *coupled.losses(table)]
     absent = list(dict.fromkeys(note for part in scored for note in part.absent))
     by_layout = {key: compare.shown(part) for key, part in by_layout.items()}
-    ensembles = ensembles and compare.shown(ensembles)
-    shown = [*by_layout.values(), compare.shown(laws), *([ensembles] if ensembles else [])]
+    ensembles = {channel: compare.shown(part) for channel, part in ensembles.items()}
+    shown = [*by_layout.values(), compare.shown(laws), *ensembles.values()]
     shown_table = rows.frame(record for part in shown for record in part.records)
     drawn = []
     for picture in gallery.draw(

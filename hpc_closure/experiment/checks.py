@@ -67,6 +67,11 @@ def _check_closure_of_fields(experiment) -> None:
     whole = kind_of(model.preset)
     refused = [kind.name for kind in kinds_of(config) if not kind.several_fields]
     parts = {"numbers", *refused} & {*config.get("mean", ()), config.get("residual"), *refused}
+    rivals = [
+        name
+        for name in train.opponents
+        if not all(kind.several_fields for kind in kinds_of(resolve({"preset": name})))
+    ]
     sensors = conditions.sensors != "none" or config.get("sensors") == "learned"
     for key, used, expected in (
         (
@@ -84,7 +89,7 @@ def _check_closure_of_fields(experiment) -> None:
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
         ("train.rollout_training", train.rollout_training, "null"),
         ("train.stability_test", train.stability_test, "null"),
-        ("train.opponents", train.opponents, "[]"),
+        (f"train.opponents={rivals}", rivals, "[point_mixture] or []"),
         ("rollout.sensors", rollout.sensors, "null"),
     ):
         if used:
@@ -296,6 +301,8 @@ def _check_model(experiment) -> None:
         return kind_of_model.check(experiment)
     if conditions.previous_closures:
         check_previous(experiment, conditions.previous_closures)
+    if conditions.forecast:
+        _check_forecast(experiment)
     residual = config["residual"]
     read = {key for kind in kinds_of(config) for key in kind.reads}
     for key, used in (
@@ -322,6 +329,29 @@ def _check_model(experiment) -> None:
                     f"{stage}.sampler: model.residual={residual} needs one evaluation and no "
                     f"method: remove {stage}.sampler"
                 )
+
+
+def _check_forecast(experiment) -> None:
+    """Check that a closure can read the state after the reduced solver's interval."""
+    train, conditions = experiment.train, experiment.model.conditions
+    for setting, used in (
+        (
+            f"generate.closure={experiment.generate.closure}",
+            experiment.generate.closure != "subgrid",
+        ),
+        (
+            f"model.conditions.previous_states={conditions.previous_states}",
+            conditions.previous_states,
+        ),
+        ("train.rollout_training", train.rollout_training),
+        ("train.stability_test", train.stability_test),
+        (f"train.grid={train.grid}", train.grid not in (None, experiment.data_grid)),
+    ):
+        if used:
+            raise ValueError(
+                f"model.conditions.forecast=true is for a closure that is added after the reduced "
+                f"solver's interval; it cannot be used with {setting}: remove one of them"
+            )
 
 
 def _check_memory(experiment) -> None:

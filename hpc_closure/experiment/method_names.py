@@ -61,6 +61,14 @@ METHODS = (
         opponent=True,
     ),
     Method(
+        "point_mixture",
+        "an opponent without a generator: a mixture of two normal laws at every point that "
+        "depends on the state, joined by a Gaussian copula",
+        words="a mixture at every point",
+        reserved=False,
+        opponent=True,
+    ),
+    Method(
         "mean_gp",
         "the trained closure's own mean and Gaussian law, without its generator",
         words="mean + Gaussian process",

@@ -53,8 +53,10 @@ DEFAULT: dict[str, Any] = {
 }
 
 # opponents of a generator, around the best mean and fitted by likelihood
-RIVALS = ("gaussian_modes", "gaussian_state", "mixture")
+RIVALS = ("gaussian_modes", "gaussian_state", "mixture", "point_mixture")
 RIVAL = {"mean": ["regression", "numbers", "fno"], "amplitude": "none"}
+# a mixture at every point, for events that happen or do not; the mean is local, too
+POINTS = {"mean": ["regression", "cnn"], "residual": "point_mixture", "function_evaluations": 1}
 # centred: the components have zero mean; None = true if the mean is learned
 MIXED = {"residual": "mixture", "function_evaluations": 1, "centred": None}
 
@@ -76,6 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gaussian_modes": _rival("gaussian_modes", residual="modes"),
     "gaussian_state": _rival("gaussian_state", **MIXED, components=1),
     "mixture": _rival("mixture", **MIXED, components=2),
+    "point_mixture": _rival("point_mixture", **POINTS),
     "convolutional": {**DEFAULT, "preset": "convolutional", **LOCAL},
 }
 CHOICES = {

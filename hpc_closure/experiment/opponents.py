@@ -7,9 +7,10 @@ from the same starts and compared in every table. Its run folder is RUN/opponent
 from pathlib import Path
 
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.models import PRESETS
 from hpc_closure.experiment.schema import Conditions, Experiment, Use
 
-FIRST = "gaussian_modes"  # if this is an opponent, the others reuse its mean
+FIRST = "gaussian_modes"  # if this is an opponent, others of the same mean reuse it
 AFTER_MEAN = 0.6  # share of the steps of an opponent that reuses a mean
 # keys that an opponent copies from the model
 SIZES = ("width", "modes", "mean_layers", "noise_memory", "regression_terms")
@@ -36,7 +37,8 @@ def _experiment(experiment: Experiment, name: str) -> Experiment:
     conditions = {**plain["model"]["conditions"], "sensors": "none"}
     sizes = {key: plain["model"][key] for key in SIZES if plain["model"][key] is not None}
     plain["model"] = {"preset": name, "conditions": Conditions(**conditions), **sizes}
-    mean = FIRST if name != FIRST and FIRST in experiment.train.opponents else None
+    shared = name != FIRST and PRESETS[name]["mean"] == PRESETS[FIRST]["mean"]
+    mean = FIRST if shared and FIRST in experiment.train.opponents else None
     steps = experiment.train.steps
     plain |= {"base": None, "name": name, "root": str(run.opponents)}
     plain["use"] = Use(data=str(data), mean=mean)

@@ -162,7 +162,12 @@ class Generate(Numerics):
     @property
     def spacing(self) -> float:
         """Time between stored snapshots; with bursts the time between snapshots of a burst."""
-        return self.interval * self.dt if self.record.burst > 1 else self.record.every
+        return self.closure_interval if self.record.burst > 1 else self.record.every
+
+    @property
+    def closure_interval(self) -> float:
+        """Time of a closure interval."""
+        return self.interval * self.dt
 
     @property
     def consecutive(self) -> bool:
@@ -207,6 +212,11 @@ class Conditions(Section):
         False,
         description="use an estimate of the closure as an input: the removed term, for subgrid "
         "a Leith model; the method of such a model is named model+physics",
+    )
+    forecast: bool = Field(
+        False,
+        description="read the state after the reduced solver's interval, to which a subgrid "
+        "closure is added, in place of the state before it",
     )
 
 
@@ -267,7 +277,8 @@ class ModelKeys(Section):
         "the mean; gaussian_modes: a learned mean and a Gaussian law with a covariance per "
         "wavevector; "
         "gaussian_state: the same law with a spread that depends on the state; mixture: two such "
-        "laws with weights that depend on the state; published: the network of Dong, Chen, Wu "
+        "laws with weights that depend on the state; point_mixture: a mixture of two normal laws "
+        "at every point, joined by a Gaussian copula; published: the network of Dong, Chen, Wu "
         "2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
@@ -289,9 +300,9 @@ class ModelKeys(Section):
     residual: ResidualName | None = Field(
         None,
         description="law of the residual q; score: a diffusion model; crps: a generator in one "
-        "pass; mixture: Gaussian laws that depend on the state; modes: a Gaussian law with a "
-        "covariance per wavevector; gaussian: with one variance per |k|; none: q = 0, the mean "
-        "alone",
+        "pass; mixture: Gaussian laws that depend on the state; point_mixture: two normal laws at "
+        "every point; modes: a Gaussian law with a covariance per wavevector; gaussian: with one "
+        "variance per |k|; none: q = 0, the mean alone",
     )
     sensors: Literal["kriging", "learned"] | None = Field(
         None,
@@ -992,9 +1003,10 @@ class Experiment(Section):
         if train["seed"] in (None, plain["seed"]):
             del train["seed"]
         model = {key: value for key, value in plain["model"].items() if value is not None}
-        if not model["conditions"]["previous_closures"]:
-            model["conditions"] = {**model["conditions"]}
-            del model["conditions"]["previous_closures"]
+        later = {"previous_closures", "forecast"}  # keys that hashes of older runs lack
+        model["conditions"] = {
+            key: value for key, value in model["conditions"].items() if value or key not in later
+        }
         if self.use.mean:
             model["mean_of"] = self.use.mean
         settings.update(model=model, train=train)

@@ -38,7 +38,7 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import Sensors, observe
 from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.closure.model import Request
-from hpc_closure.closure.targets import Target, advance_with, reduced_problem
+from hpc_closure.closure.targets import Target, advance_with, corrected_by, reduced_problem
 from hpc_closure.data.layout import COUNTED
 from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung
@@ -220,6 +220,8 @@ class CoupledRun:
         self.interval, self.layout, self.seed = rollout.interval, rollout.sensors, coupling.seed
         averaging_steps = closure.averaging_steps(self.interval)
         self.memory = coupling.memory
+        #: whether the closure reads the state after the reduced solver's interval
+        self.forecast = bool(closure.config.get("conditions", {}).get("forecast"))
         reduced = reduced_problem(problem, coupling.grid, kind, coupling.stride)
         full = problem.replace(grid=coupling.grid)
         self.sides = problem.dimensions
@@ -350,15 +352,14 @@ class CoupledRun:
         """
         number = round(self.coupling.pasts.get("model", 0.0) / known.every)
         first, *frames = [*known.past[len(known.past) - number :], known.now]
-        span, begun = self.coupling.span, self.simulations["model"].step_index
+        begun = self.simulations["model"].step_index
         self._first -= number * self.interval
         for name in self.drawn:
             rungs.impose(self.simulations[name], first[self.rows_of[name].case])
         for resolved in frames:
             for name in self.drawn:
                 simulation, rows = self.simulations[name], self.rows_of[name].case
-                tendency = self._tendency_hat(name, None)
-                advance_with(simulation, self.coupling.kind, span, tendency)
+                self._advance_closed(name, None)
                 rungs.impose(simulation, resolved[rows])
             self.calls += 1
         for name in self.drawn:
@@ -380,7 +381,7 @@ class CoupledRun:
                 log.get().warning(f"{name}: {message}; the others go on")
 
     def _interval(self) -> None:
-        clock, kind = [time.perf_counter()], self.coupling.kind
+        begun = time.perf_counter()
         sensors = self._advance_truth()
         span = self.coupling.span
         for name in ("oracle", "none"):
@@ -389,24 +390,36 @@ class CoupledRun:
                 run = self.simulations[name]
                 run.advance(run.problem.steps_in(span), tendency_hat=tendency)
         if "mean_gp" in self.simulations:
-            drawn = self._tendency_hat("mean_gp", sensors)
-            advance_with(self.simulations["mean_gp"], kind, span, drawn)
+            self._advance_closed("mean_gp", sensors)
         for name in self.rungs:
             begin, run = time.perf_counter(), self.simulations[name]
             run.advance(run.problem.steps_in(span))
             spent = time.perf_counter() - begin
             self.seconds[name] += spent * self.rows_of[name].stand_for
-        clock.append(time.perf_counter())
-        tendency = self._tendency_hat("model", sensors)
-        clock.append(time.perf_counter())
-        advance_with(self.simulations["model"], kind, span, tendency)
-        clock.append(time.perf_counter())
-        for part, (begin, end) in zip(
-            ("references", "closure", "solver"), zip(clock[:-1], clock[1:])
-        ):
-            stand_for = 1.0 if part == "references" else self.rows_of["model"].stand_for
-            self.seconds[part] += (end - begin) * stand_for
+        references = time.perf_counter()
+        closure = self._advance_closed("model", sensors)
+        stand_for = self.rows_of["model"].stand_for
+        self.seconds["references"] += references - begun
+        self.seconds["closure"] += closure * stand_for
+        self.seconds["solver"] += (time.perf_counter() - references - closure) * stand_for
         self.calls += 1
+
+    def _advance_closed(self, name: str, sensors: Sensors | None) -> float:
+        """Advance ``model`` or ``mean_gp`` by an interval; returns the seconds of its closure."""
+        simulation, spent = self.simulations[name], 0.0
+
+        def draw() -> torch.Tensor:
+            nonlocal spent
+            begun = time.perf_counter()
+            tendency = self._tendency_hat(name, sensors)
+            spent = time.perf_counter() - begun
+            return tendency
+
+        if self.forecast:
+            corrected_by(simulation, self.coupling.span, draw)
+        else:
+            advance_with(simulation, self.coupling.kind, self.coupling.span, draw())
+        return spent
 
     def _exact_hat(self, sensors: Sensors | None) -> torch.Tensor | None:
         """Draw the oracle's closures from the exact law given the sensors; None without sensors.

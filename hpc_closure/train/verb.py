@@ -126,6 +126,9 @@ def tune(experiment: Experiment, session: Session) -> None:
 def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, TrainingSet]":
     """Open the training samples and the validation samples."""
     from hpc_closure.closure.composed.part_selection import LEAST
+    from hpc_closure.closure.targets import reduced_problem
+    from hpc_closure.data.forecasts import Forecaster, Forecasts
+    from hpc_closure.data.reader import DataSet
     from hpc_closure.data.samples import Past, TrainingSet
     from hpc_closure.data.symmetry import Symmetry
 
@@ -143,9 +146,14 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
                 f"train.split={list(section.split)} leaves no {name} trajectory among "
                 f"{len(store.members)}: raise generate.members or the share"
             )
+    source: DataSet | Forecasts = store
+    if conditions.forecast:
+        stride = Choices(experiment).stride
+        reduced = reduced_problem(experiment.problem, grid, "subgrid", stride)
+        source = Forecasts(store, Forecaster(reduced, experiment.generate.closure_interval))
     train, valid = (
         TrainingSet(
-            store,
+            source,
             parts[name],
             indices,
             grid=grid,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from hpc_closure.closure.composed.copula import noise_of
 from hpc_closure.closure.composed.generators import Generator
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.part_selection import (
@@ -18,6 +19,7 @@ from hpc_closure.closure.composed.part_selection import (
     ShareGate,
     ShellGate,
 )
+from hpc_closure.closure.composed.point_mixture import PointMixture
 from hpc_closure.closure.composed.reading import CHECK_SEED, residuals, snapshots, training_draws
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.losses import crps, energy_score
@@ -166,7 +168,7 @@ def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tens
     """Compute std ratios (shells,) of D q to D times the generator's draws.
 
     Both are taken about the generator's mean, if it has one. The memory of the rest of the
-    residual is set as well.
+    residual, or of the normal scores of a mixture at every point, is set as well.
 
     Args:
         model: a model with a generator.
@@ -182,7 +184,10 @@ def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tens
         key = keyed_noise.Key(CHECK_SEED, "check", ids, 1)
         z = model.base_noise(frame.law, key, keyed_noise.STREAM_BASE)
         made = model.generate(encoding, z)
-        rest = model.apart(q_hat - made.mean)
+        if isinstance(model.residual, PointMixture):
+            rest = noise_of(model, encoding, q_hat)
+        else:
+            rest = model.apart(q_hat - made.mean)
         memory.add(rest, None if model.is_white else batch.tags)
         about = made.mean if made.sharp else 0.0
         for power, q in ((true_power, q_hat - about), (draws, made.q - about)):

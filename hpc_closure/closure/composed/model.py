@@ -37,6 +37,7 @@ from hpc_closure.closure.composed.mean import NetworkAmplitude, NetworkMean
 from hpc_closure.closure.composed.mixture import Mixture
 from hpc_closure.closure.composed.numbers import candidates
 from hpc_closure.closure.composed.part_selection import LEAST
+from hpc_closure.closure.composed.point_mixture import PointMixture
 from hpc_closure.closure.composed.regression import TermRegression
 from hpc_closure.closure.composed.statistics import Adjustment, Statistics
 from hpc_closure.closure.fields import keyed_noise
@@ -193,6 +194,9 @@ class CompositeClosure(ClosureModel):
             law = StationaryGaussian(inner, s.law_spectrum, s.law_tail)
             plain = StationaryGaussian(inner, s.plain_spectrum, s.law_tail)
             self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
+        copula = None
+        if s.copula_spectrum is not None:
+            copula = StationaryGaussian(inner, s.copula_spectrum)
         state_std = None if s.state_spectrum is None else inner.spread(s.state_spectrum.sqrt())
         self.frame = ResidualCoordinates(
             self.band,
@@ -206,6 +210,8 @@ class CompositeClosure(ClosureModel):
             s.law_offset,
             s.law_channels,
             s.plain_channels,
+            copula,
+            s.copula_channels,
         )
 
     def _library(self, coefficients: Tensor | None = None) -> TermRegression:
@@ -742,7 +748,7 @@ class CompositeClosure(ClosureModel):
         """Assemble the inputs of a generator: features, information of sensors, log D."""
         fields = information.fields
         features, log = encoding.features, encoding.log_amplitude
-        if isinstance(self.residual, Mixture):
+        if isinstance(self.residual, (Mixture, PointMixture)):
             return GeneratorConditions(features, encoding.summary, gains, information.readings)
         if log is None:
             log = features.new_zeros(1, *self.channel_shape, self.frame.size, self.frame.size)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_closure.closure.composed import centre
+from hpc_closure.closure.composed.copula import fit_copula
 from hpc_closure.closure.composed.generators import Generator, Modes
 from hpc_closure.closure.composed.judging import (
     check_memory,
@@ -41,6 +42,7 @@ from hpc_closure.closure.composed.learned_score import PosteriorScore
 from hpc_closure.closure.composed.mixture import Mixture, principal
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.numbers import NumberMean
+from hpc_closure.closure.composed.point_mixture import PointMixture
 from hpc_closure.closure.composed.reading import CHECK_SEED, residuals, snapshots, training_draws
 from hpc_closure.closure.composed.statistics import NO_CENTRE, Batch, Statistics, generator_grid
 from hpc_closure.closure.fields import keyed_noise
@@ -86,7 +88,8 @@ def compose(config: dict[str, Any], grid: int, length: float = 1.0) -> Composite
         model.phases = (mean, FitLaw())
         return model
     # if no network is trained before, all training members are unseen
-    members, likely = "hold" if trained else "train", isinstance(model.residual, Mixture)
+    members = "hold" if trained else "train"
+    likely = isinstance(model.residual, (Mixture, PointMixture))
     generator = FitGenerator(share=of_generator, members=members, best=likely)
     spread = FitSpread(share=SPREAD * of_generator)
     model.phases = (mean, generator, Check())
@@ -512,6 +515,8 @@ class Check(ClosedFormPhase):
         model.statistics = replace(
             model.statistics, score_gain=ones, score_spread=None, **NO_CENTRE
         )
+        if isinstance(model.residual, PointMixture):
+            model.adopt(replace(model.statistics, **fit_copula(model, reader)))
         gain, members, num = judge_generator(model, reader)
         model.statistics = replace(model.statistics, score_gain=gain, score_members=float(members))
         report = {"score_gain": rounded(gain), "members": members, "snapshots": num}

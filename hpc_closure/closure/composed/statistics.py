@@ -68,6 +68,9 @@ class Statistics:
         law_offset: (25,) initial position of two peaks of the largest modes (:mod:`mixture`).
         plain_spectrum: (groups,) variance per mode of the residual for D = 1.
         plain_channels: its factors across channels.
+        copula_spectrum: (groups,) variance per mode of the normal scores of q at points, in the
+            modes of q, if q is drawn from a mixture at every point (:mod:`point_mixture`).
+        copula_channels: factors of these scores across channels, as ``law_channels``.
         memory_times: (shells,) correlation times in snapshots; 0 = none.
         memory_spacing: trained intervals between snapshots.
         score_gain: (shells,) gain of the generator, judged on ``score_members`` members.
@@ -109,6 +112,8 @@ class Statistics:
     law_offset: Tensor | None = None
     plain_spectrum: Tensor = NOT_YET
     plain_channels: Tensor | None = None
+    copula_spectrum: Tensor | None = None
+    copula_channels: Tensor | None = None
     memory_times: Tensor = NOT_YET
     memory_spacing: float | None = None
     score_gain: Tensor | None = None

@@ -65,6 +65,8 @@ class ResidualCoordinates:
             (:mod:`~hpc_closure.closure.gaussian.channel_covariance`); None for one field.
         plain_channels: those of ``plain``.
         offset: (25,) initial offset of two peaks of the whitened largest modes; None if not used.
+        copula: law of the normal scores of q at points, up to their variance; None if not used.
+        copula_channels: its factors across channels.
     """
 
     band: Band
@@ -78,6 +80,8 @@ class ResidualCoordinates:
     offset: Tensor | None = None
     channels: Tensor | None = None
     plain_channels: Tensor | None = None
+    copula: StationaryGaussian | None = None
+    copula_channels: Tensor | None = None
 
     def whiten_state(self, w_hat: Tensor) -> Tensor:
         """Whiten spectra (B, ...) of states in the model's band; returns the residual band.

@@ -388,13 +388,14 @@ def _spread_ratios(axis, spread: Mapping[str, Tensor]) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def error_growth(rows: DataFrame) -> Figure:
+def error_growth(rows: DataFrame, quantity: str = "vorticity [1/s]") -> Figure:
     """Draw the error of the ensemble mean and the spread against lead time.
 
     Late lead times (:mod:`~hpc_closure.evaluate.scores.coupled.late`) are shaded.
 
     Args:
-        rows: rows of the coupled stage of one closure, grid and sensor layout.
+        rows: rows of the coupled stage of one closure, grid, sensor layout and channel.
+        quantity: name and unit of the state.
     """
     total = select(rows, stage="coupled", shell=None)
     names = sort_methods(total["method"])
@@ -417,7 +418,7 @@ def error_growth(rows: DataFrame) -> Figure:
         left.set(title="Relative error of the ensemble mean (band: 95 % interval)")
         left.set(ylabel="||mean − truth|| / ||truth||", xlabel="lead time [s]", yscale="log")
         right.set(title="Error of the mean (solid) and spread (dashed)")
-        right.set(xlabel="lead time [s]", ylabel="rms vorticity [1/s]", yscale="log")
+        right.set(xlabel="lead time [s]", ylabel=f"rms {quantity}", yscale="log")
         for axis in (left, right):
             _mark_late(axis, late_leads(total))
             axis.yaxis.set_major_locator(LogLocator(numticks=8))

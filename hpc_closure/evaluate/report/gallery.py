@@ -40,6 +40,26 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Field:
+    """What a figure shows: name and unit of a field, and the unit of its square."""
+
+    name: str
+    unit: str
+    squared: str
+
+    @classmethod
+    def of(cls, name: str, unit: str) -> "Field":
+        """Return a field with the unit of its square in plain letters."""
+        return cls(name, unit, f"({unit})$^2$")
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.unit}]"
+
+
+CLOSURE = Field("U", r"s$^{-2}$", r"s$^{-4}$")
+
+
+@dataclass(frozen=True)
 class Album:
     """Folder into which figures are written, and their formats beside PNG.
 
@@ -59,14 +79,21 @@ class Album:
 
 def draw(
     inputs: Inputs,
-    generated: Mapping[tuple[int, str], Scored],
-    coupled: Scored | None,
+    generated: Mapping[tuple[int, str, str], Scored],
+    coupled: Mapping[str, Scored],
     rows: DataFrame,
     device: str,
 ) -> Iterator[Picture]:
     """Draw all pictures of a run; none if ``evaluate.formats`` is empty.
 
-    ``device`` names the machine on which the costs were measured.
+    A state of several fields has the pictures of each channel, named by it.
+
+    Args:
+        inputs: experiment, closures and data.
+        generated: results by grid, sensors and channel.
+        coupled: results by channel; empty without coupled runs.
+        rows: score rows.
+        device: the machine on which the costs were measured.
     """
     target = inputs.target
     if not inputs.experiment.evaluate.formats:
@@ -75,20 +102,36 @@ def draw(
     album = Album(inputs.run.figures, inputs.experiment.evaluate.formats)
     if (shown := example_state.answer(inputs)) is not None:
         yield illustrate_closure(shown, album)
-    for (grid, sensors), scored in generated.items():
+    units = {channel.name: channel.unit for channel in inputs.experiment.physics.channels}
+    for (grid, sensors, channel), scored in generated.items():
+        if not scored.spectra:  # scores of all channels together have no figures
+            continue
         label = f"{target}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
         words = f"{target}, sensors: {sensors}, {grid}² grid"
-        yield from illustrate_generated(scored, album, label, words)
-    if coupled:
+        field = Field.of(f"U of {channel}", f"({units[channel]})/time") if channel else CLOSURE
+        label, words = _of_channel(channel, label, words)
+        yield from illustrate_generated(scored, album, label, words, field)
+    for channel, scored in coupled.items():
+        if not scored.spectra:
+            continue
         words = f"{target}, started at t = {inputs.experiment.rollout.begin:g}"
-        yield from illustrate_coupled(coupled, album, target, words)
+        label, words = _of_channel(channel, target, words)
+        state = Field.of(channel, units[channel]) if channel else None
+        yield from illustrate_coupled(scored, album, label, words, state)
     yield from illustrate_training(metrics.read(inputs.run.metrics), album)
     yield from illustrate_cost(rows, album, device)
+    if inputs.channels:  # CRPS of channels have different units
+        return
     late = late_leads(select(rows, stage="coupled"))
     leads = sorted(lead for lead in inputs.experiment.evaluate.lead_times if lead not in late)
     if leads:
         places = {int(share * len(leads)) for share in SHOWN}
         yield from illustrate_frontier(rows, album, [leads[place] for place in sorted(places)])
+
+
+def _of_channel(channel: str, label: str, words: str) -> tuple[str, str]:
+    """Add a channel to the suffix of file names and to the words of captions."""
+    return (f"{label}_{channel}", f"{channel}, {words}") if channel else (label, words)
 
 
 def illustrate_closure(shown: OneState, album: Album) -> Picture:
@@ -104,7 +147,7 @@ def illustrate_closure(shown: OneState, album: Album) -> Picture:
 
 
 def illustrate_generated(
-    scored: Scored, album: Album, label: str, words: str
+    scored: Scored, album: Album, label: str, words: str, field: Field = CLOSURE
 ) -> Iterator[Picture]:
     """Draw fields, spectra, budgets and rank histograms of the generated closure.
 
@@ -113,18 +156,25 @@ def illustrate_generated(
         album: folder for the files.
         label: suffix of the file names, e.g. ``diffusion_64_none``.
         words: description for the captions, e.g. ``diffusion, no sensors, 64² grid``.
+        field: name and unit of the closure.
     """
+    quantity, unit = field.name, field.unit
     shown = [name for name in (*MODELS, "oracle") if name in scored.examples]
     against = ", and of the exact law" if "oracle" in shown else ""
     if shown:
         line = _on_a_line(scored)
-        drawn = (figures.profiles if line else figures.fields)(scored.examples, shown)
+        if line:
+            drawn = figures.profiles(scored.examples, shown, quantity=quantity)
+        else:
+            drawn = figures.fields(scored.examples, shown, quantity=quantity, unit=unit)
         caption = (
             f"Closure at one held-out state ({words}): truth, one sample, ensemble mean and "
             f"standard deviation of the model{against}."
         )
         yield album.add("generated", drawn, f"fields_{label}", caption)
-    drawn = figures.spectra(scored.spectra, scored.spread_spectra)
+    drawn = figures.spectra(
+        scored.spectra, scored.spread_spectra, quantity=quantity, unit=field.squared
+    )
     right = (
         "spread per shell over that of the exact law"
         if "oracle" in scored.spread_spectra
@@ -150,7 +200,9 @@ def illustrate_generated(
         yield album.add("generated", drawn, f"ranks_{label}", caption)
 
 
-def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> Iterator[Picture]:
+def illustrate_coupled(
+    scored: Scored, album: Album, label: str, words: str, field: Field | None = None
+) -> Iterator[Picture]:
     """Draw error growth, fluxes, and fields and spectra at the last lead time of a coupled run.
 
     Args:
@@ -158,9 +210,12 @@ def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> 
         album: folder for the files.
         label: suffix of the file names.
         words: description for the captions.
+        field: name and unit of the state; None = vorticity, on a line a velocity.
     """
     line = _on_a_line(scored)
     name, unit = ("state", "(length/time)$^2$") if line else ("vorticity", r"s$^{-2}$")
+    if field is not None:
+        name, unit = field.name, field.squared
     late = late_leads(scored.rows)
     caption = f"Error of the ensemble mean, and spread, against lead time ({words})."
     if late:
@@ -168,19 +223,23 @@ def illustrate_coupled(scored: Scored, album: Album, label: str, words: str) -> 
     leads = scored.rows["lead_time"].dropna()
     is_late = bool(late) and bool(late[-1] == leads.max())
     last = "the last lead time" + ", which is late" * is_late
-    drawn = figures.error_growth(scored.rows)
+    drawn = figures.error_growth(scored.rows, "vorticity [1/s]" if field is None else str(field))
     yield album.add("coupled", drawn, f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]
     if shown:
         if line:
             drawn = figures.profiles(scored.examples, shown, quantity="u")
         else:
-            drawn = figures.fields(scored.examples, shown, quantity="vorticity", unit="1/s")
-        caption = f"{name.capitalize()} at {last} ({words})."
-        yield album.add("coupled", drawn, f"{name}_{label}", caption)
+            of_field = field or Field.of("vorticity", "1/s")
+            drawn = figures.fields(
+                scored.examples, shown, quantity=of_field.name, unit=of_field.unit
+            )
+        caption = f"{name if field else name.capitalize()} at {last} ({words})."
+        yield album.add("coupled", drawn, f"{'state' if field else name}_{label}", caption)
     drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=name, unit=unit)
     caption = f"Power of the {name} and spread per shell at {last} ({words})."
-    yield album.add("coupled", drawn, f"{name}_spectra_{label}", caption)
+    stem = "state" if field else name
+    yield album.add("coupled", drawn, f"{stem}_spectra_{label}", caption)
     if scored.fluxes:
         drawn = figures.rates(scored.fluxes, title="flux of {}", shown=(*MODELS, "oracle", "none"))
         caption = f"Resolved flux through each shell in the second half of the run ({words})."

@@ -27,7 +27,8 @@ DETECTABLE = 0.05  # a rank test passes only if it detects this relative error o
 WORDS = {method.name: method.words for method in METHODS if method.words}
 BESIDE = sorted(WORDS, key=lambda name: name != "oracle")
 OPPONENTS = [method.name for method in METHODS if method.opponent]
-GROUP = ["closure", "sensors", "grid", "interval", "split"]
+WHOLE = "all channels"
+GROUP = ["closure", "sensors", "grid", "interval", "split", "channel"]
 
 
 @dataclass(frozen=True)
@@ -110,31 +111,43 @@ def headline(parts: Sequence[PartReport], rows: DataFrame, data: str = "") -> li
     The gain needs an exact law or a true ensemble.
     """
     lines = [describe(parts), *([data] if data else [])]
+    shown = None  # the first grid
     for columns, group in groups(rows, "generated"):
-        if columns["sensors"] == "none" and (line := Answers(columns, group).added()):
-            lines.append(line)
-            break
+        if columns["sensors"] == "none" and shown in (None, columns["grid"]):
+            if line := Answers(columns, group).added():
+                lines.append(_of_channel(columns) + line)
+                shown = columns["grid"]
     for columns, group in groups(rows, "coupled"):
         if line := Answers(columns, group).guard():
-            lines.append(line)
+            lines.append(_of_channel(columns) + line)
     return lines
 
 
+def _of_channel(columns: dict) -> str:
+    """Return the opening words of a sentence on one of several channels, or ""."""
+    return f"{columns['channel']}: " if columns["channel"] else ""
+
+
 def groups(rows: DataFrame, stage: str) -> Iterator[tuple[dict, DataFrame]]:
-    """Group the rows of a stage into tables: equal closure, sensors, grid, interval, split.
+    """Group the rows of a stage into tables, which have equal values of GROUP.
 
     Yields:
-        The shared columns and the rows.
+        The shared columns and the rows. If there are channels, the rows of all channels together
+        have the channel WHOLE.
     """
-    for key, group in select(rows, stage=stage).groupby(GROUP, dropna=False, sort=False):
-        yield {name: None if isna(v) else v for name, v in zip(GROUP, key, strict=True)}, group
+    here = select(rows, stage=stage)
+    whole = WHOLE if here["channel"].notna().any() else None
+    for key, group in here.groupby(GROUP, dropna=False, sort=False):
+        columns = {name: None if isna(v) else v for name, v in zip(GROUP, key, strict=True)}
+        yield {**columns, "channel": columns["channel"] or whole}, group
 
 
 def heading(columns: dict) -> str:
-    """Describe a group in words: ``diffusion, no sensors, 64² grid``."""
+    """Describe a group in words: ``diffusion, no sensors, 64² grid``, and the channel if any."""
     sensors = columns["sensors"]
     layout = "no sensors" if sensors == "none" else f"sensors: {sensors}"
-    return f"{columns['closure']}, {layout}, {columns['grid']}² grid"
+    channel = f", {columns['channel']}" if columns.get("channel") else ""
+    return f"{columns['closure']}, {layout}, {columns['grid']}² grid{channel}"
 
 
 def summarise(

@@ -20,6 +20,7 @@ from hpc_closure.evaluate.scores.coupled import (
     trajectories,
 )
 from hpc_closure.evaluate.scores.generated import budget, gains, innovations
+from hpc_closure.evaluate.scores.joint import channels, patches
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.evaluate.scores.table import SHELL_STATISTICS, STATISTICS
 from hpc_closure.experiment.user_modules import load_attribute, load_module
@@ -28,6 +29,8 @@ from hpc_closure.experiment.user_modules import load_attribute, load_module
 MODULES = (
     table,
     pointwise,
+    channels,
+    patches,
     cost,
     rank_histogram,
     rescaled,

@@ -7,7 +7,7 @@ is computed from the same statistics (:mod:`~hpc_closure.evaluate.scores.interva
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from hpc_closure.evaluate.rows import Absent, frame
 from hpc_closure.evaluate.scores import pointwise
 from hpc_closure.evaluate.scores.forecast import Forecast, shell_statistics
 from hpc_closure.evaluate.scores.intervals import Means, block_interval, interval_columns
+from hpc_closure.evaluate.scores.joint import patches
 from hpc_closure.evaluate.scores.rank_histogram import detectable_error, rank_p
 from hpc_closure.evaluate.scores.record import ACCURACY, CALIBRATION, Score
 
@@ -49,6 +50,7 @@ STATISTICS = {
             ("share", "share of points"),
         )
     },
+    **patches.STATISTICS,
 }
 SHELL_STATISTICS = ("energy", "truth_energy", "variance", "mean_mse")
 
@@ -313,16 +315,22 @@ class Labels:
         single: method -> columns of its rows.
         against: reference method of the comparison sample by sample.
         further: the user's scores of ``evaluate.scores``.
+        channels: names of the fields of a state; empty for one field.
     """
 
     shared: Mapping[str, Any]
     single: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     against: str = "model"
     further: tuple[Score, ...] = ()
+    channels: tuple[str, ...] = ()
 
     def of(self, method: str) -> dict[str, Any]:
         """Return the columns of a method's rows."""
         return {**self.shared, **self.single.get(method, {}), "method": method}
+
+    def of_channel(self, name: str) -> "Labels":
+        """Return the labels of a channel's rows; the same for the name "" of a single field."""
+        return replace(self, shared={**self.shared, "channel": name}) if name else self
 
 
 @dataclass
@@ -331,12 +339,16 @@ class Statistics:
 
     Attributes:
         further: the user's scores of ``evaluate.scores``.
+        threshold: threshold of patch maxima
+            (:func:`~hpc_closure.evaluate.scores.joint.patches.threshold`); without it exceedance
+            is not scored.
         members: ensemble size; 1 is a point forecast.
         total: name -> list of (s,) tensors.
         shells: name -> list of (s, shells) tensors.
     """
 
     further: tuple[Score, ...] = ()
+    threshold: float | None = None
     members: int = 0
     total: dict[str, list[Tensor]] = field(default_factory=dict)
     shells: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -368,6 +380,7 @@ class Statistics:
             "energy_score": energy_of(*forecast.distances),
             "energy": ensemble.square().mean((0, 2, 3)),
             "truth_energy": truth.square().mean((1, 2)),
+            **patches.statistics(ensemble, truth, self.threshold),
         }
         if COVERAGE * (self.members + 1) <= self.members - 1:
             total["coverage"] = pointwise.coverage(ensemble, truth, COVERAGE)
@@ -432,7 +445,8 @@ def form_scores(
         Columns ``score, shell, value, low, high, members, samples`` of a score row.
     """
     columns = {"members": statistics.members, "samples": len(blocks)}
-    formed = [score for score in (*SCORES, *statistics.further) if score.statistics]
+    formed = [score for score in (*SCORES, *patches.SCORES, *statistics.further)]
+    formed = [score for score in formed if score.statistics]
     if statistics.members == 1:
         formed = [score for score in formed if not score.ensembles_only]
     for which in ("total", "shells"):

@@ -33,6 +33,8 @@ from hpc_closure.evaluate.scores.coupled.trajectories import (
 )
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.intervals import block_interval
+from hpc_closure.evaluate.scores.joint.channels import Channels, scales, split
+from hpc_closure.evaluate.scores.joint.patches import left_out, threshold_of
 from hpc_closure.evaluate.scores.paired import differences, of_states
 from hpc_closure.evaluate.scores.pointwise import VALID, diverged, valid_time, wasserstein1
 from hpc_closure.evaluate.scores.rank_histogram import rank_counts, ranks
@@ -49,12 +51,17 @@ _LOST = torch.tensor([torch.nan], dtype=torch.float64)
 Source = Tensor | Callable[[int], Tensor] | Any
 
 
-def score_run(inputs: Inputs) -> Scored | None:
-    """Score the coupled runs of an experiment; return None if there are none."""
+def score_run(inputs: Inputs) -> dict[str, Scored]:
+    """Score the coupled runs of an experiment; {} if there are none.
+
+    Returns:
+        {"": Scored} for a state of one field; {channel: Scored} for several, with "" for all
+        channels together.
+    """
     experiment, settings = inputs.experiment, inputs.experiment.rollout
     paths = [product.path for product in Ledger.of(experiment, "rollout").products()]
     if not paths:
-        return None
+        return {}
     ensemble = CoupledEnsemble(paths)
     _check_starts(inputs, ensemble)
     stored = [float(time - ensemble.start) for time in ensemble.times[1:]]
@@ -64,6 +71,8 @@ def score_run(inputs: Inputs) -> Scored | None:
         f"scoring the coupled ensemble: {len(ensemble.members)} members, "
         f"{len(ensemble.cases)} start(s), {len(leads)} lead times"
     )
+    if reason := left_out(experiment.known_grid):
+        log.get().info(reason)
 
     def reader(name, source=ensemble, members=slice(None)):
         places = [source.index(lead) for lead in leads]
@@ -84,7 +93,7 @@ def score_run(inputs: Inputs) -> Scored | None:
             for member in inputs.parts["train"]
         ]
         pool = inputs.cut(torch.from_numpy(np.stack(states)))
-        return pool[:, None].expand(-1, len(ensemble.cases), -1, -1)
+        return pool[:, None].expand(-1, len(ensemble.cases), *pool.shape[1:])
 
     labels = Labels(
         {
@@ -106,6 +115,7 @@ def score_run(inputs: Inputs) -> Scored | None:
         },
         inputs.against,
         inputs.scores,
+        inputs.channels,
     )
     candidates = {
         compared.name: compare.coupled(compared, experiment, ensemble)
@@ -124,7 +134,11 @@ def score_run(inputs: Inputs) -> Scored | None:
         inputs.replicas.select(ensemble.cases)  # the first replica serves as the truth
         truth = reader("model", inputs.replicas, slice(1))
         references["oracle"] = reader("model", inputs.replicas, slice(1, None))
-    scored = score_coupled(
+    if inputs.channels:
+        log.get().info(
+            "a state of several fields: long-time statistics and evaluate.event are not scored"
+        )
+    by_channel = score_channels(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
             inputs.model: reader("model"),
@@ -136,12 +150,15 @@ def score_run(inputs: Inputs) -> Scored | None:
         labels,
         costs=costs.measure(inputs),
         seed=experiment.evaluate.seed,
-        flow=Flow(inputs.reduced(experiment.known_grid)),
+        flow=None if inputs.channels else Flow(inputs.reduced(experiment.known_grid)),
     )
     if settings.after_release:  # growth is defined only for members with equal initial states
-        rest = [row for row in scored.records if not row["score"].startswith("growth_")]
-        scored.records = rest
-    if event := experiment.evaluate.event:
+        for part in by_channel.values():
+            rest = [row for row in part.records if not row["score"].startswith("growth_")]
+            part.records = rest
+    scored = by_channel[""]
+    event = experiment.evaluate.event
+    if event and not inputs.channels:
         index = ensemble.index(event.lead_time)
         available = [
             name
@@ -160,9 +177,11 @@ def score_run(inputs: Inputs) -> Scored | None:
         sizes = {"members": len(ensemble.members), "samples": len(ensemble.cases)}
         place = {"stage": "coupled", "grid": experiment.train_grid}
         scored.add(**place, **labels.of(method), **sizes, **columns)
-    scored.absent = absent_references(inputs, list(references))
-    scored.absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
-    return scored
+    absent = absent_references(inputs, list(references))
+    absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
+    for part in by_channel.values():
+        part.absent = list(absent)
+    return by_channel
 
 
 def _check_starts(inputs: Inputs, ensemble: CoupledEnsemble) -> None:
@@ -222,128 +241,225 @@ def score_coupled(
     ensembles: Mapping[str, Source],
     lead_times: Sequence[float],
     labels: Labels,
+    **options: Any,
+) -> Scored:
+    """Score coupled ensembles of one field; arguments as of :func:`score_channels`."""
+    return score_channels(truth, ensembles, lead_times, labels, **options)[""]
+
+
+def score_channels(
+    truth: Any,
+    ensembles: Mapping[str, Source],
+    lead_times: Sequence[float],
+    labels: Labels,
     *,
     costs: Mapping[str, float] | None = None,
     seed: int = 0,
     flow: Flow | None = None,
-) -> Scored:
-    """Score coupled ensembles at every lead time.
+) -> dict[str, Scored]:
+    """Score coupled ensembles at every lead time, each channel by itself and all together.
 
     Args:
-        truth: the DNS filtered to this grid, (L, n, n) or (cases, L, n, n).
+        truth: the DNS filtered to this grid, (L, n, n) or (cases, L, n, n); of C channels with
+            their axis before the sides.
         ensembles: method -> (M, L, n, n) or (M, cases, L, n, n), or a function of the index of the
-            lead time that returns (M, cases, n, n), so that only one time is in memory. M = 1 is
-            a point forecast.
+            lead time that returns (M, cases, n, n), so that only one time is in memory; with an
+            axis of channels as the truth has. M = 1 is a point forecast.
         lead_times: (L,) times since the start, increasing.
-        labels: columns of the rows: ``closure`` and others that apply.
+        labels: columns of the rows: ``closure`` and others that apply; names of the channels.
         costs: method -> microseconds per member and time unit; ``none`` is the bare solver.
         seed: seed for ties and pixels.
-        flow: computes long-time statistics; they are omitted without it or without the method
-            ``none``.
+        flow: computes long-time statistics; they are omitted without it, without the method
+            ``none``, and for several channels.
+
+    Returns:
+        {"": Scored} for one field; {channel: Scored} for several, with "" for all together.
 
     Raises:
         ValueError: shapes of truth, lead times and ensembles do not match.
     """
-    truth = torch.as_tensor(truth)
-    truth = truth[None] if truth.ndim == 3 else truth
-    cases, num_times, size = len(truth), truth.shape[1], truth.shape[-1]
+    truth, channels = torch.as_tensor(truth), labels.channels
+    alone = truth.ndim == 3 + bool(channels)
+    truth = truth[None] if alone else truth
     times = torch.as_tensor(lead_times, dtype=torch.float64)
-    if times.shape != (num_times,):
-        raise ValueError(f"{len(times)} lead times for a truth of {num_times} times")
-    generator = torch.Generator().manual_seed(seed)
-    blocks = torch.arange(cases)
-    stage = {"stage": "coupled", "grid": size}
-    errors: dict[str, list[Tensor]] = {}
-    variances: dict[str, list[Tensor]] = {}
-    pools: dict[str, list[Tensor]] = {}
-    sizes: dict[str, dict[str, int]] = {}
-    scored = Scored()
-    joint: dict[str, Trajectories] = {}
-    predictable: dict[float, float] = {}
-    climate = Climate(flow, truth) if flow is not None and "none" in ensembles else None
-
+    if times.shape != (truth.shape[1],):
+        raise ValueError(f"{len(times)} lead times for a truth of {truth.shape[1]} times")
+    used = flow if "none" in ensembles and not channels else None
+    fields = {
+        name: _Field(part, times, labels.of_channel(name), seed, used)
+        for name, part in split(truth, channels).items()
+    }
+    together, scale = Scored(), scales(truth) if channels else torch.ones(1)
     for index, lead_time in enumerate(times.tolist()):
         y = truth[:, index].double()
-        true = Truth(y)
-        pools.setdefault("truth", []).append(_some(y, generator))
-        if climate is not None:
-            climate.add("truth", index, y[None])
-        statistics: dict[str, Statistics] = {}
-        pixels = torch.randint(y[0].numel(), (1, cases, 1), generator=generator)
+        whole = Channels(scale) if channels else None
+        for field in fields.values():
+            field.begin(index)
         for method, source in ensembles.items():
-            x = _at(source, index, y)
-            columns_of_method = {**stage, **labels.of(method), "lead_time": lead_time}
-            sizes[method] = {"members": len(x), "samples": cases}
-            statistics[method] = Statistics(labels.further)
-            forecast = Forecast(x, true)
-            statistics[method].add(forecast)
-            joint.setdefault(method, Trajectories()).add(forecast)
-            if climate is not None and method != "climatology":
-                climate.add(method, index, x)
-            lost = diverged(x)
-            scored.add(**columns_of_method, score="diverged", value=lost, **sizes[method])
-            pools.setdefault(method, []).append(_some(x, generator) if lost == 0 else _LOST)
-            if len(x) > 1:
-                drawn = ranks(
-                    x.flatten(2).gather(2, pixels.expand(len(x), -1, -1)),
-                    y.flatten(1).gather(1, pixels[0]),
-                    generator,
-                )
-                # one pixel per case, so there are no rows with few cases
-                scored.add_ranks(rank_counts(drawn, len(x)), **columns_of_method, **sizes[method])
-            if index == num_times - 1:
-                scored.examples["truth"] = y[0].cpu()
-                scored.keep_example(method, x[:, 0])
+            x = _at(source, index, y, channels)
+            forecasts = [
+                fields[name].add(method, part) for name, part in split(x, channels).items()
+            ]
+            if whole is not None:
+                whole.add(method, [forecast.distances for forecast in forecasts])
+        for field in fields.values():
+            field.end()
+        if whole is not None:
+            place = {"stage": "coupled", "grid": truth.shape[-1], "lead_time": lead_time}
+            for method, columns in whole.records(torch.arange(len(truth))):
+                together.add(**place, **labels.of(method), **columns)
+    if not channels:
+        return {"": fields[""].finish(costs or {})}
+    for method in ensembles:
+        place = {"stage": "coupled", "grid": truth.shape[-1], **labels.of(method)}
+        for columns in cost.of_members(costs or {}, method):
+            together.add(**place, **fields[channels[0]].sizes[method], **columns)
+    return {**{name: field.finish({}) for name, field in fields.items()}, "": together}
+
+
+class _Field:
+    """Scores of one field of coupled ensembles, accumulated by lead time and method.
+
+    Args:
+        truth: true fields (cases, L, n, n).
+        times: lead times (L,).
+        labels: columns of the rows.
+        seed: seed for ties and pixels.
+        flow: computes long-time statistics; None omits them.
+
+    Attributes:
+        sizes: method -> columns ``members`` and ``samples``.
+    """
+
+    def __init__(self, truth: Tensor, times: Tensor, labels: Labels, seed: int, flow: Flow | None):
+        self.truth, self.times, self.labels = truth, times, labels
+        self.generator = torch.Generator().manual_seed(seed)
+        self.blocks = torch.arange(len(truth))
+        self.stage = {"stage": "coupled", "grid": truth.shape[-1]}
+        self.errors: dict[str, list[Tensor]] = {}
+        self.variances: dict[str, list[Tensor]] = {}
+        self.pools: dict[str, list[Tensor]] = {}
+        self.sizes: dict[str, dict[str, int]] = {}
+        self.scored = Scored()
+        self.joint: dict[str, Trajectories] = {}
+        self.predictable: dict[float, float] = {}
+        self.above = threshold_of(truth)
+        self.climate = None if flow is None else Climate(flow, truth)
+        # of the present lead time
+        self.index = -1
+        self.true: Truth
+        self.pixels: Tensor
+        self.statistics: dict[str, Statistics] = {}
+
+    @property
+    def last(self) -> bool:
+        """Whether the present lead time is the last."""
+        return self.index == len(self.times) - 1
+
+    def _columns(self, method: str) -> dict[str, Any]:
+        """Return the columns of a method's rows at the present lead time."""
+        lead_time = float(self.times[self.index])
+        return {**self.stage, **self.labels.of(method), "lead_time": lead_time}
+
+    def begin(self, index: int) -> None:
+        """Begin the lead time number ``index``."""
+        y = self.truth[:, index].double()
+        self.index, self.true, self.statistics = index, Truth(y), {}
+        self.pools.setdefault("truth", []).append(_some(y, self.generator))
+        if self.climate is not None:
+            self.climate.add("truth", index, y[None])
+        shape = (1, len(y), 1)
+        self.pixels = torch.randint(y[0].numel(), shape, generator=self.generator)
+
+    def add(self, method: str, x: Tensor) -> Forecast:
+        """Add a method's ensemble (M, cases, n, n)."""
+        y, scored = self.true.fields, self.scored
+        sizes = self.sizes[method] = {"members": len(x), "samples": len(y)}
+        forecast = Forecast(x, self.true)
+        self.statistics[method] = Statistics(self.labels.further, self.above)
+        self.statistics[method].add(forecast)
+        self.joint.setdefault(method, Trajectories()).add(forecast)
+        if self.climate is not None and method != "climatology":
+            self.climate.add(method, self.index, x)
+        lost = diverged(x)
+        scored.add(**self._columns(method), score="diverged", value=lost, **sizes)
+        pool = _some(x, self.generator) if lost == 0 else _LOST
+        self.pools.setdefault(method, []).append(pool)
+        if len(x) > 1:
+            drawn = ranks(
+                x.flatten(2).gather(2, self.pixels.expand(len(x), -1, -1)),
+                y.flatten(1).gather(1, self.pixels[0]),
+                self.generator,
+            )
+            # one pixel per case, so there are no rows with few cases
+            scored.add_ranks(rank_counts(drawn, len(x)), **self._columns(method), **sizes)
+        if self.last:
+            scored.examples["truth"] = y[0].cpu()
+            scored.keep_example(method, x[:, 0])
+        return forecast
+
+    def end(self) -> None:
+        """Form the rows of the present lead time."""
+        scored, statistics, blocks = self.scored, self.statistics, self.blocks
         for method, parts in statistics.items():
-            columns_of_method = {**stage, **labels.of(method), "lead_time": lead_time}
             for columns in form_scores(parts, blocks, statistics.get("oracle")):
-                scored.add(**columns_of_method, **columns)
-            errors.setdefault(method, []).append(parts.joined("total")["relative_error_mean"])
+                scored.add(**self._columns(method), **columns)
+            error = parts.joined("total")["relative_error_mean"]
+            self.errors.setdefault(method, []).append(error)
             if parts.members > 1:
-                variances.setdefault(method, []).append(parts.joined("shells")["variance"])
-            if index == num_times - 1:
+                variance = parts.joined("shells")["variance"]
+                self.variances.setdefault(method, []).append(variance)
+            if self.last:
                 scored.keep_spectra(method, parts)
         crps = {method: parts.joined("total")["crps"] for method, parts in statistics.items()}
         predictabilities = dict(predictability(crps, blocks))
-        predictable |= {lead_time: columns["value"] for columns in predictabilities.values()}
+        lead_time = float(self.times[self.index])
+        self.predictable |= {lead_time: columns["value"] for columns in predictabilities.values()}
         for method, columns in (
-            *of_states(statistics, labels.against, blocks),
+            *of_states(statistics, self.labels.against, blocks),
             *predictabilities.items(),
         ):
-            columns_of_method = {**stage, **labels.of(method), "lead_time": lead_time}
-            scored.add(**columns_of_method, **sizes[method], **columns)
+            scored.add(**self._columns(method), **self.sizes[method], **columns)
 
-    for method, parts_list in errors.items():
-        columns_of_method = {**stage, **labels.of(method), **sizes[method]}
-        reached = valid_time(torch.stack(parts_list, -1), times, VALID)
-        value, low, high = block_interval({"t": reached}, blocks, lambda means: means["t"])
-        scored.add(**columns_of_method, score="valid_time", value=value, low=low, high=high)
-        pool = torch.cat(pools[method])
-        if bool(pool.isfinite().all()):
-            law = torch.cat(pools["truth"])
-            scored.add(
-                **columns_of_method,
-                score="wasserstein1",
-                value=wasserstein1(pool, law) / law.std(),
-            )
-        for columns in cost.of_members(costs or {}, method):
-            scored.add(**columns_of_method, **columns)
-    late = late_of(predictable)
-    for method, columns in joint_scores(joint, times, blocks, late):
-        scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-    energies = joint_energies(joint, times, late)
-    for method, columns in differences(
-        "energy_score_joint_difference", energies, labels.against, blocks
-    ):
-        scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-    if climate is not None:
-        scored.fluxes = climate.fluxes()
-        for method, columns in climate.similarities(blocks):
+    def finish(self, costs: Mapping[str, float]) -> Scored:
+        """Form the rows of all lead times together.
+
+        Args:
+            costs: method -> microseconds per member and time unit.
+        """
+        scored, labels, stage, sizes = self.scored, self.labels, self.stage, self.sizes
+        times, blocks = self.times, self.blocks
+        for method, parts in self.errors.items():
+            columns_of_method = {**stage, **labels.of(method), **sizes[method]}
+            reached = valid_time(torch.stack(parts, -1), times, VALID)
+            value, low, high = block_interval({"t": reached}, blocks, lambda means: means["t"])
+            scored.add(**columns_of_method, score="valid_time", value=value, low=low, high=high)
+            pool = torch.cat(self.pools[method])
+            if bool(pool.isfinite().all()):
+                law = torch.cat(self.pools["truth"])
+                scored.add(
+                    **columns_of_method,
+                    score="wasserstein1",
+                    value=wasserstein1(pool, law) / law.std(),
+                )
+            for columns in cost.of_members(costs, method):
+                scored.add(**columns_of_method, **columns)
+        late = late_of(self.predictable)
+        for method, columns in joint_scores(self.joint, times, blocks, late):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-    if "oracle" in variances:
-        for method, columns in growth(variances, times, blocks):
+        energies = joint_energies(self.joint, times, late)
+        for method, columns in differences(
+            "energy_score_joint_difference", energies, labels.against, blocks
+        ):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-    return scored
+        if self.climate is not None:
+            scored.fluxes = self.climate.fluxes()
+            for method, columns in self.climate.similarities(blocks):
+                scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+        if "oracle" in self.variances:
+            for method, columns in growth(self.variances, times, blocks):
+                scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+        return scored
 
 
 def losses(rows: DataFrame) -> list[str]:
@@ -363,11 +479,11 @@ def _some(fields: Tensor, generator: torch.Generator) -> Tensor:
     return fields.flatten()[chosen.to(fields.device)].cpu()
 
 
-def _at(source: Source, index: int, truth: Tensor) -> Tensor:
-    """Read the ensemble (M, cases, n, n) in float64 at one lead time."""
+def _at(source: Source, index: int, truth: Tensor, channels: Sequence[str] = ()) -> Tensor:
+    """Read the ensemble in float64 at one lead time, (M, *truth.shape)."""
     if callable(source):
         ensemble = source(index)
-    elif source.ndim == 4:
+    elif source.ndim == 4 + bool(channels):
         ensemble = source[:, None, index]
     else:
         ensemble = source[:, :, index]

@@ -7,6 +7,7 @@ to 95 %. It shows whether the calibration test can detect such an error.
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from hpc_closure.evaluate.rows import Absent
 from hpc_closure.evaluate.scores import cost
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.generated.budget import Budget, Origin
+from hpc_closure.evaluate.scores.joint.channels import Channels, scales, split
+from hpc_closure.evaluate.scores.joint.patches import left_out, threshold_of
 from hpc_closure.evaluate.scores.paired import of_states
 from hpc_closure.evaluate.scores.pointwise import mse
 from hpc_closure.evaluate.scores.rank_histogram import MAX_RANKS, rank_counts, ranks
@@ -29,16 +32,27 @@ from hpc_closure.work import log
 BLOCK_BYTES = 2**27
 CONTROL = 0.95
 
+Key = tuple[int, str, str]
 
-def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
-    """Score samples of U for a run's held-out states; {(grid, sensors in words): Scored}."""
+
+def score_run(inputs: Inputs) -> dict[Key, Scored]:
+    """Score samples of U for a run's held-out states.
+
+    Returns:
+        {(grid, sensors in words, channel): Scored}; the channel is "" for a state of one field,
+        and for the scores of all channels together.
+    """
     experiment, settings = inputs.experiment, inputs.experiment.evaluate
     bare = [None] if inputs.closure.config["conditions"]["sensors"] != "required" else []
+    if inputs.channels:
+        log.get().info("a state of several fields: the closure's budget is not scored")
     evaluations = inputs.closure.evaluations(settings.sampler.function_evaluations)
-    results = {}
+    results: dict[Key, Scored] = {}
     for grid in experiment.score_grids:
         snapshots, pool = inputs.snapshots(grid), inputs.climatology(grid)
         origin = inputs.origin(snapshots)
+        if reason := left_out(grid):
+            log.get().info(reason)
         for layout in [*bare, *settings.sensors]:
             methods = Methods(inputs, snapshots, layout, pool)
             sensors = methods.sensors_in_words
@@ -61,24 +75,34 @@ def score_run(inputs: Inputs) -> dict[tuple[int, str], Scored]:
                 },
                 inputs.against,
                 inputs.scores,
+                inputs.channels,
             )
-            results[grid, sensors] = scored = score_generated(
+            by_channel = score_channels(
                 snapshots.closures,
                 methods.samplers,
                 labels,
                 members=settings.members,
-                origin=origin,
+                origin=replace(origin, reference=pool),
                 law=methods.moments(),
                 seed=settings.seed,
             )
-            scored.absent = [
-                Absent("generated", inputs.target, method, reason, sensors)
-                for method, reason in methods.absent.items()
-            ]
+            for channel, scored in by_channel.items():
+                scored.absent = [
+                    Absent("generated", inputs.target, method, reason, sensors)
+                    for method, reason in methods.absent.items()
+                ]
+                results[grid, sensors, channel] = scored
     return results
 
 
 def score_generated(
+    truth: Any, samplers: Mapping[str, Method], labels: Labels, **options: Any
+) -> Scored:
+    """Score samples of a closure of one field; arguments as of :func:`score_channels`."""
+    return score_channels(truth, samplers, labels, **options)[""]
+
+
+def score_channels(
     truth: Any,
     samplers: Mapping[str, Method],
     labels: Labels,
@@ -87,109 +111,200 @@ def score_generated(
     origin: Origin = Origin(),
     law: Moments | None = None,
     seed: int = 0,
-) -> Scored:
-    """Score samples of the closure.
+) -> dict[str, Scored]:
+    """Score samples of the closure, each channel by itself and all of them together.
 
     Args:
-        truth: true closures (S, n, n); a tensor, an array or an HDF5 data set (sliced by blocks).
+        truth: true closures (S, n, n), of C channels (S, C, n, n); a tensor, an array or an HDF5
+            data set (sliced by blocks).
         samplers: method -> ``sample(indices, members)``, with indices (s,) into ``truth``; returns
-            (members, s, n, n), or (1, s, n, n) for a point forecast. Ratios refer to ``oracle``.
-        labels: columns of the rows: ``closure`` and others that apply (``sensors``, ``split``).
+            (members, s, n, n), or (1, s, n, n) for a point forecast, with an axis of channels as
+            the truth has. Ratios refer to ``oracle``.
+        labels: columns of the rows: ``closure`` and others that apply (``sensors``, ``split``);
+            names of the channels.
         members: ensemble size.
-        origin: trajectory of each snapshot, for the intervals, and its state, for the budget.
-        law: moments of the exact law, if it is known.
+        origin: trajectory of each snapshot, for the intervals; its state, for the budget; closures
+            of other members, for the threshold of patch maxima and the scales of channels. Without
+            the latter exceedance is not scored.
+        law: moments of the exact law, if it is known. Neither it nor the budget is used for
+            several channels.
         seed: seed for ties and rank coordinates.
+
+    Returns:
+        {"": Scored} for one field; {channel: Scored} for several, with "" for all together.
 
     Raises:
         ValueError: there are no snapshots, or a sampler returns a wrong shape.
     """
-    num_samples, size = int(truth.shape[0]), int(truth.shape[-1])
+    num_samples = int(truth.shape[0])
     if num_samples == 0:
         raise ValueError("there are no held-out snapshots to score; see train.split and window")
     trajectories = origin.trajectories
     blocks = torch.arange(num_samples) if trajectories is None else torch.as_tensor(trajectories)
     if blocks.shape != (num_samples,):
         raise ValueError(f"trajectories {tuple(blocks.shape)} for {num_samples} snapshots")
-    step = max(1, BLOCK_BYTES // (8 * members * size * size))
-    ties, chooser = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
-    statistics: dict[str, Statistics] = {}
-    counts: dict[str, Tensor] = {}
+    channels, reference, size = labels.channels, origin.reference, int(truth.shape[-1])
+    step = max(1, BLOCK_BYTES // (8 * members * size * size * max(1, len(channels))))
+    if channels:
+        origin, law = replace(origin, states=None), None
+    references = {} if reference is None else split(reference, channels)
+    fields = {
+        name: _Field(labels.of_channel(name), blocks, step, origin, law, seed)
+        for name in channels or ("",)
+    }
+    for name, part in references.items():
+        fields[name].above = threshold_of(part)
+    whole = None
+    if channels:
+        whole = Channels(scales(torch.as_tensor(truth[:]) if reference is None else reference))
     costs: dict[str, list[float]] = {}
-    budget = None if origin.states is None else Budget(origin.span)
-    floors, variances = [], []
-    quarters = Quarters.of(None if law is None else law.variance_at, num_samples, step)
-    scored = Scored()
 
     for start in range(0, num_samples, step):
         indices = torch.arange(start, min(start + step, num_samples))
         block = torch.as_tensor(truth[start : start + len(indices)]).double()
-        floor = mean = None
+        mean = None
         if law is not None:
             mean = law.mean(indices).double()
             block = block.to(mean.device)
-            floor = mse(mean[None], block)
-            floors.append(floor.cpu())
-            if law.variance is not None:
-                value = law.variance(indices) if callable(law.variance) else law.variance
-                variances.append(torch.as_tensor(value).double().cpu().expand(len(indices)))
-        true, picks = Truth(block), None
-        if budget is not None and origin.states is not None:
-            budget.begin(true, origin.states[indices])
-        if start == 0:
-            scored.examples["truth"] = block[0].cpu()
-
+        for name, part in split(block, channels).items():
+            fields[name].begin(indices, part, mean)
         for method, ensemble, seconds in _ensembles(samplers, indices, members, mean):
             if ensemble.shape[1:] != block.shape:
                 raise ValueError(
                     f"{method} returned {tuple(ensemble.shape)} for {len(indices)} states; "
-                    f"expected (members, {len(indices)}, {size}, {size})"
+                    f"expected (members, {', '.join(map(str, block.shape))})"
                 )
-            forecast = Forecast(ensemble, true.to(ensemble.device))
-            num = len(ensemble)
-            places = {} if quarters is None else quarters.at(indices)
-            statistics.setdefault(method, Statistics(labels.further)).add(forecast, floor, places)
-            if budget is not None:
-                budget.add(method, forecast)
             if seconds is not None:
-                costs.setdefault(method, []).append(1e3 * seconds / (num * len(indices)))
-            if num > 1:
-                x, y = (_coordinates(law, part) for part in (ensemble, forecast.truth.fields))
-                if picks is None:  # the same coordinates for every method
-                    picks = _pick(x.shape[-1], len(indices), num_samples, law, chooser)
-                drawn = ranks(_take(x, picks), _take(y, picks), ties)
-                histogram = rank_counts(drawn, num)
-                counts[method] = counts.get(method, torch.zeros_like(histogram)) + histogram
-            if start == 0:
-                scored.keep_example(method, ensemble[:, 0])
+                each = 1e3 * seconds / (len(ensemble) * len(indices))
+                costs.setdefault(method, []).append(each)
+            forecasts = [
+                fields[name].add(method, part) for name, part in split(ensemble, channels).items()
+            ]
+            if whole is not None:
+                whole.add(method, [forecast.distances for forecast in forecasts])
 
-    stage = {"stage": "generated", "grid": size}
-    reference = statistics.get("oracle")
-    for method, parts in statistics.items():
-        columns_of_method = {**stage, **labels.of(method)}
-        for columns in form_scores(parts, blocks, reference):
-            scored.add(**columns_of_method, **columns)
-        sizes = {"members": parts.members, "samples": num_samples}
-        if budget is not None:
-            scored.keep_transfer(method, budget.transfer(method))
-            for columns in budget.scores(method, blocks):
-                scored.add(**columns_of_method, **columns, **sizes)
-        if method in counts:
-            scored.add_ranks(counts[method], **columns_of_method, **sizes)
-        if method in costs:
-            scored.add(**columns_of_method, **cost.of_samples(costs[method]), **sizes)
-        scored.keep_spectra(method, parts)
-    for method, columns in of_states(statistics, labels.against, blocks):
-        sizes = {"members": statistics[method].members, "samples": num_samples}
-        scored.add(**stage, **labels.of(method), **sizes, **columns)
-    if law is not None:
-        columns_of_method = {**stage, **labels.of("oracle"), "samples": num_samples}
-        energy = next(iter(statistics.values())).joined("total")["truth_energy"].mean()
-        realised = float((torch.cat(floors).mean() / energy).sqrt())
-        scored.add(**columns_of_method, score="floor_realised", value=realised)
-        if variances:
-            floor = (torch.cat(variances).mean() / energy).sqrt()
-            scored.add(**columns_of_method, score="floor", value=float(floor))
-    return scored
+    if whole is None:
+        return {"": fields[""].finish(costs)}
+    together = Scored()
+    for method, columns in whole.records(blocks):
+        together.add(stage="generated", grid=size, **labels.of(method), **columns)
+    for method, times in costs.items():
+        columns = {"members": whole.members[method], "samples": num_samples}
+        columns |= {**labels.of(method), **cost.of_samples(times)}
+        together.add(stage="generated", grid=size, **columns)
+    return {**{name: field.finish() for name, field in fields.items()}, "": together}
+
+
+class _Field:
+    """Scores of one field of the closures, accumulated block by block and method by method.
+
+    Args:
+        labels: columns of the rows.
+        blocks: trajectory of each snapshot (S,).
+        step: number of snapshots of a block.
+        origin: states of the snapshots, for the budget.
+        law: moments of the exact law, if it is known.
+        seed: seed for ties and rank coordinates.
+
+    Attributes:
+        above: threshold of patch maxima; None scores no exceedance.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        blocks: Tensor,
+        step: int,
+        origin: Origin,
+        law: Moments | None,
+        seed: int,
+    ):
+        self.labels, self.blocks, self.origin, self.law = labels, blocks, origin, law
+        self.above: float | None = None
+        self.ties, self.chooser = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
+        self.statistics: dict[str, Statistics] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.budget = None if origin.states is None else Budget(origin.span)
+        self.floors: list[Tensor] = []
+        self.variances: list[Tensor] = []
+        self.quarters = Quarters.of(None if law is None else law.variance_at, len(blocks), step)
+        self.scored = Scored()
+        # of the present block
+        self.indices: Tensor
+        self.true: Truth
+        self.floor: Tensor | None = None
+        self.picks: Tensor | None = None
+
+    def begin(self, indices: Tensor, block: Tensor, mean: Tensor | None) -> None:
+        """Begin a block: indices (s,), true closures and, if known, their exact mean (s, n, n)."""
+        if not self.statistics:
+            self.scored.examples["truth"] = block[0].cpu()
+        self.indices, self.true, self.picks = indices, Truth(block), None
+        if self.law is not None and mean is not None:
+            self.floor = mse(mean[None], block)
+            self.floors.append(self.floor.cpu())
+            if self.law.variance is not None:
+                known = self.law.variance
+                value = torch.as_tensor(known(indices) if callable(known) else known)
+                self.variances.append(value.double().cpu().expand(len(indices)))
+        if self.budget is not None and self.origin.states is not None:
+            self.budget.begin(self.true, self.origin.states[indices])
+
+    def add(self, method: str, ensemble: Tensor) -> Forecast:
+        """Add a method's ensemble (M, s, n, n) for the block."""
+        forecast = Forecast(ensemble, self.true.to(ensemble.device))
+        num, samples = len(ensemble), len(self.blocks)
+        places = {} if self.quarters is None else self.quarters.at(self.indices)
+        if method not in self.statistics:
+            self.statistics[method] = Statistics(self.labels.further, self.above)
+            self.scored.keep_example(method, ensemble[:, 0])
+        self.statistics[method].add(forecast, self.floor, places)
+        if self.budget is not None:
+            self.budget.add(method, forecast)
+        if num > 1:
+            x, y = (_coordinates(self.law, part) for part in (ensemble, forecast.truth.fields))
+            if self.picks is None:  # the same coordinates for every method
+                here = len(self.indices)
+                self.picks = _pick(x.shape[-1], here, samples, self.law, self.chooser)
+            drawn = ranks(_take(x, self.picks), _take(y, self.picks), self.ties)
+            histogram = rank_counts(drawn, num)
+            self.counts[method] = self.counts.get(method, torch.zeros_like(histogram)) + histogram
+        return forecast
+
+    def finish(self, costs: Mapping[str, list[float]] | None = None) -> Scored:
+        """Form the rows of all methods.
+
+        Args:
+            costs: method -> milliseconds per sample of each block.
+        """
+        scored, labels, statistics, blocks = self.scored, self.labels, self.statistics, self.blocks
+        stage = {"stage": "generated", "grid": self.true.fields.shape[-1]}
+        for method, parts in statistics.items():
+            columns_of_method = {**stage, **labels.of(method)}
+            for columns in form_scores(parts, blocks, statistics.get("oracle")):
+                scored.add(**columns_of_method, **columns)
+            sizes = {"members": parts.members, "samples": len(blocks)}
+            if self.budget is not None:
+                scored.keep_transfer(method, self.budget.transfer(method))
+                for columns in self.budget.scores(method, blocks):
+                    scored.add(**columns_of_method, **columns, **sizes)
+            if method in self.counts:
+                scored.add_ranks(self.counts[method], **columns_of_method, **sizes)
+            if costs and method in costs:
+                scored.add(**columns_of_method, **cost.of_samples(costs[method]), **sizes)
+            scored.keep_spectra(method, parts)
+        for method, columns in of_states(statistics, labels.against, blocks):
+            sizes = {"members": statistics[method].members, "samples": len(blocks)}
+            scored.add(**stage, **labels.of(method), **sizes, **columns)
+        if self.law is not None:
+            columns_of_method = {**stage, **labels.of("oracle"), "samples": len(blocks)}
+            energy = next(iter(statistics.values())).joined("total")["truth_energy"].mean()
+            realised = float((torch.cat(self.floors).mean() / energy).sqrt())
+            scored.add(**columns_of_method, score="floor_realised", value=realised)
+            if self.variances:
+                floor = (torch.cat(self.variances).mean() / energy).sqrt()
+                scored.add(**columns_of_method, score="floor", value=float(floor))
+        return scored
 
 
 def _ensembles(samplers: Mapping[str, Method], indices: Tensor, members: int, mean: Tensor | None):

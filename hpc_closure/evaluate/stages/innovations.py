@@ -12,6 +12,8 @@ from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import layout_name
+from hpc_closure.data.forecasts import Forecasts
+from hpc_closure.data.reader import DataSet
 from hpc_closure.data.samples import Past, TrainingSet
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.scores.generated.gains import gains
@@ -46,6 +48,9 @@ def score_run(inputs: Inputs) -> Scored:
             scored.add(**shared, method=name, **record)
         if inputs.target != "subgrid" or not has_innovations(closure):
             continue
+        if inputs.channels:
+            log.get().info(f"innovations of {name} are not scored: a state of several fields")
+            continue
         if closure.header.size != experiment.train_grid:
             continue  # the closure of a solver on another grid has another target
         inputs.stop.check()
@@ -76,7 +81,10 @@ def compute_innovations(
     past = Past(model.history, model.previous)
     data, spacing = inputs.data, inputs.experiment.generate.spacing
     indices = data.with_past(inputs.window, past.lead, spacing)
-    samples = TrainingSet(data, inputs.parts["test"], indices, grid=grid, past=past)
+    source: DataSet | Forecasts = data
+    if closure.config["conditions"].get("forecast"):
+        source = Forecasts(data, inputs.forecaster(grid))
+    samples = TrainingSet(source, inputs.parts["test"], indices, grid=grid, past=past)
     count = min(MOST, len(samples))
     numbers = np.arange(count) * len(samples) // count
     parts: list[tuple[Tensor, ...]] = []

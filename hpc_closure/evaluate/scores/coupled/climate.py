@@ -20,7 +20,7 @@ from torch import Tensor
 from hpc_closure.evaluate.scores.intervals import Means, block_interval
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.spectral.diagnostics import Diagnostics
-from hpc_closure.spectral.modes.grid import as_row, from_row, to_fields, to_spectra
+from hpc_closure.spectral.modes.grid import from_row, to_spectra
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -87,12 +87,6 @@ class Flow:
             name if name in transfers else f"{name}_spectrum": torch.from_numpy(part)
             for name, part in by_name.items()
         }
-
-    def after(self, states: Tensor, steps: int) -> Tensor:
-        """Advance states (B, n, n) by solver steps; returns (B, n, n)."""
-        simulation = self.simulation(states).advance(steps)
-        fields = to_fields(simulation.state, states.shape[-1], self.problem.dimensions)
-        return as_row(fields, self.problem.dimensions)
 
 
 class Climate:

@@ -56,11 +56,13 @@ class Origin:
         trajectories: trajectory of each closure (S,); None = each from a different one.
         states: states (S, n, n) to which the closures are added; None = unknown.
         span: time for which a closure acts.
+        reference: closures (P, n, n) of other members; None = unknown.
     """
 
     trajectories: Tensor | None = None
     states: Tensor | None = None
     span: float = 0.0
+    reference: Tensor | None = None
 
 
 class Budget:
