@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from hpc_closure.closure.artifact import Closure, build, load, save
+from hpc_closure.closure.compatibility import check_fits
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.features import Features, feature_spectra
 from hpc_closure.closure.fields.losses import crps
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.gaussian.channel_covariance import apply_channels
 from hpc_closure.closure.model import Request
+from hpc_closure.experiment import reading
 from hpc_closure.experiment.kinds import equation_of
+from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
 SIZE, MODES = 16, 5
@@ -160,6 +163,40 @@ def test_a_local_generator_is_translation_invariant_and_one_per_layer():
     assert places == list(range(model.num_features, model.num_features + 4))
 
 
+def test_resampled_draws_are_residuals_of_the_training_moved():
+    model = fitted(300, preset="resampled", amplitude="none", mean=["regression"])
+    archive = torch.view_as_complex(model.statistics.law_archive.double())
+    assert 256 <= len(archive) <= 512
+    state = torch.zeros(1, 2, *B.shape, dtype=torch.complex128)
+    drawn = model.sample_hat(Request(state, range(2000), seed=5))
+    powers = drawn.abs().square()
+    known = archive.abs().square()
+    nearest = (powers[:200, None] - known[None]).flatten(2).abs().amax(-1).min(1).values
+    assert float(nearest.max()) < 1e-6 * float(known.max())
+    assert len(powers[:200, 0, 0, 1].unique()) > 100
+    # moved: phases are uniform, and those of the two layers move together
+    phases = drawn[:, 0, 1, 1] / drawn[:, 0, 1, 1].abs()
+    assert float(phases.mean().abs()) < 0.1
+    across = (drawn[:, 0] * drawn[:, 1].conj()).mean(0)
+    expected = (archive[:, 0] * archive[:, 1].conj()).mean(0)
+    assert torch.allclose(across, expected, atol=0.05 * float(expected.abs().max()))
+    again = model.sample_hat(Request(state, range(2000), seed=5))
+    assert torch.equal(again, drawn)
+    other = model.sample_hat(Request(state, range(2000), seed=5, call=1))
+    assert not torch.allclose(other[0], drawn[0])
+
+
+@pytest.mark.parametrize("network", ["fno", "cnn"])
+def test_a_generator_stays_finite_far_from_its_training(network):
+    model = fitted(200, preset="default", generator=network, validate_parts="off")
+    torch.manual_seed(1)
+    for weight in model.residual.parameters():
+        torch.nn.init.normal_(weight, std=1.0)
+    state = 1e4 * B.to_physical(Law().states(range(8)), SIZE)
+    drawn = model.sample_batch(Request(state, range(8), seed=1))
+    assert bool(drawn.isfinite().all())
+
+
 def test_a_file_gives_the_same_draws(gaussian, tmp_path):
     path = tmp_path / "model.safetensors"
     target = {"kind": "subgrid", "interval": 1, "dt": 0.1, "every": 0.1}
@@ -176,6 +213,15 @@ def test_a_file_gives_the_same_draws(gaussian, tmp_path):
             closure.sample(wrong)
 
 
+def test_a_model_of_other_fields_is_refused(gaussian, tmp_path):
+    path = tmp_path / "model.safetensors"
+    target = {"kind": "subgrid", "interval": 20, "dt": 0.0125, "every": 0.25}
+    save(gaussian, path, target=target, provenance={})
+    line = "its state is q_upper, q_lower, the experiment's is vorticity, moisture, rain"
+    with pytest.raises(ValueError, match=line):
+        check_fits(path, reading.load("clouds"), "use.model=layers")
+
+
 def test_members_do_not_depend_on_their_company(gaussian):
     state = B.to_physical(Law().states(range(4)), SIZE)
     together = gaussian.sample_batch(Request(state, [7, 8, 9, 10], seed=1))
@@ -185,10 +231,8 @@ def test_members_do_not_depend_on_their_company(gaussian):
 
 def test_features_of_layers_are_the_solvers_velocities():
     equation = equation_of({"equation": LAYERS})
-    problem_keys = {**LAYERS, "grid": SIZE, "dt": 0.01, "hyperviscosity": 1e-8}
-    from hpc_closure.spectral.problem import Problem
-
-    solver = Simulation(Problem(**problem_keys), range(2), 0)
+    problem = Problem(**LAYERS, grid=SIZE, dt=0.01, hyperviscosity=1e-8)
+    solver = Simulation(problem, range(2), 0)
     w_hat = Law().states(range(2))
     solver.load_state(0, w_hat)
     velocity = solver.fields(["velocity"], size=SIZE)["velocity"]  # (members, 2, layers, n, n)
@@ -223,6 +267,5 @@ def test_white_noise_of_channels_is_independent_and_keyed():
     assert torch.equal(one, two[:, 0])
 
 
-def test_a_closure_is_a_closure(gaussian):
-    assert isinstance(Closure(gaussian, None).channels, int)
+def test_a_closure_knows_the_number_of_its_fields(gaussian):
     assert Closure(gaussian, None).channels == 2

@@ -7,6 +7,7 @@ from typing import Any
 from hpc_closure.closure.header import read_header, shipped
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.kinds import equation_of
 from hpc_closure.experiment.models import draws, is_composite
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.modes.resolution import smallest_grid
@@ -66,12 +67,18 @@ def check_fits(path: Path, experiment: Experiment, key: str) -> None:
             f"(shipped: {', '.join(shipped()) or 'none'}; looked for {path})"
         )
     header, generate = read_header(path), experiment.generate
+    equation = equation_of(header.config)
     for name, have, want in (
         ("closure", header.target["kind"], generate.closure),
         ("dt", header.target["dt"], generate.dt),
         ("interval", header.target["interval"], generate.interval),
         ("length", header.length, experiment.physics.length),
         ("dimensions", header.config.get("dimensions", 2), experiment.physics.dimensions),
+        (
+            "state",
+            ", ".join(equation.channel_names) if equation else "one field",
+            ", ".join(experiment.physics.channel_names) or "one field",
+        ),
     ):
         if have != want:
             raise ValueError(f"{key}: its {name} is {have}, the experiment's is {want}")

@@ -83,13 +83,13 @@ def _check_closure_of_fields(experiment) -> None:
         (
             f"model.conditions.sensors={conditions.sensors}",
             sensors and whole is None,
-            "none, and " "model.sensors=kriging",
+            "none, and model.sensors=kriging",
         ),
         ("model.conditions.previous_closures", conditions.previous_closures, "0"),
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
         ("train.rollout_training", train.rollout_training, "null"),
         ("train.stability_test", train.stability_test, "null"),
-        (f"train.opponents={rivals}", rivals, "[point_mixture] or []"),
+        (f"train.opponents={rivals}", rivals, "gaussian_amplitude, point_mixture or resampled"),
         ("rollout.sensors", rollout.sensors, "null"),
     ):
         if used:

@@ -61,6 +61,22 @@ METHODS = (
         opponent=True,
     ),
     Method(
+        "gaussian_amplitude",
+        "an opponent without a generator: a Gaussian process with a spread that depends on place "
+        "and state",
+        words="a Gaussian process with a spread by place",
+        reserved=False,
+        opponent=True,
+    ),
+    Method(
+        "resampled",
+        "an opponent without a generator: residuals of the training, drawn at random, moved, and "
+        "scaled by a spread that depends on place and state",
+        words="resampled residuals",
+        reserved=False,
+        opponent=True,
+    ),
+    Method(
         "point_mixture",
         "an opponent without a generator: a mixture of two normal laws at every point that "
         "depends on the state, joined by a Gaussian copula",

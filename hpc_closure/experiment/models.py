@@ -53,10 +53,19 @@ DEFAULT: dict[str, Any] = {
 }
 
 # opponents of a generator, around the best mean and fitted by likelihood
-RIVALS = ("gaussian_modes", "gaussian_state", "mixture", "point_mixture")
+RIVALS = (
+    "gaussian_modes",
+    "gaussian_state",
+    "mixture",
+    "gaussian_amplitude",
+    "point_mixture",
+    "resampled",
+)
 RIVAL = {"mean": ["regression", "numbers", "fno"], "amplitude": "none"}
-# a mixture at every point, for events that happen or do not; the mean is local, too
-POINTS = {"mean": ["regression", "cnn"], "residual": "point_mixture", "function_evaluations": 1}
+# for events at points: mean, amplitude and mixture are local
+LOCAL_MEAN = {"mean": ["regression", "cnn"]}
+AMPLIFIED = {**LOCAL_MEAN, "amplitude": "cnn", "amplitude_score": "crps"}
+POINTS = {**LOCAL_MEAN, "residual": "point_mixture", "function_evaluations": 1}
 # centred: the components have zero mean; None = true if the mean is learned
 MIXED = {"residual": "mixture", "function_evaluations": 1, "centred": None}
 
@@ -79,6 +88,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gaussian_state": _rival("gaussian_state", **MIXED, components=1),
     "mixture": _rival("mixture", **MIXED, components=2),
     "point_mixture": _rival("point_mixture", **POINTS),
+    "gaussian_amplitude": _rival("gaussian_amplitude", **AMPLIFIED, residual="gaussian"),
+    "resampled": _rival("resampled", **AMPLIFIED, residual="resampled"),
     "convolutional": {**DEFAULT, "preset": "convolutional", **LOCAL},
 }
 CHOICES = {

@@ -278,7 +278,9 @@ class ModelKeys(Section):
         "wavevector; "
         "gaussian_state: the same law with a spread that depends on the state; mixture: two such "
         "laws with weights that depend on the state; point_mixture: a mixture of two normal laws "
-        "at every point, joined by a Gaussian copula; published: the network of Dong, Chen, Wu "
+        "at every point, joined by a Gaussian copula; gaussian_amplitude: a Gaussian process "
+        "with a spread that depends on place and state; resampled: residuals of the training in "
+        "its place; published: the network of Dong, Chen, Wu "
         "2025; the others: eddy viscosities",
     )
     conditions: Conditions = Conditions()
@@ -302,7 +304,8 @@ class ModelKeys(Section):
         description="law of the residual q; score: a diffusion model; crps: a generator in one "
         "pass; mixture: Gaussian laws that depend on the state; point_mixture: two normal laws at "
         "every point; modes: a Gaussian law with a covariance per wavevector; gaussian: with one "
-        "variance per |k|; none: q = 0, the mean alone",
+        "variance per |k|; resampled: residuals of the training, moved at random; none: q = 0, "
+        "the mean alone",
     )
     sensors: Literal["kriging", "learned"] | None = Field(
         None,

@@ -42,10 +42,14 @@ __all__ = [
     "Gaussian",
     "Generator",
     "Modes",
+    "Resampled",
     "CRPSGenerator",
     "Residual",
     "Score",
 ]
+
+
+FARTHEST = 50.0  # bound of a noisy residual and of its velocity, in standard deviations
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,17 @@ class Modes(Gaussian):
 
     The base noise has this law already (:mod:`~hpc_closure.closure.gaussian.mode_covariance`).
     """
+
+
+class Resampled(Gaussian):
+    """Residuals of the training, drawn at random and moved in space.
+
+    A draw has the law of a single snapshot, whatever its shape, but none that depends on the state
+    beyond its amplitude D. The base noise has this law already.
+    """
+
+    #: largest number of residuals in a model file
+    MOST = 512
 
 
 class Generator(Residual):
@@ -211,8 +226,9 @@ class FlowNetwork(Generator):
         side = 2 * frame.kept.modes + 1
         both = x_hat[:, None] * frame.law.modes("inputs", x_hat)
         largest = side * frame.kept.largest(both[:, 0]).flatten(1).float()
-        inputs = frame.field(both).flatten(1, -3).float()
+        inputs = frame.field(both).flatten(1, -3).float().clamp(-FARTHEST, FARTHEST)
         out, low = self.network(inputs, largest, angle.float(), encoded)
+        out = out.clamp(-FARTHEST, FARTHEST)
         low = low.unflatten(1, (*self.channel_shape, LARGEST))
         # scaled to fields of unit variance, like the inputs, so that weights need not grow
         return frame.kept.to_spectral(out) * side + frame.kept.place_largest(low)

@@ -30,6 +30,7 @@ from hpc_closure.closure.composed.generators import (
     Gaussian,
     Generator,
     Modes,
+    Resampled,
     Residual,
     SamplerSettings,
 )
@@ -297,6 +298,8 @@ class CompositeClosure(ClosureModel):
             out.append(self._report_trained(name, gain, s.amplitude_members))
         if config["residual"] == "modes":
             out.append(PartReport("Gaussian law by wavevector", False, True))
+        elif config["residual"] == "resampled":
+            out.append(PartReport("residuals of the training, resampled", False, True))
         elif config["residual"] != "none":
             out.append(PartReport("Gaussian process", False, True))
         if self.sensors_allowed != "none":
@@ -473,6 +476,8 @@ class CompositeClosure(ClosureModel):
         white = keyed_noise.white_fields(kept, key, stream, self.device, self.channel_shape)
         noise = law.coloured(white)
         is_residual = law is self.frame.law and law is not self.frame.plain
+        if is_residual and isinstance(self.residual, Resampled):
+            return self.resampled(key, stream)
         if is_residual and isinstance(self.residual, Modes) and self.frame.factors is not None:
             return apply_factors(to_device_cached(self.frame.factors, noise), noise)
         if is_residual and isinstance(self.residual, Mixture):
@@ -483,6 +488,8 @@ class CompositeClosure(ClosureModel):
     def joined(self, law: StationaryGaussian, noise: Tensor) -> Tensor:
         """Correlate the independent channels of base noise of a law; one field is unchanged."""
         is_plain = law is self.frame.plain and law is not self.frame.law
+        if isinstance(self.residual, Resampled) and not is_plain:
+            return noise
         factors = self.frame.plain_channels if is_plain else self.frame.channels
         return noise if factors is None else apply_channels(factors, noise)
 
@@ -490,6 +497,18 @@ class CompositeClosure(ClosureModel):
         """Remove the correlation of channels from residuals; inverse of :meth:`joined`."""
         factors = self.frame.channels
         return q_hat if factors is None else remove_channels(factors, q_hat)
+
+    def resampled(self, key: keyed_noise.Key, stream: int) -> Tensor:
+        """Draw residuals of the training, spectra (ids, ...) complex128, moved at random."""
+        archive = self.statistics.law_archive
+        assert archive is not None
+        stage = f"{key.stage} {stream} {key.item}"
+        numbers = keyed_noise.uniforms(key.seed, stage, key.ids, 0)[:, 2]
+        rows = (numbers * len(archive)).long()
+        moves = keyed_noise.moves(self.frame.kept.grid, key.seed, stage, key.ids)
+        drawn = torch.view_as_complex(archive[rows].double().contiguous())
+        shape = len(rows), *[1] * len(self.channel_shape), *moves.shape[1:]
+        return hermitian(drawn * moves.view(shape)).to(self.device)
 
     def noise_of_call(self, request: Request, law: StationaryGaussian) -> Tensor:
         """Draw the base noise of a call, with the residual's memory if it has any."""

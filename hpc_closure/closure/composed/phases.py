@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.composed import centre
 from hpc_closure.closure.composed.copula import fit_copula
-from hpc_closure.closure.composed.generators import Generator, Modes
+from hpc_closure.closure.composed.generators import Generator, Modes, Resampled
 from hpc_closure.closure.composed.judging import (
     check_memory,
     judge_amplitude,
@@ -381,6 +381,7 @@ class FitLaw(Phase):
                 s,
                 target_beyond=exceeded / num if model.guarded else None,
                 **fit_law_by_mode(model, reader, spectrum),
+                **fit_archive(model, reader, num),
                 **across,
                 law_spectrum=spectrum,
                 law_tail=tail,
@@ -432,6 +433,19 @@ def fit_law_across_channels(
         "plain_channels": plain.factors(reader, inner.spread(plain_spectrum)),
     }
     return statistics, law.grouping
+
+
+def fit_archive(model: CompositeClosure, reader: Reader, num: float) -> dict[str, Any]:
+    """Keep residuals q of snapshots, if draws are resampled from them; returns its statistics."""
+    if not isinstance(model.residual, Resampled):
+        return {}
+    every = max(1, -(-round(num) // Resampled.MOST))
+    rows = [
+        q_hat[[row for row, number in enumerate(ids) if number % every == 0]].cpu()
+        for _, q_hat, ids, _ in residuals(model, reader)
+    ]
+    archive = torch.cat(reader.every(rows))
+    return {"law_archive": torch.view_as_real(archive.to(torch.complex64))}
 
 
 def fit_law_by_mode(model: CompositeClosure, reader: Reader, spectrum: Tensor) -> dict[str, Any]:

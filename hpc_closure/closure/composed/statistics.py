@@ -61,6 +61,7 @@ class Statistics:
             the residual; only of a model that reads previous closures.
         amplitude_gain: share of log D in use, judged on ``amplitude_members`` members; 0 = D is 1.
         law_spectrum, law_tail: of the residual q, as those of ``first``.
+        law_archive: (N, ..., 2) real pairs of q of N snapshots, if q is drawn from them.
         law_channels: (2, C, C, ...) factors across C channels of the law of q, real and imaginary
             parts (:mod:`~hpc_closure.closure.gaussian.channel_covariance`); None for one field.
         law_modes: (3, ...) factors of the law of q by wavevector
@@ -107,6 +108,7 @@ class Statistics:
     amplitude_members: float | None = None
     law_spectrum: Tensor = NOT_YET
     law_tail: float = NOT_YET
+    law_archive: Tensor | None = None
     law_channels: Tensor | None = None
     law_modes: Tensor | None = None
     law_offset: Tensor | None = None

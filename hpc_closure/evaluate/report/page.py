@@ -124,7 +124,7 @@ class Report:
             "columns": columns,
             "samples": total["samples"].iloc[0],
             "tables": list(self._tables(total, self._notes("generated", columns))),
-            "paired": self._paired(total, DIFFERENCES[:2], "snapshot by snapshot"),
+            "paired": self._paired(total, DIFFERENCES[:-1], "snapshot by snapshot"),
             "floor": _floor(total),
             "shells": list(self._shells(rows)),
         }
@@ -155,7 +155,7 @@ class Report:
             crps = select(by_lead, score=DIFFERENCES[0])
             paired = [
                 *self._differences(crps, "lead_time", heads, "start by start, by lead time"),
-                *self._paired(total, DIFFERENCES[2:], "start by start, of whole trajectories"),
+                *self._paired(total, DIFFERENCES[-1:], "start by start, of whole trajectories"),
             ]
             ends = total["lead_time"].isna() | (total["lead_time"] == last)
             is_event = total["score"].isin(score.name for score in exceedance.SCORES)

@@ -17,7 +17,14 @@ from hpc_closure.evaluate.scores.intervals import interval_columns
 from hpc_closure.evaluate.scores.record import PAIRED, Score
 from hpc_closure.evaluate.scores.table import Statistics
 
-OF_STATES = ("crps", "energy_score")  # scores of single states that are compared
+# scores of single states that are compared; fields without patches have no scores of patches
+OF_PATCHES = {
+    "patch_max_crps": "CRPS of patch maxima",
+    "patch_min_crps": "CRPS of patch minima",
+    "field_max_crps": "CRPS of the field's maximum",
+    "patch_energy_score": "energy score of patches",
+}
+OF_STATES = ("crps", "energy_score", *OF_PATCHES)
 REQUIRES = "the method ``evaluate.against``"
 SCORES = (
     Score(
@@ -34,6 +41,16 @@ SCORES = (
         meaning="likewise of the energy score",
         table=PAIRED,
         requires=REQUIRES,
+    ),
+    *(
+        Score(
+            name=f"{name}_difference",
+            heading=f"{words}, difference",
+            meaning=f"likewise of the {words}",
+            table=PAIRED,
+            requires=REQUIRES,
+        )
+        for name, words in OF_PATCHES.items()
     ),
     Score(
         name="energy_score_joint_difference",
@@ -96,8 +113,9 @@ def of_states(
     statistics: Mapping[str, Statistics], against: str, blocks: Tensor
 ) -> Iterator[tuple[str, dict]]:
     """Yield :func:`differences` of the scores OF_STATES, from statistics by method."""
+    joined = {method: parts.joined("total") for method, parts in statistics.items()}
     for score in OF_STATES:
-        values = {method: parts.joined("total")[score] for method, parts in statistics.items()}
+        values = {method: scores[score] for method, scores in joined.items() if score in scores}
         yield from differences(f"{score}_difference", values, against, blocks)
 
 
