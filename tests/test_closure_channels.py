@@ -1,6 +1,7 @@
 """Closures of states with several fields."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,6 +185,19 @@ def test_resampled_draws_are_residuals_of_the_training_moved():
     assert torch.equal(again, drawn)
     other = model.sample_hat(Request(state, range(2000), seed=5, call=1))
     assert not torch.allclose(other[0], drawn[0])
+
+
+def test_an_untrained_generator_draws_from_the_law_from_which_it_starts():
+    model = fitted(300, preset="default", start="resampled", amplitude="none", mean=["regression"])
+    model.adopt(replace(model.statistics, score_gain=torch.ones(B.grid.num_shells).double()))
+    archive = torch.view_as_complex(model.statistics.law_archive).to(torch.complex128)
+    state = torch.zeros(1, 2, *B.shape, dtype=torch.complex128)
+    powers = model.sample_hat(Request(state, range(50), seed=5)).abs().square()
+    nearest = (powers[:, None] - archive.abs().square()[None]).flatten(2).abs().amax(-1).min(1)
+    assert float(nearest.values.max()) < 1e-4 * float(powers.max())
+    plain = model.sample_hat(Request(state, range(50), seed=5, method="mean_gp")).abs().square()
+    far = (plain[:, None] - archive.abs().square()[None]).flatten(2).abs().amax(-1).min(1)
+    assert float(far.values.min()) > 1e-2 * float(powers.max())
 
 
 @pytest.mark.parametrize("network", ["fno", "cnn"])

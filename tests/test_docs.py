@@ -237,6 +237,75 @@ def test_a_subgrid_closure_in_a_solver_of_ones_own(tmp_path, monkeypatch):
     assert found.std(0).max() > 0.01 * found.std()
 
 
+class Cloudy:
+    """A data set of clouds on 16 x 16 points: a smooth flow, moisture near 1 and a little rain."""
+
+    members, grid = range(3), 16
+
+    def read(self, member, index, field="state", grid=None):
+        import numpy as np
+
+        x = 2 * np.pi * np.arange(16) / 16 + member
+        waves = np.sin(x)[:, None] * np.cos(2 * x + index)
+        return np.stack([waves, 0.9 + 0.1 * waves, 0.2 + 0.1 * waves]).astype(np.float32)
+
+
+def clouds_case(folder):
+    """Save a closed form of the preset clouds that was fitted to random closures; returns it."""
+    import torch
+
+    from hpc_closure.closure import artifact
+    from hpc_closure.experiment import reading
+
+    experiment = reading.load("clouds")
+    config = {
+        "preset": "gaussian",
+        "equation": experiment.physics.model_dump(),
+        "conditions": {"sensors": "none", "forecast": True},
+    }
+    model = artifact.build(config, 16, experiment.physics.length)
+    generator, waves = torch.Generator().manual_seed(0), torch.as_tensor(Cloudy().read(0, 0))
+    states = waves + 0.1 * torch.randn(64, 3, 16, 16, generator=generator)
+    noise = 0.1 * torch.randn(64, 3, 16, 16, generator=generator)
+    for phase in model.phases:
+        model.begin(phase.name, [(states, noise - 0.05 * states.roll(1, 1))])
+    target = {"kind": "subgrid", "interval": 20, "dt": 0.0125, "every": 0.25}
+    artifact.save(model, folder / "model.safetensors", target=target, provenance={})
+    return folder / "model.safetensors"
+
+
+def test_a_closure_of_several_fields_in_a_solver_of_ones_own(tmp_path, monkeypatch):
+    """The example's trajectory is that of our solver, whose closure reads the forecast."""
+    import numpy as np
+    import torch
+
+    import hpc_closure
+    from hpc_closure.closure.model import Request
+    from hpc_closure.closure.targets import corrected_by
+    from hpc_closure.data import reader
+    from hpc_closure.spectral.simulation import Simulation
+
+    (example,) = (
+        text for page, text in blocks("python") if page == "api.md" and "forecast" in text
+    )
+    closure, seen = hpc_closure.load(clouds_case(tmp_path)), []
+    monkeypatch.setattr(reader, "DataSet", lambda folder: seen.append(folder) or Cloudy())
+    monkeypatch.setattr(hpc_closure, "load", lambda path: seen.append(path) or closure)
+    made: dict = {}
+    exec(example, made)
+    assert [Path(one).parts[:2] for one in seen] == 2 * [("runs", "clouds")]
+    members, span = range(made["members"]), made["span"]
+    ours = Simulation(made["problem"], members, 0)
+    start = np.tile(Cloudy().read(2, 0), (len(members), 1, 1, 1))
+    ours.load_state(0, ours.transform.to_spectral(torch.as_tensor(start).double()))
+    for call in range(made["calls"]):
+        corrected_by(ours, span, lambda: closure.sample_hat(Request(ours.state, members, 1, call)))
+    found, expected = made["state"], ours.transform.to_physical(ours.state).numpy()
+    assert found.shape == (16, 3, 16, 16)
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected - start).max()
+    assert (found.std(0).max((1, 2)) > 0.01 * found.std((0, 2, 3))).all()
+
+
 def test_every_test_file_is_of_a_module_or_of_a_theme_that_the_readme_names():
     tests = Path(__file__).parent
     themes = re.findall(r"`(test_[\w*]+)\.py`", (tests / "README.md").read_text())

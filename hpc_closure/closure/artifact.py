@@ -121,10 +121,12 @@ class Closure:
     Attributes:
         model: the closure model.
         header: header of its file.
+        channels: number of fields of a state.
     """
 
     def __init__(self, model: ClosureModel, header: Header):
         self.model, self.header = model, header
+        self.channels = fields_of(model.config)
         self.model.replayed = _replays()
         self._warned = False
 
@@ -151,11 +153,6 @@ class Closure:
     def device(self) -> torch.device:
         """Device on which the model computes."""
         return self.model.device
-
-    @property
-    def channels(self) -> int:
-        """Number of fields of a state."""
-        return fields_of(self.config)
 
     @property
     def guarded(self) -> int:
@@ -236,7 +233,8 @@ class Closure:
         Args:
             state: vorticity, numpy or torch: (n, n), or (M, n, n) with one row per member, or
                 (B, n, n) with one row per list of members. A state of C fields is (C, n, n), here
-                and below.
+                and below. If ``config["conditions"]`` has a true ``forecast``, it is the state
+                after the reduced solver's interval, to which U is added.
             sensors: point values of the true closure, or None.
             history: earlier states (H, n, n) or (M, H, n, n), newest first, if the model was
                 trained with them.

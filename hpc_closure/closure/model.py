@@ -123,8 +123,9 @@ class Request:
 
     Attributes:
         state: fields (B, n, n) for ``sample_batch``, retained spectra (B, 2K + 1, K + 1) for
-            ``sample_hat``. For M members, B is 1 (shared by all members), M (one per member), or a
-            divisor of M: state b is used for members b M/B to (b + 1) M/B - 1.
+            ``sample_hat``; of C fields (B, C, ...), here and below. For M members, B is 1 (shared
+            by all members), M (one per member), or a divisor of M: state b is used for members
+            b M/B to (b + 1) M/B - 1.
         members: M ids. A member's draw depends on (seed, member, call) only.
         seed, call: key of the draws; equal keys give equal draws.
         sensors: point values of the true closure, or None.

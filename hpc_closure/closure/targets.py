@@ -64,17 +64,10 @@ def advance_with(
         simulation.state.add_(tendency_hat, alpha=span)
 
 
-def corrected_by(
-    simulation: Simulation, span: float, draw: Callable[[], torch.Tensor]
-) -> torch.Tensor:
-    """Advance by a time ``span`` and add a subgrid closure drawn of the state that is reached.
-
-    Returns the closure, ``draw()``, (B, ...).
-    """
+def corrected_by(simulation: Simulation, span: float, draw: Callable[[], torch.Tensor]) -> None:
+    """Advance by a time ``span``, and add a subgrid closure, ``draw()``, of the state reached."""
     simulation.forget().advance(simulation.problem.steps_in(span))
-    closure = draw()
-    simulation.state.add_(closure, alpha=span)
-    return closure
+    simulation.state.add_(draw(), alpha=span)
 
 
 def traced_with(

@@ -13,8 +13,9 @@
                          channels, and closure_NAME, ... of each (:func:`data_sets`)
     /t1_fields           velocity: (B, T, n, n, 2)
     /filtered            one (B, T, m, m) field per filter, on the filter's grid
-    /references          truth, none: (cases, T, n, n), in a rollout
-    /whole               vorticity of the DNS on the DNS grid at whole_time: (cases, W, N, N)
+    /references          truth, none: (cases, T, n, n), in a rollout; truth_NAME, ... of each field
+    /whole               the state of the DNS on the DNS grid at whole_time: (cases, W, N, N) of
+                         each field
     /series              one (B, S) or (B, S, shells) series per diagnostic, at series_time
     /restart             arrays from which the solver continues after the last stored time
 """

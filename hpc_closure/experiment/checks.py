@@ -10,6 +10,7 @@ MAY_BE_READ = (
     "schedule",
     "function_evaluations",
     "generator",
+    "start",
     "layers",
     "base_noise",
     "mean_layers",
@@ -72,7 +73,9 @@ def _check_closure_of_fields(experiment) -> None:
         for name in train.opponents
         if not all(kind.several_fields for kind in kinds_of(resolve({"preset": name})))
     ]
-    sensors = conditions.sensors != "none" or config.get("sensors") == "learned"
+    read = conditions.sensors != "none"
+    learned = config.get("sensors") == "learned"
+    sensors = f"model.conditions.sensors={conditions.sensors}" if read else "model.sensors=learned"
     for key, used, expected in (
         (
             f"model.preset={model.preset}",
@@ -81,8 +84,8 @@ def _check_closure_of_fields(experiment) -> None:
         ),
         (f"a model with {', '.join(sorted(parts))}", bool(parts), "other parts (model.mean, ...)"),
         (
-            f"model.conditions.sensors={conditions.sensors}",
-            sensors and whole is None,
+            sensors,
+            (read or learned) and whole is None,
             "none, and model.sensors=kriging",
         ),
         ("model.conditions.previous_closures", conditions.previous_closures, "0"),
@@ -297,12 +300,12 @@ def _check_model(experiment) -> None:
         _check_trajectory(experiment)
     settings = model.model_dump(exclude_none=True)
     config = resolve(settings)
+    if conditions.forecast:
+        _check_forecast(experiment)
     if kind_of_model is not None:
         return kind_of_model.check(experiment)
     if conditions.previous_closures:
         check_previous(experiment, conditions.previous_closures)
-    if conditions.forecast:
-        _check_forecast(experiment)
     residual = config["residual"]
     read = {key for kind in kinds_of(config) for key in kind.reads}
     for key, used in (
@@ -333,7 +336,7 @@ def _check_model(experiment) -> None:
 
 def _check_forecast(experiment) -> None:
     """Check that a closure can read the state after the reduced solver's interval."""
-    train, conditions = experiment.train, experiment.model.conditions
+    train, model, conditions = experiment.train, experiment.model, experiment.model.conditions
     for setting, used in (
         (
             f"generate.closure={experiment.generate.closure}",
@@ -343,6 +346,7 @@ def _check_forecast(experiment) -> None:
             f"model.conditions.previous_states={conditions.previous_states}",
             conditions.previous_states,
         ),
+        (f"model.preset={model.preset}", kind_of(model.preset) is not None),
         ("train.rollout_training", train.rollout_training),
         ("train.stability_test", train.stability_test),
         (f"train.grid={train.grid}", train.grid not in (None, experiment.data_grid)),

@@ -36,6 +36,7 @@ DEFAULT: dict[str, Any] = {
     "amplitude_score": "likelihood",
     "residual": "score",
     "generator": "fno",
+    "start": "gaussian",
     "sensors": "kriging",
     "validate_parts": "on",
     "width": 24,
@@ -95,6 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 CHOICES = {
     "amplitude_score": ("likelihood", "crps"),
     "generator": ("fno", "cnn"),
+    "start": ("gaussian", "resampled"),
     "noise_memory": ("on", "off"),
     "sensors": ("kriging", "learned"),
     "validate_parts": ("on", "off"),

@@ -325,6 +325,11 @@ class ModelKeys(Section):
         description="network of the generator; fno: Fourier blocks; cnn: 3 x 3 convolutions, for "
         "laws that depend on the neighbourhood alone",
     )
+    start: Literal["gaussian", "resampled"] | None = Field(
+        None,
+        description="law from which the generator starts; gaussian: the Gaussian process; "
+        "resampled: residuals of the training, moved at random",
+    )
     validate_parts: Annotated[Literal["on", "off"], BeforeValidator(_switch)] | None = Field(
         None,
         description="on: a trained part is scaled by its gain on 8 members that are not trained "

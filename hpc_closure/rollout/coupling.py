@@ -4,7 +4,9 @@ One :class:`CoupledRun` advances, from the same resolved state,
 
 * ``model``: the reduced solver. A new sample of the closure is drawn every ``interval`` steps and
   held constant in between. The closure accounts for the interval: an m-step mean of white noise
-  has 1/m of its variance, so the spread of the run does not depend on m.
+  has 1/m of its variance, so the spread of the run does not depend on m. A subgrid closure is
+  added once, after the solver's interval. It is drawn of the state before the interval or, with
+  ``conditions.forecast``, of the state after it.
 * ``oracle``: the full system with independent noise in every step (and a new regime in every
   interval). This is the exact law, the true ensemble. With sensors it is the reduced solver with
   draws of the exact law conditioned on the readings, once per interval as in ``model``. This is

@@ -170,7 +170,8 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
             f"share of train.split={list(section.split)}, or set model.validate_parts=off"
         )
     if section.augment:
-        forced = experiment.generate.closure != "subgrid"
+        # a forecast contains the forcing of the interval
+        forced = experiment.generate.closure != "subgrid" or conditions.forecast
         flow = None
         if section.rollout_training and not forced:
             flow = Symmetry.of(experiment.physics, grid)

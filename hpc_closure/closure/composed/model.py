@@ -268,6 +268,12 @@ class CompositeClosure(ClosureModel):
         return bool(self.previous) or off
 
     @property
+    def resamples(self) -> bool:
+        """Whether base noise is a residual of the training: alone, or as start of a generator."""
+        starts = isinstance(self.residual, Generator) and self.config["start"] == "resampled"
+        return starts or isinstance(self.residual, Resampled)
+
+    @property
     def amplitude_share(self) -> float:
         """Share of log D in use; 0 = D is 1."""
         return self.statistics.amplitude_gain or 0.0
@@ -476,7 +482,7 @@ class CompositeClosure(ClosureModel):
         white = keyed_noise.white_fields(kept, key, stream, self.device, self.channel_shape)
         noise = law.coloured(white)
         is_residual = law is self.frame.law and law is not self.frame.plain
-        if is_residual and isinstance(self.residual, Resampled):
+        if is_residual and self.resamples:
             return self.resampled(key, stream)
         if is_residual and isinstance(self.residual, Modes) and self.frame.factors is not None:
             return apply_factors(to_device_cached(self.frame.factors, noise), noise)
@@ -488,7 +494,7 @@ class CompositeClosure(ClosureModel):
     def joined(self, law: StationaryGaussian, noise: Tensor) -> Tensor:
         """Correlate the independent channels of base noise of a law; one field is unchanged."""
         is_plain = law is self.frame.plain and law is not self.frame.law
-        if isinstance(self.residual, Resampled) and not is_plain:
+        if self.resamples and not is_plain:
             return noise
         factors = self.frame.plain_channels if is_plain else self.frame.channels
         return noise if factors is None else apply_channels(factors, noise)

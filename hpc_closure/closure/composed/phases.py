@@ -437,7 +437,7 @@ def fit_law_across_channels(
 
 def fit_archive(model: CompositeClosure, reader: Reader, num: float) -> dict[str, Any]:
     """Keep residuals q of snapshots, if draws are resampled from them; returns its statistics."""
-    if not isinstance(model.residual, Resampled):
+    if not model.resamples:
         return {}
     every = max(1, -(-round(num) // Resampled.MOST))
     rows = [

@@ -8,7 +8,15 @@ class CRPS(ResidualKind):
 
     name = "crps"
     several_fields = True
-    reads = ("generator", "width", "modes", "layers", "spectral_convolution", "base_noise")
+    reads = (
+        "generator",
+        "start",
+        "width",
+        "modes",
+        "layers",
+        "spectral_convolution",
+        "base_noise",
+    )
     learns_sensors = True
     one_evaluation = True
 

@@ -10,6 +10,7 @@ class Score(ResidualKind):
     several_fields = True
     reads = (
         "generator",
+        "start",
         "width",
         "modes",
         "layers",
