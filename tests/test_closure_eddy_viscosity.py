@@ -158,20 +158,25 @@ def test_each_layer_has_the_viscosity_of_its_own_flow(kind):
 
 
 @pytest.mark.parametrize(
-    ("preset", "model_preset", "line"),
+    ("preset", "changes", "line"),
     [
-        ("clouds", "jansen_held", "each with its own flow; the fields of clouds share one"),
-        ("two_layer_quick", "dynamic_leith", "model.preset=dynamic_leith is for equations of one"),
+        (
+            "subgrid_quick",
+            ["physics.equation=clouds", "model.preset=leith"],
+            "each with its own flow; the fields of clouds share one",
+        ),
+        (
+            "two_layer_quick",
+            ["model.preset=dynamic_leith"],
+            "model.preset=dynamic_leith is for equations of one field",
+        ),
     ],
 )
-def test_fields_for_which_it_is_not(preset, model_preset, line):
-    reading.load("two_layer_quick", ["model={preset: leith, conditions: {sensors: none}}"])
-    parts = ("mean", "amplitude", "amplitude_score", "width", "modes", "layers", "mean_layers")
-    changes = [f"model.{key}=null" for key in parts]
+def test_fields_for_which_it_is_not(preset, changes, line):
+    plain = ["model.conditions.previous_closures=0", "rollout.baselines=[none]"]
+    reading.load("two_layer_quick", ["model.preset=leith", *plain])
     with pytest.raises(ValueError, match=line):
-        reading.load(
-            preset, [*changes, f"model.preset={model_preset}", "rollout.baselines=[none]"]
-        )
+        reading.load(preset, [*changes, *plain])
 
 
 def test_settings_that_it_does_not_have():

@@ -3,10 +3,17 @@
 import csv
 import json
 
+import numpy as np
 import pytest
+import torch
+from conftest import four_verbs
 
+from hpc_closure.closure.artifact import load
+from hpc_closure.closure.fields.losses import crps
+from hpc_closure.data.reader import DataSet
 from hpc_closure.evaluate.rows import COLUMNS
 from hpc_closure.experiment import reading
+from hpc_closure.experiment.folder import Run
 
 EXPERIMENT = """
 base: diffusion_64
@@ -207,3 +214,82 @@ def test_the_closure_answers_in_somebody_elses_solver(finished):
     assert drawn.shape == (2, 64, 64) and drawn.dtype == state.dtype
     assert np.allclose(drawn[1], again[0], atol=1e-5 * drawn.std())
     assert not np.allclose(drawn, closure.sample(state, members=[3, 9], seed=1, call=3))
+
+
+# ---- two layers
+
+LAYERS = """
+base: two_layer_quick
+name: layers
+root: {root}
+generate: {{grid: 48, members: 16, t_end: 110.0, dt: 0.125, interval: 8,
+           record: {{start: 30.0, every: 5.0, grid: 24}}}}
+train: {{split: [0.5, 0.25, 0.25], steps: 20, batch: 16}}
+reduced: {{step: 1}}
+replicas: {{members: 3, spinup: 5.0}}
+rollout: {{members: 3, initial_conditions: 4, t_start: 50.0, t_end: 80.0, every: 5.0,
+          interval: 8, rungs: [{{grid: 32, start: moved, step: 1}}]}}
+evaluate: {{lead_times: [5, 10, 30], formats: [], samples: 40, members: 8}}
+cluster: {{members_per_block: 16, device: cpu, threads: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory):
+    """An experiment of two layers from DNS to report."""
+    return four_verbs(tmp_path_factory.mktemp("layers"), LAYERS)
+
+
+def errors(layers, change):
+    """CRPS (2,) of the closure of each layer over its size, given states that are changed.
+
+    Args:
+        layers: the experiment.
+        change: states (B, 2, n, n) and their sizes (2, 1, 1) to the states that are given.
+    """
+    data, model = DataSet(layers.folder / "data"), load(Run.of(layers).model)
+    test = [(m, time) for m in data.split(layers.train.split)["test"] for time in range(0, 17, 4)]
+    states, targets = (
+        np.stack([data.read(m, time, name, 24) for m, time in test]).astype(np.float64)
+        for name in ("state", "closure")
+    )
+    size, scale = (np.sqrt((x**2).mean((0, 2, 3)))[:, None, None] for x in (states, targets))
+    members = [list(range(8))] * len(test)
+    drawn = model.sample(change(states, size).copy(), members=members, seed=1)
+    ensemble = torch.from_numpy(np.asarray(drawn)).double().transpose(0, 1) / scale
+    truth = torch.from_numpy(targets / scale)
+    return [float(crps(ensemble[:, :, layer], truth[:, layer]).mean()) for layer in range(2)]
+
+
+def test_a_model_of_layers_that_it_does_not_see_is_clearly_worse(layers):
+    right = errors(layers, lambda states, size: states)
+    assert right[0] < 0.5 and right[1] < 0.75
+    exchanged = errors(layers, lambda states, size: (states / size)[:, ::-1] * size)
+    assert exchanged[0] > 1.6 * right[0] and exchanged[1] > 1.4 * right[1]
+
+    def of_another(layer):
+        """Take this layer from another trajectory."""
+
+        def change(states, size):
+            changed = states.copy()
+            changed[:, layer] = np.roll(changed[:, layer], 5, 0)
+            return changed
+
+        return change
+
+    for layer in (0, 1):
+        found = errors(layers, of_another(layer))
+        assert found[0] > 2 * right[0] and found[1] > 2 * right[1]
+
+
+def test_each_layer_has_scores_of_its_coupled_runs(layers):
+    with open(layers.folder / "evaluate/scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for channel in ("q_upper", "q_lower"):
+        chosen = [row for row in rows if row["channel"] == channel and row["stage"] == "coupled"]
+        ratios = {
+            method: value(chosen, method, "crps_ratio", lead_time=30.0)
+            for method in ("model", "none", "rung_32_moved", "climatology")
+        }
+        assert ratios["model"] < 0.85 * ratios["none"] and ratios["none"] < ratios["climatology"]
+        assert 0.8 < ratios["rung_32_moved"] < 1.4

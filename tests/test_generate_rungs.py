@@ -45,7 +45,7 @@ train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4}}
 reduced: {{step: auto}}
 pilot: {{initial_conditions: 3, members: 3}}
 replicas: {{members: 2, spinup: 4.0}}
-rollout: {{members: 2, initial_conditions: 1, t_start: 20.0, t_end: 32.0, interval: 4,
+rollout: {{members: 2, initial_conditions: 1, t_start: 20.0, t_end: 32.0, every: 2.0, interval: 4,
           rungs: [{{grid: 32, start: moved, drain: true}}]}}
 evaluate: {{lead_times: [2, 4], formats: []}}
 cluster: {{members_per_block: 4, device: cpu, threads: 1}}

@@ -90,6 +90,14 @@ def test_the_subgrid_target_is_the_defect_of_the_reduced_map():
     assert closure.abs().max() > 1e-6
 
 
+def test_the_reduced_solver_leaves_the_filter_to_the_closure():
+    problem = Problem(grid=32, scheme="ab3", dt=0.01, viscosity=1e-3)
+    assert reduced_problem(problem, 16, "subgrid").scheme == "ab3_plain"
+    assert reduced_problem(problem, 16, "convection").scheme == "ab3"
+    etdrk4 = problem.replace(scheme="etdrk4")
+    assert reduced_problem(etdrk4, 16, "subgrid").scheme == "etdrk4"
+
+
 def test_a_target_of_several_steps_is_their_mean():
     simulation = Simulation(PROBLEM, [0], 1).initialise()
     other = Simulation(PROBLEM, [0], 1).initialise()

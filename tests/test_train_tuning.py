@@ -34,11 +34,12 @@ evaluate: {lead_times: [1]}
 
 LAYERS = """
 base: two_layer_quick
-generate: {grid: 64, members: 8, t_end: 4.4, record: {grid: 32, start: 0.4, every: 0.4, burst: 1}}
+reduced: {step: 1}
+generate: {grid: 64, members: 8, t_end: 11.0, record: {grid: 32, start: 1.0, every: 1.0}}
 model: {preset: smagorinsky}
 train: {split: [0.25, 0.5, 0.25]}
 replicas: {members: 0}
-rollout: {initial_conditions: 1, t_start: 0.4, t_end: 4.4, every: 0.4, rungs: []}
+rollout: {initial_conditions: 1, t_start: 1.0, t_end: 11.0, every: 1.0, rungs: []}
 evaluate: {lead_times: [4]}
 """
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Closures that replace a term of the full system; the reduced solver then leaves the term out.
 REMOVABLE = ("diffusion", "convection")
 # Schemes that need past steps, and schemes that treat half of the linear term explicitly.
-WITH_MEMORY = ("cn_ab2", "ab3")
+WITH_MEMORY = ("cn_ab2", "ab3", "ab3_plain")
 WITH_EXPLICIT_HALF = ("cn_euler", "cn_ab2")
 
 
@@ -40,7 +40,7 @@ class Numerics(Section):
     max_refinements: Annotated[int, Field(ge=1, le=20)] = Field(
         6, description="with cfl: largest j; a member that needs more is lost"
     )
-    scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3", "ab3"] = "cn_euler"
+    scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3", "ab3", "ab3_plain"] = "cn_euler"
     form: Literal["basdevant", "flux"] = Field(
         "basdevant", description="algebraic form of the nonlinear term"
     )

@@ -315,6 +315,12 @@ class AB3(Scheme):
         return {name: self._past[place] for place, name in enumerate(PAST[:known])}
 
 
+class AB3Plain(AB3):
+    """Adams-Bashforth 3 of all terms, without a filter."""
+
+    CUT = math.inf
+
+
 class ETDRK4(Scheme):
     r"""Exponential time differencing, fourth order (Cox and Matthews 2002, eqs 26-29).
 
@@ -459,4 +465,5 @@ SCHEMES = {
     "etdrk4": ETDRK4,
     "imex_rk3": IMEXRK3,
     "ab3": AB3,
+    "ab3_plain": AB3Plain,
 }
