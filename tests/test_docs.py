@@ -109,7 +109,9 @@ def test_the_first_pages_open_with_the_drawing_and_the_figure():
         assert 1000 < path.stat().st_size < limit, path
         names.setdefault(page.name, []).append(path.name)
     assert set(names) == {"README.md", "index.md"}
-    assert all(found == ["workflow.svg", "clouds.png", "closure.png"] for found in names.values()), names
+    assert all(
+        found == ["workflow.svg", "clouds.png", "closure.png"] for found in names.values()
+    ), names
 
 
 def test_the_workflow_is_what_its_script_draws(tmp_path):
