@@ -13,7 +13,7 @@ from hpc_closure.closure.fields.features import physics_estimate
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import Sensors, regular_positions
 from hpc_closure.closure.model import Request
-from hpc_closure.experiment.models import preset_names
+from hpc_closure.experiment.models import preset_names, resolve
 from hpc_closure.spectral.modes.grid import resize
 
 
@@ -324,5 +324,6 @@ def test_presets_and_errors(diffusion):
             config["conditions"] = {"sensors": "none"}
         numbers = build(config, 64).num_parameters()
         closed = name in ("gaussian", *BASELINES)
-        least = 5e3 if name == "convolutional" else 1e5
+        local = "cnn" in resolve(config).get("mean", ())
+        least = 5e3 if local else 1e5
         assert numbers == 0 if closed else numbers > least

@@ -82,7 +82,7 @@ def test_score_rows_have_the_columns_of_the_contract(finished, rows):
         == list(COLUMNS)
         == (
             "stage,closure,method,grid,lead_time,shell,score,value,low,high,sensors,evaluations,"
-            "interval,members,samples,split,seeds"
+            "interval,members,samples,split,seeds,channel"
         ).split(",")
     )
     for method in ("model", "none", "oracle", "physics", "climatology"):

@@ -209,7 +209,7 @@ physics: {{equation: two_layer_qg, deformation_radius: 0.5, mean_flow: [0.3, 0],
           initial: {{kind: band, wavenumber: 4, energy: 0.3}}}}
 generate: {{grid: 32, members: 8, t_end: 1.6, dt: 0.025, scheme: ab3, closure: subgrid,
            interval: 4, certificate: reported, record: {{start: 0.5, every: 0.1, grid: 16}}}}
-model: {{preset: gaussian, conditions: {{sensors: none}}}}
+model: {{preset: gaussian, regression_terms: linear, conditions: {{sensors: none}}}}
 train: {{grid: 16, window: [0.5, 1.6], split: [0.5, 0.25, 0.25], steps: 4, batch: 4,
         validate_every: 2, checkpoint_every: 2}}
 reduced: {{step: 1}}

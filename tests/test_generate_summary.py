@@ -55,7 +55,7 @@ def test_the_closures_share_is_over_the_reduced_solvers_own_tendency():
     moved = (solver.state - start) / (5 * problem.dt)
     transform = Transform(problem.make_grid())
     fields = {
-        "vorticity": transform.to_physical(start).numpy(),
+        "state": transform.to_physical(start).numpy(),
         "closure": 0.25 * transform.to_physical(moved).numpy(),
     }
     data = SimpleNamespace(
@@ -64,6 +64,7 @@ def test_the_closures_share_is_over_the_reduced_solvers_own_tendency():
         times=np.zeros(1),
         grid=32,
         dimensions=2,
+        channels=(),
         read=lambda m, t, name: fields[name][m],
     )
     said = summary.share(experiment, data, 1)

@@ -25,7 +25,7 @@ from hpc_closure.closure.fields.losses import (
     spectral_square,
 )
 from hpc_closure.closure.fields.modes import LARGEST
-from hpc_closure.closure.gaussian.conditioning import GeneratorConditions
+from hpc_closure.closure.gaussian.conditioning import GeneratorConditions, Kriged
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
 from hpc_closure.closure.networks.blocks import (
     PLACES,
@@ -206,7 +206,7 @@ class FlowNetwork(Generator):
         self.network: ScoreNetwork | LocalScoreNetwork
         if config["generator"] == "cnn":
             size = PLACES * config["dimensions"]
-            end = channels - 2 - fields  # sensors and log D follow the coordinates
+            end = channels - Kriged.channels - fields  # sensors and log D follow the coordinates
             places = range(end - size, end)
             self.network = LocalScoreNetwork(
                 channels, places, config["width"], config["layers"], fields
