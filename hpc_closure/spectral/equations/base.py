@@ -237,6 +237,43 @@ class Terms:
         raise NotImplementedError
 
 
+class Stirred(Terms):
+    """Several channels, all carried by the flow whose vorticity is the first."""
+
+    def __init__(self, equation: Equation, transform: Transform):
+        from hpc_closure.spectral.equations.advection import Flux
+
+        super().__init__(equation, transform)
+        self.flow = Flux(transform)
+
+    def carry(self, w: Tensor, out: Tensor) -> Tensor:
+        """Write the advection of all channels, ``(members, C, ..., 2)``, to ``out``; return it."""
+        vorticity, work = w[:, 0].contiguous(), self.flow.work("tendency", w[:, 0])
+        out[:, 0].copy_(self.flow.tendency(vorticity, work))
+        for channel in range(1, w.shape[1]):
+            out[:, channel].copy_(self.flow.carry(vorticity, w[:, channel].contiguous(), work))
+        return out
+
+    def differentiable_carry(self, w: Tensor, transform: DifferentiableTransform) -> list[Tensor]:
+        """Return the advection of each channel as new tensors ``(members, ..., 2)``."""
+        vorticity, *carried = w.unbind(1)
+        tendency = self.flow.differentiable_tendency
+        return [
+            tendency(vorticity, transform),
+            *(tendency(vorticity, transform, field) for field in carried),
+        ]
+
+    def speed(self, w):
+        velocity = self.flow.velocity(w[:, 0]).abs_()
+        return velocity[0].add_(velocity[1]).amax((-2, -1))
+
+    def derived(self, name, w):
+        if name == "velocity":
+            rotated = self.flow.rotate(w[:, 0])
+            return (rotated[None] * self.flow.to_velocity).transpose(0, 1).contiguous()
+        return super().derived(name, w)
+
+
 class SelfAdvection(Terms):
     """``-u u_x = -(u^2)_x / 2`` on a line."""
 

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from hpc_closure.spectral.equations.base import Channel, Equation, Terms
+from hpc_closure.spectral.equations.base import Channel, Equation, Stirred
 from hpc_closure.spectral.recipe import NonNegative, Positive
 
 POWER = 4  # of the moisture in the rate of births
@@ -115,15 +115,12 @@ class Clouds(Equation):
         return CloudTerms(self, transform)
 
 
-class CloudTerms(Terms):
+class CloudTerms(Stirred):
     """Advection of the three channels, rain-out, and with ``births: mean`` the mean births."""
 
     def __init__(self, equation: Clouds, transform):
-        from hpc_closure.spectral.equations.advection import Flux
-
         super().__init__(equation, transform)
         grid = transform.grid
-        self.flow = Flux(transform)
         self.equation = equation
         area = grid.length**2
         self.births = (
@@ -131,12 +128,7 @@ class CloudTerms(Terms):
         )
 
     def nonlinear(self, w, out):
-        transform, flow = self.transform, self.flow
-        vorticity, work = w[:, 0].contiguous(), flow.work("tendency", w[:, 0])
-        out[:, 0].copy_(flow.tendency(vorticity, work))
-        for channel in (1, 2):
-            carried = w[:, channel].contiguous()
-            out[:, channel].copy_(flow.carry(vorticity, carried, work))
+        transform, out = self.transform, self.carry(w, out)
         moisture, rain = transform.synthesize((w[:, 1], None), (w[:, 2], None))
         out[:, 1].sub_(transform.analyse(rain.mul_(moisture)[None])[0])
         if self.births is not None:
@@ -147,24 +139,10 @@ class CloudTerms(Terms):
     def differentiable_nonlinear(self, w, transform):
         import torch
 
-        vorticity = self.flow.differentiable_tendency(w[:, 0], transform)
-        by_channel = [vorticity]
-        for channel in (1, 2):
-            carried = w[:, channel]
-            by_channel.append(self.flow.differentiable_tendency(w[:, 0], transform, carried))
+        by_channel = self.differentiable_carry(w, transform)
         moisture, rain = transform.fields(w[:, 1]), transform.fields(w[:, 2])
         by_channel[1] = by_channel[1] - transform.spectra(rain * moisture)
         if self.births is not None:
             rate = self.equation.rate(moisture)
             by_channel[2] = by_channel[2] + transform.spectra(rate) * self.births[0]
         return torch.stack(by_channel, 1)
-
-    def speed(self, w):
-        velocity = self.flow.velocity(w[:, 0]).abs_()
-        return velocity[0].add_(velocity[1]).amax((-2, -1))
-
-    def derived(self, name, w):
-        if name == "velocity":
-            rotated = self.flow.rotate(w[:, 0])
-            return (rotated[None] * self.flow.to_velocity).transpose(0, 1).contiguous()
-        return super().derived(name, w)

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from hpc_closure.spectral.equations.base import Channel, Equation, Terms
+from hpc_closure.spectral.equations.base import Channel, Equation, Stirred
 from hpc_closure.spectral.recipe import Finite, NonNegative, Positive
 
 
@@ -79,7 +79,7 @@ class Excitable(Equation):
         return ExcitableTerms(self, transform)
 
 
-class ExcitableTerms(Terms):
+class ExcitableTerms(Stirred):
     """Advection of the four channels, the mean gradient, and the reaction with its stimulus.
 
     The reaction has products of three fields, which alias on the grid of the solver. They are
@@ -88,23 +88,16 @@ class ExcitableTerms(Terms):
     """
 
     def __init__(self, equation: Excitable, transform):
-        from hpc_closure.spectral.equations.advection import Flux
-
         super().__init__(equation, transform)
         grid = transform.grid
         self.equation = equation
-        self.flow = Flux(transform)
         self.gradient = transform.factors(grid.kx, grid.ky)  # without the factor i
         self.points = 3 * grid.size // 2
 
     def nonlinear(self, w, out):
         equation, transform, flow = self.equation, self.transform, self.flow
-        vorticity, work = w[:, 0].contiguous(), flow.work("tendency", w[:, 0])
-        out[:, 0].copy_(flow.tendency(vorticity, work))
-        for channel in (1, 2, 3):
-            carried = w[:, channel].contiguous()
-            out[:, channel].copy_(flow.carry(vorticity, carried, work))
-        out[:, 1].sub_(flow.rotate(vorticity) * flow.to_velocity[0])
+        self.carry(w, out)
+        out[:, 1].sub_(flow.rotate(w[:, 0].contiguous()) * flow.to_velocity[0])
         along_x, along_y, activator, threshold = transform.synthesize(
             (flow.rotate(w[:, 1]), self.gradient),
             (w[:, 2], None),
@@ -128,9 +121,7 @@ class ExcitableTerms(Terms):
 
         equation, flow = self.equation, self.flow
         vorticity, tracer, activator, inhibitor = w.unbind(1)
-        by_channel = [flow.differentiable_tendency(vorticity, transform)]
-        for carried in (tracer, activator, inhibitor):
-            by_channel.append(flow.differentiable_tendency(vorticity, transform, carried))
+        by_channel = self.differentiable_carry(w, transform)
         by_channel[1] = by_channel[1] - times_i(vorticity) * flow.to_velocity[0]
         of_reaction = torch.stack([*(times_i(tracer) * self.gradient), activator, inhibitor])
         fields = to_fields(torch.view_as_complex(of_reaction), self.points)
@@ -143,13 +134,3 @@ class ExcitableTerms(Terms):
         )
         by_channel[3] = by_channel[3] + activator / equation.recovery_time
         return torch.stack(by_channel, 1)
-
-    def speed(self, w):
-        velocity = self.flow.velocity(w[:, 0]).abs_()
-        return velocity[0].add_(velocity[1]).amax((-2, -1))
-
-    def derived(self, name, w):
-        if name == "velocity":
-            rotated = self.flow.rotate(w[:, 0])
-            return (rotated[None] * self.flow.to_velocity).transpose(0, 1).contiguous()
-        return super().derived(name, w)
