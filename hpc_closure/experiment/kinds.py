@@ -24,6 +24,7 @@ __all__ = [
     "ModelKind",
     "NetworkKind",
     "ResidualKind",
+    "channel_shape_of",
     "check_loaded",
     "equation_of",
     "fields_of",
@@ -81,6 +82,12 @@ def fields_of(config: dict[str, Any]) -> int:
     """Return the number of fields of a state for which a model is configured."""
     equation = equation_of(config)
     return 1 if equation is None else len(equation.channels)
+
+
+def channel_shape_of(config: dict[str, Any]) -> tuple[int, ...]:
+    """Return ``(C,)`` for a state of C > 1 fields, and ``()`` for one field."""
+    equation = equation_of(config)
+    return () if equation is None else equation.channel_shape
 
 
 class NetworkKind(Kind):

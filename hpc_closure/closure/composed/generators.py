@@ -34,7 +34,7 @@ from hpc_closure.closure.networks.blocks import (
     ScoreNetwork,
 )
 from hpc_closure.closure.sampling import Trigonometric, build_sampler
-from hpc_closure.experiment.kinds import fields_of
+from hpc_closure.experiment.kinds import channel_shape_of, fields_of
 
 __all__ = [
     "Drawn",
@@ -213,7 +213,7 @@ class FlowNetwork(Generator):
             )
         else:
             self.network = ScoreNetwork(channels, *sizes, form=form, fields=fields)
-        self.channel_shape = (fields,) if fields > 1 else ()
+        self.channel_shape = channel_shape_of(config)
 
     def encode(self, conditions: GeneratorConditions) -> Encoded:
         """Encode the conditions for the noisy branch, once for all noise levels."""

@@ -17,7 +17,7 @@ from hpc_closure.closure.fields.losses import (
 )
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates, StateConditions
 from hpc_closure.closure.networks.blocks import LARGEST, LOW, SUMMARY, perceptron
-from hpc_closure.experiment.kinds import NetworkKind, fields_of, find
+from hpc_closure.experiment.kinds import NetworkKind, channel_shape_of, fields_of, find
 
 __all__ = ["NetworkAmplitude", "NetworkMean"]
 
@@ -40,7 +40,7 @@ class NetworkMean(nn.Module):
         self.network = network_kind.build(channels, config)
         self.farthest = FARTHEST  # replaced by the largest output on unseen members
         fields = fields_of(config)
-        self.channel_shape = (fields,) if fields > 1 else ()
+        self.channel_shape = channel_shape_of(config)
         self.low = None
         if network_kind.answers_largest:
             self.low = perceptron(SUMMARY * fields, LARGEST * fields, LOW)

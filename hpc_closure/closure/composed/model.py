@@ -66,7 +66,13 @@ from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinate
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.networks.blocks import PLACES
 from hpc_closure.closure.part_report import PartReport
-from hpc_closure.experiment.kinds import ResidualKind, equation_of, fields_of, find
+from hpc_closure.experiment.kinds import (
+    ResidualKind,
+    channel_shape_of,
+    equation_of,
+    fields_of,
+    find,
+)
 from hpc_closure.experiment.models import closed_mean, network_of
 from hpc_closure.spectral.modes.grid import hermitian, resize, to_device_cached
 
@@ -110,7 +116,7 @@ class CompositeClosure(ClosureModel):
         self.feature_set = Features(self.band, equation_of(config))
         fields = fields_of(config)
         #: () of one field, (C,) of C channels; an axis of states, closures and residuals
-        self.channel_shape = (fields,) if fields > 1 else ()
+        self.channel_shape = channel_shape_of(config)
         conditions = config["conditions"]
         self.history = int(conditions["previous_states"])
         self.previous = int(conditions.get("previous_closures", 0))  # missing in old model files
@@ -472,12 +478,12 @@ class CompositeClosure(ClosureModel):
         If the residual has a law by wavevector, the noise is drawn from it. The mean mode is real;
         its imaginary part holds the standard normal by which a mixture chooses a component.
         """
-        kept = self.frame.kept
-        white = keyed_noise.white_fields(kept, key, stream, self.device, self.channel_shape)
-        noise = law.coloured(white)
         is_residual = law is self.frame.law and law is not self.frame.plain
         if is_residual and isinstance(self.residual, Resampled):
             return self.resampled(key, stream)
+        kept = self.frame.kept
+        white = keyed_noise.white_fields(kept, key, stream, self.device, self.channel_shape)
+        noise = law.coloured(white)
         if is_residual and isinstance(self.residual, Modes) and self.frame.factors is not None:
             return apply_factors(to_device_cached(self.frame.factors, noise), noise)
         if is_residual and isinstance(self.residual, Mixture):

@@ -25,7 +25,7 @@ from hpc_closure.closure.fields.two_normals import TwoNormals
 from hpc_closure.closure.gaussian.channel_covariance import apply_channels, remove_channels
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
 from hpc_closure.closure.networks.blocks import LocalNetwork
-from hpc_closure.experiment.kinds import fields_of
+from hpc_closure.experiment.kinds import channel_shape_of, fields_of
 
 __all__ = ["PointMixture"]
 
@@ -48,7 +48,7 @@ class PointMixture(Generator):
     def __init__(self, channels: int, config: dict[str, Any]):
         super().__init__(config)
         fields = fields_of(config)
-        self.channel_shape = (fields,) if fields > 1 else ()
+        self.channel_shape = channel_shape_of(config)
         sizes = (config["width"], config["mean_layers"], config["dimensions"])
         self.network = LocalNetwork(channels, *sizes, fields=NUMBERS * fields)
         with torch.no_grad():
