@@ -277,6 +277,23 @@ def test_samples_of_a_batch_have_their_channels(layers, monkeypatch):
     assert bool((ratio > 0.2).all()) and bool((ratio < 5).all())
 
 
+def test_a_closure_that_reads_the_forecast_is_scored_on_forecasts(layers, monkeypatch):
+    inputs = Inputs(layers, session_of(layers))
+    snapshots, closure, read = inputs.snapshots(16), inputs.closure, []
+    found = Methods(inputs, snapshots, None, inputs.climatology(16))
+    sample = closure.sample
+    monkeypatch.setattr(
+        closure, "sample", lambda state, **more: read.append(state) or sample(state, **more)
+    )
+    for forecast in (False, True):
+        monkeypatch.setitem(closure.config["conditions"], "forecast", forecast)
+        found.samplers["model"](torch.tensor([1, 0]), 2)
+    expected = inputs.forecast(snapshots.states[[1, 0]])
+    assert torch.equal(read[0], snapshots.states[[1, 0]])
+    assert torch.allclose(read[1].double(), expected, atol=1e-6 * float(expected.abs().max()))
+    assert not torch.allclose(read[1], read[0], atol=1e-3 * float(read[0].abs().max()))
+
+
 def test_last_closures_are_moved_with_all_their_channels(layers):
     inputs = Inputs(layers, session_of(layers))
     snapshots = inputs.snapshots(16)

@@ -7,7 +7,7 @@ for a point forecast; of C channels (members, s, C, n, n).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,11 @@ class Methods:
         refusals = {name: self._refusal(one) for name, one in inputs.compared.items()}
         self.refusals = {name: reason for name, reason in refusals.items() if reason}
         self._last: tuple[Tensor, Tensor] | None = None  # cache: indices and variance of a block
+
+    @cached_property
+    def forecasts(self) -> Tensor:
+        """States (S, n, n) after an interval of the reduced solver, which some closures read."""
+        return self.inputs.forecast(self.snapshots.states).to(self.snapshots.states)
 
     def sensors(self, index) -> Sensors | None:
         """Return the sensor readings of some snapshots; None without sensors."""
@@ -200,9 +205,8 @@ class Methods:
         ids = [
             [keyed_noise.pair(member, i) for member in range(members)] for i in indices.tolist()
         ]
-        states = self.snapshots.states[indices]
-        if closure.config["conditions"].get("forecast"):
-            states = self.inputs.forecast(states).to(states)
+        reads_forecast = closure.config["conditions"].get("forecast")
+        states = (self.forecasts if reads_forecast else self.snapshots.states)[indices]
         history, previous = self._past(closure, indices)
         if previous is not None and self.inputs.experiment.rollout.last_closures == "moved":
             # as in the coupled run each member has its own last closures, hence a separate row
