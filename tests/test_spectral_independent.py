@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from hpc_closure.bench.dns import forcing_field
+from hpc_closure.bench.pyqg import problem_of
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -160,18 +161,7 @@ def test_two_layers_end_where_pyqg_ends(tmp_path):
     python = os.environ.get("PYQG_PYTHON", sys.executable)
     if subprocess.run([python, "-c", "import pyqg"], capture_output=True).returncode:
         pytest.skip(f"{python} cannot import pyqg")
-    problem = Problem(
-        equation="two_layer_qg",
-        grid=128,
-        length=1e6,
-        dt=3600.0,
-        beta=1.5e-11,
-        drag=5.787e-7,
-        deformation_radius=15000.0,
-        depth_ratio=0.25,
-        mean_flow=(0.025, 0.0),
-        scheme="ab3",
-    )
+    problem = problem_of(128)
     sim = Simulation(problem, [0], 0)
     noise = torch.randn(1, 2, 128, 128, generator=torch.Generator().manual_seed(0)).double()
     spectra = sim.transform.to_spectral(noise) * (sim.grid.integer_k2 <= 36)

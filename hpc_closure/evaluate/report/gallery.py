@@ -42,7 +42,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Field:
-    """What a figure shows: name and unit of a field, and the unit of its square."""
+    """A field that a figure shows: its name, its unit, and the unit of its square."""
 
     name: str
     unit: str
