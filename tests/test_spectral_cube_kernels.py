@@ -65,7 +65,7 @@ class Cube:
 AXES = (2, 3, 4)
 
 
-@pytest.mark.parametrize("size", [12, 16, 20, 24])  # passes odd and even, rows short of sixteen
+@pytest.mark.parametrize("size", [8, 12, 24])  # passes odd and even, rows short of sixteen
 def test_the_term_is_that_of_whole_transforms(size):
     cube = Cube(size)
     u = cube.random(2)

@@ -32,7 +32,7 @@ from hpc_closure.spectral.cpu import jit, line_kernels
 from hpc_closure.spectral.cpu.line_kernels import LANES, add_transform, specialise, with_names
 from hpc_closure.spectral.modes.resolution import retained_modes
 
-PRODUCTS = 5
+VELOCITIES, PRODUCTS = 3, 5
 PAIRS = 2 * LANES  # rows that are multiplied at once
 
 # The disk cache of a function notices only changes of this file, so its names hold the other one.
@@ -53,7 +53,7 @@ def _to_planes(spectra, planes, work, tables):
     x, y = work[0], work[1]
     lanes = tables[2]
     z = y if PASSES % 2 else x
-    for f in range(3):
+    for f in range(VELOCITIES):
         for row in range(spectra.shape[2]):
             for block in range(planes.shape[2]):
                 LOAD(spectra[f], row, block, x, lanes)
@@ -93,7 +93,7 @@ def _spread(z, planes, f, block, row):
 def _to_rows(plane, mixed, work, tables):
     """Transform the three velocities of a plane along y to a mixed plane."""
     x, y = work[0], work[1]
-    for f in range(3):
+    for f in range(VELOCITIES):
         for block in range(plane.shape[1]):
             FILL(plane[f, block], x)
             FORWARD(x, y, x, mixed[f, block], tables)
@@ -194,7 +194,7 @@ def _from_rows(mixed, plane, work, tables):
     """Transform the five products of a mixed plane back along y to a plane."""
     x, y = work[0], work[1]
     z = x if PASSES % 2 else y
-    for f in range(5):
+    for f in range(PRODUCTS):
         for block in range(plane.shape[1]):
             FORWARD(mixed[f, block], x, y, z, tables)
             KEEP(z, plane[f, block])
@@ -228,7 +228,7 @@ def _to_spectra(planes, factors, out, work, tables):
     kx, ky, kz, inverse = factors
     for row in range(out.shape[2]):
         for block in range(planes.shape[2]):
-            for f in range(5):
+            for f in range(PRODUCTS):
                 COLLECT(planes, f, block, row, x)
                 FORWARD(x, y, x, work[2 + f], tables)
             PROJECT(work, kx, ky[row], kz, inverse, row, block, out, lanes)

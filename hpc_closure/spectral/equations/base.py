@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hpc_closure.spectral.modes.transform import Transform
     from hpc_closure.spectral.noise.events import Events
 
-_WORDS = {1: "one dimension", 2: "two dimensions"}
+_WORDS = {1: "one dimension", 2: "two dimensions", 3: "three dimensions"}
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ class Channel:
         name: name of the field, also of its data set.
         unit: unit in terms of ``length`` and ``time``; empty if it has none.
         kind: how a map of the square changes it. A reflection changes the sign of a pseudo-scalar.
-            "vector x" and, as the next channel, "vector y" are the components of a vector: they
-            change their signs as their axes do and are exchanged if the axes are.
+            "vector x" and, as the next channels, "vector y" and in three dimensions "vector z" are
+            the components of a vector: they change their signs as their axes do and are exchanged
+            if the axes are.
     """
 
     name: str
     unit: str
-    kind: Literal["scalar", "pseudo-scalar", "vector x", "vector y"]
+    kind: Literal["scalar", "pseudo-scalar", "vector x", "vector y", "vector z"]
 
 
 class Equation(Family):
@@ -50,7 +51,7 @@ class Equation(Family):
 
     discriminator: ClassVar[str] = "equation"
     default: ClassVar[str] = "vorticity2d"
-    #: dimensions of the flow, 1 or 2
+    #: dimensions of the flow, 1 to 3
     dimensions: ClassVar[int]
     #: fields of the state; forcing and noise act on the first
     channels: ClassVar[tuple[Channel, ...]] = (Channel("vorticity", "1/time", "pseudo-scalar"),)
