@@ -142,7 +142,7 @@ class Power:
         square = low.square()
         power = square.new_zeros(len(w), len(self.weights))
         power[:, self.places] = square[:, 0].sum(-1) + square[:, 1].sum(-1) + square[:, 2].sum(-1)
-        # Each mode is on one rank and not negative, so its largest value over the ranks is its own.
+        # Each mode is on one rank and not negative, and its largest value over the ranks is it.
         every = self.transform.maximum((power * self.weights).cpu().numpy())
         # a cumulative sum adds in the order of the modes, whatever the batch
         twice_energy = torch.from_numpy(np.cumsum(every, 1)[:, -1:]).to(out)
