@@ -161,6 +161,25 @@ def test_taylor_green_vortex():
     assert abs(growth / (5 / 128 * t**2) - 1) < 2e-3
 
 
+# Energy and enstrophy at t = 1, 2, 3, Re 1600, of the reference of the International Workshop on
+# High-Order CFD Methods, case C3.5: spectral code on 512^3, file spectral_Re1600_512.gdiag; and how
+# far 48^3 points may be off.
+RE_1600 = [
+    (0.124515267367, 0.415054960369, 1e-8, 1e-7),
+    (0.123916765840, 0.566047789484, 1e-6, 3e-4),
+    (0.123023878593, 0.901208116699, 5e-5, 1e-2),
+]
+
+
+def test_taylor_green_vortex_of_the_workshop():
+    flow = {"initial": {"kind": "taylor_green"}, "viscosity": 1 / 1600, "grid": 48, "dt": 0.05}
+    simulation = simulation_of([0], **flow)
+    for energy, enstrophy, *errors in RE_1600:
+        entries = diagnostics_of(simulation.advance(20)).measure()
+        assert abs(entries["energy"][0] / energy - 1) < errors[0]
+        assert abs(entries["enstrophy"][0] / enstrophy - 1) < errors[1]
+
+
 @pytest.mark.parametrize("scheme, order", [("rk2", 2), ("rk4", 4), ("etdrk4", 4)])
 def test_order_of_the_schemes(scheme, order):
     def state(dt):
