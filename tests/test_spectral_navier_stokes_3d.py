@@ -162,7 +162,7 @@ def test_taylor_green_vortex():
 
 
 # Energy and enstrophy at t = 1, 2, 3, Re 1600, of the reference of the International Workshop on
-# High-Order CFD Methods, case C3.5: spectral code on 512^3, file spectral_Re1600_512.gdiag; and how
+# High-Order CFD Methods, case C3.5 (spectral code on 512^3, spectral_Re1600_512.gdiag); and how
 # far 48^3 points may be off.
 RE_1600 = [
     (0.124515267367, 0.415054960369, 1e-8, 1e-7),
