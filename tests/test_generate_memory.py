@@ -34,5 +34,5 @@ def test_the_memory_of_a_run(scheme, dimensions):
     chunks = memory.CHUNK_POINTS // (len(problem.physics.channels) * 12**dimensions)
     expected = found * chunks // chunk
     if dimensions == 3:
-        expected += sim._workers[0].equation.convection.compiled._make(1).nbytes
+        expected += sim._workers[0].equation.convection.compiled._planes(1).nbytes
     assert work == expected

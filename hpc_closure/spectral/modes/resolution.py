@@ -17,3 +17,22 @@ def points_for(modes: int) -> int:
 def smallest_grid(trained: int) -> int:
     """Return the points per side that carry the modes of a model trained on ``trained`` points."""
     return 2 * retained_modes(trained) + 2
+
+
+def pencils(ranks: int, columns: int, halves: int) -> tuple[int, int]:
+    """Return into how many parts ``ranks`` divide the columns ky and the modes kz.
+
+    Args:
+        ranks: number of ranks.
+        columns, halves: numbers of columns and of modes kz of a full spectrum.
+
+    Raises:
+        ValueError: there is no such division.
+    """
+    for first in range(min(ranks, columns), 0, -1):
+        if ranks % first == 0 and ranks // first <= halves:
+            return first, ranks // first
+    raise ValueError(
+        f"{ranks} domain ranks are not a product of at most {columns} (ky) and {halves} (kz): "
+        "choose another number"
+    )
