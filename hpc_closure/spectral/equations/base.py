@@ -32,14 +32,15 @@ class Channel:
     Attributes:
         name: name of the field, also of its data set.
         unit: unit in terms of ``length`` and ``time``; empty if it has none.
-        kind: how a map of the square changes it. A reflection changes the sign of a pseudo-scalar.
-            "vector x" and, as the next channel, "vector y" are the components of a vector: they
-            change their signs as their axes do and are exchanged if the axes are.
+        kind: how a map of the box changes it. A reflection changes the sign of a pseudo-scalar.
+            "vector x" and, as the next channels, "vector y" and "vector z", one per side, are the
+            components of a vector: they change their signs as their axes do and are exchanged if
+            the axes are.
     """
 
     name: str
     unit: str
-    kind: Literal["scalar", "pseudo-scalar", "vector x", "vector y"]
+    kind: Literal["scalar", "pseudo-scalar", "vector x", "vector y", "vector z"]
 
 
 class Equation(Family):
@@ -158,15 +159,16 @@ class Equation(Family):
         """
         raise NotImplementedError
 
-    def is_symmetry(self, exchanged: int, sign_x: int, sign_y: int) -> bool:
-        """Return whether a map of the square takes unforced solutions to solutions.
+    def is_symmetry(self, permutation: tuple[int, ...], signs: tuple[int, ...]) -> bool:
+        """Return whether a map of the box takes unforced solutions to solutions.
 
-        It maps each channel according to its kind. Noise acts on the first channel alone, so an
-        equation in which that is a component of a vector must refuse to exchange the axes.
+        It maps each channel according to its kind. If noise acts on the first channel alone and
+        that is a component of a vector, the equation must refuse to exchange the axes.
 
         Args:
-            exchanged: 1 if the axes are exchanged first, else 0.
-            sign_x, sign_y: -1 if an axis is reflected, else 1.
+            permutation: axis a of the mapped state is axis ``permutation[a]`` of the state; on
+                the plane (0, 1), or (1, 0) if the axes are exchanged.
+            signs: -1 for every axis of the mapped state that is reflected, else 1.
         """
         return True
 
