@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hpc_closure.closure.networks.layers import Conv1x1, SpectralConv2d, dft_matrices
+from hpc_closure.closure.networks.layers import Conv1x1, SpectralConv, dft_matrices
 
 
 def direct(layer, x):
@@ -30,7 +30,7 @@ def direct(layer, x):
 @pytest.mark.parametrize("batch", [1, 5])
 def test_forms_equal_the_sum_over_modes(form, size, modes, batch):
     torch.manual_seed(0)
-    layer = SpectralConv2d(3, 4, modes, form=form).double()
+    layer = SpectralConv(3, 4, modes, form=form).double()
     x = torch.randn(batch, 3, size, size, dtype=torch.float64)
     assert torch.allclose(layer(x), direct(layer, x), atol=1e-12)
     single = layer.float()(x.float())
@@ -39,7 +39,7 @@ def test_forms_equal_the_sum_over_modes(form, size, modes, batch):
 
 def test_gradients_of_the_two_forms_agree():
     torch.manual_seed(1)
-    layer = SpectralConv2d(2, 3, 5).double()
+    layer = SpectralConv(2, 3, 5).double()
     x = torch.randn(4, 2, 18, 18, dtype=torch.float64, requires_grad=True)
     grads = []
     for form in ("fft", "matrix"):
@@ -53,7 +53,7 @@ def test_gradients_of_the_two_forms_agree():
 def test_same_function_on_every_grid():
     """A band-limited input gives the same band-limited output on any grid."""
     torch.manual_seed(2)
-    layer = SpectralConv2d(1, 1, 4).double()
+    layer = SpectralConv(1, 1, 4).double()
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
     x_hat = torch.fft.rfft2(x, norm="forward")
     x_hat[..., 5:] = 0
@@ -68,16 +68,16 @@ def test_same_function_on_every_grid():
 
 
 def test_parameters_are_real_and_errors_name_the_sizes():
-    layer = SpectralConv2d(2, 2, 8)
+    layer = SpectralConv(2, 2, 8)
     assert not any(p.is_complex() for p in layer.parameters())
     with pytest.raises(ValueError, match="at least 16"):
         layer(torch.zeros(1, 2, 12, 12))
     with pytest.raises(ValueError, match="expected auto"):
-        SpectralConv2d(2, 2, 8, form="fast")
+        SpectralConv(2, 2, 8, form="fast")
 
 
 def test_evaluation_follows_the_weights():
-    layer = SpectralConv2d(2, 2, 4).eval()
+    layer = SpectralConv(2, 2, 4).eval()
     x = torch.randn(1, 2, 16, 16)
     with torch.no_grad():
         before = layer(x)

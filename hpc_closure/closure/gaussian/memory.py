@@ -72,7 +72,7 @@ class LagCorrelation:
     def _add(self, values: Tensor, sums: Tensor) -> None:
         # add mode by mode to the running sums: the order of additions decides the last bits
         weighted = values.double().cpu() * self.kept.weights
-        sums.index_add_(-1, self.kept.grid.shell().flatten(), weighted.flatten(-2))
+        sums.index_add_(-1, self.kept.grid.shell().flatten(), weighted.flatten(self.kept.axes[0]))
 
     def collect(self, reader: Reader) -> None:
         """Add the sums of all processes; each process has read different members."""

@@ -55,6 +55,8 @@ class Equation(Family):
     dimensions: ClassVar[int]
     #: fields of the state; forcing and noise act on the first
     channels: ClassVar[tuple[Channel, ...]] = (Channel("vorticity", "1/time", "pseudo-scalar"),)
+    #: whether the velocity of :attr:`velocity_channels` has no divergence, and so have closures
+    solenoidal: ClassVar[bool] = False
 
     equation: str
     length: Positive = Field(1.0, description="side of the periodic box")
@@ -90,6 +92,19 @@ class Equation(Family):
         belong to :meth:`Terms.nonlinear`.
         """
         raise NotImplementedError
+
+    @property
+    def velocity_channels(self) -> tuple[int, ...]:
+        """Return the channels that are the components of the flow's velocity, one per side.
+
+        Empty if the velocity follows from streamfunctions (:meth:`stream_factors`). In three
+        dimensions the first vector is the velocity.
+        """
+        kinds = [channel.kind for channel in self.channels]
+        if self.dimensions != 3 or "vector x" not in kinds:
+            return ()
+        first = kinds.index("vector x")
+        return (first, first + 1, first + 2)
 
     @property
     def carriers(self) -> tuple[int, ...]:
