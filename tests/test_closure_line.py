@@ -213,9 +213,8 @@ def test_the_true_ensemble_begins_with_the_resolved_modes_of_its_start(run):
     "change, words",
     [
         ("generate.closure=convection", "needs subgrid or none"),
-        ("model.preset=default", "needs gaussian or convolutional"),
-        ("model.mean=[regression,fno]", "needs cnn"),
-        ("train.augment=true", "needs False"),
+        ("model.preset=fno_score", "needs default or .* or convolutional"),
+        ("model.conditions.physics_estimate=true", "needs False"),
     ],
 )
 def test_what_a_line_does_not_have_is_one_line(change, words):

@@ -270,8 +270,6 @@ def _check_parts(config: dict[str, Any]) -> None:
     """Raise ValueError unless the parts are compatible."""
     residual = find(ResidualKind, config["residual"], "model.residual")
     residual.check(config)
-    if "numbers" in config["mean"] and config["dimensions"] != 2:
-        raise ValueError("model.mean=numbers is for flows in two dimensions: remove it")
     if not residual.reads_sensors and config["conditions"]["sensors"] != "none":
         raise ValueError(
             f"model.residual={config['residual']} cannot be conditioned on sensors: set "

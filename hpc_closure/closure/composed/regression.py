@@ -107,7 +107,7 @@ class TermRegression:
         self.features, self.channels = self._features.names, self._features.channels
         self.is_vector = self._features.is_vector
         states = self.channels or ("w",)
-        products = None if self._features.factors else []
+        products: list[str] | None = None if self._features.factors else []
         if self.is_vector:
             self.features, self.channels = ("u",), ()
             states, products = self.features, list(QUADRATIC)

@@ -145,7 +145,7 @@ class Features:
 
         They are unchanged if the equation does not demand it.
         """
-        if not self.velocity or not self.equation.solenoidal:
+        if not self.velocity or self.equation is None or not self.equation.solenoidal:
             return values_hat
         u_hat = solenoidal(values_hat[:, self.velocity], self.band)
         if self.is_vector:

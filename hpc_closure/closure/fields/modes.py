@@ -71,15 +71,15 @@ class Band:
         self._cache: dict = {}
         self._layouts: dict = {}
 
-    @cached_property
+    @property
     def groups(self) -> Tensor:
         """Index of each mode's group of equal ``|k|^2``, int64, shape of the spectrum."""
-        return torch.unique(self.grid.integer_k2, return_inverse=True)[1]
+        return self.grid.groups
 
-    @cached_property
+    @property
     def group_k2(self) -> Tensor:
-        """Integer ``|k|^2`` of every group, int64."""
-        return torch.unique(self.grid.integer_k2)
+        """``|k|^2`` of every group in units of the smallest wavenumber squared, float64."""
+        return self.grid.group_k2
 
     @cached_property
     def group_size(self) -> Tensor:
@@ -90,7 +90,9 @@ class Band:
     @cached_property
     def group_shell(self) -> Tensor:
         """Shell of every group, int64."""
-        return torch.round(self.group_k2.double().sqrt()).long()
+        shell = torch.zeros(len(self.group_k2), dtype=torch.int64)
+        shell[self.groups.flatten()] = self.grid.shell().flatten()
+        return shell
 
     @cached_property
     def weights(self) -> Tensor:
@@ -98,8 +100,10 @@ class Band:
         return self.grid.weights.expand(self.shape).contiguous()
 
     @cached_property
-    def half_plane(self) -> ModeDraws:
+    def half_plane(self) -> Any:
         """Wavevectors of the half plane sorted by |k|, the order of white-noise draws."""
+        if self.grid.dimensions == 3:
+            return _CubeDraws(self)
         vectors = wavevectors_within(self.modes)
         if self.grid.dimensions == 1:
             vectors = vectors[vectors[:, 0] == 0]
@@ -153,7 +157,7 @@ class Band:
 
     def each(self, values: Tensor) -> Tensor:
         """Give values (..., ) an axis per side, (..., 1, 1), to multiply spectra or fields."""
-        return values[(..., *[None] * len(self.shape))]
+        return values.view(*values.shape, *[1] * len(self.shape))
 
     @property
     def white_rms(self) -> float:
@@ -188,7 +192,7 @@ class Band:
         power[..., 1:] *= 2.0
         if size is not None:
             power[..., size // 2] *= 0.5
-        power[(..., *[0] * len(self.axes))] = 0.0
+        power[..., *[0] * len(self.axes)] = 0.0
         modes = self.modes
         beyond, inside = power[..., modes + 1 :].sum(self.axes), power[..., : modes + 1]
         for axis in self.axes[-2::-1]:
@@ -377,6 +381,34 @@ class Band:
         padded = self.half_plane.empty(len(normals))
         padded[:, :-1] = normals * np.sqrt(0.5)
         return torch.from_numpy(self.half_plane.place(padded))
+
+
+class _CubeDraws:
+    """Places draws for half of the wavevectors of a cube, as ModeDraws does for a square."""
+
+    def __init__(self, owner: Band):
+        sides = [k.expand(owner.shape).flatten() for k in owner.grid.integer_k]
+        half = torch.nonzero(owner.independent.flatten())[:, 0]
+        keys = [k[half].numpy() for k in reversed(sides)]
+        half = half[torch.from_numpy(np.lexsort((*keys, owner.grid.k2.flatten()[half].numpy())))]
+        self.num_drawn, self.shape = len(half), owner.shape
+        source = torch.full((math.prod(owner.shape),), -1)
+        source[half] = torch.arange(len(half))
+        # those of last wavenumber 0 whose mirror image is drawn
+        mirrored = torch.nonzero(source < 0)[:, 0]
+        rows, columns, last = owner.shape
+        image = (-sides[0][mirrored] % rows) * columns + (-sides[1][mirrored] % columns)
+        source[mirrored] = source[image * last]
+        self.source, self.mirrored = source.numpy(), mirrored.numpy()
+
+    def empty(self, *lead: int) -> np.ndarray:
+        return np.zeros((*lead, self.num_drawn + 1), dtype=np.complex128)
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        out = values.take(self.source, axis=-1)
+        out[..., self.mirrored] = out[..., self.mirrored].conj()
+        out[..., 0] = np.sqrt(2.0) * out[..., 0].real
+        return out.reshape(*values.shape[:-1], *self.shape)
 
 
 def _conjugate_pairs(values: Tensor) -> Tensor:
