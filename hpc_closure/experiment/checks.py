@@ -88,7 +88,6 @@ def _check_closure_of_fields(experiment) -> None:
             (read or learned) and whole is None,
             "none, and model.sensors=kriging",
         ),
-        ("model.conditions.previous_closures", conditions.previous_closures, "0"),
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
         ("train.rollout_training", train.rollout_training, "null"),
         ("train.stability_test", train.stability_test, "null"),

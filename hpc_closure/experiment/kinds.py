@@ -34,6 +34,7 @@ __all__ = [
     "names",
     "own_options",
     "provide",
+    "whole_fields",
 ]
 
 BARE = {"sensors": "none", "previous_states": 0, "physics_estimate": False}
@@ -88,6 +89,15 @@ def channel_shape_of(config: dict[str, Any]) -> tuple[int, ...]:
     """Return ``(C,)`` for a state of C > 1 fields, and ``()`` for one field."""
     equation = equation_of(config)
     return () if equation is None else equation.channel_shape
+
+
+def whole_fields(config: dict[str, Any]) -> list[int]:
+    """Return the index of each channel's field, where the components of a vector are one field."""
+    equation = equation_of(config)
+    if equation is None:
+        return [0]
+    first = [channel.kind not in ("vector y", "vector z") for channel in equation.channels]
+    return [sum(first[: number + 1]) - 1 for number in range(len(first))]
 
 
 class NetworkKind(Kind):

@@ -192,7 +192,7 @@ class Band:
         power[..., 1:] *= 2.0
         if size is not None:
             power[..., size // 2] *= 0.5
-        power[..., *[0] * len(self.axes)] = 0.0
+        power.flatten(self.axes[0])[..., 0] = 0.0  # the mean
         modes = self.modes
         beyond, inside = power[..., modes + 1 :].sum(self.axes), power[..., : modes + 1]
         for axis in self.axes[-2::-1]:

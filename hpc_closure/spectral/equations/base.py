@@ -111,6 +111,11 @@ class Equation(Family):
         """Return for each channel the flow of :meth:`stream_factors` that carries it."""
         return (0,) * len(self.channels)
 
+    @property
+    def mean_velocities(self) -> tuple[float, ...]:
+        """Return the mean velocity along x of each flow, which its streamfunction lacks."""
+        return (0.0,) * (1 + max(self.carriers))
+
     def stream_factors(self, grid: Grid) -> Tensor:
         r"""Return real factors (flows, C, 2K + 1, K + 1) from channels to streamfunctions.
 
