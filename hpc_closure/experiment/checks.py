@@ -301,6 +301,13 @@ def _check_model(experiment) -> None:
     if conditions.forecast:
         _check_forecast(experiment)
     if kind_of_model is not None:
+        sides = experiment.physics.dimensions
+        if not _fits(kind_of_model, sides):
+            fitting = " or ".join(map(str, kind_of_model.flow_dimensions))
+            raise ValueError(
+                f"model.preset={model.preset} is for flows in {fitting} dimensions, "
+                f"{experiment.physics.equation} has {sides}: use gaussian"
+            )
         return kind_of_model.check(experiment)
     if conditions.previous_closures:
         check_previous(experiment, conditions.previous_closures)

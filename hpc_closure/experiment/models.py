@@ -201,7 +201,8 @@ def _whole(kind: type[ModelKind], name: str) -> dict[str, Any]:
     additional = [] if is_path(name) else [key for key in _own(kind) if key not in kind.defaults]
     equation = ["equation"] if kind.several_fields else []
     keys = dict.fromkeys([*equation, *additional])
-    return {"preset": name, "conditions": BARE, **keys, **kind.defaults}
+    sides = {"dimensions": 2} if tuple(kind.flow_dimensions) != (2,) else {}
+    return {"preset": name, "conditions": BARE, **keys, **sides, **kind.defaults}
 
 
 def _own(kind: type[Kind]) -> list[str]:
