@@ -100,11 +100,9 @@ class Band:
         return self.grid.weights.expand(self.shape).contiguous()
 
     @cached_property
-    def half_plane(self) -> Any:
+    def half_plane(self) -> ModeDraws:
         """Wavevectors of the half plane sorted by |k|, the order of white-noise draws."""
-        if self.grid.dimensions == 3:
-            return _CubeDraws(self)
-        vectors = wavevectors_within(self.modes)
+        vectors = wavevectors_within(self.modes, dimensions=max(2, self.grid.dimensions))
         if self.grid.dimensions == 1:
             vectors = vectors[vectors[:, 0] == 0]
         return ModeDraws(vectors, self.modes)
@@ -381,34 +379,6 @@ class Band:
         padded = self.half_plane.empty(len(normals))
         padded[:, :-1] = normals * np.sqrt(0.5)
         return torch.from_numpy(self.half_plane.place(padded))
-
-
-class _CubeDraws:
-    """Places draws for half of the wavevectors of a cube, as ModeDraws does for a square."""
-
-    def __init__(self, owner: Band):
-        sides = [k.expand(owner.shape).flatten() for k in owner.grid.integer_k]
-        half = torch.nonzero(owner.independent.flatten())[:, 0]
-        keys = [k[half].numpy() for k in reversed(sides)]
-        half = half[torch.from_numpy(np.lexsort((*keys, owner.grid.k2.flatten()[half].numpy())))]
-        self.num_drawn, self.shape = len(half), owner.shape
-        source = torch.full((math.prod(owner.shape),), -1)
-        source[half] = torch.arange(len(half))
-        # those of last wavenumber 0 whose mirror image is drawn
-        mirrored = torch.nonzero(source < 0)[:, 0]
-        rows, columns, last = owner.shape
-        image = (-sides[0][mirrored] % rows) * columns + (-sides[1][mirrored] % columns)
-        source[mirrored] = source[image * last]
-        self.source, self.mirrored = source.numpy(), mirrored.numpy()
-
-    def empty(self, *lead: int) -> np.ndarray:
-        return np.zeros((*lead, self.num_drawn + 1), dtype=np.complex128)
-
-    def place(self, values: np.ndarray) -> np.ndarray:
-        out = values.take(self.source, axis=-1)
-        out[..., self.mirrored] = out[..., self.mirrored].conj()
-        out[..., 0] = np.sqrt(2.0) * out[..., 0].real
-        return out.reshape(*values.shape[:-1], *self.shape)
 
 
 def _conjugate_pairs(values: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hpc_closure.spectral.modes.transform import Transform
     from hpc_closure.spectral.noise.events import Events
 
-_WORDS = {1: "one dimension", 2: "two dimensions"}
+_WORDS = {1: "one dimension", 2: "two dimensions", 3: "three dimensions"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Equation(Family):
 
     discriminator: ClassVar[str] = "equation"
     default: ClassVar[str] = "vorticity2d"
-    #: dimensions of the flow, 1 or 2
+    #: dimensions of the flow, 1 to 3
     dimensions: ClassVar[int]
     #: fields of the state; forcing and noise act on the first
     channels: ClassVar[tuple[Channel, ...]] = (Channel("vorticity", "1/time", "pseudo-scalar"),)
