@@ -1,7 +1,6 @@
 """A flow on a cube whose closure has a law known in closed form, for tests of closures."""
 
 import math
-from typing import ClassVar, Literal
 
 import torch
 
@@ -9,7 +8,6 @@ from hpc_closure.closure.artifact import build
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.vectors import carried_by, solenoidal
-from hpc_closure.spectral.equations.base import Channel, Equation
 
 SIZE, MODES, LENGTH = 12, 3, 2 * math.pi
 B = band(MODES, LENGTH, 3)
@@ -17,19 +15,7 @@ NONE = {"sensors": "none"}
 SMALL = {"width": 6, "modes": 2, "layers": 1, "mean_layers": 1, "conditions": NONE}
 
 
-class CubeOfTests(Equation):
-    """Three velocities without divergence; only their names and kinds are used."""
-
-    dimensions: ClassVar[int] = 3
-    channels: ClassVar[tuple[Channel, ...]] = tuple(
-        Channel(name, "length/time", f"vector {axis}") for name, axis in zip("uvw", "xyz")
-    )
-    solenoidal: ClassVar[bool] = True
-
-    equation: Literal["cube_of_tests"] = "cube_of_tests"
-
-
-EQUATION = {"equation": "cube_of_tests", "length": LENGTH}
+EQUATION = {"equation": "navier_stokes_3d", "length": LENGTH}
 
 
 def divergence(u_hat, b=B):

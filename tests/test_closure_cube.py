@@ -323,6 +323,32 @@ def test_previous_closures_are_terms_of_vectors():
     assert float(model.library.spectral_radius()[1:4].mean()) == pytest.approx(0.5, abs=0.05)
 
 
+def test_the_noise_of_a_vector_has_one_memory_and_stays_solenoidal():
+    """Two snapshots per member, correlated by 0.6 in every shell: draws are, too."""
+    batches, correlation = [], 0.6
+    for start in range(0, 300, 100):
+        ids = range(start, start + 100)
+        first, fresh = LAW.noise(ids, 31), LAW.noise(ids, 32)
+        pairs = torch.stack([first, correlation * first + (1 - correlation**2) ** 0.5 * fresh], 1)
+        states = torch.stack([LAW.states(ids), LAW.states(ids)], 1).flatten(0, 1)
+        fields = [B.to_physical(one, SIZE).float() for one in (states, pairs.flatten(0, 1))]
+        tags = {"member": torch.tensor(ids).repeat_interleave(2), "moment": torch.arange(200) % 2}
+        batches.append({"state": fields[0], "target": fields[1], **tags})
+    settings = {**SMALL, "preset": "gaussian", "dimensions": 3, "equation": EQUATION}
+    model = build(settings, SIZE, LENGTH)
+    for phase in model.phases:
+        model.begin(phase.name, batches)
+    times = model.statistics.memory_times
+    assert torch.equal(times[0], times[1]) and torch.equal(times[0], times[2])
+    assert torch.exp(-1 / times[0, 1:4]).numpy() == pytest.approx(correlation, abs=0.05)
+    model.load_statistics(model.saved_statistics(1.0))
+    drawn = [model.sample_hat(Request(U_HAT[:1], range(400), call=call)) for call in (0, 1)]
+    fluctuation = [one - one.mean(0) for one in drawn]
+    assert divergence(drawn[0]) < 1e-6 and divergence(drawn[1]) < 1e-6
+    share = mean(*fluctuation).mean() / mean(fluctuation[0], fluctuation[0]).mean()
+    assert float(share) == pytest.approx(correlation, abs=0.25)
+
+
 def test_sensors_are_refused_in_one_line(gaussian):
     sensors = Sensors(torch.zeros(1), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="sensors are for flows in two dimensions, this model's"):

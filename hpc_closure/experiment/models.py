@@ -277,6 +277,11 @@ def _check_parts(config: dict[str, Any]) -> None:
             "model.conditions.sensors to none"
         )
     learned = config["sensors"] == "learned" and config["residual"] != "none"
+    if learned and config["dimensions"] != 2:
+        raise ValueError(
+            "model.sensors=learned is for flows in two dimensions, this one has "
+            f"{config['dimensions']}: use kriging"
+        )
     if learned and not residual.learns_sensors:
         raise ValueError(
             "model.sensors=learned needs a residual that learns: set model.residual to "

@@ -349,7 +349,7 @@ class FitLaw(Phase):
         power = torch.zeros(*model.channel_shape, len(inner.group_k2), dtype=torch.float64)
         plain_power, tail, num = torch.zeros_like(power), 0.0, 0
         exceeded = torch.zeros(1 + model.guarded, dtype=torch.float64)
-        memory = LagCorrelation(inner, model.channel_shape)
+        memory = LagCorrelation(inner, model.channel_shape, model.whole)
         for frames_hat, target_hat, batch in snapshots(model, reader):
             encoding = model.encode(frames_hat)
             residual = target_hat - encoding.mean_hat
