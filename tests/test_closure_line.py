@@ -22,7 +22,6 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Rollout
 from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
-from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.simulation import Simulation
 
 SMALL = """
@@ -200,8 +199,8 @@ def test_the_true_ensemble_begins_with_the_resolved_modes_of_its_start(run):
     "change, words",
     [
         ("generate.closure=convection", "needs subgrid or none"),
-        ("model.preset=default", "needs gaussian or convolutional"),
-        ("train.augment=true", "needs False"),
+        ("model.preset=fno_score", "needs default or .* or convolutional"),
+        ("model.conditions.physics_estimate=true", "needs False"),
     ],
 )
 def test_what_a_line_does_not_have_is_one_line(change, words):

@@ -393,6 +393,34 @@ def test_a_map_of_a_cube_with_a_wrong_sign_of_a_component_is_noticed():
         assert far_from(symmetry, np.array([number, 1, 5, 2]), 0.0) > 1e-2
 
 
+def test_solver_steps_of_a_cube_commute_with_its_48_maps():
+    """As the equation says, all of them; if the sign of w is left out, 24 only."""
+    equation = {"equation": "navier_stokes_3d", "length": 2 * np.pi}
+    problem = Problem(grid=CUBE, dt=1e-2, noise=NONE, forcing=NONE, **equation)
+    assert all(problem.physics.is_symmetry(*one) for one in maps_of(3))
+    symmetry = Symmetry.of(problem.physics, CUBE)
+    assert len(symmetry) == 48 * CUBE**3 and symmetry.kinds == FLOW
+
+    def step(states):
+        flow = Simulation(problem, list(range(len(states))), seed=0)
+        flow.load_state(0, flow.transform.to_spectral(states)).advance(3)
+        return flow.transform.to_physical(flow.state)
+
+    u = cubic_flow()
+    grid = Grid(CUBE, 2 * np.pi, 3)
+    u = Transform(grid).to_physical(Transform(grid).to_spectral(u))
+    elements = np.array([(number, 1, 5, 2) for number in range(48)])
+    after = step(u)
+    expected = symmetry.apply(after.expand(48, -1, -1, -1, -1), elements)
+    error = step(symmetry.apply(u.expand(48, -1, -1, -1, -1), elements)) - expected
+    assert float(error.abs().max() / (after - u).abs().max()) < 1e-10
+    symmetry.signs[:, 2] = 1
+    wrong = step(symmetry.apply(u.expand(48, -1, -1, -1, -1), elements))
+    wrong = wrong - symmetry.apply(after.expand(48, -1, -1, -1, -1), elements)
+    fitting = wrong.abs().amax((1, 2, 3, 4)) < 1e-10 * (after - u).abs().max()
+    assert int(fitting.sum()) == 24  # those that do not reflect z
+
+
 def test_a_forcing_of_a_cube_selects_its_maps():
     """Of sin(2 z) along x: it leaves 16 maps, each at the shifts that leave sin(2 z)."""
     forcing = np.zeros((3, CUBE, CUBE, CUBE))

@@ -6,7 +6,9 @@ diverged are left out.
 * The CFL number is below its limit.
 * The energy budget closes, the error term of the scheme included (:meth:`Diagnostics.budget`).
 * The smallest scale is resolved: ``k_max eta`` with ``eta = (nu^3 / chi)^(1/6)``, where chi is
-  the enstrophy dissipation. For hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``.
+  the enstrophy dissipation. For hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``. In
+  three dimensions ``eta = (nu^3 / epsilon)^(1/4)``, epsilon the energy dissipation, and ``(nu_h^3
+  / epsilon)^(1 / (6p - 2))``.
 * The enstrophy spectrum falls off: its last shells are small against its highest shell.
 * Aliasing and truncation are small: the same members differ little when they are advanced from
   the same state, on the same noise path, on a grid 1.5 times finer.
@@ -104,7 +106,7 @@ def certify(
     if not problem.cfl:
         figures["cfl"] = float(diagnostics.cfl().max())
     figures["tail"] = _tail(diagnostics)
-    if not simulation.channel_shape:
+    if not simulation.channel_shape or problem.dimensions == 3:
         figures["kmax_eta"] = _kmax_eta(diagnostics, problem)
     saved = simulation.save_state()
     probe_rows = np.arange(len(simulation.members))[:max_members]
@@ -170,7 +172,7 @@ def _tail(diagnostics: Diagnostics) -> float:
 def _kmax_eta(diagnostics: Diagnostics, problem: Problem) -> float | None:
     """Return the smallest ``k_max eta`` of all members; None if nothing damps small scales."""
     grid, damping = diagnostics.simulation.grid, problem.physics.damping
-    if grid.dimensions != 2 or not damping:
+    if grid.dimensions == 1 or not damping:
         return None
     k2 = grid.k2.numpy()
     terms = {order: value * k2**order for order, value in damping.items()}
@@ -179,7 +181,8 @@ def _kmax_eta(diagnostics: Diagnostics, problem: Problem) -> float | None:
     w = diagnostics.state()
     density = diagnostics.weights * (w.real**2 + w.imag**2) * damping_rate
     chi = np.array([row.sum() for row in density])
-    eta = (damping[order] ** 3 / np.maximum(chi, 1e-300)) ** (1 / (6 * order))
+    exponent = 6 * order if grid.dimensions == 2 else 6 * order - 2
+    eta = (damping[order] ** 3 / np.maximum(chi, 1e-300)) ** (1 / exponent)
     return float((grid.modes * grid.unit * eta).min())
 
 

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 # cost on one core in float64, forcing and noise included; `bench dns` measures it
 NS_PER_POINT_AND_STEP = 25.0
-EVALUATIONS = {"etdrk4": 4, "imex_rk3": 4}  # of the nonlinear term in a step; else one
+EVALUATIONS = {
+    "etdrk4": 4,
+    "imex_rk3": 4,
+    "rk2": 2,
+    "rk4": 4,
+}  # of the nonlinear term in a step; else one
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:

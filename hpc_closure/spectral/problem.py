@@ -40,7 +40,9 @@ class Numerics(Section):
     max_refinements: Annotated[int, Field(ge=1, le=20)] = Field(
         6, description="with cfl: largest j; a member that needs more is lost"
     )
-    scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3", "ab3", "ab3_plain"] = "cn_euler"
+    scheme: Literal[
+        "cn_euler", "cn_ab2", "etdrk4", "imex_rk3", "ab3", "ab3_plain", "rk2", "rk4"
+    ] = "cn_euler"
     form: Literal["basdevant", "flux"] = Field(
         "basdevant", description="algebraic form of the nonlinear term"
     )
@@ -79,6 +81,8 @@ class Problem(Numerics):
             equation = Equation.kinds.get(physics.get("equation", Equation.default))
             if equation and equation.dimensions == 1:
                 physics.setdefault("initial", {"kind": "line"})
+            if equation and equation.dimensions == 3:
+                physics.setdefault("initial", {"kind": "band", "wavenumber": 2.0, "width": 1.0})
             settings = {**numerics, "physics": physics}
         super().__init__(**settings)
 
@@ -94,7 +98,7 @@ class Problem(Numerics):
         if self.cfl and self.scheme in WITH_MEMORY:
             raise ValueError(
                 f"generate.cfl={self.cfl:g}: scheme {self.scheme} needs steps of one length; "
-                "remove cfl, or set generate.scheme to cn_euler, etdrk4 or imex_rk3"
+                "remove cfl, or set generate.scheme to cn_euler, etdrk4, imex_rk3, rk2 or rk4"
             )
         return self
 
@@ -166,7 +170,7 @@ class Problem(Numerics):
 
     @property
     def dimensions(self) -> int:
-        """Return the dimensions of the flow, 1 or 2."""
+        """Return the dimensions of the flow, 1 to 3."""
         return self.physics.dimensions
 
     @property

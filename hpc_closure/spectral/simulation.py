@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -314,7 +315,7 @@ class Simulation:
     def _make_workers(self, threads: int | None) -> tuple[list[Worker], list[slice]]:
         """Return one worker per thread, and the chunks of members that the workers share."""
         num = len(self.members)
-        points = self.grid.size**self.grid.dimensions * len(self.problem.physics.channels)
+        points = math.prod(self.grid.points) * len(self.problem.physics.channels)
         chunk = max(1, CHUNK_POINTS // points)
         if self.device.type != "cpu" or self.transform.slabs:
             # a GPU needs one launch for all members, slabs need one exchange

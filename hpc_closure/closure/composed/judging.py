@@ -179,7 +179,7 @@ def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tens
         is_late: whether the residual's memory is checked here (:func:`check_memory`).
     """
     frame = model.frame
-    memory = LagCorrelation(frame.kept, model.channel_shape)
+    memory = LagCorrelation(frame.kept, model.channel_shape, model.whole)
     shape = *model.channel_shape, frame.kept.grid.num_shells
     true_power = torch.zeros(shape, dtype=torch.float64)
     draws = torch.zeros_like(true_power)

@@ -44,7 +44,6 @@ from hpc_closure.closure.composed.statistics import Adjustment, Statistics
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.features import (
     Features,
-    carried,
     coordinates,
     physics_estimate,
 )
@@ -72,6 +71,7 @@ from hpc_closure.experiment.kinds import (
     equation_of,
     fields_of,
     find,
+    whole_fields,
 )
 from hpc_closure.experiment.models import closed_mean, network_of
 from hpc_closure.spectral.modes.grid import to_device_cached
@@ -117,6 +117,8 @@ class CompositeClosure(ClosureModel):
         fields = fields_of(config)
         #: () of one field, (C,) of C channels; an axis of states, closures and residuals
         self.channel_shape = channel_shape_of(config)
+        #: index of each channel's field, where the components of a vector are one field
+        self.whole = whole_fields(config)
         conditions = config["conditions"]
         self.history = int(conditions["previous_states"])
         self.previous = int(conditions.get("previous_closures", 0))  # missing in old model files
@@ -244,7 +246,7 @@ class CompositeClosure(ClosureModel):
     @property
     def guarded(self) -> int:
         largest = self.statistics.target_largest
-        return 0 if largest is None else len(largest)
+        return 0 if largest is None else largest.shape[-1]
 
     @property
     def expected_rescaled(self) -> Tensor | None:
@@ -437,14 +439,13 @@ class CompositeClosure(ClosureModel):
         return numbers.clamp(-BEYOND, BEYOND).to(self._place)
 
     def advected(self, frames_hat: Tensor) -> Tensor | None:
-        """Compute the advection of previous closures, spectra (B, P, ...); None if not read."""
+        """Compute the advection of previous closures; None if not read.
+
+        It is (B, P, ...), of C fields (B, P, C, ...).
+        """
         if not self.previous:
             return None
-        state_hat, closures = frames_hat[:, 0], frames_hat[:, 1 + self.history :]
-        if self.feature_set.velocity:
-            each = [self.feature_set.nonlinear(state_hat, one) for one in closures.unbind(1)]
-            return torch.stack(each, dim=1)
-        return carried(state_hat, closures, self.band)
+        return self.feature_set.carried(frames_hat[:, 0], frames_hat[:, 1 + self.history :])
 
     def feature_spectra(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
         """Compute spectra (B, F, 2K + 1, K + 1) of features of states and earlier fields."""
@@ -705,23 +706,40 @@ class CompositeClosure(ClosureModel):
         if not self.guarded:
             return u_hat, far
         places = to_device_cached(self.band.grid.shell(), factor)
-        return u_hat * factor[:, places].to(u_hat.real), far
+        return u_hat * factor[..., places].to(u_hat.real), far
 
     def beyond(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
         """Mark shells of closures beyond the range, (B, shells), with factors to rescale them.
 
-        Both are (B, 0) without a range.
+        The factors are (B, shells), of C fields (B, C, shells). A shell of several fields is
+        marked if one of them is beyond its own range, and only this field is rescaled; the
+        components of a vector are one field here, so a vector without divergence stays without.
+        Without a range both are (B, 0).
         """
         largest, mean = self.statistics.target_largest, self.statistics.target_mean
         if largest is None or mean is None:
             none = torch.zeros(len(u_hat), 0, dtype=torch.bool, device=u_hat.device)
             return none, none
-        shell = self.band.grid.shell_sum(u_hat.abs().square())
+        shell = self.shell_power(u_hat)
         largest, mean = to_device_cached(largest, shell), to_device_cached(mean, shell)
-        least = NOTHING * mean.sum()  # shell 0 has round-off only
-        far = shell > largest.clamp(min=least)
+        least = NOTHING * mean.sum(-1, keepdim=True)  # shell 0 has round-off only
+        far = shell > torch.maximum(largest, least)
         size = torch.where(far, shell, 1.0)
-        return far, torch.where(far, mean.clamp(min=least) / size, 1.0).sqrt()
+        factor = torch.where(far, torch.maximum(mean, least) / size, 1.0).sqrt()
+        if not self.channel_shape:
+            return far, factor
+        return far.any(1), factor[:, self.whole]
+
+    def shell_power(self, u_hat: Tensor) -> Tensor:
+        """Compute the power of each shell of closures, (B, shells).
+
+        Of C fields it is (B, F, shells), where the components of a vector are one of F fields.
+        """
+        power = self.band.grid.shell_sum(u_hat.abs().square())
+        if not self.channel_shape:
+            return power
+        out = power.new_zeros(len(power), max(self.whole) + 1, power.shape[-1])
+        return out.index_add_(1, torch.tensor(self.whole, device=power.device), power)
 
     def generate(
         self,

@@ -183,7 +183,7 @@ class FitMean(Phase):
             residual = residual if by_numbers is None else residual - by_numbers
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
-            shells.append(b.grid.shell_sum(target_hat.abs().square()).cpu())
+            shells.append(model.shell_power(target_hat).cpu())
             num += len(target_hat)
         power, state, spectrum, total, num = reader.sum(power, state, spectrum, total, num)
         numbers = torch.cat(reader.every(summary))
@@ -313,10 +313,12 @@ def fit_numbers(model: CompositeClosure, reader: Reader) -> dict[str, Any]:
 
 
 def shell_sizes(shells: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the power of a shell that a share ``RARE`` exceeds, and its mean, both (shells,).
+    """Compute the power of a shell that a share ``RARE`` exceeds, and its mean.
+
+    Both are (..., shells).
 
     Args:
-        shells: power of each shell, (snapshots, shells).
+        shells: power of each shell, (snapshots, ..., shells).
     """
     last = len(shells) - 1
     return shells.sort(0).values[last - int(RARE * last)], shells.mean(0)
@@ -347,7 +349,7 @@ class FitLaw(Phase):
         power = torch.zeros(*model.channel_shape, len(inner.group_k2), dtype=torch.float64)
         plain_power, tail, num = torch.zeros_like(power), 0.0, 0
         exceeded = torch.zeros(1 + model.guarded, dtype=torch.float64)
-        memory = LagCorrelation(inner, model.channel_shape)
+        memory = LagCorrelation(inner, model.channel_shape, model.whole)
         for frames_hat, target_hat, batch in snapshots(model, reader):
             encoding = model.encode(frames_hat)
             residual = target_hat - encoding.mean_hat

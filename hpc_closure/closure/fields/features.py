@@ -145,7 +145,7 @@ class Features:
 
         They are unchanged if the equation does not demand it.
         """
-        if not self.velocity or not self.equation.solenoidal:
+        if not self.velocity or self.equation is None or not self.equation.solenoidal:
             return values_hat
         u_hat = solenoidal(values_hat[:, self.velocity], self.band)
         if self.is_vector:
@@ -162,6 +162,30 @@ class Features:
         psi = (state_hat[:, None] * factors).sum(2)
         i_psi = torch.complex(-psi.imag, psi.real)
         return torch.stack([i_psi * ky, -i_psi * kx], dim=2).flatten(1, 2)
+
+    def carried(self, state_hat: Tensor, closures_hat: Tensor) -> Tensor:
+        r"""Compute spectra (B, P, ...) of :math:`-u\cdot\nabla U` of P closures, free of aliasing.
+
+        Of C fields they are (B, P, C, ...). Each field is carried by its own flow
+        (:attr:`~hpc_closure.spectral.equations.Equation.carriers`) and by its mean velocity.
+        """
+        if self.equation is None:
+            return carried(state_hat, closures_hat, self.band)
+        if self.velocity:
+            each = [self.nonlinear(state_hat, one) for one in closures_hat.unbind(1)]
+            return torch.stack(each, dim=1)
+        size, real = self.band.grid.size, state_hat.real.dtype
+        kx, ky = (self.band.on(name, state_hat.device, real) for name in AXES)
+        flows = self.band.to_physical(self.velocities(state_hat), size).unflatten(1, (-1, 2))
+        means = self.equation.mean_velocities
+        i_f = torch.complex(-closures_hat.imag, closures_hat.real)
+        out = []
+        for channel, flow in enumerate(self.equation.carriers):
+            u, v = (part[:, None] for part in flows[:, flow].unbind(1))
+            slopes = torch.stack([i_f[:, :, channel] * kx, i_f[:, :, channel] * ky])
+            slope_x, slope_y = self.band.to_physical(slopes, size)
+            out.append(-((u + means[flow]) * slope_x + v * slope_y))
+        return self.band.to_spectral(torch.stack(out, dim=2))
 
 
 def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:

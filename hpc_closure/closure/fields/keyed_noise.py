@@ -88,7 +88,7 @@ def moves(grid: Grid, seed: int, stage: str, ids: Sequence[int]) -> Tensor:
         x, y, z = shifts[:, [0, 1, 3]].T[..., None, None, None]
         kx, ky, kz = grid.integer_k
         return torch.exp(1j * (kx * x + ky * y + kz * z))
-    x, y = shifts[:, :2].T[(..., *[None] * len(grid.shape))]
+    x, y = shifts[:, :2].T[..., None, None]
     return torch.exp(1j * (grid.integer_kx * x + grid.integer_ky * y))
 
 

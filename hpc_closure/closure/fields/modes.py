@@ -67,15 +67,15 @@ class Band:
         self._cache: dict = {}
         self._layouts: dict = {}
 
-    @cached_property
+    @property
     def groups(self) -> Tensor:
         """Index of each mode's group of equal ``|k|^2``, int64, shape of the spectrum."""
-        return torch.unique(self.grid.integer_k2, return_inverse=True)[1]
+        return self.grid.groups
 
-    @cached_property
+    @property
     def group_k2(self) -> Tensor:
-        """Integer ``|k|^2`` of every group, int64."""
-        return torch.unique(self.grid.integer_k2)
+        """``|k|^2`` of every group in units of the smallest wavenumber squared, float64."""
+        return self.grid.group_k2
 
     @cached_property
     def group_size(self) -> Tensor:
@@ -86,7 +86,9 @@ class Band:
     @cached_property
     def group_shell(self) -> Tensor:
         """Shell of every group, int64."""
-        return torch.round(self.group_k2.double().sqrt()).long()
+        shell = torch.zeros(len(self.group_k2), dtype=torch.int64)
+        shell[self.groups.flatten()] = self.grid.shell().flatten()
+        return shell
 
     @cached_property
     def weights(self) -> Tensor:
@@ -96,7 +98,7 @@ class Band:
     @cached_property
     def half_plane(self) -> ModeDraws:
         """Wavevectors of the half plane sorted by |k|, the order of white-noise draws."""
-        vectors = wavevectors_within(self.modes)
+        vectors = wavevectors_within(self.modes, dimensions=max(2, self.grid.dimensions))
         if self.grid.dimensions == 1:
             vectors = vectors[vectors[:, 0] == 0]
         return ModeDraws(vectors, self.modes)
@@ -146,7 +148,7 @@ class Band:
 
     def each(self, values: Tensor) -> Tensor:
         """Give values (..., ) an axis per side, (..., 1, 1), to multiply spectra or fields."""
-        return values[(..., *[None] * len(self.shape))]
+        return values.view(*values.shape, *[1] * len(self.shape))
 
     @property
     def white_rms(self) -> float:
@@ -181,7 +183,7 @@ class Band:
         power[..., 1:] *= 2.0
         if size is not None:
             power[..., size // 2] *= 0.5
-        power[(..., *[0] * len(self.axes))] = 0.0
+        power.flatten(self.axes[0])[..., 0] = 0.0  # the mean
         modes = self.modes
         beyond, inside = power[..., modes + 1 :].sum(self.axes), power[..., : modes + 1]
         for axis in self.axes[-2::-1]:

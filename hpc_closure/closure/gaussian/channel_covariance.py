@@ -17,8 +17,9 @@ S is averaged over the modes that a symmetry makes equal. The groupings, from co
 * ``mode``: one complex matrix per mode.
 
 The last two may be shrunk towards a coarser one, as by n0 earlier snapshots of it. A line has only
-the last two, where ``zonal`` is invariance under reflection of the line. A cube has no ``zonal``. A
-finer grouping is used if the Gaussian likelihood of unseen members is clearly larger under it.
+the last two, where ``zonal`` is invariance under reflection of the line. A cube has no
+``zonal``. A finer grouping is used if the Gaussian likelihood of unseen members is clearly larger
+under it.
 
 The components of a vector are first turned along and across k (Helmholtz),
 

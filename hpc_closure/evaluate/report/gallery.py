@@ -170,8 +170,8 @@ def illustrate_generated(
         else:
             drawn = figures.fields(scored.examples, shown, quantity=quantity, unit=unit)
         caption = (
-            f"Closure at one held-out state{_slice(scored)} ({words}): truth, one sample, ensemble "
-            f"mean and standard deviation of the model{against}."
+            f"Closure at one held-out state{_slice(scored)} ({words}): truth, one sample, "
+            f"ensemble mean and standard deviation of the model{against}."
         )
         yield album.add("generated", drawn, f"fields_{label}", caption)
     drawn = figures.spectra(

@@ -58,8 +58,8 @@ def score_run(inputs: Inputs) -> dict[Key, Scored]:
             methods = Methods(inputs, snapshots, layout, pool)
             sensors = methods.sensors_in_words
             log.get().info(
-                f"scoring {len(snapshots.states)} snapshots at {grid}^{inputs.dimensions}, sensors: "
-                f"{sensors}"
+                f"scoring {len(snapshots.states)} snapshots at {grid}^{inputs.dimensions}, "
+                f"sensors: {sensors}"
             )
             labels = Labels(
                 {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hpc_closure.spectral.modes.transform import Transform
     from hpc_closure.spectral.noise.events import Events
 
-_WORDS = {1: "one dimension", 2: "two dimensions"}
+_WORDS = {1: "one dimension", 2: "two dimensions", 3: "three dimensions"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Equation(Family):
 
     discriminator: ClassVar[str] = "equation"
     default: ClassVar[str] = "vorticity2d"
-    #: dimensions of the flow, 1 or 2
+    #: dimensions of the flow, 1 to 3
     dimensions: ClassVar[int]
     #: fields of the state; forcing and noise act on the first
     channels: ClassVar[tuple[Channel, ...]] = (Channel("vorticity", "1/time", "pseudo-scalar"),)
@@ -116,6 +116,11 @@ class Equation(Family):
     def carriers(self) -> tuple[int, ...]:
         """Return for each channel the flow of :meth:`stream_factors` that carries it."""
         return (0,) * len(self.channels)
+
+    @property
+    def mean_velocities(self) -> tuple[float, ...]:
+        """Return the mean velocity along x of each flow, which its streamfunction lacks."""
+        return (0.0,) * (1 + max(self.carriers))
 
     def stream_factors(self, grid: Grid) -> Tensor:
         r"""Return real factors (flows, C, 2K + 1, K + 1) from channels to streamfunctions.

@@ -73,6 +73,10 @@ class TwoLayerQG(Equation):
     def carriers(self):
         return (0, 1)
 
+    @property
+    def mean_velocities(self):
+        return self.mean_flow
+
     def stream_factors(self, grid):
         import torch
 

@@ -5,6 +5,7 @@ The noise of a step is the rate, or what a :class:`~state_dependent.Response` co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 
@@ -85,7 +86,7 @@ class Rates:
             return
         index = np.arange(len(self.members))[rows]
         members = [self.members[row] for row in index]
-        block = max(1, NOISE_BYTES // (len(members) * noise.box[0] * noise.box[1] * 16))
+        block = max(1, NOISE_BYTES // (len(members) * math.prod(noise.box) * 16))
         for start in range(first, first + num, block):
             count = min(block, first + num - start)
             if self.coloured:
