@@ -289,7 +289,7 @@ def test_correlated_snapshots_are_shrunk_more():
         chosen[times] = statistics.chosen.earlier
     assert chosen == {1: 4, 20: 64}
     half = Grouping("zonal", "isotropic", 100)  # as many as 50 snapshots of kx, ky and kx, -ky
-    s = moments(q_hat)
+    s = moments(q_hat).flatten(2)
     parts = [statistics._grouped(Grouping(name), s, 50) for name in ("zonal", "isotropic")]
     assert torch.allclose(statistics._grouped(half, s, 50), sum(parts) / 2)
 

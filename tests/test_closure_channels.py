@@ -1,6 +1,7 @@
 """Closures of states with several fields."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.gaussian.channel_covariance import apply_channels
 from hpc_closure.closure.model import Request
 from hpc_closure.experiment import reading
-from hpc_closure.experiment.kinds import equation_of
+from hpc_closure.experiment.kinds import equation_of, whole_fields
+from hpc_closure.spectral.equations.base import Channel
+from hpc_closure.spectral.equations.two_layer import TwoLayerQG
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -269,3 +272,126 @@ def test_white_noise_of_channels_is_independent_and_keyed():
 
 def test_a_closure_knows_the_number_of_its_fields(gaussian):
     assert Closure(gaussian, None).channels == 2
+
+
+# ---- previous closures --------------------------------------------------------------------------
+
+MATRIX = torch.tensor([[0.6, -0.5], [0.4, 0.7]], dtype=torch.float64)  # |eigenvalue| = 0.79
+INNOVATION = torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=torch.float64)
+
+
+def stationary():
+    """Covariance S = A S A' + Q of the recursion U_n = A U_(n-1) + noise, as a matrix equation."""
+    eye = torch.eye(4, dtype=torch.float64)
+    vector = torch.linalg.solve(eye - torch.kron(MATRIX, MATRIX), INNOVATION.flatten())
+    return vector.view(2, 2)
+
+
+class Recursion(Law):
+    """U_n = A U_(n-1) + noise: a vector autoregressive law, which does not depend on V."""
+
+    def draws(self, ids, seed, covariance):
+        key = keyed_noise.Key(seed, "law", ids, 0)
+        white = keyed_noise.white_fields(B, key, 0, torch.device("cpu"), (2,))
+        root = torch.linalg.cholesky(covariance).to(white)
+        return torch.einsum("ij,bjxy->bixy", root, white) * self.variance.sqrt()
+
+    def batches(self, first, count, chunk=100):
+        out = []
+        for start in range(first, first + count, chunk):
+            ids = range(start, start + chunk)
+            previous = self.draws(ids, 12, stationary())
+            target = torch.einsum("ij,bjxy->bixy", MATRIX.to(previous), previous)
+            target = target + self.draws(ids, 13, INNOVATION)
+            fields = [B.to_physical(each, SIZE) for each in (self.states(ids), target, previous)]
+            out.append({"state": fields[0], "target": fields[1], "previous": fields[2][:, None]})
+        return out
+
+
+@pytest.fixture(scope="module")
+def remembering():
+    torch.manual_seed(0)
+    conditions = {**NONE, "previous_closures": 1}
+    settings = {**SMALL, "conditions": conditions, "equation": LAYERS, "preset": "gaussian"}
+    model = build(settings, SIZE, LENGTH)
+    for phase in model.phases:
+        model.begin(phase.name, Recursion().batches(10_000 * len(phase.name), 1500))
+    return model
+
+
+def test_a_coupled_closure_has_the_stationary_law_of_its_vector_recursion(remembering):
+    assert remembering.library.active == ["U_q_upper[-1]", "U_q_lower[-1]"]
+    assert float(remembering.library.spectral_radius()[1]) == pytest.approx(0.787, abs=0.01)
+    count, seen = 500, B.grid.integer_k2.expand(B.shape) > 0
+    state = torch.zeros(count, 2, *B.shape, dtype=torch.complex128)
+    drawn, moments = torch.zeros_like(state)[:, None], torch.zeros(2, 2, 2).double()
+    for call in range(60):
+        request = Request(state, range(count), seed=5, call=call, previous=drawn)
+        latest = remembering.sample_hat(request)
+        if call >= 30:
+            scaled = latest[..., seen] / Law.variance.sqrt()[seen]
+            for lag, other in enumerate(
+                (scaled, drawn[:, 0][..., seen] / Law.variance.sqrt()[seen])
+            ):
+                moments[lag] += torch.einsum("bik,bjk->ij", scaled, other.conj()).real
+        drawn = latest[:, None]
+    moments /= 30 * count * int(seen.sum())
+    exact = torch.stack([stationary(), MATRIX @ stationary()])
+    assert moments.numpy() == pytest.approx(exact.numpy(), abs=0.03 * float(exact.max()))
+
+
+def test_a_shell_of_one_field_beyond_its_range_is_rescaled_alone(remembering):
+    statistics = remembering.statistics
+    assert statistics.target_largest.shape == (2, B.grid.num_shells) and remembering.guarded
+    u_hat = Recursion().draws(range(4), 3, stationary())
+    large = u_hat.clone()
+    shell = B.grid.shell()
+    large[1, 0, shell == 3] *= 40.0
+    drawn, far = remembering._rescale_into_range(large)
+    assert far.shape == (4, B.grid.num_shells)
+    assert far.nonzero().tolist() == [[1, 3]]
+    power = remembering.shell_power(drawn)[1, :, 3]
+    assert float(power[0]) == pytest.approx(float(statistics.target_mean[0, 3]))
+    drawn[1, 0, shell == 3] = large[1, 0, shell == 3]
+    assert torch.equal(drawn, large)
+
+
+def test_the_components_of_a_vector_have_one_range(remembering, monkeypatch):
+    """Rescaled by one factor, a solenoidal closure stays solenoidal."""
+    monkeypatch.setattr(remembering, "whole", [0, 0])
+    statistics = remembering.statistics
+    one = {
+        name: getattr(statistics, name).sum(0, keepdim=True)
+        for name in ("target_largest", "target_mean")
+    }
+    monkeypatch.setattr(remembering, "statistics", replace(statistics, **one))
+    shell, w_hat = B.grid.shell(), Recursion().draws(range(4), 3, stationary())[:, 0]
+    solenoidal = torch.stack([1j * B.grid.ky * w_hat, -1j * B.grid.kx * w_hat], 1)
+    solenoidal[1, :, shell == 3] *= 40.0
+    drawn, far = remembering._rescale_into_range(solenoidal)
+    assert bool(far[1, 3])
+    divergence = B.grid.kx * drawn[:, 0] + B.grid.ky * drawn[:, 1]
+    assert float(divergence.abs().max()) < 1e-12 * float(drawn.abs().max())
+
+
+def test_the_components_of_a_vector_are_one_field(monkeypatch):
+    vector = (("u", "vector x"), ("v", "vector y"), ("w", "vector z"), ("b", "scalar"))
+    channels = tuple(Channel(name, "", kind) for name, kind in vector)
+    monkeypatch.setattr(TwoLayerQG, "channels", channels)
+    assert whole_fields({"equation": LAYERS}) == [0, 0, 0, 1]
+    assert whole_fields({"equation": None}) == [0]
+
+
+def test_networks_read_the_previous_closures_of_all_fields():
+    conditions = {**NONE, "previous_closures": 1}
+    settings = {**SMALL, "conditions": conditions, "equation": LAYERS, "preset": "convolutional"}
+    model = build(settings, SIZE, LENGTH)
+    for phase in model.phases:
+        model.begin(phase.name, Recursion().batches(10_000 * len(phase.name), 200))
+    assert model.num_features == len(model.feature_set.names) + 2 + 2
+    batch = Recursion().batches(0, 100)[0]
+    frames_hat = model.frames(batch["state"], None, batch["previous"])
+    features = model.feature_spectra(frames_hat, model.advected(frames_hat))
+    assert features.shape[1] == model.num_features
+    assert torch.equal(features[:, -4:-2], frames_hat[:, 1])
+    assert torch.equal(features[:, -2:], model.advected(frames_hat)[:, 0])

@@ -8,8 +8,9 @@ import torch
 from hpc_closure.closure.composed import regression
 from hpc_closure.closure.composed.regression import TermRegression, term_names
 from hpc_closure.closure.fields import keyed_noise
-from hpc_closure.closure.fields.features import carried, feature_spectra
+from hpc_closure.closure.fields.features import Features, carried, feature_spectra
 from hpc_closure.closure.fields.modes import band
+from hpc_closure.spectral.equations.two_layer import TwoLayerQG
 
 B = band(10)
 
@@ -218,4 +219,96 @@ def test_a_fit_has_no_memory_that_grows():
     last = noise(300, 1.0)
     library = TermRegression(B, "linear", previous=1)
     library.fit([(torch.stack([states(300), last], 1), 1.3 * last + noise(600, 0.01)[300:])])
+    assert torch.allclose(library.spectral_radius().max(), torch.tensor(0.999).double())
+
+
+# ---- several fields -----------------------------------------------------------------------------
+
+LAYERS = TwoLayerQG(
+    length=1.0, deformation_radius=0.1, depth_ratio=0.25, beta=3.0, mean_flow=(0.3, 0.05)
+)
+OF_LAYERS = Features(B, LAYERS)
+
+
+def of_layers(previous, coefficients=None, kind="linear"):
+    return TermRegression(B, kind, 0, previous, coefficients, features=OF_LAYERS)
+
+
+def pairs(values):
+    """Spectra (2 S, ...) as those of two layers, (S, 2, ...)."""
+    return values.unflatten(0, (-1, 2))
+
+
+def test_a_closure_of_a_layer_is_carried_by_the_flow_and_the_mean_flow_of_its_layer():
+    state, last = pairs(states(8)), pairs(states(8, seed=3))[:, None]
+    moved = OF_LAYERS.carried(state, last)
+    assert moved.shape == (4, 1, 2, *B.shape)
+    i_k = [1j * B.on(name, state.device, torch.float64) for name in ("kx", "ky")]
+    psi = torch.einsum("lcxy,bcxy->blxy", LAYERS.stream_factors(B.grid).to(state), state)
+    for layer in (0, 1):  # Features: u = psi_y, v = -psi_x, where the solver's psi has the minus
+        u, v = (B.to_physical(part * psi[:, layer], 32) for part in (i_k[1], -i_k[0]))
+        slopes = [B.to_physical(part * last[:, 0, layer], 32) for part in i_k]
+        exact = -B.to_spectral((u + LAYERS.mean_flow[layer]) * slopes[0] + v * slopes[1])
+        assert torch.allclose(moved[:, 0, layer], exact, atol=1e-12)
+
+
+def test_each_layer_finds_the_previous_closures_of_both():
+    """U = A U[-1] + (0.02, 0) (-u.grad U_q_lower[-2]) + noise: these terms, with their values."""
+    count = 400
+    state = pairs(states(2 * count))
+    last = torch.stack([pairs(noise(4 * count, 1.0)[i::2]) for i in (0, 1)], 1)
+    moved = OF_LAYERS.carried(state, last)
+    matrix = torch.tensor([[0.6, -0.3], [0.5, 0.2]], dtype=torch.complex128)
+    target = torch.einsum("ij,bjxy->bixy", matrix, last[:, 0])
+    target[:, 0] += 0.02 * moved[:, 1, 1]
+    target = target + pairs(noise(6 * count, 0.02)[-2 * count :])
+    library = of_layers(2)
+    frames = torch.cat([state[:, None], last], 1)
+    expected = ["U_q_upper[-1]", "U_q_lower[-1]", "u.grad U_q_lower[-2]"]
+    assert library.fit([(frames, target)]) == expected
+    values = torch.tensor([[0.6, -0.3, 0.02], [0.5, 0.2, 0.0]]).double()
+    for number, name in enumerate(expected):
+        found = library.coefficients[:, library.names.index(name)]
+        assert torch.allclose(found, values[:, number, None].expand_as(found), atol=0.02)
+    fresh = library(frames[:5], moved[:5])
+    assert torch.equal(fresh, library(frames[:5]))
+
+
+def remembering_layers(*matrices):
+    coefficients = torch.zeros_like(of_layers(len(matrices)).coefficients)
+    names = of_layers(len(matrices)).names
+    for lag, matrix in enumerate(matrices, 1):
+        for field, layer in enumerate(("q_upper", "q_lower")):
+            row = names.index(f"U_{layer}[-{lag}]")
+            coefficients[:, row] = torch.tensor(matrix).double()[:, field, None]
+    return of_layers(len(matrices), coefficients)
+
+
+@pytest.mark.parametrize(
+    "matrices, radius",
+    [
+        (([[0.0, 0.9], [-0.4, 0.0]],), 0.6),  # a pair +-0.6 i, of which neither layer alone knows
+        (([[0.9, 0.0], [5.0, 0.2]],), 0.9),
+        (([[1.1, 0.0], [0.0, 0.0]], [[-0.3, 0.0], [0.0, 0.81]]), 0.9),  # z^2 = 0.81
+    ],
+)
+def test_the_radius_of_a_vector_recursion_is_that_of_its_companion_matrix(matrices, radius):
+    found = remembering_layers(*matrices).spectral_radius()
+    assert torch.allclose(found, torch.full_like(found, radius))
+
+
+def test_a_vector_recursion_that_would_grow_is_brought_back():
+    library = remembering_layers([[0.0, 2.0], [-1.0, 0.0]], [[0.1, 0.0], [0.0, 0.1]])
+    ones = torch.ones(len(library.names), B.grid.num_shells)
+    assert float(library.spectral_radius().min()) > 1.3
+    radius = library.spectral_radius(library.bounded(ones))
+    assert torch.allclose(radius, torch.full_like(radius, regression.LARGEST_RADIUS), atol=1e-6)
+
+
+def test_a_fit_of_several_fields_has_no_memory_that_grows():
+    count = 300
+    last = pairs(noise(2 * count, 1.0))
+    target = torch.stack([1.2 * last[:, 1], 1.2 * last[:, 0]], 1)
+    library = of_layers(1)
+    library.fit([(torch.stack([pairs(states(2 * count)), last], 1), target)])
     assert torch.allclose(library.spectral_radius().max(), torch.tensor(0.999).double())

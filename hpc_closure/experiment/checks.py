@@ -1,7 +1,7 @@
 """Check the sections of an experiment against each other; an error is one line."""
 
 from hpc_closure.experiment.kinds import Kind, ModelKind, NetworkKind, ResidualKind, find, names
-from hpc_closure.experiment.models import kind_of, kinds_of, network_of, resolve
+from hpc_closure.experiment.models import PRESETS, kind_of, kinds_of, network_of, resolve
 from hpc_closure.spectral.modes.resolution import pencils, retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 
@@ -88,7 +88,6 @@ def _check_closure_of_fields(experiment) -> None:
             (read or learned) and whole is None,
             "none, and model.sensors=kriging",
         ),
-        ("model.conditions.previous_closures", conditions.previous_closures, "0"),
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
         ("train.rollout_training", train.rollout_training, "null"),
         ("train.stability_test", train.stability_test, "null"),
@@ -146,21 +145,23 @@ def _check_problem(experiment) -> None:
 
 
 def _check_dimensions(experiment) -> None:
-    """Refuse settings that exist only in two dimensions if the equation has one.
+    """Refuse settings that exist only in two dimensions if the equation has another number.
 
-    These are domain split, velocity, enstrophy, and networks other than local ones.
+    These are domain split, velocity, enstrophy, learned sensors and some complete models.
     """
     physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
     if physics.dimensions == 2:
         return
     wrong: list[tuple] = [  # key, value, allowed values
         ("generate.closure", generate.closure, "subgrid", "none"),
-        ("cluster.domain_ranks", experiment.cluster.domain_ranks, 1),
         ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
-        ("generate.record.spectra", [name for name in record.spectra if "enst" in name], []),
     ]
+    if physics.dimensions == 1:
+        enstrophy = [name for name in record.spectra if "enst" in name]
+        wrong.append(("cluster.domain_ranks", experiment.cluster.domain_ranks, 1))
+        wrong.append(("generate.record.spectra", enstrophy, []))
     if generate.closure == "subgrid":
-        wrong += _model_settings_in_1d(experiment)
+        wrong += _model_settings_off_the_plane(experiment)
     for key, value, *expected in wrong:
         if value not in expected:
             raise ValueError(
@@ -169,37 +170,36 @@ def _check_dimensions(experiment) -> None:
             )
 
 
-def _model_settings_in_1d(experiment) -> list[tuple]:
-    """List (key, value, allowed values) of the model settings that matter in one dimension."""
-    model, kind = experiment.model, kind_of(experiment.model.preset)
-    composites = ("gaussian", "convolutional")
-    presets = (*composites, *(name for name in names(ModelKind) if _is_1d(ModelKind.known[name])))
-    if kind is not None and _is_1d(kind):
-        presets = (*presets, model.preset)
+def _model_settings_off_the_plane(experiment) -> list[tuple]:
+    """List (key, value, allowed values) of the model settings that planes have and others not."""
+    model, sides = experiment.model, experiment.physics.dimensions
+    kind = kind_of(model.preset)
+    composites = [name for name, preset in PRESETS.items() if preset["sensors"] != "learned"]
+    others = [name for name in names(ModelKind) if _fits(ModelKind.known[name], sides)]
+    presets = [*composites, *others]
+    if kind is not None and _fits(kind, sides):
+        presets.append(model.preset)
     wrong: list[tuple] = [
         ("model.preset", model.preset, *presets),
         ("model.conditions.physics_estimate", model.conditions.physics_estimate, False),
-        ("train.augment", experiment.train.augment, False),
     ]
     if model.preset in composites:
         config = resolve(model.model_dump(exclude_none=True))
-        local = [name for name in names(NetworkKind) if _is_1d(NetworkKind.known[name])]
-        for key, name in (("mean", network_of(config)), ("amplitude", config["amplitude"])):
-            if name and name != "none" and not _is_1d(find(NetworkKind, name, f"model.{key}")):
-                wrong.append((f"model.{key}", name, *local))
-        if find(ResidualKind, config["residual"], "model.residual").trained:
-            wrong.append(("model.residual", config["residual"], *_untrained()))
+        wrong.append(("model.sensors", config["sensors"], "kriging"))
+        for key, name, family in (
+            ("mean", network_of(config), NetworkKind),
+            ("amplitude", config["amplitude"], NetworkKind),
+            ("residual", config["residual"], ResidualKind),
+        ):
+            known = [one for one in names(family) if _fits(family.known[one], sides)]
+            if name and name != "none" and not _fits(find(family, name, f"model.{key}"), sides):
+                wrong.append((f"model.{key}", name, *known))
     return wrong
 
 
-def _is_1d(kind) -> bool:
-    """Return whether a class can be used for flows in one dimension."""
-    return 1 in kind.flow_dimensions
-
-
-def _untrained() -> list[str]:
-    """List the residuals that are fitted in closed form, not trained by gradients."""
-    return [name for name in names(ResidualKind) if not ResidualKind.known[name].trained]
+def _fits(kind, sides: int) -> bool:
+    """Return whether a class can be used for flows in so many dimensions."""
+    return sides in kind.flow_dimensions
 
 
 def _check_outputs(experiment) -> None:
@@ -309,6 +309,13 @@ def _check_model(experiment) -> None:
     if conditions.forecast:
         _check_forecast(experiment)
     if kind_of_model is not None:
+        sides = experiment.physics.dimensions
+        if not _fits(kind_of_model, sides):
+            fitting = " or ".join(map(str, kind_of_model.flow_dimensions))
+            raise ValueError(
+                f"model.preset={model.preset} is for flows in {fitting} dimensions, "
+                f"{experiment.physics.equation} has {sides}: use gaussian"
+            )
         return kind_of_model.check(experiment)
     if conditions.previous_closures:
         check_previous(experiment, conditions.previous_closures)
@@ -325,10 +332,10 @@ def _check_model(experiment) -> None:
                 f"model.{key} is no setting of model.preset={model.preset} with mean "
                 f"{config['mean'] or 'none'}, residual {residual}: remove it"
             )
-    if experiment.train.opponents and experiment.physics.dimensions == 1:
+    if experiment.train.opponents and experiment.physics.dimensions != 2:
         raise ValueError(
             f"train.opponents={list(experiment.train.opponents)} are for flows in two dimensions; "
-            f"{experiment.physics.equation} has one: remove them"
+            f"{experiment.physics.equation} has another number: remove them"
         )
     if find(ResidualKind, residual, "model.residual").one_evaluation:
         for stage in ("rollout", "evaluate"):

@@ -34,6 +34,7 @@ __all__ = [
     "names",
     "own_options",
     "provide",
+    "whole_fields",
 ]
 
 BARE = {"sensors": "none", "previous_states": 0, "physics_estimate": False}
@@ -90,6 +91,15 @@ def channel_shape_of(config: dict[str, Any]) -> tuple[int, ...]:
     return () if equation is None else equation.channel_shape
 
 
+def whole_fields(config: dict[str, Any]) -> list[int]:
+    """Return the index of each channel's field, where the components of a vector are one field."""
+    equation = equation_of(config)
+    if equation is None:
+        return [0]
+    first = [channel.kind not in ("vector y", "vector z") for channel in equation.channels]
+    return [sum(first[: number + 1]) - 1 for number in range(len(first))]
+
+
 class NetworkKind(Kind):
     """A network of the mean or of the amplitude.
 
@@ -123,9 +133,11 @@ class ResidualKind(Kind):
         reads_sensors: whether it can be conditioned on sensors.
         learns_sensors: whether it can learn how sensors enter.
         one_evaluation: whether a sample is a single evaluation without a sampling method.
+        flow_dimensions: dimensions of the flows for which it can be used.
     """
 
     parent = "hpc_closure.experiment.kinds.ResidualKind"
+    flow_dimensions: ClassVar[tuple[int, ...]] = (2,)
     trained: ClassVar[bool] = True
     reads_sensors: ClassVar[bool] = True
     learns_sensors: ClassVar[bool] = False

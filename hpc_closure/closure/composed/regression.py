@@ -7,21 +7,29 @@ state; the 15 products of two features, free of aliasing. If the model reads pre
 these and their advection, -u . grad U, are terms too. ``conditions.physics_estimate`` adds an
 estimate of the closure; otherwise no term is specific to the equation.
 
+If the state is a velocity, U and the terms are vectors: the velocity and its earlier values, the
+closures and their advection, and the terms of :data:`~..fields.vectors.QUADRATIC`. All components
+share a coefficient, so the mean turns with the axes, and has no divergence if the terms have none.
+
 A coefficient is free in each group, or a polynomial in |k|^2 if the criterion prefers it. A
 polynomial holds in the whole band, also where the training data are at round-off level. Terms are
 chosen by forward selection under the Bayesian information criterion. A law that is linear in V
 then costs one product per mode, and an unrelated term costs nothing. This is the sparse regression
 of Brunton, Proctor, Kutz (PNAS 2016) with a spectrum as each coefficient.
+
+Of C fields each has coefficients of its own, and its terms include the previous closures of all
+fields. Their recursion is then a vector autoregressive one, with a C x C matrix per group and lag.
 """
 
 from itertools import combinations_with_replacement
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.fields.features import FEATURES, Features, carried
+from hpc_closure.closure.fields.features import FEATURES, Features
 from hpc_closure.closure.fields.modes import Band
+from hpc_closure.closure.fields.vectors import QUADRATIC, vector_terms
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.modes.grid import to_device_cached
 
@@ -30,7 +38,7 @@ __all__ = ["TermRegression", "term_names"]
 KINDS = ("none", "linear", "quadratic")
 SIGNIFICANT = 3.0  # standard errors
 LARGEST_RADIUS = 0.999  # spectral radius below which feedback of previous closures decays
-CARRIED = "u.grad U["  # advection of a previous closure
+CARRIED = "u.grad "  # advection of a previous closure
 
 
 def term_names(
@@ -40,33 +48,40 @@ def term_names(
     previous: int = 0,
     features: tuple[str, ...] = FEATURES,
     states: tuple[str, ...] = ("w",),
+    products: list[str] | None = None,
 ) -> list[str]:
     """List the names of the candidate terms, in the order of the coefficients.
 
-    Earlier states are named by ``states``, the fields of a state.
+    Earlier states are named by ``states``, the fields of a state; previous closures are U[-1], ...
+    of one field, and U_rain[-1], ... of several. ``products`` are the quadratic terms; None = all
+    products of two features.
     """
     if kind not in KINDS:
         raise ValueError(f"regression_terms={kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "none":
         return []
-    lags = range(1, history + 1)
-    names = list(features) + [f"{state}[-{lag}]" for lag in lags for state in states]
+    names = list(features) + list(_lagged(states, history))
     names += ["physics"] * physics
-    names += [f"U[-{lag}]" for lag in range(1, previous + 1)]
-    names += [f"{CARRIED}-{lag}]" for lag in range(1, previous + 1)]
+    names += _lagged(_closures(states), previous)
+    names += [CARRIED + name for name in _lagged(_closures(states), previous)]
     if kind == "quadratic":
-        names += [f"{a}*{b}" for a, b in combinations_with_replacement(features, 2)]
+        pairs = [f"{a}*{b}" for a, b in combinations_with_replacement(features, 2)]
+        names += pairs if products is None else products
     return names
 
 
-def _power(name: str) -> int:
-    """Return p of U[-p]; 0 for other terms."""
-    return int(name[3:-1]) if name.startswith("U[") else 0
+def _closures(states: Sequence[str]) -> tuple[str, ...]:
+    """Name the closure of each field of a state."""
+    return tuple(f"U_{state}" for state in states) if len(states) > 1 else ("U",)
 
 
-def _lag(name: str) -> int:
-    """Return p of the advection of U[-p]."""
-    return int(name.removeprefix(CARRIED)[1:-1])
+def _lagged(fields: Sequence[str], count: int) -> dict[str, tuple[int, int]]:
+    """Return (lag, number of the field) by name of a term, for lags from 1 to ``count``."""
+    return {
+        f"{field}[-{lag}]": (lag, number)
+        for lag in range(1, count + 1)
+        for number, field in enumerate(fields)
+    }
 
 
 class TermRegression:
@@ -80,7 +95,8 @@ class TermRegression:
         coefficients: (terms, groups) float64; None = zeros.
         estimate: function from state spectra to spectra of a closure estimate, a further term.
         features: features of the state; None = those of a state of one field. Of C fields each
-            has coefficients of its own, (C, terms, groups), and closures are (B, C, ...).
+            has coefficients of its own, (C, terms, groups), and closures are (B, C, ...). A
+            velocity has the coefficients of one field, and terms (B, terms, C, ...).
     """
 
     def __init__(
@@ -96,15 +112,18 @@ class TermRegression:
         self.band, self.history, self.estimate = band, history, estimate
         self._features = features or Features(band)
         self.features, self.channels = self._features.names, self._features.channels
+        self.is_vector = self._features.is_vector
         states = self.channels or ("w",)
+        products: list[str] | None = None if self._features.factors else []
+        if self.is_vector:
+            self.features, self.channels = ("u",), ()
+            states, products = self.features, list(QUADRATIC)
         self.names = term_names(
-            kind, history, estimate is not None, previous, self.features, states
+            kind, history, estimate is not None, previous, self.features, states, products
         )
-        self._earlier = {
-            f"{state}[-{lag}]": (lag, number)
-            for lag in range(1, history + 1)
-            for number, state in enumerate(states)
-        }
+        self._earlier = _lagged(states, history)
+        self._last = _lagged(_closures(states), previous)
+        self._moved = {CARRIED + name: place for name, place in self._last.items()}
         shape = (*self.channel_shape, len(self.names), len(band.group_k2))
         if coefficients is None:
             coefficients = torch.zeros(shape, dtype=torch.float64)
@@ -130,11 +149,13 @@ class TermRegression:
 
         Args:
             frames_hat: (B, 1 + history + previous, 2K + 1, K + 1): the present state, the earlier
-                states, the previous closures.
+                states, the previous closures. Of C fields it is (B, ..., C, 2K + 1, K + 1).
             names: a subset of ``self.names``.
             moved: (B, previous, 2K + 1, K + 1) advection of the previous closures, if computed
-                before.
+                before; of C fields (B, previous, C, 2K + 1, K + 1).
         """
+        if self.is_vector:
+            return self._vector_terms(frames_hat, names, moved)
         features = self._features.spectra(frames_hat[:, 0])
         size = self.band.grid.size
         needed = sorted({f for name in names if "*" in name for f in name.split("*")})
@@ -142,11 +163,11 @@ class TermRegression:
             name: self.band.to_physical(features[:, self.features.index(name)], size)
             for name in needed
         }
-        lags = [_lag(name) for name in names if name.startswith(CARRIED)]
+        lags = sorted({self._moved[name][0] for name in names if name in self._moved})
         by_lag: dict[int, Tensor] = {}
         if lags and moved is None:
             last = torch.stack([frames_hat[:, self.history + lag] for lag in lags], dim=1)
-            by_lag = dict(zip(lags, carried(frames_hat[:, 0], last, self.band).unbind(1)))
+            by_lag = dict(zip(lags, self._features.carried(frames_hat[:, 0], last).unbind(1)))
         elif moved is not None:
             by_lag = {lag: moved[:, lag - 1] for lag in lags}
         out = []
@@ -156,17 +177,42 @@ class TermRegression:
                 out.append(self.band.to_spectral(fields[first] * fields[second]))
             elif name in self._earlier:
                 lag, channel = self._earlier[name]
-                earlier = frames_hat[:, lag]
-                out.append(earlier[:, channel] if self.channels else earlier)
-            elif name.startswith("U["):
-                out.append(frames_hat[:, self.history + int(name[3:-1])])
-            elif name.startswith(CARRIED):
-                out.append(by_lag[_lag(name)])
+                out.append(self._of_channel(frames_hat[:, lag], channel))
+            elif name in self._last:
+                lag, channel = self._last[name]
+                out.append(self._of_channel(frames_hat[:, self.history + lag], channel))
+            elif name in self._moved:
+                lag, channel = self._moved[name]
+                out.append(self._of_channel(by_lag[lag], channel))
             elif name == "physics" and self.estimate is not None:
                 out.append(self.estimate(frames_hat[:, 0]))
             else:
                 out.append(features[:, self.features.index(name)])
         return torch.stack(out, dim=1)
+
+    def _vector_terms(self, frames_hat: Tensor, names: list[str], moved: Tensor | None) -> Tensor:
+        """Compute spectra (B, len(names), C, ...) of terms of a velocity."""
+        u_hat, last = frames_hat[:, 0], frames_hat[:, 1 + self.history :]
+        made = vector_terms(u_hat, self.band, names)
+        if moved is None and any(name in self._moved for name in names):
+            moved = self._features.carried(u_hat, last)
+        out = []
+        for name in names:
+            if name in made:
+                out.append(made[name])
+            elif name in self._earlier:
+                out.append(frames_hat[:, self._earlier[name][0]])
+            elif name in self._last:
+                out.append(last[:, self._last[name][0] - 1])
+            elif moved is not None and name in self._moved:
+                out.append(moved[:, self._moved[name][0] - 1])
+            else:
+                out.append(u_hat)
+        return torch.stack(out, dim=1)
+
+    def _of_channel(self, spectra: Tensor, channel: int) -> Tensor:
+        """Return the spectra (B, ...) of a channel of (B, C, ...); of one field, themselves."""
+        return spectra[:, channel] if self.channels else spectra
 
     def __call__(
         self, frames_hat: Tensor, moved: Tensor | None = None, factors: Tensor | None = None
@@ -192,33 +238,37 @@ class TermRegression:
         if self.channels:
             each = [(terms * own[..., None]).sum(1) for own in coefficients]
             return torch.view_as_complex(torch.stack(each, 1))
+        if self.is_vector:
+            coefficients = coefficients[:, None]
         return torch.view_as_complex((terms * coefficients[..., None]).sum(1))
 
     def spectral_radius(self, factors: Tensor | None = None) -> Tensor:
         r"""Compute the spectral radius (shells,) of the feedback of previous closures.
 
-        It is the largest root of :math:`z^P = \sum_p c_p z^{P-p}` in the shell, with :math:`c_p`
-        the coefficient of U[-p]. A perturbation of the previous closures decays if it is below 1.
-        ``factors`` are those of a call.
+        It is the largest root of :math:`\det(z^P - \sum_p A_p z^{P-p}) = 0` in the shell, with
+        :math:`A_p` the coefficients of the closures p calls ago: a number per group, of C fields a
+        C x C matrix. A perturbation of the previous closures decays if it is below 1. ``factors``
+        are those of a call.
         """
-        rows = [number for number, name in enumerate(self.names) if name.startswith("U[")]
+        rows = [self.names.index(name) for name in self._last]
         shell, count = self.band.group_shell, self.band.grid.num_shells
         if not rows:
             return torch.zeros(count, dtype=torch.float64)
-        lags = self.coefficients[rows]
+        lags = self.coefficients[..., rows, :]
         if factors is not None:
             lags = lags * factors.detach().double().cpu()[rows][:, shell]
-        companion = torch.zeros(len(shell), len(rows), len(rows), dtype=torch.float64)
-        companion[:, 0] = lags.T
-        companion[:, 1:, :-1] = torch.eye(len(rows) - 1, dtype=torch.float64)
+        fields, size = len(self.channels) or 1, len(rows)  # rows: all fields of lag 1, of lag 2...
+        companion = torch.zeros(len(shell), size, size, dtype=torch.float64)
+        companion[:, :fields] = lags.reshape(fields, size, -1).permute(2, 0, 1)
+        companion[:, fields:, :-fields] = torch.eye(size - fields, dtype=torch.float64)
         radius = torch.linalg.eigvals(companion).abs().amax(1)
         return radius.new_zeros(count).scatter_reduce(0, shell, radius, "amax")
 
     def bounded(self, factors: Tensor) -> Tensor:
         """Reduce ``factors`` so that no shell's spectral radius exceeds ``LARGEST_RADIUS``.
 
-        In a shell that exceeds it, the coefficient of U[-p] is multiplied by the p-th power of the
-        limit over the radius. The result is cached, because the factors do not change within a
+        In a shell that exceeds it, the coefficients of U[-p] are multiplied by the p-th power of
+        the limit over the radius. The result is cached, because the factors do not change within a
         run.
         """
         known = torch.zeros(factors.shape, dtype=torch.float64)
@@ -231,7 +281,7 @@ class TermRegression:
         lacks = last[1]
         if bool((lacks == 1).all()):
             return factors
-        powers = torch.tensor([_power(name) for name in self.names])
+        powers = torch.tensor([self._last.get(name, (0, 0))[0] for name in self.names])
         return factors * lacks.to(factors) ** powers.to(factors)[:, None]
 
     def fit(
@@ -250,18 +300,20 @@ class TermRegression:
         samples = 0
         for frames_hat, target_hat in batches:
             whole = target_hat.to(torch.complex128).cpu()
+            whole = whole.flatten(0, 1) if self.is_vector else whole
             targets = whole.unbind(1) if self.channels else (whole,)
             for power, target in zip(powers, targets):
                 power += band.by_group(target.abs().square()).sum(0)
-            samples += len(target_hat)
+            samples += len(whole)
             if num:
                 terms = self.terms(frames_hat.to(torch.complex128).cpu(), self.names)
-                terms = torch.view_as_real(terms).permute(2, 3, 1, 0, 4).flatten(3).flatten(0, 1)
+                terms = terms.transpose(1, 2).flatten(0, 1) if self.is_vector else terms
+                terms = torch.view_as_real(terms.flatten(2)).permute(2, 1, 0, 3).flatten(2)
                 weights = band.weights.flatten()[:, None, None]
                 index = band.groups.flatten()
                 gram.index_add_(0, index, weights * (terms @ terms.transpose(1, 2)))
                 for cross, target in zip(crosses, targets):
-                    rows = torch.view_as_real(target).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+                    rows = torch.view_as_real(target.flatten(1)).permute(1, 0, 2).flatten(1)
                     products = weights[..., 0] * (terms @ rows[..., None])[..., 0]
                     cross.index_add_(0, index, products)
         gram, crosses, powers, samples = reader.sum(gram, crosses, powers, samples)
@@ -273,8 +325,6 @@ class TermRegression:
             for cross, power in zip(crosses, powers)
         ]
         self._set(torch.stack(chosen) if self.channels else chosen[0])
-        if self.channels:  # no feedback of previous closures
-            return self.active
         ones = torch.ones(num, band.grid.num_shells, dtype=torch.float64)
         self._set(self.coefficients * self.bounded(ones)[:, band.group_shell])
         return self.active

@@ -34,7 +34,7 @@ class Statistics:
     In files the first ``_`` of a name is a ``/``: ``first_tail`` is ``first/tail``.
 
     Attributes:
-        library: (terms, groups) coefficients of the regression.
+        library: (terms, groups) coefficients of the regression; of C fields (C, terms, groups).
         features_rms: (features,) rms of the condition channels.
         features_largest: (features,) largest size of each channel, in rms, over members unseen by
             the mean's network; only of a model that reads previous closures.
@@ -48,7 +48,7 @@ class Statistics:
         target_rms: rms of the closure; over the channels its root sum of squares.
         target_largest, target_mean: (shells,) power of a shell that only a share ``RARE`` of the
             fitted closures exceeds, and the mean power; only of a model that reads previous
-            closures.
+            closures. Of several fields (F, shells), with one row for all components of a vector.
         target_beyond: (1 + shells,) share of the closures of other training members that exceed
             ``target_largest``, in any shell and in each.
         first_spectrum: (groups,) variance per mode of the regression's residual.
@@ -168,7 +168,7 @@ class Batch:
     Attributes:
         state, target: (B, n, n), of C channels (B, C, n, n).
         history: (B, H, n, n), or None.
-        previous: (B, P, n, n) closures, or None.
+        previous: (B, P, n, n) closures, or None; of C channels (B, P, C, n, n), as ``history``.
         tags: (member, moment) of each snapshot, or None if the reader has none.
     """
 
@@ -227,7 +227,8 @@ def generator_grid(band: Band, variance: Tensor, network_modes: int) -> tuple[in
     total = float(variance.sum())
 
     def tail(modes: int) -> float:
-        return max(total - float(resize(per_mode, modes).sum()), 0.0)
+        kept = resize(per_mode, modes, band.grid.dimensions)
+        return max(total - float(kept.sum()), 0.0)
 
     options = list(range(min(4, band.modes), band.modes + 1))
     small = [m for m in options if m <= 15 and tail(m) <= 1e-7 * total]

@@ -17,6 +17,7 @@ correlated. The memory is then unknown, and :meth:`LagCorrelation.demand` raises
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,10 +47,17 @@ class LagCorrelation:
     Args:
         kept: band of the residual.
         channel_shape: () of one field; (C,) of C channels, whose results are (C, shells).
+        whole: index of each channel's field, where the components of a vector are one field and
+            have one memory; None = each channel is a field.
     """
 
-    def __init__(self, kept: Band, channel_shape: tuple[int, ...] = ()):
-        self.kept = kept
+    def __init__(
+        self,
+        kept: Band,
+        channel_shape: tuple[int, ...] = (),
+        whole: Sequence[int] | None = None,
+    ):
+        self.kept, self.whole = kept, whole
         shape = *channel_shape, kept.grid.num_shells
         self.product = torch.zeros(shape, dtype=torch.float64)
         self.power = torch.zeros_like(self.product)
@@ -72,11 +80,20 @@ class LagCorrelation:
     def _add(self, values: Tensor, sums: Tensor) -> None:
         # add mode by mode to the running sums: the order of additions decides the last bits
         weighted = values.double().cpu() * self.kept.weights
-        sums.index_add_(-1, self.kept.grid.shell().flatten(), weighted.flatten(-2))
+        sums.index_add_(-1, self.kept.grid.shell().flatten(), weighted.flatten(self.kept.axes[0]))
 
     def collect(self, reader: Reader) -> None:
         """Add the sums of all processes; each process has read different members."""
         self.product, self.power, self.pairs = reader.sum(self.product, self.power, self.pairs)
+        if self.whole is not None and len(set(self.whole)) < len(self.whole):
+            self.product, self.power = self._of_fields(self.product), self._of_fields(self.power)
+
+    def _of_fields(self, sums: Tensor) -> Tensor:
+        """Average sums (C, shells) over the channels of each field."""
+        assert self.whole is not None
+        places = torch.tensor(self.whole)
+        means = torch.zeros_like(sums).index_add_(0, places, sums)
+        return means[places] / torch.bincount(places)[places][:, None]
 
     def times(self) -> Tensor:
         """Compute the correlation time (shells,) in units of snapshot spacings; 0 = none found."""

@@ -33,6 +33,7 @@ class NavierStokes3D(Equation):
         Channel("v", "length/time", "vector y"),
         Channel("w", "length/time", "vector z"),
     )
+    solenoidal: ClassVar[bool] = True
 
     equation: Literal["navier_stokes_3d"] = "navier_stokes_3d"
     viscosity: NonNegative = Field(1e-2, description="nu, length^2/time")

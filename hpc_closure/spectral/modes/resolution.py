@@ -3,6 +3,8 @@
 This module imports no torch, because experiments are read without it.
 """
 
+from collections.abc import Sequence
+
 
 def retained_modes(size: int) -> int:
     """Return the largest ``K`` with ``size >= 3 K + 1``."""
@@ -36,3 +38,16 @@ def pencils(ranks: int, columns: int, halves: int) -> tuple[int, int]:
         f"{ranks} domain ranks are not a product of at most {columns} (ky) and {halves} (kz): "
         "choose another number"
     )
+
+
+def per_side(value, dimensions: int, name: str = "value") -> tuple:
+    """Return a number, or one per side, as a tuple with an entry per side.
+
+    Raises:
+        ValueError: a sequence has another number of entries.
+    """
+    if not isinstance(value, Sequence):
+        return (value,) * dimensions
+    if len(value) != dimensions:
+        raise ValueError(f"{name} {tuple(value)} has {len(value)} entries, expected {dimensions}")
+    return tuple(value)

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.modes.grid import Grid, per_side
+from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.line_fft import LineFFT
-from hpc_closure.spectral.modes.resolution import pencils
+from hpc_closure.spectral.modes.resolution import pencils, per_side
 from hpc_closure.spectral.modes.slabs import Slabs
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
