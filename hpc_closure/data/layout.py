@@ -5,13 +5,14 @@
     /                    attributes: dataset_name, grid_type, n_spatial_dims, n_trajectories,
                          simulation_parameters, members, recipe_hash, holds, recipe, certificate,
                          provenance, complete
-    /dimensions          time (T,), x (n,), y (n,)
-    /boundary_conditions x_periodic, y_periodic
+    /dimensions          time (T,), x (n,), y (n,), z (n,): one per side
+    /boundary_conditions x_periodic, y_periodic, z_periodic
     /scalars             one (B, T) series per diagnostic
-    /t0_fields           vorticity, closure, streamfunction: (B, T, n, n); on a line (B, T, n);
+    /t0_fields           vorticity, closure, streamfunction: (B, T, n, n); on a line (B, T, n),
+                         of three sides (B, T, n, n, n);
                          of an equation with several fields its fields, named in attribute
                          channels, and closure_NAME, ... of each (:func:`data_sets`)
-    /t1_fields           velocity: (B, T, n, n, 2)
+    /t1_fields           velocity: (B, T, n, n, 2), of three sides (B, T, n, n, n, 3)
     /filtered            one (B, T, m, m) field per filter, on the filter's grid
     /references          truth, none: (cases, T, n, n), in a rollout; truth_NAME, ... of each field
     /whole               the state of the DNS on the DNS grid at whole_time: (cases, W, N, N) of
@@ -35,7 +36,8 @@ FIELDS = ("vorticity", "closure")
 # rescaled in each shell. The hashes of products depend on these names.
 COUNTED = {"model": "brought_back", "mean_gp": "brought_back_mean_gp"}
 STATE = "state"  # the state of any flow, in arguments
-STATES = {1: "state", 2: "vorticity"}  # name of the state, by the dimensions of the flow
+# name of the state of one field, by the dimensions of the flow
+STATES = {1: "state", 2: "vorticity", 3: "state"}
 SNAPSHOTS = ("t0_fields", "t1_fields", "filtered", "scalars", "references")  # (B, T, ...) each
 
 
@@ -99,7 +101,7 @@ class Layout:
         members: global member indices, one trajectory each.
         times: stored times, (T,).
         grid: points per side.
-        dimensions: 2, or 1 for fields on a line, (B, T, n).
+        dimensions: number of sides; the shapes below are those of 2.
         precision: precision of the fields.
         fields: names of the (B, T, n, n) fields.
         channels: names of the fields of the state, if it has several.
@@ -128,7 +130,7 @@ class Layout:
 
     @property
     def sides(self) -> list[str]:
-        return ["x", "y"][: self.dimensions]
+        return ["x", "y", "z"][: self.dimensions]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every data set by its path in the file."""
@@ -189,7 +191,7 @@ class BlockHeader(Header):
     Attributes:
         times: stored times, (T,).
         grid: points per side of its fields.
-        dimensions: dimensions of the flow, 2 or 1.
+        dimensions: dimensions of the flow, 1 to 3.
         channels: names of the fields of the state; empty if it has one.
         settings: plain dict of the physics and numerics that made it.
         certificate, provenance: plain dicts.
@@ -223,8 +225,8 @@ class BlockHeader(Header):
         named = np.ndim(channels) == 1 and all(isinstance(name, str) for name in channels)
         expect(path, named, "its channels are no names")
         sides = file.attrs.get("n_spatial_dims", 2)
-        plane_or_line = np.ndim(sides) == 0 and sides in (1, 2)
-        expect(path, plane_or_line, "its n_spatial_dims is neither 1 nor 2")
+        known = np.ndim(sides) == 0 and sides in STATES
+        expect(path, known, "its n_spatial_dims is neither 1, 2 nor 3")
         states = data_sets(STATE, list(channels), int(sides))
         _check_shapes(file, path, (len(header.members), len(times)), int(sides), states)
         return cls(

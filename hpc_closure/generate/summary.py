@@ -6,7 +6,6 @@ import torch
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.modes.grid import from_row
 from hpc_closure.spectral.simulation import Simulation
 
 SAMPLED = 64  # snapshots read for the size of the closure
@@ -56,8 +55,7 @@ def share(experiment: Experiment, data: DataSet, stride: int) -> str:
     reduced = reduced_problem(experiment.problem, data.grid, "subgrid", stride)
     span = generate.interval * generate.dt
     solver = Simulation(reduced, range(count), experiment.seed)
-    sides = experiment.physics.dimensions
-    start = solver.transform.to_spectral(from_row(state, sides))
+    start = solver.transform.to_spectral(state)
     solver.load_state(0, start).advance(reduced.steps_in(span))
     tendency = (solver.state - start) / span
     cfl = float(solver.speed().max()) * reduced.dt * reduced.grid / reduced.length
@@ -73,4 +71,5 @@ def share(experiment: Experiment, data: DataSet, stride: int) -> str:
 
 def _power(fields: torch.Tensor, data: DataSet) -> torch.Tensor:
     """Compute the mean square of fields (B, n, n), or of each channel of (B, C, n, n), (C,)."""
-    return fields.square().mean((0, -2, -1)) if data.channels else fields.square().mean()
+    sides = range(-data.dimensions, 0)
+    return fields.square().mean((0, *sides)) if data.channels else fields.square().mean()

@@ -46,7 +46,7 @@ from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung
 from hpc_closure.generate import rungs
 from hpc_closure.rollout.tally import Tally
-from hpc_closure.spectral.modes.grid import as_row, from_row, resize
+from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import log
@@ -310,8 +310,7 @@ class CoupledRun:
             known: spectra of the starts that rungs read; None = ``states`` only.
         """
         spectra, self._first, self.calls = self._spectra(states), step, 0
-        now = from_row(spectra, self.sides)
-        known = known or rungs.Known(now)
+        known = known or rungs.Known(spectra)
         begin = self.coupling.begin
         for name, simulation in self.simulations.items():
             own_step = round(step * self.coupling.problem.dt / simulation.problem.dt)
@@ -323,7 +322,7 @@ class CoupledRun:
                 past = self.coupling.pasts.get(name, 0.0)
                 rungs.begin(simulation, how, known, rows, own_step, "rollout", past)
                 continue
-            simulation.load_state(own_step, resize(now[rows], simulation.grid.modes, self.sides))
+            simulation.load_state(own_step, resize(spectra[rows], simulation.grid.mode_counts))
         for one in (*self.past.values(), *self.drawn.values()):
             one.clear()
         for tally in self.tallies.values():
@@ -369,10 +368,10 @@ class CoupledRun:
             self.tallies[name].clear()
 
     def _spectra(self, fields: np.ndarray) -> torch.Tensor:
-        """Transform fields (cases, n, n) to spectra in the layout that closures read."""
+        """Transform fields (cases, n, n) to spectra."""
         transform = self.simulations["model"].transform
         tensor = torch.as_tensor(fields, device=self.coupling.device)
-        return as_row(transform.to_spectral(from_row(tensor, self.sides)), self.sides)
+        return transform.to_spectral(tensor)
 
     def advance(self, calls: int = 1) -> None:
         """Advance all runs by ``calls`` closure intervals, then log the members that diverged."""
@@ -442,7 +441,7 @@ class CoupledRun:
         """
         losses, rows = self.losses[name], self.rows_of[name]
         lost = losses.add(self.simulations[name].diverged(), self.step_index, BY_STATE)
-        state = as_row(self.simulations[name].state, self.sides)
+        state = self.simulations[name].state
         gone_rows = lost.view(-1, *[1] * (state.ndim - 1))
         state = torch.where(gone_rows, 0.0, state)  # closures read finite states
         sampler = self.coupling.rollout.sampler.options()
@@ -467,7 +466,7 @@ class CoupledRun:
         lost = losses.add(wild, self.step_index, BY_CLOSURE).view(gone_rows.shape)
         if self.memory.previous:
             self.drawn[name].appendleft(torch.where(lost, 0.0, drawn))
-        return from_row(torch.where(lost, torch.nan, drawn), self.sides)
+        return torch.where(lost, torch.nan, drawn)
 
     def _history(self, past: deque[torch.Tensor]) -> torch.Tensor | None:
         """Return earlier states (rows, frames, ...), newest first; None if none are read."""
@@ -544,9 +543,10 @@ class CoupledRun:
             for name, history in histories.items():
                 history.clear()
                 if names[name] in state:
-                    history.extend(
-                        torch.as_tensor(state[names[name]], device=self.coupling.device)
-                    )
+                    frames = torch.as_tensor(state[names[name]], device=self.coupling.device)
+                    shape = self.simulations[name].state.shape
+                    # restart files of older versions hold a line as a plane of one row
+                    history.extend(frames.reshape(-1, *shape))
         for name, simulation in self.simulations.items():
             prefix = f"{name}."
             stored = {key: value for key, value in state.items() if key.startswith(prefix)}

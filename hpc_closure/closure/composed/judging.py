@@ -52,7 +52,7 @@ def judge_mean(model: CompositeClosure, reader: Reader) -> None:
     for frames_hat, target_hat, batch in snapshots(model, reader):
         encoding = model.encode(frames_hat)
         field = model.mean.field(encoding)
-        largest = encoding.features[:, : model.num_features].abs().amax((0, 2, 3))
+        largest = encoding.features[:, : model.num_features].abs().amax((0, *model.band.axes))
         read = torch.maximum(read, largest)
         answered = torch.maximum(answered, field.abs().max())
         output = model.mean.spectra(frame, encoding, field).to(torch.complex128)

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from hpc_closure.spectral.modes.grid import (
     Grid,
-    Row,
     hermitian,
     resize,
     to_device_cached,
@@ -49,10 +48,8 @@ def largest_count(dimensions: int) -> int:
 class Band:
     """The modes ``|kx|, |ky| <= K`` of a periodic square of side ``length``.
 
-    In one dimension, the modes ``ky <= K`` of a line, stored as a plane of one row: spectra
-    (..., 1, K + 1), fields (..., 1, n) (:class:`~hpc_closure.spectral.modes.grid.Row`). In three
-    dimensions spectra are (..., 2K + 1, 2K + 1, K + 1) and fields (..., n, n, n). Shapes below are
-    those of a square.
+    On a line spectra are (..., K + 1) and fields (..., n); of three sides they are
+    (..., 2K + 1, 2K + 1, K + 1) and (..., n, n, n). Shapes below are those of a square.
 
     Attributes:
         grid: grid without aliasing of products of two fields.
@@ -65,9 +62,8 @@ class Band:
             raise ValueError(f"modes={modes}, expected at least 1")
         self.modes, self.length = modes, length
         size = 2 * ((3 * modes + 2) // 2)
-        self.grid = Row(size, length) if dimensions == 1 else Grid(size, length, dimensions)
-        self.shape = self.grid.shape
-        self.axes = tuple(range(-len(self.shape), 0))
+        self.grid = Grid(size, length, dimensions)
+        self.shape, self.axes = self.grid.shape, self.grid.axes
         self._cache: dict = {}
         self._layouts: dict = {}
 
@@ -126,18 +122,15 @@ class Band:
 
     def points(self, size: int) -> tuple[int, ...]:
         """Return the shape of a field of ``size`` points per side, (n, n)."""
-        return tuple(1 if one == 1 else size for one in self.shape)
+        return (size,) * self.grid.dimensions
 
     def check_grid(self, *points: int) -> None:
-        """Raise ValueError unless a field (n, n) has equal sides and is fine enough.
-
-        A line may have a row, (1, n).
-        """
+        """Raise ValueError unless a field (n, n) has equal sides and is fine enough."""
         least, size = 2 * self.modes + 2, points[-1]
         if points == self.points(size) and size >= least - 1:
             return
         needs = {
-            1: f"on a line needs one row of at least {least} points",
+            1: f"on a line needs at least {least} points",
             2: f"needs a square grid of at least {least}",
             3: f"needs a cubic grid of at least {least}",
         }[self.grid.dimensions]
@@ -378,7 +371,8 @@ class Band:
         """
         padded = self.half_plane.empty(len(normals))
         padded[:, :-1] = normals * np.sqrt(0.5)
-        return torch.from_numpy(self.half_plane.place(padded))
+        placed = self.half_plane.place(padded)  # of a line with a row
+        return torch.from_numpy(placed.reshape(-1, *self.shape))
 
 
 def _conjugate_pairs(values: Tensor) -> Tensor:

@@ -113,6 +113,8 @@ def fields(
 ) -> Figure:
     """Draw truth, one member, ensemble mean and standard deviation, one row per method.
 
+    Of fields of three sides the plane z = 0 is drawn.
+
     Args:
         examples: ``truth`` -> (n, n); method -> (3, n, n), see ``Scored.examples``.
         methods: rows of the figure.
@@ -120,8 +122,8 @@ def fields(
         unit: its unit.
     """
     methods = [method for method in methods if method in examples]
-    truth = np.asarray(examples["truth"], dtype=float)
-    panels = {method: np.asarray(examples[method], dtype=float) for method in methods}
+    truth = _plane(examples["truth"])
+    panels = {method: np.stack([_plane(one) for one in examples[method]]) for method in methods}
     stds = np.stack([std for _, _, std in panels.values()])
     largest, widest = np.abs(truth).max(), stds[np.isfinite(stds)].max(initial=0.0)
     scale, signed_unit = _scaled(largest, unit)
@@ -157,24 +159,30 @@ def fields(
     return figure
 
 
+def _plane(field: Tensor) -> np.ndarray:
+    """Return a field (n, n), or the plane z = 0 of (n, n, n), as an array."""
+    values = np.asarray(field, dtype=float)
+    return values[..., 0] if values.ndim == 3 else values
+
+
 def profiles(
     examples: Mapping[str, Tensor], methods: Sequence[str] = ("model",), *, quantity: str = "U"
 ) -> Figure:
     """Draw :func:`fields` of a 1-D problem: truth, one member, and a band of mean and std.
 
     Args:
-        examples: ``truth`` -> (1, n); method -> (3, 1, n).
+        examples: ``truth`` -> (n,); method -> (3, n).
         methods: rows of the figure.
         quantity: symbol or name of the field.
     """
     methods = [method for method in methods if method in examples]
-    truth = np.asarray(examples["truth"], dtype=float)[0]
+    truth = np.asarray(examples["truth"], dtype=float)
     x = np.arange(len(truth)) / len(truth)
     with _style():
         figure = Figure(figsize=(7.2, 0.8 + 2.0 * len(methods)), layout="constrained")
         axes = figure.subplots(len(methods), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
         for axis, method in zip(axes, methods, strict=True):
-            member, mean, std = np.asarray(examples[method], dtype=float)[:, 0]
+            member, mean, std = np.asarray(examples[method], dtype=float)
             style = method_style(method) | {"marker": "", "label": f"{method}: mean and std"}
             axis.plot(x, truth, color="black", label="truth (DNS)")
             axis.plot(x, member, color="#777777", linewidth=0.8, label="one sample")

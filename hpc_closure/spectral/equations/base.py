@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny
 
 from hpc_closure.spectral.forcing import Forcing, PublishedForcing
 from hpc_closure.spectral.initial import GaussianField, Initial
+from hpc_closure.spectral.modes.resolution import per_side
 from hpc_closure.spectral.noise.laws import Noise, QWiener
 from hpc_closure.spectral.recipe import Family, Positive
 
@@ -63,6 +64,11 @@ class Equation(Family):
     forcing: SerializeAsAny[Forcing] = PublishedForcing()
     noise: SerializeAsAny[Noise] = QWiener()
     initial: SerializeAsAny[Initial] = GaussianField()
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Return the length of each side."""
+        return per_side(self.length, self.dimensions)
 
     @property
     def damping(self) -> dict[int, float]:

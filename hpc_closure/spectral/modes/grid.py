@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hpc_closure.spectral.modes.resolution import retained_modes
+from hpc_closure.spectral.modes.resolution import per_side, retained_modes
 
 SAME = 1e-9  # relative difference up to which wavenumbers of unequal sides have equal length
 
@@ -234,8 +234,7 @@ class Grid:
 
     @cached_property
     def _shell(self) -> Tensor:
-        # halves, which unequal lengths can have, are rounded up whatever their round-off
-        return torch.floor(self._scaled_k2.sqrt() + (0.5 + SAME)).long()
+        return shell_of(self._scaled_k2)
 
     def shell(self) -> Tensor:
         """Return the shell of every retained mode: ``|k|`` over :attr:`unit`, rounded, int64."""
@@ -262,19 +261,6 @@ class Grid:
         return tuple(out)
 
 
-def per_side(value, dimensions: int, name: str = "value") -> tuple:
-    """Return a number, or one per side, as a tuple with an entry per side.
-
-    Raises:
-        ValueError: a sequence has another number of entries.
-    """
-    if not isinstance(value, Sequence):
-        return (value,) * dimensions
-    if len(value) != dimensions:
-        raise ValueError(f"{name} {tuple(value)} has {len(value)} entries, expected {dimensions}")
-    return tuple(value)
-
-
 def _equal(values: tuple, what: str):
     """Return the value that all sides have, or raise ValueError."""
     if len(set(values)) > 1:
@@ -282,49 +268,12 @@ def _equal(values: tuple, what: str):
     return values[0]
 
 
-class Row(Grid):
-    """A line as closures and scores see it: a plane of one row.
+def shell_of(k2: Tensor) -> Tensor:
+    """Return the shell of squared wavenumbers in units of the smallest one, int64.
 
-    Spectra are ``(1, K + 1)`` and fields ``(1, n)``, so that code for planes applies. The
-    functions below recognise a row by its shape.
+    Halves, which unequal lengths can have, are rounded up whatever their round-off.
     """
-
-    def __init__(self, size: int, length: float = 1.0):
-        super().__init__(size, length, dimensions=1)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (1, self.modes + 1)
-
-    @property
-    def points(self) -> tuple[int, ...]:
-        return (1, self.size)
-
-    @cached_property
-    def integer_k(self) -> tuple[Tensor, ...]:
-        return (torch.arange(self.modes + 1).reshape(1, -1),)
-
-    @property
-    def integer_kx(self) -> Tensor:
-        return torch.zeros(1, 1, dtype=torch.int64)
-
-
-def _is_line(values: Tensor, dimensions: int) -> bool:
-    """Return whether spectra or fields are of a line.
-
-    They are if ``dimensions`` is 1, or if they have a single row of more than one value.
-    """
-    return dimensions == 1 or values.ndim > 1 and values.shape[-2] == 1 < values.shape[-1]
-
-
-def as_row(values: Tensor, dimensions: int) -> Tensor:
-    """Give spectra or fields of a line, ``(..., n)``, their single row: ``(..., 1, n)``."""
-    return values.unsqueeze(-2) if dimensions == 1 else values
-
-
-def from_row(values: Tensor, dimensions: int) -> Tensor:
-    """Remove the row that :func:`as_row` added."""
-    return values.squeeze(-2) if dimensions == 1 else values
+    return torch.floor(k2.sqrt() + (0.5 + SAME)).long()
 
 
 def shell_sum(values: Tensor, shell: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -351,15 +300,14 @@ def resize(w_hat: Tensor, modes: int | Sequence[int], dimensions: int = 2) -> Te
     """Cut or zero-pad a retained spectrum to other numbers of modes.
 
     Args:
-        w_hat: ``(..., 2K + 1, K + 1)``; of other numbers of sides as :class:`Grid` says; of a
-            :class:`Row` ``(..., 1, K + 1)``.
+        w_hat: ``(..., 2K + 1, K + 1)``; of other numbers of sides as :class:`Grid` says.
         modes: retained modes of the result: one per side, or a number for equal sides.
         dimensions: number of sides, if ``modes`` is a number.
 
     Raises:
         ValueError: ``w_hat`` has another shape.
     """
-    sides = _sides(w_hat, modes, dimensions)
+    sides = _each(modes, dimensions)
     old = _mode_counts(w_hat, len(sides))
     if not isinstance(modes, Sequence) and len(set(old)) > 1:
         raise ValueError(
@@ -392,7 +340,7 @@ def to_fields(w_hat: Tensor, size: int | Sequence[int], dimensions: int = 2) -> 
     Returns:
         ``(..., n, n)``, on a line ``(..., n)``.
     """
-    sizes = _sides(w_hat, size, dimensions)
+    sizes = _each(size, dimensions)
     old = _mode_counts(w_hat, len(sizes))
     cut = tuple(min(K, (n - 1) // 2) for K, n in zip(old, sizes))
     if cut != old:
@@ -412,7 +360,7 @@ def to_spectra(fields: Tensor, modes: int | Sequence[int], dimensions: int = 2) 
     This is the inverse of :func:`to_fields`; ``modes`` are one per side, or a number for equal
     sides, whose number is then ``dimensions``.
     """
-    sides = _sides(fields, modes, dimensions)
+    sides = _each(modes, dimensions)
     axes = range(-len(sides), 0)
     full = torch.fft.rfftn(fields, dim=tuple(axes), norm="forward")[..., : sides[-1] + 1]
     for axis, K in zip(axes[:-1], sides):
@@ -428,7 +376,7 @@ def hermitian(w_hat: Tensor, dimensions: int = 2) -> Tensor:
     nonzero wavenumber is negative takes the conjugate of the other; the mean takes its real part.
     """
     out = w_hat.clone()
-    _mirror(w_hat[..., 0], out[..., 0], _lines(w_hat, dimensions) - 1)
+    _mirror(w_hat[..., 0], out[..., 0], dimensions - 1)
     return out
 
 
@@ -449,16 +397,9 @@ def _mirror(values: Tensor, out: Tensor, sides: int) -> None:
     _mirror(values[..., 0], out[..., 0], sides - 1)
 
 
-def _lines(values: Tensor, dimensions: int) -> int:
-    """Return the number of sides that spectra or fields have; a row has one."""
-    return 1 if dimensions == 2 and _is_line(values, dimensions) else dimensions
-
-
-def _sides(values: Tensor, per: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
+def _each(number: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
     """Return a number per side, from one per side or from one for all."""
-    if isinstance(per, Sequence):
-        return tuple(per)
-    return (per,) * _lines(values, dimensions)
+    return tuple(number) if isinstance(number, Sequence) else (number,) * dimensions
 
 
 def _mode_counts(w_hat: Tensor, dimensions: int) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 This module imports no torch, because experiments are read without it.
 """
 
+from collections.abc import Sequence
+
 
 def retained_modes(size: int) -> int:
     """Return the largest ``K`` with ``size >= 3 K + 1``."""
@@ -17,3 +19,16 @@ def points_for(modes: int) -> int:
 def smallest_grid(trained: int) -> int:
     """Return the points per side that carry the modes of a model trained on ``trained`` points."""
     return 2 * retained_modes(trained) + 2
+
+
+def per_side(value, dimensions: int, name: str = "value") -> tuple:
+    """Return a number, or one per side, as a tuple with an entry per side.
+
+    Raises:
+        ValueError: a sequence has another number of entries.
+    """
+    if not isinstance(value, Sequence):
+        return (value,) * dimensions
+    if len(value) != dimensions:
+        raise ValueError(f"{name} {tuple(value)} has {len(value)} entries, expected {dimensions}")
+    return tuple(value)
