@@ -83,13 +83,13 @@ def moves(grid: Grid, seed: int, stage: str, ids: Sequence[int]) -> Tensor:
 
     They have the shape of the grid's spectra. On a line the second number of an id is its shift.
     """
-    shifts = 2 * torch.pi * uniforms(seed, stage, ids, 0)
-    if len(grid.shape) == 3:  # the third number may choose what is moved
-        x, y, z = shifts[:, [0, 1, 3]].T[..., None, None, None]
-        kx, ky, kz = grid.integer_k
-        return torch.exp(1j * (kx * x + ky * y + kz * z))
-    x, y = shifts[:, :2].T[..., None, None]
-    return torch.exp(1j * (grid.integer_kx * x + grid.integer_ky * y))
+    # the third number may choose what is moved
+    columns = {1: [1], 2: [0, 1], 3: [0, 1, 3]}[grid.dimensions]
+    shifts = (2 * torch.pi * uniforms(seed, stage, ids, 0)).T[columns]
+    angle = torch.zeros((), dtype=torch.float64)
+    for k, shift in zip(grid.integer_k, shifts[(..., *[None] * grid.dimensions)]):
+        angle = angle + k * shift
+    return torch.exp(1j * angle)
 
 
 def normals(
