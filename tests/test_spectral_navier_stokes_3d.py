@@ -13,6 +13,7 @@ from hpc_closure.spectral.differentiable import DifferentiableSolver
 from hpc_closure.spectral.equations.convection import Convection
 from hpc_closure.spectral.modes.differentiable import DifferentiableTransform
 from hpc_closure.spectral.modes.grid import Grid, to_fields, to_spectra
+from hpc_closure.spectral.modes.resolution import pencils
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.draws import NoiseModel
 from hpc_closure.spectral.noise.laws import OrnsteinUhlenbeck, RingNoise
@@ -161,6 +162,25 @@ def test_taylor_green_vortex():
     assert abs(growth / (5 / 128 * t**2) - 1) < 2e-3
 
 
+# Energy and enstrophy at t = 1, 2, 3, Re 1600, of the reference of the International Workshop on
+# High-Order CFD Methods, case C3.5 (spectral code on 512^3, spectral_Re1600_512.gdiag); and how
+# far 48^3 points may be off.
+RE_1600 = [
+    (0.124515267367, 0.415054960369, 1e-8, 1e-7),
+    (0.123916765840, 0.566047789484, 1e-6, 3e-4),
+    (0.123023878593, 0.901208116699, 5e-5, 1e-2),
+]
+
+
+def test_taylor_green_vortex_of_the_workshop():
+    flow = {"initial": {"kind": "taylor_green"}, "viscosity": 1 / 1600, "grid": 48, "dt": 0.05}
+    simulation = simulation_of([0], **flow)
+    for energy, enstrophy, *errors in RE_1600:
+        entries = diagnostics_of(simulation.advance(20)).measure()
+        assert abs(entries["energy"][0] / energy - 1) < errors[0]
+        assert abs(entries["enstrophy"][0] / enstrophy - 1) < errors[1]
+
+
 @pytest.mark.parametrize("scheme, order", [("rk2", 2), ("rk4", 4), ("etdrk4", 4)])
 def test_order_of_the_schemes(scheme, order):
     def state(dt):
@@ -258,12 +278,16 @@ from hpc_closure.spectral.diagnostics import diagnostics_of
 from hpc_closure.spectral.simulation import Simulation
 
 world = MPI.COMM_WORLD
+if sys.argv[1:]:  # pencils where slabs would do
+    from hpc_closure.spectral.modes import transform
+    transform.pencils = lambda ranks, columns, halves: (ranks // 2, 2)
 ring = {"kind": "ring", "wavenumber": 2.0, "energy_rate": 0.1}
 cases = {
     "power": {"forcing": POWER},
     "single": {"forcing": POWER, "precision": "float32"},
     "coloured": {"noise": OU, "scheme": "etdrk4"},
     "white": {"noise": ring, "scheme": "rk2", "hyperviscosity": 1e-5, "drag": 0.1},
+    "more ranks than planes": {"grid": 8, "forcing": POWER, "dt": 0.05},
     "without compiled functions": {"grid": 14, "noise": ring, "scheme": "cn_ab2"},
 }
 result = {}
@@ -286,9 +310,17 @@ if world.rank == 0:
 @pytest.mark.mpi
 def test_bits_do_not_depend_on_the_ranks(mpirun):
     results = {}
-    for ranks in (1, 2, 3, 5):
-        run = mpirun(ranks, [sys.executable, "-c", PROGRAM], timeout=600)
+    for ranks, *forced in [(1,), (2,), (3,), (6,), (4, "pencils")]:
+        run = mpirun(ranks, [sys.executable, "-c", PROGRAM, *forced], timeout=600)
         assert run.returncode == 0, run.stderr[-3000:]
         results[ranks] = json.loads(run.stdout.strip().splitlines()[-1])
-    for ranks in (2, 3, 5):
-        assert {name for name in results[1] if results[1][name] != results[ranks][name]} == set()
+    for found in results.values():
+        assert {name for name in found if found[name] != results[1][name]} == set()
+
+
+def test_the_ranks_of_pencils():
+    assert pencils(11, 11, 6) == (11, 1)
+    assert pencils(12, 11, 6) == (6, 2)
+    assert pencils(66, 11, 6) == (11, 6)
+    with pytest.raises(ValueError, match="13 domain ranks are not a product of at most 11"):
+        pencils(13, 11, 6)

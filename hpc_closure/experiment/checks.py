@@ -2,7 +2,7 @@
 
 from hpc_closure.experiment.kinds import Kind, ModelKind, NetworkKind, ResidualKind, find, names
 from hpc_closure.experiment.models import PRESETS, kind_of, kinds_of, network_of, resolve
-from hpc_closure.spectral.modes.resolution import retained_modes, smallest_grid
+from hpc_closure.spectral.modes.resolution import pencils, retained_modes, smallest_grid
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 
 # keys of a model that only some of its parts read
@@ -123,7 +123,13 @@ def _check_data(experiment) -> None:
             "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
             f"{generate.grid}: the reduced solver runs on the stored grid"
         )
-    if experiment.cluster.domain_ranks > generate.grid // 3:
+    if experiment.physics.dimensions == 3:
+        try:
+            modes = retained_modes(generate.grid)
+            pencils(experiment.cluster.domain_ranks, 2 * modes + 1, modes + 1)
+        except ValueError as error:
+            raise ValueError(f"cluster.domain_ranks: {error}") from None
+    elif experiment.cluster.domain_ranks > generate.grid // 3:
         raise ValueError(
             f"cluster.domain_ranks={experiment.cluster.domain_ranks} is more than the number of "
             f"retained rows of a {generate.grid}^2 field; at most {generate.grid // 3}"
@@ -149,10 +155,12 @@ def _check_dimensions(experiment) -> None:
         return
     wrong: list[tuple] = [  # key, value, allowed values
         ("generate.closure", generate.closure, "subgrid", "none"),
-        ("cluster.domain_ranks", experiment.cluster.domain_ranks, 1),
         ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
-        ("generate.record.spectra", [name for name in record.spectra if "enst" in name], []),
     ]
+    if physics.dimensions == 1:
+        enstrophy = [name for name in record.spectra if "enst" in name]
+        wrong.append(("cluster.domain_ranks", experiment.cluster.domain_ranks, 1))
+        wrong.append(("generate.record.spectra", enstrophy, []))
     if generate.closure == "subgrid":
         wrong += _model_settings_off_the_plane(experiment)
     for key, value, *expected in wrong:

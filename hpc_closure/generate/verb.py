@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.generate import memory
 from hpc_closure.work import atomic, log, loop
 from hpc_closure.work.options import Options, chosen_members, chosen_shard
 from hpc_closure.work.session import Session
@@ -157,14 +158,16 @@ def print_plan(experiment: Experiment, books: Ledger, chosen: list[int]) -> int:
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
     steps = round(generate.t_end / generate.dt)
-    evaluations = EVALUATIONS.get(generate.scheme, 1) * len(experiment.physics.channels)
-    sides = experiment.physics.dimensions
+    evaluations, sides = EVALUATIONS.get(generate.scheme, 1), experiment.physics.dimensions
+    if sides < 3:  # the cost of a point in three dimensions is that of all velocities
+        evaluations *= len(experiment.physics.channels)
     size = missing * generate.bytes_per_member(experiment.physics)
     evaluated = missing * steps * generate.grid**sides * evaluations
     core_hours = evaluated * NS_PER_POINT_AND_STEP * 1e-9 / 3600
     print(f"run folder {books.run}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
     print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")
+    print(memory.line(experiment.problem))
     starts = {
         "pilot": experiment.pilot.initial_conditions,
         "replicas": experiment.rollout.initial_conditions,

@@ -422,7 +422,8 @@ class Worker:
             if response is not None:
                 response.add(Start(step, rows, w, self.transform), base, rate, held)
             elif rate is not None:
-                self.rates.add(forced[0], rate, forced[1], self.transform.columns)
+                held_modes = self.transform.columns, self.transform.halves
+                self.rates.add(forced[0], rate, forced[1], *held_modes)
             if self.events is not None:
                 self.events.add(Start(step, rows, w, self.transform), members, base, held)
             scheme.step(w, explicit, registers, rows)

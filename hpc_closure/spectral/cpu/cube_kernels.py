@@ -17,7 +17,8 @@ takes 3 inverse and 5 forward transforms. For each member,
 Passes, templates and layouts of lines are those of :mod:`line_kernels`. *Planes* are
 ``(x, 5 fields, blocks of kz, (2K + 1) ky, 2 parts, LANES)``; a *mixed* plane is one of them after
 the transform along y, ``(5 fields, blocks, 2 parts of (rows, LANES))``. Fields are first u, v, w
-and then the products uu - ww, vv - ww, uv, uw, vw.
+and then the products uu - ww, vv - ww, uv, uw, vw. On slabs planes are exchanged between the
+stages, on pencils mixed planes as well.
 """
 
 from __future__ import annotations
@@ -293,6 +294,24 @@ def _all_planes(planes, mixed, work, tables):
         PLANES(planes[i], mixed, work, tables)
 
 
+def _all_to_rows(planes, mixed, work, tables):
+    for i in range(planes.shape[0]):
+        for x in range(planes.shape[1]):
+            TO_ROWS(planes[i, x], mixed[i, x], work, tables)
+
+
+def _multiply_all(mixed, rows, work, tables):
+    for i in range(mixed.shape[0]):
+        for x in range(mixed.shape[1]):
+            MULTIPLY(mixed[i, x], rows, work, tables)
+
+
+def _all_from_rows(mixed, planes, work, tables):
+    for i in range(planes.shape[0]):
+        for x in range(planes.shape[1]):
+            FROM_ROWS(mixed[i, x], planes[i, x], work, tables)
+
+
 def _all_to_spectra(planes, factors, out, work, tables):
     for i in range(out.shape[0]):
         TO_SPECTRA(planes[i], factors, out[i], work, tables)
@@ -305,6 +324,9 @@ class Programs:
     whole: Any
     to_planes: Any
     planes: Any
+    to_rows: Any
+    multiply: Any
+    from_rows: Any
     to_spectra: Any
 
 
@@ -318,7 +340,8 @@ def programs(size: int) -> Programs:
     stages = (_to_planes, _to_rows, _multiply, _from_rows, _to_spectra, _planes)
     for part in (*parts, *stages):
         names[part.__name__[1:].upper()] = specialise(part, names)
-    members = (_whole, _all_to_planes, _all_planes, _all_to_spectra)
+    on_pencils = (_all_to_rows, _multiply_all, _all_from_rows)
+    members = (_whole, _all_to_planes, _all_planes, *on_pencils, _all_to_spectra)
     return Programs(*[jit.cached(with_names(template, names)) for template in members])
 
 

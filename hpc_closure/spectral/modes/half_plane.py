@@ -113,7 +113,14 @@ class ModeDraws:
         """Place ``(M,)`` standard deviations in ``box``, real."""
         return np.append(std, 0.0).take(self._source).reshape(self.box)
 
-    def add(self, base: Tensor, rate: Tensor, out: Tensor, columns: slice) -> None:
+    def add(
+        self,
+        base: Tensor,
+        rate: Tensor,
+        out: Tensor,
+        columns: slice,
+        halves: slice | None = None,
+    ) -> None:
         """Write ``base + rate`` to ``out`` inside the box; ``out`` is unchanged elsewhere.
 
         Args:
@@ -122,10 +129,11 @@ class ModeDraws:
             rate: real pairs ``(rows, *box, 2)``, in three dimensions ``(rows, 3, *box, 2)``.
             out: shaped like ``base``.
             columns: columns of the full spectrum that ``base`` holds.
+            halves: modes of the last of three sides that ``base`` holds; None = all.
         """
         if base.dim() == 3:
             base, out = base[:, None], out[:, None]
-        for here, there in self._blocks(_shape(self.modes), columns):
+        for here, there in self._blocks(_shape(self.modes), columns, halves):
             torch.add(base[here], rate[there], out=out[here])
 
     def spread(self, box: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -141,16 +149,20 @@ class ModeDraws:
             out[here[:-1]] = box[there[:-1]]
         return out
 
-    def _blocks(self, shape: Sequence[int], columns: slice) -> Iterator[tuple]:
+    def _blocks(
+        self, shape: Sequence[int], columns: slice, halves: slice | None = None
+    ) -> Iterator[tuple]:
         """Yield the places of blocks of one sign per side, in real pairs and in those of the box.
 
         Args:
             shape: shape of a full spectrum.
             columns: those that the pairs hold, a range of the second side.
+            halves: the same of the third side.
         """
+        held = [slice(0, shape[0]), columns, halves or slice(0, shape[-1])]
         spans: list[list[tuple[slice, slice]]] = []
         for side, (length, reach) in enumerate(zip(shape, self.reach)):
-            start, stop = (columns.start, columns.stop) if side == 1 else (0, length)
+            start, stop = held[side].start, held[side].stop
             signs = [(0, 0, reach + 1)]  # first in the spectrum, first in the box, number
             if side < len(shape) - 1:
                 signs.append((length - reach, reach + 1, reach))

@@ -21,6 +21,25 @@ def smallest_grid(trained: int) -> int:
     return 2 * retained_modes(trained) + 2
 
 
+def pencils(ranks: int, columns: int, halves: int) -> tuple[int, int]:
+    """Return into how many parts ``ranks`` divide the columns ky and the modes kz.
+
+    Args:
+        ranks: number of ranks.
+        columns, halves: numbers of columns and of modes kz of a full spectrum.
+
+    Raises:
+        ValueError: there is no such division.
+    """
+    for first in range(min(ranks, columns), 0, -1):
+        if ranks % first == 0 and ranks // first <= halves:
+            return first, ranks // first
+    raise ValueError(
+        f"{ranks} domain ranks are not a product of at most {columns} (ky) and {halves} (kz): "
+        "choose another number"
+    )
+
+
 def per_side(value, dimensions: int, name: str = "value") -> tuple:
     """Return a number, or one per side, as a tuple with an entry per side.
 

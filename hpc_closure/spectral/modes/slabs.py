@@ -1,7 +1,8 @@
 """MPI slabs: ranks hold rows of physical fields and columns of spectra.
 
-One all-to-all exchanges the two. The communicator is an argument; only its methods on numpy arrays
-are used.
+One all-to-all exchanges the two. In three dimensions more ranks than columns form pencils: within
+a group of ranks slabs divide x and ky, and between the groups slabs divide y and kz. The
+communicator is an argument; only its methods on numpy arrays are used, and ``Split``.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class Slabs:
     Args:
         comm: mpi4py communicator.
         num_columns: columns of a full spectrum.
-        dimensions: sides of the fields. Rows are their first axis and columns their second one.
+        axis: axis of the columns in a spectrum; that of the rows in a field is the one before.
 
     Raises:
         ValueError: more ranks than columns.
     """
 
-    def __init__(self, comm, num_columns: int, dimensions: int = 2):
+    def __init__(self, comm, num_columns: int, axis: int = -1):
         self.comm, self.num_ranks, self.rank = comm, comm.Get_size(), comm.Get_rank()
         if self.num_ranks > num_columns:
             raise ValueError(
@@ -38,7 +39,7 @@ class Slabs:
                 f"{self.num_ranks}"
             )
         self._buffers: dict[tuple, Tensor] = {}
-        self._row_axis, self._column_axis = -dimensions, 1 - dimensions
+        self._row_axis, self._column_axis = axis - 1, axis
         #: columns of each rank, and of this one
         self.every = blocks(num_columns, self.num_ranks)
         self.columns = self.every[self.rank]

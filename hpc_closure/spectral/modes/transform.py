@@ -3,8 +3,8 @@
 A transform is a real FFT along the last side and complex FFTs along the others, x the last one.
 Modes that are not retained are cut between them, before anything is exchanged. On several ranks a
 physical field is split in rows (x) and a spectrum in columns (ky; in three dimensions these are
-of both signs). One all-to-all per transform is then enough, for any number of fields and
-members::
+of both signs). One all-to-all per transform is then enough, for any number of fields and members.
+In three dimensions more ranks than columns form pencils, which need two::
 
     # mpirun -n 3 python example.py
     from mpi4py import MPI
@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.modes.grid import Grid, per_side
+from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.line_fft import LineFFT
+from hpc_closure.spectral.modes.resolution import pencils, per_side
 from hpc_closure.spectral.modes.slabs import Slabs
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -125,21 +126,36 @@ class Transform:
         self.real = PRECISIONS[precision]
         self.complex = COMPLEX[self.real]
         self.lines = LineFFT(self.device)
-        self.slabs = None
+        self.slabs: Slabs | None = None
+        #: exchange of y and kz among ranks with the same rows and columns, if these are pencils
+        self.pencils: Slabs | None = None
         if comm is not None and comm.Get_size() > 1:
             if grid.dimensions == 1 or self.device.type != "cpu":
                 raise ValueError(
                     "domain ranks need two or three dimensions on the CPU: set domain_ranks: 1"
                 )
-            self.slabs = Slabs(comm, grid.shape[1], grid.dimensions)
+            self._divide(comm)
         self._padded: dict[tuple, _Padded] = {}
         self._boxes: dict[tuple, Tensor] = {}
         self._spectra: dict[tuple, Tensor] = {}
 
+    def _divide(self, comm) -> None:
+        """Divide the fields among the ranks of a communicator."""
+        shape, parts = self.grid.shape, 1
+        if self.grid.dimensions == 3:
+            _, parts = pencils(comm.Get_size(), *shape[1:])
+        if parts == 1:
+            self.slabs = Slabs(comm, shape[1], 1 - self.grid.dimensions)
+            return
+        row, place = divmod(comm.Get_rank(), parts)
+        self.slabs = Slabs(comm.Split(place, row), shape[1], -2)
+        self.pencils = Slabs(comm.Split(row, place), shape[2], -1)
+
     @property
     def num_ranks(self) -> int:
         """Return the number of ranks that share a field."""
-        return self.slabs.num_ranks if self.slabs else 1
+        each = [part.num_ranks for part in (self.slabs, self.pencils) if part]
+        return int(np.prod(each))
 
     @property
     def columns(self) -> slice:
@@ -152,7 +168,14 @@ class Transform:
         """Return the shape of one member's retained spectrum on this rank."""
         shape = list(self.grid.shape)
         shape[min(1, len(shape) - 1)] = self.columns.stop - self.columns.start
+        if self.pencils:
+            shape[2] = self.halves.stop - self.halves.start
         return tuple(shape)
+
+    @property
+    def halves(self) -> slice:
+        """Return the modes of the last side that this rank holds; all, unless on pencils."""
+        return self.pencils.columns if self.pencils else slice(0, self.grid.shape[-1])
 
     def rows(self, size: int | None = None) -> slice:
         """Return the rows (x) of a physical field of ``size`` points that this rank holds."""
@@ -161,10 +184,11 @@ class Transform:
 
     def local(self, spectrum: Tensor) -> Tensor:
         """Return this rank's columns of a tensor that broadcasts to the full retained spectrum."""
-        axis = 1 - self.grid.dimensions
-        if self.num_ranks == 1 or spectrum.shape[axis] == 1:
-            return spectrum
-        return spectrum.narrow(axis, self.columns.start, self.columns.stop - self.columns.start)
+        for part, axis in ((self.slabs, 1 - self.grid.dimensions), (self.pencils, -1)):
+            if part and spectrum.shape[axis] > 1:
+                start, stop = part.columns.start, part.columns.stop
+                spectrum = spectrum.narrow(axis, start, stop - start)
+        return spectrum
 
     def symbol(self, values: Tensor) -> Symbol:
         """Return the diagonal operator of ``values`` (full retained shape) on this rank."""
@@ -258,7 +282,8 @@ class Transform:
         rows[..., : K_y + 1, :].copy_(lines[..., : K_y + 1, :])
         rows[..., ny - K_y :, :].copy_(lines[..., K_y + 1 :, :])
         rows[..., K_y + 1 : ny - K_y, :].zero_()
-        return self.lines.y_to_physical(self.lines.x_to_physical(rows), nz)
+        rows = self.lines.x_to_physical(rows)
+        return self.lines.y_to_physical(self.pencils.to_rows(rows) if self.pencils else rows, nz)
 
     def analyse(self, fields: Tensor, factors: Tensor | None = None) -> Tensor:
         """Return the retained spectra of fields, times real factors.
@@ -275,8 +300,7 @@ class Transform:
             ValueError: too few points for the modes.
         """
         sides, K = self.grid.dimensions, self.grid.mode_counts
-        sizes = (self._num_rows(fields), *fields.shape[3:])[-sides:]
-        self._sizes(sizes)
+        sizes = self._sizes_of(fields)
         if sides == 2 and not self.lines.on_cpu:
             spectra = self.lines.plane_to_spectral(fields)
             return self._retained(spectra[..., : K[-1] + 1], factors)
@@ -285,6 +309,8 @@ class Transform:
             out = self._output(*fields.shape[:2])
             _fill(out, [(torch.view_as_real(lines), factors)], paired=True)
             return out
+        if self.pencils:
+            lines = self.pencils.to_columns(lines, sizes[1])
         if sides == 3:
             lines = self.lines.x_to_spectral(lines)
             lines = torch.cat([lines[..., : K[1] + 1, :], lines[..., sizes[1] - K[1] :, :]], -2)
@@ -309,10 +335,10 @@ class Transform:
                 raise ValueError(f"{n} points cannot carry {K} modes: resize the spectrum first")
         return sizes
 
-    def _num_rows(self, field: Tensor) -> int:
-        """Return the rows of a full field of which this rank holds its rows."""
-        first, last = self.grid.sizes[0], self.grid.sizes[-1]
-        return field.shape[-1] * first // last
+    def _sizes_of(self, field: Tensor) -> tuple[int, ...]:
+        """Return the points per side of the full field of which this rank holds a part."""
+        last = self.grid.sizes[-1]
+        return self._sizes([field.shape[-1] * size // last for size in self.grid.sizes])
 
     def _work(self, fields: int, members: int, sizes: tuple[int, ...]) -> _Padded:
         key = (fields, members, sizes)
@@ -348,15 +374,24 @@ class Transform:
 
     def gather(self, w_hat: Tensor) -> Tensor:
         """Return full retained spectra, on every rank, from each rank's columns."""
+        if self.pencils:
+            w_hat = self.pencils.gather_columns(w_hat)
         return self.slabs.gather_columns(w_hat) if self.slabs else w_hat
 
     def gather_field(self, field: Tensor) -> Tensor:
         """Return full physical fields, on every rank, from each rank's rows."""
-        return self.slabs.gather_rows(field, self._num_rows(field)) if self.slabs else field
+        if not self.slabs:
+            return field
+        sizes = self._sizes_of(field)
+        if self.pencils:
+            field = self.pencils.gather_rows(field, sizes[1])
+        return self.slabs.gather_rows(field, sizes[0])
 
     def maximum(self, values: np.ndarray) -> np.ndarray:
         """Return the largest value over the ranks, element by element."""
-        return self.slabs.maximum(values) if self.slabs else values
+        for part in (self.slabs, self.pencils):
+            values = part.maximum(values) if part else values
+        return values
 
 
 def _halves(parts: Sequence[Part], rows: slice) -> list[Part]:

@@ -97,7 +97,14 @@ class Rates:
             else:
                 yield from self._pairs(noise.draw(members, start, count, level))
 
-    def add(self, base: Tensor, rate: Tensor, out: Tensor, columns: slice) -> None:
+    def add(
+        self,
+        base: Tensor,
+        rate: Tensor,
+        out: Tensor,
+        columns: slice,
+        halves: slice | None = None,
+    ) -> None:
         """Write ``base + rate`` to ``out`` in the box of drawn modes.
 
         ``out`` is unchanged elsewhere.
@@ -106,10 +113,10 @@ class Rates:
             base: real pairs ``(rows, 2K + 1, columns, 2)``, on a line ``(rows, K + 1, 2)``.
             rate: rates of these rows.
             out: shaped like ``base``.
-            columns: columns of the full spectrum that ``base`` holds.
+            columns, halves: see :meth:`ModeDraws.add`.
         """
         assert self.noise is not None
-        self.noise.draws.add(base, rate, out, columns)
+        self.noise.draws.add(base, rate, out, columns, halves)
 
     def state_dependent(self, start: Start) -> Tensor:
         """Return the noise of the step from ``start``, real pairs like the state."""
