@@ -267,7 +267,7 @@ class CompositeClosure(ClosureModel):
         It is the gain one call ahead, times the share at which coupled runs are stable.
         """
         gain, share = self.statistics.mean_gain, self.statistics.mean_share
-        return gain if gain is None or share is None else gain * share[: len(gain)]
+        return gain if gain is None or share is None else gain * share[: gain.shape[-1]]
 
     @property
     def is_white(self) -> bool:

@@ -166,8 +166,11 @@ class LongRuns:
         return to_spectra(fields.double(), self.grid.mode_counts)
 
     def _enstrophy(self, w_hat: Tensor) -> Tensor:
-        """Compute enstrophy (B, shells) of retained spectra."""
-        return 0.5 * self.grid.shell_sum(w_hat.abs().square().double()).cpu()
+        """Compute enstrophy (B, shells) of retained spectra; of a velocity its energy."""
+        power = w_hat.abs().square().double()
+        if self.problem.physics.channel_shape:
+            power = power.sum(1)
+        return 0.5 * self.grid.shell_sum(power).cpu()
 
     def _run(
         self, model: Drawing, starts: list[tuple[int, Tensor, Tensor]]

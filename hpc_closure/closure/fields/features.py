@@ -118,7 +118,7 @@ class Features:
     @property
     def is_vector(self) -> bool:
         """Whether the state is a velocity and nothing else, so that a regression is of vectors."""
-        return len(self.velocity) == len(self.channels) > 0
+        return self.equation is not None and self.equation.is_velocity
 
     def _of_velocity(self, state_hat: Tensor) -> Tensor:
         band = self.band

@@ -113,6 +113,11 @@ class Equation(Family):
         return (first, first + 1, first + 2)
 
     @property
+    def is_velocity(self) -> bool:
+        """Whether a state is a velocity and nothing else."""
+        return len(self.velocity_channels) == len(self.channels)
+
+    @property
     def carriers(self) -> tuple[int, ...]:
         """Return for each channel the flow of :meth:`stream_factors` that carries it."""
         return (0,) * len(self.channels)
