@@ -10,6 +10,7 @@ from conftest import members_of
 from hpc_closure.data.reader import DataSet
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment import reading
+from hpc_closure.experiment.choices import Choices
 from hpc_closure.generate import verb as generate
 from hpc_closure.spectral.diagnostics import FLOW_SERIES
 from hpc_closure.spectral.simulation import Simulation
@@ -86,6 +87,44 @@ def test_blocks_and_restarts_do_not_change_bits(make, monkeypatch):
         patch.setattr(BlockWriter, "write", fails)
         make("crashed", expected=3)
     assert members_of(make("crashed", retry_failed=True)) == expected
+
+
+SUBGRID = """
+name: subgrid
+root: {root}
+seed: 7
+physics: {{equation: navier_stokes_3d, length: 6.283185307179586, viscosity: 0.05,
+          forcing: {{kind: power}}, initial: {{kind: band, wavenumber: 2, width: 1, energy: 1.5}}}}
+generate: {{grid: 16, members: 8, t_end: 6.2, dt: 0.025, scheme: rk4, certificate: reported,
+           closure: subgrid, interval: 16, record: {{start: 1.0, every: 0.4, grid: 12}}}}
+model: {{preset: gaussian, sensors: kriging, conditions: {{sensors: none}}}}
+reduced: {{step: auto}}
+train: {{split: [0.5, 0.25, 0.25]}}
+replicas: {{members: 3}}
+pilot: {{initial_conditions: 2, members: 3, spinup: 1.6}}
+rollout: {{initial_conditions: 2, members: 4, interval: 16, t_start: 2.6, t_end: 4.2, every: 0.4}}
+evaluate: {{lead_times: [0.4, 0.8]}}
+cluster: {{members_per_block: 4, device: cpu, threads: 1}}
+"""
+
+
+@pytest.mark.slow
+def test_the_pilot_finds_the_long_step_of_a_coarse_grid(tmp_path):
+    path = tmp_path / "subgrid.yaml"
+    path.write_text(SUBGRID.format(root=tmp_path / "runs"))
+    experiment = reading.load(path)
+    assert generate.run(experiment, Options(verbosity=-1)) == 0
+    choices = Choices(experiment)
+    assert choices.stride == 8  # a step of 0.2 on 12^3
+    assert choices.known["reduced"]["cfl"] > 2
+    data = DataSet(experiment.folder / "data")
+    closure = data.read(0, 0, "closure")
+    assert closure.shape == (3, 12, 12, 12) and abs(closure).max() > 0
+    spectra = np.fft.rfftn(closure, axes=(1, 2, 3), norm="forward")
+    k = np.meshgrid(*[np.fft.fftfreq(12, 1 / 12)] * 3, indexing="ij", sparse=True)
+    divergence = sum(wave[..., :7] * part for wave, part in zip(k, spectra))
+    assert abs(divergence).max() < 1e-6 * abs(spectra).max()  # single precision
+    data.close()
 
 
 @pytest.mark.mpi

@@ -18,8 +18,8 @@ def lines(experiment: Experiment, data: DataSet, stride: int) -> list[str]:
 
     ``stride`` is the number of DNS steps per step of the reduced solver.
     """
-    names: tuple[str, ...] = NAMES if data.dimensions == 2 else NAMES[:1]
-    if data.channels:
+    names: tuple[str, ...] = NAMES[:1] if data.dimensions == 1 else NAMES
+    if data.channels and data.dimensions < 3:
         names = tuple(f"{channel}_variance" for channel in data.channels)
     changes = [drift(data, name) for name in names if len(data.times) >= 4]
     return [*changes, share(experiment, data, stride)]
