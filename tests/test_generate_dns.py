@@ -1,4 +1,4 @@
-"""Data of three-dimensional flow: the same bits for any members, blocks, restarts and ranks."""
+"""DNS blocks of three-dimensional flow: the same bits for any members, blocks, restarts and ranks."""
 
 import sys
 
