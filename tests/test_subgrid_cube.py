@@ -99,8 +99,8 @@ def test_the_closed_form_is_better_than_no_closure_and_stays_solenoidal(run):
     chosen = scores[(scores.stage == "coupled") & scores["shell"].isna()]
     for lead in (0.2, 0.5, 1.0):
         at = chosen[chosen.lead_time == lead]
-        crps = at[at.score == "crps"].set_index("method")["value"]
-        assert crps["model"] < 0.6 * crps["none"]
+        crps = at[at.score == "crps"].groupby("method")["value"].mean()
+        assert crps["model"] < 0.5 * crps["none"]
         assert (at[at.score == "diverged"]["value"] == 0).all()
     closure = hpc_closure.load(folder.model)
     assert "U[-1]" in closure.model.library.active
