@@ -2,8 +2,8 @@
 
 from hpc_closure.experiment.kinds import Kind, ModelKind, NetworkKind, ResidualKind, find, names
 from hpc_closure.experiment.models import PRESETS, kind_of, kinds_of, network_of, resolve
-from hpc_closure.spectral.modes.resolution import pencils, retained_modes, smallest_grid
-from hpc_closure.spectral.problem import REMOVABLE, Problem
+from hpc_closure.spectral.modes.resolution import pencils, per_side, retained_modes, smallest_grid
+from hpc_closure.spectral.problem import REMOVABLE, Problem, check_sides
 
 # keys of a model that only some of its parts read
 MAY_BE_READ = (
@@ -21,6 +21,7 @@ def check(experiment) -> None:
     for path in experiment.use.classes:
         find(Kind, path, "use.classes")
     _check_fields(experiment)
+    _check_equal_sides(experiment)
     _check_data(experiment)
     _check_problem(experiment)
     _check_dimensions(experiment)
@@ -114,10 +115,17 @@ def _check_data(experiment) -> None:
             f"generate.record.start={generate.record.start} is after generate.t_end="
             f"{generate.t_end}: nothing would be stored"
         )
-    if experiment.data_grid > generate.grid:
+    stored, solved = (
+        per_side(grid, experiment.physics.dimensions, key)
+        for key, grid in (
+            ("generate.record.grid", experiment.data_grid),
+            ("generate.grid", generate.grid),
+        )
+    )
+    if any(coarse > fine for coarse, fine in zip(stored, solved)):
         raise ValueError(
-            f"generate.record.grid={experiment.data_grid} is finer than generate.grid="
-            f"{generate.grid}, the grid of the full system"
+            f"generate.record.grid={_written(experiment.data_grid)} is finer than generate.grid="
+            f"{_written(generate.grid)}, the grid of the full system"
         )
     if generate.closure == "subgrid" and experiment.data_grid == generate.grid:
         raise ValueError(
@@ -126,14 +134,14 @@ def _check_data(experiment) -> None:
         )
     if experiment.physics.dimensions == 3:
         try:
-            modes = retained_modes(generate.grid)
-            pencils(experiment.cluster.domain_ranks, 2 * modes + 1, modes + 1)
+            _, columns, halves = map(retained_modes, solved)
+            pencils(experiment.cluster.domain_ranks, 2 * columns + 1, halves + 1)
         except ValueError as error:
             raise ValueError(f"cluster.domain_ranks: {error}") from None
-    elif experiment.cluster.domain_ranks > generate.grid // 3:
+    elif experiment.cluster.domain_ranks > min(solved) // 3:
         raise ValueError(
             f"cluster.domain_ranks={experiment.cluster.domain_ranks} is more than the number of "
-            f"retained rows of a {generate.grid}^2 field; at most {generate.grid // 3}"
+            f"retained rows of a {generate.grid}^2 field; at most {min(solved) // 3}"
         )
 
 
@@ -240,6 +248,35 @@ def _check_outputs(experiment) -> None:
             f"generate.record.start={record.start:g}: a burst of {record.burst} intervals of "
             f"{ahead:g} would begin before t = 0"
         )
+
+
+def _written(grid) -> str:
+    """Write points per side as a file has them: a number or a list."""
+    return str(list(grid) if isinstance(grid, tuple) else grid)
+
+
+def _check_equal_sides(experiment) -> None:
+    """Refuse what needs sides of equal lengths and numbers of points, if they differ."""
+    physics, generate = experiment.physics, experiment.generate
+    lists = {
+        "generate.record.grid": generate.record.grid,
+        "generate.grid": generate.grid,
+        "physics.length": physics.length,
+    }
+    lists = {key: value for key, value in lists.items() if isinstance(value, tuple)}
+    for key, value in lists.items():
+        check_sides(key, value, physics)
+    if not lists:
+        return
+    for key, value, expected in (
+        ("generate.closure", generate.closure, "none (data only)"),
+        ("generate.record.filters", [item.name for item in generate.record.filters], "no filters"),
+    ):
+        if value not in ("none", []):
+            raise ValueError(
+                f"{key}={value} needs one number for all sides, not lists in generate.grid, "
+                f"generate.record.grid or physics.length: use {expected}"
+            )
 
 
 def _check_intervals(experiment) -> None:

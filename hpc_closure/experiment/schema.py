@@ -39,7 +39,7 @@ from hpc_closure.experiment.kinds import (
 from hpc_closure.experiment.method_names import RESERVED, TRUTH
 from hpc_closure.experiment.models import CLOSED_MEANS, RIVALS, preset_names, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
-from hpc_closure.spectral.modes.resolution import points_for, retained_modes
+from hpc_closure.spectral.modes.resolution import per_side, points_for, retained_modes
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
     Count,
@@ -48,6 +48,7 @@ from hpc_closure.spectral.recipe import (
     NonNegative,
     Positive,
     Section,
+    SideGrid,
 )
 
 # keys of generate that may change without invalidating existing trajectories
@@ -100,8 +101,10 @@ class Record(Section):
         description="number of snapshots, one closure interval apart, that end at each of these "
         "times; a model needs at least one more than the previous closures that it reads",
     )
-    grid: EvenGrid | None = Field(
-        None, description="grid of the stored fields; none = the grid of the DNS"
+    grid: SideGrid | None = Field(
+        None,
+        description="points per side of the stored fields, or a list with those of each side; "
+        "none = the grid of the DNS",
     )
     precision: Literal["float32", "float64"] = "float32"
     fields: tuple[Literal["vorticity", "velocity", "streamfunction"], ...] = Field(
@@ -154,7 +157,7 @@ class Generate(Numerics):
         further = {"velocity": 2, "streamfunction": 1}
         number = len(physics.channels) * (1 + (self.closure != "none"))
         number += sum(further.get(name, 0) for name in record.fields)
-        points = number * grid**sides
+        points = number * math.prod(per_side(grid, sides, "generate.record.grid"))
         points += sum(item.points(physics.length, self.grid) ** sides for item in record.filters)
         snapshots = record.burst * (1 + round((self.t_end - record.start) / record.every))
         return points * snapshots * (4 if record.precision == "float32" else 8)
@@ -796,6 +799,17 @@ class Evaluate(Section):
         return self
 
 
+class Allocation(Section):
+    """One Slurm job whose workers share the units of a rollout, in place of an array of tasks."""
+
+    nodes: Count = 1
+    workers_per_node: Count = Field(description="single processes without MPI, per node")
+    join: bool = Field(
+        False,
+        description="submit even if other jobs have the units of this run: all workers share them",
+    )
+
+
 class Cluster(Section):
     """Resources; they do not change results and are part of no hash (docs/design.md)."""
 
@@ -828,6 +842,11 @@ class Cluster(Section):
     )
     max_requeues: Annotated[int, Field(ge=0)] = 20
     units_per_task: Count = Field(1, description="number of blocks per array task")
+    allocation: Allocation | None = Field(
+        None,
+        description="run a rollout as one job of many workers: nodes, workers_per_node; none = as "
+        "job arrays",
+    )
     devices_per_task: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

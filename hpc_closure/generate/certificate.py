@@ -165,7 +165,8 @@ def _tail(diagnostics: Diagnostics) -> float:
     The spectrum is that of enstrophy, on a line that of energy; of several channels it is the
     variance of the worst one.
     """
-    K, ratios = diagnostics.simulation.grid.modes, []
+    grid, ratios = diagnostics.simulation.grid, []
+    K = int(round(grid.reach / grid.unit, 9))  # the highest shell that is complete
     for spectrum in diagnostics.resolved_spectra():
         last = spectrum[:, max(1, int(0.9 * K)) : K + 1].max(1)
         highest = spectrum.max(1)
@@ -187,31 +188,37 @@ def _kmax_eta(diagnostics: Diagnostics, problem: Problem) -> float | None:
     chi = np.array([row.sum() for row in density])
     exponent = 6 * order if grid.dimensions == 2 else 6 * order - 2
     eta = (damping[order] ** 3 / np.maximum(chi, 1e-300)) ** (1 / exponent)
-    return float((grid.modes * grid.unit * eta).min())
+    return float((grid.reach * eta).min())
+
+
+def _finer(grid):
+    """Return 1.5 times the points, even, of a number or of one per side."""
+    if isinstance(grid, tuple):
+        return tuple(map(_finer, grid))
+    return 2 * -(-3 * grid // 4)
 
 
 def _aliasing(simulation: Simulation, rows: np.ndarray, saved: dict, steps: int) -> float:
     """Return the relative difference, on the retained modes, from a grid 1.5 times finer."""
     problem = simulation.problem
-    dimensions = simulation.grid.dimensions
     finer = problem.model_copy(
         update={
-            "grid": 2 * -(-3 * problem.grid // 4),
+            "grid": _finer(problem.grid),
             "max_refinements": problem.max_refinements + 1,
         }
     )
     coarse = _copy(simulation, problem, rows, saved).advance(steps)
     fine_state = {"step_index": saved["step_index"]}
-    fine_modes = finer.make_grid().modes
+    fine_modes = finer.make_grid().mode_counts
     for name in ("w_hat", *PAST):
         if name in saved:
             spectra = torch.from_numpy(saved[name])
-            fine_state[name] = resize(spectra, fine_modes, dimensions).numpy()
+            fine_state[name] = resize(spectra, fine_modes).numpy()
     if "rates" in saved:
         fine_state["rates"] = saved["rates"]
     fine = _copy(simulation, finer, rows, fine_state).advance(steps)
     a = diagnostics_of(coarse).state()
-    b = resize(torch.from_numpy(diagnostics_of(fine).state()), simulation.grid.modes, dimensions)
+    b = resize(torch.from_numpy(diagnostics_of(fine).state()), simulation.grid.mode_counts)
     difference = np.abs(a - b.numpy()) ** 2
     scale = np.abs(b.numpy()) ** 2
     if simulation.channel_shape:  # channels have units of their own

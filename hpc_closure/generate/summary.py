@@ -6,6 +6,7 @@ import torch
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.diagnostics import series_names
 from hpc_closure.spectral.simulation import Simulation
 
 SAMPLED = 64  # snapshots read for the size of the closure
@@ -18,9 +19,9 @@ def lines(experiment: Experiment, data: DataSet, stride: int) -> list[str]:
 
     ``stride`` is the number of DNS steps per step of the reduced solver.
     """
-    names: tuple[str, ...] = NAMES[:1] if data.dimensions == 1 else NAMES
-    if data.channels and data.dimensions < 3:
-        names = tuple(f"{channel}_variance" for channel in data.channels)
+    measured = series_names(experiment.problem)
+    names = [name for name in NAMES if name in measured]
+    names = names or [f"{channel}_variance" for channel in data.channels]
     changes = [drift(data, name) for name in names if len(data.times) >= 4]
     return [*changes, share(experiment, data, stride)]
 

@@ -130,7 +130,7 @@ class Diagnostics:
         simulation = self.simulation
         grid = simulation.grid
         dt = simulation.problem.dt if dt is None else dt
-        return simulation.speed() * (dt * grid.size / grid.length)
+        return simulation.speed() * grid.courant(dt)
 
     def spectrum(self, quantity: str = "energy") -> np.ndarray:
         """Return one spectrum as shell sums ``(members, shells)``.

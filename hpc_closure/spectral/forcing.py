@@ -58,7 +58,7 @@ class Forcing(Family):
         import torch
 
         out = torch.zeros(grid.shape, dtype=torch.complex128)
-        for kx, ky, value in self.retained(grid.size, grid.length):
+        for kx, ky, value in self.retained(min(grid.sizes), max(grid.lengths)):
             out[kx, ky] = torch.tensor(value, dtype=out.dtype)
             if ky == 0 and kx:
                 out[-kx, 0] = out[kx, 0].conj()

@@ -59,10 +59,10 @@ class GaussianField(Initial):
     def spectra(self, grid, keys):
         import numpy as np
 
-        vectors = _nested_square(grid.modes)
+        vectors = _nested(grid, max(grid.mode_counts))
         vectors = vectors[(vectors != 0).any(1)]
         sigma = self.tau ** (self.alpha - 1.0)
-        k2 = (vectors**2).sum(1) * grid.unit**2
+        k2 = _scaled_k2(vectors, grid) * grid.unit**2
         std = np.sqrt(2.0) * sigma * (k2 + self.tau**2) ** (-self.alpha / 2)
         return _random_modes(grid, keys, vectors, std)
 
@@ -87,8 +87,8 @@ class Band(Initial):
     def spectra(self, grid, keys):
         import numpy as np
 
-        vectors = _nested_square(self._most(grid), grid.dimensions)
-        length = np.sqrt((vectors**2).sum(1))
+        vectors = _nested(grid, self._most(grid))
+        length = np.sqrt(_scaled_k2(vectors, grid))
         vectors = vectors[(np.abs(length - self.wavenumber) <= self.width) & (length > 0)]
         if not len(vectors):
             raise ValueError(
@@ -97,14 +97,14 @@ class Band(Initial):
             )
         if grid.dimensions == 3:
             return _random_vectors(grid, keys, vectors, (self.energy / len(vectors)) ** 0.5)
-        k2 = (vectors**2).sum(1) * grid.unit**2
+        k2 = _scaled_k2(vectors, grid) * grid.unit**2
         return _random_modes(grid, keys, vectors, np.sqrt(self.energy * k2 / len(vectors)))
 
     def _most(self, grid: Grid) -> int:
         """Return the largest component of a wavevector of the band that the grid retains."""
         if grid.dimensions == 2:
-            return grid.modes
-        return min(*grid.mode_counts, int(self.wavenumber + self.width))
+            return max(grid.mode_counts)
+        return min(max(grid.mode_counts), int(self.wavenumber + self.width))
 
 
 class TaylorGreen(Initial):
@@ -186,13 +186,24 @@ def _zeros(grid: Grid, keys: list[np.ndarray]) -> Tensor:
     return torch.zeros(len(keys), *vectors, *grid.shape, dtype=torch.complex128)
 
 
-def _nested_square(modes: int, dimensions: int = 2) -> np.ndarray:
-    """Return half-plane wavevectors by square rings: those of a smaller grid come first."""
+def _scaled_k2(vectors: np.ndarray, grid: Grid) -> np.ndarray:
+    """Return ``|k|^2`` of integer wavevectors in units of the smallest wavenumber squared."""
+    import numpy as np
+
+    return ((vectors * (max(grid.lengths) / np.array(grid.lengths))) ** 2).sum(1)
+
+
+def _nested(grid: Grid, modes: int) -> np.ndarray:
+    """Return a grid's half-plane wavevectors by square rings: those of a smaller grid come first.
+
+    Components are at most ``modes``.
+    """
     import numpy as np
 
     from hpc_closure.spectral.modes.half_plane import wavevectors_within
 
-    vectors = wavevectors_within(modes, dimensions=dimensions)
+    vectors = wavevectors_within(modes, dimensions=grid.dimensions)
+    vectors = vectors[(np.abs(vectors) <= grid.mode_counts).all(1)]
     return vectors[np.argsort(np.abs(vectors).max(1), kind="stable")]
 
 
@@ -204,7 +215,7 @@ def _random_modes(grid: Grid, keys: list, vectors: np.ndarray, std: np.ndarray) 
     from hpc_closure.spectral.modes.half_plane import ModeDraws
     from hpc_closure.spectral.noise.counters import STREAM_INITIAL, complex_normals
 
-    draws = ModeDraws(vectors, grid.modes)
+    draws = ModeDraws(vectors, grid.mode_counts)
     values = draws.empty(len(keys))
     for row, key in zip(values, keys):
         row[:-1] = complex_normals(key, STREAM_INITIAL, 0, 1, len(vectors))[0]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from hpc_closure.spectral.equations import Equation
-from hpc_closure.spectral.recipe import EvenGrid, Finite, Positive, Section
+from hpc_closure.spectral.modes.resolution import per_side
+from hpc_closure.spectral.recipe import Finite, Positive, Section, SideGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +26,26 @@ REMOVABLE = ("diffusion", "convection")
 # Schemes that need past steps, and schemes that treat half of the linear term explicitly.
 WITH_MEMORY = ("cn_ab2", "ab3", "ab3_plain")
 WITH_EXPLICIT_HALF = ("cn_euler", "cn_ab2")
+# Initial laws in boxes of unequal sides.
+UNEQUAL_INITIAL = ("zero", "gaussian_field", "band")
+
+
+def check_sides(key: str, value: Any, physics: Equation) -> None:
+    """Raise ValueError if a list has another number of entries than the flow has sides."""
+    sides = physics.dimensions
+    if isinstance(value, tuple) and len(value) != sides:
+        raise ValueError(
+            f"{key}={list(value)} has {len(value)} entries, but {physics.equation} has {sides} "
+            f"side{'' if sides == 1 else 's'}: write one number, or a list with one per side"
+        )
 
 
 class Numerics(Section):
     """How a flow is discretised."""
 
-    grid: EvenGrid = Field(64, description="points per side")
+    grid: SideGrid = Field(
+        64, description="points per side, or a list with those of each side (with closure none)"
+    )
     dt: Positive = Field(1e-3, description="time step; with cfl the longest one")
     cfl: Positive | None = Field(
         None,
@@ -89,9 +104,10 @@ class Problem(Numerics):
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
         self.physics.check()
+        self._check_sides()
         if len(self.physics.channels) > 1:
             self._check_channels()
-        self.physics.forcing.retained(self.grid, self.physics.length)
+        self.physics.forcing.retained(min(self.sizes), max(self.lengths))
         self.physics.noise.check(self.dt, self.cfl)
         if self.removed != "none":
             self._check_removed()
@@ -101,6 +117,31 @@ class Problem(Numerics):
                 "remove cfl, or set generate.scheme to cn_euler, etdrk4, imex_rk3, rk2 or rk4"
             )
         return self
+
+    def _check_sides(self) -> None:
+        """Check a list of points or lengths, and refuse what needs equal sides."""
+        physics = self.physics
+        for key, value in (("generate.grid", self.grid), ("physics.length", physics.length)):
+            check_sides(key, value, physics)
+        if self.equal_sides:
+            return
+        unequal = f"sides of {list(self.sizes)} points and lengths {list(self.lengths)}"
+        if not physics.unequal_sides:
+            raise ValueError(
+                f"physics.equation={physics.equation} needs equal sides, not {unequal}"
+            )
+        for key, setting, expected in (
+            ("physics.forcing.kind", physics.forcing.kind, ("none", "power")),
+            ("physics.noise.kind", physics.noise.kind, ("none",)),
+            ("physics.initial.kind", physics.initial.kind, UNEQUAL_INITIAL),
+            ("generate.closure", self.removed, ("none",)),
+            ("generate.cfl", str(self.cfl or "none"), ("none",)),
+        ):
+            if setting not in expected:
+                raise ValueError(
+                    f"{key}={setting} needs equal sides, not {unequal}; without them it is "
+                    f"{' or '.join(expected)}"
+                )
 
     def _check_channels(self) -> None:
         name = self.physics.equation
@@ -175,8 +216,23 @@ class Problem(Numerics):
 
     @property
     def length(self) -> float:
-        """Return the side of the domain."""
+        """Return the side of the domain; a tuple of the lengths if they were listed."""
         return self.physics.length
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Return the length of each side."""
+        return self.physics.lengths
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return the points of each side."""
+        return per_side(self.grid, self.dimensions, "generate.grid")
+
+    @property
+    def equal_sides(self) -> bool:
+        """Whether all sides have the same length and number of points."""
+        return len(set(self.sizes)) == len(set(self.lengths)) == 1
 
     @property
     def viscosity(self) -> float:

@@ -262,7 +262,7 @@ class AB3(Scheme):
 
     def prepare(self, linear, dt, implicit_only):
         grid = self.transform.grid
-        kappa = grid.k2.sqrt() * (grid.length / grid.size)
+        kappa = grid.k2.sqrt() * grid.spacing
         beyond = (kappa - self.CUT).clamp(min=0)
         self.filter = self.symbol(torch.exp(-self.SHARPNESS * beyond**4) + 0j)
         self.linear = self.symbol(linear)

@@ -342,12 +342,12 @@ class Simulation:
         """Make the steps of the switches ``graphs`` and ``fused``.
 
         None with both off, on the CPU, and where a step needs the host: an adaptive step, a
-        coloured forcing, one that follows the state, several channels.
+        coloured forcing, one that follows the state, several channels, unequal sides.
         """
         if self.device.type != "cuda" or not switches.active() & {switches.GRAPHS, switches.FUSED}:
             return None
         by_host = self.problem.cfl or self.rates.coloured or self.rates.response is not None
-        if by_host or self.channel_shape or len(self._chunks) > 1:
+        if by_host or self.channel_shape or len(self._chunks) > 1 or not self.problem.equal_sides:
             return None
         from hpc_closure.spectral.cuda.steps import DeviceSteps
 
@@ -456,7 +456,7 @@ class Worker:
         if not problem.cfl:
             return np.zeros(w.shape[0], dtype=np.int64)
         speed = self.speed(w)
-        number = speed * (problem.dt * grid.size / grid.length / problem.cfl)
+        number = speed * (grid.courant(problem.dt) / problem.cfl)
         levels = np.ceil(np.log2(np.maximum(number, 1.0)))
         allowed = np.isfinite(number) & (levels <= problem.max_refinements)
         return np.where(allowed, levels, LOST).astype(np.int64)

@@ -172,7 +172,7 @@ class RolloutLoss:
         return torch.stack(each, dim=1), square.swapaxes(0, 1)
 
     def power(self, w_hat: Tensor) -> Tensor:
-        """Sum |w|^2 over the shells from 1 on, of a velocity over its components; (..., shells)."""
+        """Sum |w|^2 over shells from 1 on, (..., shells); of a velocity over all components."""
         grid = self.solver(w_hat.device).grid
         square = torch.view_as_real(w_hat).square().sum(-1)
         if self.problem.physics.channel_shape:

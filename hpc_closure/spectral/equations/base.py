@@ -11,7 +11,7 @@ from hpc_closure.spectral.forcing import Forcing, PublishedForcing
 from hpc_closure.spectral.initial import GaussianField, Initial
 from hpc_closure.spectral.modes.resolution import per_side
 from hpc_closure.spectral.noise.laws import Noise, QWiener
-from hpc_closure.spectral.recipe import Family, Positive
+from hpc_closure.spectral.recipe import Family, SideLengths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +52,8 @@ class Equation(Family):
 
     discriminator: ClassVar[str] = "equation"
     default: ClassVar[str] = "vorticity2d"
+    #: whether its sides may have different lengths and numbers of points
+    unequal_sides: ClassVar[bool] = False
     #: dimensions of the flow, 1 to 3
     dimensions: ClassVar[int]
     #: fields of the state; forcing and noise act on the first
@@ -60,7 +62,9 @@ class Equation(Family):
     solenoidal: ClassVar[bool] = False
 
     equation: str
-    length: Positive = Field(1.0, description="side of the periodic box")
+    length: SideLengths = Field(
+        1.0, description="side of the periodic box, or a list with the length of each side"
+    )
     forcing: SerializeAsAny[Forcing] = PublishedForcing()
     noise: SerializeAsAny[Noise] = QWiener()
     initial: SerializeAsAny[Initial] = GaussianField()

@@ -28,6 +28,7 @@ class NavierStokes3D(Equation):
     """Incompressible flow in a box."""
 
     dimensions: ClassVar[int] = 3
+    unequal_sides: ClassVar[bool] = True
     channels: ClassVar[tuple[Channel, ...]] = (
         Channel("u", "length/time", "vector x"),
         Channel("v", "length/time", "vector y"),

@@ -19,6 +19,7 @@ class Vorticity2D(Equation):
     """The vorticity equation on a square."""
 
     dimensions: ClassVar[int] = 2
+    unequal_sides: ClassVar[bool] = True
 
     equation: Literal["vorticity2d"] = "vorticity2d"
     viscosity: NonNegative = Field(1e-3, description="nu, length^2/time")

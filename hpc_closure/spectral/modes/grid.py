@@ -155,6 +155,12 @@ class Grid:
         """Return the smallest wavenumber, ``2 pi`` over the longest side."""
         return 2 * math.pi / max(self.lengths)
 
+    @property
+    def reach(self) -> float:
+        """Return the largest wavenumber that is retained in every direction."""
+        sides = zip(self.mode_counts, self.lengths)
+        return min(modes * (2 * math.pi / length) for modes, length in sides)
+
     @cached_property
     def k(self) -> tuple[Tensor, ...]:
         """Return the wavenumbers of each side, float64 (``2 pi / length`` included)."""
@@ -251,6 +257,16 @@ class Grid:
         With ``values = |w_hat|^2`` the shells add up to ``<w^2>``. See :func:`shell_sum`.
         """
         return shell_sum(values, self._shell, self.weights)
+
+    def courant(self, dt: Any) -> Any:
+        """Return the CFL number of speed 1 and step ``dt``: ``dt`` over the smallest spacing."""
+        size, length = max(zip(self.sizes, self.lengths), key=lambda side: side[0] / side[1])
+        return dt * size / length
+
+    @property
+    def spacing(self) -> float:
+        """Return the smallest distance of neighbouring points."""
+        return min(length / size for size, length in zip(self.sizes, self.lengths))
 
     def coordinates(self) -> tuple[Tensor, ...]:
         """Return coordinates that broadcast to a field: ``(x, y)``, or ``(x,)`` on a line."""
