@@ -1,4 +1,4 @@
-"""DNS blocks of three-dimensional flow: the same bits for any members, blocks, restarts and ranks."""
+"""DNS blocks of three-dimensional flow: equal bits for any members, blocks, restarts and ranks."""
 
 import sys
 
@@ -136,6 +136,14 @@ def test_ranks_do_not_change_bits(make, mpirun, tmp_path, ranks, domain_ranks):
     done = mpirun(ranks, [*program, f"cluster.domain_ranks={domain_ranks}"])
     assert done.returncode == 0, done.stderr
     assert members_of(tmp_path / "ranks/box/data") == expected
+
+
+def test_a_dry_run_states_points_and_memory(make, capsys):
+    unequal = ["generate.grid=[16,12,8]", "generate.record.grid=null", "physics.noise.kind=none"]
+    folder = make("plan", *unequal, dry_run=True)
+    plan = capsys.readouterr().out
+    assert "members to compute: 4, 10 steps each at 16 x 12 x 8" in plan
+    assert "MiB per member" in plan and not folder.exists()
 
 
 @pytest.mark.parametrize(
