@@ -469,6 +469,12 @@ def test_only_equal_sides_are_exchanged():
     assert (found == w[:1].transpose(1, 2)[..., (-np.arange(4)) % 4]).all()
 
 
+def test_sides_of_different_lengths_are_not_exchanged():
+    equation = {"equation": "navier_stokes_3d", "length": [2.0, 2.0, 1.0]}
+    problem = Problem(grid=8, dt=1e-2, noise=NONE, forcing=NONE, **equation)
+    assert len(Symmetry.of(problem.physics, 8)) == 16 * 8**3
+
+
 @pytest.mark.parametrize("equation", ["burgers1d", "kuramoto_sivashinsky1d"])
 def test_solver_steps_on_a_line_commute_with_its_reflection(equation):
     """u(x) to -u(-x), at any shift; without the sign it is no symmetry."""

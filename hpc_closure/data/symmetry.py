@@ -119,7 +119,13 @@ class Symmetry:
         for field in equation.noise.symmetry_fields(grid):
             fields.append(np.zeros_like(fields[0]))
             fields[-1][(0,) * len(equation.channel_shape)] = field
-        maps = [one for one in maps_of(equation.dimensions) if equation.is_symmetry(*one)]
+        lengths = grid.lengths
+        maps = [
+            (axes, signs)
+            for axes, signs in maps_of(equation.dimensions)
+            if tuple(lengths[axis] for axis in axes) == lengths
+            and equation.is_symmetry(axes, signs)
+        ]
         return cls(fields, maps, kinds)
 
     def __len__(self) -> int:
