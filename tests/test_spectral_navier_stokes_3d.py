@@ -325,8 +325,11 @@ def result(mpirun):
     return get
 
 
+NAMES = ["2", "3", "6", "pencils"]
+
+
 @pytest.mark.mpi
-@pytest.mark.parametrize("division", [(2,), (3,), (6,), (4, "pencils")], ids=str)
+@pytest.mark.parametrize("division", [(2,), (3,), (6,), (4, "pencils")], ids=NAMES)
 def test_bits_do_not_depend_on_the_ranks(result, division):
     one, many = result(1), result(*division)
     assert {name for name in one if one[name] != many[name]} == set()

@@ -54,7 +54,7 @@ class Convection:
 
     def _compare(self, compiled: CompiledConvection) -> None:
         """Raise RuntimeError unless compiled functions and transforms agree; once per process."""
-        from hpc_closure.spectral.cpu.jit import compare
+        from hpc_closure.spectral.cpu import jit
 
         shape, generator = (1, 3, *self.transform.shape, 2), torch.Generator().manual_seed(0)
         random = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -64,7 +64,8 @@ class Convection:
         expected = self.by_transforms(u, torch.empty_like(u))
         bound = 1e3 * torch.finfo(u.dtype).eps
         sizes = " x ".join(map(str, self.transform.grid.sizes))
-        compare(actual, expected, bound, f"three-dimensional flow on {sizes} points", __file__)
+        subject = f"three-dimensional flow on {sizes} points"
+        jit.compare(actual, expected, bound, subject, jit.__file__)  # the folder of the cache
 
     def by_transforms(self, u: Tensor, out: Tensor) -> Tensor:
         """Write the term to ``out`` by transforms of full fields, and return it."""
