@@ -251,6 +251,30 @@ def inspect(
 
 
 @app.command()
+def movie(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(help="File to write, .mp4 or .gif; default RUN/evaluate/movie.mp4."),
+    ] = None,
+    start: Annotated[int, typer.Option(help="Number of the start, from 0.")] = 0,
+    channel: Annotated[str, typer.Option(help="Field of a state of several fields.")] = "",
+    seconds: Annotated[float, typer.Option(help="Length of the film.")] = 10.0,
+):
+    """Film a coupled run: truth, three members, spread, rank of the truth, spectra.
+
+    Needs a finished rollout. Writes MP4 where ffmpeg is installed, else GIF. Frames are the stored
+    times: a smaller rollout.every gives a smoother film.
+    """
+    from hpc_closure.tools import movie
+
+    if not seconds > 0:
+        raise UsageError(f"--seconds {seconds:g}: expected a positive number")
+    _end(movie.run(_experiment(experiment, *(overrides or [])), out, start, channel, seconds))
+
+
+@app.command()
 def advise(
     context: typer.Context,
     experiment: Experiment,
