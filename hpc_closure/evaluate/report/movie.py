@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from hpc_closure.evaluate.report.figures import drawing_style, plane, scaled
 from hpc_closure.work.atomic import publish
@@ -65,7 +66,7 @@ def write(film: Film, path: Path, seconds: float = 10.0) -> Path:
         raise ValueError(f"{path}: expected a file that ends in .mp4 or .gif")
     if FORMATS[kind] and not shutil.which(FORMATS[kind]):
         raise ValueError(f"{path}: an MP4 file needs ffmpeg; install it or choose a .gif file")
-    rate = max(1.0, min(25.0, len(film.lead_times) / seconds))
+    rate = round(max(1.0, min(25.0, len(film.lead_times) / seconds)))
     with publish(path) as part, drawing_style():
         pictures = Pictures(film)
         # the writers choose the format by the ending
@@ -98,7 +99,7 @@ class Pictures:
         grid = self.figure.add_gridspec(2, 4, height_ratios=(1, 1))
         shown = range(min(SHOWN, len(film.members)))
         titles = ["truth (DNS)", *(f"member {number}" for number in shown)]
-        self.images = {}
+        self.images: dict[str, AxesImage] = {}
         for column, title in enumerate(titles):
             signed = self._image(grid[0, column], title, "RdBu_r", -limit, limit)
         self.figure.colorbar(
