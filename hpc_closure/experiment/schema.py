@@ -819,7 +819,7 @@ class Cluster(Section):
     )
     executor: Literal["inline", "local", "slurm"] = "inline"
     profile: str | None = Field(
-        None, description="site profile: a name in slurm/profiles or a path"
+        None, description="site profile: a shipped one, a name in slurm/profiles, or a path"
     )
     walltime: str = Field("1h", description="per task, e.g. 90m, 3h50m")
     signal_before_end: str = Field("5m", description="warning before the wall-time limit")
