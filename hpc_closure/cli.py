@@ -234,6 +234,18 @@ def status(
 
 
 @app.command()
+def doctor(json: Json = False):
+    """Check this installation and this machine; say how to mend what is missing or broken.
+
+    Each line is a thing: packages, MPI and a start of two ranks, DeepSpeed, GPU, Slurm, compilers,
+    caches, limits. Exit code 1 if a verb cannot run.
+    """
+    from hpc_closure.tools import doctor
+
+    _end(doctor.run(json))
+
+
+@app.command()
 def inspect(
     path: Annotated[
         Path,

@@ -111,6 +111,7 @@ def test_three_verbs_of_a_core_install_and_what_the_fourth_says(without, tiny, t
         ("rollout {tiny} --executor local", "submitit", "hpc"),
         ("bench gpu here", "pandas", "report"),
     ],
+    ids=["submit", "rollout", "bench"],
 )
 def test_a_command_says_what_it_lacks(without, tiny, tmp_path, words, module, extra):
     done = without(ALL, *words.format(tiny=tiny).split(), cwd=tmp_path)
