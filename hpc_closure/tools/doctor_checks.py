@@ -147,7 +147,7 @@ def _imported(index: int) -> dict[str, tuple[str, Any]]:
         for line in text.splitlines():
             if line.startswith("@"):
                 module, error, details = json.loads(line[1:])
-                found[module] = (error, details)
+                found[module] = ((error.splitlines() or [""])[0][:160], details)
         rest = {module: code for module, code in rest.items() if module not in found}
         if rest:  # the process ended while it imported the first of these
             module, _ = next(iter(rest.items()))
