@@ -70,6 +70,19 @@ def test_the_table_is_that_of_setup_cfg():
     }
 
 
+def test_every_extra_that_is_named_somewhere_exists():
+    """In messages, docs, launchers and the image: ``hpc_closure[hpc,mpi]`` and ``.[docs]``."""
+    found = set(requirements()[1])
+    paths = [path for room in ("docs", "launch", "slurm") for path in (ROOT / room).rglob("*")]
+    paths += [*(ROOT / "hpc_closure").rglob("*.py"), ROOT / "README.md", ROOT / "setup.cfg"]
+    named = set()
+    for path in paths:
+        if path.is_file() and path.suffix not in (".png", ".pdf"):
+            for names in re.findall(r"(?:hpc_closure|\.|\.whl\))\[([a-z,]+)\]", path.read_text()):
+                named |= set(names.split(","))
+    assert {"hpc", "mpi", "report", "docs", "peers"} <= named <= found
+
+
 def test_a_core_install_samples_a_shipped_model(without):
     code = (
         "import sys, torch, hpc_closure; "
