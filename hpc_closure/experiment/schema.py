@@ -764,9 +764,10 @@ class Evaluate(Section):
         description="modules with further scores, [package.module]; they are imported, and their "
         "SCORES are added to the tables",
     )
-    formats: tuple[Literal["png", "pdf"], ...] = Field(
-        ("png", "pdf"),
-        description="formats of the figures; png is always among them, for the report; [] = no "
+    formats: tuple[Literal["png", "pdf", "csv"], ...] = Field(
+        ("png", "pdf", "csv"),
+        description="formats of the figures; png is always among them, for the report; csv is a "
+        "table of what is drawn; [] = no "
         "figures, which take most of the time of a small evaluation",
     )
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Draw the figures of the report, one function each; every figure is written as PNG and PDF.
+"""Draw the figures of the report, one function each; every figure is written as PNG, PDF and CSV.
 
 A method has the same colour, line style and marker in all figures. The colours are those of Okabe
 and Ito, which colour-blind readers can distinguish; the truth is black. The functions take
@@ -16,12 +16,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from pandas import DataFrame, Series
 from torch import Tensor
 
+from hpc_closure.evaluate.report import drawn
 from hpc_closure.evaluate.report.example_state import OneState
 from hpc_closure.evaluate.rows import RUNG, format_value, select, sort_methods
 from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.rank_histogram import merge, rank_p
 from hpc_closure.experiment.method_names import GRANTED
-from hpc_closure.work.atomic import publish
+from hpc_closure.work.atomic import publish, write_text
 
 # method -> colour, line style, marker
 STYLES = {
@@ -77,19 +78,24 @@ def _style():
 
 
 def save(
-    figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf")
+    figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf", "csv")
 ) -> tuple[Path, ...]:
     """Write ``stem.png`` and the other formats; equal figures have equal bytes.
+
+    The format ``csv`` is a table, see :mod:`~hpc_closure.evaluate.report.drawn`.
 
     Returns the paths, the PNG first.
     """
     paths = []
     for kind in ("png", *(other for other in formats if other != "png")):
         path = Path(f"{stem}.{kind}")
+        paths.append(path)
+        if kind == "csv":
+            write_text(path, drawn.text(figure))
+            continue
         with publish(path) as part, _style():
             figure.savefig(part, format=kind, dpi=DPI, metadata={UNSTEADY[kind]: None})
         figure.set_layout_engine("none")  # the layout is half the cost: compute it once
-        paths.append(path)
     return tuple(paths)
 
 
