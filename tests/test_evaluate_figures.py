@@ -276,6 +276,13 @@ def test_tables_hold_the_lines_and_bands_that_are_drawn(coupled):
     assert list(line["y"]) == pytest.approx(list(wanted["value"]), rel=1e-6)
     assert list(band["y"]) == pytest.approx(list(wanted["low"]), rel=1e-6)
     assert list(band["y_end"]) == pytest.approx(list(wanted["high"]), rel=1e-6)
+    assert {"model", "model: spread", "oracle: spread"} <= set(
+        found[found["panel"] == 2]["series"]
+    )
+    assert not found["series"].isna().any()
+    found, _ = table(figures.profiles({"truth": normal(1, 32), "model": normal(3, 1, 32)}))
+    band = found[found["kind"] == "band"]
+    assert set(band["series"]) == {"model: mean and std"} and len(band) == 32
 
 
 def test_tables_hold_bars_and_fields(generated, coupled):

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
@@ -58,16 +57,14 @@ def is_bar(axis: Any) -> bool:
 
 def rows(axis: Any) -> Iterator[Row]:
     """Yield the rows of a panel; lines and areas without data (references, shades) have none."""
-    named = {}
     for line in axis.lines:
         if line.get_transform() != axis.transData:  # a reference line over the whole panel
             continue
         series = _label(line)
-        named[to_rgb(line.get_color())] = series
         for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
             yield {"kind": "line", "series": series, "x": x, "y": y}
     for band in axis.collections:
-        series = named.get(tuple(band.get_facecolor()[0][:3]), _label(band))
+        series = _label(band)
         for path in band.get_paths():
             for x in np.unique(path.vertices[:, 0]):
                 ends = path.vertices[path.vertices[:, 0] == x, 1]
@@ -116,8 +113,8 @@ def _points(image: Any) -> Iterator[Row]:
 
 
 def _label(artist: Any) -> str:
-    """Return the label of an artist, or "" if it has none of its own."""
-    label = str(artist.get_label())
+    """Return the name of an artist that the legend leaves out (gid), or its label, or ""."""
+    label = str(artist.get_gid() or artist.get_label())
     return "" if label.startswith("_") else label
 
 

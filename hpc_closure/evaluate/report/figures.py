@@ -185,7 +185,8 @@ def profiles(
             axis.plot(x, truth, color="black", label="truth (DNS)")
             axis.plot(x, member, color="#777777", linewidth=0.8, label="one sample")
             axis.plot(x, mean, **style)
-            axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.25)
+            band = {"color": style["color"], "alpha": 0.25, "gid": style["label"]}
+            axis.fill_between(x, mean - std, mean + std, **band)
             axis.set_ylabel(quantity)
             axis.legend(loc="upper right", ncols=3)
         axes[-1].set_xlabel("x / L")
@@ -463,11 +464,13 @@ def error_growth(rows: DataFrame, quantity: str = "vorticity [1/s]") -> Figure:
             left.plot(error[:, 0], error[:, 1], **style)
             low, high = error[:, 2], error[:, 3]
             if np.isfinite(low).any():
-                left.fill_between(error[:, 0], low, high, color=style["color"], alpha=0.18, lw=0)
+                band = {"color": style["color"], "alpha": 0.18, "lw": 0, "gid": method}
+                left.fill_between(error[:, 0], low, high, **band)
             skill = _series(select(total, method=method, score="rmse_mean"))
             right.plot(skill[:, 0], skill[:, 1], **style)
             spread = _series(select(total, method=method, score="spread"))
             dashed = {**style, "linestyle": (0, (2, 2)), "marker": "", "label": None}
+            dashed["gid"] = f"{method}: spread"
             right.plot(spread[:, 0], spread[:, 1], **dashed)
         left.set(title="Relative error of the ensemble mean (band: 95 % interval)")
         left.set(ylabel="||mean − truth|| / ||truth||", xlabel="lead time [s]", yscale="log")
@@ -658,7 +661,7 @@ def _cost_and_skill(axis, cost: Series, skill: Series) -> None:
                 front.append(place)
                 best = place[1]
         if front:
-            axis.plot(*np.transpose(front), color="#bbbbbb", linestyle=line, zorder=1)
+            axis.plot(*np.transpose(front), color="#bbbbbb", linestyle=line, zorder=1, gid="front")
     for name in names:
         style = {**method_style(name, names), "linestyle": "none"}
         axis.plot(*points[name], **{**style, "marker": style["marker"] or "o"}, zorder=2)
