@@ -324,11 +324,11 @@ def temporary_folder() -> Finding:
         return Finding("broken", "no temporary folder can be written", mend, ALL)
     if wanted and not (Path(wanted).is_dir() and _writable(Path(wanted))):
         return Finding("note", f"TMPDIR={wanted} cannot be used, {folder} is", mend)
-    told = os.statvfs(folder)
-    free = told.f_bavail * told.f_frsize
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
     if free < LITTLE:
         return Finding("note", f"{folder} has {free / 1e6:.0f} MB left", mend)
-    if told.f_flag & os.ST_NOEXEC:
+    if disk.f_flag & os.ST_NOEXEC:
         reason = f"{folder} is noexec: programs that are compiled at run time cannot start there"
         return Finding("note", reason, "export TMPDIR=$HOME/tmp")
     return Finding("OK", f"{folder}, {free / 1e9:.0f} GB free")
