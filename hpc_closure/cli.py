@@ -128,8 +128,8 @@ def train(
 ):
     """Train the closure model: RUN/train/model.safetensors.
 
-    Runs in one process or several (`launch/train -n 4 x.yaml`), with DeepSpeed if it is installed,
-    else plain torch. Resumes from the newest complete checkpoint.
+    Runs in one process or several (`mpirun -n 4 hpc-closure train x.yaml`), with DeepSpeed if it
+    is installed, else plain torch. Resumes from the newest complete checkpoint.
     """
     from hpc_closure.train import verb
 
@@ -203,8 +203,8 @@ def submit(
     """Submit the verbs as Slurm jobs; each starts after the previous one.
 
     Account, partition, modules and sizes are defined in the profile that the experiment names
-    (cluster.profile, see slurm/profiles/template.yaml). A job that is stopped early requeues
-    itself. Repeat the command to submit what is missing.
+    (cluster.profile; `config profile template mine.yaml` copies one to fill in). A job that is
+    stopped early requeues itself. Repeat the command to submit what is missing.
     """
     from hpc_closure.tools import submit
 
@@ -231,6 +231,18 @@ def status(
 
     typed = (experiment, *(overrides or []))
     _end(status.run(_experiment(*typed), typed, json=json, failed=failed, watch=watch))
+
+
+@app.command()
+def doctor(json: Json = False):
+    """Check this installation and this machine; say how to mend what is missing or broken.
+
+    Each line is a thing: packages, MPI and a start of two ranks, DeepSpeed, GPU, Slurm, compilers,
+    caches, limits. Exit code 1 if a verb cannot run.
+    """
+    from hpc_closure.tools import doctor
+
+    _end(doctor.run(json))
 
 
 @app.command()
@@ -357,6 +369,21 @@ def config_copy(
     from hpc_closure.tools import config
 
     config.copy(preset, target)
+
+
+@config.command("profile")
+def config_profile(
+    name: Annotated[
+        str, typer.Argument(help="A site profile: template, cpu, gpu, ... or one of yours.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="File to write, e.g. slurm/profiles/mysite.yaml.")
+    ],
+):
+    """Copy a site profile of a Slurm cluster to a file, with its comments."""
+    from hpc_closure.tools import config
+
+    config.copy_profile(name, target)
 
 
 app.add_typer(config, name="config")

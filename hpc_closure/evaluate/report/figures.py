@@ -1,4 +1,4 @@
-"""Draw the figures of the report, one function each; every figure is written as PNG and PDF.
+"""Draw the figures of the report, one function each; every figure is written as PNG, PDF and CSV.
 
 A method has the same colour, line style and marker in all figures. The colours are those of Okabe
 and Ito, which colour-blind readers can distinguish; the truth is black. The functions take
@@ -16,12 +16,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from pandas import DataFrame, Series
 from torch import Tensor
 
+from hpc_closure.evaluate.report import drawn
 from hpc_closure.evaluate.report.example_state import OneState
 from hpc_closure.evaluate.rows import RUNG, format_value, select, sort_methods
 from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.rank_histogram import merge, rank_p
 from hpc_closure.experiment.method_names import GRANTED
-from hpc_closure.work.atomic import publish
+from hpc_closure.work.atomic import publish, write_text
 
 # method -> colour, line style, marker
 STYLES = {
@@ -78,19 +79,24 @@ def drawing_style():
 
 
 def save(
-    figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf")
+    figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf", "csv")
 ) -> tuple[Path, ...]:
     """Write ``stem.png`` and the other formats; equal figures have equal bytes.
+
+    The format ``csv`` is a table, see :mod:`~hpc_closure.evaluate.report.drawn`.
 
     Returns the paths, the PNG first.
     """
     paths = []
     for kind in ("png", *(other for other in formats if other != "png")):
         path = Path(f"{stem}.{kind}")
+        paths.append(path)
+        if kind == "csv":
+            write_text(path, drawn.text(figure))
+            continue
         with publish(path) as part, drawing_style():
             figure.savefig(part, format=kind, dpi=DPI, metadata={UNSTEADY[kind]: None})
         figure.set_layout_engine("none")  # the layout is half the cost: compute it once
-        paths.append(path)
     return tuple(paths)
 
 
@@ -188,7 +194,8 @@ def profiles(
             axis.plot(x, truth, color="black", label="truth (DNS)")
             axis.plot(x, member, color="#777777", linewidth=0.8, label="one sample")
             axis.plot(x, mean, **style)
-            axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.25)
+            band = {"color": style["color"], "alpha": 0.25, "gid": style["label"]}
+            axis.fill_between(x, mean - std, mean + std, **band)
             axis.set_ylabel(quantity)
             axis.legend(loc="upper right", ncols=3)
         axes[-1].set_xlabel("x / L")
@@ -466,11 +473,13 @@ def error_growth(rows: DataFrame, quantity: str = "vorticity [1/s]") -> Figure:
             left.plot(error[:, 0], error[:, 1], **style)
             low, high = error[:, 2], error[:, 3]
             if np.isfinite(low).any():
-                left.fill_between(error[:, 0], low, high, color=style["color"], alpha=0.18, lw=0)
+                band = {"color": style["color"], "alpha": 0.18, "lw": 0, "gid": method}
+                left.fill_between(error[:, 0], low, high, **band)
             skill = _series(select(total, method=method, score="rmse_mean"))
             right.plot(skill[:, 0], skill[:, 1], **style)
             spread = _series(select(total, method=method, score="spread"))
             dashed = {**style, "linestyle": (0, (2, 2)), "marker": "", "label": None}
+            dashed["gid"] = f"{method}: spread"
             right.plot(spread[:, 0], spread[:, 1], **dashed)
         left.set(title="Relative error of the ensemble mean (band: 95 % interval)")
         left.set(ylabel="||mean − truth|| / ||truth||", xlabel="lead time [s]", yscale="log")
@@ -661,7 +670,7 @@ def _cost_and_skill(axis, cost: Series, skill: Series) -> None:
                 front.append(place)
                 best = place[1]
         if front:
-            axis.plot(*np.transpose(front), color="#bbbbbb", linestyle=line, zorder=1)
+            axis.plot(*np.transpose(front), color="#bbbbbb", linestyle=line, zorder=1, gid="front")
     for name in names:
         style = {**method_style(name, names), "linestyle": "none"}
         axis.plot(*points[name], **{**style, "marker": style["marker"] or "o"}, zorder=2)
