@@ -44,15 +44,16 @@ def test_draws_fill_the_spectrum_of_a_real_field_in_a_cube():
     torch.testing.assert_close(fields.square().mean((1, 2, 3)), expected)
 
 
+@pytest.mark.parametrize("halves", [None, slice(1, 2), slice(2, 6)])
 @pytest.mark.parametrize("columns", [slice(0, 11), slice(0, 2), slice(1, 9), slice(10, 11)])
-def test_draws_are_added_to_the_columns_of_a_rank(columns):
+def test_draws_are_added_to_the_modes_of_a_rank(columns, halves):
     draws = ModeDraws(ring(2, 0.5, 3), 5)
     rate = torch.randn(2, 3, *draws.box, 2)
-    base = torch.randn(2, 3, 11, 11, 6, 2)
+    base, here = torch.randn(2, 3, 11, 11, 6, 2), halves or slice(0, 6)
     whole = torch.view_as_real(draws.spread(torch.view_as_complex(rate), (11, 11, 6)))
-    out = base[:, :, :, columns].clone()
-    draws.add(base[:, :, :, columns], rate, out, columns)
-    assert torch.equal(out, (base + whole)[:, :, :, columns])
+    out = base[:, :, :, columns, here].clone()
+    draws.add(base[:, :, :, columns, here], rate, out, columns, halves)
+    assert torch.equal(out, (base + whole)[:, :, :, columns, here])
 
 
 def test_white_spectra_of_a_band_are_these_draws():

@@ -54,7 +54,8 @@ def _check_fields(experiment) -> None:
         )
     if generate.closure != "none":
         _check_closure_of_fields(experiment)
-    for key in ("fields", "filters", "spectra"):
+    spectra = () if physics.dimensions == 3 else ("spectra",)  # those of the velocities
+    for key in ("fields", "filters", *spectra):
         if getattr(record, key):
             raise ValueError(
                 f"generate.record.{key} is for equations of one field; remove it: the fields of "

@@ -3,7 +3,7 @@
 The checks run at the end of a block on copies of its state, and change nothing. Members that have
 diverged are left out.
 
-* The CFL number is below its limit.
+* The CFL number is below its limit: 1, in three dimensions 2 with a scheme of fourth order.
 * The energy budget closes, the error term of the scheme included (:meth:`Diagnostics.budget`).
 * The smallest scale is resolved: ``k_max eta`` with ``eta = (nu^3 / chi)^(1/6)``, where chi is
   the enstrophy dissipation. For hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``. In
@@ -30,6 +30,8 @@ from hpc_closure.spectral.simulation import Simulation
 
 #: largest allowed values (``kmax_eta``: smallest); a check that does not apply has the value None
 LIMITS = {"cfl": 1.0, "budget": 1e-3, "kmax_eta": 0.5, "tail": 0.1, "aliasing": 0.05}
+#: limit of schemes of fourth order in three dimensions; it is that of |u| + |v| + |w|
+FOURTH_ORDER_CFL = 2.0
 
 
 @dataclass
@@ -89,6 +91,8 @@ def certify(
         ValueError: a limit has an unknown name.
     """
     allowed = {**LIMITS, **(limits or {})}
+    if simulation.problem.dimensions == 3 and simulation.problem.scheme in ("rk4", "etdrk4"):
+        allowed["cfl"] = (limits or {}).get("cfl", FOURTH_ORDER_CFL)
     unknown = set(allowed) - set(LIMITS)
     if unknown:
         raise ValueError(f"unknown limits {sorted(unknown)}; known: {sorted(LIMITS)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import Problem
 
@@ -19,15 +21,16 @@ def of_run(problem: Problem) -> tuple[int, int]:
     in memory where compiled functions exist; those of three dimensions are, one member at a time.
     """
     word = 8 if problem.precision == "float64" else 4
-    sides, channels = problem.dimensions, len(problem.physics.channels)
-    modes = retained_modes(problem.grid)
-    spectrum = 2 * word * channels * (2 * modes + 1) ** (sides - 1) * (modes + 1)
+    sizes, channels = problem.sizes, len(problem.physics.channels)
+    *others, last = (retained_modes(size) for size in sizes)
+    columns = math.prod(2 * modes + 1 for modes in others)
+    spectrum = 2 * word * channels * columns * (last + 1)
     member = spectrum * (1 + PAST.get(problem.scheme, 0))
-    chunk = max(1, CHUNK_POINTS // (channels * problem.grid**sides))
+    chunk = max(1, CHUNK_POINTS // (channels * math.prod(sizes)))
     work = chunk * spectrum * (1 + REGISTERS.get(problem.scheme, 2))  # and what is held in a step
-    if sides == 3:
-        blocks = -(-(modes + 1) // LANES)
-        work += word * problem.grid * PRODUCTS * blocks * (2 * modes + 1) * 2 * LANES
+    if len(sizes) == 3:
+        blocks = -(-(last + 1) // LANES)
+        work += word * sizes[0] * PRODUCTS * blocks * (2 * others[1] + 1) * 2 * LANES
     return member, work
 
 

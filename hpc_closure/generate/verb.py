@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -161,11 +162,13 @@ def print_plan(experiment: Experiment, books: Ledger, chosen: list[int]) -> int:
     if sides < 3:  # the cost of a point in three dimensions is that of all velocities
         evaluations *= len(experiment.physics.channels)
     size = missing * generate.bytes_per_member(experiment.physics)
-    evaluated = missing * steps * generate.grid**sides * evaluations
+    sizes = experiment.problem.sizes
+    evaluated = missing * steps * math.prod(sizes) * evaluations
     core_hours = evaluated * NS_PER_POINT_AND_STEP * 1e-9 / 3600
     print(f"run folder {books.run}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
-    print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")
+    points = f"{sizes[0]}^{sides}" if len(set(sizes)) == 1 else " x ".join(map(str, sizes))
+    print(f"members to compute: {missing}, {steps} steps each at {points}")
     print(memory.line(experiment.problem))
     starts = {
         "pilot": experiment.pilot.initial_conditions,

@@ -322,7 +322,7 @@ class FlowDiagnostics(Diagnostics):
     def transfer(self):
         """Return the sum of the nonlinear transfers of energy and that of their magnitudes.
 
-        The sum vanishes up to round-off if the forcing does not follow the state.
+        The sum vanishes up to round-off.
         """
         density = self.weights * _inner(self.nonlinear(), self.state())
         return {"energy": _sum(density), "energy_magnitude": _sum(abs(density))}

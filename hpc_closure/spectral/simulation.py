@@ -209,11 +209,15 @@ class Simulation:
         """Return the nonlinear term of the state, ``-(u . grad w)``, as a right-hand side.
 
         The result is ``(members, 2K + 1, K + 1)``, on slabs this rank's columns. It is computed
-        also if a closure supplies the term.
+        also if a closure supplies the term. A forcing that follows the state is left out.
         """
         out = torch.empty_like(self.pairs)
+        equation = self._workers[0].equation
         for chunk in self._chunks:
-            self._workers[0].equation.nonlinear(self.pairs[chunk], out[chunk])
+            equation.nonlinear(self.pairs[chunk], out[chunk])
+            force = equation.state_forcing(self.pairs[chunk])
+            if force is not None:
+                out[chunk].sub_(force)
         return torch.view_as_complex(out)
 
     @property

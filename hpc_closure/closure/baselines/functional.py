@@ -14,7 +14,7 @@ from torch import Tensor
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.members import each_member
 from hpc_closure.closure.fields.modes import Band, band
-from hpc_closure.closure.gaussian.memory import position, share_of_mean
+from hpc_closure.closure.fields.persistence import position, share_of_mean
 from hpc_closure.closure.model import ClosureModel, Phase, Request
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.experiment.kinds import equation_of

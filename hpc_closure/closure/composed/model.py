@@ -49,6 +49,7 @@ from hpc_closure.closure.fields.features import (
 )
 from hpc_closure.closure.fields.members import each_member, for_members
 from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.persistence import position, share_of_mean
 from hpc_closure.closure.gaussian.channel_covariance import apply_channels, remove_channels
 from hpc_closure.closure.gaussian.conditioning import (
     Conditioning,
@@ -59,7 +60,7 @@ from hpc_closure.closure.gaussian.conditioning import (
     TrainingObserved,
 )
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian
-from hpc_closure.closure.gaussian.memory import knot_spacing, position, share_of_mean
+from hpc_closure.closure.gaussian.memory import knot_spacing
 from hpc_closure.closure.gaussian.mode_covariance import apply_factors
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates, StateConditions
 from hpc_closure.closure.model import ClosureModel, Request

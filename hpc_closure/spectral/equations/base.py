@@ -254,6 +254,13 @@ class Terms:
         """
         raise NotImplementedError
 
+    def state_forcing(self, w: Tensor) -> Tensor | None:
+        """Return the forcing of :meth:`nonlinear` that follows the state, shaped like it.
+
+        None if there is none.
+        """
+        return None
+
     def derived(self, name: str, w: Tensor) -> Tensor:
         """Return the pairs of a field that states determine; see :meth:`Simulation.fields`.
 

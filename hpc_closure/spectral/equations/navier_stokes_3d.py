@@ -96,6 +96,15 @@ class NavierStokesTerms(Terms):
             self.power.add(w, out)
         return out
 
+    def state_forcing(self, w):
+        import torch
+
+        if self.power is None:
+            return None
+        force = torch.zeros_like(w)
+        self.power.add(w, force)
+        return force
+
     def differentiable_nonlinear(self, w, transform):
         tendency = self.convection.differentiable_tendency(w, transform)
         return tendency if self.power is None else tendency + self.power.force(w)
