@@ -40,7 +40,8 @@ LANES = 8  # lines side by side: one cache line of float64
 PADDING = 3  # rows of LANES between real and imaginary parts, to avoid equal addresses mod 4096
 MOST_PASSES = 7
 
-FLUX = "flux"  # the other form is "basdevant"
+BASDEVANT, FLUX = "basdevant", "flux"
+LAYERS = "layers"  # the flux form of two layers of quasi-geostrophic flow
 
 # Set by _specialise. For lines: N points, K retained modes, APART numbers from real to imaginary
 # parts, PASSES passes of the transform. For a pass: M length after it, S stride, AT first twiddle.
@@ -48,7 +49,7 @@ N = K = APART = PASSES = M = S = AT = 0
 FORM = ""
 P0: Any = None
 P1 = P2 = P3 = P4 = P5 = P6 = PUT = FORWARD = LOAD = PACK = PRODUCTS = UNPACK = STORE = P0
-TO_ROWS = MULTIPLY = TO_COLUMNS = P0
+TO_ROWS = MULTIPLY = TO_COLUMNS = LOAD_FLOW = ADD_LINEAR = P0
 
 # Constants of the passes: sqrt(1/2), 1/2, sin(pi/3), cos of 2 pi/5 and 4 pi/5, sin of the same.
 FIFTHS = 2 * np.pi / 5 * np.array([1, 2])
@@ -325,7 +326,7 @@ def _products(z, vorticity, x):
     """Multiply: u + i v, exchanged, to u v + i (v^2 - u^2), or in flux form to u w + i v w."""
     for o in range(N * LANES):
         u, v = z[o + APART], z[o]
-        if FORM == FLUX:
+        if FORM != BASDEVANT:
             x[o] = u * vorticity[o]
             x[o + APART] = v * vorticity[o]
         else:
@@ -372,10 +373,130 @@ def _store(z, factors, f, block, spectrum, lanes):
         factor = factors[f, row, first:]
         for q in range(width):
             a, b = factor[q] * re[q], factor[q] * im[q]
-            if FORM == FLUX:  # -i (kx F_x + ky F_y)
+            if FORM != BASDEVANT:  # -i (kx F_x + ky F_y)
                 a, b = b, -a
             line[2 * q] = a if f == 0 else line[2 * q] + a
             line[2 * q + 1] = b if f == 0 else line[2 * q + 1] + b
+
+
+# -- two layers -----------------------------------------------------------------------------------
+#
+# The mixed fields are u and v of the upper layer, u and v of the lower one, and both potential
+# vorticities. The latter are one complex line of a row, so a step has five transforms of a row for
+# the six of two layers alone. Streamfunctions exist in registers only.
+
+
+def _layers_to_rows(state, factors, mixed, work, tables):
+    """Transform both layers' spectra ``(2, 2K + 1, 2 columns)`` to six mixed fields, exchanged."""
+    x, y, v = work
+    into, inversion, _, _ = factors
+    lanes = tables[2]
+    for block in range(mixed.shape[1]):
+        for layer in range(2):
+            LOAD_FLOW(state, into, inversion, layer, block, x, v, lanes)
+            FORWARD(x, y, x, mixed[2 * layer, block], tables)
+            FORWARD(v, y, v, mixed[2 * layer + 1, block], tables)
+            LOAD(state[layer], into, 2, block, x, lanes)
+            FORWARD(x, y, x, mixed[4 + layer, block], tables)
+
+
+def _load_flow(state, into, inversion, layer, block, x, y, lanes):
+    """Load a block of a layer's velocities, i times a real factor of its streamfunction."""
+    first = block * LANES
+    width = min(lanes, state.shape[2] // 2 - first)
+    for row in range(2 * K + 1):
+        o = (row if row <= K else row + N - 2 * K - 1) * LANES
+        ur, ui, vr, vi = x[o:], x[o + APART :], y[o:], y[o + APART :]
+        upper, lower = state[0, row, 2 * first :], state[1, row, 2 * first :]
+        a, b = inversion[2 * layer, row, first:], inversion[2 * layer + 1, row, first:]
+        to_u, to_v = into[0, row, first:], into[1, row, first:]
+        for q in range(width):
+            re = a[q] * upper[2 * q] + b[q] * lower[2 * q]
+            im = a[q] * upper[2 * q + 1] + b[q] * lower[2 * q + 1]
+            ur[q] = to_u[q] * re
+            ui[q] = -(to_u[q] * im)
+            vr[q] = to_v[q] * re
+            vi[q] = -(to_v[q] * im)
+    for o in range((K + 1) * LANES, (N - K) * LANES):
+        x[o] = 0
+        x[o + APART] = 0
+        y[o] = 0
+        y[o + APART] = 0
+
+
+def _layers_multiply(mixed, rows, work, tables):
+    """Replace velocities of ``rows`` rows by twice the mixed fields of their layer's products."""
+    x, y, vorticities = work
+    places = tables[3]
+    z = y if PASSES % 2 else x
+    for first in range(0, rows, LANES):
+        PACK(mixed[4], mixed[5], first, places, x)
+        FORWARD(x, y, x, z, tables)
+        vorticities[:APART] = z[APART:]
+        vorticities[APART:] = z[:APART]
+        for layer in range(2):
+            u, v = mixed[2 * layer], mixed[2 * layer + 1]
+            PACK(u, v, first, places, x)
+            FORWARD(x, y, x, z, tables)
+            PRODUCTS(z, vorticities[layer * APART :], x)
+            FORWARD(x, y, x, z, tables)
+            UNPACK(z, u, v, first, places)
+
+
+def _layers_to_columns(mixed, state, factors, back, out, work, tables):
+    """Transform the products of both layers, and add the linear terms that couple the layers."""
+    x, y, _ = work
+    lanes = tables[2]
+    z = x if PASSES % 2 else y
+    for block in range(mixed.shape[1]):
+        for layer in range(2):
+            for f in range(2):
+                FORWARD(mixed[2 * layer + f, block], x, y, z, tables)
+                STORE(z, back, f, block, out[layer], lanes)
+        ADD_LINEAR(state, factors, block, out, lanes)
+
+
+def _add_linear(state, factors, block, out, lanes):
+    """Subtract the mean gradients times i psi of each layer, and add the drag of the lower one."""
+    _, inversion, gradients, drag = factors
+    first = block * LANES
+    width = min(lanes, state.shape[2] // 2 - first)
+    for row in range(2 * K + 1):
+        upper, lower = state[0, row, 2 * first :], state[1, row, 2 * first :]
+        a, b, c, d = inversion[0], inversion[1], inversion[2], inversion[3]
+        a, b, c, d = a[row, first:], b[row, first:], c[row, first:], d[row, first:]
+        g, h, r = gradients[0, row, first:], gradients[1, row, first:], drag[row, first:]
+        above, below = out[0, row, 2 * first :], out[1, row, 2 * first :]
+        for q in range(width):
+            ur, ui, lr, li = upper[2 * q], upper[2 * q + 1], lower[2 * q], lower[2 * q + 1]
+            re, im = a[q] * ur + b[q] * lr, a[q] * ui + b[q] * li
+            above[2 * q] = above[2 * q] + g[q] * im
+            above[2 * q + 1] = above[2 * q + 1] - g[q] * re
+            re, im = c[q] * ur + d[q] * lr, c[q] * ui + d[q] * li
+            below[2 * q] = (below[2 * q] + h[q] * im) + r[q] * re
+            below[2 * q + 1] = (below[2 * q + 1] - h[q] * re) + r[q] * im
+
+
+def _layers_whole(state, factors, back, out, mixed, work, tables):
+    for i in range(state.shape[0]):
+        TO_ROWS(state[i], factors, mixed, work, tables)
+        MULTIPLY(mixed, N, work, tables)
+        TO_COLUMNS(mixed, state[i], factors, back, out[i], work, tables)
+
+
+def _layers_all_to_rows(state, factors, mixed, work, tables):
+    for i in range(state.shape[0]):
+        TO_ROWS(state[i], factors, mixed[i], work, tables)
+
+
+def _layers_multiply_all(mixed, rows, work, tables):
+    for i in range(mixed.shape[0]):
+        MULTIPLY(mixed[i], rows, work, tables)
+
+
+def _layers_all_to_columns(mixed, state, factors, back, out, work, tables):
+    for i in range(out.shape[0]):
+        TO_COLUMNS(mixed[i], state[i], factors, back, out[i], work, tables)
 
 
 # -- loops over members, the leading axis ---------------------------------------------------------
@@ -415,6 +536,17 @@ class Programs:
     to_columns: Any
 
 
+#: templates of the three stages of a member, and of the loops over members
+ONE_FLOW = (
+    (_to_rows, _multiply, _to_columns),
+    (_whole, _all_to_rows, _multiply_all, _all_to_columns),
+)
+TWO_LAYERS = (
+    (_layers_to_rows, _layers_multiply, _layers_to_columns),
+    (_layers_whole, _layers_all_to_rows, _layers_multiply_all, _layers_all_to_columns),
+)
+
+
 @functools.cache
 def programs(size: int, form: str) -> Programs:
     """Return the functions for lines of ``size`` points, which must have :func:`radices`."""
@@ -429,10 +561,11 @@ def programs(size: int, form: str) -> Programs:
         s, at = s * radix, at + 2 * (radix - 1) * m
     names["PASSES"] = len(passes)
     names.update({f"P{i}": passes[min(i, len(passes) - 1)] for i in range(MOST_PASSES)})
-    parts = (_forward, _load, _pack, _products, _unpack, _store)
-    for part in (*parts, _to_rows, _multiply, _to_columns):
-        names[part.__name__[1:].upper()] = _specialise(part, names)
-    members = (_whole, _all_to_rows, _multiply_all, _all_to_columns)
+    parts = (_forward, _load, _pack, _products, _unpack, _store, _load_flow, _add_linear)
+    stages, members = ONE_FLOW if form != LAYERS else TWO_LAYERS
+    for part in (*parts, *stages):
+        name = part.__name__.removeprefix("_layers")[1:] if form == LAYERS else part.__name__[1:]
+        names[name.upper()] = _specialise(part, names)
     return Programs(*[jit.cached(_with(template, names)) for template in members])
 
 

@@ -12,12 +12,15 @@ sec. 5.3; the model of pyqg). Velocities are :math:`(u, v) = (-\psi_y, \psi_x)`.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from hpc_closure.spectral.equations.base import Channel, Equation, Terms
 from hpc_closure.spectral.recipe import Finite, NonNegative, Positive
+
+if TYPE_CHECKING:
+    from hpc_closure.spectral.cpu.layers import CompiledLayers
 
 
 class TwoLayerQG(Equation):
@@ -99,6 +102,9 @@ class TwoLayerQG(Equation):
         return TwoLayerTerms(self, transform)
 
 
+_COMPARED: set[tuple] = set()  # sizes whose compiled functions passed _compare_once
+
+
 class TwoLayerTerms(Terms):
     """Advection in flux form, and the linear terms that couple the layers."""
 
@@ -114,6 +120,18 @@ class TwoLayerTerms(Terms):
         self.transport = Flux(transform, factors(-grid.ky, grid.kx))
         self.gradients = factors(*(gradient * grid.kx for gradient in equation.mean_gradients))
         self.drag = factors(equation.drag * grid.k2)[0]
+        self.compiled: CompiledLayers | None = None
+        if transform.lines.on_cpu:
+            from hpc_closure.spectral.cpu.layers import compiled_layers
+
+            self.compiled = compiled_layers(
+                transform,
+                self.transport.to_velocity,
+                self.transport.to_tendency,
+                self.inversion,
+                self.gradients,
+                self.drag[None],
+            )
 
     def streamfunctions(self, w):
         """Return the pairs of psi, shaped like the state ``(members, 2, 2K + 1, columns, 2)``."""
@@ -123,6 +141,37 @@ class TwoLayerTerms(Terms):
         return torch.stack([a * upper + b * lower, c * upper + d * lower], 1)
 
     def nonlinear(self, w, out):
+        if self.compiled is None:
+            return self.by_transforms(w, out)
+        self._compare_once(self.compiled)
+        return self.compiled.rate(w, out)
+
+    def _compare_once(self, compiled: CompiledLayers) -> None:
+        """Raise RuntimeError unless compiled functions and transforms agree; once per process."""
+        from hpc_closure.spectral.cpu.jit import compare
+
+        transform = self.transform
+        key = transform.grid.size, transform.real, transform.num_ranks
+        if key in _COMPARED:
+            return
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        random = torch.randn(
+            (1, 2, *transform.shape, 2), generator=generator, dtype=torch.float64
+        )
+        w = random.to(transform.real)
+        actual, expected = torch.empty_like(w), torch.empty_like(w)
+        compiled.load()
+        compiled.rate(w, actual)
+        self.by_transforms(w, expected)
+        bound = 1e3 * torch.finfo(w.dtype).eps
+        subject = f"two layers on {transform.grid.size} points per side"
+        compare(actual, expected, bound, subject, __file__)
+        _COMPARED.add(key)
+
+    def by_transforms(self, w, out):
+        """Write the term to ``out`` layer by layer, and return it."""
         psi = self.streamfunctions(w)
         layers = (-1, *w.shape[2:])  # layers as further members
         self.transport.carry(psi.reshape(layers), w.reshape(layers), out.view(layers))
