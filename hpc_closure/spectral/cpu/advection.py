@@ -18,6 +18,7 @@ from hpc_closure.spectral.cpu.line_kernels import (
     radices,
     twiddles,
 )
+from hpc_closure.spectral.cpu.tiles import TILE
 from hpc_closure.spectral.modes.slabs import Slabs
 from hpc_closure.spectral.modes.transform import Transform
 
@@ -56,7 +57,8 @@ class CompiledAdvection:
         self.programs = programs(n, form)
         if form == FLUX:
             self.fields = 3
-        self._work = tuple(np.zeros((3, 2 * apart(n)), self.dtype))
+        tiles = np.zeros(4 * TILE, self.dtype)
+        self._work = *np.zeros((3, 2 * apart(n)), self.dtype), tiles
         columns = self.slabs.every if self.slabs else [slice(0, self.into.shape[-1])]
         #: number of blocks of LANES columns of each rank
         self.blocks: list[int] = []

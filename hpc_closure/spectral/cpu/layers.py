@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hpc_closure.spectral.cpu import jit
@@ -43,9 +42,10 @@ class CompiledLayers(CompiledAdvection):
         drag: Tensor,
     ):
         super().__init__(LAYERS, transform, to_velocity, to_tendency)
-        more = (each[:, 0, ..., 0].contiguous().numpy() for each in (inversion, gradients, drag))
-        inversion, gradients, drag = more
-        self.factors = self.into, inversion, gradients, drag[0]
+        by_psi, by_gradient, by_drag = (
+            each[:, 0, ..., 0].contiguous().numpy() for each in (inversion, gradients, drag)
+        )
+        self.factors = self.into, by_psi, by_gradient, by_drag[0]
 
     def load(self) -> None:
         programs, common = self.programs, (self._work, self._tables)

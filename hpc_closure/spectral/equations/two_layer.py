@@ -157,9 +157,7 @@ class TwoLayerTerms(Terms):
         import torch
 
         generator = torch.Generator().manual_seed(0)
-        random = torch.randn(
-            (1, 2, *transform.shape, 2), generator=generator, dtype=torch.float64
-        )
+        random = torch.randn((1, 2, *transform.shape, 2), generator=generator, dtype=torch.float64)
         w = random.to(transform.real)
         actual, expected = torch.empty_like(w), torch.empty_like(w)
         compiled.load()
