@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpc_closure.spectral.equations import two_layer
+from hpc_closure.spectral.cpu import layers
 from hpc_closure.spectral.equations.two_layer import TwoLayerQG
 from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.transform import PRECISIONS, Transform
@@ -57,7 +57,7 @@ def test_sizes_without_radices_go_by_whole_transforms():
 
 def test_wrong_functions_are_refused(monkeypatch):
     terms = terms_of(24)
-    monkeypatch.setattr(two_layer, "_COMPARED", set())
+    monkeypatch.setattr(layers, "_COMPARED", set())
     right = terms.compiled.rate
     monkeypatch.setattr(terms.compiled, "rate", lambda w, out: right(w, out).mul_(1 + 1e-9))
     with pytest.raises(RuntimeError, match="remove Numba.s cache"):

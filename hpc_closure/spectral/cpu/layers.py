@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpc_closure.spectral.cpu import jit
 from hpc_closure.spectral.cpu.advection import CompiledAdvection
 from hpc_closure.spectral.cpu.line_kernels import LAYERS, radices
 from hpc_closure.spectral.modes.transform import Transform
+
+_COMPARED: set[tuple] = set()  # sizes that passed compare_once
 
 
 def compiled_layers(transform: Transform, *factors: Tensor) -> CompiledLayers | None:
@@ -42,6 +47,7 @@ class CompiledLayers(CompiledAdvection):
         drag: Tensor,
     ):
         super().__init__(LAYERS, transform, to_velocity, to_tendency)
+        self.transform = transform
         by_psi, by_gradient, by_drag = (
             each[:, 0, ..., 0].contiguous().numpy() for each in (inversion, gradients, drag)
         )
@@ -58,6 +64,24 @@ class CompiledLayers(CompiledAdvection):
         jit.load(programs.to_rows, none, self.factors, mixed, *common)
         jit.load(programs.multiply, mixed, 0, *common)
         jit.load(programs.to_columns, mixed, none, self.factors, self.back, none, *common)
+
+    def compare_once(self, by_transforms: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Raise RuntimeError unless :meth:`rate` is the term by transforms; once per process."""
+        transform = self.transform
+        key = self.size, transform.real, transform.num_ranks
+        if key in _COMPARED:
+            return
+        generator = torch.Generator().manual_seed(0)
+        shape = 1, 2, *transform.shape, 2
+        random = torch.randn(shape, generator=generator, dtype=torch.float64)
+        w = random.to(transform.real)
+        actual, expected = torch.empty_like(w), torch.empty_like(w)
+        self.load()
+        self.rate(w, actual)
+        by_transforms(w, expected)
+        bound = 1e3 * torch.finfo(w.dtype).eps
+        jit.compare(actual, expected, bound, f"two layers on {self.size}^2", __file__)
+        _COMPARED.add(key)
 
     def rate(self, state: Tensor, out: Tensor) -> Tensor:
         """Write the term of potential vorticities to ``out`` and return it.

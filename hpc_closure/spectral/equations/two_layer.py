@@ -102,9 +102,6 @@ class TwoLayerQG(Equation):
         return TwoLayerTerms(self, transform)
 
 
-_COMPARED: set[tuple] = set()  # sizes whose compiled functions passed _compare_once
-
-
 class TwoLayerTerms(Terms):
     """Advection in flux form, and the linear terms that couple the layers."""
 
@@ -143,30 +140,8 @@ class TwoLayerTerms(Terms):
     def nonlinear(self, w, out):
         if self.compiled is None:
             return self.by_transforms(w, out)
-        self._compare_once(self.compiled)
+        self.compiled.compare_once(self.by_transforms)
         return self.compiled.rate(w, out)
-
-    def _compare_once(self, compiled: CompiledLayers) -> None:
-        """Raise RuntimeError unless compiled functions and transforms agree; once per process."""
-        from hpc_closure.spectral.cpu.jit import compare
-
-        transform = self.transform
-        key = transform.grid.size, transform.real, transform.num_ranks
-        if key in _COMPARED:
-            return
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        random = torch.randn((1, 2, *transform.shape, 2), generator=generator, dtype=torch.float64)
-        w = random.to(transform.real)
-        actual, expected = torch.empty_like(w), torch.empty_like(w)
-        compiled.load()
-        compiled.rate(w, actual)
-        self.by_transforms(w, expected)
-        bound = 1e3 * torch.finfo(w.dtype).eps
-        subject = f"two layers on {transform.grid.size} points per side"
-        compare(actual, expected, bound, subject, __file__)
-        _COMPARED.add(key)
 
     def by_transforms(self, w, out):
         """Write the term to ``out`` layer by layer, and return it."""
