@@ -222,6 +222,7 @@ LAYERS = """
 base: two_layer_quick
 name: layers
 root: {root}
+model: {{conditions: {{previous_closures: 0}}}}
 generate: {{grid: 48, members: 16, t_end: 110.0, dt: 0.125, interval: 8,
            record: {{start: 30.0, every: 5.0, grid: 24}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 20, batch: 16}}
