@@ -6,7 +6,8 @@ over times and members. With :math:`u'^2 = 2E/3` and the dissipation :math:`\var
 * ``re_lambda`` :math:`= u'\lambda/\nu`, :math:`\lambda^2 = 15\nu u'^2/\varepsilon`
 * ``c_epsilon`` :math:`= \varepsilon L/u'^3`, :math:`L = \pi/(2u'^2)\int E(k)/k\,dk`
 * ``skewness`` and ``flatness`` of :math:`\partial u_i/\partial x_i`, mean over the three
-* ``kolmogorov``: largest :math:`E(k)k^{5/3}\varepsilon^{-2/3}` over the shells k >= 3
+* ``kolmogorov``: largest :math:`E(k)k^{5/3}\varepsilon^{-2/3}` over the shells k >= 3, each shell
+  over its number of modes times :math:`4\pi k^2`
 * ``balance``: :math:`(P - dE/dt)/\varepsilon` over the run, 1 without errors of the scheme
 """
 
@@ -137,8 +138,10 @@ def statistics(case: Case, samples: list[dict[str, Any]]) -> dict[str, Any]:
     speed = np.sqrt(2 * energy / 3)
     shells = np.arange(1, len(spectrum))
     integral = np.pi / (2 * speed**2) * (spectrum[1:] / shells).sum()
-    compensated = spectrum[1:] * shells ** (5 / 3) * dissipation ** (-2 / 3)
-    modes = case.problem().make_grid().modes
+    grid = case.problem().make_grid()
+    count = grid.shell_sum(torch.ones(grid.shape, dtype=torch.float64)).numpy()[1:]
+    compensated = spectrum[1:] * (4 * np.pi * shells**2 / count) * shells ** (5 / 3)
+    compensated, modes = compensated * dissipation ** (-2 / 3), grid.modes
     return {
         **asdict(case),
         "energy": float(energy),

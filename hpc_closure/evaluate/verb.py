@@ -87,6 +87,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         notes=notes,
         headline=first,
         closed=inputs.closed,
+        dimensions=inputs.dimensions,
         provenance={"evaluate": session.record, "model": inputs.closure.provenance},
         start=experiment.rollout.t_start,
         lead_times=experiment.evaluate.lead_times,
@@ -146,7 +147,7 @@ def print_plan(experiment: Experiment) -> int:
     print(f"scored on {held_out.HeldOut.of(experiment).in_words()}")
     print(f"model: {'there' if run_folder.model.exists() else 'missing'}")
     print(f"rollout: {runs['done']} of {runs['units']} units")
-    grids = ", ".join(f"{grid}^2" for grid in experiment.score_grids)
+    grids = ", ".join(f"{grid}^{experiment.physics.dimensions}" for grid in experiment.score_grids)
     print(
         f"to score: {settings.samples} snapshots x {settings.members} members on {grids}, "
         f"{1 + len(settings.sensors)} sensor layout(s); lead times {list(settings.lead_times)}"

@@ -14,7 +14,7 @@ from pandas import DataFrame
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.report import example_state, figures
 from hpc_closure.evaluate.report.example_state import OneState
-from hpc_closure.evaluate.rows import select
+from hpc_closure.evaluate.rows import points_in_words, select
 from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.table import Scored
 from hpc_closure.experiment.method_names import MODELS
@@ -108,7 +108,8 @@ def draw(
         if not scored.spectra:  # scores of all channels together have no figures
             continue
         label = f"{target}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
-        words = f"{target}, sensors: {sensors}, {grid}² grid"
+        points = points_in_words(grid, inputs.dimensions)
+        words = f"{target}, sensors: {sensors}, {points} grid"
         field = Field.of(f"U of {channel}", f"({units[channel]})/time") if channel else CLOSURE
         label, words = _of_channel(channel, label, words)
         yield from illustrate_generated(scored, album, label, words, field)
