@@ -142,6 +142,25 @@ def test_the_solver_with_gradients_is_the_coupled_run(run, monkeypatch):
         assert torch.allclose(ours[call], theirs, atol=1e-5)
 
 
+def test_restart_files_in_which_a_line_has_a_row_load(run):
+    experiment, folder = run
+    closure, data = hpc_closure.load(folder.model), DataSet(folder.data)
+    state, *previous = (
+        np.stack([data.read(case, 30 - back, name) for case in range(2)]).astype(np.float64)
+        for back, name in ((0, "state"), (1, "closure"), (2, "closure"))
+    )
+    settings = Rollout(interval=10, baselines=())
+    coupling = Coupling(experiment.problem, "subgrid", 24, 7, settings, Memory(previous=2))
+    first, second = (CoupledRun(coupling, closure, [(0, 0), (1, 0)], range(2)) for _ in range(2))
+    first.start(state, 0, closures=previous)
+    saved = first.advance(2) or first.save_state()
+    assert saved["drawn"].shape == (2, 2, 8)
+    second.load_state({**saved, "drawn": saved["drawn"][:, :, None]})
+    for one in (first, second):
+        one.advance(2)
+    assert torch.equal(first.fields()["model"], second.fields()["model"])
+
+
 def test_closures_are_what_the_reduced_solver_lacks(run):
     """The DNS's next state is the reduced solver's, and the closure for an interval."""
     experiment, folder = run
