@@ -12,7 +12,9 @@ from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.generate import verb as generate
-from hpc_closure.spectral.diagnostics import FLOW_SERIES
+from hpc_closure.generate.certificate import certify
+from hpc_closure.spectral.diagnostics import FLOW_SERIES, diagnostics_of
+from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work.options import Options
 
@@ -70,6 +72,19 @@ def test_the_velocities_are_stored(make, tmp_path):
         np.testing.assert_allclose(spectrum, file["series/energy"][:, 3])
         transfer = file["series/energy_transfer_spectrum"][:]
         assert abs(transfer.sum(-1)).max() < 1e-14 * abs(transfer).max() * 20
+
+
+def test_the_certificate_of_a_box():
+    problem = Problem(
+        equation="navier_stokes_3d", grid=16, length=3.0, viscosity=0.02, dt=0.02, scheme="rk4"
+    )
+    sim = Simulation(problem, [0, 1], 3).initialise().advance(5)
+    certificate = certify(sim, steps=2)
+    assert certificate.limits["cfl"] == 2.0 and certificate.figures["budget"] is None
+    dissipation = diagnostics_of(sim).measure()["energy_dissipation"].max()
+    smallest = (0.02**3 / dissipation) ** 0.25  # Kolmogorov's length
+    assert certificate.figures["kmax_eta"] == pytest.approx(5 * 2 * np.pi / 3.0 * smallest)
+    assert certify(sim, steps=2, limits={"cfl": 1e-3}).limits["cfl"] == 1e-3
 
 
 def test_blocks_and_restarts_do_not_change_bits(make, monkeypatch):
