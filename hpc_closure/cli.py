@@ -373,10 +373,10 @@ def _experiment(name: str, *overrides: str):
 
 def _is_first() -> bool:
     """Return whether this is the first process of its launcher, which warns for all."""
-    from hpc_closure.work.launch import launch
+    from hpc_closure.work.launch import launch, worker
 
     try:
-        return launch().rank == 0
+        return launch().rank == 0 and worker()[0] == 0
     except ValueError:  # the verb raises it
         return True
 

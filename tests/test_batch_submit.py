@@ -19,6 +19,7 @@ from hpc_closure.batch import requeue, squeue, submit
 from hpc_closure.batch.site import Profile
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic
 
 pytest_plugins = ["fake_programs"]
@@ -377,7 +378,30 @@ def test_the_policy_hears_how_a_task_ended_and_which_signals_came(monkeypatch):
     ]
 
 
-def test_units_on_this_machine(tmp_path, monkeypatch):
+def test_an_allocation_is_one_job_of_workers_without_mpi(request_of):
+    request = request_of(
+        500, Profile(max_array=3, python="python", cpus_per_task=2), workers=(8, 64)
+    )
+    [text] = submit.batch_text(request)
+    assert "#SBATCH --nodes=8" in text and "#SBATCH --ntasks-per-node=64" in text
+    assert "export HPC_CLOSURE_WORKER=auto" in text and "array" not in text
+    [srun] = [line for line in text.splitlines() if line.startswith("srun")]
+    assert "--mpi=none --kill-on-bad-exit=0" in srun and "%j_%N_log.out" in srun
+    assert submit.cost(request) == "8 nodes x 1 h x 128 cores <= 1024 core-hours"
+
+
+def test_the_experiment_requests_an_allocation(tmp_path):
+    changes = {"cluster": {"allocation": {"nodes": 2, "workers_per_node": 4}}}
+    experiment = Experiment(root=str(tmp_path), **changes)
+    run = Run.of(experiment)
+    units = ["000000-000019"]
+    for stage, workers in (("rollout", (2, 4)), ("train", None)):
+        request = submit.Request.of(experiment, run, units, slurm_payload.run_units, stage)
+        assert request.workers == workers
+
+
+@pytest.mark.parametrize("workers", [None, (1, 3)])
+def test_units_on_this_machine(tmp_path, monkeypatch, workers):
     """The local executor: real processes of submitit, no Slurm."""
     monkeypatch.setenv("PYTHONPATH", TESTS)
     plan = {
@@ -391,10 +415,18 @@ def test_units_on_this_machine(tmp_path, monkeypatch):
     atomic.write_text(books.run.config, json.dumps(plan))
     units = tuple(unit.name for unit in books.plan(6, 2))
     request = submit.Request(
-        books.run, units, slurm_payload.run_units, Profile(), max_running_tasks=2
+        books.run,
+        units,
+        slurm_payload.run_units,
+        Profile(),
+        max_running_tasks=2,
+        workers=workers,
     )
     found = submit.submit(request, "local")
-    assert sum(len(task) for one in found for task in one.tasks) == 3 and len(found) <= 2
+    if workers:  # each has all units
+        assert [len(task) for one in found for task in one.tasks] == [3, 3, 3]
+    else:
+        assert sum(len(task) for one in found for task in one.tasks) == 3 and len(found) <= 2
     for _ in range(300):
         if books.survey(6, 2).counts()["done"] == 3:
             break

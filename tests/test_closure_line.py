@@ -15,13 +15,14 @@ from hpc_closure.closure.composed.rollout_training import RolloutLoss
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.features import carried, feature_spectra
 from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.process import Memory
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.evaluate.scores.spectra import shell_power
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Rollout
-from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.rollout.coupling import CoupledRun, Coupling
 from hpc_closure.spectral.modes.grid import Grid, Row, hermitian, resize
 from hpc_closure.spectral.simulation import Simulation
 

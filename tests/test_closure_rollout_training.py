@@ -10,9 +10,10 @@ import trajectory_case as case
 from hpc_closure.closure.artifact import Closure, load, save
 from hpc_closure.closure.composed import rollout_training
 from hpc_closure.closure.header import Header
+from hpc_closure.closure.process import Memory
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.experiment.schema import Rollout
-from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.rollout.coupling import CoupledRun, Coupling
 from hpc_closure.spectral.modes.grid import to_spectra
 
 CALLS = 6

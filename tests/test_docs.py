@@ -210,12 +210,13 @@ def test_a_subgrid_closure_in_a_solver_of_ones_own(tmp_path, monkeypatch):
     from hpc_closure.spectral.simulation import Simulation
 
     example = next(
-        text for page, text in blocks("python") if page == "api.md" and "previous=" in text
+        text for page, text in blocks("python") if page == "api.md" and "process.begin" in text
     )
     data, path = subgrid_case(tmp_path)
     closure, seen = hpc_closure.load(path), []
     monkeypatch.setattr(reader, "DataSet", lambda folder: seen.append(folder) or data)
     monkeypatch.setattr(hpc_closure, "load", lambda path: seen.append(path) or closure)
+    monkeypatch.chdir(tmp_path)  # the example writes the state of its process
     assert example.count("2.5e-18") == 1 and REDUCED.physics.drag == 0.05
     told: dict = {}
     exec(example.replace("2.5e-18", f"{REDUCED.physics.hyperviscosity}"), told)

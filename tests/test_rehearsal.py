@@ -25,10 +25,11 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import Sensors, regular_positions
 from hpc_closure.closure.model import Request
+from hpc_closure.closure.process import Memory
 from hpc_closure.data.samples import Share, TrainingSet
 from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung, Train
-from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.rollout.coupling import CoupledRun, Coupling
 from hpc_closure.spectral import switches
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation

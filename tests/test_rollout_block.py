@@ -215,8 +215,8 @@ def test_a_member_begins_as_its_replica_is_to_the_bit(released, last):
     for name, lead, there in (
         ("model", 0.2, as_row(run.simulations["model"].state, 2)),
         ("model", 0.2, as_row(run.simulations["none"].state, 2)),
-        ("closure", 0.1, run.drawn["model"][0]),
-        ("closure", 0.0, run.drawn["model"][1]),
+        ("closure", 0.1, run.processes["model"].closures[0]),
+        ("closure", 0.0, run.processes["model"].closures[1]),
     ):
         kept = own_replicas(replicas, run.rows, name, lead)
         assert torch.equal(there, run._spectra(kept.astype(np.float64)))

@@ -9,12 +9,13 @@ import torch
 
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.gaussian.exact import ExactLaw
+from hpc_closure.closure.process import Memory
 from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
 from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
 from hpc_closure.rollout import coupling
 from hpc_closure.rollout.block import memory_of, start
-from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.rollout.coupling import CoupledRun, Coupling
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
@@ -532,7 +533,7 @@ def test_members_that_begin_apart_are_run_each():
         assert torch.equal(
             run.simulations[name].state, transform.to_spectral(torch.as_tensor(states))
         )
-    kept = run.drawn["model"][0]
+    kept = run.processes["model"].closures[0]
     assert torch.equal(kept, transform.to_spectral(torch.as_tensor(closures[0])))
     run.advance(2)
     alone = CoupledRun(settings, Damping(), rows[2:], [7])
@@ -597,7 +598,9 @@ def test_states_before_the_start_are_read_between_the_stored_ones():
 
 
 def test_history_that_the_run_cannot_give_is_refused():
-    closure = SimpleNamespace(config={"conditions": {"previous_states": 2}}, target={"every": 0.1})
+    closure = SimpleNamespace(
+        config={"conditions": {"previous_states": 2}}, target={"every": 0.1, "dt": 1e-3}
+    )
     settings = {"generate": {"record": {"start": 20.0, "every": 0.1}}}
     assert memory_of(Experiment(**settings), closure) == Memory(2, 20)
     closure.config["conditions"]["previous_states"] = 0

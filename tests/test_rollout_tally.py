@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from trajectory_case import GRID, INTERVAL, PREVIOUS, PROBLEM, SEED
 
+from hpc_closure.closure.process import Memory
 from hpc_closure.experiment.schema import Rollout
-from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.rollout.coupling import CoupledRun, Coupling
 from hpc_closure.rollout.tally import Tally
 
 SHELLS = 8

@@ -10,9 +10,10 @@ import pytest
 
 from hpc_closure.experiment.folder import Run
 from hpc_closure.work import atomic, claims, hdf5, header, log, units
-from hpc_closure.work.loop import Hopeless, work
+from hpc_closure.work.loop import work
 from hpc_closure.work.stop import Stop, Stopped
 from hpc_closure.work.units import Ledger, Unit, plan
+from hpc_closure.work.worker import Hopeless
 
 
 @pytest.fixture
@@ -348,7 +349,7 @@ def test_a_lost_claim_publishes_nothing_and_is_no_failure(run):
         claim.path.write_text(json.dumps(record))
         write(ledger, unit, claim)
 
-    outcome, _ = run_all(ledger, 4, 4, run_unit, wait=False)
+    outcome, _ = run_all(ledger, 4, 4, run_unit, wait="none")
     assert outcome.elsewhere == ["000000-000003"] and outcome.exit_code == 75
     assert not list(run.data.glob("*")) and not list(run.units("generate").glob("*.error"))
 

@@ -1,6 +1,7 @@
 """Submit verbs as batch jobs; the only module that imports submitit.
 
-A rollout becomes job arrays whose tasks share its units; every other verb becomes one job.
+A rollout becomes job arrays whose tasks share its units or, with ``cluster.allocation``, one job
+whose workers share them. Every other verb becomes one job.
 :func:`submit` returns as soon as the jobs are queued. A task carries names only (experiment file,
 units) and reads from the run folder what is left to do when it starts. A requeued, repeated or
 duplicated task is therefore harmless.
@@ -32,6 +33,7 @@ from hpc_closure.batch.site import Profile, Stage, load_profile
 from hpc_closure.batch.squeue import record
 from hpc_closure.experiment.duration import check_lead, seconds
 from hpc_closure.experiment.folder import Run
+from hpc_closure.work import claims, launch
 
 Task = tuple[str, ...]  # names of the units that one task computes in turn
 Work = Callable[[str, list[str]], int]  # (experiment file, units) -> exit code
@@ -60,6 +62,8 @@ class Request:
         max_requeues: how often a job may be requeued.
         units_per_task: units per task of an array.
         devices: GPUs per node.
+        workers: nodes, and workers per node, of a job whose workers share the units; None = no
+            such job.
         after: ids of jobs that must succeed first, joined by colons.
     """
 
@@ -74,6 +78,7 @@ class Request:
     max_requeues: int = requeue.MOST
     units_per_task: int = 1
     devices: int = 0
+    workers: tuple[int, int] | None = None
     after: str = ""
 
     def __post_init__(self):
@@ -117,23 +122,28 @@ class Request:
             stage=stage,
             units_per_task=cluster.units_per_task,
             devices=(cluster.devices_per_task if stage in ARRAYS else 0) or site.devices,
+            workers=_workers(cluster.allocation) if stage in ARRAYS else None,
             **shared,
         )
 
     @property
     def arrays(self) -> list[list[Task]]:
         """List the tasks of every job array; a plain job counts as an array of one task."""
-        if self.stage in ARRAYS:
+        if self.stage in ARRAYS and not self.workers:
             return plan_arrays(self.units, self.units_per_task, self.profile.max_array)
         return [[self.units]] if self.units else []
 
     @property
     def nodes(self) -> int:
+        if self.workers:
+            return self.workers[0]
         return (self.profile.nodes or 1) if self.stage in PROGRAMS else 1
 
     @property
     def processes(self) -> int:
         """Processes per node."""
+        if self.workers:
+            return self.workers[1]
         return (self.profile.ntasks_per_node or 1) if self.stage in PROGRAMS else 1
 
     @property
@@ -142,8 +152,11 @@ class Request:
         return self.run.logs / self.stage / "jobs"
 
     def log(self, array: bool) -> Path:
-        """Return the log path of a task as an sbatch pattern; all its processes write to it."""
-        pattern = str(JobPaths(self.folder).stdout).replace("%t", "0")
+        """Return the log path of a task as an sbatch pattern; all its processes write to it.
+
+        Workers have a log per node.
+        """
+        pattern = str(JobPaths(self.folder).stdout).replace("%t", "%N" if self.workers else "0")
         return Path(pattern.replace("%j", "%A_%a") if array else pattern)
 
 
@@ -167,11 +180,20 @@ class Submission:
 
 @dataclass(frozen=True)
 class Payload:
-    """The call that a task makes; without progress, so that a requeued task can repeat it."""
+    """The call that a task makes; without progress, so that a requeued task can repeat it.
+
+    Attributes:
+        work, config_path, units: see :class:`Request`.
+        claims: folder of the claims. The first worker of an allocation requeues the job, after all
+            other workers have saved and released theirs.
+        patience: seconds that it waits for them.
+    """
 
     work: Work
     config_path: str
     units: Task
+    claims: Path = Path()
+    patience: float = 0.0
 
     def __call__(self) -> None:
         # until the verb installs its handler there is nothing to save
@@ -181,9 +203,15 @@ class Payload:
                 code = self.work(self.config_path, list(self.units)) or 0
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
+        if code == requeue.EXIT_STOPPED and launch.worker() != (0, 1):
+            claims.wait_for_job(self.claims, self.patience)
         code = requeue.settle(code, recorder.signals)
         if code:
             sys.exit(code)
+
+
+def _workers(allocation) -> tuple[int, int] | None:
+    return (allocation.nodes, allocation.workers_per_node) if allocation else None
 
 
 def plan_arrays(units: Sequence[str], per_task: int, max_array: int) -> list[list[Task]]:
@@ -225,7 +253,11 @@ def _slurm(request: Request, throttle: int) -> _Slurm:
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
         f"export {requeue.MAX_REQUEUES}={request.max_requeues}",
     ]
-    if request.stage in PROGRAMS:
+    if request.workers:
+        setup.append(f"export {launch.WORKER}=auto")
+        # a log per node; a worker that dies ends no other
+        srun = ["--mpi=none", "--kill-on-bad-exit=0", f"--output={request.log(array=False)}"]
+    elif request.stage in PROGRAMS:
         python = profile.python or shlex.quote(sys.executable)
         setup.append(f'eval "$({python} -m {environment.__name__})"')
         srun = [f"--output={request.log(array=False)}"]
@@ -273,7 +305,7 @@ def batch_text(request: Request) -> list[str]:
 def cost(request: Request) -> str:
     """Describe the upper bound of the cost of a submission, in one line."""
     number, noun = request.nodes, "node"
-    if request.stage in ARRAYS:
+    if request.stage in ARRAYS and not request.workers:
         number, noun = sum(map(len, request.arrays)), "task"
     per_noun, unit = request.devices, "GPU"
     if not per_noun:
@@ -342,7 +374,9 @@ def submit(request: Request, executor: str = "slurm") -> list[Submission]:
 
 
 def _payload(request: Request, task: Task) -> Payload:
-    return Payload(request.work, str(request.run.config.absolute()), task)
+    folder = request.run.units(request.stage).absolute()
+    patience = 0.8 * request.signal_before_end
+    return Payload(request.work, str(request.run.config.absolute()), task, folder, patience)
 
 
 def _refused(error: Exception, sent: list[Submission]) -> str:
@@ -379,18 +413,21 @@ def _submit_local(request: Request) -> list[Submission]:
 
     devices, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
     at_once = min(len(request.units), request.max_running_tasks, devices or cores)
+    if request.workers:
+        at_once = request.workers[1]
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, cores // at_once)
     sent = []
     for slot in range(at_once):
-        task = request.units[slot::at_once]
+        task = request.units if request.workers else request.units[slot::at_once]
+        place = {launch.WORKER: f"{slot}/{at_once}"} if request.workers else {}
         executor = submitit.LocalExecutor(request.folder)
         executor.update_parameters(
             timeout_min=_A_YEAR,
             stderr_to_stdout=True,
             gpus_per_node=1 if devices else 0,
-            visible_gpus=(slot,) if devices else (),
+            visible_gpus=(slot % devices,) if devices else (),
         )
-        with environment_variables(OMP_NUM_THREADS=threads), _quiet_children():
+        with environment_variables(OMP_NUM_THREADS=threads, **place), _quiet_children():
             job = executor.submit(_payload(request, task))
         record(request.run, request.stage, job.job_id, [task], job.paths.stdout, "local")
         sent.append(Submission(job.job_id, [task], job.paths.stdout))

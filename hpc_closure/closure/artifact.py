@@ -21,7 +21,16 @@ from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.part_report import PartReport
-from hpc_closure.closure.request import PAST, check, fields, interval_of, lists, spectra
+from hpc_closure.closure.process import Memory, Process
+from hpc_closure.closure.request import (
+    PAST,
+    check,
+    fields,
+    interval_of,
+    lists,
+    member_ids,
+    spectra,
+)
 from hpc_closure.experiment import renames
 from hpc_closure.experiment.folder import shipped_model
 from hpc_closure.experiment.kinds import check_loaded, fields_of
@@ -211,6 +220,39 @@ class Closure:
             words
             if self.averaging_steps(interval) == interval
             else words + " as published, not rescaled"
+        )
+
+    def process(
+        self,
+        members: int | Sequence[int],
+        *,
+        seed: int = 0,
+        interval: int | None = None,
+        evaluations: int | None = None,
+        method: str | None = None,
+    ) -> Process:
+        """Return the closure as a process in time, which a solver calls once an interval.
+
+        It counts the calls and keeps the earlier states and closures that draws read.
+
+        Args:
+            members: number of members, or their ids.
+            seed: seed of the draws.
+            interval: solver steps from one call to the next; None = the trained interval.
+            evaluations, method: settings of the sampler; None = the model's.
+
+        Raises:
+            ValueError: the closure cannot be called at this interval, or members are invalid.
+        """
+        steps = interval_of(interval) or self.target.get("interval", 1)
+        return Process(
+            self,
+            member_ids(members),
+            seed,
+            steps,
+            memory=Memory.of(self, steps),
+            sampler={"evaluations": evaluations, "method": method},
+            model_hash=self.header.train_hash,
         )
 
     def sample(  # noqa: PLR0913 - as wide as what users can ask for

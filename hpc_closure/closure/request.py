@@ -15,7 +15,7 @@ from torch import Tensor
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.model import Request
 
-__all__ = ["fields", "spectra", "lists", "check", "interval_of"]
+__all__ = ["fields", "spectra", "lists", "check", "interval_of", "member_ids"]
 
 PAST = ("history", "previous")  # attributes of a request with fields before its state
 FIELD, MODES = "n, n", "2K + 1, K + 1"
@@ -107,7 +107,7 @@ def check(request: Request, states: int | None = None, channels: int = 1) -> Req
     Raises:
         ValueError: states, members, numbers or sensors are invalid, or do not fit one another.
     """
-    members = _members(request.members)
+    members = member_ids(request.members)
     _integer("seed", request.seed, 0)
     _integer("call", request.call, 0)
     if request.evaluations is not None:
@@ -150,7 +150,8 @@ def interval_of(requested: Any) -> int | None:
     return None if requested is None else _integer("interval", requested, 1)
 
 
-def _members(requested: Any) -> list[int]:
+def member_ids(requested: Any) -> list[int]:
+    """Check members, a number or ids; returns the ids. Raises ValueError if they are invalid."""
     number = isinstance(requested, (int, np.integer)) and not isinstance(requested, bool)
     try:
         ids = [operator.index(member) for member in (range(requested) if number else requested)]

@@ -796,6 +796,17 @@ class Evaluate(Section):
         return self
 
 
+class Allocation(Section):
+    """One Slurm job whose workers share the units of a rollout, in place of an array of tasks."""
+
+    nodes: Count = 1
+    workers_per_node: Count = Field(description="single processes without MPI, per node")
+    join: bool = Field(
+        False,
+        description="submit even if other jobs have the units of this run: all workers share them",
+    )
+
+
 class Cluster(Section):
     """Resources; they do not change results and are part of no hash (docs/design.md)."""
 
@@ -828,6 +839,11 @@ class Cluster(Section):
     )
     max_requeues: Annotated[int, Field(ge=0)] = 20
     units_per_task: Count = Field(1, description="number of blocks per array task")
+    allocation: Allocation | None = Field(
+        None,
+        description="run a rollout as one job of many workers: nodes, workers_per_node; none = as "
+        "job arrays",
+    )
     devices_per_task: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

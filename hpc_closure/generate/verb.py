@@ -12,6 +12,7 @@ from hpc_closure.work import atomic, log, loop
 from hpc_closure.work.options import Options, chosen_members, chosen_shard
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
+from hpc_closure.work.worker import Outcome
 
 if TYPE_CHECKING:
     from hpc_closure.generate.replicas import Plan
@@ -106,9 +107,7 @@ def run_pilot(
     return 0
 
 
-def work(
-    session: Session, books: Ledger, chosen, options: Options, make: Callable
-) -> loop.Outcome:
+def work(session: Session, books: Ledger, chosen, options: Options, make: Callable) -> Outcome:
     """Run the missing units of a ledger; ``make(unit)`` returns the block of a unit."""
     settings = session.experiment.cluster
 

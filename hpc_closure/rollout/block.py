@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hpc_closure.closure.process import Memory
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import STATE, Layout, SeriesLayout, by_data_set, data_sets
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet
@@ -19,7 +20,7 @@ from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.checks import check_past, check_previous
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.generate.rungs import Known
-from hpc_closure.rollout.coupling import CoupledRun, Coupling, Memory
+from hpc_closure.rollout.coupling import CoupledRun, Coupling
 from hpc_closure.spectral.modes.grid import from_row, to_spectra
 from hpc_closure.work.block import Block, record_steps, times_of
 from hpc_closure.work.hdf5 import open_hdf5
@@ -31,28 +32,22 @@ def memory_of(experiment, closure) -> Memory:
     Raises:
         ValueError: the closure calls or the stored snapshots do not contain these states.
     """
-    conditions = closure.config["conditions"]
-    frames, previous = conditions["previous_states"], conditions.get("previous_closures", 0)
     generate, rollout = experiment.generate, experiment.rollout
-    if previous:
-        check_previous(experiment, previous)
+    memory = Memory.of(closure, rollout.interval)
+    frames = memory.frames
+    if memory.previous:
+        check_previous(experiment, memory.previous)
     if not frames:
-        return Memory(previous=previous)
+        return memory
     check_past(experiment, frames)
     every = closure.target["every"]
-    lag = every / (rollout.interval * generate.dt)
-    if abs(lag - round(lag)) > 1e-6:
-        raise ValueError(
-            f"rollout.interval={rollout.interval}: the model reads states {every:g} apart, not a "
-            f"whole number of closure intervals of {rollout.interval * generate.dt:g}"
-        )
     least = generate.record.start + frames * every
     if every != generate.spacing or rollout.t_start < least - 1e-9:
         raise ValueError(
             f"the model reads {frames} earlier state(s) {every:g} apart: snapshots must be stored "
             f"{every:g} apart (generate.record) and rollout.t_start be at least {least:g}"
         )
-    return Memory(frames, round(lag), previous)
+    return memory
 
 
 def coupled_run(

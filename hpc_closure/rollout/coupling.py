@@ -28,7 +28,6 @@ states are written.
 """
 
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -39,7 +38,7 @@ from hpc_closure.closure.compatibility import has_mean_gp, has_noise
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.sensors import Sensors, observe
 from hpc_closure.closure.gaussian.exact import ExactLaw
-from hpc_closure.closure.model import Request
+from hpc_closure.closure.process import Memory, Process
 from hpc_closure.closure.targets import Target, advance_with, corrected_by, reduced_problem
 from hpc_closure.data.layout import COUNTED
 from hpc_closure.experiment.choices import Choice
@@ -53,24 +52,11 @@ from hpc_closure.work import log
 
 BY_STATE, BY_CLOSURE = 0, 1
 REASONS = ("its state diverged", "its closure is not finite")
-# keys in a restart file, by run: past states, last closures
-PAST = {"model": "past", "mean_gp": "past_mean_gp"}
-DRAWN = {"model": "drawn", "mean_gp": "drawn_mean_gp"}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Numbers of earlier states and closures that a closure reads.
-
-    Attributes:
-        frames: earlier states.
-        lag: closure calls from one of these states to the next.
-        previous: last closures.
-    """
-
-    frames: int = 0
-    lag: int = 0
-    previous: int = 0
+# keys in a restart file of what a process keeps, by run
+KEYS = {
+    "states": {"model": "past", "mean_gp": "past_mean_gp"},
+    "closures": {"model": "drawn", "mean_gp": "drawn_mean_gp"},
+}
 
 
 @dataclass(frozen=True)
@@ -222,8 +208,6 @@ class CoupledRun:
         self.interval, self.layout, self.seed = rollout.interval, rollout.sensors, coupling.seed
         averaging_steps = closure.averaging_steps(self.interval)
         self.memory = coupling.memory
-        #: whether the closure reads the state after the reduced solver's interval
-        self.forecast = bool(closure.config.get("conditions", {}).get("forecast"))
         reduced = reduced_problem(problem, coupling.grid, kind, coupling.stride)
         full = problem.replace(grid=coupling.grid)
         self.sides = problem.dimensions
@@ -238,11 +222,8 @@ class CoupledRun:
         self._run_members("model", reduced, drawn=differ or has_noise(closure.config))
         if "mean_gp" in rollout.baselines and has_mean_gp(closure.config):
             self._run_members("mean_gp", reduced)
-        kept = self.memory.frames * self.memory.lag
-        self.past: dict[str, deque[torch.Tensor]]  # states, newest last
-        self.past = {name: deque(maxlen=kept) for name in self.simulations}
-        self.drawn: dict[str, deque[torch.Tensor]]  # closures, newest first
-        self.drawn = {name: deque(maxlen=self.memory.previous) for name in self.simulations}
+        #: the closure of each run that has one
+        self.processes = {name: self._process(name) for name in self.simulations}
         self.losses = {
             name: Losses.none(len(rows.each), coupling.device)
             for name, rows in self.rows_of.items()
@@ -275,6 +256,19 @@ class CoupledRun:
         """Add a run of the ensemble's rows; ``drawn``: its members differ."""
         self.rows_of[name] = rows = Rows.of(self.rows, self.cases, drawn)
         self.simulations[name] = self._simulation(problem, rows.ids, stage)
+
+    def _process(self, name: str) -> Process:
+        """Return the closure of ``model``, or of ``mean_gp``, as a process in time."""
+        sampler = self.coupling.rollout.sampler.options()
+        return Process(
+            self.closure,
+            self.rows_of[name].ids,
+            self.seed,
+            self.interval,
+            memory=self.memory,
+            sampler={"method": "mean_gp"} if name == "mean_gp" else sampler,
+            grid=self.coupling.grid,
+        )
 
     def _simulation(self, problem, members, stage="generate") -> Simulation:
         return Simulation(problem, members, self.seed, device=self.coupling.device, stage=stage)
@@ -317,21 +311,21 @@ class CoupledRun:
             own_step = round(step * self.coupling.problem.dt / simulation.problem.dt)
             rows = self._initial_index(name)
             how = self.rungs[name].start if name in self.rungs else begin
-            if name in self.drawn and how == "synchronised":
+            if name in self.processes and how == "synchronised":
                 how = "moved"  # _follow synchronises it below, with its closure
             if how is not None:
                 past = self.coupling.pasts.get(name, 0.0)
                 rungs.begin(simulation, how, known, rows, own_step, "rollout", past)
                 continue
             simulation.load_state(own_step, resize(now[rows], simulation.grid.modes, self.sides))
-        for one in (*self.past.values(), *self.drawn.values()):
-            one.clear()
+        for process in self.processes.values():
+            process.clear()
         for tally in self.tallies.values():
             tally.clear()
         for fields in earlier:
             frame = self._spectra(fields)
-            for name, frames in self.past.items():
-                frames.append(frame[self._initial_index(name)])
+            for name, process in self.processes.items():
+                process.states.append(frame[self._initial_index(name)])
         moves: torch.Tensor | float = 1.0
         if len(closures) and self.moved:
             grid, ids = self.simulations["model"].grid, self.rows_of["model"].ids
@@ -339,8 +333,8 @@ class CoupledRun:
             moves = moves[:, None] if self.simulations["model"].channel_shape else moves
         for fields in closures:
             frame = self._spectra(fields)
-            for name, drawn in self.drawn.items():
-                drawn.append(frame[self._initial_index(name)] * moves)
+            for name, process in self.processes.items():
+                process.closures.append(frame[self._initial_index(name)] * moves)
         if begin == "synchronised":
             self._follow(known)
 
@@ -356,15 +350,15 @@ class CoupledRun:
         first, *frames = [*known.past[len(known.past) - number :], known.now]
         begun = self.simulations["model"].step_index
         self._first -= number * self.interval
-        for name in self.drawn:
+        for name in self.processes:
             rungs.impose(self.simulations[name], first[self.rows_of[name].case])
         for resolved in frames:
-            for name in self.drawn:
+            for name in self.processes:
                 simulation, rows = self.simulations[name], self.rows_of[name].case
                 self._advance_closed(name, None)
                 rungs.impose(simulation, resolved[rows])
             self.calls += 1
-        for name in self.drawn:
+        for name in self.processes:
             self.simulations[name].load_state(begun, self.simulations[name].state)
             self.tallies[name].clear()
 
@@ -417,7 +411,7 @@ class CoupledRun:
             spent = time.perf_counter() - begun
             return tendency
 
-        if self.forecast:
+        if self.processes[name].reads_forecast:
             corrected_by(simulation, self.coupling.span, draw)
         else:
             advance_with(simulation, self.coupling.kind, self.coupling.span, draw())
@@ -445,37 +439,15 @@ class CoupledRun:
         state = as_row(self.simulations[name].state, self.sides)
         gone_rows = lost.view(-1, *[1] * (state.ndim - 1))
         state = torch.where(gone_rows, 0.0, state)  # closures read finite states
-        sampler = self.coupling.rollout.sampler.options()
-        tally, gone = self.tallies[name], lost
-        request = Request(
+        tally, gone, process = self.tallies[name], lost, self.processes[name]
+        drawn = process.draw_hat(
             state,
-            rows.ids,
-            self.seed,
-            self.calls,
             sensors and sensors.rows(rows.case),
-            self._history(self.past[name]),
-            torch.stack(list(self.drawn[name]), 1) if self.memory.previous else None,
-            self.closure.interval_ratio(self.interval),
-            **({"method": "mean_gp"} if name == "mean_gp" else sampler),
-            grid=self.coupling.grid,
             tell=(lambda beyond: tally.add(beyond, gone)) if tally.columns else None,
         )
-        drawn = self.closure.sample_hat(request)
-        if self.memory.frames:
-            self.past[name].append(state)
         wild = ~drawn.abs().flatten(1).sum(1).isfinite()
         lost = losses.add(wild, self.step_index, BY_CLOSURE).view(gone_rows.shape)
-        if self.memory.previous:
-            self.drawn[name].appendleft(torch.where(lost, 0.0, drawn))
         return from_row(torch.where(lost, torch.nan, drawn), self.sides)
-
-    def _history(self, past: deque[torch.Tensor]) -> torch.Tensor | None:
-        """Return earlier states (rows, frames, ...), newest first; None if none are read."""
-        memory = self.memory
-        if not memory.frames:
-            return None
-        frames = [past[-number * memory.lag] for number in range(1, memory.frames + 1)]
-        return torch.stack(frames, dim=1)
 
     def _advance_truth(self) -> Sensors | None:
         """Advance the truth by one interval; returns readings of its mean closure, (cases, S).
@@ -523,10 +495,9 @@ class CoupledRun:
         for name, tally in self.tallies.items():
             if tally.columns:
                 saved[COUNTED[name]] = tally.save()
-        for names, histories in ((PAST, self.past), (DRAWN, self.drawn)):
-            for name, history in histories.items():
-                if history:
-                    saved[names[name]] = torch.stack(list(history)).cpu().numpy()
+        for name, process in self.processes.items():
+            state = process.state_dict()
+            saved |= {key[name]: state[part] for part, key in KEYS.items() if part in state}
         for name, simulation in self.simulations.items():
             for key, value in simulation.save_state().items():
                 saved[f"{name}.{key}"] = value
@@ -540,13 +511,10 @@ class CoupledRun:
         for name, tally in self.tallies.items():
             if COUNTED[name] in state:  # older restart files have no counts
                 tally.load(state[COUNTED[name]])
-        for names, histories in ((PAST, self.past), (DRAWN, self.drawn)):
-            for name, history in histories.items():
-                history.clear()
-                if names[name] in state:
-                    history.extend(
-                        torch.as_tensor(state[names[name]], device=self.coupling.device)
-                    )
+        for name, process in self.processes.items():
+            parts = {part: state[key[name]] for part, key in KEYS.items() if key[name] in state}
+            now = process.state_dict() | {"calls": self.calls}
+            process.load_state_dict(now | parts, self.coupling.device)
         for name, simulation in self.simulations.items():
             prefix = f"{name}."
             stored = {key: value for key, value in state.items() if key.startswith(prefix)}

@@ -14,6 +14,7 @@ from hpc_closure.work import log, loop
 from hpc_closure.work.options import Options, chosen_members, chosen_shard
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
+from hpc_closure.work.worker import Hopeless, Outcome, Wait
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
@@ -47,14 +48,14 @@ def is_there(opponent: Experiment) -> bool:
     return False
 
 
-def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loop.Outcome:
+def work(experiment, session, books, plan, retry_failed=False, wait="all") -> Outcome:
     """Run units in this process or MPI program; returns the outcome.
 
     Args:
         experiment, session, books: the experiment, its session and ledger.
         plan: the units.
         retry_failed: run units that failed before.
-        wait: wait for units that another program is computing.
+        wait: whose units to wait for: ``all``, ``job`` or ``none``.
     """
     import hpc_closure
     from hpc_closure.data.reader import DataSet
@@ -82,7 +83,7 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
                 "rescaled to its mean size"
             )
         if reason := block.hopeless():
-            raise loop.Hopeless(reason)
+            raise Hopeless(reason)
 
     return loop.work(
         books,
@@ -95,7 +96,7 @@ def work(experiment, session, books, plan, retry_failed=False, wait=True) -> loo
     )
 
 
-def run_units(config_path: str, unit_ids: list[str], wait: bool = False) -> int:
+def run_units(config_path: str, unit_ids: list[str], wait: Wait = "none") -> int:
     """Run the named units; the body of a scheduler task. Returns the exit code.
 
     The task receives names only. It reads the resolved experiment, and looks up on disk which
@@ -104,7 +105,7 @@ def run_units(config_path: str, unit_ids: list[str], wait: bool = False) -> int:
     Args:
         config_path: file of the resolved experiment.
         unit_ids: names of units.
-        wait: wait for units that another program is computing, for a job that needs all of them.
+        wait: whose units a single process waits for: ``all``, ``job`` or ``none``.
     """
     experiment = reading.load(Path(config_path), warn=False)
     held_out.check(experiment)
@@ -145,7 +146,9 @@ def ready(experiment, books, plan, retry_failed) -> tuple[list[str], int]:
 
     slurm = experiment.cluster.executor == "slurm"
     survey = books.survey(queued=queued_members(books.run) if slurm else ())
-    states = ("missing", "failed") if retry_failed else ("missing",)
+    states = ["missing", "failed"] if retry_failed else ["missing"]
+    if experiment.cluster.allocation and experiment.cluster.allocation.join:
+        states += ["queued", "running"]
     unit_names = {unit.name for state in states for unit in survey.states[state]}
     return [unit.name for unit in plan if unit.name in unit_names], len(survey.states["failed"])
 

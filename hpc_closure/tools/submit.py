@@ -113,6 +113,6 @@ def run_stage(stage: str, config_path: str, units: list[str]) -> int:
     ``units`` is used by ``rollout``; the other verbs compute all their units.
     """
     if stage == "rollout":
-        return rollout.run_units(config_path, units, wait=True)
+        return rollout.run_units(config_path, units, wait="all")
     verbs = {"generate": generate, "train": train, "evaluate": evaluate}
     return verbs[stage].run(reading.load(Path(config_path), warn=False))

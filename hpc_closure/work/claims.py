@@ -133,6 +133,51 @@ def living(folder: Path, names, stale_after: float = STALE_AFTER) -> dict[str, d
     return fresh
 
 
+def overlapping(path: Path, stale_after: float = STALE_AFTER) -> set[int]:
+    """Return the members that other living claims hold, of those that the claim ``path`` names.
+
+    A stale claim is taken over and removed, so that its owner notices if it is alive after all.
+    """
+    first, last = _members(path.name)
+    held: set[int] = set()
+    for entry in os.scandir(path.parent):
+        if entry.name == path.name or not _NAME.fullmatch(entry.name):
+            continue
+        other_first, other_last = _members(entry.name)
+        if other_last < first or last < other_first:
+            continue
+        other = Path(entry.path)
+        if (record := read(other)) is None:
+            continue
+        if not _stale(other, record, server_time(path.parent), stale_after):
+            held.update(range(other_first, other_last + 1))
+        elif (stale := take(other, stale_after)) is not None:
+            stale.release()
+        else:  # another process takes it over now
+            held.update(range(other_first, other_last + 1))
+    return held
+
+
+def _members(name: str) -> tuple[int, int]:
+    """Return the first and last member of the name of a claim."""
+    found = _NAME.fullmatch(name)
+    assert found is not None
+    return int(found.group(1)), int(found.group(2))
+
+
+def wait_for_job(folder: Path, patience: float) -> None:
+    """Wait until no other process of this batch job has a claim, at most ``patience`` seconds."""
+    job, end = provenance.job().get("job"), time.monotonic() + patience
+
+    def held() -> bool:
+        names = [entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name)]
+        records = [read(folder / name) for name in names]
+        return any(record and record.get("job") == job for record in records)
+
+    while job is not None and time.monotonic() < end and held():
+        time.sleep(0.5)
+
+
 class Lost(RuntimeError):
     """The claim was taken over by another process."""
 

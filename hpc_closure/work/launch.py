@@ -23,6 +23,10 @@ _LAUNCHERS = (
     ("hydra", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("pmix", "PMIX_RANK", "", "", ""),
 )
+# Launchers of independent workers without MPI: index and number of the processes of a step
+_STEPS = (("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"))
+#: says that this process is a worker without MPI: ``auto`` (the launcher says which) or ``3/512``
+WORKER = "HPC_CLOSURE_WORKER"
 # Values of an activation (samples x points x channels) that keep a thread busy. A training step,
 # measured on two cores with 16 channels on 64^2 points and threads that wait passively, takes
 # 38 ms on one thread and 46 ms on two with 32 samples, 70 and 70 ms with 64, 136 and 114 ms
@@ -52,10 +56,34 @@ class Launch:
         return self.launcher not in ("", "torchrun")
 
 
+def worker(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Return the index of this worker among all that were started together, and their number.
+
+    Without the variable HPC_CLOSURE_WORKER it is the only one: (0, 1).
+
+    Raises:
+        ValueError: the variable is neither ``auto`` under Slurm or Flux, nor INDEX/NUMBER.
+    """
+    text = environ.get(WORKER, "")
+    if text == "auto":
+        for index, number in _STEPS:
+            if index in environ and number in environ:
+                text = f"{environ[index]}/{environ[number]}"
+                break
+    found = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
+    if not found or int(found.group(1)) >= int(found.group(2)):
+        raise ValueError(
+            f"{WORKER}={environ[WORKER]!r}: expected auto in a step of Slurm or Flux, or an index "
+            "from 0 and a number of workers, for example 3/512"
+        )
+    return int(found.group(1)), int(found.group(2))
+
+
 def launch(environ: Mapping[str, str] = os.environ) -> Launch:
     """Return how this process was started, from the environment alone.
 
-    A batch script also has SLURM_PROCID, but only a job step has SLURM_STEP_NUM_TASKS. An mpirun
+    A worker (HPC_CLOSURE_WORKER) is a single process, which shares its machine with others. A
+    batch script also has SLURM_PROCID, but only a job step has SLURM_STEP_NUM_TASKS. An mpirun
     inside one task of a step is a separate world.
 
     Raises:
@@ -68,6 +96,10 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch:
         except ValueError:
             raise ValueError(f"{key}={environ[key]!r} in the environment: not a number") from None
 
+    if environ.get(WORKER):
+        place = number("SLURM_LOCALID", number("FLUX_TASK_LOCAL_ID", 0))
+        here = _tasks_here(environ) if "SLURM_STEP_NUM_TASKS" in environ else 1
+        return Launch(local_rank=place, local_size=here)
     for name, rank, size, local_rank, local_size in _LAUNCHERS:
         if rank not in environ or (size and size not in environ):
             continue

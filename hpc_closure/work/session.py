@@ -45,6 +45,7 @@ class Session:
         started = launch.launch()
         self.rank = started.rank if started.launcher == "torchrun" else self.world.rank
         self.size = started.size if started.launcher == "torchrun" else self.world.size
+        self.worker, self.workers = launch.worker()
         limit = seconds(options.max_elapsed) if options.max_elapsed else None
         self.stop = Stop(limit)
         self._closing = contextlib.ExitStack()
@@ -60,12 +61,13 @@ class Session:
             ranks = cluster.domain_ranks if self.verb == "generate" else 1
             self.groups = self.world.groups(ranks)
             check_recipe(self.run, self.experiment, self.verb, overwrite=self.options.overwrite)
-            error = self.world.agree_on_error(self._open_folder() if self.rank == 0 else None)
+            first = self.rank == 0 and self.worker == 0  # it books for all
+            error = self.world.agree_on_error(self._open_folder() if first else None)
             if error is not None:
                 raise error
             log.setup(
-                self.rank,
-                self.size,
+                max(self.rank, self.worker),
+                max(self.size, self.workers),
                 verbosity=self.options.verbosity,
                 file=self.run.log(self.verb),
             )
@@ -78,7 +80,7 @@ class Session:
                 cuda=sorted(on) if on and self.device != "cpu" else None,
                 run=str(self.run),
             )
-            if self.rank == 0:
+            if first:
                 provenance.append(self.run, self.record)
                 log.banner(f"{self.verb} {self.experiment.name}", self.record)
             if self.verb in ("train", "evaluate"):
