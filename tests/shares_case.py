@@ -91,7 +91,7 @@ def evidence() -> Iterator[tuple[list[Tensor], list[Tensor]]]:
 
 
 class TwoLayers(trajectory_case.DNS):
-    """Two fields, each a mixture of a field and of itself moved."""
+    """Two fields: that of a member, and a mixture with that of another one."""
 
     channels = ("q_upper", "q_lower")
 
@@ -99,8 +99,8 @@ class TwoLayers(trajectory_case.DNS):
         super().__init__(members, times)
         self.channels = type(self).channels
         for name, values in self.fields.items():
-            moved = np.roll(values, 2, -1)
-            self.fields[name] = np.stack([values, 0.5 * values + moved], 2)
+            other = np.roll(values, 1, 0)
+            self.fields[name] = np.stack([values, 0.5 * values + other], 2)
 
 
 def reader_of(phase: Phase, data: TrainData, found: Processes) -> SharedReader:

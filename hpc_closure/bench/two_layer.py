@@ -167,7 +167,8 @@ def run(
             truth.add(dns.state)
     report(f"DNS {generate.grid}^2: {looks} looks")
     halves = climate(), climate()
-    for half, part in zip(halves, (slice(None, None, 2), slice(1, None, 2))):
+    middle = len(truth.spectra) // 2
+    for half, part in zip(halves, (slice(None, middle), slice(middle, None))):
         half.spectra, half.samples = truth.spectra[part], truth.samples[part]
     for grid, stride in rungs.items():
         problem = rung_problem(experiment.problem, grid, stride)

@@ -441,7 +441,7 @@ def _layers_to_rows(state, factors, mixed, work, tables):
             FORWARD(x, y, x, mixed[4 + layer, block], tables)
 
 
-def _load_flow(state, into, inversion, layer, block, x, y, lanes):
+def _load_flow(state, into, inversion, layer, block, x, y, lanes):  # noqa: PLR0913 - compiled
     """Load a block of a layer's velocities, i times a real factor of its streamfunction."""
     first, columns = block * LANES, state.shape[2] // 2
     width, count = min(lanes, columns - first), (2 * K + 1) * columns

@@ -16,7 +16,7 @@ from hpc_closure.spectral.cpu import jit
 from hpc_closure.spectral.modes.transform import Symbol
 
 
-def _update(w, rate, past, held, linear, filter_, weights, dt):
+def _update(w, rate, past, held, linear, filter_, weights, dt):  # noqa: PLR0913 - compiled
     for i in range(w.shape[0]):
         for c in range(w.shape[1]):
             state, now, before, first = w[i, c], rate[i, c], past[0, i, c], past[1, i, c]

@@ -162,7 +162,9 @@ def load_pairs(typing_context, pairs, at, line, o, apart):
 
 
 @intrinsic
-def load_rotated(typing_context, pairs, at, factor, from_, line, o, apart):
+def load_rotated(  # noqa: PLR0913 - compiled
+    typing_context, pairs, at, factor, from_, line, o, apart
+):
     """Write i times real factors at ``from_`` times pairs at ``at`` to lines, exchanged."""
 
     def generate(context, builder, signature, arguments):
@@ -192,7 +194,9 @@ def _psi(builder, inversion, first, count, layers):
 
 
 @intrinsic
-def load_flow(typing_context, state, at, count, inversion, number, into, x, y, o, apart):
+def load_flow(  # noqa: PLR0913 - compiled
+    typing_context, state, at, count, inversion, number, into, x, y, o, apart
+):
     """Write i times the factors of u and v times a streamfunction to lines x and y, exchanged.
 
     ``number`` is that of the streamfunction's first factor in ``inversion``.
@@ -218,7 +222,9 @@ def load_flow(typing_context, state, at, count, inversion, number, into, x, y, o
 
 
 @intrinsic
-def store_flux(typing_context, x, y, o, apart, factors, at, count, pairs):
+def store_flux(  # noqa: PLR0913 - compiled
+    typing_context, x, y, o, apart, factors, at, count, pairs
+):
     """Write -i (factors[0] F_x + factors[1] F_y) to pairs, from lines x of F_x and y of F_y."""
 
     def generate(context, builder, signature, arguments):
@@ -241,7 +247,9 @@ def store_flux(typing_context, x, y, o, apart, factors, at, count, pairs):
 
 
 @intrinsic
-def add_linear(typing_context, state, at, count, inversion, gradients, drag, out):
+def add_linear(  # noqa: PLR0913 - compiled
+    typing_context, state, at, count, inversion, gradients, drag, out
+):
     """Subtract each layer's gradient times i psi from ``out``; add the drag of the lower psi."""
 
     def generate(context, builder, signature, arguments):
