@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 import trajectory_case
 from torch import Tensor
@@ -29,6 +30,7 @@ from hpc_closure.train.trainer import TrainData
 from hpc_closure.work import mpi
 
 SIZES = {"width": 4, "modes": 4, "layers": 1, "mean_layers": 1}
+LAYERS = {"equation": "two_layer_qg", "length": 1.0, "deformation_radius": 0.2}
 AT_ONCE = 20  # snapshots: shares end within a batch
 MEMBERS, VALID = range(16), range(16, 18)  # fewer to judge by than three processes
 
@@ -43,6 +45,15 @@ def models() -> dict[str, ClosureModel]:
         "learned": build({"preset": "fno_score", **SIZES}, trajectory_case.GRID),
         "published": build({"preset": "published", "width": 4}, trajectory_case.GRID),
         "trajectory": trajectory_case.model(),
+        "layers": build(
+            {
+                "preset": "convolutional",
+                "equation": LAYERS,
+                "conditions": {"sensors": "none", "previous_closures": trajectory_case.PREVIOUS},
+                **SIZES,
+            },
+            trajectory_case.GRID,
+        ),
     }
     with torch.no_grad():
         for model in made.values():
@@ -79,6 +90,19 @@ def evidence() -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         yield seen, pairs
 
 
+class TwoLayers(trajectory_case.DNS):
+    """Two fields: that of a member, and a mixture with that of another one."""
+
+    channels = ("q_upper", "q_lower")
+
+    def __init__(self, members: int, times: int):
+        super().__init__(members, times)
+        self.channels = type(self).channels
+        for name, values in self.fields.items():
+            other = np.roll(values, 1, 0)
+            self.fields[name] = np.stack([values, 0.5 * values + other], 2)
+
+
 def reader_of(phase: Phase, data: TrainData, found: Processes) -> SharedReader:
     """As the trainer makes it, in smaller batches."""
     part = data.of(phase.members)
@@ -90,14 +114,18 @@ def reader_of(phase: Phase, data: TrainData, found: Processes) -> SharedReader:
 
 def statistics(found: Processes) -> dict[str, Tensor]:
     """Every result of every model's phases, what they were made of, and what the gates saw."""
-    store, results = trajectory_case.DNS(18, 12), {}
+    stores = {"layers": TwoLayers(18, 12)}
+    one, results = trajectory_case.DNS(18, 12), {}
     for name, model in models().items():
-        past = Past(closures=trajectory_case.PREVIOUS if name == "trajectory" else 0)
+        past = Past(closures=trajectory_case.PREVIOUS if name in ("trajectory", "layers") else 0)
+        store = stores.get(name, one)
         data = TrainData(*(TrainingSet(store, ids, past=past) for ids in (MEMBERS, VALID)))
         with evidence() as (seen, pairs):
             for phase in model.phases:
                 reader = reader_of(phase, data, found)
                 for key, value in model.begin(phase.name, reader).items():
+                    if key == "across_channels":  # the grouping, a word
+                        value = "isotropic_handed zonal mode".find(value)
                     if isinstance(value, (int, str)):  # counts, and figures in print
                         results[f"{name}: {key}"] = torch.tensor(float(value))
                 for key, tensor in model.saved_statistics().items():

@@ -72,7 +72,7 @@ def test_products_have_the_promised_names(finished):
         "evaluate/report.html",
     ):
         assert (folder / name).stat().st_size > 0, name
-    assert {p.suffix for p in (folder / "evaluate/figures").iterdir()} == {".png", ".pdf"}
+    assert {p.suffix for p in (folder / "evaluate/figures").iterdir()} == {".png", ".pdf", ".csv"}
     assert list((folder / "train/tensorboard").iterdir())
 
 
@@ -222,6 +222,7 @@ LAYERS = """
 base: two_layer_quick
 name: layers
 root: {root}
+model: {{conditions: {{previous_closures: 0}}}}
 generate: {{grid: 48, members: 16, t_end: 110.0, dt: 0.125, interval: 8,
            record: {{start: 30.0, every: 5.0, grid: 24}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 20, batch: 16}}

@@ -39,6 +39,7 @@ LAYERS = """
 base: two_layer_quick
 name: layers
 root: {root}
+model: {{conditions: {{previous_closures: 0}}}}
 generate: {{grid: 48, members: 4, t_end: 32.0, dt: 0.1, interval: 4,
            record: {{start: 8.0, every: 2.0, grid: 24}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 4, batch: 4}}

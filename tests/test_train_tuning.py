@@ -36,7 +36,7 @@ LAYERS = """
 base: two_layer_quick
 reduced: {step: 1}
 generate: {grid: 64, members: 8, t_end: 11.0, record: {grid: 32, start: 1.0, every: 1.0}}
-model: {preset: smagorinsky}
+model: {preset: smagorinsky, conditions: {previous_closures: 0}}
 train: {split: [0.25, 0.5, 0.25]}
 replicas: {members: 0}
 rollout: {initial_conditions: 1, t_start: 1.0, t_end: 11.0, every: 1.0, rungs: []}

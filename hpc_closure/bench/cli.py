@@ -386,6 +386,44 @@ def switches(
         _print(rows, bench.COLUMNS, remarks)
 
 
+@app.command("two-layer")
+def two_layer(
+    experiment: Annotated[str, typer.Argument(help="Preset or file of a trained run.")],
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="Changed settings of the run.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    members: Annotated[int, typer.Option(help="Trajectories of each solver.", metavar="N")] = 4,
+    duration: Annotated[
+        float, typer.Option(help="Time of each run; a quarter is spin-up.", metavar="TIME")
+    ] = 1825.0,
+    rungs: Annotated[
+        str, typer.Option(help="Bare solvers, points per side:DNS steps per step.", metavar="N:S")
+    ] = "48:2,64:2,96:1",
+    threads: Threads = 0,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Compare years of two-layer flow: laws at a point and spectra, over those of the DNS.
+
+    The two errors are the online ones of Perezhogin, Zanna, Fernandez-Granda (JAMES 2023). Bare
+    solvers have pyqg's filter; `step` counts steps of the DNS.
+    """
+    from hpc_closure.bench import two_layer as bench
+    from hpc_closure.experiment import reading
+
+    with _usage(), _recording(json, device, threads) as records:
+        try:
+            pairs = [rung.split(":") for rung in rungs.split(",") if rung]
+            solvers = {int(grid): int(stride) for grid, stride in pairs}
+        except ValueError:
+            raise ValueError(f"--rungs {rungs}: expected N:S,N:S, such as 48:2,96:1") from None
+        settings = reading.load(experiment, overrides or [])
+        rows = bench.run(settings, members, duration, solvers, device, print)
+        records += rows
+        _print(rows, bench.COLUMNS)
+
+
 @app.command()
 def stability(
     experiment: Annotated[str, typer.Argument(help="Preset or file of a trained run.")],

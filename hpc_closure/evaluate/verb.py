@@ -7,7 +7,7 @@ from hpc_closure.closure.compatibility import check_model
 from hpc_closure.data import held_out
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment, sha256_json
-from hpc_closure.work import atomic, log
+from hpc_closure.work import atomic, extras, log
 from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
@@ -17,6 +17,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     """Write scores.csv, scores.json, figures and report.html; return the exit code."""
     if options.dry_run:
         return print_plan(experiment)
+    extras.need("evaluate", *extras.EVALUATE)
     test_set = held_out.check(experiment)
     check_model(experiment)
     from hpc_closure.evaluate import compare

@@ -767,9 +767,10 @@ class Evaluate(Section):
         description="modules with further scores, [package.module]; they are imported, and their "
         "SCORES are added to the tables",
     )
-    formats: tuple[Literal["png", "pdf"], ...] = Field(
-        ("png", "pdf"),
-        description="formats of the figures; png is always among them, for the report; [] = no "
+    formats: tuple[Literal["png", "pdf", "csv"], ...] = Field(
+        ("png", "pdf", "csv"),
+        description="formats of the figures; png is always among them, for the report; csv is a "
+        "table of what is drawn; [] = no "
         "figures, which take most of the time of a small evaluation",
     )
     seed: int = 0
@@ -833,7 +834,7 @@ class Cluster(Section):
     )
     executor: Literal["inline", "local", "slurm"] = "inline"
     profile: str | None = Field(
-        None, description="site profile: a name in slurm/profiles or a path"
+        None, description="site profile: a shipped one, a name in slurm/profiles, or a path"
     )
     walltime: str = Field("1h", description="per task, e.g. 90m, 3h50m")
     signal_before_end: str = Field("5m", description="warning before the wall-time limit")

@@ -41,6 +41,7 @@ NUMBERS = LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state, fo
 NOISY = 2 * HARMONICS + NUMBERS  # with those of the noise level, for one field
 PLACES = 2  # coordinate channels per dimension
 LOW = 128  # hidden width of the perceptron for the largest modes
+ENCODERS = 2  # blocks of the encoder of a score network
 
 
 class Counts(NamedTuple):
@@ -363,7 +364,6 @@ class ScoreNetwork(CheckpointedModule):
         width: hidden channels.
         modes: retained modes.
         layers: blocks of the noisy branch.
-        encoder_layers: blocks of the encoder.
         form: form of the spectral convolutions.
         fields: number C of fields of the residual.
         dimensions: dimensions of the flow.
@@ -377,7 +377,6 @@ class ScoreNetwork(CheckpointedModule):
         width: int,
         modes: int,
         layers: int,
-        encoder_layers: int = 2,
         form: str = "auto",
         fields: int = 1,
         dimensions: int = 2,
@@ -388,7 +387,7 @@ class ScoreNetwork(CheckpointedModule):
         numbers = 2 * HARMONICS + counts.noisy * fields
         self.encode_lift = Conv1x1(channels, width)
         self.encode_blocks = nn.ModuleList(
-            FourierBlock(width, modes, width // 2, form, dimensions) for _ in range(encoder_layers)
+            FourierBlock(width, modes, width // 2, form, dimensions) for _ in range(ENCODERS)
         )
         # a shift and a gate per point for every block of the noisy branch
         self.encode_head = Conv1x1(width, 2 * width * layers, gain=0.3)

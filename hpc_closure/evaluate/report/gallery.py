@@ -70,7 +70,7 @@ class Album:
     """
 
     folder: Path
-    formats: Sequence[str] = ("png", "pdf")
+    formats: Sequence[str] = ("png", "pdf", "csv")
 
     def add(self, section: str, figure, name: str, caption: str) -> Picture:
         """Write a figure and return its picture."""

@@ -17,6 +17,7 @@ from hpc_closure.evaluate.scores.coupled import (
     growth,
     late,
     rescaled,
+    returns,
     trajectories,
 )
 from hpc_closure.evaluate.scores.generated import budget, gains, innovations
@@ -36,6 +37,7 @@ MODULES = (
     rank_histogram,
     rescaled,
     exceedance,
+    returns,
     paired,
     trajectories,
     growth,

@@ -26,6 +26,7 @@ from hpc_closure.evaluate.scores.coupled.climate import Climate, Flow
 from hpc_closure.evaluate.scores.coupled.exceedance import event_records
 from hpc_closure.evaluate.scores.coupled.growth import growth
 from hpc_closure.evaluate.scores.coupled.late import late_of, predictability
+from hpc_closure.evaluate.scores.coupled.returns import ReturnTimes
 from hpc_closure.evaluate.scores.coupled.trajectories import (
     Trajectories,
     joint_energies,
@@ -363,6 +364,7 @@ class _Field:
         self.predictable: dict[float, float] = {}
         self.above = threshold_of(truth, labels.dimensions)
         self.climate = None if flow is None else Climate(flow, truth)
+        self.returns = ReturnTimes(truth, times) if labels.channels else None
         # of the present lead time
         self.index = -1
         self.true: Truth
@@ -399,6 +401,8 @@ class _Field:
         self.joint.setdefault(method, Trajectories()).add(forecast)
         if self.climate is not None and method != "climatology":
             self.climate.add(method, self.index, x)
+        if self.returns is not None and method != "climatology":
+            self.returns.add(method, x)
         lost = diverged(x)
         scored.add(**self._columns(method), score="diverged", value=lost, **sizes)
         pool = _some(x, self.generator) if lost == 0 else _LOST
@@ -473,6 +477,9 @@ class _Field:
         if self.climate is not None:
             scored.fluxes = self.climate.fluxes()
             for method, columns in self.climate.similarities(blocks):
+                scored.add(**stage, **labels.of(method), **sizes[method], **columns)
+        if self.returns is not None:
+            for method, columns in self.returns.records():
                 scored.add(**stage, **labels.of(method), **sizes[method], **columns)
         if "oracle" in self.variances:
             for method, columns in growth(self.variances, times, blocks):

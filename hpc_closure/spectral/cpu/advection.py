@@ -18,6 +18,7 @@ from hpc_closure.spectral.cpu.line_kernels import (
     radices,
     twiddles,
 )
+from hpc_closure.spectral.cpu.tiles import TILE
 from hpc_closure.spectral.modes.slabs import Slabs
 from hpc_closure.spectral.modes.transform import Transform
 
@@ -43,6 +44,9 @@ class CompiledAdvection:
         to_tendency: real factors of the two products, the same shape.
     """
 
+    #: mixed fields on the way to rows, and products on the way back
+    fields, products = 2, 2
+
     def __init__(self, form: str, transform: Transform, to_velocity: Tensor, to_tendency: Tensor):
         n = self.size = transform.grid.size
         self.slabs = transform.slabs
@@ -52,8 +56,10 @@ class CompiledAdvection:
         back = to_tendency[:, 0, ..., 0].contiguous().numpy()
         self.back = back / self.dtype.type(2 * n**2)
         self.programs = programs(n, form)
-        self.fields = 3 if form == FLUX else 2
-        self._work = tuple(np.zeros((3, 2 * apart(n)), self.dtype))
+        if form == FLUX:
+            self.fields = 3
+        tiles = np.zeros(4 * TILE, self.dtype)
+        self._work = *np.zeros((3, 2 * apart(n)), self.dtype), tiles
         columns = self.slabs.every if self.slabs else [slice(0, self.into.shape[-1])]
         #: number of blocks of LANES columns of each rank
         self.blocks: list[int] = []
@@ -111,16 +117,20 @@ class CompiledAdvection:
             mixed = self._mixed_fields(1, self.blocks[0], n)[0]
             programs.whole((flow, field), self.into, self.back, result, mixed, *common)
             return out
-        local_blocks, rows = self.blocks[self.slabs.rank], self.slabs.rows(n)
-        count = rows.stop - rows.start
-        columns = self._mixed_fields(len(flow), local_blocks, n)
-        lines = self._mixed_fields(len(flow), sum(self.blocks), count)
+        columns, lines, count = self._of_ranks(len(flow), self.slabs)
         programs.to_rows((flow, field), self.into, columns, *common)
         self._exchange(self.slabs, columns, lines, to_rows=True)
         programs.multiply(lines, count, *common)
         self._exchange(self.slabs, columns, lines, to_rows=False)
         programs.to_columns(columns, self.back, result, *common)
         return out
+
+    def _of_ranks(self, members: int, slabs: Slabs) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return work arrays for local columns and for local rows, and the number of these."""
+        rows = slabs.rows(self.size)
+        count = rows.stop - rows.start
+        columns = self._mixed_fields(members, self.blocks[slabs.rank], self.size)
+        return columns, self._mixed_fields(members, sum(self.blocks), count), count
 
     def _mixed_fields(self, members: int, count: int, rows: int) -> np.ndarray:
         """Return a work array for ``count`` blocks of mixed fields, see :mod:`line_kernels`."""
@@ -133,7 +143,7 @@ class CompiledAdvection:
         self, slabs: Slabs, columns: np.ndarray, lines: np.ndarray, to_rows: bool
     ) -> None:
         """Exchange mixed fields of local columns for those of local rows, or the products back."""
-        fields = slice(self.fields if to_rows else 2)
+        fields = slice(self.fields if to_rows else self.products)
         rows = [slabs.rows(self.size, rank) for rank in range(slabs.num_ranks)]
         column_fields = _unpacked_view(columns, self.size)[:, fields]
         by_rows = [column_fields[..., row_range, :] for row_range in rows]

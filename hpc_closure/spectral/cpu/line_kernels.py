@@ -18,9 +18,9 @@ neither on members and ranks nor on the width of the processor's registers.
 
 **Templates.** Numba compiles the functions below once per grid size. Names in capitals are
 numbers, or other compiled functions, that :func:`specialise` inserts. To the compiler they are
-constants: it vectorises a loop only if it sees that reads and writes do not overlap. The result is
-cached on disk. All templates are in this file, because the cache is stale only if this file
-changes.
+constants: it vectorises a loop only if it sees that reads and writes do not overlap. Where it does
+not, :mod:`tiles` has the vector instructions. The result is cached on disk. All templates are in
+this file, because the cache is stale only if this file changes, or the names of functions do.
 """
 
 from __future__ import annotations
@@ -34,13 +34,27 @@ from typing import Any
 import numpy as np
 
 from hpc_closure.spectral.cpu import jit
+from hpc_closure.spectral.cpu.tiles import (
+    LANES,
+    TILE,
+    VERSION,
+    add_linear,
+    combine,
+    load_flow,
+    load_pairs,
+    load_rotated,
+    separate,
+    store_flux,
+    transpose,
+)
 from hpc_closure.spectral.modes.resolution import retained_modes
 
-LANES = 8  # lines side by side: one cache line of float64
+# LANES lines are side by side: one cache line of float64
 PADDING = 3  # rows of LANES between real and imaginary parts, to avoid equal addresses mod 4096
 MOST_PASSES = 7
 
-FLUX = "flux"  # the other form is "basdevant"
+BASDEVANT, FLUX = "basdevant", "flux"
+LAYERS = "layers"  # the flux form of two layers of quasi-geostrophic flow
 
 # Set by specialise. For lines: N points, K retained modes, APART numbers from real to imaginary
 # parts, PASSES passes of the transform. For a pass: M length after it, S stride, AT first twiddle.
@@ -48,7 +62,7 @@ N = K = APART = PASSES = M = S = AT = 0
 FORM = ""
 P0: Any = None
 P1 = P2 = P3 = P4 = P5 = P6 = PUT = FORWARD = LOAD = PACK = PRODUCTS = UNPACK = STORE = P0
-TO_ROWS = MULTIPLY = TO_COLUMNS = P0
+TO_ROWS = MULTIPLY = TO_COLUMNS = FLUX_OUT = LOAD_FLOW = ADD_LINEAR = P0
 
 # Constants of the passes: sqrt(1/2), 1/2, sin(pi/3), cos of 2 pi/5 and 4 pi/5, sin of the same.
 FIFTHS = 2 * np.pi / 5 * np.array([1, 2])
@@ -246,12 +260,12 @@ def _forward(source, x, y, out, tables):
 # transforms along x write them: ``(F, blocks, 2 parts of (rows, LANES))``; the blocks of several
 # ranks follow each other. An inverse transform is a forward one with real and imaginary parts
 # exchanged before and after. "Exchanged" below means that the parts are in this order. ``work``
-# is two buffers for lines and one for a field.
+# is two buffers for lines, one for a field, and four tiles.
 
 
 def _to_rows(stream, carried, factors, mixed, work, tables):
     """Transform spectra to mixed fields, exchanged: u, v and, in flux form, the carried field."""
-    x, y, _ = work
+    x, y = work[:2]
     lanes = tables[2]
     for f in range(mixed.shape[0]):
         for block in range(mixed.shape[1]):
@@ -261,10 +275,17 @@ def _to_rows(stream, carried, factors, mixed, work, tables):
 
 def _load(spectrum, factors, f, block, x, lanes):
     """Load a block of a spectrum times i and a real factor; without a factor, the block itself."""
-    first = block * LANES
-    width = min(lanes, spectrum.shape[1] // 2 - first)
+    first, columns = block * LANES, spectrum.shape[1] // 2
+    width, count = min(lanes, columns - first), (2 * K + 1) * columns
     for row in range(2 * K + 1):
         o = (row if row <= K else row + N - 2 * K - 1) * LANES
+        if width == LANES:
+            at = row * columns + first
+            if f < len(factors):
+                load_rotated(spectrum, 2 * at, factors, f * count + at, x, o, APART)
+            else:
+                load_pairs(spectrum, 2 * at, x, o, APART)
+            continue
         re, im, line = x[o:], x[o + APART :], spectrum[row, 2 * first :]
         if f < len(factors):
             factor = factors[f, row, first:]
@@ -282,40 +303,40 @@ def _load(spectrum, factors, f, block, x, lanes):
 
 def _multiply(mixed, rows, work, tables):
     """Replace mixed fields of ``rows`` rows, exchanged, by twice those of their two products."""
-    x, y, vorticity = work
+    x, y, vorticity, tiles = work
     places = tables[3]
     z = y if PASSES % 2 else x
     for first in range(0, rows, LANES):
         if FORM == FLUX:
-            PACK(mixed[2], mixed[2], first, places, x)
+            PACK(mixed[2], mixed[2], first, places, x, tiles)
             FORWARD(x, y, x, z, tables)
             vorticity[:APART] = z[APART:]
-        PACK(mixed[0], mixed[1], first, places, x)
+        PACK(mixed[0], mixed[1], first, places, x, tiles)
         FORWARD(x, y, x, z, tables)
         PRODUCTS(z, vorticity, x)
         FORWARD(x, y, x, z, tables)
-        UNPACK(z, mixed[0], mixed[1], first, places)
+        UNPACK(z, mixed[0], mixed[1], first, places, tiles)
 
 
-def _pack(a, b, first, places, x):
+def _pack(a, b, first, places, x, tiles):
     """Combine rows of two mixed fields to complex lines u + i v, exchanged.
 
     The modes -k, which are not stored, are the conjugates of those at k.
     """
-    apart = a.shape[1] // 2
-    for k in range(K + 1):
-        block, i = places[k] // LANES, first * LANES + places[k] % LANES
-        ui, ur, vi, vr = a[block, i:], a[block, i + apart :], b[block, i:], b[block, i + apart :]
-        here, there = x[k * LANES :], x[(N - k) * LANES if k else 0 :]
-        for q in range(LANES):
-            j = q * LANES
-            there[q] = vr[j] - ui[j]
-            there[q + APART] = ur[j] + vi[j]
-            here[q] = ui[j] + vr[j]
-            here[q + APART] = ur[j] - vi[j]
-    for q in range(LANES):
-        x[q] = b[0, (first + q) * LANES + apart]
-        x[q + APART] = a[0, (first + q) * LANES + apart]
+    apart, at = a.shape[1] // 2, first * LANES
+    k = 0
+    for block in range(a.shape[0]):
+        transpose(a[block], at, tiles, 0)
+        transpose(a[block], at + apart, tiles, TILE)
+        transpose(b[block], at, tiles, 2 * TILE)
+        transpose(b[block], at + apart, tiles, 3 * TILE)
+        while k <= K and places[k] // LANES == block:
+            row = places[k] % LANES * LANES
+            combine(tiles, row, x, k * LANES, (N - k) * LANES if k else 0, APART)
+            if k == 0:
+                x[:LANES] = tiles[3 * TILE : 3 * TILE + LANES]
+                x[APART : APART + LANES] = tiles[TILE : TILE + LANES]
+            k += 1
     for o in range((K + 1) * LANES, (N - K) * LANES):
         x[o] = 0
         x[o + APART] = 0
@@ -325,7 +346,7 @@ def _products(z, vorticity, x):
     """Multiply: u + i v, exchanged, to u v + i (v^2 - u^2), or in flux form to u w + i v w."""
     for o in range(N * LANES):
         u, v = z[o + APART], z[o]
-        if FORM == FLUX:
+        if FORM != BASDEVANT:
             x[o] = u * vorticity[o]
             x[o + APART] = v * vorticity[o]
         else:
@@ -333,33 +354,54 @@ def _products(z, vorticity, x):
             x[o + APART] = (v - u) * (v + u)
 
 
-def _unpack(z, a, b, first, places):
+def _unpack(z, a, b, first, places, tiles):
     """Split spectra of complex lines a + i b in twice those of a and of b, rows of mixed fields.
 
     ``z(k) + conj z(-k) = 2 a(k)``, and the difference is ``2 i b(k)``.
     """
-    apart = a.shape[1] // 2
-    for k in range(K + 1):
-        block, i = places[k] // LANES, first * LANES + places[k] % LANES
-        ar, ai, br, bi = a[block, i:], a[block, i + apart :], b[block, i:], b[block, i + apart :]
-        here, there = z[k * LANES :], z[(N - k) * LANES if k else 0 :]
-        for q in range(LANES):
-            j = q * LANES
-            ar[j] = here[q] + there[q]
-            ai[j] = here[q + APART] - there[q + APART]
-            br[j] = here[q + APART] + there[q + APART]
-            bi[j] = there[q] - here[q]
+    apart, at = a.shape[1] // 2, first * LANES
+    k = 0
+    for block in range(a.shape[0]):
+        while k <= K and places[k] // LANES == block:
+            row = places[k] % LANES * LANES
+            separate(z, k * LANES, (N - k) * LANES if k else 0, APART, tiles, row)
+            k += 1
+        transpose(tiles, 0, a[block], at)
+        transpose(tiles, TILE, a[block], at + apart)
+        transpose(tiles, 2 * TILE, b[block], at)
+        transpose(tiles, 3 * TILE, b[block], at + apart)
 
 
 def _to_columns(mixed, factors, spectrum, work, tables):
     """Transform two mixed fields to one spectrum, the sum of both times their factors."""
-    x, y, _ = work
-    lanes = tables[2]
-    z = x if PASSES % 2 else y
     for block in range(mixed.shape[1]):
-        for f in range(2):
-            FORWARD(mixed[f, block], x, y, z, tables)
-            STORE(z, factors, f, block, spectrum, lanes)
+        FLUX_OUT(mixed[0, block], mixed[1, block], factors, block, spectrum, work, tables)
+
+
+def _flux_out(first, second, factors, block, spectrum, work, tables):
+    """Transform a block of two mixed fields, and store it."""
+    x, y, v = work[:3]
+    lanes, columns = tables[2], spectrum.shape[1] // 2
+    count = (2 * K + 1) * columns
+    if FORM == BASDEVANT or columns - block * LANES < LANES:
+        z = x if PASSES % 2 else y
+        FORWARD(first, x, y, z, tables)
+        STORE(z, factors, 0, block, spectrum, lanes)
+        FORWARD(second, x, y, z, tables)
+        STORE(z, factors, 1, block, spectrum, lanes)
+        return
+    z = x if PASSES % 2 else y
+    FORWARD(first, x, y, z, tables)
+    # the other buffer of this transform is free, and v takes the part of the first one
+    other = y if PASSES % 2 else x
+    if PASSES % 2:
+        FORWARD(second, v, other, v, tables)
+    else:
+        FORWARD(second, other, v, v, tables)
+    for row in range(2 * K + 1):
+        o = (row if row <= K else row + N - 2 * K - 1) * LANES
+        at = row * columns + block * LANES
+        store_flux(z, v, o, APART, factors, at, count, spectrum)
 
 
 def _store(z, factors, f, block, spectrum, lanes):
@@ -372,10 +414,133 @@ def _store(z, factors, f, block, spectrum, lanes):
         factor = factors[f, row, first:]
         for q in range(width):
             a, b = factor[q] * re[q], factor[q] * im[q]
-            if FORM == FLUX:  # -i (kx F_x + ky F_y)
+            if FORM != BASDEVANT:  # -i (kx F_x + ky F_y)
                 a, b = b, -a
             line[2 * q] = a if f == 0 else line[2 * q] + a
             line[2 * q + 1] = b if f == 0 else line[2 * q + 1] + b
+
+
+# -- two layers -----------------------------------------------------------------------------------
+#
+# The mixed fields are u and v of the upper layer, u and v of the lower one, and both potential
+# vorticities. The latter are one complex line of a row, so a step has five transforms of a row for
+# the six of two layers alone. Streamfunctions exist in registers only.
+
+
+def _layers_to_rows(state, factors, mixed, work, tables):
+    """Transform both layers' spectra ``(2, 2K + 1, 2 columns)`` to six mixed fields, exchanged."""
+    x, y, v, _ = work
+    into, inversion, _, _ = factors
+    lanes = tables[2]
+    for block in range(mixed.shape[1]):
+        for layer in range(2):
+            LOAD_FLOW(state, into, inversion, layer, block, x, v, lanes)
+            FORWARD(x, y, x, mixed[2 * layer, block], tables)
+            FORWARD(v, y, v, mixed[2 * layer + 1, block], tables)
+            LOAD(state[layer], into, 2, block, x, lanes)
+            FORWARD(x, y, x, mixed[4 + layer, block], tables)
+
+
+def _load_flow(state, into, inversion, layer, block, x, y, lanes):  # noqa: PLR0913 - compiled
+    """Load a block of a layer's velocities, i times a real factor of its streamfunction."""
+    first, columns = block * LANES, state.shape[2] // 2
+    width, count = min(lanes, columns - first), (2 * K + 1) * columns
+    for row in range(2 * K + 1):
+        o = (row if row <= K else row + N - 2 * K - 1) * LANES
+        if width == LANES:
+            at = row * columns + first
+            load_flow(state, at, count, inversion, 2 * layer, into, x, y, o, APART)
+            continue
+        ur, ui, vr, vi = x[o:], x[o + APART :], y[o:], y[o + APART :]
+        upper, lower = state[0, row, 2 * first :], state[1, row, 2 * first :]
+        a, b = inversion[2 * layer, row, first:], inversion[2 * layer + 1, row, first:]
+        to_u, to_v = into[0, row, first:], into[1, row, first:]
+        for q in range(width):
+            re = a[q] * upper[2 * q] + b[q] * lower[2 * q]
+            im = a[q] * upper[2 * q + 1] + b[q] * lower[2 * q + 1]
+            ur[q] = to_u[q] * re
+            ui[q] = -(to_u[q] * im)
+            vr[q] = to_v[q] * re
+            vi[q] = -(to_v[q] * im)
+    for o in range((K + 1) * LANES, (N - K) * LANES):
+        x[o] = 0
+        x[o + APART] = 0
+        y[o] = 0
+        y[o + APART] = 0
+
+
+def _layers_multiply(mixed, rows, work, tables):
+    """Replace velocities of ``rows`` rows by twice the mixed fields of their layer's products."""
+    x, y, vorticities, tiles = work
+    places = tables[3]
+    z = y if PASSES % 2 else x
+    for first in range(0, rows, LANES):
+        PACK(mixed[4], mixed[5], first, places, x, tiles)
+        FORWARD(x, y, x, z, tables)
+        vorticities[:APART] = z[APART:]
+        vorticities[APART:] = z[:APART]
+        for layer in range(2):
+            u, v = mixed[2 * layer], mixed[2 * layer + 1]
+            PACK(u, v, first, places, x, tiles)
+            FORWARD(x, y, x, z, tables)
+            PRODUCTS(z, vorticities[layer * APART :], x)
+            FORWARD(x, y, x, z, tables)
+            UNPACK(z, u, v, first, places, tiles)
+
+
+def _layers_to_columns(mixed, state, factors, back, out, work, tables):
+    """Transform the products of both layers, and add the linear terms that couple the layers."""
+    for block in range(mixed.shape[1]):
+        for layer in range(2):
+            u, v = mixed[2 * layer, block], mixed[2 * layer + 1, block]
+            FLUX_OUT(u, v, back, block, out[layer], work, tables)
+        ADD_LINEAR(state, factors, block, out, tables[2])
+
+
+def _add_linear(state, factors, block, out, lanes):
+    """Subtract the mean gradients times i psi of each layer, and add the drag of the lower one."""
+    _, inversion, gradients, drag = factors
+    first, columns = block * LANES, state.shape[2] // 2
+    width, count = min(lanes, columns - first), (2 * K + 1) * columns
+    for row in range(2 * K + 1):
+        if width == LANES:
+            add_linear(state, row * columns + first, count, inversion, gradients, drag, out)
+            continue
+        upper, lower = state[0, row, 2 * first :], state[1, row, 2 * first :]
+        a, b, c, d = inversion[0], inversion[1], inversion[2], inversion[3]
+        a, b, c, d = a[row, first:], b[row, first:], c[row, first:], d[row, first:]
+        g, h, r = gradients[0, row, first:], gradients[1, row, first:], drag[row, first:]
+        above, below = out[0, row, 2 * first :], out[1, row, 2 * first :]
+        for q in range(width):
+            ur, ui, lr, li = upper[2 * q], upper[2 * q + 1], lower[2 * q], lower[2 * q + 1]
+            re, im = a[q] * ur + b[q] * lr, a[q] * ui + b[q] * li
+            above[2 * q] = above[2 * q] + g[q] * im
+            above[2 * q + 1] = above[2 * q + 1] - g[q] * re
+            re, im = c[q] * ur + d[q] * lr, c[q] * ui + d[q] * li
+            below[2 * q] = (below[2 * q] + h[q] * im) + r[q] * re
+            below[2 * q + 1] = (below[2 * q + 1] - h[q] * re) + r[q] * im
+
+
+def _layers_whole(state, factors, back, out, mixed, work, tables):
+    for i in range(state.shape[0]):
+        TO_ROWS(state[i], factors, mixed, work, tables)
+        MULTIPLY(mixed, N, work, tables)
+        TO_COLUMNS(mixed, state[i], factors, back, out[i], work, tables)
+
+
+def _layers_all_to_rows(state, factors, mixed, work, tables):
+    for i in range(state.shape[0]):
+        TO_ROWS(state[i], factors, mixed[i], work, tables)
+
+
+def _layers_multiply_all(mixed, rows, work, tables):
+    for i in range(mixed.shape[0]):
+        MULTIPLY(mixed[i], rows, work, tables)
+
+
+def _layers_all_to_columns(mixed, state, factors, back, out, work, tables):
+    for i in range(out.shape[0]):
+        TO_COLUMNS(mixed[i], state[i], factors, back, out[i], work, tables)
 
 
 # -- loops over members, the leading axis ---------------------------------------------------------
@@ -415,16 +580,28 @@ class Programs:
     to_columns: Any
 
 
+#: templates of the three stages of a member, and of the loops over members
+ONE_FLOW = (
+    (_to_rows, _multiply, _to_columns),
+    (_whole, _all_to_rows, _multiply_all, _all_to_columns),
+)
+TWO_LAYERS = (
+    (_layers_to_rows, _layers_multiply, _layers_to_columns),
+    (_layers_whole, _layers_all_to_rows, _layers_multiply_all, _layers_all_to_columns),
+)
+
+
 @functools.cache
 def programs(size: int, form: str) -> Programs:
     """Return the functions for lines of ``size`` points, which must have :func:`radices`."""
     names: dict[str, Any] = {"N": size, "K": retained_modes(size), "APART": apart(size)}
     names["FORM"] = form
     add_transform(names)
-    parts = (_load, _pack, _products, _unpack, _store)
-    for part in (*parts, _to_rows, _multiply, _to_columns):
-        names[part.__name__[1:].upper()] = specialise(part, names)
-    members = (_whole, _all_to_rows, _multiply_all, _all_to_columns)
+    parts = (_load, _pack, _products, _unpack, _store, _flux_out, _load_flow, _add_linear)
+    stages, members = ONE_FLOW if form != LAYERS else TWO_LAYERS
+    for part in (*parts, *stages):
+        name = part.__name__.removeprefix("_layers")[1:] if form == LAYERS else part.__name__[1:]
+        names[name.upper()] = specialise(part, names)
     return Programs(*[jit.cached(with_names(template, names)) for template in members])
 
 
@@ -452,7 +629,7 @@ def with_names(template: Callable, names: dict) -> Callable:
         template.__code__, {**template.__globals__, **names}, template.__name__
     )
     differs = [names[name] for name in ("FORM", "N", "M", "S") if name in names]
-    function.__qualname__ = "_".join([template.__name__, *map(str, differs)])
+    function.__qualname__ = "_".join([template.__name__, *map(str, differs), VERSION])
     return function
 
 

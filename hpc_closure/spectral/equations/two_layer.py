@@ -12,12 +12,15 @@ sec. 5.3; the model of pyqg). Velocities are :math:`(u, v) = (-\psi_y, \psi_x)`.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from hpc_closure.spectral.equations.base import Channel, Equation, Terms
 from hpc_closure.spectral.recipe import Finite, NonNegative, Positive
+
+if TYPE_CHECKING:
+    from hpc_closure.spectral.cpu.layers import CompiledLayers
 
 
 class TwoLayerQG(Equation):
@@ -114,6 +117,18 @@ class TwoLayerTerms(Terms):
         self.transport = Flux(transform, factors(-grid.ky, grid.kx))
         self.gradients = factors(*(gradient * grid.kx for gradient in equation.mean_gradients))
         self.drag = factors(equation.drag * grid.k2)[0]
+        self.compiled: CompiledLayers | None = None
+        if transform.lines.on_cpu:
+            from hpc_closure.spectral.cpu.layers import compiled_layers
+
+            self.compiled = compiled_layers(
+                transform,
+                self.transport.to_velocity,
+                self.transport.to_tendency,
+                self.inversion,
+                self.gradients,
+                self.drag[None],
+            )
 
     def streamfunctions(self, w):
         """Return the pairs of psi, shaped like the state ``(members, 2, 2K + 1, columns, 2)``."""
@@ -123,6 +138,13 @@ class TwoLayerTerms(Terms):
         return torch.stack([a * upper + b * lower, c * upper + d * lower], 1)
 
     def nonlinear(self, w, out):
+        if self.compiled is None:
+            return self.by_transforms(w, out)
+        self.compiled.compare_once(self.by_transforms)
+        return self.compiled.rate(w, out)
+
+    def by_transforms(self, w, out):
+        """Write the term to ``out`` layer by layer, and return it."""
         psi = self.streamfunctions(w)
         layers = (-1, *w.shape[2:])  # layers as further members
         self.transport.carry(psi.reshape(layers), w.reshape(layers), out.view(layers))
