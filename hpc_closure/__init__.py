@@ -2,6 +2,7 @@
 
 from hpc_closure.experiment import kinds as _kinds
 
+__all__ = ["load"]
 __version__ = "0.1.0"
 
 

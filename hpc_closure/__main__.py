@@ -21,10 +21,12 @@ def main() -> None:
 
 
 def _run() -> None:
-    from hpc_closure.cli import app
+    from hpc_closure.work import extras
     from hpc_closure.work.options import UsageError
 
     try:
+        from hpc_closure.cli import app
+
         sys.exit(app(prog_name="hpc-closure", standalone_mode=False))
     except SystemExit as end:
         if hasattr(end, "reason"):  # stop.Stopped: saved, not finished
@@ -36,6 +38,11 @@ def _run() -> None:
         if os.environ.get("HPC_CLOSURE_TRACEBACK"):
             raise
         _end(str(error).strip() or type(error).__name__, 1)
+    except ImportError as error:
+        ours = (error.name or "").startswith("hpc_closure")  # a module of this package: a defect
+        if ours or os.environ.get("HPC_CLOSURE_TRACEBACK"):
+            raise
+        _end(extras.explain(error), 1)
     except Exception as error:
         _refuse(error)
         raise

@@ -128,8 +128,8 @@ def train(
 ):
     """Train the closure model: RUN/train/model.safetensors.
 
-    Runs in one process or several (`launch/train -n 4 x.yaml`), with DeepSpeed if it is installed,
-    else plain torch. Resumes from the newest complete checkpoint.
+    Runs in one process or several (`mpirun -n 4 hpc-closure train x.yaml`), with DeepSpeed if it
+    is installed, else plain torch. Resumes from the newest complete checkpoint.
     """
     from hpc_closure.train import verb
 
@@ -203,8 +203,8 @@ def submit(
     """Submit the verbs as Slurm jobs; each starts after the previous one.
 
     Account, partition, modules and sizes are defined in the profile that the experiment names
-    (cluster.profile, see slurm/profiles/template.yaml). A job that is stopped early requeues
-    itself. Repeat the command to submit what is missing.
+    (cluster.profile; `config profile template mine.yaml` copies one to fill in). A job that is
+    stopped early requeues itself. Repeat the command to submit what is missing.
     """
     from hpc_closure.tools import submit
 
@@ -234,6 +234,18 @@ def status(
 
 
 @app.command()
+def doctor(json: Json = False):
+    """Check this installation and this machine; say how to mend what is missing or broken.
+
+    Each line is a thing: packages, MPI and a start of two ranks, DeepSpeed, GPU, Slurm, compilers,
+    caches, limits. Exit code 1 if a verb cannot run.
+    """
+    from hpc_closure.tools import doctor
+
+    _end(doctor.run(json))
+
+
+@app.command()
 def inspect(
     path: Annotated[
         Path,
@@ -248,6 +260,30 @@ def inspect(
     from hpc_closure.tools import inspect
 
     _end(inspect.run(path, deep=deep, json=json))
+
+
+@app.command()
+def movie(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(help="File to write, .mp4 or .gif; default RUN/evaluate/movie.mp4."),
+    ] = None,
+    start: Annotated[int, typer.Option(help="Number of the start, from 0.")] = 0,
+    channel: Annotated[str, typer.Option(help="Field of a state of several fields.")] = "",
+    seconds: Annotated[float, typer.Option(help="Length of the film.")] = 10.0,
+):
+    """Film a coupled run: truth, three members, spread, rank of the truth, spectra.
+
+    Needs a finished rollout. Writes MP4 where ffmpeg is installed, else GIF. Frames are the stored
+    times: a smaller rollout.every gives a smoother film.
+    """
+    from hpc_closure.tools import movie
+
+    if not seconds > 0:
+        raise UsageError(f"--seconds {seconds:g}: expected a positive number")
+    _end(movie.run(_experiment(experiment, *(overrides or [])), out, start, channel, seconds))
 
 
 @app.command()
@@ -333,6 +369,21 @@ def config_copy(
     from hpc_closure.tools import config
 
     config.copy(preset, target)
+
+
+@config.command("profile")
+def config_profile(
+    name: Annotated[
+        str, typer.Argument(help="A site profile: template, cpu, gpu, ... or one of yours.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="File to write, e.g. slurm/profiles/mysite.yaml.")
+    ],
+):
+    """Copy a site profile of a Slurm cluster to a file, with its comments."""
+    from hpc_closure.tools import config
+
+    config.copy_profile(name, target)
 
 
 app.add_typer(config, name="config")

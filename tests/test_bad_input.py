@@ -52,7 +52,7 @@ CONFIG = [
     # no such choice
     ("physics.equation=euler", r"physics.equation='euler': Input should be 'vorticity2d'"),
     ("physics.noise.kind=qwiener", r"physics.noise.kind='qwiener': Input should be 'none', 'q_w"),
-    ("generate.scheme=rk4", r"generate.scheme='rk4': Input should be 'cn_euler', 'cn_ab2'"),
+    ("generate.scheme=rk3", r"generate.scheme='rk3': Input should be 'cn_euler', 'cn_ab2'"),
     ("generate.closure=all", r"generate.closure='all': Input should be 'diffusion', 'convection'"),
     (
         "model.preset=huge",

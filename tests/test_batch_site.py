@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from hpc_closure.batch import site as profiles
 from hpc_closure.batch.site import Profile, load_profile
+from hpc_closure.cli import app
+from hpc_closure.tools import config
 
 TESTS = str(Path(__file__).parent)
 
@@ -25,8 +28,23 @@ def test_profiles_by_name_in_the_working_folder_and_by_path(tmp_path, monkeypatc
     (folder / "mine.yaml").write_text("account: abc\nmem: 4000\n")
     assert load_profile("mine").options() == {"account": "abc", "mem": "4000"}
     assert load_profile(folder / "mine.yaml").name == "mine"
-    assert load_profile("testbed").partition == "main"  # of the checkout, still found
+    assert load_profile("testbed").partition == "main"  # shipped, still found
     assert load_profile(None).options() == {}
+
+
+def test_a_shipped_profile_is_copied_and_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target = "slurm/profiles/mine.yaml"
+    result = CliRunner().invoke(app, ["config", "profile", "template", target])
+    assert result.exit_code == 0 and result.output.startswith(f"{target}: copied from ")
+    assert load_profile("mine").account == load_profile("template").account == "my_project"
+    with pytest.raises(ValueError, match="exists already"):
+        config.copy_profile("template", Path(target))
+    with pytest.raises(ValueError, match="did you mean template"):
+        config.copy_profile("templat", Path("other.yaml"))
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        config.copy_profile("template", Path("file/other.yaml"))
 
 
 def test_the_profile_in_the_docs_loads(tmp_path):

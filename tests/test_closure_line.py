@@ -1,4 +1,4 @@
-"""Closures on a line, a plane of one row: the same code, and its own answers."""
+"""Closures on a line: the code of planes, and its own answers."""
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,6 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Rollout
 from hpc_closure.rollout.coupling import CoupledRun, Coupling
-from hpc_closure.spectral.modes.grid import Grid, Row, hermitian, resize
 from hpc_closure.spectral.simulation import Simulation
 
 SMALL = """
@@ -51,49 +50,36 @@ def run(tmp_path_factory):
 
 
 def waves(number=3, size=24, seed=0):
-    """Fields (number, 1, n) of a few modes."""
-    row = band(7, 1.0, 1)
-    return row.to_physical(keyed_noise.white_spectra(row, seed, "test", range(number), 0), size)
-
-
-def test_a_row_has_the_modes_of_a_line():
-    row, line = Row(24, 2.0), Grid(24, 2.0, dimensions=1)
-    assert row.shape == (1, *line.shape) and row.points == (1, *line.points)
-    for name in ("k2", "inverse_k2", "weights", "ky"):
-        assert torch.equal(getattr(row, name)[0], getattr(line, name)), name
-    assert torch.equal(row.shell()[0], line.shell()) and row.num_shells == line.num_shells
-    spectra = keyed_noise.white_spectra(band(7, 1.0, 1), 0, "test", range(3), 0)
-    assert torch.equal(row.shell_sum(spectra.abs()), line.shell_sum(spectra[:, 0].abs()))
-    for modes in (4, 9):
-        assert torch.equal(resize(spectra, modes)[:, 0], resize(spectra[:, 0], modes, 1))
-    assert torch.equal(hermitian(spectra)[:, 0], hermitian(spectra[:, 0], 1))
+    """Fields (number, n) of a few modes."""
+    line = band(7, 1.0, 1)
+    return line.to_physical(keyed_noise.white_spectra(line, seed, "test", range(number), 0), size)
 
 
 def test_draws_on_a_line_are_white_and_real():
-    row = band(7, 1.0, 1)
-    z = keyed_noise.white_spectra(row, 1, "test", range(4000), 0)
-    power = z.abs().square().mean((0, 1))
-    assert z.shape == (4000, 1, 8) and torch.allclose(power, torch.ones(8).double(), atol=0.08)
-    field = row.to_physical(z, 24)
-    assert (row.to_spectral(field) - z).abs().max() < 1e-12
-    assert float(field.square().mean()) == pytest.approx(row.variance(torch.ones(8)), rel=0.03)
+    line = band(7, 1.0, 1)
+    z = keyed_noise.white_spectra(line, 1, "test", range(4000), 0)
+    power = z.abs().square().mean(0)
+    assert z.shape == (4000, 8) and torch.allclose(power, torch.ones(8).double(), atol=0.08)
+    field = line.to_physical(z, 24)
+    assert (line.to_spectral(field) - z).abs().max() < 1e-12
+    assert float(field.square().mean()) == pytest.approx(line.variance(torch.ones(8)), rel=0.03)
 
 
 def test_features_and_what_the_flow_carries():
-    row, x = band(7, 1.0, 1), torch.arange(24).double() / 24
+    line, x = band(7, 1.0, 1), torch.arange(24).double() / 24
     tau = 2 * torch.pi
     u, f = torch.sin(tau * x), torch.cos(2 * tau * x)
-    u_hat, f_hat = (row.to_spectral(field[None, None]) for field in (u, f))
-    state, slope = row.to_physical(feature_spectra(u_hat, row), 24)[0, :, 0]
+    u_hat, f_hat = (line.to_spectral(field[None]) for field in (u, f))
+    state, slope = line.to_physical(feature_spectra(u_hat, line), 24)[0]
     assert torch.allclose(state, u) and torch.allclose(slope, tau * torch.cos(tau * x))
-    moved = row.to_physical(carried(u_hat, f_hat[:, None], row), 24)[0, 0, 0]
+    moved = line.to_physical(carried(u_hat, f_hat[:, None], line), 24)[0, 0]
     assert torch.allclose(moved, u * 2 * tau * torch.sin(2 * tau * x), atol=1e-12)
 
 
 def test_power_per_shell_of_a_line():
     x = torch.arange(24).double() / 24
     field = 2 * torch.cos(2 * torch.pi * 3 * x) + 1
-    power = shell_power(field[None])
+    power = shell_power(field, 1)
     assert power.shape == (13,) and torch.allclose(
         power[[0, 3]], torch.tensor([1.0, 2.0]).double()
     )
@@ -133,12 +119,12 @@ def test_the_solver_with_gradients_is_the_coupled_run(run, monkeypatch):
     previous = torch.from_numpy(
         np.stack([[data.read(case, 30 - back, "closure") for back in (1, 2)] for case in range(3)])
     )
-    assert state.shape == (3, 1, 24)
+    assert state.shape == (3, 24)
     batch = {
         "state": state,
         "previous": previous,
         "sample_index": torch.arange(3),
-        "ahead": state[:, None].expand(-1, 4, -1, -1),
+        "ahead": state[:, None].expand(-1, 4, -1),
     }
     monkeypatch.setattr(rollout_training, "STAGE", "sample")
     through = RolloutLoss(experiment.problem, 24, "subgrid", 10, 2)
@@ -153,7 +139,26 @@ def test_the_solver_with_gradients_is_the_coupled_run(run, monkeypatch):
     for call in range(4):
         coupled.advance()
         theirs = coupled.fields()["model"].unflatten(0, (2, 3))
-        assert torch.allclose(ours[call, :, :, 0], theirs, atol=1e-5)
+        assert torch.allclose(ours[call], theirs, atol=1e-5)
+
+
+def test_restart_files_in_which_a_line_has_a_row_load(run):
+    experiment, folder = run
+    closure, data = hpc_closure.load(folder.model), DataSet(folder.data)
+    state, *previous = (
+        np.stack([data.read(case, 30 - back, name) for case in range(2)]).astype(np.float64)
+        for back, name in ((0, "state"), (1, "closure"), (2, "closure"))
+    )
+    settings = Rollout(interval=10, baselines=())
+    coupling = Coupling(experiment.problem, "subgrid", 24, 7, settings, Memory(previous=2))
+    first, second = (CoupledRun(coupling, closure, [(0, 0), (1, 0)], range(2)) for _ in range(2))
+    first.start(state, 0, closures=previous)
+    saved = first.advance(2) or first.save_state()
+    assert saved["drawn"].shape == (2, 2, 8)
+    second.load_state({**saved, "drawn": saved["drawn"][:, :, None]})
+    for one in (first, second):
+        one.advance(2)
+    assert torch.equal(first.fields()["model"], second.fields()["model"])
 
 
 def test_closures_are_what_the_reduced_solver_lacks(run):
@@ -161,7 +166,7 @@ def test_closures_are_what_the_reduced_solver_lacks(run):
     experiment, folder = run
     data = DataSet(folder.data)
     now, then, closure = (
-        torch.from_numpy(data.read(3, index, name)).double()
+        torch.from_numpy(data.read(3, index, name)[None]).double()
         for index, name in ((20, "vorticity"), (21, "vorticity"), (20, "closure"))
     )
     solver = Simulation(reduced_problem(experiment.problem, 24, "subgrid"), [3], 0)
@@ -187,7 +192,7 @@ def test_four_verbs_make_a_calibrated_ensemble(run):
         assert value("none", "crps_ratio", lead) > 1.25
         assert 0.7 < value("model", "spread_ratio", lead) < 1.4  # 5 starts
     ensemble = CoupledEnsemble(sorted(folder.rollout.glob("block_*.h5")))
-    assert ensemble.read("model", 1).shape == (8, 5, 1, 24)
+    assert ensemble.read("model", 1).shape == (8, 5, 24)
     assert {path.stem for path in folder.evaluate.glob("figures/state*.png")}
 
 
@@ -214,9 +219,8 @@ def test_the_true_ensemble_begins_with_the_resolved_modes_of_its_start(run):
     "change, words",
     [
         ("generate.closure=convection", "needs subgrid or none"),
-        ("model.preset=default", "needs gaussian or convolutional"),
-        ("model.mean=[regression,fno]", "needs cnn"),
-        ("train.augment=true", "needs False"),
+        ("model.preset=fno_score", "needs default or .* or convolutional"),
+        ("model.conditions.physics_estimate=true", "needs False"),
     ],
 )
 def test_what_a_line_does_not_have_is_one_line(change, words):
@@ -235,11 +239,16 @@ def test_a_model_of_the_plane_is_refused_on_a_line(run):
         check_fits(folder.model, plane, "use.model=line")
 
 
-def test_a_closure_of_a_line_wants_one_row(run):
+def test_a_closure_of_a_line_wants_lines(run):
     closure = hpc_closure.load(run[1].model)
-    previous = torch.zeros(2, 24, 24)
-    with pytest.raises(ValueError, match="on a line needs one row"):
-        closure.sample(torch.zeros(24, 24), previous=previous, members=2)
-    state = torch.randn(1, 24, dtype=torch.float64)
-    drawn = closure.sample(state, previous=torch.zeros(2, 1, 24), members=3)
-    assert drawn.shape == (3, 1, 24) and drawn.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"shape \(2, 24, 24\), expected \(n,\) or \(M, n\)$"):
+        closure.sample(torch.zeros(2, 24, 24), previous=torch.zeros(2, 24), members=2)
+    with pytest.raises(ValueError, match=r"expected \(H, n\) or \(M, H, n\)$"):
+        closure.sample(torch.zeros(24), previous=torch.zeros(24), members=2)
+    with pytest.raises(
+        ValueError, match="field is 12; a band of 7 modes on a line needs at least"
+    ):
+        closure.sample(torch.zeros(12), previous=torch.zeros(2, 12), members=2)
+    state = torch.randn(24, dtype=torch.float64)
+    drawn = closure.sample(state, previous=torch.zeros(2, 24), members=3)
+    assert drawn.shape == (3, 24) and drawn.dtype == torch.float64

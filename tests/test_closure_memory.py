@@ -9,8 +9,9 @@ from closure_case import SIZE, SMALL, law_of, states_of
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.persistence import position
 from hpc_closure.closure.fields.sensors import read_regular
-from hpc_closure.closure.gaussian.memory import LagCorrelation, knot_spacing, position
+from hpc_closure.closure.gaussian.memory import LagCorrelation, knot_spacing
 from hpc_closure.closure.model import Request
 
 B = band(4)

@@ -213,7 +213,7 @@ def test_two_peaks_of_a_pattern_are_no_amplitude():
 def point_share(log, proposed, members=10, noise=None, reader=None):
     """Share of ``proposed`` as log D, by the CRPS of points."""
     noise = white(len(log)) if noise is None else noise
-    field, gate = torch.exp(log) * noise, PointShareGate()
+    field, gate = torch.exp(log) * noise, PointShareGate(band(5))
     gate.measure(proposed, field)
     gate.sum(reader or Reader(()))
     gate.add(proposed, field, torch.arange(len(log)) % members)

@@ -12,7 +12,7 @@ from hpc_closure.closure.baselines.published_model import box_filter, constant_l
 from hpc_closure.closure.fields.sensors import Sensors, regular_positions
 from hpc_closure.closure.header import Header
 from hpc_closure.closure.model import Request
-from hpc_closure.closure.networks.layers import SpectralConv2d
+from hpc_closure.closure.networks.layers import SpectralConv
 from hpc_closure.closure.sampling import PublishedVE
 from hpc_closure.closure.targets import Target
 from hpc_closure.experiment import reading
@@ -47,7 +47,7 @@ def batch_of(count=4, size=32):
 def test_size_of_the_published_network(config, numbers):
     """Counted as the authors' code counts: a complex number as one, frozen frequencies too."""
     full = build({"preset": "published", **config}, 64)
-    spectral = [one.weight for one in full.modules() if isinstance(one, SpectralConv2d)]
+    spectral = [one.weight for one in full.modules() if isinstance(one, SpectralConv)]
     assert full.num_parameters() == sum(p.numel() for p in full.parameters())
     real = full.num_parameters() - sum(weight.numel() for weight in spectral)
     frozen = full.network.frequencies.numel()
@@ -92,7 +92,7 @@ def test_both_forms_are_the_same_function():
     matrix.load_state_dict(fft.state_dict())
     one, other = (model.loss_per_sample(batch, 0, 0) for model in (fft, matrix))
     assert torch.allclose(one, other, rtol=1e-5)
-    assert {layer.form for layer in matrix.modules() if isinstance(layer, SpectralConv2d)} == {
+    assert {layer.form for layer in matrix.modules() if isinstance(layer, SpectralConv)} == {
         "matrix"
     }
 

@@ -26,8 +26,7 @@ class Store:
         for _ in self.times:
             states.append(simulation.transform.to_physical(simulation.state).clone().numpy())
             simulation.advance(5)
-        fields = np.stack(states, 1).astype(np.float32)
-        self.state = fields[..., None, :] if self.dimensions == 1 else fields
+        self.state = np.stack(states, 1).astype(np.float32)
 
     def read(self, member, index, field="state", grid=None):
         return self.state[member, index] if field == "state" else -self.state[member, index]

@@ -6,7 +6,7 @@ import torch
 from test_spectral_channels import CLOUDS, LAYERS, QUIET
 
 from hpc_closure.data.reader import DataSet
-from hpc_closure.data.symmetry import MAPS, Symmetry
+from hpc_closure.data.symmetry import MAPS, Symmetry, maps_of
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import RolloutTraining
@@ -126,7 +126,7 @@ def test_two_regimes_leave_four_maps():
     found = {tuple(row) for row in symmetry.elements.tolist()}
     half = N // 2
     turned = {(1, 1): (0, 0), (1, -1): (half, 0), (-1, 1): (half, half), (-1, -1): (0, half)}
-    assert found == {(MAPS.index((0, *signs)), *shift) for signs, shift in turned.items()}
+    assert found == {(MAPS.index(((0, 1), signs)), *shift) for signs, shift in turned.items()}
     # the law's own probability and pattern: left by these, and one of them by no other
     noise, grid = problem.physics.noise, Grid(N)
     response = noise.response(NoiseModel(noise, grid, 1e-2, seed=0), range(len(EVERY)))
@@ -211,9 +211,9 @@ def test_solver_steps_of_several_channels_commute_with_what_the_equation_allows(
         assert error < 1e-10 if one else error > 1e-3, errors
 
 
-def determinant_of(turn, row, column):
+def determinant_of(permutation, signs):
     """Return 1 of a rotation, -1 of a reflection: the axes are exchanged first, then reflected."""
-    matrix = np.diag([row, column]) @ np.array([[0, 1], [1, 0]] if turn else np.eye(2))
+    matrix = np.diag(signs) @ np.eye(len(signs))[list(permutation)]
     return int(np.round(np.linalg.det(matrix)))
 
 
@@ -296,8 +296,8 @@ def test_a_vector_is_compared_as_a_whole():
         for one, other in ((1e-3, 0), (1e-3, 1e-3), (0, 0))
     )
     for field, maps in (
-        (along_x, {(0, 1, 1), (0, 1, -1)}),
-        (diagonal, {(0, 1, 1), (1, 1, 1)}),
+        (along_x, {((0, 1), (1, 1)), ((0, 1), (1, -1))}),
+        (diagonal, {((0, 1), (1, 1)), ((1, 0), (1, 1))}),
         (scalar, set(MAPS)),
     ):
         symmetry = Symmetry([field], kinds=(*VELOCITY, "scalar"))
@@ -330,6 +330,189 @@ def test_fields_of_other_channels_are_one_line(shape):
         symmetry.apply(torch.zeros(shape), symmetry.draw(0, 0, shape[0]))
 
 
+# ---- lines and cubes
+
+CUBE = 12
+FLOW = ("vector x", "vector y", "vector z")
+
+
+def solenoidal(u):
+    """Project velocities (b, 3, n, n, n) on those without divergence, modes |k| < n / 3."""
+    k, inverse, kept = _waves(u.shape[-1])
+    u_hat = torch.fft.fftn(u, dim=(-3, -2, -1)) * kept
+    u_hat = u_hat - k * (k * u_hat).sum(1, keepdim=True) * inverse
+    return torch.fft.ifftn(u_hat, dim=(-3, -2, -1)).real
+
+
+def _waves(size):
+    k1 = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
+    k = torch.stack(torch.meshgrid(k1, k1, k1, indexing="ij"))
+    k2 = k.square().sum(0)
+    return k, torch.where(k2 > 0, 1 / k2.clamp(min=1), 0.0), (k.abs() < size / 3).all(0)
+
+
+def cubic_tendency(u, forcing):
+    """-P(u.grad u) + nu Lap u + f of velocities (b, 3, n, n, n), by spectral derivatives."""
+    k, _, _ = _waves(u.shape[-1])
+    axes = (-3, -2, -1)
+    u_hat = torch.fft.fftn(u, dim=axes)
+    slopes = torch.fft.ifftn(1j * k * u_hat[:, :, None], dim=axes).real
+    carried = torch.einsum("bj...,bij...->bi...", u, slopes)
+    friction = torch.fft.ifftn(k.square().sum(0) * u_hat, dim=axes).real
+    return solenoidal(-carried) - 1e-2 * friction + forcing
+
+
+def cubic_flow(seed=0, count=1):
+    white = np.random.default_rng(seed).normal(size=(count, 3, CUBE, CUBE, CUBE))
+    return solenoidal(torch.from_numpy(white))
+
+
+def far_from(symmetry, element, forcing):
+    """Return how far "map, then tendency" is from "tendency, then map", and map of pressures."""
+    u = cubic_flow()
+    expected = symmetry.apply(cubic_tendency(u, forcing), element[None])
+    found = cubic_tendency(symmetry.apply(u, element[None]), forcing)
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def test_the_48_maps_of_a_cube_take_a_flow_to_a_flow():
+    maps = maps_of(3)
+    assert len(set(maps)) == 48 and maps[0] == ((0, 1, 2), (1, 1, 1))
+    symmetry = Symmetry([np.zeros((3, CUBE, CUBE, CUBE))], kinds=FLOW)
+    assert len(symmetry) == 48 * CUBE**3
+    for number in range(48):
+        element = np.array([number, 1, 5, 2])
+        assert far_from(symmetry, element, 0.0) < 1e-12, maps[number]
+
+
+def test_a_map_of_a_cube_with_a_wrong_sign_of_a_component_is_noticed():
+    """The test above can fail: each of the 48 maps, with the sign of one component changed."""
+    symmetry = Symmetry([np.zeros((3, CUBE, CUBE, CUBE))], kinds=FLOW)
+    symmetry.signs[:, 1] *= -1
+    for number in range(48):
+        assert far_from(symmetry, np.array([number, 1, 5, 2]), 0.0) > 1e-2
+
+
+def test_solver_steps_of_a_cube_commute_with_its_48_maps():
+    """As the equation says, all of them; if the sign of w is left out, 24 only."""
+    equation = {"equation": "navier_stokes_3d", "length": 2 * np.pi}
+    problem = Problem(grid=CUBE, dt=1e-2, noise=NONE, forcing=NONE, **equation)
+    assert all(problem.physics.is_symmetry(*one) for one in maps_of(3))
+    symmetry = Symmetry.of(problem.physics, CUBE)
+    assert len(symmetry) == 48 * CUBE**3 and symmetry.kinds == FLOW
+
+    def step(states):
+        flow = Simulation(problem, list(range(len(states))), seed=0)
+        flow.load_state(0, flow.transform.to_spectral(states)).advance(3)
+        return flow.transform.to_physical(flow.state)
+
+    u = cubic_flow()
+    grid = Grid(CUBE, 2 * np.pi, 3)
+    u = Transform(grid).to_physical(Transform(grid).to_spectral(u))
+    elements = np.array([(number, 1, 5, 2) for number in range(48)])
+    after = step(u)
+    expected = symmetry.apply(after.expand(48, -1, -1, -1, -1), elements)
+    error = step(symmetry.apply(u.expand(48, -1, -1, -1, -1), elements)) - expected
+    assert float(error.abs().max() / (after - u).abs().max()) < 1e-10
+    symmetry.signs[:, 2] = 1
+    wrong = step(symmetry.apply(u.expand(48, -1, -1, -1, -1), elements))
+    wrong = wrong - symmetry.apply(after.expand(48, -1, -1, -1, -1), elements)
+    fitting = wrong.abs().amax((1, 2, 3, 4)) < 1e-10 * (after - u).abs().max()
+    assert int(fitting.sum()) == 24  # those that do not reflect z
+
+
+def test_a_forcing_of_a_cube_selects_its_maps():
+    """Of sin(2 z) along x: it leaves 16 maps, each at the shifts that leave sin(2 z)."""
+    forcing = np.zeros((3, CUBE, CUBE, CUBE))
+    forcing[0] = np.sin(4 * np.pi * np.arange(CUBE) / CUBE)
+    symmetry = Symmetry([forcing], kinds=FLOW)
+    kept = {maps_of(3)[number] for number in symmetry.elements[:, 0]}
+    assert kept == {one for one in maps_of(3) if one[0] == (0, 1, 2)}
+    assert len(symmetry) == 8 * 2 * CUBE**2
+    for element in symmetry.elements[::311]:
+        assert far_from(symmetry, element, torch.from_numpy(forcing)) < 1e-12
+        element = element + np.array([0, 0, 0, 1])
+        assert far_from(symmetry, element, torch.from_numpy(forcing)) > 1e-3
+
+
+def test_pseudo_scalars_and_scalars_of_a_cube():
+    """Helicity u.curl u changes its sign under the 24 reflections, energy under none."""
+    u, (k, _, _) = cubic_flow(), _waves(CUBE)
+    axes = (-3, -2, -1)
+
+    def state(u):
+        curl_hat = torch.linalg.cross(1j * k[None], torch.fft.fftn(u, dim=axes), dim=1)
+        curl = torch.fft.ifftn(curl_hat, dim=axes).real
+        helicity, energy = (u * curl).sum(1), u.square().sum(1)
+        return torch.cat([helicity[:, None], u, energy[:, None]], 1)
+
+    kinds = ("pseudo-scalar", *FLOW, "scalar")
+    symmetry = Symmetry([np.zeros((5, CUBE, CUBE, CUBE))], kinds=kinds)
+    plain = Symmetry([np.zeros((3, CUBE, CUBE, CUBE))], kinds=FLOW)
+    elements = np.array([(number, 3, 0, 7) for number in range(48)])
+    every = u.expand(48, -1, -1, -1, -1)
+    found = symmetry.apply(state(u).expand(48, -1, -1, -1, -1), elements)
+    expected = state(plain.apply(every, elements))
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-11)
+    assert (symmetry.signs[:, 0] == -1).sum() == 24
+
+
+def test_only_equal_sides_are_exchanged():
+    fields = np.zeros((8, 8, 4))
+    symmetry = Symmetry([fields], kinds=["scalar"])
+    assert len(symmetry) == 16 * fields.size
+    w = torch.from_numpy(np.random.default_rng(0).normal(size=(16, 8, 8, 4)))
+    numbers = sorted(set(symmetry.elements[:, 0]))
+    assert {maps_of(3)[number][0] for number in numbers} == {(0, 1, 2), (1, 0, 2)}
+    element = np.array([(maps_of(3).index(((1, 0, 2), (1, 1, -1))), 0, 0, 0)])
+    found = symmetry.apply(w[:1], element)
+    assert (found == w[:1].transpose(1, 2)[..., (-np.arange(4)) % 4]).all()
+
+
+def test_sides_of_different_lengths_are_not_exchanged():
+    equation = {"equation": "navier_stokes_3d", "length": [2.0, 2.0, 1.0]}
+    problem = Problem(grid=8, dt=1e-2, noise=NONE, forcing=NONE, **equation)
+    assert len(Symmetry.of(problem.physics, 8)) == 16 * 8**3
+
+
+@pytest.mark.parametrize("equation", ["burgers1d", "kuramoto_sivashinsky1d"])
+def test_solver_steps_on_a_line_commute_with_its_reflection(equation):
+    """u(x) to -u(-x), at any shift; without the sign it is no symmetry."""
+    problem = Problem(grid=32, dt=1e-2, equation=equation, noise=NONE, forcing=NONE, length=8.0)
+    symmetry = Symmetry.of(problem.physics, 32)
+    assert len(symmetry) == 2 * 32
+    w = np.random.default_rng(0).normal(size=(1, 32))
+    w = torch.from_numpy(np.fft.irfft(np.fft.rfft(w)[:, :6], n=32))
+
+    def step(states):
+        flow = Simulation(problem, list(range(len(states))), seed=0)
+        flow.load_state(0, flow.transform.to_spectral(states)).advance(5)
+        return flow.transform.to_physical(flow.state)
+
+    every, after = w.expand(64, -1).contiguous(), step(w)
+    error = step(symmetry.apply(every, symmetry.elements))
+    error = error - symmetry.apply(after.expand(64, -1), symmetry.elements)
+    assert error.abs().max() < 1e-10 * (after - w).abs().max()
+    symmetry.signs[1] *= -1
+    error = step(symmetry.apply(every, symmetry.elements))
+    error = error - symmetry.apply(after.expand(64, -1), symmetry.elements)
+    assert error[32:].abs().amax(1).min() > 1e-3 * (after - w).abs().max()
+
+
+def test_elements_of_a_large_cube_are_not_listed():
+    """48 maps of 128^3 points are a hundred million elements; draws list only their own."""
+    symmetry = Symmetry([np.zeros((1, 1, 1)) + np.zeros((128, 128, 128))], kinds=["scalar"])
+    drawn = symmetry.draw(0, 0, 4096)
+    assert len(symmetry) == 48 * 128**3
+    assert len(set(drawn[:, 0])) == 48 and drawn[:, 1:].min() == 0 and drawn[:, 1:].max() == 127
+
+
+@pytest.mark.parametrize("kinds", [FLOW[:2], (*FLOW[:2], "scalar"), FLOW[::-1]])
+def test_a_vector_of_a_cube_has_three_components(kinds):
+    with pytest.raises(ValueError, match="directly followed by its vector y and its vector z"):
+        Symmetry([np.zeros((len(kinds), 4, 4, 4))], kinds=kinds)
+
+
 def test_published_translations_are_the_diagonal_ones():
     symmetry = Symmetry([PUBLISHED], MAPS[:1])
     assert {tuple(row) for row in symmetry.elements[:, 1:]} == {(s, -s % N) for s in range(N)}
@@ -337,7 +520,7 @@ def test_published_translations_are_the_diagonal_ones():
 
 def test_identity_and_shapes():
     symmetry = Symmetry([RING])
-    assert (symmetry.elements == [[0, 0, 0]]).all() and MAPS[0] == (0, 1, 1)
+    assert (symmetry.elements == [[0, 0, 0]]).all() and MAPS[0] == ((0, 1), (1, 1))
     w = torch.from_numpy(fields(count=4)).float()
     assert (symmetry.apply(w, symmetry.draw(0, 0, 4)) == w).all()
     history = torch.stack([w, 2 * w], dim=1)

@@ -72,7 +72,7 @@ def test_products_have_the_promised_names(finished):
         "evaluate/report.html",
     ):
         assert (folder / name).stat().st_size > 0, name
-    assert {p.suffix for p in (folder / "evaluate/figures").iterdir()} == {".png", ".pdf"}
+    assert {p.suffix for p in (folder / "evaluate/figures").iterdir()} == {".png", ".pdf", ".csv"}
     assert list((folder / "train/tensorboard").iterdir())
 
 

@@ -67,9 +67,9 @@ def test_scores_of_a_closure_that_damps_too_little_and_of_noise(case):
 
 
 def test_on_a_line_energy_is_the_square_and_a_lost_sample_has_no_score(case):
-    states, truth, ensemble = (part[..., :1, :] for part in case)
+    states, truth, ensemble = (part[..., 0, :] for part in case)
     made = budget(ensemble, truth, states)
-    change = 0.5 * (shell_power(states + SPAN * truth) - shell_power(states)) / SPAN
+    change = 0.5 * (shell_power(states + SPAN * truth, 1) - shell_power(states, 1)) / SPAN
     assert torch.allclose(made.transfer("own")["truth_energy"], change, atol=1e-12)
     assert set(made.transfer("own")) == {"own_energy", "truth_energy"}
     blocks = torch.arange(SAMPLES)
@@ -78,5 +78,5 @@ def test_on_a_line_energy_is_the_square_and_a_lost_sample_has_no_score(case):
         "energy_transfer_distance",
     }
     ensemble = ensemble.clone()
-    ensemble[0, 3, 0, 1] = torch.nan
+    ensemble[0, 3, 1] = torch.nan
     assert not list(budget(ensemble, truth, states).scores("own", blocks))

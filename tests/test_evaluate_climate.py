@@ -7,7 +7,7 @@ import torch
 from test_evaluate_pointwise import normal
 
 from hpc_closure.evaluate.scores.coupled.climate import BINS, TOTAL, Climate, Flow
-from hpc_closure.spectral.modes.grid import as_row, to_fields
+from hpc_closure.spectral.modes.grid import to_fields
 from hpc_closure.spectral.problem import Problem
 
 CASES, LEADS, SIZE = 6, 4, 16
@@ -22,7 +22,7 @@ def advanced(flow, states, steps):
     """The states after some steps of the solver, cut to its modes."""
     sides = flow.problem.dimensions
     spectra = flow.simulation(states).advance(steps).state
-    return as_row(to_fields(spectra, states.shape[-1], sides), sides)
+    return to_fields(spectra, states.shape[-1], sides)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_fluxes_vanish_at_the_last_shell_and_know_their_sign(flow, truth):
 
 def test_on_a_line_there_is_energy_alone():
     problem = Problem(equation="burgers1d", grid=32, viscosity=1e-2)
-    states = normal(CASES * LEADS, 1, 32, seed=2)
+    states = normal(CASES * LEADS, 32, seed=2)
     flow = Flow(problem)
     truth = advanced(flow, states, 0).unflatten(0, (CASES, LEADS))
     climate = taken(flow, truth, none=0.5 * truth[None], model=truth[None])

@@ -26,25 +26,26 @@ COHERENCE, PHASE = 0.8, 1.1
 SCORE = "coherence_distance"
 
 
-def of_law(*shape, seed, coherence=COHERENCE, phase=PHASE, line=False, size=SIZE):
+def of_law(*shape, seed, coherence=COHERENCE, phase=PHASE, sides=2, size=SIZE):
     """White fields (..., 2, n, n); with kx > 0 the first is ahead of the second by ``phase``."""
-    sides = (1, size) if line else (size, size)
-    first, other = (
-        torch.fft.fft2(normal(math.prod(shape), *sides, seed=seed + part).unflatten(0, shape))
+    axes = tuple(range(-sides, 0))
+    draws = (
+        normal(math.prod(shape), *[size] * sides, seed=seed + part).unflatten(0, shape)
         for part in (0, 1000)
     )
+    first, other = (torch.fft.fftn(draw, dim=axes) for draw in draws)
     k = torch.fft.fftfreq(size)
     turn = torch.exp(-1j * phase * torch.sign(k).double())
     turn[size // 2] = math.cos(phase)
-    turn = turn if line else turn[:, None]
+    turn = turn[(..., *[None] * (sides - 1))]
     second = coherence * turn * first + math.sqrt(1 - coherence**2) * other
-    return torch.fft.ifft2(torch.stack([first, 50 * second], -3)).real
+    return torch.fft.ifftn(torch.stack([first, 50 * second], -1 - sides), dim=axes).real
 
 
-@pytest.mark.parametrize("line", [False, True])
-def test_a_known_law_has_its_coherence_and_phase(line):
-    fields = of_law(3000, seed=1, line=line)
-    spectra = cross_spectra(fields).mean(0)
+@pytest.mark.parametrize("sides", [1, 2, 3])
+def test_a_known_law_has_its_coherence_and_phase(sides):
+    fields = of_law({1: 3000, 2: 3000, 3: 200}[sides], seed=1, sides=sides)
+    spectra = cross_spectra(fields, (1.0,) * sides).mean(0)
     found = complex_coherence(spectra)
     shells = slice(1, SIZE // 2)
     assert found.shape[:2] == (2, 2)

@@ -38,7 +38,7 @@ def test_the_size_asked_for_gives_the_tolerance():
 
 def test_observables_of_a_sine():
     x = torch.arange(32, dtype=torch.float64) / 32
-    field = torch.sin(2 * torch.pi * x)[:, None].expand(32, 32)
+    field = torch.sin(2 * torch.pi * x)[:, None].expand(1, 1, 32, 32)
     assert float(OBSERVABLES["enstrophy"](field)) == pytest.approx(0.25)
     assert float(OBSERVABLES["peak"](field)) == pytest.approx(1.0)
     assert float(OBSERVABLES["large_scale"](field)) == pytest.approx(1.0)

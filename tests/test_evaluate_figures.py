@@ -1,8 +1,10 @@
 """Figures: files of both kinds, the same bytes again, and no text on other text or cut off."""
 
+import io
 import itertools
 import math
 
+import pandas
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,7 +13,7 @@ from matplotlib.text import Text
 from test_evaluate_pointwise import normal, stationary
 
 from hpc_closure.evaluate.methods import Moments
-from hpc_closure.evaluate.report import figures
+from hpc_closure.evaluate.report import drawn, figures
 from hpc_closure.evaluate.report.example_state import OneState
 from hpc_closure.evaluate.report.gallery import (
     Album,
@@ -22,7 +24,7 @@ from hpc_closure.evaluate.report.gallery import (
     illustrate_generated,
     illustrate_training,
 )
-from hpc_closure.evaluate.rows import frame
+from hpc_closure.evaluate.rows import frame, select
 from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
 from hpc_closure.evaluate.scores.table import Labels
 from hpc_closure.evaluate.stages.coupled import score_coupled
@@ -169,14 +171,16 @@ def test_axes_are_labelled_with_units(generated, coupled):
     assert growth[0].get_xlabel() == "lead time [s]" and "[1/s]" in growth[1].get_ylabel()
 
 
-def test_save_writes_png_and_pdf_reproducibly(tmp_path, coupled):
+def test_save_writes_all_formats_reproducibly(tmp_path, coupled):
     first = figures.save(figures.error_growth(coupled.rows), tmp_path / "a" / "error")
     second = figures.save(figures.error_growth(coupled.rows), tmp_path / "b" / "error")
-    assert [path.name for path in first] == ["error.png", "error.pdf"]
+    assert [path.name for path in first] == ["error.png", "error.pdf", "error.csv"]
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
     assert imread(first[0]).shape[1] == 1840
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["error.pdf", "error.png"]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {path.name for path in first}
+    plain = figures.save(figures.error_growth(coupled.rows), tmp_path / "c" / "error", ["png"])
+    assert [path.name for path in plain] == ["error.png"]
 
 
 def test_methods_keep_their_style():
@@ -239,7 +243,7 @@ def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch)
         ["generated"] * 4 + ["coupled"] * 3 + ["training", "cost", "cost"]
     )
     for picture in pictures:
-        assert picture.png.exists() and picture.png.with_suffix(".pdf").exists()
+        assert all(picture.png.with_suffix(end).exists() for end in (".png", ".pdf", ".csv"))
         assert picture.caption.endswith(".")
     plain.folder.mkdir()
     list(illustrate_training(history(["mean"]), plain))
@@ -247,3 +251,65 @@ def test_illustrations_come_captioned(tmp_path, generated, coupled, monkeypatch)
     assert not list(illustrate_training([], album))
     assert not list(illustrate_cost(frame([]), album, ""))
     assert not list(illustrate_frontier(frame([]), album, [10]))
+
+
+def table(figure):
+    """The table of a figure, and the descriptions of its panels."""
+    FigureCanvasAgg(figure).draw()
+    text = drawn.text(figure)
+    return pandas.read_csv(io.StringIO(text), comment="#", dtype={"series": str}), [
+        line for line in text.splitlines() if line.startswith("#")
+    ]
+
+
+def test_tables_hold_the_lines_and_bands_that_are_drawn(coupled):
+    found, panels = table(figures.error_growth(coupled.rows))
+    assert panels[0] == (
+        "# panel 1: Relative error of the ensemble mean (band: 95 % interval); x: lead time [s]; "
+        "y: ||mean − truth|| / ||truth||"
+    )
+    rows = select(coupled.rows, stage="coupled", shell=None, score="relative_error_mean")
+    wanted = rows[(rows["method"] == "model") & (rows["lead_time"] > 0)]
+    ours = found[(found["panel"] == 1) & (found["series"] == "model")]
+    line, band = ours[ours["kind"] == "line"], ours[ours["kind"] == "band"]
+    assert list(line["x"]) == list(wanted["lead_time"]) == list(band["x"])
+    assert list(line["y"]) == pytest.approx(list(wanted["value"]), rel=1e-6)
+    assert list(band["y"]) == pytest.approx(list(wanted["low"]), rel=1e-6)
+    assert list(band["y_end"]) == pytest.approx(list(wanted["high"]), rel=1e-6)
+    assert {"model", "model: spread", "oracle: spread"} <= set(
+        found[found["panel"] == 2]["series"]
+    )
+    assert not found["series"].isna().any()
+    found, _ = table(figures.profiles({"truth": normal(1, 32), "model": normal(3, 1, 32)}))
+    band = found[found["kind"] == "band"]
+    assert set(band["series"]) == {"model: mean and std"} and len(band) == 32
+
+
+def test_tables_hold_bars_and_fields(generated, coupled):
+    found, panels = table(figures.cost(coupled.rows))
+    wanted = select(coupled.rows, score="cost_us").set_index("method")["value"]
+    bars = found.set_index("series")["x_end"]
+    assert len(panels) == 1 and bars.to_dict() == pytest.approx(wanted.to_dict(), rel=1e-6)
+    found, _ = table(figures.rank_histograms({"model": generated.ranks["model"]}))
+    assert ((found["x_end"] - found["x"]) * found["y"]).sum() == pytest.approx(1, rel=1e-5)
+    shown = one_state()
+    found, panels = table(figures.closure(shown))
+    assert panels[0].startswith("# panel 1: truth (DNS); x: x / L; y: y / L")
+    truth = found[(found["panel"] == 1)].pivot(index="x", columns="y", values="value")
+    assert torch.allclose(torch.tensor(truth.to_numpy()), shown.truth.double(), rtol=1e-5)
+    assert truth.index[1] == truth.columns[1] == 1 / 16
+    densities = found[found["kind"] == "bar"].groupby("series")
+    for _, density in densities:
+        mass = ((density["x_end"] - density["x"]) * density["y"]).sum()
+        assert mass == pytest.approx(1, rel=1e-5)
+    assert set(densities.groups) == {"exact law", "model"}
+
+
+def test_a_table_has_no_reference_lines_and_few_points_of_a_large_field(generated):
+    found, _ = table(figures.spectra(generated.spectra, generated.spread_spectra))
+    assert set(found["series"]) <= {"truth", *generated.spectra} and not found["x"].isna().any()
+    size = drawn.SIDE + 20
+    examples = {"truth": normal(size, size), "model": normal(3, size, size)}
+    found, panels = table(figures.fields(examples))
+    assert len(found) == 4 * (size // 2) ** 2 and len(panels) == 4
+    assert panels[0].endswith("; one point in 2 per side")

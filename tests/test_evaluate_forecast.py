@@ -40,9 +40,9 @@ def test_distances_of_pairs_are_computed_once_for_a_lead_time(monkeypatch):
 def test_the_truth_is_transformed_once_for_all_methods(monkeypatch):
     seen = []
 
-    def counted(fields):
+    def counted(fields, *sides):
         seen.append(fields.ndim)
-        return transform(fields)
+        return transform(fields, *sides)
 
     for module in (forecast, budget):
         monkeypatch.setattr(module, "transform", counted)

@@ -1,5 +1,6 @@
 """Scores of extremes and patches: closed forms, laws that they must tell apart, and their rows."""
 
+import itertools
 import math
 
 import pytest
@@ -29,22 +30,22 @@ def brute_crps(members, y):
 
 
 def brute_patches(field, side):
-    """Values of each patch of a field (rows, n), as lists."""
-    rows, columns = field.shape
-    height = min(side, rows)
+    """Values of each patch of a field of any number of sides, as lists."""
+    starts = itertools.product(*(range(0, size, side) for size in field.shape))
     return [
-        field[i : i + height, j : j + side].flatten().tolist()
-        for i in range(0, rows, height)
-        for j in range(0, columns, side)
+        field[tuple(slice(one, one + side) for one in corner)].flatten().tolist()
+        for corner in starts
     ]
 
 
 # ---- against the definitions ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows, side", [(8, 4), (8, 2), (1, 4)])
-def test_scores_are_their_definitions(rows, side):
-    ensemble, truth = normal(3, 2, rows, 8), normal(2, rows, 8, seed=1)
+@pytest.mark.parametrize(
+    "points, side", [((8, 8), 4), ((8, 8), 2), ((8,), 4), ((4, 8), 4), ((4, 2, 6), 2)]
+)
+def test_scores_are_their_definitions(points, side):
+    ensemble, truth = normal(3, 2, *points), normal(2, *points, seed=1)
     kinds = {
         "max": (patches.patch_max_crps(ensemble, truth, side), max),
         "min": (patches.patch_min_crps(ensemble, truth, side), min),
@@ -248,6 +249,8 @@ def test_a_side_that_does_not_divide_is_refused_or_replaced():
     assert sides == {64: 4, 42: 3, 10: 2, 25: None, 4: 4, 2: 2, 1: None}
     assert patches.left_out(25) == "patches are not scored on 25^2: no side from 2 to 4 divides 25"
     assert patches.left_out(42) == ""
+    assert patches.left_out(25, 3).startswith("patches are not scored on 25^3: no side")
+    assert patches.side_of(48, 42) == 3 and patches.side_of(48, 25) is None
     assert patches.threshold_of(None) is None and patches.threshold_of(normal(3, 25, 25)) is None
     found = patches.statistics(normal(3, 2, 25, 25), normal(2, 25, 25), 1.0)
     assert set(found) == {"field_max_crps"}

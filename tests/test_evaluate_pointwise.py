@@ -27,10 +27,10 @@ def gaussian_crps(mean, std, y):
 
 def stationary(count, size, seed, length=0.1):
     """Gaussian random fields (count, size, size) with unit variance and a smooth spectrum."""
-    shells = spectra.shell_numbers(size).double()
+    shells = spectra.shell_numbers((size, size)).double()
     amplitude = (-((math.pi * length * shells) ** 2) / 2).exp()
     white = torch.fft.rfft2(normal(count, size, size, seed=seed), norm="ortho")
-    weight = spectra.per_shell(amplitude**2, size).sum().sqrt()
+    weight = spectra.per_shell(amplitude**2, (size, size)).sum().sqrt()
     return torch.fft.irfft2(white * amplitude * size / weight, s=(size, size), norm="ortho")
 
 
@@ -283,11 +283,28 @@ def test_shell_statistics_sum_to_the_grid_statistics(members):
     assert torch.allclose(parts["energy"], single)
 
 
+@pytest.mark.parametrize(
+    "points, lengths",
+    [((12,), ()), ((8, 8), ()), ((12, 8), (1.5, 1.0)), ((6, 9, 8), ()), ((6, 4, 8), (1, 0.5, 2))],
+)
+def test_shells_of_any_sides_are_those_of_a_sum_over_modes(points, lengths):
+    """The power of each shell is that of all its modes in the full transform."""
+    field = normal(2, *points)
+    full = torch.fft.fftn(field, dim=tuple(range(1, field.ndim)), norm="forward").abs().square()
+    sides = lengths or (1.0,) * len(points)
+    waves = [torch.fft.fftfreq(n, d=1 / n) * (max(sides) / one) for n, one in zip(points, sides)]
+    k = sum(one**2 for one in torch.meshgrid(*waves, indexing="ij")).sqrt()
+    power = spectra.shell_power(field, len(points), lengths)
+    expected = [full[:, (k + 0.5 + 1e-6).floor() == s].sum(1) for s in range(power.shape[1])]
+    assert torch.allclose(power, torch.stack(expected, 1), atol=1e-12)
+    assert torch.allclose(power.sum(1), field.square().flatten(1).mean(1))
+
+
 def test_spread_per_shell_sees_what_the_total_hides():
     """Halving the spread of shells that hold little variance hardly shows in total."""
     fields = stationary(20 * 50, 32, seed=2, length=0.2).unflatten(0, (20, 50))
     damped = torch.fft.rfft2(fields)
-    damped = damped * torch.where(spectra.shell_numbers(32) >= 4, 0.5, 1.0)
+    damped = damped * torch.where(spectra.shell_numbers((32, 32)) >= 4, 0.5, 1.0)
     damped = torch.fft.irfft2(damped, s=(32, 32))
     truth = torch.zeros(50, 32, 32, dtype=torch.float64)
     full = shell_statistics(Forecast(fields, Truth(truth)))["variance"].mean(0)

@@ -324,7 +324,7 @@ def test_the_extreme_shells_are_those_that_carry_the_law(scored):
 
     def damped(indices, members):
         field = torch.fft.rfft2(samplers["oracle"](indices, members))
-        shells = shell_numbers(16)
+        shells = shell_numbers((16, 16))
         factor = torch.where(shells == 2, 0.5, 1.0) * torch.where(shells == 9, 30.0, 1.0)
         return torch.fft.irfft2(field * factor, s=(16, 16))
 

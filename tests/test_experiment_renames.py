@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import hpc_closure
-from hpc_closure.batch.site import load_profile
+from hpc_closure.batch.site import SHIPPED, load_profile
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.header import read_header, shipped
 from hpc_closure.experiment import reading, renames
@@ -306,6 +306,6 @@ def test_a_site_profile_of_before_loads(tmp_path, told):
 def test_nothing_that_is_shipped_has_an_old_name(told):
     for name in reading.presets():
         reading.load(name)
-    for path in (Path(__file__).parents[1] / "slurm" / "profiles").glob("*.yaml"):
+    for path in SHIPPED.glob("*.yaml"):
         load_profile(path)
     assert not told()

@@ -17,7 +17,7 @@ from hpc_closure.experiment import reading
 from hpc_closure.generate import verb as generate
 from hpc_closure.rollout import verb as rollout
 from hpc_closure.rollout.block import coupled_run, start
-from hpc_closure.spectral.modes.grid import as_row, to_spectra
+from hpc_closure.spectral.modes.grid import to_spectra
 from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.train import verb as train
 
@@ -213,8 +213,8 @@ def test_a_member_begins_as_its_replica_is_to_the_bit(released, last):
     run, replicas = begun(experiment, folder / "data", 2), ensemble(experiment, "replicas")
     assert len(run.rows) == 6 and run.step_index == round(2.2 / 4e-3)
     for name, lead, there in (
-        ("model", 0.2, as_row(run.simulations["model"].state, 2)),
-        ("model", 0.2, as_row(run.simulations["none"].state, 2)),
+        ("model", 0.2, run.simulations["model"].state),
+        ("model", 0.2, run.simulations["none"].state),
         ("closure", 0.1, run.processes["model"].closures[0]),
         ("closure", 0.0, run.processes["model"].closures[1]),
     ):
@@ -264,7 +264,7 @@ def test_of_a_second_data_set_its_own_replicas_are_read(made, after):
     held_out.check(tested)
     run = begun(tested, second.folder / "data", 1)
     kept = own_replicas(ensemble(second, "replicas"), run.rows, "model", 0.32)
-    there = as_row(run.simulations["model"].state, 2)
+    there = run.simulations["model"].state
     assert torch.equal(there, run._spectra(kept.astype(np.float64)))
     shutil.rmtree(second.folder / "replicas")
     with pytest.raises(ValueError, match="use.test=second: .*replicas are not complete"):

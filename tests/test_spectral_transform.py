@@ -5,29 +5,37 @@ import math
 import pytest
 import torch
 
-from hpc_closure.spectral.modes.grid import Grid, hermitian
+from hpc_closure.spectral.modes.grid import Grid, hermitian, to_fields
 from hpc_closure.spectral.modes.slabs import blocks
 from hpc_closure.spectral.modes.transform import Transform
 
 
 def random_spectrum(grid, members=4, dtype=torch.complex128):
     generator = torch.Generator().manual_seed(0)
-    return hermitian(torch.randn(members, *grid.shape, dtype=dtype, generator=generator))
+    white = torch.randn(members, *grid.shape, dtype=dtype, generator=generator)
+    return hermitian(white, grid.dimensions)
 
 
 @pytest.mark.parametrize("precision, tolerance", [("float64", 1e-14), ("float32", 1e-5)])
-@pytest.mark.parametrize("dimensions", [1, 2])
-def test_round_trip(precision, tolerance, dimensions):
-    grid = Grid(48, dimensions=dimensions)
+@pytest.mark.parametrize("size, dimensions", [(48, 1), (48, 2), (16, 3)])
+def test_round_trip(precision, tolerance, size, dimensions):
+    grid = Grid(size, dimensions=dimensions)
     transform = Transform(grid, precision)
-    if dimensions == 2:
-        w_hat = random_spectrum(grid).to(transform.complex)
-    else:
-        w_hat = hermitian(torch.randn(4, *grid.shape, dtype=transform.complex), 1)
+    w_hat = random_spectrum(grid).to(transform.complex)
     back = transform.to_spectral(transform.to_physical(w_hat))
     assert back.dtype == transform.complex
     assert (back - w_hat).abs().max() < tolerance * 10
-    assert transform.to_physical(w_hat, size=72).shape == (4, *(72,) * dimensions)
+    finer = (3 * size // 2,) * dimensions
+    assert transform.to_physical(w_hat, size=finer).shape == (4, *finer)
+
+
+@pytest.mark.parametrize("sizes", [(16, 24), (10, 16, 12)])
+def test_sides_may_differ(sizes):
+    grid = Grid(sizes, length=(1.0, 2.0, 0.5)[: len(sizes)])
+    transform, w_hat = Transform(grid), random_spectrum(grid)
+    fields = transform.to_physical(w_hat)
+    torch.testing.assert_close(fields, to_fields(w_hat, sizes))
+    torch.testing.assert_close(transform.to_spectral(fields), w_hat)
 
 
 def test_modes_mean_what_the_grid_says():
@@ -42,7 +50,7 @@ def test_modes_mean_what_the_grid_says():
     assert grid.unit == math.pi
 
 
-@pytest.mark.parametrize("size", [16, 24, 48, 60, 64, 96])
+@pytest.mark.parametrize("size", [16, 24, 48, 60, 64, 96, (12, 16, 24)])
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_bits_do_not_depend_on_the_batch(size, precision):
     grid = Grid(size)

@@ -1,8 +1,9 @@
 """Site profiles: the batch options of a cluster, as YAML.
 
-A profile is a file ``slurm/profiles/<name>.yaml`` in the checkout or the working folder, or any
-path. The experiment names it (``cluster.profile``). A profile does not affect results, and every
-key has a default that suits a plain cluster.
+A profile is a file ``slurm/profiles/<name>.yaml`` in the working folder or the checkout, one of
+the shipped ones in ``profiles/`` beside this file, or any path. The experiment names it
+(``cluster.profile``). A profile does not affect results, and every key has a default that suits a
+plain cluster.
 """
 
 import difflib
@@ -27,7 +28,8 @@ Duration = Annotated[str, AfterValidator(_a_duration)]
 Stage = Literal["generate", "train", "rollout", "evaluate"]
 # Folders that usually lie on a disk of the node, invisible to other nodes.
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
-_CHECKOUT = Path(__file__).resolve().parents[2]
+SHIPPED = Path(__file__).resolve().parent / "profiles"
+_CHECKOUT = Path(__file__).resolve().parents[2]  # or the folder that the wheel is installed into
 
 
 class Settings(BaseModel):
@@ -115,9 +117,11 @@ class Profile(Settings):
 
 
 def _folders() -> list[Path]:
+    """List the folders that are searched, a user's own ones first."""
     working_folder = Path("slurm/profiles").absolute()
-    shipped = _CHECKOUT / "slurm" / "profiles"
-    return [working_folder] if working_folder == shipped else [working_folder, shipped]
+    checkout = _CHECKOUT / "slurm" / "profiles"
+    more = [checkout] if checkout.is_dir() and checkout != working_folder else []
+    return [working_folder, *more, SHIPPED]
 
 
 def profiles() -> list[str]:
@@ -125,7 +129,8 @@ def profiles() -> list[str]:
     return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
 
 
-def _find(name_or_path: str) -> Path:
+def find(name_or_path: str) -> Path:
+    """Return the file of a profile. Raises ValueError if there is none."""
     path = Path(name_or_path).expanduser()
     if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
         if not path.is_file():
@@ -150,7 +155,7 @@ def load_profile(name_or_path: str | Path | None) -> Profile:
     """
     if name_or_path is None:
         return Profile.model_validate({})
-    path = _find(str(name_or_path))
+    path = find(str(name_or_path))
     values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     values = {"name": path.stem} | renames.updated(values, "cluster", source=str(path))
     try:

@@ -109,6 +109,67 @@ def dns(
 
 
 @app.command()
+def flow(
+    grid: Grids = "64",
+    members: Ensembles = "1",
+    precision: Annotated[
+        str, typer.Option(help="float64, float32 or both.", metavar="WORD,...")
+    ] = "float64",
+    against: Annotated[
+        str,
+        typer.Option(help="Other methods: scipy (rotational form).", show_default=False),
+    ] = "",
+    steps: Steps = 0,
+    repeats: Repeats = 5,
+    seconds: Seconds = 0.5,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    json: Json = None,
+):
+    """Measure the speed of three-dimensional flow, beside plain SciPy in the same run.
+
+    Times are those of whole steps of rk4 at constant power, per point and right-hand side.
+    """
+    from hpc_closure.bench import flow as bench
+    from hpc_closure.bench.measure import Timing
+
+    with _usage(), _recording(json, device, threads) as records:
+        timing = Timing(steps, repeats, seconds, device)
+        for size in _numbers("--grid", grid):
+            for count in _numbers("--members", members):
+                for word in _words(precision):
+                    case = bench.Case(size, count, word, _words(against), timing)
+                    rows, remarks = bench.run(case)
+                    _print(rows, bench.COLUMNS, remarks, header=not records)
+                    records += rows
+
+
+@app.command()
+def turbulence(
+    grid: Grid = 64,
+    viscosity: Annotated[float, typer.Option(help="Viscosity; the power is 1.")] = 0.017,
+    dt: Annotated[float, typer.Option(help="Step of rk4.")] = 1 / 60,
+    spin_up: Annotated[float, typer.Option(help="Time before the statistics.")] = 10.0,
+    span: Annotated[float, typer.Option(help="Time of the statistics.")] = 20.0,
+    members: Annotated[int, typer.Option(help="Number of trajectories.", metavar="N")] = 1,
+    precision: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    threads: Threads = 1,
+    json: Json = None,
+):
+    """Measure what is known of forced turbulence: Re_lambda, C_epsilon, skewness of derivatives.
+
+    Three dimensions, a box of side 2 pi, power 1 in the modes |k| <= 1.5.
+    """
+    from hpc_closure.bench import turbulence as bench
+
+    with _usage(), _recording(json, "cpu", threads) as records:
+        settings: dict[str, Any] = {"viscosity": viscosity, "dt": dt, "members": members}
+        case = bench.Case(grid, spin_up=spin_up, span=span, precision=precision, **settings)
+        records.append(bench.run(case, lambda line: print(line, flush=True)))
+        _print(records, bench.COLUMNS)
+
+
+@app.command()
 def training(
     grid: Grid = 64,
     batch: Batch = 80,

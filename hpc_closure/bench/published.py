@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.baselines.published_model import SENSORS_PER_SIDE, PublishedNetwork
 from hpc_closure.closure.fields.sensors import subgrid
-from hpc_closure.closure.networks.layers import SpectralConv2d
+from hpc_closure.closure.networks.layers import SpectralConv
 from hpc_closure.closure.sampling import PublishedVE
 
 EVALUATIONS = 10  # of the network per draw
@@ -128,7 +128,7 @@ class ComplexSpectral(nn.Module):
     ignores its other part.
     """
 
-    def __init__(self, layer: SpectralConv2d):
+    def __init__(self, layer: SpectralConv):
         super().__init__()
         self.modes, self.out_channels = layer.modes, layer.out_channels
         weight = torch.view_as_complex(layer.weight.detach().contiguous()).permute(2, 3, 0, 1)
@@ -159,7 +159,7 @@ def published_network(
 def to_published_form(module: nn.Module) -> None:
     """Replace every spectral layer in ``module`` by the published form."""
     for name, child in module.named_children():
-        if isinstance(child, SpectralConv2d):
+        if isinstance(child, SpectralConv):
             setattr(module, name, ComplexSpectral(child))
         else:
             to_published_form(child)

@@ -24,7 +24,7 @@ from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.rollout.block import coupled_run, start, stored
-from hpc_closure.spectral.modes.grid import Grid, from_row, to_spectra
+from hpc_closure.spectral.modes.grid import Grid, to_spectra
 
 COLUMNS = {"shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
     ("model", "model_error", "none", "none_error", "rescaled_share"), ".3f"
@@ -137,7 +137,7 @@ def _of_the_data(experiment: Experiment, data: DataSet, cases: list[int]) -> np.
     spectra = _Spectra(grid)
     for index in range(data.time_index(experiment.rollout.t_start), len(data.times)):
         fields = torch.from_numpy(stored(data, cases, index, grid=grid.size)).double()
-        spectra.add(from_row(to_spectra(fields, grid.modes), grid.dimensions))
+        spectra.add(to_spectra(fields, grid.mode_counts))
     return spectra.means
 
 

@@ -131,11 +131,13 @@ class Closure:
         model: the closure model.
         header: header of its file.
         channels: number of fields of a state.
+        dimensions: number of sides of a field.
     """
 
     def __init__(self, model: ClosureModel, header: Header):
         self.model, self.header = model, header
         self.channels = fields_of(model.config)
+        self.dimensions: int = model.config.get("dimensions", 2)
         self.model.replayed = _replays()
         self._warned = False
 
@@ -274,9 +276,10 @@ class Closure:
 
         Args:
             state: vorticity, numpy or torch: (n, n), or (M, n, n) with one row per member, or
-                (B, n, n) with one row per list of members. A state of C fields is (C, n, n), here
-                and below. If ``config["conditions"]`` has a true ``forecast``, it is the state
-                after the reduced solver's interval, to which U is added.
+                (B, n, n) with one row per list of members. A state of C fields is (C, n, n), a
+                field on a line (n,), one of three sides (n, n, n), here and below. If
+                ``config["conditions"]`` has a true ``forecast``, it is the state after the reduced
+                solver's interval, to which U is added.
             sensors: point values of the true closure, or None.
             history: earlier states (H, n, n) or (M, H, n, n), newest first, if the model was
                 trained with them.
@@ -297,7 +300,8 @@ class Closure:
         Raises:
             ValueError: one line with the value and what was expected.
         """
-        tensor = fields("state", state, self.channels)
+        form = self.channels, self.dimensions
+        tensor = fields("state", state, *form)
         ids, states = lists(members)
         request = Request(
             tensor,
@@ -305,13 +309,13 @@ class Closure:
             seed,
             call,
             sensors,
-            None if history is None else fields("history", history, self.channels),
-            None if previous is None else fields("previous", previous, self.channels),
+            None if history is None else fields("history", history, *form),
+            None if previous is None else fields("previous", previous, *form),
             self.interval_ratio(interval_of(interval)),
             evaluations,
             method,
         )
-        request = check(request, states, self.channels)
+        request = check(request, states, *form)
         self._check_band(tensor, strict)
         out = self._draw(self.model.sample_batch, request)
         if states is not None:
@@ -336,18 +340,20 @@ class Closure:
         Raises:
             ValueError: one line with the value and what was expected.
         """
-        w_hat = spectra("state", request.state, self.channels)
+        form = self.channels, self.dimensions
+        w_hat = spectra("state", request.state, *form)
         for name in PAST:
             if getattr(request, name) is not None:
-                spectra(name, getattr(request, name), self.channels)
-        request = check(request, channels=self.channels)
+                spectra(name, getattr(request, name), *form)
+        request = check(request, None, *form)
         self._check_band(w_hat, strict)
         out = self._draw(self.model.sample_hat, request)
         return out.to(device=w_hat.device, dtype=w_hat.dtype)
 
     def _draw(self, draw: Callable[[Request], Tensor], request: Request) -> Tensor:
         """Move a request to the model's device, add its batch axis, and draw without gradients."""
-        past, axes = {name: getattr(request, name) for name in PAST}, 2 + (self.channels > 1)
+        past = {name: getattr(request, name) for name in PAST}
+        axes = self.dimensions + (self.channels > 1)
         for name, frames in past.items():
             if frames is not None:
                 past[name] = frames.to(self.device).reshape(-1, *frames.shape[-axes - 1 :])
@@ -360,18 +366,18 @@ class Closure:
         band = getattr(self.model, "band", None)  # a model without a band uses the caller's grid
         if band is None or (self._warned and not strict):
             return
-        if (
-            state.ndim > 2 + (self.channels > 1) and not strict
-        ):  # a few members of a flow show it at little cost
+        # a few members of a flow show it at little cost
+        if state.ndim > self.dimensions + (self.channels > 1) and not strict:
             state = state[:: -(-len(state) // ROWS_CHECKED)]
         if state.is_complex():
             if state.shape[-1] - 1 <= band.modes:
                 return
             share = band.share_beyond(state)
         else:
-            band.check_grid(*state.shape[-2:])
+            sides = tuple(range(-self.dimensions, 0))
+            band.check_grid(*state.shape[-self.dimensions :])
             single = state if state.dtype == torch.float64 else state.float()
-            share = band.share_beyond(torch.fft.rfft2(single), state.shape[-1])
+            share = band.share_beyond(torch.fft.rfftn(single, dim=sides), state.shape[-1])
         most = float(share.max())
         if most <= SHARE_BEYOND:
             return

@@ -135,6 +135,11 @@ class Process:
         config = getattr(self.closure, "config", {})
         return bool(config.get("conditions", {}).get("forecast"))
 
+    @property
+    def _form(self) -> tuple[int, int]:
+        """Number of fields of a state, and of sides of a field."""
+        return getattr(self.closure, "channels", 1), getattr(self.closure, "dimensions", 2)
+
     # -- draws -----------------------------------------------------------------------------------
 
     def __call__(self, state: Any, sensors: Sensors | None = None) -> Any:
@@ -152,15 +157,15 @@ class Process:
             ValueError: the states do not fit the members or the closure, or earlier states or
                 closures are missing (:meth:`begin`).
         """
-        tensor = checked_fields("state", as_tensor(state), getattr(self.closure, "channels", 1))
+        tensor = checked_fields("state", as_tensor(state), *self._form)
         if len(tensor) != len(self.ids):
             raise ValueError(
                 f"state has shape {tuple(tensor.shape)}: expected a row for each of the "
                 f"{len(self.ids)} members of this process"
             )
-        size = tensor.shape[-1]
-        spectra = to_spectra(tensor, retained_modes(size))
-        return as_given(to_fields(self.draw_hat(spectra, sensors, size), size), state)
+        size, (_, sides) = tensor.shape[-1], self._form
+        spectra = to_spectra(tensor, retained_modes(size), sides)
+        return as_given(to_fields(self.draw_hat(spectra, sensors, size), size, sides), state)
 
     def draw_hat(
         self,
@@ -228,11 +233,11 @@ class Process:
                     f"begin({name}=...) has {len(fields)} fields, expected {needed[name]}"
                 )
         self.clear()
-        channels = getattr(self.closure, "channels", 1)
         for kept, fields in ((self.states, states), (self.closures, closures)):
             for one in fields:
-                tensor = checked_fields("state", as_tensor(one), channels)
-                kept.append(to_spectra(tensor, retained_modes(tensor.shape[-1])))
+                tensor = checked_fields("state", as_tensor(one), *self._form)
+                modes = retained_modes(tensor.shape[-1])
+                kept.append(to_spectra(tensor, modes, self._form[1]))
         return self
 
     def clear(self) -> None:

@@ -18,16 +18,17 @@ from hpc_closure.closure.model import Request
 __all__ = ["fields", "spectra", "lists", "check", "interval_of", "member_ids"]
 
 PAST = ("history", "previous")  # attributes of a request with fields before its state
-FIELD, MODES = "n, n", "2K + 1, K + 1"
 
 
-def fields(name: str, value: Any, channels: int = 1) -> Tensor:
+def fields(name: str, value: Any, channels: int = 1, dimensions: int = 2) -> Tensor:
     """Check real fields on an even grid; returns them as a tensor.
 
     Args:
         name: ``state`` for (n, n) or (M, n, n), ``history`` and ``previous`` for (H, n, n) or
-            (M, H, n, n). On a line the fields have one row, (1, n) for (n, n).
+            (M, H, n, n).
         channels: number C of fields of a state; for C > 1 they are (C, n, n) in place of (n, n).
+        dimensions: number of sides: on a line fields are (n,) in place of (n, n), of three sides
+            (n, n, n).
         value: numpy array, tensor, or an object that torch converts to one.
 
     Raises:
@@ -43,14 +44,15 @@ def fields(name: str, value: Any, channels: int = 1) -> Tensor:
         kind = type(value).__name__
         raise ValueError(
             f"{name} is a {kind}; expected an array or tensor "
-            f"{_shapes(name, FIELD, channels)} of numbers"
+            f"{_shapes(name, 'n', channels, dimensions)} of numbers"
         ) from None
     if tensor.is_complex():
         raise ValueError(f"{name} is complex; expected real fields (sample_hat takes spectra)")
     if not tensor.is_floating_point():
         raise ValueError(f"{name} holds {_kind(tensor)}; expected floating-point numbers")
-    square = tensor.ndim >= 2 and tensor.shape[-2] in (1, tensor.shape[-1]) and tensor.numel() > 0
-    _check_shape(name, tensor, FIELD, square, channels)
+    sides = tensor.shape[-dimensions:]
+    equal = tensor.numel() > 0 and sides == sides[-1:] * dimensions
+    _check_shape(name, tensor, "n", equal, channels, dimensions)
     if tensor.shape[-1] % 2:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}: the closure needs an even number of points "
@@ -59,19 +61,20 @@ def fields(name: str, value: Any, channels: int = 1) -> Tensor:
     return _finite(name, tensor)
 
 
-def spectra(name: str, value: Any, channels: int = 1) -> Tensor:
+def spectra(name: str, value: Any, channels: int = 1, dimensions: int = 2) -> Tensor:
     """Check retained spectra, complex, of a request; arguments and errors as of :func:`fields`."""
     if not isinstance(value, Tensor):
         kind = type(value).__name__
-        shapes = _shapes(name, MODES, channels)
+        shapes = _shapes(name, "K + 1", channels, dimensions)
         raise ValueError(f"{name} is a {kind}; expected a tensor {shapes}")
     if not value.is_complex():
         raise ValueError(
             f"{name} holds {_kind(value)}; expected complex spectra (sample takes fields)"
         )
     columns = value.shape[-1] if value.ndim else 0
-    retained = value.ndim >= 2 and value.shape[-2] in (1, 2 * columns - 1) and columns > 1
-    _check_shape(name, value, MODES, retained, channels)
+    both = (2 * columns - 1,) * (dimensions - 1)  # sides with both signs
+    retained = columns > 1 and value.shape[-dimensions:] == (*both, columns)
+    _check_shape(name, value, "K + 1", retained, channels, dimensions)
     return _finite(name, value)
 
 
@@ -96,13 +99,16 @@ def lists(members: Any) -> tuple[Any, int | None]:
     )
 
 
-def check(request: Request, states: int | None = None, channels: int = 1) -> Request:
+def check(
+    request: Request, states: int | None = None, channels: int = 1, dimensions: int = 2
+) -> Request:
     """Check a request; returns it with its members' ids as a list.
 
     Args:
         request: the caller's request.
         states: number of lists in which the members were given; None = one list for all states.
         channels: number of fields of a state.
+        dimensions: number of sides.
 
     Raises:
         ValueError: states, members, numbers or sensors are invalid, or do not fit one another.
@@ -116,7 +122,7 @@ def check(request: Request, states: int | None = None, channels: int = 1) -> Req
         kind = type(request.sensors).__name__
         raise ValueError(f"sensors is a {kind}; expected Sensors(values, positions) or None")
     state = request.state
-    alone = 2 + (channels > 1)  # axes of a single state
+    alone = dimensions + (channels > 1)  # axes of a single state
     rows = 1 if state.ndim == alone else len(state)
     if states is None and rows not in (1, len(members)):
         raise ValueError(f"{rows} states for {len(members)} members: one row per member")
@@ -130,7 +136,7 @@ def check(request: Request, states: int | None = None, channels: int = 1) -> Req
         past = getattr(request, name)
         if past is None:
             continue
-        if past.shape[-2:] != state.shape[-2:]:
+        if past.shape[-dimensions:] != state.shape[-dimensions:]:
             raise ValueError(
                 f"{name} has shape {tuple(past.shape)}, state {tuple(state.shape)}: "
                 "expected the same grid"
@@ -174,19 +180,25 @@ def _integer(name: str, value: Any, least: int) -> int:
     return number
 
 
-def _shapes(name: str, shape: str, channels: int = 1) -> str:
+def _shapes(name: str, last: str, channels: int, dimensions: int) -> str:
+    """Write the shapes of a state or of past fields; ``last`` is that of the last side."""
+    other = "n" if last == "n" else "2K + 1"
+    shape = ", ".join([*[other] * (dimensions - 1), last])
     shape = f"{channels}, {shape}" if channels > 1 else shape
+    if dimensions == 1 and channels == 1 and name == "state":
+        return f"({shape},) or (M, {shape})"
     return f"({shape}) or (M, {shape})" if name == "state" else f"(H, {shape}) or (M, H, {shape})"
 
 
-def _check_shape(name: str, tensor: Tensor, field_shape: str, fits: bool, channels: int) -> None:
-    most = (3 if name == "state" else 4) + (channels > 1)
+def _check_shape(
+    name: str, tensor: Tensor, last: str, fits: bool, channels: int, dimensions: int
+) -> None:
+    most = dimensions + (1 if name == "state" else 2) + (channels > 1)
     if fits and tensor.ndim in (most - 1, most):
-        if channels == 1 or tensor.shape[-3] == channels:
+        if channels == 1 or tensor.shape[-1 - dimensions] == channels:
             return
-    raise ValueError(
-        f"{name} has shape {tuple(tensor.shape)}, expected {_shapes(name, field_shape, channels)}"
-    )
+    shapes = _shapes(name, last, channels, dimensions)
+    raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shapes}")
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ import torch
 
 from hpc_closure.spectral.differentiable import DifferentiableSolver
 from hpc_closure.spectral.modes.grid import resize
-from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -145,8 +144,8 @@ class Target:
 
     def _defect(self, simulation: Simulation, advance) -> torch.Tensor:
         assert self.reduced is not None
-        modes, gather = retained_modes(self.reduced.grid), simulation.transform.gather
-        start = resize(gather(simulation.state), modes, simulation.grid.dimensions)
+        modes, gather = self.reduced.make_grid().mode_counts, simulation.transform.gather
+        start = resize(gather(simulation.state), modes)
         if self._solver is None or self._solver.members != simulation.members:
             self._solver = Simulation(
                 self.reduced, simulation.members, simulation.seed, device=simulation.device
@@ -155,5 +154,5 @@ class Target:
         reduced = self._solver.load_state(simulation.step_index, start)
         reduced.advance(self.reduced.steps_in(span))
         advance(self.interval)
-        end = resize(gather(simulation.state), modes, simulation.grid.dimensions)
+        end = resize(gather(simulation.state), modes)
         return (end - reduced.state) / span

@@ -14,7 +14,6 @@ import torch
 
 from hpc_closure.data.layout import STATE
 from hpc_closure.data.reader import DataSet
-from hpc_closure.spectral.modes.grid import as_row, from_row
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -35,12 +34,10 @@ class Forecaster:
         """Return the states after the interval, float64, both (B, n, n) or (B, C, n, n)."""
         if self._solver is None or len(self._solver.members) != len(states):
             self._solver = Simulation(self.problem, range(len(states)), 0)
-        solver, sides = self._solver, self.problem.dimensions
-        fields = from_row(torch.from_numpy(np.ascontiguousarray(states)).double(), sides)
+        solver, fields = self._solver, torch.from_numpy(np.ascontiguousarray(states)).double()
         spectra = solver.transform.to_spectral(fields)
         solver.load_state(0, spectra).advance(self.steps)
-        after = as_row(solver.transform.to_physical(solver.state), sides)
-        return after.numpy()
+        return solver.transform.to_physical(solver.state).numpy()
 
 
 class Forecasts:

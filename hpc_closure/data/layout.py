@@ -5,13 +5,14 @@
     /                    attributes: dataset_name, grid_type, n_spatial_dims, n_trajectories,
                          simulation_parameters, members, recipe_hash, holds, recipe, certificate,
                          provenance, complete
-    /dimensions          time (T,), x (n,), y (n,)
-    /boundary_conditions x_periodic, y_periodic
+    /dimensions          time (T,), x (n,), y (n,), z (n,): one per side
+    /boundary_conditions x_periodic, y_periodic, z_periodic
     /scalars             one (B, T) series per diagnostic
-    /t0_fields           vorticity, closure, streamfunction: (B, T, n, n); on a line (B, T, n);
+    /t0_fields           vorticity, closure, streamfunction: (B, T, n, n); on a line (B, T, n),
+                         of three sides (B, T, n, n, n);
                          of an equation with several fields its fields, named in attribute
                          channels, and closure_NAME, ... of each (:func:`data_sets`)
-    /t1_fields           velocity: (B, T, n, n, 2)
+    /t1_fields           velocity: (B, T, n, n, 2), of three sides (B, T, n, n, n, 3)
     /filtered            one (B, T, m, m) field per filter, on the filter's grid
     /references          truth, none: (cases, T, n, n), in a rollout; truth_NAME, ... of each field
     /whole               the state of the DNS on the DNS grid at whole_time: (cases, W, N, N) of
@@ -23,9 +24,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hpc_closure.spectral.modes.resolution import per_side
 from hpc_closure.work.header import Header, expect, json_object
 
 VERSION = 1
@@ -35,7 +38,9 @@ FIELDS = ("vorticity", "closure")
 # rescaled in each shell. The hashes of products depend on these names.
 COUNTED = {"model": "brought_back", "mean_gp": "brought_back_mean_gp"}
 STATE = "state"  # the state of any flow, in arguments
-STATES = {1: "state", 2: "vorticity"}  # name of the state, by the dimensions of the flow
+# name of the state of one field, by the dimensions of the flow
+STATES = {1: "state", 2: "vorticity", 3: "state"}
+SIDES = ("x", "y", "z")
 SNAPSHOTS = ("t0_fields", "t1_fields", "filtered", "scalars", "references")  # (B, T, ...) each
 
 
@@ -98,8 +103,8 @@ class Layout:
     Attributes:
         members: global member indices, one trajectory each.
         times: stored times, (T,).
-        grid: points per side.
-        dimensions: 2, or 1 for fields on a line, (B, T, n).
+        grid: points per side, a number or one per side.
+        dimensions: number of sides; the shapes below are those of 2.
         precision: precision of the fields.
         fields: names of the (B, T, n, n) fields.
         channels: names of the fields of the state, if it has several.
@@ -114,7 +119,7 @@ class Layout:
 
     members: Sequence[int]
     times: np.ndarray
-    grid: int
+    grid: int | tuple[int, ...]
     dimensions: int = 2
     precision: str = "float32"
     fields: Sequence[str] = FIELDS
@@ -127,12 +132,17 @@ class Layout:
     whole: WholeLayout | None = None
 
     @property
+    def points(self) -> tuple[int, ...]:
+        """Return the shape of a field."""
+        return per_side(self.grid, self.dimensions, "grid")
+
+    @property
     def sides(self) -> list[str]:
-        return ["x", "y"][: self.dimensions]
+        return list(SIDES[: self.dimensions])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every data set by its path in the file."""
-        block, side = (len(self.members), len(self.times)), (self.grid,) * self.dimensions
+        block, side = (len(self.members), len(self.times)), self.points
         shapes: dict[str, tuple[int, ...]] = {}
         shapes |= {f"t0_fields/{name}": (*block, *side) for name in self.fields}
         shapes |= {f"t1_fields/{name}": (*block, *side, self.dimensions) for name in self.vectors}
@@ -188,15 +198,15 @@ class BlockHeader(Header):
 
     Attributes:
         times: stored times, (T,).
-        grid: points per side of its fields.
-        dimensions: dimensions of the flow, 2 or 1.
+        grid: points per side of its fields; a tuple if sides have different numbers.
+        dimensions: dimensions of the flow, 1 to 3.
         channels: names of the fields of the state; empty if it has one.
         settings: plain dict of the physics and numerics that made it.
         certificate, provenance: plain dicts.
     """
 
     times: np.ndarray
-    grid: int
+    grid: Any
     dimensions: int
     channels: tuple[str, ...]
     settings: dict
@@ -216,21 +226,25 @@ class BlockHeader(Header):
         for name, record in zip(RECORDS, records):
             expect(path, record is not None, f"its {name} is not JSON")
         settings, certificate, provenance = (record or {} for record in records)
-        times, points = file.get("dimensions/time"), file.get("dimensions/x")
+        times = file.get("dimensions/time")
         expect(path, _is_floats(times, 1), "it has no times")
-        expect(path, _is_floats(points, 1), "it has no points x")
         channels = file.attrs.get("channels", ())
         named = np.ndim(channels) == 1 and all(isinstance(name, str) for name in channels)
         expect(path, named, "its channels are no names")
         sides = file.attrs.get("n_spatial_dims", 2)
-        plane_or_line = np.ndim(sides) == 0 and sides in (1, 2)
-        expect(path, plane_or_line, "its n_spatial_dims is neither 1 nor 2")
+        known = np.ndim(sides) == 0 and sides in STATES
+        expect(path, known, "its n_spatial_dims is neither 1, 2 nor 3")
+        points = []
+        for name in SIDES[: int(sides)]:
+            axis = file.get(f"dimensions/{name}")
+            expect(path, _is_floats(axis, 1), f"it has no points {name}")
+            points.append(len(axis))
         states = data_sets(STATE, list(channels), int(sides))
         _check_shapes(file, path, (len(header.members), len(times)), int(sides), states)
         return cls(
             **{name: getattr(header, name) for name in Header.__dataclass_fields__},
             times=times[:],
-            grid=len(points),
+            grid=points[0] if len(set(points)) == 1 else tuple(points),
             dimensions=int(sides),
             channels=tuple(map(str, channels)),
             settings=settings,

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,7 +26,7 @@ class DataSet:
         members: sorted global member indices.
         times: stored times common to all blocks, (T,).
         grid: points per side of the stored fields.
-        dimensions: dimensions of the flow, 2 or 1.
+        dimensions: dimensions of the flow, 1 to 3.
         channels: names of the fields of the state; empty if it has one.
         recipe: plain dict of the physics and numerics that made them.
         lost: members that diverged before their end.
@@ -67,7 +68,7 @@ class DataSet:
     ) -> np.ndarray:
         """Return a field of one trajectory: (n, n) at a time ``index``, (t, n, n) for a slice.
 
-        On a line fields of ``t0_fields`` have one row, (1, n). States and closures of C channels
+        Fields have as many sides as the flow, (n,) on a line. States and closures of C channels
         are (C, n, n) and (t, C, n, n).
 
         Args:
@@ -85,12 +86,7 @@ class DataSet:
                 values = file[field][row, index]
             else:
                 values = _channels(file["t0_fields"], field, self, (row, index))
-        if "/" not in field:
-            values = _with_row(values, self.dimensions)
-        if grid is None:
-            return values
-        stride = self.grid // grid
-        return values[..., ::stride, ::stride]
+        return values if grid is None else strided(values, self.grid // grid, self.dimensions)
 
     @property
     def whole(self) -> list[int]:
@@ -270,8 +266,7 @@ class CoupledEnsemble:
         return self._stacked([self._read(path, index, keys) for path in paths])
 
     def _stacked(self, fields: Sequence[np.ndarray]) -> np.ndarray:
-        values = np.stack(fields, axis=-3) if self.channels else fields[0]
-        return _with_row(values, self.dimensions)
+        return np.stack(fields, axis=-1 - self.dimensions) if self.channels else fields[0]
 
     @staticmethod
     def _read(
@@ -296,9 +291,7 @@ class CoupledEnsemble:
         return [f"{group}/{each}" for each in names]
 
     def read_whole(self, case: int, time: float) -> np.ndarray:
-        """Return the state of a start with all modes of the DNS: (N, N), or (1, N) on a line.
-
-        Of C channels it is (C, N, N).
+        """Return the state of a start with all modes of the DNS: (N, N), of C channels (C, N, N).
 
         Raises:
             ValueError: it was not stored.
@@ -342,12 +335,13 @@ def _channels(
 ) -> np.ndarray:
     """Return ``index`` of a field (..., n, n); of C channels (..., C, n, n)."""
     each = [group[name][index] for name in data_sets(field, data.channels, data.dimensions)]
-    return np.stack(each, axis=-3) if len(each) > 1 else each[0]
+    return np.stack(each, axis=-1 - data.dimensions) if len(each) > 1 else each[0]
 
 
-def _with_row(values: np.ndarray, dimensions: int) -> np.ndarray:
-    """Return fields as closures and scores read them: on a line (..., 1, n)."""
-    return values[..., None, :] if dimensions == 1 else values
+def strided(values: np.ndarray, stride: int, dimensions: int) -> np.ndarray:
+    """Return every ``stride``-th point of each side of fields (..., n, n), a view."""
+    index: tuple[Any, ...] = (..., *[slice(None, None, stride)] * dimensions)
+    return values[index]
 
 
 def split_members(members: Sequence[int], shares: Sequence[float]) -> dict[str, list[int]]:

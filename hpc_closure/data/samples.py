@@ -167,8 +167,7 @@ class TrainingSet:
             )
         self.chosen = np.arange(len(self.members))
         self.store, self.grid = store, grid or store.grid
-        # a line is treated as a plane of one row
-        self.points = (1 if store.dimensions == 1 else self.grid, self.grid)
+        self.points = (self.grid,) * store.dimensions
         #: shape of a state: (n, n), or (C, n, n) of C channels
         self.shape = (*[len(names) for names in [store.channels] if names], *self.points)
         self.seed = seed

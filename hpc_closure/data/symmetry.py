@@ -1,10 +1,11 @@
 """Symmetries of the equation on a periodic grid: more samples from the same trajectories.
 
-A map of the square is one of its 8 rotations and reflections, then a translation by grid points.
-It takes solutions to solutions if it leaves the equation, its forcing and the law of its noise
-unchanged. Vorticity and its closures are pseudo-scalars: a reflection changes their sign. A scalar
-keeps its sign, and the components of a vector are turned as the axes are. One map acts on all
-channels of a state.
+A map is one of the rotations and reflections of the box (2 of a line, 8 of the square, 48 of a
+cube), then a translation by grid points. It takes solutions to solutions if it leaves the
+equation, its forcing and the law of its noise unchanged. Vorticity of a flow on a plane and its
+closures are pseudo-scalars: a reflection changes their sign. A scalar keeps its sign, and the
+components of a vector are turned as the axes are. One map acts on all channels of a state. Only
+axes of equal length and equal number of points are exchanged.
 
 * Every map leaves advection, viscosity and drag unchanged. Translations and (x, y) -> (x, -y)
   leave a beta plane unchanged: there the planetary vorticity beta y changes its sign as w does. A
@@ -19,14 +20,16 @@ channels of a state.
   sample do not.
 * The steady forcing of several channels is compared channel by channel, a vector as a whole. A
   constant in a scalar, such as the restoring of moisture, is unchanged by every map.
-* Every map leaves a law of noise unchanged that is homogeneous and isotropic on the square.
+* Every map leaves a law of noise unchanged that is homogeneous and isotropic on the box.
   Another law returns fields with its symmetries
   (:meth:`~hpc_closure.spectral.noise.laws.Noise.symmetry_fields`), which are compared as the
   forcing of the first channel is.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,9 +40,28 @@ from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.counters import key_of, uniform_bits
 
-# maps: (axes exchanged, sign of x, sign of y)
-MAPS = tuple((turn, row, column) for turn in (0, 1) for row in (1, -1) for column in (1, -1))
+__all__ = ["MAPS", "Symmetry", "maps_of"]
+
+Map = tuple[tuple[int, ...], tuple[int, ...]]
 STREAM = 11
+COMPONENTS = ("vector x", "vector y", "vector z")
+
+
+@lru_cache(maxsize=None)
+def maps_of(sides: int) -> tuple[Map, ...]:
+    """List the maps (permutation of the axes, sign of each axis) of a box of ``sides`` sides.
+
+    Axis a of a mapped field is axis ``permutation[a]`` of the field, reflected if ``signs[a]`` is
+    -1. There are 2 maps of a line, 8 of a square and 48 of a cube; the first is the identity.
+    """
+    return tuple(
+        (permutation, signs)
+        for permutation in itertools.permutations(range(sides))
+        for signs in itertools.product((1, -1), repeat=sides)
+    )
+
+
+MAPS = maps_of(2)  # those of the square
 
 
 class Symmetry:
@@ -47,30 +69,39 @@ class Symmetry:
 
     Args:
         fields: fields on the training grid, such as the steady forcing: (n, n) of a single kind,
-            (C, n, n) of C kinds.
-        maps: those of ``MAPS`` that are tested.
+            (C, n, n) of C kinds; of three sides (n, n, n), of a line (n,).
+        maps: those of :func:`maps_of` that are tested; None = all.
         kinds: how a map changes each channel, as :class:`~spectral.equations.base.Channel` has it.
 
+    Attributes:
+        maps: all maps of a box of so many sides, by number.
+
     Raises:
-        ValueError: a component of a vector without the other one.
+        ValueError: a component of a vector without the others.
     """
 
     def __init__(
         self,
         fields: Sequence[np.ndarray],
-        maps: Sequence[tuple] = MAPS,
+        maps: Sequence[Map] | None = None,
         kinds: Sequence[str] = ("pseudo-scalar",),
     ):
-        self.size, self.kinds = fields[0].shape[-1], tuple(kinds)
-        self.partners = _partners(self.kinds)
-        self.signs = np.array([_signs(self.kinds, *candidate) for candidate in MAPS])
-        rows = []
-        for candidate in maps:
-            fitting = np.logical_and.reduce(
-                [self._fitting_shifts(field, *candidate) for field in fields]
-            )
-            rows += [(MAPS.index(candidate), *shift) for shift in np.argwhere(fitting)]
-        self.elements = np.array(rows, dtype=np.int64)
+        self.kinds = tuple(kinds)
+        self.sizes = fields[0].shape[fields[0].ndim - _sides_of(fields[0], self.kinds) :]
+        self.maps = maps_of(len(self.sizes))
+        vectors = _vectors(self.kinds, len(self.sizes))
+        #: channel from which each channel comes, and its factor, by map
+        self.sources = np.array([_sources(self.kinds, vectors, one) for one, _ in self.maps])
+        self.signs = np.array([_signs(self.kinds, *candidate) for candidate in self.maps])
+        self._wholes = _wholes(len(self.kinds), vectors, len(self.sizes))
+        self._fitting: list[tuple[int, np.ndarray | None]] = []  # shifts by map; None = all
+        for candidate in self.maps if maps is None else maps:
+            shifts = self._shifts(fields, candidate)
+            if shifts is None or len(shifts):
+                self._fitting.append((self.maps.index(candidate), shifts))
+        every = math.prod(self.sizes)
+        counts = [every if shifts is None else len(shifts) for _, shifts in self._fitting]
+        self._ends = np.cumsum(counts, dtype=np.int64)
 
     @classmethod
     def of(cls, equation: Equation, size: int, forced: bool = True) -> "Symmetry":
@@ -81,106 +112,168 @@ class Symmetry:
             size: points per side.
             forced: whether the map must leave the steady forcing unchanged as well.
         """
-        grid = Grid(size, equation.length)
+        grid = Grid(size, equation.length, equation.dimensions)
         kinds = [channel.kind for channel in equation.channels]
         spectrum = equation.steady(grid) * forced
         fields = [Transform(grid).to_physical(spectrum[None])[0].numpy()]
         for field in equation.noise.symmetry_fields(grid):
-            fields.append(np.zeros((len(kinds), size, size)))
-            fields[-1][0] = field
-        maps = [candidate for candidate in MAPS if equation.is_symmetry(*candidate)]
+            fields.append(np.zeros_like(fields[0]))
+            fields[-1][(0,) * len(equation.channel_shape)] = field
+        lengths = grid.lengths
+        maps = [
+            (axes, signs)
+            for axes, signs in maps_of(equation.dimensions)
+            if tuple(lengths[axis] for axis in axes) == lengths
+            and equation.is_symmetry(axes, signs)
+        ]
         return cls(fields, maps, kinds)
 
     def __len__(self) -> int:
-        return len(self.elements)
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def elements(self) -> np.ndarray:
+        """All elements (len(self), 1 + sides): number of the map, then the shift along each side.
+
+        A cube without forcing has 48 n^3 of them; :meth:`draw` does not list them.
+        """
+        return self._elements(np.arange(len(self)))
 
     def draw(self, seed: int, first: int, count: int) -> np.ndarray:
-        """Draw elements (count, 3) for the samples at stream positions ``first ...``."""
+        """Draw elements (count, 1 + sides) for the samples at stream positions ``first ...``."""
         words = uniform_bits(key_of(seed, "symmetry", 0), STREAM, first, count)[::4]
-        return self.elements[words % np.uint64(len(self))]
+        return self._elements((words % np.uint64(len(self))).astype(np.int64))
+
+    def _elements(self, places: np.ndarray) -> np.ndarray:
+        """Return the elements (count, 1 + sides) of places (count,) in the list of all."""
+        which = np.searchsorted(self._ends, places, side="right")
+        out = np.empty((len(places), 1 + len(self.sizes)), dtype=np.int64)
+        for number, (candidate, shifts) in enumerate(self._fitting):
+            rows = which == number
+            shift = places[rows] - (self._ends[number - 1] if number else 0)
+            shift = shift if shifts is None else shifts[shift]
+            out[rows, 0] = candidate
+            out[rows, 1:] = np.stack(np.unravel_index(shift, self.sizes), axis=-1)
+        return out
 
     def apply(self, field: Tensor, elements: np.ndarray) -> Tensor:
         """Map fields, one element per first index.
 
         Args:
-            field: (b, ..., n, n) of a single kind, (b, ..., C, n, n) of C kinds.
-            elements: (b, 3), from :meth:`draw`.
+            field: (b, ..., n, n) of a single kind, (b, ..., C, n, n) of C kinds; with as many
+                sides as the maps have.
+            elements: (b, 1 + sides), from :meth:`draw`.
 
         Raises:
             ValueError: the fields have another number of channels.
         """
-        channels = len(self.kinds)
-        if channels > 1 and (field.ndim < 4 or field.shape[-3] != channels):
+        channels, sides = len(self.kinds), len(self.sizes)
+        if channels > 1 and (field.ndim < 2 + sides or field.shape[-1 - sides] != channels):
             raise ValueError(
-                f"fields are {tuple(field.shape)}, expected (b, ..., {channels}, n, n): the "
-                f"channels are {', '.join(self.kinds)}"
+                f"fields are {tuple(field.shape)}, expected (b, ..., {channels}, "
+                f"{', '.join('n' * sides)}): the channels are {', '.join(self.kinds)}"
             )
-        turn, row, column = (
-            torch.as_tensor([MAPS[number][part] for number in elements[:, 0]], device=field.device)
-            for part in range(3)
+        permutations, signs = (
+            torch.as_tensor([self.maps[number][part] for number in elements[:, 0]])
+            for part in range(2)
         )
-        shift_x, shift_y = torch.as_tensor(elements[:, 1:].T, device=field.device)
-        points = torch.arange(self.size, device=field.device)
-        i = (row[:, None] * (points - shift_x[:, None])) % self.size
-        j = (column[:, None] * (points - shift_y[:, None])) % self.size
-        # the value at (x, y) comes from (i, j), or from (j, i) if the axes are exchanged
-        i, j = i[:, :, None], j[:, None, :]
-        exchanged = turn[:, None, None].bool()
-        source = torch.where(exchanged, j * self.size + i, i * self.size + j)
-        count = math.prod(field.shape[1:-2]) // channels
-        flat = field.reshape(len(field), count, channels, self.size**2)
-        out = flat.gather(-1, source.flatten(1)[:, None, None].expand_as(flat))
-        if "vector x" in self.kinds:
-            out = torch.where(exchanged[..., None], out[:, :, self.partners], out)
+        shifts, source = torch.as_tensor(elements[:, 1:]), torch.zeros((), dtype=torch.int64)
+        strides = torch.tensor([math.prod(self.sizes[axis + 1 :]) for axis in range(sides)])
+        for axis, size in enumerate(self.sizes):
+            # the value at this axis's point comes from ``point`` of the axis that it was
+            point = signs[:, axis, None] * (torch.arange(size) - shifts[:, axis, None]) % size
+            point = point * strides[permutations[:, axis], None]
+            source = source[..., None] + point.view(-1, *[1] * axis, size)
+        count = math.prod(field.shape[1:-sides]) // channels
+        flat = field.reshape(len(field), count, channels, math.prod(self.sizes))
+        source = source.flatten(1)[:, None, None].to(field.device)
+        out = flat.gather(-1, source.expand_as(flat))
+        if any(len(whole) > 1 for whole in self._wholes):
+            sources = torch.as_tensor(self.sources[elements[:, 0]], device=field.device)
+            out = out.gather(2, sources[:, None, :, None].expand_as(out))
         sign = torch.as_tensor(self.signs[elements[:, 0]], device=field.device)
         return (out * sign[:, None, :, None].to(field.dtype)).view_as(field)
 
-    def _fitting_shifts(self, field: np.ndarray, turn: int, row: int, column: int) -> np.ndarray:
+    def _shifts(self, fields: Sequence[np.ndarray], candidate: Map) -> np.ndarray | None:
+        """Return the shifts that leave all fields, as places (count,) in a field; None if all."""
+        if any(self.sizes[one] != size for one, size in zip(candidate[0], self.sizes)):
+            return np.empty(0, dtype=np.int64)
+        fitting = None
+        for field in fields:
+            if field.any():
+                one = self._fitting_shifts(field, candidate)
+                fitting = one if fitting is None else fitting & one
+        return None if fitting is None or fitting.all() else np.flatnonzero(fitting)
+
+    def _fitting_shifts(self, field: np.ndarray, candidate: Map) -> np.ndarray:
         """Return for each shift (n, n) whether the mapped and shifted field equals the field.
 
         The test uses the correlation of the two, of each scalar and of each vector alone: a small
         forcing counts beside a large one.
         """
-        size, channels = self.size, len(self.kinds)
-        field = field.reshape(channels, size, size)
-        index = np.arange(size)
-        mapped = field.transpose(0, 2, 1)[self.partners] if turn else field
-        mapped = mapped[:, (row * index % size)[:, None], column * index % size]
-        mapped = mapped * self.signs[MAPS.index((turn, row, column))][:, None, None]
-        norm = (field**2).sum((-2, -1))
-        spectrum = np.fft.rfft2(field) * np.conj(np.fft.rfft2(mapped))
-        correlation = np.fft.irfft2(spectrum, s=(size, size))
-        fitting = np.full((size, size), True)
-        for first, partner in enumerate(self.partners):
-            if partner >= first:  # a vector once
-                both = sorted({first, partner})
-                whole = norm[both].sum()
-                # |f - shifted g|^2 = 2 |f|^2 - 2 correlation
-                fitting &= whole - correlation[both].sum(0) <= 1e-9 * whole
+        number, (permutation, signs) = self.maps.index(candidate), candidate
+        axes = tuple(range(-len(self.sizes), 0))
+        field = field.reshape(len(self.kinds), *self.sizes)
+        mapped = field.transpose(0, *(1 + axis for axis in permutation))[self.sources[number]]
+        for axis, sign, size in zip(axes, signs, self.sizes):
+            mapped = np.take(mapped, sign * np.arange(size) % size, axis)
+        mapped = mapped * self.signs[number].reshape(-1, *[1] * len(axes))
+        norm = (field**2).sum(axes)
+        spectrum = np.fft.rfftn(field, axes=axes) * np.conj(np.fft.rfftn(mapped, axes=axes))
+        correlation = np.fft.irfftn(spectrum, s=self.sizes, axes=axes)
+        fitting = np.full(self.sizes, True)
+        for both in self._wholes:
+            whole = norm[both].sum()
+            # |f - shifted g|^2 = 2 |f|^2 - 2 correlation
+            fitting &= whole - correlation[both].sum(0) <= 1e-9 * whole
         return fitting
 
 
-def _partners(kinds: tuple[str, ...]) -> list[int]:
-    """Return for each channel the one from which it comes if the axes are exchanged.
+def _sides_of(field: np.ndarray, kinds: tuple[str, ...]) -> int:
+    """Return the number of sides of a field (..., n) of one kind, or (C, ..., n) of C kinds."""
+    return field.ndim - (len(kinds) > 1)
+
+
+def _vectors(kinds: tuple[str, ...], sides: int) -> list[int]:
+    """Return the place of the first component of each vector.
 
     Raises:
-        ValueError: a component of a vector without the other one.
+        ValueError: a vector has not one component per side, next to each other.
     """
-    partners, vectors = list(range(len(kinds))), 0
-    for channel, pair in enumerate(zip(kinds, kinds[1:])):
-        if pair == ("vector x", "vector y"):
-            partners[channel : channel + 2] = [channel + 1, channel]
-            vectors += 1
-    if not kinds.count("vector x") == kinds.count("vector y") == vectors:
-        raise ValueError(
-            f"channels are {', '.join(kinds)}: expected each vector x directly followed by its "
-            "vector y"
-        )
-    return partners
+    names, first, place = COMPONENTS[:sides], [], 0
+    while place < len(kinds):
+        if kinds[place] in COMPONENTS:
+            if kinds[place : place + sides] != names:
+                followed = (
+                    " and ".join(f"its {name}" for name in names[1:]) or "no other component"
+                )
+                raise ValueError(
+                    f"channels are {', '.join(kinds)}: expected each vector x directly followed "
+                    f"by {followed}"
+                )
+            first.append(place)
+        place += sides if kinds[place] in COMPONENTS else 1
+    return first
 
 
-def _signs(kinds: tuple[str, ...], turn: int, row: int, column: int) -> list[int]:
-    """Return the factor of each channel under a map of ``MAPS``."""
-    reflected = (1 - 2 * turn) * row * column
-    by_kind = {"scalar": 1, "pseudo-scalar": reflected, "vector x": row, "vector y": column}
+def _wholes(channels: int, vectors: list[int], sides: int) -> list[list[int]]:
+    """List the channels of each scalar and of each vector."""
+    inside = {first + axis for first in vectors for axis in range(sides)}
+    scalars = [[channel] for channel in range(channels) if channel not in inside]
+    return scalars + [[first + axis for axis in range(sides)] for first in vectors]
+
+
+def _sources(kinds: tuple[str, ...], vectors: list[int], permutation: tuple) -> list[int]:
+    """Return for each channel the one from which it comes if the axes are permuted."""
+    sources = list(range(len(kinds)))
+    for first in vectors:
+        sources[first : first + len(permutation)] = [first + axis for axis in permutation]
+    return sources
+
+
+def _signs(kinds: tuple[str, ...], permutation: tuple, signs: tuple) -> list[int]:
+    """Return the factor of each channel under a map."""
+    pairs = itertools.combinations(permutation, 2)
+    reflected = math.prod(signs) * (-1) ** sum(one > other for one, other in pairs)
+    by_kind = {"scalar": 1, "pseudo-scalar": reflected, **dict(zip(COMPONENTS, signs))}
     return [by_kind[kind] for kind in kinds]

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from hpc_closure.data.layout import STATE, VERSION, BlockHeader, Layout, by_data_set
+from hpc_closure.spectral.modes.resolution import per_side
 from hpc_closure.work.hdf5 import open_hdf5
 from hpc_closure.work.header import expect
 
@@ -82,10 +83,15 @@ class BlockWriter:
         file.attrs["simulation_parameters"] = numbers
         for key, value in plain.items():
             file.attrs[key] = value
-        points = np.arange(layout.grid) * (float(plain.get("length", 1.0)) / layout.grid)
+        length = plain.get("length", 1.0)
+        lengths = per_side(length, layout.dimensions, "length")
+        points = {
+            name: np.arange(size) * (float(side) / size)
+            for name, size, side in zip(layout.sides, layout.points, lengths)
+        }
         dimensions = file.create_group("dimensions")
         dimensions.attrs["spatial_dims"] = layout.sides
-        for name, values in {**layout.axes(), **dict.fromkeys(layout.sides, points)}.items():
+        for name, values in {**layout.axes(), **points}.items():
             dataset = dimensions.create_dataset(name, data=np.asarray(values, dtype=np.float64))
             dataset.attrs["sample_varying"] = False
             dataset.attrs["time_varying"] = False
@@ -96,7 +102,7 @@ class BlockWriter:
             boundary.attrs["bc_type"] = "periodic"
             boundary.attrs["sample_varying"] = False
             boundary.attrs["time_varying"] = False
-            ends = np.zeros(layout.grid, dtype=bool)
+            ends = np.zeros(len(points[axis]), dtype=bool)
             ends[[0, -1]] = True
             boundary["mask"] = ends
         paths = [name.split("/") for name in layout.shapes()]

@@ -177,15 +177,16 @@ def coupled(
     if theirs.cases != ensemble.cases:
         return f"its coupled runs start from members {theirs.cases}, here {ensemble.cases}"
     modes = retained_modes(experiment.known_grid)
-    there, here = (_resolved(each.read("truth", 0), modes) for each in (theirs, ensemble))
+    sides = experiment.physics.dimensions
+    there, here = (_resolved(each.read("truth", 0), modes, sides) for each in (theirs, ensemble))
     if there.shape != here.shape or not np.allclose(there, here, rtol=1e-5, atol=1e-6):
         return "its coupled runs start from other states"
     return theirs
 
 
-def _resolved(fields: np.ndarray, modes: int) -> np.ndarray:
-    """Compute spectra, truncated to ``modes``, of fields (..., n, n) or (..., 1, n)."""
-    return to_spectra(torch.from_numpy(fields).double(), modes).numpy()
+def _resolved(fields: np.ndarray, modes: int, sides: int) -> np.ndarray:
+    """Compute spectra, truncated to ``modes``, of fields (..., n, n)."""
+    return to_spectra(torch.from_numpy(fields).double(), modes, sides).numpy()
 
 
 def _differs(other: Experiment, experiment: Experiment) -> str:

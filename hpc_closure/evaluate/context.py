@@ -11,7 +11,7 @@ from hpc_closure.closure.part_report import is_closed_form
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.forecasts import Forecaster
 from hpc_closure.data.held_out import HeldOut
-from hpc_closure.data.reader import CoupledEnsemble, DataSet
+from hpc_closure.data.reader import CoupledEnsemble, DataSet, strided
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.scores import registry
@@ -32,7 +32,8 @@ class Snapshots:
     """Held-out snapshots, evenly spread over trajectories and times.
 
     Attributes:
-        states, closures: (S, n, n), of C channels (S, C, n, n), here and below.
+        states, closures: (S, n, n), of C channels (S, C, n, n), here and below; with as many
+            sides as the flow has.
         history: the H earlier states, (S, H, n, n), newest first, or None.
         previous: the P earlier closures, (S, P, n, n), newest first, or None.
         keys: (member, index of the stored time) of each snapshot.
@@ -140,6 +141,16 @@ class Inputs:
         return tuple(self.data.channels)
 
     @property
+    def dimensions(self) -> int:
+        """Number of sides of the fields."""
+        return self.experiment.physics.dimensions
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Length of each side."""
+        return self.experiment.physics.lengths
+
+    @property
     def target(self) -> str:
         """Kind of the closure, e.g. ``diffusion``."""
         return self.experiment.generate.closure
@@ -190,8 +201,9 @@ class Inputs:
         known = self.experiment.known_grid
         if fields.shape[-1] == known:
             return fields
-        spectra = to_spectra(fields.double(), retained_modes(known))
-        return to_fields(spectra, known).to(fields.dtype)
+        sides = self.dimensions
+        spectra = to_spectra(fields.double(), retained_modes(known), sides)
+        return to_fields(spectra, known, sides).to(fields.dtype)
 
     def origin(self, snapshots: Snapshots) -> Origin:
         """Return trajectories and, for the budget, the states after a reduced-solver interval.
@@ -219,8 +231,8 @@ class Inputs:
         assert self.replicas is not None
         case, index = key
         when = self.replicas.index(self.data.times[index] - self.replicas.start)
-        stride = self.data.grid // grid
-        fields = self.replicas.read_case("closure", case, when)[..., ::stride, ::stride]
+        fields = self.replicas.read_case("closure", case, when)
+        fields = strided(fields, self.data.grid // grid, self.data.dimensions)
         return torch.from_numpy(np.ascontiguousarray(fields))
 
     def climatology(self, grid: int) -> Tensor:

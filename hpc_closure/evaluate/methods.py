@@ -248,7 +248,7 @@ class Methods:
         physics = self.inputs.experiment.physics
         modes = band(retained_modes(self.grid), physics.length, physics.dimensions)
         factors = keyed_noise.moves(modes.grid, self.seed, "evaluate", [key for (key,) in ids])
-        factors = factors.view(-1, *[1] * (closures.ndim - 3), *factors.shape[1:])
+        factors = factors.view(-1, *[1] * (closures.ndim - factors.ndim), *factors.shape[1:])
         moved = modes.to_spectral(closures.double()) * factors
         return modes.to_physical(moved, self.grid).to(closures)
 

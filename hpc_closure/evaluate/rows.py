@@ -187,6 +187,11 @@ def sort_methods(names: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=position)
 
 
+def points_in_words(grid: int, dimensions: int) -> str:
+    """Write points per side as ``24 points`` of a line, 64² or 32³."""
+    return f"{grid}{ {1: ' points', 2: '²', 3: '³'}[dimensions]}"
+
+
 def format_value(score: str, value: float | None) -> str:
     """Format with three significant digits; p-values and diverged runs in words."""
     if value is None or math.isnan(value):

@@ -7,7 +7,7 @@ from hpc_closure.closure.compatibility import check_model
 from hpc_closure.data import held_out
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment, sha256_json
-from hpc_closure.work import atomic, log
+from hpc_closure.work import atomic, extras, log
 from hpc_closure.work.options import Options
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
@@ -17,6 +17,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     """Write scores.csv, scores.json, figures and report.html; return the exit code."""
     if options.dry_run:
         return print_plan(experiment)
+    extras.need("evaluate", *extras.EVALUATE)
     test_set = held_out.check(experiment)
     check_model(experiment)
     from hpc_closure.evaluate import compare
@@ -87,6 +88,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         notes=notes,
         headline=first,
         closed=inputs.closed,
+        dimensions=inputs.dimensions,
         provenance={"evaluate": session.record, "model": inputs.closure.provenance},
         start=experiment.rollout.t_start,
         lead_times=experiment.evaluate.lead_times,
@@ -146,7 +148,7 @@ def print_plan(experiment: Experiment) -> int:
     print(f"scored on {held_out.HeldOut.of(experiment).in_words()}")
     print(f"model: {'there' if run_folder.model.exists() else 'missing'}")
     print(f"rollout: {runs['done']} of {runs['units']} units")
-    grids = ", ".join(f"{grid}^2" for grid in experiment.score_grids)
+    grids = ", ".join(f"{grid}^{experiment.physics.dimensions}" for grid in experiment.score_grids)
     print(
         f"to score: {settings.samples} snapshots x {settings.members} members on {grids}, "
         f"{1 + len(settings.sensors)} sensor layout(s); lead times {list(settings.lead_times)}"

@@ -1,9 +1,9 @@
 """Check the sections of an experiment against each other; an error is one line."""
 
 from hpc_closure.experiment.kinds import Kind, ModelKind, NetworkKind, ResidualKind, find, names
-from hpc_closure.experiment.models import kind_of, kinds_of, network_of, resolve
-from hpc_closure.spectral.modes.resolution import retained_modes, smallest_grid
-from hpc_closure.spectral.problem import REMOVABLE, Problem
+from hpc_closure.experiment.models import PRESETS, kind_of, kinds_of, network_of, resolve
+from hpc_closure.spectral.modes.resolution import pencils, per_side, retained_modes, smallest_grid
+from hpc_closure.spectral.problem import REMOVABLE, Problem, check_sides
 
 # keys of a model that only some of its parts read
 MAY_BE_READ = (
@@ -21,6 +21,7 @@ def check(experiment) -> None:
     for path in experiment.use.classes:
         find(Kind, path, "use.classes")
     _check_fields(experiment)
+    _check_equal_sides(experiment)
     _check_data(experiment)
     _check_problem(experiment)
     _check_dimensions(experiment)
@@ -53,7 +54,8 @@ def _check_fields(experiment) -> None:
         )
     if generate.closure != "none":
         _check_closure_of_fields(experiment)
-    for key in ("fields", "filters", "spectra"):
+    spectra = () if physics.dimensions == 3 else ("spectra",)  # those of the velocities
+    for key in ("fields", "filters", *spectra):
         if getattr(record, key):
             raise ValueError(
                 f"generate.record.{key} is for equations of one field; remove it: the fields of "
@@ -75,6 +77,7 @@ def _check_closure_of_fields(experiment) -> None:
     ]
     read = conditions.sensors != "none"
     learned = config.get("sensors") == "learned"
+    is_velocity = experiment.physics.is_velocity
     sensors = f"model.conditions.sensors={conditions.sensors}" if read else "model.sensors=learned"
     for key, used, expected in (
         (
@@ -89,8 +92,8 @@ def _check_closure_of_fields(experiment) -> None:
             "none, and model.sensors=kriging",
         ),
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
-        ("train.rollout_training", train.rollout_training, "null"),
-        ("train.stability_test", train.stability_test, "null"),
+        ("train.rollout_training", train.rollout_training and not is_velocity, "null"),
+        ("train.stability_test", train.stability_test and not is_velocity, "null"),
         (f"train.opponents={rivals}", rivals, "gaussian_amplitude, point_mixture or resampled"),
         ("rollout.sensors", rollout.sensors, "null"),
     ):
@@ -112,20 +115,33 @@ def _check_data(experiment) -> None:
             f"generate.record.start={generate.record.start} is after generate.t_end="
             f"{generate.t_end}: nothing would be stored"
         )
-    if experiment.data_grid > generate.grid:
+    stored, solved = (
+        per_side(grid, experiment.physics.dimensions, key)
+        for key, grid in (
+            ("generate.record.grid", experiment.data_grid),
+            ("generate.grid", generate.grid),
+        )
+    )
+    if any(coarse > fine for coarse, fine in zip(stored, solved)):
         raise ValueError(
-            f"generate.record.grid={experiment.data_grid} is finer than generate.grid="
-            f"{generate.grid}, the grid of the full system"
+            f"generate.record.grid={_written(experiment.data_grid)} is finer than generate.grid="
+            f"{_written(generate.grid)}, the grid of the full system"
         )
     if generate.closure == "subgrid" and experiment.data_grid == generate.grid:
         raise ValueError(
             "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
             f"{generate.grid}: the reduced solver runs on the stored grid"
         )
-    if experiment.cluster.domain_ranks > generate.grid // 3:
+    if experiment.physics.dimensions == 3:
+        try:
+            _, columns, halves = map(retained_modes, solved)
+            pencils(experiment.cluster.domain_ranks, 2 * columns + 1, halves + 1)
+        except ValueError as error:
+            raise ValueError(f"cluster.domain_ranks: {error}") from None
+    elif experiment.cluster.domain_ranks > min(solved) // 3:
         raise ValueError(
             f"cluster.domain_ranks={experiment.cluster.domain_ranks} is more than the number of "
-            f"retained rows of a {generate.grid}^2 field; at most {generate.grid // 3}"
+            f"retained rows of a {generate.grid}^2 field; at most {min(solved) // 3}"
         )
 
 
@@ -139,21 +155,23 @@ def _check_problem(experiment) -> None:
 
 
 def _check_dimensions(experiment) -> None:
-    """Refuse settings that exist only in two dimensions if the equation has one.
+    """Refuse settings that exist only in two dimensions if the equation has another number.
 
-    These are domain split, velocity, enstrophy, and networks other than local ones.
+    These are domain split, velocity, enstrophy, learned sensors and some complete models.
     """
     physics, generate, record = experiment.physics, experiment.generate, experiment.generate.record
     if physics.dimensions == 2:
         return
     wrong: list[tuple] = [  # key, value, allowed values
         ("generate.closure", generate.closure, "subgrid", "none"),
-        ("cluster.domain_ranks", experiment.cluster.domain_ranks, 1),
         ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
-        ("generate.record.spectra", [name for name in record.spectra if "enst" in name], []),
     ]
+    if physics.dimensions == 1:
+        enstrophy = [name for name in record.spectra if "enst" in name]
+        wrong.append(("cluster.domain_ranks", experiment.cluster.domain_ranks, 1))
+        wrong.append(("generate.record.spectra", enstrophy, []))
     if generate.closure == "subgrid":
-        wrong += _model_settings_in_1d(experiment)
+        wrong += _model_settings_off_the_plane(experiment)
     for key, value, *expected in wrong:
         if value not in expected:
             raise ValueError(
@@ -162,37 +180,36 @@ def _check_dimensions(experiment) -> None:
             )
 
 
-def _model_settings_in_1d(experiment) -> list[tuple]:
-    """List (key, value, allowed values) of the model settings that matter in one dimension."""
-    model, kind = experiment.model, kind_of(experiment.model.preset)
-    composites = ("gaussian", "convolutional")
-    presets = (*composites, *(name for name in names(ModelKind) if _is_1d(ModelKind.known[name])))
-    if kind is not None and _is_1d(kind):
-        presets = (*presets, model.preset)
+def _model_settings_off_the_plane(experiment) -> list[tuple]:
+    """List (key, value, allowed values) of the model settings that planes have and others not."""
+    model, sides = experiment.model, experiment.physics.dimensions
+    kind = kind_of(model.preset)
+    composites = [name for name, preset in PRESETS.items() if preset["sensors"] != "learned"]
+    others = [name for name in names(ModelKind) if _fits(ModelKind.known[name], sides)]
+    presets = [*composites, *others]
+    if kind is not None and _fits(kind, sides):
+        presets.append(model.preset)
     wrong: list[tuple] = [
         ("model.preset", model.preset, *presets),
         ("model.conditions.physics_estimate", model.conditions.physics_estimate, False),
-        ("train.augment", experiment.train.augment, False),
     ]
     if model.preset in composites:
         config = resolve(model.model_dump(exclude_none=True))
-        local = [name for name in names(NetworkKind) if _is_1d(NetworkKind.known[name])]
-        for key, name in (("mean", network_of(config)), ("amplitude", config["amplitude"])):
-            if name and name != "none" and not _is_1d(find(NetworkKind, name, f"model.{key}")):
-                wrong.append((f"model.{key}", name, *local))
-        if find(ResidualKind, config["residual"], "model.residual").trained:
-            wrong.append(("model.residual", config["residual"], *_untrained()))
+        wrong.append(("model.sensors", config["sensors"], "kriging"))
+        for key, name, family in (
+            ("mean", network_of(config), NetworkKind),
+            ("amplitude", config["amplitude"], NetworkKind),
+            ("residual", config["residual"], ResidualKind),
+        ):
+            known = [one for one in names(family) if _fits(family.known[one], sides)]
+            if name and name != "none" and not _fits(find(family, name, f"model.{key}"), sides):
+                wrong.append((f"model.{key}", name, *known))
     return wrong
 
 
-def _is_1d(kind) -> bool:
-    """Return whether a class can be used for flows in one dimension."""
-    return 1 in kind.flow_dimensions
-
-
-def _untrained() -> list[str]:
-    """List the residuals that are fitted in closed form, not trained by gradients."""
-    return [name for name in names(ResidualKind) if not ResidualKind.known[name].trained]
+def _fits(kind, sides: int) -> bool:
+    """Return whether a class can be used for flows in so many dimensions."""
+    return sides in kind.flow_dimensions
 
 
 def _check_outputs(experiment) -> None:
@@ -231,6 +248,35 @@ def _check_outputs(experiment) -> None:
             f"generate.record.start={record.start:g}: a burst of {record.burst} intervals of "
             f"{ahead:g} would begin before t = 0"
         )
+
+
+def _written(grid) -> str:
+    """Write points per side as a file has them: a number or a list."""
+    return str(list(grid) if isinstance(grid, tuple) else grid)
+
+
+def _check_equal_sides(experiment) -> None:
+    """Refuse what needs sides of equal lengths and numbers of points, if they differ."""
+    physics, generate = experiment.physics, experiment.generate
+    lists = {
+        "generate.record.grid": generate.record.grid,
+        "generate.grid": generate.grid,
+        "physics.length": physics.length,
+    }
+    lists = {key: value for key, value in lists.items() if isinstance(value, tuple)}
+    for key, value in lists.items():
+        check_sides(key, value, physics)
+    if not lists:
+        return
+    for key, value, expected in (
+        ("generate.closure", generate.closure, "none (data only)"),
+        ("generate.record.filters", [item.name for item in generate.record.filters], "no filters"),
+    ):
+        if value not in ("none", []):
+            raise ValueError(
+                f"{key}={value} needs one number for all sides, not lists in generate.grid, "
+                f"generate.record.grid or physics.length: use {expected}"
+            )
 
 
 def _check_intervals(experiment) -> None:
@@ -302,6 +348,13 @@ def _check_model(experiment) -> None:
     if conditions.forecast:
         _check_forecast(experiment)
     if kind_of_model is not None:
+        sides = experiment.physics.dimensions
+        if not _fits(kind_of_model, sides):
+            fitting = " or ".join(map(str, kind_of_model.flow_dimensions))
+            raise ValueError(
+                f"model.preset={model.preset} is for flows in {fitting} dimensions, "
+                f"{experiment.physics.equation} has {sides}: use gaussian"
+            )
         return kind_of_model.check(experiment)
     if conditions.previous_closures:
         check_previous(experiment, conditions.previous_closures)
@@ -318,10 +371,10 @@ def _check_model(experiment) -> None:
                 f"model.{key} is no setting of model.preset={model.preset} with mean "
                 f"{config['mean'] or 'none'}, residual {residual}: remove it"
             )
-    if experiment.train.opponents and experiment.physics.dimensions == 1:
+    if experiment.train.opponents and experiment.physics.dimensions != 2:
         raise ValueError(
             f"train.opponents={list(experiment.train.opponents)} are for flows in two dimensions; "
-            f"{experiment.physics.equation} has one: remove them"
+            f"{experiment.physics.equation} has another number: remove them"
         )
     if find(ResidualKind, residual, "model.residual").one_evaluation:
         for stage in ("rollout", "evaluate"):

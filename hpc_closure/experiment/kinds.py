@@ -133,9 +133,11 @@ class ResidualKind(Kind):
         reads_sensors: whether it can be conditioned on sensors.
         learns_sensors: whether it can learn how sensors enter.
         one_evaluation: whether a sample is a single evaluation without a sampling method.
+        flow_dimensions: dimensions of the flows for which it can be used.
     """
 
     parent = "hpc_closure.experiment.kinds.ResidualKind"
+    flow_dimensions: ClassVar[tuple[int, ...]] = (2,)
     trained: ClassVar[bool] = True
     reads_sensors: ClassVar[bool] = True
     learns_sensors: ClassVar[bool] = False

@@ -201,7 +201,8 @@ def _whole(kind: type[ModelKind], name: str) -> dict[str, Any]:
     additional = [] if is_path(name) else [key for key in _own(kind) if key not in kind.defaults]
     equation = ["equation"] if kind.several_fields else []
     keys = dict.fromkeys([*equation, *additional])
-    return {"preset": name, "conditions": BARE, **keys, **kind.defaults}
+    sides = {"dimensions": 2} if tuple(kind.flow_dimensions) != (2,) else {}
+    return {"preset": name, "conditions": BARE, **keys, **sides, **kind.defaults}
 
 
 def _own(kind: type[Kind]) -> list[str]:
@@ -270,14 +271,17 @@ def _check_parts(config: dict[str, Any]) -> None:
     """Raise ValueError unless the parts are compatible."""
     residual = find(ResidualKind, config["residual"], "model.residual")
     residual.check(config)
-    if "numbers" in config["mean"] and config["dimensions"] != 2:
-        raise ValueError("model.mean=numbers is for flows in two dimensions: remove it")
     if not residual.reads_sensors and config["conditions"]["sensors"] != "none":
         raise ValueError(
             f"model.residual={config['residual']} cannot be conditioned on sensors: set "
             "model.conditions.sensors to none"
         )
     learned = config["sensors"] == "learned" and config["residual"] != "none"
+    if learned and config["dimensions"] != 2:
+        raise ValueError(
+            "model.sensors=learned is for flows in two dimensions, this one has "
+            f"{config['dimensions']}: use kriging"
+        )
     if learned and not residual.learns_sensors:
         raise ValueError(
             "model.sensors=learned needs a residual that learns: set model.residual to "

@@ -39,7 +39,7 @@ from hpc_closure.experiment.kinds import (
 from hpc_closure.experiment.method_names import RESERVED, TRUTH
 from hpc_closure.experiment.models import CLOSED_MEANS, RIVALS, preset_names, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
-from hpc_closure.spectral.modes.resolution import points_for, retained_modes
+from hpc_closure.spectral.modes.resolution import per_side, points_for, retained_modes
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
     Count,
@@ -48,6 +48,7 @@ from hpc_closure.spectral.recipe import (
     NonNegative,
     Positive,
     Section,
+    SideGrid,
 )
 
 # keys of generate that may change without invalidating existing trajectories
@@ -100,8 +101,10 @@ class Record(Section):
         description="number of snapshots, one closure interval apart, that end at each of these "
         "times; a model needs at least one more than the previous closures that it reads",
     )
-    grid: EvenGrid | None = Field(
-        None, description="grid of the stored fields; none = the grid of the DNS"
+    grid: SideGrid | None = Field(
+        None,
+        description="points per side of the stored fields, or a list with those of each side; "
+        "none = the grid of the DNS",
     )
     precision: Literal["float32", "float64"] = "float32"
     fields: tuple[Literal["vorticity", "velocity", "streamfunction"], ...] = Field(
@@ -154,7 +157,7 @@ class Generate(Numerics):
         further = {"velocity": 2, "streamfunction": 1}
         number = len(physics.channels) * (1 + (self.closure != "none"))
         number += sum(further.get(name, 0) for name in record.fields)
-        points = number * grid**sides
+        points = number * math.prod(per_side(grid, sides, "generate.record.grid"))
         points += sum(item.points(physics.length, self.grid) ** sides for item in record.filters)
         snapshots = record.burst * (1 + round((self.t_end - record.start) / record.every))
         return points * snapshots * (4 if record.precision == "float32" else 8)
@@ -764,9 +767,10 @@ class Evaluate(Section):
         description="modules with further scores, [package.module]; they are imported, and their "
         "SCORES are added to the tables",
     )
-    formats: tuple[Literal["png", "pdf"], ...] = Field(
-        ("png", "pdf"),
-        description="formats of the figures; png is always among them, for the report; [] = no "
+    formats: tuple[Literal["png", "pdf", "csv"], ...] = Field(
+        ("png", "pdf", "csv"),
+        description="formats of the figures; png is always among them, for the report; csv is a "
+        "table of what is drawn; [] = no "
         "figures, which take most of the time of a small evaluation",
     )
     seed: int = 0
@@ -830,7 +834,7 @@ class Cluster(Section):
     )
     executor: Literal["inline", "local", "slurm"] = "inline"
     profile: str | None = Field(
-        None, description="site profile: a name in slurm/profiles or a path"
+        None, description="site profile: a shipped one, a name in slurm/profiles, or a path"
     )
     walltime: str = Field("1h", description="per task, e.g. 90m, 3h50m")
     signal_before_end: str = Field("5m", description="warning before the wall-time limit")

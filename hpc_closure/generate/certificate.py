@@ -3,10 +3,12 @@
 The checks run at the end of a block on copies of its state, and change nothing. Members that have
 diverged are left out.
 
-* The CFL number is below its limit.
+* The CFL number is below its limit: 1, in three dimensions 2 with a scheme of fourth order.
 * The energy budget closes, the error term of the scheme included (:meth:`Diagnostics.budget`).
 * The smallest scale is resolved: ``k_max eta`` with ``eta = (nu^3 / chi)^(1/6)``, where chi is
-  the enstrophy dissipation. For hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``.
+  the enstrophy dissipation. For hyperviscosity of order p, ``eta = (nu_h^3 / chi)^(1 / 6p)``. In
+  three dimensions ``eta = (nu^3 / epsilon)^(1/4)``, epsilon the energy dissipation, and ``(nu_h^3
+  / epsilon)^(1 / (6p - 2))``.
 * The enstrophy spectrum falls off: its last shells are small against its highest shell.
 * Aliasing and truncation are small: the same members differ little when they are advanced from
   the same state, on the same noise path, on a grid 1.5 times finer.
@@ -28,6 +30,8 @@ from hpc_closure.spectral.simulation import Simulation
 
 #: largest allowed values (``kmax_eta``: smallest); a check that does not apply has the value None
 LIMITS = {"cfl": 1.0, "budget": 1e-3, "kmax_eta": 0.5, "tail": 0.1, "aliasing": 0.05}
+#: limit of schemes of fourth order in three dimensions; it is that of |u| + |v| + |w|
+FOURTH_ORDER_CFL = 2.0
 
 
 @dataclass
@@ -87,6 +91,8 @@ def certify(
         ValueError: a limit has an unknown name.
     """
     allowed = {**LIMITS, **(limits or {})}
+    if simulation.problem.dimensions == 3 and simulation.problem.scheme in ("rk4", "etdrk4"):
+        allowed["cfl"] = (limits or {}).get("cfl", FOURTH_ORDER_CFL)
     unknown = set(allowed) - set(LIMITS)
     if unknown:
         raise ValueError(f"unknown limits {sorted(unknown)}; known: {sorted(LIMITS)}")
@@ -104,7 +110,7 @@ def certify(
     if not problem.cfl:
         figures["cfl"] = float(diagnostics.cfl().max())
     figures["tail"] = _tail(diagnostics)
-    if not simulation.channel_shape:
+    if not simulation.channel_shape or problem.dimensions == 3:
         figures["kmax_eta"] = _kmax_eta(diagnostics, problem)
     saved = simulation.save_state()
     probe_rows = np.arange(len(simulation.members))[:max_members]
@@ -159,7 +165,8 @@ def _tail(diagnostics: Diagnostics) -> float:
     The spectrum is that of enstrophy, on a line that of energy; of several channels it is the
     variance of the worst one.
     """
-    K, ratios = diagnostics.simulation.grid.modes, []
+    grid, ratios = diagnostics.simulation.grid, []
+    K = int(round(grid.reach / grid.unit, 9))  # the highest shell that is complete
     for spectrum in diagnostics.resolved_spectra():
         last = spectrum[:, max(1, int(0.9 * K)) : K + 1].max(1)
         highest = spectrum.max(1)
@@ -170,7 +177,7 @@ def _tail(diagnostics: Diagnostics) -> float:
 def _kmax_eta(diagnostics: Diagnostics, problem: Problem) -> float | None:
     """Return the smallest ``k_max eta`` of all members; None if nothing damps small scales."""
     grid, damping = diagnostics.simulation.grid, problem.physics.damping
-    if grid.dimensions != 2 or not damping:
+    if grid.dimensions == 1 or not damping:
         return None
     k2 = grid.k2.numpy()
     terms = {order: value * k2**order for order, value in damping.items()}
@@ -179,32 +186,39 @@ def _kmax_eta(diagnostics: Diagnostics, problem: Problem) -> float | None:
     w = diagnostics.state()
     density = diagnostics.weights * (w.real**2 + w.imag**2) * damping_rate
     chi = np.array([row.sum() for row in density])
-    eta = (damping[order] ** 3 / np.maximum(chi, 1e-300)) ** (1 / (6 * order))
-    return float((grid.modes * grid.unit * eta).min())
+    exponent = 6 * order if grid.dimensions == 2 else 6 * order - 2
+    eta = (damping[order] ** 3 / np.maximum(chi, 1e-300)) ** (1 / exponent)
+    return float((grid.reach * eta).min())
+
+
+def _finer(grid):
+    """Return 1.5 times the points, even, of a number or of one per side."""
+    if isinstance(grid, tuple):
+        return tuple(map(_finer, grid))
+    return 2 * -(-3 * grid // 4)
 
 
 def _aliasing(simulation: Simulation, rows: np.ndarray, saved: dict, steps: int) -> float:
     """Return the relative difference, on the retained modes, from a grid 1.5 times finer."""
     problem = simulation.problem
-    dimensions = simulation.grid.dimensions
     finer = problem.model_copy(
         update={
-            "grid": 2 * -(-3 * problem.grid // 4),
+            "grid": _finer(problem.grid),
             "max_refinements": problem.max_refinements + 1,
         }
     )
     coarse = _copy(simulation, problem, rows, saved).advance(steps)
     fine_state = {"step_index": saved["step_index"]}
-    fine_modes = finer.make_grid().modes
+    fine_modes = finer.make_grid().mode_counts
     for name in ("w_hat", *PAST):
         if name in saved:
             spectra = torch.from_numpy(saved[name])
-            fine_state[name] = resize(spectra, fine_modes, dimensions).numpy()
+            fine_state[name] = resize(spectra, fine_modes).numpy()
     if "rates" in saved:
         fine_state["rates"] = saved["rates"]
     fine = _copy(simulation, finer, rows, fine_state).advance(steps)
     a = diagnostics_of(coarse).state()
-    b = resize(torch.from_numpy(diagnostics_of(fine).state()), simulation.grid.modes, dimensions)
+    b = resize(torch.from_numpy(diagnostics_of(fine).state()), simulation.grid.mode_counts)
     difference = np.abs(a - b.numpy()) ** 2
     scale = np.abs(b.numpy()) ** 2
     if simulation.channel_shape:  # channels have units of their own

@@ -164,10 +164,10 @@ class DNSBlock(Block):
     def _at_grid(self, spectrum) -> np.ndarray:
         """Gather this rank's spectra and return fields (B, n, n) on the data grid."""
         transform, stored = self.simulation.transform, self.stored
-        if self.grid == self.simulation.grid.size:
+        if stored.grid == self.simulation.grid:
             field = transform.to_physical(spectrum)
             return self._plain(transform.gather_field(field))
-        resized = resize(transform.gather(spectrum), stored.grid.modes, stored.grid.dimensions)
+        resized = resize(transform.gather(spectrum), stored.grid.mode_counts)
         return self._plain(stored.to_physical(resized))
 
     def _plain(self, field) -> np.ndarray:

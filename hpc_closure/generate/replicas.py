@@ -22,7 +22,7 @@ from hpc_closure.closure.targets import Target, reduced_problem
 from hpc_closure.data.layout import STATE, Layout, WholeLayout, by_data_set, data_sets
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.modes.grid import Grid, from_row, resize
+from hpc_closure.spectral.modes.grid import Grid, resize
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work.block import Block, times_of
@@ -178,7 +178,7 @@ class ReplicaBlock(Block):
     def _begin(self) -> None:
         """Set the replicas to the master's present state with other unresolved modes."""
         whole = self.master.transform.gather(self.master.state)[self.case_of_row]
-        factors = from_row(self._factors(), self.sides).to(whole)
+        factors = self._factors().to(whole)
         if self.channels:
             factors = factors[:, None]
         self.replicas.load_state(self.step_index, whole * factors)
@@ -187,11 +187,11 @@ class ReplicaBlock(Block):
     def _factors(self) -> torch.Tensor:
         """Return factors of the master's modes: phases of a random shift, or zero (``empty``).
 
-        Shape (rows, 2K + 1, K + 1), on a line (rows, 1, K + 1).
+        Shape (rows, 2K + 1, K + 1).
         """
         grid = self.problem.make_grid()
         if self.experiment.replicas.start == "empty":
-            return torch.zeros(len(self.rows), 1, 1, dtype=torch.complex128)
+            return torch.zeros(len(self.rows), *[1] * self.sides, dtype=torch.complex128)
         return keyed_noise.moves(
             grid, self.experiment.seed, self.plan.draws, self.replicas.members
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields import keyed_noise
-from hpc_closure.spectral.modes.grid import from_row, resize
+from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -29,7 +29,7 @@ FOLLOW = ("synchronised", "mismatched")  # starts that follow the resolved past
 
 @dataclass(frozen=True)
 class Known:
-    """Known spectra of the starts, in the solver's layout (on a line without the row axis).
+    """Known spectra of the starts.
 
     Attributes:
         now: (cases, ...) resolved modes at the start.
@@ -97,7 +97,7 @@ def begin(
     assert known.whole is not None
     moves = keyed_noise.moves(simulation.grid, simulation.seed, stage, simulation.members)
     moved = resize(known.whole, modes, sides)[case_of_row]
-    factors = from_row(moves, sides).to(moved)
+    factors = moves.to(moved)
     if simulation.channel_shape:
         factors = factors[:, None]
     simulation.load_state(step, moved * factors)

@@ -6,7 +6,7 @@ import torch
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.modes.grid import from_row
+from hpc_closure.spectral.diagnostics import series_names
 from hpc_closure.spectral.simulation import Simulation
 
 SAMPLED = 64  # snapshots read for the size of the closure
@@ -19,9 +19,9 @@ def lines(experiment: Experiment, data: DataSet, stride: int) -> list[str]:
 
     ``stride`` is the number of DNS steps per step of the reduced solver.
     """
-    names: tuple[str, ...] = NAMES if data.dimensions == 2 else NAMES[:1]
-    if data.channels:
-        names = tuple(f"{channel}_variance" for channel in data.channels)
+    measured = series_names(experiment.problem)
+    names = [name for name in NAMES if name in measured]
+    names = names or [f"{channel}_variance" for channel in data.channels]
     changes = [drift(data, name) for name in names if len(data.times) >= 4]
     return [*changes, share(experiment, data, stride)]
 
@@ -56,8 +56,7 @@ def share(experiment: Experiment, data: DataSet, stride: int) -> str:
     reduced = reduced_problem(experiment.problem, data.grid, "subgrid", stride)
     span = generate.interval * generate.dt
     solver = Simulation(reduced, range(count), experiment.seed)
-    sides = experiment.physics.dimensions
-    start = solver.transform.to_spectral(from_row(state, sides))
+    start = solver.transform.to_spectral(state)
     solver.load_state(0, start).advance(reduced.steps_in(span))
     tendency = (solver.state - start) / span
     cfl = float(solver.speed().max()) * reduced.dt * reduced.grid / reduced.length
@@ -73,4 +72,5 @@ def share(experiment: Experiment, data: DataSet, stride: int) -> str:
 
 def _power(fields: torch.Tensor, data: DataSet) -> torch.Tensor:
     """Compute the mean square of fields (B, n, n), or of each channel of (B, C, n, n), (C,)."""
-    return fields.square().mean((0, -2, -1)) if data.channels else fields.square().mean()
+    sides = range(-data.dimensions, 0)
+    return fields.square().mean((0, *sides)) if data.channels else fields.square().mean()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.generate import memory
 from hpc_closure.work import atomic, log, loop
 from hpc_closure.work.options import Options, chosen_members, chosen_shard
 from hpc_closure.work.session import Session
@@ -19,7 +21,12 @@ if TYPE_CHECKING:
 
 # cost on one core in float64, forcing and noise included; `bench dns` measures it
 NS_PER_POINT_AND_STEP = 25.0
-EVALUATIONS = {"etdrk4": 4, "imex_rk3": 4}  # of the nonlinear term in a step; else one
+EVALUATIONS = {
+    "etdrk4": 4,
+    "imex_rk3": 4,
+    "rk2": 2,
+    "rk4": 4,
+}  # of the nonlinear term in a step; else one
 
 
 def run(experiment: Experiment, options: Options = Options()) -> int:
@@ -151,14 +158,18 @@ def print_plan(experiment: Experiment, books: Ledger, chosen: list[int]) -> int:
         len(unit.members) for state in ("missing", "failed") for unit in survey.states[state]
     )
     steps = round(generate.t_end / generate.dt)
-    evaluations = EVALUATIONS.get(generate.scheme, 1) * len(experiment.physics.channels)
-    sides = experiment.physics.dimensions
+    evaluations, sides = EVALUATIONS.get(generate.scheme, 1), experiment.physics.dimensions
+    if sides < 3:  # the cost of a point in three dimensions is that of all velocities
+        evaluations *= len(experiment.physics.channels)
     size = missing * generate.bytes_per_member(experiment.physics)
-    evaluated = missing * steps * generate.grid**sides * evaluations
+    sizes = experiment.problem.sizes
+    evaluated = missing * steps * math.prod(sizes) * evaluations
     core_hours = evaluated * NS_PER_POINT_AND_STEP * 1e-9 / 3600
     print(f"run folder {books.run}")
     print("units: " + ", ".join(f"{count} {state}" for state, count in survey.counts().items()))
-    print(f"members to compute: {missing}, {steps} steps each at {generate.grid}^{sides}")
+    points = f"{sizes[0]}^{sides}" if len(set(sizes)) == 1 else " x ".join(map(str, sizes))
+    print(f"members to compute: {missing}, {steps} steps each at {points}")
+    print(memory.line(experiment.problem))
     starts = {
         "pilot": experiment.pilot.initial_conditions,
         "replicas": experiment.rollout.initial_conditions,

@@ -15,13 +15,13 @@ import torch
 from hpc_closure.closure.process import Memory
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import STATE, Layout, SeriesLayout, by_data_set, data_sets
-from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet
+from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet, strided
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.checks import check_past, check_previous
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.generate.rungs import Known
 from hpc_closure.rollout.coupling import CoupledRun, Coupling
-from hpc_closure.spectral.modes.grid import from_row, to_spectra
+from hpc_closure.spectral.modes.grid import to_spectra
 from hpc_closure.work.block import Block, record_steps, times_of
 from hpc_closure.work.hdf5 import open_hdf5
 
@@ -92,7 +92,7 @@ def coupled_run(
 def stored(
     data: DataSet, cases: Sequence[int], index: int, field: str = STATE, *, grid: int
 ) -> np.ndarray:
-    """Read a field of some trajectories at a stored time, (cases, n, n); a line (cases, 1, n)."""
+    """Read a field of some trajectories at a stored time, (cases, n, n)."""
     return np.stack([data.read(case, index, field, grid) for case in cases])
 
 
@@ -135,7 +135,7 @@ def _of_replicas(experiment, rows: Sequence[tuple[int, int]]) -> Callable[..., n
     def fields(back: int, name: str = "model") -> np.ndarray:
         lead = experiment.rollout.after_release - back * experiment.generate.spacing
         values = replicas.read_rows(name, replica_of_row, replicas.index(lead))
-        return values[..., ::stride, ::stride].astype(np.float64)
+        return strided(values, stride, experiment.physics.dimensions).astype(np.float64)
 
     return fields
 
@@ -152,8 +152,7 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
     runs = [experiment.solver, *rollout.rungs]
 
     def spectra(fields: np.ndarray, modes: int) -> torch.Tensor:
-        plain = from_row(torch.from_numpy(fields.astype(np.float64)), sides)
-        return to_spectra(plain, modes, sides)
+        return to_spectra(torch.from_numpy(fields.astype(np.float64)), modes, sides)
 
     def resolved(chosen: Sequence[int], time: float) -> torch.Tensor:
         fields = stored(data, chosen, data.time_index(time), grid=experiment.train_grid)
@@ -234,9 +233,7 @@ class RolloutBlock(Block):
         if not self.coupled.exact:
             now = self.step_index * self.dt
             index = self.data.time_index(now)
-            truth = stored(self.data, self.cases, index, grid=self.grid)
-            lead = len(truth), *self.coupled.simulations["model"].channel_shape
-            references["truth"] = truth.reshape(*lead, *(self.grid,) * self.sides)
+            references["truth"] = stored(self.data, self.cases, index, grid=self.grid)
         fields[STATE] = fields.pop("model")
         fields, references = (self._by_data_set(values) for values in (fields, references))
         if self.writer is not None and self.series is not None:

@@ -45,7 +45,7 @@ from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung
 from hpc_closure.generate import rungs
 from hpc_closure.rollout.tally import Tally
-from hpc_closure.spectral.modes.grid import as_row, from_row, resize
+from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
 from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.work import log
@@ -304,8 +304,7 @@ class CoupledRun:
             known: spectra of the starts that rungs read; None = ``states`` only.
         """
         spectra, self._first, self.calls = self._spectra(states), step, 0
-        now = from_row(spectra, self.sides)
-        known = known or rungs.Known(now)
+        known = known or rungs.Known(spectra)
         begin = self.coupling.begin
         for name, simulation in self.simulations.items():
             own_step = round(step * self.coupling.problem.dt / simulation.problem.dt)
@@ -317,7 +316,7 @@ class CoupledRun:
                 past = self.coupling.pasts.get(name, 0.0)
                 rungs.begin(simulation, how, known, rows, own_step, "rollout", past)
                 continue
-            simulation.load_state(own_step, resize(now[rows], simulation.grid.modes, self.sides))
+            simulation.load_state(own_step, resize(spectra[rows], simulation.grid.mode_counts))
         for process in self.processes.values():
             process.clear()
         for tally in self.tallies.values():
@@ -363,10 +362,10 @@ class CoupledRun:
             self.tallies[name].clear()
 
     def _spectra(self, fields: np.ndarray) -> torch.Tensor:
-        """Transform fields (cases, n, n) to spectra in the layout that closures read."""
+        """Transform fields (cases, n, n) to spectra."""
         transform = self.simulations["model"].transform
         tensor = torch.as_tensor(fields, device=self.coupling.device)
-        return as_row(transform.to_spectral(from_row(tensor, self.sides)), self.sides)
+        return transform.to_spectral(tensor)
 
     def advance(self, calls: int = 1) -> None:
         """Advance all runs by ``calls`` closure intervals, then log the members that diverged."""
@@ -436,7 +435,7 @@ class CoupledRun:
         """
         losses, rows = self.losses[name], self.rows_of[name]
         lost = losses.add(self.simulations[name].diverged(), self.step_index, BY_STATE)
-        state = as_row(self.simulations[name].state, self.sides)
+        state = self.simulations[name].state
         gone_rows = lost.view(-1, *[1] * (state.ndim - 1))
         state = torch.where(gone_rows, 0.0, state)  # closures read finite states
         tally, gone, process = self.tallies[name], lost, self.processes[name]
@@ -447,7 +446,7 @@ class CoupledRun:
         )
         wild = ~drawn.abs().flatten(1).sum(1).isfinite()
         lost = losses.add(wild, self.step_index, BY_CLOSURE).view(gone_rows.shape)
-        return from_row(torch.where(lost, torch.nan, drawn), self.sides)
+        return torch.where(lost, torch.nan, drawn)
 
     def _advance_truth(self) -> Sensors | None:
         """Advance the truth by one interval; returns readings of its mean closure, (cases, S).
@@ -512,7 +511,13 @@ class CoupledRun:
             if COUNTED[name] in state:  # older restart files have no counts
                 tally.load(state[COUNTED[name]])
         for name, process in self.processes.items():
-            parts = {part: state[key[name]] for part, key in KEYS.items() if key[name] in state}
+            # restart files of older versions hold a line as a plane of one row
+            shape = tuple(self.simulations[name].state.shape)
+            parts = {
+                part: np.reshape(state[key[name]], (-1, *shape))
+                for part, key in KEYS.items()
+                if key[name] in state
+            }
             now = process.state_dict() | {"calls": self.calls}
             process.load_state_dict(now | parts, self.coupling.device)
         for name, simulation in self.simulations.items():

@@ -10,7 +10,7 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.work import log, loop
+from hpc_closure.work import extras, log, loop
 from hpc_closure.work.options import Options, chosen_members, chosen_shard
 from hpc_closure.work.session import Session
 from hpc_closure.work.units import Ledger
@@ -24,6 +24,8 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     books = Ledger.of(experiment, "rollout")
     if options.dry_run:
         return print_plan(experiment, books, members, options)
+    if experiment.cluster.executor != "inline":
+        extras.need(f"cluster.executor={experiment.cluster.executor}", "submitit")
     held_out.check(experiment)
     check_model(experiment)
     with Session(experiment, "rollout", options) as session:

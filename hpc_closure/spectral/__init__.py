@@ -10,8 +10,8 @@ Read the modules in this order.
    :mod:`modes.half_plane` (which modes are drawn).
 3. Noise: :mod:`noise.counters` (random bits), :mod:`noise.draws` (draws of a forcing),
    :mod:`noise.state_dependent` and :mod:`noise.rates` (the noise of each step).
-4. Time: :mod:`equations.advection` (on the CPU compiled, in :mod:`cpu`), :mod:`schemes` and
-   :mod:`simulation` (members and the step loop). Behind switches :mod:`cuda` replays whole steps
-   on a GPU.
+4. Time: :mod:`equations.advection` and, in three dimensions, :mod:`equations.convection` (on the
+   CPU compiled, in :mod:`cpu`), :mod:`schemes` and :mod:`simulation` (members and the step loop).
+   Behind switches :mod:`cuda` replays whole steps on a GPU.
 5. :mod:`diagnostics` measures a run, and :mod:`differentiable` is the solver with gradients.
 """

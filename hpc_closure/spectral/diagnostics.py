@@ -26,11 +26,22 @@ SERIES = (
     "enstrophy_injection",
     "cfl",
 )
+#: of three-dimensional flow: helicity instead of the budget of enstrophy
+FLOW_SERIES = (
+    "energy",
+    "energy_dissipation",
+    "energy_injection",
+    "enstrophy",
+    "helicity",
+    "cfl",
+)
 SPECTRA = ("energy", "enstrophy", "energy_transfer", "enstrophy_transfer")
 
 
 def series_names(problem: Problem) -> tuple[str, ...]:
     """Return the keys of :meth:`Diagnostics.measure`."""
+    if problem.dimensions == 3:
+        return FLOW_SERIES
     if len(problem.physics.channels) > 1:
         moments = ("mean", "variance")
         channels = [channel.name for channel in problem.physics.channels]
@@ -40,7 +51,9 @@ def series_names(problem: Problem) -> tuple[str, ...]:
 
 
 def diagnostics_of(simulation: Simulation) -> Diagnostics:
-    """Return the diagnostics of a simulation, of one field or of several channels."""
+    """Return the diagnostics of a simulation: of one field, several channels, or velocities."""
+    if simulation.grid.dimensions == 3:
+        return FlowDiagnostics(simulation)
     return (ChannelDiagnostics if simulation.channel_shape else Diagnostics)(simulation)
 
 
@@ -117,7 +130,7 @@ class Diagnostics:
         simulation = self.simulation
         grid = simulation.grid
         dt = simulation.problem.dt if dt is None else dt
-        return simulation.speed() * (dt * grid.size / grid.length)
+        return simulation.speed() * grid.courant(dt)
 
     def spectrum(self, quantity: str = "energy") -> np.ndarray:
         """Return one spectrum as shell sums ``(members, shells)``.
@@ -238,6 +251,81 @@ class Diagnostics:
         transform = self.simulation.transform
         rate = transform.gather(self.simulation.nonlinear_hat())
         return rate.cpu().numpy().astype(np.complex128)
+
+
+class FlowDiagnostics(Diagnostics):
+    r"""Diagnostics of the velocities of three-dimensional flow.
+
+    Enstrophy is :math:`\tfrac12\langle|\nabla\times u|^2\rangle` and helicity is
+    :math:`\langle u\cdot\nabla\times u\rangle`.
+    """
+
+    def __init__(self, simulation: Simulation):
+        self.simulation = simulation
+        grid = simulation.grid
+        self.two_dimensional = False
+        self.weights = np.broadcast_to(grid.weights.numpy(), grid.shape)
+        self.to_energy = np.ones(grid.shape)
+        self.k2, self.damping = grid.k2.numpy(), -simulation.linear.real.numpy()
+        self.forcing = np.zeros((3, *grid.shape), dtype=np.complex128)
+
+    def measure(self):
+        """Return energy, its dissipation and injection, enstrophy, helicity and the CFL number.
+
+        Injection is that of the forcing ``power`` plus the Ito mean rate of a white forcing; that
+        of a forcing with a correlation time is not counted.
+        """
+        u = self.state()
+        power = self.weights * _square(u)
+        injection = getattr(self.simulation.problem.physics.forcing, "power", 0.0)
+        return {
+            "energy": 0.5 * _sum(power),
+            "energy_dissipation": _sum(power * self.damping),
+            "energy_injection": injection + self.mean_noise_injection()[0] + np.zeros(len(u)),
+            "enstrophy": 0.5 * _sum(power * self.k2),
+            "helicity": _sum(self.weights * _inner(u, self.curl(u))),
+            "cfl": self.cfl(),
+        }
+
+    def curl(self, u: np.ndarray) -> np.ndarray:
+        """Return the spectra of the vorticity, shaped like ``u``."""
+        x, y, z = (1j * k.numpy() for k in self.simulation.grid.k)
+        a, b, c = u[:, 0], u[:, 1], u[:, 2]
+        return np.stack([y * c - z * b, z * a - x * c, x * b - y * a], 1)
+
+    def cfl(self, dt=None):
+        """Return ``max(|u| + |v| + |w|) dt / dx``, ``(members,)``."""
+        return super().cfl(dt)
+
+    def spectra(self, quantities):
+        """Return shell sums ``(members, shells)`` by name; see :meth:`Diagnostics.spectra`.
+
+        The transfer of enstrophy includes its production by stretching.
+        """
+        if unknown := [quantity for quantity in quantities if quantity not in SPECTRA]:
+            raise ValueError(
+                f"no spectrum of {unknown[0]!r}: expected one of {', '.join(SPECTRA)}"
+            )
+        u, out = self.state(), {}
+        densities = {"": 0.5 * _square(u)}
+        if any(quantity.endswith("_transfer") for quantity in quantities):
+            densities["transfer"] = _inner(self.nonlinear(), u)
+        for quantity in quantities:
+            kind, _, which = quantity.partition("_")
+            density = densities[which].sum(1) * (self.k2 if kind == "enstrophy" else 1.0)
+            out[quantity] = self.simulation.grid.shell_sum(torch.from_numpy(density)).numpy()
+        return out
+
+    def resolved_spectra(self):
+        return [self.spectrum("enstrophy")]
+
+    def transfer(self):
+        """Return the sum of the nonlinear transfers of energy and that of their magnitudes.
+
+        The sum vanishes up to round-off.
+        """
+        density = self.weights * _inner(self.nonlinear(), self.state())
+        return {"energy": _sum(density), "energy_magnitude": _sum(abs(density))}
 
 
 class ChannelDiagnostics(Diagnostics):

@@ -1,10 +1,10 @@
-"""Steady forcings of the vorticity equation, as retained spectra; one class per kind."""
+"""Forcings without noise, one class per kind: retained spectra of steady ones, constant power."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -58,7 +58,7 @@ class Forcing(Family):
         import torch
 
         out = torch.zeros(grid.shape, dtype=torch.complex128)
-        for kx, ky, value in self.retained(grid.size, grid.length):
+        for kx, ky, value in self.retained(min(grid.sizes), max(grid.lengths)):
             out[kx, ky] = torch.tensor(value, dtype=out.dtype)
             if ky == 0 and kx:
                 out[-kx, 0] = out[kx, 0].conj()
@@ -68,7 +68,7 @@ class Forcing(Family):
 class NoForcing(Forcing):
     """No steady forcing."""
 
-    dimensions: ClassVar[tuple[int, ...]] = (1, 2)
+    dimensions: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     kind: Literal["none"] = "none"
 
@@ -97,6 +97,25 @@ class KolmogorovForcing(Forcing):
 
     def modes(self, unit):
         yield 0, self.wavenumber, complex(-0.5 * self.amplitude * unit * self.wavenumber)
+
+
+class PowerForcing(Forcing):
+    """Constant power in the lowest modes of a three-dimensional flow.
+
+    f = power u_low / (2 E_low), with u_low the velocity in the modes 0 < |k| <= reach and E_low
+    its energy. The equation adds it to its nonlinear term, so every stage of a scheme has it.
+    """
+
+    dimensions: ClassVar[tuple[int, ...]] = (3,)
+
+    kind: Literal["power"] = Field("power", description="forcing that follows the state")
+    power: Positive = Field(1.0, description="energy input per time, length^2/time^3")
+    reach: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        1.5, description="largest |k| that is forced, integer wavenumber"
+    )
+
+    def modes(self, unit):
+        return iter(())
 
 
 class RingForcing(Forcing):

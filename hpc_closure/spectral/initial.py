@@ -59,10 +59,10 @@ class GaussianField(Initial):
     def spectra(self, grid, keys):
         import numpy as np
 
-        vectors = _nested_square(grid.modes)
+        vectors = _nested(grid, max(grid.mode_counts))
         vectors = vectors[(vectors != 0).any(1)]
         sigma = self.tau ** (self.alpha - 1.0)
-        k2 = (vectors**2).sum(1) * grid.unit**2
+        k2 = _scaled_k2(vectors, grid) * grid.unit**2
         std = np.sqrt(2.0) * sigma * (k2 + self.tau**2) ** (-self.alpha / 2)
         return _random_modes(grid, keys, vectors, std)
 
@@ -73,8 +73,11 @@ class GaussianField(Initial):
 class Band(Initial):
     """Random phases and Gaussian amplitudes on |k| within width of wavenumber.
 
-    Every mode has the same expected energy; the expected total is ``energy``.
+    Every mode has the same expected energy; the expected total is ``energy``. In three dimensions
+    the velocity is drawn, without divergence.
     """
+
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     kind: Literal["band"] = Field("band", description="initial law")
     wavenumber: Positive = Field(6.0, description="centre, integer wavenumber")
@@ -84,20 +87,34 @@ class Band(Initial):
     def spectra(self, grid, keys):
         import numpy as np
 
-        vectors = _nested_square(grid.modes)
-        length = np.sqrt((vectors**2).sum(1))
+        vectors = _nested(grid, self._most(grid))
+        length = np.sqrt(_scaled_k2(vectors, grid))
         vectors = vectors[(np.abs(length - self.wavenumber) <= self.width) & (length > 0)]
         if not len(vectors):
             raise ValueError(
                 f"no retained mode within {self.width} of wavenumber {self.wavenumber}: "
                 "widen the band, or use a finer grid"
             )
-        k2 = (vectors**2).sum(1) * grid.unit**2
+        if grid.dimensions == 3:
+            return _random_vectors(grid, keys, vectors, (self.energy / len(vectors)) ** 0.5)
+        k2 = _scaled_k2(vectors, grid) * grid.unit**2
         return _random_modes(grid, keys, vectors, np.sqrt(self.energy * k2 / len(vectors)))
+
+    def _most(self, grid: Grid) -> int:
+        """Return the largest component of a wavevector of the band that the grid retains."""
+        if grid.dimensions == 2:
+            return max(grid.mode_counts)
+        return min(max(grid.mode_counts), int(self.wavenumber + self.width))
 
 
 class TaylorGreen(Initial):
-    """w = 2 k amplitude sin(k x) sin(k y), an exact solution that only decays."""
+    """w = 2 k amplitude sin(k x) sin(k y), an exact solution that only decays.
+
+    In three dimensions u = amplitude (sin x cos y cos z, -cos x sin y cos z, 0) at k (x, y, z),
+    which decays to turbulence (Taylor and Green 1937; Brachet et al., J. Fluid Mech. 130, 1983).
+    """
+
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     kind: Literal["taylor_green"] = Field("taylor_green", description="initial law")
     amplitude: Finite = Field(1.0, description="largest speed")
@@ -106,16 +123,30 @@ class TaylorGreen(Initial):
     def spectra(self, grid, keys):
         out = _zeros(grid, keys)
         m = self.wavenumber
+        if grid.dimensions == 3:
+            return self._in_a_cube(out, m)
         value = 2 * grid.unit * m * self.amplitude / 4
         out[:, m, m] = -value
         out[:, -m, m] = value
         return out
 
+    def _in_a_cube(self, velocity: Tensor, m: int) -> Tensor:
+        """Fill the velocities ``(members, 3, ...)`` of the vortex of wavenumber ``m``."""
+        import torch
+
+        value = torch.tensor(0.125j * self.amplitude, dtype=velocity.dtype)
+        for sign in (1, -1):
+            velocity[:, 0, m, sign * m, m] = -value
+            velocity[:, 0, -m, sign * m, m] = value
+            velocity[:, 1, sign * m, m, m] = value
+            velocity[:, 1, sign * m, -m, m] = -value
+        return velocity
+
 
 class AtRest(Initial):
     """At rest."""
 
-    dimensions: ClassVar[tuple[int, ...]] = (1, 2)
+    dimensions: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     kind: Literal["zero"] = "zero"
 
@@ -151,16 +182,28 @@ class LineModes(Initial):
 def _zeros(grid: Grid, keys: list[np.ndarray]) -> Tensor:
     import torch
 
-    return torch.zeros(len(keys), *grid.shape, dtype=torch.complex128)
+    vectors = (3,) if grid.dimensions == 3 else ()
+    return torch.zeros(len(keys), *vectors, *grid.shape, dtype=torch.complex128)
 
 
-def _nested_square(modes: int) -> np.ndarray:
-    """Return half-plane wavevectors by square rings: those of a smaller grid come first."""
+def _scaled_k2(vectors: np.ndarray, grid: Grid) -> np.ndarray:
+    """Return ``|k|^2`` of integer wavevectors in units of the smallest wavenumber squared."""
+    import numpy as np
+
+    return ((vectors * (max(grid.lengths) / np.array(grid.lengths))) ** 2).sum(1)
+
+
+def _nested(grid: Grid, modes: int) -> np.ndarray:
+    """Return a grid's half-plane wavevectors by square rings: those of a smaller grid come first.
+
+    Components are at most ``modes``.
+    """
     import numpy as np
 
     from hpc_closure.spectral.modes.half_plane import wavevectors_within
 
-    vectors = wavevectors_within(modes)
+    vectors = wavevectors_within(modes, dimensions=grid.dimensions)
+    vectors = vectors[(np.abs(vectors) <= grid.mode_counts).all(1)]
     return vectors[np.argsort(np.abs(vectors).max(1), kind="stable")]
 
 
@@ -172,9 +215,26 @@ def _random_modes(grid: Grid, keys: list, vectors: np.ndarray, std: np.ndarray) 
     from hpc_closure.spectral.modes.half_plane import ModeDraws
     from hpc_closure.spectral.noise.counters import STREAM_INITIAL, complex_normals
 
-    draws = ModeDraws(vectors, grid.modes)
+    draws = ModeDraws(vectors, grid.mode_counts)
     values = draws.empty(len(keys))
     for row, key in zip(values, keys):
         row[:-1] = complex_normals(key, STREAM_INITIAL, 0, 1, len(vectors))[0]
     values[:, :-1] *= np.sqrt(0.5) * std
+    return draws.spread(torch.from_numpy(draws.place(values)), grid.shape)
+
+
+def _random_vectors(grid: Grid, keys: list, vectors: np.ndarray, std: float) -> Tensor:
+    """Draw solenoidal Gaussian modes with ``E |u_hat|^2 = std^2``; returns retained spectra."""
+    import numpy as np
+    import torch
+
+    from hpc_closure.spectral.modes.half_plane import ModeDraws, Polarisation
+    from hpc_closure.spectral.noise.counters import STREAM_INITIAL, complex_normals
+
+    draws, polarisation = ModeDraws(vectors, grid.mode_counts), Polarisation(vectors, grid)
+    values = draws.empty(len(keys), 3)
+    for row, key in zip(values, keys):
+        normals = complex_normals(key, STREAM_INITIAL, 0, 1, 2 * len(vectors))
+        row[:, :-1] = polarisation.vectors(normals)[0]
+    values[..., :-1] *= np.sqrt(0.5) * std
     return draws.spread(torch.from_numpy(draws.place(values)), grid.shape)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from hpc_closure.spectral.equations import Equation
-from hpc_closure.spectral.recipe import EvenGrid, Finite, Positive, Section
+from hpc_closure.spectral.modes.resolution import per_side
+from hpc_closure.spectral.recipe import Finite, Positive, Section, SideGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +26,26 @@ REMOVABLE = ("diffusion", "convection")
 # Schemes that need past steps, and schemes that treat half of the linear term explicitly.
 WITH_MEMORY = ("cn_ab2", "ab3", "ab3_plain")
 WITH_EXPLICIT_HALF = ("cn_euler", "cn_ab2")
+# Initial laws in boxes of unequal sides.
+UNEQUAL_INITIAL = ("zero", "gaussian_field", "band")
+
+
+def check_sides(key: str, value: Any, physics: Equation) -> None:
+    """Raise ValueError if a list has another number of entries than the flow has sides."""
+    sides = physics.dimensions
+    if isinstance(value, tuple) and len(value) != sides:
+        raise ValueError(
+            f"{key}={list(value)} has {len(value)} entries, but {physics.equation} has {sides} "
+            f"side{'' if sides == 1 else 's'}: write one number, or a list with one per side"
+        )
 
 
 class Numerics(Section):
     """How a flow is discretised."""
 
-    grid: EvenGrid = Field(64, description="points per side")
+    grid: SideGrid = Field(
+        64, description="points per side, or a list with those of each side (with closure none)"
+    )
     dt: Positive = Field(1e-3, description="time step; with cfl the longest one")
     cfl: Positive | None = Field(
         None,
@@ -40,7 +55,9 @@ class Numerics(Section):
     max_refinements: Annotated[int, Field(ge=1, le=20)] = Field(
         6, description="with cfl: largest j; a member that needs more is lost"
     )
-    scheme: Literal["cn_euler", "cn_ab2", "etdrk4", "imex_rk3", "ab3", "ab3_plain"] = "cn_euler"
+    scheme: Literal[
+        "cn_euler", "cn_ab2", "etdrk4", "imex_rk3", "ab3", "ab3_plain", "rk2", "rk4"
+    ] = "cn_euler"
     form: Literal["basdevant", "flux"] = Field(
         "basdevant", description="algebraic form of the nonlinear term"
     )
@@ -79,24 +96,52 @@ class Problem(Numerics):
             equation = Equation.kinds.get(physics.get("equation", Equation.default))
             if equation and equation.dimensions == 1:
                 physics.setdefault("initial", {"kind": "line"})
+            if equation and equation.dimensions == 3:
+                physics.setdefault("initial", {"kind": "band", "wavenumber": 2.0, "width": 1.0})
             settings = {**numerics, "physics": physics}
         super().__init__(**settings)
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
         self.physics.check()
+        self._check_sides()
         if len(self.physics.channels) > 1:
             self._check_channels()
-        self.physics.forcing.retained(self.grid, self.physics.length)
+        self.physics.forcing.retained(min(self.sizes), max(self.lengths))
         self.physics.noise.check(self.dt, self.cfl)
         if self.removed != "none":
             self._check_removed()
         if self.cfl and self.scheme in WITH_MEMORY:
             raise ValueError(
                 f"generate.cfl={self.cfl:g}: scheme {self.scheme} needs steps of one length; "
-                "remove cfl, or set generate.scheme to cn_euler, etdrk4 or imex_rk3"
+                "remove cfl, or set generate.scheme to cn_euler, etdrk4, imex_rk3, rk2 or rk4"
             )
         return self
+
+    def _check_sides(self) -> None:
+        """Check a list of points or lengths, and refuse what needs equal sides."""
+        physics = self.physics
+        for key, value in (("generate.grid", self.grid), ("physics.length", physics.length)):
+            check_sides(key, value, physics)
+        if self.equal_sides:
+            return
+        unequal = f"sides of {list(self.sizes)} points and lengths {list(self.lengths)}"
+        if not physics.unequal_sides:
+            raise ValueError(
+                f"physics.equation={physics.equation} needs equal sides, not {unequal}"
+            )
+        for key, setting, expected in (
+            ("physics.forcing.kind", physics.forcing.kind, ("none", "power")),
+            ("physics.noise.kind", physics.noise.kind, ("none",)),
+            ("physics.initial.kind", physics.initial.kind, UNEQUAL_INITIAL),
+            ("generate.closure", self.removed, ("none",)),
+            ("generate.cfl", str(self.cfl or "none"), ("none",)),
+        ):
+            if setting not in expected:
+                raise ValueError(
+                    f"{key}={setting} needs equal sides, not {unequal}; without them it is "
+                    f"{' or '.join(expected)}"
+                )
 
     def _check_channels(self) -> None:
         name = self.physics.equation
@@ -166,13 +211,28 @@ class Problem(Numerics):
 
     @property
     def dimensions(self) -> int:
-        """Return the dimensions of the flow, 1 or 2."""
+        """Return the dimensions of the flow, 1 to 3."""
         return self.physics.dimensions
 
     @property
     def length(self) -> float:
-        """Return the side of the domain."""
+        """Return the side of the domain; a tuple of the lengths if they were listed."""
         return self.physics.length
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Return the length of each side."""
+        return self.physics.lengths
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return the points of each side."""
+        return per_side(self.grid, self.dimensions, "generate.grid")
+
+    @property
+    def equal_sides(self) -> bool:
+        """Whether all sides have the same length and number of points."""
+        return len(set(self.sizes)) == len(set(self.lengths)) == 1
 
     @property
     def viscosity(self) -> float:

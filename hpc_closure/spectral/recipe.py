@@ -10,13 +10,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 EvenGrid = Annotated[int, Field(ge=8, le=65536, multiple_of=2)]
+
+
+def _each_side(value: Any, check: Any) -> Any:
+    """Check a number, or a list with a number per side, which becomes a tuple."""
+    if not isinstance(value, (list, tuple)):
+        return check(value)
+    if not value:
+        return check(None)
+    return tuple(check(one) for one in value)
+
+
+#: a number for all sides, or a tuple with one per side; checkers of types know the number only
+_PER_SIDE = WrapValidator(_each_side), PlainSerializer(lambda value: value)
+SideLengths = Annotated[float, Field(gt=0, allow_inf_nan=False), *_PER_SIDE]
+SideGrid = Annotated[int, Field(ge=8, le=65536, multiple_of=2), *_PER_SIDE]
 
 
 class Section(BaseModel):

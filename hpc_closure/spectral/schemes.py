@@ -262,7 +262,7 @@ class AB3(Scheme):
 
     def prepare(self, linear, dt, implicit_only):
         grid = self.transform.grid
-        kappa = grid.k2.sqrt() * (grid.length / grid.size)
+        kappa = grid.k2.sqrt() * grid.spacing
         beyond = (kappa - self.CUT).clamp(min=0)
         self.filter = self.symbol(torch.exp(-self.SHARPNESS * beyond**4) + 0j)
         self.linear = self.symbol(linear)
@@ -400,6 +400,84 @@ class ETDRK4(Scheme):
         return self.e_full.times(w) + rates, None
 
 
+class RK2(Scheme):
+    r"""Heun's scheme with the exact linear part (integrating factor), second order.
+
+    .. math:: a = e^{L dt} (w + dt R(w)), \quad
+              w^+ = e^{L dt} (w + \tfrac{dt}{2} R(w)) + \tfrac{dt}{2} R(a)
+    """
+
+    num_registers = 2
+    num_stages = 2
+
+    def prepare(self, linear, dt, implicit_only):
+        self.e = self.symbol(torch.exp(linear * dt))
+
+    def step(self, w, explicit, registers, rows=slice(None)):
+        rate, stage = registers
+        explicit(w, rate)
+        rate.mul_(0.5 * self.dt)
+        w.add_(rate)
+        torch.add(w, rate, out=stage)
+        self.e.scale(w, rate)
+        self.e.scale(stage, rate)
+        explicit(stage, rate)
+        w.add_(rate.mul_(0.5 * self.dt))
+
+    def differentiable_step(self, w, nonlinear, held, past):
+        half = (0.5 * self.dt) * (nonlinear(w) + held)
+        stage = self.e.times(w + 2 * half)
+        return self.e.times(w + half) + (0.5 * self.dt) * (nonlinear(stage) + held), None
+
+
+class RK4(Scheme):
+    r"""The classical scheme with the exact linear part (integrating factor), fourth order.
+
+    With :math:`e = e^{L dt/2}`:
+
+    .. math::
+       a &= e (w + \tfrac{dt}{2} R(w)), \quad b = e w + \tfrac{dt}{2} R(a), \quad
+       c = e (e w + dt R(b)), \\
+       w^+ &= e^2 w + \tfrac{dt}{6} [e^2 R(w) + 2 e (R(a) + R(b)) + R(c)]
+    """
+
+    num_registers = 4
+    num_stages = 4
+
+    def prepare(self, linear, dt, implicit_only):
+        self.e = self.symbol(torch.exp(linear * (0.5 * dt)))
+
+    def step(self, w, explicit, registers, rows=slice(None)):
+        rate, half, stage, scratch = registers
+        third = self.dt / 3
+        self.e.apply(w, half, scratch)
+        explicit(w, rate)
+        # w becomes the sum of the state and its rates, at the time of the stage
+        torch.mul(rate, 0.5 * self.dt, out=stage)
+        w.add_(rate.mul_(self.dt / 6))
+        self.e.scale(stage, scratch)
+        self.e.scale(w, scratch)
+        stage.add_(half)
+        for number in (1, 2):
+            explicit(stage, rate)
+            torch.mul(rate, (0.5 * self.dt) if number == 1 else self.dt, out=stage)
+            stage.add_(half)
+            w.add_(rate.mul_(third))
+        self.e.scale(stage, scratch)
+        self.e.scale(w, scratch)
+        explicit(stage, rate)
+        w.add_(rate.mul_(self.dt / 6))
+
+    def differentiable_step(self, w, nonlinear, held, past):
+        e, dt = self.e.times, self.dt
+        half, r1 = e(w), nonlinear(w) + held
+        r2 = nonlinear(half + e((0.5 * dt) * r1)) + held
+        r3 = nonlinear(half + (0.5 * dt) * r2) + held
+        r4 = nonlinear(e(half + dt * r3)) + held
+        middle = e(w + (dt / 6) * r1) + (dt / 3) * (r2 + r3)
+        return e(middle) + (dt / 6) * r4, None
+
+
 class IMEXRK3(Scheme):
     r"""ARS(3,4,3), third order, L-stable (Ascher, Ruuth, Spiteri 1997, sec. 2.7).
 
@@ -473,4 +551,6 @@ SCHEMES = {
     "imex_rk3": IMEXRK3,
     "ab3": AB3,
     "ab3_plain": AB3Plain,
+    "rk2": RK2,
+    "rk4": RK4,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -208,11 +209,15 @@ class Simulation:
         """Return the nonlinear term of the state, ``-(u . grad w)``, as a right-hand side.
 
         The result is ``(members, 2K + 1, K + 1)``, on slabs this rank's columns. It is computed
-        also if a closure supplies the term.
+        also if a closure supplies the term. A forcing that follows the state is left out.
         """
         out = torch.empty_like(self.pairs)
+        equation = self._workers[0].equation
         for chunk in self._chunks:
-            self._workers[0].equation.nonlinear(self.pairs[chunk], out[chunk])
+            equation.nonlinear(self.pairs[chunk], out[chunk])
+            force = equation.state_forcing(self.pairs[chunk])
+            if force is not None:
+                out[chunk].sub_(force)
         return torch.view_as_complex(out)
 
     @property
@@ -314,7 +319,7 @@ class Simulation:
     def _make_workers(self, threads: int | None) -> tuple[list[Worker], list[slice]]:
         """Return one worker per thread, and the chunks of members that the workers share."""
         num = len(self.members)
-        points = self.grid.size**self.grid.dimensions * len(self.problem.physics.channels)
+        points = math.prod(self.grid.points) * len(self.problem.physics.channels)
         chunk = max(1, CHUNK_POINTS // points)
         if self.device.type != "cpu" or self.transform.slabs:
             # a GPU needs one launch for all members, slabs need one exchange
@@ -337,12 +342,12 @@ class Simulation:
         """Make the steps of the switches ``graphs`` and ``fused``.
 
         None with both off, on the CPU, and where a step needs the host: an adaptive step, a
-        coloured forcing, one that follows the state, several channels.
+        coloured forcing, one that follows the state, several channels, unequal sides.
         """
         if self.device.type != "cuda" or not switches.active() & {switches.GRAPHS, switches.FUSED}:
             return None
         by_host = self.problem.cfl or self.rates.coloured or self.rates.response is not None
-        if by_host or self.channel_shape or len(self._chunks) > 1:
+        if by_host or self.channel_shape or len(self._chunks) > 1 or not self.problem.equal_sides:
             return None
         from hpc_closure.spectral.cuda.steps import DeviceSteps
 
@@ -421,7 +426,8 @@ class Worker:
             if response is not None:
                 response.add(Start(step, rows, w, self.transform), base, rate, held)
             elif rate is not None:
-                self.rates.add(forced[0], rate, forced[1], self.transform.columns)
+                held_modes = self.transform.columns, self.transform.halves
+                self.rates.add(forced[0], rate, forced[1], *held_modes)
             if self.events is not None:
                 self.events.add(Start(step, rows, w, self.transform), members, base, held)
             scheme.step(w, explicit, registers, rows)
@@ -450,7 +456,7 @@ class Worker:
         if not problem.cfl:
             return np.zeros(w.shape[0], dtype=np.int64)
         speed = self.speed(w)
-        number = speed * (problem.dt * grid.size / grid.length / problem.cfl)
+        number = speed * (grid.courant(problem.dt) / problem.cfl)
         levels = np.ceil(np.log2(np.maximum(number, 1.0)))
         allowed = np.isfinite(number) & (levels <= problem.max_refinements)
         return np.where(allowed, levels, LOST).astype(np.int64)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from hpc_closure.batch import site
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.recipe import Family
@@ -61,10 +62,29 @@ def diff(left_experiment: Experiment, right_experiment: Experiment) -> None:
 def copy(preset: str, target: Path) -> None:
     """Write the text of a preset, comments included, to a new file."""
     text, source = reading.read_source(preset)
+    write_new(target, text)
+    print(f"{target}: copied from {source}")
+
+
+def copy_profile(name: str, target: Path) -> None:
+    """Write the text of a site profile, comments included, to a new file; make its folder."""
+    source = site.find(name)
+    write_new(target, source.read_text(encoding="utf-8"), make_folder=True)
+    print(f"{target}: copied from {source}")
+
+
+def write_new(target: Path, text: str, make_folder: bool = False) -> None:
+    """Write a text to a file that does not exist yet; ``make_folder``: make its folder as well.
+
+    Raises:
+        ValueError: the file exists.
+        RuntimeError: it cannot be written.
+    """
     if target.exists():
         raise ValueError(f"{target}: exists already; choose another name")
     try:
+        if make_folder:
+            target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RuntimeError(f"{target}: cannot be written ({error.strerror})") from None
-    print(f"{target}: copied from {source}")

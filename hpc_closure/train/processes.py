@@ -151,7 +151,10 @@ def _meet(started: Launch, broadcast: Callable | None) -> dist.Store | None:
     if started.rank:
         met = broadcast(None)
         if met is None:
-            raise RuntimeError("MPI sees one process only, its launcher several; see launch/train")
+            raise RuntimeError(
+                "MPI sees one process only, its launcher several: use the mpirun of the MPI "
+                "library, srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI), or torchrun"
+            )
         host, port = met
         return dist.TCPStore(host, port, started.size, False, TIMEOUT)
     host = _address(started.local_size == started.size)

@@ -196,8 +196,8 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     if experiment.model.conditions.physics_estimate:
         known = {"kind": experiment.generate.closure, "viscosity": experiment.problem.viscosity}
         settings["conditions"]["physics_estimate"] = known
-    if experiment.physics.dimensions == 1:
-        settings["dimensions"] = 1
+    if experiment.physics.dimensions != 2:
+        settings["dimensions"] = experiment.physics.dimensions
     if experiment.physics.channel_shape:
         laws = {"forcing", "noise", "initial"}
         settings["equation"] = experiment.physics.model_dump(mode="json", exclude=laws)

@@ -211,7 +211,7 @@ def world() -> World:
             return World()
         raise RuntimeError(
             f"started on {started.size or 'several'} ranks, but MPI cannot be "
-            f"loaded ({error}); pip install 'hpc_closure[mpi]'"
+            f"loaded ({error}); pip install 'hpc_closure[hpc,mpi]'"
         ) from error
     size = MPI.COMM_WORLD.Get_size()
     if started.size > 1 and size == 1:

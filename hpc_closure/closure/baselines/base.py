@@ -23,12 +23,17 @@ class Baseline(ModelKind):
     draws = False
     constants: ClassVar[Mapping[str, tuple[float, ...]]] = {}
     note: ClassVar[str] = ""
+    #: whether it can be applied to layers, each with its own flow
+    layered: ClassVar[bool] = False
+    #: constants that are chosen after the others, which are chosen with the first values of these
+    later: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def tendency(cls, w_hat: Any, band: Any, delta: float, *constants: Any) -> Any:
         """Compute spectra of U, (B, 2K + 1, K + 1), from those of the vorticity.
 
-        With ``several_fields`` it is also applied to the relative vorticity of each layer.
+        If it is ``layered``, it is also applied to the relative vorticity of each layer. In three
+        dimensions U and the velocity are (B, 3, ...).
 
         Args:
             w_hat: (B, 2K + 1, K + 1) in the model's band.
@@ -39,13 +44,42 @@ class Baseline(ModelKind):
         raise NotImplementedError
 
     @classmethod
-    def candidates(cls, config: dict[str, Any]) -> list[tuple[float, ...]]:
-        """List the tuples of constants to choose from; a constant that is set has one value."""
-        fixed = own_options(cls, config)
-        choices = (
-            values if fixed.get(name) is None else (float(fixed[name]),)
-            for name, values in cls.constants.items()
-        )
+    def noise(cls, w_hat: Any, white: Any, band: Any, delta: float, *constants: Any) -> Any:
+        """Compute spectra (M, ...) of the random part of U, if ``draws`` is true.
+
+        Args:
+            w_hat: (M, ...) states, one per member.
+            white: (M, ...) spectra of noise with unit variance per mode, correlated in time as
+                :meth:`memory` says.
+            band, delta, constants: as of :meth:`tendency`.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def memory(cls, *constants: float) -> float:
+        """Return the calls after which the noise is another, a power of two; 0 = white in time."""
+        return 0.0
+
+    @classmethod
+    def candidates(
+        cls, config: dict[str, Any], best: tuple[float, ...] | None = None
+    ) -> list[tuple[float, ...]]:
+        """List the tuples of constants to choose from; a constant that is set has one value.
+
+        Args:
+            config: configuration of the model.
+            best: constants of the first choice; then the constants of ``later`` vary, and the
+                others are those.
+        """
+        fixed, choices = own_options(cls, config), []
+        for place, (name, values) in enumerate(cls.constants.items()):
+            if fixed.get(name) is not None:
+                values = (float(fixed[name]),)
+            elif best is None and name in cls.later:
+                values = values[:1]
+            elif best is not None and name not in cls.later:
+                values = (best[place],)
+            choices.append(values)
         return list(product(*choices))
 
     @classmethod
@@ -64,6 +98,19 @@ class Baseline(ModelKind):
                     f"model.conditions.{key} to {none}"
                 )
         physics = experiment.physics
+        if physics.velocity_channels:
+            if len(physics.velocity_channels) < len(physics.channels):
+                raise ValueError(
+                    f"model.preset={experiment.model.preset} is for a velocity alone, but "
+                    f"{physics.equation} has further fields: use gaussian"
+                )
+            return
+        if physics.channel_shape and not cls.layered:
+            raise ValueError(
+                f"model.preset={experiment.model.preset} is for equations of one field or of a "
+                f"velocity, but {physics.equation} has {len(physics.channels)} fields: use "
+                "gaussian or leith"
+            )
         if physics.carriers != tuple(range(len(physics.channels))):
             raise ValueError(
                 f"model.preset={experiment.model.preset} is for fields that are layers, each with "

@@ -4,18 +4,21 @@
 ahead.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.members import each_member
 from hpc_closure.closure.fields.modes import Band, band
+from hpc_closure.closure.fields.persistence import position, share_of_mean
 from hpc_closure.closure.model import ClosureModel, Phase, Request
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.experiment.kinds import equation_of
-from hpc_closure.spectral.modes.grid import hermitian, resize, to_device_cached
+from hpc_closure.spectral.modes.grid import to_device_cached
 
 __all__ = ["FunctionalModel"]
 
@@ -25,12 +28,24 @@ class Formula(Protocol):
 
     constants: Mapping[str, tuple[float, ...]]
     note: str
+    draws: bool
+    later: tuple[str, ...]
 
-    def candidates(self, config: dict[str, Any]) -> list[tuple[float, ...]]:
+    def candidates(
+        self, config: dict[str, Any], best: tuple[float, ...] | None = None
+    ) -> list[tuple[float, ...]]:
         """List the tuples of constants to choose from."""
 
     def tendency(self, w_hat: Tensor, band: Band, delta: float, *constants: Any) -> Tensor:
         """Compute spectra of U."""
+
+    def noise(
+        self, w_hat: Tensor, white: Tensor, band: Band, delta: float, *constants: Any
+    ) -> Tensor:
+        """Compute spectra of the random part of U."""
+
+    def memory(self, *constants: float) -> float:
+        """Return the calls after which the noise is another."""
 
 
 class FunctionalModel(ClosureModel):
@@ -47,11 +62,13 @@ class FunctionalModel(ClosureModel):
     def __init__(self, baseline: Formula, config: dict[str, Any], grid: int, length: float = 1.0):
         super().__init__(config, grid, length)
         self.baseline, self.kind = baseline, config["preset"]
-        self.band = band((grid - 1) // 3, length)
+        self.equation = equation_of(config)
+        self.dimensions = int(config.get("dimensions", 2))
+        self.band = band((grid - 1) // 3, length, self.dimensions)
         self.constants = baseline.candidates(config)[0]
         self.width = length / grid
-        self.equation = equation_of(config)
-        if self.equation is not None:  # relative vorticity of each layer, from all fields
+        self.layered = self.equation is not None and not self.equation.velocity_channels
+        if self.layered:  # relative vorticity of each layer, from all fields
             factors = self.equation.stream_factors(self.band.grid)
             self.vorticity_factors = factors * self.band.grid.k2
 
@@ -83,7 +100,7 @@ class FunctionalModel(ClosureModel):
             w_hat: (B, 2K + 1, K + 1), or (B, C, ...) of C layers.
             constants: numbers, or tensors (B, 1, 1) with one value per row.
         """
-        if self.equation is None:
+        if not self.layered:
             return self.baseline.tendency(w_hat, self.band, self.width, *constants)
         factors = to_device_cached(self.vorticity_factors, w_hat.real)
         vorticity = (w_hat[:, None] * factors).sum(2)
@@ -95,16 +112,64 @@ class FunctionalModel(ClosureModel):
         rates = self.baseline.tendency(vorticity.flatten(0, 1), self.band, self.width, *constants)
         return rates.unflatten(0, (-1, layers))
 
+    def random_part(
+        self,
+        w_hat: Tensor,
+        key: keyed_noise.Key,
+        constants: Sequence[Tensor | float],
+        memory: float,
+        interval_ratio: float = 1.0,
+    ) -> Tensor:
+        """Draw spectra (M, ...) of the random part of U in the model's band.
+
+        Args:
+            w_hat: (M, ...) states, one per member.
+            key: key of the draws; its item is the call.
+            constants: as of :meth:`tendency`.
+            memory: calls after which the noise is another; 0 = white in time.
+            interval_ratio: averaging time in intervals for which the constants were tuned.
+        """
+        channels = tuple(w_hat.shape[1 : -len(self.band.axes)])
+
+        def white(item: int, stream: int) -> Tensor:
+            own = key._replace(item=item)
+            return keyed_noise.white_fields(self.band, own, stream, w_hat.device, channels)
+
+        if memory:
+            first, cos, sin = position(key.item * interval_ratio, memory)
+            stream = keyed_noise.STREAM_MEMORY
+            noise = cos * white(first, stream) + sin * white(first + 1, stream)
+        else:
+            noise = white(key.item, keyed_noise.STREAM_BASE)
+        if interval_ratio != 1:
+            rho = torch.tensor(math.exp(-2 / memory) if memory else 0.0, dtype=torch.float64)
+            noise = noise * share_of_mean(rho, interval_ratio).sqrt()
+        return self.baseline.noise(w_hat, noise, self.band, self.width, *constants)
+
+    def _draw(self, w_hat: Tensor, request: Request) -> Tensor:
+        """Draw spectra (M, ...) of U in the model's band for states (B, ...)."""
+        count = len(request.members)
+        u_hat = each_member(self.tendency(w_hat, self.constants), count)
+        if not self.baseline.draws:
+            return u_hat
+        key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
+        memory = self.baseline.memory(*self.constants)
+        states = each_member(w_hat, count)
+        return u_hat + self.random_part(
+            states, key, self.constants, memory, request.interval_ratio
+        ).to(u_hat)
+
     @torch.no_grad()
     def sample_hat(self, request: Request) -> Tensor:
-        modes, count = request.state.shape[-1] - 1, len(request.members)
-        u_hat = self.tendency(resize(request.state, self.band.modes), self.constants)
-        return each_member(hermitian(resize(u_hat, modes)), count)
+        caller = band(request.state.shape[-1] - 1, self.length, self.dimensions)
+        u_hat = self._draw(self.band.resized(request.state), request)
+        return caller.hermitian(caller.resized(u_hat))
 
     @torch.no_grad()
     def sample_batch(self, request: Request) -> Tensor:
-        """Return U (members, n, n), or (members, C, n, n): members of a state have the same."""
-        size, count = request.state.shape[-1], len(request.members)
-        u_hat = self.tendency(self.band.to_spectral(request.state), self.constants)
-        field = self.band.to_physical(u_hat, size).to(request.state)
-        return each_member(field, count)
+        """Return U (members, n, n), or (members, C, n, n).
+
+        Members of a state have the same, unless the baseline draws.
+        """
+        u_hat = self._draw(self.band.to_spectral(request.state), request)
+        return self.band.to_physical(u_hat, request.state.shape[-1]).to(request.state)

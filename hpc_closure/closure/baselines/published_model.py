@@ -25,7 +25,7 @@ from hpc_closure.closure.fields.members import each_member
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import subgrid
 from hpc_closure.closure.model import ClosureModel, Phase, Request
-from hpc_closure.closure.networks.layers import CheckpointedModule, SpectralConv2d
+from hpc_closure.closure.networks.layers import CheckpointedModule, SpectralConv
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.closure.sampling import PublishedVE, build_sampler
@@ -38,8 +38,8 @@ SENSORS_PER_SIDE = 16
 LATEST = 2.0  # SDE times in training are uniform in (0, LATEST)
 
 
-def _spectral(width: int, modes: int, form: str) -> SpectralConv2d:
-    layer = SpectralConv2d(width, width, modes, form=form)
+def _spectral(width: int, modes: int, form: str) -> SpectralConv:
+    layer = SpectralConv(width, width, modes, form=form)
     nn.init.uniform_(layer.weight, 0.0, 1.0 / width**2)
     return layer
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from hpc_closure.closure.composed.part_selection import ByMember, Gate, significant
-from hpc_closure.closure.fields.modes import LARGEST, Band
+from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.networks.blocks import perceptron
 from hpc_closure.closure.reductions import Reader
 
@@ -25,16 +25,17 @@ DECAY = 1.0  # weight decay, strong because every pair is a single noisy draw ab
 SEED = 20261129
 
 
-def fit(numbers: Tensor, means: Tensor) -> list[Tensor]:
+def fit(numbers: Tensor, means: Tensor, channels: int = 1) -> list[Tensor]:
     """Fit the perceptron to numbers (N, 51) of states and means (N, 25) of pairs.
 
-    Of C channels they are (N, 51 C) and (N, 25 C).
+    Of C ``channels`` they are (N, 51 C) and (N, 25 C); on a line and a cube they are others.
 
     Returns:
         Three matrices (inputs + 1, outputs), float64, the biases last.
     """
-    by_channel = means.std(0).unflatten(0, (-1, LARGEST)).amax(-1, keepdim=True)
-    scale = by_channel.clamp(min=1e-300).expand(-1, LARGEST).flatten()
+    by_channel = means.std(0).unflatten(0, (channels, -1)).amax(-1, keepdim=True)
+    each = means.shape[1] // channels
+    scale = by_channel.clamp(min=1e-300).expand(-1, each).flatten()
     numbers, scaled_means = numbers.float(), (means / scale).float()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

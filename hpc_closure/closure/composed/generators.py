@@ -24,7 +24,6 @@ from hpc_closure.closure.fields.losses import (
     spectral_energy_score,
     spectral_square,
 )
-from hpc_closure.closure.fields.modes import LARGEST
 from hpc_closure.closure.gaussian.conditioning import GeneratorConditions, Kriged
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
 from hpc_closure.closure.networks.blocks import (
@@ -209,10 +208,17 @@ class FlowNetwork(Generator):
             end = channels - Kriged.channels - fields  # sensors and log D follow the coordinates
             places = range(end - size, end)
             self.network = LocalScoreNetwork(
-                channels, places, config["width"], config["layers"], fields
+                channels,
+                places,
+                config["width"],
+                config["layers"],
+                fields,
+                config["dimensions"],
             )
         else:
-            self.network = ScoreNetwork(channels, *sizes, form=form, fields=fields)
+            self.network = ScoreNetwork(
+                channels, *sizes, form=form, fields=fields, dimensions=config["dimensions"]
+            )
         self.channel_shape = channel_shape_of(config)
 
     def encode(self, conditions: GeneratorConditions) -> Encoded:
@@ -223,15 +229,16 @@ class FlowNetwork(Generator):
         self, frame: ResidualCoordinates, x_hat: Tensor, angle: Tensor, encoded: Encoded
     ) -> Tensor:
         """Evaluate the network at unit-norm noisy x; returns whitened spectra (B, ...)."""
-        side = 2 * frame.kept.modes + 1
+        root = frame.kept.white_rms
         both = x_hat[:, None] * frame.law.modes("inputs", x_hat)
-        largest = side * frame.kept.largest(both[:, 0]).flatten(1).float()
-        inputs = frame.field(both).flatten(1, -3).float().clamp(-FARTHEST, FARTHEST)
+        largest = root * frame.kept.largest(both[:, 0]).flatten(1).float()
+        inputs = frame.field(both).flatten(1, -1 - len(frame.kept.axes))
+        inputs = inputs.float().clamp(-FARTHEST, FARTHEST)
         out, low = self.network(inputs, largest, angle.float(), encoded)
         out = out.clamp(-FARTHEST, FARTHEST)
-        low = low.unflatten(1, (*self.channel_shape, LARGEST))
+        low = low.unflatten(1, (*self.channel_shape, -1))
         # scaled to fields of unit variance, like the inputs, so that weights need not grow
-        return frame.kept.to_spectral(out) * side + frame.kept.place_largest(low)
+        return frame.kept.to_spectral(out) * root + frame.kept.place_largest(low)
 
 
 class Score(FlowNetwork):

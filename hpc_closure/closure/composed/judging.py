@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import max_pool1d, max_pool2d, max_pool3d
 
 from hpc_closure.closure.composed.copula import noise_of
 from hpc_closure.closure.composed.generators import Generator
@@ -25,7 +25,6 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.losses import crps, energy_score
 from hpc_closure.closure.gaussian.memory import LagCorrelation
 from hpc_closure.closure.reductions import Reader
-from hpc_closure.spectral.modes.grid import resize
 
 __all__ = [
     "check_memory",
@@ -53,11 +52,11 @@ def judge_mean(model: CompositeClosure, reader: Reader) -> None:
     for frames_hat, target_hat, batch in snapshots(model, reader):
         encoding = model.encode(frames_hat)
         field = model.mean.field(encoding)
-        largest = encoding.features[:, : model.num_features].abs().amax((0, 2, 3))
+        largest = encoding.features[:, : model.num_features].abs().amax((0, *model.band.axes))
         read = torch.maximum(read, largest)
         answered = torch.maximum(answered, field.abs().max())
         output = model.mean.spectra(frame, encoding, field).to(torch.complex128)
-        residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
+        residual = frame.kept.resized(target_hat - encoding.mean_hat)
         white = residual * frame.first.modes("whiten", residual)
         gate.add(white, output * frame.first.modes("mask", residual), batch.members)
     gate.collect(reader)
@@ -80,12 +79,12 @@ def judge_amplitude(model: CompositeClosure, reader: Reader) -> None:
     def pairs() -> Iterable[tuple[Tensor, Tensor, Tensor | None]]:
         for frames_hat, target_hat, batch in snapshots(model, reader):
             encoding = model.encode(frames_hat)
-            residual = resize(target_hat - encoding.mean_hat, frame.kept.modes)
+            residual = frame.kept.resized(target_hat - encoding.mean_hat)
             yield amplitude(encoding).double(), frame.field(residual), batch.members
 
     gate: ShareGate | PointShareGate
     if model.config["amplitude_score"] == "crps":
-        gate = PointShareGate()
+        gate = PointShareGate(frame.kept)
         for log, field, _ in pairs():
             gate.measure(log, field)
         gate.sum(reader)
@@ -153,12 +152,16 @@ def extremes_crps(ensemble: Tensor, truth: Tensor) -> Tensor:
     """Compute the CRPS of largest and least values of patches, (S,), units of the truth.
 
     Args:
-        ensemble: (M, S, C, n, n); patches have ``PATCH`` points per side.
+        ensemble: (M, S, C, n, n); patches have ``PATCH`` points per side. On a line it is
+            (M, S, C, n), on a cube (M, S, C, n, n, n).
         truth: (S, C, n, n).
     """
+    pool = {1: max_pool1d, 2: max_pool2d, 3: max_pool3d}[truth.ndim - 2]
+    sides = truth.ndim - 2
 
     def largest(values: Tensor) -> Tensor:
-        return max_pool2d(values.flatten(0, -4), PATCH).unflatten(0, values.shape[:-3])
+        leading = values.shape[: -1 - sides]
+        return pool(values.flatten(0, -2 - sides), PATCH).unflatten(0, leading)
 
     high = crps(largest(ensemble), largest(truth))
     return 0.5 * (high + crps(largest(-ensemble), largest(-truth)))
@@ -176,7 +179,7 @@ def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tens
         is_late: whether the residual's memory is checked here (:func:`check_memory`).
     """
     frame = model.frame
-    memory = LagCorrelation(frame.kept, model.channel_shape)
+    memory = LagCorrelation(frame.kept, model.channel_shape, model.whole)
     shape = *model.channel_shape, frame.kept.grid.num_shells
     true_power = torch.zeros(shape, dtype=torch.float64)
     draws = torch.zeros_like(true_power)
@@ -191,7 +194,7 @@ def judge_spread(model: CompositeClosure, reader: Reader, is_late: bool) -> Tens
         memory.add(rest, None if model.is_white else batch.tags)
         about = made.mean if made.sharp else 0.0
         for power, q in ((true_power, q_hat - about), (draws, made.q - about)):
-            u_hat = resize(frame.amplify(q, encoding.log_amplitude), frame.kept.modes)
+            u_hat = frame.kept.resized(frame.amplify(q, encoding.log_amplitude))
             power += frame.kept.grid.shell_sum(u_hat.abs().square().double()).sum(0).cpu()
     memory.collect(reader)
     if is_late:

@@ -16,7 +16,7 @@ from hpc_closure.closure.fields.losses import (
     spectral_square,
 )
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates, StateConditions
-from hpc_closure.closure.networks.blocks import LARGEST, LOW, SUMMARY, perceptron
+from hpc_closure.closure.networks.blocks import LOW, Counts, perceptron
 from hpc_closure.experiment.kinds import NetworkKind, channel_shape_of, fields_of, find
 
 __all__ = ["NetworkAmplitude", "NetworkMean"]
@@ -43,7 +43,8 @@ class NetworkMean(nn.Module):
         self.channel_shape = channel_shape_of(config)
         self.low = None
         if network_kind.answers_largest:
-            self.low = perceptron(SUMMARY * fields, LARGEST * fields, LOW)
+            counts = Counts.of(config["dimensions"])
+            self.low = perceptron(counts.summary * fields, counts.largest * fields, LOW)
 
     def forward(self, frame: ResidualCoordinates, encoding: StateConditions) -> Tensor:
         """Compute whitened spectra (B, ...) in the residual band; of C fields (B, C, ...)."""
@@ -62,10 +63,12 @@ class NetworkMean(nn.Module):
     ) -> Tensor:
         """Transform an output to whitened spectra, and add the largest modes if predicted."""
         # scaled from fields of unit variance, so that weights need not grow
-        white = frame.kept.to_spectral(field) * (2 * frame.kept.modes + 1)
+        # (on a line by more, because models of lines were trained so)
+        sides = max(2, frame.kept.grid.dimensions)
+        white = frame.kept.to_spectral(field) * float(2 * frame.kept.modes + 1) ** (sides / 2)
         if self.low is None:
             return white
-        low = self.low(encoding.summary).unflatten(1, (*self.channel_shape, LARGEST))
+        low = self.low(encoding.summary).unflatten(1, (*self.channel_shape, -1))
         return white + frame.kept.place_largest(low)
 
     def correction(self, frame: ResidualCoordinates, white_hat: Tensor) -> Tensor:
@@ -99,4 +102,4 @@ class NetworkAmplitude(nn.Module):
     ) -> Tensor:
         """Compute the negative log-likelihood per point (B,), 1/2 if D is 1; or the CRPS."""
         field = frame.field(residual_hat)
-        return self.score(field / frame.first.rms(field), log_amplitude)
+        return self.score(field / frame.first.rms(field), log_amplitude, len(frame.kept.axes))

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from hpc_closure.closure.composed.generators import Drawn, Generator
 from hpc_closure.closure.composed.part_selection import ImprovementGate
 from hpc_closure.closure.fields.members import for_members
-from hpc_closure.closure.fields.modes import LARGEST, Band
+from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.gaussian.mode_covariance import apply_factors, remove_factors
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates
-from hpc_closure.closure.networks.blocks import SUMMARY, perceptron
-from hpc_closure.spectral.modes.grid import hermitian, resize, to_device_cached
+from hpc_closure.closure.networks.blocks import Counts, perceptron
+from hpc_closure.spectral.modes.grid import to_device_cached
 
 __all__ = ["Mixture", "principal"]
 
@@ -78,15 +78,18 @@ class Mixture(Generator):
         self.shells = own.grid.num_shells
         self.tables = nn.Parameter(torch.zeros(number, 5, *own.shape))
         self.odds = nn.Parameter(torch.zeros(number))
-        self.numbers = perceptron(SUMMARY, number * (1 + LARGEST + self.shells), HIDDEN)
+        counts = Counts.of(own.grid.dimensions)
+        self.largest = counts.largest
+        outputs = number * (1 + counts.largest + self.shells)
+        self.numbers = perceptron(counts.summary, outputs, HIDDEN)
 
     def laws(self, frame: ResidualCoordinates, summary: Tensor) -> Components:
         """Compute the components of the laws of states with summary numbers (B, 51)."""
         kept, count = frame.kept, self.components
         outputs = self.numbers(summary).unflatten(-1, (count, -1)).transpose(0, 1)  # (K, B, ...)
-        odds, low, log_size = outputs.split([1, LARGEST, self.shells], -1)
+        odds, low, log_size = outputs.split([1, self.largest, self.shells], -1)
         weights = (odds[..., 0] + self.odds[:, None]).log_softmax(0)
-        tables = RATE * resize(self.tables, kept.modes)
+        tables = RATE * kept.resized(self.tables)
         means = torch.complex(tables[:, 0], tables[:, 1])
         if count == 2 and frame.offset is not None:
             apart = remove_factors(
@@ -95,7 +98,7 @@ class Mixture(Generator):
             means = means + torch.stack([apart, -apart])
         means = means[:, None]
         if self.about_mean:
-            share = weights.exp()[..., None, None]
+            share = kept.each(weights.exp())
             means = means - (share * means).sum(0, keepdim=True)
         else:
             means = means + kept.place_largest(low)
@@ -119,7 +122,7 @@ class Mixture(Generator):
         second = (off.imag - across * first) * torch.exp(-log_second)
         misfit = real * (0.5 * first.square() + log_first)
         misfit = misfit + imaginary * (0.5 * second.square() + log_second)
-        likelihood = laws.log_weights - misfit.sum((-2, -1))
+        likelihood = laws.log_weights - misfit.sum(frame.kept.axes)
         return -likelihood.logsumexp(0) / (real.sum() + imaginary.sum()).clamp(min=1)
 
     def gate(self, frame):
@@ -133,13 +136,13 @@ class Mixture(Generator):
 
     def draw(self, frame, conditions, z, shells, effort):
         """Draw residuals; the imaginary part of the noise's mean mode chooses the component."""
-        chosen, count = z[:, 0, 0].imag, len(z)
+        chosen, count = z.flatten(1)[:, 0].imag, len(z)
         laws = self.laws(frame, conditions.summary)
         white = z.to(torch.complex64) * frame.law.modes("whiten", z.real.float())
         weights = laws.log_weights.exp()
         share = for_members(weights.mT, count)
         level = torch.special.ndtr(chosen)[:, None].to(share)
-        first = (level < share[:, :1])[:, :, None]
+        first = frame.kept.each((level < share[:, :1])[:, 0])
         means, factors = laws.means, laws.factors
         drawn = []
         for mean, (log_first, across, log_second) in zip(means, factors):
@@ -150,7 +153,7 @@ class Mixture(Generator):
                 + for_members(mean, count)
             )
         y = drawn[0] if len(drawn) == 1 else torch.where(first, *drawn)
-        mean = (weights[..., None, None] * means).sum(0)
+        mean = (frame.kept.each(weights) * means).sum(0)
         return Drawn(
             self._to_residual(frame, y),
             for_members(self._to_residual(frame, mean), count),
@@ -160,7 +163,7 @@ class Mixture(Generator):
     def _to_residual(self, frame: ResidualCoordinates, y: Tensor) -> Tensor:
         """Convert spectra of y to spectra of q."""
         q_hat = apply_factors(_factors(frame, y), y) * frame.law.modes("colour", y)
-        return hermitian(q_hat / _root(frame, q_hat))
+        return frame.kept.hermitian(q_hat / _root(frame, q_hat))
 
 
 def _factors(frame: ResidualCoordinates, like: Tensor) -> Tensor:
@@ -172,7 +175,7 @@ def _factors(frame: ResidualCoordinates, like: Tensor) -> Tensor:
 def _root(frame: ResidualCoordinates, like: Tensor) -> Tensor:
     """Return factors (2K + 1, K + 1) that scale the parts of a whitened mode to unit normals."""
     root = torch.full(frame.kept.shape, math.sqrt(2.0), device=like.device)
-    root[0, 0] = 1.0
+    root[(0,) * root.ndim] = 1.0
     return root
 
 
@@ -181,10 +184,9 @@ def _numbers(frame: ResidualCoordinates, like: Tensor) -> Tensor:
 
     Parts of conjugate modes are not independent, and the mean is real.
     """
-    independent = torch.ones(2, *frame.kept.shape, device=like.device)
-    independent[:, frame.kept.modes + 1 :, 0] = 0.0
-    independent[1, 0, 0] = 0.0
-    return independent
+    independent = frame.kept.independent.float().repeat(2, *[1] * len(frame.kept.shape))
+    independent[(1, *[0] * len(frame.kept.shape))] = 0.0
+    return independent.to(like.device)
 
 
 def principal(covariance: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ from hpc_closure.closure.fields.features import (
     physics_estimate,
 )
 from hpc_closure.closure.fields.members import each_member, for_members
-from hpc_closure.closure.fields.modes import LARGEST, band
+from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.persistence import position, share_of_mean
 from hpc_closure.closure.gaussian.channel_covariance import apply_channels, remove_channels
 from hpc_closure.closure.gaussian.conditioning import (
     Conditioning,
@@ -59,7 +60,7 @@ from hpc_closure.closure.gaussian.conditioning import (
     TrainingObserved,
 )
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian
-from hpc_closure.closure.gaussian.memory import knot_spacing, position, share_of_mean
+from hpc_closure.closure.gaussian.memory import knot_spacing
 from hpc_closure.closure.gaussian.mode_covariance import apply_factors
 from hpc_closure.closure.gaussian.residual_coordinates import ResidualCoordinates, StateConditions
 from hpc_closure.closure.model import ClosureModel, Request
@@ -74,7 +75,7 @@ from hpc_closure.experiment.kinds import (
     whole_fields,
 )
 from hpc_closure.experiment.models import closed_mean, network_of
-from hpc_closure.spectral.modes.grid import hermitian, resize, to_device_cached
+from hpc_closure.spectral.modes.grid import to_device_cached
 
 __all__ = ["CompositeClosure"]
 
@@ -267,7 +268,7 @@ class CompositeClosure(ClosureModel):
         It is the gain one call ahead, times the share at which coupled runs are stable.
         """
         gain, share = self.statistics.mean_gain, self.statistics.mean_share
-        return gain if gain is None or share is None else gain * share[: len(gain)]
+        return gain if gain is None or share is None else gain * share[: gain.shape[-1]]
 
     @property
     def is_white(self) -> bool:
@@ -359,7 +360,7 @@ class CompositeClosure(ClosureModel):
         self, state: Tensor, history: Tensor | None = None, previous: Tensor | None = None
     ) -> Tensor:
         """Stack as :meth:`frames`, from retained spectra of any number of modes."""
-        return resize(self._stack(state, history, previous), self.band.modes)
+        return self.band.resized(self._stack(state, history, previous))
 
     def _stack(self, state: Tensor, history: Tensor | None, previous: Tensor | None) -> Tensor:
         stack = [state[:, None]]
@@ -384,7 +385,7 @@ class CompositeClosure(ClosureModel):
         """
         state_hat, moved = frames_hat[:, 0], None
         summary = self.state_numbers(state_hat)
-        features = summary.new_zeros(len(state_hat), 0, 1, 1)
+        features = summary.new_zeros(len(state_hat), 0, *[1] * len(self.band.axes))
         if self.has_networks:
             moved = self.advected(frames_hat)
             features = self.features(frames_hat, moved)
@@ -396,8 +397,9 @@ class CompositeClosure(ClosureModel):
         gain = self.gain_by_mode(self.mean_gain, encoding.features)
         if self.mean is not None and gain is not None:
             correction = self.mean.correction(self.frame, self.mean(self.frame, encoding) * gain)
-            correction = resize(correction, self.band.modes)
-            encoding.mean_hat = encoding.mean_hat + correction.to(encoding.mean_hat.dtype)
+            correction = self.band.resized(correction)
+            mean_hat = encoding.mean_hat + correction.to(encoding.mean_hat.dtype)
+            encoding.mean_hat = self.feature_set.projected(mean_hat)
         if self.amplitude is not None and self.amplitude_share:
             encoding.log_amplitude = self.amplitude_share * self.amplitude(encoding)
         return encoding
@@ -452,9 +454,9 @@ class CompositeClosure(ClosureModel):
         spectra = [self.feature_set.spectra(w_hat)]
         if self.granted:
             spectra.append(self.estimate(w_hat)[:, None])
-        spectra.append(frames_hat[:, 1:].flatten(1, -3))
+        spectra.append(frames_hat[:, 1:].flatten(1, -1 - len(self.band.axes)))
         if moved is not None:
-            spectra.append(moved.flatten(1, -3))
+            spectra.append(moved.flatten(1, -1 - len(self.band.axes)))
         return torch.cat(spectra, dim=1)
 
     def features(self, frames_hat: Tensor, moved: Tensor | None) -> Tensor:
@@ -462,11 +464,15 @@ class CompositeClosure(ClosureModel):
         spectra = self.feature_spectra(frames_hat, moved)
         scale = to_device_cached(self.statistics.features_rms, frames_hat)
         size = self.frame.size
-        fields = (self.band.to_physical(spectra, size) / scale[:, None, None]).to(self._place)
+        fields = self.band.to_physical(spectra, size) / self.band.each(scale)
+        fields = fields.to(self._place)
         largest = self.statistics.features_largest
-        far: Any = FAR if largest is None else to_device_cached(largest, fields)[:, None, None]
+        far: Any = FAR
+        if largest is not None:
+            far = self.band.each(to_device_cached(largest, fields))
         fields = fields.clamp(-far, far)
-        places = coordinates(size, fields).expand(len(fields), -1, -1, -1)
+        places = coordinates(self.frame.points, fields)
+        places = places.expand(len(fields), *places.shape)
         return torch.cat([fields, places], dim=1)
 
     # ---- base noise -----------------------------------------------------------------------------
@@ -493,7 +499,7 @@ class CompositeClosure(ClosureModel):
             return apply_factors(to_device_cached(self.frame.factors, noise), noise)
         if is_residual and isinstance(self.residual, Mixture):
             choice = keyed_noise.normals(*key, 1, stream=keyed_noise.STREAM_COMPONENT)[:, 0]
-            noise[:, 0, 0].imag.copy_(choice)
+            noise.flatten(1)[:, 0].imag.copy_(choice)
         return noise
 
     def joined(self, law: StationaryGaussian, noise: Tensor) -> Tensor:
@@ -519,7 +525,7 @@ class CompositeClosure(ClosureModel):
         moves = keyed_noise.moves(self.frame.kept.grid, key.seed, stage, key.ids)
         drawn = torch.view_as_complex(archive[rows].double().contiguous())
         shape = len(rows), *[1] * len(self.channel_shape), *moves.shape[1:]
-        return hermitian(drawn * moves.view(shape)).to(self.device)
+        return self.frame.kept.hermitian(drawn * moves.view(shape)).to(self.device)
 
     def noise_of_call(self, request: Request, law: StationaryGaussian) -> Tensor:
         """Draw the base noise of a call, with the residual's memory if it has any."""
@@ -588,16 +594,21 @@ class CompositeClosure(ClosureModel):
     def draw_hat(self, request: Request) -> Tensor:
         """Draw as :meth:`sample_hat`, with gradients."""
         modes = request.state.shape[-1] - 1
-        size = request.grid or band(modes).grid.size
-        self.band.check_grid(1 if self.dimensions == 1 else size, size)
+        caller = band(modes, self.length, self.dimensions)
+        self.band.check_grid(*caller.points(request.grid or caller.grid.size))
         frames_hat = self.frames_hat(request.state, request.history, request.previous)
         u_hat = self._draw(frames_hat, request)
         # without a transform the column ky = 0 need not be that of a real field
-        return hermitian(resize(u_hat, modes))
+        return caller.hermitian(caller.resized(u_hat))
 
     def _draw(self, frames_hat: Tensor, request: Request) -> Tensor:
         """Draw spectra of U (members, ...) in the model's band."""
         sensors, baseline = request.sensors, request.method == MEAN_GP
+        if sensors is not None and self.dimensions != 2:
+            raise ValueError(
+                f"sensors are for flows in two dimensions, this model's has {self.dimensions}: "
+                "pass sensors=None"
+            )
         if sensors is None and self.sensors_allowed == "required":
             raise ValueError(
                 "this model was trained with conditions.sensors=required: pass "
@@ -680,9 +691,8 @@ class CompositeClosure(ClosureModel):
             )
         mean_hat = for_members(encoding.mean_hat, how.members)
         q_hat = q_hat.to(mean_hat.dtype)
-        return self._rescale_into_range(
-            mean_hat + self.frame.amplify(q_hat, encoding.log_amplitude)
-        )
+        u_hat = mean_hat + self.frame.amplify(q_hat, encoding.log_amplitude)
+        return self._rescale_into_range(self.feature_set.projected(u_hat))
 
     def _rescale_into_range(self, u_hat: Tensor) -> tuple[Tensor, Tensor]:
         """Rescale shells of closures (B, ...) that exceed nearly all of the training closures.
@@ -786,7 +796,7 @@ class CompositeClosure(ClosureModel):
         largest = centre.mean_of(
             [to_device_cached(weight, numbers) for weight in weights], numbers
         )
-        largest = largest.unflatten(1, (*self.channel_shape, LARGEST))
+        largest = largest.unflatten(1, (*self.channel_shape, -1))
         return self.frame.kept.place_largest(largest)
 
     def posterior(
@@ -798,11 +808,11 @@ class CompositeClosure(ClosureModel):
         if isinstance(self.residual, (Mixture, PointMixture)):
             return GeneratorConditions(features, encoding.summary, gains, information.readings)
         if log is None:
-            log = features.new_zeros(1, *self.channel_shape, self.frame.size, self.frame.size)
+            log = features.new_zeros(1, *self.channel_shape, *self.frame.points)
         log = log if self.channel_shape else log[:, None]
         parts = (features, fields, log.to(features))
         count = max(map(len, parts))
-        channels = torch.cat([part.expand(count, -1, -1, -1) for part in parts], dim=1)
+        channels = torch.cat([part.expand(count, *part.shape[1:]) for part in parts], dim=1)
         white = None
         if isinstance(self.conditioning, Learned):
             white = self.frame.whiten_state(encoding.state_hat)

@@ -15,7 +15,6 @@ import math
 import torch
 from torch import Tensor
 
-from hpc_closure.closure.fields.modes import LARGEST
 from hpc_closure.closure.reductions import Reader
 
 __all__ = ["NumberMean", "candidates"]
@@ -57,7 +56,7 @@ class NumberMean:
         scale = gram.diagonal().clamp(min=1e-300).sqrt()
         gram, cross = gram / scale / scale[:, None], cross / scale[:, None]
         price = math.log(number) + 2 * math.log(len(gram))
-        for place in range(LARGEST):
+        for place in range(len(square)):
             if float(square[place]) <= 0:
                 continue
             chosen, values = _select(gram, cross[:, place], float(square[place]), number, price)

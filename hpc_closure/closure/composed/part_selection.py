@@ -152,7 +152,7 @@ class ShareGate(Gate):
 
     def add(self, log: Tensor, field: Tensor, members: Tensor | None) -> None:
         """Add fields (B, n, n), or (B, C, n, n), of snapshots: log D and the residual."""
-        level = log.double().mean((-2, -1))
+        level = log.double().mean(self.band.axes)
         if level.ndim > 1:  # per judged mode, over the channels
             modes = (self.judged * self.band.group_size).sum(-1)
             level = (level.cpu() * modes / modes.sum()).sum(-1)
@@ -183,9 +183,13 @@ class PointShareGate(Gate):
     """Share of log D, 0 to 1, of least CRPS at points on unseen members, with Gaussian draws.
 
     For each share the residual over D has its own standard deviation, from :meth:`measure`.
+
+    Args:
+        kept: band of the residual.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Band) -> None:
+        self.kept = kept
         self.moments: Tensor | float = 0.0  # (shares, [C]) sums of the squares of U / D
         self.number = 0
         self.scores = ByMember()
@@ -194,7 +198,8 @@ class PointShareGate(Gate):
     def measure(self, log: Tensor, field: Tensor) -> None:
         """Add fields (B, n, n), or (B, C, n, n), to the mean squares: log D and the residual."""
         squares = [
-            (field * torch.exp(-share * log)).square().mean((-2, -1)).sum(0) for share in SHARES
+            (field * torch.exp(-share * log)).square().mean(self.kept.axes).sum(0)
+            for share in SHARES
         ]
         self.moments = self.moments + torch.stack(squares).cpu()
         self.number += len(field)
@@ -206,9 +211,9 @@ class PointShareGate(Gate):
     def add(self, log: Tensor, field: Tensor, members: Tensor | None) -> None:
         """Add scores of snapshots, fields as of :meth:`measure`, in units of the residual."""
         std = (torch.as_tensor(self.moments) / self.number).clamp(min=1e-300).sqrt().to(field)
-        unit = std[0][..., None, None]
+        unit, sides = self.kept.each(std[0]), len(self.kept.axes)
         scores = [
-            gaussian_crps(field / unit, share * log + (own[..., None, None] / unit).log())
+            gaussian_crps(field / unit, share * log + (self.kept.each(own) / unit).log(), sides)
             for share, own in zip(SHARES, std)
         ]
         self.scores.add(torch.stack(scores, dim=1), members)

@@ -46,7 +46,7 @@ from hpc_closure.closure.composed.point_mixture import PointMixture
 from hpc_closure.closure.composed.reading import CHECK_SEED, residuals, snapshots, training_draws
 from hpc_closure.closure.composed.statistics import NO_CENTRE, Batch, Statistics, generator_grid
 from hpc_closure.closure.fields import keyed_noise
-from hpc_closure.closure.fields.modes import LARGEST, band
+from hpc_closure.closure.fields.modes import band, largest_count
 from hpc_closure.closure.gaussian.channel_covariance import ChannelCovariance
 from hpc_closure.closure.gaussian.conditioning import Learned
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian
@@ -55,8 +55,8 @@ from hpc_closure.closure.gaussian.mode_covariance import ModeCovariance
 from hpc_closure.closure.gaussian.residual_coordinates import StateConditions
 from hpc_closure.closure.model import ClosedFormPhase, Phase
 from hpc_closure.closure.reductions import Reader
+from hpc_closure.experiment.kinds import fields_of
 from hpc_closure.experiment.models import closed_mean
-from hpc_closure.spectral.modes.grid import resize
 
 __all__ = [
     "Check",
@@ -188,17 +188,17 @@ class FitMean(Phase):
         power, state, spectrum, total, num = reader.sum(power, state, spectrum, total, num)
         numbers = torch.cat(reader.every(summary))
         rms, variance = (power / num).sqrt(), spectrum / num
-        has_numbers = numbers.shape[1] > 0  # on a line no network reads any
+        has_numbers = model.dimensions > 1 or model.has_networks  # closed forms read none
         smallest = torch.full_like(numbers[0], 1e-6)
         if has_numbers:
             by_field = smallest.unflatten(0, (*model.channel_shape, -1))
-            by_field[..., :LARGEST] *= rms[own][..., None]
+            by_field[..., : largest_count(model.dimensions)] *= rms[own][..., None]
         if not float(total.sum()) > 0:
             raise ValueError("the closure targets are all zero: nothing to learn")
         modes, size, tail = generator_grid(b, variance, model.config["modes"])
         inner = band(modes, model.length, model.dimensions)
         per_mode, state_modes = (
-            resize(b.spread(part / b.group_size), modes) for part in (variance, state / num)
+            inner.resized(b.spread(part / b.group_size)) for part in (variance, state / num)
         )
         reads = isinstance(model.conditioning, Learned)
         largest = mean = None
@@ -240,7 +240,7 @@ class FitMean(Phase):
             return super().loss(model, batch, seed, step)
         encoding, frame = _encode(model, batch), model.frame
         left = model.band.to_spectral(batch["target"]) - encoding.mean_hat
-        left = resize(left, frame.kept.modes).to(torch.complex64)
+        left = frame.kept.resized(left).to(torch.complex64)
         loss = left.real.new_zeros(len(left))
         if model.mean is not None:
             guess = model.mean(frame, encoding)
@@ -292,7 +292,7 @@ def fit_numbers(model: CompositeClosure, reader: Reader) -> dict[str, Any]:
     if "numbers" not in model.config["mean"]:
         return {}
     b, num = model.band, 0
-    square = torch.zeros(2 * LARGEST + 1, dtype=torch.float64)
+    square = torch.zeros(2 * largest_count(model.dimensions) + 1, dtype=torch.float64)
     for frames_hat, _, _ in snapshots(model, reader):
         square += b.summary(frames_hat[:, 0]).square().sum(0).cpu()
         num += len(frames_hat)
@@ -349,7 +349,7 @@ class FitLaw(Phase):
         power = torch.zeros(*model.channel_shape, len(inner.group_k2), dtype=torch.float64)
         plain_power, tail, num = torch.zeros_like(power), 0.0, 0
         exceeded = torch.zeros(1 + model.guarded, dtype=torch.float64)
-        memory = LagCorrelation(inner, model.channel_shape)
+        memory = LagCorrelation(inner, model.channel_shape, model.whole)
         for frames_hat, target_hat, batch in snapshots(model, reader):
             encoding = model.encode(frames_hat)
             residual = target_hat - encoding.mean_hat
@@ -360,9 +360,9 @@ class FitLaw(Phase):
             far = model.beyond(target_hat)[0]
             exceeded[1:] += far.sum(0).cpu()
             exceeded[0] += far.any(-1).sum().cpu()
-            inside = resize(residual, inner.modes)
+            inside = inner.resized(residual)
             plain_power += inner.by_group(inside.abs().square()).sum(0).cpu()
-            beyond = residual - resize(inside, model.band.modes)
+            beyond = residual - model.band.resized(inside)
             tail += float(model.band.by_group(beyond.abs().square()).sum())
             num += len(q_hat)
         power, plain_power, tail, num = reader.sum(power, plain_power, tail, num)
@@ -429,7 +429,7 @@ def fit_law_across_channels(
         encoding = model.encode(frames_hat)
         residual = target_hat - encoding.mean_hat
         law.add(model.frame.standardise(residual, encoding.log_amplitude), batch.members)
-        plain.add(resize(residual, inner.modes), batch.members)
+        plain.add(inner.resized(residual), batch.members)
     statistics = {
         "law_channels": law.factors(reader, inner.spread(spectrum)),
         "plain_channels": plain.factors(reader, inner.spread(plain_spectrum)),
@@ -456,7 +456,8 @@ def fit_law_by_mode(model: CompositeClosure, reader: Reader, spectrum: Tensor) -
         return {}
     inner = model.frame.kept
     law, modes = StationaryGaussian(inner, spectrum), ModeCovariance(inner)
-    largest = torch.zeros(LARGEST, LARGEST, dtype=torch.float64)
+    count = largest_count(model.dimensions)
+    largest = torch.zeros(count, count, dtype=torch.float64)
     for _, q_hat, _, _ in residuals(model, reader):
         modes.add(q_hat)
         numbers = inner.largest(q_hat * law.modes("whiten", q_hat)).double()
@@ -580,7 +581,9 @@ class LearnCentre(ClosedFormPhase):
                 numbers.append(some.summary.cpu())
                 means.append(model.frame.kept.largest(drawn.mean((1, 2))).flatten(1).cpu())
         numbers, means = reader.every(numbers), reader.every(means)
-        inner, middle, outer = centre.fit(torch.cat(numbers), torch.cat(means))
+        inner, middle, outer = centre.fit(
+            torch.cat(numbers), torch.cat(means), fields_of(model.config)
+        )
         model.statistics = replace(s, centre_inner=inner, centre_middle=middle, centre_outer=outer)
         return {"pairs": pairs * sum(map(len, numbers))}
 

@@ -7,6 +7,10 @@ state; the 15 products of two features, free of aliasing. If the model reads pre
 these and their advection, -u . grad U, are terms too. ``conditions.physics_estimate`` adds an
 estimate of the closure; otherwise no term is specific to the equation.
 
+If the state is a velocity, U and the terms are vectors: the velocity and its earlier values, the
+closures and their advection, and the terms of :data:`~..fields.vectors.QUADRATIC`. All components
+share a coefficient, so the mean turns with the axes, and has no divergence if the terms have none.
+
 A coefficient is free in each group, or a polynomial in |k|^2 if the criterion prefers it. A
 polynomial holds in the whole band, also where the training data are at round-off level. Terms are
 chosen by forward selection under the Bayesian information criterion. A law that is linear in V
@@ -25,6 +29,7 @@ from torch import Tensor
 
 from hpc_closure.closure.fields.features import FEATURES, Features
 from hpc_closure.closure.fields.modes import Band
+from hpc_closure.closure.fields.vectors import QUADRATIC, vector_terms
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.modes.grid import to_device_cached
 
@@ -43,11 +48,13 @@ def term_names(
     previous: int = 0,
     features: tuple[str, ...] = FEATURES,
     states: tuple[str, ...] = ("w",),
+    products: list[str] | None = None,
 ) -> list[str]:
     """List the names of the candidate terms, in the order of the coefficients.
 
     Earlier states are named by ``states``, the fields of a state; previous closures are U[-1], ...
-    of one field, and U_rain[-1], ... of several.
+    of one field, and U_rain[-1], ... of several. ``products`` are the quadratic terms; None = all
+    products of two features.
     """
     if kind not in KINDS:
         raise ValueError(f"regression_terms={kind!r}, expected one of {', '.join(KINDS)}")
@@ -58,7 +65,8 @@ def term_names(
     names += _lagged(_closures(states), previous)
     names += [CARRIED + name for name in _lagged(_closures(states), previous)]
     if kind == "quadratic":
-        names += [f"{a}*{b}" for a, b in combinations_with_replacement(features, 2)]
+        pairs = [f"{a}*{b}" for a, b in combinations_with_replacement(features, 2)]
+        names += pairs if products is None else products
     return names
 
 
@@ -87,7 +95,8 @@ class TermRegression:
         coefficients: (terms, groups) float64; None = zeros.
         estimate: function from state spectra to spectra of a closure estimate, a further term.
         features: features of the state; None = those of a state of one field. Of C fields each
-            has coefficients of its own, (C, terms, groups), and closures are (B, C, ...).
+            has coefficients of its own, (C, terms, groups), and closures are (B, C, ...). A
+            velocity has the coefficients of one field, and terms (B, terms, C, ...).
     """
 
     def __init__(
@@ -103,9 +112,14 @@ class TermRegression:
         self.band, self.history, self.estimate = band, history, estimate
         self._features = features or Features(band)
         self.features, self.channels = self._features.names, self._features.channels
+        self.is_vector = self._features.is_vector
         states = self.channels or ("w",)
+        products: list[str] | None = None if self._features.factors else []
+        if self.is_vector:
+            self.features, self.channels = ("u",), ()
+            states, products = self.features, list(QUADRATIC)
         self.names = term_names(
-            kind, history, estimate is not None, previous, self.features, states
+            kind, history, estimate is not None, previous, self.features, states, products
         )
         self._earlier = _lagged(states, history)
         self._last = _lagged(_closures(states), previous)
@@ -140,6 +154,8 @@ class TermRegression:
             moved: (B, previous, 2K + 1, K + 1) advection of the previous closures, if computed
                 before; of C fields (B, previous, C, 2K + 1, K + 1).
         """
+        if self.is_vector:
+            return self._vector_terms(frames_hat, names, moved)
         features = self._features.spectra(frames_hat[:, 0])
         size = self.band.grid.size
         needed = sorted({f for name in names if "*" in name for f in name.split("*")})
@@ -174,6 +190,26 @@ class TermRegression:
                 out.append(features[:, self.features.index(name)])
         return torch.stack(out, dim=1)
 
+    def _vector_terms(self, frames_hat: Tensor, names: list[str], moved: Tensor | None) -> Tensor:
+        """Compute spectra (B, len(names), C, ...) of terms of a velocity."""
+        u_hat, last = frames_hat[:, 0], frames_hat[:, 1 + self.history :]
+        made = vector_terms(u_hat, self.band, names)
+        if moved is None and any(name in self._moved for name in names):
+            moved = self._features.carried(u_hat, last)
+        out = []
+        for name in names:
+            if name in made:
+                out.append(made[name])
+            elif name in self._earlier:
+                out.append(frames_hat[:, self._earlier[name][0]])
+            elif name in self._last:
+                out.append(last[:, self._last[name][0] - 1])
+            elif moved is not None and name in self._moved:
+                out.append(moved[:, self._moved[name][0] - 1])
+            else:
+                out.append(u_hat)
+        return torch.stack(out, dim=1)
+
     def _of_channel(self, spectra: Tensor, channel: int) -> Tensor:
         """Return the spectra (B, ...) of a channel of (B, C, ...); of one field, themselves."""
         return spectra[:, channel] if self.channels else spectra
@@ -202,6 +238,8 @@ class TermRegression:
         if self.channels:
             each = [(terms * own[..., None]).sum(1) for own in coefficients]
             return torch.view_as_complex(torch.stack(each, 1))
+        if self.is_vector:
+            coefficients = coefficients[:, None]
         return torch.view_as_complex((terms * coefficients[..., None]).sum(1))
 
     def spectral_radius(self, factors: Tensor | None = None) -> Tensor:
@@ -262,18 +300,20 @@ class TermRegression:
         samples = 0
         for frames_hat, target_hat in batches:
             whole = target_hat.to(torch.complex128).cpu()
+            whole = whole.flatten(0, 1) if self.is_vector else whole
             targets = whole.unbind(1) if self.channels else (whole,)
             for power, target in zip(powers, targets):
                 power += band.by_group(target.abs().square()).sum(0)
-            samples += len(target_hat)
+            samples += len(whole)
             if num:
                 terms = self.terms(frames_hat.to(torch.complex128).cpu(), self.names)
-                terms = torch.view_as_real(terms).permute(2, 3, 1, 0, 4).flatten(3).flatten(0, 1)
+                terms = terms.transpose(1, 2).flatten(0, 1) if self.is_vector else terms
+                terms = torch.view_as_real(terms.flatten(2)).permute(2, 1, 0, 3).flatten(2)
                 weights = band.weights.flatten()[:, None, None]
                 index = band.groups.flatten()
                 gram.index_add_(0, index, weights * (terms @ terms.transpose(1, 2)))
                 for cross, target in zip(crosses, targets):
-                    rows = torch.view_as_real(target).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+                    rows = torch.view_as_real(target.flatten(1)).permute(1, 0, 2).flatten(1)
                     products = weights[..., 0] * (terms @ rows[..., None])[..., 0]
                     cross.index_add_(0, index, products)
         gram, crosses, powers, samples = reader.sum(gram, crosses, powers, samples)

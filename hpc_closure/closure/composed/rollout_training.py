@@ -21,8 +21,6 @@ from hpc_closure.closure.reductions import Reader
 from hpc_closure.closure.targets import reduced_problem, traced_with
 from hpc_closure.spectral.differentiable import DifferentiableSolver
 from hpc_closure.spectral.modes.grid import (
-    as_row,
-    from_row,
     hermitian,
     resize,
     to_fields,
@@ -102,7 +100,8 @@ class RolloutLoss:
             batch: batch of :class:`~hpc_closure.data.samples.TrainingSet`, with ``ahead``.
             seed, step: key of all draws, with the samples' indices.
         """
-        return to_fields(self.spectra(model, batch, seed, step), self.problem.grid)
+        w_hat = self.spectra(model, batch, seed, step)
+        return to_fields(w_hat, self.solver(model.device).grid.sizes)
 
     def spectra(
         self,
@@ -117,7 +116,7 @@ class RolloutLoss:
         ``members`` replaces the number of members of each ensemble.
         """
         solver, members = self.solver(model.device), members or self.members
-        modes, sides = solver.grid.modes, solver.grid.dimensions
+        modes = solver.grid.mode_counts
         numbers = batch["sample_index"].tolist()
 
         def spectra(fields: Tensor) -> Tensor:
@@ -143,12 +142,11 @@ class RolloutLoss:
                 grid=solver.grid.size,
                 stage=STAGE,
             )
-            closure = hermitian(resize(model.draw_hat(request), modes)).to(state)
+            drawn_hat = resize(model.draw_hat(request), modes)
+            closure = hermitian(drawn_hat, solver.grid.dimensions).to(state)
             earlier.appendleft(state)
             drawn.appendleft(closure)
-            now, held = (from_row(rows, sides) for rows in (state, closure))
-            now, past = traced_with(solver, self.kind, self.span, now, held, past)
-            state = as_row(now, sides)
+            state, past = traced_with(solver, self.kind, self.span, state, closure, past)
             out.append(state)
         return torch.stack(out).unflatten(1, (members, len(numbers)))
 
@@ -163,9 +161,10 @@ class RolloutLoss:
         """
         w_hat = self.spectra(model, batch, seed, step)
         truth = batch["ahead"].swapaxes(0, 1).to(w_hat.real)
-        fields = to_fields(w_hat, self.problem.grid)
+        grid = self.solver(w_hat.device).grid
+        fields = to_fields(w_hat, grid.sizes)
         each = [crps(ensemble, target, alpha) for ensemble, target in zip(fields, truth)]
-        errors = self.power(w_hat) - self.power(to_spectra(truth, w_hat.shape[-1] - 1))[:, None]
+        errors = self.power(w_hat) - self.power(to_spectra(truth, grid.mode_counts))[:, None]
         number = errors.shape[1]
         square = errors.sum(1).square()
         if number > 1:
@@ -173,10 +172,12 @@ class RolloutLoss:
         return torch.stack(each, dim=1), square.swapaxes(0, 1)
 
     def power(self, w_hat: Tensor) -> Tensor:
-        """Sum |w|^2 over the shells from 1 on; returns (..., shells)."""
+        """Sum |w|^2 over shells from 1 on, (..., shells); of a velocity over all components."""
         grid = self.solver(w_hat.device).grid
         square = torch.view_as_real(w_hat).square().sum(-1)
-        return grid.shell_sum(from_row(square, grid.dimensions))[..., 1:]
+        if self.problem.physics.channel_shape:
+            square = square.sum(grid.axes[0] - 1)
+        return grid.shell_sum(square)[..., 1:]
 
     def loss(
         self, model: Drawing, batch: dict[str, Any], scale: Scale, seed: int, step: int
@@ -193,7 +194,7 @@ class RolloutLoss:
 
     def scale(self, model: Drawing, reader: Reader, seed: int) -> Scale:
         """Measure the units of the loss: scores before training, and the truth's spectrum."""
-        modes = self.solver(model.device).grid.modes
+        modes = self.solver(model.device).grid.mode_counts
         scores, power = [], []
         for step, batch in enumerate(reader, reader.first_batch):
             scores.append(self.scores(model, batch, seed, step)[0].double().cpu())
@@ -211,7 +212,8 @@ class RolloutLoss:
         for step, batch in enumerate(reader, reader.first_batch):
             with torch.no_grad():
                 w_hat = self.spectra(model, batch, seed, step, MANY)
-            truth = to_spectra(batch["ahead"].swapaxes(0, 1).to(w_hat.real), w_hat.shape[-1] - 1)
+            modes = self.solver(w_hat.device).grid.mode_counts
+            truth = to_spectra(batch["ahead"].swapaxes(0, 1).to(w_hat.real), modes)
             mean = w_hat.mean(1)
             error.append(self.power(mean - truth).cpu())
             spread.append((self.power(w_hat - mean[:, None]).sum(1) * (MANY + 1) / MANY).cpu())

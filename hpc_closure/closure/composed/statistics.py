@@ -227,7 +227,8 @@ def generator_grid(band: Band, variance: Tensor, network_modes: int) -> tuple[in
     total = float(variance.sum())
 
     def tail(modes: int) -> float:
-        return max(total - float(resize(per_mode, modes).sum()), 0.0)
+        kept = resize(per_mode, modes, band.grid.dimensions)
+        return max(total - float(kept.sum()), 0.0)
 
     options = list(range(min(4, band.modes), band.modes + 1))
     small = [m for m in options if m <= 15 and tail(m) <= 1e-7 * total]

@@ -25,7 +25,7 @@ from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.closure.targets import advance_with
-from hpc_closure.spectral.modes.grid import as_row, from_row, resize, to_spectra
+from hpc_closure.spectral.modes.grid import resize, to_spectra
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -163,11 +163,13 @@ class LongRuns:
         return list(starts.values()), torch.stack(rows) if rows else empty
 
     def _spectra(self, fields: Tensor) -> Tensor:
-        return to_spectra(fields.double(), self.grid.modes)
+        return to_spectra(fields.double(), self.grid.mode_counts)
 
     def _enstrophy(self, w_hat: Tensor) -> Tensor:
-        """Compute enstrophy (B, shells) of retained spectra in the closures' layout."""
-        power = from_row(w_hat.abs().square().double(), self.grid.dimensions)
+        """Compute enstrophy (B, shells) of retained spectra; of a velocity its energy."""
+        power = w_hat.abs().square().double()
+        if self.problem.physics.channel_shape:
+            power = power.sum(1)
         return 0.5 * self.grid.shell_sum(power).cpu()
 
     def _run(
@@ -177,7 +179,7 @@ class LongRuns:
 
         The mean enstrophy is (rows, shells).
         """
-        sides, device = self.grid.dimensions, model.device
+        device = model.device
         ids = [
             keyed_noise.pair(start[0], member)
             for member in range(self.members)
@@ -185,19 +187,17 @@ class LongRuns:
         ]
         simulation = Simulation(self.problem, ids, self.seed, device=device)
         like = simulation.state
-        states = self._spectra(torch.stack([start[1] for start in starts])).repeat(
-            self.members, *[1] * 2
-        )
-        simulation.load_state(0, from_row(states.to(like), sides))
-        past = self._spectra(torch.stack([start[2] for start in starts]))
-        drawn = list(past.to(like).repeat(self.members, 1, 1, 1).unbind(1))
+        states = self._spectra(torch.stack([start[1] for start in starts]))
+        states = states.repeat(self.members, *[1] * (states.ndim - 1))
+        simulation.load_state(0, states.to(like))
+        past = self._spectra(torch.stack([start[2] for start in starts])).to(like)
+        drawn = list(past.repeat(self.members, *[1] * (past.ndim - 1)).unbind(1))
         sizes = torch.zeros(len(ids), self.grid.num_shells, dtype=torch.float64)
         rescaled: list[Tensor] = []
         half = self.calls // 2
         for call in range(self.calls):
-            state = as_row(simulation.state, sides)
-            diverged_rows = simulation.diverged()
-            state = torch.where(diverged_rows[:, None, None], 0.0, state)
+            diverged_rows = simulation.diverged()[(slice(None), *[None] * (states.ndim - 1))]
+            state = torch.where(diverged_rows, 0.0, simulation.state)
             request = Request(
                 state,
                 ids,
@@ -208,12 +208,12 @@ class LongRuns:
                 stage=STAGE,
                 tell=rescaled.append if call >= half else None,
             )
-            closure = resize(model.sample_hat(request), self.grid.modes).to(like)
-            drawn = [torch.where(diverged_rows[:, None, None], 0.0, closure), *drawn[:-1]]
-            held = torch.where(diverged_rows[:, None, None], torch.nan, closure)
-            advance_with(simulation, self.kind, self.span, from_row(held, sides))
+            closure = resize(model.sample_hat(request), self.grid.mode_counts).to(like)
+            drawn = [torch.where(diverged_rows, 0.0, closure), *drawn[:-1]]
+            held = torch.where(diverged_rows, torch.nan, closure)
+            advance_with(simulation, self.kind, self.span, held)
             if call >= half:
-                sizes += self._enstrophy(as_row(simulation.state, sides))
+                sizes += self._enstrophy(simulation.state)
         beyond = (
             torch.stack(rescaled) if rescaled else torch.zeros(0, len(ids), 1, dtype=torch.bool)
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields.modes import Band
+from hpc_closure.closure.fields.vectors import carried_by, gradients, solenoidal, strain_norm
 from hpc_closure.spectral.equations import Equation
 from hpc_closure.spectral.modes.grid import to_device_cached
 
@@ -28,6 +29,7 @@ __all__ = [
 FEATURES = ("u", "v", "w", "w_x", "w_y")
 ON_A_LINE = ("u", "u_x")
 AXES = ("kx", "ky")
+ENDS = ("_x", "_y", "_z")  # of the names of derivatives
 STATES = {1: "u", 2: "w"}  # feature that is the state, by number of dimensions
 
 
@@ -44,7 +46,8 @@ def feature_spectra(w_hat: Tensor, band: Band) -> Tensor:
     real = w_hat.real.dtype
     if band.grid.dimensions == 1:
         i_u = torch.complex(-w_hat.imag, w_hat.real)
-        return torch.stack([w_hat, i_u * band.on("ky", w_hat.device, real)], dim=-3)
+        slope = i_u * band.on("ky", w_hat.device, real)
+        return torch.stack([w_hat, slope], dim=band.axes[0] - 1)
     kx, ky = band.on("kx", w_hat.device, real), band.on("ky", w_hat.device, real)
     inverse = band.on("inverse_k2", w_hat.device, real)
     iw = torch.complex(-w_hat.imag, w_hat.real)
@@ -58,6 +61,8 @@ class Features:
     * Of one field: those of :func:`feature_spectra`.
     * Of C fields: the velocities u, v of each flow, then each field with its two derivatives. They
       are named by the channel, such as ``rain`` and ``rain_x``; several flows are u1, v1, u2, ...
+    * Of C fields among which are the components of the velocity: each field with its derivatives,
+      the resolved nonlinear term of each, such as ``N u``, and the norm of the strain, ``|S|``.
 
     Args:
         band: band of the state.
@@ -67,33 +72,87 @@ class Features:
         names: names of the F features.
         own: index of the feature that is the state; indices, one per channel, of several fields.
         channels: names of the fields; empty if there is one.
+        factors: names of the features whose products are terms of a regression.
+        velocity: channels that are the components of the velocity; empty if it follows from
+            streamfunctions.
     """
 
     def __init__(self, band: Band, equation: Equation | None = None):
         self.band, self.equation = band, equation
         self.channels: tuple[str, ...] = ()
+        self.velocity: list[int] = []
         self.own: int | list[int]
         if equation is None:
-            self.names = feature_names(band)
+            self.names = self.factors = feature_names(band)
             self.own = self.names.index(STATES[band.grid.dimensions])
             return
         self.channels = equation.channel_names
+        self.velocity = list(equation.velocity_channels)
+        if self.velocity:
+            fields = [
+                name + end for name in self.channels for end in ("", *ENDS[: len(band.axes)])
+            ]
+            terms = [f"N {name}" for name in self.channels]
+            self.names, self.factors = (*fields, *terms, "|S|"), ()
+            self.own = [self.names.index(name) for name in self.channels]
+            return
         self._factors = equation.stream_factors(band.grid)
         flows = len(self._factors)
         numbers = [str(flow + 1) for flow in range(flows)] if flows > 1 else [""]
         velocities = [f"{part}{number}" for number in numbers for part in ("u", "v")]
         fields = [name + end for name in self.channels for end in ("", "_x", "_y")]
-        self.names = (*velocities, *fields)
+        self.names = self.factors = (*velocities, *fields)
         self.own = [self.names.index(name) for name in self.channels]
 
     def spectra(self, state_hat: Tensor) -> Tensor:
         """Compute spectra (B, F, ...) of the features of states (B, ...) or (B, C, ...)."""
         if not self.channels:
             return feature_spectra(state_hat, self.band)
+        if self.velocity:
+            return self._of_velocity(state_hat)
         kx, ky = (self.band.on(name, state_hat.device, state_hat.real.dtype) for name in AXES)
         i_f = torch.complex(-state_hat.imag, state_hat.real)
         fields = torch.stack([state_hat, i_f * kx, i_f * ky], dim=2).flatten(1, 2)
         return torch.cat([self.velocities(state_hat), fields], dim=1)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the state is a velocity and nothing else, so that a regression is of vectors."""
+        return self.equation is not None and self.equation.is_velocity
+
+    def _of_velocity(self, state_hat: Tensor) -> Tensor:
+        band = self.band
+        slopes = gradients(state_hat, band)
+        fields = torch.cat([state_hat[:, :, None], slopes], dim=2).flatten(1, 2)
+        strain = strain_norm(state_hat[:, self.velocity], band)[:, None]
+        return torch.cat([fields, self.nonlinear(state_hat), band.to_spectral(strain)], dim=1)
+
+    def nonlinear(self, state_hat: Tensor, fields_hat: Tensor | None = None) -> Tensor:
+        r"""Compute spectra (B, C, ...) of the resolved nonlinear term :math:`-u\cdot\nabla f`.
+
+        Of a solenoidal velocity, the part without divergence.
+
+        Args:
+            state_hat: (B, C, ...) states.
+            fields_hat: (B, C, ...) f; None = the state itself.
+        """
+        fields_hat = state_hat if fields_hat is None else fields_hat
+        u_hat = state_hat[:, self.velocity]
+        return self.projected(carried_by(u_hat, fields_hat, self.band))
+
+    def projected(self, values_hat: Tensor) -> Tensor:
+        """Remove the divergence of the velocity of states or closures (B, C, ...).
+
+        They are unchanged if the equation does not demand it.
+        """
+        if not self.velocity or self.equation is None or not self.equation.solenoidal:
+            return values_hat
+        u_hat = solenoidal(values_hat[:, self.velocity], self.band)
+        if self.is_vector:
+            return u_hat
+        out = values_hat.clone()
+        out[:, self.velocity] = u_hat
+        return out
 
     def velocities(self, state_hat: Tensor) -> Tensor:
         """Compute spectra (B, 2 flows, ...) of u, v of each flow from states (B, C, ...)."""
@@ -112,6 +171,9 @@ class Features:
         """
         if self.equation is None:
             return carried(state_hat, closures_hat, self.band)
+        if self.velocity:
+            each = [self.nonlinear(state_hat, one) for one in closures_hat.unbind(1)]
+            return torch.stack(each, dim=1)
         size, real = self.band.grid.size, state_hat.real.dtype
         kx, ky = (self.band.on(name, state_hat.device, real) for name in AXES)
         flows = self.band.to_physical(self.velocities(state_hat), size).unflatten(1, (-1, 2))
@@ -179,17 +241,22 @@ def physics_estimate(w_hat: Tensor, band: Band, kind: str, viscosity: float) -> 
 
 
 @lru_cache(maxsize=32)
-def _coordinates(size: int, device: str, dtype: torch.dtype) -> Tensor:
-    angle = torch.arange(size, dtype=torch.float64) * (2 * torch.pi / size)
-    x, y = angle[:, None].expand(size, size), angle[None, :].expand(size, size)
-    return torch.stack([x.sin(), x.cos(), y.sin(), y.cos()]).to(device=device, dtype=dtype)
+def _coordinates(points: tuple[int, ...], device: str, dtype: torch.dtype) -> Tensor:
+    out = []
+    for axis, size in enumerate(points):
+        if size == 1:  # the row of a line
+            continue
+        angle = torch.arange(size, dtype=torch.float64) * (2 * torch.pi / size)
+        x = angle.view(-1, *[1] * (len(points) - 1 - axis)).expand(points)
+        out += [x.sin(), x.cos()]
+    return torch.stack(out).to(device=device, dtype=dtype)
 
 
-def coordinates(size: int, like: Tensor) -> Tensor:
+def coordinates(points: tuple[int, ...], like: Tensor) -> Tensor:
     """Return periodic coordinates (4, n, n): sin and cos of 2 pi x / L and 2 pi y / L.
 
-    If the fields ``like`` are on a line, return those of y, (2, 1, n).
+    Args:
+        points: shape of a field, (n, n); there are two coordinates per side.
+        like: tensor whose device and precision they have.
     """
-    if like.shape[-2] == 1:
-        return _coordinates(size, str(like.device), like.dtype)[2:, :1]
-    return _coordinates(size, str(like.device), like.dtype)
+    return _coordinates(points, str(like.device), like.dtype)

@@ -81,10 +81,16 @@ def uniforms(seed: int, stage: str, ids: Sequence[int], item: int, width: int = 
 def moves(grid: Grid, seed: int, stage: str, ids: Sequence[int]) -> Tensor:
     """Draw a random shift in space per id; returns phase factors (len(ids), 2K + 1, K + 1).
 
-    On a line (len(ids), 1, K + 1).
+    They have the shape of the grid's spectra. On a line the second number of an id is its shift,
+    of three sides the third may choose what is moved.
     """
-    x, y = (2 * torch.pi * uniforms(seed, stage, ids, 0)[:, :2]).T[..., None, None]
-    return torch.exp(1j * (grid.integer_kx * x + grid.integer_ky * y))
+    shifts = 2 * torch.pi * uniforms(seed, stage, ids, 0)
+    places = {1: [1], 2: [0, 1], 3: [0, 1, 3]}[grid.dimensions]
+    parts = [
+        k * shifts[(slice(None), place, *[None] * grid.dimensions)]
+        for k, place in zip(grid.integer_k, places)
+    ]
+    return torch.exp(1j * sum(parts[1:], parts[0]))
 
 
 def normals(

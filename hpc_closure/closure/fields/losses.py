@@ -32,21 +32,23 @@ def spectral_square(band: Band, error_hat: Tensor, importance: Tensor) -> Tensor
     """
     weights = band.on("weights", error_hat.device, importance.dtype) * importance
     square = torch.view_as_real(error_hat).square().sum(-1)
-    share = (square * weights).sum((-2, -1)) / weights.sum((-2, -1)).clamp(min=1e-30)
+    share = (square * weights).sum(band.axes) / weights.sum(band.axes).clamp(min=1e-30)
     return over_channels(share)
 
 
-def gaussian_likelihood(residual: Tensor, log_std: Tensor) -> Tensor:
+def gaussian_likelihood(residual: Tensor, log_std: Tensor, sides: int = 2) -> Tensor:
     """Compute the negative log-likelihood per point of N(0, exp(2 log_std)), (B,).
 
-    The constant 0.5 log(2 pi) is left out.
+    The constant 0.5 log(2 pi) is left out. Fields have ``sides`` axes, (B, n, n) or (B, C, n, n).
     """
     likelihood = log_std + 0.5 * residual.square() * torch.exp(-2 * log_std)
-    return over_channels(likelihood.mean((-2, -1)))
+    return over_channels(likelihood.mean(tuple(range(-sides, 0))))
 
 
-def gaussian_crps(residual: Tensor, log_std: Tensor) -> Tensor:
+def gaussian_crps(residual: Tensor, log_std: Tensor, sides: int = 2) -> Tensor:
     r"""Compute the CRPS per point of N(0, exp(2 log_std)), in closed form, (B,).
+
+    Fields have ``sides`` axes, (B, n, n) or (B, C, n, n).
 
     With :math:`z = r/\sigma` it is :math:`\sigma[z(2\Phi(z) - 1) + 2\varphi(z) - \pi^{-1/2}]`
     (Gneiting et al., MWR 133 (2005) 1098).
@@ -55,7 +57,7 @@ def gaussian_crps(residual: Tensor, log_std: Tensor) -> Tensor:
     z = residual / std
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
     score = std * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
-    return over_channels(score.mean((-2, -1)))
+    return over_channels(score.mean(tuple(range(-sides, 0))))
 
 
 def over_channels(values: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def spectral_energy_score(
     pairs = modulus(samples_hat[:, None] - samples_hat[None, :]) - 1e-6
     score = skill - (1 - (1 - alpha) / num) * pairs.sum((0, 1)) / (2 * num * (num - 1))
     weights = band.on("weights", importance.device, importance.dtype) * importance
-    share = (score * weights).sum((-2, -1)) / weights.sum((-2, -1)).clamp(min=1e-30)
+    share = (score * weights).sum(band.axes) / weights.sum(band.axes).clamp(min=1e-30)
     return over_channels(share)
 
 

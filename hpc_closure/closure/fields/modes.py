@@ -22,21 +22,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpc_closure.spectral.modes.grid import Grid, Row, resize, to_fields, to_spectra
+from hpc_closure.spectral.modes.grid import (
+    Grid,
+    hermitian,
+    resize,
+    to_device_cached,
+    to_fields,
+    to_spectra,
+)
 from hpc_closure.spectral.modes.half_plane import ModeDraws, wavevectors_within
 
-__all__ = ["Band", "band"]
+__all__ = ["LARGEST", "Band", "band", "largest_count"]
 
 KEPT_LAYOUTS = 8  # sensor layouts whose phases are cached
 LARGE = 1 << 18  # numbers of a matrix that no longer fits into the L2 cache
-LARGEST = 25  # independent real numbers of the modes |kx|, |ky| <= 2
+LOW = 2  # wavenumber of each side up to which networks read modes as numbers
+LARGEST = 25  # independent real numbers of the modes |kx|, |ky| <= 2 of a square
+
+
+def largest_count(dimensions: int) -> int:
+    """Return the number of independent real numbers of the modes up to 2: 5, 25 or 125."""
+    return (2 * LOW + 1) ** dimensions
 
 
 class Band:
     """The modes ``|kx|, |ky| <= K`` of a periodic square of side ``length``.
 
-    In one dimension, the modes ``ky <= K`` of a line, stored as a plane of one row: spectra
-    (..., 1, K + 1), fields (..., 1, n) (:class:`~hpc_closure.spectral.modes.grid.Row`).
+    On a line spectra are (..., K + 1) and fields (..., n); of three sides they are
+    (..., 2K + 1, 2K + 1, K + 1) and (..., n, n, n). Shapes below are those of a square.
+
+    Attributes:
+        grid: grid without aliasing of products of two fields.
+        shape: shape of a spectrum.
+        axes: the last axes, of the modes of a spectrum and of the points of a field.
     """
 
     def __init__(self, modes: int, length: float = 1.0, dimensions: int = 2):
@@ -44,20 +62,20 @@ class Band:
             raise ValueError(f"modes={modes}, expected at least 1")
         self.modes, self.length = modes, length
         size = 2 * ((3 * modes + 2) // 2)
-        self.grid = Row(size, length) if dimensions == 1 else Grid(size, length)
-        self.shape = self.grid.shape
+        self.grid = Grid(size, length, dimensions)
+        self.shape, self.axes = self.grid.shape, self.grid.axes
         self._cache: dict = {}
         self._layouts: dict = {}
 
-    @cached_property
+    @property
     def groups(self) -> Tensor:
         """Index of each mode's group of equal ``|k|^2``, int64, shape of the spectrum."""
-        return torch.unique(self.grid.integer_k2, return_inverse=True)[1]
+        return self.grid.groups
 
-    @cached_property
+    @property
     def group_k2(self) -> Tensor:
-        """Integer ``|k|^2`` of every group, int64."""
-        return torch.unique(self.grid.integer_k2)
+        """``|k|^2`` of every group in units of the smallest wavenumber squared, float64."""
+        return self.grid.group_k2
 
     @cached_property
     def group_size(self) -> Tensor:
@@ -68,7 +86,9 @@ class Band:
     @cached_property
     def group_shell(self) -> Tensor:
         """Shell of every group, int64."""
-        return torch.round(self.group_k2.double().sqrt()).long()
+        shell = torch.zeros(len(self.group_k2), dtype=torch.int64)
+        shell[self.groups.flatten()] = self.grid.shell().flatten()
+        return shell
 
     @cached_property
     def weights(self) -> Tensor:
@@ -78,7 +98,7 @@ class Band:
     @cached_property
     def half_plane(self) -> ModeDraws:
         """Wavevectors of the half plane sorted by |k|, the order of white-noise draws."""
-        vectors = wavevectors_within(self.modes)
+        vectors = wavevectors_within(self.modes, dimensions=max(2, self.grid.dimensions))
         if self.grid.dimensions == 1:
             vectors = vectors[vectors[:, 0] == 0]
         return ModeDraws(vectors, self.modes)
@@ -91,19 +111,65 @@ class Band:
             self._cache[key] = value.to(device=device, dtype=dtype)
         return self._cache[key]
 
+    def wavenumbers(self, like: Tensor) -> list[Tensor]:
+        """Return the wavenumbers of each side, on the device and in the precision of ``like``."""
+        return [to_device_cached(k, like) for k in self.grid.k]
+
     def to_spectral(self, field: Tensor) -> Tensor:
         """Transform fields (..., n, n) to retained spectra; n must be at least 2K + 1."""
-        self.check_grid(*field.shape[-2:])
-        return to_spectra(field, self.modes)
+        self.check_grid(*field.shape[-len(self.shape) :])
+        return to_spectra(field, self.modes, self.grid.dimensions)
 
-    def check_grid(self, rows: int, columns: int) -> None:
-        """Raise ValueError unless a field is square (one row on a line) and fine enough."""
-        line, least = self.grid.dimensions == 1, 2 * self.modes + 2
-        if rows != (1 if line else columns) or columns < least - 1:
-            needs = f"needs a square grid of at least {least}"
-            if line:
-                needs = f"on a line needs one row of at least {least} points"
-            raise ValueError(f"field is {rows}x{columns}; a band of {self.modes} modes {needs}")
+    def points(self, size: int) -> tuple[int, ...]:
+        """Return the shape of a field of ``size`` points per side, (n, n)."""
+        return (size,) * self.grid.dimensions
+
+    def check_grid(self, *points: int) -> None:
+        """Raise ValueError unless a field (n, n) has equal sides and is fine enough."""
+        least, size = 2 * self.modes + 2, points[-1]
+        if points == self.points(size) and size >= least - 1:
+            return
+        needs = {
+            1: f"on a line needs at least {least} points",
+            2: f"needs a square grid of at least {least}",
+            3: f"needs a cubic grid of at least {least}",
+        }[self.grid.dimensions]
+        raise ValueError(
+            f"field is {'x'.join(map(str, points))}; a band of {self.modes} modes {needs}"
+        )
+
+    def resized(self, w_hat: Tensor) -> Tensor:
+        """Cut or zero-pad spectra of any number of modes to this band."""
+        return resize(w_hat, self.modes, self.grid.dimensions)
+
+    def hermitian(self, w_hat: Tensor) -> Tensor:
+        """Return a copy of spectra whose modes of last wavenumber 0 are those of a real field."""
+        return hermitian(w_hat, self.grid.dimensions)
+
+    def each(self, values: Tensor) -> Tensor:
+        """Give values (..., ) an axis per side, (..., 1, 1), to multiply spectra or fields."""
+        return values.view(*values.shape, *[1] * len(self.shape))
+
+    @property
+    def white_rms(self) -> float:
+        """Rms of a field whose modes all have unit variance, the root of their number."""
+        return float(2 * self.modes + 1) ** (self.grid.dimensions / 2)
+
+    @cached_property
+    def independent(self) -> Tensor:
+        """Whether each mode is independent of those before it, bool, shape of the spectrum.
+
+        Of last wavenumber 0, a mode and its mirror image are conjugates.
+        """
+        out = torch.ones(self.shape, dtype=torch.bool)
+        plane, sides = out[..., 0], self.shape[:-1]
+        at = [torch.arange(one) for one in sides]
+        signed = [torch.where(k > one // 2, -1, k.sign()) for k, one in zip(at, sides)]
+        order = torch.zeros(sides, dtype=torch.int64)
+        for axis, sign in enumerate(signed):
+            order = 3 * order + sign.view(-1, *[1] * (len(sides) - 1 - axis))
+        plane.copy_(order >= 0)
+        return out
 
     def share_beyond(self, w_hat: Tensor, size: int | None = None) -> Tensor:
         """Compute the share (...) of the variance of states outside this band.
@@ -117,16 +183,20 @@ class Band:
         power[..., 1:] *= 2.0
         if size is not None:
             power[..., size // 2] *= 0.5
-        power[..., 0, 0] = 0.0
+        power.flatten(self.axes[0])[..., 0] = 0.0  # the mean
         modes = self.modes
-        beyond = power[..., modes + 1 :].sum((-2, -1))
-        if w_hat.shape[-2] > 2 * modes + 1:
-            beyond = beyond + power[..., modes + 1 : -modes, : modes + 1].sum((-2, -1))
-        return beyond / power.sum((-2, -1)).clamp(min=torch.finfo(power.dtype).tiny)
+        beyond, inside = power[..., modes + 1 :].sum(self.axes), power[..., : modes + 1]
+        for axis in self.axes[-2::-1]:
+            middle = inside.shape[axis] - 2 * modes - 1
+            if middle > 0:
+                beyond = beyond + inside.narrow(axis, modes + 1, middle).sum(self.axes)
+                ends = inside.narrow(axis, 0, modes + 1), inside.narrow(axis, -modes, modes)
+                inside = torch.cat(ends, axis)
+        return beyond / power.sum(self.axes).clamp(min=torch.finfo(power.dtype).tiny)
 
     def to_physical(self, w_hat: Tensor, size: int) -> Tensor:
         """Transform retained spectra to fields (..., n, n); drops modes that n cannot resolve."""
-        return to_fields(w_hat, size)
+        return to_fields(w_hat, size, self.grid.dimensions)
 
     def phases(self, positions: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Compute (cos k.x, -sin k.x) of every mode at ``positions`` (S, 2): (S, 2 modes).
@@ -136,8 +206,10 @@ class Band:
         for many states.
         """
 
-        def make(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-            phases = (x[:, :, None] * y[:, None, :]).flatten(1)
+        def make(*waves: Tensor) -> tuple[Tensor, ...]:
+            phases = waves[0]
+            for wave in waves[1:]:
+                phases = (phases[:, :, None] * wave[:, None, :]).flatten(1)
             return (_conjugate_pairs(phases).flatten(1),)
 
         return self._of_layout("phases", make, positions, device)[0]
@@ -145,7 +217,7 @@ class Band:
     def _of_layout(
         self,
         name: str,
-        make: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        make: Callable[..., tuple[Tensor, ...]],
         positions: Tensor,
         device: torch.device | str,
     ) -> tuple[Tensor, ...]:
@@ -160,9 +232,11 @@ class Band:
         positions = positions.double().cpu().contiguous()
         key = (name, positions.numpy().tobytes(), str(device))
         if key not in self._layouts:
-            x = torch.exp(1j * positions[:, :1] * self.grid.kx.reshape(1, -1))
-            y = torch.exp(1j * positions[:, 1:] * self.grid.ky.reshape(1, -1))
-            self._layouts[key] = tuple(one.to(device) for one in make(x, y))
+            x = [
+                torch.exp(1j * one[:, None] * k.reshape(1, -1))
+                for one, k in zip(positions.unbind(1), self.grid.k, strict=True)
+            ]
+            self._layouts[key] = tuple(one.to(device) for one in make(*x))
             while len(self._layouts) > KEPT_LAYOUTS:
                 self._layouts.pop(next(iter(self._layouts)), None)
         return self._layouts[key]
@@ -173,7 +247,8 @@ class Band:
         If the matrix of :meth:`phases` would exceed the cache, sum first along x, then along y.
         """
         device = w_hat.device
-        if 2 * len(positions) * math.prod(self.shape) <= LARGE:
+        small = 2 * len(positions) * math.prod(self.shape) <= LARGE
+        if small or self.grid.dimensions != 2:
             return self.at(w_hat, self.phases(positions, device))
 
         def make(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -186,15 +261,15 @@ class Band:
     def at(self, w_hat: Tensor, phases: Tensor) -> Tensor:
         """Evaluate spectra at the points of ``phases``; returns (..., S), float64."""
         weighted = w_hat.to(torch.complex128) * self.on("weights", w_hat.device, torch.float64)
-        return torch.view_as_real(weighted).flatten(-3) @ phases.to(w_hat.device).T
+        pairs = torch.view_as_real(weighted).flatten(-1 - len(self.shape))
+        return pairs @ phases.to(w_hat.device).T
 
     def by_group(self, values: Tensor) -> Tensor:
         """Sum mode values (..., 2K + 1, K + 1) of the full plane per group; (..., groups)."""
         weighted = values * self.on("weights", values.device, values.dtype)
-        out = values.new_zeros(*values.shape[:-2], len(self.group_k2))
-        return out.index_add_(
-            -1, self.on("groups", values.device, torch.int64).flatten(), weighted.flatten(-2)
-        )
+        out = values.new_zeros(*values.shape[: self.axes[0]], len(self.group_k2))
+        flat = weighted.flatten(self.axes[0])
+        return out.index_add_(-1, self.on("groups", values.device, torch.int64).flatten(), flat)
 
     def variance(self, spectrum: Tensor) -> Any:
         """Compute the pointwise variance of a field from variances per mode (groups,).
@@ -209,11 +284,36 @@ class Band:
         return by_group[..., self.on("groups", by_group.device, torch.int64)]
 
     def largest(self, w_hat: Tensor) -> Tensor:
-        """Extract the modes |kx|, |ky| <= 2 as real numbers, (..., 25)."""
-        if self.modes < 2:
-            return band(2, self.length).largest(resize(w_hat, 2))
-        pairs = torch.view_as_real(w_hat.resolve_conj()).flatten(-3)
+        """Extract the modes |kx|, |ky| <= 2 as real numbers, (..., 25).
+
+        There are 5 of a line and 125 of a cube (:func:`largest_count`).
+        """
+        if self.modes < LOW:
+            fuller = band(LOW, self.length, self.grid.dimensions)
+            return fuller.largest(fuller.resized(w_hat))
+        pairs = torch.view_as_real(w_hat.resolve_conj()).flatten(-1 - len(self.shape))
         return pairs.index_select(-1, self.on("largest_places", w_hat.device, torch.int64))
+
+    @cached_property
+    def _low_modes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Places among the modes of a spectrum, int64, of those up to 2.
+
+        Of those of last wavenumber 0, one of each pair k and -k, the mean first, and their mirror
+        images without that of the mean; of all others.
+        """
+        size = 2 * self.modes + 1
+        k = [torch.tensor([0, 1, 2, -2, -1])] * (self.grid.dimensions - 1)
+        half = torch.cartesian_prod(*k).view(-1, len(k)) if k else torch.zeros(1, 0).long()
+        strides = torch.tensor([size ** (len(k) - 1 - axis) for axis in range(len(k))]).long()
+
+        def places(wavevectors: Tensor) -> Tensor:
+            return (self.modes + 1) * (wavevectors % size * strides).sum(1)
+
+        # the first wavenumber that is not zero is positive
+        sign = (half.sign() * 3 ** torch.arange(len(k)).flip(0)).sum(1)
+        one = torch.cat([half[sign == 0], half[sign > 0]])
+        columns = places(half)[:, None] + torch.arange(1, LOW + 1)
+        return places(one), places(-one[1:]), columns.flatten()
 
     @cached_property
     def largest_places(self) -> Tensor:
@@ -222,23 +322,14 @@ class Band:
         Order: real parts of the column ky = 0, its imaginary parts without the mean, then real and
         imaginary parts of the other columns, kx by kx.
         """
-        kx = torch.tensor([0, 1, 2, -2, -1]) % self.shape[0]
-        places = 2 * (kx[:, None] * self.shape[1] + torch.arange(3))
-        column = places[:3, 0]
-        return torch.cat(
-            [column, column[1:] + 1, places[:, 1:].flatten(), places[:, 1:].flatten() + 1]
-        )
+        column, _, others = (2 * one for one in self._low_modes)
+        return torch.cat([column, column[1:] + 1, others, others + 1])
 
     def summary(self, w_hat: Tensor) -> Tensor:
-        """Compute numbers (..., 51) of a state: its largest modes, these over its rms, log rms.
-
-        Returns (..., 0) on a line, where no network reads them.
-        """
-        if self.grid.dimensions == 1:
-            return w_hat.real.new_zeros(*w_hat.shape[:-2], 0)
+        """Compute numbers (..., 51) of a state: its largest modes, these over its rms, log rms."""
         low = self.largest(w_hat)
         weights = self.on("weights", w_hat.device, low.dtype)
-        power = (torch.view_as_real(w_hat).square().sum(-1) * weights).sum((-2, -1))
+        power = (torch.view_as_real(w_hat).square().sum(-1) * weights).sum(self.axes)
         rms = power.clamp(min=torch.finfo(low.dtype).tiny).sqrt()[..., None]
         return torch.cat([low, low / rms, rms.log()], dim=-1)
 
@@ -246,8 +337,9 @@ class Band:
         """Invert :meth:`largest`: put (..., 25) numbers into spectra that are zero elsewhere."""
         if numbers.dtype == torch.bfloat16:  # torch has no complex bfloat16
             numbers = numbers.float()
-        if self.modes < 2:
-            return resize(band(2, self.length).place_largest(numbers), self.modes)
+        if self.modes < LOW:
+            fuller = band(LOW, self.length, self.grid.dimensions)
+            return self.resized(fuller.place_largest(numbers))
         known = nn.functional.pad(numbers, (0, 1)).index_select(
             -1, self.on("largest_sources", numbers.device, torch.int64)
         )
@@ -257,18 +349,20 @@ class Band:
     @cached_property
     def largest_sources(self) -> Tensor:
         """Index into the 25 numbers for each real number of a spectrum; 25 where there is none."""
-        sources = torch.full((2 * math.prod(self.shape),), LARGEST)
-        sources[self.largest_places] = torch.arange(LARGEST)
-        pairs = sources.view(*self.shape, 2)
-        pairs[-2:, 0] = pairs[1:3, 0].flip(0)  # the column of a real field
+        count = len(self.largest_places)
+        sources = torch.full((2 * math.prod(self.shape),), count)
+        sources[self.largest_places] = torch.arange(count)
+        column, mirrored, _ = self._low_modes  # the column is that of a real field
+        for part in range(2):
+            sources[2 * mirrored + part] = sources[2 * column[1:] + part]
         return sources
 
     @cached_property
     def largest_signs(self) -> Tensor:
         """Signs of a spectrum's real numbers: -1 for imaginary parts of conjugates, else 1."""
-        signs = torch.ones(*self.shape, 2)
-        signs[-2:, 0, 1] = -1.0
-        return signs.flatten()
+        signs = torch.ones(2 * math.prod(self.shape))
+        signs[2 * self._low_modes[1] + 1] = -1.0
+        return signs
 
     def white(self, normals: np.ndarray) -> Tensor:
         """Place complex normals (B, H), E|z|^2 = 2, into spectra of white noise, E|z_hat|^2 = 1.
@@ -277,7 +371,8 @@ class Band:
         """
         padded = self.half_plane.empty(len(normals))
         padded[:, :-1] = normals * np.sqrt(0.5)
-        return torch.from_numpy(self.half_plane.place(padded))
+        placed = self.half_plane.place(padded)  # of a line with a row
+        return torch.from_numpy(placed.reshape(-1, *self.shape))
 
 
 def _conjugate_pairs(values: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ class Kriged(Conditioning):
         self._kept.clear()
 
     def absent(self, frame: ResidualCoordinates, like: Tensor) -> Tensor:
-        none = like.new_zeros(1, 2, frame.size, frame.size)
+        none = like.new_zeros(1, 2, *frame.points)
         none[:, 1] = 1.0
         return none
 
@@ -305,7 +305,7 @@ class Learned(Conditioning):
         self._kept: OrderedDict = OrderedDict()
 
     def absent(self, frame: ResidualCoordinates, like: Tensor) -> Tensor:
-        return like.new_zeros(1, 0, frame.size, frame.size)
+        return like.new_zeros(1, 0, *frame.points)
 
     def carrier(
         self, frame: ResidualCoordinates, sensors: Sensors, noise_std: float, device: Any

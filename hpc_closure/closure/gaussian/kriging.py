@@ -70,14 +70,13 @@ class StationaryGaussian:
             mask = (power[..., shell] > CAP * total) & (self.spectrum > 0)
             std = self.spectrum.sqrt()
             count = (mask * self.band.group_size).sum(-1, keepdim=std.ndim > 1).clamp(min=1)
-            side = 2 * self.band.modes + 1
             whiten = torch.where(mask, 1 / std.clamp(min=1e-300), 0.0)
             level = torch.tensor(
                 [max(one, 1e-300) ** -0.5 for one in self._variances], dtype=std.dtype
             )
             level = level[:, None] if std.ndim > 1 else level
             values = {
-                "inputs": torch.stack([whiten / side, level.expand_as(std)]),
+                "inputs": torch.stack([whiten / self.band.white_rms, level.expand_as(std)]),
                 "std": std,
                 "variance": self.spectrum,
                 "mask": mask.double(),
@@ -89,10 +88,10 @@ class StationaryGaussian:
         return self._on[key]
 
     def rms(self, like: Tensor) -> Any:
-        """Return the standard deviation of fields ``like``: a number, or (C, 1, 1)."""
+        """Return the standard deviation of fields ``like``: a number, or (C, 1, 1) of channels."""
         if self.spectrum.ndim == 1:
             return math.sqrt(self.variance)
-        return to_device_cached(self._channel_rms, like)[:, None, None]
+        return self.band.each(to_device_cached(self._channel_rms, like))
 
     @property
     def _variances(self) -> list[float]:

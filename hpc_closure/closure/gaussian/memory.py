@@ -17,6 +17,7 @@ correlated. The memory is then unknown, and :meth:`LagCorrelation.demand` raises
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from torch import Tensor
 from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.reductions import Reader
 
-__all__ = ["LagCorrelation", "Tags", "knot_spacing", "position", "share_of_mean"]
+__all__ = ["LagCorrelation", "Tags", "knot_spacing"]
 
 # (member, time index) of snapshots, if known; indices of neighbouring snapshots differ by 1
 Tags = tuple[Tensor, Tensor] | None
@@ -46,10 +47,17 @@ class LagCorrelation:
     Args:
         kept: band of the residual.
         channel_shape: () of one field; (C,) of C channels, whose results are (C, shells).
+        whole: index of each channel's field, where the components of a vector are one field and
+            have one memory; None = each channel is a field.
     """
 
-    def __init__(self, kept: Band, channel_shape: tuple[int, ...] = ()):
-        self.kept = kept
+    def __init__(
+        self,
+        kept: Band,
+        channel_shape: tuple[int, ...] = (),
+        whole: Sequence[int] | None = None,
+    ):
+        self.kept, self.whole = kept, whole
         shape = *channel_shape, kept.grid.num_shells
         self.product = torch.zeros(shape, dtype=torch.float64)
         self.power = torch.zeros_like(self.product)
@@ -72,11 +80,20 @@ class LagCorrelation:
     def _add(self, values: Tensor, sums: Tensor) -> None:
         # add mode by mode to the running sums: the order of additions decides the last bits
         weighted = values.double().cpu() * self.kept.weights
-        sums.index_add_(-1, self.kept.grid.shell().flatten(), weighted.flatten(-2))
+        sums.index_add_(-1, self.kept.grid.shell().flatten(), weighted.flatten(self.kept.axes[0]))
 
     def collect(self, reader: Reader) -> None:
         """Add the sums of all processes; each process has read different members."""
         self.product, self.power, self.pairs = reader.sum(self.product, self.power, self.pairs)
+        if self.whole is not None and len(set(self.whole)) < len(self.whole):
+            self.product, self.power = self._of_fields(self.product), self._of_fields(self.power)
+
+    def _of_fields(self, sums: Tensor) -> Tensor:
+        """Average sums (C, shells) over the channels of each field."""
+        assert self.whole is not None
+        places = torch.tensor(self.whole)
+        means = torch.zeros_like(sums).index_add_(0, places, sums)
+        return means[places] / torch.bincount(places)[places][:, None]
 
     def times(self) -> Tensor:
         """Compute the correlation time (shells,) in units of snapshot spacings; 0 = none found."""
@@ -141,30 +158,3 @@ def knot_spacing(times: Tensor, spacing: float) -> Tensor:
     calls = times * spacing / INTEGRAL
     rounded = 2.0 ** torch.round(torch.log2(calls.clamp(min=1e-9)))
     return torch.where(calls > 1, rounded, 0.0)
-
-
-def share_of_mean(rho: Tensor, interval_ratio: float) -> Tensor:
-    r"""Compute the variance of a mean over m trained intervals over that of one.
-
-    If closures that are k intervals apart have the correlation :math:`\rho^k`, this ratio is
-
-    .. math:: \frac{m (1 - \rho^2) - 2 \rho (1 - \rho^m)}{m^2 (1 - \rho)^2},
-
-    which is 1 / m for white closures and near 1 if m is short compared with the memory.
-
-    Args:
-        rho: (shells,) correlation of neighbouring intervals, 0 = white, below 1.
-        interval_ratio: m, above 0.
-
-    Returns:
-        (shells,).
-    """
-    among = interval_ratio * (1 - rho.square()) - 2 * rho * (1 - rho.pow(interval_ratio))
-    return among / (interval_ratio * (1 - rho)).square()
-
-
-def position(call: float, knots: float) -> tuple[int, float, float]:
-    """Compute (k, cos theta, sin theta) of a call, for knots that are ``knots`` calls apart."""
-    before = math.floor(call / knots)
-    theta = 0.5 * math.pi * (call / knots - before)
-    return before, math.cos(theta), math.sin(theta)

@@ -50,7 +50,8 @@ class ModeCovariance:
         sums, number = reader.sum(self.sums, self.number)
         drawn = variance > 0
         scale = torch.where(drawn, 0.5 * variance, 1.0)
-        scale[0, 0] *= 2 if bool(drawn[0, 0]) else 1
+        mean = (0,) * scale.ndim
+        scale[mean] *= 2 if bool(drawn[mean]) else 1
         aa, ab, bb = sums / number / scale
         aa = aa.clamp(min=LEAST)
         first = aa.sqrt()

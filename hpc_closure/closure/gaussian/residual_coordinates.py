@@ -9,7 +9,7 @@ from hpc_closure.closure.fields.members import for_members
 from hpc_closure.closure.fields.modes import Band, band
 from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian
-from hpc_closure.spectral.modes.grid import resize, to_device_cached
+from hpc_closure.spectral.modes.grid import to_device_cached
 
 __all__ = ["StateConditions", "ResidualCoordinates"]
 
@@ -83,6 +83,11 @@ class ResidualCoordinates:
     copula: StationaryGaussian | None = None
     copula_channels: Tensor | None = None
 
+    @property
+    def points(self) -> tuple[int, ...]:
+        """Shape of a field on the generator's grid, (g, g)."""
+        return self.kept.points(self.size)
+
     def whiten_state(self, w_hat: Tensor) -> Tensor:
         """Whiten spectra (B, ...) of states in the model's band; returns the residual band.
 
@@ -92,7 +97,7 @@ class ResidualCoordinates:
         assert self.state_std is not None
         std = to_device_cached(self.state_std, w_hat)
         seen = std > 1e-7 * std.max()
-        white = resize(w_hat, self.kept.modes) / torch.where(seen, std, torch.inf)
+        white = self.kept.resized(w_hat) / torch.where(seen, std, torch.inf)
         return white.to(torch.complex64)
 
     def field(self, q_hat: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ class ResidualCoordinates:
     def standardise(self, residual_hat: Tensor, log_amplitude: Tensor | None) -> Tensor:
         """Divide residual spectra in the model's band by D; returns spectra (B, ...) of q."""
         if log_amplitude is None:
-            return resize(residual_hat, self.kept.modes)
+            return self.kept.resized(residual_hat)
         field = self.band.to_physical(residual_hat, self.size)
         return self.kept.to_spectral(field * torch.exp(-log_amplitude).to(field))
 
@@ -112,12 +117,12 @@ class ResidualCoordinates:
         Inverse of :meth:`standardise`. Amplitude b of B is for rows b M/B to (b + 1) M/B - 1.
         """
         if log_amplitude is None:
-            return resize(q_hat, self.band.modes)
+            return self.band.resized(q_hat)
         field = self.field(q_hat)
         field = field * for_members(torch.exp(log_amplitude), len(field)).to(field)
         modes = min(self.size // 2 - 1, self.band.modes)
         grid_band = band(modes, self.band.length, self.band.grid.dimensions)
-        return resize(grid_band.to_spectral(field), self.band.modes)
+        return self.band.resized(grid_band.to_spectral(field))
 
     def at(self, field: Tensor, positions: Tensor) -> Tensor:
         """Interpolate fields (B, g, g) by Fourier modes at positions (S, 2); returns (B, S)."""

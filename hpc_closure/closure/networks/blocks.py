@@ -7,6 +7,9 @@ A block adds to its input
 with K a spectral convolution. With the product path, a single block can represent quadratic laws
 such as :math:`-u\cdot\nabla w`. The shift b and the gate g depend on the conditions.
 
+Fields are written as those of a square, (B, C, n, n). On a line they are (B, C, n), on a cube
+(B, C, n, n, n), and the numbers in parentheses are others, see :class:`Counts`.
+
 Regimes show in a few numbers: the flow's modes |kx|, |ky| <= 2, these over its rms, and its log
 rms; for a noisy residual, the same modes and its mean square. Small perceptrons map these numbers
 to b and g of every block, and to the largest modes of the output, whose amplitude depends on the
@@ -21,23 +24,49 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, gelu, pad
+from torch.nn.functional import conv2d, conv3d, gelu, pad
 
 from hpc_closure.closure.fields.members import for_members
-from hpc_closure.closure.fields.modes import LARGEST
+from hpc_closure.closure.fields.modes import LARGEST, largest_count
 from hpc_closure.closure.networks import compiled
-from hpc_closure.closure.networks.layers import CheckpointedModule, Conv1x1, SpectralConv2d
+from hpc_closure.closure.networks.layers import CheckpointedModule, Conv1x1, SpectralConv
 from hpc_closure.spectral.cpu.jit import compare
 
 __all__ = ["Encoded", "FieldNetwork", "LocalNetwork", "LocalScoreNetwork", "ScoreNetwork"]
 
 # numbers of a state, for each of its fields: largest modes, these over the rms, log rms
-SUMMARY = 2 * LARGEST + 1
+SUMMARY = 2 * LARGEST + 1  # on a square
 HARMONICS = 8  # harmonics of the angle of the noise level
 NUMBERS = LARGEST + 2 + SUMMARY  # numbers of a noisy residual and its state, for each field
 NOISY = 2 * HARMONICS + NUMBERS  # with those of the noise level, for one field
 PLACES = 2  # coordinate channels per dimension
 LOW = 128  # hidden width of the perceptron for the largest modes
+ENCODERS = 2  # blocks of the encoder of a score network
+
+
+class Counts(NamedTuple):
+    """Numbers that networks read, for each field of a state.
+
+    Attributes:
+        largest: largest modes, 25 on a square.
+        summary: numbers of a state, 51 on a square.
+        noisy: numbers of a noisy residual and its state.
+    """
+
+    largest: int
+    summary: int
+    noisy: int
+
+    @classmethod
+    def of(cls, dimensions: int) -> "Counts":
+        """Return the counts of a flow in ``dimensions`` dimensions."""
+        largest = largest_count(dimensions)
+        return cls(largest, 2 * largest + 1, largest + 2 + 2 * largest + 1)
+
+
+def at_points(numbers: Tensor, like: Tensor) -> Tensor:
+    """Give numbers (B, C) an axis per side of fields ``like``, (B, C, 1, 1) on a square."""
+    return numbers[(..., *[None] * (like.ndim - 2))]
 
 
 class FourierBlock(nn.Module):
@@ -48,12 +77,15 @@ class FourierBlock(nn.Module):
         modes: retained modes.
         products: channels of the product path.
         form: form of the spectral convolution.
+        dimensions: dimensions of the flow.
     """
 
-    def __init__(self, width: int, modes: int, products: int, form: str = "auto"):
+    def __init__(
+        self, width: int, modes: int, products: int, form: str = "auto", dimensions: int = 2
+    ):
         super().__init__()
         self.products = products
-        self.spectral = SpectralConv2d(width, width, modes, form=form, gain=0.7)
+        self.spectral = SpectralConv(width, width, modes, form, 0.7, dimensions)
         self.local = Conv1x1(width, width + 2 * products, gain=0.7)
         self.out = Conv1x1(width + products, width, bias=False, gain=0.5)
 
@@ -76,10 +108,14 @@ class FourierBlock(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Map numbers (B, inputs) to maps (B, 2 width layers, 1, 1) of a :class:`Chain`."""
+    """Map numbers (B, inputs) to maps (B, 2 width layers, 1, 1) of a :class:`Chain`.
 
-    def __init__(self, inputs: int, width: int, layers: int):
+    On a line and on a cube the maps have an axis per side, too.
+    """
+
+    def __init__(self, inputs: int, width: int, layers: int, dimensions: int = 2):
         super().__init__()
+        self.sides = dimensions
         self.net = nn.Sequential(
             nn.Linear(inputs, 2 * width),
             nn.GELU(),
@@ -90,7 +126,7 @@ class Modulation(nn.Module):
         self.reader = Perceptrons(self.net)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        return self.reader(numbers)[0][..., None, None]
+        return self.reader(numbers)[0][(..., *[None] * self.sides)]
 
 
 class Chain:
@@ -139,6 +175,8 @@ class Chain:
         block = self.blocks[0]
         assert isinstance(block, FourierBlock)
         size = x.shape[-1]
+        if x.ndim != 4:  # compiled for squares only
+            return False
         few = size <= compiled.LARGEST_SIDE and block.spectral.by_matrices(size)
         return few and self._packed.whole() and _compiled_and_right(x)
 
@@ -173,7 +211,7 @@ def noisy_numbers(angle: Tensor, largest: Tensor, fields: Tensor, summary: Tenso
     count = len(fields)
     order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
     phase = (angle[:, None] * order).expand(count, -1)
-    power = fields.square().mean((-2, -1)).clamp(min=1e-12).log()
+    power = fields.square().mean(tuple(range(2, fields.ndim))).clamp(min=1e-12).log()
     return torch.cat([phase.sin(), phase.cos(), largest, power, summary.expand(count, -1)], dim=1)
 
 
@@ -217,13 +255,15 @@ class FieldNetwork(CheckpointedModule):
         layers: int,
         form: str = "auto",
         fields: int = 1,
+        dimensions: int = 2,
     ):
         super().__init__()
         self.fields = fields
+        numbers = Counts.of(dimensions).summary * fields
         self.lift = Conv1x1(channels, width)
-        self.modulation = Modulation(SUMMARY * fields, width, layers)
+        self.modulation = Modulation(numbers, width, layers, dimensions)
         self.blocks = nn.ModuleList(
-            FourierBlock(width, modes, width // 2, form) for _ in range(layers)
+            FourierBlock(width, modes, width // 2, form, dimensions) for _ in range(layers)
         )
         self.head = Conv1x1(width, fields)
         nn.init.zeros_(self.head.weight)
@@ -238,19 +278,23 @@ class FieldNetwork(CheckpointedModule):
 class Convolution(nn.Module):
     """3 x 3 convolution on a periodic square: (B, in, n, n) -> (B, out, n, n).
 
-    On a line (B, in, 1, n) the kernel has 1 x 3 points.
+    On a line (B, in, n) the kernel has 3 points, on a cube (B, in, n, n, n) 3 x 3 x 3. The weights
+    of a line are stored as those of a square of one row, (out, in, 1, 3).
     """
 
     def __init__(self, in_channels: int, out_channels: int, dimensions: int = 2):
         super().__init__()
-        size = (1, 3) if dimensions == 1 else (3, 3)
+        size = (1, 3) if dimensions == 1 else (3,) * dimensions
         scale = 1 / math.sqrt(math.prod(size) * in_channels)
         self.weight = nn.Parameter(scale * torch.randn(out_channels, in_channels, *size))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.beyond = (1, 1, size[0] // 2, size[0] // 2)
+        self.beyond = [each // 2 for each in reversed(size) for _ in range(2)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(pad(x, self.beyond, mode="circular"), self.weight, self.bias)
+        if x.ndim == 3:  # a line as a row
+            return self(x.unsqueeze(-2)).squeeze(-2)
+        convolve = conv2d if x.ndim == 4 else conv3d
+        return convolve(pad(x, self.beyond, mode="circular"), self.weight, self.bias)
 
 
 def _activated(layer: nn.Module, x: Tensor) -> Tensor:
@@ -320,9 +364,9 @@ class ScoreNetwork(CheckpointedModule):
         width: hidden channels.
         modes: retained modes.
         layers: blocks of the noisy branch.
-        encoder_layers: blocks of the encoder.
         form: form of the spectral convolutions.
         fields: number C of fields of the residual.
+        dimensions: dimensions of the flow.
     """
 
     passes = ("encoded_maps", "forward")
@@ -333,26 +377,27 @@ class ScoreNetwork(CheckpointedModule):
         width: int,
         modes: int,
         layers: int,
-        encoder_layers: int = 2,
         form: str = "auto",
         fields: int = 1,
+        dimensions: int = 2,
     ):
         super().__init__()
         self.width, self.fields = width, fields
-        numbers = 2 * HARMONICS + NUMBERS * fields
+        counts = Counts.of(dimensions)
+        numbers = 2 * HARMONICS + counts.noisy * fields
         self.encode_lift = Conv1x1(channels, width)
         self.encode_blocks = nn.ModuleList(
-            FourierBlock(width, modes, width // 2, form) for _ in range(encoder_layers)
+            FourierBlock(width, modes, width // 2, form, dimensions) for _ in range(ENCODERS)
         )
         # a shift and a gate per point for every block of the noisy branch
         self.encode_head = Conv1x1(width, 2 * width * layers, gain=0.3)
-        self.modulation = Modulation(numbers, width, layers)
+        self.modulation = Modulation(numbers, width, layers, dimensions)
         # the effect of a regime on all scales together, and on the largest modes
         self.gain = perceptron(numbers, 2 * fields, 2 * width)
-        self.low = perceptron(numbers, LARGEST * fields, LOW)
+        self.low = perceptron(numbers, counts.largest * fields, LOW)
         self.lift = Conv1x1(2 * fields, width)
         self.blocks = nn.ModuleList(
-            FourierBlock(width, modes, width // 2, form) for _ in range(layers)
+            FourierBlock(width, modes, width // 2, form, dimensions) for _ in range(layers)
         )
         self.head = Conv1x1(width, fields)
         nn.init.zeros_(self.head.weight)
@@ -385,8 +430,8 @@ class ScoreNetwork(CheckpointedModule):
         """
         numbers = noisy_numbers(angle, largest, x, encoded.summary)
         maps, gain, low = self.readers(numbers)
-        out = self.chain(self, x, encoded.maps, maps[..., None, None])
-        scaled = gain[..., None, None] * x
+        out = self.chain(self, x, encoded.maps, at_points(maps, x))
+        scaled = at_points(gain, x) * x
         if self.fields > 1:
             return out + scaled.unflatten(1, (2, -1)).sum(1), low
         return out[:, 0] + scaled.sum(1), low
@@ -404,27 +449,37 @@ class LocalScoreNetwork(CheckpointedModule):
         width: hidden channels.
         layers: convolutions of the noisy branch and of the encoder.
         fields: number C of fields of the residual.
+        dimensions: dimensions of the flow.
     """
 
     passes = ("encoded_maps", "forward")
 
-    def __init__(self, channels: int, places: range, width: int, layers: int, fields: int = 1):
+    def __init__(
+        self,
+        channels: int,
+        places: range,
+        width: int,
+        layers: int,
+        fields: int = 1,
+        dimensions: int = 2,
+    ):
         super().__init__()
         self.width, self.fields = width, fields
+        self.largest = Counts.of(dimensions).largest * fields
         self.read = [number for number in range(channels) if number not in places]
         sizes = [len(self.read), *[width] * layers]
         self.encoder = nn.ModuleList(
-            Convolution(read, made) for read, made in itertools.pairwise(sizes)
+            Convolution(read, made, dimensions) for read, made in itertools.pairwise(sizes)
         )
         # a shift and a gate per point for every convolution of the noisy branch
         self.encode_head = Conv1x1(width, 2 * width * layers, gain=0.3)
         numbers = 2 * HARMONICS + 2 * fields
-        self.modulation = Modulation(numbers, width, layers)
+        self.modulation = Modulation(numbers, width, layers, dimensions)
         self.gain = perceptron(numbers, 2 * fields, 2 * width)
         self.lift = Conv1x1(2 * fields, width)
-        self.layers = nn.ModuleList(Convolution(width, width) for _ in range(layers))
+        self.layers = nn.ModuleList(Convolution(width, width, dimensions) for _ in range(layers))
         self.mix = nn.ModuleList(Conv1x1(width, width, gain=0.5) for _ in range(layers))
-        self.head = Convolution(width, fields)
+        self.head = Convolution(width, fields, dimensions)
         nn.init.zeros_(self.head.weight)
 
     def encode(self, conditions: Tensor, summary: Tensor) -> Encoded:
@@ -444,7 +499,7 @@ class LocalScoreNetwork(CheckpointedModule):
         """Compute the velocity in whitened units; arguments as of :class:`ScoreNetwork`."""
         order = torch.arange(1, HARMONICS + 1, device=angle.device, dtype=angle.dtype)
         phase = (angle[:, None] * order).expand(len(x), -1)
-        power = x.square().mean((-2, -1)).clamp(min=1e-12).log()
+        power = x.square().mean(tuple(range(2, x.ndim))).clamp(min=1e-12).log()
         numbers = torch.cat([phase.sin(), phase.cos(), power], dim=1)
         maps = encoded.maps + self.modulation(numbers)
         steps = maps.chunk(2 * len(self.layers), dim=1)
@@ -453,9 +508,9 @@ class LocalScoreNetwork(CheckpointedModule):
             shift, gate = steps[2 * number : 2 * number + 2]
             made = gelu(self.through(layer, hidden) + shift)
             hidden = hidden + mix(made + made * gate)
-        scaled = self.gain(numbers)[..., None, None] * x
+        scaled = at_points(self.gain(numbers), x) * x
         out = self.head(hidden) + scaled.unflatten(1, (2, -1)).sum(1)
-        low = largest.new_zeros(len(x), LARGEST * self.fields)
+        low = largest.new_zeros(len(x), self.largest)
         return (out if self.fields > 1 else out[:, 0]), low
 
 

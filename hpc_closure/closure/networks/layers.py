@@ -12,6 +12,10 @@ retained modes, by products with real cosine and sine matrices. Its real part eq
 projection, so both forms agree. The matrix form can be compiled, runs under autocast, and is
 faster if M is small compared with n.
 
+On a line the sum over :math:`k_x` is absent; on a cube there is one more, over :math:`k_y` from -M
+to M - 1, and the half axis is :math:`k_z`. There the form is ``fft``, and the plane
+:math:`k_z = 0` is projected.
+
 Source of the layer: Li et al., "Fourier neural operator for parametric PDEs", ICLR 2021.
 """
 
@@ -24,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["CheckpointedModule", "Conv1x1", "SpectralConv2d", "dft_matrices"]
+__all__ = ["CheckpointedModule", "Conv1x1", "SpectralConv", "dft_matrices"]
 
 
 @lru_cache(maxsize=None)  # never evicted, because CUDA graphs hold their addresses
@@ -88,18 +92,21 @@ class _Contiguous(torch.autograd.Function):
         return grad.contiguous()
 
 
-class SpectralConv2d(nn.Module):
-    """Spectral convolution: mixes channels per mode with ``-M <= kx < M``, ``0 <= ky < M``.
+class SpectralConv(nn.Module):
+    """Spectral convolution: mixes channels per mode with ``-M <= k < M``, on the last side from 0.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         modes: M; the grid must have at least 2M points per side.
-        form: ``"matrix"``, ``"fft"`` or ``"auto"`` (matrix while M <= n/3 or n <= 32).
+        form: ``"matrix"``, ``"fft"`` or ``"auto"`` (matrix while M <= n/3 or n <= 32). A line and
+            a cube have ``"fft"`` only.
         gain: standard deviation of the initial weights times sqrt(2 in_channels).
+        dimensions: number of sides of the fields, 1 to 3.
 
     The only parameter is real, of shape (2M, M, in, out, 2) with real and imaginary parts, so that
-    optimizers and ZeRO partitions without support of complex numbers work.
+    optimizers and ZeRO partitions without support of complex numbers work. On a line it is
+    (M, in, out, 2), on a cube (2M, 2M, M, in, out, 2).
     """
 
     def __init__(
@@ -109,20 +116,27 @@ class SpectralConv2d(nn.Module):
         modes: int,
         form: str = "auto",
         gain: float = 1.0,
+        dimensions: int = 2,
     ):
         super().__init__()
         if form not in ("auto", "fft", "matrix"):
             raise ValueError(f"spectral_convolution={form!r}, expected auto, fft or matrix")
+        if form == "matrix" and dimensions != 2:
+            raise ValueError(
+                f"spectral_convolution=matrix is for two dimensions, this flow has {dimensions}: "
+                "use auto or fft"
+            )
         self.in_channels, self.out_channels, self.modes = in_channels, out_channels, modes
-        self.form = form
+        self.form, self.dimensions = form, dimensions
         self._kept: tuple | None = None
         scale = gain / math.sqrt(2 * in_channels)
-        self.weight = nn.Parameter(
-            scale * torch.randn(2 * modes, modes, in_channels, out_channels, 2)
-        )
+        sides = *[2 * modes] * (dimensions - 1), modes
+        self.weight = nn.Parameter(scale * torch.randn(*sides, in_channels, out_channels, 2))
 
     def mix(self, x_hat: Tensor) -> Tensor:
         """Multiply modes (2M * M, B, 2 in) by the weights; returns (2M * M, B, 2 out).
+
+        In another number of dimensions there are as many modes as the weights have.
 
         This is a batched real product; the last axis runs over (channel, re/im).
         """
@@ -137,23 +151,24 @@ class SpectralConv2d(nn.Module):
             return self._kept[1]
         re, im = weight.to(dtype).unbind(-1)
         block = torch.stack([torch.stack([re, im], -1), torch.stack([-im, re], -1)], dim=-3)
-        block = block.flatten(0, 1).flatten(1, 2).flatten(2)
+        block = block.flatten(0, self.dimensions - 1).flatten(1, 2).flatten(2)
         self._kept = (key, block) if keep else None
         return block
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve real fields, (B, in, n, n) -> (B, out, n, n)."""
-        size = x.shape[-1]
-        if size < 2 * self.modes or x.shape[-2] != size:
+        """Convolve real fields, (B, in, n, n) -> (B, out, n, n); n once or thrice likewise."""
+        points, size = tuple(x.shape[2:]), x.shape[-1]
+        if size < 2 * self.modes or points != (size,) * self.dimensions:
+            shape = {1: "line", 2: "square grid", 3: "cubic grid"}[self.dimensions]
             raise ValueError(
-                f"field is {x.shape[-2]}x{size}; modes={self.modes} needs a square grid of at "
+                f"field is {'x'.join(map(str, points))}; modes={self.modes} needs a {shape} of at "
                 f"least {2 * self.modes}"
             )
         return self._matrix(x) if self.by_matrices(size) else self._fft(x)
 
     def by_matrices(self, size: int) -> bool:
         """Return whether fields of ``size`` points per side use the matrix form."""
-        few = 3 * self.modes <= size or size <= 32
+        few = self.dimensions == 2 and (3 * self.modes <= size or size <= 32)
         return self.form == "matrix" or (self.form == "auto" and few)
 
     def _matrix(self, x: Tensor) -> Tensor:
@@ -172,37 +187,56 @@ class SpectralConv2d(nn.Module):
         return (columns @ inverse_y).view(batch, self.out_channels, size, size)
 
     def _fft(self, x: Tensor) -> Tensor:
-        size, modes = x.shape[-1], self.modes
-        dtype = x.dtype
+        size, modes, dtype = x.shape[-1], self.modes, x.dtype
         if dtype in (torch.bfloat16, torch.float16):
             x = x.float()
-        x_hat = torch.fft.rfft2(x, norm="forward")
-        kept = torch.cat([x_hat[..., :modes, :modes], x_hat[..., -modes:, :modes]], dim=-2)
-        flat = torch.view_as_real(kept).permute(2, 3, 0, 1, 4)
-        mixed = self.mix(flat.reshape(2 * modes * modes, x.shape[0], -1))
-        mixed = mixed.view(2 * modes, modes, x.shape[0], self.out_channels, 2)
-        out = torch.view_as_complex(mixed.permute(2, 3, 0, 1, 4).contiguous())
-        first = hermitian_column(out[..., 0], size)
-        rest = out.new_zeros(*out.shape[:-2], size, modes - 1)
-        rest[..., :modes, :] = out[..., :modes, 1:]
-        rest[..., -modes:, :] = out[..., modes:, 1:]
+        sides, batch = self.dimensions, x.shape[0]
+        axes = tuple(range(2, 2 + sides))
+        kept = torch.fft.rfftn(x, dim=axes, norm="forward")[..., :modes]
+        for axis in axes[:-1]:
+            both = kept.narrow(axis, 0, modes), kept.narrow(axis, size - modes, modes)
+            kept = torch.cat(both, dim=axis)
+        flat = torch.view_as_real(kept).permute(*axes, 0, 1, sides + 2)
+        mixed = self.mix(flat.reshape(-1, batch, 2 * self.in_channels))
+        mixed = mixed.view(*self.weight.shape[:sides], batch, self.out_channels, 2)
+        mixed = mixed.permute(sides, sides + 1, *range(sides), sides + 2)
+        out = torch.view_as_complex(mixed.contiguous())
+        first = hermitian_part(out[..., 0], size, sides - 1)
+        rest = _spread(out[..., 1:], size, axes[:-1])
         full = torch.cat([first[..., None], rest], dim=-1)
         full = nn.functional.pad(full, (0, size // 2 + 1 - modes))
-        return torch.fft.irfft2(full, s=(size, size), norm="forward").to(dtype)
+        return torch.fft.irfftn(full, s=(size,) * sides, dim=axes, norm="forward").to(dtype)
 
 
-def hermitian_column(column: Tensor, size: int) -> Tensor:
-    """Spread the ky = 0 column (..., 2M) to n rows and project it on Hermitian symmetry."""
-    modes = column.shape[-1] // 2
-    full = column.new_zeros(*column.shape[:-1], size)
-    full[..., :modes] = column[..., :modes]
-    full[..., -modes:] = full[..., -modes:] + column[..., modes:]
-    mirror = torch.roll(torch.flip(full, dims=(-1,)), 1, dims=-1).conj()
-    return 0.5 * (full + mirror)
+def _spread(values: Tensor, size: int, axes: tuple[int, ...]) -> Tensor:
+    """Spread the 2M modes along each of ``axes`` to n rows; the modes in between are zero."""
+    for axis in axes:
+        modes = values.shape[axis] // 2
+        rows = list(values.shape)
+        rows[axis] = size
+        out = values.new_zeros(rows)
+        out.narrow(axis, 0, modes).copy_(values.narrow(axis, 0, modes))
+        last = out.narrow(axis, size - modes, modes)
+        last.add_(values.narrow(axis, modes, modes))
+        values = out
+    return values
+
+
+def hermitian_part(values: Tensor, size: int, sides: int) -> Tensor:
+    """Spread modes whose last wavenumber is 0, (..., 2M) of one side, (..., 2M, 2M) of two, to n.
+
+    They are projected on Hermitian symmetry; without a side, on real numbers.
+    """
+    axes = tuple(range(-sides, 0))
+    full = _spread(values, size, axes)
+    mirror = full
+    if sides:
+        mirror = torch.roll(torch.flip(full, dims=axes), [1] * sides, dims=axes)
+    return 0.5 * (full + mirror.conj())
 
 
 class Conv1x1(nn.Module):
-    """Linear map of channels, equal at every point: (B, in, n, n) -> (B, out, n, n)."""
+    """Linear map of channels, equal at every point: (B, in, ...) -> (B, out, ...)."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True, gain: float = 1.0):
         super().__init__()
@@ -215,4 +249,6 @@ class Conv1x1(nn.Module):
         # a product per sample avoids the copies by which matmul folds the batch into columns
         weight = self.weight.to(x.dtype).expand(len(x), -1, -1)
         out = torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
-        return out if self.bias is None else out + self.bias.to(x.dtype)[:, None, None]
+        if self.bias is None:
+            return out
+        return out + self.bias.to(x.dtype).view(-1, *[1] * (x.ndim - 2))

@@ -1,4 +1,4 @@
-"""Draw the figures of the report, one function each; every figure is written as PNG and PDF.
+"""Draw the figures of the report, one function each; every figure is written as PNG, PDF and CSV.
 
 A method has the same colour, line style and marker in all figures. The colours are those of Okabe
 and Ito, which colour-blind readers can distinguish; the truth is black. The functions take
@@ -16,12 +16,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from pandas import DataFrame, Series
 from torch import Tensor
 
+from hpc_closure.evaluate.report import drawn
 from hpc_closure.evaluate.report.example_state import OneState
 from hpc_closure.evaluate.rows import RUNG, format_value, select, sort_methods
 from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.rank_histogram import merge, rank_p
 from hpc_closure.experiment.method_names import GRANTED
-from hpc_closure.work.atomic import publish
+from hpc_closure.work.atomic import publish, write_text
 
 # method -> colour, line style, marker
 STYLES = {
@@ -72,24 +73,30 @@ STYLE = {
 }
 
 
-def _style():
+def drawing_style():
+    """Return a context in which matplotlib draws in the style of the report."""
     return matplotlib.rc_context(STYLE)
 
 
 def save(
-    figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf")
+    figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf", "csv")
 ) -> tuple[Path, ...]:
     """Write ``stem.png`` and the other formats; equal figures have equal bytes.
+
+    The format ``csv`` is a table, see :mod:`~hpc_closure.evaluate.report.drawn`.
 
     Returns the paths, the PNG first.
     """
     paths = []
     for kind in ("png", *(other for other in formats if other != "png")):
         path = Path(f"{stem}.{kind}")
-        with publish(path) as part, _style():
+        paths.append(path)
+        if kind == "csv":
+            write_text(path, drawn.text(figure))
+            continue
+        with publish(path) as part, drawing_style():
             figure.savefig(part, format=kind, dpi=DPI, metadata={UNSTEADY[kind]: None})
         figure.set_layout_engine("none")  # the layout is half the cost: compute it once
-        paths.append(path)
     return tuple(paths)
 
 
@@ -113,6 +120,8 @@ def fields(
 ) -> Figure:
     """Draw truth, one member, ensemble mean and standard deviation, one row per method.
 
+    Of fields of three sides the plane z = 0 is drawn.
+
     Args:
         examples: ``truth`` -> (n, n); method -> (3, n, n), see ``Scored.examples``.
         methods: rows of the figure.
@@ -120,14 +129,14 @@ def fields(
         unit: its unit.
     """
     methods = [method for method in methods if method in examples]
-    truth = np.asarray(examples["truth"], dtype=float)
-    panels = {method: np.asarray(examples[method], dtype=float) for method in methods}
+    truth = plane(examples["truth"])
+    panels = {method: np.stack([plane(one) for one in examples[method]]) for method in methods}
     stds = np.stack([std for _, _, std in panels.values()])
     largest, widest = np.abs(truth).max(), stds[np.isfinite(stds)].max(initial=0.0)
-    scale, signed_unit = _scaled(largest, unit)
-    spread_scale, spread_unit = _scaled(widest, unit)
+    scale, signed_unit = scaled(largest, unit)
+    spread_scale, spread_unit = scaled(widest, unit)
     limit, top = largest * scale or 1.0, widest * spread_scale or 1.0
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(9.2, 0.85 + 2.3 * len(methods)), layout="compressed")
         axes = figure.subplots(len(methods), 4, squeeze=False, sharex=True, sharey=True)
         for line, (method, (member, mean, std)) in zip(axes, panels.items(), strict=True):
@@ -157,36 +166,43 @@ def fields(
     return figure
 
 
+def plane(field: Tensor) -> np.ndarray:
+    """Return a field (n, n), or the plane z = 0 of (n, n, n), as an array."""
+    values = np.asarray(field, dtype=float)
+    return values[..., 0] if values.ndim == 3 else values
+
+
 def profiles(
     examples: Mapping[str, Tensor], methods: Sequence[str] = ("model",), *, quantity: str = "U"
 ) -> Figure:
     """Draw :func:`fields` of a 1-D problem: truth, one member, and a band of mean and std.
 
     Args:
-        examples: ``truth`` -> (1, n); method -> (3, 1, n).
+        examples: ``truth`` -> (n,); method -> (3, n).
         methods: rows of the figure.
         quantity: symbol or name of the field.
     """
     methods = [method for method in methods if method in examples]
-    truth = np.asarray(examples["truth"], dtype=float)[0]
+    truth = np.asarray(examples["truth"], dtype=float)
     x = np.arange(len(truth)) / len(truth)
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(7.2, 0.8 + 2.0 * len(methods)), layout="constrained")
         axes = figure.subplots(len(methods), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
         for axis, method in zip(axes, methods, strict=True):
-            member, mean, std = np.asarray(examples[method], dtype=float)[:, 0]
+            member, mean, std = np.asarray(examples[method], dtype=float)
             style = method_style(method) | {"marker": "", "label": f"{method}: mean and std"}
             axis.plot(x, truth, color="black", label="truth (DNS)")
             axis.plot(x, member, color="#777777", linewidth=0.8, label="one sample")
             axis.plot(x, mean, **style)
-            axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.25)
+            band = {"color": style["color"], "alpha": 0.25, "gid": style["label"]}
+            axis.fill_between(x, mean - std, mean + std, **band)
             axis.set_ylabel(quantity)
             axis.legend(loc="upper right", ncols=3)
         axes[-1].set_xlabel("x / L")
     return figure
 
 
-def _scaled(largest: float, unit: str) -> tuple[float, str]:
+def scaled(largest: float, unit: str) -> tuple[float, str]:
     """Return a factor and a unit with which the axis has numbers between 0.1 and 1000."""
     if largest == 0 or 0.1 <= largest < 1000:
         return 1.0, unit
@@ -224,13 +240,13 @@ def closure(shown: OneState, *, quantity: str = "U", unit: str = r"s$^{-2}$") ->
     tiles += [(f"{model}: sample {i + 1}", one) for i, one in enumerate(shown.samples[model])]
     tiles += [(f"{IN_WORDS[name]}: sample", shown.samples[name][0]) for name in others]
     spreads = {name: shown.spread[name] for name in ("oracle", model, *others)}
-    scale, signed_unit = _scaled(max(float(tile.abs().max()) for _, tile in tiles), unit)
+    scale, signed_unit = scaled(max(float(tile.abs().max()) for _, tile in tiles), unit)
     limit = scale * max(float(tile.abs().max()) for _, tile in tiles) or 1.0
     widest = max(float(std.max()) for std in spreads.values())
-    spread_scale, spread_unit = _scaled(widest, unit)
+    spread_scale, spread_unit = scaled(widest, unit)
     # in inches from the lower left corner, so that the panels of both rows are aligned
     width, height, side, step, left, low, high = 9.2, 4.5, 1.48, 1.6, 0.5, 0.46, 2.68
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(width, height))
 
         def place(x: float, y: float, wide: float, tall: float = side):
@@ -272,7 +288,7 @@ def _corner(axis, column: int) -> None:
 def _values(axis, shown: OneState, quantity: str, unit: str) -> None:
     """Draw the density over samples of one scalar per sample, one line per method."""
     together = np.concatenate([np.asarray(values) for values in shown.values.values()])
-    scale, unit = _scaled(float(np.abs(together).max()), unit)
+    scale, unit = scaled(float(np.abs(together).max()), unit)
     draws = min(len(values) for values in shown.values.values())
     edges = np.linspace(scale * together.min(), scale * together.max(), 3 + round(draws**0.5))
     for name in ("oracle", *shown.samples):
@@ -309,7 +325,7 @@ def spectra(
     """
     # "none" has no power; the controls of the oracle have its power
     shown = [m for m in power if float(power[m].sum()) > 0 and not m.startswith("oracle_")]
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         names = ["truth", *sort_methods(set(shown) - {"truth"})]
@@ -338,7 +354,7 @@ def rates(
         shown: methods to draw; those without a line are skipped.
     """
     units = {"energy": "length²/time³", "enstrophy": "1/time³"}
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(4.6 * len(lines), 3.4), layout="constrained")
         for axis, (quantity, curves) in zip(
             np.atleast_1d(figure.subplots(1, len(lines))), lines.items(), strict=True
@@ -367,7 +383,7 @@ def coherences(lines: Mapping[str, Mapping[str, Tensor]], *, shown: Sequence[str
         lines: pair -> {method or ``truth``: complex coherence (shells,)}.
         shown: methods to draw beside the truth; those without a line are skipped.
     """
-    with _style():
+    with drawing_style():
         size = (max(3.4 * len(lines), 4.6) + 1.4, 4.6)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(2, len(lines), squeeze=False, sharex=True)
@@ -447,7 +463,7 @@ def error_growth(rows: DataFrame, quantity: str = "vorticity [1/s]") -> Figure:
     """
     total = select(rows, stage="coupled", shell=None)
     names = sort_methods(total["method"])
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         for method in names:
@@ -457,11 +473,13 @@ def error_growth(rows: DataFrame, quantity: str = "vorticity [1/s]") -> Figure:
             left.plot(error[:, 0], error[:, 1], **style)
             low, high = error[:, 2], error[:, 3]
             if np.isfinite(low).any():
-                left.fill_between(error[:, 0], low, high, color=style["color"], alpha=0.18, lw=0)
+                band = {"color": style["color"], "alpha": 0.18, "lw": 0, "gid": method}
+                left.fill_between(error[:, 0], low, high, **band)
             skill = _series(select(total, method=method, score="rmse_mean"))
             right.plot(skill[:, 0], skill[:, 1], **style)
             spread = _series(select(total, method=method, score="spread"))
             dashed = {**style, "linestyle": (0, (2, 2)), "marker": "", "label": None}
+            dashed["gid"] = f"{method}: spread"
             right.plot(spread[:, 0], spread[:, 1], **dashed)
         left.set(title="Relative error of the ensemble mean (band: 95 % interval)")
         left.set(ylabel="||mean − truth|| / ||truth||", xlabel="lead time [s]", yscale="log")
@@ -497,7 +515,7 @@ def rank_histograms(counts: Mapping[str, Tensor]) -> Figure:
         counts: ensemble method -> histogram (M + 1,), see ``Scored.ranks``.
     """
     names = sort_methods(counts)
-    with _style():
+    with drawing_style():
         columns = min(4, len(names))
         lines = -(-len(names) // columns)
         figure = Figure(figsize=(2.3 * columns, 0.2 + 2.3 * lines), layout="constrained")
@@ -539,7 +557,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
             validations, ``train_loss`` and ``valid_loss``. Losses of phases are not comparable.
     """
     phases = list(dict.fromkeys(row.get("phase", "") for row in history)) or [""]
-    with _style():
+    with drawing_style():
         width = max(4.6, min(9.2, 4.6 * len(phases)))
         figure = Figure(figsize=(width, 3.2), layout="constrained")
         axes = figure.subplots(1, len(phases), squeeze=False)[0]
@@ -596,7 +614,7 @@ def cost(rows: DataFrame) -> Figure:
         if len(measured):
             bars = dict(zip(measured["method"], measured["value"], strict=True))
             costs.append((title, unit, bars))
-    with _style():
+    with drawing_style():
         size = (4.6 * len(costs), 1.1 + 0.3 * max(len(bars) for *_, bars in costs))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(1, len(costs), squeeze=False)[0]
@@ -625,7 +643,7 @@ def frontier(rows: DataFrame, lead_times: Sequence[float]) -> Figure:
     """
     coupled = select(rows, stage="coupled", shell=None)
     cost = select(coupled, score="cost_ratio").set_index("method")["value"]
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(2.9 * len(lead_times) + 2.2, 3.2), layout="constrained")
         axes = figure.subplots(1, len(lead_times), squeeze=False)[0]
         for axis, lead_time in zip(axes, lead_times, strict=True):
@@ -652,7 +670,7 @@ def _cost_and_skill(axis, cost: Series, skill: Series) -> None:
                 front.append(place)
                 best = place[1]
         if front:
-            axis.plot(*np.transpose(front), color="#bbbbbb", linestyle=line, zorder=1)
+            axis.plot(*np.transpose(front), color="#bbbbbb", linestyle=line, zorder=1, gid="front")
     for name in names:
         style = {**method_style(name, names), "linestyle": "none"}
         axis.plot(*points[name], **{**style, "marker": style["marker"] or "o"}, zorder=2)

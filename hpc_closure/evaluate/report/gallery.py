@@ -14,7 +14,7 @@ from pandas import DataFrame
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.report import example_state, figures
 from hpc_closure.evaluate.report.example_state import OneState
-from hpc_closure.evaluate.rows import select
+from hpc_closure.evaluate.rows import points_in_words, select
 from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.table import Scored
 from hpc_closure.experiment.method_names import MODELS
@@ -70,7 +70,7 @@ class Album:
     """
 
     folder: Path
-    formats: Sequence[str] = ("png", "pdf")
+    formats: Sequence[str] = ("png", "pdf", "csv")
 
     def add(self, section: str, figure, name: str, caption: str) -> Picture:
         """Write a figure and return its picture."""
@@ -108,7 +108,8 @@ def draw(
         if not scored.spectra:  # scores of all channels together have no figures
             continue
         label = f"{target}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
-        words = f"{target}, sensors: {sensors}, {grid}² grid"
+        points = points_in_words(grid, inputs.dimensions)
+        words = f"{target}, sensors: {sensors}, {points} grid"
         field = Field.of(f"U of {channel}", f"({units[channel]})/time") if channel else CLOSURE
         label, words = _of_channel(channel, label, words)
         yield from illustrate_generated(scored, album, label, words, field)
@@ -165,14 +166,13 @@ def illustrate_generated(
     shown = [name for name in (*MODELS, "oracle") if name in scored.examples]
     against = ", and of the exact law" if "oracle" in shown else ""
     if shown:
-        line = _on_a_line(scored)
-        if line:
+        if _sides(scored) == 1:
             drawn = figures.profiles(scored.examples, shown, quantity=quantity)
         else:
             drawn = figures.fields(scored.examples, shown, quantity=quantity, unit=unit)
         caption = (
-            f"Closure at one held-out state ({words}): truth, one sample, ensemble mean and "
-            f"standard deviation of the model{against}."
+            f"Closure at one held-out state{_slice(scored)} ({words}): truth, one sample, "
+            f"ensemble mean and standard deviation of the model{against}."
         )
         yield album.add("generated", drawn, f"fields_{label}", caption)
     drawn = figures.spectra(
@@ -213,10 +213,10 @@ def illustrate_coupled(
         album: folder for the files.
         label: suffix of the file names.
         words: description for the captions.
-        field: name and unit of the state; None = vorticity, on a line a velocity.
+        field: name and unit of the state; None = vorticity, off the plane a velocity.
     """
-    line = _on_a_line(scored)
-    name, unit = ("state", "(length/time)$^2$") if line else ("vorticity", r"s$^{-2}$")
+    sides = _sides(scored)
+    name, unit = ("state", "(length/time)$^2$") if sides != 2 else ("vorticity", r"s$^{-2}$")
     if field is not None:
         name, unit = field.name, field.squared
     late = late_leads(scored.rows)
@@ -230,14 +230,15 @@ def illustrate_coupled(
     yield album.add("coupled", drawn, f"error_{label}", caption)
     shown = [name for name in (*MODELS, "none") if name in scored.examples]
     if shown:
-        if line:
+        if sides == 1:
             drawn = figures.profiles(scored.examples, shown, quantity="u")
         else:
-            of_field = field or Field.of("vorticity", "1/s")
+            plain = Field.of("vorticity", "1/s") if sides == 2 else Field.of("u", "length/time")
+            of_field = field or plain
             drawn = figures.fields(
                 scored.examples, shown, quantity=of_field.name, unit=of_field.unit
             )
-        caption = f"{name if field else name.capitalize()} at {last} ({words})."
+        caption = f"{name if field else name.capitalize()} at {last}{_slice(scored)} ({words})."
         yield album.add("coupled", drawn, f"{'state' if field else name}_{label}", caption)
     drawn = figures.spectra(scored.spectra, scored.spread_spectra, quantity=name, unit=unit)
     caption = f"Power of the {name} and spread per shell at {last} ({words})."
@@ -288,5 +289,11 @@ def illustrate_frontier(
         yield album.add("cost", drawn, "frontier", caption)
 
 
-def _on_a_line(scored: Scored) -> bool:
-    return "truth" in scored.examples and scored.examples["truth"].shape[-2] == 1
+def _sides(scored: Scored) -> int:
+    """Return the number of sides of the fields; 2 without examples."""
+    return scored.examples["truth"].ndim if "truth" in scored.examples else 2
+
+
+def _slice(scored: Scored) -> str:
+    """Return the words on the plane that is shown of fields of three sides."""
+    return ", in the plane z = 0" if _sides(scored) == 3 else ""

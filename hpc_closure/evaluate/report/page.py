@@ -50,6 +50,7 @@ class Report:
         lead_times: lead times to print; None = up to six of those scored.
         against: reference method of the paired differences.
         further: the user's scores of ``evaluate.scores``.
+        dimensions: number of sides of the fields.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Report:
     lead_times: Sequence[float] | None = None
     against: str = MODEL
     further: Sequence[Score] = ()
+    dimensions: int = 2
 
     @property
     def scores(self) -> dict[str, Score]:
@@ -83,7 +85,7 @@ class Report:
         page = jinja.get_template("report.html").render(
             report=self,
             models=MODELS,
-            summary=summarise(self.rows, self.start, self.closed),
+            summary=summarise(self.rows, self.start, self.closed, self.dimensions),
             generated=[self._generated(*group) for group in groups(self.rows, "generated")],
             coupled=list(self._coupled()),
             figures=self._figures(),
@@ -121,7 +123,7 @@ class Report:
         """Lay out heading, note and tables of one group of the generated closure."""
         total = select(rows, shell=None)
         return {
-            "heading": heading(columns).capitalize(),
+            "heading": heading(columns, self.dimensions).capitalize(),
             "columns": columns,
             "samples": total["samples"].iloc[0],
             "tables": list(self._tables(total, self._notes("generated", columns))),
@@ -162,7 +164,7 @@ class Report:
             is_event = total["score"].isin(score.name for score in exceedance.SCORES)
             model = total[total["method"].isin(MODELS)]
             yield {
-                "heading": heading(columns).capitalize(),
+                "heading": heading(columns, self.dimensions).capitalize(),
                 "columns": columns,
                 "sizes": next(model.itertuples(), None),
                 "in_time": in_time,

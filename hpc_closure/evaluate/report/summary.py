@@ -15,7 +15,7 @@ from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.part_report import PartReport, describe
 from hpc_closure.evaluate.context import Inputs
-from hpc_closure.evaluate.rows import find, format_value, select, sort_methods
+from hpc_closure.evaluate.rows import find, format_value, points_in_words, select, sort_methods
 from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.generated.innovations import verdict
 from hpc_closure.evaluate.scores.rank_histogram import LEVEL
@@ -58,11 +58,11 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
             "closure": f"{inputs.target}, mean of {dns.interval} step(s)",
         },
         "Data": {
-            "DNS": f"{dns.grid}², dt {dns.dt:g}, {dns.scheme}",
+            "DNS": f"{points_in_words(dns.grid, physics.dimensions)}, dt {dns.dt:g}, {dns.scheme}",
             "trajectories": ", ".join(f"{len(v)} {k}" for k, v in inputs.parts.items()),
             "test set": inputs.test_set.in_words(len(inputs.parts["test"])),
             "stored": f"t = {times[0]:g} to {times[-1]:g}, {len(times)} times on "
-            f"{inputs.data.grid}²",
+            f"{points_in_words(inputs.data.grid, physics.dimensions)}",
         },
         "Model": {
             "preset": model["preset"],
@@ -142,16 +142,21 @@ def groups(rows: DataFrame, stage: str) -> Iterator[tuple[dict, DataFrame]]:
         yield {**columns, "channel": columns["channel"] or whole}, group
 
 
-def heading(columns: dict) -> str:
+def heading(columns: dict, dimensions: int = 2) -> str:
     """Describe a group in words: ``diffusion, no sensors, 64² grid``, and the channel if any."""
+    points = points_in_words(columns["grid"], dimensions)
+    grid = f"grid of {points}" if dimensions == 1 else f"{points} grid"
     sensors = columns["sensors"]
     layout = "no sensors" if sensors == "none" else f"sensors: {sensors}"
     channel = f", {columns['channel']}" if columns.get("channel") else ""
-    return f"{columns['closure']}, {layout}, {columns['grid']}² grid{channel}"
+    return f"{columns['closure']}, {layout}, {grid}{channel}"
 
 
 def summarise(
-    rows: DataFrame, start: float | None = None, closed: Collection[str] = ()
+    rows: DataFrame,
+    start: float | None = None,
+    closed: Collection[str] = (),
+    dimensions: int = 2,
 ) -> list[Line]:
     """Summarise the model's scores, group by group.
 
@@ -159,21 +164,24 @@ def summarise(
         rows: all rows of the run.
         start: time at which the coupled runs start.
         closed: methods in which no trained part acts.
+        dimensions: number of sides of the fields.
     """
     lines: list[Line] = []
     for columns, group in groups(rows, "generated"):
-        lines += Answers(columns, group, closed).generated()
+        lines += Answers(columns, group, closed, dimensions).generated()
     for columns, group in groups(rows, "coupled"):
-        lines += Answers(columns, group, closed).coupled(start)
+        lines += Answers(columns, group, closed, dimensions).coupled(start)
     return lines
 
 
 class Answers:
     """Sentences on the scores of one group of rows."""
 
-    def __init__(self, columns: dict, rows: DataFrame, closed: Collection[str] = ()):
+    def __init__(
+        self, columns: dict, rows: DataFrame, closed: Collection[str] = (), dimensions: int = 2
+    ):
         self.rows, self.each_shell = select(rows, shell=None), rows
-        self.words, self.interval = heading(columns), columns["interval"]
+        self.words, self.interval = heading(columns, dimensions), columns["interval"]
         self.granted = GRANTED in set(rows["method"])
         self.model = GRANTED if self.granted else MODEL
         self.closed = ", closed form" if self.model in closed else ""

@@ -14,19 +14,32 @@ class Truth:
     """True fields of a block of samples.
 
     Attributes:
-        fields: (S, n, n) float64.
+        fields: (S, n, n) float64, on a line (S, n), of three sides (S, n, n, n).
+        lengths: length of each side; equal if there are none.
     """
 
     fields: Tensor
+    lengths: tuple[float, ...] = ()
+
+    @property
+    def dimensions(self) -> int:
+        """Number of sides."""
+        return self.fields.ndim - 1
 
     @cached_property
     def hat(self) -> Tensor:
         """Fourier coefficients (S, n, n // 2 + 1)."""
-        return transform(self.fields)
+        return transform(self.fields, self.dimensions)
+
+    def per_shell(self, density: Tensor) -> Tensor:
+        """Sum a density per mode (..., n, n // 2 + 1) over shells, (..., shells)."""
+        return per_shell(density, self.fields.shape[1:], self.lengths)
 
     def to(self, device) -> "Truth":
         """Return the truth on a device."""
-        return self if self.fields.device == device else Truth(self.fields.to(device))
+        if self.fields.device == device:
+            return self
+        return Truth(self.fields.to(device), self.lengths)
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ class Forecast:
     @cached_property
     def error_moments(self) -> tuple[Tensor, Tensor]:
         """Means over members of the error's coefficients and of their squared moduli, (S, ...)."""
-        error_hat = transform(self.ensemble - self.truth.fields)
+        error_hat = transform(self.ensemble - self.truth.fields, self.truth.dimensions)
         return error_hat.mean(0), power(error_hat).mean(0)
 
     @cached_property
@@ -83,4 +96,4 @@ def shell_statistics(forecast: Forecast) -> dict[str, Tensor]:
         "variance": (square - power(mean)).clamp_min(0) * (num / (num - 1) if num > 1 else 0.0),
         "mean_mse": power(mean),
     }
-    return {name: per_shell(part, forecast.ensemble.shape[-1]) for name, part in parts.items()}
+    return {name: forecast.truth.per_shell(part) for name, part in parts.items()}

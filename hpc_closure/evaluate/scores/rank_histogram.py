@@ -166,10 +166,10 @@ def fourier_coordinates(fields: Tensor, max_shell: int) -> Tensor:
     size = fields.shape[-1]
     if not 0 <= max_shell < size / 2:
         raise ValueError(f"max_shell {max_shell} is not in 0..{(size - 1) // 2} of a {size} grid")
-    shells = shell_numbers(size)
+    shells = shell_numbers((size, size))
     row = torch.arange(size)[:, None]
     column = torch.arange(size // 2 + 1)[None]
     half = (column > 0) | (row < size / 2)  # on ky = 0 the rows kx < 0 repeat the rows kx > 0
     keep = ((shells <= max_shell) & half).flatten().nonzero()[:, 0].to(fields.device)
-    chosen = transform(fields).flatten(-2)[..., keep]
+    chosen = transform(fields, 2).flatten(-2)[..., keep]
     return torch.cat((chosen.real, chosen.imag[..., 1:]), -1)  # k = 0 has no imaginary part

@@ -1,13 +1,14 @@
-"""Compute power per wavenumber shell; shell s contains integer wavevectors with round(|k|) = s.
+"""Compute power per wavenumber shell; shell s contains wavevectors with round(|k|) = s.
 
-A field is real with shape ``(..., n, n)``, n even or odd, or ``(..., 1, n)`` in one dimension. All
-modes of its grid are counted, not only the retained ones of
-:mod:`hpc_closure.spectral.modes.grid`, because a field sampled on a coarser grid has others. Hence
+A field is real with shape ``(..., *sides)``, of one to three sides, even or odd; |k| is in units
+of the smallest wavenumber, that of the longest side. All modes of its grid are counted, not only
+the retained ones of :mod:`hpc_closure.spectral.modes.grid`, because a field sampled on a coarser
+grid has others. Hence
 
     sum_s power[s] = mean of the squared field                                    (Parseval)
 
-holds exactly. The half-plane transform stores the columns ky = 0..n/2. Each column stands for two
-modes, except ky = 0 and, for even n, ky = n/2.
+holds exactly. The real transform stores the wavenumbers 0..n/2 of the last side. Each stands for
+two modes, except 0 and, for even n, n/2.
 """
 
 from functools import lru_cache
@@ -15,52 +16,59 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from hpc_closure.spectral.modes.grid import shell_sum
+from hpc_closure.spectral.modes.grid import shell_of, shell_sum
 
 
 @lru_cache(maxsize=16)
-def integer_k2(size: int, rows: int | None = None) -> Tensor:
-    """Compute |k|^2 of each mode of ``rfft2``; (rows or n, n // 2 + 1), float64."""
-    rows = rows or size
-    kx = torch.fft.fftfreq(rows, d=1 / rows, dtype=torch.float64)
-    ky = torch.fft.rfftfreq(size, d=1 / size, dtype=torch.float64)
-    return kx[:, None] ** 2 + ky**2
+def scaled_k2(points: tuple[int, ...], lengths: tuple[float, ...] = ()) -> Tensor:
+    """Compute |k|^2 of each mode of the real transform, in units of the smallest wavenumber.
+
+    Args:
+        points: points per side.
+        lengths: length of each side; equal if there are none.
+
+    Returns:
+        ``(..., n // 2 + 1)``, a side of full transforms for each other side, float64.
+    """
+    *others, last = points
+    longest = max(lengths, default=1.0)
+    waves = [torch.fft.fftfreq(size, d=1 / size, dtype=torch.float64) for size in others]
+    waves.append(torch.fft.rfftfreq(last, d=1 / last, dtype=torch.float64))
+    out = torch.zeros(*others, last // 2 + 1, dtype=torch.float64)
+    for side, k in enumerate(waves):
+        k = k * (longest / lengths[side]) if lengths else k
+        out = out + (k**2).reshape([-1 if one == side else 1 for one in range(len(points))])
+    return out
 
 
 @lru_cache(maxsize=16)
-def shell_numbers(size: int, rows: int | None = None) -> Tensor:
-    """Compute the shell of each mode of ``rfft2``; (rows or n, n // 2 + 1), int64."""
-    return integer_k2(size, rows).sqrt().round().long()
+def shell_numbers(points: tuple[int, ...], lengths: tuple[float, ...] = ()) -> Tensor:
+    """Compute the shell of each mode, int64; arguments and shape as of :func:`scaled_k2`."""
+    return shell_of(scaled_k2(points, lengths))
 
 
-def per_shell(density: Tensor, size: int) -> Tensor:
+def per_shell(density: Tensor, points: tuple[int, ...], lengths: tuple[float, ...] = ()) -> Tensor:
     """Sum a quadratic density over shells.
 
     Args:
         density: real (..., n, n // 2 + 1), e.g. ``|w_hat|^2`` with "forward" normalisation.
-        size: n.
+        points: points per side.
+        lengths: length of each side; equal if there are none.
 
     Returns:
         (..., shells).
     """
+    size = points[-1]
     weights = torch.full((size // 2 + 1,), 2.0)
     weights[0] = 1
     if size % 2 == 0:
         weights[-1] = 1
-    return shell_sum(density, shell_numbers(size, density.shape[-2]), weights)
+    return shell_sum(density, shell_numbers(tuple(points), tuple(lengths)), weights)
 
 
-def transform(fields: Tensor) -> Tensor:
-    """Compute Fourier coefficients (..., n, n // 2 + 1), divided by the number of points.
-
-    Raises:
-        ValueError: the last two axes are neither square nor of one row.
-    """
-    if fields.shape[-2] not in (1, fields.shape[-1]):
-        raise ValueError(
-            f"fields {tuple(fields.shape)} are neither square nor of one row in the last two axes"
-        )
-    return torch.fft.rfft2(fields, norm="forward")
+def transform(fields: Tensor, dimensions: int = 2) -> Tensor:
+    """Compute Fourier coefficients (..., n, n // 2 + 1), divided by the number of points."""
+    return torch.fft.rfftn(fields, dim=tuple(range(-dimensions, 0)), norm="forward")
 
 
 def power(coefficients: Tensor) -> Tensor:
@@ -68,6 +76,6 @@ def power(coefficients: Tensor) -> Tensor:
     return torch.view_as_real(coefficients).square().sum(-1)
 
 
-def shell_power(fields: Tensor) -> Tensor:
-    """Compute the mean square per shell of fields (..., n, n); returns (..., shells)."""
-    return per_shell(power(transform(fields)), fields.shape[-1])
+def shell_power(fields: Tensor, dimensions: int = 2, lengths: tuple[float, ...] = ()) -> Tensor:
+    """Compute the mean square per shell of fields (..., *sides); returns (..., shells)."""
+    return per_shell(power(transform(fields, dimensions)), fields.shape[-dimensions:], lengths)

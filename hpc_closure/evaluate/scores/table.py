@@ -316,6 +316,7 @@ class Labels:
         against: reference method of the comparison sample by sample.
         further: the user's scores of ``evaluate.scores``.
         channels: names of the fields of a state; empty for one field.
+        lengths: length of each side of the domain; their number is that of the sides.
     """
 
     shared: Mapping[str, Any]
@@ -323,6 +324,12 @@ class Labels:
     against: str = "model"
     further: tuple[Score, ...] = ()
     channels: tuple[str, ...] = ()
+    lengths: tuple[float, ...] = (1.0, 1.0)
+
+    @property
+    def dimensions(self) -> int:
+        """Number of sides of the fields."""
+        return len(self.lengths)
 
     def of(self, method: str) -> dict[str, Any]:
         """Return the columns of a method's rows."""
@@ -369,7 +376,7 @@ class Statistics:
                 :meth:`~hpc_closure.evaluate.scores.variance_quartiles.Quarters.at`.
         """
         ensemble, truth = forecast.ensemble, forecast.truth.fields
-        self.members = len(ensemble)
+        self.members, sides = len(ensemble), tuple(range(1, truth.ndim))
         total = {
             "relative_error": pointwise.relative_error(ensemble, truth),
             "relative_error_mean": pointwise.relative_error(ensemble.mean(0, keepdim=True), truth),
@@ -378,8 +385,8 @@ class Statistics:
             "variance": pointwise.variance(ensemble),
             "crps": crps(ensemble, truth),
             "energy_score": energy_of(*forecast.distances),
-            "energy": ensemble.square().mean((0, 2, 3)),
-            "truth_energy": truth.square().mean((1, 2)),
+            "energy": ensemble.square().mean((0, *(axis + 1 for axis in sides))),
+            "truth_energy": truth.square().mean(sides),
             **patches.statistics(ensemble, truth, self.threshold),
         }
         if COVERAGE * (self.members + 1) <= self.members - 1:
@@ -390,9 +397,9 @@ class Statistics:
             variance = ensemble.var(0)
             for name, (mask, exact) in places.items():
                 mask = mask.to(variance.device)
-                total[f"variance_{name}"] = (variance * mask).mean((1, 2))
-                total[f"law_variance_{name}"] = (exact.to(variance.device) * mask).mean((1, 2))
-                total[f"share_{name}"] = mask.double().mean((1, 2))
+                total[f"variance_{name}"] = (variance * mask).mean(sides)
+                total[f"law_variance_{name}"] = (exact.to(variance.device) * mask).mean(sides)
+                total[f"share_{name}"] = mask.double().mean(sides)
         for score in self.further:
             if score.sample is not None:
                 total[score.name] = _sampled(score, ensemble, truth)
@@ -545,8 +552,8 @@ class Scored:
             shell (shells,)}.
         coherences: pair of fields -> {method or ``truth``: complex coherence (shells,)}.
         ranks: ensemble method -> rank histogram (M + 1,).
-        examples: ``truth`` -> (n, n); method -> (3, n, n): one member, ensemble mean, ensemble
-            standard deviation (zero for a point forecast).
+        examples: ``truth`` -> (n, n), or with another number of sides; method -> (3, n, n): one
+            member, ensemble mean, ensemble standard deviation (zero for a point forecast).
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)

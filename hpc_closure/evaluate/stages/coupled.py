@@ -73,7 +73,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         f"scoring the coupled ensemble: {len(ensemble.members)} members, "
         f"{len(ensemble.cases)} start(s), {len(leads)} lead times"
     )
-    if reason := left_out(experiment.known_grid):
+    if reason := left_out(experiment.known_grid, inputs.dimensions):
         log.get().info(reason)
 
     def reader(name, source=ensemble, members=slice(None)):
@@ -118,6 +118,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         inputs.against,
         inputs.scores,
         inputs.channels,
+        inputs.lengths,
     )
     candidates = {
         compared.name: compare.coupled(compared, experiment, ensemble)
@@ -174,7 +175,10 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         if inputs.channels and "oracle" in references:
             fields["oracle"] = references["oracle"](leads.index(round(event.lead_time, 9)))
         channel = event.channel or ""
-        fields = {name: split(part, inputs.channels)[channel] for name, part in fields.items()}
+        fields = {
+            name: split(part, inputs.channels, inputs.dimensions)[channel]
+            for name, part in fields.items()
+        }
         of_channel = labels.of_channel(channel).shared
         stage = {"stage": "coupled", "grid": experiment.known_grid, **of_channel}
         by_channel[channel].records += event_records(fields, event, stage)
@@ -266,7 +270,7 @@ def score_channels(
 
     Args:
         truth: the DNS filtered to this grid, (L, n, n) or (cases, L, n, n); of C channels with
-            their axis before the sides.
+            their axis before the sides, of which there are ``labels.dimensions``.
         ensembles: method -> (M, L, n, n) or (M, cases, L, n, n), or a function of the index of the
             lead time that returns (M, cases, n, n), so that only one time is in memory; with an
             axis of channels as the truth has. M = 1 is a point forecast.
@@ -284,7 +288,8 @@ def score_channels(
         ValueError: shapes of truth, lead times and ensembles do not match.
     """
     truth, channels = torch.as_tensor(truth), labels.channels
-    alone = truth.ndim == 3 + bool(channels)
+    sides = labels.dimensions
+    alone = truth.ndim == 1 + sides + bool(channels)
     truth = truth[None] if alone else truth
     times = torch.as_tensor(lead_times, dtype=torch.float64)
     if times.shape != (truth.shape[1],):
@@ -292,10 +297,10 @@ def score_channels(
     used = flow if "none" in ensembles and not channels else None
     fields = {
         name: _Field(part, times, labels.of_channel(name), seed, used)
-        for name, part in split(truth, channels).items()
+        for name, part in split(truth, channels, sides).items()
     }
-    together, scale = Scored(), scales(truth) if channels else torch.ones(1)
-    pairs = Pairs(channels, len(times)) if channels else None
+    together, scale = Scored(), scales(truth, sides) if channels else torch.ones(1)
+    pairs = Pairs(channels, len(times), labels.lengths) if channels else None
     for index, lead_time in enumerate(times.tolist()):
         y = truth[:, index].double()
         whole = Channels(scale) if channels else None
@@ -304,9 +309,9 @@ def score_channels(
         if pairs is not None:
             pairs.add("truth", index, y[None])
         for method, source in ensembles.items():
-            x = _at(source, index, y, channels)
+            x = _at(source, index, y)
             forecasts = [
-                fields[name].add(method, part) for name, part in split(x, channels).items()
+                fields[name].add(method, part) for name, part in split(x, channels, sides).items()
             ]
             if whole is not None:
                 whole.add(method, [forecast.distances for forecast in forecasts])
@@ -357,7 +362,7 @@ class _Field:
         self.scored = Scored()
         self.joint: dict[str, Trajectories] = {}
         self.predictable: dict[float, float] = {}
-        self.above = threshold_of(truth)
+        self.above = threshold_of(truth, labels.dimensions)
         self.climate = None if flow is None else Climate(flow, truth)
         self.returns = ReturnTimes(truth, times) if labels.channels else None
         # of the present lead time
@@ -379,7 +384,7 @@ class _Field:
     def begin(self, index: int) -> None:
         """Begin the lead time number ``index``."""
         y = self.truth[:, index].double()
-        self.index, self.true, self.statistics = index, Truth(y), {}
+        self.index, self.true, self.statistics = index, Truth(y, self.labels.lengths), {}
         self.pools.setdefault("truth", []).append(_some(y, self.generator))
         if self.climate is not None:
             self.climate.add("truth", index, y[None])
@@ -499,11 +504,11 @@ def _some(fields: Tensor, generator: torch.Generator) -> Tensor:
     return fields.flatten()[chosen.to(fields.device)].cpu()
 
 
-def _at(source: Source, index: int, truth: Tensor, channels: Sequence[str] = ()) -> Tensor:
+def _at(source: Source, index: int, truth: Tensor) -> Tensor:
     """Read the ensemble in float64 at one lead time, (M, *truth.shape)."""
     if callable(source):
         ensemble = source(index)
-    elif source.ndim == 4 + bool(channels):
+    elif source.ndim == 1 + truth.ndim:
         ensemble = source[:, None, index]
     else:
         ensemble = source[:, :, index]

@@ -5,6 +5,7 @@ method. If the exact law is known, a control is scored as well: the oracle with 
 to 95 %. It shows whether the calibration test can detect such an error.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -51,13 +52,14 @@ def score_run(inputs: Inputs) -> dict[Key, Scored]:
     for grid in experiment.score_grids:
         snapshots, pool = inputs.snapshots(grid), inputs.climatology(grid)
         origin = inputs.origin(snapshots)
-        if reason := left_out(grid):
+        if reason := left_out(grid, inputs.dimensions):
             log.get().info(reason)
         for layout in [*bare, *settings.sensors]:
             methods = Methods(inputs, snapshots, layout, pool)
             sensors = methods.sensors_in_words
             log.get().info(
-                f"scoring {len(snapshots.states)} snapshots at {grid}^2, sensors: {sensors}"
+                f"scoring {len(snapshots.states)} snapshots at {grid}^{inputs.dimensions}, "
+                f"sensors: {sensors}"
             )
             labels = Labels(
                 {
@@ -76,6 +78,7 @@ def score_run(inputs: Inputs) -> dict[Key, Scored]:
                 inputs.against,
                 inputs.scores,
                 inputs.channels,
+                inputs.lengths,
             )
             by_channel = score_channels(
                 snapshots.closures,
@@ -115,8 +118,8 @@ def score_channels(
     """Score samples of the closure, each channel by itself and all of them together.
 
     Args:
-        truth: true closures (S, n, n), of C channels (S, C, n, n); a tensor, an array or an HDF5
-            data set (sliced by blocks).
+        truth: true closures (S, n, n), of C channels (S, C, n, n), with ``labels.dimensions``
+            sides; a tensor, an array or an HDF5 data set (sliced by blocks).
         samplers: method -> ``sample(indices, members)``, with indices (s,) into ``truth``; returns
             (members, s, n, n), or (1, s, n, n) for a point forecast, with an axis of channels as
             the truth has. Ratios refer to ``oracle``.
@@ -144,19 +147,23 @@ def score_channels(
     if blocks.shape != (num_samples,):
         raise ValueError(f"trajectories {tuple(blocks.shape)} for {num_samples} snapshots")
     channels, reference, size = labels.channels, origin.reference, int(truth.shape[-1])
-    step = max(1, BLOCK_BYTES // (8 * members * size * size * max(1, len(channels))))
+    sides = labels.dimensions
+    values = math.prod(truth.shape[-sides:]) * max(1, len(channels))
+    step = max(1, BLOCK_BYTES // (8 * members * values))
     if channels:
         origin, law = replace(origin, states=None), None
-    references = {} if reference is None else split(reference, channels)
+    references = {} if reference is None else split(reference, channels, sides)
     fields = {
         name: _Field(labels.of_channel(name), blocks, step, origin, law, seed)
         for name in channels or ("",)
     }
     for name, part in references.items():
-        fields[name].above = threshold_of(part)
+        fields[name].above = threshold_of(part, sides)
     whole = None
     if channels:
-        whole = Channels(scales(torch.as_tensor(truth[:]) if reference is None else reference))
+        whole = Channels(
+            scales(torch.as_tensor(truth[:]) if reference is None else reference, sides)
+        )
     costs: dict[str, list[float]] = {}
 
     for start in range(0, num_samples, step):
@@ -166,7 +173,7 @@ def score_channels(
         if law is not None:
             mean = law.mean(indices).double()
             block = block.to(mean.device)
-        for name, part in split(block, channels).items():
+        for name, part in split(block, channels, sides).items():
             fields[name].begin(indices, part, mean)
         for method, ensemble, seconds in _ensembles(samplers, indices, members, mean):
             if ensemble.shape[1:] != block.shape:
@@ -178,7 +185,8 @@ def score_channels(
                 each = 1e3 * seconds / (len(ensemble) * len(indices))
                 costs.setdefault(method, []).append(each)
             forecasts = [
-                fields[name].add(method, part) for name, part in split(ensemble, channels).items()
+                fields[name].add(method, part)
+                for name, part in split(ensemble, channels, sides).items()
             ]
             if whole is not None:
                 whole.add(method, [forecast.distances for forecast in forecasts])
@@ -239,7 +247,7 @@ class _Field:
         """Begin a block: indices (s,), true closures and, if known, their exact mean (s, n, n)."""
         if not self.statistics:
             self.scored.examples["truth"] = block[0].cpu()
-        self.indices, self.true, self.picks = indices, Truth(block), None
+        self.indices, self.true, self.picks = indices, Truth(block, self.labels.lengths), None
         if self.law is not None and mean is not None:
             self.floor = mse(mean[None], block)
             self.floors.append(self.floor.cpu())
@@ -262,7 +270,10 @@ class _Field:
         if self.budget is not None:
             self.budget.add(method, forecast)
         if num > 1:
-            x, y = (_coordinates(self.law, part) for part in (ensemble, forecast.truth.fields))
+            x, y = (
+                _coordinates(self.law, part, self.labels.dimensions)
+                for part in (ensemble, forecast.truth.fields)
+            )
             if self.picks is None:  # the same coordinates for every method
                 here = len(self.indices)
                 self.picks = _pick(x.shape[-1], here, samples, self.law, self.chooser)
@@ -322,10 +333,10 @@ def _ensembles(samplers: Mapping[str, Method], indices: Tensor, members: int, me
             yield f"oracle_x{CONTROL:g}", centre + CONTROL * (ensemble - centre), None
 
 
-def _coordinates(law: Moments | None, fields: Tensor) -> Tensor:
+def _coordinates(law: Moments | None, fields: Tensor, sides: int) -> Tensor:
     if law is not None and law.whiten is not None:
         return law.whiten(fields)
-    return fields.flatten(-2)
+    return fields.flatten(-sides)
 
 
 def _pick(

@@ -19,7 +19,6 @@ from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.scores.generated.gains import gains
 from hpc_closure.evaluate.scores.generated.innovations import Innovations, local_features
 from hpc_closure.evaluate.scores.table import Scored
-from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.work import log
 
 MOST = 4096  # largest number of snapshots
@@ -117,7 +116,7 @@ def _of_batch(
     left = frame.standardise(target_hat - encoding.mean_hat, encoding.log_amplitude)
     key = keyed_noise.Key(seed, "innovations", rows, 0)
     drawn = model.base_noise(frame.law, key, keyed_noise.STREAM_BASE)
-    drawn = resize(drawn, frame.kept.modes)
+    drawn = frame.kept.resized(drawn)
     features = local_features(encoding.state_hat, model.band, state.shape[-1])
     parts = (left.to(torch.complex128), drawn.to(torch.complex128), features)
     return (*(part.cpu() for part in parts), batch["member"])

@@ -26,8 +26,9 @@ from hpc_closure.spectral.modes.transform import Transform
 def compiled_advection(
     form: str, transform: Transform, to_velocity: Tensor, to_tendency: Tensor
 ) -> CompiledAdvection | None:
-    """Return the compiled nonlinear term; None if the grid size has no ``radices``."""
-    if not radices(transform.grid.size):
+    """Return the compiled nonlinear term; None for unequal sides and sizes without ``radices``."""
+    sizes = set(transform.grid.sizes)
+    if len(sizes) > 1 or not radices(*sizes):
         return None
     return CompiledAdvection(form, transform, to_velocity, to_tendency)
 

@@ -17,7 +17,7 @@ depend on the lines beside it, and multiplications and additions are not fused. 
 neither on members and ranks nor on the width of the processor's registers.
 
 **Templates.** Numba compiles the functions below once per grid size. Names in capitals are
-numbers, or other compiled functions, that :func:`_specialise` inserts. To the compiler they are
+numbers, or other compiled functions, that :func:`specialise` inserts. To the compiler they are
 constants: it vectorises a loop only if it sees that reads and writes do not overlap. Where it does
 not, :mod:`tiles` has the vector instructions. The result is cached on disk. All templates are in
 this file, because the cache is stale only if this file changes, or the names of functions do.
@@ -56,7 +56,7 @@ MOST_PASSES = 7
 BASDEVANT, FLUX = "basdevant", "flux"
 LAYERS = "layers"  # the flux form of two layers of quasi-geostrophic flow
 
-# Set by _specialise. For lines: N points, K retained modes, APART numbers from real to imaginary
+# Set by specialise. For lines: N points, K retained modes, APART numbers from real to imaginary
 # parts, PASSES passes of the transform. For a pass: M length after it, S stride, AT first twiddle.
 N = K = APART = PASSES = M = S = AT = 0
 FORM = ""
@@ -589,46 +589,46 @@ def programs(size: int, form: str) -> Programs:
     """Return the functions for lines of ``size`` points, which must have :func:`radices`."""
     names: dict[str, Any] = {"N": size, "K": retained_modes(size), "APART": apart(size)}
     names["FORM"] = form
+    add_transform(names)
+    parts = (_load, _pack, _products, _unpack, _store, _flux_out, _load_flow, _add_linear)
+    stages, members = ONE_FLOW if form != LAYERS else TWO_LAYERS
+    for part in (*parts, *stages):
+        name = part.__name__.removeprefix("_layers")[1:] if form == LAYERS else part.__name__[1:]
+        names[name.upper()] = specialise(part, names)
+    return Programs(*[jit.cached(with_names(template, names)) for template in members])
+
+
+def add_transform(names: dict[str, Any]) -> None:
+    """Add the compiled FFT of N points, FORWARD, its passes and their number to ``names``."""
+    size = names["N"]
     passes, m, s, at = [], size, LANES, 0
     for radix in radices(size):
         m //= radix
         of_pass = {**names, "M": m, "S": s, "AT": at}
-        of_pass["PUT"] = _specialise(_put, of_pass, inline="always")
-        passes.append(_specialise(PASS[radix], of_pass))
+        of_pass["PUT"] = specialise(_put, of_pass, inline="always")
+        passes.append(specialise(PASS[radix], of_pass))
         s, at = s * radix, at + 2 * (radix - 1) * m
     names["PASSES"] = len(passes)
     names.update({f"P{i}": passes[min(i, len(passes) - 1)] for i in range(MOST_PASSES)})
-    parts = (
-        _forward,
-        _load,
-        _pack,
-        _products,
-        _unpack,
-        _store,
-        _flux_out,
-        _load_flow,
-        _add_linear,
-    )
-    stages, members = ONE_FLOW if form != LAYERS else TWO_LAYERS
-    for part in (*parts, *stages):
-        name = part.__name__.removeprefix("_layers")[1:] if form == LAYERS else part.__name__[1:]
-        names[name.upper()] = _specialise(part, names)
-    return Programs(*[jit.cached(_with(template, names)) for template in members])
+    names["FORWARD"] = specialise(_forward, names)
 
 
-def _with(template: Callable, names: dict) -> Callable:
+def with_names(template: Callable, names: dict) -> Callable:
     """Return a template with ``names`` as globals and a unique name.
 
     Numba identifies functions by name, both in its disk cache and where they call each other.
     """
-    function = FunctionType(template.__code__, {**globals(), **names}, template.__name__)
+    function = FunctionType(
+        template.__code__, {**template.__globals__, **names}, template.__name__
+    )
     differs = [names[name] for name in ("FORM", "N", "M", "S") if name in names]
     function.__qualname__ = "_".join([template.__name__, *map(str, differs), VERSION])
     return function
 
 
-def _specialise(template: Callable, names: dict, **options) -> Callable:
-    return jit.jit(_with(template, names), **options)
+def specialise(template: Callable, names: dict, **options) -> Callable:
+    """Compile a template with ``names`` as globals."""
+    return jit.jit(with_names(template, names), **options)
 
 
 def apart(rows: int) -> int:

@@ -10,6 +10,7 @@ from hpc_closure.spectral.equations.burgers import Burgers1D
 from hpc_closure.spectral.equations.two_layer import TwoLayerQG
 from hpc_closure.spectral.equations.clouds import Clouds
 from hpc_closure.spectral.equations.excitable import Excitable
+from hpc_closure.spectral.equations.navier_stokes_3d import NavierStokes3D
 
 __all__ = [
     "Burgers1D",
@@ -17,6 +18,7 @@ __all__ = [
     "Equation",
     "Excitable",
     "KuramotoSivashinsky1D",
+    "NavierStokes3D",
     "TwoLayerQG",
     "Vorticity2D",
 ]

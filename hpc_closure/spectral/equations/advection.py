@@ -90,7 +90,7 @@ class TwoProducts(Advection):
 
             factors = self.to_velocity, self.to_tendency
             self.compiled = compiled_advection(self.form, transform, *factors)
-        self._key = self.form, transform.grid.size, transform.real, transform.num_ranks
+        self._key = self.form, transform.grid.sizes, transform.real, transform.num_ranks
 
     def factors(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Return the real factors of the spectra of the two products, per mode."""
@@ -122,7 +122,7 @@ class TwoProducts(Advection):
         compiled.tendency(w, actual, *more)
         self.by_transforms(w, expected, *more)
         bound = 1e3 * torch.finfo(w.dtype).eps
-        subject = f"the {self.form} form on {self.transform.grid.size} points per side"
+        subject = f"the {self.form} form on {self.transform.grid.sizes[0]} points per side"
         compare(actual, expected, bound, subject, __file__)
 
     def by_transforms(self, w: Tensor, out: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from pydantic import Field, SerializeAsAny
 
 from hpc_closure.spectral.forcing import Forcing, PublishedForcing
 from hpc_closure.spectral.initial import GaussianField, Initial
+from hpc_closure.spectral.modes.resolution import per_side
 from hpc_closure.spectral.noise.laws import Noise, QWiener
-from hpc_closure.spectral.recipe import Family, Positive
+from hpc_closure.spectral.recipe import Family, SideLengths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from hpc_closure.spectral.modes.transform import Transform
     from hpc_closure.spectral.noise.events import Events
 
-_WORDS = {1: "one dimension", 2: "two dimensions"}
+_WORDS = {1: "one dimension", 2: "two dimensions", 3: "three dimensions"}
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,15 @@ class Channel:
     Attributes:
         name: name of the field, also of its data set.
         unit: unit in terms of ``length`` and ``time``; empty if it has none.
-        kind: how a map of the square changes it. A reflection changes the sign of a pseudo-scalar.
-            "vector x" and, as the next channel, "vector y" are the components of a vector: they
-            change their signs as their axes do and are exchanged if the axes are.
+        kind: how a map of the box changes it. A reflection changes the sign of a pseudo-scalar.
+            "vector x" and, as the next channels, "vector y" and "vector z", one per side, are the
+            components of a vector: they change their signs as their axes do and are exchanged if
+            the axes are.
     """
 
     name: str
     unit: str
-    kind: Literal["scalar", "pseudo-scalar", "vector x", "vector y"]
+    kind: Literal["scalar", "pseudo-scalar", "vector x", "vector y", "vector z"]
 
 
 class Equation(Family):
@@ -50,16 +52,27 @@ class Equation(Family):
 
     discriminator: ClassVar[str] = "equation"
     default: ClassVar[str] = "vorticity2d"
-    #: dimensions of the flow, 1 or 2
+    #: whether its sides may have different lengths and numbers of points
+    unequal_sides: ClassVar[bool] = False
+    #: dimensions of the flow, 1 to 3
     dimensions: ClassVar[int]
     #: fields of the state; forcing and noise act on the first
     channels: ClassVar[tuple[Channel, ...]] = (Channel("vorticity", "1/time", "pseudo-scalar"),)
+    #: whether the velocity of :attr:`velocity_channels` has no divergence, and so have closures
+    solenoidal: ClassVar[bool] = False
 
     equation: str
-    length: Positive = Field(1.0, description="side of the periodic box")
+    length: SideLengths = Field(
+        1.0, description="side of the periodic box, or a list with the length of each side"
+    )
     forcing: SerializeAsAny[Forcing] = PublishedForcing()
     noise: SerializeAsAny[Noise] = QWiener()
     initial: SerializeAsAny[Initial] = GaussianField()
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Return the length of each side."""
+        return per_side(self.length, self.dimensions)
 
     @property
     def damping(self) -> dict[int, float]:
@@ -89,6 +102,24 @@ class Equation(Family):
         belong to :meth:`Terms.nonlinear`.
         """
         raise NotImplementedError
+
+    @property
+    def velocity_channels(self) -> tuple[int, ...]:
+        """Return the channels that are the components of the flow's velocity, one per side.
+
+        Empty if the velocity follows from streamfunctions (:meth:`stream_factors`). In three
+        dimensions the first vector is the velocity.
+        """
+        kinds = [channel.kind for channel in self.channels]
+        if self.dimensions != 3 or "vector x" not in kinds:
+            return ()
+        first = kinds.index("vector x")
+        return (first, first + 1, first + 2)
+
+    @property
+    def is_velocity(self) -> bool:
+        """Whether a state is a velocity and nothing else."""
+        return len(self.velocity_channels) == len(self.channels)
 
     @property
     def carriers(self) -> tuple[int, ...]:
@@ -163,15 +194,16 @@ class Equation(Family):
         """
         raise NotImplementedError
 
-    def is_symmetry(self, exchanged: int, sign_x: int, sign_y: int) -> bool:
-        """Return whether a map of the square takes unforced solutions to solutions.
+    def is_symmetry(self, permutation: tuple[int, ...], signs: tuple[int, ...]) -> bool:
+        """Return whether a map of the box takes unforced solutions to solutions.
 
-        It maps each channel according to its kind. Noise acts on the first channel alone, so an
-        equation in which that is a component of a vector must refuse to exchange the axes.
+        It maps each channel according to its kind. If noise acts on the first channel alone and
+        that is a component of a vector, the equation must refuse to exchange the axes.
 
         Args:
-            exchanged: 1 if the axes are exchanged first, else 0.
-            sign_x, sign_y: -1 if an axis is reflected, else 1.
+            permutation: axis a of the mapped state is axis ``permutation[a]`` of the state; on
+                the plane (0, 1), or (1, 0) if the axes are exchanged.
+            signs: -1 for every axis of the mapped state that is reflected, else 1.
         """
         return True
 
@@ -221,6 +253,13 @@ class Terms:
         Both are ``(members, *channel_shape, 2K + 1, columns, 2)``, on a line without the rows.
         """
         raise NotImplementedError
+
+    def state_forcing(self, w: Tensor) -> Tensor | None:
+        """Return the forcing of :meth:`nonlinear` that follows the state, shaped like it.
+
+        None if there is none.
+        """
+        return None
 
     def derived(self, name: str, w: Tensor) -> Tensor:
         """Return the pairs of a field that states determine; see :meth:`Simulation.fields`.

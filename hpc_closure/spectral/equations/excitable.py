@@ -71,9 +71,9 @@ class Excitable(Equation):
         ]
         return torch.stack(rates) + 0j
 
-    def is_symmetry(self, exchanged, sign_x, sign_y):
+    def is_symmetry(self, permutation, signs):
         # the mean gradient distinguishes the axes and the direction of x
-        return not exchanged and sign_x == 1
+        return permutation == (0, 1) and signs[0] == 1
 
     def terms(self, transform, form):
         return ExcitableTerms(self, transform)

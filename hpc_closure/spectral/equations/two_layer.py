@@ -93,10 +93,10 @@ class TwoLayerQG(Equation):
         lower = torch.stack([f2 * one * inverse, (grid.k2 + f1) * inverse])
         return torch.stack([upper, lower])
 
-    def is_symmetry(self, exchanged, sign_x, sign_y):
+    def is_symmetry(self, permutation, signs):
         # shear and beta distinguish the axes and the direction of x
         plain = not self.beta and self.mean_flow[0] == self.mean_flow[1] == 0
-        return plain or (not exchanged and sign_x == 1)
+        return plain or (permutation == (0, 1) and signs[0] == 1)
 
     def terms(self, transform, form):
         return TwoLayerTerms(self, transform)

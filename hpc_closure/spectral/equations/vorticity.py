@@ -19,6 +19,7 @@ class Vorticity2D(Equation):
     """The vorticity equation on a square."""
 
     dimensions: ClassVar[int] = 2
+    unequal_sides: ClassVar[bool] = True
 
     equation: Literal["vorticity2d"] = "vorticity2d"
     viscosity: NonNegative = Field(1e-3, description="nu, length^2/time")
@@ -46,9 +47,9 @@ class Vorticity2D(Equation):
         rossby = self.beta * grid.kx * grid.inverse_k2
         return torch.complex(damping, rossby + torch.zeros_like(k2))
 
-    def is_symmetry(self, exchanged, sign_x, sign_y):
+    def is_symmetry(self, permutation, signs):
         # beta y is part of the vorticity, so a map must change its sign as it changes that of w
-        return not self.beta or (not exchanged and sign_x == 1)
+        return not self.beta or (permutation == (0, 1) and signs[0] == 1)
 
     def terms(self, transform, form):
         return VorticityTerms(self, transform, form)

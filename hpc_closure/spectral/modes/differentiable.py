@@ -33,10 +33,11 @@ class DifferentiableTransform:
 
     def __init__(self, grid: Grid, like: Tensor, matrices: int = MATRICES):
         self.grid = grid
-        self.by_matrices = grid.dimensions == 2 and grid.size <= matrices
+        self.by_matrices = len(set(grid.sizes)) == 1 and grid.sizes[0] <= matrices
+        self.by_matrices = self.by_matrices and grid.dimensions == 2
         if not self.by_matrices:
             # a stored mode also stands for its conjugate, hence the Parseval weights
-            self._count = (grid.weights * grid.size**grid.dimensions)[..., None].to(like)
+            self._count = (grid.weights * math.prod(grid.sizes))[..., None].to(like)
             return
         angle = torch.arange(grid.size, dtype=torch.float64) * (2 * math.pi / grid.size)
         along = grid.integer_ky.flatten()[:, None] * angle  # (K + 1, n)
@@ -56,13 +57,13 @@ class DifferentiableTransform:
         if self.by_matrices:
             return self._to_fields(w, self._y, self._x)
         w_hat = torch.view_as_complex(w.contiguous())
-        return to_fields(w_hat, self.grid.size, self.grid.dimensions)
+        return to_fields(w_hat, self.grid.sizes)
 
     def spectra(self, fields: Tensor) -> Tensor:
         """Return the pairs of fields, cut to the retained modes: inverse of :meth:`fields`."""
         if self.by_matrices:
             return self._to_pairs(fields, self._from_x, self._from_y)
-        return torch.view_as_real(to_spectra(fields, self.grid.modes, self.grid.dimensions))
+        return torch.view_as_real(to_spectra(fields, self.grid.mode_counts))
 
     def fields_transposed(self, fields: Tensor) -> Tensor:
         """Apply the transpose of :meth:`fields`, as a real matrix, to fields."""

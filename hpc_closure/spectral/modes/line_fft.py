@@ -22,20 +22,27 @@ from torch import Tensor
 
 
 class LineFFT:
-    """The transforms of one device: line by line on the CPU, full planes on a GPU."""
+    """The transforms of one device: line by line on the CPU, full planes on a GPU.
+
+    On a GPU other numbers of sides take one transform per axis.
+    """
 
     def __init__(self, device: torch.device):
         self.on_cpu = device.type == "cpu"
         if self.on_cpu:
             keep_freed_memory()
 
-    def x_to_physical(self, lines: Tensor) -> Tensor:
-        """Transform to physical space along the second-to-last axis, complex, in place (CPU)."""
-        return _in_place(scipy.fft.ifft, lines)
+    def x_to_physical(self, lines: Tensor, axis: int = -2) -> Tensor:
+        """Transform to physical space along an axis but the last, complex; on a CPU in place."""
+        if not self.on_cpu:
+            return torch.fft.ifft(lines, dim=axis, norm="forward")
+        return _in_place(scipy.fft.ifft, lines, axis)
 
-    def x_to_spectral(self, lines: Tensor) -> Tensor:
-        """Transform to spectral space along the second-to-last axis, complex, in place (CPU)."""
-        return _in_place(scipy.fft.fft, lines)
+    def x_to_spectral(self, lines: Tensor, axis: int = -2) -> Tensor:
+        """Transform to spectral space along an axis but the last, complex; on a CPU in place."""
+        if not self.on_cpu:
+            return torch.fft.fft(lines, dim=axis, norm="forward")
+        return _in_place(scipy.fft.fft, lines, axis)
 
     def y_to_physical(self, lines: Tensor, size: int) -> Tensor:
         """Transform half-complex lines to ``size`` reals along the last axis.
@@ -54,12 +61,12 @@ class LineFFT:
         with _one_thread(self.on_cpu):
             return torch.fft.rfft(field, dim=-1, norm="forward")
 
-    def plane_to_physical(self, spectra: Tensor, size: int) -> Tensor:
+    def plane_to_physical(self, spectra: Tensor, sizes: tuple[int, ...]) -> Tensor:
         """Transform both axes to physical space (GPU).
 
         One library call is faster than a strided one and a copy.
         """
-        return torch.fft.irfft2(spectra, s=(size, size), norm="forward")
+        return torch.fft.irfft2(spectra, s=sizes, norm="forward")
 
     def plane_to_spectral(self, fields: Tensor) -> Tensor:
         """Transform both axes to spectral space (GPU)."""
@@ -103,13 +110,13 @@ def _one_thread(active: bool) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _in_place(transform, lines: Tensor) -> Tensor:
+def _in_place(transform, lines: Tensor, axis: int) -> Tensor:
     """Write the transform of ``lines`` to ``lines`` and return it.
 
     SciPy may overwrite its argument or return a new array.
     """
     array = lines.numpy()
-    result = transform(array, axis=-2, norm="forward", overwrite_x=True)
+    result = transform(array, axis=axis, norm="forward", overwrite_x=True)
     if result.__array_interface__["data"] != array.__array_interface__["data"]:
         np.copyto(array, result)
     return lines

@@ -1,7 +1,8 @@
 """MPI slabs: ranks hold rows of physical fields and columns of spectra.
 
-One all-to-all exchanges the two. The communicator is an argument; only its methods on numpy arrays
-are used.
+One all-to-all exchanges the two. In three dimensions more ranks than columns form pencils: within
+a group of ranks slabs divide x and ky, and between the groups slabs divide y and kz. The
+communicator is an argument; only its methods on numpy arrays are used, and ``Split``.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ class Slabs:
     Args:
         comm: mpi4py communicator.
         num_columns: columns of a full spectrum.
+        axis: axis of the columns in a spectrum; that of the rows in a field is the one before.
 
     Raises:
         ValueError: more ranks than columns.
     """
 
-    def __init__(self, comm, num_columns: int):
+    def __init__(self, comm, num_columns: int, axis: int = -1):
         self.comm, self.num_ranks, self.rank = comm, comm.Get_size(), comm.Get_rank()
         if self.num_ranks > num_columns:
             raise ValueError(
@@ -37,6 +39,7 @@ class Slabs:
                 f"{self.num_ranks}"
             )
         self._buffers: dict[tuple, Tensor] = {}
+        self._row_axis, self._column_axis = axis - 1, axis
         #: columns of each rank, and of this one
         self.every = blocks(num_columns, self.num_ranks)
         self.columns = self.every[self.rank]
@@ -47,18 +50,18 @@ class Slabs:
 
     def to_rows(self, lines: Tensor) -> Tensor:
         """Exchange ``(..., n, local columns)`` for ``(..., local rows, all columns)``."""
-        return self._exchange(lines, -2, blocks(lines.shape[-2], self.num_ranks), self.every)
+        rows = blocks(lines.shape[self._row_axis], self.num_ranks)
+        return self._exchange(lines, self._row_axis, self._column_axis, rows, self.every)
 
     def to_columns(self, lines: Tensor, n: int) -> Tensor:
         """Exchange ``(..., local rows, all columns)`` for ``(..., n, local columns)``."""
         rows = blocks(n, self.num_ranks)
-        return self._exchange(lines, -1, self.every, rows)
+        return self._exchange(lines, self._column_axis, self._row_axis, self.every, rows)
 
     def _exchange(
-        self, lines: Tensor, cut: int, sent: list[slice], received: list[slice]
+        self, lines: Tensor, cut: int, join: int, sent: list[slice], received: list[slice]
     ) -> Tensor:
-        """Send piece r of axis ``cut`` to rank r; join received pieces along the other axis."""
-        join = -3 - cut
+        """Send piece r of axis ``cut`` to rank r; join received pieces along axis ``join``."""
         pieces = [lines.narrow(cut, s.start, s.stop - s.start) for s in sent]
         shape = list(pieces[self.rank].shape)
         shape[join] = received[-1].stop
@@ -92,11 +95,11 @@ class Slabs:
 
     def gather_columns(self, w_hat: Tensor) -> Tensor:
         """Return full spectra on every rank."""
-        return self._gather(w_hat, self.every, -1)
+        return self._gather(w_hat, self.every, self._column_axis)
 
-    def gather_rows(self, field: Tensor) -> Tensor:
-        """Return full fields on every rank."""
-        return self._gather(field, blocks(field.shape[-1], self.num_ranks), -2)
+    def gather_rows(self, field: Tensor, n: int) -> Tensor:
+        """Return full fields of ``n`` rows on every rank."""
+        return self._gather(field, blocks(n, self.num_ranks), self._row_axis)
 
     def _gather(self, local: Tensor, parts: list[slice], axis: int) -> Tensor:
         shapes = []

@@ -1,9 +1,10 @@
 """Transforms between physical fields and retained spectra, split in MPI slabs; diagonal operators.
 
-A 2-D transform is a real FFT along y and a complex FFT along x. Modes that are not retained are
-cut between the two, before anything is exchanged. On several ranks a physical field is split in
-rows (x) and a spectrum in columns (ky). One all-to-all per transform is then enough, for any
-number of fields and members::
+A transform is a real FFT along the last side and complex FFTs along the others, x the last one.
+Modes that are not retained are cut between them, before anything is exchanged. On several ranks a
+physical field is split in rows (x) and a spectrum in columns (ky; in three dimensions these are
+of both signs). One all-to-all per transform is then enough, for any number of fields and members.
+In three dimensions more ranks than columns form pencils, which need two::
 
     # mpirun -n 3 python example.py
     from mpi4py import MPI
@@ -21,6 +22,7 @@ depends on its mode alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.modes.line_fft import LineFFT
+from hpc_closure.spectral.modes.resolution import pencils, per_side
 from hpc_closure.spectral.modes.slabs import Slabs
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -36,6 +39,8 @@ COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 #: a spectrum as real pairs, and real factors per field and mode (or None)
 Part = tuple[Tensor, Tensor | None]
+#: points of a side, or of each side; None = those of the grid
+Size = int | Sequence[int] | None
 
 
 class Symbol:
@@ -121,40 +126,69 @@ class Transform:
         self.real = PRECISIONS[precision]
         self.complex = COMPLEX[self.real]
         self.lines = LineFFT(self.device)
-        self.slabs = None
+        self.slabs: Slabs | None = None
+        #: exchange of y and kz among ranks with the same rows and columns, if these are pencils
+        self.pencils: Slabs | None = None
         if comm is not None and comm.Get_size() > 1:
             if grid.dimensions == 1 or self.device.type != "cpu":
-                raise ValueError("domain ranks need a 2-D grid on the CPU: set domain_ranks: 1")
-            self.slabs = Slabs(comm, grid.modes + 1)
+                raise ValueError(
+                    "domain ranks need two or three dimensions on the CPU: set domain_ranks: 1"
+                )
+            self._divide(comm)
         self._padded: dict[tuple, _Padded] = {}
+        self._boxes: dict[tuple, Tensor] = {}
         self._spectra: dict[tuple, Tensor] = {}
+
+    def _divide(self, comm) -> None:
+        """Divide the fields among the ranks of a communicator."""
+        shape, parts = self.grid.shape, 1
+        if self.grid.dimensions == 3:
+            _, parts = pencils(comm.Get_size(), *shape[1:])
+        if parts == 1:
+            self.slabs = Slabs(comm, shape[1], 1 - self.grid.dimensions)
+            return
+        row, place = divmod(comm.Get_rank(), parts)
+        self.slabs = Slabs(comm.Split(place, row), shape[1], -2)
+        self.pencils = Slabs(comm.Split(row, place), shape[2], -1)
 
     @property
     def num_ranks(self) -> int:
         """Return the number of ranks that share a field."""
-        return self.slabs.num_ranks if self.slabs else 1
+        each = [part.num_ranks for part in (self.slabs, self.pencils) if part]
+        return int(np.prod(each))
 
     @property
     def columns(self) -> slice:
         """Return the columns (ky) of the retained spectrum that this rank holds."""
-        return self.slabs.columns if self.slabs else slice(0, self.grid.modes + 1)
+        whole = self.grid.shape[-1] if self.grid.dimensions == 1 else self.grid.shape[1]
+        return self.slabs.columns if self.slabs else slice(0, whole)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the shape of one member's retained spectrum on this rank."""
-        columns = self.columns.stop - self.columns.start
-        return (*self.grid.shape[:-1], columns)
+        shape = list(self.grid.shape)
+        shape[min(1, len(shape) - 1)] = self.columns.stop - self.columns.start
+        if self.pencils:
+            shape[2] = self.halves.stop - self.halves.start
+        return tuple(shape)
+
+    @property
+    def halves(self) -> slice:
+        """Return the modes of the last side that this rank holds; all, unless on pencils."""
+        return self.pencils.columns if self.pencils else slice(0, self.grid.shape[-1])
 
     def rows(self, size: int | None = None) -> slice:
         """Return the rows (x) of a physical field of ``size`` points that this rank holds."""
-        size = size or self.grid.size
+        size = size or self.grid.sizes[0]
         return self.slabs.rows(size) if self.slabs else slice(0, size)
 
     def local(self, spectrum: Tensor) -> Tensor:
         """Return this rank's columns of a tensor that broadcasts to the full retained spectrum."""
-        if self.num_ranks == 1 or spectrum.shape[-1] == 1:
-            return spectrum
-        return spectrum[..., self.columns]
+        for part, axis in ((self.slabs, 1 - self.grid.dimensions), (self.pencils, -1)):
+            if part and spectrum.shape[axis] > 1:
+                start, stop = part.columns.start, part.columns.stop
+                spectrum = spectrum.narrow(axis, start, stop - start)
+        return spectrum
 
     def symbol(self, values: Tensor) -> Symbol:
         """Return the diagonal operator of ``values`` (full retained shape) on this rank."""
@@ -167,7 +201,8 @@ class Transform:
             values: real tensors that broadcast to the full retained spectrum, one per field.
 
         Returns:
-            ``(fields, 1, 2K + 1, local columns, 2)``, or ``(fields, 1, K + 1, 2)`` on a line.
+            ``(fields, 1, 2K + 1, local columns, 2)``, or ``(fields, 1, K + 1, 2)`` on a line, or
+            ``(fields, 1, 2K + 1, local columns, K + 1, 2)`` in three dimensions.
         """
         full = torch.stack([value.expand(self.grid.shape) for value in values]).unsqueeze(1)
         columns = self.local(full).to(self.device, self.real)
@@ -175,12 +210,13 @@ class Transform:
 
     # -- complex spectra, any leading axes -------------------------------------------------------
 
-    def to_physical(self, w_hat: Tensor, size: int | None = None) -> Tensor:
+    def to_physical(self, w_hat: Tensor, size: Size = None) -> Tensor:
         """Evaluate spectra on the grid, or on a grid of ``size`` points per side.
 
         Args:
             w_hat: ``(..., 2K + 1, local columns)`` complex (``(..., K + 1)`` on a line).
-            size: points per side, at least ``2K + 2``; by default those of the grid.
+            size: points, at least ``2K + 2``: a number for equal sides or one per side; by
+                default those of the grid.
 
         Returns:
             ``(..., local rows, size)`` real, a new tensor.
@@ -199,7 +235,7 @@ class Transform:
 
     # -- the solver's form: real pairs, several fields at once -----------------------------------
 
-    def synthesize(self, *parts: Part, size: int | None = None) -> Tensor:
+    def synthesize(self, *parts: Part, size: Size = None) -> Tensor:
         """Return the physical fields of spectra times real factors, all in one transform.
 
         Args:
@@ -213,22 +249,41 @@ class Transform:
         Raises:
             ValueError: too few points for the modes.
         """
-        n, K = size or self.grid.size, self.grid.modes
-        if n < 2 * K + 1:
-            raise ValueError(f"{n} points cannot carry {K} modes: resize the spectrum first")
+        sizes = self._sizes(size)
         fields = sum(1 if f is None else f.shape[0] for _, f in parts)
-        padded = self._work(fields, parts[0][0].shape[0], n)
+        members = parts[0][0].shape[0]
+        if self.grid.dimensions == 3:
+            return self._synthesize_cube(parts, fields, members, sizes)
+        padded, K = self._work(fields, members, sizes), self.grid.mode_counts[0]
         if self.grid.dimensions == 1:
             _fill(padded.upper, parts)
-            return self.lines.y_to_physical(padded.whole, n)
-        _fill(padded.upper, [(w[:, : K + 1], _rows(f, slice(0, K + 1))) for w, f in parts])
-        _fill(padded.lower, [(w[:, K + 1 :], _rows(f, slice(K + 1, None))) for w, f in parts])
+            return self.lines.y_to_physical(padded.whole, sizes[-1])
+        _fill(padded.upper, _halves(parts, slice(0, K + 1)))
+        _fill(padded.lower, _halves(parts, slice(K + 1, None)))
         if not self.lines.on_cpu:
-            return self.lines.plane_to_physical(padded.whole, n)
+            return self.lines.plane_to_physical(padded.whole, sizes)
         padded.middle.zero_()
         self.lines.x_to_physical(padded.lines)
         lines = self.slabs.to_rows(padded.whole) if self.slabs else padded.whole
-        return self.lines.y_to_physical(lines, n)
+        return self.lines.y_to_physical(lines, sizes[-1])
+
+    def _synthesize_cube(self, parts, fields: int, members: int, sizes) -> Tensor:
+        """Return fields ``(fields, members, local rows, n, n)``; see :meth:`synthesize`."""
+        (K, K_y, _), (nx, ny, nz) = self.grid.mode_counts, sizes
+        lines = self._box("x", fields, members, nx, *self.shape[1:])
+        pairs = torch.view_as_real(lines)
+        _fill(pairs[:, :, : K + 1], _halves(parts, slice(0, K + 1)))
+        _fill(pairs[:, :, nx - K :], _halves(parts, slice(K + 1, None)))
+        lines[:, :, K + 1 : nx - K].zero_()
+        lines = self.lines.x_to_physical(lines, -3)
+        if self.slabs:
+            lines = self.slabs.to_rows(lines)
+        rows = self._box("y", fields, members, lines.shape[2], ny, lines.shape[-1])
+        rows[..., : K_y + 1, :].copy_(lines[..., : K_y + 1, :])
+        rows[..., ny - K_y :, :].copy_(lines[..., K_y + 1 :, :])
+        rows[..., K_y + 1 : ny - K_y, :].zero_()
+        rows = self.lines.x_to_physical(rows)
+        return self.lines.y_to_physical(self.pencils.to_rows(rows) if self.pencils else rows, nz)
 
     def analyse(self, fields: Tensor, factors: Tensor | None = None) -> Tensor:
         """Return the retained spectra of fields, times real factors.
@@ -244,34 +299,52 @@ class Transform:
         Raises:
             ValueError: too few points for the modes.
         """
-        K, n = self.grid.modes, fields.shape[-1]
-        if n < 2 * K + 1:
-            raise ValueError(f"{n} points cannot carry {K} modes")
-        if self.grid.dimensions == 2 and not self.lines.on_cpu:
-            return self._retained(self.lines.plane_to_spectral(fields)[..., : K + 1], factors)
-        lines = self.lines.y_to_spectral(fields)[..., : K + 1]
-        if self.grid.dimensions == 2:
-            if self.slabs:
-                lines = self.slabs.to_columns(lines, n)
-            return self._retained(self.lines.x_to_spectral(lines), factors)
-        out = self._output(*fields.shape[:2])
-        _fill(out, [(torch.view_as_real(lines), factors)], paired=True)
-        return out
+        sides, K = self.grid.dimensions, self.grid.mode_counts
+        sizes = self._sizes_of(fields)
+        if sides == 2 and not self.lines.on_cpu:
+            spectra = self.lines.plane_to_spectral(fields)
+            return self._retained(spectra[..., : K[-1] + 1], factors)
+        lines = self.lines.y_to_spectral(fields)[..., : K[-1] + 1]
+        if sides == 1:
+            out = self._output(*fields.shape[:2])
+            _fill(out, [(torch.view_as_real(lines), factors)], paired=True)
+            return out
+        if self.pencils:
+            lines = self.pencils.to_columns(lines, sizes[1])
+        if sides == 3:
+            lines = self.lines.x_to_spectral(lines)
+            lines = torch.cat([lines[..., : K[1] + 1, :], lines[..., sizes[1] - K[1] :, :]], -2)
+        if self.slabs:
+            lines = self.slabs.to_columns(lines, sizes[0])
+        return self._retained(self.lines.x_to_spectral(lines, -sides), factors)
 
     def _retained(self, spectra: Tensor, factors: Tensor | None) -> Tensor:
         """Return the retained rows of spectra (fields, members, n, columns), times factors."""
-        K, n = self.grid.modes, spectra.shape[-2]
+        K, n = self.grid.mode_counts[0], spectra.shape[2]
         out, pairs = self._output(*spectra.shape[:2]), torch.view_as_real(spectra)
         upper, lower = slice(0, K + 1), slice(K + 1, None)
         _fill(out[:, :, upper], [(pairs[:, :, : K + 1], _rows(factors, upper))], paired=True)
         _fill(out[:, :, lower], [(pairs[:, :, n - K :], _rows(factors, lower))], paired=True)
         return out
 
-    def _work(self, fields: int, members: int, n: int) -> _Padded:
-        key = (fields, members, n)
+    def _sizes(self, size: Size) -> tuple[int, ...]:
+        """Return points per side; ValueError if one is too few for the modes."""
+        sizes = per_side(size or self.grid.sizes, self.grid.dimensions, "size")
+        for n, K in zip(sizes, self.grid.mode_counts):
+            if n < 2 * K + 1:
+                raise ValueError(f"{n} points cannot carry {K} modes: resize the spectrum first")
+        return sizes
+
+    def _sizes_of(self, field: Tensor) -> tuple[int, ...]:
+        """Return the points per side of the full field of which this rank holds a part."""
+        last = self.grid.sizes[-1]
+        return self._sizes([field.shape[-1] * size // last for size in self.grid.sizes])
+
+    def _work(self, fields: int, members: int, sizes: tuple[int, ...]) -> _Padded:
+        key = (fields, members, sizes)
         if key not in self._padded:
-            K, width = self.grid.modes, self.shape[-1]
-            columns = width if self.slabs else n // 2 + 1
+            K, width, n = self.grid.mode_counts[0], self.shape[-1], sizes[0]
+            columns = width if self.slabs else sizes[-1] // 2 + 1
             lead = (fields, members) if self.grid.dimensions == 1 else (fields, members, n)
             whole = torch.zeros(*lead, columns, dtype=self.complex, device=self.device)
             lines = whole[..., :width]
@@ -282,6 +355,13 @@ class Transform:
                 cuts = pairs[:, :, : K + 1], pairs[:, :, K + 1 : n - K], pairs[:, :, n - K :]
                 self._padded[key] = _Padded(whole, lines, *cuts)
         return self._padded[key]
+
+    def _box(self, name: str, *shape: int) -> Tensor:
+        """Return a complex work array."""
+        key = (name, *shape)
+        if key not in self._boxes:
+            self._boxes[key] = torch.zeros(*shape, dtype=self.complex, device=self.device)
+        return self._boxes[key]
 
     def _output(self, fields: int, members: int) -> Tensor:
         key = (fields, members)
@@ -294,15 +374,29 @@ class Transform:
 
     def gather(self, w_hat: Tensor) -> Tensor:
         """Return full retained spectra, on every rank, from each rank's columns."""
+        if self.pencils:
+            w_hat = self.pencils.gather_columns(w_hat)
         return self.slabs.gather_columns(w_hat) if self.slabs else w_hat
 
     def gather_field(self, field: Tensor) -> Tensor:
         """Return full physical fields, on every rank, from each rank's rows."""
-        return self.slabs.gather_rows(field) if self.slabs else field
+        if not self.slabs:
+            return field
+        sizes = self._sizes_of(field)
+        if self.pencils:
+            field = self.pencils.gather_rows(field, sizes[1])
+        return self.slabs.gather_rows(field, sizes[0])
 
     def maximum(self, values: np.ndarray) -> np.ndarray:
         """Return the largest value over the ranks, element by element."""
-        return self.slabs.maximum(values) if self.slabs else values
+        for part in (self.slabs, self.pencils):
+            values = part.maximum(values) if part else values
+        return values
+
+
+def _halves(parts: Sequence[Part], rows: slice) -> list[Part]:
+    """Return some rows (kx) of parts."""
+    return [(w[:, rows], _rows(factors, rows)) for w, factors in parts]
 
 
 def _rows(factors: Tensor | None, rows: slice) -> Tensor | None:

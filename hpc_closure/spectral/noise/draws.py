@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hpc_closure.spectral.modes.grid import Grid
-from hpc_closure.spectral.modes.half_plane import ModeDraws
+from hpc_closure.spectral.modes.half_plane import ModeDraws, Polarisation
 from hpc_closure.spectral.noise.counters import (
     STREAM_BRIDGE,
     STREAM_PATH,
@@ -35,7 +35,8 @@ class NoiseModel:
     The noise enters ``dw/dt`` as the rate ``beta xi``, constant over a step ``dt``: a Wiener
     increment divided by ``dt``. Additive noise is the same in Ito and Stratonovich calculus. Noise
     that depends on the state (:meth:`response`) is in the sense of Ito. A forcing with a
-    correlation time is driven by the same refinable path.
+    correlation time is driven by the same refinable path. In three dimensions it is a solenoidal
+    vector, with two normals per mode.
 
     Args:
         noise: law of the noise.
@@ -65,14 +66,18 @@ class NoiseModel:
         self.correlation_time = noise.memory
         self._noise = noise
         vectors, variance = noise.law(grid)
-        self.draws = ModeDraws(vectors, grid.modes)
+        self.draws = ModeDraws(vectors, grid.mode_counts if grid.dimensions > 1 else grid.modes)
+        self.polarisation = Polarisation(vectors, grid) if grid.dimensions == 3 else None
         # Standard deviation of the rate at dt: sqrt(E |beta xi_hat|^2), one per drawn mode.
         self.std = np.sqrt(variance if noise.memory else variance / dt)
         self._keys: dict[int, np.ndarray] = {}
 
     @property
     def std_hat(self) -> Tensor:
-        """Return ``sqrt(E |beta xi_hat|^2)`` per retained mode at ``dt``, ``(2K + 1, K + 1)``."""
+        """Return ``sqrt(E |beta xi_hat|^2)`` per retained mode at ``dt``, ``(2K + 1, K + 1)``.
+
+        In three dimensions it is that of the vector.
+        """
         box = torch.from_numpy(self.draws.place_std(self.std))
         return self.draws.spread(box, self.grid.shape)
 
@@ -89,14 +94,14 @@ class NoiseModel:
         return self._noise.response(self, members)
 
     @property
-    def box(self) -> tuple[int, int]:
-        """Return the rows and columns of the box of drawn modes."""
-        return self.draws.box
+    def box(self) -> tuple[int, ...]:
+        """Return the shape of a rate: the box of drawn modes, ``(3, *box)`` of vectors."""
+        return self.draws.box if self.polarisation is None else (3, *self.draws.box)
 
     @property
     def num_drawn(self) -> int:
         """Return the number of complex normals per member and step."""
-        return len(self.std)
+        return len(self.std) * (1 if self.polarisation is None else 2)
 
     def draw(
         self, members: Sequence[int], first_step: int, steps: int, level: int = 0
@@ -114,17 +119,27 @@ class NoiseModel:
         Returns:
             ``(steps, members, *box)`` complex128.
         """
-        out = self.draws.empty(steps, len(members))
+        out = self._empty(steps, len(members))
         # The path is drawn in units of the rate at path_dt: scale it to the rate at dt.
         scale = np.sqrt(0.5) * 2.0 ** (-self.level / 2) * np.ones(len(self.std))
         if not self.correlation_time:
             scale *= self.std
         scale = np.repeat(scale, 2)  # multiplying real pairs by reals rounds once
+        if self.polarisation is not None:
+            scale = np.tile(scale, 2)
         for column, member in enumerate(members):
             rates = self._rates(self.key(member), first_step, steps, self.level + level)
             rates.view(np.float64)[:] *= scale
-            out[:, column, :-1] = rates
+            out[:, column, ..., :-1] = self._polarised(rates)
         return self.draws.place(out)
+
+    def _empty(self, *lead: int) -> np.ndarray:
+        """Return an array for draws ``(*lead, M + 1)``, of vectors ``(*lead, 3, M + 1)``."""
+        return self.draws.empty(*lead, *self.box[: -len(self.draws.box)])
+
+    def _polarised(self, normals: np.ndarray) -> np.ndarray:
+        """Return the draws of normals ``(..., num_drawn)``, of vectors ``(..., 3, M)``."""
+        return normals if self.polarisation is None else self.polarisation.vectors(normals)
 
     def spread(self, box: np.ndarray) -> Tensor:
         """Expand a box ``(..., *box)`` to the full retained spectrum."""
@@ -132,11 +147,11 @@ class NoiseModel:
 
     def stationary(self, members: Sequence[int]) -> np.ndarray:
         """Draw initial rates of an Ornstein-Uhlenbeck forcing, ``(members, *box)`` complex128."""
-        out = self.draws.empty(len(members))
-        width = len(self.std)
+        out, width = self._empty(len(members)), self.num_drawn
         for row, member in zip(out, members):
-            row[:-1] = complex_normals(self.key(member), STREAM_STATIONARY, 0, 1, width)[0]
-        out[:, :-1] *= np.sqrt(0.5) * self.std
+            normals = complex_normals(self.key(member), STREAM_STATIONARY, 0, 1, width)
+            row[..., :-1] = self._polarised(normals)[0]
+        out[..., :-1] *= np.sqrt(0.5) * self.std
         return self.draws.place(out)
 
     def relaxation(self, dt: float) -> tuple[float, np.ndarray]:
@@ -157,7 +172,7 @@ class NoiseModel:
 
     def _rates(self, key: np.ndarray, first: int, num: int, level: int) -> np.ndarray:
         """Return rates in units where a step of the path (level 0) has ``E |z|^2 = 2``."""
-        width = len(self.std)
+        width = self.num_drawn
         if level == 0:
             return complex_normals(key, STREAM_PATH, first, num, width)
         if level < 0:

@@ -42,9 +42,10 @@ class Noise(Family):
         """Return the drawn modes and their variance.
 
         Returns:
-            Half-plane wavevectors ``(M, 2)`` in the order drawn (on a line ``(0, k)``), and the
-            variance ``(M,)``: ``E |d(beta W_hat)|^2 / dt`` of white noise, ``E |beta xi_hat|^2``
-            of noise with a correlation time.
+            Half-plane wavevectors ``(M, 2)`` in the order drawn (on a line ``(0, k)``, in three
+            dimensions ``(M, 3)``), and the variance ``(M,)``: ``E |d(beta W_hat)|^2 / dt`` of
+            white noise, ``E |beta xi_hat|^2`` of noise with a correlation time. In three
+            dimensions it is that of all components of a solenoidal vector.
         """
         raise NotImplementedError
 
@@ -72,7 +73,7 @@ class Noise(Family):
 class NoNoise(Noise):
     """No stochastic forcing."""
 
-    dimensions: ClassVar[tuple[int, ...]] = (1, 2)
+    dimensions: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     kind: Literal["none"] = "none"
 
@@ -113,8 +114,11 @@ class RingNoise(Noise):
 
     Every mode receives the same energy; the total mean rate is exactly ``energy_rate`` (Ito: half
     the quadratic variation). Energy is ``1/2 sum |w_hat|^2 / k^2`` over the full plane; white
-    noise of variance rate ``s`` injects ``s / (2 k^2)`` per mode.
+    noise of variance rate ``s`` injects ``s / (2 k^2)`` per mode. In three dimensions the noise is
+    a solenoidal force on the velocity, which injects ``s / 2`` per mode.
     """
+
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     kind: Literal["ring"] = Field("ring", description="stochastic forcing")
     wavenumber: Positive = Field(8.0, description="integer wavenumber")
@@ -122,25 +126,34 @@ class RingNoise(Noise):
     energy_rate: NonNegative = Field(1e-3, description="exact mean energy injection rate")
 
     def law(self, grid):
+        import numpy as np
+
         from hpc_closure.spectral.modes.half_plane import ring
 
-        vectors = ring(self.wavenumber, self.width)
+        vectors = ring(self.wavenumber, self.width, grid.dimensions)
         k2 = (vectors**2).sum(1) * grid.unit**2
+        if grid.dimensions == 3:
+            k2 = np.ones(len(vectors))
         return vectors, 2.0 * self.energy_rate * k2 / (2 * len(vectors))
 
 
 class OrnsteinUhlenbeck(Noise):
     """Time-correlated forcing of all modes with |k| in [wavenumber - width, wavenumber + width].
 
-    Every mode has the same variance; the pointwise variance of the sum is ``rms^2``.
+    Every mode has the same variance; the pointwise variance of the sum is ``rms^2``. In three
+    dimensions it is a solenoidal force on the velocity, ``rms^2`` the variance of its vector.
     """
+
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     kind: Literal["ornstein_uhlenbeck"] = Field(
         "ornstein_uhlenbeck", description="stochastic forcing"
     )
     wavenumber: Positive = Field(8.0, description="integer wavenumber")
     width: Positive = Field(1.0, description="half width")
-    rms: NonNegative = Field(0.1, description="pointwise rms, 1/time^2")
+    rms: NonNegative = Field(
+        0.1, description="pointwise rms, 1/time^2; in three dimensions length/time^2"
+    )
     correlation_time: Positive = Field(0.1, description="memory, time units")
 
     @property
@@ -152,7 +165,7 @@ class OrnsteinUhlenbeck(Noise):
 
         from hpc_closure.spectral.modes.half_plane import ring
 
-        vectors = ring(self.wavenumber, self.width)
+        vectors = ring(self.wavenumber, self.width, grid.dimensions)
         return vectors, np.full(len(vectors), self.rms**2 / (2 * len(vectors)))
 
 

@@ -5,6 +5,7 @@ The noise of a step is the rate, or what a :class:`~state_dependent.Response` co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 
@@ -85,7 +86,7 @@ class Rates:
             return
         index = np.arange(len(self.members))[rows]
         members = [self.members[row] for row in index]
-        block = max(1, NOISE_BYTES // (len(members) * noise.box[0] * noise.box[1] * 16))
+        block = max(1, NOISE_BYTES // (len(members) * math.prod(noise.box) * 16))
         for start in range(first, first + num, block):
             count = min(block, first + num - start)
             if self.coloured:
@@ -96,7 +97,14 @@ class Rates:
             else:
                 yield from self._pairs(noise.draw(members, start, count, level))
 
-    def add(self, base: Tensor, rate: Tensor, out: Tensor, columns: slice) -> None:
+    def add(
+        self,
+        base: Tensor,
+        rate: Tensor,
+        out: Tensor,
+        columns: slice,
+        halves: slice | None = None,
+    ) -> None:
         """Write ``base + rate`` to ``out`` in the box of drawn modes.
 
         ``out`` is unchanged elsewhere.
@@ -105,10 +113,10 @@ class Rates:
             base: real pairs ``(rows, 2K + 1, columns, 2)``, on a line ``(rows, K + 1, 2)``.
             rate: rates of these rows.
             out: shaped like ``base``.
-            columns: columns of the full spectrum that ``base`` holds.
+            columns, halves: see :meth:`ModeDraws.add`.
         """
         assert self.noise is not None
-        self.noise.draws.add(base, rate, out, columns)
+        self.noise.draws.add(base, rate, out, columns, halves)
 
     def state_dependent(self, start: Start) -> Tensor:
         """Return the noise of the step from ``start``, real pairs like the state."""

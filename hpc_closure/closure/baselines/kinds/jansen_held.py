@@ -17,6 +17,7 @@ class JansenHeld(Baseline):
 
     name = "jansen_held"
     several_fields = True
+    layered = True
     constants = {"coefficient": CHOICES, "backscatter_fraction": (0.0, 0.5, 0.8, 0.9, 1.0)}
 
     class Options(Constant):

@@ -9,6 +9,7 @@ class Leith(Baseline):
 
     name = "leith"
     several_fields = True
+    layered = True
     constants = {"coefficient": CHOICES}
     Options = Constant
 

@@ -17,10 +17,15 @@ class Constant(Section):
 
 
 class Smagorinsky(Baseline):
-    r"""U = div(nu grad w), :math:`\nu = (c\Delta)^2 |S|`, |S| the rate of strain."""
+    r"""U = div(nu grad w), :math:`\nu = (c\Delta)^2 |S|`, |S| the rate of strain.
+
+    In three dimensions U is the divergence of 2 nu S, without the part that pressure takes.
+    """
 
     name = "smagorinsky"
     several_fields = True
+    layered = True
+    flow_dimensions = (2, 3)
     constants = {"coefficient": CHOICES}
     Options = Constant
 

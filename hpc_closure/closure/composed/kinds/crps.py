@@ -7,6 +7,7 @@ class CRPS(ResidualKind):
     """Add one network output to base noise; trained by an almost-fair score."""
 
     name = "crps"
+    flow_dimensions = (1, 2, 3)
     several_fields = True
     reads = ("generator", "width", "modes", "layers", "spectral_convolution", "base_noise")
     learns_sensors = True

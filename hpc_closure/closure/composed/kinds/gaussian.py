@@ -7,6 +7,7 @@ class Stationary(ResidualKind):
     """Draw from the base law itself, the baseline of the generators."""
 
     name = "gaussian"
+    flow_dimensions = (1, 2, 3)
     several_fields = True
     trained = False
 

@@ -12,6 +12,7 @@ class Mixture(ResidualKind):
     """Draw from one or two Gaussian laws that depend on the state, fitted by likelihood."""
 
     name = "mixture"
+    flow_dimensions = (1, 2, 3)
     reads_sensors = False
 
     class Options(Section):

@@ -7,6 +7,7 @@ class ByMode(ResidualKind):
     """Draw from a Gaussian law with a covariance per wavevector, fitted in closed form."""
 
     name = "modes"
+    flow_dimensions = (1, 2, 3)
     trained = False
     reads_sensors = False
 

@@ -7,6 +7,7 @@ class Nothing(ResidualKind):
     """Draw nothing, so that every member has the mean."""
 
     name = "none"
+    flow_dimensions = (1, 2, 3)
     several_fields = True
     trained = False
     reads_sensors = False

@@ -7,6 +7,7 @@ class PointMixture(ResidualKind):
     """Draw from a mixture of two normal laws at every point, joined by a Gaussian copula."""
 
     name = "point_mixture"
+    flow_dimensions = (1, 2, 3)
     reads = ("width", "mean_layers")
     reads_sensors = False
     several_fields = True

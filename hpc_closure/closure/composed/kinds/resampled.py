@@ -7,6 +7,7 @@ class Resampled(ResidualKind):
     """Draw a residual of the training at random, moved by a random distance."""
 
     name = "resampled"
+    flow_dimensions = (1, 2, 3)
     several_fields = True
     trained = False
     reads_sensors = False

@@ -7,6 +7,7 @@ class Score(ResidualKind):
     """Transform base noise along the velocity of a trigonometric flow."""
 
     name = "score"
+    flow_dimensions = (1, 2, 3)
     several_fields = True
     reads = (
         "generator",

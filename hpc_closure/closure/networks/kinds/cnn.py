@@ -4,12 +4,12 @@ from hpc_closure.experiment.kinds import NetworkKind, fields_of
 
 
 class CNN(NetworkKind):
-    """Periodic 3 x 3 convolutions, on a line of three points."""
+    """Periodic 3 x 3 convolutions, on a line of 3 points, on a cube of 3 x 3 x 3."""
 
     name = "cnn"
     several_fields = True
     reads = ("width", "mean_layers")
-    flow_dimensions = (1, 2)
+    flow_dimensions = (1, 2, 3)
     decay = 0.3
 
     @classmethod

@@ -10,6 +10,7 @@ class FNO(NetworkKind):
     several_fields = True
     reads = ("width", "modes", "mean_layers", "spectral_convolution")
     decay = 3.0
+    flow_dimensions = (1, 2, 3)
     answers_largest = True
 
     @classmethod
@@ -18,4 +19,4 @@ class FNO(NetworkKind):
 
         sizes = (config["width"], config["modes"], config["mean_layers"])
         form = config["spectral_convolution"]
-        return FieldNetwork(channels, *sizes, form, fields_of(config))
+        return FieldNetwork(channels, *sizes, form, fields_of(config), config["dimensions"])

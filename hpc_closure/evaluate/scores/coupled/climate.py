@@ -20,7 +20,7 @@ from torch import Tensor
 from hpc_closure.evaluate.scores.intervals import Means, block_interval
 from hpc_closure.evaluate.scores.record import Score
 from hpc_closure.spectral.diagnostics import Diagnostics
-from hpc_closure.spectral.modes.grid import from_row, to_spectra
+from hpc_closure.spectral.modes.grid import to_spectra
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -71,11 +71,9 @@ class Flow:
         self.quantities = ("energy", "enstrophy") if problem.dimensions == 2 else ("energy",)
 
     def simulation(self, states: Tensor) -> Simulation:
-        """Return a simulation of B members in the states (B, n, n), in 1-D (B, 1, n)."""
+        """Return a simulation of B members in the states (B, n, n)."""
         simulation = Simulation(self.problem, range(len(states)), 0)
-        dimensions = self.problem.dimensions
-        fields = from_row(states.double().cpu(), dimensions)
-        spectra = to_spectra(fields, simulation.grid.modes, dimensions)
+        spectra = to_spectra(states.double().cpu(), simulation.grid.mode_counts)
         return simulation.load_state(0, spectra)
 
     def measure(self, states: Tensor) -> dict[str, Tensor]:

@@ -34,18 +34,18 @@ SCORES = (
 
 
 def enstrophy(fields: Tensor) -> Tensor:
-    """Compute the mean of w^2 / 2 over the grid; fields (..., n, n) -> (...)."""
-    return 0.5 * fields.double().square().mean((-2, -1))
+    """Compute the mean of w^2 / 2 over the grid; fields (M, S, n, n) -> (M, S)."""
+    return 0.5 * fields.double().square().mean(tuple(range(2, fields.ndim)))
 
 
 def peak(fields: Tensor) -> Tensor:
-    """Find the largest |w| on the grid; fields (..., n, n) -> (...)."""
-    return fields.double().abs().amax((-2, -1))
+    """Find the largest |w| on the grid; fields (M, S, n, n) -> (M, S)."""
+    return fields.double().abs().amax(tuple(range(2, fields.ndim)))
 
 
 def large_scale(fields: Tensor) -> Tensor:
-    """Compute the share of the enstrophy in shells 0 to 2; fields (..., n, n) -> (...)."""
-    power = shell_power(fields)
+    """Compute the share of the enstrophy in shells 0 to 2; fields (M, S, n, n) -> (M, S)."""
+    power = shell_power(fields, fields.ndim - 2)
     return power[..., :3].sum(-1) / power.sum(-1)
 
 

@@ -55,8 +55,9 @@ class Trajectories:
         skill, pairs = forecast.distances
         self._skill.append(skill.cpu())
         self._pairs.append(pairs.cpu())
-        sizes = ensemble.square().mean((-2, -1)) * truth.square().mean((-2, -1))
-        correlation = (ensemble * truth).mean((-2, -1)) / sizes.sqrt().clamp(min=1e-300)
+        sides = tuple(range(1 - truth.ndim, 0))
+        sizes = ensemble.square().mean(sides) * truth.square().mean(sides)
+        correlation = (ensemble * truth).mean(sides) / sizes.sqrt().clamp(min=1e-300)
         self._apart.append(1 - correlation.mean(0).cpu())
 
     def energy_score(self, number: int | None = None) -> Tensor:

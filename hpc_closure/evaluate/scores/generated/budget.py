@@ -7,7 +7,8 @@ unit time, the enstrophy
 .. math:: \mathrm{Re}(\tilde w^* U) + \tfrac{\tau}{2} |U|^2.
 
 The second term is the contribution of noise (Ito). Divided by :math:`k^2` the rate is that of
-energy. In one dimension the state is a velocity and the expression is the energy itself.
+energy. This is for the vorticity of a plane. The state of other numbers of sides is a velocity,
+and the expression is the energy itself.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.intervals import interval_columns
 from hpc_closure.evaluate.scores.pointwise import distance
 from hpc_closure.evaluate.scores.record import Score
-from hpc_closure.evaluate.scores.spectra import integer_k2, per_shell, power, transform
+from hpc_closure.evaluate.scores.spectra import power, scaled_k2, transform
 
 SCORES = tuple(
     Score(
@@ -77,11 +78,11 @@ class Budget:
         self._truth: dict[str, list[Tensor]] = {}
         self._by_method: dict[str, dict[str, list[Tensor]]] = {}
         self._state: Tensor
-        self._shape: torch.Size
+        self._true: Truth
 
     def begin(self, truth: Truth, states: Tensor) -> None:
         """Begin a block: the true closures and the states (s, n, n) to which they are added."""
-        self._state, self._shape = transform(states.double().cpu()), states.shape[-2:]
+        self._state, self._true = transform(states.double().cpu(), truth.dimensions), truth
         self._append(self._truth, truth.hat, power(truth.hat))
 
     def add(self, method: str, forecast: Forecast) -> None:
@@ -90,15 +91,14 @@ class Budget:
 
     def _append(self, into: dict[str, list[Tensor]], mean: Tensor, energy: Tensor) -> None:
         """Append the rates per shell, from the mean coefficients and mean squared coefficients."""
-        rows, size = self._shape
         density = (self._state.conj() * mean.cpu()).real + 0.5 * self.span * energy.cpu()
-        k2 = integer_k2(size, rows)
-        to_energy = torch.where(k2 > 0, k2, torch.inf).reciprocal() if rows > 1 else 1.0
-        quantities = {"energy": density * to_energy}
-        if rows > 1:
-            quantities["enstrophy"] = density
+        quantities = {"energy": density}
+        if self._true.dimensions == 2:
+            k2 = scaled_k2(tuple(self._true.fields.shape[1:]), self._true.lengths)
+            to_energy = torch.where(k2 > 0, k2, torch.inf).reciprocal()
+            quantities = {"energy": density * to_energy, "enstrophy": density}
         for quantity, part in quantities.items():
-            rate = per_shell(part, size).nan_to_num(nan=torch.inf)
+            rate = self._true.per_shell(part).nan_to_num(nan=torch.inf)
             into.setdefault(quantity, []).append(rate)
 
     def transfer(self, method: str) -> dict[str, Tensor]:

@@ -124,10 +124,8 @@ class Innovations:
         numbers = torch.view_as_real(self.q_hat).flatten(1)
         shell = self.band.grid.shell().expand(self.band.shape).flatten().repeat_interleave(2)
         variance = numbers.square().mean(0)
-        # in the column ky = 0 one half of the modes is the conjugate of the other
-        once = torch.ones(self.band.shape, dtype=torch.bool)
-        once[self.band.modes + 1 :, 0] = False
-        once = once.flatten().repeat_interleave(2)
+        # where the last wavenumber is 0 one half of the modes is the conjugate of the other
+        once = self.band.independent.flatten().repeat_interleave(2)
         varies = (variance > QUIET * variance.max()) & (shell > 0) & once
         return numbers[:, varies], shell[varies]
 
@@ -207,11 +205,11 @@ class Innovations:
         if low.shape[1]:
             yield self._row("kurtosis_patterns", _moments(_leading(low)), _mean_kurtosis)
         fields = self._fields(self.q_hat)
-        side = fields.shape[-1] // PATCH
-        parts = fields.unfold(-1, side, side)
-        if fields.shape[-2] > 1:
-            parts = parts.unfold(-3, side, side)
-        patches = parts.reshape(len(fields), PATCH ** (1 + (fields.shape[-2] > 1)), -1)
+        parts, sides = fields, fields.ndim - 1
+        for axis in range(sides, 0, -1):
+            side = fields.shape[axis] // PATCH
+            parts = parts.unfold(axis, side, side)
+        patches = parts.reshape(len(fields), PATCH**sides, -1)
         components = _leading(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
         moments = {name: moment.mean(1) for name, moment in _moments(components).items()}
         yield self._row("kurtosis_patches", moments, _mean_kurtosis)
@@ -254,16 +252,17 @@ def _leading(numbers: Tensor) -> Tensor:
 def local_features(w_hat: Tensor, b: Band, size: int) -> Tensor:
     """Compute |w|, |grad w| and the squared strain rate of states (B, ...); returns (B, 3, n, n).
 
-    In one dimension the third feature is the squared slope.
+    In other numbers of dimensions than two the third feature is the squared slope.
     """
 
     def field(spectrum: Tensor) -> Tensor:
         return b.to_physical(spectrum, size)
 
-    kx, ky = (getattr(b.grid, name).to(w_hat.device) for name in ("kx", "ky"))
-    steep = field(1j * kx * w_hat).square() + field(1j * ky * w_hat).square()
-    strain = steep
+    sides = [k.to(w_hat.device) for k in b.grid.k]
+    slopes = [field(1j * k * w_hat).square() for k in sides]
+    steep = strain = sum(slopes[1:], slopes[0])
     if b.grid.dimensions == 2:
+        kx, ky = sides
         k2 = kx**2 + ky**2
         psi = w_hat / torch.where(k2 > 0, k2, torch.inf)
         strain = field(2 * kx * ky * psi).square() + field((kx**2 - ky**2) * psi).square()

@@ -36,19 +36,22 @@ SCORES = (
 )
 
 
-def split(fields: Tensor, channels: Sequence[str]) -> dict[str, Tensor]:
-    """Return {channel: fields (..., n, n)} of fields (..., C, n, n); {"": fields} of one field."""
+def split(fields: Tensor, channels: Sequence[str], dimensions: int = 2) -> dict[str, Tensor]:
+    """Return {channel: fields (..., n, n)} of fields (..., C, n, n); {"": fields} of one field.
+
+    The axis of the channels is the one before those of the sides, ``dimensions`` of them.
+    """
     if not channels:
         return {"": fields}
-    return dict(zip(channels, fields.unbind(-3), strict=True))
+    return dict(zip(channels, fields.unbind(-1 - dimensions), strict=True))
 
 
-def scales(fields: Tensor) -> Tensor:
+def scales(fields: Tensor, dimensions: int = 2) -> Tensor:
     """Compute the standard deviation of each channel of fields (..., C, n, n); (C,) float64.
 
     A channel that does not vary has the scale 1.
     """
-    std = fields.double().movedim(-3, 0).flatten(1).std(1)
+    std = fields.double().movedim(-1 - dimensions, 0).flatten(1).std(1)
     return torch.where(std > 0, std, 1.0)
 
 

@@ -3,8 +3,8 @@ r"""Compare coherence and phase of pairs of fields of a coupled run with the tru
 The cross spectrum of fields i and j is :math:`S_{ij} = \langle \hat w_i \hat w_j^* \rangle`, the
 mean over the modes of a shell with kx > 0, and over members, starts and the second half of the
 stored lead times. The modes with kx < 0 are the conjugates: together with them the imaginary part
-would cancel, as it is odd in kx for a flux along x. On a line all modes with k > 0 count. From S
-follow per shell
+would cancel, as it is odd in kx for a flux along x. On a line these are all modes with k > 0. From
+S follow per shell
 
     coherence    |S_ij| / (S_ii S_jj)^(1/2), in [0, 1]
     phase        of field i minus that of field j, radians
@@ -27,7 +27,7 @@ from hpc_closure.closure.gaussian.channel_covariance import coherence
 from hpc_closure.evaluate.scores.intervals import Means, block_interval
 from hpc_closure.evaluate.scores.joint.channels import TABLE
 from hpc_closure.evaluate.scores.record import Score
-from hpc_closure.spectral.modes.grid import shell_sum
+from hpc_closure.spectral.modes.grid import shell_of, shell_sum
 
 FLOOR = 1e-6  # share of a field's variance below which a shell holds round-off
 JUDGED = 1e-3  # least share of the reference's variance of both fields in a shell that counts
@@ -56,26 +56,27 @@ def pair_names(channels: Sequence[str]) -> dict[str, tuple[int, int]]:
     }
 
 
-def cross_spectra(fields: Tensor) -> Tensor:
+def cross_spectra(fields: Tensor, lengths: tuple[float, ...] = (1.0, 1.0)) -> Tensor:
     """Average w_i w_j^* over the modes with kx > 0 of each shell.
 
     Args:
-        fields: (..., C, n, n), on a line (..., C, 1, n).
+        fields: (..., C, n, n), on a line (..., C, n), of three sides (..., C, n, n, n).
+        lengths: length of each side.
 
     Returns:
         Complex128 (..., C, C, shells); 0 in shells without such modes.
     """
-    rows, size = fields.shape[-2:]
-    half = (size + 1) // 2
-    numbers = torch.fft.fftfreq(size, d=1 / size, dtype=torch.float64)
-    if rows == 1:
-        spectra = torch.fft.fft(fields.double(), norm="forward")[..., 1:half]
-        shell = numbers[None, 1:half].long()
-    else:
-        spectra = torch.fft.fft2(fields.double(), norm="forward")[..., 1:half, :]
-        shell = torch.hypot(*torch.meshgrid(numbers[1:half], numbers, indexing="ij"))
-        shell = shell.round().long()
-    products = spectra.unsqueeze(-3) * spectra.unsqueeze(-4).conj()
+    sides, longest = len(lengths), max(lengths)
+    axes, half = tuple(range(-sides, 0)), (fields.shape[-sides] + 1) // 2
+    k2 = torch.zeros(())
+    for axis, length in zip(axes, lengths, strict=True):
+        size = fields.shape[axis]
+        k = torch.fft.fftfreq(size, d=1 / size, dtype=torch.float64) * (longest / length)
+        k2 = k2 + k.square().reshape([-1 if one == axis else 1 for one in axes])
+    shell = shell_of(k2.narrow(-sides, 1, half - 1))
+    spectra = torch.fft.fftn(fields.double(), dim=axes, norm="forward")
+    spectra = spectra.narrow(-sides, 1, half - 1)
+    products = spectra.unsqueeze(-1 - sides) * spectra.unsqueeze(-2 - sides).conj()
     modes = torch.bincount(shell.flatten()).clamp(min=1).to(products.device)
     real, imaginary = (
         shell_sum(part.contiguous(), shell) for part in (products.real, products.imag)
@@ -95,9 +96,13 @@ class Pairs:
     Args:
         channels: names of the fields.
         times: number of lead times; the first half of them is ignored.
+        lengths: length of each side.
     """
 
-    def __init__(self, channels: Sequence[str], times: int):
+    def __init__(
+        self, channels: Sequence[str], times: int, lengths: tuple[float, ...] = (1.0, 1.0)
+    ):
+        self.lengths = lengths
         self.pairs, self.since = pair_names(channels), times // 2
         self.sizes: dict[str, dict[str, int]] = {}
         self._sums: dict[str, Tensor] = {}
@@ -108,7 +113,7 @@ class Pairs:
             return
         self.sizes[method] = {"members": len(ensemble), "samples": ensemble.shape[1]}
         for number, states in enumerate(ensemble):  # one member at a time is in memory
-            spectra = cross_spectra(states).cpu()
+            spectra = cross_spectra(states, self.lengths).cpu()
             names = [method]
             if method == "oracle" and len(ensemble) > 1:
                 names.append(HALVES[2 * number >= len(ensemble)])

@@ -1,6 +1,6 @@
 r"""Score extremes and small patches of fields, which scores of points or fields do not see.
 
-Patches of ``SIDE`` points a side tile the periodic square, in one dimension the line. The CRPS of
+Patches of ``SIDE`` points a side tile the periodic square, line or cube. The CRPS of
 a point does not depend on how values are joined, and the energy score of a field of many points
 depends on little more than their variances: distances of independent fields concentrate. A
 Gaussian ensemble with the variance of rare events has nearly the same energy score as the events
@@ -123,50 +123,60 @@ SCORES = (
 # ---- patches ------------------------------------------------------------------------------------
 
 
-def side_of(size: int) -> int | None:
-    """Return the largest side up to SIDE, at least 2, that divides ``size``; None without one."""
-    return next((side for side in range(SIDE, 1, -1) if size % side == 0), None)
+def side_of(*points: int) -> int | None:
+    """Return the largest side up to SIDE, at least 2, that divides ``points``; None without one.
+
+    Args:
+        points: points per side, or of one side for equal sides.
+    """
+    sides = range(SIDE, 1, -1)
+    return next((side for side in sides if not any(size % side for size in points)), None)
 
 
-def left_out(size: int) -> str:
+def left_out(size: int, dimensions: int = 2) -> str:
     """Return why fields of ``size`` points a side have no scores of patches; "" if they have."""
     if side_of(size) is not None:
         return ""
-    return f"patches are not scored on {size}^2: no side from 2 to {SIDE} divides {size}"
+    grid = f"{size}^{dimensions}" if dimensions > 1 else f"{size} points"
+    return f"patches are not scored on {grid}: no side from 2 to {SIDE} divides {size}"
 
 
-def cut(fields: Tensor, side: int = SIDE) -> Tensor:
+def cut(fields: Tensor, side: int = SIDE, dimensions: int = 2) -> Tensor:
     """Cut fields (..., n, n) into patches without overlap, (..., rows, side, columns, side).
 
-    In one dimension (..., 1, n) a patch has one row.
+    Fields of other numbers of sides have such a pair of axes for each side.
 
     Raises:
         ValueError: ``side`` does not divide the number of points.
     """
-    rows, columns = fields.shape[-2:]
-    height = min(side, rows)
-    if side < 1 or rows % height or columns % side:
+    points = fields.shape[-dimensions:]
+    if side < 1 or any(size % side for size in points):
         raise ValueError(
-            f"patches of side {side} do not tile fields of {rows} x {columns} points: choose a "
-            "side that divides both"
+            f"patches of side {side} do not tile fields of {' x '.join(map(str, points))} points: "
+            f"choose a side that divides {'both' if dimensions == 2 else 'all of them'}"
         )
-    return fields.unflatten(-1, (-1, side)).unflatten(-3, (-1, height))
+    for axis in range(-1, -1 - 2 * dimensions, -2):
+        fields = fields.unflatten(axis, (-1, side))
+    return fields
 
 
-def extremes(fields: Tensor, side: int = SIDE) -> tuple[Tensor, Tensor]:
+def extremes(fields: Tensor, side: int = SIDE, dimensions: int = 2) -> tuple[Tensor, Tensor]:
     """Find least and largest value of each patch of fields (..., n, n); (..., patches) each.
 
     Both are NaN for a patch with a value that is not finite.
     """
-    parts = cut(fields, side)
+    parts = cut(fields, side, dimensions)
+    inside = tuple(range(1 - 2 * dimensions, 0, 2))
     least, largest = (
-        values.flatten(-2) for values in (parts.amin((-3, -1)), parts.amax((-3, -1)))
+        values.flatten(-dimensions) for values in (parts.amin(inside), parts.amax(inside))
     )
     lost = ~(least.isfinite() & largest.isfinite())
     return least.masked_fill(lost, torch.nan), largest.masked_fill(lost, torch.nan)
 
 
-def threshold(reference: Tensor, side: int = SIDE, quantile: float = QUANTILE) -> float:
+def threshold(
+    reference: Tensor, side: int = SIDE, quantile: float = QUANTILE, dimensions: int = 2
+) -> float:
     """Compute the quantile of patch maxima over reference fields (..., n, n), units of fields.
 
     The reference must not contain the ensembles that are judged. Patches with a value that is not
@@ -175,7 +185,7 @@ def threshold(reference: Tensor, side: int = SIDE, quantile: float = QUANTILE) -
     Raises:
         ValueError: no patch of the reference is finite.
     """
-    values = extremes(reference, side)[1].flatten()
+    values = extremes(reference, side, dimensions)[1].flatten()
     values = values[values.isfinite()].sort().values
     if not len(values):
         raise ValueError(f"no patch of the reference {tuple(reference.shape)} has finite values")
@@ -185,10 +195,12 @@ def threshold(reference: Tensor, side: int = SIDE, quantile: float = QUANTILE) -
     return float(values[below] + (place - below) * (values[above] - values[below]))
 
 
-def threshold_of(reference: Tensor | None) -> float | None:
+def threshold_of(reference: Tensor | None, dimensions: int = 2) -> float | None:
     """Return :func:`threshold` with the side for these fields; None without fields or side."""
-    side = None if reference is None else side_of(reference.shape[-1])
-    return None if reference is None or side is None else threshold(reference.double(), side)
+    side = None if reference is None else side_of(*reference.shape[-dimensions:])
+    if reference is None or side is None:
+        return None
+    return threshold(reference.double(), side, dimensions=dimensions)
 
 
 # ---- values per sample --------------------------------------------------------------------------
@@ -200,19 +212,22 @@ def patch_max_crps(ensemble: Tensor, truth: Tensor, side: int = SIDE) -> Tensor:
     In units of the truth, as all CRPS.
     """
     check_ensemble(ensemble, truth)
-    return crps(extremes(ensemble, side)[1], extremes(truth, side)[1])
+    x, y = (_extremes(fields, truth, side)[1] for fields in (ensemble, truth))
+    return crps(x, y)
 
 
 def patch_min_crps(ensemble: Tensor, truth: Tensor, side: int = SIDE) -> Tensor:
     """Compute the same of patch minima: (M, S, n, n), (S, n, n) -> (S,)."""
     check_ensemble(ensemble, truth)
-    return crps(extremes(ensemble, side)[0], extremes(truth, side)[0])
+    x, y = (_extremes(fields, truth, side)[0] for fields in (ensemble, truth))
+    return crps(x, y)
 
 
 def field_max_crps(ensemble: Tensor, truth: Tensor) -> Tensor:
     """Compute the fair CRPS of the field's maximum: (M, S, n, n), (S, n, n) -> (S,)."""
     check_ensemble(ensemble, truth)
-    return crps(ensemble.amax((-2, -1)), truth.amax((-2, -1)))
+    sides = tuple(range(1 - truth.ndim, 0))
+    return crps(ensemble.amax(sides), truth.amax(sides))
 
 
 def patch_energy_score(ensemble: Tensor, truth: Tensor, side: int = SIDE) -> Tensor:
@@ -222,10 +237,13 @@ def patch_energy_score(ensemble: Tensor, truth: Tensor, side: int = SIDE) -> Ten
     fields is over the grid. Units of the truth.
     """
     check_ensemble(ensemble, truth)
-    members = len(ensemble)
+    members, sides = len(ensemble), truth.ndim - 1
 
     def points(fields: Tensor) -> Tensor:
-        return cut(fields, side).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+        parts, lead = cut(fields, side, sides), fields.ndim - sides
+        patches = [lead + 2 * axis for axis in range(sides)]
+        parts = parts.permute(*range(lead), *patches, *(axis + 1 for axis in patches))
+        return parts.flatten(-sides).flatten(lead, -2)
 
     patches = points(truth[:1]).shape[-2]
     at_once = max(1, PAIR_VALUES[truth.device.type] // (patches * members**2))
@@ -254,7 +272,13 @@ def exceedance(
         value is not finite.
     """
     check_ensemble(ensemble, truth)
-    return _events(extremes(ensemble, side)[1], extremes(truth, side)[1], above)
+    x, y = (_extremes(fields, truth, side)[1] for fields in (ensemble, truth))
+    return _events(x, y, above)
+
+
+def _extremes(fields: Tensor, truth: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Find the extremes of fields with the sides of the truth (S, ...)."""
+    return extremes(fields, side, truth.ndim - 1)
 
 
 def _events(ensemble: Tensor, truth: Tensor, above: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -283,10 +307,12 @@ def statistics(
             these nor those of patches exist if no side divides the number of points.
     """
     found = {"field_max_crps": field_max_crps(ensemble, truth)}
-    side = side_of(truth.shape[-1])
+    side = side_of(*truth.shape[1:])
     if side is None:
         return found
-    (low, high), (true_low, true_high) = (extremes(part, side) for part in (ensemble, truth))
+    (low, high), (true_low, true_high) = (
+        _extremes(part, truth, side) for part in (ensemble, truth)
+    )
     found["patch_max_crps"], found["patch_min_crps"] = crps(high, true_high), crps(low, true_low)
     found["patch_energy_score"] = patch_energy_score(ensemble, truth, side)
     if above is not None:
