@@ -379,29 +379,22 @@ def _to_columns(mixed, factors, spectrum, work, tables):
 
 
 def _flux_out(first, second, factors, block, spectrum, work, tables):
-    """Transform a block of two mixed fields, and store it."""
+    """Transform a block of two mixed fields, and store the sum of both times their factors."""
     x, y, v = work[:3]
-    lanes, columns = tables[2], spectrum.shape[1] // 2
-    count = (2 * K + 1) * columns
-    if FORM == BASDEVANT or columns - block * LANES < LANES:
-        z = x if PASSES % 2 else y
-        FORWARD(first, x, y, z, tables)
-        STORE(z, factors, 0, block, spectrum, lanes)
-        FORWARD(second, x, y, z, tables)
-        STORE(z, factors, 1, block, spectrum, lanes)
-        return
-    z = x if PASSES % 2 else y
+    columns = spectrum.shape[1] // 2
+    # the transform of the first field is in one buffer; the other one and v serve the second
+    z, other = (x, y) if PASSES % 2 else (y, x)
+    a, b = (v, other) if PASSES % 2 else (other, v)
     FORWARD(first, x, y, z, tables)
-    # the other buffer of this transform is free, and v takes the part of the first one
-    other = y if PASSES % 2 else x
-    if PASSES % 2:
-        FORWARD(second, v, other, v, tables)
-    else:
-        FORWARD(second, other, v, v, tables)
+    FORWARD(second, a, b, v, tables)
+    if FORM == BASDEVANT or columns - block * LANES < LANES:
+        STORE(z, factors, 0, block, spectrum, tables[2])
+        STORE(v, factors, 1, block, spectrum, tables[2])
+        return
     for row in range(2 * K + 1):
         o = (row if row <= K else row + N - 2 * K - 1) * LANES
         at = row * columns + block * LANES
-        store_flux(z, v, o, APART, factors, at, count, spectrum)
+        store_flux(z, v, o, APART, factors, at, (2 * K + 1) * columns, spectrum)
 
 
 def _store(z, factors, f, block, spectrum, lanes):
