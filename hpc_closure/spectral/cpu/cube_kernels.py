@@ -246,7 +246,7 @@ def _collect(planes, f, block, row, x):
             im[q] = line[q + LANES]
 
 
-def _project(work, kx, y, kz, inverse, column, block, out, lanes):
+def _project(work, kx, y, kz, inverse, column, block, out, lanes):  # noqa: PLR0913 - a kernel
     """Store -P div of five spectra. The wavenumbers kz are zero beyond the last block's end."""
     first = block * LANES
     width = min(lanes, out.shape[3] // 2 - first)
