@@ -59,12 +59,14 @@ class ReturnTimes:
     """
 
     def __init__(self, truth: Tensor, times: Tensor):
-        self.side, self.span = side_of(truth.shape[-1]), float(times[-1] - times[0])
+        self.sides = truth.ndim - 2  # of a field
+        self.side, self.span = side_of(*truth.shape[2:]), float(times[-1] - times[0])
         self.levels: dict[str, float] = {}
         if self.side is not None and self.span > 0:
             fields = truth.double()
             self.levels = {
-                name: threshold(fields, self.side, level) for name, level in LEVELS.items()
+                name: threshold(fields, self.side, level, self.sides)
+                for name, level in LEVELS.items()
             }
         self.cases = len(truth)
         self._last: dict[str, dict[str, Tensor]] = {}
@@ -75,7 +77,7 @@ class ReturnTimes:
         """Add the fields (M, cases, n, n) of the next lead time."""
         if not self.levels or self.side is None:
             return
-        largest = extremes(fields.double(), self.side)[1]
+        largest = extremes(fields.double(), self.side, self.sides)[1]
         lost = largest.isnan().any(-1).any(0)  # cases
         self.observed[method] = len(fields) * largest.shape[-1] * self.span
         before = self._last.get(method)
