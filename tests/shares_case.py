@@ -70,9 +70,9 @@ def evidence() -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     pairs: list[Tensor] = []
     fit = centre.fit
 
-    def noting_pairs(numbers, means):
+    def noting_pairs(numbers, means, *channels):
         pairs.extend((numbers, means))
-        return fit(numbers, means)
+        return fit(numbers, means, *channels)
 
     def noting(ask):
         def asked(gate):

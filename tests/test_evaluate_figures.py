@@ -97,7 +97,7 @@ def history(phases):
 def drawn_texts(figure):
     """Texts on the page with their boxes in pixels."""
     canvas = FigureCanvasAgg(figure)
-    with figures._style():
+    with figures.drawing_style():
         canvas.draw()
     hidden = ticks_out_of_view(figure)
     for text in figure.findobj(Text):
@@ -280,7 +280,7 @@ def test_tables_hold_the_lines_and_bands_that_are_drawn(coupled):
         found[found["panel"] == 2]["series"]
     )
     assert not found["series"].isna().any()
-    found, _ = table(figures.profiles({"truth": normal(1, 32), "model": normal(3, 1, 32)}))
+    found, _ = table(figures.profiles({"truth": normal(32), "model": normal(3, 32)}))
     band = found[found["kind"] == "band"]
     assert set(band["series"]) == {"model: mean and std"} and len(band) == 32
 

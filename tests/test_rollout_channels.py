@@ -95,7 +95,8 @@ def test_a_member_reads_the_stored_closures_and_then_its_own(trained):
             calls.append((request, drawn))
         return drawn
 
-    run.closure = Recorded(closure, record)
+    for process in run.processes.values():
+        process.closure = Recorded(closure, record)
     start(run, data, trained)
     run.advance(2)
     (first, drawn), (second, _) = calls

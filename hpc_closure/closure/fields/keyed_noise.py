@@ -118,7 +118,8 @@ def white_spectra(
     if device.type != "cpu" and switches.is_on(switches.FUSED):
         from hpc_closure.spectral.cuda.draws import white_on
 
-        return white_on(band.half_plane, device, (seed, stage, ids), stream, item)
+        drawn = white_on(band.half_plane, device, (seed, stage, ids), stream, item)
+        return drawn.view(-1, *band.shape)  # those of a line have a row
     words = _words(stream, Key(seed, stage, ids, item), band.half_plane.num_drawn)
     return band.white(box_muller(words)).to(device)
 
