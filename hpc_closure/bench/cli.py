@@ -21,6 +21,11 @@ SMALL = {"width": 16, "modes": 6, "layers": 2}  # as in the presets on 64^2
 app = typer.Typer(no_args_is_help=True, help="Measure speed and calibration on this machine.")
 
 # options of several commands
+TrainedRun = Annotated[str, typer.Argument(help="Preset or file of a trained run.")]
+Overrides = Annotated[
+    Optional[list[str]],
+    typer.Argument(help="Changed settings of the run.", metavar="[KEY=VALUE]..."),
+]
 Threads = Annotated[int, typer.Option(help="Total threads; 0 = torch's default.", metavar="N")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Steps = Annotated[
@@ -388,11 +393,8 @@ def switches(
 
 @app.command("two-layer")
 def two_layer(
-    experiment: Annotated[str, typer.Argument(help="Preset or file of a trained run.")],
-    overrides: Annotated[
-        Optional[list[str]],
-        typer.Argument(help="Changed settings of the run.", metavar="[KEY=VALUE]..."),
-    ] = None,
+    experiment: TrainedRun,
+    overrides: Overrides = None,
     members: Annotated[int, typer.Option(help="Trajectories of each solver.", metavar="N")] = 4,
     duration: Annotated[
         float, typer.Option(help="Time of each run; a quarter is spin-up.", metavar="TIME")
@@ -426,11 +428,8 @@ def two_layer(
 
 @app.command()
 def stability(
-    experiment: Annotated[str, typer.Argument(help="Preset or file of a trained run.")],
-    overrides: Annotated[
-        Optional[list[str]],
-        typer.Argument(help="Changed settings of the run.", metavar="[KEY=VALUE]..."),
-    ] = None,
+    experiment: TrainedRun,
+    overrides: Overrides = None,
     members: Annotated[int, typer.Option(help="Number of trajectories.", metavar="N")] = 100,
     steps: Annotated[
         int, typer.Option(help="Solver steps per trajectory.", metavar="N")

@@ -64,11 +64,7 @@ class Case:
     timing: Timing = Timing()
 
     def __post_init__(self):
-        for name in self.against:
-            if name not in AGAINST:
-                raise ValueError(f"against {name!r}: expected one of {', '.join(AGAINST)}")
-        if self.members < 1:
-            raise ValueError(f"members={self.members}: expected at least 1")
+        measure.check(self.members, self.against, AGAINST)
         if self.ranks % self.domain_ranks:
             raise ValueError(
                 f"domain ranks {self.domain_ranks} do not divide the {self.ranks} ranks"

@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,3 +195,12 @@ def table(rows: list[dict], columns: Mapping[str, str], widths: int = 0) -> str:
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, wide)).rstrip() for line in cells
     )
+
+
+def check(members: int, against: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ValueError if a case has no member, or is compared with an unknown method."""
+    for name in against:
+        if name not in known:
+            raise ValueError(f"against {name!r}: expected one of {', '.join(known)}")
+    if members < 1:
+        raise ValueError(f"members={members}: expected at least 1")

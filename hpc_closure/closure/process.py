@@ -108,6 +108,7 @@ class Process:
         calls: number of calls so far.
         states: states that were read, newest last; spectra (M, ...).
         closures: last closures, newest first; spectra (M, ...).
+        failed: (M,) bool, members whose last draw is not finite.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a closure in a solver
@@ -128,6 +129,17 @@ class Process:
         self.model_hash, self.calls = model_hash, 0
         self.states: deque[Tensor] = deque(maxlen=memory.frames * memory.lag)
         self.closures: deque[Tensor] = deque(maxlen=memory.previous)
+        self.failed = torch.zeros(len(self.ids), dtype=torch.bool)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return what a stored state must have in common with the process that continues it."""
+        return {
+            "members": list(self.ids),
+            "seed": self.seed,
+            "interval": self.interval,
+            "model": self.model_hash,
+        }
 
     @property
     def reads_forecast(self) -> bool:
@@ -197,11 +209,10 @@ class Process:
         drawn = self.closure.sample_hat(request)
         if self.memory.frames:
             self.states.append(state)
+        self.failed = ~drawn.abs().flatten(1).sum(1).isfinite()
         if self.memory.previous:
-            wild = ~drawn.abs().flatten(1).sum(1).isfinite()
-            self.closures.appendleft(
-                torch.where(wild.view(-1, *[1] * (drawn.ndim - 1)), 0.0, drawn)
-            )
+            rows = self.failed.view(-1, *[1] * (drawn.ndim - 1))
+            self.closures.appendleft(torch.where(rows, 0.0, drawn))
         self.calls += 1
         return drawn
 
@@ -226,14 +237,14 @@ class Process:
         Raises:
             ValueError: another number of fields.
         """
-        needed = {"states": self.memory.frames * self.memory.lag, "closures": self.memory.previous}
-        for name, fields in (("states", states), ("closures", closures)):
-            if len(fields) not in (needed[name], 0):
+        past = ((self.states, "states", states), (self.closures, "closures", closures))
+        for kept, name, fields in past:
+            if len(fields) not in (kept.maxlen, 0):
                 raise ValueError(
-                    f"begin({name}=...) has {len(fields)} fields, expected {needed[name]}"
+                    f"begin({name}=...) has {len(fields)} fields, expected {kept.maxlen}"
                 )
         self.clear()
-        for kept, fields in ((self.states, states), (self.closures, closures)):
+        for kept, _, fields in past:
             for one in fields:
                 tensor = checked_fields("state", as_tensor(one), *self._form)
                 modes = retained_modes(tensor.shape[-1])
@@ -248,15 +259,12 @@ class Process:
 
     def _check_begun(self) -> None:
         """Raise ValueError if states or closures that the next draw reads are missing."""
-        memory = self.memory
-        for name, kept, needed in (
-            ("states", self.states, memory.frames * memory.lag),
-            ("closures", self.closures, memory.previous),
-        ):
-            if len(kept) < needed:
+        for name in PARTS:
+            kept = getattr(self, name)
+            if len(kept) < kept.maxlen:
                 raise ValueError(
-                    f"this closure reads {needed} earlier {name}, the process has {len(kept)}: "
-                    f"call begin({name}=...) first"
+                    f"this closure reads {kept.maxlen} earlier {name}, the process has "
+                    f"{len(kept)}: call begin({name}=...) first"
                 )
 
     def state_dict(self) -> dict[str, Any]:
@@ -270,14 +278,7 @@ class Process:
         spectra = {
             name: torch.stack(list(value)).cpu().numpy() for name, value in kept.items() if value
         }
-        return {
-            "calls": self.calls,
-            "members": list(self.ids),
-            "seed": self.seed,
-            "interval": self.interval,
-            "model": self.model_hash,
-            **spectra,
-        }
+        return {"calls": self.calls, **self.identity, **spectra}
 
     def load_state_dict(self, state: dict[str, Any], device: str | torch.device = "cpu") -> None:
         """Continue from what :meth:`state_dict` returned.
@@ -285,12 +286,11 @@ class Process:
         Raises:
             ValueError: it is of other members, another seed, interval or model.
         """
-        own = self.state_dict()
-        for name in ("members", "seed", "interval", "model"):
-            if state[name] != own[name]:
+        for name, own in self.identity.items():
+            if state[name] != own:
                 raise ValueError(
                     f"the stored process has {name}={_brief(state[name])}, this one "
-                    f"{name}={_brief(own[name])}"
+                    f"{name}={_brief(own)}"
                 )
         self.calls = int(state["calls"])
         for name in PARTS:

@@ -444,8 +444,7 @@ class CoupledRun:
             sensors and sensors.rows(rows.case),
             tell=(lambda beyond: tally.add(beyond, gone)) if tally.columns else None,
         )
-        wild = ~drawn.abs().flatten(1).sum(1).isfinite()
-        lost = losses.add(wild, self.step_index, BY_CLOSURE).view(gone_rows.shape)
+        lost = losses.add(process.failed, self.step_index, BY_CLOSURE).view(gone_rows.shape)
         return torch.where(lost, torch.nan, drawn)
 
     def _advance_truth(self) -> Sensors | None:
@@ -518,8 +517,8 @@ class CoupledRun:
                 for part, key in KEYS.items()
                 if key[name] in state
             }
-            now = process.state_dict() | {"calls": self.calls}
-            process.load_state_dict(now | parts, self.coupling.device)
+            own = {"calls": self.calls, **process.identity, **parts}
+            process.load_state_dict(own, self.coupling.device)
         for name, simulation in self.simulations.items():
             prefix = f"{name}."
             stored = {key: value for key, value in state.items() if key.startswith(prefix)}

@@ -8,9 +8,10 @@ import torch
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.evaluate.report import movie
+from hpc_closure.evaluate.scores.spectra import shell_power
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.modes.grid import Grid, to_spectra
+from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.work.options import UsageError
 from hpc_closure.work.units import Ledger
 
@@ -92,8 +93,8 @@ def film_of(experiment: Experiment, start: int, channel: str = "") -> movie.Film
 
 def spectra_of(fields: np.ndarray, grid: Grid) -> np.ndarray:
     """Return the mean square per shell, (..., shells), of fields (..., *sides)."""
-    spectra = to_spectra(torch.from_numpy(fields).double(), grid.modes, grid.dimensions)
-    return grid.shell_sum(spectra.abs().square()).numpy()
+    power = shell_power(torch.from_numpy(fields).double(), grid.dimensions)
+    return power[..., : grid.num_shells].numpy()  # the solver retains no mode beyond
 
 
 def _products(experiment: Experiment, stage: str) -> list[Path]:
