@@ -544,7 +544,9 @@ def test_work_looks_only_at_what_is_missing(run, monkeypatch):
     run.product("generate", "000020-000039").unlink()
     opened = []
     original = header.open_hdf5
-    monkeypatch.setattr(header, "open_hdf5", lambda path, **words: opened.append(path) or original(path, **words))
+    monkeypatch.setattr(
+        header, "open_hdf5", lambda path, **words: opened.append(path) or original(path, **words)
+    )
     log.setup(verbosity=-1)
     outcome, done = run_all(ledger, 10_000, 20)
     log.setup()

@@ -2,13 +2,16 @@
 
 import multiprocessing
 import os
+import shutil
 import time
 
 import pytest
 from test_work_units import ledger_of, write
 
+from hpc_closure.bench import claims as claims_bench
 from hpc_closure.experiment.folder import Run
-from hpc_closure.work import claims, launch
+from hpc_closure.work import atomic, claims, header, launch
+from hpc_closure.work import units as units_module
 from hpc_closure.work.loop import work
 from hpc_closure.work.stop import Stop
 from hpc_closure.work.units import Unit, plan
@@ -153,3 +156,78 @@ def test_a_single_unit_is_claimed_by_its_own_name(run):
     worker = worker_of(run, [Unit(0, (4, 5))])
     assert worker.next(Stop()).name == "000004-000005"
     assert run.claim("generate", "000004-000005").exists()
+
+
+# what it costs
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace counts the calls")
+def test_a_unit_makes_few_calls_to_the_file_system(tmp_path):
+    """Per unit: create, check and flush, read the claim, rename; per lease four more."""
+    made = claims_bench.calls(tmp_path / "run", 1, 300)
+    leases = len(divide(plan(300, 1)))
+    per_lease = (made.total() - 4 * 300) / leases
+    assert made["rename"] == 300 and per_lease < 4.5, made
+    assert not made["link"] and made["unlink"] < leases + 10
+
+
+def test_a_worker_does_not_open_what_others_have_entered(run, monkeypatch):
+    units = plan(8, 1)
+    mine, theirs = worker_of(run, units, 0, 2), ledger_of(run)
+    for unit in units[1:]:
+        write(theirs, unit)
+    theirs.close_books()
+    opened = []
+    monkeypatch.setattr(header.Header, "read", lambda path, **_: opened.append(path))
+    monkeypatch.setattr(units_module.Ledger, "look", lambda _, unit: opened.append(unit))
+    mine.own.clear()
+    assert mine.next(Stop()) == units[0]
+    assert list(mine.pending) == units[:1] and opened == units[:1]
+
+
+def test_a_new_product_that_is_in_no_book_is_looked_at_last(run, monkeypatch):
+    units = plan(3, 1)
+    worker = worker_of(run, units, wait="all")
+    write(ledger_of(run), units[0])  # its writer has not closed its books
+    worker.own.clear()
+    assert worker.next(Stop()) == units[1] and units[0] in worker.pending
+    for unit in units[1:]:
+        write(worker.ledger, unit)
+    worker.held.clear()
+    worker.own.clear()
+    assert worker.next(Stop()) is None and not worker.pending
+
+
+def test_files_of_a_killed_writer_go_when_its_unit_is_done(run):
+    units, ledger = plan(3, 1), ledger_of(run)
+    product = run.product("generate", units[0])
+    part = product.with_name(f"{product.name}.node-7-ab12.part")
+    process = multiprocessing.get_context("fork").Process(
+        target=claims.take, args=(run.claim("generate", units[0]),)
+    )
+    run.units("generate").mkdir(parents=True)
+    process.start()
+    process.join()
+    run.data.mkdir()
+    part.write_text("half")
+    # who takes the claim over removes them; so does the next start for a unit that is done
+    work(ledger, units, lambda unit, claim: write(ledger, unit, claim), stop=Stop())
+    assert product.exists() and not part.exists()
+    part.write_text("half")
+    worker_of(run, units)
+    assert not part.exists()
+
+
+def test_restart_files_are_kept_until_the_books_are_closed(run, monkeypatch):
+    """A power failure must not take both the product and what it was made from."""
+    (unit,), ledger, order = plan(1, 1), ledger_of(run), []
+    monkeypatch.setattr(atomic, "fsync", lambda path: order.append("flush"))
+    remove = atomic.remove
+    monkeypatch.setattr(atomic, "remove", lambda path: order.append("remove") or remove(path))
+
+    def run_unit(unit, claim):
+        ledger.open_restart(unit)
+        write(ledger, unit, claim)
+
+    work(ledger, [unit], run_unit, stop=Stop())
+    assert order == ["flush", "remove"]

@@ -1,8 +1,8 @@
 """Write files that are either complete or absent; turn disk errors into one clear line.
 
 A product is written to a private ``NAME.<host>-<pid>-<random>.part``, validated by reopening it,
-flushed to the disk and renamed. So a reader never sees half a file, and a killed writer leaves only
-a ``.part`` that nobody reads.
+flushed to the disk and renamed. So a reader never sees half a file, and a killed writer leaves
+only a ``.part`` that nobody reads.
 """
 
 import contextlib

@@ -231,7 +231,9 @@ class Block(ABC):
                         return index, state
                 except atomic.DamagedFile as error:
                     log.get().warning(f"not used: {error}")
-        elif not is_new:  # restart files of another working file refer to snapshots that this one lacks
+        elif (
+            not is_new
+        ):  # restart files of another working file refer to snapshots that this one lacks
             for path in run.restart(stage, self.unit).glob("step_*.h5"):
                 path.unlink()
         product = run.product(stage, self.unit)

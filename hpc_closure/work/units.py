@@ -175,6 +175,7 @@ class Ledger:
         self.stale_after, self.members, self.per_block = stale_after, members, per_block
         self._known: dict[str, dict] = {}  # records of the manifest by file name
         self._new: list[dict] = []  # records that are not in the manifest yet
+        self._listed: set[str] = set()  # names in the folder when the products were listed
         self._recent: dict[str, dict] = {}  # records made since the products were listed
         self._read_to = 0  # bytes of the manifest that were read
         self._has_folder = False  # whether the folder of the products is known to exist
@@ -234,7 +235,9 @@ class Ledger:
         self._read_manifest()
         self._recent = {}
         headers = []
-        for entry in listing(self.run.folder(self.stage)):
+        entries = listing(self.run.folder(self.stage))
+        self._listed = {entry.name for entry in entries}
+        for entry in entries:
             if not BLOCK.fullmatch(entry.name):
                 continue
             try:
@@ -474,20 +477,30 @@ class Ledger:
         except ValueError:
             return False
 
-    def look_all(self, units: Iterable[Unit]) -> dict[Unit, bool]:
+    def look_all(self, units: Iterable[Unit], quick: bool = False) -> dict[Unit, bool]:
         """Return whether the product of each unit is sound, of those units that have one.
 
         The folder is listed once. Products that other processes have entered into the manifest
         since this one listed them all are not looked at, because thousands of workers would
         otherwise open all products of all others.
+
+        Args:
+            units: the units.
+            quick: do not look at products either that are new and not in the manifest yet; they
+                count as not sound.
         """
         names = {entry.name for entry in listing(self.run.folder(self.stage))}
         self._read_manifest()
-        found = {}
+        found: dict[Unit, bool] = {}
         for unit in units:
             path = self.run.product(self.stage, unit)
             if path.name in names:
-                state = True if self._is_recent(path) else self.look(unit)
+                if self._is_recent(path):
+                    state: bool | None = True
+                elif quick and path.name not in self._listed:
+                    state = False
+                else:
+                    state = self.look(unit)
                 found |= {} if state is None else {unit: state}
         return found
 
@@ -500,9 +513,8 @@ class Ledger:
             return False
 
     def parts(self) -> set[str]:
-        """Return the names of the units with unfinished files in the folder of the products."""
-        names = (entry.name for entry in listing(self.run.folder(self.stage)))
-        found = (_PART.fullmatch(name) for name in names)
+        """Return the names of the units that had unfinished files when products were listed."""
+        found = (_PART.fullmatch(name) for name in self._listed)
         return {part.group(1) for part in found if part}
 
     def open_restart(self, unit: Unit) -> tuple[Path, bool]:

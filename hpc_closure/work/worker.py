@@ -227,8 +227,11 @@ class Worker:
         in the next round, so that many waiting workers do not read all claims of all others.
         """
         self.ledger.close_books()  # the others read there what is done
-        self._drop_done(list(self.pending))
-        left = [lease for lease in self.leases if self._todo(lease)]
+        unsure = self._drop_done(list(self.pending), quick=True)
+        left = [lease for lease in self.leases if not unsure.issuperset(self._todo(lease))]
+        if unsure and not left and self.wait != "none":
+            self._drop_done(list(unsure))
+            left = [lease for lease in self.leases if self._todo(lease)]
         claimed = {entry.name for entry in listing(self.folder)} if left else set()
         free = [lease for lease in left if f"{lease.name}.claim" not in claimed]
         rest = [lease for lease in left if f"{lease.name}.claim" in claimed]
@@ -257,13 +260,14 @@ class Worker:
     def _todo(self, lease: Lease) -> list[Unit]:
         return [unit for unit in lease.units if unit in self.pending]
 
-    def _drop_done(self, units: Sequence[Unit]) -> set[Unit]:
+    def _drop_done(self, units: Sequence[Unit], quick: bool = False) -> set[Unit]:
         """Drop the units that are done; return those whose product cannot be used.
 
-        The products of many units are listed, those of few are looked at.
+        The products of many units are listed, those of few are looked at. ``quick``: see
+        :meth:`~hpc_closure.work.units.Ledger.look_all`.
         """
-        if len(units) > 2:
-            states: dict[Unit, bool | None] = {**self.ledger.look_all(units)}
+        if quick or len(units) > 2:
+            states: dict[Unit, bool | None] = {**self.ledger.look_all(units, quick)}
         else:
             states = {unit: self.ledger.look(unit) for unit in units}
         for unit, state in states.items():
@@ -342,13 +346,19 @@ class Worker:
                 f"not tried (cluster.max_first_failures={self.give_up}): {error}"
             )
 
-    def close(self, stop: Stop) -> Outcome:
-        """Release what is held; returns the outcome of this group."""
+    def close(self, stop: Stop, alone: bool = True) -> Outcome:
+        """Release what is held; returns the outcome of this group.
+
+        Args:
+            stop: the stop flag.
+            alone: False if others were started together with this worker, so that it does not
+                matter what they still compute.
+        """
         if self.held and self.claim is not None:  # stopped between two units of a lease
             self.held.clear()
             self.claim.release()
         self.ledger.close_books()
-        if self.pending and not self.outcome.gave_up:
+        if self.pending and not self.outcome.gave_up and (alone or stop.requested):
             self._drop_done(list(self.pending))
             missing = [unit.name for unit in self.pending]
             if stop.requested:
