@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import shutil
 import time
 
@@ -10,7 +11,7 @@ from test_work_units import ledger_of, write
 
 from hpc_closure.bench import claims as claims_bench
 from hpc_closure.experiment.folder import Run
-from hpc_closure.work import atomic, claims, header, launch
+from hpc_closure.work import atomic, claims, hdf5, header, launch, log
 from hpc_closure.work import units as units_module
 from hpc_closure.work.loop import work
 from hpc_closure.work.stop import Stop
@@ -231,3 +232,109 @@ def test_restart_files_are_kept_until_the_books_are_closed(run, monkeypatch):
 
     work(ledger, [unit], run_unit, stop=Stop())
     assert order == ["flush", "remove"]
+
+
+# many workers, of whom some die
+
+
+STEPS = 3
+AT_A_NODE = 16
+
+
+def value_of(member, step):
+    """State of a member after some steps, by a map that forgets nothing."""
+    value = 0.1 + member / 1e5
+    for _ in range(step):
+        value = 3.9 * value * (1 - value)
+    return value
+
+
+def in_steps(run, seconds, record):
+    """The body of a unit that saves its state after every step and continues from it."""
+    ledger = ledger_of(run)
+    ledger.stale_after = 6.0
+
+    def run_unit(unit, claim):
+        ledger.open_restart(unit)
+        path = run.restart("generate", unit, 1)
+        saved = atomic.read_json(path) if path.exists() else {"step": 0}
+        for step in range(saved["step"], STEPS):
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                time.sleep(min(0.2, seconds))
+                claim.refresh()
+            atomic.write_json(path, {"step": step + 1})
+            record(f"step {unit}")
+        with ledger.publish(unit, claim=claim) as part, hdf5.open_hdf5(part, "w") as file:
+            file["t0_fields/w"] = [value_of(member, STEPS) for member in unit.members]
+            file.attrs.update({**ledger.attributes(unit), "complete": 1})
+        record(f"done {unit}")
+
+    return ledger, run_unit
+
+
+def work_on_a_node(run, index, count, num_units, seconds):
+    os.environ.update({launch.WORKER: f"{index}/{count}", "SLURM_JOB_ID": "7"})
+    claims._machine = (
+        lambda: f"node {index // AT_A_NODE}"
+    )  # its processes are seen from there only
+    log.setup(verbosity=-1)
+
+    def record(text):
+        with open(run.root / f"by_{index}", "a") as file:
+            print(text, file=file)
+
+    ledger, run_unit = in_steps(run, seconds, record)
+    os._exit(work(ledger, ledger.plan(num_units, 1), run_unit, stop=Stop()).exit_code)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "count, seconds", [(64, 0.4), pytest.param(512, 5.0, marks=pytest.mark.long)]
+)
+def test_a_tenth_of_the_workers_and_a_node_die_and_nothing_is_lost_or_done_twice(
+    tmp_path, count, seconds
+):
+    num_units, undisturbed, run = 3 * count, Run(tmp_path / "inline"), Run(tmp_path / "run")
+    log.setup(verbosity=-1)
+    ledger, run_unit = in_steps(undisturbed, 0.0, lambda _: None)
+    work(ledger, ledger.plan(num_units, 1), run_unit, stop=Stop())
+    run.root.mkdir()
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=work_on_a_node, args=(run, index, count, num_units, seconds))
+        for index in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    began, chance = time.monotonic(), random.Random(0)
+    killed = chance.sample(range(AT_A_NODE, count), count // 10)  # not the first: it waits for all
+    for index in killed:
+        time.sleep(STEPS * seconds / len(killed))
+        workers[index].kill()
+    lost = range(count - AT_A_NODE, count)
+    for index in lost:
+        workers[index].kill()
+    for worker in workers:
+        worker.join()
+    dead = {*killed, *lost}
+    codes = [worker.exitcode for index, worker in enumerate(workers) if index not in dead]
+    assert set(codes) == {0}
+    assert len(list(run.data.iterdir())) == num_units  # and no file of a dead writer
+    for path in undisturbed.data.iterdir():
+        assert hdf5.sha256_datasets(run.data / path.name) == hdf5.sha256_datasets(path)
+    lines = [
+        line.split() for path in run.root.glob("by_*") for line in path.read_text().splitlines()
+    ]
+    done = [name for word, name in lines if word == "done"]
+    steps = [name for word, name in lines if word == "step"]
+    assert len(done) == len(set(done)) >= num_units - len(dead)
+    # a step that was saved is not done again: the dead lose what they had not saved
+    assert len(steps) <= STEPS * num_units + len(dead)
+    # who was killed between publishing and booking left a claim, which the next start removes
+    elapsed = time.monotonic() - began
+    ledger = in_steps(run, 0.0, None)[0]
+    Worker(ledger, ledger.plan(num_units, 1), (0, 1), False, "none")
+    assert [path.name for path in run.units("generate").iterdir()] == ["manifest.jsonl"]
+    print(f"share of the living: {STEPS * num_units * seconds / (len(codes) * elapsed):.2f}")

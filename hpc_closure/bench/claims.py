@@ -49,21 +49,26 @@ def work_as(folder: Path, index: int, workers: int, num_units: int, seconds: flo
     return len(loop.work(ledger, ledger.plan(num_units, 1), run_unit, stop=Stop()).done)
 
 
-def _work_and_end(*arguments) -> None:
+def _work_and_end(start, *arguments) -> None:
+    start.wait()
     work_as(*arguments)
     os._exit(0)
 
 
 def elapsed(folder: Path, workers: int, num_units: int, seconds: float) -> float:
-    """Return the seconds in which ``workers`` processes do all units."""
+    """Return the seconds in which ``workers`` processes, once started, do all units."""
     context = multiprocessing.get_context("fork")
+    start = context.Event()
     processes = [
-        context.Process(target=_work_and_end, args=(folder, index, workers, num_units, seconds))
+        context.Process(
+            target=_work_and_end, args=(start, folder, index, workers, num_units, seconds)
+        )
         for index in range(workers)
     ]
-    began = time.perf_counter()
     for process in processes:
         process.start()
+    began = time.perf_counter()
+    start.set()
     for process in processes:
         process.join()
     return time.perf_counter() - began
