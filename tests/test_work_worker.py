@@ -30,6 +30,13 @@ def test_leases_shrink_towards_the_end_and_contain_every_unit_once():
     assert {len(lease.units) for lease in divide(plan(200, 1))} == {1}
 
 
+def test_many_workers_have_short_leases():
+    """With 512 workers and three units for each, one with six would keep all others waiting."""
+    assert {len(lease.units) for lease in divide(plan(3 * 512, 1), 512)} == {1}
+    sizes = [len(lease.units) for lease in divide(plan(100_000, 1), 512)]
+    assert sizes[0] == LONGEST and sizes[-2047:] == [1] * 2047
+
+
 def test_a_lease_has_no_gap():
     units = plan([member for member in range(10_000) if member % 100 != 7], 1)
     for lease in divide(units):
@@ -62,7 +69,7 @@ def test_a_unit_that_another_claim_contains_is_left_to_its_owner(run):
     ledger = ledger_of(run)
     alone = worker_of(run, units[1:2])
     assert alone.next(Stop()) == units[1]
-    many = worker_of(run, units, 0, 500)
+    many = worker_of(run, units, 0, 100)
     taken = [many.next(Stop())]
     while many.held:
         taken.append(many.held.popleft())
@@ -80,7 +87,7 @@ def test_a_dead_owner_of_an_overlapping_claim_does_not_block(run):
     process.start()
     process.join()
     assert path.exists()
-    worker = worker_of(run, units, 0, 500)
+    worker = worker_of(run, units, 0, 100)
     assert worker.next(Stop()).index == 0
     assert [unit.index for unit in worker.held] == [1, 2]
     assert not path.exists()

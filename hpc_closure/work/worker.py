@@ -2,11 +2,11 @@
 
 Units are claimed in *leases*: runs of consecutive units under one claim. The first leases of a
 stage are long, the last ones hold a single unit, so that few claims are made and no worker waits
-long for the last one. All processes divide a plan into the same leases. Each begins with leases of
-its own and then takes what is left, in the order from its own on.
+long for the last one. Workers that were started together divide a plan into the same leases. Each
+begins with leases of its own and then takes what is left, in the order from its own on.
 
 Processes that divide a plan differently (an array whose tasks have some of the units, another
-number of members) can hold claims that overlap. After a claim is made, the folder is listed, and
+number of members or of workers) can hold claims that overlap. After a claim is made, the folder is listed, and
 units that another living claim contains are left to its owner.
 """
 
@@ -28,6 +28,7 @@ LONGEST = 16  # units of a lease
 LEFT_AT_ONCE = 4  # further leases that nobody has which are tried before the next listing
 LOOKED_AT = 8  # leases of other workers that are looked at in one round of waiting
 LEASES = 256  # the units that are left are divided into at least this number of leases
+LEASES_PER_WORKER = 2  # and into this number per worker
 
 
 @dataclass
@@ -88,17 +89,20 @@ class Lease:
         return f"{self.units[0].members[0]:06d}-{self.units[-1].members[-1]:06d}"
 
 
-def divide(units: Sequence[Unit]) -> list[Lease]:
-    """Divide a plan into leases, which depend on the plan only.
+def divide(units: Sequence[Unit], workers: int = 1) -> list[Lease]:
+    """Divide a plan into leases, which depend on the plan and on the number of workers.
+
+    Programs with other numbers of workers hold leases that overlap, and yield to each other.
 
     >>> from hpc_closure.work.units import plan
     >>> sizes = [len(lease.units) for lease in divide(plan(100_000, 20))]
     >>> sizes[0], sizes[-1], len(sizes), sum(sizes)
-    (16, 1, 1011, 5000)
+    (16, 1, 1160, 5000)
     """
     leases, first = [], 0
+    least = max(LEASES, LEASES_PER_WORKER * workers)
     while first < len(units):
-        size = max(1, min(LONGEST, (len(units) - first) // LEASES))
+        size = max(1, min(LONGEST, (len(units) - first) // least))
         last = first + 1
         while last < min(first + size, len(units)) and _follow(units[last - 1], units[last]):
             last += 1
@@ -162,7 +166,7 @@ class Worker:
                     )
             else:
                 self.pending[unit] = None
-        leases = divide(units)
+        leases = divide(units, count)
         #: leases that this worker tries first
         self.own = collections.deque(leases[index::count])
         first = round(index * len(leases) / count)
