@@ -230,8 +230,10 @@ def test_restart_files_are_kept_until_the_books_are_closed(run, monkeypatch):
     """A power failure must not take both the product and what it was made from."""
     (unit,), ledger, order = plan(1, 1), ledger_of(run), []
     monkeypatch.setattr(atomic, "fsync", lambda path: order.append("flush"))
-    remove = atomic.remove
-    monkeypatch.setattr(atomic, "remove", lambda path: order.append("remove") or remove(path))
+    remove = atomic.remove_folder
+    monkeypatch.setattr(
+        atomic, "remove_folder", lambda path: order.append("remove") or remove(path)
+    )
 
     def run_unit(unit, claim):
         ledger.open_restart(unit)

@@ -214,6 +214,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, which is usually empty, if it exists."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError:  # it has files
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged or foreign file so that it is never read; returns the new name."""
     for number in range(1000):

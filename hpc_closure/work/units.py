@@ -179,7 +179,8 @@ class Ledger:
         self._recent: dict[str, dict] = {}  # records made since the products were listed
         self._read_to = 0  # bytes of the manifest that were read
         self._has_folder = False  # whether the folder of the products is known to exist
-        self._restarted: set[Unit] = set()  # units whose restart folder this process opened
+        #: units whose restart folder this process opened: whether it existed before
+        self._restarted: dict[Unit, bool] = {}
         self._published: set[Unit] = set()  # units that this process published
         self._closed = 0.0  # monotonic time at which the books were closed
 
@@ -460,7 +461,7 @@ class Ledger:
             raise
         self._note(dataclasses.replace(checked[0], path=path))
         self._published.add(unit)
-        if claim is None or claim.inherited or unit in self._restarted:
+        if claim is None or claim.inherited or self._restarted.get(unit):
             atomic.remove_parts(path)
 
     def published(self, unit: Unit) -> bool:
@@ -524,7 +525,7 @@ class Ledger:
         """
         folder = self.run.restart(self.stage, unit)
         is_new = atomic.make_new_folder(folder)
-        self._restarted.add(unit)
+        self._restarted[unit] = self._restarted.get(unit, False) or not is_new
         return folder, is_new
 
     def finish(self, unit: Unit, left: Container[str]) -> None:
@@ -539,7 +540,7 @@ class Ledger:
         if f"{unit}.error" in left:
             self.run.error(self.stage, unit).unlink(missing_ok=True)
         if unit in self._restarted or f"{unit}.restart" in left:
-            atomic.remove(self.run.restart(self.stage, unit))
+            atomic.remove_folder(self.run.restart(self.stage, unit))
 
     def close_books(self) -> None:
         """Enter the finished units into the manifest, and flush the folder of the products.
