@@ -68,12 +68,6 @@ def test_plan_refuses_nonsense(members, per_block):
         plan(members, per_block)
 
 
-def test_parse():
-    assert units.parse("000060-000079") == (60, 79)
-    with pytest.raises(ValueError, match="expected FIRST-LAST"):
-        units.parse("60-79")
-
-
 # growing
 
 

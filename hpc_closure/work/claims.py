@@ -20,11 +20,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from hpc_closure.experiment.folder import UNIT, members_of_unit
 from hpc_closure.work import atomic, provenance
 
 STALE_AFTER = 600.0
 CLOCK_AFTER = 5.0  # seconds after which the server's clock is read again
-_NAME = re.compile(r"(\d{6,})-(\d{6,})\.claim")
+_NAME = re.compile(rf"{UNIT}\.claim")
 _TEMPORARY = re.compile(r"\.clock\..+|\..+\.(claim|takeover)\..+|.+\.takeover")
 _clocks: dict[Path, tuple[float, float]] = {}  # server's and monotonic time, by folder
 
@@ -161,12 +162,12 @@ def overlapping(path: Path, names: Iterable[str], stale_after: float = STALE_AFT
         names: names of the files in its folder, listed after the claim was made.
         stale_after: seconds without a sign of life after which a claim is stale.
     """
-    first, last = _members(path.name)
+    first, last = members_of_unit(path.stem)
     held: set[int] = set()
     for name in names:
         if name == path.name or not _NAME.fullmatch(name):
             continue
-        other_first, other_last = _members(name)
+        other_first, other_last = members_of_unit(name.removesuffix(".claim"))
         if other_last < first or last < other_first:
             continue
         other = path.parent / name
@@ -179,13 +180,6 @@ def overlapping(path: Path, names: Iterable[str], stale_after: float = STALE_AFT
         else:  # another process takes it over now
             held.update(range(other_first, other_last + 1))
     return held
-
-
-def _members(name: str) -> tuple[int, int]:
-    """Return the first and last member of the name of a claim."""
-    found = _NAME.fullmatch(name)
-    assert found is not None
-    return int(found.group(1)), int(found.group(2))
 
 
 def wait_for_job(folder: Path, patience: float) -> None:

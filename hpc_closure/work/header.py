@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_closure.experiment.folder import UNIT
 from hpc_closure.work.hdf5 import WrittenHDF5, open_hdf5
 
-BLOCK = re.compile(r"block_(\d{6,})-(\d{6,})\.h5")  # name of a finished block
+BLOCK = re.compile(rf"block_{UNIT}\.h5")  # name of a finished block
 RECORDED = ("first", "last", "recipe", "holds", "size", "mtime", "lost")  # in the manifest
 
 

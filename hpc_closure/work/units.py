@@ -31,15 +31,14 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_closure.experiment.folder import Run, verb_of
+from hpc_closure.experiment.folder import UNIT, Run, members_of_unit, unit_name, verb_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, claims, log, provenance
 from hpc_closure.work.header import BLOCK, Header
 
 STATES = ("done", "running", "queued", "failed", "missing")
 CLOSE_AFTER = 2.0  # seconds after which the books of finished units are closed
-_NAME = re.compile(r"(\d{6,})-(\d{6,})")
-_PART = re.compile(r"block_(\d{6,}-\d{6,})\.h5\..+\.part")
+_PART = re.compile(rf"block_({UNIT})\.h5\..+\.part")
 
 
 @dataclass(frozen=True)
@@ -58,29 +57,17 @@ class Unit:
 
     @property
     def name(self) -> str:
-        return f"{self.members[0]:06d}-{self.members[-1]:06d}"
+        return unit_name(self.members[0], self.members[-1])
 
     def __str__(self) -> str:
         return self.name
-
-
-def parse(name: str) -> tuple[int, int]:
-    """Return the first and last member of a unit name.
-
-    Raises:
-        ValueError: not a unit name.
-    """
-    numbers = _NAME.fullmatch(name)
-    if not numbers:
-        raise ValueError(f"unit {name!r}: expected FIRST-LAST with six digits each")
-    return int(numbers.group(1)), int(numbers.group(2))
 
 
 def members_of(names: Iterable[str]) -> set[int]:
     """Return the members of the units with these names."""
     members: set[int] = set()
     for name in names:
-        first, last = parse(name)
+        first, last = members_of_unit(name)
         members.update(range(first, last + 1))
     return members
 
@@ -600,7 +587,7 @@ def listing(folder: Path) -> list[os.DirEntry]:
 
 def _members_in(name: str) -> range:
     try:
-        first, last = parse(name)
+        first, last = members_of_unit(name)
     except ValueError:
         return range(0)
     return range(first, last + 1)

@@ -6,8 +6,8 @@ long for the last one. Workers that were started together divide a plan into the
 begins with leases of its own and then takes what is left, in the order from its own on.
 
 Processes that divide a plan differently (an array whose tasks have some of the units, another
-number of members or of workers) can hold claims that overlap. After a claim is made, the folder is listed, and
-units that another living claim contains are left to its owner.
+number of members or of workers) can hold claims that overlap. After a claim is made, the folder is
+listed, and units that another living claim contains are left to its owner.
 """
 
 import collections
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from hpc_closure.experiment.folder import unit_name
 from hpc_closure.work import atomic, claims, log, provenance
 from hpc_closure.work.stop import Stop, Stopped
 from hpc_closure.work.units import Ledger, Unit, listing
@@ -86,7 +87,7 @@ class Lease:
     @property
     def name(self) -> str:
         """Return the name of the claim: first and last member."""
-        return f"{self.units[0].members[0]:06d}-{self.units[-1].members[-1]:06d}"
+        return unit_name(self.units[0].members[0], self.units[-1].members[-1])
 
 
 def divide(units: Sequence[Unit], workers: int = 1) -> list[Lease]:
