@@ -11,6 +11,7 @@ from hpc_closure.data.reader import DataSet
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment import reading
 from hpc_closure.generate import verb as generate
+from hpc_closure.work import hdf5
 from hpc_closure.work.hdf5 import open_hdf5
 from hpc_closure.work.options import Options
 
@@ -120,6 +121,12 @@ def test_a_finished_block_is_opened_once(tiny, monkeypatch):
         "File",
         lambda path, *more, **options: opened.append(Path(path))
         or original(path, *more, **options),
+    )
+    open_written = hdf5.WrittenHDF5.__init__
+    monkeypatch.setattr(
+        hdf5.WrittenHDF5,
+        "__init__",
+        lambda file, path: opened.append(Path(path)) or open_written(file, path),
     )
     experiment = reading.load(tiny)
     assert generate.run(experiment, Options(verbosity=-1)) == 0
