@@ -18,14 +18,14 @@ MOST_RERUNS = 3  # of a run; more of them say that something is wrong
 
 # Files that take minutes run first, so that at the end no process waits long for another.
 FIRST = (
+    "end_to_end",
+    "faults",
     "learning",
     "train_trainer",
-    "faults",
     "chaos",
-    "end_to_end",
     "evaluate_channels",
-    "subgrid",
     "subgrid_cube",
+    "subgrid",
     "uncertainty_study",
     "wheel",
 )
