@@ -6,6 +6,7 @@ language only has to draw normals by the same counters and to keep the arrays of
 :class:`~hpc_closure.closure.process.Process`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,12 +17,14 @@ from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.composed.generators import Resampled, SamplerSettings
 from hpc_closure.closure.composed.mixture import Mixture
 from hpc_closure.closure.composed.model import CompositeClosure, Drawing
+from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fields.persistence import position
 from hpc_closure.closure.process import Memory
 from hpc_closure.spectral.modes.grid import to_fields, to_spectra
 from hpc_closure.spectral.modes.resolution import retained_modes
 
-__all__ = ["Inputs", "Program", "Settings"]
+__all__ = ["Inputs", "Once", "Program", "Settings", "noise_of_call"]
 
 
 class Settings(NamedTuple):
@@ -104,6 +107,16 @@ class Program(nn.Module):
             self.register_buffer("signs", signs * 0.5**0.5, persistent=False)
 
     @property
+    def noise(self) -> dict[str, Any]:
+        """Numbers of the normals that a call reads, for :func:`noise_of_call`."""
+        return {
+            "draws": self.draws,
+            "width": self.width,
+            "chooses": self.chooses,
+            "spacings": self.spacings,
+        }
+
+    @property
     def width(self) -> int:
         """Number of complex normals of a draw of white noise, of all fields."""
         if not self.is_random:
@@ -161,16 +174,18 @@ class Program(nn.Module):
         inputs = [frames_hat]
         if self.is_random:
             law = model.frame.law
-            chosen = choice.unbind(0) if self.chooses else [None] * self.draws
+            # by index: an export cannot store an unbind of no rows
             draws = [
-                model.coloured(law, self.white(numbers), one)
-                for numbers, one in zip(normals.unbind(0), chosen)
+                model.coloured(law, self.white(normals[i]), choice[i] if self.chooses else None)
+                for i in range(self.draws)
             ]
-            inputs.append(model.noise_of_draws(law, draws, [turn.unbind(0) for turn in turns]))
+            places = [(turns[i, 0], turns[i, 1]) for i in range(len(self.spacings))]
+            inputs.append(model.noise_of_draws(law, draws, places))
         u_hat, _ = model.draw_without_sensors(self.how, *inputs)
         u_hat = self.caller.hermitian(self.caller.resized(u_hat))
         fields = to_fields(u_hat, self.settings.points, self.sides)
-        beyond = state.new_zeros(len(state), 0)
+        marks = model.beyond_training(state_hat)
+        beyond = state.new_zeros(len(state), 0) if marks is None else marks.double()
         return fields, torch.view_as_real(state_hat), torch.view_as_real(u_hat), beyond
 
     def white(self, normals: Tensor) -> Tensor:
@@ -179,6 +194,34 @@ class Program(nn.Module):
         each = normals.unflatten(1, (*self.channel_shape, -1)) if self.channel_shape else normals
         placed = each.index_select(-2, self.source) * self.signs
         return torch.view_as_complex(placed.unflatten(-2, kept.shape))
+
+
+def noise_of_call(
+    noise: dict[str, Any], key: keyed_noise.Key, place: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the normal numbers of a call; returns ``normals``, ``choice``, ``turns`` of Inputs.
+
+    Args:
+        noise: ``draws``, ``width``, ``chooses`` and ``spacings`` of a :class:`Program`.
+        key: key of the call.
+        place: the call in trained intervals.
+    """
+    at = [(keyed_noise.STREAM_BASE, key.item)] if noise["draws"] else []
+    turns = []
+    for knots in noise["spacings"]:
+        first, *turn = position(place, knots)
+        stream = keyed_noise.STREAM_MEMORY + round(math.log2(knots))
+        at += [(stream, first), (stream, first + 1)]
+        turns.append(turn)
+    count, width = len(key.ids), noise["width"]
+    normals = torch.zeros(len(at), count, width, 2, dtype=torch.float64)
+    choice = normals.new_zeros(len(at) if noise["chooses"] else 0, count)
+    for number, (stream, item) in enumerate(at):
+        of_item = key._replace(item=item)
+        normals[number] = keyed_noise.normals(*of_item, 2 * width, stream).unflatten(1, (-1, 2))
+        if noise["chooses"]:
+            choice[number] = keyed_noise.normals(*of_item, 1, keyed_noise.STREAM_COMPONENT)[:, 0]
+    return normals, choice, normals.new_tensor(turns).view(-1, 2)
 
 
 class Once:

@@ -765,8 +765,23 @@ class CompositeClosure(ClosureModel):
             return far, factor
         return far.any(1), factor[:, self.whole]
 
+    @property
+    def has_range(self) -> bool:
+        return self.statistics.state_least is not None
+
+    def beyond_training(self, state_hat: Tensor) -> Tensor | None:
+        least, largest = self.statistics.state_least, self.statistics.state_largest
+        if least is None or largest is None:
+            return None
+        shell = self.shell_power(self.band.resized(state_hat))
+        least, largest = to_device_cached(least, shell), to_device_cached(largest, shell)
+        floor = NOTHING * largest.sum(-1, keepdim=True)  # round-off has no range
+        above = shell > torch.maximum(largest, floor)
+        out = above | ((shell < least) & (least > floor))
+        return out.any(1) if self.channel_shape else out
+
     def shell_power(self, u_hat: Tensor) -> Tensor:
-        """Compute the power of each shell of closures, (B, shells).
+        """Compute the power of each shell of closures or states, (B, shells).
 
         Of C fields it is (B, F, shells), where the components of a vector are one of F fields.
         """

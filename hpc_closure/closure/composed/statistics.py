@@ -55,6 +55,9 @@ class Statistics:
         numbers_scale: (51,) scales of its summary numbers.
         state_spectrum: (groups,) variance per mode of the state, in the residual band, if the
             generator reads the whitened state.
+        state_least, state_largest: (shells,) least and largest power of each shell of the training
+            states, the range of the training; of several fields (F, shells) as ``target_largest``.
+            None in old files.
         target_rms: rms of the closure; over the channels its root sum of squares.
         target_largest, target_mean: (shells,) power of a shell that only a share ``RARE`` of the
             fitted closures exceeds, and the mean power; only of a model that reads previous
@@ -101,6 +104,8 @@ class Statistics:
     numbers_mean: Tensor | None = None
     numbers_scale: Tensor | None = None
     state_spectrum: Tensor | None = None
+    state_least: Tensor | None = None
+    state_largest: Tensor | None = None
     target_rms: float = NOT_YET
     target_largest: Tensor | None = None
     target_mean: Tensor | None = None

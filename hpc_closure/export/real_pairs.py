@@ -1,0 +1,76 @@
+"""Replace operations on complex numbers that an exported program can run in Python only.
+
+Inductor lowers a change of complex precision, and a reversal of complex values, to operations of
+torch's ``prims`` namespace. Python has them; a C++ program stops with "Could not find schema for
+prims::...". The same operations on real pairs are compiled.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["replace"]
+
+_aten = torch.ops.aten
+CASTS = (_aten.to.dtype, _aten.to.device, _aten.to.dtype_layout, _aten._to_copy.default)
+REVERSALS = (_aten.flip.default,)
+PROMOTIONS = (_aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor, _aten.div.Tensor)
+
+
+def replace(graph: fx.Graph) -> int:
+    """Replace the operations in a graph of an exported program; returns their number."""
+    count = 0
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not _is_complex(node):
+            continue
+        made, inputs = node.meta["val"], [one for one in node.all_input_nodes if _is_complex(one)]
+        with graph.inserting_before(node):
+            if node.target in CASTS and inputs and _differs(inputs[0], made):
+                result = _cast(graph, inputs[0], made.dtype)
+            elif node.target in REVERSALS:
+                axes = [axis % made.ndim for axis in node.args[1]]
+                pairs = _call(graph, _aten.flip.default, _pairs(graph, inputs[0]), axes)
+                result = _call(graph, _aten.view_as_complex.default, pairs)
+            elif node.target in PROMOTIONS and any(_differs(one, made) for one in inputs):
+                for one in inputs:
+                    if _differs(one, made):
+                        node.replace_input_with(one, _cast(graph, one, made.dtype))
+                count += 1
+                continue
+            else:
+                continue
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+        count += 1
+    graph.lint()
+    return count
+
+
+def _is_complex(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_complex()
+
+
+def _differs(node: fx.Node, made: Tensor) -> bool:
+    return bool(node.meta["val"].dtype != made.dtype)
+
+
+def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    pairs = _call(graph, _aten.to.dtype, _pairs(graph, node), dtype.to_real())
+    return _call(graph, _aten.view_as_complex.default, pairs)
+
+
+def _pairs(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    resolved = _call(graph, _aten.resolve_conj.default, node)
+    return _call(graph, _aten.view_as_real.default, resolved)
+
+
+def _call(graph: fx.Graph, operation: Any, *arguments: Any) -> fx.Node:
+    """Add a call with the shape and precision of its result, which later passes read."""
+    node = graph.call_function(operation, arguments)
+    values = [one.meta["val"] if isinstance(one, fx.Node) else one for one in arguments]
+    mode = next(one.fake_mode for one in values if hasattr(one, "fake_mode"))
+    with mode:
+        node.meta["val"] = operation(*values)
+    return node
