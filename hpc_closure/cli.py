@@ -263,6 +263,77 @@ def inspect(
 
 
 @app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model file, a run folder or a shipped model's name; with --here an exported "
+            "folder."
+        ),
+    ],
+    to: Annotated[Optional[Path], typer.Option("--to", help="Folder to write.")] = None,
+    members: Annotated[
+        Optional[int], typer.Option(help="Number of members that a call draws.")
+    ] = None,
+    points: Annotated[
+        Optional[int], typer.Option(help="Points per side of your grid; default: of the training.")
+    ] = None,
+    interval: Annotated[
+        Optional[int],
+        typer.Option(help="Solver steps from one call to the next; default: as trained."),
+    ] = None,
+    evaluations: Annotated[
+        Optional[int], typer.Option(help="Evaluations of the sampler; default: the model's.")
+    ] = None,
+    march: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Processor: native, x86-64-v3 (AVX2) or x86-64-v4 (AVX-512); default x86-64-v3 "
+            "where it runs."
+        ),
+    ] = None,
+    torchscript: Annotated[
+        bool, typer.Option("--torchscript", help="Also write closure.ts, for FTorch.")
+    ] = False,
+    here: Annotated[
+        bool, typer.Option("--here", help="Compile an exported folder for this machine and torch.")
+    ] = False,
+):
+    """Export a trained closure to a solver in C, C++ or Fortran, which then needs no Python.
+
+    \b
+        hpc-closure export two_regimes --to closure --members 20
+        cmake -S closure -B build -DCMAKE_PREFIX_PATH=...   # of torch, see docs/export.md
+        cmake --build build
+
+    The folder holds the compiled draw, its description, a self-test, hpc_closure.h, .cpp and .f90
+    and a CMakeLists.txt. Your solver links the library and calls hc_open, hc_draw for the states
+    of all members once an interval, hc_save and hc_close. Draws equal those of
+    `closure.process(members, seed=...)` in Python to 2e-6, with the same random bits, and either
+    language continues a process that the other one saved.
+
+    A folder is for one number of members, one grid and one torch (2.13.x, say); on another machine
+    or torch, `hpc-closure export FOLDER --here` compiles it again. It needs g++.
+    """
+    from hpc_closure.tools import export as tool
+
+    if here:
+        asked = {"--to": to, "--members": members, "--points": points, "--interval": interval}
+        asked |= {"--evaluations": evaluations, "--torchscript": torchscript or None}
+        for option, value in asked.items():
+            if value is not None:
+                raise UsageError(
+                    f"{option} is fixed in an exported folder: export the model again"
+                )
+        _end(tool.here(Path(model), march))
+        return
+    if to is None or members is None:
+        missing = "--to FOLDER" if to is None else "--members NUMBER"
+        raise UsageError(f"{missing} is missing, e.g. --to closure --members 20")
+    _end(tool.run(model, to, members, points, interval, evaluations, march, torchscript))
+
+
+@app.command()
 def movie(
     experiment: Experiment,
     overrides: Overrides = None,

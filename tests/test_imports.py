@@ -15,7 +15,7 @@ FLOORS = (
     ("cli",),
     ("tools", "bench"),
     ("evaluate",),
-    ("rollout", "train"),
+    ("rollout", "train", "export"),
     ("generate",),
     ("closure", "data"),
     ("batch",),

@@ -180,7 +180,7 @@ class Closure:
             state_hat: (M, 2K + 1, K + 1) retained spectra.
 
         Returns:
-            bool, or None if the model file does not hold the range; those of version 0.1 do not.
+            bool, or None if the model file does not hold the range; older files do not.
         """
         with torch.no_grad():
             return self.model.beyond_training(state_hat.to(self.device))

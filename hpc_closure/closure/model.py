@@ -220,7 +220,7 @@ class ClosureModel(nn.Module, ModelKind, ABC):
             state_hat: (B, ...) retained spectra of any number of modes.
 
         Returns:
-            bool, or None if the model does not know the range, as models of version 0.1.
+            bool, or None if the model does not know the range, as that of an older file.
         """
         return None
 

@@ -28,14 +28,13 @@ from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.networks import compiled
-from hpc_closure.closure.process import Process
 from hpc_closure.export import real_pairs
 from hpc_closure.export.program import Inputs, Once, Program, Settings, noise_of_call
 from hpc_closure.spectral.modes.grid import to_fields
 from hpc_closure.spectral.noise.counters import key_of, uniform_bits
 from hpc_closure.work import atomic
 
-__all__ = ["AGREE", "MARCHES", "compile_here", "write"]
+__all__ = ["AGREE", "MARCHES", "compile_here", "default_march", "write"]
 
 FORMAT = "hpc_closure export 1"
 CHECK = "hpc_closure check 1"
@@ -82,7 +81,8 @@ def write(
         exported = torch.export.export(program, tuple(example), strict=False)
         real_pairs.replace(exported.graph)
         exported.graph_module.recompile()
-        scripts = torch.jit.trace(program, tuple(example)) if scripted else None
+        # of the exported program, whose sizes are numbers
+        scripts = torch.jit.trace(exported.module(), tuple(example)) if scripted else None
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.publish(folder / EXPORTED) as part:
         torch.export.save(exported, part.with_suffix(".pt2"))
@@ -145,9 +145,7 @@ def _compile(exported: Any, folder: Path, about: dict[str, Any], march: str) -> 
         "platform": f"{platform.system()} {platform.machine()}",
     }
     names = [PROGRAM, EXPORTED, SELF_TEST, SCRIPTED]
-    about["hashes"] = {
-        name: _digest(folder / name) for name in names if (folder / name).exists()
-    }
+    about["hashes"] = {name: _digest(folder / name) for name in names if (folder / name).exists()}
     with atomic.publish(folder / DESCRIPTION) as part:
         part.write_text(json.dumps(about, indent=1) + "\n")
     return {**about, "difference": off}
@@ -206,12 +204,17 @@ def _description(closure: Closure, program: Program) -> dict[str, Any]:
 def _self_test(closure: Closure, program: Program) -> bytes:
     """Draw with Python's process for a random state; returns the file of the self-test."""
     settings = program.settings
-    sampler = {"evaluations": settings.evaluations, "method": settings.method}
-    process = closure.process(settings.members, seed=SEED, interval=settings.interval, **sampler)
+    process = closure.process(
+        settings.members,
+        seed=SEED,
+        interval=settings.interval,
+        evaluations=settings.evaluations,
+        method=settings.method,
+    )
     memory, count = program.memory, settings.members
     fields = iter(_fields(program, count * (CALLS + memory.frames * memory.lag)).split(count))
     past = [next(fields) for _ in range(memory.frames * memory.lag)]
-    none = torch.zeros(program.shapes().state, dtype=torch.float64)
+    none = torch.zeros(program.shapes()[0], dtype=torch.float64)
     process.begin(past, [none] * memory.previous)
     for _ in range(CALLS - 1):
         process(next(fields))
@@ -220,8 +223,8 @@ def _self_test(closure: Closure, program: Program) -> bytes:
     tensors = {"state": state, "expected": expected}
     for name in ("states", "closures"):
         if name in stored:
-            kept = torch.as_tensor(stored[name]).to(torch.complex128)
-            tensors[name] = torch.view_as_real(kept)
+            spectra = torch.as_tensor(stored[name]).to(torch.complex128)
+            tensors[name] = torch.view_as_real(spectra)
     key = key_of(SEED, STAGE, 0)
     words = uniform_bits(key, keyed_noise.STREAM_BASE, 0, 2, stored["calls"])
     tensors["words"] = torch.from_numpy(words.astype("int64"))
@@ -304,6 +307,12 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+def default_march() -> str:
+    """Return the processor to compile for: x86-64-v3 if this machine has AVX2, else its own."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return "x86-64-v3" if is_x86 and _own_isa() in ("avx2", "avx512") else "native"
+
+
 def _check_machine(march: str) -> None:
     """Raise ValueError, one line, if this machine cannot compile for a processor."""
     if march not in MARCHES:
@@ -312,8 +321,8 @@ def _check_machine(march: str) -> None:
         raise ValueError(f"--march {march}: this machine is {platform.machine()}; use native")
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ValueError(
-            f"no C++ compiler {os.environ.get('CXX', 'g++')} on PATH, which torch needs to compile "
-            "the draw: apt-get install g++, or module load gcc"
+            f"no C++ compiler {os.environ.get('CXX', 'g++')} on PATH, which torch needs to "
+            "compile the draw: apt-get install g++, or module load gcc"
         )
 
 

@@ -51,8 +51,8 @@ class Inputs(NamedTuple):
         state: (M, n, n) fields.
         history: (M, H, 2K + 1, K + 1, 2) real pairs of earlier states, newest first.
         previous: (M, P, 2K + 1, K + 1, 2) real pairs of previous closures, newest first.
-        normals: (D, M, C, H, 2) normal numbers of D draws of white noise: that of the call, and two
-            for each spacing of knots of noise with memory.
+        normals: (D, M, C W, 2) normal numbers of D draws of white noise, of W wavevectors: the
+            draw of the call, and two for each spacing of knots of noise with memory.
         choice: (D, M) normal numbers by which a mixture chooses, or (0, M).
         turns: (T, 2) cos and sin of the call's place between knots, for each spacing.
     """
@@ -75,6 +75,9 @@ class Program(nn.Module):
     Raises:
         ValueError: this closure has no such program; one line with the reason.
     """
+
+    source: Tensor
+    signs: Tensor
 
     def __init__(self, closure: Closure, settings: Settings):
         super().__init__()
@@ -124,20 +127,19 @@ class Program(nn.Module):
         count = self.model.frame.kept.half_plane.num_drawn
         return count * (self.channel_shape or (1,))[0]
 
-    def shapes(self) -> Inputs:
-        """Return the shapes of the arguments."""
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the arguments, in the order of :class:`Inputs`."""
         members, model = self.settings.members, self.model
         spectrum = (*self.channel_shape, *self.caller.shape, 2)
         points = self.caller.points(self.settings.points)
-        shapes: Any = (
+        return [
             (members, *self.channel_shape, *points),
             (members, model.history, *spectrum),
             (members, model.previous, *spectrum),
             (self.draws, members, self.width, 2),
             (self.draws if self.chooses else 0, members),
             (len(self.spacings), 2),
-        )
-        return Inputs(*shapes)
+        ]
 
     def example(self, seed: int = 0) -> Inputs:
         """Return arguments of the right shapes, normal numbers of a seed."""
@@ -251,8 +253,8 @@ def check(closure: Closure) -> None:
         )
     if model.sensors_allowed == "required":
         raise ValueError(
-            "this model was trained with conditions.sensors=required: an exported closure reads no "
-            "sensors"
+            "this model was trained with conditions.sensors=required: an exported closure reads "
+            "no sensors"
         )
     if isinstance(model.residual, Resampled):
         raise ValueError(

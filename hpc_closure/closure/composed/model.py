@@ -82,6 +82,7 @@ __all__ = ["CompositeClosure"]
 
 BEYOND = 6.0  # bound of a state's summary numbers, in standard deviations
 NOTHING = 1e-9  # share of a closure's power that counts as round-off
+SINGLE = 1e-5  # round-off of the power of a state in single precision
 FAR = 10.0  # bound of a condition channel, in root mean squares
 MEAN_GP = "mean_gp"
 
@@ -776,8 +777,8 @@ class CompositeClosure(ClosureModel):
         shell = self.shell_power(self.band.resized(state_hat))
         least, largest = to_device_cached(least, shell), to_device_cached(largest, shell)
         floor = NOTHING * largest.sum(-1, keepdim=True)  # round-off has no range
-        above = shell > torch.maximum(largest, floor)
-        out = above | ((shell < least) & (least > floor))
+        above = shell > (1 + SINGLE) * torch.maximum(largest, floor)
+        out = above | ((shell < (1 - SINGLE) * least) & (least > floor))
         return out.any(1) if self.channel_shape else out
 
     def shell_power(self, u_hat: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 // A trained closure for solvers in C, C++ and Fortran; the interface is described in hpc_closure.h.
 //
 // The compiled draw (closure.pt2) is a function of arrays without a state. This file draws the
-// normal numbers by the counters of Python's hpc_closure.spectral.noise.counters, keeps what later
+// normal numbers by the counters of Python's hpc_closure.spectral.noise.counters, stores what later
 // draws read as hpc_closure.closure.process does, and reads and writes the same files.
 
 #include "hpc_closure.h"
@@ -539,11 +539,11 @@ struct hc_closure {
     }
     if (previous) {
       closures.emplace_front(size_t(spectrum_size()));
-      Array &kept = closures.front();
-      copy(made.at(2), kept.data());
+      Array &newest = closures.front();
+      copy(made.at(2), newest.data());
       const int64_t each = product(spectrum_shape);
       for (int64_t member = 0; member < members; ++member) {
-        double *first = kept.data() + member * each;
+        double *first = newest.data() + member * each;
         bool finite = true;
         for (int64_t i = 0; i < each; ++i) finite = finite && std::isfinite(first[i]);
         if (!finite) std::fill_n(first, each, 0.0);
@@ -573,9 +573,9 @@ struct hc_closure {
   }
 
   std::string pack() const {
-    std::vector<std::pair<std::string, const std::deque<Array> *>> kept;
-    if (!closures.empty()) kept.emplace_back("closures", &closures);
-    if (!states.empty()) kept.emplace_back("states", &states);
+    std::vector<std::pair<std::string, const std::deque<Array> *>> parts;
+    if (!closures.empty()) parts.emplace_back("closures", &closures);
+    if (!states.empty()) parts.emplace_back("states", &states);
     std::map<std::string, std::string> metadata = {{"calls", str(calls)},
                                                    {"format", kProcess},
                                                    {"interval", str(interval)},
@@ -587,7 +587,7 @@ struct hc_closure {
       header += (header.back() == '{' ? "" : ",") + quoted(name) + ":" + quoted(value);
     header += "}";
     int64_t first = 0;
-    for (const auto &[name, fields_of] : kept) {
+    for (const auto &[name, fields_of] : parts) {
       const int64_t last = first + int64_t(fields_of->size()) * spectrum_size() * 8;
       Shape shape = with_members(spectrum_shape, -1);
       shape.insert(shape.begin(), int64_t(fields_of->size()));
@@ -600,13 +600,13 @@ struct hc_closure {
     const uint64_t length = header.size();
     std::string out(reinterpret_cast<const char *>(&length), 8);
     out += header;
-    for (const auto &[name, fields_of] : kept)
+    for (const auto &[name, fields_of] : parts)
       for (const Array &one : *fields_of)
         out.append(reinterpret_cast<const char *>(one.data()), one.size() * 8);
     return out;
   }
 
-  std::deque<Array> kept_of(const Tensors &file, const std::string &key, const std::string &name) {
+  std::deque<Array> stored_fields(const Tensors &file, const std::string &key, const std::string &name) {
     std::deque<Array> out;
     auto found = file.fields.find(key);
     if (found == file.fields.end()) return out;
@@ -638,8 +638,8 @@ struct hc_closure {
     same("seed", str(entry("seed").integer()), str(seed));
     same("interval", str(entry("interval").integer()), str(interval));
     same("model", entry("model").words, model);
-    std::deque<Array> read_states = kept_of(file, "states", name);
-    std::deque<Array> read_closures = kept_of(file, "closures", name);
+    std::deque<Array> read_states = stored_fields(file, "states", name);
+    std::deque<Array> read_closures = stored_fields(file, "closures", name);
     while (int64_t(read_states.size()) > frames * lag) read_states.pop_front();
     while (int64_t(read_closures.size()) > previous) read_closures.pop_back();
     calls = entry("calls").integer();
@@ -709,8 +709,8 @@ struct hc_closure {
     auto number = [&](const char *key) { return Parser(file.metadata.at(key)).whole(); };
     set_keys(number("members").integers(), number("seed").integer());
     calls = number("calls").integer();
-    states = kept_of(file, "states", name);
-    closures = kept_of(file, "closures", name);
+    states = stored_fields(file, "states", name);
+    closures = stored_fields(file, "closures", name);
     std::vector<uint64_t> words(file.words.size());
     uniform_bits(keys.at(0), uint64_t(stream_base), uint64_t(calls), int64_t(words.size()),
                  words.data());
