@@ -15,23 +15,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closure_case import states_of
 from typer.testing import CliRunner
 
 import hpc_closure
 from hpc_closure.cli import app
 from hpc_closure.closure import artifact
+from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.header import Header
 from hpc_closure.export.program import noise_of_call
 from hpc_closure.spectral.modes.grid import to_fields, to_spectra
 
 RECIPES = Path(__file__).resolve().parent.parent / "docs" / "recipes"
 MEMBERS, SEED, SAVED, LAST = 20, 11, 40, 50
 AGREE = 2e-6
-POINTS = {"subgrid_backscatter": 32, "two_regimes": 44}
+POINTS = {"subgrid_backscatter": 32, "two_regimes": 44, "everything": 16}
 MISSING = [name for name in ("cmake", "g++") if shutil.which(name) is None]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # compilers beside other tests
     pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}"),
 ]
 LANGUAGES = [
@@ -41,6 +45,35 @@ LANGUAGES = [
         marks=pytest.mark.skipif(shutil.which("gfortran") is None, reason="gfortran not on PATH"),
     ),
 ]
+
+
+def everything() -> Closure:
+    """A small closure with all that a process can hold, and noise of every kind.
+
+    It reads an earlier state and the last closure; its residual is a mixture with memory.
+    """
+    conditions = {"sensors": "none", "previous_states": 1, "previous_closures": 1}
+    torch.manual_seed(0)
+    small = {"width": 8, "modes": 4, "layers": 1, "mean_layers": 1}
+    model = artifact.build({"preset": "mixture", "conditions": conditions, **small}, 16)
+    fields = torch.stack([states_of(300, 300 * part, 16) for part in range(4)]).float()
+    batch = {
+        "state": fields[0],
+        "target": 0.3 * fields[0] + 0.2 * fields[1] + 0.1 * fields[2] + 0.2 * fields[3],
+        "history": fields[1][:, None],
+        "previous": 0.1 * fields[2][:, None],
+    }
+    for phase in model.phases:
+        model.begin(phase.name, [batch])
+    with torch.no_grad():
+        model.residual.tables.normal_()
+    times = torch.zeros_like(model.statistics.memory_times)
+    times[1], times[2] = 4.0, 20.0
+    model.adopt(replace(model.statistics, memory_times=times, memory_spacing=1.0))
+    assert len(model.knot_spacings) == 2 and model.score_active
+    target = {"kind": "subgrid", "interval": 2, "dt": 0.01, "every": 0.04}
+    header = Header(model.config, 16, 1.0, target, {"hashes": {"train": "abc"}}, ())
+    return Closure(model.eval(), header)
 
 
 class Kit:
@@ -54,22 +87,24 @@ class Kit:
     """
 
     def __init__(self, folder: Path):
-        self.closures = {name: hpc_closure.load(name) for name in POINTS}
+        shipped = ("subgrid_backscatter", "two_regimes")
+        self.closures = {name: hpc_closure.load(name) for name in shipped}
+        self.closures["everything"] = everything()
         self.folders = {name: folder / name for name in POINTS}
-        subgrid = self.closures["subgrid_backscatter"]
+        subgrid = self.closures["subgrid_backscatter"].model
         # a range of the training, which shipped models do not hold
-        shells = subgrid.model.band.grid.num_shells
-        least, largest = torch.full((shells,), 1e-12).double(), torch.full((shells,), 0.5).double()
-        subgrid.model.adopt(
-            replace(subgrid.model.statistics, state_least=least, state_largest=largest)
+        least = torch.full((subgrid.band.grid.num_shells,), 1e-12).double()
+        subgrid.adopt(
+            replace(subgrid.statistics, state_least=least, state_largest=0.5 + 0 * least)
         )
-        header = subgrid.header
-        model = folder / "with_range.safetensors"
-        artifact.save(subgrid.model, model, target=header.target, provenance=header.provenance)
-        self.closures["subgrid_backscatter"] = hpc_closure.load(model)
+        models = {name: folder / f"{name}.safetensors" for name in POINTS}
+        for name, closure in self.closures.items():
+            target, record = closure.target, closure.provenance
+            artifact.save(closure.model, models[name], target=target, provenance=record)
+            self.closures[name] = hpc_closure.load(models[name])
         for name, points in POINTS.items():
-            words = ["export", str(model) if name == "subgrid_backscatter" else name]
-            words += ["--to", str(self.folders[name]), "--members", str(MEMBERS)]
+            words = ["export", str(models[name]), "--to", str(self.folders[name])]
+            words += ["--members", str(MEMBERS)]
             words += ["--torchscript"] if name == "subgrid_backscatter" else []
             result = CliRunner().invoke(app, [*words, "--points", str(points)])
             assert result.exit_code == 0, result.output + str(result.exception)
@@ -103,8 +138,9 @@ class Kit:
     def process(self, name):
         """Python's process with the members and the seed of the programs, begun."""
         process = self.closures[name].process(MEMBERS, seed=SEED)
-        none = np.zeros((MEMBERS, POINTS[name], POINTS[name]))
-        return process.begin(closures=[none] * process.memory.previous)
+        memory, past = process.memory, first_states(name)
+        earlier = [0.9**lag * past for lag in range(memory.frames * memory.lag)]
+        return process.begin(earlier, [0 * past] * memory.previous)
 
     def open(self, name="subgrid_backscatter", members=MEMBERS, seed=SEED, ids=None, folder=None):
         """Open a closure in this process; returns the handle, or the line of the error."""
@@ -151,10 +187,14 @@ def difference(found, expected):
 @pytest.mark.parametrize("name", POINTS)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_solver_marches_as_with_python(kit, language, name, tmp_path):
-    """20 members, 50 intervals; then Python continues from the program's file."""
+    """20 members, 50 intervals; either language continues what the other one has saved."""
     first_states(name).tofile(tmp_path / "initial.bin")
-    run = kit.march(language, name, tmp_path, SAVED)
     process = kit.process(name)
+    start = []  # the programs begin without earlier states
+    if process.memory.frames:
+        start = [tmp_path / "start.safetensors"]
+        process.save(start[0])
+    run = kit.march(language, name, tmp_path, SAVED, start)
     for state, u in run:
         assert difference(u, process(state)) < AGREE
     assert len(run) == SAVED
@@ -177,7 +217,7 @@ def test_random_bits_and_normals_are_those_of_python(kit):
     about = json.loads((kit.folders["two_regimes"] / "closure.json").read_text())
     key = keyed_noise.Key(2**62 + 1, "sample", ids, 0)
     normals = noise_of_call(about["noise"], key, 0.0)[0].numpy().ravel()
-    assert np.abs(found - normals).max() < 1e-14
+    assert np.abs(found - normals).max() < 1e-14  # and the words are equal: hc_open compares
     # with the same numbers as the caller's, a draw is the same
     state, u = first_states("two_regimes"), np.empty((MEMBERS, 44, 44))
     again = np.empty_like(u)
@@ -239,6 +279,22 @@ def test_a_state_in_memory_is_the_file(kit, tmp_path):
         kit.call("hc_close", one)
 
 
+def test_a_member_whose_draw_fails_fails_alone(kit, tmp_path):
+    handle, state = kit.open(), first_states("subgrid_backscatter")
+    u, again = np.empty_like(state), np.empty_like(state)
+    assert kit.call("hc_begin", handle, None, np.zeros((4, *state.shape))) == 0
+    normals = np.empty(kit.size("hc_noise_size", handle))
+    assert kit.call("hc_noise", handle, normals) == 0
+    normals.reshape(MEMBERS, -1)[3] = np.nan
+    assert kit.call("hc_draw_with", handle, state, normals, u) == 0
+    assert np.isnan(u[3]).all() and np.isfinite(np.delete(u, 3, 0)).all()
+    assert kit.call("hc_draw", handle, state, again) == 0 and np.isfinite(again).all()
+    assert kit.call("hc_save", handle, str(tmp_path / "a").encode()) == 0
+    process = kit.process("subgrid_backscatter").load(tmp_path / "a")
+    assert not process.closures[1][3].any() and process.closures[1][4].abs().max() > 0
+    kit.call("hc_close", handle)
+
+
 def test_mistakes_are_one_line(kit, tmp_path, monkeypatch):
     assert "exported for 20 members, opened for 7; export again" in kit.open(members=7)
     assert "seed=-1: expected an integer from 0 on" in kit.open(seed=-1)
@@ -268,6 +324,11 @@ def test_mistakes_are_one_line(kit, tmp_path, monkeypatch):
     test[at : at + 17] = b'"seed":"20261128"'
     (folder / "check.bin").write_bytes(test)
     assert "the random bits differ" in kit.open(folder=folder)
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    for where in (Path(words[1]) for words in mounts if "noexec" in words[3].split(",")):
+        if os.access(where, os.W_OK) and where.is_dir():
+            monkeypatch.setenv("TMPDIR", str(where))
+            assert f"{where}: mounted noexec" in kit.open()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
     assert "missing or not writable, and torch unpacks closure.pt2 there" in kit.open()
 
@@ -307,5 +368,6 @@ def test_torchscript_draws_the_same(kit):
     key = keyed_noise.Key(SEED, "sample", range(MEMBERS), 0)
     none = [torch.zeros(MEMBERS, count, 21, 11, 2).double() for count in (0, 4)]
     script = torch.jit.load(folder / "closure.ts")
-    u = script(state, *none, *noise_of_call(about["noise"], key, 0.0))[0]
+    with torch.no_grad():
+        u = script(state, *none, *noise_of_call(about["noise"], key, 0.0))[0]
     assert difference(u.numpy(), process(state).numpy()) < AGREE

@@ -68,15 +68,13 @@ int main(int argc, char **argv) {
   }
   std::ofstream run("run.bin", std::ios::binary);
   while (hc_calls(closure) < last) {
-    const bool after = hc_reads_forecast(closure);  // the closure reads the state after the step
-    if (after)
-      for (int m = 0; m < members; ++m) advance(x, y, n, &w[m * n * n]);
-    run.write((char *)w.data(), w.size() * 8);
-    must(hc_draw(closure, w.data(), u.data()));
+    const Array before = w;  // the closure reads the state before the step, or the one after it
+    for (int m = 0; m < members; ++m) advance(x, y, n, &w[m * n * n]);
+    const Array &read = hc_reads_forecast(closure) ? w : before;
+    must(hc_draw(closure, read.data(), u.data()));
+    run.write((char *)read.data(), read.size() * 8);
     run.write((char *)u.data(), u.size() * 8);
     for (size_t i = 0; i < w.size(); ++i) w[i] += span * u[i];
-    if (!after)
-      for (int m = 0; m < members; ++m) advance(x, y, n, &w[m * n * n]);
   }
   must(hc_save(closure, "process.safetensors"));
   std::ofstream("initial.bin", std::ios::binary).write((char *)w.data(), w.size() * 8);

@@ -15,7 +15,7 @@ program march
    integer(c_int64_t) :: seed
    integer :: last, n, m, initial, run
    real(c_double) :: span
-   real(c_double), allocatable :: w(:, :, :), u(:, :, :), x(:, :), y(:, :), none(:, :, :, :)
+   real(c_double), allocatable :: w(:, :, :), u(:, :, :), seen(:, :, :), x(:, :), y(:, :), none(:, :, :, :)
 
    if (command_argument_count() < 3) error stop "usage: march FOLDER SEED LAST [START]"
    call get_command_argument(1, folder)
@@ -41,12 +41,13 @@ program march
    end if
    open (newunit=run, file="run.bin", access="stream", form="unformatted", status="replace")
    do while (hc_calls(closure) < last)
-      if (hc_reads_forecast(closure) == 1) call advance() ! it reads the state after the step
-      write (run) w
-      call hc_must(hc_draw(closure, w, u))
+      seen = w ! the closure reads the state before the step, or the one after it
+      call advance()
+      if (hc_reads_forecast(closure) == 1) seen = w
+      call hc_must(hc_draw(closure, seen, u))
+      write (run) seen
       write (run) u
       w = w + span * u
-      if (hc_reads_forecast(closure) == 0) call advance()
    end do
    call hc_must(hc_save(closure, "process.safetensors"))
    write (initial, pos=1) w

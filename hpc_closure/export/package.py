@@ -130,7 +130,14 @@ def _compile(exported: Any, folder: Path, about: dict[str, Any], march: str) -> 
         made = torch._inductor.aoti_compile_and_package(
             exported, package_path=str(part.with_suffix(".pt2")), inductor_configs=options
         )
-        off = _difference(made, folder / SELF_TEST, about)
+        try:
+            off = _difference(made, folder / SELF_TEST, about)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise RuntimeError(
+                f"{folder / PROGRAM}: the compiled draw does not run with torch "
+                f"{torch.__version__} ({reason}): please report this"
+            ) from None
         os.replace(made, part)
         if not off <= AGREE:
             raise RuntimeError(

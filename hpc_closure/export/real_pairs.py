@@ -2,20 +2,24 @@
 
 Inductor lowers a change of complex precision, and a reversal of complex values, to operations of
 torch's ``prims`` namespace. Python has them; a C++ program stops with "Could not find schema for
-prims::...". The same operations on real pairs are compiled.
+prims::...". Sums and differences of complex numbers that are not compiled stop with "Mismatch
+between ints consumed and num_ints", because the factor of the second one is not passed as a
+number. The same operations on real pairs are compiled.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 __all__ = ["replace"]
 
 _aten = torch.ops.aten
 CASTS = (_aten.to.dtype, _aten.to.device, _aten.to.dtype_layout, _aten._to_copy.default)
 REVERSALS = (_aten.flip.default,)
-PROMOTIONS = (_aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor, _aten.div.Tensor)
+SUMS = (_aten.add.Tensor, _aten.sub.Tensor)
+PROMOTIONS = (_aten.mul.Tensor, _aten.div.Tensor)
 
 
 def replace(graph: fx.Graph) -> int:
@@ -31,6 +35,10 @@ def replace(graph: fx.Graph) -> int:
             elif node.target in REVERSALS:
                 axes = [axis % made.ndim for axis in node.args[1]]
                 pairs = _call(graph, _aten.flip.default, _pairs(graph, inputs[0]), axes)
+                result = _call(graph, _aten.view_as_complex.default, pairs)
+            elif node.target in SUMS and all(isinstance(one, fx.Node) for one in node.args[:2]):
+                terms = [_as_pairs(graph, one, made.dtype) for one in node.args[:2]]
+                pairs = _call(graph, node.target, *terms, **node.kwargs)
                 result = _call(graph, _aten.view_as_complex.default, pairs)
             elif node.target in PROMOTIONS and any(_differs(one, made) for one in inputs):
                 for one in inputs:
@@ -61,16 +69,28 @@ def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     return _call(graph, _aten.view_as_complex.default, pairs)
 
 
+def _as_pairs(graph: fx.Graph, node: Any, dtype: torch.dtype) -> fx.Node:
+    """Return real pairs of numbers in the precision of complex numbers of type ``dtype``."""
+    real = dtype.to_real()
+    if _is_complex(node):
+        pairs = _pairs(graph, node)
+        return (
+            _call(graph, _aten.to.dtype, pairs, real) if node.meta["val"].dtype != dtype else pairs
+        )
+    value = _call(graph, _aten.to.dtype, node, real)
+    zeros = _call(graph, _aten.zeros_like.default, value)
+    return _call(graph, _aten.stack.default, [value, zeros], -1)
+
+
 def _pairs(graph: fx.Graph, node: fx.Node) -> fx.Node:
     resolved = _call(graph, _aten.resolve_conj.default, node)
     return _call(graph, _aten.view_as_real.default, resolved)
 
 
-def _call(graph: fx.Graph, operation: Any, *arguments: Any) -> fx.Node:
+def _call(graph: fx.Graph, operation: Any, *arguments: Any, **options: Any) -> fx.Node:
     """Add a call with the shape and precision of its result, which later passes read."""
-    node = graph.call_function(operation, arguments)
-    values = [one.meta["val"] if isinstance(one, fx.Node) else one for one in arguments]
-    mode = next(one.fake_mode for one in values if hasattr(one, "fake_mode"))
-    with mode:
-        node.meta["val"] = operation(*values)
+    node = graph.call_function(operation, arguments, options)
+    values = map_arg(arguments, lambda one: one.meta["val"])
+    with next(one.meta["val"].fake_mode for one in node.all_input_nodes):
+        node.meta["val"] = operation(*values, **options)
     return node
