@@ -97,8 +97,9 @@ def test_complex_casts_and_reversals_become_real_pairs():
         def forward(self, x):
             z = torch.view_as_complex(x)
             wide = z.to(torch.complex128) * torch.ones(3, dtype=torch.float64)
-            one = z * wide + wide.conj().flip(-1)
-            return torch.view_as_real(torch.sub(x[..., 0].double() + one, one.mT.mT, alpha=2))
+            one = (2 - 1j) * z * wide / 3 + wide.conj().flip(-1)
+            inverse = x[..., 1].double() / (one * one) + 2 / one
+            return torch.view_as_real(torch.sub(x[..., 0].double() + one, inverse, alpha=2))
 
     x = torch.randn(2, 3, 2)
     exported = torch.export.export(Casts(), (x,), strict=False)
