@@ -98,6 +98,9 @@ def test_complex_casts_and_reversals_become_real_pairs():
             z = torch.view_as_complex(x)
             wide = z.to(torch.complex128) * torch.ones(3, dtype=torch.float64)
             one = (2 - 1j) * z * wide / 3 + wide.conj().flip(-1)
+            zeros = z.new_zeros(4, 3)
+            zeros[:2] = z
+            one = one + zeros.sum(0, keepdim=True)
             inverse = x[..., 1].double() / (one * one) + 2 / one
             return torch.view_as_real(torch.sub(x[..., 0].double() + one, inverse, alpha=2))
 

@@ -4,8 +4,8 @@ Inductor lowers a change of complex precision, and a reversal of complex values,
 torch's ``prims`` namespace. Python has them; a C++ program stops with "Could not find schema for
 prims::...". Sums and differences of complex numbers that are not compiled stop with "Mismatch
 between ints consumed and num_ints", because the factor of the second one is not passed as a
-number; and a product with a Python number cannot be compiled everywhere. The same operations on
-real pairs are compiled, and faster.
+number; a product with a Python number cannot be compiled everywhere; and complex zeros become a
+scalar whose shape is not passed. The same operations on real pairs are compiled, and faster.
 """
 
 from typing import Any
@@ -19,6 +19,8 @@ __all__ = ["replace"]
 _aten = torch.ops.aten
 CASTS = (_aten.to.dtype, _aten.to.device, _aten.to.dtype_layout, _aten._to_copy.default)
 REVERSALS = (_aten.flip.default,)
+TOTALS = (_aten.sum.dim_IntList,)
+ZEROS = (_aten.new_zeros.default, _aten.zeros_like.default, _aten.zeros.default)
 SUMS = (_aten.add.Tensor, _aten.sub.Tensor)
 PRODUCTS = (_aten.mul.Tensor, _aten.div.Tensor)
 
@@ -36,6 +38,18 @@ def replace(graph: fx.Graph) -> int:
             elif node.target in REVERSALS:
                 axes = [axis % made.ndim for axis in node.args[1]]
                 pairs = _call(graph, _aten.flip.default, _pairs(graph, inputs[0]), axes)
+                result = _call(graph, _aten.view_as_complex.default, pairs)
+            elif node.target in TOTALS and node.args[1]:
+                axes = [axis % inputs[0].meta["val"].ndim for axis in node.args[1]]
+                pairs = _as_pairs(graph, inputs[0], made.dtype)
+                pairs = _call(graph, node.target, pairs, axes, *node.args[2:])
+                result = _call(graph, _aten.view_as_complex.default, pairs)
+            elif node.target in ZEROS:
+                pairs = graph.call_function(
+                    _aten.zeros.default, ([*made.shape, 2],), {"dtype": made.dtype.to_real()}
+                )
+                with made.fake_mode:  # type: ignore[attr-defined]
+                    pairs.meta["val"] = torch.zeros(*made.shape, 2, dtype=made.dtype.to_real())
                 result = _call(graph, _aten.view_as_complex.default, pairs)
             elif node.target in SUMS and all(isinstance(one, fx.Node) for one in node.args[:2]):
                 terms = [_as_pairs(graph, one, made.dtype) for one in node.args[:2]]
