@@ -7,8 +7,10 @@ import cube_case
 import pytest
 import torch
 from torch import fx
+from typer.testing import CliRunner
 
 import hpc_closure
+from hpc_closure.cli import app
 from hpc_closure.closure.artifact import Closure
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.header import Header
@@ -126,6 +128,26 @@ def test_what_cannot_be_exported_is_said_in_one_line():
         Program(closure, Settings(2, 32, 40))
     with pytest.raises(ValueError, match="field is 16x16; a band of 10 modes needs"):
         Program(closure, Settings(2, 16, 80))
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        ("diffusion --members 4", "--to FOLDER is missing, e.g. --to closure --members 20"),
+        ("diffusion --to x", "--members NUMBER is missing"),
+        ("x --here --members 4", "--members is fixed in an exported folder"),
+        ("none.safetensors --to x --members 4", "none.safetensors: no such file"),
+        ("diffusion --to x --members 0", "--members 0: expected at least 1"),
+        ("diffusion --to x --members 4 --points 45", "--points 45: expected an even number"),
+        ("diffusion --to x --members 4 --march 486", "--march 486: expected one of native,"),
+        ("x --here", "closure.json: no such file; export the model again"),
+    ],
+)
+def test_a_wrong_option_is_one_line(words, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = str(CliRunner().invoke(app, ["export", *words.split()]).exception)
+    assert line in error and "\n" not in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_self_test_is_a_later_call_of_a_process_with_a_past():

@@ -105,10 +105,10 @@ def compile_here(folder: Path, march: str = "native") -> dict[str, Any]:
         FileNotFoundError: a file of the export is missing.
         ValueError: a file is damaged or of another format.
     """
-    _check_machine(march)
     for name in (DESCRIPTION, EXPORTED, SELF_TEST):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder / name}: no such file; export the model again")
+    _check_machine(march)
     try:
         about = json.loads((folder / DESCRIPTION).read_text())
         known = about["format"]
