@@ -273,7 +273,7 @@ MODEL = ["model.conditions.sensors=optional", "model.preset=gaussian", READ, "ro
                 "replicas.members=0",
                 "evaluate.lead_times=[0.4]",
             ],
-            "rollout.sensors reads the stored closure of every interval: set generate.record.every",
+            "rollout.sensors reads the stored closure of every interval: set generate.record",
         ),
         (
             ["rollout.interval=50", "model.conditions.previous_closures=0"],
