@@ -46,6 +46,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     from hpc_closure.closure import artifact
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import processes, trainer
+    from hpc_closure.train.divergence import check_divergence
 
     section = experiment.train
     model_kind = kind_of(experiment.model.preset)
@@ -53,6 +54,7 @@ def fit(experiment: Experiment, session: Session) -> None:
         return tune(experiment, session)
     joined = processes.join(session.device, session.world.bcast)
     store = DataSet(session.run.data)
+    check_divergence(experiment, store)
     data = trainer.TrainData(*samples(experiment, store))
     torch.manual_seed(seed_of(experiment))
     model = build_model(experiment)
@@ -109,11 +111,13 @@ def tune(experiment: Experiment, session: Session) -> None:
     from hpc_closure.closure.baselines.functional import FunctionalModel
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import tuning
+    from hpc_closure.train.divergence import check_divergence
 
     if not session.world.root:
         return
     store = DataSet(session.run.data)
     try:
+        check_divergence(experiment, store)
         model = build_model(experiment)
         assert isinstance(model, FunctionalModel)
         log.get().info(tuning.tune(model, experiment, store, session.stop))
