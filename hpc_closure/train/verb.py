@@ -44,9 +44,9 @@ def fit(experiment: Experiment, session: Session) -> None:
     import torch
 
     from hpc_closure.closure import artifact
+    from hpc_closure.data.divergence import check_divergence
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import processes, trainer
-    from hpc_closure.train.divergence import check_divergence
 
     section = experiment.train
     model_kind = kind_of(experiment.model.preset)
@@ -109,9 +109,9 @@ def tune(experiment: Experiment, session: Session) -> None:
     """Tune the constants of a functional closure on the first process, and export it."""
     from hpc_closure.closure import artifact
     from hpc_closure.closure.baselines.functional import FunctionalModel
+    from hpc_closure.data.divergence import check_divergence
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import tuning
-    from hpc_closure.train.divergence import check_divergence
 
     if not session.world.root:
         return

@@ -22,7 +22,6 @@ from hpc_closure.closure.fields.modes import Band
 __all__ = [
     "QUADRATIC",
     "carried_by",
-    "divergence_share",
     "gradients",
     "solenoidal",
     "strain_norm",
@@ -47,17 +46,6 @@ def solenoidal(u_hat: Tensor, band: Band) -> Tensor:
     k = torch.stack(torch.broadcast_tensors(*band.wavenumbers(u_hat)))
     inverse = band.on("inverse_k2", u_hat.device, u_hat.real.dtype)
     return u_hat - k * ((k * u_hat).sum(axis, keepdim=True) * inverse)
-
-
-def divergence_share(u_hat: Tensor, band: Band) -> Tensor:
-    """Compute rms divergence over rms gradient of velocities (..., d, *modes); (...), 0 to 1."""
-    axis = band.axes[0] - 1
-    k = torch.stack(torch.broadcast_tensors(*band.wavenumbers(u_hat)))
-    weights = band.on("weights", u_hat.device, u_hat.real.dtype)
-    along = (k * u_hat).sum(axis).abs().square() * weights
-    whole = k.square().sum(0) * u_hat.abs().square().sum(axis) * weights
-    tiny = torch.finfo(whole.dtype).tiny
-    return (along.sum(band.axes) / whole.sum(band.axes).clamp(min=tiny)).sqrt()
 
 
 def carried_by(u_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:

@@ -6,9 +6,8 @@ import pytest
 import torch
 from cube_case import LENGTH, B, CubeLaw, divergence
 
-from hpc_closure.closure.fields.vectors import divergence_share
+from hpc_closure.data.divergence import check_divergence, divergence_share
 from hpc_closure.spectral.equations.navier_stokes_3d import NavierStokes3D
-from hpc_closure.train.divergence import check_divergence
 
 SIZE = 12
 
@@ -45,12 +44,12 @@ class Store:
 
 def test_the_share_is_that_of_the_gradient():
     states = CubeLaw().states([1, 2])
-    assert float(divergence_share(states, B).max()) < 1e-6
+    assert float(divergence_share(states, B.grid).max()) < 1e-6
     k = torch.stack(torch.broadcast_tensors(*B.grid.k))
     whole = k * states[:, :1]  # nothing but divergence
-    assert torch.allclose(divergence_share(whole, B), torch.ones(2).double())
+    assert torch.allclose(divergence_share(whole, B.grid), torch.ones(2).double())
     mixed = states[:1] + 0.3 * whole[:1]
-    assert float(divergence_share(mixed, B)) == pytest.approx(divergence(mixed))
+    assert float(divergence_share(mixed, B.grid)) == pytest.approx(divergence(mixed))
 
 
 @pytest.mark.parametrize("field, word", [("state", "velocity"), ("closure", "closure")])

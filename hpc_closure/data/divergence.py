@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hpc_closure.closure.fields.modes import band
-from hpc_closure.closure.fields.vectors import divergence_share
+from hpc_closure.spectral.modes.grid import Grid, to_spectra
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.work import log
 
 if TYPE_CHECKING:
     from hpc_closure.data.reader import DataSet
     from hpc_closure.experiment.schema import Experiment
 
-__all__ = ["check_divergence"]
+__all__ = ["check_divergence", "divergence_share"]
 
 # root mean square of the divergence over that of the gradient: of single precision, of a vector
 NONE, SOME = 1e-3, 1e-2
@@ -33,7 +33,7 @@ def check_divergence(experiment: "Experiment", store: "DataSet") -> None:
     places = list(physics.velocity_channels)
     if not places:
         return
-    own = band((grid - 1) // 3, experiment.physics.length, physics.dimensions)
+    modes = Grid(grid, physics.length, physics.dimensions)
     names = ", ".join(physics.channels[place].name for place in places)
     equation, largest = physics.equation, 0.0
     for member in dict.fromkeys((store.members[0], store.members[-1])):
@@ -42,7 +42,8 @@ def check_divergence(experiment: "Experiment", store: "DataSet") -> None:
                 values = torch.from_numpy(store.read(member, index, field, grid)[places]).double()
                 if not bool(values.isfinite().all()):
                     continue
-                share = float(divergence_share(own.to_spectral(values), own))
+                u_hat = to_spectra(values, retained_modes(grid), physics.dimensions)
+                share = float(divergence_share(u_hat, modes))
                 largest = max(largest, share)
                 if physics.solenoidal and share > SOME:
                     raise ValueError(
@@ -57,3 +58,14 @@ def check_divergence(experiment: "Experiment", store: "DataSet") -> None:
             f"{store.folder}: the velocity ({names}) and its closure have no divergence, but "
             f"{equation} does not state solenoidal = True: outputs of networks may get some"
         )
+
+
+def divergence_share(u_hat: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Compute rms divergence over rms gradient of velocities (..., d, *modes); (...), 0 to 1."""
+    axis = -1 - grid.dimensions
+    k = torch.stack(torch.broadcast_tensors(*grid.k)).to(u_hat.real)
+    weights = grid.weights.to(u_hat.real)
+    along = (k * u_hat).sum(axis).abs().square() * weights
+    whole = k.square().sum(0) * u_hat.abs().square().sum(axis) * weights
+    tiny = torch.finfo(whole.dtype).tiny
+    return (along.sum(grid.axes) / whole.sum(grid.axes).clamp(min=tiny)).sqrt()
