@@ -69,6 +69,7 @@ LINE = [
     "replicas.members=0",
 ]
 READ = "rollout.sensors={number: 8}"
+SCORED = "evaluate.sensors=[{number: 8}]"
 FREE = ["use.data=plane", "use.model=plane", "rollout.last_closures=own"]
 
 
@@ -241,6 +242,17 @@ def test_fields_of_one_to_three_sides_are_conditioned(path, changes):
     start(run, data, coupled)
     run.advance(2)
     assert bool(run.fields()["model"].isfinite().all())
+    if sides == 2:
+        more = ["use.model=layers", "name=scored", "use.data=layers", READ, "rollout.members=2"]
+        scored = run_verbs(path, [*changes, *more, SCORED], rollout, evaluate)
+        for layer in ("q_upper", "q_lower"):
+            without, seen = (
+                crps(scored, stage="generated", sensors=one, channel=layer)
+                for one in ("none", "8x8")
+            )
+            assert seen["model"] < 0.8 * without["model"] and "fourier" not in seen.index
+            leads = crps(scored, stage="coupled", lead_time="0.1", channel=layer)
+            assert leads["model"] < leads["none"]
     if sides == 3:
         b = band(2, length, 3)
         spectra = b.to_spectral(drawn)
