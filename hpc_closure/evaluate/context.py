@@ -37,6 +37,8 @@ class Snapshots:
         history: the H earlier states, (S, H, n, n), newest first, or None.
         previous: the P earlier closures, (S, P, n, n), newest first, or None.
         keys: (member, index of the stored time) of each snapshot.
+        own: closures of the trajectories themselves, (S, n, n). With replicas ``closures`` are
+            those of the first replica instead. Sensors read these.
     """
 
     states: Tensor
@@ -44,6 +46,7 @@ class Snapshots:
     history: Tensor | None
     previous: Tensor | None
     keys: list[tuple[int, int]]
+    own: Tensor
 
     @property
     def trajectories(self) -> Tensor:
@@ -180,7 +183,7 @@ class Inputs:
             before = [fields(name, lag) for lag in range(1, count + 1)]
             return torch.stack(before, dim=1) if before else None
 
-        closures = fields("closure")
+        closures = own = fields("closure")
         if self.replicas is not None:  # truth and reference must be draws of the same law
             closures = torch.stack([self.closures_of_replicas(key, grid)[0] for key in keys])
         return Snapshots(
@@ -189,6 +192,7 @@ class Inputs:
             earlier("state", past.states),
             earlier("closure", past.closures),
             keys,
+            own,
         )
 
     def reduced(self, grid: int) -> Problem:

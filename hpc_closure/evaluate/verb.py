@@ -66,7 +66,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     for part in scored:
         compare.join(part, experiment.evaluate.seeds)
     table = rows.frame(record for part in scored for record in part.records)
-    notes = [*notes, *coupled.losses(table)]
+    notes = [*notes, *coupled.readings(inputs), *coupled.losses(table)]
     absent = list(dict.fromkeys(note for part in scored for note in part.absent))
     by_layout = {key: compare.shown(part) for key, part in by_layout.items()}
     ensembles = {channel: compare.shown(part) for channel, part in ensembles.items()}
@@ -89,6 +89,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         headline=first,
         closed=inputs.closed,
         dimensions=inputs.dimensions,
+        replicas=inputs.replicas is not None,
         provenance={"evaluate": session.record, "model": inputs.closure.provenance},
         start=experiment.rollout.t_start,
         lead_times=experiment.evaluate.lead_times,

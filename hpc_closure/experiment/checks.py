@@ -65,7 +65,7 @@ def _check_fields(experiment) -> None:
 
 def _check_closure_of_fields(experiment) -> None:
     """Refuse closures that are only for a state of one field."""
-    model, train, rollout = experiment.model, experiment.train, experiment.rollout
+    model, train = experiment.model, experiment.train
     config, conditions = resolve(model.model_dump(exclude_none=True)), model.conditions
     whole = kind_of(model.preset)
     refused = [kind.name for kind in kinds_of(config) if not kind.several_fields]
@@ -75,10 +75,11 @@ def _check_closure_of_fields(experiment) -> None:
         for name in train.opponents
         if not all(kind.several_fields for kind in kinds_of(resolve({"preset": name})))
     ]
-    read = conditions.sensors != "none"
+    read = conditions.sensors != "none" and _trains_residual(config)
     learned = config.get("sensors") == "learned"
     is_velocity = experiment.physics.is_velocity
-    sensors = f"model.conditions.sensors={conditions.sensors}" if read else "model.sensors=learned"
+    sensors = f"model.conditions.sensors={conditions.sensors} with a trained residual"
+    sensors = "model.sensors=learned" if learned else sensors
     for key, used, expected in (
         (
             f"model.preset={model.preset}",
@@ -89,13 +90,12 @@ def _check_closure_of_fields(experiment) -> None:
         (
             sensors,
             (read or learned) and whole is None,
-            "none, and model.sensors=kriging",
+            "model.conditions.sensors=none, or model.residual=gaussian and model.sensors=kriging",
         ),
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
         ("train.rollout_training", train.rollout_training and not is_velocity, "null"),
         ("train.stability_test", train.stability_test and not is_velocity, "null"),
         (f"train.opponents={rivals}", rivals, "gaussian_amplitude, point_mixture or resampled"),
-        ("rollout.sensors", rollout.sensors, "null"),
     ):
         if used:
             raise ValueError(
@@ -745,10 +745,67 @@ def _check_sensors(experiment) -> None:
             f"{2 * experiment.model.modes}, "
             f"train.grid is {experiment.train_grid}"
         )
-    if generate.closure == "subgrid" and (rollout.sensors or experiment.evaluate.sensors):
+    if generate.closure == "subgrid":
+        _check_sensors_of_subgrid(experiment)
+
+
+def _trains_residual(config) -> bool:
+    """Return whether a model's residual is a network, which reads what sensors tell."""
+    residual = config.get("residual")
+    return residual is not None and find(ResidualKind, residual, "model.residual").trained
+
+
+def _check_sensors_of_subgrid(experiment) -> None:
+    """Check sensors of a subgrid closure, which read the stored closures of the starts."""
+    generate, rollout, sides = experiment.generate, experiment.rollout, experiment.physics
+    layouts = [("rollout.sensors", rollout.sensors)] if rollout.sensors else []
+    layouts += [("evaluate.sensors", one) for one in experiment.evaluate.sensors]
+    if not layouts:
+        return
+    config = resolve(experiment.model.model_dump(exclude_none=True))
+    if sides.dimensions != 2 and _trains_residual(config):
         raise ValueError(
-            "closure subgrid has no sensors: remove rollout.sensors and evaluate.sensors"
+            f"{layouts[0][0]}: a model with residual {config['residual']} reads sensors only in "
+            f"two dimensions, {sides.equation} has {sides.dimensions}: set model.residual to "
+            "gaussian"
         )
+    for key, layout in layouts:
+        if layout.layout == "regular" and experiment.train_grid % layout.number:
+            raise ValueError(
+                f"{key}: {layout.number} sensors per side do not divide the "
+                f"{experiment.train_grid} points of the reduced grid"
+            )
+    if not rollout.sensors:
+        return
+    every = generate.interval * generate.dt
+    if not generate.consecutive or generate.record.burst > 1:
+        raise ValueError(
+            f"rollout.sensors reads the stored closure of every interval: set "
+            f"generate.record.every to {every:g} and record.burst to 1, they are "
+            f"{generate.record.every:g} and {generate.record.burst}"
+        )
+    if rollout.interval != generate.interval:
+        raise ValueError(
+            f"rollout.interval={rollout.interval}: rollout.sensors reads closures of "
+            f"generate.interval={generate.interval} steps: set rollout.interval to it"
+        )
+    for key, there, why in (
+        (
+            f"rollout.after_release={rollout.after_release:g}",
+            rollout.after_release,
+            "members begin in states of replicas",
+        ),
+        (
+            f"reduced.known={experiment.reduced.known}",
+            experiment.reduced.known,
+            "the solver has modes that a start does not know",
+        ),
+    ):
+        if there:
+            raise ValueError(
+                f"rollout.sensors reads the start's own trajectory, but with {key} {why}: remove "
+                "one of them"
+            )
 
 
 def _check_divides(key: str, grid: int, of: int) -> None:

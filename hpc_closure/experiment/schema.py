@@ -538,7 +538,8 @@ class SensorLayout(Section):
     layout: Literal["regular", "scattered"] = "regular"
     number: Count = Field(16, description="sensors; regular: per side; scattered: in total")
     noise: NonNegative = Field(
-        0.0, description="standard deviation of the sensor error / rms of the closure"
+        0.0,
+        description="standard deviation of the sensor error / rms of the closure, of each field",
     )
 
 
@@ -669,7 +670,12 @@ class Rollout(Section):
         "replicas do",
     )
     sampler: Sampling = Sampling()
-    sensors: SensorLayout | None = None
+    sensors: SensorLayout | None = Field(
+        None,
+        description="sensors that read the closure of the start's own trajectory over each coming "
+        "interval; for subgrid from the stored data, and that trajectory, not a replica, is the "
+        "truth",
+    )
     baselines: tuple[Literal["none", "oracle", "mean_gp"], ...] = Field(
         ("none", "oracle"),
         description="baseline ensembles; none: no closure; oracle: the exact law; mean_gp: the "

@@ -44,6 +44,7 @@ def fit(experiment: Experiment, session: Session) -> None:
     import torch
 
     from hpc_closure.closure import artifact
+    from hpc_closure.data.divergence import check_divergence
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import processes, trainer
 
@@ -53,6 +54,7 @@ def fit(experiment: Experiment, session: Session) -> None:
         return tune(experiment, session)
     joined = processes.join(session.device, session.world.bcast)
     store = DataSet(session.run.data)
+    check_divergence(experiment, store)
     data = trainer.TrainData(*samples(experiment, store))
     torch.manual_seed(seed_of(experiment))
     model = build_model(experiment)
@@ -107,6 +109,7 @@ def tune(experiment: Experiment, session: Session) -> None:
     """Tune the constants of a functional closure on the first process, and export it."""
     from hpc_closure.closure import artifact
     from hpc_closure.closure.baselines.functional import FunctionalModel
+    from hpc_closure.data.divergence import check_divergence
     from hpc_closure.data.reader import DataSet
     from hpc_closure.train import tuning
 
@@ -114,6 +117,7 @@ def tune(experiment: Experiment, session: Session) -> None:
         return
     store = DataSet(session.run.data)
     try:
+        check_divergence(experiment, store)
         model = build_model(experiment)
         assert isinstance(model, FunctionalModel)
         log.get().info(tuning.tune(model, experiment, store, session.stop))

@@ -51,6 +51,7 @@ from hpc_closure.closure.fields.features import (
 from hpc_closure.closure.fields.members import each_member, for_members
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.persistence import position, share_of_mean
+from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.gaussian.channel_covariance import apply_channels, remove_channels
 from hpc_closure.closure.gaussian.conditioning import (
     Conditioning,
@@ -639,11 +640,8 @@ class CompositeClosure(ClosureModel):
     def _draw(self, frames_hat: Tensor, request: Request) -> Tensor:
         """Draw spectra of U (members, ...) in the model's band."""
         sensors, baseline = request.sensors, request.method == MEAN_GP
-        if sensors is not None and self.dimensions != 2:
-            raise ValueError(
-                f"sensors are for flows in two dimensions, this model's has {self.dimensions}: "
-                "pass sensors=None"
-            )
+        if sensors is not None:
+            self._check_sensors(sensors, baseline)
         if sensors is None and self.sensors_allowed == "required":
             raise ValueError(
                 "this model was trained with conditions.sensors=required: pass "
@@ -667,6 +665,25 @@ class CompositeClosure(ClosureModel):
         if request.tell is not None and self.guarded:
             request.tell(beyond)
         return drawn
+
+    def _check_sensors(self, sensors: Sensors, baseline: bool) -> None:
+        """Raise ValueError unless the readings have the sides and fields of this model."""
+        sides, fields = sensors.positions.shape[-1], self.channel_shape
+        if sides != self.dimensions:
+            raise ValueError(
+                f"sensor positions have {sides} coordinates, this model's flow has "
+                f"{self.dimensions} dimensions: expected (S, {self.dimensions})"
+            )
+        if fields and sensors.values.shape[-2:-1] != fields:
+            raise ValueError(
+                f"sensor values have shape {tuple(sensors.values.shape)}, expected (..., "
+                f"{fields[0]}, S): every sensor reads all fields of the state"
+            )
+        if (fields or sides != 2) and self.score_active and not baseline:
+            raise ValueError(
+                f"a model with residual {self.config['residual']} is conditioned on sensors only "
+                "for one field in two dimensions: pass sensors=None"
+            )
 
     def draw_without_sensors(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Draw closures without sensors, as a function of tensors, and mark rescaled shells.

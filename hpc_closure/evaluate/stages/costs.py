@@ -109,7 +109,11 @@ def _run(
     experiment, data = inputs.experiment, inputs.data
     if other is not None and other.train_grid != experiment.train_grid:
         experiment, data = other, DataSet(HeldOut.of(other).run.data)
-    rollout = experiment.rollout.model_copy(update={"references": (), "rungs": tuple(rungs)})
+    sensors = (other or experiment).rollout.sensors
+    if closure.config["conditions"]["sensors"] == "none":
+        sensors = None
+    changes = {"references": (), "rungs": tuple(rungs), "sensors": sensors}
+    rollout = experiment.rollout.model_copy(update=changes)
     experiment = experiment.model_copy(update={"rollout": rollout})
     run = coupled_run(experiment, closure, data, range(number), inputs.device)
     start(run, data, experiment)
