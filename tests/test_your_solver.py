@@ -26,17 +26,19 @@ SMALL = """
 name: small
 root: {root}
 physics:
-  {{viscosity: 0, hyperviscosity: 1e-9, hyperviscosity_order: 4, drag: 0.05, forcing: {{kind: none}},
-   noise: {{kind: ring, wavenumber: 14, width: 1, energy_rate: 1e-3}},
+  {{viscosity: 0, hyperviscosity: 1e-9, hyperviscosity_order: 4, drag: 0.05,
+   forcing: {{kind: none}}, noise: {{kind: ring, wavenumber: 14, width: 1, energy_rate: 1e-3}},
    initial: {{kind: band, wavenumber: 3, width: 2, energy: 0.02}}}}
 generate:
-  {{grid: 48, dt: 0.01, scheme: rk4, members: 12, t_end: 2.44, closure: subgrid, interval: 8, certificate: reported,
-   record: {{start: 1.0, every: 0.08, grid: 16}}}}
+  {{grid: 48, dt: 0.01, scheme: rk4, members: 12, t_end: 2.44, closure: subgrid, interval: 8,
+   certificate: reported, record: {{start: 1.0, every: 0.08, grid: 16}}}}
 model: {{preset: gaussian, conditions: {{sensors: none, previous_closures: 1, forecast: true}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 20}}
 reduced: {{python: "mine.py:Reduced"}}
 replicas: {{members: 3}}
-rollout: {{members: 3, initial_conditions: 2, t_start: 1.72, t_end: 2.36, every: 0.08, interval: 8, baselines: [none]}}
+rollout:
+  {{members: 3, initial_conditions: 2, t_start: 1.72, t_end: 2.36, every: 0.08, interval: 8,
+   baselines: [none]}}
 evaluate: {{lead_times: [0.4, 0.64], samples: 8, members: 4, formats: []}}
 cluster: {{members_per_block: 12, device: cpu, threads: 1}}
 """
