@@ -94,9 +94,10 @@ class Problem(Numerics):
             }
             physics = {"forcing": {"kind": "none"}, "noise": {"kind": "none"}, **settings}
             equation = Equation.kinds.get(physics.get("equation", Equation.default))
-            if equation and equation.dimensions == 1:
+            sides = getattr(equation, "dimensions", None)  # external: a number per problem
+            if sides == 1:
                 physics.setdefault("initial", {"kind": "line"})
-            if equation and equation.dimensions == 3:
+            if sides == 3:
                 physics.setdefault("initial", {"kind": "band", "wavenumber": 2.0, "width": 1.0})
             settings = {**numerics, "physics": physics}
         super().__init__(**settings)
