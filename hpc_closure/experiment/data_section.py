@@ -166,7 +166,9 @@ class Data(Section):
                 raise ValueError(f"{key} is for a stored closure; name it in closure")
         for code in self.accept:
             if code not in CODES:
-                raise ValueError(f"accept: {code} is no code; `hpc-closure data check` prints them")
+                raise ValueError(
+                    f"accept: {code} is no code; `hpc-closure data check` prints them"
+                )
             if code in STRUCTURAL:
                 raise ValueError(f"accept: with {code} nothing can be read; repair it")
         return self
@@ -183,7 +185,7 @@ class Data(Section):
         return [os.path.abspath(os.path.expandvars(os.path.expanduser(one))) for one in texts]
 
     def parameters(self) -> dict[str, Any]:
-        """Return the settings that decide the data, with the hash of the files; they are hashed."""
+        """Return the settings that decide the data, with the hash of the files."""
         plain = self.model_dump(mode="json", exclude_defaults=True)
         settings = {key: value for key, value in plain.items() if key not in WHERE}
         return {**settings, "sha256": self.found.sha256 if self.found else ""}

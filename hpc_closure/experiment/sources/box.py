@@ -56,7 +56,7 @@ def length_of(file: Opened, variable: Variable, axes: Axes, stated: Any) -> floa
                 "points times spacing = length",
                 "mend data.length, or leave out the last point" if ends else "mend data.length",
             )
-        lengths.append(float(own if length is None else length))
+        lengths.append(float(length or own or 0.0))
     if max(lengths) / min(lengths) - 1 > SLACK:
         raise refuse(
             "UNEQUAL_SIDES",

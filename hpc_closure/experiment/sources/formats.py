@@ -183,9 +183,7 @@ def _sides_of_the_well(file: h5py.File) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _dims_of_the_well(
-    name: str, item: h5py.Dataset, sides: list[str]
-) -> tuple[str | None, ...]:
+def _dims_of_the_well(name: str, item: h5py.Dataset, sides: list[str]) -> tuple[str | None, ...]:
     """Return the dimensions of a data set of The Well's layout."""
     group, _, short = name.partition("/")
     if group == "dimensions" and item.ndim == 1:

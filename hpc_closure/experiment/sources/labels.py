@@ -63,7 +63,9 @@ class Reference:
         if match is None:
             raise ValueError(f"{text}: expected NAME, or NAME[number] for a component")
         parts = match.group("parts")
-        return cls(match.group("name").strip("/"), tuple(map(int, parts.split(","))) if parts else ())
+        return cls(
+            match.group("name").strip("/"), tuple(map(int, parts.split(","))) if parts else ()
+        )
 
 
 def role_of(name: str | None, file: Opened | None = None) -> str | None:
@@ -107,7 +109,7 @@ def axes_of(
     if len(names) != len(variable.shape):
         raise refuse(
             "DIMS_COUNT",
-            f"data.dims={names}, but {variable.name} has {len(variable.shape)} dimensions ({shape})",
+            f"data.dims={names}, but {variable.name} has {len(variable.shape)} ({shape})",
             f"{len(variable.shape)} names",
             "state one name per dimension, in the order of the file",
         )
@@ -148,9 +150,7 @@ def axes_of(
             f"state data.dims, in place of {names}",
         )
     _check_components(variable, [variable.shape[axis] for axis in components], reference)
-    return Axes(
-        roles.get(MEMBER), roles.get(TIME), sides, tuple(components), tuple(names)
-    )
+    return Axes(roles.get(MEMBER), roles.get(TIME), sides, tuple(components), tuple(names))
 
 
 def _check_components(variable: Variable, sizes: list[int], reference: Reference) -> None:
@@ -163,7 +163,7 @@ def _check_components(variable: Variable, sizes: list[int], reference: Reference
         counts = " x ".join(map(str, sizes)) or "no"
         raise refuse(
             "NO_COMPONENT",
-            f"{variable.name}[{','.join(map(str, chosen))}] of a variable with {counts} components",
+            f"{variable.name}[{','.join(map(str, chosen))}] of {counts} components",
             f"{len(sizes)} number(s) below {', '.join(map(str, sizes)) or 'none'}",
             "choose a component by NAME[number], or state data.dims",
         )

@@ -188,7 +188,7 @@ class Source:
             extent = self._extent(file, main)
             self._check_file(file, extent, main)
             files.append((path, extent[1], self._times(file, main)))
-        how = self.data.files
+        how: str = self.data.files
         if how == "auto":
             how = clock.what_files_are([times for _, _, times in files], self.paths)
         has_members = self.axes[main].member is not None
@@ -213,10 +213,7 @@ class Source:
                 )
             times = np.concatenate([times for _, _, times in files])
             self.trajectories = [
-                [
-                    Piece(path, member if has_members else None, len(own))
-                    for path, _, own in files
-                ]
+                [Piece(path, member if has_members else None, len(own)) for path, _, own in files]
                 for member in range(files[0][1])
             ]
         self.times = clock.check(times, self.data)
