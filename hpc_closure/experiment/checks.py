@@ -51,7 +51,7 @@ def _check_data_of_others(experiment) -> None:
             "(hpc_closure.experiment.reading.load)"
         )
     names = [channel.name for channel in physics.channels]
-    if set(names) != set(data.state):
+    if set(names) != set(data.state) and max(len(names), len(data.state)) > 1:
         raise ValueError(
             f"data.state has the fields {', '.join(data.state)}, physics.equation="
             f"{physics.equation} has {', '.join(names)}: name the same"

@@ -5,15 +5,17 @@ taken from them; other settings are taken from them where the experiment states 
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from hpc_closure.experiment.data_section import Data
 from hpc_closure.experiment.sources.faults import DataFault, refuse
-from hpc_closure.experiment.sources.parts import divide, length_of_part
-from hpc_closure.experiment.sources.source import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hpc_closure.experiment.sources.source import Source
 
 LEADS, HORIZON = 4, 16  # lead times and stored times of a rollout that states none
 # keys of generate that hold for a solver of this package, beside what the files determine
@@ -36,6 +38,8 @@ def completed(values: dict) -> dict:
         data = Data.model_validate(values["data"])
     except ValidationError:  # which the validation of the experiment describes
         return values
+    from hpc_closure.experiment.sources.source import Source  # which opens files
+
     source = Source(data, _stated(values, "physics", "length"))
     try:
         return _with(values, data, source)
@@ -43,8 +47,10 @@ def completed(values: dict) -> dict:
         source.close()
 
 
-def _with(values: dict, data: Data, source: Source) -> dict:
+def _with(values: dict, data: Data, source: "Source") -> dict:
     """Return the values with those of an open source."""
+    from hpc_closure.experiment.sources.parts import divide
+
     sides = len(source.points)
     spacing = _spacing(source.times)
     parts, gap = divide(source, data)
@@ -72,8 +78,10 @@ def _with(values: dict, data: Data, source: Source) -> dict:
     return _later(out, generate, steps)
 
 
-def _spacing(times: np.ndarray) -> float:
+def _spacing(times: "np.ndarray") -> float:
     """Return the time between stored times, without the round-off of the times."""
+    import numpy as np
+
     spacing = float(times[-1] - times[0]) / (len(times) - 1)
     single = np.array_equal(times.astype(np.float32).astype(np.float64), times)
     slack = (2e-7 if single else 1e-15) * float(np.abs(times).max())
@@ -90,7 +98,7 @@ def _is_external(values: dict) -> bool:
     return _stated(values, "physics", "equation") in (None, "external")
 
 
-def _external(values: dict, data: Data, source: Source) -> dict:
+def _external(values: dict, data: Data, source: "Source") -> dict:
     """Return section physics of a flow of others; stated kinds of its fields are taken over."""
     stated = values.get("physics") or {}
     physics = {key: stated[key] for key in ("fields", "symmetries") if key in stated}
@@ -108,9 +116,11 @@ def _external(values: dict, data: Data, source: Source) -> dict:
 
 
 def _generate(
-    values: dict, data: Data, source: Source, spacing: float, steps: int, parts: int, gap: int
+    values: dict, data: Data, source: "Source", spacing: float, steps: int, parts: int, gap: int
 ) -> dict:
     """Return section generate: members, times and grid of the files, and the closure interval."""
+    from hpc_closure.experiment.sources.parts import length_of_part
+
     interval = data.interval or spacing
     stored = length_of_part(len(source.times), parts, gap)
     if data.in_place:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from hpc_closure.experiment.sources.faults import CODES, STRUCTURAL
-from hpc_closure.experiment.sources.labels import Reference
+from hpc_closure.experiment.sources.reference import Reference
 from hpc_closure.spectral.recipe import Count, NonNegative, Positive, Section, SideLengths
 
 # keys that say where the data are, or which faults are accepted, and not what they are
@@ -183,6 +183,11 @@ class Data(Section):
         """Return the paths and patterns, absolute."""
         texts = [self.path] if isinstance(self.path, str) else self.path
         return [os.path.abspath(os.path.expandvars(os.path.expanduser(one))) for one in texts]
+
+    def channels(self, physics: Any) -> list[str]:
+        """Return the names of the fields in the order of the equation."""
+        names = list(self.state)
+        return names if len(names) == 1 else [one.name for one in physics.channels]
 
     def parameters(self) -> dict[str, Any]:
         """Return the settings that decide the data, with the hash of the files."""

@@ -69,13 +69,13 @@ def look(experiment: Experiment, options: Options) -> int:
     Raises:
         ValueError: they have errors that are not accepted.
     """
-    from hpc_closure.data.outside import checking
+    from hpc_closure.generate import outside
 
     if options.dry_run:
-        print("\n".join(checking.check(experiment).lines()))
+        print("\n".join(outside.check(experiment).lines()))
         return 0
     with Session(experiment, "generate", options) as session:
-        checking.require_in(session, tell=True)
+        outside.require_in(session, tell=True)
         if session.world.root:
             log.get().info("the data are read where they are: nothing to compute")
     return 0

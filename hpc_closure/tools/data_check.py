@@ -9,7 +9,6 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from hpc_closure.data.outside import checking
 from hpc_closure.data.outside.checking import Checked
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.completing import completed
@@ -18,6 +17,7 @@ from hpc_closure.experiment.sources.faults import DataFault
 from hpc_closure.experiment.sources.formats import Opened, open_file
 from hpc_closure.experiment.sources.labels import COMPONENT, MEMBER, SIDES, TIME, role_of
 from hpc_closure.experiment.sources.source import paths_of
+from hpc_closure.generate import outside
 from hpc_closure.work.options import UsageError
 
 LISTED = 12  # most variables of a file that are listed
@@ -51,7 +51,7 @@ def run(target: str, overrides: Sequence[str] = (), *, json: bool = False) -> in
             text = yaml.safe_dump({"data": proposed}, sort_keys=False, default_flow_style=None)
             lines += ["", "a section for an experiment, to be mended:", "", text.rstrip(), ""]
             experiment = _proposed(proposed, checked)
-        found = checking.check(experiment)
+        found = outside.check(experiment)
         checked = replace(found, faults=[*checked.faults, *found.faults])
     except DataFault as error:
         checked.faults.append(error.fault)

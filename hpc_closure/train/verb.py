@@ -278,9 +278,9 @@ def check_outside(session: Session) -> None:
     """
     if session.experiment.data is None:
         return
-    from hpc_closure.data.outside import checking
+    from hpc_closure.generate import outside
 
-    checking.require_in(session)
+    outside.require_in(session)
 
 
 def print_plan(experiment: Experiment) -> int:

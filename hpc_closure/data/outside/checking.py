@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from hpc_closure.data.outside import solver_faults, value_faults, vector_faults
 from hpc_closure.data.outside.sample import Sample
 from hpc_closure.data.outside.view import open_source
@@ -13,8 +11,6 @@ from hpc_closure.experiment.schema import Experiment
 from hpc_closure.experiment.sources.faults import ERROR, DataFault, Fault
 from hpc_closure.experiment.sources.parts import length_of_part
 from hpc_closure.experiment.sources.source import Source
-from hpc_closure.work import log
-from hpc_closure.work.session import Session
 
 
 @dataclass
@@ -52,8 +48,12 @@ class Checked:
         ]
 
 
-def check(experiment: Experiment) -> Checked:
+def check(experiment: Experiment, advance: solver_faults.Advance | None = None) -> Checked:
     """Check the files of an experiment's ``data`` on a sample of their values.
+
+    Args:
+        experiment: the experiment.
+        advance: its reduced solver over a closure interval, if there is one.
 
     Raises:
         DataFault: the files are not those that the experiment was completed with.
@@ -64,59 +64,17 @@ def check(experiment: Experiment) -> Checked:
     checked = Checked(accepted=data.accept)
     try:
         checked.screen = screen(experiment, source)
-        channels = [channel.name for channel in experiment.physics.channels]
-        sample = Sample(source, channels)
+        sample = Sample(source, data.channels(experiment.physics))
         checked.faults += value_faults.faults(sample, experiment)
         broken = {"NOT_FINITE", "FILL_VALUE", "CONSTANT", "CLOSURE_IS_STATE"}
         if not broken & {one.code for one in checked.faults}:
             checked.faults += vector_faults.faults(sample, experiment)
-            checked.faults += _of_the_solver(experiment, sample)
+            checked.faults += _of_the_solver(experiment, sample, advance)
     except DataFault as error:
         checked.faults.append(error.fault)
     finally:
         source.close()
     return checked
-
-
-def require(experiment: Experiment) -> Checked:
-    """Check the data and return what was found.
-
-    Raises:
-        ValueError: there is an error that ``data.accept`` does not name; one line.
-    """
-    checked = check(experiment)
-    if refused := checked.refused:
-        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        raise ValueError(
-            f"{refused[0].line}{more}; `hpc-closure data check EXPERIMENT` lists all, "
-            f"data.accept=[{', '.join(dict.fromkeys(one.code for one in refused))}] accepts"
-        )
-    return checked
-
-
-def require_in(session: Session, tell: bool = False) -> None:
-    """Check the data on the first process of a verb and log the faults.
-
-    Args:
-        session: the verb's.
-        tell: log also what was found.
-
-    Raises:
-        ValueError: as :func:`require`, on each process.
-    """
-    error: BaseException | None = None
-    if session.world.root:
-        try:
-            checked = require(session.experiment)
-            for what, text in checked.screen if tell else ():
-                log.get().info(f"{what}: {text}")
-            for line in checked.fault_lines():
-                log.get().warning(line)
-        except (ValueError, OSError, RuntimeError, ImportError) as failure:
-            error = failure
-    error = session.world.agree_on_error(error)
-    if error is not None:
-        raise error
 
 
 def screen(experiment: Experiment, source: Source) -> list[tuple[str, str]]:
@@ -185,34 +143,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
 
 
-def _of_the_solver(experiment: Experiment, sample: Sample) -> Iterator[Fault]:
+def _of_the_solver(
+    experiment: Experiment, sample: Sample, advance: solver_faults.Advance | None
+) -> Iterator[Fault]:
     """Yield the faults that the reduced solver shows, if there is one and it fits the times."""
     data, spacing = experiment.data, sample.source.times[1] - sample.source.times[0]
     ahead = experiment.generate.closure_interval
-    if data is None or not data.in_place or abs(ahead / spacing - 1) > 1e-3:
-        return
-    advance = advance_of(experiment)
-    if advance is None:
+    if advance is None or data is None or abs(ahead / spacing - 1) > 1e-3 or not data.in_place:
         return
     scalable = experiment.physics.equation != "external"
     yield from solver_faults.faults(sample, advance, ahead, scalable)
-
-
-def advance_of(experiment: Experiment) -> solver_faults.Advance | None:
-    """Return the reduced solver over a closure interval; None if the experiment has none."""
-    if experiment.physics.equation == "external":
-        return None
-    from hpc_closure.closure.targets import reduced_problem
-    from hpc_closure.data.forecasts import Forecaster
-
-    problem = reduced_problem(experiment.problem, experiment.data_grid, "subgrid")
-    span = experiment.generate.closure_interval
-    several = bool(experiment.physics.channel_names)
-
-    def advance(states: np.ndarray, factor: float) -> np.ndarray:
-        scaled = problem if factor == 1 else problem.replace(length=factor * problem.length)
-        fields = states if several else states[:, 0]
-        after = Forecaster(scaled, span).after(fields)
-        return after if several else after[:, None]
-
-    return advance

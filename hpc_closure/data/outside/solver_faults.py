@@ -39,9 +39,9 @@ def faults(sample: Sample, advance: Advance, ahead: float, scalable: bool) -> It
             "reverse the stored order of the times",
         )
         return
-    if scalable:
-        yield from _length(now, later, advance)
-    if sample.closure is not None:
+    other_length = list(_length(now, later, advance)) if scalable else []
+    yield from other_length
+    if sample.closure is not None and not other_length:
         yield from _regression(forwards / ahead, sample)
 
 

@@ -32,13 +32,17 @@ def faults(sample: Sample, experiment: "Experiment") -> Iterator[Fault]:
     yield from missing
     if missing:
         return
-    yield from _constant(sample)
-    yield from _members(sample)
-    yield from _boundaries(sample)
+    constant = list(_constant(sample))
+    yield from constant
+    if any(one.code == "CONSTANT" for one in constant):
+        return
+    alike, edges, coarse = (list(each(sample)) for each in (_members, _boundaries, _precision))
+    yield from (*alike, *edges, *coarse)
     yield from _closure(sample, experiment)
-    yield from _spectra(sample)
-    yield from _precision(sample)
-    yield from _drift(sample)
+    if not (edges or coarse):  # which a spectrum shows as small scales
+        yield from _spectra(sample)
+    if not alike:
+        yield from _drift(sample)
     yield from _number(sample, experiment)
     yield from _chunks(sample)
 

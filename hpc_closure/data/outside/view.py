@@ -54,7 +54,7 @@ class OutsideData(DataSet):
         found, physics = data.found, experiment.physics
         self._parts, self._gap = found.parts, found.gap
         self._length = length_of_part(found.times, found.parts, found.gap)
-        self._names: Sequence[str] = [channel.name for channel in physics.channels]
+        self._names: Sequence[str] = data.channels(physics)
         self.members = range(found.members * found.parts)
         self.lost = [one for one in self.members if one // found.parts in data.skip]
         self.times = found.spacing * np.arange(self._length)

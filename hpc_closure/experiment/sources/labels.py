@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hpc_closure.experiment.sources.faults import refuse
 from hpc_closure.experiment.sources.formats import SIDES, Opened, Variable
+from hpc_closure.experiment.sources.reference import Reference
 
 MEMBER, TIME, COMPONENT = "member", "time", "component"
 #: names by which a dimension is recognised, in lower case
@@ -24,7 +25,6 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
 }
 AXIS = {"X": "x", "Y": "y", "Z": "z", "T": TIME}  # attribute axis of CF
-_REFERENCE = re.compile(r"^(?P<name>[^\[\]]+)(\[(?P<parts>\d+(,\d+)*)\])?$")
 
 
 @dataclass(frozen=True)
@@ -43,29 +43,6 @@ class Axes:
     sides: tuple[int, ...]
     components: tuple[int, ...]
     names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A variable as an experiment names it: ``NAME`` or ``NAME[component,...]``."""
-
-    name: str
-    components: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, text: str) -> "Reference":
-        """Parse a reference.
-
-        Raises:
-            ValueError: it is neither NAME nor NAME[number,...].
-        """
-        match = _REFERENCE.match(text.strip().replace(" ", ""))
-        if match is None:
-            raise ValueError(f"{text}: expected NAME, or NAME[number] for a component")
-        parts = match.group("parts")
-        return cls(
-            match.group("name").strip("/"), tuple(map(int, parts.split(","))) if parts else ()
-        )
 
 
 def role_of(name: str | None, file: Opened | None = None) -> str | None:

@@ -15,7 +15,8 @@ from hpc_closure.experiment.sources import times as clock
 from hpc_closure.experiment.sources.box import length_of
 from hpc_closure.experiment.sources.faults import refuse
 from hpc_closure.experiment.sources.formats import ENDS, Opened, Variable, format_of, open_file
-from hpc_closure.experiment.sources.labels import Axes, Reference, axes_of
+from hpc_closure.experiment.sources.labels import Axes, axes_of
+from hpc_closure.experiment.sources.reference import Reference
 
 if TYPE_CHECKING:
     from hpc_closure.experiment.data_section import Data
@@ -320,7 +321,7 @@ class Source:
 def unreadable(path: Path, variable: Variable, error: OSError) -> ValueError:
     """Return the fault of values that the library cannot unpack or read."""
     reason = " ".join(str(error).split())
-    if "filter" in reason:
+    if "filter" in reason or "plugin" in reason:
         return refuse(
             "FILTER_MISSING",
             f"{path}: {variable.name} is compressed ({reason[:120]})",
