@@ -641,6 +641,7 @@ def _check_reduced(experiment) -> None:
     if generate.closure != "subgrid":
         known = experiment.reduced.known is not None
         foreign = {"reduced.step": step != 1, "reduced.known": known}
+        foreign["reduced.python"] = experiment.reduced.python is not None
         for key, there in {**foreign, "rollout.rungs": bool(rollout.rungs)}.items():
             if there:
                 raise ValueError(
@@ -648,6 +649,8 @@ def _check_reduced(experiment) -> None:
                     "remove it"
                 )
         return
+    if experiment.reduced.python or experiment.physics.equation == "external":
+        _check_users_solver(experiment)
     steps = {"reduced.step": step, **{f"step of {one.name}": one.step for one in rollout.rungs}}
     for key, value in steps.items():
         if value != "auto" and generate.interval % value:
@@ -671,6 +674,27 @@ def _check_reduced(experiment) -> None:
         _check_rung(experiment, rung)
     if experiment.reduced.known:
         _check_known(experiment)
+
+
+def _check_users_solver(experiment) -> None:
+    """Refuse what needs the solver of this package, if the reduced solver is the user's."""
+    reduced, rungs = experiment.reduced, experiment.rollout.rungs
+    foreign = experiment.physics.equation == "external"
+    why = "physics.equation=external" if foreign else f"reduced.python={reduced.python}"
+    fitted = any(rung.drain or rung.step == "auto" for rung in rungs)
+    for key, there, way_out in (
+        ("reduced.step", reduced.step != 1, "the step of your solver is its dt: remove it"),
+        ("reduced.known", reduced.known is not None, "remove it"),
+        ("rollout.rungs", foreign and bool(rungs), "remove them"),
+        ("rollout.rungs", fitted, "state their step, without drain, or remove them"),
+        (
+            "replicas.members",
+            foreign and experiment.replicas.members > 0,
+            "set it to 0; the truth is the trajectory of each start",
+        ),
+    ):
+        if there:
+            raise ValueError(f"{key} needs the solver of this package, but {why}: {way_out}")
 
 
 def _check_known(experiment) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from hpc_closure.experiment import renames
 from hpc_closure.experiment.completing import DataFault, completed
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.experiment.user_modules import beside
 from hpc_closure.spectral.recipe import Section
 
 PRESETS = Path(__file__).parent / "presets"
@@ -140,6 +141,8 @@ def _compose(name_or_path: str | Path, warn: bool, chain: tuple[str, ...] = ()) 
     if source in chain:
         raise ValueError(f"{source}: base leads back to itself ({' -> '.join((*chain, source))})")
     values = renames.updated(parse_yaml(text, source), source=source, warn=warn)
+    if not source.startswith("preset "):
+        _locate(values, Path(source).parent)
     base = values.get("base")
     if base is None:
         return values
@@ -152,6 +155,13 @@ def _compose(name_or_path: str | Path, warn: bool, chain: tuple[str, ...] = ()) 
     ):
         base = str(Path(source).parent / base)
     return _merge(_compose(base, warn, (*chain, source)), values)
+
+
+def _locate(values: dict, folder: Path) -> None:
+    """Give the Python file that ``reduced.python`` names its absolute path; changes ``values``."""
+    section = values.get("reduced")
+    if isinstance(section, dict) and isinstance(section.get("python"), str):
+        section["python"] = beside(section["python"], folder)
 
 
 def _apply_overrides(values: dict, overrides: list[str], warn: bool) -> dict:
@@ -172,6 +182,7 @@ def _apply_overrides(values: dict, overrides: list[str], warn: bool) -> dict:
             parsed = parse_yaml(f"value: {raw}", f"override {text}")["value"]
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
+        _locate(parsed, Path())
         values = _merge(values, renames.updated(parsed, source=f"override {text}", warn=warn))
     return values
 

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from hpc_closure.experiment import renames
+from hpc_closure.experiment import renames, user_modules
 from hpc_closure.experiment.checks import check
 from hpc_closure.experiment.data_section import Data
 from hpc_closure.experiment.duration import check_lead
@@ -543,6 +543,12 @@ class SensorLayout(Section):
 class Reduced(Section):
     """The reduced solver of closure subgrid."""
 
+    python: Annotated[str, Field(pattern=r"^[^:]+(:[A-Za-z_][\w.]*)?$")] | None = Field(
+        None,
+        description="a reduced solver of yours, file.py:Name or module:Name, with dt and step(v, "
+        "n) (docs/your_solver.md); a file is searched beside the experiment's, then in the "
+        "working folder; none = the solver of this package on the grid of the data",
+    )
     step: Literal["auto"] | Count = Field(
         1,
         description="number of DNS steps in one step of the reduced solver, a divisor of "
@@ -561,6 +567,18 @@ class Reduced(Section):
         description="with known: further modes of the reduced solver at a start, as in "
         "rollout.rungs; synchronised: they have followed the resolved past under the closure",
     )
+
+    @property
+    def of_user(self) -> dict[str, str]:
+        """Return name and hash of the source of the user's solver; with it targets change.
+
+        Raises:
+            ValueError: there is no such file or module.
+        """
+        assert self.python is not None
+        source = user_modules.source_of("reduced.python", self.python)
+        name = self.python.partition(":")[2]
+        return {"python": name, "source": hashlib.sha256(source.encode()).hexdigest()}
 
 
 class Pilot(Section):
@@ -961,7 +979,9 @@ class Experiment(Section):
     @property
     def problem(self) -> Problem:
         """The full system on the grid of the DNS."""
-        return Problem.of(self.physics, self.generate)
+        problem = Problem.of(self.physics, self.generate)
+        python = self.reduced.python
+        return problem.replace(reduced_python=python) if python else problem
 
     @property
     def data_grid(self) -> int:
@@ -1023,6 +1043,8 @@ class Experiment(Section):
             return {**settings, "pilot": pilot, "rollout": times}
         if self.reduced.step != 1:
             settings["reduced"] = {"step": self.reduced.step}
+        if self.reduced.python:
+            settings["reduced"] = self.reduced.of_user
         if stage == "generate":
             return settings
         if stage == "replicas":

@@ -76,6 +76,8 @@ class Problem(Numerics):
         path_dt: step in which the noise path is drawn; by default ``dt``.
         drain: damping rates, 1/time, of the integer shells 0, 1, ..., added to those of the
             equation; higher shells have none.
+        reduced_python: where the user's solver of the reduced problem is, ``file.py:Name`` or
+            ``module:Name``; empty = the solver of this package.
 
     Raises:
         ValueError: a value is out of range, or the settings do not fit together; one line says
@@ -86,6 +88,7 @@ class Problem(Numerics):
     removed: Literal["none", "diffusion", "convection"] = "none"
     path_dt: Positive | None = None
     drain: tuple[Finite, ...] = ()
+    reduced_python: str = ""
 
     def __init__(self, **settings: Any):
         if "physics" not in settings:
@@ -201,6 +204,7 @@ class Problem(Numerics):
         settings = {**self.recipe(), **self.physics.hash_parameters(), "cfl": self.cfl or 0.0}
         settings["max_level"] = settings.pop("max_refinements")  # as when members were first named
         path = settings.pop("path_dt")
+        del settings["reduced_python"]  # it changes targets, not members
         if not self.drain:
             del settings["drain"]
         if settings["noise"]["kind"] != "none":
