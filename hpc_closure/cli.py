@@ -43,6 +43,8 @@ config = typer.Typer(
 )
 solver = typer.Typer(no_args_is_help=True, help="Check a reduced solver of your own.")
 
+data = typer.Typer(no_args_is_help=True, help="Check trajectories of others, before training.")
+
 
 def _complete_experiment(incomplete: str) -> list[str]:
     """List presets and YAML files of this folder, for shell completion."""
@@ -409,8 +411,46 @@ def solver_check(
         raise UsageError(str(error)) from None
 
 
+@data.command("check")
+def data_check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT-or-FILE",
+            help="An experiment with a section `data`, or a file, folder or 'pattern' of data.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    json: Json = False,
+):
+    """Show what files of others hold, and what is wrong with them.
+
+    HDF5, NetCDF, Zarr and The Well's layout are read where they are. For a FILE a section for an
+    experiment is proposed; with an EXPERIMENT, train and generate make the same check:
+
+    \b
+        data:
+          path: runs/*.nc              # members along files or along a dimension
+          state: {q: q_filtered}       # name of the field: variable
+          closure: {q: forcing}        # U in dV/dt = M~(V) + U; without it, see docs/your_data.md
+          length: 6.283                # of the periodic box
+          interval: 0.2                # time for which one closure stands
+
+    Each fault is one line: code, what was read, what was expected, the way out. A sample of the
+    values is read, at most about 200 MB. With a built-in equation in `physics` the reduced solver
+    checks sign and factor of the closure, the direction of time and the length of the box.
+    Errors are refused by train and generate unless data.accept names their codes; exit code 1 if
+    there are any.
+    """
+    from hpc_closure.tools import data_check
+
+    _end(data_check.run(target, overrides or [], json=json))
+
+
 app.add_typer(config, name="config")
 app.add_typer(solver, name="solver")
+app.add_typer(data, name="data")
 app.add_typer(bench, name="bench", cls=RenamedGroup)
 
 

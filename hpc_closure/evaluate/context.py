@@ -11,6 +11,7 @@ from hpc_closure.closure.part_report import is_closed_form
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.forecasts import Forecaster
 from hpc_closure.data.held_out import HeldOut
+from hpc_closure.data.opening import open_data
 from hpc_closure.data.reader import CoupledEnsemble, DataSet, strided
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
@@ -81,9 +82,9 @@ class Inputs:
         }
         self.scores = registry.load(experiment.evaluate.scores)
         self.test_set = HeldOut.of(experiment)
-        self.data = self.training = DataSet(self.test_set.run.data)
+        self.data = self.training = open_data(self.test_set.experiment, self.test_set.run)
         if self.test_set.second:
-            self.training = DataSet(self.run.data)
+            self.training = open_data(experiment)
         tests = self.data.split(self.test_set.split)["test"]
         self.parts = {**self.training.split(experiment.train.split), "test": tests}
         self.window = self._window(self.data)

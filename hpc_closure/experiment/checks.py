@@ -20,6 +20,8 @@ def check(experiment) -> None:
     """Raise ValueError if two sections of the experiment contradict each other."""
     for path in experiment.use.classes:
         find(Kind, path, "use.classes")
+    if experiment.data:
+        _check_data_of_others(experiment)
     _check_fields(experiment)
     _check_equal_sides(experiment)
     _check_data(experiment)
@@ -38,6 +40,45 @@ def check(experiment) -> None:
     _check_replicas(experiment)
     _check_after_release(experiment)
     _check_sensors(experiment)
+
+
+def _check_data_of_others(experiment) -> None:
+    """Check section ``data`` against the sections that its files determine."""
+    data, physics, generate = experiment.data, experiment.physics, experiment.generate
+    if data.found is None:
+        raise ValueError(
+            "data: its files have not been looked at; read the experiment from a file "
+            "(hpc_closure.experiment.reading.load)"
+        )
+    names = [channel.name for channel in physics.channels]
+    if set(names) != set(data.state) and max(len(names), len(data.state)) > 1:
+        raise ValueError(
+            f"data.state has the fields {', '.join(data.state)}, physics.equation="
+            f"{physics.equation} has {', '.join(names)}: name the same"
+        )
+    if physics.dimensions != data.found.sides:
+        raise ValueError(
+            f"physics.equation={physics.equation} has {physics.dimensions} side(s), the files "
+            f"of data.path {data.found.sides}"
+        )
+    record = generate.record
+    for key, value, expected in (
+        ("generate.closure", generate.closure, "subgrid"),
+        ("generate.record.fields", list(record.fields), []),
+        ("generate.record.filters", list(record.filters), []),
+        ("generate.record.series_every", record.series_every, None),
+        ("generate.record.burst", record.burst, 1),
+        ("generate.cfl", generate.cfl, None),
+        ("replicas.members", experiment.replicas.members, 0),
+        ("reduced.step", experiment.reduced.step, 1),
+        ("rollout.rungs", len(experiment.rollout.rungs), 0),
+        ("rollout.baselines", "oracle" in experiment.rollout.baselines, False),
+    ):
+        if value != expected:
+            raise ValueError(
+                f"{key}={value} needs the DNS of this package, and data names files of others: "
+                f"remove it"
+            )
 
 
 def _check_fields(experiment) -> None:
@@ -127,7 +168,8 @@ def _check_data(experiment) -> None:
             f"generate.record.grid={_written(experiment.data_grid)} is finer than generate.grid="
             f"{_written(generate.grid)}, the grid of the full system"
         )
-    if generate.closure == "subgrid" and experiment.data_grid == generate.grid:
+    of_others = bool(experiment.data)  # a stored closure is that of a solver on its grid
+    if generate.closure == "subgrid" and experiment.data_grid == generate.grid and not of_others:
         raise ValueError(
             "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
             f"{generate.grid}: the reduced solver runs on the stored grid"

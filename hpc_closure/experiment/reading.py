@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hpc_closure.experiment import renames
+from hpc_closure.experiment.completing import DataFault, completed
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.experiment.user_modules import beside
 from hpc_closure.spectral.recipe import Section
@@ -232,10 +233,20 @@ def _valid_keys(model: type[BaseModel], location: tuple) -> list[str]:
     return model.keys() if issubclass(model, Section) else list(model.model_fields)
 
 
+def values_of(
+    name_or_path: str | Path, overrides: list[str] | None = None, *, warn: bool = True
+) -> dict:
+    """Return the keys that an experiment states, with those of its presets; not yet checked."""
+    values = _apply_overrides(_compose(name_or_path, warn), list(overrides or ()), warn)
+    if "name" not in values:
+        values["name"] = Path(str(name_or_path)).stem
+    return values
+
+
 def load(
     name_or_path: str | Path, overrides: list[str] | None = None, *, warn: bool = True
 ) -> Experiment:
-    """Read an experiment: preset < file < overrides.
+    """Read an experiment: preset < file < overrides; ``data`` is completed by its files.
 
     Args:
         name_or_path: an experiment file, or the name of a preset.
@@ -246,11 +257,11 @@ def load(
         ValueError: one line with source, key, value and expectation.
     """
     source = str(name_or_path)
-    values = _apply_overrides(_compose(name_or_path, warn), list(overrides or ()), warn)
-    if "name" not in values:
-        values["name"] = Path(source).stem
+    values = values_of(name_or_path, overrides, warn=warn)
     try:
-        return Experiment.model_validate(values)
+        return Experiment.model_validate(completed(values))
+    except DataFault as fault:
+        raise ValueError(f"{source}: {fault}") from None
     except ValidationError as error:
         raise ValueError(explain(error, source, Experiment)) from None
 

@@ -26,6 +26,7 @@ from pydantic_core import PydanticKnownError
 
 from hpc_closure.experiment import renames, user_modules
 from hpc_closure.experiment.checks import check
+from hpc_closure.experiment.data_section import Data
 from hpc_closure.experiment.duration import check_lead
 from hpc_closure.experiment.kinds import (
     Kind,
@@ -909,6 +910,9 @@ class Experiment(Section):
     root: str = Field("runs", description="folder of runs; environment variables are expanded")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     use: Use = Use()
+    data: Data | None = Field(
+        None, description="trajectories of others in place of the DNS of generate; none = DNS"
+    )
     physics: SerializeAsAny[Equation] = Vorticity2D()
     generate: Generate = Generate()
     model: Model = Model()
@@ -1030,6 +1034,8 @@ class Experiment(Section):
         times = {key: plain["rollout"][key] for key in ("t_start", "every")}
         reduced = self.reduced.model_dump(mode="json", exclude_defaults=True)
         known = {key: value for key, value in reduced.items() if key == "known"}
+        if self.data:
+            settings["data"] = self.data.parameters()
         if stage == "pilot":  # independent of the reduced solver's step
             begin = {"spinup": self.pilot_spinup, "members": self.pilot.members}
             of_replicas = {"replicas_spinup": self.replicas.spinup, "start": self.replicas.start}

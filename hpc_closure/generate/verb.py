@@ -33,6 +33,8 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute the missing blocks of RUN/data. Returns the exit code."""
     chosen = chosen_members(options.members, experiment.generate.members)
     chosen_shard(options.shard, [])
+    if experiment.data is not None and experiment.data.in_place:
+        return look(experiment, options)
     books = Ledger.of(experiment, "generate")
     if options.dry_run:
         return print_plan(experiment, books, chosen)
@@ -59,6 +61,24 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
                 log.get().info("replicas wait for the members that are not there yet")
             return 0
         return go_on(experiment, session, options, tell=bool(outcome.done))
+
+
+def look(experiment: Experiment, options: Options) -> int:
+    """Check data of others that are read where they are; nothing is computed. Returns 0.
+
+    Raises:
+        ValueError: they have errors that are not accepted.
+    """
+    from hpc_closure.generate import outside
+
+    if options.dry_run:
+        print("\n".join(outside.check(experiment).lines()))
+        return 0
+    with Session(experiment, "generate", options) as session:
+        outside.require_in(session, tell=True)
+        if session.world.root:
+            log.get().info("the data are read where they are: nothing to compute")
+    return 0
 
 
 def go_on(experiment: Experiment, session: Session, options: Options, tell: bool) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from hpc_closure.data.held_out import HeldOut
-from hpc_closure.data.reader import DataSet
+from hpc_closure.data.opening import open_data
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.experiment.schema import Experiment, Rung
 from hpc_closure.rollout.block import coupled_run, start
@@ -109,7 +109,8 @@ def _run(
     """
     experiment, data = inputs.experiment, inputs.data
     if other is not None and other.train_grid != experiment.train_grid:
-        experiment, data = other, DataSet(HeldOut.of(other).run.data)
+        held = HeldOut.of(other)
+        experiment, data = other, open_data(held.experiment, held.run)
     rollout = experiment.rollout.model_copy(update={"references": (), "rungs": tuple(rungs)})
     experiment = experiment.model_copy(update={"rollout": rollout})
     run = coupled_run(experiment, closure, data, range(number), inputs.device)
