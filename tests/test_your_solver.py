@@ -18,8 +18,9 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
 from hpc_closure.rollout.block import coupled_run, start
+from hpc_closure.tools import advise, solver_check
 from hpc_closure.train import verb as train
-from hpc_closure.work.options import Options
+from hpc_closure.work.options import Options, UsageError
 
 SOLVERS = Path(__file__).parent / "user_solvers"
 SMALL = """
@@ -98,6 +99,22 @@ def test_a_stopped_coupled_run_goes_on_as_if_it_had_not_been_stopped(experiment)
         assert np.array_equal(field.numpy(), again.fields()[name].numpy()), name
 
 
+def test_a_stepper_of_exponax_is_a_reduced_solver(experiment, capsys):
+    pytest.importorskip("exponax")
+    python = str(SOLVERS / "exponax_stepper.py")
+    assert solver_check.run(python, grid=16) == 0
+    assert "OK    gradient                  by jax" in capsys.readouterr().out
+    path = experiment.folder.parent.parent / "experiment.yaml"
+    other = reading.load(path, [f"reduced.python={python}"])
+    closure, data = hpc_closure.load(Run.of(experiment).model), DataSet(Run.of(experiment).data)
+    coupled = coupled_run(other, closure, data, range(6), "cpu")
+    start(coupled, data, other)
+    coupled.advance(3)
+    fields = coupled.fields()
+    assert fields["model"].isfinite().all() and fields["none"].isfinite().all()
+    assert not torch.equal(fields["model"][0], fields["model"][2])  # members of one start
+
+
 def test_the_source_is_part_of_the_hashes_and_presets_keep_theirs(experiment, tmp_path):
     text = (SOLVERS / "vorticity_numpy.py").read_text()
     (tmp_path / "mine.py").write_text(text + "# another comment\n")
@@ -170,6 +187,11 @@ def test_what_needs_the_built_in_solver_is_refused_in_one_line(experiment, chang
     path = experiment.folder.parent.parent / "experiment.yaml"
     with pytest.raises(ValueError, match=line):
         reading.load(path, [change, "replicas.members=0"]).stage_hash("generate")
+
+
+def test_advice_needs_the_built_in_solver(experiment):
+    with pytest.raises(UsageError, match="has a solver of others"):
+        advise.run(experiment)
 
 
 def test_a_removed_term_needs_the_built_in_solver():
