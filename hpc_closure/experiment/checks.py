@@ -20,6 +20,7 @@ def check(experiment) -> None:
     """Raise ValueError if two sections of the experiment contradict each other."""
     for path in experiment.use.classes:
         find(Kind, path, "use.classes")
+    _check_reduced_grid(experiment)
     if experiment.data:
         _check_data_of_others(experiment)
     _check_fields(experiment)
@@ -62,6 +63,13 @@ def _check_data_of_others(experiment) -> None:
             f"of data.path {data.found.sides}"
         )
     record = generate.record
+    if not data.in_place:
+        most = retained_modes(experiment.data_grid)
+        if data.filter and (data.filter.modes or 0) > most:
+            raise ValueError(
+                f"data.filter.modes={data.filter.modes}: a solver on {experiment.data_grid} "
+                f"points per side (reduced.grid) retains at most {most}"
+            )
     for key, value, expected in (
         ("generate.closure", generate.closure, "subgrid"),
         ("generate.record.fields", list(record.fields), []),
@@ -674,6 +682,23 @@ def _check_reduced(experiment) -> None:
         _check_rung(experiment, rung)
     if experiment.reduced.known:
         _check_known(experiment)
+
+
+def _check_reduced_grid(experiment) -> None:
+    """Check the grid of a reduced solver of others' data (``reduced.grid``)."""
+    grid, data = experiment.reduced.grid, experiment.data
+    if grid is None:
+        return
+    if data is None:
+        raise ValueError(
+            f"reduced.grid={grid} is for data of others (data): set generate.record.grid, or "
+            "remove it"
+        )
+    if grid != experiment.data_grid:
+        raise ValueError(
+            f"reduced.grid={grid}: the closure in data.closure is on {experiment.data_grid} "
+            "points per side: remove it"
+        )
 
 
 def _check_users_solver(experiment) -> None:

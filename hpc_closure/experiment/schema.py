@@ -549,6 +549,11 @@ class Reduced(Section):
         "n) (docs/your_solver.md); a file is searched beside the experiment's, then in the "
         "working folder; none = the solver of this package on the grid of the data",
     )
+    grid: EvenGrid | None = Field(
+        None,
+        description="points per side of the reduced solver, for the closure of a stored DNS of "
+        "others (data); none = those of the files",
+    )
     step: Literal["auto"] | Count = Field(
         1,
         description="number of DNS steps in one step of the reduced solver, a divisor of "
