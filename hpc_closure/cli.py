@@ -41,6 +41,7 @@ app = typer.Typer(
 config = typer.Typer(
     no_args_is_help=True, help="List, show, check, compare and copy experiment files."
 )
+solver = typer.Typer(no_args_is_help=True, help="Check a reduced solver of your own.")
 
 data = typer.Typer(no_args_is_help=True, help="Check trajectories of others, before training.")
 
@@ -388,6 +389,28 @@ def config_profile(
     config.copy_profile(name, target)
 
 
+@solver.command("check")
+def solver_check(
+    python: Annotated[str, typer.Argument(metavar="SOLVER", help="file.py:Name or module:Name.")],
+    grid: Annotated[int, typer.Option(help="Points per side of the reduced grid.")] = 32,
+    fields: Annotated[int, typer.Option(help="Fields of the state.")] = 1,
+    sides: Annotated[int, typer.Option(help="Sides of the box: 1, 2 or 3.")] = 2,
+    length: Annotated[float, typer.Option(help="Side of the box.")] = 1.0,
+    size: Annotated[float, typer.Option(help="Root mean square of the test states.")] = 1.0,
+):
+    """Check that a solver keeps the rules of reduced.python, one line each.
+
+    A solver has dt and step(v, n), in numpy, torch or JAX: n steps from fields v (members, n, n)
+    or (members, C, n, n). Exit code 1 if a rule fails.
+    """
+    from hpc_closure.tools import solver_check
+
+    try:
+        _end(solver_check.run(python, grid, fields, sides, length, size))
+    except ValueError as error:  # an invalid solver is a usage error (exit code 2)
+        raise UsageError(str(error)) from None
+
+
 @data.command("check")
 def data_check(
     target: Annotated[
@@ -426,6 +449,7 @@ def data_check(
 
 
 app.add_typer(config, name="config")
+app.add_typer(solver, name="solver")
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench", cls=RenamedGroup)
 

@@ -197,6 +197,13 @@ class Inputs:
         stride = Choices(self.experiment).stride
         return reduced_problem(self.experiment.problem, grid, self.target, stride)
 
+    def equation(self, grid: int) -> Problem | None:
+        """Return the problem whose terms this package has; None for equation ``external``."""
+        problem = self.experiment.problem.replace(reduced_python="")
+        if problem.physics.equation == "external":
+            return None
+        return reduced_problem(problem, grid, self.target, Choices(self.experiment).stride)
+
     def cut(self, fields: Tensor) -> Tensor:
         """Truncate fields (..., n, n) to the grid ``known_grid``, whose modes a start fixes."""
         known = self.experiment.known_grid

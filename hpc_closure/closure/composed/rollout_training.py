@@ -26,6 +26,7 @@ from hpc_closure.spectral.modes.grid import (
     to_fields,
     to_spectra,
 )
+from hpc_closure.spectral.outside.problem import OutsideProblem
 from hpc_closure.spectral.outside.simulation import OutsideGradient
 from hpc_closure.spectral.problem import Problem
 
@@ -69,6 +70,9 @@ class RolloutLoss:
         members: members of each ensemble.
         energy: weight of the energy errors.
         stride: steps of the full system per step of the reduced solver.
+
+    Raises:
+        ValueError: the reduced solver is a user's without a gradient.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class RolloutLoss:
         self.kind, self.span = kind, interval * problem.dt
         self.members, self.energy = members, energy
         self._solver: DifferentiableSolver | OutsideGradient | None = None
+        if isinstance(self.problem, OutsideProblem):
+            self.solver(torch.device("cpu"))  # one without a gradient is refused before training
 
     def solver(self, device: torch.device) -> DifferentiableSolver | OutsideGradient:
         """Return the reduced solver on a device."""

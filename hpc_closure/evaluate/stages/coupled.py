@@ -139,6 +139,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         references["oracle"] = reader("model", inputs.replicas, slice(1, None))
     if inputs.channels:
         log.get().info("a state of several fields: long-time statistics are not scored")
+    equation = None if inputs.channels else inputs.equation(experiment.known_grid)
     by_channel = score_channels(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
@@ -151,7 +152,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         labels,
         costs=costs.measure(inputs),
         seed=experiment.evaluate.seed,
-        flow=None if inputs.channels else Flow(inputs.reduced(experiment.known_grid)),
+        flow=None if equation is None else Flow(equation),
     )
     if settings.after_release:  # growth is defined only for members with equal initial states
         for part in by_channel.values():

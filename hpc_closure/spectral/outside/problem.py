@@ -26,11 +26,6 @@ class OutsideProblem(Problem):
         settings = {**problem.recipe(), "grid": grid, "cfl": None, **bare}
         return cls(**{**settings, "dt": solver.dt, "solver": solver})
 
-    @property
-    def of_package(self) -> Problem:
-        """The same problem for the solver of this package."""
-        return Problem(**self.recipe())
-
     def replace(self, **changes: Any) -> OutsideProblem:
         return type(self)(**{**self.recipe(), "solver": self.solver, **changes})
 

@@ -91,6 +91,7 @@ class OutsideSimulation(Ensemble):
         if self._hidden is not None:
             leaves, _ = tree_of(self.solver.library)[0](self._hidden)
             for place, leaf in enumerate(leaves):
+                leaf = leaf.cpu().numpy() if isinstance(leaf, Tensor) else leaf
                 saved[f"hidden_{place}"] = np.array(leaf)
         return saved
 

@@ -68,9 +68,9 @@ class OutsideSolver:
         if not 0 < self.dt < math.inf:
             raise ValueError(f"{name}: dt={solver.dt!r}, expected a positive number")
         precision = getattr(solver, "dtype", "float64")
-        self.dtype = PRECISIONS.get(precision if isinstance(precision, str) else "")
-        if self.dtype is None:
+        if precision not in ("float32", "float64"):
             raise ValueError(f'{name}: dtype={precision!r}, expected "float32" or "float64"')
+        self.dtype = PRECISIONS[precision]
         self.library = getattr(solver, "library", "")
         if self.library and self.library not in LIBRARIES:
             raise ValueError(
@@ -130,12 +130,14 @@ class OutsideSolver:
             copy = fields.clone()
             try:
                 ends, state = self._run(copy, steps, hidden, library)
-                self.library = library_of(ends[0])
-                return self._checked(ends, fields), state
-            except ValueError:
-                raise
             except Exception as error:
                 first_error = first_error or error
+                continue
+            try:
+                self.library = library_of(ends[0])
+            except TypeError as error:
+                raise ValueError(f"{self.name}: step returned {error}") from None
+            return self._checked(ends, fields), state
         assert first_error is not None
         raise RuntimeError(f"{self.name}: step failed: {_in_words(first_error)}") from first_error
 
