@@ -122,7 +122,7 @@ def test_an_interrupted_unit_goes_on(dns, monkeypatch):
     record, seen = outside_block.OutsideBlock.record, []
 
     def stopping(self):
-        if seen[-2:] == [2, 3]:
+        if "stop" not in seen and seen[-2:] == [2, 3]:
             seen.append("stop")
             raise Stopped("the test")
         seen.append(self.step_index)
@@ -134,7 +134,7 @@ def test_an_interrupted_unit_goes_on(dns, monkeypatch):
         others(dns, "stopped", **often)
     experiment = others(dns, "stopped", **often)
     monkeypatch.undo()
-    assert seen[:5] == [0, 1, 2, 3, "stop"] and seen[5] in (2, 3)  # not from the beginning
+    assert seen[:5] == [0, 1, 2, 3, "stop"] and seen[5] in (3, 4)  # not from the beginning
     made, same = open_data(experiment), open_data(others(dns, "same"))
     for member in range(5):
         for name in ("state", "closure"):
