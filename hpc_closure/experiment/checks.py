@@ -105,7 +105,7 @@ def _check_fields(experiment) -> None:
         _check_closure_of_fields(experiment)
     spectra = () if physics.dimensions == 3 else ("spectra",)  # those of the velocities
     for key in ("fields", "filters", *spectra):
-        if getattr(record, key):
+        if _beyond_state(experiment) if key == "fields" else getattr(record, key):
             raise ValueError(
                 f"generate.record.{key} is for equations of one field; remove it: the fields of "
                 f"{physics.equation} are stored in any case"
@@ -204,6 +204,12 @@ def _check_problem(experiment) -> None:
         physics.forcing.retained(experiment.data_grid, physics.length)
 
 
+def _beyond_state(experiment) -> list[str]:
+    """List the fields to store that are not the state; velocities as one vector are the state."""
+    state = "velocity" if experiment.physics.is_velocity else "vorticity"
+    return [name for name in experiment.generate.record.fields if name != state]
+
+
 def _check_dimensions(experiment) -> None:
     """Refuse settings that exist only in two dimensions if the equation has another number.
 
@@ -214,7 +220,7 @@ def _check_dimensions(experiment) -> None:
         return
     wrong: list[tuple] = [  # key, value, allowed values
         ("generate.closure", generate.closure, "subgrid", "none"),
-        ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
+        ("generate.record.fields", _beyond_state(experiment), []),
     ]
     if physics.dimensions == 1:
         enstrophy = [name for name in record.spectra if "enst" in name]
