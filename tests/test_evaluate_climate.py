@@ -9,6 +9,7 @@ from test_evaluate_pointwise import normal
 from hpc_closure.evaluate.scores.coupled.climate import BINS, TOTAL, Climate, Flow
 from hpc_closure.spectral.modes.grid import to_fields
 from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulation import Simulation
 
 CASES, LEADS, SIZE = 6, 4, 16
 
@@ -48,6 +49,23 @@ def scores(climate, method):
         for name, row in climate.similarities(blocks)
         if name == method
     }
+
+
+def test_velocities_of_three_sides_have_energy_and_a_law_of_all_components():
+    physics = {"equation": "navier_stokes_3d", "viscosity": 0.05, "length": 2 * math.pi}
+    flow = Flow(Problem(grid=8, scheme="rk4", dt=0.05, **physics))
+    states = Simulation(flow.problem, range(CASES * LEADS), 0).initialise().advance(2).state
+    truth = to_fields(states, 8, 3).unflatten(0, (CASES, LEADS))
+    turned = truth.roll(1, 2).transpose(-1, -2).transpose(-2, -3)  # axes and components turned
+    none = 0.5 * truth[None]
+    climate = taken(flow, truth, none=none, same=truth[None], turned=turned[None], bare=none)
+    for method, expected in (("same", 1), ("turned", 1), ("bare", 0)):
+        found = scores(climate, method)
+        assert set(found) == {"energy_spectrum", "energy_flux", "values", "energy", "worst"}
+        for name, row in found.items():
+            assert row["value"] == pytest.approx(expected, abs=1e-9), (method, name)
+    lines = climate.fluxes()["energy"]
+    assert lines["truth"][-1] == pytest.approx(0, abs=1e-12 * float(lines["truth"].abs().max()))
 
 
 def test_similarity_is_one_for_the_truth_and_zero_for_what_the_bare_solver_does(flow, truth):

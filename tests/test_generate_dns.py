@@ -164,7 +164,7 @@ def test_a_dry_run_states_points_and_memory(make, capsys):
 @pytest.mark.parametrize(
     "change, line",
     [
-        ("generate.record.fields=[velocity]", "generate.record.fields is for equations of one"),
+        ("generate.record.fields=[streamfunction]", "generate.record.fields is for equations of"),
         ("generate.closure=diffusion", "generate.closure=diffusion is for equations of one field"),
         ("cluster.domain_ranks=13", "cluster.domain_ranks: 13 domain ranks are not a product of"),
         ("physics.forcing.reach=0.5", "physics.forcing.reach=0.5: Input should be greater than"),

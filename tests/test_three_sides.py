@@ -24,7 +24,7 @@ physics: {{equation: navier_stokes_3d, length: 6.283185307179586, viscosity: 0.0
           forcing: {{kind: power, power: 0.2, reach: 1.5}}, noise: {{kind: none}},
           initial: {{kind: band, wavenumber: 2, width: 1.0, energy: 0.3}}}}
 generate: {{grid: 16, dt: 2.0e-2, scheme: etdrk4, members: 8, t_end: 2.0, interval: 5,
-           closure: subgrid, certificate: reported, record: {{start: 0.5, every: 0.1, grid: 8}}}}
+           closure: subgrid, certificate: reported, record: {{start: 0.5, every: 0.1, grid: 8, fields: [velocity]}}}}
 model: {{preset: gaussian, conditions: {{sensors: none, previous_closures: 1}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 1, batch: 4}}
 reduced: {{step: 1}}
@@ -65,6 +65,28 @@ def test_files_have_the_layout_of_the_well(run):
             boundary = file[f"boundary_conditions/{side}_periodic"]
             assert list(boundary.attrs["associated_dims"]) == [side]
             assert boundary["mask"].shape == (8,)
+
+
+def test_velocity_is_one_vector_that_takes_no_room(run):
+    path = sorted(run[1].data.glob("*.h5"))[0]
+    with h5py.File(path) as file:
+        assert list(file["t1_fields"].attrs["field_names"]) == ["velocity"]
+        velocity = file["t1_fields/velocity"]
+        assert velocity.is_virtual and list(velocity.attrs["dim_varying"]) == [True, True, True]
+        parts = [file[f"t0_fields/{name}"][:] for name in "uvw"]
+        assert np.array_equal(velocity[:], np.stack(parts, -1))
+
+
+def test_xarray_opens_the_file(run):
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("netCDF4")
+    path = sorted(run[1].data.glob("*.h5"))[0]
+    with h5py.File(path) as file:
+        expected = file["t0_fields/w"][:]
+    with xarray.open_dataset(path, group="t0_fields", engine="netcdf4") as opened:
+        assert np.array_equal(opened["w"].values, expected)
+    with xarray.open_dataset(path, group="t1_fields", engine="netcdf4") as opened:
+        assert np.array_equal(opened["velocity"].values[..., 2], expected)
 
 
 def test_samples_and_forecasts_have_the_shape_of_the_state(run):

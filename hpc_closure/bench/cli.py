@@ -455,6 +455,38 @@ def two_layer(
 
 
 @app.command()
+def synchronisation(
+    experiment: Annotated[str, typer.Argument(help="Preset or file of a subgrid problem.")],
+    overrides: Overrides = None,
+    cuts: Annotated[
+        str, typer.Option(help="Largest retained wavenumbers per side.", metavar="K,...")
+    ] = "2,3,5,7",
+    members: Annotated[int, typer.Option(help="Number of trajectories.", metavar="N")] = 4,
+    spin_up: Annotated[float, typer.Option(help="Time before twins begin.", metavar="TIME")] = 8.0,
+    span: Annotated[
+        float, typer.Option(help="Time for which twins follow.", metavar="TIME")
+    ] = 8.0,
+    threads: Threads = 1,
+    json: Json = None,
+):
+    """Measure from which cut-off on unresolved scales follow the resolved ones.
+
+    For each cut-off: growth rate of a small difference of unresolved modes under the same
+    resolved flow, and the share of the closure's variance that the resolved past leaves open.
+    """
+    from hpc_closure.bench import synchronisation as bench
+    from hpc_closure.experiment import reading
+
+    with _usage(), _recording(json, "cpu", threads) as records:
+        if members < 1:
+            raise ValueError(f"--members {members}: expected at least 1")
+        settings = reading.load(experiment, overrides or [])
+        case = bench.Case(_numbers("--cuts", cuts), members, spin_up, span)
+        records += bench.run(settings, case, print)
+        _print(records, bench.COLUMNS)
+
+
+@app.command()
 def stability(
     experiment: TrainedRun,
     overrides: Overrides = None,

@@ -12,7 +12,8 @@
                          of three sides (B, T, n, n, n);
                          of an equation with several fields its fields, named in attribute
                          channels, and closure_NAME, ... of each (:func:`data_sets`)
-    /t1_fields           velocity: (B, T, n, n, 2), of three sides (B, T, n, n, n, 3)
+    /t1_fields           velocity: (B, T, n, n, 2), of three sides (B, T, n, n, n, 3): there a view
+                         of the fields u, v and w
     /filtered            one (B, T, m, m) field per filter, on the filter's grid
     /references          truth, none: (cases, T, n, n), in a rollout; truth_NAME, ... of each field
     /whole               the state of the DNS on the DNS grid at whole_time: (cases, W, N, N) of
@@ -109,6 +110,7 @@ class Layout:
         fields: names of the (B, T, n, n) fields.
         channels: names of the fields of the state, if it has several.
         vectors: names of the (B, T, n, n, 2) fields.
+        views: fields that make up each vector that takes no room of its own, by its name.
         filtered: points per side of the (B, T, m, m) fields, by name.
         scalars: names of the (B, T) diagnostics.
         references: number of rows of the fields (rows, T, n, n) that are not one per member, by
@@ -125,6 +127,7 @@ class Layout:
     fields: Sequence[str] = FIELDS
     channels: Sequence[str] = ()
     vectors: Sequence[str] = ()
+    views: Mapping[str, Sequence[str]] = field(default_factory=dict)
     filtered: Mapping[str, int] = field(default_factory=dict)
     scalars: Sequence[str] = ()
     references: Mapping[str, int] = field(default_factory=dict)
@@ -145,7 +148,8 @@ class Layout:
         block, side = (len(self.members), len(self.times)), self.points
         shapes: dict[str, tuple[int, ...]] = {}
         shapes |= {f"t0_fields/{name}": (*block, *side) for name in self.fields}
-        shapes |= {f"t1_fields/{name}": (*block, *side, self.dimensions) for name in self.vectors}
+        for name in (*self.vectors, *self.views):
+            shapes[f"t1_fields/{name}"] = (*block, *side, self.dimensions)
         for name, points in self.filtered.items():
             shapes[f"filtered/{name}"] = (*block, *(points,) * self.dimensions)
         shapes |= {f"scalars/{name}": block for name in self.scalars}

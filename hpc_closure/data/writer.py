@@ -8,6 +8,7 @@ piece.
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -59,12 +60,19 @@ class BlockWriter:
         with contextlib.ExitStack() as unless_made:
             unless_made.callback(self.close)
             self._write_header(file, attributes)
-            for name, shape in self.layout.shapes().items():
+            for name, shape in self._stored().items():
                 number = name.startswith(("scalars/", "series/"))
                 self._allocate(file, name, shape, "float64" if number else self.layout.precision)
+            for name, parts in self.layout.views.items():
+                self._make_view(file, name, parts)
             file.flush()
             unless_made.pop_all()
         return file
+
+    def _stored(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the data sets with room of their own."""
+        views = [f"t1_fields/{name}" for name in self.layout.views]
+        return {name: shape for name, shape in self.layout.shapes().items() if name not in views}
 
     def _enter(self, opened) -> h5py.File:
         return self._closing.enter_context(opened)
@@ -123,7 +131,20 @@ class BlockWriter:
             h5py.h5s.create_simple(shape),
             creation,
         )
-        dataset = h5py.Dataset(low)
+        self._describe(h5py.Dataset(low), group)
+
+    def _make_view(self, file: h5py.File, name: str, parts: Sequence[str]) -> None:
+        """Make a vector whose components, along the last axis, are fields of the same file."""
+        shape, precision = self.layout.shapes()[f"t1_fields/{name}"], self.layout.precision
+        view = h5py.VirtualLayout(shape=shape, dtype=precision)
+        for number, part in enumerate(parts):
+            source = h5py.VirtualSource(".", f"t0_fields/{part}", shape[:-1], precision)
+            view[..., number] = source
+        group = file.require_group("t1_fields")
+        self._describe(group.create_virtual_dataset(name, view), "t1_fields")
+
+    def _describe(self, dataset: h5py.Dataset, group: str) -> None:
+        """Write which axes a data set varies along."""
         dataset.attrs["sample_varying"] = True
         dataset.attrs["time_varying"] = True
         if group not in ("scalars", "series"):
@@ -173,7 +194,7 @@ class BlockWriter:
         """
         with open_hdf5(product) as source:
             count = len(source["dimensions/time"])
-            for name in self.layout.shapes():
+            for name in self._stored():
                 defect = f"it has no {name}: remove it, and generate again"
                 expect(product, name in source, defect)
                 has_other_times = name.startswith(("series/", "whole/"))

@@ -20,6 +20,7 @@ def check(experiment) -> None:
     """Raise ValueError if two sections of the experiment contradict each other."""
     for path in experiment.use.classes:
         find(Kind, path, "use.classes")
+    _check_reduced_grid(experiment)
     if experiment.data:
         _check_data_of_others(experiment)
     _check_fields(experiment)
@@ -62,6 +63,13 @@ def _check_data_of_others(experiment) -> None:
             f"of data.path {data.found.sides}"
         )
     record = generate.record
+    if not data.in_place:
+        most = retained_modes(experiment.data_grid)
+        if data.filter and (data.filter.modes or 0) > most:
+            raise ValueError(
+                f"data.filter.modes={data.filter.modes}: a solver on {experiment.data_grid} "
+                f"points per side (reduced.grid) retains at most {most}"
+            )
     for key, value, expected in (
         ("generate.closure", generate.closure, "subgrid"),
         ("generate.record.fields", list(record.fields), []),
@@ -97,7 +105,7 @@ def _check_fields(experiment) -> None:
         _check_closure_of_fields(experiment)
     spectra = () if physics.dimensions == 3 else ("spectra",)  # those of the velocities
     for key in ("fields", "filters", *spectra):
-        if getattr(record, key):
+        if _beyond_state(experiment) if key == "fields" else getattr(record, key):
             raise ValueError(
                 f"generate.record.{key} is for equations of one field; remove it: the fields of "
                 f"{physics.equation} are stored in any case"
@@ -196,6 +204,12 @@ def _check_problem(experiment) -> None:
         physics.forcing.retained(experiment.data_grid, physics.length)
 
 
+def _beyond_state(experiment) -> list[str]:
+    """List the fields to store that are not the state; velocities as one vector are the state."""
+    state = "velocity" if experiment.physics.is_velocity else "vorticity"
+    return [name for name in experiment.generate.record.fields if name != state]
+
+
 def _check_dimensions(experiment) -> None:
     """Refuse settings that exist only in two dimensions if the equation has another number.
 
@@ -206,7 +220,7 @@ def _check_dimensions(experiment) -> None:
         return
     wrong: list[tuple] = [  # key, value, allowed values
         ("generate.closure", generate.closure, "subgrid", "none"),
-        ("generate.record.fields", [name for name in record.fields if name != "vorticity"], []),
+        ("generate.record.fields", _beyond_state(experiment), []),
     ]
     if physics.dimensions == 1:
         enstrophy = [name for name in record.spectra if "enst" in name]
@@ -674,6 +688,23 @@ def _check_reduced(experiment) -> None:
         _check_rung(experiment, rung)
     if experiment.reduced.known:
         _check_known(experiment)
+
+
+def _check_reduced_grid(experiment) -> None:
+    """Check the grid of a reduced solver of others' data (``reduced.grid``)."""
+    grid, data = experiment.reduced.grid, experiment.data
+    if grid is None:
+        return
+    if data is None:
+        raise ValueError(
+            f"reduced.grid={grid} is for data of others (data): set generate.record.grid, or "
+            "remove it"
+        )
+    if grid != experiment.data_grid:
+        raise ValueError(
+            f"reduced.grid={grid}: the closure in data.closure is on {experiment.data_grid} "
+            "points per side: remove it"
+        )
 
 
 def _check_users_solver(experiment) -> None:

@@ -66,12 +66,11 @@ def _with(values: dict, data: Data, source: "Source") -> dict:
         "parts": parts,
         "gap": gap,
     }
-    steps = _stated(values, "reduced", "steps") or 1
     if _is_external(values):
         physics = _external(values, data, source)
     else:
         physics = {**values["physics"], "length": source.length}
-        steps = _stated(values, "generate", "interval") or steps
+    steps = _steps(values, data.interval or spacing)
     generate = _generate(values, data, source, spacing, steps, parts, gap)
     data_values = {**values["data"], "path": data.patterns, "found": found}
     out = {**values, "data": data_values, "physics": physics, "generate": generate}
@@ -91,6 +90,15 @@ def _spacing(times: "np.ndarray") -> float:
         if abs(rounded - spacing) <= slack:
             return rounded
     return spacing
+
+
+def _steps(values: dict, interval: float) -> int:
+    """Return the steps of a closure interval, by ``generate.dt`` or ``generate.interval``."""
+    dt = None if _is_external(values) else _stated(values, "generate", "dt")
+    if not isinstance(dt, (int, float)) or not dt > 0:
+        return _stated(values, "generate", "interval") or 1
+    _check_multiple("data.interval", interval, dt, "generate.dt, the step of the reduced solver")
+    return round(interval / dt)
 
 
 def _is_external(values: dict) -> bool:
@@ -133,9 +141,10 @@ def _generate(
                 "an interval that ends before the next stored time",
                 f"state data.stride={times * data.stride}, or mend data.interval",
             )
-        _check_multiple("stored times", spacing, interval / steps, steps)
+        what = f"the step of the reduced solver, data.interval / {steps}"
+        _check_multiple("the spacing of the stored times", spacing, interval / steps, what)
     else:
-        _check_multiple("data.interval", interval, spacing, 0)
+        _check_multiple("data.interval", interval, spacing, "the spacing of the stored times")
         ahead = round(interval / spacing)
         every, stored = interval, (stored - 1) // ahead
         if stored < 2:
@@ -165,18 +174,15 @@ def _generate(
     }
 
 
-def _check_multiple(name: str, value: float, step: float, steps: int) -> None:
-    """Refuse a time that is no multiple of a step."""
+def _check_multiple(name: str, value: float, step: float, what: str) -> None:
+    """Refuse a time that is no multiple of a step, ``what`` in words."""
     ratio = value / step
     if abs(ratio - round(ratio)) > 1e-3 * max(1.0, ratio) or round(ratio) < 1:
-        what = "the spacing of the stored times"
-        if steps:
-            what = f"the step of the reduced solver, interval / {steps}"
         raise refuse(
             "TIME_STEP",
-            f"{name} {value:g} is {ratio:.4g} times {step:g}, {what}",
+            f"{name}, {value:g}, is {ratio:.4g} times {step:g}, {what}",
             "a whole number",
-            "mend data.interval or reduced.steps, or state data.time_factor if units differ",
+            "mend data.interval or generate.dt, or state data.time_factor if units differ",
         )
 
 

@@ -1,10 +1,12 @@
 """Section ``data``: stored trajectories of others in place of the DNS of this package."""
 
+import hashlib
 import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hpc_closure.experiment import user_modules
 from hpc_closure.experiment.sources.faults import CODES, STRUCTURAL
 from hpc_closure.experiment.sources.reference import Reference
 from hpc_closure.spectral.recipe import Count, NonNegative, Positive, Section, SideLengths
@@ -88,7 +90,7 @@ class Data(Section):
 
     path: str | tuple[str, ...] = Field(
         description="file, folder or pattern (runs/*.nc), or a list of them; HDF5, NetCDF, Zarr, "
-        "The Well; relative to the working folder"
+        "The Well; searched beside the experiment's file, then in the working folder"
     )
     state: Variables = Field(
         description="fields of the state, {name: variable} or [variable, ...]; a component of a "
@@ -193,4 +195,10 @@ class Data(Section):
         """Return the settings that decide the data, with the hash of the files."""
         plain = self.model_dump(mode="json", exclude_defaults=True)
         settings = {key: value for key, value in plain.items() if key not in WHERE}
+        if self.filter and self.filter.python:  # a file may move, and change
+            source = user_modules.source_of("data.filter.python", self.filter.python)
+            settings["filter"] = {
+                "python": self.filter.python.partition(":")[2],
+                "source": hashlib.sha256(source.encode()).hexdigest(),
+            }
         return {**settings, "sha256": self.found.sha256 if self.found else ""}

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from hpc_closure.experiment import renames
 from hpc_closure.experiment.completing import DataFault, completed
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.experiment.user_modules import beside
+from hpc_closure.experiment.user_modules import beside, pattern_beside
 from hpc_closure.spectral.recipe import Section
 
 PRESETS = Path(__file__).parent / "presets"
@@ -158,10 +158,16 @@ def _compose(name_or_path: str | Path, warn: bool, chain: tuple[str, ...] = ()) 
 
 
 def _locate(values: dict, folder: Path) -> None:
-    """Give the Python file that ``reduced.python`` names its absolute path; changes ``values``."""
-    section = values.get("reduced")
-    if isinstance(section, dict) and isinstance(section.get("python"), str):
-        section["python"] = beside(section["python"], folder)
+    """Give the files that an experiment names their absolute paths; changes ``values``."""
+    data = values.get("data")
+    data = data if isinstance(data, dict) else {}
+    for section in (values.get("reduced"), data.get("filter")):
+        if isinstance(section, dict) and isinstance(section.get("python"), str):
+            section["python"] = beside(section["python"], folder)
+    if isinstance(data.get("path"), str):
+        data["path"] = pattern_beside(data["path"], folder)
+    elif isinstance(data.get("path"), list):
+        data["path"] = [pattern_beside(str(one), folder) for one in data["path"]]
 
 
 def _apply_overrides(values: dict, overrides: list[str], warn: bool) -> dict:

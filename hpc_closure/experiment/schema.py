@@ -109,7 +109,9 @@ class Record(Section):
     )
     precision: Literal["float32", "float64"] = "float32"
     fields: tuple[Literal["vorticity", "velocity", "streamfunction"], ...] = Field(
-        (), description="fields stored besides the vorticity (in 1-D: besides the state)"
+        (),
+        description="fields stored besides the vorticity (in 1-D: besides the state); in 3-D "
+        "velocity is one vector, a view of u, v and w that takes no room",
     )
     filters: tuple[Filter, ...] = Field(
         (), description="filtered vorticity stored at each {kind, width}, on its own small grid"
@@ -157,7 +159,8 @@ class Generate(Numerics):
         grid = record.grid or self.grid
         further = {"velocity": 2, "streamfunction": 1}
         number = len(physics.channels) * (1 + (self.closure != "none"))
-        number += sum(further.get(name, 0) for name in record.fields)
+        if not physics.is_velocity:
+            number += sum(further.get(name, 0) for name in record.fields)
         points = number * math.prod(per_side(grid, sides, "generate.record.grid"))
         points += sum(item.points(physics.length, self.grid) ** sides for item in record.filters)
         snapshots = record.burst * (1 + round((self.t_end - record.start) / record.every))
@@ -548,6 +551,11 @@ class Reduced(Section):
         description="a reduced solver of yours, file.py:Name or module:Name, with dt and step(v, "
         "n) (docs/your_solver.md); a file is searched beside the experiment's, then in the "
         "working folder; none = the solver of this package on the grid of the data",
+    )
+    grid: EvenGrid | None = Field(
+        None,
+        description="points per side of the reduced solver, for the closure of a stored DNS of "
+        "others (data); none = those of the files",
     )
     step: Literal["auto"] | Count = Field(
         1,

@@ -3,9 +3,11 @@
 Every error is one line with the key and the value of the experiment, and a way out.
 """
 
+import glob
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -74,6 +76,12 @@ def beside(text: str, folder: Path) -> str:
     path = Path(file).expanduser()
     path = folder / path if (folder / path).exists() else path
     return f"{path.resolve()}{colon}{name}"
+
+
+def pattern_beside(pattern: str, folder: Path) -> str:
+    """Return a path or pattern of data files in ``folder`` if there are any, else as it is."""
+    inside = folder.absolute() / os.path.expandvars(os.path.expanduser(pattern))
+    return str(inside) if glob.glob(str(inside), recursive=True) else pattern
 
 
 def source_of(setting: str, text: str) -> str:

@@ -134,7 +134,7 @@ class DNSBlock(Block):
                 )
 
     def record(self):
-        simulation, names = self.simulation, self.experiment.generate.record.fields
+        simulation, names = self.simulation, self.further_fields
         self._mark_lost()
         series = self.diagnostics.measure()
         fields = {
@@ -162,6 +162,13 @@ class DNSBlock(Block):
     def state_names(self) -> list[str]:
         """Return the names of the data sets of the state."""
         return data_sets(STATE, self.channels, self.problem.dimensions)
+
+    @property
+    def further_fields(self) -> tuple[str, ...]:
+        """Return the names of stored fields besides the state that are computed from it."""
+        # a velocity that is the state is a view of its components
+        fields = self.experiment.generate.record.fields
+        return () if self.problem.physics.is_velocity else fields
 
     def _at_grid(self, spectrum) -> np.ndarray:
         """Gather this rank's spectra and return fields (B, n, n) on the data grid."""
@@ -206,10 +213,11 @@ class DNSBlock(Block):
             fields=(
                 *self.state_names,
                 *closure,
-                *(name for name in record.fields if name != "velocity"),
+                *(name for name in self.further_fields if name != "velocity"),
             ),
             channels=self.channels,
-            vectors=[name for name in record.fields if name == "velocity"],
+            vectors=[name for name in self.further_fields if name == "velocity"],
+            views={name: self.channels for name in record.fields if physics.is_velocity},
             filtered={item.name: item.grid for item in self.filters},
             scalars=series_names(self.problem),
             series=self._series_layout(),

@@ -58,7 +58,7 @@ def require_in(session: Session, tell: bool = False) -> None:
 
 def advance_of(experiment: Experiment) -> solver_faults.Advance | None:
     """Return the reduced solver over a closure interval; None if the experiment has none."""
-    if experiment.physics.equation == "external":
+    if experiment.physics.equation == "external" and not experiment.reduced.python:
         return None
     problem = reduced_problem(experiment.problem, experiment.data_grid, "subgrid")
     span = experiment.generate.closure_interval

@@ -151,5 +151,5 @@ def _of_the_solver(
     ahead = experiment.generate.closure_interval
     if advance is None or data is None or abs(ahead / spacing - 1) > 1e-3 or not data.in_place:
         return
-    scalable = experiment.physics.equation != "external"
+    scalable = not experiment.reduced.python
     yield from solver_faults.faults(sample, advance, ahead, scalable)

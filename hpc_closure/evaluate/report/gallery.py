@@ -118,15 +118,16 @@ def draw(
         label, words = _of_channel(channel, label, words)
         yield from illustrate_generated(scored, album, label, words, field)
     for channel, scored in coupled.items():
-        if scored.coherences:
-            yield illustrate_coherence(scored, album)
-        if not scored.spectra:
-            continue
         words = f"{target}, started at t = {inputs.experiment.rollout.begin:g}"
         label, words = _of_channel(channel, target, words)
         shown = channel or only
         state = Field.of(shown, units[shown]) if shown else None
-        yield from illustrate_coupled(scored, album, label, words, state)
+        if scored.coherences:
+            yield illustrate_coherence(scored, album)
+        if scored.spectra:  # scores of all channels together have none
+            yield from illustrate_coupled(scored, album, label, words, state)
+        if scored.fluxes:
+            yield illustrate_fluxes(scored, album, label, words)
     yield from illustrate_training(metrics.read(inputs.run.metrics), album)
     yield from illustrate_cost(rows, album, device)
     if inputs.channels:  # CRPS of channels have different units
@@ -211,7 +212,7 @@ def illustrate_generated(
 def illustrate_coupled(
     scored: Scored, album: Album, label: str, words: str, field: Field | None = None
 ) -> Iterator[Picture]:
-    """Draw error growth, fluxes, and fields and spectra at the last lead time of a coupled run.
+    """Draw error growth, and fields and spectra at the last lead time of a coupled run.
 
     Args:
         scored: result of ``score_coupled``.
@@ -249,10 +250,13 @@ def illustrate_coupled(
     caption = f"Power of the {name} and spread per shell at {last} ({words})."
     stem = "state" if field else name
     yield album.add("coupled", drawn, f"{stem}_spectra_{label}", caption)
-    if scored.fluxes:
-        drawn = figures.rates(scored.fluxes, title="flux of {}", shown=(*MODELS, "oracle", "none"))
-        caption = f"Resolved flux through each shell in the second half of the run ({words})."
-        yield album.add("coupled", drawn, f"flux_{label}", caption)
+
+
+def illustrate_fluxes(scored: Scored, album: Album, label: str, words: str) -> Picture:
+    """Draw the resolved fluxes of a coupled run through each shell."""
+    drawn = figures.rates(scored.fluxes, title="flux of {}", shown=(*MODELS, "oracle", "none"))
+    caption = f"Resolved flux through each shell in the second half of the run ({words})."
+    return album.add("coupled", drawn, f"flux_{label}", caption)
 
 
 def illustrate_coherence(scored: Scored, album: Album) -> Picture:

@@ -137,9 +137,10 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         inputs.replicas.select(ensemble.cases)  # the first replica serves as the truth
         truth = reader("model", inputs.replicas, slice(1))
         references["oracle"] = reader("model", inputs.replicas, slice(1, None))
-    if inputs.channels:
+    has_climate = not inputs.channels or inputs.dimensions == 3
+    if not has_climate:
         log.get().info("a state of several fields: long-time statistics are not scored")
-    equation = None if inputs.channels else inputs.equation(experiment.known_grid)
+    equation = inputs.equation(experiment.known_grid) if has_climate else None
     by_channel = score_channels(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
@@ -279,8 +280,8 @@ def score_channels(
         labels: columns of the rows: ``closure`` and others that apply; names of the channels.
         costs: method -> microseconds per member and time unit; ``none`` is the bare solver.
         seed: seed for ties and pixels.
-        flow: computes long-time statistics; they are omitted without it, without the method
-            ``none``, and for several channels.
+        flow: computes long-time statistics, of several channels together; they are omitted
+            without it, and without the method ``none``.
 
     Returns:
         {"": Scored} for one field; {channel: Scored} for several, with "" for all together.
@@ -295,9 +296,10 @@ def score_channels(
     times = torch.as_tensor(lead_times, dtype=torch.float64)
     if times.shape != (truth.shape[1],):
         raise ValueError(f"{len(times)} lead times for a truth of {truth.shape[1]} times")
-    used = flow if "none" in ensembles and not channels else None
+    used = flow if "none" in ensembles else None
+    climate = None if used is None else Climate(used, truth)
     fields = {
-        name: _Field(part, times, labels.of_channel(name), seed, used)
+        name: _Field(part, times, labels.of_channel(name), seed)
         for name, part in split(truth, channels, sides).items()
     }
     together, scale = Scored(), scales(truth, sides) if channels else torch.ones(1)
@@ -309,6 +311,8 @@ def score_channels(
             field.begin(index)
         if pairs is not None:
             pairs.add("truth", index, y[None])
+        if climate is not None:
+            climate.add("truth", index, y[None])
         for method, source in ensembles.items():
             x = _at(source, index, y)
             forecasts = [
@@ -318,18 +322,28 @@ def score_channels(
                 whole.add(method, [forecast.distances for forecast in forecasts])
             if pairs is not None:
                 pairs.add(method, index, x)
+            if climate is not None and method != "climatology":
+                climate.add(method, index, x)
         for field in fields.values():
             field.end()
         if whole is not None:
             place = {"stage": "coupled", "grid": truth.shape[-1], "lead_time": lead_time}
             for method, columns in whole.records(torch.arange(len(truth))):
                 together.add(**place, **labels.of(method), **columns)
+    first = fields[channels[0] if channels else ""]
     if not channels:
-        return {"": fields[""].finish(costs or {})}
+        together = first.finish(costs or {})
+    if climate is not None:
+        together.fluxes = climate.fluxes()
+        place = {"stage": "coupled", "grid": truth.shape[-1]}
+        for method, columns in climate.similarities(torch.arange(len(truth))):
+            together.add(**place, **labels.of(method), **first.sizes[method], **columns)
+    if not channels:
+        return {"": together}
     for method in ensembles:
         place = {"stage": "coupled", "grid": truth.shape[-1], **labels.of(method)}
         for columns in cost.of_members(costs or {}, method):
-            together.add(**place, **fields[channels[0]].sizes[method], **columns)
+            together.add(**place, **first.sizes[method], **columns)
     if pairs is not None:
         together.coherences = pairs.coherences()
         for method, columns in pairs.records(torch.arange(len(truth))):
@@ -345,13 +359,12 @@ class _Field:
         times: lead times (L,).
         labels: columns of the rows.
         seed: seed for ties and pixels.
-        flow: computes long-time statistics; None omits them.
 
     Attributes:
         sizes: method -> columns ``members`` and ``samples``.
     """
 
-    def __init__(self, truth: Tensor, times: Tensor, labels: Labels, seed: int, flow: Flow | None):
+    def __init__(self, truth: Tensor, times: Tensor, labels: Labels, seed: int):
         self.truth, self.times, self.labels = truth, times, labels
         self.generator = torch.Generator().manual_seed(seed)
         self.blocks = torch.arange(len(truth))
@@ -364,7 +377,6 @@ class _Field:
         self.joint: dict[str, Trajectories] = {}
         self.predictable: dict[float, float] = {}
         self.above = threshold_of(truth, labels.dimensions)
-        self.climate = None if flow is None else Climate(flow, truth)
         self.returns = ReturnTimes(truth, times) if labels.channels else None
         # of the present lead time
         self.index = -1
@@ -387,8 +399,6 @@ class _Field:
         y = self.truth[:, index].double()
         self.index, self.true, self.statistics = index, Truth(y, self.labels.lengths), {}
         self.pools.setdefault("truth", []).append(_some(y, self.generator))
-        if self.climate is not None:
-            self.climate.add("truth", index, y[None])
         shape = (1, len(y), 1)
         self.pixels = torch.randint(y[0].numel(), shape, generator=self.generator)
 
@@ -400,8 +410,6 @@ class _Field:
         self.statistics[method] = Statistics(self.labels.further, self.above)
         self.statistics[method].add(forecast)
         self.joint.setdefault(method, Trajectories()).add(forecast)
-        if self.climate is not None and method != "climatology":
-            self.climate.add(method, self.index, x)
         if self.returns is not None and method != "climatology":
             self.returns.add(method, x)
         lost = diverged(x)
@@ -475,10 +483,6 @@ class _Field:
             "energy_score_joint_difference", energies, labels.against, blocks
         ):
             scored.add(**stage, **labels.of(method), **sizes[method], **columns)
-        if self.climate is not None:
-            scored.fluxes = self.climate.fluxes()
-            for method, columns in self.climate.similarities(blocks):
-                scored.add(**stage, **labels.of(method), **sizes[method], **columns)
         if self.returns is not None:
             for method, columns in self.returns.records():
                 scored.add(**stage, **labels.of(method), **sizes[method], **columns)

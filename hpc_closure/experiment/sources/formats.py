@@ -136,7 +136,8 @@ def open_file(path: Path) -> Opened:
 
 def _open_hdf5(path: Path) -> Opened:
     opened = Opened(path, HDF5, {}, {})
-    file = opened.closing.enter_context(h5py.File(path, "r"))
+    # without locks, which fail on some cluster file systems: nothing is written here
+    file = opened.closing.enter_context(h5py.File(path, "r", locking=False))
     opened.attributes = _plain(file.attrs)
     if "_NCProperties" in file.attrs or "_nc3_strict" in file.attrs:
         opened.kind = "NetCDF 4"

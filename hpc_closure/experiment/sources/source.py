@@ -59,7 +59,8 @@ def paths_of(patterns: Sequence[str]) -> list[Path]:
                 "NO_FILE",
                 f"data.path={pattern}: nothing there",
                 f"a file, folder or pattern; {folder} holds {', '.join(names) or 'nothing'}",
-                "mend data.path; relative paths start in the working folder",
+                "mend data.path; a relative path is searched beside the experiment, then in the "
+                "working folder",
             )
         paths += [one for one in found if one not in paths]
     return paths

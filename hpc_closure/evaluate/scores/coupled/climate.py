@@ -5,7 +5,8 @@ With the distance D of a statistic from the truth's, a method's *similarity* is
 :math:`1 - D / D_\mathrm{none}`: 1 is perfect, 0 is no better than the bare solver, negative is
 worse. Statistics and measure are those of Ross et al., J. Adv. Model. Earth Syst. 15 (2023),
 for one layer as in Frezat et al. (arXiv 2111.06841): D is the root mean square over shells for
-spectra and fluxes, and the Wasserstein-1 distance for laws.
+spectra and fluxes, and the Wasserstein-1 distance for laws. States of velocities have these
+statistics for all components together.
 
 The flux through a shell is the rate at which the resolved nonlinear term removes energy (or
 enstrophy) from this and all larger scales, :math:`\Pi(k) = -\sum_{k' \le k} T(k')`.
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from hpc_closure.evaluate.scores.intervals import Means, block_interval
 from hpc_closure.evaluate.scores.record import Score
-from hpc_closure.spectral.diagnostics import Diagnostics
+from hpc_closure.spectral.diagnostics import diagnostics_of
 from hpc_closure.spectral.modes.grid import to_spectra
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -71,7 +72,7 @@ class Flow:
         self.quantities = ("energy", "enstrophy") if problem.dimensions == 2 else ("energy",)
 
     def simulation(self, states: Tensor) -> Simulation:
-        """Return a simulation of B members in the states (B, n, n)."""
+        """Return a simulation of B members in the states (B, n, n), or (B, 3, n, n, n)."""
         simulation = Simulation(self.problem, range(len(states)), 0)
         spectra = to_spectra(states.double().cpu(), simulation.grid.mode_counts)
         return simulation.load_state(0, spectra)
@@ -80,7 +81,7 @@ class Flow:
         """Compute ``energy_spectrum``, ``energy_transfer`` and so on, (B, shells) each."""
         transfers = [f"{quantity}_transfer" for quantity in self.quantities]
         names = [*self.quantities, *transfers]
-        by_name = Diagnostics(self.simulation(states)).spectra(names)
+        by_name = diagnostics_of(self.simulation(states)).spectra(names)
         return {
             name if name in transfers else f"{name}_spectrum": torch.from_numpy(part)
             for name, part in by_name.items()
@@ -92,14 +93,14 @@ class Climate:
 
     Args:
         flow: computes spectra and transfers of states.
-        truth: filtered DNS at all lead times (cases, L, n, n).
+        truth: filtered DNS at all lead times (cases, L, n, n), or (cases, L, 3, n, n, n).
     """
 
     def __init__(self, flow: Flow, truth: Tensor):
         self.flow, self.since = flow, truth.shape[1] // 2
         self._number = truth.shape[1] - self.since
         self._sums: dict[str, dict[str, Tensor]] = {}
-        spectra = Diagnostics(flow.simulation(truth.flatten(0, 1)))
+        spectra = diagnostics_of(flow.simulation(truth.flatten(0, 1)))
         largest = {name: spectra.spectrum(name).sum(-1).max() for name in flow.quantities}
         largest["values"] = truth.abs().max()
         self._edges = {
@@ -108,7 +109,7 @@ class Climate:
         }
 
     def add(self, method: str, index: int, ensemble: Tensor) -> None:
-        """Add members (M, cases, n, n) at lead time ``index``; the first half is ignored."""
+        """Add members (M, cases, ...) at lead time ``index``; the first half is ignored."""
         if index < self.since:
             return
         cases, flat = ensemble.shape[1], ensemble.flatten(0, 1).cpu().double()
@@ -126,9 +127,8 @@ class Climate:
     def _law(self, name: str, values: Tensor) -> Tensor:
         """Return the share (B, BINS) of each field's values per bin; NaN if one is not finite."""
         counts = torch.zeros(len(values), BINS, dtype=torch.float64)
-        counts.scatter_add_(
-            1, torch.bucketize(values.contiguous(), self._edges[name]), torch.ones_like(values)
-        )
+        places = torch.bucketize(values.contiguous(), self._edges[name])
+        counts.scatter_add_(1, places, torch.ones_like(values))
         lost = ~values.isfinite().all(1, keepdim=True)
         return (counts / values.shape[1]).masked_fill(lost, torch.nan)
 
