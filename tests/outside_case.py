@@ -32,9 +32,9 @@ def fields(members=12, times=12, n=N, seed=0, sides=2, memory=0.9):
     return tuple(np.stack(one, 1).astype(np.float32) for one in (states, closures))
 
 
-def axes(number):
+def axes(number, n=N):
     """``number`` times, and the points of a side."""
-    return 5 + SPACING * np.arange(number), np.arange(N) * LENGTH / N
+    return 5 + SPACING * np.arange(number), np.arange(n) * LENGTH / n
 
 
 def hdf5(path: Path, state, closure, dtype="f4", order=(0, 1, 2, 3), **more):
@@ -63,12 +63,12 @@ def netcdf(path: Path, state, closure, kind="NETCDF4", dims=("member", "time", "
     return path
 
 
-def zarr(path: Path, state, closure, version=3):
+def zarr(path: Path, state, closure, version=3, n=N):
     """Write a Zarr group with names of dimensions."""
     from zarr import open_group
 
     root, dims = open_group(str(path), mode="w", zarr_format=version), ["member", "time", "x", "y"]
-    times, points = axes(state.shape[1])
+    times, points = axes(state.shape[1], n)
     each = {"q": (state, dims), "forcing": (closure, dims), "time": (times, ["time"])}
     each |= {name: (points, [name]) for name in ("x", "y")}
     for name, (values, names) in each.items():

@@ -8,6 +8,7 @@ import outside_case as case
 import pytest
 import yaml
 
+from hpc_closure.experiment import reading
 from hpc_closure.experiment.sources.faults import CODES, STRUCTURAL, DataFault
 from hpc_closure.generate import outside
 from hpc_closure.tools import data_check
@@ -191,7 +192,7 @@ def uneven_time(folder):
     return section(write(folder, time=changed(TIMES, 11, 6.5)))
 
 
-@fault("TIME_STEP", "stored times 0.1 is 1.25 times 0.08", "a whole number")
+@fault("TIME_STEP", "the spacing of the stored times, 0.1, is 1.25 times 0.08", "a whole number")
 def no_whole_steps(folder):
     return section(write(folder), interval=0.08)
 
@@ -538,3 +539,36 @@ def test_the_command_proposes_a_section_for_a_file(tmp_path, capsys):
     assert data_check.run(str(write(tmp_path, x=None, y=None))) == 1
     shown = capsys.readouterr().out
     assert "dims: [member, time, y, x]" in shown and "error: NO_LENGTH" in shown
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "your_data.md"
+
+
+def test_the_docs_list_every_code():
+    rows = [line.split(" | ") for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    listed = {row[0].strip("| `"): (row[1], row[2].strip(" |")) for row in rows}
+    assert {code: row for code, row in listed.items() if code.isupper()} == CODES
+
+
+def test_the_examples_of_the_docs_load(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for member in range(8):
+        one = case.netcdf(
+            tmp_path / "runs" / f"{member}.nc", STATE[member], CLOSURE[member], dims=case.DIMS[1:]
+        )
+        from netCDF4 import Dataset
+
+        with Dataset(one, "r+") as file:
+            file.renameVariable("q", "q_filtered")
+            file["time"][:] = 0.2 * np.arange(12)
+    case.zarr(tmp_path / "dns.zarr", *case.fields(8, 12, 32), n=32)
+    (tmp_path / "my.py").write_text(
+        "class Reduced:\n    dt = 0.1\n    def step(self, v, n):\n        return v\n"
+    )
+    texts = [text.partition("```")[0] for text in DOCS.read_text().split("```yaml\n")[1:]]
+    assert len(texts) == 2
+    for text in texts:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        loaded = reading.load(path)
+        assert loaded.data.found.members == 8 and loaded.data_grid == 16

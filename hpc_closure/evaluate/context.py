@@ -216,9 +216,12 @@ class Inputs:
     def origin(self, snapshots: Snapshots) -> Origin:
         """Return trajectories and, for the budget, the states after a reduced-solver interval.
 
-        The budget is that of one field; with several channels there are no states.
+        The budget is that of one field; with several channels, and without a reduced solver,
+        there are no states.
         """
-        if self.channels:
+        experiment = self.experiment
+        unsolved = experiment.physics.equation == "external" and not experiment.reduced.python
+        if self.channels or unsolved:
             return Origin(snapshots.trajectories)
         span = self.experiment.generate.closure_interval
         return Origin(snapshots.trajectories, self.forecast(snapshots.states), span)

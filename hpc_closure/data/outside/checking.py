@@ -1,6 +1,5 @@
 """Check data of others: what was found, on one screen, and the faults, one line each."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -129,7 +128,7 @@ def screen(experiment: Experiment, source: Source) -> list[tuple[str, str]]:
 
 def _memory(experiment: Experiment, source: Source) -> str:
     """Describe how much training holds in memory."""
-    number = math.prod(source.points) * len(experiment.physics.channels)
+    number = experiment.data_grid ** len(source.points) * len(experiment.physics.channels)
     held = 2 * 4 * number * source.members * len(source.times)
     budget = experiment.train.memory_gib * 2**30
     how = "held in memory" if held <= budget else "streamed"
