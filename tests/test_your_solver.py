@@ -18,17 +18,30 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
 from hpc_closure.rollout.block import coupled_run, start
+from hpc_closure.spectral.problem import Problem
+from hpc_closure.spectral.simulation import Simulation
 from hpc_closure.tools import advise, solver_check
 from hpc_closure.train import verb as train
 from hpc_closure.work.options import Options, UsageError
 
 SOLVERS = Path(__file__).parent / "user_solvers"
+FLOW = Problem(  # stirred beyond the wavenumbers that the users' solvers retain
+    grid=48,
+    dt=0.01,
+    scheme="rk4",
+    viscosity=0.0,
+    hyperviscosity=1e-13,
+    hyperviscosity_order=4,
+    drag=0.05,
+    noise={"kind": "ring", "wavenumber": 7, "width": 1, "energy_rate": 1e-3},
+    initial={"kind": "band", "wavenumber": 3, "width": 2, "energy": 0.02},
+)
 SMALL = """
 name: small
 root: {root}
 physics:
-  {{viscosity: 0, hyperviscosity: 1e-9, hyperviscosity_order: 4, drag: 0.05,
-   forcing: {{kind: none}}, noise: {{kind: ring, wavenumber: 14, width: 1, energy_rate: 1e-3}},
+  {{viscosity: 0, hyperviscosity: 1e-13, hyperviscosity_order: 4, drag: 0.05,
+   forcing: {{kind: none}}, noise: {{kind: ring, wavenumber: 7, width: 1, energy_rate: 1e-3}},
    initial: {{kind: band, wavenumber: 3, width: 2, energy: 0.02}}}}
 generate:
   {{grid: 48, dt: 0.01, scheme: rk4, members: 12, t_end: 2.44, closure: subgrid, interval: 8,
@@ -197,3 +210,32 @@ def test_advice_needs_the_built_in_solver(experiment):
 def test_a_removed_term_needs_the_built_in_solver():
     with pytest.raises(ValueError, match="reduced.python is for closure subgrid"):
         reading.load("quickstart", ["reduced.python=mine.py:Reduced"])
+
+
+def test_the_recipe_of_a_file_and_a_solver_makes_a_report(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("netCDF4")
+    dns = Simulation(FLOW, range(10), 0, threads=1).initialise().advance(200)
+    states = []
+    for _ in range(20):
+        states.append(dns.fields(["vorticity"])["vorticity"].numpy())
+        dns.advance(8)
+    x = np.arange(48) / 48
+    fields = {"q": (("member", "time", "x", "y"), np.stack(states, 1))}
+    coordinates = {"time": 0.08 * np.arange(20), "x": x, "y": x}
+    xarray.Dataset(fields, coordinates).to_netcdf(tmp_path / "dns.nc")
+    shutil.copy(SOLVERS / "vorticity_numpy.py", tmp_path / "mine.py")
+    recipe = (SOLVERS.parent.parent / "docs" / "recipes" / "file_and_solver.yaml").read_text()
+    assert len(recipe.splitlines()) <= 12
+    recipe = recipe.replace("{", "{{").replace("}", "}}")
+    changes = ["root=" + str(tmp_path), "evaluate.formats=[]", "evaluate.samples=20"]
+    changes += ["rollout.initial_conditions=2", "cluster.device=cpu", "cluster.threads=1"]
+    experiment = four_verbs(tmp_path, recipe, changes)
+    run = Run.of(experiment)
+    assert (run.folder("evaluate") / "report.html").exists()
+    scores = pd.read_csv(run.scores_csv)
+    coupled = scores[(scores.stage == "coupled") & scores["shell"].isna()]
+    assert set(coupled.method) == {"model", "none", "climatology"}
+    values = coupled.set_index(["score", "method"])["value"]
+    assert values.loc["crps", "model"].min() < 0.9 * values.loc["crps", "none"].min()
+    assert values.loc["spread_skill", "model"].between(0.5, 1.5).all()

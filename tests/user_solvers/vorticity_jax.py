@@ -5,7 +5,7 @@ import jax.numpy as np
 
 jax.config.update("jax_enable_x64", True)
 
-N, NU4, DRAG, DT = 16, 1e-9, 0.05, 0.02
+N, NU4, DRAG, DT = 16, 1e-13, 0.05, 0.02
 kx = 2 * np.pi * np.fft.fftfreq(N, 1 / N)[:, None]  # of a box of side 1
 ky = 2 * np.pi * np.arange(N // 2 + 1)[None, :]
 square = kx**2 + ky**2

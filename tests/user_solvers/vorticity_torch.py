@@ -2,7 +2,7 @@
 
 import torch
 
-N, NU4, DRAG, DT = 16, 1e-9, 0.05, 0.02
+N, NU4, DRAG, DT = 16, 1e-13, 0.05, 0.02
 UNIT = 2 * torch.pi  # wavenumber 1 of a box of side 1
 kx = UNIT * torch.fft.fftfreq(N, 1 / N, dtype=torch.float64)[:, None]
 ky = UNIT * torch.arange(N // 2 + 1, dtype=torch.float64)[None, :]
