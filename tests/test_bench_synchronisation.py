@@ -40,13 +40,15 @@ def test_at_rest_the_slowest_unresolved_mode_decays_by_viscosity_and_drag():
         assert row["growth"] == pytest.approx(-(VISCOSITY * slowest + DRAG), rel=0.03)
 
 
-def test_a_small_cut_off_leaves_more_open_than_a_large_one():
+def test_a_small_cut_off_leaves_more_open_than_a_large_one(tmp_path):
     case = synchronisation.Case((2, 5), members=2, spin_up=4.0, span=8.0)
     forcing = {"kind": "ring", "wavenumber": 2, "width": 0.5, "amplitude": 1.0}
     flow = experiment(2.0, viscosity=5e-3, forcing=forcing)
-    small, large = synchronisation.run(flow, case)
+    small, large = records = synchronisation.run(flow, case)
     assert small["growth"] > large["growth"] + 0.1
     assert 0 < large["width"] < small["width"] < 1.2
+    synchronisation.draw(records, tmp_path / "twins.png")
+    assert (tmp_path / "twins.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

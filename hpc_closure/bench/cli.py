@@ -466,6 +466,10 @@ def synchronisation(
     span: Annotated[
         float, typer.Option(help="Time for which twins follow.", metavar="TIME")
     ] = 8.0,
+    figure: Annotated[
+        Optional[Path],
+        typer.Option(help="Draw the rows to FILE.png, and FILE.csv.", metavar="FILE"),
+    ] = None,
     threads: Threads = 1,
     json: Json = None,
 ):
@@ -484,6 +488,8 @@ def synchronisation(
         case = bench.Case(_numbers("--cuts", cuts), members, spin_up, span)
         records += bench.run(settings, case, print)
         _print(records, bench.COLUMNS)
+        if figure is not None:
+            bench.draw(records, figure)
 
 
 @app.command()

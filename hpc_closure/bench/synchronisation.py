@@ -11,6 +11,10 @@ every step, under the same forcing. For each cut-off:
   difference between the closures of the trajectory and of a twin whose other modes began as those
   of the trajectory, shifted in space by a random distance.
 
+``ball_eta`` (three dimensions) is the radius of the ball of as many modes as the cut-off retains,
+in units of 1 / eta, the Kolmogorov length. Scales follow above 0.2 (Yoshida, Yamaguchi, Kaneda,
+Phys. Rev. Lett. 94, 2005).
+
 Averages are over members and over the last part of a run; ``growth_error`` is the standard error
 over members.
 """
@@ -18,6 +22,7 @@ over members.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +38,7 @@ from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.modes.resolution import points_for
 from hpc_closure.spectral.simulation import Simulation
 
-COLUMNS = measure.columns("cut:d k_eta:.3f growth:.3f growth_error:.3f width:.4f")
+COLUMNS = measure.columns("cut:d ball_eta:.3f growth:.3f growth_error:.3f width:.4f")
 SMALL = 1e-6  # relative size of a small difference: squares of it are far above round-off
 SETTLED = 0.4  # share of a run before its averages begin
 STAGE = "pilot"  # key of trajectories that belong to no data set
@@ -95,7 +100,14 @@ def run(
         if number % max(1, intervals // 10) == 0:
             report(f"{number} of {intervals} intervals")
     eta = _kolmogorov_length(experiment, master)
-    return [{"cut": twin.cut, "k_eta": twin.cut * eta, **twin.record()} for twin in twins]
+    return [
+        {"cut": twin.cut, "ball_eta": _radius(twin.cut) * eta, **twin.record()} for twin in twins
+    ]
+
+
+def _radius(cut: int) -> float:
+    """Return the radius of the ball with the volume of a cube of 2 cut + 1 modes per side."""
+    return (3 / (4 * math.pi)) ** (1 / 3) * (2 * cut + 1)
 
 
 def _simulation(experiment: Experiment, members: int) -> Simulation:
@@ -124,6 +136,28 @@ def _kolmogorov_length(experiment: Experiment, simulation: Simulation) -> float:
     enstrophy = grid.shell_sum(squares * grid.k2).sum(-1).mean() / 2
     dissipation = 2 * problem.viscosity * float(enstrophy)
     return (problem.viscosity**3 / dissipation) ** 0.25 * 2 * math.pi / problem.lengths[0]
+
+
+def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw growth rates and widths of the records of :func:`run` to a PNG, beside it a CSV."""
+    from matplotlib.figure import Figure
+
+    from hpc_closure.evaluate.report import figures
+
+    three = not math.isnan(records[0]["ball_eta"])
+    x = [row["ball_eta"] if three else row["cut"] for row in records]
+    with figures.drawing_style():
+        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+        growth, width = figure.subplots(1, 2)
+        errors = [row["growth_error"] for row in records]
+        growth.errorbar(x, [row["growth"] for row in records], errors, marker="o", capsize=3)
+        growth.axhline(0, color="black", linewidth=1)
+        growth.set(title="growth of a small difference", ylabel="rate [1/time]")
+        width.semilogy(x, [row["width"] for row in records], marker="o")
+        width.set(title="share of U that the past leaves open", ylabel="of its variance")
+        for axis in (growth, width):
+            axis.set_xlabel("radius of the retained ball x η" if three else "cut-off [2π/L]")
+    figures.save(figure, path.with_suffix(""), ("png", "csv"))
 
 
 class _Twins:
