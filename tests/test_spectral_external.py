@@ -6,6 +6,7 @@ import pytest
 
 from hpc_closure.data.symmetry import Symmetry
 from hpc_closure.spectral.equations import Equation
+from hpc_closure.spectral.modes.grid import Grid
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -52,6 +53,12 @@ def test_built_in_solver_is_refused_in_one_line():
 def test_fields_that_do_not_fit_are_refused_in_one_line(settings, line):
     with pytest.raises(ValueError, match=line):
         Problem(equation="external", grid=16, **settings)
+
+
+def test_velocities_follow_from_the_first_pseudo_scalar():
+    grid = Grid(16)
+    factors = external(fields={"a": "scalar", "w": "pseudo-scalar"}).stream_factors(grid)
+    assert not factors[0, 0].any() and factors[0, 1].equal(grid.inverse_k2)
 
 
 def test_symmetries_are_translations_unless_stated():

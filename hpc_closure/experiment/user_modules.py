@@ -162,6 +162,6 @@ def load_python(key: str, text: str, expected: str, fits: Callable[[Any], bool])
         if not hasattr(value, part):
             raise ValueError(f"{setting}: {place} has no {name}; expected {expected}")
         value = getattr(value, part)
-    if not fits(value):
-        raise ValueError(f"{setting}: {name or place} is not {expected}")
-    return value
+    if fits(value):
+        return value
+    raise ValueError(f"{setting}: {name or place} is not {expected}")

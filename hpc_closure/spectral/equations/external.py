@@ -106,6 +106,14 @@ class External(Equation):
                 "of kind vector x, vector y and vector z"
             )
 
+    def stream_factors(self, grid):
+        # the first pseudo-scalar is read as a vorticity; without one, the first field
+        kinds = [one.kind for one in self.fields]
+        place = kinds.index("pseudo-scalar") if "pseudo-scalar" in kinds else 0
+        factors = grid.k2.new_zeros(1, len(kinds), *grid.shape)
+        factors[0, place] = grid.inverse_k2
+        return factors
+
     def linear(self, grid):
         raise ValueError(NO_SOLVER)
 

@@ -175,7 +175,7 @@ class OutsideSolver:
             )
         if out.dtype != fields.dtype:
             raise ValueError(f"{self.name}: {self._lost(out.dtype, fields.dtype)}")
-        return out
+        return out.to(fields.device)
 
     def _lost(self, read: torch.dtype, expected: torch.dtype) -> str:
         """Describe a result in another precision than the fields, and the way out."""
@@ -235,7 +235,7 @@ class OutsideSolver:
                         "torch.no_grad and .detach() from it"
                     )
                 found = torch.autograd.grad(end, start, gradient)[0]
-        return found
+        return found.to(fields)
 
     def _own_pullback(self, fields: Tensor, steps: int, gradient: Tensor, library: str) -> Tensor:
         vjp = self.solver.vjp
