@@ -41,6 +41,9 @@ app = typer.Typer(
 config = typer.Typer(
     no_args_is_help=True, help="List, show, check, compare and copy experiment files."
 )
+solver = typer.Typer(no_args_is_help=True, help="Check a reduced solver of your own.")
+
+data = typer.Typer(no_args_is_help=True, help="Check trajectories of others, before training.")
 
 
 def _complete_experiment(incomplete: str) -> list[str]:
@@ -457,7 +460,68 @@ def config_profile(
     config.copy_profile(name, target)
 
 
+@solver.command("check")
+def solver_check(
+    python: Annotated[str, typer.Argument(metavar="SOLVER", help="file.py:Name or module:Name.")],
+    grid: Annotated[int, typer.Option(help="Points per side of the reduced grid.")] = 32,
+    fields: Annotated[int, typer.Option(help="Fields of the state.")] = 1,
+    sides: Annotated[int, typer.Option(help="Sides of the box: 1, 2 or 3.")] = 2,
+    length: Annotated[float, typer.Option(help="Side of the box.")] = 1.0,
+    size: Annotated[float, typer.Option(help="Root mean square of the test states.")] = 1.0,
+):
+    """Check that a solver keeps the rules of reduced.python, one line each.
+
+    A solver has dt and step(v, n), in numpy, torch or JAX: n steps from fields v (members, n, n)
+    or (members, C, n, n). Exit code 1 if a rule fails.
+    """
+    from hpc_closure.tools import solver_check
+
+    try:
+        _end(solver_check.run(python, grid, fields, sides, length, size))
+    except ValueError as error:  # an invalid solver is a usage error (exit code 2)
+        raise UsageError(str(error)) from None
+
+
+@data.command("check")
+def data_check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT-or-FILE",
+            help="An experiment with a section `data`, or a file, folder or 'pattern' of data.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    json: Json = False,
+):
+    """Show what files of others hold, and what is wrong with them.
+
+    HDF5, NetCDF, Zarr and The Well's layout are read where they are. For a FILE a section for an
+    experiment is proposed; with an EXPERIMENT, train and generate make the same check:
+
+    \b
+        data:
+          path: runs/*.nc              # members along files or along a dimension
+          state: {q: q_filtered}       # name of the field: variable
+          closure: {q: forcing}        # U in dV/dt = M~(V) + U; without it, see docs/your_data.md
+          length: 6.283                # of the periodic box
+          interval: 0.2                # time for which one closure stands
+
+    Each fault is one line: code, what was read, what was expected, the way out. A sample of the
+    values is read, at most about 200 MB. With a built-in equation in `physics` the reduced solver
+    checks sign and factor of the closure, the direction of time and the length of the box.
+    Errors are refused by train and generate unless data.accept names their codes; exit code 1 if
+    there are any.
+    """
+    from hpc_closure.tools import data_check
+
+    _end(data_check.run(target, overrides or [], json=json))
+
+
 app.add_typer(config, name="config")
+app.add_typer(solver, name="solver")
+app.add_typer(data, name="data")
 app.add_typer(bench, name="bench", cls=RenamedGroup)
 
 

@@ -142,10 +142,13 @@ def check_complete(experiment: Experiment, partial: bool) -> list[str]:
 def print_plan(experiment: Experiment) -> int:
     """Print what would be scored; write nothing. Return the exit code."""
     settings, run_folder = experiment.evaluate, Run.of(experiment)
-    data = Ledger.of(experiment, "generate").survey().counts()
     runs = Ledger.of(experiment, "rollout").survey().counts()
     print(f"run folder {run_folder}")
-    print(f"data: {data['done']} of {data['units']} units")
+    if experiment.data is not None and experiment.data.in_place:
+        print(f"data: {', '.join(experiment.data.patterns)}")
+    else:
+        data = Ledger.of(experiment, "generate").survey().counts()
+        print(f"data: {data['done']} of {data['units']} units")
     print(f"scored on {held_out.HeldOut.of(experiment).in_words()}")
     print(f"model: {'there' if run_folder.model.exists() else 'missing'}")
     print(f"rollout: {runs['done']} of {runs['units']} units")

@@ -46,9 +46,10 @@ from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung
 from hpc_closure.generate import rungs
 from hpc_closure.rollout.tally import Tally
+from hpc_closure.spectral.ensemble import Ensemble
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
-from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.simulation import Simulation, simulation_of
 from hpc_closure.work import log
 
 BY_STATE, BY_CLOSURE = 0, 1
@@ -221,7 +222,7 @@ class CoupledRun:
         self.exact = kind in REMOVABLE
         self.target = Target(kind, averaging_steps) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
-        self.simulations: dict[str, Simulation] = {}
+        self.simulations: dict[str, Ensemble] = {}
         self.rows_of: dict[str, Rows] = {}
         self.apart = rollout.after_release > 0  # members begin in different states
         self.moved = not self.apart and rollout.last_closures == "moved"
@@ -277,8 +278,8 @@ class CoupledRun:
             grid=self.coupling.grid,
         )
 
-    def _simulation(self, problem, members, stage="generate") -> Simulation:
-        return Simulation(problem, members, self.seed, device=self.coupling.device, stage=stage)
+    def _simulation(self, problem, members, stage="generate") -> Ensemble:
+        return simulation_of(problem, members, self.seed, device=self.coupling.device, stage=stage)
 
     def _initial_index(self, name: str) -> torch.Tensor:
         """Return the index of the initial state of each trajectory of a run, (rows,)."""
@@ -462,6 +463,7 @@ class CoupledRun:
         if self.target is None:
             return None if self.layout is None else self._stored_readings()
         truth = self.simulations["truth"]
+        assert isinstance(truth, Simulation)
         if self.layout is None:
             truth.advance(self.interval)
             return None

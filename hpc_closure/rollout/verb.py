@@ -60,7 +60,7 @@ def work(experiment, session, books, plan, retry_failed=False, wait="all") -> Ou
         wait: whose units to wait for: ``all``, ``job`` or ``none``.
     """
     import hpc_closure
-    from hpc_closure.data.reader import DataSet
+    from hpc_closure.data.opening import open_data
     from hpc_closure.rollout.block import RolloutBlock
 
     groups = session.world.groups(1)
@@ -73,7 +73,7 @@ def work(experiment, session, books, plan, retry_failed=False, wait="all") -> Ou
     test_set = HeldOut.of(experiment)
     if session.world.root:
         log.get().info(f"starts are {test_set.in_words()}")
-    data = DataSet(test_set.run.data)
+    data = open_data(test_set.experiment, test_set.run)
 
     def run_unit(unit, claim):
         block = RolloutBlock(unit, books, session, groups.domain, closure, data)

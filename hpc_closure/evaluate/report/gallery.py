@@ -101,24 +101,29 @@ def draw(
         return
     inputs.run.figures.mkdir(parents=True, exist_ok=True)
     album = Album(inputs.run.figures, inputs.experiment.evaluate.formats)
-    if (shown := example_state.answer(inputs)) is not None:
-        yield illustrate_closure(shown, album)
-    units = {channel.name: channel.unit for channel in inputs.experiment.physics.channels}
+    if (example := example_state.answer(inputs)) is not None:
+        yield illustrate_closure(example, album)
+    physics = inputs.experiment.physics
+    units = {channel.name: channel.unit or "1" for channel in physics.channels}
     if (of_fields := example_state.answer_of_fields(inputs)) is not None:
         yield illustrate_closures(of_fields, album, units)
+    # a single field of a flow of others has its name; of a flow here it is the vorticity
+    only = physics.channels[0].name if physics.equation == "external" else ""
     for (grid, sensors, channel), scored in generated.items():
         if not scored.spectra:  # scores of all channels together have no figures
             continue
         label = f"{target}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
         points = points_in_words(grid, inputs.dimensions)
         words = f"{target}, sensors: {sensors}, {points} grid"
-        field = Field.of(f"U of {channel}", f"({units[channel]})/time") if channel else CLOSURE
+        shown = channel or only
+        field = Field.of(f"U of {shown}", f"({units[shown]})/time") if shown else CLOSURE
         label, words = _of_channel(channel, label, words)
         yield from illustrate_generated(scored, album, label, words, field)
     for channel, scored in coupled.items():
         words = f"{target}, started at t = {inputs.experiment.rollout.begin:g}"
         label, words = _of_channel(channel, target, words)
-        state = Field.of(channel, units[channel]) if channel else None
+        shown = channel or only
+        state = Field.of(shown, units[shown]) if shown else None
         if scored.coherences:
             yield illustrate_coherence(scored, album)
         if scored.spectra:  # scores of all channels together have none

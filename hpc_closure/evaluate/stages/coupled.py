@@ -142,6 +142,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
     has_climate = not inputs.channels or inputs.dimensions == 3
     if not has_climate:
         log.get().info("a state of several fields: long-time statistics are not scored")
+    equation = inputs.equation(experiment.known_grid) if has_climate else None
     by_channel = score_channels(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
@@ -154,7 +155,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         labels,
         costs=costs.measure(inputs),
         seed=experiment.evaluate.seed,
-        flow=Flow(inputs.reduced(experiment.known_grid)) if has_climate else None,
+        flow=None if equation is None else Flow(equation),
     )
     if settings.after_release:  # growth is defined only for members with equal initial states
         for part in by_channel.values():
