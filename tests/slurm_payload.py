@@ -48,7 +48,7 @@ def run_units(config_path, names) -> int:
     with Stop() as stop:
 
         def run_unit(unit, claim):
-            saved = books.run.restart(STAGE, unit) / "step.json"
+            saved = books.open_restart(unit)[0] / "step.json"
             step, seconds = 0, plan["seconds"]
             if saved.exists():
                 step, seconds = atomic.read_json(saved)["step"], plan.get("again", seconds)

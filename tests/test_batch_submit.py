@@ -390,6 +390,15 @@ def test_an_allocation_is_one_job_of_workers_without_mpi(request_of):
     assert submit.cost(request) == "8 nodes x 1 h x 128 cores <= 1024 core-hours"
 
 
+def test_idle_gpus_of_an_allocation_are_named(request_of, programs, caplog):
+    fake_slurm(programs)
+    for per_node, words in ((2, 1), (4, 0), (8, 0)):
+        caplog.clear()
+        profile = Profile(python="python", node_local=[])
+        submit.submit(request_of(4, profile, devices=4, workers=(1, per_node)))
+        assert caplog.text.count("with 4 GPUs: a worker uses one GPU") == words
+
+
 def test_the_experiment_requests_an_allocation(tmp_path):
     changes = {"cluster": {"allocation": {"nodes": 2, "workers_per_node": 4}}}
     experiment = Experiment(root=str(tmp_path), **changes)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from closure_case import fitted, law_of, states_of
+from safetensors import safe_open
+from safetensors.torch import save as serialize
 
 import hpc_closure
 from hpc_closure.closure import artifact
@@ -84,6 +86,39 @@ def test_a_stored_process_of_others_is_refused(closure, tmp_path):
     model = hpc_closure.closure.artifact.shipped_model("subgrid_backscatter")
     with pytest.raises(ValueError, match="not a file of a process"):
         closure.process(MEMBERS, seed=2).load(model)
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({"seed": None}, "the stored process lacks 'seed'"),
+        ({"calls": None}, "has calls=None, not a number"),
+        ({"calls": '"two"'}, "has calls='two', not a number"),
+        ({"members": "[0, 1"}, r"its header has members=\[0, 1, expected JSON"),
+    ],
+)
+def test_a_damaged_header_of_a_stored_process_is_one_line(closure, tmp_path, entries, message):
+    path = tmp_path / "process.safetensors"
+    begun(closure).save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = {**file.metadata(), **entries}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    metadata = {name: text for name, text in metadata.items() if text is not None}
+    path.write_bytes(serialize(tensors, metadata=metadata))
+    with pytest.raises(ValueError, match=message) as caught:
+        closure.process(MEMBERS, seed=2).load(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ") and "\n" not in line and "save it again" in line
+
+
+def test_a_foreign_tensor_in_a_stored_process_is_named(closure, tmp_path):
+    path = tmp_path / "process.safetensors"
+    begun(closure).save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    path.write_bytes(serialize({"weights": torch.zeros(3)}, metadata=metadata))
+    with pytest.raises(ValueError, match="its tensor 'weights' is not of a process"):
+        closure.process(MEMBERS, seed=2).load(path)
 
 
 def test_a_past_that_is_missing_is_named(closure):

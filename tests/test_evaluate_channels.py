@@ -322,6 +322,9 @@ def test_figures_of_channels_are_separate_files(layers):
     assert "Closure of each field at the held-out state of median power" in page
     assert "q_lower, subgrid, sensors: none" in page
     assert "Subgrid, no sensors, 16² grid, q_upper" in page
+    # and the slider of the first channel has a frame per stored time
+    times = len(CoupledEnsemble(sorted(Run.of(layers).rollout.glob("*.h5"))).times)
+    assert page.count("data:image/webp;base64,") == times + 1 > 2
 
 
 def test_what_is_not_scored_is_in_the_log(layers, capsys):

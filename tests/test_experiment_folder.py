@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_closure.experiment import folder
 from hpc_closure.experiment.folder import STAGES, Run
 from hpc_closure.work.units import Unit
 
@@ -54,3 +55,12 @@ def test_root_is_absolute():
 def test_unknown_stage(tmp_path):
     with pytest.raises(ValueError, match="'trian' is none of generate, pilot, replicas, train"):
         Run(tmp_path).folder("trian")
+
+
+def test_names_of_units_and_back():
+    assert folder.unit_name(60, 79) == "000060-000079"
+    assert folder.members_of_unit("000060-000079") == (60, 79)
+    assert folder.members_of_unit(folder.unit_name(5, 12_345_678)) == (5, 12_345_678)
+    for name in ("60-79", "000060-000079.claim", "000060_000079"):
+        with pytest.raises(ValueError, match="expected FIRST-LAST with six digits each"):
+            folder.members_of_unit(name)

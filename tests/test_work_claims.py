@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_closure.work import claims
+from hpc_closure.work import atomic, claims
 
 
 def path_of(folder, name="000000-000009"):
@@ -72,7 +73,7 @@ def test_a_dead_process_of_this_host_is_stale_at_once(tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from hpc_closure.work import claims
+from hpc_closure.work import atomic, claims
 assert claims.take(Path({str(path_of(tmp_path))!r}))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -195,3 +196,22 @@ def test_private_files_of_killed_processes_are_swept_in_time(tmp_path):
     claims.sweep(tmp_path, [path.name for path in tmp_path.iterdir()])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, fresh])
     claims.sweep(tmp_path / "absent", [])
+
+
+def test_a_lost_claim_is_left_to_its_new_owner(tmp_path):
+    claim = claims.take(path_of(tmp_path))
+    foreign(claim.path)
+    with pytest.raises(claims.Lost):
+        claim.check()
+    claim.release()
+    assert json.loads(claim.path.read_text())["mark"] == "theirs"
+
+
+def test_a_claim_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(claims.json, "dumps", full)
+    with pytest.raises(atomic.DiskError, match="no space left"):
+        claims.take(path_of(tmp_path))
+    assert not list(tmp_path.iterdir())

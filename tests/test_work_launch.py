@@ -1,13 +1,17 @@
 """Who am I, on which device, with how many threads: for every launcher."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
-from hpc_closure.work import launch
+from hpc_closure.bench import claims as claims_bench
+from hpc_closure.work import atomic, hdf5, launch, loop
+from hpc_closure.work.stop import Stop
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 OPENMPI = {
@@ -133,3 +137,92 @@ def test_threads_wait_passively(said, expected, environment):
         [sys.executable, "-c", code], capture_output=True, text=True, env=variables
     )
     assert done.stdout.split() == [expected, "False"]
+
+
+# the GPUs of an allocation
+
+NODES, GPUS, PER_GPU = 2, 3, 4
+WORKERS = NODES * GPUS
+
+
+def work_on_a_gpu(folder, index, seconds):
+    """A worker as srun starts it; FAKE_GPUS is the number of GPUs of its node."""
+    node, place = divmod(index, GPUS)
+    os.environ |= {
+        launch.WORKER: "auto",
+        "SLURM_PROCID": str(index),
+        "SLURM_STEP_NUM_TASKS": str(WORKERS),
+        "SLURM_LOCALID": str(place),
+        "SLURM_NODEID": str(node),
+        "SLURM_STEP_TASKS_PER_NODE": f"{GPUS}(x{NODES})",
+    }
+    torch.cuda.is_available = lambda: True
+    torch.cuda.device_count = lambda: int(os.environ["FAKE_GPUS"])
+    device = launch.choose_device("auto", shared=True)
+    ledger = claims_bench.ledger_of(folder)
+
+    def run_unit(unit, claim):
+        begin = time.monotonic()
+        time.sleep(seconds)
+        with ledger.publish(unit, claim=claim) as part, hdf5.open_hdf5(part, "w") as file:
+            file.attrs.update({**ledger.attributes(unit), "complete": 1})
+        record = {"node": node, "device": device, "begin": begin, "end": time.monotonic()}
+        atomic.append_jsonl(folder / "units.jsonl", {**record, "worker": index})
+
+    loop.work(ledger, ledger.plan(WORKERS * PER_GPU, 1), run_unit, stop=Stop())
+    os._exit(0)
+
+
+@pytest.mark.parametrize("gpus", [GPUS, 1])
+def test_workers_share_the_gpus_of_their_nodes_and_units_take_turns(tmp_path, monkeypatch, gpus):
+    """A worker per GPU; where Slurm shows each process one GPU only, that is number 0."""
+    monkeypatch.setenv("FAKE_GPUS", str(gpus))
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=work_on_a_gpu, args=(tmp_path, index, 0.2))
+        for index in range(WORKERS)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    units = atomic.read_jsonl(tmp_path / "units.jsonl")
+    assert len(units) == WORKERS * PER_GPU
+    places = {unit["worker"]: (unit["node"], unit["device"]) for unit in units}
+    numbers = range(GPUS) if gpus > 1 else GPUS * [0]
+    expected = [(node, f"cuda:{number}") for node in range(NODES) for number in numbers]
+    assert [places[index] for index in range(WORKERS)] == expected
+    for index in range(WORKERS):
+        mine = sorted((unit["begin"], unit["end"]) for unit in units if unit["worker"] == index)
+        assert len(mine) >= 2
+        assert all(end <= begin for (_, end), (begin, _) in zip(mine, mine[1:]))
+
+
+def test_workers_of_a_plain_shell_spread_over_the_gpus():
+    places = [launch.launch({"HPC_CLOSURE_WORKER": f"{index}/8"}) for index in range(8)]
+    assert [launch.gpu_of(one.local_rank, 4, shared=True) for one in places] == 2 * [0, 1, 2, 3]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_workers_use_all_gpus_of_this_machine():
+    """The real ones, in processes of their own: one worker per GPU, then two."""
+    number = torch.cuda.device_count()
+    for workers in (number, 2 * number):
+        code = (
+            "import torch; from hpc_closure.work import launch\n"
+            "device = launch.choose_device('cuda', shared=True)\n"
+            "assert float(torch.ones(8, device=device).sum()) == 8\n"
+            "print(device)"
+        )
+        found = [
+            subprocess.run(
+                [sys.executable, "-c", code],
+                env={**os.environ, launch.WORKER: f"{index}/{workers}"},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            for index in range(workers)
+        ]
+        assert found == [f"cuda:{index % number}" for index in range(workers)]

@@ -59,6 +59,7 @@ def test_git_of_a_checkout(tmp_path):
     (tmp_path / "x").write_text("2")
     provenance.git.cache_clear()
     assert provenance.git(str(tmp_path))["dirty"] is True
+    assert provenance.git(str(tmp_path), quick=True) == {"revision": clean["revision"]}
 
 
 def test_append(tmp_path):

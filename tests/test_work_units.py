@@ -68,12 +68,6 @@ def test_plan_refuses_nonsense(members, per_block):
         plan(members, per_block)
 
 
-def test_parse():
-    assert units.parse("000060-000079") == (60, 79)
-    with pytest.raises(ValueError, match="expected FIRST-LAST"):
-        units.parse("60-79")
-
-
 # growing
 
 
@@ -358,6 +352,8 @@ def test_restart_files_go_with_the_finished_unit(run):
     ledger = ledger_of(run)
 
     def run_unit(unit, claim):
+        assert ledger.open_restart(unit) == (run.restart("generate", unit), True)
+        assert ledger.open_restart(unit) == (run.restart("generate", unit), False)
         atomic.write_text(run.restart("generate", unit, 7), "state")
         write(ledger, unit, claim)
 
@@ -542,7 +538,9 @@ def test_work_looks_only_at_what_is_missing(run, monkeypatch):
     run.product("generate", "000020-000039").unlink()
     opened = []
     original = header.open_hdf5
-    monkeypatch.setattr(header, "open_hdf5", lambda path: opened.append(path) or original(path))
+    monkeypatch.setattr(
+        header, "open_hdf5", lambda path, **words: opened.append(path) or original(path, **words)
+    )
     log.setup(verbosity=-1)
     outcome, done = run_all(ledger, 10_000, 20)
     log.setup()

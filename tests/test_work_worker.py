@@ -2,13 +2,17 @@
 
 import multiprocessing
 import os
+import random
+import shutil
 import time
 
 import pytest
 from test_work_units import ledger_of, write
 
+from hpc_closure.bench import claims as claims_bench
 from hpc_closure.experiment.folder import Run
-from hpc_closure.work import claims, launch
+from hpc_closure.work import atomic, claims, hdf5, header, launch, log
+from hpc_closure.work import units as units_module
 from hpc_closure.work.loop import work
 from hpc_closure.work.stop import Stop
 from hpc_closure.work.units import Unit, plan
@@ -24,6 +28,13 @@ def test_leases_shrink_towards_the_end_and_contain_every_unit_once():
     assert sizes[-511:] == [1] * 511  # the last units are claimed one by one
     assert leases[0].name == "000000-000319"
     assert {len(lease.units) for lease in divide(plan(200, 1))} == {1}
+
+
+def test_many_workers_have_short_leases():
+    """With 512 workers and three units for each, one with six would keep all others waiting."""
+    assert {len(lease.units) for lease in divide(plan(3 * 512, 1), 512)} == {1}
+    sizes = [len(lease.units) for lease in divide(plan(100_000, 1), 512)]
+    assert sizes[0] == LONGEST and sizes[-2047:] == [1] * 2047
 
 
 def test_a_lease_has_no_gap():
@@ -58,7 +69,7 @@ def test_a_unit_that_another_claim_contains_is_left_to_its_owner(run):
     ledger = ledger_of(run)
     alone = worker_of(run, units[1:2])
     assert alone.next(Stop()) == units[1]
-    many = worker_of(run, units, 0, 500)
+    many = worker_of(run, units, 0, 100)
     taken = [many.next(Stop())]
     while many.held:
         taken.append(many.held.popleft())
@@ -76,7 +87,7 @@ def test_a_dead_owner_of_an_overlapping_claim_does_not_block(run):
     process.start()
     process.join()
     assert path.exists()
-    worker = worker_of(run, units, 0, 500)
+    worker = worker_of(run, units, 0, 100)
     assert worker.next(Stop()).index == 0
     assert [unit.index for unit in worker.held] == [1, 2]
     assert not path.exists()
@@ -153,3 +164,186 @@ def test_a_single_unit_is_claimed_by_its_own_name(run):
     worker = worker_of(run, [Unit(0, (4, 5))])
     assert worker.next(Stop()).name == "000004-000005"
     assert run.claim("generate", "000004-000005").exists()
+
+
+# what it costs
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace counts the calls")
+def test_a_unit_makes_few_calls_to_the_file_system(tmp_path):
+    """Per unit: create, check and flush, read the claim, rename; per lease four more."""
+    made = claims_bench.calls(tmp_path / "run", 1, 300)
+    leases = len(divide(plan(300, 1)))
+    per_lease = (made.total() - 4 * 300) / leases
+    assert made["rename"] == 300 and per_lease < 4.5, made
+    assert not made["link"] and made["unlink"] < leases + 10
+
+
+def test_a_worker_does_not_open_what_others_have_entered(run, monkeypatch):
+    units = plan(8, 1)
+    mine, theirs = worker_of(run, units, 0, 2), ledger_of(run)
+    for unit in units[1:]:
+        write(theirs, unit)
+    theirs.close_books()
+    opened = []
+    monkeypatch.setattr(header.Header, "read", lambda path, **_: opened.append(path))
+    monkeypatch.setattr(units_module.Ledger, "look", lambda _, unit: opened.append(unit))
+    mine.own.clear()
+    assert mine.next(Stop()) == units[0]
+    assert list(mine.pending) == units[:1] and opened == units[:1]
+
+
+def test_a_new_product_that_is_in_no_book_is_looked_at_last(run, monkeypatch):
+    units = plan(3, 1)
+    worker = worker_of(run, units, wait="all")
+    write(ledger_of(run), units[0])  # its writer has not closed its books
+    worker.own.clear()
+    assert worker.next(Stop()) == units[1] and units[0] in worker.pending
+    for unit in units[1:]:
+        write(worker.ledger, unit)
+    worker.held.clear()
+    worker.own.clear()
+    assert worker.next(Stop()) is None and not worker.pending
+
+
+def test_files_of_a_killed_writer_go_when_its_unit_is_done(run):
+    units, ledger = plan(3, 1), ledger_of(run)
+    product = run.product("generate", units[0])
+    part = product.with_name(f"{product.name}.node-7-ab12.part")
+    process = multiprocessing.get_context("fork").Process(
+        target=claims.take, args=(run.claim("generate", units[0]),)
+    )
+    run.units("generate").mkdir(parents=True)
+    process.start()
+    process.join()
+    run.data.mkdir()
+    part.write_text("half")
+    # who takes the claim over removes them; so does the next start for a unit that is done
+    work(ledger, units, lambda unit, claim: write(ledger, unit, claim), stop=Stop())
+    assert product.exists() and not part.exists()
+    part.write_text("half")
+    worker_of(run, units)
+    assert not part.exists()
+
+
+def test_restart_files_are_kept_until_the_books_are_closed(run, monkeypatch):
+    """A power failure must not take both the product and what it was made from."""
+    (unit,), ledger, order = plan(1, 1), ledger_of(run), []
+    monkeypatch.setattr(atomic, "fsync", lambda path: order.append("flush"))
+    remove = atomic.remove_folder
+    monkeypatch.setattr(
+        atomic, "remove_folder", lambda path: order.append("remove") or remove(path)
+    )
+
+    def run_unit(unit, claim):
+        ledger.open_restart(unit)
+        write(ledger, unit, claim)
+
+    work(ledger, [unit], run_unit, stop=Stop())
+    assert order == ["flush", "remove"]
+
+
+# many workers, of whom some die
+
+
+STEPS = 3
+AT_A_NODE = 16
+
+
+def value_of(member, step):
+    """State of a member after some steps, by a map that forgets nothing."""
+    value = 0.1 + member / 1e5
+    for _ in range(step):
+        value = 3.9 * value * (1 - value)
+    return value
+
+
+def in_steps(run, seconds, record):
+    """The body of a unit that saves its state after every step and continues from it."""
+    ledger = ledger_of(run)
+    ledger.stale_after = 6.0
+
+    def run_unit(unit, claim):
+        ledger.open_restart(unit)
+        path = run.restart("generate", unit, 1)
+        saved = atomic.read_json(path) if path.exists() else {"step": 0}
+        for step in range(saved["step"], STEPS):
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                time.sleep(min(0.2, seconds))
+                claim.refresh()
+            atomic.write_json(path, {"step": step + 1})
+            record(f"step {unit}")
+        with ledger.publish(unit, claim=claim) as part, hdf5.open_hdf5(part, "w") as file:
+            file["t0_fields/w"] = [value_of(member, STEPS) for member in unit.members]
+            file.attrs.update({**ledger.attributes(unit), "complete": 1})
+        record(f"done {unit}")
+
+    return ledger, run_unit
+
+
+def work_on_a_node(run, index, count, num_units, seconds):
+    os.environ.update({launch.WORKER: f"{index}/{count}", "SLURM_JOB_ID": "7"})
+    claims._machine = (
+        lambda: f"node {index // AT_A_NODE}"
+    )  # its processes are seen from there only
+    log.setup(verbosity=-1)
+
+    def record(text):
+        with open(run.root / f"by_{index}", "a") as file:
+            print(text, file=file)
+
+    ledger, run_unit = in_steps(run, seconds, record)
+    os._exit(work(ledger, ledger.plan(num_units, 1), run_unit, stop=Stop()).exit_code)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "count, seconds", [(64, 0.4), pytest.param(512, 5.0, marks=pytest.mark.long)]
+)
+def test_a_tenth_of_the_workers_and_a_node_die_and_nothing_is_lost_or_done_twice(
+    tmp_path, count, seconds
+):
+    num_units, undisturbed, run = 3 * count, Run(tmp_path / "inline"), Run(tmp_path / "run")
+    log.setup(verbosity=-1)
+    ledger, run_unit = in_steps(undisturbed, 0.0, lambda _: None)
+    work(ledger, ledger.plan(num_units, 1), run_unit, stop=Stop())
+    run.root.mkdir()
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=work_on_a_node, args=(run, index, count, num_units, seconds))
+        for index in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    began, chance = time.monotonic(), random.Random(0)
+    killed = chance.sample(range(AT_A_NODE, count), count // 10)  # not the first: it waits for all
+    for index in killed:
+        time.sleep(STEPS * seconds / len(killed))
+        workers[index].kill()
+    lost = range(count - AT_A_NODE, count)
+    for index in lost:
+        workers[index].kill()
+    for worker in workers:
+        worker.join()
+    dead = {*killed, *lost}
+    codes = [worker.exitcode for index, worker in enumerate(workers) if index not in dead]
+    assert set(codes) == {0}
+    assert len(list(run.data.iterdir())) == num_units  # and no file of a dead writer
+    for path in undisturbed.data.iterdir():
+        assert hdf5.sha256_datasets(run.data / path.name) == hdf5.sha256_datasets(path)
+    lines = [
+        line.split() for path in run.root.glob("by_*") for line in path.read_text().splitlines()
+    ]
+    done = [name for word, name in lines if word == "done"]
+    steps = [name for word, name in lines if word == "step"]
+    assert len(done) == len(set(done)) >= num_units - len(dead)
+    # a step that was saved is not done again: the dead lose what they had not saved
+    assert len(steps) <= STEPS * num_units + len(dead)
+    # who was killed between publishing and booking left a claim, which the next start removes
+    elapsed = time.monotonic() - began
+    ledger = in_steps(run, 0.0, None)[0]
+    Worker(ledger, ledger.plan(num_units, 1), (0, 1), False, "none")
+    assert [path.name for path in run.units("generate").iterdir()] == ["manifest.jsonl"]
+    print(f"share of the living: {STEPS * num_units * seconds / (len(codes) * elapsed):.2f}")

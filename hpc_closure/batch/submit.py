@@ -33,7 +33,7 @@ from hpc_closure.batch.site import Profile, Stage, load_profile
 from hpc_closure.batch.squeue import record
 from hpc_closure.experiment.duration import check_lead, seconds
 from hpc_closure.experiment.folder import Run
-from hpc_closure.work import claims, launch
+from hpc_closure.work import claims, launch, log
 
 Task = tuple[str, ...]  # names of the units that one task computes in turn
 Work = Callable[[str, list[str]], int]  # (experiment file, units) -> exit code
@@ -358,6 +358,11 @@ def submit(request: Request, executor: str = "slurm") -> list[Submission]:
     if executor != "slurm":
         raise ValueError(f"executor={executor!r}: expected slurm or local")
     check_place(request)
+    if request.workers and request.workers[1] < request.devices:
+        log.get().warning(
+            f"cluster.allocation.workers_per_node={request.workers[1]} on nodes with "
+            f"{request.devices} GPUs: a worker uses one GPU, so the others stay idle"
+        )
     sent: list[Submission] = []
     for tasks, slurm in _jobs(request):
         try:
@@ -367,9 +372,9 @@ def submit(request: Request, executor: str = "slurm") -> list[Submission]:
         except Exception as error:
             raise RuntimeError(_refused(error, sent)) from error
         job = jobs[0].job_id.partition("_")[0]
-        log = str(request.log(array=len(tasks) > 1)).replace("%A", job).replace("%j", job)
-        record(request.run, request.stage, job, tasks, log)
-        sent.append(Submission(job, tasks, Path(log)))
+        path = str(request.log(array=len(tasks) > 1)).replace("%A", job).replace("%j", job)
+        record(request.run, request.stage, job, tasks, path)
+        sent.append(Submission(job, tasks, Path(path)))
     return sent
 
 

@@ -419,6 +419,33 @@ def switches(
         _print(rows, bench.COLUMNS, remarks)
 
 
+@app.command()
+def claims(
+    workers: Annotated[
+        str, typer.Option(help="Processes that share the units.", metavar="N,...")
+    ] = "8",
+    units: Annotated[int, typer.Option(help="Number of units.", metavar="N")] = 2000,
+    seconds: Annotated[float, typer.Option(help="Time of a unit, which only waits.")] = 0.0,
+    json: Json = None,
+):
+    """Measure the bookkeeping of units: units per second, and calls to the file system per unit.
+
+    Calls are counted where strace is installed. With `--seconds`, `share` is the part of the
+    workers' time that is spent in units.
+    """
+    from hpc_closure.bench import claims as bench
+
+    with _usage(), _recording(json, "cpu") as records:
+        numbers = _numbers("--workers", workers)
+        if units < 1 or seconds < 0:
+            raise ValueError(
+                f"--units {units} --seconds {seconds:g}: expected at least 1, and 0 or more"
+            )
+        rows = bench.run(numbers, units, seconds)
+        records += rows
+        _print(rows, bench.COLUMNS)
+
+
 @app.command("two-layer")
 def two_layer(
     experiment: TrainedRun,

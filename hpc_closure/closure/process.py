@@ -40,6 +40,7 @@ from hpc_closure.work import atomic
 __all__ = ["Memory", "Process"]
 
 FORMAT = "hpc_closure process 1"
+WAY_OUT = "its file is damaged: save it again, or start it anew"
 PARTS = ("states", "closures")  # what a process keeps, by the names in its file
 
 
@@ -290,15 +291,20 @@ class Process:
         """Continue from what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: it is of other members, another seed, interval or model.
+            ValueError: it is of other members, another seed, interval or model, or damaged.
         """
         for name, own in self.identity.items():
+            if name not in state:
+                raise ValueError(f"the stored process lacks {name!r}; {WAY_OUT}")
             if state[name] != own:
                 raise ValueError(
                     f"the stored process has {name}={_brief(state[name])}, this one "
                     f"{name}={_brief(own)}"
                 )
-        self.calls = int(state["calls"])
+        calls = state.get("calls")
+        if not isinstance(calls, int) or calls < 0:
+            raise ValueError(f"the stored process has calls={calls!r}, not a number; {WAY_OUT}")
+        self.calls = calls
         for name in PARTS:
             kept = getattr(self, name)
             kept.clear()
@@ -331,14 +337,32 @@ class Process:
             raise ValueError(f"{path}: not a whole file of a process ({error})") from None
         if metadata.pop("format", None) != FORMAT:
             raise ValueError(f"{path}: not a file of a process (expected {FORMAT!r})")
-        state = {name: json.loads(text) for name, text in metadata.items()}
-        for name, pairs in tensors.items():
-            state[name] = torch.view_as_complex(pairs).numpy()
         try:
-            self.load_state_dict(state, device)
+            self.load_state_dict(_from_file(metadata, tensors), device)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         return self
+
+
+def _from_file(metadata: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the state of a process from the header and the tensors of its file.
+
+    Raises:
+        ValueError: an entry of the header or a tensor is damaged.
+    """
+    state: dict[str, Any] = {}
+    for name, text in metadata.items():
+        try:
+            state[name] = json.loads(text)
+        except ValueError:
+            raise ValueError(
+                f"its header has {name}={_brief(text)}, expected JSON; {WAY_OUT}"
+            ) from None
+    for name, pairs in tensors.items():
+        if name not in PARTS or pairs.shape[-1:] != (2,) or not pairs.is_floating_point():
+            raise ValueError(f"its tensor {name!r} is not of a process; {WAY_OUT}")
+        state[name] = torch.view_as_complex(pairs).numpy()
+    return state
 
 
 def as_tensor(array: Any) -> Any:

@@ -237,10 +237,12 @@ class BlockWriter:
     def check(self, path: Path) -> BlockHeader:
         """Return the header of the finished file, now at ``path``, after reading every value.
 
+        The file is flushed to the disk.
+
         Raises:
             ValueError: the file is unusable; the reason, in one line.
         """
-        with open_hdf5(path) as file:
+        with open_hdf5(path, flush=True) as file:
             header = BlockHeader.from_file(file, path)
             expect(
                 path, self.layout.matches(file), "it has other times or data sets than its layout"

@@ -49,7 +49,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     """Score the run, draw the figures, and write the report and the score files."""
     from hpc_closure.evaluate import compare, rows
     from hpc_closure.evaluate.context import Inputs
-    from hpc_closure.evaluate.report import gallery
+    from hpc_closure.evaluate.report import gallery, slider
     from hpc_closure.evaluate.report.page import Report
     from hpc_closure.evaluate.report.summary import dataset, facts, headline
     from hpc_closure.evaluate.stages import coupled, generated, innovations
@@ -85,6 +85,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         absent=list(dict.fromkeys(note for part in shown for note in part.absent)),
         facts=facts(inputs),
         pictures=drawn,
+        slider=slider.of_run(experiment) if ensembles else None,
         notes=notes,
         headline=first,
         closed=inputs.closed,

@@ -17,6 +17,7 @@ A block is named by its first and last member, so that blocks of different sizes
 name.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,27 @@ STAGES = ("generate", "train", "rollout", "evaluate")
 SHIPPED = Path(__file__).parents[1] / "closure" / "models"
 # stages whose products are blocks of members
 BLOCKS = ("pilot", "generate", "replicas", "rollout")
+#: pattern of the name of a unit, FIRST-LAST: its first and last member
+UNIT = r"(\d{6,})-(\d{6,})"
 BESIDE_DATA = ("pilot", "replicas")  # stages that the verb generate computes besides the data
 FOLDERS = {"generate": "data", **{name: name for name in (*BESIDE_DATA, *STAGES[1:])}}
+
+
+def unit_name(first: int, last: int) -> str:
+    """Return the name of a unit of these members."""
+    return f"{first:06d}-{last:06d}"
+
+
+def members_of_unit(name: str) -> tuple[int, int]:
+    """Return the first and last member of a unit's name.
+
+    Raises:
+        ValueError: not a unit name.
+    """
+    numbers = re.fullmatch(UNIT, name)
+    if not numbers:
+        raise ValueError(f"unit {name!r}: expected FIRST-LAST with six digits each")
+    return int(numbers.group(1)), int(numbers.group(2))
 
 
 def verb_of(stage: str) -> str:

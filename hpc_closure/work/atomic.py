@@ -1,15 +1,17 @@
 """Write files that are either complete or absent; turn disk errors into one clear line.
 
-A product is written to a private ``NAME.<host>-<pid>.part``, validated by reopening it, flushed to
-the disk and renamed. So a reader never sees half a file, and a killed writer leaves only a
-``.part`` that nobody reads.
+A product is written to a private ``NAME.<host>-<pid>-<random>.part``, validated by reopening it,
+flushed to the disk and renamed. So a reader never sees half a file, and a killed writer leaves
+only a ``.part`` that nobody reads.
 """
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -77,9 +79,26 @@ def make_folder(path: Path | str) -> None:
             raise DiskError(f"cannot write {path}: it is a file, not a folder") from error
 
 
+def make_new_folder(path: Path) -> bool:
+    """Make a folder; return whether it did not exist."""
+    try:
+        os.mkdir(path)
+        return True
+    except OSError:  # it exists, its parents do not, or the disk refuses
+        existed = path.is_dir()
+        make_folder(path)
+    return not existed
+
+
 def token() -> str:
-    """Return a name of this process, unique among the processes that share a file system."""
-    return f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
+    """Return a name of this process, unique among all that ever share a file system."""
+    return _token(os.getpid())
+
+
+@functools.cache
+def _token(pid: int) -> str:
+    # The random part differs where a process number comes back, as in every container.
+    return f"{socket.gethostname().split('.')[0]}-{pid}-{secrets.token_hex(4)}"
 
 
 def fsync(path: Path | str) -> None:
@@ -95,7 +114,12 @@ def fsync(path: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def publish(path: Path | str, validate: Callable[[Path], object] | None = None) -> Iterator[Path]:
+def publish(
+    path: Path | str,
+    validate: Callable[[Path], object] | None = None,
+    *,
+    lean: bool = False,
+) -> Iterator[Path]:
     """Write a file (or folder) so that ``path`` is either the complete product or unchanged.
 
         with publish(run.product("generate", unit), validate=store.check) as part:
@@ -104,6 +128,9 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None) 
     Args:
         path: final name; its folder is made.
         validate: called with the written ``.part``; an exception prevents the publication.
+        lean: the file is renamed, and nothing else touches the file system, because thousands of
+            files are published in one folder. The caller has made the folder, ``validate`` has
+            flushed the file, and the caller flushes the folder and calls :func:`remove_parts`.
 
     Yields:
         The private path to write to. It does not exist yet; a folder may be made there.
@@ -116,22 +143,31 @@ def publish(path: Path | str, validate: Callable[[Path], object] | None = None) 
     part = path.with_name(f"{path.name}.{token()}.part")
     try:
         with disk_errors(path):
-            make_folder(path.parent)
-            remove(part)
+            if not lean:
+                make_folder(path.parent)
             yield part
-            if not part.exists():
+            try:
+                if validate is not None:
+                    validate(part)
+                _replace(part, path, lean)
+            except FileNotFoundError as error:
+                if part.exists():
+                    raise
                 raise RuntimeError(
                     f"{path.name}: its unfinished file was removed by another "
                     "process that published the product first"
-                )
-            if validate is not None:
-                validate(part)
-            _replace(part, path)
+                ) from error
     except BaseException:
         with contextlib.suppress(OSError):
             remove(part)
         raise
-    for orphan in path.parent.glob(f"{path.name}.*.part"):  # left by killed writers
+    if not lean:
+        remove_parts(path)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove the ``.part`` files of ``path``, which killed writers left."""
+    for orphan in path.parent.glob(f"{path.name}.*.part"):
         with contextlib.suppress(OSError):
             remove(orphan)
 
@@ -149,7 +185,10 @@ def adopt(path: Path, target: Path) -> None:
             os.rename(part, target)
 
 
-def _replace(part: Path, path: Path) -> None:
+def _replace(part: Path, path: Path, lean: bool) -> None:
+    if lean:
+        os.replace(part, path)
+        return
     if part.is_dir():
         for entry in sorted(part.rglob("*")):
             fsync(entry)
@@ -173,6 +212,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, which is usually empty, if it exists."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError:  # it has files
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(path: Path) -> Path:
@@ -241,10 +290,20 @@ def read_jsonl(path: Path | str) -> list[dict]:
 
     An absent file has no lines.
     """
+    return read_jsonl_from(path, 0)[0]
+
+
+def read_jsonl_from(path: Path | str, offset: int) -> tuple[list[dict], int]:
+    """Return the lines of a JSON-lines file from a byte on, and the byte after the last of them.
+
+    A line that is still being written counts as read only in part: the next call begins with it.
+    """
     try:
-        text = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            file.seek(offset)
+            text = file.read()
     except FileNotFoundError:
-        return []
+        return [], 0
     except OSError as error:
         raise DiskError(f"{path}: cannot be read ({error.strerror})") from error
     records = []
@@ -255,4 +314,4 @@ def read_jsonl(path: Path | str) -> list[dict]:
             continue
         if isinstance(record, dict):
             records.append(record)
-    return records
+    return records, offset + text.rfind(b"\n") + 1

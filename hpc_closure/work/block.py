@@ -54,7 +54,7 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
     def check(self, path: Path) -> Header:
-        """Return the header of the finished file, now at ``path``.
+        """Return the header of the finished file, now at ``path``, and flush it to the disk.
 
         Raises:
             ValueError: the file is unusable.
@@ -194,15 +194,14 @@ class Block(ABC):
     def _start(self):
         """Return the writer (on the first rank) and the index of the next snapshot."""
         run, stage = self.books.run, self.books.stage
-        folder = run.restart(stage, self.unit)
         writer, restart = None, None
         if self.domain.root:
-            atomic.make_folder(folder)
+            folder, is_new = self.books.open_restart(self.unit)
             working = folder / "working.h5"
-            if not working.exists():  # its writer may have been killed while it published
+            if not is_new and not working.exists():  # killed while it published
                 atomic.adopt(run.product(stage, self.unit), working)
             writer = self.open_writer(working)
-            restart = self._restart_point(writer)
+            restart = self._restart_point(writer, is_new)
         restart = self.domain.bcast(restart)
         self.writer = writer
         if restart is None:
@@ -213,10 +212,10 @@ class Block(ABC):
         log.get().info(f"{stage} {self.unit}: continue from step {self.step_index}")
         return writer, index
 
-    def _restart_point(self, writer):
+    def _restart_point(self, writer, is_new: bool):
         """Return (next snapshot, state) of the newest sound restart file, or of a shorter product.
 
-        None if there is neither.
+        None if there is neither. A new folder has no restart files.
         """
         stage, run = self.books.stage, self.books.run
         if writer.continued:
@@ -232,7 +231,9 @@ class Block(ABC):
                         return index, state
                 except atomic.DamagedFile as error:
                     log.get().warning(f"not used: {error}")
-        else:  # restart files of another working file refer to snapshots that this one lacks
+        elif (
+            not is_new
+        ):  # restart files of another working file refer to snapshots that this one lacks
             for path in run.restart(stage, self.unit).glob("step_*.h5"):
                 path.unlink()
         product = run.product(stage, self.unit)

@@ -4,24 +4,30 @@ A claim is made by an exclusive create, and its owner touches it regularly. It i
 not touched for ``stale_after`` seconds. The clock is that of the file server (the time of change
 of a file touched just now), because the clocks of the nodes may differ. A claim is stale at once
 if its process is known to be dead: a dead process of the same host, or an earlier start of the
-same job. A stale claim is taken over by an atomic rename.
+same job. A stale claim is taken over by an atomic rename. A claim whose owner was killed before it
+had written its name into it is stale by age only.
 """
 
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import secrets
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+from hpc_closure.experiment.folder import UNIT, members_of_unit
 from hpc_closure.work import atomic, provenance
 
 STALE_AFTER = 600.0
-_NAME = re.compile(r"(\d{6,})-(\d{6,})\.claim")
+CLOCK_AFTER = 5.0  # seconds after which the server's clock is read again
+_NAME = re.compile(rf"{UNIT}\.claim")
 _TEMPORARY = re.compile(r"\.clock\..+|\..+\.(claim|takeover)\..+|.+\.takeover")
+_clocks: dict[Path, tuple[float, float]] = {}  # server's and monotonic time, by folder
 
 
 @functools.cache
@@ -54,12 +60,17 @@ def _born(pid: int) -> str | None:
 
 def owner() -> dict:
     """Return the identity of this process, for a claim."""
+    return {**_process(os.getpid()), **provenance.job()}
+
+
+@functools.cache
+def _process(pid: int) -> dict:
+    """Return host, process table, number and start of this process; a fork has another number."""
     return {
         "host": socket.gethostname(),
         "machine": _machine(),
-        "pid": os.getpid(),
-        "born": _born(os.getpid()),
-        **provenance.job(),
+        "pid": pid,
+        "born": _born(pid),
     }
 
 
@@ -94,12 +105,20 @@ def read(path: Path) -> dict | None:
 
 
 def server_time(folder: Path) -> float:
-    """Return the time of the file server's clock; the local time if the folder is unwritable."""
+    """Return the time of the file server's clock; the local time if the folder is unwritable.
+
+    The clock is read every few seconds; between, this process counts the seconds.
+    """
+    now = time.monotonic()
+    then = _clocks.get(folder)
+    if then is not None and now - then[1] < CLOCK_AFTER:
+        return then[0] + now - then[1]
     probe = folder / f".clock.{atomic.token()}"
     try:
         with open(probe, "wb"):
             os.utime(probe)
-        return probe.stat().st_mtime
+        _clocks[folder] = probe.stat().st_mtime, now
+        return _clocks[folder][0]
     except OSError:
         return time.time()
     finally:
@@ -133,20 +152,25 @@ def living(folder: Path, names, stale_after: float = STALE_AFTER) -> dict[str, d
     return fresh
 
 
-def overlapping(path: Path, stale_after: float = STALE_AFTER) -> set[int]:
+def overlapping(path: Path, names: Iterable[str], stale_after: float = STALE_AFTER) -> set[int]:
     """Return the members that other living claims hold, of those that the claim ``path`` names.
 
     A stale claim is taken over and removed, so that its owner notices if it is alive after all.
+
+    Args:
+        path: the claim.
+        names: names of the files in its folder, listed after the claim was made.
+        stale_after: seconds without a sign of life after which a claim is stale.
     """
-    first, last = _members(path.name)
+    first, last = members_of_unit(path.stem)
     held: set[int] = set()
-    for entry in os.scandir(path.parent):
-        if entry.name == path.name or not _NAME.fullmatch(entry.name):
+    for name in names:
+        if name == path.name or not _NAME.fullmatch(name):
             continue
-        other_first, other_last = _members(entry.name)
+        other_first, other_last = members_of_unit(name.removesuffix(".claim"))
         if other_last < first or last < other_first:
             continue
-        other = Path(entry.path)
+        other = path.parent / name
         if (record := read(other)) is None:
             continue
         if not _stale(other, record, server_time(path.parent), stale_after):
@@ -156,13 +180,6 @@ def overlapping(path: Path, stale_after: float = STALE_AFTER) -> set[int]:
         else:  # another process takes it over now
             held.update(range(other_first, other_last + 1))
     return held
-
-
-def _members(name: str) -> tuple[int, int]:
-    """Return the first and last member of the name of a claim."""
-    found = _NAME.fullmatch(name)
-    assert found is not None
-    return int(found.group(1)), int(found.group(2))
 
 
 def wait_for_job(folder: Path, patience: float) -> None:
@@ -183,11 +200,18 @@ class Lost(RuntimeError):
 
 
 class Claim:
-    """A claim that this process holds."""
+    """A claim that this process holds.
 
-    def __init__(self, path: Path, mark: str, stale_after: float):
+    Attributes:
+        inherited: whether it was taken over from a process that may have left files.
+    """
+
+    inherited = False
+
+    def __init__(self, path: Path, mark: str, stale_after: float, inherited: bool = False):
         self.path, self.mark, self.stale_after = path, mark, stale_after
-        self._touched = time.monotonic()
+        self.inherited = inherited
+        self._touched = self._read = time.monotonic()
 
     def refresh(self) -> None:
         """Touch the claim as a sign of life; cheap enough to call at every step.
@@ -204,18 +228,23 @@ class Claim:
 
     def check(self) -> None:
         """Raise :class:`Lost` if this process no longer holds the claim."""
+        self._read = -math.inf  # of a lost claim nothing is known any more
         record = read(self.path)
         if record is None or record.get("mark") != self.mark:
             raise Lost(
                 f"claim {self.path.name} was taken over by another process after "
                 f"{self.stale_after:g} s without a sign of life"
             )
+        self._read = time.monotonic()
 
     def release(self) -> None:
-        """Release the unit."""
-        record = read(self.path)
-        if record is not None and record.get("mark") == self.mark:
-            self.path.unlink(missing_ok=True)
+        """Release the unit; the claim is read first, unless it was read just now."""
+        try:
+            if time.monotonic() - min(self._read, self._touched) >= self.stale_after / 20:
+                self.check()
+        except Lost:
+            return
+        self.path.unlink(missing_ok=True)
 
 
 class _NoClaim(Claim):
@@ -240,32 +269,28 @@ def take(path: Path, stale_after: float = STALE_AFTER) -> Claim | None:
         DiskError: the bookkeeping folder cannot be written.
     """
     record = {**owner(), "mark": secrets.token_hex(8), "since": provenance.now()}
+    inherited = False
     with atomic.disk_errors(path):
         if not _create(path, record):
             if not _take_over(path, record, stale_after):
                 return None
-    return Claim(path, record["mark"], stale_after)
+            inherited = True
+    return Claim(path, record["mark"], stale_after, inherited)
 
 
 def _create(path: Path, record: dict) -> bool:
-    """Create the claim exclusively, with its content, by linking a private file to the name."""
-    private = path.with_name(f".{path.name}.{atomic.token()}.{record['mark']}")
-    private.write_text(json.dumps(record), encoding="utf-8")
+    """Create the claim exclusively, then write its content; returns whether it did not exist."""
     try:
-        os.link(private, path)
-        return True
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
-    except OSError:  # no hard links on this file system: create first, then write
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            return False
+    try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(json.dumps(record))
-        return True
-    finally:
-        private.unlink(missing_ok=True)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _take_over(path: Path, record: dict, stale_after: float) -> bool:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import hashlib
 import io
+import os
 import re
 import traceback
 import weakref
@@ -107,17 +108,52 @@ class WritableHDF5(h5py.File):
         self._raw.check()
 
 
+class WrittenHDF5(h5py.File):
+    """An HDF5 file that was just written, open for its check; closing flushes it to the disk.
+
+    One handle serves the check and the flush, because opening a file is a request to the server.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path | str):
+        self._raw = io.FileIO(path)
+        try:
+            super().__init__(self._raw, "r")
+        except BaseException:
+            self._raw.close()
+            raise
+
+    def stat(self) -> os.stat_result:
+        """Return size and times of the file."""
+        return os.fstat(self._raw.fileno())
+
+    def close(self) -> None:
+        if not self:
+            return
+        super().close()
+        with self._raw:
+            os.fsync(self._raw.fileno())
+
+
 def _from_h5py(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and "h5py" in frames[-1].filename.replace("\\", "/")
 
 
 @contextlib.contextmanager
-def open_hdf5(path: Path | str, mode: str = "r", **options):
+def open_hdf5(path: Path | str, mode: str = "r", *, flush: bool = False, **options):
     """Open an ``h5py.File`` whose errors are one line with the file and the way out.
 
         with open_hdf5(path) as file:
             file["t0_fields/vorticity"][...]
+
+    Args:
+        path: the file.
+        mode: ``r``, or one of :class:`WritableHDF5`.
+        flush: with ``r``, flush the file to the disk when it is closed; see :class:`WrittenHDF5`.
+        options: of ``h5py.File``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -125,21 +161,26 @@ def open_hdf5(path: Path | str, mode: str = "r", **options):
         DiskError: while writing, see :func:`~hpc_closure.work.atomic.publish`.
     """
     path = Path(path)
-    reading = mode == "r"
-    if reading:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file")
-        if path.is_dir():
-            raise ValueError(f"{path}: a folder, expected an HDF5 file")
     # Products never change and claims separate writers, so HDF5's locks, which fail on some
     # cluster file systems, are not needed.
     with hdf5_errors(path):
-        if reading:
-            with h5py.File(path, mode, locking=False, **options) as file:
+        if mode == "r":
+            with _open_to_read(path, flush, options) as file:
                 yield file
         else:
             with disk_errors(path), WritableHDF5(path, mode, **options) as file:
                 yield file
+
+
+def _open_to_read(path: Path, flush: bool, options: dict) -> h5py.File:
+    try:
+        return WrittenHDF5(path) if flush else h5py.File(path, "r", locking=False, **options)
+    except OSError:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file") from None
+        if path.is_dir():
+            raise ValueError(f"{path}: a folder, expected an HDF5 file") from None
+        raise
 
 
 @contextlib.contextmanager

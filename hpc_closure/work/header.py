@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_closure.work.hdf5 import open_hdf5
+from hpc_closure.experiment.folder import UNIT
+from hpc_closure.work.hdf5 import WrittenHDF5, open_hdf5
 
-BLOCK = re.compile(r"block_(\d{6,})-(\d{6,})\.h5")  # name of a finished block
+BLOCK = re.compile(rf"block_{UNIT}\.h5")  # name of a finished block
 RECORDED = ("first", "last", "recipe", "holds", "size", "mtime", "lost")  # in the manifest
 
 
@@ -56,13 +57,13 @@ class Header:
         return 1e-9 * self.mtime
 
     @classmethod
-    def read(cls, path: Path | str) -> "Header":
-        """Return the header of a block file.
+    def read(cls, path: Path | str, flush: bool = False) -> "Header":
+        """Return the header of a block file; ``flush``: it was just written, flush it to the disk.
 
         Raises:
             ValueError: unfinished, damaged or foreign; one line that names the file.
         """
-        with open_hdf5(path) as file:
+        with open_hdf5(path, flush=flush) as file:
             return cls.from_file(file, Path(path))
 
     @classmethod
@@ -85,7 +86,7 @@ class Header:
         )
         lost = json_object(file.attrs.get("lost", "{}"))
         expect(path, lost is not None and _is_lost_record(lost), "its attribute lost is damaged")
-        stat = path.stat()
+        stat = file.stat() if isinstance(file, WrittenHDF5) else path.stat()
         header = Header(
             path,
             int(members[0]),

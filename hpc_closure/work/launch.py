@@ -97,7 +97,8 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch:
             raise ValueError(f"{key}={environ[key]!r} in the environment: not a number") from None
 
     if environ.get(WORKER):
-        place = number("SLURM_LOCALID", number("FLUX_TASK_LOCAL_ID", 0))
+        # without a launcher that counts them per machine, the index spreads them over its GPUs
+        place = number("SLURM_LOCALID", number("FLUX_TASK_LOCAL_ID", worker(environ)[0]))
         here = _tasks_here(environ) if "SLURM_STEP_NUM_TASKS" in environ else 1
         return Launch(local_rank=place, local_size=here)
     for name, rank, size, local_rank, local_size in _LAUNCHERS:

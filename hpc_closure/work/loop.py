@@ -79,7 +79,9 @@ def work(
             raise error
         if isinstance(error, Stopped):
             stop.request(error.reason)
-    outcome = _merge(groups.world.allgather(worker.close(stop) if worker else None))
+    outcome = _merge(
+        groups.world.allgather(worker.close(stop, alone=count == 1) if worker else None)
+    )
     return replace(outcome, elsewhere=[]) if count > 1 else outcome
 
 

@@ -34,8 +34,11 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def git(folder: str | None = None) -> dict | None:
-    """Return revision and dirty flag if the package runs from a checkout, else None."""
+def git(folder: str | None = None, quick: bool = False) -> dict | None:
+    """Return revision and dirty flag if the package runs from a checkout, else None.
+
+    ``quick``: without the flag, for which git looks at every file of the checkout.
+    """
     folder = folder or str(Path(hpc_closure.__file__).resolve().parent.parent)
     if not (Path(folder) / ".git").exists():
         return None
@@ -51,10 +54,11 @@ def git(folder: str | None = None) -> dict | None:
         ).stdout.strip()
 
     try:
-        return {
-            "revision": run_git("rev-parse", "HEAD"),
-            "dirty": bool(run_git("status", "--porcelain", "--untracked-files=no")),
-        }
+        revision = {"revision": run_git("rev-parse", "HEAD")}
+        if quick:
+            return revision
+        changes = run_git("status", "--porcelain", "--untracked-files=no")
+        return {**revision, "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -77,17 +81,18 @@ def _number(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 0
 
 
-def collect(*, ranks: int = 1, device: str = "cpu", **extra) -> dict:
+def collect(*, ranks: int = 1, device: str = "cpu", quick: bool = False, **extra) -> dict:
     """Return one provenance record.
 
     Args:
         ranks: number of processes that work together.
         device: for example ``cpu`` or the name of the GPU.
+        quick: see :func:`git`.
         extra: further entries, for example ``verb="generate"``, ``hashes={...}``, ``run=...``.
     """
     record = {
         "version": hpc_closure.__version__,
-        "git": git(),
+        "git": git(quick=quick),
         "versions": versions(),
         "host": socket.gethostname(),
         "user": os.environ.get("USER") or os.environ.get("LOGNAME", ""),

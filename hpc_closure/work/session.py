@@ -72,6 +72,7 @@ class Session:
                 file=self.run.log(self.verb),
             )
             self.record = provenance.collect(
+                quick=not first,  # of thousands of processes one looks for changes
                 ranks=self.size,
                 device=launch.device_name(self.device),
                 threads=launch.num_threads(),

@@ -21,21 +21,24 @@ missing members.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_closure.experiment.folder import Run, verb_of
+from hpc_closure.experiment.folder import UNIT, Run, members_of_unit, unit_name, verb_of
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.work import atomic, claims, log, provenance
 from hpc_closure.work.header import BLOCK, Header
 
 STATES = ("done", "running", "queued", "failed", "missing")
-_NAME = re.compile(r"(\d{6,})-(\d{6,})")
+CLOSE_AFTER = 2.0  # seconds after which the books of finished units are closed
+_PART = re.compile(rf"block_({UNIT})\.h5\..+\.part")
 
 
 @dataclass(frozen=True)
@@ -54,29 +57,17 @@ class Unit:
 
     @property
     def name(self) -> str:
-        return f"{self.members[0]:06d}-{self.members[-1]:06d}"
+        return unit_name(self.members[0], self.members[-1])
 
     def __str__(self) -> str:
         return self.name
-
-
-def parse(name: str) -> tuple[int, int]:
-    """Return the first and last member of a unit name.
-
-    Raises:
-        ValueError: not a unit name.
-    """
-    numbers = _NAME.fullmatch(name)
-    if not numbers:
-        raise ValueError(f"unit {name!r}: expected FIRST-LAST with six digits each")
-    return int(numbers.group(1)), int(numbers.group(2))
 
 
 def members_of(names: Iterable[str]) -> set[int]:
     """Return the members of the units with these names."""
     members: set[int] = set()
     for name in names:
-        first, last = parse(name)
+        first, last = members_of_unit(name)
         members.update(range(first, last + 1))
     return members
 
@@ -171,6 +162,14 @@ class Ledger:
         self.stale_after, self.members, self.per_block = stale_after, members, per_block
         self._known: dict[str, dict] = {}  # records of the manifest by file name
         self._new: list[dict] = []  # records that are not in the manifest yet
+        self._listed: set[str] = set()  # names in the folder when the products were listed
+        self._recent: dict[str, dict] = {}  # records made since the products were listed
+        self._read_to = 0  # bytes of the manifest that were read
+        self._has_folder = False  # whether the folder of the products is known to exist
+        #: units whose restart folder this process opened: whether it existed before
+        self._restarted: dict[Unit, bool] = {}
+        self._published: set[Unit] = set()  # units that this process published
+        self._closed = 0.0  # monotonic time at which the books were closed
 
     @classmethod
     def of(cls, experiment: Experiment, stage: str) -> "Ledger":
@@ -220,10 +219,13 @@ class Ledger:
         Raises:
             DiskError: the folder cannot be listed.
         """
-        for record in atomic.read_jsonl(self.run.manifest(self.stage)):
-            self._known[record.get("name", "")] = record
+        self._read_to = 0
+        self._read_manifest()
+        self._recent = {}
         headers = []
-        for entry in listing(self.run.folder(self.stage)):
+        entries = listing(self.run.folder(self.stage))
+        self._listed = {entry.name for entry in entries}
+        for entry in entries:
             if not BLOCK.fullmatch(entry.name):
                 continue
             try:
@@ -250,19 +252,35 @@ class Ledger:
 
     def _note(self, header: Header) -> Header:
         record = header.as_record()
-        self._known[header.path.name] = record
+        self._known[header.path.name] = self._recent[header.path.name] = record
         self._new.append(record)
         return header
+
+    def _read_manifest(self) -> None:
+        """Read the lines of the manifest that were appended since the last call."""
+        records, self._read_to = atomic.read_jsonl_from(
+            self.run.manifest(self.stage), self._read_to
+        )
+        named = {
+            record["name"]: record for record in records if isinstance(record.get("name"), str)
+        }
+        self._known |= named
+        self._recent |= named
 
     def _remember(self) -> None:
         """Append the headers that were read since the last call to the manifest."""
         path = self.run.manifest(self.stage)
-        if not self._new or not self.run.root.is_dir():
+        if not self._new:
             return
+        lines = b"".join((json.dumps(record) + "\n").encode() for record in self._new)
         with atomic.disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "ab") as file:
-                file.write(b"".join((json.dumps(record) + "\n").encode() for record in self._new))
+            try:
+                _append(path, lines)
+            except FileNotFoundError:
+                if not self.run.root.is_dir():
+                    return
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _append(path, lines)
         self._new = []
 
     def sound(self, product: Header) -> bool:
@@ -388,7 +406,7 @@ class Ledger:
     def publish(
         self,
         unit: Unit,
-        check: Callable[[Path], Header] = Header.read,
+        check: Callable[[Path], Header] = functools.partial(Header.read, flush=True),
         *,
         claim: claims.Claim | None = None,
     ) -> Iterator[Path]:
@@ -398,7 +416,8 @@ class Ledger:
 
         Args:
             unit: the members of the file.
-            check: reads and checks the written file; returns its header.
+            check: reads the written file, checks it and flushes it to the disk; returns its
+                header.
             claim: claim that must still be held.
 
         Yields:
@@ -418,23 +437,109 @@ class Ledger:
             checked.append(header)
 
         path = self.run.product(self.stage, unit)
-        with atomic.publish(path, validate) as part:
-            yield part
+        if not self._has_folder:
+            atomic.make_folder(path.parent)
+            self._has_folder = True
+        try:
+            with atomic.publish(path, validate, lean=True) as part:
+                yield part
+        except FileNotFoundError:
+            self._has_folder = False
+            raise
         self._note(dataclasses.replace(checked[0], path=path))
+        self._published.add(unit)
+        if claim is None or claim.inherited or self._restarted.get(unit):
+            atomic.remove_parts(path)
 
-    def done(self, unit: Unit) -> bool:
-        """Return whether the product of ``unit`` exists now."""
+    def published(self, unit: Unit) -> bool:
+        """Return whether this process has published ``unit``, or its product exists now."""
+        return unit in self._published or bool(self.look(unit))
+
+    def look(self, unit: Unit) -> bool | None:
+        """Return whether the product of ``unit`` is sound; None if it does not exist."""
         path = self.run.product(self.stage, unit)
         try:
             return self.sound(self._header(path, path.stat()))
-        except (ValueError, FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
             return False
 
-    def finish(self, unit: Unit) -> None:
-        """Close the books of a published unit: remove its error and its restart files."""
+    def look_all(self, units: Iterable[Unit], quick: bool = False) -> dict[Unit, bool]:
+        """Return whether the product of each unit is sound, of those units that have one.
+
+        The folder is listed once. Products that other processes have entered into the manifest
+        since this one listed them all are not looked at, because thousands of workers would
+        otherwise open all products of all others.
+
+        Args:
+            units: the units.
+            quick: do not look at products either that are new and not in the manifest yet; they
+                count as not sound.
+        """
+        names = {entry.name for entry in listing(self.run.folder(self.stage))}
+        self._read_manifest()
+        found: dict[Unit, bool] = {}
+        for unit in units:
+            path = self.run.product(self.stage, unit)
+            if path.name in names:
+                if self._is_recent(path):
+                    state: bool | None = True
+                elif quick and path.name not in self._listed:
+                    state = False
+                else:
+                    state = self.look(unit)
+                found |= {} if state is None else {unit: state}
+        return found
+
+    def _is_recent(self, path: Path) -> bool:
+        """Return whether a process has read or published a sound product since our listing."""
+        header = Header.from_record(path, self._recent.get(path.name, {}))
+        try:
+            return header is not None and self.sound(header)
+        except (ValueError, TypeError, AttributeError):
+            return False
+
+    def parts(self) -> set[str]:
+        """Return the names of the units that had unfinished files when products were listed."""
+        found = (_PART.fullmatch(name) for name in self._listed)
+        return {part.group(1) for part in found if part}
+
+    def open_restart(self, unit: Unit) -> tuple[Path, bool]:
+        """Make the restart folder of a unit; returns it and whether it is new.
+
+        An attempt that was killed left it behind.
+        """
+        folder = self.run.restart(self.stage, unit)
+        is_new = atomic.make_new_folder(folder)
+        self._restarted[unit] = self._restarted.get(unit, False) or not is_new
+        return folder, is_new
+
+    def finish(self, unit: Unit, left: Container[str]) -> None:
+        """Close the books of a published unit: remove its error and its restart files.
+
+        Args:
+            unit: the unit.
+            left: names of the files that were in the bookkeeping folder when it was claimed.
+        """
+        if time.monotonic() - self._closed > CLOSE_AFTER:
+            self.close_books()
+        if f"{unit}.error" in left:
+            self.run.error(self.stage, unit).unlink(missing_ok=True)
+        if unit in self._restarted or f"{unit}.restart" in left:
+            atomic.remove_folder(self.run.restart(self.stage, unit))
+
+    def close_books(self) -> None:
+        """Enter the finished units into the manifest, and flush the folder of the products.
+
+        A unit that takes longer than :data:`CLOSE_AFTER` is flushed before its restart files are
+        removed; of shorter ones the last may have to be computed again after a power failure.
+        """
+        if self._published and self._new:
+            with contextlib.suppress(FileNotFoundError):
+                atomic.fsync(self.run.folder(self.stage))
         self._remember()
-        self.run.error(self.stage, unit).unlink(missing_ok=True)
-        atomic.remove(self.run.restart(self.stage, unit))
+        self._closed = time.monotonic()
 
     def fail(self, unit: Unit, error: BaseException) -> None:
         """Write the error file of a unit: trace, attempt, host, job and log of this process."""
@@ -459,6 +564,12 @@ class Ledger:
         )
 
 
+def _append(path: Path, lines: bytes) -> None:
+    """Append with one write, so that lines of several processes do not mix."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(lines)
+
+
 def listing(folder: Path) -> list[os.DirEntry]:
     """Return the entries of a folder; none if it does not exist.
 
@@ -476,7 +587,7 @@ def listing(folder: Path) -> list[os.DirEntry]:
 
 def _members_in(name: str) -> range:
     try:
-        first, last = parse(name)
+        first, last = members_of_unit(name)
     except ValueError:
         return range(0)
     return range(first, last + 1)

@@ -2,12 +2,12 @@
 
 Units are claimed in *leases*: runs of consecutive units under one claim. The first leases of a
 stage are long, the last ones hold a single unit, so that few claims are made and no worker waits
-long for the last one. All processes divide a plan into the same leases. Each begins with leases of
-its own and then takes what is left, in the order from its own on.
+long for the last one. Workers that were started together divide a plan into the same leases. Each
+begins with leases of its own and then takes what is left, in the order from its own on.
 
 Processes that divide a plan differently (an array whose tasks have some of the units, another
-number of members) can hold claims that overlap. After a claim is made, the folder is listed, and
-units that another living claim contains are left to its owner.
+number of members or of workers) can hold claims that overlap. After a claim is made, the folder is
+listed, and units that another living claim contains are left to its owner.
 """
 
 import collections
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from hpc_closure.experiment.folder import unit_name
 from hpc_closure.work import atomic, claims, log, provenance
 from hpc_closure.work.stop import Stop, Stopped
 from hpc_closure.work.units import Ledger, Unit, listing
@@ -25,8 +26,10 @@ from hpc_closure.work.units import Ledger, Unit, listing
 Wait = Literal["all", "job", "none"]
 
 LONGEST = 16  # units of a lease
+LEFT_AT_ONCE = 4  # further leases that nobody has which are tried before the next listing
 LOOKED_AT = 8  # leases of other workers that are looked at in one round of waiting
 LEASES = 256  # the units that are left are divided into at least this number of leases
+LEASES_PER_WORKER = 2  # and into this number per worker
 
 
 @dataclass
@@ -84,20 +87,23 @@ class Lease:
     @property
     def name(self) -> str:
         """Return the name of the claim: first and last member."""
-        return f"{self.units[0].members[0]:06d}-{self.units[-1].members[-1]:06d}"
+        return unit_name(self.units[0].members[0], self.units[-1].members[-1])
 
 
-def divide(units: Sequence[Unit]) -> list[Lease]:
-    """Divide a plan into leases, which depend on the plan only.
+def divide(units: Sequence[Unit], workers: int = 1) -> list[Lease]:
+    """Divide a plan into leases, which depend on the plan and on the number of workers.
+
+    Programs with other numbers of workers hold leases that overlap, and yield to each other.
 
     >>> from hpc_closure.work.units import plan
     >>> sizes = [len(lease.units) for lease in divide(plan(100_000, 20))]
     >>> sizes[0], sizes[-1], len(sizes), sum(sizes)
-    (16, 1, 1011, 5000)
+    (16, 1, 1160, 5000)
     """
     leases, first = [], 0
+    least = max(LEASES, LEASES_PER_WORKER * workers)
     while first < len(units):
-        size = max(1, min(LONGEST, (len(units) - first) // LEASES))
+        size = max(1, min(LONGEST, (len(units) - first) // least))
         last = first + 1
         while last < min(first + size, len(units)) and _follow(units[last - 1], units[last]):
             last += 1
@@ -144,12 +150,15 @@ class Worker:
                 log.get().warning(f"not used: {message}")
         self.folder = ledger.run.units(ledger.stage)
         self.names = {entry.name for entry in listing(self.folder)}
+        parts = ledger.parts() if index == 0 and sound else set()
         self.pending: dict[Unit, None] = {}  # units to do, in order
         for unit in units:
             if unit.members in sound:
                 self.outcome.skipped += 1
                 if index == 0 and {f"{unit}.claim", f"{unit}.restart"} & self.names:
                     self._sweep(unit)
+                if index == 0 and unit.name in parts:
+                    atomic.remove_parts(ledger.run.product(ledger.stage, unit))
             elif not retry_failed and self._failed(unit):
                 self.outcome.failed.append(unit.name)
                 if index == 0:
@@ -158,7 +167,7 @@ class Worker:
                     )
             else:
                 self.pending[unit] = None
-        leases = divide(units)
+        leases = divide(units, count)
         #: leases that this worker tries first
         self.own = collections.deque(leases[index::count])
         first = round(index * len(leases) / count)
@@ -222,15 +231,23 @@ class Worker:
         Products and claims are listed once. Of the leases with a claim a few are looked at, others
         in the next round, so that many waiting workers do not read all claims of all others.
         """
-        self._drop_done(list(self.pending))
-        left = [lease for lease in self.leases if self._todo(lease)]
+        self.ledger.close_books()  # the others read there what is done
+        unsure = self._drop_done(list(self.pending), quick=True)
+        left = [lease for lease in self.leases if not unsure.issuperset(self._todo(lease))]
+        if unsure and not left and self.wait != "none":
+            self._drop_done(list(unsure))
+            left = [lease for lease in self.leases if self._todo(lease)]
         claimed = {entry.name for entry in listing(self.folder)} if left else set()
         free = [lease for lease in left if f"{lease.name}.claim" not in claimed]
         rest = [lease for lease in left if f"{lease.name}.claim" in claimed]
         self.round += LOOKED_AT
         turn = self.round % len(rest) if rest else 0
         looked_at = (rest[turn:] + rest[:turn])[:LOOKED_AT]
-        return any(self._take(lease) for lease in free + looked_at)
+        for number, lease in enumerate(free, 1):
+            if self._take(lease):
+                self.own.extend(free[number : number + LEFT_AT_ONCE])
+                return True
+        return any(self._take(lease) for lease in looked_at)
 
     def _waits(self) -> bool:
         """Return whether to wait for a unit that is claimed by another program."""
@@ -242,20 +259,26 @@ class Worker:
             for lease in self.leases
             if self._todo(lease)
         )
-        return any(record and record.get("job") == job for record in claimed)
+        # an empty record is a claim that is being written
+        return any(record == {} or (record and record.get("job") == job) for record in claimed)
 
     def _todo(self, lease: Lease) -> list[Unit]:
         return [unit for unit in lease.units if unit in self.pending]
 
-    def _drop_done(self, units: Sequence[Unit]) -> None:
-        """Drop the units of ``units`` that are done; of many, those that one listing shows."""
-        stage, run = self.ledger.stage, self.ledger.run
-        if len(units) > 2:
-            products = {entry.name for entry in listing(run.folder(stage))}
-            units = [unit for unit in units if run.product(stage, unit).name in products]
-        for unit in units:
-            if self.ledger.done(unit):
+    def _drop_done(self, units: Sequence[Unit], quick: bool = False) -> set[Unit]:
+        """Drop the units that are done; return those whose product cannot be used.
+
+        The products of many units are listed, those of few are looked at. ``quick``: see
+        :meth:`~hpc_closure.work.units.Ledger.look_all`.
+        """
+        if quick or len(units) > 2:
+            states: dict[Unit, bool | None] = {**self.ledger.look_all(units, quick)}
+        else:
+            states = {unit: self.ledger.look(unit) for unit in units}
+        for unit, state in states.items():
+            if state:
                 del self.pending[unit]
+        return {unit for unit, state in states.items() if state is False}
 
     def _take(self, lease: Lease) -> bool:
         """Claim a lease; return False if nothing in it is left or another process has it."""
@@ -265,8 +288,9 @@ class Worker:
         claim = claims.take(path, self.ledger.stale_after)
         if claim is None:
             return False
-        taken = claims.overlapping(path, self.ledger.stale_after)
-        self._drop_done(self._todo(lease))
+        self.names = {entry.name for entry in listing(self.folder)}
+        taken = claims.overlapping(path, self.names, self.ledger.stale_after)
+        unusable = self._drop_done(self._todo(lease))
         todo = [unit for unit in self._todo(lease) if taken.isdisjoint(unit.members)]
         if not todo:
             claim.release()
@@ -274,17 +298,15 @@ class Worker:
         self.claim = claim
         self.held.extend(todo)
         for unit in todo:
-            self._set_aside_unusable(unit)
+            if unit in unusable and not unit.extends:
+                self._set_aside(unit)
         return True
 
-    def _set_aside_unusable(self, unit: Unit) -> None:
-        """Rename an existing product of the unit that cannot be used."""
+    def _set_aside(self, unit: Unit) -> None:
+        """Rename a product that cannot be used."""
         path = self.ledger.run.product(self.ledger.stage, unit)
-        if path.exists() and not unit.extends:
-            aside = atomic.set_aside(path)
-            log.get().warning(
-                f"{path.name} was not usable: it is kept as {aside.name} and made again"
-            )
+        aside = atomic.set_aside(path)
+        log.get().warning(f"{path.name} was not usable: it is kept as {aside.name} and made again")
 
     # -- results ---------------------------------------------------------------------------------
 
@@ -295,10 +317,10 @@ class Worker:
         if isinstance(error, Hopeless):
             log.get().warning(f"{stage} {unit}: {error}")
             error = None
-        if error is None and not self.ledger.done(unit):
+        if error is None and not self.ledger.published(unit):
             error = RuntimeError(f"unit {unit} ended without a product")
         if error is None:
-            self.ledger.finish(unit)
+            self.ledger.finish(unit, self.names)
             del self.pending[unit]
             self.outcome.done.append(unit.name)
         elif isinstance(error, claims.Lost):
@@ -329,12 +351,19 @@ class Worker:
                 f"not tried (cluster.max_first_failures={self.give_up}): {error}"
             )
 
-    def close(self, stop: Stop) -> Outcome:
-        """Release what is held; returns the outcome of this group."""
+    def close(self, stop: Stop, alone: bool = True) -> Outcome:
+        """Release what is held; returns the outcome of this group.
+
+        Args:
+            stop: the stop flag.
+            alone: False if others were started together with this worker, so that it does not
+                matter what they still compute.
+        """
         if self.held and self.claim is not None:  # stopped between two units of a lease
             self.held.clear()
             self.claim.release()
-        if self.pending and not self.outcome.gave_up:
+        self.ledger.close_books()
+        if self.pending and not self.outcome.gave_up and (alone or stop.requested):
             self._drop_done(list(self.pending))
             missing = [unit.name for unit in self.pending]
             if stop.requested:

@@ -1,4 +1,6 @@
-"""Write the report: one self-contained HTML file without scripts or network access.
+"""Write the report: one self-contained HTML file without network access.
+
+Its only script moves the slider over the frames of the coupled run; without frames there is none.
 
 The content is computed from score rows, figures and plain data; ``templates/report.html`` defines
 the appearance, for light and dark displays. Images are embedded.
@@ -16,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pandas import DataFrame, isna
 
 from hpc_closure.evaluate.report.gallery import SECTIONS, Picture
+from hpc_closure.evaluate.report.slider import Slider
 from hpc_closure.evaluate.report.summary import GROUP, WHOLE, groups, heading, summarise
 from hpc_closure.evaluate.rows import Absent, find, format_value, pivot, select, sort_methods
 from hpc_closure.evaluate.scores.coupled import exceedance
@@ -42,6 +45,7 @@ class Report:
         absent: methods that do not apply, with reasons.
         facts: heading -> settings of the run.
         pictures: figures in order.
+        slider: frames of the coupled run; None = none.
         headline: first lines: which parts of the model act, what its generator adds.
         closed: methods in which no trained part acts.
         notes: warnings in sentences, e.g. that members of the ensemble are missing.
@@ -59,6 +63,7 @@ class Report:
     absent: Sequence[Absent] = ()
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
+    slider: Slider | None = None
     notes: Sequence[str] = ()
     headline: Sequence[str] = ()
     closed: Collection[str] = ()
