@@ -5,6 +5,7 @@ import outside_case as case
 import pytest
 from safetensors.numpy import load_file
 
+from hpc_closure.data import held_out
 from hpc_closure.data.opening import open_data
 from hpc_closure.data.samples import TrainingSet
 from hpc_closure.experiment import reading
@@ -238,3 +239,50 @@ def test_train_refuses_a_fault_unless_it_is_accepted(tmp_path):
 def test_presets_have_no_data_and_keep_their_hashes():
     experiment = reading.load("diffusion_64")
     assert experiment.data is None and "data" not in experiment.stage_settings("evaluate")
+
+
+def test_a_second_set_of_files_is_the_test_set(tmp_path):
+    path = case.netcdf(tmp_path / "a.nc", STATE, CLOSURE)
+    second = case.netcdf(tmp_path / "b.nc", *case.fields(seed=9))
+    split = {"train": {"split": [0, 0, 1]}}
+    generate.run(case.experiment(tmp_path, case.section(second), "second", **split))
+    generate.run(case.experiment(tmp_path, case.section(path), "itself", **split))
+    rollout = {"initial_conditions": 12}
+    uses = {"use": {"test": "second"}, "rollout": rollout}
+    experiment = case.experiment(tmp_path, case.section(path), "first", **uses)
+    held = held_out.check(experiment)
+    data = open_data(held.experiment, held.run)
+    assert data.starts(held.split, 12) == list(range(12))
+    np.testing.assert_array_equal(data.read(3, 2), case.fields(seed=9)[0][3, 2])
+    uses["use"] = {"test": "itself"}
+    with pytest.raises(ValueError, match="its files are those of the training data"):
+        held_out.check(case.experiment(tmp_path, case.section(path), "first", **uses))
+
+
+def test_opponents_train_on_the_same_files(tmp_path):
+    path = case.netcdf(tmp_path / "a.nc", STATE, CLOSURE)
+    train_section = {"steps": 5, "batch": 8, "opponents": ["resampled"]}
+    experiment = case.experiment(tmp_path, case.section(path), train=train_section)
+    assert train.run(experiment) == 0
+    assert (Run.of(experiment).opponents / "resampled" / "train" / "model.safetensors").exists()
+
+
+def test_what_contradicts_the_files_is_one_line(tmp_path):
+    path = case.netcdf(tmp_path / "a.nc", STATE, CLOSURE)
+    for more, message in (
+        ({"replicas": {"members": 4}}, "replicas.members=4 needs the DNS of this package"),
+        ({"reduced": {"grid": 8}}, "reduced.grid=8: the closure in data.closure is on 16"),
+        ({"rollout": {"t_end": 99.0}}, "rollout.t_end=99 is after generate.t_end"),
+        ({"physics": {"fields": {"h": "scalar", "p": "scalar"}}}, "data.state has the fields q"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            case.experiment(tmp_path, case.section(path), **more)
+    for more, message in (
+        ({"accept": ["NO_FILE"]}, "with NO_FILE nothing can be read"),
+        ({"accept": ["NONSENSE"]}, "NONSENSE is no code"),
+        ({"closure": {"p": "forcing"}}, "closure has the fields p, expected those of state: q"),
+        ({"filter": {"modes": 3}}, "filter is for a stored DNS"),
+        ({"state": {"q": "q[one]"}}, "for a component"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            case.experiment(tmp_path, {**case.section(path), **more})
