@@ -12,6 +12,7 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.sources.faults import DataFault
 from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import verb as rollout
 from hpc_closure.tools import status
 from hpc_closure.train import verb as train
 
@@ -236,6 +237,12 @@ def test_train_refuses_a_fault_unless_it_is_accepted(tmp_path):
     assert train.run(case.experiment(tmp_path, accepted, "accepted")) == 0
 
 
+def test_without_a_solver_a_rollout_says_what_to_do(tmp_path):
+    path = case.netcdf(tmp_path / "a.nc", STATE, CLOSURE)
+    with pytest.raises(ValueError, match="rollout needs a reduced solver.*evaluate --partial"):
+        rollout.run(case.experiment(tmp_path, case.section(path)))
+
+
 def test_presets_have_no_data_and_keep_their_hashes():
     experiment = reading.load("diffusion_64")
     assert experiment.data is None and "data" not in experiment.stage_settings("evaluate")
@@ -247,8 +254,7 @@ def test_a_second_set_of_files_is_the_test_set(tmp_path):
     split = {"train": {"split": [0, 0, 1]}}
     generate.run(case.experiment(tmp_path, case.section(second), "second", **split))
     generate.run(case.experiment(tmp_path, case.section(path), "itself", **split))
-    rollout = {"initial_conditions": 12}
-    uses = {"use": {"test": "second"}, "rollout": rollout}
+    uses = {"use": {"test": "second"}, "rollout": {"initial_conditions": 12}}
     experiment = case.experiment(tmp_path, case.section(path), "first", **uses)
     held = held_out.check(experiment)
     data = open_data(held.experiment, held.run)

@@ -51,7 +51,7 @@ def run(
 
 def _contenders(python: str, grid: int, members: int, interval: int) -> dict[str, Advance]:
     """Return functions that take a number of intervals, each from the same states."""
-    solver = users_solver(python, "bench solver")
+    solver = users_solver(python, "solver")
     problem = OutsideProblem.of_solver(Problem(equation="external", grid=grid), grid, solver)
     simulation = OutsideSimulation(problem, range(members), 0)
     angle = torch.arange(grid, dtype=torch.float64) * (2 * torch.pi / grid)

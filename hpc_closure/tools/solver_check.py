@@ -78,7 +78,7 @@ def run(
     for option, number in (("--length", length), ("--size", size)):
         if not 0 < number < math.inf:
             raise UsageError(f"{option} {number:g}: expected a positive number")
-    solver = users_solver(beside(python, Path()), "solver check")
+    solver = users_solver(beside(python, Path()), "solver")
     states = test_states(Grid(grid, length, sides), fields, size, seed).to(solver.dtype)
     failed = False
     for line in lines(solver, states, sides):
