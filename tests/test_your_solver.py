@@ -7,16 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import four_verbs
+from conftest import four_verbs, members_of
 
 import hpc_closure
 from hpc_closure.closure.composed.rollout_training import RolloutLoss
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.forecasts import Forecaster
 from hpc_closure.data.reader import DataSet
+from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import verb as rollout
 from hpc_closure.rollout.block import coupled_run, start
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -92,24 +94,26 @@ def test_targets_and_forecasts_are_those_of_the_built_in_solver(experiment, tmp_
     assert np.abs(after[0] - after[1]).max() < 1e-12 * np.abs(after[0]).max()
 
 
-def test_a_stopped_coupled_run_goes_on_as_if_it_had_not_been_stopped(experiment):
-    run = Run.of(experiment)
-    closure, data = hpc_closure.load(run.model), DataSet(run.data)
+def test_a_killed_rollout_goes_on_to_the_same_bits(experiment, monkeypatch):
+    path = experiment.folder.parent.parent / "experiment.yaml"
+    changes = ["use.data=small", "use.model=small", "cluster.checkpoint_every=0.001"]
+    whole, crashed = (
+        reading.load(path, [f"name={name}", *changes]) for name in ("whole", "crashed")
+    )
+    assert rollout.run(whole, Options(verbosity=-1)) == 0
+    write = BlockWriter.write
 
-    def begun():
-        coupled = coupled_run(experiment, closure, data, range(6), "cpu")
-        start(coupled, data, experiment)
-        return coupled
+    def fails(self, index, *rest):
+        if index == 5:
+            raise RuntimeError("pulled the plug")
+        write(self, index, *rest)
 
-    whole = begun()
-    whole.advance(4)
-    stopped = begun()
-    stopped.advance(2)
-    again = begun()
-    again.load_state(stopped.save_state())
-    again.advance(2)
-    for name, field in whole.fields().items():
-        assert np.array_equal(field.numpy(), again.fields()[name].numpy()), name
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockWriter, "write", fails)
+        assert rollout.run(crashed, Options(verbosity=-1)) == 3
+    assert rollout.run(crashed, Options(verbosity=-1, retry_failed=True)) == 0
+    expected = members_of(Run.of(whole).rollout)
+    assert members_of(Run.of(crashed).rollout) == expected and expected
 
 
 def test_a_stepper_of_exponax_is_a_reduced_solver(experiment, capsys):
