@@ -16,8 +16,25 @@ BIN = Path(sys.executable).parent
 MOST_RERUNS = 3  # of a run; more of them say that something is wrong
 
 
+# Files that take minutes run first, so that at the end no process waits long for another.
+FIRST = (
+    "learning",
+    "train_trainer",
+    "faults",
+    "chaos",
+    "end_to_end",
+    "evaluate_channels",
+    "subgrid",
+    "subgrid_cube",
+    "uncertainty_study",
+    "wheel",
+)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Tests marked long run when they are asked for by that name."""
+    """Order files, and leave out tests marked long unless they are asked for by that name."""
+    places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
     if "long" not in config.option.markexpr:
         left_out = [item for item in items if "long" in item.keywords]
         config.hook.pytest_deselected(items=left_out)

@@ -10,6 +10,7 @@ import torch
 from recorded import Graph, play_graphs
 
 from hpc_closure.bench import (
+    claims,
     dns,
     gradient,
     measure,
@@ -490,6 +491,19 @@ def test_two_kinds_of_states_share_none():
     known = Known("diffusion", 16)
     assert not torch.allclose(known.states("train", 2), known.states("test", 2))
     assert torch.equal(known.states("train", 3)[1:], known.states("train", 2, first=1))
+
+
+def test_the_share_of_time_in_units():
+    (row,) = claims.run([2], 8, 0.2)
+    assert row["units_per_s"] < 10 and 0.1 < row["share"] < 1
+
+
+def test_claims_that_make_no_sense_are_one_line(hpc_closure_command):
+    done = hpc_closure_command("bench", "claims", "--units", "0")
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "hpc-closure: --units 0 --seconds 0: expected at least 1, and 0 or more"
+    )
 
 
 def test_the_command_prints_the_machine_first_and_writes_records(hpc_closure_command, tmp_path):

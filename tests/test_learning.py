@@ -98,12 +98,12 @@ def acting(model):
 
 @pytest.fixture(scope="module")
 def score():
-    return Judged.of(Known("regimes", GRID, SEED), samples=1500, steps=900, residual="score")
+    return Judged.of(Known("regimes", GRID, SEED), samples=1500, steps=500, residual="score")
 
 
 @pytest.fixture(scope="module")
 def one_pass():
-    return Judged.of(Known("regimes", GRID, SEED), samples=1000, steps=400, residual="crps")
+    return Judged.of(Known("regimes", GRID, SEED), samples=1000, steps=250, residual="crps")
 
 
 def test_a_score_learns_two_regimes(score):

@@ -247,7 +247,7 @@ def test_restart_files_are_kept_until_the_books_are_closed(run, monkeypatch):
 
 
 STEPS = 3
-AT_A_NODE = 16
+AT_A_NODE = 8
 
 
 def value_of(member, step):
@@ -300,7 +300,7 @@ def work_on_a_node(run, index, count, num_units, seconds):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "count, seconds", [(64, 0.4), pytest.param(512, 5.0, marks=pytest.mark.long)]
+    "count, seconds", [(32, 0.3), pytest.param(512, 5.0, marks=pytest.mark.long)]
 )
 def test_a_tenth_of_the_workers_and_a_node_die_and_nothing_is_lost_or_done_twice(
     tmp_path, count, seconds
